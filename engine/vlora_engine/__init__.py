@@ -1,0 +1,83 @@
+"""vlora_engine: compress, measure, merge and compare collections of LoRA adapters.
+
+Names load on first use, so that importing the package (or `vlora_engine.catalog`) does not
+import torch. The package logs under ``vlora_engine`` and is silent by default.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from typing import Any
+
+from vlora_engine._version import __version__
+
+logging.getLogger(__name__).addHandler(logging.NullHandler())
+
+_HOMES = {
+    "vlora_engine.adapters": ["LoRAWeights", "parse_state_dict", "stack_lora_weights"],
+    "vlora_engine.formats": ["load_adapter", "save_adapter", "open_adapter"],
+    "vlora_engine.catalog": ["AdapterInfo", "Catalog", "scan"],
+    "vlora_engine.subspace": ["SharedSubspace", "TaskProjection"],
+    "vlora_engine.pipeline": ["init_subspace", "absorb_task", "extract_adapter"],
+    "vlora_engine.ops": [
+        "compute_svd",
+        "project_onto_subspace",
+        "reconstruct_from_subspace",
+        "gram_schmidt",
+        "explained_variance_ratio",
+        "select_num_components",
+        "incremental_svd_update",
+    ],
+    "vlora_engine.quantize": [
+        "NF4_QUANT_TABLE",
+        "nf4_pack",
+        "nf4_quantize_dequantize",
+        "nf4_unpack",
+    ],
+    "vlora_engine.analysis": [
+        "compute_similarity_matrix",
+        "find_clusters",
+        "adapter_diff",
+        "subspace_coverage",
+        "find_outliers",
+    ],
+    "vlora_engine.merging": [
+        "MERGE_METHODS",
+        "merge",
+        "task_arithmetic",
+        "ties_merge",
+        "dare_merge",
+    ],
+    "vlora_engine.demo": ["make_demo_collection"],
+    "vlora_engine.errors": [
+        "AdapterError",
+        "Cancelled",
+        "CollectionError",
+        "CorruptFileError",
+        "InputError",
+        "NotFoundError",
+        "OutputExistsError",
+        "ParameterError",
+        "StorageError",
+        "SubspaceError",
+        "TargetError",
+        "UnsupportedAdapterError",
+        "VLoRAError",
+    ],
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [*sorted(_HOME_OF), "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,326 @@
+"""What an adapter is: per module A, B and a scale; the rest tensors; the config as found.
+
+An adapter's effect on module m is ``dW = scale * B @ A`` with A (r, d_in) and B (d_out, r).
+Two forms of it: `LoRAWeights` holds everything in memory, an `AdapterSource` reads one module at
+a time. The engine's builds take sources, so that a collection never has to fit in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+
+from vlora_engine.errors import AdapterError, CollectionError, ParameterError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Kind = Literal["linear", "conv2d", "embedding"]
+Side = Literal["a", "b"]
+
+
+@dataclass(frozen=True)
+class ModuleShape:
+    """One module of an adapter as its file has it; A is seen as (rank, d_in), B as (d_out, rank).
+
+    ``shape_a`` and ``shape_b`` are the shapes on disk: those of a Conv2d have four dimensions.
+    """
+
+    rank: int
+    d_in: int
+    d_out: int
+    dtype: str
+    kind: Kind = "linear"
+    shape_a: tuple[int, ...] = ()
+    shape_b: tuple[int, ...] = ()
+
+    @property
+    def fits(self) -> tuple[str, int, int]:
+        """What two adapters must share to be compressed together; their ranks may differ."""
+        return (self.kind, self.d_in, self.d_out)
+
+
+@runtime_checkable
+class AdapterSource(Protocol):
+    """An adapter that is read one module at a time. Reading may happen from several threads."""
+
+    @property
+    def path(self) -> Path | None:
+        """Where it lies, if it lies on a disk."""
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """adapter_config.json as found (empty when there is none)."""
+
+    @property
+    def modules(self) -> Mapping[str, ModuleShape]:
+        """The modules by name, in sorted order, without PEFT's ``base_model.model.`` prefix."""
+
+    @property
+    def scales(self) -> Mapping[str, float]:
+        """The scale of every module."""
+
+    @property
+    def rest(self) -> Mapping[str, tuple[str, tuple[int, ...]]]:
+        """dtype and shape of every tensor that is no part of a module, under its full key."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the adapter's files as stored."""
+
+    def read(self, module: str) -> tuple[Tensor, Tensor]:
+        """A (rank, d_in) and B (d_out, rank) of one module, in their own dtype."""
+
+    def read_rest(self) -> dict[str, Tensor]:
+        """The rest tensors, bit for bit."""
+
+    def digest(self) -> str:
+        """sha256 over the tensors and what of the config changes their meaning."""
+
+
+@dataclass
+class LoRAWeights:
+    """An adapter in memory.
+
+    Args:
+        layer_names: The modules, sorted.
+        lora_a: Per module A (rank, d_in).
+        lora_b: Per module B (d_out, rank).
+        rank: The adapter's nominal rank (``r`` of its config); modules may differ from it.
+        metadata: adapter_config.json as found.
+        scales: Per module the scale; by default what PEFT derives from ``metadata``
+            (1.0 where it names no ``lora_alpha``).
+        rest: Every other tensor under its full key, kept bit for bit.
+        shapes: For modules that are not plain linear maps, how they lie on disk.
+        source: The directory or file it came from.
+    """
+
+    layer_names: list[str]
+    lora_a: dict[str, Tensor]
+    lora_b: dict[str, Tensor]
+    rank: int
+    metadata: dict[str, Any] = field(default_factory=dict)
+    scales: dict[str, float] = field(default_factory=dict)
+    rest: dict[str, Tensor] = field(default_factory=dict)
+    shapes: dict[str, ModuleShape] = field(default_factory=dict)
+    source: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.layer_names:
+            a, b = self.lora_a.get(name), self.lora_b.get(name)
+            if a is None or b is None:
+                raise AdapterError(
+                    f"Module {name!r} has only one of its two factors.",
+                    where=self.source,
+                    expected="A and B",
+                    found="no A" if a is None else "no B",
+                )
+            if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1]:
+                raise AdapterError(
+                    f"The factors of module {name!r} do not multiply.",
+                    where=self.source,
+                    expected="A (r, d_in) and B (d_out, r)",
+                    found=f"A {tuple(a.shape)} and B {tuple(b.shape)}",
+                )
+        missing = [name for name in self.layer_names if name not in self.scales]
+        if missing:
+            ranks = {name: self.lora_a[name].shape[0] for name in missing}
+            self.scales = {**self.scales, **module_scales(self.metadata, ranks)}
+
+    def __repr__(self) -> str:
+        return f"LoRAWeights(rank={self.rank}, layers={len(self.layer_names)})"
+
+    def delta(self, layer: str) -> Tensor:
+        """The dense weight change of one module, (d_out, d_in), in fp64; for checks and tests."""
+        return self.scales[layer] * (self.lora_b[layer].double() @ self.lora_a[layer].double())
+
+
+class MemorySource:
+    """An `AdapterSource` over weights in memory."""
+
+    def __init__(self, weights: LoRAWeights) -> None:
+        from vlora_engine.tensorfile import dtype_name
+
+        self.weights = weights
+        self.path = Path(weights.source) if weights.source else None
+        self.config = weights.metadata
+        self.modules = {
+            name: self._shape(name, dtype_name(weights.lora_a[name].dtype))
+            for name in sorted(weights.layer_names)
+        }
+        self.scales = {name: float(weights.scales[name]) for name in self.modules}
+        self.rest = {
+            name: (dtype_name(t.dtype), tuple(t.shape)) for name, t in sorted(weights.rest.items())
+        }
+
+    @property
+    def nbytes(self) -> int:
+        factors = [*self.weights.lora_a.values(), *self.weights.lora_b.values()]
+        return sum(t.numel() * t.element_size() for t in [*factors, *self.weights.rest.values()])
+
+    def read(self, module: str) -> tuple[Tensor, Tensor]:
+        return self.weights.lora_a[module], self.weights.lora_b[module]
+
+    def read_rest(self) -> dict[str, Tensor]:
+        return {name: self.weights.rest[name] for name in self.rest}
+
+    def digest(self) -> str:
+        return content_digest(self)
+
+    def _shape(self, name: str, dtype: str) -> ModuleShape:
+        a, b = self.weights.lora_a[name], self.weights.lora_b[name]
+        known = self.weights.shapes.get(name)
+        return ModuleShape(
+            rank=a.shape[0],
+            d_in=a.shape[1],
+            d_out=b.shape[0],
+            dtype=dtype,
+            kind=known.kind if known else "linear",
+            shape_a=known.shape_a if known else tuple(a.shape),
+            shape_b=known.shape_b if known else tuple(b.shape),
+        )
+
+
+def as_source(adapter: LoRAWeights | AdapterSource) -> AdapterSource:
+    """``adapter`` as a source."""
+    return MemorySource(adapter) if isinstance(adapter, LoRAWeights) else adapter
+
+
+class ContentHash:
+    """sha256 over an adapter's names, scales and bytes; the same for a file and for memory.
+
+    Modules are added in sorted order, then the rest tensors in sorted order.
+    """
+
+    def __init__(self) -> None:
+        self._sha = hashlib.sha256()
+
+    def add_module(self, name: str, scale: float, a: Tensor, b: Tensor) -> None:
+        self._sha.update(f"{name}\0{scale!r}\0".encode())
+        self._add(a)
+        self._add(b)
+
+    def add_rest(self, name: str, tensor: Tensor) -> None:
+        self._sha.update(f"{name}\0".encode())
+        self._add(tensor)
+
+    def hexdigest(self) -> str:
+        return self._sha.hexdigest()
+
+    def _add(self, tensor: Tensor) -> None:
+        import torch
+
+        self._sha.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
+        flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+        if flat.numel():
+            self._sha.update(memoryview(flat.view(torch.uint8).numpy()))
+
+
+def content_digest(source: AdapterSource) -> str:
+    """The `ContentHash` of a whole adapter."""
+    content = ContentHash()
+    for name in source.modules:
+        content.add_module(name, source.scales[name], *source.read(name))
+    for name, tensor in sorted(source.read_rest().items()):
+        content.add_rest(name, tensor)
+    return content.hexdigest()
+
+
+def module_scales(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str, float]:
+    """The scale of every module by PEFT's rule.
+
+    ``alpha_pattern`` overrides ``lora_alpha`` for the modules it matches; the rank is that of the
+    tensor. ``scale = alpha / sqrt(r)`` with ``use_rslora``, else ``alpha / r``. A config without
+    ``lora_alpha`` means a scale of 1.
+    """
+    alpha = config.get("lora_alpha")
+    pattern = config.get("alpha_pattern") or {}
+    rslora = bool(config.get("use_rslora"))
+    scales = {}
+    for module, rank in ranks.items():
+        own = match_pattern(pattern, module, alpha)
+        if own is None or rank == 0:
+            scales[module] = 1.0
+        else:
+            scales[module] = float(own) / (math.sqrt(rank) if rslora else rank)
+    return scales
+
+
+def match_pattern(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
+    """The value of the first pattern that matches the end of a module's name, as PEFT matches."""
+    for key, value in pattern.items():
+        try:
+            if re.match(rf"(.*\.)?({key})$", module):
+                return value
+        except re.error:
+            continue
+    return default
+
+
+_KEY = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.\w+)?\.weight$")
+
+
+def parse_state_dict(
+    state_dict: Mapping[str, Tensor],
+) -> tuple[dict[str, Tensor], dict[str, Tensor], list[str]]:
+    """Group a PEFT state dict by module: ``(lora_a, lora_b, layer_names)``.
+
+    Keys that belong to no linear module are left out here; `load_adapter` keeps them as rest
+    tensors.
+
+    Raises:
+        AdapterError: A module has only one of its two factors (the first library drops it).
+    """
+    sides: dict[str, dict[str, Tensor]] = {"A": {}, "B": {}}
+    for key, tensor in state_dict.items():
+        match = _KEY.match(key)
+        if match:
+            sides[match["side"]][match["module"]] = tensor
+    lonely = sorted(sides["A"].keys() ^ sides["B"].keys())
+    if lonely:
+        raise AdapterError(
+            f"{len(lonely)} module(s) have only one of their two factors.",
+            where=lonely[0],
+            expected="lora_A and lora_B for every module",
+            found="no lora_B" if lonely[0] in sides["A"] else "no lora_A",
+        )
+    return sides["A"], sides["B"], sorted(sides["A"])
+
+
+def stack_lora_weights(adapters: Sequence[LoRAWeights], side: Side) -> dict[str, Tensor]:
+    """Per module one row per adapter, the flattened factor of one side: (N, r * d).
+
+    Raises:
+        CollectionError: A module is missing in one adapter or its shapes differ; nothing is
+            intersected away in silence.
+        ParameterError: ``side`` is neither "a" nor "b".
+    """
+    import torch
+
+    if side not in ("a", "b"):
+        raise ParameterError("A side is 'a' or 'b'.", found=repr(side))
+    if not adapters:
+        raise CollectionError("There are no adapters to stack.")
+    factors = [adapter.lora_a if side == "a" else adapter.lora_b for adapter in adapters]
+    for i, factor in enumerate(factors):
+        difference = factors[0].keys() ^ factor.keys()
+        if difference:
+            raise CollectionError(
+                "The adapters do not have the same modules.",
+                where=f"adapter {i}, module {min(difference)!r}",
+                remedy="stack only adapters of one module set",
+            )
+    stacked = {}
+    for name in sorted(factors[0]):
+        shapes = {tuple(factor[name].shape) for factor in factors}
+        if len(shapes) > 1:
+            raise CollectionError(
+                f"Module {name!r} has different shapes.", found=str(sorted(shapes))
+            )
+        stacked[name] = torch.stack([factor[name].reshape(-1) for factor in factors])
+    return stacked

@@ -1,0 +1,208 @@
+"""How adapters relate: similarity, clusters, differences, outliers, coverage by a subspace.
+
+Every figure is on the weight change that the model sees, ``dW = scale * B @ A``, and on exact
+inner products of it; A and B apart depend on the gauge ``(B G, G^-1 A)``: an adapter and its
+twin ``(-B, -A)`` are the same. ``space="factors"`` gives the first library's arithmetic.
+
+Adapters are `LoRAWeights` or `AdapterSource`s. A module that one of them lacks counts as zero.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlora_engine.adapters import AdapterSource, ModuleShape, as_source
+from vlora_engine.coverage import coverage_total, subspace_coverage
+from vlora_engine.errors import ParameterError
+from vlora_engine.inner import Factors, delta_error2, delta_inner, delta_norm2, modules_of
+from vlora_engine.similarity import (
+    Adapter,
+    Space,
+    check_space,
+    compute_similarity_matrix,
+    cosines,
+    delta_grams,
+    find_clusters,
+    not_finite,
+    same_factor_shapes,
+    scaled_factors,
+)
+
+__all__ = [
+    "adapter_diff",
+    "compute_similarity_matrix",
+    "cosines",
+    "coverage_total",
+    "delta_grams",
+    "diff_total",
+    "find_clusters",
+    "find_outliers",
+    "outliers_of",
+    "subspace_coverage",
+]
+
+
+def adapter_diff(
+    adapter_a: Adapter, adapter_b: Adapter, *, space: Space = "delta"
+) -> dict[str, dict[str, float]]:
+    """Compare two adapters module by module.
+
+    Args:
+        adapter_a: The reference.
+        adapter_b: The other one.
+        space: What ``l2_distance`` and ``cosine_sim`` are taken of: the weight changes, or the
+            concatenated entries of A and B (the first library's, for modules of equal shapes).
+
+    Returns:
+        For each module of either adapter, sorted::
+
+            l2_distance          ||dW_a - dW_b||
+            cosine_sim           cosine of dW_a and dW_b (0 where one of them is zero)
+            relative_difference  ||dW_a - dW_b|| / ||dW_a||, over ||dW_b|| where dW_a is zero
+            norm_a, norm_b       ||dW_a||, ||dW_b||; 0 where the adapter lacks the module
+
+    Raises:
+        CollectionError: The dimensions of a module differ (with ``"factors"``: also its rank,
+            or a module that one of them lacks).
+        AdapterError: NaN or infinity in an adapter.
+    """
+    check_space(space)
+    sources = [as_source(adapter_a), as_source(adapter_b)]
+    result = {}
+    for module, holders in modules_of(sources).items():
+        shape = sources[holders[0]].modules[module]
+        pair = [
+            scaled_factors(source, module) if i in holders else _nothing(shape)
+            for i, source in enumerate(sources)
+        ]
+        measures = _delta_measures(*pair)
+        if not math.isfinite(measures["norm_a"] + measures["norm_b"]):
+            bad = 0 if not math.isfinite(measures["norm_a"]) else 1
+            raise not_finite(sources[bad], bad, module)
+        if space == "factors":
+            measures.update(_factor_measures(sources, module))
+        result[module] = measures
+    return result
+
+
+def diff_total(diff: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The figures of `adapter_diff` (of weight changes) over all modules together."""
+    total = {
+        key: math.sqrt(math.fsum(measures[key] ** 2 for measures in diff.values()))
+        for key in ("l2_distance", "norm_a", "norm_b")
+    }
+    inner = math.fsum(m["cosine_sim"] * m["norm_a"] * m["norm_b"] for m in diff.values())
+    return _ratios(total["l2_distance"], inner, total["norm_a"], total["norm_b"])
+
+
+def _nothing(shape: ModuleShape) -> Factors:
+    zeros = torch.zeros(0, dtype=torch.float64)
+    return zeros.reshape(0, shape.d_in), zeros.reshape(shape.d_out, 0)
+
+
+def _delta_measures(first: Factors, second: Factors) -> dict[str, float]:
+    norm_a, norm_b = (math.sqrt(float(delta_norm2(*factors))) for factors in (first, second))
+    distance = math.sqrt(float(delta_error2(*first, *second)))
+    return _ratios(distance, float(delta_inner(*first, *second)), norm_a, norm_b)
+
+
+def _ratios(distance: float, inner: float, norm_a: float, norm_b: float) -> dict[str, float]:
+    product = norm_a * norm_b
+    return {
+        "l2_distance": distance,
+        "cosine_sim": max(-1.0, min(1.0, inner / product)) if product > 0 else 0.0,
+        "relative_difference": distance / (norm_a or norm_b or 1.0),
+        "norm_a": norm_a,
+        "norm_b": norm_b,
+    }
+
+
+def _factor_measures(sources: Sequence[AdapterSource], module: str) -> dict[str, float]:
+    """The first library's two figures of one module: of its A and B laid end to end."""
+    same_factor_shapes(sources, module)
+    x, y = (torch.cat([t.double().flatten() for t in s.read(module)]) for s in sources)
+    norm_x, norm_y = float(x.norm()), float(y.norm())
+    cosine = float(x @ y) / (max(norm_x, 1e-8) * max(norm_y, 1e-8))
+    return {"l2_distance": float((x - y).norm()), "cosine_sim": cosine}
+
+
+# ---- outliers -----------------------------------------------------------------------------------
+
+# Spreads below these are taken as these: among near-identical adapters a difference that no one
+# would call one must not become a large score.
+_SPREAD_FLOOR = {"norm": math.log(1.05), "similarity": 0.02}
+_MAD_TO_SIGMA = 1.4826  # of a normal distribution
+
+
+def find_outliers(adapters: Sequence[Adapter], threshold: float = 2.0) -> list[dict[str, Any]]:
+    """Adapters that stand apart from the rest, by the size or the direction of their effect.
+
+    Two features of each adapter, ``log ||dW||`` and its mean cosine similarity to the others, are
+    held against the median and the median absolute deviation of the *other* adapters, so that an
+    outlier cannot hide itself by widening the spread (the first library's mean and standard
+    deviation allow no score above ``(N - 1) / sqrt(N)``). Sizes count both ways, similarity only
+    when it is low.
+
+    Args:
+        adapters: With fewer than three, none can stand apart.
+        threshold: Robust standard deviations from which on an adapter is listed.
+
+    Returns:
+        One dict for each outlier, in order: ``index``; ``distance`` of dW from the mean dW;
+        ``z_score``, the larger of the two features' scores; ``feature`` it belongs to
+        (``"norm"`` or ``"similarity"``); ``value`` and ``typical`` of that feature; ``norm``;
+        ``mean_similarity``.
+    """
+    if not threshold > 0:
+        raise ParameterError("The threshold is positive.", found=str(threshold))
+    if len(adapters) < 3:
+        return []
+    return outliers_of(delta_grams(adapters), threshold)
+
+
+def outliers_of(gram: Tensor, threshold: float = 2.0) -> list[dict[str, Any]]:
+    """`find_outliers` from the (N, N) inner products, N at least 3."""
+    n = len(gram)
+    norms = gram.diagonal().clamp(min=0).sqrt()
+    similarity = (cosines(gram).sum(dim=1) - 1) / (n - 1)
+    # A zero norm has no logarithm; far below every other is what it means.
+    logs = norms.clamp(min=max(float(norms.max()), 1e-300) * 1e-12).log()
+    features = {"norm": logs, "similarity": similarity}
+    scores = {name: _scores_against_others(name, value) for name, value in features.items()}
+    scores["norm"] = (scores["norm"][0].abs(), scores["norm"][1])
+    scores["similarity"] = (-scores["similarity"][0], scores["similarity"][1])
+    distance2 = gram.diagonal() - 2 * gram.mean(dim=1) + gram.mean()
+    outliers = []
+    for i in range(n):
+        feature = max(scores, key=lambda name: float(scores[name][0][i]))
+        score, typical = (float(t[i]) for t in scores[feature])
+        if score <= threshold:
+            continue
+        outliers.append(
+            {
+                "index": i,
+                "distance": math.sqrt(max(0.0, float(distance2[i]))),
+                "z_score": score,
+                "feature": feature,
+                "value": float(norms[i] if feature == "norm" else similarity[i]),
+                "typical": math.exp(typical) if feature == "norm" else typical,
+                "norm": float(norms[i]),
+                "mean_similarity": float(similarity[i]),
+            }
+        )
+    return outliers
+
+
+def _scores_against_others(name: str, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Per entry its robust z-score among the others, and their median: (N,), (N,)."""
+    n = len(values)
+    others = values.expand(n, n)[~torch.eye(n, dtype=torch.bool)].view(n, n - 1)
+    typical = others.quantile(0.5, dim=1)
+    deviation = (others - typical[:, None]).abs().quantile(0.5, dim=1)
+    spread = (_MAD_TO_SIGMA * deviation).clamp(min=_SPREAD_FLOOR[name])
+    return (values - typical) / spread, typical

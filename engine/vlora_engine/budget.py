@@ -1,0 +1,436 @@
+"""Choosing k per layer on the exact error surface: fixed, by variance, by error, by bytes.
+
+The allocation is Lagrangian (Shoham and Gersho 1988): per layer the lower convex hull of
+residual energy over bytes, all hulls' increments in one order of gain per byte. A target on the
+worst task re-weights the tasks until the one that is hurt most is within it.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vlora_engine.errors import ParameterError, TargetError
+from vlora_engine.sizes import (
+    factor_bytes_16,
+    input_bytes,
+    layer_bytes,
+    overhead_bytes,
+    rest_bytes,
+    storage_dtype,
+)
+from vlora_engine.surface import Spectra
+
+Array = npt.NDArray[Any]
+Choices = dict[str, tuple[int, int]]
+
+K_METHODS = ("delta", "columns", "flat")
+REWEIGHTINGS = 12
+# What rounding to the storage dtype adds to a relative error, at most (measured: 2.3e-4 in fp16).
+ROUNDING = {"F32": 1e-7, "F16": 4e-4, "BF16": 3.2e-3}
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a choice of k costs, read off the surface; exact up to the storage dtype's rounding.
+
+    Args:
+        mean_error: Mean over tasks of the relative error of dW.
+        variance: Captured share of ||dW||^2, mean over tasks.
+        nbytes: Bytes on disk; ``ratio`` to the inputs as stored, ``codec_ratio`` to their A and B
+            at 16 bit, rest tensors left out of both sides.
+        layer_errors: Per layer the mean error over the tasks that have it.
+    """
+
+    mean_error: float
+    max_error: float
+    worst_task: str
+    variance: float
+    nbytes: int
+    ratio: float
+    codec_ratio: float
+    task_errors: dict[str, float]
+    layer_errors: dict[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same, for JSON."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """k per layer, and what it is known to cost."""
+
+    method: str
+    k: Choices
+    dtype: str
+    prediction: Prediction
+
+
+def choose(
+    spectra: Spectra,
+    method: str = "delta",
+    *,
+    k: int | None = None,
+    k_a: int | None = None,
+    k_b: int | None = None,
+    variance: float | None = None,
+    adaptive: bool = False,
+    max_error: float | None = None,
+    mean_error: float | None = None,
+    budget: int | None = None,
+    layers: Mapping[str, int] | None = None,
+    dtype: str = "auto",
+) -> Choice:
+    """Choose k for every layer.
+
+    Args:
+        k: The same k on both sides of every layer; ``k_a`` and ``k_b`` a side each.
+        variance: The least share of dW's energy to keep: one k for all layers, or with
+            ``adaptive`` the least k of each layer by itself.
+        max_error: The largest relative error any task may have; ``mean_error`` their mean.
+        budget: Bytes on disk, an upper bound.
+        layers: k for layers whose names match a pattern (fnmatch), whatever else is chosen.
+        dtype: ``auto``, ``fp32``, ``fp16`` or ``bf16``.
+
+    Raises:
+        ParameterError: No target or more than one, or one outside its range.
+        TargetError: No kept choice meets the target.
+    """
+    goals = {
+        "k": k if k is not None else _pair(k_a, k_b),
+        "variance": variance,
+        "max_error": max_error,
+        "mean_error": mean_error,
+        "budget": budget,
+    }
+    check_targets(goals)
+    stored = storage_dtype(dtype, (task.dtype for task in spectra.tasks))
+    solver = _Solver(spectra, method, stored, match_layers(spectra.layer_names, layers))
+    if goals["k"] is not None:
+        pair = (k, k) if k is not None else (k_a, k_b)
+        check_k(spectra, method, max(pair))  # type: ignore[type-var]
+        picked = solver.fixed(*pair)  # type: ignore[arg-type]
+    elif variance is not None:
+        picked = solver.by_variance(variance, adaptive=adaptive)
+    elif budget is not None:
+        picked = solver.by_bytes(budget)
+    else:
+        picked = solver.by_error(max_error, mean_error)
+    return Choice(method, picked, stored, predict(spectra, method, picked, stored))
+
+
+def check_targets(goals: Mapping[str, Any]) -> None:
+    """Raise ``ParameterError`` unless exactly one goal is given and lies in its range."""
+    given = {name: value for name, value in goals.items() if value is not None}
+    if len(given) != 1:
+        raise ParameterError(
+            "Exactly one target is needed: " + ", ".join(goals) + ".",
+            found=", ".join(given) or "none",
+        )
+    name, value = next(iter(given.items()))
+    if name == "variance" and not 0 < value <= 1:
+        raise ParameterError("A variance to keep lies above 0 and up to 1.", found=str(value))
+    if name in ("max_error", "mean_error") and not 0 < value < 1:
+        raise ParameterError("A relative error to allow lies between 0 and 1.", found=str(value))
+    if name == "budget" and value <= 0:
+        raise ParameterError("A budget is a positive number of bytes.", found=str(value))
+    if name == "k" and min(np.atleast_1d(value)) < 1:
+        raise ParameterError("k is at least 1.", found=str(value))
+
+
+def _pair(k_a: int | None, k_b: int | None) -> tuple[int, int] | None:
+    if (k_a is None) != (k_b is None):
+        raise ParameterError("k_a and k_b are given together.", found=f"k_a={k_a}, k_b={k_b}")
+    return None if k_a is None or k_b is None else (k_a, k_b)
+
+
+def match_layers(names: Sequence[str], patterns: Mapping[str, int] | None) -> dict[str, int]:
+    """k by layer for the layers that a pattern matches; later patterns win.
+
+    Raises:
+        ParameterError: A pattern matches no layer, or its k is below 1.
+    """
+    found: dict[str, int] = {}
+    for pattern, k in (patterns or {}).items():
+        matches = fnmatch.filter(names, pattern)
+        if not matches:
+            raise ParameterError(
+                f"The pattern {pattern!r} matches no layer.", expected=f"such as {names[0]!r}"
+            )
+        if k < 1:
+            raise ParameterError("k is at least 1.", where=pattern, found=str(k))
+        found.update(dict.fromkeys(matches, k))
+    return found
+
+
+def check_k(spectra: Spectra, method: str, k: int) -> None:
+    """Raise ``ParameterError`` if ``k`` is beyond every layer's maximum."""
+    tables = [spectra.table(layer, method) for layer in spectra.layer_names]
+    top = max(max(table.max_a, table.max_b) for table in tables)
+    if k > top:
+        raise too_large(method, k, top)
+
+
+def too_large(method: str, k: int, top: int) -> ParameterError:
+    """The error for a k above every layer's maximum."""
+    return ParameterError(
+        f"k is beyond every layer's maximum for method {method!r}.",
+        expected=f"at most {top} for this collection",
+        found=str(k),
+        remedy=f"use -k {top}, which is exact",
+    )
+
+
+def predict(spectra: Spectra, method: str, k: Mapping[str, tuple[int, int]], dtype: str) -> Prediction:
+    """What the choice ``k`` costs."""
+    residual = np.zeros(len(spectra.tasks))
+    energy = np.zeros(len(spectra.tasks))
+    layer_errors = {}
+    payload = 0
+    for name in spectra.layer_names:
+        layer, pair = spectra.layers[name], k[name]
+        own = spectra.table(name, method).at(*pair).astype(np.float64)
+        np.add.at(residual, layer.tasks, own)
+        np.add.at(energy, layer.tasks, layer.energy)
+        layer_errors[name] = float(_relative(own, layer.energy).mean())
+        payload += int(layer_bytes(method, layer, *pair, dtype))
+    errors = _relative(residual, energy)
+    overhead = overhead_bytes(spectra, dtype)
+    nbytes = payload + overhead + rest_bytes(spectra)
+    return Prediction(
+        mean_error=float(errors.mean()),
+        max_error=float(errors.max()),
+        worst_task=spectra.tasks[int(errors.argmax())].name,
+        variance=float(1 - (errors**2).mean()),
+        nbytes=nbytes,
+        ratio=input_bytes(spectra) / nbytes,
+        codec_ratio=factor_bytes_16(spectra) / (payload + overhead),
+        task_errors={t.name: float(e) for t, e in zip(spectra.tasks, errors, strict=True)},
+        layer_errors=layer_errors,
+    )
+
+
+def _relative(residual: Array, energy: Array) -> Array:
+    share = np.divide(residual, energy, out=np.zeros(len(energy)), where=energy > 0)
+    return np.sqrt(share)
+
+
+@dataclass
+class _Options:
+    """The choices of one layer: bytes (C,), residual (N, C), k_a (C,), k_b (C,)."""
+
+    tasks: Array
+    k_a: Array
+    k_b: Array
+    nbytes: Array
+    residual: Array
+
+
+class _Solver:
+    def __init__(
+        self, spectra: Spectra, method: str, dtype: str, pinned: Mapping[str, int]
+    ) -> None:
+        self.spectra, self.method, self.dtype, self.pinned = spectra, method, dtype, pinned
+        self.options = [self._options(name) for name in spectra.layer_names]
+        self.energy = np.zeros(len(spectra.tasks))
+        for name in spectra.layer_names:
+            layer = spectra.layers[name]
+            np.add.at(self.energy, layer.tasks, layer.energy)
+        self.fixed_bytes = overhead_bytes(spectra, dtype) + rest_bytes(spectra)
+
+    def fixed(self, k_a: int, k_b: int) -> Choices:
+        return {name: self._clamp(name, k_a, k_b) for name in self.spectra.layer_names}
+
+    def by_variance(self, share: float, *, adaptive: bool) -> Choices:
+        names = self.spectra.layer_names
+        if adaptive:
+            return {name: self._clamp(name, *[self._layer_k(name, share)] * 2) for name in names}
+        ks = np.unique(np.concatenate([self._table(name).k for name in names]))
+        low, high = 0, len(ks) - 1
+        while low < high:
+            middle = (low + high) // 2
+            picked = self.fixed(int(ks[middle]), int(ks[middle]))
+            kept = predict(self.spectra, self.method, picked, self.dtype).variance
+            low, high = (low, middle) if kept >= share - 1e-9 else (middle + 1, high)
+        return self.fixed(int(ks[low]), int(ks[low]))
+
+    def by_bytes(self, budget: int) -> Choices:
+        floor = self.fixed_bytes + sum(int(o.nbytes.min()) for o in self.options)
+        if budget < floor:
+            rest = rest_bytes(self.spectra)
+            raise TargetError(
+                "The budget is smaller than what has to be stored whatever k is.",
+                expected=f"at least {floor} bytes ({rest} of them rest tensors kept bit for bit)",
+                found=f"{budget} bytes",
+                remedy="allow more, or compress fewer adapters",
+            )
+        path = _Path(self.options, self.spectra.weights)
+        low, high = 0, path.steps
+        while low < high:
+            middle = (low + high + 1) // 2
+            if self._bytes(path.state(middle)) <= budget:
+                low = middle
+            else:
+                high = middle - 1
+        return self._choices(self._fill(path.state(low), budget))
+
+    def by_error(self, worst: float | None, mean: float | None) -> Choices:
+        target = worst if worst is not None else mean
+        rounding = ROUNDING[self.dtype]
+        if target is None or target <= rounding:
+            raise TargetError(
+                f"Storing in {self.dtype} alone costs up to {rounding:.1g}.",
+                expected=f"an error target above {rounding:.1g}",
+                found=str(target),
+                remedy="store in fp32 (--dtype fp32) or allow more error",
+            )
+        goal = float(np.sqrt(target**2 - rounding**2))
+        weights = self.spectra.weights
+        best: tuple[int, Array] | None = None
+        for _ in range(1 if worst is None else REWEIGHTINGS):
+            path = _Path(self.options, weights)
+            state = self._least(path, goal, worst is not None)
+            if state is None:
+                break
+            size = self._bytes(state)
+            if best is None or size < best[0]:
+                best = (size, state)
+            errors = self._errors(state)
+            weights = weights * np.exp(2 * (np.minimum(errors / goal, 1) ** 2 - 1))
+        if best is None:
+            reached = self._errors(np.array([len(o.nbytes) - 1 for o in self.options]))
+            raise TargetError(
+                "No k that the spectra keep meets the error target.",
+                expected=f"at least {reached.max() if worst is not None else reached.mean():.3g}",
+                found=str(target),
+                remedy="allow more error, or give a fixed k",
+            )
+        return self._choices(best[1])
+
+    def _least(self, path: _Path, goal: float, worst: bool) -> Array | None:
+        """The cheapest state of ``path`` whose worst (or mean) error is within ``goal``."""
+
+        def error(step: int) -> float:
+            errors = self._errors(path.state(step))
+            return float(errors.max() if worst else errors.mean())
+
+        low, high = 0, path.steps
+        if error(high) > goal:
+            return None
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if error(middle) <= goal else (middle + 1, high)
+        return path.state(low)
+
+    def _fill(self, state: Array, budget: int) -> Array:
+        """Spend what the convex hull left over, one best single move at a time."""
+        state = state.copy()
+        weights = self.spectra.weights
+        gains = [weights[o.tasks] @ o.residual for o in self.options]
+        room = budget - self._bytes(state)
+        while room > 0:
+            best = (0.0, -1, -1)
+            for i, (option, gain) in enumerate(zip(self.options, gains, strict=True)):
+                extra = option.nbytes - option.nbytes[state[i]]
+                better = np.where((extra > 0) & (extra <= room), gain[state[i]] - gain, 0.0)
+                j = int(better.argmax())
+                if better[j] > best[0]:
+                    best = (float(better[j]), i, j)
+            if best[1] < 0:
+                break
+            _, i, j = best
+            room -= int(self.options[i].nbytes[j] - self.options[i].nbytes[state[i]])
+            state[i] = j
+        return state
+
+    def _options(self, name: str) -> _Options:
+        layer, table = self.spectra.layers[name], self._table(name)
+        if name in self.pinned:
+            k_a, k_b = (np.array([v]) for v in self._clamp(name, 0, 0))
+            residual = table.at(int(k_a[0]), int(k_b[0]))[:, None]
+        else:
+            k_a, k_b, residual = table.candidates()
+        nbytes = layer_bytes(self.method, layer, k_a, k_b, self.dtype)
+        order = np.argsort(nbytes, kind="stable")
+        return _Options(
+            layer.tasks, k_a[order], k_b[order], nbytes[order], residual[:, order].astype(np.float64)
+        )
+
+    def _table(self, name: str) -> Any:
+        return self.spectra.table(name, self.method)
+
+    def _clamp(self, name: str, k_a: int, k_b: int) -> tuple[int, int]:
+        table = self._table(name)
+        if name in self.pinned:
+            k_a = k_b = self.pinned[name]
+        return min(k_a, table.max_a), min(k_b, table.max_b)
+
+    def _layer_k(self, name: str, share: float) -> int:
+        k, kept = self.spectra.variance(name, self.method)
+        reached = np.flatnonzero(kept >= share - 1e-9)
+        return int(k[reached[0]] if len(reached) else k[-1])
+
+    def _bytes(self, state: Array) -> int:
+        payload = sum(int(o.nbytes[j]) for o, j in zip(self.options, state, strict=True))
+        return self.fixed_bytes + payload
+
+    def _errors(self, state: Array) -> Array:
+        residual = np.zeros(len(self.energy))
+        for option, j in zip(self.options, state, strict=True):
+            np.add.at(residual, option.tasks, option.residual[:, j])
+        return _relative(residual, self.energy)
+
+    def _choices(self, state: Array) -> Choices:
+        return {
+            name: (int(option.k_a[j]), int(option.k_b[j]))
+            for name, option, j in zip(self.spectra.layer_names, self.options, state, strict=True)
+        }
+
+
+class _Path:
+    """All layers' convex hulls walked together in the order of gain per byte."""
+
+    def __init__(self, options: Sequence[_Options], weights: Array) -> None:
+        self._hulls = []
+        slopes, owners = [], []
+        for i, option in enumerate(options):
+            loss = weights[option.tasks] @ option.residual
+            hull = _lower_hull(option.nbytes, loss)
+            self._hulls.append(hull)
+            gain = loss[hull[:-1]] - loss[hull[1:]]
+            slopes.append(gain / (option.nbytes[hull[1:]] - option.nbytes[hull[:-1]]))
+            owners.append(np.full(len(hull) - 1, i))
+        order = np.argsort(-np.concatenate(slopes), kind="stable")
+        owner = np.concatenate(owners)[order]
+        self._places = [np.flatnonzero(owner == i) for i in range(len(options))]
+        self.steps = len(order)
+
+    def state(self, step: int) -> Array:
+        """After ``step`` increments, the choice of every layer."""
+        taken = [int(np.searchsorted(places, step)) for places in self._places]
+        return np.array([hull[t] for hull, t in zip(self._hulls, taken, strict=True)])
+
+
+def _lower_hull(nbytes: Array, loss: Array) -> Array:
+    """Indices of the lower convex hull of (bytes, loss), from the cheapest to the best."""
+    hull: list[int] = []
+    for j in np.lexsort((loss, nbytes)):
+        if hull and loss[j] >= loss[hull[-1]]:
+            continue
+        while len(hull) > 1 and _slope(nbytes, loss, hull[-1], j) <= _slope(
+            nbytes, loss, hull[-2], hull[-1]
+        ):
+            hull.pop()
+        hull.append(int(j))
+    return np.array(hull)
+
+
+def _slope(nbytes: Array, loss: Array, i: int, j: int) -> float:
+    """How steeply the loss falls a byte from i to j (negative), as a number to compare."""
+    return float((loss[j] - loss[i]) / (nbytes[j] - nbytes[i]))

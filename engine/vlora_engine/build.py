@@ -1,0 +1,493 @@
+"""Building a subspace, layer by layer: bounded memory, resumable, the same in memory and on disk.
+
+A build on disk keeps its finished layers in a hidden sibling of the output until all are there;
+an interrupted one finds them again and goes on. The output appears in one step.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlora_engine._version import __version__
+from vlora_engine.adapters import AdapterSource
+from vlora_engine.budget import Choice, check_targets, choose, match_layers, too_large
+from vlora_engine.check import CheckReport, check_adapters
+from vlora_engine.encode import EncodedTask, TaskLayer
+from vlora_engine.errors import Cancelled, ParameterError, StorageError, SubspaceError
+from vlora_engine.files import check_output, partial_path, publish
+from vlora_engine.health import Finding
+from vlora_engine.layer import BuiltLayer, LayerPlan, build_layer
+from vlora_engine.manifest import METHODS, LayerSpec, Manifest, TaskRecord
+from vlora_engine.parts import LayerParts
+from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
+from vlora_engine.records import base_model_of, figure, max_k, shared_layers, task_record
+from vlora_engine.sizes import storage_dtype
+from vlora_engine.spectrum import METHODS as SPECTRA_METHODS
+from vlora_engine.spectrum import canonical_order, compute_spectra, pick_device
+from vlora_engine.stack import read_stack
+from vlora_engine.store import relative_source, task_files, write_subspace
+from vlora_engine.surface import Spectra
+from vlora_engine.tensorfile import write_error
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MAX_ERROR = 0.05
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a subspace is to be: a method and one way of choosing k (by default, an error)."""
+
+    method: str = "delta"
+    k: int | None = None
+    k_a: int | None = None
+    k_b: int | None = None
+    layers: Mapping[str, int] = field(default_factory=dict)
+    variance: float | None = None
+    adaptive: bool = False
+    max_error: float | None = None
+    mean_error: float | None = None
+    budget: int | None = None
+    dtype: str = "auto"
+    refine: int = 0
+
+    def checked(self) -> Targets:
+        """The same with the default filled in.
+
+        Raises:
+            ParameterError: Unknown method, several targets, or one outside its range.
+        """
+        if self.method not in METHODS:
+            raise ParameterError(
+                f"Unknown method {self.method!r}.", expected=", ".join(METHODS)
+            )
+        fixed = self.k if self.k is not None else (self.k_a or self.k_b)
+        goals = {
+            "k": self.k if self.k is not None else fixed,
+            "variance": self.variance,
+            "max_error": self.max_error,
+            "mean_error": self.mean_error,
+            "budget": self.budget,
+        }
+        if all(goal is None for goal in goals.values()):
+            return replace(self, max_error=DEFAULT_MAX_ERROR).checked()
+        check_targets(goals)
+        if (self.k_a is None) != (self.k_b is None) or (self.k is not None and self.k_a):
+            raise ParameterError("Give k, or k_a and k_b together.")
+        if min(v for v in (self.k, self.k_a, self.k_b, 1) if v is not None) < 1:
+            raise ParameterError("k is at least 1.", found=str(fixed))
+        if self.refine and self.method != "delta":
+            raise ParameterError("Only delta is refined.", found=self.method)
+        storage_dtype(self.dtype, ())
+        return self
+
+    @property
+    def fixed_pair(self) -> tuple[int, int] | None:
+        """(k_a, k_b) where k is given outright."""
+        if self.k is not None:
+            return self.k, self.k
+        return (self.k_a, self.k_b) if self.k_a is not None and self.k_b is not None else None
+
+
+@dataclass
+class Collection:
+    """Adapters that were opened, checked and put in their canonical order."""
+
+    sources: dict[str, AdapterSource]
+    check: CheckReport
+    layers: list[LayerSpec]
+    dtype: str
+
+    @property
+    def weights(self) -> dict[str, float]:
+        return {name: self.check.adapters[name].weight for name in self.sources}
+
+
+@dataclass
+class Plan:
+    """What to build on every layer, and where its k came from."""
+
+    layers: dict[str, LayerPlan]
+    spectra: Spectra | None = None
+    choice: Choice | None = None
+    findings: list[Finding] = field(default_factory=list)
+
+
+@dataclass
+class BuildReport:
+    """What a build made, measured on what is stored."""
+
+    path: Path
+    method: str
+    dtype: str
+    tasks: list[str]
+    k: dict[str, tuple[int, int]]
+    mean_error: float
+    max_error: float
+    worst_task: str
+    variance: float
+    task_errors: dict[str, float]
+    layer_errors: dict[str, float]
+    nbytes: int
+    input_bytes: int
+    ratio: float
+    codec_ratio: float
+    skipped: list[dict[str, Any]]
+    reused_layers: int
+    findings: list[Finding]
+    choice: Choice | None = None
+    spectra: Spectra | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same, for JSON."""
+        own = {k: v for k, v in vars(self).items() if k not in ("choice", "spectra")}
+        findings = [finding.as_dict() for finding in self.findings]
+        return {**own, "path": str(self.path), "findings": findings}
+
+
+def prepare(
+    sources: Mapping[str, AdapterSource],
+    *,
+    dtype: str = "auto",
+    skip_bad: bool = False,
+    check: CheckReport | None = None,
+    progress: ProgressCallback | None = None,
+    cancelled: CancelCheck | None = None,
+) -> Collection:
+    """Check every adapter and order the good ones.
+
+    Raises:
+        CollectionError: There are bad ones and not ``skip_bad``, or nothing is left.
+    """
+    check = check or check_adapters(sources, progress=progress, cancelled=cancelled)
+    names = canonical_order(check, check.require(skip_bad=skip_bad))
+    good = {name: sources[name] for name in names}
+    found = {shape.dtype for source in good.values() for shape in source.modules.values()}
+    return Collection(good, check, shared_layers(good), storage_dtype(dtype, found))
+
+
+def make_plan(
+    collection: Collection,
+    targets: Targets,
+    *,
+    spectra: Spectra | None = None,
+    compute: Callable[[], Spectra] | None = None,
+) -> Plan:
+    """Fix k for every layer. ``compute`` makes spectra if the targets need them.
+
+    Raises:
+        ParameterError: k beyond every layer's maximum.
+        TargetError: The target cannot be met.
+    """
+    targets = targets.checked()
+    pair = targets.fixed_pair
+    if pair is None and spectra is None:
+        if compute is None:
+            raise ParameterError("This target needs spectra.")
+        spectra = compute()
+    if spectra is not None:
+        _same_collection(collection, spectra)
+    if pair is not None:
+        return _fixed_plan(collection, targets, pair, spectra)
+    assert spectra is not None  # noqa: S101
+    choice = choose(
+        spectra,
+        targets.method,
+        variance=targets.variance,
+        adaptive=targets.adaptive,
+        max_error=targets.max_error,
+        mean_error=targets.mean_error,
+        budget=targets.budget,
+        layers=targets.layers,
+        dtype=targets.dtype,
+    )
+    plans = {
+        name: LayerPlan(targets.method, *k, collection.dtype, targets.refine, exact=True)
+        for name, k in choice.k.items()
+    }
+    return Plan(plans, spectra, choice)
+
+
+def _fixed_plan(
+    collection: Collection, targets: Targets, pair: tuple[int, int], spectra: Spectra | None
+) -> Plan:
+    names = [spec.name for spec in collection.layers]
+    pinned = match_layers(names, targets.layers)
+    limits = {
+        spec.name: max_k(targets.method, spec, collection.sources) for spec in collection.layers
+    }
+    top = max(max(limit) for limit in limits.values())
+    if max(pair) > top and not (targets.method == "flat" and top == 0):
+        raise too_large(targets.method, max(pair), top)
+    plans, clamped = {}, []
+    for name, limit in limits.items():
+        wanted = (pinned[name],) * 2 if name in pinned else pair
+        k = min(wanted[0], limit[0]), min(wanted[1], limit[1])
+        if k != tuple(wanted):
+            clamped.append(name)
+        plans[name] = LayerPlan(
+            targets.method, *k, collection.dtype, targets.refine, exact=spectra is not None
+        )
+    findings = []
+    if clamped:
+        what = f"k is clamped to the maximum of {len(clamped)} of {len(names)} layers."
+        findings.append(Finding("note", "k-clamped", clamped[0], what))
+        logger.info(what)
+    return Plan(plans, spectra, findings=findings)
+
+
+def _same_collection(collection: Collection, spectra: Spectra) -> None:
+    known = {task.name: task.digest for task in spectra.tasks}
+    ours = {name: collection.check.adapters[name].digest for name in collection.sources}
+    if known != ours:
+        wrong = sorted(n for n in known.keys() | ours.keys() if known.get(n) != ours.get(n))
+        raise SubspaceError(
+            "The spectra were computed on other adapters.",
+            where=spectra.path,
+            found=f"task {wrong[0]!r} is not the same",
+            remedy="compute the spectra again",
+        )
+
+
+def build_layers(
+    collection: Collection,
+    plan: Plan,
+    *,
+    names: Sequence[str] | None = None,
+    device: str = "auto",
+    progress: ProgressCallback | None = None,
+    cancelled: CancelCheck | None = None,
+) -> Iterator[BuiltLayer]:
+    """Build the layers ``names`` (default: all) in order."""
+    place, weights = pick_device(device), collection.weights
+    indices = {spec.name: i for i, spec in enumerate(collection.layers)}
+
+    def work(name: str) -> BuiltLayer:
+        stack = read_stack(name, collection.sources, weights, place)
+        own = plan.layers[name]
+        kept = plan.spectra.vectors_of(indices[name], own.method) if plan.spectra else None
+        vectors = {s: torch.from_numpy(v) for s, v in kept.items()} if kept else None
+        return build_layer(stack, own, vectors)
+
+    return map_ordered(
+        work,
+        names if names is not None else list(indices),
+        stage="build",
+        progress=progress,
+        cancelled=cancelled,
+    )
+
+
+def assemble_task(
+    collection: Collection, name: str, layers: Sequence[TaskLayer], *, file: str, out: Path | None
+) -> tuple[TaskRecord, EncodedTask]:
+    """One task from its share of every layer that it has."""
+    source, check = collection.sources[name], collection.check.adapters[name]
+    energy = torch.tensor([layer.energy for layer in layers], dtype=torch.float64)
+    residual = torch.tensor([layer.residual for layer in layers], dtype=torch.float64)
+    total = check.norm**2  # with the modules that are the task's own, which lose nothing
+    error = (float(residual.sum()) / total) ** 0.5 if total > 0 else 0.0
+    record = task_record(
+        name,
+        source,
+        collection.layers,
+        file=file,
+        digest=check.digest,
+        norm=check.norm,
+        error=figure(error),
+        location=relative_source(source.path, out) if out else None,
+    )
+    shares = torch.where(energy > 0, residual / energy, torch.zeros_like(energy)).sqrt()
+    encoded = EncodedTask(
+        values=torch.cat([layer.values for layer in layers]),
+        exponents=torch.stack([layer.exponents for layer in layers]),
+        norms=energy.sqrt().float(),
+        errors=shares.float(),
+        own={own.name: source.read(own.name) for own in record.own},
+        rest=source.read_rest(),
+    )
+    return record, encoded
+
+
+def build_subspace(
+    sources: Mapping[str, AdapterSource],
+    out: Path,
+    *,
+    targets: Targets | None = None,
+    spectra: Spectra | Path | None = None,
+    check: CheckReport | None = None,
+    skip_bad: bool = False,
+    device: str = "auto",
+    force: bool = False,
+    resume: bool = True,
+    job: str = "run",
+    progress: ProgressCallback | None = None,
+    cancelled: CancelCheck | None = None,
+    **named_targets: Any,
+) -> BuildReport:
+    """Compress ``sources`` (by task name) into the directory ``out``.
+
+    Args:
+        targets: Method and k; or its fields as keywords (``method="delta", k=8``).
+        spectra: The spectra on which k is (or was) chosen; computed where they are needed.
+        skip_bad: Leave bad adapters out and report them.
+        resume: Use the finished layers of an interrupted build of the same thing.
+        job: Names the partial directory, so that two builds do not meet in one.
+
+    Raises:
+        CollectionError: Bad adapters. ParameterError, TargetError: k or the target.
+        OutputExistsError: ``out`` is there and not ``force``.
+        StorageError: The disk refused; what was half written is removed.
+        Cancelled: Stopped between two layers; the finished ones are kept for ``resume``.
+    """
+    wanted = (targets or Targets(**named_targets)).checked()
+    check_output(out, force=force)
+    pick_device(device)
+    collection = prepare(
+        sources,
+        dtype=wanted.dtype,
+        skip_bad=skip_bad,
+        check=check,
+        progress=progress,
+        cancelled=cancelled,
+    )
+    known = Spectra.load(spectra) if isinstance(spectra, Path) else spectra
+    partial = partial_path(out, job)
+    try:
+        _make(partial, keep=resume)
+
+        def compute() -> Spectra:
+            return _spectra_in(partial, collection, device, progress, cancelled)
+
+        plan = make_plan(collection, wanted, spectra=known, compute=compute)
+        parts = LayerParts(partial, fingerprint(collection, plan))
+        names = [spec.name for spec in collection.layers]
+        missing = [name for i, name in enumerate(names) if not parts.has(i)]
+        built = build_layers(
+            collection, plan, names=missing, device=device, progress=progress, cancelled=cancelled
+        )
+        for layer in built:
+            parts.write(names.index(layer.basis.name), layer)
+        manifest = _assemble(partial / "result", out, collection, wanted.method, parts)
+        report = _report(out, collection, plan, manifest, parts, len(names) - len(missing))
+        publish(partial / "result", out, force=force)
+        shutil.rmtree(partial, ignore_errors=True)
+    except Cancelled:
+        raise
+    except OSError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise error if isinstance(error, StorageError) else write_error(out, error) from None
+    except Exception:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return report
+
+
+def fingerprint(collection: Collection, plan: Plan) -> str:
+    """What layers must have in common to be used together."""
+    content = {
+        "engine": __version__,
+        "torch": torch.__version__,
+        "tasks": [(n, collection.check.adapters[n].digest) for n in collection.sources],
+        "layers": {name: asdict(own) for name, own in plan.layers.items()},
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _make(partial: Path, *, keep: bool) -> None:
+    if not keep:
+        shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(partial / "result", ignore_errors=True)
+
+
+def _spectra_in(
+    partial: Path,
+    collection: Collection,
+    device: str,
+    progress: ProgressCallback | None,
+    cancelled: CancelCheck | None,
+) -> Spectra:
+    """The spectra of an interrupted build if they are complete, else new ones."""
+    place = partial / "spectra"
+    if place.exists():
+        known = Spectra.load(place)
+        try:
+            _same_collection(collection, known)
+            return known
+        except SubspaceError:
+            shutil.rmtree(place)
+    return compute_spectra(
+        collection.sources,
+        place,
+        methods=SPECTRA_METHODS,
+        device=device,
+        check=CheckReport({n: collection.check.adapters[n] for n in collection.sources}),
+        progress=progress,
+        cancelled=cancelled,
+    )
+
+
+def _assemble(
+    directory: Path, out: Path, collection: Collection, method: str, parts: LayerParts
+) -> Manifest:
+    """Turn parts, layer by layer, into files, task by task, a block of tasks in memory at a time."""
+    directory.mkdir()
+    specs = [parts.spec(i, spec) for i, spec in enumerate(collection.layers)]
+    files = task_files(list(collection.sources))
+
+    def tasks() -> Iterator[tuple[TaskRecord, EncodedTask]]:
+        for name, shares in parts.tasks(list(collection.sources)):
+            yield assemble_task(collection, name, shares, file=files[name], out=out)
+
+    return write_subspace(
+        directory,
+        method=method,
+        dtype=collection.dtype,
+        base_model=base_model_of(collection.sources),
+        layers=specs,
+        bases=(parts.basis(i) for i in range(len(specs))),
+        tasks=tasks(),
+    )
+
+
+def _report(
+    out: Path,
+    collection: Collection,
+    plan: Plan,
+    manifest: Manifest,
+    parts: LayerParts,
+    reused: int,
+) -> BuildReport:
+    worst = manifest.worst
+    return BuildReport(
+        path=out,
+        method=manifest.method,
+        dtype=manifest.dtype,
+        tasks=list(manifest.tasks),
+        k={spec.name: (spec.k_a, spec.k_b) for spec in manifest.layers},
+        mean_error=manifest.mean_error,
+        max_error=worst.error if worst else 0.0,
+        worst_task=worst.id if worst else "",
+        variance=manifest.variance,
+        task_errors={task.id: task.error for task in manifest.tasks.values()},
+        layer_errors={s.name: parts.layer_error(i) for i, s in enumerate(manifest.layers)},
+        nbytes=manifest.nbytes,
+        input_bytes=manifest.input_bytes,
+        ratio=manifest.ratio,
+        codec_ratio=manifest.codec_ratio,
+        skipped=[error.as_dict() for error in collection.check.bad],
+        reused_layers=reused,
+        findings=[*collection.check.findings, *plan.findings],
+        choice=plan.choice,
+        spectra=plan.spectra,
+    )

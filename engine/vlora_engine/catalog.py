@@ -1,0 +1,329 @@
+"""What lies in folders of adapters, from headers alone: no torch, no tensor data.
+
+NaN, a B of zeros and the like need the data and are not looked for here (`vlora_engine.check`).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from vlora_engine.adapters import ModuleShape
+from vlora_engine.errors import NotFoundError, VLoRAError
+from vlora_engine.formats import FORMATS, Format, Inspection, Probe
+from vlora_engine.formats.places import (
+    MAX_ADAPTERS,
+    MAX_DEPTH,
+    existing_path,
+    nothing_error,
+    walk,
+)
+from vlora_engine.health import Finding
+from vlora_engine.naming import printable, unique_names
+
+SUBSPACE = "vlora-subspace"
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """One adapter as its headers show it.
+
+    What is not known is None: of an adapter with an ``error`` nearly everything, of one whose
+    tensors lie in a pickle what only opening it would tell.
+
+    Args:
+        name: The shortest suffix of its path that is unique in the catalog.
+        path: Where it lies.
+        format: The name of the format that recognised it.
+        base_model: As its config has it.
+        rank: ``r`` of its config.
+        ranks: The smallest and the largest rank of its modules.
+        alpha: ``lora_alpha`` of its config.
+        scale: The scale that most modules have.
+        modules: How many modules.
+        module_types: Their leaf names, sorted.
+        dtype: The dtype that most factors have, in safetensors' words.
+        nbytes: Bytes of tensors and config.
+        rest: How many tensors belong to no module.
+        group: Number of the group that it fits into.
+        findings: What is remarkable.
+        identity: Bytes, newest modification (ns), digest of header and config.
+        error: Why it cannot be used.
+    """
+
+    name: str
+    path: Path
+    format: str
+    base_model: str | None = None
+    rank: int | None = None
+    ranks: tuple[int, int] | None = None
+    alpha: float | None = None
+    scale: float | None = None
+    modules: int | None = None
+    module_types: tuple[str, ...] = ()
+    dtype: str | None = None
+    nbytes: int = 0
+    rest: int = 0
+    group: int | None = None
+    findings: tuple[Finding, ...] = ()
+    identity: tuple[int, int, str] | None = None
+    error: VLoRAError | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same, for JSON."""
+        return {
+            "name": self.name,
+            "path": printable(str(self.path)),
+            "format": self.format,
+            "base_model": self.base_model,
+            "rank": self.rank,
+            "ranks": None if self.ranks is None else list(self.ranks),
+            "alpha": self.alpha,
+            "scale": self.scale,
+            "modules": self.modules,
+            "module_types": list(self.module_types),
+            "dtype": self.dtype,
+            "bytes": self.nbytes,
+            "rest": self.rest,
+            "group": self.group,
+            "findings": [finding.as_dict() for finding in self.findings],
+            "identity": None if self.identity is None else list(self.identity),
+            "error": None if self.error is None else self.error.as_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class Group:
+    """Adapters that fit together: one base model, the same dimensions wherever they meet."""
+
+    number: int
+    base_model: str | None
+    names: tuple[str, ...]
+    modules: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same, for JSON."""
+        return {
+            "number": self.number,
+            "base_model": self.base_model,
+            "names": list(self.names),
+            "modules": self.modules,
+        }
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """What `scan` found: adapters in the order of their paths, groups, remarks on the places."""
+
+    adapters: tuple[AdapterInfo, ...]
+    groups: tuple[Group, ...]
+    findings: tuple[Finding, ...] = ()
+    subspaces: tuple[Path, ...] = ()
+
+    @property
+    def usable(self) -> list[AdapterInfo]:
+        """The adapters without an error."""
+        return [info for info in self.adapters if info.error is None]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same, for JSON."""
+        return {
+            "adapters": [info.as_dict() for info in self.adapters],
+            "groups": [group.as_dict() for group in self.groups],
+            "findings": [finding.as_dict() for finding in self.findings],
+            "subspaces": [printable(str(path)) for path in self.subspaces],
+        }
+
+
+def scan(
+    paths: str | Path | Iterable[str | Path],
+    *,
+    max_depth: int = MAX_DEPTH,
+    max_adapters: int = MAX_ADAPTERS,
+) -> Catalog:
+    """List every adapter at or below ``paths``, reading headers only.
+
+    An adapter that cannot be used is listed with its ``error``; the same directory reached twice
+    is listed once.
+
+    Raises:
+        NotFoundError: A path does not exist, or there is no adapter at any of them.
+        ParameterError: A path is no local one.
+    """
+    places = [existing_path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
+    found: dict[str, tuple[Probe, Format]] = {}
+    for place in places:
+        for probe, form in _below(place, max_depth, max_adapters - len(found)):
+            found.setdefault(os.path.realpath(probe.path), (probe, form))
+    if not found:
+        raise _nothing_found(places)
+    subspaces = tuple(probe.path for probe, form in found.values() if form.name == SUBSPACE)
+    listed = [each for each in found.values() if each[1].name != SUBSPACE]
+    names = unique_names([os.path.abspath(_named(probe)) for probe, _ in listed])
+    remarks = tuple(_place_findings(len(found), subspaces, max_adapters))
+    found.clear()
+    listed.reverse()  # popped one by one, so that a header is let go of once it was looked at
+    looked = [_look(name, *listed.pop()) for name in names]
+    infos, groups = _group([info for info, _ in looked], [modules for _, modules in looked])
+    return Catalog(infos, groups, remarks, subspaces)
+
+
+def normalise_base_model(name: str | None) -> str | None:
+    """A base model's name without its owner, its path and the marks of a quantized copy.
+
+    ``unsloth/Llama-3.1-8B-unsloth-bnb-4bit``, ``meta-llama/Llama-3.1-8B`` and
+    ``/home/me/models/Llama-3.1-8B`` are one base model.
+    """
+    return None if name is None else _normalised(name)
+
+
+@lru_cache(4096)
+def _normalised(name: str) -> str | None:
+    last = re.split(r"[/\\]", name.strip().rstrip("/\\"))[-1].casefold()
+    last = re.sub(r"([-_]unsloth)?([-_]bnb[-_][48]bit)?$", "", last)
+    return last.removeprefix("meta-") or None
+
+
+def _below(place: Path, max_depth: int, room: int) -> Iterable[tuple[Probe, Format]]:
+    if os.path.isdir(place):
+        yield from walk(FORMATS, place, max_depth, room)
+        return
+    probe = Probe(place)
+    form = FORMATS.find(probe)
+    if form is not None and room > 0:
+        yield probe, form
+
+
+def _named(probe: Probe) -> Path:
+    return probe.path if probe.file is None else probe.path.with_suffix("")
+
+
+def _look(
+    name: str, probe: Probe, form: Format
+) -> tuple[AdapterInfo, Mapping[str, ModuleShape] | None]:
+    try:
+        seen = form.inspect(probe)
+    except VLoRAError as error:
+        return AdapterInfo(name, probe.path, form.name, error=error), None
+    return _info(name, form.name, seen), seen.modules
+
+
+def _info(name: str, form: str, seen: Inspection) -> AdapterInfo:
+    modules = seen.modules
+    info = AdapterInfo(
+        name=name,
+        path=seen.path,
+        format=form,
+        base_model=seen.base_model,
+        rank=seen.rank,
+        alpha=seen.alpha,
+        nbytes=seen.nbytes,
+        rest=len(seen.rest),
+        findings=seen.findings,
+        identity=seen.identity,
+    )
+    if modules is None:
+        return info
+    ranks = [shape.rank for shape in modules.values()]
+    dtypes = Counter(shape.dtype for shape in modules.values())
+    scales = Counter(seen.scales.values())
+    return replace(
+        info,
+        ranks=(min(ranks), max(ranks)) if ranks else None,
+        scale=_most(scales),
+        modules=len(modules),
+        module_types=tuple(sorted({module.rpartition(".")[2] for module in modules})),
+        dtype=_most(dtypes),
+    )
+
+
+def _most(counts: Counter[Any]) -> Any:
+    return max(counts, key=lambda value: (counts[value], value), default=None)
+
+
+def _group(
+    infos: Sequence[AdapterInfo], modules: Sequence[Mapping[str, ModuleShape] | None]
+) -> tuple[tuple[AdapterInfo, ...], tuple[Group, ...]]:
+    """Put each adapter into the first group that it fits.
+
+    It fits where the base model is the same (unknown is its own) and no module that both have
+    differs in kind or dimensions; ranks may differ.
+    """
+    tables: list[dict[str, tuple[str, int, int]]] = []
+    bases: list[str | None] = []
+    by_base: dict[str | None, list[int]] = {}
+    numbers: list[int | None] = []
+    for info, shapes in zip(infos, modules, strict=True):
+        if info.error is not None or not shapes:
+            numbers.append(None)
+            continue
+        base = normalise_base_model(info.base_model)
+        fits = {name: shape.fits for name, shape in shapes.items()}
+        candidates = by_base.setdefault(base, [])
+        number = next((g for g in candidates if _agree(tables[g], fits, base)), None)
+        if number is None:
+            number = len(tables)
+            tables.append({})
+            bases.append(info.base_model)
+            candidates.append(number)
+        tables[number].update(fits)
+        numbers.append(number)
+    grouped = tuple(
+        info if number is None else replace(info, group=number)
+        for info, number in zip(infos, numbers, strict=True)
+    )
+    members: list[list[str]] = [[] for _ in tables]
+    for info in grouped:
+        if info.group is not None:
+            members[info.group].append(info.name)
+    groups = tuple(
+        Group(number, bases[number], tuple(members[number]), len(tables[number]))
+        for number in range(len(tables))
+    )
+    return grouped, groups
+
+
+def _agree(table: Mapping[str, Any], fits: Mapping[str, Any], base: str | None) -> bool:
+    shared = table.keys() & fits.keys()
+    if base is None and not shared:
+        return False  # nothing at all says that they belong together
+    return all(table[name] == fits[name] for name in shared)
+
+
+def _place_findings(found: int, subspaces: Sequence[Path], max_adapters: int) -> Iterable[Finding]:
+    for path in subspaces:
+        yield Finding(
+            "note",
+            "subspace",
+            printable(str(path)),
+            "A compressed subspace; its tasks are used as DIR:TASK.",
+        )
+    if found >= max_adapters:
+        yield Finding(
+            "warning",
+            "too-many",
+            "",
+            f"Only the first {max_adapters:,} adapters are listed.",
+            "name folders further down",
+        )
+
+
+def _nothing_found(places: Sequence[Path]) -> VLoRAError:
+    if not places:
+        return NotFoundError(
+            "No path was given.", remedy="name a directory with adapters, such as runs/"
+        )
+    if len(places) == 1:
+        return nothing_error(places[0])
+    return NotFoundError(
+        f"There is no adapter at any of the {len(places)} places.",
+        where=places[0],
+        expected="directories with adapter_config.json and adapter_model.safetensors",
+        remedy="point at directories that PEFT's model.save_pretrained wrote, or above them",
+    )

@@ -1,0 +1,201 @@
+"""The first pass over a collection: every tensor is read once, measured and judged."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from vlora_engine.adapters import AdapterSource, ContentHash
+from vlora_engine.errors import AdapterError, CollectionError, VLoRAError
+from vlora_engine.health import Finding
+from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
+
+
+@dataclass
+class AdapterCheck:
+    """What the first pass found in one adapter.
+
+    Args:
+        digest: sha256 of its content.
+        norms: ||dW|| per module.
+        error: Why it cannot be used, if it cannot.
+    """
+
+    name: str
+    digest: str = ""
+    norms: dict[str, float] = field(default_factory=dict)
+    error: VLoRAError | None = None
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def norm(self) -> float:
+        """||dW|| over all modules."""
+        return math.sqrt(sum(norm * norm for norm in self.norms.values()))
+
+    @property
+    def weight(self) -> float:
+        """1 / ||dW||, and 0 for an adapter without effect."""
+        return 1.0 / self.norm if self.norm > 0 else 0.0
+
+
+@dataclass
+class CheckReport:
+    """The verdict on a collection, by task name."""
+
+    adapters: dict[str, AdapterCheck]
+
+    @property
+    def good(self) -> list[str]:
+        return [name for name, check in self.adapters.items() if check.error is None]
+
+    @property
+    def bad(self) -> list[VLoRAError]:
+        return [check.error for check in self.adapters.values() if check.error is not None]
+
+    @property
+    def findings(self) -> list[Finding]:
+        return [finding for check in self.adapters.values() for finding in check.findings]
+
+    def require(self, *, skip_bad: bool = False) -> list[str]:
+        """The names to go on with.
+
+        Raises:
+            CollectionError: Some adapter is bad and ``skip_bad`` is not given, or none is left.
+        """
+        if self.bad and not skip_bad:
+            count = len(self.bad)
+            raise CollectionError(
+                f"{count} of {len(self.adapters)} adapters cannot be used; nothing was written.",
+                errors=self.bad,
+                remedy="leave them out with --skip-bad, or mend them",
+            )
+        if not self.good:
+            raise CollectionError("No usable adapter is left.", errors=self.bad)
+        return self.good
+
+
+def check_adapters(
+    sources: Mapping[str, AdapterSource],
+    *,
+    progress: ProgressCallback | None = None,
+    cancelled: CancelCheck | None = None,
+) -> CheckReport:
+    """Read every tensor of every adapter: norms of dW, NaN and Inf, sha256, shapes that fit."""
+    names = list(sources)
+    misfits = _misfits(sources)
+
+    def check(name: str) -> AdapterCheck:
+        if name in misfits:
+            return AdapterCheck(name, error=misfits[name])
+        return check_adapter(name, sources[name])
+
+    results = map_ordered(
+        check, names, stage="check", progress=progress, cancelled=cancelled
+    )
+    return CheckReport({result.name: result for result in results})
+
+
+def check_adapter(name: str, source: AdapterSource) -> AdapterCheck:
+    """Check one adapter."""
+    where = f"{source.path or name}"
+    check = AdapterCheck(name)
+    try:
+        if not source.modules:
+            raise AdapterError("The adapter has no LoRA module.", where=where)
+        content = ContentHash()
+        for module in source.modules:
+            a, b = source.read(module)
+            content.add_module(module, source.scales[module], a, b)
+            check.norms[module] = _norm(a, b, source.scales[module], where, module)
+        for key, tensor in sorted(source.read_rest().items()):
+            content.add_rest(key, tensor)
+            if tensor.is_floating_point() and not _finite(tensor):
+                check.findings.append(
+                    Finding(
+                        "warning",
+                        "rest-not-finite",
+                        f"{where}: {key}",
+                        "A tensor that is kept as it is holds NaN or Inf.",
+                        "look at how the adapter was trained",
+                    )
+                )
+        check.digest = content.hexdigest()
+    except VLoRAError as error:
+        check.error = error
+        return check
+    if check.norm == 0:
+        check.findings.append(
+            Finding(
+                "warning",
+                "no-effect",
+                where,
+                "The adapter changes nothing: B (or A, or the scale) is zero in every module.",
+                "it may never have been trained; it is kept, with error 0",
+            )
+        )
+    return check
+
+
+def _norm(a: Tensor, b: Tensor, scale: float, where: str, module: str) -> float:
+    a, b = a.double(), b.double()
+    gram_a, gram_b = a @ a.T, b.T @ b
+    # A non-finite entry makes its own square on the diagonal non-finite.
+    for side, tensor, gram in (("lora_A", a, gram_a), ("lora_B", b, gram_b)):
+        if not math.isfinite(float(gram.diagonal().sum())):
+            bad = int((~torch.isfinite(tensor)).sum())
+            kind = "NaN" if torch.isnan(tensor).any() else "Inf"
+            raise AdapterError(
+                f"The adapter holds {kind}.",
+                where=f"{where}: tensor {module}.{side}",
+                expected="finite numbers",
+                found=f"{bad} of {tensor.numel()} entries that are not",
+                remedy="use an earlier checkpoint of it, or leave it out with --skip-bad",
+            )
+    if not math.isfinite(scale):
+        raise AdapterError(
+            "The adapter's scale is not finite.", where=f"{where}: {module}", found=str(scale)
+        )
+    return abs(scale) * math.sqrt(max(0.0, float((gram_a * gram_b).sum())))
+
+
+def _finite(tensor: Tensor) -> bool:
+    return bool(torch.isfinite(tensor.float()).all())
+
+
+def _misfits(sources: Mapping[str, AdapterSource]) -> dict[str, CollectionError]:
+    """Adapters whose modules have other dimensions than most adapters' modules of that name."""
+    votes: dict[str, Counter[tuple[str, int, int]]] = {}
+    for source in sources.values():
+        for module, shape in source.modules.items():
+            votes.setdefault(module, Counter())[shape.fits] += 1
+    # The majority decides; a tie goes to the smaller shape, so that order does not matter.
+    usual = {m: max(sorted(count), key=count.__getitem__) for m, count in votes.items()}
+    return {
+        name: _misfit(name, source, module, usual[module])
+        for name, source in sources.items()
+        for module in _first_misfit(source, usual)
+    }
+
+
+def _first_misfit(
+    source: AdapterSource, usual: Mapping[str, tuple[str, int, int]]
+) -> Sequence[str]:
+    return [m for m, shape in source.modules.items() if shape.fits != usual[m]][:1]
+
+
+def _misfit(
+    name: str, source: AdapterSource, module: str, usual: tuple[str, int, int]
+) -> CollectionError:
+    kind, d_in, d_out = source.modules[module].fits
+    return CollectionError(
+        "The adapter belongs to another base model than the others.",
+        where=f"{source.path or name}: module {module}",
+        expected=f"{usual[0]} {usual[1]} -> {usual[2]}",
+        found=f"{kind} {d_in} -> {d_out}",
+        remedy="compress each group of `vlora-tui inspect` by itself, or use --skip-bad",
+    )

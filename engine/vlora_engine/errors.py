@@ -1,0 +1,131 @@
+"""The one family of exceptions: what is wrong, where, what was expected and found, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+class VLoRAError(Exception):
+    """Base of every error that this package raises on purpose.
+
+    Args:
+        what: One sentence that names the fault.
+        where: The file, directory, tensor or task at fault.
+        expected: What would have been right.
+        found: What was there instead.
+        remedy: The command or change that mends it.
+    """
+
+    exit_code = 1
+
+    def __init__(
+        self,
+        what: str,
+        *,
+        where: str | Path | None = None,
+        expected: str | None = None,
+        found: str | None = None,
+        remedy: str | None = None,
+    ) -> None:
+        self.what = what
+        self.where = None if where is None else str(where)
+        self.expected = expected
+        self.found = found
+        self.remedy = remedy
+        super().__init__(what)
+
+    def lines(self) -> list[str]:
+        """The message as lines: the fault first, then each known detail under its own label."""
+        details = {
+            "where": self.where,
+            "expected": self.expected,
+            "found": self.found,
+            "to mend it": self.remedy,
+        }
+        return [self.what, *(f"  {label}: {text}" for label, text in details.items() if text)]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same, for JSON."""
+        return {
+            "error": type(self).__name__,
+            "what": self.what,
+            "where": self.where,
+            "expected": self.expected,
+            "found": self.found,
+            "remedy": self.remedy,
+        }
+
+
+class InputError(VLoRAError, ValueError):
+    """The input or the request is at fault; nothing was written."""
+
+    exit_code = 2
+
+
+class NotFoundError(InputError):
+    """A path, task or module that was named does not exist."""
+
+
+class ParameterError(InputError):
+    """A parameter is outside what it may be (k of 0, an unknown method, two names alike)."""
+
+
+class TargetError(InputError):
+    """A target (bytes, error, variance) that no choice of k can meet."""
+
+
+class AdapterError(InputError):
+    """An adapter that cannot be used: half a pair, shapes that do not multiply, NaN."""
+
+
+class CorruptFileError(AdapterError):
+    """A file whose bytes are not what its format says: truncated, altered, a Git LFS pointer."""
+
+
+class UnsupportedAdapterError(AdapterError):
+    """An adapter that is sound but of a kind this engine refuses (DoRA, another peft_type...)."""
+
+
+class CollectionError(InputError):
+    """Adapters that are sound one by one but cannot be compressed together, or several bad ones."""
+
+    def __init__(self, what: str, *, errors: Sequence[VLoRAError] = (), **details: Any) -> None:
+        super().__init__(what, **details)
+        self.errors = tuple(errors)
+
+    def lines(self) -> list[str]:
+        nested = [f"  - {line}" if first else f"    {line}" for line, first in self._nested()]
+        head, *rest = super().lines()
+        return [head, *nested, *rest]
+
+    def _nested(self) -> list[tuple[str, bool]]:
+        return [(line, i == 0) for error in self.errors for i, line in enumerate(error.lines())]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {**super().as_dict(), "errors": [error.as_dict() for error in self.errors]}
+
+
+class SubspaceError(InputError):
+    """A subspace directory or object that cannot be used as asked."""
+
+
+class OutputExistsError(InputError):
+    """The output is already there and ``--force`` was not given."""
+
+
+class StorageError(VLoRAError, OSError):
+    """The operating system refused to read or write: disk full, read-only, no permission."""
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
+class Cancelled(VLoRAError):
+    """The work was asked to stop and did, between two layers."""
+
+    exit_code = 130

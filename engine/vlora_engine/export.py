@@ -1,0 +1,101 @@
+"""Writing a task as an adapter: another alpha without another effect, and reading it back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlora_engine.adapters import AdapterSource, LoRAWeights, module_scales
+from vlora_engine.errors import ParameterError, StorageError, VLoRAError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# What a written adapter may differ by from what was meant: the rounding of its dtype.
+TOLERANCE = {"F64": 1e-6, "F32": 1e-6, "F16": 2e-3, "BF16": 1.6e-2}
+
+
+def with_alpha(weights: LoRAWeights, alpha: float) -> LoRAWeights:
+    """``weights`` under another ``lora_alpha``: B is scaled so that dW stays what it was.
+
+    Only where the config never named an alpha is the given one news about the adapter: then B
+    stays and dW changes. (The first library writes the number and changes dW in either case.)
+
+    Raises:
+        ParameterError: ``alpha`` is not a positive number.
+    """
+    if not 0 < alpha < float("inf"):
+        raise ParameterError("lora_alpha is a positive number.", found=str(alpha))
+    known = weights.metadata.get("lora_alpha") is not None
+    config = dict(weights.metadata)
+    config["lora_alpha"] = int(alpha) if float(alpha).is_integer() else alpha
+    config.pop("alpha_pattern", None)
+    scales = module_scales(config, {name: a.shape[0] for name, a in weights.lora_a.items()})
+    lora_b = dict(weights.lora_b)
+    if known:
+        for name, scale in weights.scales.items():
+            lora_b[name] = (lora_b[name].double() * (scale / scales[name])).to(lora_b[name].dtype)
+    return replace(weights, metadata=config, scales=scales, lora_b=lora_b)
+
+
+def verify_adapter(meant: LoRAWeights, path: Path) -> float:
+    """Read the adapter at ``path`` back; its relative dW error against what was meant.
+
+    Raises:
+        StorageError: It lacks a module or tensor, or differs by more than its dtype explains.
+    """
+    from vlora_engine.formats import open_adapter
+    from vlora_engine.inner import relative_error
+
+    try:
+        written = open_adapter(path)
+        rest = written.read_rest()
+        difference = sorted(set(written.modules) ^ set(meant.layer_names))
+        if difference:
+            raise _unlike(path, f"{len(meant.layer_names)} modules", f"not so: {difference[0]}")
+        for name, tensor in meant.rest.items():
+            if name not in rest or not _same_bits(tensor, rest[name]):
+                raise _unlike(path, f"tensor {name} bit for bit", "another one, or none")
+        error = relative_error(_pairs(meant, written))
+    except StorageError:
+        raise
+    except VLoRAError as fault:
+        raise _unlike(path, "an adapter that can be read", fault.what) from None
+    tolerance = max(TOLERANCE.get(shape.dtype, 1e-6) for shape in written.modules.values())
+    if not error <= tolerance:
+        raise _unlike(path, f"a dW error of at most {tolerance:g}", f"{error:.3g}")
+    return error
+
+
+def _pairs(meant: LoRAWeights, written: AdapterSource) -> Iterator[Any]:
+    for name in meant.layer_names:
+        a, b = written.read(name)
+        yield (
+            (meant.lora_a[name].double(), meant.scales[name] * meant.lora_b[name].double()),
+            (a.double(), written.scales[name] * b.double()),
+        )
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    import torch
+
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    if not one.numel():
+        return True
+    first, second = (
+        t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in (one, other)
+    )
+    return torch.equal(first, second)
+
+
+def _unlike(path: Path, expected: str, found: str) -> StorageError:
+    return StorageError(
+        "What was written does not read back as what was meant.",
+        where=path,
+        expected=expected,
+        found=found,
+        remedy="check the disk, then export again with --force",
+    )

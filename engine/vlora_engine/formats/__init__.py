@@ -1,0 +1,176 @@
+"""Adapters on disk: one module a format, one registry, four verbs.
+
+`open_adapter` reads headers and then one module at a time; `load_adapter` reads everything;
+`save_adapter` writes a PEFT directory; `find_adapters` lists what lies below a directory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlora_engine.adapters import AdapterSource, LoRAWeights, MemorySource
+from vlora_engine.errors import UnsupportedAdapterError
+from vlora_engine.formats.base import Format, Inspection, Location, Probe, Registry
+from vlora_engine.formats.foreign import FOREIGN, GGUF, UNKNOWN
+from vlora_engine.formats.peft import PeftFormat
+from vlora_engine.formats.places import (
+    MAX_ADAPTERS,
+    MAX_DEPTH,
+    existing_path,
+    expanded,
+    location,
+    nothing_error,
+    split_task,
+    walk,
+)
+from vlora_engine.formats.subspace import SubspaceFormat, is_subspace, open_task
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = [
+    "FORMATS",
+    "Format",
+    "Inspection",
+    "Location",
+    "Probe",
+    "find_adapters",
+    "load_adapter",
+    "open_adapter",
+    "save_adapter",
+]
+
+FORMATS = Registry()
+_ALL: tuple[Format, ...] = (SubspaceFormat(), *FOREIGN, GGUF, PeftFormat(), UNKNOWN)
+for _form in _ALL:
+    FORMATS.add(_form)
+
+
+def open_adapter(path: str | Path, *, allow_unsupported: bool = False) -> AdapterSource:
+    """The adapter at ``path``: a directory, a file, or ``DIR:TASK`` for a task of a subspace.
+
+    Only headers are read (a .bin is mapped by torch); tensors come with `AdapterSource.read`.
+
+    Args:
+        path: Where it lies.
+        allow_unsupported: Carry along what would be refused (DoRA, another peft_type...): what
+            is no product of two factors becomes rest tensors, bit for bit.
+
+    Raises:
+        NotFoundError: There is nothing there, or no adapter in it.
+        AdapterError: It is damaged, incomplete or of a kind that is refused.
+    """
+    if isinstance(path, str) and not os.path.exists(expanded(path)):
+        task = split_task(path)
+        if task is not None and is_subspace(task[0]):
+            return open_task(*task)
+    place = existing_path(path)
+    probe = Probe(place)
+    form = FORMATS.find(probe)
+    if form is None:
+        raise _unrecognised_error(place)
+    return form.open(probe, allow_unsupported=allow_unsupported)
+
+
+def load_adapter(path: str | Path, *, allow_unsupported: bool = False) -> LoRAWeights:
+    """The adapter at ``path`` in memory: every tensor of it, in its own dtype, bit for bit.
+
+    Unlike the first library's function of this name, it keeps alpha, task type, heads and every
+    other tensor, and refuses what it does not understand instead of dropping it.
+
+    Raises:
+        NotFoundError, AdapterError: As `open_adapter`.
+    """
+    return to_memory(open_adapter(path, allow_unsupported=allow_unsupported))
+
+
+def to_memory(source: AdapterSource) -> LoRAWeights:
+    """``source`` with all its tensors read."""
+    if isinstance(source, MemorySource):
+        return source.weights
+    pairs = {name: source.read(name) for name in source.modules}
+    return LoRAWeights(
+        layer_names=list(pairs),
+        lora_a={name: a for name, (a, _) in pairs.items()},
+        lora_b={name: b for name, (_, b) in pairs.items()},
+        rank=nominal_rank(source),
+        metadata=dict(source.config),
+        scales=dict(source.scales),
+        rest=source.read_rest(),
+        shapes={name: s for name, s in source.modules.items() if s.kind != "linear"},
+        source=None if source.path is None else str(source.path),
+    )
+
+
+def nominal_rank(source: AdapterSource) -> int:
+    """``r`` of the config, or the rank that most modules have."""
+    rank = source.config.get("r")
+    if isinstance(rank, int) and rank > 0:
+        return rank
+    ranks = Counter(shape.rank for shape in source.modules.values())
+    return max(ranks, key=lambda r: (ranks[r], r), default=0)
+
+
+def save_adapter(
+    weights: LoRAWeights,
+    path: str | Path,
+    *,
+    target: str = "peft",
+    dtype: str | torch.dtype | None = None,
+    force: bool = False,
+) -> Path:
+    """Write ``weights`` as a directory that PEFT loads with the same effect.
+
+    The original config is kept and corrected only where PEFT would derive other ranks, scales or
+    modules from it; rest tensors are written bit for bit under their keys.
+
+    Args:
+        weights: The adapter.
+        path: The directory to make.
+        target: Who is to read it; only "peft" is built.
+        dtype: What A and B are stored in ("fp32", "fp16", "bf16"); by default as they are.
+        force: Replace what is at ``path``.
+
+    Raises:
+        ParameterError: An unknown target or dtype.
+        OutputExistsError: ``path`` is there and ``force`` is not given.
+        StorageError: It cannot be written.
+    """
+    from vlora_engine.formats.peft_save import save
+
+    return save(weights, Path(path), target=target, dtype=dtype, force=force)
+
+
+def find_adapters(
+    path: str | Path, *, max_depth: int = MAX_DEPTH, max_adapters: int = MAX_ADAPTERS
+) -> list[Location]:
+    """Every adapter at or below ``path``, also those that opening will refuse.
+
+    Raises:
+        NotFoundError: There is nothing there, or no adapter in it.
+    """
+    place = existing_path(path)
+    if not place.is_dir():
+        probe = Probe(place)
+        form = FORMATS.find(probe)
+        if form is None:
+            raise _unrecognised_error(place)
+        return [location(probe, form)]
+    found = [location(*each) for each in walk(FORMATS, place, max_depth, max_adapters)]
+    if not found:
+        raise nothing_error(place)
+    return found
+
+
+def _unrecognised_error(place: Path) -> Exception:
+    if place.is_dir():
+        return nothing_error(place)
+    return UnsupportedAdapterError(
+        "The file is of no format known here.",
+        where=place,
+        expected="a PEFT directory or a .safetensors file",
+        remedy="point at the directory that PEFT's model.save_pretrained wrote",
+    )

@@ -1,0 +1,219 @@
+"""What a format is, the registry of all of them, and the look at a place that they share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from vlora_engine.adapters import AdapterSource, ModuleShape
+from vlora_engine.errors import NotFoundError, VLoRAError
+from vlora_engine.formats.config import CONFIG_NAME, parse_config, read_config_bytes
+from vlora_engine.formats.contents import SafetensorsContents
+from vlora_engine.formats.layout import Described
+from vlora_engine.health import Finding
+from vlora_engine.tensorfile import read_error
+
+WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # the preferred one first
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where an adapter lies, and which format recognised it."""
+
+    path: Path
+    name: str
+    format: str
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What can be said of an adapter without tensor data and without torch.
+
+    ``modules`` is None where the tensors lie in a pickle, which only torch may open.
+    """
+
+    path: Path
+    weights: Path
+    config: Mapping[str, Any]
+    rank: int
+    alpha: float
+    base_model: str | None
+    modules: Mapping[str, ModuleShape] | None
+    scales: Mapping[str, float]
+    rest: Mapping[str, Described]
+    nbytes: int
+    findings: tuple[Finding, ...]
+    identity: tuple[int, int, str]
+
+
+class Format(Protocol):
+    """One way in which adapters lie on a disk."""
+
+    @property
+    def name(self) -> str:
+        """A word for it, unique in the registry."""
+
+    def detect(self, probe: Probe) -> bool:
+        """Whether what lies at ``probe.path`` is of this format; never raises on bad content."""
+
+    def inspect(self, probe: Probe, *, allow_unsupported: bool = False) -> Inspection:
+        """Headers only, no torch; raises what `open` would raise on the same grounds."""
+
+    def open(self, probe: Probe, *, allow_unsupported: bool = False) -> AdapterSource:
+        """A source that reads one module at a time."""
+
+
+class Registry:
+    """The formats in the order in which they are asked."""
+
+    def __init__(self) -> None:
+        self._formats: dict[str, Format] = {}
+
+    def add(self, form: Format) -> None:
+        """Register ``form``; two of one name are a fault of the program."""
+        if form.name in self._formats:
+            raise ValueError(f"two formats are called {form.name!r}")
+        self._formats[form.name] = form
+
+    def find(self, probe: Probe) -> Format | None:
+        """The first format that recognises ``probe``."""
+        return next((form for form in self._formats.values() if form.detect(probe)), None)
+
+    def names(self) -> list[str]:
+        """All names, in order."""
+        return list(self._formats)
+
+    def __getitem__(self, name: str) -> Format:
+        return self._formats[name]
+
+
+class Probe:
+    """A look at a file or directory, whose parts are read once and only when asked for.
+
+    A path to PEFT's own files means the directory they lie in.
+    """
+
+    def __init__(self, path: Path, names: frozenset[str] | None = None) -> None:
+        if path.name in (*WEIGHTS, CONFIG_NAME) and path.is_file():
+            self._named_weights = path if path.name in WEIGHTS else None
+            path = path.parent
+        else:
+            self._named_weights = None
+        self.path = path
+        if names is None:
+            names = _file_names(path)
+        self.file: Path | None = None if names is not None else path
+        self.directory: Path = path if names is not None else path.parent
+        self.names: frozenset[str] = names if names is not None else frozenset()
+
+    @cached_property
+    def config_path(self) -> Path:
+        """Where adapter_config.json is, or would be."""
+        return self.directory / CONFIG_NAME
+
+    @cached_property
+    def has_config(self) -> bool:
+        if self.file is not None:
+            return self.config_path.is_file()
+        return CONFIG_NAME in self.names
+
+    @cached_property
+    def config_bytes(self) -> bytes:
+        """adapter_config.json as it lies there; raises as `read_config_bytes`."""
+        return read_config_bytes(self.config_path)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """adapter_config.json; raises as `read_config`."""
+        return parse_config(self.config_bytes, self.config_path)
+
+    @cached_property
+    def loose_config(self) -> Mapping[str, Any]:
+        """The config for recognising formats: empty when there is none or it is broken."""
+        try:
+            return self.config if self.has_config else {}
+        except VLoRAError:
+            return {}
+
+    @cached_property
+    def weights(self) -> Path | None:
+        """PEFT's tensor file, safetensors before pickle; a file that was named is itself."""
+        if self.file is not None:
+            return self.file
+        if self._named_weights is not None:
+            return self._named_weights
+        return next((self.directory / name for name in WEIGHTS if name in self.names), None)
+
+    @cached_property
+    def tensor_file(self) -> Path | None:
+        """The one file by whose keys a format can be told: ``weights`` or the only safetensors."""
+        if self.weights is not None:
+            return self.weights
+        candidates = sorted(name for name in self.names if name.endswith(".safetensors"))
+        return self.directory / candidates[0] if len(candidates) == 1 else None
+
+    @cached_property
+    def contents(self) -> SafetensorsContents:
+        """The header of ``tensor_file``; raises as `read_header`."""
+        path = self.tensor_file
+        if path is None:
+            raise NotFoundError("There is no tensor file here.", where=self.path)
+        return SafetensorsContents(path)
+
+    @cached_property
+    def keys(self) -> frozenset[str]:
+        """The tensor names in ``tensor_file``, empty where a header does not tell them."""
+        path = self.tensor_file
+        if path is None or path.suffix in PICKLES:
+            return frozenset()
+        try:
+            return frozenset(self.contents.tensors)
+        except VLoRAError:
+            return frozenset()
+
+    def identity(self, *files: Path) -> tuple[int, int, str]:
+        """Bytes, newest modification and a digest of headers and config: what a cache goes by."""
+        size, newest, sha = 0, 0, hashlib.sha256()
+        for path in files:
+            try:
+                status = path.stat()
+            except OSError as error:
+                raise read_error(path, error) from None
+            size += status.st_size
+            newest = max(newest, status.st_mtime_ns)
+        if self.has_config:
+            sha.update(self.config_bytes)
+        if files and files[0].suffix not in PICKLES:
+            sha.update(self.contents.header.digest.encode())
+        return size, newest, sha.hexdigest()
+
+
+def json_says(path: Path, key: str, value: str) -> bool:
+    """Whether the start of the JSON file at ``path`` has ``"key": "value"``; never raises."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(1 << 16)
+    except OSError:
+        return False
+    wanted = re.escape(json.dumps(key).encode()) + rb"\s*:\s*" + json.dumps(value).encode()
+    return re.search(wanted, start) is not None
+
+
+def _file_names(path: Path) -> frozenset[str] | None:
+    """The names in a directory; None for a file."""
+    try:
+        return frozenset(os.listdir(path))
+    except NotADirectoryError:
+        return None
+    except FileNotFoundError:
+        raise NotFoundError("There is no such file or directory.", where=path) from None
+    except OSError as error:
+        raise read_error(path, error) from None

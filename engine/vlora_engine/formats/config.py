@@ -1,0 +1,348 @@
+"""adapter_config.json: reading it with suspicion, and what of it this engine acts on.
+
+Fields that are not understood ride along untouched; those that decide the meaning of the tensors
+are checked here, so that nothing later has to doubt them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlora_engine.errors import AdapterError, CorruptFileError, UnsupportedAdapterError
+from vlora_engine.formats.patterns import PatternTable, is_safe_pattern
+from vlora_engine.tensorfile import LFS_POINTER, lfs_pointer_error, read_error
+
+CONFIG_NAME = "adapter_config.json"
+MAX_CONFIG_BYTES = 4_000_000
+PEFT_DEFAULT_RANK = 8
+PEFT_DEFAULT_ALPHA = 8
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The JSON object in the file at ``path``.
+
+    Raises:
+        StorageError: The file cannot be read.
+        CorruptFileError: It is a Git LFS pointer, too large, not JSON or not an object.
+    """
+    raw = read_config_bytes(path)
+    return parse_config(raw, path)
+
+
+def read_config_bytes(path: Path) -> bytes:
+    """The bytes of a config file, never more than a config can have."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(MAX_CONFIG_BYTES + 1)
+    except FileNotFoundError:
+        raise missing_config_error(path) from None
+    except OSError as error:
+        raise read_error(path, error) from None
+    if len(raw) > MAX_CONFIG_BYTES:
+        raise CorruptFileError(
+            "The adapter's config is too large to be one.",
+            where=path,
+            expected=f"at most {MAX_CONFIG_BYTES:,} bytes of JSON",
+            found="more than that",
+            remedy="copy adapter_config.json again from where the adapter was trained",
+        )
+    if raw.startswith(LFS_POINTER):
+        raise lfs_pointer_error(path)
+    return raw
+
+
+def parse_config(raw: bytes, path: Path) -> dict[str, Any]:
+    """``raw`` as a JSON object."""
+    try:
+        config = json.loads(raw, parse_constant=_no_constant)
+        if b"\\u" in raw:
+            json.dumps(config, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
+        raise CorruptFileError(
+            "The adapter's config is not JSON.",
+            where=path,
+            expected="a JSON object",
+            found=str(error) or type(error).__name__,
+            remedy="mend the file, or copy it again from where the adapter was trained",
+        ) from None
+    if not isinstance(config, dict):
+        raise CorruptFileError(
+            "The adapter's config is not a JSON object.",
+            where=path,
+            expected='{"peft_type": "LORA", "r": ..., ...}',
+            found=f"a JSON {_JSON_WORDS.get(type(config), 'value')}",
+            remedy="copy adapter_config.json again from where the adapter was trained",
+        )
+    return config
+
+
+def missing_config_error(path: Path) -> AdapterError:
+    """The error for an adapter without its config."""
+    return AdapterError(
+        "The adapter has no adapter_config.json: its scale is not known.",
+        where=path,
+        expected="a JSON object with peft_type, r, lora_alpha, target_modules",
+        found="no such file",
+        remedy="copy it from where the adapter was trained, or write one with those four fields",
+    )
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What decides the meaning of an adapter's tensors, checked; PEFT's defaults filled in."""
+
+    rank: int
+    alpha: float
+    rslora: bool
+    rank_pattern: PatternTable
+    alpha_pattern: PatternTable
+    targets: tuple[str, ...] | str | None
+    base_model: str | None
+
+    def rank_of(self, module: str) -> int:
+        """The rank that PEFT would give to ``module``."""
+        return int(self.rank_pattern.get(module, self.rank)) if self.rank_pattern else self.rank
+
+    def scale_of(self, module: str, rank: int) -> float:
+        """``alpha / r``, or ``alpha / sqrt(r)`` with rank-stabilised LoRA."""
+        alpha = self.alpha_pattern.get(module, self.alpha) if self.alpha_pattern else self.alpha
+        return float(alpha) / (math.sqrt(rank) if self.rslora else rank)
+
+
+def read_settings(config: Mapping[str, Any], where: Path) -> Settings:
+    """Check the fields that are acted upon.
+
+    A field that is absent (or null) means what it means to PEFT: ``r`` and ``lora_alpha`` are 8.
+
+    Raises:
+        AdapterError: A field has the wrong type or a value that no adapter can have.
+    """
+    targets = _field(config, "target_modules", where, _is_targets, "a string or a list of strings")
+    return Settings(
+        rank=_field(config, "r", where, _is_rank, "a positive whole number") or PEFT_DEFAULT_RANK,
+        alpha=_or(
+            _field(config, "lora_alpha", where, _is_number, "a finite number"), PEFT_DEFAULT_ALPHA
+        ),
+        rslora=bool(_field(config, "use_rslora", where, _is_bool, "true or false")),
+        rank_pattern=_pattern(config, "rank_pattern", where, _is_rank, "positive whole numbers"),
+        alpha_pattern=_pattern(config, "alpha_pattern", where, _is_number, "finite numbers"),
+        targets=tuple(targets) if isinstance(targets, list) else targets,
+        base_model=_field(config, "base_model_name_or_path", where, _is_text, "a string") or None,
+    )
+
+
+def check_peft_type(config: Mapping[str, Any], where: Path) -> None:
+    """Raise unless ``config`` describes LoRA (or names no type, which its tensors may tell)."""
+    kind = config.get("peft_type")
+    if kind is None or (isinstance(kind, str) and kind.upper() == "LORA"):
+        return
+    if not isinstance(kind, str):
+        raise _field_error("peft_type", where, '"LORA"', kind)
+    raise UnsupportedAdapterError(
+        f"The adapter is of PEFT's type {kind[:80]}, not LoRA.",
+        where=where,
+        expected='"peft_type": "LORA"',
+        found=f'"peft_type": "{kind[:80]}"',
+        remedy="convert it with PEFT's save_as_lora where that is possible, "
+        "or pass --allow-unsupported to carry it along as it is",
+    )
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A kind of LoRA that this engine refuses.
+
+    ``product`` says whether ``scale * B @ A`` still is the update that its factors stand for; if
+    not, --allow-unsupported keeps all its tensors as rest tensors.
+    """
+
+    name: str
+    applies: Callable[[Mapping[str, Any]], bool]
+    field: str
+    why: str
+    remedy: str
+    product: bool
+
+
+_CONVERT_INIT = (
+    "convert it where it was trained: "
+    "model.save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+)
+_MOVES_BASE = "its base weights are moved when it is loaded, so it shares no subspace with LoRA"
+
+
+def _initialised(prefix: str) -> Callable[[Mapping[str, Any]], bool]:
+    def applies(config: Mapping[str, Any]) -> bool:
+        value = config.get("init_lora_weights")
+        return isinstance(value, str) and value.lower().startswith(prefix)
+
+    return applies
+
+
+def _truthy(name: str) -> Callable[[Mapping[str, Any]], bool]:
+    return lambda config: bool(config.get(name))
+
+
+_REMERGE = "merge it into its base model and extract a plain LoRA of the difference, or retrain it"
+VARIANTS = (
+    Variant(
+        "DoRA",
+        _truthy("use_dora"),
+        "use_dora",
+        "its update divides by a norm of base weight and update together, which is not linear",
+        "retrain it with use_dora=False, or convert it with PEFT's save_as_lora",
+        True,
+    ),
+    Variant(
+        "KaSA",
+        _truthy("kasa_config"),
+        "kasa_config",
+        "it has a diagonal between B and A and truncates its base weights",
+        "retrain it without kasa_config",
+        False,
+    ),
+    Variant(
+        "BD-LoRA",
+        _truthy("use_bdlora"),
+        "use_bdlora",
+        "one of its factors is block-diagonal, so B @ A is not its update",
+        _REMERGE,
+        False,
+    ),
+    Variant(
+        "QA-LoRA",
+        _truthy("use_qalora"),
+        "use_qalora",
+        "its A works on pooled inputs, so B @ A is not its update",
+        _REMERGE,
+        False,
+    ),
+    Variant(
+        "LoRA on expert parameters (target_parameters)",
+        _truthy("target_parameters"),
+        "target_parameters",
+        "the ranks of all experts lie interleaved in one pair, so B @ A is not its update",
+        "retrain it on modules (target_modules), or leave it out of the collection",
+        False,
+    ),
+    Variant("PiSSA", _initialised("pissa"), "init_lora_weights", _MOVES_BASE, _CONVERT_INIT, True),
+    Variant("OLoRA", _initialised("olora"), "init_lora_weights", _MOVES_BASE, _CONVERT_INIT, True),
+    Variant("CorDA", _initialised("corda"), "init_lora_weights", _MOVES_BASE, _CONVERT_INIT, True),
+    Variant(
+        "LoRA-GA", _initialised("lora_ga"), "init_lora_weights", _MOVES_BASE, _CONVERT_INIT, True
+    ),
+    Variant(
+        "LoftQ",
+        _initialised("loftq"),
+        "init_lora_weights",
+        "its base weights are replaced by quantized ones when it is loaded",
+        "if it was trained on the saved quantized base, set init_lora_weights to true",
+        True,
+    ),
+)
+
+
+def find_variant(config: Mapping[str, Any]) -> Variant | None:
+    """The refused kind of LoRA that ``config`` describes, if it does."""
+    return next((variant for variant in VARIANTS if variant.applies(config)), None)
+
+
+def variant_error(variant: Variant, found: str, where: Path | str) -> UnsupportedAdapterError:
+    """The refusal of ``variant``."""
+    return UnsupportedAdapterError(
+        f"The adapter is {variant.name}, not plain LoRA: {variant.why}.",
+        where=where,
+        expected=f"plain LoRA (no {variant.field})",
+        found=found,
+        remedy=f"{variant.remedy}; or pass --allow-unsupported to carry it along as it is",
+    )
+
+
+def shown(value: Any) -> str:
+    """A value out of a file, short enough for a message."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+_JSON_WORDS = {
+    list: "array",
+    str: "string",
+    int: "number",
+    float: "number",
+    bool: "boolean",
+    type(None): "null",
+}
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _field(
+    config: Mapping[str, Any], name: str, where: Path, good: Callable[[Any], bool], expected: str
+) -> Any:
+    value = config.get(name)
+    if value is not None and not good(value):
+        raise _field_error(name, where, expected, value)
+    return value
+
+
+def _field_error(name: str, where: Path, expected: str, value: Any) -> AdapterError:
+    return AdapterError(
+        f"The field {name!r} of the adapter's config is not what it should be.",
+        where=where,
+        expected=expected,
+        found=shown(value),
+        remedy=f"mend {name!r} in that file",
+    )
+
+
+def _pattern(
+    config: Mapping[str, Any], name: str, where: Path, good: Callable[[Any], bool], values: str
+) -> PatternTable:
+    table = config.get(name) or {}
+    if not isinstance(table, dict):
+        raise _field_error(name, where, f"an object of module patterns and {values}", table)
+    for key, value in table.items():
+        if not good(value):
+            raise _field_error(name, where, f"{values} for {shown(key)}", value)
+        if not is_safe_pattern(key):
+            raise AdapterError(
+                f"A module pattern in {name!r} of the adapter's config cannot be used.",
+                where=where,
+                expected="a module name or a simple regular expression",
+                found=shown(key),
+                remedy=f"write the modules' names in {name!r}",
+            )
+    return PatternTable(table)
+
+
+def _is_rank(value: Any) -> bool:
+    return type(value) is int and 0 < value < 2**31
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e300 and math.isfinite(value)
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_targets(value: Any) -> bool:
+    return isinstance(value, str) or (
+        isinstance(value, list) and all(isinstance(item, str) for item in value)
+    )

@@ -1,0 +1,260 @@
+"""From the keys and shapes of a PEFT file to modules and rest tensors; no tensor data, no torch.
+
+Key forms (FORMATS.md): ``<module>.lora_A.weight`` and ``.lora_B.weight`` of linear maps and
+convolutions, ``<module>.lora_embedding_A`` and ``_B`` of embeddings, each perhaps with an adapter's
+name inside (``lora_A.default.weight``). Everything else is a rest tensor, under its full key.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlora_engine.adapters import Kind, ModuleShape
+from vlora_engine.errors import AdapterError, CorruptFileError, UnsupportedAdapterError
+from vlora_engine.formats.config import Settings
+from vlora_engine.tensorfile import FLOAT_DTYPES, ITEM_BYTES
+
+PREFIX = "base_model.model."
+Described = tuple[str, tuple[int, ...]]  # a tensor's dtype, in safetensors' words, and its shape
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The keys of one module's two factors, and their shape."""
+
+    key_a: str
+    key_b: str
+    shape: ModuleShape
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Every tensor of a file, accounted for: ``pairs`` by module (sorted), and the rest."""
+
+    pairs: Mapping[str, Pair]
+    rest: Mapping[str, Described]
+    prefixed: bool
+    adapter_name: str | None
+
+
+def read_layout(tensors: Mapping[str, Described], where: Path) -> Layout:
+    """Group the tensors of a file by module.
+
+    Raises:
+        AdapterError: Half a pair, shapes that do not multiply, a zero size, a dtype that is not
+            floating point, several adapters in one file.
+        UnsupportedAdapterError: A grouped convolution.
+    """
+    factors: dict[str, dict[str, str]] = {}
+    rest: dict[str, Described] = {}
+    names: set[str] = set()
+    prefixed = True
+    for key, described in tensors.items():
+        if not key.isprintable():
+            raise _unprintable_error(key, where)
+        split = split_key(key)
+        if split is None:
+            rest[key] = described
+            continue
+        module, side, name = split
+        if name:
+            names.add(name)
+        if key.startswith(PREFIX):
+            module = module[len(PREFIX) :]
+        else:
+            prefixed = False
+        sides = factors.setdefault(module, {})
+        if side in sides:
+            raise _several_error(module, sides[side], key, where)
+        sides[side] = key
+    pairs = {module: _pair(module, factors[module], tensors, where) for module in sorted(factors)}
+    return Layout(
+        pairs=pairs,
+        rest=dict(sorted(rest.items())),
+        prefixed=prefixed,
+        adapter_name=min(names, default=None),
+    )
+
+
+def check_ranks(layout: Layout, settings: Settings, config_path: Path, where: Path) -> None:
+    """Raise if a tensor's rank is not what the config says: PEFT cannot load such a file.
+
+    Raises:
+        AdapterError: Names the first tensor and says how many disagree.
+    """
+    wrong = [
+        (pair, settings.rank_of(module))
+        for module, pair in layout.pairs.items()
+        if pair.shape.rank != settings.rank_of(module)
+    ]
+    if not wrong:
+        return
+    pair, expected = wrong[0]
+    ranks = {pair.shape.rank for pair in layout.pairs.values()}
+    found = pair.shape.rank
+    advice = f'set "r": {found}' if len(ranks) == 1 else "set r and rank_pattern"
+    raise AdapterError(
+        f"The rank of {len(wrong)} of {len(layout.pairs)} modules disagrees with the config.",
+        where=f"{where}: {pair.key_a}",
+        expected=f"rank {expected}, as r or rank_pattern of {config_path.name} says",
+        found=f"rank {found}, shape {list(pair.shape.shape_a)}",
+        remedy=f"{advice} in {config_path} if the tensors are right (lora_alpha is divided by r, "
+        "so look at it too), or find the config that belongs to them",
+    )
+
+
+def split_key(key: str) -> tuple[str, str, str] | None:
+    """Module, side ("A", "B", "embedding_A", "embedding_B") and adapter name inside ``key``.
+
+    None for a key that is no factor.
+    """
+    at = key.rfind(".lora_")
+    if at <= 0:
+        return None
+    tail = key[at + 6 :]
+    side = _SIDES.get(tail)
+    if side is not None:
+        return key[:at], side, ""
+    match = _NAMED.match(tail)
+    if match is None:
+        return None
+    side = match["side"] or match["embedding"]
+    return key[:at], side, match["name"] or match["embedding_name"]
+
+
+_SIDES = {
+    "A.weight": "A",
+    "B.weight": "B",
+    "embedding_A": "embedding_A",
+    "embedding_B": "embedding_B",
+}
+_NAMED = re.compile(
+    r"(?P<side>[AB])\.(?P<name>[^.]+)\.weight\Z"
+    r"|(?P<embedding>embedding_[AB])\.(?P<embedding_name>[^.]+)\Z"
+)
+
+
+def _pair(
+    module: str, sides: Mapping[str, str], tensors: Mapping[str, Described], where: Path
+) -> Pair:
+    key_a = sides.get("A") or sides.get("embedding_A")
+    key_b = sides.get("B") or sides.get("embedding_B")
+    if key_a is None or key_b is None or len(sides) > 2 or ("A" in sides) != ("B" in sides):
+        raise _half_error(module, sides.values(), where)
+    (dtype_a, shape_a), (dtype_b, shape_b) = tensors[key_a], tensors[key_b]
+    if len(shape_a) == 2 and len(shape_b) == 2 and shape_a[0] == shape_b[1] != 0:
+        kind: Kind = "linear" if "A" in sides else "embedding"
+        d_in, d_out = shape_a[1], shape_b[0]
+    else:
+        kind = "conv2d"
+        d_in, d_out = _conv_dimensions(key_a, shape_a, key_b, shape_b, where)
+        if "A" not in sides:
+            raise _product_error(key_a, shape_a, shape_b, where)
+    if d_in == 0 or d_out == 0:
+        raise _empty_error(key_a if d_in == 0 else key_b, shape_a if d_in == 0 else shape_b, where)
+    if dtype_a not in FLOAT_DTYPES or dtype_b not in FLOAT_DTYPES:
+        wrong_a = dtype_a not in FLOAT_DTYPES
+        raise AdapterError(
+            f"A factor of module {module!r} is not made of floating-point numbers.",
+            where=f"{where}: {key_a if wrong_a else key_b}",
+            expected="F32, F16, BF16, F64 or an 8-bit float",
+            found=dtype_a if wrong_a else dtype_b,
+            remedy="save the adapter again in bf16, fp16 or fp32; quantized factors are not read",
+        )
+    wider = dtype_a if ITEM_BYTES[dtype_a] >= ITEM_BYTES[dtype_b] else dtype_b
+    return Pair(key_a, key_b, ModuleShape(shape_a[0], d_in, d_out, wider, kind, shape_a, shape_b))
+
+
+def _conv_dimensions(
+    key_a: str, shape_a: tuple[int, ...], key_b: str, shape_b: tuple[int, ...], where: Path
+) -> tuple[int, int]:
+    """d_in (channels times kernel) and d_out of a convolution; 1-D and 3-D ones are alike.
+
+    A (r, in / groups, *kernel) is seen as (r, in * kernel), B (out, r, 1, ...) as (out, r).
+    """
+    for key, shape in ((key_a, shape_a), (key_b, shape_b)):
+        if len(shape) < 2 or 0 in shape:
+            raise _empty_error(key, shape, where)
+    convolution = 3 <= len(shape_a) == len(shape_b) <= 5 and set(shape_b[2:]) == {1}
+    rank = shape_a[0]
+    if convolution and shape_b[1] != rank and rank % shape_b[1] == 0:
+        raise UnsupportedAdapterError(
+            "A module is a grouped convolution, whose update is not B @ A.",
+            where=f"{where}: {key_b}",
+            expected=f"B of shape [out, {rank}, 1, 1]",
+            found=f"shape {list(shape_b)} beside A {list(shape_a)}",
+            remedy="retrain it without that module, "
+            "or pass --allow-unsupported to carry it along as it is",
+        )
+    if not convolution or shape_b[1] != rank:
+        raise _product_error(key_a, shape_a, shape_b, where)
+    d_in = 1
+    for size in shape_a[1:]:
+        d_in *= size
+    return d_in, shape_b[0]
+
+
+def _unprintable_error(key: str, where: Path) -> CorruptFileError:
+    return CorruptFileError(
+        "A tensor's name has characters that no module has.",
+        where=where,
+        expected="printable text",
+        found=ascii(key)[:80],
+        remedy="do not use this file: it was damaged, or made to do damage",
+    )
+
+
+def _product_error(
+    key_a: str, shape_a: tuple[int, ...], shape_b: tuple[int, ...], where: Path
+) -> AdapterError:
+    return AdapterError(
+        "The two factors of a module do not multiply.",
+        where=f"{where}: {key_a}",
+        expected="A [r, in] and B [out, r] with the same r",
+        found=f"A {list(shape_a)} and B {list(shape_b)}",
+        remedy="save the adapter again where it was trained; one tensor is not its own",
+    )
+
+
+def _half_error(module: str, keys: Iterable[str], where: Path) -> AdapterError:
+    keys = sorted(keys)
+    other = {"A": "B", "B": "A"}
+    missing = ", ".join(
+        re.sub(
+            r"lora_(embedding_)?([AB])",
+            lambda m: f"lora_{m[1] or ''}{other[m[2]]}",
+            key,
+        )
+        for key in keys
+    )
+    return AdapterError(
+        f"Module {module!r} has only one of its two factors.",
+        where=f"{where}: {keys[0]}",
+        expected=f"{missing} beside it" if len(keys) == 1 else "lora_A and lora_B of one kind",
+        found=", ".join(keys) if len(keys) > 1 else "only the one",
+        remedy="save or download the adapter again: it is not complete",
+    )
+
+
+def _several_error(module: str, one: str, two: str, where: Path) -> AdapterError:
+    return AdapterError(
+        f"The file holds two tensors for the same factor of module {module!r}.",
+        where=f"{where}: {two}",
+        expected="one adapter per file",
+        found=f"{one} and {two}",
+        remedy="save each adapter into its own directory: model.save_pretrained(dir) in PEFT",
+    )
+
+
+def _empty_error(key: str, shape: tuple[int, ...], where: Path) -> AdapterError:
+    return AdapterError(
+        "A factor has no elements, or is not a matrix.",
+        where=f"{where}: {key}",
+        expected="a matrix with at least one row and one column",
+        found=f"shape {list(shape)}",
+        remedy="gather the shards before saving (DeepSpeed ZeRO-3: GatheredParameters; FSDP: "
+        "summon_full_params), then save the adapter again",
+    )

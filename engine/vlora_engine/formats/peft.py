@@ -1,0 +1,233 @@
+"""PEFT adapters: one directory with adapter_config.json and the tensors in one file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlora_engine.adapters import AdapterSource, ModuleShape, content_digest
+from vlora_engine.errors import (
+    AdapterError,
+    NotFoundError,
+    UnsupportedAdapterError,
+    VLoRAError,
+)
+from vlora_engine.formats.base import PICKLES, WEIGHTS, Inspection, Probe
+from vlora_engine.formats.config import (
+    Settings,
+    check_peft_type,
+    find_variant,
+    missing_config_error,
+    read_settings,
+    shown,
+    variant_error,
+)
+from vlora_engine.formats.contents import Contents, PickleContents
+from vlora_engine.formats.foreign import foreign_error, recognise
+from vlora_engine.formats.layout import Described, Layout, check_ranks, read_layout, split_key
+from vlora_engine.formats.remarks import adapter_findings, pickle_findings
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class PeftAdapter:
+    """An `AdapterSource` over a PEFT directory."""
+
+    def __init__(self, inspection: Inspection, contents: Contents, layout: Layout) -> None:
+        self.path: Path | None = inspection.path
+        self.config = inspection.config
+        self.modules: Mapping[str, ModuleShape] = inspection.modules or {}
+        self.scales = inspection.scales
+        self.rest = inspection.rest
+        self.nbytes = inspection.nbytes
+        self.findings = inspection.findings
+        self.rank = inspection.rank
+        self._contents = contents
+        self._layout = layout
+
+    def read(self, module: str) -> tuple[Tensor, Tensor]:
+        """A (rank, d_in) and B (d_out, rank); a convolution's kernel is flattened into d_in."""
+        pair = self._layout.pairs[module]
+        shape = pair.shape
+        a, b = self._contents.read(pair.key_a), self._contents.read(pair.key_b)
+        return a.reshape(shape.rank, shape.d_in), b.reshape(shape.d_out, shape.rank)
+
+    def read_rest(self) -> dict[str, Tensor]:
+        """The rest tensors, bit for bit."""
+        return {name: self._contents.read(name) for name in self.rest}
+
+    def digest(self) -> str:
+        """sha256 over the tensors and scales, the same as of the adapter in memory."""
+        return content_digest(self)
+
+
+class PeftFormat:
+    """adapter_config.json beside adapter_model.safetensors or adapter_model.bin."""
+
+    name = "peft"
+
+    def detect(self, probe: Probe) -> bool:
+        """A config, a tensor file under PEFT's name, or a file with PEFT's keys."""
+        if probe.file is None:
+            return probe.has_config or not probe.names.isdisjoint(WEIGHTS)
+        if probe.file.suffix in PICKLES:
+            return probe.has_config or probe.file.suffix == ".bin"
+        return any(split_key(key) for key in probe.keys)
+
+    def inspect(self, probe: Probe, *, allow_unsupported: bool = False) -> Inspection:
+        """See `Format`; a pickle's tensors are not looked at."""
+        weights = _weights(probe)
+        if weights.suffix in PICKLES:
+            return _inspect_pickle(probe, weights, allow_unsupported)
+        return _examine(probe, probe.contents, allow_unsupported)[0]
+
+    def open(self, probe: Probe, *, allow_unsupported: bool = False) -> AdapterSource:
+        """See `Format`; a pickle is opened here, by torch."""
+        weights = _weights(probe)
+        contents: Contents
+        contents = PickleContents(weights) if weights.suffix in PICKLES else probe.contents
+        inspection, layout = _examine(probe, contents, allow_unsupported)
+        return PeftAdapter(inspection, contents, layout)
+
+
+def _weights(probe: Probe) -> Path:
+    if probe.weights is None:
+        raise NotFoundError(
+            "The adapter has a config but no tensors.",
+            where=probe.path,
+            expected=" or ".join(WEIGHTS),
+            found=_some_names(probe.names),
+            remedy="copy or download the tensor file into that directory",
+        )
+    return probe.weights
+
+
+def _examine(
+    probe: Probe, contents: Contents, allow_unsupported: bool
+) -> tuple[Inspection, Layout]:
+    """Every check that headers allow, in the order in which a person would want to hear of it."""
+    if not probe.has_config:
+        # A foreign file under PEFT's name deserves its own name before its config is missed.
+        _refuse_foreign(probe, contents)
+        raise missing_config_error(probe.config_path)
+    config = probe.config
+    settings = read_settings(config, probe.config_path)
+    as_product = _check_supported(probe, contents, allow_unsupported)
+    layout = _layout(contents, as_product)
+    if not layout.pairs and not allow_unsupported:
+        _refuse_foreign(probe, contents)
+        raise _no_modules_error(contents)
+    check_ranks(layout, settings, probe.config_path, contents.path)
+    inspection = _inspection(
+        probe,
+        settings,
+        contents.path,
+        modules={module: pair.shape for module, pair in layout.pairs.items()},
+        scales={
+            module: settings.scale_of(module, pair.shape.rank)
+            for module, pair in layout.pairs.items()
+        },
+        rest=layout.rest,
+        findings=adapter_findings(probe, contents, layout, settings),
+    )
+    return inspection, layout
+
+
+def _inspect_pickle(probe: Probe, weights: Path, allow_unsupported: bool) -> Inspection:
+    if not probe.has_config:
+        raise missing_config_error(probe.config_path)
+    settings = read_settings(probe.config, probe.config_path)
+    _check_supported(probe, None, allow_unsupported)
+    return _inspection(
+        probe,
+        settings,
+        weights,
+        modules=None,
+        scales={},
+        rest={},
+        findings=pickle_findings(probe, weights, settings),
+    )
+
+
+def _inspection(probe: Probe, settings: Settings, weights: Path, **parts: Any) -> Inspection:
+    files = [weights, probe.config_path]
+    identity = probe.identity(*files)
+    return Inspection(
+        path=probe.path,
+        weights=weights,
+        config=probe.config,
+        rank=settings.rank,
+        alpha=settings.alpha,
+        base_model=settings.base_model,
+        nbytes=identity[0],
+        identity=identity,
+        **parts,
+    )
+
+
+def _check_supported(probe: Probe, contents: Contents | None, allow_unsupported: bool) -> bool:
+    """Refuse what is not plain LoRA; return whether the factors may be read as a product."""
+    config = probe.config
+    try:
+        check_peft_type(config, probe.config_path)
+    except UnsupportedAdapterError:
+        if not allow_unsupported:
+            raise
+        return False
+    variant = find_variant(config)
+    if variant is not None:
+        if not allow_unsupported:
+            found = f'"{variant.field}": {shown(config.get(variant.field))}'
+            raise variant_error(variant, found, probe.config_path)
+        return variant.product
+    if contents is not None and not allow_unsupported:
+        _check_marks(contents)
+    return True
+
+
+def _check_marks(contents: Contents) -> None:
+    """Refuse by tensors what the config does not own up to."""
+    for key in contents.tensors:
+        for mark, field in _MARKS.items():
+            if mark in key:
+                variant = find_variant({field: True})
+                if variant is not None:
+                    raise variant_error(variant, f"tensor {key}", contents.path)
+
+
+_MARKS = {".lora_magnitude_vector": "use_dora", ".lora_diag": "kasa_config"}
+
+
+def _layout(contents: Contents, as_product: bool) -> Layout:
+    if as_product:
+        return read_layout(contents.tensors, contents.path)
+    rest: dict[str, Described] = dict(sorted(contents.tensors.items()))
+    return Layout(pairs={}, rest=rest, prefixed=True, adapter_name=None)
+
+
+def _refuse_foreign(probe: Probe, contents: Contents) -> None:
+    kind = recognise(contents.tensors, contents.metadata)
+    if kind is not None:
+        raise foreign_error(kind, contents.path)
+
+
+def _no_modules_error(contents: Contents) -> VLoRAError:
+    keys = Counter(key.rsplit(".", 2)[-1] for key in contents.tensors)
+    return AdapterError(
+        "The file has no LoRA factors.",
+        where=contents.path,
+        expected="tensors named <module>.lora_A.weight and <module>.lora_B.weight",
+        found=f"{len(contents.tensors)} tensors, such as {min(contents.tensors)}"
+        if keys
+        else "no tensors",
+        remedy="point at a directory that PEFT's model.save_pretrained wrote; "
+        "a whole model is not an adapter",
+    )
+
+
+def _some_names(names: frozenset[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")

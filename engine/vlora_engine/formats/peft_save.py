@@ -1,0 +1,243 @@
+"""Writing PEFT directories: the config corrected as little as possible, the tensors as they are."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlora_engine.adapters import LoRAWeights, match_pattern
+from vlora_engine.errors import AdapterError, ParameterError
+from vlora_engine.files import new_directory, write_json
+from vlora_engine.formats.base import WEIGHTS
+from vlora_engine.formats.config import CONFIG_NAME, Settings, read_settings
+from vlora_engine.formats.layout import PREFIX
+from vlora_engine.formats.remarks import matching_targets
+from vlora_engine.tensorfile import write_tensors
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+LATER_TARGETS = ("portable", "vllm", "sglang", "tgi", "lorax", "llamacpp", "ollama")
+DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def save(
+    weights: LoRAWeights,
+    path: Path,
+    *,
+    target: str = "peft",
+    dtype: str | torch.dtype | None = None,
+    force: bool = False,
+) -> Path:
+    """See `vlora_engine.formats.save_adapter`."""
+    _check_target(target)
+    config = peft_config(weights)
+    tensors = peft_tensors(weights, _torch_dtype(dtype))
+    # Wide dtypes first keeps every tensor aligned; then by name, as PEFT's own files are.
+    tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
+    with new_directory(path, job="save", force=force) as partial:
+        try:
+            write_json(partial / CONFIG_NAME, config, indent=2)
+        except (TypeError, ValueError) as error:
+            raise ParameterError(
+                "The adapter's config cannot be written as JSON.",
+                where=weights.source,
+                found=str(error),
+                remedy="remove what is not JSON from LoRAWeights.metadata",
+            ) from None
+        write_tensors(partial / WEIGHTS[0], tensors, {"format": "pt"})
+    return path
+
+
+def peft_tensors(weights: LoRAWeights, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The tensors of ``weights`` under PEFT's keys and in PEFT's shapes; rest tensors untouched.
+
+    Raises:
+        AdapterError: A rest tensor has the key of a factor.
+        ParameterError: A value does not fit ``dtype``.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name in weights.layer_names:
+        a, b = _at_least_rank_one(weights.lora_a[name], weights.lora_b[name])
+        rank = a.shape[0]
+        shape = weights.shapes.get(name)
+        kind = shape.kind if shape else "linear"
+        if kind == "conv2d" and shape is not None:
+            a = a.reshape(rank, *shape.shape_a[1:])
+            b = b.reshape(b.shape[0], rank, *shape.shape_b[2:])
+        stem = "lora_embedding_{}" if kind == "embedding" else "lora_{}.weight"
+        for side, factor in (("A", a), ("B", b)):
+            key = f"{PREFIX}{name}.{stem.format(side)}"
+            tensors[key] = factor if dtype is None else _cast(factor, dtype, key)
+    collisions = sorted(tensors.keys() & weights.rest.keys())
+    if collisions:
+        raise AdapterError(
+            "A rest tensor has the key of a factor.", where=collisions[0], found="two tensors"
+        )
+    return {**tensors, **weights.rest}
+
+
+def peft_config(weights: LoRAWeights) -> dict[str, Any]:
+    """adapter_config.json for ``weights``: the original, corrected where PEFT would go wrong.
+
+    From what is returned PEFT derives the rank of every tensor and ``weights.scales``; where the
+    division by r cannot give a scale to the last bit, the nearest alpha is taken.
+    """
+    config = dict(weights.metadata) or _fresh_config()
+    if not isinstance(config.get("peft_type"), str):
+        config["peft_type"] = "LORA"
+    config["inference_mode"] = True
+    ranks = {name: max(1, weights.lora_a[name].shape[0]) for name in weights.layer_names}
+    settings = read_settings(config, Path(weights.source or CONFIG_NAME))
+    if not ranks:
+        return config
+    _correct_ranks(config, settings, ranks)
+    _correct_alphas(config, settings, ranks, weights.scales)
+    _correct_targets(config, settings, list(ranks))
+    return config
+
+
+def _fresh_config() -> dict[str, Any]:
+    return {
+        "alpha_pattern": {},
+        "base_model_name_or_path": None,
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "init_lora_weights": True,
+        "lora_dropout": 0.0,
+        "modules_to_save": None,
+        "peft_type": "LORA",
+        "rank_pattern": {},
+        "target_modules": None,
+        "task_type": None,
+        "use_dora": False,
+        "use_rslora": False,
+    }
+
+
+def _correct_ranks(config: dict[str, Any], settings: Settings, ranks: Mapping[str, int]) -> None:
+    if config.get("r") is not None and all(
+        settings.rank_of(module) == rank for module, rank in ranks.items()
+    ):
+        return
+    config["r"] = _most_common(ranks, settings.rank)
+    config["rank_pattern"] = _exceptions(ranks, config["r"])
+
+
+def _correct_alphas(
+    config: dict[str, Any],
+    settings: Settings,
+    ranks: Mapping[str, int],
+    scales: Mapping[str, float],
+) -> None:
+    if config.get("lora_alpha") is not None and all(
+        settings.scale_of(module, rank) == scales[module] for module, rank in ranks.items()
+    ):
+        return
+    root: Callable[[int], float] = math.sqrt if settings.rslora else float
+    alphas = {module: _alpha(scales[module], root(rank)) for module, rank in ranks.items()}
+    config["lora_alpha"] = _most_common(alphas, settings.alpha)
+    config["alpha_pattern"] = _exceptions(alphas, config["lora_alpha"])
+
+
+def _alpha(scale: float, divisor: float) -> int | float:
+    """The alpha whose quotient by ``divisor`` is ``scale``, or comes nearest to it."""
+    if not math.isfinite(scale):
+        raise AdapterError("A scale is not a finite number.", found=str(scale))
+    middle = scale * divisor
+    near = (round(middle), middle, math.nextafter(middle, math.inf), math.nextafter(middle, -1e308))
+    best = min(near, key=lambda alpha: abs(alpha / divisor - scale))
+    return int(best) if float(best).is_integer() and abs(best) < 2**53 else best
+
+
+def _most_common(values: Mapping[str, Any], preferred: Any) -> Any:
+    counts = Counter(values.values())
+    return max(counts, key=lambda value: (counts[value], value == preferred, value))
+
+
+def _exceptions(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
+    """A pattern table that gives every module its value, each matched by its own key alone."""
+    table = {name: value for name, value in sorted(values.items()) if value != default}
+    if all(match_pattern(table, name, default) == value for name, value in values.items()):
+        return table
+    # A name that ends another one's, or whose dots match another letter: anchor and escape.
+    return {f"^{re.escape(name)}": value for name, value in table.items()}
+
+
+def _correct_targets(config: dict[str, Any], settings: Settings, modules: list[str]) -> None:
+    """An explicit list that matches every trained module.
+
+    The base model is not known here, so leaf names are never invented: what the original listed
+    is kept if it covers the modules, else their full paths are written.
+    """
+    targets = settings.targets
+    if isinstance(targets, tuple) and targets:
+        known = frozenset(targets)
+        if all(matching_targets(module, known) for module in modules):
+            return
+    config["target_modules"] = sorted(modules)
+    for name in ("layers_to_transform", "layers_pattern", "exclude_modules"):
+        if config.get(name) is not None:
+            config[name] = None
+
+
+def _at_least_rank_one(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """PEFT knows no rank 0: an update of nothing is a zero row and a zero column."""
+    if a.shape[0]:
+        return a, b
+    return a.new_zeros(1, a.shape[1]), b.new_zeros(b.shape[0], 1)
+
+
+def _cast(factor: Tensor, dtype: torch.dtype, key: str) -> Tensor:
+    cast = factor.to(dtype)
+    if bool(factor.isfinite().all()) and not bool(cast.isfinite().all()):
+        raise ParameterError(
+            f"Values of {key} do not fit {dtype}.".replace("torch.", ""),
+            where=key,
+            found=f"a largest magnitude of {factor.abs().max().item():.3g}",
+            remedy="choose bf16 or fp32",
+        )
+    return cast
+
+
+def _check_target(target: str) -> None:
+    if target == "peft":
+        return
+    if target in LATER_TARGETS:
+        raise ParameterError(
+            f"The target {target!r} is not built yet.",
+            expected="peft",
+            found=target,
+            remedy="export to peft",
+        )
+    raise ParameterError(
+        f"There is no target {target!r}.",
+        expected=", ".join(("peft", *LATER_TARGETS)),
+        found=target,
+    )
+
+
+def _torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    import torch
+
+    if dtype is None:
+        return None
+    if isinstance(dtype, str):
+        found = getattr(torch, DTYPES.get(dtype, dtype), None)
+        if isinstance(found, torch.dtype) and found in _stored(torch):
+            return found
+    elif dtype in _stored(torch):
+        return dtype
+    raise ParameterError(
+        "Adapters are not stored in this dtype.", expected=", ".join(DTYPES), found=str(dtype)
+    )
+
+
+def _stored(torch: Any) -> tuple[Any, ...]:
+    return (torch.float64, torch.float32, torch.float16, torch.bfloat16)

@@ -1,0 +1,217 @@
+"""Finding adapters below a directory, and telling apart the words that name a place."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from vlora_engine.errors import NotFoundError, ParameterError, VLoRAError
+from vlora_engine.formats.base import Format, Location, Probe, Registry
+from vlora_engine.tensorfile import read_error
+
+MAX_DEPTH = 4
+MAX_ADAPTERS = 100_000
+_SKIPPED = frozenset({"__pycache__", "node_modules"})
+
+
+def walk(
+    registry: Registry, root: Path, max_depth: int, max_adapters: int
+) -> Iterator[tuple[Probe, Format]]:
+    """Every adapter at or below ``root``, sorted by path, each with the format that knows it.
+
+    The root's adapter is PEFT's ``default``; named adapters and checkpoints lie in directories
+    below it. Hidden directories are left out; a directory reached twice (a loop of symbolic
+    links) is looked at once.
+    """
+    seen: set[tuple[int, int]] = set()
+    waiting = [(root, 0)]
+    found = 0
+    while waiting and found < max_adapters:
+        path, depth = waiting.pop()
+        if not _first_visit(path, seen):
+            continue
+        try:
+            files, directories = _list(path)
+        except OSError as error:
+            if depth == 0:
+                raise read_error(path, error) from None
+            continue
+        here = list(_adapters_in(registry, path, files))
+        yield from here[: max_adapters - found]
+        found += len(here)
+        if any(form.name in _CLOSED for _, form in here) or depth >= max_depth:
+            continue
+        waiting.extend((path / name, depth + 1) for name in sorted(directories, reverse=True))
+
+
+_CLOSED = frozenset({"vlora-subspace", "vlora-dev", "lorashare"})
+
+
+def _adapters_in(
+    registry: Registry, path: Path, files: frozenset[str]
+) -> Iterator[tuple[Probe, Format]]:
+    """The adapter that ``path`` is, or the single-file adapters in it."""
+    if not files:
+        return
+    probe = Probe(path, files)
+    form = registry.find(probe)
+    if form is not None and _is_adapter(probe, form):
+        yield probe, form
+        return
+    for name in sorted(files):
+        if not name.endswith((".safetensors", ".gguf")) or _BASE_SHARD.search(name):
+            continue
+        one = Probe(path / name)
+        form = registry.find(one)
+        if form is not None and _is_adapter(one, form):
+            yield one, form
+
+
+def _is_adapter(probe: Probe, form: Format) -> bool:
+    """Whether to list what ``form`` recognised: an unknown file only if it is damaged."""
+    if form.name != "unknown":
+        return True
+    name = probe.tensor_file.name if probe.tensor_file is not None else ""
+    if _BASE_SHARD.search(name):
+        return False
+    try:
+        probe.contents  # noqa: B018
+    except VLoRAError:
+        return True
+    return False
+
+
+_BASE_SHARD = re.compile(r"-\d+-of-\d+\.safetensors$|^model\.safetensors$|^consolidated")
+
+
+def _list(path: Path) -> tuple[frozenset[str], list[str]]:
+    files, directories = [], []
+    with os.scandir(path) as entries:
+        for entry in entries:
+            try:
+                is_directory = entry.is_dir()
+            except OSError:
+                is_directory = False
+            if not is_directory:
+                files.append(entry.name)
+            elif not entry.name.startswith(".") and entry.name not in _SKIPPED:
+                directories.append(entry.name)
+    return frozenset(files), directories
+
+
+def _first_visit(path: Path, seen: set[tuple[int, int]]) -> bool:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return False
+    key = (status.st_dev, status.st_ino)
+    if key in seen:
+        return False
+    seen.add(key)
+    return True
+
+
+def location(probe: Probe, form: Format) -> Location:
+    """``probe`` as a place with a name: that of its directory, or its file without the suffix."""
+    name = probe.path.stem if probe.file is not None else probe.path.name
+    return Location(probe.path, name or str(probe.path), form.name)
+
+
+def existing_path(text: str | os.PathLike[str]) -> Path:
+    """``text`` as a path that exists.
+
+    Raises:
+        ParameterError: It names another machine, or the Hub in a form that is not built yet.
+        NotFoundError: There is nothing there; the remedy names what is near, or the hf:// form.
+    """
+    raw = os.fspath(text)
+    if not raw or "\0" in raw:
+        raise ParameterError("A path cannot be empty or hold a NUL.", found=repr(raw))
+    _refuse_remote(raw)
+    path = expanded(raw)
+    if not os.path.lexists(path):
+        raise _not_there(raw, path)
+    if not os.path.exists(path):
+        raise NotFoundError(
+            "The symbolic link leads nowhere, or in a circle.",
+            where=path,
+            found=f"a link to {os.readlink(path)}",
+            remedy="mend the link, or name the place itself",
+        )
+    return path
+
+
+def expanded(raw: str) -> Path:
+    """``raw`` with a leading ``~`` as the home directory, if that is known."""
+    try:
+        return Path(raw).expanduser()
+    except RuntimeError:
+        return Path(raw)
+
+
+def split_task(text: str) -> tuple[Path, str] | None:
+    """``DIR:TASK`` after the longest existing directory; None if there is none."""
+    at = len(text)
+    while (at := text.rfind(":", 0, at)) > 0:
+        directory = expanded(text[:at])
+        if text[at + 1 :] and os.path.isdir(directory):
+            return directory, text[at + 1 :]
+    return None
+
+
+def _refuse_remote(raw: str) -> None:
+    if raw.startswith("hf://"):
+        raise ParameterError(
+            "Reading from the Hugging Face Hub by hf:// is not built yet.",
+            where=raw,
+            remedy=f"download it first: hf download {raw[5:].split('@')[0]} --local-dir DIR",
+        )
+    scheme = re.match(r"([a-z][a-z0-9+.-]+)://", raw)
+    if scheme and scheme[1] == "file":
+        raise ParameterError(
+            "A file:// address is not a path.", where=raw, remedy=f"write {raw[7:]}"
+        )
+    if scheme or (re.match(r"[\w.-]+@[\w.-]+:", raw) and not os.path.lexists(raw)):
+        raise ParameterError(
+            "The place is on another machine or store; only local files are read.",
+            where=raw,
+            expected="a local directory",
+            found=f"{scheme[1]}://" if scheme else "a name of ssh",
+            remedy="mount it, or run vlora-tui there",
+        )
+
+
+def _not_there(raw: str, path: Path) -> VLoRAError:
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", raw) and not raw.startswith("."):
+        remedy = f"check the spelling; on the Hugging Face Hub it would be hf://{raw}"
+    else:
+        near = _nearest(path)
+        remedy = f"did you mean {near}?" if near else "check the spelling and the current directory"
+    return NotFoundError("There is no such file or directory.", where=raw, remedy=remedy)
+
+
+def _nearest(path: Path) -> Path | None:
+    try:
+        names = [entry for entry in os.listdir(path.parent) if not entry.startswith(".")]
+    except OSError:
+        return None
+    close = difflib.get_close_matches(path.name, names[:2000], 1)
+    return path.parent / close[0] if close else None
+
+
+def nothing_error(path: Path) -> NotFoundError:
+    """The error for a directory with no adapter in or below it."""
+    try:
+        empty = path.is_dir() and not any(path.iterdir())
+    except OSError:
+        empty = False
+    return NotFoundError(
+        "The directory is empty." if empty else "There is no adapter here.",
+        where=path,
+        expected="directories with adapter_config.json and adapter_model.safetensors",
+        found="nothing at all" if empty else "neither, here or below",
+        remedy="point at the directory that PEFT's model.save_pretrained wrote, or one above it",
+    )

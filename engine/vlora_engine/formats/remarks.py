@@ -1,0 +1,237 @@
+"""Findings about one adapter that headers and names alone can show."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from vlora_engine.formats.base import PICKLES, Probe
+from vlora_engine.formats.config import PEFT_DEFAULT_ALPHA, PEFT_DEFAULT_RANK, Settings
+from vlora_engine.formats.contents import Contents
+from vlora_engine.formats.layout import Layout
+from vlora_engine.health import Finding
+from vlora_engine.tensorfile import ITEM_BYTES
+
+WHOLE_MATRIX = 64  # rows and columns; what is narrower is a head
+
+
+def adapter_findings(
+    probe: Probe, contents: Contents, layout: Layout, settings: Settings
+) -> tuple[Finding, ...]:
+    """What is remarkable about an adapter whose header has been read."""
+    where = str(contents.path)
+    return (
+        *_config_findings(probe, settings),
+        *_pickles_beside(probe, contents.path),
+        *_layout_findings(layout, where),
+        *_pattern_findings(layout, settings, str(probe.config_path)),
+        *_target_findings(layout, settings, str(probe.config_path)),
+        *_rest_findings(layout, where),
+    )
+
+
+def pickle_findings(probe: Probe, weights: Path, settings: Settings) -> tuple[Finding, ...]:
+    """What is remarkable about an adapter whose tensors are in a pickle, not opened yet."""
+    unread = Finding(
+        "warning",
+        "pickle-weights",
+        str(weights),
+        "The tensors are in a pickle; modules and shapes are read only when it is used.",
+        "save the adapter again as safetensors",
+    )
+    return (unread, *_config_findings(probe, settings), *_pickles_beside(probe, weights))
+
+
+def _config_findings(probe: Probe, settings: Settings) -> Iterable[Finding]:
+    config, where = probe.config, str(probe.config_path)
+    if config.get("peft_type") is None:
+        yield Finding(
+            "warning",
+            "no-peft-type",
+            where,
+            "The config names no peft_type: PEFT itself cannot load it.",
+            'add "peft_type": "LORA"',
+        )
+    for name, value in (("r", PEFT_DEFAULT_RANK), ("lora_alpha", PEFT_DEFAULT_ALPHA)):
+        if config.get(name) is None:
+            yield Finding(
+                "warning",
+                f"no-{name.replace('_', '-')}",
+                where,
+                f"The config names no {name}; PEFT takes {value}, and so does this engine.",
+                f"write the {name} that it was trained with",
+            )
+    if settings.alpha == 0:
+        yield Finding("warning", "zero-alpha", where, "An alpha of 0: the adapter does nothing.")
+    base = settings.base_model
+    if base is None:
+        yield Finding(
+            "note",
+            "no-base-model",
+            where,
+            "The config names no base model.",
+            "write base_model_name_or_path",
+        )
+    elif looks_local(base):
+        yield Finding(
+            "note",
+            "local-base-model",
+            where,
+            f"The base model is a path on the machine of the training: {base}.",
+            "write its public name into base_model_name_or_path",
+        )
+
+
+def looks_local(base_model: str) -> bool:
+    """Whether a base model's name is a path rather than a name on the Hub."""
+    return (
+        base_model.startswith(("/", ".", "~"))
+        or "\\" in base_model
+        or base_model.strip("/").count("/") > 1
+    )
+
+
+def _pickles_beside(probe: Probe, weights: Path) -> Iterable[Finding]:
+    beside = sorted(name for name in probe.names if name.endswith(PICKLES) and name != weights.name)
+    if beside:
+        yield Finding(
+            "note",
+            "pickle-beside",
+            str(probe.directory / beside[0]),
+            f"{_count(len(beside), 'pickle')} beside the adapter, never opened: "
+            f"{', '.join(beside[:4])}.",
+        )
+
+
+def _layout_findings(layout: Layout, where: str) -> Iterable[Finding]:
+    if not layout.pairs:
+        yield Finding(
+            "warning",
+            "no-modules",
+            where,
+            "No module is read as a product of factors; all tensors are kept as they are.",
+        )
+    if not layout.prefixed:
+        yield Finding(
+            "warning",
+            "no-prefix",
+            where,
+            "Keys without base_model.model.: PEFT would load the adapter and apply none of it.",
+            "export it again; this engine writes the prefix",
+        )
+    if layout.adapter_name:
+        yield Finding(
+            "note",
+            "named-keys",
+            where,
+            f"Keys with the adapter's name inside ({layout.adapter_name}), as in a raw state dict.",
+        )
+    ranks = {pair.shape.rank for pair in layout.pairs.values()}
+    if len(ranks) > 1:
+        yield Finding(
+            "note", "mixed-ranks", where, f"Ranks from {min(ranks)} to {max(ranks)} in one adapter."
+        )
+
+
+def _pattern_findings(layout: Layout, settings: Settings, where: str) -> Iterable[Finding]:
+    """PEFT sorts its tables when it saves, though their order decides: what was meant is lost."""
+    for name, table in (
+        ("rank_pattern", settings.rank_pattern),
+        ("alpha_pattern", settings.alpha_pattern),
+    ):
+        if not table:
+            continue
+        unsure = [module for module in layout.pairs if len(set(table.all(module))) > 1]
+        if unsure:
+            yield Finding(
+                "warning",
+                "overlapping-patterns",
+                where,
+                f"Several entries of {name} match {_count(len(unsure), 'module')}, such as "
+                f"{unsure[0]}; the first one counts, and PEFT has sorted them when it saved.",
+                "write full module names if another one was meant",
+            )
+
+
+def _target_findings(layout: Layout, settings: Settings, where: str) -> Iterable[Finding]:
+    if not isinstance(settings.targets, tuple):
+        return
+    targets = frozenset(settings.targets)
+    hit: set[str] = set()
+    unlisted = []
+    for module in layout.pairs:
+        matches = matching_targets(module, targets)
+        hit.update(matches)
+        if not matches:
+            unlisted.append(module)
+    stale = sorted(targets - hit)
+    if stale:
+        yield Finding(
+            "note",
+            "stale-targets",
+            where,
+            f"target_modules lists what no tensor belongs to: {', '.join(stale[:6])}.",
+            "remove them from target_modules; some servers refuse or pad them",
+        )
+    if unlisted:
+        yield Finding(
+            "warning",
+            "unlisted-modules",
+            where,
+            f"{_count(len(unlisted), 'module')} not in target_modules, such as {unlisted[0]}: "
+            "PEFT would ignore them.",
+            "export it again; this engine lists what is there",
+        )
+
+
+def matching_targets(module: str, targets: frozenset[str]) -> list[str]:
+    """The entries of a target_modules list that PEFT matches with ``module``: it or its ends."""
+    found = [module] if module in targets else []
+    at = len(module)
+    while (at := module.rfind(".", 0, at)) >= 0:
+        if module[at + 1 :] in targets:
+            found.append(module[at + 1 :])
+    return found
+
+
+def _rest_findings(layout: Layout, where: str) -> Iterable[Finding]:
+    if not layout.rest:
+        return
+    yield Finding(
+        "note",
+        "rest-tensors",
+        where,
+        f"{_count(len(layout.rest), 'tensor')} outside the modules (heads, biases, and so on), "
+        "kept bit for bit.",
+    )
+    whole = [
+        (name, math.prod(shape) * ITEM_BYTES[dtype])
+        for name, (dtype, shape) in layout.rest.items()
+        if len(shape) > 1 and min(shape) >= WHOLE_MATRIX and not _BASE_COPY.search(name)
+    ]
+    if whole:
+        yield Finding(
+            "note",
+            "whole-matrices",
+            where,
+            f"{_count(len(whole), 'whole matrix', 'whole matrices')} "
+            f"({sum(size for _, size in whole) / 1e6:.1f} MB), such as {whole[0][0]}: "
+            "no low rank, so no saving there.",
+        )
+    copies = [name for name in layout.rest if _BASE_COPY.search(name)]
+    if copies:
+        yield Finding(
+            "note",
+            "base-copies",
+            where,
+            f"{_count(len(copies), 'tensor')} of the base model inside, such as {copies[0]}.",
+        )
+
+
+_BASE_COPY = re.compile(r"\.(base_layer\.weight$|original_module\.)")
+
+
+def _count(number: int, one: str, many: str | None = None) -> str:
+    return f"{number:,} {one if number == 1 else many or one + 's'}"

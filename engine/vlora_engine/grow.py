@@ -1,0 +1,214 @@
+"""Taking one more adapter into a subspace: rebuilding its bases, or turning them incrementally."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from vlora_engine.adapters import AdapterSource, MemorySource
+from vlora_engine.build import Plan, build_layers, prepare
+from vlora_engine.check import check_adapter
+from vlora_engine.encode import EncodedTask, LoadingsForm, encode_loadings, pack, round_to, unpack
+from vlora_engine.encode import decode_loadings
+from vlora_engine.errors import ParameterError, VLoRAError
+from vlora_engine.inner import delta_error2
+from vlora_engine.layer import LayerBasis, LayerPlan
+from vlora_engine.linalg import update_basis
+from vlora_engine.manifest import LayerSpec, TaskRecord
+from vlora_engine.progress import ProgressCallback
+from vlora_engine.projection import check_fits, padded_stack, project, reconstruct
+from vlora_engine.records import figure, max_k
+from vlora_engine.stack import LayerStack, flatten
+from vlora_engine.store import decode_task
+
+if TYPE_CHECKING:
+    from vlora_engine.subspace import SharedSubspace
+
+logger = logging.getLogger(__name__)
+
+
+def absorb(
+    subspace: SharedSubspace,
+    source: AdapterSource,
+    task_id: str,
+    device: str = "auto",
+    progress: ProgressCallback | None = None,
+) -> list[str]:
+    """`SharedSubspace.absorb`."""
+    from vlora_engine.subspace import collect_tasks
+
+    _new_name(subspace, task_id)
+    sources: dict[str, AdapterSource] = {}
+    rebuilt = []
+    for record in subspace.tasks.records():
+        original = _original(record)
+        if original is None:
+            rebuilt.append(record.id)
+            original = MemorySource(reconstruct(subspace, subspace.tasks[record.id]))
+        sources[record.id] = original
+    sources[task_id] = source
+    words = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+    collection = prepare(sources, dtype=words[subspace.dtype], progress=progress)
+    known = {spec.name: spec for spec in subspace.layers}
+    plans = {}
+    for spec in collection.layers:
+        old = known.get(spec.name)
+        wanted = (old.k_a, old.k_b) if old else (subspace.num_components,) * 2
+        limit = max_k(subspace.method, spec, collection.sources)
+        k_a, k_b = (min(w, top) for w, top in zip(wanted, limit, strict=True))
+        plans[spec.name] = LayerPlan(subspace.method, k_a, k_b, subspace.dtype)
+    built = list(build_layers(collection, Plan(plans), device=device, progress=progress))
+    before = {record.id: record for record in subspace.tasks.records()}
+    subspace.bases, subspace.layers, tasks = collect_tasks(subspace.method, collection, built)
+    for name in rebuilt:
+        tasks.amend(name, _bounded(before[name], tasks.record(name)))
+    subspace.tasks = tasks
+    subspace.stored = None
+    if rebuilt:
+        logger.info("absorbed from reconstructions: %s", ", ".join(rebuilt))
+    return rebuilt
+
+
+def _bounded(old: TaskRecord, new: TaskRecord) -> TaskRecord:
+    """What is known of a task that was rebuilt from its reconstruction (triangle inequality)."""
+    share = new.norm / old.norm if old.norm > 0 else 0.0
+    return replace(
+        new,
+        digest=old.digest,
+        norm=old.norm,
+        source=old.source,
+        source_bytes=old.source_bytes,
+        error=figure(old.error + new.error * share),
+        measured=False,
+    )
+
+
+def _original(record: TaskRecord) -> AdapterSource | None:
+    """The adapter that a task was made from, if it is still there and unchanged."""
+    from vlora_engine.formats import open_adapter
+
+    if record.source is None or not Path(record.source).exists():
+        return None
+    try:
+        source = open_adapter(record.source)
+        return source if source.digest() == record.digest else None
+    except VLoRAError:
+        return None
+
+
+def absorb_incremental(subspace: SharedSubspace, source: AdapterSource, task_id: str) -> None:
+    """`SharedSubspace.absorb_incremental`."""
+    from vlora_engine.subspace import TaskMap
+
+    _new_name(subspace, task_id)
+    check = check_adapter(task_id, source)
+    if check.error is not None:
+        raise check.error
+    bases = {name: subspace.bases[name] for name in subspace.layer_names}
+    specs = list(subspace.layers)
+    for i, spec in enumerate(specs):
+        if spec.name not in source.modules:
+            continue
+        check_fits(spec, source, subspace.method)
+        stack = padded_stack(spec, task_id, source, check.weight, subspace.method)
+        count = sum(i in record.layers for record in subspace.tasks.records())
+        bases[spec.name] = _turned(subspace, spec, bases[spec.name], stack, count)
+        specs[i] = replace(
+            spec,
+            k_a=len(bases[spec.name].a),
+            k_b=len(bases[spec.name].b),
+            rank=max(spec.rank, stack.ranks[0]),
+        )
+    tasks = TaskMap(subspace.method, specs, subspace.dtype)
+    for record in subspace.tasks.records():
+        encoded = subspace.tasks.encoded(record.id)
+        tasks.put(*_reexpress(subspace, specs, bases, record, encoded))
+    subspace.bases, subspace.layers, subspace.tasks = bases, specs, tasks
+    subspace.stored = None
+    subspace.add_task(project(subspace, source, task_id))
+
+
+def _new_name(subspace: SharedSubspace, task_id: str) -> None:
+    if task_id in subspace.tasks:
+        raise ParameterError(
+            f"There is already a task {task_id!r}.",
+            remedy="remove it first, or choose another name",
+        )
+
+
+def _turned(
+    subspace: SharedSubspace, spec: LayerSpec, basis: LayerBasis, stack: LayerStack, count: int
+) -> LayerBasis:
+    """The basis of one layer turned towards the rows of one more adapter."""
+    found: dict[str, Tensor] = {}
+    for side in ("a", "b"):
+        components = basis.side(side).double()
+        values = getattr(basis, f"singular_values_{side}").double()
+        k = spec.k_a if side == "a" else spec.k_b
+        mean = basis.mean(side)
+        if mean is None:
+            rows = stack.rows(subspace.method, side)
+        else:
+            new, old = flatten(stack.side(side), side), mean.double()
+            rows = (count / (count + 1)) ** 0.5 * (old - new)
+            packed = pack((count * old + new) / (count + 1), subspace.dtype)
+            found[f"mean_{side}"] = unpack(*packed)[0].float()
+        turned, values = update_basis(components, values, rows, k)
+        found[side] = round_to(turned, subspace.dtype).float()
+        found[f"singular_values_{side}"] = values.float()
+    return LayerBasis(name=spec.name, rank=max(spec.rank, stack.rank), **found)
+
+
+def _reexpress(
+    subspace: SharedSubspace,
+    specs: Sequence[LayerSpec],
+    bases: dict[str, LayerBasis],
+    record: TaskRecord,
+    encoded: EncodedTask,
+) -> tuple[TaskRecord, EncodedTask]:
+    """A task's reconstruction in the new bases, and a bound of its error.
+
+    The bound adds what is lost now to what was lost before (triangle inequality), per layer.
+    """
+    method = subspace.method
+    values, exponents, errors, missed2 = [], [], [], 0.0
+    decoded = decode_task(subspace.layers, method, record, encoded)
+    for i, (spec, a, b) in enumerate(decoded):
+        rank, new_spec = record.ranks[i], specs[record.layers[i]]
+        old_basis, new_basis = subspace.bases[spec.name], bases[spec.name]
+        old_a = old_basis.expand(method, "a", a[None])
+        old_b = old_basis.expand(method, "b", b[None])
+        form = LoadingsForm(method, rank, new_spec.k_a, new_spec.k_b)
+        new, powers = encode_loadings(
+            form,
+            new_basis.project(method, "a", old_a),
+            new_basis.project(method, "b", old_b),
+            subspace.dtype,
+        )
+        new_a, new_b = decode_loadings(form, new, powers)
+        hat_a = new_basis.expand(method, "a", new_a)[:, :rank]
+        hat_b = new_basis.expand(method, "b", new_b)[:, :rank]
+        lost2 = delta_error2(
+            old_a[:, :rank], old_b[:, :rank].transpose(1, 2), hat_a, hat_b.transpose(1, 2)
+        )
+        norm = float(encoded.norms[i])
+        lost = abs(record.scales[i]) * float(lost2[0]) ** 0.5
+        missed = float(encoded.errors[i]) * norm + lost
+        errors.append(missed / norm if norm > 0 else 0.0)
+        missed2 += missed**2
+        values.append(new[0])
+        exponents.append(powers[0])
+    bound = missed2**0.5 / record.norm if record.norm > 0 else 0.0
+    record = replace(record, error=figure(bound), measured=False)
+    return record, replace(
+        encoded,
+        values=torch.cat(values),
+        exponents=torch.stack(exponents),
+        errors=torch.tensor(errors),
+    )

@@ -1,0 +1,162 @@
+"""Findings: what is remarkable about an adapter or a subspace, how grave it is, what mends it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from vlora_engine.manifest import Manifest
+    from vlora_engine.store import StoredSubspace
+
+Severity = Literal["error", "warning", "note"]
+
+# What the rounding of a dtype leaves of an orthonormal basis.
+ORTHONORMAL = {"F64": 1e-5, "F32": 1e-5, "F16": 4e-3, "BF16": 3e-2}
+
+
+@dataclass(frozen=True, order=True)
+class Finding:
+    """One remark.
+
+    Args:
+        severity: ``error`` (cannot be used), ``warning`` (usable, but look), ``note``.
+        code: A stable word for programs, such as ``rank-disagrees``.
+        where: File, tensor, module or task.
+        what: One sentence.
+        remedy: What to do, empty when there is nothing to do.
+    """
+
+    severity: Severity
+    code: str
+    where: str
+    what: str
+    remedy: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same, for JSON."""
+        return asdict(self)
+
+
+def check_subspace(path: str | Path) -> list[Finding]:
+    """Everything that is wrong with a subspace directory: index, files, shapes, figures.
+
+    Every byte is read: checksums, then every basis (finite, orthonormal) and every task (finite,
+    shapes as the index says). What is found does not stop the search.
+
+    Raises:
+        NotFoundError: There is no subspace at ``path``.
+        StorageError: The operating system refuses to read it.
+    """
+    from vlora_engine.errors import CorruptFileError, SubspaceError
+    from vlora_engine.manifest import read_manifest
+
+    try:
+        manifest = read_manifest(path)
+    except (CorruptFileError, SubspaceError) as error:
+        return [_from_error("index", error)]
+    from vlora_engine.store import StoredSubspace
+
+    stored = StoredSubspace(manifest, verify=False)
+    try:
+        findings = list(_file_findings(manifest))
+        broken = {finding.where for finding in findings if finding.severity == "error"}
+        findings += _basis_findings(stored, broken)
+        findings += _task_findings(stored, broken)
+    finally:
+        stored.close()
+    return findings
+
+
+def _file_findings(manifest: Manifest) -> Iterator[Finding]:
+    from vlora_engine.files import sha256_file
+
+    restore = "restore the file from a copy, or compress the adapters again"
+    listed = {b.name: (b.sha256, b.nbytes) for b in manifest.basis}
+    listed |= {f"tasks/{t.file}": (t.sha256, t.nbytes) for t in manifest.tasks.values()}
+    for name, (sha256, nbytes) in listed.items():
+        file = manifest.path / name
+        if not file.is_file():
+            yield Finding("error", "file-missing", name, "The file is missing.", restore)
+        elif file.stat().st_size != nbytes:
+            what = f"The file has {file.stat().st_size} bytes; the index says {nbytes}."
+            yield Finding("error", "file-size", name, what, restore)
+        elif sha256_file(file) != sha256:
+            what = "The file's bytes are not those that the index vouches for."
+            yield Finding("error", "checksum", name, what, restore)
+    known = {*listed, "subspace.json", "README.md"}
+    for file in sorted(manifest.path.rglob("*")):
+        name = file.relative_to(manifest.path).as_posix()
+        if file.is_file() and name not in known and not name.startswith("."):
+            what = "The index does not know this file."
+            yield Finding("warning", "stray-file", name, what, "delete it if it is not yours")
+
+
+def _basis_findings(stored: StoredSubspace, broken: set[str]) -> Iterator[Finding]:
+    import torch
+
+    from vlora_engine.errors import VLoRAError
+
+    manifest = stored.manifest
+    limit = ORTHONORMAL[manifest.dtype]
+    for shard in manifest.basis:
+        if shard.name in broken:
+            continue
+        for index in range(shard.first, shard.last):
+            name = manifest.layers[index].name
+            try:
+                basis = stored.basis(index)
+            except VLoRAError as error:
+                yield _from_error(f"{shard.name}: {name}", error)
+                break
+            for side, rows in (("a", basis.a), ("b", basis.b)):
+                where = f"{shard.name}: {name}, side {side}"
+                if not bool(torch.isfinite(rows).all()):
+                    what = "The basis holds NaN or infinity."
+                    yield Finding("error", "not-finite", where, what, "compress again")
+                    continue
+                gram = rows.double() @ rows.double().T
+                off = (
+                    float((gram - torch.eye(len(gram), dtype=gram.dtype)).abs().amax())
+                    if len(gram)
+                    else 0.0
+                )
+                if off > limit:
+                    what = f"The basis is not orthonormal: off by {off:.2g}."
+                    yield Finding("warning", "not-orthonormal", where, what, "compress again")
+
+
+def _task_findings(stored: StoredSubspace, broken: set[str]) -> Iterator[Finding]:
+    import torch
+
+    from vlora_engine.errors import VLoRAError
+
+    for record in stored.manifest.tasks.values():
+        name = f"tasks/{record.file}"
+        if name in broken:
+            continue
+        try:
+            task = stored.task(record)
+        except VLoRAError as error:
+            yield _from_error(name, error)
+            continue
+        except KeyError as error:
+            what = f"The file lacks the tensor {error}."
+            yield Finding("error", "tensor-missing", name, what, "compress the adapters again")
+            continue
+        own = [factor for pair in task.own.values() for factor in pair]
+        for tensor in (task.values, task.norms, task.errors, *own):
+            if not bool(torch.isfinite(tensor.float()).all()):
+                what = f"The loadings of {record.id!r} hold NaN or infinity."
+                yield Finding("error", "not-finite", name, what, "compress the adapters again")
+                break
+        if len(task.rest) != record.rest:
+            what = f"{len(task.rest)} rest tensors; the index says {record.rest}."
+            yield Finding("error", "rest-tensors", name, what, "compress the adapters again")
+
+
+def _from_error(where: str, error: Any) -> Finding:
+    what = error.what if not error.found else f"{error.what.rstrip('.')}: {error.found}."
+    return Finding("error", "unreadable", where, what, error.remedy or "")

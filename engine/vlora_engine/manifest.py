@@ -1,0 +1,451 @@
+"""subspace.json: what a subspace directory says of itself. Reading it needs no torch.
+
+Everything in the file is untrusted: names never become paths, counts are checked before use.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vlora_engine.adapters import Kind
+from vlora_engine.errors import CorruptFileError, NotFoundError, SubspaceError, VLoRAError
+from vlora_engine.sizes import core_is_dense
+from vlora_engine.tensorfile import ITEM_BYTES, read_error
+
+FORMAT = "vlora-subspace"
+VERSION = 1
+INDEX = "subspace.json"
+METHODS = ("delta", "columns", "flat")
+_TASK_FILE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors$")
+_BASIS_FILE = re.compile(r"^basis(-\d{5}-of-\d{5})?\.safetensors$")
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One shared module: its dimensions, how A lies on disk beyond them, and its k."""
+
+    name: str
+    d_in: int
+    d_out: int
+    rank: int
+    k_a: int
+    k_b: int
+    kind: Kind = "linear"
+    tail_a: tuple[int, ...] = ()
+
+    def basis_elements(self, method: str) -> tuple[int, int]:
+        """Numbers in the components of side a and of side b."""
+        width = self.rank if method == "flat" else 1
+        return self.k_a * width * self.d_in, self.k_b * width * self.d_out
+
+    def mean_elements(self, method: str) -> tuple[int, int]:
+        """Numbers in the two means; none but for `flat`."""
+        return (self.rank * self.d_in, self.rank * self.d_out) if method == "flat" else (0, 0)
+
+    def loadings_elements(self, method: str, rank: int) -> int:
+        """Numbers in the loadings of a task of this rank."""
+        if method == "flat":
+            return self.k_a + self.k_b
+        if method == "delta" and core_is_dense(rank, self.k_a, self.k_b):
+            return self.k_a * self.k_b
+        return rank * (self.k_a + self.k_b)
+
+
+@dataclass(frozen=True)
+class OwnModule:
+    """A module that the shared basis lacks; the task keeps its factors."""
+
+    name: str
+    scale: float
+    kind: Kind = "linear"
+    tail_a: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class TaskRecord:
+    """One task of a subspace.
+
+    Args:
+        file: Its file's name under ``tasks/``; sha256 and nbytes of that file.
+        digest: The content hash of the adapter it was made from.
+        layers: Indices of the shared modules that it has; ranks, scales and dtypes belong to
+            them, one each.
+        norm: ||dW|| of the adapter. error: relative error of dW as stored; ``measured`` is False
+            where the adapter itself was not at hand and it is a bound.
+        config: adapter_config.json as found.
+        rank: The nominal rank.
+    """
+
+    id: str
+    file: str
+    sha256: str
+    nbytes: int
+    digest: str
+    layers: tuple[int, ...]
+    ranks: tuple[int, ...]
+    scales: tuple[float, ...]
+    dtypes: tuple[str, ...]
+    norm: float
+    error: float
+    rank: int
+    config: Mapping[str, Any] = field(repr=False, default_factory=dict)
+    own: tuple[OwnModule, ...] = ()
+    rest: int = 0
+    source: str | None = None
+    source_bytes: int = 0
+    factor_elements: int = 0
+    rest_bytes: int = 0
+    measured: bool = True
+
+    def as_json(self, layer_count: int) -> dict[str, Any]:
+        """The record in its compact form: what is the same for all modules is said once."""
+        every = self.layers == tuple(range(layer_count))
+        row: dict[str, Any] = {
+            "id": self.id,
+            "file": self.file,
+            "sha256": self.sha256,
+            "bytes": self.nbytes,
+            "digest": self.digest,
+            "rank": self.rank,
+            "ranks": _squeeze(self.ranks),
+            "scales": _squeeze(self.scales),
+            "dtypes": _squeeze(self.dtypes),
+            "norm": self.norm,
+            "error": self.error,
+            "source": {
+                "path": self.source,
+                "bytes": self.source_bytes,
+                "elements": self.factor_elements,
+                "rest": [self.rest, self.rest_bytes],
+            },
+            "config": self.config,
+        }
+        if not every:
+            row["layers"] = list(self.layers)
+        if self.own:
+            row["own"] = [[o.name, o.scale, o.kind, list(o.tail_a)] for o in self.own]
+        if not self.measured:
+            row["measured"] = False
+        return row
+
+
+@dataclass(frozen=True)
+class BasisFile:
+    """One shard of the basis: the layers from ``first`` up to ``last`` (exclusive)."""
+
+    name: str
+    sha256: str
+    nbytes: int
+    first: int
+    last: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A subspace directory's index."""
+
+    path: Path
+    method: str
+    dtype: str
+    base_model: str | None
+    layers: tuple[LayerSpec, ...]
+    basis: tuple[BasisFile, ...]
+    tasks: Mapping[str, TaskRecord]
+    engine: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        """Every byte of the directory."""
+        return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
+
+    @property
+    def input_bytes(self) -> int:
+        return sum(task.source_bytes for task in self.tasks.values())
+
+    @property
+    def ratio(self) -> float:
+        """Inputs as stored over every byte of the directory."""
+        return self.input_bytes / self.nbytes
+
+    @property
+    def codec_ratio(self) -> float:
+        """A and B of the inputs at 16 bit over all bytes but the rest tensors' payload."""
+        factors = 2 * sum(task.factor_elements for task in self.tasks.values())
+        rest = sum(task.rest_bytes for task in self.tasks.values())
+        return factors / (self.nbytes - rest)
+
+    @property
+    def mean_error(self) -> float:
+        return sum(task.error for task in self.tasks.values()) / max(1, len(self.tasks))
+
+    @property
+    def worst(self) -> TaskRecord | None:
+        """The task that lost most."""
+        return max(self.tasks.values(), key=lambda task: task.error, default=None)
+
+    @property
+    def variance(self) -> float:
+        """Captured share of ||dW||^2, mean over tasks."""
+        count = max(1, len(self.tasks))
+        return 1 - sum(task.error**2 for task in self.tasks.values()) / count
+
+    def task(self, task_id: str) -> TaskRecord:
+        """The record of one task.
+
+        Raises:
+            NotFoundError: There is no such task; the message names those that are there.
+        """
+        if task_id not in self.tasks:
+            raise unknown_task(task_id, self.tasks, self.path)
+        return self.tasks[task_id]
+
+    def as_dict(self) -> dict[str, Any]:
+        """What `info` shows, for JSON."""
+        worst = self.worst
+        return {
+            "path": str(self.path),
+            "method": self.method,
+            "dtype": self.dtype,
+            "base_model": self.base_model,
+            "engine": self.engine,
+            "bytes": self.nbytes,
+            "input_bytes": self.input_bytes,
+            "ratio": self.ratio,
+            "codec_ratio": self.codec_ratio,
+            "mean_error": self.mean_error,
+            "max_error": worst.error if worst else 0.0,
+            "worst_task": worst.id if worst else None,
+            "variance": self.variance,
+            "layers": [
+                {"name": x.name, "d_in": x.d_in, "d_out": x.d_out, "k_a": x.k_a, "k_b": x.k_b}
+                for x in self.layers
+            ],
+            "tasks": [
+                {
+                    "id": t.id,
+                    "rank": t.rank,
+                    "alpha": t.config.get("lora_alpha"),
+                    "modules": len(t.layers) + len(t.own),
+                    "own_modules": len(t.own),
+                    "rest_tensors": t.rest,
+                    "norm": t.norm,
+                    "error": t.error,
+                    "measured": t.measured,
+                    "bytes": t.nbytes,
+                    "source": t.source,
+                    "digest": t.digest,
+                }
+                for t in self.tasks.values()
+            ],
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """The content of subspace.json."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "engine": self.engine,
+            "method": self.method,
+            "dtype": self.dtype,
+            "base_model": self.base_model,
+            "layers": [_layer_json(layer) for layer in self.layers],
+            "basis": [
+                {
+                    "file": b.name,
+                    "sha256": b.sha256,
+                    "bytes": b.nbytes,
+                    "layers": [b.first, b.last],
+                }
+                for b in self.basis
+            ],
+            "tasks": [task.as_json(len(self.layers)) for task in self.tasks.values()],
+            "quantization": None,
+        }
+
+
+def unknown_task(task_id: str, tasks: Mapping[str, Any], where: Path | str | None) -> NotFoundError:
+    """The error for a task that is not there."""
+    names = ", ".join(list(tasks)[:12]) + (", ..." if len(tasks) > 12 else "")
+    return NotFoundError(
+        f"There is no task {task_id!r} in this subspace.", where=where, expected=names or "no task"
+    )
+
+
+def is_subspace(path: Path) -> bool:
+    """Whether ``path`` is a directory whose subspace.json says that it is one of ours."""
+    try:
+        with (path / INDEX).open("rb") as file:
+            return f'"{FORMAT}"'.encode() in file.read(200)
+    except OSError:
+        return False
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """Read and check subspace.json of the directory ``path``; opens no tensor file.
+
+    Raises:
+        NotFoundError: There is no subspace.
+        CorruptFileError: The index is not sound.
+        SubspaceError: It is of another version.
+    """
+    directory = Path(path)
+    file = directory / INDEX
+    try:
+        raw = file.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise NotFoundError(
+            "There is no subspace here.",
+            where=directory,
+            expected=f"a directory with {INDEX}",
+            remedy="make one with `vlora-tui compress ADAPTERS -o DIR`",
+        ) from None
+    except OSError as error:
+        raise read_error(file, error) from None
+    try:
+        return _parse(directory, json.loads(raw))
+    except VLoRAError:
+        raise
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        raise _unsound(file, f"{type(error).__name__}: {error}") from None
+
+
+def _parse(directory: Path, index: Any) -> Manifest:
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise _unsound(directory / INDEX, "no vlora-subspace")
+    if index.get("version") != VERSION:
+        raise SubspaceError(
+            "The subspace is of another format version.",
+            where=directory,
+            expected=str(VERSION),
+            found=str(index.get("version")),
+            remedy="open it with the version of vlora-tui that wrote it, or a newer one",
+        )
+    if index["method"] not in METHODS or index["dtype"] not in ITEM_BYTES:
+        raise _unsound(directory / INDEX, f"method {index['method']!r}, dtype {index['dtype']!r}")
+    layers = tuple(_parse_layer(row) for row in index["layers"])
+    tasks: dict[str, TaskRecord] = {}
+    files: set[str] = set()
+    for row in index["tasks"]:
+        task = _parse_task(row, len(layers))
+        if not _TASK_FILE.match(task.file) or task.file.lower() in files:
+            raise _unsound(directory / INDEX, f"the file name {task.file!r} of task {task.id!r}")
+        if task.id in tasks:
+            raise _unsound(directory / INDEX, f"two tasks named {task.id!r}")
+        files.add(task.file.lower())
+        tasks[task.id] = task
+    basis = tuple(
+        BasisFile(str(b["file"]), str(b["sha256"]), int(b["bytes"]), *map(_natural, b["layers"]))
+        for b in index["basis"]
+    )
+    if not all(_BASIS_FILE.match(b.name) for b in basis):
+        raise _unsound(directory / INDEX, "the file name of a basis")
+    if [i for b in basis for i in range(b.first, min(b.last, 1 << 20))] != list(range(len(layers))):
+        raise _unsound(directory / INDEX, "basis files that do not cover the layers")
+    base = index["base_model"]
+    return Manifest(
+        path=directory,
+        method=index["method"],
+        dtype=index["dtype"],
+        base_model=None if base is None else str(base),
+        layers=layers,
+        basis=basis,
+        tasks=tasks,
+        engine=str(index.get("engine", "")),
+    )
+
+
+def _parse_layer(row: Mapping[str, Any]) -> LayerSpec:
+    return LayerSpec(
+        name=str(row["name"]),
+        d_in=_natural(row["d_in"]),
+        d_out=_natural(row["d_out"]),
+        rank=_natural(row["rank"]),
+        k_a=_natural(row["k"][0]),
+        k_b=_natural(row["k"][1]),
+        kind=row.get("kind", "linear"),
+        tail_a=tuple(map(_natural, row.get("tail_a", ()))),
+    )
+
+
+def _layer_json(layer: LayerSpec) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "name": layer.name,
+        "d_in": layer.d_in,
+        "d_out": layer.d_out,
+        "rank": layer.rank,
+        "k": [layer.k_a, layer.k_b],
+    }
+    if layer.kind != "linear":
+        row |= {"kind": layer.kind, "tail_a": list(layer.tail_a)}
+    return row
+
+
+def _parse_task(row: Mapping[str, Any], layer_count: int) -> TaskRecord:
+    layers = tuple(map(_natural, row.get("layers", range(layer_count))))
+    if list(layers) != sorted(set(layers)) or any(i >= layer_count for i in layers):
+        raise ValueError(f"layers of task {row['id']!r}")
+    source = row["source"]
+    if not isinstance(row["config"], dict):
+        raise TypeError(f"config of task {row['id']!r}")
+    return TaskRecord(
+        id=str(row["id"]),
+        file=str(row["file"]),
+        sha256=str(row["sha256"]),
+        nbytes=_natural(row["bytes"]),
+        digest=str(row["digest"]),
+        layers=layers,
+        ranks=tuple(_natural(r) for r in _spread(row["ranks"], len(layers))),
+        scales=tuple(float(s) for s in _spread(row["scales"], len(layers))),
+        dtypes=tuple(_dtype(d) for d in _spread(row["dtypes"], len(layers))),
+        norm=float(row["norm"]),
+        error=float(row["error"]),
+        rank=_natural(row["rank"]),
+        config=row["config"],
+        own=tuple(
+            OwnModule(str(n), float(s), k, tuple(map(_natural, t)))
+            for n, s, k, t in row.get("own", ())
+        ),
+        rest=_natural(source["rest"][0]),
+        rest_bytes=_natural(source["rest"][1]),
+        source=None if source["path"] is None else str(source["path"]),
+        source_bytes=_natural(source["bytes"]),
+        factor_elements=_natural(source["elements"]),
+        measured=bool(row.get("measured", True)),
+    )
+
+
+def _natural(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 62:
+        raise ValueError(f"{value!r} is no count")
+    return value
+
+
+def _dtype(value: Any) -> str:
+    if value not in ITEM_BYTES:
+        raise ValueError(f"{value!r} is no dtype")
+    return str(value)
+
+
+def _squeeze(values: Sequence[Any]) -> Any:
+    return values[0] if values and len(set(values)) == 1 else list(values)
+
+
+def _spread(value: Any, count: int) -> list[Any]:
+    spread = value if isinstance(value, list) else [value] * count
+    if len(spread) != count:
+        raise ValueError(f"{len(spread)} values for {count} modules")
+    return spread
+
+
+def _unsound(file: Path, found: str) -> CorruptFileError:
+    return CorruptFileError(
+        "The subspace's index is not sound.",
+        where=file,
+        found=found,
+        remedy="restore it from a copy, or compress the adapters again",
+    )

@@ -1,0 +1,125 @@
+"""The small space in which the weight changes of one module can be merged without loss.
+
+For adapters ``dW_i = U_i S_i V_i^T`` let the columns of U be an orthonormal basis of all U_i and
+those of V of all V_i. Then ``M_i = U^T dW_i V`` has at most (sum r_i)^2 entries and
+``dW_i = U M_i V^T`` exactly; whatever is done to the M_i entry by entry happens to the weight
+changes themselves, in coordinates chosen by the adapters (Core Space, arXiv:2509.17786).
+
+Which orthonormal basis matters to trims and signs. This one is that of the singular vectors of
+``[U_1 S_1, ..., U_T S_T]``, each adapter at unit norm, most important first (as KnOTS aligns
+adapters, arXiv:2410.19735): it depends on the set of the dW_i alone, not on their gauges, nor
+on their order, nor on their norms, up to signs that elementwise methods do not see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlora_engine.inner import Factors, canonical_svd, delta_norm2, largest_entry_sign
+
+EPS = torch.finfo(torch.float64).eps
+ROUNDING = 1e-12  # of an adapter's norm: below it an entry of its core is noise
+
+
+@dataclass(frozen=True)
+class Change:
+    """One adapter's weight change in canonical form: U (d_out, q), S (q,), V (d_in, q), fp64."""
+
+    U: Tensor
+    S: Tensor
+    V: Tensor
+
+    @classmethod
+    def of(cls, a: Tensor, b: Tensor, scale: float) -> Change:
+        """From its factors A (r, d_in), B (d_out, r) and scale."""
+        return cls(*canonical_svd(a, b, scale))
+
+    @property
+    def norm(self) -> float:
+        return float(torch.linalg.vector_norm(self.S))
+
+    def without_rounding(self, size: float) -> Change:
+        """Without the directions that only rounding made, summing numbers of norm ``size``."""
+        least = max(len(self.U), len(self.V)) * EPS * max(size, float(self.S[:1].sum()))
+        kept = int((least < self.S).sum())
+        return Change(self.U[:, :kept], self.S[:kept], self.V[:, :kept])
+
+
+@dataclass(frozen=True)
+class CoreSpace:
+    """U (d_out, k_b) and V (d_in, k_a), orthonormal columns that span every change."""
+
+    U: Tensor
+    V: Tensor
+
+    @classmethod
+    def of(cls, changes: Sequence[Change]) -> CoreSpace:
+        """The space of some changes of one module; empty where all of them are zero."""
+        lively = [(change, change.S / change.norm) for change in changes if len(change.S)]
+        if not lively:
+            return cls(changes[0].U[:, :0], changes[0].V[:, :0])
+        return cls(
+            _range(torch.cat([change.U * s for change, s in lively], dim=1)),
+            _range(torch.cat([change.V * s for change, s in lively], dim=1)),
+        )
+
+    def core(self, change: Change) -> Tensor:
+        """``M = U^T dW V``, (k_b, k_a)."""
+        return (self.U.T @ change.U * change.S) @ (self.V.T @ change.V).T
+
+    def change(self, core: Tensor, size: float) -> Change:
+        """The weight change ``U M V^T`` of a core (k_b, k_a) made of summands of this size."""
+        P, S, Qh = torch.linalg.svd(core, full_matrices=False)
+        U, V = self.U @ P, self.V @ Qh.T
+        sign = largest_entry_sign(U)
+        return Change(U * sign, S, V * sign).without_rounding(size)
+
+
+@dataclass(frozen=True)
+class ModuleCores:
+    """One module as a method sees it: the adapters that have it, in their common space.
+
+    Cores are formed when asked for: for many adapters they are far larger than the factors.
+
+    Args:
+        module: Its name.
+        space: The common space.
+        changes: One for each adapter that has the module.
+        weights: Those adapters' weights.
+        positions: Those adapters' places among all that are merged.
+    """
+
+    module: str
+    space: CoreSpace
+    changes: Sequence[Change]
+    weights: Sequence[float]
+    positions: Sequence[int]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(k_b, k_a)."""
+        return self.space.U.shape[1], self.space.V.shape[1]
+
+    def core(self, i: int) -> Tensor:
+        """M_i (k_b, k_a). Entries that only rounding made are 0, so that they have no sign."""
+        core = self.space.core(self.changes[i])
+        return core.masked_fill_(core.abs() <= ROUNDING * self.changes[i].norm, 0.0)
+
+
+def summed(factors: Sequence[Factors]) -> Change:
+    """``sum_i B_i A_i`` exactly; A_i (r_i, d_in), B_i (d_out, r_i) with scales folded in."""
+    a = torch.cat([pair[0].double() for pair in factors])  # [sum r, d_in]
+    b = torch.cat([pair[1].double() for pair in factors], dim=1)  # [d_out, sum r]
+    size = sum(float(delta_norm2(*pair)) ** 0.5 for pair in factors)
+    return Change.of(a, b, 1.0).without_rounding(size)
+
+
+def _range(columns: Tensor) -> Tensor:
+    """Orthonormal directions of the columns (d, m), most important first: (d, k)."""
+    q, r = torch.linalg.qr(columns)
+    P, S, _ = torch.linalg.svd(r, full_matrices=False)
+    return q @ P[:, max(columns.shape) * EPS * S[0] < S]

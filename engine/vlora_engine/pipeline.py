@@ -1,0 +1,50 @@
+"""The three steps of the Share paper in one call each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from vlora_engine.adapters import LoRAWeights
+from vlora_engine.formats import load_adapter, save_adapter
+from vlora_engine.subspace import SharedSubspace
+
+
+def init_subspace(
+    adapter_paths: Sequence[str | Path],
+    task_ids: Sequence[str] | None = None,
+    variance_threshold: float | None = None,
+    num_components: int | None = None,
+    **options: Any,
+) -> SharedSubspace:
+    """Compress adapters from folders. Takes the options of `SharedSubspace.from_adapters`.
+
+    Unlike the first library's, it has no default variance: without a target no task loses more
+    than 5 % of its dW.
+    """
+    return SharedSubspace.from_adapters_streaming(
+        adapter_paths,
+        task_ids,
+        num_components,
+        variance_threshold=variance_threshold,
+        **options,
+    )
+
+
+def absorb_task(subspace: SharedSubspace, adapter_path: str | Path, task_id: str) -> None:
+    """Take the adapter at ``adapter_path`` into ``subspace``, recomputing its bases."""
+    subspace.absorb(load_adapter(adapter_path), task_id)
+
+
+def extract_adapter(
+    subspace: SharedSubspace, task_id: str, output_path: str | Path, *, force: bool = False
+) -> LoRAWeights:
+    """Write a task as a PEFT directory, with its alpha, targets, task type and rest tensors.
+
+    Raises:
+        NotFoundError: There is no such task. OutputExistsError: ``output_path`` is there.
+    """
+    weights = subspace.reconstruct(task_id)
+    save_adapter(weights, output_path, force=force)
+    return weights

@@ -1,0 +1,280 @@
+"""One task in a subspace's coordinates: projecting, encoding, decoding, reconstructing."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vlora_engine.adapters import AdapterSource, LoRAWeights, ModuleShape
+from vlora_engine.build import Collection, assemble_task
+from vlora_engine.check import CheckReport, check_adapter
+from vlora_engine.encode import EncodedTask, LoadingsForm, TaskLayer, encode_loadings
+from vlora_engine.errors import CollectionError, NotFoundError, ParameterError, SubspaceError
+from vlora_engine.layer import LayerPlan, encode_tasks
+from vlora_engine.manifest import LayerSpec, TaskRecord
+from vlora_engine.records import figure
+from vlora_engine.spectrum import cumulated_grams
+from vlora_engine.stack import LayerStack, read_stack
+from vlora_engine.store import decode_task
+from vlora_engine.tensorfile import torch_dtype
+
+if TYPE_CHECKING:
+    from vlora_engine.subspace import SharedSubspace, TaskProjection
+
+
+def project(
+    subspace: SharedSubspace,
+    source: AdapterSource,
+    task_id: str,
+    warn_threshold: float | None = None,
+) -> TaskProjection:
+    """`SharedSubspace.project`."""
+    check = check_adapter(task_id, source)
+    if check.error is not None:
+        raise check.error
+    specs = [spec for spec in subspace.layers if spec.name in source.modules]
+    if not specs:
+        raise SubspaceError(
+            "The adapter shares no module with the subspace.",
+            where=source.path or task_id,
+            expected=f"modules such as {subspace.layers[0].name}" if subspace.layers else None,
+            found=next(iter(source.modules), "none"),
+        )
+    for spec in specs:
+        check_fits(spec, source, subspace.method)
+    collection = Collection({task_id: source}, CheckReport({task_id: check}), subspace.layers, "")
+    shares = [_share(subspace, spec, task_id, source, check.weight) for spec in specs]
+    record, encoded = assemble_task(collection, task_id, shares, file="", out=None)
+    path = str(source.path.absolute()) if source.path else None
+    record = replace(record, source=path)
+    kept = 1 - record.error**2
+    if warn_threshold is not None and kept < warn_threshold:
+        warnings.warn(
+            f"The subspace holds {kept:.1%} of adapter {task_id!r}: absorb it to extend the basis.",
+            stacklevel=3,
+        )
+    return decode_projection(subspace.method, subspace.layers, record, encoded)
+
+
+def check_fits(spec: LayerSpec, source: AdapterSource, method: str) -> None:
+    """Raise unless the adapter's module can be expressed in this layer's basis."""
+    shape = source.modules[spec.name]
+    if shape.fits != (spec.kind, spec.d_in, spec.d_out):
+        raise CollectionError(
+            f"Module {spec.name!r} has other dimensions than the subspace.",
+            where=source.path,
+            expected=f"{spec.kind} {spec.d_in} -> {spec.d_out}",
+            found=f"{shape.kind} {shape.d_in} -> {shape.d_out}",
+        )
+    if method == "flat" and shape.rank > spec.rank:
+        raise ParameterError(
+            f"A flat subspace of rank {spec.rank} cannot hold an adapter of a higher rank.",
+            where=spec.name,
+            found=f"rank {shape.rank}",
+            remedy="absorb it (the basis is rebuilt), or use method delta",
+        )
+
+
+def padded_stack(
+    spec: LayerSpec, name: str, source: AdapterSource, weight: float, method: str
+) -> LayerStack:
+    """One module of one adapter; for `flat` padded to the layer's rank."""
+    stack = read_stack(spec.name, {name: source}, {name: weight})
+    missing = spec.rank - stack.rank
+    if method == "flat" and missing > 0:
+        stack.a = torch.nn.functional.pad(stack.a, (0, 0, 0, missing))
+        stack.bt = torch.nn.functional.pad(stack.bt, (0, 0, 0, missing))
+    return stack
+
+
+def _share(
+    subspace: SharedSubspace, spec: LayerSpec, name: str, source: AdapterSource, weight: float
+) -> TaskLayer:
+    stack = padded_stack(spec, name, source, weight, subspace.method)
+    plan = LayerPlan(subspace.method, spec.k_a, spec.k_b, subspace.dtype)
+    values, exponents, residual = encode_tasks(
+        stack, plan, subspace.bases[spec.name], stack.ranks[0], [0]
+    )
+    return TaskLayer(values[0], exponents[0], float(stack.energy()[0]), float(residual[0]))
+
+
+def decode_projection(
+    method: str, layers: Sequence[LayerSpec], record: TaskRecord, encoded: EncodedTask
+) -> TaskProjection:
+    """A task as it lies on disk, as tensors in fp32."""
+    from vlora_engine.subspace import TaskProjection
+
+    loadings_a, loadings_b = {}, {}
+    for spec, a, b in decode_task(layers, method, record, encoded):
+        loadings_a[spec.name], loadings_b[spec.name] = a.float(), b.float()
+    names = list(loadings_a)
+    scales = dict(zip(names, record.scales, strict=True)) | {o.name: o.scale for o in record.own}
+    return TaskProjection(
+        task_id=record.id,
+        loadings_a=loadings_a,
+        loadings_b=loadings_b,
+        scales=scales,
+        rest=encoded.rest,
+        config=dict(record.config),
+        source_norms=dict(zip(names, encoded.norms.tolist(), strict=True)),
+        errors=dict(zip(names, encoded.errors.tolist(), strict=True)),
+        own=encoded.own,
+        record=record,
+    )
+
+
+def encode_projection(
+    method: str, layers: Sequence[LayerSpec], projection: TaskProjection, dtype: str
+) -> tuple[TaskRecord, EncodedTask]:
+    """The inverse of `decode_projection`.
+
+    Raises:
+        SubspaceError: A loading does not have the shape that the basis asks for.
+    """
+    places = {spec.name: i for i, spec in enumerate(layers)}
+    names = sorted(projection.loadings_a, key=lambda n: places.get(n, -1))
+    values, exponents, ranks = [], [], []
+    for name in names:
+        if name not in places:
+            raise SubspaceError(f"The subspace has no module {name!r}.", where=projection.task_id)
+        a, b = projection.loadings_a[name], projection.loadings_b[name]
+        rank = layers[places[name]].rank if method == "flat" else a.shape[0]
+        form = _checked_form(method, layers[places[name]], rank, a, b, projection)
+        own, powers = encode_loadings(form, a.double()[None], b.double()[None], dtype)
+        values.append(own[0])
+        exponents.append(powers[0])
+        ranks.append(rank)
+    encoded = EncodedTask(
+        values=torch.cat(values) if values else torch.zeros(0, dtype=torch_dtype(dtype)),
+        exponents=torch.stack(exponents) if exponents else torch.zeros(0, 2, dtype=torch.int8),
+        norms=torch.tensor([projection.source_norms.get(n, 0.0) for n in names]),
+        errors=torch.tensor([projection.errors.get(n, 0.0) for n in names]),
+        own=projection.own,
+        rest=projection.rest,
+    )
+    record = projection.record or _new_record(projection, names, ranks)
+    own_ranks = record.ranks if method == "flat" and projection.record else tuple(ranks)
+    shared = tuple(places[n] for n in names)
+    scales = tuple(float(projection.scales.get(n, 1.0)) for n in names)
+    record = replace(record, layers=shared, ranks=own_ranks, scales=scales)
+    return replace(record, id=projection.task_id, config=dict(projection.config)), encoded
+
+
+def _checked_form(
+    method: str, spec: LayerSpec, rank: int, a: Tensor, b: Tensor, projection: TaskProjection
+) -> LoadingsForm:
+    form = LoadingsForm(method, rank, spec.k_a, spec.k_b)
+    wanted = (
+        [(spec.k_a,), (spec.k_b,)]
+        if method == "flat"
+        else [(rank, spec.k_a), (rank, spec.k_b)]
+    )
+    if [tuple(a.shape), tuple(b.shape)] != wanted:
+        raise SubspaceError(
+            f"The loadings of task {projection.task_id!r} do not fit the basis.",
+            where=spec.name,
+            expected=str(wanted),
+            found=f"{tuple(a.shape)}, {tuple(b.shape)}",
+        )
+    return form
+
+
+def _new_record(
+    projection: TaskProjection, names: Sequence[str], ranks: Sequence[int]
+) -> TaskRecord:
+    """The record of a task that stands for no adapter at hand (a blend, a trained one)."""
+    norm = sum(v * v for v in projection.source_norms.values()) ** 0.5
+    return TaskRecord(
+        id=projection.task_id,
+        file="",
+        sha256="",
+        nbytes=0,
+        digest="",
+        layers=(),
+        ranks=(),
+        scales=(),
+        dtypes=("F32",) * len(names),
+        norm=figure(norm),
+        error=0.0,
+        rank=max(ranks, default=0),
+        config=projection.config,
+        rest=len(projection.rest),
+        rest_bytes=sum(t.numel() * t.element_size() for t in projection.rest.values()),
+        measured=False,
+    )
+
+
+def reconstruct(subspace: SharedSubspace, projection: TaskProjection) -> LoRAWeights:
+    """`SharedSubspace.reconstruct`."""
+    record = projection.record or subspace.tasks.record(projection.task_id)
+    lora_a, lora_b, shapes = {}, {}, {}
+    for index, rank, dtype in zip(record.layers, record.ranks, record.dtypes, strict=True):
+        spec = subspace.layers[index]
+        a, b = (_factor(subspace, spec, side, projection, rank) for side in ("a", "b"))
+        lora_a[spec.name] = a.to(torch_dtype(dtype)).contiguous()
+        lora_b[spec.name] = b.T.to(torch_dtype(dtype)).contiguous()
+        if spec.kind != "linear":
+            shapes[spec.name] = _shape_on_disk(spec.kind, spec.tail_a, rank, a, b, dtype)
+    for own in record.own:
+        lora_a[own.name], lora_b[own.name] = projection.own[own.name]
+    names = sorted(lora_a)
+    return LoRAWeights(
+        layer_names=names,
+        lora_a=lora_a,
+        lora_b=lora_b,
+        rank=record.rank,
+        metadata=dict(projection.config),
+        scales={name: projection.scales[name] for name in names},
+        rest=dict(projection.rest),
+        shapes=shapes,
+    )
+
+
+def _factor(
+    subspace: SharedSubspace, spec: LayerSpec, side: str, projection: TaskProjection, rank: int
+) -> Tensor:
+    """A (r, d_in), or B transposed (r, d_out), in fp64."""
+    loadings = projection.loadings_a if side == "a" else projection.loadings_b
+    own = loadings[spec.name].double().unsqueeze(0)
+    return subspace.bases[spec.name].expand(subspace.method, side, own)[0, :rank]
+
+
+def _shape_on_disk(
+    kind: Any, tail: tuple[int, ...], rank: int, a: Tensor, b: Tensor, dtype: str
+) -> ModuleShape:
+    ones = (1,) * (len(tail) - 1) if kind == "conv2d" else ()
+    return ModuleShape(
+        rank=rank,
+        d_in=a.shape[1],
+        d_out=b.shape[1],
+        dtype=dtype,
+        kind=kind,
+        shape_a=(rank, *tail) if tail else (rank, a.shape[1]),
+        shape_b=(b.shape[1], rank, *ones),
+    )
+
+
+def surface(subspace: SharedSubspace, layer: str) -> dict[str, Any]:
+    """`SharedSubspace.surface`."""
+    spec = next(s for s in subspace.layers if s.name == layer)
+    names, rows = [], []
+    steps_a, steps_b = torch.arange(spec.k_a + 1).numpy(), torch.arange(spec.k_b + 1).numpy()
+    for name, task in subspace.tasks.items():
+        if layer not in task.loadings_a:
+            continue
+        a = cumulated_grams(task.loadings_a[layer].double()[None], steps_a).at(steps_a)[0]
+        b = cumulated_grams(task.loadings_b[layer].double()[None], steps_b).at(steps_b)[0]
+        captured = b.flatten(1) @ a.flatten(1).T * task.scales[layer] ** 2
+        energy = task.source_norms[layer] ** 2
+        missed = energy * task.errors[layer] ** 2 + captured[-1, -1] - captured
+        names.append(name)
+        share = missed / energy if energy > 0 else torch.zeros_like(missed)
+        rows.append(share.clamp_min(0).sqrt())
+    if not rows:
+        raise NotFoundError(f"No task has the layer {layer!r}.")
+    return {"tasks": names, "errors": torch.stack(rows)}

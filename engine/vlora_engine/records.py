@@ -1,0 +1,166 @@
+"""What a subspace's index will say of a collection, known before any k is chosen. No torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlora_engine._version import __version__
+from vlora_engine.adapters import AdapterSource
+from vlora_engine.card import model_card
+from vlora_engine.files import dump_json
+from vlora_engine.manifest import BasisFile, LayerSpec, Manifest, OwnModule, TaskRecord
+from vlora_engine.tensorfile import ITEM_BYTES, encode_header
+
+LONGEST_FIGURE = 0.000123456789  # a float whose decimal form is as long as any stored one
+
+
+def figure(value: float) -> float:
+    """A float with the digits that the index keeps."""
+    return float(f"{value:.9g}")
+
+
+def natural_key(name: str) -> tuple[Any, ...]:
+    """A sort key that puts layer 2 before layer 10."""
+    return tuple((0, int(p), "") if p.isdecimal() else (1, 0, p) for p in name.split("."))
+
+
+def shared_layers(sources: Mapping[str, AdapterSource]) -> list[LayerSpec]:
+    """Every module of the collection in natural order, with its largest rank and k still 0."""
+    specs: dict[str, LayerSpec] = {}
+    for source in sources.values():
+        for name, shape in source.modules.items():
+            known = specs.get(name)
+            if known is None:
+                tail = shape.shape_a[1:] if len(shape.shape_a) > 2 else ()
+                specs[name] = LayerSpec(
+                    name, shape.d_in, shape.d_out, shape.rank, 0, 0, shape.kind, tuple(tail)
+                )
+            elif shape.rank > known.rank:
+                specs[name] = replace(known, rank=shape.rank)
+    return [specs[name] for name in sorted(specs, key=natural_key)]
+
+
+def max_k(
+    method: str, spec: LayerSpec, sources: Mapping[str, AdapterSource]
+) -> tuple[int, int]:
+    """The largest useful k of either side of a layer: where the method is exact."""
+    ranks = [s.modules[spec.name].rank for s in sources.values() if spec.name in s.modules]
+    if method == "flat":
+        return len(ranks) - 1, len(ranks) - 1
+    return min(spec.d_in, sum(ranks)), min(spec.d_out, sum(ranks))
+
+
+def base_model_of(sources: Mapping[str, AdapterSource]) -> str | None:
+    """The base model that most configs name."""
+    names = [s.config.get("base_model_name_or_path") for s in sources.values()]
+    counts = Counter(name for name in names if isinstance(name, str) and name)
+    return max(sorted(counts), key=counts.__getitem__) if counts else None
+
+
+def nominal_rank(source: AdapterSource) -> int:
+    """``r`` of the config, else the largest rank of a module."""
+    r = source.config.get("r")
+    if isinstance(r, int) and not isinstance(r, bool) and r > 0:
+        return r
+    return max((shape.rank for shape in source.modules.values()), default=0)
+
+
+def task_record(
+    name: str,
+    source: AdapterSource,
+    layers: Sequence[LayerSpec],
+    *,
+    file: str,
+    digest: str,
+    norm: float,
+    error: float = LONGEST_FIGURE,
+    location: str | None = None,
+) -> TaskRecord:
+    """The record of one adapter; modules that ``layers`` lacks become its own."""
+    places = {spec.name: i for i, spec in enumerate(layers)}
+    shared = sorted(places[m] for m in source.modules if m in places)
+    shapes = [source.modules[layers[i].name] for i in shared]
+    own = tuple(
+        OwnModule(m, source.scales[m], s.kind, s.shape_a[1:] if len(s.shape_a) > 2 else ())
+        for m, s in source.modules.items()
+        if m not in places
+    )
+    return TaskRecord(
+        id=name,
+        file=file,
+        sha256="0" * 64,
+        nbytes=10**7,
+        digest=digest,
+        layers=tuple(shared),
+        ranks=tuple(shape.rank for shape in shapes),
+        scales=tuple(source.scales[layers[i].name] for i in shared),
+        dtypes=tuple(shape.dtype for shape in shapes),
+        norm=figure(norm),
+        error=error,
+        rank=nominal_rank(source),
+        config=dict(source.config),
+        own=own,
+        rest=len(source.rest),
+        source=location,
+        source_bytes=source.nbytes,
+        factor_elements=sum(s.rank * (s.d_in + s.d_out) for s in source.modules.values()),
+        rest_bytes=rest_bytes(source),
+    )
+
+
+def rest_bytes(source: AdapterSource) -> int:
+    """Bytes of the rest tensors."""
+    return sum(
+        int(np.prod(shape, dtype=np.int64)) * ITEM_BYTES[dtype]
+        for dtype, shape in source.rest.values()
+    )
+
+
+def overhead_bytes(
+    sources: Mapping[str, AdapterSource],
+    records: Mapping[str, TaskRecord],
+    layers: Sequence[LayerSpec],
+    dtype: str,
+) -> int:
+    """Bytes of a subspace that are neither payload nor rest tensors.
+
+    Taken from the index and the headers themselves with figures of full length, so that it is an
+    upper bound, by some bytes a task.
+    """
+    wide = tuple(replace(spec, k_a=999, k_b=999) for spec in layers)
+    manifest = Manifest(
+        path=Path("."),
+        method="columns",
+        dtype=dtype,
+        base_model=base_model_of(sources),
+        layers=wide,
+        basis=(BasisFile("basis.safetensors", "0" * 64, 10**9, 0, len(layers)),),
+        tasks=dict(records),
+        engine=__version__,
+    )
+    index = len(dump_json(manifest.as_json()).encode()) + len(model_card(manifest).encode())
+    big = 10**9
+    basis, _ = encode_header(
+        [
+            ("components", dtype, (big,)),
+            ("singular_values", "F32", (big,)),
+            ("means", dtype, (big,)),
+            ("mean_exponents", "I8", (len(layers), 2)),
+        ]
+    )
+    total = index + len(basis) + 2 * len(layers)
+    for name, record in records.items():
+        count = len(record.layers)
+        figures = 8 * count + (2 * count if dtype == "F16" else 0)
+        layout = [("loadings", dtype, (big,)), ("exponents", "I8", (count, 2))]
+        layout += [("norms", "F32", (count,)), ("errors", "F32", (count,))]
+        layout += [(f"rest/{key}", d, shape) for key, (d, shape) in sources[name].rest.items()]
+        header, _ = encode_header(layout)
+        total += len(header) + figures
+    return total

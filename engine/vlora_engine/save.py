@@ -1,0 +1,97 @@
+"""Saving a `SharedSubspace`: a new directory in one step, or only what changed in its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlora_engine.encode import EncodedTask
+from vlora_engine.errors import SubspaceError
+from vlora_engine.files import new_directory
+from vlora_engine.manifest import Manifest, TaskRecord
+from vlora_engine.store import (
+    StoredSubspace,
+    free_task_file,
+    relative_source,
+    task_files,
+    write_index,
+    write_subspace,
+    write_task,
+)
+from vlora_engine.tensorfile import close_file
+
+if TYPE_CHECKING:
+    from vlora_engine.subspace import SharedSubspace
+
+
+def save(subspace: SharedSubspace, path: Path, *, force: bool = False) -> None:
+    """`SharedSubspace.save`."""
+    if not len(subspace.tasks) and not subspace.layers:
+        raise SubspaceError("There is nothing to save: no layer and no task.")
+    if subspace.stored is not None and _same_place(subspace.stored.manifest.path, path):
+        manifest = _update(subspace, subspace.stored.manifest)
+    else:
+        own = subspace.home is not None and _same_place(subspace.home, path)
+        manifest = _write(subspace, path, force=force or own)
+    if subspace.stored is not None:
+        subspace.stored.close()
+    subspace.stored = StoredSubspace(manifest)
+    subspace.home = manifest.path
+    subspace.tasks.rebind(subspace.stored)
+
+
+def _same_place(one: Path, other: Path) -> bool:
+    return other.exists() and os.path.samefile(one, other) if one.exists() else False
+
+
+def _write(subspace: SharedSubspace, path: Path, *, force: bool) -> Manifest:
+    files = task_files(list(subspace.tasks))
+
+    def tasks() -> Iterator[tuple[TaskRecord, EncodedTask]]:
+        for record in subspace.tasks.records():
+            yield _placed(record, files[record.id], path), subspace.tasks.encoded(record.id)
+
+    with new_directory(path, force=force) as directory:
+        manifest = write_subspace(
+            directory,
+            method=subspace.method,
+            dtype=subspace.dtype,
+            base_model=subspace.base_model,
+            layers=subspace.layers,
+            bases=(subspace.bases[name] for name in subspace.layer_names),
+            tasks=tasks(),
+        )
+    return replace(manifest, path=path)
+
+
+def _update(subspace: SharedSubspace, old: Manifest) -> Manifest:
+    """Write the files of new tasks, then the index, then drop the files of tasks that went."""
+    path, changed = old.path, subspace.tasks.changed
+    records: dict[str, TaskRecord] = {}
+    taken = {record.file for record in old.tasks.values()}
+    for record in subspace.tasks.records():
+        if record.id in changed:
+            file = free_task_file(record.id, taken)
+            taken.add(file)
+            target = path / "tasks" / file
+            target.unlink(missing_ok=True)  # of an earlier update that was cut short
+            sha256 = write_task(target, subspace.tasks.encoded(record.id))
+            placed = _placed(record, file, path)
+            records[record.id] = replace(placed, sha256=sha256, nbytes=target.stat().st_size)
+        else:
+            records[record.id] = old.tasks[record.id]
+    manifest = replace(old, tasks=records)
+    write_index(manifest)
+    kept = {record.file for record in records.values()}
+    for file in sorted(taken - kept):
+        close_file(path / "tasks" / file)
+        (path / "tasks" / file).unlink(missing_ok=True)
+    return manifest
+
+
+def _placed(record: TaskRecord, file: str, out: Path) -> TaskRecord:
+    source = relative_source(Path(record.source), out) if record.source else None
+    return replace(record, file=file, source=source)

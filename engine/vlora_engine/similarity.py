@@ -1,0 +1,230 @@
+"""Which adapters are alike: inner products of weight changes, cosines, clusters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from vlora_engine.adapters import AdapterSource, LoRAWeights, as_source
+from vlora_engine.errors import AdapterError, CollectionError, ParameterError
+from vlora_engine.inner import Factors, module_gram, modules_of
+from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
+
+Adapter = LoRAWeights | AdapterSource
+Space = Literal["delta", "factors"]
+
+# One module of all adapters is read once and held up to here; beyond, blocks are read again.
+_HELD_BYTES = 256 << 20
+
+
+def delta_grams(
+    sources: Sequence[Adapter],
+    *,
+    dtype: torch.dtype = torch.float64,
+    progress: ProgressCallback | None = None,
+    cancelled: CancelCheck | None = None,
+) -> Tensor:
+    """``G[i, j] = <dW_i, dW_j>`` summed over all modules; read module by module.
+
+    Similarity, outliers, interference and the spectra job all start from this one matrix.
+
+    Args:
+        sources: The N adapters.
+        dtype: What the Gram blocks are multiplied in (see `inner.module_gram`).
+
+    Returns:
+        (N, N) in fp64, symmetric.
+
+    Raises:
+        CollectionError: Two adapters disagree about a module's dimensions.
+        AdapterError: NaN or infinity in an adapter.
+    """
+    opened = [as_source(source) for source in sources]
+    holders = modules_of(opened)
+
+    def one(module: str) -> Tensor:
+        owners = [opened[i] for i in holders[module]]
+        gram = module_gram(
+            _factors_of(owners, module),
+            [owner.scales[module] for owner in owners],
+            ranks=[owner.modules[module].rank for owner in owners],
+            dtype=dtype,
+        )
+        _require_finite(gram, owners, holders[module], module)
+        return gram
+
+    total = torch.zeros(len(opened), len(opened), dtype=torch.float64)
+    grams = map_ordered(
+        one, list(holders), stage="similarity", progress=progress, cancelled=cancelled
+    )
+    for module, gram in zip(holders, grams, strict=True):
+        at = torch.tensor(holders[module])
+        total[at[:, None], at] += gram
+    return total
+
+
+def cosines(gram: Tensor) -> Tensor:
+    """Cosine similarities from inner products, (N, N) fp64.
+
+    The diagonal is 1. An adapter without effect has similarity 0 to all others.
+    """
+    norms = gram.diagonal().clamp(min=0).sqrt()
+    inverse = torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))
+    matrix = (gram * inverse[:, None] * inverse).clamp(-1, 1)
+    return matrix.fill_diagonal_(1.0)
+
+
+def compute_similarity_matrix(adapters: Sequence[Adapter], *, space: Space = "delta") -> Tensor:
+    """Pairwise cosine similarity of adapters.
+
+    Args:
+        adapters: At least two; ranks, scales and module sets may differ with ``"delta"``.
+        space: ``"delta"`` compares weight changes; ``"factors"`` the concatenated entries of A
+            and B, as the first library does (it ignores scales and depends on the gauge).
+
+    Returns:
+        (N, N) in torch's default dtype, symmetric, 1 on the diagonal. An adapter without effect
+        has similarity 0 to every other (with ``"factors"`` the first library's 0 on the
+        diagonal, too).
+
+    Raises:
+        CollectionError: Fewer than two adapters, or adapters that cannot be compared.
+        ParameterError: An unknown space.
+    """
+    check_space(space)
+    if len(adapters) < 2:
+        raise CollectionError(
+            "A similarity needs two adapters or more.",
+            expected="at least 2 adapters",
+            found=str(len(adapters)),
+        )
+    if space == "delta":
+        return cosines(delta_grams(adapters)).to(torch.get_default_dtype())
+    opened = [as_source(adapter) for adapter in adapters]
+    gram = _factor_grams(opened)
+    norms = gram.diagonal().sqrt().clamp(min=1e-8)
+    return (gram / norms[:, None] / norms).to(torch.get_default_dtype())
+
+
+def find_clusters(similarity_matrix: Tensor, threshold: float = 0.9) -> list[list[int]]:
+    """Group adapters so that every two of a cluster are at least ``threshold`` alike.
+
+    Greedy, in index order: an adapter joins the first cluster whose members are all similar
+    enough, or starts one. The grouping can therefore depend on the order of the adapters.
+
+    Args:
+        similarity_matrix: (N, N).
+        threshold: A cosine in [-1, 1].
+
+    Returns:
+        The clusters as lists of indices; every index is in exactly one.
+
+    Raises:
+        ParameterError: The matrix is not square or not finite, or the threshold is no cosine.
+    """
+    if similarity_matrix.ndim != 2 or similarity_matrix.shape[0] != similarity_matrix.shape[1]:
+        raise ParameterError(
+            "A similarity matrix is square.", found=str(tuple(similarity_matrix.shape))
+        )
+    if not bool(similarity_matrix.isfinite().all()):
+        raise ParameterError("The similarity matrix holds NaN or infinity.")
+    if not -1 <= threshold <= 1:
+        raise ParameterError(
+            "The threshold of a cluster is a cosine.", expected="-1 to 1", found=str(threshold)
+        )
+    alike = similarity_matrix.detach().cpu().double() >= threshold
+    n = len(alike)
+    clusters: list[list[int]] = []
+    # welcome[c, i]: adapter i is similar enough to all members of cluster c so far
+    welcome = torch.ones(n, n, dtype=torch.bool)
+    for i in range(n):
+        homes = welcome[: len(clusters), i].nonzero()
+        c = int(homes[0]) if len(homes) else len(clusters)
+        if c == len(clusters):
+            clusters.append([])
+        clusters[c].append(i)
+        welcome[c] &= alike[:, i]
+    return clusters
+
+
+def scaled_factors(source: AdapterSource, module: str) -> Factors:
+    """A and scale * B in fp64."""
+    a, b = source.read(module)
+    return a.double(), b.double() * source.scales[module]
+
+
+def same_factor_shapes(sources: Sequence[AdapterSource], module: str) -> None:
+    """Raise CollectionError unless all sources have the module, at one rank."""
+    ranks = [s.modules[module].rank if module in s.modules else None for s in sources]
+    if len(set(ranks)) > 1:
+        raise CollectionError(
+            f"A and B of module {module!r} cannot be compared entry by entry.",
+            expected="one rank in all adapters",
+            found=f"ranks {ranks}".replace("None", "(no such module)"),
+            remedy="compare weight changes: space='delta'",
+        )
+
+
+def check_space(space: str) -> None:
+    """Raise ParameterError unless ``space`` is a space."""
+    if space not in ("delta", "factors"):
+        raise ParameterError(
+            "Adapters are compared in one of two spaces.",
+            expected="'delta' or 'factors'",
+            found=repr(space),
+        )
+
+
+def not_finite(source: AdapterSource, position: int, module: str) -> AdapterError:
+    """The error to raise for NaN or infinity in a module."""
+    return AdapterError(
+        f"The weight change of module {module!r} is not finite.",
+        where=source.path or f"adapter {position}",
+        expected="finite numbers",
+        found="NaN or infinity in A, B or the scale",
+        remedy="leave this adapter out",
+    )
+
+
+def _factor_grams(sources: Sequence[AdapterSource]) -> Tensor:
+    """Inner products of the adapters' concatenated factors, (N, N)."""
+    gram = torch.zeros(len(sources), len(sources), dtype=torch.float64)
+    for module in modules_of(sources):
+        same_factor_shapes(sources, module)
+        factors = [source.read(module) for source in sources]
+        for side in (0, 1):
+            rows = torch.stack([pair[side].double().flatten() for pair in factors])  # [N, r d]
+            gram += rows @ rows.T
+    return gram
+
+
+class _Reread(Sequence[Factors]):
+    """The factors of one module, read from their source each time they are asked for."""
+
+    def __init__(self, owners: Sequence[AdapterSource], module: str) -> None:
+        self.owners = owners
+        self.module = module
+
+    def __len__(self) -> int:
+        return len(self.owners)
+
+    def __getitem__(self, i: Any) -> Any:
+        return self.owners[i].read(self.module)
+
+
+def _factors_of(owners: Sequence[AdapterSource], module: str) -> Sequence[Factors]:
+    shapes = [owner.modules[module] for owner in owners]
+    held = sum(4 * shape.rank * (shape.d_in + shape.d_out) for shape in shapes)
+    lazy = _Reread(owners, module)
+    return lazy if held > _HELD_BYTES else list(lazy)
+
+
+def _require_finite(
+    gram: Tensor, owners: Sequence[AdapterSource], positions: Sequence[int], module: str
+) -> None:
+    bad = (~gram.diagonal().isfinite()).nonzero().flatten().tolist()
+    if bad:
+        raise not_finite(owners[bad[0]], positions[bad[0]], module)

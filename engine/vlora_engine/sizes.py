@@ -1,0 +1,88 @@
+"""How many bytes a choice of k takes on disk: exact for the payload, an estimate for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vlora_engine.errors import ParameterError
+from vlora_engine.surface import LayerTable, Spectra
+from vlora_engine.tensorfile import ITEM_BYTES
+
+Array = npt.NDArray[Any]
+
+STORAGE_DTYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+SINGULAR_VALUE_BYTES = 4
+
+
+def storage_dtype(dtype: str, found: Iterable[str]) -> str:
+    """The dtype to store in, in safetensors' words.
+
+    ``auto`` is fp32 if any input is fp32 or fp64, else fp16: bases are orthonormal and loadings
+    carry an exponent of their own, so fp16 keeps three bits more than bf16 and loses no range.
+
+    Raises:
+        ParameterError: ``dtype`` is none of auto, fp32, fp16, bf16.
+    """
+    if dtype == "auto":
+        return "F32" if {"F32", "F64"} & set(found) else "F16"
+    if dtype not in STORAGE_DTYPES:
+        raise ParameterError(
+            f"Unknown storage dtype {dtype!r}.", expected="auto, " + ", ".join(STORAGE_DTYPES)
+        )
+    return STORAGE_DTYPES[dtype]
+
+
+def core_is_dense(rank: Any, k_a: Any, k_b: Any) -> Any:
+    """Whether a `delta` core of k_b x k_a is smaller than its two factors of this rank."""
+    return k_a * k_b < rank * (k_a + k_b)
+
+
+def basis_elements(method: str, layer: LayerTable, k_a: Any, k_b: Any) -> Any:
+    """Numbers in the shared basis of one layer (with the means of `flat`)."""
+    if method == "flat":
+        return layer.rank * ((k_a + 1) * layer.d_in + (k_b + 1) * layer.d_out)
+    return k_a * layer.d_in + k_b * layer.d_out
+
+
+def loadings_elements(method: str, ranks: Array, k_a: Any, k_b: Any) -> Any:
+    """Numbers in the loadings of all tasks of one layer, by rank of each."""
+    if method == "flat":
+        return len(ranks) * (k_a + k_b)
+    total: Any = 0
+    for rank, count in zip(*np.unique(ranks, return_counts=True), strict=True):
+        factors = rank * (k_a + k_b)
+        own = np.minimum(factors, k_a * k_b) if method == "delta" else factors
+        total = total + count * own
+    return total
+
+
+def layer_bytes(method: str, layer: LayerTable, k_a: Any, k_b: Any, dtype: str) -> Any:
+    """Payload of one layer in bytes: basis, its singular values, and the loadings of all tasks."""
+    numbers = basis_elements(method, layer, k_a, k_b) + loadings_elements(
+        method, layer.ranks, k_a, k_b
+    )
+    return numbers * ITEM_BYTES[dtype] + SINGULAR_VALUE_BYTES * (k_a + k_b)
+
+
+def overhead_bytes(spectra: Spectra, dtype: str) -> int:
+    """Everything that is no payload and no rest tensor: index, headers, norms, errors, card."""
+    return spectra.overhead[dtype]
+
+
+def input_bytes(spectra: Spectra) -> int:
+    """The bytes of all inputs as stored."""
+    return sum(task.nbytes for task in spectra.tasks)
+
+
+def factor_bytes_16(spectra: Spectra) -> int:
+    """The bytes that A and B of all inputs take at 16 bit: what codec ratios are measured by."""
+    return 2 * sum(task.factor_elements for task in spectra.tasks)
+
+
+def rest_bytes(spectra: Spectra) -> int:
+    """The bytes of all rest tensors, which no choice of k changes."""
+    return sum(task.rest_bytes for task in spectra.tasks)

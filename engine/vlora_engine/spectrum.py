@@ -1,0 +1,350 @@
+"""Spectra of a collection: per layer the eigenbases of every method and their error surfaces."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlora_engine.adapters import AdapterSource
+from vlora_engine.check import CheckReport, check_adapters
+from vlora_engine.errors import ParameterError
+from vlora_engine.files import check_output, new_directory
+from vlora_engine.inner import module_gram
+from vlora_engine.linalg import full_basis, small_grams
+from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
+from vlora_engine.manifest import TaskRecord
+from vlora_engine.records import overhead_bytes, shared_layers, task_record
+from vlora_engine.sizes import STORAGE_DTYPES
+from vlora_engine.stack import LayerStack, flatten, read_stack, unflatten
+from vlora_engine.surface import (
+    LayerTable,
+    MethodTable,
+    Spectra,
+    TaskEntry,
+    diagonal_k,
+    grid_k,
+    grid_points,
+    vectors_file,
+    write_arrays,
+    write_index,
+    write_layer,
+)
+
+logger = logging.getLogger(__name__)
+
+METHODS = ("delta", "columns", "flat")
+SIMILARITY_LIMIT = 4096
+VECTORS_LIMIT_BYTES = 1_000_000_000
+CHUNK_ELEMENTS = 4_000_000
+
+
+@dataclass
+class LayerSpectrum:
+    """One layer's table, and per "method.side" the eigenvectors that form its basis again."""
+
+    table: LayerTable
+    vectors: dict[str, Tensor]
+    inner: Tensor | None
+
+
+def compute_spectra(
+    sources: Mapping[str, AdapterSource],
+    out: Path | None = None,
+    *,
+    methods: Sequence[str] = METHODS,
+    device: str = "auto",
+    check: CheckReport | None = None,
+    skip_bad: bool = False,
+    progress: ProgressCallback | None = None,
+    cancelled: CancelCheck | None = None,
+    force: bool = False,
+) -> Spectra:
+    """The spectra of a collection, by task name; written to ``out`` as each layer is done.
+
+    Args:
+        methods: Of ``delta``, ``columns``, ``flat``; one pass over the data serves all.
+        check: The verdict of `check_adapters`, where it is already known.
+        skip_bad: Go on without bad adapters (they are named in ``skipped``).
+
+    Raises:
+        CollectionError: Bad adapters, and not ``skip_bad``.
+        OutputExistsError: ``out`` holds something else than spectra, and not ``force``.
+    """
+    unknown = [m for m in methods if m not in METHODS]
+    if unknown:
+        raise ParameterError(f"Unknown method {unknown[0]!r}.", expected=", ".join(METHODS))
+    if out is not None:
+        check_output(out, force=force)
+    check = check or check_adapters(sources, progress=progress, cancelled=cancelled)
+    good = {name: sources[name] for name in canonical_order(check, check.require(skip_bad=skip_bad))}
+    spectra = _empty(good, check, methods)
+    shapes = {spec.name: (spec.d_in, spec.d_out) for spec in shared_layers(good)}
+    if out is None:
+        _fill(spectra, good, check, None, device, progress, cancelled)
+        return spectra
+    with new_directory(out, job="spectra", force=force) as partial:
+        write_index(partial, spectra, shapes)
+        _fill(spectra, good, check, partial, device, progress, cancelled)
+    spectra.path = out
+    return spectra
+
+
+def canonical_order(check: CheckReport, names: Sequence[str]) -> list[str]:
+    """Task names in the order of every sum: by name, then content."""
+    return sorted(names, key=lambda name: (name, check.adapters[name].digest))
+
+
+def _empty(
+    sources: Mapping[str, AdapterSource], check: CheckReport, methods: Sequence[str]
+) -> Spectra:
+    layers = shared_layers(sources)
+    records = {
+        name: task_record(
+            name,
+            source,
+            layers,
+            file=f"{name}.safetensors",
+            digest=check.adapters[name].digest,
+            norm=check.adapters[name].norm,
+            location=str(source.path),
+        )
+        for name, source in sources.items()
+    }
+    return Spectra(
+        tasks=[_task_entry(record, sources[name]) for name, record in records.items()],
+        methods=list(methods),
+        layer_names=[spec.name for spec in layers],
+        findings=[finding.as_dict() for finding in check.findings],
+        skipped=[error.as_dict() for error in check.bad],
+        overhead={
+            dtype: overhead_bytes(sources, records, layers, dtype)
+            for dtype in STORAGE_DTYPES.values()
+        },
+    )
+
+
+def _task_entry(record: TaskRecord, source: AdapterSource) -> TaskEntry:
+    return TaskEntry(
+        name=record.id,
+        digest=record.digest,
+        norm=record.norm,
+        nbytes=record.source_bytes,
+        factor_elements=record.factor_elements,
+        rest_bytes=record.rest_bytes,
+        dtype="F32" if {"F32", "F64"} & set(record.dtypes) else min(record.dtypes),
+        path=str(source.path) if source.path else None,
+    )
+
+
+def _fill(
+    spectra: Spectra,
+    sources: Mapping[str, AdapterSource],
+    check: CheckReport,
+    out: Path | None,
+    device: str,
+    progress: ProgressCallback | None,
+    cancelled: CancelCheck | None,
+) -> None:
+    names = {task.name: i for i, task in enumerate(spectra.tasks)}
+    weights = {name: check.adapters[name].weight for name in sources}
+    points = grid_points(len(names), len(spectra.layer_names), len(spectra.methods))
+    place = pick_device(device)
+
+    def work(layer: str) -> LayerSpectrum:
+        stack = read_stack(layer, sources, weights, place)
+        return layer_spectrum(stack, names, spectra.methods, points)
+
+    results = map_ordered(
+        work, spectra.layer_names, stage="spectra", progress=progress, cancelled=cancelled
+    )
+    inner: Tensor | None = torch.zeros(len(names), len(names), dtype=torch.float64)
+    kept_bytes = 0
+    for i, result in enumerate(results):
+        spectra.layers[result.table.name] = result.table
+        inner = None if inner is None or result.inner is None else inner + result.inner
+        arrays = {key: v.cpu().numpy() for key, v in result.vectors.items()}
+        if out is None:
+            spectra.vectors[i] = arrays
+            continue
+        write_layer(out, i, result.table)
+        kept_bytes += sum(array.nbytes for array in arrays.values())
+        if kept_bytes <= VECTORS_LIMIT_BYTES:
+            write_arrays(vectors_file(out, i), arrays)
+        else:
+            shutil.rmtree(out / "vectors", ignore_errors=True)
+    if inner is not None:
+        spectra.inner = inner.numpy()
+        if out is not None:
+            write_arrays(out / "similarity.safetensors", {"inner": spectra.inner})
+
+
+def pick_device(device: str) -> torch.device:
+    """``auto`` is CUDA where there is one.
+
+    Raises:
+        ParameterError: The device does not exist here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        place = torch.device(device)
+    except RuntimeError:
+        raise ParameterError(
+            f"Unknown device {device!r}.", expected="auto, cpu, cuda or cuda:N"
+        ) from None
+    if place.type == "cuda" and not torch.cuda.is_available():
+        raise ParameterError(
+            "There is no CUDA device here.", found=device, remedy="use --device cpu"
+        )
+    return place
+
+
+def layer_spectrum(
+    stack: LayerStack, names: Mapping[str, int], methods: Sequence[str], points: int
+) -> LayerSpectrum:
+    """The tables of all ``methods`` on one layer.
+
+    Args:
+        names: Task name to its index in the collection.
+        points: How many k a side of the off-diagonal grid keeps.
+    """
+    tasks = np.array([names[task] for task in stack.tasks], dtype=np.int64)
+    energy = stack.energy()
+    table = LayerTable(
+        name=stack.layer,
+        d_in=stack.a.shape[2],
+        d_out=stack.bt.shape[2],
+        tasks=tasks,
+        ranks=np.array(stack.ranks, dtype=np.int64),
+        energy=energy.cpu().numpy(),
+    )
+    vectors: dict[str, Tensor] = {}
+    for method in methods:
+        compute = _flat_table if method == "flat" else _nested_table
+        table.methods[method], own = compute(stack, method, energy, points)
+        vectors |= {f"{method}.{side}": v for side, v in own.items()}
+    inner = None
+    if stack.a.shape[0] * stack.rank <= SIMILARITY_LIMIT:
+        inner = torch.zeros(len(names), len(names), dtype=torch.float64)
+        rows = torch.from_numpy(tasks)
+        factors = [(a, bt.T) for a, bt in zip(stack.a, stack.bt, strict=True)]
+        inner[rows[:, None], rows[None, :]] = module_gram(factors, stack.scale.tolist()).cpu()
+    return LayerSpectrum(table, vectors, inner)
+
+
+def _nested_table(
+    stack: LayerStack, method: str, energy: Tensor, points: int
+) -> tuple[MethodTable, dict[str, Tensor]]:
+    """`delta` and `columns`: dW is projected onto nested bases, so the surface is a sum of cores."""
+    basis_a, vectors_a = full_basis(stack.rows(method, "a"))
+    basis_b, vectors_b = full_basis(stack.rows(method, "b"))
+    max_a, max_b = len(basis_a.components), len(basis_b.components)
+    k = diagonal_k(max(max_a, max_b))
+    grid_a, grid_b = grid_k(k, max_a, points), grid_k(k, max_b, points)
+    at_a, at_b = np.minimum(k, max_a), np.minimum(k, max_b)
+    residual, grid = [], []
+    chunk = max(1, CHUNK_ELEMENTS // max(1, len(k) * stack.rank**2))
+    for start in range(0, len(stack.tasks), chunk):
+        part = slice(start, start + chunk)
+        c_a = cumulated_grams(stack.a[part] @ basis_a.components.T, _union(at_a, grid_a))
+        c_b = cumulated_grams(stack.bt[part] @ basis_b.components.T, _union(at_b, grid_b))
+        scale2 = stack.scale[part].square()
+        own = energy[part]
+        diagonal = (c_a.at(at_a) * c_b.at(at_b)).sum((2, 3)) * scale2[:, None]
+        residual.append((own[:, None] - diagonal).clamp_min(0).float())
+        left, right = c_b.at(grid_b).flatten(2), c_a.at(grid_a).flatten(2)
+        captured = torch.bmm(left, right.transpose(1, 2)) * scale2[:, None, None]
+        grid.append((own[:, None, None] - captured).clamp_min(0).float())
+    table = MethodTable(
+        k=k,
+        residual=torch.cat(residual).cpu().numpy(),
+        grid_a=grid_a,
+        grid_b=grid_b,
+        grid=torch.cat(grid).cpu().numpy(),
+        singular_values_a=basis_a.singular_values.cpu().numpy(),
+        singular_values_b=basis_b.singular_values.cpu().numpy(),
+    )
+    return table, {"a": vectors_a, "b": vectors_b}
+
+
+@dataclass
+class CumulatedGrams:
+    """``C[k] = sum over j <= k of p_j p_j^T`` of N tasks at chosen k: (N, points, r, r)."""
+
+    k: np.ndarray[Any, np.dtype[np.int64]]
+    values: Tensor
+
+    def at(self, k: Any) -> Tensor:
+        return self.values[:, torch.from_numpy(np.searchsorted(self.k, k))]
+
+
+def cumulated_grams(p: Tensor, k: np.ndarray[Any, np.dtype[np.int64]]) -> CumulatedGrams:
+    """Cumulated r x r Grams of projected factors ``p`` (N, r, K) at ascending ``k``."""
+    n, r, _ = p.shape
+    steps = torch.zeros(n, len(k), r, r, dtype=p.dtype, device=p.device)
+    for i, (low, high) in enumerate(zip(np.concatenate([[0], k[:-1]]), k, strict=True)):
+        if high > low:
+            piece = p[:, :, int(low) : int(high)]
+            steps[:, i] = torch.bmm(piece, piece.transpose(1, 2))
+    return CumulatedGrams(k, steps.cumsum(1))
+
+
+def _union(*arrays: Any) -> np.ndarray[Any, np.dtype[np.int64]]:
+    return np.unique(np.concatenate(arrays)).astype(np.int64)
+
+
+def _flat_table(
+    stack: LayerStack, method: str, energy: Tensor, points: int
+) -> tuple[MethodTable, dict[str, Tensor]]:
+    """`flat`: both factors are approximated, so dW's error is evaluated at each k of a grid."""
+    tasks, top = len(stack.tasks), max(0, len(stack.tasks) - 1)
+    k = _flat_grid(top)
+    sides = {}
+    for side in ("a", "b"):
+        own = stack.side(side)
+        basis, vectors = full_basis(stack.rows(method, side))
+        limit = min(top, len(basis.components))
+        loadings = stack.rows(method, side) @ basis.components[:limit].T
+        sides[side] = (own, basis.cut(limit), loadings, vectors[:, :limit])
+    cross: dict[str, list[Tensor]] = {"a": [], "b": []}
+    square: dict[str, list[Tensor]] = {"a": [], "b": []}
+    for side, (own, basis, loadings, _) in sides.items():
+        approx = flatten(own, side).mean(0).repeat(tasks, 1)
+        low = 0
+        for high in np.minimum(k, len(basis.components)).tolist():
+            approx += loadings[:, low:high] @ basis.components[low:high]
+            low = high
+            shaped = unflatten(approx, side, stack.rank)
+            cross[side].append(torch.bmm(own, shaped.transpose(1, 2)))
+            square[side].append(small_grams(shaped))
+    residual = []
+    for i in range(len(k)):
+        inner = (cross["a"][i] * cross["b"][i]).sum((1, 2))
+        approx2 = (square["a"][i] * square["b"][i]).sum((1, 2))
+        change = (approx2 - 2 * inner) * stack.scale.square()
+        residual.append((energy + change).clamp_min(0).float())
+    table = MethodTable(
+        k=k,
+        residual=torch.stack(residual, 1).cpu().numpy(),
+        grid_a=np.zeros(0, dtype=np.int64),
+        grid_b=np.zeros(0, dtype=np.int64),
+        grid=np.zeros((tasks, 0, 0), dtype=np.float32),
+        singular_values_a=sides["a"][1].singular_values.cpu().numpy(),
+        singular_values_b=sides["b"][1].singular_values.cpu().numpy(),
+    )
+    return table, {side: own[3] for side, own in sides.items()}
+
+
+def _flat_grid(top: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    if top <= 24:
+        return np.arange(top + 1)
+    sparse = np.geomspace(8, top, 12).round().astype(np.int64)
+    return np.unique(np.concatenate([np.arange(9), sparse]))

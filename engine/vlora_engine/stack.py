@@ -1,0 +1,109 @@
+"""One module of all adapters at once: what every per-layer computation starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlora_engine.adapters import AdapterSource
+from vlora_engine.linalg import halves, small_grams
+
+
+@dataclass
+class LayerStack:
+    """The factors of one module over the N tasks that have it, padded with zero rows.
+
+    Args:
+        tasks: The task names, in the collection's order.
+        ranks: (N,) the true rank of each.
+        a: (N, r, d_in) fp64, r the largest rank.
+        bt: (N, r, d_out) fp64: B transposed.
+        scale: (N,).
+        weight: (N,) 1 / ||dW_i|| over all modules of the task; 0 where that is 0.
+    """
+
+    layer: str
+    tasks: list[str]
+    ranks: list[int]
+    a: Tensor
+    bt: Tensor
+    scale: Tensor
+    weight: Tensor
+
+    @property
+    def rank(self) -> int:
+        return self.a.shape[1]
+
+    def side(self, side: str) -> Tensor:
+        """The factor of one side, (N, r, d)."""
+        return self.a if side == "a" else self.bt
+
+    def energy(self) -> Tensor:
+        """||dW_i||^2 of this module, (N,)."""
+        grams = small_grams(self.a) * small_grams(self.bt)
+        return grams.sum((1, 2)).clamp_min(0) * self.scale.square()
+
+    def rows(self, method: str, side: str) -> Tensor:
+        """The row matrix whose directions ``method`` shares on this side.
+
+        ``columns``: the rows of A, or the columns of B, as they are: (N r, d).
+        ``delta``: rows whose Gram is ``sum_i w_i^2 dW_i^T dW_i`` (side a) or
+        ``sum_i w_i^2 dW_i dW_i^T`` (side b): (N r, d).
+        ``flat``: the flattened factors less their mean: (N, r d), B in the order (d_out, r).
+        """
+        own = self.side(side)
+        if method == "columns":
+            return own.reshape(-1, own.shape[2])
+        if method == "delta":
+            other = self.side("b" if side == "a" else "a")
+            factor = halves(small_grams(other)) * (self.weight * self.scale).view(-1, 1, 1)
+            return torch.bmm(factor.transpose(1, 2), own).reshape(-1, own.shape[2])
+        flat = flatten(own, side)
+        return flat - flat.mean(0)
+
+
+def flatten(factors: Tensor, side: str) -> Tensor:
+    """(N, r, d) to (N, r * d_in) for A, and to (N, d_out * r) for B, as A and B lie on disk."""
+    own = factors if side == "a" else factors.transpose(1, 2)
+    return own.reshape(len(factors), -1)
+
+
+def unflatten(flat: Tensor, side: str, rank: int) -> Tensor:
+    """The inverse of `flatten`: (N, r * d) to (N, r, d)."""
+    if side == "a":
+        return flat.reshape(len(flat), rank, -1)
+    return flat.reshape(len(flat), -1, rank).transpose(1, 2)
+
+
+def read_stack(
+    layer: str,
+    sources: Mapping[str, AdapterSource],
+    weights: Mapping[str, float],
+    device: torch.device | str = "cpu",
+) -> LayerStack:
+    """Read one module of every source that has it. Memory: two fp64 copies of the factors."""
+    tasks = [name for name, source in sources.items() if layer in source.modules]
+    shapes = [sources[name].modules[layer] for name in tasks]
+    rank = max(shape.rank for shape in shapes)
+    a = torch.zeros(len(tasks), rank, shapes[0].d_in, dtype=torch.float64)
+    bt = torch.zeros(len(tasks), rank, shapes[0].d_out, dtype=torch.float64)
+    for i, (name, shape) in enumerate(zip(tasks, shapes, strict=True)):
+        own_a, own_b = sources[name].read(layer)
+        a[i, : shape.rank] = own_a
+        bt[i, : shape.rank] = own_b.T
+    return LayerStack(
+        layer=layer,
+        tasks=tasks,
+        ranks=[shape.rank for shape in shapes],
+        a=a.to(device),
+        bt=bt.to(device),
+        scale=torch.tensor(
+            [sources[name].scales[layer] for name in tasks], dtype=torch.float64, device=device
+        ),
+        weight=torch.tensor(
+            [weights[name] for name in tasks], dtype=torch.float64, device=device
+        ),
+    )

@@ -1,0 +1,666 @@
+"""`SharedSubspace`: one shared basis per module, small loadings per task.
+
+The names and call forms are those of the field's first library, so that its users can move by
+changing the import. What differs is said where it differs.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from vlora_engine.adapters import AdapterSource, LoRAWeights, as_source
+from vlora_engine.build import (
+    Collection,
+    Targets,
+    assemble_task,
+    build_layers,
+    make_plan,
+    prepare,
+)
+from vlora_engine.encode import EncodedTask, TaskLayer
+from vlora_engine.errors import NotFoundError, ParameterError, SubspaceError
+from vlora_engine.layer import BuiltLayer, LayerBasis
+from vlora_engine.manifest import LayerSpec, Manifest, TaskRecord, read_manifest, unknown_task
+from vlora_engine.progress import ProgressCallback
+from vlora_engine.records import base_model_of
+from vlora_engine.spectrum import compute_spectra
+from vlora_engine.store import StoredSubspace
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass
+class TaskProjection:
+    """A task in the subspace's coordinates.
+
+    Args:
+        loadings_a: Per module (r, k_a), `flat`: (k_a,). loadings_b: likewise with k_b.
+        scales: Per module the adapter's scale.
+        rest: Rest tensors, bit for bit. config: adapter_config.json as found.
+        source_norms: Per module ||dW|| of the adapter it stands for.
+        errors: Per module the relative error of dW, on what is stored.
+        own: Modules that the basis lacks, as factors.
+        record: What the index says of it.
+    """
+
+    task_id: str
+    loadings_a: dict[str, Tensor]
+    loadings_b: dict[str, Tensor]
+    scales: dict[str, float] = field(default_factory=dict)
+    rest: dict[str, Tensor] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    source_norms: dict[str, float] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    own: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    record: TaskRecord | None = None
+
+    def __repr__(self) -> str:
+        return f"TaskProjection(task_id={self.task_id!r}, layers={len(self.loadings_a)})"
+
+
+class SharedSubspace:
+    """A collection of adapters in one shared basis. Make one with the ``from_`` constructors.
+
+    Attributes:
+        method: ``delta``, ``columns`` or ``flat``.
+        dtype: What it is stored in: F32, F16 or BF16. Every number in memory is one that this
+            dtype holds, so that what is measured is what is saved.
+        layer_names: The shared modules.
+        tasks: Mapping of task id to `TaskProjection`; from a directory, loaded when asked for.
+        components_a, components_b: Per module (k, d), `flat`: (k, r * d).
+        singular_values_a, singular_values_b: Per module (k,).
+        means_a, means_b: Per module (r * d,) for `flat`, else empty.
+        shapes_a, shapes_b: Per module (rank, d_in) and (d_out, rank).
+    """
+
+    def __init__(
+        self,
+        *,
+        method: str,
+        dtype: str,
+        layers: Sequence[LayerSpec],
+        bases: Mapping[str, LayerBasis],
+        tasks: TaskMap,
+        base_model: str | None = None,
+    ) -> None:
+        self.method = method
+        self.dtype = dtype
+        self.base_model = base_model
+        self.layers = list(layers)
+        self.bases = bases
+        self.tasks = tasks
+        self.stored: StoredSubspace | None = None
+        self.home: Path | None = None
+        self.notes: list[str] = []
+
+    def __repr__(self) -> str:
+        return (
+            f"SharedSubspace(method={self.method!r}, layers={len(self.layers)}, "
+            f"tasks={len(self.tasks)}, k={self.num_components})"
+        )
+
+    @property
+    def layer_names(self) -> list[str]:
+        return [spec.name for spec in self.layers]
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of any module."""
+        return max((spec.rank for spec in self.layers), default=0)
+
+    @property
+    def num_components(self) -> int:
+        """The largest k of any side."""
+        return max((max(spec.k_a, spec.k_b) for spec in self.layers), default=0)
+
+    @property
+    def components_a(self) -> Mapping[str, Tensor]:
+        return _Lazy(self.layer_names, lambda name: self.bases[name].a)
+
+    @property
+    def components_b(self) -> Mapping[str, Tensor]:
+        return _Lazy(self.layer_names, lambda name: self.bases[name].b)
+
+    @property
+    def singular_values_a(self) -> Mapping[str, Tensor]:
+        return _Lazy(self.layer_names, lambda name: self.bases[name].singular_values_a)
+
+    @property
+    def singular_values_b(self) -> Mapping[str, Tensor]:
+        return _Lazy(self.layer_names, lambda name: self.bases[name].singular_values_b)
+
+    @property
+    def means_a(self) -> Mapping[str, Tensor]:
+        return self._means("a")
+
+    @property
+    def means_b(self) -> Mapping[str, Tensor]:
+        return self._means("b")
+
+    @property
+    def shapes_a(self) -> dict[str, tuple[int, int]]:
+        return {spec.name: (spec.rank, spec.d_in) for spec in self.layers}
+
+    @property
+    def shapes_b(self) -> dict[str, tuple[int, int]]:
+        return {spec.name: (spec.d_out, spec.rank) for spec in self.layers}
+
+    def _means(self, side: str) -> Mapping[str, Tensor]:
+        def mean(name: str) -> Tensor:
+            own = self.bases[name].mean(side)
+            assert own is not None  # noqa: S101  (only flat has keys here)
+            return own
+
+        return _Lazy(self.layer_names if self.method == "flat" else [], mean)
+
+    @classmethod
+    def from_adapters(
+        cls,
+        adapters: Sequence[LoRAWeights | AdapterSource],
+        task_ids: Sequence[str] | None = None,
+        variance_threshold: float | None = None,
+        num_components: int | None = None,
+        adaptive_k: bool = False,
+        *,
+        method: str = "delta",
+        budget: int | None = None,
+        max_error: float | None = None,
+        mean_error: float | None = None,
+        k_a: int | None = None,
+        k_b: int | None = None,
+        layers: Mapping[str, int] | None = None,
+        refine: int = 0,
+        dtype: str = "auto",
+        skip_bad: bool = False,
+        device: str = "auto",
+        progress: ProgressCallback | None = None,
+    ) -> SharedSubspace:
+        """Compress adapters into one subspace.
+
+        Without any target the worst task may lose 5 % (``max_error=0.05``). ``method="flat"``
+        gives the shapes of the first library; its default variance of 0.6 leaves an error of
+        63 % and is therefore not ours. ``adaptive_k`` with ``variance_threshold`` chooses k per
+        layer; without it one k for all. As in the first library, ``num_components`` wins over
+        ``variance_threshold``.
+
+        Raises:
+            CollectionError: Bad adapters. ParameterError, TargetError: k or the target.
+        """
+        names = task_names(task_ids, len(adapters))
+        targets = Targets(
+            method=method,
+            k=num_components,
+            k_a=k_a,
+            k_b=k_b,
+            layers=layers or {},
+            variance=variance_threshold if num_components is None else None,
+            adaptive=adaptive_k,
+            max_error=max_error,
+            mean_error=mean_error,
+            budget=budget,
+            dtype=dtype,
+            refine=refine,
+        ).checked()
+        sources = {name: as_source(a) for name, a in zip(names, adapters, strict=True)}
+        collection = prepare(sources, dtype=dtype, skip_bad=skip_bad, progress=progress)
+        return cls._build(collection, targets, device, progress)
+
+    @classmethod
+    def from_adapters_streaming(
+        cls,
+        paths: Sequence[str | Path],
+        task_ids: Sequence[str] | None = None,
+        num_components: int | None = None,
+        **options: Any,
+    ) -> SharedSubspace:
+        """The same subspace as `from_adapters`, from folders, with bounded memory.
+
+        Only one layer of all adapters is in memory at a time; the first library's function of
+        this name is an approximation, this one is not. Takes the options of `from_adapters`.
+        """
+        from vlora_engine.formats import open_adapter
+        from vlora_engine.naming import unique_names
+
+        names = task_ids or unique_names([str(path) for path in paths])
+        return cls.from_adapters(
+            [open_adapter(path) for path in paths],
+            names,
+            num_components=num_components,
+            **options,
+        )
+
+    @classmethod
+    def _build(
+        cls,
+        collection: Collection,
+        targets: Targets,
+        device: str,
+        progress: ProgressCallback | None,
+    ) -> SharedSubspace:
+        plan = make_plan(
+            collection,
+            targets,
+            compute=lambda: compute_spectra(
+                collection.sources,
+                methods=(targets.method,),
+                device=device,
+                check=collection.check,
+                skip_bad=True,
+                progress=progress,
+            ),
+        )
+        built = list(build_layers(collection, plan, device=device, progress=progress))
+        bases, specs, tasks = collect_tasks(targets.method, collection, built)
+        subspace = cls(
+            method=targets.method,
+            dtype=collection.dtype,
+            layers=specs,
+            bases=bases,
+            tasks=tasks,
+            base_model=base_model_of(collection.sources),
+        )
+        subspace.notes = [finding.what for finding in plan.findings]
+        return subspace
+
+    def project(
+        self,
+        adapter: LoRAWeights | AdapterSource,
+        task_id: str,
+        warn_threshold: float | None = None,
+    ) -> TaskProjection:
+        """An adapter in this subspace's coordinates; the subspace stays as it is.
+
+        Modules that the basis lacks ride along as they are. ``errors`` of the result says what
+        is lost; below ``warn_threshold`` of captured energy a warning is issued.
+
+        Raises:
+            CollectionError: A module has other dimensions. AdapterError: NaN or Inf.
+            ParameterError: `flat`, and the rank is above the basis's.
+        """
+        from vlora_engine.projection import project
+
+        return project(self, as_source(adapter), task_id, warn_threshold)
+
+    def add_task(self, projection: TaskProjection) -> None:
+        """Register a projected task.
+
+        Raises:
+            ParameterError: There is a task of that name already.
+        """
+        if projection.task_id in self.tasks:
+            raise ParameterError(
+                f"There is already a task {projection.task_id!r}.",
+                remedy="remove it first, or choose another name",
+            )
+        self.tasks[projection.task_id] = projection
+
+    def remove_task(self, task_id: str) -> None:
+        """Forget a task; the basis stays as it is.
+
+        Raises:
+            NotFoundError: There is no such task.
+        """
+        del self.tasks[task_id]
+
+    def reconstruct(self, task_id: str) -> LoRAWeights:
+        """The adapter of a task: its rank, alpha, config, dtype and rest tensors.
+
+        Raises:
+            NotFoundError: There is no such task.
+        """
+        from vlora_engine.projection import reconstruct
+
+        return reconstruct(self, self.tasks[task_id])
+
+    def absorb(
+        self,
+        new_adapter: LoRAWeights | AdapterSource,
+        new_task_id: str,
+        *,
+        device: str = "auto",
+        progress: ProgressCallback | None = None,
+    ) -> list[str]:
+        """Recompute the basis with one more adapter, k per layer as it is.
+
+        Tasks are read from their original folders where these still are and their content hash
+        matches, else from their reconstructions.
+
+        Returns:
+            The ids of the tasks that had to be taken from their reconstructions.
+        """
+        from vlora_engine.grow import absorb
+
+        return absorb(self, as_source(new_adapter), new_task_id, device, progress)
+
+    def absorb_incremental(
+        self, new_adapter: LoRAWeights | AdapterSource, new_task_id: str
+    ) -> None:
+        """Turn the basis towards one more adapter without reading the others, k as it is.
+
+        The incremental update is exact (SCIENCE: Brand 2006 with the mean row of Ross et al.
+        2008): where k covers the rank it equals a full rebuild. What the other tasks lose is
+        bounded, not measured.
+        """
+        from vlora_engine.grow import absorb_incremental
+
+        absorb_incremental(self, as_source(new_adapter), new_task_id)
+
+    def errors(self) -> dict[str, Any]:
+        """Relative errors of dW as stored: ``mean``, ``max``, ``worst_task``, per task, per layer."""
+        tasks = {}
+        for name, projection in self.tasks.items():
+            record = self.tasks.record(name)
+            tasks[name] = {
+                "error": record.error,
+                "measured": record.measured,
+                "layers": dict(projection.errors),
+            }
+        overall = {name: task["error"] for name, task in tasks.items()}
+        worst = max(overall, key=overall.__getitem__, default=None)
+        return {
+            "mean": sum(overall.values()) / max(1, len(overall)),
+            "max": overall[worst] if worst is not None else 0.0,
+            "worst_task": worst,
+            "tasks": tasks,
+        }
+
+    def surface(self, layer: str) -> dict[str, Any]:
+        """The exact relative error of one layer for every (k_b, k_a) within this subspace.
+
+        Returns:
+            ``tasks`` (names) and ``errors`` (N, k_b + 1, k_a + 1). For `flat` only the diagonal
+            of equal k means something; it raises.
+
+        Raises:
+            NotFoundError: Unknown layer. ParameterError: The method is `flat`.
+        """
+        from vlora_engine.projection import surface
+
+        if layer not in self.layer_names:
+            raise NotFoundError(f"There is no layer {layer!r} in this subspace.")
+        if self.method == "flat":
+            raise ParameterError("A surface needs nested bases of dW.", found="method flat")
+        return surface(self, layer)
+
+    def compression_stats(self) -> dict[str, Any]:
+        """Parameters kept and replaced, means and cores counted; the first library's keys.
+
+        ``compression_ratio`` is parameters of A and B over parameters stored. On-disk figures
+        are those of `vlora_engine.manifest.read_manifest`.
+        """
+        compressed = original = 0
+        for spec in self.layers:
+            compressed += sum(spec.basis_elements(self.method)) + spec.k_a + spec.k_b
+            compressed += sum(spec.mean_elements(self.method))
+        for record in self.tasks.records():
+            for i, rank in zip(record.layers, record.ranks, strict=True):
+                compressed += self.layers[i].loadings_elements(self.method, rank)
+            original += record.factor_elements
+        return {
+            "components_per_layer": {s.name: (s.k_a, s.k_b) for s in self.layers},
+            "total_params_compressed": compressed,
+            "total_params_original": original,
+            "compression_ratio": original / compressed if compressed else 0.0,
+            "num_tasks": len(self.tasks),
+            "num_layers": len(self.layers),
+        }
+
+    def to(
+        self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> SharedSubspace:
+        """Move the bases (and what is reconstructed from them) in place; returns itself.
+
+        A dtype narrower than fp32 loses digits; what is saved afterwards is what was kept.
+        """
+        self.bases = {name: _moved(self.bases[name], device, dtype) for name in self.layer_names}
+        return self
+
+    def save(self, path: str | Path, *, force: bool = False) -> None:
+        """Write a subspace directory, or update the one this subspace was loaded from.
+
+        Where only tasks came or went, only their files and the index are written, the index
+        last.
+
+        Raises:
+            OutputExistsError: ``path`` is there, is not where this came from, and not ``force``.
+            StorageError: The disk refused; what was there is as it was.
+        """
+        from vlora_engine.save import save
+
+        save(self, Path(path), force=force)
+
+    @classmethod
+    def load(cls, path: str | Path, *, verify: bool = True) -> SharedSubspace:
+        """Open a subspace directory. Only its index is read now; every tensor file is checked
+        against its checksum when it is first read.
+
+        Raises:
+            NotFoundError: There is no subspace at ``path``. CorruptFileError: It is not sound.
+        """
+        manifest = read_manifest(path)
+        stored = StoredSubspace(manifest, verify)
+        subspace = cls(
+            method=manifest.method,
+            dtype=manifest.dtype,
+            layers=manifest.layers,
+            bases=_stored_bases(manifest, stored),
+            tasks=TaskMap(manifest.method, manifest.layers, manifest.dtype, stored),
+            base_model=manifest.base_model,
+        )
+        subspace.stored = stored
+        subspace.home = manifest.path
+        return subspace
+
+
+class TaskMap(MutableMapping[str, TaskProjection]):
+    """Tasks by id. Those on disk or freshly encoded become projections when asked for."""
+
+    def __init__(
+        self,
+        method: str,
+        layers: Sequence[LayerSpec],
+        dtype: str,
+        stored: StoredSubspace | None = None,
+    ) -> None:
+        self._method, self._layers, self._dtype = method, list(layers), dtype
+        self._stored = stored
+        self._records: dict[str, TaskRecord] = _stored_records(stored) if stored else {}
+        self._encoded: dict[str, EncodedTask] = {}
+        self._projections: dict[str, TaskProjection] = {}
+        self._changed: set[str] = set()
+
+    def put(self, record: TaskRecord, encoded: EncodedTask) -> None:
+        """Add a task in its encoded form."""
+        self._records[record.id] = record
+        self._encoded[record.id] = encoded
+        self._projections.pop(record.id, None)
+        self._changed.add(record.id)
+
+    def amend(self, task_id: str, record: TaskRecord) -> None:
+        """Replace what the index says of a task; its loadings stay."""
+        self._records[task_id] = record
+        self._projections.pop(task_id, None)
+
+    def record(self, task_id: str) -> TaskRecord:
+        """What the index says of a task."""
+        if task_id not in self._records:
+            raise unknown_task(task_id, self._records, self._place())
+        return self._records[task_id]
+
+    def records(self) -> list[TaskRecord]:
+        return list(self._records.values())
+
+    def encoded(self, task_id: str) -> EncodedTask:
+        """A task as it lies, or will lie, on disk."""
+        record = self.record(task_id)
+        if task_id in self._encoded:
+            return self._encoded[task_id]
+        assert self._stored is not None  # noqa: S101  (a record is encoded or stored)
+        return self._stored.task(record)
+
+    @property
+    def changed(self) -> set[str]:
+        """Tasks whose files are not those of the directory this came from."""
+        return set(self._changed)
+
+    def rebind(self, stored: StoredSubspace) -> None:
+        """From now on, unchanged tasks are those of ``stored``."""
+        self._stored = stored
+        self._records = _stored_records(stored)
+        self._encoded.clear()
+        self._changed.clear()
+
+    def __getitem__(self, task_id: str) -> TaskProjection:
+        if task_id not in self._projections:
+            from vlora_engine.projection import decode_projection
+
+            record = self.record(task_id)
+            self._projections[task_id] = decode_projection(
+                self._method, self._layers, record, self.encoded(task_id)
+            )
+        return self._projections[task_id]
+
+    def __setitem__(self, task_id: str, projection: TaskProjection) -> None:
+        from vlora_engine.projection import encode_projection
+
+        if task_id != projection.task_id:
+            raise SubspaceError(
+                "A task is filed under its own id.", expected=projection.task_id, found=task_id
+            )
+        record, encoded = encode_projection(self._method, self._layers, projection, self._dtype)
+        self.put(record, encoded)
+
+    def __delitem__(self, task_id: str) -> None:
+        self.record(task_id)
+        del self._records[task_id]
+        self._encoded.pop(task_id, None)
+        self._projections.pop(task_id, None)
+        self._changed.discard(task_id)
+
+    def __contains__(self, task_id: object) -> bool:
+        return task_id in self._records
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._records)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def _place(self) -> Path | None:
+        return self._stored.manifest.path if self._stored else None
+
+
+def collect_tasks(
+    method: str, collection: Collection, built: Sequence[BuiltLayer]
+) -> tuple[dict[str, LayerBasis], list[LayerSpec], TaskMap]:
+    """Built layers as bases, layer specs and tasks in memory."""
+    bases = {layer.basis.name: layer.basis for layer in built}
+    specs = [
+        replace(spec, k_a=len(bases[spec.name].a), k_b=len(bases[spec.name].b))
+        for spec in collection.layers
+    ]
+    shares = _shares(built)
+    tasks = TaskMap(method, specs, collection.dtype)
+    for name, source in collection.sources.items():
+        record, encoded = assemble_task(collection, name, shares[name], file="", out=None)
+        location = str(source.path.absolute()) if source.path else None
+        tasks.put(replace(record, source=location), encoded)
+    return bases, specs, tasks
+
+
+def _stored_records(stored: StoredSubspace) -> dict[str, TaskRecord]:
+    """The records of a directory, with sources as absolute paths while they are in memory."""
+    home = stored.manifest.path.absolute().parent
+    return {
+        name: record
+        if record.source is None
+        else replace(record, source=os.path.normpath(home / record.source))
+        for name, record in stored.manifest.tasks.items()
+    }
+
+
+def task_names(task_ids: Sequence[str] | None, count: int) -> list[str]:
+    """The given names, or ``task_0`` and on.
+
+    Raises:
+        ParameterError: A wrong number of them, an empty one, or two alike.
+    """
+    if task_ids is None:
+        return [f"task_{i}" for i in range(count)]
+    if len(task_ids) != count:
+        raise ParameterError(
+            "Every adapter needs one name.", expected=f"{count} names", found=str(len(task_ids))
+        )
+    double = sorted({name for name in task_ids if list(task_ids).count(name) > 1})
+    if double or "" in task_ids:
+        raise ParameterError(
+            f"Two adapters are named {double[0]!r}." if double else "A task's name is empty.",
+            remedy="give every adapter a name of its own (--names)",
+        )
+    return list(task_ids)
+
+
+class _Lazy(Mapping[str, T]):
+    """A mapping over fixed keys whose values are looked up."""
+
+    def __init__(self, keys: Sequence[str], look_up: Any) -> None:
+        self._keys, self._look_up = dict.fromkeys(keys), look_up
+
+    def __getitem__(self, key: str) -> T:
+        if key not in self._keys:
+            raise KeyError(key)
+        return self._look_up(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._keys)
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+
+def _stored_bases(manifest: Manifest, stored: StoredSubspace) -> Mapping[str, LayerBasis]:
+    places = {spec.name: i for i, spec in enumerate(manifest.layers)}
+    loaded: dict[str, LayerBasis] = {}
+
+    def look_up(name: str) -> LayerBasis:
+        if name not in loaded:
+            loaded[name] = stored.basis(places[name])
+        return loaded[name]
+
+    return _Lazy(list(places), look_up)
+
+
+def _shares(built: Sequence[BuiltLayer]) -> dict[str, list[TaskLayer]]:
+    shares: dict[str, list[TaskLayer]] = {}
+    for layer in built:
+        for i, name in enumerate(layer.tasks):
+            share = TaskLayer(
+                layer.values[i],
+                layer.exponents[i],
+                float(layer.energy[i]),
+                float(layer.residual[i]),
+            )
+            shares.setdefault(name, []).append(share)
+    return shares
+
+
+def _moved(
+    basis: LayerBasis, device: str | torch.device | None, dtype: torch.dtype | None
+) -> LayerBasis:
+    tensors = {
+        name: value.to(device=device, dtype=dtype)
+        for name, value in vars(basis).items()
+        if isinstance(value, Tensor)
+    }
+    return replace(basis, **tensors)
+

@@ -1,0 +1,370 @@
+"""The exact error surface of a collection, as small tables; reading it needs no torch.
+
+For any orthonormal nested bases, what (k_a, k_b) captures of a task's dW is known for every k at
+once. A table keeps what is *not* captured (the residual energy), so that small errors keep their
+digits in fp32. The plots show these tables and the budget spends on them; nothing is estimated.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vlora_engine.errors import CorruptFileError, NotFoundError, ParameterError
+from vlora_engine.files import write_file, write_json
+
+Array = npt.NDArray[Any]
+
+FORMAT = "vlora-spectra"
+VERSION = 1
+DENSE_DIAGONAL = 256
+SPARSE_DIAGONAL = 64
+GRID = 48
+
+
+@dataclass
+class MethodTable:
+    """One method on one layer.
+
+    Args:
+        k: (K,) ascending, starting at 0: the k of the diagonal k_a = k_b = k (a side that has
+            fewer directions stays at its maximum).
+        residual: (N, K) fp32: ||dW_i||^2 less what is captured at each k.
+        grid_a: (Ga,) and grid_b: (Gb,): the k of the off-diagonal grid.
+        grid: (N, Gb, Ga) fp32 residual energies, or empty where only the diagonal exists.
+        singular_values_a: (k_max_a,) of the row matrix of each side, and b.
+    """
+
+    k: Array
+    residual: Array
+    grid_a: Array
+    grid_b: Array
+    grid: Array
+    singular_values_a: Array
+    singular_values_b: Array
+
+    @property
+    def max_a(self) -> int:
+        return len(self.singular_values_a)
+
+    @property
+    def max_b(self) -> int:
+        return len(self.singular_values_b)
+
+    def at(self, k_a: int, k_b: int) -> Array:
+        """Residual energy (N,) at (k_a, k_b); between kept points that of the next lower one."""
+        top = max(self.max_a, self.max_b)
+        k_a, k_b = min(k_a, self.max_a), min(k_b, self.max_b)
+        diagonal = self._diagonal(k_a, k_b, top)
+        if diagonal is not None or not self.grid.size:
+            k = min(k_a, k_b) if diagonal is None else diagonal
+            return self.residual[:, int(np.searchsorted(self.k, k, "right")) - 1]
+        i = max(0, int(np.searchsorted(self.grid_a, k_a, "right")) - 1)
+        j = max(0, int(np.searchsorted(self.grid_b, k_b, "right")) - 1)
+        return self.grid[:, j, i]
+
+    def _diagonal(self, k_a: int, k_b: int, top: int) -> int | None:
+        """The diagonal k that means the same as (k_a, k_b), if there is one."""
+        for k in {k_a, k_b, top}:
+            if (min(k, self.max_a), min(k, self.max_b)) == (k_a, k_b):
+                return k
+        return None
+
+    def candidates(self) -> tuple[Array, Array, Array]:
+        """Every kept choice: k_a (C,), k_b (C,), residual (N, C)."""
+        k_a, k_b = np.minimum(self.k, self.max_a), np.minimum(self.k, self.max_b)
+        if not self.grid.size:
+            return k_a, k_b, self.residual
+        grid_b, grid_a = np.meshgrid(self.grid_b, self.grid_a, indexing="ij")
+        return (
+            np.concatenate([k_a, grid_a.ravel()]),
+            np.concatenate([k_b, grid_b.ravel()]),
+            np.concatenate([self.residual, self.grid.reshape(len(self.grid), -1)], axis=1),
+        )
+
+
+@dataclass
+class LayerTable:
+    """One module of the collection.
+
+    Args:
+        tasks: (N,) indices into the collection's tasks: those that have the module.
+        ranks: (N,).
+        energy: (N,) ||dW_i||^2 of the module.
+    """
+
+    name: str
+    d_in: int
+    d_out: int
+    tasks: Array
+    ranks: Array
+    energy: Array
+    methods: dict[str, MethodTable] = field(default_factory=dict)
+
+    @property
+    def rank(self) -> int:
+        """The largest rank."""
+        return int(self.ranks.max(initial=0))
+
+
+@dataclass
+class TaskEntry:
+    """A task of a collection, with what the choice of k has to know of it.
+
+    Args:
+        norm: ||dW|| over all modules.
+        nbytes: Its files as stored.
+        factor_elements: Numbers in A and B.
+        rest_bytes: Bytes of its rest tensors.
+    """
+
+    name: str
+    digest: str
+    norm: float
+    nbytes: int
+    factor_elements: int
+    rest_bytes: int
+    dtype: str
+    path: str | None = None
+
+
+@dataclass
+class Spectra:
+    """The spectra and error surfaces of a collection.
+
+    Args:
+        overhead: Per storage dtype the bytes of a subspace that no choice of k changes, rest
+            tensors apart.
+        inner: (N, N) inner products of dW, where they were affordable.
+        vectors: Per layer index the eigenvectors that form the bases again; spectra on a disk
+            keep them in files instead.
+    """
+
+    tasks: list[TaskEntry]
+    methods: list[str]
+    layer_names: list[str]
+    layers: dict[str, LayerTable] = field(default_factory=dict)
+    inner: Array | None = None
+    findings: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[dict[str, Any]] = field(default_factory=list)
+    path: Path | None = None
+    overhead: dict[str, int] = field(default_factory=dict)
+    vectors: dict[int, dict[str, Array]] = field(default_factory=dict, repr=False)
+
+    def vectors_of(self, index: int, method: str) -> dict[str, Array] | None:
+        """The eigenvectors per side of one layer, or None where they were not kept."""
+        kept = self.vectors.get(index)
+        if kept is None and self.path is not None and vectors_file(self.path, index).exists():
+            kept = _read_arrays(vectors_file(self.path, index))
+        return None if kept is None else {side: kept[f"{method}.{side}"] for side in ("a", "b")}
+
+    @property
+    def complete(self) -> bool:
+        return len(self.layers) == len(self.layer_names)
+
+    @property
+    def weights(self) -> Array:
+        """(N,) 1 / ||dW_i||^2, 0 for a task without effect."""
+        norms = np.array([task.norm for task in self.tasks])
+        return np.divide(1.0, norms**2, out=np.zeros(len(norms)), where=norms > 0)
+
+    def table(self, layer: str, method: str) -> MethodTable:
+        """The table of one method on one layer.
+
+        Raises:
+            NotFoundError: The layer is unknown or not computed yet.
+            ParameterError: The spectra were computed without that method.
+        """
+        if layer not in self.layers:
+            raise NotFoundError(f"The spectra have no layer {layer!r} yet.", where=self.path)
+        methods = self.layers[layer].methods
+        if method not in methods:
+            raise ParameterError(
+                f"The spectra have no surface of method {method!r}.",
+                where=self.path,
+                expected=", ".join(methods),
+            )
+        return methods[method]
+
+    def variance(self, layer: str, method: str) -> tuple[Array, Array]:
+        """k (K,) and the captured share of a layer's dW (K,), tasks weighted by 1 / ||dW_i||^2."""
+        table, weights = self.table(layer, method), self.weights[self.layers[layer].tasks]
+        total = float(weights @ self.layers[layer].energy)
+        if total <= 0:
+            return table.k, np.ones(len(table.k))
+        return table.k, 1.0 - (weights @ table.residual) / total
+
+    @classmethod
+    def load(cls, path: str | Path) -> Spectra:
+        """Read a spectra directory; layers that are not written yet are absent.
+
+        Raises:
+            NotFoundError: There is no spectra directory at ``path``.
+            CorruptFileError: A file of it cannot be understood.
+        """
+        directory = Path(path)
+        index = _read_index(directory)
+        spectra = cls(
+            tasks=[TaskEntry(**task) for task in index["tasks"]],
+            methods=index["methods"],
+            layer_names=[layer["name"] for layer in index["layers"]],
+            findings=index["findings"],
+            skipped=index["skipped"],
+            overhead=index["overhead"],
+            path=directory,
+        )
+        for i, layer in enumerate(index["layers"]):
+            file = layer_file(directory, i)
+            if file.exists():
+                spectra.layers[layer["name"]] = _read_layer(file, layer)
+        similarity = directory / "similarity.safetensors"
+        if similarity.exists():
+            spectra.inner = _read_arrays(similarity)["inner"]
+        return spectra
+
+    def cosines(self) -> Array | None:
+        """(N, N) cosine of dW between tasks, where the spectra hold it; 0 for a zero dW."""
+        if self.inner is None:
+            return None
+        norms = np.sqrt(self.inner.diagonal().clip(0))
+        inverse = np.divide(1.0, norms, out=np.zeros(len(norms)), where=norms > 0)
+        return self.inner * inverse[:, None] * inverse[None, :]
+
+
+def layer_file(directory: Path, index: int) -> Path:
+    """Where the table of the layer with this index lies."""
+    return directory / "layers" / f"{index:05d}.safetensors"
+
+
+def vectors_file(directory: Path, index: int) -> Path:
+    """Where the eigenvectors of the layer with this index lie, for the build."""
+    return directory / "vectors" / f"{index:05d}.safetensors"
+
+
+def write_index(directory: Path, spectra: Spectra, shapes: Mapping[str, Any]) -> None:
+    """Write spectra.json: everything but the tables. ``shapes``: layer to (d_in, d_out)."""
+    write_json(
+        directory / "spectra.json",
+        {
+            "format": FORMAT,
+            "version": VERSION,
+            "methods": spectra.methods,
+            "layers": [
+                {"name": name, "d_in": shapes[name][0], "d_out": shapes[name][1]}
+                for name in spectra.layer_names
+            ],
+            "tasks": [asdict(task) for task in spectra.tasks],
+            "findings": spectra.findings,
+            "skipped": spectra.skipped,
+            "overhead": spectra.overhead,
+        },
+        indent=1,
+    )
+
+
+def write_layer(directory: Path, index: int, table: LayerTable) -> None:
+    """Write the table of one layer, in one step, for readers that may be looking."""
+    arrays = {"tasks": table.tasks, "ranks": table.ranks, "energy": table.energy}
+    for method, own in table.methods.items():
+        for name, array in vars(own).items():
+            arrays[f"{method}.{name}"] = array
+    write_arrays(layer_file(directory, index), arrays)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write numpy arrays as safetensors, in one step."""
+    from safetensors.numpy import save
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, save({name: np.ascontiguousarray(a) for name, a in arrays.items()}))
+
+
+def _read_index(directory: Path) -> dict[str, Any]:
+    file = directory / "spectra.json"
+    try:
+        index = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise NotFoundError(
+            "There are no spectra here.",
+            where=directory,
+            expected="a directory with spectra.json",
+            remedy="make them with `vlora-tui spectra PATHS -o DIR`",
+        ) from None
+    except (OSError, ValueError) as error:
+        raise CorruptFileError(
+            "The spectra's index cannot be read.", where=file, found=str(error)
+        ) from None
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        raise CorruptFileError("The file is no index of spectra.", where=file)
+    if index.get("version") != VERSION:
+        raise CorruptFileError(
+            "The spectra are of another version.",
+            where=file,
+            expected=str(VERSION),
+            found=str(index.get("version")),
+            remedy="compute them again",
+        )
+    return index
+
+
+def _read_arrays(path: Path) -> dict[str, Array]:
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CorruptFileError(
+            "A file of the spectra cannot be read.",
+            where=path,
+            found=str(error),
+            remedy="compute the spectra again",
+        ) from None
+
+
+def _read_layer(path: Path, layer: Mapping[str, Any]) -> LayerTable:
+    arrays = _read_arrays(path)
+    methods: dict[str, dict[str, Array]] = {}
+    for key, array in arrays.items():
+        method, dot, name = key.partition(".")
+        if dot:
+            methods.setdefault(method, {})[name] = array
+    return LayerTable(
+        name=layer["name"],
+        d_in=layer["d_in"],
+        d_out=layer["d_out"],
+        tasks=arrays["tasks"],
+        ranks=arrays["ranks"],
+        energy=arrays["energy"],
+        methods={method: MethodTable(**own) for method, own in sorted(methods.items())},
+    )
+
+
+def diagonal_k(top: int) -> Array:
+    """The k that a diagonal keeps: 0 to 256, then at most 64 evenly spaced in the logarithm."""
+    dense = np.arange(min(top, DENSE_DIAGONAL) + 1)
+    if top <= DENSE_DIAGONAL:
+        return dense
+    sparse = np.geomspace(DENSE_DIAGONAL, top, SPARSE_DIAGONAL + 1)[1:].round().astype(np.int64)
+    return np.unique(np.concatenate([dense, sparse]))
+
+
+def grid_k(kept: Array, top: int, points: int) -> Array:
+    """At most ``points`` of the ``kept`` k between 0 and ``top``, denser where k is small."""
+    if top <= 0:
+        return np.zeros(1, dtype=np.int64)
+    inside = kept[kept <= top]
+    wanted = np.geomspace(1, top + 1, points) - 1
+    return np.unique(inside[np.abs(inside[None, :] - wanted[:, None]).argmin(1)])
+
+
+def grid_points(tasks: int, layers: int, methods: int, limit: int = 32_000_000) -> int:
+    """How many k a side of the off-diagonal grid may have so that all tables stay small."""
+    return max(8, min(GRID, math.isqrt(limit // (4 * max(1, tasks * layers * methods)))))

@@ -1,0 +1,460 @@
+"""Safetensors files, read without torch as far as headers go and without mapping as data go.
+
+A header is eight bytes of length and a JSON object; every number in it is checked against the
+file before it is used. Data are read with ``pread`` into fresh buffers: a mapped file would count
+as resident memory, and a collection of a thousand adapters would then sit in memory as a whole.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Lock
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from vlora_engine.errors import CorruptFileError, NotFoundError, StorageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+MAX_HEADER_BYTES = 100_000_000
+LFS_POINTER = b"version https://git-lfs"
+
+ITEM_BYTES = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "I16": 2,
+    "I8": 1,
+    "U64": 8,
+    "U32": 4,
+    "U16": 2,
+    "U8": 1,
+    "BOOL": 1,
+    "F8_E4M3": 1,
+    "F8_E5M2": 1,
+}
+FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
+_TORCH_NAMES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "I16": "int16",
+    "I8": "int8",
+    "U64": "uint64",
+    "U32": "uint32",
+    "U16": "uint16",
+    "U8": "uint8",
+    "BOOL": "bool",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+}
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """One tensor of a file: its dtype in safetensors' words, its shape, its place in the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def nbytes(self) -> int:
+        return self.end - self.start
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the header of a safetensors file says, checked against the file's length."""
+
+    path: Path
+    entries: Mapping[str, TensorEntry]
+    metadata: Mapping[str, str]
+    file_bytes: int
+    digest: str = field(repr=False)
+
+    @property
+    def tensor_bytes(self) -> int:
+        return sum(entry.nbytes for entry in self.entries.values())
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the header of the safetensors file at ``path``.
+
+    Raises:
+        NotFoundError: There is no such file.
+        StorageError: The file cannot be read.
+        CorruptFileError: It is a Git LFS pointer, is truncated, or its header is not sound.
+    """
+    close_file(path)  # it may have been replaced since it was last read
+    with _opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        prefix = file.read(8)
+        if LFS_POINTER.startswith(prefix) and len(prefix) == 8:
+            raise lfs_pointer_error(path)
+        if len(prefix) < 8:
+            raise _corrupt(path, "at least 8 bytes of header length", f"{size} bytes")
+        length = int.from_bytes(prefix, "little")
+        if length > MAX_HEADER_BYTES or 8 + length > size:
+            raise _corrupt(
+                path,
+                f"a header that ends within the file's {size} bytes",
+                f"a header length of {length} bytes",
+            )
+        raw = file.read(length)
+    return _parse_header(path, raw, size)
+
+
+def _parse_header(path: Path, raw: bytes, size: int) -> Header:
+    try:
+        table = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise _corrupt(path, "a JSON header", f"bytes that are not JSON ({error})") from None
+    if not isinstance(table, dict):
+        raise _corrupt(path, "a JSON object as header", type(table).__name__)
+    metadata = table.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict):
+        raise _corrupt(path, "__metadata__ that is a JSON object", type(metadata).__name__)
+    data_start = 8 + len(raw)
+    entries = {name: _parse_entry(path, name, row, data_start) for name, row in table.items()}
+    end = data_start
+    for entry in sorted(entries.values(), key=lambda e: (e.start, e.end)):
+        if entry.start != end:
+            raise _corrupt(
+                path,
+                f"tensors that follow each other without gap or overlap (offset {end})",
+                f"tensor {entry.name!r} at offset {entry.start}",
+            )
+        end = entry.end
+    if end != size:
+        what = "truncated" if end > size else "longer than its header says"
+        raise CorruptFileError(
+            f"The file is {what}.",
+            where=path,
+            expected=f"{end} bytes",
+            found=f"{size} bytes",
+            remedy="download or copy it again",
+        )
+    return Header(
+        path=path,
+        entries=entries,
+        metadata={str(k): str(v) for k, v in metadata.items()},
+        file_bytes=size,
+        digest=hashlib.sha256(raw).hexdigest(),
+    )
+
+
+def _parse_entry(path: Path, name: str, row: Any, data_start: int) -> TensorEntry:
+    if not isinstance(row, dict):
+        raise _corrupt(path, f"an object for tensor {name!r}", type(row).__name__)
+    dtype, shape, offsets = row.get("dtype"), row.get("shape"), row.get("data_offsets")
+    if dtype not in ITEM_BYTES:
+        raise _corrupt(path, f"a known dtype for tensor {name!r}", repr(dtype))
+    if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
+        raise _corrupt(
+            path, f"shape and two offsets for tensor {name!r}", f"{shape!r} and {offsets!r}"
+        )
+    start, end = offsets
+    if end - start != math.prod(shape) * ITEM_BYTES[dtype]:
+        raise _corrupt(
+            path,
+            f"{math.prod(shape) * ITEM_BYTES[dtype]} bytes for tensor {name!r} {dtype} {shape}",
+            f"{end - start} bytes",
+        )
+    return TensorEntry(name, dtype, tuple(shape), data_start + start, data_start + end)
+
+
+def _naturals(value: Any) -> bool:
+    return isinstance(value, list) and all(type(v) is int and 0 <= v < 2**62 for v in value)
+
+
+def lfs_pointer_error(path: Path) -> CorruptFileError:
+    """The error for a file that Git LFS left as a pointer."""
+    return CorruptFileError(
+        "The file is a Git LFS pointer, not the tensors themselves.",
+        where=path,
+        expected="a safetensors file",
+        found="a short text that starts with 'version https://git-lfs'",
+        remedy="run `git lfs install && git lfs pull` in that repository, or download it again",
+    )
+
+
+def _corrupt(path: Path, expected: str, found: str) -> CorruptFileError:
+    return CorruptFileError(
+        "The file is not a sound safetensors file.",
+        where=path,
+        expected=expected,
+        found=found,
+        remedy="download or copy it again",
+    )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    try:
+        with path.open("rb") as file:
+            yield file
+    except FileNotFoundError:
+        raise NotFoundError("There is no such file.", where=path) from None
+    except OSError as error:
+        raise read_error(path, error) from None
+
+
+def read_error(path: Path, error: OSError) -> StorageError:
+    """The error for a file that the operating system would not let us read."""
+    return StorageError(
+        f"The file cannot be read: {error.strerror or error}.",
+        where=path,
+        remedy="check its permissions and that its disk is still mounted",
+    )
+
+
+class FilePool:
+    """At most ``limit`` open files, the least recently used closed first. Safe between threads."""
+
+    def __init__(self, limit: int = 128) -> None:
+        self._limit = limit
+        self._files: OrderedDict[Path, int] = OrderedDict()
+        self._lock = Lock()
+
+    def pread_into(self, path: Path, buffer: memoryview, offset: int) -> None:
+        """Fill ``buffer`` from ``path`` at ``offset``; the file may not be shorter."""
+        # The lock is held while reading: another thread could otherwise close the descriptor.
+        with self._lock:
+            try:
+                done = 0
+                descriptor = self._descriptor(path)
+                while done < len(buffer):
+                    count = os.preadv(descriptor, [buffer[done:]], offset + done)
+                    if count == 0:
+                        raise CorruptFileError(
+                            "The file became shorter while it was read.",
+                            where=path,
+                            expected=f"{offset + len(buffer)} bytes",
+                            found=f"{offset + done} bytes",
+                        )
+                    done += count
+            except OSError as error:
+                if isinstance(error, StorageError):
+                    raise
+                raise read_error(path, error) from None
+
+    def forget(self, path: Path) -> None:
+        """Close ``path`` if it is open."""
+        with self._lock:
+            descriptor = self._files.pop(path, None)
+            if descriptor is not None:
+                os.close(descriptor)
+
+    def _descriptor(self, path: Path) -> int:
+        descriptor = self._files.pop(path, None)
+        if descriptor is None:
+            while len(self._files) >= self._limit:
+                os.close(self._files.popitem(last=False)[1])
+            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        self._files[path] = descriptor
+        return descriptor
+
+
+_POOL = FilePool()
+
+
+def read_bytes(header: Header, name: str) -> bytearray:
+    """The raw bytes of one tensor."""
+    entry = header.entries[name]
+    data = bytearray(entry.nbytes)
+    if data:
+        _POOL.pread_into(header.path, memoryview(data), entry.start)
+    return data
+
+
+def read_tensor(header: Header, name: str) -> Tensor:
+    """One tensor, in memory of its own, in the file's dtype and shape."""
+    import torch
+
+    entry = header.entries[name]
+    if not entry.nbytes:
+        return torch.empty(entry.shape, dtype=torch_dtype(entry.dtype))
+    flat = torch.frombuffer(read_bytes(header, name), dtype=torch_dtype(entry.dtype))
+    return flat.reshape(entry.shape)
+
+
+def read_elements(header: Header, name: str, first: int, count: int) -> Tensor:
+    """Elements ``first`` to ``first + count`` of a tensor seen as one row, without the others."""
+    import torch
+
+    entry = header.entries[name]
+    dtype = torch_dtype(entry.dtype)
+    if count == 0:
+        return torch.empty(0, dtype=dtype)
+    item = ITEM_BYTES[entry.dtype]
+    if first < 0 or (first + count) * item > entry.nbytes:
+        raise CorruptFileError(
+            f"Tensor {name!r} is shorter than the index of its file says.",
+            where=header.path,
+            expected=f"at least {first + count} elements",
+            found=f"{entry.nbytes // item} elements",
+        )
+    data = bytearray(count * item)
+    _POOL.pread_into(header.path, memoryview(data), entry.start + first * item)
+    return torch.frombuffer(data, dtype=dtype)
+
+
+def close_file(path: Path) -> None:
+    """Let go of ``path``, before it is replaced or deleted."""
+    _POOL.forget(path)
+
+
+class TensorWriter:
+    """A safetensors file written tensor by tensor, whose shapes are known before its data.
+
+    Tensors may be written in pieces, in the order of ``layout``. The file is complete only when
+    ``close`` has checked that every byte was written.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        layout: Sequence[tuple[str, str, tuple[int, ...]]],
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self.path = path
+        self.sha256 = ""
+        self._digest = hashlib.sha256()
+        raw, self._expected = encode_header(layout, metadata)
+        try:
+            self._file = path.open("xb")
+        except OSError as error:
+            raise write_error(path, error) from None
+        self._written = 0
+        self._put(raw)
+
+    def write(self, tensor: Tensor) -> None:
+        """Append the elements of ``tensor``, in row-major order."""
+        import torch
+
+        flat = tensor.detach().to("cpu").contiguous().reshape(-1)
+        if flat.numel():
+            self._put(memoryview(flat.view(torch.uint8).numpy()))
+
+    def write_bytes(self, data: bytes | bytearray | memoryview) -> None:
+        """Append raw bytes, already in the dtype of the layout."""
+        self._put(data)
+
+    def close(self) -> None:
+        """Flush to the disk; ``sha256`` is that of the whole file from then on.
+
+        Raises:
+            StorageError: The disk is full or gone, or not every byte was written.
+        """
+        try:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._file.close()
+        except OSError as error:
+            raise write_error(self.path, error) from None
+        if self._written != self._expected:
+            raise StorageError(
+                "A tensor file was not written completely.",
+                where=self.path,
+                expected=f"{self._expected} bytes",
+                found=f"{self._written} bytes",
+            )
+        self.sha256 = self._digest.hexdigest()
+
+    def __enter__(self) -> TensorWriter:
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._file.close()
+
+    def _put(self, data: bytes | bytearray | memoryview) -> None:
+        try:
+            self._file.write(data)
+        except OSError as error:
+            raise write_error(self.path, error) from None
+        self._digest.update(data)
+        self._written += len(data)
+
+
+def encode_header(
+    layout: Sequence[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
+) -> tuple[bytes, int]:
+    """The first bytes of a file with this layout, and the length that the whole file will have."""
+    table: dict[str, Any] = {}
+    if metadata:
+        table["__metadata__"] = dict(sorted(metadata.items()))
+    offset = 0
+    for name, dtype, shape in layout:
+        nbytes = math.prod(shape) * ITEM_BYTES[dtype]
+        table[name] = {
+            "dtype": dtype,
+            "shape": list(shape),
+            "data_offsets": [offset, offset + nbytes],
+        }
+        offset += nbytes
+    raw = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
+    raw += b" " * (-len(raw) % 8)
+    return len(raw).to_bytes(8, "little") + raw, 8 + len(raw) + offset
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> str:
+    """Write ``tensors`` to a new file at ``path``; return the sha256 of the file."""
+    layout = [(name, dtype_name(t.dtype), tuple(t.shape)) for name, t in tensors.items()]
+    writer = TensorWriter(path, layout, metadata)
+    with writer:
+        for tensor in tensors.values():
+            writer.write(tensor)
+    return writer.sha256
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """torch's dtype for safetensors' name of it."""
+    import torch
+
+    return getattr(torch, _TORCH_NAMES[name])
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """safetensors' name for torch's dtype."""
+    word = str(dtype).removeprefix("torch.")
+    return next(name for name, torch_name in _TORCH_NAMES.items() if torch_name == word)
+
+
+def write_error(path: Path, error: OSError) -> StorageError:
+    """The error for a place that the operating system would not let us write to."""
+    remedies = {
+        errno.ENOSPC: "free some space or choose an output on another disk",
+        errno.EDQUOT: "free some of your quota or choose an output on another disk",
+        errno.EROFS: "choose an output on a disk that can be written to",
+        errno.EACCES: "choose an output in a directory that you may write to",
+        errno.EPERM: "choose an output in a directory that you may write to",
+    }
+    return StorageError(
+        f"The output cannot be written: {error.strerror or error}.",
+        where=path,
+        remedy=remedies.get(error.errno or 0, "check that the place exists and can be written to"),
+    )

@@ -1,0 +1,61 @@
+"""The quick pattern table against the rule in one line."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from vlora_engine.adapters import match_pattern
+from vlora_engine.formats import open_adapter
+from vlora_engine.formats.patterns import PatternTable, is_safe_pattern
+
+from tests import make
+
+WORDS = st.lists(st.sampled_from(["h", "1", "11", "q", "v", "xq", "q.v", "-a"]), min_size=1)
+NAMES = WORDS.map(".".join)
+KEYS = NAMES | st.sampled_from(["^h.1", r"h\.\d+.*", ".*q", "(q|v)", "q$", "h.1|v", "", "."])
+
+
+@given(table=st.dictionaries(KEYS, st.integers(0, 5), max_size=5), module=NAMES)
+def test_the_table_finds_what_the_rule_finds(table, module):
+    assert all(is_safe_pattern(key) for key in table)
+    assert PatternTable(table).get(module, None) == match_pattern(table, module, None)
+
+
+@pytest.mark.parametrize(
+    ("key", "module", "matches"),
+    [
+        ("h.1.q", "model.h.1.q", True),
+        ("h.1.q", "model.h.11.q", False),
+        ("1.q", "h.11.q", False),
+        ("h.1.q", "model.hx1.q", True),  # a dot is any letter: PEFT's rule, not ours
+        ("^h.1.q", "model.h.1.q", False),
+        ("q", "xq", False),
+    ],
+)
+def test_where_a_key_may_begin(key, module, matches):
+    assert (PatternTable({key: 1}).get(module, 0) == 1) is matches
+
+
+def test_a_table_with_every_module_in_it_is_quick():
+    names = [f"model.layers.{i}.{leaf}" for i in range(80) for leaf in ("q", "k", "v", "o")]
+    table = PatternTable(dict.fromkeys(names, 3))
+    start = time.perf_counter()
+
+    assert all(table.get(name, 0) == 3 for name in names)
+    assert time.perf_counter() - start < 0.25
+
+
+def test_entries_whose_order_decides_are_reported(tmp_path):
+    # PEFT writes its config sorted, so {"h.1.attn.c_attn": 5, "c_attn": 11} comes back reversed.
+    patterns = {"c_attn": 11, "h.1.attn.c_attn": 5}
+    make.write(tmp_path, settings=make.config(alpha_pattern=patterns))
+
+    adapter = open_adapter(tmp_path)
+
+    assert adapter.scales["transformer.h.1.attn.c_attn"] == 11 / 4
+    (finding,) = [f for f in adapter.findings if f.code == "overlapping-patterns"]
+    assert finding.severity == "warning"
+    assert "transformer.h.1.attn.c_attn" in finding.what

@@ -1,0 +1,1 @@
+"""Terminal workbench for collections of LoRA adapters."""

@@ -1,0 +1,178 @@
+"""The table of commands, loaded one by one, and what stands before a command."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import logging
+import sys
+from typing import Annotated, Any, NamedTuple
+
+import typer
+from typer.core import TyperGroup
+from typer.main import get_command
+
+from vlora_tui.cli import errors
+from vlora_tui.cli.argv import prepare
+from vlora_tui.cli.output import Output
+
+PROGRAM = "vlora-tui"
+NO_INTERFACE = "The interface is not built yet; it is coming."
+
+
+class Entry(NamedTuple):
+    """Where a command lives: ``vlora_tui.cli.<module>``, its function, and its line in the help."""
+
+    module: str
+    function: str
+    help: str
+    section: str
+
+
+COMMANDS = {
+    "demo": Entry("demo", "demo", "See it work on adapters that it makes itself.", "Start"),
+    "inspect": Entry("look", "inspect", "List adapters, which fit together, which do not.", "Look"),
+    "info": Entry("look", "info", "Tell what a subspace holds, from its headers.", "Look"),
+    "spectra": Entry("spectra", "spectra", "Measure what every k would cost.", "Look"),
+    "analyze": Entry("compare", "analyze", "Similarity of adapters, and clusters.", "Look"),
+    "diff": Entry("compare", "diff", "Compare two adapters or tasks.", "Look"),
+    "validate": Entry("care", "validate", "Check a subspace: checksums, shapes, figures.", "Look"),
+    "benchmark": Entry("care", "benchmark", "Time the operations of a subspace.", "Look"),
+    "compress": Entry("compress", "compress", "Compress adapters into one subspace.", "Work"),
+    "export": Entry("export", "export", "Write tasks of a subspace as PEFT adapters.", "Work"),
+    "reconstruct": Entry("export", "export", "The same as export.", "Work"),
+    "add": Entry("tasks", "add", "Add an adapter to a subspace.", "Work"),
+    "remove": Entry("tasks", "remove", "Take a task out of a subspace.", "Work"),
+    "merge": Entry("merge", "merge", "Merge adapters into one.", "Work"),
+    "run": Entry("run", "run", "Execute a recipe: a file, or flags.", "Work"),
+}
+
+NOT_YET = (
+    "quantize",
+    "compact",
+    "plan",
+    "interference",
+    "report",
+    "resize",
+    "doctor",
+    "convert",
+    "eval",
+    "push",
+    "pull",
+    "jobs",
+    "config",
+    "guide",
+)
+
+
+class LazyGroup(TyperGroup):
+    """A group whose commands are imported when they are called, not when they are listed."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        if cmd_name in NOT_YET:
+            raise errors.UsageError(f"The command {cmd_name!r} is not built yet.", ctx)
+        entry = COMMANDS.get(cmd_name)
+        return None if entry is None else load_command(cmd_name, entry)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        names: Any = dict.fromkeys(COMMANDS)
+        self.commands = names  # what "did you mean" looks through
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        for section in dict.fromkeys(entry.section for entry in COMMANDS.values()):
+            rows = [(name, e.help) for name, e in COMMANDS.items() if e.section == section]
+            with formatter.section(section):
+                formatter.write_dl(rows)
+
+
+def load_command(name: str, entry: Entry) -> Any:
+    """Import the module of a command and build what parses its arguments."""
+    function = getattr(importlib.import_module(f"vlora_tui.cli.{entry.module}"), entry.function)
+    single = _typer()
+    single.command(name)(function)
+    return get_command(single)
+
+
+def run_app(argv: list[str]) -> int:
+    """Parse and run; every error ends here."""
+    words = prepare(argv)
+    verbose = sum(word.count("v") if word != "--verbose" else 1 for word in words if word in _LOUD)
+    out = Output(json="--json" in words)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names come from files, of any bytes
+    try:
+        _set_up_logging(verbose)
+        code = get_command(_group()).main(words, prog_name=PROGRAM, standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else errors.OK
+    except typer.Exit as done:
+        return int(done.exit_code)
+    except BaseException as error:
+        if isinstance(error, SystemExit | GeneratorExit):
+            raise
+        return errors.report(error, out, verbose=verbose)
+
+
+_LOUD = ("-v", "-vv", "--verbose")
+
+
+def _group() -> typer.Typer:
+    app = _typer(cls=LazyGroup, invoke_without_command=True)
+    app.callback()(_root)
+    return app
+
+
+def _typer(**settings: Any) -> typer.Typer:
+    # Rich's markup and tracebacks would cost more than all else that --help does.
+    return typer.Typer(
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+        **settings,
+    )
+
+
+def _root(
+    ctx: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    verbose: Annotated[
+        int, typer.Option("-v", "--verbose", count=True, help="What the engine logs; -vv for more.")
+    ] = 0,
+) -> None:
+    """A workbench for collections of LoRA adapters: inspect, compress, merge, export.
+
+    Every error shown is measured on the weight change dW = scale * B @ A that the model sees.
+    """
+    if version:
+        from vlora_engine import __version__
+
+        print(f"{PROGRAM} {__version__}")
+        raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        no_interface(f"{PROGRAM} run --headless PATHS -o DIR", ctx)
+
+
+def no_interface(instead: str, ctx: Any = None) -> None:
+    """Refuse what needs the interface, naming what does the work without it."""
+    raise errors.UsageError(f"{NO_INTERFACE} Without it: {instead}", ctx)
+
+
+def _set_up_logging(verbose: int) -> None:
+    logger = logging.getLogger("vlora_engine")
+    for handler in list(logger.handlers):
+        if getattr(handler, "vlora_tui", False):
+            logger.removeHandler(handler)
+    if verbose:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        handler.vlora_tui = True  # type: ignore[attr-defined]
+        logger.addHandler(handler)
+        logger.setLevel(logging.DEBUG if verbose > 1 else logging.INFO)
+    else:
+        logger.setLevel(logging.WARNING)

@@ -1,0 +1,44 @@
+"""What the parser cannot read by itself: several values after one flag, -v after the command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+_GREEDY = {"compress": ("--names",), "run": ("--names",)}
+_EVERYWHERE = ("-v", "-vv", "--verbose")
+_UNTIL = "--"
+
+
+def prepare(argv: Sequence[str]) -> list[str]:
+    """``argv`` in the form that the parser reads.
+
+    ``--names a b c`` (as lorashare takes it: up to the next flag) becomes three ``--names``;
+    where the flag stands several times each takes one value. ``-v`` may stand anywhere.
+    """
+    words, rest = _split(list(argv))
+    first = [word for word in words if word in _EVERYWHERE]
+    words = [word for word in words if word not in _EVERYWHERE]
+    for flag in _GREEDY.get(words[0] if words else "", ()):
+        words = _spread(words, flag)
+    return [*first, *words, *rest]
+
+
+def _split(argv: list[str]) -> tuple[list[str], list[str]]:
+    if _UNTIL not in argv:
+        return argv, []
+    at = argv.index(_UNTIL)
+    return argv[:at], argv[at:]
+
+
+def _spread(words: list[str], flag: str) -> list[str]:
+    if words.count(flag) != 1:
+        return words
+    at = words.index(flag)
+    end = at + 1
+    while end < len(words) and not words[end].startswith("-"):
+        end += 1
+    values = words[at + 1 : end]
+    if not values:
+        return words
+    spread = [part for value in values for part in (flag, value)]
+    return [*words[:at], *spread, *words[end:]]

@@ -1,0 +1,125 @@
+"""``validate`` and ``benchmark``: is a subspace sound, and how fast is it."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from vlora_engine.errors import ParameterError
+
+from vlora_tui.cli import options as o
+from vlora_tui.cli.errors import FOUND
+from vlora_tui.cli.output import Output, plural, printable
+
+REPEATS = 10
+SECONDS = 2.0  # an operation is repeated no longer than this
+
+
+def validate(subspace: o.Subspace, as_json: o.AsJson = False, quiet: o.Quiet = False) -> None:
+    """Check a subspace: checksums, index, shapes, finite figures, orthonormal bases.
+
+    Exit code 3 if anything is wrong; notes are not.
+    """
+    from vlora_engine.health import check_subspace
+
+    out = Output(json=as_json, quiet=quiet)
+    findings = check_subspace(subspace)
+    wrong = [f for f in findings if f.severity != "note"]
+    out.json(
+        "validate",
+        {"path": subspace, "ok": not wrong, "findings": [f.as_dict() for f in findings]},
+    )
+    for finding in findings:
+        out.text(printable(f"{finding.severity:<8} {finding.where}: {finding.what}"))
+        if finding.remedy:
+            out.text(f"         to mend it: {finding.remedy}")
+        out.essence(printable(f"{finding.severity} {finding.code} {finding.where}"))
+    if wrong:
+        out.note(plural(len(wrong), "finding"))
+        raise typer.Exit(FOUND)
+    out.text("sound: every checksum, shape and figure is as it should be")
+
+
+def benchmark(
+    subspace: o.Subspace,
+    repeats: Annotated[int, typer.Option("--repeats", help="Repeat each operation so often.")] = (
+        REPEATS
+    ),
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Time what a subspace does: open, reconstruct a task, project an adapter.
+
+    Medians of wall time on this machine; every checksum is verified when a file is first read.
+    """
+    if repeats < 1:
+        raise ParameterError("--repeats is at least 1.", found=str(repeats))
+    out = Output(json=as_json, quiet=quiet)
+    rows = time_subspace(subspace, repeats)
+    out.json("benchmark", {"path": subspace, "operations": rows})
+    out.table(
+        ("operation", "median", "fastest", "slowest", "runs"),
+        [
+            (row["operation"], *(_time(row[key]) for key in ("median", "min", "max")), row["runs"])
+            for row in rows
+        ],
+    )
+
+
+def time_subspace(path: str, repeats: int = REPEATS) -> list[dict[str, Any]]:
+    """The timings, in seconds."""
+    from vlora_engine.manifest import read_manifest
+    from vlora_engine.subspace import SharedSubspace
+
+    manifest = read_manifest(path)
+    if not manifest.tasks:
+        raise ParameterError("The subspace has no task to time.", where=path)
+    names = sorted(manifest.tasks)
+    subspace = SharedSubspace.load(path)
+    weights = subspace.reconstruct(names[0])  # the first touch reads and verifies the basis
+
+    def first_task() -> None:
+        SharedSubspace.load(path).reconstruct(names[0])
+
+    everything = [*names[:50]]
+    rows = [
+        _measure("read the index", lambda: read_manifest(path), repeats),
+        _measure("open, and reconstruct one task", first_task, repeats),
+        _measure(
+            f"reconstruct {printable(names[0])!r} again",
+            lambda: subspace.reconstruct(names[0]),
+            repeats,
+        ),
+        _measure(
+            f"switch through {plural(len(everything), 'task')}",
+            lambda: [subspace.reconstruct(name) for name in everything],
+            repeats,
+        ),
+        _measure("project an adapter", lambda: subspace.project(weights, "benchmark"), repeats),
+    ]
+    return rows
+
+
+def _measure(operation: str, function: Callable[[], Any], repeats: int) -> dict[str, Any]:
+    function()  # the first call pays for caches and imports
+    times: list[float] = []
+    while len(times) < repeats and sum(times) < SECONDS:
+        start = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - start)
+    return {
+        "operation": operation,
+        "median": statistics.median(times),
+        "min": min(times),
+        "max": max(times),
+        "runs": len(times),
+    }
+
+
+def _time(seconds: float) -> str:
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.0f} us"
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"

@@ -1,0 +1,133 @@
+"""``compress``: adapters into one subspace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vlora_tui import events
+from vlora_tui.cli import options as o
+from vlora_tui.cli.execute import dry_run as show_plan
+from vlora_tui.cli.execute import execute
+from vlora_tui.cli.flags import compress_recipe, say_once
+from vlora_tui.cli.output import Output, percent, plural, printable, size, times
+from vlora_tui.cli.progress import Watcher
+from vlora_tui.recipe import resolve
+
+
+def compress(
+    adapters: o.Adapters,
+    output: o.OutputDir,
+    k: o.K = None,
+    k_a: o.KA = None,
+    k_b: o.KB = None,
+    variance: o.Variance = None,
+    adaptive: o.Adaptive = False,
+    max_error: o.MaxError = None,
+    mean_error: o.MeanError = None,
+    budget: o.Budget = None,
+    method: o.Method = "delta",
+    layers: o.Layers = None,
+    names: o.Names = None,
+    dtype: o.Dtype = "auto",
+    quantize: o.Quantize = None,
+    refine: o.Refine = 0,
+    spectra: o.SpectraAt = None,
+    device: o.Device = "auto",
+    skip_bad: o.SkipBad = False,
+    layer_by_layer: o.LayerByLayer = False,
+    chunk_size: o.ChunkSize = None,
+    force: o.Force = False,
+    dry_run: o.DryRun = False,
+    print_recipe: o.PrintRecipe = False,
+    events_file: o.EventsFile = None,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Compress adapters into one subspace: a shared basis and small loadings for each task.
+
+    Without k and without a target, k is chosen so that no task's error exceeds 5 %.
+    """
+    out = Output(json=as_json, quiet=quiet)
+    say_once(out, layer_by_layer=layer_by_layer, chunk_size=chunk_size)
+    recipe = compress_recipe(
+        adapters,
+        output,
+        names=names,
+        skip_bad=skip_bad,
+        k=k,
+        k_a=k_a,
+        k_b=k_b,
+        layers=layers,
+        adaptive=adaptive,
+        variance=variance,
+        max_error=max_error,
+        mean_error=mean_error,
+        budget=budget,
+        method=method,
+        dtype=dtype,
+        quantize=quantize,
+        refine=refine,
+        spectra=spectra,
+        device=device,
+    )
+    if print_recipe:
+        print(resolve(recipe).to_toml(), end="")
+        return
+    if dry_run:
+        show_plan(recipe, out, force=force)
+        return
+    watcher = execute(recipe, out, force=force, events_file=events_file)
+    out.json("compress", compress_data(watcher))
+    show_subspace(out, watcher)
+    out.essence(watcher.last(events.SubspaceWritten).path)
+    out.note(f"next: vlora-tui info {output} | vlora-tui export {output} --all -o DIR")
+
+
+def compress_data(watcher: Watcher) -> dict[str, Any]:
+    """What a run of compress comes to, for JSON."""
+    written = watcher.last(events.SubspaceWritten)
+    others = watcher.last(events.OtherMethods)
+    return {
+        "path": written.path,
+        **written.figures,
+        "left_out": [
+            {"name": skipped.name, "reason": skipped.reason, "error": skipped.error}
+            for skipped in watcher.all(events.AdapterSkipped)
+        ],
+        "other_methods": [] if others is None else list(others.methods),
+    }
+
+
+def show_subspace(out: Output, watcher: Watcher) -> None:
+    """The same for people: what was used, what it costs, what else it would have cost."""
+    from vlora_tui.run import k_text
+
+    written = watcher.last(events.SubspaceWritten)
+    figures = written.figures
+    k = k_text({layer: tuple(pair) for layer, pair in figures["k"].items()})
+    tasks, layers = plural(len(figures["tasks"]), "task"), plural(len(figures["k"]), "layer")
+    out.text(f"{figures['method']}, k = {k}: {tasks}, {layers}")
+    out.text(
+        f"error of dW  {percent(figures['mean_error'])} on average, "
+        f"{percent(figures['max_error'])} at worst ({printable(figures['worst_task'])})"
+    )
+    out.text(
+        f"on disk      {size(figures['nbytes'])} of {size(figures['input_bytes'])} "
+        f"({times(figures['ratio'])}); codec ratio {times(figures['codec_ratio'])}"
+    )
+    others = watcher.last(events.OtherMethods)
+    if others is not None:
+        out.text(f"same bytes   {'; '.join(other_text(row) for row in others.methods)}")
+    else:
+        out.note("what other methods would cost at these bytes: vlora-tui spectra ADAPTERS")
+    out.text(f"written to   {written.path}")
+
+
+def other_text(row: dict[str, Any]) -> str:
+    """One method that was not used, in a few words."""
+    if row["k"] is None:
+        return f"{row['method']} does not fit"
+    return (
+        f"{row['method']} (k = {row['k']}) {percent(row['mean_error'])} on average, "
+        f"{percent(row['max_error'])} at worst"
+    )

@@ -1,0 +1,128 @@
+"""How a command runs its recipe: events to the screen and a file, signals heard, dry runs."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from vlora_engine.errors import StorageError
+
+from vlora_tui import events
+from vlora_tui.cli.output import Output, size
+from vlora_tui.cli.progress import Watcher
+from vlora_tui.recipe import Recipe, as_tables
+
+
+def execute(
+    recipe: Recipe,
+    out: Output,
+    *,
+    force: bool = False,
+    events_file: Path | None = None,
+    only_spectra: bool = False,
+    spectra: Path | None = None,
+) -> Watcher:
+    """Run a recipe whose paths are absolute; return what was told on the way.
+
+    Args:
+        only_spectra: Compute the spectra of the inputs and nothing else, into ``spectra`` or,
+            where that is None, the cache.
+
+    Raises:
+        VLoRAError: What stopped it.
+    """
+    from vlora_tui.run import Run, SpectraRun
+
+    watcher = Watcher(out)
+    listeners: list[Any] = [watcher]
+    if events_file is not None:
+        listeners.append(open_events(events_file))
+
+    def emit(event: events.Event) -> None:
+        for listener in listeners:
+            listener(event)
+
+    with watcher, stop_on_signals(out) as stop:
+        settings: Any = {"force": force, "cancelled": stop.is_set}
+        run = Run(recipe, emit, **settings)
+        if only_spectra:
+            run = SpectraRun(recipe, emit, target=spectra, **settings)
+        try:
+            run.execute()
+        finally:
+            for listener in listeners[1:]:
+                listener.close()
+    return watcher
+
+
+def open_events(path: Path) -> events.EventWriter:
+    """The file that events are appended to.
+
+    Raises:
+        StorageError: It cannot be opened.
+    """
+    try:
+        return events.EventWriter(path)
+    except OSError as error:
+        raise StorageError(
+            f"The events file cannot be written: {error.strerror or error}.", where=path
+        ) from None
+
+
+@contextmanager
+def stop_on_signals(out: Output) -> Iterator[threading.Event]:
+    """SIGTERM and the first Ctrl-C ask for a stop at the next layer; a second Ctrl-C interrupts."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop  # signals reach the main thread alone
+        return
+
+    def ask(number: int, _: FrameType | None) -> None:
+        if number == signal.SIGINT and stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        out.once("stopping at the next layer; press Ctrl-C again to stop at once")
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            with suppress(ValueError, TypeError):
+                signal.signal(number, handler)
+
+
+def dry_run(recipe: Recipe, out: Output, *, force: bool = False) -> None:
+    """Check everything that headers can show, and say what would be written; write nothing."""
+    from vlora_tui.collection import gather
+    from vlora_tui.recipe import resolve
+    from vlora_tui.writing import plan_outputs
+
+    resolved = resolve(recipe)
+    collection = gather(resolved)
+    outputs = plan_outputs(resolved, collection, force=force)
+    for bad in collection.unusable:
+        out.warn(f"{bad.name} would be left out: {bad.error.what}")
+    nbytes = sum(source.nbytes for source in collection.adapters.values())
+    out.json(
+        "dry-run",
+        {
+            "dry_run": True,
+            "recipe": as_tables(resolved),
+            "tasks": collection.tasks,
+            "left_out": [bad.name for bad in collection.unusable],
+            "input_bytes": nbytes,
+            "outputs": [str(path) for path in outputs],
+        },
+    )
+    read = f" ({size(nbytes)})" if nbytes else ""
+    out.text(f"Would read {len(collection.tasks)} tasks{read}: {', '.join(collection.tasks)}")
+    for path in outputs:
+        out.text(f"Would write {path}")
+        out.essence(str(path))
+    out.note("dry run: nothing was written")

@@ -1,0 +1,127 @@
+"""``export`` (also ``reconstruct``): tasks of a subspace as adapters that PEFT loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from vlora_engine.errors import ParameterError
+
+from vlora_tui import events
+from vlora_tui.cli import options as o
+from vlora_tui.cli.execute import dry_run as show_plan
+from vlora_tui.cli.execute import execute
+from vlora_tui.cli.flags import from_tables
+from vlora_tui.cli.output import Output, plural, size
+from vlora_tui.cli.progress import Watcher
+from vlora_tui.recipe import resolve
+
+
+def export(
+    subspace: o.Subspace,
+    output: o.OutputDir,
+    tasks: Annotated[
+        list[str] | None, typer.Argument(help="Task names or patterns.", metavar="[TASK]...")
+    ] = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option("--adapter", help="The same, as lorashare has it.")
+    ] = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="Every task, each in its own folder.")
+    ] = False,
+    target: Annotated[str, typer.Option("--target", help="peft, for now.")] = "peft",
+    alpha: Annotated[
+        float | None,
+        typer.Option("--alpha", help="lora_alpha to write; B is scaled so that dW stays."),
+    ] = None,
+    base_model: Annotated[
+        str | None, typer.Option("--base-model", help="The base model's name to write.")
+    ] = None,
+    target_modules: Annotated[
+        str | None, typer.Option("--target-modules", help="Modules to write, with commas between.")
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="fp32, fp16 or bf16; by default the original's.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Read back what was written.")
+    ] = True,
+    force: o.Force = False,
+    dry_run: o.DryRun = False,
+    print_recipe: o.PrintRecipe = False,
+    events_file: o.EventsFile = None,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Write tasks of a subspace as PEFT adapters, with their own alpha, config and heads.
+
+    One task goes to the output itself; several, or --all, to a folder each inside it.
+    """
+    out = Output(json=as_json, quiet=quiet)
+    chosen = [*(tasks or []), *(adapter or [])]
+    if every == bool(chosen):
+        raise ParameterError(
+            "Name the tasks to export, or all of them.",
+            expected="TASK..., --adapter TASK or --all",
+            found="both" if every else "neither",
+        )
+    row: dict[str, Any] = {
+        "tasks": chosen or ["*"],
+        "target": target,
+        "path": output if _is_one(chosen) else f"{output}/{{task}}",
+        "verify": verify,
+        "alpha": alpha,
+        "base_model": base_model,
+        "target_modules": None
+        if target_modules is None
+        else [module.strip() for module in target_modules.split(",")],
+        "dtype": dtype,
+    }
+    recipe = from_tables(
+        {
+            "input": {"subspace": subspace},
+            "export": [{name: value for name, value in row.items() if value is not None}],
+        }
+    )
+    if print_recipe:
+        print(resolve(recipe).to_toml(), end="")
+        return
+    if dry_run:
+        show_plan(recipe, out, force=force)
+        return
+    watcher = execute(recipe, out, force=force, events_file=events_file)
+    exported = show_exports(out, watcher)
+    out.json("export", {"subspace": str(Path(subspace)), "exported": exported})
+    for row in exported:
+        out.essence(row["path"])
+
+
+def show_exports(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
+    """Every exported task, printed for people and returned for JSON."""
+    verified = {event.path: event.error for event in watcher.all(events.Verified)}
+    rows = [
+        {
+            "task": event.task,
+            "path": event.path,
+            "target": event.target,
+            "nbytes": event.nbytes,
+            "verified": event.path in verified,
+            "verify_error": verified.get(event.path),
+        }
+        for event in watcher.all(events.Exported)
+    ]
+    if len(rows) > 12:
+        checked = sum(row["verified"] for row in rows)
+        folder = Path(rows[0]["path"]).parent
+        total = size(sum(row["nbytes"] for row in rows))
+        out.text(f"exported {plural(len(rows), 'task')} to {folder} ({total}), {checked} verified")
+        return rows
+    for row in rows:
+        proof = ", read back and the same" if row["verified"] else ""
+        out.text(f"exported {row['task']} to {row['path']} ({size(row['nbytes'])}{proof})")
+    return rows
+
+
+def _is_one(chosen: list[str]) -> bool:
+    return len(chosen) == 1 and not any(c in chosen[0] for c in "*?[")

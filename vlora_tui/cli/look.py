@@ -1,0 +1,150 @@
+"""``inspect`` and ``info``: what there is, read from headers alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from vlora_tui.cli import options as o
+from vlora_tui.cli.output import Output, percent, plural, printable, size, times
+
+if TYPE_CHECKING:
+    from vlora_engine.catalog import Catalog
+    from vlora_engine.manifest import Manifest
+
+
+def inspect(paths: o.Adapters, as_json: o.AsJson = False, quiet: o.Quiet = False) -> None:
+    """List the adapters in folders: which are sound as far as headers tell, which fit together."""
+    from vlora_engine.catalog import scan
+
+    out = Output(json=as_json, quiet=quiet)
+    catalog = scan(expand(paths))
+    out.json("inspect", catalog.as_dict())
+    show_catalog(out, catalog)
+    for info in catalog.usable:
+        out.essence(printable(info.name))
+
+
+def show_catalog(out: Output, catalog: Catalog) -> None:
+    """A table of adapters, then groups, then what is remarkable."""
+    rows = [
+        (
+            info.name,
+            "-" if info.group is None else info.group + 1,
+            _ranks(info),
+            _number(info.alpha),
+            info.modules,
+            info.dtype,
+            size(info.nbytes) if info.error is None else None,
+            info.base_model if info.error is None else "cannot be used",
+        )
+        for info in catalog.adapters
+    ]
+    out.table(("adapter", "group", "rank", "alpha", "modules", "dtype", "size", "base model"), rows)
+    out.text()
+    out.text(_summary(catalog))
+    for info in catalog.adapters:
+        if info.error is not None:
+            first, *rest = [printable(line) for line in info.error.lines()]
+            out.text(f"error    {printable(info.name)}: {first}")
+            for line in rest:
+                out.text(f"         {line}")
+    findings = [f for info in catalog.adapters for f in info.findings] + list(catalog.findings)
+    for code in dict.fromkeys(f.code for f in findings):
+        alike = [f for f in findings if f.code == code]
+        more = f" (and {plural(len(alike) - 1, 'other')} like it)" if len(alike) > 1 else ""
+        where = f"{alike[0].where}: " if alike[0].where else ""
+        out.text(printable(f"{alike[0].severity:<8} {where}{alike[0].what}{more}"))
+
+
+def info(subspace: o.Subspace, as_json: o.AsJson = False, quiet: o.Quiet = False) -> None:
+    """Tell what a subspace holds: method, k, tasks with their errors, bytes. Headers only."""
+    from vlora_engine.manifest import read_manifest
+
+    out = Output(json=as_json, quiet=quiet)
+    manifest = read_manifest(subspace)
+    out.json("info", info_data(manifest))
+    show_manifest(out, manifest)
+    for task in manifest.tasks:
+        out.essence(printable(task))
+
+
+def info_data(manifest: Manifest) -> dict[str, Any]:
+    """What ``info`` tells a program; vLoRA's words for it are kept beside ours."""
+    top = max((max(layer.k_a, layer.k_b) for layer in manifest.layers), default=0)
+    return {
+        **manifest.as_dict(),
+        "num_components": top,
+        "rank": max((layer.rank for layer in manifest.layers), default=0),
+        "num_layers": len(manifest.layers),
+        "num_tasks": len(manifest.tasks),
+        "task_ids": list(manifest.tasks),
+        "compression_ratio": manifest.ratio if manifest.tasks else None,
+    }
+
+
+def show_manifest(out: Output, manifest: Manifest) -> None:
+    """The same for people."""
+    from vlora_tui.run import k_text
+
+    k = k_text({layer.name: (layer.k_a, layer.k_b) for layer in manifest.layers})
+    out.text(printable(f"subspace   {manifest.path}"))
+    out.text(f"method     {manifest.method}, k = {k}, stored in {manifest.dtype}")
+    out.text(printable(f"base       {manifest.base_model or 'not named'}"))
+    out.text(
+        f"holds      {plural(len(manifest.tasks), 'task')}, {plural(len(manifest.layers), 'layer')}"
+    )
+    if not manifest.tasks:
+        return
+    out.text(
+        f"on disk    {size(manifest.nbytes)} of {size(manifest.input_bytes)} "
+        f"({times(manifest.ratio)}); codec ratio {times(manifest.codec_ratio)}"
+    )
+    worst = manifest.worst
+    out.text(
+        f"error      {percent(manifest.mean_error)} of dW on average, "
+        f"{percent(worst.error if worst else None)} at worst"
+    )
+    out.text()
+    rows = [
+        (
+            task.id,
+            percent(task.error) if task.measured else f"<= {percent(task.error)}",
+            task.rank,
+            _number(task.config.get("lora_alpha")),
+            len(task.layers) + len(task.own),
+            task.rest or "-",
+            size(task.nbytes),
+        )
+        for task in manifest.tasks.values()
+    ]
+    out.table(("task", "error", "rank", "alpha", "modules", "kept whole", "size"), rows)
+
+
+def expand(paths: Sequence[str]) -> list[str]:
+    """Patterns that no shell expanded, as the paths that match them."""
+    from vlora_tui.cli.flags import require_there
+    from vlora_tui.recipe import expand_input, named_inputs
+
+    require_there(paths)
+    return [found.path for entry in named_inputs(paths) for found in expand_input(entry)]
+
+
+def _summary(catalog: Catalog) -> str:
+    usable, total = len(catalog.usable), len(catalog.adapters)
+    text = plural(total, "adapter")
+    if usable < total:
+        text += f", {total - usable} that cannot be used"
+    if catalog.groups:
+        text += f", {plural(len(catalog.groups), 'group')} that fit together"
+    return f"{text}, {size(sum(info.nbytes for info in catalog.adapters))}"
+
+
+def _ranks(info: Any) -> str | None:
+    if info.ranks is None or info.ranks[0] == info.ranks[1]:
+        return None if info.rank is None else str(info.rank)
+    return f"{info.ranks[0]}-{info.ranks[1]}"
+
+
+def _number(value: Any) -> str | None:
+    return f"{value:g}" if isinstance(value, int | float) else None

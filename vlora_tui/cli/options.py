@@ -1,0 +1,73 @@
+"""The options that several commands share, so that one word means one thing everywhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Adapters = Annotated[
+    list[str], typer.Argument(help="Adapter folders, folders of them, patterns.", metavar="PATHS")
+]
+Subspace = Annotated[str, typer.Argument(help="A subspace directory.", metavar="DIR")]
+AsJson = Annotated[bool, typer.Option("--json", help="The data as one JSON object.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only what a script would want.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]
+SkipBad = Annotated[
+    bool, typer.Option("--skip-bad", help="Leave broken adapters out instead of stopping.")
+]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+OutputDir = Annotated[str, typer.Option("-o", "--output", help="Where to write.", metavar="DIR")]
+EventsFile = Annotated[
+    Path | None, typer.Option("--events", help="Append what happens as JSON lines.", metavar="FILE")
+]
+PrintRecipe = Annotated[
+    bool, typer.Option("--print-recipe", help="Print the recipe that this is, and stop.")
+]
+
+# ---- how to compress: the same flags in `compress`, `run` and `demo`
+
+Method = Annotated[str, typer.Option("--method", help="delta, columns or flat.")]
+K = Annotated[
+    str | None,
+    typer.Option("-k", "--num-components", help="Directions a side, or auto (see --variance)."),
+]
+KA = Annotated[int | None, typer.Option("--k-a", help="Directions of the input side alone.")]
+KB = Annotated[int | None, typer.Option("--k-b", help="Directions of the output side alone.")]
+Variance = Annotated[
+    float | None,
+    typer.Option("--variance", "--variance-threshold", help="The share of dW's energy to keep."),
+]
+Adaptive = Annotated[
+    bool, typer.Option("--adaptive-k", help="With a variance: every layer its own k.")
+]
+MaxError = Annotated[
+    float | None, typer.Option("--max-error", help="The error that no task may exceed.")
+]
+MeanError = Annotated[
+    float | None, typer.Option("--mean-error", help="The error that tasks may have on average.")
+]
+Budget = Annotated[
+    str | None, typer.Option("--budget", help="Bytes on disk, such as 40MB.", metavar="SIZE")
+]
+Layers = Annotated[
+    list[str] | None,
+    typer.Option("--layers", help="k for some layers; may be repeated.", metavar="PATTERN=K"),
+]
+Names = Annotated[
+    list[str] | None, typer.Option("--names", help="Task names, in the adapters' order.")
+]
+Dtype = Annotated[str, typer.Option("--dtype", help="auto, fp32, fp16 or bf16 on disk.")]
+Refine = Annotated[int, typer.Option("--refine", help="Sweeps that refine delta's bases.")]
+Quantize = Annotated[str | None, typer.Option("--quantize", help="none, for now.")]
+SpectraAt = Annotated[
+    str | None, typer.Option("--spectra", help="Spectra to choose on.", metavar="DIR")
+]
+LayerByLayer = Annotated[
+    bool, typer.Option("--layer-by-layer", help="Accepted: the build is always layer by layer.")
+]
+ChunkSize = Annotated[
+    int | None, typer.Option("--chunk-size", help="Accepted: memory is always bounded.")
+]

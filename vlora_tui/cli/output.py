@@ -1,0 +1,149 @@
+"""The one sink: data go to stdout, as text, as JSON or as little as can be; all else to stderr."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from vlora_tui.events import finite
+
+JSON_VERSION = 1
+MARKS = {"error": "31", "warning": "33", "good": "32", "dim": "2", "strong": "1"}
+
+
+class Output:
+    """Where a command's words go.
+
+    Args:
+        json: Data are one JSON object; texts for people are left out.
+        quiet: Of the data only what a script would want; no notes.
+    """
+
+    def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
+        self.as_json = json
+        self.quiet = quiet
+        self._said: set[str] = set()
+
+    def text(self, text: str = "") -> None:
+        """A line of data for people."""
+        if not self.as_json and not self.quiet:
+            print(text)
+
+    def essence(self, text: str) -> None:
+        """What is left of the data when the user wants quiet: a path, a name, a figure."""
+        if self.quiet and not self.as_json:
+            print(text)
+
+    def json(self, schema: str, payload: dict[str, Any]) -> None:
+        """The command's data as a program wants them; printed only when asked for."""
+        if self.as_json:
+            row = {"schema": f"vlora-tui/{schema}", "version": JSON_VERSION, **payload}
+            print(dumps(row, sys.stdout, indent=2))
+
+    def table(self, headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        """A table for people: figures to the right, texts to the left."""
+        if not self.as_json and not self.quiet:
+            for line in table_lines(headers, rows):
+                print(line)
+
+    def note(self, text: str) -> None:
+        """A remark on stderr; no data."""
+        if not self.quiet and not self.as_json:
+            print(text, file=sys.stderr)
+
+    def once(self, text: str) -> None:
+        """A remark that is made once."""
+        if text not in self._said:
+            self._said.add(text)
+            self.note(text)
+
+    def warn(self, text: str) -> None:
+        """Something that the user should know, even when quiet."""
+        print(f"{paint('warning:', 'warning', sys.stderr)} {text}", file=sys.stderr)
+
+
+def dumps(row: dict[str, Any], stream: Any, *, indent: int | None = None) -> str:
+    """``row`` as JSON that ``stream`` can hold, figures that JSON cannot hold as null."""
+    unicode = (getattr(stream, "encoding", None) or "").lower().replace("-", "") == "utf8"
+    return json.dumps(finite(row), ensure_ascii=not unicode, allow_nan=False, indent=indent)
+
+
+def table_lines(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
+    """The lines of a table; a column of figures is set flush right."""
+    body = [["" if cell is None else printable(str(cell)) for cell in row] for row in rows]
+    cells = [list(headers), *body]
+    widths = [max(_width(row[i]) for row in cells) for i in range(len(headers))]
+    right = [_is_figures([row[i] for row in body]) for i in range(len(headers))]
+    lines = []
+    for row in cells:
+        parts = [
+            " " * (width - _width(cell)) + cell if flush else cell + " " * (width - _width(cell))
+            for cell, width, flush in zip(row, widths, right, strict=True)
+        ]
+        lines.append("  ".join(parts).rstrip())
+    return lines
+
+
+def printable(text: str) -> str:
+    """``text`` without what would move the cursor or colour the screen: names come from files."""
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def paint(text: str, mark: str, stream: Any) -> str:
+    """``text`` coloured, where ``stream`` is a terminal and NO_COLOR is not set."""
+    if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not is_terminal(stream):
+        return text
+    return f"\x1b[{MARKS[mark]}m{text}\x1b[0m"
+
+
+def is_terminal(stream: Any) -> bool:
+    """Whether a person looks at ``stream``."""
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError):
+        return False
+
+
+def size(nbytes: float) -> str:
+    """Bytes for people: 10^3 steps, as the budget counts them."""
+    value = float(nbytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 999.5:
+            return f"{value:.0f} {unit}" if unit == "B" or value >= 99.5 else f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"
+
+
+def percent(share: float | None) -> str:
+    """An error or a share as a percentage of three digits."""
+    if share is None:
+        return "-"
+    if 0 < share < 0.0001:
+        return f"{share:.0e}"
+    return f"{100 * share:.3g} %"
+
+
+def times(ratio: float | None) -> str:
+    """A ratio: ``7.9x``."""
+    return "-" if ratio is None else f"{ratio:.3g}x"
+
+
+def plural(count: int, noun: str, many: str | None = None) -> str:
+    """``1 task``, ``3 tasks``."""
+    return f"{count} {noun if count == 1 else many or noun + 's'}"
+
+
+def _is_figures(cells: Sequence[str]) -> bool:
+    filled = [cell for cell in cells if cell not in ("", "-")]
+    return bool(filled) and all(cell[0].isdigit() or cell[0] in "+-." for cell in filled)
+
+
+def _width(text: str) -> int:
+    if text.isascii():
+        return len(text)
+    from rich.cells import cell_len
+
+    return cell_len(text)

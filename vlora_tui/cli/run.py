@@ -1,0 +1,141 @@
+"""``run``: execute a recipe, from a file or from flags."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from vlora_engine.errors import ParameterError
+
+from vlora_tui import events
+from vlora_tui.cli import options as o
+from vlora_tui.cli.app import no_interface
+from vlora_tui.cli.compress import compress_data, show_subspace
+from vlora_tui.cli.execute import dry_run as show_plan
+from vlora_tui.cli.execute import execute
+from vlora_tui.cli.export import show_exports
+from vlora_tui.cli.flags import compress_recipe, say_once
+from vlora_tui.cli.merge import show_merges
+from vlora_tui.cli.output import Output
+from vlora_tui.cli.progress import Watcher
+from vlora_tui.recipe import Recipe, load_recipe, resolve
+
+
+def run(
+    ctx: typer.Context,
+    sources: Annotated[
+        list[str], typer.Argument(help="A recipe file, or adapters.", metavar="RECIPE | PATHS")
+    ],
+    headless: Annotated[
+        bool, typer.Option("--headless", help="Without the interface, here and now.")
+    ] = False,
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", help="The subspace to write.", metavar="DIR")
+    ] = None,
+    k: o.K = None,
+    k_a: o.KA = None,
+    k_b: o.KB = None,
+    variance: o.Variance = None,
+    adaptive: o.Adaptive = False,
+    max_error: o.MaxError = None,
+    mean_error: o.MeanError = None,
+    budget: o.Budget = None,
+    method: o.Method = "delta",
+    layers: o.Layers = None,
+    names: o.Names = None,
+    dtype: o.Dtype = "auto",
+    quantize: o.Quantize = None,
+    refine: o.Refine = 0,
+    spectra: o.SpectraAt = None,
+    device: o.Device = "auto",
+    skip_bad: o.SkipBad = False,
+    layer_by_layer: o.LayerByLayer = False,
+    chunk_size: o.ChunkSize = None,
+    force: o.Force = False,
+    dry_run: o.DryRun = False,
+    print_recipe: o.PrintRecipe = False,
+    events_file: o.EventsFile = None,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Execute a recipe: a TOML file, or flags as compress takes them."""
+    out = Output(json=as_json, quiet=quiet)
+    if not (headless or print_recipe or dry_run):
+        no_interface(f"vlora-tui run --headless {' '.join(sources[:3])} ...", ctx)
+    say_once(out, layer_by_layer=layer_by_layer, chunk_size=chunk_size)
+    if is_recipe(sources):
+        given = [p for p in _FLAGS if _was_given(ctx, p)]
+        if given:
+            raise ParameterError(
+                "A recipe file says all; flags that change it are not taken.",
+                where=sources[0],
+                found=", ".join(given),
+                remedy="change the file, or run the adapters with flags",
+            )
+        recipe = load_recipe(sources[0])
+    elif output is None:
+        raise ParameterError("There is nowhere to put the subspace.", remedy="name it: -o DIR")
+    else:
+        recipe = compress_recipe(
+            sources,
+            output,
+            names=names,
+            skip_bad=skip_bad,
+            k=k,
+            k_a=k_a,
+            k_b=k_b,
+            layers=layers,
+            adaptive=adaptive,
+            variance=variance,
+            max_error=max_error,
+            mean_error=mean_error,
+            budget=budget,
+            method=method,
+            dtype=dtype,
+            quantize=quantize,
+            refine=refine,
+            spectra=spectra,
+            device=device,
+        )
+    if print_recipe:
+        print(resolve(recipe).to_toml(), end="")
+    elif dry_run:
+        show_plan(recipe, out, force=force)
+    else:
+        run_headless(recipe, out, force=force, events_file=events_file)
+
+
+def run_headless(
+    recipe: Recipe, out: Output, *, force: bool = False, events_file: Path | None = None
+) -> Watcher:
+    """Run it and print what came of it."""
+    watcher = execute(recipe, out, force=force, events_file=events_file)
+    finished = watcher.last(events.Finished)
+    data = {"outputs": list(finished.outputs), "seconds": finished.seconds}
+    if watcher.last(events.SubspaceWritten) is not None:
+        data["subspace"] = compress_data(watcher)
+        show_subspace(out, watcher)
+    data["exported"] = show_exports(out, watcher)
+    data["merged"] = show_merges(out, watcher)
+    out.json("run", data)
+    for path in finished.outputs:
+        out.essence(path)
+    return watcher
+
+
+def is_recipe(sources: list[str]) -> bool:
+    """Whether the one source is a recipe file and not an adapter."""
+    return len(sources) == 1 and sources[0].endswith(".toml")
+
+
+_FLAGS = [
+    *("output", "k", "k_a", "k_b", "variance", "adaptive", "max_error", "mean_error", "budget"),
+    *("method", "layers", "names", "dtype", "quantize", "refine", "spectra", "device"),
+    "skip_bad",
+]
+
+
+def _was_given(ctx: typer.Context, parameter: str) -> bool:
+    source = ctx.get_parameter_source(parameter)
+    return source is not None and source.name == "COMMANDLINE"

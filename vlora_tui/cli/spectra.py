@@ -1,0 +1,135 @@
+"""``spectra``: measure once what every k would cost, for every method."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vlora_tui import events
+from vlora_tui.cli import options as o
+from vlora_tui.cli.execute import dry_run as show_plan
+from vlora_tui.cli.execute import execute
+from vlora_tui.cli.flags import from_tables, require_there
+from vlora_tui.cli.output import Output, percent, plural, size, times
+from vlora_tui.recipe import named_inputs
+
+if TYPE_CHECKING:
+    from vlora_engine.surface import Spectra
+
+LADDER = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+def spectra(
+    adapters: o.Adapters,
+    output: Annotated[
+        str | None,
+        typer.Option("-o", "--output", help="Where to keep them; else the cache.", metavar="DIR"),
+    ] = None,
+    names: o.Names = None,
+    device: o.Device = "auto",
+    skip_bad: o.SkipBad = False,
+    force: o.Force = False,
+    dry_run: o.DryRun = False,
+    events_file: o.EventsFile = None,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Read every adapter, check it, and measure what every k of every method would cost.
+
+    The figures are exact: they are what a build will store, but for the rounding of its dtype.
+    """
+    out = Output(json=as_json, quiet=quiet)
+    require_there(adapters)
+    recipe = from_tables(
+        {
+            "input": {
+                "adapters": [
+                    e.path if e.name is None else {"path": e.path, "name": e.name}
+                    for e in named_inputs(adapters, names or [])
+                ],
+                "skip_bad": skip_bad,
+            },
+            "compress": {"device": device},
+            "output": {"subspace": output or "spectra"},
+        }
+    )
+    if dry_run:
+        show_plan(recipe, out, force=force or output is None)
+        return
+    target = None if output is None else Path(output).absolute()
+    watcher = execute(
+        recipe, out, force=force, events_file=events_file, spectra=target, only_spectra=True
+    )
+    from vlora_engine.surface import Spectra
+
+    ready = watcher.last(events.SpectraReady)
+    found = Spectra.load(ready.path)
+    rows = cost_rows(found)
+    out.json(
+        "spectra",
+        {
+            "path": ready.path,
+            "reused": ready.reused,
+            "tasks": [task.name for task in found.tasks],
+            "layers": len(found.layer_names),
+            "methods": found.methods,
+            "costs": rows,
+            "left_out": [s.name for s in watcher.all(events.AdapterSkipped)],
+        },
+    )
+    show_costs(out, found, rows)
+    out.essence(ready.path)
+    out.note(f"spectra in {ready.path}")
+
+
+def cost_rows(spectra: Spectra) -> list[dict[str, Any]]:
+    """What some k of every method would cost."""
+    from vlora_engine.budget import choose
+    from vlora_engine.errors import VLoRAError
+
+    rows = []
+    for method in spectra.methods:
+        for k in LADDER:
+            try:
+                prediction = choose(spectra, method, k=k).prediction
+            except VLoRAError:
+                break  # beyond what this collection has
+            rows.append(
+                {
+                    "method": method,
+                    "k": k,
+                    "mean_error": prediction.mean_error,
+                    "max_error": prediction.max_error,
+                    "worst_task": prediction.worst_task,
+                    "nbytes": prediction.nbytes,
+                    "ratio": prediction.ratio,
+                    "codec_ratio": prediction.codec_ratio,
+                }
+            )
+            if prediction.mean_error < 1e-6:
+                break
+    return rows
+
+
+def show_costs(out: Output, spectra: Spectra, rows: list[dict[str, Any]]) -> None:
+    """The same as a table."""
+    tasks, layers = plural(len(spectra.tasks), "task"), plural(len(spectra.layer_names), "layer")
+    out.text(f"{tasks}, {layers}; error of dW by method and k")
+    out.text()
+    out.table(
+        ("method", "k", "mean error", "worst error", "on disk", "ratio", "codec"),
+        [
+            (
+                row["method"],
+                row["k"],
+                percent(row["mean_error"]),
+                percent(row["max_error"]),
+                size(row["nbytes"]),
+                times(row["ratio"]),
+                times(row["codec_ratio"]),
+            )
+            for row in rows
+        ],
+    )

@@ -1,0 +1,130 @@
+"""``add`` and ``remove``: tasks of a subspace that is there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from vlora_engine.errors import ParameterError
+
+from vlora_tui.cli import options as o
+from vlora_tui.cli.flags import require_there
+from vlora_tui.cli.output import Output, percent, plural, printable, size
+
+
+def add(
+    subspace: o.Subspace,
+    adapter: Annotated[str, typer.Argument(help="The adapter to add.", metavar="ADAPTER")],
+    task_id: Annotated[
+        str | None, typer.Option("--task-id", "--name", help="Its task name; else its folder's.")
+    ] = None,
+    incremental: Annotated[
+        bool,
+        typer.Option("--incremental", help="Extend the basis instead of computing it anew."),
+    ] = False,
+    project: Annotated[
+        bool, typer.Option("--project", help="Keep the basis: writes one small file.")
+    ] = False,
+    dry_run: o.DryRun = False,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Add an adapter to a subspace, and say what its task lost."""
+    from vlora_engine.formats import open_adapter
+    from vlora_engine.manifest import read_manifest
+
+    out = Output(json=as_json, quiet=quiet)
+    if incremental and project:
+        raise ParameterError("--incremental and --project are two ways of adding.")
+    require_there([adapter])
+    manifest = read_manifest(subspace)
+    name = task_id if task_id is not None else Path(adapter).resolve().name
+    if not name.strip():
+        raise ParameterError("A task needs a name.", found=repr(name))
+    if name in manifest.tasks:
+        raise ParameterError(
+            f"The subspace has a task {name!r} already.",
+            where=subspace,
+            remedy="choose another name with --task-id, or remove the old one first",
+        )
+    source = open_adapter(adapter)
+    how = "project" if project else "incremental" if incremental else "absorb"
+    data = {"path": subspace, "task": name, "how": how, "tasks": len(manifest.tasks) + 1}
+    if dry_run:
+        out.json("add", {**data, "dry_run": True, "adapter_bytes": source.nbytes})
+        out.text(
+            printable(f"Would add {adapter} as {name!r} ({size(source.nbytes)}) to {subspace}")
+        )
+        return
+    from vlora_engine.check import check_adapters
+
+    check_adapters({name: source}).require()
+    for other in _add(Path(subspace), adapter, name, how):
+        out.note(printable(f"{other}: its original was not found; taken from the subspace"))
+    after = read_manifest(subspace)
+    record = after.task(name)
+    out.json("add", {**data, "error": record.error, "bytes": after.nbytes, "dry_run": False})
+    out.text(
+        printable(f"added {name!r}: error {percent(record.error)} of dW; ")
+        + f"{plural(len(after.tasks), 'task')}, {size(after.nbytes)}"
+    )
+    out.essence(printable(name))
+
+
+def remove(
+    subspace: o.Subspace,
+    tasks: Annotated[list[str], typer.Argument(help="Tasks or patterns.", metavar="TASK...")],
+    dry_run: o.DryRun = False,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Take tasks out of a subspace; the basis and the others stay as they are."""
+    from vlora_engine.manifest import read_manifest
+
+    from vlora_tui.writing import match_tasks
+
+    out = Output(json=as_json, quiet=quiet)
+    manifest = read_manifest(subspace)
+    names = match_tasks(tasks, list(manifest.tasks))
+    if len(names) == len(manifest.tasks):
+        raise ParameterError(
+            "That would leave no task.", where=subspace, remedy="delete the directory instead"
+        )
+    if not dry_run:
+        _remove(Path(subspace), names)
+    left = len(manifest.tasks) - len(names)
+    nbytes = read_manifest(subspace).nbytes
+    out.json(
+        "remove",
+        {"path": subspace, "removed": names, "tasks": left, "bytes": nbytes, "dry_run": dry_run},
+    )
+    said = "Would remove" if dry_run else "removed"
+    out.text(printable(f"{said} {', '.join(names)}; {plural(left, 'task')} left"))
+    for name in names:
+        out.essence(printable(name))
+
+
+def _add(subspace: Path, adapter: str, name: str, how: str) -> list[str]:
+    """Add it; the tasks that were taken from their reconstructions."""
+    from vlora_engine.formats import load_adapter
+    from vlora_engine.subspace import SharedSubspace
+
+    opened = SharedSubspace.load(subspace)
+    weights = load_adapter(adapter)
+    if how == "project":
+        opened.add_task(opened.project(weights, name))
+    elif how == "incremental":
+        opened.absorb_incremental(weights, name)
+    inexact = opened.absorb(weights, name) if how == "absorb" else []
+    opened.save(subspace, force=True)
+    return inexact
+
+
+def _remove(subspace: Path, names: list[str]) -> None:
+    from vlora_engine.subspace import SharedSubspace
+
+    opened = SharedSubspace.load(subspace)
+    for name in names:
+        opened.remove_task(name)
+    opened.save(subspace, force=True)

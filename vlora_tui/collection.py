@@ -1,0 +1,198 @@
+"""The inputs of a recipe: which adapters there are, under which task names. Headers only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlora_engine.errors import (
+    CollectionError,
+    InputError,
+    NotFoundError,
+    ParameterError,
+    VLoRAError,
+)
+
+from vlora_tui import paths
+from vlora_tui.recipe import AdapterInput, Recipe
+
+if TYPE_CHECKING:
+    from vlora_engine.adapters import AdapterSource
+    from vlora_engine.manifest import Manifest
+
+
+@dataclass(frozen=True)
+class Unusable:
+    """An adapter that its headers alone rule out."""
+
+    name: str
+    path: str
+    error: VLoRAError
+
+
+@dataclass
+class Collection:
+    """What a recipe works on.
+
+    Args:
+        adapters: By task name, open, in the order of the recipe.
+        places: The resolved path of every adapter, by task name.
+        manifest: The subspace, where the input is one.
+    """
+
+    adapters: dict[str, AdapterSource] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict)
+    identities: dict[str, Sequence[object]] = field(default_factory=dict)
+    unusable: list[Unusable] = field(default_factory=list)
+    base_models: tuple[str, ...] = ()
+    manifest: Manifest | None = None
+
+    @property
+    def tasks(self) -> list[str]:
+        """The names of what can be exported."""
+        return list(self.manifest.tasks) if self.manifest is not None else list(self.adapters)
+
+    def spectra_dir(self, methods: Sequence[str]) -> Path:
+        """Where the spectra of these adapters are cached."""
+        return paths.spectra_dir(self.identities.items(), methods)
+
+
+def gather(recipe: Recipe) -> Collection:
+    """Find and open the inputs of a resolved recipe; nothing of their data is read.
+
+    Raises:
+        NotFoundError: A path is not there or holds no adapter.
+        CollectionError: Adapters that cannot be used, and not ``skip_bad``.
+        ParameterError: Two adapters with one name.
+    """
+    if recipe.input.subspace is not None:
+        from vlora_engine.manifest import read_manifest
+
+        return Collection(manifest=read_manifest(Path(recipe.input.subspace)))
+    return gather_adapters(recipe.input.adapters, skip_bad=recipe.input.skip_bad)
+
+
+def gather_adapters(entries: Sequence[AdapterInput], *, skip_bad: bool = False) -> Collection:
+    """The adapters of these entries, a folder standing for all adapters in it."""
+    from vlora_engine.formats import open_adapter
+
+    collection = Collection()
+    found = _find(entries)
+    _require_names_apart(found)
+    bases: dict[str, None] = {}
+    for one in found:
+        try:
+            if one.error is not None:
+                raise one.error
+            source = open_adapter(one.path)
+        except VLoRAError as error:
+            collection.unusable.append(Unusable(one.name, one.path, error))
+            continue
+        collection.adapters[one.name] = source
+        collection.places[one.name] = one.path
+        collection.identities[one.name] = one.identity or (source.nbytes,)
+        base = one.base_model or source.config.get("base_model_name_or_path")
+        if base:
+            bases[str(base)] = None
+    collection.base_models = tuple(bases)
+    if collection.unusable and not (skip_bad and collection.adapters):
+        raise _unusable_error(collection, len(found), skip_bad)
+    return collection
+
+
+@dataclass(frozen=True)
+class _Found:
+    name: str
+    path: str
+    identity: tuple[object, ...] = ()
+    base_model: str | None = None
+    error: VLoRAError | None = None
+
+
+def _find(entries: Sequence[AdapterInput]) -> list[_Found]:
+    from vlora_engine.catalog import scan
+    from vlora_engine.formats.places import split_task
+
+    local = [entry for entry in entries if not _is_task_of_subspace(entry.path)]
+    catalog = scan([entry.path for entry in local]) if local else None
+    infos = list(catalog.adapters) if catalog is not None else []
+    names = _given_names(entries, [str(info.path) for info in infos])
+    found = [
+        _Found(
+            name=names.get(_key(str(info.path)), info.name),
+            path=str(info.path),
+            identity=tuple(info.identity or ()),
+            base_model=info.base_model,
+            error=info.error,
+        )
+        for info in infos
+    ]
+    for entry in entries:
+        if _is_task_of_subspace(entry.path):
+            task = split_task(entry.path)
+            name = entry.name or (task[1] if task else entry.path)
+            found.append(_Found(name, entry.path))
+    if not found:
+        raise NotFoundError(
+            "There is no adapter here.",
+            where=", ".join(entry.path for entry in entries),
+            expected="folders with adapter_config.json and adapter_model.safetensors",
+            remedy="check the path; `vlora-tui inspect DIR` lists what a folder holds",
+        )
+    return found
+
+
+def _given_names(entries: Sequence[AdapterInput], found: Sequence[str]) -> dict[str, str]:
+    """The names that the recipe gives, by path."""
+    names = {}
+    for entry in entries:
+        if entry.name is None or _is_task_of_subspace(entry.path):
+            continue
+        own, folder = _key(entry.path), Path(entry.path).resolve()
+        below = [path for path in found if _key(path) == own or folder in Path(_key(path)).parents]
+        if len(below) > 1:
+            raise ParameterError(
+                f"The name {entry.name!r} is given to {len(below)} adapters.",
+                where=entry.path,
+                remedy="name the adapters in it one by one",
+            )
+        names[_key(below[0]) if below else own] = entry.name
+    return names
+
+
+def _require_names_apart(found: Sequence[_Found]) -> None:
+    seen: dict[str, _Found] = {}
+    for one in found:
+        if one.name in seen:
+            raise ParameterError(
+                f"Two adapters are both named {one.name!r}.",
+                where=f"{seen[one.name].path} and {one.path}",
+                remedy="give one of them another name (--names)",
+            )
+        seen[one.name] = one
+
+
+def _unusable_error(collection: Collection, total: int, skip_bad: bool) -> InputError:
+    bad = [one.error for one in collection.unusable]
+    if total == 1 and isinstance(bad[0], InputError):
+        return bad[0]
+    if skip_bad:
+        return CollectionError("No usable adapter is left.", errors=bad)
+    return CollectionError(
+        f"{len(bad)} of {total} adapters cannot be used; nothing was written.",
+        errors=bad,
+        remedy="leave them out with --skip-bad, or mend them",
+    )
+
+
+def _is_task_of_subspace(path: str) -> bool:
+    from vlora_engine.formats.places import split_task
+
+    return not os.path.lexists(path) and split_task(path) is not None
+
+
+def _key(path: str) -> str:
+    return str(Path(path).resolve())

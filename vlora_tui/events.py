@@ -1,0 +1,308 @@
+"""What a running recipe tells: typed events, and their form as JSON lines.
+
+An event is a frozen dataclass of plain values. On disk it is one line with a rising ``seq``, the
+time and its ``type``; readers skip what they do not know and ignore a torn last line.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, ClassVar
+
+SCHEMA = "vlora-tui/events"
+VERSION = 1
+PROGRESS_INTERVAL = 0.5  # seconds: at most two progress events each
+
+
+@dataclass(frozen=True)
+class Event:
+    """Base of every event; ``type`` is its word in JSON."""
+
+    type: ClassVar[str] = ""
+
+
+@dataclass(frozen=True)
+class Started(Event):
+    """The first event: what is going to be done."""
+
+    type: ClassVar[str] = "started"
+    recipe: str  # the recipe as TOML, paths absolute
+    job: str = "run"
+    program: str = ""
+    schema: str = SCHEMA
+    version: int = VERSION
+
+
+@dataclass(frozen=True)
+class AdaptersFound(Event):
+    """The inputs by their task names, the broken ones left out."""
+
+    type: ClassVar[str] = "adapters_found"
+    names: tuple[str, ...]
+    nbytes: int
+    modules: int
+    base_models: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class AdapterSkipped(Event):
+    """An adapter that cannot be used and was left out, as ``skip_bad`` allows."""
+
+    type: ClassVar[str] = "adapter_skipped"
+    name: str
+    reason: str
+    error: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Remark(Event):
+    """Something worth knowing that stops nothing."""
+
+    type: ClassVar[str] = "remark"
+    text: str
+    code: str = ""
+
+
+@dataclass(frozen=True)
+class Checked(Event):
+    """The verdict after every tensor was read."""
+
+    type: ClassVar[str] = "checked"
+    good: int
+    bad: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Progress(Event):
+    """How far a stage is; thrown away first when there are too many."""
+
+    type: ClassVar[str] = "progress"
+    stage: str
+    done: int
+    total: int
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class LayerDone(Event):
+    """A layer's basis is built and lies on the disk."""
+
+    type: ClassVar[str] = "layer_done"
+    layer: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class SpectraReady(Event):
+    """Spectra of all layers are there, where every choice can be read."""
+
+    type: ClassVar[str] = "spectra_ready"
+    path: str
+    tasks: int
+    layers: int
+    methods: tuple[str, ...]
+    reused: bool = False
+
+
+@dataclass(frozen=True)
+class Chosen(Event):
+    """What a target came to: k, and what it is going to cost."""
+
+    type: ClassVar[str] = "chosen"
+    method: str
+    k: str  # "8", or "4-24" where layers differ
+    mean_error: float
+    max_error: float
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class SubspaceWritten(Event):
+    """The subspace is in its place; the figures are measured on what was stored."""
+
+    type: ClassVar[str] = "subspace_written"
+    path: str
+    figures: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class OtherMethods(Event):
+    """What the methods that were not used would have cost at the same bytes, as predicted."""
+
+    type: ClassVar[str] = "other_methods"
+    nbytes: int
+    methods: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Exported(Event):
+    """One task was written as an adapter."""
+
+    type: ClassVar[str] = "exported"
+    task: str
+    path: str
+    target: str
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Verified(Event):
+    """A written adapter was read back; ``error`` is that of its dW against what was meant."""
+
+    type: ClassVar[str] = "verified"
+    task: str
+    path: str
+    error: float
+
+
+@dataclass(frozen=True)
+class Merged(Event):
+    """A merged adapter was written."""
+
+    type: ClassVar[str] = "merged"
+    path: str
+    method: str
+    adapters: tuple[str, ...]
+    rank: int
+    modules: int
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Finished(Event):
+    """The last event of a run that did all it should."""
+
+    type: ClassVar[str] = "finished"
+    seconds: float
+    outputs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Failed(Event):
+    """The last event of a run that could not go on."""
+
+    type: ClassVar[str] = "failed"
+    error: dict[str, Any]
+    exit_code: int = 1
+
+
+@dataclass(frozen=True)
+class Cancelled(Event):
+    """The last event of a run that was asked to stop."""
+
+    type: ClassVar[str] = "cancelled"
+    text: str
+    resumable: bool = False
+
+
+Emit = Callable[[Event], None]
+
+EVENT_TYPES: dict[str, type[Event]] = {cls.type: cls for cls in Event.__subclasses__()}
+
+
+class EventWriter:
+    """Appends events to a file as JSON lines, progress at most twice a second.
+
+    A disk that is full drops lines and never fails the work; `dropped` counts them.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.dropped = 0
+        self._clock, self._now = clock, now
+        self._last_progress = -math.inf
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._seq = _last_seq(path)
+        self._torn = _ends_torn(path)  # a killed run's last line must not swallow our first
+        self._file = path.open("ab", buffering=0)
+
+    def __call__(self, event: Event) -> None:
+        """Write ``event``, or leave it out when it is progress that comes too soon."""
+        if isinstance(event, Progress):
+            if self._clock() - self._last_progress < PROGRESS_INTERVAL:
+                return
+            self._last_progress = self._clock()
+        line = encode(event, seq=self._seq + 1, time=self._now()).encode()
+        try:
+            written = self._file.write(b"\n" + line if self._torn else line)
+        except OSError:
+            self.dropped += 1
+            return
+        self._seq += 1
+        self._torn = written != len(line) + self._torn
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+
+def encode(event: Event, *, seq: int, time: float) -> str:
+    """``event`` as one line of JSON; figures that are not finite become null."""
+    row = {"seq": seq, "time": round(time, 3), "type": event.type, **asdict(event)}
+    return json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def decode(line: str) -> tuple[int, Event] | None:
+    """The sequence number and event of one line; None for a torn line or an unknown type."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    cls = EVENT_TYPES.get(row.get("type", "")) if isinstance(row, dict) else None
+    if cls is None:
+        return None
+    known = {f.name for f in fields(cls)}
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k in known}
+    try:
+        return int(row["seq"]), cls(**values)
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def read_events(path: Path) -> Iterator[tuple[int, Event]]:
+    """The events of a file in order, with their sequence numbers."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            found = decode(line)
+            if found is not None:
+                yield found
+
+
+def finite(value: Any) -> Any:
+    """``value`` with every figure that JSON cannot hold (NaN, infinite) as None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+def _last_seq(path: Path) -> int:
+    try:
+        return max((seq for seq, _ in read_events(path)), default=0)
+    except FileNotFoundError:
+        return 0
+
+
+def _ends_torn(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            if file.seek(0, 2) == 0:
+                return False
+            file.seek(-1, 2)
+            return file.read(1) != b"\n"
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,326 @@
+"""The unit of work: a TOML file that names inputs, compression, merges and exports.
+
+A `Recipe` is plain data. `load_recipe` reads and checks a file, `Recipe.to_toml` writes one that
+reads back equal, `resolve` turns globs and ``~`` into the adapters that are really there. Reading
+recipes is `vlora_tui.recipe_reader`'s work; what may stand in one is written down here.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from vlora_engine.errors import InputError, NotFoundError, ParameterError
+
+METHODS = ("delta", "columns", "flat")
+METHODS_TO_COME = ("own", "auto")
+TARGETS = ("peft",)
+TARGETS_TO_COME = ("portable", "vllm", "sglang", "tgi", "lorax", "llamacpp", "ollama")
+QUANTIZE_TO_COME = ("int8", "int4", "nf4")
+DEFAULT_MAX_ERROR = 0.05  # what `compress` aims at when it is told nothing
+DTYPES = ("auto", "fp32", "fp16", "bf16")
+CACHE = "cache"
+
+
+@dataclass(frozen=True)
+class AdapterInput:
+    """A path or pattern to adapters, and the task name when it is given."""
+
+    path: str
+    name: str | None = None
+
+
+@dataclass(frozen=True)
+class Input:
+    """Where the work starts: adapters, or a subspace that is there already."""
+
+    adapters: tuple[AdapterInput, ...] = ()
+    subspace: str | None = None
+    skip_bad: bool = False
+
+
+@dataclass(frozen=True)
+class Compress:
+    """How to compress: k, or one target that k is chosen for."""
+
+    method: str = "delta"
+    k: int | None = None
+    k_a: int | None = None
+    k_b: int | None = None
+    variance: float | None = None
+    adaptive: bool = False
+    max_error: float | None = None
+    mean_error: float | None = None
+    budget: int | None = None  # bytes on disk
+    layers: Mapping[str, int] = field(default_factory=dict)
+    dtype: str = "auto"
+    device: str = "auto"
+    spectra: str | None = None
+    refine: int = 0
+
+    @property
+    def target(self) -> tuple[str, float] | None:
+        """The target by name and value, None where k is given."""
+        for name in ("variance", "max_error", "mean_error", "budget"):
+            value = getattr(self, name)
+            if value is not None:
+                return name, value
+        return None if self.k or self.k_a or self.k_b else ("max_error", DEFAULT_MAX_ERROR)
+
+
+@dataclass(frozen=True)
+class Export:
+    """Tasks to write as adapters; ``{task}`` in the path stands for the task's file name."""
+
+    path: str
+    tasks: tuple[str, ...] = ("*",)
+    target: str = "peft"
+    verify: bool = True
+    dtype: str | None = None
+    alpha: float | None = None
+    base_model: str | None = None
+    target_modules: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Adapters to merge into one; ``parameters`` are those of the method."""
+
+    adapters: tuple[str, ...]
+    path: str
+    source: str = "input"
+    method: str = "average"
+    weights: tuple[float, ...] | None = None
+    space: str = "delta"
+    rank: int | None = None
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The whole: every table but ``input`` may be missing."""
+
+    input: Input
+    compress: Compress | None = None
+    output: str | None = None
+    exports: tuple[Export, ...] = ()
+    merges: tuple[Merge, ...] = ()
+
+    def to_toml(self) -> str:
+        """The recipe as a file that `load_recipe` reads back equal."""
+        import tomli_w
+
+        return tomli_w.dumps(as_tables(self), multiline_strings=False)
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read and check the recipe file at ``path``; its paths become absolute.
+
+    Raises:
+        NotFoundError: There is no such file.
+        RecipeError: Something in it is wrong; the error names the place.
+    """
+    from vlora_tui.recipe_reader import parse_recipe
+
+    file = Path(path).expanduser()
+    try:
+        text = file.read_text("utf-8")
+    except FileNotFoundError:
+        raise NotFoundError(
+            "There is no such recipe.", where=file, remedy="write one with `run --print-recipe`"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("The recipe cannot be read.", where=file, found=str(error)) from None
+    return absolute(parse_recipe(text, where=str(file)), file.resolve().parent)
+
+
+def as_tables(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as nested tables, defaults left out."""
+    tables: dict[str, Any] = {"input": _input_table(recipe.input)}
+    if recipe.compress is not None:
+        tables["compress"] = _changed(recipe.compress, Compress(), always=("method",))
+    if recipe.output is not None:
+        tables["output"] = {"subspace": recipe.output}
+    if recipe.exports:
+        tables["export"] = [
+            _changed(e, Export(path=""), always=("tasks", "target", "path")) for e in recipe.exports
+        ]
+    if recipe.merges:
+        tables["merge"] = [_merge_table(m) for m in recipe.merges]
+    return tables
+
+
+def absolute(recipe: Recipe, base: Path) -> Recipe:
+    """The recipe with every path absolute, relative ones taken from ``base``; ``~`` expands."""
+
+    def whole(text: str) -> str:
+        return os.path.normpath(base / Path(text).expanduser())
+
+    compress = recipe.compress
+    if compress is not None and compress.spectra not in (None, CACHE):
+        compress = replace(compress, spectra=whole(str(compress.spectra)))
+    source = recipe.input
+    return replace(
+        recipe,
+        input=replace(
+            source,
+            adapters=tuple(replace(a, path=whole(a.path)) for a in source.adapters),
+            subspace=None if source.subspace is None else whole(source.subspace),
+        ),
+        compress=compress,
+        output=None if recipe.output is None else whole(recipe.output),
+        exports=tuple(replace(e, path=whole(e.path)) for e in recipe.exports),
+        merges=tuple(
+            replace(
+                m,
+                path=whole(m.path),
+                adapters=tuple(whole(a) if is_path(a) else a for a in m.adapters),
+            )
+            for m in recipe.merges
+        ),
+    )
+
+
+def resolve(recipe: Recipe) -> Recipe:
+    """The recipe with patterns in its inputs replaced by the paths that match them.
+
+    Raises:
+        NotFoundError: A path is not there, or a pattern matches nothing.
+        ParameterError: A name is given to a pattern that matches several paths.
+    """
+    found = [one for entry in recipe.input.adapters for one in expand_input(entry)]
+    unique = list({(a.path, a.name): a for a in found}.values())
+    return replace(recipe, input=replace(recipe.input, adapters=tuple(unique)))
+
+
+def expand_input(entry: AdapterInput) -> list[AdapterInput]:
+    """The paths that an entry's pattern matches; what is no pattern stays.
+
+    Raises:
+        NotFoundError: The pattern matches nothing.
+        ParameterError: One name for several paths.
+    """
+    refuse_remote(entry.path)
+    path = os.path.expanduser(entry.path)
+    if os.path.lexists(path) or not glob.has_magic(path):
+        return [AdapterInput(path, entry.name)]  # whether it is there: the catalog says it best
+    matches = sorted(glob.glob(path, recursive=True))
+    # What is hidden was not meant; a plain file beside adapters is no mistake of the pattern.
+    matches = [m for m in matches if os.path.isdir(m) or m.endswith((".safetensors", ".bin"))]
+    if not matches:
+        raise NotFoundError(
+            "The pattern matches no adapter.",
+            where=entry.path,
+            remedy="check the path, or quote the pattern if the shell changed it",
+        )
+    if entry.name is not None and len(matches) > 1:
+        raise ParameterError(
+            f"The name {entry.name!r} is given to {len(matches)} adapters.",
+            where=entry.path,
+            remedy="name adapters one by one",
+        )
+    return [AdapterInput(match, entry.name) for match in matches]
+
+
+def named_inputs(paths: Sequence[str], names: Sequence[str] = ()) -> tuple[AdapterInput, ...]:
+    """Entries for paths with the names that were given, one for each.
+
+    Raises:
+        ParameterError: There are more or fewer names than paths.
+    """
+    if names and len(names) != len(paths):
+        raise ParameterError(
+            "There must be one name for each adapter.",
+            expected=f"{len(paths)} names",
+            found=f"{len(names)}",
+            remedy="--names a b c, in the order of the adapters",
+        )
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ParameterError(f"Two adapters are both named {twice!r}.")
+    given: Sequence[str | None] = names or [None] * len(paths)
+    return tuple(AdapterInput(path, name) for path, name in zip(paths, given, strict=True))
+
+
+def is_path(text: str) -> bool:
+    """Whether ``text`` names a path and not a task: a ``/`` in it, or a leading ``.`` or ``~``."""
+    return "/" in text or text.startswith((".", "~"))
+
+
+def refuse_remote(text: str) -> None:
+    """Raise for ``hf://`` sources: the Hub is not built in yet."""
+    if text.startswith("hf://"):
+        raise ParameterError(
+            "Adapters from the Hugging Face Hub are not built in yet.",
+            where=text,
+            remedy="download it first (`hf download ORG/NAME --local-dir DIR`) and name the folder",
+        )
+
+
+def parse_bytes(text: str | int) -> int:
+    """A number of bytes: ``800000``, ``"40MB"`` (10^6), ``"1.5 MiB"`` (2^20).
+
+    Raises:
+        ParameterError: It is no positive size.
+    """
+    if isinstance(text, int) and not isinstance(text, bool):
+        number, factor = float(text), 1
+    else:
+        number, factor = _split_size(str(text))
+    if not 0 < number * factor < 2**60:
+        raise _size_error(text)
+    return int(number * factor)
+
+
+_UNITS = {"": 1, "b": 1}
+for _power, _letter in enumerate("kmgt", start=1):
+    _UNITS[_letter] = _UNITS[_letter + "b"] = 1000**_power
+    _UNITS[_letter + "ib"] = 1024**_power
+
+
+def _split_size(text: str) -> tuple[float, int]:
+    digits = text.strip().rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    unit = text.strip()[len(digits) :].lower()
+    try:
+        return float(digits), _UNITS[unit]
+    except (ValueError, KeyError):
+        raise _size_error(text) from None
+
+
+def _size_error(text: object) -> ParameterError:
+    return ParameterError(
+        "This is no size.", expected="bytes, or a number with KB, MB, MiB, GB...", found=repr(text)
+    )
+
+
+def _input_table(source: Input) -> dict[str, Any]:
+    table: dict[str, Any] = {}
+    if source.subspace is not None:
+        table["subspace"] = source.subspace
+    if source.adapters:
+        table["adapters"] = [
+            a.path if a.name is None else {"path": a.path, "name": a.name} for a in source.adapters
+        ]
+    if source.skip_bad:
+        table["skip_bad"] = True
+    return table
+
+
+def _merge_table(merge: Merge) -> dict[str, Any]:
+    table = _changed(merge, Merge(adapters=(), path=""), always=("adapters", "method", "path"))
+    table.pop("parameters", None)
+    return {**table, **merge.parameters}
+
+
+def _changed(value: Any, default: Any, *, always: tuple[str, ...]) -> dict[str, Any]:
+    """The fields that differ from the default; TOML has no null, so None is left out."""
+    table = {}
+    for name in value.__dataclass_fields__:
+        item = getattr(value, name)
+        if name in always or (item is not None and item != getattr(default, name)):
+            table[name] = list(item) if isinstance(item, tuple) else item
+    return table

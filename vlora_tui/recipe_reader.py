@@ -1,0 +1,410 @@
+"""Reading recipes: every key known, every value of the right kind, every fault with its place."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import tomllib
+from collections.abc import Mapping
+from typing import Any, NoReturn, TypeVar
+
+from vlora_engine.errors import InputError, VLoRAError
+
+from vlora_tui.recipe import (
+    DTYPES,
+    METHODS,
+    METHODS_TO_COME,
+    QUANTIZE_TO_COME,
+    TARGETS,
+    TARGETS_TO_COME,
+    AdapterInput,
+    Compress,
+    Export,
+    Input,
+    Merge,
+    Recipe,
+    parse_bytes,
+    refuse_remote,
+)
+
+T = TypeVar("T")
+_REQUIRED: Any = object()
+
+
+class RecipeError(InputError):
+    """A recipe that is not sound; ``where`` is the file, the line and the key."""
+
+
+def parse_recipe(text: str, *, where: str = "recipe") -> Recipe:
+    """Read a recipe from TOML. Its paths stay as written.
+
+    Raises:
+        RecipeError: It is not TOML, has a key that is not known, or a value of the wrong kind.
+    """
+    try:
+        tables = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError("The recipe is not TOML.", where=where, found=str(error)) from None
+    return read_tables(tables, text=text, where=where)
+
+
+def read_tables(tables: Mapping[str, Any], *, text: str = "", where: str = "recipe") -> Recipe:
+    """Check the tables of a recipe and turn them into one."""
+    root = Table(dict(tables), "", text, where)
+    recipe = Recipe(
+        input=_read_input(root.table("input")),
+        compress=_read_compress(root.table("compress")) if "compress" in root.rows else None,
+        output=_read_output(root.table("output")) if "output" in root.rows else None,
+        exports=tuple(_read_export(table) for table in root.tables("export")),
+        merges=tuple(_read_merge(table) for table in root.tables("merge")),
+    )
+    root.end()
+    _check_whole(recipe, root)
+    return recipe
+
+
+class Table:
+    """One table of a recipe, read key by key; `end` refuses what was not read."""
+
+    def __init__(self, rows: dict[str, Any], path: str, text: str, where: str) -> None:
+        self.rows = rows
+        self.path = path  # "compress", "export[1]"
+        self._text, self._where = text, where
+        self._read: dict[str, None] = {}
+
+    def fail(self, key: str | None, what: str, **details: str | None) -> NoReturn:
+        """Raise with the place of ``key`` in the file."""
+        place = self.path if key is None else f"{self.path}.{key}" if self.path else key
+        line = line_of(self._text, self.path, key)
+        at = f"{self._where}, line {line}, {place}" if line else f"{self._where}, {place}"
+        raise RecipeError(what, where=at, **details)
+
+    def get(self, key: str, kind: type[T], default: Any = None) -> T:
+        """The value of ``key`` if it is of ``kind``; an int will do for a float."""
+        self._read[key] = None
+        if key not in self.rows:
+            if default is _REQUIRED:
+                self.fail(None, f"The recipe lacks {key!r} here.", expected=_kind_name(kind))
+            return default
+        value = self.rows[key]
+        if kind is float and type(value) is int:
+            value = float(value)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            self.fail(
+                key,
+                f"{key!r} has a value of the wrong kind.",
+                expected=_kind_name(kind),
+                found=repr(value),
+            )
+        return value
+
+    def choice(
+        self, key: str, allowed: tuple[str, ...], default: str, later: tuple[str, ...] = ()
+    ) -> str:
+        """A word out of ``allowed``; those of ``later`` are known but not built yet."""
+        value = self.get(key, str, default)
+        if value in later:
+            self.fail(
+                key,
+                f"{key} = {value!r} is not built yet.",
+                expected=f"for now: {', '.join(allowed)}",
+                found=repr(value),
+            )
+        if value not in allowed:
+            self.fail(
+                key, f"{value!r} is no {key}.", expected=", ".join(allowed), found=repr(value)
+            )
+        return value
+
+    def natural(self, key: str, *, least: int = 1) -> int | None:
+        """A whole number of at least ``least``, or None."""
+        value = self.get(key, int)
+        if value is not None and value < least:
+            self.fail(key, f"{key!r} is too small.", expected=f"at least {least}", found=str(value))
+        return value
+
+    def share(self, key: str, *, including_one: bool = False) -> float | None:
+        """A number between 0 and 1, or None."""
+        value = self.get(key, float)
+        if value is not None and not (0 < value < 1 or (including_one and value == 1)):
+            self.fail(
+                key, f"{key!r} is out of range.", expected="between 0 and 1", found=str(value)
+            )
+        return value
+
+    def words(self, key: str, default: Any = None) -> tuple[str, ...]:
+        """A list of texts."""
+        values = self.get(key, list, default)
+        if values is None:
+            return ()
+        for value in values:
+            if not isinstance(value, str) or not value:
+                self.fail(key, f"{key!r} is a list of texts.", expected="texts", found=repr(value))
+        return tuple(values)
+
+    def table(self, key: str) -> Table:
+        """The table under ``key``; an empty one where it is missing."""
+        rows = self.get(key, dict, {})
+        return Table(rows, f"{self.path}.{key}" if self.path else key, self._text, self._where)
+
+    def tables(self, key: str) -> list[Table]:
+        """The array of tables under ``key``."""
+        rows = self.get(key, list, [])
+        if not all(isinstance(row, dict) for row in rows):
+            self.fail(key, f"{key!r} is a list of tables.", expected=f"[[{key}]]")
+        return [Table(r, f"{key}[{i}]", self._text, self._where) for i, r in enumerate(rows)]
+
+    def others(self) -> dict[str, Any]:
+        """What was not read; it counts as read from now on."""
+        rest = {key: value for key, value in self.rows.items() if key not in self._read}
+        self._read.update(dict.fromkeys(rest))
+        return rest
+
+    def end(self) -> None:
+        """Refuse keys that nobody asked for."""
+        for key in self.others():
+            close = difflib.get_close_matches(key, self._read, n=1)
+            self.fail(
+                key,
+                f"{key!r} is not known here.",
+                expected=", ".join(self._read),
+                remedy=f"did you mean {close[0]!r}?" if close else None,
+            )
+
+
+def line_of(text: str, path: str, key: str | None) -> int | None:
+    """The line of a key in a TOML text, as far as a plain reading of lines can tell."""
+    name, _, index = path.partition("[")
+    wanted = int(index.rstrip("]")) if index else 0
+    current, seen, header_line = "", -1, None
+    for number, line in enumerate(text.splitlines(), start=1):
+        header = re.match(r"\s*\[\[?\s*([\w.-]+)\s*\]\]?", line)
+        if header:
+            current = header[1]
+            seen += current == name
+            if current == name and seen == wanted:
+                header_line = number
+            if key and current == (f"{name}.{key}" if name else key):
+                return number
+        elif key and current == name and (not name or seen == wanted):
+            found = re.match(r"""\s*["']?([^"'=]+?)["']?\s*=""", line)
+            if found and found[1].split(".")[0] == key:
+                return number
+    return header_line
+
+
+def _read_input(table: Table) -> Input:
+    subspace = table.get("subspace", str)
+    adapters = tuple(_read_adapter(table, entry) for entry in table.get("adapters", list, []))
+    skip_bad = table.get("skip_bad", bool, False)
+    table.end()
+    if subspace is None and not adapters:
+        table.fail(None, "The recipe names no input.", expected="adapters = [...] or subspace")
+    if subspace is not None and adapters:
+        table.fail("subspace", "The input is adapters or a subspace, not both.")
+    named = [adapter.name for adapter in adapters if adapter.name is not None]
+    for name in named:
+        if named.count(name) > 1:
+            table.fail("adapters", f"Two adapters are both named {name!r}.")
+    return Input(adapters, subspace, skip_bad)
+
+
+def _read_adapter(table: Table, entry: Any) -> AdapterInput:
+    if isinstance(entry, str) and entry:
+        adapter = AdapterInput(entry)
+    elif isinstance(entry, dict) and isinstance(entry.get("path"), str) and entry["path"]:
+        unknown = entry.keys() - {"path", "name"}
+        name = entry.get("name")
+        if unknown or not isinstance(name, str | None) or name == "":
+            table.fail(
+                "adapters", "An adapter's table is wrong.", expected="path, name", found=repr(entry)
+            )
+        adapter = AdapterInput(entry["path"], name)
+    else:
+        table.fail(
+            "adapters",
+            "An adapter is a path or a table.",
+            expected='"runs/*" or { path = "...", name = "..." }',
+            found=repr(entry),
+        )
+    _located(table, "adapters", refuse_remote, adapter.path)
+    return adapter
+
+
+def _read_compress(table: Table) -> Compress:
+    table.choice("quantize", ("none",), "none", QUANTIZE_TO_COME)
+    budget = table.rows.get("budget")
+    compress = Compress(
+        method=table.choice("method", METHODS, "delta", METHODS_TO_COME),
+        k=table.natural("k"),
+        k_a=table.natural("k_a"),
+        k_b=table.natural("k_b"),
+        variance=table.share("variance", including_one=True),
+        adaptive=table.get("adaptive", bool, False),
+        max_error=table.share("max_error"),
+        mean_error=table.share("mean_error"),
+        budget=None if budget is None else _located(table, "budget", parse_bytes, budget),
+        layers=_read_layers(table),
+        dtype=table.choice("dtype", DTYPES, "auto"),
+        device=table.get("device", str, "auto"),
+        spectra=table.get("spectra", str),
+        refine=table.natural("refine", least=0) or 0,
+    )
+    table._read["budget"] = None
+    table.end()
+    check_compress(compress, table)
+    return compress
+
+
+def check_compress(compress: Compress, table: Table) -> None:
+    """Refuse k with a target, two targets, half a pair of k."""
+    ks = [name for name in ("k", "k_a", "k_b") if getattr(compress, name) is not None]
+    targets = [
+        name
+        for name in ("variance", "max_error", "mean_error", "budget")
+        if getattr(compress, name) is not None
+    ]
+    if ks and targets:
+        table.fail(targets[0], f"{ks[0]} and {targets[0]} are both given.", expected="one of them")
+    if len(targets) > 1:
+        table.fail(
+            targets[1], "There is more than one target.", expected="one", found=", ".join(targets)
+        )
+    if "k" in ks and len(ks) > 1:
+        table.fail(ks[1], f"k and {ks[1]} are both given.", expected="k, or k_a and k_b")
+    if len(ks) == 1 and "k" not in ks:
+        table.fail(ks[0], f"{ks[0]} is given without its other side.", expected="k_a and k_b")
+    if compress.method == "flat" and "k_a" in ks and compress.k_a != compress.k_b:
+        table.fail("k_a", "The method flat has one k for both sides.", expected="k")
+    if compress.adaptive and compress.variance is None:
+        table.fail("adaptive", "adaptive goes with a variance.", expected="variance")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", compress.device):
+        table.fail(
+            "device", "This is no device.", expected="auto, cpu, cuda, cuda:N or mps",
+            found=repr(compress.device),
+        )  # fmt: skip
+
+
+def _read_layers(table: Table) -> dict[str, int]:
+    layers = table.get("layers", dict, {})
+    for pattern, k in layers.items():
+        if type(k) is not int or k < 1:
+            table.fail(
+                "layers",
+                f"The k of layers {pattern!r} is wrong.",
+                expected="a whole number of at least 1",
+                found=repr(k),
+            )
+    return dict(layers)
+
+
+def _read_output(table: Table) -> str:
+    path = table.get("subspace", str, _REQUIRED)
+    table.end()
+    return path
+
+
+def _read_export(table: Table) -> Export:
+    export = Export(
+        tasks=table.words("tasks", ["*"]),
+        target=table.choice("target", TARGETS, "peft", TARGETS_TO_COME),
+        path=table.get("path", str, _REQUIRED),
+        verify=table.get("verify", bool, True),
+        dtype=table.get("dtype", str),
+        alpha=_finite(table, "alpha"),
+        base_model=table.get("base_model", str),
+        target_modules=table.words("target_modules") or None,
+    )
+    table.end()
+    if not export.tasks:
+        table.fail("tasks", "No task is named.", expected='names or patterns such as "*"')
+    return export
+
+
+def _read_merge(table: Table) -> Merge:
+    adapters = table.words("adapters", _REQUIRED)
+    weights = table.get("weights", list)
+    if weights is not None and not all(_is_number(weight) for weight in weights):
+        table.fail("weights", "Weights are numbers.", found=repr(weights))
+    if weights is not None and len(weights) != len(adapters):
+        table.fail(
+            "weights",
+            "There must be one weight for each adapter.",
+            expected=f"{len(adapters)} weights",
+            found=f"{len(weights)}",
+        )
+    merge = Merge(
+        adapters=adapters,
+        source=table.choice("source", ("input", "subspace"), "input"),
+        method=table.get("method", str, "average"),
+        weights=None if weights is None else tuple(float(weight) for weight in weights),
+        space=table.choice("space", ("delta", "factors"), "delta"),
+        rank=table.natural("rank"),
+        path=table.get("path", str, _REQUIRED),
+    )
+    return _with_parameters(merge, table)
+
+
+def _with_parameters(merge: Merge, table: Table) -> Merge:
+    """What is left are the method's own parameters; the method itself judges them when it runs."""
+    from dataclasses import replace
+
+    parameters = table.others()
+    for key, value in parameters.items():
+        if not _is_number(value) and not isinstance(value, bool | str):
+            table.fail(key, f"{key!r} has a value of the wrong kind.", found=repr(value))
+    return replace(merge, parameters=parameters)
+
+
+def _check_whole(recipe: Recipe, root: Table) -> None:
+    if recipe.compress is not None and recipe.output is None:
+        root.fail("compress", "There is nowhere to put the subspace.", expected="[output] subspace")
+    if recipe.output is not None and recipe.compress is None:
+        root.fail("output", "Nothing makes this subspace.", expected="a [compress] table")
+    if recipe.compress is not None and recipe.input.subspace is not None:
+        root.fail("compress", "A subspace is compressed already.", expected="input.adapters")
+    no_subspace = recipe.compress is None and recipe.input.subspace is None
+    if recipe.exports and no_subspace:
+        root.fail(
+            "export",
+            "There is no subspace to export from.",
+            expected="input.subspace, or [compress] and [output]",
+        )
+    for merge in recipe.merges:
+        if merge.source == "subspace" and no_subspace:
+            root.fail("merge", "There is no subspace to merge from.", expected='source = "input"')
+        if merge.source == "input" and recipe.input.subspace is not None:
+            root.fail("merge", "The input is a subspace.", expected='source = "subspace"')
+
+
+def _located(table: Table, key: str, function: Any, value: Any) -> Any:
+    """Call ``function``; an error that it raises gets the place in the file."""
+    try:
+        return function(value)
+    except VLoRAError as error:
+        table.fail(key, error.what, expected=error.expected, found=error.found or repr(value),
+                   remedy=error.remedy)  # fmt: skip
+
+
+def _finite(table: Table, key: str) -> float | None:
+    value = table.get(key, float)
+    if value is not None and not math.isfinite(value):
+        table.fail(key, f"{key!r} is out of range.", found=str(value))
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _kind_name(kind: type) -> str:
+    names = {
+        str: "a text in quotes",
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        list: "a list",
+        dict: "a table",
+    }
+    return names[kind]

@@ -1,0 +1,343 @@
+"""Executes a recipe, step by step, telling typed events to whoever listens.
+
+The order is fixed: find the inputs and refuse what cannot work, read and judge every tensor,
+choose k where a target asks for it, build, export, merge. Nothing is written before the verdict.
+Headers are read without torch; the engine's numerics are imported when a step needs them.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlora_engine.errors import Cancelled, VLoRAError
+
+from vlora_tui import events, paths
+from vlora_tui.collection import Collection, gather
+from vlora_tui.recipe import CACHE, METHODS, Compress, Recipe, resolve
+from vlora_tui.writing import Writer, plan_outputs
+
+if TYPE_CHECKING:
+    from vlora_engine.build import Targets
+    from vlora_engine.check import CheckReport
+    from vlora_engine.health import Finding
+    from vlora_engine.progress import Progress
+    from vlora_engine.surface import Spectra
+
+CancelCheck = Callable[[], bool]
+
+
+@dataclass
+class Run:
+    """One execution of a recipe.
+
+    Args:
+        emit: Called with every event, from this thread.
+        force: Replace outputs that exist.
+        job: Names the partial output, so that a later run finds it again.
+        cancelled: Asked between layers and tasks; True ends the run with `events.Cancelled`.
+    """
+
+    recipe: Recipe
+    emit: events.Emit
+    force: bool = False
+    job: str = "run"
+    cancelled: CancelCheck = lambda: False
+    outputs: list[str] = field(default_factory=list)
+    collection: Collection = field(default_factory=Collection)
+
+    def execute(self) -> None:
+        """Do all of it.
+
+        Raises:
+            VLoRAError: What stopped it, after an event that says the same.
+        """
+        from vlora_engine import __version__
+
+        start = time.perf_counter()
+        fault: VLoRAError | None = None
+        try:
+            self.recipe = resolve(self.recipe)
+        except VLoRAError as error:
+            fault = error  # told after the first event, as every other
+        self.emit(events.Started(self.recipe.to_toml(), job=self.job, program=__version__))
+        try:
+            if fault is not None:
+                raise fault
+            self._steps()
+        except Cancelled as error:
+            if self.recipe.output is not None and error.remedy is None:
+                error.remedy = "run the same again: it goes on with the layers that are done"
+            self.emit(events.Cancelled(error.what, resumable=self.recipe.output is not None))
+            raise
+        except KeyboardInterrupt:
+            self.emit(events.Cancelled("Interrupted."))
+            raise
+        except Exception as error:
+            details = {"error": type(error).__name__, "what": str(error)}
+            if isinstance(error, VLoRAError):
+                details = error.as_dict()
+            self.emit(events.Failed(details, getattr(error, "exit_code", 1)))
+            raise
+        self.emit(events.Finished(time.perf_counter() - start, tuple(self.outputs)))
+
+    def _steps(self) -> None:
+        self.collection = gather(self.recipe)
+        self._tell_collection()
+        plan_outputs(self.recipe, self.collection, force=self.force)
+        if self.recipe.compress is not None:
+            self._compress(self.recipe.compress, Path(str(self.recipe.output)))
+        writer = Writer(
+            self.recipe, self.collection, self.emit, self.force, self._on_progress, self.cancelled
+        )
+        self.outputs += writer.export_all()
+        self.outputs += writer.merge_all()
+
+    def _tell_collection(self) -> None:
+        found = self.collection
+        for adapter in found.unusable:
+            self._skip(adapter.name, adapter.error)
+        if found.adapters:
+            self.emit(
+                events.AdaptersFound(
+                    names=tuple(found.adapters),
+                    nbytes=sum(source.nbytes for source in found.adapters.values()),
+                    modules=len({m for s in found.adapters.values() for m in s.modules}),
+                    base_models=found.base_models,
+                )
+            )
+
+    def _compress(self, compress: Compress, out: Path) -> None:
+        from vlora_engine.build import build_subspace
+
+        check = self._check()
+        spectra = self._spectra(compress, check)
+        if spectra is not None:
+            self._tell_choice(compress, spectra)
+        report = build_subspace(
+            self.collection.adapters,
+            out,
+            targets=targets_of(compress),
+            spectra=spectra,
+            check=check,
+            skip_bad=self.recipe.input.skip_bad,
+            device=compress.device,
+            force=self.force,
+            job=self.job,
+            progress=self._on_progress,
+            cancelled=self.cancelled,
+        )
+        figures = report.as_dict()
+        self.outputs.append(str(out))
+        self.emit(events.SubspaceWritten(str(out), figures))
+        for finding in report.findings:
+            if finding.code not in {f.code for f in check.findings}:
+                self._remark(finding)
+        others = others_at(compress, figures, report.spectra or self._cached_spectra())
+        if others:
+            self.emit(events.OtherMethods(int(figures["nbytes"]), others))
+
+    def _check(self) -> CheckReport:
+        from vlora_engine.check import check_adapters
+
+        report = check_adapters(
+            self.collection.adapters, progress=self._on_progress, cancelled=self.cancelled
+        )
+        bad = {name: c.error for name, c in report.adapters.items() if c.error is not None}
+        self.emit(events.Checked(len(report.good), tuple(bad)))
+        report.require(skip_bad=self.recipe.input.skip_bad)
+        for name, error in bad.items():
+            self._skip(name, error)
+        for finding in report.findings:
+            self._remark(finding)
+        return report
+
+    def _spectra(self, compress: Compress, check: CheckReport) -> Spectra | None:
+        """The spectra that a choice is made on; with k given there is nothing to choose."""
+        from vlora_engine.spectrum import compute_spectra
+        from vlora_engine.surface import Spectra
+
+        if compress.spectra not in (None, CACHE):
+            spectra, reused = Spectra.load(str(compress.spectra)), True
+        elif compress.target is None:
+            return None
+        elif (cached := self._cached_spectra()) is not None:
+            spectra, reused = cached, True
+        elif not paths.make_room(paths.spectra_root()):
+            self.emit(
+                events.Remark("the cache cannot be written; spectra are not kept", "no-cache")
+            )
+            return None  # the build computes its own
+        else:
+            reused = False
+            spectra = compute_spectra(
+                self.collection.adapters,
+                self.collection.spectra_dir(METHODS),
+                methods=METHODS,
+                device=compress.device,
+                check=check,
+                skip_bad=self.recipe.input.skip_bad,
+                progress=self._on_progress,
+                cancelled=self.cancelled,
+                force=True,
+            )
+        self._tell_spectra(spectra, reused=reused)
+        return spectra
+
+    def _tell_spectra(self, spectra: Spectra, *, reused: bool) -> None:
+        self.emit(
+            events.SpectraReady(
+                path=str(spectra.path),
+                tasks=len(spectra.tasks),
+                layers=len(spectra.layer_names),
+                methods=tuple(spectra.methods),
+                reused=reused,
+            )
+        )
+
+    def _cached_spectra(self) -> Spectra | None:
+        from vlora_engine.surface import Spectra
+
+        place = self.collection.spectra_dir(METHODS)
+        if not place.is_dir():
+            return None
+        try:
+            spectra = Spectra.load(place)
+        except VLoRAError:
+            return None  # a cache: what cannot be read is made again
+        return spectra if spectra.complete else None
+
+    def _tell_choice(self, compress: Compress, spectra: Spectra) -> None:
+        from vlora_engine.budget import choose
+
+        prediction = (choice := choose(spectra, **choice_arguments(compress))).prediction
+        self.emit(
+            events.Chosen(
+                method=compress.method,
+                k=k_text(choice.k),
+                mean_error=prediction.mean_error,
+                max_error=prediction.max_error,
+                nbytes=prediction.nbytes,
+            )
+        )
+
+    def _remark(self, finding: Finding) -> None:
+        self.emit(events.Remark(f"{finding.where}: {finding.what}", finding.code))
+
+    def _skip(self, name: str, error: VLoRAError | None) -> None:
+        details = {} if error is None else error.as_dict()
+        self.emit(events.AdapterSkipped(name, reason(error), details))
+
+    def _on_progress(self, progress: Progress) -> None:
+        self.emit(events.Progress(progress.stage, progress.done, progress.total, progress.detail))
+        if progress.stage == "build":
+            self.emit(events.LayerDone(progress.detail, progress.done, progress.total))
+
+
+@dataclass
+class SpectraRun(Run):
+    """Computes the spectra of a recipe's inputs into ``target``, and nothing else."""
+
+    target: Path | None = None
+
+    def _steps(self) -> None:
+        from vlora_engine.files import check_output
+        from vlora_engine.spectrum import compute_spectra
+        from vlora_engine.surface import Spectra
+
+        self.collection = gather(self.recipe)
+        self._tell_collection()
+        target = self.target or self.collection.spectra_dir(METHODS)
+        cached = self._cached_spectra() if self.target is None and not self.force else None
+        if cached is None:
+            check_output(target, force=self.force or self.target is None)
+            compress = self.recipe.compress or Compress()
+            compute_spectra(
+                self.collection.adapters,
+                target,
+                methods=METHODS,
+                device=compress.device,
+                check=self._check(),
+                skip_bad=self.recipe.input.skip_bad,
+                progress=self._on_progress,
+                cancelled=self.cancelled,
+                force=self.force or self.target is None,
+            )
+        self.outputs.append(str(target))
+        self._tell_spectra(Spectra.load(target), reused=cached is not None)
+
+
+def targets_of(compress: Compress) -> Targets:
+    """What of the recipe the engine's build goes by."""
+    from vlora_engine.build import Targets
+
+    return Targets(**choice_arguments(compress), refine=compress.refine)
+
+
+def choice_arguments(compress: Compress) -> dict[str, Any]:
+    """What of the recipe decides on k, as `vlora_engine.budget.choose` takes it."""
+    arguments: dict[str, Any] = {
+        name: getattr(compress, name)
+        for name in ("k", "k_a", "k_b")
+        if getattr(compress, name) is not None
+    }
+    if compress.target is not None:
+        name, value = compress.target
+        arguments[name] = value
+    return {
+        "method": compress.method,
+        "adaptive": compress.adaptive,
+        "layers": dict(compress.layers),
+        "dtype": compress.dtype,
+        **arguments,
+    }
+
+
+def others_at(
+    compress: Compress, figures: Mapping[str, Any], spectra: Spectra | None
+) -> tuple[dict[str, Any], ...]:
+    """What the other methods would cost at the same bytes, where spectra are there to tell."""
+    if spectra is None:
+        return ()
+    from vlora_engine.budget import choose
+
+    rows: list[dict[str, Any]] = []
+    for method in (m for m in spectra.methods if m != compress.method):
+        row: dict[str, Any] = dict.fromkeys(("k", "mean_error", "max_error", "nbytes"))
+        with suppress(VLoRAError):  # no k of it fits: the row says so
+            choice = choose(spectra, method, budget=int(figures["nbytes"]), dtype=compress.dtype)
+            prediction = choice.prediction
+            row = {
+                "k": k_text(choice.k),
+                "mean_error": prediction.mean_error,
+                "max_error": prediction.max_error,
+                "nbytes": prediction.nbytes,
+            }
+        rows.append({"method": method, **row})
+    return tuple(rows)
+
+
+def k_text(k: Mapping[str, Any]) -> str:
+    """The k of all layers in a few words: ``8``, ``4-24``, ``8-12 x 16`` (k_a x k_b)."""
+    pairs = {(k_ab, k_ab) if isinstance(k_ab, int) else tuple(k_ab) for k_ab in k.values()}
+    sides = [sorted({pair[i] for pair in pairs}) for i in (0, 1)]
+    if all(a == b for a, b in pairs):
+        sides = sides[:1]
+    texts = [str(s[0]) if len(s) == 1 else f"{s[0]}-{s[-1]}" for s in sides if s]
+    return " x ".join(texts) or "-"
+
+
+def reason(error: VLoRAError | None) -> str:
+    """An error in one line."""
+    if error is None:
+        return "unusable"
+    parts = [error.what.rstrip(".")]
+    if error.found:
+        parts.append(error.found)
+    if error.where:
+        parts.append(error.where)
+    return "; ".join(parts)

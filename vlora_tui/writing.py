@@ -1,0 +1,243 @@
+"""The outputs of a recipe: exported tasks and merged adapters, planned first and then written."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlora_engine.errors import Cancelled, NotFoundError, ParameterError
+from vlora_engine.files import check_output, directory_bytes
+
+from vlora_tui import events
+from vlora_tui.collection import Collection
+from vlora_tui.recipe import Export, Merge, Recipe, is_path
+
+if TYPE_CHECKING:
+    from vlora_engine.adapters import AdapterSource, LoRAWeights
+    from vlora_engine.progress import ProgressCallback
+    from vlora_engine.subspace import SharedSubspace
+
+
+def plan_outputs(recipe: Recipe, collection: Collection, *, force: bool) -> list[Path]:
+    """Every path that the recipe is going to write, checked: apart, and not there yet.
+
+    Raises:
+        NotFoundError: A task or adapter that an export or merge names is not there.
+        OutputExistsError: An output exists, and not ``force``.
+        ParameterError: Two outputs are one, or an output is an input.
+    """
+    outputs = [Path(recipe.output)] if recipe.output is not None else []
+    for export in recipe.exports:
+        outputs += export_paths(export, collection.tasks).values()
+    for merge in recipe.merges:
+        from vlora_engine.merging import MERGE_METHODS
+
+        merge_inputs(merge, collection)
+        MERGE_METHODS.find(merge.method).check(merge.parameters)
+        outputs.append(Path(merge.path))
+    inputs = {Path(p) for p in collection.places.values()}
+    if recipe.input.subspace is not None:
+        inputs.add(Path(recipe.input.subspace))
+    _require_apart(outputs, inputs)
+    for path in outputs:
+        check_output(path, force=force)
+    return outputs
+
+
+def export_paths(export: Export, tasks: Sequence[str]) -> dict[str, Path]:
+    """Where each exported task goes."""
+    chosen = match_tasks(export.tasks, tasks)
+    if "{task}" not in export.path:
+        if len(chosen) > 1:
+            raise ParameterError(
+                f"{len(chosen)} tasks cannot be written to one path.",
+                where=export.path,
+                remedy="put {task} into the path",
+            )
+        return {task: Path(export.path) for task in chosen}
+    from vlora_engine.naming import slugs
+
+    names = slugs(tasks)
+    return {task: Path(export.path.replace("{task}", names[task])) for task in chosen}
+
+
+def match_tasks(patterns: Sequence[str], tasks: Sequence[str]) -> list[str]:
+    """The tasks that the patterns name, in the order of ``tasks``; an exact name goes first.
+
+    Raises:
+        NotFoundError: A pattern matches none.
+    """
+    chosen: set[str] = set()
+    for pattern in patterns:
+        exact = [task for task in tasks if task == pattern]
+        matches = exact or [task for task in tasks if fnmatch.fnmatchcase(task, pattern)]
+        if not matches:
+            raise unknown_task(pattern, tasks)
+        chosen.update(matches)
+    return [task for task in tasks if task in chosen]
+
+
+def unknown_task(name: str, tasks: Sequence[str]) -> NotFoundError:
+    """The error for a task that is not there; it names those that are."""
+    import difflib
+
+    close = difflib.get_close_matches(name, tasks, n=1)
+    shown = ", ".join(list(tasks)[:12]) + (
+        f" and {len(tasks) - 12} more" if len(tasks) > 12 else ""
+    )
+    return NotFoundError(
+        f"There is no task {name!r}.",
+        expected=shown or "no task at all: the subspace is empty",
+        remedy=f"did you mean {close[0]!r}?" if close else None,
+    )
+
+
+def merge_inputs(merge: Merge, collection: Collection) -> list[str]:
+    """The names of what is merged, in the order of the recipe; paths stay paths."""
+    names: list[str] = []
+    for word in merge.adapters:
+        if is_path(word):
+            known = [n for n, place in collection.places.items() if Path(place) == Path(word)]
+            names.append(known[0] if known else word)
+        else:
+            names += match_tasks([word], collection.tasks)
+    if len(names) < 2:
+        raise ParameterError(
+            "A merge needs two adapters or more.", found=", ".join(names), where=merge.path
+        )
+    if merge.weights is not None and len(merge.weights) != len(names):
+        raise ParameterError(
+            "There must be one weight for each adapter.",
+            expected=f"{len(names)} weights",
+            found=f"{len(merge.weights)}",
+        )
+    return names
+
+
+@dataclass
+class Writer:
+    """Writes what the recipe exports and merges, asking between two tasks whether to stop."""
+
+    recipe: Recipe
+    collection: Collection
+    emit: events.Emit
+    force: bool
+    on_progress: ProgressCallback
+    cancelled: Callable[[], bool]
+    _loaded: SharedSubspace | None = None
+
+    def export_all(self) -> list[str]:
+        """Write every exported task, read it back where the recipe says so; return the paths."""
+        written: list[str] = []
+        if not self.recipe.exports:
+            return written
+        subspace = self._subspace()
+        for export in self.recipe.exports:
+            targets = export_paths(export, sorted(subspace.tasks))
+            for done, (task, path) in enumerate(targets.items()):
+                self._stop_if_asked()
+                self.emit(events.Progress("export", done, len(targets), task))
+                self._export(subspace, export, task, path)
+                written.append(str(path))
+        return written
+
+    def merge_all(self) -> list[str]:
+        """Write every merge; return the paths."""
+        for merge in self.recipe.merges:
+            self._stop_if_asked()
+            self._merge(merge)
+        return [merge.path for merge in self.recipe.merges]
+
+    def _export(self, subspace: SharedSubspace, export: Export, task: str, path: Path) -> None:
+        from vlora_engine.export import verify_adapter
+        from vlora_engine.formats import save_adapter
+
+        weights = with_overrides(subspace.reconstruct(task), export)
+        save_adapter(weights, path, target=export.target, dtype=export.dtype, force=self.force)
+        self.emit(events.Exported(task, str(path), export.target, directory_bytes(path)))
+        if export.verify:
+            self.emit(events.Verified(task, str(path), verify_adapter(weights, path)))
+
+    def _merge(self, merge: Merge) -> None:
+        from vlora_engine.formats import save_adapter
+        from vlora_engine.merging import merge_with_report
+
+        names = merge_inputs(merge, self.collection)
+        settings: Any = {"weights": merge.weights, "space": merge.space, "rank": merge.rank}
+        merged, report = merge_with_report(
+            [self._source(merge, name) for name in names],
+            merge.method,
+            **settings,
+            **merge.parameters,
+            progress=self.on_progress,
+            cancelled=self.cancelled,
+        )
+        save_adapter(merged, merge.path, force=self.force)
+        for finding in report.findings:
+            self.emit(events.Remark(f"{finding.where}: {finding.what}", finding.code))
+        self.emit(
+            events.Merged(
+                path=merge.path,
+                method=report.method,
+                adapters=tuple(names),
+                rank=merged.rank,
+                modules=len(merged.layer_names),
+                report=report.as_dict(),
+            )
+        )
+
+    def _source(self, merge: Merge, name: str) -> LoRAWeights | AdapterSource:
+        from vlora_engine.formats import open_adapter
+
+        if merge.source == "subspace" and not is_path(name):
+            return self._subspace().reconstruct(name)
+        known = self.collection.adapters.get(name)
+        return known if known is not None else open_adapter(name)
+
+    def _stop_if_asked(self) -> None:
+        if self.cancelled():
+            raise Cancelled("Stopped as asked; what was finished before is complete.")
+
+    def _subspace(self) -> SharedSubspace:
+        from vlora_engine.subspace import SharedSubspace
+
+        if self._loaded is None:
+            self._loaded = SharedSubspace.load(
+                Path(str(self.recipe.input.subspace or self.recipe.output))
+            )
+        return self._loaded
+
+
+def with_overrides(weights: LoRAWeights, export: Export) -> LoRAWeights:
+    """``weights`` with what an export says of the config; what the adapter does stays."""
+    from dataclasses import replace
+
+    from vlora_engine.export import with_alpha
+
+    config = dict(weights.metadata)
+    if export.base_model is not None:
+        config["base_model_name_or_path"] = export.base_model
+    if export.target_modules is not None:
+        config["target_modules"] = list(export.target_modules)
+    changed = replace(weights, metadata=config)
+    return changed if export.alpha is None else with_alpha(changed, export.alpha)
+
+
+def _require_apart(outputs: Sequence[Path], inputs: set[Path]) -> None:
+    seen: set[Path] = set()
+    for path in outputs:
+        if path in seen:
+            raise ParameterError("Two outputs go to one place.", where=path)
+        seen.add(path)
+        for other in (*inputs, *(o for o in outputs if o is not path)):
+            if path == other:
+                raise ParameterError(
+                    "An output is one of the inputs.",
+                    where=path,
+                    remedy="choose another output; nothing is changed in place",
+                )
+            if path in other.parents or (other in path.parents and other in outputs):
+                raise ParameterError("One path of the recipe lies inside another.", where=path)
