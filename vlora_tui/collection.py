@@ -131,9 +131,10 @@ def _find(entries: Sequence[AdapterInput]) -> list[_Found]:
         for info in infos
     ]
     for entry in entries:
-        if _is_task_of_subspace(entry.path):
-            task = split_task(entry.path)
-            name = entry.name or (task[1] if task else entry.path)
+        task = split_task(entry.path) if _is_task_of_subspace(entry.path) else None
+        if task is not None:
+            taken = {one.name for one in found}
+            name = entry.name or (task[1] if task[1] not in taken else f"{task[0].name}:{task[1]}")
             found.append(_Found(name, entry.path))
     if not found:
         raise NotFoundError(

@@ -65,6 +65,7 @@ class Remark(Event):
 
     type: ClassVar[str] = "remark"
     text: str
+    where: str = ""
     code: str = ""
 
 

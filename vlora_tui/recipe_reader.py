@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import tomllib
 from collections.abc import Mapping
-from typing import Any, NoReturn, TypeVar
-
-from vlora_engine.errors import InputError, VLoRAError
+from typing import Any
 
 from vlora_tui.recipe import (
     DTYPES,
@@ -24,16 +21,9 @@ from vlora_tui.recipe import (
     Input,
     Merge,
     Recipe,
-    parse_bytes,
     refuse_remote,
 )
-
-T = TypeVar("T")
-_REQUIRED: Any = object()
-
-
-class RecipeError(InputError):
-    """A recipe that is not sound; ``where`` is the file, the line and the key."""
+from vlora_tui.recipe_table import REQUIRED, RecipeError, Table
 
 
 def parse_recipe(text: str, *, where: str = "recipe") -> Recipe:
@@ -54,144 +44,14 @@ def read_tables(tables: Mapping[str, Any], *, text: str = "", where: str = "reci
     root = Table(dict(tables), "", text, where)
     recipe = Recipe(
         input=_read_input(root.table("input")),
-        compress=_read_compress(root.table("compress")) if "compress" in root.rows else None,
-        output=_read_output(root.table("output")) if "output" in root.rows else None,
+        compress=root.read_if_there("compress", _read_compress),
+        output=root.read_if_there("output", _read_output),
         exports=tuple(_read_export(table) for table in root.tables("export")),
         merges=tuple(_read_merge(table) for table in root.tables("merge")),
     )
     root.end()
     _check_whole(recipe, root)
     return recipe
-
-
-class Table:
-    """One table of a recipe, read key by key; `end` refuses what was not read."""
-
-    def __init__(self, rows: dict[str, Any], path: str, text: str, where: str) -> None:
-        self.rows = rows
-        self.path = path  # "compress", "export[1]"
-        self._text, self._where = text, where
-        self._read: dict[str, None] = {}
-
-    def fail(self, key: str | None, what: str, **details: str | None) -> NoReturn:
-        """Raise with the place of ``key`` in the file."""
-        place = self.path if key is None else f"{self.path}.{key}" if self.path else key
-        line = line_of(self._text, self.path, key)
-        at = f"{self._where}, line {line}, {place}" if line else f"{self._where}, {place}"
-        raise RecipeError(what, where=at, **details)
-
-    def get(self, key: str, kind: type[T], default: Any = None) -> T:
-        """The value of ``key`` if it is of ``kind``; an int will do for a float."""
-        self._read[key] = None
-        if key not in self.rows:
-            if default is _REQUIRED:
-                self.fail(None, f"The recipe lacks {key!r} here.", expected=_kind_name(kind))
-            return default
-        value = self.rows[key]
-        if kind is float and type(value) is int:
-            value = float(value)
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            self.fail(
-                key,
-                f"{key!r} has a value of the wrong kind.",
-                expected=_kind_name(kind),
-                found=repr(value),
-            )
-        return value
-
-    def choice(
-        self, key: str, allowed: tuple[str, ...], default: str, later: tuple[str, ...] = ()
-    ) -> str:
-        """A word out of ``allowed``; those of ``later`` are known but not built yet."""
-        value = self.get(key, str, default)
-        if value in later:
-            self.fail(
-                key,
-                f"{key} = {value!r} is not built yet.",
-                expected=f"for now: {', '.join(allowed)}",
-                found=repr(value),
-            )
-        if value not in allowed:
-            self.fail(
-                key, f"{value!r} is no {key}.", expected=", ".join(allowed), found=repr(value)
-            )
-        return value
-
-    def natural(self, key: str, *, least: int = 1) -> int | None:
-        """A whole number of at least ``least``, or None."""
-        value = self.get(key, int)
-        if value is not None and value < least:
-            self.fail(key, f"{key!r} is too small.", expected=f"at least {least}", found=str(value))
-        return value
-
-    def share(self, key: str, *, including_one: bool = False) -> float | None:
-        """A number between 0 and 1, or None."""
-        value = self.get(key, float)
-        if value is not None and not (0 < value < 1 or (including_one and value == 1)):
-            self.fail(
-                key, f"{key!r} is out of range.", expected="between 0 and 1", found=str(value)
-            )
-        return value
-
-    def words(self, key: str, default: Any = None) -> tuple[str, ...]:
-        """A list of texts."""
-        values = self.get(key, list, default)
-        if values is None:
-            return ()
-        for value in values:
-            if not isinstance(value, str) or not value:
-                self.fail(key, f"{key!r} is a list of texts.", expected="texts", found=repr(value))
-        return tuple(values)
-
-    def table(self, key: str) -> Table:
-        """The table under ``key``; an empty one where it is missing."""
-        rows = self.get(key, dict, {})
-        return Table(rows, f"{self.path}.{key}" if self.path else key, self._text, self._where)
-
-    def tables(self, key: str) -> list[Table]:
-        """The array of tables under ``key``."""
-        rows = self.get(key, list, [])
-        if not all(isinstance(row, dict) for row in rows):
-            self.fail(key, f"{key!r} is a list of tables.", expected=f"[[{key}]]")
-        return [Table(r, f"{key}[{i}]", self._text, self._where) for i, r in enumerate(rows)]
-
-    def others(self) -> dict[str, Any]:
-        """What was not read; it counts as read from now on."""
-        rest = {key: value for key, value in self.rows.items() if key not in self._read}
-        self._read.update(dict.fromkeys(rest))
-        return rest
-
-    def end(self) -> None:
-        """Refuse keys that nobody asked for."""
-        for key in self.others():
-            close = difflib.get_close_matches(key, self._read, n=1)
-            self.fail(
-                key,
-                f"{key!r} is not known here.",
-                expected=", ".join(self._read),
-                remedy=f"did you mean {close[0]!r}?" if close else None,
-            )
-
-
-def line_of(text: str, path: str, key: str | None) -> int | None:
-    """The line of a key in a TOML text, as far as a plain reading of lines can tell."""
-    name, _, index = path.partition("[")
-    wanted = int(index.rstrip("]")) if index else 0
-    current, seen, header_line = "", -1, None
-    for number, line in enumerate(text.splitlines(), start=1):
-        header = re.match(r"\s*\[\[?\s*([\w.-]+)\s*\]\]?", line)
-        if header:
-            current = header[1]
-            seen += current == name
-            if current == name and seen == wanted:
-                header_line = number
-            if key and current == (f"{name}.{key}" if name else key):
-                return number
-        elif key and current == name and (not name or seen == wanted):
-            found = re.match(r"""\s*["']?([^"'=]+?)["']?\s*=""", line)
-            if found and found[1].split(".")[0] == key:
-                return number
-    return header_line
 
 
 def _read_input(table: Table) -> Input:
@@ -228,13 +88,12 @@ def _read_adapter(table: Table, entry: Any) -> AdapterInput:
             expected='"runs/*" or { path = "...", name = "..." }',
             found=repr(entry),
         )
-    _located(table, "adapters", refuse_remote, adapter.path)
+    table.located("adapters", refuse_remote, adapter.path)
     return adapter
 
 
 def _read_compress(table: Table) -> Compress:
     table.choice("quantize", ("none",), "none", QUANTIZE_TO_COME)
-    budget = table.rows.get("budget")
     compress = Compress(
         method=table.choice("method", METHODS, "delta", METHODS_TO_COME),
         k=table.natural("k"),
@@ -244,14 +103,13 @@ def _read_compress(table: Table) -> Compress:
         adaptive=table.get("adaptive", bool, False),
         max_error=table.share("max_error"),
         mean_error=table.share("mean_error"),
-        budget=None if budget is None else _located(table, "budget", parse_bytes, budget),
+        budget=table.size("budget"),
         layers=_read_layers(table),
         dtype=table.choice("dtype", DTYPES, "auto"),
         device=table.get("device", str, "auto"),
         spectra=table.get("spectra", str),
         refine=table.natural("refine", least=0) or 0,
     )
-    table._read["budget"] = None
     table.end()
     check_compress(compress, table)
     return compress
@@ -300,7 +158,7 @@ def _read_layers(table: Table) -> dict[str, int]:
 
 
 def _read_output(table: Table) -> str:
-    path = table.get("subspace", str, _REQUIRED)
+    path = table.get("subspace", str, REQUIRED)
     table.end()
     return path
 
@@ -309,7 +167,7 @@ def _read_export(table: Table) -> Export:
     export = Export(
         tasks=table.words("tasks", ["*"]),
         target=table.choice("target", TARGETS, "peft", TARGETS_TO_COME),
-        path=table.get("path", str, _REQUIRED),
+        path=table.get("path", str, REQUIRED),
         verify=table.get("verify", bool, True),
         dtype=table.get("dtype", str),
         alpha=_finite(table, "alpha"),
@@ -323,7 +181,7 @@ def _read_export(table: Table) -> Export:
 
 
 def _read_merge(table: Table) -> Merge:
-    adapters = table.words("adapters", _REQUIRED)
+    adapters = table.words("adapters", REQUIRED)
     weights = table.get("weights", list)
     if weights is not None and not all(_is_number(weight) for weight in weights):
         table.fail("weights", "Weights are numbers.", found=repr(weights))
@@ -341,7 +199,7 @@ def _read_merge(table: Table) -> Merge:
         weights=None if weights is None else tuple(float(weight) for weight in weights),
         space=table.choice("space", ("delta", "factors"), "delta"),
         rank=table.natural("rank"),
-        path=table.get("path", str, _REQUIRED),
+        path=table.get("path", str, REQUIRED),
     )
     return _with_parameters(merge, table)
 
@@ -378,15 +236,6 @@ def _check_whole(recipe: Recipe, root: Table) -> None:
             root.fail("merge", "The input is a subspace.", expected='source = "subspace"')
 
 
-def _located(table: Table, key: str, function: Any, value: Any) -> Any:
-    """Call ``function``; an error that it raises gets the place in the file."""
-    try:
-        return function(value)
-    except VLoRAError as error:
-        table.fail(key, error.what, expected=error.expected, found=error.found or repr(value),
-                   remedy=error.remedy)  # fmt: skip
-
-
 def _finite(table: Table, key: str) -> float | None:
     value = table.get(key, float)
     if value is not None and not math.isfinite(value):
@@ -396,15 +245,3 @@ def _finite(table: Table, key: str) -> float | None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _kind_name(kind: type) -> str:
-    names = {
-        str: "a text in quotes",
-        int: "a whole number",
-        float: "a number",
-        bool: "true or false",
-        list: "a list",
-        dict: "a table",
-    }
-    return names[kind]

@@ -168,9 +168,8 @@ class Run:
         elif (cached := self._cached_spectra()) is not None:
             spectra, reused = cached, True
         elif not paths.make_room(paths.spectra_root()):
-            self.emit(
-                events.Remark("the cache cannot be written; spectra are not kept", "no-cache")
-            )
+            where = str(paths.spectra_root())
+            self.emit(events.Remark("The cache cannot be written.", where, "no-cache"))
             return None  # the build computes its own
         else:
             reused = False
@@ -226,7 +225,7 @@ class Run:
         )
 
     def _remark(self, finding: Finding) -> None:
-        self.emit(events.Remark(f"{finding.where}: {finding.what}", finding.code))
+        self.emit(events.Remark(finding.what, finding.where, finding.code))
 
     def _skip(self, name: str, error: VLoRAError | None) -> None:
         details = {} if error is None else error.as_dict()
@@ -240,9 +239,10 @@ class Run:
 
 @dataclass
 class SpectraRun(Run):
-    """Computes the spectra of a recipe's inputs into ``target``, and nothing else."""
+    """Computes the spectra of a recipe's inputs into ``target`` (or the cache), nothing else."""
 
     target: Path | None = None
+    device: str = "auto"
 
     def _steps(self) -> None:
         from vlora_engine.files import check_output
@@ -255,12 +255,11 @@ class SpectraRun(Run):
         cached = self._cached_spectra() if self.target is None and not self.force else None
         if cached is None:
             check_output(target, force=self.force or self.target is None)
-            compress = self.recipe.compress or Compress()
             compute_spectra(
                 self.collection.adapters,
                 target,
                 methods=METHODS,
-                device=compress.device,
+                device=self.device,
                 check=self._check(),
                 skip_bad=self.recipe.input.skip_bad,
                 progress=self._on_progress,

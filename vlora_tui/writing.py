@@ -177,7 +177,7 @@ class Writer:
         )
         save_adapter(merged, merge.path, force=self.force)
         for finding in report.findings:
-            self.emit(events.Remark(f"{finding.where}: {finding.what}", finding.code))
+            self.emit(events.Remark(finding.what, finding.where, finding.code))
         self.emit(
             events.Merged(
                 path=merge.path,

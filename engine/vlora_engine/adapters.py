@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -97,7 +98,7 @@ class LoRAWeights:
             (1.0 where it names no ``lora_alpha``).
         rest: Every other tensor under its full key, kept bit for bit.
         shapes: For modules that are not plain linear maps, how they lie on disk.
-        source: The directory or file it came from.
+        source: The directory or file it came from, and the bytes that it takes there.
     """
 
     layer_names: list[str]
@@ -109,6 +110,7 @@ class LoRAWeights:
     rest: dict[str, Tensor] = field(default_factory=dict)
     shapes: dict[str, ModuleShape] = field(default_factory=dict)
     source: str | None = None
+    stored_bytes: int = 0
 
     def __post_init__(self) -> None:
         for name in self.layer_names:
@@ -160,6 +162,8 @@ class MemorySource:
 
     @property
     def nbytes(self) -> int:
+        if self.weights.stored_bytes:
+            return self.weights.stored_bytes
         factors = [*self.weights.lora_a.values(), *self.weights.lora_b.values()]
         return sum(t.numel() * t.element_size() for t in [*factors, *self.weights.rest.values()])
 
@@ -184,6 +188,15 @@ class MemorySource:
             shape_a=known.shape_a if known else tuple(a.shape),
             shape_b=known.shape_b if known else tuple(b.shape),
         )
+
+
+def nominal_rank(source: AdapterSource) -> int:
+    """``r`` of the config, or the rank that most modules have."""
+    rank = source.config.get("r")
+    if type(rank) is int and rank > 0:
+        return rank
+    ranks = Counter(shape.rank for shape in source.modules.values())
+    return max(ranks, key=lambda r: (ranks[r], r), default=0)
 
 
 def as_source(adapter: LoRAWeights | AdapterSource) -> AdapterSource:
@@ -218,7 +231,7 @@ class ContentHash:
         self._sha.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
         flat = tensor.detach().to("cpu").contiguous().reshape(-1)
         if flat.numel():
-            self._sha.update(memoryview(flat.view(torch.uint8).numpy()))
+            self._sha.update(flat.view(torch.uint8).numpy().data)
 
 
 def content_digest(source: AdapterSource) -> str:
@@ -262,7 +275,9 @@ def match_pattern(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
     return default
 
 
-_KEY = re.compile(r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.\w+)?\.weight$")
+_KEY = re.compile(
+    r"^(?:base_model\.model\.)?(?P<module>.+)\.lora_(?P<side>[AB])(?:\.\w+)?\.weight$"
+)
 
 
 def parse_state_dict(

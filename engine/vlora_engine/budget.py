@@ -112,10 +112,10 @@ def choose(
     check_targets(goals)
     stored = storage_dtype(dtype, (task.dtype for task in spectra.tasks))
     solver = _Solver(spectra, method, stored, match_layers(spectra.layer_names, layers))
-    if goals["k"] is not None:
-        pair = (k, k) if k is not None else (k_a, k_b)
-        check_k(spectra, method, max(pair))  # type: ignore[type-var]
-        picked = solver.fixed(*pair)  # type: ignore[arg-type]
+    pair = (k, k) if k is not None else _pair(k_a, k_b)
+    if pair is not None:
+        check_k(spectra, method, max(pair))
+        picked = solver.fixed(*pair)
     elif variance is not None:
         picked = solver.by_variance(variance, adaptive=adaptive)
     elif budget is not None:
@@ -187,7 +187,9 @@ def too_large(method: str, k: int, top: int) -> ParameterError:
     )
 
 
-def predict(spectra: Spectra, method: str, k: Mapping[str, tuple[int, int]], dtype: str) -> Prediction:
+def predict(
+    spectra: Spectra, method: str, k: Mapping[str, tuple[int, int]], dtype: str
+) -> Prediction:
     """What the choice ``k`` costs."""
     residual = np.zeros(len(spectra.tasks))
     energy = np.zeros(len(spectra.tasks))
@@ -359,7 +361,11 @@ class _Solver:
         nbytes = layer_bytes(self.method, layer, k_a, k_b, self.dtype)
         order = np.argsort(nbytes, kind="stable")
         return _Options(
-            layer.tasks, k_a[order], k_b[order], nbytes[order], residual[:, order].astype(np.float64)
+            layer.tasks,
+            k_a[order],
+            k_b[order],
+            nbytes[order],
+            residual[:, order].astype(np.float64),
         )
 
     def _table(self, name: str) -> Any:

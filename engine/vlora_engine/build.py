@@ -67,9 +67,7 @@ class Targets:
             ParameterError: Unknown method, several targets, or one outside its range.
         """
         if self.method not in METHODS:
-            raise ParameterError(
-                f"Unknown method {self.method!r}.", expected=", ".join(METHODS)
-            )
+            raise ParameterError(f"Unknown method {self.method!r}.", expected=", ".join(METHODS))
         fixed = self.k if self.k is not None else (self.k_a or self.k_b)
         goals = {
             "k": self.k if self.k is not None else fixed,
@@ -440,7 +438,7 @@ def _spectra_in(
 def _assemble(
     directory: Path, out: Path, collection: Collection, method: str, parts: LayerParts
 ) -> Manifest:
-    """Turn parts, layer by layer, into files, task by task, a block of tasks in memory at a time."""
+    """Turn parts, layer by layer, into files, task by task; some tasks in memory at a time."""
     directory.mkdir()
     specs = [parts.spec(i, spec) for i, spec in enumerate(collection.layers)]
     files = task_files(list(collection.sources))

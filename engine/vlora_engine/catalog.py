@@ -8,15 +8,15 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 from vlora_engine.adapters import ModuleShape
 from vlora_engine.errors import NotFoundError, VLoRAError
-from vlora_engine.formats import FORMATS, Format, Inspection, Probe
+from vlora_engine.formats import FORMATS, Format, Inspection, Probe, task_of_subspace
 from vlora_engine.formats.places import (
     MAX_ADAPTERS,
     MAX_DEPTH,
@@ -24,10 +24,12 @@ from vlora_engine.formats.places import (
     nothing_error,
     walk,
 )
+from vlora_engine.formats.subspace import inspect_task
 from vlora_engine.health import Finding
+from vlora_engine.manifest import FORMAT
 from vlora_engine.naming import printable, unique_names
 
-SUBSPACE = "vlora-subspace"
+SUBSPACE = FORMAT
 
 
 @dataclass(frozen=True)
@@ -156,20 +158,25 @@ def scan(
         NotFoundError: A path does not exist, or there is no adapter at any of them.
         ParameterError: A path is no local one.
     """
-    places = [existing_path(p) for p in ([paths] if isinstance(paths, str | Path) else paths)]
-    found: dict[str, tuple[Probe, Format]] = {}
-    for place in places:
-        for probe, form in _below(place, max_depth, max_adapters - len(found)):
-            found.setdefault(os.path.realpath(probe.path), (probe, form))
+    found: dict[str, _Entry] = {}
+    places = []
+    for path in [paths] if isinstance(paths, str | Path) else paths:
+        task = task_of_subspace(path)
+        if task is not None:
+            found.setdefault(":".join((os.path.realpath(task[0]), task[1])), _task_entry(*task))
+            continue
+        places.append(existing_path(path))
+        for probe, form in _below(places[-1], max_depth, max_adapters - len(found)):
+            found.setdefault(os.path.realpath(probe.path), _entry(probe, form))
     if not found:
         raise _nothing_found(places)
-    subspaces = tuple(probe.path for probe, form in found.values() if form.name == SUBSPACE)
-    listed = [each for each in found.values() if each[1].name != SUBSPACE]
-    names = unique_names([os.path.abspath(_named(probe)) for probe, _ in listed])
+    subspaces = tuple(entry.path for entry in found.values() if entry.is_subspace)
+    listed = [entry for entry in found.values() if not entry.is_subspace]
+    names = unique_names([entry.named for entry in listed])
     remarks = tuple(_place_findings(len(found), subspaces, max_adapters))
     found.clear()
     listed.reverse()  # popped one by one, so that a header is let go of once it was looked at
-    looked = [_look(name, *listed.pop()) for name in names]
+    looked = [_look(name, listed.pop()) for name in names]
     infos, groups = _group([info for info, _ in looked], [modules for _, modules in looked])
     return Catalog(infos, groups, remarks, subspaces)
 
@@ -200,18 +207,35 @@ def _below(place: Path, max_depth: int, room: int) -> Iterable[tuple[Probe, Form
         yield probe, form
 
 
-def _named(probe: Probe) -> Path:
-    return probe.path if probe.file is None else probe.path.with_suffix("")
+@dataclass(frozen=True)
+class _Entry:
+    """Something to list: where it lies, the path that it is named by, how to look into it."""
+
+    path: Path
+    named: str
+    format: str
+    inspect: Callable[[], Inspection]
+    is_subspace: bool = False
 
 
-def _look(
-    name: str, probe: Probe, form: Format
-) -> tuple[AdapterInfo, Mapping[str, ModuleShape] | None]:
+def _entry(probe: Probe, form: Format) -> _Entry:
+    path = probe.path if probe.file is None else probe.path.with_suffix("")
+    look = partial(form.inspect, probe)
+    return _Entry(probe.path, os.path.abspath(path), form.name, look, form.name == SUBSPACE)
+
+
+def _task_entry(directory: Path, task: str) -> _Entry:
+    path = Path(f"{directory}:{task}")
+    named = f"{os.path.abspath(directory)}/{task}"
+    return _Entry(path, named, SUBSPACE, partial(inspect_task, directory, task))
+
+
+def _look(name: str, entry: _Entry) -> tuple[AdapterInfo, Mapping[str, ModuleShape] | None]:
     try:
-        seen = form.inspect(probe)
+        seen = entry.inspect()
     except VLoRAError as error:
-        return AdapterInfo(name, probe.path, form.name, error=error), None
-    return _info(name, form.name, seen), seen.modules
+        return AdapterInfo(name, entry.path, entry.format, error=error), None
+    return _info(name, entry.format, seen), seen.modules
 
 
 def _info(name: str, form: str, seen: Inspection) -> AdapterInfo:

@@ -94,9 +94,7 @@ def check_adapters(
             return AdapterCheck(name, error=misfits[name])
         return check_adapter(name, sources[name])
 
-    results = map_ordered(
-        check, names, stage="check", progress=progress, cancelled=cancelled
-    )
+    results = map_ordered(check, names, stage="check", progress=progress, cancelled=cancelled)
     return CheckReport({result.name: result for result in results})
 
 

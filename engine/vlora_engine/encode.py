@@ -90,9 +90,7 @@ def unpack(values: Tensor, exponents: Tensor) -> Tensor:
     return values.double() * torch.exp2(exponents.double()).unsqueeze(1)
 
 
-def encode_loadings(
-    form: LoadingsForm, a: Tensor, b: Tensor, dtype: str
-) -> tuple[Tensor, Tensor]:
+def encode_loadings(form: LoadingsForm, a: Tensor, b: Tensor, dtype: str) -> tuple[Tensor, Tensor]:
     """Loadings of N tasks of one form: values (N, elements) and exponents (N, 2).
 
     Args:

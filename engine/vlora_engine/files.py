@@ -115,9 +115,7 @@ def dump_json(value: Any, *, indent: int | None = None) -> str:
     """``value`` as JSON text that is the same everywhere; NaN is an error."""
     separators = (",", ":") if indent is None else None
     return (
-        json.dumps(
-            value, indent=indent, separators=separators, ensure_ascii=False, allow_nan=False
-        )
+        json.dumps(value, indent=indent, separators=separators, ensure_ascii=False, allow_nan=False)
         + "\n"
     )
 

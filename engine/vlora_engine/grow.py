@@ -14,8 +14,15 @@ from torch import Tensor
 from vlora_engine.adapters import AdapterSource, MemorySource
 from vlora_engine.build import Plan, build_layers, prepare
 from vlora_engine.check import check_adapter
-from vlora_engine.encode import EncodedTask, LoadingsForm, encode_loadings, pack, round_to, unpack
-from vlora_engine.encode import decode_loadings
+from vlora_engine.encode import (
+    EncodedTask,
+    LoadingsForm,
+    decode_loadings,
+    encode_loadings,
+    pack,
+    round_to,
+    unpack,
+)
 from vlora_engine.errors import ParameterError, VLoRAError
 from vlora_engine.inner import delta_error2
 from vlora_engine.layer import LayerBasis, LayerPlan

@@ -8,9 +8,23 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vlora_engine.encode import LoadingsForm, decode_loadings, encode_loadings, pack, round_to, unpack
+from vlora_engine.encode import (
+    LoadingsForm,
+    decode_loadings,
+    encode_loadings,
+    pack,
+    round_to,
+    unpack,
+)
 from vlora_engine.inner import delta_error2
-from vlora_engine.linalg import Basis, basis_from_vectors, full_basis, halves, range_basis, small_grams
+from vlora_engine.linalg import (
+    Basis,
+    basis_from_vectors,
+    full_basis,
+    halves,
+    range_basis,
+    small_grams,
+)
 from vlora_engine.stack import LayerStack, flatten, unflatten
 
 FINE = 1e-10  # relative squared error below which Gram arithmetic has too few digits left
@@ -125,7 +139,7 @@ def build_layer(
         members = [i for i, r in enumerate(stack.ranks) if r == rank]
         for start in range(0, len(members), CHUNK):
             rows = members[start : start + CHUNK]
-            encoded, powers, error2 = encode_tasks(stack, plan, basis, rank, rows)
+            encoded, powers, error2 = encode_tasks(stack, plan, basis, rank, _span(rows))
             for i, row in enumerate(rows):
                 values[row] = encoded[i]
             exponents[rows] = powers
@@ -141,8 +155,14 @@ def build_layer(
     )
 
 
+def _span(rows: list[int]) -> slice | list[int]:
+    """``rows`` as a slice where they follow each other: a view instead of a copy."""
+    first, last = rows[0], rows[-1]
+    return slice(first, last + 1) if last - first + 1 == len(rows) else rows
+
+
 def encode_tasks(
-    stack: LayerStack, plan: LayerPlan, basis: LayerBasis, rank: int, rows: list[int]
+    stack: LayerStack, plan: LayerPlan, basis: LayerBasis, rank: int, rows: slice | list[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loadings of the tasks in ``rows``, all of one rank: values, exponents, residual energy."""
     method, (a, bt) = plan.method, (stack.a[rows], stack.bt[rows])
@@ -162,16 +182,14 @@ def encode_tasks(
         # A^ = loadings @ C, so A A^^T = (A C^T) loadings^T: nothing of width d is formed again.
         cross = _inner(loads_a, stored_a), _inner(loads_b, stored_b)
         square = _gram_in(basis.a, stored_a), _gram_in(basis.b, stored_b)
-    full = (small_grams(a) * small_grams(bt)).sum((1, 2))
+    full = (stack.gram_a[rows] * stack.gram_b[rows]).sum((1, 2))
     approx = (square[0] * square[1]).sum((1, 2))
     error2 = (full - 2 * (cross[0] * cross[1]).sum((1, 2)) + approx).clamp_min(0)
     fine = (error2 < FINE * full).nonzero().flatten()
     if len(fine):
         hat_a = basis.expand(method, "a", stored_a[fine])[:, :rank]
         hat_b = basis.expand(method, "b", stored_b[fine])[:, :rank]
-        error2[fine] = delta_error2(
-            a[fine], bt[fine].transpose(1, 2), hat_a, hat_b.transpose(1, 2)
-        )
+        error2[fine] = delta_error2(a[fine], bt[fine].transpose(1, 2), hat_a, hat_b.transpose(1, 2))
     return values, exponents, (error2 * scale.square()).cpu()
 
 
@@ -237,4 +255,3 @@ def _store_basis(stack: LayerStack, plan: LayerPlan, found: dict[str, Basis]) ->
         rank=stack.rank,
         **means,
     )
-

@@ -15,9 +15,7 @@ from vlora_engine.inner import largest_entry_sign
 
 FULL_EIGH_LIMIT = 1536
 PARTIAL_COMPONENTS = 512
-GRAM_LIMIT = 4096
 OVERSAMPLE = 12
-POWER_STEPS = 3
 EPS = torch.finfo(torch.float64).eps
 
 
@@ -28,16 +26,14 @@ class Basis:
     Args:
         components: (k, D), orthonormal rows, the largest entry of each positive.
         singular_values: (k,), descending: of the row matrix.
-        energy: The squared Frobenius norm of the whole row matrix.
     """
 
     components: Tensor
     singular_values: Tensor
-    energy: float
 
     def cut(self, k: int) -> Basis:
         """The first ``k`` directions."""
-        return Basis(self.components[:k], self.singular_values[:k], self.energy)
+        return Basis(self.components[:k], self.singular_values[:k])
 
 
 def small_grams(x: Tensor) -> Tensor:
@@ -60,14 +56,25 @@ def halves(grams: Tensor) -> Tensor:
 
 
 def orthonormal_rows(components: Tensor) -> Tensor:
-    """One QR: rows made orthonormal without mixing later ones into earlier ones.
+    """Rows (k, D) made orthonormal without mixing later ones into earlier ones.
 
-    The largest entry of every row is positive (ties: the first).
+    The largest entry of every row is positive (ties: the first). Rows that are orthogonal
+    already to half the digits go through Cholesky QR, which is as exact there and much faster
+    for long rows (Yamamoto et al. 2015); others through Householder QR.
     """
     if not components.numel():
         return components
-    q, r = torch.linalg.qr(components.T)
-    rows = (q * torch.sign(r.diagonal())).T
+    lengths = torch.linalg.vector_norm(components, dim=1, keepdim=True)
+    rows = components / lengths.clamp_min(torch.finfo(torch.float64).tiny)
+    gram = rows @ rows.T
+    off = (gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).abs().amax()
+    if off < 1e-8:
+        factor = torch.linalg.cholesky(gram)
+        rows = torch.linalg.solve_triangular(factor, rows, upper=False)
+    else:
+        q, r = torch.linalg.qr(rows.T)
+        signs = torch.where(r.diagonal() < 0, -1.0, 1.0)
+        rows = (q * signs).T
     return rows * largest_entry_sign(rows.T).unsqueeze(1)
 
 
@@ -79,56 +86,67 @@ def full_basis(rows: Tensor) -> tuple[Basis, Tensor]:
     `FULL_EIGH_LIMIT` only the first `PARTIAL_COMPONENTS` directions are computed.
     """
     m, d = rows.shape
-    n = min(m, d)
-    if n > FULL_EIGH_LIMIT:
-        basis = range_basis(rows, PARTIAL_COMPONENTS)
-        vectors = basis.components.T if d < m else _row_vectors(rows, basis)
-        return basis, vectors
-    gram = rows.T @ rows if d < m else rows @ rows.T
-    values, vectors = torch.linalg.eigh(gram)
-    values, vectors = values.flip(0), vectors.flip(1)
-    keep = int((values > max(m, d) * EPS * values[:1].clamp_min(0)).sum()) if n else 0
-    return basis_from_vectors(rows, vectors[:, :keep]), vectors[:, :keep]
+    if min(m, d) > FULL_EIGH_LIMIT:
+        basis = _sampled_basis(rows, PARTIAL_COMPONENTS)
+        if d < m:
+            return basis, basis.components.T
+        return basis, (rows @ basis.components.T) / basis.singular_values.clamp_min(EPS)
+    vectors = _gram_vectors(rows)
+    return basis_from_vectors(rows, vectors), vectors
 
 
 def basis_from_vectors(rows: Tensor, vectors: Tensor) -> Basis:
     """The basis of ``rows`` (m, D) from eigenvectors of its smaller Gram matrix."""
     m, d = rows.shape
-    candidates = vectors.T if d < m else vectors.T @ rows
-    components = orthonormal_rows(candidates)
-    singular_values = torch.linalg.vector_norm(rows @ components.T, dim=0)
-    return Basis(components, singular_values, float(rows.square().sum()))
-
-
-def _row_vectors(rows: Tensor, basis: Basis) -> Tensor:
-    return (rows @ basis.components.T) / basis.singular_values.clamp_min(EPS)
+    if d < m:
+        components = orthonormal_rows(vectors.T)
+        return Basis(components, torch.linalg.vector_norm(rows @ components.T, dim=0))
+    candidates = vectors.T @ rows
+    return Basis(orthonormal_rows(candidates), torch.linalg.vector_norm(candidates, dim=1))
 
 
 def range_basis(rows: Tensor, k: int) -> Basis:
-    """The first ``k`` directions of ``rows`` (m, D) by a seeded randomised range finder.
+    """The first ``k`` directions of ``rows`` (m, D), by whichever way is cheaper.
 
-    Halko, Martinsson, Tropp 2011, algorithm 4.4 with Rayleigh-Ritz on the sample; where the
-    sample would hold nearly everything the full eigensolve is used instead.
+    A Gram matrix costs min(m, D) products with ``rows``, a range finder about eight of the width
+    of its sample.
+    """
+    if min(rows.shape) <= 8 * _sample_width(k):
+        return basis_from_vectors(rows, _gram_vectors(rows)[:, :k])
+    return _sampled_basis(rows, k)
+
+
+def _gram_vectors(rows: Tensor) -> Tensor:
+    """Eigenvectors (min(m, D), k) of the smaller Gram matrix, the largest eigenvalue first."""
+    m, d = rows.shape
+    gram = rows.T @ rows if d < m else rows @ rows.T
+    values, vectors = torch.linalg.eigh(gram)
+    values, vectors = values.flip(0), vectors.flip(1)
+    keep = int((values > max(m, d) * EPS * values[:1].clamp_min(0)).sum())
+    return vectors[:, :keep]
+
+
+def _sample_width(k: int) -> int:
+    return k + OVERSAMPLE + k // 4
+
+
+def _sampled_basis(rows: Tensor, k: int) -> Basis:
+    """A seeded randomised range finder with Rayleigh-Ritz on the sample.
+
+    Halko, Martinsson, Tropp 2011, algorithm 4.4, with two power steps: the first in fp32, whose
+    noise the second, in fp64, takes out again.
     """
     m, d = rows.shape
-    width = k + OVERSAMPLE + k // 4
-    if 2 * width >= min(m, d) and min(m, d) <= GRAM_LIMIT:
-        limit = min(m, d)
-        gram = rows.T @ rows if d < m else rows @ rows.T
-        values, vectors = torch.linalg.eigh(gram)
-        values, vectors = values.flip(0)[:k], vectors.flip(1)[:, :k]
-        keep = int((values > max(m, d) * EPS * values[:1].clamp_min(0)).sum()) if limit else 0
-        return basis_from_vectors(rows, vectors[:, :keep])
     seeded = torch.Generator().manual_seed(0x5EED)
-    sample = torch.randn(m, width, generator=seeded, dtype=torch.float64).to(rows.device)
-    q = torch.linalg.qr(rows.T @ sample).Q
-    for _ in range(POWER_STEPS):
-        q = torch.linalg.qr(rows.T @ (rows @ q)).Q
+    width = min(_sample_width(k), m, d)
+    sample = torch.randn(m, width, generator=seeded, dtype=torch.float32).to(rows.device)
+    rough = rows.float()
+    q = torch.linalg.qr(rough.T @ sample).Q
+    q = torch.linalg.qr(rough.T @ (rough @ q)).Q.double()
+    q = torch.linalg.qr(rows.T @ (rows @ q)).Q
     _, values, vectors = torch.linalg.svd(rows @ q, full_matrices=False)
     keep = min(k, int((values > max(m, d) * EPS * values[:1]).sum()))
-    components = orthonormal_rows(vectors[:keep] @ q.T)
-    singular_values = torch.linalg.vector_norm(rows @ components.T, dim=0)
-    return Basis(components, singular_values, float(rows.square().sum()))
+    return Basis(orthonormal_rows(vectors[:keep] @ q.T), values[:keep])
 
 
 def update_basis(

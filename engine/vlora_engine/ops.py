@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlora_engine.errors import InputError, ParameterError
 from vlora_engine.inner import largest_entry_sign
-from vlora_engine.linalg import orthonormal_rows, update_basis
+from vlora_engine.linalg import update_basis
 
 __all__ = [
     "compute_svd",
@@ -167,12 +167,12 @@ def incremental_svd_update(
         shift = math.sqrt(n_seen * m / (n_seen + m)) * (new_mean - middle)
         rows = torch.cat([rows - middle, shift[None]])  # [m + 1, D]
         new_mean = (n_seen * new_mean + m * middle) / (n_seen + m)
-    # A basis stored in fp32 is orthonormal to 1e-7 only; the update counts on more.
-    basis = orthonormal_rows(components.double()) if len(components) else components.double()
-    limit = max_components or len(basis) + len(rows)
-    basis, values = update_basis(basis, singular_values.double(), rows, limit)
-    smallest = max(n_seen + m, basis.shape[1]) * torch.finfo(torch.float64).eps
-    real = int((values > smallest * values[:1]).sum())  # what rounding made is no direction
+    limit = max_components or len(components) + len(rows)
+    basis, values = update_basis(components.double(), singular_values.double(), rows, limit)
+    # What rounding made is no direction: rows far from the origin carry that of their mean.
+    size = torch.maximum(values[:1].sum(), torch.linalg.vector_norm(new_mean))
+    smallest = max(n_seen + m, basis.shape[1]) * torch.finfo(torch.float64).eps * size
+    real = int((values > smallest).sum())
     basis, values = basis[:real], values[:real]
     dtype = components.dtype
     return basis.to(dtype), values.to(dtype), new_mean.to(mean.dtype), n_seen + m

@@ -116,9 +116,7 @@ class LayerParts:
         energy = read_tensor(header, "energy").tolist()
         residual = read_tensor(header, "residual").tolist()
         offset = 0
-        for i, (name, length) in enumerate(
-            zip(content["tasks"], content["lengths"], strict=True)
-        ):
+        for i, (name, length) in enumerate(zip(content["tasks"], content["lengths"], strict=True)):
             if name in shares:
                 values = read_elements(header, "values", offset, length)
                 shares[name].append(TaskLayer(values, exponents[i], energy[i], residual[i]))

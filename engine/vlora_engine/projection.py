@@ -98,7 +98,7 @@ def _share(
     stack = padded_stack(spec, name, source, weight, subspace.method)
     plan = LayerPlan(subspace.method, spec.k_a, spec.k_b, subspace.dtype)
     values, exponents, residual = encode_tasks(
-        stack, plan, subspace.bases[spec.name], stack.ranks[0], [0]
+        stack, plan, subspace.bases[spec.name], stack.ranks[0], slice(0, 1)
     )
     return TaskLayer(values[0], exponents[0], float(stack.energy()[0]), float(residual[0]))
 
@@ -170,9 +170,7 @@ def _checked_form(
 ) -> LoadingsForm:
     form = LoadingsForm(method, rank, spec.k_a, spec.k_b)
     wanted = (
-        [(spec.k_a,), (spec.k_b,)]
-        if method == "flat"
-        else [(rank, spec.k_a), (rank, spec.k_b)]
+        [(spec.k_a,), (spec.k_b,)] if method == "flat" else [(rank, spec.k_a), (rank, spec.k_b)]
     )
     if [tuple(a.shape), tuple(b.shape)] != wanted:
         raise SubspaceError(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vlora_engine._version import __version__
-from vlora_engine.adapters import AdapterSource
+from vlora_engine.adapters import AdapterSource, nominal_rank
 from vlora_engine.card import model_card
 from vlora_engine.files import dump_json
 from vlora_engine.manifest import BasisFile, LayerSpec, Manifest, OwnModule, TaskRecord
@@ -46,9 +46,7 @@ def shared_layers(sources: Mapping[str, AdapterSource]) -> list[LayerSpec]:
     return [specs[name] for name in sorted(specs, key=natural_key)]
 
 
-def max_k(
-    method: str, spec: LayerSpec, sources: Mapping[str, AdapterSource]
-) -> tuple[int, int]:
+def max_k(method: str, spec: LayerSpec, sources: Mapping[str, AdapterSource]) -> tuple[int, int]:
     """The largest useful k of either side of a layer: where the method is exact."""
     ranks = [s.modules[spec.name].rank for s in sources.values() if spec.name in s.modules]
     if method == "flat":
@@ -61,14 +59,6 @@ def base_model_of(sources: Mapping[str, AdapterSource]) -> str | None:
     names = [s.config.get("base_model_name_or_path") for s in sources.values()]
     counts = Counter(name for name in names if isinstance(name, str) and name)
     return max(sorted(counts), key=counts.__getitem__) if counts else None
-
-
-def nominal_rank(source: AdapterSource) -> int:
-    """``r`` of the config, else the largest rank of a module."""
-    r = source.config.get("r")
-    if isinstance(r, int) and not isinstance(r, bool) and r > 0:
-        return r
-    return max((shape.rank for shape in source.modules.values()), default=0)
 
 
 def task_record(

@@ -19,8 +19,9 @@ from vlora_engine.errors import ParameterError
 from vlora_engine.files import check_output, new_directory
 from vlora_engine.inner import module_gram
 from vlora_engine.linalg import full_basis, small_grams
-from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
 from vlora_engine.manifest import TaskRecord
+from vlora_engine.memory import return_large_blocks
+from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
 from vlora_engine.records import overhead_bytes, shared_layers, task_record
 from vlora_engine.sizes import STORAGE_DTYPES
 from vlora_engine.stack import LayerStack, flatten, read_stack, unflatten
@@ -83,8 +84,10 @@ def compute_spectra(
         raise ParameterError(f"Unknown method {unknown[0]!r}.", expected=", ".join(METHODS))
     if out is not None:
         check_output(out, force=force)
+    return_large_blocks()
     check = check or check_adapters(sources, progress=progress, cancelled=cancelled)
-    good = {name: sources[name] for name in canonical_order(check, check.require(skip_bad=skip_bad))}
+    names = canonical_order(check, check.require(skip_bad=skip_bad))
+    good = {name: sources[name] for name in names}
     spectra = _empty(good, check, methods)
     shapes = {spec.name: (spec.d_in, spec.d_out) for spec in shared_layers(good)}
     if out is None:
@@ -243,7 +246,7 @@ def layer_spectrum(
 def _nested_table(
     stack: LayerStack, method: str, energy: Tensor, points: int
 ) -> tuple[MethodTable, dict[str, Tensor]]:
-    """`delta` and `columns`: dW is projected onto nested bases, so the surface is a sum of cores."""
+    """`delta` and `columns`: dW projected onto nested bases, so captured energies add up."""
     basis_a, vectors_a = full_basis(stack.rows(method, "a"))
     basis_b, vectors_b = full_basis(stack.rows(method, "b"))
     max_a, max_b = len(basis_a.components), len(basis_b.components)

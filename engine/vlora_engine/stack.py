@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -41,10 +42,19 @@ class LayerStack:
         """The factor of one side, (N, r, d)."""
         return self.a if side == "a" else self.bt
 
+    @cached_property
+    def gram_a(self) -> Tensor:
+        """A A^T of every task, (N, r, r)."""
+        return small_grams(self.a)
+
+    @cached_property
+    def gram_b(self) -> Tensor:
+        """B^T B of every task, (N, r, r)."""
+        return small_grams(self.bt)
+
     def energy(self) -> Tensor:
         """||dW_i||^2 of this module, (N,)."""
-        grams = small_grams(self.a) * small_grams(self.bt)
-        return grams.sum((1, 2)).clamp_min(0) * self.scale.square()
+        return (self.gram_a * self.gram_b).sum((1, 2)).clamp_min(0) * self.scale.square()
 
     def rows(self, method: str, side: str) -> Tensor:
         """The row matrix whose directions ``method`` shares on this side.
@@ -58,8 +68,8 @@ class LayerStack:
         if method == "columns":
             return own.reshape(-1, own.shape[2])
         if method == "delta":
-            other = self.side("b" if side == "a" else "a")
-            factor = halves(small_grams(other)) * (self.weight * self.scale).view(-1, 1, 1)
+            other = self.gram_b if side == "a" else self.gram_a
+            factor = halves(other) * (self.weight * self.scale).view(-1, 1, 1)
             return torch.bmm(factor.transpose(1, 2), own).reshape(-1, own.shape[2])
         flat = flatten(own, side)
         return flat - flat.mean(0)
@@ -103,7 +113,5 @@ def read_stack(
         scale=torch.tensor(
             [sources[name].scales[layer] for name in tasks], dtype=torch.float64, device=device
         ),
-        weight=torch.tensor(
-            [weights[name] for name in tasks], dtype=torch.float64, device=device
-        ),
+        weight=torch.tensor([weights[name] for name in tasks], dtype=torch.float64, device=device),
     )

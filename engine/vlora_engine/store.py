@@ -41,7 +41,11 @@ _NUMBERED = "basis-{:05d}-of-{:05d}.safetensors"
 
 
 def write_basis(
-    directory: Path, method: str, dtype: str, layers: Sequence[LayerSpec], bases: Iterable[LayerBasis]
+    directory: Path,
+    method: str,
+    dtype: str,
+    layers: Sequence[LayerSpec],
+    bases: Iterable[LayerBasis],
 ) -> tuple[BasisFile, ...]:
     """Write the shared bases, layer by layer; shards break between layers."""
     ranges = _shards(method, dtype, layers)
@@ -69,7 +73,7 @@ def _shards(method: str, dtype: str, layers: Sequence[LayerSpec]) -> list[tuple[
 def _write_shard(
     path: Path, method: str, dtype: str, layers: Sequence[LayerSpec], bases: Iterator[LayerBasis]
 ) -> str:
-    layout = [
+    layout: list[tuple[str, str, tuple[int, ...]]] = [
         ("components", dtype, (sum(sum(x.basis_elements(method)) for x in layers),)),
         ("singular_values", "F32", (sum(x.k_a + x.k_b for x in layers),)),
     ]

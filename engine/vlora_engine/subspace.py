@@ -356,8 +356,8 @@ class SharedSubspace:
         absorb_incremental(self, as_source(new_adapter), new_task_id)
 
     def errors(self) -> dict[str, Any]:
-        """Relative errors of dW as stored: ``mean``, ``max``, ``worst_task``, per task, per layer."""
-        tasks = {}
+        """Relative errors of dW as stored: ``mean``, ``max``, ``worst_task``, and per task."""
+        tasks: dict[str, dict[str, Any]] = {}
         for name, projection in self.tasks.items():
             record = self.tasks.record(name)
             tasks[name] = {
@@ -365,7 +365,7 @@ class SharedSubspace:
                 "measured": record.measured,
                 "layers": dict(projection.errors),
             }
-        overall = {name: task["error"] for name, task in tasks.items()}
+        overall: dict[str, float] = {name: task["error"] for name, task in tasks.items()}
         worst = max(overall, key=overall.__getitem__, default=None)
         return {
             "mean": sum(overall.values()) / max(1, len(overall)),
@@ -657,10 +657,9 @@ def _shares(built: Sequence[BuiltLayer]) -> dict[str, list[TaskLayer]]:
 def _moved(
     basis: LayerBasis, device: str | torch.device | None, dtype: torch.dtype | None
 ) -> LayerBasis:
-    tensors = {
+    tensors: dict[str, Any] = {
         name: value.to(device=device, dtype=dtype)
         for name, value in vars(basis).items()
         if isinstance(value, Tensor)
     }
     return replace(basis, **tensors)
-

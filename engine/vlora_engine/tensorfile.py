@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard
 
 from vlora_engine.errors import CorruptFileError, NotFoundError, StorageError
 
@@ -166,7 +166,7 @@ def _parse_entry(path: Path, name: str, row: Any, data_start: int) -> TensorEntr
     if not isinstance(row, dict):
         raise _corrupt(path, f"an object for tensor {name!r}", type(row).__name__)
     dtype, shape, offsets = row.get("dtype"), row.get("shape"), row.get("data_offsets")
-    if dtype not in ITEM_BYTES:
+    if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
         raise _corrupt(path, f"a known dtype for tensor {name!r}", repr(dtype))
     if not _naturals(shape) or not _naturals(offsets) or len(offsets) != 2:
         raise _corrupt(
@@ -182,7 +182,7 @@ def _parse_entry(path: Path, name: str, row: Any, data_start: int) -> TensorEntr
     return TensorEntry(name, dtype, tuple(shape), data_start + start, data_start + end)
 
 
-def _naturals(value: Any) -> bool:
+def _naturals(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(v) is int and 0 <= v < 2**62 for v in value)
 
 
@@ -353,7 +353,7 @@ class TensorWriter:
 
         flat = tensor.detach().to("cpu").contiguous().reshape(-1)
         if flat.numel():
-            self._put(memoryview(flat.view(torch.uint8).numpy()))
+            self._put(flat.view(torch.uint8).numpy().data)
 
     def write_bytes(self, data: bytes | bytearray | memoryview) -> None:
         """Append raw bytes, already in the dtype of the layout."""

@@ -24,6 +24,7 @@ from vlora_engine.analysis import (
     subspace_coverage,
 )
 from vlora_engine.errors import AdapterError, CollectionError, ParameterError
+from vlora_engine.subspace import SharedSubspace
 
 DIMS = {"layer.0.q": (7, 9), "layer.0.v": (6, 9), "layer.1.q": (7, 9)}  # (d_out, d_in)
 
@@ -302,6 +303,19 @@ def test_flat_coverage_goes_through_the_mean_and_pads_lower_ranks():
         subspace_coverage(subspace, make(1, rank=4))
 
 
+@pytest.mark.parametrize("method", ["delta", "columns", "flat"])
+def test_coverage_is_what_a_task_of_a_built_subspace_keeps(method):
+    adapters = [make(seed, rank=2) for seed in range(6)]
+    subspace = SharedSubspace.from_adapters(
+        adapters, [str(i) for i in range(6)], num_components=3, method=method, dtype="fp32"
+    )
+    for i, adapter in enumerate(adapters):
+        original, kept = dense(adapter), dense(subspace.reconstruct(str(i)))
+        share = 1 - float((original - kept).square().sum() / original.square().sum())
+        covered = coverage_total(subspace_coverage(subspace, adapter))
+        assert covered == pytest.approx(share, abs=1e-6)
+
+
 def test_coverage_names_a_module_that_does_not_fit():
     subspace = projecting("delta", 2, 2, ["layer.0.q"])
     subspace.components_a["layer.0.q"] = orthonormal(2, 12, 0)
@@ -361,6 +375,13 @@ def test_one_of_another_strength_stands_out_by_its_norm(factor):
         assert found["feature"] == "norm"
         assert found["typical"] == pytest.approx(found["norm"] / factor, rel=0.2)
     assert math.isfinite(found["z_score"])
+
+
+def test_each_is_held_against_the_others_alone():
+    norms = torch.tensor([1.0, 1.0, 10.0], dtype=torch.float64)
+    (found,) = outliers_of(norms.square().diag())
+    assert (found["index"], found["typical"], found["value"]) == (2, 1.0, 10.0)
+    assert found["z_score"] == pytest.approx(math.log(10) / math.log(1.05))
 
 
 def test_identical_adapters_have_no_outliers_by_rounding():

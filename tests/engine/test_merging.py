@@ -19,6 +19,7 @@ from vlora_engine.errors import (
     ParameterError,
     UnsupportedAdapterError,
 )
+from vlora_engine.formats import load_adapter, save_adapter
 from vlora_engine.merging import (
     IDENTITIES,
     MERGE_METHODS,
@@ -240,6 +241,14 @@ def test_cores_hold_every_change_without_loss(ranks, seed):
         torch.testing.assert_close(back.U * back.S @ back.V.T, delta, rtol=0, atol=loss)
 
 
+def test_a_small_adapter_is_not_lost_beside_a_large_one():
+    a, b = make(0).lora_a["layers.0.q"], make(0).lora_b["layers.0.q"]
+    small, large = Change.of(a, b, 1e-9), Change.of(a.flip(1), b.flip(0), 1e9)
+    space = CoreSpace.of([small, large])
+    back = space.U @ space.core(small) @ space.V.T
+    torch.testing.assert_close(back, 1e-9 * b @ a, rtol=0, atol=1e-20)
+
+
 # ---- task arithmetic ----------------------------------------------------------------------------
 
 
@@ -291,7 +300,7 @@ def test_the_rank_is_the_numerical_rank_or_the_one_asked_for():
 @pytest.mark.parametrize("method", sorted(MERGE_METHODS))
 def test_opposite_adapters_leave_a_loadable_nothing(method):
     adapter = make(0)
-    pair = [adapter, changed(adapter, b=torch.neg)]
+    pair = [adapter, regauged(changed(adapter, b=torch.neg))]  # equal up to rounding
     merged, report = merge_with_report(pair, method, **MERGE_METHODS[method].neutral)
     assert report.ranks == dict.fromkeys(DIMS, 1)
     assert not any(t.any() for t in (*merged.lora_a.values(), *merged.lora_b.values()))
@@ -402,6 +411,18 @@ def test_dare_draws_do_not_depend_on_other_modules():
     assert torch.equal(one.delta("layers.0.q"), other.delta("layers.0.q"))
 
 
+def test_dare_draws_anew_for_each_adapter_and_module():
+    adapter = make(0, modules=["layers.0.q", "layers.1.q"])
+    for factors in (adapter.lora_a, adapter.lora_b):
+        factors["layers.1.q"] = factors["layers.0.q"]
+    first, second = (
+        dare_merge([adapter, adapter], 0.5, weights, seed=1) for weights in ([1, 0], [0, 1])
+    )
+    one = first.delta("layers.0.q")
+    assert (first.delta("layers.1.q") - one).norm() > 0.1
+    assert (second.delta("layers.0.q") - one).norm() > 0.1
+
+
 def test_dare_drops_its_share_of_entries_and_rescales_the_others():
     g = torch.Generator().manual_seed(0)
     wide = LoRAWeights(
@@ -437,7 +458,7 @@ def test_the_expectation_of_dare_is_the_weighted_sum():
 
 
 def test_the_config_gives_the_scales_it_says():
-    merged = task_arithmetic(MIXED)
+    merged = task_arithmetic(MIXED[::-1])  # rsLoRA first: a blind copy would carry it over
     ranks = {m: a.shape[0] for m, a in merged.lora_a.items()}
     assert set(ranks.values()) == {6, 8}  # so that a pattern is needed
     assert module_scales(merged.metadata, ranks) == dict.fromkeys(DIMS, 1.0)
@@ -507,6 +528,12 @@ def test_modules_that_are_no_linear_maps_keep_their_kind():
     shape = task_arithmetic([conv(0), conv(1)]).shapes["conv"]
     assert (shape.rank, shape.kind) == (4, "conv2d")
     assert (shape.shape_a, shape.shape_b) == ((4, 3, 3, 3), (5, 4, 1, 1))
+
+
+def test_a_merge_of_mixed_ranks_survives_its_file(tmp_path):
+    merged = task_arithmetic([changed(a, a=Tensor.float, b=Tensor.float) for a in MIXED])
+    save_adapter(merged, tmp_path / "merged")
+    assert_same_deltas(load_adapter(tmp_path / "merged"), merged, 0)
 
 
 def test_different_base_models_are_a_warning():

@@ -107,7 +107,10 @@ def run_app(argv: list[str]) -> int:
             stream.reconfigure(errors="backslashreplace")  # names come from files, of any bytes
     try:
         _set_up_logging(verbose)
-        code = get_command(_group()).main(words, prog_name=PROGRAM, standalone_mode=False)
+        # Not through main(), which answers interrupts and closed pipes before our table can.
+        command = get_command(_group())
+        with command.make_context(PROGRAM, words) as context:
+            code = command.invoke(context)
         sys.stdout.flush()
         return code if isinstance(code, int) else errors.OK
     except typer.Exit as done:

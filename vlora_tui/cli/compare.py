@@ -11,9 +11,11 @@ from vlora_tui.cli import options as o
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.flags import require_there
 from vlora_tui.cli.output import Output, percent, plural, printable
+from vlora_tui.cli.progress import Watcher
 from vlora_tui.recipe import expand_input, named_inputs
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from vlora_engine.adapters import AdapterSource
 
 Space = Annotated[
@@ -86,7 +88,7 @@ def analyze(
     quiet: o.Quiet = False,
 ) -> None:
     """Similarity of adapters, clusters of those that are alike, outliers."""
-    from vlora_engine.analysis import compute_similarity_matrix, find_clusters, find_outliers
+    from vlora_engine.analysis import find_clusters
 
     if not -1 <= threshold <= 1:
         raise ParameterError(
@@ -97,9 +99,8 @@ def analyze(
     names, opened = list(sources), list(sources.values())
     if len(names) < 2:
         raise ParameterError("There is nothing to compare: one adapter.", found=", ".join(names))
-    similarity = compute_similarity_matrix(opened, space=space)
+    similarity, outliers = relate(opened, space, out)
     clusters = [[names[i] for i in cluster] for cluster in find_clusters(similarity, threshold)]
-    outliers = find_outliers(opened) if space == "delta" else []
     for outlier in outliers:
         outlier["name"] = names[outlier["index"]]
     redundant = sum(len(cluster) - 1 for cluster in clusters)
@@ -130,6 +131,24 @@ def analyze(
     out.essence(str(redundant))
 
 
+def relate(
+    sources: list[AdapterSource], space: Literal["delta", "factors"], out: Output
+) -> tuple[Tensor, list[dict[str, Any]]]:
+    """Cosines (N, N), and who stands apart; with ``delta`` both from one reading."""
+    from vlora_engine.analysis import (
+        compute_similarity_matrix,
+        cosines,
+        delta_grams,
+        outliers_of,
+    )
+
+    if space == "factors":
+        return compute_similarity_matrix(sources, space=space), []
+    with Watcher(out) as watcher:
+        gram = delta_grams(sources, progress=watcher.on_progress)
+    return cosines(gram), outliers_of(gram) if len(sources) > 2 else []
+
+
 def open_all(paths: list[str], out: Output, *, skip_bad: bool) -> dict[str, AdapterSource]:
     """The adapters at these paths by name, every tensor of them checked."""
     from vlora_engine.check import check_adapters
@@ -141,7 +160,8 @@ def open_all(paths: list[str], out: Output, *, skip_bad: bool) -> dict[str, Adap
     collection = gather_adapters(entries, skip_bad=skip_bad)
     for bad in collection.unusable:
         out.warn(f"{bad.name} is left out: {bad.error.what}")
-    report = check_adapters(collection.adapters)
+    with Watcher(out) as watcher:
+        report = check_adapters(collection.adapters, progress=watcher.on_progress)
     for name, check in report.adapters.items():
         if check.error is not None and skip_bad:
             out.warn(f"{name} is left out: {check.error.what}")

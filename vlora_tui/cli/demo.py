@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,9 +40,10 @@ def demo(
 def run_demo(place: Path, out: Output, *, max_error: float, force: bool) -> dict[str, Any]:
     """Do all of it below ``place``; return the figures."""
     from vlora_engine.catalog import scan
-    from vlora_engine.demo import make_demo_collection
+    from vlora_engine.demo import MANIFEST, make_demo_collection
 
     adapters, subspace, exported = place / "adapters", place / "subspace", place / "exported"
+    ours = (adapters / MANIFEST).is_file()  # an earlier demo may be replaced by this one
     made = make_demo_collection(adapters, force=force)
     catalog = scan(adapters)
     recipe = from_tables(
@@ -54,7 +54,7 @@ def run_demo(place: Path, out: Output, *, max_error: float, force: bool) -> dict
             "export": [{"tasks": ["*"], "path": f"{exported}/{{task}}"}],
         }
     )
-    watcher = _execute(recipe, out)
+    watcher = _execute(recipe, out, force=force or ours)
     from vlora_engine.surface import Spectra
 
     from vlora_tui.cli.spectra import cost_rows
@@ -66,9 +66,12 @@ def run_demo(place: Path, out: Output, *, max_error: float, force: bool) -> dict
         "input_bytes": sum(info.nbytes for info in catalog.adapters),
         "catalog": catalog.as_dict(),
         "left_out": [
-            {"name": s.name, "reason": s.reason} for s in watcher.all(events.AdapterSkipped)
+            {"name": skipped.name, "error": skipped.error}
+            for skipped in watcher.all(events.AdapterSkipped)
         ],
-        "remarks": [remark.text for remark in watcher.all(events.Remark)],
+        "remarks": [
+            {"where": remark.where, "what": remark.text} for remark in watcher.all(events.Remark)
+        ],
         "costs": cost_rows(Spectra.load(ready.path)),
         "subspace": watcher.last(events.SubspaceWritten).figures,
         "other_methods": [
@@ -95,9 +98,11 @@ def tell(out: Output, data: dict[str, Any]) -> None:
     )
     out.text(f"3  checked     every tensor; {plural(len(figures['tasks']), 'adapter')} sound")
     for left in data["left_out"]:
-        out.text(printable(f"               left out: {left['name']} ({left['reason']})"))
+        error = left["error"]
+        why = ": ".join(filter(None, (error["what"].rstrip("."), error["found"])))
+        out.text(printable(f"               left out: {left['name']} ({why})"))
     for remark in data["remarks"]:
-        out.text(printable(f"               note: {remark}"))
+        out.text(printable(f"               note: {Path(remark['where']).name}: {remark['what']}"))
     out.text("4  measured    the error of dW for every k, before anything was built:")
     for row in _ladder(data["costs"]):
         out.text(
@@ -119,16 +124,24 @@ def tell(out: Output, data: dict[str, Any]) -> None:
         f"back: off by {worst:.0e} at most"
     )
     out.text(f"done in {data['seconds']:.1f} s. Next:")
-    task = figures["tasks"][0]
-    for command in (
-        f"inspect {place}/adapters",
-        f"info {place}/subspace",
-        f"analyze {place}/adapters --skip-bad",
-        f"compress {place}/adapters --skip-bad --budget 1MB -o {place}/small",
-        f"diff {place}/adapters/{task} {place}/subspace:{task}",
-    ):
-        out.text(f"   vlora-tui {command}")
+    for words in next_commands(data):
+        out.text(f"   vlora-tui {shlex.join(words)}")
     out.essence(place)
+
+
+def next_commands(data: dict[str, Any]) -> list[list[str]]:
+    """What to try next, on what the demo left."""
+    place, worst = data["path"], data["subspace"]["worst_task"]
+    adapters, subspace = f"{place}/adapters", f"{place}/subspace"
+    original = next(i["path"] for i in data["catalog"]["adapters"] if i["name"] == worst)
+    return [
+        ["inspect", adapters],
+        ["info", subspace],
+        ["analyze", adapters, "--skip-bad"],
+        ["compress", adapters, "--skip-bad", "--budget", "2MB", "-o", f"{place}/small"],
+        ["diff", original, f"{subspace}:{worst}"],
+        ["merge", f"{subspace}:french", f"{subspace}:german", "-o", f"{place}/merged"],
+    ]
 
 
 def _ladder(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -136,10 +149,9 @@ def _ladder(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [row for row in rows if row["method"] == "delta" and row["k"] in (4, 16, 64, 256)]
 
 
-def _execute(recipe: Any, out: Output) -> Watcher:
+def _execute(recipe: Any, out: Output, *, force: bool) -> Watcher:
     """Run the recipe; what it would say on the way, the story says."""
-    with contextlib.redirect_stderr(io.StringIO()) if out.as_json else contextlib.nullcontext():
-        return execute(recipe, _Silent(quiet=out.quiet), force=True)
+    return execute(recipe, _Silent(json=out.as_json, quiet=out.quiet), force=force)
 
 
 class _Silent(Output):

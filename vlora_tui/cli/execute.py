@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlora_engine.errors import StorageError
 
@@ -17,6 +17,9 @@ from vlora_tui.cli.output import Output, size
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.recipe import Recipe, as_tables
 
+if TYPE_CHECKING:
+    from vlora_tui.run import Run
+
 
 def execute(
     recipe: Recipe,
@@ -24,19 +27,17 @@ def execute(
     *,
     force: bool = False,
     events_file: Path | None = None,
-    only_spectra: bool = False,
-    spectra: Path | None = None,
+    make: Callable[..., Run] | None = None,
 ) -> Watcher:
     """Run a recipe whose paths are absolute; return what was told on the way.
 
     Args:
-        only_spectra: Compute the spectra of the inputs and nothing else, into ``spectra`` or,
-            where that is None, the cache.
+        make: What kind of run; by default one that does all that the recipe says.
 
     Raises:
         VLoRAError: What stopped it.
     """
-    from vlora_tui.run import Run, SpectraRun
+    from vlora_tui.run import Run
 
     watcher = Watcher(out)
     listeners: list[Any] = [watcher]
@@ -48,10 +49,7 @@ def execute(
             listener(event)
 
     with watcher, stop_on_signals(out) as stop:
-        settings: Any = {"force": force, "cancelled": stop.is_set}
-        run = Run(recipe, emit, **settings)
-        if only_spectra:
-            run = SpectraRun(recipe, emit, target=spectra, **settings)
+        run = (make or Run)(recipe, emit, force=force, cancelled=stop.is_set)
         try:
             run.execute()
         finally:
@@ -97,15 +95,23 @@ def stop_on_signals(out: Output) -> Iterator[threading.Event]:
                 signal.signal(number, handler)
 
 
-def dry_run(recipe: Recipe, out: Output, *, force: bool = False) -> None:
-    """Check everything that headers can show, and say what would be written; write nothing."""
+def dry_run(recipe: Recipe, out: Output, *, force: bool = False, also: Sequence[Path] = ()) -> None:
+    """Check everything that headers can show, and say what would be written; write nothing.
+
+    Args:
+        also: What the command writes besides what its recipe says.
+    """
+    from vlora_engine.files import check_output
+
     from vlora_tui.collection import gather
     from vlora_tui.recipe import resolve
     from vlora_tui.writing import plan_outputs
 
     resolved = resolve(recipe)
     collection = gather(resolved)
-    outputs = plan_outputs(resolved, collection, force=force)
+    outputs = [*plan_outputs(resolved, collection, force=force), *also]
+    for path in also:
+        check_output(path, force=force)
     for bad in collection.unusable:
         out.warn(f"{bad.name} would be left out: {bad.error.what}")
     nbytes = sum(source.nbytes for source in collection.adapters.values())

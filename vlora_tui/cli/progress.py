@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import sys
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlora_tui import events
 from vlora_tui.cli.output import Output, is_terminal, percent, plural, printable, size
+
+if TYPE_CHECKING:
+    from vlora_engine.progress import Progress
 
 STAGES = {
     "check": "checking",
@@ -44,6 +47,10 @@ class Watcher:
         else:
             self.out.note(text)
 
+    def on_progress(self, progress: Progress) -> None:
+        """Take a step of the engine's own."""
+        self(events.Progress(progress.stage, progress.done, progress.total, progress.detail))
+
     def all(self, kind: type[Any]) -> list[Any]:
         """Every event of one type that came."""
         return [event for event in self.seen if isinstance(event, kind)]
@@ -72,7 +79,8 @@ def line_about(event: events.Event) -> str | None:
         case events.AdapterSkipped():
             return f"{printable(event.name)} is left out: {printable(event.reason)}"
         case events.Remark():
-            return f"note: {printable(event.text)}"
+            where = f"{event.where}: " if event.where else ""
+            return printable(f"note: {where}{event.text}")
         case events.SpectraReady():
             return f"spectra {'taken from' if event.reused else 'written to'} {event.path}"
         case events.Chosen():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -51,18 +52,18 @@ def spectra(
                 ],
                 "skip_bad": skip_bad,
             },
-            "compress": {"device": device},
-            "output": {"subspace": output or "spectra"},
         }
     )
-    if dry_run:
-        show_plan(recipe, out, force=force or output is None)
-        return
     target = None if output is None else Path(output).absolute()
-    watcher = execute(
-        recipe, out, force=force, events_file=events_file, spectra=target, only_spectra=True
-    )
+    if dry_run:
+        show_plan(recipe, out, force=force, also=[] if target is None else [target])
+        return
     from vlora_engine.surface import Spectra
+
+    from vlora_tui.run import SpectraRun
+
+    kind = partial(SpectraRun, target=target, device=device)
+    watcher = execute(recipe, out, force=force, events_file=events_file, make=kind)
 
     ready = watcher.last(events.SpectraReady)
     found = Spectra.load(ready.path)

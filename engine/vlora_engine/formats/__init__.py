@@ -7,11 +7,10 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlora_engine.adapters import AdapterSource, LoRAWeights, MemorySource
+from vlora_engine.adapters import AdapterSource, LoRAWeights, MemorySource, nominal_rank
 from vlora_engine.errors import UnsupportedAdapterError
 from vlora_engine.formats.base import Format, Inspection, Location, Probe, Registry
 from vlora_engine.formats.foreign import FOREIGN, GGUF, UNKNOWN
@@ -26,7 +25,8 @@ from vlora_engine.formats.places import (
     split_task,
     walk,
 )
-from vlora_engine.formats.subspace import SubspaceFormat, is_subspace, open_task
+from vlora_engine.formats.subspace import SubspaceFormat, open_task
+from vlora_engine.manifest import is_subspace
 
 if TYPE_CHECKING:
     import torch
@@ -63,16 +63,24 @@ def open_adapter(path: str | Path, *, allow_unsupported: bool = False) -> Adapte
         NotFoundError: There is nothing there, or no adapter in it.
         AdapterError: It is damaged, incomplete or of a kind that is refused.
     """
-    if isinstance(path, str) and not os.path.exists(expanded(path)):
-        task = split_task(path)
-        if task is not None and is_subspace(task[0]):
-            return open_task(*task)
+    task = task_of_subspace(path)
+    if task is not None:
+        return open_task(*task)
     place = existing_path(path)
     probe = Probe(place)
     form = FORMATS.find(probe)
     if form is None:
         raise _unrecognised_error(place)
     return form.open(probe, allow_unsupported=allow_unsupported)
+
+
+def task_of_subspace(path: str | Path) -> tuple[Path, str] | None:
+    """Directory and task, if ``path`` is ``DIR:TASK`` of a subspace (and no file of that name)."""
+    text = os.fspath(path)
+    if ":" not in text or os.path.exists(expanded(text)):
+        return None
+    task = split_task(text)
+    return task if task is not None and is_subspace(task[0]) else None
 
 
 def load_adapter(path: str | Path, *, allow_unsupported: bool = False) -> LoRAWeights:
@@ -102,16 +110,8 @@ def to_memory(source: AdapterSource) -> LoRAWeights:
         rest=source.read_rest(),
         shapes={name: s for name, s in source.modules.items() if s.kind != "linear"},
         source=None if source.path is None else str(source.path),
+        stored_bytes=source.nbytes,
     )
-
-
-def nominal_rank(source: AdapterSource) -> int:
-    """``r`` of the config, or the rank that most modules have."""
-    rank = source.config.get("r")
-    if isinstance(rank, int) and rank > 0:
-        return rank
-    ranks = Counter(shape.rank for shape in source.modules.values())
-    return max(ranks, key=lambda r: (ranks[r], r), default=0)
 
 
 def save_adapter(

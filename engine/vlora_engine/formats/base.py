@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -194,17 +192,6 @@ class Probe:
         if files and files[0].suffix not in PICKLES:
             sha.update(self.contents.header.digest.encode())
         return size, newest, sha.hexdigest()
-
-
-def json_says(path: Path, key: str, value: str) -> bool:
-    """Whether the start of the JSON file at ``path`` has ``"key": "value"``; never raises."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(1 << 16)
-    except OSError:
-        return False
-    wanted = re.escape(json.dumps(key).encode()) + rb"\s*:\s*" + json.dumps(value).encode()
-    return re.search(wanted, start) is not None
 
 
 def _file_names(path: Path) -> frozenset[str] | None:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlora_engine.adapters import AdapterSource, MemorySource
-from vlora_engine.errors import NotFoundError, ParameterError
-from vlora_engine.formats.base import Inspection, Probe, json_says
-
-SUBSPACE_INDEX = "subspace.json"
+from vlora_engine.adapters import AdapterSource, MemorySource, ModuleShape
+from vlora_engine.errors import ParameterError
+from vlora_engine.formats.base import Inspection, Probe
+from vlora_engine.formats.config import read_settings
+from vlora_engine.manifest import FORMAT, INDEX, is_subspace, read_manifest, unknown_task
+from vlora_engine.tensorfile import read_error
 
 
 class SubspaceFormat:
     """A directory with subspace.json; its tasks, not itself, are adapters."""
 
-    name = "vlora-subspace"
+    name = FORMAT
 
     def detect(self, probe: Probe) -> bool:
         """See `Format`."""
-        return SUBSPACE_INDEX in probe.names and is_subspace(probe.directory)
+        return INDEX in probe.names and is_subspace(probe.directory)
 
     def inspect(self, probe: Probe, *, allow_unsupported: bool = False) -> Inspection:
         """Always refuses: a subspace is not one adapter."""
@@ -29,11 +30,6 @@ class SubspaceFormat:
         raise whole_subspace_error(probe.path)
 
 
-def is_subspace(directory: Path) -> bool:
-    """Whether ``directory`` is one of our own subspaces."""
-    return json_says(directory / SUBSPACE_INDEX, "format", SubspaceFormat.name)
-
-
 def open_task(directory: Path, task: str) -> AdapterSource:
     """The adapter that ``task`` of the subspace in ``directory`` stands for.
 
@@ -42,16 +38,43 @@ def open_task(directory: Path, task: str) -> AdapterSource:
     """
     from vlora_engine.subspace import SharedSubspace
 
-    subspace = SharedSubspace.load(directory)
-    if task not in subspace.tasks:
-        known = sorted(subspace.tasks)
-        raise NotFoundError(
-            f"The subspace has no task {task!r}.",
-            where=directory,
-            expected="one of " + ", ".join(known[:8]) + (" ..." if len(known) > 8 else ""),
-            found=task,
-        )
-    return MemorySource(subspace.reconstruct(task))
+    return MemorySource(SharedSubspace.load(directory).reconstruct(task))
+
+
+def inspect_task(directory: Path, task: str) -> Inspection:
+    """What subspace.json says of ``task``; of modules that are its own alone, only their number.
+
+    Raises:
+        NotFoundError: There is no such task.
+    """
+    manifest = read_manifest(directory)
+    record = manifest.tasks.get(task)
+    if record is None:
+        raise unknown_task(task, manifest.tasks, directory)
+    index = directory / INDEX
+    settings = read_settings(record.config, index)
+    shared = [manifest.layers[i] for i in record.layers]
+    try:
+        changed = index.stat().st_mtime_ns
+    except OSError as error:
+        raise read_error(index, error) from None
+    return Inspection(
+        path=Path(f"{directory}:{task}"),
+        weights=directory / "tasks" / record.file,
+        config=record.config,
+        rank=record.rank,
+        alpha=settings.alpha,
+        base_model=manifest.base_model,
+        modules={
+            layer.name: ModuleShape(rank, layer.d_in, layer.d_out, dtype, layer.kind)
+            for layer, rank, dtype in zip(shared, record.ranks, record.dtypes, strict=True)
+        },
+        scales={layer.name: s for layer, s in zip(shared, record.scales, strict=True)},
+        rest={},
+        nbytes=record.nbytes,
+        findings=(),
+        identity=(record.nbytes, changed, record.digest),
+    )
 
 
 def whole_subspace_error(where: Path) -> ParameterError:
@@ -60,6 +83,6 @@ def whole_subspace_error(where: Path) -> ParameterError:
         "This is a subspace, not one adapter.",
         where=where,
         expected="an adapter, or a task as DIR:TASK",
-        found="a directory with subspace.json",
+        found=f"a directory with {INDEX}",
         remedy=f"name one of its tasks: {where}:TASK",
     )

@@ -342,6 +342,7 @@ class Evil:
         return (os.system, ("touch /tmp/vlora-was-here",))
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_pickles_that_are_more_than_tensors_are_not_run(tmp_path, monkeypatch):
     ran = []
     monkeypatch.setattr(os, "system", ran.append)

@@ -21,6 +21,7 @@ from vlora_engine.formats import (
     open_adapter,
     save_adapter,
 )
+from vlora_engine.tensorfile import ITEM_BYTES, read_header
 
 from tests import make
 
@@ -271,12 +272,13 @@ def test_nothing_is_overwritten_unless_told(tmp_path):
 
 
 def test_mixed_dtypes_stay_aligned_for_other_readers(tmp_path):
-    # safetensors' own torch reader views bytes as the dtype, which must start at its multiple.
+    # Who maps the file and views its bytes as a dtype needs them to start at a multiple of it.
     adapter = make.weights(rest={"a.odd": torch.tensor([1, 2, 3], dtype=torch.uint8)})
 
     save_adapter(adapter, tmp_path)
 
-    assert torch.equal(load_file(tmp_path / SAFETENSORS)["a.odd"], adapter.rest["a.odd"])
+    header = read_header(tmp_path / SAFETENSORS)
+    assert all(e.start % ITEM_BYTES[e.dtype] == 0 for e in header.entries.values())
 
 
 def test_a_rest_tensor_cannot_take_a_factor_s_place(tmp_path):

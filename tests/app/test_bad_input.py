@@ -1,0 +1,310 @@
+"""Bad input ends with a code and words, before anything is written, and never with a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from tests import make
+from tests.app.conftest import Cli
+from tests.conftest import FreshPython
+from vlora_tui.cli.app import COMMANDS, NOT_YET
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {
+        file.relative_to(folder).as_posix(): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("compress {no} -o {out}", "no such file or directory"),
+        ("compress {empty} -o {out}", "directory is empty"),
+        ("compress org/name -o {out}", "hf://org/name"),
+        ("compress hf://org/name -o {out}", "hf download org/name"),
+        ("compress {runs}/zz* -o {out}", "matches no adapter"),
+        ("compress {runs}", "Missing option"),
+        ("compress -o {out}", "Missing argument"),
+        ("compress {runs} -o {out} -k 0", "at least 1"),
+        ("compress {runs} -o {out} -k -1", "at least 1"),
+        ("compress {runs} -o {out} -k eight", "whole number or auto"),
+        ("compress {runs} -o {out} -k 99999", "beyond every layer"),
+        ("compress {runs} -o {out} -k 4 --budget 3MB", "both given"),
+        ("compress {runs} -o {out} -k 4 --variance 0.9", "both given"),
+        ("compress {runs} -o {out} --variance 1.5", "between 0 and 1"),
+        ("compress {runs} -o {out} --budget 1kB", "budget"),
+        ("compress {runs} -o {out} --budget lots", "no size"),
+        ("compress {runs} -o {out} --max-error nan", "between 0 and 1"),
+        ("compress {runs} -o {out} --method svd", "delta, columns, flat"),
+        ("compress {runs} -o {out} --method auto", "not built yet"),
+        ("compress {runs} -o {out} --quantize nf4", "not built yet"),
+        ("compress {runs} -o {out} --device tpu", "cuda:N"),
+        ("compress {runs} -o {out} --dtype int8", "fp16"),
+        ("compress {runs} -o {out} --names a b", "one name for each adapter"),
+        ("compress {runs}/task00 {runs}/task01 -o {out} --names a a -k 2", "both named 'a'"),
+        ("compress {runs}/task00 {runs}/task01 -o {out} --names task01 x y", "one name for each"),
+        ("compress {runs} -o {out} --layers nope=4 -k 2", "matches no layer"),
+        ("compress {runs} -o {out} --layers x", "pattern and its k"),
+        ("compress {runs} -o {out} --spectra {empty}", "spectra"),
+        ("compress {runs} -o {out} --colour red", "No such option"),
+        ("compress {runs} {built} -o {out} -k 2 --names a b c d e f", "one name for each"),
+        ("compress {runs} -o {runs} -k 2 --force", "inside another"),
+        ("compress {runs}/task00 -o {runs}/task00 -k 2 --force", "one of the inputs"),
+        ("info {no}", "no subspace here"),
+        ("info {runs}", "no subspace here"),
+        ("inspect {no}", "no such file or directory"),
+        ("inspect {empty}", "directory is empty"),
+        ("export {built} nope -o {out}", "no task 'nope'"),
+        ("export {built} task0 -o {out}", "did you mean"),
+        ("export {built} -o {out}", "--adapter TASK or --all"),
+        ("export {built} task00 --all -o {out}", "--adapter TASK or --all"),
+        ("export {built} task00 -o {out} --target vllm", "not built yet"),
+        ("export {built} task00 -o {out} --alpha -3", "positive"),
+        ("export {built} task00 -o {out} --dtype int3", "fp32"),
+        ("export {runs} task00 -o {out}", "no subspace here"),
+        ("reconstruct {built} --adapter nope -o {out}", "no task 'nope'"),
+        ("add {built} {no} --task-id x", "no such file or directory"),
+        ("add {built} {runs}/task00 --task-id task00", "already"),
+        ("add {built} {runs}/task00 --task-id x --incremental --project", "two ways"),
+        ("remove {built} nope", "no task 'nope'"),
+        ("remove {built} *", "leave no task"),
+        ("diff {runs}/task00", "compares two"),
+        ("diff {built} task00 nope", "no task 'nope'"),
+        ("diff {runs}/task00 {no}", "no such file or directory"),
+        ("diff {runs}/task00 {runs}/task01 --fail-above -1", "0 or more"),
+        ("analyze {runs}/task00", "nothing to compare"),
+        ("analyze {runs} --threshold 2", "cosine"),
+        ("merge {runs}/task00 -o {out}", "two adapters or more"),
+        ("merge {runs}/task00 {runs}/task01 -o {out} --method slerp", "no such merge method"),
+        ("merge {runs}/task00 {runs}/task01 -o {out} --method ties --density 2", "out of range"),
+        ("merge {runs}/task00 {runs}/task01 -o {out} --method ties --seed 2", "no parameter"),
+        ("merge {runs}/task00 {runs}/task01 -o {out} --weights 1", "one weight for each"),
+        ("merge {runs}/task00 {runs}/task01 -o {out} --weights a,b", "commas between"),
+        ("merge config.yml -o {out}", "not built yet"),
+        ("validate {no}", "no subspace here"),
+        ("benchmark {no}", "no subspace here"),
+        ("benchmark {built} --repeats 0", "at least 1"),
+        ("spectra {no}", "no such file or directory"),
+        ("run {no}.toml --headless", "no such recipe"),
+        ("run {runs} --headless", "-o DIR"),
+        ("demo {runs}/task00/adapter_config.json", "cannot be written"),
+        ("nonsense", "No such command"),
+        ("compres {runs}", "Did you mean 'compress'"),
+        ("--nonsense", "No such option"),
+    ],
+)
+def test_bad_input_is_refused(
+    cli: Cli, runs: Path, built: Path, tmp_path: Path, line: str, words: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    places = {
+        "no": tmp_path / "not-there",
+        "empty": tmp_path / "empty",
+        "out": tmp_path / "out",
+        "runs": runs,
+        "built": built,
+    }
+    before = tree(runs.parent) | tree(built.parent)
+    code = 1 if line.startswith("demo") else 2
+    found = cli(*(word.format(**places) for word in line.split()), code=code)
+    assert found.out == ""
+    assert words in found.err
+    assert [line for line in found.err.splitlines() if line.startswith("error: ")]
+    assert os.listdir(tmp_path) == ["empty"], "something was written"
+    assert tree(runs.parent) | tree(built.parent) == before
+
+
+def test_the_same_as_json(cli: Cli, tmp_path: Path) -> None:
+    found = cli("info", tmp_path / "no", "--json", code=2)
+    assert found.out == ""
+    row = json.loads(found.err)
+    assert (row["schema"], row["version"]) == ("vlora-tui/error", 1)
+    assert row["error"] == "NotFoundError"
+    assert row["exit_code"] == 2
+    assert row["where"] == str(tmp_path / "no")
+    assert row["remedy"]
+    usage = json.loads(cli("info", "--json", code=2).err)
+    assert usage["error"] == "UsageError"
+
+
+@pytest.mark.parametrize("command", NOT_YET)
+def test_a_command_of_later_says_that_it_is_not_there(cli: Cli, command: str) -> None:
+    found = cli(command, "x", code=2)
+    assert f"{command!r} is not built yet" in found.err
+    assert command not in COMMANDS
+
+
+def test_one_bad_adapter_stops_the_run_before_it_starts(
+    cli: Cli, broken: Path, tmp_path: Path
+) -> None:
+    found = cli("compress", broken, "-o", tmp_path / "s", "-k", "2", code=2)
+    assert "1 of 6 adapters cannot be used" in found.err
+    assert "truncated" in found.err or "cut-short" in found.err
+    assert "--skip-bad" in found.err
+    assert not (tmp_path / "s").exists()
+
+
+def test_bad_adapters_are_left_out_when_asked(cli: Cli, broken: Path, tmp_path: Path) -> None:
+    words = ["compress", broken, "-o", tmp_path / "s", "-k", "2", "--skip-bad"]
+    found = cli(*words, "--json")
+    assert found.data["tasks"] == [f"task{n:02d}" for n in range(4)]
+    assert {row["name"] for row in found.data["left_out"]} == {"with-nan", "cut-short"}
+    said = cli(*words, "--force").err
+    assert "warning: with-nan is left out" in said
+    assert "warning: cut-short is left out" in said
+
+
+def test_a_nan_alone_is_named_with_its_tensor(cli: Cli, broken: Path, tmp_path: Path) -> None:
+    places = [broken / "task00", broken / "with-nan"]
+    found = cli("compress", *places, "-o", tmp_path / "s", "-k", "2", code=2)
+    assert "NaN" in found.err
+    assert "lora_A" in found.err
+    assert "with-nan" in found.err
+
+
+def test_when_all_are_bad_nothing_is_left(cli: Cli, broken: Path, tmp_path: Path) -> None:
+    places = [broken / "cut-short", broken / "with-nan"]
+    found = cli("compress", *places, "-o", tmp_path / "s", "-k", "2", "--skip-bad", code=2)
+    assert "No usable adapter is left" in found.err
+
+
+def test_inspect_shows_the_bad_ones_and_why(cli: Cli, broken: Path) -> None:
+    found = cli("inspect", broken)
+    assert "cut-short" in found.out
+    assert "cannot be used" in found.out
+    bad = [row for row in cli("inspect", broken, "--json").data["adapters"] if row["error"]]
+    assert [row["name"] for row in bad] == ["cut-short"]
+
+
+def test_adapters_of_two_base_models_do_not_mix(cli: Cli, runs: Path, tmp_path: Path) -> None:
+    others = {"transformer.h.0.attn.c_attn": (10, 30)}
+    make.write(tmp_path / "other", make.factors(others))
+    places = [runs / "task00", runs / "task01", tmp_path / "other"]
+    found = cli("compress", *places, "-o", tmp_path / "s", "-k", "2", code=2)
+    assert "another base model" in found.err
+
+
+def test_an_output_that_exists_is_not_overwritten(cli: Cli, runs: Path, tmp_path: Path) -> None:
+    place = tmp_path / "s"
+    place.mkdir()
+    (place / "mine.txt").write_text("precious")
+    for words in (
+        ["compress", runs, "-o", place, "-k", "2"],
+        ["spectra", runs, "-o", place],
+        ["merge", runs / "task00", runs / "task01", "-o", place],
+    ):
+        found = cli(*words, code=2)
+        assert "already exists" in found.err
+        assert "--force" in found.err
+        assert tree(tmp_path) == {"s/mine.txt": b"precious"}
+    cli("compress", runs, "-o", place, "-k", "2", "--force")
+    assert "s/mine.txt" not in tree(tmp_path)
+
+
+def test_exports_are_all_checked_before_the_first_is_written(
+    cli: Cli, built: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "o" / "task03").mkdir(parents=True)
+    (tmp_path / "o" / "task03" / "mine.txt").write_text("precious")
+    cli("export", built, "--all", "-o", tmp_path / "o", code=2)
+    assert tree(tmp_path) == {"o/task03/mine.txt": b"precious"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "compress {runs} -o {out}",
+        "compress {runs} -o {out} -k 3",
+        "spectra {runs} -o {out}",
+        "spectra {runs}",
+        "export {built} --all -o {out}",
+        "merge {runs}/task00 {runs}/task01 -o {out}",
+        "add {built} {runs}/task00 --task-id more",
+        "remove {built} task00",
+        "run {runs} -o {out} -k 3",
+        "run {runs} -o {out} -k 3 --headless",
+    ],
+)
+@pytest.mark.parametrize("flags", [[], ["--json"]])
+def test_a_dry_run_writes_nothing(
+    cli: Cli, runs: Path, built: Path, tmp_path: Path, home: Path, line: str, flags: list[str]
+) -> None:
+    places = {"runs": runs, "built": built, "out": tmp_path / "out"}
+    before = tree(runs.parent) | tree(built.parent)
+    found = cli(*(word.format(**places) for word in line.split()), "--dry-run", *flags)
+    if flags:
+        assert found.data["dry_run"] is True
+    else:
+        assert "Would " in found.out
+    assert os.listdir(tmp_path) == []
+    assert tree(home) == {}
+    assert tree(runs.parent) | tree(built.parent) == before
+
+
+def test_a_dry_run_finds_what_a_run_would_refuse(cli: Cli, runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "mine").touch()
+    found = cli("compress", runs, "-o", tmp_path / "s", "-k", "2", "--dry-run", code=2)
+    assert "already exists" in found.err
+
+
+def test_names_from_paths_cannot_drive_the_terminal(cli: Cli, runs: Path, tmp_path: Path) -> None:
+    make.write(tmp_path / "a\x1b[31mred")
+    shown = cli("inspect", tmp_path).out
+    assert "\x1b" not in shown
+    assert "\\x1b[31mred" in shown
+
+
+def test_a_fault_of_ours_says_so_and_hides_its_traceback(
+    cli: Cli, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr("vlora_engine.catalog.scan", fail)
+    found = cli("inspect", runs, code=1)
+    assert "A fault of vlora-tui" in found.err
+    assert "ZeroDivisionError: oops" in found.err
+
+
+def test_a_disk_that_refuses_is_no_traceback(fresh_python: FreshPython, runs: Path) -> None:
+    found = fresh_python(
+        "-m", "vlora_tui", "compress", str(runs), "-o", "/proc/nothing/s", "-k", "2", check=False
+    )
+    assert found.returncode == 1
+    assert found.stdout == ""
+    assert found.stderr.splitlines()[-3].startswith("error: The output cannot be written")
+    assert "Traceback" not in found.stderr
+
+
+def test_very_verbose_shows_where_it_happened(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vlora_tui.cli import main
+
+    monkeypatch.setattr("vlora_engine.catalog.scan", lambda *_: 1 / 0)
+    assert main(["-vv", "inspect", str(runs)]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_reader_that_goes_away_is_no_error(fresh_python: FreshPython, runs: Path) -> None:
+    import subprocess
+    import sys
+
+    from tests.conftest import ROOT
+
+    line = f"{sys.executable} -m vlora_tui inspect {runs} --json | head -c 10"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'engine'}"},
+    )
+    assert done.stderr == ""

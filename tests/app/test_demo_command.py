@@ -1,0 +1,61 @@
+"""The demo: the whole way, every figure measured, every command that it proposes works."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from vlora_engine.formats import open_adapter
+from vlora_engine.manifest import read_manifest
+
+from tests.app.conftest import Cli
+from vlora_tui.cli.demo import next_commands
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("demo") / "vlora demo"  # a space, as people have them
+
+
+@pytest.mark.slow
+def test_the_demo_end_to_end(cli: Cli, place: Path) -> None:
+    data = cli("demo", place, "--json").data
+    assert data["adapters"] == 19
+    assert [left["name"] for left in data["left_out"]] == ["broken-nan"]
+    manifest = read_manifest(place / "subspace")
+    assert len(manifest.tasks) == 18
+    assert data["subspace"]["max_error"] == pytest.approx(manifest.worst.error)  # type: ignore[union-attr]
+    assert data["subspace"]["max_error"] <= 0.05
+    assert len(data["exported"]) == 18
+    assert all(row["error"] < 1e-6 for row in data["exported"])
+    for row in data["exported"]:
+        assert open_adapter(row["path"]).modules
+    for words in next_commands(data):
+        cli(*words)
+
+    # once more, on what is there: the same story
+    told = cli("demo", place)
+    assert told.err == ""
+    assert "left out: broken-nan (The adapter holds NaN" in told.out
+    assert "18 adapters" in told.out
+    lines = told.out.splitlines()
+    assert len(lines) <= 24
+    assert all(len(line.replace(str(place), "demo")) <= 120 for line in lines)
+    assert cli("demo", place, "-q").out == f"{place}\n"
+
+
+def test_the_demo_does_not_touch_what_is_not_its_own(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "adapters").mkdir()
+    (tmp_path / "adapters" / "mine.txt").write_text("precious")
+    found = cli("demo", tmp_path, code=2)
+    assert "other files" in found.err
+    assert (tmp_path / "adapters" / "mine.txt").read_text() == "precious"
+    assert [p.name for p in tmp_path.iterdir()] == ["adapters"]
+
+
+def test_the_demo_replaces_no_subspace_that_it_did_not_make(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "subspace").mkdir()
+    (tmp_path / "subspace" / "mine.txt").write_text("precious")
+    found = cli("demo", tmp_path, code=2)
+    assert "already exists" in found.err
+    assert (tmp_path / "subspace" / "mine.txt").read_text() == "precious"

@@ -1,0 +1,135 @@
+"""Nothing is ever half there."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+import pytest
+from vlora_engine import files
+from vlora_engine.errors import OutputExistsError, StorageError
+from vlora_engine.files import (
+    check_output,
+    directory_bytes,
+    dump_json,
+    new_directory,
+    sha256_file,
+    write_file,
+    write_json,
+)
+
+
+def names(path):
+    return sorted(p.name for p in path.iterdir())
+
+
+def test_a_directory_appears_whole(tmp_path):
+    final = tmp_path / "deep" / "out"
+    with new_directory(final) as partial:
+        (partial / "a").write_text("1")
+        assert not final.exists()
+
+    assert names(final) == ["a"]
+    assert names(tmp_path / "deep") == ["out"]
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_failure_leaves_what_was_there(force, tmp_path):
+    final = tmp_path / "out"
+    if force:
+        final.mkdir()
+        (final / "old").write_text("1")
+
+    def interrupted():
+        with new_directory(final, force=force) as partial:
+            (partial / "a").write_text("1")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+
+    assert names(tmp_path) == (["out"] if force else [])
+    assert not force or names(final) == ["old"]
+
+
+def test_force_replaces_without_ghosts(tmp_path):
+    final = tmp_path / "out"
+    final.mkdir()
+    (final / "ghost").write_text("1")
+
+    with pytest.raises(OutputExistsError, match=r"(?s)nothing was written.*--force"):
+        check_output(final)
+    with new_directory(final, force=True) as partial:
+        (partial / "a").write_text("1")
+
+    assert names(final) == ["a"]
+    assert names(tmp_path) == ["out"]
+
+
+def test_force_takes_the_link_away_not_what_it_leads_to(tmp_path):
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "a").write_text("1")
+    (tmp_path / "out").symlink_to(tmp_path / "precious")
+
+    with new_directory(tmp_path / "out", force=True):
+        pass
+
+    assert names(tmp_path / "precious") == ["a"]
+    assert not (tmp_path / "out").is_symlink()
+
+
+def test_an_empty_directory_is_no_output_yet(tmp_path):
+    (tmp_path / "out").mkdir()
+
+    with new_directory(tmp_path / "out") as partial:
+        (partial / "a").write_text("1")
+
+    assert names(tmp_path / "out") == ["a"]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EACCES])
+def test_a_disk_that_refuses_is_said_so_and_leaves_nothing(code, tmp_path, monkeypatch):
+    def refuse(path):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(files, "fsync", refuse)
+
+    with (
+        pytest.raises(StorageError, match=f"cannot be written: {os.strerror(code)}"),
+        new_directory(tmp_path / "out") as partial,
+    ):
+        (partial / "a").write_text("1")
+
+    assert names(tmp_path) == []
+
+
+def test_files_are_replaced_in_one_step(tmp_path, monkeypatch):
+    write_json(tmp_path / "a.json", {"ü": 1})
+    assert (tmp_path / "a.json").read_text() == '{"ü":1}\n'
+
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(StorageError, match=r"(?s)full.*free some space"):
+        write_file(tmp_path / "a.json", "new")
+
+    assert names(tmp_path) == ["a.json"]
+    assert (tmp_path / "a.json").read_text() == '{"ü":1}\n'
+
+
+def test_json_is_the_same_everywhere_and_never_nan():
+    assert dump_json({"b": 1, "a": [1.5]}) == '{"b":1,"a":[1.5]}\n'
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        dump_json({"a": float("nan")})
+
+
+def test_bytes_and_hashes(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "a").write_bytes(b"abc")
+    (tmp_path / "b").write_bytes(b"12345")
+
+    assert directory_bytes(tmp_path) == 8
+    assert sha256_file(tmp_path / "d" / "a").startswith("ba7816bf8f01cfea")
+    with pytest.raises(StorageError):
+        sha256_file(tmp_path / "none")
