@@ -234,7 +234,8 @@ class EventWriter:
             if self._clock() - self._last_progress < PROGRESS_INTERVAL:
                 return
             self._last_progress = self._clock()
-        line = encode(event, seq=self._seq + 1, time=self._now()).encode()
+        text = encode(event, seq=self._seq + 1, time=self._now())
+        line = text.encode("utf-8", "backslashreplace")  # paths may hold bytes that are no text
         try:
             written = self._file.write(b"\n" + line if self._torn else line)
         except OSError:

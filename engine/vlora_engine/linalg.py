@@ -166,6 +166,6 @@ def update_basis(
     top = torch.cat([torch.diag(singular_values), none], 1)
     core = torch.cat([top, torch.cat([inside, t.T], 1)], 0)
     _, values, vectors = torch.linalg.svd(core, full_matrices=False)
-    keep = min(k, int((values > max(core.shape) * EPS * values[:1]).sum()))
     stacked = torch.cat([components, q.T], 0)
+    keep = min(k, int((values > max(len(core), stacked.shape[1]) * EPS * values[:1]).sum()))
     return orthonormal_rows(vectors[:keep] @ stacked), values[:keep]

@@ -135,12 +135,12 @@ def overhead_bytes(
         engine=__version__,
     )
     index = len(dump_json(manifest.as_json()).encode()) + len(model_card(manifest).encode())
-    big = 10**9
+    factors = sum(record.factor_elements for record in records.values())
     basis, _ = encode_header(
         [
-            ("components", dtype, (big,)),
-            ("singular_values", "F32", (big,)),
-            ("means", dtype, (big,)),
+            ("components", dtype, (factors,)),
+            ("singular_values", "F32", (factors,)),
+            ("means", dtype, (factors,)),
             ("mean_exponents", "I8", (len(layers), 2)),
         ]
     )
@@ -148,7 +148,8 @@ def overhead_bytes(
     for name, record in records.items():
         count = len(record.layers)
         figures = 8 * count + (2 * count if dtype == "F16" else 0)
-        layout = [("loadings", dtype, (big,)), ("exponents", "I8", (count, 2))]
+        layout = [("loadings", dtype, (record.factor_elements,))]
+        layout += [("exponents", "I8", (count, 2))] if dtype == "F16" else []
         layout += [("norms", "F32", (count,)), ("errors", "F32", (count,))]
         layout += [(f"rest/{key}", d, shape) for key, (d, shape) in sources[name].rest.items()]
         header, _ = encode_header(layout)

@@ -117,7 +117,7 @@ def _empty(
             file=f"{name}.safetensors",
             digest=check.adapters[name].digest,
             norm=check.adapters[name].norm,
-            location=str(source.path),
+            location="../../../" + str(source.path.absolute()) if source.path else None,
         )
         for name, source in sources.items()
     }
@@ -322,10 +322,11 @@ def _flat_table(
     for side, (own, basis, loadings, _) in sides.items():
         approx = flatten(own, side).mean(0).repeat(tasks, 1)
         low = 0
+        inside = stack.inside()
         for high in np.minimum(k, len(basis.components)).tolist():
             approx += loadings[:, low:high] @ basis.components[low:high]
             low = high
-            shaped = unflatten(approx, side, stack.rank)
+            shaped = unflatten(approx, side, stack.rank) * inside
             cross[side].append(torch.bmm(own, shaped.transpose(1, 2)))
             square[side].append(small_grams(shaped))
     residual = []

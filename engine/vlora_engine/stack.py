@@ -56,6 +56,11 @@ class LayerStack:
         """||dW_i||^2 of this module, (N,)."""
         return (self.gram_a * self.gram_b).sum((1, 2)).clamp_min(0) * self.scale.square()
 
+    def inside(self) -> Tensor:
+        """(N, r, 1): 1 where a row belongs to the task's own rank, 0 where it is padding."""
+        ranks = torch.tensor(self.ranks, device=self.a.device).view(-1, 1, 1)
+        return (torch.arange(self.rank, device=self.a.device).view(1, -1, 1) < ranks).double()
+
     def rows(self, method: str, side: str) -> Tensor:
         """The row matrix whose directions ``method`` shares on this side.
 

@@ -262,6 +262,21 @@ def test_names_from_paths_cannot_drive_the_terminal(cli: Cli, runs: Path, tmp_pa
     assert "\\x1b[31mred" in shown
 
 
+def test_a_path_of_bytes_that_are_no_text(cli: Cli, tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/runs\xff"))
+    try:
+        make.collection(folder, 2)
+    except OSError:
+        pytest.skip("this file system takes only text")
+    assert len(cli("inspect", folder, "--json").data["adapters"]) == 2
+    cli("inspect", folder)
+    words = ["compress", folder, "-o", folder / "s", "-k", "2", "--events", tmp_path / "e"]
+    assert cli(*words, "--json").data["tasks"] == ["task00", "task01"]
+    assert cli("info", folder / "s", "--json").data["num_tasks"] == 2
+    cli("export", folder / "s", "--all", "-o", folder / "o")
+    assert "\\udcff" in (tmp_path / "e").read_text("utf-8")
+
+
 def test_a_fault_of_ours_says_so_and_hides_its_traceback(
     cli: Cli, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,7 @@ def difference(one: str | Path, other: str | Path) -> float:
         ("compress --names x y z", "compress --names x --names y --names z"),
         ("compress a --names x --names y b", "compress a --names x --names y b"),
         ("compress a b --names=x --names y", "compress a b --names=x --names y"),
+        ("compress --names x a --names y b", "compress --names x a --names y b"),
         ("compress a --names -o d", "compress a --names -o d"),
         ("run a b --headless --names x y", "run a b --headless --names x --names y"),
         ("merge a b --names x y", "merge a b --names x y"),
