@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+
 from vlora_engine.adapters import LoRAWeights
 
 PREFIX = "base_model.model."

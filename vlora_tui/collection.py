@@ -15,7 +15,6 @@ from vlora_engine.errors import (
     ParameterError,
     VLoRAError,
 )
-
 from vlora_tui import paths
 from vlora_tui.recipe import AdapterInput, Recipe
 

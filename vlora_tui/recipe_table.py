@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
 from vlora_engine.errors import InputError, VLoRAError
-
 from vlora_tui.recipe import parse_bytes
 
 T = TypeVar("T")

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.errors import Cancelled, VLoRAError
-
 from vlora_tui import events, paths
 from vlora_tui.collection import Collection, gather
 from vlora_tui.recipe import CACHE, METHODS, Compress, Recipe, resolve

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.errors import Cancelled, NotFoundError, ParameterError
 from vlora_engine.files import check_output, directory_bytes
-
 from vlora_tui import events
 from vlora_tui.collection import Collection
 from vlora_tui.recipe import Export, Merge, Recipe, is_path

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,10 @@ import numpy.typing as npt
 
 from vlora_engine.errors import ParameterError, TargetError
 from vlora_engine.sizes import (
+    ROUNDING,
     factor_bytes_16,
     input_bytes,
+    is_lossy,
     layer_bytes,
     overhead_bytes,
     rest_bytes,
@@ -31,8 +34,6 @@ Choices = dict[str, tuple[int, int]]
 
 K_METHODS = ("delta", "columns", "flat")
 REWEIGHTINGS = 12
-# What rounding to the storage dtype adds to a relative error, at most (measured: 2.3e-4 in fp16).
-ROUNDING = {"F32": 1e-7, "F16": 4e-4, "BF16": 3.2e-3}
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ def choose(
         "budget": budget,
     }
     check_targets(goals)
-    stored = storage_dtype(dtype, (task.dtype for task in spectra.tasks))
+    lossy = is_lossy(variance=variance, max_error=max_error, mean_error=mean_error, budget=budget)
+    stored = storage_dtype(dtype, (task.dtype for task in spectra.tasks), lossy=lossy)
     solver = _Solver(spectra, method, stored, match_layers(spectra.layer_names, layers))
     pair = (k, k) if k is not None else _pair(k_a, k_b)
     if pair is not None:
@@ -239,12 +241,16 @@ class _Solver:
         self, spectra: Spectra, method: str, dtype: str, pinned: Mapping[str, int]
     ) -> None:
         self.spectra, self.method, self.dtype, self.pinned = spectra, method, dtype, pinned
-        self.options = [self._options(name) for name in spectra.layer_names]
         self.energy = np.zeros(len(spectra.tasks))
         for name in spectra.layer_names:
             layer = spectra.layers[name]
             np.add.at(self.energy, layer.tasks, layer.energy)
         self.fixed_bytes = overhead_bytes(spectra, dtype) + rest_bytes(spectra)
+
+    @cached_property
+    def options(self) -> list[_Options]:
+        """The choices of every layer; only the targets need them."""
+        return [self._options(name) for name in self.spectra.layer_names]
 
     def fixed(self, k_a: int, k_b: int) -> Choices:
         return {name: self._clamp(name, k_a, k_b) for name in self.spectra.layer_names}

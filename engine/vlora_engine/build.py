@@ -30,7 +30,7 @@ from vlora_engine.manifest import METHODS, LayerSpec, Manifest, TaskRecord
 from vlora_engine.parts import LayerParts
 from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
 from vlora_engine.records import base_model_of, figure, max_k, shared_layers, task_record
-from vlora_engine.sizes import storage_dtype
+from vlora_engine.sizes import is_lossy, storage_dtype
 from vlora_engine.spectrum import METHODS as SPECTRA_METHODS
 from vlora_engine.spectrum import canonical_order, compute_spectra, pick_device
 from vlora_engine.stack import read_stack
@@ -87,6 +87,16 @@ class Targets:
             raise ParameterError("Only delta is refined.", found=self.method)
         storage_dtype(self.dtype, ())
         return self
+
+    @property
+    def lossy(self) -> bool:
+        """Whether fp16 storage is exact enough for the target."""
+        return is_lossy(
+            variance=self.variance,
+            max_error=self.max_error,
+            mean_error=self.mean_error,
+            budget=self.budget,
+        )
 
     @property
     def fixed_pair(self) -> tuple[int, int] | None:
@@ -156,12 +166,13 @@ def prepare(
     sources: Mapping[str, AdapterSource],
     *,
     dtype: str = "auto",
+    lossy: bool = False,
     skip_bad: bool = False,
     check: CheckReport | None = None,
     progress: ProgressCallback | None = None,
     cancelled: CancelCheck | None = None,
 ) -> Collection:
-    """Check every adapter and order the good ones.
+    """Check every adapter and order the good ones. ``dtype``, ``lossy``: see `storage_dtype`.
 
     Raises:
         CollectionError: There are bad ones and not ``skip_bad``, or nothing is left.
@@ -170,7 +181,7 @@ def prepare(
     names = canonical_order(check, check.require(skip_bad=skip_bad))
     good = {name: sources[name] for name in names}
     found = {shape.dtype for source in good.values() for shape in source.modules.values()}
-    return Collection(good, check, shared_layers(good), storage_dtype(dtype, found))
+    return Collection(good, check, shared_layers(good), storage_dtype(dtype, found, lossy=lossy))
 
 
 def make_plan(
@@ -353,6 +364,7 @@ def build_subspace(
     collection = prepare(
         sources,
         dtype=wanted.dtype,
+        lossy=wanted.lossy,
         skip_bad=skip_bad,
         check=check,
         progress=progress,

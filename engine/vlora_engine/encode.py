@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vlora_engine.sizes import core_is_dense
+from vlora_engine.manifest import core_is_dense
 from vlora_engine.tensorfile import torch_dtype
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from vlora_engine.adapters import Kind
 from vlora_engine.errors import CorruptFileError, NotFoundError, SubspaceError, VLoRAError
-from vlora_engine.sizes import core_is_dense
 from vlora_engine.tensorfile import ITEM_BYTES, read_error
 
 FORMAT = "vlora-subspace"
@@ -23,6 +22,11 @@ INDEX = "subspace.json"
 METHODS = ("delta", "columns", "flat")
 _TASK_FILE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors$")
 _BASIS_FILE = re.compile(r"^basis(-\d{5}-of-\d{5})?\.safetensors$")
+
+
+def core_is_dense(rank: Any, k_a: Any, k_b: Any) -> Any:
+    """Whether a `delta` core of k_b x k_a is smaller than its two factors of this rank."""
+    return k_a * k_b < rank * (k_a + k_b)
 
 
 @dataclass(frozen=True)

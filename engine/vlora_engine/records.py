@@ -17,6 +17,8 @@ from vlora_engine.files import dump_json
 from vlora_engine.manifest import BasisFile, LayerSpec, Manifest, OwnModule, TaskRecord
 from vlora_engine.tensorfile import ITEM_BYTES, encode_header
 
+Layout = list[tuple[str, str, tuple[int, ...]]]
+
 LONGEST_FIGURE = 0.000123456789  # a float whose decimal form is as long as any stored one
 
 
@@ -136,19 +138,18 @@ def overhead_bytes(
     )
     index = len(dump_json(manifest.as_json()).encode()) + len(model_card(manifest).encode())
     factors = sum(record.factor_elements for record in records.values())
-    basis, _ = encode_header(
-        [
-            ("components", dtype, (factors,)),
-            ("singular_values", "F32", (factors,)),
-            ("means", dtype, (factors,)),
-            ("mean_exponents", "I8", (len(layers), 2)),
-        ]
-    )
+    shared: Layout = [
+        ("components", dtype, (factors,)),
+        ("singular_values", "F32", (factors,)),
+        ("means", dtype, (factors,)),
+        ("mean_exponents", "I8", (len(layers), 2)),
+    ]
+    basis, _ = encode_header(shared)
     total = index + len(basis) + 2 * len(layers)
     for name, record in records.items():
         count = len(record.layers)
         figures = 8 * count + (2 * count if dtype == "F16" else 0)
-        layout = [("loadings", dtype, (record.factor_elements,))]
+        layout: Layout = [("loadings", dtype, (record.factor_elements,))]
         layout += [("exponents", "I8", (count, 2))] if dtype == "F16" else []
         layout += [("norms", "F32", (count,)), ("errors", "F32", (count,))]
         layout += [(f"rest/{key}", d, shape) for key, (d, shape) in sources[name].rest.items()]

@@ -212,7 +212,9 @@ class SharedSubspace:
             refine=refine,
         ).checked()
         sources = {name: as_source(a) for name, a in zip(names, adapters, strict=True)}
-        collection = prepare(sources, dtype=dtype, skip_bad=skip_bad, progress=progress)
+        collection = prepare(
+            sources, dtype=dtype, lossy=targets.lossy, skip_bad=skip_bad, progress=progress
+        )
         return cls._build(collection, targets, device, progress)
 
     @classmethod

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+
+from tests.app.conftest import Cli
 from vlora_engine.analysis import adapter_diff, diff_total
 from vlora_engine.formats import open_adapter
 from vlora_engine.manifest import read_manifest
-
-from tests.app.conftest import Cli
 from vlora_tui.cli.argv import prepare
 
 

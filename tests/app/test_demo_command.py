@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from vlora_engine.formats import open_adapter
-from vlora_engine.manifest import read_manifest
 
 from tests.app.conftest import Cli
+from vlora_engine.formats import open_adapter
+from vlora_engine.manifest import read_manifest
 from vlora_tui.cli.demo import next_commands
 
 

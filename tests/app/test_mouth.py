@@ -7,10 +7,10 @@ import json
 from pathlib import Path
 
 import pytest
-from vlora_engine import __version__
 
 from tests.app.conftest import Cli
 from tests.conftest import FreshPython
+from vlora_engine import __version__
 from vlora_tui.cli import output
 from vlora_tui.cli.app import COMMANDS
 from vlora_tui.cli.output import Output, percent, plural, printable, size, table_lines

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from vlora_engine.errors import NotFoundError, ParameterError
 
+from vlora_engine.errors import NotFoundError, ParameterError
 from vlora_tui.recipe import (
     AdapterInput,
     Compress,

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from vlora_engine.formats import open_adapter
 
 from tests.app.conftest import Cli
+from vlora_engine.formats import open_adapter
 from vlora_tui import events
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.recipe import load_recipe
@@ -146,7 +146,6 @@ def test_a_failure_is_the_last_event(cli: Cli, broken: Path, tmp_path: Path) -> 
 
 def test_a_pattern_without_match_fails_after_the_first_event(tmp_path: Path) -> None:
     from vlora_engine.errors import NotFoundError
-
     from vlora_tui.recipe import AdapterInput, Compress, Input, Recipe
 
     recipe = Recipe(Input((AdapterInput(f"{tmp_path}/no*"),)), Compress(k=2), str(tmp_path / "s"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+
+from tests import make
 from vlora_engine.adapters import (
     AdapterSource,
     LoRAWeights,
@@ -15,8 +17,6 @@ from vlora_engine.adapters import (
 )
 from vlora_engine.errors import AdapterError, CollectionError, ParameterError
 from vlora_engine.formats import open_adapter
-
-from tests import make
 
 
 def test_the_first_library_s_call_form():

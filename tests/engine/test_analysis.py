@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+
 from vlora_engine.adapters import LoRAWeights, MemorySource
 from vlora_engine.analysis import (
     adapter_diff,

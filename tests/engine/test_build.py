@@ -9,7 +9,10 @@ import shutil
 from pathlib import Path
 
 import pytest
+
 import vlora_engine.build as build_module
+from tests import make
+from tests.engine.test_subspace import files
 from vlora_engine import SharedSubspace
 from vlora_engine.build import build_subspace
 from vlora_engine.errors import (
@@ -25,9 +28,6 @@ from vlora_engine.errors import (
 from vlora_engine.formats import open_adapter
 from vlora_engine.manifest import read_manifest
 from vlora_engine.progress import Progress
-
-from tests import make
-from tests.engine.test_subspace import files
 
 
 def inputs(folder: Path, count: int = 4) -> dict[str, object]:
@@ -54,9 +54,7 @@ def test_a_cancelled_build_goes_on_where_it_stopped(target: dict, tmp_path: Path
     build_subspace(sources, tmp_path / "undisturbed", **target)
     stop = Stop(2)
     with pytest.raises(Cancelled):
-        build_subspace(
-            sources, tmp_path / "out", progress=stop.progress, cancelled=stop, **target
-        )
+        build_subspace(sources, tmp_path / "out", progress=stop.progress, cancelled=stop, **target)
     assert not (tmp_path / "out").exists()
     report = build_subspace(sources, tmp_path / "out", **target)
     assert 2 <= report.reused_layers < 4

@@ -7,11 +7,11 @@ import time
 
 import pytest
 import torch
+
+from tests import make
 from vlora_engine.catalog import normalise_base_model, scan
 from vlora_engine.errors import CorruptFileError, NotFoundError
 from vlora_engine.tensorfile import encode_header
-
-from tests import make
 
 
 def codes(info):

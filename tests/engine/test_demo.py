@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file
+
+from tests.conftest import FreshPython
 from vlora_engine.demo import (
     BROKEN_TENSOR,
     DEMO_ADAPTERS,
@@ -20,8 +22,6 @@ from vlora_engine.demo import (
     make_demo_collection,
 )
 from vlora_engine.errors import OutputExistsError
-
-from tests.conftest import FreshPython
 
 CHECKPOINTS = [f"support-bot/checkpoint-{step}" for step in (500, 1000, 1500, 2000)]
 LANGUAGES = ["french", "german", "italian", "spanish"]

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
+from tests import make
 from vlora_engine.adapters import LoRAWeights
 from vlora_engine.errors import ParameterError, StorageError
 from vlora_engine.export import verify_adapter, with_alpha
 from vlora_engine.formats import save_adapter
-
-from tests import make
 
 HEAD = "base_model.model.score.weight"
 

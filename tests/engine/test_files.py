@@ -6,6 +6,7 @@ import errno
 import os
 
 import pytest
+
 from vlora_engine import files
 from vlora_engine.errors import OutputExistsError, StorageError
 from vlora_engine.files import (

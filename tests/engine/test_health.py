@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file, save_file
+
+from tests import make
 from vlora_engine.build import build_subspace
 from vlora_engine.errors import NotFoundError
 from vlora_engine.files import sha256_file
 from vlora_engine.formats import open_adapter
 from vlora_engine.health import Finding, check_subspace
-
-from tests import make
 
 
 @pytest.fixture(params=["delta", "columns", "flat"])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from vlora_engine.adapters import LoRAWeights, MemorySource
 from vlora_engine.errors import AdapterError, CollectionError
 from vlora_engine.inner import (

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+
 from vlora_engine.adapters import LoRAWeights, MemorySource, ModuleShape, module_scales
 from vlora_engine.errors import (
     AdapterError,

@@ -7,6 +7,7 @@ import itertools
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from vlora_engine.errors import ParameterError
 from vlora_engine.naming import MAX_SLUG, slugs, unique_names
 

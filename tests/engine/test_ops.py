@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+
 from vlora_engine.errors import InputError, ParameterError
 from vlora_engine.ops import (
     compute_svd,

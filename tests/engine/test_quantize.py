@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+
 from vlora_engine.errors import InputError, ParameterError
 from vlora_engine.quantize import (
     NF4_QUANT_TABLE,

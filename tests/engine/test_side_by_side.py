@@ -14,8 +14,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 from torch import Tensor
+
+from tests.make import collection, config, factors, write
 from vlora_engine.adapters import AdapterSource, LoRAWeights
 from vlora_engine.budget import choose
 from vlora_engine.build import BuildReport, build_subspace
@@ -27,8 +28,6 @@ from vlora_engine.sizes import factor_bytes_16, rest_bytes
 from vlora_engine.spectrum import compute_spectra
 from vlora_engine.subspace import SharedSubspace
 from vlora_engine.surface import Spectra
-
-from tests.make import collection, config, factors, write
 
 SETS = ("gpt2-medical-sports-legal", "roberta-checkpoints")
 RATIOS = (2, 4, 8, 16, 32)

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from tests import make
 from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.adapters import LoRAWeights
 from vlora_engine.build import build_subspace
@@ -20,8 +22,6 @@ from vlora_engine.errors import (
     SubspaceError,
 )
 from vlora_engine.formats import open_adapter
-
-from tests import make
 
 METHODS = ["delta", "columns", "flat"]
 WIDE = {"model.layers.0.q_proj": (40, 48), "model.layers.0.v_proj": (40, 24)}
@@ -185,9 +185,7 @@ def test_a_task_without_effect_costs_and_loses_nothing() -> None:
     assert subspace.errors()["tasks"]["zero"]["error"] == 0
     for layer in WIDE:
         assert float(subspace.reconstruct("zero").delta(layer).norm()) == 0
-        assert torch.allclose(
-            subspace.components_a[layer], without.components_a[layer], atol=1e-6
-        )
+        assert torch.allclose(subspace.components_a[layer], without.components_a[layer], atol=1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+from tests import make
+from tests.engine.test_subspace import WIDE, mixed_collection
 from vlora_engine.adapters import MemorySource
 from vlora_engine.budget import choose, predict
 from vlora_engine.build import build_subspace
@@ -14,9 +17,6 @@ from vlora_engine.errors import NotFoundError, ParameterError, SubspaceError, Ta
 from vlora_engine.spectrum import compute_spectra
 from vlora_engine.stack import read_stack
 from vlora_engine.surface import Spectra, diagonal_k, grid_k
-
-from tests import make
-from tests.engine.test_subspace import WIDE, mixed_collection
 
 NESTED = ["delta", "columns"]
 
@@ -114,8 +114,9 @@ def test_a_choice_keeps_its_promise_on_disk(method: str, target: dict, tmp_path:
         assert report.nbytes >= 0.97 * target["budget"]  # tiny layers: one direction is 1 %
     if report.choice is not None:
         predicted = report.choice.prediction
-        assert report.mean_error == pytest.approx(predicted.mean_error, rel=1e-3, abs=2e-6)
-        assert report.max_error == pytest.approx(predicted.max_error, rel=1e-3, abs=2e-6)
+        rounding = 5e-4  # of fp16
+        assert report.mean_error == pytest.approx(predicted.mean_error, abs=rounding)
+        assert report.max_error == pytest.approx(predicted.max_error, abs=rounding)
         assert report.variance == pytest.approx(predicted.variance, abs=1e-4)
         assert 0 <= predicted.nbytes - report.nbytes < 60 * len(adapters) + 300
     on_disk = sum(f.stat().st_size for f in (tmp_path / "s").rglob("*") if f.is_file())
@@ -168,7 +169,7 @@ def test_layers_can_be_pinned() -> None:
 
 def test_targets_that_cannot_be_met_say_what_can() -> None:
     spectra = compute_spectra(sources(), methods=("delta",))
-    with pytest.raises(TargetError, match="0.0004"):
+    with pytest.raises(TargetError, match=r"0\.0004"):
         choose(spectra, "delta", max_error=1e-4, dtype="fp16")
     with pytest.raises(TargetError, match="rest tensors"):
         choose(spectra, "delta", budget=1000)
@@ -203,7 +204,7 @@ def test_spectra_under_way_show_the_layers_that_are_done(tmp_path: Path) -> None
     read = Spectra.load(tmp_path / "spectra")
     assert not read.complete
     assert list(read.layers) == ["model.layers.0.q_proj"]
-    with pytest.raises(NotFoundError, match="no layer 'model.layers.0.v_proj' yet"):
+    with pytest.raises(NotFoundError, match="v_proj' yet"):
         read.table("model.layers.0.v_proj", "delta")
 
 

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+
 from vlora_engine.errors import CorruptFileError, NotFoundError, StorageError, VLoRAError
 from vlora_engine.tensorfile import (
     FilePool,

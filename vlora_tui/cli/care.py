@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
-from vlora_engine.errors import ParameterError
 
+from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.output import Output, plural, printable

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from vlora_engine.errors import ParameterError
 
+from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.flags import require_there
@@ -16,6 +16,7 @@ from vlora_tui.recipe import expand_input, named_inputs
 
 if TYPE_CHECKING:
     from torch import Tensor
+
     from vlora_engine.adapters import AdapterSource
 
 Space = Annotated[
@@ -152,7 +153,6 @@ def relate(
 def open_all(paths: list[str], out: Output, *, skip_bad: bool) -> dict[str, AdapterSource]:
     """The adapters at these paths by name, every tensor of them checked."""
     from vlora_engine.check import check_adapters
-
     from vlora_tui.collection import gather_adapters
 
     require_there(paths)

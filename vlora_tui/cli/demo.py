@@ -56,7 +56,6 @@ def run_demo(place: Path, out: Output, *, max_error: float, force: bool) -> dict
     )
     watcher = _execute(recipe, out, force=force or ours)
     from vlora_engine.surface import Spectra
-
     from vlora_tui.cli.spectra import cost_rows
 
     ready = watcher.last(events.SpectraReady)

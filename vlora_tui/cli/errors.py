@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import typer
-from vlora_engine.errors import VLoRAError
 
+from vlora_engine.errors import VLoRAError
 from vlora_tui.cli.output import JSON_VERSION, Output, dumps, paint, printable
 
 OK = 0

@@ -11,7 +11,6 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.errors import StorageError
-
 from vlora_tui import events
 from vlora_tui.cli.output import Output, size
 from vlora_tui.cli.progress import Watcher
@@ -102,7 +101,6 @@ def dry_run(recipe: Recipe, out: Output, *, force: bool = False, also: Sequence[
         also: What the command writes besides what its recipe says.
     """
     from vlora_engine.files import check_output
-
     from vlora_tui.collection import gather
     from vlora_tui.recipe import resolve
     from vlora_tui.writing import plan_outputs

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine.errors import ParameterError
-
 from vlora_tui.cli.output import Output
 from vlora_tui.recipe import Recipe, absolute, named_inputs
 from vlora_tui.recipe_reader import read_tables

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
-from vlora_engine.errors import ParameterError
 
+from vlora_engine.errors import ParameterError
 from vlora_tui import events
 from vlora_tui.cli import options as o
 from vlora_tui.cli.execute import dry_run as show_plan

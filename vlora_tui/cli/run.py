@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from vlora_engine.errors import ParameterError
 
+from vlora_engine.errors import ParameterError
 from vlora_tui import events
 from vlora_tui.cli import options as o
 from vlora_tui.cli.app import no_interface

@@ -59,7 +59,6 @@ def spectra(
         show_plan(recipe, out, force=force, also=[] if target is None else [target])
         return
     from vlora_engine.surface import Spectra
-
     from vlora_tui.run import SpectraRun
 
     kind = partial(SpectraRun, target=target, device=device)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from vlora_engine.errors import ParameterError
 
+from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
 from vlora_tui.cli.flags import require_there
 from vlora_tui.cli.output import Output, percent, plural, printable, size
@@ -81,7 +81,6 @@ def remove(
 ) -> None:
     """Take tasks out of a subspace; the basis and the others stay as they are."""
     from vlora_engine.manifest import read_manifest
-
     from vlora_tui.writing import match_tasks
 
     out = Output(json=as_json, quiet=quiet)

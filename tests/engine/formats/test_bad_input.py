@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from tests import make
 from vlora_engine.catalog import scan
 from vlora_engine.errors import (
     AdapterError,
@@ -20,8 +22,6 @@ from vlora_engine.errors import (
     VLoRAError,
 )
 from vlora_engine.formats import load_adapter, open_adapter
-
-from tests import make
 
 A = f"{make.PREFIX}transformer.h.0.attn.c_attn.lora_A.weight"
 B = f"{make.PREFIX}transformer.h.0.attn.c_attn.lora_B.weight"

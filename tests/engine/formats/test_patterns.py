@@ -7,11 +7,11 @@ import time
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests import make
 from vlora_engine.adapters import match_pattern
 from vlora_engine.formats import open_adapter
 from vlora_engine.formats.patterns import PatternTable, is_safe_pattern
-
-from tests import make
 
 WORDS = st.lists(st.sampled_from(["h", "1", "11", "q", "v", "xq", "q.v", "-a"]), min_size=1)
 NAMES = WORDS.map(".".join)

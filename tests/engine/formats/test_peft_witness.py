@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from vlora_engine.formats import load_adapter, open_adapter, save_adapter
-from vlora_engine.tensorfile import read_header
 
 from tests import make
+from vlora_engine.formats import load_adapter, open_adapter, save_adapter
+from vlora_engine.tensorfile import read_header
 
 peft = pytest.importorskip("peft")
 

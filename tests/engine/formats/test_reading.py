@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
+from tests import make
 from vlora_engine.adapters import MemorySource, content_digest
 from vlora_engine.errors import (
     AdapterError,
@@ -22,8 +24,6 @@ from vlora_engine.formats import (
     save_adapter,
 )
 from vlora_engine.tensorfile import ITEM_BYTES, read_header
-
-from tests import make
 
 SAFETENSORS = "adapter_model.safetensors"
 HEAD = f"{make.PREFIX}score.weight"
