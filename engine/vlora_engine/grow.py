@@ -33,6 +33,7 @@ from vlora_engine.projection import check_fits, padded_stack, project, reconstru
 from vlora_engine.records import figure, max_k
 from vlora_engine.stack import LayerStack, flatten
 from vlora_engine.store import decode_task
+from vlora_engine.tasks import TaskMap, collect_tasks
 
 if TYPE_CHECKING:
     from vlora_engine.subspace import SharedSubspace
@@ -48,8 +49,6 @@ def absorb(
     progress: ProgressCallback | None = None,
 ) -> list[str]:
     """`SharedSubspace.absorb`."""
-    from vlora_engine.subspace import collect_tasks
-
     _new_name(subspace, task_id)
     sources: dict[str, AdapterSource] = {}
     rebuilt = []
@@ -111,8 +110,6 @@ def _original(record: TaskRecord) -> AdapterSource | None:
 
 def absorb_incremental(subspace: SharedSubspace, source: AdapterSource, task_id: str) -> None:
     """`SharedSubspace.absorb_incremental`."""
-    from vlora_engine.subspace import TaskMap
-
     _new_name(subspace, task_id)
     check = check_adapter(task_id, source)
     if check.error is not None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,18 +12,17 @@ from torch import Tensor
 from vlora_engine.adapters import AdapterSource, LoRAWeights, ModuleShape
 from vlora_engine.build import Collection, assemble_task
 from vlora_engine.check import CheckReport, check_adapter
-from vlora_engine.encode import EncodedTask, LoadingsForm, TaskLayer, encode_loadings
+from vlora_engine.encode import TaskLayer
 from vlora_engine.errors import CollectionError, NotFoundError, ParameterError, SubspaceError
 from vlora_engine.layer import LayerPlan, encode_tasks
-from vlora_engine.manifest import LayerSpec, TaskRecord
-from vlora_engine.records import figure
+from vlora_engine.manifest import LayerSpec
 from vlora_engine.spectrum import cumulated_grams
 from vlora_engine.stack import LayerStack, read_stack
-from vlora_engine.store import decode_task
+from vlora_engine.tasks import TaskProjection, decode_projection
 from vlora_engine.tensorfile import torch_dtype
 
 if TYPE_CHECKING:
-    from vlora_engine.subspace import SharedSubspace, TaskProjection
+    from vlora_engine.subspace import SharedSubspace
 
 
 def project(
@@ -101,110 +99,6 @@ def _share(
         stack, plan, subspace.bases[spec.name], stack.ranks[0], slice(0, 1)
     )
     return TaskLayer(values[0], exponents[0], float(stack.energy()[0]), float(residual[0]))
-
-
-def decode_projection(
-    method: str, layers: Sequence[LayerSpec], record: TaskRecord, encoded: EncodedTask
-) -> TaskProjection:
-    """A task as it lies on disk, as tensors in fp32."""
-    from vlora_engine.subspace import TaskProjection
-
-    loadings_a, loadings_b = {}, {}
-    for spec, a, b in decode_task(layers, method, record, encoded):
-        loadings_a[spec.name], loadings_b[spec.name] = a.float(), b.float()
-    names = list(loadings_a)
-    scales = dict(zip(names, record.scales, strict=True)) | {o.name: o.scale for o in record.own}
-    return TaskProjection(
-        task_id=record.id,
-        loadings_a=loadings_a,
-        loadings_b=loadings_b,
-        scales=scales,
-        rest=encoded.rest,
-        config=dict(record.config),
-        source_norms=dict(zip(names, encoded.norms.tolist(), strict=True)),
-        errors=dict(zip(names, encoded.errors.tolist(), strict=True)),
-        own=encoded.own,
-        record=record,
-    )
-
-
-def encode_projection(
-    method: str, layers: Sequence[LayerSpec], projection: TaskProjection, dtype: str
-) -> tuple[TaskRecord, EncodedTask]:
-    """The inverse of `decode_projection`.
-
-    Raises:
-        SubspaceError: A loading does not have the shape that the basis asks for.
-    """
-    places = {spec.name: i for i, spec in enumerate(layers)}
-    names = sorted(projection.loadings_a, key=lambda n: places.get(n, -1))
-    values, exponents, ranks = [], [], []
-    for name in names:
-        if name not in places:
-            raise SubspaceError(f"The subspace has no module {name!r}.", where=projection.task_id)
-        a, b = projection.loadings_a[name], projection.loadings_b[name]
-        rank = layers[places[name]].rank if method == "flat" else a.shape[0]
-        form = _checked_form(method, layers[places[name]], rank, a, b, projection)
-        own, powers = encode_loadings(form, a.double()[None], b.double()[None], dtype)
-        values.append(own[0])
-        exponents.append(powers[0])
-        ranks.append(rank)
-    encoded = EncodedTask(
-        values=torch.cat(values) if values else torch.zeros(0, dtype=torch_dtype(dtype)),
-        exponents=torch.stack(exponents) if exponents else torch.zeros(0, 2, dtype=torch.int8),
-        norms=torch.tensor([projection.source_norms.get(n, 0.0) for n in names]),
-        errors=torch.tensor([projection.errors.get(n, 0.0) for n in names]),
-        own=projection.own,
-        rest=projection.rest,
-    )
-    record = projection.record or _new_record(projection, names, ranks)
-    own_ranks = record.ranks if method == "flat" and projection.record else tuple(ranks)
-    shared = tuple(places[n] for n in names)
-    scales = tuple(float(projection.scales.get(n, 1.0)) for n in names)
-    record = replace(record, layers=shared, ranks=own_ranks, scales=scales)
-    return replace(record, id=projection.task_id, config=dict(projection.config)), encoded
-
-
-def _checked_form(
-    method: str, spec: LayerSpec, rank: int, a: Tensor, b: Tensor, projection: TaskProjection
-) -> LoadingsForm:
-    form = LoadingsForm(method, rank, spec.k_a, spec.k_b)
-    wanted = (
-        [(spec.k_a,), (spec.k_b,)] if method == "flat" else [(rank, spec.k_a), (rank, spec.k_b)]
-    )
-    if [tuple(a.shape), tuple(b.shape)] != wanted:
-        raise SubspaceError(
-            f"The loadings of task {projection.task_id!r} do not fit the basis.",
-            where=spec.name,
-            expected=str(wanted),
-            found=f"{tuple(a.shape)}, {tuple(b.shape)}",
-        )
-    return form
-
-
-def _new_record(
-    projection: TaskProjection, names: Sequence[str], ranks: Sequence[int]
-) -> TaskRecord:
-    """The record of a task that stands for no adapter at hand (a blend, a trained one)."""
-    norm = sum(v * v for v in projection.source_norms.values()) ** 0.5
-    return TaskRecord(
-        id=projection.task_id,
-        file="",
-        sha256="",
-        nbytes=0,
-        digest="",
-        layers=(),
-        ranks=(),
-        scales=(),
-        dtypes=("F32",) * len(names),
-        norm=figure(norm),
-        error=0.0,
-        rank=max(ranks, default=0),
-        config=projection.config,
-        rest=len(projection.rest),
-        rest_bytes=sum(t.numel() * t.element_size() for t in projection.rest.values()),
-        measured=False,
-    )
 
 
 def reconstruct(subspace: SharedSubspace, projection: TaskProjection) -> LoRAWeights:

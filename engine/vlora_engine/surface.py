@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +168,11 @@ class Spectra:
     @property
     def complete(self) -> bool:
         return len(self.layers) == len(self.layer_names)
+
+    def measured(self) -> Spectra:
+        """The same over the layers that are computed, for figures while the others arrive."""
+        names = [name for name in self.layer_names if name in self.layers]
+        return replace(self, layer_names=names)
 
     @property
     def weights(self) -> Array:

@@ -234,16 +234,15 @@ def test_columns_is_what_lorashare_computes_where_the_mean_is_zero(tmp_path, k):
 
 
 @pytest.mark.peers
-@pytest.mark.parametrize("k", [8, 32])
-@pytest.mark.parametrize("name", SETS)
-def test_columns_is_no_worse_than_lorashare_where_the_mean_is_not_zero(real_adapters, name, k):
+@pytest.mark.parametrize("k", [9, 19])
+def test_columns_has_no_floor_where_the_mean_is_not_zero(real_adapters, k):
     """lorashare takes the mean off to find its directions and never puts it back."""
-    adapters = loaded(real_adapters / name)
-    places = {task: real_adapters / name / task for task in adapters}
+    adapters = loaded(real_adapters / "roberta-checkpoints")
+    places = {task: real_adapters / "roberta-checkpoints" / task for task in adapters}
     ours, theirs = by_us(adapters, "columns", k), by_lorashare(adapters, places, k)
 
     def mean_error(found: Weights) -> float:
         errors = [dw_error(w, factors_of(found[task], w)) for task, w in adapters.items()]
         return sum(errors) / len(errors)
 
-    assert mean_error(ours) < 1.001 * mean_error(theirs)
+    assert mean_error(ours) < 0.5 * mean_error(theirs)

@@ -1,0 +1,310 @@
+"""The tasks of a subspace: one in its coordinates, and all of them by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, MutableMapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlora_engine.build import Collection, assemble_task
+from vlora_engine.encode import EncodedTask, LoadingsForm, TaskLayer, encode_loadings
+from vlora_engine.errors import ParameterError, SubspaceError
+from vlora_engine.layer import BuiltLayer, LayerBasis
+from vlora_engine.manifest import LayerSpec, TaskRecord, unknown_task
+from vlora_engine.records import figure
+from vlora_engine.store import StoredSubspace, decode_task
+from vlora_engine.tensorfile import torch_dtype
+
+
+@dataclass
+class TaskProjection:
+    """A task in the subspace's coordinates.
+
+    Args:
+        loadings_a: Per module (r, k_a), `flat`: (k_a,). loadings_b: likewise with k_b.
+        scales: Per module the adapter's scale.
+        rest: Rest tensors, bit for bit. config: adapter_config.json as found.
+        source_norms: Per module ||dW|| of the adapter it stands for.
+        errors: Per module the relative error of dW, on what is stored.
+        own: Modules that the basis lacks, as factors.
+        record: What the index says of it.
+    """
+
+    task_id: str
+    loadings_a: dict[str, Tensor]
+    loadings_b: dict[str, Tensor]
+    scales: dict[str, float] = field(default_factory=dict)
+    rest: dict[str, Tensor] = field(default_factory=dict)
+    config: dict[str, Any] = field(default_factory=dict)
+    source_norms: dict[str, float] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    own: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    record: TaskRecord | None = None
+
+    def __repr__(self) -> str:
+        return f"TaskProjection(task_id={self.task_id!r}, layers={len(self.loadings_a)})"
+
+
+class TaskMap(MutableMapping[str, TaskProjection]):
+    """Tasks by id. Those on disk or freshly encoded become projections when asked for."""
+
+    def __init__(
+        self,
+        method: str,
+        layers: Sequence[LayerSpec],
+        dtype: str,
+        stored: StoredSubspace | None = None,
+    ) -> None:
+        self._method, self._layers, self._dtype = method, list(layers), dtype
+        self._stored = stored
+        self._records: dict[str, TaskRecord] = _stored_records(stored) if stored else {}
+        self._encoded: dict[str, EncodedTask] = {}
+        self._projections: dict[str, TaskProjection] = {}
+        self._changed: set[str] = set()
+
+    def put(self, record: TaskRecord, encoded: EncodedTask) -> None:
+        """Add a task in its encoded form."""
+        self._records[record.id] = record
+        self._encoded[record.id] = encoded
+        self._projections.pop(record.id, None)
+        self._changed.add(record.id)
+
+    def amend(self, task_id: str, record: TaskRecord) -> None:
+        """Replace what the index says of a task; its loadings stay."""
+        self._records[task_id] = record
+        self._projections.pop(task_id, None)
+
+    def record(self, task_id: str) -> TaskRecord:
+        """What the index says of a task."""
+        if task_id not in self._records:
+            raise unknown_task(task_id, self._records, self._place())
+        return self._records[task_id]
+
+    def records(self) -> list[TaskRecord]:
+        return list(self._records.values())
+
+    def encoded(self, task_id: str) -> EncodedTask:
+        """A task as it lies, or will lie, on disk."""
+        record = self.record(task_id)
+        if task_id in self._encoded:
+            return self._encoded[task_id]
+        assert self._stored is not None  # noqa: S101  (a record is encoded or stored)
+        return self._stored.task(record)
+
+    @property
+    def changed(self) -> set[str]:
+        """Tasks whose files are not those of the directory this came from."""
+        return set(self._changed)
+
+    def rebind(self, stored: StoredSubspace) -> None:
+        """From now on, unchanged tasks are those of ``stored``."""
+        self._stored = stored
+        self._records = _stored_records(stored)
+        self._encoded.clear()
+        self._changed.clear()
+
+    def __getitem__(self, task_id: str) -> TaskProjection:
+        if task_id not in self._projections:
+            record = self.record(task_id)
+            self._projections[task_id] = decode_projection(
+                self._method, self._layers, record, self.encoded(task_id)
+            )
+        return self._projections[task_id]
+
+    def __setitem__(self, task_id: str, projection: TaskProjection) -> None:
+        if task_id != projection.task_id:
+            raise SubspaceError(
+                "A task is filed under its own id.", expected=projection.task_id, found=task_id
+            )
+        record, encoded = encode_projection(self._method, self._layers, projection, self._dtype)
+        self.put(record, encoded)
+
+    def __delitem__(self, task_id: str) -> None:
+        self.record(task_id)
+        del self._records[task_id]
+        self._encoded.pop(task_id, None)
+        self._projections.pop(task_id, None)
+        self._changed.discard(task_id)
+
+    def __contains__(self, task_id: object) -> bool:
+        return task_id in self._records
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._records)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def _place(self) -> Path | None:
+        return self._stored.manifest.path if self._stored else None
+
+
+def collect_tasks(
+    method: str, collection: Collection, built: Sequence[BuiltLayer]
+) -> tuple[dict[str, LayerBasis], list[LayerSpec], TaskMap]:
+    """Built layers as bases, layer specs and tasks in memory."""
+    bases = {layer.basis.name: layer.basis for layer in built}
+    specs = [
+        replace(spec, k_a=len(bases[spec.name].a), k_b=len(bases[spec.name].b))
+        for spec in collection.layers
+    ]
+    shares = _shares(built)
+    tasks = TaskMap(method, specs, collection.dtype)
+    for name, source in collection.sources.items():
+        record, encoded = assemble_task(collection, name, shares[name], file="", out=None)
+        location = str(source.path.absolute()) if source.path else None
+        tasks.put(replace(record, source=location), encoded)
+    return bases, specs, tasks
+
+
+def task_names(task_ids: Sequence[str] | None, count: int) -> list[str]:
+    """The given names, or ``task_0`` and on.
+
+    Raises:
+        ParameterError: A wrong number of them, an empty one, or two alike.
+    """
+    if task_ids is None:
+        return [f"task_{i}" for i in range(count)]
+    if len(task_ids) != count:
+        raise ParameterError(
+            "Every adapter needs one name.", expected=f"{count} names", found=str(len(task_ids))
+        )
+    double = sorted({name for name in task_ids if list(task_ids).count(name) > 1})
+    if double or "" in task_ids:
+        raise ParameterError(
+            f"Two adapters are named {double[0]!r}." if double else "A task's name is empty.",
+            remedy="give every adapter a name of its own (--names)",
+        )
+    return list(task_ids)
+
+
+def decode_projection(
+    method: str, layers: Sequence[LayerSpec], record: TaskRecord, encoded: EncodedTask
+) -> TaskProjection:
+    """A task as it lies on disk, as tensors in fp32."""
+    loadings_a, loadings_b = {}, {}
+    for spec, a, b in decode_task(layers, method, record, encoded):
+        loadings_a[spec.name], loadings_b[spec.name] = a.float(), b.float()
+    names = list(loadings_a)
+    scales = dict(zip(names, record.scales, strict=True)) | {o.name: o.scale for o in record.own}
+    return TaskProjection(
+        task_id=record.id,
+        loadings_a=loadings_a,
+        loadings_b=loadings_b,
+        scales=scales,
+        rest=encoded.rest,
+        config=dict(record.config),
+        source_norms=dict(zip(names, encoded.norms.tolist(), strict=True)),
+        errors=dict(zip(names, encoded.errors.tolist(), strict=True)),
+        own=encoded.own,
+        record=record,
+    )
+
+
+def encode_projection(
+    method: str, layers: Sequence[LayerSpec], projection: TaskProjection, dtype: str
+) -> tuple[TaskRecord, EncodedTask]:
+    """The inverse of `decode_projection`.
+
+    Raises:
+        SubspaceError: A loading does not have the shape that the basis asks for.
+    """
+    places = {spec.name: i for i, spec in enumerate(layers)}
+    names = sorted(projection.loadings_a, key=lambda n: places.get(n, -1))
+    values, exponents, ranks = [], [], []
+    for name in names:
+        if name not in places:
+            raise SubspaceError(f"The subspace has no module {name!r}.", where=projection.task_id)
+        a, b = projection.loadings_a[name], projection.loadings_b[name]
+        rank = layers[places[name]].rank if method == "flat" else a.shape[0]
+        form = _checked_form(method, layers[places[name]], rank, a, b, projection)
+        own, powers = encode_loadings(form, a.double()[None], b.double()[None], dtype)
+        values.append(own[0])
+        exponents.append(powers[0])
+        ranks.append(rank)
+    encoded = EncodedTask(
+        values=torch.cat(values) if values else torch.zeros(0, dtype=torch_dtype(dtype)),
+        exponents=torch.stack(exponents) if exponents else torch.zeros(0, 2, dtype=torch.int8),
+        norms=torch.tensor([projection.source_norms.get(n, 0.0) for n in names]),
+        errors=torch.tensor([projection.errors.get(n, 0.0) for n in names]),
+        own=projection.own,
+        rest=projection.rest,
+    )
+    record = projection.record or _new_record(projection, names, ranks)
+    own_ranks = record.ranks if method == "flat" and projection.record else tuple(ranks)
+    shared = tuple(places[n] for n in names)
+    scales = tuple(float(projection.scales.get(n, 1.0)) for n in names)
+    record = replace(record, layers=shared, ranks=own_ranks, scales=scales)
+    return replace(record, id=projection.task_id, config=dict(projection.config)), encoded
+
+
+def _checked_form(
+    method: str, spec: LayerSpec, rank: int, a: Tensor, b: Tensor, projection: TaskProjection
+) -> LoadingsForm:
+    form = LoadingsForm(method, rank, spec.k_a, spec.k_b)
+    wanted = (
+        [(spec.k_a,), (spec.k_b,)] if method == "flat" else [(rank, spec.k_a), (rank, spec.k_b)]
+    )
+    if [tuple(a.shape), tuple(b.shape)] != wanted:
+        raise SubspaceError(
+            f"The loadings of task {projection.task_id!r} do not fit the basis.",
+            where=spec.name,
+            expected=str(wanted),
+            found=f"{tuple(a.shape)}, {tuple(b.shape)}",
+        )
+    return form
+
+
+def _new_record(
+    projection: TaskProjection, names: Sequence[str], ranks: Sequence[int]
+) -> TaskRecord:
+    """The record of a task that stands for no adapter at hand (a blend, a trained one)."""
+    norm = sum(v * v for v in projection.source_norms.values()) ** 0.5
+    return TaskRecord(
+        id=projection.task_id,
+        file="",
+        sha256="",
+        nbytes=0,
+        digest="",
+        layers=(),
+        ranks=(),
+        scales=(),
+        dtypes=("F32",) * len(names),
+        norm=figure(norm),
+        error=0.0,
+        rank=max(ranks, default=0),
+        config=projection.config,
+        rest=len(projection.rest),
+        rest_bytes=sum(t.numel() * t.element_size() for t in projection.rest.values()),
+        measured=False,
+    )
+
+
+def _stored_records(stored: StoredSubspace) -> dict[str, TaskRecord]:
+    """The records of a directory, with sources as absolute paths while they are in memory."""
+    home = stored.manifest.path.absolute().parent
+    return {
+        name: record
+        if record.source is None
+        else replace(record, source=os.path.normpath(home / record.source))
+        for name, record in stored.manifest.tasks.items()
+    }
+
+
+def _shares(built: Sequence[BuiltLayer]) -> dict[str, list[TaskLayer]]:
+    shares: dict[str, list[TaskLayer]] = {}
+    for layer in built:
+        for i, name in enumerate(layer.tasks):
+            share = TaskLayer(
+                layer.values[i],
+                layer.exponents[i],
+                float(layer.energy[i]),
+                float(layer.residual[i]),
+            )
+            shares.setdefault(name, []).append(share)
+    return shares
