@@ -10,11 +10,11 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format bench clean
+.PHONY: help venv demo test lint format bench screenshots clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' \
-		| while IFS='|' read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
+		| while IFS='|' read -r name text; do printf '  make %-12s %s\n' "$$name" "$$text"; done
 
 venv: $(VENV)/.ready ## set up .venv, or bring it up to date (PYTHON=python3.12 chooses the interpreter)
 
@@ -50,6 +50,9 @@ format: $(VENV)/.ready ## let ruff mend what it can
 
 bench: $(VENV)/.ready-peers ## compare speed, memory and error with both peers (installs them)
 	$(BIN)/python -m tests.benchmarks.run $(BENCH_ARGS)
+
+screenshots: $(VENV)/.ready ## make the pictures of this README again, from real runs
+	$(BIN)/python screenshots/make.py
 
 clean: ## remove builds and caches; .venv stays
 	rm -rf build dist out .pytest_cache .mypy_cache .ruff_cache .hypothesis

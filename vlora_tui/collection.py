@@ -20,6 +20,7 @@ from vlora_tui.recipe import AdapterInput, Recipe
 
 if TYPE_CHECKING:
     from vlora_engine.adapters import AdapterSource
+    from vlora_engine.health import Finding
     from vlora_engine.manifest import Manifest
 
 
@@ -48,6 +49,7 @@ class Collection:
     unusable: list[Unusable] = field(default_factory=list)
     base_models: tuple[str, ...] = ()
     manifest: Manifest | None = None
+    closed: list[Finding] = field(default_factory=list)  # directories that may not be read
 
     @property
     def tasks(self) -> list[str]:
@@ -79,7 +81,7 @@ def gather_adapters(entries: Sequence[AdapterInput], *, skip_bad: bool = False) 
     from vlora_engine.formats import open_adapter
 
     collection = Collection()
-    found = _find(entries)
+    found, collection.closed = _find(entries)
     _require_names_apart(found)
     bases: dict[str, None] = {}
     for one in found:
@@ -111,7 +113,7 @@ class _Found:
     error: VLoRAError | None = None
 
 
-def _find(entries: Sequence[AdapterInput]) -> list[_Found]:
+def _find(entries: Sequence[AdapterInput]) -> tuple[list[_Found], list[Finding]]:
     from vlora_engine.catalog import scan
     from vlora_engine.formats.places import split_task
 
@@ -142,7 +144,8 @@ def _find(entries: Sequence[AdapterInput]) -> list[_Found]:
             expected="folders with adapter_config.json and adapter_model.safetensors",
             remedy="check the path; `vlora-tui inspect DIR` lists what a folder holds",
         )
-    return found
+    remarks = catalog.findings if catalog is not None else ()
+    return found, [finding for finding in remarks if finding.code == "closed-directory"]
 
 
 def _given_names(entries: Sequence[AdapterInput], found: Sequence[str]) -> dict[str, str]:

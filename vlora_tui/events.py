@@ -27,6 +27,15 @@ class Event:
 
 
 @dataclass(frozen=True)
+class Queued(Event):
+    """A job was handed to its process; told again while it waits for its device."""
+
+    type: ClassVar[str] = "queued"
+    device: str
+    ahead: tuple[str, ...] = ()  # the jobs that come first, the running one in front
+
+
+@dataclass(frozen=True)
 class Started(Event):
     """The first event: what is going to be done."""
 
@@ -97,6 +106,15 @@ class LayerDone(Event):
     layer: str
     done: int
     total: int
+
+
+@dataclass(frozen=True)
+class SpectraBegun(Event):
+    """Spectra are being computed: ``partial`` holds the layers that are done, until it is moved."""
+
+    type: ClassVar[str] = "spectra_begun"
+    path: str
+    partial: str
 
 
 @dataclass(frozen=True)
@@ -224,8 +242,10 @@ class EventWriter:
         self._clock, self._now = clock, now
         self._last_progress = -math.inf
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._seq = _last_seq(path)
-        self._torn = _ends_torn(path)  # a killed run's last line must not swallow our first
+        there = path.is_file()  # a pipe or a device has nothing to go on from, and no end
+        self._seq = _last_seq(path) if there else 0
+        # A killed run's last line must not swallow our first.
+        self._torn = there and _ends_torn(path)
         self._file = path.open("ab", buffering=0)
 
     def __call__(self, event: Event) -> None:
@@ -257,6 +277,12 @@ def encode(event: Event, *, seq: int, time: float) -> str:
 
 def decode(line: str) -> tuple[int, Event] | None:
     """The sequence number and event of one line; None for a torn line or an unknown type."""
+    found = decode_timed(line)
+    return None if found is None else (found[0], found[2])
+
+
+def decode_timed(line: str | bytes) -> tuple[int, float, Event] | None:
+    """The same with the time at which it was told, in seconds since 1970."""
     try:
         row = json.loads(line)
     except ValueError:
@@ -267,7 +293,7 @@ def decode(line: str) -> tuple[int, Event] | None:
     known = {f.name for f in fields(cls)}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k in known}
     try:
-        return int(row["seq"]), cls(**values)
+        return int(row["seq"]), float(row.get("time", 0)), cls(**values)
     except (KeyError, TypeError, ValueError):
         return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Sequence
@@ -39,6 +38,8 @@ def spectra_dir(adapters: Iterable[tuple[str, Sequence[object]]], methods: Seque
         methods: The methods that the spectra cover.
     """
     lines = sorted(f"{name}\0{[str(part) for part in identity]}" for name, identity in adapters)
+    import hashlib
+
     from vlora_engine import __version__
 
     text = "\n".join([__version__, *sorted(methods), *lines])

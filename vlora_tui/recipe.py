@@ -126,7 +126,7 @@ def load_recipe(path: str | Path) -> Recipe:
     """
     from vlora_tui.recipe_reader import parse_recipe
 
-    file = Path(path).expanduser()
+    file = _expanded(str(path))
     try:
         text = file.read_text("utf-8")
     except FileNotFoundError:
@@ -158,7 +158,7 @@ def absolute(recipe: Recipe, base: Path) -> Recipe:
     """The recipe with every path absolute, relative ones taken from ``base``; ``~`` expands."""
 
     def whole(text: str) -> str:
-        return os.path.normpath(base / Path(text).expanduser())
+        return os.path.normpath(base / _expanded(text))
 
     compress = recipe.compress
     if compress is not None and compress.spectra not in (None, CACHE):
@@ -235,10 +235,12 @@ def named_inputs(paths: Sequence[str], names: Sequence[str] = ()) -> tuple[Adapt
     if names and len(names) != len(paths):
         raise ParameterError(
             "There must be one name for each adapter.",
-            expected=f"{len(paths)} names",
+            expected=f"{len(paths)} {'name' if len(paths) == 1 else 'names'}",
             found=f"{len(names)}",
             remedy="--names a b c, in the order of the adapters",
         )
+    if any(not name.strip() for name in names):
+        raise ParameterError("A task needs a name.", found=repr(list(names)))
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ParameterError(f"Two adapters are both named {twice!r}.")
@@ -249,6 +251,12 @@ def named_inputs(paths: Sequence[str], names: Sequence[str] = ()) -> tuple[Adapt
 def is_path(text: str) -> bool:
     """Whether ``text`` names a path and not a task: a ``/`` in it, or a leading ``.`` or ``~``."""
     return "/" in text or text.startswith((".", "~"))
+
+
+def _expanded(path: str) -> Path:
+    from vlora_engine.formats.places import expanded  # the formats are no matter before that
+
+    return expanded(path)
 
 
 def refuse_remote(text: str) -> None:

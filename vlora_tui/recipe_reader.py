@@ -136,7 +136,14 @@ def check_compress(compress: Compress, table: Table) -> None:
     if compress.method == "flat" and "k_a" in ks and compress.k_a != compress.k_b:
         table.fail("k_a", "The method flat has one k for both sides.", expected="k")
     if compress.adaptive and compress.variance is None:
-        table.fail("adaptive", "adaptive goes with a variance.", expected="variance")
+        table.fail(
+            "adaptive",
+            "adaptive goes with a variance.",
+            expected="variance",
+            remedy="leave it out: with an error or a budget every layer gets its own k anyway"
+            if targets
+            else None,
+        )
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", compress.device):
         table.fail(
             "device", "This is no device.", expected="auto, cpu, cuda, cuda:N or mps",
@@ -158,7 +165,7 @@ def _read_layers(table: Table) -> dict[str, int]:
 
 
 def _read_output(table: Table) -> str:
-    path = table.get("subspace", str, REQUIRED)
+    path = table.path_at("subspace")
     table.end()
     return path
 
@@ -167,7 +174,7 @@ def _read_export(table: Table) -> Export:
     export = Export(
         tasks=table.words("tasks", ["*"]),
         target=table.choice("target", TARGETS, "peft", TARGETS_TO_COME),
-        path=table.get("path", str, REQUIRED),
+        path=table.path_at("path"),
         verify=table.get("verify", bool, True),
         dtype=table.get("dtype", str),
         alpha=_finite(table, "alpha"),
@@ -199,7 +206,7 @@ def _read_merge(table: Table) -> Merge:
         weights=None if weights is None else tuple(float(weight) for weight in weights),
         space=table.choice("space", ("delta", "factors"), "delta"),
         rank=table.natural("rank"),
-        path=table.get("path", str, REQUIRED),
+        path=table.path_at("path"),
     )
     return _with_parameters(merge, table)
 

@@ -53,6 +53,13 @@ class Table:
             )
         return value
 
+    def path_at(self, key: str) -> str:
+        """A path to write to: there, and not empty."""
+        path = self.get(key, str, REQUIRED)
+        if not path or "\0" in path:
+            self.fail(key, f"{key!r} names no place.", expected="a path", found=repr(path))
+        return path
+
     def choice(
         self, key: str, allowed: tuple[str, ...], default: str, later: tuple[str, ...] = ()
     ) -> str:

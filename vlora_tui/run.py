@@ -8,15 +8,17 @@ Headers are read without torch; the engine's numerics are imported when a step n
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlora_engine.errors import Cancelled, VLoRAError
+from vlora_engine.errors import Cancelled, ParameterError, VLoRAError
+from vlora_engine.files import check_output, partial_path
 from vlora_tui import events, paths
 from vlora_tui.collection import Collection, gather
+from vlora_tui.locking import waiting_lock
 from vlora_tui.recipe import CACHE, METHODS, Compress, Recipe, resolve
 from vlora_tui.writing import Writer, plan_outputs
 
@@ -39,6 +41,7 @@ class Run:
         force: Replace outputs that exist.
         job: Names the partial output, so that a later run finds it again.
         cancelled: Asked between layers and tasks; True ends the run with `events.Cancelled`.
+        done: Outputs that an earlier attempt has put into their places; they are not made again.
     """
 
     recipe: Recipe
@@ -46,6 +49,7 @@ class Run:
     force: bool = False
     job: str = "run"
     cancelled: CancelCheck = lambda: False
+    done: frozenset[str] = frozenset()
     outputs: list[str] = field(default_factory=list)
     collection: Collection = field(default_factory=Collection)
 
@@ -69,9 +73,10 @@ class Run:
                 raise fault
             self._steps()
         except Cancelled as error:
-            if self.recipe.output is not None and error.remedy is None:
+            kept = self._keeps_layers()
+            if kept and error.remedy is None:
                 error.remedy = "run the same again: it goes on with the layers that are done"
-            self.emit(events.Cancelled(error.what, resumable=self.recipe.output is not None))
+            self.emit(events.Cancelled(error.what, resumable=kept))
             raise
         except KeyboardInterrupt:
             self.emit(events.Cancelled("Interrupted."))
@@ -84,14 +89,33 @@ class Run:
             raise
         self.emit(events.Finished(time.perf_counter() - start, tuple(self.outputs)))
 
+    def _keeps_layers(self) -> bool:
+        """Whether a build was stopped whose finished layers the next one will use."""
+        out = self.recipe.output
+        return out is not None and (partial_path(Path(out), self.job) / "layers").is_dir()
+
     def _steps(self) -> None:
-        self.collection = gather(self.recipe)
+        recipe = self.recipe
+        if recipe.compress is None and not recipe.exports and not recipe.merges:
+            raise ParameterError(
+                "The recipe has inputs and nothing to do with them.",
+                expected="a [compress], [[export]] or [[merge]] table",
+            )
+        self.collection = gather(recipe)
         self._tell_collection()
-        plan_outputs(self.recipe, self.collection, force=self.force)
-        if self.recipe.compress is not None:
+        plan_outputs(self.recipe, self.collection, force=self.force, done=self.done)
+        if self.recipe.output is not None and self.recipe.output in self.done:
+            self.outputs.append(self.recipe.output)
+        elif self.recipe.compress is not None:
             self._compress(self.recipe.compress, Path(str(self.recipe.output)))
         writer = Writer(
-            self.recipe, self.collection, self.emit, self.force, self._on_progress, self.cancelled
+            self.recipe,
+            self.collection,
+            self.emit,
+            self.force,
+            self._on_progress,
+            self.cancelled,
+            self.done,
         )
         self.outputs += writer.export_all()
         self.outputs += writer.merge_all()
@@ -100,6 +124,8 @@ class Run:
         found = self.collection
         for adapter in found.unusable:
             self._skip(adapter.name, adapter.error)
+        for finding in found.closed:
+            self._remark(finding)
         if found.adapters:
             self.emit(
                 events.AdaptersFound(
@@ -110,9 +136,20 @@ class Run:
                 )
             )
 
+    def _tell_mixed_bases(self) -> None:
+        from vlora_engine.catalog import normalise_base_model
+
+        named = {normalise_base_model(name): name for name in self.collection.base_models}
+        if len(named) > 1:
+            text = "The adapters name different base models; a subspace is meant for one."
+            self.emit(events.Remark(text, ", ".join(named.values()), "base-models-differ"))
+
     def _compress(self, compress: Compress, out: Path) -> None:
         from vlora_engine.build import build_subspace
+        from vlora_engine.spectrum import pick_device
 
+        pick_device(compress.device)  # before anything is read
+        self._tell_mixed_bases()
         check = self._check()
         spectra = self._spectra(compress, check)
         if spectra is not None:
@@ -132,6 +169,9 @@ class Run:
         )
         figures = report.as_dict()
         self.outputs.append(str(out))
+        if report.reused_layers:
+            text = f"{report.reused_layers} of {len(report.k)} layers were done already, by a run"
+            self.emit(events.Remark(f"{text} that was stopped.", code="resumed"))
         self.emit(events.SubspaceWritten(str(out), figures))
         for finding in report.findings:
             if finding.code not in {f.code for f in check.findings}:
@@ -157,7 +197,6 @@ class Run:
 
     def _spectra(self, compress: Compress, check: CheckReport) -> Spectra | None:
         """The spectra that a choice is made on; with k given there is nothing to choose."""
-        from vlora_engine.spectrum import compute_spectra
         from vlora_engine.surface import Spectra
 
         if compress.spectra not in (None, CACHE):
@@ -171,20 +210,51 @@ class Run:
             self.emit(events.Remark("The cache cannot be written.", where, "no-cache"))
             return None  # the build computes its own
         else:
-            reused = False
-            spectra = compute_spectra(
-                self.collection.adapters,
-                self.collection.spectra_dir(METHODS),
-                methods=METHODS,
-                device=compress.device,
-                check=check,
-                skip_bad=self.recipe.input.skip_bad,
-                progress=self._on_progress,
-                cancelled=self.cancelled,
-                force=True,
-            )
+            target = self.collection.spectra_dir(METHODS)
+            with self._only_one(target):
+                cached = self._cached_spectra()
+                reused = cached is not None
+                spectra = cached or self._compute_spectra(
+                    target, check, compress.device, force=True
+                )
         self._tell_spectra(spectra, reused=reused)
         return spectra
+
+    def _compute_spectra(
+        self, target: Path, check: CheckReport, device: str, *, force: bool
+    ) -> Spectra:
+        from vlora_engine.spectrum import compute_spectra
+
+        self._tell_begun(target)
+        return compute_spectra(
+            self.collection.adapters,
+            target,
+            methods=METHODS,
+            device=device,
+            check=check,
+            skip_bad=self.recipe.input.skip_bad,
+            progress=self._on_progress,
+            cancelled=self.cancelled,
+            force=force,
+        )
+
+    @contextmanager
+    def _only_one(self, target: Path) -> Iterator[None]:
+        """Of several processes that want the same cached spectra one computes, the others wait."""
+
+        def waiting() -> None:
+            self._tell_begun(target)  # by the other, in the same place
+            text = "Another process computes these spectra; waiting for it."
+            self.emit(events.Remark(text, str(target), "spectra-wait"))
+
+        place = paths.cache_dir() / "locks" / f"{target.name}.lock"
+        with waiting_lock(place, cancelled=self.cancelled, waiting=waiting):
+            if self.cancelled():
+                raise Cancelled("Stopped as asked; no spectra were computed.")
+            yield
+
+    def _tell_begun(self, target: Path) -> None:
+        self.emit(events.SpectraBegun(str(target), str(partial_path(target, "spectra"))))
 
     def _tell_spectra(self, spectra: Spectra, *, reused: bool) -> None:
         self.emit(
@@ -244,29 +314,25 @@ class SpectraRun(Run):
     device: str = "auto"
 
     def _steps(self) -> None:
-        from vlora_engine.files import check_output
-        from vlora_engine.spectrum import compute_spectra
+        from vlora_engine.spectrum import pick_device
         from vlora_engine.surface import Spectra
 
+        pick_device(self.device)
         self.collection = gather(self.recipe)
         self._tell_collection()
-        target = self.target or self.collection.spectra_dir(METHODS)
-        cached = self._cached_spectra() if self.target is None and not self.force else None
-        if cached is None:
-            check_output(target, force=self.force or self.target is None)
-            compute_spectra(
-                self.collection.adapters,
-                target,
-                methods=METHODS,
-                device=self.device,
-                check=self._check(),
-                skip_bad=self.recipe.input.skip_bad,
-                progress=self._on_progress,
-                cancelled=self.cancelled,
-                force=self.force or self.target is None,
-            )
+        self._tell_mixed_bases()
+        target, reused = self.target or self.collection.spectra_dir(METHODS), False
+        if self.target is not None:
+            check_output(target, force=self.force)
+            self._compute_spectra(target, self._check(), self.device, force=self.force)
+        else:
+            paths.make_room(paths.spectra_root())
+            with self._only_one(target):
+                reused = not self.force and self._cached_spectra() is not None
+                if not reused:
+                    self._compute_spectra(target, self._check(), self.device, force=True)
         self.outputs.append(str(target))
-        self._tell_spectra(Spectra.load(target), reused=cached is not None)
+        self._tell_spectra(Spectra.load(target), reused=reused)
 
 
 def targets_of(compress: Compress) -> Targets:
@@ -333,9 +399,6 @@ def reason(error: VLoRAError | None) -> str:
     """An error in one line."""
     if error is None:
         return "unusable"
-    parts = [error.what.rstrip(".")]
-    if error.found:
-        parts.append(error.found)
-    if error.where:
-        parts.append(error.where)
-    return "; ".join(parts)
+    found = f" ({error.found})" if error.found else ""
+    where = f": {error.where}" if error.where else ""
+    return f"{error.what.rstrip('.')}{found}{where}"

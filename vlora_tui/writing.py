@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,16 @@ if TYPE_CHECKING:
     from vlora_engine.subspace import SharedSubspace
 
 
-def plan_outputs(recipe: Recipe, collection: Collection, *, force: bool) -> list[Path]:
+def plan_outputs(
+    recipe: Recipe,
+    collection: Collection,
+    *,
+    force: bool,
+    done: frozenset[str] = frozenset(),
+) -> list[Path]:
     """Every path that the recipe is going to write, checked: apart, and not there yet.
+
+    Those that are ``done`` may be there: an earlier attempt wrote them.
 
     Raises:
         NotFoundError: A task or adapter that an export or merge names is not there.
@@ -42,7 +51,7 @@ def plan_outputs(recipe: Recipe, collection: Collection, *, force: bool) -> list
         inputs.add(Path(recipe.input.subspace))
     _require_apart(outputs, inputs)
     for path in outputs:
-        check_output(path, force=force)
+        check_output(path, force=force or str(path) in done)
     return outputs
 
 
@@ -105,7 +114,9 @@ def merge_inputs(merge: Merge, collection: Collection) -> list[str]:
             names += match_tasks([word], collection.tasks)
     if len(names) < 2:
         raise ParameterError(
-            "A merge needs two adapters or more.", found=", ".join(names), where=merge.path
+            "A merge needs two adapters or more.",
+            found=", ".join(names),
+            remedy="name them one by one, or all of a folder: DIR/*",
         )
     if merge.weights is not None and len(merge.weights) != len(names):
         raise ParameterError(
@@ -126,7 +137,9 @@ class Writer:
     force: bool
     on_progress: ProgressCallback
     cancelled: Callable[[], bool]
+    done: frozenset[str] = frozenset()
     _loaded: SharedSubspace | None = None
+    _targets_told: bool = False
 
     def export_all(self) -> list[str]:
         """Write every exported task, read it back where the recipe says so; return the paths."""
@@ -147,7 +160,8 @@ class Writer:
         """Write every merge; return the paths."""
         for merge in self.recipe.merges:
             self._stop_if_asked()
-            self._merge(merge)
+            if merge.path not in self.done:
+                self._merge(merge)
         return [merge.path for merge in self.recipe.merges]
 
     def _export(self, subspace: SharedSubspace, export: Export, task: str, path: Path) -> None:
@@ -155,10 +169,28 @@ class Writer:
         from vlora_engine.formats import save_adapter
 
         weights = with_overrides(subspace.reconstruct(task), export)
-        save_adapter(weights, path, target=export.target, dtype=export.dtype, force=self.force)
+        if str(path) not in self.done:
+            save_adapter(weights, path, target=export.target, dtype=export.dtype, force=self.force)
+            self._tell_targets(export, path)
         self.emit(events.Exported(task, str(path), export.target, directory_bytes(path)))
         if export.verify:
             self.emit(events.Verified(task, str(path), verify_adapter(weights, path)))
+
+    def _tell_targets(self, export: Export, path: Path) -> None:
+        """Say so if PEFT would not find the modules under the names that were asked for."""
+        import json
+
+        wanted = export.target_modules
+        if wanted is None or self._targets_told:
+            return
+        config = json.loads((path / "adapter_config.json").read_text("utf-8"))
+        if sorted(config.get("target_modules") or ()) != sorted(wanted):
+            self._targets_told = True
+            text = (
+                f"target_modules {', '.join(wanted)} do not cover the modules that were trained, "
+                "and PEFT would load the adapter without them; the modules' own names are written."
+            )
+            self.emit(events.Remark(text, str(path), "targets-not-covered"))
 
     def _merge(self, merge: Merge) -> None:
         from vlora_engine.formats import save_adapter
@@ -226,17 +258,29 @@ def with_overrides(weights: LoRAWeights, export: Export) -> LoRAWeights:
 
 
 def _require_apart(outputs: Sequence[Path], inputs: set[Path]) -> None:
-    seen: set[Path] = set()
-    for path in outputs:
-        if path in seen:
-            raise ParameterError("Two outputs go to one place.", where=path)
-        seen.add(path)
-        for other in (*inputs, *(o for o in outputs if o is not path)):
-            if path == other:
+    # Through links: a link in the path must not lead an output onto an input.
+    written = [_unlinked(path) for path in outputs]
+    read = {_unlinked(path) for path in inputs} | {Path(os.path.realpath(p)) for p in inputs}
+    for i, path in enumerate(written):
+        if path in written[:i]:
+            raise ParameterError("Two outputs go to one place.", where=outputs[i])
+        if path in read:
+            raise ParameterError(
+                "An output is one of the inputs.",
+                where=outputs[i],
+                remedy="choose another output; nothing is changed in place",
+            )
+        for other in (*read, *written[:i], *written[i + 1 :]):
+            if path in other.parents or other in path.parents:
+                inside = f"{other} is in it" if path in other.parents else f"it is in {other}"
                 raise ParameterError(
-                    "An output is one of the inputs.",
-                    where=path,
-                    remedy="choose another output; nothing is changed in place",
+                    "One path of the recipe lies inside another.",
+                    where=outputs[i],
+                    found=inside,
+                    remedy="choose an output beside it",
                 )
-            if path in other.parents or (other in path.parents and other in outputs):
-                raise ParameterError("One path of the recipe lies inside another.", where=path)
+
+
+def _unlinked(path: Path) -> Path:
+    """``path`` with the links on the way resolved; its last part stays what it is."""
+    return Path(os.path.realpath(path.parent)) / path.name

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlora_engine import relations
 from vlora_engine.adapters import AdapterSource, ModuleShape, as_source
 from vlora_engine.coverage import coverage_total, subspace_coverage
 from vlora_engine.errors import ParameterError
@@ -133,11 +134,6 @@ def _factor_measures(sources: Sequence[AdapterSource], module: str) -> dict[str,
 
 # ---- outliers -----------------------------------------------------------------------------------
 
-# Spreads below these are taken as these: among near-identical adapters a difference that no one
-# would call one must not become a large score.
-_SPREAD_FLOOR = {"norm": math.log(1.05), "similarity": 0.02}
-_MAD_TO_SIGMA = 1.4826  # of a normal distribution
-
 
 def find_outliers(adapters: Sequence[Adapter], threshold: float = 2.0) -> list[dict[str, Any]]:
     """Adapters that stand apart from the rest, by the size or the direction of their effect.
@@ -166,43 +162,5 @@ def find_outliers(adapters: Sequence[Adapter], threshold: float = 2.0) -> list[d
 
 
 def outliers_of(gram: Tensor, threshold: float = 2.0) -> list[dict[str, Any]]:
-    """`find_outliers` from the (N, N) inner products, N at least 3."""
-    n = len(gram)
-    norms = gram.diagonal().clamp(min=0).sqrt()
-    similarity = (cosines(gram).sum(dim=1) - 1) / (n - 1)
-    # A zero norm has no logarithm; far below every other is what it means.
-    logs = norms.clamp(min=max(float(norms.max()), 1e-300) * 1e-12).log()
-    features = {"norm": logs, "similarity": similarity}
-    scores = {name: _scores_against_others(name, value) for name, value in features.items()}
-    scores["norm"] = (scores["norm"][0].abs(), scores["norm"][1])
-    scores["similarity"] = (-scores["similarity"][0], scores["similarity"][1])
-    distance2 = gram.diagonal() - 2 * gram.mean(dim=1) + gram.mean()
-    outliers = []
-    for i in range(n):
-        feature = max(scores, key=lambda name: float(scores[name][0][i]))
-        score, typical = (float(t[i]) for t in scores[feature])
-        if score <= threshold:
-            continue
-        outliers.append(
-            {
-                "index": i,
-                "distance": math.sqrt(max(0.0, float(distance2[i]))),
-                "z_score": score,
-                "feature": feature,
-                "value": float(norms[i] if feature == "norm" else similarity[i]),
-                "typical": math.exp(typical) if feature == "norm" else typical,
-                "norm": float(norms[i]),
-                "mean_similarity": float(similarity[i]),
-            }
-        )
-    return outliers
-
-
-def _scores_against_others(name: str, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Per entry its robust z-score among the others, and their median: (N,), (N,)."""
-    n = len(values)
-    others = values.expand(n, n)[~torch.eye(n, dtype=torch.bool)].view(n, n - 1)
-    typical = others.quantile(0.5, dim=1)
-    deviation = (others - typical[:, None]).abs().quantile(0.5, dim=1)
-    spread = (_MAD_TO_SIGMA * deviation).clamp(min=_SPREAD_FLOOR[name])
-    return (values - typical) / spread, typical
+    """`find_outliers` from the (N, N) inner products."""
+    return relations.outliers_of(gram.detach().cpu().double().numpy(), threshold)

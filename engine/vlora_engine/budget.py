@@ -101,6 +101,7 @@ def choose(
 
     Raises:
         ParameterError: No target or more than one, or one outside its range.
+        NotFoundError: The spectra are still under way.
         TargetError: No kept choice meets the target.
     """
     goals = {
@@ -111,6 +112,8 @@ def choose(
         "budget": budget,
     }
     check_targets(goals)
+    for name in spectra.layer_names:
+        spectra.table(name, method)  # raises where spectra under way have no table yet
     lossy = is_lossy(variance=variance, max_error=max_error, mean_error=mean_error, budget=budget)
     stored = storage_dtype(dtype, (task.dtype for task in spectra.tasks), lossy=lossy)
     solver = _Solver(spectra, method, stored, match_layers(spectra.layer_names, layers))
@@ -200,8 +203,8 @@ def predict(
     for name in spectra.layer_names:
         layer, pair = spectra.layers[name], k[name]
         own = spectra.table(name, method).at(*pair).astype(np.float64)
-        np.add.at(residual, layer.tasks, own)
-        np.add.at(energy, layer.tasks, layer.energy)
+        residual[layer.tasks] += own  # a layer names each task once
+        energy[layer.tasks] += layer.energy
         layer_errors[name] = float(_relative(own, layer.energy).mean())
         payload += int(layer_bytes(method, layer, *pair, dtype))
     errors = _relative(residual, energy)
@@ -244,7 +247,7 @@ class _Solver:
         self.energy = np.zeros(len(spectra.tasks))
         for name in spectra.layer_names:
             layer = spectra.layers[name]
-            np.add.at(self.energy, layer.tasks, layer.energy)
+            self.energy[layer.tasks] += layer.energy
         self.fixed_bytes = overhead_bytes(spectra, dtype) + rest_bytes(spectra)
 
     @cached_property
@@ -296,7 +299,9 @@ class _Solver:
                 f"Storing in {self.dtype} alone costs up to {rounding:.1g}.",
                 expected=f"an error target above {rounding:.1g}",
                 found=str(target),
-                remedy="store in fp32 (--dtype fp32) or allow more error",
+                remedy="allow more error"
+                if self.dtype == "F32"
+                else "store in fp32 (--dtype fp32) or allow more error",
             )
         goal = float(np.sqrt(target**2 - rounding**2))
         weights = self.spectra.weights
@@ -395,7 +400,7 @@ class _Solver:
     def _errors(self, state: Array) -> Array:
         residual = np.zeros(len(self.energy))
         for option, j in zip(self.options, state, strict=True):
-            np.add.at(residual, option.tasks, option.residual[:, j])
+            residual[option.tasks] += option.residual[:, j]
         return _relative(residual, self.energy)
 
     def _choices(self, state: Array) -> Choices:
@@ -431,18 +436,17 @@ class _Path:
 
 def _lower_hull(nbytes: Array, loss: Array) -> Array:
     """Indices of the lower convex hull of (bytes, loss), from the cheapest to the best."""
+    order = np.lexsort((loss, nbytes))
+    falling = np.minimum.accumulate(loss[order])
+    order = order[np.concatenate([[True], loss[order][1:] < falling[:-1]])]
+    x, y = nbytes[order].tolist(), loss[order].tolist()  # plain numbers: a loop of many steps
     hull: list[int] = []
-    for j in np.lexsort((loss, nbytes)):
-        if hull and loss[j] >= loss[hull[-1]]:
-            continue
-        while len(hull) > 1 and _slope(nbytes, loss, hull[-1], j) <= _slope(
-            nbytes, loss, hull[-2], hull[-1]
-        ):
+    for j in range(len(order)):
+        while len(hull) > 1:
+            i, last = hull[-2], hull[-1]
+            if (y[j] - y[last]) / (x[j] - x[last]) > (y[last] - y[i]) / (x[last] - x[i]):
+                break
             hull.pop()
-        hull.append(int(j))
-    return np.array(hull)
-
-
-def _slope(nbytes: Array, loss: Array, i: int, j: int) -> float:
-    """How steeply the loss falls a byte from i to j (negative), as a number to compare."""
-    return float((loss[j] - loss[i]) / (nbytes[j] - nbytes[i]))
+        hull.append(j)
+    kept: Array = order[hull]
+    return kept

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from vlora_engine.budget import Choice, check_targets, choose, match_layers, too
 from vlora_engine.check import CheckReport, check_adapters
 from vlora_engine.encode import EncodedTask, TaskLayer
 from vlora_engine.errors import Cancelled, ParameterError, StorageError, SubspaceError
-from vlora_engine.files import check_output, partial_path, publish
+from vlora_engine.files import check_output, discard, partial_path, publish, sole_writer
 from vlora_engine.health import Finding
 from vlora_engine.layer import BuiltLayer, LayerPlan, build_layer
 from vlora_engine.manifest import METHODS, LayerSpec, Manifest, TaskRecord
@@ -275,7 +275,7 @@ def build_layers(
     device: str = "auto",
     progress: ProgressCallback | None = None,
     cancelled: CancelCheck | None = None,
-) -> Iterator[BuiltLayer]:
+) -> Generator[BuiltLayer, None, None]:
     """Build the layers ``names`` (default: all) in order."""
     place, weights = pick_device(device), collection.weights
     indices = {spec.name: i for i, spec in enumerate(collection.layers)}
@@ -355,7 +355,8 @@ def build_subspace(
     Raises:
         CollectionError: Bad adapters. ParameterError, TargetError: k or the target.
         OutputExistsError: ``out`` is there and not ``force``.
-        StorageError: The disk refused; what was half written is removed.
+        StorageError: The disk refused; what was half written is removed. Or another process
+            is building the same output.
         Cancelled: Stopped between two layers; the finished ones are kept for ``resume``.
     """
     wanted = (targets or Targets(**named_targets)).checked()
@@ -372,8 +373,25 @@ def build_subspace(
     )
     known = Spectra.load(spectra) if isinstance(spectra, Path) else spectra
     partial = partial_path(out, job)
-    try:
+    with sole_writer(partial, out):
         _make(partial, keep=resume)
+        return _build_in(
+            partial, out, collection, wanted, known, device, force, progress, cancelled
+        )
+
+
+def _build_in(
+    partial: Path,
+    out: Path,
+    collection: Collection,
+    wanted: Targets,
+    known: Spectra | None,
+    device: str,
+    force: bool,
+    progress: ProgressCallback | None,
+    cancelled: CancelCheck | None,
+) -> BuildReport:
+    try:
 
         def compute() -> Spectra:
             return _spectra_in(partial, collection, device, progress, cancelled)
@@ -385,19 +403,20 @@ def build_subspace(
         built = build_layers(
             collection, plan, names=missing, device=device, progress=progress, cancelled=cancelled
         )
-        for layer in built:
-            parts.write(names.index(layer.basis.name), layer)
+        with closing(built):
+            for layer in built:
+                parts.write(names.index(layer.basis.name), layer)
         manifest = _assemble(partial / "result", out, collection, wanted.method, parts)
         report = _report(out, collection, plan, manifest, parts, len(names) - len(missing))
         publish(partial / "result", out, force=force)
-        shutil.rmtree(partial, ignore_errors=True)
+        discard(partial)
     except Cancelled:
         raise
     except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        discard(partial)
         raise error if isinstance(error, StorageError) else write_error(out, error) from None
     except Exception:
-        shutil.rmtree(partial, ignore_errors=True)
+        discard(partial)
         raise
     return report
 
@@ -414,10 +433,8 @@ def fingerprint(collection: Collection, plan: Plan) -> str:
 
 
 def _make(partial: Path, *, keep: bool) -> None:
-    if not keep:
-        shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(partial / "result", ignore_errors=True)
+    for entry in [partial / "result"] if keep else list(partial.iterdir()):
+        discard(entry)
 
 
 def _spectra_in(
@@ -435,7 +452,7 @@ def _spectra_in(
             _same_collection(collection, known)
             return known
         except SubspaceError:
-            shutil.rmtree(place)
+            discard(place)
     return compute_spectra(
         collection.sources,
         place,

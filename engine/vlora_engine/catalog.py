@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -158,27 +158,108 @@ def scan(
         NotFoundError: A path does not exist, or there is no adapter at any of them.
         ParameterError: A path is no local one.
     """
-    found: dict[str, _Entry] = {}
-    places = []
+    finder = Finder(max_depth=max_depth, max_adapters=max_adapters)
+    infos, subspaces = [], []
     for path in [paths] if isinstance(paths, str | Path) else paths:
+        for found in finder.look(path):
+            if isinstance(found, AdapterInfo):
+                infos.append(found)
+            else:
+                subspaces.append(found)
+    if not finder.count:
+        raise nothing_found(finder.places)
+    named = with_names(infos)
+    remarks = (
+        *_place_findings(finder.count, subspaces, max_adapters),
+        *closed_findings(finder.closed),
+    )
+    return Catalog(tuple(named), finder.groups(named), remarks, tuple(subspaces))
+
+
+class Finder:
+    """A scan that tells of each adapter as soon as it was looked at.
+
+    Places are looked into one after another; what was found before is not told of again.
+    """
+
+    def __init__(self, *, max_depth: int = MAX_DEPTH, max_adapters: int = MAX_ADAPTERS) -> None:
+        self.places: list[Path] = []
+        self.closed: list[Path] = []  # directories that may not be read
+        self._max_depth, self._max_adapters = max_depth, max_adapters
+        self._seen: set[str] = set()
+        self._tables: list[dict[str, tuple[str, int, int]]] = []  # per group, what it looks like
+        self._bases: list[str | None] = []
+        self._by_base: dict[str | None, list[int]] = {}
+
+    @property
+    def count(self) -> int:
+        """How many adapters and subspaces were found."""
+        return len(self._seen)
+
+    def look(self, path: str | Path) -> Iterator[AdapterInfo | Path]:
+        """The adapters at or below ``path``, each in its group, and the paths of subspaces.
+
+        An adapter's name is the whole path that it is named by, until `with_names` shortens it.
+
+        Raises:
+            NotFoundError: The path does not exist.
+            ParameterError: It is no local one.
+        """
         task = task_of_subspace(path)
         if task is not None:
-            found.setdefault(":".join((os.path.realpath(task[0]), task[1])), _task_entry(*task))
-            continue
-        places.append(existing_path(path))
-        for probe, form in _below(places[-1], max_depth, max_adapters - len(found)):
-            found.setdefault(os.path.realpath(probe.path), _entry(probe, form))
-    if not found:
-        raise _nothing_found(places)
-    subspaces = tuple(entry.path for entry in found.values() if entry.is_subspace)
-    listed = [entry for entry in found.values() if not entry.is_subspace]
-    names = unique_names([entry.named for entry in listed])
-    remarks = tuple(_place_findings(len(found), subspaces, max_adapters))
-    found.clear()
-    listed.reverse()  # popped one by one, so that a header is let go of once it was looked at
-    looked = [_look(name, listed.pop()) for name in names]
-    infos, groups = _group([info for info, _ in looked], [modules for _, modules in looked])
-    return Catalog(infos, groups, remarks, subspaces)
+            if self._first_time(":".join((os.path.realpath(task[0]), task[1]))):
+                yield self._inspected(_task_entry(*task))
+            return
+        self.places.append(existing_path(path))
+        room = self._max_adapters - self.count
+        for probe, form in _below(self.places[-1], self._max_depth, room, self.closed):
+            if not self._first_time(os.path.realpath(probe.path)):
+                continue
+            yield probe.path if form.name == SUBSPACE else self._inspected(_entry(probe, form))
+
+    def groups(self, infos: Sequence[AdapterInfo]) -> tuple[Group, ...]:
+        """The groups of what was found, under the names that ``infos`` have."""
+        members: list[list[str]] = [[] for _ in self._tables]
+        for info in infos:
+            if info.group is not None:
+                members[info.group].append(info.name)
+        return tuple(
+            Group(number, base, tuple(members[number]), len(self._tables[number]))
+            for number, base in enumerate(self._bases)
+        )
+
+    def _first_time(self, key: str) -> bool:
+        known = key in self._seen
+        self._seen.add(key)
+        return not known
+
+    def _inspected(self, entry: _Entry) -> AdapterInfo:
+        info, modules = _look(entry)
+        return info if not modules else replace(info, group=self._group_of(info, modules))
+
+    def _group_of(self, info: AdapterInfo, modules: Mapping[str, ModuleShape]) -> int:
+        """The first group that it fits, or a new one.
+
+        It fits where the base model is the same (unknown is its own) and no module that both have
+        differs in kind or dimensions; ranks may differ.
+        """
+        base = normalise_base_model(info.base_model)
+        fits = {name: shape.fits for name, shape in modules.items()}
+        candidates = self._by_base.setdefault(base, [])
+        number = next((g for g in candidates if _agree(self._tables[g], fits, base)), None)
+        if number is None:
+            number = len(self._tables)
+            self._tables.append({})
+            self._bases.append(info.base_model)
+            candidates.append(number)
+        self._tables[number].update(fits)
+        return number
+
+
+def with_names(infos: Sequence[AdapterInfo]) -> list[AdapterInfo]:
+    """The same, each named by the shortest suffix of its name that is unique among them."""
+    names = unique_names([info.name for info in infos])
+    return [replace(info, name=name) for info, name in zip(infos, names, strict=True)]
 
 
 def normalise_base_model(name: str | None) -> str | None:
@@ -197,9 +278,23 @@ def _normalised(name: str) -> str | None:
     return last.removeprefix("meta-") or None
 
 
-def _below(place: Path, max_depth: int, room: int) -> Iterable[tuple[Probe, Format]]:
+def closed_findings(closed: Iterable[Path]) -> Iterator[Finding]:
+    """One finding for each directory that could not be looked into."""
+    for path in closed:
+        yield Finding(
+            "warning",
+            "closed-directory",
+            printable(str(path)),
+            "The directory may not be read: what is in it is not listed.",
+            "check its permissions",
+        )
+
+
+def _below(
+    place: Path, max_depth: int, room: int, closed: list[Path]
+) -> Iterable[tuple[Probe, Format]]:
     if os.path.isdir(place):
-        yield from walk(FORMATS, place, max_depth, room)
+        yield from walk(FORMATS, place, max_depth, room, closed)
         return
     probe = Probe(place)
     form = FORMATS.find(probe)
@@ -215,13 +310,12 @@ class _Entry:
     named: str
     format: str
     inspect: Callable[[], Inspection]
-    is_subspace: bool = False
 
 
 def _entry(probe: Probe, form: Format) -> _Entry:
     path = probe.path if probe.file is None else probe.path.with_suffix("")
     look = partial(form.inspect, probe)
-    return _Entry(probe.path, os.path.abspath(path), form.name, look, form.name == SUBSPACE)
+    return _Entry(probe.path, os.path.abspath(path), form.name, look)
 
 
 def _task_entry(directory: Path, task: str) -> _Entry:
@@ -230,12 +324,12 @@ def _task_entry(directory: Path, task: str) -> _Entry:
     return _Entry(path, named, SUBSPACE, partial(inspect_task, directory, task))
 
 
-def _look(name: str, entry: _Entry) -> tuple[AdapterInfo, Mapping[str, ModuleShape] | None]:
+def _look(entry: _Entry) -> tuple[AdapterInfo, Mapping[str, ModuleShape] | None]:
     try:
         seen = entry.inspect()
     except VLoRAError as error:
-        return AdapterInfo(name, entry.path, entry.format, error=error), None
-    return _info(name, entry.format, seen), seen.modules
+        return AdapterInfo(entry.named, entry.path, entry.format, error=error), None
+    return _info(entry.named, entry.format, seen), seen.modules
 
 
 def _info(name: str, form: str, seen: Inspection) -> AdapterInfo:
@@ -271,48 +365,6 @@ def _most(counts: Counter[Any]) -> Any:
     return max(counts, key=lambda value: (counts[value], value), default=None)
 
 
-def _group(
-    infos: Sequence[AdapterInfo], modules: Sequence[Mapping[str, ModuleShape] | None]
-) -> tuple[tuple[AdapterInfo, ...], tuple[Group, ...]]:
-    """Put each adapter into the first group that it fits.
-
-    It fits where the base model is the same (unknown is its own) and no module that both have
-    differs in kind or dimensions; ranks may differ.
-    """
-    tables: list[dict[str, tuple[str, int, int]]] = []
-    bases: list[str | None] = []
-    by_base: dict[str | None, list[int]] = {}
-    numbers: list[int | None] = []
-    for info, shapes in zip(infos, modules, strict=True):
-        if info.error is not None or not shapes:
-            numbers.append(None)
-            continue
-        base = normalise_base_model(info.base_model)
-        fits = {name: shape.fits for name, shape in shapes.items()}
-        candidates = by_base.setdefault(base, [])
-        number = next((g for g in candidates if _agree(tables[g], fits, base)), None)
-        if number is None:
-            number = len(tables)
-            tables.append({})
-            bases.append(info.base_model)
-            candidates.append(number)
-        tables[number].update(fits)
-        numbers.append(number)
-    grouped = tuple(
-        info if number is None else replace(info, group=number)
-        for info, number in zip(infos, numbers, strict=True)
-    )
-    members: list[list[str]] = [[] for _ in tables]
-    for info in grouped:
-        if info.group is not None:
-            members[info.group].append(info.name)
-    groups = tuple(
-        Group(number, bases[number], tuple(members[number]), len(tables[number]))
-        for number in range(len(tables))
-    )
-    return grouped, groups
-
-
 def _agree(table: Mapping[str, Any], fits: Mapping[str, Any], base: str | None) -> bool:
     shared = table.keys() & fits.keys()
     if base is None and not shared:
@@ -338,7 +390,8 @@ def _place_findings(found: int, subspaces: Sequence[Path], max_adapters: int) ->
         )
 
 
-def _nothing_found(places: Sequence[Path]) -> VLoRAError:
+def nothing_found(places: Sequence[Path]) -> VLoRAError:
+    """The error for places that hold no adapter at all."""
     if not places:
         return NotFoundError(
             "No path was given.", remedy="name a directory with adapters, such as runs/"

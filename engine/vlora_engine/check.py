@@ -66,7 +66,10 @@ class CheckReport:
 
         Raises:
             CollectionError: Some adapter is bad and ``skip_bad`` is not given, or none is left.
+            AdapterError: The only one is bad.
         """
+        if self.bad and len(self.adapters) == 1 and not skip_bad:
+            raise self.bad[0]  # nothing is left without it
         if self.bad and not skip_bad:
             count = len(self.bad)
             raise CollectionError(
@@ -151,7 +154,7 @@ def _norm(a: Tensor, b: Tensor, scale: float, where: str, module: str) -> float:
                 f"The adapter holds {kind}.",
                 where=f"{where}: tensor {module}.{side}",
                 expected="finite numbers",
-                found=f"{bad} of {tensor.numel()} entries that are not",
+                found=f"{bad} of {tensor.numel()} entries not finite",
                 remedy="use an earlier checkpoint of it, or leave it out with --skip-bad",
             )
     if not math.isfinite(scale):
@@ -195,5 +198,5 @@ def _misfit(
         where=f"{source.path or name}: module {module}",
         expected=f"{usual[0]} {usual[1]} -> {usual[2]}",
         found=f"{kind} {d_in} -> {d_out}",
-        remedy="compress each group of `vlora-tui inspect` by itself, or use --skip-bad",
+        remedy="keep each group of `vlora-tui inspect` by itself",
     )

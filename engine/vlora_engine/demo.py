@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlora_engine.errors import OutputExistsError
-from vlora_engine.files import dump_json, new_directory
+from vlora_engine.files import check_output, dump_json, new_directory
 from vlora_engine.tensorfile import encode_header
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -194,7 +194,9 @@ def make_demo_collection(path: Path, *, force: bool = False) -> DemoCollection:
             found=", ".join(foreign[:3]) + more,
             remedy="choose another directory for the demo, or move these files away",
         )
-    with new_directory(path, job="demo", force=force) as partial:
+    if not force:
+        check_output(path)
+    with new_directory(path, job="demo", keep_foreign=True) as partial:
         for name, data in _render().items():
             file = partial / name
             file.parent.mkdir(parents=True, exist_ok=True)

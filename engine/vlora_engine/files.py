@@ -2,27 +2,71 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from vlora_engine.errors import OutputExistsError, VLoRAError
-from vlora_engine.tensorfile import read_error, write_error
+from vlora_engine.errors import OutputExistsError, StorageError, VLoRAError
+from vlora_engine.tensorfile import close_below, read_error, write_error
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
 
 
 def check_output(path: Path, *, force: bool = False) -> None:
-    """Raise ``OutputExistsError`` if ``path`` is there (an empty directory does not count)."""
-    if not force and os.path.lexists(path) and not is_empty_directory(path):
+    """Raise ``OutputExistsError`` if ``path`` is there (an empty directory does not count).
+
+    With ``force`` too, if it holds what no output of this engine holds: that is never deleted.
+    """
+    if not os.path.lexists(path) or is_empty_directory(path):
+        return
+    foreign = foreign_entries(path)
+    if force and foreign:
+        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        raise OutputExistsError(
+            "The output exists and holds what vlora-tui did not write; nothing was changed.",
+            where=path,
+            expected="an earlier subspace, adapter or spectra, and nothing else",
+            found=", ".join(foreign[:3]) + more,
+            remedy="choose another output, or move this away yourself",
+        )
+    if not force:
         raise OutputExistsError(
             "The output already exists; nothing was written.",
             where=path,
-            remedy="choose another output, or pass --force to replace it",
+            remedy="choose another output, or move this away yourself"
+            if foreign
+            else "choose another output, or pass --force to replace it",
         )
+
+
+_MARKERS = frozenset({"subspace.json", "adapter_config.json", "spectra.json"})
+_WRITTEN = re.compile(
+    r"README\.md|subspace\.json|tasks|basis(-\d+-of-\d+)?\.safetensors"
+    r"|adapter_config\.json|adapter_model\.(safetensors|bin)"
+    r"|spectra\.json|layers|vectors|similarity\.safetensors"
+)
+
+
+def foreign_entries(path: Path) -> list[str]:
+    """What at ``path`` cannot be an output of this engine, sorted; a link is only a link."""
+    if path.is_symlink():
+        return []
+    if not path.is_dir():
+        return [path.name]
+    names = sorted(entry.name for entry in path.iterdir())
+    if not _MARKERS.intersection(names):
+        return names
+    return [name for name in names if not _WRITTEN.fullmatch(name)]
 
 
 def is_empty_directory(path: Path) -> bool:
@@ -36,33 +80,98 @@ def partial_path(final: Path, job: str = "run") -> Path:
 
 
 @contextmanager
-def new_directory(final: Path, *, job: str = "run", force: bool = False) -> Iterator[Path]:
+def new_directory(
+    final: Path, *, job: str = "run", force: bool = False, keep_foreign: bool = False
+) -> Iterator[Path]:
     """Give an empty directory to fill; rename it to ``final`` when the block ends well.
 
     On an exception the partial directory is removed and ``final`` is as it was.
+
+    Args:
+        keep_foreign: ``final`` is there and is renewed: what others put into it stays.
     """
-    check_output(final, force=force)
+    if not keep_foreign:
+        check_output(final, force=force)
     partial = partial_path(final, job)
-    try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-    except OSError as error:
-        raise write_error(final, error) from None
-    try:
-        yield partial
-        publish(partial, final, force=force)
-    except OSError as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, VLoRAError):
+    with sole_writer(partial, final):
+        try:
+            for entry in list(partial.iterdir()):  # of an earlier one that was cut short
+                discard(entry)
+            yield partial
+            publish(partial, final, force=force, keep_foreign=keep_foreign)
+        except OSError as error:
+            discard(partial)
+            if isinstance(error, VLoRAError):
+                raise
+            raise write_error(final, error) from None
+        except BaseException:
+            discard(partial)
             raise
+
+
+@contextmanager
+def sole_writer(partial: Path, final: Path) -> Iterator[None]:
+    """Make ``partial`` where it is missing, and hold it against every other writer.
+
+    The lock ends with the process, however that ends. A system or disk without such locks holds
+    nothing.
+
+    Raises:
+        StorageError: Another process, or thread, is writing ``final`` right now.
+    """
+    held = None
+    try:
+        while held is None:
+            partial.mkdir(parents=True, exist_ok=True)
+            held = _lock(partial)
+    except BlockingIOError:
+        raise StorageError(
+            "Another process is writing this output right now.",
+            where=final,
+            remedy="wait until it is done, or choose another output",
+        ) from None
+    except OSError as error:
         raise write_error(final, error) from None
+    try:
+        yield
+    finally:
+        if held >= 0:
+            os.close(held)
+
+
+def _lock(directory: Path) -> int | None:
+    """A descriptor that locks ``directory``, -1 without locks, None if it was just replaced."""
+    if fcntl is None:
+        return -1
+    try:
+        descriptor = os.open(directory, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if isinstance(error, BlockingIOError):
+                raise
+        # The former holder may have renamed or removed it between the opening and the lock.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(directory)):
+                return descriptor
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        os.close(descriptor)
         raise
+    os.close(descriptor)
+    return None
 
 
-def publish(partial: Path, final: Path, *, force: bool = False) -> None:
+def discard(path: Path) -> None:
+    """Remove what is at ``path``, and let go of files of it that are still open for reading."""
+    close_below(path)
+    with suppress(OSError):
+        _remove(path)
+
+
+def publish(partial: Path, final: Path, *, force: bool = False, keep_foreign: bool = False) -> None:
     """Flush ``partial`` and rename it to ``final``; with ``force`` what is there makes way last."""
     try:
         for file in partial.rglob("*"):
@@ -70,10 +179,13 @@ def publish(partial: Path, final: Path, *, force: bool = False) -> None:
                 fsync(file)
         fsync(partial)
         old = None
-        check_output(final, force=force)
+        if not keep_foreign:
+            check_output(final, force=force)
         if os.path.lexists(final):
+            if not os.path.islink(final) and not os.access(final, os.W_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(final))
             old = partial_path(final, "old")
-            _remove(old)
+            _hand_over(old, final)  # of an earlier replacement that was cut short
             os.rename(final, old)
         try:
             os.rename(partial, final)
@@ -83,7 +195,7 @@ def publish(partial: Path, final: Path, *, force: bool = False) -> None:
             raise
         fsync(final.parent)
         if old is not None:
-            _remove(old)
+            _hand_over(old, final)
     except OSError as error:
         if isinstance(error, VLoRAError):
             raise
@@ -144,6 +256,17 @@ def fsync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def _hand_over(old: Path, new: Path) -> None:
+    """Move what others put into ``old`` to ``new``, and delete the rest of ``old``."""
+    if old.is_dir() and not old.is_symlink() and new.is_dir():
+        for name in foreign_entries(old):
+            if not os.path.lexists(new / name):
+                os.rename(old / name, new / name)
+    close_below(old)
+    close_below(new)  # its former files have been open under these names
+    _remove(old)
 
 
 def _remove(path: Path) -> None:

@@ -33,7 +33,7 @@ from vlora_engine.projection import check_fits, padded_stack, project, reconstru
 from vlora_engine.records import figure, max_k
 from vlora_engine.stack import LayerStack, flatten
 from vlora_engine.store import decode_task
-from vlora_engine.tasks import TaskMap, collect_tasks
+from vlora_engine.tasks import TaskMap, TaskProjection, collect_tasks
 
 if TYPE_CHECKING:
     from vlora_engine.subspace import SharedSubspace
@@ -71,9 +71,13 @@ def absorb(
         plans[spec.name] = LayerPlan(subspace.method, k_a, k_b, subspace.dtype)
     built = list(build_layers(collection, Plan(plans), device=device, progress=progress))
     before = {record.id: record for record in subspace.tasks.records()}
+    old_tasks = subspace.tasks
     subspace.bases, subspace.layers, tasks = collect_tasks(subspace.method, collection, built)
     for name in rebuilt:
-        tasks.amend(name, _bounded(before[name], tasks.record(name)))
+        record, encoded = tasks.record(name), tasks.encoded(name)
+        modules = [subspace.layers[i].name for i in record.layers]
+        bounded = _bounded_layers(old_tasks[name], modules, encoded)
+        tasks.put(_bounded(before[name], record), bounded)
     subspace.tasks = tasks
     subspace.stored = None
     if rebuilt:
@@ -93,6 +97,17 @@ def _bounded(old: TaskRecord, new: TaskRecord) -> TaskRecord:
         error=figure(old.error + new.error * share),
         measured=False,
     )
+
+
+def _bounded_layers(old: TaskProjection, modules: Sequence[str], new: EncodedTask) -> EncodedTask:
+    """The same module by module; one that the old basis lacked had lost nothing."""
+    norms, errors = new.norms.tolist(), new.errors.tolist()
+    for i, module in enumerate(modules):
+        norm = old.source_norms.get(module, 0.0)
+        if norm > 0:
+            errors[i] = old.errors[module] + errors[i] * norms[i] / norm
+            norms[i] = norm
+    return replace(new, norms=torch.tensor(norms), errors=torch.tensor(errors))
 
 
 def _original(record: TaskRecord) -> AdapterSource | None:

@@ -185,6 +185,8 @@ def encode_tasks(
     full = (stack.gram_a[rows] * stack.gram_b[rows]).sum((1, 2))
     approx = (square[0] * square[1]).sum((1, 2))
     error2 = (full - 2 * (cross[0] * cross[1]).sum((1, 2)) + approx).clamp_min(0)
+    if method == "flat":
+        error2[full == 0] = 0  # what has no effect comes back without one
     fine = (error2 < FINE * full).nonzero().flatten()
     if len(fine):
         hat_a = basis.expand(method, "a", stored_a[fine])[:, :rank]

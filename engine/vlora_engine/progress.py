@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -45,11 +45,13 @@ def map_ordered(
     progress: ProgressCallback | None = None,
     cancelled: CancelCheck | None = None,
     workers: int | None = None,
-) -> Iterator[R]:
+) -> Generator[R, None, None]:
     """Apply ``function`` to ``items`` in worker threads; yield the results in order.
 
     At most ``workers + 1`` items are in the air, so memory is bounded by a few of them. Every
-    worker runs torch on one thread: results do not depend on how many workers there are.
+    worker runs torch on one thread: results do not depend on how many workers there are. Who may
+    leave before the end closes the generator (``contextlib.closing``): the workers end then, and
+    not when the garbage is collected, which may be in one of them.
 
     Raises:
         Cancelled: ``cancelled()`` became true; items under way are finished first.
@@ -72,6 +74,6 @@ def map_ordered(
                 if cancelled is not None and cancelled() and i + 1 < len(items):
                     for future in waiting:
                         future.cancel()
-                    raise Cancelled(f"Stopped after {i + 1} of {len(items)}: {stage}.")
+                    raise Cancelled(f"Stopped at {i + 1} of {len(items)} ({stage}).")
     finally:
         torch.set_num_threads(before)

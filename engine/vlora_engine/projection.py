@@ -15,11 +15,11 @@ from vlora_engine.check import CheckReport, check_adapter
 from vlora_engine.encode import TaskLayer
 from vlora_engine.errors import CollectionError, NotFoundError, ParameterError, SubspaceError
 from vlora_engine.layer import LayerPlan, encode_tasks
-from vlora_engine.manifest import LayerSpec
+from vlora_engine.manifest import LayerSpec, TaskRecord
 from vlora_engine.spectrum import cumulated_grams
 from vlora_engine.stack import LayerStack, read_stack
 from vlora_engine.tasks import TaskProjection, decode_projection
-from vlora_engine.tensorfile import torch_dtype
+from vlora_engine.tensorfile import dtype_name, torch_dtype
 
 if TYPE_CHECKING:
     from vlora_engine.subspace import SharedSubspace
@@ -112,8 +112,13 @@ def reconstruct(subspace: SharedSubspace, projection: TaskProjection) -> LoRAWei
         lora_b[spec.name] = b.T.to(torch_dtype(dtype)).contiguous()
         if spec.kind != "linear":
             shapes[spec.name] = _shape_on_disk(spec.kind, spec.tail_a, rank, a, b, dtype)
+        if subspace.method == "flat" and _is_nothing(projection, record, spec.name):
+            lora_b[spec.name].zero_()  # approximated factors of nothing would be something
     for own in record.own:
-        lora_a[own.name], lora_b[own.name] = projection.own[own.name]
+        a, b = lora_a[own.name], lora_b[own.name] = projection.own[own.name]
+        if own.kind != "linear":
+            dtype = dtype_name(a.dtype)
+            shapes[own.name] = _shape_on_disk(own.kind, own.tail_a, len(a), a, b.T, dtype)
     names = sorted(lora_a)
     return LoRAWeights(
         layer_names=names,
@@ -125,6 +130,11 @@ def reconstruct(subspace: SharedSubspace, projection: TaskProjection) -> LoRAWei
         rest=dict(projection.rest),
         shapes=shapes,
     )
+
+
+def _is_nothing(projection: TaskProjection, record: TaskRecord, layer: str) -> bool:
+    """Whether the adapter's own dW of this layer was zero; of a blend that is not known."""
+    return bool(record.digest) and projection.source_norms.get(layer) == 0
 
 
 def _factor(
@@ -166,7 +176,8 @@ def surface(subspace: SharedSubspace, layer: str) -> dict[str, Any]:
         missed = energy * task.errors[layer] ** 2 + captured[-1, -1] - captured
         names.append(name)
         share = missed / energy if energy > 0 else torch.zeros_like(missed)
-        rows.append(share.clamp_min(0).sqrt())
+        # Where an error is only bounded (after an incremental update), so is the whole row.
+        rows.append(share.clamp(0, 1).sqrt())
     if not rows:
         raise NotFoundError(f"No task has the layer {layer!r}.")
     return {"tasks": names, "errors": torch.stack(rows)}

@@ -37,14 +37,14 @@ def shared_layers(sources: Mapping[str, AdapterSource]) -> list[LayerSpec]:
     specs: dict[str, LayerSpec] = {}
     for source in sources.values():
         for name, shape in source.modules.items():
-            known = specs.get(name)
+            known, rank = specs.get(name), max(1, shape.rank)
             if known is None:
                 tail = shape.shape_a[1:] if len(shape.shape_a) > 2 else ()
                 specs[name] = LayerSpec(
-                    name, shape.d_in, shape.d_out, shape.rank, 0, 0, shape.kind, tuple(tail)
+                    name, shape.d_in, shape.d_out, rank, 0, 0, shape.kind, tuple(tail)
                 )
-            elif shape.rank > known.rank:
-                specs[name] = replace(known, rank=shape.rank)
+            elif rank > known.rank:
+                specs[name] = replace(known, rank=rank)
     return [specs[name] for name in sorted(specs, key=natural_key)]
 
 

@@ -21,7 +21,7 @@ from vlora_engine.store import (
     write_subspace,
     write_task,
 )
-from vlora_engine.tensorfile import close_file
+from vlora_engine.tensorfile import close_file, write_error
 
 if TYPE_CHECKING:
     from vlora_engine.subspace import SharedSubspace
@@ -35,7 +35,7 @@ def save(subspace: SharedSubspace, path: Path, *, force: bool = False) -> None:
         manifest = _update(subspace, subspace.stored.manifest)
     else:
         own = subspace.home is not None and _same_place(subspace.home, path)
-        manifest = _write(subspace, path, force=force or own)
+        manifest = _write(subspace, path, force=force, own=own)
     if subspace.stored is not None:
         subspace.stored.close()
     subspace.stored = StoredSubspace(manifest)
@@ -47,14 +47,14 @@ def _same_place(one: Path, other: Path) -> bool:
     return other.exists() and os.path.samefile(one, other) if one.exists() else False
 
 
-def _write(subspace: SharedSubspace, path: Path, *, force: bool) -> Manifest:
+def _write(subspace: SharedSubspace, path: Path, *, force: bool, own: bool) -> Manifest:
     files = task_files(list(subspace.tasks))
 
     def tasks() -> Iterator[tuple[TaskRecord, EncodedTask]]:
         for record in subspace.tasks.records():
             yield _placed(record, files[record.id], path), subspace.tasks.encoded(record.id)
 
-    with new_directory(path, force=force) as directory:
+    with new_directory(path, force=force, keep_foreign=own) as directory:
         manifest = write_subspace(
             directory,
             method=subspace.method,
@@ -77,7 +77,10 @@ def _update(subspace: SharedSubspace, old: Manifest) -> Manifest:
             file = free_task_file(record.id, taken)
             taken.add(file)
             target = path / "tasks" / file
-            target.unlink(missing_ok=True)  # of an earlier update that was cut short
+            try:
+                target.unlink(missing_ok=True)  # of an earlier update that was cut short
+            except OSError as error:
+                raise write_error(path, error) from None
             sha256 = write_task(target, subspace.tasks.encoded(record.id))
             placed = _placed(record, file, path)
             records[record.id] = replace(placed, sha256=sha256, nbytes=target.stat().st_size)

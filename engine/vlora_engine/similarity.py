@@ -12,6 +12,7 @@ from vlora_engine.adapters import AdapterSource, LoRAWeights, as_source
 from vlora_engine.errors import AdapterError, CollectionError, ParameterError
 from vlora_engine.inner import Factors, module_gram, modules_of
 from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
+from vlora_engine.relations import clusters_of
 
 Adapter = LoRAWeights | AdapterSource
 Space = Literal["delta", "factors"]
@@ -135,19 +136,7 @@ def find_clusters(similarity_matrix: Tensor, threshold: float = 0.9) -> list[lis
         raise ParameterError(
             "The threshold of a cluster is a cosine.", expected="-1 to 1", found=str(threshold)
         )
-    alike = similarity_matrix.detach().cpu().double() >= threshold
-    n = len(alike)
-    clusters: list[list[int]] = []
-    # welcome[c, i]: adapter i is similar enough to all members of cluster c so far
-    welcome = torch.ones(n, n, dtype=torch.bool)
-    for i in range(n):
-        homes = welcome[: len(clusters), i].nonzero()
-        c = int(homes[0]) if len(homes) else len(clusters)
-        if c == len(clusters):
-            clusters.append([])
-        clusters[c].append(i)
-        welcome[c] &= alike[:, i]
-    return clusters
+    return clusters_of(similarity_matrix.detach().cpu().double().numpy(), threshold)
 
 
 def scaled_factors(source: AdapterSource, module: str) -> Factors:

@@ -65,11 +65,20 @@ def loadings_elements(method: str, ranks: Array, k_a: Any, k_b: Any) -> Any:
     if method == "flat":
         return len(ranks) * (k_a + k_b)
     total: Any = 0
-    for rank, count in zip(*np.unique(ranks, return_counts=True), strict=True):
+    for rank, count in _counted(ranks):
         factors = rank * (k_a + k_b)
         own = np.minimum(factors, k_a * k_b) if method == "delta" else factors
         total = total + count * own
     return total
+
+
+def _counted(ranks: Array) -> list[tuple[int, int]]:
+    """Each rank and how often it occurs; mostly there is one, and then nothing is sorted."""
+    first = int(ranks[0]) if len(ranks) else 0
+    if (ranks == first).all():
+        return [(first, len(ranks))]
+    values, counts = np.unique(ranks, return_counts=True)
+    return list(zip(values.tolist(), counts.tolist(), strict=True))
 
 
 def layer_bytes(method: str, layer: LayerTable, k_a: Any, k_b: Any, dtype: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,19 +171,20 @@ def _fill(
     )
     inner: Tensor | None = torch.zeros(len(names), len(names), dtype=torch.float64)
     kept_bytes = 0
-    for i, result in enumerate(results):
-        spectra.layers[result.table.name] = result.table
-        inner = None if inner is None or result.inner is None else inner + result.inner
-        arrays = {key: v.cpu().numpy() for key, v in result.vectors.items()}
-        if out is None:
-            spectra.vectors[i] = arrays
-            continue
-        write_layer(out, i, result.table)
-        kept_bytes += sum(array.nbytes for array in arrays.values())
-        if kept_bytes <= VECTORS_LIMIT_BYTES:
-            write_arrays(vectors_file(out, i), arrays)
-        else:
-            shutil.rmtree(out / "vectors", ignore_errors=True)
+    with closing(results):
+        for i, result in enumerate(results):
+            spectra.layers[result.table.name] = result.table
+            inner = None if inner is None or result.inner is None else inner + result.inner
+            arrays = {key: v.cpu().numpy() for key, v in result.vectors.items()}
+            if out is None:
+                spectra.vectors[i] = arrays
+                continue
+            write_layer(out, i, result.table)
+            kept_bytes += sum(array.nbytes for array in arrays.values())
+            if kept_bytes <= VECTORS_LIMIT_BYTES:
+                write_arrays(vectors_file(out, i), arrays)
+            else:
+                shutil.rmtree(out / "vectors", ignore_errors=True)
     if inner is not None:
         spectra.inner = inner.numpy()
         if out is not None:
@@ -253,7 +255,7 @@ def _nested_table(
     k = diagonal_k(max(max_a, max_b))
     grid_a, grid_b = grid_k(k, max_a, points), grid_k(k, max_b, points)
     at_a, at_b = np.minimum(k, max_a), np.minimum(k, max_b)
-    residual, grid = [], []
+    residual, grid, narrow = [], [], _table_dtype(energy)
     chunk = max(1, CHUNK_ELEMENTS // max(1, len(k) * stack.rank**2))
     for start in range(0, len(stack.tasks), chunk):
         part = slice(start, start + chunk)
@@ -262,10 +264,10 @@ def _nested_table(
         scale2 = stack.scale[part].square()
         own = energy[part]
         diagonal = (c_a.at(at_a) * c_b.at(at_b)).sum((2, 3)) * scale2[:, None]
-        residual.append((own[:, None] - diagonal).clamp_min(0).float())
+        residual.append((own[:, None] - diagonal).clamp_min(0).to(narrow))
         left, right = c_b.at(grid_b).flatten(2), c_a.at(grid_a).flatten(2)
         captured = torch.bmm(left, right.transpose(1, 2)) * scale2[:, None, None]
-        grid.append((own[:, None, None] - captured).clamp_min(0).float())
+        grid.append((own[:, None, None] - captured).clamp_min(0).to(narrow))
     table = MethodTable(
         k=k,
         residual=torch.cat(residual).cpu().numpy(),
@@ -276,6 +278,13 @@ def _nested_table(
         singular_values_b=basis_b.singular_values.cpu().numpy(),
     )
     return table, {"a": vectors_a, "b": vectors_b}
+
+
+def _table_dtype(energy: Tensor) -> torch.dtype:
+    """fp32, unless an adapter is so strong or so weak that its squares leave fp32's range."""
+    held = energy[energy > 0]
+    inside = not len(held) or (float(held.min()) > 1e-26 and float(held.max()) < 1e36)
+    return torch.float32 if inside else torch.float64
 
 
 @dataclass
@@ -322,19 +331,21 @@ def _flat_table(
     for side, (own, basis, loadings, _) in sides.items():
         approx = flatten(own, side).mean(0).repeat(tasks, 1)
         low = 0
-        inside = stack.inside()
+        inside = stack.inside() if len(set(stack.ranks)) > 1 else None
         for high in np.minimum(k, len(basis.components)).tolist():
             approx += loadings[:, low:high] @ basis.components[low:high]
             low = high
-            shaped = unflatten(approx, side, stack.rank) * inside
+            shaped = unflatten(approx, side, stack.rank)
+            if inside is not None:
+                shaped = shaped * inside
             cross[side].append(torch.bmm(own, shaped.transpose(1, 2)))
             square[side].append(small_grams(shaped))
-    residual = []
+    residual, narrow = [], _table_dtype(energy)
     for i in range(len(k)):
         inner = (cross["a"][i] * cross["b"][i]).sum((1, 2))
         approx2 = (square["a"][i] * square["b"][i]).sum((1, 2))
         change = (approx2 - 2 * inner) * stack.scale.square()
-        residual.append((energy + change).clamp_min(0).float())
+        residual.append(torch.where(energy > 0, energy + change, 0.0).clamp_min(0).to(narrow))
     table = MethodTable(
         k=k,
         residual=torch.stack(residual, 1).cpu().numpy(),

@@ -77,7 +77,9 @@ class LayerStack:
             factor = halves(other) * (self.weight * self.scale).view(-1, 1, 1)
             return torch.bmm(factor.transpose(1, 2), own).reshape(-1, own.shape[2])
         flat = flatten(own, side)
-        return flat - flat.mean(0)
+        mean = flat.mean(0)
+        # B is copied when it is flattened; a second copy would be one too many at 1,000 tasks.
+        return flat - mean if flat.data_ptr() == own.data_ptr() else flat.sub_(mean)
 
 
 def flatten(factors: Tensor, side: str) -> Tensor:
@@ -102,7 +104,7 @@ def read_stack(
     """Read one module of every source that has it. Memory: two fp64 copies of the factors."""
     tasks = [name for name, source in sources.items() if layer in source.modules]
     shapes = [sources[name].modules[layer] for name in tasks]
-    rank = max(shape.rank for shape in shapes)
+    rank = max(1, *(shape.rank for shape in shapes))  # a merge of nothing has rank 0
     a = torch.zeros(len(tasks), rank, shapes[0].d_in, dtype=torch.float64)
     bt = torch.zeros(len(tasks), rank, shapes[0].d_out, dtype=torch.float64)
     for i, (name, shape) in enumerate(zip(tasks, shapes, strict=True)):

@@ -158,6 +158,19 @@ class Spectra:
     overhead: dict[str, int] = field(default_factory=dict)
     vectors: dict[int, dict[str, Array]] = field(default_factory=dict, repr=False)
 
+    def refresh(self) -> bool:
+        """Read the layers that were written since; whether there were any."""
+        if self.path is None:
+            return False
+        before = len(self.layers)
+        for i, layer in enumerate(_read_index(self.path)["layers"]):
+            if layer["name"] not in self.layers and layer_file(self.path, i).exists():
+                self.layers[layer["name"]] = _read_layer(layer_file(self.path, i), layer)
+        similarity = self.path / "similarity.safetensors"
+        if self.inner is None and similarity.exists():
+            self.inner = _read_arrays(similarity)["inner"]
+        return len(self.layers) > before
+
     def vectors_of(self, index: int, method: str) -> dict[str, Array] | None:
         """The eigenvectors per side of one layer, or None where they were not kept."""
         kept = self.vectors.get(index)
@@ -225,13 +238,7 @@ class Spectra:
             overhead=index["overhead"],
             path=directory,
         )
-        for i, layer in enumerate(index["layers"]):
-            file = layer_file(directory, i)
-            if file.exists():
-                spectra.layers[layer["name"]] = _read_layer(file, layer)
-        similarity = directory / "similarity.safetensors"
-        if similarity.exists():
-            spectra.inner = _read_arrays(similarity)["inner"]
+        spectra.refresh()
         return spectra
 
     def cosines(self) -> Array | None:

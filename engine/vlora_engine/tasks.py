@@ -15,7 +15,7 @@ from vlora_engine.build import Collection, assemble_task
 from vlora_engine.encode import EncodedTask, LoadingsForm, TaskLayer, encode_loadings
 from vlora_engine.errors import ParameterError, SubspaceError
 from vlora_engine.layer import BuiltLayer, LayerBasis
-from vlora_engine.manifest import LayerSpec, TaskRecord, unknown_task
+from vlora_engine.manifest import LayerSpec, OwnModule, TaskRecord, unknown_task
 from vlora_engine.records import figure
 from vlora_engine.store import StoredSubspace, decode_task
 from vlora_engine.tensorfile import torch_dtype
@@ -279,6 +279,7 @@ def _new_record(
         error=0.0,
         rank=max(ranks, default=0),
         config=projection.config,
+        own=tuple(OwnModule(n, projection.scales.get(n, 1.0)) for n in sorted(projection.own)),
         rest=len(projection.rest),
         rest_bytes=sum(t.numel() * t.element_size() for t in projection.rest.values()),
         measured=False,

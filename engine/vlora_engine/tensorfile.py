@@ -15,7 +15,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard
@@ -66,6 +66,9 @@ _TORCH_NAMES = {
 }
 
 
+Identity = tuple[int, int, int]  # device, inode, time of change: another file has another one
+
+
 @dataclass(frozen=True)
 class TensorEntry:
     """One tensor of a file: its dtype in safetensors' words, its shape, its place in the file."""
@@ -90,6 +93,7 @@ class Header:
     metadata: Mapping[str, str]
     file_bytes: int
     digest: str = field(repr=False)
+    identity: Identity | None = field(default=None, repr=False)
 
     @property
     def tensor_bytes(self) -> int:
@@ -106,7 +110,8 @@ def read_header(path: Path) -> Header:
     """
     close_file(path)  # it may have been replaced since it was last read
     with _opened(path) as file:
-        size = os.fstat(file.fileno()).st_size
+        status = os.fstat(file.fileno())
+        size = status.st_size
         prefix = file.read(8)
         if LFS_POINTER.startswith(prefix) and len(prefix) == 8:
             raise lfs_pointer_error(path)
@@ -120,7 +125,11 @@ def read_header(path: Path) -> Header:
                 f"a header length of {length} bytes",
             )
         raw = file.read(length)
-    return _parse_header(path, raw, size)
+    return replace(_parse_header(path, raw, size), identity=_identity(status))
+
+
+def _identity(status: os.stat_result) -> Identity:
+    return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 def _parse_header(path: Path, raw: bytes, size: int) -> Header:
@@ -189,9 +198,9 @@ def _naturals(value: Any) -> TypeGuard[list[int]]:
 def lfs_pointer_error(path: Path) -> CorruptFileError:
     """The error for a file that Git LFS left as a pointer."""
     return CorruptFileError(
-        "The file is a Git LFS pointer, not the tensors themselves.",
+        "The file is a Git LFS pointer, not the file itself.",
         where=path,
-        expected="a safetensors file",
+        expected="a JSON file" if path.suffix == ".json" else "tensors",
         found="a short text that starts with 'version https://git-lfs'",
         remedy="run `git lfs install && git lfs pull` in that repository, or download it again",
     )
@@ -213,9 +222,23 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         with path.open("rb") as file:
             yield file
     except FileNotFoundError:
-        raise NotFoundError("There is no such file.", where=path) from None
+        raise missing_error(path) from None
     except OSError as error:
         raise read_error(path, error) from None
+
+
+def missing_error(path: Path) -> NotFoundError:
+    """The error for a file that is not there, or is a link to one that is not."""
+    if path.is_symlink():
+        return NotFoundError(
+            "The symbolic link leads nowhere.",
+            where=path,
+            found=f"a link to {os.readlink(path)}",
+            remedy="download it again, or mount what the link leads to",
+        )
+    return NotFoundError(
+        "There is no such file.", where=path, remedy="check the path, or download it again"
+    )
 
 
 def read_error(path: Path, error: OSError) -> StorageError:
@@ -232,16 +255,22 @@ class FilePool:
 
     def __init__(self, limit: int = 128) -> None:
         self._limit = limit
-        self._files: OrderedDict[Path, int] = OrderedDict()
+        self._files: OrderedDict[Path, tuple[int, Identity]] = OrderedDict()
         self._lock = Lock()
 
-    def pread_into(self, path: Path, buffer: memoryview, offset: int) -> None:
-        """Fill ``buffer`` from ``path`` at ``offset``; the file may not be shorter."""
+    def pread_into(
+        self, path: Path, buffer: memoryview, offset: int, identity: Identity | None = None
+    ) -> None:
+        """Fill ``buffer`` from ``path`` at ``offset``; the file may not be shorter.
+
+        Raises:
+            CorruptFileError: It is shorter, or another file than that of ``identity`` by now.
+        """
         # The lock is held while reading: another thread could otherwise close the descriptor.
         with self._lock:
             try:
                 done = 0
-                descriptor = self._descriptor(path)
+                descriptor = self._descriptor(path, identity)
                 while done < len(buffer):
                     count = os.preadv(descriptor, [buffer[done:]], offset + done)
                     if count == 0:
@@ -260,17 +289,37 @@ class FilePool:
     def forget(self, path: Path) -> None:
         """Close ``path`` if it is open."""
         with self._lock:
-            descriptor = self._files.pop(path, None)
-            if descriptor is not None:
-                os.close(descriptor)
+            self._close(path)
 
-    def _descriptor(self, path: Path) -> int:
-        descriptor = self._files.pop(path, None)
-        if descriptor is None:
-            while len(self._files) >= self._limit:
-                os.close(self._files.popitem(last=False)[1])
-            descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        self._files[path] = descriptor
+    def forget_below(self, directory: Path) -> None:
+        """Close ``directory``, if it is a file, and every open file under it."""
+        with self._lock:
+            for path in [p for p in self._files if p == directory or directory in p.parents]:
+                self._close(path)
+
+    def _close(self, path: Path) -> None:
+        descriptor, _ = self._files.pop(path, (None, None))
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def _descriptor(self, path: Path, wanted: Identity | None) -> int:
+        if path in self._files and wanted not in (None, self._files[path][1]):
+            self._close(path)
+        if path in self._files:
+            self._files.move_to_end(path)
+            return self._files[path][0]
+        while len(self._files) >= self._limit:
+            self._close(next(iter(self._files)))
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        identity = _identity(os.fstat(descriptor))
+        if wanted not in (None, identity):
+            os.close(descriptor)
+            raise CorruptFileError(
+                "The file was changed or replaced while it was in use.",
+                where=path,
+                remedy="open it again",
+            )
+        self._files[path] = descriptor, identity
         return descriptor
 
 
@@ -282,7 +331,7 @@ def read_bytes(header: Header, name: str) -> bytearray:
     entry = header.entries[name]
     data = bytearray(entry.nbytes)
     if data:
-        _POOL.pread_into(header.path, memoryview(data), entry.start)
+        _POOL.pread_into(header.path, memoryview(data), entry.start, header.identity)
     return data
 
 
@@ -314,13 +363,19 @@ def read_elements(header: Header, name: str, first: int, count: int) -> Tensor:
             found=f"{entry.nbytes // item} elements",
         )
     data = bytearray(count * item)
-    _POOL.pread_into(header.path, memoryview(data), entry.start + first * item)
+    start = entry.start + first * item
+    _POOL.pread_into(header.path, memoryview(data), start, header.identity)
     return torch.frombuffer(data, dtype=dtype)
 
 
 def close_file(path: Path) -> None:
     """Let go of ``path``, before it is replaced or deleted."""
     _POOL.forget(path)
+
+
+def close_below(directory: Path) -> None:
+    """Let go of every file under ``directory``, before it is replaced or deleted."""
+    _POOL.forget_below(directory)
 
 
 class TensorWriter:
@@ -452,6 +507,8 @@ def write_error(path: Path, error: OSError) -> StorageError:
         errno.EROFS: "choose an output on a disk that can be written to",
         errno.EACCES: "choose an output in a directory that you may write to",
         errno.EPERM: "choose an output in a directory that you may write to",
+        errno.ENAMETOOLONG: "choose a shorter name",
+        errno.ENOTDIR: "choose an output whose parent is a directory",
     }
     return StorageError(
         f"The output cannot be written: {error.strerror or error}.",

@@ -202,10 +202,13 @@ def test_an_output_that_exists_is_not_overwritten(cli: Cli, runs: Path, tmp_path
     ):
         found = cli(*words, code=2)
         assert "already exists" in found.err
-        assert "--force" in found.err
+        assert "move this away" in cli(*words, "--force", code=2).err
         assert tree(tmp_path) == {"s/mine.txt": b"precious"}
-    cli("compress", runs, "-o", place, "-k", "2", "--force")
-    assert "s/mine.txt" not in tree(tmp_path)
+    ours = tmp_path / "ours"
+    cli("compress", runs, "-o", ours, "-k", "2")
+    assert "--force" in cli("compress", runs, "-o", ours, "-k", "3", code=2).err
+    cli("compress", runs, "-o", ours, "-k", "3", "--force")
+    assert cli("info", ours, "--json").data["num_components"] == 3
 
 
 def test_exports_are_all_checked_before_the_first_is_written(

@@ -11,6 +11,7 @@ import pytest
 from vlora_tui import events
 
 SAMPLES = [
+    events.Queued("cpu", ahead=("j0",)),
     events.Started("[input]\n", job="j1", program="0.1"),
     events.AdaptersFound(("a", "ü"), nbytes=10, modules=2, base_models=("gpt2",)),
     events.AdapterSkipped("b", "NaN", {"error": "AdapterError", "what": "NaN"}),
@@ -18,6 +19,7 @@ SAMPLES = [
     events.Checked(good=2, bad=("b",)),
     events.Progress("build", 1, 3, "layer"),
     events.LayerDone("layer", 1, 3),
+    events.SpectraBegun("/s", "/.s.part-spectra"),
     events.SpectraReady("/s", tasks=2, layers=3, methods=("delta",), reused=True),
     events.Chosen("delta", "4-8", mean_error=0.1, max_error=0.2, nbytes=100),
     events.SubspaceWritten("/o", {"k": {"layer": [4, 8]}}),

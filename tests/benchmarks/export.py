@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.benchmarks import made
 from tests.benchmarks.measure import REPEATS, Bench, Usage, ours
 from tests.benchmarks.peers import LORASHARE, MISSING, VLORA
-from tests.benchmarks.table import Table, mb, ratio
+from tests.benchmarks.table import Cell, Table, mb, ratio
 
 K = 4
 OUT = "{out}"
@@ -33,7 +34,7 @@ def section(bench: Bench) -> list[Table]:
     from_few = _run(bench, [*ours(), "export", few, paths[0].name, "-o", OUT])
     table.rows.append(_export_row(bench, "the same of 10 tasks", from_few, exported))
     told = _run(bench, [*ours(), "info", own])
-    infos = [
+    infos: list[list[Cell]] = [
         ["limit of info: starting Python", python.wall, None, mb(python.peak), 1.0, None],
         ["vlora-tui info", told.wall, None, mb(told.peak), ratio(told.wall, python.wall), 1.0],
     ]
@@ -58,17 +59,17 @@ def section(bench: Bench) -> list[Table]:
     return [table]
 
 
-def _built(bench: Bench, command: list[object]) -> Path:
+def _built(bench: Bench, command: Sequence[object]) -> Path:
     place = bench.path("subspace")
     bench.run([*map(str, command), "-o", str(place)], repeats=1)
     return place
 
 
-def _run(bench: Bench, command: list[object]) -> Usage:
+def _run(bench: Bench, command: Sequence[object]) -> Usage:
     return bench.run([str(part) for part in command], fresh=OUT, repeats=REPEATS)
 
 
-def _export_row(bench: Bench, label: str, used: Usage, own: Usage) -> list[object]:
+def _export_row(bench: Bench, label: str, used: Usage, own: Usage) -> list[Cell]:
     over = used.less(bench.torch).wall
     against = ratio(over, own.less(bench.torch).wall)
     return [label, used.wall, over, mb(used.peak), ratio(used.wall, bench.torch.wall), against]

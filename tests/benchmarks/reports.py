@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.benchmarks import made
 from tests.benchmarks.measure import Bench, ChildFailed, Usage, ours
 from tests.benchmarks.peers import MISSING, VLORA
-from tests.benchmarks.table import Table, mb, ratio
+from tests.benchmarks.table import Cell, Table, mb, ratio
 
 OUT = "{out}"
 
@@ -49,7 +49,8 @@ def section(bench: Bench) -> list[Table]:
     return [table]
 
 
-def _row(bench: Bench, label: str, used: Usage, own: Usage | None) -> list[object]:
+def _row(bench: Bench, label: str, used: Usage, own: Usage | None) -> list[Cell]:
     net = used.less(bench.torch).cpu
-    against = ratio(net, own.less(bench.torch).cpu) if own else None
+    theirs = used.cpu_over(bench.torch)
+    against = ratio(theirs, own.cpu_over(bench.torch)) if own else None
     return [label, used.cpu, net, used.wall, mb(used.peak), against]

@@ -20,7 +20,7 @@ from typing import Any
 
 from tests.benchmarks.measure import ROOT, Bench, ChildFailed
 
-SECTIONS = ("start", "build", "error", "export", "reports")
+SECTIONS = ("start", "build", "error", "export", "reports", "choose_key")
 PACKAGES = ("vlora-tui", "vlora-dev", "lorashare", "torch", "numpy")
 
 
@@ -31,6 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     report: dict[str, Any] = {"schema": "vlora-bench", "version": 1, "machine": machine()}
     report |= {"quick": options.quick, "threads": options.threads, "sections": {}}
     print(" | ".join(f"{name} {value}" for name, value in report["machine"].items()), end="\n\n")
+    print(
+        "Whole processes, measured from outside; a peak below this process's own cannot be seen.\n"
+    )
     failed = False
     with tempfile.TemporaryDirectory(prefix="vlora-bench-", dir=options.scratch) as scratch:
         bench = Bench(
@@ -44,6 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in options.sections or SECTIONS:
             start = time.perf_counter()
             try:
+                bench.settle()
                 tables = importlib.import_module(f"tests.benchmarks.{name}").section(bench)
             except ChildFailed as error:
                 failed = True

@@ -25,9 +25,7 @@ def _help(bench: Bench) -> Table:
             continue
         rows.append((f"{peer.name} --help", bench.run(peer("--help"), repeats=REPEATS)))
     for label, used in rows:
-        table.rows.append(
-            [label, used.wall, used.cpu, mb(used.peak), ratio(used.wall, limit.wall)]
-        )
+        table.rows.append([label, used.wall, used.cpu, mb(used.peak), ratio(used.wall, limit.wall)])
     table.rows += [
         [f"{label.split()[0]} / ours", used.wall / own.wall, used.cpu / own.cpu, None, None]
         for label, used in rows[1:]

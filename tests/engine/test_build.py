@@ -149,11 +149,15 @@ def test_an_output_that_exists_is_kept(tmp_path: Path) -> None:
     sources = inputs(tmp_path / "in")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("x")
-    with pytest.raises(OutputExistsError, match="already exists"):
-        build_subspace(sources, tmp_path / "out", k=2)
-    build_subspace(sources, tmp_path / "out", k=2, force=True)
-    assert (tmp_path / "out" / "subspace.json").exists()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out"]
+    for force, words in ((False, "already exists"), (True, "did not write")):
+        with pytest.raises(OutputExistsError, match=words):
+            build_subspace(sources, tmp_path / "out", k=2, force=force)
+    assert (tmp_path / "out" / "precious").read_text() == "x"
+    build_subspace(sources, tmp_path / "ours", k=2)
+    with pytest.raises(OutputExistsError, match="--force"):
+        build_subspace(sources, tmp_path / "ours", k=3)
+    assert build_subspace(sources, tmp_path / "ours", k=3, force=True).k
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "ours", "out"]
 
 
 def test_a_bad_adapter_stops_before_anything_is_written(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+
 from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.adapters import AdapterSource, LoRAWeights
 from vlora_engine.build import build_subspace
@@ -126,21 +127,22 @@ def test_by_default_no_task_loses_more_than_five_percent(
     true = {name: dense_error(own, subspace.reconstruct(name)) for name, own in originals.items()}
     assert max(true.values()) <= 0.0501
     for name, error in true.items():
-        assert report.task_errors[name] == pytest.approx(error, rel=1e-2, abs=1e-6)
+        # What is reported is what is stored; an fp16 adapter comes back rounded to fp16.
+        rounding = 4e-4 if demo[name].modules[originals[name].layer_names[0]].dtype == "F16" else 0
+        assert report.task_errors[name] == pytest.approx(error, rel=1e-3, abs=rounding)
     assert report.task_errors[UNTRAINED] == 0
 
 
 def test_another_order_gives_the_same_bytes(demo: dict[str, AdapterSource], tmp_path: Path) -> None:
-    build_subspace(demo, tmp_path / "one" / "s", skip_bad=True)
-    turned = dict(reversed(demo.items()))
-    build_subspace(turned, tmp_path / "two" / "s", skip_bad=True)
-    one, two = (
-        {p.relative_to(tmp_path / side): p.read_bytes() for p in (tmp_path / side).rglob("*.*")}
-        for side in ("one", "two")
-        if (tmp_path / side).is_dir()
-    )
-    assert len(one) == len(demo) - 1 + 3  # tasks; index, card, basis
-    assert one == two
+    names = [*FAMILY, BROKEN, "sql", "summarize", "sentiment-head", UNTRAINED]
+    written = []
+    for place, order in {"one": names, "two": names[::-1]}.items():
+        out = tmp_path / place / "s"
+        build_subspace({name: demo[name] for name in order}, out, skip_bad=True)
+        files = (path for path in out.rglob("*") if path.is_file())
+        written.append({path.relative_to(out): path.read_bytes() for path in files})
+    assert len(written[0]) == len(names) - 1 + 3  # tasks; index, card, basis
+    assert written[0] == written[1]
 
 
 def test_the_broken_adapter_is_named_with_its_tensor(

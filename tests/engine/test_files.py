@@ -39,7 +39,7 @@ def test_a_failure_leaves_what_was_there(force, tmp_path):
     final = tmp_path / "out"
     if force:
         final.mkdir()
-        (final / "old").write_text("1")
+        (final / "spectra.json").write_text("1")
 
     def interrupted():
         with new_directory(final, force=force) as partial:
@@ -50,13 +50,13 @@ def test_a_failure_leaves_what_was_there(force, tmp_path):
         interrupted()
 
     assert names(tmp_path) == (["out"] if force else [])
-    assert not force or names(final) == ["old"]
+    assert not force or names(final) == ["spectra.json"]
 
 
 def test_force_replaces_without_ghosts(tmp_path):
     final = tmp_path / "out"
     final.mkdir()
-    (final / "ghost").write_text("1")
+    (final / "spectra.json").write_text("1")
 
     with pytest.raises(OutputExistsError, match=r"(?s)nothing was written.*--force"):
         check_output(final)
@@ -64,6 +64,46 @@ def test_force_replaces_without_ghosts(tmp_path):
         (partial / "a").write_text("1")
 
     assert names(final) == ["a"]
+    assert names(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("place", ["folder", "file", "ours with more in it"])
+def test_force_deletes_nothing_that_others_wrote(place, tmp_path):
+    final = tmp_path / "out"
+    if place == "file":
+        final.write_text("thesis")
+    else:
+        final.mkdir()
+        (final / "thesis.txt").write_text("thesis")
+    if place == "ours with more in it":
+        (final / "subspace.json").write_text("{}")
+
+    with (
+        pytest.raises(OutputExistsError, match=r"(?s)did not write.*move this away yourself"),
+        new_directory(final, force=True) as partial,
+    ):
+        (partial / "a").write_text("1")
+
+    assert (final if place == "file" else final / "thesis.txt").read_text() == "thesis"
+    assert names(tmp_path) == ["out"]
+
+
+def test_renewing_keeps_what_others_put_beside(tmp_path):
+    final = tmp_path / "out"
+    (final / ".git").mkdir(parents=True)
+    (final / ".git" / "HEAD").write_text("main")
+    (final / "subspace.json").write_text("old")
+    left = tmp_path / ".out.part-old"  # of a renewal that was killed before its last step
+    left.mkdir()
+    (left / "notes.txt").write_text("mine")
+    (left / "subspace.json").write_text("older")
+
+    with new_directory(final, keep_foreign=True) as partial:
+        (partial / "subspace.json").write_text("new")
+
+    assert names(final) == [".git", "notes.txt", "subspace.json"]
+    assert (final / "subspace.json").read_text() == "new"
+    assert (final / ".git" / "HEAD").read_text() == "main"
     assert names(tmp_path) == ["out"]
 
 
@@ -134,3 +174,19 @@ def test_bytes_and_hashes(tmp_path):
     assert sha256_file(tmp_path / "d" / "a").startswith("ba7816bf8f01cfea")
     with pytest.raises(StorageError):
         sha256_file(tmp_path / "none")
+
+
+def test_a_directory_that_is_closed_to_writing_is_not_replaced(tmp_path, monkeypatch):
+    final = tmp_path / "out"
+    final.mkdir()
+    (final / "subspace.json").write_text("old")
+    monkeypatch.setattr(files.os, "access", lambda path, mode: False)  # root may write anywhere
+
+    with (
+        pytest.raises(StorageError, match="cannot be written: Permission denied"),
+        new_directory(final, force=True) as partial,
+    ):
+        (partial / "subspace.json").write_text("new")
+
+    assert (final / "subspace.json").read_text() == "old"
+    assert names(tmp_path) == ["out"]

@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+
+from tests import make
 from vlora_engine import SharedSubspace, load_adapter, save_adapter
 from vlora_engine.adapters import LoRAWeights
 from vlora_engine.build import build_subspace
 from vlora_engine.formats import open_adapter
 from vlora_engine.pipeline import extract_adapter
 from vlora_engine.records import max_k, shared_layers
-
-from tests import make
 
 peft = pytest.importorskip("peft")
 

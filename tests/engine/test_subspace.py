@@ -469,8 +469,13 @@ def test_unknown_tasks_and_existing_outputs(tmp_path: Path) -> None:
         subspace.add_task(subspace.project(make.weights(WIDE, seed=1), "plain"))
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "precious").write_text("x")
+    for force in (False, True):
+        with pytest.raises(OutputExistsError, match="move this away yourself"):
+            subspace.save(tmp_path / "there", force=force)
+        assert (tmp_path / "there" / "precious").read_text() == "x"
+    subspace.save(tmp_path / "ours")
+    other = compress(mixed_collection(), num_components=3)
     with pytest.raises(OutputExistsError, match="--force"):
-        subspace.save(tmp_path / "there")
-    assert (tmp_path / "there" / "precious").read_text() == "x"
-    subspace.save(tmp_path / "there", force=True)
-    assert not (tmp_path / "there" / "precious").exists()
+        other.save(tmp_path / "ours")
+    other.save(tmp_path / "ours", force=True)
+    assert SharedSubspace.load(tmp_path / "ours").num_components == 3

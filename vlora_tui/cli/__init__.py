@@ -8,6 +8,24 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code (cli/errors.py says which)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words:
+        return _interface()
     from vlora_tui.cli.app import run_app
 
-    return run_app(list(sys.argv[1:] if argv is None else argv))
+    return run_app(words)
+
+
+def _interface() -> int:
+    """The interface, without the parser: that alone would take a tenth of a second."""
+    from vlora_tui.tui.start import start
+
+    try:
+        return start()
+    except BaseException as error:
+        if isinstance(error, SystemExit | GeneratorExit):
+            raise
+        from vlora_tui.cli.errors import report
+        from vlora_tui.cli.output import Output
+
+        return report(error, Output())

@@ -17,7 +17,7 @@ from vlora_tui.cli.argv import prepare
 from vlora_tui.cli.output import Output
 
 PROGRAM = "vlora-tui"
-NO_INTERFACE = "The interface is not built yet; it is coming."
+OPEN = "open"  # what stands for `vlora-tui PATHS`; no command of its own
 
 
 class Entry(NamedTuple):
@@ -45,6 +45,8 @@ COMMANDS = {
     "remove": Entry("tasks", "remove", "Take a task out of a subspace.", "Work"),
     "merge": Entry("merge", "merge", "Merge adapters into one.", "Work"),
     "run": Entry("run", "run", "Execute a recipe: a file, or flags.", "Work"),
+    "config": Entry("config", "config", "The settings, and where each comes from.", "Settings"),
+    "jobs": Entry("jobs", "jobs", "List, follow, cancel, resume and remove jobs.", "Work"),
 }
 
 NOT_YET = (
@@ -59,8 +61,6 @@ NOT_YET = (
     "eval",
     "push",
     "pull",
-    "jobs",
-    "config",
     "guide",
 )
 
@@ -78,6 +78,12 @@ class LazyGroup(TyperGroup):
         return None if entry is None else load_command(cmd_name, entry)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args[0] not in (*COMMANDS, *NOT_YET) and not args[0].startswith("-"):
+            from vlora_tui.cli.interface import are_places
+
+            if are_places(args):
+                entry = Entry("interface", "open_folders", "", "")
+                return OPEN, load_command(OPEN, entry), args
         names: Any = dict.fromkeys(COMMANDS)
         self.commands = names  # what "did you mean" looks through
         return super().resolve_command(ctx, args)
@@ -92,7 +98,9 @@ class LazyGroup(TyperGroup):
 def load_command(name: str, entry: Entry) -> Any:
     """Import the module of a command and build what parses its arguments."""
     function = getattr(importlib.import_module(f"vlora_tui.cli.{entry.module}"), entry.function)
-    single = _typer()
+    if isinstance(function, typer.Typer):  # a command with commands of its own
+        return get_command(function)
+    single = new_typer()
     single.command(name)(function)
     return get_command(single)
 
@@ -111,7 +119,8 @@ def run_app(argv: list[str]) -> int:
         command = get_command(_group())
         with command.make_context(PROGRAM, words) as context:
             code = command.invoke(context)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by whoever started us
+            sys.stdout.flush()
         return code if isinstance(code, int) else errors.OK
     except typer.Exit as done:
         return int(done.exit_code)
@@ -125,12 +134,13 @@ _LOUD = ("-v", "-vv", "--verbose")
 
 
 def _group() -> typer.Typer:
-    app = _typer(cls=LazyGroup, invoke_without_command=True)
+    app = new_typer(cls=LazyGroup, invoke_without_command=True)
     app.callback()(_root)
     return app
 
 
-def _typer(**settings: Any) -> typer.Typer:
+def new_typer(**settings: Any) -> typer.Typer:
+    """A typer application with the settings that every command here has."""
     # Rich's markup and tracebacks would cost more than all else that --help does.
     return typer.Typer(
         add_completion=False,
@@ -147,8 +157,16 @@ def _root(
     verbose: Annotated[
         int, typer.Option("-v", "--verbose", count=True, help="What the engine logs; -vv for more.")
     ] = 0,
+    ascii_only: Annotated[
+        bool, typer.Option("--ascii", help="Draw the interface with ASCII only.")
+    ] = False,
+    theme: Annotated[
+        str | None, typer.Option("--theme", help="Colours of the interface: textual-light, ...")
+    ] = None,
 ) -> None:
     """A workbench for collections of LoRA adapters: inspect, compress, merge, export.
+
+    Without a command, or with folders alone, it opens the interface: vlora-tui [PATHS].
 
     Every error shown is measured on the weight change dW = scale * B @ A that the model sees.
     """
@@ -157,13 +175,11 @@ def _root(
 
         print(f"{PROGRAM} {__version__}")
         raise typer.Exit
+    ctx.obj = {"ascii_only": ascii_only or None, "theme": theme}
     if ctx.invoked_subcommand is None:
-        no_interface(f"{PROGRAM} run --headless PATHS -o DIR", ctx)
+        from vlora_tui.cli.interface import open_interface
 
-
-def no_interface(instead: str, ctx: Any = None) -> None:
-    """Refuse what needs the interface, naming what does the work without it."""
-    raise errors.UsageError(f"{NO_INTERFACE} Without it: {instead}", ctx)
+        raise typer.Exit(open_interface(ctx))
 
 
 def _set_up_logging(verbose: int) -> None:

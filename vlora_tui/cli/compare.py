@@ -64,13 +64,14 @@ def diff(
         },
     )
     out.table(
-        ("module", "distance", "relative", "cosine", "norm a", "norm b"),
+        ("module", "distance", "of first", "cosine", "norm 1st", "norm 2nd"),
         [(name, *_figures(row)) for name, row in modules.items()],
     )
     out.text()
     out.text(
-        f"{printable(first)} and {printable(second)}: relative difference "
-        f"{percent(total['relative_difference'])} of dW, cosine {total['cosine_sim']:.4f}"
+        f"{printable(first)} and {printable(second)} differ by "
+        f"{percent(total['relative_difference'])} of the first's dW, "
+        f"cosine {total['cosine_sim']:.4f}"
     )
     out.essence(f"{total['relative_difference']:.6g}")
     if exceeds:
@@ -122,9 +123,9 @@ def analyze(
     _show_similarity(out, names, values)
     out.text()
     for number, cluster in enumerate((c for c in clusters if len(c) > 1), start=1):
-        out.text(
-            printable(f"cluster {number} (cosine of {threshold:g} and above): {', '.join(cluster)}")
-        )
+        more = f" and {len(cluster) - WIDE} more" if len(cluster) > WIDE else ""
+        members = ", ".join(cluster[:WIDE]) + more
+        out.text(f"cluster {number} (cosine of {threshold:g} and above): {members}")
     alone = sum(len(cluster) == 1 for cluster in clusters)
     out.text(f"{plural(alone, 'adapter')} like no other; {redundant} redundant at {threshold:g}")
     for outlier in outliers:
@@ -159,12 +160,12 @@ def open_all(paths: list[str], out: Output, *, skip_bad: bool) -> dict[str, Adap
     entries = [found for entry in named_inputs(paths) for found in expand_input(entry)]
     collection = gather_adapters(entries, skip_bad=skip_bad)
     for bad in collection.unusable:
-        out.warn(f"{bad.name} is left out: {bad.error.what}")
+        out.warn(printable(f"{bad.name} is left out: {bad.error.what}"))
     with Watcher(out) as watcher:
         report = check_adapters(collection.adapters, progress=watcher.on_progress)
     for name, check in report.adapters.items():
         if check.error is not None and skip_bad:
-            out.warn(f"{name} is left out: {check.error.what}")
+            out.warn(printable(f"{name} is left out: {check.error.what}"))
     return {name: collection.adapters[name] for name in report.require(skip_bad=skip_bad)}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Any
 
 from vlora_tui import events
@@ -80,7 +81,8 @@ def compress(
     out.json("compress", compress_data(watcher))
     show_subspace(out, watcher)
     out.essence(watcher.last(events.SubspaceWritten).path)
-    out.note(f"next: vlora-tui info {output} | vlora-tui export {output} --all -o DIR")
+    place = shlex.quote(output)
+    out.note(f"next: vlora-tui info {place}, or vlora-tui export {place} --all -o DIR")
 
 
 def compress_data(watcher: Watcher) -> dict[str, Any]:
@@ -113,14 +115,20 @@ def show_subspace(out: Output, watcher: Watcher) -> None:
     )
     out.text(
         f"on disk      {size(figures['nbytes'])} of {size(figures['input_bytes'])} "
-        f"({times(figures['ratio'])}); codec ratio {times(figures['codec_ratio'])}"
+        f"({times(figures['ratio'])}); codec ratio {times(figures['codec_ratio'])} "
+        "(against A and B in 16 bit)"
     )
     others = watcher.last(events.OtherMethods)
     if others is not None:
         out.text(f"same bytes   {'; '.join(other_text(row) for row in others.methods)}")
     else:
         out.note("what other methods would cost at these bytes: vlora-tui spectra ADAPTERS")
-    out.text(f"written to   {written.path}")
+    out.text(printable(f"written to   {written.path}"))
+    if figures["codec_ratio"] < 1:
+        out.note(
+            "that is more than the adapters in 16 bit: allow more error, or store in fp16 or bf16 "
+            "(--dtype)"
+        )
 
 
 def other_text(row: dict[str, Any]) -> str:

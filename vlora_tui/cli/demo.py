@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import shlex
+import shutil
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vlora_engine.formats.places import expanded
 from vlora_tui import events
 from vlora_tui.cli import options as o
 from vlora_tui.cli.execute import execute
 from vlora_tui.cli.flags import from_tables
-from vlora_tui.cli.output import Output, percent, plural, printable, size, times
-from vlora_tui.cli.progress import Watcher
+from vlora_tui.cli.output import Output, percent, plural, size, times
 from vlora_tui.run import k_text
+
+if TYPE_CHECKING:
+    from vlora_engine.catalog import Catalog
 
 DEFAULT = "vlora-demo"
 TARGET = 0.05
 
 
 def demo(
+    ctx: typer.Context,
     directory: Annotated[str, typer.Argument(help="Where to make it.", metavar="[DIR]")] = DEFAULT,
     max_error: Annotated[
         float, typer.Option("--max-error", help="The error that no task may exceed.")
     ] = TARGET,
+    headless: Annotated[
+        bool, typer.Option("--headless", help="Tell the story here, without the interface.")
+    ] = False,
     force: o.Force = False,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
@@ -32,20 +41,31 @@ def demo(
     """Make a small collection, look at it, compress it, export from it, and check the result.
 
     Nothing is downloaded; every figure is measured while you wait. A second run starts afresh.
+    On a terminal the interface opens on the collection; with any flag the story is told here.
     """
+    from vlora_tui.cli.interface import could_open, open_interface
+
+    plain = not (headless or force or as_json or quiet or max_error != TARGET)
+    if plain and could_open():
+        raise typer.Exit(open_interface(ctx, demo=f"{directory}/adapters"))
     out = Output(json=as_json, quiet=quiet)
-    tell(out, run_demo(Path(directory), out, max_error=max_error, force=force))
+    place = expanded(directory)
+    story = Story(out, place, max_error)
+    data = run_demo(place, out, story, max_error=max_error, force=force)
+    story.end(data)
+    out.json("demo", data)
+    out.essence(data["path"])
 
 
-def run_demo(place: Path, out: Output, *, max_error: float, force: bool) -> dict[str, Any]:
+def run_demo(
+    place: Path, out: Output, story: Story, *, max_error: float, force: bool
+) -> dict[str, Any]:
     """Do all of it below ``place``; return the figures."""
     from vlora_engine.catalog import scan
     from vlora_engine.demo import MANIFEST, make_demo_collection
 
     adapters, subspace, exported = place / "adapters", place / "subspace", place / "exported"
     ours = (adapters / MANIFEST).is_file()  # an earlier demo may be replaced by this one
-    made = make_demo_collection(adapters, force=force)
-    catalog = scan(adapters)
     recipe = from_tables(
         {
             "input": {"adapters": [str(adapters)], "skip_bad": True},
@@ -54,7 +74,11 @@ def run_demo(place: Path, out: Output, *, max_error: float, force: bool) -> dict
             "export": [{"tasks": ["*"], "path": f"{exported}/{{task}}"}],
         }
     )
-    watcher = _execute(recipe, out, force=force or ours)
+    made = make_demo_collection(adapters, force=force)
+    catalog = scan(adapters)
+    story.begin(len(made.adapters), catalog)
+    silent = _Silent(json=out.as_json, quiet=out.quiet)
+    watcher = execute(recipe, silent, force=force or ours, story=story)
     from vlora_engine.surface import Spectra
     from vlora_tui.cli.spectra import cost_rows
 
@@ -84,48 +108,109 @@ def run_demo(place: Path, out: Output, *, max_error: float, force: bool) -> dict
     }
 
 
-def tell(out: Output, data: dict[str, Any]) -> None:
-    """The story of a demo, from its figures."""
-    out.json("demo", data)
-    figures, place = data["subspace"], data["path"]
-    catalog = data["catalog"]
-    ranks = sorted({rank for info in catalog["adapters"] for rank in info["ranks"] or ()})
-    out.text(f"1  made        {plural(data['adapters'], 'adapter')} in {place}/adapters")
-    out.text(
-        f"2  inspected   {plural(len(catalog['groups']), 'group')}, "
-        f"ranks {ranks[0]} to {ranks[-1]}, {size(data['input_bytes'])}"
-    )
-    out.text(f"3  checked     every tensor; {plural(len(figures['tasks']), 'adapter')} sound")
-    for left in data["left_out"]:
-        error = left["error"]
-        why = ": ".join(filter(None, (error["what"].rstrip("."), error["found"])))
-        out.text(printable(f"               left out: {left['name']} ({why})"))
-    for remark in data["remarks"]:
-        out.text(printable(f"               note: {Path(remark['where']).name}: {remark['what']}"))
-    out.text("4  measured    the error of dW for every k, before anything was built:")
-    for row in _ladder(data["costs"]):
-        out.text(
-            f"               k = {row['k']:<3} {percent(row['mean_error']):>7} on average, "
-            f"{percent(row['max_error']):>7} at worst, {times(row['ratio'])} smaller"
+class Story:
+    """What the demo does, told as it happens.
+
+    Args:
+        place: Where it happens.
+        max_error: What it aims at.
+    """
+
+    def __init__(self, out: Output, place: Path, max_error: float) -> None:
+        self.out, self.place, self.max_error = out, place, max_error
+        self._verified: list[float] = []
+
+    def begin(self, made: int, catalog: Catalog) -> None:
+        """What there is, before the run."""
+        ranks = sorted({rank for info in catalog.adapters for rank in info.ranks or ()})
+        self._step(1, "made", f"{plural(made, 'adapter')} in {self.place}/adapters")
+        self._step(
+            2,
+            "inspected",
+            f"{plural(len(catalog.groups), 'group')}, ranks {ranks[0]} to {ranks[-1]}, "
+            f"{size(sum(info.nbytes for info in catalog.adapters))}",
         )
-    k = k_text({layer: tuple(pair) for layer, pair in figures["k"].items()})
-    out.text(
-        f"5  compressed  no task above {percent(TARGET)}: {figures['method']}, k = {k}, "
-        f"{size(figures['nbytes'])} ({times(figures['ratio'])} smaller)"
-    )
-    out.text(
-        f"               measured: {percent(figures['mean_error'])} on average, "
-        f"{percent(figures['max_error'])} at worst ({figures['worst_task']})"
-    )
-    worst = max((row["error"] for row in data["exported"]), default=0.0)
-    out.text(
-        f"6  exported    {plural(len(data['exported']), 'adapter')} to {place}/exported, each read "
-        f"back: off by {worst:.0e} at most"
-    )
-    out.text(f"done in {data['seconds']:.1f} s. Next:")
-    for words in next_commands(data):
-        out.text(f"   vlora-tui {shlex.join(words)}")
-    out.essence(place)
+
+    def __call__(self, event: events.Event) -> None:
+        """One event of the run."""
+        match event:
+            case events.Checked():
+                self._step(3, "checked", f"every tensor; {plural(event.good, 'adapter')} sound")
+            case events.AdapterSkipped():
+                what, tensor = why(event.error)
+                self._more(f"left out: {event.name}: {what}")
+                if tensor:
+                    self._more(f"          {tensor}")
+            case events.Remark():
+                where = f"{Path(event.where).name}: " if event.where else ""
+                self._more(f"note: {where}{event.text}")
+            case events.SpectraReady():
+                self._step(4, "measured", "the error of dW for every k, before anything was built:")
+                self._ladder(event.path)
+            case events.SubspaceWritten():
+                self._compressed(event.figures)
+            case events.Verified():
+                self._verified.append(event.error)
+            case events.Finished():
+                worst = max(self._verified, default=0.0)
+                exported = plural(len(self._verified), "adapter")
+                self._step(
+                    6,
+                    "exported",
+                    f"{exported} to {self.place}/exported, each read back: off by {worst:.0e} "
+                    "at most",
+                )
+
+    def end(self, data: dict[str, Any]) -> None:
+        """What to do next."""
+        self.out.text(f"done in {data['seconds']:.1f} s. Next:")
+        for words in next_commands(data):
+            self.out.text(f"   {program()} {shlex.join(words)}")
+
+    def _compressed(self, figures: dict[str, Any]) -> None:
+        k = k_text({layer: tuple(pair) for layer, pair in figures["k"].items()})
+        self._step(
+            5,
+            "compressed",
+            f"no task above {percent(self.max_error)}: {figures['method']}, k = {k}, "
+            f"{size(figures['nbytes'])} ({times(figures['ratio'])} smaller)",
+        )
+        self._more(
+            f"measured: {percent(figures['mean_error'])} on average, "
+            f"{percent(figures['max_error'])} at worst ({figures['worst_task']})"
+        )
+
+    def _ladder(self, path: str) -> None:
+        from vlora_engine.surface import Spectra
+        from vlora_tui.cli.spectra import cost_rows
+
+        for row in cost_rows(Spectra.load(path)):
+            if row["method"] == "delta" and row["k"] in (4, 16, 64, 256):
+                self._more(
+                    f"k = {row['k']:<3} {percent(row['mean_error']):>7} on average, "
+                    f"{percent(row['max_error']):>7} at worst, {times(row['ratio'])} smaller"
+                )
+
+    def _step(self, number: int, what: str, text: str) -> None:
+        self.out.text(f"{number}  {what:<11} {text}")
+
+    def _more(self, text: str) -> None:
+        self.out.text(f"{'':15}{text}")
+
+
+def why(error: dict[str, Any]) -> tuple[str, str]:
+    """An error in one line, what and how much of it; and in which tensor."""
+    what = str(error.get("what", "")).rstrip(".")
+    found = f" ({error['found']})" if error.get("found") else ""
+    _, _, tensor = str(error.get("where") or "").partition(": ")
+    return f"{what}{found}", tensor
+
+
+def program() -> str:
+    """The word that starts this program from a shell, here."""
+    if shutil.which("vlora-tui") or Path(sys.argv[0]).name != "vlora-tui":
+        return "vlora-tui"
+    return shlex.quote(sys.argv[0])
 
 
 def next_commands(data: dict[str, Any]) -> list[list[str]]:
@@ -143,18 +228,8 @@ def next_commands(data: dict[str, Any]) -> list[list[str]]:
     ]
 
 
-def _ladder(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A few steps of delta's costs."""
-    return [row for row in rows if row["method"] == "delta" and row["k"] in (4, 16, 64, 256)]
-
-
-def _execute(recipe: Any, out: Output, *, force: bool) -> Watcher:
-    """Run the recipe; what it would say on the way, the story says."""
-    return execute(recipe, _Silent(json=out.as_json, quiet=out.quiet), force=force)
-
-
 class _Silent(Output):
-    """Progress bars, but no lines: the story tells it all at the end."""
+    """Progress bars, but no lines: the story tells it all."""
 
     def note(self, text: str) -> None:
         pass

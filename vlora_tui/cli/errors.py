@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import typer
@@ -42,6 +43,8 @@ def report(error: BaseException, out: Output, *, verbose: int = 0) -> int:
     if isinstance(error, BrokenPipeError):
         return _reader_gone()
     verdict = verdict_on(error)
+    if sys.stderr is None:  # closed by whoever started us: print would fall back on stdout
+        return verdict.exit_code
     if out.as_json:
         row = {"schema": "vlora-tui/error", "version": JSON_VERSION, **verdict.details}
         row["exit_code"] = verdict.exit_code
@@ -82,11 +85,13 @@ def _memory(error: Any) -> Verdict:
 
 
 def _system(error: OSError) -> Verdict:
+    from vlora_engine.tensorfile import write_error
+
     what = f"The operating system refused: {error.strerror or error}."
-    details = _details("StorageError", what)
-    details["where"] = None if error.filename is None else str(error.filename)
-    where = [f"  where: {error.filename}"] if error.filename is not None else []
-    return Verdict(FAILED, details, [what, *where])
+    place = error.filename if error.filename is not None else "the output"
+    known = write_error(Path(os.fsdecode(place)), error)
+    details = {**_details("StorageError", what, known.remedy), "where": known.where}
+    return Verdict(FAILED, details, [what, *known.lines()[1:]])
 
 
 def _missing(error: ImportError) -> Verdict:

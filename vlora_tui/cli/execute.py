@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.errors import StorageError
 from vlora_tui import events
-from vlora_tui.cli.output import Output, size
+from vlora_tui.cli.output import Output, plural, printable, size
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.recipe import Recipe, as_tables
 
@@ -27,11 +27,13 @@ def execute(
     force: bool = False,
     events_file: Path | None = None,
     make: Callable[..., Run] | None = None,
+    story: Callable[[events.Event], None] | None = None,
 ) -> Watcher:
     """Run a recipe whose paths are absolute; return what was told on the way.
 
     Args:
         make: What kind of run; by default one that does all that the recipe says.
+        story: Told every event but progress, with no bars on the screen: it may print.
 
     Raises:
         VLoRAError: What stopped it.
@@ -46,6 +48,9 @@ def execute(
     def emit(event: events.Event) -> None:
         for listener in listeners:
             listener(event)
+        if story is not None and not isinstance(event, events.Progress | events.LayerDone):
+            watcher.pause()
+            story(event)
 
     with watcher, stop_on_signals(out) as stop:
         run = (make or Run)(recipe, emit, force=force, cancelled=stop.is_set)
@@ -54,6 +59,23 @@ def execute(
         finally:
             for listener in listeners[1:]:
                 listener.close()
+                if listener.dropped:
+                    lost = plural(listener.dropped, "event")
+                    out.warn(f"{lost} could not be written to {printable(str(events_file))}")
+    return watcher
+
+
+def execute_job(folder: Path, out: Output, *, lock: int | None = None) -> Watcher:
+    """Run the job of this directory here, in its own process; return what was told on the way.
+
+    Raises:
+        VLoRAError: What stopped it.
+    """
+    from vlora_tui.jobs.runner import run_job
+
+    watcher = Watcher(out)
+    with watcher, stop_on_signals(out) as stop:
+        run_job(folder, listen=watcher, cancelled=stop.is_set, lock=lock)
     return watcher
 
 
@@ -83,7 +105,8 @@ def stop_on_signals(out: Output) -> Iterator[threading.Event]:
         if number == signal.SIGINT and stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        out.once("stopping at the next layer; press Ctrl-C again to stop at once")
+        with suppress(OSError):  # nobody may be there to read it, or no room for it
+            out.once("stopping at the next layer; press Ctrl-C again to stop at once")
 
     before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -111,7 +134,7 @@ def dry_run(recipe: Recipe, out: Output, *, force: bool = False, also: Sequence[
     for path in also:
         check_output(path, force=force)
     for bad in collection.unusable:
-        out.warn(f"{bad.name} would be left out: {bad.error.what}")
+        out.warn(printable(f"{bad.name} would be left out: {bad.error.what}"))
     nbytes = sum(source.nbytes for source in collection.adapters.values())
     out.json(
         "dry-run",
@@ -125,8 +148,9 @@ def dry_run(recipe: Recipe, out: Output, *, force: bool = False, also: Sequence[
         },
     )
     read = f" ({size(nbytes)})" if nbytes else ""
-    out.text(f"Would read {len(collection.tasks)} tasks{read}: {', '.join(collection.tasks)}")
+    tasks = plural(len(collection.tasks), "task")
+    out.text(printable(f"Would read {tasks}{read}: {', '.join(collection.tasks)}"))
     for path in outputs:
-        out.text(f"Would write {path}")
-        out.essence(str(path))
+        out.text(printable(f"Would write {path}"))
+        out.essence(printable(str(path)))
     out.note("dry run: nothing was written")

@@ -13,7 +13,7 @@ from vlora_tui.cli import options as o
 from vlora_tui.cli.execute import dry_run as show_plan
 from vlora_tui.cli.execute import execute
 from vlora_tui.cli.flags import from_tables
-from vlora_tui.cli.output import Output, plural, size
+from vlora_tui.cli.output import Output, plural, printable, size
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.recipe import resolve
 
@@ -115,11 +115,13 @@ def show_exports(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
         checked = sum(row["verified"] for row in rows)
         folder = Path(rows[0]["path"]).parent
         total = size(sum(row["nbytes"] for row in rows))
-        out.text(f"exported {plural(len(rows), 'task')} to {folder} ({total}), {checked} verified")
+        tasks = plural(len(rows), "task")
+        out.text(printable(f"exported {tasks} to {folder} ({total}), {checked} verified"))
         return rows
     for row in rows:
         proof = ", read back and the same" if row["verified"] else ""
-        out.text(f"exported {row['task']} to {row['path']} ({size(row['nbytes'])}{proof})")
+        nbytes = size(row["nbytes"])
+        out.text(printable(f"exported {row['task']} to {row['path']} ({nbytes}{proof})"))
     return rows
 
 

@@ -32,7 +32,8 @@ def compress_recipe(
 ) -> Recipe:
     """The recipe that the flags of ``compress`` stand for, its paths absolute."""
     table = {name: value for name, value in compress.items() if value is not None}
-    table.update(_k_table(k, variance, adaptive))
+    aimed = any(name in table for name in ("k_a", "k_b", "max_error", "mean_error", "budget"))
+    table.update(_k_table(k, variance, adaptive, aimed=aimed))
     if layers:
         table["layers"] = dict(_layer(text) for text in layers)
     if refine:
@@ -98,15 +99,18 @@ def numbers(text: str | None, flag: str) -> list[float] | None:
         ) from None
 
 
-def _k_table(k: str | None, variance: float | None, adaptive: bool) -> dict[str, Any]:
+def _k_table(
+    k: str | None, variance: float | None, adaptive: bool, *, aimed: bool
+) -> dict[str, Any]:
     table: dict[str, Any] = {}
     if k is not None and k != "auto":
         if not k.lstrip("+-").isdecimal():
             raise ParameterError("k is a whole number or auto.", found=repr(k))
         table["k"] = int(k)
-    if variance is None and k == "auto":
+    # A word that leaves k open means a variance only where nothing else says what to aim at.
+    if variance is None and k == "auto" and not aimed:
         variance = LORASHARE_VARIANCE
-    if variance is None and adaptive:
+    if variance is None and adaptive and k is None and not aimed:
         variance = VLORA_VARIANCE
     if variance is not None:
         table["variance"] = variance

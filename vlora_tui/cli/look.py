@@ -40,21 +40,27 @@ def show_catalog(out: Output, catalog: Catalog) -> None:
         )
         for info in catalog.adapters
     ]
-    out.table(("adapter", "group", "rank", "alpha", "modules", "dtype", "size", "base model"), rows)
+    out.table(("adapter", "group", "rank", "alpha", "modules", "dtype", "size", "base"), rows)
     out.text()
     out.text(_summary(catalog))
+    faults: dict[tuple[str, str | None], list[Any]] = {}
     for info in catalog.adapters:
         if info.error is not None:
-            first, *rest = [printable(line) for line in info.error.lines()]
-            out.text(f"error    {printable(info.name)}: {first}")
-            for line in rest:
-                out.text(f"         {line}")
-    findings = [f for info in catalog.adapters for f in info.findings] + list(catalog.findings)
-    for code in dict.fromkeys(f.code for f in findings):
-        alike = [f for f in findings if f.code == code]
+            faults.setdefault((info.error.what, info.error.remedy), []).append(info)
+    for info, *others in faults.values():
+        first, *rest = info.error.lines()
+        out.text(f"error    {info.name}: {first}")
+        if others:
+            out.text(f"           the same: {', '.join(other.name for other in others)}")
+        for line in rest:
+            out.text(f"         {line}")
+    findings = [(f, _named(f.where, info)) for info in catalog.adapters for f in info.findings]
+    findings += [(f, f.where) for f in catalog.findings]
+    for code in dict.fromkeys(f.code for f, _ in findings):
+        alike = [(f, where) for f, where in findings if f.code == code]
         more = f" (and {plural(len(alike) - 1, 'other')} like it)" if len(alike) > 1 else ""
-        where = f"{alike[0].where}: " if alike[0].where else ""
-        out.text(printable(f"{alike[0].severity:<8} {where}{alike[0].what}{more}"))
+        first, where = alike[0]
+        out.text(f"{first.severity:<8} {f'{where}: ' if where else ''}{first.what}{more}")
 
 
 def info(subspace: o.Subspace, as_json: o.AsJson = False, quiet: o.Quiet = False) -> None:
@@ -98,7 +104,8 @@ def show_manifest(out: Output, manifest: Manifest) -> None:
         return
     out.text(
         f"on disk    {size(manifest.nbytes)} of {size(manifest.input_bytes)} "
-        f"({times(manifest.ratio)}); codec ratio {times(manifest.codec_ratio)}"
+        f"({times(manifest.ratio)}); codec ratio {times(manifest.codec_ratio)} "
+        "(against A and B in 16 bit)"
     )
     worst = manifest.worst
     out.text(
@@ -136,8 +143,15 @@ def _summary(catalog: Catalog) -> str:
     if usable < total:
         text += f", {total - usable} that cannot be used"
     if catalog.groups:
-        text += f", {plural(len(catalog.groups), 'group')} that fit together"
+        groups = plural(len(catalog.groups), "group")
+        text += f", {groups} that {'fits' if len(catalog.groups) == 1 else 'fit'} together"
     return f"{text}, {size(sum(info.nbytes for info in catalog.adapters))}"
+
+
+def _named(where: str, info: Any) -> str:
+    """A place in an adapter, by the adapter's name instead of its path."""
+    path = str(info.path)
+    return f"{info.name}{where[len(path) :]}" if where.startswith(path) else where
 
 
 def _ranks(info: Any) -> str | None:

@@ -12,7 +12,7 @@ from vlora_tui.cli import options as o
 from vlora_tui.cli.execute import dry_run as show_plan
 from vlora_tui.cli.execute import execute
 from vlora_tui.cli.flags import from_tables, numbers, require_there
-from vlora_tui.cli.output import Output, plural
+from vlora_tui.cli.output import Output, percent, plural, printable
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.recipe import resolve
 
@@ -88,10 +88,25 @@ def show_merges(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
     """Every merge, printed for people and returned for JSON."""
     rows = []
     for event in watcher.all(events.Merged):
+        report = event.report
+        weights = ", ".join(f"{weight:.3g}" for weight in report["weights"])
         out.text(
-            f"merged {', '.join(event.adapters)} by {event.method}: rank {event.rank}, "
-            f"{plural(event.modules, 'module')}, written to {event.path}"
+            printable(
+                f"merged {', '.join(event.adapters)} by {event.method} (weights {weights}): "
+                f"rank {event.rank}, {plural(event.modules, 'module')}"
+            )
         )
+        if report["cut_error"] > 0:
+            out.text(f"cutting the rank changed dW by {percent(report['cut_error'])}")
+        if report["rest_left_out"]:
+            left = plural(len(report["rest_left_out"]), "tensor")
+            out.text(
+                printable(
+                    f"left out, as the adapters differ in them: {left}, such as "
+                    f"{report['rest_left_out'][0]}"
+                )
+            )
+        out.text(printable(f"written to {event.path}"))
         rows.append(
             {
                 "path": event.path,
@@ -99,6 +114,10 @@ def show_merges(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
                 "adapters": list(event.adapters),
                 "rank": event.rank,
                 "modules": event.modules,
+                **{
+                    name: report[name]
+                    for name in ("weights", "cut_error", "rest_kept", "rest_left_out")
+                },
             }
         )
     return rows

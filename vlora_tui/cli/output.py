@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,11 +12,12 @@ from typing import Any
 from vlora_tui.events import finite
 
 JSON_VERSION = 1
+NARROWEST = 8  # a column of texts is not cut below this
 MARKS = {"error": "31", "warning": "33", "good": "32", "dim": "2", "strong": "1"}
 
 
 class Output:
-    """Where a command's words go.
+    """Where a command's words go. They may hold names out of files: nothing moves the cursor.
 
     Args:
         json: Data are one JSON object; texts for people are left out.
@@ -30,12 +32,12 @@ class Output:
     def text(self, text: str = "") -> None:
         """A line of data for people."""
         if not self.as_json and not self.quiet:
-            print(text)
+            print(printable(text))
 
     def essence(self, text: str) -> None:
         """What is left of the data when the user wants quiet: a path, a name, a figure."""
         if self.quiet and not self.as_json:
-            print(text)
+            print(printable(text))
 
     def json(self, schema: str, payload: dict[str, Any]) -> None:
         """The command's data as a program wants them; printed only when asked for."""
@@ -46,13 +48,14 @@ class Output:
     def table(self, headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """A table for people: figures to the right, texts to the left."""
         if not self.as_json and not self.quiet:
-            for line in table_lines(headers, rows):
+            width = shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None
+            for line in table_lines(headers, rows, width):
                 print(line)
 
     def note(self, text: str) -> None:
         """A remark on stderr; no data."""
-        if not self.quiet and not self.as_json:
-            print(text, file=sys.stderr)
+        if not self.quiet and not self.as_json and sys.stderr is not None:
+            print(printable(text), file=sys.stderr)
 
     def once(self, text: str) -> None:
         """A remark that is made once."""
@@ -62,7 +65,9 @@ class Output:
 
     def warn(self, text: str) -> None:
         """Something that the user should know, even when quiet."""
-        print(f"{paint('warning:', 'warning', sys.stderr)} {text}", file=sys.stderr)
+        if sys.stderr is not None:
+            mark = paint("warning:", "warning", sys.stderr)
+            print(f"{mark} {printable(text)}", file=sys.stderr)
 
 
 def dumps(row: dict[str, Any], stream: Any, *, indent: int | None = None) -> str:
@@ -71,20 +76,53 @@ def dumps(row: dict[str, Any], stream: Any, *, indent: int | None = None) -> str
     return json.dumps(finite(row), ensure_ascii=not unicode, allow_nan=False, indent=indent)
 
 
-def table_lines(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
-    """The lines of a table; a column of figures is set flush right."""
+def table_lines(
+    headers: Sequence[str], rows: Iterable[Sequence[object]], room: int | None = None
+) -> list[str]:
+    """The lines of a table; a column of figures is set flush right.
+
+    Args:
+        room: The width of the screen: where the table is wider, its longest texts are cut.
+    """
     body = [["" if cell is None else printable(str(cell)) for cell in row] for row in rows]
     cells = [list(headers), *body]
     widths = [max(_width(row[i]) for row in cells) for i in range(len(headers))]
     right = [_is_figures([row[i] for row in body]) for i in range(len(headers))]
+    if room is not None:
+        _narrow(widths, right, room)
     lines = []
     for row in cells:
+        row = [cut(cell, width) for cell, width in zip(row, widths, strict=True)]
         parts = [
             " " * (width - _width(cell)) + cell if flush else cell + " " * (width - _width(cell))
             for cell, width, flush in zip(row, widths, right, strict=True)
         ]
         lines.append("  ".join(parts).rstrip())
     return lines
+
+
+def cut(text: str, width: int) -> str:
+    """``text`` in at most ``width`` columns, its middle left out where it is longer."""
+    if _width(text) <= width:
+        return text
+    head, tail = text[: len(text) // 2], text[len(text) // 2 :]
+    while _width(head) + _width(tail) + 1 > width and (head or tail):
+        if _width(head) > _width(tail):
+            head = head[:-1]
+        else:
+            tail = tail[1:]
+    return f"{head}…{tail}"
+
+
+def _narrow(widths: list[int], right: Sequence[bool], room: int) -> None:
+    """Take from the widest column of texts until the table fits, or none is left to take from."""
+    over = sum(widths) + 2 * (len(widths) - 1) - room
+    while over > 0:
+        texts = [i for i, flush in enumerate(right) if not flush and widths[i] > NARROWEST]
+        if not texts:
+            return
+        widths[max(texts, key=widths.__getitem__)] -= 1
+        over -= 1
 
 
 def printable(text: str) -> str:

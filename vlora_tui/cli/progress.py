@@ -29,13 +29,13 @@ class Watcher:
         self.out = out
         self.seen: list[events.Event] = []
         self._bars: Bars | None = None
-        if is_terminal(sys.stderr) and not out.quiet and not out.as_json:
-            self._bars = Bars()
+        self._watched = is_terminal(sys.stderr) and not out.quiet and not out.as_json
 
     def __call__(self, event: events.Event) -> None:
         """Take one event."""
         if isinstance(event, events.Progress):
-            if self._bars is not None:
+            if self._watched:
+                self._bars = self._bars or Bars()
                 self._bars.show(event)
             return
         self.seen.append(event)
@@ -60,14 +60,19 @@ class Watcher:
         found = self.all(kind)
         return found[-1] if found else None
 
+    def pause(self) -> None:
+        """Take the bars away, for lines on the same screen; the next step brings them back."""
+        if self._bars is not None:
+            self._bars.close()
+            self._bars = None
+
     def __enter__(self) -> Watcher:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        if self._bars is not None:
-            self._bars.close()
+        self.pause()
 
 
 def line_about(event: events.Event) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -10,14 +11,13 @@ import typer
 from vlora_engine.errors import ParameterError
 from vlora_tui import events
 from vlora_tui.cli import options as o
-from vlora_tui.cli.app import no_interface
 from vlora_tui.cli.compress import compress_data, show_subspace
 from vlora_tui.cli.execute import dry_run as show_plan
-from vlora_tui.cli.execute import execute
+from vlora_tui.cli.execute import execute, execute_job
 from vlora_tui.cli.export import show_exports
 from vlora_tui.cli.flags import compress_recipe, say_once
 from vlora_tui.cli.merge import show_merges
-from vlora_tui.cli.output import Output
+from vlora_tui.cli.output import Output, printable
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.recipe import Recipe, load_recipe, resolve
 
@@ -58,11 +58,28 @@ def run(
     events_file: o.EventsFile = None,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
+    job: Annotated[Path | None, typer.Option("--job", hidden=True)] = None,
+    job_lock: Annotated[int | None, typer.Option("--job-lock", hidden=True)] = None,
+    warm: Annotated[int | None, typer.Option("--warm", hidden=True)] = None,
 ) -> None:
     """Execute a recipe: a TOML file, or flags as compress takes them."""
     out = Output(json=as_json, quiet=quiet)
-    if not (headless or print_recipe or dry_run):
-        no_interface(f"vlora-tui run --headless {' '.join(sources[:3])} ...", ctx)
+    if warm is not None and headless:  # a process kept ready by an interface
+        from vlora_tui.jobs.worker import wait_for_job
+
+        job, job_lock = wait_for_job(warm) or (None, None)
+        if job is None:
+            return
+    if job is not None and headless:  # how vlora_tui.jobs starts this very process
+        for path in execute_job(job, out, lock=job_lock).last(events.Finished).outputs:
+            out.text(printable(f"written to {path}"))
+        return
+    opens = not (headless or print_recipe or dry_run)
+    if opens:
+        from vlora_tui.tui.start import require_terminal
+
+        instead = f"vlora-tui run --headless {shlex.join(sources[:3])} ..."
+        require_terminal(instead)
     say_once(out, layer_by_layer=layer_by_layer, chunk_size=chunk_size)
     if is_recipe(sources):
         given = [p for p in _FLAGS if _was_given(ctx, p)]
@@ -74,7 +91,7 @@ def run(
                 remedy="change the file, or run the adapters with flags",
             )
         recipe = load_recipe(sources[0])
-    elif output is None:
+    elif output is None and not opens:
         raise ParameterError("There is nowhere to put the subspace.", remedy="name it: -o DIR")
     else:
         recipe = compress_recipe(
@@ -98,6 +115,10 @@ def run(
             spectra=spectra,
             device=device,
         )
+    if opens:
+        from vlora_tui.cli.interface import open_interface
+
+        raise typer.Exit(open_interface(ctx, recipe=recipe, instead=instead))
     if print_recipe:
         print(resolve(recipe).to_toml(), end="")
     elif dry_run:

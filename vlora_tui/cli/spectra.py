@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vlora_engine.formats.places import expanded
 from vlora_tui import events
 from vlora_tui.cli import options as o
 from vlora_tui.cli.execute import dry_run as show_plan
@@ -54,7 +54,7 @@ def spectra(
             },
         }
     )
-    target = None if output is None else Path(output).absolute()
+    target = None if output is None else expanded(output).absolute()
     if dry_run:
         show_plan(recipe, out, force=force, also=[] if target is None else [target])
         return
@@ -81,7 +81,6 @@ def spectra(
     )
     show_costs(out, found, rows)
     out.essence(ready.path)
-    out.note(f"spectra in {ready.path}")
 
 
 def cost_rows(spectra: Spectra) -> list[dict[str, Any]]:

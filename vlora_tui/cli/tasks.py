@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlora_engine.errors import ParameterError
+from vlora_engine.errors import CollectionError, ParameterError
 from vlora_tui.cli import options as o
 from vlora_tui.cli.flags import require_there
 from vlora_tui.cli.output import Output, percent, plural, printable, size
+
+if TYPE_CHECKING:
+    from vlora_engine.manifest import Manifest
+
+LOST = 0.5  # an error of dW above which adding a task is remarked on
 
 
 def add(
@@ -49,6 +54,11 @@ def add(
             remedy="choose another name with --task-id, or remove the old one first",
         )
     source = open_adapter(adapter)
+    own = source.config.get("base_model_name_or_path")
+    if own and manifest.base_model and _base(str(own)) != _base(manifest.base_model):
+        out.warn(
+            printable(f"{adapter} names the base model {own}, the subspace {manifest.base_model}")
+        )
     how = "project" if project else "incremental" if incremental else "absorb"
     data = {"path": subspace, "task": name, "how": how, "tasks": len(manifest.tasks) + 1}
     if dry_run:
@@ -69,6 +79,17 @@ def add(
         printable(f"added {name!r}: error {percent(record.error)} of dW; ")
         + f"{plural(len(after.tasks), 'task')}, {size(after.nbytes)}"
     )
+    grown = error_grown_most(manifest, after)
+    if grown is not None:
+        other, before, now = grown
+        out.text(
+            printable(f"of the others {other!r} lost most: {percent(before)} -> {percent(now)}")
+        )
+    if record.error > LOST:
+        remedy = "leave --project out" if project else "compress again with a larger k"
+        out.warn(
+            printable(f"most of what {name!r} does is not in this basis; to mend it: {remedy}")
+        )
     out.essence(printable(name))
 
 
@@ -104,6 +125,23 @@ def remove(
         out.essence(printable(name))
 
 
+def error_grown_most(before: Manifest, after: Manifest) -> tuple[str, float, float] | None:
+    """The task whose error grew most, with its error before and now; None if none did."""
+    grown = [
+        (task.error - before.tasks[name].error, name)
+        for name, task in after.tasks.items()
+        if name in before.tasks
+    ]
+    most, name = max(grown, default=(0.0, ""))
+    return (name, before.tasks[name].error, after.tasks[name].error) if most > 1e-4 else None
+
+
+def _base(name: str) -> str | None:
+    from vlora_engine.catalog import normalise_base_model
+
+    return normalise_base_model(name)
+
+
 def _add(subspace: Path, adapter: str, name: str, how: str) -> list[str]:
     """Add it; the tasks that were taken from their reconstructions."""
     from vlora_engine.formats import load_adapter
@@ -115,7 +153,10 @@ def _add(subspace: Path, adapter: str, name: str, how: str) -> list[str]:
         opened.add_task(opened.project(weights, name))
     elif how == "incremental":
         opened.absorb_incremental(weights, name)
-    inexact = opened.absorb(weights, name) if how == "absorb" else []
+    try:
+        inexact = opened.absorb(weights, name) if how == "absorb" else []
+    except CollectionError as error:
+        raise (error.errors[0] if len(error.errors) == 1 else error) from None
     opened.save(subspace, force=True)
     return inexact
 

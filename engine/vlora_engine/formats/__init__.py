@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlora_engine.adapters import AdapterSource, LoRAWeights, MemorySource, nominal_rank
-from vlora_engine.errors import UnsupportedAdapterError
+from vlora_engine.errors import NotFoundError, UnsupportedAdapterError
 from vlora_engine.formats.base import Format, Inspection, Location, Probe, Registry
 from vlora_engine.formats.foreign import FOREIGN, GGUF, UNKNOWN
 from vlora_engine.formats.peft import PeftFormat
@@ -167,6 +167,14 @@ def find_adapters(
 
 def _unrecognised_error(place: Path) -> Exception:
     if place.is_dir():
+        below = list(walk(FORMATS, place, MAX_DEPTH, 1))
+        if below:
+            return NotFoundError(
+                "This is a folder of adapters, not an adapter.",
+                where=place,
+                found=f"adapters below, such as {below[0][0].path}",
+                remedy="name one of them",
+            )
         return nothing_error(place)
     return UnsupportedAdapterError(
         "The file is of no format known here.",

@@ -148,8 +148,8 @@ def check_peft_type(config: Mapping[str, Any], where: Path) -> None:
         where=where,
         expected='"peft_type": "LORA"',
         found=f'"peft_type": "{kind[:80]}"',
-        remedy="convert it with PEFT's save_as_lora where that is possible, "
-        "or pass --allow-unsupported to carry it along as it is",
+        remedy="convert it with PEFT's save_as_lora where that is possible; in Python, "
+        "load_adapter(path, allow_unsupported=True) reads it as it is",
     )
 
 
@@ -158,7 +158,7 @@ class Variant:
     """A kind of LoRA that this engine refuses.
 
     ``product`` says whether ``scale * B @ A`` still is the update that its factors stand for; if
-    not, --allow-unsupported keeps all its tensors as rest tensors.
+    not, ``allow_unsupported`` keeps all its tensors as rest tensors.
     """
 
     name: str
@@ -259,7 +259,8 @@ def variant_error(variant: Variant, found: str, where: Path | str) -> Unsupporte
         where=where,
         expected=f"plain LoRA (no {variant.field})",
         found=found,
-        remedy=f"{variant.remedy}; or pass --allow-unsupported to carry it along as it is",
+        remedy=f"{variant.remedy}; in Python, load_adapter(path, allow_unsupported=True) reads it "
+        "as it is",
     )
 
 

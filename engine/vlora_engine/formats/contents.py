@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 from vlora_engine.errors import (
     AdapterError,
     CorruptFileError,
-    NotFoundError,
     UnsupportedAdapterError,
 )
 from vlora_engine.formats.layout import Described
@@ -20,6 +19,7 @@ from vlora_engine.tensorfile import (
     Header,
     dtype_name,
     lfs_pointer_error,
+    missing_error,
     read_error,
     read_header,
     read_tensor,
@@ -94,7 +94,7 @@ def _check_pickle_file(path: Path) -> int:
         with path.open("rb") as file:
             start = file.read(len(LFS_POINTER))
     except FileNotFoundError:
-        raise NotFoundError("There is no such file.", where=path) from None
+        raise missing_error(path) from None
     except OSError as error:
         raise read_error(path, error) from None
     if start == LFS_POINTER:

@@ -234,7 +234,7 @@ def _half_error(module: str, keys: Iterable[str], where: Path) -> AdapterError:
         f"Module {module!r} has only one of its two factors.",
         where=f"{where}: {keys[0]}",
         expected=f"{missing} beside it" if len(keys) == 1 else "lora_A and lora_B of one kind",
-        found=", ".join(keys) if len(keys) > 1 else "only the one",
+        found=", ".join(keys) if len(keys) > 1 else "no such tensor",
         remedy="save or download the adapter again: it is not complete",
     )
 

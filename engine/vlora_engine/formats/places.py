@@ -18,13 +18,17 @@ _SKIPPED = frozenset({"__pycache__", "node_modules"})
 
 
 def walk(
-    registry: Registry, root: Path, max_depth: int, max_adapters: int
+    registry: Registry,
+    root: Path,
+    max_depth: int,
+    max_adapters: int,
+    closed: list[Path] | None = None,
 ) -> Iterator[tuple[Probe, Format]]:
     """Every adapter at or below ``root``, sorted by path, each with the format that knows it.
 
     The root's adapter is PEFT's ``default``; named adapters and checkpoints lie in directories
     below it. Hidden directories are left out; a directory reached twice (a loop of symbolic
-    links) is looked at once.
+    links) is looked at once. Directories below ``root`` that may not be read go to ``closed``.
     """
     seen: set[tuple[int, int]] = set()
     waiting = [(root, 0)]
@@ -38,6 +42,8 @@ def walk(
         except OSError as error:
             if depth == 0:
                 raise read_error(path, error) from None
+            if closed is not None:
+                closed.append(path)
             continue
         here = list(_adapters_in(registry, path, files))
         yield from here[: max_adapters - found]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vlora_engine.adapters import AdapterSource, LoRAWeights, as_source
+from vlora_engine.catalog import normalise_base_model
 from vlora_engine.errors import (
     AdapterError,
     CollectionError,
@@ -250,7 +251,7 @@ def _differences(
     """What the adapters do not share, and what that means for the merge."""
     findings = []
     named = {str(source.config.get("base_model_name_or_path") or "") for source in sources}
-    bases = sorted(named - {""})
+    bases = sorted({normalise_base_model(name): name for name in sorted(named - {""})}.values())
     if len(bases) > 1:
         findings.append(
             Finding(

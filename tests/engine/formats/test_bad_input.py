@@ -259,7 +259,7 @@ def test_other_kinds_are_refused_by_name_and_carried_along_when_told(
 
     assert name in text
     assert remedy in text
-    assert "--allow-unsupported" in text
+    assert "allow_unsupported=True" in text
     assert str(tmp_path / CONFIG) in text
     kept = 2 * len(carried.layer_names) + len(carried.rest)
     assert kept == len(make.factors())

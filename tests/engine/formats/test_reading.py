@@ -258,7 +258,7 @@ def test_targets_that_are_to_come_are_refused_by_name(target, tmp_path):
 
 def test_nothing_is_overwritten_unless_told(tmp_path):
     save_adapter(make.weights(seed=1), tmp_path / "a")
-    (tmp_path / "a" / "ghost.bin").write_text("")
+    (tmp_path / "a" / "adapter_model.bin").write_text("ghost")
 
     with pytest.raises(OutputExistsError):
         save_adapter(make.weights(seed=2), tmp_path / "a")

@@ -1,0 +1,68 @@
+"""What was measured of a stored task, module by module; reading it needs no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from vlora_engine.errors import CorruptFileError
+from vlora_engine.manifest import Manifest
+from vlora_engine.tensorfile import Header, read_bytes, read_header
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class TaskFigures:
+    """One task of a subspace.
+
+    Args:
+        layers: The shared modules that the task has.
+        norms: (modules,) ||dW|| of each in the adapter. errors: (modules,) relative error of
+            each as stored.
+    """
+
+    task: str
+    layers: tuple[str, ...]
+    norms: Array
+    errors: Array
+
+    @property
+    def error_of(self) -> Mapping[str, float]:
+        """The errors by module."""
+        return dict(zip(self.layers, self.errors.tolist(), strict=True))
+
+
+def task_figures(manifest: Manifest, task_id: str) -> TaskFigures:
+    """Read the per-module figures of one task: a few kB, however large the task is.
+
+    Raises:
+        NotFoundError: There is no such task, or its file is gone.
+        CorruptFileError: The file is not the one that the index means.
+    """
+    record = manifest.task(task_id)
+    header = read_header(manifest.path / "tasks" / record.file)
+    count = len(record.layers)
+    return TaskFigures(
+        task=task_id,
+        layers=tuple(manifest.layers[i].name for i in record.layers),
+        norms=_figures(header, "norms", count),
+        errors=_figures(header, "errors", count),
+    )
+
+
+def _figures(header: Header, name: str, count: int) -> Array:
+    entry = header.entries.get(name)
+    if entry is None or entry.dtype != "F32" or entry.shape != (count,):
+        raise CorruptFileError(
+            f"The task's file does not hold the {name} that its index speaks of.",
+            where=header.path,
+            expected=f"F32 ({count},)",
+            found="nothing" if entry is None else f"{entry.dtype} {entry.shape}",
+            remedy="restore it from a copy, or compress the adapters again",
+        )
+    return np.frombuffer(bytes(read_bytes(header, name)), dtype="<f4").astype(np.float64)

@@ -1,0 +1,169 @@
+"""The Run screen: real jobs in real processes, watched, cancelled, found again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import Input, Static
+
+from tests import make
+from tests.app.tui.drive import run
+from vlora_engine.catalog import scan
+from vlora_engine.manifest import read_manifest
+from vlora_tui import events
+from vlora_tui.tui import job_text
+from vlora_tui.tui.app import VLoRAApp
+from vlora_tui.tui.session import Choosing, Session
+from vlora_tui.tui.widgets.table import Table
+
+WAIT = 400  # looks, a tenth of a second apart
+
+
+def session_of(paths: list[Path]) -> Session:
+    """A session in which these adapters were found and marked."""
+    session = Session()
+    session.add_found(scan([str(path) for path in paths]).adapters)
+    for path in session.infos:
+        session.mark(path)
+    return session
+
+
+async def until(pilot: Pilot, holds: Callable[[], bool], what: str) -> None:
+    """Look again and again, for a bounded time, until ``holds``."""
+    for _ in range(WAIT):
+        if holds():
+            return
+        await pilot.pause(0.1)
+    pytest.fail(f"never came: {what}")
+
+
+def text_of(app: VLoRAApp, selector: str) -> str:
+    return str(app.query_one(selector, Static).content)
+
+
+def test_start_watch_and_open_the_result(tmp_path: Path) -> None:
+    paths = make.collection(tmp_path / "in", 4)
+    app = VLoRAApp(session=session_of(paths))
+    app.session.choose(Choosing(goal=("k", 3)))
+
+    async def steps(pilot: Pilot) -> None:
+        await pilot.press("3")
+        assert "4 adapters" in text_of(app, "#review")
+        assert "k = 3 for every layer" in text_of(app, "#review")
+        await pilot.press("o")
+        app.query_one("#place", Input).value = str(tmp_path / "out")
+        await pilot.press("enter")
+        assert "out" in text_of(app, "#review")
+        await pilot.press("enter")
+        await until(pilot, lambda: bool(app.job_views()), "a job")
+        await until(pilot, lambda: app.job_views()[0].state.is_over, "its end")
+        assert str(app.job_views()[0].state) == "finished"
+        await pilot.pause()
+        said = text_of(app, "#said")
+        assert "found     4 adapters" in said
+        assert "written" in said
+        assert app.desk._timer is None  # nothing is polled once nothing runs
+        await pilot.press("v")
+        assert app.session.manifest is not None
+        assert len(app.session.manifest.tasks) == 4
+
+    run(app, steps)
+    assert read_manifest(tmp_path / "out").layers[0].k_a == 3
+    again = VLoRAApp()
+
+    async def later(pilot: Pilot) -> None:
+        await pilot.press("3")
+        await until(pilot, lambda: bool(again.job_views()), "the job of the first session")
+        assert str(again.job_views()[0].state) == "finished"
+
+    run(again, later)
+
+
+def test_an_output_that_exists_is_not_replaced_unasked(tmp_path: Path) -> None:
+    paths = make.collection(tmp_path / "in", 3)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("x")
+    app = VLoRAApp(session=session_of(paths))
+    app.session.output = str(tmp_path / "out")
+
+    async def steps(pilot: Pilot) -> None:
+        await pilot.press("3", "enter")
+        await pilot.pause()
+        assert app.job_views() == []
+        await pilot.press("f")
+        assert "replace" in text_of(app, "#review")
+
+    run(app, steps)
+    assert (tmp_path / "out" / "precious").exists()
+
+
+def test_nothing_marked_says_what_to_do() -> None:
+    app = VLoRAApp()
+
+    async def steps(pilot: Pilot) -> None:
+        await pilot.press("3", "enter")
+        assert "Nothing is marked" in text_of(app, "#review")
+        assert app.job_views() == []
+
+    run(app, steps)
+
+
+def test_a_failed_job_says_what_failed(tmp_path: Path) -> None:
+    paths = make.collection(tmp_path / "in", 3)
+    session = session_of(paths)
+    session.choose(Choosing(goal=("k", 900)))
+    session.output = str(tmp_path / "out")
+    app = VLoRAApp(session=session)
+
+    async def steps(pilot: Pilot) -> None:
+        await pilot.press("3", "enter")
+        await until(pilot, lambda: bool(app.job_views()), "a job")
+        await until(pilot, lambda: app.job_views()[0].state.is_over, "its end")
+        await pilot.pause()
+        said = text_of(app, "#said")
+        assert "k is beyond every layer's maximum" in said
+        assert "to mend it" in said
+
+    run(app, steps)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("size", [(120, 36), (80, 24), (60, 20), (40, 12)])
+def test_it_fits(size: tuple[int, int], tmp_path: Path) -> None:
+    app = VLoRAApp(session=session_of(make.collection(tmp_path / "in", 3)))
+
+    async def steps(pilot: Pilot) -> None:
+        await pilot.press("3")
+        table = app.query_one("#jobs", Table)
+        assert table.size.height >= 1
+        assert app.query_one("#review").region.bottom <= size[1]
+
+    run(app, steps, size=size)
+
+
+def test_every_event_has_words_or_is_left_out_on_purpose() -> None:
+    silent = {"started", "progress", "layer_done", "other_methods", "spectra_begun", "queued"}
+    silent |= {"failed"}  # shown as an error, with all that is known
+    for name, kind in vars(events).items():
+        if not (isinstance(kind, type) and issubclass(kind, events.Event)) or not kind.type:
+            continue
+        if kind.type in silent:
+            continue
+        fields = {
+            f: {"int": 1, "float": 0.5, "str": "x", "bool": True}.get(str(t), ())
+            for f, t in kind.__annotations__.items()
+            if not str(t).startswith("ClassVar")
+        }
+        fields = {f: ({} if str(kind.__annotations__[f]).startswith("dict") else v)
+                  for f, v in fields.items()}  # fmt: skip
+        assert job_text.said(kind(**fields)), name
+
+
+def test_durations_read_well() -> None:
+    assert job_text.duration(0.34) == "0.3 s"
+    assert job_text.duration(59) == "59 s"
+    assert job_text.duration(600) == "10 min"
+    assert job_text.duration(3 * 3600) == "3.0 h"

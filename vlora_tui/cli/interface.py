@@ -1,0 +1,58 @@
+"""Opening the interface from the command line: alone, on folders, on a recipe, on the demo."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vlora_tui.cli.output import is_terminal
+
+if TYPE_CHECKING:
+    from vlora_tui.recipe import Recipe
+
+HEADLESS = "vlora-tui run --headless PATHS -o DIR"
+
+
+def open_folders(
+    ctx: typer.Context,
+    paths: Annotated[list[str], typer.Argument(help="Folders of adapters.", metavar="PATHS")],
+) -> int:
+    """Open the interface on folders: ``vlora-tui runs/``."""
+    shown = shlex.join(paths[:3])
+    return open_interface(ctx, paths, instead=f"vlora-tui run --headless {shown} -o DIR")
+
+
+def open_interface(
+    ctx: Any,
+    paths: Sequence[str] = (),
+    recipe: Recipe | str | None = None,
+    *,
+    demo: str | None = None,
+    instead: str = HEADLESS,
+) -> int:
+    """Open it with the flags that stand before the command; return its exit code."""
+    from vlora_tui.tui.start import start
+
+    flags = (ctx.obj if ctx is not None else None) or {}
+    return start(paths, recipe, demo=demo, instead=instead, **flags)
+
+
+def could_open() -> bool:
+    """Whether there is a terminal all round: then a command may answer with the interface."""
+    streams = (sys.stdin, sys.stdout, sys.stderr)
+    return all(is_terminal(s) for s in streams) and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def are_places(words: Sequence[str]) -> bool:
+    """Whether the words can only be meant as places: each has a slash, or is there, or both."""
+    from vlora_tui.recipe import is_path
+
+    return bool(words) and all(
+        not word.startswith("-") and (is_path(word) or "://" in word or os.path.isdir(word))
+        for word in words
+    )

@@ -1,0 +1,404 @@
+"""``jobs``: recipes that run in processes of their own, from the shell."""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vlora_engine.errors import ParameterError
+from vlora_tui import events
+from vlora_tui.cli import options as o
+from vlora_tui.cli.app import new_typer
+from vlora_tui.cli.errors import FAILED, INTERRUPTED, OK
+from vlora_tui.cli.output import Output, is_terminal, plural, printable, size
+from vlora_tui.cli.progress import Watcher
+from vlora_tui.jobs import control
+from vlora_tui.jobs.store import Job, JobStore, is_spectra
+from vlora_tui.jobs.watch import JobView, State, follow, look
+
+JobId = Annotated[
+    str, typer.Argument(help="Its id, the beginning or end of it, or: last.", metavar="JOB")
+]
+StateDir = Annotated[
+    Path | None, typer.Option("--state-dir", help="Where jobs are kept.", metavar="DIR")
+]
+Gone = Annotated[
+    bool, typer.Option("--gone", help="The machine that the job ran on is gone for good.")
+]
+
+jobs = new_typer(invoke_without_command=True)
+
+
+@jobs.callback()
+def _jobs(
+    ctx: typer.Context,
+    state_dir: StateDir = None,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Jobs are recipes that run in processes of their own and outlive the terminal.
+
+    Without a command they are listed.
+    """
+    if ctx.invoked_subcommand is None:
+        list_jobs(state_dir, as_json, quiet)
+
+
+@jobs.command("list")
+def list_jobs(
+    state_dir: StateDir = None, as_json: o.AsJson = False, quiet: o.Quiet = False
+) -> None:
+    """List all jobs, the oldest first."""
+    out = Output(json=as_json, quiet=quiet)
+    store = JobStore.open(state_dir, write=False)
+    views = [look(job) for job in store.jobs()]
+    out.json("jobs", {"state_dir": str(store.state_dir), "jobs": [job_data(v) for v in views]})
+    if not views:
+        out.note(f"no jobs in {printable(str(store.state_dir))}")
+        return
+    out.table(
+        ("job", "state", "what", "progress", "started"),
+        [
+            (v.job.id, v.state, v.job.info.title, progress_text(v), _time(v.job.info.created))
+            for v in views
+        ],
+    )
+    for view in views:
+        out.essence(view.job.id)
+    for view in views:
+        if view.state is State.VANISHED:
+            out.note(
+                f"{view.job.id} ended without a word; "
+                f"go on with it: vlora-tui jobs resume {view.job.id}"
+            )
+
+
+@jobs.command("show")
+def show(
+    job: JobId, state_dir: StateDir = None, as_json: o.AsJson = False, quiet: o.Quiet = False
+) -> None:
+    """Tell all that is known of a job."""
+    out = Output(json=as_json, quiet=quiet)
+    view = look(JobStore.open(state_dir, write=False).find(job))
+    out.json("job", job_data(view, whole=True))
+    for line in job_lines(view):
+        out.text(printable(line))
+    out.essence(view.state)
+
+
+@jobs.command("start")
+def start(
+    recipe: Annotated[
+        str,
+        typer.Argument(help="A file; inputs alone ask for spectra.", metavar="RECIPE"),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Where spectra go; else the cache.", metavar="DIR"),
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option("--device", help="For spectra: auto, cpu, cuda or cuda:N.")
+    ] = None,
+    force: o.Force = False,
+    state_dir: StateDir = None,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Start a recipe as a job, and leave it running."""
+    from vlora_tui.recipe import load_recipe
+
+    out = Output(json=as_json, quiet=quiet)
+    found = load_recipe(recipe)
+    if not is_spectra(found) and (output is not None or device is not None):
+        raise ParameterError(
+            "A recipe says itself where it writes and on what it runs.",
+            where=recipe,
+            expected="-o and --device only with a recipe of inputs alone",
+        )
+    store = JobStore.open(state_dir)
+    job = control.start(
+        store,
+        found,
+        spectra=None if output is None else output.expanduser().absolute(),
+        device=device,
+        force=force,
+    )
+    _show_started(out, job, "started")
+
+
+@jobs.command("follow")
+def follow_job(
+    job: JobId, state_dir: StateDir = None, as_json: o.AsJson = False, quiet: o.Quiet = False
+) -> None:
+    """Show what a job does until it is over; the exit code is the job's.
+
+    Ctrl-C ends the looking on, not the job.
+    """
+    out = Output(json=as_json, quiet=quiet)
+    found = JobStore.open(state_dir, write=False).find(job)
+    try:
+        view = _follow(found, out)
+    except KeyboardInterrupt:
+        out.note(f"the job goes on; look again: vlora-tui jobs follow {found.id}")
+        raise typer.Exit(INTERRUPTED) from None
+    out.json("job", job_data(view, whole=True))
+    for line in _ending(view):
+        out.text(printable(line))
+    out.essence(view.state)
+    raise typer.Exit(exit_code(view))
+
+
+@jobs.command("cancel")
+def cancel(
+    job: JobId,
+    discard: Annotated[
+        bool | None,
+        typer.Option("--discard/--keep", help="What becomes of the layers that are built."),
+    ] = None,
+    no_wait: Annotated[
+        bool, typer.Option("--no-wait", help="Do not wait until it has stopped.")
+    ] = False,
+    state_dir: StateDir = None,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Stop a job at the next layer. What is built is kept for a resume, or discarded."""
+    out = Output(json=as_json, quiet=quiet)
+    found = JobStore.open(state_dir).find(job)
+    if discard is None:
+        discard = _ask_discard(found, as_json=as_json)
+    control.cancel(found, discard=discard)
+    if no_wait:
+        view = look(found)
+    else:
+        view = control.wait(found, tick=lambda: out.once("stopping at the next layer"))
+    out.json("job", job_data(view))
+    if not view.state.is_over:
+        out.text(f"{found.id} was asked to stop")
+    elif isinstance(view.end, events.Cancelled):
+        out.text(printable(f"{found.id} {view.state}: {view.end.text}"))
+    else:
+        out.text(f"{found.id} had {view.state} before it could stop")
+    if view.state.is_over and found.kept_layers():
+        out.note(f"go on with it: vlora-tui jobs resume {found.id}")
+    out.essence(view.state)
+
+
+@jobs.command("resume")
+def resume(
+    job: JobId,
+    gone: Gone = False,
+    state_dir: StateDir = None,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Go on with a job that vanished, was cancelled or failed, from the layers that are built."""
+    out = Output(json=as_json, quiet=quiet)
+    store = JobStore.open(state_dir)
+    found = store.find(job)
+    for remark in control.resume_remarks(found):
+        out.warn(remark)
+    layers = found.kept_layers()
+    control.resume(store, found, gone=gone)
+    _show_started(out, found, f"resumed with {plural(layers, 'layer')}" if layers else "resumed")
+
+
+@jobs.command("remove")
+def remove(
+    job: Annotated[list[str], typer.Argument(help="Their ids.", metavar="JOB...")],
+    gone: Gone = False,
+    state_dir: StateDir = None,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Delete jobs that are over, and the layers of those that never finished.
+
+    What a job has written to its outputs stays.
+    """
+    out = Output(json=as_json, quiet=quiet)
+    store = JobStore.open(state_dir)
+    found = {one.id: one for one in [store.find(word) for word in job]}
+    for one in found.values():
+        layers = one.kept_layers()
+        control.remove(store, one, gone=gone)
+        with_it = f" and {plural(layers, 'layer')} that it had built" if layers else ""
+        out.text(f"removed {one.id}{with_it}")
+        out.essence(one.id)
+    out.json("jobs-removed", {"removed": list(found)})
+
+
+def job_data(view: JobView, *, whole: bool = False) -> dict[str, Any]:
+    """A job for a program; ``whole`` with its recipe and the end of its log."""
+    job, info, lock = view.job, view.job.info, view.lock
+    data: dict[str, Any] = {
+        "id": job.id,
+        "state": view.state.value,
+        "kind": info.kind,
+        "title": info.title,
+        "created": info.created,
+        "started": view.begun,
+        "ended": view.ended,
+        "attempts": view.attempts,
+        "device": info.device,
+        "waits_for": list(view.ahead) if view.state is State.QUEUED else [],
+        "progress": None,
+        "outputs": view.outputs,
+        "error": view.error,
+        "can_resume": view.can_resume,
+        "kept_layers": job.kept_layers() if view.can_resume else None,
+        "host": lock.identity.host if lock.identity else info.host,
+        "pid": lock.identity.pid if lock.identity and lock.held else None,
+        "heartbeat": lock.heartbeat,
+        "memory": view.memory,
+        "folder": str(job.folder),
+    }
+    if view.progress is not None and view.state is not State.FINISHED:
+        at = view.progress
+        data["progress"] = {
+            "stage": at.stage,
+            "done": at.done,
+            "total": at.total,
+            "detail": at.detail,
+            "rate": view.rate,
+            "eta": None if view.state.is_over else view.eta,
+        }
+    if whole:
+        data["writes"] = list(info.outputs)
+        data["spectra"] = view.spectra
+        data["recipe"] = _text(job.recipe_path)
+        data["log"] = job.log_tail()
+    return data
+
+
+def job_lines(view: JobView) -> list[str]:
+    """The same for people."""
+    job, lock = view.job, view.lock
+    lines = [
+        f"job      {job.id}",
+        f"state    {state_text(view)}",
+        f"what     {job.info.title}",
+        f"created  {_time(job.info.created)}"
+        + (f", started {view.attempts} times" if view.attempts > 1 else ""),
+    ]
+    if lock.held and lock.identity is not None:
+        memory = f", {size(view.memory)} of memory" if view.memory else ""
+        lines.append(f"process  {lock.identity.pid} on {lock.identity.host}{memory}")
+    if view.silent_for is not None:
+        lines.append(f"         silent for {view.silent_for:.0f} s: stopped, or its disk is full")
+    lines += [f"writes   {path}" for path in job.info.outputs]
+    if view.state is not State.FINISHED:
+        lines += [f"written  {path}" for path in view.outputs]
+    lines += _ending(view)
+    lines.append(f"folder   {job.folder}")
+    if view.state in (State.FAILED, State.VANISHED):
+        lines += [f"log      {line}" for line in job.log_tail(8)]
+    return lines
+
+
+def state_text(view: JobView) -> str:
+    """How a job stands, in a few words."""
+    if view.state is State.QUEUED:
+        return f"queued, after {', '.join(view.ahead)}" if view.ahead else "queued, starting"
+    if view.state is State.VANISHED:
+        return "vanished: its process is gone and never said how it ended"
+    if view.state is State.ELSEWHERE:
+        host = view.lock.identity.host if view.lock.identity else view.job.info.host
+        return f"on another machine ({host}); only watched here"
+    progress = progress_text(view)
+    return f"{view.state}, {progress}" if progress and not view.state.is_over else view.state
+
+
+def progress_text(view: JobView) -> str:
+    """How far a job is: ``build 5/12, 8 s left``; empty where nothing is to be said."""
+    at = view.progress
+    if at is None or view.state is State.FINISHED:
+        return ""
+    left = f", {_seconds(view.eta)} left" if view.eta and not view.state.is_over else ""
+    return f"{at.stage} {at.done}/{at.total}{left}"
+
+
+def exit_code(view: JobView) -> int:
+    """The code that the job's own process ended with, as far as it can be told."""
+    if isinstance(view.end, events.Failed):
+        return view.end.exit_code
+    return {State.FINISHED: OK, State.CANCELLED: INTERRUPTED}.get(view.state, FAILED)
+
+
+def _follow(job: Job, out: Output) -> JobView:
+    with Watcher(out) as watcher:
+        for view, told in follow(job):  # noqa: B007  # the last one is what is asked for
+            for one in told:
+                if isinstance(one.event, events.Queued) and one.event.ahead:
+                    ahead = ", ".join(one.event.ahead)
+                    out.note(f"waiting for {one.event.device}: {ahead} comes first")
+                watcher(one.event)
+    return view
+
+
+def _ending(view: JobView) -> list[str]:
+    """How it ended, and what can be done now."""
+    resume = f"         go on with it: vlora-tui jobs resume {view.job.id}"
+    kept = view.job.kept_layers() if view.can_resume else 0
+    lines = []
+    match view.end:
+        case events.Finished():
+            lines.append(f"finished in {_seconds(view.end.seconds)}")
+            lines += [f"         {path}" for path in view.end.outputs]
+        case events.Failed():
+            error = view.end.error
+            lines.append(f"failed   {error.get('what', '')}")
+            lines += [
+                f"         {label}: {error[key]}"
+                for key, label in (("where", "where"), ("found", "found"), ("remedy", "to mend it"))
+                if error.get(key)
+            ]
+        case events.Cancelled():
+            lines.append(f"cancelled {view.end.text}")
+    if view.state is State.VANISHED:
+        lines.append(f"vanished with {plural(kept, 'layer')} built" if kept else "vanished")
+    if view.state in (State.VANISHED, State.CANCELLED):
+        lines.append(resume)
+    return lines
+
+
+def _ask_discard(job: Job, *, as_json: bool) -> bool:
+    """Ask what becomes of the layers, where there is somebody to ask; else they are kept."""
+    if as_json or not (is_terminal(sys.stdin) and is_terminal(sys.stderr)):
+        return False
+    layers = job.kept_layers()
+    what = f"the {plural(layers, 'layer')} that are built" if layers > 1 else "what is built"
+    return not typer.confirm(f"Keep {what}, for a resume?", default=True, err=True)
+
+
+def _show_started(out: Output, job: Job, how: str) -> None:
+    out.json("job", job_data(look(job)))
+    out.text(f"{how}: {job.id}")
+    out.essence(job.id)
+    out.note(f"look on: vlora-tui jobs follow {job.id}")
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    then = datetime.fromtimestamp(seconds)
+    today = time.time() - seconds < 72_000
+    return then.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M")
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 9.5 else f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except OSError:
+        return ""

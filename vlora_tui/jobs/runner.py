@@ -1,0 +1,168 @@
+"""What runs in a job's own process: hold the lock, wait for the device, run the recipe, tell."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from vlora_engine.errors import Cancelled, VLoRAError
+from vlora_tui import events
+from vlora_tui.jobs.control import DISCARD, discard_partial, layers
+from vlora_tui.jobs.devices import DeviceQueue, device_key
+from vlora_tui.jobs.joblock import JobLock, probe
+from vlora_tui.jobs.store import SPECTRA, Job
+from vlora_tui.jobs.watch import EventReader, Told, written_paths
+
+if TYPE_CHECKING:
+    from vlora_tui.run import Run
+
+_ENDS = (events.Finished, events.Failed, events.Cancelled)
+
+
+def run_job(
+    folder: Path,
+    *,
+    listen: events.Emit,
+    cancelled: Callable[[], bool],
+    lock: int | None = None,
+) -> None:
+    """Run the job of this directory in this process, which hears signals already.
+
+    Args:
+        listen: Told every event besides the job's own file.
+        lock: The descriptor of the job's lock, where it was handed down.
+
+    Raises:
+        VLoRAError: What stopped it, after an event that says the same.
+    """
+    job = Job.load(folder)
+    with JobLock.take(job.lock_path, inherited=lock) as held, Teller(job, held, listen) as tell:
+        held.publish()
+        try:
+            with _turn(job, tell, cancelled):
+                _make_run(job, tell, cancelled).execute()
+        except BaseException as error:
+            if not tell.is_over:  # before the run could say so itself
+                tell(_end_of(error))
+            raise
+
+
+class Teller:
+    """Writes a job's events, and sees to what must not get lost when the disk is full.
+
+    What found no room is written before the next event; progress is not. How it ended stands in
+    the lock too, which needs no room. Where a cancel asked for it, the layers are discarded before
+    the last event says so.
+    """
+
+    def __init__(self, job: Job, lock: JobLock, listen: events.Emit) -> None:
+        self.is_over = False
+        self._job, self._lock, self._listen = job, lock, listen
+        self._writer: events.EventWriter | None = None
+        self._owed: list[events.Event] = []
+
+    def __enter__(self) -> Teller:
+        with suppress(OSError):
+            self._writer = events.EventWriter(self._job.events_path)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if self._writer is not None:
+            self._pay()
+            self._writer.close()
+
+    def __call__(self, event: events.Event) -> None:
+        """Tell one event."""
+        if isinstance(event, events.Cancelled):
+            event = self._after_cancel(event)
+        if isinstance(event, _ENDS):
+            self.is_over = True
+        told = self._pay() and self._write(event)
+        if not told and not isinstance(event, events.Progress):
+            self._owed.append(event)
+        if isinstance(event, _ENDS):
+            self._lock.end(event.type)
+        with suppress(OSError):  # the log's disk may be full; the job goes on
+            self._listen(event)
+
+    def _after_cancel(self, event: events.Cancelled) -> events.Cancelled:
+        if self._job.asked_to() == DISCARD:
+            count = discard_partial(self._job)
+            text = f"{event.text} {layers(count)} discarded."
+            return replace(event, text=text, resumable=False)
+        count = self._job.kept_layers()
+        if not count:
+            return event
+        return replace(event, text=f"{event.text} {layers(count)} kept for a resume.")
+
+    def _pay(self) -> bool:
+        while self._owed and self._write(self._owed[0]):
+            del self._owed[0]
+        return not self._owed
+
+    def _write(self, event: events.Event) -> bool:
+        if self._writer is None:
+            return False
+        before = self._writer.dropped
+        self._writer(event)
+        return self._writer.dropped == before
+
+
+def _turn(job: Job, tell: Teller, cancelled: Callable[[], bool]) -> AbstractContextManager[None]:
+    device = device_key(job.info.device)
+    jobs = job.folder.parent
+
+    def is_alive(other: str) -> bool:
+        return probe(jobs / other / "lock").held
+
+    return DeviceQueue(job.state_dir, device).turn(
+        job.id,
+        is_alive=is_alive,
+        cancelled=cancelled,
+        waiting=lambda ahead: tell(events.Queued(device, ahead)),
+    )
+
+
+def _make_run(job: Job, tell: Teller, cancelled: Callable[[], bool]) -> Run:
+    from vlora_tui.run import Run, SpectraRun
+
+    recipe, info = job.recipe(), job.info
+    if info.kind == SPECTRA:
+        return SpectraRun(
+            recipe,
+            tell,
+            force=info.force,
+            job=job.id,
+            cancelled=cancelled,
+            target=None if info.spectra is None else Path(info.spectra),
+            device=info.device,
+        )
+    return Run(
+        recipe, tell, force=info.force, job=job.id, cancelled=cancelled, done=_done_before(job)
+    )
+
+
+def _done_before(job: Job) -> frozenset[str]:
+    """What earlier attempts have put into its place: it is not made again."""
+    reader, told = EventReader(job.events_path), list[Told]()
+    while new := reader.poll():
+        told += new
+    return frozenset(path for path in written_paths(told) if os.path.lexists(path))
+
+
+def _end_of(error: BaseException) -> events.Event:
+    if isinstance(error, Cancelled):
+        return events.Cancelled(error.what, resumable=True)
+    if isinstance(error, KeyboardInterrupt):
+        return events.Cancelled("Interrupted.", resumable=True)
+    details = {"error": type(error).__name__, "what": str(error)}
+    if isinstance(error, VLoRAError):
+        details = error.as_dict()
+    return events.Failed(details, getattr(error, "exit_code", 1))

@@ -1,0 +1,374 @@
+"""Where jobs lie: one directory each, ``jobs/<id>`` in the state directory.
+
+| file | what |
+|---|---|
+| job.json | what kind of work, when, by which program; written once |
+| recipe.toml | absolute, patterns resolved |
+| events.jsonl | what happens, append only |
+| log.txt | what the process prints |
+| lock | who runs it (`joblock`) |
+| cancel | what a cancel asked for: keep or discard |
+
+Beside ``jobs`` lie ``devices`` (a lock and a queue each) and ``drafts``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from vlora_engine import __version__
+from vlora_engine.errors import InputError, NotFoundError, ParameterError, StorageError
+from vlora_engine.files import directory_bytes, dump_json, partial_path, write_file
+from vlora_tui import paths
+from vlora_tui.jobs.identity import host_name
+from vlora_tui.jobs.joblock import JobLock, LockState, probe
+from vlora_tui.locking import open_lock, try_lock
+from vlora_tui.recipe import Recipe, load_recipe, resolve
+
+SCHEMA = "vlora-tui/job"
+VERSION = 1
+BUILD, SPECTRA = "build", "spectra"
+LAST = "last"
+
+
+@dataclass(frozen=True)
+class JobInfo:
+    """What is known of a job when it is made, and never changes.
+
+    Args:
+        kind: ``build`` (all that a recipe says) or ``spectra``.
+        title: A few words for lists.
+        created: Seconds since 1970.
+        outputs: The paths it is going to write, as far as they are known before it runs.
+        spectra: Where a spectra job writes; None is the cache.
+        torch: The version that its layers are built with; they are of no use to another.
+    """
+
+    id: str
+    kind: str
+    title: str
+    created: float
+    device: str = "auto"
+    force: bool = False
+    outputs: tuple[str, ...] = ()
+    spectra: str | None = None
+    host: str = ""
+    program: str = ""
+    torch: str = ""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job's directory."""
+
+    folder: Path
+    info: JobInfo
+
+    @classmethod
+    def load(cls, folder: Path) -> Job:
+        """Read a job's directory.
+
+        Raises:
+            NotFoundError: There is no job in it, or one that this version cannot read.
+        """
+        try:
+            row = json.loads((folder / "job.json").read_text("utf-8"))
+            known = {f.name for f in fields(JobInfo)}
+            values: dict[str, Any] = {key: row[key] for key in row.keys() & known}
+            values["outputs"] = tuple(values.get("outputs", ()))
+            return cls(folder, JobInfo(**values))
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise NotFoundError(
+                "There is no job here that can be read.", where=folder, found=str(error)
+            ) from None
+
+    @property
+    def id(self) -> str:
+        return self.info.id
+
+    @property
+    def recipe_path(self) -> Path:
+        return self.folder / "recipe.toml"
+
+    @property
+    def events_path(self) -> Path:
+        return self.folder / "events.jsonl"
+
+    @property
+    def log_path(self) -> Path:
+        return self.folder / "log.txt"
+
+    @property
+    def lock_path(self) -> Path:
+        return self.folder / "lock"
+
+    @property
+    def state_dir(self) -> Path:
+        return self.folder.parent.parent
+
+    def recipe(self) -> Recipe:
+        """What the job does."""
+        return load_recipe(self.recipe_path)
+
+    def standing(self) -> LockState:
+        """Who holds the job's lock, if anybody does."""
+        return probe(self.lock_path)
+
+    def log_tail(self, lines: int = 20) -> list[str]:
+        """The last lines that the process printed."""
+        try:
+            with self.log_path.open("rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - 200 * lines))
+                return file.read().decode("utf-8", "replace").splitlines()[-lines:]
+        except OSError:
+            return []
+
+    def asked_to(self) -> str:
+        """What a cancel asked for: ``keep``, ``discard``, or nothing."""
+        with suppress(OSError):
+            return (self.folder / "cancel").read_text("utf-8").strip()
+        return ""
+
+    def partial(self) -> Path | None:
+        """Where the finished layers of an unfinished build lie, if there are any."""
+        if self.info.kind != BUILD:
+            return None
+        with suppress(InputError):
+            output = self.recipe().output
+            if output is not None:
+                place = partial_path(Path(output), self.id)
+                return place if place.is_dir() else None
+        return None
+
+    def kept_layers(self) -> int:
+        """How many layers lie there for a resume."""
+        place = self.partial()
+        return 0 if place is None else len(list(place.glob("layers/*.sha256")))
+
+
+class JobStore:
+    """All jobs of one state directory."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.state_dir = state_dir
+        self.folder = state_dir / "jobs"
+        self._known: dict[str, Job] = {}
+
+    @classmethod
+    def open(cls, state_dir: Path | None = None, *, write: bool = True) -> JobStore:
+        """The jobs of this user, or of the state directory that is named.
+
+        Args:
+            write: Make the directories, and try whether they can be used.
+
+        Raises:
+            StorageError: They cannot be used.
+        """
+        store = cls(Path(state_dir).expanduser().absolute() if state_dir else paths.state_dir())
+        if write:
+            store._try_out()
+        return store
+
+    def jobs(self) -> list[Job]:
+        """All jobs, the oldest first."""
+        try:
+            names = sorted(e.name for e in os.scandir(self.folder) if not e.name.startswith("."))
+        except OSError:
+            return []
+        self._known = {name: self._known[name] for name in names if name in self._known}
+        for name in names:
+            if name not in self._known:
+                with suppress(NotFoundError):  # written once: what was read stays true
+                    self._known[name] = Job.load(self.folder / name)
+        return [self._known[name] for name in names if name in self._known]
+
+    def find(self, word: str) -> Job:
+        """The job that a person means: its id, the beginning or the end of it, or ``last``.
+
+        Raises:
+            NotFoundError: There is none.
+            ParameterError: There are several.
+        """
+        jobs = self.jobs()
+        if word == LAST and jobs:
+            return jobs[-1]
+        found = [job for job in jobs if job.id == word] or [
+            job for job in jobs if word and (job.id.startswith(word) or job.id.endswith(word))
+        ]
+        if not found:
+            raise NotFoundError(
+                f"There is no job {word!r}." if jobs else "There are no jobs.",
+                where=self.folder,
+                remedy="`vlora-tui jobs` lists them" if jobs else None,
+            )
+        if len(found) > 1:
+            raise ParameterError(
+                f"{len(found)} jobs are called so.",
+                found=", ".join(job.id for job in found[-8:]),
+                remedy="write more of the id",
+            )
+        return found[0]
+
+    def create(
+        self,
+        recipe: Recipe,
+        *,
+        spectra: Path | None = None,
+        device: str | None = None,
+        force: bool = False,
+    ) -> tuple[Job, JobLock]:
+        """Make the directory of a new job; its lock is held by this process.
+
+        Raises:
+            NotFoundError, ParameterError: Inputs of the recipe are not there.
+            StorageError: The state directory refuses.
+        """
+        recipe = resolve(recipe)
+        if is_spectra(recipe) and recipe.input.subspace is not None:
+            raise ParameterError(
+                "The recipe asks for nothing: a subspace has its figures already.",
+                where=recipe.input.subspace,
+                expected="[[export]] or [[merge]]",
+            )
+        kind = SPECTRA if is_spectra(recipe) else BUILD
+        if device is None:
+            device = recipe.compress.device if recipe.compress is not None else "auto"
+        job_id, new = self._new_folder()
+        info = JobInfo(
+            id=job_id,
+            kind=kind,
+            title=title_of(recipe),
+            created=round(time.time(), 3),
+            device=device,
+            force=force,
+            outputs=tuple(known_outputs(recipe, spectra)),
+            spectra=None if spectra is None else str(Path(spectra).expanduser().absolute()),
+            host=host_name(),
+            program=__version__,
+            torch=torch_version(),
+        )
+        try:
+            lock = JobLock.take(new / "lock")
+            try:
+                write_file(new / "recipe.toml", _utf8(recipe.to_toml()))
+                row = {"schema": SCHEMA, "version": VERSION, **asdict(info)}
+                write_file(new / "job.json", dump_json(row, indent=1))
+                new.rename(self.folder / job_id)
+            except BaseException:
+                lock.release()
+                raise
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+        return Job(self.folder / job_id, info), lock
+
+    def delete(self, job: Job) -> None:
+        """Take a job's directory away. The caller holds its lock."""
+        gone = job.folder.with_name(f".gone-{job.id}")
+        try:
+            job.folder.rename(gone)
+        except OSError as error:
+            raise StorageError(
+                f"The job cannot be removed: {error.strerror or error}.", where=job.folder
+            ) from None
+        shutil.rmtree(gone, ignore_errors=True)
+
+    def sizes(self) -> Iterator[tuple[Job, int]]:
+        """The jobs, the oldest first, and the bytes of their directories."""
+        for job in self.jobs():
+            with suppress(OSError):
+                yield job, directory_bytes(job.folder)
+
+    def _new_folder(self) -> tuple[str, Path]:
+        """A hidden directory under a new id, so that nobody meets a job that is half made."""
+        while True:
+            now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+            job_id = f"{now}-{secrets.token_hex(2)}"
+            if (self.folder / job_id).exists():
+                continue
+            new = self.folder / f".new-{job_id}"
+            try:
+                new.mkdir(mode=0o700)
+            except FileExistsError:
+                continue
+            except OSError as error:
+                raise self._unusable(error) from None
+            return job_id, new
+
+    def _try_out(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            place = self.folder / f".try-{os.getpid()}-{secrets.token_hex(2)}"
+            descriptor = open_lock(place)
+            try:
+                os.unlink(place)
+                try_lock(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            raise self._unusable(error) from None
+
+    def _unusable(self, error: OSError) -> StorageError:
+        return StorageError(
+            f"The state directory cannot be used: {error.strerror or error}.",
+            where=self.state_dir,
+            expected="a directory that can be written, on a file system that locks files",
+            remedy="name another with --state-dir DIR (or XDG_STATE_HOME)",
+        )
+
+
+def is_spectra(recipe: Recipe) -> bool:
+    """Whether the recipe has nothing but inputs: then spectra are all there is to compute."""
+    return recipe.compress is None and not recipe.exports and not recipe.merges
+
+
+def title_of(recipe: Recipe) -> str:
+    """What a recipe does, in a few words."""
+    inputs = recipe.input.adapters
+    if recipe.input.subspace is not None:
+        source = Path(recipe.input.subspace).name
+    else:
+        source = Path(inputs[0].path).name if len(inputs) == 1 else f"{len(inputs)} inputs"
+    if is_spectra(recipe):
+        return f"spectra of {source}"
+    ends = [recipe.output, *(m.path for m in recipe.merges), *(e.path for e in recipe.exports)]
+    named = [Path(end) for end in ends if end is not None]
+    first = named[0].parent if "{task}" in named[0].name else named[0]
+    more = f" and {len(named) - 1} more" if len(named) > 1 else ""
+    return f"{source} -> {first.name}{more}"
+
+
+def known_outputs(recipe: Recipe, spectra: Path | None) -> list[str]:
+    """The paths that a recipe writes; those of exports as they stand, ``{task}`` in them."""
+    ends = [recipe.output, *(e.path for e in recipe.exports), *(m.path for m in recipe.merges)]
+    return [*(end for end in ends if end is not None), *([str(spectra)] if spectra else [])]
+
+
+def torch_version() -> str:
+    """The version of torch that a job will find, without importing it."""
+    with suppress(metadata.PackageNotFoundError):
+        return metadata.version("torch")
+    return ""
+
+
+def _utf8(text: str) -> bytes:
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            "A path has bytes that are no text; a recipe cannot hold it.",
+            found=repr(text[max(0, error.start - 40) : error.end + 40]),
+            remedy="rename the folder, or reach it through a link with a plain name",
+        ) from None

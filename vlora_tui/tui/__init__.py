@@ -1,0 +1,1 @@
+"""The interface: a Textual application over the recipe and the jobs. It never imports torch."""

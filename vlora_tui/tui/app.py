@@ -1,0 +1,223 @@
+"""The application: five steps on the number keys, one status line, jobs in other processes."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.widgets import ContentSwitcher, Footer
+
+from vlora_tui.config import Config, load_config
+from vlora_tui.tui.desk import Desk
+from vlora_tui.tui.frame import Frame
+from vlora_tui.tui.screens.base import View
+from vlora_tui.tui.session import Session
+from vlora_tui.tui.widgets.topbar import TopBar
+
+if TYPE_CHECKING:
+    from vlora_tui.jobs import JobView
+    from vlora_tui.recipe import Recipe
+
+
+class Step(NamedTuple):
+    """A step: its key, its name, and where its view lives."""
+
+    key: str
+    name: str
+    id: str
+    module: str
+    view: str
+
+
+STEPS = (
+    Step("1", "Adapters", "adapters", "vlora_tui.tui.screens.adapters", "AdaptersView"),
+    Step("2", "Choose k", "choose", "vlora_tui.tui.screens.choose", "ChooseView"),
+    Step("3", "Run", "run", "vlora_tui.tui.screens.run", "RunView"),
+    Step("4", "Inspect", "inspect", "vlora_tui.tui.screens.inspect", "InspectView"),
+    Step("5", "Export", "export", "vlora_tui.tui.screens.export", "ExportView"),
+)
+
+
+class VLoRAApp(Frame):
+    """The interface.
+
+    Args:
+        paths: Folders to look into at the start.
+        recipe: A recipe to open on.
+    """
+
+    TITLE = "vlora-tui"
+    CSS_PATH = ["app.tcss", "screens/adapters.tcss"]
+    ENABLE_COMMAND_PALETTE = True
+    COMMAND_PALETTE_BINDING = "ctrl+p"
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        *(
+            Binding(
+                step.key,
+                f"step('{step.id}')",
+                step.name,
+                id=f"step.{step.id}",
+                show=False,
+                tooltip=f"Go to step {step.key}, {step.name}",
+            )
+            for step in STEPS
+        ),
+        Binding(
+            "colon",
+            "command_palette",
+            "Palette",
+            show=False,
+            id="app.palette",
+            tooltip="Every action by its name (ctrl+p too)",
+        ),
+        Binding("question_mark", "explain", "Help", id="app.help", tooltip="What can I do here?"),
+        Binding("q", "leave", "Quit", id="app.leave", tooltip="Back, or quit"),
+        Binding(
+            "ctrl+q",
+            "leave",
+            "Quit",
+            show=False,
+            id="app.quit",
+            priority=True,
+            tooltip="Back, or quit",
+        ),
+        Binding("y", "copy_row", show=False, id="app.copy", tooltip="Copy the row"),
+        Binding(
+            "Y",
+            "copy_command",
+            show=False,
+            id="app.command",
+            tooltip="Copy the shell command that does the same",
+        ),
+        Binding(
+            "z",
+            "maximise",
+            show=False,
+            id="app.maximise",
+            tooltip="Give the pane the whole screen, or take it back",
+        ),
+        Binding("slash", "filter", show=False, id="app.filter", tooltip="Filter"),
+    ]
+
+    def __init__(
+        self,
+        paths: Iterable[str] = (),
+        *,
+        session: Session | None = None,
+        ascii_only: bool | None = None,
+        config: Config | None = None,
+    ) -> None:
+        super().__init__(config or load_config({"ascii": ascii_only}))
+        self.session = session or Session()
+        self.start_paths = list(paths)
+        self.desk = Desk(self)
+        if os.environ.get("SSH_CONNECTION"):
+            self.animation_level = "none"
+
+    def compose(self) -> ComposeResult:
+        yield TopBar(STEPS)
+        yield ContentSwitcher(id="steps")
+        yield Footer(show_command_palette=False, compact=True)
+
+    def on_mount(self) -> None:
+        self.refresh_bar()
+        self.call_after_refresh(self._begin)
+
+    async def _begin(self) -> None:
+        """The first step, once there is something to see; then what can wait."""
+        await self.show_step("adapters")
+        self.call_after_refresh(self.after_first_paint)
+        self.call_after_refresh(self.desk.open)
+
+    def job_views(self) -> list[JobView]:
+        """All jobs as of the last look, the newest first."""
+        return self.desk.views
+
+    def start_job(self, recipe: Recipe, *, force: bool = False) -> None:
+        """Start a job of this recipe in a process of its own."""
+        self.desk.start(recipe, force=force)
+
+    async def open_subspace(self, path: str) -> None:
+        """Open a subspace directory for Inspect and Export; a complaint where it is none."""
+        from vlora_engine.errors import VLoRAError
+        from vlora_engine.manifest import read_manifest
+
+        try:
+            self.session.manifest = read_manifest(path)
+        except VLoRAError as error:
+            self.complain(str(error))
+            return
+        self.tell("subspace")
+        await self.show_step("inspect")
+
+    @property
+    def view(self) -> View | None:
+        """The view of the step in sight."""
+        switcher = self.query_one("#steps", ContentSwitcher)
+        current = switcher.visible_content
+        return current if isinstance(current, View) else None
+
+    async def show_step(self, step_id: str) -> None:
+        """Bring a step into view; its view is made when it is first wanted."""
+        switcher = self.query_one("#steps", ContentSwitcher)
+        if not switcher.query(f"#{step_id}"):
+            step = next(step for step in STEPS if step.id == step_id)
+            make: Callable[..., View] = getattr(importlib.import_module(step.module), step.view)
+            await switcher.add_content(make(id=step_id), set_current=True)
+        switcher.current = step_id
+        self.refresh_bar()
+        if self.view is not None:
+            self.view.shown()
+
+    def tell(self, what: str) -> None:
+        """Something changed: ``collection``, ``spectra``, ``choice``, ``jobs`` or ``subspace``."""
+        self.refresh_bar()
+        if what in ("choice", "collection"):
+            self.draft_changed()
+        if self.view is not None:
+            self.view.changed(what)
+
+    def refresh_bar(self) -> None:
+        """Draw the status line again."""
+        view = self.view
+        job = _job_words(self.desk.running)
+        self.query_one(TopBar).show(view.step if view else 1, self.session.title(), job)
+
+    async def action_step(self, step_id: str) -> None:
+        await self.show_step(step_id)
+
+    def action_copy_row(self) -> None:
+        self._copy(self.view.row_text() if self.view else None, "There is no row to copy here.")
+
+    def action_copy_command(self) -> None:
+        text = self.view.command_text() if self.view else None
+        self._copy(text, "There is no command for this yet: mark adapters first (space).")
+
+    def _copy(self, text: str | None, otherwise: str) -> None:
+        if not text:
+            self.notify(otherwise, severity="warning", markup=False)
+            return
+        from vlora_tui.tui.clipboard import copy
+
+        self.notify(f"{text}\n{copy(text, self.copy_to_clipboard)}", markup=False)
+
+    def action_filter(self) -> None:
+        if self.view is not None:
+            self.view.open_filter()
+
+
+def _job_words(running: list[JobView]) -> str:
+    """A word about the job that runs: its stage, how far it is, how long it still takes."""
+    if not running:
+        return ""
+    view = running[0]
+    more = f" +{len(running) - 1}" if len(running) > 1 else ""
+    if view.progress is None:
+        return f"job: {view.state}{more}"
+    eta = "" if view.eta is None else f", {view.eta:.0f} s left"
+    return f"job: {view.progress.stage} {view.progress.done}/{view.progress.total}{eta}{more}"

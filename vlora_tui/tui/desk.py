@@ -1,0 +1,226 @@
+"""The interface's view of the jobs: it starts them, asks them to stop, and reads what they write.
+
+Everything that touches a disk runs in a worker thread: a home directory on a slow network file
+system must not hold the screen. Nothing is polled while no job is under way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlora_engine.errors import VLoRAError
+
+if TYPE_CHECKING:
+    from textual.timer import Timer
+
+    from vlora_engine.surface import Spectra
+    from vlora_tui.jobs import JobStore, JobView, JobWatcher
+    from vlora_tui.recipe import Recipe
+    from vlora_tui.tui.app import VLoRAApp
+
+POLL_SECONDS = 0.5
+
+
+class Desk:
+    """Jobs, for one application.
+
+    Attributes:
+        views: All jobs as of the last look, the newest first.
+        problem: Why there can be no jobs (a state directory that cannot be written), or None.
+    """
+
+    def __init__(self, app: VLoRAApp, state_dir: Path | None = None) -> None:
+        self.views: list[JobView] = []
+        self.problem: str | None = None
+        self.spectra_job: str | None = None
+        self.spectra_of: tuple[str, ...] = ()
+        self._app = app
+        self._state_dir = state_dir
+        self._store: JobStore | None = None
+        self._watcher: JobWatcher | None = None
+        self._timer: Timer | None = None
+        self._busy = False
+
+    def open(self) -> None:
+        """Look for jobs of earlier sessions."""
+        self._later(self._look, "looking for jobs")
+
+    def store(self) -> JobStore:
+        """The job store.
+
+        Raises:
+            StorageError: The state directory cannot be used.
+        """
+        if self._store is None:
+            from vlora_tui.jobs import JobStore
+
+            self._store = JobStore.open(self._state_dir)
+        return self._store
+
+    @property
+    def running(self) -> list[JobView]:
+        """Jobs that run or wait on this machine."""
+        return [view for view in self.views if not view.state.is_over]
+
+    def view(self, job_id: str) -> JobView | None:
+        """One job by its id."""
+        return next((view for view in self.views if view.job.id == job_id), None)
+
+    def start(self, recipe: Recipe, *, force: bool = False) -> None:
+        """Start a job; the screen that is in view hears of it by ``changed("jobs")``."""
+
+        def work() -> None:
+            from vlora_tui.jobs import start
+
+            start(self.store(), recipe, force=force)
+            self._look()
+
+        self._later(work, "starting the job")
+
+    def cancel(self, job_id: str, *, discard: bool) -> None:
+        """Ask a job to stop at the next layer."""
+
+        def work() -> None:
+            from vlora_tui.jobs import cancel
+
+            cancel(self.store().find(job_id), discard=discard)
+            self._look()
+
+        self._later(work, "cancelling the job")
+
+    def resume(self, job_id: str) -> None:
+        """Go on with a job that stopped."""
+
+        def work() -> None:
+            from vlora_tui.jobs import resume
+
+            resume(self.store(), self.store().find(job_id))
+            self._look()
+
+        self._later(work, "resuming the job")
+
+    def remove(self, job_id: str) -> None:
+        """Forget a job that is over, and the layers it left."""
+
+        def work() -> None:
+            from vlora_tui.jobs import remove
+
+            remove(self.store(), self.store().find(job_id))
+            self._look()
+
+        self._later(work, "removing the job")
+
+    def want_spectra(self) -> None:
+        """Have the spectra of the marked adapters: from the cache, or by a job that is started."""
+        from vlora_tui.recipe import AdapterInput, Input, Recipe
+
+        session = self._app.session
+        chosen = tuple(sorted(session.marked))
+        if not chosen or chosen == self.spectra_of:
+            return
+        self.spectra_of, self.spectra_job = chosen, None
+        session.set_spectra(None)
+        adapters = tuple(AdapterInput(str(info.path), info.name) for info in session.chosen)
+        recipe = Recipe(input=Input(adapters=adapters, skip_bad=True))
+
+        def work() -> None:
+            known = _cached(recipe)
+            if known is not None:
+                self._show(known, chosen)
+                return
+            from vlora_tui.jobs import start
+
+            job = start(self.store(), recipe)
+            if self.spectra_of == chosen:
+                self.spectra_job = job.id
+            self._look()
+
+        self._later(work, "measuring the adapters")
+
+    def _show(self, spectra: Spectra, chosen: tuple[str, ...]) -> None:
+        def show() -> None:
+            if self.spectra_of == chosen:
+                self._app.session.set_spectra(spectra)
+                self._app.tell("spectra")
+
+        self._app.call_from_thread(show)
+
+    def _look(self) -> None:
+        """Read what changed; in a worker thread."""
+        from vlora_tui.jobs import JobWatcher
+
+        try:
+            if self._watcher is None:
+                self._watcher = JobWatcher(self.store())
+            changed = self._watcher.poll()
+            views = list(reversed(self._watcher.views.values()))
+        except VLoRAError as error:
+            self.problem = str(error)
+            return
+        self.problem = None
+        self._read_spectra(views)
+        if changed or len(views) != len(self.views):
+            self._app.call_from_thread(self._looked, views)
+
+    def _looked(self, views: list[JobView]) -> None:
+        self.views = views
+        active = bool(self.running)
+        if active and self._timer is None:
+            self._timer = self._app.set_interval(POLL_SECONDS, self._tick)
+        elif not active and self._timer is not None:
+            self._timer.stop()
+            self._timer = None
+        self._app.tell("jobs")
+
+    def _tick(self) -> None:
+        if not self._busy:
+            self._later(self._look, "looking at the jobs")
+
+    def _read_spectra(self, views: list[JobView]) -> None:
+        """Take layers that arrived since the last look into the session."""
+        from vlora_engine.surface import Spectra
+
+        chosen, job_id = self.spectra_of, self.spectra_job
+        view = next((v for v in views if v.job.id == job_id), None)
+        if view is None or view.spectra is None:
+            return
+        place, held = Path(view.spectra), self._app.session.spectra
+        try:
+            if held is None or held.path != place:
+                self._show(Spectra.load(place), chosen)
+            elif not held.complete and held.refresh():
+                self._show(held, chosen)
+        except VLoRAError:
+            return  # it moves to its final place this moment; the next look finds it
+        if view.state.is_over:
+            self.spectra_job = None
+
+    def _later(self, work: Callable[[], None], what: str) -> None:
+        def guarded() -> None:
+            try:
+                work()
+            except VLoRAError as error:
+                self._app.call_from_thread(self._app.complain, f"While {what}: {error}")
+            except RuntimeError:
+                return  # the application has ended meanwhile
+            finally:
+                self._busy = False
+
+        self._busy = True
+        self._app.run_worker(guarded, thread=True, group="desk", exit_on_error=False)
+
+
+def _cached(recipe: Recipe) -> Spectra | None:
+    """The cached spectra of a recipe's inputs, if they are complete."""
+    from vlora_engine.surface import Spectra
+    from vlora_tui.collection import gather
+    from vlora_tui.recipe import METHODS, resolve
+
+    place = gather(resolve(recipe)).spectra_dir(METHODS)
+    try:
+        spectra = Spectra.load(place)
+    except VLoRAError:
+        return None
+    return spectra if spectra.complete else None

@@ -1,0 +1,101 @@
+"""The terminal, and what happens when it goes away: the draft is saved and the process ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from typing import Any
+
+from textual.drivers.linux_driver import LinuxDriver
+
+PATIENCE = 3.0  # seconds for an orderly end before the process is ended anyhow
+
+
+class Terminal(LinuxDriver):
+    """Textual's driver, but for a terminal that is gone.
+
+    Textual's input thread spins on a closed terminal, and its writer thread dies of a write that
+    fails, after which the event loop waits for it for ever. Here either ends the process.
+    """
+
+    def start_application_mode(self) -> None:
+        super().start_application_mode()
+        writer = self._writer_thread
+        if writer is not None:
+            writer._file = _Watched(writer._file, self._gone)  # type: ignore[assignment]
+        for number in (signal.SIGHUP, signal.SIGTERM):
+            signal.signal(number, self._signalled)
+
+    def run_input_thread(self) -> None:
+        watcher = threading.Thread(target=self._watch_for_hang_up, daemon=True, name="hang-up")
+        watcher.start()
+        try:
+            super().run_input_thread()
+        except OSError:  # EIO: nobody is at the other end
+            self._gone()
+
+    def _watch_for_hang_up(self) -> None:
+        """Wait, without waking up, until the terminal is closed at its other end."""
+        import select
+
+        poll = select.poll()
+        poll.register(self.fileno, 0)  # errors and hang-ups are always reported
+        while not self.exit_event.is_set():
+            try:
+                found = poll.poll()
+            except OSError:
+                return
+            if found and not self.exit_event.is_set():
+                self._gone()
+                return
+
+    def _signalled(self, number: int, frame: Any) -> None:
+        self._end(128 + number)
+
+    def _gone(self) -> None:
+        self._end(128 + signal.SIGHUP)
+
+    def _end(self, code: int) -> None:
+        """An orderly end if it can be had; in any case an end."""
+        killer = threading.Timer(PATIENCE, os._exit, (code,))
+        killer.daemon = True
+        killer.start()
+        loop = self._app._loop
+        end = getattr(self._app, "end", None)
+        if loop is None or end is None or loop.is_closed():
+            os._exit(code)
+        loop.call_soon_threadsafe(end, code)
+
+
+class _Watched:
+    """A terminal's file that swallows what cannot be written any more, and tells."""
+
+    def __init__(self, file: Any, gone: Any) -> None:
+        self._file, self._tell, self._lost = file, gone, False
+
+    def write(self, text: str) -> int:
+        if not self._lost:
+            try:
+                return int(self._file.write(text))
+            except (OSError, ValueError):
+                self._lose()
+        return len(text)
+
+    def flush(self) -> None:
+        if not self._lost:
+            try:
+                self._file.flush()
+            except (OSError, ValueError):
+                self._lose()
+
+    def fileno(self) -> int:
+        return int(self._file.fileno())
+
+    def _lose(self) -> None:
+        self._lost = True
+        # What is still buffered would fail once more when Python ends.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.__stderr__.fileno() if sys.__stderr__ else 2)
+        self._tell()

@@ -1,0 +1,371 @@
+"""What holds the steps together: help, palette, leaving, drafts, keys and colours of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from textual import work
+from textual.app import App, SystemCommand
+from textual.binding import Binding
+from textual.css.query import NoMatches
+from textual.screen import Screen
+
+from vlora_engine.errors import VLoRAError
+from vlora_tui.config import Config, load_config
+from vlora_tui.tui.words import clean, tilde
+
+if TYPE_CHECKING:
+    from vlora_tui.jobs.drafts import Draft, SavedDraft
+    from vlora_tui.recipe import Recipe
+    from vlora_tui.tui.desk import Desk
+    from vlora_tui.tui.session import Session
+
+WIDTHS = [(0, "-tiny"), (60, "-narrow"), (80, "-medium"), (110, "-wide"), (150, "-huge")]
+HEIGHTS = [(0, "-short"), (20, "-low"), (30, "-tall")]
+FALLBACK_THEME = "textual-dark"
+GONE = 129  # what a shell calls the end by SIGHUP
+
+
+class Frame(App[int]):
+    """The part of the application that knows no step by name.
+
+    Args:
+        config: The settings; read from file and environment where none are given.
+    """
+
+    HORIZONTAL_BREAKPOINTS = WIDTHS
+    VERTICAL_BREAKPOINTS = HEIGHTS
+    ALLOW_IN_MAXIMIZED_VIEW = "TopBar, Footer"
+    ESCAPE_TO_MINIMIZE = False  # the steps know best what Escape leaves first
+
+    session: Session
+    desk: Desk
+
+    def __init__(self, config: Config | None = None) -> None:
+        super().__init__()
+        self.config = config or load_config()
+        self.ascii_only = bool(self.config["ascii"])
+        self.recipe: Recipe | None = None
+        self.demo: str | None = None
+        self._draft: Draft | None = None
+        self._offered: SavedDraft | None = None
+        self._dirty = False
+        self._wanted_step: str | None = None
+        self._keys_told: set[str] = set()
+        if self.config.keys:
+            self.set_keymap(self.config.keys)
+        wanted = str(self.config["theme"])
+        self.theme = wanted if wanted in self.available_themes else FALLBACK_THEME
+        if self.ascii_only:
+            self._draw_in_ascii()
+
+    # the view in sight; the application says which
+
+    @property
+    def view(self) -> Any:
+        """The step in sight."""
+        raise NotImplementedError
+
+    async def show_step(self, step_id: str) -> None:
+        """Bring a step into view."""
+        raise NotImplementedError
+
+    def tell(self, what: str) -> None:
+        """Something changed."""
+        raise NotImplementedError
+
+    async def open_subspace(self, path: str) -> None:
+        """Open a subspace."""
+        raise NotImplementedError
+
+    def complain(self, text: str) -> None:
+        """Say that something failed; the interface goes on."""
+        self.notify(text, severity="error", timeout=12, markup=False)
+
+    def after_first_paint(self) -> None:
+        """What can wait until there is something to see."""
+        self._check_keys()
+        self._look_for_drafts()
+        if self.recipe is not None:
+            self.open_recipe(self.recipe)
+        elif self.demo is not None:
+            self._adapters().make_demo(self.demo)
+
+    # help and palette
+
+    def action_explain(self) -> None:
+        from vlora_tui.tui.widgets.dialogs import Help, help_sections
+
+        view = self.view
+        words = view.help_text if view is not None else ""
+        nearer = getattr(self.focused, "help_text", "")
+        if nearer and self.focused is not view:
+            words = f"{words}\n\n{nearer}"
+        title = f"Step {view.step}, {view.title}" if view is not None else "Help"
+        sections = help_sections(self.screen, self.get_key_display)
+        self.push_screen(Help(title, words, sections))
+
+    def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
+        """Every action that a key has, then themes and the settings."""
+        seen: dict[tuple[Any, str], list[Any]] = {}
+        for active in screen.active_bindings.values():
+            if active.enabled and not active.binding.system and active.binding.id:
+                where = active.node, active.binding.action
+                seen.setdefault(where, []).append(active.binding)
+        for (node, action), bindings in seen.items():
+            first = bindings[0]
+            if action in ("command_palette", "app.filter") or first.id.startswith("table."):
+                continue
+            keys = ", ".join(dict.fromkeys(self.get_key_display(b) for b in bindings))
+            words = first.tooltip or first.description
+            if words:
+                yield SystemCommand(words, keys, _runner(self, action, node))
+        for name in sorted(self.available_themes):
+            if name != self.theme:
+                yield SystemCommand(f"Theme: {name}", "for this session", _themer(self, name))
+        file = tilde(self.config.file)
+        yield SystemCommand("Where the settings are", file, lambda: self._say_settings(file))
+
+    def _say_settings(self, file: str) -> None:
+        self.notify(f"{file}\n`vlora-tui config edit` opens it in your editor.", markup=False)
+
+    # keys and colours
+
+    def get_key_display(self, binding: Binding) -> str:
+        if binding.key_display:
+            return binding.key_display
+        *modifiers, key = binding.key.split("+")
+        named = {"enter": "enter", "backspace": "bksp", "escape": "esc", "space": "space"}
+        if self.ascii_only:
+            named |= {k: k for k in ("up", "down", "left", "right", "tab")}
+        if not modifiers and key in named:
+            return named[key]
+        return super().get_key_display(binding)
+
+    @work(thread=True, group="keys", exit_on_error=False)
+    def _check_keys(self) -> None:
+        """Tell what is wrong in the config file; keys are checked against every step's."""
+        problems = list(self.config.problems)
+        if str(self.config["theme"]) not in self.available_themes:
+            from vlora_tui.config import Problem
+
+            what = f"there is no theme {str(self.config['theme'])!r}"
+            problems.append(Problem(None, what, "the palette (:) lists them"))
+        if self.config.keys:
+            from vlora_tui.tui.keymap import check_keys
+
+            problems += check_keys(self.config)
+        if problems:
+            lines = "\n".join(clean(p.text(Path(tilde(self.config.file)))) for p in problems[:6])
+            more = f"\nand {len(problems) - 6} more" if len(problems) > 6 else ""
+            self.call_from_thread(self.complain, f"In the settings:\n{lines}{more}")
+
+    def _draw_in_ascii(self) -> None:
+        from textual.scrollbar import ScrollBar, ScrollBarRender
+
+        class Plain(ScrollBarRender):
+            """Scroll bars of whole cells."""
+
+            VERTICAL_BARS: ClassVar[list[str]] = [" "] * 8
+            HORIZONTAL_BARS: ClassVar[list[str]] = [" "] * 8
+
+        ScrollBar.renderer = Plain
+        self.add_class("-ascii")
+
+    # a pane on the whole screen
+
+    def action_maximise(self) -> None:
+        if self.screen.maximized is not None:
+            self.screen.minimize()
+            return
+        panes = self.focused.ancestors_with_self if self.focused is not None else []
+        pane = next((p for p in panes if p.has_class("pane")), self.focused)
+        if pane is not None:
+            self.screen.maximized = pane  # type: ignore[assignment]
+
+    # leaving
+
+    def running_jobs(self) -> list[str]:
+        """The ids of jobs that run or wait on this machine."""
+        return [view.job.id for view in self.desk.running]
+
+    def action_leave(self) -> None:
+        """Back from what is only for a moment, else quit; a running job asks first."""
+        if isinstance(self.screen, _dialog_class()):
+            self.screen.dismiss(None)
+            return
+        if self.screen.maximized is not None:
+            self.screen.minimize()
+            return
+        leave = getattr(self.view, "leave", None)
+        if leave is not None and leave():
+            return
+        running = self.running_jobs()
+        if not running:
+            self.end()
+            return
+        from vlora_tui.tui.widgets.dialogs import Ask, Option
+
+        many = len(running) > 1
+        words = (
+            f"{len(running)} jobs are running. They do" if many else "A job is running. It does"
+        ) + " not need this terminal; the next start finds it again."
+        options = [
+            Option("l", "leave it running", "leave", "and quit"),
+            Option("c", "cancel it", "cancel", "and quit; built layers are kept"),
+            Option("s", "stay", "stay"),
+        ]
+
+        def answered(answer: str | None) -> None:
+            if answer == "cancel":
+                for job_id in running:
+                    self.desk.cancel(job_id, discard=False)
+            if answer in ("leave", "cancel"):
+                self.end()
+
+        self.push_screen(Ask("Quit", words, options), answered)
+
+    def end(self, code: int = 0) -> None:
+        """Save what is worth it and end."""
+        self.save_draft()
+        if self._draft is not None:
+            self._draft.close()
+        self.workers.cancel_all()
+        self.exit(code, return_code=code)
+
+    # drafts
+
+    def draft_changed(self) -> None:
+        """Marks, k or targets changed: save the draft soon, off the event loop."""
+        self._dirty = True
+        self._save_soon()
+
+    @work(thread=True, exclusive=True, group="draft", exit_on_error=False)
+    def _save_soon(self) -> None:
+        if self._dirty:
+            self.save_draft()
+
+    def save_draft(self) -> None:
+        """Save marks and choices for the next start; a disk that refuses is no reason to fail."""
+        self._dirty = False
+        if not self.session.marked:
+            return
+        from vlora_tui import paths
+        from vlora_tui.jobs.drafts import Drafts
+
+        try:
+            if self._draft is None:
+                self._draft = Drafts(paths.state_dir()).new()
+            self._draft.save(self.session.recipe(), {"step": getattr(self.view, "id", None) or ""})
+        except (VLoRAError, OSError, NoMatches):
+            return
+
+    def draft_words(self) -> str | None:
+        """What the last session left, in a few words; None if nothing."""
+        saved = self._offered
+        if saved is None:
+            return None
+        entries = saved.tables.get("input", {}).get("adapters", [])
+        return f"{len(entries)} marked adapters, {_ago(saved.saved)}" if entries else None
+
+    def open_draft(self) -> None:
+        """Go on where the last session was left."""
+        saved, self._offered = self._offered, None
+        if saved is None:
+            return
+        from vlora_tui import paths
+        from vlora_tui.jobs.drafts import Drafts
+
+        try:
+            recipe = saved.recipe()
+            self._draft = Drafts(paths.state_dir()).take(saved)
+        except (VLoRAError, OSError) as error:
+            self.complain(f"The draft cannot be opened: {error}")
+            return
+        self.open_recipe(recipe, step=str(saved.state.get("step") or "adapters"))
+
+    @work(thread=True, group="drafts", exit_on_error=False)
+    def _look_for_drafts(self) -> None:
+        from vlora_tui import paths
+        from vlora_tui.jobs.drafts import Drafts
+
+        try:
+            drafts = Drafts(paths.state_dir())
+            offered = drafts.offered()
+            drafts.prune()
+        except (VLoRAError, OSError):
+            return
+        if offered:
+            self.call_from_thread(self._offer, offered[0])
+
+    def _offer(self, saved: SavedDraft) -> None:
+        self._offered = saved
+        self._adapters().renew_start()
+
+    # opening
+
+    def open_recipe(self, recipe: Recipe, *, step: str = "run") -> None:
+        """Look for a recipe's adapters, mark them, take its choices; then show the step."""
+        from vlora_tui.recipe import resolve
+        from vlora_tui.tui.opening import choosing_of
+
+        try:
+            recipe = resolve(recipe)
+        except VLoRAError as error:
+            self.complain(clean(str(error)))
+            return
+        self.session.output = recipe.output
+        self.session.exports = recipe.exports
+        if recipe.compress is not None:
+            choosing, lost = choosing_of(recipe.compress)
+            self.session.choose(choosing)
+            if lost:
+                self.complain(f"The interface has no place for {', '.join(lost)} of the recipe.")
+        self._wanted_step = step
+        if recipe.input.subspace is not None:
+            self.call_later(self.open_subspace, recipe.input.subspace)
+            return
+        named = {entry.path: entry.name for entry in recipe.input.adapters}
+        view = self._adapters()
+        view.mark_when_found(named)
+        view.look_into(list(named))
+
+    async def scanned(self) -> None:
+        """All places were looked into: go where the recipe or the draft wanted to be."""
+        wanted, self._wanted_step = self._wanted_step, None
+        if wanted and wanted != "adapters" and self.session.marked:
+            await self.show_step(wanted)
+
+    def _adapters(self) -> Any:
+        return self.query_one("#adapters")
+
+
+def _dialog_class() -> type:
+    import sys
+
+    module = sys.modules.get("vlora_tui.tui.widgets.dialogs")
+    return module.Dialog if module is not None else type(None)
+
+
+def _runner(app: App[Any], action: str, node: Any) -> Any:
+    return lambda: app.call_later(app.run_action, action, node)
+
+
+def _themer(app: App[Any], name: str) -> Any:
+    def change() -> None:
+        app.theme = name
+
+    return change
+
+
+def _ago(when: float) -> str:
+    import time
+
+    seconds = max(0.0, time.time() - when)
+    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
+        if seconds >= length:
+            count = int(seconds // length)
+            return f"{count} {unit}{'s' if count > 1 else ''} ago"
+    return "just now"

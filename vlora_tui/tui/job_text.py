@@ -1,0 +1,218 @@
+"""Jobs in words: one line each for the table, and all there is to say about one of them."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from vlora_tui import events
+from vlora_tui.tui.words import clean, plural, size, tilde
+
+if TYPE_CHECKING:
+    from vlora_tui.jobs import JobView
+    from vlora_tui.tui.session import Session
+
+TONES = {
+    "running": "accent",
+    "queued": "muted",
+    "finished": "good",
+    "failed": "error",
+    "cancelled": "warning",
+    "vanished": "error",
+    "elsewhere": "muted",
+}
+BAR = 30
+
+
+def row(view: JobView) -> list[tuple[str, str]]:
+    """The cells of a job: state, what, how far, when."""
+    return [
+        (str(view.state), TONES.get(str(view.state), "")),
+        (clean(view.job.info.title), ""),
+        (how_far(view), "muted"),
+        (clock(view.job.info.created), "muted"),
+    ]
+
+
+def how_far(view: JobView) -> str:
+    """The stage under way, or how long it took."""
+    if view.state.is_over:
+        if view.begun is not None and view.ended is not None:
+            return duration(view.ended - view.begun)
+        return ""
+    if view.ahead:
+        return f"waits for {plural(len(view.ahead), 'job')}"
+    if view.progress is None:
+        return "starting"
+    left = "" if view.eta is None else f", {duration(view.eta)} left"
+    return f"{view.progress.stage} {view.progress.done}/{view.progress.total}{left}"
+
+
+def details(view: JobView, *, ascii_only: bool = False) -> Text:
+    """All there is to say about one job."""
+    text = Text()
+    text.append(clean(view.job.info.title), "bold")
+    text.append(f"   {view.job.id}\n", "dim")
+    _say_progress(text, view, ascii_only)
+    for told in view.told:
+        line = said(told.event)
+        if line:
+            text.append(line + "\n")
+    if view.error is not None:
+        _say_error(text, view.error)
+    if str(view.state) == "vanished":
+        text.append("Its process is gone and never said how it ended. ", "bold")
+        text.append("R goes on with the layers that are built.\n")
+    for line in view.job.log_tail(6) if view.error is not None else []:
+        text.append(f"  log  {clean(line)}\n", "dim")
+    text.append(f"log: {tilde(view.job.log_path)}", "dim")
+    return text
+
+
+def _say_progress(text: Text, view: JobView, ascii_only: bool) -> None:
+    progress = view.progress
+    if progress is None or view.state.is_over or not progress.total:
+        return
+    full = round(BAR * progress.done / progress.total)
+    on, off = ("#", ".") if ascii_only else ("━", "─")
+    text.append(f"{progress.stage} ")
+    text.append(on * full, "bold")
+    text.append(off * (BAR - full), "dim")
+    text.append(f" {progress.done}/{progress.total}")
+    if view.rate:
+        text.append(f"  {view.rate:.3g}/s")
+    if view.eta is not None:
+        text.append(f"  {duration(view.eta)} left")
+    if view.memory:
+        text.append(f"  {size(view.memory)} in memory")
+    silent = view.silent_for
+    if silent is not None:
+        text.append(f"  no sign of life for {duration(silent)}", "bold")
+    text.append("\n")
+
+
+def said(event: events.Event) -> str | None:
+    """One event as a line; None for those that say nothing to a reader."""
+    match event:
+        case events.AdaptersFound():
+            found = plural(len(event.names), "adapter")
+            return f"found     {found}, {plural(event.modules, 'module')}, {size(event.nbytes)}"
+        case events.AdapterSkipped():
+            return f"left out  {clean(event.name)}: {clean(event.reason)}"
+        case events.Checked():
+            return f"checked   {event.good} sound, {len(event.bad)} not"
+        case events.SpectraReady():
+            how = "taken from the cache" if event.reused else "computed"
+            return f"spectra   {how}: {plural(event.layers, 'layer')}"
+        case events.Chosen():
+            errors = f"{event.mean_error:.2%} on average, {event.max_error:.2%} at worst"
+            return f"chosen    {event.method}, k = {event.k}: error {errors}, {size(event.nbytes)}"
+        case events.SubspaceWritten():
+            return f"written   {tilde(event.path)}{_measured(event.figures)}"
+        case events.Exported():
+            return f"exported  {clean(event.task)} to {tilde(event.path)}, {size(event.nbytes)}"
+        case events.Verified():
+            return f"verified  {clean(event.task)}: off by {event.error:.1g}"
+        case events.Merged():
+            return f"merged    {event.method}, rank {event.rank}, to {tilde(event.path)}"
+        case events.Finished():
+            return f"finished  in {duration(event.seconds)}"
+        case events.Cancelled():
+            return f"stopped   {clean(event.text)}"
+        case events.Remark():
+            return f"note      {clean(event.text)}"
+    return None
+
+
+def _measured(figures: dict[str, object]) -> str:
+    mean, worst, nbytes = (figures.get(k) for k in ("mean_error", "max_error", "nbytes"))
+    if not (isinstance(mean, float) and isinstance(worst, float) and isinstance(nbytes, int)):
+        return ""
+    return f": error {mean:.2%} on average, {worst:.2%} at worst, {size(nbytes)}"
+
+
+def _say_error(text: Text, error: dict[str, object]) -> None:
+    text.append(f"{clean(error.get('what', 'failed'))}\n", "bold")
+    for key, label in (
+        ("where", "where"),
+        ("expected", "expected"),
+        ("found", "found"),
+        ("remedy", "to mend it"),
+    ):
+        if error.get(key):
+            text.append(f"  {label}: {clean(error[key])}\n")
+    nested = error.get("errors")
+    for one in nested if isinstance(nested, list) else []:
+        if isinstance(one, dict):
+            text.append(f"  - {clean(one.get('what'))} {clean(one.get('where') or '')}\n")
+
+
+def review(session: Session) -> Text:
+    """What Enter is going to do."""
+    text = Text()
+    chosen = session.chosen
+    if not chosen:
+        text.append("Nothing is marked yet.\n", "bold")
+        text.append("1 goes to the adapters; space marks one, * its whole group.")
+        return text
+    groups = len(session.groups)
+    total = size(sum(info.nbytes for info in chosen))
+    text.append(f"compress  {plural(len(chosen), 'adapter')}, {total}\n")
+    if groups > 1:
+        text.append(
+            f"          They belong to {groups} groups that do not fit together: "
+            "mark one group at a time.\n",
+            "bold",
+        )
+    name, value = session.choosing.goal
+    text.append(f"method    {session.choosing.method}\n")
+    text.append(f"target    {goal_words(name, value)}")
+    if session.choosing.layers:
+        text.append(f", {plural(len(session.choosing.layers), 'layer')} with a k of its own")
+    text.append("\n")
+    figures = session.figures()
+    if figures.choice is not None:
+        p = figures.choice.prediction
+        text.append(
+            f"expected  error {p.mean_error:.2%} on average, {p.max_error:.2%} at worst "
+            f"({clean(p.worst_task)})\n          {size(p.nbytes)} on disk, {p.ratio:.3g}x smaller\n"
+        )
+    elif session.spectra is None:
+        text.append("expected  not measured yet; 2 shows what it costs before it is built\n", "dim")
+    else:
+        text.append(f"expected  {clean(figures.problem)}\n", "bold")
+    text.append(f"output    {tilde(session.output or session.default_output())}\n")
+    for export in session.exports:
+        text.append(f"export    {', '.join(export.tasks)} to {tilde(export.path)}\n")
+    return text
+
+
+def goal_words(name: str, value: float) -> str:
+    """A target as one says it."""
+    words = {
+        "k": f"k = {value:.0f} for every layer",
+        "variance": f"at least {value:.4g} of the variance",
+        "max_error": f"no task above {value:.4g} error",
+        "mean_error": f"{value:.4g} error on average",
+        "budget": f"at most {size(value)} on disk",
+    }
+    return words[name]
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them."""
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+
+def clock(when: float) -> str:
+    """When it was: the time today, else the date."""
+    then = time.localtime(when)
+    return time.strftime("%H:%M" if then[:3] == time.localtime()[:3] else "%d %b", then)

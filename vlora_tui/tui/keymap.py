@@ -1,0 +1,129 @@
+"""Keys of one's own: every binding's id, and what is wrong with a user's keys for them."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from textual.binding import Binding, BindingsMap
+
+from vlora_tui.config import Config, Problem
+
+TERMINAL_KEYS = ("ctrl+a", "ctrl+b", "ctrl+h", "ctrl+j", "ctrl+s", "ctrl+z")
+MODULES = (
+    "vlora_tui.tui.app",
+    "vlora_tui.tui.screens.adapters",
+    "vlora_tui.tui.screens.choose",
+    "vlora_tui.tui.screens.run",
+    "vlora_tui.tui.screens.inspect",
+    "vlora_tui.tui.screens.export",
+    "vlora_tui.tui.screens.open_folder",
+    "vlora_tui.tui.widgets.table",
+    "vlora_tui.tui.widgets.heatmap",
+    "vlora_tui.tui.widgets.dialogs",
+)
+
+
+def known_bindings() -> dict[str, tuple[str, Binding]]:
+    """Every binding with an id: the class it belongs to, and the binding with all its keys."""
+    found: dict[str, tuple[str, Binding]] = {}
+    for module in MODULES:
+        try:
+            loaded = importlib.import_module(module)
+        except ModuleNotFoundError:
+            continue
+        for thing in vars(loaded).values():
+            if isinstance(thing, type) and thing.__module__ == module:
+                for binding in _own(thing):
+                    if binding.id:
+                        found.setdefault(binding.id, (thing.__name__, binding))
+    return found
+
+
+def check_keys(config: Config) -> list[Problem]:
+    """What is wrong with the keys of the config file, each with its line."""
+    known = known_bindings()
+    problems = []
+    taken: dict[tuple[str, str], str] = {}
+    for binding_id, keys in config.keys.items():
+        line = config.key_line(binding_id)
+        if binding_id not in known:
+            near = difflib.get_close_matches(binding_id, known, 1)
+            remedy = f"did you mean {near[0]}?" if near else "`?` in the interface shows the ids"
+            problems.append(Problem(line, f"no binding is called {binding_id!r}", remedy))
+            continue
+        for key in _split(keys):
+            wrong = _wrong_key(key)
+            if wrong:
+                problems.append(Problem(line, f"{binding_id}: {wrong}"))
+                continue
+            owner = known[binding_id][0]
+            other: str | None = taken.setdefault((owner, key), binding_id)
+            if other == binding_id:
+                other = _default_owner(known, owner, key, config)
+            if other and other != binding_id:
+                what = f"{binding_id}: the key {key!r} is that of {other} already"
+                problems.append(Problem(line, what))
+    return problems
+
+
+def _own(thing: type) -> Iterator[Binding]:
+    for binding in vars(thing).get("BINDINGS", ()):
+        if isinstance(binding, Binding):
+            yield binding
+
+
+def _split(keys: str) -> list[str]:
+    return [key.strip() for key in keys.split(",") if key.strip()] or [","]
+
+
+def _default_owner(
+    known: dict[str, tuple[str, Binding]], owner: str, key: str, config: Config
+) -> str | None:
+    """The binding of the same class that has this key by default and was not given another."""
+    wanted = _normal(key)
+    for binding_id, (cls, binding) in known.items():
+        if cls == owner and binding_id not in config.keys and wanted in _normals(binding):
+            return binding_id
+    return None
+
+
+def _normals(binding: Binding) -> set[str]:
+    return set(BindingsMap([binding]).key_to_bindings)
+
+
+def _normal(key: str) -> str:
+    made: Any = BindingsMap([Binding(key, "x")]).key_to_bindings
+    return next(iter(made))
+
+
+def _wrong_key(key: str) -> str | None:
+    """Why a key cannot be used, None if it can."""
+    if key in TERMINAL_KEYS:
+        return f"{key} is taken by terminals or tmux"
+    *modifiers, last = key.split("+") if len(key) > 1 else [key]
+    odd = [m for m in modifiers if m not in ("ctrl", "shift", "alt", "super", "hyper", "meta")]
+    if odd:
+        return f"{odd[0]!r} is no modifier (ctrl, shift, alt)"
+    if len(last) == 1 or re.fullmatch(r"f([1-9]|1\d|2[0-4])", last):
+        return None
+    if last in _NAMED or _is_character_name(last):
+        return None
+    return f"there is no key {key!r}"
+
+
+_NAMED = frozenset(
+    {
+        *("up", "down", "left", "right", "home", "end", "pageup", "pagedown", "insert", "delete"),
+        *("enter", "escape", "tab", "space", "backspace"),
+    }
+)
+
+
+def _is_character_name(name: str) -> bool:
+    from textual.keys import _get_unicode_name_from_key, key_to_character
+
+    return key_to_character(name) is not None or _get_unicode_name_from_key(name) != name

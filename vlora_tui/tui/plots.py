@@ -1,0 +1,458 @@
+"""Charts as rich Text, from data and a size; the only module that knows plotext.
+
+plotext 6 turns curves into braille (or, in ASCII, into letters) on a bare canvas, once for each
+version of the data. What moves with a key (rules, marks, labels) is laid over the finished canvas,
+so that a key costs a copy of some cells and never a plot.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from rich.style import Style
+from rich.text import Text
+
+Array = npt.NDArray[Any]
+
+ROLES = ("axis", "guide", "edge", "median", "focus", "rule", "ghost", "mark", "dear", "note")
+NINES = 4.0  # the top of the stretched axis: 99.99 %
+TICKS = (
+    *((0.0, "0"), (0.5, "50"), (0.9, "90"), (0.95, "95")),
+    *((0.99, "99"), (0.999, "99.9"), (0.9999, "99.99")),
+)
+EVEN_TICKS = ((0.0, "0"), (0.25, "25"), (0.5, "50"), (0.75, "75"), (0.9, "90"), (1.0, "100"))
+LINEAR_K = 320  # up to here k is drawn evenly, above in its logarithm
+CURVES = ("edge", "edge", "median", "focus")  # drawn in this order, so that the focus is on top
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a chart is coloured: a name for the cache, a style for each role, ASCII only or not.
+
+    Args:
+        band: The background between the lowest and the highest curve.
+    """
+
+    name: str
+    styles: Mapping[str, Style] = field(hash=False, compare=False, default_factory=dict)
+    band: Style | None = field(hash=False, compare=False, default=None)
+    ascii_only: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class VarianceData:
+    """Curves of captured share against k (K,): a band over layers, and the focused layer.
+
+    Args:
+        version: Equal for equal data; what the chart is cached by.
+        focus: k and share of the focused layer; ``focus_name`` as the legend writes it.
+        layers: How many layers the band is over, and of how many (``expected``).
+    """
+
+    version: Hashable
+    k: Array
+    median: Array
+    low: Array
+    high: Array
+    layers: int
+    expected: int
+    focus: tuple[Array, Array] | None = None
+    focus_name: str = ""
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What lies over the curves.
+
+    Args:
+        k: Where the rule stands, and the least and the largest k of any layer.
+        own: k of the focused layer, where it differs from the rule.
+        pins: Where the ghost rules stand.
+        levels: Shares, and the k each needs over all layers.
+        dear: From this k on the result is larger than what was put in.
+        stretched: The axis gives each further nine the same room; else it is even.
+    """
+
+    k: int | None = None
+    low: int | None = None
+    high: int | None = None
+    own: int | None = None
+    pins: tuple[int, ...] = ()
+    levels: tuple[tuple[float, int | None], ...] = ()
+    dear: int | None = None
+    stretched: bool = True
+
+
+def variance_chart(
+    data: VarianceData | None, marks: Marks, size: tuple[int, int], look: Look
+) -> Text:
+    """Explained variance against k, in ``size`` columns and lines; None draws what is unknown."""
+    key = ("variance", None if data is None else data.version, marks, size, look)
+    return _cached(_texts, 64, key, lambda: _variance(data, marks, size, look))
+
+
+def prepare() -> None:
+    """Load plotext, off the event loop, before the first chart wants it."""
+    import plotext
+
+    plotext.terminal.limit(False, False)
+
+
+@dataclass
+class _Canvas:
+    """Cells of a chart: a character, the role that colours it, and whether it lies in the band."""
+
+    chars: list[list[str]]
+    roles: list[list[str]]
+    band: list[list[bool]]
+
+    @classmethod
+    def empty(cls, width: int, height: int) -> _Canvas:
+        return cls(
+            [[" "] * width for _ in range(height)],
+            [[""] * width for _ in range(height)],
+            [[False] * width for _ in range(height)],
+        )
+
+    def put(self, x: int, y: int, text: str, role: str, *, over: bool = True) -> None:
+        """Write ``text`` from (x, y) on, inside the canvas; ``over`` what stands there or not."""
+        if not 0 <= y < len(self.chars):
+            return
+        chars, roles = self.chars[y], self.roles[y]
+        for i, char in enumerate(text, start=x):
+            if 0 <= i < len(chars) and (over or chars[i] == " "):
+                chars[i], roles[i] = char, role
+
+    def paste(self, other: _Canvas, x: int, y: int) -> None:
+        for row in range(len(other.chars)):
+            end = x + len(other.chars[row])
+            self.chars[y + row][x:end] = other.chars[row]
+            self.roles[y + row][x:end] = other.roles[row]
+            self.band[y + row][x:end] = other.band[row]
+
+    def text(self, look: Look) -> Text:
+        """The cells as rich Text, runs of one style merged."""
+        text = Text(no_wrap=True, overflow="crop", end="")
+        for y, (chars, roles, band) in enumerate(
+            zip(self.chars, self.roles, self.band, strict=True)
+        ):
+            if y:
+                text.append("\n")
+            for run, role, inside in _runs(chars, roles, band):
+                style = look.styles.get(role, Style.null())
+                if inside and look.band is not None:
+                    style = style + look.band
+                text.append(run, style)
+        return text
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """Where the canvas lies in the chart and how data land on it."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+    last_k: int
+    stretched: bool
+
+    def column(self, k: float) -> int:
+        """The column of the chart in which k lies."""
+        return self.left + round(self.across(k) * (self.width - 1))
+
+    def row(self, share: float) -> int:
+        """The line of the chart on which a share lies."""
+        return self.top + round((1 - float(self.up(share))) * (self.height - 1))
+
+    def across(self, k: Any) -> Any:
+        """k as a position from 0 (k = 1) to 1; what is beyond either end stands there."""
+        k = np.clip(k, 1, self.last_k)
+        if self.last_k > LINEAR_K:
+            return np.log(k) / np.log(max(2, self.last_k))
+        return (k - 1) / max(1, self.last_k - 1)
+
+    def up(self, share: Any) -> Any:
+        """A share as a position from 0 to 1."""
+        share = np.clip(share, 0.0, 1.0)
+        if not self.stretched:
+            return share
+        return np.minimum(-np.log10(np.maximum(1 - share, 10.0**-NINES)), NINES) / NINES
+
+
+_texts: OrderedDict[Hashable, Any] = OrderedDict()
+_canvases: OrderedDict[Hashable, Any] = OrderedDict()
+_drawing = threading.RLock()  # plotext has one figure
+
+
+def _cached(
+    store: OrderedDict[Hashable, Any], limit: int, key: Hashable, make: Callable[[], Any]
+) -> Any:
+    with _drawing:
+        if key in store:
+            store.move_to_end(key)
+            return store[key]
+        store[key] = made = make()
+        while len(store) > limit:
+            store.popitem(last=False)
+        return made
+
+
+def _variance(data: VarianceData | None, marks: Marks, size: tuple[int, int], look: Look) -> Text:
+    width, height = size
+    if width < 16 or height < 5:
+        return Text("too small for a plot"[:width] if height else "", no_wrap=True, end="")
+    right = 6 if width >= 56 else 0
+    left = 6 if width >= 30 else 3
+    last_k = int(data.k[-1]) if data is not None and len(data.k) else 64
+    frame = _Frame(left, 1, width - left - right, height - 3, max(2, last_k), marks.stretched)
+    chart = _Canvas.empty(width, height)
+    if data is not None:
+        key = (data.version, frame, look.ascii_only)
+        chart.paste(
+            _cached(_canvases, 12, key, lambda: _curves(data, frame, look)), frame.left, frame.top
+        )
+    _axes(chart, frame, look, errors=bool(right))
+    _guides(chart, frame, marks, look)
+    _rules(chart, frame, marks, look)
+    _k_axis(chart, frame, marks, look)
+    if data is None:
+        message = "not measured yet"
+        middle = frame.top + frame.height // 2
+        chart.put(frame.left + (frame.width - len(message)) // 2, middle, message, "note")
+    else:
+        _legend(chart, frame, data, marks, look)
+    return chart.text(look)
+
+
+# the canvas: drawn by plotext
+
+
+def _curves(data: VarianceData, frame: _Frame, look: Look) -> _Canvas:
+    series = [(data.k, data.low), (data.k, data.high), (data.k, data.median)]
+    if data.focus is not None:
+        series.append(data.focus)
+    points = [
+        (frame.across(k[k >= 1]), frame.up(share[k >= 1])) for k, share in series if len(k) > 1
+    ]
+    canvas = _rasterise(points, frame.width, frame.height, ascii_only=look.ascii_only)
+    low, high = points[0][1], points[1][1]
+    across = points[0][0]
+    for x in range(frame.width):
+        at = x / max(1, frame.width - 1)
+        bottom = round((1 - float(np.interp(at, across, low))) * (frame.height - 1))
+        top = round((1 - float(np.interp(at, across, high))) * (frame.height - 1))
+        for y in range(top, bottom + 1):
+            canvas.band[y][x] = True
+            if look.band is None and canvas.chars[y][x] == " ":
+                canvas.chars[y][x] = "." if look.ascii_only else "░"
+                canvas.roles[y][x] = "guide"
+    return canvas
+
+
+def _rasterise(
+    series: Sequence[tuple[Array, Array]], width: int, height: int, *, ascii_only: bool
+) -> _Canvas:
+    """Curves given in 0 to 1 as cells: plotext draws them, each in a colour that is its number."""
+    import plotext
+
+    plotext.terminal.limit(False, False)
+    figure = plotext.figure
+    figure.clear()
+    figure.theme("colorless").canvas("default").axes(False)
+    figure.plot_size(width, height)
+    letters = "..=#" if ascii_only else ""
+    for number, (x, y) in enumerate(series):
+        marker = plotext.marker(
+            letters[number] if ascii_only else "braille", plotext.pixel(foreground=number + 1)
+        )
+        figure.draw(figure.signal(x.tolist(), y.tolist(), marker=marker).lines())
+    figure.ruler("x", "lower").lim(0, 1).ticks([], [])
+    figure.ruler("y", "left").lim(0, 1).ticks([], [])
+    return _read_cells(figure.build().string(), width, height)
+
+
+_ESCAPE = re.compile(r"\x1b\[([0-9;]*)m")
+
+
+def _read_cells(string: str, width: int, height: int) -> _Canvas:
+    """plotext's output as cells; the number of a colour is the number of the curve."""
+    canvas = _Canvas.empty(width, height)
+    for y, line in enumerate(string.split("\n")[:height]):
+        x, role = 0, ""
+        for i, piece in enumerate(_ESCAPE.split(line)):
+            if i % 2:
+                role = _role(piece)
+                continue
+            for char in piece[: width - x]:
+                blank = char in " ⠀"
+                canvas.chars[y][x] = " " if blank else char
+                canvas.roles[y][x] = "" if blank else role
+                x += 1
+    return canvas
+
+
+def _role(codes: str) -> str:
+    parts = codes.split(";")
+    if parts[:2] == ["38", "5"] and len(parts) > 2:
+        number = int(parts[2])
+    elif parts[-1].isdigit() and 31 <= int(parts[-1]) <= 37:
+        number = int(parts[-1]) - 30
+    else:
+        return ""
+    return CURVES[number - 1] if 1 <= number <= len(CURVES) else ""
+
+
+# what lies over it
+
+
+def _axes(chart: _Canvas, frame: _Frame, look: Look, *, errors: bool) -> None:
+    bar, tick, corner = ("|", "+", "+") if look.ascii_only else ("│", "┤", "└")
+    bottom = frame.top + frame.height
+    for y in range(frame.top, bottom):
+        chart.put(frame.left - 1, y, bar, "axis")
+    chart.put(
+        frame.left - 1, bottom, corner + ("-" if look.ascii_only else "─") * frame.width, "axis"
+    )
+    taken: set[int] = set()
+    ticks = TICKS if frame.stretched else EVEN_TICKS
+    for share, label in sorted(ticks, key=lambda tick: tick[0] not in (0.9, 0.99, 0.0)):
+        y = frame.row(share)
+        if y in taken or (y - 1 in taken and frame.height < 12):
+            continue
+        taken.add(y)
+        chart.put(frame.left - 1, y, tick, "axis")
+        shown = label if frame.left > 3 else label[:2]
+        chart.put(frame.left - 1 - len(shown), y, shown, "axis")
+        if errors:
+            error = 100 * (1 - share) ** 0.5
+            shown = f"{error:.0f}" if error >= 9.95 else f"{error:.1f}"
+            chart.put(frame.left + frame.width + 1, y, shown.rjust(4), "axis")
+    if errors:
+        chart.put(frame.left + frame.width - 4, 0, "error %", "axis")
+    chart.put(0, 0, "var %" if frame.left > 3 else "%", "axis")
+
+
+def _guides(chart: _Canvas, frame: _Frame, marks: Marks, look: Look) -> None:
+    dash, diamond = ("-", "o") if look.ascii_only else ("┈", "◆")
+    for share, _ in marks.levels:
+        chart.put(frame.left, frame.row(share), dash * frame.width, "guide", over=False)
+    for share, k in marks.levels:
+        if k is not None:
+            chart.put(frame.column(k), frame.row(share), diamond, "mark")
+
+
+def _rules(chart: _Canvas, frame: _Frame, marks: Marks, look: Look) -> None:
+    solid, dashed, dotted = ("|", ":", ":") if look.ascii_only else ("┃", "┊", "╎")
+
+    def rule(k: int, char: str, role: str) -> int:
+        x = frame.column(k)
+        for y in range(frame.top, frame.top + frame.height):
+            if chart.roles[y][x] in ("", "guide") or (
+                role == "rule" and chart.roles[y][x] != "mark"
+            ):
+                chart.put(x, y, char, role)
+        return x
+
+    if marks.dear is not None:
+        rule(marks.dear, dotted, "dear")
+    for number, k in enumerate(marks.pins, start=1):
+        if k > frame.last_k:
+            continue  # of a method that has more directions
+        x = rule(k, dashed, "ghost")
+        chart.put(x, frame.top, str(number), "ghost")
+    if marks.own is not None and marks.own != marks.k:
+        rule(marks.own, dotted, "focus")
+    if marks.k is not None:
+        rule(marks.k, solid, "rule")
+    if marks.dear is not None:
+        words = "larger ->" if look.ascii_only else "larger →"
+        x, y = frame.column(marks.dear), frame.top + frame.height - 1
+        right = x + 2 + len(words) < frame.left + frame.width
+        start = x + 2 if right else x - 1 - len(words)
+        if set(chart.roles[y][start : start + len(words)]) <= {"", "guide"}:
+            chart.put(start, y, words, "dear")
+
+
+def _k_axis(chart: _Canvas, frame: _Frame, marks: Marks, look: Look) -> None:
+    bottom = frame.top + frame.height
+    free = [True] * len(chart.chars[0])
+
+    def label(k: int, text: str, role: str) -> bool:
+        x = min(
+            max(frame.left, frame.column(k) - len(text) // 2), frame.left + frame.width - len(text)
+        )
+        span = range(max(0, x - 1), min(len(free), x + len(text) + 1))
+        if not all(free[i] for i in span):
+            return False
+        for i in span:
+            free[i] = False
+        chart.put(x, bottom + 1, text, role)
+        return True
+
+    if marks.k is not None:
+        low, high = marks.low or marks.k, marks.high or marks.k
+        if low != high:
+            start, end = frame.column(low), frame.column(high)
+            chart.put(start, bottom, ("=" if look.ascii_only else "━") * (end - start + 1), "rule")
+        chart.put(frame.column(marks.k), bottom, "^" if look.ascii_only else "▲", "rule")
+        words = "k" if low == high else "median k"
+        label(marks.k, f" {words} {marks.k} ", "rule-label")
+        if marks.own is not None and marks.own != marks.k:
+            label(marks.own, str(marks.own), "focus")
+    label(1, "1", "axis")
+    label(frame.last_k, str(frame.last_k), "axis")
+    for k in _k_ticks(frame):
+        if label(k, str(k), "axis") and chart.roles[bottom][frame.column(k)] == "axis":
+            chart.put(frame.column(k), bottom, "+" if look.ascii_only else "┬", "axis")
+
+
+def _k_ticks(frame: _Frame) -> Iterator[int]:
+    """k worth a label: powers of two on a logarithmic axis, else about eight cells apart."""
+    if frame.last_k > LINEAR_K:
+        k = 2
+        while k < frame.last_k:
+            yield k
+            k *= 2
+        return
+    wanted = frame.last_k * 8 / max(8, frame.width)
+    step = next((s for s in (1, 2, 4, 8, 16, 32, 64) if s >= wanted), 128)
+    yield from range(step, frame.last_k, step)
+
+
+def _legend(chart: _Canvas, frame: _Frame, data: VarianceData, marks: Marks, look: Look) -> None:
+    line, diamond, block = ("--", "o", ":") if look.ascii_only else ("━━", "◆", "▒")
+    whole = data.layers == data.expected
+    count = f"{data.layers}" if whole else f"{data.layers} of {data.expected}"
+    if data.expected == 1:
+        parts = [(f"{line} the layer", "median")]
+    else:
+        parts = [(f"{line} median of {count} layers", "median"), (f"{block} range", "edge")]
+    if data.focus is not None and data.focus_name:
+        parts.insert(1, (f"{'##' if look.ascii_only else line} {data.focus_name}", "focus"))
+    if any(k is not None for _, k in marks.levels):
+        parts.append((f"{diamond} all layers", "mark"))
+    x = frame.left + (1 if frame.left > 3 else 0)
+    end = frame.left + frame.width - (4 if len(chart.chars[0]) >= 56 else 0)
+    for text, role in parts:
+        if x + len(text) > end:
+            continue
+        chart.put(x, 0, text, role)
+        x += len(text) + 2
+
+
+def _runs(
+    chars: Sequence[str], roles: Sequence[str], band: Sequence[bool]
+) -> Iterator[tuple[str, str, bool]]:
+    start = 0
+    for i in range(1, len(chars) + 1):
+        if i == len(chars) or roles[i] != roles[start] or band[i] != band[start]:
+            yield "".join(chars[start:i]), roles[start], band[start]
+            start = i

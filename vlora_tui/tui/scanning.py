@@ -1,0 +1,134 @@
+"""Looking for adapters in a thread: what is found is told in batches, a stop is heeded at once."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vlora_engine.errors import VLoRAError
+from vlora_tui.tui.screens.adapter_rows import Row
+
+if TYPE_CHECKING:
+    from vlora_engine.catalog import AdapterInfo, Finder
+
+BATCH_SECONDS = 0.15
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What was found since the last batch."""
+
+    infos: list[AdapterInfo] = field(default_factory=list)
+    subspaces: list[Row] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A place was looked through.
+
+    Args:
+        names: The shortest unique name of every adapter found so far, by path.
+        problem: Why the place could not be looked into, if it could not.
+    """
+
+    place: str
+    found: int
+    names: dict[str, str]
+    stopped: bool = False
+    full: bool = False
+    problem: VLoRAError | None = None
+
+
+class Scanner:
+    """The places that were looked into, one after another, and what was found there."""
+
+    def __init__(self, *, max_depth: int, max_adapters: int) -> None:
+        self.places: list[str] = []
+        self.stopped = False
+        self._limits = (max_depth, max_adapters)
+        self._finder: Finder | None = None
+        self._infos: list[AdapterInfo] = []
+
+    def stop(self) -> None:
+        """Let go of the place that is being looked through, after the adapter in hand."""
+        self.stopped = True
+
+    def look(self, place: str, tell: Callable[[Batch | Ended], None]) -> None:
+        """Look through a place; ``tell`` hears of it batch by batch, from this thread."""
+        self.stopped = False
+        if self._finder is None:
+            from vlora_engine.catalog import Finder
+
+            self._finder = Finder(max_depth=self._limits[0], max_adapters=self._limits[1])
+        before, problem = self._finder.count, None
+        try:
+            self._look(place, self._finder, tell)
+        except VLoRAError as error:
+            problem = error
+        except OSError as error:
+            problem = VLoRAError(f"The place cannot be read: {error.strerror}.", where=place)
+        found = self._finder.count - before
+        if problem is None and place not in self.places:
+            self.places.append(place)
+        full = self._finder.count >= self._limits[1]
+        tell(Ended(place, found, self._names(), self.stopped, full, problem))
+
+    def _look(self, place: str, finder: Finder, tell: Callable[[Batch | Ended], None]) -> None:
+        batch, last = Batch(), 0.0
+        for found in finder.look(place):
+            if isinstance(found, Path):
+                batch.subspaces.append(subspace_row(found))
+            else:
+                self._infos.append(found)
+                batch.infos.append(replace(found, name=os.path.basename(found.name) or found.name))
+            if self.stopped:
+                break
+            if time.monotonic() - last > BATCH_SECONDS:
+                tell(batch)
+                batch, last = Batch(), time.monotonic()
+        tell(batch)
+
+    def _names(self) -> dict[str, str]:
+        from vlora_engine.catalog import with_names
+
+        return {str(info.path): info.name for info in with_names(self._infos)}
+
+
+def subspace_row(path: Path) -> Row:
+    """A subspace as a row, from its index."""
+    from vlora_engine.manifest import read_manifest
+
+    try:
+        manifest = read_manifest(path)
+        return Row(str(path), path.name, manifest=manifest, nbytes=manifest.nbytes)
+    except VLoRAError as error:
+        return Row(str(path), path.name, error=error)
+    except OSError as error:
+        problem = VLoRAError(f"The subspace cannot be read: {error.strerror}.", where=path)
+        return Row(str(path), path.name, error=problem)
+
+
+def pasted_paths(text: str) -> list[str]:
+    """The places named in a pasted text: one a line, or several as a shell would split them.
+
+    Quotes, ``file://`` and escaped blanks are what terminals paste when a folder is dropped.
+    """
+    import shlex
+    from urllib.parse import unquote, urlsplit
+
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    places: list[str] = []
+    for line in lines:
+        if os.path.exists(os.path.expanduser(line)):
+            places.append(line)
+            continue
+        try:
+            words: Sequence[str] = shlex.split(line)
+        except ValueError:
+            words = [line]
+        places += [unquote(urlsplit(w).path) if w.startswith("file://") else w for w in words]
+    return list(dict.fromkeys(places))

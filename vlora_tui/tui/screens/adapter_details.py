@@ -1,0 +1,119 @@
+"""The words of the details pane: an adapter, a subspace, what is remarkable and what mends it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.style import Style
+from rich.text import Text
+
+from vlora_tui.tui.screens.adapter_rows import Row
+from vlora_tui.tui.words import clean, number, plural, size, tilde
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vlora_engine.errors import VLoRAError
+    from vlora_engine.manifest import Manifest
+
+LABEL = 8
+
+
+class Tones(dict[str, str | Style]):
+    """Style by tone; a tone without a style is plain."""
+
+    def __missing__(self, tone: str) -> str | Style:
+        return ""
+
+
+def facts(row: Row, members: int, tones: Mapping[str, str | Style]) -> Text:
+    """What the headers of a row's adapter or subspace say.
+
+    Args:
+        members: How many adapters are in its group.
+        tones: A style for each of muted, good, warning, error, title.
+    """
+    text = Text()
+    text.append(clean(row.name) + "\n", style=tones["title"])
+    text.append(tilde(row.path) + "\n", style=tones["muted"])
+    if row.manifest is not None:
+        _subspace(text, row.manifest, tones)
+    elif row.error is None:
+        _adapter(text, row, members, tones)
+    if row.info is not None and row.info.format != "peft":
+        _line(text, "format", clean(row.info.format), tones)
+    return text
+
+
+def findings(row: Row, tones: Mapping[str, str | Style]) -> Text:
+    """What is remarkable about a row, and what mends it."""
+    text = Text()
+    if row.error is not None:
+        _broken(text, row.error, tones)
+        return text
+    if row.is_subspace:
+        text.append("A subspace. Enter opens it: inspect and export its tasks.\n")
+        return text
+    for finding in row.findings:
+        text.append(f"{finding.severity}  ", style=tones[finding.severity])
+        text.append(clean(finding.what) + "\n")
+        if finding.remedy:
+            text.append("  to mend it: ", style=tones["good"])
+            text.append(clean(finding.remedy) + "\n")
+    if row.checked is None:
+        text.append("NaN, zero B: ", style=tones["muted"])
+        text.append("not checked. Headers cannot tell; step 2 reads every tensor.\n")
+    elif not row.checked:
+        text.append("Every tensor was read: sound.\n", style=tones["good"])
+    return text
+
+
+def _adapter(text: Text, row: Row, members: int, tones: Mapping[str, str | Style]) -> None:
+    info = row.info
+    if info is None:
+        return
+    fits = f"group {row.group}" if row.group else "no group"
+    fits += f": {members} fit together" if members > 1 else ", alone in it"
+    _line(text, "base", clean(info.base_model or "not named"), tones)
+    _line(text, "fits", fits, tones)
+    ranks = info.ranks
+    rank = number(info.rank) if ranks is None or ranks[0] == ranks[1] else f"{ranks[0]}-{ranks[1]}"
+    scale = f"   scale {number(info.scale)}" if info.scale is not None else ""
+    _line(text, "rank", f"{rank}   alpha {number(info.alpha)}{scale}", tones)
+    if info.modules is not None:
+        types = ", ".join(clean(kind) for kind in info.module_types)
+        _line(text, "modules", f"{info.modules}: {types}", tones)
+    rest = f"   {plural(info.rest, 'tensor')} beside LoRA" if info.rest else ""
+    _line(text, "size", f"{size(info.nbytes)}   {info.dtype or 'dtype not known'}{rest}", tones)
+
+
+def _subspace(text: Text, manifest: Manifest, tones: Mapping[str, str | Style]) -> None:
+    _line(text, "base", clean(manifest.base_model or "not named"), tones)
+    layers = plural(len(manifest.layers), "layer")
+    _line(text, "method", f"{manifest.method}   {layers}   {manifest.dtype}", tones)
+    if not manifest.tasks:
+        return
+    worst = manifest.worst
+    _line(text, "size", f"{size(manifest.nbytes)}, {manifest.ratio:.3g}x smaller", tones)
+    error = f"{100 * manifest.mean_error:.3g} % mean"
+    if worst is not None:
+        error += f", {100 * worst.error:.3g} % worst ({clean(worst.id)})"
+    _line(text, "error", error, tones)
+    _line(text, "tasks", ", ".join(clean(task) for task in manifest.tasks), tones)
+
+
+def _broken(text: Text, error: VLoRAError, tones: Mapping[str, str | Style]) -> None:
+    text.append("cannot be used  ", style=tones["error"])
+    text.append(clean(error.what) + "\n")
+    for label, found in (("expected", error.expected), ("found", error.found)):
+        if found:
+            text.append(f"  {label} ", style=tones["muted"])
+            text.append(clean(found) + "\n")
+    if error.remedy:
+        text.append("  to mend it: ", style=tones["good"])
+        text.append(clean(error.remedy) + "\n")
+
+
+def _line(text: Text, label: str, value: str, tones: Mapping[str, str | Style]) -> None:
+    text.append(label.ljust(LABEL), style=tones["muted"])
+    text.append(value + "\n")

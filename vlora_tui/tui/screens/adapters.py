@@ -1,0 +1,657 @@
+"""Step 1, Adapters: what lies in the folders, which of it fits together, which to work on."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import ClassVar
+
+from rich.text import Text
+from textual import work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.message import Message
+from textual.widgets import Input, Static
+
+from vlora_engine.errors import VLoRAError
+from vlora_tui.tui.scanning import Batch, Ended, Scanner, pasted_paths, subspace_row
+from vlora_tui.tui.screens.adapter_details import Tones, facts, findings
+from vlora_tui.tui.screens.adapter_rows import COLUMNS, Row, keep, ordered
+from vlora_tui.tui.screens.base import View
+from vlora_tui.tui.screens.start_page import StartPage
+from vlora_tui.tui.session import remember_folder
+from vlora_tui.tui.widgets.table import Cell, Table
+from vlora_tui.tui.words import clean, plural, size, tilde
+
+DEMO_PLACE = "vlora-demo/adapters"
+TONES = ("muted", "good", "warning", "error", "accent")
+
+
+class Details(VerticalScroll, can_focus=True):
+    """The pane with all that is known of the row under the cursor."""
+
+    help_title = "In the details"
+
+
+class Body(Horizontal):
+    """The table of what was found, its filter, and the details of a row."""
+
+    def __init__(self, mark: Callable[[Row], Cell]) -> None:
+        super().__init__(id="adapters-body")
+        self._mark = mark
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="adapters-list", classes="pane"):
+            line = Input(placeholder="words, rank>=16, group:1, is:marked", compact=True)
+            line.id, line.cursor_blink, line.display = "adapters-filter", False, False
+            yield line
+            yield Table(COLUMNS, Row.cells, key=_path, mark=self._mark, id="adapters-table")
+            yield Static("", id="adapters-hint", markup=False)
+        with Details(id="adapters-details", classes="pane") as pane:
+            pane.border_title = "Details"
+            yield Static("", id="adapters-facts", markup=False)
+            yield Static("", id="adapters-findings", markup=False)
+
+
+_ON_ROWS = frozenset(
+    ("mark", "group", "all", "invert", "range", "sort", "turn", "again", "close", "back", "filter")
+)
+
+
+class AdaptersView(View):
+    """The Adapters step."""
+
+    step = 1
+    title = "Adapters"
+    help_text = (
+        "Adapters found in the folders you opened, read by their headers only.\n"
+        "Adapters of one group fit together: one base model, the same dimensions. Mark those to "
+        "work on, then go to step 2. Marks across groups become one recipe for each group.\n"
+        "Filter: words in name, path or base model; rank>=16, size>10MB, group:1, base:gpt2, "
+        "dtype:F16, is:marked, is:broken, is:subspace; !word leaves out."
+    )
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "go", "Next", id="adapters.go", tooltip="Open it, or go on to choose k"),
+        Binding("o", "open", "Open", id="adapters.open", tooltip="Look into another folder"),
+        Binding("space", "mark", "Mark", id="adapters.mark", tooltip="Mark or unmark the adapter"),
+        Binding(
+            "asterisk", "group", "Group", id="adapters.group", tooltip="Mark the adapter's group"
+        ),
+        Binding("slash", "filter", "Filter", id="adapters.filter", tooltip="Filter the rows"),
+        Binding(
+            "plus", "all", "All", show=False, id="adapters.all", tooltip="Mark all that is shown"
+        ),
+        Binding(
+            "minus", "invert", show=False, id="adapters.invert", tooltip="Turn all marks round"
+        ),
+        Binding("V", "range", show=False, id="adapters.range", tooltip="Begin a range, or mark it"),
+        Binding("u", "undo", show=False, id="adapters.undo", tooltip="Take the last marking back"),
+        Binding("s", "sort(1)", show=False, id="adapters.sort", tooltip="Sort by the next column"),
+        Binding("S", "turn", show=False, id="adapters.turn", tooltip="Turn the order round"),
+        Binding("r", "again", show=False, id="adapters.again", tooltip="Look again"),
+        Binding("x", "stop", show=False, id="adapters.stop", tooltip="Stop looking"),
+        Binding(
+            "C", "close", show=False, id="adapters.close", tooltip="Clear the list, begin anew"
+        ),
+        Binding("escape", "back", show=False, id="adapters.back", tooltip="Leave range or filter"),
+    ]
+
+    class Told(Message):
+        """News from the scan."""
+
+        def __init__(self, news: Batch | Ended, scanner: Scanner) -> None:
+            super().__init__()
+            self.news, self.scanner = news, scanner
+
+    class DemoMade(Message):
+        """The demo collection is there, or could not be made."""
+
+        def __init__(self, place: str, problem: VLoRAError | None) -> None:
+            super().__init__()
+            self.place, self.problem = place, problem
+
+    def compose(self) -> ComposeResult:
+        yield StartPage(self._draft_words, id="start")
+        if self.vlora.start_paths or self.session.infos:
+            yield Body(self._mark)
+
+    def on_mount(self) -> None:
+        self._rows: dict[str, Row] = {}
+        self._waiting: list[str] = []
+        self._wanted_marks: list[str] = []
+        self._given_names: dict[str, str] = {}
+        self._scanner = self._new_scanner()
+        self._scanning = False
+        self._making = False
+        self._sort = ("name", False)
+        self._marks_before: list[dict[str, None]] = []
+        self._take_session()
+        self._show()
+        self.call_after_refresh(self._complete)
+
+    async def _complete(self) -> None:
+        """What the first paint did not need."""
+        if not self._is_complete:
+            await self.mount(Body(self._mark))
+            self._show()
+        if self.vlora.start_paths:
+            self.look_into(self.vlora.start_paths)
+
+    @property
+    def _is_complete(self) -> bool:
+        return bool(self.query(Body))
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """On the start page there is nothing to mark, sort or clear."""
+        return action not in _ON_ROWS or not self._on_start_page
+
+    # what the application asks
+
+    def shown(self) -> None:
+        self._focus()
+
+    def changed(self, what: str) -> None:
+        if what in ("collection", "spectra"):
+            self._take_session()
+            self._show()
+
+    def row_text(self) -> str | None:
+        row = self.table.row if self._rows else None
+        return None if row is None else row.text()
+
+    def command_text(self) -> str | None:
+        import shlex
+
+        if self.session.marked:
+            return self.session.command()
+        places = self._scanner.places
+        return shlex.join(["vlora-tui", "inspect", *places]) if places else None
+
+    def action_filter(self) -> None:
+        self.open_filter()
+
+    def open_filter(self) -> None:
+        if self._rows and self._is_complete:
+            self._line.display = True
+            self._line.focus()
+
+    def look_into(self, places: list[str]) -> None:
+        """Scan these places, one after another."""
+        places = [_absolute(place) for place in places]
+        self._waiting += [p for p in places if p not in self._waiting]
+        if not self._scanning:
+            self._next()
+        self._show()
+
+    # finding
+
+    @property
+    def table(self) -> Table[Row]:
+        """The table of what was found."""
+        return self.query_one("#adapters-table", Table)
+
+    def on_paste(self, event: object) -> None:
+        places = pasted_paths(str(getattr(event, "text", "")))
+        if places:
+            self.look_into(places)
+
+    def on_start_page_chosen(self, event: StartPage.Chosen) -> None:
+        chosen = event.beginning
+        if chosen.action == "look":
+            self.look_into([chosen.place])
+        elif chosen.action == "demo":
+            self.make_demo()
+        elif chosen.action == "draft":
+            self.vlora.open_draft()
+        else:
+            self.action_open()
+
+    def action_open(self) -> None:
+        from vlora_tui.tui.screens.open_folder import OpenFolder
+
+        places = self._scanner.places
+        start = str(Path(places[-1]).expanduser().parent) if places else _here()
+
+        def opened(place: str | None) -> None:
+            if place:
+                self.look_into([place])
+
+        self.app.push_screen(OpenFolder(start), opened)
+
+    def make_demo(self, place: str | None = None) -> None:
+        """Make the demo collection, asking where; then list it."""
+        from vlora_tui.tui.widgets.dialogs import Prompt
+
+        if place is not None:
+            self._make_demo(place)
+            return
+        words = "19 small synthetic adapters, 14 MB, made on this machine. Where?"
+
+        def answered(place: str | None) -> None:
+            if place:
+                self._make_demo(place)
+
+        self.app.push_screen(Prompt("Make the demo", words, DEMO_PLACE), answered)
+
+    def _make_demo(self, place: str) -> None:
+        self._making = True
+        self._show()
+        self._write_demo(str(Path(place).expanduser()))
+
+    @work(thread=True, exclusive=True, group="demo", exit_on_error=False)
+    def _write_demo(self, place: str) -> None:
+        from vlora_engine.demo import make_demo_collection
+
+        try:
+            make_demo_collection(Path(place))
+        except VLoRAError as error:
+            self.post_message(self.DemoMade(place, error))
+            return
+        except OSError as error:
+            problem = VLoRAError(f"The demo cannot be written: {error.strerror}.", where=place)
+            self.post_message(self.DemoMade(place, problem))
+            return
+        self.post_message(self.DemoMade(place, None))
+
+    def on_adapters_view_demo_made(self, event: DemoMade) -> None:
+        self._making = False
+        if event.problem is not None:
+            self.vlora.complain(clean_lines(event.problem))
+            self._show()
+        else:
+            self.look_into([event.place])
+
+    def _next(self) -> None:
+        if self._waiting:
+            self._scanning = True
+            self._look(self._waiting.pop(0), self._scanner)
+
+    @work(thread=True, group="scan", exit_on_error=False)
+    def _look(self, place: str, scanner: Scanner) -> None:
+        def tell(news: Batch | Ended) -> None:
+            self.post_message(self.Told(news, scanner))
+
+        try:
+            scanner.look(place, tell)
+        except Exception as error:
+            what = f"The scan failed: {type(error).__name__}: {error}"
+            tell(Ended(place, 0, {}, problem=VLoRAError(what, where=place)))
+
+    def on_adapters_view_told(self, event: Told) -> None:
+        if event.scanner is not self._scanner:
+            return
+        news = event.news
+        if isinstance(news, Batch):
+            self.session.add_found(news.infos)
+            for row in news.subspaces:
+                self._rows[row.path] = row
+                if Path(row.path) not in self.session.subspaces:
+                    self.session.subspaces.append(Path(row.path))
+        else:
+            self._ended(news)
+        self._take_session()
+        self._show()
+        self.vlora.refresh_bar()
+
+    def _ended(self, news: Ended) -> None:
+        self._scanning = False
+        self.session.rename({**news.names, **self._given_names})
+        if news.problem is not None:
+            self.vlora.complain(clean_lines(news.problem))
+        elif not news.found and not news.stopped:
+            said = "nothing new" if news.place in self._scanner.places and self._rows else "nothing"
+            self.vlora.complain(
+                f"There is {said} in {tilde(news.place)}.\n"
+                "Looked for folders with adapter_config.json and adapter_model.safetensors, "
+                f"{self.vlora.config['scan_depth']} levels deep."
+            )
+        else:
+            remember_folder(str(Path(news.place).expanduser().absolute()))
+        if news.full:
+            self.vlora.complain(
+                f"Only the first {self.vlora.config['scan_limit']:,} are listed; "
+                "open folders further down, or raise scan_limit in the config file."
+            )
+        if not self._waiting:
+            self._mark_wanted()
+            self.vlora.call_later(self.vlora.scanned)
+        self._next()
+
+    def mark_when_found(self, names: Mapping[str, str | None]) -> None:
+        """Mark the adapters at or below these paths once they are found, and name them so."""
+        self._wanted_marks = list(names)
+        self._given_names = {path: name for path, name in names.items() if name}
+
+    def _mark_wanted(self) -> None:
+        for wanted in self._wanted_marks:
+            below = os.path.join(wanted, "")
+            for path in self.session.infos:
+                if path == wanted or path.startswith(below):
+                    self.session.mark(path, True)
+        self._wanted_marks = []
+
+    @property
+    def _line(self) -> Input:
+        return self.query_one("#adapters-filter", Input)
+
+    def action_stop(self) -> None:
+        if self._scanning:
+            self._waiting.clear()
+            self._scanner.stop()
+
+    def action_again(self) -> None:
+        places = list(self._scanner.places)
+        if places and not self._scanning:
+            self._forget()
+            self.look_into(places)
+
+    def action_close(self) -> None:
+        self.action_stop()
+        self._remember_marks()
+        self._forget()
+        self.session.marked.clear()
+        self.session.manifest = None
+        self.query_one(StartPage).renew()
+        self.vlora.tell("collection")
+
+    def _forget(self) -> None:
+        self._scanner.stop()
+        self._scanner, self._scanning = self._new_scanner(), False
+        self._rows.clear()
+        self.session.infos.clear()
+        self.session.subspaces.clear()
+
+    def _new_scanner(self) -> Scanner:
+        config = self.vlora.config
+        return Scanner(max_depth=config["scan_depth"], max_adapters=config["scan_limit"])
+
+    # marking
+
+    def action_mark(self) -> None:
+        if self.table.range_from is not None:
+            self.action_range()
+        elif self.table.row is not None:
+            row = self.table.row
+            if row.is_subspace or row.error is not None:
+                self._why_not(row)
+                return
+            self._remember_marks()
+            self.session.mark(row.path)
+            self.table.move_to(self.table.cursor + 1)
+            self._marked()
+
+    def action_group(self) -> None:
+        row = self.table.row
+        if row is None or row.group is None:
+            self._why_not(row)
+            return
+        members = [r for r in self._rows.values() if r.group == row.group]
+        self._mark_all(members, not all(r.path in self.session.marked for r in members))
+
+    def action_all(self) -> None:
+        usable = [r for r in self.table.rows if r.info is not None and r.error is None]
+        self._mark_all(usable, not all(r.path in self.session.marked for r in usable))
+
+    def action_invert(self) -> None:
+        self._remember_marks()
+        for row in self.table.rows:
+            if row.info is not None:
+                self.session.mark(row.path)
+        self._marked()
+
+    def action_range(self) -> None:
+        table = self.table
+        if table.range_from is None:
+            if table.row is not None:
+                table.range_from = table.cursor
+                table.refresh()
+        else:
+            rows = [table.rows[i] for i in table.range]
+            table.range_from = None
+            self._mark_all([r for r in rows if r.info is not None], True)
+        self._hint()
+
+    def action_undo(self) -> None:
+        if self._marks_before:
+            self.session.marked = self._marks_before.pop()
+            self._marked()
+
+    def _mark_all(self, rows: list[Row], on: bool) -> None:
+        self._remember_marks()
+        for row in rows:
+            self.session.mark(row.path, on)
+        self._marked()
+
+    def _remember_marks(self) -> None:
+        self._marks_before.append(dict(self.session.marked))
+        del self._marks_before[:-100]
+
+    def _marked(self) -> None:
+        if "is:m" in self._line.value:
+            self._show()
+        self.table.refresh()
+        self._hint()
+        self.vlora.refresh_bar()
+        self.vlora.draft_changed()
+
+    def _why_not(self, row: Row | None) -> None:
+        if row is None:
+            return
+        why = "cannot be used; the details say why and what mends it"
+        if row.is_subspace:
+            why = "is a subspace: Enter opens it, marks are for adapters"
+        elif row.error is None:
+            why = "belongs to no group: what its tensors are is not known"
+        self.notify(f"{clean(row.name)} {why}.", severity="warning", markup=False)
+
+    # going on
+
+    async def action_go(self) -> None:
+        if self._on_start_page:
+            self.query_one(StartPage).choose()
+            return
+        row = self.table.row
+        if row is None:
+            return
+        if row.is_subspace and row.error is None:
+            await self.vlora.open_subspace(row.path)
+        elif self.session.marked:
+            await self.vlora.show_step("choose")
+        elif row.group is not None:
+            self.action_group()
+            self.notify("Marked all that fit together. Enter again goes on.", markup=False)
+        else:
+            self._why_not(row)
+
+    async def on_table_pressed(self, event: Table.Pressed) -> None:
+        await self.action_go()
+
+    def on_table_mark_pressed(self, event: Table.MarkPressed) -> None:
+        self.action_mark()
+
+    def on_table_header_pressed(self, event: Table.HeaderPressed) -> None:
+        if self._sort[0] == event.column:
+            self.action_turn()
+        else:
+            self._sort = (event.column, False)
+            self._show()
+
+    def on_table_moved(self, event: Table.Moved) -> None:
+        self._details()
+        if self.table.range_from is not None:
+            self._hint()
+
+    def action_sort(self, by: int) -> None:
+        shown = [column.key for column in self.table.shown_columns]
+        at = shown.index(self._sort[0]) if self._sort[0] in shown else -1
+        self._sort = (shown[(at + by) % len(shown)], False)
+        self._show()
+
+    def action_turn(self) -> None:
+        self._sort = (self._sort[0], not self._sort[1])
+        self._show()
+
+    def action_back(self) -> None:
+        if self.table.range_from is not None:
+            self.table.range_from = None
+            self.table.refresh()
+            self._hint()
+        elif self._line.display:
+            self._line.value = ""
+            self._line.display = False
+            self._focus()
+        elif self.screen.maximized is not None:
+            self.screen.minimize()
+
+    def renew_start(self) -> None:
+        """Something to begin with was found."""
+        self.query_one(StartPage).renew()
+
+    def leave(self) -> bool:
+        """``q``: leave what is only for a moment; False if there is nothing of the kind."""
+        if self._on_start_page:
+            return False
+        there = self.table.range_from is not None or self._line.display
+        if there:
+            self.action_back()
+        return there
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        self._show()
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        self._line.display = bool(self._line.value)
+        self._focus()
+
+    # drawing
+
+    @property
+    def _on_start_page(self) -> bool:
+        return self.query_one(StartPage).display
+
+    def _focus(self) -> None:
+        if self._on_start_page:
+            self.query_one(StartPage).table.focus()
+        else:
+            self.table.focus()
+
+    def _mark(self, row: Row) -> Cell:
+        if row.path in self.session.marked:
+            return ("*" if self.vlora.ascii_only else "●"), "marked"
+        if row.error is not None:
+            return ("x" if self.vlora.ascii_only else "✕"), "error"
+        if row.is_subspace:
+            return ("#" if self.vlora.ascii_only else "◆"), "accent"
+        return " ", ""
+
+    def _take_session(self) -> None:
+        """The rows of what the session knows."""
+        checked = self.session.checked
+        for path, info in self.session.infos.items():
+            row = self._rows.get(path)
+            if row is None or row.info is not info or row.checked != checked.get(path):
+                self._rows[path] = Row(
+                    path, info.name, info, None, info.error, info.nbytes, checked.get(path)
+                )
+        for place in self.session.subspaces:
+            if str(place) not in self._rows:
+                self._rows[str(place)] = subspace_row(place)
+
+    def _show(self) -> None:
+        empty = not self._rows and not self._scanning and not self._making
+        start = self.query_one(StartPage)
+        if not self._is_complete:
+            return
+        body = self.query_one(Body)
+        if start.display != empty or body.display == empty:
+            start.display, body.display = empty, not empty
+            if self.vlora.view is self:
+                self._focus()
+        if empty:
+            return
+        fits = keep(self._line.value, self.session.marked, self._scanner.places)
+        rows = ordered([row for row in self._rows.values() if fits(row)], *self._sort)
+        self.table.sorted_by = self._sort
+        self.table.show(rows)
+        self._details()
+        self._hint()
+
+    def _details(self) -> None:
+        row = self.table.row
+        tones = Tones({tone: self.table.tone(tone) for tone in TONES})
+        tones["title"] = "bold"
+        words, remarks = Text("" if self._scanning else "No row fits the filter."), Text()
+        if row is not None:
+            members = sum(r.group == row.group for r in self._rows.values()) if row.group else 0
+            words, remarks = facts(row, members, tones), findings(row, tones)
+        self.query_one("#adapters-facts", Static).update(words)
+        self.query_one("#adapters-findings", Static).update(remarks)
+        self._pane("#adapters-details").scroll_home(animate=False)
+
+    def _hint(self) -> None:
+        pane = self._pane("#adapters-list")
+        pane.border_title = Text(self._title_words())
+        pane.border_subtitle = Text(self._count_words())
+        self.query_one("#adapters-hint", Static).update(Text(self._hint_words(), no_wrap=True))
+
+    def _title_words(self) -> str:
+        places = [tilde(place) for place in self._scanner.places]
+        if not places:
+            return "Adapters"
+        more = f" and {len(places) - 1} more" if len(places) > 1 else ""
+        return f"Adapters in {places[0]}{more}"
+
+    def _count_words(self) -> str:
+        shown, total = len(self.table.rows), len(self._rows)
+        if self._making:
+            return "making the demo"
+        if self._scanning:
+            return f"looking: {total:,} found, x stops"
+        return f"{total:,} found" if shown == total else f"{shown:,} of {total:,} shown"
+
+    def _hint_words(self) -> str:
+        if self.table.range_from is not None:
+            return f"{plural(len(self.table.range), 'row')} in the range: V marks them, esc lets go"
+        chosen = self.session.chosen
+        if not chosen:
+            if self._scanning or self._making or not self._rows:
+                return ""
+            broken = sum(row.error is not None for row in self._rows.values())
+            tail = f"   {broken} cannot be used" if broken else ""
+            return f"space marks one, * its group, + all shown{tail}"
+        groups = Counter(info.group for info in chosen)
+        words = f"{len(chosen)} marked, {size(sum(info.nbytes for info in chosen))}"
+        if len(groups) > 1:
+            return f"{words}, {len(groups)} groups: one recipe for each. Enter: choose k"
+        return f"{words}. Enter: choose k"
+
+    def _pane(self, selector: str) -> Vertical:
+        return self.query_one(selector, Vertical | VerticalScroll)  # type: ignore[arg-type]
+
+    def _draft_words(self) -> str | None:
+        return self.vlora.draft_words()
+
+
+def clean_lines(error: VLoRAError) -> str:
+    """An error's lines, made harmless."""
+    return "\n".join(clean(line) for line in error.lines())
+
+
+def _path(row: Row) -> str:
+    return row.path
+
+
+def _absolute(place: str) -> str:
+    """A local path in full, so that a recipe means the same from anywhere; others as they are."""
+    path = os.path.expanduser(place)
+    return os.path.abspath(path) if os.path.lexists(path) else place
+
+
+def _here() -> str:
+    try:
+        return str(Path.cwd())
+    except OSError:
+        return str(Path.home())

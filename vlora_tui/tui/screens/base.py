@@ -1,0 +1,55 @@
+"""What every step has in common."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from textual.containers import Vertical
+
+if TYPE_CHECKING:
+    from vlora_tui.tui.app import VLoRAApp
+    from vlora_tui.tui.session import Session
+
+
+class View(Vertical):
+    """One step. Subclasses say what they are for and redraw when they are told.
+
+    The application calls ``shown`` each time the step comes into view and ``changed`` when what
+    it shows may have changed while it is in view; what is out of view is never drawn.
+    """
+
+    step: ClassVar[int] = 0
+    title: ClassVar[str] = ""
+    help_text: ClassVar[str] = ""
+
+    @property
+    def vlora(self) -> VLoRAApp:
+        """The application, with its type."""
+        from typing import cast
+
+        return cast("VLoRAApp", self.app)
+
+    @property
+    def session(self) -> Session:
+        return self.vlora.session
+
+    def not_ready(self) -> str | None:
+        """Why this step has nothing to show yet and which key mends it; None if it is ready."""
+        return None
+
+    def shown(self) -> None:
+        """The step came into view: focus what the user most likely wants, draw."""
+
+    def changed(self, what: str) -> None:
+        """Something changed: ``collection``, ``spectra``, ``choice``, ``jobs`` or ``subspace``."""
+
+    def row_text(self) -> str | None:
+        """What ``y`` copies: the row under the cursor as text."""
+        return None
+
+    def command_text(self) -> str | None:
+        """What ``Y`` copies: the shell command that does the same."""
+        return self.session.command() if self.session.marked else None
+
+    def open_filter(self) -> None:
+        """``/``: show this step's filter, if it has one."""

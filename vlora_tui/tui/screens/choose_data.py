@@ -1,0 +1,363 @@
+"""What Choose k shows, worked out from spectra and a choice; no widget, each part made once."""
+
+from __future__ import annotations
+
+import fnmatch
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from vlora_engine.profile import (
+    SIDES,
+    Band,
+    Uniform,
+    band,
+    has_sides,
+    k_for,
+    layer_curve,
+    uniform,
+)
+from vlora_engine.sizes import factor_bytes_16, input_bytes
+from vlora_tui.tui.choice_text import difference, percent, spread, verdict, worst_layer
+from vlora_tui.tui.plots import Marks, VarianceData
+from vlora_tui.tui.session import Choosing, Figures, Session
+from vlora_tui.tui.widgets.figures import LEVELS, Row, Sheet
+from vlora_tui.tui.widgets.heatmap import Cell, LayerGrid, arrange
+from vlora_tui.tui.words import clean
+
+if TYPE_CHECKING:
+    from vlora_engine.surface import Spectra
+
+CELLS = ("needs", "error", "now")
+SIDE_NAMES = {"both": "", "a": " · side A alone", "b": " · side B alone"}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """How the screen shows things; no part of the choice.
+
+    Args:
+        layer: The focused layer; ``editing`` its own k.
+        cells: ``needs``: k for a share; ``error``: at this choice; ``now``: the k chosen.
+        pattern: Only layers that match it.
+    """
+
+    layer: str | None = None
+    editing: bool = False
+    cells: str = "needs"
+    share: float = 0.99
+    side: str = "both"
+    stretched: bool = True
+    pattern: str = ""
+
+    def next_cells(self) -> str:
+        """The next content of the cells."""
+        return CELLS[(CELLS.index(self.cells) + 1) % len(CELLS)]
+
+    def next_share(self) -> float:
+        """The next of 90, 95, 99 %."""
+        return LEVELS[(LEVELS.index(self.share) + 1) % len(LEVELS)]
+
+    def next_side(self) -> str:
+        """Both, A, B."""
+        return SIDES[(SIDES.index(self.side) + 1) % len(SIDES)]
+
+
+class Atlas:
+    """Everything that is worked out once for a version of the spectra.
+
+    Args:
+        version: `Session.version` when it was made.
+    """
+
+    def __init__(self, spectra: Spectra, version: tuple[int, int]) -> None:
+        self.spectra = spectra
+        self.version = version
+        self.measured = [name for name in spectra.layer_names if name in spectra.layers]
+        self._made: dict[tuple[Any, ...], Any] = {}
+
+    @cached_property
+    def short(self) -> dict[str, str]:
+        """Layer names as rows and columns of the grid call them."""
+        grid = self._grid("")
+        return {
+            name: clean(f"{row}.{column}" if row != "-" else column)
+            for row, names in zip(grid.rows, grid.names, strict=True)
+            for column, name in zip(grid.columns, names, strict=True)
+            if name is not None
+        }
+
+    @cached_property
+    def stored(self) -> int:
+        """The bytes of the adapters as they are."""
+        return input_bytes(self.spectra)
+
+    # what the keys need
+
+    def settle(self, shown: Shown, choosing: Choosing) -> Shown:
+        """``shown`` with nothing in it that these spectra do not have."""
+        layers = self.selected(shown.pattern)
+        if not layers:
+            shown = replace(shown, pattern="")
+            layers = self.selected("")
+        if shown.layer not in layers:
+            shown = replace(shown, layer=layers[0], editing=False)
+        if not has_sides(choosing.method):
+            shown = replace(shown, side="both")
+        return shown
+
+    def selected(self, pattern: str) -> list[str]:
+        """Layers whose names match, measured or not."""
+        names = self.spectra.layer_names
+        if not pattern:
+            return names
+        if any(sign in pattern for sign in "*?["):
+            return fnmatch.filter(names, pattern)
+        return [name for name in names if pattern in name]
+
+    def top(self, method: str) -> int:
+        """The largest k that any layer has."""
+        return max(self.layer_top(name, method) for name in self.measured)
+
+    def layer_top(self, layer: str, method: str) -> int:
+        """The largest k of a layer; of all while it is not measured."""
+        if layer not in self.spectra.layers:
+            return self.top(method)
+        table = self.spectra.table(layer, method)
+        return max(1, table.max_a, table.max_b)
+
+    def within(self, choosing: Choosing) -> Choosing:
+        """``choosing`` with no k beyond what its method has."""
+        top = self.top(choosing.method)
+        own = tuple((name, min(k, top)) for name, k in choosing.layers)
+        goal = choosing.goal
+        return replace(
+            choosing, layers=own, goal=("k", min(goal[1], top)) if goal[0] == "k" else goal
+        )
+
+    def k_of(self, layer: str, figures: Figures | None) -> int:
+        """The k that a layer has in a choice."""
+        if figures is None or figures.choice is None:
+            return 1
+        return max(figures.choice.k.get(layer, (1, 1)))
+
+    def middle(self, figures: Figures | None) -> int:
+        """The k from which `[` and `]` go on: the median of a choice."""
+        return 1 if figures is None or figures.choice is None else spread(figures)[0]
+
+    # the curve
+
+    def curve(
+        self, shown: Shown, session: Session, figures: Figures | None
+    ) -> tuple[VarianceData | None, Marks]:
+        """The curves, and what lies over them."""
+        return self._curves(shown, session.choosing.method), self._marks(shown, session, figures)
+
+    def curve_title(self, shown: Shown, choosing: Choosing) -> str:
+        """What the curve is about."""
+        only = f" · only {clean(shown.pattern)}" if shown.pattern else ""
+        return f"Explained variance of dW · {choosing.method}{SIDE_NAMES[shown.side]}{only}"
+
+    def _curves(self, shown: Shown, method: str) -> VarianceData | None:
+        key = ("curves", method, shown.side, shown.pattern, shown.layer)
+        if key not in self._made:
+            self._made[key] = self._make_curves(shown, method, key)
+        made: VarianceData | None = self._made[key]
+        return made
+
+    def _make_curves(self, shown: Shown, method: str, key: tuple[Any, ...]) -> VarianceData | None:
+        wanted = self.selected(shown.pattern)
+        layers = [name for name in wanted if name in self.spectra.layers]
+        if not layers:
+            return None
+        own = self._band(shown, method, layers)
+        layer = shown.layer
+        focus = None
+        if layer is not None and layer in self.spectra.layers:
+            focus = layer_curve(self.spectra, layer, method, shown.side)
+        return VarianceData(
+            version=(self.version, *key),
+            k=own.k,
+            median=own.median,
+            low=own.low,
+            high=own.high,
+            layers=len(layers),
+            expected=len(wanted),
+            focus=focus,
+            focus_name=self.short.get(layer or "", ""),
+        )
+
+    def _band(self, shown: Shown, method: str, layers: list[str]) -> Band:
+        key = ("band", method, shown.side, shown.pattern)
+        if key not in self._made:
+            self._made[key] = band(self.spectra, layers, method, shown.side)
+        made: Band = self._made[key]
+        return made
+
+    def _uniform(self, method: str, dtype: str) -> Uniform:
+        key = ("uniform", method, dtype)
+        if key not in self._made:
+            self._made[key] = uniform(self.spectra, method, dtype)
+        made: Uniform = self._made[key]
+        return made
+
+    def _levels(self, method: str, dtype: str) -> tuple[tuple[float, int | None], ...]:
+        all_layers = self._uniform(method, dtype)
+        return tuple((share, all_layers.k_for(share)) for share in LEVELS)
+
+    def _dear(self, method: str, dtype: str) -> int | None:
+        """From which k on the result is larger than the adapters; None while layers are missing."""
+        if not self.spectra.complete:
+            return None
+        return self._uniform(method, dtype).break_even(self.stored)
+
+    def _marks(self, shown: Shown, session: Session, figures: Figures | None) -> Marks:
+        if figures is None or figures.choice is None:
+            return Marks(stretched=shown.stretched)
+        choice = figures.choice
+        middle, low, high = spread(figures)
+        method = session.choosing.method
+        pins = [session.known_figures(pin) for pin in session.pins]
+        own = None
+        if shown.layer in choice.k and (session.choosing.goal[0] != "k" or session.choosing.layers):
+            own = self.k_of(shown.layer, figures)
+        side = {"a": 0, "b": 1}.get(shown.side)
+        if side is not None and own is not None and shown.layer is not None:
+            own = choice.k[shown.layer][side]
+        both = shown.side == "both"
+        return Marks(
+            k=middle,
+            low=low,
+            high=high,
+            own=own,
+            pins=tuple(spread(p)[0] for p in pins if p is not None and p.choice is not None),
+            levels=self._levels(method, choice.dtype)
+            if both
+            else tuple((share, None) for share in LEVELS),
+            dear=self._dear(method, choice.dtype) if both else None,
+            stretched=shown.stretched,
+        )
+
+    # the cells
+
+    def cells(
+        self, shown: Shown, choosing: Choosing, figures: Figures | None
+    ) -> tuple[LayerGrid, dict[str, Cell], str | None]:
+        """The grid of layers, a cell for each that is measured, the focused one."""
+        names = self.selected(shown.pattern)
+        values = self._values(shown, choosing.method, names, figures)
+        known = [value for value in values.values() if value is not None]
+        least, most = min(known, default=0.0), max(known, default=1.0)
+        room = max(most - least, 0.35 * most, 1e-12)  # what differs little looks alike
+        own = {name for name, _ in choosing.layers}
+        cells = {}
+        for name, value in values.items():
+            if value is None:
+                cells[name] = Cell("-", None, name in own)
+                continue
+            text = _error_text(value) if shown.cells == "error" else f"{value:.0f}"
+            cells[name] = Cell(text, (value - least) / room, name in own)
+        return self._grid(shown.pattern), cells, shown.layer
+
+    def _grid(self, pattern: str) -> LayerGrid:
+        key = ("grid", pattern)
+        if key not in self._made:
+            self._made[key] = arrange(self.selected(pattern))
+        made: LayerGrid = self._made[key]
+        return made
+
+    def cells_title(self, shown: Shown) -> str:
+        """What the cells are about."""
+        words = {
+            "needs": f"k for {100 * shown.share:g} % of a layer{SIDE_NAMES[shown.side]}",
+            "error": "error in % at this choice",
+            "now": f"k chosen{SIDE_NAMES[shown.side] or ' (A max B)'}",
+        }
+        return words[shown.cells]
+
+    def layer_words(self, shown: Shown, figures: Figures | None) -> str:
+        """The focused layer in a line."""
+        layer = shown.layer
+        if layer is None:
+            return ""
+        name = self.short.get(layer, layer)
+        if layer not in self.spectra.layers:
+            return f"{name} is not measured yet"
+        if figures is None or figures.choice is None or layer not in figures.choice.k:
+            return name
+        k_a, k_b = figures.choice.k[layer]
+        k = f"k {k_a}" if k_a == k_b else f"k {k_a} A, {k_b} B"
+        error = figures.choice.prediction.layer_errors.get(layer)
+        return f"{name}  {k}" + ("" if error is None else f"  error {percent(error)}")
+
+    def _values(
+        self, shown: Shown, method: str, names: list[str], figures: Figures | None
+    ) -> dict[str, float | None]:
+        measured = [name for name in names if name in self.spectra.layers]
+        if shown.cells == "needs":
+            key = ("needs", method, shown.side, shown.share, shown.pattern)
+            if key not in self._made:
+                self._made[key] = {
+                    name: k_for(*layer_curve(self.spectra, name, method, shown.side), shown.share)
+                    for name in measured
+                }
+            needs: dict[str, float | None] = self._made[key]
+            return needs
+        if figures is None or figures.choice is None:
+            return {}
+        choice = figures.choice
+        if shown.cells == "error":
+            errors = choice.prediction.layer_errors
+            return {name: errors.get(name) for name in measured}
+        pick = {"a": lambda pair: pair[0], "b": lambda pair: pair[1]}.get(shown.side, max)
+        return {name: float(pick(choice.k[name])) for name in measured if name in choice.k}
+
+    # the figures
+
+    def sheet(self, shown: Shown, session: Session, figures: Figures | None) -> Sheet:
+        """Everything that the figures pane shows."""
+        rows = [Row("now", session.choosing, figures, self._note(figures))]
+        now = None if figures is None else figures.choice
+        for number, pin in enumerate(session.pins, start=1):
+            own = session.known_figures(pin)
+            differs = ""
+            if now is not None and own is not None and own.choice is not None:
+                differs = difference(now, own.choice, self.short)
+            rows.append(Row(f"pin {number}", pin, own, differs))
+        missing = len(self.spectra.layer_names) - len(self.measured)
+        rivals = [] if figures is None or missing else session.rivals(figures)
+        known = [session.known_figures(rival) for rival in rivals]
+        for i, (rival, own) in enumerate(zip(rivals, known, strict=True)):
+            rows.append(Row("" if i else "same bytes", rival, own, self._note(own), True))
+        words, bad = "", False
+        if not missing:
+            words, bad = verdict(figures, known, factor_bytes_16(self.spectra))
+        dtype = now.dtype if now is not None else "F16"
+        return Sheet(
+            rows=tuple(rows),
+            levels=self._levels(session.choosing.method, dtype),
+            dear=self._dear(session.choosing.method, dtype),
+            verdict=words,
+            bad=bad,
+            missing=missing,
+            mode=self._mode(shown, session),
+        )
+
+    def _note(self, figures: Figures | None) -> str:
+        if figures is None or figures.choice is None:
+            return ""
+        return worst_layer(figures.choice.prediction, self.short)
+
+    def _mode(self, shown: Shown, session: Session) -> str:
+        if not shown.editing or shown.layer is None:
+            return ""
+        k = dict(session.choosing.layers).get(shown.layer)
+        return (
+            f"Own k {k} for {self.short.get(shown.layer, shown.layer)}: [ ] {{ }} = change it, "
+            "space is done, backspace clears it"
+        )
+
+
+def _error_text(error: float) -> str:
+    percentage = 100 * error
+    return f"{percentage:.0f}" if percentage >= 9.95 else f"{percentage:.1f}"

@@ -1,0 +1,82 @@
+"""What Choose k asks in its one line, and how answers are read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vlora_engine.errors import ParameterError
+from vlora_tui.recipe import parse_bytes
+from vlora_tui.tui.widgets.ask import Question
+from vlora_tui.tui.words import clean, size
+
+if TYPE_CHECKING:
+    from vlora_tui.tui.screens.choose_data import Atlas, Shown
+    from vlora_tui.tui.session import Session
+
+
+def question(what: str, atlas: Atlas, shown: Shown, session: Session) -> Question:
+    """The question behind a key: ``k``, ``variance``, ``max_error``, ``mean_error``, ``budget``
+    or ``filter``; the present value is its default.
+    """
+    now = session.choosing
+    held = now.goal[1] if now.goal[0] == what else None
+    if what == "k":
+        own = shown.editing and shown.layer is not None
+        top = atlas.layer_top(shown.layer or "", now.method) if own else atlas.top(now.method)
+        label = f"k of {clean(atlas.short.get(shown.layer or '', ''))}" if own else "k"
+        return Question(what, label, f"1 to {top}", lambda text: _k(text, top), _shown(held))
+    if what == "variance":
+        value = "" if held is None else f"{100 * held:g}"
+        return Question(what, "keep at least", "% of variance, such as 95 or 99.5", _share, value)
+    if what in ("max_error", "mean_error"):
+        value = "" if held is None else f"{100 * held:g}"
+        whose = "no adapter's error above" if what == "max_error" else "mean error at most"
+        return Question(what, whose, "%, such as 5 or 0.5", _error, value)
+    if what == "budget":
+        value = "" if held is None else f"{held:.0f}"
+        hint = f"on disk, such as 64MB or 2MiB; the adapters take {size(atlas.stored)}"
+        return Question(what, "at most", hint, _budget, value)
+    hint = "part of a layer's name, or a pattern such as *attn*; nothing shows all"
+    return Question("filter", "only", hint, str, shown.pattern)
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f}"
+
+
+def _k(text: str, top: int) -> int:
+    try:
+        k = int(text)
+    except ValueError:
+        k = 0
+    if not 1 <= k <= top:
+        raise ParameterError("This is no k.", expected=f"a whole number from 1 to {top}")
+    return k
+
+
+def _number(text: str, what: str) -> float:
+    """A percentage: ``5``, ``5 %``; a number under 1 without a sign is a share: ``0.05``."""
+    signed = text.rstrip().endswith("%")
+    try:
+        value = float(text.rstrip("% ").replace(",", "."))
+    except ValueError:
+        raise ParameterError(f"This is no {what}.", expected="a percentage such as 5") from None
+    return value / 100 if signed or value >= 1 else value
+
+
+def _error(text: str) -> float:
+    value = _number(text, "error")
+    if not 0 < value < 1:
+        raise ParameterError("An error lies above 0 and under 100 %.")
+    return value
+
+
+def _share(text: str) -> float:
+    value = 1.0 if text.strip() == "1" else _number(text, "share")
+    if not 0 < value <= 1:
+        raise ParameterError("A share lies above 0 and up to 100 %.")
+    return value
+
+
+def _budget(text: str) -> float:
+    return float(parse_bytes(text))

@@ -1,0 +1,216 @@
+"""The lines of Inspect: columns and cells of its tables, figures per layer, what is said below."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from rich.text import Text
+
+from vlora_tui.tui.inspecting import Apart, Diff, Likeness, Remark
+from vlora_tui.tui.widgets.table import Cell, Column
+from vlora_tui.tui.words import clean, size
+
+if TYPE_CHECKING:
+    from vlora_engine.manifest import Manifest, TaskRecord
+
+_DTYPES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+SORTS = ("score", "size", "name")
+TONES = {"error": "error", "warning": "warning", "note": "muted"}
+MARKS = {"error": "✗", "warning": "!", "note": "·"}
+
+GROUP_COLUMNS = (
+    Column("letter", "", keep=4),
+    Column("count", "n", right=True, keep=2),
+    Column("least", "from", right=True, keep=3),
+    Column("members", "adapters", least=12, most=200, keep=5),
+)
+APART_COLUMNS = (
+    Column("name", "adapter", least=10, most=20, keep=5, cut="left"),
+    Column("why", "why", least=13, most=60, keep=4),
+    Column("score", "score", right=True, keep=3),
+)
+TASK_COLUMNS = (
+    Column("name", "task", least=12, keep=5, cut="left"),
+    Column("error", "dW error", right=True, keep=4),
+    Column("norm", "size", right=True, keep=3),
+    Column("rank", "rank", right=True, keep=2),
+    Column("bytes", "stored", right=True, keep=1),
+)
+FINDING_COLUMNS = (
+    Column("about", "adapter", least=10, most=18, keep=4, cut="left"),
+    Column("what", "finding", least=16, most=200, keep=5),
+)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What the layers pane shows.
+
+    Args:
+        kind: ``adapter`` of the spectra, ``task`` of the subspace, or two of either.
+        names: One or two.
+        places: What ``diff`` takes, where there are two.
+    """
+
+    kind: Literal["adapter", "task", "pair"]
+    names: tuple[str, ...]
+    index: int = 0
+    places: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure per layer and how it is shown."""
+
+    key: str
+    title: str
+    text: Callable[[float], str]
+    top: float | None = None  # what is brightest; None: the largest there is, at least `floor`
+    floor: float = 0.0
+
+
+def percent(value: float) -> str:
+    """A share as per cent, two digits."""
+    shown = 100 * value
+    return f"{shown:.1f}" if shown < 9.95 else f"{shown:.0f}"
+
+
+def plain(value: float) -> str:
+    """A figure, two digits."""
+    return "0" if not value else f"{value:.2g}" if value < 9.95 else f"{value:.0f}"
+
+
+def cosine_text(value: float) -> str:
+    """A cosine without its leading zero."""
+    text = f"{value:.2f}"
+    if not float(text):
+        return "0"
+    return text.replace("0.", ".", 1) if abs(value) < 0.995 else text[:-1]
+
+
+LOSS = Measure("loss", "lost of dW, in %", percent, floor=0.02)
+SIZE = Measure("size", "size of dW", plain)
+COSINE = Measure("cosine_sim", "cosine of dW", cosine_text, top=1.0)
+DIFFERENCE = Measure("relative_difference", "difference of dW, in % of the first", percent, top=1.5)
+
+
+def task_cells(task: TaskRecord) -> list[Cell]:
+    """A task of a subspace."""
+    error = share(task.error) if task.measured else f"<{share(task.error)}"
+    return [
+        (clean(task.id), ""),
+        (error, ""),
+        (plain(task.norm), ""),
+        (str(task.rank), "muted"),
+        (size(task.nbytes), "muted"),
+    ]
+
+
+def facts(manifest: Manifest) -> str:
+    """A subspace in a sentence."""
+    stored, worst = _DTYPES.get(manifest.dtype, manifest.dtype), manifest.worst
+    words = f"method {manifest.method}, stored as {stored}; mean dW error "
+    words += share(manifest.mean_error)
+    return words if worst is None else f"{words}, worst {share(worst.error)} ({clean(worst.id)})"
+
+
+def pair_words(likeness: Likeness | None, pair: tuple[int, int] | None, spectra: object) -> Text:
+    """What the cell under the cursor says."""
+    if likeness is None:
+        return Text(why_no_likeness(spectra))
+    if pair is None:
+        return Text("No name matches the filter; esc clears it.")
+    first, second = (likeness.names[i] for i in pair)
+    norms = [f"{float(likeness.norms[i]):.3g}" for i in pair]
+    if pair[0] == pair[1]:
+        return Text.assemble((first, "bold"), f"  size of dW {norms[0]}; enter: its layers")
+    cosine = float(likeness.cosines[pair])
+    text = Text.assemble((first, "bold"), " and ", (second, "bold"))
+    text.append(f"  cosine {cosine:.3f}, {in_words(cosine)}; sizes {norms[0]}, {norms[1]}")
+    return text
+
+
+def layer_words(
+    values: Mapping[str, float] | str, layer: str | None, measure: Measure, diff: Diff | None
+) -> Text:
+    """What the layer under the cursor says, and how it compares with the others."""
+    if isinstance(values, str):
+        return Text(clean(values))
+    if not values:
+        return Text("It has no layer here.")
+    text = Text()
+    if layer is not None and layer in values:
+        text.append(clean(layer), style="bold")
+        text.append(f"  {figure(measure, values[layer])}")
+    least, most = (f(values, key=lambda name: values[name]) for f in (min, max))
+    extreme, word = (least, "least") if measure is COSINE else (most, "most")
+    if extreme == layer:
+        text.append(f", the {word}")
+    else:
+        text.append(f"; {word} {figure(measure, values[extreme])} in {clean(extreme)}")
+    if diff is not None:
+        text.append(f"; in all {figure(measure, diff.total.get(measure.key, 0.0))}")
+    return text
+
+
+def remedy_words(row: Remark | None, *, headers_only: bool) -> Text:
+    """All of the finding under the cursor."""
+    if row is None:
+        more = " in the headers; 2 reads the tensors" if headers_only else ""
+        return Text(f"Nothing remarkable{more}.")
+    text = Text(row.what, style="bold")
+    if row.remedy:
+        text.append(f"\n{row.remedy}", style="not bold")
+    if row.where and row.where not in row.what:
+        text.append(f"\n{row.where}", style="not bold")
+    return text
+
+
+def apart_cells(row: Apart) -> list[Cell]:
+    """Who stands apart."""
+    tone = "warning" if row.score >= 10 else ""
+    score = f"{row.score:.0f}" if row.score >= 9.95 else f"{row.score:.1f}"
+    return [(row.name, ""), (row.why, tone), (score, "muted")]
+
+
+def finding_cells(row: Remark) -> list[Cell]:
+    """A finding."""
+    return [(row.about, ""), (row.what, TONES[row.severity] if row.severity == "error" else "")]
+
+
+def why_no_likeness(spectra: object) -> str:
+    """Why there is no matrix."""
+    from vlora_engine.surface import Spectra
+
+    if not isinstance(spectra, Spectra):
+        return "Not measured yet: mark adapters (1), then 2 measures them."
+    if not spectra.complete:
+        done, total = len(spectra.layers), len(spectra.layer_names)
+        return f"Known when all layers are measured: {done} of {total}."
+    return "These spectra hold no inner products: there are too many adapters for that."
+
+
+def in_words(cosine: float) -> str:
+    """What a cosine means."""
+    for bound, words in (
+        (0.995, "the same"),
+        (0.9, "nearly the same"),
+        (0.5, "much in common"),
+        (0.15, "something in common"),
+        (0.02, "little in common"),
+    ):
+        if cosine >= bound:
+            return words
+    return "opposed" if cosine < -0.1 else "nothing in common"
+
+
+def share(value: float) -> str:
+    """A share with its sign."""
+    return f"{percent(value)} %"
+
+
+def figure(measure: Measure, value: float) -> str:
+    """A figure of a layer with its unit."""
+    return share(value) if measure in (LOSS, DIFFERENCE) else measure.text(value)

@@ -1,0 +1,86 @@
+"""Steps made of panes: all at once where there is room, else one at a time under its name."""
+
+from __future__ import annotations
+
+from textual import events
+from textual.widget import Widget
+
+from vlora_tui.tui.screens.base import View
+from vlora_tui.tui.widgets.tabs import PaneTabs, Tab
+
+
+class PaneView(View):
+    """A view whose panes (class ``pane``) are told by ``panes``; Tab goes through them.
+
+    A pane has one widget that takes the focus. Without room (class ``one``) only the pane with
+    the class ``current`` is in sight.
+    """
+
+    least = (110, 26)  # columns and lines that all panes together need
+
+    def panes(self) -> list[Tab]:
+        """The panes that there are now, in the order of Tab."""
+        raise NotImplementedError
+
+    def on_resize(self, event: events.Resize) -> None:
+        """Decide whether all panes fit."""
+        width, height = event.size
+        self.set_class(width < self.least[0] or height < self.least[1], "one")
+        self.set_class(height < 12, "short")
+        self.arranged()
+
+    def arranged(self) -> None:
+        """The size has changed."""
+
+    @property
+    def pane(self) -> str:
+        """The id of the pane with the focus, or of the last that had it."""
+        current = self.query(".pane.current")
+        return current.first().id or "" if current else ""
+
+    def draw_tabs(self) -> None:
+        """Show the names of the panes, and one pane at least."""
+        tabs = self.panes()
+        ids = [tab.id for tab in tabs]
+        for pane in self.query(".pane"):
+            pane.set_class(pane.id not in ids, "absent")
+        if ids and self.pane not in ids:
+            self._mark(ids[0])
+        self.query_one(PaneTabs).show(tabs, self.pane)
+
+    def go_to_pane(self, pane: str) -> None:
+        """Bring a pane into view and give it the focus."""
+        if self.app.screen.maximized is not None:
+            self.app.screen.minimize()
+        self._mark(pane)
+        self.query_one(PaneTabs).show(self.panes(), pane)
+        inside = self.query_one(f"#{pane}").query("*")
+        wanted = next((w for w in inside if w.can_focus and w.display), None)
+        if wanted is not None:
+            wanted.focus()
+
+    def action_next_pane(self, by: int) -> None:
+        """The next pane, or the one before."""
+        ids = [tab.id for tab in self.panes()]
+        if ids:
+            at = ids.index(self.pane) if self.pane in ids else 0
+            self.go_to_pane(ids[(at + by) % len(ids)])
+
+    def on_pane_tabs_chosen(self, event: PaneTabs.Chosen) -> None:
+        self.go_to_pane(event.pane)
+
+    def on_descendant_focus(self, event: events.DescendantFocus) -> None:
+        pane = next((p for p in _upwards(event.widget) if p.has_class("pane")), None)
+        if pane is not None and pane.id:
+            self._mark(pane.id)
+            self.query_one(PaneTabs).show(self.panes(), pane.id)
+
+    def _mark(self, pane: str) -> None:
+        for one in self.query(".pane"):
+            one.set_class(one.id == pane, "current")
+        for side in self.query(".side"):
+            side.set_class(not side.query(f"#{pane}"), "away")
+
+
+def _upwards(widget: Widget) -> list[Widget]:
+    return [node for node in widget.ancestors_with_self if isinstance(node, Widget)]

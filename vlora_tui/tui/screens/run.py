@@ -1,0 +1,236 @@
+"""Step 3: review what is going to be done, start it, watch it, and find every job again."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, ClassVar
+
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.widgets import Input, Static
+
+from vlora_tui.tui import job_text
+from vlora_tui.tui.screens.base import View
+from vlora_tui.tui.widgets.table import Column, Table
+
+if TYPE_CHECKING:
+    from vlora_tui.jobs import JobView
+
+COLUMNS = (
+    Column("state", "state", least=9, keep=3),
+    Column("what", "job", least=16, keep=2),
+    Column("far", "", least=8, keep=1),
+    Column("when", "started", keep=0),
+)
+
+
+class RunView(View):
+    """The recipe on top, the jobs below it, and what the chosen job has to say."""
+
+    step = 3
+    title = "Run"
+    help_text = (
+        "Enter starts what the upper pane says. Jobs are processes of their own: closing the "
+        "terminal leaves them running, and the next session finds them.\n"
+        "o changes where the subspace goes, f allows an existing output to be replaced.\n"
+        "On a job: c cancels it (and asks what to do with the layers that are built), R goes on "
+        "with one that stopped, v opens what it made, x forgets it."
+    )
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "start", "Start", id="run.start", tooltip="Start what is on top"),
+        Binding("o", "output", "Output", id="run.output", tooltip="Where the subspace goes"),
+        Binding("c", "cancel", "Cancel", id="run.cancel", tooltip="Stop the job under the cursor"),
+        Binding("R", "resume", "Resume", id="run.resume", tooltip="Go on with a stopped job"),
+        Binding("v", "open", "View result", id="run.open", tooltip="Open what the job made"),
+        Binding("x", "remove", "Forget", show=False, id="run.remove", tooltip="Forget the job"),
+        Binding("f", "force", "Replace", show=False, id="run.force", tooltip="Replace the output"),
+    ]
+    DEFAULT_CSS = """
+    RunView {
+        & > .pane {
+            border: round $border;
+            border-title-color: $text-muted;
+            padding: 0 1;
+        }
+        & > .pane:focus-within { border: round $primary; }
+        & > #review { height: auto; max-height: 45%; }
+        & > #jobs { height: 1fr; min-height: 4; }
+        & > #details { height: 1fr; }
+        & > #line { height: 1; padding: 0 1; background: $panel; display: none; }
+        & > #line.asked { display: block; }
+        & > #place { display: none; height: 3; }
+        & > #place.asked { display: block; }
+        &.short > #details { display: none; }
+        &.short > .pane { border: none; padding: 0; }
+    }
+    """
+
+    def __init__(self, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._force = False
+        self._asking: str | None = None
+
+    def compose(self) -> ComposeResult:
+        yield Static(id="review", classes="pane", markup=False)
+        table: Table[JobView] = Table(
+            COLUMNS, job_text.row, key=lambda view: view.job.id, id="jobs"
+        )
+        table.add_class("pane")
+        yield table
+        with VerticalScroll(id="details", classes="pane", can_focus=True):
+            yield Static(id="said", markup=False)
+        yield Static(id="line", markup=False)
+        place = Input(id="place", placeholder="where the subspace goes")
+        place.cursor_blink = False
+        yield place
+
+    def on_mount(self) -> None:
+        self.query_one("#review").border_title = "What Enter starts"
+        self.query_one("#jobs").border_title = "Jobs"
+        self.query_one("#details").border_title = "The job under the cursor"
+
+    def on_resize(self) -> None:
+        self.set_class(self.size.height < 22, "short")
+
+    def shown(self) -> None:
+        self._draw()
+        self.query_one("#jobs").focus()
+
+    def changed(self, what: str) -> None:
+        self._draw()
+
+    def row_text(self) -> str | None:
+        view = self.job
+        return None if view is None else "  ".join(cell for cell, _ in job_text.row(view))
+
+    @property
+    def job(self) -> JobView | None:
+        """The job under the cursor."""
+        table: Table[JobView] = self.query_one("#jobs", Table)
+        return table.row
+
+    def on_table_moved(self) -> None:
+        self._draw_details()
+
+    def _draw(self) -> None:
+        review = job_text.review(self.session)
+        if self._force:
+            review.append("replace   an output that is there (f takes it back)\n", "bold")
+        self.query_one("#review", Static).update(review)
+        table: Table[JobView] = self.query_one("#jobs", Table)
+        table.show(self.vlora.job_views())
+        self._draw_details()
+
+    def _draw_details(self) -> None:
+        view, problem = self.job, self.vlora.desk.problem
+        said = self.query_one("#said", Static)
+        if problem:
+            said.update(problem)
+        elif view is None:
+            said.update("No job yet. What is started here goes on when the terminal is closed.")
+        else:
+            said.update(job_text.details(view, ascii_only=self.vlora.ascii_only))
+
+    # what is going to be done
+
+    def action_start(self) -> None:
+        session = self.session
+        if not session.marked:
+            self.notify("Nothing is marked: 1, then space on an adapter.", severity="warning")
+            return
+        if len(session.groups) > 1:
+            self.notify(
+                "The marked adapters belong to several groups that do not fit together. "
+                "Mark one group: 1, then *.",
+                severity="warning",
+            )
+            return
+        place = session.output or str(session.default_output())
+        if os.path.lexists(place) and not self._force:
+            self.notify(f"{place} exists: o names another place, f replaces it.", markup=False)
+            return
+        self.vlora.start_job(session.recipe(), force=self._force)
+        self._force = False
+        session.output = None if session.output is None else session.output
+        self.notify("Started. Closing the terminal leaves it running.")
+
+    def action_output(self) -> None:
+        field = self.query_one("#place", Input)
+        field.value = self.session.output or str(self.session.default_output())
+        field.add_class("asked")
+        field.focus()
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        event.stop()
+        value = os.path.expanduser(event.value.strip())
+        self.session.output = os.path.abspath(value) if value else None
+        self._close_field()
+        self.vlora.tell("choice")
+
+    def action_force(self) -> None:
+        self._force = not self._force
+        self._draw()
+
+    def _close_field(self) -> None:
+        self.query_one("#place").remove_class("asked")
+        self.query_one("#jobs").focus()
+
+    # jobs
+
+    def action_cancel(self) -> None:
+        view = self.job
+        if view is None or view.state.is_over:
+            self.notify("This job is over; x forgets it.", severity="warning")
+            return
+        self._ask(
+            "cancel",
+            "Stop at the next layer.  k keeps what is built  d discards it  any other key: go on",
+        )
+
+    def action_remove(self) -> None:
+        view = self.job
+        if view is None or not view.state.is_over:
+            self.notify("A job that runs cannot be forgotten: c stops it.", severity="warning")
+            return
+        self._ask("remove", "Forget this job and layers it left?  y forgets it  any other key: no")
+
+    def action_resume(self) -> None:
+        view = self.job
+        if view is None or not view.can_resume:
+            self.notify("Only a job that stopped before its end can go on.", severity="warning")
+            return
+        self.vlora.desk.resume(view.job.id)
+
+    async def action_open(self) -> None:
+        view = self.job
+        if view is None or not view.outputs:
+            self.notify("This job has made nothing that could be opened.", severity="warning")
+            return
+        await self.vlora.open_subspace(view.outputs[0])
+
+    def _ask(self, what: str, text: str) -> None:
+        self._asking = what
+        line = self.query_one("#line", Static)
+        line.update(text)
+        line.add_class("asked")
+
+    def on_key(self, event) -> None:  # type: ignore[no-untyped-def]
+        if self.query_one("#place").has_class("asked"):
+            if event.key == "escape":
+                event.stop()
+                self._close_field()
+            return
+        if self._asking is None:
+            return
+        event.stop()
+        event.prevent_default()
+        what, self._asking = self._asking, None
+        self.query_one("#line").remove_class("asked")
+        view = self.job
+        if view is None:
+            return
+        if what == "cancel" and event.key in ("k", "d"):
+            self.vlora.desk.cancel(view.job.id, discard=event.key == "d")
+        elif what == "remove" and event.key == "y":
+            self.vlora.desk.remove(view.job.id)

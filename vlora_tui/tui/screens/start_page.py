@@ -1,0 +1,126 @@
+"""What stands where no adapter is listed yet: where to begin."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.message import Message
+from textual.widgets import Static
+
+from vlora_tui.tui.session import recent_folders
+from vlora_tui.tui.widgets.table import Cell, Column, Table
+from vlora_tui.tui.words import tilde
+
+COLUMNS = (
+    Column("what", "", least=18, most=64, keep=2, cut="left"),
+    Column("why", "", least=12, most=60, keep=1),
+)
+WELCOME = "Where are your LoRA adapters?"
+WELCOME_MORE = (
+    "Folders are read by their headers only; nothing is loaded, nothing is changed.\n"
+    "A path can be pasted right here."
+)
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """One way to begin: an action of the page, and the place it is about."""
+
+    what: str
+    why: str
+    action: str
+    place: str = ""
+
+
+class StartPage(Vertical):
+    """Ways to begin, in a list."""
+
+    class Chosen(Message):
+        """A way to begin was chosen."""
+
+        def __init__(self, beginning: Beginning) -> None:
+            super().__init__()
+            self.beginning = beginning
+
+    def __init__(self, draft: Callable[[], str | None], id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._draft = draft
+
+    def compose(self) -> ComposeResult:
+        yield Static(WELCOME, id="welcome", markup=False)
+        yield Static(WELCOME_MORE, id="welcome-more", markup=False)
+        yield Table(
+            COLUMNS, _cells, key=lambda b: f"{b.action} {b.place}", header=False, id="beginnings"
+        )
+
+    def on_mount(self) -> None:
+        self.table.show(beginnings(self._draft()))
+
+    def renew(self) -> None:
+        """Read the recent folders again."""
+        self.table.show(beginnings(self._draft()), cursor=None if self.table.cursor else 0)
+
+    @property
+    def table(self) -> Table[Beginning]:
+        """The list."""
+        return self.query_one("#beginnings", Table)
+
+    def choose(self) -> None:
+        """Take the row under the cursor."""
+        if self.table.row is not None:
+            self.post_message(self.Chosen(self.table.row))
+
+    def on_table_pressed(self, event: Table.Pressed) -> None:
+        event.stop()
+        self.choose()
+
+    def on_table_moved(self, event: Table.Moved) -> None:
+        event.stop()
+
+
+def beginnings(draft: str | None) -> list[Beginning]:
+    """The ways to begin, the likeliest first."""
+    found = []
+    if draft:
+        found.append(Beginning("Go on where you left", draft, "draft"))
+    recent = recent_folders()
+    found.append(Beginning("Open a folder", "type, paste or walk to it", "open"))
+    here = os.getcwd() if _exists_cwd() else ""
+    if here and here not in recent:
+        found.append(Beginning(tilde(here), "look in this folder", "look", here))
+    for folder in recent:
+        found.append(Beginning(tilde(folder), "opened before", "look", folder))
+    hub = hub_cache()
+    if hub.is_dir() and str(hub) not in recent:
+        found.append(Beginning(tilde(hub), "what huggingface_hub downloaded", "look", str(hub)))
+    found.append(
+        Beginning("Make the demo", "19 small adapters, made here, nothing downloaded", "demo")
+    )
+    return found
+
+
+def hub_cache() -> Path:
+    """Where huggingface_hub keeps what it downloaded."""
+    if os.environ.get("HF_HUB_CACHE"):
+        return Path(os.environ["HF_HUB_CACHE"])
+    home = os.environ.get("HF_HOME") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "huggingface"
+    )
+    return Path(home) / "hub"
+
+
+def _cells(beginning: Beginning) -> list[Cell]:
+    return [(beginning.what, ""), (beginning.why, "muted")]
+
+
+def _exists_cwd() -> bool:
+    try:
+        os.getcwd()
+    except OSError:
+        return False
+    return True

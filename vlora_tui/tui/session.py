@@ -1,0 +1,338 @@
+"""What the interface knows: the collection, the marks, the choice of k, the drafts. No widget.
+
+Everything here is plain data over files that jobs write, so that every figure can be tested
+without a terminal and computed without torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlora_engine.errors import VLoRAError
+from vlora_tui import paths
+
+if TYPE_CHECKING:
+    from vlora_engine.budget import Choice
+    from vlora_engine.catalog import AdapterInfo
+    from vlora_engine.health import Finding
+    from vlora_engine.manifest import Manifest
+    from vlora_engine.surface import Spectra
+    from vlora_tui.recipe import Compress, Export, Recipe
+
+GOALS = ("k", "variance", "max_error", "mean_error", "budget")
+MAX_PINS = 3
+MAX_RECENT = 12
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """What is asked for on the Choose k screen.
+
+    Args:
+        goal: The name of the target and its value; ``k`` means the same k for every layer.
+        layers: Layers with a k of their own.
+    """
+
+    method: str = "delta"
+    goal: tuple[str, float] = ("max_error", 0.05)
+    layers: tuple[tuple[str, int], ...] = ()
+    dtype: str = "auto"
+
+    def arguments(self) -> dict[str, Any]:
+        """As keywords of `vlora_engine.budget.choose`."""
+        name, value = self.goal
+        number = int(value) if name in ("k", "budget") else value
+        return {
+            "method": self.method,
+            name: number,
+            "layers": dict(self.layers),
+            "dtype": self.dtype,
+        }
+
+    def compress(self) -> Compress:
+        """As the table of a recipe."""
+        name, value = self.goal
+        number = int(value) if name in ("k", "budget") else value
+        fields: dict[str, Any] = {name: number}
+        from vlora_tui.recipe import Compress
+
+        return Compress(method=self.method, layers=dict(self.layers), dtype=self.dtype, **fields)
+
+    def with_layer(self, layer: str, k: int | None) -> Choosing:
+        """The same with the layer's own k set, or cleared."""
+        own = {**dict(self.layers)}
+        if k is None:
+            own.pop(layer, None)
+        else:
+            own[layer] = k
+        return replace(self, layers=tuple(sorted(own.items())))
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a choice costs, or why it cannot be had."""
+
+    choosing: Choosing
+    choice: Choice | None = None
+    problem: str | None = None
+
+
+@dataclass
+class Session:
+    """The state behind the five screens.
+
+    Args:
+        infos: The adapters that were found, by path.
+        marked: Paths of the adapters that are chosen, in the order of marking.
+        spectra: The spectra of the marked adapters, as far as they are computed.
+        manifest: The subspace that is open, where one is.
+        output: Where the subspace is going to be written.
+    """
+
+    infos: dict[str, AdapterInfo] = field(default_factory=dict)
+    subspaces: list[Path] = field(default_factory=list)
+    marked: dict[str, None] = field(default_factory=dict)
+    spectra: Spectra | None = None
+    manifest: Manifest | None = None
+    output: str | None = None
+    exports: tuple[Export, ...] = ()
+    choosing: Choosing = field(default_factory=Choosing)
+    pins: list[Choosing] = field(default_factory=list)
+    _history: list[Choosing] = field(default_factory=list, repr=False)
+    _figures: dict[tuple[Choosing, int, int], Figures] = field(default_factory=dict, repr=False)
+    _generation: int = field(default=0, repr=False)
+
+    # the collection
+
+    def add_found(self, found: Iterable[AdapterInfo]) -> None:
+        """Take adapters that a scan found into the table."""
+        for info in found:
+            self.infos[str(info.path)] = info
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Give adapters the names that tell them apart, by path."""
+        for path, name in names.items():
+            info = self.infos.get(path)
+            if info is not None and info.name != name:
+                self.infos[path] = replace(info, name=name)
+
+    @property
+    def checked(self) -> dict[str, tuple[Finding, ...]]:
+        """What reading every tensor found, by path, of the adapters that it was done for."""
+        from vlora_engine.health import Finding
+
+        if self.spectra is None:
+            return {}
+        tasks = {task.name for task in self.spectra.tasks}
+        found = [Finding(**row) for row in self.spectra.findings]
+        return {
+            str(info.path): tuple(f for f in found if f.where.startswith(str(info.path)))
+            for info in self.chosen
+            if info.name in tasks
+        }
+
+    def mark(self, path: str, on: bool | None = None) -> None:
+        """Mark an adapter, unmark it, or (None) turn it over. Broken ones cannot be marked."""
+        info = self.infos.get(path)
+        wanted = path not in self.marked if on is None else on
+        if not wanted:
+            self.marked.pop(path, None)
+        elif info is not None and info.error is None:
+            self.marked[path] = None
+
+    @property
+    def chosen(self) -> list[AdapterInfo]:
+        """The marked adapters."""
+        return [self.infos[path] for path in self.marked if path in self.infos]
+
+    @property
+    def groups(self) -> set[int | None]:
+        """The groups that the marked adapters belong to."""
+        return {info.group for info in self.chosen}
+
+    def title(self) -> str:
+        """One line about what is open: base model, number, size."""
+        if self.manifest is not None and not self.marked:
+            count = len(self.manifest.tasks)
+            return f"{self.manifest.path.name} · {count} tasks · {_size(self.manifest.nbytes)}"
+        if not self.chosen:
+            return f"{len(self.infos)} adapters found" if self.infos else "nothing open"
+        bases = {info.base_model or "?" for info in self.chosen}
+        base = bases.pop() if len(bases) == 1 else f"{len(bases)} base models"
+        size = _size(sum(info.nbytes for info in self.chosen))
+        return f"{base} · {len(self.chosen)} adapters · {size}"
+
+    # the choice of k
+
+    def set_spectra(self, spectra: Spectra | None) -> None:
+        """Show these spectra from now on; figures of earlier ones are forgotten."""
+        self.spectra = spectra
+        self._generation += 1
+        self._figures.clear()
+
+    @property
+    def version(self) -> tuple[int, int]:
+        """Changes whenever the spectra do: which they are, and how many layers have arrived."""
+        return self._generation, len(self.spectra.layers) if self.spectra is not None else 0
+
+    def choose(self, choosing: Choosing) -> None:
+        """Change the choice; `undo` takes it back."""
+        if choosing != self.choosing:
+            self._history.append(self.choosing)
+            del self._history[:-200]
+            self.choosing = choosing
+
+    def undo(self) -> bool:
+        """Take the last change of the choice back; False if there is none."""
+        if not self._history:
+            return False
+        self.choosing = self._history.pop()
+        return True
+
+    def pin(self) -> bool:
+        """Keep the present choice for comparison (or let go of it); False if three are kept."""
+        if self.choosing in self.pins:
+            self.pins.remove(self.choosing)
+            return True
+        if len(self.pins) >= MAX_PINS:
+            return False
+        self.pins.append(self.choosing)
+        return True
+
+    def figures(self, choosing: Choosing | None = None) -> Figures:
+        """What a choice costs on the spectra that are there: a table look-up, cached.
+
+        Where k is given it takes milliseconds; a target may take a second on large collections.
+        """
+        from vlora_engine.budget import choose
+
+        wanted, version, spectra = choosing or self.choosing, self.version, self.spectra
+        if spectra is None or not spectra.layers:
+            return Figures(wanted, problem="no layer is measured yet")
+        known = spectra if spectra.complete else spectra.measured()
+        key = (wanted, *version)
+        if key not in self._figures:
+            arguments = wanted.arguments()
+            arguments["layers"] = {name: k for name, k in wanted.layers if name in known.layers}
+            try:
+                self._figures[key] = Figures(wanted, choose(known, **arguments))
+            except VLoRAError as error:
+                self._figures[key] = Figures(wanted, problem=str(error))
+            if len(self._figures) > 4000:
+                self._figures.pop(next(iter(self._figures)))
+        return self._figures[key]
+
+    def known_figures(self, choosing: Choosing | None = None) -> Figures | None:
+        """The same if it was computed before, or is quickly done; else None."""
+        wanted = choosing or self.choosing
+        if wanted.goal[0] == "k" or self.spectra is None:
+            return self.figures(wanted)
+        return self._figures.get((wanted, *self.version))
+
+    def rivals(self, figures: Figures) -> list[Choosing]:
+        """The other methods at the bytes of a choice."""
+        if self.spectra is None or figures.choice is None:
+            return []
+        budget = ("budget", float(figures.choice.prediction.nbytes))
+        dtype = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}[figures.choice.dtype]
+        return [
+            Choosing(method, budget, dtype=dtype)
+            for method in self.spectra.methods
+            if method != figures.choosing.method
+        ]
+
+    # recipes
+
+    def recipe(self) -> Recipe:
+        """What Enter would run: the marked adapters, the choice, the output, the exports."""
+        from vlora_tui.recipe import AdapterInput, Input, Recipe
+
+        names = [info.name for info in self.chosen]
+        adapters = tuple(
+            AdapterInput(str(info.path), name)
+            for info, name in zip(self.chosen, names, strict=True)
+        )
+        return Recipe(
+            input=Input(adapters=adapters),
+            compress=self.choosing.compress(),
+            output=self.output or str(self.default_output()),
+            exports=self.exports,
+        )
+
+    def default_output(self) -> Path:
+        """A place beside the folder of the adapters that is not taken."""
+        root = Path(*_common([info.path.parent for info in self.chosen])) if self.chosen else None
+        stem = f"{root.name}-subspace" if root is not None and root.name else "subspace"
+        home = root.parent if root is not None else Path.cwd()
+        names = [stem, *(f"{stem}-{i}" for i in range(2, 1000))]
+        return next((home / n for n in names if not os.path.lexists(home / n)), home / stem)
+
+    def command(self, recipe: Recipe | None = None) -> str:
+        """The headless command that does the same."""
+        recipe = recipe or self.recipe()
+        words = ["vlora-tui", "run", "--headless", *[a.path for a in recipe.input.adapters]]
+        given = [a.name for a in recipe.input.adapters]
+        if all(given):
+            words += ["--names", *[str(name) for name in given]]
+        compress = recipe.compress
+        if compress is not None:
+            words += ["--method", compress.method]
+            if compress.target is None:
+                words += ["-k", str(compress.k)]
+            else:
+                name, value = compress.target
+                words += [f"--{name.replace('_', '-')}", f"{value:g}" if value < 1 else str(value)]
+            for layer, k in compress.layers.items():
+                words += ["--layers", f"{layer}={k}"]
+            if compress.dtype != "auto":
+                words += ["--dtype", compress.dtype]
+        if recipe.output is not None:
+            words += ["-o", recipe.output]
+        return shlex.join(words)
+
+
+def recent_folders() -> list[str]:
+    """Folders that were opened before, the latest first, those that are still there."""
+    try:
+        known = json.loads((paths.state_dir() / "recent.json").read_text())
+    except (OSError, ValueError):
+        return []
+    if not isinstance(known, list):
+        return []
+    return [folder for folder in known if isinstance(folder, str) and Path(folder).exists()]
+
+
+def remember_folder(folder: str) -> None:
+    """Put a folder at the head of the recent ones; a state directory that refuses is no matter."""
+    from contextlib import suppress
+
+    from vlora_engine.files import write_json
+
+    known = [folder, *(known for known in recent_folders() if known != folder)]
+    with suppress(OSError, VLoRAError):
+        paths.state_dir().mkdir(parents=True, exist_ok=True)
+        write_json(paths.state_dir() / "recent.json", known[:MAX_RECENT])
+
+
+def _common(roots: Sequence[Path]) -> tuple[str, ...]:
+    parts = [root.absolute().parts for root in roots]
+    shared = []
+    for column in zip(*parts, strict=False):
+        if len(set(column)) > 1:
+            break
+        shared.append(column[0])
+    return tuple(shared) or ("/",)
+
+
+def _size(nbytes: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if nbytes < 1000 or unit == "GB":
+            return f"{nbytes:.3g} {unit}" if unit != "B" else f"{nbytes:.0f} B"
+        nbytes /= 1000
+    return ""

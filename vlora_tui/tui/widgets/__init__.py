@@ -1,0 +1,1 @@
+"""What the five steps are made of."""

@@ -1,0 +1,120 @@
+"""The pane that shows explained variance against k."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rich.segment import Segment
+from rich.style import Style
+from textual.binding import Binding, BindingType
+from textual.message import Message
+from textual.strip import Strip
+from textual.widget import Widget
+
+from vlora_tui.tui.plots import ROLES, Look, Marks, VarianceData, variance_chart
+
+
+class CurvePane(Widget, can_focus=True):
+    """A chart from `plots`, in the colours of the theme."""
+
+    COMPONENT_CLASSES: ClassVar[set[str]] = {
+        *(f"curve--{role}" for role in ROLES),
+        "curve--rule-label",
+        "curve--band",
+    }
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("left", "step(-1)", "k down", show=False, id="curve.left"),
+        Binding("right", "step(1)", "k up", show=False, id="curve.right"),
+        Binding("up,k", "layer(-1)", "Layer up", show=False, id="curve.up"),
+        Binding("down,j", "layer(1)", "Layer down", show=False, id="curve.down"),
+    ]
+
+    class Stepped(Message):
+        """k shall move by so much."""
+
+        def __init__(self, step: int) -> None:
+            super().__init__()
+            self.step = step
+
+    class LayerStepped(Message):
+        """The focus shall go to another layer, so many rows on."""
+
+        def __init__(self, step: int) -> None:
+            super().__init__()
+            self.step = step
+
+    def __init__(self, *, ascii_only: bool = False, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.ascii_only = ascii_only
+        self._data: VarianceData | None = None
+        self._marks = Marks()
+        self._look: Look | None = None
+        self._lines: list[Strip] | None = None
+
+    def show(self, data: VarianceData | None, marks: Marks) -> None:
+        """Show these curves and marks; what is the same is not painted again."""
+        if data is not self._data or marks != self._marks:
+            self._data, self._marks, self._lines = data, marks, None
+            self.refresh()
+
+    def action_step(self, step: int) -> None:
+        """Move k."""
+        self.post_message(self.Stepped(step))
+
+    def action_layer(self, step: int) -> None:
+        """Another layer on top."""
+        self.post_message(self.LayerStepped(step))
+
+    def notify_style_update(self) -> None:
+        super().notify_style_update()
+        self._look = self._lines = None
+
+    @property
+    def look(self) -> Look:
+        """The theme's colours by role."""
+        if self._look is None:
+            styles = {role: _ink(self.get_component_rich_style(f"curve--{role}")) for role in ROLES}
+            styles["rule-label"] = self.get_component_rich_style("curve--rule-label")
+            plain = self.ascii_only or self.app.native_ansi_color
+            tint = self.get_component_rich_style("curve--band").bgcolor
+            band = None if plain else Style(bgcolor=tint)
+            name = f"{self.app.theme} {self.app.native_ansi_color}"
+            self._look = Look(name, styles, band, self.ascii_only)
+        return self._look
+
+    def render_line(self, y: int) -> Strip:
+        if self._lines is None:
+            self._lines = self._paint()
+        return self._lines[y] if y < len(self._lines) else Strip.blank(self.size.width)
+
+    def _paint(self) -> list[Strip]:
+        """The chart as strips; the way through Textual's markup would cost ten times as much."""
+        width, height = self.size
+        base = self.rich_style
+        text = variance_chart(self._data, self._marks, (width, height), self.look)
+        lines = list(Segment.split_lines(text.render(self.app.console)))
+        lines += [[] for _ in range(height - len(lines))]
+        return [
+            Strip(Segment.apply_style(line, base)).adjust_cell_length(width, base) for line in lines
+        ]
+
+    def on_resize(self) -> None:
+        self._lines = None
+
+    def on_focus(self) -> None:
+        self._lines = None
+
+    def on_blur(self) -> None:
+        self._lines = None
+
+
+def _ink(style: Style) -> Style:
+    """A style without its background, so that it can lie on the band."""
+    return Style(
+        color=style.color,
+        bold=style.bold,
+        dim=style.dim,
+        italic=style.italic,
+        reverse=style.reverse,
+    )

@@ -1,0 +1,310 @@
+"""What is asked and told in a box above the screen: questions, texts, problems, help."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, NamedTuple
+
+from rich.text import Text
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical, VerticalScroll
+from textual.screen import ModalScreen
+from textual.widgets import Input, Static
+
+from vlora_tui.tui.widgets.table import Cell, Column, Table
+from vlora_tui.tui.words import clean
+
+
+class Option(NamedTuple):
+    """One answer: the key that gives it, its words, what it means further, and its value."""
+
+    key: str
+    label: str
+    value: str
+    more: str = ""
+    tone: str = ""
+
+
+class Dialog(ModalScreen[str | None]):
+    """A box in the middle; Escape and q leave it without an answer."""
+
+    DEFAULT_CSS = """
+    Dialog {
+        align: center middle;
+        background: $background 60%;
+        & > .box {
+            width: 76;
+            max-width: 96%;
+            height: auto;
+            max-height: 92%;
+            border: round $primary;
+            border-title-style: bold;
+            background: $surface;
+            padding: 1 2;
+        }
+        &.-short > .box { padding: 0 1; }
+        & .words { height: auto; max-height: 100%; margin-bottom: 1; }
+        & .many { height: auto; max-height: 20; margin-bottom: 1; }
+        & .many > Static { padding-right: 1; }
+        & .keys { color: $text-muted; height: auto; margin-top: 1; }
+        & Table { background: $surface; height: auto; }
+        & Input { background: $boost; padding: 0; }
+        &.-ascii > .box { border: ascii $primary; }
+        &:ansi { background: ansi_default; }
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q", "cancel", "Back", id="dialog.cancel", tooltip="Close without an answer")
+    ]
+
+    def on_mount(self) -> None:
+        self.set_class(bool(getattr(self.app, "ascii_only", False)), "-ascii")
+        self.set_class(self.app.size.height < 20, "-short")
+
+    def action_cancel(self) -> None:
+        self.dismiss(None)
+
+
+class Ask(Dialog):
+    """A question with a few answers, each on a key and all in a list.
+
+    The result is the value of the answer, None when it was left without one.
+    """
+
+    def __init__(self, title: str, words: str, options: Sequence[Option]) -> None:
+        super().__init__()
+        self._title, self._words, self._options = title, words, list(options)
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="box") as box:
+            box.border_title = Text(self._title)
+            yield Static(self._words, classes="words", markup=False)
+            yield Table(_OPTION_COLUMNS, _option_cells, key=lambda o: o.key, header=False)
+            yield Static("enter takes the line, esc goes back", classes="keys", markup=False)
+
+    def on_mount(self) -> None:
+        super().on_mount()
+        table = self.query_one(Table)
+        table.styles.height = len(self._options)
+        table.show(self._options, cursor=0)
+        table.focus()
+
+    def on_key(self, event: events.Key) -> None:
+        if event.key == "enter":
+            event.stop()
+            self._take()
+            return
+        for option in self._options:
+            if event.character == option.key:
+                event.stop()
+                event.prevent_default()
+                self.dismiss(option.value)
+
+    def on_table_pressed(self, event: Table.Pressed) -> None:
+        self._take()
+
+    def _take(self) -> None:
+        row = self.query_one(Table).row
+        if row is not None:
+            self.dismiss(row.value)
+
+
+class ListProblems(Ask):
+    """A list of what is wrong, and what can be done about it.
+
+    Args:
+        problems: Per problem what it is about, and the lines that say what is wrong.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        words: str,
+        problems: Sequence[tuple[str, Sequence[str]]],
+        options: Sequence[Option],
+    ) -> None:
+        super().__init__(title, words, options)
+        self._problems = problems
+
+    def compose(self) -> ComposeResult:
+        text = Text()
+        for about, lines in self._problems:
+            text.append(clean(about) + "\n", style="bold")
+            for line in lines:
+                text.append(f"  {clean(line)}\n")
+        text.rstrip()
+        with Vertical(classes="box") as box:
+            box.border_title = Text(self._title)
+            if self._words:
+                yield Static(self._words, classes="words", markup=False)
+            with VerticalScroll(classes="many"):
+                yield Static(text, markup=False)
+            yield Table(_OPTION_COLUMNS, _option_cells, key=lambda o: o.key, header=False)
+            yield Static("enter takes the line, esc goes back", classes="keys", markup=False)
+
+
+class Prompt(Dialog):
+    """One line of text.
+
+    Args:
+        check: Says what is wrong with a text, None when it will do; asked at every change.
+        expect: The very word that must be typed, where something is going to be destroyed.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "cancel", "Back", id="prompt.cancel", tooltip="Close without an answer")
+    ]
+
+    def __init__(
+        self,
+        title: str,
+        words: str,
+        value: str = "",
+        *,
+        check: Callable[[str], str | None] | None = None,
+        expect: str | None = None,
+    ) -> None:
+        super().__init__()
+        self._title, self._words, self._value = title, words, value
+        self._check, self._expect = check, expect
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="box") as box:
+            box.border_title = Text(self._title)
+            yield Static(self._words, classes="words", markup=False)
+            line = Input(self._value, compact=True, select_on_focus=False)
+            line.cursor_blink = False
+            yield line
+            yield Static("", id="wrong", classes="keys", markup=False)
+            yield Static("enter takes it, esc goes back", classes="keys", markup=False)
+
+    def on_mount(self) -> None:
+        super().on_mount()
+        self.query_one(Input).focus()
+        self._judge(self._value)
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        self._judge(event.value)
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        if self._judge(event.value) is None:
+            self.dismiss(event.value)
+
+    def _judge(self, text: str) -> str | None:
+        wrong = self._check(text) if self._check is not None else None
+        if self._expect is not None and text != self._expect:
+            wrong = f"type {self._expect} to go on"
+        self.query_one("#wrong", Static).update(Text(wrong or ""))
+        return wrong
+
+
+class Help(Dialog):
+    """What can be done here: the step in words, then the keys, the nearest first."""
+
+    DEFAULT_CSS = """
+    Help > .box { width: 92; }
+    Help .many { max-height: 100%; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding(
+            "escape,q,question_mark,enter", "cancel", "Back", id="help.cancel", tooltip="Close"
+        ),
+        Binding("j", "down", show=False, id="help.down"),
+        Binding("k", "up", show=False, id="help.up"),
+    ]
+
+    def __init__(self, title: str, words: str, sections: Sequence[HelpSection]) -> None:
+        super().__init__()
+        self._title, self._words, self._sections = title, words, sections
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="box") as box:
+            box.border_title = Text(self._title)
+            box.border_subtitle = Text("esc closes")
+            with VerticalScroll(classes="many"):
+                yield Static(self._text(), markup=False)
+
+    def on_mount(self) -> None:
+        super().on_mount()
+        self.query_one(VerticalScroll).focus()
+
+    def action_down(self) -> None:
+        self.query_one(VerticalScroll).scroll_down(animate=False)
+
+    def action_up(self) -> None:
+        self.query_one(VerticalScroll).scroll_up(animate=False)
+
+    def _text(self) -> Text:
+        text = Text(self._words.strip() + "\n" if self._words else "")
+        wide = self.app.size.width >= 80
+        for section in self._sections:
+            text.append(f"\n{section.title}\n", style="bold")
+            for key in section.keys:
+                text.append(f"  {key.keys:<12} ", style="bold")
+                text.append(key.what)
+                if wide and key.id:
+                    text.append(f"   {key.id}", style="dim")
+                text.append("\n")
+        text.rstrip()
+        return text
+
+
+class HelpKey(NamedTuple):
+    """A line of the help: the keys, what they do, and the id for the config file."""
+
+    keys: str
+    what: str
+    id: str
+
+
+class HelpSection(NamedTuple):
+    """Keys that belong together."""
+
+    title: str
+    keys: list[HelpKey]
+
+
+def help_sections(screen: Any, display: Callable[[Any], str]) -> list[HelpSection]:
+    """The keys that work now, the focused widget's first.
+
+    Args:
+        screen: The screen whose bindings are told.
+        display: How a binding's key is written.
+    """
+    tables: dict[str, dict[str, list[Any]]] = {}
+    for active in screen.active_bindings.values():
+        node, binding = active.node, active.binding
+        if binding.system or not binding.id or not (binding.tooltip or binding.description):
+            continue
+        title = "Everywhere" if node in (screen, screen.app) else _heading(node, screen)
+        by_action = tables.setdefault(title, {})
+        by_action.setdefault(binding.action, []).append(binding)
+    sections = []
+    for title in sorted(tables, key=lambda title: title == "Everywhere"):
+        keys = []
+        for bindings in tables[title].values():
+            shown = " ".join(dict.fromkeys(display(binding) for binding in bindings))
+            first = bindings[0]
+            keys.append(HelpKey(shown, first.tooltip or first.description, first.id or ""))
+        sections.append(HelpSection(title, keys))
+    return sections
+
+
+def _heading(node: Any, screen: Any) -> str:
+    named = getattr(node, "help_title", None)
+    if named:
+        return str(named)
+    return f"In this step, {node.title}" if getattr(node, "title", "") else "Here"
+
+
+_OPTION_COLUMNS = (
+    Column("key", "", keep=3),
+    Column("label", "", least=10, keep=3),
+    Column("more", "", least=10, keep=1),
+)
+
+
+def _option_cells(option: Option) -> list[Cell]:
+    return [(option.key, "accent"), (option.label, option.tone), (option.more, "muted")]

@@ -1,0 +1,312 @@
+"""What a choice of k costs, beside what else the same bytes would buy and the pinned choices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from rich.style import Style
+from rich.text import Text
+from textual.binding import Binding, BindingType
+from textual.geometry import Size
+from textual.message import Message
+from textual.widget import Widget
+
+from vlora_tui.tui.choice_text import goal_words, percent, spread
+from vlora_tui.tui.session import Choosing, Figures
+from vlora_tui.tui.words import clean, size
+
+DTYPES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
+LEVELS = (0.9, 0.95, 0.99)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A choice and its figures; ``figures`` None while they are computed.
+
+    Args:
+        rival: It stands for its method at the bytes of the present choice.
+    """
+
+    label: str
+    choosing: Choosing
+    figures: Figures | None
+    note: str = ""
+    rival: bool = False
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Everything the pane shows.
+
+    Args:
+        rows: The present choice first, then the pins, then the other methods at its bytes.
+        levels: Shares of variance, and the least k of all layers that reaches each.
+        dear: From this k on the result is larger than the originals.
+        verdict: What the figures say about sharing here; ``bad`` where it does not pay.
+        missing: Layers that are not measured yet.
+        mode: A line about what the keys do now, where they do something else than usual.
+    """
+
+    rows: tuple[Row, ...] = ()
+    levels: tuple[tuple[float, int | None], ...] = ()
+    dear: int | None = None
+    verdict: str = ""
+    bad: bool = False
+    missing: int = 0
+    mode: str = ""
+
+
+class FiguresPane(Widget, can_focus=True):
+    """The pane "This choice": a small table, the marks, and a plain word about sharing."""
+
+    COMPONENT_CLASSES: ClassVar[set[str]] = {
+        "figures--head",
+        "figures--now",
+        "figures--cursor",
+        "figures--muted",
+        "figures--bad",
+        "figures--mode",
+    }
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up,k", "move(-1)", "Row up", show=False, id="figures.up"),
+        Binding("down,j", "move(1)", "Row down", show=False, id="figures.down"),
+        Binding(
+            "space",
+            "take",
+            "Take this row",
+            show=False,
+            id="figures.take",
+            tooltip="Make the choice under the cursor the present one",
+        ),
+    ]
+
+    class Taken(Message):
+        """A row was taken as the present choice."""
+
+        def __init__(self, choosing: Choosing) -> None:
+            super().__init__()
+            self.choosing = choosing
+
+    def __init__(self, *, ascii_only: bool = False, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.ascii_only = ascii_only
+        self.sheet = Sheet()
+        self.brief = False
+        self._cursor = 0
+        self._lines = 0
+
+    def show(self, sheet: Sheet) -> None:
+        """Show these figures; what is the same is not painted again."""
+        if sheet == self.sheet:
+            return
+        self.sheet = sheet
+        self._cursor = min(self._cursor, max(0, len(sheet.rows) - 1))
+        lines = len(self._text(self.size.width).split("\n"))
+        self.refresh(layout=lines != self._lines)
+        self._lines = lines
+
+    def action_move(self, step: int) -> None:
+        """Another row under the cursor."""
+        self._cursor = min(max(0, self._cursor + step), max(0, len(self.sheet.rows) - 1))
+        self.refresh()
+
+    def action_take(self) -> None:
+        """Make the row under the cursor the present choice."""
+        if self._cursor and self._cursor < len(self.sheet.rows):
+            self.post_message(self.Taken(self.sheet.rows[self._cursor].choosing))
+            self._cursor = 0
+
+    def row_text(self) -> str | None:
+        """The row under the cursor, tab-separated."""
+        if self._cursor >= len(self.sheet.rows):
+            return None
+        cells = _cells(self.sheet.rows[self._cursor], self.ascii_only)
+        return "\t".join(f"{name} {text}".strip() for name, text in cells.items() if text)
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        return len(self._text(width).split("\n"))
+
+    def render(self) -> Text:
+        return self._text(self.size.width)
+
+    def _text(self, width: int) -> Text:
+        text = Text(no_wrap=True, overflow="ellipsis", end="")
+        if self.brief:
+            lines = brief_lines(self.sheet, width, ascii_only=self.ascii_only)
+            text.append_text(Text("\n").join(Text(line) for line in lines))
+            return text
+        lines_ = [*self._table(width), *self._below(width)]
+        return text.append_text(Text("\n").join(lines_))
+
+    def _table(self, width: int) -> list[Text]:
+        rows = [_cells(row, self.ascii_only) for row in self.sheet.rows]
+        if not rows:
+            return []
+        if self.sheet.missing:  # bytes of some layers say nothing about all of them
+            unknown = "..." if self.ascii_only else "…"
+            rows = [cells | {"on disk": unknown, "ratio": unknown} for cells in rows]
+        columns = _columns(rows, width)
+        heads = {name: name for name in columns}
+        out = [Text(_line(heads, columns), self._style("head"))]
+        for i, cells in enumerate(rows):
+            cursor = i == self._cursor and self.has_focus
+            style = "cursor" if cursor else "now" if i == 0 else ""
+            out.append(Text(_line(cells, columns).ljust(width), self._style(style)))
+        return out
+
+    def _below(self, width: int) -> list[Text]:
+        sheet = self.sheet
+        out: list[Text] = []
+        first = sheet.rows[0].figures if sheet.rows else None
+        if first is not None and first.problem is not None:
+            for line in first.problem.splitlines()[:3]:
+                out.append(Text(clean(line)[:width], self._style("bad")))
+        if sheet.mode:
+            out += [Text(line, self._style("mode")) for line in _wrapped(sheet.mode, width, 2)]
+        if rows_hide_worst(sheet, width, self.ascii_only):
+            cells = _cells(sheet.rows[0], self.ascii_only)
+            words = f"worst adapter {cells['worst task']}, worst module {cells['worst module']}"
+            out += [Text(line, self._style("muted")) for line in _wrapped(words, width, 2)]
+        marks = _marks_line(sheet, self.ascii_only)
+        if marks:
+            out += [Text(line, self._style("muted")) for line in _wrapped(marks, width, 2)]
+        if sheet.verdict:
+            style = self._style("bad" if sheet.bad else "")
+            out += [
+                Text(line, style) for line in _wrapped(sheet.verdict, width, 3 if width > 90 else 5)
+            ]
+        return out
+
+    def _style(self, name: str) -> Style:
+        if not name:
+            return Style.null()
+        return self.get_component_rich_style(f"figures--{name}")
+
+
+def rows_hide_worst(sheet: Sheet, width: int, ascii_only: bool) -> bool:
+    """Whether the table is too narrow for the worst adapter and module of the present choice."""
+    if not sheet.rows or sheet.rows[0].figures is None or sheet.rows[0].figures.choice is None:
+        return False
+    return "worst module" not in _columns([_cells(r, ascii_only) for r in sheet.rows], width)
+
+
+def brief_lines(sheet: Sheet, width: int, *, ascii_only: bool) -> list[str]:
+    """The present choice in two lines, for small terminals."""
+    if not sheet.rows:
+        return ["", ""]
+    row = sheet.rows[0]
+    if row.figures is not None and row.figures.problem is not None:
+        return [clean(line) for line in [*row.figures.problem.splitlines(), ""][:2]]
+    cells = _cells(row, ascii_only)
+    first = [
+        f"mean {cells['mean']}",
+        f"worst {cells['worst']}",
+        f"k {cells['k']}",
+        cells["choice"],
+        cells["worst task"],
+    ]
+    if sheet.missing:
+        second = [f"{sheet.missing} layers not measured yet"]
+    else:
+        second = [cells["on disk"], f"{cells['ratio']} smaller", cells["dtype"]]
+    second += [f"{100 * share:g} % k {k}" for share, k in sheet.levels if k is not None]
+    if sheet.bad:
+        second.insert(2, "hardly pays")
+    if sheet.mode:
+        return [f"{sheet.mode.partition(':')[0]}  (space: done)"[:width], _joined(first, width)]
+    return [_joined(first, width), _joined(second, width)]
+
+
+# one line of the table
+
+_WIDTHS = (
+    *("", "choice", "k", "dtype", "on disk", "ratio"),
+    *("mean", "worst", "worst task", "worst module"),
+)
+_RIGHT = {"k", "on disk", "ratio", "mean", "worst"}
+_DROPPED = ("worst module", "worst task", "dtype", "", "ratio")  # the first goes first
+_FLEXIBLE = {"worst task": 10, "worst module": 16, "choice": 12}
+
+
+def _cells(row: Row, ascii_only: bool) -> dict[str, str]:
+    dash, times = ("-", "x") if ascii_only else ("–", "×")
+    cells = dict.fromkeys(_WIDTHS, "")
+    words = goal_words(row.choosing) if not row.rival else row.choosing.method
+    cells |= {"": row.label, "choice": words, "worst module": clean(row.note)}
+    figures = row.figures
+    if figures is None:
+        return cells | dict.fromkeys(("k", "mean", "worst"), "..." if ascii_only else "…")
+    if figures.choice is None:
+        return cells | {"worst task": "cannot be had"}
+    own = figures.choice.prediction
+    _, low, high = spread(figures)
+    return cells | {
+        "k": str(low) if low == high else f"{low}{dash}{high}",
+        "dtype": DTYPES.get(figures.choice.dtype, figures.choice.dtype),
+        "on disk": size(own.nbytes),
+        "ratio": f"{own.ratio:.3g}{times}",
+        "mean": percent(own.mean_error),
+        "worst": percent(own.max_error),
+        "worst task": clean(own.worst_task),
+    }
+
+
+def _columns(rows: Sequence[dict[str, str]], width: int) -> dict[str, int]:
+    """Which columns fit, and how wide each is."""
+    wide = {name: max(len(name), *(len(cells[name]) for cells in rows)) for name in _WIDTHS}
+    shown = list(_WIDTHS)
+
+    def least(names: Sequence[str]) -> int:
+        return sum(min(wide[n], _FLEXIBLE.get(n, wide[n])) for n in names) + 2 * (len(names) - 1)
+
+    for name in _DROPPED:
+        if least(shown) > width:
+            shown.remove(name)
+    room = width - least(shown)
+    columns = {name: min(wide[name], _FLEXIBLE.get(name, wide[name])) for name in shown}
+    for name in ("choice", "worst module", "worst task"):
+        if name in columns:
+            extra = min(max(0, room), wide[name] - columns[name])
+            columns[name] += extra
+            room -= extra
+    return columns
+
+
+def _line(cells: dict[str, str], columns: dict[str, int]) -> str:
+    parts = []
+    for name, width in columns.items():
+        text = cells[name]
+        if len(text) > width:
+            text = text[: width - 1] + "~"
+        parts.append(text.rjust(width) if name in _RIGHT else text.ljust(width))
+    return "  ".join(parts).rstrip()
+
+
+def _marks_line(sheet: Sheet, ascii_only: bool) -> str:
+    dot = " - " if ascii_only else " · "
+    marks = [f"{100 * share:g} % at k {k}" for share, k in sheet.levels if k is not None]
+    if marks:
+        marks[0] = marks[0].replace(" at", " of variance at")
+    if sheet.dear is not None:
+        marks.append(f"from k {sheet.dear} on larger than the originals")
+    if sheet.missing:
+        marks.append(f"{sheet.missing} layers not measured yet: figures are of the others")
+    return dot.join(marks)
+
+
+def _joined(parts: Sequence[str], width: int) -> str:
+    line = ""
+    for part in parts:
+        longer = f"{line}  {part}" if line else part
+        if part and len(longer) <= width:
+            line = longer
+    return line
+
+
+def _wrapped(text: str, width: int, limit: int) -> list[str]:
+    import textwrap
+
+    return textwrap.wrap(text, max(10, width), max_lines=limit, placeholder=" ...")

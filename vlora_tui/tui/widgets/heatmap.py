@@ -1,0 +1,395 @@
+"""Layers down, module types across: one coloured cell with a number for every layer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from rich.color import Color
+from rich.segment import Segment
+from rich.style import Style
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.geometry import Region
+from textual.message import Message
+from textual.strip import Strip
+from textual.widget import Widget
+
+from vlora_tui.tui.words import clean
+
+# From cheap to dear, in lightness too, so that it reads without colour and with any eyes. All are
+# of the 256 that every terminal beyond 16 colours shows alike.
+DARK = ("#262626", "#005f87", "#0087af", "#00afaf", "#5fd7af", "#afd787", "#d7d75f", "#ffff5f")
+LIGHT = ("#eeeeee", "#d7d7af", "#afd7af", "#87afaf", "#5f87af", "#5f5faf", "#5f0087")
+ANSI = ("default", "blue", "green", "cyan", "yellow", "white")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What a layer's cell shows.
+
+    Args:
+        text: A short number. heat: From 0 (cheap) to 1 (dear), None where there is none.
+        own: The layer has a k of its own.
+    """
+
+    text: str
+    heat: float | None = None
+    own: bool = False
+
+
+UNKNOWN = Cell("·")
+
+
+@dataclass(frozen=True)
+class LayerGrid:
+    """Module names as rows and columns: the block's number down, what is in it across.
+
+    Args:
+        names: (rows, columns) of module names; None where a block has no such module.
+    """
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    names: tuple[tuple[str | None, ...], ...]
+
+    def find(self, name: str | None) -> tuple[int, int] | None:
+        """Row and column of a module."""
+        for y, row in enumerate(self.names):
+            if name is not None and name in row:
+                return y, row.index(name)
+        return None
+
+
+_NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
+
+
+def arrange(names: Sequence[str]) -> LayerGrid:
+    """Lay module names out by the first number in them."""
+    places: dict[str, tuple[str, str]] = {}
+    for name in names:
+        found = _NUMBER.search(name)
+        if found is None:
+            places[name] = ("", name)
+        else:
+            block = name[: found.start()] + "." + found[1]
+            places[name] = (block, name[found.end() :].lstrip(".") or found[1])
+    blocks = list(dict.fromkeys(block for block, _ in places.values()))
+    kinds = list(dict.fromkeys(kind for _, kind in places.values()))
+    by_place = {place: name for name, place in places.items()}
+    return LayerGrid(
+        rows=tuple(clean(label) for label in _row_labels(blocks)),
+        columns=tuple(clean(label) for label in _short(kinds)),
+        names=tuple(tuple(by_place.get((block, kind)) for kind in kinds) for block in blocks),
+    )
+
+
+def _row_labels(blocks: Sequence[str]) -> list[str]:
+    """The block's number; where two towers count alike, with the tower's first letters."""
+    heads = {block.rpartition(".")[0] for block in blocks if block}
+    numbers = [block.rpartition(".")[2] if block else "-" for block in blocks]
+    if len(heads) <= 1:
+        return numbers
+    short = {
+        head: next((p for p in head.split(".") if p not in _SHARED), head)[:3] for head in heads
+    }
+    return [
+        f"{short[block.rpartition('.')[0]]}{number}" if block else number
+        for block, number in zip(blocks, numbers, strict=True)
+    ]
+
+
+_SHARED = ("model", "transformer", "base_model", "")
+
+
+def _short(kinds: Sequence[str]) -> list[str]:
+    """Each kind by the shortest tail of its path that no other kind shares."""
+    labels = []
+    for kind in kinds:
+        parts = kind.split(".")
+        for take in range(1, len(parts) + 1):
+            tail = ".".join(parts[-take:])
+            others = (k for k in kinds if k != kind)
+            if not any(k == tail or k.endswith("." + tail) for k in others):
+                break
+        labels.append(tail)
+    return labels
+
+
+class Heatmap(Widget, can_focus=True):
+    """Cells with numbers, coloured from cheap to dear; moving in it focuses a layer."""
+
+    COMPONENT_CLASSES: ClassVar[set[str]] = {
+        "heatmap--head",
+        "heatmap--here",
+        "heatmap--cursor",
+        "heatmap--unknown",
+    }
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up,k", "move(-1, 0)", "Layer up", show=False, id="layers.up"),
+        Binding("down,j", "move(1, 0)", "Layer down", show=False, id="layers.down"),
+        Binding("left,h", "move(0, -1)", "Module left", show=False, id="layers.left"),
+        Binding("right,l", "move(0, 1)", "Module right", show=False, id="layers.right"),
+        Binding("pageup", "page(-1)", "Page up", show=False, id="layers.page_up"),
+        Binding("pagedown", "page(1)", "Page down", show=False, id="layers.page_down"),
+        Binding("g,home", "edge(-1)", "First layer", show=False, id="layers.first"),
+        Binding("G,end", "edge(1)", "Last layer", show=False, id="layers.last"),
+    ]
+
+    class Focused(Message):
+        """Another layer has the focus."""
+
+        def __init__(self, layer: str) -> None:
+            super().__init__()
+            self.layer = layer
+
+    def __init__(self, *, ascii_only: bool = False, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.ascii_only = ascii_only
+        self.grid = LayerGrid((), (), ())
+        self._cells: Mapping[str, Cell] = {}
+        self._cursor = (0, 0)
+        self._top = self._left = 0
+        self._label_width, self._cell_width = 3, 5
+        self._base: Style | None = None
+        self._strips: dict[int, Strip] = {}  # lines as painted; a new border text needs no others
+        self._styles: dict[tuple[float | None, bool], Style] = {}
+
+    def show(self, grid: LayerGrid, cells: Mapping[str, Cell], focus: str | None) -> None:
+        """Show these cells, the focus on that layer; what is the same is not painted again."""
+        place = grid.find(focus) or (0, 0)
+        if grid is self.grid and cells == self._cells and place == self._cursor:
+            return
+        self.grid, self._cells, self._cursor = grid, cells, place
+        self._measure()
+        self._keep_in_view()
+        self._repaint()
+
+    @property
+    def focused_layer(self) -> str | None:
+        """The focused layer."""
+        y, x = self._cursor
+        return self.grid.names[y][x] if y < len(self.grid.names) else None
+
+    # moving
+
+    def action_move(self, down: int, right: int) -> None:
+        """One cell on; cells that hold no module are stepped over."""
+        y, x = self._cursor
+        while True:
+            y, x = y + down, x + right
+            if not (0 <= y < len(self.grid.rows) and 0 <= x < len(self.grid.columns)):
+                return
+            if self.grid.names[y][x] is not None:
+                self._go(y, x)
+                return
+
+    def action_page(self, direction: int) -> None:
+        """A screenful of layers on."""
+        y, x = self._cursor
+        wanted = y + direction * max(1, self._lines - 1)
+        self._nearest(min(max(0, wanted), len(self.grid.rows) - 1), x)
+
+    def action_edge(self, direction: int) -> None:
+        """The first or the last layer."""
+        self._nearest(0 if direction < 0 else len(self.grid.rows) - 1, self._cursor[1])
+
+    def _nearest(self, y: int, x: int) -> None:
+        if not 0 <= y < len(self.grid.rows):
+            return
+        there = [i for i, name in enumerate(self.grid.names[y]) if name is not None]
+        if there:
+            self._go(y, min(there, key=lambda i: abs(i - x)))
+
+    def _go(self, y: int, x: int) -> None:
+        if (y, x) == self._cursor:
+            return
+        self._cursor = (y, x)
+        self._keep_in_view()
+        self._repaint()
+        layer = self.focused_layer
+        if layer is not None:
+            self.post_message(self.Focused(layer))
+
+    def on_click(self, event: events.Click) -> None:
+        offset = event.get_content_offset(self)
+        if offset is None or offset.y < 1 or offset.x < self._label_width:
+            return
+        y = self._top + offset.y - 1
+        x = self._left + (offset.x - self._label_width) // self._cell_width
+        if y < len(self.grid.rows) and x < len(self.grid.columns):
+            self._nearest(y, x)
+
+    def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
+        event.stop()
+        self.action_move(1, 0)
+
+    def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
+        event.stop()
+        self.action_move(-1, 0)
+
+    def on_resize(self) -> None:
+        self._measure()
+        self._keep_in_view()
+        self._strips.clear()
+
+    def on_focus(self) -> None:
+        self._repaint()
+
+    def on_blur(self) -> None:
+        self._repaint()
+
+    def notify_style_update(self) -> None:
+        super().notify_style_update()
+        self._styles.clear()
+        self._strips.clear()
+        self._base = None
+
+    # drawing
+
+    def _repaint(self) -> None:
+        self._base = None
+        self._strips.clear()
+        self.refresh()
+
+    @property
+    def _lines(self) -> int:
+        return max(1, self.size.height - 1)
+
+    def _measure(self) -> None:
+        """The widths of labels and cells, once for what is shown and the room there is."""
+        columns = self.grid.columns
+        numbers = max((len(c.text) + c.own for c in self._cells.values()), default=1)
+        least = max(5, numbers + 2)
+        heads = max((len(_head(column, columns)) for column in columns), default=0) + 1
+        self._label_width = max([3, *(len(row) + 2 for row in self.grid.rows)])
+        room = (self.size.width - self._label_width) // max(1, len(columns))
+        self._cell_width = max(least, min(room, max(heads, least)))
+
+    @property
+    def _shown_columns(self) -> int:
+        return max(1, (self.size.width - self._label_width) // self._cell_width)
+
+    def _keep_in_view(self) -> None:
+        y, x = self._cursor
+        self._top = min(max(self._top, y - self._lines + 1), y)
+        self._top = max(0, min(self._top, len(self.grid.rows) - self._lines))
+        self._left = min(max(self._left, x - self._shown_columns + 1), x)
+        self._left = max(0, min(self._left, len(self.grid.columns) - self._shown_columns))
+
+    def render_line(self, y: int) -> Strip:
+        if y not in self._strips:
+            self._strips[y] = self._paint_line(y)
+        return self._strips[y]
+
+    def _paint_line(self, y: int) -> Strip:
+        if self._base is None:
+            self._base = self.rich_style
+        base, width = self._base, self.size.width
+        if y == 0:
+            segments = self._head_line(base)
+        elif self._top + y - 1 < len(self.grid.rows):
+            segments = self._row_line(self._top + y - 1, y, base)
+        else:
+            segments = []
+        return Strip(segments).adjust_cell_length(width, base)
+
+    def _head_line(self, base: Style) -> list[Segment]:
+        head = self.get_component_rich_style("heatmap--head")
+        here = self.get_component_rich_style("heatmap--here")
+        end = self._left + self._shown_columns
+        mark = "<" if self.ascii_only else "‹"
+        segments = [Segment((mark if self._left else "").rjust(self._label_width), head)]
+        for x, name in enumerate(self.grid.columns[self._left : end], start=self._left):
+            text = _fit(_head(name, self.grid.columns), self._cell_width - 1, self.ascii_only)
+            style = here if x == self._cursor[1] else head
+            segments.append(Segment(text.rjust(self._cell_width - 1) + " ", style))
+        if end < len(self.grid.columns):
+            segments.append(Segment(">" if self.ascii_only else "›", head))
+        return segments
+
+    def _row_line(self, row: int, line: int, base: Style) -> list[Segment]:
+        head = self.get_component_rich_style("heatmap--head")
+        here = self.get_component_rich_style("heatmap--here")
+        above = line == 1 and self._top > 0
+        below = line == self._lines and row < len(self.grid.rows) - 1
+        up, down = ("^", "v") if self.ascii_only else ("▴", "▾")
+        more = up if above else down if below else " "
+        label = self.grid.rows[row].rjust(self._label_width - 2)
+        segments = [Segment(f"{more}{label} ", here if row == self._cursor[0] else head)]
+        end = self._left + self._shown_columns
+        for x, name in enumerate(self.grid.names[row][self._left : end], start=self._left):
+            segments.append(self._cell(name, (row, x) == self._cursor, base))
+        return segments
+
+    def _cell(self, name: str | None, cursor: bool, base: Style) -> Segment:
+        if name is None:
+            return Segment(" " * self._cell_width, base)
+        cell = self._cells.get(name, UNKNOWN)
+        text = "." if self.ascii_only and cell.text == "·" else cell.text
+        text += "*" if cell.own else ""
+        left, right = ("[", "]") if cursor else (" ", " ")
+        shown = (left + text).rjust(self._cell_width - 1) + right
+        return Segment(shown[: self._cell_width], self._style(cell.heat, cursor))
+
+    def _style(self, heat: float | None, cursor: bool) -> Style:
+        """Colour by heat; the cursor's own style only while the map has the focus."""
+        cursor_style = cursor and self.has_focus
+        key = (None if heat is None else round(heat, 2), cursor_style)
+        if key not in self._styles:
+            if cursor_style:
+                style = self.get_component_rich_style("heatmap--cursor")
+            elif heat is None:
+                style = self.get_component_rich_style("heatmap--unknown")
+            else:
+                style = heat_style(heat, dark=self.app.current_theme.dark, ansi=self._few_colours)
+            self._styles[key] = style
+        return self._styles[key]
+
+    @property
+    def _few_colours(self) -> bool:
+        sixteen = self.app.console.color_system == "standard" and not self.app.is_headless
+        return self.app.native_ansi_color or sixteen
+
+    def cell_region(self, layer: str) -> Region | None:
+        """Where a layer's cell is drawn inside the widget, if it is in view."""
+        place = self.grid.find(layer)
+        if place is None:
+            return None
+        y, x = place[0] - self._top + 1, place[1] - self._left
+        if not (1 <= y <= self._lines and 0 <= x < self._shown_columns):
+            return None
+        return Region(self._label_width + x * self._cell_width, y, self._cell_width, 1)
+
+
+def heat_style(heat: float, *, dark: bool, ansi: bool) -> Style:
+    """Background and readable foreground for a heat from 0 to 1."""
+    heat = min(1.0, max(0.0, heat))
+    if ansi:
+        name = ANSI[round(heat * (len(ANSI) - 1))]
+        if name == "default":
+            return Style()
+        return Style(color="bright_white" if name == "blue" else "black", bgcolor=name)
+    ramp = DARK if dark else LIGHT
+    colour = Color.parse(ramp[round(heat * (len(ramp) - 1))])
+    channels = [channel / 255 for channel in colour.get_truecolor()]
+    red, green, blue = (c / 12.92 if c <= 0.04 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    light = 0.2126 * red + 0.7152 * green + 0.0722 * blue > 0.179  # where black is read better
+    return Style(color="#000000" if light else "#eeeeee", bgcolor=colour)
+
+
+def _head(name: str, columns: Sequence[str]) -> str:
+    """A column's name without the ending that all of them share, such as ``_proj``."""
+    ending = "_proj"
+    if len(columns) > 4 and all(column.endswith(ending) for column in columns):
+        return name[: -len(ending)]
+    return name
+
+
+def _fit(text: str, width: int, ascii_only: bool) -> str:
+    if len(text) <= width:
+        return text
+    return text[: width - 1] + ("~" if ascii_only else "…")

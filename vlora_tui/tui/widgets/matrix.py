@@ -1,0 +1,379 @@
+"""Everyone against everyone: a square of cosines, drawn cell by cell, of any number of adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+from rich.cells import cell_len, set_cell_size
+from rich.segment import Segment
+from rich.style import Style
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.message import Message
+from textual.strip import Strip
+from textual.widget import Widget
+
+from vlora_tui.tui.widgets.heatmap import heat_style
+
+if TYPE_CHECKING:
+    from vlora_engine.relations import Array
+
+WIDTHS = (5, 4, 3, 2, 1)  # of a cell: the widest that lets all columns in
+SHADES = " ░▒▓█"
+ASCII_SHADES = " .:*#"
+LEAST_NAME = 8
+
+
+class Matrix(Widget, can_focus=True):
+    """A symmetric matrix of cosines with a cursor in it.
+
+    Rows carry a number, a name, and a letter where they belong to a group; columns the numbers.
+    """
+
+    ALLOW_SELECT = False
+    COMPONENT_CLASSES: ClassVar[set[str]] = {
+        "matrix--head",
+        "matrix--here",
+        "matrix--cursor",
+        "matrix--quiet",
+        "matrix--group",
+        "matrix--below",
+    }
+    DEFAULT_CSS = """
+    Matrix {
+        & > .matrix--head { color: $text-muted; }
+        & > .matrix--here { text-style: bold; }
+        & > .matrix--quiet { color: $text-disabled; }
+        & > .matrix--group { color: $text-accent; text-style: bold; }
+        & > .matrix--below { color: $text-error; }
+        & > .matrix--cursor {
+            color: $block-cursor-foreground;
+            background: $block-cursor-background;
+            text-style: bold;
+        }
+        &:ansi > .matrix--head { text-style: dim; }
+        &:ansi > .matrix--quiet { text-style: dim; }
+        &:ansi > .matrix--group { color: $accent; }
+        &:ansi > .matrix--below { color: $error; }
+        &:ansi > .matrix--cursor { text-style: reverse; }
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up,k", "move(-1, 0)", "Up", show=False, id="matrix.up"),
+        Binding("down,j", "move(1, 0)", "Down", show=False, id="matrix.down"),
+        Binding("left,h", "move(0, -1)", "Left", show=False, id="matrix.left"),
+        Binding("right,l", "move(0, 1)", "Right", show=False, id="matrix.right"),
+        Binding("pageup", "page(-1)", "Page up", show=False, id="matrix.page_up"),
+        Binding("pagedown", "page(1)", "Page down", show=False, id="matrix.page_down"),
+        Binding("g,home", "edge(0)", "First row", show=False, id="matrix.first"),
+        Binding("G,end", "edge(1)", "Last row", show=False, id="matrix.last"),
+        Binding(
+            "n", "next", "Next alike", show=False, id="matrix.next",
+            tooltip="The most similar pair, then the next",
+        ),
+    ]  # fmt: skip
+
+    class Moved(Message):
+        """The cursor is on another pair."""
+
+    class Chosen(Message):
+        """A pair was double-clicked."""
+
+    def __init__(self, *, ascii_only: bool = False, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self.ascii_only = ascii_only
+        self.order: list[int] = []  # which adapter stands in which row
+        self.cursor = (0, 0)
+        self._names: Sequence[str] = ()
+        self._letters: dict[int, str] = {}
+        self._values: Array | None = None
+        self._top = self._left = 0
+        self._styles: dict[tuple[str, int], Style] = {}
+
+    def show(
+        self, names: Sequence[str], values: Array | None, order: list[int], letters: dict[int, str]
+    ) -> None:
+        """Show these adapters in this order; the cursor stays on its pair.
+
+        Args:
+            letters: Per adapter that belongs to a group, the group's letter.
+        """
+        pair = self.pair
+        self._names, self._values, self._letters = names, values, letters
+        self.order = order
+        places = {adapter: place for place, adapter in enumerate(order)}
+        if pair is not None and pair[0] in places and pair[1] in places:
+            self.cursor = (places[pair[0]], places[pair[1]])
+        else:
+            self.cursor = (0, 1) if len(order) > 1 else (0, 0)
+        self._keep_in_view()
+        self.refresh()
+
+    @property
+    def pair(self) -> tuple[int, int] | None:
+        """The two adapters under the cursor, by their indices; twice the same on the diagonal."""
+        y, x = self.cursor
+        if not (y < len(self.order) and x < len(self.order)):
+            return None
+        return self.order[y], self.order[x]
+
+    def go_to(self, first: int, second: int) -> None:
+        """Put the cursor on a pair of adapters."""
+        if first in self.order and second in self.order:
+            self._go(self.order.index(first), self.order.index(second))
+
+    # moving
+
+    def action_move(self, down: int, right: int) -> None:
+        """One cell on."""
+        y, x = self.cursor
+        self._go(y + down, x + right)
+
+    def action_page(self, direction: int) -> None:
+        """A screenful of rows on."""
+        y, x = self.cursor
+        self._go(y + direction * max(1, self._lines - 1), x)
+
+    def action_edge(self, last: int) -> None:
+        """The first or the last row."""
+        self._go(len(self.order) - 1 if last else 0, self.cursor[1])
+
+    def action_next(self) -> None:
+        """The pair that is next in likeness after the one under the cursor."""
+        if self._values is None or len(self.order) < 2:
+            return
+        here = tuple(sorted(self.cursor))
+        pairs = [
+            (-float(self._values[self.order[y], self.order[x]]), y, x)
+            for y in range(len(self.order))
+            for x in range(y + 1, len(self.order))
+        ]
+        pairs.sort()
+        places = [(y, x) for _, y, x in pairs]
+        at = places.index(here) + 1 if here in places else 0
+        self._go(*places[at % len(places)])
+
+    def _go(self, y: int, x: int) -> None:
+        last = len(self.order) - 1
+        place = (max(0, min(y, last)), max(0, min(x, last)))
+        if last < 0 or place == self.cursor:
+            return
+        self.cursor = place
+        self._keep_in_view()
+        self.refresh()
+        self.post_message(self.Moved())
+
+    def on_click(self, event: events.Click) -> None:
+        offset = event.get_content_offset(self)
+        if offset is None or offset.y < 1:
+            return
+        y = self._top + offset.y - 1
+        x = self._left + (offset.x - self._label_width) // self._cell_width
+        if y >= len(self.order) or x >= len(self.order):
+            return
+        self._go(y, x if offset.x >= self._label_width else y)
+        if event.chain == 2:
+            self.post_message(self.Chosen())
+
+    def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
+        event.stop()
+        self.action_move(1, 0)
+
+    def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
+        event.stop()
+        self.action_move(-1, 0)
+
+    def on_resize(self) -> None:
+        self._keep_in_view()
+
+    def on_focus(self) -> None:
+        self.refresh()
+
+    def on_blur(self) -> None:
+        self.refresh()
+
+    def notify_style_update(self) -> None:
+        super().notify_style_update()
+        self._styles.clear()
+
+    # measures
+
+    @property
+    def wanted_height(self) -> int:
+        """Lines that the whole matrix takes."""
+        return len(self.order) + 1
+
+    @property
+    def in_view(self) -> tuple[int, int, int, int]:
+        """The rows and columns in sight: first row, end, first column, end."""
+        n = len(self.order)
+        return (
+            self._top,
+            min(n, self._top + self._lines),
+            self._left,
+            min(n, self._left + self._shown_columns),
+        )
+
+    @property
+    def _lines(self) -> int:
+        return max(1, self.size.height - 1)
+
+    @property
+    def _number_width(self) -> int:
+        return len(str(len(self.order)))
+
+    @property
+    def _fixed_width(self) -> int:
+        """A point, the number, and the letter, with their blanks."""
+        return self._number_width + 5
+
+    @property
+    def _longest(self) -> int:
+        return max((cell_len(self._names[i]) for i in self.order), default=0)
+
+    @property
+    def _least_label(self) -> int:
+        """So much of the names must stay that they can be told apart."""
+        return self._fixed_width + min(self._longest, max(LEAST_NAME, self.size.width // 3))
+
+    @property
+    def _cell_width(self) -> int:
+        """The widest cells that let every column in beside the names."""
+        room = self.size.width - self._least_label
+        return next((w for w in WIDTHS if w * len(self.order) <= room), WIDTHS[-1])
+
+    @property
+    def _label_width(self) -> int:
+        room = self.size.width - self._cell_width * len(self.order)
+        return min(self._fixed_width + self._longest, max(room, self._least_label))
+
+    @property
+    def _shown_columns(self) -> int:
+        return max(1, (self.size.width - self._label_width) // self._cell_width)
+
+    def _keep_in_view(self) -> None:
+        y, x = self.cursor
+        self._top = min(max(self._top, y - self._lines + 1), y)
+        self._top = max(0, min(self._top, len(self.order) - self._lines))
+        self._left = min(max(self._left, x - self._shown_columns + 1), x)
+        self._left = max(0, min(self._left, len(self.order) - self._shown_columns))
+
+    # drawing
+
+    def render_line(self, y: int) -> Strip:
+        base = self.rich_style
+        row = self._top + y - 1
+        if y == 0:
+            segments = self._head_line(base)
+        elif row < len(self.order):
+            segments = self._row_line(row, base)
+        else:
+            segments = []
+        return Strip(Segment.simplify(segments)).adjust_cell_length(self.size.width, base)
+
+    def _head_line(self, base: Style) -> list[Segment]:
+        width, head = self._cell_width, self._part("head")
+        segments = [Segment(" " * self._label_width, base)]
+        step = 1 if width > len(str(len(self.order))) else 5 if width > 1 else 10
+        blank = 0  # cells that an earlier number has taken
+        for x in range(*self.in_view[2:]):
+            here = x == self.cursor[1]
+            text = str(x + 1) if step == 1 or (x + 1) % step == 0 or x == 0 else ""
+            if step > 1:
+                if blank > 0:
+                    blank -= width
+                    continue
+                shown = text.ljust(width)
+                blank = len(shown) - width
+                segments.append(Segment(shown, head))
+            else:
+                style = self._part("here") if here else head
+                segments.append(Segment(text.rjust(width), style))
+        return segments
+
+    def _row_line(self, row: int, base: Style) -> list[Segment]:
+        adapter = self.order[row]
+        here = row == self.cursor[0]
+        style = self._part("here") if here else self._part("head")
+        point = (">" if self.ascii_only else "▌") if here else " "
+        number = str(row + 1).rjust(self._number_width)
+        room = self._label_width - self._number_width - 5
+        segments = [
+            Segment(f"{point}{number} ", style),
+            Segment(_fit(self._names[adapter], room, self.ascii_only), style if here else base),
+            Segment(f" {self._letters.get(adapter, ' ')} ", self._part("group")),
+        ]
+        for x in range(*self.in_view[2:]):
+            segments.append(self._cell(row, x, base))
+        return segments
+
+    def _cell(self, row: int, x: int, base: Style) -> Segment:
+        width = self._cell_width
+        cursor = self.cursor == (row, x)
+        if row == x:
+            text = ("\\" if self.ascii_only else "╲").rjust(width - (width > 2)).ljust(width)
+            style = self._part("quiet")
+            if cursor and width > 2:
+                text = "[" + text[1:-1] + "]"
+        elif self._values is None:
+            text, style = "?".rjust(width), self._part("quiet")
+        else:
+            value = float(self._values[self.order[row], self.order[x]])
+            text = self._text(value, width, cursor)
+            style = base if width <= 2 and self._few_colours else self._heat(value)
+            if width > 2 and not any(c.isdigit() for c in text):
+                style = self._part("quiet")  # nothing, to the digits that there is room for
+        if cursor and self.has_focus:
+            style = self._part("cursor")
+        elif cursor and width <= 2:
+            style = style + Style(reverse=True)
+        return Segment(text, style)
+
+    def _text(self, value: float, width: int, cursor: bool) -> str:
+        if width <= 2:
+            if not self._few_colours:
+                return " " * width
+            shades = ASCII_SHADES if self.ascii_only else SHADES
+            return shades[round(max(0.0, value) * (len(shades) - 1))] * width
+        digits = 1 if width == 3 else 2
+        text = f"{value:.{digits}f}"
+        if not float(text):
+            text = "." if self.ascii_only else "·"
+        elif abs(float(text)) < 1:
+            text = text.replace("0.", ".", 1)
+        else:
+            text = text[: text.index(".") + (0 if width == 3 else 2)]  # 1.0, or 1
+        if width < WIDTHS[0]:
+            return ("[" if cursor and width > len(text) else "") + text.rjust(
+                width - (cursor and width > len(text))
+            )
+        return ("[" if cursor else " ") + text.rjust(width - 2) + ("]" if cursor else " ")
+
+    def _heat(self, value: float) -> Style:
+        if value < 0.005:
+            return self._part("below" if value < -0.005 else "quiet")
+        key = ("heat", round(value * 50))
+        if key not in self._styles:
+            dark = self.app.current_theme.dark
+            self._styles[key] = heat_style(value, dark=dark, ansi=self._few_colours)
+        return self._styles[key]
+
+    def _part(self, name: str) -> Style:
+        if (name, 0) not in self._styles:
+            self._styles[name, 0] = self.get_component_rich_style(f"matrix--{name}")
+        return self._styles[name, 0]
+
+    @property
+    def _few_colours(self) -> bool:
+        return self.app.native_ansi_color or self.app.console.color_system in ("standard", None)
+
+
+def _fit(text: str, width: int, ascii_only: bool) -> str:
+    """``text`` in exactly ``width`` cells; of one that is too long the middle goes."""
+    if cell_len(text) <= width:
+        return set_cell_size(text, width)
+    dots = "~" if ascii_only else "…"
+    tail = max(0, (width - 1) // 2)
+    kept = set_cell_size(text, width - 1 - tail) + dots + (text[-tail:] if tail else "")
+    return set_cell_size(kept, width)

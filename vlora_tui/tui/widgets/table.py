@@ -1,0 +1,383 @@
+"""A table that draws only the lines in sight: as smooth with 100,000 rows as with ten."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Generic, TypeVar
+
+from rich.cells import cell_len, set_cell_size
+from rich.segment import Segment
+from rich.style import Style
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.geometry import Region, Size
+from textual.message import Message
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+Row = TypeVar("Row")
+Cell = tuple[str, str]  # the text, and its tone: "", muted, good, warning, error, accent
+MEASURED = 1000  # rows that column widths are taken from
+GAP = 2
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
+
+    Args:
+        least: The narrowest it may become; 0: as wide as its cells.
+        most: The widest that it may become.
+        right: Set flush right, as figures are.
+        keep: The higher, the longer it stays when room is short.
+        cut: Where a text that is too long is cut: ``left`` keeps the end of a path.
+    """
+
+    key: str
+    title: str
+    least: int = 0
+    most: int = 60
+    right: bool = False
+    keep: int = 0
+    cut: str = "right"
+
+
+class Table(ScrollView, Generic[Row], can_focus=True):
+    """Rows under a header that stays; the cursor is a row.
+
+    Args:
+        draw: The cells of a row, one for each column.
+        mark: What stands before a row: one character and its tone.
+        key: What a row is known by when the rows change.
+        loud: The cursor looks as if the table had the focus, whoever has it.
+    """
+
+    ALLOW_SELECT = False
+    help_title = "In the table"
+    COMPONENT_CLASSES: ClassVar[set[str]] = {
+        "table--header",
+        "table--cursor",
+        "table--cursor-blurred",
+        "table--range",
+        "table--marked",
+        "table--muted",
+        "table--good",
+        "table--warning",
+        "table--error",
+        "table--accent",
+    }
+    DEFAULT_CSS = """
+    Table {
+        height: 1fr;
+        overflow-x: hidden;
+        scrollbar-size-vertical: 1;
+        & > .table--header { color: $text-muted; text-style: bold; }
+        & > .table--cursor {
+            color: $block-cursor-foreground;
+            background: $block-cursor-background;
+            text-style: $block-cursor-text-style;
+        }
+        & > .table--cursor-blurred { background: $block-cursor-blurred-background; }
+        & > .table--range { background: $primary 25%; }
+        & > .table--marked { color: $text-accent; text-style: bold; }
+        & > .table--muted { color: $text-muted; }
+        & > .table--good { color: $text-success; }
+        & > .table--warning { color: $text-warning; }
+        & > .table--error { color: $text-error; }
+        & > .table--accent { color: $text-accent; text-style: bold; }
+        &:ansi > .table--header { text-style: bold dim; }
+        &:ansi > .table--muted { text-style: dim; }
+        &:ansi > .table--range { text-style: reverse; }
+        &:ansi > .table--marked { color: $accent; }
+        &:ansi > .table--cursor-blurred { text-style: underline; }
+    }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up,k", "move(-1)", "Up", show=False, id="table.up", tooltip="One row up"),
+        Binding("down,j", "move(1)", "Down", show=False, id="table.down", tooltip="One row down"),
+        Binding("pageup", "page(-1)", show=False, id="table.page_up", tooltip="A page up"),
+        Binding("pagedown", "page(1)", show=False, id="table.page_down", tooltip="A page down"),
+        Binding("home,g", "edge(0)", "First", show=False, id="table.first", tooltip="First row"),
+        Binding("end,G", "edge(1)", "Last", show=False, id="table.last", tooltip="Last row"),
+    ]
+
+    class Moved(Message):
+        """The cursor is on another row."""
+
+        def __init__(self, table: Table[Any]) -> None:
+            super().__init__()
+            self.table = table
+
+        @property
+        def control(self) -> Table[Any]:
+            return self.table
+
+    class Pressed(Moved):
+        """A row was double-clicked."""
+
+    class MarkPressed(Moved):
+        """The place of a row's mark was clicked."""
+
+    class HeaderPressed(Moved):
+        """The title of a column was clicked."""
+
+        def __init__(self, table: Table[Any], column: str) -> None:
+            super().__init__(table)
+            self.column = column
+
+    def __init__(
+        self,
+        columns: Sequence[Column],
+        draw: Callable[[Row], Sequence[Cell]],
+        *,
+        key: Callable[[Row], str],
+        mark: Callable[[Row], Cell] | None = None,
+        header: bool = True,
+        loud: bool = False,
+        id: str | None = None,
+    ) -> None:
+        super().__init__(id=id)
+        self._loud = loud
+        self.columns = list(columns)
+        self.rows: Sequence[Row] = []
+        self.cursor = 0
+        self.range_from: int | None = None  # the other end of a range
+        self.sorted_by: tuple[str, bool] | None = None  # column, descending
+        self._draw, self._key, self._mark = draw, key, mark
+        self._head = 1 if header else 0
+        self._widths: list[tuple[int, int]] = []  # (index of the column, width)
+        self._wanted: list[int] = []
+        self._styles_of: dict[str, Style] = {}
+
+    # what is shown
+
+    def show(self, rows: Sequence[Row], *, cursor: int | None = None) -> None:
+        """Show other rows; the cursor stays on its row while that is among them."""
+        before = self.row
+        key = None if before is None else self._key(before)
+        self.rows = rows
+        self.range_from = None
+        if cursor is None:
+            keys = (i for i, row in enumerate(rows) if self._key(row) == key)
+            cursor = next(keys, min(self.cursor, max(0, len(rows) - 1)))
+        self.cursor = cursor
+        self._wanted = self._measure()
+        self._arrange()
+        self.virtual_size = Size(self.size.width, len(rows) + self._head)
+        self._keep_in_sight()
+        self.refresh()
+
+    @property
+    def row(self) -> Row | None:
+        """The row under the cursor."""
+        return self.rows[self.cursor] if 0 <= self.cursor < len(self.rows) else None
+
+    @property
+    def range(self) -> range:
+        """The rows of the range that is being taken; the cursor's row where none is."""
+        ends = sorted((self.cursor, self.cursor if self.range_from is None else self.range_from))
+        return range(ends[0], min(ends[1] + 1, len(self.rows)))
+
+    @property
+    def shown_columns(self) -> list[Column]:
+        """The columns that there is room for."""
+        return [self.columns[index] for index, _ in self._widths]
+
+    def tone(self, name: str) -> Style:
+        """The style of a tone, for texts beside the table."""
+        return self._style(name)
+
+    def move_to(self, row: int) -> None:
+        """Put the cursor on a row, as near as there is one."""
+        row = max(0, min(row, len(self.rows) - 1))
+        if row == self.cursor or not self.rows:
+            return
+        before, self.cursor = self.cursor, row
+        self._keep_in_sight()
+        if self.range_from is not None:
+            self.refresh()
+        else:
+            for line in (before, row):
+                self.refresh_lines(line + self._head, 1)
+        self.post_message(self.Moved(self))
+
+    # keys and mouse
+
+    def action_move(self, by: int) -> None:
+        self.move_to(self.cursor + by)
+
+    def action_page(self, by: int) -> None:
+        self.move_to(self.cursor + by * max(1, self.size.height - self._head - 1))
+
+    def action_edge(self, last: int) -> None:
+        self.move_to(len(self.rows) - 1 if last else 0)
+
+    def on_click(self, event: events.Click) -> None:
+        at = event.get_content_offset(self)
+        if at is None:
+            return
+        if at.y < self._head:
+            x = GAP
+            for index, width in self._widths:
+                if x <= at.x < x + width + GAP:
+                    self.post_message(self.HeaderPressed(self, self.columns[index].key))
+                x += width + GAP
+            return
+        row = at.y - self._head + round(self.scroll_y)
+        if row >= len(self.rows):
+            return
+        self.move_to(row)
+        if at.x < GAP + 1 and self._mark is not None:
+            self.post_message(self.MarkPressed(self))
+        elif event.chain == 2:
+            self.post_message(self.Pressed(self))
+
+    def on_resize(self, event: events.Resize) -> None:
+        self._arrange()
+        self.virtual_size = Size(self.size.width, len(self.rows) + self._head)
+        self._keep_in_sight()
+
+    def on_focus(self) -> None:
+        self.refresh_lines(self.cursor + self._head, 1)
+
+    def on_blur(self) -> None:
+        self.refresh_lines(self.cursor + self._head, 1)
+
+    def notify_style_update(self) -> None:
+        self._styles_of.clear()
+        super().notify_style_update()
+
+    # drawing
+
+    def render_line(self, y: int) -> Strip:
+        width = self.size.width
+        if y < self._head:
+            return self._header(width)
+        row = y - self._head + round(self.scroll_y)
+        if row >= len(self.rows):
+            return Strip.blank(width, self.rich_style)
+        return self._line(row, width)
+
+    def _header(self, width: int) -> Strip:
+        parts = [" " * (GAP + 1)]
+        up, down = ("^", "v") if self._ascii else ("▴", "▾")
+        for index, room in self._widths:
+            column = self.columns[index]
+            title = column.title
+            if self.sorted_by is not None and self.sorted_by[0] == column.key:
+                title = f"{title}{down if self.sorted_by[1] else up}"
+            parts.append(_fit(title, room, column.right, "right", self._ascii) + " " * GAP)
+        text = set_cell_size("".join(parts), width)
+        return Strip([Segment(text, self._style("header"))], width)
+
+    def _line(self, row: int, width: int) -> Strip:
+        item = self.rows[row]
+        is_cursor = row == self.cursor
+        in_range = self.range_from is not None and row in self.range
+        loud = in_range or (is_cursor and (self.has_focus or self._loud))  # one colour for all
+        base = self.rich_style
+        if in_range and not is_cursor:
+            base = base + self._style("range")
+        elif loud:
+            base = self._style("cursor")
+        elif is_cursor:
+            base = base + self._style("cursor-blurred")
+        mark, mark_tone = self._mark(item) if self._mark is not None else (" ", "")
+        point = (">" if self._ascii else "▌") if is_cursor else " "
+        segments = [
+            Segment(point, base),
+            Segment(mark + " ", base if loud else base + self._style(mark_tone)),
+        ]
+        cells = self._draw(item)
+        for index, room in self._widths:
+            text, tone = cells[index]
+            column = self.columns[index]
+            fitted = _fit(text, room, column.right, column.cut, self._ascii) + " " * GAP
+            segments.append(Segment(fitted, base if loud else base + self._style(tone)))
+        return Strip(Segment.simplify(segments)).adjust_cell_length(width, base)
+
+    @property
+    def _ascii(self) -> bool:
+        return bool(getattr(self.app, "ascii_only", False))
+
+    def _style(self, tone: str) -> Style:
+        if not tone:
+            return Style.null()
+        if tone not in self._styles_of:
+            style = self.get_component_rich_style(f"table--{tone}")
+            if tone not in _GROUNDED:
+                style = _without_ground(style)
+            self._styles_of[tone] = style
+        return self._styles_of[tone]
+
+    def _measure(self) -> list[int]:
+        widths = [cell_len(column.title) + 1 for column in self.columns]
+        for row in self.rows[:MEASURED]:
+            for i, (text, _) in enumerate(self._draw(row)):
+                length = cell_len(text)
+                if length > widths[i]:
+                    widths[i] = length
+        return [min(w, c.most) for w, c in zip(widths, self.columns, strict=True)]
+
+    def _arrange(self) -> None:
+        """Choose the columns that fit, then share out what is left among those that can grow."""
+        if not self._wanted:
+            self._wanted = self._measure()
+        room = self.size.width - GAP - 1 - 1
+        if len(self.rows) + self._head > self.size.height and not self.show_vertical_scrollbar:
+            room -= 1  # for the scroll bar, which is about to come
+        shown = sorted(range(len(self.columns)), key=lambda i: -self.columns[i].keep)
+        least = [min(c.least or w, w) for c, w in zip(self.columns, self._wanted, strict=True)]
+        while len(shown) > 1 and sum(least[i] + GAP for i in shown) - GAP > room:
+            shown.pop()
+        spare = room - sum(least[i] + GAP for i in shown) + GAP
+        widths = {}
+        for i in shown:
+            more = max(0, min(self._wanted[i] - least[i], spare))
+            widths[i] = min(least[i] + more, max(1, room))
+            spare -= more
+        self._widths = [(i, widths[i]) for i in sorted(shown)]
+
+    def _keep_in_sight(self) -> None:
+        height = self.size.height - self._head
+        if height <= 0:
+            return
+        top = round(self.scroll_y)
+        if self.cursor < top:
+            self.scroll_to(y=self.cursor, animate=False, force=True)
+        elif self.cursor >= top + height:
+            self.scroll_to(y=self.cursor - height + 1, animate=False, force=True)
+
+    def refresh_lines(self, y_start: int, line_count: int = 1) -> None:
+        self.refresh(Region(0, y_start - round(self.scroll_y), self.size.width, line_count))
+
+
+_GROUNDED = ("cursor", "cursor-blurred", "range", "header")
+
+
+def _without_ground(style: Style) -> Style:
+    """The style without its background, which is that of the row."""
+    return Style(
+        color=style.color,
+        bold=style.bold or None,
+        dim=style.dim or None,
+        reverse=style.reverse or None,
+        underline=style.underline or None,
+    )
+
+
+def _fit(text: str, width: int, right: bool, cut: str, ascii_only: bool) -> str:
+    """``text`` in exactly ``width`` cells."""
+    length = cell_len(text)
+    if length > width:
+        dots = "~" if ascii_only else "…"
+        if width <= 1:
+            return dots[:width]
+        if cut == "left":
+            kept = text
+            while cell_len(kept) > width - 1:
+                kept = kept[1:]
+            return dots + kept + " " * (width - 1 - cell_len(kept))
+        return set_cell_size(text, width - 1) + dots
+    return " " * (width - length) + text if right else text + " " * (width - length)

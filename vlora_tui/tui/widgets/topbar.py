@@ -1,0 +1,51 @@
+"""The status line: the steps, what is open, the job that runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rich.text import Text
+from textual.events import Click
+from textual.widget import Widget
+
+
+class TopBar(Widget):
+    """One line, painted only when something in it changed."""
+
+    def __init__(self, steps: Sequence[Any]) -> None:
+        super().__init__()
+        self._steps = steps
+        self._shown: tuple[int, str, str] = (1, "", "")
+        self._spans: list[tuple[int, int, str]] = []
+
+    def show(self, step: int, title: str, job: str) -> None:
+        """Show the step in view, what is open, and a word about the job."""
+        if (step, title, job) != self._shown:
+            self._shown = (step, title, job)
+            self.refresh()
+
+    def render(self) -> Text:
+        step, title, job = self._shown
+        text, self._spans = Text(no_wrap=True, overflow="ellipsis"), []
+        narrow = self.size.width < 70
+        for i, one in enumerate(self._steps, start=1):
+            label = f" {one.key} " if narrow and i != step else f" {one.key} {one.name} "
+            self._spans.append((text.cell_len, text.cell_len + len(label), one.id))
+            text.append(label, style="reverse bold" if i == step else "")
+        right = "  ".join(part for part in (title, job) if part)
+        ascii_only = bool(getattr(self.app, "ascii_only", False))
+        if ascii_only:
+            right = right.replace("·", "-")
+        room = self.size.width - text.cell_len - 1
+        if room > 8 and right:
+            shown = Text(right, no_wrap=True)
+            shown.truncate(room, overflow="crop" if ascii_only else "ellipsis")
+            text.append(" " * (room - shown.cell_len))
+            text.append_text(shown)
+        return text
+
+    async def on_click(self, event: Click) -> None:
+        for start, end, step in self._spans:
+            if start <= event.x < end:
+                await self.app.run_action(f"step('{step}')")
