@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import pty
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
 from rich.text import Text
+
+from vlora_engine.demo import DEMO_ADAPTERS
 
 HERE = Path(__file__).resolve().parent
 WIDTH = 100
@@ -53,12 +57,62 @@ def picture(name: str, arguments: list[str], folder: str) -> None:
     print(f"screenshots/{name}.svg")
 
 
+async def interface(folder: str) -> None:
+    """Walk through the five steps on the demo collection, as a user would, and look at each."""
+    from vlora_tui.tui.app import VLoRAApp
+
+    app = VLoRAApp([f"{folder}/vlora-demo/adapters"])
+    app.session.output = f"{folder}/shared"
+
+    def look(name: str) -> None:
+        # As long as the folder's own name, or the text would be stretched.
+        home = "/home/you/models".ljust(len(folder), "s")[: len(folder)]
+        svg = app.export_screenshot(title="vlora-tui").replace(folder, home)
+        (HERE / f"{name}.svg").write_text(svg)
+        print(f"screenshots/{name}.svg")
+
+    async with app.run_test(size=(120, 36)) as pilot:
+
+        async def until(holds: Callable[[], bool]) -> None:
+            for _ in range(600):
+                await pilot.pause(0.1)
+                if holds():
+                    return
+            raise SystemExit("the interface did not get on")
+
+        await until(lambda: len(app.session.infos) == len(DEMO_ADAPTERS))
+        for info in app.session.infos.values():
+            app.session.mark(str(info.path), info.name != "broken-nan")
+        app.tell("collection")
+        await pilot.pause(0.5)
+        look("adapters")
+        await pilot.press("2")
+        await until(lambda: app.session.spectra is not None and app.session.spectra.complete)
+        await pilot.pause(1)
+        look("choose-k")
+        await pilot.press("4")
+        await pilot.pause(1)
+        look("inspect-step")
+        await pilot.press("3", "enter")
+        await until(lambda: any(str(v.state) == "finished" for v in app.job_views()[:1]))
+        await until(lambda: os.path.isdir(f"{folder}/shared"))
+        await pilot.pause(1)
+        look("run")
+        await app.open_subspace(f"{folder}/shared")
+        await pilot.press("5")
+        await pilot.pause(1)
+        look("export")
+
+
 def main() -> None:
     """Run the demo in a folder of its own and look at what it made."""
     with tempfile.TemporaryDirectory() as folder:
+        for name in ("XDG_STATE_HOME", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"):
+            os.environ[name] = f"{folder}/{name.lower()}"
         picture("demo", ["demo"], folder)
         picture("inspect", ["inspect", "vlora-demo/adapters"], folder)
         picture("info", ["info", "vlora-demo/subspace"], folder)
+        asyncio.run(interface(folder))
 
 
 if __name__ == "__main__":

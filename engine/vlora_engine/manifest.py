@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -162,9 +163,9 @@ class Manifest:
     tasks: Mapping[str, TaskRecord]
     engine: str = ""
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
-        """Every byte of the directory."""
+        """Every byte of the directory, as it was when first asked."""
         return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
 
     @property

@@ -346,7 +346,9 @@ class ExportView(PaneView):
             row = plan.refused[0]
             return f"Cannot be written: {clean(row.name)}, {row.why}. o names another place.", True
         if plan.there:
-            return f"{len(plan.there)} exist; Enter asks before they are replaced.", False
+            many = len(plan.there)
+            there = f"{many} exist" if many > 1 else "One exists"
+            return f"{there} already; Enter asks before anything is replaced.", False
         if plan.free is not None and plan.nbytes > plan.free:
             return f"The disk has {size(plan.free)} free: not enough.", True
         files = "adapter_config.json and adapter_model.safetensors"

@@ -70,6 +70,7 @@ class RunView(View):
         super().__init__(id=id)
         self._force = False
         self._asking: str | None = None
+        self._awaited = 0  # how many jobs there were when one was started
 
     def compose(self) -> ComposeResult:
         yield Static(id="review", classes="pane", markup=False)
@@ -119,7 +120,11 @@ class RunView(View):
             review.append("replace   an output that is there (f takes it back)\n", "bold")
         self.query_one("#review", Static).update(review)
         table: Table[JobView] = self.query_one("#jobs", Table)
-        table.show(self.vlora.job_views())
+        views = self.vlora.job_views()
+        came = 0 < self._awaited <= len(views) - 1
+        table.show(views, cursor=0 if came else None)
+        if came:
+            self._awaited = 0
         self._draw_details()
 
     def _draw_details(self) -> None:
@@ -150,9 +155,9 @@ class RunView(View):
         if os.path.lexists(place) and not self._force:
             self.notify(f"{place} exists: o names another place, f replaces it.", markup=False)
             return
+        self._awaited = len(self.vlora.job_views())
         self.vlora.start_job(session.recipe(), force=self._force)
         self._force = False
-        session.output = None if session.output is None else session.output
         self.notify("Started. Closing the terminal leaves it running.")
 
     def action_output(self) -> None:
