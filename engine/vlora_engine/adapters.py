@@ -43,7 +43,13 @@ class ModuleShape:
     @property
     def fits(self) -> tuple[str, int, int]:
         """What two adapters must share to be compressed together; their ranks may differ."""
-        return (self.kind, self.d_in, self.d_out)
+        return (form_word(self.kind, self.shape_a[1:]), self.d_in, self.d_out)
+
+
+def form_word(kind: Kind, tail_a: Sequence[int]) -> str:
+    """A kind with the kernel of a convolution, whose equal d_in does not make it alike."""
+    kernel = "x".join(str(n) for n in tail_a[1:]) if kind == "conv2d" else ""
+    return f"{kind} {kernel}".strip()
 
 
 @runtime_checkable

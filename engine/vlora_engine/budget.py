@@ -34,6 +34,7 @@ Choices = dict[str, tuple[int, int]]
 
 K_METHODS = ("delta", "columns", "flat")
 REWEIGHTINGS = 12
+VERY_LARGE = 4096  # dimensions from which on spectra hold the first directions only
 
 
 @dataclass(frozen=True)
@@ -322,9 +323,19 @@ class _Solver:
                 "No k that the spectra keep meets the error target.",
                 expected=f"at least {reached.max() if worst is not None else reached.mean():.3g}",
                 found=str(target),
-                remedy="allow more error, or give a fixed k",
+                remedy="allow more error, or give a fixed k" + self._cut(),
             )
         return self._choices(best[1])
+
+    def _cut(self) -> str:
+        """A word about layers so large that their spectra were cut, if there are any."""
+        for name in self.spectra.layer_names:
+            layer, table = self.spectra.layers[name], self._table(name)
+            rows = int(layer.ranks.sum())
+            full = min(rows, layer.d_in), min(rows, layer.d_out)
+            if max(full) > VERY_LARGE and (table.max_a, table.max_b) != full:
+                return f" (of layers as large as {name} the spectra keep {table.max_a} directions)"
+        return ""
 
     def _least(self, path: _Path, goal: float, worst: bool) -> Array | None:
         """The cheapest state of ``path`` whose worst (or mean) error is within ``goal``."""

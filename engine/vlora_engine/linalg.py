@@ -13,8 +13,8 @@ from torch import Tensor
 
 from vlora_engine.inner import largest_entry_sign
 
-FULL_EIGH_LIMIT = 1536
-PARTIAL_COMPONENTS = 512
+FULL_EIGH_LIMIT = 4096
+PARTIAL_COMPONENTS = 1024
 OVERSAMPLE = 12
 EPS = torch.finfo(torch.float64).eps
 

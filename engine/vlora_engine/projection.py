@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vlora_engine.adapters import AdapterSource, LoRAWeights, ModuleShape
+from vlora_engine.adapters import AdapterSource, LoRAWeights, ModuleShape, form_word
 from vlora_engine.build import Collection, assemble_task
 from vlora_engine.check import CheckReport, check_adapter
 from vlora_engine.encode import TaskLayer
@@ -62,7 +62,7 @@ def project(
 def check_fits(spec: LayerSpec, source: AdapterSource, method: str) -> None:
     """Raise unless the adapter's module can be expressed in this layer's basis."""
     shape = source.modules[spec.name]
-    if shape.fits != (spec.kind, spec.d_in, spec.d_out):
+    if shape.fits != (form_word(spec.kind, spec.tail_a), spec.d_in, spec.d_out):
         raise CollectionError(
             f"Module {spec.name!r} has other dimensions than the subspace.",
             where=source.path,

@@ -12,7 +12,7 @@ import torch
 
 from tests import make
 from vlora_engine import SharedSubspace, load_adapter
-from vlora_engine.adapters import LoRAWeights
+from vlora_engine.adapters import LoRAWeights, ModuleShape
 from vlora_engine.build import build_subspace
 from vlora_engine.errors import (
     CollectionError,
@@ -479,3 +479,16 @@ def test_unknown_tasks_and_existing_outputs(tmp_path: Path) -> None:
         other.save(tmp_path / "ours")
     other.save(tmp_path / "ours", force=True)
     assert SharedSubspace.load(tmp_path / "ours").num_components == 3
+
+
+def test_convolutions_of_another_kernel_do_not_fit() -> None:
+    def convolution(shape: tuple[int, ...], seed: int) -> LoRAWeights:
+        adapter = make.weights({"conv": (36, 8)}, rank=2, seed=seed)
+        kernel = ModuleShape(2, 36, 8, "F32", "conv2d", (2, *shape), (8, 2, 1, 1))
+        adapter.shapes = {"conv": kernel}
+        return adapter
+
+    alike = {str(i): convolution((4, 3, 3), i) for i in range(3)}
+    assert len(compress(alike, num_components=2).tasks) == 3
+    with pytest.raises(CollectionError, match="another base model"):
+        compress({**alike, "other": convolution((36, 1, 1), 9)}, num_components=2)
