@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.widgets import ContentSwitcher, Footer
+from textual.widgets import ContentSwitcher
 
 from vlora_tui.config import Config, load_config
 from vlora_tui.tui.desk import Desk
 from vlora_tui.tui.frame import Frame
 from vlora_tui.tui.screens.base import View
 from vlora_tui.tui.session import Session
+from vlora_tui.tui.widgets.keys import Keys
 from vlora_tui.tui.widgets.topbar import TopBar
 
 if TYPE_CHECKING:
@@ -122,7 +123,7 @@ class VLoRAApp(Frame):
     def compose(self) -> ComposeResult:
         yield TopBar(STEPS)
         yield ContentSwitcher(id="steps")
-        yield Footer(show_command_palette=False, compact=True)
+        yield Keys(show_command_palette=False, compact=True)
 
     def on_mount(self) -> None:
         self.refresh_bar()

@@ -29,11 +29,13 @@ class Desk:
     Attributes:
         views: All jobs as of the last look, the newest first.
         problem: Why there can be no jobs (a state directory that cannot be written), or None.
+        spectra_problem: Why the marked adapters could not be measured, or None.
     """
 
     def __init__(self, app: VLoRAApp, state_dir: Path | None = None) -> None:
         self.views: list[JobView] = []
         self.problem: str | None = None
+        self.spectra_problem: str | None = None
         self.spectra_job: str | None = None
         self.spectra_of: tuple[str, ...] = ()
         self._app = app
@@ -75,6 +77,8 @@ class Desk:
             from vlora_tui.jobs import start
 
             start(self.store(), recipe, force=force)
+            text = "Started. Closing the terminal leaves it running."
+            self._app.call_from_thread(self._app.notify, text)
             self._look()
 
         self._later(work, "starting the job")
@@ -117,10 +121,10 @@ class Desk:
         from vlora_tui.recipe import AdapterInput, Input, Recipe
 
         session = self._app.session
-        chosen = tuple(sorted(session.marked))
+        chosen = tuple(sorted(path for path in session.marked if path in session.infos))
         if not chosen or chosen == self.spectra_of:
             return
-        self.spectra_of, self.spectra_job = chosen, None
+        self.spectra_of, self.spectra_job, self.spectra_problem = chosen, None, None
         session.set_spectra(None)
         adapters = tuple(AdapterInput(str(info.path), info.name) for info in session.chosen)
         recipe = Recipe(input=Input(adapters=adapters, skip_bad=True))
@@ -137,7 +141,22 @@ class Desk:
                 self.spectra_job = job.id
             self._look()
 
-        self._later(work, "measuring the adapters")
+        def measured() -> None:
+            try:
+                work()
+            except VLoRAError as error:
+                self._app.call_from_thread(self._not_measured, chosen, str(error))
+
+        self._later(measured, "measuring the adapters")
+
+    def _not_measured(self, chosen: tuple[str, ...], problem: str) -> None:
+        """Say why on the step itself, and try again when it is next opened."""
+        if self.spectra_of == chosen:
+            self.spectra_of, self.spectra_problem = (), problem
+            self._app.tell("jobs")
+        view = self._app.view
+        if view is None or view.id != "choose":
+            self._app.complain(f"While measuring the adapters: {problem}")
 
     def _show(self, spectra: Spectra, chosen: tuple[str, ...]) -> None:
         def show() -> None:

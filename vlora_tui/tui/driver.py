@@ -10,6 +10,8 @@ from typing import Any
 
 from textual.drivers.linux_driver import LinuxDriver
 
+from vlora_tui.tui.sgr import merged
+
 PATIENCE = 3.0  # seconds for an orderly end before the process is ended anyhow
 
 
@@ -20,11 +22,13 @@ class Terminal(LinuxDriver):
     fails, after which the event loop waits for it for ever. Here either ends the process.
     """
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Before there is a writer thread: it takes the file's `write` once, when it begins.
+        self._file = _Watched(self._file, self._gone)  # type: ignore[assignment]
+
     def start_application_mode(self) -> None:
         super().start_application_mode()
-        writer = self._writer_thread
-        if writer is not None:
-            writer._file = _Watched(writer._file, self._gone)  # type: ignore[assignment]
         for number in (signal.SIGHUP, signal.SIGTERM):
             signal.signal(number, self._signalled)
 
@@ -70,7 +74,7 @@ class Terminal(LinuxDriver):
 
 
 class _Watched:
-    """A terminal's file that swallows what cannot be written any more, and tells."""
+    """A terminal's file that merges styles, swallows what cannot be written any more, and tells."""
 
     def __init__(self, file: Any, gone: Any) -> None:
         self._file, self._tell, self._lost = file, gone, False
@@ -78,7 +82,8 @@ class _Watched:
     def write(self, text: str) -> int:
         if not self._lost:
             try:
-                return int(self._file.write(text))
+                self._file.write(merged(text))
+                return len(text)
             except (OSError, ValueError):
                 self._lose()
         return len(text)

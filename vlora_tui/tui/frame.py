@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,6 +12,7 @@ from textual.app import App, SystemCommand
 from textual.binding import Binding
 from textual.css.query import NoMatches
 from textual.screen import Screen
+from textual.worker import WorkerError
 
 from vlora_engine.errors import VLoRAError
 from vlora_tui.config import Config, load_config
@@ -222,10 +224,19 @@ class Frame(App[int]):
             if answer == "cancel":
                 for job_id in running:
                     self.desk.cancel(job_id, discard=False)
-            if answer in ("leave", "cancel"):
+                self._end_when_asked()
+            elif answer == "leave":
                 self.end()
 
         self.push_screen(Ask("Quit", words, options), answered)
+
+    @work(exit_on_error=False)
+    async def _end_when_asked(self) -> None:
+        """End once the desk has asked the jobs to stop; ending at once would leave them unasked."""
+        for asking in [worker for worker in self.workers if worker.group == "desk"]:
+            with suppress(WorkerError):
+                await asking.wait()
+        self.end()
 
     def end(self, code: int = 0) -> None:
         """Save what is worth it and end."""

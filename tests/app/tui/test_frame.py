@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from textual.command import CommandPalette
 from textual.pilot import Pilot
+from textual.widgets._footer import FooterKey
 
 from tests.app.tui.drive import run
 from tests.app.tui.test_adapters import app, marked, settle
@@ -271,3 +272,37 @@ def test_the_draft_of_a_folder_that_went_away(runs: Path, tmp_path: Path) -> Non
         assert pilot.app.query_one(StartPage).display
 
     run(application, second)
+
+
+@pytest.mark.parametrize("width", [40, 60, 120])
+def test_help_and_quit_are_never_cut_off(runs: Path, width: int) -> None:
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        for key in "123451":
+            await pilot.press(key)
+            await settle(pilot)
+            keys = {key.description: key.region for key in pilot.app.query(FooterKey)}
+            assert {"Help", "Quit"} <= set(keys)
+            assert all(region.right <= width + 1 for region in keys.values()), keys
+            assert keys["Quit"].right - 1 <= width
+
+    run(app(runs), steps, size=(width, 12))
+
+
+def test_why_nothing_could_be_measured_stays_in_sight(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = tmp_path / "taken"
+    taken.write_text("a file where a folder should be")
+    monkeypatch.setenv("XDG_STATE_HOME", str(taken))
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        await pilot.press("plus", "2")
+        await settle(pilot)
+        told = pilot.app.view.not_ready()
+        assert "4 adapters could not be measured" in told
+        assert "state directory" in told
+        assert not pilot.app.desk.spectra_of  # the next look tries again
+
+    run(app(runs), steps)

@@ -25,14 +25,14 @@ COMMAND = "import sys; from vlora_tui.cli import main; sys.exit(main(sys.argv[1:
 class Terminal:
     """A pseudo terminal of 120 x 36 with a program on it."""
 
-    def __init__(self, *words: str, ignore_hang_up: bool = False) -> None:
+    def __init__(self, *words: str, ignore_hang_up: bool = False, code: str = COMMAND) -> None:
         path = os.pathsep.join([str(ROOT), str(ROOT / "engine")])
         environment = {**os.environ, "PYTHONPATH": path, "TERM": "xterm-256color"}
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
             if ignore_hang_up:
                 signal.signal(signal.SIGHUP, signal.SIG_IGN)
-            os.execve(sys.executable, [sys.executable, "-c", COMMAND, *words], environment)
+            os.execve(sys.executable, [sys.executable, "-c", code, *words], environment)
         fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", 36, 120, 0, 0))
         self.open = True
 

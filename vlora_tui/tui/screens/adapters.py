@@ -151,10 +151,12 @@ class AdaptersView(View):
     # what the application asks
 
     def shown(self) -> None:
+        if self._is_complete:
+            self.changed("spectra")  # they may have arrived while another step was in view
         self._focus()
 
     def changed(self, what: str) -> None:
-        if what in ("collection", "spectra"):
+        if what == "collection" or (what == "spectra" and self._take_session()):
             self._take_session()
             self._show()
 
@@ -547,18 +549,21 @@ class AdaptersView(View):
             return ("#" if self.vlora.ascii_only else "◆"), "accent"
         return " ", ""
 
-    def _take_session(self) -> None:
-        """The rows of what the session knows."""
-        checked = self.session.checked
+    def _take_session(self) -> bool:
+        """The rows of what the session knows; whether any of them is new."""
+        checked, new = self.session.checked, False
         for path, info in self.session.infos.items():
             row = self._rows.get(path)
             if row is None or row.info is not info or row.checked != checked.get(path):
                 self._rows[path] = Row(
                     path, info.name, info, None, info.error, info.nbytes, checked.get(path)
                 )
+                new = True
         for place in self.session.subspaces:
             if str(place) not in self._rows:
                 self._rows[str(place)] = subspace_row(place)
+                new = True
+        return new
 
     def _show(self) -> None:
         empty = not self._rows and not self._scanning and not self._making

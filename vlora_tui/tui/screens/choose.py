@@ -33,7 +33,7 @@ PANES = ("curve", "layers", "figures")
 PANE_NAMES = {"curve": "Curve", "layers": "Layers", "figures": "Figures"}
 DTYPES = ("auto", "fp16", "fp32", "bf16")
 QUIET_SECONDS = 0.2  # after the last key, before the other methods are worked out
-ARRIVING_SECONDS = 1.0  # at most one repaint in this time while spectra arrive
+ARRIVING_SECONDS = 2.0  # at most one repaint in this time while spectra arrive
 
 
 class ChooseView(View):
@@ -119,6 +119,7 @@ class ChooseView(View):
         self._working = False
         self._wanted: tuple[Choosing, bool] | None = None
         self._quiet: Timer | None = None
+        self._more_arrived = False
         self._arriving: Timer | None = None
         self._front = "curve"
 
@@ -152,8 +153,10 @@ class ChooseView(View):
             if self.session.spectra.complete:
                 self._redraw()
             elif self._arriving is None:
-                self._redraw()
                 self._arriving = self.set_timer(ARRIVING_SECONDS, self._arrived)
+                self._draw_arrived()
+            else:
+                self._more_arrived = True
         elif what != "jobs" or self.not_ready() is not None:
             self._redraw()
 
@@ -161,14 +164,17 @@ class ChooseView(View):
         spectra = self.session.spectra
         if spectra is not None and spectra.layers:
             return None
-        if spectra is None and not self.session.marked:
+        if spectra is None and not self.session.chosen:
             return (
                 "Nothing to choose for yet.\n\n"
                 "Press 1 and mark the adapters that shall share a basis\n"
                 "(space marks one, * the whole group), then come back with 2."
             )
         view = self.vlora.desk.view(self.vlora.desk.spectra_job or "")
-        count = plural(len(self.session.marked), "adapter")
+        count = plural(len(self.session.chosen), "adapter")
+        problem = self.vlora.desk.spectra_problem
+        if problem is not None:
+            return f"{count} could not be measured.\n\n{problem}\n\n1, then 2 tries again."
         doing = f"Measuring {count}: no layer is done yet."
         if view is not None and view.state.is_over:
             return f"The job that measures {count} is {view.state}: press 3 to see why."
@@ -435,7 +441,9 @@ class ChooseView(View):
             self._quiet = None
         if choice_missing:
             self._compute(beside=False)
-        elif any(self.session.known_figures(c) is None for c in self._beside()):
+        elif not self._is_arriving and any(
+            self.session.known_figures(c) is None for c in self._beside()
+        ):
             self._quiet = self.set_timer(QUIET_SECONDS, self._compute)
 
     def _beside(self) -> list[Choosing]:
@@ -470,13 +478,28 @@ class ChooseView(View):
 
     def on_choose_view_computed(self, event: Computed) -> None:
         event.stop()
-        if self.vlora.view is self:
+        # What stands beside the choice is old with the next layer: it is drawn once all are there.
+        if self.vlora.view is self and not (event.done and self._is_arriving):
             self._redraw()
 
+    @property
+    def _is_arriving(self) -> bool:
+        spectra = self.session.spectra
+        return spectra is not None and not spectra.complete
+
     def _arrived(self) -> None:
+        """The time between two repaints is over; layers that came meanwhile are drawn now."""
         self._arriving = None
-        if self.vlora.view is self:
+        if self._more_arrived and self.vlora.view is self:
+            self._more_arrived = False
+            self.changed("spectra")
+
+    def _draw_arrived(self) -> None:
+        """Draw new layers once, together with their figures."""
+        if self._atlas is None or self.session.known_figures() is not None:
             self._redraw()
+        else:
+            self._work(True)
 
     # small things
 

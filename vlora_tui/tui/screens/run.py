@@ -158,7 +158,6 @@ class RunView(View):
         self._awaited = len(self.vlora.job_views())
         self.vlora.start_job(session.recipe(), force=self._force)
         self._force = False
-        self.notify("Started. Closing the terminal leaves it running.")
 
     def action_output(self) -> None:
         field = self.query_one("#place", Input)

@@ -1,0 +1,110 @@
+"""What a job under way writes to the terminal, counted on a pty; idle is in `test_start`.
+
+The limits are upper bounds of bytes a second: on a loaded machine less is painted, never more.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import make
+from tests.app.tui.test_start import Terminal
+from vlora_engine.formats import open_adapter
+from vlora_engine.spectrum import compute_spectra
+
+SECONDS = 6.0
+STATUS_LINE = 500.0  # bytes a second
+CHART = 10_000.0
+MODULES = {
+    f"transformer.h.{i}.attn.{name}": shape
+    for i in range(12)
+    for name, shape in (("c_attn", (12, 36)), ("c_proj", (12, 12)))
+}
+
+# The interface as it is, but for a job that a timer moves on as often as jobs are looked at.
+PROGRAM = """
+import sys, time
+from pathlib import Path
+from vlora_engine.catalog import scan
+from vlora_engine.surface import Spectra
+from vlora_tui import events
+from vlora_tui.jobs.store import Job, JobInfo
+from vlora_tui.jobs.watch import JobView, State
+from vlora_tui.tui.app import VLoRAApp
+from vlora_tui.tui.desk import POLL_SECONDS
+from vlora_tui.tui.driver import Terminal
+
+runs, place = sys.argv[1:]
+app = VLoRAApp([runs])
+app.driver_class = Terminal
+session = app.session
+session.add_found(scan([runs]).adapters)
+for path in session.infos:
+    session.mark(path, True)
+app.desk.spectra_of = tuple(sorted(session.marked))
+spectra = Spectra.load(Path(place))
+late = list(spectra.layers.items())[4:]
+for name, _ in late:
+    del spectra.layers[name]
+session.set_spectra(spectra)
+view = JobView(Job(Path("/jobs/a"), JobInfo("a", "build", "spectra", time.time())))
+view.state = State.RUNNING
+done = 0
+
+def move():
+    global done
+    done += 1
+    if late:
+        name, layer = late.pop(0)
+        spectra.layers[name] = layer
+        session.set_spectra(spectra)
+        app.tell("spectra")
+    view.progress = events.Progress("spectra", done, 10_000)
+    view.stage_since, view.progress_time = 1.0, 1.0 + 0.7 * done
+    app.desk.views = [view]
+    app.tell("jobs")
+
+app.call_later(lambda: app.set_interval(POLL_SECONDS, move))
+app.run()
+"""
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A folder of adapters of 24 modules, and their spectra."""
+    runs = tmp_path_factory.mktemp("busy") / "runs"
+    for i in range(3):
+        make.write(runs / f"task{i:02d}", make.factors(MODULES, seed=i + 1))
+    place = tmp_path_factory.mktemp("spectra") / "spectra"
+    compute_spectra({path.name: open_adapter(path) for path in sorted(runs.iterdir())}, place)
+    return runs, place
+
+
+@pytest.fixture
+def terminal(places: tuple[Path, Path]) -> Iterator[Terminal]:
+    there = Terminal(*map(str, places), code=PROGRAM)
+    there.read(b"spectra ")
+    yield there
+    there.close()
+
+
+def bytes_a_second(terminal: Terminal) -> float:
+    begun = time.monotonic()
+    written = len(terminal.read(seconds=SECONDS))
+    return written / (time.monotonic() - begun)
+
+
+def test_a_job_costs_the_terminal_a_status_line(terminal: Terminal) -> None:
+    terminal.read(seconds=2)  # whatever the start still paints
+    assert 0 < bytes_a_second(terminal) <= STATUS_LINE
+
+
+def test_a_chart_that_fills_in_is_painted_at_most_once_a_second(terminal: Terminal) -> None:
+    terminal.press("2")
+    terminal.read(b"Explained variance")
+    terminal.read(seconds=0.5)
+    assert 0 < bytes_a_second(terminal) <= CHART

@@ -1,0 +1,185 @@
+"""The five steps as they look, at three sizes in two themes, against stored pictures in text.
+
+A picture holds the text of the screen, then the styles of each line as runs: a letter and a number
+of cells. ``VLORA_TEST_UPDATE_SNAPSHOTS=1`` writes what is seen as the new pictures; look at the
+difference before it is committed.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from itertools import groupby
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from rich.style import Style
+from textual.app import App
+from textual.pilot import Pilot
+from textual.scrollbar import ScrollBar, ScrollBarRender
+
+from tests import make
+from tests.app.tui.drive import run
+from vlora_engine.catalog import scan
+from vlora_engine.formats import open_adapter
+from vlora_engine.spectrum import compute_spectra
+from vlora_engine.surface import Spectra
+from vlora_tui import events
+from vlora_tui.config import load_config
+from vlora_tui.jobs.store import Job, JobInfo
+from vlora_tui.jobs.watch import JobView, State, Told
+from vlora_tui.tui import exporting, job_text
+from vlora_tui.tui.app import STEPS, VLoRAApp
+from vlora_tui.tui.screens import choose as choose_screen
+from vlora_tui.tui.session import Choosing, Session
+
+PICTURES = Path(__file__).parent / "snapshots"
+SIZES = [(120, 36), (80, 24), (40, 12)]
+THEMES = ["textual-dark", "textual-light"]
+UPDATE = "VLORA_TEST_UPDATE_SNAPSHOTS"
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+
+
+class Collection(NamedTuple):
+    """What is on the disk: a home directory with a folder of adapters, and their spectra."""
+
+    home: Path
+    runs: Path
+    spectra: Path
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory: pytest.TempPathFactory) -> Collection:
+    home = tmp_path_factory.mktemp("me")
+    runs = home / "runs"
+    make.collection(runs, 5)
+    place = tmp_path_factory.mktemp("measured") / "spectra"
+    compute_spectra({path.name: open_adapter(path) for path in sorted(runs.iterdir())}, place)
+    return Collection(home, runs, place)
+
+
+@pytest.fixture(autouse=True)
+def _frozen(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing on the screen depends on the machine, the time, or the user."""
+    monkeypatch.setenv("HOME", str(collection.home))
+    monkeypatch.chdir(collection.home)
+    for name in ("NO_COLOR", "COLORTERM", "SSH_CONNECTION", "TEXTUAL_COLOR_SYSTEM"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(ScrollBar, "renderer", ScrollBarRender)  # --ascii changes it for good
+    monkeypatch.setattr(job_text, "clock", lambda when: "09:41")
+    monkeypatch.setattr(exporting, "free_bytes", lambda path: 64_000_000_000)
+    monkeypatch.setattr(choose_screen, "QUIET_SECONDS", 0.001)
+    monkeypatch.setattr(choose_screen, "ARRIVING_SECONDS", 0.001)
+
+
+def jobs() -> list[JobView]:
+    """One that runs, one that is finished, one that failed."""
+    running = _job("b2", "compress 5 adapters", State.RUNNING, begun=1000.0)
+    running.take(Told(1, 1000.0, events.AdaptersFound(("task00",) * 5, 18_400, 4)))
+    running.take(Told(2, 1001.0, events.Checked(good=5)))
+    running.progress = events.Progress("layers", 3, 4, "")
+    running.stage_since, running.progress_time = 1001.0, 1004.0
+    running.state = State.RUNNING
+    finished = _job("b1", "spectra of 5 adapters", State.FINISHED, begun=900.0, ended=912.5)
+    failed = _job("b0", "export 2 tasks", State.FAILED, begun=800.0, ended=800.4)
+    return [running, finished, failed]
+
+
+def _job(id: str, title: str, state: State, **times: float) -> JobView:
+    info = JobInfo(id, "build", title, 1000.0)
+    return JobView(Job(Path("/jobs") / id, info), state=state, **times)
+
+
+def opened(collection: Collection, theme: str) -> VLoRAApp:
+    """The application on the collection: all marked, measured, k chosen."""
+    session = Session(choosing=Choosing(goal=("k", 3)))
+    session.add_found(scan([str(collection.runs)]).adapters)
+    for path in session.infos:
+        session.mark(path, True)
+    spectra = Spectra.load(collection.spectra)
+    spectra.overhead = dict.fromkeys(spectra.overhead, 4096)  # as long as the paths in a manifest
+    session.set_spectra(spectra)
+    app = VLoRAApp([str(collection.runs)], session=session, config=load_config({"theme": theme}))
+    app.desk.spectra_of = tuple(sorted(session.marked))  # they are there: no job is wanted
+    return app
+
+
+async def still(pilot: Pilot[Any]) -> None:
+    """Until nothing works and the screen has stayed the same for a while."""
+    before: list[str] = []
+    for _ in range(100):
+        await pilot.app.workers.wait_for_complete()
+        await pilot.pause(0.05)
+        now = picture(pilot.app)
+        if now == before and not pilot.app.animator._animations:
+            return
+        before = now
+    pytest.fail("the screen never stays the same")
+
+
+def picture(app: App[Any]) -> list[str]:
+    """The screen as lines of text, then each line's styles, then what the letters stand for."""
+    lines, runs = [], []
+    letters: dict[str, str] = {}
+    for strip in app.screen._compositor.render_strips():
+        lines.append("|" + "".join(segment.text for segment in strip) + "|")
+        cells = [(_look(segment.style), segment.cell_length) for segment in strip]
+        found = []
+        for look, same in groupby(cells, key=lambda cell: cell[0]):
+            letter = letters.setdefault(look, LETTERS[len(letters) % len(LETTERS)])
+            found.append(f"{letter}{sum(length for _, length in same)}")
+        runs.append(" ".join(found))
+    styles = [f"{n:2} {line}" for n, line in enumerate(runs, start=1)]
+    return [*lines, "", *styles, "", *(f"{letter}: {look}" for look, letter in letters.items())]
+
+
+def _look(style: Style | None) -> str:
+    """Colours, and what a terminal without colours would show."""
+    if style is None:
+        return "- on -"
+    colours = [
+        "-" if colour is None else colour.get_truecolor().hex
+        for colour in (style.color, style.bgcolor)
+    ]
+    marks = [m for m in ("bold", "dim", "italic", "underline", "reverse") if getattr(style, m)]
+    return " ".join([" on ".join(colours), *marks])
+
+
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
+def test_the_steps_look_as_they_did(
+    collection: Collection, size: tuple[int, int], theme: str
+) -> None:
+    app = opened(collection, theme)
+    seen: dict[str, list[str]] = {}
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        await still(pilot)
+        for step in STEPS:
+            app.desk.views = jobs()
+            await app.show_step(step.id)
+            app.tell("jobs")
+            await still(pilot)
+            seen[step.id] = picture(app)
+
+    run(app, steps, size)
+    differences = [
+        difference
+        for step, lines in seen.items()
+        if (difference := _compare(f"{step}-{size[0]}x{size[1]}-{theme}.txt", lines))
+    ]
+    assert not differences, "\n".join(["", *differences])
+
+
+def _compare(name: str, lines: list[str]) -> str:
+    """What differs from the stored picture; it is replaced if that is asked for."""
+    file = PICTURES / name
+    if os.environ.get(UPDATE) == "1":
+        PICTURES.mkdir(exist_ok=True)
+        file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return ""
+    if not file.exists():
+        return f"{name} is missing: {UPDATE}=1 writes it"
+    wanted = file.read_text(encoding="utf-8").splitlines()
+    return "\n".join(difflib.unified_diff(wanted, lines, f"stored {name}", "seen", lineterm=""))

@@ -1,0 +1,338 @@
+"""The real program in a real terminal: tmux holds it, keys go in, the screen is read back.
+
+Nothing waits for a length of time, only for what a screen or a file says, within a bound. A job is
+held in its middle by the gate of the job tests. The folders lie in the test's home, so that the
+screen shows them as ``~/demo`` however deep pytest has put them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests import make
+from tests.app.jobs.conftest import LAYER, MODULES, Gate, kill, pid_of, state, tree, until
+from vlora_engine.demo import demo_base_config, make_demo_collection
+from vlora_engine.manifest import read_manifest
+from vlora_tui.jobs import Job, JobStore, State, start, wait
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not installed"),
+]
+
+ROOT = Path(__file__).resolve().parents[3]
+PATIENCE = 60.0  # for one screen; only a broken test waits so long
+LOOK_SECONDS = 0.1
+
+
+class Terminal:
+    """The program in a terminal of 120 x 36, on a tmux server of its own."""
+
+    def __init__(self, place: Path, *words: object) -> None:
+        self._server = f"vlora-{uuid.uuid4().hex[:12]}"
+        self._environment = {
+            **{key: value for key, value in os.environ.items() if not key.startswith("TMUX")},
+            "LC_ALL": "C.UTF-8",
+            "TMUX_TMPDIR": str(place),  # the socket's path must be short
+            "PYTHONPATH": os.pathsep.join(
+                [*filter(None, [os.environ.get("PYTHONPATH")]), str(ROOT), str(ROOT / "engine")]
+            ),
+        }
+        self._last = ""
+        program = [sys.executable, "-m", "vlora_tui", *map(str, words)]
+        done = self._tmux("new-session", "-d", "-x", "120", "-y", "36", *program)
+        assert done.returncode == 0, done.stderr
+        self.pid = int(self._tmux("display-message", "-p", "#{pane_pid}").stdout)
+
+    def _tmux(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["tmux", "-u", "-f", os.devnull, "-L", self._server, *words],
+            env=self._environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=PATIENCE,
+        )
+
+    @property
+    def screen(self) -> str:
+        """What is to be seen now; empty once the program has ended."""
+        done = self._tmux("capture-pane", "-p")
+        if done.returncode != 0:
+            return ""
+        self._last = done.stdout.rstrip("\n")
+        return self._last
+
+    def until(self, holds: Callable[[str], object], what: str) -> str:
+        """Look at the screen until ``holds(screen)``; the screen that it was."""
+        __tracebackhide__ = True
+        end = time.monotonic() + PATIENCE
+        while not holds(screen := self.screen):
+            if time.monotonic() > end:
+                pytest.fail(f"in {PATIENCE:.0f} s it never came to this: {what}\n{self._last}")
+            time.sleep(LOOK_SECONDS)
+        return screen
+
+    def sees(self, *texts: str) -> str:
+        """Wait until all of ``texts`` are to be seen together."""
+        __tracebackhide__ = True
+        return self.until(lambda screen: all(text in screen for text in texts), " and ".join(texts))
+
+    def press(self, *keys: str) -> None:
+        """Press keys, by tmux's names."""
+        assert self._tmux("send-keys", *keys).returncode == 0, self._last
+
+    def type(self, text: str) -> None:
+        """Type text, letter for letter."""
+        assert self._tmux("send-keys", "-l", text).returncode == 0, self._last
+
+    def has_ended(self) -> None:
+        """Wait until the program has ended, and with it its terminal."""
+        __tracebackhide__ = True
+        self.until(lambda _: self._tmux("has-session").returncode != 0, "the program ended")
+
+    def close(self) -> None:
+        """End the server and what runs in it."""
+        self._tmux("kill-server")
+
+
+Open = Callable[..., Terminal]
+
+
+@pytest.fixture
+def terminal() -> Iterator[Open]:
+    """Open the program on words of its command line: ``terminal(folder)``."""
+    opened: list[Terminal] = []
+    with tempfile.TemporaryDirectory(prefix="vlora-tmux-") as place:
+
+        def open_one(*words: object) -> Terminal:
+            opened.append(Terminal(Path(place), *words))
+            return opened[-1]
+
+        yield open_one
+        for one in opened:
+            one.close()
+
+
+@pytest.fixture
+def store(home: Path) -> Iterator[JobStore]:
+    """The jobs of this test's home; whatever still runs at the end is killed."""
+    store = JobStore.open()
+    yield store
+    for job in store.jobs():
+        kill(job)
+
+
+@pytest.fixture
+def gate(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Gate:
+    """Holds the job at a layer; the spectra of Choose k pass it."""
+    return Gate(tmp_path_factory.mktemp("gate"), monkeypatch)
+
+
+def choose_k(tui: Terminal, layers: int, k: int) -> None:
+    """From a marked set to the Run screen, with k for every layer."""
+    tui.press("2")
+    tui.until(
+        lambda screen: f"median of {layers} layers" in screen and "job:" not in screen,
+        "the spectra of all layers, and their job ended",
+    )
+    tui.press("=")
+    tui.until(lambda screen: "Pin" not in screen and "enter Run" not in screen, "k is asked for")
+    tui.type(str(k))
+    tui.press("Enter")
+    tui.sees(f"k {k}", "enter Run")
+    tui.press("Enter")
+    tui.sees("What Enter starts", f"k = {k} for every layer")
+
+
+def run_job(tui: Terminal) -> None:
+    """Start what the Run screen offers, and wait for its end."""
+    tui.press("Enter")
+    sees_the_end(tui)
+
+
+def sees_the_end(tui: Terminal) -> None:
+    """Wait until the list of jobs says that the build has finished."""
+    tui.until(re.compile(r"finished +\d+ inputs -> ").search, "the job finished")
+
+
+def test_from_the_demo_folder_to_an_adapter_that_peft_loads(
+    terminal: Open, store: JobStore, home: Path
+) -> None:
+    demo = make_demo_collection(home / "demo").path
+    tui = terminal(demo)
+    tui.sees("19 found", "not checked")
+    tui.press("/")
+    tui.until(lambda screen: "* Group" not in screen, "the filter is open")
+    tui.type("support-bot")
+    tui.sees("4 of 19 shown")
+    tui.press("Enter")
+    tui.sees("4 of 19 shown", "* Group")
+    tui.press("+")
+    tui.sees("4 adapters")
+
+    choose_k(tui, 28, 8)
+    run_job(tui)
+    tui.press("v")
+    tui.sees("How alike: cosine of dW", "Layers of checkpoint-")
+    tui.press("5")
+    tui.sees("Tasks of support-bot-subspace")
+    tui.press("BTab")  # to the preview
+    tui.sees("Each is a folder with", "support-bot-subspace-adapters/checkpoint-500", "new")
+    tui.press("Enter")
+    tui.sees("4 written, 4 read back, the same")
+    tui.press("q")
+    tui.has_ended()
+
+    written = [path.parent for path in demo.glob("support-bot-subspace-*/*/adapter_config.json")]
+    assert sorted(path.name for path in written) == [
+        f"checkpoint-{step}" for step in (1000, 1500, 2000, 500)
+    ]
+    assert [path for path in demo.rglob("*") if ".part-" in path.name] == []
+    import peft
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    base = transformers.LlamaForCausalLM(transformers.LlamaConfig(**demo_base_config())).eval()
+    tokens = torch.arange(1, 9).reshape(1, 8)
+    with torch.no_grad():
+        before = base(tokens).logits
+        exported = next(path for path in written if path.name == "checkpoint-2000")
+        model = peft.PeftModel.from_pretrained(base, exported).eval()
+        after = model(tokens).logits
+    assert torch.isfinite(after).all()
+    assert not torch.equal(before, after)
+
+
+def test_the_same_way_with_real_adapters(
+    terminal: Open, store: JobStore, real_adapters: Path, home: Path
+) -> None:
+    source = real_adapters / "gpt2-medical-sports-legal"
+    folder = Path(shutil.copytree(source, home / "gpt2"))
+    count = len(list(folder.glob("*/adapter_config.json")))
+    tui = terminal(folder)
+    tui.sees(f"{count} found", "* Group")
+    tui.press("*")
+    tui.sees(f"{count} adapters ·")
+    choose_k(tui, 36, 8)
+    run_job(tui)
+    tui.press("v")
+    tui.sees("How alike: cosine of dW")
+    tui.press("q")
+    tui.has_ended()
+    built = next(job for job in store.jobs() if job.info.kind != "spectra")
+    manifest = read_manifest(Path(built.recipe().output or ""))
+    assert len(manifest.tasks) == count
+    assert len(manifest.layers) == 36
+    assert {(layer.k_a, layer.k_b) for layer in manifest.layers} == {(8, 8)}
+
+
+@pytest.fixture
+def held(terminal: Open, store: JobStore, gate: Gate, home: Path) -> tuple[Terminal, Job, Path]:
+    """The program with four adapters of a folder marked, and its job held after two layers."""
+    folder = home / "runs"
+    for i in range(4):
+        make.write(folder / f"task{i}", make.factors(MODULES, seed=i))
+    gate.close_after(LAYER, 2)
+    tui = terminal(folder)
+    tui.sees("4 found", "* Group")
+    tui.press("*")
+    tui.sees("4 adapters ·")
+    tui.press("3")
+    tui.sees("What Enter starts", "4 adapters")
+    tui.press("Enter")
+    gate.reached()
+    tui.sees("running", "job: ")
+    gate.no_more()
+    (job,) = store.jobs()
+    return tui, job, folder
+
+
+def undisturbed(store: JobStore, job: Job) -> dict[str, bytes]:
+    """What the recipe of this job makes when nobody disturbs it, in a place as deep."""
+    output = Path(job.recipe().output or "")
+    place = output.with_name("undisturbed")
+    again = start(store, replace(job.recipe(), output=str(place)))
+    assert wait(again, PATIENCE).state is State.FINISHED, again.log_tail()
+    return tree(place)
+
+
+def test_quitting_asks_about_a_job_and_the_next_session_finds_it(
+    terminal: Open, store: JobStore, gate: Gate, held: tuple[Terminal, Job, Path]
+) -> None:
+    tui, job, folder = held
+    tui.press("q")
+    tui.sees("A job is running", "leave it running", "cancel it", "stay")
+    tui.press("s")
+    tui.until(lambda screen: "leave it running" not in screen, "the dialog is gone")
+    tui.sees("job: ")
+    tui.press("q")
+    tui.sees("leave it running")
+    tui.press("l")
+    tui.has_ended()
+    assert state(job) == "running"
+
+    later = terminal(folder)
+    later.sees("4 found", "job: ")
+    later.press("3")
+    later.sees("running", job.id)
+    gate.release()
+    sees_the_end(later)
+    later.press("q")
+    later.has_ended()
+    assert wait(job, PATIENCE).state is State.FINISHED
+    assert tree(Path(job.recipe().output or "")) == undisturbed(store, job)
+
+
+def test_quitting_can_cancel_the_job_and_keep_its_layers(
+    store: JobStore, gate: Gate, held: tuple[Terminal, Job, Path]
+) -> None:
+    tui, job, _ = held
+    tui.press("q")
+    tui.sees("leave it running", "cancel it")
+    tui.press("c")
+    tui.has_ended()
+    gate.release()
+    assert wait(job, PATIENCE).state is State.CANCELLED
+    assert job.kept_layers() == 2
+    assert not Path(job.recipe().output or "").exists()
+
+
+@pytest.mark.parametrize("end", ["killed", "terminal closed"])
+def test_a_job_outlives_its_interface(
+    end: str, store: JobStore, gate: Gate, held: tuple[Terminal, Job, Path]
+) -> None:
+    tui, job, _ = held
+    assert tui.pid != pid_of(job)
+    if end == "killed":
+        os.kill(tui.pid, signal.SIGKILL)
+    else:
+        tui.close()
+    until(lambda: is_gone(tui.pid), "the interface was gone")
+    assert state(job) == "running"
+    assert not Path(job.recipe().output or "").exists()
+    gate.release()
+    assert wait(job, PATIENCE).state is State.FINISHED, job.log_tail()
+    assert tree(Path(job.recipe().output or "")) == undisturbed(store, job)
+
+
+def is_gone(pid: int) -> bool:
+    """Ended, though perhaps nobody has asked for its exit status."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True

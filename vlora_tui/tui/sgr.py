@@ -1,0 +1,75 @@
+"""Fewer bytes for the same picture: colours and marks are told only where they change.
+
+Rich begins every run with its whole style and ends it with a reset, which over a slow line is more
+than half of what a chart costs.
+"""
+
+from __future__ import annotations
+
+import re
+
+_TOKEN = re.compile(r"\x1b\[([\d;]*)m")
+_FOREIGN = re.compile(r"\x1b\[[\d;]*:[\d:;]*m")  # curly underlines and the like
+_PLAIN = ("39", "49", frozenset[str]())
+
+Look = tuple[str, str, frozenset[str]]
+
+
+def merged(text: str) -> str:
+    """``text`` with each change of style said once; as it is where a style is not understood."""
+    if _FOREIGN.search(text):
+        return text
+    parts = _TOKEN.split(text)  # text, codes, text, codes, ..., text
+    if len(parts) == 1:
+        return text
+    out = [parts[0]]
+    told: Look | None = None  # what the terminal was told; None before it was told anything
+    wanted = _PLAIN
+    for codes, words in zip(parts[1::2], parts[2::2], strict=True):
+        look = _look(codes, wanted)
+        if look is None:
+            return text
+        wanted = look
+        if words:
+            out += [_change(told, wanted), words]
+            told = wanted
+    out.append(_change(told, wanted))
+    return "".join(out)
+
+
+def _look(codes: str, before: Look) -> Look | None:
+    """The style after these codes; None if one of them is not known."""
+    fore, back, marks = before
+    words = iter(codes.split(";"))
+    for word in words:
+        if word in ("", "0"):
+            fore, back, marks = _PLAIN
+        elif word in ("38", "48"):
+            kind = next(words, "")
+            rest = [next(words, "") for _ in range({"5": 1, "2": 3}.get(kind, 0))]
+            if not rest or "" in rest:
+                return None
+            colour = ";".join([word, kind, *rest])
+            fore, back = (colour, back) if word == "38" else (fore, colour)
+        elif 1 <= int(word) <= 9:
+            marks = marks | {word}
+        elif int(word) in (*range(30, 38), 39, *range(90, 98)):
+            fore = word
+        elif int(word) in (*range(40, 48), 49, *range(100, 108)):
+            back = word
+        else:
+            return None
+    return fore, back, marks
+
+
+def _change(told: Look | None, wanted: Look) -> str:
+    if told == wanted:
+        return ""
+    if wanted == _PLAIN:
+        return "\x1b[0m"
+    words: list[str] = []
+    if told is None or told[2] - wanted[2]:
+        words, told = ["0"], _PLAIN
+    words += sorted(wanted[2] - told[2])
+    words += [w for w, t in zip(wanted[:2], told[:2], strict=True) if w != t]
+    return f"\x1b[{';'.join(words)}m"

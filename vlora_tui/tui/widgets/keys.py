@@ -1,0 +1,42 @@
+"""The last line: keys that work now; on a narrow terminal those that fit, help and quit always."""
+
+from __future__ import annotations
+
+from rich.cells import cell_len
+from textual.app import ComposeResult
+from textual.events import Resize
+from textual.widget import Widget
+from textual.widgets import Footer
+from textual.widgets._footer import FooterKey
+
+ALWAYS = ("explain", "leave")  # nobody is left without help or a way out
+
+
+class Keys(Footer):
+    """A footer that leaves keys out where it would cut them off."""
+
+    def compose(self) -> ComposeResult:
+        shown = list(super().compose())
+        room = (self.size.width or self.app.size.width) - sum(
+            _width(key) for key in shown if _action(key) in ALWAYS
+        )
+        for key in shown:
+            if _action(key) not in ALWAYS:
+                room -= _width(key)
+                if room < -1:  # the last needs no space behind it
+                    continue
+            yield key
+
+    async def on_resize(self, event: Resize) -> None:
+        if self._bindings_ready:
+            await self.recompose()
+
+
+def _action(key: Widget) -> str:
+    return key.action.rpartition(".")[2] if isinstance(key, FooterKey) else ""
+
+
+def _width(key: Widget) -> int:
+    if not isinstance(key, FooterKey):
+        return 0
+    return cell_len(key.key_display) + 1 + cell_len(key.description) + 1
