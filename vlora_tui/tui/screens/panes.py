@@ -8,6 +8,8 @@ from textual.widget import Widget
 from vlora_tui.tui.screens.base import View
 from vlora_tui.tui.widgets.tabs import PaneTabs, Tab
 
+FRAME = 2  # lines of the terminal that are not the view's: the status line and the keys
+
 
 class PaneView(View):
     """A view whose panes (class ``pane``) are told by ``panes``; Tab goes through them.
@@ -24,7 +26,9 @@ class PaneView(View):
 
     def on_resize(self, event: events.Resize) -> None:
         """Decide whether all panes fit."""
-        width, height = event.size
+        # By the terminal, not by what this view is told: a view that is made while another step
+        # is being drawn may be told of a size on the way, and of no other afterwards.
+        width, height = self.app.size.width, self.app.size.height - FRAME
         self.set_class(width < self.least[0] or height < self.least[1], "one")
         self.set_class(height < 12, "short")
         self.arranged()
