@@ -1,0 +1,44 @@
+"""What ``Y`` copies, run in a shell, makes the same bytes as Enter."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests import make
+from tests.app.tui.test_run import session_of
+from vlora_tui.cli import main
+from vlora_tui.run import Run
+from vlora_tui.tui.session import Choosing
+
+LAYER = next(iter(make.MODULES))
+
+
+@pytest.mark.parametrize(
+    "choosing",
+    [
+        Choosing(),
+        Choosing(goal=("k", 3), layers=((LAYER, 5),)),
+        Choosing(method="columns", goal=("variance", 0.9), dtype="fp32"),
+        Choosing(goal=("budget", 30_000)),
+        Choosing(method="flat", goal=("mean_error", 0.3), dtype="bf16"),
+    ],
+    ids=lambda c: f"{c.method}-{c.goal[0]}",
+)
+def test_the_copied_command_makes_the_same_subspace(choosing: Choosing, tmp_path: Path) -> None:
+    session = session_of(make.collection(tmp_path / "a b", 4))
+    session.choose(choosing)
+    session.output = str(tmp_path / "by command")
+    words = shlex.split(session.command())
+    assert words[0] == "vlora-tui"
+    assert main(words[1:]) == 0
+    recipe = replace(session.recipe(), output=str(tmp_path / "by enter"))
+    Run(recipe, lambda event: None).execute()
+    one, two = tmp_path / "by command", tmp_path / "by enter"
+    files = sorted(p.relative_to(one) for p in one.rglob("*") if p.is_file())
+    assert files == sorted(p.relative_to(two) for p in two.rglob("*") if p.is_file())
+    for file in files:
+        assert (one / file).read_bytes() == (two / file).read_bytes(), file
