@@ -240,6 +240,7 @@ import os, signal, sys, time
 from pathlib import Path
 from vlora_tui.jobs import JobStore, start
 from vlora_tui.recipe import load_recipe
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it comes ignored
 terminal = os.open(sys.argv[1], os.O_RDWR)  # a session leader's first: now its controlling one
 assert os.tcgetpgrp(terminal) == os.getpid()
 job = start(JobStore.open(), load_recipe(sys.argv[2]))
@@ -266,7 +267,10 @@ def test_a_job_outlives_the_terminal_and_the_interface(
             os.close(master)  # the line drops: the kernel sends SIGHUP to the terminal's session
         else:
             launcher.kill()
-        launcher.wait(BOUND)
+        try:
+            launcher.wait(BOUND)
+        finally:
+            launcher.kill()  # leaving the block waits without a bound
     if how == "hang up":
         assert launcher.returncode == -signal.SIGHUP
     else:
