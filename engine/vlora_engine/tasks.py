@@ -74,11 +74,6 @@ class TaskMap(MutableMapping[str, TaskProjection]):
         self._projections.pop(record.id, None)
         self._changed.add(record.id)
 
-    def amend(self, task_id: str, record: TaskRecord) -> None:
-        """Replace what the index says of a task; its loadings stay."""
-        self._records[task_id] = record
-        self._projections.pop(task_id, None)
-
     def record(self, task_id: str) -> TaskRecord:
         """What the index says of a task."""
         if task_id not in self._records:

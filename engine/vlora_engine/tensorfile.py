@@ -95,10 +95,6 @@ class Header:
     digest: str = field(repr=False)
     identity: Identity | None = field(default=None, repr=False)
 
-    @property
-    def tensor_bytes(self) -> int:
-        return sum(entry.nbytes for entry in self.entries.values())
-
 
 def read_header(path: Path) -> Header:
     """Read and check the header of the safetensors file at ``path``.

@@ -296,10 +296,8 @@ def test_incremental_equals_a_rebuild_where_k_covers_the_rank(method: str, tmp_p
     shared = 3
     paths = make.collection(tmp_path / "in", 7, shared=shared, noise=0.0)
     names = [path.name for path in paths]
-    k = 6 if method == "flat" else shared
-    start = paths[:3] if method != "flat" else paths
     if method == "flat":
-        # Six copies of two directions: the mean and k = 2 hold everything from the third on.
+        # Blends of three adapters: their mean and k = 2 hold everything from the third on.
         base = [load_adapter(path) for path in paths[:3]]
         mixes = [(1, 0, 0), (0, 1, 0), (0, 0, 1), (0.5, 0.25, 0.25), (0.2, 0.2, 0.6)]
         adapters = {str(i): _blend(base, mix) for i, mix in enumerate(mixes)}
@@ -310,8 +308,8 @@ def test_incremental_equals_a_rebuild_where_k_covers_the_rank(method: str, tmp_p
             grown.absorb_incremental(adapters[name], name)
         names = list(adapters)
     else:
-        whole = SharedSubspace.from_adapters_streaming(paths, names, k, method=method)
-        grown = SharedSubspace.from_adapters_streaming(start, names[:3], k, method=method)
+        whole = SharedSubspace.from_adapters_streaming(paths, names, shared, method=method)
+        grown = SharedSubspace.from_adapters_streaming(paths[:3], names[:3], shared, method=method)
         for path in paths[3:]:
             grown.absorb_incremental(open_adapter(path), path.name)
     for layer in whole.layer_names:

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from vlora_engine.surface import Spectra
     from vlora_tui.recipe import Compress, Export, Recipe
 
-GOALS = ("k", "variance", "max_error", "mean_error", "budget")
 MAX_PINS = 3
 MAX_RECENT = 12
 

@@ -130,7 +130,7 @@ class Probe:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """adapter_config.json; raises as `read_config`."""
+        """adapter_config.json; raises as `read_config_bytes` and `parse_config`."""
         return parse_config(self.config_bytes, self.config_path)
 
     @cached_property

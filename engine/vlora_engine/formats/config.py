@@ -23,17 +23,6 @@ PEFT_DEFAULT_RANK = 8
 PEFT_DEFAULT_ALPHA = 8
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The JSON object in the file at ``path``.
-
-    Raises:
-        StorageError: The file cannot be read.
-        CorruptFileError: It is a Git LFS pointer, too large, not JSON or not an object.
-    """
-    raw = read_config_bytes(path)
-    return parse_config(raw, path)
-
-
 def read_config_bytes(path: Path) -> bytes:
     """The bytes of a config file, never more than a config can have."""
     try:
