@@ -1,0 +1,44 @@
+"""The parts of `make bench` are there, and the clock of the first paint goes by the terminal."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.first_paint import seconds_until
+from tests.benchmarks.measure import Bench, ChildFailed
+from tests.benchmarks.run import SECTIONS
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(quick=True, big=False, data=tmp_path, scratch=tmp_path, adapters=tmp_path)
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_every_part_can_be_run_by_its_name(name: str) -> None:
+    assert callable(importlib.import_module(f"tests.benchmarks.{name}").section)
+
+
+def test_what_the_interface_takes_is_a_part() -> None:
+    assert {"first_paint", "choose_key"} <= set(SECTIONS)
+
+
+def test_a_word_counts_from_when_it_is_on_the_terminal(bench: Bench) -> None:
+    code = "import time; print('one', flush=True); time.sleep(0.3); print('two', flush=True)"
+    one, two = seconds_until(bench, [sys.executable, "-c", code], ["one", "two"])
+    assert 0 < one
+    assert two - one >= 0.25
+
+
+def test_the_program_sees_a_terminal_of_the_right_size(bench: Bench) -> None:
+    code = "import os; print(*os.get_terminal_size(), os.isatty(0), os.environ.get('NO_COLOR'))"
+    seconds_until(bench, [sys.executable, "-c", code], ["120 36 True None"])
+
+
+def test_a_program_that_paints_nothing_is_a_failure(bench: Bench) -> None:
+    with pytest.raises(ChildFailed, match="no such luck"):
+        seconds_until(bench, [sys.executable, "-c", "print('no such luck')"], ["Adapters"])
