@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -28,10 +29,10 @@ def test_what_the_interface_takes_is_a_part() -> None:
 
 
 def test_a_word_counts_from_when_it_is_on_the_terminal(bench: Bench) -> None:
-    code = "import time; print('one', flush=True); time.sleep(0.3); print('two', flush=True)"
-    one, two = seconds_until(bench, [sys.executable, "-c", code], ["one", "two"])
-    assert 0 < one
-    assert two - one >= 0.25
+    code = "print('one', flush=True); print('two' * 10**6, flush=True); print('three')"
+    begun = time.perf_counter()
+    one, two, three = seconds_until(bench, [sys.executable, "-c", code], ["one", "two", "three"])
+    assert 0 < one <= two < three < time.perf_counter() - begun
 
 
 def test_the_program_sees_a_terminal_of_the_right_size(bench: Bench) -> None:
