@@ -16,6 +16,7 @@ from vlora_tui.tui.desk import Desk
 from vlora_tui.tui.frame import Frame
 from vlora_tui.tui.screens.base import View
 from vlora_tui.tui.session import Session
+from vlora_tui.tui.verdict import Verdict
 from vlora_tui.tui.widgets.keys import Keys
 from vlora_tui.tui.widgets.topbar import TopBar
 
@@ -117,6 +118,7 @@ class VLoRAApp(Frame):
         self.session = session or Session()
         self.start_paths = list(paths)
         self.desk = Desk(self)
+        self.verdict = Verdict(self)
         if os.environ.get("SSH_CONNECTION"):
             self.animation_level = "none"
 
@@ -155,6 +157,13 @@ class VLoRAApp(Frame):
             return
         self.tell("subspace")
         await self.show_step("inspect")
+
+    async def show_bad(self) -> None:
+        """Go to the adapters that cannot be used, with what was found about them."""
+        from vlora_tui.tui.screens.adapters import AdaptersView
+
+        await self.show_step("adapters")
+        self.query_one("#adapters", AdaptersView).show_only("is:broken")
 
     @property
     def view(self) -> View | None:

@@ -7,6 +7,7 @@ system must not hold the screen. Nothing is polled while no job is under way.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ class Desk:
         views: All jobs as of the last look, the newest first.
         problem: Why there can be no jobs (a state directory that cannot be written), or None.
         spectra_problem: Why the marked adapters could not be measured, or None.
+        started: The ids of the jobs that this session started.
     """
 
     def __init__(self, app: VLoRAApp, state_dir: Path | None = None) -> None:
@@ -38,6 +40,7 @@ class Desk:
         self.spectra_problem: str | None = None
         self.spectra_job: str | None = None
         self.spectra_of: tuple[str, ...] = ()
+        self.started: set[str] = set()
         self._app = app
         self._state_dir = state_dir
         self._store: JobStore | None = None
@@ -76,8 +79,24 @@ class Desk:
         def work() -> None:
             from vlora_tui.jobs import start
 
-            start(self.store(), recipe, force=force)
+            self.started.add(start(self.store(), recipe, force=force).id)
             text = "Started. Closing the terminal leaves it running."
+            self._app.call_from_thread(self._app.notify, text)
+            self._look()
+
+        self._later(work, "starting the job")
+
+    def start_without_bad(self, job_id: str) -> None:
+        """Start the recipe of a job again as a new one that leaves bad adapters out."""
+
+        def work() -> None:
+            from vlora_tui.jobs import start
+
+            job = self.store().find(job_id)
+            recipe = job.recipe()
+            recipe = replace(recipe, input=replace(recipe.input, skip_bad=True))
+            self.started.add(start(self.store(), recipe, force=job.info.force).id)
+            text = "Started again without the bad adapters."
             self._app.call_from_thread(self._app.notify, text)
             self._look()
 
@@ -137,6 +156,7 @@ class Desk:
             from vlora_tui.jobs import start
 
             job = start(self.store(), recipe)
+            self.started.add(job.id)
             if self.spectra_of == chosen:
                 self.spectra_job = job.id
             self._look()
@@ -148,6 +168,25 @@ class Desk:
                 self._app.call_from_thread(self._not_measured, chosen, str(error))
 
         self._later(measured, "measuring the adapters")
+
+    def stop_spectra(self, why: str) -> None:
+        """Let go of the spectra, and cancel the job that computes them; opening step 2 asks anew.
+
+        Args:
+            why: What step 2 says until then.
+        """
+        job_id, self.spectra_job = self.spectra_job, None
+        self.spectra_of, self.spectra_problem = (), why
+        self._app.session.set_spectra(None)
+        self._app.tell("spectra")
+        self._app.tell("jobs")
+        view = self.view(job_id or "")
+        if job_id is not None and (view is None or not view.state.is_over):
+            self.cancel(job_id, discard=True)
+
+    def forget_spectra(self) -> None:
+        """Files may have changed: look at the marked adapters anew when step 2 is next opened."""
+        self.spectra_of, self.spectra_job = (), None
 
     def _not_measured(self, chosen: tuple[str, ...], problem: str) -> None:
         """Say why on the step itself, and try again when it is next opened."""
@@ -162,6 +201,7 @@ class Desk:
         def show() -> None:
             if self.spectra_of == chosen:
                 self._app.session.set_spectra(spectra)
+                self._app.verdict.spectra_came(spectra)
                 self._app.tell("spectra")
 
         self._app.call_from_thread(show)
@@ -192,6 +232,7 @@ class Desk:
             self._timer.stop()
             self._timer = None
         self._app.tell("jobs")
+        self._app.verdict.looked_at(views)
 
     def _tick(self) -> None:
         if not self._busy:

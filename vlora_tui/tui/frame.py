@@ -329,6 +329,7 @@ class Frame(App[int]):
             return
         self.session.output = recipe.output
         self.session.exports = recipe.exports
+        self.session.skip_bad = recipe.input.skip_bad
         if recipe.compress is not None:
             choosing, lost = choosing_of(recipe.compress)
             self.session.choose(choosing)

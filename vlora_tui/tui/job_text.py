@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from vlora_tui import events
+from vlora_tui.tui.verdict import can_go_on, names_of
 from vlora_tui.tui.words import clean, plural, size, tilde
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def details(view: JobView, *, ascii_only: bool = False) -> Text:
             text.append(line + "\n")
     if view.error is not None:
         _say_error(text, view.error)
+        if can_go_on(view):
+            text.append("L leaves out what cannot be used, and starts again.\n", "bold")
     if str(view.state) == "vanished":
         text.append("Its process is gone and never said how it ended. ", "bold")
         text.append("R goes on with the layers that are built.\n")
@@ -152,7 +155,7 @@ def _say_error(text: Text, error: dict[str, object]) -> None:
 def review(session: Session) -> Text:
     """What Enter is going to do."""
     text = Text()
-    chosen = session.chosen
+    chosen = session.kept
     if not chosen:
         text.append("Nothing is marked yet.\n", "bold")
         text.append("1 goes to the adapters; space marks one, * its whole group.")
@@ -160,6 +163,13 @@ def review(session: Session) -> Text:
     groups = len(session.groups)
     total = size(sum(info.nbytes for info in chosen))
     text.append(f"compress  {plural(len(chosen), 'adapter')}, {total}\n")
+    out = [info.path for info in session.chosen if str(info.path) in session.left_out]
+    if out:
+        text.append(f"left out  {names_of(session, map(str, out))}\n")
+    undecided = session.undecided
+    if undecided:
+        words = f"          {names_of(session, undecided)} cannot be used: Enter asks what to do\n"
+        text.append(words, "bold")
     if groups > 1:
         text.append(
             f"          They belong to {groups} groups that do not fit together: "

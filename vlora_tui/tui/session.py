@@ -92,6 +92,9 @@ class Session:
         spectra: The spectra of the marked adapters, as far as they are computed.
         manifest: The subspace that is open, where one is.
         output: Where the subspace is going to be written.
+        bad: Adapters that reading every tensor ruled out, by path, and why.
+        left_out: Of these, the ones that the work goes on without.
+        skip_bad: The recipe that was opened says to go on without any that are bad.
     """
 
     infos: dict[str, AdapterInfo] = field(default_factory=dict)
@@ -101,6 +104,9 @@ class Session:
     manifest: Manifest | None = None
     output: str | None = None
     exports: tuple[Export, ...] = ()
+    bad: dict[str, Finding] = field(default_factory=dict)
+    left_out: dict[str, None] = field(default_factory=dict)
+    skip_bad: bool = False
     choosing: Choosing = field(default_factory=Choosing)
     pins: list[Choosing] = field(default_factory=list)
     _history: list[Choosing] = field(default_factory=list, repr=False)
@@ -112,7 +118,10 @@ class Session:
     def add_found(self, found: Iterable[AdapterInfo]) -> None:
         """Take adapters that a scan found into the table."""
         for info in found:
-            self.infos[str(info.path)] = info
+            path = str(info.path)
+            self.infos[path] = info
+            self.bad.pop(path, None)  # it may have been mended
+            self.left_out.pop(path, None)
 
     def rename(self, names: Mapping[str, str]) -> None:
         """Give adapters the names that tell them apart, by path."""
@@ -126,15 +135,35 @@ class Session:
         """What reading every tensor found, by path, of the adapters that it was done for."""
         from vlora_engine.health import Finding
 
+        ruled_out: dict[str, tuple[Finding, ...]]
+        ruled_out = {path: (finding,) for path, finding in self.bad.items()}
         if self.spectra is None:
-            return {}
+            return ruled_out
         tasks = {task.name for task in self.spectra.tasks}
         found = [Finding(**row) for row in self.spectra.findings]
-        return {
-            str(info.path): tuple(f for f in found if f.where.startswith(str(info.path)))
+        return ruled_out | {
+            str(info.path): tuple(f for f in found if is_about(f.where, str(info.path)))
             for info in self.chosen
             if info.name in tasks
         }
+
+    @property
+    def kept(self) -> list[AdapterInfo]:
+        """The marked adapters without those that are left out."""
+        return [info for info in self.chosen if str(info.path) not in self.left_out]
+
+    @property
+    def undecided(self) -> dict[str, Finding]:
+        """Marked adapters that are bad, and of which nobody has said what to do with them."""
+        return {
+            path: finding
+            for path, finding in self.bad.items()
+            if path in self.marked and path in self.infos and path not in self.left_out
+        }
+
+    def leave_out(self, paths: Iterable[str]) -> None:
+        """Go on without these; they stay marked, so that what was measured of the others holds."""
+        self.left_out |= dict.fromkeys(paths)
 
     def mark(self, path: str, on: bool | None = None) -> None:
         """Mark an adapter, unmark it, or (None) turn it over. Broken ones cannot be marked."""
@@ -142,6 +171,7 @@ class Session:
         wanted = path not in self.marked if on is None else on
         if not wanted:
             self.marked.pop(path, None)
+            self.left_out.pop(path, None)
         elif info is not None and info.error is None:
             self.marked[path] = None
 
@@ -152,8 +182,8 @@ class Session:
 
     @property
     def groups(self) -> set[int | None]:
-        """The groups that the marked adapters belong to."""
-        return {info.group for info in self.chosen}
+        """The groups that the adapters in use belong to."""
+        return {info.group for info in self.kept}
 
     def title(self) -> str:
         """One line about what is open: base model, number, size."""
@@ -162,10 +192,13 @@ class Session:
             return f"{self.manifest.path.name} · {count} tasks · {_size(self.manifest.nbytes)}"
         if not self.chosen:
             return f"{len(self.infos)} adapters found" if self.infos else "nothing open"
-        bases = {info.base_model or "?" for info in self.chosen}
+        kept = self.kept
+        bases = {info.base_model or "?" for info in kept}
         base = bases.pop() if len(bases) == 1 else f"{len(bases)} base models"
-        size = _size(sum(info.nbytes for info in self.chosen))
-        return f"{base} · {len(self.chosen)} adapters · {size}"
+        size = _size(sum(info.nbytes for info in kept))
+        out = len(self.chosen) - len(kept)
+        without = f" · {out} left out" if out else ""
+        return f"{base} · {len(kept)} adapters · {size}{without}"
 
     # the choice of k
 
@@ -258,7 +291,8 @@ class Session:
             for info, name in zip(self.chosen, names, strict=True)
         )
         return Recipe(
-            input=Input(adapters=adapters),
+            # Those left out stay named: the spectra were made, and are found again, by all of them.
+            input=Input(adapters=adapters, skip_bad=self.skip_bad or len(self.kept) < len(names)),
             compress=self.choosing.compress(),
             output=self.output or str(self.default_output()),
             exports=self.exports,
@@ -279,6 +313,8 @@ class Session:
         given = [a.name for a in recipe.input.adapters]
         if all(given):
             words += ["--names", *[str(name) for name in given]]
+        if recipe.input.skip_bad:
+            words.append("--skip-bad")
         compress = recipe.compress
         if compress is not None:
             words += ["--method", compress.method]
@@ -294,6 +330,11 @@ class Session:
         if recipe.output is not None:
             words += ["-o", recipe.output]
         return shlex.join(words)
+
+
+def is_about(where: str, path: str) -> bool:
+    """Whether a finding's place is the adapter at ``path``, or something in it."""
+    return where == path or where.startswith((f"{path}:", f"{path}{os.sep}"))
 
 
 def recent_folders() -> list[str]:

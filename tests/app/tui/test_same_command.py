@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests import make
+from tests.app.tui.test_bad_adapters import with_nan
 from tests.app.tui.test_run import session_of
+from vlora_engine.manifest import read_manifest
 from vlora_tui.cli import main
 from vlora_tui.run import Run
 from vlora_tui.tui.session import Choosing
@@ -42,3 +44,12 @@ def test_the_copied_command_makes_the_same_subspace(choosing: Choosing, tmp_path
     assert files == sorted(p.relative_to(two) for p in two.rglob("*") if p.is_file())
     for file in files:
         assert (one / file).read_bytes() == (two / file).read_bytes(), file
+
+
+def test_the_copied_command_leaves_out_what_enter_leaves_out(tmp_path: Path) -> None:
+    session = session_of([*make.collection(tmp_path / "in", 3), with_nan(tmp_path / "in")])
+    session.choose(Choosing(goal=("k", 3)))
+    session.leave_out(path for path in session.infos if path.endswith("with-nan"))
+    session.output = str(tmp_path / "out")
+    assert main(shlex.split(session.command())[1:]) == 0
+    assert len(read_manifest(tmp_path / "out").tasks) == 3

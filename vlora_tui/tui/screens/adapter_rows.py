@@ -67,6 +67,11 @@ class Row:
         return self.info is None
 
     @property
+    def cannot_be_used(self) -> bool:
+        """Whether its headers or its tensors rule it out."""
+        return self.error is not None or any(f.severity == "error" for f in self.checked or ())
+
+    @property
     def base(self) -> str | None:
         source = self.info or self.manifest
         return None if source is None else source.base_model
@@ -240,8 +245,8 @@ _FACTS: dict[str, Callable[[Row], Any]] = {
 }
 _KINDS: dict[str, Callable[[Row, set[str]], bool]] = {
     "marked": lambda row, marked: row.path in marked,
-    "broken": lambda row, marked: row.error is not None,
-    "sound": lambda row, marked: row.error is None,
+    "broken": lambda row, marked: row.cannot_be_used,
+    "sound": lambda row, marked: not row.cannot_be_used,
     "subspace": lambda row, marked: row.is_subspace,
     "adapter": lambda row, marked: not row.is_subspace,
     "remarkable": lambda row, marked: bool(row.findings),

@@ -180,6 +180,15 @@ class AdaptersView(View):
             self._line.display = True
             self._line.focus()
 
+    def show_only(self, words: str) -> None:
+        """Set the filter, and look at the first row that it keeps."""
+        self._take_session()
+        self._line.value = words
+        self._line.display = True
+        self._show()
+        self.table.move_to(0)
+        self._focus()
+
     def look_into(self, places: list[str]) -> None:
         """Scan these places, one after another."""
         places = [_absolute(place) for place in places]
@@ -348,6 +357,7 @@ class AdaptersView(View):
         places = list(self._scanner.places)
         if places and not self._scanning:
             self._forget()
+            self.vlora.desk.forget_spectra()
             self.look_into(places)
 
     def action_close(self) -> None:
@@ -355,6 +365,7 @@ class AdaptersView(View):
         self._remember_marks()
         self._forget()
         self.session.marked.clear()
+        self.session.skip_bad = False
         self.session.manifest = None
         self.query_one(StartPage).renew()
         self.vlora.tell("collection")
@@ -541,6 +552,8 @@ class AdaptersView(View):
             self.table.focus()
 
     def _mark(self, row: Row) -> Cell:
+        if row.path in self.session.left_out:
+            return ("x" if self.vlora.ascii_only else "✕"), "warning"
         if row.path in self.session.marked:
             return ("*" if self.vlora.ascii_only else "●"), "marked"
         if row.error is not None:
@@ -629,6 +642,8 @@ class AdaptersView(View):
             return f"space marks one, * its group, + all shown{tail}"
         groups = Counter(info.group for info in chosen)
         words = f"{len(chosen)} marked, {size(sum(info.nbytes for info in chosen))}"
+        out = len(chosen) - len(self.session.kept)
+        words += f", {out} of them left out" if out else ""
         if len(groups) > 1:
             return f"{words}, {len(groups)} groups: one recipe for each. Enter: choose k"
         return f"{words}. Enter: choose k"

@@ -230,7 +230,7 @@ class ExportView(PaneView):
         kinds = [k for k, there in (("subspace", session.manifest), ("adapters", session.marked))
                  if there]  # fmt: skip
         kind = self._wanted if self._wanted in kinds else (kinds[0] if kinds else None)
-        of = (kind, session.manifest if kind == "subspace" else tuple(session.marked))
+        of = (kind, session.manifest if kind == "subspace" else tuple(i.path for i in session.kept))
         if of == self._of:
             return
         self._of = of
@@ -240,7 +240,7 @@ class ExportView(PaneView):
         if kind == "subspace" and session.manifest is not None:
             self._source = exporting.tasks_of(session.manifest)
         else:
-            self._source = exporting.adapters_of(session.chosen)
+            self._source = exporting.adapters_of(session.kept)
         places = exporting.first_settings(self._source)
         self._settings = replace(
             self._settings, doing=places.doing, out=places.out, merged=places.merged, weights=""

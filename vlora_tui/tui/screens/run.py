@@ -12,6 +12,7 @@ from textual.widgets import Input, Static
 
 from vlora_tui.tui import job_text
 from vlora_tui.tui.screens.base import View
+from vlora_tui.tui.verdict import can_go_on
 from vlora_tui.tui.widgets.table import Column, Table
 
 if TYPE_CHECKING:
@@ -35,13 +36,22 @@ class RunView(View):
         "terminal leaves them running, and the next session finds them.\n"
         "o changes where the subspace goes, f allows an existing output to be replaced.\n"
         "On a job: c cancels it (and asks what to do with the layers that are built), R goes on "
-        "with one that stopped, v opens what it made, x forgets it."
+        "with one that stopped, v opens what it made, x forgets it; L starts one that bad "
+        "adapters stopped again without them."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "start", "Start", id="run.start", tooltip="Start what is on top"),
         Binding("o", "output", "Output", id="run.output", tooltip="Where the subspace goes"),
         Binding("c", "cancel", "Cancel", id="run.cancel", tooltip="Stop the job under the cursor"),
         Binding("R", "resume", "Resume", id="run.resume", tooltip="Go on with a stopped job"),
+        Binding(
+            "L",
+            "leave_out",
+            "Leave bad out",
+            show=False,
+            id="run.leave_out",
+            tooltip="Start a job that bad adapters stopped again without them",
+        ),
         Binding("v", "open", "View result", id="run.open", tooltip="Open what the job made"),
         Binding("x", "remove", "Forget", show=False, id="run.remove", tooltip="Forget the job"),
         Binding("f", "force", "Replace", show=False, id="run.force", tooltip="Replace the output"),
@@ -144,6 +154,8 @@ class RunView(View):
         if not session.marked:
             self.notify("Nothing is marked: 1, then space on an adapter.", severity="warning")
             return
+        if self.vlora.verdict.ask():
+            return
         if len(session.groups) > 1:
             self.notify(
                 "The marked adapters belong to several groups that do not fit together. "
@@ -205,6 +217,13 @@ class RunView(View):
             self.notify("Only a job that stopped before its end can go on.", severity="warning")
             return
         self.vlora.desk.resume(view.job.id)
+
+    def action_leave_out(self) -> None:
+        view = self.job
+        if view is None or not can_go_on(view):
+            self.notify("This job was not stopped by bad adapters.", severity="warning")
+            return
+        self.vlora.verdict.go_on_without(view)
 
     async def action_open(self) -> None:
         view = self.job

@@ -1,0 +1,218 @@
+"""The verdict on bad adapters: which a job's check ruled out and why, and the question what to do.
+
+A spectra job goes on without them by itself; a build stops before it writes anything. Either way
+the person is asked once: leave them out and go on, look at them, or stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from textual.screen import ModalScreen
+
+from vlora_engine.health import Finding
+from vlora_tui.tui.session import Session, is_about
+from vlora_tui.tui.words import clean, plural
+
+if TYPE_CHECKING:
+    from vlora_engine.surface import Spectra
+    from vlora_tui.jobs import JobView
+    from vlora_tui.tui.app import VLoRAApp
+    from vlora_tui.tui.widgets.dialogs import Option
+
+LEAVE, SHOW, STOP = "leave", "show", "stop"
+CODE = "ruled-out"
+NAMES = 3  # so many are named in a line
+
+
+class Verdict:
+    """Hears of bad adapters from spectra and from jobs that failed, and asks about them.
+
+    Everything here runs on the event loop; `Desk` reads the files.
+    """
+
+    def __init__(self, app: VLoRAApp) -> None:
+        self._app = app
+        self._asked: set[str] = set()  # paths of adapters, ids of jobs
+
+    # what is heard
+
+    def spectra_came(self, spectra: Spectra) -> None:
+        """Adapters that are marked and not among these spectra's tasks are bad."""
+        session = self._app.session
+        tasks = {task.name for task in spectra.tasks}
+        missing = [str(info.path) for info in session.chosen if info.name not in tasks]
+        session.bad |= ruled_out(spectra.skipped, missing)
+        session.bad |= {path: _unexplained(path) for path in missing if path not in session.bad}
+        fresh = session.undecided.keys() - self._asked
+        if not fresh:
+            return
+        if session.skip_bad:  # the recipe that was opened has said what to do
+            self._asked |= fresh
+            self._leave_out(fresh)
+        elif self._may_ask():
+            self.ask()
+
+    def looked_at(self, views: Iterable[JobView]) -> None:
+        """Jobs of this session that bad adapters have stopped are asked about, once each."""
+        for view in views:
+            job_id = view.job.id
+            if job_id not in self._app.desk.started or job_id in self._asked:
+                continue
+            errors = stopped_by(view)
+            if errors and self._may_ask():
+                self._asked.add(job_id)
+                session = self._app.session
+                session.bad |= ruled_out(errors, session.infos)
+                self._ask_about_job(view, errors)
+
+    def _may_ask(self) -> bool:
+        """A question that is open, or a text that is read, is not covered by another."""
+        return not isinstance(self._app.screen, ModalScreen)
+
+    # what is asked
+
+    def ask(self) -> bool:
+        """Ask about bad adapters that are marked; False if there are none to decide on."""
+        session = self._app.session
+        bad = session.undecided
+        if not bad:
+            return False
+        self._asked |= bad.keys()
+        left = len(session.kept) - len(bad)
+        running = self._app.desk.spectra_job is not None
+        options = [
+            _option("l", "leave out and go on", LEAVE, f"with the other {left}"),
+            _option("s", "show them", SHOW, "in Adapters, with what was found"),
+            _option("x", "stop", STOP, "measuring the others too" if running else "choose nothing"),
+        ]
+        words = f"{plural(len(bad), 'adapter')} of {len(session.kept)} cannot be used."
+
+        def answered(answer: str | None) -> None:
+            if answer == LEAVE:
+                self._leave_out(bad)
+            elif answer == SHOW:
+                self._show()
+            elif answer == STOP:
+                self._asked -= bad.keys()  # who comes back to this choice is asked again
+                self._app.desk.stop_spectra(f"Stopped: {words} {names_of(session, bad)}")
+
+        self._push(words, problems(session, bad), options if left else options[1:], answered)
+        return True
+
+    def _ask_about_job(self, view: JobView, errors: Sequence[Mapping[str, Any]]) -> None:
+        bad = ruled_out(errors, self._app.session.infos)
+        listed = problems(self._app.session, bad) if bad else [_problem(e) for e in errors]
+        options = [
+            _option("s", "show them", SHOW, "in Adapters, with what was found"),
+            _option("x", "stop here", STOP, "the job stays in the list"),
+        ]
+        if can_go_on(view):
+            more = "a new job with the others"
+            options.insert(0, _option("l", "leave out and go on", LEAVE, more))
+
+        def answered(answer: str | None) -> None:
+            if answer == LEAVE:
+                self.go_on_without(view)
+            elif answer == SHOW:
+                self._show()
+
+        title = f"{clean(view.job.info.title)}: stopped by {plural(len(errors), 'bad adapter')}."
+        self._push(title, listed, options, answered)
+
+    def _push(self, words: str, listed: Any, options: list[Option], answered: Any) -> None:
+        from vlora_tui.tui.widgets.dialogs import ListProblems
+
+        self._app.push_screen(ListProblems("Bad adapters", words, listed, options), answered)
+
+    # what is done
+
+    def go_on_without(self, view: JobView) -> None:
+        """Start the work of a job that bad adapters stopped again, without them."""
+        session = self._app.session
+        bad = ruled_out(stopped_by(view), session.infos)
+        session.bad |= bad
+        self._leave_out(session.undecided.keys() & bad.keys())
+        self._app.desk.start_without_bad(view.job.id)
+
+    def _leave_out(self, paths: Iterable[str]) -> None:
+        session, paths = self._app.session, list(paths)
+        session.leave_out(paths)
+        if paths:
+            left = plural(len(session.kept), "adapter")
+            text = f"{len(paths)} left out ({names_of(session, paths)}); {left} go on."
+            self._app.notify(text, markup=False)
+        self._app.tell("collection")
+
+    def _show(self) -> None:
+        self._app.call_later(self._app.show_bad)
+
+
+def stopped_by(view: JobView) -> list[Mapping[str, Any]]:
+    """The errors of the adapters that stopped a job; none if something else did."""
+    errors = (view.error or {}).get("errors")
+    return [one for one in errors if isinstance(one, Mapping)] if isinstance(errors, list) else []
+
+
+def can_go_on(view: JobView) -> bool:
+    """Whether a job that bad adapters stopped has others that it could go on with."""
+    from vlora_tui import events
+
+    checked, errors = view.last(events.Checked), stopped_by(view)
+    return bool(errors) and (checked is None or checked.good > 0)
+
+
+def ruled_out(errors: Iterable[Mapping[str, Any]], paths: Iterable[str]) -> dict[str, Finding]:
+    """What an error says of each of ``paths`` that one of them is about."""
+    paths, found = list(paths), {}
+    for error in errors:
+        where = str(error.get("where") or "")
+        for path in paths:
+            if is_about(where, path):
+                found[path] = _finding(error)
+    return found
+
+
+def problems(session: Session, bad: Mapping[str, Finding]) -> list[tuple[str, list[str]]]:
+    """Bad adapters as a dialog lists them: the name, then what is wrong and what mends it."""
+    return [
+        (
+            session.infos[path].name if path in session.infos else path,
+            [finding.what, *([f"to mend it: {finding.remedy}"] if finding.remedy else [])],
+        )
+        for path, finding in bad.items()
+    ]
+
+
+def names_of(session: Session, paths: Iterable[str]) -> str:
+    """A few names, and how many more there are."""
+    names = [clean(session.infos[path].name) for path in paths if path in session.infos]
+    more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
+    return ", ".join(names[:NAMES]) + more
+
+
+def _problem(error: Mapping[str, Any]) -> tuple[str, list[str]]:
+    return str(error.get("where") or "an adapter"), [_finding(error).what]
+
+
+def _finding(error: Mapping[str, Any]) -> Finding:
+    what, found = str(error.get("what") or "It cannot be used."), error.get("found")
+    return Finding(
+        "error",
+        CODE,
+        str(error.get("where") or ""),
+        f"{what.rstrip('.')}: {found}." if found else what,
+        str(error.get("remedy") or ""),
+    )
+
+
+def _unexplained(path: str) -> Finding:
+    what = "It could not be read when the adapters were measured."
+    return Finding("error", CODE, path, what, "r in Adapters looks again")
+
+
+def _option(key: str, label: str, value: str, more: str) -> Option:
+    from vlora_tui.tui.widgets.dialogs import Option
+
+    return Option(key, label, value, more)
