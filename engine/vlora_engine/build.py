@@ -22,11 +22,12 @@ from vlora_engine.adapters import AdapterSource
 from vlora_engine.budget import Choice, check_targets, choose, match_layers, too_large
 from vlora_engine.check import CheckReport, check_adapters
 from vlora_engine.encode import EncodedTask, TaskLayer
-from vlora_engine.errors import Cancelled, ParameterError, StorageError, SubspaceError
+from vlora_engine.errors import ParameterError, SubspaceError
 from vlora_engine.files import check_output, discard, partial_path, publish, sole_writer
 from vlora_engine.health import Finding
 from vlora_engine.layer import BuiltLayer, LayerPlan, build_layer
 from vlora_engine.manifest import METHODS, LayerSpec, Manifest, TaskRecord
+from vlora_engine.partial import RESULT, SPECTRA, layers_kept
 from vlora_engine.parts import LayerParts
 from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
 from vlora_engine.records import base_model_of, figure, max_k, shared_layers, task_record
@@ -36,7 +37,6 @@ from vlora_engine.spectrum import canonical_order, compute_spectra, pick_device
 from vlora_engine.stack import read_stack
 from vlora_engine.store import relative_source, task_files, write_subspace
 from vlora_engine.surface import Spectra
-from vlora_engine.tensorfile import write_error
 
 logger = logging.getLogger(__name__)
 
@@ -355,9 +355,11 @@ def build_subspace(
     Raises:
         CollectionError: Bad adapters. ParameterError, TargetError: k or the target.
         OutputExistsError: ``out`` is there and not ``force``.
-        StorageError: The disk refused; what was half written is removed. Or another process
-            is building the same output.
-        Cancelled: Stopped between two layers; the finished ones are kept for ``resume``.
+        StorageError: The disk refused. Or another process is building the same output.
+        Cancelled: Stopped between two layers.
+
+    Finished layers are kept for ``resume`` whatever stops it, but for an input that is at fault;
+    what was half written is removed.
     """
     wanted = (targets or Targets(**named_targets)).checked()
     check_output(out, force=force)
@@ -391,13 +393,12 @@ def _build_in(
     progress: ProgressCallback | None,
     cancelled: CancelCheck | None,
 ) -> BuildReport:
-    try:
+    def compute() -> Spectra:
+        return _spectra_in(partial, collection, device, progress, cancelled)
 
-        def compute() -> Spectra:
-            return _spectra_in(partial, collection, device, progress, cancelled)
-
+    with layers_kept(partial, out):
         plan = make_plan(collection, wanted, spectra=known, compute=compute)
-        parts = LayerParts(partial, fingerprint(collection, plan))
+        parts = LayerParts(partial, fingerprint(collection, plan, device))
         names = [spec.name for spec in collection.layers]
         missing = [name for i, name in enumerate(names) if not parts.has(i)]
         built = build_layers(
@@ -406,26 +407,19 @@ def _build_in(
         with closing(built):
             for layer in built:
                 parts.write(names.index(layer.basis.name), layer)
-        manifest = _assemble(partial / "result", out, collection, wanted.method, parts)
+        manifest = _assemble(partial / RESULT, out, collection, wanted.method, parts)
         report = _report(out, collection, plan, manifest, parts, len(names) - len(missing))
-        publish(partial / "result", out, force=force)
+        publish(partial / RESULT, out, force=force)
         discard(partial)
-    except Cancelled:
-        raise
-    except OSError as error:
-        discard(partial)
-        raise error if isinstance(error, StorageError) else write_error(out, error) from None
-    except Exception:
-        discard(partial)
-        raise
     return report
 
 
-def fingerprint(collection: Collection, plan: Plan) -> str:
-    """What layers must have in common to be used together."""
+def fingerprint(collection: Collection, plan: Plan, device: str) -> str:
+    """What layers must have in common to be used together: all that decides on their bytes."""
     content = {
         "engine": __version__,
         "torch": torch.__version__,
+        "device": pick_device(device).type,
         "tasks": [(n, collection.check.adapters[n].digest) for n in collection.sources],
         "layers": {name: asdict(own) for name, own in plan.layers.items()},
     }
@@ -433,7 +427,7 @@ def fingerprint(collection: Collection, plan: Plan) -> str:
 
 
 def _make(partial: Path, *, keep: bool) -> None:
-    for entry in [partial / "result"] if keep else list(partial.iterdir()):
+    for entry in [partial / RESULT] if keep else list(partial.iterdir()):
         discard(entry)
 
 
@@ -445,7 +439,7 @@ def _spectra_in(
     cancelled: CancelCheck | None,
 ) -> Spectra:
     """The spectra of an interrupted build if they are complete, else new ones."""
-    place = partial / "spectra"
+    place = partial / SPECTRA
     if place.exists():
         known = Spectra.load(place)
         try:

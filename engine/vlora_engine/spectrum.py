@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -14,14 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlora_engine._version import __version__
 from vlora_engine.adapters import AdapterSource
 from vlora_engine.check import CheckReport, check_adapters
 from vlora_engine.errors import ParameterError
-from vlora_engine.files import check_output, new_directory
+from vlora_engine.files import check_output, discard, publish, sole_writer
 from vlora_engine.inner import module_gram
 from vlora_engine.linalg import full_basis, small_grams
 from vlora_engine.manifest import TaskRecord
 from vlora_engine.memory import return_large_blocks
+from vlora_engine.partial import layers_kept, spectra_partial
 from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
 from vlora_engine.records import overhead_bytes, shared_layers, task_record
 from vlora_engine.sizes import STORAGE_DTYPES
@@ -32,6 +36,7 @@ from vlora_engine.surface import (
     Spectra,
     TaskEntry,
     diagonal_k,
+    finished_layers,
     grid_k,
     grid_points,
     vectors_file,
@@ -79,6 +84,10 @@ def compute_spectra(
     Raises:
         CollectionError: Bad adapters, and not ``skip_bad``.
         OutputExistsError: ``out`` holds something else than spectra, and not ``force``.
+        Cancelled: Stopped between two layers.
+
+    Whatever stops it, the layers that are finished are kept beside ``out``; the next call for the
+    same adapters goes on with them.
     """
     unknown = [m for m in methods if m not in METHODS]
     if unknown:
@@ -94,16 +103,36 @@ def compute_spectra(
     if out is None:
         _fill(spectra, good, check, None, device, progress, cancelled)
         return spectra
-    with new_directory(out, job="spectra", force=force) as partial:
-        write_index(partial, spectra, shapes)
-        _fill(spectra, good, check, partial, device, progress, cancelled)
-    spectra.path = out
+    partial = spectra_partial(out)
+    with sole_writer(partial, out), layers_kept(partial, out):
+        common = _fingerprint(spectra, device)
+        kept = finished_layers(partial, common)
+        for entry in list(partial.iterdir()) if not kept else []:
+            discard(entry)
+        write_index(partial, spectra, shapes, common)
+        _fill(spectra, good, check, partial, device, progress, cancelled, kept)
+        publish(partial, out, force=force)
+    spectra.path, spectra.reused_layers = out, len(kept)
     return spectra
 
 
 def canonical_order(check: CheckReport, names: Sequence[str]) -> list[str]:
     """Task names in the order of every sum: by name, then content."""
     return sorted(names, key=lambda name: (name, check.adapters[name].digest))
+
+
+def _fingerprint(spectra: Spectra, device: str) -> str:
+    """What layers must have in common to be used together: all that decides on their bytes."""
+    content = {
+        "engine": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "device": pick_device(device).type,
+        "methods": spectra.methods,
+        "layers": spectra.layer_names,
+        "tasks": [(task.name, task.digest) for task in spectra.tasks],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _empty(
@@ -156,39 +185,62 @@ def _fill(
     device: str,
     progress: ProgressCallback | None,
     cancelled: CancelCheck | None,
+    kept: Mapping[str, LayerTable] | None = None,
 ) -> None:
+    """Compute every layer; of those that are ``kept`` in ``out`` only the similarity."""
     names = {task.name: i for i, task in enumerate(spectra.tasks)}
     weights = {name: check.adapters[name].weight for name in sources}
     points = grid_points(len(names), len(spectra.layer_names), len(spectra.methods))
-    place = pick_device(device)
+    place, known = pick_device(device), kept or {}
 
     def work(layer: str) -> LayerSpectrum:
+        table = known.get(layer)
+        if table is not None and not _is_comparable(len(table.tasks), table.rank):
+            return LayerSpectrum(table, {}, None)
         stack = read_stack(layer, sources, weights, place)
+        if table is not None:
+            return LayerSpectrum(table, {}, _similarity(stack, names))
         return layer_spectrum(stack, names, spectra.methods, points)
 
     results = map_ordered(
         work, spectra.layer_names, stage="spectra", progress=progress, cancelled=cancelled
     )
     inner: Tensor | None = torch.zeros(len(names), len(names), dtype=torch.float64)
-    kept_bytes = 0
+    room = VECTORS_LIMIT_BYTES
     with closing(results):
         for i, result in enumerate(results):
-            spectra.layers[result.table.name] = result.table
+            table = result.table
+            spectra.layers[table.name] = table
             inner = None if inner is None or result.inner is None else inner + result.inner
             arrays = {key: v.cpu().numpy() for key, v in result.vectors.items()}
             if out is None:
                 spectra.vectors[i] = arrays
-                continue
-            write_layer(out, i, result.table)
-            kept_bytes += sum(array.nbytes for array in arrays.values())
-            if kept_bytes <= VECTORS_LIMIT_BYTES:
-                write_arrays(vectors_file(out, i), arrays)
+            elif table.name in known:
+                room = _room_after(vectors_file(out, i), room)
             else:
-                shutil.rmtree(out / "vectors", ignore_errors=True)
+                room -= sum(array.nbytes for array in arrays.values())
+                # Before the table: a finished layer without vectors says that there is no room.
+                if room >= 0:
+                    write_arrays(vectors_file(out, i), arrays)
+                else:
+                    shutil.rmtree(out / "vectors", ignore_errors=True)
+                write_layer(out, i, table)
+    if out is not None and room < 0:
+        shutil.rmtree(out / "vectors", ignore_errors=True)
     if inner is not None:
         spectra.inner = inner.numpy()
         if out is not None:
             write_arrays(out / "similarity.safetensors", {"inner": spectra.inner})
+
+
+def _room_after(file: Path, room: int) -> int:
+    """What of ``room`` the vectors in a file leave; less than nothing where they were too many."""
+    try:
+        with file.open("rb") as opened:
+            header = int.from_bytes(opened.read(8), "little")
+        return room - (file.stat().st_size - 8 - header)
+    except OSError:
+        return -1
 
 
 def pick_device(device: str) -> torch.device:
@@ -236,13 +288,22 @@ def layer_spectrum(
         compute = _flat_table if method == "flat" else _nested_table
         table.methods[method], own = compute(stack, method, energy, points)
         vectors |= {f"{method}.{side}": v for side, v in own.items()}
-    inner = None
-    if stack.a.shape[0] * stack.rank <= SIMILARITY_LIMIT:
-        inner = torch.zeros(len(names), len(names), dtype=torch.float64)
-        rows = torch.from_numpy(tasks)
-        factors = [(a, bt.T) for a, bt in zip(stack.a, stack.bt, strict=True)]
-        inner[rows[:, None], rows[None, :]] = module_gram(factors, stack.scale.tolist()).cpu()
+    inner = _similarity(stack, names) if _is_comparable(len(stack.a), stack.rank) else None
     return LayerSpectrum(table, vectors, inner)
+
+
+def _is_comparable(tasks: int, rank: int) -> bool:
+    """Whether the inner products of all tasks are affordable on a layer."""
+    return tasks * rank <= SIMILARITY_LIMIT
+
+
+def _similarity(stack: LayerStack, names: Mapping[str, int]) -> Tensor:
+    """(N, N) inner products of dW on one layer, 0 for tasks that do not have it."""
+    inner = torch.zeros(len(names), len(names), dtype=torch.float64)
+    rows = torch.tensor([names[task] for task in stack.tasks])
+    factors = [(a, bt.T) for a, bt in zip(stack.a, stack.bt, strict=True)]
+    inner[rows[:, None], rows[None, :]] = module_gram(factors, stack.scale.tolist()).cpu()
+    return inner
 
 
 def _nested_table(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vlora_engine.errors import CorruptFileError, NotFoundError, ParameterError
+from vlora_engine.errors import CorruptFileError, NotFoundError, ParameterError, VLoRAError
 from vlora_engine.files import write_file, write_json
 
 Array = npt.NDArray[Any]
@@ -145,6 +146,7 @@ class Spectra:
         inner: (N, N) inner products of dW, where they were affordable.
         vectors: Per layer index the eigenvectors that form the bases again; spectra on a disk
             keep them in files instead.
+        reused_layers: How many were done already, by a run that was stopped.
     """
 
     tasks: list[TaskEntry]
@@ -157,6 +159,7 @@ class Spectra:
     path: Path | None = None
     overhead: dict[str, int] = field(default_factory=dict)
     vectors: dict[int, dict[str, Array]] = field(default_factory=dict, repr=False)
+    reused_layers: int = 0
 
     def refresh(self) -> bool:
         """Read the layers that were written since; whether there were any."""
@@ -260,13 +263,21 @@ def vectors_file(directory: Path, index: int) -> Path:
     return directory / "vectors" / f"{index:05d}.safetensors"
 
 
-def write_index(directory: Path, spectra: Spectra, shapes: Mapping[str, Any]) -> None:
-    """Write spectra.json: everything but the tables. ``shapes``: layer to (d_in, d_out)."""
+def write_index(
+    directory: Path, spectra: Spectra, shapes: Mapping[str, Any], fingerprint: str
+) -> None:
+    """Write spectra.json: everything but the tables.
+
+    Args:
+        shapes: Layer to (d_in, d_out).
+        fingerprint: What layers must have in common to be used together.
+    """
     write_json(
         directory / "spectra.json",
         {
             "format": FORMAT,
             "version": VERSION,
+            "fingerprint": fingerprint,
             "methods": spectra.methods,
             "layers": [
                 {"name": name, "d_in": shapes[name][0], "d_out": shapes[name][1]}
@@ -279,6 +290,23 @@ def write_index(directory: Path, spectra: Spectra, shapes: Mapping[str, Any]) ->
         },
         indent=1,
     )
+
+
+def finished_layers(directory: Path, fingerprint: str) -> dict[str, LayerTable]:
+    """The layers of unfinished spectra, by name; none where they are of another fingerprint.
+
+    A layer that cannot be read counts as not finished.
+    """
+    try:
+        index = _read_index(directory)
+    except VLoRAError:
+        return {}
+    found: dict[str, LayerTable] = {}
+    if index.get("fingerprint") == fingerprint:
+        for i, layer in enumerate(index["layers"]):
+            with suppress(CorruptFileError):
+                found[layer["name"]] = _read_layer(layer_file(directory, i), layer)
+    return found
 
 
 def write_layer(directory: Path, index: int, table: LayerTable) -> None:

@@ -102,7 +102,7 @@ def test_a_killed_build_leaves_only_its_parts(tmp_path: Path, monkeypatch) -> No
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EDQUOT])
 @pytest.mark.parametrize("when", ["part", "result"])
-def test_a_disk_that_refuses_leaves_nothing(
+def test_a_disk_that_refuses_leaves_nothing_half_written(
     code: int, when: str, tmp_path: Path, monkeypatch
 ) -> None:
     sources = inputs(tmp_path / "in")
@@ -118,7 +118,13 @@ def test_a_disk_that_refuses_leaves_nothing(
     with pytest.raises(StorageError, match=os.strerror(code)) as caught:
         build_subspace(sources, tmp_path / "out", k=3)
     assert caught.value.remedy
-    assert [p.name for p in tmp_path.iterdir()] == ["in"]
+    whole = [f"{i:05d}.sha256" for i in range(4)] if when == "result" else []
+    assert sorted(p.name for p in tmp_path.rglob("*.sha256")) == whole
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / ".out.part-run" / "result").exists()
+    monkeypatch.undo()
+    assert build_subspace(sources, tmp_path / "out", k=3).reused_layers == len(whole)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out"]
 
 
 def test_a_real_full_disk(tmp_path: Path) -> None:
