@@ -20,9 +20,11 @@ from vlora_tui import events, paths
 from vlora_tui.collection import Collection, gather
 from vlora_tui.locking import waiting_lock
 from vlora_tui.recipe import CACHE, METHODS, Compress, Recipe, resolve
+from vlora_tui.room import needs_of, require_room
 from vlora_tui.writing import Writer, plan_outputs
 
 if TYPE_CHECKING:
+    from vlora_engine.budget import Prediction
     from vlora_engine.build import Targets
     from vlora_engine.check import CheckReport
     from vlora_engine.health import Finding
@@ -104,6 +106,7 @@ class Run:
         self.collection = gather(recipe)
         self._tell_collection()
         plan_outputs(self.recipe, self.collection, force=self.force, done=self.done)
+        self._require_room()
         if self.recipe.output is not None and self.recipe.output in self.done:
             self.outputs.append(self.recipe.output)
         elif self.recipe.compress is not None:
@@ -119,6 +122,12 @@ class Run:
         )
         self.outputs += writer.export_all()
         self.outputs += writer.merge_all()
+
+    def _require_room(self, subspace: int | None = None) -> None:
+        """Refuse what will not fit: before anything is read, and again when k is chosen."""
+        require_room(
+            needs_of(self.recipe, self.collection, subspace=subspace, done=self.done, job=self.job)
+        )
 
     def _tell_collection(self) -> None:
         found = self.collection
@@ -153,7 +162,7 @@ class Run:
         check = self._check()
         spectra = self._spectra(compress, check)
         if spectra is not None:
-            self._tell_choice(compress, spectra)
+            self._require_room(self._tell_choice(compress, spectra).nbytes)
         report = build_subspace(
             self.collection.adapters,
             out,
@@ -279,7 +288,7 @@ class Run:
             return None  # a cache: what cannot be read is made again
         return spectra if spectra.complete else None
 
-    def _tell_choice(self, compress: Compress, spectra: Spectra) -> None:
+    def _tell_choice(self, compress: Compress, spectra: Spectra) -> Prediction:
         from vlora_engine.budget import choose
 
         prediction = (choice := choose(spectra, **choice_arguments(compress))).prediction
@@ -292,6 +301,7 @@ class Run:
                 nbytes=prediction.nbytes,
             )
         )
+        return prediction
 
     def _remark(self, finding: Finding) -> None:
         self.emit(events.Remark(finding.what, finding.where, finding.code))

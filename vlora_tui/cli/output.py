@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from vlora_tui.events import finite
+from vlora_tui.sizes import size as size
 
 JSON_VERSION = 1
 NARROWEST = 8  # a column of texts is not cut below this
@@ -143,16 +144,6 @@ def is_terminal(stream: Any) -> bool:
         return bool(stream.isatty())
     except (AttributeError, ValueError):
         return False
-
-
-def size(nbytes: float) -> str:
-    """Bytes for people: 10^3 steps, as the budget counts them."""
-    value = float(nbytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 999.5:
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 99.5 else f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} TB"
 
 
 def percent(share: float | None) -> str:

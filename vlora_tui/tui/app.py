@@ -19,10 +19,12 @@ from vlora_tui.tui.session import Session
 from vlora_tui.tui.verdict import Verdict
 from vlora_tui.tui.widgets.keys import Keys
 from vlora_tui.tui.widgets.topbar import TopBar
+from vlora_tui.tui.words import size, tilde
 
 if TYPE_CHECKING:
     from vlora_tui.jobs import JobView
     from vlora_tui.recipe import Recipe
+    from vlora_tui.room import Lack
 
 
 class Step(NamedTuple):
@@ -143,7 +145,30 @@ class VLoRAApp(Frame):
 
     def start_job(self, recipe: Recipe, *, force: bool = False) -> None:
         """Start a job of this recipe in a process of its own."""
-        self.desk.start(recipe, force=force)
+        figures = self.session.known_figures() if recipe.compress is not None else None
+        of_it = figures is not None and recipe.compress == figures.choosing.compress()
+        known = figures.choice.prediction.nbytes if figures and of_it and figures.choice else None
+        self.desk.start(recipe, force=force, subspace_bytes=known)
+
+    def refuse_for_room(self, lack: Lack) -> None:
+        """Say that what was to be started does not fit, and offer to name another place."""
+        from vlora_tui.tui.widgets.dialogs import Ask, Option
+
+        words = (
+            f"{tilde(lack.path)}\n"
+            f"needs {size(lack.need)}, with the layers that are kept beside it until it is done; "
+            f"{size(lack.free)} are free on the disk of {tilde(lack.disk)}. Nothing was started."
+        )
+        options = [
+            Option("o", "name another place", "place"),
+            Option("b", "back", "back", "make room, then start it again"),
+        ]
+
+        async def answered(answer: str | None) -> None:
+            if answer == "place" and self.view is not None:
+                await self.run_action(self.view.place_action, self.view)
+
+        self.push_screen(Ask("Not enough room", words, options), answered)
 
     async def open_subspace(self, path: str) -> None:
         """Open a subspace directory for Inspect and Export; a complaint where it is none."""

@@ -73,12 +73,24 @@ class Desk:
         """One job by its id."""
         return next((view for view in self.views if view.job.id == job_id), None)
 
-    def start(self, recipe: Recipe, *, force: bool = False) -> None:
-        """Start a job; the screen that is in view hears of it by ``changed("jobs")``."""
+    def start(
+        self, recipe: Recipe, *, force: bool = False, subspace_bytes: int | None = None
+    ) -> None:
+        """Start a job; the screen that is in view hears of it by ``changed("jobs")``.
+
+        Args:
+            subspace_bytes: What it is going to write, where that was predicted; what does not fit
+                on its disk is not started.
+        """
 
         def work() -> None:
             from vlora_tui.jobs import start
+            from vlora_tui.room import lack_of
 
+            lack = lack_of(recipe, subspace=subspace_bytes)
+            if lack is not None:
+                self._app.call_from_thread(self._app.refuse_for_room, lack)
+                return
             self.started.add(start(self.store(), recipe, force=force).id)
             text = "Started. Closing the terminal leaves it running."
             self._app.call_from_thread(self._app.notify, text)

@@ -5,11 +5,9 @@ Nothing here writes. Sizes follow from the index; places are looked at as the jo
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shlex
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,19 +15,17 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from vlora_engine.errors import ParameterError, VLoRAError
 from vlora_engine.files import foreign_entries, is_empty_directory
-from vlora_engine.tensorfile import ITEM_BYTES
 from vlora_tui.recipe import AdapterInput, Export, Input, Merge, Recipe, is_path
+from vlora_tui.room import adapter_bytes, free_bytes, merged_bytes
 from vlora_tui.writing import export_paths
 
 if TYPE_CHECKING:
     from vlora_engine.catalog import AdapterInfo
-    from vlora_engine.manifest import Manifest, TaskRecord
+    from vlora_engine.manifest import Manifest
 
 Doing = Literal["export", "merge"]
 Kind = Literal["subspace", "adapters"]
 DTYPES = {None: "as they were", "fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}
-_WORDS = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
-_HEADER_BYTES = 120  # of a safetensors header, for one tensor, about
 
 
 class Parameter(NamedTuple):
@@ -188,22 +184,6 @@ def adapters_of(infos: Sequence[AdapterInfo]) -> Source:
     return Source("adapters", None, tuple(items))
 
 
-def adapter_bytes(manifest: Manifest, task: TaskRecord, dtype: str | None = None) -> int:
-    """About how many bytes a task takes as an adapter of its own, config and header included."""
-    payload, elements = 0, 0
-    for index, rank, own in zip(task.layers, task.ranks, task.dtypes, strict=True):
-        layer = manifest.layers[index]
-        count = rank * (layer.d_in + layer.d_out)
-        elements += count
-        payload += count * ITEM_BYTES[_WORDS.get(dtype or "", own)]
-    rest_of_factors = max(0, task.factor_elements - elements)  # modules that the basis lacks
-    common = task.dtypes[0] if task.dtypes else "F32"
-    payload += rest_of_factors * ITEM_BYTES[_WORDS.get(dtype or "", common)]
-    tensors = 2 * (len(task.layers) + len(task.own)) + task.rest
-    config = len(json.dumps(dict(task.config), indent=2, default=str))
-    return payload + task.rest_bytes + _HEADER_BYTES * tensors + config
-
-
 def first_settings(source: Source) -> Settings:
     """Places beside the source, which nobody has to type."""
     if source.place is not None:
@@ -274,22 +254,9 @@ def _judged(row: Row, inputs: set[Path], seen: set[Path]) -> Row:
 
 
 def _merged_row(merge: Merge, items: Sequence[Item]) -> Row:
-    """A merge needs the sum of the ranks at most, unless a rank is given."""
-    nbytes = sum(item.nbytes for item in items)
-    ranks = sum(item.rank or 0 for item in items)
-    if merge.rank is not None and ranks:
-        nbytes = round(nbytes * min(1.0, merge.rank / ranks))
+    ranks = [item.rank or 0 for item in items]
+    nbytes = merged_bytes([item.nbytes for item in items], ranks, merge.rank)
     return Row(f"{merge.method} of {len(items)}", Path(merge.path), nbytes)
-
-
-def free_bytes(path: Path) -> int | None:
-    """The room on the disk that ``path`` will lie on."""
-    for place in (path, *path.parents):
-        try:
-            return shutil.disk_usage(place).free
-        except OSError:
-            continue
-    return None
 
 
 # recipe and command

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.errors import VLoRAError
 from vlora_tui import paths
+from vlora_tui.sizes import size
 
 if TYPE_CHECKING:
     from vlora_engine.budget import Choice
@@ -189,16 +190,16 @@ class Session:
         """One line about what is open: base model, number, size."""
         if self.manifest is not None and not self.marked:
             count = len(self.manifest.tasks)
-            return f"{self.manifest.path.name} · {count} tasks · {_size(self.manifest.nbytes)}"
+            return f"{self.manifest.path.name} · {count} tasks · {size(self.manifest.nbytes)}"
         if not self.chosen:
             return f"{len(self.infos)} adapters found" if self.infos else "nothing open"
         kept = self.kept
         bases = {info.base_model or "?" for info in kept}
         base = bases.pop() if len(bases) == 1 else f"{len(bases)} base models"
-        size = _size(sum(info.nbytes for info in kept))
+        nbytes = size(sum(info.nbytes for info in kept))
         out = len(self.chosen) - len(kept)
         without = f" · {out} left out" if out else ""
-        return f"{base} · {len(kept)} adapters · {size}{without}"
+        return f"{base} · {len(kept)} adapters · {nbytes}{without}"
 
     # the choice of k
 
@@ -368,11 +369,3 @@ def _common(roots: Sequence[Path]) -> tuple[str, ...]:
             break
         shared.append(column[0])
     return tuple(shared) or ("/",)
-
-
-def _size(nbytes: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if nbytes < 1000 or unit == "GB":
-            return f"{nbytes:.3g} {unit}" if unit != "B" else f"{nbytes:.0f} B"
-        nbytes /= 1000
-    return ""

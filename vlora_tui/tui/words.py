@@ -5,22 +5,14 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from vlora_tui.sizes import size as size
+
 
 def clean(text: object) -> str:
     """``text`` in one line, without what would move the cursor, turn text round or colour it."""
     return "".join(
         c if c.isprintable() else " " if c in "\n\t" else f"\\x{ord(c):02x}" for c in str(text)
     )
-
-
-def size(nbytes: float) -> str:
-    """Bytes in steps of 10^3, three digits."""
-    value = float(nbytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 999.5:
-            return f"{value:.0f} {unit}" if unit == "B" or value >= 99.5 else f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} TB"
 
 
 def number(value: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from vlora_tui import events
 from vlora_tui.tui import job_text
 from vlora_tui.tui.app import VLoRAApp
 from vlora_tui.tui.session import Choosing, Session
+from vlora_tui.tui.widgets.dialogs import Ask
 from vlora_tui.tui.widgets.table import Table
 
 WAIT = 400  # looks, a tenth of a second apart
@@ -167,3 +169,29 @@ def test_durations_read_well() -> None:
     assert job_text.duration(59) == "59 s"
     assert job_text.duration(600) == "10 min"
     assert job_text.duration(3 * 3600) == "3.0 h"
+
+
+def test_what_does_not_fit_on_the_disk_is_not_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = session_of(make.collection(tmp_path / "in", 3))
+    session.choose(Choosing(goal=("k", 3)))
+    session.output = str(tmp_path / "out")
+    app = VLoRAApp(session=session)
+    usage = shutil.disk_usage(tmp_path)._replace(free=2000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
+
+    async def steps(pilot: Pilot) -> None:
+        await pilot.press("3", "enter")
+        await until(pilot, lambda: isinstance(app.screen, Ask), "the refusal")
+        await pilot.pause()
+        told = "\n".join(str(static.content) for static in app.screen.query(Static))
+        assert "2 kB are free" in told
+        assert str(tmp_path / "out") in told
+        assert app.job_views() == []
+        await pilot.press("o")
+        await pilot.pause()
+        assert app.query_one("#place", Input).has_focus
+
+    run(app, steps)
+    assert not (tmp_path / "out").exists()

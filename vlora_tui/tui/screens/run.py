@@ -31,6 +31,7 @@ class RunView(View):
 
     step = 3
     title = "Run"
+    place_action = "output"
     help_text = (
         "Enter starts what the upper pane says. Jobs are processes of their own: closing the "
         "terminal leaves them running, and the next session finds them.\n"

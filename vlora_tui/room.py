@@ -1,0 +1,251 @@
+"""Room on the disk: what a recipe is going to write and where, and whether it fits there.
+
+Sizes follow from headers and from what was predicted; no weight is read, and nothing is written.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from vlora_engine.errors import StorageError, VLoRAError
+from vlora_engine.files import directory_bytes, partial_path
+from vlora_engine.tensorfile import ITEM_BYTES
+from vlora_tui.collection import Collection
+from vlora_tui.recipe import Compress, Export, Merge, Recipe
+from vlora_tui.sizes import size
+from vlora_tui.writing import export_paths, merge_inputs
+
+if TYPE_CHECKING:
+    from vlora_engine.adapters import AdapterSource
+    from vlora_engine.manifest import Manifest, TaskRecord
+
+_WORDS = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+_HEADER_BYTES = 120  # of a safetensors header, for one tensor, about
+_DIGEST = "0" * 64
+
+
+class Need(NamedTuple):
+    """Bytes that are going to be written at a path."""
+
+    path: Path
+    nbytes: int
+
+
+class Lack(NamedTuple):
+    """A disk that has less room than is needed on it.
+
+    Args:
+        path: The first of the outputs that go there.
+        disk: The directory on it that is there already.
+    """
+
+    path: Path
+    disk: Path
+    need: int
+    free: int
+
+    def error(self) -> StorageError:
+        """The same as the error that refuses the run."""
+        return StorageError(
+            "There is not enough room for what is going to be written; nothing was written.",
+            where=self.path,
+            expected=f"{size(self.need)} free, with the layers that are kept beside the output",
+            found=f"{size(self.free)} free on the disk of {self.disk}",
+            remedy="make room there, or choose an output on another disk",
+        )
+
+
+def require_room(needs: Iterable[Need]) -> None:
+    """Refuse what does not fit.
+
+    Raises:
+        StorageError: It says how much is needed, how much is free, and where.
+    """
+    lack = lacking(needs)
+    if lack is not None:
+        raise lack.error()
+
+
+def lacking(needs: Iterable[Need]) -> Lack | None:
+    """The first disk on which all that is going to be written there does not fit."""
+    disks: dict[int, list[tuple[Need, Path]]] = {}
+    for need in needs:
+        there = _nearest(need.path)
+        if there is not None:
+            disks.setdefault(os.stat(there).st_dev, []).append((need, there))
+    for on_disk in disks.values():
+        (first, there), wanted = on_disk[0], sum(need.nbytes for need, _ in on_disk)
+        free = free_bytes(there)
+        if free is not None and wanted > free:
+            return Lack(first.path, there, wanted, free)
+    return None
+
+
+def free_bytes(path: Path) -> int | None:
+    """The room on the disk that ``path`` will lie on."""
+    there = _nearest(path)
+    try:
+        return None if there is None else shutil.disk_usage(there).free
+    except OSError:
+        return None
+
+
+def _nearest(path: Path) -> Path | None:
+    """The path itself, or the directory above it, that is there."""
+    return next((place for place in (path, *path.parents) if place.exists()), None)
+
+
+# what a recipe needs
+
+
+def needs_of(
+    recipe: Recipe,
+    collection: Collection,
+    *,
+    subspace: int | None = None,
+    done: frozenset[str] = frozenset(),
+    job: str = "run",
+) -> list[Need]:
+    """What a recipe is going to write, as far as it is known.
+
+    Args:
+        subspace: The bytes of the subspace, where they were predicted; else they are taken from
+            the recipe, which tells them if k or a budget is given.
+        done: Outputs that are in their places already.
+        job: Names the partial output; layers that are kept there need no room again.
+    """
+    needs: list[Need] = []
+    if recipe.compress is not None and recipe.output is not None and recipe.output not in done:
+        known = subspace if subspace is not None else subspace_bytes(collection, recipe.compress)
+        if known is not None:
+            out = Path(recipe.output)
+            # The layers stay beside the subspace until it is complete.
+            needs.append(Need(out, max(0, 2 * known - _kept(partial_path(out, job)))))
+    for export in recipe.exports:
+        needs += [
+            Need(path, _exported_bytes(export, task, collection))
+            for task, path in export_paths(export, collection.tasks).items()
+            if str(path) not in done
+        ]
+    needs += [
+        Need(Path(merge.path), _merged_bytes(merge, collection))
+        for merge in recipe.merges
+        if merge.path not in done
+    ]
+    return needs
+
+
+def subspace_bytes(collection: Collection, compress: Compress) -> int | None:
+    """The bytes of a subspace of a given k, by the headers alone; None where a target chooses k."""
+    if compress.budget is not None:
+        return compress.budget
+    pair = (compress.k_a or compress.k or 0, compress.k_b or compress.k or 0)
+    sources = collection.adapters
+    if compress.target is not None or not all(pair) or not sources:
+        return None
+    import numpy as np
+
+    from vlora_engine.budget import match_layers
+    from vlora_engine.records import max_k, overhead_bytes, rest_bytes, shared_layers, task_record
+    from vlora_engine.sizes import layer_bytes, storage_dtype
+    from vlora_engine.surface import LayerTable
+
+    layers = shared_layers(sources)
+    own = match_layers([spec.name for spec in layers], compress.layers)
+    found = {shape.dtype for source in sources.values() for shape in source.modules.values()}
+    dtype, total = storage_dtype(compress.dtype, found), 0
+    for spec in layers:
+        ranks = [s.modules[spec.name].rank for s in sources.values() if spec.name in s.modules]
+        table = LayerTable(
+            spec.name, spec.d_in, spec.d_out, np.arange(len(ranks)), np.array(ranks), np.empty(0)
+        )
+        wanted = (own[spec.name],) * 2 if spec.name in own else pair
+        limits = max_k(compress.method, spec, sources)
+        k_a, k_b = (min(k, limit) for k, limit in zip(wanted, limits, strict=True))
+        total += int(layer_bytes(compress.method, table, k_a, k_b, dtype))
+    records = {
+        name: task_record(name, source, layers, file=name, digest=_DIGEST, norm=1.0)
+        for name, source in sources.items()
+    }
+    rest = sum(rest_bytes(source) for source in sources.values())
+    return total + rest + overhead_bytes(sources, records, layers, dtype)
+
+
+def adapter_bytes(manifest: Manifest, task: TaskRecord, dtype: str | None = None) -> int:
+    """About how many bytes a task takes as an adapter of its own, config and header included."""
+    payload, elements = 0, 0
+    for index, rank, own in zip(task.layers, task.ranks, task.dtypes, strict=True):
+        layer = manifest.layers[index]
+        count = rank * (layer.d_in + layer.d_out)
+        elements += count
+        payload += count * ITEM_BYTES[_WORDS.get(dtype or "", own)]
+    rest_of_factors = max(0, task.factor_elements - elements)  # modules that the basis lacks
+    common = task.dtypes[0] if task.dtypes else "F32"
+    payload += rest_of_factors * ITEM_BYTES[_WORDS.get(dtype or "", common)]
+    tensors = 2 * (len(task.layers) + len(task.own)) + task.rest
+    return payload + task.rest_bytes + _HEADER_BYTES * tensors + _config_bytes(task.config)
+
+
+def merged_bytes(sizes: Iterable[int], ranks: Iterable[int], rank: int | None) -> int:
+    """A merge needs the sum of the ranks at most, unless a rank is given."""
+    total, of_all = sum(sizes), sum(ranks)
+    return round(total * min(1.0, rank / of_all)) if rank is not None and of_all else total
+
+
+def _exported_bytes(export: Export, task: str, collection: Collection) -> int:
+    if collection.manifest is not None:
+        return adapter_bytes(collection.manifest, collection.manifest.task(task), export.dtype)
+    source = collection.adapters[task]
+    item = ITEM_BYTES[_WORDS[export.dtype]] if export.dtype is not None else None
+    return source.nbytes if item is None else source.nbytes + _cast_bytes(source, item)
+
+
+def _cast_bytes(source: AdapterSource, item: int) -> int:
+    """How much larger, or smaller, an adapter gets when its factors take ``item`` bytes each."""
+    return sum(
+        s.rank * (s.d_in + s.d_out) * (item - ITEM_BYTES[s.dtype]) for s in source.modules.values()
+    )
+
+
+def _merged_bytes(merge: Merge, collection: Collection) -> int:
+    sizes, ranks = [], []
+    for name in merge_inputs(merge, collection):
+        if collection.manifest is not None and name in collection.manifest.tasks:
+            task = collection.manifest.task(name)
+            sizes.append(adapter_bytes(collection.manifest, task))
+            ranks.append(task.rank or 0)
+        elif name in collection.adapters:
+            source = collection.adapters[name]
+            sizes.append(source.nbytes)
+            ranks.append(max((shape.rank for shape in source.modules.values()), default=0))
+        elif Path(name).is_dir():
+            sizes.append(directory_bytes(Path(name)))
+    return merged_bytes(sizes, ranks, merge.rank)
+
+
+def _kept(partial: Path) -> int:
+    try:
+        return directory_bytes(partial) if partial.is_dir() else 0
+    except OSError:  # it is changing under us
+        return 0
+
+
+def _config_bytes(config: Mapping[str, object]) -> int:
+    return len(json.dumps(dict(config), indent=2, default=str))
+
+
+def lack_of(recipe: Recipe, *, subspace: int | None = None) -> Lack | None:
+    """The same check before a job is started; what is wrong with the inputs the job will say."""
+    from vlora_tui.collection import gather
+    from vlora_tui.recipe import resolve
+
+    try:
+        resolved = resolve(recipe)
+        return lacking(needs_of(resolved, gather(resolved), subspace=subspace))
+    except (VLoRAError, OSError):
+        return None
