@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlora_engine.errors import Cancelled, ParameterError, VLoRAError
+from vlora_engine.errors import Cancelled, InputError, ParameterError, VLoRAError
 from vlora_engine.files import check_output, partial_path
+from vlora_engine.partial import kept_layers, spectra_partial
 from vlora_tui import events, paths
 from vlora_tui.collection import Collection, gather
 from vlora_tui.locking import waiting_lock
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from vlora_engine.surface import Spectra
 
 CancelCheck = Callable[[], bool]
+ALONE = "run"  # the name of a run that is no job
 
 
 @dataclass
@@ -49,11 +51,12 @@ class Run:
     recipe: Recipe
     emit: events.Emit
     force: bool = False
-    job: str = "run"
+    job: str = ALONE
     cancelled: CancelCheck = lambda: False
     done: frozenset[str] = frozenset()
     outputs: list[str] = field(default_factory=list)
     collection: Collection = field(default_factory=Collection)
+    _begun: Path | None = None  # the spectra that this run has begun to compute
 
     def execute(self) -> None:
         """Do all of it.
@@ -77,24 +80,33 @@ class Run:
         except Cancelled as error:
             kept = self._keeps_layers()
             if kept and error.remedy is None:
-                error.remedy = "run the same again: it goes on with the layers that are done"
+                error.remedy = self._how_to_go_on()
             self.emit(events.Cancelled(error.what, resumable=kept))
             raise
         except KeyboardInterrupt:
-            self.emit(events.Cancelled("Interrupted."))
+            self.emit(events.Cancelled("Interrupted.", resumable=self._keeps_layers()))
             raise
         except Exception as error:
             details = {"error": type(error).__name__, "what": str(error)}
             if isinstance(error, VLoRAError):
+                if not isinstance(error, InputError) and self._keeps_layers():
+                    first = f"{error.remedy}; then " if error.remedy else ""
+                    error.remedy = first + self._how_to_go_on()
                 details = error.as_dict()
             self.emit(events.Failed(details, getattr(error, "exit_code", 1)))
             raise
         self.emit(events.Finished(time.perf_counter() - start, tuple(self.outputs)))
 
     def _keeps_layers(self) -> bool:
-        """Whether a build was stopped whose finished layers the next one will use."""
+        """Whether finished layers lie there that the next run will use."""
         out = self.recipe.output
-        return out is not None and (partial_path(Path(out), self.job) / "layers").is_dir()
+        places = [] if out is None else [partial_path(Path(out), self.job)]
+        places += [] if self._begun is None else [spectra_partial(self._begun)]
+        return any(kept_layers(place) for place in places)
+
+    def _how_to_go_on(self) -> str:
+        same = "run the same again" if self.job == ALONE else f"vlora-tui jobs resume {self.job}"
+        return f"{same}: it goes on with the layers that are done"
 
     def _steps(self) -> None:
         recipe = self.recipe
@@ -178,9 +190,7 @@ class Run:
         )
         figures = report.as_dict()
         self.outputs.append(str(out))
-        if report.reused_layers:
-            text = f"{report.reused_layers} of {len(report.k)} layers were done already, by a run"
-            self.emit(events.Remark(f"{text} that was stopped.", code="resumed"))
+        self._tell_resumed(report.reused_layers, len(report.k))
         self.emit(events.SubspaceWritten(str(out), figures))
         for finding in report.findings:
             if finding.code not in {f.code for f in check.findings}:
@@ -235,7 +245,8 @@ class Run:
         from vlora_engine.spectrum import compute_spectra
 
         self._tell_begun(target)
-        return compute_spectra(
+        self._begun = target
+        spectra = compute_spectra(
             self.collection.adapters,
             target,
             methods=METHODS,
@@ -246,6 +257,13 @@ class Run:
             cancelled=self.cancelled,
             force=force,
         )
+        self._tell_resumed(spectra.reused_layers, len(spectra.layer_names))
+        return spectra
+
+    def _tell_resumed(self, reused: int, total: int) -> None:
+        if reused:
+            text = f"{reused} of {total} layers were done already, by a run that was stopped."
+            self.emit(events.Remark(text, code="resumed"))
 
     @contextmanager
     def _only_one(self, target: Path) -> Iterator[None]:
@@ -263,7 +281,7 @@ class Run:
             yield
 
     def _tell_begun(self, target: Path) -> None:
-        self.emit(events.SpectraBegun(str(target), str(partial_path(target, "spectra"))))
+        self.emit(events.SpectraBegun(str(target), str(spectra_partial(target))))
 
     def _tell_spectra(self, spectra: Spectra, *, reused: bool) -> None:
         self.emit(

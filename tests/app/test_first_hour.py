@@ -286,7 +286,7 @@ def test_a_task_file_that_may_not_be_written(cli: Cli, subspace: Path, runs: Pat
     assert "may write to" in found.err
 
 
-def test_spectra_that_were_stopped_promise_no_layers(runs: Path, tmp_path: Path) -> None:
+def test_spectra_that_were_stopped_say_how_to_go_on(runs: Path, tmp_path: Path) -> None:
     from vlora_engine.errors import Cancelled
     from vlora_tui import events
     from vlora_tui.cli.flags import from_tables
@@ -306,8 +306,8 @@ def test_spectra_that_were_stopped_promise_no_layers(runs: Path, tmp_path: Path)
 
     with pytest.raises(Cancelled) as stopped:
         Run(recipe, told.append, cancelled=measuring).execute()
-    assert stopped.value.remedy is None
-    assert told[-1] == events.Cancelled(stopped.value.what, resumable=False)
+    assert "run the same again" in stopped.value.remedy  # the spectra lie in the cache
+    assert told[-1] == events.Cancelled(stopped.value.what, resumable=True)
     assert list(tmp_path.iterdir()) == []
 
 

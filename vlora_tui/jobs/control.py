@@ -16,7 +16,7 @@ from pathlib import Path
 
 from vlora_engine import __version__
 from vlora_engine.errors import InputError, ParameterError, StorageError
-from vlora_engine.files import partial_path, write_file
+from vlora_engine.files import partial_path, sole_writer, write_file
 from vlora_tui import events
 from vlora_tui.jobs.devices import DeviceQueue, device_key
 from vlora_tui.jobs.identity import send
@@ -184,15 +184,17 @@ def prune(store: JobStore, limit: int = LIMIT_BYTES) -> list[Job]:
 
 
 def discard_partial(job: Job) -> int:
-    """Delete what an unfinished job has built; the number of its layers. Nobody may run it."""
-    count = job.kept_layers()
-    places = [job.partial()]
-    if job.info.spectra is not None:  # those in the cache are the cache's own affair
-        places.append(partial_path(Path(job.info.spectra), "spectra"))
-    for place in places:
-        if place is not None:
+    """Delete what an unfinished job has built; the number of its layers.
+
+    Spectra that another process goes on with meanwhile stay.
+    """
+    place = job.partial()
+    if place is not None:
+        count = job.kept_layers()
+        with suppress(StorageError), sole_writer(place, place):
             shutil.rmtree(place, ignore_errors=True)
-    return count
+            return count
+    return 0
 
 
 def layers(count: int) -> str:

@@ -30,7 +30,9 @@ from typing import Any
 from vlora_engine import __version__
 from vlora_engine.errors import InputError, NotFoundError, ParameterError, StorageError
 from vlora_engine.files import directory_bytes, dump_json, partial_path, write_file
+from vlora_engine.partial import kept_layers, spectra_partial
 from vlora_tui import paths
+from vlora_tui.events import SpectraBegun, read_events
 from vlora_tui.jobs.identity import host_name
 from vlora_tui.jobs.joblock import JobLock, LockState, probe
 from vlora_tui.locking import open_lock, try_lock
@@ -142,20 +144,30 @@ class Job:
         return ""
 
     def partial(self) -> Path | None:
-        """Where the finished layers of an unfinished build lie, if there are any."""
-        if self.info.kind != BUILD:
-            return None
-        with suppress(InputError):
-            output = self.recipe().output
-            if output is not None:
-                place = partial_path(Path(output), self.id)
-                return place if place.is_dir() else None
-        return None
+        """Where the finished layers of an unfinished build or of spectra lie, if there are any."""
+        place = self._spectra_place() if self.info.kind == SPECTRA else self._build_place()
+        return place if place is not None and place.is_dir() else None
 
     def kept_layers(self) -> int:
         """How many layers lie there for a resume."""
         place = self.partial()
-        return 0 if place is None else len(list(place.glob("layers/*.sha256")))
+        return 0 if place is None else kept_layers(place)
+
+    def _build_place(self) -> Path | None:
+        with suppress(InputError):
+            output = self.recipe().output
+            return None if output is None else partial_path(Path(output), self.id)
+        return None
+
+    def _spectra_place(self) -> Path | None:
+        """Those in the cache lie where the job said that it computes them."""
+        if self.info.spectra is not None:
+            return spectra_partial(Path(self.info.spectra))
+        begun: SpectraBegun | None = None
+        with suppress(OSError):
+            for _, event in read_events(self.events_path):
+                begun = event if isinstance(event, SpectraBegun) else begun
+        return None if begun is None else Path(begun.partial)
 
 
 class JobStore:

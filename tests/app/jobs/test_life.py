@@ -45,6 +45,7 @@ from vlora_tui.jobs import worker as worker_module
 from vlora_tui.jobs.control import JobStateError
 from vlora_tui.jobs.identity import is_running, of_process
 from vlora_tui.recipe import AdapterInput, Input, Recipe, load_recipe
+from vlora_tui.run import SpectraRun
 
 BOUND = 60.0
 
@@ -407,6 +408,125 @@ def test_a_killed_spectra_job_is_resumed_or_removed_without_leftovers(
     assert wait(jobs[0], BOUND).state is State.FINISHED
     remove(store, jobs[1])
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.fixture
+def undisturbed_spectra(
+    adapters: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, bytes]:
+    """The files of the spectra that nobody disturbed."""
+    place = tmp_path_factory.mktemp("undisturbed") / "spectra"
+    SpectraRun(spectra_recipe(adapters), lambda _: None, target=place, device="cpu").execute()
+    return tree(place)
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("end", ["cancelled", "killed"])
+def test_stopped_spectra_go_on_and_are_the_same(
+    end: str,
+    cached: bool,
+    store: JobStore,
+    adapters: Path,
+    tmp_path: Path,
+    gate: Gate,
+    undisturbed_spectra: dict[str, bytes],
+) -> None:
+    gate.close_after(SPECTRUM, 3)
+    place = None if cached else tmp_path / "s"
+    job = start(store, spectra_recipe(adapters), spectra=place, device="cpu")
+    gate.reached()
+    if end == "cancelled":
+        cancel(job)
+        gate.release()
+        view = wait(job, BOUND)
+        assert isinstance(view.end, events.Cancelled)
+        assert view.end.resumable
+        assert "3 layers were kept for a resume" in view.end.text
+    else:
+        kill(job)
+        gate.release()
+    assert job.kept_layers() == 3
+    gate.no_more()
+    resume(store, job)
+    view = wait(job, BOUND)
+    assert view.state is State.FINISHED, job.log_tail()
+    remarks = {remark.code: remark.text for remark in view.all(events.Remark)}
+    assert remarks["resumed"].startswith("3 of 6 layers were done already")
+    assert tree(Path(str(view.spectra))) == undisturbed_spectra
+    assert job.kept_layers() == 0
+
+
+def test_discarded_spectra_leave_nothing_in_the_cache(
+    store: JobStore, adapters: Path, gate: Gate
+) -> None:
+    gate.close_after(SPECTRUM, 2)
+    job = start(store, spectra_recipe(adapters), device="cpu")
+    gate.reached()
+    cancel(job, discard=True)
+    gate.release()
+    view = wait(job, BOUND)
+    assert isinstance(view.end, events.Cancelled)
+    assert "2 layers were discarded" in view.end.text
+    assert list(paths.spectra_root().iterdir()) == []
+
+
+def test_removing_a_job_leaves_the_spectra_that_another_goes_on_with(
+    store: JobStore, adapters: Path, gate: Gate
+) -> None:
+    gate.close_after(SPECTRUM, 2)
+    first = start(store, spectra_recipe(adapters), device="cpu")
+    gate.reached()
+    kill(first)
+    gate.release()
+    gate.close_after(SPECTRUM, 2)
+    second = start(store, spectra_recipe(adapters), device="cpu")
+    gate.reached()
+    remove(store, first)
+    gate.release()
+    view = wait(second, BOUND)
+    assert view.state is State.FINISHED, second.log_tail()
+    assert any(remark.code == "resumed" for remark in view.all(events.Remark))
+
+
+FAIL = """\
+import vlora_engine.build as build
+original, calls = build.build_layer, []
+def failing(*args):
+    calls.append(1)
+    if len(calls) == 4:
+        raise OSError(5, "Input/output error")
+    return original(*args)
+build.build_layer = failing
+"""
+
+
+def test_a_job_that_failed_in_its_middle_goes_on_and_its_result_is_the_same(
+    store: JobStore,
+    adapters: Path,
+    tmp_path: Path,
+    undisturbed: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(FAIL)
+    out = tmp_path / "failed" / "s"
+    with monkeypatch.context() as patch:
+        before = os.environ.get("PYTHONPATH")
+        hooked = [str(tmp_path / "hook"), *([before] if before else [])]
+        patch.setenv("PYTHONPATH", os.pathsep.join(hooked))
+        job = start(store, build_recipe(adapters, out))
+        view = wait(job, BOUND)
+    assert view.state is State.FAILED
+    assert view.error is not None
+    assert "Input/output error" in view.error["what"]
+    assert f"jobs resume {job.id}" in view.error["remedy"]
+    kept = job.kept_layers()
+    assert kept >= 2  # two are under way at a time
+    resume(store, job)
+    view = wait(job, BOUND)
+    assert view.state is State.FINISHED, job.log_tail()
+    assert view.last(events.SubspaceWritten).figures["reused_layers"] == kept
+    assert tree(out) == tree(undisturbed / "s")
 
 
 def test_of_two_processes_one_computes_the_spectra_and_the_other_takes_them(
