@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import json
+import logging
 import os
 import re
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,12 +24,16 @@ try:
 except ImportError:  # Windows has no such locks
     fcntl = None  # type: ignore[assignment]
 
+logger = logging.getLogger(__name__)
+
 
 def check_output(path: Path, *, force: bool = False) -> None:
     """Raise ``OutputExistsError`` if ``path`` is there (an empty directory does not count).
 
     With ``force`` too, if it holds what no output of this engine holds: that is never deleted.
+    An output that a replacement moved away and never came to replace is put back first.
     """
+    put_back(path)
     if not os.path.lexists(path) or is_empty_directory(path):
         return
     foreign = foreign_entries(path)
@@ -79,6 +86,56 @@ def partial_path(final: Path, job: str = "run") -> Path:
     return final.parent / f".{final.name}.part-{job}"
 
 
+def former_path(final: Path) -> Path:
+    """Where the former ``final`` waits while the new one takes its place."""
+    return partial_path(final, "old")
+
+
+def put_back(final: Path) -> bool:
+    """Undo a replacement of ``final`` that was killed after the old one made way; True if so.
+
+    Nothing is done while anybody is writing there: the new one may come this moment.
+    """
+    former = former_path(final)
+    if os.path.lexists(final) or not os.path.lexists(former) or _is_being_written(final):
+        return False
+    try:
+        os.rename(former, final)
+    except OSError as error:
+        if os.path.lexists(final):  # the new one came after all
+            return False
+        raise write_error(final, error) from None
+    logger.warning("%s is put back: its replacement was cut short.", final)
+    return True
+
+
+def how_to_put_back(final: Path) -> str | None:
+    """What to do about a ``final`` that is missing as `put_back` would find it; None if it is not.
+
+    For who only reads: that moves nothing.
+    """
+    former = former_path(final)
+    if os.path.lexists(final) or not os.path.lexists(former):
+        return None
+    words = shlex.join(["mv", str(former), str(final)])
+    return f"its replacement was cut short and the former one is still there: {words}"
+
+
+def _is_being_written(final: Path) -> bool:
+    for partial in final.parent.glob(f"{glob.escape(partial_path(final, '').name)}*"):
+        if partial == former_path(final) or not partial.is_dir():
+            continue
+        try:
+            held = _lock(partial)
+        except BlockingIOError:
+            return True
+        except OSError:
+            continue  # not ours to open
+        if held is not None and held >= 0:
+            os.close(held)
+    return False
+
+
 @contextmanager
 def new_directory(
     final: Path, *, job: str = "run", force: bool = False, keep_foreign: bool = False
@@ -90,7 +147,9 @@ def new_directory(
     Args:
         keep_foreign: ``final`` is there and is renewed: what others put into it stays.
     """
-    if not keep_foreign:
+    if keep_foreign:
+        put_back(final)
+    else:
         check_output(final, force=force)
     partial = partial_path(final, job)
     with sole_writer(partial, final):
@@ -184,7 +243,7 @@ def publish(partial: Path, final: Path, *, force: bool = False, keep_foreign: bo
         if os.path.lexists(final):
             if not os.path.islink(final) and not os.access(final, os.W_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(final))
-            old = partial_path(final, "old")
+            old = former_path(final)
             _hand_over(old, final)  # of an earlier replacement that was cut short
             os.rename(final, old)
         try:

@@ -15,6 +15,7 @@ from typing import Any
 
 from vlora_engine.adapters import Kind
 from vlora_engine.errors import CorruptFileError, NotFoundError, SubspaceError, VLoRAError
+from vlora_engine.files import how_to_put_back
 from vlora_engine.tensorfile import ITEM_BYTES, read_error
 
 FORMAT = "vlora-subspace"
@@ -307,7 +308,8 @@ def read_manifest(path: str | Path) -> Manifest:
             "There is no subspace here.",
             where=directory,
             expected=f"a directory with {INDEX}",
-            remedy="make one with `vlora-tui compress ADAPTERS -o DIR`",
+            remedy=how_to_put_back(directory)
+            or "make one with `vlora-tui compress ADAPTERS -o DIR`",
         ) from None
     except OSError as error:
         raise read_error(file, error) from None

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlora_engine.errors import NotFoundError, ParameterError, VLoRAError
+from vlora_engine.files import how_to_put_back
 from vlora_engine.formats.base import Format, Location, Probe, Registry
 from vlora_engine.tensorfile import read_error
 
@@ -196,6 +197,7 @@ def _not_there(raw: str, path: Path) -> VLoRAError:
     else:
         near = _nearest(path)
         remedy = f"did you mean {near}?" if near else "check the spelling and the current directory"
+        remedy = how_to_put_back(path) or remedy
     return NotFoundError("There is no such file or directory.", where=raw, remedy=remedy)
 
 
