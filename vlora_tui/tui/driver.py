@@ -10,7 +10,7 @@ from typing import Any
 
 from textual.drivers.linux_driver import LinuxDriver
 
-from vlora_tui.tui.sgr import merged
+from vlora_tui.tui.sgr import merged, without_colour
 
 PATIENCE = 3.0  # seconds for an orderly end before the process is ended anyhow
 
@@ -25,7 +25,7 @@ class Terminal(LinuxDriver):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # Before there is a writer thread: it takes the file's `write` once, when it begins.
-        self._file = _Watched(self._file, self._gone)  # type: ignore[assignment]
+        self._file = _Watched(self._file, self._gone, plain=self._app.no_color)  # type: ignore[assignment]
 
     def start_application_mode(self) -> None:
         super().start_application_mode()
@@ -74,15 +74,20 @@ class Terminal(LinuxDriver):
 
 
 class _Watched:
-    """A terminal's file that merges styles, swallows what cannot be written any more, and tells."""
+    """A terminal's file that merges styles, swallows what cannot be written any more, and tells.
 
-    def __init__(self, file: Any, gone: Any) -> None:
-        self._file, self._tell, self._lost = file, gone, False
+    Args:
+        plain: No colour goes through. Textual's own filter for NO_COLOR lets greys pass, because
+            themes in true colour are dimmed after it.
+    """
+
+    def __init__(self, file: Any, gone: Any, *, plain: bool = False) -> None:
+        self._file, self._tell, self._lost, self._plain = file, gone, False, plain
 
     def write(self, text: str) -> int:
         if not self._lost:
             try:
-                self._file.write(merged(text))
+                self._file.write(merged(without_colour(text) if self._plain else text))
                 return len(text)
             except (OSError, ValueError):
                 self._lose()

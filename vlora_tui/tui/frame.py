@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 WIDTHS = [(0, "-tiny"), (60, "-narrow"), (80, "-medium"), (110, "-wide"), (150, "-huge")]
 HEIGHTS = [(0, "-short"), (20, "-low"), (30, "-tall")]
 FALLBACK_THEME = "textual-dark"
+PLAIN_THEME = "ansi-dark"  # says with bold, dim and reverse what others say in colours
 GONE = 129  # what a shell calls the end by SIGHUP
 
 
@@ -59,6 +60,8 @@ class Frame(App[int]):
         if self.config.keys:
             self.set_keymap(self.config.keys)
         wanted = str(self.config["theme"])
+        if self.no_color and not wanted.startswith("ansi"):
+            wanted = PLAIN_THEME
         self.theme = wanted if wanted in self.available_themes else FALLBACK_THEME
         if self.ascii_only:
             self._draw_in_ascii()
@@ -125,7 +128,7 @@ class Frame(App[int]):
             if words:
                 yield SystemCommand(words, keys, _runner(self, action, node))
         for name in sorted(self.available_themes):
-            if name != self.theme:
+            if name != self.theme and (not self.no_color or name.startswith("ansi")):
                 yield SystemCommand(f"Theme: {name}", "for this session", _themer(self, name))
         file = tilde(self.config.file)
         yield SystemCommand("Where the settings are", file, lambda: self._say_settings(file))

@@ -1,7 +1,7 @@
 """Fewer bytes for the same picture: colours and marks are told only where they change.
 
 Rich begins every run with its whole style and ends it with a reset, which over a slow line is more
-than half of what a chart costs.
+than half of what a chart costs. Where NO_COLOR is set no colour is told at all.
 """
 
 from __future__ import annotations
@@ -11,6 +11,10 @@ import re
 _TOKEN = re.compile(r"\x1b\[([\d;]*)m")
 _FOREIGN = re.compile(r"\x1b\[[\d;]*:[\d:;]*m")  # curly underlines and the like
 _PLAIN = ("39", "49", frozenset[str]())
+
+_STYLED = re.compile(r"\x1b\[([\d;:]*)m")
+_COLOUR = re.compile(r"[34][0-79]|9[0-7]|10[0-7]|[34]8:[\d:]*")  # one parameter that is a colour
+_COLOUR_LENGTH = {"5": 2, "2": 4}  # parameters behind 38 or 48, by the kind of colour
 
 Look = tuple[str, str, frozenset[str]]
 
@@ -35,6 +39,25 @@ def merged(text: str) -> str:
             told = wanted
     out.append(_change(told, wanted))
     return "".join(out)
+
+
+def without_colour(text: str) -> str:
+    """``text`` with its attributes (bold, dim, underline, reverse) and none of its colours."""
+    return _STYLED.sub(_attributes, text)
+
+
+def _attributes(found: re.Match[str]) -> str:
+    words = found[1].split(";")
+    kept, at = [], 0
+    while at < len(words):
+        if words[at] in ("38", "48"):
+            kind = words[at + 1] if at + 1 < len(words) else ""
+            at += 1 + _COLOUR_LENGTH.get(kind, 0)
+            continue
+        if not _COLOUR.fullmatch(words[at]):
+            kept.append(words[at])
+        at += 1
+    return f"\x1b[{';'.join(kept)}m" if kept else ""
 
 
 def _look(codes: str, before: Look) -> Look | None:
