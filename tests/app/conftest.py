@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,6 +76,38 @@ def built(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def subspace(built: Path, tmp_path: Path) -> Path:
     """A copy of it, to be changed."""
     return Path(shutil.copytree(built, tmp_path / "subspace"))
+
+
+@pytest.fixture
+def closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Path], None]]:
+    """Take the right to read away from a file or a directory: ``closed(path)``.
+
+    Root may read everything, so for root the calls that open it are made to refuse.
+    """
+    mode: dict[Path, int] = {}
+    refused: set[str] = set()
+
+    def guarded(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(path: Any = ".", *args: Any, **kwargs: Any) -> Any:
+            if not isinstance(path, int) and os.fspath(path) in refused:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return original(path, *args, **kwargs)
+
+        return call
+
+    def close(path: Path) -> None:
+        if os.geteuid() != 0:
+            mode[path] = path.stat().st_mode
+            path.chmod(0)
+            return
+        if not refused:
+            for module, name in ((os, "scandir"), (os, "listdir"), (os, "open"), (io, "open")):
+                monkeypatch.setattr(module, name, guarded(getattr(module, name)))
+        refused.add(str(path))
+
+    yield close
+    for path, before in mode.items():
+        path.chmod(before)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,10 +20,11 @@ BATCH_SECONDS = 0.15
 
 @dataclass(frozen=True)
 class Batch:
-    """What was found since the last batch."""
+    """What was found since the last batch; ``closed`` are directories that may not be read."""
 
     infos: list[AdapterInfo] = field(default_factory=list)
     subspaces: list[Row] = field(default_factory=list)
+    closed: list[Row] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Scanner:
         tell(Ended(place, found, self._names(), self.stopped, full, problem))
 
     def _look(self, place: str, finder: Finder, tell: Callable[[Batch | Ended], None]) -> None:
-        batch, last = Batch(), 0.0
+        batch, last, known = Batch(), 0.0, len(finder.closed)
         for found in finder.look(place):
             if isinstance(found, Path):
                 batch.subspaces.append(subspace_row(found))
@@ -90,6 +91,7 @@ class Scanner:
             if time.monotonic() - last > BATCH_SECONDS:
                 tell(batch)
                 batch, last = Batch(), time.monotonic()
+        batch.closed.extend(_closed_rows(finder.closed[known:]))
         tell(batch)
 
     def _names(self) -> dict[str, str]:
@@ -110,6 +112,15 @@ def subspace_row(path: Path) -> Row:
     except OSError as error:
         problem = VLoRAError(f"The subspace cannot be read: {error.strerror}.", where=path)
         return Row(str(path), path.name, error=problem)
+
+
+def _closed_rows(paths: Sequence[Path]) -> Iterator[Row]:
+    """Directories that may not be read, as rows: what is in them is not silently passed over."""
+    from vlora_engine.catalog import closed_findings
+
+    for path, finding in zip(paths, closed_findings(paths), strict=True):
+        error = VLoRAError(finding.what, where=path, remedy=finding.remedy)
+        yield Row(str(path), path.name, error=error)
 
 
 def pasted_paths(text: str) -> list[str]:

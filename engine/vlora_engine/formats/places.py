@@ -36,14 +36,15 @@ def walk(
     found = 0
     while waiting and found < max_adapters:
         path, depth = waiting.pop()
-        if not _first_visit(path, seen):
-            continue
         try:
+            if not _first_visit(path, seen):
+                continue
             files, directories = _list(path)
         except OSError as error:
             if depth == 0:
                 raise read_error(path, error) from None
-            if closed is not None:
+            # What went away since its parent was listed is no finding.
+            if closed is not None and not isinstance(error, FileNotFoundError | NotADirectoryError):
                 closed.append(path)
             continue
         here = list(_adapters_in(registry, path, files))
@@ -110,10 +111,7 @@ def _list(path: Path) -> tuple[frozenset[str], list[str]]:
 
 
 def _first_visit(path: Path, seen: set[tuple[int, int]]) -> bool:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return False
+    status = os.stat(path)
     key = (status.st_dev, status.st_ino)
     if key in seen:
         return False

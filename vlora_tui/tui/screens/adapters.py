@@ -57,7 +57,10 @@ class Body(Horizontal):
 
 
 _ON_ROWS = frozenset(
-    ("mark", "group", "all", "invert", "range", "sort", "turn", "again", "close", "back", "filter")
+    (
+        *("mark", "group", "all", "invert", "range", "sort", "turn", "again", "close", "back"),
+        *("filter", "pane"),
+    )
 )
 
 
@@ -96,6 +99,7 @@ class AdaptersView(View):
         Binding(
             "C", "close", show=False, id="adapters.close", tooltip="Clear the list, begin anew"
         ),
+        Binding("tab", "pane", show=False, id="adapters.pane", tooltip="The details, and back"),
         Binding("escape", "back", show=False, id="adapters.back", tooltip="Leave range or filter"),
     ]
 
@@ -152,6 +156,7 @@ class AdaptersView(View):
 
     def shown(self) -> None:
         if self._is_complete:
+            self.query_one(Body).remove_class("-details")
             self.changed("spectra")  # they may have arrived while another step was in view
         self._focus()
 
@@ -297,6 +302,7 @@ class AdaptersView(View):
         news = event.news
         if isinstance(news, Batch):
             self.session.add_found(news.infos)
+            self._rows |= {row.path: row for row in news.closed}
             for row in news.subspaces:
                 self._rows[row.path] = row
                 if Path(row.path) not in self.session.subspaces:
@@ -454,7 +460,7 @@ class AdaptersView(View):
         if row is None:
             return
         why = "cannot be used; the details say why and what mends it"
-        if row.is_subspace:
+        if row.error is None and row.is_subspace:
             why = "is a subspace: Enter opens it, marks are for adapters"
         elif row.error is None:
             why = "belongs to no group: what its tensors are is not known"
@@ -518,6 +524,15 @@ class AdaptersView(View):
             self._focus()
         elif self.screen.maximized is not None:
             self.screen.minimize()
+
+    def action_pane(self) -> None:
+        """The details instead of the list where there is no room for both; else the next pane."""
+        if not self.screen.has_class("-short"):
+            self.screen.focus_next()
+            return
+        body = self.query_one(Body)
+        body.toggle_class("-details")
+        (self._pane("#adapters-details") if body.has_class("-details") else self.table).focus()
 
     def renew_start(self) -> None:
         """Something to begin with was found."""
