@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import fcntl
 import os
 import shutil
 import subprocess
@@ -13,7 +14,12 @@ from pathlib import Path
 
 import pytest
 
+from tests import train
+from tests.train import Trained
+
 ROOT = Path(__file__).resolve().parents[1]
+
+TRAINED_TASKS = ("reverse", "caesar", "add", "upper")  # all of them are for `make bench`
 
 FreshPython = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -106,6 +112,19 @@ def fresh_python(tmp_path_factory: pytest.TempPathFactory) -> FreshPython:
         return done
 
     return run
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """A tiny base and four adapters trained on it, once for all workers; to be read only."""
+    pytest.importorskip("peft")
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # of the whole run; each worker has a folder in it
+    out = shared / "trained"
+    with (shared / "trained.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # the other workers wait for the one that trains
+        return train.trained(out) or train.train(out, TRAINED_TASKS)
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses, so that it sees the marker
