@@ -21,6 +21,7 @@ from vlora_engine._version import __version__
 from vlora_engine.adapters import AdapterSource
 from vlora_engine.budget import Choice, check_targets, choose, match_layers, too_large
 from vlora_engine.check import CheckReport, check_adapters
+from vlora_engine.codec.coding import METHODS as CODED_METHODS
 from vlora_engine.encode import EncodedTask, TaskLayer
 from vlora_engine.errors import ParameterError, SubspaceError
 from vlora_engine.files import check_output, discard, partial_path, publish, sole_writer
@@ -66,8 +67,11 @@ class Targets:
         Raises:
             ParameterError: Unknown method, several targets, or one outside its range.
         """
-        if self.method not in METHODS:
-            raise ParameterError(f"Unknown method {self.method!r}.", expected=", ".join(METHODS))
+        known = (*METHODS, *CODED_METHODS)
+        if self.method not in known:
+            raise ParameterError(f"Unknown method {self.method!r}.", expected=", ".join(known))
+        if self.is_coded:
+            self._check_coded()
         fixed = self.k if self.k is not None else (self.k_a or self.k_b)
         goals = {
             "k": self.k if self.k is not None else fixed,
@@ -87,6 +91,27 @@ class Targets:
             raise ParameterError("Only delta is refined.", found=self.method)
         storage_dtype(self.dtype, ())
         return self
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether every direction gets bits of its own, and no k is chosen."""
+        return self.method in CODED_METHODS
+
+    def _check_coded(self) -> None:
+        given = {
+            "k": self.k or self.k_a or self.k_b or self.layers or None,
+            "dtype": self.dtype if self.dtype != "auto" else None,
+            "refine": self.refine or None,
+            "adaptive": self.adaptive or None,
+        }
+        wrong = [name for name, value in given.items() if value is not None]
+        if wrong:
+            raise ParameterError(
+                f"Method {self.method!r} chooses directions and their bits itself.",
+                expected="max_error, mean_error, variance or budget",
+                found=", ".join(wrong),
+                remedy="leave it out, or choose method delta, columns or flat",
+            )
 
     @property
     def lossy(self) -> bool:
@@ -154,6 +179,7 @@ class BuildReport:
     findings: list[Finding]
     choice: Choice | None = None
     spectra: Spectra | None = None
+    coding: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The same, for JSON."""
@@ -377,6 +403,20 @@ def build_subspace(
     partial = partial_path(out, job)
     with sole_writer(partial, out):
         _make(partial, keep=resume)
+        if wanted.is_coded:
+            from vlora_engine.codec.build import build_coded
+
+            return build_coded(
+                partial,
+                out,
+                collection,
+                wanted,
+                known.outlook() if known else None,
+                device=device,
+                force=force,
+                progress=progress,
+                cancelled=cancelled,
+            )
         return _build_in(
             partial, out, collection, wanted, known, device, force, progress, cancelled
         )

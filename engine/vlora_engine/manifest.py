@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine.adapters import Kind
+from vlora_engine.codec.coding import METHODS as CODED_METHODS
+from vlora_engine.codec.coding import Coding, parse_coding
 from vlora_engine.errors import CorruptFileError, NotFoundError, SubspaceError, VLoRAError
 from vlora_engine.files import how_to_put_back
 from vlora_engine.tensorfile import ITEM_BYTES, read_error
@@ -22,6 +24,7 @@ FORMAT = "vlora-subspace"
 VERSION = 1
 INDEX = "subspace.json"
 METHODS = ("delta", "columns", "flat")
+CODED_VERSION = 2  # of directories that hold coded numbers
 _TASK_FILE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors$")
 _BASIS_FILE = re.compile(r"^basis(-\d{5}-of-\d{5})?\.safetensors$")
 
@@ -85,6 +88,7 @@ class TaskRecord:
             where the adapter itself was not at hand and it is a bound.
         config: adapter_config.json as found.
         rank: The nominal rank.
+        cluster: Of a coded collection: the number of the task's cluster, 0 for none of its own.
     """
 
     id: str
@@ -107,6 +111,7 @@ class TaskRecord:
     factor_elements: int = 0
     rest_bytes: int = 0
     measured: bool = True
+    cluster: int = 0
 
     def as_json(self, layer_count: int) -> dict[str, Any]:
         """The record in its compact form: what is the same for all modules is said once."""
@@ -137,6 +142,8 @@ class TaskRecord:
             row["own"] = [[o.name, o.scale, o.kind, list(o.tail_a)] for o in self.own]
         if not self.measured:
             row["measured"] = False
+        if self.cluster:
+            row["cluster"] = self.cluster
         return row
 
 
@@ -163,6 +170,7 @@ class Manifest:
     basis: tuple[BasisFile, ...]
     tasks: Mapping[str, TaskRecord]
     engine: str = ""
+    coding: Coding | None = None
 
     @cached_property
     def nbytes(self) -> int:
@@ -248,30 +256,54 @@ class Manifest:
                 }
                 for t in self.tasks.values()
             ],
+            "coding": self.coding and self.coding.as_json(),
         }
 
     def as_json(self) -> dict[str, Any]:
         """The content of subspace.json."""
+        if self.coding is not None:
+            return self._coded_json(self.coding)
+        return {
+            **self._head(VERSION),
+            "layers": [_layer_json(layer) for layer in self.layers],
+            "basis": self._basis_json(),
+            "tasks": [task.as_json(len(self.layers)) for task in self.tasks.values()],
+            "quantization": None,
+        }
+
+    def _coded_json(self, coding: Coding) -> dict[str, Any]:
+        """A shorter form, in which the index of small adapters is no large share of them."""
+        configs: list[Any] = []
+        tasks = []
+        for task in self.tasks.values():
+            if task.config not in configs:
+                configs.append(task.config)
+            row = task.as_json(len(self.layers))
+            tasks.append({**row, "config": configs.index(task.config)})
+        return {
+            **self._head(CODED_VERSION),
+            "coding": coding.as_json(),
+            "layers": [_layer_row(layer) for layer in self.layers],
+            "basis": self._basis_json(),
+            "configs": configs,
+            "tasks": tasks,
+        }
+
+    def _head(self, version: int) -> dict[str, Any]:
         return {
             "format": FORMAT,
-            "version": VERSION,
+            "version": version,
             "engine": self.engine,
             "method": self.method,
             "dtype": self.dtype,
             "base_model": self.base_model,
-            "layers": [_layer_json(layer) for layer in self.layers],
-            "basis": [
-                {
-                    "file": b.name,
-                    "sha256": b.sha256,
-                    "bytes": b.nbytes,
-                    "layers": [b.first, b.last],
-                }
-                for b in self.basis
-            ],
-            "tasks": [task.as_json(len(self.layers)) for task in self.tasks.values()],
-            "quantization": None,
         }
+
+    def _basis_json(self) -> list[dict[str, Any]]:
+        return [
+            {"file": b.name, "sha256": b.sha256, "bytes": b.nbytes, "layers": [b.first, b.last]}
+            for b in self.basis
+        ]
 
 
 def unknown_task(task_id: str, tasks: Mapping[str, Any], where: Path | str | None) -> NotFoundError:
@@ -324,21 +356,24 @@ def read_manifest(path: str | Path) -> Manifest:
 def _parse(directory: Path, index: Any) -> Manifest:
     if not isinstance(index, dict) or index.get("format") != FORMAT:
         raise _unsound(directory / INDEX, "no vlora-subspace")
-    if index.get("version") != VERSION:
+    if index.get("version") not in (VERSION, CODED_VERSION):
         raise SubspaceError(
             "The subspace is of another format version.",
             where=directory,
-            expected=str(VERSION),
+            expected=f"{VERSION} or {CODED_VERSION}",
             found=str(index.get("version")),
             remedy="open it with the version of vlora-tui that wrote it, or a newer one",
         )
-    if index["method"] not in METHODS or index["dtype"] not in ITEM_BYTES:
+    coded = index["version"] == CODED_VERSION
+    methods = CODED_METHODS if coded else METHODS
+    if index["method"] not in methods or index["dtype"] not in ITEM_BYTES:
         raise _unsound(directory / INDEX, f"method {index['method']!r}, dtype {index['dtype']!r}")
-    layers = tuple(_parse_layer(row) for row in index["layers"])
+    layers = tuple((_parse_row if coded else _parse_layer)(row) for row in index["layers"])
     tasks: dict[str, TaskRecord] = {}
     files: set[str] = set()
     for row in index["tasks"]:
-        task = _parse_task(row, len(layers))
+        config = index["configs"][_natural(row["config"])] if coded else row["config"]
+        task = _parse_task({**row, "config": config}, len(layers))
         if not _TASK_FILE.match(task.file) or task.file.lower() in files:
             raise _unsound(directory / INDEX, f"the file name {task.file!r} of task {task.id!r}")
         if task.id in tasks:
@@ -351,7 +386,8 @@ def _parse(directory: Path, index: Any) -> Manifest:
     )
     if not all(_BASIS_FILE.match(b.name) for b in basis):
         raise _unsound(directory / INDEX, "the file name of a basis")
-    if [i for b in basis for i in range(b.first, min(b.last, 1 << 20))] != list(range(len(layers))):
+    covered = [i for b in basis for i in range(b.first, min(b.last, 1 << 20))]
+    if covered != list(range(len(layers))) and not (coded and not basis):
         raise _unsound(directory / INDEX, "basis files that do not cover the layers")
     base = index["base_model"]
     return Manifest(
@@ -363,6 +399,7 @@ def _parse(directory: Path, index: Any) -> Manifest:
         basis=basis,
         tasks=tasks,
         engine=str(index.get("engine", "")),
+        coding=parse_coding(index["coding"], len(layers)) if coded else None,
     )
 
 
@@ -377,6 +414,19 @@ def _parse_layer(row: Mapping[str, Any]) -> LayerSpec:
         kind=row.get("kind", "linear"),
         tail_a=tuple(map(_natural, row.get("tail_a", ()))),
     )
+
+
+def _parse_row(row: Sequence[Any]) -> LayerSpec:
+    name, d_in, d_out, rank, *rest = row
+    kind: Any
+    kind, tail = rest if rest else ("linear", ())
+    numbers = (_natural(d_in), _natural(d_out), _natural(rank))
+    return LayerSpec(str(name), *numbers, 0, 0, kind, tuple(map(_natural, tail)))
+
+
+def _layer_row(layer: LayerSpec) -> list[Any]:
+    row: list[Any] = [layer.name, layer.d_in, layer.d_out, layer.rank]
+    return row if layer.kind == "linear" else [*row, layer.kind, list(layer.tail_a)]
 
 
 def _layer_json(layer: LayerSpec) -> dict[str, Any]:
@@ -423,6 +473,7 @@ def _parse_task(row: Mapping[str, Any], layer_count: int) -> TaskRecord:
         source_bytes=_natural(source["bytes"]),
         factor_elements=_natural(source["elements"]),
         measured=bool(row.get("measured", True)),
+        cluster=_natural(row.get("cluster", 0)),
     )
 
 

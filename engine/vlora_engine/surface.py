@@ -13,13 +13,16 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from vlora_engine.errors import CorruptFileError, NotFoundError, ParameterError, VLoRAError
 from vlora_engine.files import write_file, write_json
+
+if TYPE_CHECKING:
+    from vlora_engine.codec.outlook import Outlook
 
 Array = npt.NDArray[Any]
 
@@ -160,6 +163,7 @@ class Spectra:
     overhead: dict[str, int] = field(default_factory=dict)
     vectors: dict[int, dict[str, Array]] = field(default_factory=dict, repr=False)
     reused_layers: int = 0
+    codec: Outlook | None = field(default=None, repr=False)
 
     def refresh(self) -> bool:
         """Read the layers that were written since; whether there were any."""
@@ -173,6 +177,14 @@ class Spectra:
         if self.inner is None and similarity.exists():
             self.inner = _read_arrays(similarity)["inner"]
         return len(self.layers) > before
+
+    def outlook(self) -> Outlook | None:
+        """What coding the collection would cost, once that is measured."""
+        if self.codec is None and self.path is not None and outlook_file(self.path).exists():
+            from vlora_engine.codec.outlook import Outlook
+
+            self.codec = Outlook.load(outlook_file(self.path))
+        return self.codec
 
     def vectors_of(self, index: int, method: str) -> dict[str, Array] | None:
         """The eigenvectors per side of one layer, or None where they were not kept."""
@@ -256,6 +268,11 @@ class Spectra:
 def layer_file(directory: Path, index: int) -> Path:
     """Where the table of the layer with this index lies."""
     return directory / "layers" / f"{index:05d}.safetensors"
+
+
+def outlook_file(directory: Path) -> Path:
+    """Where the tables of the codec lie."""
+    return directory / "codec.safetensors"
 
 
 def vectors_file(directory: Path, index: int) -> Path:

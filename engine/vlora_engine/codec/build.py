@@ -1,0 +1,359 @@
+"""From checked adapters to a coded collection: the outlook, the coder, the files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vlora_engine._version import __version__
+from vlora_engine.adapters import AdapterSource
+from vlora_engine.build import BuildReport, Collection, Targets
+from vlora_engine.codec.coder import Coded, Coder
+from vlora_engine.codec.coding import LETTERS, Coding
+from vlora_engine.codec.layout import overhead_bytes, task_layout
+from vlora_engine.codec.measure import measure
+from vlora_engine.codec.outlook import Forecast, Outlook, Target
+from vlora_engine.codec.parts import FileParts, MemoryParts, Parts, TaskShare, partial_outlook
+from vlora_engine.codec.store import CodedTask, write_coded
+from vlora_engine.errors import SubspaceError, VLoRAError
+from vlora_engine.files import discard, publish
+from vlora_engine.manifest import Manifest, TaskRecord
+from vlora_engine.partial import RESULT, layers_kept
+from vlora_engine.progress import CancelCheck, ProgressCallback
+from vlora_engine.records import base_model_of, figure, task_record
+from vlora_engine.spectrum import pick_device
+from vlora_engine.store import relative_source, task_files
+from vlora_engine.tensorfile import encode_header
+
+
+def outlook_of(
+    collection: Collection,
+    *,
+    groups: bool = True,
+    device: str = "auto",
+    progress: ProgressCallback | None = None,
+    cancelled: CancelCheck | None = None,
+) -> Outlook:
+    """The outlook of a collection, with what it takes on disk beside the coded numbers."""
+    outlook = measure(
+        collection.sources,
+        collection.layers,
+        collection.weights,
+        groups=groups,
+        device=pick_device(device),
+        progress=progress,
+        cancelled=cancelled,
+    )
+    records = _records(collection, None)
+    outlook.overhead = overhead_bytes(collection.sources, records, collection.layers)
+    outlook.rest_bytes = sum(record.rest_bytes for record in records.values())
+    outlook.factor_bytes = 2 * sum(record.factor_elements for record in records.values())
+    outlook.input_bytes = sum(record.source_bytes for record in records.values())
+    return outlook
+
+
+def target_of(targets: Targets) -> Target:
+    """The target of a coded collection."""
+    return Target(targets.budget, targets.max_error, targets.mean_error, targets.variance)
+
+
+def build_coded(
+    partial: Path,
+    out: Path,
+    collection: Collection,
+    targets: Targets,
+    outlook: Outlook | None,
+    *,
+    device: str = "auto",
+    force: bool = False,
+    progress: ProgressCallback | None = None,
+    cancelled: CancelCheck | None = None,
+) -> BuildReport:
+    """Code ``collection`` into the directory ``out``; ``partial`` is held by the caller.
+
+    Raises: as `vlora_engine.build.build_subspace`.
+    """
+    with layers_kept(partial, out):
+        known = outlook
+        if known is None:
+            known = _partial_outlook(partial, collection, targets, device, progress, cancelled)
+        _same_tasks(collection, known)
+
+        def parts(forecast: Forecast) -> Parts:
+            return FileParts(partial, fingerprint(collection, targets.method, forecast, device))
+
+        coder = _coder(collection, targets, known, parts, out, device, progress, cancelled)
+        coded = coder.run()
+        manifest = _assemble(partial / RESULT, out, collection, targets, coder, coded)
+        report = _report(out, collection, manifest, coded)
+        publish(partial / RESULT, out, force=force)
+        discard(partial)
+    return report
+
+
+def code_in_memory(
+    collection: Collection,
+    targets: Targets,
+    *,
+    device: str = "auto",
+    progress: ProgressCallback | None = None,
+) -> tuple[Coding, dict[tuple[int, int], bytes], list[tuple[TaskRecord, CodedTask]]]:
+    """The same in memory: coding, what groups share by (layer, group), and the tasks."""
+    outlook = outlook_of(
+        collection, groups=targets.method == "auto", device=device, progress=progress
+    )
+    coder = _coder(
+        collection, targets, outlook, lambda _: MemoryParts(), None, device, progress, None
+    )
+    coded = coder.run()
+    coding = coding_of(targets, coder.outlook, coded.forecast)
+    units = {(i, g): coded.parts.shared(i)[g] for i, g in coding.units()}
+    tasks = list(_tasks(collection, coder.outlook, coded, None))
+    return coding, units, tasks
+
+
+def _coder(
+    collection: Collection,
+    targets: Targets,
+    outlook: Outlook,
+    parts: Callable[[Forecast], Parts],
+    out: Path | None,
+    device: str,
+    progress: ProgressCallback | None,
+    cancelled: CancelCheck | None,
+) -> Coder:
+    records = _records(collection, out)
+
+    def size(coded: Coded) -> int:
+        return _size(collection, targets, outlook, records, coded)
+
+    return Coder(
+        collection,
+        outlook,
+        targets.method,
+        target_of(targets),
+        parts,
+        size,
+        pick_device(device),
+        progress,
+        cancelled,
+    )
+
+
+def _records(collection: Collection, out: Path | None) -> dict[str, TaskRecord]:
+    files = task_files(list(collection.sources))
+    return {
+        name: _record(collection, name, files[name], out, source)
+        for name, source in collection.sources.items()
+    }
+
+
+def _record(
+    collection: Collection, name: str, file: str, out: Path | None, source: AdapterSource
+) -> TaskRecord:
+    check = collection.check.adapters[name]
+    location = relative_source(source.path, out) if out else None
+    return task_record(
+        name,
+        source,
+        collection.layers,
+        file=file,
+        digest=check.digest,
+        norm=check.norm,
+        location=location,
+    )
+
+
+def _size(
+    collection: Collection,
+    targets: Targets,
+    outlook: Outlook,
+    records: dict[str, TaskRecord],
+    coded: Coded,
+) -> int:
+    """Bytes on disk that a coded collection will take, a few more at most."""
+    from vlora_engine.card import model_card
+    from vlora_engine.codec.layout import shared_layout
+    from vlora_engine.files import dump_json
+    from vlora_engine.manifest import BasisFile
+
+    coding = coding_of(targets, outlook, coded.forecast)
+    units = coding.units()
+    basis = (BasisFile("basis.safetensors", "0" * 64, 10**9, 0, len(collection.layers)),)
+    manifest = Manifest(
+        path=Path("."),
+        method=targets.method,
+        dtype="U8",
+        base_model=base_model_of(collection.sources),
+        layers=tuple(collection.layers),
+        basis=basis if units else (),
+        tasks={
+            name: replace(record, nbytes=10**9, cluster=_cluster_of(outlook, name))
+            for name, record in records.items()
+        },
+        engine=__version__,
+        coding=coding,
+    )
+    total = len(dump_json(manifest.as_json()).encode()) + len(model_card(manifest).encode())
+    if units:
+        total += len(encode_header(shared_layout(len(units), 10**9))[0]) + 4 * len(units)
+    for name, record in records.items():
+        count = len(record.layers)
+        header, _ = encode_header(task_layout(count, 10**9, collection.sources[name].rest))
+        total += len(header) + 12 * count + record.rest_bytes
+    return total + coded.payload
+
+
+def coding_of(targets: Targets, outlook: Outlook, forecast: Forecast) -> Coding:
+    """What the index says of how it was coded."""
+    modes: dict[int, list[str]] = {}
+    for i, layer in enumerate(forecast.modes):
+        for mode in layer:
+            row = modes.setdefault(mode.number, ["-"] * len(forecast.modes))
+            row[i] = LETTERS[mode.kind]
+    steps = forecast.steps[outlook.alive]
+    step = float(np.exp(np.log(steps).mean())) if len(steps) else 0.0
+    target = {k: float(v) for k, v in vars(target_of(targets)).items() if v is not None}
+    return Coding(figure(step), target, {n: "".join(row) for n, row in sorted(modes.items())})
+
+
+def _cluster_of(outlook: Outlook, name: str) -> int:
+    index = outlook.tasks.index(name)
+    return next((n for n, members in outlook.clusters.items() if n and index in members), 0)
+
+
+def _tasks(
+    collection: Collection, outlook: Outlook, coded: Coded, out: Path | None
+) -> Iterator[tuple[TaskRecord, CodedTask]]:
+    records = _records(collection, out)
+    for name, shares in coded.parts.tasks(list(collection.sources)):
+        source = collection.sources[name]
+        norm = collection.check.adapters[name].norm
+        error = (sum(s.residual for s in shares) ** 0.5 / norm) if norm > 0 else 0.0
+        record = replace(records[name], error=figure(error), cluster=_cluster_of(outlook, name))
+        yield record, coded_task(shares, source.read_rest())
+
+
+def coded_task(shares: Sequence[TaskShare], rest: dict[str, torch.Tensor]) -> CodedTask:
+    """A task from its share of every layer that it has."""
+    energy = np.array([share.energy for share in shares])
+    residual = np.array([share.residual for share in shares]).clip(0)
+    missed = np.divide(residual, energy, out=np.zeros(len(energy)), where=energy > 0)
+    return CodedTask(
+        [share.blob for share in shares],
+        torch.from_numpy(np.sqrt(energy)).float(),
+        torch.from_numpy(np.sqrt(missed)).float(),
+        rest,
+    )
+
+
+def _assemble(
+    directory: Path, out: Path, collection: Collection, targets: Targets, coder: Coder, coded: Coded
+) -> Manifest:
+    directory.mkdir()
+    coding = coding_of(targets, coder.outlook, coded.forecast)
+    return write_coded(
+        directory,
+        method=targets.method,
+        base_model=base_model_of(collection.sources),
+        layers=collection.layers,
+        coding=coding,
+        shared=(coded.parts.shared(i)[group] for i, group in coding.units()),
+        tasks=_tasks(collection, coder.outlook, coded, out),
+    )
+
+
+def fingerprint(collection: Collection, method: str, forecast: Forecast, device: str) -> str:
+    """What coded layers must have in common to be used together."""
+    content = {
+        "engine": __version__,
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "device": pick_device(device).type,
+        "method": method,
+        "tasks": [(n, collection.check.adapters[n].digest) for n in collection.sources],
+        "steps": [float(np.float32(step)) for step in forecast.steps],
+        "modes": [[(m.number, m.kind, m.members) for m in layer] for layer in forecast.modes],
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _partial_outlook(
+    partial: Path,
+    collection: Collection,
+    targets: Targets,
+    device: str,
+    progress: ProgressCallback | None,
+    cancelled: CancelCheck | None,
+) -> Outlook:
+    """The outlook that an interrupted build left, or a new one."""
+    place = partial_outlook(partial)
+    if place.exists():
+        try:
+            known = Outlook.load(place)
+            _same_tasks(collection, known)
+            return known
+        except VLoRAError:
+            place.unlink(missing_ok=True)
+    made = outlook_of(
+        collection,
+        groups=targets.method == "auto",
+        device=device,
+        progress=progress,
+        cancelled=cancelled,
+    )
+    made.digests = _digests(collection)
+    made.save(place)
+    return made
+
+
+def _digests(collection: Collection) -> list[str]:
+    return [collection.check.adapters[name].digest for name in collection.sources]
+
+
+def _same_tasks(collection: Collection, outlook: Outlook) -> None:
+    if outlook.tasks != list(collection.sources) or (
+        outlook.digests and outlook.digests != _digests(collection)
+    ):
+        raise SubspaceError(
+            "The tables of the codec were computed on other adapters.",
+            remedy="compute the spectra again",
+        )
+
+
+def _report(out: Path, collection: Collection, manifest: Manifest, coded: Coded) -> BuildReport:
+    worst = manifest.worst
+    layer_errors = {}
+    for i, spec in enumerate(manifest.layers):
+        _, energy, residual, _ = coded.parts.figures(i)
+        share = np.divide(residual.clip(0), energy, out=np.zeros(len(energy)), where=energy > 0)
+        layer_errors[spec.name] = float(np.sqrt(share).mean()) if len(share) else 0.0
+    coding: Any = manifest.coding and manifest.coding.as_json()
+    return BuildReport(
+        path=out,
+        method=manifest.method,
+        dtype=manifest.dtype,
+        tasks=list(manifest.tasks),
+        k={},
+        mean_error=manifest.mean_error,
+        max_error=worst.error if worst else 0.0,
+        worst_task=worst.id if worst else "",
+        variance=manifest.variance,
+        task_errors={task.id: task.error for task in manifest.tasks.values()},
+        layer_errors=layer_errors,
+        nbytes=manifest.nbytes,
+        input_bytes=manifest.input_bytes,
+        ratio=manifest.ratio,
+        codec_ratio=manifest.codec_ratio,
+        skipped=[error.as_dict() for error in collection.check.bad],
+        reused_layers=coded.reused,
+        findings=list(collection.check.findings),
+        coding=coding,
+    )

@@ -1,0 +1,57 @@
+"""How a collection was coded, as subspace.json tells it. No torch, no numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+METHODS = ("own", "auto")
+KINDS = {"k": "klt", "d": "delta", "-": ""}
+LETTERS = {kind: letter for letter, kind in KINDS.items()}
+
+
+@dataclass(frozen=True)
+class Coding:
+    """How a collection was coded.
+
+    Args:
+        step: Of new adapters, relative to their ||dW||. target: What it was coded for, by name.
+        modes: Per group number one letter a layer: ``k`` (klt), ``d`` (delta) or ``-``.
+    """
+
+    step: float
+    target: Mapping[str, float] = field(default_factory=dict)
+    modes: Mapping[int, str] = field(default_factory=dict)
+
+    def units(self) -> list[tuple[int, int]]:
+        """(layer, group) of everything shared, in the order of the file."""
+        layers, numbers = len(next(iter(self.modes.values()), "")), sorted(self.modes)
+        return [(i, n) for i in range(layers) for n in numbers if self.kind(i, n)]
+
+    def kind(self, layer: int, number: int) -> str:
+        """What a group does on a layer: ``klt``, ``delta`` or nothing."""
+        return KINDS[self.modes[number][layer]]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "target": dict(self.target),
+            "modes": {str(number): text for number, text in sorted(self.modes.items())},
+        }
+
+
+def parse_coding(row: Mapping[str, Any], layers: int) -> Coding:
+    """What subspace.json says, checked.
+
+    Raises:
+        ValueError, KeyError, TypeError: It makes no sense.
+    """
+    modes = {int(number): str(text) for number, text in row["modes"].items()}
+    for number, text in modes.items():
+        if not 0 <= number < 1 << 16 or len(text) != layers or set(text) - KINDS.keys():
+            raise ValueError(f"modes of group {number}")
+    step = float(row["step"])
+    if not 0 <= step < float("inf"):
+        raise ValueError(f"step {step}")
+    return Coding(step, {str(k): float(v) for k, v in row["target"].items()}, modes)

@@ -1,0 +1,186 @@
+"""One module of all tasks through the codec: every task by itself, or in a group that shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlora_engine.codec.blobs import (
+    Columns,
+    Share,
+    pack_columns,
+    pack_cores,
+    pack_own,
+    pack_share,
+    pack_transform,
+)
+from vlora_engine.codec.delta import code_core, orthonormal, shared_columns
+from vlora_engine.codec.klt import code_cluster
+from vlora_engine.codec.own import canonical, code_directions
+from vlora_engine.codec.tables import Array
+from vlora_engine.inner import delta_error2
+from vlora_engine.stack import LayerStack
+
+AT_ONCE = 32  # changes whose singular directions are in memory at a time
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tasks that share on one layer.
+
+    Args:
+        number: Of the group in the collection. kind: ``klt`` or ``delta``.
+    """
+
+    number: int
+    kind: str
+    members: tuple[str, ...]
+
+
+@dataclass
+class CodedLayer:
+    """One layer, coded.
+
+    Args:
+        tasks: Those that have it. blobs: Their bytes (empty where only figures were wanted).
+        shared: The bytes of every group by its number.
+        energy: (N,) ||dW_i||^2. residual: (N,) what the stored form misses of it.
+    """
+
+    name: str
+    tasks: list[str]
+    blobs: list[bytes]
+    shared: dict[int, bytes] = field(default_factory=dict)
+    energy: Array = field(default_factory=lambda: np.zeros(0))
+    residual: Array = field(default_factory=lambda: np.zeros(0))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(map(len, self.blobs)) + sum(map(len, self.shared.values()))
+
+
+def code_layer(
+    stack: LayerStack, steps: Array, groups: Sequence[Group] = (), *, write: bool = True
+) -> CodedLayer:
+    """Code one layer.
+
+    Args:
+        steps: (N,) of every task, in units of dW; 0 for one without effect. Rounded to fp32.
+        groups: Disjoint; who is in none is coded by itself.
+        write: Make the bytes, too, and not the errors alone.
+    """
+    count = len(stack.tasks)
+    steps = np.asarray(steps, dtype=np.float32).astype(np.float64)
+    coded = CodedLayer(
+        stack.layer,
+        stack.tasks,
+        [b"\0"] * count,
+        energy=stack.energy().cpu().numpy(),
+        residual=np.zeros(count),
+    )
+    places = {task: i for i, task in enumerate(stack.tasks)}
+    alone = set(range(count))
+    for group in groups:
+        members = [places[task] for task in group.members if task in places]
+        alone -= set(members)
+        code = _code_klt if group.kind == "klt" else _code_delta
+        code(stack, steps, group, members, coded, write)
+    _code_own(stack, steps, sorted(i for i in alone if steps[i] > 0), coded, write)
+    return coded
+
+
+def singular_directions(
+    stack: LayerStack, rows: Sequence[int]
+) -> Iterator[tuple[int, Array, Array, Array]]:
+    """Row, U (q, d_out), S (q,), V (q, d_in) of the changes in ``rows``, some at a time."""
+    for start in range(0, len(rows), AT_ONCE):
+        part = list(rows[start : start + AT_ONCE])
+        at = torch.tensor(part)
+        u, s, v = canonical(stack.a[at], stack.bt[at], stack.scale[at])
+        for i, row in enumerate(part):
+            yield row, u[i], s[i], v[i]
+
+
+def _code_own(
+    stack: LayerStack, steps: Array, rows: Sequence[int], coded: CodedLayer, write: bool
+) -> None:
+    found = []
+    for row, u, s, v in singular_directions(stack, rows):
+        directions = code_directions(u, s, v, steps[row])
+        coded.residual[row] = directions.missed
+        if write:
+            found.append(directions)
+    for row, blob in zip(rows, pack_own(found) if write else (), strict=False):
+        coded.blobs[row] = blob
+
+
+def _code_klt(
+    stack: LayerStack,
+    steps: Array,
+    group: Group,
+    members: Sequence[int],
+    coded: CodedLayer,
+    write: bool,
+) -> None:
+    at = torch.tensor(members)
+    scale = stack.scale[at].cpu().numpy()
+    a = stack.a[at].cpu().numpy()
+    bt = stack.bt[at].cpu().numpy() * (scale / steps[members])[:, None, None]
+    side_a, side_b = code_cluster(a, bt)
+    hat_a, hat_bt = side_a.factors(), side_b.factors()
+    meant = bt * steps[members][:, None, None]
+    got = hat_bt * steps[members][:, None, None]
+    coded.residual[members] = delta_error2(
+        *(torch.from_numpy(np.ascontiguousarray(x)) for x in (a, meant.transpose(0, 2, 1))),
+        *(torch.from_numpy(np.ascontiguousarray(x)) for x in (hat_a, got.transpose(0, 2, 1))),
+    ).numpy()
+    if write:
+        coded.shared[group.number] = pack_transform((side_a, side_b))
+        for i, row in enumerate(members):
+            share = Share(group.number, side_a.mix[i], side_b.mix[i], float(steps[row]))
+            coded.blobs[row] = pack_share(share)
+
+
+def _code_delta(
+    stack: LayerStack,
+    steps: Array,
+    group: Group,
+    members: Sequence[int],
+    coded: CodedLayer,
+    write: bool,
+) -> None:
+    columns = Columns(
+        **{side: shared_columns(delta_rows(stack, steps, members, side)) for side in ("b", "a")}
+    )
+    q_b, q_a = orthonormal(columns.b), orthonormal(columns.a)
+    cores = []
+    for row, u, s, v in singular_directions(stack, members):
+        core, _ = code_core(u, s / steps[row], v, q_b, q_a)
+        coded.residual[row] = core.missed * steps[row] ** 2
+        cores.append(core)
+    if write:
+        coded.shared[group.number] = pack_columns(columns)
+        own_steps = [float(steps[row]) for row in members]
+        for row, blob in zip(members, pack_cores(group.number, cores, own_steps), strict=True):
+            coded.blobs[row] = blob
+
+
+def delta_rows(stack: LayerStack, steps: Array, members: Sequence[int], side: str) -> Array:
+    """Rows whose Gram is the members' energy on one side, in steps: (n r, d)."""
+    at = torch.tensor(list(members))
+    inverse = torch.from_numpy(1 / steps[list(members)]).to(stack.a.device)
+    part = LayerStack(
+        stack.layer,
+        [stack.tasks[i] for i in members],
+        [stack.ranks[i] for i in members],
+        stack.a[at],
+        stack.bt[at],
+        stack.scale[at],
+        inverse,
+    )
+    rows: Tensor = part.rows("delta", side)
+    return rows.cpu().numpy()

@@ -1,0 +1,61 @@
+"""The files of a coded collection: what lies in them, and the bytes that no choice changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from vlora_engine._version import __version__
+from vlora_engine.adapters import AdapterSource
+from vlora_engine.card import model_card
+from vlora_engine.codec.coding import Coding
+from vlora_engine.files import dump_json
+from vlora_engine.manifest import BasisFile, LayerSpec, Manifest, TaskRecord
+from vlora_engine.records import base_model_of
+from vlora_engine.tensorfile import encode_header
+
+Layout = list[tuple[str, str, tuple[int, ...]]]
+
+
+def task_layout(
+    modules: int, nbytes: int, rest: Mapping[str, tuple[str, tuple[int, ...]]]
+) -> Layout:
+    """The tensors of a coded task's file: bytes per module, norms and errors, rest, the bytes."""
+    return [
+        ("sizes", "U32", (modules,)),
+        ("figures", "F32", (2, modules)),
+        *((f"rest/{key}", dtype, shape) for key, (dtype, shape) in sorted(rest.items())),
+        ("coded", "U8", (nbytes,)),
+    ]
+
+
+def shared_layout(units: int, nbytes: int) -> Layout:
+    """The tensors of the file of what groups share."""
+    return [("sizes", "U32", (units,)), ("coded", "U8", (nbytes,))]
+
+
+def overhead_bytes(
+    sources: Mapping[str, AdapterSource],
+    records: Mapping[str, TaskRecord],
+    layers: Sequence[LayerSpec],
+) -> int:
+    """About the bytes that are neither coded numbers nor rest tensors."""
+    manifest = Manifest(
+        path=Path("."),
+        method="auto",
+        dtype="U8",
+        base_model=base_model_of(sources),
+        layers=tuple(layers),
+        basis=(BasisFile("basis.safetensors", "0" * 64, 10**7, 0, len(layers)),),
+        tasks={name: replace(record, nbytes=10**6) for name, record in records.items()},
+        engine=__version__,
+        coding=Coding(0.000123456789, {"max_error": 0.05}, {0: "-" * len(layers)}),
+    )
+    total = len(dump_json(manifest.as_json()).encode()) + len(model_card(manifest).encode())
+    total += len(encode_header(shared_layout(len(layers), 10**6))[0]) + 4 * len(layers)
+    for name, record in records.items():
+        count = len(record.layers)
+        header, _ = encode_header(task_layout(count, 10**6, sources[name].rest))
+        total += len(header) + 12 * count
+    return total

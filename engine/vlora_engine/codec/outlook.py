@@ -1,0 +1,402 @@
+"""What coding a collection costs at every step, told from tables; reading it needs no torch.
+
+A step is given relative to ||dW|| of a task. Of every task's own singular directions the energies
+are kept; of every group that may share, bits and errors on a grid of steps. At a step, each layer
+takes whatever has the least error plus price times bits, the price that the step itself stands
+for: one multiplier for everything (SCIENCE.md 3.6).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vlora_engine.codec.quantizer import PRICE
+from vlora_engine.codec.rates import pair
+from vlora_engine.codec.tables import Array
+from vlora_engine.errors import CorruptFileError, TargetError
+from vlora_engine.files import write_file
+
+FINEST, COARSEST = 2.0**-24, 2.0**1  # steps that are looked at
+OWN_OVERHEAD = 8 * 11.0  # bits of one module of one task beside its vectors
+HALVINGS = 40
+
+
+@dataclass(frozen=True)
+class OwnTable:
+    """One layer, every task by itself.
+
+    Args:
+        tasks: (N,) indices into the collection's tasks. shares: (N, q) squared singular values
+            over ||dW_i||^2 of the whole adapter.
+    """
+
+    name: str
+    d_in: int
+    d_out: int
+    tasks: Array
+    shares: Array
+
+
+@dataclass(frozen=True)
+class GroupTable:
+    """One layer, a group that shares on it, on the outlook's grid of steps.
+
+    Args:
+        kind: ``klt`` or ``delta``. members: (n,) rows of the layer's own table.
+        shared: (G,) bits of what is shared. bits: (G, n). missed: (G, n) shares of ||dW_i||^2.
+    """
+
+    number: int
+    kind: str
+    members: Array
+    shared: Array
+    bits: Array
+    missed: Array
+
+
+@dataclass(frozen=True)
+class Mode:
+    """What a group does on a layer; ``members`` are rows of the layer's own table."""
+
+    number: int
+    kind: str
+    members: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What coding at certain steps is expected to come to.
+
+    Args:
+        steps: (N,) of every task. modes: Per layer the groups that share there.
+        bits: Payload, (N,) of every task and of what is shared.
+        errors: (N,) relative errors of dW.
+        layer_errors: (layers,) mean over the tasks that have it, relative to its own dW.
+    """
+
+    steps: Array
+    modes: tuple[tuple[Mode, ...], ...]
+    bits: Array
+    shared_bits: float
+    errors: Array
+    layer_errors: Array
+
+    @property
+    def payload(self) -> float:
+        """Bytes."""
+        return (float(self.bits.sum()) + self.shared_bits) / 8
+
+
+@dataclass
+class Outlook:
+    """The tables of a collection.
+
+    Args:
+        tasks: Names. layers: By index. groups: Per layer index its groups' tables.
+        grid: (G,) steps, ascending. clusters: Groups by number, as indices of tasks; number 0 is
+            everybody.
+        overhead: Bytes on disk that no choice changes, rest tensors apart; rest_bytes: theirs.
+    """
+
+    tasks: list[str]
+    layers: list[OwnTable]
+    groups: dict[int, list[GroupTable]]
+    grid: Array
+    clusters: dict[int, list[int]]
+    overhead: int = 0
+    rest_bytes: int = 0
+    factor_bytes: int = 0
+    input_bytes: int = 0
+    cosines: Array | None = None
+    digests: list[str] = field(default_factory=list)
+
+    @cached_property
+    def energy(self) -> Array:
+        """(layers, N) share of ||dW_i||^2 in every layer, 0 where a task lacks it."""
+        out = np.zeros((len(self.layers), len(self.tasks)))
+        for i, layer in enumerate(self.layers):
+            out[i, layer.tasks] = layer.shares.sum(axis=1, dtype=np.float64)
+        return out
+
+    @cached_property
+    def alive(self) -> Array:
+        """(N,) whether a task changes anything."""
+        return self.energy.sum(axis=0) > 0
+
+    def only(self, layers: Sequence[int]) -> Outlook:
+        """The same of some layers alone."""
+        return replace(
+            self,
+            layers=[self.layers[i] for i in layers],
+            groups={new: self.groups.get(i, []) for new, i in enumerate(layers)},
+        )
+
+    # forecasts
+
+    def modes_at(self, step: float, method: str) -> tuple[tuple[Mode, ...], ...]:
+        """Per layer what is cheapest at a step; nothing is shared by ``own``."""
+        if method == "own" or not any(self.groups.values()):
+            return tuple(() for _ in self.layers)
+        return tuple(self.layer_modes(i, step) for i in range(len(self.layers)))
+
+    def layer_modes(self, index: int, step: float) -> tuple[Mode, ...]:
+        """What is cheapest on one layer at a step."""
+        tables = self.groups.get(index, ())
+        if not tables:
+            return ()
+        price = PRICE * step * step
+        bits, missed = self._own(index, np.full(len(self.layers[index].tasks), step))
+        own = missed + price * bits
+        offers = [self._offer(table, step, own, price) for table in tables]
+        whole = [offer for offer in offers if offer[1].number == 0]
+        parts: dict[int, tuple[float, Mode]] = {}
+        for gain, mode in offers:
+            if mode.number and gain > parts.get(mode.number, (0.0, mode))[0]:
+                parts[mode.number] = gain, mode
+        best = max(whole, key=lambda offer: offer[0], default=None)
+        if best is not None and best[0] > max(0.0, sum(gain for gain, _ in parts.values())):
+            return (best[1],)
+        return tuple(mode for _, mode in parts.values())
+
+    def _offer(
+        self, table: GroupTable, step: float, own: Array, price: float
+    ) -> tuple[float, Mode]:
+        """What a group saves at a step, and who is in it then: those whom it helps."""
+        shared, bits, missed = self._group(table, np.full(len(table.members), step))
+        gains = own[table.members] - (missed + price * bits)
+        inside = gains > 0
+        gain = float(gains[inside].sum()) - price * shared if inside.sum() > 1 else 0.0
+        return gain, Mode(table.number, table.kind, tuple(table.members[inside].tolist()))
+
+    def forecast(self, steps: Array, modes: Sequence[Sequence[Mode]]) -> Forecast:
+        """What those steps (N,) and modes come to."""
+        bits, missed2 = np.zeros(len(self.tasks)), np.zeros(len(self.tasks))
+        shared_bits, layer_errors = 0.0, np.zeros(len(self.layers))
+        for i, layer in enumerate(self.layers):
+            own_steps = steps[layer.tasks]
+            own_bits, own_missed = self._own(i, own_steps)
+            for mode in modes[i]:
+                table = self._table(i, mode)
+                at = np.searchsorted(table.members, mode.members)
+                rows = list(mode.members)
+                whole = np.full(len(table.members), np.exp(np.log(own_steps[rows]).mean()))
+                whole[at] = own_steps[rows]
+                shared, group_bits, group_missed = self._group(table, whole)
+                own_bits[rows], own_missed[rows] = group_bits[at], group_missed[at]
+                shared_bits += shared
+            bits[layer.tasks] += own_bits
+            missed2[layer.tasks] += own_missed
+            energy = self.energy[i, layer.tasks]
+            share = np.divide(own_missed, energy, out=np.zeros(len(energy)), where=energy > 0)
+            layer_errors[i] = np.sqrt(share.clip(0)).mean() if len(share) else 0.0
+        errors = np.sqrt(missed2.clip(0))
+        return Forecast(steps, tuple(map(tuple, modes)), bits, shared_bits, errors, layer_errors)
+
+    def _own(self, index: int, steps: Array) -> tuple[Array, Array]:
+        """Bits (N,) and missed shares (N,) of one layer, every task by itself."""
+        layer = self.layers[index]
+        bits, missed = pair(layer.shares, layer.d_out, layer.d_in, steps[:, None])
+        bits = bits.sum(axis=1)
+        return bits + np.where(bits > 0, OWN_OVERHEAD, 8.0), missed.sum(axis=1)
+
+    def _group(self, table: GroupTable, steps: Array) -> tuple[float, Array, Array]:
+        """Shared bits, bits (n,) and missed shares (n,) between the grid's steps."""
+        log, grid = np.log2(steps), np.log2(self.grid)
+        columns = range(len(steps))
+        bits = np.array([np.interp(log[j], grid, table.bits[:, j]) for j in columns])
+        tiny = np.log2(np.maximum(table.missed, 1e-30))
+        missed = np.exp2(np.array([np.interp(log[j], grid, tiny[:, j]) for j in columns]))
+        below = np.exp2(np.minimum(0, log - grid[0]))  # finer than the grid: error by the step
+        return float(np.interp(log.mean(), grid, table.shared)), bits, missed * below**2
+
+    def _table(self, index: int, mode: Mode) -> GroupTable:
+        return next(t for t in self.groups[index] if (t.number, t.kind) == (mode.number, mode.kind))
+
+    # targets
+
+    def solve(self, method: str, target: Target, correction: Correction | None = None) -> Forecast:
+        """Steps and modes that meet a target with the fewest bytes, or the least error.
+
+        Raises:
+            TargetError: It cannot be met; the message says what can.
+        """
+        known = correction or Correction(np.ones(len(self.tasks)), 1.0)
+        uniform = self._bisect(method, target, known)
+        if target.max_error is None:
+            return uniform
+        return self._even(uniform, target.max_error, known)
+
+    def at(self, method: str, step: float) -> Forecast:
+        """What one step for all comes to."""
+        return self.forecast(np.full(len(self.tasks), step), self.modes_at(step, method))
+
+    def _bisect(self, method: str, target: Target, known: Correction) -> Forecast:
+        """The coarsest step that meets an error, or the finest that meets a budget."""
+        if target.budget is not None:
+            floor = self.overhead + self.rest_bytes + len(self.tasks) * len(self.layers)
+            if target.budget < floor:
+                raise TargetError(
+                    "The budget is below what nothing at all would take.",
+                    expected=f"at least {floor} bytes"
+                    + (f" ({self.rest_bytes} of them rest tensors)" if self.rest_bytes else ""),
+                    found=f"{target.budget} bytes",
+                    remedy="allow more, or compress fewer adapters",
+                )
+        low, high = np.log2(FINEST), np.log2(COARSEST)
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            found = self.at(method, 2.0**middle)
+            coarser = (
+                not self._fits(found, target, known)
+                if target.budget is not None
+                else self._is_close(found, target, known)
+            )
+            low, high = (middle, high) if coarser else (low, middle)
+        return self.at(method, 2.0 ** (high if target.budget is not None else low))
+
+    def _fits(self, found: Forecast, target: Target, known: Correction) -> bool:
+        assert target.budget is not None  # noqa: S101
+        return self.nbytes(found, known) <= target.budget
+
+    def _is_close(self, found: Forecast, target: Target, known: Correction) -> bool:
+        errors = found.errors * known.errors
+        if target.variance is not None:
+            return bool(np.square(errors).mean() <= 1 - target.variance)
+        wanted = target.mean_error if target.mean_error is not None else target.max_error
+        return bool(errors.mean() <= wanted)
+
+    def _even(self, uniform: Forecast, wanted: float, known: Correction) -> Forecast:
+        """Every task at its own step, so that each just keeps to ``wanted``."""
+        low = np.full(len(self.tasks), np.log2(FINEST))
+        high = np.full(len(self.tasks), np.log2(COARSEST))
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
+            errors = self.forecast(2.0**middle, uniform.modes).errors * known.errors
+            close = errors <= wanted
+            low, high = np.where(close, middle, low), np.where(close, high, middle)
+        return self.forecast(2.0**low, uniform.modes)
+
+    def nbytes(self, found: Forecast, known: Correction | None = None) -> float:
+        """Expected bytes on disk."""
+        factor = known.payload if known else 1.0
+        return self.overhead + self.rest_bytes + factor * found.payload
+
+    def codec_ratio(self, found: Forecast) -> float:
+        """Expected codec ratio."""
+        return self.factor_bytes / max(1.0, self.nbytes(found) - self.rest_bytes)
+
+    # on disk
+
+    def save(self, path: Path) -> None:
+        """Write the tables into one file, in one step."""
+        from safetensors.numpy import save
+
+        arrays: dict[str, Array] = {"grid": self.grid}
+        if self.cosines is not None:
+            arrays["cosines"] = self.cosines.astype(np.float32)
+        rows = []
+        for i, layer in enumerate(self.layers):
+            arrays |= {f"{i}.tasks": layer.tasks, f"{i}.shares": layer.shares}
+            groups = []
+            for j, table in enumerate(self.groups.get(i, ())):
+                for name in ("members", "shared", "bits", "missed"):
+                    arrays[f"{i}.{j}.{name}"] = getattr(table, name)
+                groups.append([table.number, table.kind])
+            rows.append([layer.name, layer.d_in, layer.d_out, groups])
+        content = {
+            "version": VERSION,
+            "tasks": self.tasks,
+            "digests": self.digests,
+            "layers": rows,
+            "clusters": {str(k): v for k, v in self.clusters.items()},
+            "sizes": [self.overhead, self.rest_bytes, self.factor_bytes, self.input_bytes],
+        }
+        whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        write_file(path, save(whole, metadata={"outlook": json.dumps(content)}))
+
+    @classmethod
+    def load(cls, path: Path) -> Outlook:
+        """The inverse.
+
+        Raises:
+            CorruptFileError: It is no such file, or one of another version.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, "np") as file:
+                content = json.loads(file.metadata()["outlook"])
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if content["version"] != VERSION:
+                raise ValueError(f"version {content['version']}")
+            return _from_arrays(content, arrays)
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            raise CorruptFileError(
+                "The tables of the codec cannot be read.",
+                where=path,
+                found=f"{type(error).__name__}: {error}",
+                remedy="compute the spectra again",
+            ) from None
+
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is wanted of a coded collection: exactly one of these."""
+
+    budget: int | None = None
+    max_error: float | None = None
+    mean_error: float | None = None
+    variance: float | None = None
+
+    def tightened(self, share: float) -> Target:
+        """The same with a little room: errors and bytes are bounds that are kept."""
+        if self.variance is not None:
+            return replace(self, variance=1 - (1 - self.variance) * share**2)
+        name, value = next((n, v) for n, v in vars(self).items() if v is not None)
+        return Target(**{name: int(value * share) if name == "budget" else value * share})
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What was measured over what was forecast: errors (N,) of the tasks, and the payload."""
+
+    errors: Array
+    payload: float
+
+
+def _from_arrays(content: Mapping[str, Any], arrays: Mapping[str, Array]) -> Outlook:
+    layers, groups = [], {}
+    for i, (name, d_in, d_out, kinds) in enumerate(content["layers"]):
+        layers.append(OwnTable(name, d_in, d_out, arrays[f"{i}.tasks"], arrays[f"{i}.shares"]))
+        groups[i] = [
+            GroupTable(
+                number,
+                kind,
+                *(arrays[f"{i}.{j}.{name}"] for name in ("members", "shared", "bits", "missed")),
+            )
+            for j, (number, kind) in enumerate(kinds)
+        ]
+    overhead, rest, factors, inputs = content["sizes"]
+    return Outlook(
+        tasks=content["tasks"],
+        layers=layers,
+        groups=groups,
+        grid=arrays["grid"],
+        clusters={int(k): v for k, v in content["clusters"].items()},
+        overhead=overhead,
+        rest_bytes=rest,
+        factor_bytes=factors,
+        input_bytes=inputs,
+        cosines=arrays.get("cosines"),
+        digests=content["digests"],
+    )

@@ -1,0 +1,143 @@
+"""Each adapter by itself: the singular directions of dW, one step for all of them.
+
+With ``dW = U S V^T``, an error of e in a column of ``U S`` or of ``V S`` is an error of e in dW, to
+first order. So both sides of every direction are quantized in the same steps, a strong direction
+takes more bits than a weak one, a side of many rows fewer bits a number than a short one, and a
+direction that is not worth its bits takes none. Nothing depends on the gauge of A and B.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlora_engine.codec.quantizer import PRICE, quantize
+from vlora_engine.codec.rates import SIDE_OVERHEAD, number_bits
+from vlora_engine.codec.tables import Array
+from vlora_engine.inner import canonical_svd_batch, largest_entry_sign
+from vlora_engine.linalg import halves
+
+_NEAR = 1e-4  # pivots of a Gram's factor below this share of the largest: two rows nearly alike
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Quantized directions of one dW: ``dW^ = sum_j gains_j left_j right_j^T``.
+
+    Args:
+        left: (n, d_out) int32. right: (n, d_in) int32. gains: (n,) as they are stored.
+        missed: ||dW - dW^||^2.
+    """
+
+    left: Array
+    right: Array
+    gains: Array
+    missed: float
+
+
+def canonical(a: Tensor, bt: Tensor, scale: Tensor) -> tuple[Array, Array, Array]:
+    """Singular directions of N changes, as rows: U (N, q, d_out), S (N, q), V (N, q, d_in).
+
+    Through the Cholesky factors of r x r Grams; changes whose factors are near to dependent, where
+    that loses digits, go through QR.
+
+    Args:
+        a: (N, r, d_in). bt: (N, r, d_out). scale: (N,).
+    """
+    root_a, fine_a = _cholesky(a)
+    root_b, fine_b = _cholesky(bt)
+    p, s, rh = torch.linalg.svd(scale.view(-1, 1, 1) * (root_b.mT @ root_a), full_matrices=False)
+    u = p.mT @ torch.linalg.solve_triangular(root_b, bt, upper=False)  # [N, r, d_out]
+    v = rh @ torch.linalg.solve_triangular(root_a, a, upper=False)
+    u, v = (t * largest_entry_sign(u.mT)[:, :, None] for t in (u, v))
+    rough = (~(fine_a & fine_b)).nonzero().flatten()
+    out = [t.cpu().numpy() for t in (u, s, v)]
+    if len(rough):
+        exact = canonical_svd_batch(a[rough], bt[rough].mT, scale[rough])
+        rows = exact[0].mT, exact[1], exact[2].mT
+        for whole, own in zip(out, rows, strict=True):
+            whole[rough.cpu().numpy()] = 0
+            whole[rough.cpu().numpy(), : own.shape[1]] = own.cpu().numpy()
+    return out[0], out[1], out[2]
+
+
+def singular_values(gram_a: Tensor, gram_b: Tensor, scale: Tensor) -> Array:
+    """Singular values (N, r) of N changes from the Grams of their factors (N, r, r)."""
+    core = halves(gram_b).mT @ halves(gram_a)
+    return (torch.linalg.svdvals(core) * scale.abs().view(-1, 1)).cpu().numpy()
+
+
+def _cholesky(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Lower factors of the Grams (N, r, r), and which of them keep enough digits; others: 1."""
+    grams = rows @ rows.mT
+    factor, failed = torch.linalg.cholesky_ex(grams)
+    pivots = factor.diagonal(dim1=1, dim2=2)
+    fine = (failed == 0) & (pivots.amin(dim=1) > _NEAR * pivots.amax(dim=1))
+    one = torch.eye(rows.shape[1], dtype=rows.dtype, device=rows.device)
+    return torch.where(fine.view(-1, 1, 1), factor, one), fine
+
+
+def code_directions(u: Array, s: Array, v: Array, step: float) -> Directions:
+    """Quantize one change in steps of ``step``, keeping the directions that are worth their bits.
+
+    Args:
+        u: (q, d_out) orthonormal rows. s: (q,). v: (q, d_in).
+    """
+    energy = float(np.square(s).sum())
+    live = s > 0
+    # A direction that cannot round to anything on one of its sides is not even tried.
+    peak = np.minimum(np.abs(u).max(axis=1, initial=0), np.abs(v).max(axis=1, initial=0)) * s
+    live &= peak > step / 2
+    u, s, v = u[live], s[live], v[live]
+    if not len(s):
+        return _nothing(u, v, energy)
+    left, right = quantize(u * (s / step)[:, None]), quantize(v * (s / step)[:, None])
+    fine_left, fine_right = left.astype(np.float64), right.astype(np.float64)
+    gram = (fine_left @ fine_left.T) * (fine_right @ fine_right.T)
+    inner = ((fine_left @ (u * s[:, None]).T) * (fine_right @ v.T)).sum(axis=1)
+    bits = number_bits(left) + number_bits(right) + 2 * SIDE_OVERHEAD
+    kept = _worth_keeping(gram, inner, bits, PRICE * step * step)
+    if not len(kept):
+        return _nothing(u, v, energy)
+    gains = round_gains(_least_squares(gram, inner, kept))
+    own = gram[np.ix_(kept, kept)]
+    missed = energy - 2 * gains @ inner[kept] + gains @ own @ gains
+    if missed < 1e-9 * energy:
+        missed = _missed_exactly(u, s, v, fine_left[kept] * gains[:, None], fine_right[kept])
+    return Directions(left[kept], right[kept], gains, max(0.0, float(missed)))
+
+
+def round_gains(gains: Array) -> Array:
+    """Gains as three bytes keep them: fp32 without its last eight bits."""
+    raw = gains.astype("<f4").view(np.uint32)
+    return ((raw + 0x80) & np.uint32(0xFFFFFF00)).view("<f4").astype(np.float64)
+
+
+def _nothing(u: Array, v: Array, energy: float) -> Directions:
+    empty = np.zeros((0, u.shape[1]), np.int32), np.zeros((0, v.shape[1]), np.int32)
+    return Directions(*empty, np.zeros(0), energy)
+
+
+def _worth_keeping(gram: Array, inner: Array, bits: Array, price: float) -> Array:
+    """Directions whose error without them exceeds the price of their bits."""
+    diagonal = np.diagonal(gram)
+    gain = np.where(diagonal > 0, np.square(inner) / np.where(diagonal > 0, diagonal, 1), 0)
+    return np.flatnonzero((gain > price * bits) & (inner > 0))
+
+
+def _least_squares(gram: Array, inner: Array, kept: Array) -> Array:
+    scale = 1 / np.sqrt(np.diagonal(gram)[kept])
+    own = gram[np.ix_(kept, kept)] * np.outer(scale, scale)
+    return np.linalg.lstsq(own, inner[kept] * scale, rcond=1e-12)[0] * scale
+
+
+def _missed_exactly(u: Array, s: Array, v: Array, left: Array, right: Array) -> float:
+    """Where Grams have too few digits left: through QR of the difference's factors."""
+    from vlora_engine.inner import delta_error2
+
+    parts: Sequence[Array] = (v, (u * s[:, None]).T, right, left.T)
+    return float(delta_error2(*(torch.from_numpy(np.ascontiguousarray(p)) for p in parts)))

@@ -1,0 +1,162 @@
+"""Entropy coding of magnitudes: asymmetric numeral systems, many lanes in step.
+
+A lane is a sequence of symbols with a state and 16-bit words of its own (Duda 2013,
+arXiv:1311.2540; the word-wise form of Giesen 2014, arXiv:1402.3392). All lanes take one step at a
+time, so that NumPy does the work; integers alone decide, so that every machine reads the same.
+
+A symbol's model follows from a running mean of the magnitudes before it, which begins anew, at a
+value that the caller gives, at every ``period``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from vlora_engine.codec.tables import PRECISION, UNIT_BITS, Array, models
+from vlora_engine.errors import CorruptFileError
+
+LOW = 1 << 16  # a state stays in [2^16, 2^32)
+_SHIFT = np.uint64(PRECISION)
+_WORD = np.uint64(16)
+_ADAPT = 4  # the running mean moves by 1/16 of what it is off
+_KEPT = 2  # eighths of the starting value that stay in it
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """What is known of L lanes on both sides.
+
+    Args:
+        lengths: (L,) symbols of each, not increasing.
+        period: After so many symbols a lane begins anew.
+        starts: (L, periods) int32 running means to begin with, in 1/256.
+        shapes: (L, periods) uint8.
+    """
+
+    lengths: Array
+    period: int
+    starts: Array
+    shapes: Array
+
+    @property
+    def steps(self) -> int:
+        return int(self.lengths[0]) if len(self.lengths) else 0
+
+    def active(self) -> list[int]:
+        """How many lanes are still going at each step."""
+        ends = np.bincount(self.lengths, minlength=self.steps + 1)[: self.steps + 1]
+        return (len(self.lengths) - np.cumsum(ends))[: self.steps].tolist()
+
+
+def model_indices(lanes: Lanes, magnitudes: Array) -> Array:
+    """(steps, L) uint8 the model of every symbol of ``magnitudes`` (steps, L) uint8.
+
+    Which context a symbol has does not depend on the shapes: other shapes only add to the index.
+    """
+    table = models()
+    out = np.zeros(magnitudes.shape, dtype=np.uint8)
+    tracker = _Tracker(lanes)
+    for step, count in enumerate(lanes.active()):
+        out[step, :count] = tracker.model(step, count)
+        tracker.see(magnitudes[step, :count])
+    assert table.shapes * table.contexts <= 256  # noqa: S101  (a model's index is a byte)
+    return out
+
+
+class _Tracker:
+    """The running means of all lanes, the same when writing and when reading."""
+
+    def __init__(self, lanes: Lanes) -> None:
+        self._lanes, self._table = lanes, models()
+        self._mean = np.zeros(len(lanes.lengths), dtype=np.int32)
+        self._kept = self._mean
+        self._base = np.zeros(len(lanes.lengths), dtype=np.uint8)
+
+    def model(self, step: int, count: int) -> Array:
+        """The model of the symbol at ``step`` of the first ``count`` lanes."""
+        if step % self._lanes.period == 0:
+            at = step // self._lanes.period
+            start = self._lanes.starts[:count, at].astype(np.int32)
+            self._mean, self._kept = start.copy(), start * _KEPT
+            self._base = self._lanes.shapes[:count, at] * np.uint8(self._table.contexts)
+        elif count < len(self._mean):
+            self._mean, self._kept = self._mean[:count], self._kept[:count]
+            self._base = self._base[:count]
+        mixed = (self._kept + (8 - _KEPT) * self._mean) >> 3
+        return self._base + self._table.context[mixed]
+
+    def see(self, magnitude: Array) -> None:
+        """Go on past a symbol."""
+        off = (magnitude.astype(np.int32) << UNIT_BITS) - self._mean
+        self._mean += off >> _ADAPT
+
+
+def encode(lanes: Lanes, magnitudes: Array, model: Array) -> tuple[Array, list[Array]]:
+    """Code (steps, L) uint8 magnitudes under the models that `model_indices` gives.
+
+    Returns:
+        states: (L,) uint32. words: each lane's, uint16, in the order of reading.
+    """
+    table, count = models(), len(lanes.lengths)
+    frequency = table.frequency[model, magnitudes].astype(np.uint64)
+    first = table.first[model, magnitudes].astype(np.uint64)
+    state = np.full(count, LOW, dtype=np.uint64)
+    words = np.zeros((count, lanes.steps + 1), dtype=np.uint16)
+    written = np.zeros(count, dtype=np.int64)
+    active = lanes.active()
+    for step in range(lanes.steps - 1, -1, -1):
+        here = state[: active[step]]
+        own = frequency[step, : active[step]]
+        full = np.flatnonzero(here >= own << np.uint64(32 - PRECISION))
+        if len(full):
+            words[full, written[full]] = here[full].astype(np.uint16)  # the low half
+            written[full] += 1
+            here[full] >>= _WORD
+        whole, part = np.divmod(here, own)
+        here[:] = (whole << _SHIFT) + part + first[step, : active[step]]
+    return state.astype(np.uint32), [
+        words[i, :n][::-1].copy() for i, n in enumerate(written.tolist())
+    ]
+
+
+def decode(lanes: Lanes, states: Array, words: Sequence[Array]) -> Array:
+    """The inverse of `encode`: (steps, L) uint8 magnitudes.
+
+    Raises:
+        CorruptFileError: The words end too early, or are not those that were written.
+    """
+    table = models()
+    lengths = np.array([len(w) for w in words], dtype=np.int64)
+    place = np.cumsum(lengths) - lengths
+    stream = np.concatenate([*words, np.zeros(1, dtype=np.uint16)]).astype(np.uint64)
+    state = states.astype(np.uint64)
+    out = np.zeros((lanes.steps, len(lengths)), dtype=np.uint8)
+    tracker = _Tracker(lanes)
+    mask, low = np.uint64((1 << PRECISION) - 1), np.uint64(LOW)
+    end = len(stream) - 1
+    for step, count in enumerate(lanes.active()):
+        model = tracker.model(step, count)
+        here = state[:count]
+        slot = here & mask
+        wide = model.astype(np.int64)
+        symbol = table.symbol[(wide << PRECISION) + slot.astype(np.int64)]
+        here = table.frequency[wide, symbol] * (here >> _SHIFT) + slot - table.first[wide, symbol]
+        short = np.flatnonzero(here < low)
+        if len(short):
+            at = np.minimum(place[short], end)
+            here[short] = (here[short] << _WORD) | stream[at]
+            place[short] += 1
+        state[:count] = here
+        out[step, :count] = symbol
+        tracker.see(symbol)
+    if not ((state == low).all() and (place == np.cumsum(lengths)).all()):
+        raise CorruptFileError(
+            "Coded numbers do not end where they should.",
+            expected="the words that were written",
+            found="other words, or too few",
+            remedy="restore the file from a copy, or compress the adapters again",
+        )
+    return out

@@ -1,0 +1,321 @@
+"""Matrices of integers as bytes, and back: n vectors of length d that share a scale of their own.
+
+A matrix of n vectors lies as: two bytes a vector (what its running mean begins with and its
+shape; how many low bits are kept apart), then of every lane its state (uint32), the number of its
+words (uint16), the words; then the signs of all numbers that are not 0, the low bits, and what
+exceeds an escape (uint32 each). How many there are of each follows from n, d and what was read.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from vlora_engine.codec.rans import Lanes, decode, encode, model_indices
+from vlora_engine.codec.tables import ESCAPE, UNIT_BITS, Array, models
+from vlora_engine.errors import CorruptFileError
+
+LANE = 2048  # symbols of a lane at most: its state and length cost four bytes
+_HIGH_MEAN = 10.0  # magnitudes are cut down to about this mean; the low bits are noise
+_MAX_LOW_BITS = 24
+_SAMPLE = 5  # the shape of a long vector is chosen by every fifth of its numbers
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How n vectors of length d are dealt out to lanes."""
+
+    n: int
+    d: int
+
+    @property
+    def pieces(self) -> int:
+        """Pieces that one vector is cut into."""
+        return max(1, -(-self.d // LANE))
+
+    @property
+    def period(self) -> int:
+        """Symbols of a piece."""
+        return -(-self.d // self.pieces)
+
+    @property
+    def per_lane(self) -> int:
+        """Pieces of one lane: whole vectors where they are short."""
+        return max(1, LANE // self.period) if self.pieces == 1 else 1
+
+    @property
+    def lanes(self) -> int:
+        return -(-self.n * self.pieces // self.per_lane)
+
+    def lengths(self) -> Array:
+        """(lanes,) symbols of each lane."""
+        if self.pieces > 1:
+            tail = self.d - (self.pieces - 1) * self.period
+            return np.tile([self.period] * (self.pieces - 1) + [tail], self.n)
+        full = np.full(self.lanes, self.per_lane * self.d)
+        if self.lanes:
+            full[-1] = (self.n - (self.lanes - 1) * self.per_lane) * self.d
+        return full
+
+    def deal(self, rows: Array) -> Array:
+        """(n, d) to (lanes, longest lane), the ends filled up with zeros."""
+        width = self.period * self.per_lane
+        flat = rows
+        if self.pieces > 1:
+            flat = np.pad(rows, ((0, 0), (0, self.pieces * self.period - self.d)))
+        flat = flat.reshape(-1)
+        return np.pad(flat, (0, self.lanes * width - len(flat))).reshape(self.lanes, width)
+
+    def collect(self, dealt: Array) -> Array:
+        """The inverse of `deal`."""
+        flat = dealt.reshape(-1)
+        if self.pieces > 1:
+            return flat.reshape(self.n, -1)[:, : self.d]
+        return flat[: self.n * self.d].reshape(self.n, self.d)
+
+    def spread(self, values: Array) -> Array:
+        """One value a vector, (n,), to one a piece of every lane: (lanes, per_lane)."""
+        pieces = np.repeat(values, self.pieces)
+        missing = self.lanes * self.per_lane - len(pieces)
+        return np.pad(pieces, (0, missing)).reshape(self.lanes, self.per_lane)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    layout: Layout
+    rows: Array
+    high: Array
+    low_bits: Array
+    start: Array
+    shape: Array
+
+
+def encode_matrices(matrices: Sequence[Array]) -> list[bytes]:
+    """Every integer matrix (n, d) as bytes of its own; all are coded together, for speed."""
+    prepared = [_prepare(rows) for rows in matrices]
+    coded: list[tuple[Array, list[Array]]] = [(np.zeros(0, np.uint32), [])] * len(matrices)
+    for members in _by_period([p.layout for p in prepared]):
+        states, words = _encode_group([prepared[i] for i in members])
+        for i, own_states, own_words in zip(members, states, words, strict=True):
+            coded[i] = own_states, own_words
+    return [_pack(p, *own) for p, own in zip(prepared, coded, strict=True)]
+
+
+def decode_matrices(parts: Sequence[tuple[bytes, int, int]]) -> list[Array]:
+    """The inverse of `encode_matrices`, of (bytes, n, d) each: int32 (n, d).
+
+    Raises:
+        CorruptFileError: The bytes are not those of such a matrix.
+    """
+    opened = [_Opened(memoryview(raw), Layout(n, d)) for raw, n, d in parts]
+    for members in _by_period([o.layout for o in opened]):
+        _decode_group([opened[i] for i in members])
+    return [o.finish() for o in opened]
+
+
+def cost_bits(matrix: Array) -> float:
+    """What `encode_matrices` will need for this matrix, in bits, within a part in a thousand."""
+    return 8.0 * len(encode_matrices([matrix])[0])
+
+
+def _by_period(layouts: Sequence[Layout]) -> list[list[int]]:
+    groups: dict[int, list[int]] = defaultdict(list)
+    for i, layout in enumerate(layouts):
+        if layout.n and layout.d:
+            groups[layout.period].append(i)
+    return list(groups.values())
+
+
+def _prepare(rows: Array) -> _Prepared:
+    n, d = rows.shape
+    magnitude = np.abs(rows.astype(np.int64))
+    mean = magnitude.mean(axis=1) if d else np.zeros(n)
+    low_bits = np.ceil(np.log2(np.maximum(mean, 1) / _HIGH_MEAN)).clip(0, _MAX_LOW_BITS)
+    low_bits = low_bits.astype(np.int64)
+    high = magnitude >> low_bits[:, None]
+    table = models()
+    average = high.mean(axis=1) * (1 << UNIT_BITS) if d else np.zeros(n)
+    start = np.rint(4 * np.log2(np.maximum(average, 1))).clip(0, len(table.starts) - 1)
+    return _Prepared(
+        Layout(n, d),
+        rows,
+        np.minimum(high, ESCAPE).astype(np.uint8),
+        low_bits,
+        start.astype(np.int64),
+        np.zeros(n, dtype=np.uint8),
+    )
+
+
+def _lanes(layouts: Sequence[Layout], starts: Sequence[Array], shapes: Sequence[Array]) -> Lanes:
+    """The lanes of several matrices of one period, in their order."""
+    table = models()
+    return Lanes(
+        lengths=np.concatenate([x.lengths() for x in layouts]),
+        period=layouts[0].period,
+        starts=np.concatenate(
+            [table.starts[x.spread(s)] for x, s in zip(layouts, starts, strict=True)]
+        ),
+        shapes=np.concatenate(
+            [x.spread(s.astype(np.uint8)) for x, s in zip(layouts, shapes, strict=True)]
+        ),
+    )
+
+
+def _sorted(lanes: Lanes) -> tuple[Array, Lanes]:
+    order = np.argsort(-lanes.lengths, kind="stable")
+    return order, Lanes(
+        lanes.lengths[order], lanes.period, lanes.starts[order], lanes.shapes[order]
+    )
+
+
+def _encode_group(members: Sequence[_Prepared]) -> tuple[list[Array], list[list[Array]]]:
+    layouts, starts = [m.layout for m in members], [m.start for m in members]
+    order, lanes = _sorted(_lanes(layouts, starts, [m.shape for m in members]))
+    dealt = np.concatenate([x.deal(m.high) for x, m in zip(layouts, members, strict=True)])
+    dealt = np.ascontiguousarray(dealt[order, : lanes.steps].T)
+    model = model_indices(lanes, dealt)
+    back = np.argsort(order)
+    bounds = np.cumsum([0] + [x.lanes for x in layouts]).tolist()
+    spans = [slice(a, b) for a, b in pairwise(bounds)]
+    costs = _shape_costs(lanes, dealt, model)[:, back]
+    for member, span in zip(members, spans, strict=True):
+        member.shape[:] = _best_shape(member.layout, costs[:, span])
+    shapes = _sorted(_lanes(layouts, starts, [m.shape for m in members]))[1].shapes
+    each = shapes.T[np.arange(lanes.steps) // lanes.period]  # [steps, L]
+    states, words = encode(lanes, dealt, model + each * np.uint8(models().contexts))
+    states, words = states[back], [words[i] for i in back]
+    return [states[s] for s in spans], [words[s] for s in spans]
+
+
+def _shape_costs(lanes: Lanes, magnitudes: Array, context: Array) -> Array:
+    """(shapes, L, periods) about the bits of every piece under every shape, from a sample."""
+    table = models()
+    steps = np.arange(0, lanes.steps, _SAMPLE if lanes.period >= 16 * _SAMPLE else 1)
+    magnitudes, context = magnitudes[steps], context[steps]
+    inside = steps[:, None] < lanes.lengths[None, :]
+    pieces = np.arange(-(-lanes.steps // lanes.period))
+    edges = np.searchsorted(steps // lanes.period, pieces)
+    costs = []
+    for shape in range(table.shapes):
+        bits = table.cost[context + np.uint8(shape * table.contexts), magnitudes] * inside
+        costs.append(np.add.reduceat(bits, edges, axis=0).T)
+    return np.stack(costs)
+
+
+def _best_shape(layout: Layout, costs: Array) -> Array:
+    """(n,) the cheapest shape of every vector of one matrix."""
+    own = costs.reshape(len(costs), -1)
+    if layout.pieces > 1:
+        own = own.reshape(len(costs), layout.n, layout.pieces).sum(2)
+    return own[:, : layout.n].argmin(0)
+
+
+def _pack(p: _Prepared, states: Array, words: Sequence[Array]) -> bytes:
+    if not p.layout.n or not p.layout.d:
+        return b""
+    head = np.stack([p.start | (p.shape.astype(np.int64) << 6), p.low_bits], 1).astype(np.uint8)
+    lengths = np.array([len(w) for w in words], dtype="<u2")
+    magnitude = np.abs(p.rows.astype(np.int64))
+    signs = np.packbits((p.rows < 0)[magnitude > 0])
+    low = _pack_low(magnitude, p.low_bits)
+    beyond = (magnitude >> p.low_bits[:, None])[p.high == ESCAPE] - ESCAPE
+    parts = [head, states.astype("<u4"), lengths, *(w.astype("<u2") for w in words)]
+    return b"".join(x.tobytes() for x in [*parts, signs, low, beyond.astype("<u4")])
+
+
+def _pack_low(magnitude: Array, low_bits: Array) -> Array:
+    bits = [
+        (row[:, None] >> np.arange(count - 1, -1, -1) & 1).astype(np.uint8).ravel()
+        for row, count in zip(magnitude, low_bits.tolist(), strict=True)
+        if count
+    ]
+    return np.packbits(np.concatenate(bits)) if bits else np.zeros(0, np.uint8)
+
+
+class _Opened:
+    """One coded matrix while it is read."""
+
+    def __init__(self, raw: memoryview, layout: Layout) -> None:
+        self.layout, self._raw, self._at = layout, raw, 0
+        self.high: Array = np.zeros((layout.n, layout.d), dtype=np.uint8)
+        if not layout.n or not layout.d:
+            return
+        head = self._take(2 * layout.n, np.uint8).reshape(-1, 2)
+        self.start, self.shape = (head[:, 0] & 63).astype(np.int64), head[:, 0] >> 6
+        self.low_bits = head[:, 1].astype(np.int64)
+        table = models()
+        if self.start.max() >= len(table.starts) or self.low_bits.max() > _MAX_LOW_BITS:
+            raise _unsound("a scale that there is not")
+        self.states = self._take(layout.lanes, "<u4")
+        lengths = self._take(layout.lanes, "<u2").astype(np.int64)
+        words = self._take(int(lengths.sum()), "<u2")
+        self.words = np.split(words, np.cumsum(lengths)[:-1])
+
+    def finish(self) -> Array:
+        """The matrix, once ``high`` is known."""
+        if not self.layout.n or not self.layout.d:
+            return np.zeros((self.layout.n, self.layout.d), dtype=np.int32)
+        magnitude = self.high.astype(np.int64)
+        # A number is 0 only where its low bits are, too: they come before the signs are counted.
+        count = int((self.low_bits * self.layout.d).sum())
+        escaped = self.high == ESCAPE
+        tail = 4 * int(escaped.sum())
+        rest = self._raw[self._at :]
+        if len(rest) < -(-count // 8) + tail:
+            raise _unsound(f"{len(rest)} bytes for what follows the words")
+        end = len(rest) - tail
+        low = np.frombuffer(rest[end - -(-count // 8) : end], dtype=np.uint8)
+        magnitude[escaped] += np.frombuffer(rest[end:], dtype="<u4").astype(np.int64)
+        magnitude = (magnitude << self.low_bits[:, None]) | self._low(low, count)
+        nonzero = magnitude > 0
+        signs = self._take(-(-int(nonzero.sum()) // 8), np.uint8)
+        if self._at + len(low) + tail != len(self._raw) or magnitude.max(initial=0) >= 1 << 31:
+            raise _unsound("other lengths")
+        negative = np.zeros(magnitude.shape, dtype=bool)
+        negative[nonzero] = np.unpackbits(signs)[: int(nonzero.sum())]
+        return np.where(negative, -magnitude, magnitude).astype(np.int32)
+
+    def _low(self, packed: Array, count: int) -> Array:
+        bits = np.unpackbits(packed)[:count].astype(np.int64)
+        out = np.zeros((self.layout.n, self.layout.d), dtype=np.int64)
+        at = 0
+        for i, width in enumerate(self.low_bits.tolist()):
+            if width:
+                own = bits[at : at + width * self.layout.d].reshape(-1, width)
+                out[i] = own @ (1 << np.arange(width - 1, -1, -1))
+                at += width * self.layout.d
+        return out
+
+    def _take(self, count: int, dtype: str | type) -> Array:
+        size = count * np.dtype(dtype).itemsize
+        if self._at + size > len(self._raw):
+            raise _unsound(f"{len(self._raw)} bytes")
+        values = np.frombuffer(self._raw[self._at : self._at + size], dtype=dtype)
+        self._at += size
+        return values
+
+
+def _decode_group(members: Sequence[_Opened]) -> None:
+    layouts = [m.layout for m in members]
+    order, lanes = _sorted(_lanes(layouts, [m.start for m in members], [m.shape for m in members]))
+    states = np.concatenate([m.states for m in members])[order]
+    words = [w for m in members for w in m.words]
+    dealt = decode(lanes, states, [words[i] for i in order]).T
+    width = lanes.period * layouts[0].per_lane
+    dealt = np.pad(dealt, ((0, 0), (0, width - dealt.shape[1])))[np.argsort(order)]
+    bounds = np.cumsum([0] + [x.lanes for x in layouts]).tolist()
+    for member, (a, b) in zip(members, pairwise(bounds), strict=True):
+        member.high = member.layout.collect(dealt[a:b])
+
+
+def _unsound(found: str) -> CorruptFileError:
+    return CorruptFileError(
+        "Coded numbers are not sound.",
+        expected="the bytes that were written",
+        found=found,
+        remedy="restore the file from a copy, or compress the adapters again",
+    )
