@@ -14,8 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine.adapters import Kind
-from vlora_engine.errors import CorruptFileError, NotFoundError, SubspaceError, VLoRAError
+from vlora_engine.errors import (
+    CorruptFileError,
+    NotFoundError,
+    ParameterError,
+    SubspaceError,
+    VLoRAError,
+)
 from vlora_engine.files import how_to_put_back
+from vlora_engine.packing import Quantization, parse_quantization
 from vlora_engine.tensorfile import ITEM_BYTES, read_error
 
 FORMAT = "vlora-subspace"
@@ -46,8 +53,13 @@ class LayerSpec:
 
     def basis_elements(self, method: str) -> tuple[int, int]:
         """Numbers in the components of side a and of side b."""
+        (k_a, width_a), (k_b, width_b) = self.basis_shapes(method)
+        return k_a * width_a, k_b * width_b
+
+    def basis_shapes(self, method: str) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Shapes of the components of side a and of side b."""
         width = self.rank if method == "flat" else 1
-        return self.k_a * width * self.d_in, self.k_b * width * self.d_out
+        return (self.k_a, width * self.d_in), (self.k_b, width * self.d_out)
 
     def mean_elements(self, method: str) -> tuple[int, int]:
         """Numbers in the two means; none but for `flat`."""
@@ -163,6 +175,7 @@ class Manifest:
     basis: tuple[BasisFile, ...]
     tasks: Mapping[str, TaskRecord]
     engine: str = ""
+    quantization: Quantization | None = None
 
     @cached_property
     def nbytes(self) -> int:
@@ -217,6 +230,7 @@ class Manifest:
             "path": str(self.path),
             "method": self.method,
             "dtype": self.dtype,
+            "quantization": self.quantization.as_json() if self.quantization else None,
             "base_model": self.base_model,
             "engine": self.engine,
             "bytes": self.nbytes,
@@ -270,7 +284,7 @@ class Manifest:
                 for b in self.basis
             ],
             "tasks": [task.as_json(len(self.layers)) for task in self.tasks.values()],
-            "quantization": None,
+            "quantization": self.quantization.as_json() if self.quantization else None,
         }
 
 
@@ -315,6 +329,8 @@ def read_manifest(path: str | Path) -> Manifest:
         raise read_error(file, error) from None
     try:
         return _parse(directory, json.loads(raw))
+    except ParameterError as error:
+        raise _unsound(file, f"{error.what} {error.found}") from None
     except VLoRAError:
         raise
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
@@ -363,6 +379,7 @@ def _parse(directory: Path, index: Any) -> Manifest:
         basis=basis,
         tasks=tasks,
         engine=str(index.get("engine", "")),
+        quantization=parse_quantization(index.get("quantization")),
     )
 
 
