@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlora_engine.errors import ParameterError, TargetError
+from vlora_engine.packing import Quantization
 from vlora_engine.sizes import (
     ROUNDING,
     factor_bytes_16,
@@ -40,6 +41,8 @@ VERY_LARGE = 4096  # dimensions from which on spectra hold the first directions 
 @dataclass(frozen=True)
 class Prediction:
     """What a choice of k costs, read off the surface; exact up to the storage dtype's rounding.
+
+    Where numbers are packed, bytes are exact and errors an estimate: see `Quantization.noise`.
 
     Args:
         mean_error: Mean over tasks of the relative error of dW.
@@ -88,6 +91,8 @@ def choose(
     budget: int | None = None,
     layers: Mapping[str, int] | None = None,
     dtype: str = "auto",
+    quantization: Quantization | None = None,
+    noise: float | None = None,
 ) -> Choice:
     """Choose k for every layer.
 
@@ -99,6 +104,8 @@ def choose(
         budget: Bytes on disk, an upper bound.
         layers: k for layers whose names match a pattern (fnmatch), whatever else is chosen.
         dtype: ``auto``, ``fp32``, ``fp16`` or ``bf16``.
+        quantization: How bases and loadings are packed, if they are.
+        noise: The share of the captured energy that packing costs; by default an estimate.
 
     Raises:
         ParameterError: No target or more than one, or one outside its range.
@@ -115,9 +122,12 @@ def choose(
     check_targets(goals)
     for name in spectra.layer_names:
         spectra.table(name, method)  # raises where spectra under way have no table yet
-    lossy = is_lossy(variance=variance, max_error=max_error, mean_error=mean_error, budget=budget)
+    lossy = quantization is not None or is_lossy(
+        variance=variance, max_error=max_error, mean_error=mean_error, budget=budget
+    )
     stored = storage_dtype(dtype, (task.dtype for task in spectra.tasks), lossy=lossy)
-    solver = _Solver(spectra, method, stored, match_layers(spectra.layer_names, layers))
+    pinned = match_layers(spectra.layer_names, layers)
+    solver = _Solver(spectra, method, stored, pinned, quantization, noise)
     pair = (k, k) if k is not None else _pair(k_a, k_b)
     if pair is not None:
         check_k(spectra, method, max(pair))
@@ -128,7 +138,7 @@ def choose(
         picked = solver.by_bytes(budget)
     else:
         picked = solver.by_error(max_error, mean_error)
-    return Choice(method, picked, stored, predict(spectra, method, picked, stored))
+    return Choice(method, picked, stored, solver.predict(picked))
 
 
 def check_targets(goals: Mapping[str, Any]) -> None:
@@ -194,9 +204,16 @@ def too_large(method: str, k: int, top: int) -> ParameterError:
 
 
 def predict(
-    spectra: Spectra, method: str, k: Mapping[str, tuple[int, int]], dtype: str
+    spectra: Spectra,
+    method: str,
+    k: Mapping[str, tuple[int, int]],
+    dtype: str,
+    quantization: Quantization | None = None,
+    noise: float | None = None,
 ) -> Prediction:
-    """What the choice ``k`` costs."""
+    """What the choice ``k`` costs; ``quantization`` and ``noise`` as `choose` takes them."""
+    if noise is None:
+        noise = quantization.noise if quantization else 0.0
     residual = np.zeros(len(spectra.tasks))
     energy = np.zeros(len(spectra.tasks))
     layer_errors = {}
@@ -206,10 +223,10 @@ def predict(
         own = spectra.table(name, method).at(*pair).astype(np.float64)
         residual[layer.tasks] += own  # a layer names each task once
         energy[layer.tasks] += layer.energy
-        layer_errors[name] = float(_relative(own, layer.energy).mean())
-        payload += int(layer_bytes(method, layer, *pair, dtype))
-    errors = _relative(residual, energy)
-    overhead = overhead_bytes(spectra, dtype)
+        layer_errors[name] = float(_relative(own, layer.energy, noise).mean())
+        payload += int(layer_bytes(method, layer, *pair, dtype, quantization))
+    errors = _relative(residual, energy, noise)
+    overhead = overhead_bytes(spectra, dtype, quantization)
     nbytes = payload + overhead + rest_bytes(spectra)
     return Prediction(
         mean_error=float(errors.mean()),
@@ -224,8 +241,11 @@ def predict(
     )
 
 
-def _relative(residual: Array, energy: Array) -> Array:
+def _relative(residual: Array, energy: Array, noise: float = 0.0) -> Array:
+    """Relative errors where packing costs ``noise`` of what is captured."""
     share = np.divide(residual, energy, out=np.zeros(len(energy)), where=energy > 0)
+    if noise:
+        share = np.where(energy > 0, share + noise * (1 - share), 0.0)
     return np.sqrt(share)
 
 
@@ -242,14 +262,25 @@ class _Options:
 
 class _Solver:
     def __init__(
-        self, spectra: Spectra, method: str, dtype: str, pinned: Mapping[str, int]
+        self,
+        spectra: Spectra,
+        method: str,
+        dtype: str,
+        pinned: Mapping[str, int],
+        quantization: Quantization | None = None,
+        noise: float | None = None,
     ) -> None:
         self.spectra, self.method, self.dtype, self.pinned = spectra, method, dtype, pinned
+        self.quantization = quantization
+        self.noise = noise if noise is not None else quantization.noise if quantization else 0.0
         self.energy = np.zeros(len(spectra.tasks))
         for name in spectra.layer_names:
             layer = spectra.layers[name]
             self.energy[layer.tasks] += layer.energy
-        self.fixed_bytes = overhead_bytes(spectra, dtype) + rest_bytes(spectra)
+        self.fixed_bytes = overhead_bytes(spectra, dtype, quantization) + rest_bytes(spectra)
+
+    def predict(self, picked: Choices) -> Prediction:
+        return predict(self.spectra, self.method, picked, self.dtype, self.quantization, self.noise)
 
     @cached_property
     def options(self) -> list[_Options]:
@@ -261,14 +292,17 @@ class _Solver:
 
     def by_variance(self, share: float, *, adaptive: bool) -> Choices:
         names = self.spectra.layer_names
+        if self.quantization is not None and share >= 1 - self.noise:
+            raise self._too_noisy(f"a variance below {1 - self.noise:.4g}", share)
         if adaptive:
+            share /= 1 - self.noise  # of what is captured, that much is left
             return {name: self._clamp(name, *[self._layer_k(name, share)] * 2) for name in names}
         ks = np.unique(np.concatenate([self._table(name).k for name in names]))
         low, high = 0, len(ks) - 1
         while low < high:
             middle = (low + high) // 2
             picked = self.fixed(int(ks[middle]), int(ks[middle]))
-            kept = predict(self.spectra, self.method, picked, self.dtype).variance
+            kept = self.predict(picked).variance
             low, high = (low, middle) if kept >= share - 1e-9 else (middle + 1, high)
         return self.fixed(int(ks[low]), int(ks[low]))
 
@@ -304,6 +338,9 @@ class _Solver:
                 if self.dtype == "F32"
                 else "store in fp32 (--dtype fp32) or allow more error",
             )
+        if target**2 - rounding**2 <= self.noise and self.quantization is not None:
+            floor = float(np.sqrt(self.noise + rounding**2))
+            raise self._too_noisy(f"an error target above {floor:.2g}", target)
         goal = float(np.sqrt(target**2 - rounding**2))
         weights = self.spectra.weights
         best: tuple[int, Array] | None = None
@@ -326,6 +363,15 @@ class _Solver:
                 remedy="allow more error, or give a fixed k" + self._cut(),
             )
         return self._choices(best[1])
+
+    def _too_noisy(self, expected: str, found: float) -> TargetError:
+        name = self.quantization.name if self.quantization else "none"
+        return TargetError(
+            f"Packing as {name} alone costs more than the target allows.",
+            expected=expected,
+            found=f"{found:g}",
+            remedy="allow more error, or pack with more bits or not at all",
+        )
 
     def _cut(self) -> str:
         """A word about layers so large that their spectra were cut, if there are any."""
@@ -380,7 +426,7 @@ class _Solver:
             residual = table.at(int(k_a[0]), int(k_b[0]))[:, None]
         else:
             k_a, k_b, residual = table.candidates()
-        nbytes = layer_bytes(self.method, layer, k_a, k_b, self.dtype)
+        nbytes = layer_bytes(self.method, layer, k_a, k_b, self.dtype, self.quantization)
         order = np.argsort(nbytes, kind="stable")
         return _Options(
             layer.tasks,
@@ -412,7 +458,7 @@ class _Solver:
         residual = np.zeros(len(self.energy))
         for option, j in zip(self.options, state, strict=True):
             residual[option.tasks] += option.residual[:, j]
-        return _relative(residual, self.energy)
+        return _relative(residual, self.energy, self.noise)
 
     def _choices(self, state: Array) -> Choices:
         return {

@@ -19,15 +19,17 @@ import torch
 
 from vlora_engine._version import __version__
 from vlora_engine.adapters import AdapterSource
+from vlora_engine.bounds import within
 from vlora_engine.budget import Choice, check_targets, choose, match_layers, too_large
 from vlora_engine.check import CheckReport, check_adapters
 from vlora_engine.codec.coding import METHODS as CODED_METHODS
-from vlora_engine.encode import EncodedTask, TaskLayer
+from vlora_engine.encode import EncodedTask, Storage, TaskLayer
 from vlora_engine.errors import ParameterError, SubspaceError
 from vlora_engine.files import check_output, discard, partial_path, publish, sole_writer
 from vlora_engine.health import Finding
 from vlora_engine.layer import BuiltLayer, LayerPlan, build_layer
 from vlora_engine.manifest import METHODS, LayerSpec, Manifest, TaskRecord
+from vlora_engine.packing import Quantization, named_quantization
 from vlora_engine.partial import RESULT, SPECTRA, layers_kept
 from vlora_engine.parts import LayerParts
 from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
@@ -46,7 +48,13 @@ DEFAULT_MAX_ERROR = 0.05
 
 @dataclass(frozen=True)
 class Targets:
-    """What a subspace is to be: a method and one way of choosing k (by default, an error)."""
+    """What a subspace is to be: a method and one way of choosing k (by default, an error).
+
+    Args:
+        quantize: ``none``, ``int8``, ``int4`` or ``nf4``: pack bases and loadings.
+        noise: The share of the captured energy that packing costs, where it is known better than
+            by `Quantization.noise`.
+    """
 
     method: str = "delta"
     k: int | None = None
@@ -60,6 +68,8 @@ class Targets:
     budget: int | None = None
     dtype: str = "auto"
     refine: int = 0
+    quantize: str = "none"
+    noise: float | None = None
 
     def checked(self) -> Targets:
         """The same with the default filled in.
@@ -90,6 +100,7 @@ class Targets:
         if self.refine and self.method != "delta":
             raise ParameterError("Only delta is refined.", found=self.method)
         storage_dtype(self.dtype, ())
+        named_quantization(self.quantize)
         return self
 
     @property
@@ -103,6 +114,7 @@ class Targets:
             "dtype": self.dtype if self.dtype != "auto" else None,
             "refine": self.refine or None,
             "adaptive": self.adaptive or None,
+            "quantize": self.quantize if self.quantize != "none" else None,
         }
         wrong = [name for name, value in given.items() if value is not None]
         if wrong:
@@ -114,9 +126,18 @@ class Targets:
             )
 
     @property
+    def quantization(self) -> Quantization | None:
+        """How it is packed; None where it is not."""
+        return named_quantization(self.quantize)
+
+    def storage(self, collection: Collection) -> Storage:
+        """What the numbers of the subspace are stored as."""
+        return Storage(self.method, collection.dtype, self.quantization)
+
+    @property
     def lossy(self) -> bool:
         """Whether fp16 storage is exact enough for the target."""
-        return is_lossy(
+        return self.quantization is not None or is_lossy(
             variance=self.variance,
             max_error=self.max_error,
             mean_error=self.mean_error,
@@ -244,9 +265,18 @@ def make_plan(
         budget=targets.budget,
         layers=targets.layers,
         dtype=targets.dtype,
+        quantization=targets.quantization,
+        noise=targets.noise,
     )
     plans = {
-        name: LayerPlan(targets.method, *k, collection.dtype, targets.refine, exact=True)
+        name: LayerPlan(
+            targets.method,
+            *k,
+            collection.dtype,
+            targets.refine,
+            exact=True,
+            quantization=targets.quantization,
+        )
         for name, k in choice.k.items()
     }
     return Plan(plans, spectra, choice)
@@ -270,7 +300,12 @@ def _fixed_plan(
         if k != tuple(wanted):
             clamped.append(name)
         plans[name] = LayerPlan(
-            targets.method, *k, collection.dtype, targets.refine, exact=spectra is not None
+            targets.method,
+            *k,
+            collection.dtype,
+            targets.refine,
+            exact=spectra is not None,
+            quantization=targets.quantization,
         )
     findings = []
     if clamped:
@@ -343,8 +378,9 @@ def assemble_task(
     )
     shares = torch.where(energy > 0, residual / energy, torch.zeros_like(energy)).sqrt()
     encoded = EncodedTask(
-        values=torch.cat([layer.values for layer in layers]),
-        exponents=torch.stack([layer.exponents for layer in layers]),
+        values=torch.cat([layer.loadings.values for layer in layers]),
+        exponents=torch.stack([layer.loadings.exponents for layer in layers]),
+        scales=torch.cat([layer.loadings.scales for layer in layers]),
         norms=energy.sqrt().float(),
         errors=shares.float(),
         own={own.name: source.read(own.name) for own in record.own},
@@ -437,21 +473,40 @@ def _build_in(
         return _spectra_in(partial, collection, device, progress, cancelled)
 
     with layers_kept(partial, out):
-        plan = make_plan(collection, wanted, spectra=known, compute=compute)
-        parts = LayerParts(partial, fingerprint(collection, plan, device))
-        names = [spec.name for spec in collection.layers]
-        missing = [name for i, name in enumerate(names) if not parts.has(i)]
-        built = build_layers(
-            collection, plan, names=missing, device=device, progress=progress, cancelled=cancelled
-        )
-        with closing(built):
-            for layer in built:
-                parts.write(names.index(layer.basis.name), layer)
-        manifest = _assemble(partial / RESULT, out, collection, wanted.method, parts)
-        report = _report(out, collection, plan, manifest, parts, len(names) - len(missing))
+        targets: Targets | None = wanted
+        while targets is not None:
+            plan = make_plan(collection, targets, spectra=known, compute=compute)
+            parts = LayerParts(partial, fingerprint(collection, plan, device))
+            reused = _build_parts(collection, plan, parts, device, progress, cancelled)
+            storage = targets.storage(collection)
+            discard(partial / RESULT)  # of an attempt that missed its target
+            manifest = _assemble(partial / RESULT, out, collection, storage, parts)
+            errors = {task.id: task.error for task in manifest.tasks.values()}
+            known, targets = plan.spectra, within(targets, plan, errors)
+        report = _report(out, collection, plan, manifest, parts, reused)
         publish(partial / RESULT, out, force=force)
         discard(partial)
     return report
+
+
+def _build_parts(
+    collection: Collection,
+    plan: Plan,
+    parts: LayerParts,
+    device: str,
+    progress: ProgressCallback | None,
+    cancelled: CancelCheck | None,
+) -> int:
+    """Build the layers that are not there yet; the number of those that were."""
+    names = [spec.name for spec in collection.layers]
+    missing = [name for i, name in enumerate(names) if not parts.has(i)]
+    built = build_layers(
+        collection, plan, names=missing, device=device, progress=progress, cancelled=cancelled
+    )
+    with closing(built):
+        for layer in built:
+            parts.write(names.index(layer.basis.name), layer)
+    return len(names) - len(missing)
 
 
 def fingerprint(collection: Collection, plan: Plan, device: str) -> str:
@@ -499,7 +554,7 @@ def _spectra_in(
 
 
 def _assemble(
-    directory: Path, out: Path, collection: Collection, method: str, parts: LayerParts
+    directory: Path, out: Path, collection: Collection, storage: Storage, parts: LayerParts
 ) -> Manifest:
     """Turn parts, layer by layer, into files, task by task; some tasks in memory at a time."""
     directory.mkdir()
@@ -512,8 +567,7 @@ def _assemble(
 
     return write_subspace(
         directory,
-        method=method,
-        dtype=collection.dtype,
+        storage=storage,
         base_model=base_model_of(collection.sources),
         layers=specs,
         bases=(parts.basis(i) for i in range(len(specs))),

@@ -15,7 +15,7 @@ def model_card(manifest: Manifest) -> str:
     lines += ["---", "", "# A shared subspace of LoRA adapters", ""]
     lines.append(
         f"{len(tasks)} adapters over {len(manifest.layers)} modules, compressed by method "
-        f"`{manifest.method}`, stored in {manifest.dtype}."
+        f"`{manifest.method}`, stored in {stored_in(manifest)}."
     )
     if worst:
         lines.append(
@@ -31,3 +31,13 @@ def model_card(manifest: Manifest) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def stored_in(manifest: Manifest) -> str:
+    """What the numbers are stored as, in a few words."""
+    quantization = manifest.quantization
+    if quantization is None:
+        return manifest.dtype
+    packing = quantization.loadings
+    loadings = manifest.dtype if packing is None else packing.name
+    return f"{quantization.name} (loadings {loadings})"

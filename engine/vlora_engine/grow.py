@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from vlora_engine.adapters import AdapterSource, MemorySource
 from vlora_engine.build import Plan, build_layers, prepare
 from vlora_engine.check import check_adapter
 from vlora_engine.encode import (
     EncodedTask,
-    LoadingsForm,
+    Storage,
     decode_loadings,
     encode_loadings,
+    join_loadings,
     pack,
     round_to,
     unpack,
 )
 from vlora_engine.errors import ParameterError, VLoRAError
 from vlora_engine.inner import delta_error2
-from vlora_engine.layer import LayerBasis, LayerPlan
-from vlora_engine.linalg import update_basis
+from vlora_engine.layer import Bases, LayerBasis, LayerPlan
+from vlora_engine.linalg import full_basis, update_basis
 from vlora_engine.manifest import LayerSpec, TaskRecord
 from vlora_engine.progress import ProgressCallback
 from vlora_engine.projection import check_fits, padded_stack, project, reconstruct
@@ -53,7 +53,7 @@ def absorb(
     sources: dict[str, AdapterSource] = {}
     rebuilt = []
     for record in subspace.tasks.records():
-        original = _original(record)
+        original = original_of(record)
         if original is None:
             rebuilt.append(record.id)
             original = MemorySource(reconstruct(subspace, subspace.tasks[record.id]))
@@ -68,11 +68,13 @@ def absorb(
         wanted = (old.k_a, old.k_b) if old else (subspace.num_components,) * 2
         limit = max_k(subspace.method, spec, collection.sources)
         k_a, k_b = (min(w, top) for w, top in zip(wanted, limit, strict=True))
-        plans[spec.name] = LayerPlan(subspace.method, k_a, k_b, subspace.dtype)
-    built = list(build_layers(collection, Plan(plans), device=device, progress=progress))
+        plans[spec.name] = LayerPlan(
+            subspace.method, k_a, k_b, subspace.dtype, quantization=subspace.quantization
+        )
+    built = build_layers(collection, Plan(plans), device=device, progress=progress)
     before = {record.id: record for record in subspace.tasks.records()}
     old_tasks = subspace.tasks
-    subspace.bases, subspace.layers, tasks = collect_tasks(subspace.method, collection, built)
+    subspace.bases, subspace.layers, tasks = collect_tasks(subspace.storage, collection, built)
     for name in rebuilt:
         record, encoded = tasks.record(name), tasks.encoded(name)
         modules = [subspace.layers[i].name for i in record.layers]
@@ -110,7 +112,7 @@ def _bounded_layers(old: TaskProjection, modules: Sequence[str], new: EncodedTas
     return replace(new, norms=torch.tensor(norms), errors=torch.tensor(errors))
 
 
-def _original(record: TaskRecord) -> AdapterSource | None:
+def original_of(record: TaskRecord) -> AdapterSource | None:
     """The adapter that a task was made from, if it is still there and unchanged."""
     from vlora_engine.formats import open_adapter
 
@@ -144,11 +146,11 @@ def absorb_incremental(subspace: SharedSubspace, source: AdapterSource, task_id:
             k_b=len(bases[spec.name].b),
             rank=max(spec.rank, stack.ranks[0]),
         )
-    tasks = TaskMap(subspace.method, specs, subspace.dtype)
+    tasks = TaskMap(subspace.storage, specs)
     for record in subspace.tasks.records():
         encoded = subspace.tasks.encoded(record.id)
-        tasks.put(*_reexpress(subspace, specs, bases, record, encoded))
-    subspace.bases, subspace.layers, subspace.tasks = bases, specs, tasks
+        tasks.put(*reexpress(subspace, subspace.storage, specs, bases, record, encoded))
+    subspace.bases, subspace.layers, subspace.tasks = Bases.of(bases.values()), specs, tasks
     subspace.stored = None
     subspace.add_task(project(subspace, source, task_id))
 
@@ -165,10 +167,14 @@ def _turned(
     subspace: SharedSubspace, spec: LayerSpec, basis: LayerBasis, stack: LayerStack, count: int
 ) -> LayerBasis:
     """The basis of one layer turned towards the rows of one more adapter."""
-    found: dict[str, Tensor] = {}
+    packs = subspace.quantization is not None
+    found: dict[str, Any] = {}
     for side in ("a", "b"):
         components = basis.side(side).double()
         values = getattr(basis, f"singular_values_{side}").double()
+        if packs:  # packing has bent what was orthonormal
+            straight = full_basis(values.unsqueeze(1) * components)[0]
+            components, values = straight.components, straight.singular_values
         k = spec.k_a if side == "a" else spec.k_b
         mean = basis.mean(side)
         if mean is None:
@@ -176,58 +182,64 @@ def _turned(
         else:
             new, old = flatten(stack.side(side), side), mean.double()
             rows = (count / (count + 1)) ** 0.5 * (old - new)
-            packed = pack((count * old + new) / (count + 1), subspace.dtype)
-            found[f"mean_{side}"] = unpack(*packed)[0].float()
+            moved = (count * old + new) / (count + 1)
+            rounded = moved if packs else unpack(*pack(moved, subspace.dtype))
+            found[f"mean_{side}"] = rounded[0].float()
         turned, values = update_basis(components, values, rows, k)
-        found[side] = round_to(turned, subspace.dtype).float()
+        found[side] = (turned if packs else round_to(turned, subspace.dtype)).float()
         found[f"singular_values_{side}"] = values.float()
-    return LayerBasis(name=spec.name, rank=max(spec.rank, stack.rank), **found)
+    turned_basis = LayerBasis(name=spec.name, rank=max(spec.rank, stack.rank), **found)
+    if subspace.quantization is None:
+        return turned_basis
+    return turned_basis.packed_as(subspace.quantization)
 
 
-def _reexpress(
+def reexpress(
     subspace: SharedSubspace,
+    storage: Storage,
     specs: Sequence[LayerSpec],
-    bases: dict[str, LayerBasis],
+    bases: Mapping[str, LayerBasis],
     record: TaskRecord,
     encoded: EncodedTask,
+    original: AdapterSource | None = None,
 ) -> tuple[TaskRecord, EncodedTask]:
-    """A task's reconstruction in the new bases, and a bound of its error.
+    """A task's reconstruction in new bases and another storage, and its error.
 
-    The bound adds what is lost now to what was lost before (triangle inequality), per layer.
+    Without its original the error is a bound: what is lost now is added to what was lost before
+    (triangle inequality), per layer.
     """
     method = subspace.method
-    values, exponents, errors, missed2 = [], [], [], 0.0
-    decoded = decode_task(subspace.layers, method, record, encoded)
+    loadings, errors, missed2 = [], [], 0.0
+    decoded = decode_task(subspace.storage, subspace.layers, record, encoded)
     for i, (spec, a, b) in enumerate(decoded):
         rank, new_spec = record.ranks[i], specs[record.layers[i]]
         old_basis, new_basis = subspace.bases[spec.name], bases[spec.name]
         old_a = old_basis.expand(method, "a", a[None])
         old_b = old_basis.expand(method, "b", b[None])
-        form = LoadingsForm(method, rank, new_spec.k_a, new_spec.k_b)
-        new, powers = encode_loadings(
+        form = storage.form(rank, new_spec.k_a, new_spec.k_b)
+        new = encode_loadings(
             form,
             new_basis.project(method, "a", old_a),
             new_basis.project(method, "b", old_b),
-            subspace.dtype,
+            storage.dtype,
         )
-        new_a, new_b = decode_loadings(form, new, powers)
+        new_a, new_b = decode_loadings(form, new)
         hat_a = new_basis.expand(method, "a", new_a)[:, :rank]
         hat_b = new_basis.expand(method, "b", new_b)[:, :rank]
-        lost2 = delta_error2(
-            old_a[:, :rank], old_b[:, :rank].transpose(1, 2), hat_a, hat_b.transpose(1, 2)
-        )
         norm = float(encoded.norms[i])
+        if original is None:
+            meant = old_a[:, :rank], old_b[:, :rank].transpose(1, 2)
+            before = float(encoded.errors[i])
+        else:
+            own_a, own_b = original.read(spec.name)
+            meant, before = (own_a.double()[None], own_b.double()[None]), 0.0
+        lost2 = delta_error2(*meant, hat_a, hat_b.transpose(1, 2))
         lost = abs(record.scales[i]) * float(lost2[0]) ** 0.5
-        missed = float(encoded.errors[i]) * norm + lost
+        # What has no effect comes back without one.
+        missed = before * norm + lost if norm > 0 or original is None else 0.0
         errors.append(missed / norm if norm > 0 else 0.0)
         missed2 += missed**2
-        values.append(new[0])
-        exponents.append(powers[0])
+        loadings.append(new.of(0))
     bound = missed2**0.5 / record.norm if record.norm > 0 else 0.0
-    record = replace(record, error=figure(bound), measured=False)
-    return record, replace(
-        encoded,
-        values=torch.cat(values),
-        exponents=torch.stack(exponents),
-        errors=torch.tensor(errors),
-    )
+    record = replace(record, error=figure(bound), measured=original is not None)
+    return record, replace(encoded, errors=torch.tensor(errors), **join_loadings(storage, loadings))

@@ -100,7 +100,8 @@ def _basis_findings(stored: StoredSubspace, broken: set[str]) -> Iterator[Findin
     from vlora_engine.errors import VLoRAError
 
     manifest = stored.manifest
-    limit = ORTHONORMAL[manifest.dtype]
+    # A packed basis need not be orthonormal: its loadings are fitted to what packing left of it.
+    limit = ORTHONORMAL[manifest.dtype] if manifest.quantization is None else float("inf")
     for shard in manifest.basis:
         if shard.name in broken:
             continue
@@ -147,7 +148,7 @@ def _task_findings(stored: StoredSubspace, broken: set[str]) -> Iterator[Finding
             yield Finding("error", "tensor-missing", name, what, "compress the adapters again")
             continue
         own = [factor for pair in task.own.values() for factor in pair]
-        for tensor in (task.values, task.norms, task.errors, *own):
+        for tensor in (task.values, task.scales, task.norms, task.errors, *own):
             if not bool(torch.isfinite(tensor.float()).all()):
                 what = f"The loadings of {record.id!r} hold NaN or infinity."
                 yield Finding("error", "not-finite", name, what, "compress the adapters again")

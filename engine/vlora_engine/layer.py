@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vlora_engine.encode import (
-    LoadingsForm,
+    Loadings,
+    Storage,
     decode_loadings,
     encode_loadings,
     pack,
     round_to,
+    scale_rows,
     unpack,
 )
 from vlora_engine.inner import delta_error2
@@ -25,6 +29,8 @@ from vlora_engine.linalg import (
     range_basis,
     small_grams,
 )
+from vlora_engine.packed import PackedBasis, pack_rows
+from vlora_engine.packing import Quantization
 from vlora_engine.stack import LayerStack, flatten, unflatten
 
 FINE = 1e-10  # relative squared error below which Gram arithmetic has too few digits left
@@ -38,6 +44,7 @@ class LayerPlan:
     Args:
         refine: HOOI sweeps of `delta`.
         exact: Find the basis as the spectra did, not by a range finder.
+        quantization: How the basis and the loadings are packed, if they are.
     """
 
     method: str
@@ -46,6 +53,11 @@ class LayerPlan:
     dtype: str
     refine: int = 0
     exact: bool = False
+    quantization: Quantization | None = None
+
+    @property
+    def storage(self) -> Storage:
+        return Storage(self.method, self.dtype, self.quantization)
 
 
 @dataclass
@@ -57,6 +69,7 @@ class LayerBasis:
         singular_values_a: (k_a,) of the row matrix; b likewise.
         mean_a: `flat` only: (r * d_in,); mean_b (d_out * r,).
         rank: The largest rank of the layer (`flat` is padded to it).
+        packed: What all these were unpacked from. Such a basis is not orthonormal any more.
     """
 
     name: str
@@ -67,6 +80,55 @@ class LayerBasis:
     rank: int
     mean_a: Tensor | None = None
     mean_b: Tensor | None = None
+    packed: PackedBasis | None = None
+
+    @classmethod
+    def unpacked(cls, packed: PackedBasis) -> LayerBasis:
+        """The basis that a packed one stands for."""
+        return cls(
+            name=packed.name,
+            a=packed.a.dense(),
+            b=packed.b.dense(),
+            singular_values_a=packed.singular_values_a,
+            singular_values_b=packed.singular_values_b,
+            rank=packed.rank,
+            mean_a=packed.mean_a.dense() if packed.mean_a is not None else None,
+            mean_b=packed.mean_b.dense() if packed.mean_b is not None else None,
+            packed=packed,
+        )
+
+    def packed_as(self, quantization: Quantization) -> LayerBasis:
+        """The same basis packed, its numbers those that are left of it."""
+        means: dict[str, Any] = {}
+        for side in ("a", "b"):
+            if (mean := self.mean(side)) is not None:
+                scaled, powers = scale_rows(mean.double().unsqueeze(0))
+                power = int(powers[0])
+                means[f"mean_{side}"] = pack_rows(scaled[0], quantization.means, exponent=power)
+        return LayerBasis.unpacked(
+            PackedBasis(
+                name=self.name,
+                a=pack_rows(self.a, quantization.basis),
+                b=pack_rows(self.b, quantization.basis),
+                singular_values_a=self.singular_values_a,
+                singular_values_b=self.singular_values_b,
+                rank=self.rank,
+                **means,
+            )
+        )
+
+    def moved(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> LayerBasis:
+        """The same on another device, or in another dtype."""
+        if device is None and dtype is None:
+            return self
+        tensors: dict[str, Any] = {
+            name: value.to(device=device, dtype=dtype)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return replace(self, **tensors)
 
     def side(self, side: str) -> Tensor:
         return self.a if side == "a" else self.b
@@ -76,6 +138,41 @@ class LayerBasis:
 
     def project(self, method: str, side: str, factors: Tensor) -> Tensor:
         """Loadings of factors (N, r, d): (N, r, k), or (N, k) for `flat` (r the layer's)."""
+        return self.fit(side, self.inner(method, side, factors))
+
+    def fit(self, side: str, inner: Tensor) -> Tensor:
+        """The loadings of least squares from inner products (..., k) with the components.
+
+        Of an orthonormal basis they are the same; what packing has bent is solved for. As dW is
+        linear in the factors of either side, this is the least error of dW, too (not of `flat`).
+        """
+        return inner if self.packed is None else inner @ self._metrics[side].to(inner.device)
+
+    def straight(self, side: str, loadings: Tensor) -> Tensor:
+        """Loadings (r, k) in the orthonormal basis whose first j directions span those of ours."""
+        if self.packed is None:
+            return loadings
+        turn = torch.linalg.qr(self.side(side).double().cpu().T, mode="r").R
+        return loadings @ turn.T.to(loadings.device)
+
+    @cached_property
+    def _metrics(self) -> dict[str, Tensor]:
+        """Per side the inverse of the Gram matrix of the components, (k, k) fp64."""
+        found = {}
+        for side in ("a", "b"):
+            rows = self.side(side).double()
+            gram = rows @ rows.T
+            factor, failed = torch.linalg.cholesky_ex(gram)
+            singular = bool(failed) or (len(gram) and float(factor.diagonal().min()) < 1e-4)
+            found[side] = (
+                torch.linalg.pinv(gram, hermitian=True, rtol=1e-6)
+                if singular
+                else torch.cholesky_inverse(factor)
+            )
+        return found
+
+    def inner(self, method: str, side: str, factors: Tensor) -> Tensor:
+        """Inner products of factors (N, r, d) with the components: (N, r, k) or (N, k)."""
         components = self.side(side).double().to(factors.device)
         if method != "flat":
             return factors @ components.T
@@ -96,21 +193,79 @@ class LayerBasis:
         return unflatten(approx, side, self.rank)
 
 
+class Bases(Mapping[str, LayerBasis]):
+    """The bases of all layers by name, looked up when they are asked for.
+
+    What is packed stays packed: of such bases only the last one asked for is kept as numbers.
+    """
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        look_up: Callable[[str], LayerBasis | PackedBasis],
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self._names, self._look_up, self._dtype = dict.fromkeys(names), look_up, dtype
+        self._known: dict[str, LayerBasis | PackedBasis] = {}
+        self._last: LayerBasis | None = None
+
+    @classmethod
+    def of(cls, bases: Iterable[LayerBasis | PackedBasis]) -> Bases:
+        """Of bases at hand; of packed ones the numbers are let go."""
+        kept = {b.name: b.packed or b if isinstance(b, LayerBasis) else b for b in bases}
+        return cls(list(kept), kept.__getitem__)
+
+    def __getitem__(self, name: str) -> LayerBasis:
+        if name not in self._names:
+            raise KeyError(name)
+        last = self._last
+        if last is not None and last.name == name:
+            return last
+        known = self.kept(name)
+        if isinstance(known, LayerBasis):
+            return known
+        self._last = unpacked = LayerBasis.unpacked(known).moved(dtype=self._dtype)
+        return unpacked
+
+    def kept(self, name: str) -> LayerBasis | PackedBasis:
+        """A basis as it is held in memory."""
+        if name not in self._known:
+            self._known[name] = self._look_up(name)
+        return self._known[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def moved(
+        self, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> Bases:
+        """The same on another device, or in another dtype; packed ones when they are asked for."""
+
+        def look_up(name: str) -> LayerBasis | PackedBasis:
+            basis = self.kept(name)
+            if isinstance(basis, PackedBasis):
+                return basis.to(device)
+            return basis.moved(device, dtype)
+
+        return Bases(list(self), look_up, dtype or self._dtype)
+
+
 @dataclass
 class BuiltLayer:
     """One layer, ready to be stored.
 
     Args:
-        values: Per task (n,) its loadings in the storage dtype.
-        exponents: (N, 2) int8.
+        loadings: Of every task, encoded.
         energy: (N,) ||dW_i||^2 of the layer; residual: (N,) what the stored form misses of it.
     """
 
     basis: LayerBasis
     tasks: list[str]
     ranks: list[int]
-    values: list[Tensor]
-    exponents: Tensor
+    loadings: list[Loadings]
     energy: Tensor
     residual: Tensor
 
@@ -131,25 +286,21 @@ def build_layer(
     if plan.method == "delta" and plan.refine:
         found = _refine(stack, plan, found)
     basis = _store_basis(stack, plan, found)
-    values: list[Tensor] = [torch.empty(0)] * len(stack.tasks)
-    exponents = torch.zeros(len(stack.tasks), 2, dtype=torch.int8)
+    loadings: dict[int, Loadings] = {}
     energy = stack.energy().cpu()
     residual = torch.zeros_like(energy)
     for rank in sorted(set(stack.ranks)):
         members = [i for i, r in enumerate(stack.ranks) if r == rank]
         for start in range(0, len(members), CHUNK):
             rows = members[start : start + CHUNK]
-            encoded, powers, error2 = encode_tasks(stack, plan, basis, rank, _span(rows))
-            for i, row in enumerate(rows):
-                values[row] = encoded[i]
-            exponents[rows] = powers
+            encoded, error2 = encode_tasks(stack, plan, basis, rank, _span(rows))
+            loadings.update((row, encoded.of(i)) for i, row in enumerate(rows))
             residual[rows] = error2
     return BuiltLayer(
         basis=basis,
         tasks=stack.tasks,
         ranks=stack.ranks,
-        values=values,
-        exponents=exponents,
+        loadings=[loadings[i] for i in range(len(stack.tasks))],
         energy=energy,
         residual=residual,
     )
@@ -163,15 +314,15 @@ def _span(rows: list[int]) -> slice | list[int]:
 
 def encode_tasks(
     stack: LayerStack, plan: LayerPlan, basis: LayerBasis, rank: int, rows: slice | list[int]
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Loadings of the tasks in ``rows``, all of one rank: values, exponents, residual energy."""
+) -> tuple[Loadings, Tensor]:
+    """Loadings of the tasks in ``rows``, all of one rank, and the residual energy (N,)."""
     method, (a, bt) = plan.method, (stack.a[rows], stack.bt[rows])
-    loads_a, loads_b = basis.project(method, "a", a), basis.project(method, "b", bt)
-    form = LoadingsForm(method, rank, len(basis.a), len(basis.b))
+    inner_a, inner_b = basis.inner(method, "a", a), basis.inner(method, "b", bt)
+    form = plan.storage.form(rank, len(basis.a), len(basis.b))
     if method != "flat":
-        loads_a, loads_b = loads_a[:, :rank], loads_b[:, :rank]
-    values, exponents = encode_loadings(form, loads_a, loads_b, plan.dtype)
-    stored_a, stored_b = (t.to(a.device) for t in decode_loadings(form, values, exponents))
+        inner_a, inner_b = inner_a[:, :rank], inner_b[:, :rank]
+    loadings = encode_loadings(form, basis.fit("a", inner_a), basis.fit("b", inner_b), plan.dtype)
+    stored_a, stored_b = (t.to(a.device) for t in decode_loadings(form, loadings))
     a, bt, scale = a[:, :rank], bt[:, :rank], stack.scale[rows]
     if method == "flat":
         hat_a = basis.expand(method, "a", stored_a)[:, :rank]
@@ -180,7 +331,7 @@ def encode_tasks(
         square = small_grams(hat_a), small_grams(hat_b)
     else:
         # A^ = loadings @ C, so A A^^T = (A C^T) loadings^T: nothing of width d is formed again.
-        cross = _inner(loads_a, stored_a), _inner(loads_b, stored_b)
+        cross = _inner(inner_a, stored_a), _inner(inner_b, stored_b)
         square = _gram_in(basis.a, stored_a), _gram_in(basis.b, stored_b)
     full = (stack.gram_a[rows] * stack.gram_b[rows]).sum((1, 2))
     approx = (square[0] * square[1]).sum((1, 2))
@@ -192,7 +343,7 @@ def encode_tasks(
         hat_a = basis.expand(method, "a", stored_a[fine])[:, :rank]
         hat_b = basis.expand(method, "b", stored_b[fine])[:, :rank]
         error2[fine] = delta_error2(a[fine], bt[fine].transpose(1, 2), hat_a, hat_b.transpose(1, 2))
-    return values, exponents, (error2 * scale.square()).cpu()
+    return loadings, (error2 * scale.square()).cpu()
 
 
 def _inner(x: Tensor, y: Tensor) -> Tensor:
@@ -243,17 +394,21 @@ def _kept(stack: LayerStack, found: dict[str, Basis]) -> float:
 
 
 def _store_basis(stack: LayerStack, plan: LayerPlan, found: dict[str, Basis]) -> LayerBasis:
-    means: dict[str, Tensor] = {}
+    packs = plan.quantization is not None
+    means: dict[str, Any] = {}
     if plan.method == "flat":
         for side in ("a", "b"):
             mean = flatten(stack.side(side), side).mean(0, keepdim=True)
-            means[f"mean_{side}"] = unpack(*pack(mean, plan.dtype))[0].float()
-    return LayerBasis(
+            means[f"mean_{side}"] = (mean if packs else unpack(*pack(mean, plan.dtype)))[0].float()
+    basis = LayerBasis(
         name=stack.layer,
-        a=round_to(found["a"].components, plan.dtype).float().cpu(),
-        b=round_to(found["b"].components, plan.dtype).float().cpu(),
+        a=(found["a"].components if packs else round_to(found["a"].components, plan.dtype)).float(),
+        b=(found["b"].components if packs else round_to(found["b"].components, plan.dtype)).float(),
         singular_values_a=found["a"].singular_values.float().cpu(),
         singular_values_b=found["b"].singular_values.float().cpu(),
         rank=stack.rank,
         **means,
     )
+    if plan.quantization is not None:
+        return basis.packed_as(plan.quantization)
+    return replace(basis, a=basis.a.cpu(), b=basis.b.cpu())

@@ -16,8 +16,15 @@ from typing import Any
 from vlora_engine.adapters import Kind
 from vlora_engine.codec.coding import METHODS as CODED_METHODS
 from vlora_engine.codec.coding import Coding, parse_coding
-from vlora_engine.errors import CorruptFileError, NotFoundError, SubspaceError, VLoRAError
+from vlora_engine.errors import (
+    CorruptFileError,
+    NotFoundError,
+    ParameterError,
+    SubspaceError,
+    VLoRAError,
+)
 from vlora_engine.files import how_to_put_back
+from vlora_engine.packing import Quantization, parse_quantization
 from vlora_engine.tensorfile import ITEM_BYTES, read_error
 
 FORMAT = "vlora-subspace"
@@ -49,8 +56,13 @@ class LayerSpec:
 
     def basis_elements(self, method: str) -> tuple[int, int]:
         """Numbers in the components of side a and of side b."""
+        (k_a, width_a), (k_b, width_b) = self.basis_shapes(method)
+        return k_a * width_a, k_b * width_b
+
+    def basis_shapes(self, method: str) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Shapes of the components of side a and of side b."""
         width = self.rank if method == "flat" else 1
-        return self.k_a * width * self.d_in, self.k_b * width * self.d_out
+        return (self.k_a, width * self.d_in), (self.k_b, width * self.d_out)
 
     def mean_elements(self, method: str) -> tuple[int, int]:
         """Numbers in the two means; none but for `flat`."""
@@ -171,6 +183,7 @@ class Manifest:
     tasks: Mapping[str, TaskRecord]
     engine: str = ""
     coding: Coding | None = None
+    quantization: Quantization | None = None
 
     @cached_property
     def nbytes(self) -> int:
@@ -225,6 +238,7 @@ class Manifest:
             "path": str(self.path),
             "method": self.method,
             "dtype": self.dtype,
+            "quantization": self.quantization.as_json() if self.quantization else None,
             "base_model": self.base_model,
             "engine": self.engine,
             "bytes": self.nbytes,
@@ -268,7 +282,7 @@ class Manifest:
             "layers": [_layer_json(layer) for layer in self.layers],
             "basis": self._basis_json(),
             "tasks": [task.as_json(len(self.layers)) for task in self.tasks.values()],
-            "quantization": None,
+            "quantization": self.quantization.as_json() if self.quantization else None,
         }
 
     def _coded_json(self, coding: Coding) -> dict[str, Any]:
@@ -347,6 +361,8 @@ def read_manifest(path: str | Path) -> Manifest:
         raise read_error(file, error) from None
     try:
         return _parse(directory, json.loads(raw))
+    except ParameterError as error:
+        raise _unsound(file, f"{error.what} {error.found}") from None
     except VLoRAError:
         raise
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
@@ -400,6 +416,7 @@ def _parse(directory: Path, index: Any) -> Manifest:
         tasks=tasks,
         engine=str(index.get("engine", "")),
         coding=parse_coding(index["coding"], len(layers)) if coded else None,
+        quantization=parse_quantization(index.get("quantization")),
     )
 
 

@@ -11,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from vlora_engine.encode import TaskLayer
+from vlora_engine.encode import Loadings, TaskLayer
 from vlora_engine.errors import VLoRAError
 from vlora_engine.files import sha256_file, write_file
 from vlora_engine.layer import BuiltLayer, LayerBasis
 from vlora_engine.manifest import LayerSpec
+from vlora_engine.packed import PackedBasis, PackedRows
+from vlora_engine.packing import Packing
 from vlora_engine.tensorfile import (
     Header,
     close_file,
@@ -27,6 +30,7 @@ from vlora_engine.tensorfile import (
 )
 
 TASKS_AT_ONCE = 64
+_PACKED = ("codes", "scales", "steps")
 
 
 class LayerParts:
@@ -52,17 +56,34 @@ class LayerParts:
     def write(self, index: int, layer: BuiltLayer) -> None:
         """Keep one layer."""
         path, basis = self._file(index), layer.basis
-        tensors = {"a": basis.a, "b": basis.b}
-        tensors |= {"sv_a": basis.singular_values_a, "sv_b": basis.singular_values_b}
+        tensors = {"sv_a": basis.singular_values_a, "sv_b": basis.singular_values_b}
+        rows: dict[str, Any] = {"a": basis.a, "b": basis.b}
         if basis.mean_a is not None and basis.mean_b is not None:
-            tensors |= {"mean_a": basis.mean_a, "mean_b": basis.mean_b}
-        tensors |= {"values": torch.cat(layer.values), "exponents": layer.exponents}
+            rows |= {"mean_a": basis.mean_a, "mean_b": basis.mean_b}
+        if basis.packed is None:
+            tensors |= rows
+        for name in rows if basis.packed is not None else ():
+            packed: PackedRows = getattr(basis.packed, name)
+            tensors |= {f"{name}.{part}": getattr(packed, part) for part in _PACKED}
+            rows[name] = {
+                "packing": packed.packing.as_json(),
+                "shape": packed.shape,
+                "exponent": packed.exponent,
+            }
+        tensors |= {
+            "values": torch.cat([own.values for own in layer.loadings]),
+            "scales": torch.cat([own.scales for own in layer.loadings]),
+            "exponents": torch.stack([own.exponents for own in layer.loadings]),
+        }
         tensors |= {"energy": layer.energy, "residual": layer.residual}
         content = {
             "name": basis.name,
             "rank": basis.rank,
             "tasks": layer.tasks,
-            "lengths": [len(v) for v in layer.values],
+            "k": [len(basis.a), len(basis.b)],
+            "lengths": [len(own.values) for own in layer.loadings],
+            "scales": [len(own.scales) for own in layer.loadings],
+            "packed": rows if basis.packed is not None else None,
         }
         close_file(path)
         path.unlink(missing_ok=True)
@@ -71,14 +92,17 @@ class LayerParts:
 
     def spec(self, index: int, spec: LayerSpec) -> LayerSpec:
         """``spec`` with the k that the layer was built with."""
-        entries = self._open(index).entries
-        return replace(spec, k_a=entries["a"].shape[0], k_b=entries["b"].shape[0])
+        self._open(index)
+        k_a, k_b = self._contents[index]["k"]
+        return replace(spec, k_a=k_a, k_b=k_b)
 
     def basis(self, index: int) -> LayerBasis:
         """The shared part of one layer."""
         header = self._open(index)
         content = self._contents[index]
-        means = {
+        if content["packed"] is not None:
+            return LayerBasis.unpacked(self._packed(header, content))
+        means: dict[str, Any] = {
             name: read_tensor(header, name)
             for name in ("mean_a", "mean_b")
             if name in header.entries
@@ -93,10 +117,33 @@ class LayerParts:
             **means,
         )
 
-    def layer_error(self, index: int) -> float:
-        """Mean over tasks of the layer's relative error."""
+    def _packed(self, header: Header, content: dict[str, Any]) -> PackedBasis:
+        rows: dict[str, Any] = {
+            name: PackedRows(
+                packing=Packing(**row["packing"]),
+                shape=tuple(row["shape"]),
+                exponent=row["exponent"],
+                **{part: read_tensor(header, f"{name}.{part}") for part in _PACKED},
+            )
+            for name, row in content["packed"].items()
+        }
+        return PackedBasis(
+            name=content["name"],
+            singular_values_a=read_tensor(header, "sv_a"),
+            singular_values_b=read_tensor(header, "sv_b"),
+            rank=content["rank"],
+            **rows,
+        )
+
+    def figures(self, index: int) -> tuple[list[str], Tensor, Tensor]:
+        """The tasks that have a layer, ||dW||^2 of each there, and what is missed of it."""
         header = self._open(index)
         energy, residual = read_tensor(header, "energy"), read_tensor(header, "residual")
+        return self._contents[index]["tasks"], energy, residual
+
+    def layer_error(self, index: int) -> float:
+        """Mean over tasks of the layer's relative error."""
+        _, energy, residual = self.figures(index)
         share = torch.where(energy > 0, residual / energy, torch.zeros_like(energy))
         return float(share.sqrt().mean())
 
@@ -115,12 +162,15 @@ class LayerParts:
         exponents = read_tensor(header, "exponents")
         energy = read_tensor(header, "energy").tolist()
         residual = read_tensor(header, "residual").tolist()
-        offset = 0
-        for i, (name, length) in enumerate(zip(content["tasks"], content["lengths"], strict=True)):
+        offset = first = 0
+        lengths = zip(content["tasks"], content["lengths"], content["scales"], strict=True)
+        for i, (name, length, count) in enumerate(lengths):
             if name in shares:
                 values = read_elements(header, "values", offset, length)
-                shares[name].append(TaskLayer(values, exponents[i], energy[i], residual[i]))
-            offset += length
+                scales = read_elements(header, "scales", first, count)
+                loadings = Loadings(values, exponents[i], scales)
+                shares[name].append(TaskLayer(loadings, energy[i], residual[i]))
+            offset, first = offset + length, first + count
 
     def _indices(self) -> list[int]:
         return [int(path.stem) for path in self.directory.glob("*.safetensors")]

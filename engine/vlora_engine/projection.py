@@ -56,7 +56,7 @@ def project(
             f"The subspace holds {kept:.1%} of adapter {task_id!r}: absorb it to extend the basis.",
             stacklevel=3,
         )
-    return decode_projection(subspace.method, subspace.layers, record, encoded)
+    return decode_projection(subspace.storage, subspace.layers, record, encoded)
 
 
 def check_fits(spec: LayerSpec, source: AdapterSource, method: str) -> None:
@@ -94,11 +94,13 @@ def _share(
     subspace: SharedSubspace, spec: LayerSpec, name: str, source: AdapterSource, weight: float
 ) -> TaskLayer:
     stack = padded_stack(spec, name, source, weight, subspace.method)
-    plan = LayerPlan(subspace.method, spec.k_a, spec.k_b, subspace.dtype)
-    values, exponents, residual = encode_tasks(
+    plan = LayerPlan(
+        subspace.method, spec.k_a, spec.k_b, subspace.dtype, quantization=subspace.quantization
+    )
+    loadings, residual = encode_tasks(
         stack, plan, subspace.bases[spec.name], stack.ranks[0], slice(0, 1)
     )
-    return TaskLayer(values[0], exponents[0], float(stack.energy()[0]), float(residual[0]))
+    return TaskLayer(loadings.of(0), float(stack.energy()[0]), float(residual[0]))
 
 
 def reconstruct(subspace: SharedSubspace, projection: TaskProjection) -> LoRAWeights:
@@ -163,14 +165,16 @@ def _shape_on_disk(
 
 def surface(subspace: SharedSubspace, layer: str) -> dict[str, Any]:
     """`SharedSubspace.surface`."""
-    spec = next(s for s in subspace.layers if s.name == layer)
+    spec, basis = next(s for s in subspace.layers if s.name == layer), subspace.bases[layer]
     names, rows = [], []
     steps_a, steps_b = torch.arange(spec.k_a + 1).numpy(), torch.arange(spec.k_b + 1).numpy()
     for name, task in subspace.tasks.items():
         if layer not in task.loadings_a:
             continue
-        a = cumulated_grams(task.loadings_a[layer].double()[None], steps_a).at(steps_a)[0]
-        b = cumulated_grams(task.loadings_b[layer].double()[None], steps_b).at(steps_b)[0]
+        own_a = basis.straight("a", task.loadings_a[layer].double())
+        own_b = basis.straight("b", task.loadings_b[layer].double())
+        a = cumulated_grams(own_a[None], steps_a).at(steps_a)[0]
+        b = cumulated_grams(own_b[None], steps_b).at(steps_b)[0]
         captured = b.flatten(1) @ a.flatten(1).T * task.scales[layer] ** 2
         energy = task.source_norms[layer] ** 2
         missed = energy * task.errors[layer] ** 2 + captured[-1, -1] - captured

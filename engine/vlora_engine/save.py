@@ -57,11 +57,10 @@ def _write(subspace: SharedSubspace, path: Path, *, force: bool, own: bool) -> M
     with new_directory(path, force=force, keep_foreign=own) as directory:
         manifest = write_subspace(
             directory,
-            method=subspace.method,
-            dtype=subspace.dtype,
+            storage=subspace.storage,
             base_model=subspace.base_model,
             layers=subspace.layers,
-            bases=(subspace.bases[name] for name in subspace.layer_names),
+            bases=(subspace.bases.kept(name) for name in subspace.layer_names),
             tasks=tasks(),
         )
     return replace(manifest, path=path)

@@ -9,6 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from vlora_engine.errors import ParameterError
+from vlora_engine.files import dump_json
+from vlora_engine.manifest import core_is_dense
+from vlora_engine.packing import Packing, Quantization
 from vlora_engine.surface import LayerTable, Spectra
 from vlora_engine.tensorfile import ITEM_BYTES
 
@@ -16,6 +19,8 @@ Array = npt.NDArray[Any]
 
 STORAGE_DTYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 SINGULAR_VALUE_BYTES = 4
+ENTRY_BYTES = 88  # one more tensor in the header of a safetensors file, at most
+CARD_BYTES = 64  # what the card says more of a packed subspace, at most
 # What rounding to the storage dtype adds to a relative error: basis and loadings of both sides
 # are rounded (measured at full k, d from 64 to 768: 3.6e-4 to 5.6e-4 in fp16, eight times that
 # in bf16).
@@ -83,17 +88,64 @@ def _counted(ranks: Array) -> list[tuple[int, int]]:
     return list(zip(values.tolist(), counts.tolist(), strict=True))
 
 
-def layer_bytes(method: str, layer: LayerTable, k_a: Any, k_b: Any, dtype: str) -> Any:
+def layer_bytes(
+    method: str,
+    layer: LayerTable,
+    k_a: Any,
+    k_b: Any,
+    dtype: str,
+    quantization: Quantization | None = None,
+) -> Any:
     """Payload of one layer in bytes: basis, its singular values, and the loadings of all tasks."""
-    numbers = basis_elements(method, layer, k_a, k_b) + loadings_elements(
-        method, layer.ranks, k_a, k_b
-    )
-    return numbers * ITEM_BYTES[dtype] + SINGULAR_VALUE_BYTES * (k_a + k_b)
+    item, singular_values = ITEM_BYTES[dtype], SINGULAR_VALUE_BYTES * (k_a + k_b)
+    if quantization is None:
+        basis = basis_elements(method, layer, k_a, k_b) * item
+    else:
+        basis = _packed_basis_bytes(method, layer, k_a, k_b, quantization)
+    if quantization is None or quantization.loadings is None:
+        loadings = loadings_elements(method, layer.ranks, k_a, k_b) * item
+    else:
+        loadings = _packed_loadings_bytes(method, layer.ranks, k_a, k_b, quantization.loadings)
+    return basis + loadings + singular_values
 
 
-def overhead_bytes(spectra: Spectra, dtype: str) -> int:
+def _packed_basis_bytes(
+    method: str, layer: LayerTable, k_a: Any, k_b: Any, quantization: Quantization
+) -> Any:
+    packing, means = quantization.basis, quantization.means
+    if method != "flat":
+        return packing.nbytes(k_a * layer.d_in) + packing.nbytes(k_b * layer.d_out)
+    width_a, width_b = layer.rank * layer.d_in, layer.rank * layer.d_out
+    components = packing.nbytes(k_a * width_a) + packing.nbytes(k_b * width_b)
+    return components + means.nbytes(width_a) + means.nbytes(width_b)
+
+
+def _packed_loadings_bytes(method: str, ranks: Array, k_a: Any, k_b: Any, packing: Packing) -> Any:
+    if method == "flat":
+        return len(ranks) * (packing.nbytes(k_a) + packing.nbytes(k_b))
+    total: Any = 0
+    for rank, count in _counted(ranks):
+        own = packing.nbytes(rank * k_a) + packing.nbytes(rank * k_b)
+        if method == "delta":
+            own = np.where(core_is_dense(rank, k_a, k_b), packing.nbytes(k_a * k_b), own)
+        total = total + count * own
+    return total
+
+
+def overhead_bytes(spectra: Spectra, dtype: str, quantization: Quantization | None = None) -> int:
     """Everything that is no payload and no rest tensor: index, headers, norms, errors, card."""
-    return spectra.overhead[dtype]
+    if quantization is None or quantization.loadings is None:
+        return spectra.overhead[dtype] + packing_overhead(quantization, len(spectra.tasks))
+    # Packed loadings carry exponents as those in fp16 do.
+    return spectra.overhead["F16"] + packing_overhead(quantization, len(spectra.tasks))
+
+
+def packing_overhead(quantization: Quantization | None, tasks: int) -> int:
+    """What index, card and headers grow by when numbers are packed; an upper bound."""
+    if quantization is None:
+        return 0
+    entries = 4 + (tasks if quantization.loadings else 0)
+    return len(dump_json(quantization.as_json())) + CARD_BYTES + ENTRY_BYTES * entries
 
 
 def input_bytes(spectra: Spectra) -> int:

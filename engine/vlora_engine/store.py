@@ -2,27 +2,32 @@
 
 ``basis.safetensors`` holds one pooled tensor of all components (layer after layer, side a before
 side b), ``tasks/<slug>.safetensors`` one pooled tensor of a task's loadings; where each module
-begins follows from the shapes in subspace.json.
+begins follows from the shapes in subspace.json. What is packed lies there as one pooled tensor of
+bytes and one of scales.
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vlora_engine._version import __version__
 from vlora_engine.card import model_card
-from vlora_engine.encode import EncodedTask, LoadingsForm, decode_loadings, pack, unpack
+from vlora_engine.encode import EncodedTask, Loadings, Storage, decode_loadings, pack, unpack
 from vlora_engine.errors import CorruptFileError
 from vlora_engine.files import sha256_file, write_file, write_json
 from vlora_engine.layer import LayerBasis
 from vlora_engine.manifest import INDEX, BasisFile, LayerSpec, Manifest, TaskRecord
 from vlora_engine.naming import slugs
+from vlora_engine.packed import PackedBasis, PackedRows
+from vlora_engine.packing import Packing
 from vlora_engine.tensorfile import (
     ITEM_BYTES,
     Header,
@@ -42,27 +47,31 @@ _NUMBERED = "basis-{:05d}-of-{:05d}.safetensors"
 
 def write_basis(
     directory: Path,
-    method: str,
-    dtype: str,
+    storage: Storage,
     layers: Sequence[LayerSpec],
-    bases: Iterable[LayerBasis],
+    bases: Iterable[LayerBasis | PackedBasis],
 ) -> tuple[BasisFile, ...]:
     """Write the shared bases, layer by layer; shards break between layers."""
-    ranges = _shards(method, dtype, layers)
+    ranges = _shards(storage, layers)
     waiting = iter(bases)
     files = []
     for i, (first, last) in enumerate(ranges):
         many = len(ranges) > 1
         name = _NUMBERED.format(i + 1, len(ranges)) if many else "basis.safetensors"
-        sha256 = _write_shard(directory / name, method, dtype, layers[first:last], waiting)
+        sha256 = _write_shard(directory / name, storage, layers[first:last], waiting)
         files.append(BasisFile(name, sha256, (directory / name).stat().st_size, first, last))
     return tuple(files)
 
 
-def _shards(method: str, dtype: str, layers: Sequence[LayerSpec]) -> list[tuple[int, int]]:
+def _shards(storage: Storage, layers: Sequence[LayerSpec]) -> list[tuple[int, int]]:
     ranges, first, size = [], 0, 0
     for i, layer in enumerate(layers):
-        own = sum(layer.basis_elements(method)) * ITEM_BYTES[dtype]
+        counts, packing = layer.basis_elements(storage.method), storage.basis_packing
+        own = (
+            sum(counts) * ITEM_BYTES[storage.dtype]
+            if packing is None
+            else sum(map(packing.nbytes, counts))
+        )
         if i > first and size + own > MAX_SHARD_BYTES:
             ranges.append((first, i))
             first, size = i, 0
@@ -70,10 +79,38 @@ def _shards(method: str, dtype: str, layers: Sequence[LayerSpec]) -> list[tuple[
     return [*ranges, (first, len(layers))]
 
 
+Layout = list[tuple[str, str, tuple[int, ...]]]
+
+
 def _write_shard(
-    path: Path, method: str, dtype: str, layers: Sequence[LayerSpec], bases: Iterator[LayerBasis]
+    path: Path,
+    storage: Storage,
+    layers: Sequence[LayerSpec],
+    bases: Iterator[LayerBasis | PackedBasis],
 ) -> str:
-    layout: list[tuple[str, str, tuple[int, ...]]] = [
+    packs = storage.quantization is not None
+    layout = _packed_layout(storage, layers) if packs else _plain_layout(storage, layers)
+    kept: dict[str, list[Tensor]] = {name: [] for name, _, _ in layout[1:]}
+    with TensorWriter(path, layout) as writer:
+        for _ in layers:
+            basis = next(bases)
+            # The components go straight to the disk; the rest is small and waits for its turn.
+            components = (
+                _packed_tensors(basis, kept)
+                if packs
+                else _plain_tensors(basis, storage.dtype, kept)
+            )
+            for tensor in components:
+                writer.write(tensor)
+        for tensors in kept.values():
+            for tensor in tensors:
+                writer.write(tensor)
+    return writer.sha256
+
+
+def _plain_layout(storage: Storage, layers: Sequence[LayerSpec]) -> Layout:
+    method, dtype = storage.method, storage.dtype
+    layout: Layout = [
         ("components", dtype, (sum(sum(x.basis_elements(method)) for x in layers),)),
         ("singular_values", "F32", (sum(x.k_a + x.k_b for x in layers),)),
     ]
@@ -82,27 +119,73 @@ def _write_shard(
             ("means", dtype, (sum(sum(x.mean_elements(method)) for x in layers),)),
             ("mean_exponents", "I8", (len(layers), 2)),
         ]
-    values, means, exponents = [], [], []
-    with TensorWriter(path, layout) as writer:
-        for _ in layers:
-            basis = next(bases)
-            for side in (basis.a, basis.b):
-                writer.write(side.to(torch_dtype(dtype)))
-            values += [basis.singular_values_a, basis.singular_values_b]
-            for mean in (basis.mean_a, basis.mean_b):
-                if mean is not None:
-                    packed, powers = pack(mean.double().unsqueeze(0), dtype)
-                    means.append(packed[0])
-                    exponents.append(powers)
-        for tensor in [*values, *means, *exponents]:
-            writer.write(tensor)
-    return writer.sha256
+    return layout
+
+
+def _plain_tensors(
+    basis: LayerBasis | PackedBasis, dtype: str, kept: dict[str, list[Tensor]]
+) -> Iterator[Tensor]:
+    assert isinstance(basis, LayerBasis)  # noqa: S101  (what is packed is not stored as numbers)
+    kept["singular_values"] += [basis.singular_values_a, basis.singular_values_b]
+    for mean in (basis.mean_a, basis.mean_b):
+        if mean is not None:
+            rounded, powers = pack(mean.double().unsqueeze(0), dtype)
+            kept["means"].append(rounded[0])
+            kept["mean_exponents"].append(powers)
+    return (side.to(torch_dtype(dtype)) for side in (basis.a, basis.b))
+
+
+def _packed_layout(storage: Storage, layers: Sequence[LayerSpec]) -> Layout:
+    quantization = storage.quantization
+    assert quantization is not None  # noqa: S101
+    counts = [count for x in layers for count in x.basis_elements(storage.method)]
+    layout = [
+        *_pool("", quantization.basis, counts),
+        ("singular_values", "F32", (sum(x.k_a + x.k_b for x in layers),)),
+    ]
+    if storage.method == "flat":
+        counts = [count for x in layers for count in x.mean_elements("flat")]
+        layout += [
+            *_pool("mean_", quantization.means, counts),
+            ("mean_exponents", "I8", (len(layers), 2)),
+        ]
+    return layout
+
+
+def _pool(prefix: str, packing: Packing, counts: Sequence[int]) -> Layout:
+    """The tensors that packed numbers fill: sides of so many numbers each."""
+    scale = "I8" if packing.double_quant else "F16"
+    pool: Layout = [
+        (f"{prefix}codes", "U8", (sum(map(packing.code_bytes, counts)),)),
+        (f"{prefix}scales", scale, (sum(map(packing.blocks, counts)),)),
+    ]
+    if packing.double_quant:
+        pool.append((f"{prefix}steps", "F32", (sum(map(packing.groups, counts)),)))
+    return pool
+
+
+def _packed_tensors(
+    basis: LayerBasis | PackedBasis, kept: dict[str, list[Tensor]]
+) -> Iterator[Tensor]:
+    packed = basis if isinstance(basis, PackedBasis) else basis.packed
+    assert packed is not None  # noqa: S101  (a subspace is packed as a whole)
+    kept["singular_values"] += [packed.singular_values_a, packed.singular_values_b]
+    for prefix, rows in [("", packed.a), ("", packed.b), *(("mean_", m) for m in packed.means)]:
+        kept[f"{prefix}scales"].append(rows.scales)
+        if rows.packing.double_quant:
+            kept[f"{prefix}steps"].append(rows.steps)
+        if prefix:
+            kept["mean_codes"].append(rows.codes)
+            kept["mean_exponents"].append(torch.tensor([rows.exponent], dtype=torch.int8))
+    return iter((packed.a.codes, packed.b.codes))
 
 
 def write_task(path: Path, task: EncodedTask) -> str:
     """Write one task's file; return its sha256."""
     tensors = {"loadings": task.values}
-    if task.values.dtype == torch.float16:
+    if task.values.dtype == torch.uint8:
+        tensors["scales"] = task.scales
+    if task.values.dtype in (torch.uint8, torch.float16):
         tensors["exponents"] = task.exponents
     tensors |= {"norms": task.norms.float(), "errors": task.errors.float()}
     for name, (a, b) in sorted(task.own.items()):
@@ -118,15 +201,14 @@ def write_task(path: Path, task: EncodedTask) -> str:
 def write_subspace(
     directory: Path,
     *,
-    method: str,
-    dtype: str,
+    storage: Storage,
     base_model: str | None,
     layers: Sequence[LayerSpec],
-    bases: Iterable[LayerBasis],
+    bases: Iterable[LayerBasis | PackedBasis],
     tasks: Iterable[tuple[TaskRecord, EncodedTask]],
 ) -> Manifest:
     """Fill the empty ``directory``; ``tasks`` come in order, one in memory at a time."""
-    basis = write_basis(directory, method, dtype, layers, bases)
+    basis = write_basis(directory, storage, layers, bases)
     try:
         (directory / "tasks").mkdir()
     except OSError as error:
@@ -138,13 +220,14 @@ def write_subspace(
         records[record.id] = replace(record, sha256=sha256, nbytes=path.stat().st_size)
     manifest = Manifest(
         path=directory,
-        method=method,
-        dtype=dtype,
+        method=storage.method,
+        dtype=storage.dtype,
         base_model=base_model,
         layers=tuple(layers),
         basis=basis,
         tasks=records,
         engine=__version__,
+        quantization=storage.quantization,
     )
     write_index(manifest)
     return manifest
@@ -177,50 +260,90 @@ class StoredSubspace:
     verify: bool = True
 
     def __post_init__(self) -> None:
+        manifest = self.manifest
+        self.storage = Storage(manifest.method, manifest.dtype, manifest.quantization)
         self._headers: dict[str, Header] = {}
-        self._offsets = _component_offsets(self.manifest)
+        self._offsets = _offsets(manifest, self.storage)
 
     def basis(self, index: int) -> LayerBasis:
-        """The basis of the layer with this index."""
-        manifest, spec = self.manifest, self.manifest.layers[index]
-        shard = next(b for b in manifest.basis if b.first <= index < b.last)
+        """The basis of the layer with this index, as numbers."""
+        kept = self.kept_basis(index)
+        return kept if isinstance(kept, LayerBasis) else LayerBasis.unpacked(kept)
+
+    def kept_basis(self, index: int) -> LayerBasis | PackedBasis:
+        """The basis of the layer with this index as it lies on disk."""
+        spec = self.manifest.layers[index]
+        shard = next(b for b in self.manifest.basis if b.first <= index < b.last)
         header = self._open(shard.name, shard.sha256, shard.nbytes)
-        at_components, at_values, at_means = self._offsets[index]
-        size_a, size_b = spec.basis_elements(manifest.method)
-        both = read_elements(header, "components", at_components, size_a + size_b).float()
-        values = read_elements(header, "singular_values", at_values, spec.k_a + spec.k_b)
-        means: list[Tensor | None] = [None, None]
-        if manifest.method == "flat":
-            sizes = spec.mean_elements("flat")
-            raw = read_elements(header, "means", at_means, sum(sizes))
-            powers = read_elements(header, "mean_exponents", 2 * (index - shard.first), 2)
-            means = [
-                unpack(half.unsqueeze(0), powers[i : i + 1])[0].float()
-                for i, half in enumerate(raw.split(sizes))
-            ]
-        return LayerBasis(
+        values = read_elements(
+            header, "singular_values", self._offsets[index].singular_values, spec.k_a + spec.k_b
+        )
+        read = self._plain_rows if self.storage.quantization is None else self._packed_rows
+        return read(
+            header,
+            index,
+            index - shard.first,
             name=spec.name,
-            a=both[:size_a].reshape(spec.k_a, -1) if spec.k_a else _no_rows(spec, "a", manifest),
-            b=both[size_a:].reshape(spec.k_b, -1) if spec.k_b else _no_rows(spec, "b", manifest),
             singular_values_a=values[: spec.k_a],
             singular_values_b=values[spec.k_a :],
             rank=spec.rank,
-            mean_a=means[0],
-            mean_b=means[1],
         )
+
+    def _plain_rows(self, header: Header, index: int, place: int, **known: Any) -> LayerBasis:
+        spec, method, at = self.manifest.layers[index], self.manifest.method, self._offsets[index]
+        size_a, size_b = spec.basis_elements(method)
+        both = read_elements(header, "components", at.components, size_a + size_b).float()
+        means: dict[str, Any] = {}
+        if method == "flat":
+            sizes = spec.mean_elements("flat")
+            raw = read_elements(header, "means", at.means, sum(sizes)).split(sizes)
+            powers = read_elements(header, "mean_exponents", 2 * place, 2)
+            for i, name in enumerate(("mean_a", "mean_b")):
+                means[name] = unpack(raw[i].unsqueeze(0), powers[i : i + 1])[0].float()
+        shape_a, shape_b = spec.basis_shapes(method)
+        return LayerBasis(
+            a=both[:size_a].reshape(shape_a), b=both[size_a:].reshape(shape_b), **means, **known
+        )
+
+    def _packed_rows(self, header: Header, index: int, place: int, **known: Any) -> PackedBasis:
+        quantization, spec = self.storage.quantization, self.manifest.layers[index]
+        assert quantization is not None  # noqa: S101
+        at, method = self._offsets[index], self.manifest.method
+        rows: dict[str, Any] = dict(
+            zip(
+                "ab",
+                _read_packed(
+                    header, "", quantization.basis, at.packed, spec.basis_shapes(method), (0, 0)
+                ),
+                strict=True,
+            )
+        )
+        if method == "flat":
+            powers = read_elements(header, "mean_exponents", 2 * place, 2).tolist()
+            shapes = [(size,) for size in spec.mean_elements("flat")]
+            means = _read_packed(
+                header, "mean_", quantization.means, at.packed_means, shapes, powers
+            )
+            rows |= dict(zip(("mean_a", "mean_b"), means, strict=True))
+        return PackedBasis(**rows, **known)
 
     def task(self, record: TaskRecord) -> EncodedTask:
         """One task as it lies on disk."""
         header = self._open(f"tasks/{record.file}", record.sha256, record.nbytes)
         modules = len(record.layers)
-        expected = sum(
-            self.manifest.layers[i].loadings_elements(self.manifest.method, rank)
+        forms = [
+            self.storage.form(rank, self.manifest.layers[i].k_a, self.manifest.layers[i].k_b)
             for i, rank in zip(record.layers, record.ranks, strict=True)
-        )
-        values = _named(header, "loadings", torch_dtype(self.manifest.dtype), (expected,))
-        exponents = torch.zeros(modules, 2, dtype=torch.int8)
-        if self.manifest.dtype == "F16":
-            exponents = _named(header, "exponents", torch.int8, (modules, 2))
+        ]
+        packs = self.storage.loadings_packing is not None
+        dtype = torch.uint8 if packs else torch_dtype(self.manifest.dtype)
+        values = _named(header, "loadings", dtype, (sum(form.elements for form in forms),))
+        extra: dict[str, Any] = {"exponents": torch.zeros(modules, 2, dtype=torch.int8)}
+        if packs or self.manifest.dtype == "F16":
+            extra["exponents"] = _named(header, "exponents", torch.int8, (modules, 2))
+        if packs:
+            count = sum(form.scales for form in forms)
+            extra["scales"] = _named(header, "scales", torch.float16, (count,))
         own = {
             o.name: (read_tensor(header, f"own/{o.name}/A"), read_tensor(header, f"own/{o.name}/B"))
             for o in record.own
@@ -232,11 +355,11 @@ class StoredSubspace:
         }
         return EncodedTask(
             values=values,
-            exponents=exponents,
             norms=_named(header, "norms", torch.float32, (modules,)),
             errors=_named(header, "errors", torch.float32, (modules,)),
             own=own,
             rest=rest,
+            **extra,
         )
 
     def close(self) -> None:
@@ -266,17 +389,20 @@ def altered(path: Path) -> CorruptFileError:
 
 
 def decode_task(
-    manifest_layers: Sequence[LayerSpec], method: str, record: TaskRecord, task: EncodedTask
+    storage: Storage, layers: Sequence[LayerSpec], record: TaskRecord, task: EncodedTask
 ) -> Iterator[tuple[LayerSpec, Tensor, Tensor]]:
     """The loadings of every module: a (r, k_a) and b (r, k_b), or (k,) each for `flat`; fp64."""
-    start = 0
+    start = first = 0
     for i, (index, rank) in enumerate(zip(record.layers, record.ranks, strict=True)):
-        spec = manifest_layers[index]
-        form = LoadingsForm(method, rank, spec.k_a, spec.k_b)
-        values = task.values[start : start + form.elements].unsqueeze(0)
-        a, b = decode_loadings(form, values, task.exponents[i : i + 1])
+        spec = layers[index]
+        form = storage.form(rank, spec.k_a, spec.k_b)
+        end, last = start + form.elements, first + form.scales
+        values, scales = task.values[start:end], task.scales[first:last]
+        a, b = decode_loadings(
+            form, Loadings(values[None], task.exponents[i : i + 1], scales[None])
+        )
         yield spec, a[0], b[0]
-        start += form.elements
+        start, first = end, last
 
 
 def relative_source(path: Path | None, out: Path) -> str | None:
@@ -286,22 +412,76 @@ def relative_source(path: Path | None, out: Path) -> str | None:
     return Path(os.path.relpath(path.absolute(), out.absolute().parent)).as_posix()
 
 
-def _component_offsets(manifest: Manifest) -> list[tuple[int, int, int]]:
-    """Where each layer's components, singular values and means begin in its shard."""
+@dataclass(frozen=True)
+class _Offsets:
+    """Where one layer begins in the pooled tensors of its shard.
+
+    Args:
+        packed: In codes, scales and steps; packed_means likewise.
+    """
+
+    components: int = 0
+    singular_values: int = 0
+    means: int = 0
+    packed: tuple[int, int, int] = (0, 0, 0)
+    packed_means: tuple[int, int, int] = (0, 0, 0)
+
+    def after(self, spec: LayerSpec, storage: Storage) -> _Offsets:
+        """Where the next layer begins."""
+        numbers, means = spec.basis_elements(storage.method), spec.mean_elements(storage.method)
+        quantization = storage.quantization
+        return _Offsets(
+            self.components + sum(numbers),
+            self.singular_values + spec.k_a + spec.k_b,
+            self.means + sum(means),
+            _behind(self.packed, quantization.basis, numbers) if quantization else self.packed,
+            _behind(self.packed_means, quantization.means, means)
+            if quantization
+            else self.packed_means,
+        )
+
+
+def _behind(
+    at: tuple[int, int, int], packing: Packing, counts: Sequence[int]
+) -> tuple[int, int, int]:
+    codes, scales, steps = at
+    return (
+        codes + sum(map(packing.code_bytes, counts)),
+        scales + sum(map(packing.blocks, counts)),
+        steps + sum(map(packing.groups, counts)),
+    )
+
+
+def _offsets(manifest: Manifest, storage: Storage) -> list[_Offsets]:
     offsets = []
     for shard in manifest.basis:
-        components = values = means = 0
+        here = _Offsets()
         for spec in manifest.layers[shard.first : shard.last]:
-            offsets.append((components, values, means))
-            components += sum(spec.basis_elements(manifest.method))
-            values += spec.k_a + spec.k_b
-            means += sum(spec.mean_elements(manifest.method))
+            offsets.append(here)
+            here = here.after(spec, storage)
     return offsets
 
 
-def _no_rows(spec: LayerSpec, side: str, manifest: Manifest) -> Tensor:
-    width = spec.rank if manifest.method == "flat" else 1
-    return torch.zeros(0, width * (spec.d_in if side == "a" else spec.d_out))
+def _read_packed(
+    header: Header,
+    prefix: str,
+    packing: Packing,
+    at: tuple[int, int, int],
+    shapes: Sequence[tuple[int, ...]],
+    exponents: Sequence[int],
+) -> list[PackedRows]:
+    """The packed sides of one layer, one after the other."""
+    found = []
+    for shape, exponent in zip(shapes, exponents, strict=True):
+        count = math.prod(shape)
+        steps = torch.empty(0)
+        if packing.double_quant:
+            steps = read_elements(header, f"{prefix}steps", at[2], packing.groups(count))
+        codes = read_elements(header, f"{prefix}codes", at[0], packing.code_bytes(count))
+        scales = read_elements(header, f"{prefix}scales", at[1], packing.blocks(count))
+        found.append(PackedRows(packing, shape, codes, scales, steps, exponent))
+        at = _behind(at, packing, [count])
+    return found
 
 
 def _named(header: Header, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vlora_engine.adapters import AdapterSource, LoRAWeights, as_source
+from vlora_engine.bounds import within
 from vlora_engine.build import (
     Collection,
     Targets,
@@ -23,13 +23,16 @@ from vlora_engine.build import (
     make_plan,
     prepare,
 )
+from vlora_engine.encode import Storage
 from vlora_engine.errors import NotFoundError, ParameterError
-from vlora_engine.layer import LayerBasis
+from vlora_engine.layer import Bases
 from vlora_engine.manifest import LayerSpec, Manifest, read_manifest
+from vlora_engine.packing import BLOCK_SIZE, Quantization, quantization
 from vlora_engine.progress import ProgressCallback
 from vlora_engine.records import base_model_of
 from vlora_engine.spectrum import compute_spectra
 from vlora_engine.store import StoredSubspace
+from vlora_engine.surface import Spectra
 from vlora_engine.tasks import TaskMap, TaskProjection, collect_tasks, task_names
 
 logger = logging.getLogger(__name__)
@@ -44,6 +47,8 @@ class SharedSubspace:
         method: ``delta``, ``columns`` or ``flat``.
         dtype: What it is stored in: F32, F16 or BF16. Every number in memory is one that this
             dtype holds, so that what is measured is what is saved.
+        quantization: How bases (and loadings) are packed, or None. In memory they are packed, too;
+            of packed bases one module at a time becomes numbers, when it is asked for.
         layer_names: The shared modules.
         tasks: Mapping of task id to `TaskProjection`; from a directory, loaded when asked for.
         components_a, components_b: Per module (k, d), `flat`: (k, r * d).
@@ -58,13 +63,15 @@ class SharedSubspace:
         method: str,
         dtype: str,
         layers: Sequence[LayerSpec],
-        bases: Mapping[str, LayerBasis],
+        bases: Bases,
         tasks: TaskMap,
         base_model: str | None = None,
+        quantization: Quantization | None = None,
     ) -> None:
         self.method = method
         self.dtype = dtype
         self.base_model = base_model
+        self.quantization = quantization
         self.layers = list(layers)
         self.bases = bases
         self.tasks = tasks
@@ -77,6 +84,11 @@ class SharedSubspace:
             f"SharedSubspace(method={self.method!r}, layers={len(self.layers)}, "
             f"tasks={len(self.tasks)}, k={self.num_components})"
         )
+
+    @property
+    def storage(self) -> Storage:
+        """What its numbers are stored as."""
+        return Storage(self.method, self.dtype, self.quantization)
 
     @property
     def layer_names(self) -> list[str]:
@@ -150,6 +162,7 @@ class SharedSubspace:
         layers: Mapping[str, int] | None = None,
         refine: int = 0,
         dtype: str = "auto",
+        quantize: str = "none",
         skip_bad: bool = False,
         device: str = "auto",
         progress: ProgressCallback | None = None,
@@ -159,7 +172,8 @@ class SharedSubspace:
         Without any target the worst task may lose 5 % (``max_error=0.05``). ``method="flat"``
         gives the shapes of the first library; its default variance of 0.6 leaves an error of
         63 % and is therefore not ours. ``adaptive_k`` with ``variance_threshold`` chooses k per
-        layer; without it one k for all. As in the first library, ``num_components`` wins over
+        layer; without it one k for all. ``quantize`` packs bases and loadings as ``int8``,
+        ``int4`` or ``nf4``; targets and budgets then count what that costs and saves. As in the first library, ``num_components`` wins over
         ``variance_threshold``.
 
         Raises:
@@ -179,6 +193,7 @@ class SharedSubspace:
             budget=budget,
             dtype=dtype,
             refine=refine,
+            quantize=quantize,
         ).checked()
         sources = {name: as_source(a) for name, a in zip(names, adapters, strict=True)}
         collection = prepare(
@@ -218,27 +233,33 @@ class SharedSubspace:
         device: str,
         progress: ProgressCallback | None,
     ) -> SharedSubspace:
-        plan = make_plan(
-            collection,
-            targets,
-            compute=lambda: compute_spectra(
+        def compute() -> Spectra:
+            return compute_spectra(
                 collection.sources,
                 methods=(targets.method,),
                 device=device,
                 check=collection.check,
                 skip_bad=True,
                 progress=progress,
-            ),
-        )
-        built = list(build_layers(collection, plan, device=device, progress=progress))
-        bases, specs, tasks = collect_tasks(targets.method, collection, built)
+            )
+
+        storage = targets.storage(collection)
+        aim: Targets | None = targets
+        spectra: Spectra | None = None
+        while aim is not None:
+            plan = make_plan(collection, aim, spectra=spectra, compute=compute)
+            built = build_layers(collection, plan, device=device, progress=progress)
+            bases, specs, tasks = collect_tasks(storage, collection, built)
+            errors = {record.id: record.error for record in tasks.records()}
+            spectra, aim = plan.spectra, within(aim, plan, errors)
         subspace = cls(
-            method=targets.method,
-            dtype=collection.dtype,
+            method=storage.method,
+            dtype=storage.dtype,
             layers=specs,
             bases=bases,
             tasks=tasks,
             base_model=base_model_of(collection.sources),
+            quantization=storage.quantization,
         )
         subspace.notes = [finding.what for finding in plan.findings]
         return subspace
@@ -366,25 +387,63 @@ class SharedSubspace:
     def compression_stats(self) -> dict[str, Any]:
         """Parameters kept and replaced, means and cores counted; the first library's keys.
 
-        ``compression_ratio`` is parameters of A and B over parameters stored. On-disk figures
-        are those of `vlora_engine.manifest.read_manifest`.
+        ``compression_ratio`` is parameters of A and B over parameters stored; it knows no bits.
+        ``bytes_compressed`` is what bases and loadings take as they are stored, packed or not,
+        ``bytes_original`` A and B at 16 bit. Every byte on disk: `read_manifest`.
         """
-        compressed = original = 0
-        for spec in self.layers:
-            compressed += sum(spec.basis_elements(self.method)) + spec.k_a + spec.k_b
-            compressed += sum(spec.mean_elements(self.method))
-        for record in self.tasks.records():
-            for i, rank in zip(record.layers, record.ranks, strict=True):
-                compressed += self.layers[i].loadings_elements(self.method, rank)
-            original += record.factor_elements
-        return {
-            "components_per_layer": {s.name: (s.k_a, s.k_b) for s in self.layers},
-            "total_params_compressed": compressed,
-            "total_params_original": original,
-            "compression_ratio": original / compressed if compressed else 0.0,
-            "num_tasks": len(self.tasks),
-            "num_layers": len(self.layers),
-        }
+        from vlora_engine.stats import compression_stats
+
+        return compression_stats(self)
+
+    def full_stack_compression(
+        self,
+        base_model_params: int | None = None,
+        base_model_bits: int = 16,
+        quantized_bits: int = 4,
+    ) -> dict[str, Any]:
+        """Bytes of the adapters, and of a base model that is quantized beside them.
+
+        The first library's keys. Its adapter bytes are parameters times four, whatever is stored;
+        these are the bytes that bases and loadings take, against A and B at 16 bit.
+
+        Raises:
+            ParameterError: Parameters or bits below 1.
+        """
+        from vlora_engine.stats import full_stack
+
+        return full_stack(self, base_model_params, base_model_bits, quantized_bits)
+
+    def quantize(
+        self,
+        bits: int = 8,
+        method: str = "symmetric",
+        block_size: int = BLOCK_SIZE,
+        quantize_loadings: bool = False,
+        double_quant: bool = False,
+    ) -> SharedSubspace:
+        """Pack the bases, and the loadings if asked, in place; returns itself.
+
+        Bytes in memory and on disk shrink (the first library only rounds). ``symmetric`` has 8 or
+        4 bits; ``nf4`` has QLoRA's 16 levels. Every block of ``block_size`` numbers has a scale
+        of its own, with ``double_quant`` of 8 bits instead of 16. Loadings, where packed, have 8
+        bits: they are few, and the error is in proportion. They are fitted again to what packing
+        left of the bases. A task's error is measured again where its adapter still is in its
+        place, unchanged; else it is bounded from now on.
+
+        Raises:
+            ParameterError: Bits, method or block size out of range.
+        """
+        from vlora_engine.requantize import requantize
+
+        wanted = quantization(
+            method,
+            bits,
+            block_size=block_size,
+            double_quant=double_quant,
+            loadings=quantize_loadings,
+        )
+        requantize(self, wanted)
+        return self
 
     def to(
         self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
@@ -393,7 +452,7 @@ class SharedSubspace:
 
         A dtype narrower than fp32 loses digits; what is saved afterwards is what was kept.
         """
-        self.bases = {name: _moved(self.bases[name], device, dtype) for name in self.layer_names}
+        self.bases = self.bases.moved(device, dtype)
         return self
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
@@ -410,6 +469,26 @@ class SharedSubspace:
 
         save(self, Path(path), force=force)
 
+    def save_quantized(
+        self, path: str | Path, block_size: int = BLOCK_SIZE, *, force: bool = False
+    ) -> None:
+        """Write a subspace directory with the bases as NF4; this subspace stays as it is.
+
+        Raises:
+            As `quantize` and `save`.
+        """
+        twin = SharedSubspace(
+            method=self.method,
+            dtype=self.dtype,
+            layers=self.layers,
+            bases=self.bases,
+            tasks=self.tasks.copy(),
+            base_model=self.base_model,
+            quantization=self.quantization,
+        )
+        twin.quantize(method="nf4", block_size=block_size)
+        twin.save(path, force=force)
+
     @classmethod
     def load(cls, path: str | Path, *, verify: bool = True) -> SharedSubspace:
         """Open a subspace directory. Only its index is read now; every tensor file is checked
@@ -425,8 +504,9 @@ class SharedSubspace:
             dtype=manifest.dtype,
             layers=manifest.layers,
             bases=_stored_bases(manifest, stored),
-            tasks=TaskMap(manifest.method, manifest.layers, manifest.dtype, stored),
+            tasks=TaskMap(stored.storage, manifest.layers, stored),
             base_model=manifest.base_model,
+            quantization=manifest.quantization,
         )
         subspace.stored = stored
         subspace.home = manifest.path
@@ -451,24 +531,6 @@ class _Lazy(Mapping[str, T]):
         return len(self._keys)
 
 
-def _stored_bases(manifest: Manifest, stored: StoredSubspace) -> Mapping[str, LayerBasis]:
+def _stored_bases(manifest: Manifest, stored: StoredSubspace) -> Bases:
     places = {spec.name: i for i, spec in enumerate(manifest.layers)}
-    loaded: dict[str, LayerBasis] = {}
-
-    def look_up(name: str) -> LayerBasis:
-        if name not in loaded:
-            loaded[name] = stored.basis(places[name])
-        return loaded[name]
-
-    return _Lazy(list(places), look_up)
-
-
-def _moved(
-    basis: LayerBasis, device: str | torch.device | None, dtype: torch.dtype | None
-) -> LayerBasis:
-    tensors: dict[str, Any] = {
-        name: value.to(device=device, dtype=dtype)
-        for name, value in vars(basis).items()
-        if isinstance(value, Tensor)
-    }
-    return replace(basis, **tensors)
+    return Bases(list(places), lambda name: stored.kept_basis(places[name]))

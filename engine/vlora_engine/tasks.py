@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,20 @@ import torch
 from torch import Tensor
 
 from vlora_engine.build import Collection, assemble_task
-from vlora_engine.encode import EncodedTask, LoadingsForm, TaskLayer, encode_loadings
+from vlora_engine.encode import (
+    EncodedTask,
+    LoadingsForm,
+    Storage,
+    TaskLayer,
+    encode_loadings,
+    join_loadings,
+)
 from vlora_engine.errors import ParameterError, SubspaceError
-from vlora_engine.layer import BuiltLayer, LayerBasis
+from vlora_engine.layer import Bases, BuiltLayer, LayerBasis
 from vlora_engine.manifest import LayerSpec, OwnModule, TaskRecord, unknown_task
+from vlora_engine.packed import PackedBasis
 from vlora_engine.records import figure
 from vlora_engine.store import StoredSubspace, decode_task
-from vlora_engine.tensorfile import torch_dtype
 
 
 @dataclass
@@ -33,6 +40,7 @@ class TaskProjection:
         errors: Per module the relative error of dW, on what is stored.
         own: Modules that the basis lacks, as factors.
         record: What the index says of it.
+        encoded: What packed loadings were decoded from.
     """
 
     task_id: str
@@ -45,6 +53,7 @@ class TaskProjection:
     errors: dict[str, float] = field(default_factory=dict)
     own: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     record: TaskRecord | None = None
+    encoded: EncodedTask | None = field(default=None, repr=False)
 
     def __repr__(self) -> str:
         return f"TaskProjection(task_id={self.task_id!r}, layers={len(self.loadings_a)})"
@@ -55,12 +64,11 @@ class TaskMap(MutableMapping[str, TaskProjection]):
 
     def __init__(
         self,
-        method: str,
+        storage: Storage,
         layers: Sequence[LayerSpec],
-        dtype: str,
         stored: StoredSubspace | None = None,
     ) -> None:
-        self._method, self._layers, self._dtype = method, list(layers), dtype
+        self._storage, self._layers = storage, list(layers)
         self._stored = stored
         self._records: dict[str, TaskRecord] = _stored_records(stored) if stored else {}
         self._encoded: dict[str, EncodedTask] = {}
@@ -91,6 +99,14 @@ class TaskMap(MutableMapping[str, TaskProjection]):
         assert self._stored is not None  # noqa: S101  (a record is encoded or stored)
         return self._stored.task(record)
 
+    def copy(self) -> TaskMap:
+        """The same tasks in a mapping of their own."""
+        twin = TaskMap(self._storage, self._layers)
+        twin._stored = self._stored
+        twin._records, twin._encoded = dict(self._records), dict(self._encoded)
+        twin._changed = set(self._changed)
+        return twin
+
     @property
     def changed(self) -> set[str]:
         """Tasks whose files are not those of the directory this came from."""
@@ -106,8 +122,10 @@ class TaskMap(MutableMapping[str, TaskProjection]):
     def __getitem__(self, task_id: str) -> TaskProjection:
         if task_id not in self._projections:
             record = self.record(task_id)
+            if self._storage.loadings_packing is not None:
+                self._projections.clear()  # what is packed stays so but for the one in use
             self._projections[task_id] = decode_projection(
-                self._method, self._layers, record, self.encoded(task_id)
+                self._storage, self._layers, record, self.encoded(task_id)
             )
         return self._projections[task_id]
 
@@ -116,7 +134,7 @@ class TaskMap(MutableMapping[str, TaskProjection]):
             raise SubspaceError(
                 "A task is filed under its own id.", expected=projection.task_id, found=task_id
             )
-        record, encoded = encode_projection(self._method, self._layers, projection, self._dtype)
+        record, encoded = encode_projection(self._storage, self._layers, projection)
         self.put(record, encoded)
 
     def __delitem__(self, task_id: str) -> None:
@@ -140,21 +158,26 @@ class TaskMap(MutableMapping[str, TaskProjection]):
 
 
 def collect_tasks(
-    method: str, collection: Collection, built: Sequence[BuiltLayer]
-) -> tuple[dict[str, LayerBasis], list[LayerSpec], TaskMap]:
+    storage: Storage, collection: Collection, built: Iterable[BuiltLayer]
+) -> tuple[Bases, list[LayerSpec], TaskMap]:
     """Built layers as bases, layer specs and tasks in memory."""
-    bases = {layer.basis.name: layer.basis for layer in built}
-    specs = [
-        replace(spec, k_a=len(bases[spec.name].a), k_b=len(bases[spec.name].b))
-        for spec in collection.layers
-    ]
-    shares = _shares(built)
-    tasks = TaskMap(method, specs, collection.dtype)
+    kept: list[LayerBasis | PackedBasis] = []
+    k: dict[str, tuple[int, int]] = {}
+    shares: dict[str, list[TaskLayer]] = {}
+    for layer in built:
+        basis = layer.basis
+        kept.append(basis.packed or basis)  # what is packed stays so
+        k[basis.name] = len(basis.a), len(basis.b)
+        for i, name in enumerate(layer.tasks):
+            share = TaskLayer(layer.loadings[i], float(layer.energy[i]), float(layer.residual[i]))
+            shares.setdefault(name, []).append(share)
+    specs = [replace(spec, k_a=k[spec.name][0], k_b=k[spec.name][1]) for spec in collection.layers]
+    tasks = TaskMap(storage, specs)
     for name, source in collection.sources.items():
         record, encoded = assemble_task(collection, name, shares[name], file="", out=None)
         location = str(source.path.absolute()) if source.path else None
         tasks.put(replace(record, source=location), encoded)
-    return bases, specs, tasks
+    return Bases.of(kept), specs, tasks
 
 
 def task_names(task_ids: Sequence[str] | None, count: int) -> list[str]:
@@ -179,11 +202,11 @@ def task_names(task_ids: Sequence[str] | None, count: int) -> list[str]:
 
 
 def decode_projection(
-    method: str, layers: Sequence[LayerSpec], record: TaskRecord, encoded: EncodedTask
+    storage: Storage, layers: Sequence[LayerSpec], record: TaskRecord, encoded: EncodedTask
 ) -> TaskProjection:
     """A task as it lies on disk, as tensors in fp32."""
     loadings_a, loadings_b = {}, {}
-    for spec, a, b in decode_task(layers, method, record, encoded):
+    for spec, a, b in decode_task(storage, layers, record, encoded):
         loadings_a[spec.name], loadings_b[spec.name] = a.float(), b.float()
     names = list(loadings_a)
     scales = dict(zip(names, record.scales, strict=True)) | {o.name: o.scale for o in record.own}
@@ -198,11 +221,12 @@ def decode_projection(
         errors=dict(zip(names, encoded.errors.tolist(), strict=True)),
         own=encoded.own,
         record=record,
+        encoded=encoded if storage.loadings_packing else None,
     )
 
 
 def encode_projection(
-    method: str, layers: Sequence[LayerSpec], projection: TaskProjection, dtype: str
+    storage: Storage, layers: Sequence[LayerSpec], projection: TaskProjection
 ) -> tuple[TaskRecord, EncodedTask]:
     """The inverse of `decode_projection`.
 
@@ -210,21 +234,22 @@ def encode_projection(
         SubspaceError: A loading does not have the shape that the basis asks for.
     """
     places = {spec.name: i for i, spec in enumerate(layers)}
+    kept = _kept_form(storage, layers, projection)
+    if kept is not None:
+        return kept
     names = sorted(projection.loadings_a, key=lambda n: places.get(n, -1))
-    values, exponents, ranks = [], [], []
+    method, loadings, ranks = storage.method, [], []
     for name in names:
         if name not in places:
             raise SubspaceError(f"The subspace has no module {name!r}.", where=projection.task_id)
         a, b = projection.loadings_a[name], projection.loadings_b[name]
         rank = layers[places[name]].rank if method == "flat" else a.shape[0]
-        form = _checked_form(method, layers[places[name]], rank, a, b, projection)
-        own, powers = encode_loadings(form, a.double()[None], b.double()[None], dtype)
-        values.append(own[0])
-        exponents.append(powers[0])
+        form = _checked_form(storage, layers[places[name]], rank, a, b, projection)
+        own = encode_loadings(form, a.double()[None], b.double()[None], storage.dtype)
+        loadings.append(own.of(0))
         ranks.append(rank)
     encoded = EncodedTask(
-        values=torch.cat(values) if values else torch.zeros(0, dtype=torch_dtype(dtype)),
-        exponents=torch.stack(exponents) if exponents else torch.zeros(0, 2, dtype=torch.int8),
+        **join_loadings(storage, loadings),
         norms=torch.tensor([projection.source_norms.get(n, 0.0) for n in names]),
         errors=torch.tensor([projection.errors.get(n, 0.0) for n in names]),
         own=projection.own,
@@ -238,12 +263,43 @@ def encode_projection(
     return replace(record, id=projection.task_id, config=dict(projection.config)), encoded
 
 
+def _kept_form(
+    storage: Storage, layers: Sequence[LayerSpec], projection: TaskProjection
+) -> tuple[TaskRecord, EncodedTask] | None:
+    """What packed loadings were decoded from, where nothing was changed since.
+
+    Packing a core that was cut to its rank again would add to the error that was measured.
+    """
+    record, encoded = projection.record, projection.encoded
+    if record is None or encoded is None or storage.loadings_packing is None:
+        return None
+    if record.id != projection.task_id or encoded.values.dtype != torch.uint8:
+        return None
+    if any(i >= len(layers) for i in record.layers):
+        return None
+    same = decode_projection(storage, layers, record, encoded)
+    for name in ("scales", "source_norms", "errors", "config"):
+        if getattr(same, name) != getattr(projection, name):
+            return None
+    for side in ("loadings_a", "loadings_b"):
+        ours, theirs = getattr(same, side), getattr(projection, side)
+        if ours.keys() != theirs.keys() or not all(_same(ours[n], theirs[n]) for n in ours):
+            return None
+    return record, replace(encoded, own=projection.own, rest=projection.rest)
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)
+
+
 def _checked_form(
-    method: str, spec: LayerSpec, rank: int, a: Tensor, b: Tensor, projection: TaskProjection
+    storage: Storage, spec: LayerSpec, rank: int, a: Tensor, b: Tensor, projection: TaskProjection
 ) -> LoadingsForm:
-    form = LoadingsForm(method, rank, spec.k_a, spec.k_b)
+    form = storage.form(rank, spec.k_a, spec.k_b)
     wanted = (
-        [(spec.k_a,), (spec.k_b,)] if method == "flat" else [(rank, spec.k_a), (rank, spec.k_b)]
+        [(spec.k_a,), (spec.k_b,)]
+        if form.method == "flat"
+        else [(rank, spec.k_a), (rank, spec.k_b)]
     )
     if [tuple(a.shape), tuple(b.shape)] != wanted:
         raise SubspaceError(
@@ -290,17 +346,3 @@ def _stored_records(stored: StoredSubspace) -> dict[str, TaskRecord]:
         else replace(record, source=os.path.normpath(home / record.source))
         for name, record in stored.manifest.tasks.items()
     }
-
-
-def _shares(built: Sequence[BuiltLayer]) -> dict[str, list[TaskLayer]]:
-    shares: dict[str, list[TaskLayer]] = {}
-    for layer in built:
-        for i, name in enumerate(layer.tasks):
-            share = TaskLayer(
-                layer.values[i],
-                layer.exponents[i],
-                float(layer.energy[i]),
-                float(layer.residual[i]),
-            )
-            shares.setdefault(name, []).append(share)
-    return shares

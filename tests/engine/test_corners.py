@@ -654,9 +654,9 @@ def test_loadings_come_back_from_their_encoding(
         magnitude * torch.randn(5, *rank, k, generator=generator, dtype=torch.float64)
         for k in (form.k_a, form.k_b)
     )
-    values, exponents = encode_loadings(form, a, b, dtype)
-    assert values.shape == (5, form.elements)
-    back_a, back_b = decode_loadings(form, values, exponents)
+    loadings = encode_loadings(form, a, b, dtype)
+    assert loadings.values.shape == (5, form.elements)
+    back_a, back_b = decode_loadings(form, loadings)
     rounding = {"F32": 1e-6, "F16": 2e-3, "BF16": 1.6e-2}[dtype]
     if form.is_core:  # the gauge is another one, what it stands for is not
         assert form.elements < form.rank * (form.k_a + form.k_b)

@@ -1,0 +1,73 @@
+"""What a subspace takes, in parameters and in bytes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vlora_engine.errors import ParameterError
+
+if TYPE_CHECKING:
+    from vlora_engine.subspace import SharedSubspace
+
+
+def compression_stats(subspace: SharedSubspace) -> dict[str, Any]:
+    """`SharedSubspace.compression_stats`."""
+    compressed = original = 0
+    for spec in subspace.layers:
+        compressed += sum(spec.basis_elements(subspace.method)) + spec.k_a + spec.k_b
+        compressed += sum(spec.mean_elements(subspace.method))
+    for record in subspace.tasks.records():
+        for i, rank in zip(record.layers, record.ranks, strict=True):
+            compressed += subspace.layers[i].loadings_elements(subspace.method, rank)
+        original += record.factor_elements
+    stored = subspace.storage.payload_bytes(subspace.layers, subspace.tasks.records())
+    return {
+        "components_per_layer": {s.name: (s.k_a, s.k_b) for s in subspace.layers},
+        "total_params_compressed": compressed,
+        "total_params_original": original,
+        "compression_ratio": original / compressed if compressed else 0.0,
+        "bytes_compressed": stored,
+        "bytes_original": 2 * original,
+        "bytes_ratio": 2 * original / stored if stored else 0.0,
+        "num_tasks": len(subspace.tasks),
+        "num_layers": len(subspace.layers),
+    }
+
+
+def full_stack(
+    subspace: SharedSubspace,
+    base_model_params: int | None,
+    base_model_bits: int,
+    quantized_bits: int,
+) -> dict[str, Any]:
+    """`SharedSubspace.full_stack_compression`."""
+    stats = compression_stats(subspace)
+    before, after = stats["bytes_original"], stats["bytes_compressed"]
+    adapters = {
+        "adapter": stats,
+        "adapter_bytes_compressed": after,
+        "adapter_bytes_original": before,
+    }
+    if base_model_params is None:
+        return adapters
+    for name, value in (
+        ("base_model_params", base_model_params),
+        ("base_model_bits", base_model_bits),
+        ("quantized_bits", quantized_bits),
+    ):
+        if value < 1:
+            raise ParameterError(f"{name} is at least 1.", found=str(value))
+    original = base_model_params * base_model_bits / 8
+    quantized = base_model_params * quantized_bits / 8
+    total_before, total_after = original + before, quantized + after
+    return adapters | {
+        "base_model": {
+            "params": base_model_params,
+            "original_bytes": original,
+            "quantized_bytes": quantized,
+            "compression_ratio": original / quantized,
+        },
+        "total_original_bytes": total_before,
+        "total_compressed_bytes": total_after,
+        "total_compression_ratio": total_before / total_after,
+    }
