@@ -23,6 +23,7 @@ from vlora_engine.bounds import within
 from vlora_engine.budget import Choice, check_targets, choose, match_layers, too_large
 from vlora_engine.check import CheckReport, check_adapters
 from vlora_engine.codec.coding import METHODS as CODED_METHODS
+from vlora_engine.codec.coding import default_method
 from vlora_engine.encode import EncodedTask, Storage, TaskLayer
 from vlora_engine.errors import ParameterError, SubspaceError
 from vlora_engine.files import check_output, discard, partial_path, publish, sole_writer
@@ -54,9 +55,11 @@ class Targets:
         quantize: ``none``, ``int8``, ``int4`` or ``nf4``: pack bases and loadings.
         noise: The share of the captured energy that packing costs, where it is known better than
             by `Quantization.noise`.
+        method: By default `auto`, and `delta` where something is asked for that only a basis has:
+            see `default_method`.
     """
 
-    method: str = "delta"
+    method: str = ""
     k: int | None = None
     k_a: int | None = None
     k_b: int | None = None
@@ -70,6 +73,10 @@ class Targets:
     refine: int = 0
     quantize: str = "none"
     noise: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.method:
+            object.__setattr__(self, "method", default_method(self))
 
     def checked(self) -> Targets:
         """The same with the default filled in.

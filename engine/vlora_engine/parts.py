@@ -33,7 +33,7 @@ TASKS_AT_ONCE = 64
 _PACKED = ("codes", "scales", "steps")
 
 
-class LayerParts:
+class SealedLayers:
     """A directory of finished layers; those of another ``fingerprint`` are thrown away."""
 
     def __init__(self, directory: Path, fingerprint: str) -> None:
@@ -53,9 +53,40 @@ class LayerParts:
             return seal.read_text() == sha256_file(path)
         return False
 
+    def put(self, index: int, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
+        """Write one layer, then what vouches for it."""
+        path = self._file(index)
+        close_file(path)
+        path.unlink(missing_ok=True)
+        self._headers.pop(index, None)
+        sha256 = write_tensors(path, tensors, {"layer": json.dumps(content)})
+        write_file(self._seal(index), sha256)
+
+    def indices(self) -> list[int]:
+        """The layers that are there, in order."""
+        return sorted(int(path.stem) for path in self.directory.glob("*.safetensors"))
+
+    def open(self, index: int) -> tuple[Header, dict[str, Any]]:
+        """A layer's header, and its content that is no tensor."""
+        if index not in self._headers:
+            header = read_header(self._file(index))
+            self._headers[index] = header
+            self._contents[index] = json.loads(header.metadata["layer"])
+        return self._headers[index], self._contents[index]
+
+    def _file(self, index: int) -> Path:
+        return self.directory / f"{index:05d}.safetensors"
+
+    def _seal(self, index: int) -> Path:
+        return self.directory / f"{index:05d}.sha256"
+
+
+class LayerParts(SealedLayers):
+    """Finished layers of a build: basis, loadings of all tasks, figures."""
+
     def write(self, index: int, layer: BuiltLayer) -> None:
         """Keep one layer."""
-        path, basis = self._file(index), layer.basis
+        basis = layer.basis
         tensors = {"sv_a": basis.singular_values_a, "sv_b": basis.singular_values_b}
         rows: dict[str, Any] = {"a": basis.a, "b": basis.b}
         if basis.mean_a is not None and basis.mean_b is not None:
@@ -85,21 +116,16 @@ class LayerParts:
             "scales": [len(own.scales) for own in layer.loadings],
             "packed": rows if basis.packed is not None else None,
         }
-        close_file(path)
-        path.unlink(missing_ok=True)
-        sha256 = write_tensors(path, tensors, {"layer": json.dumps(content)})
-        write_file(self._seal(index), sha256)
+        self.put(index, tensors, content)
 
     def spec(self, index: int, spec: LayerSpec) -> LayerSpec:
         """``spec`` with the k that the layer was built with."""
-        self._open(index)
-        k_a, k_b = self._contents[index]["k"]
+        k_a, k_b = self.open(index)[1]["k"]
         return replace(spec, k_a=k_a, k_b=k_b)
 
     def basis(self, index: int) -> LayerBasis:
         """The shared part of one layer."""
-        header = self._open(index)
-        content = self._contents[index]
+        header, content = self.open(index)
         if content["packed"] is not None:
             return LayerBasis.unpacked(self._packed(header, content))
         means: dict[str, Any] = {
@@ -137,9 +163,8 @@ class LayerParts:
 
     def figures(self, index: int) -> tuple[list[str], Tensor, Tensor]:
         """The tasks that have a layer, ||dW||^2 of each there, and what is missed of it."""
-        header = self._open(index)
-        energy, residual = read_tensor(header, "energy"), read_tensor(header, "residual")
-        return self._contents[index]["tasks"], energy, residual
+        header, content = self.open(index)
+        return content["tasks"], read_tensor(header, "energy"), read_tensor(header, "residual")
 
     def layer_error(self, index: int) -> float:
         """Mean over tasks of the layer's relative error."""
@@ -152,13 +177,12 @@ class LayerParts:
         for start in range(0, len(names), TASKS_AT_ONCE):
             block = names[start : start + TASKS_AT_ONCE]
             shares: dict[str, list[TaskLayer]] = {name: [] for name in block}
-            for index in sorted(self._indices()):
+            for index in self.indices():
                 self._collect(index, shares)
             yield from shares.items()
 
     def _collect(self, index: int, shares: dict[str, list[TaskLayer]]) -> None:
-        header = self._open(index)
-        content = self._contents[index]
+        header, content = self.open(index)
         exponents = read_tensor(header, "exponents")
         energy = read_tensor(header, "energy").tolist()
         residual = read_tensor(header, "residual").tolist()
@@ -171,19 +195,3 @@ class LayerParts:
                 loadings = Loadings(values, exponents[i], scales)
                 shares[name].append(TaskLayer(loadings, energy[i], residual[i]))
             offset, first = offset + length, first + count
-
-    def _indices(self) -> list[int]:
-        return [int(path.stem) for path in self.directory.glob("*.safetensors")]
-
-    def _open(self, index: int) -> Header:
-        if index not in self._headers:
-            header = read_header(self._file(index))
-            self._headers[index] = header
-            self._contents[index] = json.loads(header.metadata["layer"])
-        return self._headers[index]
-
-    def _file(self, index: int) -> Path:
-        return self.directory / f"{index:05d}.safetensors"
-
-    def _seal(self, index: int) -> Path:
-        return self.directory / f"{index:05d}.sha256"

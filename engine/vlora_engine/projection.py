@@ -113,14 +113,14 @@ def reconstruct(subspace: SharedSubspace, projection: TaskProjection) -> LoRAWei
         lora_a[spec.name] = a.to(torch_dtype(dtype)).contiguous()
         lora_b[spec.name] = b.T.to(torch_dtype(dtype)).contiguous()
         if spec.kind != "linear":
-            shapes[spec.name] = _shape_on_disk(spec.kind, spec.tail_a, rank, a, b, dtype)
+            shapes[spec.name] = shape_on_disk(spec.kind, spec.tail_a, rank, a, b, dtype)
         if subspace.method == "flat" and _is_nothing(projection, record, spec.name):
             lora_b[spec.name].zero_()  # approximated factors of nothing would be something
     for own in record.own:
         a, b = lora_a[own.name], lora_b[own.name] = projection.own[own.name]
         if own.kind != "linear":
             dtype = dtype_name(a.dtype)
-            shapes[own.name] = _shape_on_disk(own.kind, own.tail_a, len(a), a, b.T, dtype)
+            shapes[own.name] = shape_on_disk(own.kind, own.tail_a, len(a), a, b.T, dtype)
     names = sorted(lora_a)
     return LoRAWeights(
         layer_names=names,
@@ -148,9 +148,10 @@ def _factor(
     return subspace.bases[spec.name].expand(subspace.method, side, own)[0, :rank]
 
 
-def _shape_on_disk(
+def shape_on_disk(
     kind: Any, tail: tuple[int, ...], rank: int, a: Tensor, b: Tensor, dtype: str
 ) -> ModuleShape:
+    """How a module that is no plain linear map lies on disk; ``b``: (r, d_out)."""
     ones = (1,) * (len(tail) - 1) if kind == "conv2d" else ()
     return ModuleShape(
         rank=rank,

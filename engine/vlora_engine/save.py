@@ -13,13 +13,10 @@ from vlora_engine.errors import SubspaceError
 from vlora_engine.files import new_directory
 from vlora_engine.manifest import Manifest, TaskRecord
 from vlora_engine.store import (
-    StoredSubspace,
     free_task_file,
     relative_source,
     task_files,
     write_index,
-    write_subspace,
-    write_task,
 )
 from vlora_engine.tensorfile import close_file, write_error
 
@@ -38,7 +35,7 @@ def save(subspace: SharedSubspace, path: Path, *, force: bool = False) -> None:
         manifest = _write(subspace, path, force=force, own=own)
     if subspace.stored is not None:
         subspace.stored.close()
-    subspace.stored = StoredSubspace(manifest)
+    subspace.stored = subspace._open_store(manifest)
     subspace.home = manifest.path
     subspace.tasks.rebind(subspace.stored)
 
@@ -55,14 +52,7 @@ def _write(subspace: SharedSubspace, path: Path, *, force: bool, own: bool) -> M
             yield _placed(record, files[record.id], path), subspace.tasks.encoded(record.id)
 
     with new_directory(path, force=force, keep_foreign=own) as directory:
-        manifest = write_subspace(
-            directory,
-            storage=subspace.storage,
-            base_model=subspace.base_model,
-            layers=subspace.layers,
-            bases=(subspace.bases.kept(name) for name in subspace.layer_names),
-            tasks=tasks(),
-        )
+        manifest = subspace._write(directory, tasks())
     return replace(manifest, path=path)
 
 
@@ -80,12 +70,12 @@ def _update(subspace: SharedSubspace, old: Manifest) -> Manifest:
                 target.unlink(missing_ok=True)  # of an earlier update that was cut short
             except OSError as error:
                 raise write_error(path, error) from None
-            sha256 = write_task(target, subspace.tasks.encoded(record.id))
+            sha256 = subspace._write_task(target, subspace.tasks.encoded(record.id))
             placed = _placed(record, file, path)
             records[record.id] = replace(placed, sha256=sha256, nbytes=target.stat().st_size)
         else:
             records[record.id] = old.tasks[record.id]
-    manifest = replace(old, tasks=records)
+    manifest = subspace._index(replace(old, tasks=records))
     write_index(manifest)
     kept = {record.file for record in records.values()}
     for file in sorted(taken - kept):

@@ -23,15 +23,15 @@ from vlora_engine.build import (
     make_plan,
     prepare,
 )
-from vlora_engine.encode import Storage
+from vlora_engine.encode import EncodedTask, Storage
 from vlora_engine.errors import NotFoundError, ParameterError
 from vlora_engine.layer import Bases
-from vlora_engine.manifest import LayerSpec, Manifest, read_manifest
+from vlora_engine.manifest import LayerSpec, Manifest, TaskRecord, read_manifest
 from vlora_engine.packing import BLOCK_SIZE, Quantization, quantization
 from vlora_engine.progress import ProgressCallback
 from vlora_engine.records import base_model_of
 from vlora_engine.spectrum import compute_spectra
-from vlora_engine.store import StoredSubspace
+from vlora_engine.store import StoredSubspace, write_subspace, write_task
 from vlora_engine.surface import Spectra
 from vlora_engine.tasks import TaskMap, TaskProjection, collect_tasks, task_names
 
@@ -153,7 +153,7 @@ class SharedSubspace:
         num_components: int | None = None,
         adaptive_k: bool = False,
         *,
-        method: str = "delta",
+        method: str | None = None,
         budget: int | None = None,
         max_error: float | None = None,
         mean_error: float | None = None,
@@ -169,19 +169,21 @@ class SharedSubspace:
     ) -> SharedSubspace:
         """Compress adapters into one subspace.
 
-        Without any target the worst task may lose 5 % (``max_error=0.05``). ``method="flat"``
-        gives the shapes of the first library; its default variance of 0.6 leaves an error of
-        63 % and is therefore not ours. ``adaptive_k`` with ``variance_threshold`` chooses k per
-        layer; without it one k for all. ``quantize`` packs bases and loadings as ``int8``,
-        ``int4`` or ``nf4``; targets and budgets then count what that costs and saves. As in the first library, ``num_components`` wins over
-        ``variance_threshold``.
+        Without any target the worst task may lose 5 % (``max_error=0.05``). Without a method it
+        is ``auto``, which gives every direction bits of its own and shares what pays; `delta`
+        where k, a variance or a way of storing it is given, for those mean components.
+        ``method="flat"`` gives the shapes of the first library; its default variance of 0.6 leaves
+        an error of 63 % and is therefore not ours. ``adaptive_k`` with ``variance_threshold``
+        chooses k per layer; without it one k for all. ``quantize`` packs bases and loadings as
+        ``int8``, ``int4`` or ``nf4``; targets and budgets then count what that costs and saves. As
+        in the first library, ``num_components`` wins over ``variance_threshold``.
 
         Raises:
             CollectionError: Bad adapters. ParameterError, TargetError: k or the target.
         """
         names = task_names(task_ids, len(adapters))
         targets = Targets(
-            method=method,
+            method=method or "",
             k=num_components,
             k_a=k_a,
             k_b=k_b,
@@ -199,6 +201,10 @@ class SharedSubspace:
         collection = prepare(
             sources, dtype=dtype, lossy=targets.lossy, skip_bad=skip_bad, progress=progress
         )
+        if targets.is_coded:
+            from vlora_engine.codec.subspace import code_collection
+
+            return code_collection(collection, targets, device=device, progress=progress)
         return cls._build(collection, targets, device, progress)
 
     @classmethod
@@ -489,6 +495,28 @@ class SharedSubspace:
         twin.quantize(method="nf4", block_size=block_size)
         twin.save(path, force=force)
 
+    # What saving asks of a subspace, each way of storing it having its own.
+
+    def _open_store(self, manifest: Manifest) -> StoredSubspace:
+        return StoredSubspace(manifest)
+
+    def _write(self, directory: Path, tasks: Iterator[tuple[TaskRecord, EncodedTask]]) -> Manifest:
+        return write_subspace(
+            directory,
+            storage=self.storage,
+            base_model=self.base_model,
+            layers=self.layers,
+            bases=(self.bases.kept(name) for name in self.layer_names),
+            tasks=tasks,
+        )
+
+    def _write_task(self, path: Path, encoded: EncodedTask) -> str:
+        return write_task(path, encoded)
+
+    def _index(self, manifest: Manifest) -> Manifest:
+        """The index to write after tasks came or went."""
+        return manifest
+
     @classmethod
     def load(cls, path: str | Path, *, verify: bool = True) -> SharedSubspace:
         """Open a subspace directory. Only its index is read now; every tensor file is checked
@@ -498,6 +526,10 @@ class SharedSubspace:
             NotFoundError: There is no subspace at ``path``. CorruptFileError: It is not sound.
         """
         manifest = read_manifest(path)
+        if manifest.coding is not None:
+            from vlora_engine.codec.subspace import load_coded
+
+            return load_coded(manifest, verify=verify)
         stored = StoredSubspace(manifest, verify)
         subspace = cls(
             method=manifest.method,

@@ -124,18 +124,21 @@ class TaskMap(MutableMapping[str, TaskProjection]):
             record = self.record(task_id)
             if self._storage.loadings_packing is not None:
                 self._projections.clear()  # what is packed stays so but for the one in use
-            self._projections[task_id] = decode_projection(
-                self._storage, self._layers, record, self.encoded(task_id)
-            )
+            self._projections[task_id] = self._decode(record, self.encoded(task_id))
         return self._projections[task_id]
+
+    def _decode(self, record: TaskRecord, encoded: EncodedTask) -> TaskProjection:
+        return decode_projection(self._storage, self._layers, record, encoded)
+
+    def _encode(self, projection: TaskProjection) -> tuple[TaskRecord, EncodedTask]:
+        return encode_projection(self._storage, self._layers, projection)
 
     def __setitem__(self, task_id: str, projection: TaskProjection) -> None:
         if task_id != projection.task_id:
             raise SubspaceError(
                 "A task is filed under its own id.", expected=projection.task_id, found=task_id
             )
-        record, encoded = encode_projection(self._storage, self._layers, projection)
-        self.put(record, encoded)
+        self.put(*self._encode(projection))
 
     def __delitem__(self, task_id: str) -> None:
         self.record(task_id)

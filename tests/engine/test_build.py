@@ -48,7 +48,7 @@ class Stop:
         return self.seen >= self.layers
 
 
-@pytest.mark.parametrize("target", [{"k": 3}, {"max_error": 0.3}], ids=str)
+@pytest.mark.parametrize("target", [{"k": 3}, {"method": "delta", "max_error": 0.3}], ids=str)
 def test_a_cancelled_build_goes_on_where_it_stopped(target: dict, tmp_path: Path) -> None:
     sources = inputs(tmp_path / "in")
     build_subspace(sources, tmp_path / "undisturbed", **target)

@@ -626,7 +626,7 @@ def test_a_build_that_fails_has_no_worker_left(tmp_path: Path, monkeypatch) -> N
     for place in ("vlora_engine.parts.write_tensors", "vlora_engine.spectrum.write_layer"):
         monkeypatch.setattr(place, full)
         with pytest.raises(StorageError) as kept:
-            build_subspace(sources, tmp_path / place, max_error=0.3)
+            build_subspace(sources, tmp_path / place, method="delta", max_error=0.3)
         assert (torch.get_num_threads(), threading.active_count()) == before
         monkeypatch.undo()
         del kept

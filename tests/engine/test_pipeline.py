@@ -34,7 +34,7 @@ def test_from_folders_to_an_adapter_and_back(tmp_path: Path) -> None:
 
 def test_without_a_target_no_task_loses_more_than_five_percent(tmp_path: Path) -> None:
     subspace = init_subspace(make.collection(tmp_path / "in", 5), ["a", "b", "c", "d", "e"])
-    assert subspace.method == "delta"
+    assert subspace.method == "auto"
     assert 0 < subspace.errors()["max"] <= 0.05
 
 

@@ -186,7 +186,7 @@ def test_a_killed_process_that_wrote_the_vectors_but_not_the_table(
 # builds
 
 
-@pytest.mark.parametrize("target", [{"k": 3}, {"max_error": 0.3}], ids=str)
+@pytest.mark.parametrize("target", [{"k": 3}, {"method": "delta", "max_error": 0.3}], ids=str)
 @pytest.mark.parametrize("error", [REFUSED, RuntimeError("out of memory")], ids=repr)
 def test_a_build_that_failed_goes_on_where_it_failed(
     error: BaseException,
@@ -213,12 +213,12 @@ def test_a_build_that_failed_goes_on_where_it_failed(
 def test_a_build_that_failed_in_its_spectra_keeps_those(
     sources: dict[str, object], tmp_path: Path, fail_at: Fail, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build_subspace(sources, tmp_path / "undisturbed", max_error=0.3)
+    build_subspace(sources, tmp_path / "undisturbed", method="delta", max_error=0.3)
     fail_at(spectrum_module, "layer_spectrum", 3, REFUSED)
     with pytest.raises(StorageError):
-        build_subspace(sources, tmp_path / "out", max_error=0.3)
+        build_subspace(sources, tmp_path / "out", method="delta", max_error=0.3)
     monkeypatch.undo()
-    report = build_subspace(sources, tmp_path / "out", max_error=0.3)
+    report = build_subspace(sources, tmp_path / "out", method="delta", max_error=0.3)
     assert report.spectra.reused_layers >= 2
     assert tree(tmp_path / "out") == tree(tmp_path / "undisturbed")
 

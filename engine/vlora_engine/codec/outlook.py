@@ -243,7 +243,7 @@ class Outlook:
             floor = self.overhead + self.rest_bytes + len(self.tasks) * len(self.layers)
             if target.budget < floor:
                 raise TargetError(
-                    "The budget is below what nothing at all would take.",
+                    "The budget is smaller than what has to be stored whatever is coded.",
                     expected=f"at least {floor} bytes"
                     + (f" ({self.rest_bytes} of them rest tensors)" if self.rest_bytes else ""),
                     found=f"{target.budget} bytes",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +12,8 @@ import torch
 
 from vlora_engine.codec.layer import CodedLayer
 from vlora_engine.codec.tables import Array
-from vlora_engine.files import write_file
-from vlora_engine.parts import TASKS_AT_ONCE, LayerParts
-from vlora_engine.tensorfile import close_file, read_elements, read_tensor, write_tensors
+from vlora_engine.parts import TASKS_AT_ONCE, SealedLayers
+from vlora_engine.tensorfile import read_elements, read_tensor
 
 
 @dataclass(frozen=True)
@@ -77,11 +75,10 @@ class MemoryParts:
             yield name, shares
 
 
-class FileParts(LayerParts):
+class FileParts(SealedLayers):
     """`Parts` in a directory; those of another fingerprint are thrown away."""
 
-    def write(self, index: int, layer: CodedLayer) -> None:  # type: ignore[override]
-        path = self._file(index)
+    def write(self, index: int, layer: CodedLayer) -> None:
         content = {"tasks": layer.tasks, "groups": sorted(layer.shared)}
         shared = [layer.shared[number] for number in sorted(layer.shared)]
         tensors = {
@@ -92,40 +89,35 @@ class FileParts(LayerParts):
             "blobs": _bytes(layer.blobs),
             "shared": _bytes(shared),
         }
-        close_file(path)
-        path.unlink(missing_ok=True)
-        self._headers.pop(index, None)
-        sha256 = write_tensors(path, tensors, {"layer": json.dumps(content)})
-        write_file(self._seal(index), sha256)
+        self.put(index, tensors, content)
 
     def figures(self, index: int) -> tuple[list[str], Array, Array, int]:
-        header = self._open(index)
+        header, content = self.open(index)
         energy, residual = (read_tensor(header, n).numpy() for n in ("energy", "residual"))
         nbytes = sum(header.entries[name].nbytes for name in ("blobs", "shared"))
-        return self._contents[index]["tasks"], energy, residual, nbytes
+        return content["tasks"], energy, residual, nbytes
 
     def shared(self, index: int) -> dict[int, bytes]:
-        header = self._open(index)
+        header, content = self.open(index)
         raw = read_tensor(header, "shared").numpy().tobytes()
         ends = np.cumsum(read_tensor(header, "shared_sizes").numpy()).tolist()
         starts = [0, *ends[:-1]]
-        groups = self._contents[index]["groups"]
-        return {g: raw[a:b] for g, a, b in zip(groups, starts, ends, strict=True)}
+        return {g: raw[a:b] for g, a, b in zip(content["groups"], starts, ends, strict=True)}
 
-    def tasks(self, names: Sequence[str]) -> Iterator[tuple[str, list[TaskShare]]]:  # type: ignore[override]
+    def tasks(self, names: Sequence[str]) -> Iterator[tuple[str, list[TaskShare]]]:
         for start in range(0, len(names), TASKS_AT_ONCE):
             block = names[start : start + TASKS_AT_ONCE]
             shares: dict[str, list[TaskShare]] = {name: [] for name in block}
-            for index in sorted(self._indices()):
+            for index in self.indices():
                 self._take(index, shares)
             yield from shares.items()
 
     def _take(self, index: int, shares: Mapping[str, list[TaskShare]]) -> None:
-        header = self._open(index)
+        header, content = self.open(index)
         sizes = read_tensor(header, "sizes").tolist()
         _, energy, residual, _ = self.figures(index)
         offset = 0
-        for i, (name, size) in enumerate(zip(self._contents[index]["tasks"], sizes, strict=True)):
+        for i, (name, size) in enumerate(zip(content["tasks"], sizes, strict=True)):
             if name in shares:
                 blob = read_elements(header, "blobs", offset, size).numpy().tobytes()
                 shares[name].append(TaskShare(blob, float(energy[i]), float(residual[i])))

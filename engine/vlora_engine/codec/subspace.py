@@ -1,0 +1,424 @@
+"""`SharedSubspace` over a coded collection: the same tasks, no components.
+
+Tasks come and go without touching the others' bytes: a new adapter is coded by itself, in the
+step that the collection was coded in. `compact` plans anew.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlora_engine.adapters import AdapterSource, LoRAWeights, MemorySource, as_source
+from vlora_engine.build import Collection, Targets
+from vlora_engine.check import check_adapter
+from vlora_engine.codec.build import code_in_memory
+from vlora_engine.codec.coding import Coding
+from vlora_engine.codec.layer import code_layer
+from vlora_engine.codec.outlook import COARSEST, FINEST
+from vlora_engine.codec.store import (
+    CodedStore,
+    CodedTask,
+    Decoder,
+    MemoryShared,
+    SharedBytes,
+    write_coded,
+    write_task,
+)
+from vlora_engine.encode import EncodedTask, Storage
+from vlora_engine.errors import ParameterError, SubspaceError
+from vlora_engine.layer import Bases
+from vlora_engine.manifest import LayerSpec, Manifest, TaskRecord
+from vlora_engine.progress import ProgressCallback
+from vlora_engine.projection import check_fits, shape_on_disk
+from vlora_engine.records import base_model_of, figure, shared_layers, task_record
+from vlora_engine.stack import read_stack
+from vlora_engine.store import StoredSubspace
+from vlora_engine.subspace import SharedSubspace
+from vlora_engine.tasks import TaskMap, TaskProjection
+from vlora_engine.tensorfile import torch_dtype
+
+_HALVINGS = 24
+
+
+def load_coded(manifest: Manifest, *, verify: bool = True) -> CodedSubspace:
+    """The coded collection of a manifest; tensor files are read when a task is asked for."""
+    assert manifest.coding is not None  # noqa: S101
+    stored = CodedStore(manifest, verify)
+    tasks = CodedTasks(list(manifest.layers), Decoder(stored), stored)
+    subspace = CodedSubspace(
+        manifest.method, manifest.layers, manifest.coding, tasks, stored, manifest.base_model
+    )
+    subspace.stored = cast(StoredSubspace, stored)
+    subspace.home = manifest.path
+    return subspace
+
+
+def code_collection(
+    collection: Collection,
+    targets: Targets,
+    *,
+    device: str = "auto",
+    progress: ProgressCallback | None = None,
+) -> CodedSubspace:
+    """Code a checked collection in memory."""
+    coding, units, coded = code_in_memory(collection, targets, device=device, progress=progress)
+    shared = MemoryShared(units)
+    tasks = CodedTasks(list(collection.layers), Decoder(shared))
+    for record, task in coded:
+        source = collection.sources[record.id]
+        location = str(source.path.absolute()) if source.path else None
+        tasks.put(replace(record, source=location), cast(EncodedTask, task))
+    base = base_model_of(collection.sources)
+    return CodedSubspace(targets.method, collection.layers, coding, tasks, shared, base)
+
+
+class CodedTasks(TaskMap):
+    """Tasks of a coded collection: decoded when asked for, one kept at a time."""
+
+    def __init__(
+        self, layers: list[LayerSpec], decoder: Decoder, stored: CodedStore | None = None
+    ) -> None:
+        super().__init__(Storage("own", "F32"), layers, cast("StoredSubspace | None", stored))
+        self._layers = layers  # grows with adapters that bring new modules
+        self._decoder = decoder
+
+    def _decode(self, record: TaskRecord, encoded: EncodedTask) -> TaskProjection:
+        self._projections.clear()
+        task = cast(CodedTask, encoded)
+        names = [self._layers[i].name for i in record.layers]
+        scales = dict(zip(names, record.scales, strict=True))
+        own: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, (a, b) in self._decoder.factors(self._layers, record, task.blobs).items():
+            scale = scales[name]
+            own[name] = a.float(), (b / scale if scale else torch.zeros_like(b)).float()
+        return TaskProjection(
+            task_id=record.id,
+            loadings_a={},
+            loadings_b={},
+            scales=scales,
+            rest=task.rest,
+            config=dict(record.config),
+            source_norms=dict(zip(names, task.norms.tolist(), strict=True)),
+            errors=dict(zip(names, task.errors.tolist(), strict=True)),
+            own=own,
+            record=record,
+            encoded=encoded,
+        )
+
+    def _encode(self, projection: TaskProjection) -> tuple[TaskRecord, EncodedTask]:
+        record, encoded = projection.record, projection.encoded
+        if record is None or not isinstance(encoded, CodedTask):
+            raise SubspaceError(
+                "A coded collection takes adapters, not loadings.",
+                where=projection.task_id,
+                remedy="make the task with project(adapter, id)",
+            )
+        config = dict(projection.config)
+        return replace(record, id=projection.task_id, config=config), cast(EncodedTask, encoded)
+
+
+class CodedSubspace(SharedSubspace):
+    """A collection whose every direction has bits of its own (methods `own` and `auto`)."""
+
+    def __init__(
+        self,
+        method: str,
+        layers: Iterable[LayerSpec],
+        coding: Coding,
+        tasks: CodedTasks,
+        shared: SharedBytes,
+        base_model: str | None,
+    ) -> None:
+        super().__init__(
+            method=method,
+            dtype="U8",
+            layers=list(layers),
+            bases=Bases([], _no_basis),
+            tasks=tasks,
+            base_model=base_model,
+        )
+        self.coding = coding
+        self.layers = tasks._layers
+        self._shared = shared
+
+    def __repr__(self) -> str:
+        return (
+            f"SharedSubspace(method={self.method!r}, layers={len(self.layers)}, "
+            f"tasks={len(self.tasks)})"
+        )
+
+    @property
+    def components_a(self) -> Mapping[str, Tensor]:
+        return _no_basis()
+
+    components_b = singular_values_a = singular_values_b = components_a
+    means_a = means_b = components_a
+
+    def surface(self, layer: str) -> dict[str, Any]:
+        """Raises: there is no basis."""
+        return _no_basis()
+
+    def quantize(self, *_: Any, **__: Any) -> SharedSubspace:
+        """Raises: the numbers are coded already."""
+        raise _chooses_bits(self.method)
+
+    def save_quantized(self, *_: Any, **__: Any) -> None:
+        """Raises: the numbers are coded already."""
+        raise _chooses_bits(self.method)
+
+    def to(self, device: Any = None, dtype: torch.dtype | None = None) -> SharedSubspace:
+        """Nothing is moved: tasks are decoded on the CPU, one when it is asked for."""
+        return self
+
+    def reconstruct(self, task_id: str) -> LoRAWeights:
+        """The adapter of a task: its rank, alpha, config, dtype and rest tensors."""
+        task = self.tasks[task_id]
+        record = self.tasks.record(task_id)
+        lora_a, lora_b, shapes = {}, {}, {}
+        for index, rank, dtype in zip(record.layers, record.ranks, record.dtypes, strict=True):
+            spec = self.layers[index]
+            a, b = task.own[spec.name]
+            lora_a[spec.name] = a.to(torch_dtype(dtype)).contiguous()
+            lora_b[spec.name] = b.to(torch_dtype(dtype)).contiguous()
+            if spec.kind != "linear":
+                shapes[spec.name] = shape_on_disk(spec.kind, spec.tail_a, rank, a, b.T, dtype)
+        names = sorted(lora_a)
+        return LoRAWeights(
+            layer_names=names,
+            lora_a=lora_a,
+            lora_b=lora_b,
+            rank=record.rank,
+            metadata=dict(task.config),
+            scales={name: task.scales[name] for name in names},
+            rest=dict(task.rest),
+            shapes=shapes,
+        )
+
+    def project(
+        self,
+        adapter: LoRAWeights | AdapterSource,
+        task_id: str,
+        warn_threshold: float | None = None,
+    ) -> TaskProjection:
+        """An adapter coded by itself, in the collection's step; nothing else changes.
+
+        Where the collection was coded for a largest error, the adapter gets a finer step if it
+        needs one to stay below it.
+
+        Raises:
+            CollectionError: A module has other dimensions. AdapterError: NaN or Inf.
+        """
+        source = as_source(adapter)
+        check = check_adapter(task_id, source)
+        if check.error is not None:
+            raise check.error
+        layers = self._layers_with(source)
+        limit = self.coding.target.get("max_error")
+        step = self.coding.step or FINEST
+        shares = _code_alone(layers, source, check.norm, step)
+        if limit is not None and _error(shares, check.norm) > limit:
+            shares = _code_within(layers, source, check.norm, limit)
+        error = _error(shares, check.norm)
+        if warn_threshold is not None and 1 - error**2 < warn_threshold:
+            warnings.warn(f"Adapter {task_id!r} loses {error:.1%} of its dW.", stacklevel=2)
+        record = task_record(task_id, source, layers, file="", digest=check.digest, norm=check.norm)
+        location = str(source.path.absolute()) if source.path else None
+        record = replace(record, error=figure(error), source=location)
+        energy = np.array([energy for _, energy, _ in shares])
+        missed = np.array([residual for _, _, residual in shares]).clip(0)
+        share = np.divide(missed, energy, out=np.zeros(len(energy)), where=energy > 0)
+        task = CodedTask(
+            [blob for blob, _, _ in shares],
+            torch.from_numpy(np.sqrt(energy)).float(),
+            torch.from_numpy(np.sqrt(share)).float(),
+            source.read_rest(),
+        )
+        self._take_layers(layers)
+        return cast(CodedTasks, self.tasks)._decode(record, cast(EncodedTask, task))
+
+    def absorb(
+        self,
+        new_adapter: LoRAWeights | AdapterSource,
+        new_task_id: str,
+        *,
+        device: str = "auto",
+        progress: ProgressCallback | None = None,
+    ) -> list[str]:
+        """Add an adapter, coded by itself; the others stay byte for byte. Returns no ids."""
+        self._require_new(new_task_id)
+        self.add_task(self.project(new_adapter, new_task_id))
+        return []
+
+    def absorb_incremental(
+        self, new_adapter: LoRAWeights | AdapterSource, new_task_id: str
+    ) -> None:
+        """The same as `absorb`: there is no basis to turn."""
+        self.absorb(new_adapter, new_task_id)
+
+    def compact(
+        self, *, device: str = "auto", progress: ProgressCallback | None = None
+    ) -> tuple[CodedSubspace, list[str]]:
+        """The collection planned and coded anew, for the target that it was coded for.
+
+        Returns:
+            The new collection, and the ids of tasks whose originals are gone or changed: they
+            were taken from their reconstructions, and their errors are bounds.
+        """
+        from vlora_engine.build import prepare
+        from vlora_engine.grow import original_of
+
+        sources: dict[str, AdapterSource] = {}
+        rebuilt = []
+        for record in self.tasks.records():
+            original = original_of(record)
+            if original is None:
+                rebuilt.append(record.id)
+                original = MemorySource(self.reconstruct(record.id))
+            sources[record.id] = original
+        target = {k: int(v) if k == "budget" else v for k, v in self.coding.target.items()}
+        targets = Targets(method=self.method, **target).checked()  # type: ignore[arg-type]
+        new = code_collection(
+            prepare(sources, progress=progress), targets, device=device, progress=progress
+        )
+        for name in rebuilt:
+            old = self.tasks.record(name)
+            record = new.tasks.record(name)
+            known = replace(
+                record,
+                digest=old.digest,
+                norm=old.norm,
+                source=old.source,
+                source_bytes=old.source_bytes,
+                error=figure(old.error + record.error),
+                measured=False,
+            )
+            new.tasks.put(known, new.tasks.encoded(name))
+        new.home = self.home
+        return new, rebuilt
+
+    def compression_stats(self) -> dict[str, Any]:
+        """Bytes stored for A and B of all tasks, and what they are at 16 bit."""
+        stored = sum(
+            sum(map(len, cast(CodedTask, self.tasks.encoded(name)).blobs)) for name in self.tasks
+        )
+        stored += sum(len(self._shared.shared(*unit)) for unit in self.coding.units())
+        original = sum(record.factor_elements for record in self.tasks.records())
+        return {
+            "components_per_layer": {},
+            "total_params_compressed": stored / 2,
+            "total_params_original": original,
+            "compression_ratio": 2 * original / stored if stored else 0.0,
+            "bytes_compressed": stored,
+            "bytes_original": 2 * original,
+            "bytes_ratio": 2 * original / stored if stored else 0.0,
+            "num_tasks": len(self.tasks),
+            "num_layers": len(self.layers),
+        }
+
+    def _require_new(self, task_id: str) -> None:
+        if task_id in self.tasks:
+            raise ParameterError(
+                f"There is already a task {task_id!r}.",
+                remedy="remove it first, or choose another name",
+            )
+
+    def _layers_with(self, source: AdapterSource) -> list[LayerSpec]:
+        """The layers with the modules and ranks that ``source`` brings."""
+        layers = list(self.layers)
+        places = {spec.name: i for i, spec in enumerate(layers)}
+        for spec in shared_layers({"": source}):
+            if spec.name not in places:
+                layers.append(spec)
+                continue
+            known = layers[places[spec.name]]
+            check_fits(known, source, self.method)
+            layers[places[spec.name]] = replace(known, rank=max(known.rank, spec.rank))
+        return layers
+
+    def _take_layers(self, layers: list[LayerSpec]) -> None:
+        added = len(layers) - len(self.layers)
+        modes = {n: text + "-" * added for n, text in self.coding.modes.items()}
+        self.coding = replace(self.coding, modes=modes)
+        self.layers[:] = layers
+
+    # saving
+
+    def _open_store(self, manifest: Manifest) -> StoredSubspace:
+        stored = CodedStore(manifest)
+        self._shared = stored
+        cast(CodedTasks, self.tasks)._decoder = Decoder(stored)
+        return cast(StoredSubspace, stored)
+
+    def _write(self, directory: Path, tasks: Iterator[tuple[TaskRecord, EncodedTask]]) -> Manifest:
+        return write_coded(
+            directory,
+            method=self.method,
+            base_model=self.base_model,
+            layers=self.layers,
+            coding=self.coding,
+            shared=(self._shared.shared(*unit) for unit in self.coding.units()),
+            tasks=cast("Iterator[tuple[TaskRecord, CodedTask]]", tasks),
+        )
+
+    def _write_task(self, path: Path, encoded: EncodedTask) -> str:
+        return write_task(path, cast(CodedTask, encoded))
+
+    def _index(self, manifest: Manifest) -> Manifest:
+        basis = tuple(replace(b, last=len(self.layers)) for b in manifest.basis)
+        return replace(manifest, layers=tuple(self.layers), coding=self.coding, basis=basis)
+
+
+Share = tuple[bytes, float, float]  # a module's bytes, ||dW||^2, what they miss of it
+
+
+def _code_alone(
+    layers: list[LayerSpec], source: AdapterSource, norm: float, step: float, *, write: bool = True
+) -> list[Share]:
+    shares = []
+    for spec in layers:
+        if spec.name in source.modules:
+            stack = read_stack(spec.name, {"": source}, {"": 1 / norm if norm else 0.0})
+            coded = code_layer(stack, np.array([step * norm]), write=write)
+            shares.append((coded.blobs[0], float(coded.energy[0]), float(coded.residual[0])))
+    return shares
+
+
+def _code_within(
+    layers: list[LayerSpec], source: AdapterSource, norm: float, limit: float
+) -> list[Share]:
+    """Coded in the coarsest step that keeps to an error."""
+    low, high = np.log2(FINEST), np.log2(COARSEST)
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        found = _error(_code_alone(layers, source, norm, 2.0**middle, write=False), norm)
+        low, high = (middle, high) if found <= limit else (low, middle)
+        if high - low < 0.002:
+            break
+    return _code_alone(layers, source, norm, 2.0**low)
+
+
+def _error(shares: list[Share], norm: float) -> float:
+    return float(sum(share[2] for share in shares) ** 0.5 / norm) if norm > 0 else 0.0
+
+
+def _no_basis(*_: Any) -> NoReturn:
+    raise SubspaceError(
+        "A coded collection has no components: every direction has bits of its own.",
+        expected="a subspace of method delta, columns or flat",
+        remedy="compress the adapters again with method delta",
+    )
+
+
+def _chooses_bits(method: str) -> ParameterError:
+    return ParameterError(
+        f"Method {method!r} has chosen its bits already.",
+        remedy="compress the adapters again with a smaller budget, or with method delta",
+    )
