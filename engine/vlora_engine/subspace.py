@@ -173,8 +173,8 @@ class SharedSubspace:
         gives the shapes of the first library; its default variance of 0.6 leaves an error of
         63 % and is therefore not ours. ``adaptive_k`` with ``variance_threshold`` chooses k per
         layer; without it one k for all. ``quantize`` packs bases and loadings as ``int8``,
-        ``int4`` or ``nf4``; targets and budgets then count what that costs and saves. As in the first library, ``num_components`` wins over
-        ``variance_threshold``.
+        ``int4`` or ``nf4``; targets and budgets then count what that costs and saves. As in the
+        first library, ``num_components`` wins over ``variance_threshold``.
 
         Raises:
             CollectionError: Bad adapters. ParameterError, TargetError: k or the target.
