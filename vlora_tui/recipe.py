@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine.errors import InputError, NotFoundError, ParameterError
+from vlora_engine.packing import BLOCK_SIZE, Quantization, quantization
 
 METHODS = ("delta", "columns", "flat")
 METHODS_TO_COME = ("own", "auto")
 TARGETS = ("peft",)
 TARGETS_TO_COME = ("portable", "vllm", "sglang", "tgi", "lorax", "llamacpp", "ollama")
-QUANTIZE_TO_COME = ("int8", "int4", "nf4")
+QUANTIZATIONS = ("none", "int8", "int4", "nf4")
+OWN_BITS = ("own", "auto")  # methods that choose the bits themselves
 DEFAULT_MAX_ERROR = 0.05  # what `compress` aims at when it is told nothing
 DTYPES = ("auto", "fp32", "fp16", "bf16")
 CACHE = "cache"
@@ -60,6 +62,7 @@ class Compress:
     dtype: str = "auto"
     device: str = "auto"
     spectra: str | None = None
+    quantize: str = "none"
     refine: int = 0
 
     @property
@@ -70,6 +73,31 @@ class Compress:
             if value is not None:
                 return name, value
         return None if self.k or self.k_a or self.k_b else ("max_error", DEFAULT_MAX_ERROR)
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """How to pack a subspace that is there."""
+
+    method: str = "symmetric"
+    bits: int = 8
+    block_size: int = BLOCK_SIZE
+    loadings: bool = False
+    double_quant: bool = False
+
+    def quantization(self) -> Quantization:
+        """What the engine makes of it.
+
+        Raises:
+            ParameterError: Bits, method or block size out of range.
+        """
+        return quantization(
+            self.method,
+            self.bits,
+            block_size=self.block_size,
+            double_quant=self.double_quant,
+            loadings=self.loadings,
+        )
 
 
 @dataclass(frozen=True)
@@ -109,6 +137,7 @@ class Recipe:
     output: str | None = None
     exports: tuple[Export, ...] = ()
     merges: tuple[Merge, ...] = ()
+    quantize: Quantize | None = None
 
     def to_toml(self) -> str:
         """The recipe as a file that `load_recipe` reads back equal."""
@@ -143,6 +172,8 @@ def as_tables(recipe: Recipe) -> dict[str, Any]:
     tables: dict[str, Any] = {"input": _input_table(recipe.input)}
     if recipe.compress is not None:
         tables["compress"] = _changed(recipe.compress, Compress(), always=("method",))
+    if recipe.quantize is not None:
+        tables["quantize"] = _changed(recipe.quantize, Quantize(), always=("method", "bits"))
     if recipe.output is not None:
         tables["output"] = {"subspace": recipe.output}
     if recipe.exports:

@@ -6,13 +6,15 @@ import math
 import re
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from vlora_tui.recipe import (
     DTYPES,
     METHODS,
     METHODS_TO_COME,
-    QUANTIZE_TO_COME,
+    OWN_BITS,
+    QUANTIZATIONS,
     TARGETS,
     TARGETS_TO_COME,
     AdapterInput,
@@ -20,6 +22,7 @@ from vlora_tui.recipe import (
     Export,
     Input,
     Merge,
+    Quantize,
     Recipe,
     refuse_remote,
 )
@@ -45,6 +48,7 @@ def read_tables(tables: Mapping[str, Any], *, text: str = "", where: str = "reci
     recipe = Recipe(
         input=_read_input(root.table("input")),
         compress=root.read_if_there("compress", _read_compress),
+        quantize=root.read_if_there("quantize", _read_quantize),
         output=root.read_if_there("output", _read_output),
         exports=tuple(_read_export(table) for table in root.tables("export")),
         merges=tuple(_read_merge(table) for table in root.tables("merge")),
@@ -93,7 +97,6 @@ def _read_adapter(table: Table, entry: Any) -> AdapterInput:
 
 
 def _read_compress(table: Table) -> Compress:
-    table.choice("quantize", ("none",), "none", QUANTIZE_TO_COME)
     compress = Compress(
         method=table.choice("method", METHODS, "delta", METHODS_TO_COME),
         k=table.natural("k"),
@@ -108,6 +111,7 @@ def _read_compress(table: Table) -> Compress:
         dtype=table.choice("dtype", DTYPES, "auto"),
         device=table.get("device", str, "auto"),
         spectra=table.get("spectra", str),
+        quantize=table.choice("quantize", QUANTIZATIONS, "none"),
         refine=table.natural("refine", least=0) or 0,
     )
     table.end()
@@ -133,6 +137,13 @@ def check_compress(compress: Compress, table: Table) -> None:
         table.fail(ks[1], f"k and {ks[1]} are both given.", expected="k, or k_a and k_b")
     if len(ks) == 1 and "k" not in ks:
         table.fail(ks[0], f"{ks[0]} is given without its other side.", expected="k_a and k_b")
+    if compress.quantize != "none" and compress.method in OWN_BITS:
+        table.fail(
+            "quantize",
+            f"The method {compress.method} chooses its bits itself.",
+            expected="quantize with delta, columns or flat",
+            found=compress.quantize,
+        )
     if compress.method == "flat" and "k_a" in ks and compress.k_a != compress.k_b:
         table.fail("k_a", "The method flat has one k for both sides.", expected="k")
     if compress.adaptive and compress.variance is None:
@@ -162,6 +173,26 @@ def _read_layers(table: Table) -> dict[str, int]:
                 found=repr(k),
             )
     return dict(layers)
+
+
+def _read_quantize(table: Table) -> Quantize:
+    method = table.choice("method", ("symmetric", "nf4"), "symmetric")
+    bits, block_size = table.natural("bits"), table.natural("block_size")
+    wanted = Quantize(
+        method=method,
+        bits=bits or (4 if method == "nf4" else 8),
+        block_size=block_size or Quantize.block_size,
+        loadings=table.get("loadings", bool, False),
+        double_quant=table.get("double_quant", bool, False),
+    )
+    table.end()
+    default = Quantize(method, bits=4 if method == "nf4" else 8)
+    for key, known in (
+        ("bits", replace(default, bits=wanted.bits)),
+        ("block_size", replace(default, block_size=wanted.block_size)),
+    ):
+        table.located(key, Quantize.quantization, known)
+    return wanted
 
 
 def _read_output(table: Table) -> str:
@@ -213,8 +244,6 @@ def _read_merge(table: Table) -> Merge:
 
 def _with_parameters(merge: Merge, table: Table) -> Merge:
     """What is left are the method's own parameters; the method itself judges them when it runs."""
-    from dataclasses import replace
-
     parameters = table.others()
     for key, value in parameters.items():
         if not _is_number(value) and not isinstance(value, bool | str):
@@ -225,8 +254,23 @@ def _with_parameters(merge: Merge, table: Table) -> Merge:
 def _check_whole(recipe: Recipe, root: Table) -> None:
     if recipe.compress is not None and recipe.output is None:
         root.fail("compress", "There is nowhere to put the subspace.", expected="[output] subspace")
-    if recipe.output is not None and recipe.compress is None:
-        root.fail("output", "Nothing makes this subspace.", expected="a [compress] table")
+    made = recipe.compress is not None or recipe.quantize is not None
+    if recipe.output is not None and not made:
+        root.fail(
+            "output",
+            "Nothing makes this subspace.",
+            expected="a [compress] table"
+            if recipe.input.subspace is None
+            else "a [quantize] table",
+        )
+    if recipe.quantize is not None and recipe.input.subspace is None:
+        root.fail(
+            "quantize",
+            "There is no subspace to quantize.",
+            expected="input.subspace; or quantize in the [compress] table",
+        )
+    if recipe.quantize is not None and recipe.output is None:
+        root.fail("quantize", "There is nowhere to put the subspace.", expected="[output] subspace")
     if recipe.compress is not None and recipe.input.subspace is not None:
         root.fail("compress", "A subspace is compressed already.", expected="input.adapters")
     no_subspace = recipe.compress is None and recipe.input.subspace is None

@@ -126,6 +126,9 @@ def needs_of(
             out = Path(recipe.output)
             # The layers stay beside the subspace until it is complete.
             needs.append(Need(out, max(0, 2 * known - _kept(partial_path(out, job)))))
+    if recipe.quantize is not None and recipe.output is not None and recipe.output not in done:
+        manifest = collection.manifest
+        needs.append(Need(Path(recipe.output), 0 if manifest is None else manifest.nbytes))
     for export in recipe.exports:
         needs += [
             Need(path, _exported_bytes(export, task, collection))
@@ -151,14 +154,16 @@ def subspace_bytes(collection: Collection, compress: Compress) -> int | None:
     import numpy as np
 
     from vlora_engine.budget import match_layers
+    from vlora_engine.packing import named_quantization
     from vlora_engine.records import max_k, overhead_bytes, rest_bytes, shared_layers, task_record
-    from vlora_engine.sizes import layer_bytes, storage_dtype
+    from vlora_engine.sizes import layer_bytes, packing_overhead, storage_dtype
     from vlora_engine.surface import LayerTable
 
     layers = shared_layers(sources)
     own = match_layers([spec.name for spec in layers], compress.layers)
     found = {shape.dtype for source in sources.values() for shape in source.modules.values()}
-    dtype, total = storage_dtype(compress.dtype, found), 0
+    packed = named_quantization(compress.quantize)
+    dtype, total = storage_dtype(compress.dtype, found, lossy=packed is not None), 0
     for spec in layers:
         ranks = [s.modules[spec.name].rank for s in sources.values() if spec.name in s.modules]
         table = LayerTable(
@@ -167,12 +172,13 @@ def subspace_bytes(collection: Collection, compress: Compress) -> int | None:
         wanted = (own[spec.name],) * 2 if spec.name in own else pair
         limits = max_k(compress.method, spec, sources)
         k_a, k_b = (min(k, limit) for k, limit in zip(wanted, limits, strict=True))
-        total += int(layer_bytes(compress.method, table, k_a, k_b, dtype))
+        total += int(layer_bytes(compress.method, table, k_a, k_b, dtype, packed))
     records = {
         name: task_record(name, source, layers, file=name, digest=_DIGEST, norm=1.0)
         for name, source in sources.items()
     }
     rest = sum(rest_bytes(source) for source in sources.values())
+    total += packing_overhead(packed, len(sources))
     return total + rest + overhead_bytes(sources, records, layers, dtype)
 
 

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.errors import Cancelled, InputError, ParameterError, VLoRAError
 from vlora_engine.files import check_output, partial_path
+from vlora_engine.packing import named_quantization
 from vlora_engine.partial import kept_layers, spectra_partial
 from vlora_tui import events, paths
 from vlora_tui.collection import Collection, gather
 from vlora_tui.locking import waiting_lock
-from vlora_tui.recipe import CACHE, METHODS, Compress, Recipe, resolve
+from vlora_tui.recipe import CACHE, METHODS, Compress, Quantize, Recipe, resolve
 from vlora_tui.room import needs_of, require_room
 from vlora_tui.writing import Writer, plan_outputs
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from vlora_engine.build import Targets
     from vlora_engine.check import CheckReport
     from vlora_engine.health import Finding
+    from vlora_engine.manifest import Manifest
     from vlora_engine.progress import Progress
     from vlora_engine.surface import Spectra
 
@@ -110,10 +112,11 @@ class Run:
 
     def _steps(self) -> None:
         recipe = self.recipe
-        if recipe.compress is None and not recipe.exports and not recipe.merges:
+        steps = (recipe.compress, recipe.quantize, *recipe.exports, *recipe.merges)
+        if not any(step is not None for step in steps):
             raise ParameterError(
                 "The recipe has inputs and nothing to do with them.",
-                expected="a [compress], [[export]] or [[merge]] table",
+                expected="a [compress], [quantize], [[export]] or [[merge]] table",
             )
         self.collection = gather(recipe)
         self._tell_collection()
@@ -123,6 +126,8 @@ class Run:
             self.outputs.append(self.recipe.output)
         elif self.recipe.compress is not None:
             self._compress(self.recipe.compress, Path(str(self.recipe.output)))
+        elif self.recipe.quantize is not None:
+            self._quantize(self.recipe.quantize, Path(str(self.recipe.output)))
         writer = Writer(
             self.recipe,
             self.collection,
@@ -198,6 +203,20 @@ class Run:
         others = others_at(compress, figures, report.spectra or self._cached_spectra())
         if others:
             self.emit(events.OtherMethods(int(figures["nbytes"]), others))
+
+    def _quantize(self, quantize: Quantize, out: Path) -> None:
+        from vlora_engine.requantize import quantize_subspace
+
+        manifest = quantize_subspace(
+            Path(str(self.recipe.input.subspace)),
+            out,
+            quantize.quantization(),
+            force=self.force,
+            progress=self._on_progress,
+            cancelled=self.cancelled,
+        )
+        self.outputs.append(str(out))
+        self.emit(events.SubspaceWritten(str(out), manifest_figures(manifest)))
 
     def _check(self) -> CheckReport:
         from vlora_engine.check import check_adapters
@@ -363,11 +382,28 @@ class SpectraRun(Run):
         self._tell_spectra(Spectra.load(target), reused=reused)
 
 
+def manifest_figures(manifest: Manifest) -> dict[str, Any]:
+    """What a subspace says of itself, in the words of a build's report."""
+    known = manifest.as_dict()
+    return {
+        **{key: known[key] for key in ("method", "dtype", "quantization", "variance")},
+        **{key: known[key] for key in ("mean_error", "max_error", "worst_task", "input_bytes")},
+        **{key: known[key] for key in ("ratio", "codec_ratio")},
+        "nbytes": known["bytes"],
+        "tasks": list(manifest.tasks),
+        "k": {layer.name: (layer.k_a, layer.k_b) for layer in manifest.layers},
+        "task_errors": {task.id: task.error for task in manifest.tasks.values()},
+        "bounded": [task.id for task in manifest.tasks.values() if not task.measured],
+    }
+
+
 def targets_of(compress: Compress) -> Targets:
     """What of the recipe the engine's build goes by."""
     from vlora_engine.build import Targets
 
-    return Targets(**choice_arguments(compress), refine=compress.refine)
+    arguments = choice_arguments(compress)
+    del arguments["quantization"]
+    return Targets(**arguments, quantize=compress.quantize, refine=compress.refine)
 
 
 def choice_arguments(compress: Compress) -> dict[str, Any]:
@@ -385,6 +421,7 @@ def choice_arguments(compress: Compress) -> dict[str, Any]:
         "adaptive": compress.adaptive,
         "layers": dict(compress.layers),
         "dtype": compress.dtype,
+        "quantization": named_quantization(compress.quantize),
         **arguments,
     }
 
@@ -401,7 +438,13 @@ def others_at(
     for method in (m for m in spectra.methods if m != compress.method):
         row: dict[str, Any] = dict.fromkeys(("k", "mean_error", "max_error", "nbytes"))
         with suppress(VLoRAError):  # no k of it fits: the row says so
-            choice = choose(spectra, method, budget=int(figures["nbytes"]), dtype=compress.dtype)
+            choice = choose(
+                spectra,
+                method,
+                budget=int(figures["nbytes"]),
+                dtype=compress.dtype,
+                quantization=named_quantization(compress.quantize),
+            )
             prediction = choice.prediction
             row = {
                 "k": k_text(choice.k),

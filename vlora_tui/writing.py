@@ -237,7 +237,7 @@ class Writer:
 
         if self._loaded is None:
             self._loaded = SharedSubspace.load(
-                Path(str(self.recipe.input.subspace or self.recipe.output))
+                Path(str(self.recipe.output or self.recipe.input.subspace))
             )
         return self._loaded
 

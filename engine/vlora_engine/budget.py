@@ -370,7 +370,7 @@ class _Solver:
             f"Packing as {name} alone costs more than the target allows.",
             expected=expected,
             found=f"{found:g}",
-            remedy="allow more error, or pack with more bits or not at all",
+            remedy="allow more error, give k or a budget, or pack with more bits or not at all",
         )
 
     def _cut(self) -> str:

@@ -205,6 +205,7 @@ class BuildReport:
     skipped: list[dict[str, Any]]
     reused_layers: int
     findings: list[Finding]
+    quantization: dict[str, Any] | None = None
     choice: Choice | None = None
     spectra: Spectra | None = None
     coding: dict[str, Any] | None = None
@@ -610,6 +611,7 @@ def _report(
         skipped=[error.as_dict() for error in collection.check.bad],
         reused_layers=reused,
         findings=[*collection.check.findings, *plan.findings],
+        quantization=manifest.as_dict()["quantization"],
         choice=plan.choice,
         spectra=plan.spectra,
     )

@@ -36,8 +36,4 @@ def model_card(manifest: Manifest) -> str:
 def stored_in(manifest: Manifest) -> str:
     """What the numbers are stored as, in a few words."""
     quantization = manifest.quantization
-    if quantization is None:
-        return manifest.dtype
-    packing = quantization.loadings
-    loadings = manifest.dtype if packing is None else packing.name
-    return f"{quantization.name} (loadings {loadings})"
+    return manifest.dtype if quantization is None else quantization.words(manifest.dtype)

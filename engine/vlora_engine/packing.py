@@ -102,6 +102,10 @@ class Quantization:
     def name(self) -> str:
         return self.basis.name
 
+    def words(self, dtype: str) -> str:
+        """What bases and loadings are stored as; ``dtype``: that of loadings not packed."""
+        return f"{self.name} (loadings {self.loadings.name if self.loadings else dtype})"
+
     @property
     def means(self) -> Packing:
         """How the means of `flat` are packed."""

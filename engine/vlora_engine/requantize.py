@@ -3,19 +3,54 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlora_engine.encode import Storage
+from vlora_engine.errors import Cancelled
+from vlora_engine.files import check_output
 from vlora_engine.grow import original_of, reexpress
 from vlora_engine.layer import Bases, LayerBasis
+from vlora_engine.manifest import Manifest, read_manifest
 from vlora_engine.packing import Quantization
+from vlora_engine.progress import CancelCheck, Progress, ProgressCallback
 from vlora_engine.tasks import TaskMap
 
 if TYPE_CHECKING:
     from vlora_engine.subspace import SharedSubspace
 
 
-def requantize(subspace: SharedSubspace, quantization: Quantization) -> None:
+def quantize_subspace(
+    path: Path,
+    out: Path,
+    quantization: Quantization,
+    *,
+    force: bool = False,
+    progress: ProgressCallback | None = None,
+    cancelled: CancelCheck | None = None,
+) -> Manifest:
+    """Pack the subspace in ``path`` into the directory ``out``.
+
+    Raises:
+        NotFoundError, CorruptFileError: Of the subspace that is read.
+        OutputExistsError: ``out`` is there and not ``force``.
+        Cancelled: Stopped between two tasks; nothing is written.
+    """
+    from vlora_engine.subspace import SharedSubspace
+
+    check_output(out, force=force)
+    subspace = SharedSubspace.load(path)
+    requantize(subspace, quantization, progress, cancelled)
+    subspace.save(out, force=force)
+    return read_manifest(out)
+
+
+def requantize(
+    subspace: SharedSubspace,
+    quantization: Quantization,
+    progress: ProgressCallback | None = None,
+    cancelled: CancelCheck | None = None,
+) -> None:
     """`SharedSubspace.quantize`."""
     if subspace.quantization == quantization:
         return
@@ -27,9 +62,14 @@ def requantize(subspace: SharedSubspace, quantization: Quantization) -> None:
 
     bases = Bases.of(packed())
     tasks = TaskMap(storage, subspace.layers)
-    for record in subspace.tasks.records():
+    records = subspace.tasks.records()
+    for done, record in enumerate(records):
+        if cancelled is not None and cancelled():
+            raise Cancelled(f"Stopped at {done} of {len(records)} (quantize).")
         encoded = subspace.tasks.encoded(record.id)
         original = original_of(record)
         tasks.put(*reexpress(subspace, storage, subspace.layers, bases, record, encoded, original))
+        if progress is not None:
+            progress(Progress("quantize", done + 1, len(records), record.id))
     subspace.bases, subspace.tasks, subspace.quantization = bases, tasks, quantization
     subspace.stored = None

@@ -17,6 +17,7 @@ from vlora_tui.recipe import (
     Export,
     Input,
     Merge,
+    Quantize,
     Recipe,
     absolute,
     expand_input,
@@ -105,6 +106,7 @@ compressions = st.builds(
     dtype=st.sampled_from(["auto", "fp32", "bf16"]),
     device=st.sampled_from(["auto", "cpu", "cuda:1"]),
     spectra=st.none() | words,
+    quantize=st.sampled_from(["none", "int8", "int4", "nf4"]),
     refine=st.integers(0, 3),
 )
 exports = st.builds(
@@ -136,8 +138,25 @@ def test_every_recipe_comes_back(
     assert parse_recipe(recipe.to_toml()) == recipe
 
 
+@given(
+    words,
+    words,
+    st.sampled_from([("symmetric", 8), ("symmetric", 4), ("nf4", 4)]),
+    st.integers(1, 1024),
+    st.booleans(),
+    st.booleans(),
+)
+def test_recipes_that_quantize_come_back(
+    source: str, output: str, kind: tuple[str, int], block_size: int, loadings: bool, double: bool
+) -> None:
+    quantize = Quantize(*kind, block_size, loadings, double)
+    recipe = Recipe(Input(subspace=source), output=output, quantize=quantize)
+    assert parse_recipe(recipe.to_toml()) == recipe
+
+
 IN = '[input]\nadapters = ["a"]\n'
 OUT = '[output]\nsubspace = "o"\n'
+SUB = '[input]\nsubspace = "s"\n'
 WRONG = [
     # text, the place that the error names, words of the error
     ("[input\nx", "line 1", "not TOML"),
@@ -161,7 +180,14 @@ WRONG = [
     (f'{IN}{OUT}[compress]\nmethod = "own"', "line 6, compress.method", "not built yet"),
     (f'{IN}{OUT}[compress]\nmethod = "auto"', "line 6, compress.method", "not built yet"),
     (f'{IN}{OUT}[compress]\nmethod = "svd"', "line 6, compress.method", "delta, columns, flat"),
-    (f'{IN}{OUT}[compress]\nquantize = "nf4"', "line 6, compress.quantize", "not built yet"),
+    (f'{IN}{OUT}[compress]\nquantize = "int3"', "line 6, compress.quantize", "int8, int4, nf4"),
+    (f'{IN}{OUT}[quantize]\nmethod = "nf4"', "line 5, quantize", "no subspace to quantize"),
+    (f"{SUB}[quantize]\nbits = 8", "line 3, quantize", "nowhere to put"),
+    (f"{SUB}{OUT}[quantize]\nbits = 5", "line 6, quantize.bits", "8 or 4 bits"),
+    (f"{SUB}{OUT}[quantize]\nblock_size = 0", "line 6, quantize.block_size", "at least 1"),
+    (f"{SUB}{OUT}[quantize]\nblock_size = 9999999", "quantize.block_size", "out of range"),
+    (f'{SUB}{OUT}[quantize]\nmethod = "int8"', "line 6, quantize.method", "symmetric, nf4"),
+    (f"{SUB}{OUT}", "line 3, output", "a [quantize] table"),
     (f"{IN}{OUT}[compress]\nk = 4\nvariance = 0.9", "line 7, compress.variance", "both given"),
     (f"{IN}{OUT}[compress]\nk = 4\nk_a = 5\nk_b = 5", "line 7, compress.k_a", "both given"),
     (f"{IN}{OUT}[compress]\nk_a = 4", "line 6, compress.k_a", "other side"),

@@ -39,6 +39,7 @@ COMMANDS = {
     "validate": Entry("care", "validate", "Check a subspace: checksums, shapes, figures.", "Look"),
     "benchmark": Entry("care", "benchmark", "Time the operations of a subspace.", "Look"),
     "compress": Entry("compress", "compress", "Compress adapters into one subspace.", "Work"),
+    "quantize": Entry("quantize", "quantize", "Pack a subspace as int8, int4 or NF4.", "Work"),
     "export": Entry("export", "export", "Write tasks of a subspace as PEFT adapters.", "Work"),
     "reconstruct": Entry("export", "export", "The same as export.", "Work"),
     "add": Entry("tasks", "add", "Add an adapter to a subspace.", "Work"),
@@ -50,7 +51,6 @@ COMMANDS = {
 }
 
 NOT_YET = (
-    "quantize",
     "compact",
     "plan",
     "interference",

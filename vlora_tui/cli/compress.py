@@ -102,13 +102,16 @@ def compress_data(watcher: Watcher) -> dict[str, Any]:
 
 def show_subspace(out: Output, watcher: Watcher) -> None:
     """The same for people: what was used, what it costs, what else it would have cost."""
+    from vlora_engine.packing import parse_quantization
     from vlora_tui.run import k_text
 
     written = watcher.last(events.SubspaceWritten)
     figures = written.figures
     k = k_text({layer: tuple(pair) for layer, pair in figures["k"].items()})
     tasks, layers = plural(len(figures["tasks"]), "task"), plural(len(figures["k"]), "layer")
-    out.text(f"{figures['method']}, k = {k}: {tasks}, {layers}")
+    packed = parse_quantization(figures["quantization"])
+    stored = f", stored as {packed.words(figures['dtype'])}" if packed is not None else ""
+    out.text(f"{figures['method']}, k = {k}: {tasks}, {layers}{stored}")
     out.text(
         f"error of dW  {percent(figures['mean_error'])} on average, "
         f"{percent(figures['max_error'])} at worst ({printable(figures['worst_task'])})"
@@ -121,7 +124,7 @@ def show_subspace(out: Output, watcher: Watcher) -> None:
     others = watcher.last(events.OtherMethods)
     if others is not None:
         out.text(f"same bytes   {'; '.join(other_text(row) for row in others.methods)}")
-    else:
+    elif watcher.last(events.Checked) is not None:  # adapters were read, and can be again
         out.note("what other methods would cost at these bytes: vlora-tui spectra ADAPTERS")
     out.text(printable(f"written to   {written.path}"))
     if figures["codec_ratio"] < 1:

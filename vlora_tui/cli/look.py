@@ -91,11 +91,12 @@ def info_data(manifest: Manifest) -> dict[str, Any]:
 
 def show_manifest(out: Output, manifest: Manifest) -> None:
     """The same for people."""
+    from vlora_engine.card import stored_in
     from vlora_tui.run import k_text
 
     k = k_text({layer.name: (layer.k_a, layer.k_b) for layer in manifest.layers})
     out.text(printable(f"subspace   {manifest.path}"))
-    out.text(f"method     {manifest.method}, k = {k}, stored in {manifest.dtype}")
+    out.text(f"method     {manifest.method}, k = {k}, stored in {stored_in(manifest)}")
     out.text(printable(f"base       {manifest.base_model or 'not named'}"))
     out.text(
         f"holds      {plural(len(manifest.tasks), 'task')}, {plural(len(manifest.layers), 'layer')}"

@@ -61,7 +61,9 @@ Names = Annotated[
 ]
 Dtype = Annotated[str, typer.Option("--dtype", help="auto, fp32, fp16 or bf16 on disk.")]
 Refine = Annotated[int, typer.Option("--refine", help="Sweeps that refine delta's bases.")]
-Quantize = Annotated[str | None, typer.Option("--quantize", help="none, for now.")]
+Quantize = Annotated[
+    str | None, typer.Option("--quantize", help="none, int8, int4 or nf4: pack what is stored.")
+]
 SpectraAt = Annotated[
     str | None, typer.Option("--spectra", help="Spectra to choose on.", metavar="DIR")
 ]

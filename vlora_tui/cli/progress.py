@@ -17,6 +17,7 @@ STAGES = {
     "spectra": "spectra",
     "similarity": "comparing",
     "build": "building",
+    "quantize": "packing",
     "export": "exporting",
     "merge": "merging",
 }

@@ -343,7 +343,8 @@ class JobStore:
 
 def is_spectra(recipe: Recipe) -> bool:
     """Whether the recipe has nothing but inputs: then spectra are all there is to compute."""
-    return recipe.compress is None and not recipe.exports and not recipe.merges
+    steps = (recipe.compress, recipe.quantize, *recipe.exports, *recipe.merges)
+    return not any(step is not None for step in steps)
 
 
 def title_of(recipe: Recipe) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.style import Style
 from rich.text import Text
 
+from vlora_engine.card import stored_in
 from vlora_tui.tui.screens.adapter_rows import Row
 from vlora_tui.tui.words import clean, number, plural, size, tilde
 
@@ -90,7 +91,7 @@ def _adapter(text: Text, row: Row, members: int, tones: Mapping[str, str | Style
 def _subspace(text: Text, manifest: Manifest, tones: Mapping[str, str | Style]) -> None:
     _line(text, "base", clean(manifest.base_model or "not named"), tones)
     layers = plural(len(manifest.layers), "layer")
-    _line(text, "method", f"{manifest.method}   {layers}   {manifest.dtype}", tones)
+    _line(text, "method", f"{manifest.method}   {layers}   {stored_in(manifest)}", tones)
     if not manifest.tasks:
         return
     worst = manifest.worst
