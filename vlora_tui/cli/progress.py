@@ -19,6 +19,8 @@ STAGES = {
     "build": "building",
     "export": "exporting",
     "merge": "merging",
+    "originals": "originals",
+    "evaluate": "evaluating",
 }
 
 
