@@ -13,9 +13,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from vlora_engine.adapters import AdapterSource, LoRAWeights
@@ -35,6 +37,7 @@ from vlora_engine.spectrum import pick_device
 logger = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_Stand = list[tuple[Tensor, Tensor]]
 BYTES = range(256, 513)  # the sizes of vocabulary in which a token may be a byte
 
 
@@ -95,6 +98,9 @@ class BaseModel:
     _peft: Any = None
     _seats: dict[str, tuple[str, str]] = field(default_factory=dict)  # PEFT's name, what fits
     _count: int = 0
+    _carried: dict[str, _Stand] = field(default_factory=dict)  # per seat: place, what goes there
+    _displaced: _Stand = field(default_factory=list)  # place, what was there
+    _carrying: str | None = None
 
     @property
     def vocabulary(self) -> int:
@@ -139,9 +145,10 @@ class BaseModel:
             CollectionError: It does not fit this model.
             UnsupportedAdapterError: It trains biases, which PEFT cannot hold beside another one.
         """
+        self._carry(None)
         held = self._seats.get(seat)
         if held is not None and held[1] == adapter.fit:
-            self._fill(held[0], adapter)
+            self._fill(seat, held[0], adapter)
             return
         if adapter.config.get("bias") not in (None, "none"):
             raise UnsupportedAdapterError(
@@ -162,23 +169,50 @@ class BaseModel:
                 self._peft = PeftModel(self.model, config, name)
             else:
                 self._peft.add_adapter(name, config)
-        self._fill(name, adapter)
+        self._fill(seat, name, adapter)
         self._peft.eval()
         self._seats[seat] = name, adapter.fit
         if held is not None:
             self._peft.set_adapter(name)
             self._peft.delete_adapter(held[0])
 
-    def _fill(self, name: str, adapter: Worn) -> None:
+    def _fill(self, seat: str, name: str, adapter: Worn) -> None:
+        """Set the tensors of PEFT's adapter ``name``."""
         from peft import set_peft_model_state_dict
 
+        state = self._peft.state_dict()
+        brought = {k: t for k, t in adapter.tensors.items() if k in state and "lora_" not in k}
+        for key, tensor in brought.items():
+            if state[key].shape != tensor.shape:
+                found = f"{key} of {tuple(tensor.shape)}, the base's is {tuple(state[key].shape)}"
+                raise _misfit(adapter, self.name, found)
+        self._carried[seat] = [(state[key], tensor) for key, tensor in brought.items()]
+        own = {key: tensor for key, tensor in adapter.tensors.items() if key not in brought}
         with _as_misfit(adapter, self.name), quiet():
-            found: Any = set_peft_model_state_dict(self._peft, dict(adapter.tensors), name)
-        astray = [key for key in found.unexpected_keys if "lora_" in key]
-        empty = [key for key in found.missing_keys if "lora_" in key and f".{name}" in key]
-        if astray or empty:
-            raise _misfit(adapter, self.name, f"no place for {(astray or empty)[0]}")
-        self.unplaced.update(found.unexpected_keys)
+            told: Any = set_peft_model_state_dict(self._peft, own, name)
+        astray = [key for key in told.unexpected_keys if "lora_" in key]
+        if astray:
+            raise _misfit(adapter, self.name, f"no place for {astray[0]}")
+        self.unplaced.update(told.unexpected_keys)
+        for key in told.missing_keys:
+            if "lora_" in key and name in key.split("."):
+                state[key].zero_()  # a module that the config names and the adapter lacks
+
+    def _carry(self, seat: str | None) -> None:
+        """Let tensors of the base that a seat's adapter brings (embeddings) stand in for its own.
+
+        PEFT itself would leave them in the base for good.
+        """
+        if seat == self._carrying:
+            return
+        for place, was in reversed(self._displaced):
+            place.copy_(was)
+        brought = self._carried.get(seat, []) if seat is not None else []
+        self._displaced = []
+        for place, tensor in brought:
+            self._displaced.append((place, place.clone()))
+            place.copy_(tensor)
+        self._carrying = seat
 
     @torch.no_grad()
     def logits(self, seat: str | None, tokens: Tensor, **inputs: Any) -> Any:
@@ -188,6 +222,7 @@ class BaseModel:
             The output of transformers; its logits are (S, T, vocabulary).
         """
         tokens = tokens.to(self.device)
+        self._carry(seat)
         if seat is None:
             if self._peft is None:
                 return self.model(input_ids=tokens, **inputs)
@@ -209,7 +244,7 @@ def load_base(base: str | Path, *, device: str = "auto", dtype: str = "auto") ->
     Raises:
         DependencyError: transformers or peft is not installed.
         NotFoundError: There is no such model here, or the Hub cannot be reached.
-        ParameterError: It is no causal language model.
+        ParameterError: It is no causal language model, or not a whole one.
     """
     if dtype != "auto" and dtype not in DTYPES:
         raise ParameterError(
@@ -225,17 +260,26 @@ def load_base(base: str | Path, *, device: str = "auto", dtype: str = "auto") ->
     try:
         with quiet():
             # False: else transformers asks at the keyboard whether to run code out of a model.
-            model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                name, trust_remote_code=False, **{word: kind}
+            loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                name, trust_remote_code=False, output_loading_info=True, **{word: kind}
             )
-    except OSError as error:
-        raise _no_base(name, error) from error
     except (ValueError, KeyError) as error:
         raise ParameterError(
             "The base is not a causal language model that transformers knows.",
             where=name,
-            found=str(error).strip().splitlines()[0][:200],
+            found=_first_line(error),
         ) from error
+    except (OSError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            raise
+        raise _no_base(name, error) from error
+    model, told = loaded
+    if told["missing_keys"]:  # transformers would leave random numbers there
+        raise ParameterError(
+            "The base's weights are not those of a whole causal language model.",
+            where=name,
+            found=f"{len(told['missing_keys'])} tensors missing, as {min(told['missing_keys'])}",
+        )
     model.requires_grad_(False)
     return BaseModel(str(base), model.eval().to(place), _tokenizer(name), place)
 
@@ -300,23 +344,27 @@ def _place_of(base: str) -> str:
     return base
 
 
-def _no_base(name: str, error: OSError) -> NotFoundError:
+def _no_base(name: str, error: Exception) -> NotFoundError:
     if Path(name).is_dir():
         return NotFoundError(
             "The base model cannot be loaded.",
             where=name,
-            found=str(error).strip().splitlines()[0][:200],
+            found=_first_line(error),
             remedy="check that its weights are all there",
         )
     offline = any(os.environ.get(k) for k in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
     return NotFoundError(
         "The base model is neither a folder here, nor in the cache, nor to be had from the Hub.",
         where=name,
-        found=str(error).strip().splitlines()[0][:200],
+        found=_first_line(error),
         remedy=f"hf download {name}, where there is a network"
         + (" (the Hub is switched off here: HF_HUB_OFFLINE)" if offline else "")
         + "; then name it, or its folder",
     )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _tokenizer(name: str) -> Any:
