@@ -12,6 +12,8 @@ import pytest
 from tests.benchmarks.first_paint import seconds_until
 from tests.benchmarks.measure import Bench, ChildFailed
 from tests.benchmarks.run import SECTIONS
+from tests.train import Trained
+from vlora_engine.formats import load_adapter, save_adapter
 
 
 @pytest.fixture
@@ -43,3 +45,31 @@ def test_the_program_sees_a_terminal_of_the_right_size(bench: Bench) -> None:
 def test_a_program_that_paints_nothing_is_a_failure(bench: Bench) -> None:
     with pytest.raises(ChildFailed, match="no such luck"):
         seconds_until(bench, [sys.executable, "-c", "print('no such luck')"], ["Adapters"])
+
+
+def test_anyones_reconstructions_are_measured_on_the_model_by_the_same_lines(
+    trained: Trained, tmp_path: Path
+) -> None:
+    pytest.importorskip("peft")
+    from tests.benchmarks.model import measure, with_factors
+    from vlora_engine.base_model import load_base
+
+    base = load_base(trained.base)
+    originals = {task: trained.adapter(task) for task in trained.tasks}
+    halved, saved = {}, {}
+    for task, path in originals.items():
+        weights = load_adapter(path)
+        factors = {n: (weights.lora_a[n], weights.lora_b[n] / 2) for n in weights.layer_names}
+        halved[task] = with_factors(weights, factors)
+        saved[task] = save_adapter(halved[task], tmp_path / task)
+    texts = trained.path / "texts"
+    found = measure(base, originals, halved, texts, max_tokens=300)
+    assert found == measure(base, originals, saved, texts, max_tokens=300)
+    assert 0.01 < found["kl"] <= found["kl_worst"] < found["control_kl"]
+    assert found["gain_kept_least"] <= found["gain_kept"] < 1
+    assert found["worst_task"] in originals
+    assert found["control_fails"]
+    same = measure(base, originals, originals, texts, max_tokens=300)
+    assert (same["kl_worst"], same["agreement"], same["gain_kept_least"]) == (0, 1, 1)
+    with pytest.raises(ValueError, match="no factors"):
+        with_factors(weights, {})

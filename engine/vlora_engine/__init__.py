@@ -56,6 +56,7 @@ _HOMES = {
         "Cancelled",
         "CollectionError",
         "CorruptFileError",
+        "DependencyError",
         "InputError",
         "NotFoundError",
         "OutputExistsError",

@@ -118,6 +118,13 @@ class OutputExistsError(InputError):
     """The output is already there and ``--force`` was not given."""
 
 
+class DependencyError(VLoRAError, ImportError):
+    """A library of an extra is not installed; the remedy names the extra."""
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
 class StorageError(VLoRAError, OSError):
     """The operating system refused to read or write: disk full, read-only, no permission."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -28,6 +27,7 @@ from vlora_engine.inner import delta_error2
 from vlora_engine.layer import Bases, LayerBasis, LayerPlan
 from vlora_engine.linalg import full_basis, update_basis
 from vlora_engine.manifest import LayerSpec, TaskRecord
+from vlora_engine.originals import recorded_original
 from vlora_engine.progress import ProgressCallback
 from vlora_engine.projection import check_fits, padded_stack, project, reconstruct
 from vlora_engine.records import figure, max_k
@@ -53,11 +53,12 @@ def absorb(
     sources: dict[str, AdapterSource] = {}
     rebuilt = []
     for record in subspace.tasks.records():
-        original = original_of(record)
-        if original is None:
+        try:
+            sources[record.id] = recorded_original(record)
+        except VLoRAError:
             rebuilt.append(record.id)
-            original = MemorySource(reconstruct(subspace, subspace.tasks[record.id]))
-        sources[record.id] = original
+            own = reconstruct(subspace, subspace.tasks[record.id])
+            sources[record.id] = MemorySource(own)
     sources[task_id] = source
     words = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
     collection = prepare(sources, dtype=words[subspace.dtype], progress=progress)
@@ -110,19 +111,6 @@ def _bounded_layers(old: TaskProjection, modules: Sequence[str], new: EncodedTas
             errors[i] = old.errors[module] + errors[i] * norms[i] / norm
             norms[i] = norm
     return replace(new, norms=torch.tensor(norms), errors=torch.tensor(errors))
-
-
-def original_of(record: TaskRecord) -> AdapterSource | None:
-    """The adapter that a task was made from, if it is still there and unchanged."""
-    from vlora_engine.formats import open_adapter
-
-    if record.source is None or not Path(record.source).exists():
-        return None
-    try:
-        source = open_adapter(record.source)
-        return source if source.digest() == record.digest else None
-    except VLoRAError:
-        return None
 
 
 def absorb_incremental(subspace: SharedSubspace, source: AdapterSource, task_id: str) -> None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 from vlora_engine.encode import Storage
 from vlora_engine.errors import Cancelled
 from vlora_engine.files import check_output
-from vlora_engine.grow import original_of, reexpress
+from vlora_engine.grow import reexpress
 from vlora_engine.layer import Bases, LayerBasis
 from vlora_engine.manifest import Manifest, read_manifest
+from vlora_engine.originals import original_if_there
 from vlora_engine.packing import Quantization
 from vlora_engine.progress import CancelCheck, Progress, ProgressCallback
 from vlora_engine.tasks import TaskMap
@@ -67,7 +68,7 @@ def requantize(
         if cancelled is not None and cancelled():
             raise Cancelled(f"Stopped at {done} of {len(records)} (quantize).")
         encoded = subspace.tasks.encoded(record.id)
-        original = original_of(record)
+        original = original_if_there(record)
         tasks.put(*reexpress(subspace, storage, subspace.layers, bases, record, encoded, original))
         if progress is not None:
             progress(Progress("quantize", done + 1, len(records), record.id))

@@ -20,6 +20,8 @@ STAGES = {
     "quantize": "packing",
     "export": "exporting",
     "merge": "merging",
+    "originals": "originals",
+    "evaluate": "evaluating",
 }
 
 

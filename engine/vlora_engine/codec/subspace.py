@@ -273,12 +273,12 @@ class CodedSubspace(SharedSubspace):
             were taken from their reconstructions, and their errors are bounds.
         """
         from vlora_engine.build import prepare
-        from vlora_engine.grow import original_of
+        from vlora_engine.originals import original_if_there
 
         sources: dict[str, AdapterSource] = {}
         rebuilt = []
         for record in self.tasks.records():
-            original = original_of(record)
+            original = original_if_there(record)
             if original is None:
                 rebuilt.append(record.id)
                 original = MemorySource(self.reconstruct(record.id))

@@ -1,0 +1,413 @@
+"""A causal language model from transformers that adapters are put on and taken off, through PEFT.
+
+transformers and peft (the extra ``peft``) are imported when a model is loaded, never before.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from vlora_engine.adapters import AdapterSource, LoRAWeights
+from vlora_engine.errors import (
+    CollectionError,
+    DependencyError,
+    NotFoundError,
+    ParameterError,
+    UnsupportedAdapterError,
+)
+from vlora_engine.formats import to_memory
+from vlora_engine.formats.config import CONFIG_NAME
+from vlora_engine.formats.peft_save import peft_config, peft_tensors
+from vlora_engine.formats.places import expanded
+from vlora_engine.spectrum import pick_device
+
+logger = logging.getLogger(__name__)
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_Stand = list[tuple[Tensor, Tensor]]
+BYTES = range(256, 513)  # the sizes of vocabulary in which a token may be a byte
+
+
+@dataclass(frozen=True)
+class Worn:
+    """An adapter in PEFT's own form: its config and tensors under PEFT's keys."""
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    where: str
+
+    @property
+    def fit(self) -> str:
+        """What two adapters must share for the tensors of one to take the place of the other's."""
+        told = {k: v for k, v in self.config.items() if k not in _NO_MATTER}
+        shapes = sorted((key, tuple(t.shape)) for key, t in self.tensors.items())
+        return repr((sorted((k, _ordered(v)) for k, v in told.items()), shapes))
+
+
+_NO_MATTER = frozenset({"base_model_name_or_path", "inference_mode", "peft_version", "revision"})
+
+
+def worn_by_us(weights: LoRAWeights) -> Worn:
+    """``weights`` as `save_adapter` would write them."""
+    return Worn(peft_config(weights), peft_tensors(weights), str(weights.source or "a task"))
+
+
+def worn_by_peft(source: AdapterSource) -> Worn:
+    """An adapter as PEFT itself reads it from its directory: a witness that is not our reader.
+
+    Other formats, which PEFT does not read, come through our reader.
+    """
+    if source.path is None or not (source.path / CONFIG_NAME).is_file():
+        return worn_by_us(to_memory(source))
+    from peft import PeftConfig
+    from peft.utils import load_peft_weights
+
+    config = PeftConfig.from_pretrained(str(source.path)).to_dict()
+    return Worn(config, load_peft_weights(str(source.path), device="cpu"), str(source.path))
+
+
+@dataclass
+class BaseModel:
+    """A base model with seats: each holds one adapter, and any can be switched on.
+
+    Attributes:
+        name: The path or Hub id it was loaded from.
+        tokenizer: None where the model has none.
+        device: Where it runs.
+        unplaced: Tensors of adapters that have no place in this model (heads of other tasks).
+    """
+
+    name: str
+    model: Any
+    tokenizer: Any
+    device: torch.device
+    unplaced: set[str] = field(default_factory=set)
+    _peft: Any = None
+    _seats: dict[str, tuple[str, str]] = field(default_factory=dict)  # PEFT's name, what fits
+    _count: int = 0
+    _carried: dict[str, _Stand] = field(default_factory=dict)  # per seat: place, what goes there
+    _displaced: _Stand = field(default_factory=list)  # place, what was there
+    _carrying: str | None = None
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of tokens."""
+        return int(self.model.config.get_text_config().vocab_size)
+
+    @property
+    def longest(self) -> int | None:
+        """The most tokens of a sequence, where the model has such a limit."""
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        return int(limit) if limit else None
+
+    @property
+    def beginning(self) -> int | None:
+        """The token that a text begins with, if the model has one."""
+        found = getattr(self.tokenizer, "bos_token_id", None)
+        found = self.model.config.get_text_config().bos_token_id if found is None else found
+        return int(found) if found is not None and 0 <= found < self.vocabulary else None
+
+    def encode(self, text: str) -> list[int]:
+        """Text as tokens; where there is no tokenizer and the vocabulary is one of bytes, these.
+
+        Raises:
+            ParameterError: There is no tokenizer, and the vocabulary is not one of bytes.
+        """
+        if self.tokenizer is not None:
+            return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+        if self.vocabulary not in BYTES:
+            raise ParameterError(
+                "The base model has no tokenizer, and its vocabulary is not one of bytes.",
+                where=self.name,
+                expected="tokenizer files beside config.json",
+                found=f"{self.vocabulary} tokens",
+                remedy="put the tokenizer there, or leave --prompts out: texts are then sampled",
+            )
+        return list(text.encode())
+
+    def put(self, seat: str, adapter: Worn) -> None:
+        """Let ``adapter`` take a seat; the tensors alone are changed where the old one was alike.
+
+        Raises:
+            CollectionError: It does not fit this model.
+            UnsupportedAdapterError: It trains biases, which PEFT cannot hold beside another one.
+        """
+        self._carry(None)
+        held = self._seats.get(seat)
+        if held is not None and held[1] == adapter.fit:
+            self._fill(seat, held[0], adapter)
+            return
+        if adapter.config.get("bias") not in (None, "none"):
+            raise UnsupportedAdapterError(
+                "Evaluation of adapters that train biases is not built.",
+                where=adapter.where,
+                expected='"bias": "none"',
+                found=repr(adapter.config["bias"]),
+            )
+        self._count += 1
+        name = f"{seat}{self._count}"
+        with _as_misfit(adapter, self.name), quiet():
+            from peft import PeftConfig, PeftModel
+
+            # Named, PEFT would look for the base on the Hub.
+            told = {**adapter.config, "base_model_name_or_path": None, "inference_mode": True}
+            config = PeftConfig.from_peft_type(**told)
+            if self._peft is None:
+                self._peft = PeftModel(self.model, config, name)
+            else:
+                self._peft.add_adapter(name, config)
+        self._fill(seat, name, adapter)
+        self._peft.eval()
+        self._seats[seat] = name, adapter.fit
+        if held is not None:
+            self._peft.set_adapter(name)
+            self._peft.delete_adapter(held[0])
+
+    def _fill(self, seat: str, name: str, adapter: Worn) -> None:
+        """Set the tensors of PEFT's adapter ``name``."""
+        from peft import set_peft_model_state_dict
+
+        state = self._peft.state_dict()
+        brought = {k: t for k, t in adapter.tensors.items() if k in state and "lora_" not in k}
+        for key, tensor in brought.items():
+            if state[key].shape != tensor.shape:
+                found = f"{key} of {tuple(tensor.shape)}, the base's is {tuple(state[key].shape)}"
+                raise _misfit(adapter, self.name, found)
+        self._carried[seat] = [(state[key], tensor) for key, tensor in brought.items()]
+        own = {key: tensor for key, tensor in adapter.tensors.items() if key not in brought}
+        with _as_misfit(adapter, self.name), quiet():
+            told: Any = set_peft_model_state_dict(self._peft, own, name)
+        astray = [key for key in told.unexpected_keys if "lora_" in key]
+        if astray:
+            raise _misfit(adapter, self.name, f"no place for {astray[0]}")
+        self.unplaced.update(told.unexpected_keys)
+        for key in told.missing_keys:
+            if "lora_" in key and name in key.split("."):
+                state[key].zero_()  # a module that the config names and the adapter lacks
+
+    def _carry(self, seat: str | None) -> None:
+        """Let tensors of the base that a seat's adapter brings (embeddings) stand in for its own.
+
+        PEFT itself would leave them in the base for good.
+        """
+        if seat == self._carrying:
+            return
+        for place, was in reversed(self._displaced):
+            place.copy_(was)
+        brought = self._carried.get(seat, []) if seat is not None else []
+        self._displaced = []
+        for place, tensor in brought:
+            self._displaced.append((place, place.clone()))
+            place.copy_(tensor)
+        self._carrying = seat
+
+    @torch.no_grad()
+    def logits(self, seat: str | None, tokens: Tensor, **inputs: Any) -> Any:
+        """What the model says to ``tokens`` (S, T) with the adapter of ``seat``, None: with none.
+
+        Returns:
+            The output of transformers; its logits are (S, T, vocabulary).
+        """
+        tokens = tokens.to(self.device)
+        self._carry(seat)
+        if seat is None:
+            if self._peft is None:
+                return self.model(input_ids=tokens, **inputs)
+            with self._peft.disable_adapter():
+                return self._peft(input_ids=tokens, **inputs)
+        if self._peft.active_adapter != self._seats[seat][0]:
+            self._peft.set_adapter(self._seats[seat][0])
+        return self._peft(input_ids=tokens, **inputs)
+
+
+def load_base(base: str | Path, *, device: str = "auto", dtype: str = "auto") -> BaseModel:
+    """A causal language model and its tokenizer from a folder or by its Hub id.
+
+    Args:
+        base: A folder that ``save_pretrained`` wrote, or a Hub id.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        dtype: ``fp32``, ``fp16`` or ``bf16``; ``auto`` is fp32 on the CPU, elsewhere the model's.
+
+    Raises:
+        DependencyError: transformers or peft is not installed.
+        NotFoundError: There is no such model here, or the Hub cannot be reached.
+        ParameterError: It is no causal language model, or not a whole one.
+    """
+    if dtype != "auto" and dtype not in DTYPES:
+        raise ParameterError(
+            f"Unknown dtype {dtype!r}.", expected=f"auto, {', '.join(DTYPES)}", found=dtype
+        )
+    require_extra()
+    place = pick_device(device)
+    name = _place_of(os.fspath(base))
+    import transformers
+
+    kind = DTYPES.get(dtype, torch.float32 if place.type == "cpu" else "auto")
+    word = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
+    try:
+        with quiet():
+            # False: else transformers asks at the keyboard whether to run code out of a model.
+            loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                name, trust_remote_code=False, output_loading_info=True, **{word: kind}
+            )
+    except (ValueError, KeyError) as error:
+        raise ParameterError(
+            "The base is not a causal language model that transformers knows.",
+            where=name,
+            found=_first_line(error),
+        ) from error
+    except (OSError, RuntimeError, EOFError, SafetensorError, UnpicklingError) as error:
+        if isinstance(error, torch.cuda.OutOfMemoryError):
+            raise
+        raise _no_base(name, error) from error
+    model, told = loaded
+    if told["missing_keys"]:  # transformers would leave random numbers there
+        raise ParameterError(
+            "The base's weights are not those of a whole causal language model.",
+            where=name,
+            found=f"{len(told['missing_keys'])} tensors missing, as {min(told['missing_keys'])}",
+        )
+    model.requires_grad_(False)
+    return BaseModel(str(base), model.eval().to(place), _tokenizer(name), place)
+
+
+def require_extra() -> None:
+    """Raise where a library of the extra ``peft`` is missing.
+
+    Raises:
+        DependencyError: It names the extra.
+    """
+    for library in ("transformers", "peft"):
+        try:
+            importlib.import_module(library)
+        except ImportError as error:
+            raise DependencyError(
+                f"Evaluation needs {library}, which is not installed.",
+                found=str(error),
+                remedy="pip install 'vlora-tui[peft]'",
+            ) from error
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """transformers and PEFT without bars and remarks; errors still come as exceptions."""
+    from transformers.utils import logging as talk
+
+    level, bars = talk.get_verbosity(), talk.is_progress_bar_enabled()
+    talk.set_verbosity_error()
+    talk.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        talk.set_verbosity(level)
+        if bars:
+            talk.enable_progress_bar()
+
+
+def _place_of(base: str) -> str:
+    """The folder that ``base`` names, or ``base`` itself where it can only be a Hub id.
+
+    Raises:
+        NotFoundError: It is written as a path, and there is no model.
+    """
+    path = expanded(base)
+    if path.is_dir():
+        if (path / "config.json").is_file():
+            return str(path)
+        raise NotFoundError(
+            "There is no model in this folder.",
+            where=path,
+            expected="config.json, as transformers' save_pretrained writes it",
+            remedy="name the base model, not an adapter of it",
+        )
+    if path.exists() or base.startswith((".", "/", "~")) or base.count("/") > 1 or not base:
+        raise NotFoundError(
+            "There is no such base model.",
+            where=base,
+            expected="a folder with config.json, or an id on the Hugging Face Hub",
+        )
+    return base
+
+
+def _no_base(name: str, error: Exception) -> NotFoundError:
+    if Path(name).is_dir():
+        return NotFoundError(
+            "The base model cannot be loaded.",
+            where=name,
+            found=_first_line(error),
+            remedy="check that its weights are all there",
+        )
+    offline = any(os.environ.get(k) for k in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"))
+    return NotFoundError(
+        "The base model is neither a folder here, nor in the cache, nor to be had from the Hub.",
+        where=name,
+        found=_first_line(error),
+        remedy=f"hf download {name}, where there is a network"
+        + (" (the Hub is switched off here: HF_HUB_OFFLINE)" if offline else "")
+        + "; then name it, or its folder",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
+def _tokenizer(name: str) -> Any:
+    """The model's tokenizer, None where it has none: only a text needs one."""
+    from transformers import AutoTokenizer
+
+    if Path(name).is_dir():
+        there = {entry.name for entry in Path(name).iterdir()}
+        # Of a bare config some versions make up an empty tokenizer.
+        if not any(n.startswith("token") or n in ("vocab.json", "vocab.txt") for n in there):
+            return None
+    try:
+        with quiet():
+            return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        logger.info("no tokenizer at %s: %s", name, error)
+        return None
+
+
+@contextmanager
+def _as_misfit(adapter: Worn, base: str) -> Iterator[None]:
+    """What PEFT raises where names or shapes do not fit, as an error that says so."""
+    try:
+        yield
+    except (ValueError, RuntimeError, TypeError, KeyError) as error:
+        lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+        if isinstance(error, torch.cuda.OutOfMemoryError) or not lines:
+            raise
+        raise _misfit(adapter, base, lines[-1][:300]) from error
+
+
+def _misfit(adapter: Worn, base: str, found: str) -> CollectionError:
+    return CollectionError(
+        f"The adapter does not fit the base model {base}.",
+        where=adapter.where,
+        expected="the base that it was trained on"
+        + (f": {named}" if (named := adapter.config.get("base_model_name_or_path")) else ""),
+        found=found,
+        remedy="name that model with --base",
+    )
+
+
+def _ordered(value: Any) -> Any:
+    if isinstance(value, set | frozenset | list | tuple):
+        return sorted(map(repr, value))
+    return sorted(map(repr, value.items())) if isinstance(value, dict) else repr(value)

@@ -1,0 +1,115 @@
+"""The adapters that the tasks of a subspace were made from: found again, and proved by content."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+
+from vlora_engine.adapters import AdapterSource
+from vlora_engine.errors import CollectionError, NotFoundError, VLoRAError
+from vlora_engine.formats import find_adapters, open_adapter
+from vlora_engine.manifest import TaskRecord
+from vlora_engine.progress import Progress, ProgressCallback
+
+STAGE = "originals"
+
+
+def recorded_original(record: TaskRecord) -> AdapterSource:
+    """The adapter that a task was made from, where the subspace says that it lies.
+
+    Args:
+        record: Its ``source`` as a path that holds here, which is what a loaded subspace has.
+
+    Raises:
+        NotFoundError: It is not there, or the subspace does not say where.
+        CollectionError: What lies there has another content.
+        AdapterError: It cannot be read.
+    """
+    if record.source is None or not Path(record.source).exists():
+        raise _not_found(record, record.source, "nothing there" if record.source else None)
+    source = open_adapter(record.source)
+    if source.digest() != record.digest:
+        raise _changed(record, record.source)
+    return source
+
+
+def original_if_there(record: TaskRecord) -> AdapterSource | None:
+    """`recorded_original`, or None where it cannot be had."""
+    try:
+        return recorded_original(record)
+    except VLoRAError:
+        return None
+
+
+def find_originals(
+    records: Sequence[TaskRecord],
+    places: Sequence[str | Path] = (),
+    *,
+    progress: ProgressCallback | None = None,
+) -> tuple[dict[str, AdapterSource], dict[str, VLoRAError]]:
+    """The original of every task, and why those of the others could not be had.
+
+    Args:
+        records: The tasks.
+        places: Folders of adapters and adapters to look in, instead of where the subspace says.
+            What counts is the content; of the adapters those named like the task are read first.
+
+    Raises:
+        NotFoundError: There is nothing, or no adapter, at one of the places.
+    """
+    pool = _Pool(places) if places else None
+    found: dict[str, AdapterSource] = {}
+    missing: dict[str, VLoRAError] = {}
+    for done, record in enumerate(records, start=1):
+        try:
+            found[record.id] = pool.find(record) if pool else recorded_original(record)
+        except VLoRAError as error:
+            missing[record.id] = error
+        if progress is not None:
+            progress(Progress(STAGE, done, len(records), record.id))
+    return found, missing
+
+
+class _Pool:
+    """Adapters below some places, each read at most once for its content hash."""
+
+    def __init__(self, places: Iterable[str | Path]) -> None:
+        self.places = [str(place) for place in places]
+        located = [location.path for place in self.places for location in find_adapters(place)]
+        self._paths = list(dict.fromkeys(located))
+        self._digests: dict[Path, str | None] = {}
+
+    def find(self, record: TaskRecord) -> AdapterSource:
+        name = PurePosixPath(record.id).name
+        namesakes = [path for path in self._paths if path.name == name]
+        for path in sorted(self._paths, key=lambda path: path.name != name):
+            if record.digest and self._digest(path) == record.digest:
+                return open_adapter(path)
+        if namesakes:
+            raise _changed(record, namesakes[0])
+        raise _not_found(record, ", ".join(self.places), "no adapter of this content")
+
+    def _digest(self, path: Path) -> str | None:
+        if path not in self._digests:
+            try:
+                self._digests[path] = open_adapter(path).digest()
+            except VLoRAError:  # a broken one is nobody's original
+                self._digests[path] = None
+        return self._digests[path]
+
+
+def _not_found(record: TaskRecord, where: str | None, found: str | None) -> NotFoundError:
+    return NotFoundError(
+        f"The adapter that task {record.id!r} was made from is not there.",
+        where=where or "the subspace does not say where it lay",
+        found=found,
+    )
+
+
+def _changed(record: TaskRecord, where: str | Path) -> CollectionError:
+    return CollectionError(
+        f"The adapter that task {record.id!r} was made from has changed.",
+        where=where,
+        expected=f"the content sha256 {record.digest[:12] or '(none kept)'}...",
+        found="another one",
+    )

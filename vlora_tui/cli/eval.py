@@ -1,0 +1,233 @@
+"""``eval``: what a model notices of compression, beside the error of dW."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vlora_engine.errors import CollectionError, ParameterError
+from vlora_tui.cli import options as o
+from vlora_tui.cli.errors import FOUND
+from vlora_tui.cli.output import Output, percent, plural, printable
+from vlora_tui.cli.progress import Watcher
+
+if TYPE_CHECKING:
+    from vlora_engine.adapters import AdapterSource
+    from vlora_engine.evaluate import Evaluation
+    from vlora_engine.manifest import Manifest
+    from vlora_engine.subspace import SharedSubspace
+
+MAX_TOKENS = 2048
+LENGTH = 256
+
+
+def evaluate(
+    subspace: o.Subspace,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", help="The base model: a folder or a Hub id.", metavar="MODEL"),
+    ] = None,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--prompts",
+            help="Text: FILE for all, a folder with TASK.txt, or TASK=FILE. Else it is sampled.",
+            metavar="PLACE",
+        ),
+    ] = None,
+    task: Annotated[
+        list[str] | None, typer.Option("--task", help="Tasks or patterns; by default all.")
+    ] = None,
+    originals: Annotated[
+        list[str] | None,
+        typer.Option("--originals", help="Where the adapters lie now.", metavar="PATH"),
+    ] = None,
+    max_tokens: Annotated[
+        int, typer.Option("--max-tokens", help="How many tokens of a task count.")
+    ] = MAX_TOKENS,
+    length: Annotated[int, typer.Option("--length", help="Tokens of one sequence.")] = LENGTH,
+    seed: Annotated[
+        int, typer.Option("--seed", help="Of sampling, and of who stands in for whom.")
+    ] = 0,
+    device: o.Device = "auto",
+    dtype: Annotated[
+        str, typer.Option("--dtype", help="What the base runs in: auto, fp32, fp16 or bf16.")
+    ] = "auto",
+    fail_above: Annotated[
+        float | None,
+        typer.Option("--fail-above", help="Exit 3 if the KL of any task exceeds this."),
+    ] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out tasks whose original is not found.")
+    ] = False,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Measure on the base model what compression changed: KL of logits, top-1 agreement, loss.
+
+    Each task's original adapter is the reference, KL is in nats a token. Beside the compressed
+    adapter stand the bare base, and another task's adapter: a control that must come out worse.
+    """
+    out = Output(json=as_json, quiet=quiet)
+    _check_figures(fail_above, max_tokens, length)
+    manifest, tasks = _chosen(subspace, task)
+    model = base or manifest.base_model
+    if model is None:
+        raise ParameterError(
+            "The subspace names no base model.", where=subspace, remedy="name it with --base"
+        )
+    from vlora_engine.prompts import read_prompts
+
+    texts = read_prompts(prompts, tasks, max_tokens=max_tokens) if prompts else None
+    from vlora_engine.base_model import load_base, require_extra
+    from vlora_engine.evaluate import evaluate_subspace
+    from vlora_engine.subspace import SharedSubspace
+
+    require_extra()
+    opened = SharedSubspace.load(subspace)
+    with Watcher(out) as watcher:
+        found, left_out = _find_originals(opened, tasks, originals, out, watcher, skip_bad=skip_bad)
+        result = evaluate_subspace(
+            load_base(model, device=device, dtype=dtype),
+            opened,
+            found,
+            prompts=texts,
+            max_tokens=max_tokens,
+            length=length,
+            seed=seed,
+            progress=watcher.on_progress,
+        )
+    worst = result.scores[0].compressed.kl
+    exceeds = fail_above is not None and not worst <= fail_above
+    errors = {name: manifest.tasks[name].error for name in found}
+    data = result.as_dict()
+    for row in data["tasks"]:
+        row["error"] = errors[row["task"]]
+    out.json(
+        "eval",
+        {
+            "path": subspace,
+            "method": manifest.method,
+            "base": model,
+            "prompts": "sampled" if texts is None else prompts,
+            "max_tokens": max_tokens,
+            "length": length,
+            "seed": seed,
+            "dtype": dtype,
+            **data,
+            "left_out": left_out,
+            "fail_above": fail_above,
+            "exceeds": exceeds,
+        },
+    )
+    show_evaluation(out, result, errors)
+    out.essence(f"{worst:.6g}")
+    if exceeds:
+        out.note(f"the KL of {printable(result.scores[0].task)!r} exceeds {fail_above:g}")
+        raise typer.Exit(FOUND)
+
+
+def show_evaluation(out: Output, result: Evaluation, errors: dict[str, float]) -> None:
+    """A table of tasks, worst first, then means, the control and what had no place."""
+    out.table(
+        ("task", "dW error", "KL", "top-1", "loss", "change", "gain kept", "base KL", "shuffled"),
+        [
+            (
+                score.task,
+                percent(errors[score.task]),
+                nats(score.compressed.kl),
+                percent(score.compressed.agreement),
+                f"{score.loss:.4f}",
+                f"{score.loss_change:+.4f}",
+                percent(score.gain_kept),
+                nats(score.base.kl),
+                nats(None if score.shuffled is None else score.shuffled.kl),
+            )
+            for score in result.scores
+        ],
+    )
+    out.text()
+    for word, figures in (("mean", result.mean), ("worst", result.worst)):
+        out.text(
+            f"{word:<9}KL {nats(figures['kl'])}, top-1 agreement {percent(figures['agreement'])}, "
+            f"loss {figures['loss_change']:+.4f}, gain kept {percent(figures['gain_kept'])}"
+        )
+    _show_control(out, result)
+    if result.unplaced:
+        out.text(
+            f"no place  {plural(len(result.unplaced), 'tensor')} that this model has no place for, "
+            f"left out on both sides: {', '.join(result.unplaced[:4])}"
+        )
+
+
+def nats(value: float | None) -> str:
+    """A KL with three digits."""
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if value >= 0.01 or value == 0 else f"{value:.2g}"
+
+
+def _show_control(out: Output, result: Evaluation) -> None:
+    control = result.control
+    if control is None:
+        out.text("control  none: a single task has no other's name to take")
+        return
+    out.text(
+        f"control  KL {nats(control['mean_kl'])} with shuffled task names, "
+        f"{nats(control['min_kl'])} at least"
+        + (": it fails, as it must" if control["fails"] else "")
+    )
+    if not control["fails"]:
+        names = ", ".join(control["no_worse"][:8])
+        out.warn(
+            f"the control does not fail: another task's adapter does as well for {names}; "
+            "on this text the figures tell little"
+        )
+
+
+def _chosen(subspace: str, patterns: list[str] | None) -> tuple[Manifest, list[str]]:
+    """The index, and the tasks to evaluate in its order."""
+    from vlora_engine.manifest import read_manifest
+    from vlora_tui.writing import match_tasks
+
+    manifest = read_manifest(subspace)
+    if not manifest.tasks:
+        raise ParameterError("The subspace has no task to evaluate.", where=subspace)
+    return manifest, match_tasks(patterns or ["*"], list(manifest.tasks))
+
+
+def _find_originals(
+    subspace: SharedSubspace,
+    tasks: list[str],
+    places: list[str] | None,
+    out: Output,
+    watcher: Watcher,
+    *,
+    skip_bad: bool,
+) -> tuple[dict[str, AdapterSource], list[str]]:
+    """The originals of the tasks, and the tasks that are left out for want of one."""
+    from vlora_engine.originals import find_originals
+
+    records = [subspace.tasks.record(name) for name in tasks]
+    found, missing = find_originals(records, places or (), progress=watcher.on_progress)
+    if missing and (not skip_bad or not found):
+        errors: dict[str, Any] = {"errors": list(missing.values())}
+        raise CollectionError(
+            f"The originals of {len(missing)} of {plural(len(tasks), 'task')} cannot be had.",
+            **errors,
+            remedy="say with --originals where they lie now"
+            + (", or leave these tasks out with --skip-bad" if found else ""),
+        )
+    for name, error in missing.items():
+        out.warn(printable(f"{name} is left out: {error.what}"))
+    return found, list(missing)
+
+
+def _check_figures(fail_above: float | None, max_tokens: int, length: int) -> None:
+    if fail_above is not None and not fail_above >= 0:
+        raise ParameterError("--fail-above is a KL in nats, 0 or more.", found=str(fail_above))
+    if max_tokens < 1:
+        raise ParameterError("--max-tokens is at least 1.", found=str(max_tokens))
+    if length < 2:
+        raise ParameterError("--length is at least 2.", found=str(length))
