@@ -14,15 +14,21 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vlora_engine.codec.coding import METHODS as CODED_METHODS
+from vlora_engine.codec.coding import default_method
 from vlora_engine.errors import InputError, NotFoundError, ParameterError
 from vlora_engine.packing import BLOCK_SIZE, Quantization, quantization
 
-METHODS = ("delta", "columns", "flat")
-METHODS_TO_COME = ("own", "auto")
+METHODS = ("auto", "own", "delta", "columns", "flat")
+MEASURED = (
+    "delta",
+    "columns",
+    "flat",
+    "codec",
+)  # what spectra hold; names their place in the cache
 TARGETS = ("peft",)
 TARGETS_TO_COME = ("portable", "vllm", "sglang", "tgi", "lorax", "llamacpp", "ollama")
 QUANTIZATIONS = ("none", "int8", "int4", "nf4")
-OWN_BITS = ("own", "auto")  # methods that choose the bits themselves
 DEFAULT_MAX_ERROR = 0.05  # what `compress` aims at when it is told nothing
 DTYPES = ("auto", "fp32", "fp16", "bf16")
 CACHE = "cache"
@@ -47,9 +53,14 @@ class Input:
 
 @dataclass(frozen=True)
 class Compress:
-    """How to compress: k, or one target that k is chosen for."""
+    """How to compress: k, or one target that k, or the bits, are chosen for.
 
-    method: str = "delta"
+    Args:
+        method: By default ``auto``, and ``delta`` where something is asked for that only a basis
+            has.
+    """
+
+    method: str = ""
     k: int | None = None
     k_a: int | None = None
     k_b: int | None = None
@@ -64,6 +75,15 @@ class Compress:
     spectra: str | None = None
     quantize: str = "none"
     refine: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.method:
+            object.__setattr__(self, "method", default_method(self))
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether every direction gets bits of its own, and no k is chosen."""
+        return self.method in CODED_METHODS
 
     @property
     def target(self) -> tuple[str, float] | None:

@@ -12,8 +12,6 @@ from typing import Any
 from vlora_tui.recipe import (
     DTYPES,
     METHODS,
-    METHODS_TO_COME,
-    OWN_BITS,
     QUANTIZATIONS,
     TARGETS,
     TARGETS_TO_COME,
@@ -98,7 +96,7 @@ def _read_adapter(table: Table, entry: Any) -> AdapterInput:
 
 def _read_compress(table: Table) -> Compress:
     compress = Compress(
-        method=table.choice("method", METHODS, "delta", METHODS_TO_COME),
+        method=table.choice("method", METHODS, ""),
         k=table.natural("k"),
         k_a=table.natural("k_a"),
         k_b=table.natural("k_b"),
@@ -137,13 +135,8 @@ def check_compress(compress: Compress, table: Table) -> None:
         table.fail(ks[1], f"k and {ks[1]} are both given.", expected="k, or k_a and k_b")
     if len(ks) == 1 and "k" not in ks:
         table.fail(ks[0], f"{ks[0]} is given without its other side.", expected="k_a and k_b")
-    if compress.quantize != "none" and compress.method in OWN_BITS:
-        table.fail(
-            "quantize",
-            f"The method {compress.method} chooses its bits itself.",
-            expected="quantize with delta, columns or flat",
-            found=compress.quantize,
-        )
+    if compress.is_coded:
+        _check_coded(compress, table)
     if compress.method == "flat" and "k_a" in ks and compress.k_a != compress.k_b:
         table.fail("k_a", "The method flat has one k for both sides.", expected="k")
     if compress.adaptive and compress.variance is None:
@@ -160,6 +153,29 @@ def check_compress(compress: Compress, table: Table) -> None:
             "device", "This is no device.", expected="auto, cpu, cuda, cuda:N or mps",
             found=repr(compress.device),
         )  # fmt: skip
+
+
+def _check_coded(compress: Compress, table: Table) -> None:
+    """Refuse what only a basis has."""
+    if compress.quantize != "none":
+        table.fail(
+            "quantize",
+            f"The method {compress.method} chooses its bits itself.",
+            expected="quantize with delta, columns or flat",
+            found=compress.quantize,
+        )
+    of_a_basis = [
+        n for n in ("k", "k_a", "k_b", "adaptive", "layers", "refine") if getattr(compress, n)
+    ]
+    if compress.dtype != "auto":
+        of_a_basis.append("dtype")
+    if of_a_basis:
+        table.fail(
+            of_a_basis[0],
+            f"The method {compress.method} has no {of_a_basis[0]}: it shares no fixed basis.",
+            expected="max_error, mean_error, variance or budget",
+            remedy="leave it out, or use the method delta, columns or flat",
+        )
 
 
 def _read_layers(table: Table) -> dict[str, int]:

@@ -72,7 +72,7 @@ class Table:
                 expected=f"for now: {', '.join(allowed)}",
                 found=repr(value),
             )
-        if value not in allowed:
+        if value not in allowed and value != default:
             self.fail(
                 key, f"{value!r} is no {key}.", expected=", ".join(allowed), found=repr(value)
             )

@@ -8,29 +8,26 @@ Headers are read without torch; the engine's numerics are imported when a step n
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlora_engine.errors import Cancelled, InputError, ParameterError, VLoRAError
 from vlora_engine.files import check_output, partial_path
-from vlora_engine.packing import named_quantization
 from vlora_engine.partial import kept_layers, spectra_partial
 from vlora_tui import events, paths
+from vlora_tui.choices import expect, manifest_figures, others_at, targets_of
 from vlora_tui.collection import Collection, gather
 from vlora_tui.locking import waiting_lock
-from vlora_tui.recipe import CACHE, METHODS, Compress, Quantize, Recipe, resolve
+from vlora_tui.recipe import CACHE, MEASURED, Compress, Quantize, Recipe, resolve
 from vlora_tui.room import needs_of, require_room
 from vlora_tui.writing import Writer, plan_outputs
 
 if TYPE_CHECKING:
-    from vlora_engine.budget import Prediction
-    from vlora_engine.build import Targets
     from vlora_engine.check import CheckReport
     from vlora_engine.health import Finding
-    from vlora_engine.manifest import Manifest
     from vlora_engine.progress import Progress
     from vlora_engine.surface import Spectra
 
@@ -178,8 +175,8 @@ class Run:
         self._tell_mixed_bases()
         check = self._check()
         spectra = self._spectra(compress, check)
-        if spectra is not None:
-            self._require_room(self._tell_choice(compress, spectra).nbytes)
+        if spectra is not None and (nbytes := self._tell_choice(compress, spectra)) is not None:
+            self._require_room(nbytes)
         report = build_subspace(
             self.collection.adapters,
             out,
@@ -195,7 +192,7 @@ class Run:
         )
         figures = report.as_dict()
         self.outputs.append(str(out))
-        self._tell_resumed(report.reused_layers, len(report.k))
+        self._tell_resumed(report.reused_layers, len(report.layer_errors))
         self.emit(events.SubspaceWritten(str(out), figures))
         for finding in report.findings:
             if finding.code not in {f.code for f in check.findings}:
@@ -239,7 +236,7 @@ class Run:
 
         if compress.spectra not in (None, CACHE):
             spectra, reused = Spectra.load(str(compress.spectra)), True
-        elif compress.target is None:
+        elif compress.target is None or self._codes_at_once(compress):
             return None
         elif (cached := self._cached_spectra()) is not None:
             spectra, reused = cached, True
@@ -248,7 +245,7 @@ class Run:
             self.emit(events.Remark("The cache cannot be written.", where, "no-cache"))
             return None  # the build computes its own
         else:
-            target = self.collection.spectra_dir(METHODS)
+            target = self.collection.spectra_dir(MEASURED)
             with self._only_one(target):
                 cached = self._cached_spectra()
                 reused = cached is not None
@@ -257,6 +254,10 @@ class Run:
                 )
         self._tell_spectra(spectra, reused=reused)
         return spectra
+
+    def _codes_at_once(self, compress: Compress) -> bool:
+        """Whether the build finds out what it needs by itself, faster than spectra would."""
+        return compress.is_coded and compress.spectra is None and self._cached_spectra() is None
 
     def _compute_spectra(
         self, target: Path, check: CheckReport, device: str, *, force: bool
@@ -268,7 +269,7 @@ class Run:
         spectra = compute_spectra(
             self.collection.adapters,
             target,
-            methods=METHODS,
+            codec=True,
             device=device,
             check=check,
             skip_bad=self.recipe.input.skip_bad,
@@ -316,7 +317,7 @@ class Run:
     def _cached_spectra(self) -> Spectra | None:
         from vlora_engine.surface import Spectra
 
-        place = self.collection.spectra_dir(METHODS)
+        place = self.collection.spectra_dir(MEASURED)
         if not place.is_dir():
             return None
         try:
@@ -325,20 +326,13 @@ class Run:
             return None  # a cache: what cannot be read is made again
         return spectra if spectra.complete else None
 
-    def _tell_choice(self, compress: Compress, spectra: Spectra) -> Prediction:
-        from vlora_engine.budget import choose
-
-        prediction = (choice := choose(spectra, **choice_arguments(compress))).prediction
-        self.emit(
-            events.Chosen(
-                method=compress.method,
-                k=k_text(choice.k),
-                mean_error=prediction.mean_error,
-                max_error=prediction.max_error,
-                nbytes=prediction.nbytes,
-            )
-        )
-        return prediction
+    def _tell_choice(self, compress: Compress, spectra: Spectra) -> int | None:
+        """Tell what is going to be built; its bytes, where the spectra know them."""
+        expected = expect(compress, spectra)
+        if expected is None:
+            return None
+        self.emit(events.Chosen(**vars(expected)))
+        return expected.nbytes
 
     def _remark(self, finding: Finding) -> None:
         self.emit(events.Remark(finding.what, finding.where, finding.code))
@@ -368,7 +362,7 @@ class SpectraRun(Run):
         self.collection = gather(self.recipe)
         self._tell_collection()
         self._tell_mixed_bases()
-        target, reused = self.target or self.collection.spectra_dir(METHODS), False
+        target, reused = self.target or self.collection.spectra_dir(MEASURED), False
         if self.target is not None:
             check_output(target, force=self.force)
             self._compute_spectra(target, self._check(), self.device, force=self.force)
@@ -380,90 +374,6 @@ class SpectraRun(Run):
                     self._compute_spectra(target, self._check(), self.device, force=True)
         self.outputs.append(str(target))
         self._tell_spectra(Spectra.load(target), reused=reused)
-
-
-def manifest_figures(manifest: Manifest) -> dict[str, Any]:
-    """What a subspace says of itself, in the words of a build's report."""
-    known = manifest.as_dict()
-    return {
-        **{key: known[key] for key in ("method", "dtype", "quantization", "variance")},
-        **{key: known[key] for key in ("mean_error", "max_error", "worst_task", "input_bytes")},
-        **{key: known[key] for key in ("ratio", "codec_ratio")},
-        "nbytes": known["bytes"],
-        "tasks": list(manifest.tasks),
-        "k": {layer.name: (layer.k_a, layer.k_b) for layer in manifest.layers},
-        "task_errors": {task.id: task.error for task in manifest.tasks.values()},
-        "bounded": [task.id for task in manifest.tasks.values() if not task.measured],
-    }
-
-
-def targets_of(compress: Compress) -> Targets:
-    """What of the recipe the engine's build goes by."""
-    from vlora_engine.build import Targets
-
-    arguments = choice_arguments(compress)
-    del arguments["quantization"]
-    return Targets(**arguments, quantize=compress.quantize, refine=compress.refine)
-
-
-def choice_arguments(compress: Compress) -> dict[str, Any]:
-    """What of the recipe decides on k, as `vlora_engine.budget.choose` takes it."""
-    arguments: dict[str, Any] = {
-        name: getattr(compress, name)
-        for name in ("k", "k_a", "k_b")
-        if getattr(compress, name) is not None
-    }
-    if compress.target is not None:
-        name, value = compress.target
-        arguments[name] = value
-    return {
-        "method": compress.method,
-        "adaptive": compress.adaptive,
-        "layers": dict(compress.layers),
-        "dtype": compress.dtype,
-        "quantization": named_quantization(compress.quantize),
-        **arguments,
-    }
-
-
-def others_at(
-    compress: Compress, figures: Mapping[str, Any], spectra: Spectra | None
-) -> tuple[dict[str, Any], ...]:
-    """What the other methods would cost at the same bytes, where spectra are there to tell."""
-    if spectra is None:
-        return ()
-    from vlora_engine.budget import choose
-
-    rows: list[dict[str, Any]] = []
-    for method in (m for m in spectra.methods if m != compress.method):
-        row: dict[str, Any] = dict.fromkeys(("k", "mean_error", "max_error", "nbytes"))
-        with suppress(VLoRAError):  # no k of it fits: the row says so
-            choice = choose(
-                spectra,
-                method,
-                budget=int(figures["nbytes"]),
-                dtype=compress.dtype,
-                quantization=named_quantization(compress.quantize),
-            )
-            prediction = choice.prediction
-            row = {
-                "k": k_text(choice.k),
-                "mean_error": prediction.mean_error,
-                "max_error": prediction.max_error,
-                "nbytes": prediction.nbytes,
-            }
-        rows.append({"method": method, **row})
-    return tuple(rows)
-
-
-def k_text(k: Mapping[str, Any]) -> str:
-    """The k of all layers in a few words: ``8``, ``4-24``, ``8-12 x 16`` (k_a x k_b)."""
-    pairs = {(k_ab, k_ab) if isinstance(k_ab, int) else tuple(k_ab) for k_ab in k.values()}
-    sides = [sorted({pair[i] for pair in pairs}) for i in (0, 1)]
-    if all(a == b for a, b in pairs):
-        sides = sides[:1]
-    texts = [str(s[0]) if len(s) == 1 else f"{s[0]}-{s[-1]}" for s in sides if s]
-    return " x ".join(texts) or "-"
 
 
 def reason(error: VLoRAError | None) -> str:

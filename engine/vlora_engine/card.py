@@ -27,7 +27,7 @@ def model_card(manifest: Manifest) -> str:
         "    vlora-tui info DIR",
         "    vlora-tui export DIR TASK -o OUT",
         "",
-        "Method: the Share paper, arXiv 2602.06043; format: vlora-subspace 1.",
+        f"Method: the Share paper, arXiv 2602.06043; format: vlora-subspace {manifest.version}.",
         "",
     ]
     return "\n".join(lines)
@@ -36,4 +36,6 @@ def model_card(manifest: Manifest) -> str:
 def stored_in(manifest: Manifest) -> str:
     """What the numbers are stored as, in a few words."""
     quantization = manifest.quantization
+    if manifest.coding is not None:
+        return "as coded bits"
     return manifest.dtype if quantization is None else quantization.words(manifest.dtype)

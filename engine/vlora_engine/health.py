@@ -57,12 +57,14 @@ def check_subspace(path: str | Path) -> list[Finding]:
         manifest = read_manifest(path)
     except (CorruptFileError, SubspaceError) as error:
         return [_from_error("index", error)]
+    findings = list(_file_findings(manifest))
+    broken = {finding.where for finding in findings if finding.severity == "error"}
+    if manifest.coding is not None:
+        return findings + list(_coded_findings(manifest, broken))
     from vlora_engine.store import StoredSubspace
 
     stored = StoredSubspace(manifest, verify=False)
     try:
-        findings = list(_file_findings(manifest))
-        broken = {finding.where for finding in findings if finding.severity == "error"}
         findings += _basis_findings(stored, broken)
         findings += _task_findings(stored, broken)
     finally:
@@ -156,6 +158,37 @@ def _task_findings(stored: StoredSubspace, broken: set[str]) -> Iterator[Finding
         if len(task.rest) != record.rest:
             what = f"{len(task.rest)} rest tensors; the index says {record.rest}."
             yield Finding("error", "rest-tensors", name, what, "compress the adapters again")
+
+
+def _coded_findings(manifest: Manifest, broken: set[str]) -> Iterator[Finding]:
+    """Every module of every task is decoded."""
+    import torch
+
+    from vlora_engine.codec.store import CodedStore, Decoder
+    from vlora_engine.errors import VLoRAError
+
+    stored = CodedStore(manifest, verify=False)
+    decoder = Decoder(stored)
+    try:
+        for record in manifest.tasks.values():
+            name = f"tasks/{record.file}"
+            if name in broken or any(basis.name in broken for basis in manifest.basis):
+                continue
+            try:
+                task = stored.task(record)
+                factors = decoder.factors(manifest.layers, record, task.blobs)
+            except VLoRAError as error:
+                yield _from_error(name, error)
+                continue
+            numbers = [x for pair in factors.values() for x in pair]
+            if not all(bool(torch.isfinite(x).all()) for x in (*numbers, task.norms, task.errors)):
+                what = f"What {record.id!r} decodes to is not finite."
+                yield Finding("error", "not-finite", name, what, "compress the adapters again")
+            if len(task.rest) != record.rest:
+                what = f"{len(task.rest)} rest tensors; the index says {record.rest}."
+                yield Finding("error", "rest-tensors", name, what, "compress the adapters again")
+    finally:
+        stored.close()
 
 
 def _from_error(where: str, error: Any) -> Finding:

@@ -191,6 +191,11 @@ class Manifest:
         return sum(file.stat().st_size for file in self.path.rglob("*") if file.is_file())
 
     @property
+    def version(self) -> int:
+        """Of the format."""
+        return VERSION if self.coding is None else CODED_VERSION
+
+    @property
     def input_bytes(self) -> int:
         return sum(task.source_bytes for task in self.tasks.values())
 
@@ -278,7 +283,7 @@ class Manifest:
         if self.coding is not None:
             return self._coded_json(self.coding)
         return {
-            **self._head(VERSION),
+            **self._head(),
             "layers": [_layer_json(layer) for layer in self.layers],
             "basis": self._basis_json(),
             "tasks": [task.as_json(len(self.layers)) for task in self.tasks.values()],
@@ -295,7 +300,7 @@ class Manifest:
             row = task.as_json(len(self.layers))
             tasks.append({**row, "config": configs.index(task.config)})
         return {
-            **self._head(CODED_VERSION),
+            **self._head(),
             "coding": coding.as_json(),
             "layers": [_layer_row(layer) for layer in self.layers],
             "basis": self._basis_json(),
@@ -303,10 +308,10 @@ class Manifest:
             "tasks": tasks,
         }
 
-    def _head(self, version: int) -> dict[str, Any]:
+    def _head(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
-            "version": version,
+            "version": self.version,
             "engine": self.engine,
             "method": self.method,
             "dtype": self.dtype,

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -39,11 +39,15 @@ from vlora_engine.surface import (
     finished_layers,
     grid_k,
     grid_points,
+    outlook_file,
     vectors_file,
     write_arrays,
     write_index,
     write_layer,
 )
+
+if TYPE_CHECKING:
+    from vlora_engine.codec.outlook import Outlook
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +71,7 @@ def compute_spectra(
     out: Path | None = None,
     *,
     methods: Sequence[str] = METHODS,
+    codec: bool = False,
     device: str = "auto",
     check: CheckReport | None = None,
     skip_bad: bool = False,
@@ -78,6 +83,7 @@ def compute_spectra(
 
     Args:
         methods: Of ``delta``, ``columns``, ``flat``; one pass over the data serves all.
+        codec: Measure what coding would cost, too (methods `own` and `auto`), after the layers.
         check: The verdict of `check_adapters`, where it is already known.
         skip_bad: Go on without bad adapters (they are named in ``skipped``).
 
@@ -102,6 +108,8 @@ def compute_spectra(
     shapes = {spec.name: (spec.d_in, spec.d_out) for spec in shared_layers(good)}
     if out is None:
         _fill(spectra, good, check, None, device, progress, cancelled)
+        if codec:
+            spectra.codec = _outlook(good, check, device, progress, cancelled)
         return spectra
     partial = spectra_partial(out)
     with sole_writer(partial, out), layers_kept(partial, out):
@@ -111,9 +119,25 @@ def compute_spectra(
             discard(entry)
         write_index(partial, spectra, shapes, common)
         _fill(spectra, good, check, partial, device, progress, cancelled, kept)
+        if codec and not outlook_file(partial).exists():
+            _outlook(good, check, device, progress, cancelled).save(outlook_file(partial))
         publish(partial, out, force=force)
     spectra.path, spectra.reused_layers = out, len(kept)
     return spectra
+
+
+def _outlook(
+    sources: Mapping[str, AdapterSource],
+    check: CheckReport,
+    device: str,
+    progress: ProgressCallback | None,
+    cancelled: CancelCheck | None,
+) -> Outlook:
+    from vlora_engine.build import Collection
+    from vlora_engine.codec.build import outlook_of
+
+    collection = Collection(dict(sources), check, shared_layers(sources), "F32")
+    return outlook_of(collection, device=device, progress=progress, cancelled=cancelled)
 
 
 def canonical_order(check: CheckReport, names: Sequence[str]) -> list[str]:

@@ -14,9 +14,10 @@ import pytest
 from tests.app.conftest import Cli
 from vlora_engine.formats import open_adapter
 from vlora_tui import events
+from vlora_tui.choices import k_text
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.recipe import load_recipe
-from vlora_tui.run import Run, k_text
+from vlora_tui.run import Run
 from vlora_tui.writing import match_tasks
 
 

@@ -34,12 +34,14 @@ COMMANDS = {
     "inspect": Entry("look", "inspect", "List adapters, which fit together, which do not.", "Look"),
     "info": Entry("look", "info", "Tell what a subspace holds, from its headers.", "Look"),
     "spectra": Entry("spectra", "spectra", "Measure what every k would cost.", "Look"),
+    "plan": Entry("plan", "plan", "What every method would cost, at every size.", "Look"),
     "analyze": Entry("compare", "analyze", "Similarity of adapters, and clusters.", "Look"),
     "diff": Entry("compare", "diff", "Compare two adapters or tasks.", "Look"),
     "validate": Entry("care", "validate", "Check a subspace: checksums, shapes, figures.", "Look"),
     "eval": Entry("eval", "evaluate", "Measure on the base model what compression cost.", "Look"),
     "benchmark": Entry("care", "benchmark", "Time the operations of a subspace.", "Look"),
     "compress": Entry("compress", "compress", "Compress adapters into one subspace.", "Work"),
+    "compact": Entry("compact", "compact", "Plan a coded collection anew.", "Work"),
     "quantize": Entry("quantize", "quantize", "Pack a subspace as int8, int4 or NF4.", "Work"),
     "export": Entry("export", "export", "Write tasks of a subspace as PEFT adapters.", "Work"),
     "reconstruct": Entry("export", "export", "The same as export.", "Work"),
@@ -52,8 +54,6 @@ COMMANDS = {
 }
 
 NOT_YET = (
-    "compact",
-    "plan",
     "interference",
     "report",
     "resize",

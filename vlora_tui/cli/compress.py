@@ -26,7 +26,7 @@ def compress(
     max_error: o.MaxError = None,
     mean_error: o.MeanError = None,
     budget: o.Budget = None,
-    method: o.Method = "delta",
+    method: o.Method = None,
     layers: o.Layers = None,
     names: o.Names = None,
     dtype: o.Dtype = "auto",
@@ -103,15 +103,14 @@ def compress_data(watcher: Watcher) -> dict[str, Any]:
 def show_subspace(out: Output, watcher: Watcher) -> None:
     """The same for people: what was used, what it costs, what else it would have cost."""
     from vlora_engine.packing import parse_quantization
-    from vlora_tui.run import k_text
 
     written = watcher.last(events.SubspaceWritten)
     figures = written.figures
-    k = k_text({layer: tuple(pair) for layer, pair in figures["k"].items()})
-    tasks, layers = plural(len(figures["tasks"]), "task"), plural(len(figures["k"]), "layer")
+    tasks = plural(len(figures["tasks"]), "task")
+    layers = plural(len(figures.get("layer_errors") or figures["k"]), "layer")
     packed = parse_quantization(figures["quantization"])
     stored = f", stored as {packed.words(figures['dtype'])}" if packed is not None else ""
-    out.text(f"{figures['method']}, k = {k}: {tasks}, {layers}{stored}")
+    out.text(f"{how(figures)}: {tasks}, {layers}{stored}")
     out.text(
         f"error of dW  {percent(figures['mean_error'])} on average, "
         f"{percent(figures['max_error'])} at worst ({printable(figures['worst_task'])})"

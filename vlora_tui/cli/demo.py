@@ -12,11 +12,11 @@ import typer
 
 from vlora_engine.formats.places import expanded
 from vlora_tui import events
+from vlora_tui.choices import how
 from vlora_tui.cli import options as o
 from vlora_tui.cli.execute import execute
 from vlora_tui.cli.flags import from_tables
 from vlora_tui.cli.output import Output, percent, plural, size, times
-from vlora_tui.run import k_text
 
 if TYPE_CHECKING:
     from vlora_engine.catalog import Catalog
@@ -69,7 +69,7 @@ def run_demo(
     recipe = from_tables(
         {
             "input": {"adapters": [str(adapters)], "skip_bad": True},
-            "compress": {"max_error": max_error},
+            "compress": {"max_error": max_error, "spectra": "cache"},
             "output": {"subspace": str(subspace)},
             "export": [{"tasks": ["*"], "path": f"{exported}/{{task}}"}],
         }
@@ -168,11 +168,10 @@ class Story:
             self.out.text(f"   {program()} {shlex.join(words)}")
 
     def _compressed(self, figures: dict[str, Any]) -> None:
-        k = k_text({layer: tuple(pair) for layer, pair in figures["k"].items()})
         self._step(
             5,
             "compressed",
-            f"no task above {percent(self.max_error)}: {figures['method']}, k = {k}, "
+            f"no task above {percent(self.max_error)}: {how(figures)}, "
             f"{size(figures['nbytes'])} ({times(figures['ratio'])} smaller)",
         )
         self._more(

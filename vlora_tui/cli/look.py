@@ -92,11 +92,11 @@ def info_data(manifest: Manifest) -> dict[str, Any]:
 def show_manifest(out: Output, manifest: Manifest) -> None:
     """The same for people."""
     from vlora_engine.card import stored_in
-    from vlora_tui.run import k_text
+    from vlora_tui.choices import how, manifest_figures
 
-    k = k_text({layer.name: (layer.k_a, layer.k_b) for layer in manifest.layers})
     out.text(printable(f"subspace   {manifest.path}"))
-    out.text(f"method     {manifest.method}, k = {k}, stored in {stored_in(manifest)}")
+    stored = f"stored {'' if manifest.coding else 'in '}{stored_in(manifest)}"
+    out.text(f"method     {how(manifest_figures(manifest))}, {stored}")
     out.text(printable(f"base       {manifest.base_model or 'not named'}"))
     out.text(
         f"holds      {plural(len(manifest.tasks), 'task')}, {plural(len(manifest.layers), 'layer')}"
@@ -114,6 +114,7 @@ def show_manifest(out: Output, manifest: Manifest) -> None:
         f"{percent(worst.error if worst else None)} at worst"
     )
     out.text()
+    related = any(task.cluster for task in manifest.tasks.values())
     rows = [
         (
             task.id,
@@ -123,10 +124,12 @@ def show_manifest(out: Output, manifest: Manifest) -> None:
             len(task.layers) + len(task.own),
             task.rest or "-",
             size(task.nbytes),
+            *([task.cluster or "-"] if related else []),
         )
         for task in manifest.tasks.values()
     ]
-    out.table(("task", "error", "rank", "alpha", "modules", "kept whole", "size"), rows)
+    names = ("task", "error", "rank", "alpha", "modules", "kept whole", "size")
+    out.table((*names, "cluster") if related else names, rows)
 
 
 def expand(paths: Sequence[str]) -> list[str]:

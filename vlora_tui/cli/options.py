@@ -29,7 +29,12 @@ PrintRecipe = Annotated[
 
 # ---- how to compress: the same flags in `compress`, `run` and `demo`
 
-Method = Annotated[str, typer.Option("--method", help="delta, columns or flat.")]
+Method = Annotated[
+    str | None,
+    typer.Option(
+        "--method", help="auto, own, delta, columns or flat; auto where no k and no basis is named."
+    ),
+]
 K = Annotated[
     str | None,
     typer.Option("-k", "--num-components", help="Directions a side, or auto (see --variance)."),

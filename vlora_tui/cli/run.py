@@ -41,7 +41,7 @@ def run(
     max_error: o.MaxError = None,
     mean_error: o.MeanError = None,
     budget: o.Budget = None,
-    method: o.Method = "delta",
+    method: o.Method = None,
     layers: o.Layers = None,
     names: o.Names = None,
     dtype: o.Dtype = "auto",

@@ -288,9 +288,9 @@ def _cached(recipe: Recipe) -> Spectra | None:
     """The cached spectra of a recipe's inputs, if they are complete."""
     from vlora_engine.surface import Spectra
     from vlora_tui.collection import gather
-    from vlora_tui.recipe import METHODS, resolve
+    from vlora_tui.recipe import MEASURED, resolve
 
-    place = gather(resolve(recipe)).spectra_dir(METHODS)
+    place = gather(resolve(recipe)).spectra_dir(MEASURED)
     try:
         spectra = Spectra.load(place)
     except VLoRAError:

@@ -56,6 +56,7 @@ def outlook_of(
     outlook.rest_bytes = sum(record.rest_bytes for record in records.values())
     outlook.factor_bytes = 2 * sum(record.factor_elements for record in records.values())
     outlook.input_bytes = sum(record.source_bytes for record in records.values())
+    outlook.digests = _digests(collection)
     return outlook
 
 
@@ -309,7 +310,6 @@ def _partial_outlook(
         progress=progress,
         cancelled=cancelled,
     )
-    made.digests = _digests(collection)
     made.save(place)
     return made
 

@@ -199,6 +199,25 @@ class Outlook:
         errors = np.sqrt(missed2.clip(0))
         return Forecast(steps, tuple(map(tuple, modes)), bits, shared_bits, errors, layer_errors)
 
+    def worst_layers(self, forecast: Forecast) -> list[tuple[str, float]]:
+        """Per task the layer that loses the largest share of its own dW, and that error."""
+        errors = np.zeros((len(self.layers), len(self.tasks)))
+        for i, layer in enumerate(self.layers):
+            part = self.only([i]).forecast(forecast.steps, [forecast.modes[i]])
+            energy = self.energy[i]
+            share = np.divide(part.errors**2, energy, out=np.zeros(len(energy)), where=energy > 0)
+            errors[i, layer.tasks] = np.sqrt(share)[layer.tasks]
+        worst = errors.argmax(axis=0) if len(self.layers) else []
+        return [(self.layers[i].name, float(errors[i, j])) for j, i in enumerate(worst)]
+
+    def saved_bytes(self, index: int, mode: Mode, steps: Array) -> int:
+        """What a group saves on a layer against coding its members alone, the error in bytes."""
+        step = float(np.exp(np.log(steps[self.layers[index].tasks[list(mode.members)]]).mean()))
+        bits, missed = self._own(index, np.full(len(self.layers[index].tasks), step))
+        price = PRICE * step * step
+        gain, _ = self._offer(self._table(index, mode), step, missed + price * bits, price)
+        return int(gain / price / 8)
+
     def _own(self, index: int, steps: Array) -> tuple[Array, Array]:
         """Bits (N,) and missed shares (N,) of one layer, every task by itself."""
         layer = self.layers[index]
@@ -358,12 +377,18 @@ class Target:
     mean_error: float | None = None
     variance: float | None = None
 
+    @classmethod
+    def of(cls, name: str, value: float) -> Target:
+        """A target by its name."""
+        whole: dict[str, Any] = {name: int(value) if name == "budget" else value}
+        return cls(**whole)
+
     def tightened(self, share: float) -> Target:
         """The same with a little room: errors and bytes are bounds that are kept."""
         if self.variance is not None:
             return replace(self, variance=1 - (1 - self.variance) * share**2)
         name, value = next((n, v) for n, v in vars(self).items() if v is not None)
-        return Target(**{name: int(value * share) if name == "budget" else value * share})
+        return Target.of(name, value * share)
 
 
 @dataclass(frozen=True)

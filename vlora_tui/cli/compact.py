@@ -1,0 +1,78 @@
+"""``compact``: a coded collection planned anew, with all the tasks that it has by now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlora_engine.errors import ParameterError
+from vlora_tui.cli import options as o
+from vlora_tui.cli.output import Output, percent, plural, printable, size
+
+
+def compact(
+    subspace: o.Subspace,
+    output: Annotated[
+        str | None,
+        typer.Option("-o", "--output", help="Where to write; else in its place.", metavar="DIR"),
+    ] = None,
+    device: o.Device = "auto",
+    force: o.Force = False,
+    dry_run: o.DryRun = False,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Plan and code a collection anew, for the target that it was coded for.
+
+    Tasks that were added since are then part of the plan, and what removed ones left is gone.
+    Originals that are still in their places are read again; other tasks are taken from what was
+    kept of them, and their errors are bounds from then on.
+    """
+    from vlora_engine.files import check_output
+    from vlora_engine.manifest import read_manifest
+
+    out = Output(json=as_json, quiet=quiet)
+    manifest = read_manifest(subspace)
+    if manifest.coding is None:
+        raise ParameterError(
+            "Only what methods own and auto coded is compacted.",
+            where=subspace,
+            found=f"method {manifest.method}",
+            remedy="compress the adapters again, or add them without --project",
+        )
+    if not manifest.tasks:
+        raise ParameterError("The subspace has no task.", where=subspace)
+    place = Path(subspace if output is None else output)
+    if output is not None:
+        check_output(place, force=force)
+    data = {"path": str(place), "tasks": len(manifest.tasks), "bytes_before": manifest.nbytes}
+    if dry_run:
+        out.json("compact", {**data, "dry_run": True})
+        out.text(f"Would plan {plural(len(manifest.tasks), 'task')} anew and write {place}")
+        return
+    rebuilt = _compact(Path(subspace), place, device, force=force or output is None)
+    after = read_manifest(place)
+    worst = after.worst
+    lost = {"mean_error": after.mean_error, "max_error": worst.error if worst else 0.0}
+    told = {"bytes": after.nbytes, **lost, "from_reconstructions": rebuilt, "dry_run": False}
+    out.json("compact", {**data, **told})
+    for name in rebuilt:
+        out.note(printable(f"{name}: its original was not found; taken from the subspace"))
+    out.text(
+        f"{size(manifest.nbytes)} -> {size(after.nbytes)}; error {percent(after.mean_error)} on "
+        f"average, {percent(lost['max_error'])} at worst"
+    )
+    out.essence(str(place))
+
+
+def _compact(subspace: Path, place: Path, device: str, *, force: bool) -> list[str]:
+    from vlora_engine.codec.subspace import CodedSubspace
+    from vlora_engine.subspace import SharedSubspace
+
+    opened = SharedSubspace.load(subspace)
+    assert isinstance(opened, CodedSubspace)  # noqa: S101  (the index said so)
+    new, rebuilt = opened.compact(device=device)
+    new.save(place, force=force)
+    return rebuilt

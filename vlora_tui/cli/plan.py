@@ -1,0 +1,201 @@
+"""``plan``: what every method would cost at every size, and what auto would do."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vlora_tui import events
+from vlora_tui.cli import options as o
+from vlora_tui.cli.execute import execute
+from vlora_tui.cli.flags import compress_recipe
+from vlora_tui.cli.output import Output, percent, plural, printable, size, times
+
+if TYPE_CHECKING:
+    from vlora_engine.codec.outlook import Outlook
+    from vlora_engine.surface import Spectra
+
+SHOWN = 6  # adapters of a cluster that are named
+
+
+def plan(
+    adapters: o.Adapters,
+    max_error: o.MaxError = None,
+    mean_error: o.MeanError = None,
+    variance: Annotated[
+        float | None, typer.Option("--variance", help="The share of dW's energy to keep.")
+    ] = None,
+    budget: o.Budget = None,
+    names: o.Names = None,
+    device: o.Device = "auto",
+    skip_bad: o.SkipBad = False,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Size against error for every method on these adapters, and what auto would do for a target.
+
+    Errors of delta, columns and flat are exact; those of own, auto and of plain quantization are
+    told from tables, within a few percent. Nothing but the cache is written.
+    """
+    from vlora_engine.surface import Spectra
+    from vlora_tui.run import SpectraRun
+
+    out = Output(json=as_json, quiet=quiet)
+    recipe = compress_recipe(
+        adapters,
+        "unused",
+        names=names,
+        skip_bad=skip_bad,
+        k=None,
+        layers=None,
+        adaptive=False,
+        variance=None,
+        refine=0,
+        method="auto",
+        max_error=max_error,
+        mean_error=mean_error,
+        budget=budget,
+        device=device,
+    )
+    compress = recipe.compress
+    assert compress is not None  # noqa: S101
+    goal = ("variance", variance) if variance is not None else compress.target
+    assert goal is not None  # noqa: S101
+    watcher = execute(recipe, out, make=partial(SpectraRun, device=device))
+    found = Spectra.load(watcher.last(events.SpectraReady).path)
+    data = plan_data(found, *goal)
+    out.json("plan", data)
+    show_plan(out, data)
+    out.essence(" ".join(f"{row['group']}:{len(row['tasks'])}" for row in data["clusters"]))
+
+
+def plan_data(spectra: Spectra, target: str, value: float) -> dict[str, Any]:
+    """The curves of all methods, and the choice of auto for a target, for JSON."""
+    from vlora_engine.codec.curves import curves
+    from vlora_engine.codec.outlook import Target
+
+    outlook = spectra.outlook()
+    assert outlook is not None  # noqa: S101  (these spectra were just computed with it)
+    return {
+        "path": str(spectra.path),
+        "tasks": outlook.tasks,
+        "input_bytes": outlook.input_bytes,
+        "rest_bytes": outlook.rest_bytes,
+        "curves": [curve.as_dict() for curve in curves(spectra, outlook)],
+        "clusters": cluster_rows(outlook),
+        "target": {"name": target, "value": value},
+        "choice": choice_data(outlook, Target.of(target, value)),
+    }
+
+
+def cluster_rows(outlook: Outlook) -> list[dict[str, Any]]:
+    """The groups of related adapters; group 0 is everybody."""
+    return [
+        {"group": number, "tasks": [outlook.tasks[i] for i in members]}
+        for number, members in sorted(outlook.clusters.items())
+        if number or len(outlook.clusters) == 1
+    ]
+
+
+def choice_data(outlook: Outlook, target: Any) -> dict[str, Any]:
+    """What auto would do, layer by layer, and what each adapter would lose."""
+    forecast = outlook.solve("auto", target)
+    own = outlook.solve("own", target)
+    worst = outlook.worst_layers(forecast)
+    return {
+        "nbytes": int(outlook.nbytes(forecast)),
+        "codec_ratio": outlook.codec_ratio(forecast),
+        "mean_error": float(forecast.errors.mean()),
+        "max_error": float(forecast.errors.max(initial=0)),
+        "own": {
+            "nbytes": int(outlook.nbytes(own)),
+            "mean_error": float(own.errors.mean()),
+            "max_error": float(own.errors.max(initial=0)),
+        },
+        "layers": [
+            {
+                "layer": layer.name,
+                "error": float(forecast.layer_errors[i]),
+                "groups": [
+                    {
+                        "group": mode.number,
+                        "kind": mode.kind,
+                        "tasks": [outlook.tasks[layer.tasks[row]] for row in mode.members],
+                        "saves_bytes": outlook.saved_bytes(i, mode, forecast.steps),
+                    }
+                    for mode in forecast.modes[i]
+                ],
+            }
+            for i, layer in enumerate(outlook.layers)
+        ],
+        "adapters": [
+            {
+                "task": name,
+                "error": float(forecast.errors[i]),
+                "nbytes": int(forecast.bits[i] / 8),
+                "worst_layer": worst[i][0],
+                "worst_layer_error": worst[i][1],
+            }
+            for i, name in enumerate(outlook.tasks)
+        ],
+    }
+
+
+def show_plan(out: Output, data: dict[str, Any]) -> None:
+    """The same for people."""
+    from vlora_engine.codec.curves import RATIOS
+
+    out.text(f"error of dW (mean over {plural(len(data['tasks']), 'task')}) by codec ratio")
+    out.text()
+    rows = []
+    plain = [curve for curve in data["curves"] if len(curve["points"]) == 1]
+    for curve in (curve for curve in data["curves"] if curve not in plain):
+        at = {point["ratio"]: point for point in curve["points"]}
+        cells = [percent(at[r]["mean_error"]) if r in at else "-" for r in RATIOS]
+        rows.append((curve["method"], *cells))
+    out.table(("method", *(f"{ratio}x" for ratio in RATIOS)), rows)
+    for curve in plain:
+        point = curve["points"][0]
+        error, ratio = percent(point["mean_error"]), times(point["ratio"])
+        out.text(f"{curve['method']} of A and B as they are: about {error} at {ratio}")
+    out.text()
+    choice, target = data["choice"], data["target"]
+    goal = size(target["value"]) if target["name"] == "budget" else f"{target['value']:g}"
+    out.text(
+        f"auto for {target['name'].replace('_', ' ')} {goal}: {size(choice['nbytes'])} of "
+        f"{size(data['input_bytes'])} (codec ratio {times(choice['codec_ratio'])}), error "
+        f"{percent(choice['mean_error'])} on average, {percent(choice['max_error'])} at worst"
+    )
+    saved = choice["own"]["nbytes"] - choice["nbytes"]
+    sharing = [row for row in choice["layers"] if row["groups"]]
+    if not sharing:
+        out.text("sharing pays nowhere on this collection: every adapter is coded by itself")
+    for row in data["clusters"]:
+        kinds = [
+            group["kind"]
+            for layer in choice["layers"]
+            for group in layer["groups"]
+            if group["group"] == row["group"]
+        ]
+        names = ", ".join(row["tasks"][:SHOWN]) + (", ..." if len(row["tasks"]) > SHOWN else "")
+        used = ", ".join(f"{kind} in {kinds.count(kind)}" for kind in sorted(set(kinds)))
+        out.text(printable(f"cluster {row['group']}: {names}: {used or 'nothing shared'}"))
+    if sharing and saved > 0:
+        out.text(f"sharing saves {size(saved)} against coding each by itself")
+    out.text()
+    lost = sorted(choice["adapters"], key=lambda row: -row["error"])
+    out.table(
+        ("task", "error", "size", "worst module", "its error"),
+        [
+            (
+                row["task"],
+                percent(row["error"]),
+                size(row["nbytes"]),
+                row["worst_layer"],
+                percent(row["worst_layer_error"]),
+            )
+            for row in lost
+        ],
+    )
