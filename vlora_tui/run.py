@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.errors import Cancelled, InputError, ParameterError, VLoRAError
 from vlora_engine.files import check_output, partial_path
-from vlora_engine.packing import named_quantization
 from vlora_engine.partial import kept_layers, spectra_partial
 from vlora_tui import events, paths
 from vlora_tui.collection import Collection, gather
@@ -401,9 +400,7 @@ def targets_of(compress: Compress) -> Targets:
     """What of the recipe the engine's build goes by."""
     from vlora_engine.build import Targets
 
-    arguments = choice_arguments(compress)
-    del arguments["quantization"]
-    return Targets(**arguments, quantize=compress.quantize, refine=compress.refine)
+    return Targets(**choice_arguments(compress), refine=compress.refine)
 
 
 def choice_arguments(compress: Compress) -> dict[str, Any]:
@@ -421,7 +418,7 @@ def choice_arguments(compress: Compress) -> dict[str, Any]:
         "adaptive": compress.adaptive,
         "layers": dict(compress.layers),
         "dtype": compress.dtype,
-        "quantization": named_quantization(compress.quantize),
+        "quantize": compress.quantize,
         **arguments,
     }
 
@@ -443,7 +440,7 @@ def others_at(
                 method,
                 budget=int(figures["nbytes"]),
                 dtype=compress.dtype,
-                quantization=named_quantization(compress.quantize),
+                quantize=compress.quantize,
             )
             prediction = choice.prediction
             row = {

@@ -239,7 +239,7 @@ def make_plan(
         budget=targets.budget,
         layers=targets.layers,
         dtype=targets.dtype,
-        quantization=targets.quantization,
+        quantize=targets.quantize,
         noise=targets.noise,
     )
     plans = {
