@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.codec.coding import METHODS as CODED_METHODS
 from vlora_engine.errors import VLoRAError
-from vlora_engine.packing import named_quantization
 from vlora_tui.recipe import Compress
 
 if TYPE_CHECKING:
@@ -96,9 +95,7 @@ def targets_of(compress: Compress) -> Targets:
     """What of the recipe the engine's build goes by."""
     from vlora_engine.build import Targets
 
-    arguments = choice_arguments(compress)
-    del arguments["quantization"]
-    return Targets(**arguments, quantize=compress.quantize, refine=compress.refine)
+    return Targets(**choice_arguments(compress), refine=compress.refine)
 
 
 def choice_arguments(compress: Compress) -> dict[str, Any]:
@@ -116,7 +113,7 @@ def choice_arguments(compress: Compress) -> dict[str, Any]:
         "adaptive": compress.adaptive,
         "layers": dict(compress.layers),
         "dtype": compress.dtype,
-        "quantization": named_quantization(compress.quantize),
+        "quantize": compress.quantize,
         **arguments,
     }
 
@@ -146,7 +143,7 @@ def others_at(
                 method,
                 budget=int(figures["nbytes"]),
                 dtype=compress.dtype,
-                quantization=named_quantization(compress.quantize),
+                quantize=compress.quantize,
             )
             prediction = choice.prediction
             row = {

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlora_engine.errors import ParameterError, TargetError
-from vlora_engine.packing import Quantization
+from vlora_engine.packing import Quantization, named_quantization
 from vlora_engine.sizes import (
     ROUNDING,
     factor_bytes_16,
@@ -91,7 +91,7 @@ def choose(
     budget: int | None = None,
     layers: Mapping[str, int] | None = None,
     dtype: str = "auto",
-    quantization: Quantization | None = None,
+    quantize: str = "none",
     noise: float | None = None,
 ) -> Choice:
     """Choose k for every layer.
@@ -104,7 +104,7 @@ def choose(
         budget: Bytes on disk, an upper bound.
         layers: k for layers whose names match a pattern (fnmatch), whatever else is chosen.
         dtype: ``auto``, ``fp32``, ``fp16`` or ``bf16``.
-        quantization: How bases and loadings are packed, if they are.
+        quantize: ``none``, ``int8``, ``int4`` or ``nf4``: how bases and loadings are packed.
         noise: The share of the captured energy that packing costs; by default an estimate.
 
     Raises:
@@ -122,6 +122,7 @@ def choose(
     check_targets(goals)
     for name in spectra.layer_names:
         spectra.table(name, method)  # raises where spectra under way have no table yet
+    quantization = named_quantization(quantize)
     lossy = quantization is not None or is_lossy(
         variance=variance, max_error=max_error, mean_error=mean_error, budget=budget
     )
@@ -238,6 +239,39 @@ def predict(
         codec_ratio=factor_bytes_16(spectra) / (payload + overhead),
         task_errors={t.name: float(e) for t, e in zip(spectra.tasks, errors, strict=True)},
         layer_errors=layer_errors,
+    )
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What a choice that is not packed would cost if it were; the errors are estimates."""
+
+    name: str
+    nbytes: int
+    mean_error: float
+    max_error: float
+
+
+def if_packed(spectra: Spectra, choice: Choice, quantization: Quantization) -> Packed:
+    """The same k, packed; from a choice that is at hand."""
+    alike: dict[Any, int] = {}  # most layers have the shapes and the k of some other
+    payload = 0
+    for name, pair in choice.k.items():
+        layer = spectra.layers[name]
+        key = layer.d_in, layer.d_out, layer.ranks.tobytes(), pair
+        if key not in alike:
+            own = layer_bytes(choice.method, layer, *pair, choice.dtype, quantization)
+            alike[key] = int(own)
+        payload += alike[key]
+    share = np.square(list(choice.prediction.task_errors.values()))
+    norms = np.array([task.norm for task in spectra.tasks])
+    errors = np.sqrt(np.where(norms > 0, share + quantization.noise * (1 - share), 0.0))
+    overhead = overhead_bytes(spectra, choice.dtype, quantization)
+    return Packed(
+        name=quantization.name,
+        nbytes=payload + overhead + rest_bytes(spectra),
+        mean_error=float(errors.mean()),
+        max_error=float(errors.max()),
     )
 
 

@@ -273,7 +273,7 @@ def make_plan(
         budget=targets.budget,
         layers=targets.layers,
         dtype=targets.dtype,
-        quantization=targets.quantization,
+        quantize=targets.quantize,
         noise=targets.noise,
     )
     plans = {

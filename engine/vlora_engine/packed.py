@@ -117,7 +117,7 @@ def pack_numbers(
         CPU.
     """
     n = x.shape[1]
-    blocks = _blocks(x.float(), packing.block_size)  # [N, blocks, block_size]
+    blocks = _blocks(x.float(), _block(packing, n))  # [N, blocks, block_size]
     scales, steps = _stored_scales(_best_scales(blocks, packing, search), packing)
     used = _used_scales(scales, steps)
     codes = torch.empty(blocks.shape, dtype=torch.uint8, device=x.device)
@@ -135,7 +135,7 @@ def unpack_numbers(
     if packing.bits == 4:
         codes = torch.stack([codes >> 4, codes & 0x0F], dim=2).flatten(1)
     levels = _levels(codes[:, :n], packing)
-    own = _used_scales(scales, steps).repeat_interleave(packing.block_size, dim=1)[:, :n]
+    own = _used_scales(scales, steps).repeat_interleave(_block(packing, n), dim=1)[:, :n]
     return levels * own
 
 
@@ -221,6 +221,11 @@ def _bytes(codes: Tensor, packing: Packing) -> Tensor:
 def _blocks(x: Tensor, size: int) -> Tensor:
     """(N, n) to (N, ceil(n / size), size), filled up with zeros."""
     return torch.nn.functional.pad(x, (0, -x.shape[1] % size)).unflatten(1, (-1, size))
+
+
+def _block(packing: Packing, n: int) -> int:
+    """The length of a block; one that is longer than all there is would only be filled up."""
+    return max(1, min(packing.block_size, n))
 
 
 def _divisor(scales: Tensor) -> Tensor:

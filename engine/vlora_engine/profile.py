@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vlora_engine.packing import Quantization
 from vlora_engine.sizes import layer_bytes, overhead_bytes, rest_bytes
 from vlora_engine.surface import Spectra
 
@@ -101,18 +102,22 @@ def band(spectra: Spectra, layers: Sequence[str], method: str, side: str = "both
     return Band(k, median, rows[0], rows[-1])
 
 
-def uniform(spectra: Spectra, method: str, dtype: str) -> Uniform:
+def uniform(
+    spectra: Spectra, method: str, dtype: str, quantization: Quantization | None = None
+) -> Uniform:
     """The whole collection at one k for every layer; layers that are not computed are left out.
 
     Args:
         dtype: What is stored, in safetensors' words.
+        quantization: How it is packed, if it is; the variance is then an estimate.
     """
     names = [name for name in spectra.layer_names if name in spectra.layers]
     tables = {name: spectra.table(name, method) for name in names}
     k = np.unique(np.concatenate([table.k for table in tables.values()]))
     residual = np.zeros((len(spectra.tasks), len(k)))
     energy = np.zeros(len(spectra.tasks))
-    nbytes = np.full(len(k), overhead_bytes(spectra, dtype) + rest_bytes(spectra), dtype=np.int64)
+    fixed = overhead_bytes(spectra, dtype, quantization) + rest_bytes(spectra)
+    nbytes = np.full(len(k), fixed, dtype=np.int64)
     for name, table in tables.items():
         layer = spectra.layers[name]
         kept = table.residual
@@ -121,8 +126,9 @@ def uniform(spectra: Spectra, method: str, dtype: str) -> Uniform:
         residual[layer.tasks] += kept
         energy[layer.tasks] += layer.energy
         k_a, k_b = np.minimum(k, table.max_a), np.minimum(k, table.max_b)
-        nbytes += np.asarray(layer_bytes(method, layer, k_a, k_b, dtype))
+        nbytes += np.asarray(layer_bytes(method, layer, k_a, k_b, dtype, quantization))
     share = np.divide(
         residual, energy[:, None], out=np.zeros_like(residual), where=energy[:, None] > 0
     )
-    return Uniform(k=k, variance=1 - share.mean(0), nbytes=nbytes)
+    left = 1 - quantization.noise if quantization is not None else 1.0
+    return Uniform(k=k, variance=left * (1 - share.mean(0)), nbytes=nbytes)

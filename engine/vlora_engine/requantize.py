@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +9,7 @@ from vlora_engine.encode import Storage
 from vlora_engine.errors import Cancelled
 from vlora_engine.files import check_output
 from vlora_engine.grow import reexpress
-from vlora_engine.layer import Bases, LayerBasis
+from vlora_engine.layer import Bases
 from vlora_engine.manifest import Manifest, read_manifest
 from vlora_engine.originals import original_if_there
 from vlora_engine.packing import Quantization
@@ -56,12 +55,11 @@ def requantize(
     if subspace.quantization == quantization:
         return
     storage = Storage(subspace.method, subspace.dtype, quantization)
-
-    def packed() -> Iterator[LayerBasis]:
-        for name in subspace.layer_names:
-            yield subspace.bases[name].moved("cpu").packed_as(quantization)
-
-    bases = Bases.of(packed())
+    # As numbers, too, while every task is fitted to all of them.
+    bases = {
+        name: subspace.bases[name].moved("cpu").packed_as(quantization)
+        for name in subspace.layer_names
+    }
     tasks = TaskMap(storage, subspace.layers)
     records = subspace.tasks.records()
     for done, record in enumerate(records):
@@ -72,5 +70,5 @@ def requantize(
         tasks.put(*reexpress(subspace, storage, subspace.layers, bases, record, encoded, original))
         if progress is not None:
             progress(Progress("quantize", done + 1, len(records), record.id))
-    subspace.bases, subspace.tasks, subspace.quantization = bases, tasks, quantization
-    subspace.stored = None
+    subspace.bases, subspace.tasks = Bases.of(bases.values()), tasks
+    subspace.quantization, subspace.stored = quantization, None

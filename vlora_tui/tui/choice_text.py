@@ -103,7 +103,8 @@ def goal_words(choosing: Choosing) -> str:
         "budget": f"at most {size(value)}",
     }[name]
     own = f", {len(choosing.layers)} own" if choosing.layers else ""
-    return f"{choosing.method}, {wanted}{own}"
+    packed = f", as {choosing.quantize}" if choosing.quantize != "none" else ""
+    return f"{choosing.method}, {wanted}{own}{packed}"
 
 
 def difference(now: Choice, other: Choice, short: dict[str, str]) -> str:

@@ -338,6 +338,8 @@ class Frame(App[int]):
             self.session.choose(choosing)
             if lost:
                 self.complain(f"The interface has no place for {', '.join(lost)} of the recipe.")
+        if recipe.quantize is not None:
+            self.complain("The interface has no place for [quantize] of the recipe.")
         self._wanted_step = step
         if recipe.input.subspace is not None:
             self.call_later(self.open_subspace, recipe.input.subspace)

@@ -22,4 +22,4 @@ def choosing_of(compress: Compress) -> tuple[Choosing, list[str]]:
     k = compress.k or max(compress.k_a or 0, compress.k_b or 0) or 1
     goal = ("k", float(k)) if target is None else (target[0], float(target[1]))
     layers = tuple(sorted(compress.layers.items()))
-    return Choosing(compress.method, goal, layers, compress.dtype), lost
+    return Choosing(compress.method, goal, layers, compress.dtype, compress.quantize), lost

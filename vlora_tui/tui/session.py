@@ -37,12 +37,14 @@ class Choosing:
     Args:
         goal: The name of the target and its value; ``k`` means the same k for every layer.
         layers: Layers with a k of their own.
+        quantize: How bases and loadings are packed.
     """
 
     method: str = "delta"
     goal: tuple[str, float] = ("max_error", 0.05)
     layers: tuple[tuple[str, int], ...] = ()
     dtype: str = "auto"
+    quantize: str = "none"
 
     def arguments(self) -> dict[str, Any]:
         """As keywords of `vlora_engine.budget.choose`."""
@@ -53,6 +55,7 @@ class Choosing:
             name: number,
             "layers": dict(self.layers),
             "dtype": self.dtype,
+            "quantize": self.quantize,
         }
 
     def compress(self) -> Compress:
@@ -62,7 +65,13 @@ class Choosing:
         fields: dict[str, Any] = {name: number}
         from vlora_tui.recipe import Compress
 
-        return Compress(method=self.method, layers=dict(self.layers), dtype=self.dtype, **fields)
+        return Compress(
+            method=self.method,
+            layers=dict(self.layers),
+            dtype=self.dtype,
+            quantize=self.quantize,
+            **fields,
+        )
 
     def with_layer(self, layer: str, k: int | None) -> Choosing:
         """The same with the layer's own k set, or cleared."""
@@ -275,7 +284,7 @@ class Session:
         budget = ("budget", float(figures.choice.prediction.nbytes))
         dtype = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}[figures.choice.dtype]
         return [
-            Choosing(method, budget, dtype=dtype)
+            Choosing(method, budget, dtype=dtype, quantize=figures.choosing.quantize)
             for method in self.spectra.methods
             if method != figures.choosing.method
         ]
@@ -328,6 +337,8 @@ class Session:
                 words += ["--layers", f"{layer}={k}"]
             if compress.dtype != "auto":
                 words += ["--dtype", compress.dtype]
+            if compress.quantize != "none":
+                words += ["--quantize", compress.quantize]
         if recipe.output is not None:
             words += ["-o", recipe.output]
         return shlex.join(words)

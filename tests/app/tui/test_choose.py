@@ -20,6 +20,7 @@ from vlora_engine.formats import open_adapter
 from vlora_engine.spectrum import compute_spectra
 from vlora_engine.surface import Spectra
 from vlora_tui.tui.app import VLoRAApp
+from vlora_tui.tui.choice_text import percent
 from vlora_tui.tui.screens import choose as choose_screen
 from vlora_tui.tui.screens.choose import ChooseView
 from vlora_tui.tui.screens.choose_data import Atlas, Shown
@@ -28,6 +29,7 @@ from vlora_tui.tui.widgets.ask import AskLine
 from vlora_tui.tui.widgets.curve import CurvePane
 from vlora_tui.tui.widgets.figures import FiguresPane
 from vlora_tui.tui.widgets.heatmap import Heatmap
+from vlora_tui.tui.words import size
 
 LAYER = "transformer.h.0.attn.c_attn"
 TOP = 24  # six adapters of rank 4
@@ -215,6 +217,30 @@ class TestKeys:
             assert methods[-1] == "delta"
             await pilot.press("d")
             assert "fp16" in at_k.text(FiguresPane)
+
+        at_k.use(steps)
+
+    def test_packing_goes_round_and_its_figures_are_called_estimates(self, at_k: Opened) -> None:
+        async def steps(pilot: Any) -> None:
+            await pilot.press("equals_sign", "3", "enter")
+            plain = at_k.session.figures().choice
+            assert plain is not None
+            told = at_k.text(FiguresPane)
+            for name in ("int8", "nf4"):
+                packed = choose(at_k.session.spectra, k=3, quantize=name).prediction
+                assert (
+                    f"as {name} ~{size(packed.nbytes)}, mean ~{percent(packed.mean_error)}" in told
+                )
+            for name in ("int8", "int4", "nf4"):
+                await pilot.press("c")
+                assert at_k.session.choosing.quantize == name
+                told = at_k.text(FiguresPane)
+                assert f"as {name}" in told
+                assert f"~{percent(at_k.session.figures().choice.prediction.mean_error)}" in told
+                assert f"--quantize {name}" in at_k.session.command()
+            await pilot.press("c")
+            assert at_k.session.choosing.quantize == "none"
+            assert at_k.session.figures().choice == plain
 
         at_k.use(steps)
 
@@ -532,8 +558,8 @@ class TestSizes:
 
     def test_growing_and_shrinking(self, at_k: Opened) -> None:
         async def steps(pilot: Any) -> None:
-            for size in ((1, 1), (10, 3), (120, 36), (80, 24), (160, 50)):
-                await pilot.resize_terminal(*size)
+            for shape in ((1, 1), (10, 3), (120, 36), (80, 24), (160, 50)):
+                await pilot.resize_terminal(*shape)
                 await pilot.press("right_square_bracket", "down")
             assert at_k.view.query_one(Heatmap).region.area
             assert at_k.view.query_one(CurvePane).region.area

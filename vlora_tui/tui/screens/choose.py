@@ -15,6 +15,7 @@ from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import Static
 
+from vlora_engine.packing import QUANTIZATIONS
 from vlora_tui.tui.plots import prepare
 from vlora_tui.tui.screens.base import View
 from vlora_tui.tui.screens.choose_data import Atlas, Shown
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 PANES = ("curve", "layers", "figures")
 PANE_NAMES = {"curve": "Curve", "layers": "Layers", "figures": "Figures"}
 DTYPES = ("auto", "fp16", "fp32", "bf16")
+PACKINGS = ("none", *QUANTIZATIONS)
 QUIET_SECONDS = 0.2  # after the last key, before the other methods are worked out
 ARRIVING_SECONDS = 2.0  # at most one repaint in this time while spectra arrive
 
@@ -50,7 +52,9 @@ class ChooseView(View):
         "[ ] move k by one, { } by eight, = types k.\n"
         "e sets the largest error that any adapter may have, E their mean, v the least variance, "
         "b the bytes on disk: k is then chosen for each layer and side.\n"
-        "m changes the method, d the dtype that is stored. u takes the last change back.\n"
+        "m changes the method, d the dtype that is stored, c how it is packed: not, int8, int4, "
+        "nf4. What packing costs is an estimate until it is built, and has a ~. u takes the last "
+        "change back.\n"
         "In the layers: arrows move, space starts a k of its own for that layer (edited with the "
         "same keys; space again is done), backspace clears it. t changes what the cells show, T "
         "the share that they are about, s looks at side A or B alone.\n"
@@ -82,6 +86,8 @@ class ChooseView(View):
         Binding("m", "method", "Method", id="choose.method", tooltip="Another method"),
         Binding("d", "dtype", "Dtype", show=False, id="choose.dtype",
                 tooltip="What numbers are stored as"),
+        Binding("c", "packing", "Packing", show=False, id="choose.packing",
+                tooltip="Whether numbers are packed: not, int8, int4, nf4"),
         Binding("p", "pin", "Pin", show=False, id="choose.pin",
                 tooltip="Keep this choice beside the next ones"),
         Binding("u", "undo", "Undo", show=False, id="choose.undo",
@@ -231,6 +237,13 @@ class ChooseView(View):
             now = self.session.choosing
             dtype = DTYPES[(DTYPES.index(now.dtype) + 1) % len(DTYPES)]
             self._choose(replace(now, dtype=dtype))
+
+    def action_packing(self) -> None:
+        """The next way of packing."""
+        if self._ready() is not None:
+            now = self.session.choosing
+            packing = PACKINGS[(PACKINGS.index(now.quantize) + 1) % len(PACKINGS)]
+            self._choose(replace(now, quantize=packing))
 
     def action_own(self) -> None:
         """Start or end giving the focused layer a k of its own."""

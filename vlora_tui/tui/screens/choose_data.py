@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from vlora_engine.budget import if_packed
+from vlora_engine.packing import named_quantization
 from vlora_engine.profile import (
     SIDES,
     Band,
@@ -26,9 +28,11 @@ from vlora_tui.tui.widgets.heatmap import Cell, LayerGrid, arrange
 from vlora_tui.tui.words import clean
 
 if TYPE_CHECKING:
+    from vlora_engine.budget import Choice, Packed
     from vlora_engine.surface import Spectra
 
 CELLS = ("needs", "error", "now")
+PACKED = ("int8", "nf4")  # what a choice that is not packed is compared with
 SIDE_NAMES = {"both": "", "a": " · side A alone", "b": " · side B alone"}
 
 
@@ -194,29 +198,29 @@ class Atlas:
         made: Band = self._made[key]
         return made
 
-    def _uniform(self, method: str, dtype: str) -> Uniform:
-        key = ("uniform", method, dtype)
+    def _uniform(self, choosing: Choosing, dtype: str) -> Uniform:
+        key = ("uniform", choosing.method, dtype, choosing.quantize)
         if key not in self._made:
-            self._made[key] = uniform(self.spectra, method, dtype)
+            packed = named_quantization(choosing.quantize)
+            self._made[key] = uniform(self.spectra, choosing.method, dtype, packed)
         made: Uniform = self._made[key]
         return made
 
-    def _levels(self, method: str, dtype: str) -> tuple[tuple[float, int | None], ...]:
-        all_layers = self._uniform(method, dtype)
+    def _levels(self, choosing: Choosing, dtype: str) -> tuple[tuple[float, int | None], ...]:
+        all_layers = self._uniform(choosing, dtype)
         return tuple((share, all_layers.k_for(share)) for share in LEVELS)
 
-    def _dear(self, method: str, dtype: str) -> int | None:
+    def _dear(self, choosing: Choosing, dtype: str) -> int | None:
         """From which k on the result is larger than the adapters; None while layers are missing."""
         if not self.spectra.complete:
             return None
-        return self._uniform(method, dtype).break_even(self.stored)
+        return self._uniform(choosing, dtype).break_even(self.stored)
 
     def _marks(self, shown: Shown, session: Session, figures: Figures | None) -> Marks:
         if figures is None or figures.choice is None:
             return Marks(stretched=shown.stretched)
         choice = figures.choice
         middle, low, high = spread(figures)
-        method = session.choosing.method
         pins = [session.known_figures(pin) for pin in session.pins]
         own = None
         if shown.layer in choice.k and (session.choosing.goal[0] != "k" or session.choosing.layers):
@@ -231,10 +235,10 @@ class Atlas:
             high=high,
             own=own,
             pins=tuple(spread(p)[0] for p in pins if p is not None and p.choice is not None),
-            levels=self._levels(method, choice.dtype)
+            levels=self._levels(session.choosing, choice.dtype)
             if both
             else tuple((share, None) for share in LEVELS),
-            dear=self._dear(method, choice.dtype) if both else None,
+            dear=self._dear(session.choosing, choice.dtype) if both else None,
             stretched=shown.stretched,
         )
 
@@ -335,8 +339,9 @@ class Atlas:
         dtype = now.dtype if now is not None else "F16"
         return Sheet(
             rows=tuple(rows),
-            levels=self._levels(session.choosing.method, dtype),
-            dear=self._dear(session.choosing.method, dtype),
+            levels=self._levels(session.choosing, dtype),
+            dear=self._dear(session.choosing, dtype),
+            packed=self._packed(session.choosing, now) if not missing else (),
             verdict=words,
             bad=bad,
             missing=missing,
@@ -347,6 +352,13 @@ class Atlas:
         if figures is None or figures.choice is None:
             return ""
         return worst_layer(figures.choice.prediction, self.short)
+
+    def _packed(self, choosing: Choosing, choice: Choice | None) -> tuple[Packed, ...]:
+        """What the choice would cost packed; nothing where it is already."""
+        if choice is None or choosing.quantize != "none":
+            return ()
+        wanted = [named_quantization(name) for name in PACKED]
+        return tuple(if_packed(self.spectra, choice, own) for own in wanted if own is not None)
 
     def _mode(self, shown: Shown, session: Session) -> str:
         if not shown.editing or shown.layer is None:

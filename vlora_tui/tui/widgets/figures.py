@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.style import Style
 from rich.text import Text
@@ -16,6 +16,9 @@ from textual.widget import Widget
 from vlora_tui.tui.choice_text import goal_words, percent, spread
 from vlora_tui.tui.session import Choosing, Figures
 from vlora_tui.tui.words import clean, size
+
+if TYPE_CHECKING:
+    from vlora_engine.budget import Packed
 
 DTYPES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 LEVELS = (0.9, 0.95, 0.99)
@@ -44,6 +47,7 @@ class Sheet:
         rows: The present choice first, then the pins, then the other methods at its bytes.
         levels: Shares of variance, and the least k of all layers that reaches each.
         dear: From this k on the result is larger than the originals.
+        packed: What the present choice would cost packed.
         verdict: What the figures say about sharing here; ``bad`` where it does not pay.
         missing: Layers that are not measured yet.
         mode: A line about what the keys do now, where they do something else than usual.
@@ -52,6 +56,7 @@ class Sheet:
     rows: tuple[Row, ...] = ()
     levels: tuple[tuple[float, int | None], ...] = ()
     dear: int | None = None
+    packed: tuple[Packed, ...] = ()
     verdict: str = ""
     bad: bool = False
     missing: int = 0
@@ -170,6 +175,9 @@ class FiguresPane(Widget, can_focus=True):
             cells = _cells(sheet.rows[0], self.ascii_only)
             words = f"worst adapter {cells['worst task']}, worst module {cells['worst module']}"
             out += [Text(line, self._style("muted")) for line in _wrapped(words, width, 2)]
+        packed = packed_line(sheet, self.ascii_only)
+        if packed:
+            out += [Text(line, self._style("muted")) for line in _wrapped(packed, width, 2)]
         marks = _marks_line(sheet, self.ascii_only)
         if marks:
             out += [Text(line, self._style("muted")) for line in _wrapped(marks, width, 2)]
@@ -241,15 +249,17 @@ def _cells(row: Row, ascii_only: bool) -> dict[str, str]:
         return cells | dict.fromkeys(("k", "mean", "worst"), "..." if ascii_only else "…")
     if figures.choice is None:
         return cells | {"worst task": "cannot be had"}
-    own = figures.choice.prediction
+    own, packed = figures.choice.prediction, row.choosing.quantize
+    exact = packed == "none"
+    about = "" if exact else "~"  # what packing costs is an estimate until it is built
     _, low, high = spread(figures)
     return cells | {
         "k": str(low) if low == high else f"{low}{dash}{high}",
-        "dtype": DTYPES.get(figures.choice.dtype, figures.choice.dtype),
+        "dtype": DTYPES.get(figures.choice.dtype, figures.choice.dtype) if exact else packed,
         "on disk": size(own.nbytes),
         "ratio": f"{own.ratio:.3g}{times}",
-        "mean": percent(own.mean_error),
-        "worst": percent(own.max_error),
+        "mean": about + percent(own.mean_error),
+        "worst": about + percent(own.max_error),
         "worst task": clean(own.worst_task),
     }
 
@@ -283,6 +293,16 @@ def _line(cells: dict[str, str], columns: dict[str, int]) -> str:
             text = text[: width - 1] + "~"
         parts.append(text.rjust(width) if name in _RIGHT else text.ljust(width))
     return "  ".join(parts).rstrip()
+
+
+def packed_line(sheet: Sheet, ascii_only: bool) -> str:
+    """What the same k would cost packed; errors are estimates, so the figures have a ~."""
+    dot = " - " if ascii_only else " · "
+    return dot.join(
+        f"as {own.name} ~{size(own.nbytes)}, mean ~{percent(own.mean_error)}, "
+        f"worst ~{percent(own.max_error)}"
+        for own in sheet.packed
+    )
 
 
 def _marks_line(sheet: Sheet, ascii_only: bool) -> str:
