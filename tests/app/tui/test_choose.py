@@ -605,3 +605,26 @@ def test_a_method_with_fewer_k_than_a_pin_draws(screen: Opened) -> None:
         assert "another method" in screen.text(FiguresPane)
 
     screen.use(steps)
+
+
+class TestSmall:
+    def test_the_figures_fit_the_width_and_scroll_to_their_last_word(self, at_k: Opened) -> None:
+        async def steps(pilot: Any) -> None:
+            await at_k.settled(pilot)
+            await pilot.press("tab", "tab")
+            await pilot.pause()
+            pane = at_k.view.query_one(FiguresPane)
+            assert pane.has_focus
+            head = at_k.text(FiguresPane).splitlines()[0]
+            assert "mean" in head
+            assert "worst" in head
+            last = pane._text(pane.size.width).split("\n")[-1].plain
+            assert last not in at_k.text(FiguresPane)
+            await pilot.press(*["down"] * 20)
+            await pilot.pause()
+            assert last in at_k.text(FiguresPane)
+            await pilot.press(*["up"] * 20)
+            await pilot.pause()
+            assert at_k.text(FiguresPane).splitlines()[0] == head
+
+        at_k.use(steps, (40, 12))
