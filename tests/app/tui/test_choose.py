@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from textual.events import Key
 
 from tests import make
 from tests.app.tui.drive import Steps, run
@@ -121,6 +122,17 @@ class TestKeys:
             assert at_k.goal == ("k", TOP)
             await pilot.press("left_curly_bracket", "left_curly_bracket", "left_curly_bracket")
             assert at_k.goal == ("k", 1)
+
+        at_k.use(steps)
+
+    def test_keys_that_come_in_a_bunch_go_where_each_was_meant(self, at_k: Opened) -> None:
+        async def steps(pilot: Any) -> None:
+            for key, character in (("equals_sign", "="), ("1", "1"), ("2", "2"), ("enter", "\r")):
+                at_k.app.post_message(Key(key, character))
+            at_k.app.post_message(Key("right_square_bracket", "]"))
+            await at_k.settled(pilot)
+            assert at_k.goal == ("k", 13)  # 12 typed into the line, then one more
+            assert at_k.app.view is at_k.view  # the 1 and the 2 did not go to other steps
 
         at_k.use(steps)
 
