@@ -67,6 +67,8 @@ def details(view: JobView, *, ascii_only: bool = False) -> Text:
     if str(view.state) == "vanished":
         text.append("Its process is gone and never said how it ended. ", "bold")
         text.append("R goes on with the layers that are built.\n")
+    if str(view.state) == "finished" and view.last(events.SubspaceWritten) is not None:
+        text.append("v opens the subspace; then 5 exports adapters from it.\n", "bold")
     for line in view.job.log_tail(6) if view.error is not None else []:
         text.append(f"  log  {clean(line)}\n", "dim")
     text.append(f"log: {tilde(view.job.log_path)}", "dim")
@@ -137,7 +139,8 @@ def said(event: events.Event) -> str | None:
         case events.Cancelled():
             return f"stopped   {clean(event.text)}"
         case events.Remark():
-            return f"note      {clean(event.text)}"
+            where = "" if event.where in event.text else f": {tilde(event.where)}"
+            return f"note      {clean(event.text).rstrip('.')}{where}"
     return None
 
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, ClassVar
 
+from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.widgets import Input, Static
 
+from vlora_tui import events
 from vlora_tui.tui import job_text
+from vlora_tui.tui.folding import hanging
 from vlora_tui.tui.screens.panes import PaneView
 from vlora_tui.tui.verdict import can_go_on
 from vlora_tui.tui.widgets.table import Column, Table
@@ -122,6 +125,7 @@ class RunView(PaneView):
 
     def arranged(self) -> None:
         self.draw_tabs()
+        self.call_after_refresh(self._draw)  # once the panes have their widths
 
     def shown(self) -> None:
         self._draw()
@@ -151,7 +155,7 @@ class RunView(PaneView):
         review = job_text.review(self.session)
         if self._force:
             review.append("replace   an output that is there (f takes it back)\n", "bold")
-        self.query_one("#review", Static).update(review)
+        self._say("#review", review)
         table: Table[JobView] = self.query_one("#jobs", Table)
         views = self.vlora.job_views()
         came = 0 < self._awaited <= len(views) - 1
@@ -169,7 +173,13 @@ class RunView(PaneView):
         elif view is None:
             said.update("No job yet. What is started here goes on when the terminal is closed.")
         else:
-            said.update(job_text.details(view, ascii_only=self.vlora.ascii_only))
+            self._say("#said", job_text.details(view, ascii_only=self.vlora.ascii_only))
+
+    def _say(self, place: str, text: Text) -> None:
+        """Show ``text``, folded to the width that there is."""
+        static = self.query_one(place, Static)
+        width = static.size.width or self.app.size.width - 4
+        static.update(hanging(text, width))
 
     # what is going to be done
 
@@ -255,7 +265,10 @@ class RunView(PaneView):
         if view is None or not view.outputs:
             self.notify("This job has made nothing that could be opened.", severity="warning")
             return
-        await self.vlora.open_subspace(view.outputs[0])
+        if view.last(events.SubspaceWritten) is not None:
+            await self.vlora.open_subspace(view.outputs[0])
+        else:
+            await self.vlora.show_adapters(view.outputs)
 
     def _ask(self, what: str, text: str) -> None:
         self._asking = what
