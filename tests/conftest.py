@@ -50,7 +50,14 @@ os.environ.update(_home_variables(_collection_home))
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", HF_HUB_DISABLE_TELEMETRY="1")
 for _name in list(os.environ):
-    styles_output = _name in ("NO_COLOR", "FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE", "COLUMNS")
+    styles_output = _name in (
+        "NO_COLOR",
+        "FORCE_COLOR",
+        "CLICOLOR",
+        "CLICOLOR_FORCE",
+        "COLUMNS",
+        "LINES",
+    )
     if styles_output or (_name.startswith("VLORA_") and not _name.startswith("VLORA_TEST_")):
         del os.environ[_name]
 

@@ -20,7 +20,7 @@ E = TypeVar("E", bound=events.Event)
 
 POLL_BYTES = 1_000_000
 FOLLOW_SECONDS = 0.2
-KEPT_EVENTS = 1000
+KEPT_EVENTS = 20_000  # each export of a task is two
 
 
 class Told(NamedTuple):
@@ -95,7 +95,8 @@ class JobView:
     """A job as it can be shown.
 
     Args:
-        told: Every event but progress and layers, the last 1000, of all attempts.
+        told: Every event but progress and layers, of all attempts, without what nobody looks at
+            here (`_slim`); the last `KEPT_EVENTS`.
         attempts: How often it was started.
         progress: The last progress of this attempt.
         stage_since: When the stage under way began, by its first progress, and ``stage_from`` what
@@ -199,7 +200,7 @@ class JobView:
                 return
             case events.Finished() | events.Failed() | events.Cancelled():
                 self.end, self.ended, self.ahead = event, told.time, ()
-        self.told.append(told)
+        self.told.append(told._replace(event=_slim(event)))
         del self.told[:-KEPT_EVENTS]
 
     def judge(self, lock: LockState) -> None:
@@ -301,6 +302,19 @@ def written_paths(told: list[Told]) -> set[str]:
     """The outputs that are in their places, by the events of all attempts."""
     kinds = (events.SubspaceWritten, events.Exported, events.Merged)
     return {t.event.path for t in told if isinstance(t.event, kinds)}
+
+
+def _slim(event: events.Event) -> events.Event:
+    """An event without its long parts: those stand in the job's files, and jobs may be many."""
+    match event:
+        case events.Started():
+            return replace(event, recipe="")
+        case events.SubspaceWritten():
+            short = {k: v for k, v in event.figures.items() if not isinstance(v, dict | list)}
+            return replace(event, figures=short)
+        case events.Merged():
+            return replace(event, report={})
+    return event
 
 
 def _take_all(view: JobView, reader: EventReader, into: list[Told] | None = None) -> bool:

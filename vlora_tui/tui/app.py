@@ -190,6 +190,13 @@ class VLoRAApp(Frame):
         await self.show_step("adapters")
         self.query_one("#adapters", AdaptersView).show_only("is:broken")
 
+    async def show_adapters(self, places: list[str]) -> None:
+        """Go to the adapters, and look into these places too."""
+        from vlora_tui.tui.screens.adapters import AdaptersView
+
+        await self.show_step("adapters")
+        self.query_one("#adapters", AdaptersView).look_into(places)
+
     @property
     def view(self) -> View | None:
         """The view of the step in sight."""

@@ -102,7 +102,7 @@ def goal_words(choosing: Choosing) -> str:
         "mean_error": f"mean {plain_percent(value)}",
         "budget": f"at most {size(value)}",
     }[name]
-    own = f", {len(choosing.layers)} own" if choosing.layers else ""
+    own = f" +{len(choosing.layers)} own" if choosing.layers else ""
     packed = f", as {choosing.quantize}" if choosing.quantize != "none" else ""
     return f"{choosing.method}, {wanted}{own}{packed}"
 

@@ -32,6 +32,18 @@ class Terminal(LinuxDriver):
         for number in (signal.SIGHUP, signal.SIGTERM):
             signal.signal(number, self._signalled)
 
+    def _get_terminal_size(self) -> tuple[int, int]:
+        """The size of the terminal itself.
+
+        Textual asks COLUMNS and LINES, which do not follow a resize, and then stdout, which may be
+        a file; stdin is known to be the terminal.
+        """
+        try:
+            width, height = os.get_terminal_size(self.fileno)
+        except OSError:
+            return super()._get_terminal_size()
+        return width or 80, height or 24
+
     def run_input_thread(self) -> None:
         watcher = threading.Thread(target=self._watch_for_hang_up, daemon=True, name="hang-up")
         watcher.start()

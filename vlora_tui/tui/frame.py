@@ -16,6 +16,7 @@ from textual.worker import WorkerError
 
 from vlora_engine.errors import VLoRAError
 from vlora_tui.config import Config, load_config
+from vlora_tui.tui.typeahead import KeysInOrder
 from vlora_tui.tui.words import clean, tilde
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ PLAIN_THEME = "ansi-dark"  # says with bold, dim and reverse what others say in 
 GONE = 129  # what a shell calls the end by SIGHUP
 
 
-class Frame(App[int]):
+class Frame(KeysInOrder):
     """The part of the application that knows no step by name.
 
     Args:

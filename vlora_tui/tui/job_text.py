@@ -25,6 +25,7 @@ TONES = {
     "elsewhere": "muted",
 }
 BAR = 30
+LINES = 200
 
 
 def row(view: JobView) -> list[tuple[str, str]]:
@@ -57,10 +58,8 @@ def details(view: JobView, *, ascii_only: bool = False) -> Text:
     text.append(clean(view.job.info.title), "bold")
     text.append(f"   {view.job.id}\n", "dim")
     _say_progress(text, view, ascii_only)
-    for told in view.told:
-        line = said(told.event)
-        if line:
-            text.append(line + "\n")
+    for line in _last_lines(view):
+        text.append(line + "\n")
     if view.error is not None:
         _say_error(text, view.error)
         if can_go_on(view):
@@ -68,10 +67,25 @@ def details(view: JobView, *, ascii_only: bool = False) -> Text:
     if str(view.state) == "vanished":
         text.append("Its process is gone and never said how it ended. ", "bold")
         text.append("R goes on with the layers that are built.\n")
+    if str(view.state) == "finished" and view.last(events.SubspaceWritten) is not None:
+        text.append("v opens the subspace; then 5 exports adapters from it.\n", "bold")
     for line in view.job.log_tail(6) if view.error is not None else []:
         text.append(f"  log  {clean(line)}\n", "dim")
     text.append(f"log: {tilde(view.job.log_path)}", "dim")
     return text
+
+
+def _last_lines(view: JobView) -> list[str]:
+    """What the job said, a line each; of a job that said much the last of it."""
+    lines: list[str] = []
+    for told in reversed(view.told):
+        if len(lines) == LINES:
+            lines.append("          what came before stands in events.jsonl, beside the log")
+            break
+        line = said(told.event)
+        if line:
+            lines.append(line)
+    return lines[::-1]
 
 
 def _say_progress(text: Text, view: JobView, ascii_only: bool) -> None:
@@ -125,7 +139,8 @@ def said(event: events.Event) -> str | None:
         case events.Cancelled():
             return f"stopped   {clean(event.text)}"
         case events.Remark():
-            return f"note      {clean(event.text)}"
+            where = "" if event.where in event.text else f": {tilde(event.where)}"
+            return f"note      {clean(event.text).rstrip('.')}{where}"
     return None
 
 

@@ -29,6 +29,7 @@ from vlora_tui.jobs.joblock import JobLock
 from vlora_tui.jobs.runner import Teller, run_job
 from vlora_tui.jobs.surroundings import environment_notes
 from vlora_tui.recipe import AdapterInput, Compress, Input, Recipe
+from vlora_tui.tui import job_text
 
 
 @pytest.fixture
@@ -141,6 +142,33 @@ def test_a_second_attempt_forgets_how_the_first_ended(job: Job) -> None:
         view = look(job)
     assert view.state is State.RUNNING
     assert (view.attempts, view.ahead, view.outputs) == (2, (), ["/o"])
+
+
+def test_a_view_keeps_what_is_shown_and_not_what_is_long(job: Job) -> None:
+    figures = {"mean_error": 0.1, "layer_errors": {str(i): 0.1 for i in range(500)}, "k": [1]}
+    told = [
+        events.Started("x" * 100_000, job=job.id),
+        events.SubspaceWritten("/o", figures),
+        events.Merged("/m", "ties", ("a", "b"), 8, 4, report={"layers": ["x"] * 1000}),
+        *(events.Exported(f"t{i}", f"/e/{i}", "peft", i) for i in range(2500)),
+        *(events.Verified(f"t{i}", f"/e/{i}", 0.0) for i in range(2500)),
+        events.Finished(1.0),
+    ]
+    tell(job, *told)
+    view = look(job)
+    started, merged = view.last(events.Started), view.last(events.Merged)
+    assert started is not None
+    assert (started.job, started.recipe) == (job.id, "")
+    assert view.all(events.SubspaceWritten)[0].figures == {"mean_error": 0.1}
+    assert merged is not None
+    assert (merged.rank, merged.report) == (8, {})
+    assert len(view.all(events.Exported)) == len(view.all(events.Verified)) == 2500
+    lines = job_text.details(view).plain.splitlines()
+    assert len(lines) < job_text.LINES + 10
+    assert "t2499" in lines[-3]
+    assert lines[-2].startswith("finished")
+    assert any("events.jsonl" in line for line in lines)
+    assert [event for _, event in events.read_events(job.events_path)] == told  # the file has all
 
 
 def test_the_events_of_a_long_job_are_read_fast_enough_for_a_timer(job: Job) -> None:

@@ -372,3 +372,20 @@ def test_the_open_dialog_walks_completes_and_looks(folder: Path) -> None:
         assert len(names(pilot)) == 6
 
     run(app(), steps)
+
+
+def test_on_a_small_terminal_the_details_take_the_lists_place(folder: Path) -> None:
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        listed = view(pilot).query_one("#adapters-list")
+        details = view(pilot).query_one("#adapters-details")
+        assert (bool(listed.region), bool(details.region)) == (True, False)
+        await pilot.press("tab")
+        await pilot.pause()
+        assert (bool(listed.region), bool(details.region)) == (False, True)
+        assert details.has_focus
+        await pilot.press("tab")
+        await pilot.pause()
+        assert (bool(listed.region), bool(details.region)) == (True, False)
+
+    run(app(folder), steps, (40, 12))

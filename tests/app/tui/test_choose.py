@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from textual.events import Key
 
 from tests import make
 from tests.app.tui.drive import Steps, run
@@ -123,6 +124,17 @@ class TestKeys:
             assert at_k.goal == ("k", TOP)
             await pilot.press("left_curly_bracket", "left_curly_bracket", "left_curly_bracket")
             assert at_k.goal == ("k", 1)
+
+        at_k.use(steps)
+
+    def test_keys_that_come_in_a_bunch_go_where_each_was_meant(self, at_k: Opened) -> None:
+        async def steps(pilot: Any) -> None:
+            for key, character in (("equals_sign", "="), ("1", "1"), ("2", "2"), ("enter", "\r")):
+                at_k.app.post_message(Key(key, character))
+            at_k.app.post_message(Key("right_square_bracket", "]"))
+            await at_k.settled(pilot)
+            assert at_k.goal == ("k", 13)  # 12 typed into the line, then one more
+            assert at_k.app.view is at_k.view  # the 1 and the 2 did not go to other steps
 
         at_k.use(steps)
 
@@ -631,3 +643,26 @@ def test_a_method_with_fewer_k_than_a_pin_draws(screen: Opened) -> None:
         assert "another method" in screen.text(FiguresPane)
 
     screen.use(steps)
+
+
+class TestSmall:
+    def test_the_figures_fit_the_width_and_scroll_to_their_last_word(self, at_k: Opened) -> None:
+        async def steps(pilot: Any) -> None:
+            await at_k.settled(pilot)
+            await pilot.press("tab", "tab")
+            await pilot.pause()
+            pane = at_k.view.query_one(FiguresPane)
+            assert pane.has_focus
+            head = at_k.text(FiguresPane).splitlines()[0]
+            assert "mean" in head
+            assert "worst" in head
+            last = pane._text(pane.size.width).split("\n")[-1].plain
+            assert last not in at_k.text(FiguresPane)
+            await pilot.press(*["down"] * 20)
+            await pilot.pause()
+            assert last in at_k.text(FiguresPane)
+            await pilot.press(*["up"] * 20)
+            await pilot.pause()
+            assert at_k.text(FiguresPane).splitlines()[0] == head
+
+        at_k.use(steps, (40, 12))

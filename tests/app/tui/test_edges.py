@@ -15,7 +15,7 @@ from textual.pilot import Pilot
 
 from tests.app.tui.drive import run
 from tests.app.tui.test_adapters import app, names, settle, view
-from tests.app.tui.test_start import Terminal
+from tests.app.tui.test_start import COMMAND, Terminal
 from vlora_tui.tui.app import STEPS
 
 Close = Callable[[Path], None]
@@ -139,6 +139,21 @@ def test_a_real_terminal_that_shrinks_to_nothing_and_comes_back(
         assert terminal.ends() == 0
     finally:
         terminal.close()
+
+
+def test_the_size_is_that_of_the_terminal_that_is_drawn_on(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("LINES", "12")
+    terminal = Terminal(str(runs), code=INTO_A_FILE.format(file=tmp_path / "out"))
+    try:
+        assert b"2 Choose k" in terminal.read(b"task03")  # at 40 columns there is only a 2
+    finally:
+        terminal.close()
+
+
+INTO_A_FILE = "import os; os.dup2(os.open('{file}', os.O_CREAT | os.O_WRONLY), 1)\n" + COMMAND
 
 
 def resize(terminal: Terminal, rows: int, columns: int) -> None:

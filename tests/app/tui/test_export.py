@@ -32,6 +32,7 @@ from vlora_tui.tui import exporting
 from vlora_tui.tui.app import VLoRAApp
 from vlora_tui.tui.exporting import MERGES, PARAMETERS, Settings
 from vlora_tui.tui.screens.export import ExportView
+from vlora_tui.tui.screens.export_preview import PreviewPane
 from vlora_tui.tui.session import Session
 from vlora_tui.tui.widgets.dialogs import Prompt
 from vlora_tui.tui.widgets.form import Form
@@ -118,7 +119,9 @@ def words(pilot: Pilot[Any], which: str) -> str:
 
 def rows(pilot: Pilot[Any]) -> list[list[str]]:
     table: Table[Any] = pilot.app.query_one("#row-table", Table)
-    return [[text for text, _ in view(pilot)._row_cells(row)] for row in table.rows]
+    return [
+        [text for text, _ in pilot.app.query_one(PreviewPane)._cells(row)] for row in table.rows
+    ]
 
 
 def form_lines(pilot: Pilot[Any]) -> str:

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 from textual.command import CommandPalette
+from textual.events import Key
 from textual.pilot import Pilot
+from textual.widgets import Input
 from textual.widgets._footer import FooterKey
 
 from tests.app.tui.drive import run
@@ -17,6 +19,7 @@ from vlora_tui import paths
 from vlora_tui.config import config_file, load_config
 from vlora_tui.jobs.drafts import Drafts
 from vlora_tui.recipe import load_recipe
+from vlora_tui.tui import typeahead
 from vlora_tui.tui.app import VLoRAApp
 from vlora_tui.tui.frame import Frame
 from vlora_tui.tui.screens.start_page import StartPage
@@ -120,6 +123,26 @@ def test_q_leaves_what_is_for_a_moment_first(runs: Path) -> None:
         await pilot.press("slash", "t", "enter", "q")
         assert not pilot.app.query_one("#adapters-filter").display
         assert pilot.app.is_running
+
+    run(app(runs), steps)
+
+
+def test_a_key_whose_widget_goes_away_holds_up_no_other(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(typeahead, "PATIENCE", 0.2)
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        doomed = Input()
+        await pilot.app.view.mount(doomed)
+        doomed.focus()
+        await pilot.pause()
+        pilot.app.post_message(Key("x", "x"))
+        doomed.remove()
+        pilot.app.post_message(Key("plus", "+"))
+        await pilot.pause(0.4)
+        assert marked(pilot) == {"task00", "task01", "task02", "task03"}
 
     run(app(runs), steps)
 

@@ -33,7 +33,7 @@ from vlora_engine.surface import Spectra
 from vlora_tui.tui import inspecting
 from vlora_tui.tui.app import VLoRAApp
 from vlora_tui.tui.inspecting import Diff, Likeness, likeness_of
-from vlora_tui.tui.screens import inspect as screen
+from vlora_tui.tui.screens import inspect_layers as screen
 from vlora_tui.tui.screens.inspect import InspectView
 from vlora_tui.tui.session import Choosing, Session
 from vlora_tui.tui.subcommand import ask_command

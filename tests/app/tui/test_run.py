@@ -139,11 +139,42 @@ def test_it_fits(size: tuple[int, int], tmp_path: Path) -> None:
 
     async def steps(pilot: Pilot) -> None:
         await pilot.press("3")
-        table = app.query_one("#jobs", Table)
-        assert table.size.height >= 1
-        assert app.query_one("#review").region.bottom <= size[1]
+        await pilot.pause()
+        seen = set()
+        for _ in range(3):  # every pane can be had, and scrolls as far as its text goes
+            for pane in app.query("RunView .pane"):
+                if pane.region.height >= 1:
+                    assert pane.region.bottom <= size[1] - 1
+                    seen.add(pane.id)
+            await pilot.press("tab")
+            await pilot.pause()
+        assert seen == {"run-review", "run-jobs", "run-details"}
+        assert app.query_one("#jobs", Table).row is None
+        review = app.query_one("#review-text")
+        text = app.query_one("#review", Static)
+        assert review.virtual_size.height >= text.size.height
+        await pilot.press("q")
+        await pilot.pause()
+        assert app.return_code == 0
 
     run(app, steps, size=size)
+
+
+def test_on_a_small_terminal_the_review_scrolls_to_its_end(tmp_path: Path) -> None:
+    app = VLoRAApp(session=session_of(make.collection(tmp_path / "in", 3)))
+    app.session.output = str(tmp_path / "a-folder-with-a-very-long-name" / "output-at-the-end")
+
+    async def steps(pilot: Pilot) -> None:
+        await pilot.press("3")
+        await pilot.pause()
+        review = app.query_one("#review-text")
+        assert review.has_focus
+        assert review.max_scroll_y > 0
+        await pilot.press(*["down"] * 12)
+        await pilot.pause()
+        assert review.scroll_y == review.max_scroll_y
+
+    run(app, steps, size=(40, 12))
 
 
 def test_every_event_has_words_or_is_left_out_on_purpose() -> None:

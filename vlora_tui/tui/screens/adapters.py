@@ -2,58 +2,23 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import ClassVar
 
-from rich.text import Text
-from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical, VerticalScroll
-from textual.message import Message
-from textual.widgets import Input, Static
+from textual.widgets import Input
 
-from vlora_engine.errors import VLoRAError
-from vlora_tui.tui.scanning import Batch, Ended, Scanner, pasted_paths, subspace_row
-from vlora_tui.tui.screens.adapter_details import Tones, facts, findings
-from vlora_tui.tui.screens.adapter_rows import COLUMNS, Row, keep, ordered
-from vlora_tui.tui.screens.base import View
+from vlora_tui.tui.screens.adapter_body import Body
+from vlora_tui.tui.screens.adapter_finding import FindingView
+from vlora_tui.tui.screens.adapter_rows import Row, keep, ordered
 from vlora_tui.tui.screens.start_page import StartPage
-from vlora_tui.tui.session import remember_folder
 from vlora_tui.tui.widgets.table import Cell, Table
 from vlora_tui.tui.words import clean, plural, size, tilde
 
 DEMO_PLACE = "vlora-demo/adapters"
 TONES = ("muted", "good", "warning", "error", "accent")
-
-
-class Details(VerticalScroll, can_focus=True):
-    """The pane with all that is known of the row under the cursor."""
-
-    help_title = "In the details"
-
-
-class Body(Horizontal):
-    """The table of what was found, its filter, and the details of a row."""
-
-    def __init__(self, mark: Callable[[Row], Cell]) -> None:
-        super().__init__(id="adapters-body")
-        self._mark = mark
-
-    def compose(self) -> ComposeResult:
-        with Vertical(id="adapters-list", classes="pane"):
-            line = Input(placeholder="words, rank>=16, group:1, is:marked", compact=True)
-            line.id, line.cursor_blink, line.display = "adapters-filter", False, False
-            yield line
-            yield Table(COLUMNS, Row.cells, key=_path, mark=self._mark, id="adapters-table")
-            yield Static("", id="adapters-hint", markup=False)
-        with Details(id="adapters-details", classes="pane") as pane:
-            pane.border_title = "Details"
-            yield Static("", id="adapters-facts", markup=False)
-            yield Static("", id="adapters-findings", markup=False)
 
 
 _ON_ROWS = frozenset(
@@ -64,7 +29,7 @@ _ON_ROWS = frozenset(
 )
 
 
-class AdaptersView(View):
+class AdaptersView(FindingView):
     """The Adapters step."""
 
     step = 1
@@ -103,33 +68,13 @@ class AdaptersView(View):
         Binding("escape", "back", show=False, id="adapters.back", tooltip="Leave range or filter"),
     ]
 
-    class Told(Message):
-        """News from the scan."""
-
-        def __init__(self, news: Batch | Ended, scanner: Scanner) -> None:
-            super().__init__()
-            self.news, self.scanner = news, scanner
-
-    class DemoMade(Message):
-        """The demo collection is there, or could not be made."""
-
-        def __init__(self, place: str, problem: VLoRAError | None) -> None:
-            super().__init__()
-            self.place, self.problem = place, problem
-
     def compose(self) -> ComposeResult:
         yield StartPage(self._draft_words, id="start")
         if self.vlora.start_paths or self.session.infos:
             yield Body(self._mark)
 
     def on_mount(self) -> None:
-        self._rows: dict[str, Row] = {}
-        self._waiting: list[str] = []
-        self._wanted_marks: list[str] = []
-        self._given_names: dict[str, str] = {}
-        self._scanner = self._new_scanner()
-        self._scanning = False
-        self._making = False
+        self.begin()
         self._sort = ("name", False)
         self._marks_before: list[dict[str, None]] = []
         self._take_session()
@@ -194,25 +139,10 @@ class AdaptersView(View):
         self.table.move_to(0)
         self._focus()
 
-    def look_into(self, places: list[str]) -> None:
-        """Scan these places, one after another."""
-        places = [_absolute(place) for place in places]
-        self._waiting += [p for p in places if p not in self._waiting]
-        if not self._scanning:
-            self._next()
-        self._show()
-
-    # finding
-
     @property
     def table(self) -> Table[Row]:
         """The table of what was found."""
-        return self.query_one("#adapters-table", Table)
-
-    def on_paste(self, event: object) -> None:
-        places = pasted_paths(str(getattr(event, "text", "")))
-        if places:
-            self.look_into(places)
+        return self.query_one(Body).table
 
     def on_start_page_chosen(self, event: StartPage.Chosen) -> None:
         chosen = event.beginning
@@ -237,134 +167,9 @@ class AdaptersView(View):
 
         self.app.push_screen(OpenFolder(start), opened)
 
-    def make_demo(self, place: str | None = None) -> None:
-        """Make the demo collection, asking where; then list it."""
-        from vlora_tui.tui.widgets.dialogs import Prompt
-
-        if place is not None:
-            self._make_demo(place)
-            return
-        words = "19 small synthetic adapters, 14 MB, made on this machine. Where?"
-
-        def answered(place: str | None) -> None:
-            if place:
-                self._make_demo(place)
-
-        self.app.push_screen(Prompt("Make the demo", words, DEMO_PLACE), answered)
-
-    def _make_demo(self, place: str) -> None:
-        self._making = True
-        self._show()
-        self._write_demo(str(Path(place).expanduser()))
-
-    @work(thread=True, exclusive=True, group="demo", exit_on_error=False)
-    def _write_demo(self, place: str) -> None:
-        from vlora_engine.demo import make_demo_collection
-
-        try:
-            make_demo_collection(Path(place))
-        except VLoRAError as error:
-            self.post_message(self.DemoMade(place, error))
-            return
-        except OSError as error:
-            problem = VLoRAError(f"The demo cannot be written: {error.strerror}.", where=place)
-            self.post_message(self.DemoMade(place, problem))
-            return
-        self.post_message(self.DemoMade(place, None))
-
-    def on_adapters_view_demo_made(self, event: DemoMade) -> None:
-        self._making = False
-        if event.problem is not None:
-            self.vlora.complain(clean_lines(event.problem))
-            self._show()
-        else:
-            self.look_into([event.place])
-
-    def _next(self) -> None:
-        if self._waiting:
-            self._scanning = True
-            self._look(self._waiting.pop(0), self._scanner)
-
-    @work(thread=True, group="scan", exit_on_error=False)
-    def _look(self, place: str, scanner: Scanner) -> None:
-        def tell(news: Batch | Ended) -> None:
-            self.post_message(self.Told(news, scanner))
-
-        try:
-            scanner.look(place, tell)
-        except Exception as error:
-            what = f"The scan failed: {type(error).__name__}: {error}"
-            tell(Ended(place, 0, {}, problem=VLoRAError(what, where=place)))
-
-    def on_adapters_view_told(self, event: Told) -> None:
-        if event.scanner is not self._scanner:
-            return
-        news = event.news
-        if isinstance(news, Batch):
-            self.session.add_found(news.infos)
-            self._rows |= {row.path: row for row in news.closed}
-            for row in news.subspaces:
-                self._rows[row.path] = row
-                if Path(row.path) not in self.session.subspaces:
-                    self.session.subspaces.append(Path(row.path))
-        else:
-            self._ended(news)
-        self._take_session()
-        self._show()
-        self.vlora.refresh_bar()
-
-    def _ended(self, news: Ended) -> None:
-        self._scanning = False
-        self.session.rename({**news.names, **self._given_names})
-        if news.problem is not None:
-            self.vlora.complain(clean_lines(news.problem))
-        elif not news.found and not news.stopped:
-            said = "nothing new" if news.place in self._scanner.places and self._rows else "nothing"
-            self.vlora.complain(
-                f"There is {said} in {tilde(news.place)}.\n"
-                "Looked for folders with adapter_config.json and adapter_model.safetensors, "
-                f"{self.vlora.config['scan_depth']} levels deep."
-            )
-        else:
-            remember_folder(str(Path(news.place).expanduser().absolute()))
-        if news.full:
-            self.vlora.complain(
-                f"Only the first {self.vlora.config['scan_limit']:,} are listed; "
-                "open folders further down, or raise scan_limit in the config file."
-            )
-        if not self._waiting:
-            self._mark_wanted()
-            self.vlora.call_later(self.vlora.scanned)
-        self._next()
-
-    def mark_when_found(self, names: Mapping[str, str | None]) -> None:
-        """Mark the adapters at or below these paths once they are found, and name them so."""
-        self._wanted_marks = list(names)
-        self._given_names = {path: name for path, name in names.items() if name}
-
-    def _mark_wanted(self) -> None:
-        for wanted in self._wanted_marks:
-            below = os.path.join(wanted, "")
-            for path in self.session.infos:
-                if path == wanted or path.startswith(below):
-                    self.session.mark(path, True)
-        self._wanted_marks = []
-
     @property
     def _line(self) -> Input:
-        return self.query_one("#adapters-filter", Input)
-
-    def action_stop(self) -> None:
-        if self._scanning:
-            self._waiting.clear()
-            self._scanner.stop()
-
-    def action_again(self) -> None:
-        places = list(self._scanner.places)
-        if places and not self._scanning:
-            self._forget()
-            self.vlora.desk.forget_spectra()
-            self.look_into(places)
+        return self.query_one(Body).filter
 
     def action_close(self) -> None:
         self.action_stop()
@@ -375,17 +180,6 @@ class AdaptersView(View):
         self.session.manifest = None
         self.query_one(StartPage).renew()
         self.vlora.tell("collection")
-
-    def _forget(self) -> None:
-        self._scanner.stop()
-        self._scanner, self._scanning = self._new_scanner(), False
-        self._rows.clear()
-        self.session.infos.clear()
-        self.session.subspaces.clear()
-
-    def _new_scanner(self) -> Scanner:
-        config = self.vlora.config
-        return Scanner(max_depth=config["scan_depth"], max_adapters=config["scan_limit"])
 
     # marking
 
@@ -532,7 +326,7 @@ class AdaptersView(View):
             return
         body = self.query_one(Body)
         body.toggle_class("-details")
-        (self._pane("#adapters-details") if body.has_class("-details") else self.table).focus()
+        (body.details if body.has_class("-details") else self.table).focus()
 
     def renew_start(self) -> None:
         """Something to begin with was found."""
@@ -577,21 +371,8 @@ class AdaptersView(View):
             return ("#" if self.vlora.ascii_only else "◆"), "accent"
         return " ", ""
 
-    def _take_session(self) -> bool:
-        """The rows of what the session knows; whether any of them is new."""
-        checked, new = self.session.checked, False
-        for path, info in self.session.infos.items():
-            row = self._rows.get(path)
-            if row is None or row.info is not info or row.checked != checked.get(path):
-                self._rows[path] = Row(
-                    path, info.name, info, None, info.error, info.nbytes, checked.get(path)
-                )
-                new = True
-        for place in self.session.subspaces:
-            if str(place) not in self._rows:
-                self._rows[str(place)] = subspace_row(place)
-                new = True
-        return new
+    def _found(self) -> None:
+        self._show()
 
     def _show(self) -> None:
         empty = not self._rows and not self._scanning and not self._making
@@ -614,21 +395,14 @@ class AdaptersView(View):
 
     def _details(self) -> None:
         row = self.table.row
-        tones = Tones({tone: self.table.tone(tone) for tone in TONES})
-        tones["title"] = "bold"
-        words, remarks = Text("" if self._scanning else "No row fits the filter."), Text()
-        if row is not None:
-            members = sum(r.group == row.group for r in self._rows.values()) if row.group else 0
-            words, remarks = facts(row, members, tones), findings(row, tones)
-        self.query_one("#adapters-facts", Static).update(words)
-        self.query_one("#adapters-findings", Static).update(remarks)
-        self._pane("#adapters-details").scroll_home(animate=False)
+        group = row.group if row is not None else None
+        members = sum(r.group == group for r in self._rows.values()) if group else 0
+        otherwise = "" if self._scanning else "No row fits the filter."
+        self.query_one(Body).describe(members, otherwise)
 
     def _hint(self) -> None:
-        pane = self._pane("#adapters-list")
-        pane.border_title = Text(self._title_words())
-        pane.border_subtitle = Text(self._count_words())
-        self.query_one("#adapters-hint", Static).update(Text(self._hint_words(), no_wrap=True))
+        body = self.query_one(Body)
+        body.tell(self._title_words(), self._count_words(), self._hint_words())
 
     def _title_words(self) -> str:
         places = [tilde(place) for place in self._scanner.places]
@@ -663,26 +437,8 @@ class AdaptersView(View):
             return f"{words}, {len(groups)} groups: one recipe for each. Enter: choose k"
         return f"{words}. Enter: choose k"
 
-    def _pane(self, selector: str) -> Vertical:
-        return self.query_one(selector, Vertical | VerticalScroll)  # type: ignore[arg-type]
-
     def _draft_words(self) -> str | None:
         return self.vlora.draft_words()
-
-
-def clean_lines(error: VLoRAError) -> str:
-    """An error's lines, made harmless."""
-    return "\n".join(clean(line) for line in error.lines())
-
-
-def _path(row: Row) -> str:
-    return row.path
-
-
-def _absolute(place: str) -> str:
-    """A local path in full, so that a recipe means the same from anywhere; others as they are."""
-    path = os.path.expanduser(place)
-    return os.path.abspath(path) if os.path.lexists(path) else place
 
 
 def _here() -> str:

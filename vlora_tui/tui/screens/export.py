@@ -17,13 +17,14 @@ from textual.widgets import Input, Static
 from vlora_engine.errors import VLoRAError
 from vlora_tui import events
 from vlora_tui.tui import exporting
-from vlora_tui.tui.exporting import MERGES, Item, Plan, Row, Settings, Source
-from vlora_tui.tui.screens.export_lines import edit_of, form_lines, off, result
+from vlora_tui.tui.exporting import MERGES, Plan, Settings, Source
+from vlora_tui.tui.screens.export_items import ItemsPane
+from vlora_tui.tui.screens.export_lines import edit_of, form_lines
+from vlora_tui.tui.screens.export_preview import PreviewPane
 from vlora_tui.tui.screens.panes import PaneView
 from vlora_tui.tui.widgets.form import Form
-from vlora_tui.tui.widgets.table import Cell, Column, Table
 from vlora_tui.tui.widgets.tabs import PaneTabs, Tab
-from vlora_tui.tui.words import clean, plural, size, tilde
+from vlora_tui.tui.words import plural, tilde
 
 if TYPE_CHECKING:
     from vlora_engine.manifest import Manifest
@@ -35,18 +36,6 @@ NOTHING = (
     "There is nothing to export yet.\n\n"
     "Open a subspace on step 1 (enter on its row), or mark adapters there, choose k (2) and run "
     "(3): the tasks of what was built are listed here. Marked adapters can be merged at once."
-)
-ITEM_COLUMNS = (
-    Column("name", "name", least=12, keep=5, cut="left"),
-    Column("rank", "rank", right=True, keep=2),
-    Column("error", "dW error", right=True, keep=3),
-    Column("bytes", "size", right=True, keep=4),
-)
-ROW_COLUMNS = (
-    Column("name", "what", least=10, most=34, keep=4, cut="left"),
-    Column("path", "goes to", least=12, most=200, keep=3, cut="left"),
-    Column("bytes", "size", right=True, keep=2),
-    Column("state", "", least=10, most=40, keep=5),
 )
 
 
@@ -103,30 +92,17 @@ class ExportView(PaneView):
         yield Static(NOTHING, id="export-nothing", markup=False)
         yield PaneTabs(id="export-tabs")
         with Horizontal(id="export-body", classes="side"):
-            with Vertical(id="export-items", classes="pane"):
-                yield Table(
-                    ITEM_COLUMNS, self._item_cells, key=lambda i: i.name, mark=self._mark_of,
-                    id="item-table",
-                )  # fmt: skip
-                yield Static(id="items-said", classes="said", markup=False)
+            yield ItemsPane(ascii_only=self.vlora.ascii_only)
             with Vertical(id="export-how", classes="pane"):
                 yield Form(ascii_only=self.vlora.ascii_only, id="export-form")
                 yield Static(id="form-said", classes="said", markup=False)
-        with Vertical(id="export-preview", classes="pane"):
-            yield Table(
-                ROW_COLUMNS, self._row_cells, key=lambda r: str(r.path), mark=self._row_mark,
-                id="row-table",
-            )  # fmt: skip
-            yield Static(id="preview-said", classes="said", markup=False)
+        yield PreviewPane(ascii_only=self.vlora.ascii_only)
         line = Input(placeholder="part of a name", compact=True, id="export-filter")
         line.cursor_blink = False
         yield line
 
     def on_mount(self) -> None:
-        self._source: Source | None = None
         self._settings = Settings()
-        self._marked: dict[str, None] = {}
-        self._words: tuple[str, ...] = ()
         self._wanted: str | None = None  # the kind of source that was asked for
         self._of: object = None
         self._plan = Plan()
@@ -135,10 +111,7 @@ class ExportView(PaneView):
         self._job: str | None = None
         self._planned_for: str | None = None
         self._looked: set[str] = set()
-        self._written: dict[str, int | None] = {}
-        self._verified: dict[str, float] = {}
         self.query_one("#export-how").border_title = "How"
-        self.query_one("#export-preview").border_title = "Will be written"
 
     # what the application asks
 
@@ -168,10 +141,10 @@ class ExportView(PaneView):
             self._replan()
 
     def row_text(self) -> str | None:
-        if self.pane == "export-preview" and self._rows.row is not None:
-            return str(self._rows.row.path)
-        item = self._items.row
-        return None if item is None else "  ".join(text for text, _ in self._item_cells(item))
+        row = self._preview.row
+        if self.pane == "export-preview" and row is not None:
+            return str(row.path)
+        return self._items.row_text()
 
     def command_text(self) -> str | None:
         recipe = self._recipe()
@@ -208,12 +181,20 @@ class ExportView(PaneView):
     # what there is
 
     @property
-    def _items(self) -> Table[Item]:
-        return self.query_one("#item-table", Table)
+    def _items(self) -> ItemsPane:
+        return self.query_one(ItemsPane)
 
     @property
-    def _rows(self) -> Table[Row]:
-        return self.query_one("#row-table", Table)
+    def _preview(self) -> PreviewPane:
+        return self.query_one(PreviewPane)
+
+    @property
+    def _source(self) -> Source | None:
+        return self._items.source
+
+    @property
+    def _marked(self) -> list[str]:
+        return list(self._items.marked)
 
     @property
     def _is_input(self) -> bool:
@@ -235,24 +216,25 @@ class ExportView(PaneView):
             return
         self._of = of
         if kind is None:
-            self._source, self._marked, self._plan = None, {}, Plan()
+            self._items.take(None)
+            self._plan = Plan()
             return
         if kind == "subspace" and session.manifest is not None:
-            self._source = exporting.tasks_of(session.manifest)
+            source = exporting.tasks_of(session.manifest)
         else:
-            self._source = exporting.adapters_of(session.kept)
-        places = exporting.first_settings(self._source)
+            source = exporting.adapters_of(session.kept)
+        self._items.take(source)
+        places = exporting.first_settings(source)
         self._settings = replace(
             self._settings, doing=places.doing, out=places.out, merged=places.merged, weights=""
         )
-        self._marked = {item.name: None for item in self._source.items}
         self._plan, self._job, self._known = Plan(), None, None
 
     def _recipe(self) -> Recipe | None:
         if self._source is None:
             return None
         try:
-            return exporting.recipe_of(self._source, list(self._marked), self._settings)
+            return exporting.recipe_of(self._source, self._marked, self._settings)
         except VLoRAError:
             return None
 
@@ -268,31 +250,9 @@ class ExportView(PaneView):
         self._draw_preview()
 
     def _draw_items(self) -> None:
-        source = self._source
-        if source is None:
-            return
-        shown = [i for i in source.items if all(w in i.name.lower() for w in self._words)]
-        self._items.show(shown)
-        place = f"Tasks of {clean(source.place.name)}" if source.place else "Marked adapters"
-        pane = self.query_one("#export-items")
-        pane.border_title = place
-        pane.border_subtitle = f"{len(self._marked)} of {len(source.items)} marked"
         others = self.session.manifest is not None and self.session.marked
         said = "t: the adapters that are marked" if not self._is_input else "t: the subspace"
-        self.query_one("#items-said", Static).update(said if others else "")
-
-    def _item_cells(self, item: Item) -> list[Cell]:
-        error = "-" if item.error is None else f"{100 * item.error:.2g} %"
-        return [
-            (clean(item.name), ""),
-            ("-" if item.rank is None else str(item.rank), "muted"),
-            (error, ""),
-            (f"{'' if self._is_input else '~'}{size(item.nbytes)}", ""),
-        ]
-
-    def _mark_of(self, item: Item) -> Cell:
-        on, off = ("x", "-") if self.vlora.ascii_only else ("●", "○")
-        return (on, "accent") if item.name in self._marked else (off, "muted")
+        self._items.show(said if others else "")
 
     def _draw_form(self) -> None:
         form = self.query_one("#export-form", Form)
@@ -314,109 +274,27 @@ class ExportView(PaneView):
         said.update(Text((field.wrong or field.hint) if field is not None else ""))
 
     def _draw_preview(self) -> None:
-        plan, view = self._plan, self._job_view
-        self._read_events()
-        self._rows.show(plan.rows)
-        pane = self.query_one("#export-preview")
         later = self._is_input and self._settings.doing == "export"
-        pane.border_title = "Will be written after the build" if later else "Will be written"
-        if view is not None or self._known is not None:
-            pane.border_title = "Being written"
-            if view is not None and view.state.is_over:
-                pane.border_title = "Written" if view.error is None else "Not all was written"
-        total = f"{plural(len(plan.rows), 'adapter')}, ~{size(plan.nbytes)}" if plan.rows else ""
-        free = f"; {size(plan.free)} free" if plan.rows and plan.free is not None else ""
-        pane.border_subtitle = total + free
-        said, wrong = self._preview_words()
-        line = self.query_one("#preview-said", Static)
-        line.set_class(wrong, "wrong")
-        line.update(Text(said))
+        starting = self._known is not None
+        self._preview.show(self._plan, self._job_view, starting=starting, later=later)
         self.query_one(PaneTabs).show(self.panes(), self.pane)
-
-    def _preview_words(self) -> tuple[str, bool]:
-        """A line under the preview: the job's result, or what stands in the way."""
-        plan, view = self._plan, self._job_view
-        if view is not None:
-            return result(view)
-        if self._known is not None:
-            return "The job is being started.", False
-        if plan.problem is not None:
-            return plan.problem, True
-        if plan.refused:
-            row = plan.refused[0]
-            return f"Cannot be written: {clean(row.name)}, {row.why}. o names another place.", True
-        if plan.there:
-            many = len(plan.there)
-            there = f"{many} exist" if many > 1 else "One exists"
-            return f"{there} already; Enter asks before anything is replaced.", False
-        if plan.free is not None and plan.nbytes > plan.free:
-            return f"The disk has {size(plan.free)} free: not enough.", True
-        files = "adapter_config.json and adapter_model.safetensors"
-        return (f"Each is a folder with {files}." if plan.rows else ""), False
-
-    def _row_cells(self, row: Row) -> list[Cell]:
-        state, tone = self._row_state(row)
-        written = self._written.get(str(row.path))
-        shown = f"~{size(row.nbytes)}" if written is None else size(written)
-        return [(clean(row.name), ""), (tilde(row.path), "muted"), (shown, ""), (state, tone)]
-
-    def _row_mark(self, row: Row) -> Cell:
-        tone = self._row_state(row)[1]
-        fancy = {"good": "✓", "error": "✗", "warning": "!"}
-        plain = {"good": "+", "error": "x", "warning": "!"}
-        return (plain if self.vlora.ascii_only else fancy).get(tone, " "), tone
-
-    def _row_state(self, row: Row) -> Cell:
-        view, path = self._job_view, str(row.path)
-        if view is not None:
-            if path in self._verified:
-                return f"read back, {off(self._verified[path])}", "good"
-            if path in self._written or str(view.state) == "finished":
-                return "written", "good"
-            return ("not written", "error") if view.state.is_over else ("waits", "muted")
-        if row.state == "no":
-            return row.why, "error"
-        return (row.why, "warning") if row.state == "there" else ("new", "muted")
-
-    def _read_events(self) -> None:
-        """What our job has written, by path: the bytes, and the error when it was read back."""
-        view = self._job_view
-        written = view.all(events.Exported) if view is not None else []
-        verified = view.all(events.Verified) if view is not None else []
-        merged = view.all(events.Merged) if view is not None else []
-        self._written = {e.path: e.nbytes for e in written} | {e.path: None for e in merged}
-        self._verified = {e.path: e.error for e in verified}
 
     # keys
 
     def action_mark(self) -> None:
         """Mark or unmark the line, and go on to the next."""
-        item = self._items.row
-        if self.pane != "export-items" or item is None:
-            return
-        if item.name in self._marked:
-            del self._marked[item.name]
-        else:
-            self._marked[item.name] = None
-        self._items.move_to(self._items.cursor + 1)
-        self._edited()
+        if self.pane == "export-items":
+            self._items.mark()
 
     def action_all(self) -> None:
         """Mark all that is shown; if all are, none."""
-        names = [item.name for item in self._items.rows]
-        if all(name in self._marked for name in names):
-            self._marked = {n: None for n in self._marked if n not in names}
-        else:
-            self._marked |= dict.fromkeys(names)
-        self._edited()
+        self._items.mark_all()
 
     def action_invert(self) -> None:
         """Turn the marks of what is shown round."""
-        for item in self._items.rows:
-            if item.name in self._marked:
-                del self._marked[item.name]
-            else:
-                self._marked[item.name] = None
+        self._items.invert()
+
+    def on_items_pane_marked(self) -> None:
         self._edited()
 
     def action_turn(self) -> None:
@@ -456,7 +334,7 @@ class ExportView(PaneView):
         if source is None:
             return
         if plan.problem is not None or plan.refused or not plan.rows:
-            said, _ = self._preview_words()
+            said, _ = self._preview.words()
             self.notify(said or "Nothing is marked.", severity="warning", markup=False)
             return
         view = self._job_view
@@ -464,7 +342,7 @@ class ExportView(PaneView):
             self.notify("The job is still writing; 3 shows it.", markup=False)
             return
         if self._is_input and self._settings.doing == "export":
-            export = exporting.export_of(source, list(self._marked), self._settings)
+            export = exporting.export_of(source, self._marked, self._settings)
             self.session.exports = (export,)
             self.notify("Step 3 now writes them after the build.", markup=False)
             self.vlora.tell("choice")
@@ -553,8 +431,6 @@ class ExportView(PaneView):
     def _edited(self) -> None:
         """Something is asked for anew: what the last job did is no longer what is shown."""
         self._job, self._known = None, None
-        order = {item.name: i for i, item in enumerate(self._source.items)} if self._source else {}
-        self._marked = dict.fromkeys(sorted(self._marked, key=lambda n: order.get(n, 0)))
         self._draw()
         self._replan()
 
@@ -565,7 +441,7 @@ class ExportView(PaneView):
 
     def on_input_changed(self, event: Input.Changed) -> None:
         if event.input.id == "export-filter":
-            self._words = tuple(event.value.lower().split())
+            self._items.filter(event.value)
             self._draw_items()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
@@ -581,8 +457,7 @@ class ExportView(PaneView):
             return
         self._asked += 1
         manifest = self.session.manifest if not self._is_input else None
-        marked = list(self._marked)
-        self._look_at_places(self._source, marked, self._settings, manifest, self._asked)
+        self._look_at_places(self._source, self._marked, self._settings, manifest, self._asked)
 
     @work(thread=True, exclusive=True, group="plan", exit_on_error=False)
     def _look_at_places(

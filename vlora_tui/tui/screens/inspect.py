@@ -3,57 +3,37 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
-from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
-from textual.message import Message
 from textual.widgets import Input, Static
-from textual.worker import get_current_worker
 
-from vlora_engine.errors import VLoRAError
 from vlora_tui.tui import inspecting
-from vlora_tui.tui.inspecting import Alike, Apart, Diff, Likeness, Remark
+from vlora_tui.tui.inspecting import Alike, Apart, Likeness, Remark
+from vlora_tui.tui.screens.inspect_findings import FindingsPane
+from vlora_tui.tui.screens.inspect_layers import LayersPane
 from vlora_tui.tui.screens.inspect_lines import (
     APART_COLUMNS,
-    COSINE,
-    DIFFERENCE,
-    FINDING_COLUMNS,
     GROUP_COLUMNS,
-    LOSS,
-    MARKS,
-    SIZE,
     SORTS,
-    TASK_COLUMNS,
-    TONES,
-    Measure,
     Subject,
     apart_cells,
     cosine_text,
-    facts,
-    finding_cells,
-    layer_words,
     pair_words,
-    remedy_words,
-    task_cells,
 )
+from vlora_tui.tui.screens.inspect_tasks import TasksPane
 from vlora_tui.tui.screens.panes import PaneView
-from vlora_tui.tui.subcommand import ask_command
-from vlora_tui.tui.widgets.heatmap import Cell as LayerCell
-from vlora_tui.tui.widgets.heatmap import Heatmap, arrange
 from vlora_tui.tui.widgets.matrix import Matrix
 from vlora_tui.tui.widgets.table import Cell, Table
 from vlora_tui.tui.widgets.tabs import PaneTabs, Tab
-from vlora_tui.tui.words import clean, plural
 
 if TYPE_CHECKING:
-    from vlora_engine.figures import TaskFigures
-    from vlora_engine.manifest import TaskRecord
+    pass
 
 THRESHOLD = 0.9
 STYLE = Path(__file__).with_suffix(".tcss").read_text("utf-8")
@@ -109,20 +89,6 @@ class InspectView(PaneView):
                 tooltip="Stop comparing, or clear the filter"),
     ]  # fmt: skip
 
-    class Compared(Message):
-        """A comparison ended."""
-
-        def __init__(self, places: tuple[str, str], diff: Diff | None, problem: str | None) -> None:
-            super().__init__()
-            self.places, self.diff, self.problem = places, diff, problem
-
-    class Read(Message):
-        """The figures of a task were read."""
-
-        def __init__(self, key: tuple[str, str], figures: TaskFigures | None, problem: str) -> None:
-            super().__init__()
-            self.key, self.figures, self.problem = key, figures, problem
-
     def compose(self) -> ComposeResult:
         ascii_only = self.vlora.ascii_only
         yield Static(id="nothing", markup=False)
@@ -132,15 +98,8 @@ class InspectView(PaneView):
                 with Vertical(id="inspect-alike", classes="pane"):
                     yield Matrix(ascii_only=ascii_only, id="matrix")
                     yield Static(id="matrix-said", classes="said", markup=False)
-                with Vertical(id="inspect-tasks", classes="pane"):
-                    yield Table(
-                        TASK_COLUMNS, task_cells, key=lambda t: t.id, mark=self._task_mark,
-                        id="task-table",
-                    )  # fmt: skip
-                    yield Static(id="task-facts", classes="said", markup=False)
-                with Vertical(id="inspect-layers", classes="pane"):
-                    yield Heatmap(ascii_only=ascii_only, id="layer-map")
-                    yield Static(id="layers-said", classes="said", markup=False)
+                yield TasksPane(ascii_only=ascii_only)
+                yield LayersPane(self.session, ascii_only=ascii_only)
             with Vertical(id="inspect-right", classes="side"):
                 with Vertical(id="inspect-groups", classes="pane"):
                     yield Table(
@@ -151,12 +110,7 @@ class InspectView(PaneView):
                 with Vertical(id="inspect-apart", classes="pane"):
                     yield Table(APART_COLUMNS, apart_cells, key=lambda a: a.name, id="apart-table")
                     yield Static(id="apart-said", classes="said", markup=False)
-                with Vertical(id="inspect-findings", classes="pane"):
-                    yield Table(
-                        FINDING_COLUMNS, finding_cells, key=lambda r: f"{r.about} {r.what}",
-                        mark=self._finding_mark, id="finding-table",
-                    )  # fmt: skip
-                    yield Static(id="findings-remedy", markup=False)
+                yield FindingsPane(ascii_only=ascii_only)
         line = Input(placeholder="part of a name", compact=True, id="inspect-filter")
         line.cursor_blink = False
         yield line
@@ -167,23 +121,11 @@ class InspectView(PaneView):
         self._sort = 0
         self._words: tuple[str, ...] = ()
         self._tasks_wanted: bool | None = None
-        self._kept: str | None = None
-        self._measures: dict[str, int] = {"one": 0, "pair": 0}
-        self._layer: str | None = None
         self._pair: Subject | None = None
-        self._diffs: dict[tuple[str, str], Diff | str] = {}
-        self._comparing: tuple[str, str] | None = None
-        self._figures: dict[tuple[str, str], TaskFigures | str] = {}
         self._likeness: Likeness | None = None
         self._of_inner: object = None
         self._remarks: list[Remark] = []
-        titles = {
-            "inspect-tasks": "Tasks of the subspace",
-            "inspect-apart": "Standing apart",
-            "inspect-findings": "Findings",
-        }
-        for pane, title in titles.items():
-            self.query_one(f"#{pane}").border_title = title
+        self.query_one("#inspect-apart").border_title = "Standing apart"
         self.set_class(self.vlora.ascii_only, "ascii")
 
     # what the application asks
@@ -208,10 +150,9 @@ class InspectView(PaneView):
             case "inspect-alike":
                 return str(self._pair_text()) or None
             case "inspect-layers":
-                return str(self._layer_text()) or None
+                return str(self._layers.text()) or None
             case "inspect-tasks":
-                task = self._record
-                return None if task is None else "  ".join(t for t, _ in task_cells(task))
+                return self._tasks.row_text()
             case "inspect-groups":
                 group = self._groups_table.row
                 return None if group is None else ", ".join(self._names(group))
@@ -219,11 +160,7 @@ class InspectView(PaneView):
                 row = self._apart_table.row
                 return None if row is None else f"{row.name}: {row.why}"
             case "inspect-findings":
-                found = self._findings_table.row
-                if found is None:
-                    return None
-                head = f"{found.severity}: {found.about}: {found.what}"
-                return "\n  ".join(part for part in (head, found.where, found.remedy) if part)
+                return self._findings.row_text()
         return None
 
     def command_text(self) -> str | None:
@@ -280,6 +217,10 @@ class InspectView(PaneView):
         return self.query_one("#matrix", Matrix)
 
     @property
+    def _layers(self) -> LayersPane:
+        return self.query_one(LayersPane)
+
+    @property
     def _groups_table(self) -> Table[Alike]:
         return self.query_one("#group-table", Table)
 
@@ -288,13 +229,12 @@ class InspectView(PaneView):
         return self.query_one("#apart-table", Table)
 
     @property
-    def _findings_table(self) -> Table[Remark]:
-        return self.query_one("#finding-table", Table)
+    def _tasks(self) -> TasksPane:
+        return self.query_one(TasksPane)
 
     @property
-    def _record(self) -> TaskRecord | None:
-        table: Table[TaskRecord] = self.query_one("#task-table", Table)
-        return table.row
+    def _findings(self) -> FindingsPane:
+        return self.query_one(FindingsPane)
 
     def _names(self, group: Alike) -> list[str]:
         return [self._likeness.names[i] for i in group.members] if self._likeness else []
@@ -333,7 +273,7 @@ class InspectView(PaneView):
         if self.has_class("one") or self._likeness is None:
             pane.styles.height = "1fr"
             return
-        layers = min(len(self.query_one("#layer-map", Heatmap).grid.rows) + 5, height // 2)
+        layers = min(self._layers.wanted_height, height // 2)
         pane.styles.height = min(self._matrix.wanted_height + 4, max(9, height - max(8, layers)))
 
     def _draw_matrix(self) -> None:
@@ -376,7 +316,16 @@ class InspectView(PaneView):
         self.query_one("#matrix-said", Static).update(self._pair_text())
 
     def _pair_text(self) -> Text:
+        if self._likeness is None and self.session.spectra is None and self._measuring:
+            return Text("Being measured. 2 shows the layers that are done, 3 the job.")
         return pair_words(self._likeness, self._matrix.pair, self.session.spectra)
+
+    @property
+    def _measuring(self) -> bool:
+        """Whether a job computes the spectra of what is marked."""
+        desk = self.vlora.desk
+        view = desk.view(desk.spectra_job or "")
+        return view is not None and not view.state.is_over
 
     def _draw_apart(self) -> None:
         likeness = self._likeness
@@ -396,44 +345,13 @@ class InspectView(PaneView):
         self.query_one("#apart-said", Static).update(said)
 
     def _draw_findings(self) -> None:
-        rows = [r for r in self._remarks if self._found(f"{r.about} {r.what}")]
-        self._findings_table.show(rows)
-        counts = [
-            plural(sum(r.severity == severity for r in rows), severity)
-            for severity in inspecting.SEVERITIES
-            if any(r.severity == severity for r in rows)
-        ]
-        self.query_one("#inspect-findings").border_subtitle = ", ".join(counts)
-        self._draw_remedy()
-
-    def _draw_remedy(self) -> None:
         headers_only = self.session.spectra is None and bool(self.session.infos)
-        words = remedy_words(self._findings_table.row, headers_only=headers_only)
-        self.query_one("#findings-remedy", Static).update(words)
-
-    # tasks of a subspace
+        rows = [r for r in self._remarks if self._found(f"{r.about} {r.what}")]
+        self._findings.show(rows, headers_only=headers_only)
 
     def _draw_tasks(self) -> None:
-        manifest = self.session.manifest
-        if manifest is None:
-            return
-        table: Table[TaskRecord] = self.query_one("#task-table", Table)
-        rows = [t for t in manifest.tasks.values() if self._found(clean(t.id).lower())]
-        keys: tuple[Callable[[TaskRecord], object], ...] = (
-            lambda task: -task.error,
-            lambda task: -task.norm,
-            lambda task: task.id.lower(),
-        )
-        rows.sort(key=keys[self._sort])  # type: ignore[arg-type]
-        table.show(rows)
-        by = ("error", "size", "name")[self._sort]
-        self.query_one("#inspect-tasks").border_subtitle = f"by {by}"
-        self.query_one("#inspect-tasks").border_title = f"Tasks of {clean(manifest.path.name)}"
-        self.query_one("#task-facts", Static).update(facts(manifest))
-
-    def _task_mark(self, task: TaskRecord) -> Cell:
-        mark = "=" if self.vlora.ascii_only else "◆"
-        return (mark, "accent") if task.id == self._kept else (" ", "")
+        if self.session.manifest is not None:
+            self._tasks.show(self.session.manifest, self._found, self._sort)
 
     def _group_cells(self, group: Alike) -> list[Cell]:
         return [
@@ -443,10 +361,6 @@ class InspectView(PaneView):
             (", ".join(self._names(group)), ""),
         ]
 
-    def _finding_mark(self, row: Remark) -> Cell:
-        marks = {**MARKS, "error": "x", "note": "."} if self.vlora.ascii_only else MARKS
-        return marks[row.severity], TONES[row.severity]
-
     # layers
 
     @property
@@ -455,23 +369,23 @@ class InspectView(PaneView):
         if self._pair is not None:
             return self._pair
         if self.on_tasks:
-            task = self._record
+            task = self._tasks.record
             return None if task is None else Subject("task", (task.id,))
         pair = self._matrix.pair
         if pair is None or self._likeness is None:
             return None
         known = self._pair_here()
-        if known is not None and isinstance(self._diffs.get(known.places or ("", "")), Diff):
+        if known is not None and self._layers.knows(known.places):
             return known
         return Subject("adapter", (self._likeness.names[pair[0]],), index=pair[0])
 
     def _pair_here(self) -> Subject | None:
         """The two that the cursor means: a cell off the diagonal, or the kept task and this."""
         if self.on_tasks:
-            task, manifest = self._record, self.session.manifest
-            if task is None or manifest is None or self._kept in (None, task.id):
+            task, manifest = self._tasks.record, self.session.manifest
+            if task is None or manifest is None or self._tasks.kept in (None, task.id):
                 return None
-            names = (str(self._kept), task.id)
+            names = (str(self._tasks.kept), task.id)
             first, second = (inspecting.task_place(manifest.path, name) for name in names)
             return Subject("pair", names, places=(first, second))
         pair, likeness = self._matrix.pair, self._likeness
@@ -481,79 +395,12 @@ class InspectView(PaneView):
         places = (at[0], at[1]) if at[0] and at[1] else None
         return Subject("pair", tuple(likeness.names[i] for i in pair), places=places)
 
-    @property
-    def measure(self) -> Measure:
-        """The figure that the layers pane shows."""
-        subject = self.subject
-        if subject is not None and subject.kind == "pair":
-            return (COSINE, DIFFERENCE)[self._measures["pair"]]
-        return (LOSS, SIZE)[self._measures["one"]]
-
-    def _layer_values(self) -> Mapping[str, float] | str:
-        """The figures per layer, or why there are none."""
-        subject, measure, spectra = self.subject, self.measure, self.session.spectra
-        if subject is None:
-            return "Nothing is chosen."
-        if subject.kind == "pair":
-            diff = self._diffs.get(subject.places or ("", ""))
-            if isinstance(diff, Diff):
-                return diff.measure(measure.key)
-            return diff or "Comparing, layer by layer; x stops it."
-        if subject.kind == "task":
-            return self._stored_values(subject.names[0], measure)
-        if spectra is None:
-            return "Nothing is measured yet."
-        if measure is SIZE:
-            return inspecting.sizes_of(spectra, subject.index)
-        figures = self.session.figures()
-        if figures.choice is None:
-            return figures.problem or "There is no choice of k yet: 2."
-        return inspecting.losses_of(spectra, figures.choice, subject.index)
-
-    def _stored_values(self, task: str, measure: Measure) -> Mapping[str, float] | str:
-        manifest = self.session.manifest
-        if manifest is None:
-            return "No subspace is open."
-        key = (str(manifest.path), task)
-        figures = self._figures.get(key)
-        if figures is None:
-            figures = self._figures[key] = "Reading."
-            self._read_figures(key)
-        if isinstance(figures, str):
-            return figures
-        values = figures.errors if measure is LOSS else figures.norms
-        return dict(zip(figures.layers, values.tolist(), strict=True))
-
     def _draw_layers(self) -> None:
-        if not self.is_mounted or self.has_class("empty"):
-            return
-        pane, heatmap = self.query_one("#inspect-layers"), self.query_one("#layer-map", Heatmap)
-        subject, measure = self.subject, self.measure
-        names = " and ".join(clean(name) for name in subject.names) if subject else ""
-        pane.border_title = f"Layers of {names}: {measure.title}" if subject else "Layers"
-        others = {"loss": "m: size", "size": "m: loss", "cosine_sim": "m: difference"}
-        pane.border_subtitle = others.get(measure.key, "m: cosine")
-        values = self._layer_values()
-        if isinstance(values, str):
-            heatmap.show(arrange(()), {}, None)
-        else:
-            top = measure.top or max([measure.floor, *values.values()]) or 1.0
-            cells = {
-                name: LayerCell(measure.text(value), max(0.0, min(1.0, value / top)))
-                for name, value in values.items()
-            }
-            if self._layer not in values:
-                self._layer = max(values, key=lambda name: values[name], default=None)
-            heatmap.show(arrange(inspecting.natural(values)), cells, self._layer)
-        self.query_one("#layers-said", Static).update(self._layer_text())
-        self._share_out()
+        if self.is_mounted and not self.has_class("empty"):
+            self._layers.show(self.subject)
 
-    def _layer_text(self) -> Text:
-        subject = self.subject
-        is_pair = subject is not None and subject.kind == "pair"
-        diff = self._diffs.get(subject.places or ("", "")) if subject and is_pair else None
-        diff = diff if isinstance(diff, Diff) else None
-        return layer_words(self._layer_values(), self._layer, self.measure, diff)
+    def on_layers_pane_drawn(self) -> None:
+        self._share_out()
 
     # what the widgets tell
 
@@ -565,16 +412,10 @@ class InspectView(PaneView):
     def on_matrix_chosen(self) -> None:
         self.action_enter()
 
-    def on_heatmap_focused(self, event: Heatmap.Focused) -> None:
-        self._layer = event.layer
-        self.query_one("#layers-said", Static).update(self._layer_text())
-
     def on_table_moved(self, event: Table.Moved) -> None:
         if event.table.id == "task-table":
             self._pair = None
             self._draw_layers()
-        elif event.table.id == "finding-table":
-            self._draw_remedy()
         elif event.table.id == "group-table":
             self._draw_groups_said()
 
@@ -606,10 +447,8 @@ class InspectView(PaneView):
                     self._matrix.go_to(row.index, row.index)
                     self.go_to_pane("inspect-alike")
             case "inspect-alike" | "inspect-tasks":
-                pair = self._pair_here()
-                self._pair = pair
-                if pair is not None:
-                    self._compare(pair)
+                self._pair = self._pair_here()
+                self._compare()
                 self._draw_layers()
                 self.go_to_pane("inspect-layers")
 
@@ -621,10 +460,7 @@ class InspectView(PaneView):
 
     def action_measure(self) -> None:
         """Another figure for the layers."""
-        subject = self.subject
-        kind = "pair" if subject is not None and subject.kind == "pair" else "one"
-        self._measures[kind] = 1 - self._measures[kind]
-        self._draw_layers()
+        self._layers.turn_measure()
 
     def action_order(self) -> None:
         """The like together, or as found."""
@@ -639,10 +475,9 @@ class InspectView(PaneView):
 
     def action_keep(self) -> None:
         """Keep a task, to compare the next one with it."""
-        if self.pane == "inspect-tasks" and self._record is not None:
-            self._kept = None if self._kept == self._record.id else self._record.id
-            self.query_one("#task-table").refresh()
-            if self._kept is not None:
+        if self.pane == "inspect-tasks":
+            self._tasks.keep()
+            if self._tasks.kept is not None:
                 self.notify("Kept. Enter on another task compares the two.", markup=False)
 
     def action_turn(self) -> None:
@@ -661,9 +496,8 @@ class InspectView(PaneView):
 
     def _step_back(self) -> bool:
         line = self.query_one("#inspect-filter", Input)
-        if self._comparing is not None:
-            self.workers.cancel_group(self, "diff")
-            self._comparing, self._pair = None, None
+        if self._layers.stop():
+            self._pair = None
             self._draw_layers()
             return True
         if line.has_class("open"):
@@ -678,50 +512,12 @@ class InspectView(PaneView):
             return True
         return False
 
-    # work off the screen
-
-    def _compare(self, pair: Subject) -> None:
-        if pair.places is None:
+    def _compare(self) -> None:
+        """Have the pair compared."""
+        if self._pair is None:
+            return
+        if self._pair.places is None:
             self._pair = None
             self.notify("Where these adapters lie is not known.", severity="warning", markup=False)
             return
-        if isinstance(self._diffs.get(pair.places), Diff):
-            return
-        self._diffs.pop(pair.places, None)
-        self._comparing = pair.places
-        self._ask_diff(pair.places)
-
-    @work(thread=True, exclusive=True, group="diff", exit_on_error=False)
-    def _ask_diff(self, places: tuple[str, str]) -> None:
-        """Compare two adapters in a process of its own: this one holds no weights."""
-        worker = get_current_worker()
-        try:
-            arguments = inspecting.diff_arguments(*places)
-            answer = ask_command(arguments, lambda: worker.is_cancelled)
-        except VLoRAError as error:
-            self.post_message(self.Compared(places, None, f"The comparison failed: {error}"))
-            return
-        if answer is not None:
-            self.post_message(self.Compared(places, Diff.of(answer), None))
-
-    def on_inspect_view_compared(self, event: Compared) -> None:
-        if self._comparing == event.places:
-            self._comparing = None
-        self._diffs[event.places] = event.diff or event.problem or "The comparison failed."
-        self._draw_layers()
-
-    @work(thread=True, group="figures", exit_on_error=False)
-    def _read_figures(self, key: tuple[str, str]) -> None:
-        from vlora_engine.figures import task_figures
-
-        manifest = self.session.manifest
-        if manifest is None:
-            return
-        try:
-            self.post_message(self.Read(key, task_figures(manifest, key[1]), ""))
-        except VLoRAError as error:
-            self.post_message(self.Read(key, None, str(error)))
-
-    def on_inspect_view_read(self, event: Read) -> None:
-        self._figures[event.key] = event.figures or event.problem
-        self._draw_layers()
+        self._layers.compare(self._pair)

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from vlora_tui.tui.inspecting import Apart, Diff, Likeness, Remark
 from vlora_tui.tui.widgets.table import Cell, Column
-from vlora_tui.tui.words import clean, size
+from vlora_tui.tui.words import clean, size, tilde
 
 if TYPE_CHECKING:
     from vlora_engine.manifest import Manifest, TaskRecord
@@ -39,7 +39,7 @@ TASK_COLUMNS = (
     Column("bytes", "stored", right=True, keep=1),
 )
 FINDING_COLUMNS = (
-    Column("about", "adapter", least=10, most=18, keep=4, cut="left"),
+    Column("about", "adapter", least=16, most=24, keep=4, cut="left"),
     Column("what", "finding", least=16, most=200, keep=5),
 )
 
@@ -164,7 +164,7 @@ def remedy_words(row: Remark | None, *, headers_only: bool) -> Text:
     if row.remedy:
         text.append(f"\n{row.remedy}", style="not bold")
     if row.where and row.where not in row.what:
-        text.append(f"\n{row.where}", style="not bold")
+        text.append(f"\n{tilde(row.where)}", style="not bold")
     return text
 
 

@@ -26,12 +26,16 @@ class PaneView(View):
 
     def on_resize(self, event: events.Resize) -> None:
         """Decide whether all panes fit."""
+        self.fit()
+        self.arranged()
+
+    def fit(self) -> None:
+        """Set the classes ``one`` and ``short``."""
         # By the terminal, not by what this view is told: a view that is made while another step
         # is being drawn may be told of a size on the way, and of no other afterwards.
         width, height = self.app.size.width, self.app.size.height - FRAME
         self.set_class(width < self.least[0] or height < self.least[1], "one")
         self.set_class(height < 12, "short")
-        self.arranged()
 
     def arranged(self) -> None:
         """The size has changed."""

@@ -5,15 +5,19 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, ClassVar
 
+from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import VerticalScroll
+from textual.containers import Vertical, VerticalScroll
 from textual.widgets import Input, Static
 
+from vlora_tui import events
 from vlora_tui.tui import job_text
-from vlora_tui.tui.screens.base import View
+from vlora_tui.tui.folding import hanging
+from vlora_tui.tui.screens.panes import PaneView
 from vlora_tui.tui.verdict import can_go_on
 from vlora_tui.tui.widgets.table import Column, Table
+from vlora_tui.tui.widgets.tabs import PaneTabs, Tab
 
 if TYPE_CHECKING:
     from vlora_tui.jobs import JobView
@@ -26,12 +30,13 @@ COLUMNS = (
 )
 
 
-class RunView(View):
+class RunView(PaneView):
     """The recipe on top, the jobs below it, and what the chosen job has to say."""
 
     step = 3
     title = "Run"
     place_action = "output"
+    least = (60, 20)
     help_text = (
         "Enter starts what the upper pane says. Jobs are processes of their own: closing the "
         "terminal leaves them running, and the next session finds them.\n"
@@ -54,26 +59,35 @@ class RunView(View):
             tooltip="Start a job that bad adapters stopped again without them",
         ),
         Binding("v", "open", "View result", id="run.open", tooltip="Open what the job made"),
+        Binding("tab", "next_pane(1)", show=False, id="run.pane", tooltip="The next pane"),
+        Binding(
+            "shift+tab",
+            "next_pane(-1)",
+            show=False,
+            id="run.pane_back",
+            tooltip="The pane before",
+        ),
         Binding("x", "remove", "Forget", show=False, id="run.remove", tooltip="Forget the job"),
         Binding("f", "force", "Replace", show=False, id="run.force", tooltip="Replace the output"),
     ]
     DEFAULT_CSS = """
     RunView {
-        & > .pane {
-            border: round $border;
-            border-title-color: $text-muted;
-            padding: 0 1;
-        }
-        & > .pane:focus-within { border: round $primary; }
-        & > #review { height: auto; max-height: 45%; }
-        & > #jobs { height: 1fr; min-height: 4; }
-        & > #details { height: 1fr; }
+        & > #run-tabs { display: none; }
+        & > .pane { padding: 0 1; height: 1fr; }
+        & > #run-review { height: auto; max-height: 45%; }
+        & #review-text { height: auto; max-height: 100%; }
+        & #review { height: auto; }
+
+        &.one > #run-tabs { display: block; margin: 0 1; }
+        &.one > .pane { display: none; height: 1fr; max-height: 100%; }
+        &.one > .pane.current { display: block; }
+        &.one > #run-review { height: 1fr; max-height: 100%; }
+        &.one #review-text { height: 1fr; }
+
         & > #line { height: 1; padding: 0 1; background: $panel; display: none; }
         & > #line.asked { display: block; }
         & > #place { display: none; height: 3; }
         & > #place.asked { display: block; }
-        &.short > #details { display: none; }
-        &.short > .pane { border: none; padding: 0; }
     }
     """
 
@@ -81,33 +95,45 @@ class RunView(View):
         super().__init__(id=id)
         self._force = False
         self._asking: str | None = None
+        self._was_shown = False
         self._awaited = 0  # how many jobs there were when one was started
 
     def compose(self) -> ComposeResult:
-        yield Static(id="review", classes="pane", markup=False)
-        table: Table[JobView] = Table(
-            COLUMNS, job_text.row, key=lambda view: view.job.id, id="jobs"
-        )
-        table.add_class("pane")
-        yield table
-        with VerticalScroll(id="details", classes="pane", can_focus=True):
-            yield Static(id="said", markup=False)
+        yield PaneTabs(id="run-tabs")
+        with Vertical(id="run-review", classes="pane") as pane:
+            pane.border_title = "What Enter starts"
+            with VerticalScroll(id="review-text", can_focus=True):
+                yield Static(id="review", markup=False)
+        with Vertical(id="run-jobs", classes="pane") as pane:
+            pane.border_title = "Jobs"
+            yield Table(COLUMNS, job_text.row, key=lambda view: view.job.id, id="jobs")
+        with Vertical(id="run-details", classes="pane") as pane:
+            pane.border_title = "The job under the cursor"
+            with VerticalScroll(id="details", can_focus=True):
+                yield Static(id="said", markup=False)
         yield Static(id="line", markup=False)
         place = Input(id="place", placeholder="where the subspace goes")
         place.cursor_blink = False
         yield place
 
-    def on_mount(self) -> None:
-        self.query_one("#review").border_title = "What Enter starts"
-        self.query_one("#jobs").border_title = "Jobs"
-        self.query_one("#details").border_title = "The job under the cursor"
+    def panes(self) -> list[Tab]:
+        return [
+            Tab("run-review", "Start"),
+            Tab("run-jobs", "Jobs", len(self.vlora.job_views())),
+            Tab("run-details", "Job"),
+        ]
 
-    def on_resize(self) -> None:
-        self.set_class(self.size.height < 22, "short")
+    def arranged(self) -> None:
+        self.draw_tabs()
+        self.call_after_refresh(self._draw)  # once the panes have their widths
 
     def shown(self) -> None:
         self._draw()
-        self.query_one("#jobs").focus()
+        self.fit()
+        one = self.has_class("one")  # then what Enter starts is read before it is started
+        first = "run-review" if one else "run-jobs"
+        self.go_to_pane(self.pane if self._was_shown else first)
+        self._was_shown = True
 
     def changed(self, what: str) -> None:
         self._draw()
@@ -129,7 +155,7 @@ class RunView(View):
         review = job_text.review(self.session)
         if self._force:
             review.append("replace   an output that is there (f takes it back)\n", "bold")
-        self.query_one("#review", Static).update(review)
+        self._say("#review", review)
         table: Table[JobView] = self.query_one("#jobs", Table)
         views = self.vlora.job_views()
         came = 0 < self._awaited <= len(views) - 1
@@ -137,6 +163,7 @@ class RunView(View):
         if came:
             self._awaited = 0
         self._draw_details()
+        self.query_one(PaneTabs).show(self.panes(), self.pane)
 
     def _draw_details(self) -> None:
         view, problem = self.job, self.vlora.desk.problem
@@ -146,7 +173,13 @@ class RunView(View):
         elif view is None:
             said.update("No job yet. What is started here goes on when the terminal is closed.")
         else:
-            said.update(job_text.details(view, ascii_only=self.vlora.ascii_only))
+            self._say("#said", job_text.details(view, ascii_only=self.vlora.ascii_only))
+
+    def _say(self, place: str, text: Text) -> None:
+        """Show ``text``, folded to the width that there is."""
+        static = self.query_one(place, Static)
+        width = static.size.width or self.app.size.width - 4
+        static.update(hanging(text, width))
 
     # what is going to be done
 
@@ -171,6 +204,7 @@ class RunView(View):
         self._awaited = len(self.vlora.job_views())
         self.vlora.start_job(session.recipe(), force=self._force)
         self._force = False
+        self.go_to_pane("run-jobs")
 
     def action_output(self) -> None:
         field = self.query_one("#place", Input)
@@ -191,7 +225,7 @@ class RunView(View):
 
     def _close_field(self) -> None:
         self.query_one("#place").remove_class("asked")
-        self.query_one("#jobs").focus()
+        self.go_to_pane(self.pane)
 
     # jobs
 
@@ -231,7 +265,10 @@ class RunView(View):
         if view is None or not view.outputs:
             self.notify("This job has made nothing that could be opened.", severity="warning")
             return
-        await self.vlora.open_subspace(view.outputs[0])
+        if view.last(events.SubspaceWritten) is not None:
+            await self.vlora.open_subspace(view.outputs[0])
+        else:
+            await self.vlora.show_adapters(view.outputs)
 
     def _ask(self, what: str, text: str) -> None:
         self._asking = what

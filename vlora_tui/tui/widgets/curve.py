@@ -100,13 +100,18 @@ class CurvePane(Widget, can_focus=True):
         ]
 
     def on_resize(self) -> None:
-        self._lines = None
+        self._repaint()
 
     def on_focus(self) -> None:
-        self._lines = None
+        self._repaint()
 
     def on_blur(self) -> None:
+        self._repaint()
+
+    def _repaint(self) -> None:
+        """Paint again; what was painted before Textual told of a change may be in sight already."""
         self._lines = None
+        self.refresh()
 
 
 def _ink(style: Style) -> Style:

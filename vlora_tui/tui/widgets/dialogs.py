@@ -13,8 +13,11 @@ from textual.containers import Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
+from vlora_tui.tui.folding import hanging
 from vlora_tui.tui.widgets.table import Cell, Column, Table
 from vlora_tui.tui.words import clean
+
+WIDTH = 76  # columns of a box, where there is room
 
 
 class Option(NamedTuple):
@@ -35,7 +38,7 @@ class Dialog(ModalScreen[str | None]):
         align: center middle;
         background: $background 60%;
         & > .box {
-            width: 76;
+            width: 76; /* WIDTH */
             max-width: 96%;
             height: auto;
             max-height: 92%;
@@ -135,12 +138,13 @@ class ListProblems(Ask):
             for line in lines:
                 text.append(f"  {clean(line)}\n")
         text.rstrip()
+        inside = min(WIDTH, self.app.size.width * 96 // 100) - 8  # border, padding, scroll bar
         with Vertical(classes="box") as box:
             box.border_title = Text(self._title)
             if self._words:
                 yield Static(self._words, classes="words", markup=False)
             with VerticalScroll(classes="many"):
-                yield Static(text, markup=False)
+                yield Static(hanging(text, inside), markup=False)
             yield Table(_OPTION_COLUMNS, _option_cells, key=lambda o: o.key, header=False)
             yield Static("enter takes the line, esc goes back", classes="keys", markup=False)
 
@@ -247,6 +251,9 @@ class Help(Dialog):
                 if wide and key.id:
                     text.append(f"   {key.id}", style="dim")
                 text.append("\n")
+        if wide:
+            words = "\nThe dim names stand for the keys in the config file: vlora-tui config edit"
+            text.append(words, style="dim")
         text.rstrip()
         return text
 

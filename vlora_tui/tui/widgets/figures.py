@@ -102,6 +102,7 @@ class FiguresPane(Widget, can_focus=True):
         self.brief = False
         self._cursor = 0
         self._lines = 0
+        self._top = 0  # lines that are scrolled away, where not all fit
 
     def show(self, sheet: Sheet) -> None:
         """Show these figures; what is the same is not painted again."""
@@ -114,8 +115,12 @@ class FiguresPane(Widget, can_focus=True):
         self._lines = lines
 
     def action_move(self, step: int) -> None:
-        """Another row under the cursor."""
-        self._cursor = min(max(0, self._cursor + step), max(0, len(self.sheet.rows) - 1))
+        """Another row under the cursor; beyond the last one the words below come into view."""
+        wanted = self._cursor + step
+        if 0 <= wanted < len(self.sheet.rows) and not (step < 0 and self._top):
+            self._cursor = wanted
+        else:
+            self._top += step
         self.refresh()
 
     def action_take(self) -> None:
@@ -135,7 +140,16 @@ class FiguresPane(Widget, can_focus=True):
         return len(self._text(width).split("\n"))
 
     def render(self) -> Text:
-        return self._text(self.size.width)
+        width, height = self.size
+        text = self._text(width)
+        lines = text.split("\n")
+        self._top = max(0, min(self._top, len(lines) - height))
+        if len(lines) <= height:
+            return text
+        shown = lines[self._top : self._top + height]
+        if self._top + height < len(lines):
+            shown[-1] = Text(("v" if self.ascii_only else "▾").rjust(width), self._style("muted"))
+        return Text("\n", no_wrap=True, end="").join(shown)
 
     def _text(self, width: int) -> Text:
         text = Text(no_wrap=True, overflow="ellipsis", end="")
@@ -236,7 +250,7 @@ _WIDTHS = (
 )
 _RIGHT = {"k", "on disk", "ratio", "mean", "worst"}
 _DROPPED = ("worst module", "worst task", "dtype", "", "ratio")  # the first goes first
-_FLEXIBLE = {"worst task": 10, "worst module": 16, "choice": 12}
+_FLEXIBLE = {"worst task": 10, "worst module": 16, "choice": 8}
 
 
 def _cells(row: Row, ascii_only: bool) -> dict[str, str]:

@@ -234,7 +234,7 @@ class Heatmap(Widget, can_focus=True):
     def on_resize(self) -> None:
         self._measure()
         self._keep_in_view()
-        self._strips.clear()
+        self._repaint()
 
     def on_focus(self) -> None:
         self._repaint()

@@ -54,12 +54,25 @@ class PaneTabs(Widget):
     def render(self) -> Text:
         text = Text(no_wrap=True, overflow="ellipsis")
         self._spans = []
-        for tab in self._tabs:
-            label = f" {tab.name}{'' if tab.number is None else f' {tab.number}'} "
+        for tab, label in self._labels():
             part = "current" if tab.id == self._current else "other"
             self._spans.append((text.cell_len, text.cell_len + len(label), tab.id))
             text.append(label, self.get_component_rich_style(f"tabs--{part}"))
         return text
+
+    def _labels(self) -> list[tuple[Tab, str]]:
+        """The names that fit: with numbers if there is room, and always the one in view."""
+        labels = [
+            (tab, f" {tab.name}{'' if tab.number is None else f' {tab.number}'} ")
+            for tab in self._tabs
+        ]
+        if sum(len(label) for _, label in labels) > self.size.width:
+            labels = [(tab, f" {tab.name} ") for tab in self._tabs]
+        ids = [tab.id for tab in self._tabs]
+        at = ids.index(self._current) if self._current in ids else 0
+        while at and sum(len(label) for _, label in labels[: at + 1]) > self.size.width:
+            labels, at = labels[1:], at - 1
+        return labels
 
     def on_click(self, event: events.Click) -> None:
         for start, end, pane in self._spans:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rich.cells import cell_len
 from rich.text import Text
 from textual.events import Click
 from textual.widget import Widget
@@ -33,11 +34,11 @@ class TopBar(Widget):
             label = f" {one.key} " if narrow and i != step else f" {one.key} {one.name} "
             self._spans.append((text.cell_len, text.cell_len + len(label), one.id))
             text.append(label, style="reverse bold" if i == step else "")
-        right = "  ".join(part for part in (title, job) if part)
         ascii_only = bool(getattr(self.app, "ascii_only", False))
+        room = self.size.width - text.cell_len - 1
+        right = fitting(title, job, room)
         if ascii_only:
             right = right.replace("·", "-")
-        room = self.size.width - text.cell_len - 1
         if room > 8 and right:
             shown = Text(right, no_wrap=True)
             shown.truncate(room, overflow="crop" if ascii_only else "ellipsis")
@@ -49,3 +50,18 @@ class TopBar(Widget):
         for start, end, step in self._spans:
             if start <= event.x < end:
                 await self.app.run_action(f"step('{step}')")
+
+
+def fitting(title: str, job: str, room: int) -> str:
+    """As much of what is open and of the job as fits: the job stays longest, for it moves.
+
+    The title gives up the owner of the base model first, then the model, then all but the count.
+    """
+    base, *rest = title.split(" · ")
+    parts = [[base, *rest], [base.rpartition("/")[2], *rest], rest, rest[:1], []]
+    titles = [" · ".join(some) for some in parts if some or job]
+    brief = job.removeprefix("job: ")
+    jobs = [(job, title) for title in titles] + [(brief, ""), (brief.partition(",")[0], "")]
+    lines = ["  ".join(part for part in (title, job) if part) for job, title in jobs]
+    lines = [line for line in lines if line]
+    return next((line for line in lines if cell_len(line) <= room), lines[-1] if lines else "")

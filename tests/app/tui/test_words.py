@@ -1,0 +1,52 @@
+"""Words that have to fit: the status line, lines that are folded."""
+
+from __future__ import annotations
+
+import pytest
+from rich.text import Text
+
+from vlora_tui.tui.folding import hanging
+from vlora_tui.tui.widgets.topbar import fitting
+
+TITLE = "org/model · 19 adapters · 10.1 MB"
+JOB = "job: layers 3/28, 4 s left"
+
+
+@pytest.mark.parametrize(
+    ("job", "room", "shown"),
+    [
+        (JOB, 80, f"{TITLE}  {JOB}"),
+        (JOB, 60, f"model · 19 adapters · 10.1 MB  {JOB}"),
+        (JOB, 40, f"19 adapters  {JOB}"),
+        (JOB, 28, JOB),
+        (JOB, 23, "layers 3/28, 4 s left"),
+        (JOB, 12, "layers 3/28"),
+        ("", 30, "model · 19 adapters · 10.1 MB"),
+        ("", 20, "19 adapters"),
+        ("", 3, "19 adapters"),  # the bar cuts it off
+    ],
+)
+def test_the_status_line_gives_up_what_matters_least(job: str, room: int, shown: str) -> None:
+    assert fitting(TITLE, job, room) == shown
+
+
+def test_what_is_open_may_be_nothing() -> None:
+    assert fitting("nothing open", "", 20) == "nothing open"
+    assert fitting("", "", 20) == ""
+
+
+def test_folded_lines_go_on_below_their_first_word() -> None:
+    text = Text("left out  broken: it holds NaN in one tensor\n  where: a/rather/long/path here")
+    assert [line.rstrip() for line in hanging(text, 30).plain.split("\n")] == [
+        "left out  broken: it holds NaN",
+        "          in one tensor",
+        "  where: a/rather/long/path",
+        "    here",
+    ]
+
+
+def test_a_word_without_a_gap_is_broken_and_nothing_lost() -> None:
+    text = Text(f"written   {'x' * 70}")
+    folded = hanging(text, 30)
+    assert folded.plain.count("x") == 70
+    assert max(map(len, folded.plain.split("\n"))) == 30

@@ -1,0 +1,84 @@
+"""What Adapters shows of what was found: the table, its filter, the details of a row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.widgets import Input, Static
+
+from vlora_tui.tui.screens.adapter_details import Tones, facts, findings
+from vlora_tui.tui.screens.adapter_rows import COLUMNS, Row
+from vlora_tui.tui.widgets.table import Cell, Table
+
+TONES = ("muted", "good", "warning", "error", "accent")
+
+
+class Details(VerticalScroll, can_focus=True):
+    """The pane with all that is known of the row under the cursor."""
+
+    help_title = "In the details"
+
+
+class Body(Horizontal):
+    """The table of what was found, its filter, and the details of a row."""
+
+    def __init__(self, mark: Callable[[Row], Cell]) -> None:
+        super().__init__(id="adapters-body")
+        self._mark = mark
+
+    def compose(self) -> ComposeResult:
+        with Vertical(id="adapters-list", classes="pane"):
+            line = Input(placeholder="words, rank>=16, group:1, is:marked", compact=True)
+            line.id, line.cursor_blink, line.display = "adapters-filter", False, False
+            yield line
+            yield Table(COLUMNS, Row.cells, key=_path, mark=self._mark, id="adapters-table")
+            yield Static("", id="adapters-hint", markup=False)
+        with Details(id="adapters-details", classes="pane") as pane:
+            pane.border_title = "Details"
+            yield Static("", id="adapters-facts", markup=False)
+            yield Static("", id="adapters-findings", markup=False)
+
+    @property
+    def table(self) -> Table[Row]:
+        """The table of what was found."""
+        return self.query_one("#adapters-table", Table)
+
+    @property
+    def filter(self) -> Input:
+        """The line of the filter."""
+        return self.query_one("#adapters-filter", Input)
+
+    @property
+    def details(self) -> Details:
+        """The pane of the details."""
+        return self.query_one(Details)
+
+    def describe(self, members: int, otherwise: str) -> None:
+        """Say all that is known of the row under the cursor.
+
+        Args:
+            members: How many adapters its group has.
+            otherwise: What is said where there is no row.
+        """
+        row, table = self.table.row, self.table
+        tones = Tones({tone: table.tone(tone) for tone in TONES})
+        tones["title"] = "bold"
+        words, remarks = Text(otherwise), Text()
+        if row is not None:
+            words, remarks = facts(row, members, tones), findings(row, tones)
+        self.query_one("#adapters-facts", Static).update(words)
+        self.query_one("#adapters-findings", Static).update(remarks)
+        self.details.scroll_home(animate=False)
+
+    def tell(self, title: str, count: str, hint: str) -> None:
+        """Say where the list is from, how long it is, and what can be done with it."""
+        pane = self.query_one("#adapters-list")
+        pane.border_title, pane.border_subtitle = Text(title), Text(count)
+        self.query_one("#adapters-hint", Static).update(Text(hint, no_wrap=True))
+
+
+def _path(row: Row) -> str:
+    return row.path

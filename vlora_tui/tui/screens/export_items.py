@@ -1,0 +1,109 @@
+"""Export's pane of what can be written: tasks or adapters, and which of them are marked."""
+
+from __future__ import annotations
+
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.message import Message
+from textual.widgets import Static
+
+from vlora_tui.tui.exporting import Item, Source
+from vlora_tui.tui.widgets.table import Cell, Column, Table
+from vlora_tui.tui.words import clean, size
+
+COLUMNS = (
+    Column("name", "name", least=12, keep=5, cut="left"),
+    Column("rank", "rank", right=True, keep=2),
+    Column("error", "dW error", right=True, keep=3),
+    Column("bytes", "size", right=True, keep=4),
+)
+
+
+class ItemsPane(Vertical):
+    """A table of tasks or adapters. ``marked`` holds names in the order of the source."""
+
+    class Marked(Message):
+        """Other items are marked now."""
+
+    def __init__(self, *, ascii_only: bool = False) -> None:
+        super().__init__(id="export-items", classes="pane")
+        self._marks = ("x", "-") if ascii_only else ("●", "○")
+        self._words: tuple[str, ...] = ()
+        self.source: Source | None = None
+        self.marked: dict[str, None] = {}
+
+    def compose(self) -> ComposeResult:
+        yield Table(COLUMNS, self._cells, key=lambda i: i.name, mark=self._mark, id="item-table")
+        yield Static(id="items-said", classes="said", markup=False)
+
+    def take(self, source: Source | None) -> None:
+        """Other items, all of them marked."""
+        self.source = source
+        self.marked = {item.name: None for item in source.items} if source is not None else {}
+
+    def show(self, said: str = "") -> None:
+        """Draw the items that the filter keeps, and a line below them."""
+        if self.source is None:
+            return
+        items, place = self.source.items, self.source.place
+        shown = [i for i in items if all(word in i.name.lower() for word in self._words)]
+        self.table.show(shown)
+        self.border_title = f"Tasks of {clean(place.name)}" if place else "Marked adapters"
+        self.border_subtitle = f"{len(self.marked)} of {len(items)} marked"
+        self.query_one("#items-said", Static).update(said)
+
+    def filter(self, text: str) -> None:
+        """Keep the items whose names have all these words."""
+        self._words = tuple(text.lower().split())
+
+    def row_text(self) -> str | None:
+        """The row under the cursor as text."""
+        item = self.table.row
+        return None if item is None else "  ".join(text for text, _ in self._cells(item))
+
+    # marking
+
+    def mark(self) -> None:
+        """Mark or unmark the line, and go on to the next."""
+        item = self.table.row
+        if item is not None:
+            self._set(set(self.marked) ^ {item.name})
+            self.table.move_to(self.table.cursor + 1)
+
+    def mark_all(self) -> None:
+        """Mark all that is shown; if all are, none."""
+        names, marked = self._names, set(self.marked)
+        self._set(marked - names if names <= marked else marked | names)
+
+    def invert(self) -> None:
+        """Turn the marks of what is shown round."""
+        self._set(set(self.marked) ^ self._names)
+
+    def _set(self, names: set[str]) -> None:
+        items = self.source.items if self.source is not None else ()
+        self.marked = {item.name: None for item in items if item.name in names}
+        self.post_message(self.Marked())
+
+    @property
+    def _names(self) -> set[str]:
+        return {item.name for item in self.table.rows}
+
+    # drawing
+
+    @property
+    def table(self) -> Table[Item]:
+        """The table of the items."""
+        return self.query_one("#item-table", Table)
+
+    def _cells(self, item: Item) -> list[Cell]:
+        exact = self.source is not None and self.source.kind == "adapters"
+        return [
+            (clean(item.name), ""),
+            ("-" if item.rank is None else str(item.rank), "muted"),
+            ("-" if item.error is None else f"{100 * item.error:.2g} %", ""),
+            (f"{'' if exact else '~'}{size(item.nbytes)}", ""),
+        ]
+
+    def _mark(self, item: Item) -> Cell:
+        on, off = self._marks
+        return (on, "accent") if item.name in self.marked else (off, "muted")

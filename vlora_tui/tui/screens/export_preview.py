@@ -1,0 +1,133 @@
+"""Export's preview: what is going to be written where, then what was written, and read back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.widgets import Static
+
+from vlora_tui import events
+from vlora_tui.tui.exporting import Plan, Row
+from vlora_tui.tui.screens.export_lines import off, result
+from vlora_tui.tui.widgets.table import Cell, Column, Table
+from vlora_tui.tui.words import clean, plural, size, tilde
+
+if TYPE_CHECKING:
+    from vlora_tui.jobs import JobView
+
+COLUMNS = (
+    Column("name", "what", least=10, most=34, keep=4, cut="left"),
+    Column("path", "goes to", least=12, most=200, keep=3, cut="left"),
+    Column("bytes", "size", right=True, keep=2),
+    Column("state", "", least=10, most=40, keep=5),
+)
+FANCY = {"good": "✓", "error": "✗", "warning": "!"}
+PLAIN = {"good": "+", "error": "x", "warning": "!"}
+
+
+class PreviewPane(Vertical):
+    """A line for each adapter of the plan, told by the job once there is one."""
+
+    def __init__(self, *, ascii_only: bool = False) -> None:
+        super().__init__(id="export-preview", classes="pane")
+        self._marks = PLAIN if ascii_only else FANCY
+        self._plan = Plan()
+        self._view: JobView | None = None
+        self._written: dict[str, int | None] = {}
+        self._verified: dict[str, float] = {}
+
+    def compose(self) -> ComposeResult:
+        yield Table(COLUMNS, self._cells, key=lambda r: str(r.path), mark=self._mark,
+                    id="row-table")  # fmt: skip
+        yield Static(id="preview-said", classes="said", markup=False)
+
+    @property
+    def row(self) -> Row | None:
+        """The row under the cursor."""
+        return self._table.row
+
+    def show(self, plan: Plan, view: JobView | None, *, starting: bool, later: bool) -> None:
+        """Show a plan and how far it is.
+
+        Args:
+            view: The job that carries it out.
+            starting: A job was asked for that is not there yet.
+            later: It is only going to be written after a build.
+        """
+        self._plan, self._view = plan, view
+        self._read_events()
+        self._table.show(plan.rows)
+        self.border_title = self._title(starting, later)
+        total = f"{plural(len(plan.rows), 'adapter')}, ~{size(plan.nbytes)}" if plan.rows else ""
+        free = f"; {size(plan.free)} free" if plan.rows and plan.free is not None else ""
+        self.border_subtitle = total + free
+        said, wrong = self.words(starting)
+        line = self.query_one("#preview-said", Static)
+        line.set_class(wrong, "wrong")
+        line.update(Text(said))
+
+    def words(self, starting: bool = False) -> tuple[str, bool]:
+        """The line below: the job's result, or what stands in the way; whether that is wrong."""
+        plan = self._plan
+        if self._view is not None:
+            return result(self._view)
+        if starting:
+            return "The job is being started.", False
+        if plan.problem is not None:
+            return plan.problem, True
+        if plan.refused:
+            row = plan.refused[0]
+            return f"Cannot be written: {clean(row.name)}, {row.why}. o names another place.", True
+        if plan.there:
+            many = len(plan.there)
+            there = f"{many} exist" if many > 1 else "One exists"
+            return f"{there} already; Enter asks before anything is replaced.", False
+        if plan.free is not None and plan.nbytes > plan.free:
+            return f"The disk has {size(plan.free)} free: not enough.", True
+        files = "adapter_config.json and adapter_model.safetensors"
+        return (f"Each is a folder with {files}." if plan.rows else ""), False
+
+    @property
+    def _table(self) -> Table[Row]:
+        return self.query_one("#row-table", Table)
+
+    def _title(self, starting: bool, later: bool) -> str:
+        view = self._view
+        if view is not None and view.state.is_over:
+            return "Written" if view.error is None else "Not all was written"
+        if view is not None or starting:
+            return "Being written"
+        return "Will be written after the build" if later else "Will be written"
+
+    def _read_events(self) -> None:
+        """What the job has written, by path: the bytes, and the error when it was read back."""
+        view = self._view
+        written = view.all(events.Exported) if view is not None else []
+        verified = view.all(events.Verified) if view is not None else []
+        merged = view.all(events.Merged) if view is not None else []
+        self._written = {e.path: e.nbytes for e in written} | {e.path: None for e in merged}
+        self._verified = {e.path: e.error for e in verified}
+
+    def _cells(self, row: Row) -> list[Cell]:
+        written = self._written.get(str(row.path))
+        shown = f"~{size(row.nbytes)}" if written is None else size(written)
+        return [(clean(row.name), ""), (tilde(row.path), "muted"), (shown, ""), self._state(row)]
+
+    def _mark(self, row: Row) -> Cell:
+        tone = self._state(row)[1]
+        return self._marks.get(tone, " "), tone
+
+    def _state(self, row: Row) -> Cell:
+        view, path = self._view, str(row.path)
+        if view is not None:
+            if path in self._verified:
+                return f"read back, {off(self._verified[path])}", "good"
+            if path in self._written or str(view.state) == "finished":
+                return "written", "good"
+            return ("not written", "error") if view.state.is_over else ("waits", "muted")
+        if row.state == "no":
+            return row.why, "error"
+        return (row.why, "warning") if row.state == "there" else ("new", "muted")

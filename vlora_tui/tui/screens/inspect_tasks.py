@@ -1,0 +1,70 @@
+"""Inspect's pane of tasks: what a subspace holds, and which task is kept to compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.widgets import Static
+
+from vlora_tui.tui.screens.inspect_lines import TASK_COLUMNS, facts, task_cells
+from vlora_tui.tui.widgets.table import Cell, Table
+from vlora_tui.tui.words import clean
+
+if TYPE_CHECKING:
+    from vlora_engine.manifest import Manifest, TaskRecord
+
+TASK_SORTS = ("error", "size", "name")
+
+
+class TasksPane(Vertical):
+    """The tasks in a table, the subspace in a sentence below."""
+
+    def __init__(self, *, ascii_only: bool = False) -> None:
+        super().__init__(id="inspect-tasks", classes="pane")
+        self._kept_mark = "=" if ascii_only else "◆"
+        self.kept: str | None = None  # the id of the task that another is compared with
+
+    def compose(self) -> ComposeResult:
+        yield Table(TASK_COLUMNS, task_cells, key=lambda t: t.id, mark=self._mark, id="task-table")
+        yield Static(id="task-facts", classes="said", markup=False)
+
+    @property
+    def record(self) -> TaskRecord | None:
+        """The task under the cursor."""
+        return self._table.row
+
+    def row_text(self) -> str | None:
+        """The row under the cursor as text."""
+        return (
+            None if self.record is None else "  ".join(text for text, _ in task_cells(self.record))
+        )
+
+    def show(self, manifest: Manifest, found: Callable[[str], bool], sort: int) -> None:
+        """Show the tasks whose names are found, sorted by the column of that number."""
+        rows = [task for task in manifest.tasks.values() if found(clean(task.id))]
+        keys: tuple[Callable[[TaskRecord], object], ...] = (
+            lambda task: -task.error,
+            lambda task: -task.norm,
+            lambda task: task.id.lower(),
+        )
+        rows.sort(key=keys[sort])  # type: ignore[arg-type]
+        self._table.show(rows)
+        self.border_subtitle = f"by {TASK_SORTS[sort]}"
+        self.border_title = f"Tasks of {clean(manifest.path.name)}"
+        self.query_one("#task-facts", Static).update(facts(manifest))
+
+    def keep(self) -> None:
+        """Keep the task under the cursor, or let go of it."""
+        if self.record is not None:
+            self.kept = None if self.kept == self.record.id else self.record.id
+            self._table.refresh()
+
+    @property
+    def _table(self) -> Table[TaskRecord]:
+        return self.query_one("#task-table", Table)
+
+    def _mark(self, task: TaskRecord) -> Cell:
+        return (self._kept_mark, "accent") if task.id == self.kept else (" ", "")
