@@ -25,9 +25,10 @@ from vlora_engine.stack import read_stack
 
 logger = logging.getLogger(__name__)
 
-SLACK = (0.0015, 0.003, 0.006, 0.012, 0.05)  # room that each attempt leaves below its target
+# Room that each attempt leaves below its target: what a change of the step does to single tasks.
+SLACK = {"budget": (0.002, 0.003, 0.006, 0.012, 0.05), "error": (0.005, 0.006, 0.008, 0.012, 0.05)}
 USED = 0.99
-SAMPLED = 6  # one layer in so many is coded before the rest, and at least so many
+SAMPLED = 6  # of one layer in so many bytes are counted before the rest, and of at least so many
 WHOLE = 4_000_000  # numbers below which the whole collection is coded instead of a sample
 
 
@@ -79,7 +80,7 @@ class Coder:
         numbers = sum(layer.shares.size * (layer.d_in + layer.d_out) for layer in layers)
         if numbers > WHOLE:
             correction = self._sample(self.outlook.solve(self.method, self.target))
-        for slack in SLACK:
+        for slack in SLACK["budget" if self.target.budget is not None else "error"]:
             wanted = self.target.tightened(1 - slack)
             forecast = self.outlook.solve(self.method, wanted, correction)
             coded = self._code(forecast)
@@ -133,11 +134,10 @@ class Coder:
         return Coded(forecast, parts, errors, payload, count - len(missing))
 
     def _sample(self, forecast: Forecast) -> Correction:
-        """How far the tables are off, by some layers."""
-        count = len(self.collection.layers)
-        every = max(1, min(SAMPLED, count // SAMPLED))
+        """How far the tables are off: errors by all layers, bytes, which take longer, by some."""
+        count, write = len(self.collection.layers), self.target.budget is not None
+        every = max(1, min(SAMPLED, count // SAMPLED)) if write else 1
         chosen = list(range(every // 2, count, every))
-        write = self.target.budget is not None
         layers = self._layers(forecast, chosen, "sample", write=write)
         places = {name: i for i, name in enumerate(self.outlook.tasks)}
         missed, nbytes = np.zeros(len(places)), 0

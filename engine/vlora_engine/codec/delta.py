@@ -12,12 +12,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from vlora_engine.codec.own import Directions, code_directions
+from vlora_engine.codec.own import Directions, canonical, code_directions
 from vlora_engine.codec.quantizer import PRICE, quantize
 from vlora_engine.codec.rates import SIDE_OVERHEAD, number_bits
 from vlora_engine.codec.tables import Array
+from vlora_engine.linalg import Basis, range_basis
 
+FIRST = 64  # columns that are looked for at first
 _DEPENDENT = 1e-6  # a rounded column that adds less than this of itself to those before is none
 
 
@@ -46,32 +50,44 @@ class Core:
         return (own.left.T * own.gains) @ own.right.astype(np.float64)
 
 
-def shared_columns(rows: Array) -> Array:
-    """Columns of one side that are worth coding, in steps of 1: (k, d) int32.
+def shared_columns(rows: Tensor, step: float = 1.0) -> tuple[Array, float]:
+    """Columns of one side that are worth coding, (k, d) int32 in steps, and about their bits.
 
     Args:
-        rows: (R, d) whose Gram adds up what the side has of energy, in steps.
+        rows: (R, d) whose Gram adds up what the side has of energy.
+        step: What the rows are still to be divided by.
     """
-    energy, vectors = principal(rows)
-    coded = quantize(vectors * np.sqrt(energy)[:, None])
-    missed = np.square(vectors * np.sqrt(energy)[:, None] - coded).sum(axis=1)
-    worth = energy - missed > PRICE * (number_bits(coded) + SIDE_OVERHEAD)
-    return coded[worth]
+    return round_columns(strongest(rows, energy_floor(step)), step)
 
 
-def principal(rows: Array) -> tuple[Array, Array]:
-    """The strongest directions of a row matrix: energies (k,) descending, vectors (k, d)."""
-    count, width = rows.shape
-    if count <= width:
-        values, vectors = np.linalg.eigh(rows @ rows.T)
-        values, vectors = values[::-1], vectors[:, ::-1]
-        live = values > 1e-12 * max(values.max(initial=0), 0)
-        values, vectors = values[live], vectors[:, live]
-        return values, (vectors.T @ rows) / np.sqrt(values)[:, None]
-    values, vectors = np.linalg.eigh(rows.T @ rows)
-    values, vectors = values[::-1], vectors[:, ::-1]
-    live = values > 1e-12 * max(values.max(initial=0), 0)
-    return values[live], vectors[:, live].T
+def energy_floor(step: float) -> float:
+    """The energy below which no column is worth what stands beside its numbers."""
+    return PRICE * SIDE_OVERHEAD * step * step
+
+
+def round_columns(basis: Basis, step: float) -> tuple[Array, float]:
+    """Those of a basis's directions that are worth their bits at a step: (k, d) int32, bits."""
+    values = basis.singular_values.cpu().numpy() / step
+    values = values[np.square(values) > PRICE * SIDE_OVERHEAD]
+    scaled = basis.components[: len(values)].cpu().numpy() * values[:, None]
+    coded = quantize(scaled)
+    bits = number_bits(coded) + SIDE_OVERHEAD
+    worth = np.square(values) - np.square(scaled - coded).sum(axis=1) > PRICE * bits
+    return coded[worth], float(bits[worth].sum())
+
+
+def strongest(rows: Tensor, floor: float) -> Basis:
+    """The directions of a row matrix (R, d) with more energy than ``floor``.
+
+    Their number is not known before: twice as many are looked for until the last is too weak.
+    """
+    count = FIRST
+    while True:
+        found = range_basis(rows, count)
+        live = int((found.singular_values.square() > floor).sum())
+        if live < len(found.components) or len(found.components) < count:
+            return found.cut(live)
+        count *= 2
 
 
 def orthonormal(columns: Array) -> Array:
@@ -86,22 +102,33 @@ def orthonormal(columns: Array) -> Array:
     return (q * (signs * live)).T
 
 
-def code_core(u: Array, s: Array, v: Array, q_b: Array, q_a: Array) -> tuple[Core, float]:
-    """One task's core in the shared columns, in steps of 1, and about its bits.
+def code_cores(
+    a: Tensor, bt: Tensor, scale: Tensor, energy: Array, q_b: Array, q_a: Array
+) -> list[tuple[Core, float]]:
+    """The cores of N tasks in the shared columns, in steps of 1, and about the bits of each.
 
     Args:
-        u: (q, d_out) orthonormal rows. s: (q,) in steps. v: (q, d_in).
-        q_b: (k_b, d_out) orthonormal rows. q_a: (k_a, d_in).
+        a: (N, r, d_in). bt: (N, r, d_out). scale: (N,) with the steps divided out.
+        energy: (N,) ||dW||^2, in steps. q_b: (k_b, d_out) orthonormal rows. q_a: (k_a, d_in).
     """
-    left, right = (u * s[:, None]) @ q_b.T, v @ q_a.T  # [q, k_b], [q, k_a]
-    core = left.T @ right
-    kept = float(np.square(core).sum())
-    lost = max(0.0, float(np.square(s).sum()) - kept)
-    p, t, r = np.linalg.svd(core, full_matrices=False)
-    directions = code_directions(p.T[: len(s)], t[: len(s)], r[: len(s)], 1.0)
+    if not len(q_b) or not len(q_a):
+        return [(Core(None, 0.0, None, float(e)), 0.0) for e in energy]
+    right = a @ torch.from_numpy(q_a.T.copy()).to(a.device)  # [N, r, k_a]
+    left = bt @ torch.from_numpy(q_b.T.copy()).to(a.device)
+    u, s, v = canonical(right, left, scale)
+    lost = (energy - np.square(s).sum(axis=1)).clip(0)
+    return [_code_core(*one) for one in zip(u, s, v, lost, strict=True)]
+
+
+def _code_core(u: Array, s: Array, v: Array, lost: float) -> tuple[Core, float]:
+    """One core from its singular directions U (q, k_b), S (q,), V (q, k_a)."""
+    directions = code_directions(u, s, v, 1.0)
     bits = number_bits(directions.left).sum() + number_bits(directions.right).sum()
     bits += 2 * SIDE_OVERHEAD * len(directions.gains)
     best = Core(None, 0.0, directions if len(directions.gains) else None, lost + directions.missed)
+    if u.shape[1] * v.shape[1] > len(s) * (u.shape[1] + v.shape[1]):
+        return best, float(bits)
+    core = (u.T * s) @ v
     rows = quantize(core)
     square = float(np.square(rows.astype(np.float64)).sum())
     if not square:

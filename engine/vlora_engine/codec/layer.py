@@ -18,7 +18,7 @@ from vlora_engine.codec.blobs import (
     pack_share,
     pack_transform,
 )
-from vlora_engine.codec.delta import code_core, orthonormal, shared_columns
+from vlora_engine.codec.delta import code_cores, orthonormal, shared_columns
 from vlora_engine.codec.klt import code_cluster
 from vlora_engine.codec.own import canonical, code_directions
 from vlora_engine.codec.tables import Array
@@ -153,26 +153,30 @@ def _code_delta(
     coded: CodedLayer,
     write: bool,
 ) -> None:
-    columns = Columns(
-        **{side: shared_columns(delta_rows(stack, steps, members, side)) for side in ("b", "a")}
+    at, own_steps = torch.tensor(list(members)), steps[list(members)]
+    inverse = torch.from_numpy(1 / own_steps).to(stack.a.device)
+    sides = {side: delta_rows(stack, inverse, members, side) for side in ("b", "a")}
+    columns = Columns(**{side: shared_columns(rows)[0] for side, rows in sides.items()})
+    found = code_cores(
+        stack.a[at],
+        stack.bt[at],
+        stack.scale[at] * inverse,
+        coded.energy[list(members)] / own_steps**2,
+        orthonormal(columns.b),
+        orthonormal(columns.a),
     )
-    q_b, q_a = orthonormal(columns.b), orthonormal(columns.a)
-    cores = []
-    for row, u, s, v in singular_directions(stack, members):
-        core, _ = code_core(u, s / steps[row], v, q_b, q_a)
-        coded.residual[row] = core.missed * steps[row] ** 2
-        cores.append(core)
+    cores = [core for core, _ in found]
+    coded.residual[list(members)] = np.array([core.missed for core in cores]) * own_steps**2
     if write:
         coded.shared[group.number] = pack_columns(columns)
-        own_steps = [float(steps[row]) for row in members]
-        for row, blob in zip(members, pack_cores(group.number, cores, own_steps), strict=True):
+        blobs = pack_cores(group.number, cores, own_steps.tolist())
+        for row, blob in zip(members, blobs, strict=True):
             coded.blobs[row] = blob
 
 
-def delta_rows(stack: LayerStack, steps: Array, members: Sequence[int], side: str) -> Array:
-    """Rows whose Gram is the members' energy on one side, in steps: (n r, d)."""
+def delta_rows(stack: LayerStack, weight: Tensor, members: Sequence[int], side: str) -> Tensor:
+    """Rows whose Gram is the members' energy on one side, ``weight`` (n,) theirs: (n r, d)."""
     at = torch.tensor(list(members))
-    inverse = torch.from_numpy(1 / steps[list(members)]).to(stack.a.device)
     part = LayerStack(
         stack.layer,
         [stack.tasks[i] for i in members],
@@ -180,7 +184,6 @@ def delta_rows(stack: LayerStack, steps: Array, members: Sequence[int], side: st
         stack.a[at],
         stack.bt[at],
         stack.scale[at],
-        inverse,
+        weight,
     )
-    rows: Tensor = part.rows("delta", side)
-    return rows.cpu().numpy()
+    return part.rows("delta", side)

@@ -2,8 +2,8 @@
 
 Two passes, layer by layer. The first keeps the singular values of every task and compares the A of
 all; those with a cosine above a half are a cluster, whatever the reason (one run, one seed). What
-a group would gain is looked at on a few layers of every kind first, and on the others only where
-it gains there.
+a group would gain is looked at on one layer of every family first, on some more where it gains
+there, and the rest are taken to be like those.
 """
 
 from __future__ import annotations
@@ -19,13 +19,18 @@ import torch
 from torch import Tensor
 
 from vlora_engine.adapters import AdapterSource
-from vlora_engine.codec.delta import code_core, orthonormal, principal
+from vlora_engine.codec.delta import (
+    code_cores,
+    energy_floor,
+    orthonormal,
+    round_columns,
+    strongest,
+)
 from vlora_engine.codec.klt import row_energies
-from vlora_engine.codec.layer import delta_rows, singular_directions
+from vlora_engine.codec.layer import delta_rows
 from vlora_engine.codec.outlook import COARSEST, FINEST, GroupTable, Outlook, OwnTable
 from vlora_engine.codec.own import singular_values
-from vlora_engine.codec.quantizer import PRICE, quantize
-from vlora_engine.codec.rates import SIDE_OVERHEAD, number_bits, single
+from vlora_engine.codec.rates import single
 from vlora_engine.codec.tables import Array
 from vlora_engine.manifest import LayerSpec
 from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
@@ -37,6 +42,9 @@ BEST, WORST = 0.002, 0.97  # mean errors between which groups are looked at
 EVERYBODY = 0
 CORE_OVERHEAD = 8 * 14.0  # bits of a task's place in a group
 SHARE_OVERHEAD = 8 * 11.0
+FEW = 128  # columns that a group may share whatever its size; else half of what it brings
+NOT_OFFERED = 1e18  # bits
+LOOKED_AT = 8  # layers of a family on which groups are looked at; more are like their neighbours
 
 
 def measure(
@@ -98,19 +106,20 @@ def measure(
     with closing(seen):
         for layer, found in seen:
             outlook.groups[layer] = found
-    others = [
-        Look(layer, promising)
-        for rows in families.values()
-        if (promising := _promising(outlook, rows[len(rows) // 2]))
-        for layer in rows
-        if layer != rows[len(rows) // 2]
-    ]
+    others = []
+    for rows in families.values():
+        middle = rows[len(rows) // 2]
+        promising = _promising(outlook, middle)
+        if promising:
+            others += [Look(row, promising) for row in _spread(rows, LOOKED_AT) if row != middle]
     rest = map_ordered(
         look, others, stage="groups", describe=str, progress=progress, cancelled=cancelled
     )
     with closing(rest):
         for layer, found in rest:
             outlook.groups[layer] = found
+    for rows in families.values():
+        _borrow(outlook, rows)
     return outlook
 
 
@@ -156,27 +165,31 @@ def klt_table(stack: LayerStack, number: int, members: Sequence[int], grid: Arra
 
 def delta_table(stack: LayerStack, number: int, members: Sequence[int], grid: Array) -> GroupTable:
     """What shared columns and cores cost, by quantizing them at every step of the grid."""
-    norms = np.array([1 / w if w > 0 else 0.0 for w in stack.weight.tolist()])
-    norms[norms == 0] = 1.0
-    found = {s: principal(delta_rows(stack, norms, members, s)) for s in ("a", "b")}
-    changes = [(u, s / norms[row], v) for row, u, s, v in singular_directions(stack, list(members))]
-    shared = np.zeros(len(grid))
-    bits = np.full((len(grid), len(members)), CORE_OVERHEAD)
-    missed = np.zeros((len(grid), len(members)))
-    for g, step in enumerate(grid):
-        bases = {}
-        for side, (energy, vectors) in found.items():
-            scaled = vectors * (np.sqrt(energy) / step)[:, None]
-            scaled = scaled[energy > PRICE * SIDE_OVERHEAD * step * step]
-            coded = quantize(scaled) if len(scaled) else scaled
-            lost, need = np.square(scaled - coded).sum(axis=1), number_bits(coded) + SIDE_OVERHEAD
-            worth = np.square(scaled).sum(axis=1) - lost > PRICE * need
-            shared[g] += need[worth].sum()
-            bases[side] = orthonormal(coded[worth])
-        for i, (u, s, v) in enumerate(changes):
-            core, core_bits = code_core(u, s / step, v, bases["b"], bases["a"])
-            bits[g, i] += core_bits
-            missed[g, i] = core.missed * step * step
+    at = torch.tensor(list(members))
+    weight, count = stack.weight[at], len(members)
+    found = {
+        side: strongest(delta_rows(stack, weight, members, side), energy_floor(float(grid[0])))
+        for side in ("a", "b")
+    }
+    energy = (stack.energy()[at] * weight.square()).cpu().numpy()
+    shared, bits, missed = np.zeros(len(grid)), *np.full((2, len(grid), count), CORE_OVERHEAD)
+    most = max(FEW, count * stack.rank // 2)
+    for g, step in enumerate(grid.tolist()):
+        (b, bits_b), (a, bits_a) = (round_columns(found[side], step) for side in ("b", "a"))
+        if max(len(a), len(b)) > most:  # as much as they bring themselves: nothing is shared
+            shared[g], missed[g] = NOT_OFFERED, energy
+            continue
+        shared[g] = bits_b + bits_a
+        cores = code_cores(
+            stack.a[at],
+            stack.bt[at],
+            stack.scale[at] * weight / step,
+            energy / step**2,
+            orthonormal(b),
+            orthonormal(a),
+        )
+        bits[g] += [core_bits for _, core_bits in cores]
+        missed[g] = [core.missed * step**2 for core, _ in cores]
     return _group_table(number, "delta", members, shared, bits, missed)
 
 
@@ -234,6 +247,23 @@ def _is_one(cosines: Array) -> bool:
         seen |= near
         edge += near
     return len(seen) == len(cosines)
+
+
+def _spread(rows: Sequence[int], count: int) -> list[int]:
+    """About ``count`` of them, evenly spaced, first and last included."""
+    if len(rows) <= count:
+        return list(rows)
+    return [rows[round(i * (len(rows) - 1) / (count - 1))] for i in range(count)]
+
+
+def _borrow(outlook: Outlook, rows: Sequence[int]) -> None:
+    """Layers that were not looked at are taken to be like the nearest of their family."""
+    known = [row for row in rows if row in outlook.groups]
+    for row in rows:
+        if row not in outlook.groups:
+            near = min(known, key=lambda other: (abs(other - row), other))
+            alike = np.array_equal(outlook.layers[row].tasks, outlook.layers[near].tasks)
+            outlook.groups[row] = outlook.groups[near] if alike else []
 
 
 def _families(names: Sequence[str]) -> dict[str, list[int]]:

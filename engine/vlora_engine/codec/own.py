@@ -18,7 +18,7 @@ from torch import Tensor
 from vlora_engine.codec.quantizer import PRICE, quantize
 from vlora_engine.codec.rates import SIDE_OVERHEAD, number_bits
 from vlora_engine.codec.tables import Array
-from vlora_engine.inner import canonical_svd_batch, largest_entry_sign
+from vlora_engine.inner import canonical_svd_batch
 from vlora_engine.linalg import halves
 
 _NEAR = 1e-4  # pivots of a Gram's factor below this share of the largest: two rows nearly alike
@@ -53,7 +53,9 @@ def canonical(a: Tensor, bt: Tensor, scale: Tensor) -> tuple[Array, Array, Array
     p, s, rh = torch.linalg.svd(scale.view(-1, 1, 1) * (root_b.mT @ root_a), full_matrices=False)
     u = p.mT @ torch.linalg.solve_triangular(root_b, bt, upper=False)  # [N, r, d_out]
     v = rh @ torch.linalg.solve_triangular(root_a, a, upper=False)
-    u, v = (t * largest_entry_sign(u.mT)[:, :, None] for t in (u, v))
+    # Signs that follow from dW alone, so that the gauge does not show in the bytes.
+    sign = torch.where(u.sum(dim=2, keepdim=True) < 0, -1.0, 1.0)
+    u, v = u * sign, v * sign
     rough = (~(fine_a & fine_b)).nonzero().flatten()
     out = [t.cpu().numpy() for t in (u, s, v)]
     if len(rough):
