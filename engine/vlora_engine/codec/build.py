@@ -37,6 +37,7 @@ def outlook_of(
     collection: Collection,
     *,
     groups: bool = True,
+    aim: Target | None = None,
     device: str = "auto",
     progress: ProgressCallback | None = None,
     cancelled: CancelCheck | None = None,
@@ -47,6 +48,7 @@ def outlook_of(
         collection.layers,
         collection.weights,
         groups=groups,
+        aim=aim,
         device=pick_device(device),
         progress=progress,
         cancelled=cancelled,
@@ -108,7 +110,11 @@ def code_in_memory(
 ) -> tuple[Coding, dict[tuple[int, int], bytes], list[tuple[TaskRecord, CodedTask]]]:
     """The same in memory: coding, what groups share by (layer, group), and the tasks."""
     outlook = outlook_of(
-        collection, groups=targets.method == "auto", device=device, progress=progress
+        collection,
+        groups=targets.method == "auto",
+        aim=target_of(targets),
+        device=device,
+        progress=progress,
     )
     coder = _coder(
         collection, targets, outlook, lambda _: MemoryParts(), None, device, progress, None
@@ -306,6 +312,7 @@ def _partial_outlook(
     made = outlook_of(
         collection,
         groups=targets.method == "auto",
+        aim=target_of(targets),
         device=device,
         progress=progress,
         cancelled=cancelled,

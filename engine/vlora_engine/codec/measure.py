@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -28,7 +28,15 @@ from vlora_engine.codec.delta import (
 )
 from vlora_engine.codec.klt import row_energies
 from vlora_engine.codec.layer import delta_rows
-from vlora_engine.codec.outlook import COARSEST, FINEST, GroupTable, Outlook, OwnTable
+from vlora_engine.codec.outlook import (
+    COARSEST,
+    FINEST,
+    Forecast,
+    GroupTable,
+    Outlook,
+    OwnTable,
+    Target,
+)
 from vlora_engine.codec.own import singular_values
 from vlora_engine.codec.rates import single
 from vlora_engine.codec.tables import Array
@@ -42,9 +50,7 @@ BEST, WORST = 0.002, 0.97  # mean errors between which groups are looked at
 EVERYBODY = 0
 CORE_OVERHEAD = 8 * 14.0  # bits of a task's place in a group
 SHARE_OVERHEAD = 8 * 11.0
-FEW = 128  # columns that a group may share whatever its size; else half of what it brings
-NOT_OFFERED = 1e18  # bits
-LOOKED_AT = 8  # layers of a family on which groups are looked at; more are like their neighbours
+LOOKED_AT = 5  # layers of a family on which groups are looked at; more are like their neighbours
 
 
 def measure(
@@ -53,6 +59,7 @@ def measure(
     weights: Mapping[str, float],
     *,
     groups: bool = True,
+    aim: Target | None = None,
     device: torch.device | str = "cpu",
     progress: ProgressCallback | None = None,
     cancelled: CancelCheck | None = None,
@@ -61,6 +68,7 @@ def measure(
 
     Args:
         weights: 1 / ||dW|| of every task. groups: Look at what sharing would save, too.
+        aim: The one target that the outlook is made for; without it, it serves all.
     """
     names = list(sources)
     places = {name: i for i, name in enumerate(names)}
@@ -78,7 +86,8 @@ def measure(
             tables.append(table)
             if inner is not None:
                 gram[np.ix_(table.tasks, table.tasks)] += inner.cpu().numpy()
-    outlook = Outlook(names, tables, {}, _grid(tables, len(names)), {})
+    outlook = Outlook(names, tables, {}, np.ones(1), {})
+    outlook.grid = _grid(outlook) if aim is None else _grid_around(outlook, aim)
     if not groups or len(names) < 2:
         return outlook
     outlook.cosines = _cosines(gram)
@@ -173,12 +182,8 @@ def delta_table(stack: LayerStack, number: int, members: Sequence[int], grid: Ar
     }
     energy = (stack.energy()[at] * weight.square()).cpu().numpy()
     shared, bits, missed = np.zeros(len(grid)), *np.full((2, len(grid), count), CORE_OVERHEAD)
-    most = max(FEW, count * stack.rank // 2)
     for g, step in enumerate(grid.tolist()):
         (b, bits_b), (a, bits_a) = (round_columns(found[side], step) for side in ("b", "a"))
-        if max(len(a), len(b)) > most:  # as much as they bring themselves: nothing is shared
-            shared[g], missed[g] = NOT_OFFERED, energy
-            continue
         shared[g] = bits_b + bits_a
         cores = code_cores(
             stack.a[at],
@@ -280,18 +285,36 @@ def _promising(outlook: Outlook, layer: int) -> tuple[tuple[int, str], ...]:
     return tuple(sorted({(mode.number, mode.kind) for mode in modes}))
 
 
-def _grid(layers: Sequence[OwnTable], count: int) -> Array:
+def _grid(outlook: Outlook) -> Array:
     """Steps between a mean error of next to nothing and one of next to everything."""
-    outlook = Outlook([str(i) for i in range(count)], list(layers), {}, np.ones(1), {})
-
-    def step_at(error: float) -> float:
-        low, high = np.log2(FINEST), np.log2(COARSEST)
-        for _ in range(12):
-            middle = (low + high) / 2
-            closer = outlook.at("own", 2.0**middle).errors.mean() <= error
-            low, high = (middle, high) if closer else (low, middle)
-        return float(2.0**low)
-
-    finest, coarsest = step_at(BEST), step_at(WORST)
+    finest, coarsest = (_step_at(outlook, error) for error in (BEST, WORST))
     points = max(2, int(np.ceil(np.log(coarsest / finest) / np.log(GRID_FACTOR))) + 1)
     return np.geomspace(finest, coarsest, points)
+
+
+def _grid_around(outlook: Outlook, aim: Target) -> Array:
+    """A few steps from what the target comes to without sharing to what it may come to with it."""
+    if aim.budget is not None:
+        numbers = sum(layer.shares.size * (layer.d_in + layer.d_out) for layer in outlook.layers)
+        bits = 8 * max(1, aim.budget - outlook.rest_bytes) / max(1, numbers)
+        step = _step_for(outlook, lambda found: found.bits.sum() <= bits * numbers, coarser=False)
+    elif aim.variance is not None:
+        step = _step_at(outlook, float(np.sqrt(1 - aim.variance)))
+    else:
+        step = _step_at(outlook, aim.max_error or aim.mean_error or BEST)
+    spread = (1 / 8, 1 / 3, 1, 3) if aim.budget is not None else (1 / 3, 1, 3)
+    return np.array([step * factor for factor in spread])
+
+
+def _step_at(outlook: Outlook, error: float) -> float:
+    return _step_for(outlook, lambda found: found.errors.mean() <= error, coarser=True)
+
+
+def _step_for(outlook: Outlook, holds: Callable[[Forecast], bool], *, coarser: bool) -> float:
+    """The coarsest (or finest) step of `own` for which something still holds."""
+    low, high = np.log2(FINEST), np.log2(COARSEST)
+    for _ in range(14):
+        middle = (low + high) / 2
+        found = bool(holds(outlook.at("own", 2.0**middle)))
+        low, high = (middle, high) if found == coarser else (low, middle)
+    return float(2.0 ** ((low + high) / 2))
