@@ -75,6 +75,7 @@ class RunView(PaneView):
         & > #run-tabs { display: none; }
         & > .pane { padding: 0 1; height: 1fr; }
         & > #run-review { height: auto; max-height: 45%; }
+        & #details { scrollbar-gutter: stable; }
         & #review-text { height: auto; max-height: 100%; }
         & #review { height: auto; }
 
@@ -177,6 +178,7 @@ class RunView(PaneView):
 
     def _say(self, place: str, text: Text) -> None:
         """Show ``text``, folded to the width that there is."""
+        text.rstrip()
         static = self.query_one(place, Static)
         width = static.size.width or self.app.size.width - 4
         static.update(hanging(text, width))
