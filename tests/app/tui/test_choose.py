@@ -17,6 +17,7 @@ from tests import make
 from tests.app.tui.drive import Steps, run
 from vlora_engine.budget import choose
 from vlora_engine.build import build_subspace
+from vlora_engine.catalog import scan
 from vlora_engine.formats import open_adapter
 from vlora_engine.spectrum import compute_spectra
 from vlora_engine.surface import Spectra
@@ -28,6 +29,7 @@ from vlora_tui.tui.screens.choose_data import Atlas, Shown
 from vlora_tui.tui.session import Choosing, Session
 from vlora_tui.tui.widgets.ask import AskLine
 from vlora_tui.tui.widgets.curve import CurvePane
+from vlora_tui.tui.widgets.dialogs import Ask, Option
 from vlora_tui.tui.widgets.figures import FiguresPane
 from vlora_tui.tui.widgets.heatmap import Heatmap
 
@@ -136,6 +138,28 @@ class TestKeys:
             assert at_k.app.view is at_k.view  # the 1 and the 2 did not go to other steps
 
         at_k.use(steps)
+
+    def test_spectra_that_arrive_under_a_dialog_have_the_keys_once_it_is_closed(
+        self, measured: Path, adapters: list[Path]
+    ) -> None:
+        opened = Opened(None)
+        opened.session.add_found(scan([str(adapters[0].parent)]).adapters)
+
+        async def steps(pilot: Any) -> None:
+            assert opened.app.focused is None
+            opened.app.push_screen(Ask("Bad adapters", "", [Option("x", "stop", "x")]))
+            await pilot.pause()
+            opened.session.set_spectra(Spectra.load(measured))
+            opened.app.tell("spectra")
+            await opened.settled(pilot)
+            await pilot.press("x")
+            await opened.settled(pilot)
+            assert opened.app.focused is opened.view.query_one(Heatmap)
+            await pilot.press("space")
+            assert opened.view.shown_as.editing  # and no adapter of step 1 is marked
+            assert not opened.session.marked
+
+        opened.use(steps)
 
     def test_from_a_target_k_goes_on_at_the_median(self, screen: Opened) -> None:
         async def steps(pilot: Any) -> None:

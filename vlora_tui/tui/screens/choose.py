@@ -398,7 +398,7 @@ class ChooseView(View):
             self._last = self._last if known and same else None
         self._draw(figures)
         self._working.want(beside=not self._is_arriving)
-        if arrived and self.vlora.view is self and self.app.focused is None:
+        if arrived and self.vlora.view is self and self.screen.focused is None:
             self._focus_front(self._front if self.has_class("-narrow") else "layers")
 
     def _draw(self, figures: Figures | None) -> None:
