@@ -58,6 +58,7 @@ def test_start_watch_and_open_the_result(tmp_path: Path) -> None:
         assert "4 adapters" in text_of(app, "#review")
         assert "k = 3 for every layer" in text_of(app, "#review")
         await pilot.press("o")
+        assert "Where the subspace goes" in text_of(app, "#line")
         app.query_one("#place", Input).value = str(tmp_path / "out")
         await pilot.press("enter")
         assert "out" in text_of(app, "#review")
