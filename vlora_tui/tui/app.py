@@ -57,7 +57,6 @@ class VLoRAApp(Frame):
     TITLE = "vlora-tui"
     CSS_PATH = ["app.tcss", "screens/adapters.tcss"]
     ENABLE_COMMAND_PALETTE = True
-    COMMAND_PALETTE_BINDING = "ctrl+p"
 
     BINDINGS: ClassVar[list[BindingType]] = [
         *(
@@ -72,12 +71,12 @@ class VLoRAApp(Frame):
             for step in STEPS
         ),
         Binding(
-            "colon",
+            "colon,ctrl+p",  # Textual adds its own key only where none is given
             "command_palette",
             "Palette",
             show=False,
             id="app.palette",
-            tooltip="Every action by its name (ctrl+p too)",
+            tooltip="Every action by its name",
         ),
         Binding("question_mark", "explain", "Help", id="app.help", tooltip="What can I do here?"),
         Binding("q", "leave", "Quit", id="app.leave", tooltip="Back, or quit"),

@@ -42,6 +42,7 @@ class Frame(KeysInOrder):
     HORIZONTAL_BREAKPOINTS = WIDTHS
     VERTICAL_BREAKPOINTS = HEIGHTS
     ALLOW_IN_MAXIMIZED_VIEW = "TopBar, Footer"
+    AUTO_FOCUS = None  # it would take the first table there is, be it that of a step out of view
     ESCAPE_TO_MINIMIZE = False  # the steps know best what Escape leaves first
 
     session: Session

@@ -19,9 +19,10 @@ from vlora_engine.codec.own import Directions, canonical, code_directions
 from vlora_engine.codec.quantizer import PRICE, quantize
 from vlora_engine.codec.rates import SIDE_OVERHEAD, number_bits
 from vlora_engine.codec.tables import Array
-from vlora_engine.linalg import Basis, range_basis
+from vlora_engine.linalg import Basis, full_basis, range_basis
 
 FIRST = 64  # columns that are looked for at first
+SMALL = 768  # rows or columns up to which all directions are found at once
 _CLOSE = 1e-3  # pivots from which on Cholesky QR keeps its digits
 _DEPENDENT = 1e-6  # a rounded column that adds less than this of itself to those before is none
 
@@ -84,6 +85,9 @@ def strongest(rows: Tensor, floor: float) -> Basis:
     fp32: what that mixes are directions of nearly the same energy, and energies are measured
     afterwards.
     """
+    if min(rows.shape) <= SMALL:
+        found = full_basis(rows)[0]
+        return found.cut(int((found.singular_values.square() > floor).sum()))
     found = range_basis(rows, FIRST)
     live = int((found.singular_values.square() > floor).sum())
     if live < len(found.components) or len(found.components) < FIRST:

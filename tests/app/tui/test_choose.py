@@ -17,17 +17,20 @@ from tests import make
 from tests.app.tui.drive import Steps, run
 from vlora_engine.budget import choose
 from vlora_engine.build import build_subspace
+from vlora_engine.catalog import scan
 from vlora_engine.formats import open_adapter
 from vlora_engine.spectrum import compute_spectra
 from vlora_engine.surface import Spectra
 from vlora_tui.tui.app import VLoRAApp
 from vlora_tui.tui.choice_text import percent
 from vlora_tui.tui.screens import choose as choose_screen
+from vlora_tui.tui.screens import choose_working
 from vlora_tui.tui.screens.choose import ChooseView
 from vlora_tui.tui.screens.choose_data import Atlas, Shown
 from vlora_tui.tui.session import Choosing, Session
 from vlora_tui.tui.widgets.ask import AskLine
 from vlora_tui.tui.widgets.curve import CurvePane
+from vlora_tui.tui.widgets.dialogs import Ask, Option
 from vlora_tui.tui.widgets.figures import FiguresPane
 from vlora_tui.tui.widgets.heatmap import Heatmap
 from vlora_tui.tui.words import size
@@ -52,7 +55,7 @@ def measured(adapters: list[Path], tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The other methods are worked out without waiting for quiet; a state of its own."""
-    monkeypatch.setattr(choose_screen, "QUIET_SECONDS", 0.001)
+    monkeypatch.setattr(choose_working, "QUIET_SECONDS", 0.001)
     monkeypatch.setattr(choose_screen, "ARRIVING_SECONDS", 0.001)
     for name in ("STATE", "CONFIG", "CACHE", "DATA"):
         monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name.lower()))
@@ -83,7 +86,7 @@ class Opened:
         """Nothing is worked out any more."""
         for _ in range(400):
             await pilot.pause()
-            if not (self.view._working or self.view._quiet or self.view._arriving):
+            if not (self.view._working.busy or self.view._arriving):
                 return
             await asyncio.sleep(0)
         raise AssertionError("figures are still worked out")
@@ -137,6 +140,28 @@ class TestKeys:
             assert at_k.app.view is at_k.view  # the 1 and the 2 did not go to other steps
 
         at_k.use(steps)
+
+    def test_spectra_that_arrive_under_a_dialog_have_the_keys_once_it_is_closed(
+        self, measured: Path, adapters: list[Path]
+    ) -> None:
+        opened = Opened(None)
+        opened.session.add_found(scan([str(adapters[0].parent)]).adapters)
+
+        async def steps(pilot: Any) -> None:
+            assert opened.app.focused is None
+            opened.app.push_screen(Ask("Bad adapters", "", [Option("x", "stop", "x")]))
+            await pilot.pause()
+            opened.session.set_spectra(Spectra.load(measured))
+            opened.app.tell("spectra")
+            await opened.settled(pilot)
+            await pilot.press("x")
+            await opened.settled(pilot)
+            assert opened.app.focused is opened.view.query_one(Heatmap)
+            await pilot.press("space")
+            assert opened.view.shown_as.editing  # and no adapter of step 1 is marked
+            assert not opened.session.marked
+
+        opened.use(steps)
 
     def test_from_a_target_k_goes_on_at_the_median(self, screen: Opened) -> None:
         async def steps(pilot: Any) -> None:

@@ -55,8 +55,10 @@ def test_the_palette_has_every_action(runs: Path) -> None:
         shown["Mark all that is shown"].callback()
         await pilot.pause()
         assert len(marked(pilot)) == 4
-        await pilot.press("colon")
-        assert isinstance(pilot.app.screen, CommandPalette)
+        for key in ("colon", "ctrl+p"):
+            await pilot.press(key)
+            assert isinstance(pilot.app.screen, CommandPalette), key
+            await pilot.press("escape")
 
     def _active(pilot: Pilot[Any]) -> list[Any]:
         return [

@@ -565,6 +565,23 @@ def test_before_all_layers_are_measured_it_says_so(measured: Session) -> None:
     look(measured, steps)
 
 
+def test_while_a_job_measures_it_says_so_and_not_to_begin(
+    measured: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured.spectra = None
+    measuring = True
+    monkeypatch.setattr(InspectView, "_measuring", property(lambda view: measuring))
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        nonlocal measuring
+        assert "Being measured" in words(pilot, "#matrix-said")
+        measuring = False
+        pilot.app.tell("collection")  # type: ignore[attr-defined]
+        assert "mark adapters (1), then 2" in words(pilot, "#matrix-said")
+
+    look(measured, steps)
+
+
 def test_the_copied_command_prints_the_same_groups(measured: Session, cli: Cli) -> None:
     commands = []
 

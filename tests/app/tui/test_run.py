@@ -15,6 +15,8 @@ from tests.app.tui.drive import run
 from vlora_engine.catalog import scan
 from vlora_engine.manifest import read_manifest
 from vlora_tui import events
+from vlora_tui.jobs.store import Job, JobInfo
+from vlora_tui.jobs.watch import JobView, State, Told
 from vlora_tui.tui import job_text
 from vlora_tui.tui.app import VLoRAApp
 from vlora_tui.tui.session import Choosing, Session
@@ -56,6 +58,7 @@ def test_start_watch_and_open_the_result(tmp_path: Path) -> None:
         assert "4 adapters" in text_of(app, "#review")
         assert "k = 3 for every layer" in text_of(app, "#review")
         await pilot.press("o")
+        assert "Where the subspace goes" in text_of(app, "#line")
         app.query_one("#place", Input).value = str(tmp_path / "out")
         await pilot.press("enter")
         assert "out" in text_of(app, "#review")
@@ -67,6 +70,7 @@ def test_start_watch_and_open_the_result(tmp_path: Path) -> None:
         said = text_of(app, "#said")
         assert "found     4 adapters" in said
         assert "written" in said
+        assert "v opens the subspace" in said
         assert app.desk._timer is None  # nothing is polled once nothing runs
         await pilot.press("v")
         assert app.session.manifest is not None
@@ -226,3 +230,25 @@ def test_what_does_not_fit_on_the_disk_is_not_started(
 
     run(app, steps)
     assert not (tmp_path / "out").exists()
+
+
+def test_what_an_export_wrote_is_listed_among_the_adapters(tmp_path: Path) -> None:
+    written = make.collection(tmp_path / "out", 2)
+    job = Job(tmp_path / "job", JobInfo("e1", "build", "export 2 tasks", 1000.0))
+    view = JobView(job, state=State.FINISHED)
+    for n, path in enumerate(written):
+        view.take(Told(n, 1.0, events.Exported(path.name, str(path), "peft", 4)))
+    view.take(Told(9, 2.0, events.Finished(1.0, outputs=tuple(map(str, written)))))
+    view.state = State.FINISHED
+    app = VLoRAApp()
+
+    async def steps(pilot: Pilot) -> None:
+        await pilot.press("3")
+        app.desk.views = [view]
+        app.tell("jobs")
+        await pilot.press("v")
+        await until(pilot, lambda: len(app.session.infos) == 2, "both are listed")
+        assert app.view is not None
+        assert app.view.id == "adapters"
+
+    run(app, steps)

@@ -32,6 +32,7 @@ from vlora_tui.jobs.watch import JobView, State, Told
 from vlora_tui.tui import exporting, job_text
 from vlora_tui.tui.app import STEPS, VLoRAApp
 from vlora_tui.tui.screens import choose as choose_screen
+from vlora_tui.tui.screens import choose_working
 from vlora_tui.tui.session import Choosing, Session
 
 PICTURES = Path(__file__).parent / "snapshots"
@@ -69,7 +70,7 @@ def _frozen(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ScrollBar, "renderer", ScrollBarRender)  # --ascii changes it for good
     monkeypatch.setattr(job_text, "clock", lambda when: "09:41")
     monkeypatch.setattr(exporting, "free_bytes", lambda path: 64_000_000_000)
-    monkeypatch.setattr(choose_screen, "QUIET_SECONDS", 0.001)
+    monkeypatch.setattr(choose_working, "QUIET_SECONDS", 0.001)
     monkeypatch.setattr(choose_screen, "ARRIVING_SECONDS", 0.001)
 
 

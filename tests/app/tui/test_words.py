@@ -48,5 +48,6 @@ def test_folded_lines_go_on_below_their_first_word() -> None:
 def test_a_word_without_a_gap_is_broken_and_nothing_lost() -> None:
     text = Text(f"written   {'x' * 70}")
     folded = hanging(text, 30)
+    assert folded.plain.startswith("written   x")
     assert folded.plain.count("x") == 70
     assert max(map(len, folded.plain.split("\n"))) == 30

@@ -9,7 +9,8 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import Input, Static
 
-from vlora_tui.tui.screens.adapter_details import Tones, facts, findings
+from vlora_tui.tui.folding import hanging
+from vlora_tui.tui.screens.adapter_details import LABEL, Tones, facts, findings
 from vlora_tui.tui.screens.adapter_rows import COLUMNS, Row
 from vlora_tui.tui.widgets.table import Cell, Table
 
@@ -28,6 +29,7 @@ class Body(Horizontal):
     def __init__(self, mark: Callable[[Row], Cell]) -> None:
         super().__init__(id="adapters-body")
         self._mark = mark
+        self._members, self._otherwise = 0, ""
 
     def compose(self) -> ComposeResult:
         with Vertical(id="adapters-list", classes="pane"):
@@ -56,6 +58,9 @@ class Body(Horizontal):
         """The pane of the details."""
         return self.query_one(Details)
 
+    def on_resize(self) -> None:
+        self.call_after_refresh(self._say)
+
     def describe(self, members: int, otherwise: str) -> None:
         """Say all that is known of the row under the cursor.
 
@@ -63,15 +68,20 @@ class Body(Horizontal):
             members: How many adapters its group has.
             otherwise: What is said where there is no row.
         """
+        self._members, self._otherwise = members, otherwise
+        self._say()
+        self.details.scroll_home(animate=False)
+
+    def _say(self) -> None:
         row, table = self.table.row, self.table
         tones = Tones({tone: table.tone(tone) for tone in TONES})
         tones["title"] = "bold"
-        words, remarks = Text(otherwise), Text()
+        words, remarks = Text(self._otherwise), Text()
         if row is not None:
-            words, remarks = facts(row, members, tones), findings(row, tones)
-        self.query_one("#adapters-facts", Static).update(words)
+            words, remarks = facts(row, self._members, tones), findings(row, tones)
+        known = self.query_one("#adapters-facts", Static)
+        known.update(hanging(words, known.size.width, LABEL))
         self.query_one("#adapters-findings", Static).update(remarks)
-        self.details.scroll_home(animate=False)
 
     def tell(self, title: str, count: str, hint: str) -> None:
         """Say where the list is from, how long it is, and what can be done with it."""

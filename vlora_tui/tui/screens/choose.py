@@ -11,7 +11,6 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal
 from textual.markup import escape
-from textual.message import Message
 from textual.widget import Widget
 from textual.widgets import Static
 
@@ -20,6 +19,7 @@ from vlora_tui.tui.plots import prepare
 from vlora_tui.tui.screens.base import View
 from vlora_tui.tui.screens.choose_data import Atlas, Shown
 from vlora_tui.tui.screens.choose_questions import question
+from vlora_tui.tui.screens.choose_working import Computed, Working
 from vlora_tui.tui.session import MAX_PINS, Choosing, Figures
 from vlora_tui.tui.widgets.ask import AskLine
 from vlora_tui.tui.widgets.curve import CurvePane
@@ -34,7 +34,6 @@ PANES = ("curve", "layers", "figures")
 PANE_NAMES = {"curve": "Curve", "layers": "Layers", "figures": "Figures"}
 DTYPES = ("auto", "fp16", "fp32", "bf16")
 PACKINGS = ("none", *QUANTIZATIONS)
-QUIET_SECONDS = 0.2  # after the last key, before the other methods are worked out
 ARRIVING_SECONDS = 2.0  # at most one repaint in this time while spectra arrive
 
 
@@ -110,26 +109,17 @@ class ChooseView(View):
         Binding("enter", "run", "Run", id="choose.run", tooltip="Go on to Run with this choice"),
     ]  # fmt: skip
 
-    class Computed(Message):
-        """A worker has figures: of the present choice, or of what stands beside it."""
-
-        def __init__(self, done: bool) -> None:
-            super().__init__()
-            self.done = done
-
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.shown_as = Shown()
         self._atlas: Atlas | None = None
         self._last: Figures | None = None  # of the present choice, or of the one before it
-        self._working = False
-        self._wanted: tuple[Choosing, bool] | None = None
-        self._quiet: Timer | None = None
         self._more_arrived = False
         self._arriving: Timer | None = None
         self._front = "curve"
 
     def on_mount(self) -> None:
+        self._working = Working(self, self.session)
         self.set_class(self.vlora.ascii_only, "-ascii")
         self.run_worker(prepare, thread=True, group="plots", exit_on_error=False)
 
@@ -420,8 +410,8 @@ class ChooseView(View):
             same = self._last.choosing.method == self.session.choosing.method
             self._last = self._last if known and same else None
         self._draw(figures)
-        self._work(figures is None)
-        if arrived and self.vlora.view is self and self.app.focused is None:
+        self._working.want(beside=not self._is_arriving)
+        if arrived and self.vlora.view is self and self.screen.focused is None:
             self._focus_front(self._front if self.has_class("-narrow") else "layers")
 
     def _draw(self, figures: Figures | None) -> None:
@@ -445,51 +435,9 @@ class ChooseView(View):
             lines = brief_lines(sheet, self.size.width - 2, ascii_only=self.vlora.ascii_only)
             brief.update("\n".join(lines))
 
-    # figures that take longer than a key may
+    # layers that arrive
 
-    def _work(self, choice_missing: bool) -> None:
-        """Have what is missing worked out: the choice at once, the rest when keys are quiet."""
-        if self._quiet is not None:
-            self._quiet.stop()
-            self._quiet = None
-        if choice_missing:
-            self._compute(beside=False)
-        elif not self._is_arriving and any(
-            self.session.known_figures(c) is None for c in self._beside()
-        ):
-            self._quiet = self.set_timer(QUIET_SECONDS, self._compute)
-
-    def _beside(self) -> list[Choosing]:
-        figures = self.session.known_figures()
-        rivals = self.session.rivals(figures) if figures is not None else []
-        return [*self.session.pins, *rivals]
-
-    def _compute(self, beside: bool = True) -> None:
-        self._quiet = None
-        self._wanted = (self.session.choosing, beside)
-        if not self._working:
-            self._working = True
-            self.run_worker(self._computing, thread=True, group="figures", exit_on_error=False)
-
-    def _computing(self) -> None:
-        """In a thread: the choice that is wanted, then what stands beside it."""
-        try:
-            while self._wanted is not None:
-                wanted = self._wanted
-                self.session.figures(wanted[0])
-                self.post_message(self.Computed(False))
-                if wanted[1]:
-                    for choosing in self._beside():
-                        if self._wanted is not wanted:
-                            break
-                        self.session.figures(choosing)
-                if self._wanted is wanted:
-                    self._wanted = None
-        finally:
-            self._working = False
-            self.post_message(self.Computed(True))
-
-    def on_choose_view_computed(self, event: Computed) -> None:
+    def on_computed(self, event: Computed) -> None:
         event.stop()
         # What stands beside the choice is old with the next layer: it is drawn once all are there.
         if self.vlora.view is self and not (event.done and self._is_arriving):
@@ -512,7 +460,7 @@ class ChooseView(View):
         if self._atlas is None or self.session.known_figures() is not None:
             self._redraw()
         else:
-            self._work(True)
+            self._working.want(beside=False)
 
     # small things
 

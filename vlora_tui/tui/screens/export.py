@@ -251,8 +251,8 @@ class ExportView(PaneView):
 
     def _draw_items(self) -> None:
         others = self.session.manifest is not None and self.session.marked
-        said = "t: the adapters that are marked" if not self._is_input else "t: the subspace"
-        self._items.show(said if others else "")
+        other = "the tasks of the subspace" if self._is_input else "the marked adapters"
+        self._items.show(f"t lists {other} instead" if others else "")
 
     def _draw_form(self) -> None:
         form = self.query_one("#export-form", Form)

@@ -31,7 +31,7 @@ def form_lines(
         after_build: The tasks are not built yet: the export goes into the recipe.
     """
     doing, about = DOING[settings.doing]
-    fields = [Field("doing", "do", doing, "choice", f"{about} m turns it from anywhere.")]
+    fields = [Field("doing", "do", doing, "choice", f"{about} m changes this from anywhere.")]
     if settings.doing == "merge":
         fields += _merge_lines(settings, marked)
         label = f"Merge {marked} into one"

@@ -29,6 +29,8 @@ COLUMNS = (
     Column("when", "started", keep=0),
 )
 
+SCROLL_BAR = 2  # columns
+
 
 class RunView(PaneView):
     """The recipe on top, the jobs below it, and what the chosen job has to say."""
@@ -86,7 +88,7 @@ class RunView(PaneView):
 
         & > #line { height: 1; padding: 0 1; background: $panel; display: none; }
         & > #line.asked { display: block; }
-        & > #place { display: none; height: 3; }
+        & > #place { display: none; height: 1; padding: 0 1; background: $boost; }
         & > #place.asked { display: block; }
     }
     """
@@ -112,7 +114,7 @@ class RunView(PaneView):
             with VerticalScroll(id="details", can_focus=True):
                 yield Static(id="said", markup=False)
         yield Static(id="line", markup=False)
-        place = Input(id="place", placeholder="where the subspace goes")
+        place = Input(id="place", placeholder="where the subspace goes", compact=True)
         place.cursor_blink = False
         yield place
 
@@ -155,7 +157,7 @@ class RunView(PaneView):
         review = job_text.review(self.session)
         if self._force:
             review.append("replace   an output that is there (f takes it back)\n", "bold")
-        self._say("#review", review)
+        self._say("#review", "review-text", review)
         table: Table[JobView] = self.query_one("#jobs", Table)
         views = self.vlora.job_views()
         came = 0 < self._awaited <= len(views) - 1
@@ -173,13 +175,15 @@ class RunView(PaneView):
         elif view is None:
             said.update("No job yet. What is started here goes on when the terminal is closed.")
         else:
-            self._say("#said", job_text.details(view, ascii_only=self.vlora.ascii_only))
+            details = job_text.details(view, ascii_only=self.vlora.ascii_only)
+            self._say("#said", "details", details)
 
-    def _say(self, place: str, text: Text) -> None:
-        """Show ``text``, folded to the width that there is."""
+    def _say(self, place: str, around: str, text: Text) -> None:
+        """Show ``text``, folded to the width that there is, be it scrolled or not."""
+        text.rstrip()
         static = self.query_one(place, Static)
-        width = static.size.width or self.app.size.width - 4
-        static.update(hanging(text, width))
+        room = self.query_one(f"#{around}").region.width or self.app.size.width - 4
+        static.update(hanging(text, room - SCROLL_BAR))
 
     # what is going to be done
 
@@ -211,6 +215,7 @@ class RunView(PaneView):
         field.value = self.session.output or str(self.session.default_output())
         field.add_class("asked")
         field.focus()
+        self._tell("Where the subspace goes: a new folder. enter takes it, esc goes back")
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         event.stop()
@@ -225,6 +230,7 @@ class RunView(PaneView):
 
     def _close_field(self) -> None:
         self.query_one("#place").remove_class("asked")
+        self.query_one("#line").remove_class("asked")
         self.go_to_pane(self.pane)
 
     # jobs
@@ -272,6 +278,10 @@ class RunView(PaneView):
 
     def _ask(self, what: str, text: str) -> None:
         self._asking = what
+        self._tell(text)
+
+    def _tell(self, text: str) -> None:
+        """A line below the panes, until there is an answer."""
         line = self.query_one("#line", Static)
         line.update(text)
         line.add_class("asked")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rich.color import Color
 from rich.segment import Segment
 from rich.style import Style
 from textual import events
+from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.geometry import Region
 from textual.message import Message
@@ -345,14 +346,15 @@ class Heatmap(Widget, can_focus=True):
             elif heat is None:
                 style = self.get_component_rich_style("heatmap--unknown")
             else:
-                style = heat_style(heat, dark=self.app.current_theme.dark, ansi=self._few_colours)
+                dark = self.app.current_theme.dark
+                heat_alone = heat_style(heat, dark=dark, ansi=self._few_colours)
+                style = self.rich_style + heat_alone  # few colours have none for the least
             self._styles[key] = style
         return self._styles[key]
 
     @property
     def _few_colours(self) -> bool:
-        sixteen = self.app.console.color_system == "standard" and not self.app.is_headless
-        return self.app.native_ansi_color or sixteen
+        return few_colours(self.app)
 
     def cell_region(self, layer: str) -> Region | None:
         """Where a layer's cell is drawn inside the widget, if it is in view."""
@@ -363,6 +365,12 @@ class Heatmap(Widget, can_focus=True):
         if not (1 <= y <= self._lines and 0 <= x < self._shown_columns):
             return None
         return Region(self._label_width + x * self._cell_width, y, self._cell_width, 1)
+
+
+def few_colours(app: App[Any]) -> bool:
+    """Whether the terminal has 16 colours at most; one that is not there has all."""
+    sixteen = app.console.color_system in ("standard", None) and not app.is_headless
+    return app.native_ansi_color or sixteen
 
 
 def heat_style(heat: float, *, dark: bool, ansi: bool) -> Style:

@@ -14,7 +14,7 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
-from vlora_tui.tui.widgets.heatmap import heat_style
+from vlora_tui.tui.widgets.heatmap import few_colours, heat_style
 
 if TYPE_CHECKING:
     from vlora_engine.relations import Array
@@ -356,7 +356,8 @@ class Matrix(Widget, can_focus=True):
         key = ("heat", round(value * 50))
         if key not in self._styles:
             dark = self.app.current_theme.dark
-            self._styles[key] = heat_style(value, dark=dark, ansi=self._few_colours)
+            heat = heat_style(value, dark=dark, ansi=self._few_colours)
+            self._styles[key] = self.rich_style + heat  # few colours have none for the least
         return self._styles[key]
 
     def _part(self, name: str) -> Style:
@@ -366,7 +367,7 @@ class Matrix(Widget, can_focus=True):
 
     @property
     def _few_colours(self) -> bool:
-        return self.app.native_ansi_color or self.app.console.color_system in ("standard", None)
+        return few_colours(self.app)
 
 
 def _fit(text: str, width: int, ascii_only: bool) -> str:
