@@ -135,10 +135,15 @@ class Chosen(Event):
 
     type: ClassVar[str] = "chosen"
     method: str
-    k: str  # "8", or "4-24" where layers differ
+    k: str  # "8", or "4-24" where layers differ; empty where directions get bits instead
     mean_error: float
     max_error: float
     nbytes: int
+
+    @property
+    def label(self) -> str:
+        """The method, and its k if it has one."""
+        return f"{self.method}, k = {self.k}" if self.k else self.method
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from tests.benchmarks import sets as sets_made
 from tests.benchmarks.measure import Bench
 from tests.benchmarks.table import Table
 
@@ -21,6 +22,12 @@ def section(bench: Bench) -> list[Table]:
         sets.pop(REAL[1], None)
     jobs: list[tuple[str, str]] = [(name, str(path)) for name, path in sets.items()]
     jobs += [("demo", ""), ("demo, those of one shape", "")]
+    for kind in sets_made.KINDS:
+        place = bench.data / f"set-{kind}"
+        bench.python("-m", "tests.benchmarks.sets", kind, str(place), repeats=1)
+        jobs.append((f"made: {kind}", str(place)))
+    if (bench.data / "trained" / "losses.json").is_file():
+        jobs.append(("trained here", str(bench.data / "trained" / "adapters")))
     for name, path in jobs:
         result = bench.path("quality").with_suffix(".json")
         work = bench.path("work")
@@ -54,7 +61,7 @@ def _errors(found: dict[str, Any], *, real: bool) -> Table:
             table.rows.append([f"{name} / better peer", *cells])
         if real:
             goals = [GOALS.get(r) for r in RATIOS]
-            table.rows.append(["goal of method auto / better peer", *goals])
+            table.rows.append(["goal of auto / better peer", *goals])
     limits = {int(r): row for r, row in found["limits"].items()}
     table.rows.append(["delta, root mean square", *(_part(limits, r, "ours") for r in RATIOS)])
     table.rows.append(

@@ -24,6 +24,7 @@ from torch import Tensor
 from vlora_engine.adapters import AdapterSource, LoRAWeights
 from vlora_engine.build import build_subspace
 from vlora_engine.check import CheckReport, check_adapters
+from vlora_engine.codec.coding import METHODS as CODED_METHODS
 from vlora_engine.demo import make_demo_collection
 from vlora_engine.errors import TargetError
 from vlora_engine.formats import find_adapters, load_adapter, open_adapter
@@ -74,9 +75,10 @@ def collect(folder: Path | None, work: Path, *, one_shape: bool) -> Collection:
 def measure_ours(
     collection: Collection, spectra: Spectra, work: Path, ratios: list[int]
 ) -> dict[str, list[Row]]:
-    """Per method and ratio a subspace that is really built, in fp16."""
+    """Per method and ratio a subspace that is really built, in fp16 or coded."""
     found: dict[str, list[Row]] = {}
-    for method in METHODS:
+    for method in (*CODED_METHODS[::-1], *METHODS):
+        coded = method in CODED_METHODS
         found[method] = []
         for ratio in ratios:
             out = work / "built"
@@ -86,8 +88,8 @@ def measure_ours(
                     out,
                     method=method,
                     budget=int(factor_bytes_16(spectra) / ratio) + rest_bytes(spectra),
-                    dtype="fp16",
-                    spectra=spectra if method in SPECTRA_METHODS else None,
+                    dtype="auto" if coded else "fp16",
+                    spectra=spectra if method in SPECTRA_METHODS or coded else None,
                     check=collection.check,
                 )
             except TargetError:
@@ -317,7 +319,7 @@ def main(name: str, folder: Path | None, work: Path, result: Path, ratios: list[
     """Measure one collection and write what was found."""
     work.mkdir(parents=True)
     collection = collect(folder, work, one_shape="one shape" in name)
-    spectra = compute_spectra(collection.sources, check=collection.check)
+    spectra = compute_spectra(collection.sources, codec=True, check=collection.check)
     ours = measure_ours(collection, spectra, work, ratios)
     originals = {n: load_adapter(str(s.path)) for n, s in collection.sources.items()}
     notes: list[str] = []

@@ -93,7 +93,7 @@ def line_about(event: events.Event) -> str | None:
             return f"spectra {'taken from' if event.reused else 'written to'} {event.path}"
         case events.Chosen():
             return (
-                f"{event.method}, k = {event.k}: error {percent(event.mean_error)} on average, "
+                f"{event.label}: error {percent(event.mean_error)} on average, "
                 f"{percent(event.max_error)} at worst, {size(event.nbytes)} on disk"
             )
     return None

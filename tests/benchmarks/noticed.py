@@ -1,0 +1,94 @@
+"""What a model notices: KL of its logits on adapters trained here, at equal codec ratio.
+
+``python -m tests.benchmarks.noticed TRAINED WORK RESULT RATIO...`` measures in a process of its own
+and writes a JSON file; TRAINED is where the adapters are, or where they are going to be trained.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.benchmarks.measure import Bench
+from tests.benchmarks.table import Table
+
+RATIOS = (4, 8, 16, 32)
+GOALS = {4: 0.001, 8: 0.005}  # DESIGN
+METHODS = ("auto", "own", "delta", "columns")
+
+
+def section(bench: Bench) -> list[Table]:
+    """KL, and the share of the loss gain that is kept."""
+    result, work = bench.path("noticed").with_suffix(".json"), bench.path("work")
+    arguments = ["tests.benchmarks.noticed", str(bench.data / "trained"), str(work), str(result)]
+    bench.python("-m", *arguments, *map(str, RATIOS), repeats=1)
+    found = json.loads(result.read_text())
+    title = f"on the model: {found['tasks']} adapters trained here on a tiny byte Llama"
+    table = Table(f"{title}: KL mean / worst, in nats a token", ["", *(f"{r}x" for r in RATIOS)])
+    kept = Table(f"{title}: loss gain kept, mean / least", ["", *(f"{r}x" for r in RATIOS)])
+    for name, rows in found["rows"].items():
+        cells = [rows.get(str(r)) for r in RATIOS]
+        table.rows.append([name, *(c and f"{c['kl']:.4f} / {c['kl_worst']:.4f}" for c in cells)])
+        gains = (c and f"{c['gain_kept']:.3f} / {c['gain_kept_least']:.3f}" for c in cells)
+        kept.rows.append([name, *gains])
+    table.rows.append(["goal of auto, mean", *(GOALS.get(r) for r in RATIOS)])
+    table.notes += [*found["notes"], f"with shuffled names, KL is {found['control']:.2f} at 4x"]
+    return [table, kept]
+
+
+def main(trained: Path, work: Path, result: Path, ratios: list[int]) -> None:
+    """Measure everything once."""
+    from tests import train
+    from tests.benchmarks.model import measure, with_factors
+    from tests.benchmarks.quality import LoRAShare, VLoRA, collect, largest
+    from vlora_engine.base_model import load_base
+    from vlora_engine.build import build_subspace
+    from vlora_engine.errors import TargetError
+    from vlora_engine.formats import load_adapter
+    from vlora_engine.subspace import SharedSubspace
+
+    made = train.trained(trained) or train.train(trained)
+    base = load_base(made.base)
+    collection = collect(trained / "adapters", work, one_shape=True)
+    originals = {task: made.adapter(task) for task in collection.sources}
+    in_memory = {task: load_adapter(path) for task, path in originals.items()}
+    texts, rows, notes, control = trained / "texts", {}, [], 0.0
+    for method in METHODS:
+        rows[method] = {}
+        for ratio in ratios:
+            out = work / "built"
+            try:
+                budget = int(collection.factor_bytes / ratio)
+                build_subspace(collection.sources, out, method=method, budget=budget)
+            except TargetError:
+                continue
+            subspace = SharedSubspace.load(out)
+            got: dict[str, Any] = {task: subspace.reconstruct(task) for task in originals}
+            rows[method][ratio] = measure(base, originals, got, texts)
+            control = control or rows[method][ratio]["control_kl"]
+            shutil.rmtree(out)
+    for peer in (VLoRA, LoRAShare):
+        try:
+            model = peer(collection)
+        except ImportError:
+            notes.append(f"{peer.name}: not installed; `make bench` installs both peers")
+            continue
+        rows[peer.name] = {}
+        for ratio in ratios:
+            fits = lambda k: collection.factor_bytes / (2 * model.numbers(k)) >= ratio  # noqa: B023, E731
+            k = largest(fits, model.most)
+            if k:
+                found = model.reconstructions(k)
+                got = {task: with_factors(in_memory[task], found[task]) for task in originals}
+                rows[peer.name][ratio] = measure(base, originals, got, texts)
+    content = {"tasks": len(originals), "rows": rows, "notes": notes, "control": control}
+    result.write_text(json.dumps(content))
+
+
+if __name__ == "__main__":
+    place, scratch, target, *numbers = sys.argv[1:]
+    Path(scratch).mkdir(parents=True, exist_ok=True)
+    main(Path(place), Path(scratch), Path(target), [int(number) for number in numbers])
