@@ -16,8 +16,6 @@ COUNT, WIDTH, RANK = 24, 256, 8
 KINDS = ("independent", "same-init", "shared", "family")
 LAYERS, PROJECTIONS = range(3), ("q_proj", "v_proj")
 MODULES = tuple(f"model.layers.{i}.self_attn.{name}" for i in LAYERS for name in PROJECTIONS)
-    f"model.layers.{i}.self_attn.{name}" for i in range(3) for name in ("q_proj", "v_proj")
-)
 PLANTED = 16
 
 
