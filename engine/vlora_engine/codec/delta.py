@@ -18,6 +18,7 @@ from vlora_engine.codec.quantizer import PRICE, quantize
 from vlora_engine.codec.rates import SIDE_OVERHEAD, number_bits
 from vlora_engine.codec.tables import Array
 
+_FAR_LARGER = 4  # a dense core of so many times the numbers of a core's factors is not even tried
 _DEPENDENT = 1e-6  # a rounded column that adds less than this of itself to those before is none
 
 
@@ -94,14 +95,15 @@ def code_core(u: Array, s: Array, v: Array, q_b: Array, q_a: Array) -> tuple[Cor
         q_b: (k_b, d_out) orthonormal rows. q_a: (k_a, d_in).
     """
     left, right = (u * s[:, None]) @ q_b.T, v @ q_a.T  # [q, k_b], [q, k_a]
-    core = left.T @ right
-    kept = float(np.square(core).sum())
+    kept = float(((left @ left.T) * (right @ right.T)).sum())
     lost = max(0.0, float(np.square(s).sum()) - kept)
-    p, t, r = np.linalg.svd(core, full_matrices=False)
-    directions = code_directions(p.T[: len(s)], t[: len(s)], r[: len(s)], 1.0)
+    directions = code_directions(*_singular(left, right), 1.0)
     bits = number_bits(directions.left).sum() + number_bits(directions.right).sum()
     bits += 2 * SIDE_OVERHEAD * len(directions.gains)
     best = Core(None, 0.0, directions if len(directions.gains) else None, lost + directions.missed)
+    if q_b.shape[0] * q_a.shape[0] > _FAR_LARGER * len(s) * (len(q_b) + len(q_a)):
+        return best, float(bits)
+    core = left.T @ right
     rows = quantize(core)
     square = float(np.square(rows.astype(np.float64)).sum())
     if not square:
@@ -112,6 +114,14 @@ def code_core(u: Array, s: Array, v: Array, q_b: Array, q_a: Array) -> tuple[Cor
     if missed + PRICE * dense_bits < best.missed + PRICE * bits:
         return Core(rows, gain, None, missed), dense_bits
     return best, float(bits)
+
+
+def _singular(left: Array, right: Array) -> tuple[Array, Array, Array]:
+    """Singular directions of ``left^T right`` as rows, from rows (q, k_b) and (q, k_a)."""
+    basis_b, upper_b = np.linalg.qr(left.T)
+    basis_a, upper_a = np.linalg.qr(right.T)
+    p, t, r = np.linalg.svd(upper_b @ upper_a.T, full_matrices=False)
+    return (basis_b @ p).T, t, r @ basis_a.T
 
 
 def round_gain(gain: float) -> float:
