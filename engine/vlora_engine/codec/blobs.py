@@ -8,7 +8,7 @@ transform, or the columns. Numbers are little-endian.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -184,16 +184,36 @@ def _open_core(raw: bytes) -> SharedCore:
     return SharedCore(group, step, gains, False, left, right)
 
 
-def decode_own(opened: Sequence[tuple[OpenedOwn, int, int]]) -> list[tuple[Array, Array]]:
-    """B (d_out, n) and A (n, d_in) of each, d_out and d_in given; gains halved between them."""
-    parts = []
+def decode_directions(
+    opened: Sequence[tuple[OpenedOwn | SharedCore, int, int]],
+) -> list[tuple[Array, Array, Array]]:
+    """Left rows (n, d_out), gains (n,) and right rows (n, d_in) of each, its widths given.
+
+    Dense cores come by their SVD. All are decoded together, for speed.
+    """
+    parts: list[tuple[bytes, int, int]] = []
     for own, d_out, d_in in opened:
-        parts += [(own.left, len(own.gains), d_out), (own.right, len(own.gains), d_in)]
-    matrices = decode_matrices(parts)
+        if _is_dense(own):
+            parts.append((own.left, d_out, d_in))
+        else:
+            parts += [(own.left, len(own.gains), d_out), (own.right, len(own.gains), d_in)]
+    matrices = iter(decode_matrices(parts))
     return [
-        halved(matrices[2 * i], own.gains, matrices[2 * i + 1])
-        for i, (own, _, _) in enumerate(opened)
+        _dense_directions(next(matrices), own.gains[0])
+        if _is_dense(own)
+        else (next(matrices), own.gains, next(matrices))
+        for own, _, _ in opened
     ]
+
+
+def _is_dense(own: OpenedOwn | SharedCore) -> bool:
+    return isinstance(own, SharedCore) and own.dense
+
+
+def _dense_directions(rows: Array, gain: float) -> tuple[Array, Array, Array]:
+    u, s, v = np.linalg.svd(rows * gain, full_matrices=False)
+    live = s > 1e-12 * max(s.max(initial=0), 0)
+    return u.T[live], s[live], v[live]
 
 
 def halved(left: Array, gains: Array, right: Array) -> tuple[Array, Array]:
@@ -205,41 +225,36 @@ def halved(left: Array, gains: Array, right: Array) -> tuple[Array, Array]:
     return b.T, right * (root / sizes[1])[:, None]
 
 
-def decode_core(core: SharedCore, k_b: int, k_a: int) -> tuple[Array, Array, Array]:
-    """Left rows (n, k_b), gains (n,), right rows (n, k_a) of a core; dense ones by their SVD."""
-    if core.dense:
-        (rows,) = decode_matrices([(core.left, k_b, k_a)])
-        u, s, v = np.linalg.svd(rows * core.gains[0], full_matrices=False)
-        live = s > 1e-12 * max(s.max(initial=0), 0)
-        return u.T[live], s[live], v[live]
-    count = len(core.gains)
-    left, right = decode_matrices([(core.left, count, k_b), (core.right, count, k_a)])
-    return left, core.gains, right
+Shared = tuple[SharedSide, SharedSide] | Columns
+_HalfOpen = tuple[Callable[[Array, Array], Shared], list[tuple[bytes, int, int]]]
 
 
-def open_group(raw: bytes, d_in: int, d_out: int) -> tuple[SharedSide, SharedSide] | Columns:
+def open_groups(opened: Sequence[tuple[bytes, int, int]]) -> list[Shared]:
     """The inverse of `pack_transform` (sides a and b; ``mix`` is the tasks' and left empty) and
-    of `pack_columns`.
+    of `pack_columns`, of (bytes, d_in, d_out) each; all are decoded together.
 
     Raises:
         CorruptFileError: They are not such bytes.
     """
+    heads = [_open_group(*one) for one in opened]
+    rows = iter(decode_matrices([part for _, parts in heads for part in parts]))
+    return [finish(next(rows), next(rows)) for finish, _ in heads]
+
+
+def _open_group(raw: bytes, d_in: int, d_out: int) -> _HalfOpen:
     try:
         if raw[0] in (KLT, FINE_KLT):
             return _open_transform(raw, d_in, d_out, fine=raw[0] == FINE_KLT)
         if raw[0] == DELTA:
             _, k_b, k_a, size = struct.unpack_from("<BHHI", raw)
             b, a = _split(raw, 9, size)
-            rows_b, rows_a = decode_matrices([(b, k_b, d_out), (a, k_a, d_in)])
-            return Columns(rows_b, rows_a)
+            return Columns, [(b, k_b, d_out), (a, k_a, d_in)]
     except (ValueError, IndexError, struct.error):
         pass
     raise _unsound()
 
 
-def _open_transform(
-    raw: bytes, d_in: int, d_out: int, *, fine: bool
-) -> tuple[SharedSide, SharedSide]:
+def _open_transform(raw: bytes, d_in: int, d_out: int, *, fine: bool) -> _HalfOpen:
     rank = struct.unpack_from("<BH", raw)[1]
     width = rank * np.dtype(stored_as(fine)).itemsize
     heads, coded, at = [], [], 3
@@ -260,11 +275,15 @@ def _open_transform(
         at += size
     if at != len(raw):
         raise ValueError
-    sides = [
-        SharedSide(rows, component, turn, np.zeros((0, components)), fine)
-        for rows, (component, turn, components) in zip(decode_matrices(coded), heads, strict=True)
-    ]
-    return sides[0], sides[1]
+
+    def finish(rows_a: Array, rows_b: Array) -> Shared:
+        side_a, side_b = (
+            SharedSide(rows, component, turn, np.zeros((0, components)), fine)
+            for rows, (component, turn, components) in zip((rows_a, rows_b), heads, strict=True)
+        )
+        return side_a, side_b
+
+    return finish, coded
 
 
 def _pack_gains(gains: Array, fine: bool) -> bytes:

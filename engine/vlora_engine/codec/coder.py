@@ -252,4 +252,3 @@ class _Aims:
 
 def _ratio(measured: Array, told: Array) -> Array:
     return np.where((told > 0) & (measured > 0), measured / np.where(told > 0, told, 1), 1.0)
-

@@ -414,7 +414,8 @@ class Target:
 
     def allowed(self, rest_bytes: int) -> float:
         """The target as a number that must not be exceeded: bytes but the rest tensors', the
-        error, or the share of the energy that is missed."""
+        error, or the share of the energy that is missed.
+        """
         if self.budget is not None:
             return self.budget - rest_bytes
         if self.variance is not None:
@@ -429,7 +430,7 @@ class Target:
             return Target(budget=int(value) + rest_bytes)
         if self.variance is not None:
             return Target(variance=1 - value)
-        return Target(**{n: value for n, v in vars(self).items() if v is not None})
+        return Target.of(next(n for n, v in vars(self).items() if v is not None), value)
 
     def words(self) -> str:
         """The target for a message."""
