@@ -8,21 +8,21 @@ transform, or the columns. Numbers are little-endian.
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from vlora_engine.codec.delta import Core
-from vlora_engine.codec.klt import SharedSide, from_halves, to_halves
+from vlora_engine.codec.klt import SharedSide, from_scaled, stored_as, to_scaled
 from vlora_engine.codec.own import Directions
 from vlora_engine.codec.tables import Array
 from vlora_engine.codec.vectors import decode_matrices, encode_matrices
 from vlora_engine.errors import CorruptFileError
 
-NOTHING, OWN, SHARE, CORE = range(4)
-KLT, DELTA = 1, 2
-_MAX_RANK = 1 << 16
+NOTHING, OWN, SHARE, CORE, FINE_OWN, FINE_SHARE = range(6)
+LOW_RANK, DENSE, FINE_LOW_RANK = range(3)  # cores
+KLT, DELTA, FINE_KLT = 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -31,13 +31,14 @@ class Share:
 
     Args:
         group: Its number. mix_a, mix_b: the task's row of either side's mix. step: what B was
-            divided by.
+            divided by. fine: The mixes are fp32.
     """
 
     group: int
     mix_a: Array
     mix_b: Array
     step: float
+    fine: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,15 +83,16 @@ def pack_own(directions: Sequence[Directions]) -> list[bytes]:
         if not len(own.gains):
             out.append(bytes([NOTHING]))
             continue
-        head = struct.pack("<BHI", OWN, len(own.gains), len(left))
-        out.append(head + _pack_gains(own.gains) + left + right)
+        head = struct.pack("<BHI", FINE_OWN if own.fine else OWN, len(own.gains), len(left))
+        out.append(head + _pack_gains(own.gains, own.fine) + left + right)
     return out
 
 
 def pack_share(share: Share) -> bytes:
     """The bytes of a task's place in a group's transform."""
-    head = struct.pack("<BHfHH", SHARE, share.group, share.step, len(share.mix_a), len(share.mix_b))
-    return head + share.mix_a.astype("<f2").tobytes() + share.mix_b.astype("<f2").tobytes()
+    kind, dtype = FINE_SHARE if share.fine else SHARE, stored_as(share.fine)
+    head = struct.pack("<BHfHH", kind, share.group, share.step, len(share.mix_a), len(share.mix_b))
+    return head + share.mix_a.astype(dtype).tobytes() + share.mix_b.astype(dtype).tobytes()
 
 
 def pack_cores(group: int, cores: Sequence[Core], steps: Sequence[float]) -> list[bytes]:
@@ -106,13 +108,14 @@ def pack_cores(group: int, cores: Sequence[Core], steps: Sequence[float]) -> lis
     out = []
     for core, step in zip(cores, steps, strict=True):
         if core.dense is not None:
-            head = struct.pack("<BHfBf", CORE, group, step, 1, core.gain)
+            head = struct.pack("<BHfBf", CORE, group, step, DENSE, core.gain)
             out.append(head + next(coded))
         elif core.directions is not None:
-            gains = core.directions.gains
+            gains, fine = core.directions.gains, core.directions.fine
             left, right = next(coded), next(coded)
-            head = struct.pack("<BHfBHI", CORE, group, step, 0, len(gains), len(left))
-            out.append(head + _pack_gains(gains) + left + right)
+            form = FINE_LOW_RANK if fine else LOW_RANK
+            head = struct.pack("<BHfBHI", CORE, group, step, form, len(gains), len(left))
+            out.append(head + _pack_gains(gains, fine) + left + right)
         else:
             out.append(bytes([NOTHING]))
     return out
@@ -121,12 +124,13 @@ def pack_cores(group: int, cores: Sequence[Core], steps: Sequence[float]) -> lis
 def pack_transform(sides: tuple[SharedSide, SharedSide]) -> bytes:
     """The bytes of a group's transform."""
     coded = encode_matrices([side.rows for side in sides])
-    parts = [struct.pack("<BH", KLT, sides[0].turn.shape[1])]
+    fine = sides[0].fine
+    parts = [struct.pack("<BH", FINE_KLT if fine else KLT, sides[0].turn.shape[1])]
     for side, rows in zip(sides, coded, strict=True):
-        values, exponents = to_halves(side.turn)
-        parts.append(struct.pack("<HHI", len(side.rows), side.mix.shape[1], len(rows)))
+        values, exponents = to_scaled(side.turn, fine=fine)
+        parts.append(struct.pack("<IHI", len(side.rows), side.mix.shape[1], len(rows)))
         parts += [side.component.astype("<u2").tobytes(), exponents.tobytes()]
-        parts += [values.astype("<f2").tobytes(), rows]
+        parts += [values.tobytes(), rows]
     return b"".join(parts)
 
 
@@ -146,15 +150,11 @@ def open_blob(raw: bytes) -> OpenedOwn | Share | SharedCore | None:
         kind = raw[0]
         if kind == NOTHING and len(raw) == 1:
             return None
-        if kind == OWN:
+        if kind in (OWN, FINE_OWN):
             _, count, size = struct.unpack_from("<BHI", raw)
-            gains, (left, right) = _open_gains(raw, 7, count), _split(raw, 7 + 3 * count, size)
-            return OpenedOwn(gains, left, right)
-        if kind == SHARE:
-            _, group, step, count_a, count_b = struct.unpack_from("<BHfHH", raw)
-            mix = np.frombuffer(raw, "<f2", count_a + count_b, 11).astype(np.float64)
-            if len(raw) == 11 + 2 * len(mix) and np.isfinite([step, *mix]).all():
-                return Share(group, mix[:count_a], mix[count_a:], step)
+            return OpenedOwn(*_open_directions(raw, 7, count, size, kind == FINE_OWN))
+        if kind in (SHARE, FINE_SHARE):
+            return _open_share(raw, fine=kind == FINE_SHARE)
         if kind == CORE:
             return _open_core(raw)
     except (ValueError, IndexError, struct.error):
@@ -162,30 +162,58 @@ def open_blob(raw: bytes) -> OpenedOwn | Share | SharedCore | None:
     raise _unsound()
 
 
+def _open_share(raw: bytes, *, fine: bool) -> Share:
+    _, group, step, count_a, count_b = struct.unpack_from("<BHfHH", raw)
+    mix = np.frombuffer(raw, stored_as(fine), -1, 11).astype(np.float64)
+    if len(mix) != count_a + count_b or not np.isfinite([step, *mix]).all():
+        raise ValueError
+    return Share(group, mix[:count_a], mix[count_a:], step, fine)
+
+
 def _open_core(raw: bytes) -> SharedCore:
-    _, group, step, dense = struct.unpack_from("<BHfB", raw)
-    if dense:
+    _, group, step, form = struct.unpack_from("<BHfB", raw)
+    if form > FINE_LOW_RANK or not np.isfinite(step):
+        raise ValueError
+    if form == DENSE:
         gain = struct.unpack_from("<f", raw, 8)[0]
-        if not np.isfinite([step, gain]).all():
+        if not np.isfinite(gain):
             raise ValueError
         return SharedCore(group, step, np.array([gain]), True, raw[12:])
     count, size = struct.unpack_from("<HI", raw, 8)
-    gains, (left, right) = _open_gains(raw, 14, count), _split(raw, 14 + 3 * count, size)
-    if not np.isfinite(step):
-        raise ValueError
+    gains, left, right = _open_directions(raw, 14, count, size, form == FINE_LOW_RANK)
     return SharedCore(group, step, gains, False, left, right)
 
 
-def decode_own(opened: Sequence[tuple[OpenedOwn, int, int]]) -> list[tuple[Array, Array]]:
-    """B (d_out, n) and A (n, d_in) of each, d_out and d_in given; gains halved between them."""
-    parts = []
+def decode_directions(
+    opened: Sequence[tuple[OpenedOwn | SharedCore, int, int]],
+) -> list[tuple[Array, Array, Array]]:
+    """Left rows (n, d_out), gains (n,) and right rows (n, d_in) of each, its widths given.
+
+    Dense cores come by their SVD. All are decoded together, for speed.
+    """
+    parts: list[tuple[bytes, int, int]] = []
     for own, d_out, d_in in opened:
-        parts += [(own.left, len(own.gains), d_out), (own.right, len(own.gains), d_in)]
-    matrices = decode_matrices(parts)
+        if _is_dense(own):
+            parts.append((own.left, d_out, d_in))
+        else:
+            parts += [(own.left, len(own.gains), d_out), (own.right, len(own.gains), d_in)]
+    matrices = iter(decode_matrices(parts))
     return [
-        halved(matrices[2 * i], own.gains, matrices[2 * i + 1])
-        for i, (own, _, _) in enumerate(opened)
+        _dense_directions(next(matrices), own.gains[0])
+        if _is_dense(own)
+        else (next(matrices), own.gains, next(matrices))
+        for own, _, _ in opened
     ]
+
+
+def _is_dense(own: OpenedOwn | SharedCore) -> bool:
+    return isinstance(own, SharedCore) and own.dense
+
+
+def _dense_directions(rows: Array, gain: float) -> tuple[Array, Array, Array]:
+    u, s, v = np.linalg.svd(rows * gain, full_matrices=False)
+    live = s > 1e-12 * max(s.max(initial=0), 0)
+    return u.T[live], s[live], v[live]
 
 
 def halved(left: Array, gains: Array, right: Array) -> tuple[Array, Array]:
@@ -197,74 +225,83 @@ def halved(left: Array, gains: Array, right: Array) -> tuple[Array, Array]:
     return b.T, right * (root / sizes[1])[:, None]
 
 
-def decode_core(core: SharedCore, k_b: int, k_a: int) -> tuple[Array, Array, Array]:
-    """Left rows (n, k_b), gains (n,), right rows (n, k_a) of a core; dense ones by their SVD."""
-    if core.dense:
-        (rows,) = decode_matrices([(core.left, k_b, k_a)])
-        u, s, v = np.linalg.svd(rows * core.gains[0], full_matrices=False)
-        live = s > 1e-12 * max(s.max(initial=0), 0)
-        return u.T[live], s[live], v[live]
-    count = len(core.gains)
-    left, right = decode_matrices([(core.left, count, k_b), (core.right, count, k_a)])
-    return left, core.gains, right
+Shared = tuple[SharedSide, SharedSide] | Columns
+_HalfOpen = tuple[Callable[[Array, Array], Shared], list[tuple[bytes, int, int]]]
 
 
-def open_group(raw: bytes, d_in: int, d_out: int) -> tuple[SharedSide, SharedSide] | Columns:
+def open_groups(opened: Sequence[tuple[bytes, int, int]]) -> list[Shared]:
     """The inverse of `pack_transform` (sides a and b; ``mix`` is the tasks' and left empty) and
-    of `pack_columns`.
+    of `pack_columns`, of (bytes, d_in, d_out) each; all are decoded together.
 
     Raises:
         CorruptFileError: They are not such bytes.
     """
+    heads = [_open_group(*one) for one in opened]
+    rows = iter(decode_matrices([part for _, parts in heads for part in parts]))
+    return [finish(next(rows), next(rows)) for finish, _ in heads]
+
+
+def _open_group(raw: bytes, d_in: int, d_out: int) -> _HalfOpen:
     try:
-        if raw[0] == KLT:
-            return _open_transform(raw, d_in, d_out)
+        if raw[0] in (KLT, FINE_KLT):
+            return _open_transform(raw, d_in, d_out, fine=raw[0] == FINE_KLT)
         if raw[0] == DELTA:
             _, k_b, k_a, size = struct.unpack_from("<BHHI", raw)
             b, a = _split(raw, 9, size)
-            rows_b, rows_a = decode_matrices([(b, k_b, d_out), (a, k_a, d_in)])
-            return Columns(rows_b, rows_a)
+            return Columns, [(b, k_b, d_out), (a, k_a, d_in)]
     except (ValueError, IndexError, struct.error):
         pass
     raise _unsound()
 
 
-def _open_transform(raw: bytes, d_in: int, d_out: int) -> tuple[SharedSide, SharedSide]:
+def _open_transform(raw: bytes, d_in: int, d_out: int, *, fine: bool) -> _HalfOpen:
     rank = struct.unpack_from("<BH", raw)[1]
+    width = rank * np.dtype(stored_as(fine)).itemsize
     heads, coded, at = [], [], 3
-    for width in (d_in, d_out):
-        count, components, size = struct.unpack_from("<HHI", raw, at)
-        at += 8
-        component = np.frombuffer(raw, "<u2", count, at).astype(np.int64)
-        at += 2 * count
-        exponents = np.frombuffer(raw, np.int8, count, at)
-        at += count
-        values = np.frombuffer(raw, "<f2", count * rank, at).reshape(count, rank)
-        at += 2 * count * rank
-        if at + size > len(raw) or (count and component.max() >= components):
+    for d in (d_in, d_out):
+        count, components, size = struct.unpack_from("<IHI", raw, at)
+        at += 10
+        if at + count * (3 + width) + size > len(raw):
             raise ValueError
-        heads.append((component, from_halves(values, exponents), components))
-        coded.append((raw[at : at + size], count, width))
+        component = np.frombuffer(raw, "<u2", count, at).astype(np.int64)
+        exponents = np.frombuffer(raw, np.int8, count, at + 2 * count)
+        values = np.frombuffer(raw, stored_as(fine), count * rank, at + 3 * count)
+        turn = from_scaled(values.reshape(count, rank), exponents)
+        at += count * (3 + width)
+        if not np.isfinite(turn).all() or component.max(initial=-1) >= components:
+            raise ValueError
+        heads.append((component, turn, components))
+        coded.append((raw[at : at + size], count, d))
         at += size
-    sides = [
-        SharedSide(rows, component, turn, np.zeros((0, components)))
-        for rows, (component, turn, components) in zip(decode_matrices(coded), heads, strict=True)
-    ]
-    return sides[0], sides[1]
+    if at != len(raw):
+        raise ValueError
+
+    def finish(rows_a: Array, rows_b: Array) -> Shared:
+        side_a, side_b = (
+            SharedSide(rows, component, turn, np.zeros((0, components)), fine)
+            for rows, (component, turn, components) in zip((rows_a, rows_b), heads, strict=True)
+        )
+        return side_a, side_b
+
+    return finish, coded
 
 
-def _pack_gains(gains: Array) -> bytes:
-    """Three bytes each: fp32 without its last eight bits."""
-    return gains.astype("<f4").view(np.uint8).reshape(-1, 4)[:, 1:].tobytes()
+def _pack_gains(gains: Array, fine: bool) -> bytes:
+    """Three bytes each, fp32 without its last eight bits; ``fine`` ones as they are."""
+    return gains.astype("<f4").view(np.uint8).reshape(-1, 4)[:, 0 if fine else 1 :].tobytes()
 
 
-def _open_gains(raw: bytes, at: int, count: int) -> Array:
-    low = np.zeros((count, 4), dtype=np.uint8)
-    low[:, 1:] = np.frombuffer(raw, np.uint8, 3 * count, at).reshape(-1, 3)
-    gains = low.reshape(-1).view("<f4").astype(np.float64)
+def _open_directions(
+    raw: bytes, at: int, count: int, size: int, fine: bool
+) -> tuple[Array, bytes, bytes]:
+    """Gains, and the bytes of the left and of the right rows."""
+    width = 4 if fine else 3
+    whole = np.zeros((count, 4), dtype=np.uint8)
+    whole[:, 4 - width :] = np.frombuffer(raw, np.uint8, width * count, at).reshape(-1, width)
+    gains = whole.reshape(-1).view("<f4").astype(np.float64)
     if not np.isfinite(gains).all():
         raise ValueError
-    return gains
+    return gains, *_split(raw, at + width * count, size)
 
 
 def _split(raw: bytes, at: int, size: int) -> tuple[bytes, bytes]:

@@ -192,8 +192,9 @@ def _size(
     from vlora_engine.manifest import BasisFile
 
     coding = coding_of(targets, outlook, coded.forecast)
-    units = coding.units()
-    basis = (BasisFile("basis.safetensors", "0" * 64, 10**9, 0, len(collection.layers)),)
+    units, most = coding.units(), coded.payload
+    whole = most + outlook.rest_bytes + 10**5
+    basis = (BasisFile("basis.safetensors", "0" * 64, whole, 0, len(collection.layers)),)
     manifest = Manifest(
         path=Path("."),
         method=targets.method,
@@ -202,7 +203,7 @@ def _size(
         layers=tuple(collection.layers),
         basis=basis if units else (),
         tasks={
-            name: replace(record, nbytes=10**9, cluster=_cluster_of(outlook, name))
+            name: replace(record, nbytes=whole, cluster=_cluster_of(outlook, name))
             for name, record in records.items()
         },
         engine=__version__,
@@ -210,10 +211,10 @@ def _size(
     )
     total = len(dump_json(manifest.as_json()).encode()) + len(model_card(manifest).encode())
     if units:
-        total += len(encode_header(shared_layout(len(units), 10**9))[0]) + 4 * len(units)
+        total += len(encode_header(shared_layout(len(units), most))[0]) + 4 * len(units)
     for name, record in records.items():
         count = len(record.layers)
-        header, _ = encode_header(task_layout(count, 10**9, collection.sources[name].rest))
+        header, _ = encode_header(task_layout(count, most, collection.sources[name].rest))
         total += len(header) + 12 * count + record.rest_bytes
     return total + coded.payload
 

@@ -25,9 +25,11 @@ from vlora_engine.stack import read_stack
 
 logger = logging.getLogger(__name__)
 
-# Room that each attempt leaves below its target: what a change of the step does to single tasks.
-SLACK = {"budget": (0.002, 0.003, 0.006, 0.012, 0.05), "error": (0.005, 0.006, 0.008, 0.012, 0.05)}
+# Room that an attempt leaves below its target: what a change of the step does to single tasks.
+SLACK = {"budget": 0.002, "error": 0.005}
 USED = 0.99
+CORRECTED = 3  # attempts that are told by how far the one before was off ...
+ATTEMPTS = 12  # ... before the others close in on the target from both sides
 SAMPLED = 6  # of one layer in so many bytes are counted before the rest, and of at least so many
 WHOLE = 4_000_000  # numbers below which the whole collection is coded instead of a sample
 
@@ -46,6 +48,7 @@ class Coded:
     parts: Parts
     errors: Array
     payload: int
+    nbytes: int
     reused: int
 
 
@@ -75,46 +78,67 @@ class Coder:
             TargetError: The target cannot be met.
             Cancelled: Stopped between two layers.
         """
+        allowed = self.target.allowed(self.outlook.rest_bytes)
+        slack = SLACK["budget" if self.target.budget is not None else "error"]
+        wanted = allowed * (1 - slack)
         correction = Correction(np.ones(len(self.outlook.tasks)), 1.0)
-        layers = self.outlook.layers
-        numbers = sum(layer.shares.size * (layer.d_in + layer.d_out) for layer in layers)
-        if numbers > WHOLE:
-            correction = self._sample(self.outlook.solve(self.method, self.target))
-        for slack in SLACK["budget" if self.target.budget is not None else "error"]:
-            wanted = self.target.tightened(1 - slack)
-            forecast = self.outlook.solve(self.method, wanted, correction)
-            coded = self._code(forecast)
-            nbytes = self.size(coded)
-            if self._is_met(coded, nbytes):
-                return coded
-            logger.info("missed by a little with a slack of %s; once more", slack)
-            correction = self._corrected(coded)
-            if self.target.budget is not None:
-                rest = self.outlook.rest_bytes
-                self.outlook = replace(self.outlook, overhead=nbytes - rest - coded.payload)
-        raise TargetError(
+        if self._numbers() > WHOLE:
+            correction = self._sample(self._solve(wanted, correction))
+        aims, best, least = _Aims(wanted), None, np.inf
+        for attempt in range(ATTEMPTS):
+            coded = self._code(self._solve(aims.current, correction))
+            found = self._found(coded)
+            least = min(least, found)
+            if found <= allowed:
+                if found >= USED * allowed or self._is_spent(coded.forecast):
+                    return coded
+                if best is None or found > self._found(best):
+                    best = coded
+            logger.info("attempt %s came to %.6g of %.6g", attempt, found, allowed)
+            if attempt < CORRECTED:
+                correction = self._corrected(coded)
+            elif not aims.close_in(found, allowed, wanted):
+                break
+        if best is None:
+            raise self._out_of_reach(least)
+        # Small collections have no state for every size: the one nearest below is what there is.
+        return best if best is coded else self._code(best.forecast)
+
+    def _numbers(self) -> int:
+        return sum(layer.shares.size * (layer.d_in + layer.d_out) for layer in self.outlook.layers)
+
+    def _solve(self, aim: float, correction: Correction) -> Forecast:
+        target = self.target.of_allowed(aim, self.outlook.rest_bytes)
+        if self.target.budget is not None and target.budget is not None:
+            self.outlook.require_room(self.target.budget)
+            room = min(self.target.budget, self.outlook.floor)
+            target = Target(budget=max(target.budget, room))
+        return self.outlook.solve(self.method, target, correction)
+
+    def _found(self, coded: Coded) -> float:
+        """What a coded collection comes to, in the terms of `Target.allowed`."""
+        errors, target = coded.errors, self.target
+        if target.budget is not None:
+            return coded.nbytes - self.outlook.rest_bytes
+        if target.max_error is not None:
+            return float(errors.max(initial=0))
+        return float(errors.mean() if target.mean_error is not None else np.square(errors).mean())
+
+    def _is_spent(self, forecast: Forecast) -> bool:
+        """Whether more could not be used up: there is nothing finer, or nothing to lose."""
+        if self.target.budget is not None:
+            return bool(forecast.steps.max(initial=0) <= 2 * FINEST)
+        return not self.outlook.alive.any()
+
+    def _out_of_reach(self, least: float) -> TargetError:
+        rest = self.outlook.rest_bytes
+        nearest = self.target.of_allowed(least, rest)
+        return TargetError(
             "The target was not met within a few attempts.",
-            expected=_words(self.target),
-            found=f"errors up to {coded.errors.max():.4g}, {nbytes} bytes",
+            expected=f"about {nearest.words()} or more room",
+            found=self.target.words(),
             remedy="allow a little more",
         )
-
-    def _is_met(self, coded: Coded, nbytes: int) -> bool:
-        target, errors = self.target, coded.errors
-        if target.budget is not None:
-            free, taken = (n - self.outlook.rest_bytes for n in (target.budget, nbytes))
-            return taken <= free and (taken >= USED * free or self._is_finest(coded.forecast))
-        if target.max_error is not None:
-            found, wanted = float(errors.max(initial=0)), target.max_error
-        elif target.mean_error is not None:
-            found, wanted = float(errors.mean()), target.mean_error
-        else:
-            assert target.variance is not None  # noqa: S101
-            found, wanted = float(np.square(errors).mean()), 1 - target.variance
-        return found <= wanted and (found >= USED * wanted or not self.outlook.alive.any())
-
-    def _is_finest(self, forecast: Forecast) -> bool:
-        return bool(forecast.steps.max(initial=0) <= 2 * FINEST)
 
     def _code(self, forecast: Forecast) -> Coded:
         parts = self.parts(forecast)
@@ -131,7 +155,8 @@ class Coder:
             missed[[places[task] for task in tasks]] += residual
             payload += nbytes
         errors = np.sqrt(missed.clip(0)) * self._weights
-        return Coded(forecast, parts, errors, payload, count - len(missing))
+        coded = Coded(forecast, parts, errors, payload, 0, count - len(missing))
+        return replace(coded, nbytes=self.size(coded))
 
     def _sample(self, forecast: Forecast) -> Correction:
         """How far the tables are off: errors by all layers, bytes, which take longer, by some."""
@@ -155,6 +180,8 @@ class Coder:
     def _corrected(self, coded: Coded) -> Correction:
         told = coded.forecast
         payload = coded.payload / told.payload if told.payload else 1.0
+        overhead = coded.nbytes - self.outlook.rest_bytes - coded.payload
+        self.outlook = replace(self.outlook, overhead=overhead)
         return Correction(_ratio(coded.errors, told.errors), payload)
 
     @property
@@ -195,10 +222,34 @@ class Coder:
         ]
 
 
+class _Aims:
+    """What to aim at, where aiming a little lower or higher is known to help.
+
+    What comes of an aim rises with it, though not evenly: it jumps where a direction, or sharing
+    on a layer, comes or goes.
+    """
+
+    def __init__(self, first: float) -> None:
+        self.current = first
+        self._low, self._high = 0.0, np.inf
+        self._stride = 0.01
+
+    def close_in(self, found: float, allowed: float, wanted: float) -> bool:
+        """Aim anew after what was found; False where there is nothing left between."""
+        if found <= allowed:
+            self._low = self.current
+        else:
+            self._high = self.current
+        if self._low and np.isfinite(self._high):
+            self.current = float(np.sqrt(self._low * self._high))
+            return self._high > self._low * 1.0005
+        # One side is still open: at least a stride further, and ever longer ones.
+        way = np.log(wanted / found) if found > 0 else 1.0
+        way = max(way, self._stride) if found <= allowed else min(way, -self._stride)
+        self._stride *= 2
+        self.current *= float(np.exp(np.clip(way, -2, 2)))
+        return True
+
+
 def _ratio(measured: Array, told: Array) -> Array:
     return np.where((told > 0) & (measured > 0), measured / np.where(told > 0, told, 1), 1.0)
-
-
-def _words(target: Target) -> str:
-    given = {name: value for name, value in vars(target).items() if value is not None}
-    return ", ".join(f"{name} {value:g}" for name, value in given.items())

@@ -24,6 +24,7 @@ from vlora_engine.linalg import Basis, full_basis, range_basis
 FIRST = 64  # columns that are looked for at first
 SMALL = 768  # rows or columns up to which all directions are found at once
 _CLOSE = 1e-3  # pivots from which on Cholesky QR keeps its digits
+_FAR_LARGER = 4  # a dense core of so many times the numbers of its factors is not even tried
 _DEPENDENT = 1e-6  # a rounded column that adds less than this of itself to those before is none
 
 
@@ -144,7 +145,7 @@ def _code_core(u: Array, s: Array, v: Array, lost: float) -> tuple[Core, float]:
     bits = number_bits(directions.left).sum() + number_bits(directions.right).sum()
     bits += 2 * SIDE_OVERHEAD * len(directions.gains)
     best = Core(None, 0.0, directions if len(directions.gains) else None, lost + directions.missed)
-    if u.shape[1] * v.shape[1] > len(s) * (u.shape[1] + v.shape[1]):
+    if u.shape[1] * v.shape[1] > _FAR_LARGER * len(s) * (u.shape[1] + v.shape[1]):
         return best, float(bits)
     core = (u.T * s) @ v
     rows = quantize(core)

@@ -29,12 +29,14 @@ class SharedSide:
         component: (n,) which principal one of the cluster a row belongs to, not falling.
         turn: (n, r) what a row adds to each row of that component.
         mix: (N, components) the adapters' shares in each component.
+        fine: ``turn`` and ``mix`` are stored as fp32, not fp16.
     """
 
     rows: Array
     component: Array
     turn: Array
     mix: Array
+    fine: bool = False
 
     def factors(self, mix: Array | None = None) -> Array:
         """(N, r, d) in fp64, of all adapters or of those whose ``mix`` (N, components) is given."""
@@ -43,15 +45,16 @@ class SharedSide:
         return weights @ self.rows.astype(np.float64)
 
 
-def code_cluster(a: Array, bt: Array) -> tuple[SharedSide, SharedSide]:
+def code_cluster(a: Array, bt: Array, *, fine: bool = False) -> tuple[SharedSide, SharedSide]:
     """Quantize the factors of N related changes, the weights folded in, in steps of 1.
 
     Args:
         a: (N, r, d_in). bt: (N, r, d_out), each already divided by its own step.
+        fine: See `SharedSide`; fp16 alone costs an error of about 4e-4.
     """
     root_a = _roots(np.einsum("nrd,nsd->rs", a, a) / len(a))
     root_b = _roots(np.einsum("nrd,nsd->rs", bt, bt) / len(bt))
-    return _code_side(a, *root_b), _code_side(bt, *root_a)
+    return _code_side(a, *root_b, fine), _code_side(bt, *root_a, fine)
 
 
 def row_energies(a: Array, bt: Array) -> tuple[Array, Array]:
@@ -71,7 +74,7 @@ def _side_energies(factors: Array, root: Array) -> Array:
     return np.array(energies)
 
 
-def _code_side(factors: Array, root: Array, inverse: Array) -> SharedSide:
+def _code_side(factors: Array, root: Array, inverse: Array, fine: bool) -> SharedSide:
     count, rank, width = factors.shape
     weighted = np.einsum("rs,nsd->nrd", root, factors)
     flat = weighted.reshape(count, -1)
@@ -94,25 +97,31 @@ def _code_side(factors: Array, root: Array, inverse: Array) -> SharedSide:
         mixes.append(vectors[:, j])
     if not rows:
         empty = np.zeros((0, width), np.int32)
-        return SharedSide(empty, np.zeros(0, int), np.zeros((0, rank)), np.zeros((count, 0)))
+        return SharedSide(empty, np.zeros(0, int), np.zeros((0, rank)), np.zeros((count, 0)), fine)
     return SharedSide(
         np.concatenate(rows),
         np.array(components),
-        from_halves(*to_halves(np.concatenate(turns))),
-        np.stack(mixes, axis=1).astype(np.float16).astype(np.float64),
+        from_scaled(*to_scaled(np.concatenate(turns), fine=fine)),
+        np.stack(mixes, axis=1).astype(stored_as(fine)).astype(np.float64),
+        fine,
     )
 
 
-def to_halves(rows: Array) -> tuple[Array, Array]:
-    """Rows as fp16 with a power of two each: values (n, r) float16, exponents (n,) int8."""
+def stored_as(fine: bool) -> str:
+    """The dtype of turns and mixes."""
+    return "<f4" if fine else "<f2"
+
+
+def to_scaled(rows: Array, *, fine: bool) -> tuple[Array, Array]:
+    """Rows with a power of two each: values (n, r) fp16 or fp32, exponents (n,) int8."""
     largest = np.abs(rows).max(axis=1, initial=0)
     power = np.zeros(len(rows))
     np.log2(largest, out=power, where=largest > 0)
     power = np.floor(power).clip(-120, 120)
-    return (rows * np.exp2(-power)[:, None]).astype(np.float16), power.astype(np.int8)
+    return (rows * np.exp2(-power)[:, None]).astype(stored_as(fine)), power.astype(np.int8)
 
 
-def from_halves(values: Array, exponents: Array) -> Array:
+def from_scaled(values: Array, exponents: Array) -> Array:
     """The inverse, in fp64."""
     return values.astype(np.float64) * np.exp2(exponents.astype(np.float64))[:, None]
 

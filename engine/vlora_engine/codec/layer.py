@@ -19,12 +19,13 @@ from vlora_engine.codec.blobs import (
     pack_transform,
 )
 from vlora_engine.codec.delta import code_cores, orthonormal, shared_columns
-from vlora_engine.codec.klt import code_cluster
+from vlora_engine.codec.klt import SharedSide, code_cluster
 from vlora_engine.codec.own import canonical, code_directions
 from vlora_engine.codec.tables import Array
 from vlora_engine.inner import delta_error2
 from vlora_engine.stack import LayerStack
 
+_FINE = 2e-6  # below this share of the energy a transform in fp16 is felt
 AT_ONCE = 32  # changes whose singular directions are in memory at a time
 
 
@@ -130,19 +131,25 @@ def _code_klt(
     scale = stack.scale[at].cpu().numpy()
     a = stack.a[at].cpu().numpy()
     bt = stack.bt[at].cpu().numpy() * (scale / steps[members])[:, None, None]
-    side_a, side_b = code_cluster(a, bt)
-    hat_a, hat_bt = side_a.factors(), side_b.factors()
-    meant = bt * steps[members][:, None, None]
-    got = hat_bt * steps[members][:, None, None]
-    coded.residual[members] = delta_error2(
-        *(torch.from_numpy(np.ascontiguousarray(x)) for x in (a, meant.transpose(0, 2, 1))),
-        *(torch.from_numpy(np.ascontiguousarray(x)) for x in (hat_a, got.transpose(0, 2, 1))),
-    ).numpy()
+    sides = code_cluster(a, bt)
+    missed = _missed_by(a, bt, sides)  # in steps
+    if missed.sum() < _FINE * (coded.energy[members] / steps[members] ** 2).sum():
+        sides = code_cluster(a, bt, fine=True)
+        missed = _missed_by(a, bt, sides)
+    coded.residual[members] = missed * steps[members] ** 2
     if write:
-        coded.shared[group.number] = pack_transform((side_a, side_b))
+        coded.shared[group.number] = pack_transform(sides)
         for i, row in enumerate(members):
-            share = Share(group.number, side_a.mix[i], side_b.mix[i], float(steps[row]))
+            mix_a, mix_b = (side.mix[i] for side in sides)
+            share = Share(group.number, mix_a, mix_b, float(steps[row]), sides[0].fine)
             coded.blobs[row] = pack_share(share)
+
+
+def _missed_by(a: Array, bt: Array, sides: tuple[SharedSide, SharedSide]) -> Array:
+    """(N,) what a transform misses of the changes ``bt^T a``."""
+    hat_a, hat_bt = (side.factors() for side in sides)
+    parts = a, bt.transpose(0, 2, 1), hat_a, hat_bt.transpose(0, 2, 1)
+    return delta_error2(*(torch.from_numpy(np.ascontiguousarray(x)) for x in parts)).numpy()
 
 
 def _code_delta(

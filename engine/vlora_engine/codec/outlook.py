@@ -23,7 +23,8 @@ from vlora_engine.codec.tables import Array
 from vlora_engine.errors import CorruptFileError, TargetError
 from vlora_engine.files import write_file
 
-FINEST, COARSEST = 2.0**-24, 2.0**1  # steps that are looked at
+FINEST, COARSEST = 2.0**-28, 2.0**1  # steps that are looked at
+FINEST_SHARED = 2.0**-22  # what is shared is larger than its members: integers are 32 bits wide
 OWN_OVERHEAD = 8 * 11.0  # bits of one module of one task beside its vectors
 HALVINGS = 40
 
@@ -169,6 +170,8 @@ class Outlook:
         self, table: GroupTable, step: float, own: Array, price: float
     ) -> tuple[float, Mode]:
         """What a group saves at a step, and who is in it then: those whom it helps."""
+        if step < FINEST_SHARED:
+            return 0.0, Mode(table.number, table.kind, ())
         shared, bits, missed = self._group(table, np.full(len(table.members), step))
         gains = own[table.members] - (missed + price * bits)
         inside = gains > 0
@@ -226,14 +229,18 @@ class Outlook:
         return bits + np.where(bits > 0, OWN_OVERHEAD, 8.0), missed.sum(axis=1)
 
     def _group(self, table: GroupTable, steps: Array) -> tuple[float, Array, Array]:
-        """Shared bits, bits (n,) and missed shares (n,) between the grid's steps."""
+        """Shared bits, bits (n,) and missed shares (n,) between the grid's steps.
+
+        Finer than the grid, bits grow by as much a halving as they do at its end, and errors
+        shrink with the step.
+        """
         log, grid = np.log2(steps), np.log2(self.grid)
         columns = range(len(steps))
-        bits = np.array([np.interp(log[j], grid, table.bits[:, j]) for j in columns])
+        bits = np.array([_interpolated(log[j], grid, table.bits[:, j]) for j in columns])
         tiny = np.log2(np.maximum(table.missed, 1e-30))
         missed = np.exp2(np.array([np.interp(log[j], grid, tiny[:, j]) for j in columns]))
-        below = np.exp2(np.minimum(0, log - grid[0]))  # finer than the grid: error by the step
-        return float(np.interp(log.mean(), grid, table.shared)), bits, missed * below**2
+        below = np.exp2(np.minimum(0, log - grid[0]))
+        return _interpolated(log.mean(), grid, table.shared), bits, missed * below**2
 
     def _table(self, index: int, mode: Mode) -> GroupTable:
         return next(t for t in self.groups[index] if (t.number, t.kind) == (mode.number, mode.kind))
@@ -259,15 +266,9 @@ class Outlook:
     def _bisect(self, method: str, target: Target, known: Correction) -> Forecast:
         """The coarsest step that meets an error, or the finest that meets a budget."""
         if target.budget is not None:
-            floor = self.overhead + self.rest_bytes + len(self.tasks) * len(self.layers)
-            if target.budget < floor:
-                raise TargetError(
-                    "The budget is smaller than what has to be stored whatever is coded.",
-                    expected=f"at least {floor} bytes"
-                    + (f" ({self.rest_bytes} of them rest tensors)" if self.rest_bytes else ""),
-                    found=f"{target.budget} bytes",
-                    remedy="allow more, or compress fewer adapters",
-                )
+            self.require_room(target.budget)
+        else:
+            self._require_reach(method, target, known)
         low, high = np.log2(FINEST), np.log2(COARSEST)
         for _ in range(HALVINGS):
             middle = (low + high) / 2
@@ -279,6 +280,34 @@ class Outlook:
             )
             low, high = (middle, high) if coarser else (low, middle)
         return self.at(method, 2.0 ** (high if target.budget is not None else low))
+
+    @property
+    def floor(self) -> int:
+        """Bytes on disk that are needed whatever is coded."""
+        return self.overhead + self.rest_bytes + sum(len(layer.tasks) for layer in self.layers)
+
+    def require_room(self, budget: int) -> None:
+        """Raises: TargetError: not even nothing fits."""
+        if budget < self.floor:
+            raise TargetError(
+                "The budget is smaller than what has to be stored whatever is coded.",
+                expected=f"at least {self.floor} bytes"
+                + (f" ({self.rest_bytes} of them rest tensors)" if self.rest_bytes else ""),
+                found=f"{budget} bytes",
+                remedy="allow more, or compress fewer adapters",
+            )
+
+    def _require_reach(self, method: str, target: Target, known: Correction) -> None:
+        finest = self.at(method, FINEST)
+        if not self._is_close(finest, target, known):
+            errors = finest.errors * known.errors
+            least = errors.mean() if target.max_error is None else errors.max()
+            raise TargetError(
+                "The finest step does not reach this error.",
+                expected=f"an error of at least {least:.2g}",
+                found=target.words(),
+                remedy="allow more error, or store components in fp32: --method delta",
+            )
 
     def _fits(self, found: Forecast, target: Target, known: Correction) -> bool:
         assert target.budget is not None  # noqa: S101
@@ -383,12 +412,30 @@ class Target:
         whole: dict[str, Any] = {name: int(value) if name == "budget" else value}
         return cls(**whole)
 
-    def tightened(self, share: float) -> Target:
-        """The same with a little room: errors and bytes are bounds that are kept."""
+    def allowed(self, rest_bytes: int) -> float:
+        """The target as a number that must not be exceeded: bytes but the rest tensors', the
+        error, or the share of the energy that is missed.
+        """
+        if self.budget is not None:
+            return self.budget - rest_bytes
         if self.variance is not None:
-            return replace(self, variance=1 - (1 - self.variance) * share**2)
-        name, value = next((n, v) for n, v in vars(self).items() if v is not None)
-        return Target.of(name, value * share)
+            return 1 - self.variance
+        value = self.max_error if self.max_error is not None else self.mean_error
+        assert value is not None  # noqa: S101
+        return value
+
+    def of_allowed(self, value: float, rest_bytes: int) -> Target:
+        """The same kind of target with another `allowed`."""
+        if self.budget is not None:
+            return Target(budget=int(value) + rest_bytes)
+        if self.variance is not None:
+            return Target(variance=1 - value)
+        return Target.of(next(n for n, v in vars(self).items() if v is not None), value)
+
+    def words(self) -> str:
+        """The target for a message."""
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        return ", ".join(f"{name} {value:.9g}" for name, value in given.items())
 
 
 @dataclass(frozen=True)
@@ -397,6 +444,14 @@ class Correction:
 
     errors: Array
     payload: float
+
+
+def _interpolated(at: float, grid: Array, values: Array) -> float:
+    """`np.interp`, but on along the first piece where ``at`` lies before the grid."""
+    found = float(np.interp(at, grid, values))
+    if at < grid[0] and len(grid) > 1:
+        found += (grid[0] - at) * max(0.0, float(values[0] - values[1]) / (grid[1] - grid[0]))
+    return found
 
 
 def _from_arrays(content: Mapping[str, Any], arrays: Mapping[str, Array]) -> Outlook:

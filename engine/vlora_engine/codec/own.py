@@ -21,7 +21,9 @@ from vlora_engine.codec.tables import Array
 from vlora_engine.inner import canonical_svd_batch
 from vlora_engine.linalg import halves
 
-_NEAR = 1e-4  # pivots of a Gram's factor below this share of the largest: two rows nearly alike
+_NEAR = 1e-3  # pivots of a Gram's factor below this share of the largest: two rows nearly alike
+_CANCELLED = 1e-7  # below this share of the energy a difference of Grams has few digits left
+_FINE = 1e-9  # below this share of the energy the rounding of three-byte gains is felt
 
 
 @dataclass(frozen=True)
@@ -30,13 +32,14 @@ class Directions:
 
     Args:
         left: (n, d_out) int32. right: (n, d_in) int32. gains: (n,) as they are stored.
-        missed: ||dW - dW^||^2.
+        missed: ||dW - dW^||^2. fine: Gains are stored in four bytes, not three.
     """
 
     left: Array
     right: Array
     gains: Array
     missed: float
+    fine: bool = False
 
 
 def canonical(a: Tensor, bt: Tensor, scale: Tensor) -> tuple[Array, Array, Array]:
@@ -90,33 +93,40 @@ def code_directions(u: Array, s: Array, v: Array, step: float) -> Directions:
         u: (q, d_out) orthonormal rows. s: (q,). v: (q, d_in).
     """
     energy = float(np.square(s).sum())
-    live = s > 0
     # A direction that cannot round to anything on one of its sides is not even tried.
     peak = np.minimum(np.abs(u).max(axis=1, initial=0), np.abs(v).max(axis=1, initial=0)) * s
-    live &= peak > step / 2
-    u, s, v = u[live], s[live], v[live]
-    if not len(s):
+    tried = peak > step / 2
+    if not tried.any():
         return _nothing(u, v, energy)
-    left, right = quantize(u * (s / step)[:, None]), quantize(v * (s / step)[:, None])
+    scale = (s[tried] / step)[:, None]
+    left, right = quantize(u[tried] * scale), quantize(v[tried] * scale)
     fine_left, fine_right = left.astype(np.float64), right.astype(np.float64)
     gram = (fine_left @ fine_left.T) * (fine_right @ fine_right.T)
+    # With all of dW, also what was not tried: rounded rows are not orthogonal to it.
     inner = ((fine_left @ (u * s[:, None]).T) * (fine_right @ v.T)).sum(axis=1)
     bits = number_bits(left) + number_bits(right) + 2 * SIDE_OVERHEAD
     kept = _worth_keeping(gram, inner, bits, PRICE * step * step)
     if not len(kept):
         return _nothing(u, v, energy)
-    gains = round_gains(_least_squares(gram, inner, kept))
+    exact = _least_squares(gram, inner, kept)
     own = gram[np.ix_(kept, kept)]
-    missed = energy - 2 * gains @ inner[kept] + gains @ own @ gains
-    if missed < 1e-9 * energy:
-        missed = _missed_exactly(u, s, v, fine_left[kept] * gains[:, None], fine_right[kept])
-    return Directions(left[kept], right[kept], gains, max(0.0, float(missed)))
+    for fine in (False, True):
+        gains = round_gains(exact, fine=fine)
+        missed = float(energy - 2 * gains @ inner[kept] + gains @ own @ gains)
+        if missed < _CANCELLED * energy:
+            parts = u, s, v, fine_left[kept] * gains[:, None], fine_right[kept]
+            missed = _missed_exactly(*parts)
+        if missed > _FINE * energy:
+            break
+    return Directions(left[kept], right[kept], gains, max(0.0, missed), fine)
 
 
-def round_gains(gains: Array) -> Array:
-    """Gains as three bytes keep them: fp32 without its last eight bits."""
-    raw = gains.astype("<f4").view(np.uint32)
-    return ((raw + 0x80) & np.uint32(0xFFFFFF00)).view("<f4").astype(np.float64)
+def round_gains(gains: Array, *, fine: bool = False) -> Array:
+    """Gains as they are kept: fp32, but for `fine` ones without its last eight bits."""
+    raw = gains.astype("<f4")
+    if not fine:
+        raw = ((raw.view(np.uint32) + 0x80) & np.uint32(0xFFFFFF00)).view("<f4")
+    return raw.astype(np.float64)
 
 
 def _nothing(u: Array, v: Array, energy: float) -> Directions:

@@ -5,7 +5,7 @@ arXiv:1311.2540; the word-wise form of Giesen 2014, arXiv:1402.3392). All lanes 
 time, so that NumPy does the work; integers alone decide, so that every machine reads the same.
 
 A symbol's model follows from a running mean of the magnitudes before it, which begins anew, at a
-value that the caller gives, at every ``period``.
+value that the caller gives, at every period of its lane.
 """
 
 from __future__ import annotations
@@ -31,13 +31,12 @@ class Lanes:
 
     Args:
         lengths: (L,) symbols of each, not increasing.
-        period: After so many symbols a lane begins anew.
-        starts: (L, periods) int32 running means to begin with, in 1/256.
-        shapes: (L, periods) uint8.
+        periods: (L,) after so many symbols a lane begins anew.
+        starts: (L, times) int32 running means to begin with, in 1/256. shapes: (L, times) uint8.
     """
 
     lengths: Array
-    period: int
+    periods: Array
     starts: Array
     shapes: Array
 
@@ -71,22 +70,31 @@ class _Tracker:
 
     def __init__(self, lanes: Lanes) -> None:
         self._lanes, self._table = lanes, models()
-        self._mean = np.zeros(len(lanes.lengths), dtype=np.int32)
-        self._kept = self._mean
-        self._base = np.zeros(len(lanes.lengths), dtype=np.uint8)
+        count = len(lanes.lengths)
+        self._mean = np.zeros(count, dtype=np.int32)
+        self._kept = np.zeros(count, dtype=np.int32)
+        self._base = np.zeros(count, dtype=np.uint8)
+        self._turn = np.zeros(count, dtype=np.int64)
+        self._next = 0  # the step at which some lane begins anew
 
     def model(self, step: int, count: int) -> Array:
         """The model of the symbol at ``step`` of the first ``count`` lanes."""
-        if step % self._lanes.period == 0:
-            at = step // self._lanes.period
-            start = self._lanes.starts[:count, at].astype(np.int32)
-            self._mean, self._kept = start.copy(), start * _KEPT
-            self._base = self._lanes.shapes[:count, at] * np.uint8(self._table.contexts)
-        elif count < len(self._mean):
+        if count < len(self._mean):
             self._mean, self._kept = self._mean[:count], self._kept[:count]
             self._base = self._base[:count]
+        if step == self._next:
+            self._begin(step, count)
         mixed = (self._kept + (8 - _KEPT) * self._mean) >> 3
         return self._base + self._table.context[mixed]
+
+    def _begin(self, step: int, count: int) -> None:
+        lanes = self._lanes
+        due = np.flatnonzero(step % lanes.periods[:count] == 0)
+        start = lanes.starts[due, self._turn[due]].astype(np.int32)
+        self._mean[due], self._kept[due] = start, start * _KEPT
+        self._base[due] = lanes.shapes[due, self._turn[due]] * np.uint8(self._table.contexts)
+        self._turn[due] += 1
+        self._next = int((self._turn[:count] * lanes.periods[:count]).min())
 
     def see(self, magnitude: Array) -> None:
         """Go on past a symbol."""
@@ -101,22 +109,21 @@ def encode(lanes: Lanes, magnitudes: Array, model: Array) -> tuple[Array, list[A
         states: (L,) uint32. words: each lane's, uint16, in the order of reading.
     """
     table, count = models(), len(lanes.lengths)
-    frequency = table.frequency[model, magnitudes].astype(np.uint64)
-    first = table.first[model, magnitudes].astype(np.uint64)
     state = np.full(count, LOW, dtype=np.uint64)
     words = np.zeros((count, lanes.steps + 1), dtype=np.uint16)
     written = np.zeros(count, dtype=np.int64)
     active = lanes.active()
     for step in range(lanes.steps - 1, -1, -1):
-        here = state[: active[step]]
-        own = frequency[step, : active[step]]
+        here, going = state[: active[step]], (step, slice(active[step]))
+        at = model[going], magnitudes[going]
+        own, before = (t[at].astype(np.uint64) for t in (table.frequency, table.first))
         full = np.flatnonzero(here >= own << np.uint64(32 - PRECISION))
         if len(full):
             words[full, written[full]] = here[full].astype(np.uint16)  # the low half
             written[full] += 1
             here[full] >>= _WORD
         whole, part = np.divmod(here, own)
-        here[:] = (whole << _SHIFT) + part + first[step, : active[step]]
+        here[:] = (whole << _SHIFT) + part + before
     return state.astype(np.uint32), [
         words[i, :n][::-1].copy() for i, n in enumerate(written.tolist())
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,12 +18,12 @@ from vlora_engine.codec.blobs import (
     Columns,
     OpenedOwn,
     Share,
+    Shared,
     SharedCore,
-    decode_core,
-    decode_own,
+    decode_directions,
     halved,
     open_blob,
-    open_group,
+    open_groups,
 )
 from vlora_engine.codec.coding import Coding
 from vlora_engine.codec.delta import orthonormal
@@ -45,7 +45,8 @@ from vlora_engine.tensorfile import (
 )
 
 SHARED_FILE = "basis.safetensors"
-_KEPT = 4  # decoded groups that are held: a task's modules ask for one after the other
+_AT_ONCE = 32  # modules of a task that are decoded together
+_KEPT_BYTES = 256 << 20  # of decoded groups: the next task asks for the same ones
 
 Factors = tuple[Tensor, Tensor]  # A (r, d_in), B (d_out, r) with the scale folded in
 
@@ -87,7 +88,7 @@ class Decoder:
 
     def __init__(self, source: SharedBytes) -> None:
         self._source = source
-        self._groups: OrderedDict[tuple[int, int], Any] = OrderedDict()
+        self._groups: OrderedDict[tuple[int, int], Shared] = OrderedDict()
 
     def factors(
         self, layers: Sequence[LayerSpec], record: TaskRecord, blobs: Sequence[bytes]
@@ -97,57 +98,101 @@ class Decoder:
         Raises:
             CorruptFileError: The bytes are not sound.
         """
-        specs = [layers[i] for i in record.layers]
-        opened = [open_blob(raw) for raw in blobs]
-        own = [
-            (blob, spec.d_out, spec.d_in)
-            for blob, spec in zip(opened, specs, strict=True)
-            if isinstance(blob, OpenedOwn)
-        ]
-        if any(len(blob.gains) > max(1, min(d_out, d_in)) for blob, d_out, d_in in own):
-            raise _unlike("more directions than the module has")
-        decoded = iter(decode_own(own))
         found: dict[str, Factors] = {}
-        for index, spec, rank, blob in zip(record.layers, specs, record.ranks, opened, strict=True):
-            if blob is None:
-                b, a = np.zeros((spec.d_out, 0)), np.zeros((0, spec.d_in))
-            elif isinstance(blob, OpenedOwn):
-                b, a = next(decoded)
-            elif isinstance(blob, Share):
-                b, a = self._share(index, spec, blob)
-            else:
-                b, a = self._core(index, spec, blob)
-            found[spec.name] = _padded(a, b, rank)
+        rows = list(zip(record.layers, record.ranks, blobs, strict=True))
+        for start in range(0, len(rows), _AT_ONCE):
+            part = rows[start : start + _AT_ONCE]
+            opened = [(i, layers[i], open_blob(raw)) for i, _, raw in part]
+            for (_, spec, _), (_, rank, _), (a, b) in zip(
+                opened, part, self._decoded(opened), strict=True
+            ):
+                found[spec.name] = _padded(a, b, rank)
         return found
 
-    def _share(self, index: int, spec: LayerSpec, share: Share) -> tuple[Array, Array]:
-        sides = self._group(index, spec, share.group)
-        if isinstance(sides, Columns) or sides[0].turn.shape[1] != sides[1].turn.shape[1]:
-            raise _unlike("a group of another kind")
-        if [len(m) for m in (share.mix_a, share.mix_b)] != [s.mix.shape[1] for s in sides]:
-            raise _unlike("shares in other components")
-        a = sides[0].factors(share.mix_a[None])[0]
-        bt = sides[1].factors(share.mix_b[None])[0] * share.step
-        return bt.T, a
+    def _decoded(self, opened: Sequence[tuple[int, LayerSpec, Any]]) -> list[tuple[Array, Array]]:
+        """A (n, d_in) and B (d_out, n) of some modules of one task."""
+        groups = self._take(
+            {
+                (i, blob.group): spec
+                for i, spec, blob in opened
+                if isinstance(blob, Share | SharedCore)
+            }
+        )
+        coded = [
+            ((i, blob.group) if isinstance(blob, SharedCore) else (i, -1), spec, blob)
+            for i, spec, blob in opened
+            if isinstance(blob, OpenedOwn | SharedCore)
+        ]
+        directions = iter(
+            decode_directions([_widths(spec, blob, groups.get(key)) for key, spec, blob in coded])
+        )
+        out = []
+        for i, spec, blob in opened:
+            if blob is None:
+                out.append((np.zeros((0, spec.d_in)), np.zeros((spec.d_out, 0))))
+            elif isinstance(blob, Share):
+                out.append(_shared(groups[i, blob.group], blob))
+            else:
+                left, gains, right = next(directions)
+                if isinstance(blob, SharedCore):
+                    columns = _columns(groups[i, blob.group])  # orthonormal by now
+                    left, gains, right = left @ columns.b, gains * blob.step, right @ columns.a
+                b, a = halved(left, gains, right)
+                out.append((a, b))
+        return out
 
-    def _core(self, index: int, spec: LayerSpec, core: SharedCore) -> tuple[Array, Array]:
-        columns = self._group(index, spec, core.group)
-        if not isinstance(columns, Columns):
-            raise _unlike("a group of another kind")
-        q_b, q_a = columns.b, columns.a  # orthonormal by now
-        left, gains, right = decode_core(core, len(q_b), len(q_a))
-        return halved(left @ q_b, gains * core.step, right @ q_a)
-
-    def _group(self, index: int, spec: LayerSpec, group: int) -> Any:
-        if (index, group) not in self._groups:
-            found = open_group(self._source.shared(index, group), spec.d_in, spec.d_out)
+    def _take(self, wanted: Mapping[tuple[int, int], LayerSpec]) -> dict[tuple[int, int], Shared]:
+        """Groups by (layer, number), decoded where they are not held yet."""
+        missing = [key for key in wanted if key not in self._groups]
+        raw = [(self._source.shared(*k), wanted[k].d_in, wanted[k].d_out) for k in missing]
+        for key, found in zip(missing, open_groups(raw), strict=True):
             if isinstance(found, Columns):
                 found = Columns(orthonormal(found.b), orthonormal(found.a))
-            self._groups[index, group] = found
-        self._groups.move_to_end((index, group))
-        while len(self._groups) > _KEPT:
-            self._groups.popitem(last=False)
-        return self._groups[index, group]
+            self._groups[key] = found
+        out = {}
+        for key in wanted:
+            self._groups.move_to_end(key)
+            out[key] = self._groups[key]
+        held = sum(map(_nbytes, self._groups.values()))
+        while held > _KEPT_BYTES:
+            held -= _nbytes(self._groups.popitem(last=False)[1])
+        return out
+
+
+def _widths(
+    spec: LayerSpec, blob: OpenedOwn | SharedCore, group: Shared | None
+) -> tuple[OpenedOwn | SharedCore, int, int]:
+    """What is to be decoded, with the lengths of its left and right rows."""
+    left, right = spec.d_out, spec.d_in
+    if isinstance(blob, SharedCore):
+        columns = _columns(group)
+        left, right = len(columns.b), len(columns.a)
+    if len(blob.gains) > max(1, min(left, right)):
+        raise _unlike("more directions than there can be")
+    return blob, left, right
+
+
+def _columns(group: Shared | None) -> Columns:
+    if not isinstance(group, Columns):
+        raise _unlike("a group of another kind")
+    return group
+
+
+def _shared(sides: Shared, share: Share) -> tuple[Array, Array]:
+    """A and B of a task from its place in a group's transform."""
+    if isinstance(sides, Columns):
+        raise _unlike("a group of another kind")
+    if [len(m) for m in (share.mix_a, share.mix_b)] != [s.mix.shape[1] for s in sides]:
+        raise _unlike("shares in other components")
+    a = sides[0].factors(share.mix_a[None])[0]
+    bt = sides[1].factors(share.mix_b[None])[0] * share.step
+    return a, bt.T
+
+
+def _nbytes(group: Shared) -> int:
+    if isinstance(group, Columns):
+        return int(group.a.nbytes + group.b.nbytes)
+    return int(sum(side.rows.nbytes for side in group))
 
 
 class CodedStore:

@@ -20,6 +20,7 @@ from vlora_engine.codec.tables import ESCAPE, UNIT_BITS, Array, models
 from vlora_engine.errors import CorruptFileError
 
 LANE = 2048  # symbols of a lane at most: its state and length cost four bytes
+_LANES_AT_ONCE = 8192
 _HIGH_MEAN = 10.0  # magnitudes are cut down to about this mean; the low bits are noise
 _MAX_LOW_BITS = 24
 _SAMPLE = 5  # the shape of a long vector is chosen by every fifth of its numbers
@@ -71,8 +72,10 @@ class Layout:
         return np.pad(flat, (0, self.lanes * width - len(flat))).reshape(self.lanes, width)
 
     def collect(self, dealt: Array) -> Array:
-        """The inverse of `deal`."""
-        flat = dealt.reshape(-1)
+        """The inverse of `deal`, of lanes (lanes, at least the longest or all there are)."""
+        width = self.period * self.per_lane
+        missing = max(0, width - dealt.shape[1])
+        flat = np.pad(dealt[:, :width], ((0, 0), (0, missing))).reshape(-1)
         if self.pieces > 1:
             return flat.reshape(self.n, -1)[:, : self.d]
         return flat[: self.n * self.d].reshape(self.n, self.d)
@@ -98,7 +101,7 @@ def encode_matrices(matrices: Sequence[Array]) -> list[bytes]:
     """Every integer matrix (n, d) as bytes of its own; all are coded together, for speed."""
     prepared = [_prepare(rows) for rows in matrices]
     coded: list[tuple[Array, list[Array]]] = [(np.zeros(0, np.uint32), [])] * len(matrices)
-    for members in _by_period([p.layout for p in prepared]):
+    for members in _batches([p.layout for p in prepared], alike=True):
         states, words = _encode_group([prepared[i] for i in members])
         for i, own_states, own_words in zip(members, states, words, strict=True):
             coded[i] = own_states, own_words
@@ -112,22 +115,24 @@ def decode_matrices(parts: Sequence[tuple[bytes, int, int]]) -> list[Array]:
         CorruptFileError: The bytes are not those of such a matrix.
     """
     opened = [_Opened(memoryview(raw), Layout(n, d)) for raw, n, d in parts]
-    for members in _by_period([o.layout for o in opened]):
+    for members in _batches([o.layout for o in opened]):
         _decode_group([opened[i] for i in members])
     return [o.finish() for o in opened]
 
 
-def cost_bits(matrix: Array) -> float:
-    """What `encode_matrices` will need for this matrix, in bits, within a part in a thousand."""
-    return 8.0 * len(encode_matrices([matrix])[0])
-
-
-def _by_period(layouts: Sequence[Layout]) -> list[list[int]]:
-    groups: dict[int, list[int]] = defaultdict(list)
+def _batches(layouts: Sequence[Layout], *, alike: bool = False) -> list[list[int]]:
+    """Matrices to code at once; ``alike``: of one period."""
+    groups: dict[int, list[list[int]]] = defaultdict(lambda: [[]])
+    lanes: dict[int, int] = defaultdict(int)
     for i, layout in enumerate(layouts):
         if layout.n and layout.d:
-            groups[layout.period].append(i)
-    return list(groups.values())
+            key = layout.period if alike else 0
+            if lanes[key] and lanes[key] + layout.lanes > _LANES_AT_ONCE:
+                groups[key].append([])
+                lanes[key] = 0
+            groups[key][-1].append(i)
+            lanes[key] += layout.lanes
+    return [batch for batches in groups.values() for batch in batches]
 
 
 def _prepare(rows: Array) -> _Prepared:
@@ -151,16 +156,22 @@ def _prepare(rows: Array) -> _Prepared:
 
 
 def _lanes(layouts: Sequence[Layout], starts: Sequence[Array], shapes: Sequence[Array]) -> Lanes:
-    """The lanes of several matrices of one period, in their order."""
+    """The lanes of several matrices, in their order."""
     table = models()
+    wide = max(x.per_lane for x in layouts)
+
+    def spread(layout: Layout, values: Array) -> Array:
+        own = layout.spread(values)
+        return np.pad(own, ((0, 0), (0, wide - own.shape[1])))
+
     return Lanes(
         lengths=np.concatenate([x.lengths() for x in layouts]),
-        period=layouts[0].period,
-        starts=np.concatenate(
-            [table.starts[x.spread(s)] for x, s in zip(layouts, starts, strict=True)]
-        ),
+        periods=np.repeat([x.period for x in layouts], [x.lanes for x in layouts]),
+        starts=table.starts[
+            np.concatenate([spread(x, s) for x, s in zip(layouts, starts, strict=True)])
+        ],
         shapes=np.concatenate(
-            [x.spread(s.astype(np.uint8)) for x, s in zip(layouts, shapes, strict=True)]
+            [spread(x, s.astype(np.uint8)) for x, s in zip(layouts, shapes, strict=True)]
         ),
     )
 
@@ -168,7 +179,7 @@ def _lanes(layouts: Sequence[Layout], starts: Sequence[Array], shapes: Sequence[
 def _sorted(lanes: Lanes) -> tuple[Array, Lanes]:
     order = np.argsort(-lanes.lengths, kind="stable")
     return order, Lanes(
-        lanes.lengths[order], lanes.period, lanes.starts[order], lanes.shapes[order]
+        lanes.lengths[order], lanes.periods[order], lanes.starts[order], lanes.shapes[order]
     )
 
 
@@ -181,24 +192,24 @@ def _encode_group(members: Sequence[_Prepared]) -> tuple[list[Array], list[list[
     back = np.argsort(order)
     bounds = np.cumsum([0] + [x.lanes for x in layouts]).tolist()
     spans = [slice(a, b) for a, b in pairwise(bounds)]
-    costs = _shape_costs(lanes, dealt, model)[:, back]
+    costs = _shape_costs(lanes, layouts[0].period, dealt, model)[:, back]
     for member, span in zip(members, spans, strict=True):
         member.shape[:] = _best_shape(member.layout, costs[:, span])
     shapes = _sorted(_lanes(layouts, starts, [m.shape for m in members]))[1].shapes
-    each = shapes.T[np.arange(lanes.steps) // lanes.period]  # [steps, L]
+    each = shapes.T[np.arange(lanes.steps) // layouts[0].period]  # [steps, L]
     states, words = encode(lanes, dealt, model + each * np.uint8(models().contexts))
     states, words = states[back], [words[i] for i in back]
     return [states[s] for s in spans], [words[s] for s in spans]
 
 
-def _shape_costs(lanes: Lanes, magnitudes: Array, context: Array) -> Array:
-    """(shapes, L, periods) about the bits of every piece under every shape, from a sample."""
+def _shape_costs(lanes: Lanes, period: int, magnitudes: Array, context: Array) -> Array:
+    """(shapes, L, times) about the bits of every piece under every shape, from a sample."""
     table = models()
-    steps = np.arange(0, lanes.steps, _SAMPLE if lanes.period >= 16 * _SAMPLE else 1)
+    steps = np.arange(0, lanes.steps, _SAMPLE if period >= 16 * _SAMPLE else 1)
     magnitudes, context = magnitudes[steps], context[steps]
     inside = steps[:, None] < lanes.lengths[None, :]
-    pieces = np.arange(-(-lanes.steps // lanes.period))
-    edges = np.searchsorted(steps // lanes.period, pieces)
+    pieces = np.arange(-(-lanes.steps // period))
+    edges = np.searchsorted(steps // period, pieces)
     costs = []
     for shape in range(table.shapes):
         bits = table.cost[context + np.uint8(shape * table.contexts), magnitudes] * inside
@@ -241,8 +252,10 @@ class _Opened:
 
     def __init__(self, raw: memoryview, layout: Layout) -> None:
         self.layout, self._raw, self._at = layout, raw, 0
-        self.high: Array = np.zeros((layout.n, layout.d), dtype=np.uint8)
+        self.high: Array = np.zeros((0, 0), dtype=np.uint8)
         if not layout.n or not layout.d:
+            if raw:
+                raise _unsound(f"{len(raw)} bytes for a matrix without numbers")
             return
         head = self._take(2 * layout.n, np.uint8).reshape(-1, 2)
         self.start, self.shape = (head[:, 0] & 63).astype(np.int64), head[:, 0] >> 6
@@ -304,9 +317,7 @@ def _decode_group(members: Sequence[_Opened]) -> None:
     order, lanes = _sorted(_lanes(layouts, [m.start for m in members], [m.shape for m in members]))
     states = np.concatenate([m.states for m in members])[order]
     words = [w for m in members for w in m.words]
-    dealt = decode(lanes, states, [words[i] for i in order]).T
-    width = lanes.period * layouts[0].per_lane
-    dealt = np.pad(dealt, ((0, 0), (0, width - dealt.shape[1])))[np.argsort(order)]
+    dealt = decode(lanes, states, [words[i] for i in order]).T[np.argsort(order)]
     bounds = np.cumsum([0] + [x.lanes for x in layouts]).tolist()
     for member, (a, b) in zip(members, pairwise(bounds), strict=True):
         member.high = member.layout.collect(dealt[a:b])
