@@ -31,7 +31,7 @@ from vlora_tui.jobs.store import Job, JobInfo
 from vlora_tui.jobs.watch import JobView, State, Told
 from vlora_tui.tui import exporting, job_text
 from vlora_tui.tui.app import STEPS, VLoRAApp
-from vlora_tui.tui.screens import choose as choose_screen
+from vlora_tui.tui.screens import choose_work
 from vlora_tui.tui.session import Choosing, Session
 
 PICTURES = Path(__file__).parent / "snapshots"
@@ -69,8 +69,8 @@ def _frozen(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ScrollBar, "renderer", ScrollBarRender)  # --ascii changes it for good
     monkeypatch.setattr(job_text, "clock", lambda when: "09:41")
     monkeypatch.setattr(exporting, "free_bytes", lambda path: 64_000_000_000)
-    monkeypatch.setattr(choose_screen, "QUIET_SECONDS", 0.001)
-    monkeypatch.setattr(choose_screen, "ARRIVING_SECONDS", 0.001)
+    monkeypatch.setattr(choose_work, "QUIET_SECONDS", 0.001)
+    monkeypatch.setattr(choose_work, "ARRIVING_SECONDS", 0.001)
 
 
 def jobs() -> list[JobView]:
