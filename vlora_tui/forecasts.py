@@ -43,7 +43,7 @@ class Loss:
     """What one adapter loses.
 
     Args:
-        nbytes: Of its own on disk, headers apart; None where that is not told.
+        nbytes: Of its own on disk, without headers and what it shares; None where that is not told.
         worst_layer: The module that loses the largest share of its own dW, and that error.
     """
 
@@ -63,6 +63,7 @@ class Coded:
     groups: tuple[Shared, ...]
     alone: tuple[str, ...]
     losses: tuple[Loss, ...]
+    shared_bytes: int
     kinds: dict[str, tuple[str, ...]]  # per layer the kinds of sharing in it
 
     @classmethod
@@ -79,6 +80,7 @@ class Coded:
             shared_by(outlook, forecast),
             alone_in(outlook, forecast),
             losses_of_coding(outlook, forecast),
+            int(forecast.shared_bits / 8),
             {
                 layer.name: tuple(sorted({mode.kind for mode in modes}))
                 for layer, modes in zip(outlook.layers, forecast.modes, strict=True)

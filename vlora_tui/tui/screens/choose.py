@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from rich.text import Text
 from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
@@ -15,6 +16,7 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from vlora_tui.forecasts import Loss
+from vlora_tui.tui.folding import Hanging
 from vlora_tui.tui.plots import prepare
 from vlora_tui.tui.screens.choose_data import Atlas
 from vlora_tui.tui.screens.choose_moves import Moves
@@ -36,7 +38,7 @@ PANE_NAMES = {
 LOSSES = (
     Column("task", "adapter", least=10, keep=5, cut="left"),
     Column("error", "error", right=True, keep=4),
-    Column("nbytes", "bytes", right=True, keep=2),
+    Column("nbytes", "own bytes", right=True, keep=2),
     Column("layer", "worst module", least=12, keep=3, cut="left"),
     Column("its", "its error", right=True, keep=1),
 )
@@ -129,6 +131,7 @@ class ChooseView(Moves):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._front = "curve"
+        self._sharing = Text()
 
     def on_mount(self) -> None:
         self.set_class(self.vlora.ascii_only, "-ascii")
@@ -164,7 +167,7 @@ class ChooseView(Moves):
     def changed(self, what: str) -> None:
         if what == "spectra" and self.session.spectra is not None:
             self.spectra_changed(self.session.spectra)
-        elif what != "jobs" or self.not_ready() is not None:
+        elif what != "jobs" or self.not_ready() is not None or self._lacks_tables:
             self.redraw()
 
     def not_ready(self) -> str | None:
@@ -203,7 +206,7 @@ class ChooseView(Moves):
     def _size_row_text(self) -> str | None:
         """The adapter under the cursor, or what is shared, or the present choice."""
         if self._pane("sharing").has_focus:
-            return str(self.query_one("#sharing-text", Static).content)
+            return self._sharing.plain
         losses: Table[Loss] = self.query_one("#losses", Table)
         if losses.has_focus and losses.row is not None:
             return "\t".join(cell for cell, _ in self._loss_row(losses.row))
@@ -234,6 +237,7 @@ class ChooseView(Moves):
         else:
             self.vlora.desk.forget_spectra()
             self.vlora.desk.want_spectra()
+            self.redraw()
 
     def action_done(self) -> None:
         """Leave what is transient."""
@@ -418,20 +422,23 @@ class ChooseView(Moves):
         sizes, shown, choosing = self._sizes, self.shown_as, self.session.choosing
         if sizes is None:
             return
+        sizes.is_measured_now = self.vlora.desk.is_measuring
         chart, sharing = self.query_one(SizesPane), self._pane("sharing")
         marks = sizes.marks(self.session, figures or self._last, worst=shown.worst)
         chart.show(sizes.data(worst=shown.worst), marks)
         chart.border_title = self._words(sizes.title(choosing, worst=shown.worst))
         chart.border_subtitle = "S: k and layers"
         subject, working = self._auto(), figures is None or figures.estimate is not None
-        text = sizes.sharing(subject, atlas.short)
-        self.query_one("#sharing-text", Static).update(text)
+        rivals = [] if self._last is None else self.session.rivals(self._last)
+        methods = [self._last, *(self.session.known_figures(rival) for rival in rivals)]
+        self._sharing = sizes.sharing(subject, methods, atlas.short)
+        self.query_one("#sharing-text", Static).update(Hanging(self._sharing))
         same = "" if choosing.method == "auto" else ", same bytes"
         sharing.border_title = f"What auto does{same}{', working it out' if working else ''}"
         losses: Table[Loss] = self.query_one("#losses", Table)
         rows = sizes.losses(self._last)
         if rows is not losses.rows:
-            losses.show(rows)
+            losses.show(rows, cursor=None if losses.has_focus else 0)
         losses.border_title = self._words(
             f"What each adapter loses · {choosing.method}{', working it out' if working else ''}"
         )
@@ -450,6 +457,12 @@ class ChooseView(Moves):
         return loss_cells(loss, short, exact=self._last is not None and self._last.is_exact)
 
     # small things
+
+    @property
+    def _lacks_tables(self) -> bool:
+        """Whether the view in sight waits for the tables of the codec."""
+        spectra = self.session.spectra
+        return self.shown_as.sizes and spectra is not None and spectra.codec is None
 
     @property
     def _asking(self) -> bool:

@@ -6,7 +6,7 @@ of forecasts is kept, between which any target can be told at once while a key i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,7 @@ KINDS = {
     "delta": "share one basis a side (delta)",
     "klt": "share what is common to them (klt)",
 }
-NAMED = 8  # adapters that are named in a line
+NAMED = 6  # adapters that are named in a line
 FEW = 3  # layers that are named and not counted
 
 
@@ -52,6 +52,7 @@ class Sizes:
     def __init__(self, spectra: Spectra, version: tuple[int, int]) -> None:
         self.spectra = spectra
         self.version = version
+        self.is_measured_now = False  # a job is at it; the view says so
         self._was_read = False
         self.problem = ""  # why the tables cannot be read
         self.waiting = [*CODED, *spectra.methods, *PLAIN]  # what is still to be worked out
@@ -184,6 +185,8 @@ class Sizes:
             return "its tables cannot be read: R measures again"
         if not self._was_read:
             return "reading the tables"
+        if self.is_measured_now:
+            return "being measured"
         return "not measured: R measures again"
 
     def title(self, choosing: Choosing, *, worst: bool) -> str:
@@ -228,13 +231,19 @@ class Sizes:
 
     # who shares, who loses
 
-    def sharing(self, subject: Figures | None, short: dict[str, str]) -> Text:
-        """What `auto` does for each group of related adapters, and why."""
+    def sharing(
+        self, subject: Figures | None, methods: Sequence[Figures | None], short: dict[str, str]
+    ) -> Text:
+        """What `auto` does for each group of related adapters, and why.
+
+        Args:
+            subject: What is known of `auto`. methods: Of all methods at the same bytes.
+        """
         if self.outlook is None:
             return Text(self._lacking())
         if subject is None or subject.coded is None:
             return Text("Working it out." if subject is None else clean(subject.problem or ""))
-        return sharing_text(subject.coded, short)
+        return methods_text(methods).append_text(sharing_text(subject.coded, short))
 
     def losses(self, figures: Figures | None) -> tuple[Loss, ...]:
         """What each adapter loses, the one that loses most first."""
@@ -257,10 +266,9 @@ class Sizes:
             return f"{clean(self.problem)} (R)"
         if not self._was_read:
             return "Reading the tables of the codec."
-        return (
-            "What coding costs is not measured yet: it is, after the layers, by the job that "
-            "measures them. If no such job is running, R measures again."
-        )
+        if self.is_measured_now:
+            return "What coding costs is being measured, after the layers. 3 shows the job."
+        return "What coding costs was not measured. R measures the adapters again."
 
 
 def sharing_text(coded: Coded, short: dict[str, str]) -> Text:
@@ -285,9 +293,25 @@ def sharing_text(coded: Coded, short: dict[str, str]) -> Text:
     elif coded.alone:
         text.append("by itself: ", "bold")
         text.append(_names(coded.alone))
-        text.append("\n  no relative to share with at a gain")
+        text.append("\n  share nothing with another that would pay")
     text.rstrip()
+    if coded.shared_bytes:
+        text.append(f"\nwhat is shared takes ~{size(coded.shared_bytes)} of the bytes")
     return text
+
+
+def methods_text(methods: Sequence[Figures | None]) -> Text:
+    """The mean errors of all methods at the same bytes, the least first."""
+    known = [(own.prediction, own) for own in methods if own is not None and own.prediction]
+    text = Text()
+    text.append("at these bytes: ", "bold")
+    text.append(
+        ", ".join(
+            f"{own.choosing.method} {'' if own.is_exact else '~'}{percent(prediction.mean_error)}"
+            for prediction, own in sorted(known, key=lambda pair: pair[0].mean_error)
+        )
+    )
+    return text.append("\n")
 
 
 def target_words(choosing: Choosing) -> str:
