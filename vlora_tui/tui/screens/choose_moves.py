@@ -76,8 +76,6 @@ class Moves(Figuring):
         if chosen.is_coded and not now.is_coded:
             self._with_k = chosen, now
             self.shown_as = replace(self.shown_as, editing=False)
-        elif chosen.is_coded and self._with_k is not None:
-            self._with_k = chosen, self._with_k[1]
         self.choose(atlas.within(chosen))
 
     def action_dtype(self) -> None:

@@ -38,7 +38,7 @@ FEW = 3  # layers that are named and not counted
 
 @dataclass(frozen=True)
 class Ladder:
-    """Forecasts of one method from fine to coarse: bytes (P,), errors (P,), missed energy (P,)."""
+    """Forecasts of one method from coarse to fine: bytes (P,), errors (P,), missed energy (P,)."""
 
     nbytes: Array
     mean: Array
@@ -116,7 +116,8 @@ class Sizes:
                 return False
         self._climbing = None
         nbytes, mean, worst, missed = np.array(self._rungs).T
-        self._ladders[method] = Ladder(nbytes, mean, worst, missed)
+        # From coarse to fine: where more bytes buy nothing, the finest of equal rungs counts.
+        self._ladders[method] = Ladder(nbytes[::-1], mean[::-1], worst[::-1], missed[::-1])
         coded = mean < 1 - 1e-6  # of those that keep nothing one is enough
         coded[np.flatnonzero(~coded)[:1]] = True
         ratio = np.maximum.accumulate(self._ratios(nbytes))
