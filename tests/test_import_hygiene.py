@@ -193,6 +193,27 @@ def test_the_interface_loads_no_torch(fresh_python: FreshPython) -> None:
     assert "torch" not in loaded
 
 
+def test_what_coding_costs_is_told_without_torch(
+    fresh_python: FreshPython, adapters: list[Path], tmp_path: Path
+) -> None:
+    place = tmp_path / "spectra"
+    fresh_python(call_main(["spectra", *map(str, adapters), "-o", str(place)]))
+    loaded = loaded_by(
+        fresh_python,
+        "from vlora_engine.codec.curves import curves, ladder\n"
+        "from vlora_engine.codec.outlook import Target\n"
+        "from vlora_engine.surface import Spectra\n"
+        "from vlora_tui.forecasts import Coded\n"
+        f"spectra = Spectra.load({str(place)!r})\n"
+        "outlook = spectra.outlook()\n"
+        "assert {c.method for c in curves(spectra, outlook)} >= {'auto', 'own', 'delta', 'nf4'}\n"
+        "assert Coded.of(outlook, 'auto', Target(max_error=0.05)).losses\n"
+        "assert list(ladder(outlook, 'own'))",
+    )
+    assert "vlora_engine" in loaded
+    assert not {"torch", "textual", "typer"} & loaded
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["inspect", "--help"]])
 def test_asking_for_help_loads_no_torch(fresh_python: FreshPython, arguments: list[str]) -> None:
     loaded = loaded_by(fresh_python, call_main(arguments))

@@ -180,11 +180,18 @@ class Spectra:
 
     def outlook(self) -> Outlook | None:
         """What coding the collection would cost, once that is measured."""
-        if self.codec is None and self.path is not None and outlook_file(self.path).exists():
+        if self.codec is None and self.path is not None and self.has_outlook:
             from vlora_engine.codec.outlook import Outlook
 
             self.codec = Outlook.load(outlook_file(self.path))
         return self.codec
+
+    @property
+    def has_outlook(self) -> bool:
+        """Whether it is measured what coding the collection would cost."""
+        return self.codec is not None or (
+            self.path is not None and outlook_file(self.path).exists()
+        )
 
     def vectors_of(self, index: int, method: str) -> dict[str, Array] | None:
         """The eigenvectors per side of one layer, or None where they were not kept."""

@@ -14,7 +14,6 @@ from vlora_tui.cli.flags import compress_recipe
 from vlora_tui.cli.output import Output, percent, plural, printable, size, times
 
 if TYPE_CHECKING:
-    from vlora_engine.codec.outlook import Outlook
     from vlora_engine.surface import Spectra
 
 SHOWN = 6  # adapters of a cluster that are named
@@ -75,6 +74,7 @@ def plan_data(spectra: Spectra, target: str, value: float) -> dict[str, Any]:
     """The curves of all methods, and the choice of auto for a target, for JSON."""
     from vlora_engine.codec.curves import curves
     from vlora_engine.codec.outlook import Target
+    from vlora_tui.forecasts import choice_data, cluster_rows
 
     outlook = spectra.outlook()
     assert outlook is not None  # noqa: S101  (these spectra were just computed with it)
@@ -87,59 +87,6 @@ def plan_data(spectra: Spectra, target: str, value: float) -> dict[str, Any]:
         "clusters": cluster_rows(outlook),
         "target": {"name": target, "value": value},
         "choice": choice_data(outlook, Target.of(target, value)),
-    }
-
-
-def cluster_rows(outlook: Outlook) -> list[dict[str, Any]]:
-    """The groups of related adapters; group 0 is everybody."""
-    return [
-        {"group": number, "tasks": [outlook.tasks[i] for i in members]}
-        for number, members in sorted(outlook.clusters.items())
-        if number or len(outlook.clusters) == 1
-    ]
-
-
-def choice_data(outlook: Outlook, target: Any) -> dict[str, Any]:
-    """What auto would do, layer by layer, and what each adapter would lose."""
-    forecast = outlook.solve("auto", target)
-    own = outlook.solve("own", target)
-    worst = outlook.worst_layers(forecast)
-    return {
-        "nbytes": int(outlook.nbytes(forecast)),
-        "codec_ratio": outlook.codec_ratio(forecast),
-        "mean_error": float(forecast.errors.mean()),
-        "max_error": float(forecast.errors.max(initial=0)),
-        "own": {
-            "nbytes": int(outlook.nbytes(own)),
-            "mean_error": float(own.errors.mean()),
-            "max_error": float(own.errors.max(initial=0)),
-        },
-        "layers": [
-            {
-                "layer": layer.name,
-                "error": float(forecast.layer_errors[i]),
-                "groups": [
-                    {
-                        "group": mode.number,
-                        "kind": mode.kind,
-                        "tasks": [outlook.tasks[layer.tasks[row]] for row in mode.members],
-                        "saves_bytes": outlook.saved_bytes(i, mode, forecast.steps),
-                    }
-                    for mode in forecast.modes[i]
-                ],
-            }
-            for i, layer in enumerate(outlook.layers)
-        ],
-        "adapters": [
-            {
-                "task": name,
-                "error": float(forecast.errors[i]),
-                "nbytes": int(forecast.bits[i] / 8),
-                "worst_layer": worst[i][0],
-                "worst_layer_error": worst[i][1],
-            }
-            for i, name in enumerate(outlook.tasks)
-        ],
     }
 
 

@@ -146,8 +146,9 @@ class VLoRAApp(Frame):
         """Start a job of this recipe in a process of its own."""
         figures = self.session.known_figures() if recipe.compress is not None else None
         of_it = figures is not None and recipe.compress == figures.choosing.compress()
-        known = figures.choice.prediction.nbytes if figures and of_it and figures.choice else None
-        self.desk.start(recipe, force=force, subspace_bytes=known)
+        known = figures.prediction if figures is not None and of_it else None
+        nbytes = None if known is None else known.nbytes
+        self.desk.start(recipe, force=force, subspace_bytes=nbytes)
 
     def refuse_for_room(self, lack: Lack) -> None:
         """Say that what was to be started does not fit, and offer to name another place."""

@@ -12,6 +12,7 @@ from vlora_tui.tui.words import size
 if TYPE_CHECKING:
     from vlora_engine.budget import Choice, Prediction
 
+CLEARLY = 0.95  # an error under this share of another is worth a word
 HARDLY = 1.2  # under this ratio sharing hardly pays
 
 
@@ -23,12 +24,15 @@ def verdict(
     Args:
         factors: Bytes of all A and B at 16 bit.
     """
-    if figures is None or figures.choice is None:
+    own = None if figures is None else figures.prediction
+    if figures is None or own is None:
         return "", False
-    own = figures.choice.prediction
+    closer = _closer(own, rivals)
+    if figures.choosing.is_coded:
+        return " ".join([_coded_verdict(figures), closer]).strip(), own.codec_ratio < HARDLY
     words = []
-    bad = own.codec_ratio < HARDLY
-    remedy = "Store in fp16 (d), or allow" if figures.choice.dtype == "F32" else "Allow"
+    fp32 = figures.choice is not None and figures.choice.dtype == "F32"
+    remedy = "Store in fp16 (d), or allow" if fp32 else "Allow"
     if own.codec_ratio < 1:
         words.append(
             f"Sharing does not pay here: every adapter's own A and B at 16 bit take "
@@ -36,32 +40,56 @@ def verdict(
             f"{1 / own.codec_ratio:.2f} times that. {remedy} more error (e), or leave these "
             "adapters as they are."
         )
-    elif bad:
+    elif own.codec_ratio < HARDLY:
         words.append(
             f"Sharing hardly pays here: {own.codec_ratio:.2f} times smaller than every adapter's "
             f"own A and B at 16 bit ({size(factors)}). They have little in common at "
             f"this error. {remedy} more error (e), or keep each adapter by itself."
         )
-    better = [
-        r
-        for r in rivals
-        if r is not None
-        and r.choice is not None
-        and r.choice.prediction.mean_error < 0.95 * own.mean_error
-    ]
-    if better:
-        best = min(better, key=lambda r: r.choice.prediction.mean_error if r.choice else 1.0)
-        if best.choice is not None:
-            words.append(
-                f"{best.choice.method} is closer at the same bytes: mean error "
-                f"{percent(best.choice.prediction.mean_error)} (m changes the method)."
-            )
-    if not words:
+    if not words and not closer:
         words.append(
             f"Sharing pays: {own.codec_ratio:.3g} times smaller than every adapter's own A and B "
             "at 16 bit."
         )
-    return " ".join(words), bad
+    return " ".join([*words, closer]).strip(), own.codec_ratio < HARDLY
+
+
+def _closer(own: Prediction, rivals: Sequence[Figures | None]) -> str:
+    """Which other method has clearly less error at the same bytes."""
+    known = [(r, r.prediction) for r in rivals if r is not None and r.prediction is not None]
+    better = [(r, p) for r, p in known if p.mean_error < CLEARLY * own.mean_error]
+    if not better:
+        return ""
+    best, its = min(better, key=lambda pair: pair[1].mean_error)
+    alone = best.coded is not None and (best.choosing.method == "own" or not _sharing(best))
+    about = "" if best.is_exact else "~"
+    return (
+        f"{best.choosing.method} is closer at the same bytes: mean error {about}"
+        f"{percent(its.mean_error)} (m changes the method)."
+        + (" Each adapter by itself is cheaper on this collection." if alone else "")
+    )
+
+
+def _sharing(figures: Figures) -> int:
+    """How many layers are shared in coding."""
+    return 0 if figures.coded is None else sum(map(bool, figures.coded.kinds.values()))
+
+
+def _coded_verdict(figures: Figures) -> str:
+    """What coding comes to beside A and B, and what sharing has to do with it."""
+    coded = figures.coded
+    if coded is None:
+        return ""
+    words = f"~{coded.prediction.codec_ratio:.3g} times smaller than A and B at 16 bit."
+    if figures.choosing.method == "own":
+        return f"{words} Every adapter is coded by itself, and depends on no other."
+    saved = sum(group.saved_bytes for group in coded.groups)
+    if not _sharing(figures):
+        return f"{words} Sharing pays nowhere at this target: every adapter is coded by itself."
+    return (
+        f"{words} Sharing in {_sharing(figures)} of {len(coded.kinds)} layers saves ~{size(saved)} "
+        "against each adapter by itself (S shows who shares what)."
+    )
 
 
 def spread(figures: Figures) -> tuple[int, int, int]:
@@ -107,10 +135,16 @@ def goal_words(choosing: Choosing) -> str:
     return f"{choosing.method}, {wanted}{own}{packed}"
 
 
-def difference(now: Choice, other: Choice, short: dict[str, str]) -> str:
-    """Which layers another choice treats otherwise."""
-    if now.method != other.method:
-        return f"another method: {other.method}"
+def difference(now: Figures, other: Figures, short: dict[str, str]) -> str:
+    """What another choice does otherwise: its method, or the layers that it treats so."""
+    if now.choosing.method != other.choosing.method:
+        return f"another method: {other.choosing.method}"
+    if now.choice is None or other.choice is None:
+        return ""
+    return _layer_difference(now.choice, other.choice, short)
+
+
+def _layer_difference(now: Choice, other: Choice, short: dict[str, str]) -> str:
     layers = [name for name in now.k if other.k.get(name) != now.k[name]]
     if not layers:
         return "same k everywhere"

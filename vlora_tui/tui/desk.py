@@ -69,6 +69,12 @@ class Desk:
         """Jobs that run or wait on this machine."""
         return [view for view in self.views if not view.state.is_over]
 
+    @property
+    def is_measuring(self) -> bool:
+        """Whether a job measures the marked adapters."""
+        view = self.view(self.spectra_job or "")
+        return view is not None and not view.state.is_over
+
     def view(self, job_id: str) -> JobView | None:
         """One job by its id."""
         return next((view for view in self.views if view.job.id == job_id), None)
@@ -285,7 +291,7 @@ class Desk:
 
 
 def _cached(recipe: Recipe) -> Spectra | None:
-    """The cached spectra of a recipe's inputs, if they are complete."""
+    """The cached spectra of a recipe's inputs, if nothing of them is missing."""
     from vlora_engine.surface import Spectra
     from vlora_tui.collection import gather
     from vlora_tui.recipe import MEASURED, resolve
@@ -295,4 +301,4 @@ def _cached(recipe: Recipe) -> Spectra | None:
         spectra = Spectra.load(place)
     except VLoRAError:
         return None
-    return spectra if spectra.complete else None
+    return spectra if spectra.complete and spectra.has_outlook else None

@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
 LABEL = 10  # columns before the text of a line: "found     4 adapters"
+
+
+class Hanging:
+    """A text that folds itself so, to whatever width it is drawn in."""
+
+    def __init__(self, text: Text) -> None:
+        self.text = text
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield hanging(self.text, options.max_width)
 
 
 def hanging(text: Text, width: int, label: int = LABEL) -> Text:

@@ -197,12 +197,16 @@ def review(session: Session) -> Text:
     if session.choosing.layers:
         text.append(f", {plural(len(session.choosing.layers), 'layer')} with a k of its own")
     text.append("\n")
-    figures = session.figures()
-    if figures.choice is not None:
-        p = figures.choice.prediction
+    coded = session.choosing.is_coded
+    figures = session.known_figures() if coded else session.figures()  # a key waits for no solving
+    if figures is None:
+        text.append("expected  2 shows what it costs before it is built\n", "dim")
+    elif (p := figures.prediction) is not None:
+        about, bytes_about = "" if figures.is_exact else "~", "~" if coded else ""
         text.append(
-            f"expected  error {p.mean_error:.2%} on average, {p.max_error:.2%} at worst "
-            f"({clean(p.worst_task)})\n          {size(p.nbytes)} on disk, {p.ratio:.3g}x smaller\n"
+            f"expected  error {about}{p.mean_error:.2%} on average, {about}{p.max_error:.2%} at "
+            f"worst ({clean(p.worst_task)})\n"
+            f"          {bytes_about}{size(p.nbytes)} on disk, {p.ratio:.3g}x smaller\n"
         )
     elif session.spectra is None:
         text.append("expected  not measured yet; 2 shows what it costs before it is built\n", "dim")

@@ -22,6 +22,8 @@ MODULES = (
     "vlora_tui.tui.screens.export",
     "vlora_tui.tui.screens.open_folder",
     "vlora_tui.tui.widgets.table",
+    "vlora_tui.tui.widgets.curve",
+    "vlora_tui.tui.widgets.figures",
     "vlora_tui.tui.widgets.heatmap",
     "vlora_tui.tui.widgets.dialogs",
 )

@@ -21,7 +21,10 @@ from rich.text import Text
 
 Array = npt.NDArray[Any]
 
-ROLES = ("axis", "guide", "edge", "median", "focus", "rule", "ghost", "mark", "dear", "note")
+ROLES = (
+    *("axis", "guide", "edge", "median", "focus", "rule", "ghost", "mark", "dear", "note"),
+    *("auto", "own", "delta", "columns", "flat", "plain"),
+)
 NINES = 4.0  # the top of the stretched axis: 99.99 %
 TICKS = (
     *((0.0, "0"), (0.5, "50"), (0.9, "90"), (0.95, "95")),
@@ -30,6 +33,7 @@ TICKS = (
 EVEN_TICKS = ((0.0, "0"), (0.25, "25"), (0.5, "50"), (0.75, "75"), (0.9, "90"), (1.0, "100"))
 LINEAR_K = 320  # up to here k is drawn evenly, above in its logarithm
 CURVES = ("edge", "edge", "median", "focus")  # drawn in this order, so that the focus is on top
+LETTERS = "..=#"  # of the same, where only ASCII is drawn
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def variance_chart(
 ) -> Text:
     """Explained variance against k, in ``size`` columns and lines; None draws what is unknown."""
     key = ("variance", None if data is None else data.version, marks, size, look)
-    return _cached(_texts, 64, key, lambda: _variance(data, marks, size, look))
+    return cached(texts, 64, key, lambda: _variance(data, marks, size, look))
 
 
 def prepare() -> None:
@@ -106,7 +110,7 @@ def prepare() -> None:
 
 
 @dataclass
-class _Canvas:
+class Canvas:
     """Cells of a chart: a character, the role that colours it, and whether it lies in the band."""
 
     chars: list[list[str]]
@@ -114,7 +118,7 @@ class _Canvas:
     band: list[list[bool]]
 
     @classmethod
-    def empty(cls, width: int, height: int) -> _Canvas:
+    def empty(cls, width: int, height: int) -> Canvas:
         return cls(
             [[" "] * width for _ in range(height)],
             [[""] * width for _ in range(height)],
@@ -130,7 +134,7 @@ class _Canvas:
             if 0 <= i < len(chars) and (over or chars[i] == " "):
                 chars[i], roles[i] = char, role
 
-    def paste(self, other: _Canvas, x: int, y: int) -> None:
+    def paste(self, other: Canvas, x: int, y: int) -> None:
         for row in range(len(other.chars)):
             end = x + len(other.chars[row])
             self.chars[y + row][x:end] = other.chars[row]
@@ -187,14 +191,15 @@ class _Frame:
         return np.minimum(-np.log10(np.maximum(1 - share, 10.0**-NINES)), NINES) / NINES
 
 
-_texts: OrderedDict[Hashable, Any] = OrderedDict()
-_canvases: OrderedDict[Hashable, Any] = OrderedDict()
+texts: OrderedDict[Hashable, Any] = OrderedDict()
+canvases: OrderedDict[Hashable, Any] = OrderedDict()
 _drawing = threading.RLock()  # plotext has one figure
 
 
-def _cached(
+def cached(
     store: OrderedDict[Hashable, Any], limit: int, key: Hashable, make: Callable[[], Any]
 ) -> Any:
+    """What ``make`` made for this key; the ``limit`` used last are kept."""
     with _drawing:
         if key in store:
             store.move_to_end(key)
@@ -213,11 +218,11 @@ def _variance(data: VarianceData | None, marks: Marks, size: tuple[int, int], lo
     left = 6 if width >= 30 else 3
     last_k = int(data.k[-1]) if data is not None and len(data.k) else 64
     frame = _Frame(left, 1, width - left - right, height - 3, max(2, last_k), marks.stretched)
-    chart = _Canvas.empty(width, height)
+    chart = Canvas.empty(width, height)
     if data is not None:
         key = (data.version, frame, look.ascii_only)
         chart.paste(
-            _cached(_canvases, 12, key, lambda: _curves(data, frame, look)), frame.left, frame.top
+            cached(canvases, 12, key, lambda: _curves(data, frame, look)), frame.left, frame.top
         )
     _axes(chart, frame, look, errors=bool(right))
     _guides(chart, frame, marks, look)
@@ -235,14 +240,15 @@ def _variance(data: VarianceData | None, marks: Marks, size: tuple[int, int], lo
 # the canvas: drawn by plotext
 
 
-def _curves(data: VarianceData, frame: _Frame, look: Look) -> _Canvas:
+def _curves(data: VarianceData, frame: _Frame, look: Look) -> Canvas:
     series = [(data.k, data.low), (data.k, data.high), (data.k, data.median)]
     if data.focus is not None:
         series.append(data.focus)
     points = [
         (frame.across(k[k >= 1]), frame.up(share[k >= 1])) for k, share in series if len(k) > 1
     ]
-    canvas = _rasterise(points, frame.width, frame.height, ascii_only=look.ascii_only)
+    letters = LETTERS if look.ascii_only else ""
+    canvas = rasterise(points, frame.width, frame.height, CURVES, letters)
     low, high = points[0][1], points[1][1]
     across = points[0][0]
     for x in range(frame.width):
@@ -257,10 +263,19 @@ def _curves(data: VarianceData, frame: _Frame, look: Look) -> _Canvas:
     return canvas
 
 
-def _rasterise(
-    series: Sequence[tuple[Array, Array]], width: int, height: int, *, ascii_only: bool
-) -> _Canvas:
-    """Curves given in 0 to 1 as cells: plotext draws them, each in a colour that is its number."""
+def rasterise(
+    series: Sequence[tuple[Array, Array]],
+    width: int,
+    height: int,
+    roles: Sequence[str],
+    letters: str = "",
+) -> Canvas:
+    """Curves given in 0 to 1 as cells: plotext draws them, each in a colour that is its number.
+
+    Args:
+        roles: One for each curve; the later curve is on top. letters: What each is drawn with;
+            braille where none are given.
+    """
     import plotext
 
     plotext.terminal.limit(False, False)
@@ -268,28 +283,27 @@ def _rasterise(
     figure.clear()
     figure.theme("colorless").canvas("default").axes(False)
     figure.plot_size(width, height)
-    letters = "..=#" if ascii_only else ""
     for number, (x, y) in enumerate(series):
         marker = plotext.marker(
-            letters[number] if ascii_only else "braille", plotext.pixel(foreground=number + 1)
+            letters[number] if letters else "braille", plotext.pixel(foreground=number + 1)
         )
         figure.draw(figure.signal(x.tolist(), y.tolist(), marker=marker).lines())
     figure.ruler("x", "lower").lim(0, 1).ticks([], [])
     figure.ruler("y", "left").lim(0, 1).ticks([], [])
-    return _read_cells(figure.build().string(), width, height)
+    return _read_cells(figure.build().string(), width, height, roles)
 
 
 _ESCAPE = re.compile(r"\x1b\[([0-9;]*)m")
 
 
-def _read_cells(string: str, width: int, height: int) -> _Canvas:
+def _read_cells(string: str, width: int, height: int, roles: Sequence[str]) -> Canvas:
     """plotext's output as cells; the number of a colour is the number of the curve."""
-    canvas = _Canvas.empty(width, height)
+    canvas = Canvas.empty(width, height)
     for y, line in enumerate(string.split("\n")[:height]):
         x, role = 0, ""
         for i, piece in enumerate(_ESCAPE.split(line)):
             if i % 2:
-                role = _role(piece)
+                role = _role(piece, roles)
                 continue
             for char in piece[: width - x]:
                 blank = char in " ⠀"
@@ -299,7 +313,7 @@ def _read_cells(string: str, width: int, height: int) -> _Canvas:
     return canvas
 
 
-def _role(codes: str) -> str:
+def _role(codes: str, roles: Sequence[str]) -> str:
     parts = codes.split(";")
     if parts[:2] == ["38", "5"] and len(parts) > 2:
         number = int(parts[2])
@@ -307,13 +321,13 @@ def _role(codes: str) -> str:
         number = int(parts[-1]) - 30
     else:
         return ""
-    return CURVES[number - 1] if 1 <= number <= len(CURVES) else ""
+    return roles[number - 1] if 1 <= number <= len(roles) else ""
 
 
 # what lies over it
 
 
-def _axes(chart: _Canvas, frame: _Frame, look: Look, *, errors: bool) -> None:
+def _axes(chart: Canvas, frame: _Frame, look: Look, *, errors: bool) -> None:
     bar, tick, corner = ("|", "+", "+") if look.ascii_only else ("│", "┤", "└")
     bottom = frame.top + frame.height
     for y in range(frame.top, bottom):
@@ -340,7 +354,7 @@ def _axes(chart: _Canvas, frame: _Frame, look: Look, *, errors: bool) -> None:
     chart.put(0, 0, "var %" if frame.left > 3 else "%", "axis")
 
 
-def _guides(chart: _Canvas, frame: _Frame, marks: Marks, look: Look) -> None:
+def _guides(chart: Canvas, frame: _Frame, marks: Marks, look: Look) -> None:
     dash, diamond = ("-", "o") if look.ascii_only else ("┈", "◆")
     for share, _ in marks.levels:
         chart.put(frame.left, frame.row(share), dash * frame.width, "guide", over=False)
@@ -349,7 +363,7 @@ def _guides(chart: _Canvas, frame: _Frame, marks: Marks, look: Look) -> None:
             chart.put(frame.column(k), frame.row(share), diamond, "mark")
 
 
-def _rules(chart: _Canvas, frame: _Frame, marks: Marks, look: Look) -> None:
+def _rules(chart: Canvas, frame: _Frame, marks: Marks, look: Look) -> None:
     solid, dashed, dotted = ("|", ":", ":") if look.ascii_only else ("┃", "┊", "╎")
 
     def rule(k: int, char: str, role: str) -> int:
@@ -381,7 +395,7 @@ def _rules(chart: _Canvas, frame: _Frame, marks: Marks, look: Look) -> None:
             chart.put(start, y, words, "dear")
 
 
-def _k_axis(chart: _Canvas, frame: _Frame, marks: Marks, look: Look) -> None:
+def _k_axis(chart: Canvas, frame: _Frame, marks: Marks, look: Look) -> None:
     bottom = frame.top + frame.height
     free = [True] * len(chart.chars[0])
 
@@ -427,7 +441,7 @@ def _k_ticks(frame: _Frame) -> Iterator[int]:
     yield from range(step, frame.last_k, step)
 
 
-def _legend(chart: _Canvas, frame: _Frame, data: VarianceData, marks: Marks, look: Look) -> None:
+def _legend(chart: Canvas, frame: _Frame, data: VarianceData, marks: Marks, look: Look) -> None:
     line, diamond, block = ("--", "o", ":") if look.ascii_only else ("━━", "◆", "▒")
     whole = data.layers == data.expected
     count = f"{data.layers}" if whole else f"{data.layers} of {data.expected}"

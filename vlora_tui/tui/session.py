@@ -14,16 +14,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlora_engine.codec.coding import METHODS as CODED_METHODS
 from vlora_engine.errors import VLoRAError
 from vlora_tui import paths
 from vlora_tui.sizes import size
 
 if TYPE_CHECKING:
-    from vlora_engine.budget import Choice
+    from vlora_engine.budget import Choice, Prediction
     from vlora_engine.catalog import AdapterInfo
     from vlora_engine.health import Finding
     from vlora_engine.manifest import Manifest
     from vlora_engine.surface import Spectra
+    from vlora_tui.forecasts import Coded
     from vlora_tui.recipe import Compress, Export, Recipe
 
 MAX_PINS = 3
@@ -46,10 +48,17 @@ class Choosing:
     dtype: str = "auto"
     quantize: str = "none"
 
+    @property
+    def is_coded(self) -> bool:
+        """Whether every direction gets bits of its own, and there is no k."""
+        return self.method in CODED_METHODS
+
     def arguments(self) -> dict[str, Any]:
-        """As keywords of `vlora_engine.budget.choose`."""
+        """As keywords of `build_subspace`, and of `choose` where there is a k."""
         name, value = self.goal
         number = int(value) if name in ("k", "budget") else value
+        if self.is_coded:
+            return {"method": self.method, name: number}
         return {
             "method": self.method,
             name: number,
@@ -85,11 +94,29 @@ class Choosing:
 
 @dataclass(frozen=True)
 class Figures:
-    """What a choice costs, or why it cannot be had."""
+    """What a choice costs, or why it cannot be had.
+
+    Args:
+        choice: Where there is a k. coded: Where there is none.
+        estimate: What it comes to by and large, until it is worked out.
+    """
 
     choosing: Choosing
     choice: Choice | None = None
     problem: str | None = None
+    coded: Coded | None = None
+    estimate: Prediction | None = None
+
+    @property
+    def prediction(self) -> Prediction | None:
+        """What it costs, whatever the method."""
+        known = self.choice or self.coded
+        return self.estimate if known is None else known.prediction
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether a build has these errors, up to rounding; else they are within a few percent."""
+        return self.choice is not None and self.choosing.quantize == "none"
 
 
 @dataclass
@@ -247,23 +274,26 @@ class Session:
         self.pins.append(self.choosing)
         return True
 
+    @property
+    def methods(self) -> list[str]:
+        """The methods that the spectra can tell of, in the order in which a key goes through."""
+        if self.spectra is None:
+            return []
+        coded = list(CODED_METHODS[::-1]) if self.spectra.codec is not None else []
+        return [*self.spectra.methods[:1], *coded, *self.spectra.methods[1:]]
+
     def figures(self, choosing: Choosing | None = None) -> Figures:
         """What a choice costs on the spectra that are there: a table look-up, cached.
 
         Where k is given it takes milliseconds; a target may take a second on large collections.
         """
-        from vlora_engine.budget import choose
-
         wanted, version, spectra = choosing or self.choosing, self.version, self.spectra
         if spectra is None or not spectra.layers:
             return Figures(wanted, problem="no layer is measured yet")
-        known = spectra if spectra.complete else spectra.measured()
         key = (wanted, *version)
         if key not in self._figures:
-            arguments = wanted.arguments()
-            arguments["layers"] = {name: k for name, k in wanted.layers if name in known.layers}
             try:
-                self._figures[key] = Figures(wanted, choose(known, **arguments))
+                self._figures[key] = _worked_out(wanted, spectra)
             except VLoRAError as error:
                 self._figures[key] = Figures(wanted, problem=str(error))
             if len(self._figures) > 4000:
@@ -279,13 +309,18 @@ class Session:
 
     def rivals(self, figures: Figures) -> list[Choosing]:
         """The other methods at the bytes of a choice."""
-        if self.spectra is None or figures.choice is None:
+        own = figures.prediction
+        if self.spectra is None or own is None:
             return []
-        budget = ("budget", float(figures.choice.prediction.nbytes))
-        dtype = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}[figures.choice.dtype]
+        budget = ("budget", float(own.nbytes))
+        dtype, packed = "auto", figures.choosing.quantize
+        if figures.choice is not None:
+            dtype = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}[figures.choice.dtype]
         return [
-            Choosing(method, budget, dtype=dtype, quantize=figures.choosing.quantize)
-            for method in self.spectra.methods
+            Choosing(method, budget)
+            if method in CODED_METHODS
+            else Choosing(method, budget, dtype=dtype, quantize=packed)
+            for method in self.methods
             if method != figures.choosing.method
         ]
 
@@ -342,6 +377,28 @@ class Session:
         if recipe.output is not None:
             words += ["-o", recipe.output]
         return shlex.join(words)
+
+
+def _worked_out(wanted: Choosing, spectra: Spectra) -> Figures:
+    """A choice on the layers that are measured.
+
+    Raises:
+        VLoRAError: It cannot be had.
+    """
+    if wanted.is_coded:
+        from vlora_engine.codec.outlook import Target
+        from vlora_tui.forecasts import Coded
+
+        outlook = spectra.outlook() if spectra.complete else None
+        if outlook is None:
+            return Figures(wanted, problem=f"what {wanted.method} costs is not measured yet")
+        return Figures(wanted, coded=Coded.of(outlook, wanted.method, Target.of(*wanted.goal)))
+    from vlora_engine.budget import choose
+
+    known = spectra if spectra.complete else spectra.measured()
+    arguments = wanted.arguments()
+    arguments["layers"] = {name: k for name, k in wanted.layers if name in known.layers}
+    return Figures(wanted, choose(known, **arguments))
 
 
 def is_about(where: str, path: str) -> bool:

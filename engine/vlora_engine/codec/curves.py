@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 
 from vlora_engine.budget import choose
-from vlora_engine.codec.outlook import Outlook, Target
+from vlora_engine.codec.outlook import COARSEST, FINEST, Forecast, Outlook, Target
 from vlora_engine.errors import VLoRAError
 from vlora_engine.packing import NOISE, named_quantization
 from vlora_engine.surface import Spectra
 
 RATIOS = (2, 4, 8, 16, 32, 64)
+CODED = ("auto", "own")
+PLAIN = ("int8", "nf4")
 SAMPLES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # codec ratios that a curve is drawn through
 
 
@@ -51,10 +53,29 @@ class Curve:
 
 def curves(spectra: Spectra, outlook: Outlook) -> list[Curve]:
     """The curves of all methods, best first in the order of their words."""
-    coded = [Curve(m, False, tuple(_coded(outlook, m))) for m in ("auto", "own")]
-    shared = [Curve(m, True, tuple(_shared(spectra, outlook, m))) for m in spectra.methods]
-    plain = [Curve(m, False, (_plain(spectra, outlook, m),)) for m in ("int8", "nf4")]
-    return [*coded, *shared, *plain]
+    return [curve_of(spectra, outlook, m) for m in (*CODED, *spectra.methods, *PLAIN)]
+
+
+def curve_of(spectra: Spectra, outlook: Outlook, method: str) -> Curve:
+    """The curve of one method; ``int8`` and ``nf4`` have one point."""
+    if method in PLAIN:
+        return Curve(method, False, (_plain(spectra, outlook, method),))
+    if method in CODED:
+        return Curve(method, False, tuple(_coded(outlook, method)))
+    return Curve(method, True, tuple(_shared(spectra, outlook, method)))
+
+
+def ladder(outlook: Outlook, method: str) -> Iterator[Forecast]:
+    """What coding comes to at one step for all, half an octave apart, the finest first.
+
+    From these a curve can be drawn and any target between them be told at once; `Outlook.solve`
+    says it exactly. It ends where nothing is left to code.
+    """
+    for half in range(round(2 * np.log2(FINEST)), round(2 * np.log2(COARSEST)) + 1):
+        found = outlook.at(method, 2.0 ** (half / 2))
+        yield found
+        if not found.payload > len(outlook.tasks) * len(outlook.layers):
+            return  # a byte for each module of each task: none has a direction any more
 
 
 def bytes_at(outlook: Outlook, ratio: float) -> int:

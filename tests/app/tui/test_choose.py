@@ -23,8 +23,7 @@ from vlora_engine.spectrum import compute_spectra
 from vlora_engine.surface import Spectra
 from vlora_tui.tui.app import VLoRAApp
 from vlora_tui.tui.choice_text import percent
-from vlora_tui.tui.screens import choose as choose_screen
-from vlora_tui.tui.screens import choose_working
+from vlora_tui.tui.screens import choose_work
 from vlora_tui.tui.screens.choose import ChooseView
 from vlora_tui.tui.screens.choose_data import Atlas, Shown
 from vlora_tui.tui.session import Choosing, Session
@@ -55,8 +54,8 @@ def measured(adapters: list[Path], tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The other methods are worked out without waiting for quiet; a state of its own."""
-    monkeypatch.setattr(choose_working, "QUIET_SECONDS", 0.001)
-    monkeypatch.setattr(choose_screen, "ARRIVING_SECONDS", 0.001)
+    monkeypatch.setattr(choose_work, "QUIET_SECONDS", 0.001)
+    monkeypatch.setattr(choose_work, "ARRIVING_SECONDS", 0.001)
     for name in ("STATE", "CONFIG", "CACHE", "DATA"):
         monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name.lower()))
 

@@ -116,13 +116,13 @@ def test_many_k_are_drawn_in_their_logarithm() -> None:
 
 def test_moving_k_does_not_plot_again(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
-    plain = plots._rasterise
+    plain = plots.rasterise
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         drawn.append(1)
         return plain(*args, **kwargs)
 
-    monkeypatch.setattr(plots, "_rasterise", counted)
+    monkeypatch.setattr(plots, "rasterise", counted)
     data = curves(("once",))
     for k in range(1, 40):
         variance_chart(data, Marks(k=k, low=k, high=k), (70, 20), LOOK)

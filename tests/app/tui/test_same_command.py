@@ -11,6 +11,7 @@ import pytest
 from tests import make
 from tests.app.tui.test_bad_adapters import with_nan
 from tests.app.tui.test_run import session_of
+from tests.app.tui.test_sizes import related
 from vlora_engine.manifest import read_manifest
 from vlora_tui.cli import main
 from vlora_tui.run import Run
@@ -27,11 +28,14 @@ LAYER = next(iter(make.MODULES))
         Choosing(method="columns", goal=("variance", 0.9), dtype="fp32"),
         Choosing(goal=("budget", 30_000)),
         Choosing(method="flat", goal=("mean_error", 0.3), dtype="bf16"),
+        Choosing(method="auto", goal=("max_error", 0.05)),
+        Choosing(method="own", goal=("mean_error", 0.1)),
     ],
     ids=lambda c: f"{c.method}-{c.goal[0]}",
 )
 def test_the_copied_command_makes_the_same_subspace(choosing: Choosing, tmp_path: Path) -> None:
-    session = session_of(make.collection(tmp_path / "a b", 4))
+    folder = tmp_path / "a b"
+    session = session_of(related(folder) if choosing.is_coded else make.collection(folder, 4))
     session.choose(choosing)
     session.output = str(tmp_path / "by command")
     words = shlex.split(session.command())

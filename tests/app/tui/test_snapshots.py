@@ -31,8 +31,7 @@ from vlora_tui.jobs.store import Job, JobInfo
 from vlora_tui.jobs.watch import JobView, State, Told
 from vlora_tui.tui import exporting, job_text
 from vlora_tui.tui.app import STEPS, VLoRAApp
-from vlora_tui.tui.screens import choose as choose_screen
-from vlora_tui.tui.screens import choose_working
+from vlora_tui.tui.screens import choose_work
 from vlora_tui.tui.session import Choosing, Session
 
 PICTURES = Path(__file__).parent / "snapshots"
@@ -56,7 +55,8 @@ def collection(tmp_path_factory: pytest.TempPathFactory) -> Collection:
     runs = home / "runs"
     make.collection(runs, 5)
     place = tmp_path_factory.mktemp("measured") / "spectra"
-    compute_spectra({path.name: open_adapter(path) for path in sorted(runs.iterdir())}, place)
+    sources = {path.name: open_adapter(path) for path in sorted(runs.iterdir())}
+    compute_spectra(sources, place, codec=True)
     return Collection(home, runs, place)
 
 
@@ -70,8 +70,8 @@ def _frozen(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ScrollBar, "renderer", ScrollBarRender)  # --ascii changes it for good
     monkeypatch.setattr(job_text, "clock", lambda when: "09:41")
     monkeypatch.setattr(exporting, "free_bytes", lambda path: 64_000_000_000)
-    monkeypatch.setattr(choose_working, "QUIET_SECONDS", 0.001)
-    monkeypatch.setattr(choose_screen, "ARRIVING_SECONDS", 0.001)
+    monkeypatch.setattr(choose_work, "QUIET_SECONDS", 0.001)
+    monkeypatch.setattr(choose_work, "ARRIVING_SECONDS", 0.001)
 
 
 def jobs() -> list[JobView]:
@@ -100,6 +100,9 @@ def opened(collection: Collection, theme: str) -> VLoRAApp:
         session.mark(path, True)
     spectra = Spectra.load(collection.spectra)
     spectra.overhead = dict.fromkeys(spectra.overhead, 4096)  # as long as the paths in a manifest
+    outlook = spectra.outlook()
+    assert outlook is not None
+    outlook.overhead = 256  # less than there is, so that curves reach into the chart
     session.set_spectra(spectra)
     app = VLoRAApp([str(collection.runs)], session=session, config=load_config({"theme": theme}))
     app.desk.spectra_of = tuple(sorted(session.marked))  # they are there: no job is wanted
@@ -163,6 +166,12 @@ def test_the_steps_look_as_they_did(
             app.tell("jobs")
             await still(pilot)
             seen[step.id] = picture(app)
+            if step.id == "choose":
+                await pilot.press("S", "m")
+                await still(pilot)
+                seen["choose-sizes"] = picture(app)
+                await pilot.press("u", "S")
+                await still(pilot)
 
     run(app, steps, size)
     differences = [

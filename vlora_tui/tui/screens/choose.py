@@ -4,40 +4,47 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
+from rich.text import Text
 from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal
+from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.markup import escape
 from textual.widget import Widget
 from textual.widgets import Static
 
-from vlora_engine.packing import QUANTIZATIONS
+from vlora_tui.forecasts import Loss
+from vlora_tui.tui.folding import Hanging
 from vlora_tui.tui.plots import prepare
-from vlora_tui.tui.screens.base import View
-from vlora_tui.tui.screens.choose_data import Atlas, Shown
-from vlora_tui.tui.screens.choose_questions import question
-from vlora_tui.tui.screens.choose_working import Computed, Working
-from vlora_tui.tui.session import MAX_PINS, Choosing, Figures
+from vlora_tui.tui.screens.choose_data import Atlas
+from vlora_tui.tui.screens.choose_moves import Moves
+from vlora_tui.tui.screens.choose_sizes import loss_cells
+from vlora_tui.tui.session import Figures
 from vlora_tui.tui.widgets.ask import AskLine
-from vlora_tui.tui.widgets.curve import CurvePane
+from vlora_tui.tui.widgets.curve import CurvePane, SizesPane
 from vlora_tui.tui.widgets.figures import FiguresPane, brief_lines
 from vlora_tui.tui.widgets.heatmap import Heatmap
+from vlora_tui.tui.widgets.table import Column, Table
 from vlora_tui.tui.words import clean, plural
 
-if TYPE_CHECKING:
-    from textual.timer import Timer
-
 PANES = ("curve", "layers", "figures")
-PANE_NAMES = {"curve": "Curve", "layers": "Layers", "figures": "Figures"}
-DTYPES = ("auto", "fp16", "fp32", "bf16")
-PACKINGS = ("none", *QUANTIZATIONS)
-ARRIVING_SECONDS = 2.0  # at most one repaint in this time while spectra arrive
+SIZE_PANES = ("sizes", "sharing", "losses")  # of the second view
+PANE_NAMES = {
+    **{"curve": "Curve", "layers": "Layers", "figures": "Figures"},
+    **{"sizes": "Size", "sharing": "Sharing", "losses": "Adapters"},
+}
+LOSSES = (
+    Column("task", "adapter", least=10, keep=5, cut="left"),
+    Column("error", "error", right=True, keep=4),
+    Column("nbytes", "own bytes", right=True, keep=2),
+    Column("layer", "worst module", least=12, keep=3, cut="left"),
+    Column("its", "its error", right=True, keep=1),
+)
 
 
-class ChooseView(View):
+class ChooseView(Moves):
     """The curve, the layers, and the figures of the present choice."""
 
     step = 2
@@ -59,13 +66,21 @@ class ChooseView(View):
         "the share that they are about, s looks at side A or B alone.\n"
         "p pins the choice for comparison, or lets go of it. In the figures space takes the row "
         "under the cursor. x makes the axes even, / narrows the curve and the layers to names "
-        "that match. Enter goes on to Run with what is on screen."
+        "that match. Enter goes on to Run with what is on screen.\n"
+        "auto and own (m) have no k: they code every singular direction with the bits it earns, "
+        "own each adapter by itself, auto with what related adapters share wherever that costs "
+        "less. [ ] and { } then move the target along its curve. Their figures are estimates, "
+        "within a few percent, and have a ~.\n"
+        "S shows size against error: a curve for every method, plain int8 and nf4 of A and B, the "
+        "present choice with a rule at its size. The arrows move the target, t takes the worst "
+        "adapter instead of the mean. Beside it: which adapters are related and what auto shares; "
+        "below: what each adapter loses."
     )
     DEFAULT_CSS = Path(__file__).with_suffix(".tcss").read_text("utf-8")
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("left_square_bracket", "k(-1)", "k", id="choose.k_down", key_display="[ ]",
-                tooltip="[ one direction fewer, ] one more"),
+                tooltip="[ one direction fewer, ] one more; without k the target"),
         Binding("right_square_bracket", "k(1)", "k up", show=False, id="choose.k_up",
                 tooltip="One direction more"),
         Binding("left_curly_bracket", "k(-8)", "k by 8", show=False, id="choose.k_down_8",
@@ -101,6 +116,10 @@ class ChooseView(View):
                 tooltip="The share that cells and marks are about: 90, 95, 99 %"),
         Binding("s", "side", "Side", show=False, id="choose.side",
                 tooltip="Both sides, A alone, B alone"),
+        Binding("S", "sizes", "Size", show=False, id="choose.sizes",
+                tooltip="Size against error of every method, or back to k"),
+        Binding("R", "again", "Measure again", show=False, id="choose.again",
+                tooltip="Measure the adapters again, where something is missing"),
         Binding("x", "axes", "Axes", show=False, id="choose.axes",
                 tooltip="Even axes, or as much room for each nine"),
         Binding("tab", "pane(1)", "Next pane", show=False, id="choose.next_pane"),
@@ -111,15 +130,10 @@ class ChooseView(View):
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.shown_as = Shown()
-        self._atlas: Atlas | None = None
-        self._last: Figures | None = None  # of the present choice, or of the one before it
-        self._more_arrived = False
-        self._arriving: Timer | None = None
         self._front = "curve"
+        self._sharing = Text()
 
     def on_mount(self) -> None:
-        self._working = Working(self, self.session)
         self.set_class(self.vlora.ascii_only, "-ascii")
         self.run_worker(prepare, thread=True, group="plots", exit_on_error=False)
 
@@ -131,6 +145,12 @@ class ChooseView(View):
             yield CurvePane(ascii_only=ascii_only, id="curve")
             yield Heatmap(ascii_only=ascii_only, id="layers")
         yield FiguresPane(ascii_only=ascii_only, id="figures")
+        with Vertical(id="choose-sizes"):
+            with Horizontal(id="choose-sizes-top"):
+                yield SizesPane(ascii_only=ascii_only, id="sizes")
+                with VerticalScroll(id="sharing", can_focus=True):
+                    yield Static("", id="sharing-text", markup=False)
+            yield Table(LOSSES, self._loss_row, key=lambda loss: loss.task, id="losses")
         yield Static("", id="choose-brief", markup=False)
         yield AskLine(id="choose-ask")
 
@@ -140,21 +160,15 @@ class ChooseView(View):
         if self.session.marked:
             self.vlora.desk.want_spectra()
         self._size_classes(*self.app.size)
-        self._redraw()
+        self.redraw()
         if self.not_ready() is None:
-            self._focus_front(self._front if self.has_class("-narrow") else "layers")
+            self._focus_first()
 
     def changed(self, what: str) -> None:
         if what == "spectra" and self.session.spectra is not None:
-            if self.session.spectra.complete:
-                self._redraw()
-            elif self._arriving is None:
-                self._arriving = self.set_timer(ARRIVING_SECONDS, self._arrived)
-                self._draw_arrived()
-            else:
-                self._more_arrived = True
-        elif what != "jobs" or self.not_ready() is not None:
-            self._redraw()
+            self.spectra_changed(self.session.spectra)
+        elif what != "jobs" or self.not_ready() is not None or self._lacks_tables:
+            self.redraw()
 
     def not_ready(self) -> str | None:
         spectra = self.session.spectra
@@ -185,154 +199,118 @@ class ChooseView(View):
             return None
         if figures.has_focus:
             return figures.row_text()
+        if self.shown_as.sizes:
+            return self._size_row_text()
         return self._atlas.layer_words(self.shown_as, self._last)
 
+    def _size_row_text(self) -> str | None:
+        """The adapter under the cursor, or what is shared, or the present choice."""
+        if self._pane("sharing").has_focus:
+            return self._sharing.plain
+        losses: Table[Loss] = self.query_one("#losses", Table)
+        if losses.has_focus and losses.row is not None:
+            return "\t".join(cell for cell, _ in self._loss_row(losses.row))
+        return "\n".join(self._brief_lines(200))
+
     def open_filter(self) -> None:
-        self._ask("filter")
-
-    # keys that change the choice
-
-    def action_k(self, step: int) -> None:
-        """Move k, or the focused layer's own."""
-        atlas = self._ready()
-        if atlas is None:
-            return
-        now, top = self.session.choosing, atlas.top(self.session.choosing.method)
-        layer = self.shown_as.layer
-        if self.shown_as.editing and layer is not None:
-            own = dict(now.layers).get(layer) or atlas.k_of(layer, self._last)
-            top = atlas.layer_top(layer, now.method)
-            self._choose(now.with_layer(layer, min(max(1, own + step), top)))
-            return
-        k = int(now.goal[1]) if now.goal[0] == "k" else atlas.middle(self._last)
-        self._choose(replace(now, goal=("k", min(max(1, k + step), top))))
-
-    def action_ask(self, what: str) -> None:
-        """Ask for a value."""
-        if self._ready() is not None:
-            self._ask(what)
-
-    def action_method(self) -> None:
-        """The next method that the spectra were computed for."""
-        atlas = self._ready()
-        if atlas is None:
-            return
-        now, methods = self.session.choosing, atlas.spectra.methods
-        method = methods[(methods.index(now.method) + 1) % len(methods)]
-        self._choose(atlas.within(replace(now, method=method)))
-
-    def action_dtype(self) -> None:
-        """The next dtype to store in."""
-        if self._ready() is not None:
-            now = self.session.choosing
-            dtype = DTYPES[(DTYPES.index(now.dtype) + 1) % len(DTYPES)]
-            self._choose(replace(now, dtype=dtype))
-
-    def action_packing(self) -> None:
-        """The next way of packing."""
-        if self._ready() is not None:
-            now = self.session.choosing
-            packing = PACKINGS[(PACKINGS.index(now.quantize) + 1) % len(PACKINGS)]
-            self._choose(replace(now, quantize=packing))
-
-    def action_own(self) -> None:
-        """Start or end giving the focused layer a k of its own."""
-        atlas = self._ready()
-        layer = self.shown_as.layer
-        if atlas is None or layer is None:
-            return
-        self.shown_as = replace(self.shown_as, editing=not self.shown_as.editing)
-        if self.shown_as.editing and layer not in dict(self.session.choosing.layers):
-            k = max(1, atlas.k_of(layer, self._last))
-            self._choose(self.session.choosing.with_layer(layer, k))
+        if self.shown_as.sizes:
+            self.say("Layers are filtered on the other view: S.")
         else:
-            self._redraw()
+            self.ask("filter")
 
-    def action_clear_own(self) -> None:
-        """Let the focused layer follow the others again."""
-        layer = self.shown_as.layer
-        self.shown_as = replace(self.shown_as, editing=False)
-        if layer is not None and layer in dict(self.session.choosing.layers):
-            self._choose(self.session.choosing.with_layer(layer, None))
+    # keys that change what is shown
+
+    def action_sizes(self) -> None:
+        """The other view: size against error, or k."""
+        self._show_as(sizes=not self.shown_as.sizes, editing=False)
+        if self.not_ready() is None:
+            self._front = self.panes[0]
+            self._focus_first()
+
+    def action_again(self) -> None:
+        """Measure the adapters again, where something is missing."""
+        spectra = self.session.spectra
+        if spectra is not None and spectra.codec is not None:
+            self.say("Everything is measured.")
+        elif self.vlora.desk.is_measuring:
+            self.say("They are being measured: 3 shows the job.")
         else:
-            self._say("This layer has no k of its own; space gives it one.")
-            self._redraw()
+            self.vlora.desk.forget_spectra()
+            self.vlora.desk.want_spectra()
+            self.redraw()
 
     def action_done(self) -> None:
         """Leave what is transient."""
         if self.shown_as.editing:
             self.shown_as = replace(self.shown_as, editing=False)
-            self._redraw()
+            self.redraw()
         elif self.shown_as.pattern:
             self.shown_as = replace(self.shown_as, pattern="")
-            self._redraw()
-
-    def action_undo(self) -> None:
-        """Take the last change of the choice back."""
-        if self.session.undo():
-            self._chosen()
-        else:
-            self._say("There is nothing to take back.")
-
-    def action_pin(self) -> None:
-        """Keep the present choice for comparison, or let go of it."""
-        if self._ready() is None:
-            return
-        if not self.session.pin():
-            self._say(
-                f"{MAX_PINS} choices are pinned. Take one (Tab to the figures, space) "
-                "and press p to let go of it."
-            )
-        self._redraw()
-
-    async def action_run(self) -> None:
-        """Go on to Run with what is on screen."""
-        if self._ready() is not None:
-            await self.vlora.show_step("run")
-
-    # keys that change what is shown
+            self.redraw()
 
     def action_cells(self) -> None:
-        """What the cells show."""
+        """What the cells show, or whose errors the curves are."""
+        if self.shown_as.sizes:
+            self._show_as(worst=not self.shown_as.worst)
+            return
         self._show_as(cells=self.shown_as.next_cells())
 
     def action_share(self) -> None:
         """The share that the cells are about."""
+        if self._is_on_sizes():
+            return
         self._show_as(cells="needs", share=self.shown_as.next_share())
 
     def action_side(self) -> None:
         """Both sides, A alone, B alone."""
         from vlora_engine.profile import has_sides
 
+        if self._is_on_sizes():
+            return
+        if self.session.choosing.is_coded:
+            self.say(f"{self.session.choosing.method} codes both sides together.")
+            return
         if not has_sides(self.session.choosing.method):
-            self._say("flat approximates both factors at once: a side has no error of its own.")
+            self.say("flat approximates both factors at once: a side has no error of its own.")
             return
         self._show_as(side=self.shown_as.next_side())
 
     def action_axes(self) -> None:
         """Even axes, or stretched ones."""
+        if self._is_on_sizes():
+            return
         self._show_as(stretched=not self.shown_as.stretched)
 
     def action_pane(self, step: int) -> None:
         """The next pane."""
-        panes = list(PANES)
+        panes = self.panes
         here = next((i for i, name in enumerate(panes) if self._pane(name).has_focus), 0)
         self._focus_front(panes[(here + step) % len(panes)])
 
+    def _is_on_sizes(self) -> bool:
+        """Whether a key is about the other view; then it says so."""
+        if self.shown_as.sizes:
+            self.say("This key is about the other view: S.")
+        return self.shown_as.sizes
+
     def _show_as(self, **changes: Any) -> None:
         self.shown_as = replace(self.shown_as, **changes)
-        self._redraw()
+        self.redraw()
 
     # what the panes say
 
     def on_heatmap_focused(self, event: Heatmap.Focused) -> None:
         event.stop()
         self.shown_as = replace(self.shown_as, layer=event.layer, editing=False)
-        self._redraw()
+        self.redraw()
 
     def on_curve_pane_stepped(self, event: CurvePane.Stepped) -> None:
         event.stop()
         self.action_k(event.step)
+
+    def on_sizes_pane_stepped(self, event: SizesPane.Stepped) -> None:
+        event.stop()
+        self.move_target(event.step)
 
     def on_curve_pane_layer_stepped(self, event: CurvePane.LayerStepped) -> None:
         event.stop()
@@ -340,7 +318,7 @@ class ChooseView(View):
 
     def on_figures_pane_taken(self, event: FiguresPane.Taken) -> None:
         event.stop()
-        self._choose(event.choosing)
+        self.choose(event.choosing)
 
     def on_ask_line_answered(self, event: AskLine.Answered) -> None:
         event.stop()
@@ -351,9 +329,9 @@ class ChooseView(View):
         if event.name == "filter":
             self._show_as(pattern=value, editing=False)
         elif event.name == "k" and self.shown_as.editing and layer is not None:
-            self._choose(now.with_layer(layer, value))
+            self.choose(now.with_layer(layer, value))
         else:
-            self._choose(replace(now, goal=(event.name, value)))
+            self.choose(replace(now, goal=(event.name, value)))
 
     def on_ask_line_left(self, event: AskLine.Left) -> None:
         event.stop()
@@ -361,7 +339,7 @@ class ChooseView(View):
 
     def on_resize(self, event: events.Resize) -> None:
         self._size_classes(*self.app.size)
-        self._redraw()
+        self.redraw()
 
     def _size_classes(self, width: int, height: int) -> None:
         """Three panes, one pane with tabs, or one without borders: by the terminal's size."""
@@ -370,7 +348,7 @@ class ChooseView(View):
         self._front_classes()
 
     def on_descendant_focus(self, event: events.DescendantFocus) -> None:
-        if event.widget.id in PANES:
+        if event.widget.id in self.panes:
             self._front = event.widget.id
             self._front_classes()
 
@@ -378,7 +356,7 @@ class ChooseView(View):
         tabs = self.query_one("#choose-tabs", Static)
         if event.widget is tabs:
             place = event.x
-            for name in PANES:
+            for name in self.panes:
                 place -= len(PANE_NAMES[name]) + 4
                 if place < 0:
                     self._focus_front(name)
@@ -388,100 +366,103 @@ class ChooseView(View):
 
     # drawing
 
-    def _redraw(self) -> None:
+    def redraw(self) -> None:
         """Draw everything from the session, as far as it is known."""
         problem = self.not_ready()
         arrived = problem is None and self.has_class("-wait")
         self.set_class(problem is not None, "-wait")
         if problem is not None:
-            self._atlas = None
+            self._atlas = self._sizes = None
             self.query_one("#choose-wait", Static).update(problem)
             return
         spectra = self.session.spectra
         if spectra is None:
             return
-        if self._atlas is None or self._atlas.version != self.session.version:
-            self._atlas = Atlas(spectra, self.session.version)
-        figures = self.session.known_figures()
-        if figures is not None:
-            self._last = figures
-        elif self._last is not None and self._last.choice is not None:
-            known = self._last.choice.k.keys() <= spectra.layers.keys()
-            same = self._last.choosing.method == self.session.choosing.method
-            self._last = self._last if known and same else None
+        self.set_class(self.shown_as.sizes, "-sizes")
+        figures = self.look_up(spectra)
         self._draw(figures)
-        self._working.want(beside=not self._is_arriving)
+        self.work()
         if arrived and self.vlora.view is self and self.screen.focused is None:
-            self._focus_front(self._front if self.has_class("-narrow") else "layers")
+            self._focus_first()
 
     def _draw(self, figures: Figures | None) -> None:
-        atlas = self._atlas
+        atlas, choosing = self._atlas, self.session.choosing
         if atlas is None:
             return
-        self.shown_as = shown = atlas.settle(self.shown_as, self.session.choosing)
-        curve, layers = self.query_one(CurvePane), self.query_one(Heatmap)
+        self.shown_as = atlas.settle(self.shown_as, choosing)
         pane = self.query_one(FiguresPane)
-        last = self._last
-        curve.show(*atlas.curve(shown, self.session, last))
-        curve.border_title = self._words(atlas.curve_title(shown, self.session.choosing))
-        layers.show(*atlas.cells(shown, self.session.choosing, last))
-        layers.border_title = self._words(atlas.cells_title(shown))
-        layers.border_subtitle = self._words(atlas.layer_words(shown, last))
-        sheet = atlas.sheet(shown, self.session, figures)
-        pane.show(sheet)
-        pane.border_title = "This choice" if figures is not None else "This choice, working it out"
-        if self.has_class("-narrow"):
-            brief = self.query_one("#choose-brief", Static)
-            lines = brief_lines(sheet, self.size.width - 2, ascii_only=self.vlora.ascii_only)
-            brief.update("\n".join(lines))
-
-    # layers that arrive
-
-    def on_computed(self, event: Computed) -> None:
-        event.stop()
-        # What stands beside the choice is old with the next layer: it is drawn once all are there.
-        if self.vlora.view is self and not (event.done and self._is_arriving):
-            self._redraw()
-
-    @property
-    def _is_arriving(self) -> bool:
-        spectra = self.session.spectra
-        return spectra is not None and not spectra.complete
-
-    def _arrived(self) -> None:
-        """The time between two repaints is over; layers that came meanwhile are drawn now."""
-        self._arriving = None
-        if self._more_arrived and self.vlora.view is self:
-            self._more_arrived = False
-            self.changed("spectra")
-
-    def _draw_arrived(self) -> None:
-        """Draw new layers once, together with their figures."""
-        if self._atlas is None or self.session.known_figures() is not None:
-            self._redraw()
+        pane.show(atlas.sheet(self.shown_as, self.session, figures))
+        exact = figures is not None and figures.estimate is None
+        pane.border_title = "This choice" if exact else "This choice, working it out"
+        if self.shown_as.sizes:
+            self._draw_sizes(atlas, figures)
         else:
-            self._working.want(beside=False)
+            self._draw_k(atlas)
+        if self.has_class("-narrow") or self.shown_as.sizes:
+            lines = self._brief_lines(self.size.width - 2)
+            self.query_one("#choose-brief", Static).update("\n".join(lines))
+
+    def _brief_lines(self, width: int) -> list[str]:
+        sheet = self.query_one(FiguresPane).sheet
+        return brief_lines(sheet, width, ascii_only=self.vlora.ascii_only)
+
+    def _draw_k(self, atlas: Atlas) -> None:
+        """Explained variance against k, and the layers."""
+        curve, layers = self.query_one(CurvePane), self.query_one(Heatmap)
+        shown, choosing, last = self.shown_as, self.session.choosing, self._last
+        curve.show(*atlas.curve(shown, self.session, last))
+        curve.border_title = self._words(atlas.curve_title(shown, choosing))
+        curve.border_subtitle = "S: size against error"
+        layers.show(*atlas.cells(shown, choosing, last))
+        layers.border_title = self._words(atlas.cells_title(shown, choosing))
+        layers.border_subtitle = self._words(atlas.layer_words(shown, last))
+
+    def _draw_sizes(self, atlas: Atlas, figures: Figures | None) -> None:
+        """Error against size, who shares, who loses."""
+        sizes, shown, choosing = self._sizes, self.shown_as, self.session.choosing
+        if sizes is None:
+            return
+        sizes.is_measured_now = self.vlora.desk.is_measuring
+        chart, sharing = self.query_one(SizesPane), self._pane("sharing")
+        marks = sizes.marks(self.session, figures or self._last, worst=shown.worst)
+        chart.show(sizes.data(worst=shown.worst), marks)
+        chart.border_title = self._words(sizes.title(choosing, worst=shown.worst))
+        chart.border_subtitle = "S: k and layers"
+        subject, working = self._auto(), figures is None or figures.estimate is not None
+        rivals = [] if self._last is None else self.session.rivals(self._last)
+        methods = [self._last, *(self.session.known_figures(rival) for rival in rivals)]
+        self._sharing = sizes.sharing(subject, methods, atlas.short)
+        self.query_one("#sharing-text", Static).update(Hanging(self._sharing))
+        same = "" if choosing.method == "auto" else ", same bytes"
+        sharing.border_title = f"What auto does{same}{', working it out' if working else ''}"
+        losses: Table[Loss] = self.query_one("#losses", Table)
+        rows = sizes.losses(self._last)
+        if rows is not losses.rows:
+            losses.show(rows, cursor=None if losses.has_focus else 0)
+        losses.border_title = self._words(
+            f"What each adapter loses · {choosing.method}{', working it out' if working else ''}"
+        )
+
+    def _auto(self) -> Figures | None:
+        """What is known of auto: the present choice, or auto at its bytes."""
+        last = self._last
+        if last is None or last.choosing.method == "auto":
+            return last
+        rivals = self.session.rivals(last)
+        auto = next((rival for rival in rivals if rival.method == "auto"), None)
+        return None if auto is None else self.session.known_figures(auto)
+
+    def _loss_row(self, loss: Loss) -> list[tuple[str, str]]:
+        short = {} if self._atlas is None else self._atlas.short
+        return loss_cells(loss, short, exact=self._last is not None and self._last.is_exact)
 
     # small things
 
-    def _choose(self, choosing: Choosing) -> None:
-        self.session.choose(choosing)
-        self._chosen()
-
-    def _chosen(self) -> None:
-        self.vlora.refresh_bar()
-        self._redraw()
-
-    def _ready(self) -> Atlas | None:
-        """What the keys work on, or a word why they cannot."""
-        if self._atlas is None:
-            self._say("No layer is measured yet.")
-        return self._atlas
-
-    def _ask(self, what: str) -> None:
-        atlas = self._ready()
-        if atlas is not None:
-            self.query_one(AskLine).ask(question(what, atlas, self.shown_as, self.session))
+    @property
+    def _lacks_tables(self) -> bool:
+        """Whether the view in sight waits for the tables of the codec."""
+        spectra = self.session.spectra
+        return self.shown_as.sizes and spectra is not None and spectra.codec is None
 
     @property
     def _asking(self) -> bool:
@@ -492,21 +473,32 @@ class ChooseView(View):
         plain = text.replace(" · ", " - ") if self.vlora.ascii_only else text
         return escape(plain)
 
-    def _say(self, text: str) -> None:
-        self.notify(text, severity="warning", markup=False)
+    @property
+    def panes(self) -> tuple[str, ...]:
+        """The panes of the view in sight, in the order of Tab."""
+        return SIZE_PANES if self.shown_as.sizes else PANES
 
     def _pane(self, name: str) -> Widget:
         return self.query_one(f"#{name}")
 
     def _focus_front(self, name: str) -> None:
-        self._front = name
+        self._front = name if name in self.panes else self.panes[0]
         self._front_classes()
-        self._pane(name).focus(scroll_visible=False)
+        self._pane(self._front).focus(scroll_visible=False)
+
+    def _focus_first(self) -> None:
+        """Where the keys go when the step comes into view."""
+        first = "sizes" if self.shown_as.sizes else "layers"
+        self._focus_front(self._front if self.has_class("-narrow") else first)
 
     def _front_classes(self) -> None:
-        for name in PANES:
+        for name in (*PANES, *SIZE_PANES):
             self.set_class(name == self._front, f"-front-{name}")
-        names = [f"[{PANE_NAMES[n]}]" if n == self._front else f" {PANE_NAMES[n]} " for n in PANES]
-        self.query_one("#choose-tabs", Static).update(
-            "  ".join(names) + ("   tab" if self.app.size.width < 48 else "   tab: next")
-        )
+        names = [
+            f"[{PANE_NAMES[n]}]" if n == self._front else f" {PANE_NAMES[n]} " for n in self.panes
+        ]
+        width = self.app.size.width
+        keys = "   tab" if width < 48 else "   tab: next" if width < 64 else "   tab: next  S: "
+        if width >= 64:
+            keys += "k" if self.shown_as.sizes else "size"
+        self.query_one("#choose-tabs", Static).update("  ".join(names) + keys)

@@ -44,6 +44,7 @@ class Shown:
         layer: The focused layer; ``editing`` its own k.
         cells: ``needs``: k for a share; ``error``: at this choice; ``now``: the k chosen.
         pattern: Only layers that match it.
+        sizes: The second view, size against error; ``worst``: of the worst adapter, not the mean.
     """
 
     layer: str | None = None
@@ -53,6 +54,8 @@ class Shown:
     side: str = "both"
     stretched: bool = True
     pattern: str = ""
+    sizes: bool = False
+    worst: bool = False
 
     def next_cells(self) -> str:
         """The next content of the cells."""
@@ -98,6 +101,10 @@ class Atlas:
 
     # what the keys need
 
+    def basis(self, method: str) -> str:
+        """The method whose curve and k are shown: where there is no k, the first that has one."""
+        return method if method in self.spectra.methods else self.spectra.methods[0]
+
     def settle(self, shown: Shown, choosing: Choosing) -> Shown:
         """``shown`` with nothing in it that these spectra do not have."""
         layers = self.selected(shown.pattern)
@@ -106,7 +113,7 @@ class Atlas:
             layers = self.selected("")
         if shown.layer not in layers:
             shown = replace(shown, layer=layers[0], editing=False)
-        if not has_sides(choosing.method):
+        if not has_sides(self.basis(choosing.method)):
             shown = replace(shown, side="both")
         return shown
 
@@ -125,6 +132,7 @@ class Atlas:
 
     def layer_top(self, layer: str, method: str) -> int:
         """The largest k of a layer; of all while it is not measured."""
+        method = self.basis(method)
         if layer not in self.spectra.layers:
             return self.top(method)
         table = self.spectra.table(layer, method)
@@ -132,6 +140,8 @@ class Atlas:
 
     def within(self, choosing: Choosing) -> Choosing:
         """``choosing`` with no k beyond what its method has."""
+        if choosing.is_coded:
+            return choosing
         top = self.top(choosing.method)
         own = tuple((name, min(k, top)) for name, k in choosing.layers)
         goal = choosing.goal
@@ -155,12 +165,15 @@ class Atlas:
         self, shown: Shown, session: Session, figures: Figures | None
     ) -> tuple[VarianceData | None, Marks]:
         """The curves, and what lies over them."""
-        return self._curves(shown, session.choosing.method), self._marks(shown, session, figures)
+        method = self.basis(session.choosing.method)
+        return self._curves(shown, method), self._marks(shown, session, figures)
 
     def curve_title(self, shown: Shown, choosing: Choosing) -> str:
         """What the curve is about."""
         only = f" · only {clean(shown.pattern)}" if shown.pattern else ""
-        return f"Explained variance of dW · {choosing.method}{SIDE_NAMES[shown.side]}{only}"
+        method = self.basis(choosing.method)
+        none = f" ({choosing.method} has no k)" if choosing.is_coded else ""
+        return f"Explained variance of dW · {method}{SIDE_NAMES[shown.side]}{none}{only}"
 
     def _curves(self, shown: Shown, method: str) -> VarianceData | None:
         key = ("curves", method, shown.side, shown.pattern, shown.layer)
@@ -249,7 +262,7 @@ class Atlas:
     ) -> tuple[LayerGrid, dict[str, Cell], str | None]:
         """The grid of layers, a cell for each that is measured, the focused one."""
         names = self.selected(shown.pattern)
-        values = self._values(shown, choosing.method, names, figures)
+        values = self._values(shown, self.basis(choosing.method), names, figures)
         known = [value for value in values.values() if value is not None]
         least, most = min(known, default=0.0), max(known, default=1.0)
         room = max(most - least, 0.35 * most, 1e-12)  # what differs little looks alike
@@ -260,6 +273,8 @@ class Atlas:
                 cells[name] = Cell("-", None, name in own)
                 continue
             text = _error_text(value) if shown.cells == "error" else f"{value:.0f}"
+            if shown.cells == "now" and figures is not None and figures.coded is not None:
+                text = "+".join(figures.coded.kinds[name]) or "own"
             cells[name] = Cell(text, (value - least) / room, name in own)
         return self._grid(shown.pattern), cells, shown.layer
 
@@ -270,12 +285,15 @@ class Atlas:
         made: LayerGrid = self._made[key]
         return made
 
-    def cells_title(self, shown: Shown) -> str:
+    def cells_title(self, shown: Shown, choosing: Choosing) -> str:
         """What the cells are about."""
+        coded = choosing.is_coded
+        whose = f" of {self.basis(choosing.method)}" if coded else ""
+        chosen = f"k chosen{SIDE_NAMES[shown.side] or ' (A max B)'}"
         words = {
-            "needs": f"k for {100 * shown.share:g} % of a layer{SIDE_NAMES[shown.side]}",
-            "error": "error in % at this choice",
-            "now": f"k chosen{SIDE_NAMES[shown.side] or ' (A max B)'}",
+            "needs": f"k{whose} for {100 * shown.share:g} % of a layer{SIDE_NAMES[shown.side]}",
+            "error": f"error in % at this choice{', about' if coded else ''}",
+            "now": f"what {choosing.method} does in a layer" if coded else chosen,
         }
         return words[shown.cells]
 
@@ -287,6 +305,10 @@ class Atlas:
         name = self.short.get(layer, layer)
         if layer not in self.spectra.layers:
             return f"{name} is not measured yet"
+        if figures is not None and figures.coded is not None and layer in figures.coded.kinds:
+            kind = "+".join(figures.coded.kinds[layer]) or "each by itself"
+            loss = figures.coded.prediction.layer_errors[layer]
+            return f"{name}  {kind}  error ~{percent(loss)}"
         if figures is None or figures.choice is None or layer not in figures.choice.k:
             return name
         k_a, k_b = figures.choice.k[layer]
@@ -307,12 +329,17 @@ class Atlas:
                 }
             needs: dict[str, float | None] = self._made[key]
             return needs
-        if figures is None or figures.choice is None:
+        if figures is None or figures.prediction is None:
             return {}
-        choice = figures.choice
         if shown.cells == "error":
-            errors = choice.prediction.layer_errors
+            errors = figures.prediction.layer_errors
             return {name: errors.get(name) for name in measured}
+        if figures.coded is not None:  # shared layers are told from others by their colour, too
+            kinds = figures.coded.kinds
+            return {name: float(bool(kinds[name])) for name in measured if name in kinds}
+        choice = figures.choice
+        if choice is None:
+            return {}
         pick = {"a": lambda pair: pair[0], "b": lambda pair: pair[1]}.get(shown.side, max)
         return {name: float(pick(choice.k[name])) for name in measured if name in choice.k}
 
@@ -321,12 +348,11 @@ class Atlas:
     def sheet(self, shown: Shown, session: Session, figures: Figures | None) -> Sheet:
         """Everything that the figures pane shows."""
         rows = [Row("now", session.choosing, figures, self._note(figures))]
-        now = None if figures is None else figures.choice
         for number, pin in enumerate(session.pins, start=1):
             own = session.known_figures(pin)
             differs = ""
-            if now is not None and own is not None and own.choice is not None:
-                differs = difference(now, own.choice, self.short)
+            if figures is not None and own is not None:
+                differs = difference(figures, own, self.short)
             rows.append(Row(f"pin {number}", pin, own, differs))
         missing = len(self.spectra.layer_names) - len(self.measured)
         rivals = [] if figures is None or missing else session.rivals(figures)
@@ -336,11 +362,13 @@ class Atlas:
         words, bad = "", False
         if not missing:
             words, bad = verdict(figures, known, factor_bytes_16(self.spectra))
+        now = None if figures is None else figures.choice
         dtype = now.dtype if now is not None else "F16"
+        coded = session.choosing.is_coded
         return Sheet(
             rows=tuple(rows),
-            levels=self._levels(session.choosing, dtype),
-            dear=self._dear(session.choosing, dtype),
+            levels=() if coded else self._levels(session.choosing, dtype),
+            dear=None if coded else self._dear(session.choosing, dtype),
             packed=self._packed(session.choosing, now) if not missing else (),
             verdict=words,
             bad=bad,
@@ -349,9 +377,9 @@ class Atlas:
         )
 
     def _note(self, figures: Figures | None) -> str:
-        if figures is None or figures.choice is None:
+        if figures is None or figures.prediction is None:
             return ""
-        return worst_layer(figures.choice.prediction, self.short)
+        return worst_layer(figures.prediction, self.short)
 
     def _packed(self, choosing: Choosing, choice: Choice | None) -> tuple[Packed, ...]:
         """What the choice would cost packed; nothing where it is already."""

@@ -185,6 +185,9 @@ class LayersPane(Vertical):
             return "Nothing is measured yet."
         if self.measure is SIZE:
             return inspecting.sizes_of(spectra, subject.index)
+        method = self.session.choosing.method
+        if self.session.choosing.is_coded:
+            return f"{method} has no k; what each adapter loses with it stands on step 2 (S)."
         figures = self.session.figures()
         if figures.choice is None:
             return figures.problem or "There is no choice of k yet: 2."

@@ -1,4 +1,4 @@
-"""The pane that shows explained variance against k."""
+"""The panes with charts: explained variance against k, and error against size."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ from typing import ClassVar
 
 from rich.segment import Segment
 from rich.style import Style
+from rich.text import Text
 from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
 from vlora_tui.tui.plots import ROLES, Look, Marks, VarianceData, variance_chart
+from vlora_tui.tui.size_plot import SizeData, SizeMarks, size_chart
 
 
-class CurvePane(Widget, can_focus=True):
-    """A chart from `plots`, in the colours of the theme."""
+class ChartPane(Widget, can_focus=True):
+    """A chart in the colours of the theme; subclasses say what is drawn."""
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         *(f"curve--{role}" for role in ROLES),
@@ -23,48 +25,15 @@ class CurvePane(Widget, can_focus=True):
         "curve--band",
     }
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left", "step(-1)", "k down", show=False, id="curve.left"),
-        Binding("right", "step(1)", "k up", show=False, id="curve.right"),
-        Binding("up,k", "layer(-1)", "Layer up", show=False, id="curve.up"),
-        Binding("down,j", "layer(1)", "Layer down", show=False, id="curve.down"),
-    ]
-
-    class Stepped(Message):
-        """k shall move by so much."""
-
-        def __init__(self, step: int) -> None:
-            super().__init__()
-            self.step = step
-
-    class LayerStepped(Message):
-        """The focus shall go to another layer, so many rows on."""
-
-        def __init__(self, step: int) -> None:
-            super().__init__()
-            self.step = step
-
     def __init__(self, *, ascii_only: bool = False, id: str | None = None) -> None:
         super().__init__(id=id)
         self.ascii_only = ascii_only
-        self._data: VarianceData | None = None
-        self._marks = Marks()
         self._look: Look | None = None
         self._lines: list[Strip] | None = None
 
-    def show(self, data: VarianceData | None, marks: Marks) -> None:
-        """Show these curves and marks; what is the same is not painted again."""
-        if data is not self._data or marks != self._marks:
-            self._data, self._marks, self._lines = data, marks, None
-            self.refresh()
-
-    def action_step(self, step: int) -> None:
-        """Move k."""
-        self.post_message(self.Stepped(step))
-
-    def action_layer(self, step: int) -> None:
-        """Another layer on top."""
-        self.post_message(self.LayerStepped(step))
+    def draw(self, size: tuple[int, int], look: Look) -> Text:
+        """The chart in so many columns and lines."""
+        raise NotImplementedError
 
     def notify_style_update(self) -> None:
         super().notify_style_update()
@@ -92,7 +61,7 @@ class CurvePane(Widget, can_focus=True):
         """The chart as strips; the way through Textual's markup would cost ten times as much."""
         width, height = self.size
         base = self.rich_style
-        text = variance_chart(self._data, self._marks, (width, height), self.look)
+        text = self.draw((width, height), self.look)
         lines = list(Segment.split_lines(text.render(self.app.console)))
         lines += [[] for _ in range(height - len(lines))]
         return [
@@ -100,18 +69,105 @@ class CurvePane(Widget, can_focus=True):
         ]
 
     def on_resize(self) -> None:
-        self._repaint()
+        self.repaint()
 
     def on_focus(self) -> None:
-        self._repaint()
+        self.repaint()
 
     def on_blur(self) -> None:
-        self._repaint()
+        self.repaint()
 
-    def _repaint(self) -> None:
+    def repaint(self) -> None:
         """Paint again; what was painted before Textual told of a change may be in sight already."""
         self._lines = None
         self.refresh()
+
+
+class CurvePane(ChartPane):
+    """Explained variance against k."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("left", "step(-1)", "k down", show=False, id="curve.left"),
+        Binding("right", "step(1)", "k up", show=False, id="curve.right"),
+        Binding("up,k", "layer(-1)", "Layer up", show=False, id="curve.up"),
+        Binding("down,j", "layer(1)", "Layer down", show=False, id="curve.down"),
+    ]
+
+    class Stepped(Message):
+        """k shall move by so much."""
+
+        def __init__(self, step: int) -> None:
+            super().__init__()
+            self.step = step
+
+    class LayerStepped(Message):
+        """The focus shall go to another layer, so many rows on."""
+
+        def __init__(self, step: int) -> None:
+            super().__init__()
+            self.step = step
+
+    def __init__(self, *, ascii_only: bool = False, id: str | None = None) -> None:
+        super().__init__(ascii_only=ascii_only, id=id)
+        self._data: VarianceData | None = None
+        self._marks = Marks()
+
+    def show(self, data: VarianceData | None, marks: Marks) -> None:
+        """Show these curves and marks; what is the same is not painted again."""
+        if data is not self._data or marks != self._marks:
+            self._data, self._marks = data, marks
+            self.repaint()
+
+    def draw(self, size: tuple[int, int], look: Look) -> Text:
+        return variance_chart(self._data, self._marks, size, look)
+
+    def action_step(self, step: int) -> None:
+        """Move k."""
+        self.post_message(self.Stepped(step))
+
+    def action_layer(self, step: int) -> None:
+        """Another layer on top."""
+        self.post_message(self.LayerStepped(step))
+
+
+class SizesPane(ChartPane):
+    """Error against size, of every method."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("left", "step(-1)", "Larger", show=False, id="sizes.left",
+                tooltip="Move the target to the left: more bytes, less error"),
+        Binding("right", "step(1)", "Smaller", show=False, id="sizes.right",
+                tooltip="Move the target to the right: fewer bytes, more error"),
+        Binding("up,k", "step(1)", "More error", show=False, id="sizes.up",
+                tooltip="Move the target up the curve: more error, fewer bytes"),
+        Binding("down,j", "step(-1)", "Less error", show=False, id="sizes.down",
+                tooltip="Move the target down the curve: less error, more bytes"),
+    ]  # fmt: skip
+
+    class Stepped(Message):
+        """The target shall move by so much, to the right where it gets smaller."""
+
+        def __init__(self, step: int) -> None:
+            super().__init__()
+            self.step = step
+
+    def __init__(self, *, ascii_only: bool = False, id: str | None = None) -> None:
+        super().__init__(ascii_only=ascii_only, id=id)
+        self.data: SizeData | None = None
+        self.marks = SizeMarks()
+
+    def show(self, data: SizeData | None, marks: SizeMarks) -> None:
+        """Show these curves and marks; what is the same is not painted again."""
+        if data is not self.data or marks != self.marks:
+            self.data, self.marks = data, marks
+            self.repaint()
+
+    def draw(self, size: tuple[int, int], look: Look) -> Text:
+        return size_chart(self.data, self.marks, size, look)
+
+    def action_step(self, step: int) -> None:
+        """Move the target."""
+        self.post_message(self.Stepped(step))
 
 
 def _ink(style: Style) -> Style:

@@ -210,7 +210,8 @@ class FiguresPane(Widget, can_focus=True):
 
 def rows_hide_worst(sheet: Sheet, width: int, ascii_only: bool) -> bool:
     """Whether the table is too narrow for the worst adapter and module of the present choice."""
-    if not sheet.rows or sheet.rows[0].figures is None or sheet.rows[0].figures.choice is None:
+    now = sheet.rows[0].figures if sheet.rows else None
+    if now is None or now.prediction is None or now.estimate is not None:
         return False
     return "worst module" not in _columns([_cells(r, ascii_only) for r in sheet.rows], width)
 
@@ -226,7 +227,7 @@ def brief_lines(sheet: Sheet, width: int, *, ascii_only: bool) -> list[str]:
     first = [
         f"mean {cells['mean']}",
         f"worst {cells['worst']}",
-        f"k {cells['k']}",
+        f"k {cells['k']}" if cells["k"] else "",
         cells["choice"],
         cells["worst task"],
     ]
@@ -261,16 +262,21 @@ def _cells(row: Row, ascii_only: bool) -> dict[str, str]:
     figures = row.figures
     if figures is None:
         return cells | dict.fromkeys(("k", "mean", "worst"), "..." if ascii_only else "…")
-    if figures.choice is None:
+    own, packed = figures.prediction, row.choosing.quantize
+    if own is None:
         return cells | {"worst task": "cannot be had"}
-    own, packed = figures.choice.prediction, row.choosing.quantize
-    exact = packed == "none"
-    about = "" if exact else "~"  # what packing costs is an estimate until it is built
-    _, low, high = spread(figures)
+    about = "" if figures.is_exact else "~"  # what coding and packing cost is an estimate
+    if figures.choice is None:
+        cells |= {"dtype": "coded", "on disk": about + size(own.nbytes)}
+    else:
+        _, low, high = spread(figures)
+        dtype = DTYPES.get(figures.choice.dtype, figures.choice.dtype)
+        cells |= {
+            "k": str(low) if low == high else f"{low}{dash}{high}",
+            "dtype": dtype if packed == "none" else packed,
+            "on disk": size(own.nbytes),
+        }
     return cells | {
-        "k": str(low) if low == high else f"{low}{dash}{high}",
-        "dtype": DTYPES.get(figures.choice.dtype, figures.choice.dtype) if exact else packed,
-        "on disk": size(own.nbytes),
         "ratio": f"{own.ratio:.3g}{times}",
         "mean": about + percent(own.mean_error),
         "worst": about + percent(own.max_error),
