@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vlora_engine.codec.algebra import eigh, gram, product, qr, svd
 from vlora_engine.codec.own import Directions, code_directions
 from vlora_engine.codec.quantizer import PRICE, quantize
 from vlora_engine.codec.rates import SIDE_OVERHEAD, number_bits
@@ -44,7 +45,7 @@ class Core:
         if self.directions is None:
             return np.zeros((k_b, k_a))
         own = self.directions
-        return (own.left.T * own.gains) @ own.right.astype(np.float64)
+        return product(own.left.T * own.gains, own.right)
 
 
 def shared_columns(rows: Array) -> Array:
@@ -64,12 +65,12 @@ def principal(rows: Array) -> tuple[Array, Array]:
     """The strongest directions of a row matrix: energies (k,) descending, vectors (k, d)."""
     count, width = rows.shape
     if count <= width:
-        values, vectors = np.linalg.eigh(rows @ rows.T)
+        values, vectors = eigh(gram(rows))
         values, vectors = values[::-1], vectors[:, ::-1]
         live = values > 1e-12 * max(values.max(initial=0), 0)
         values, vectors = values[live], vectors[:, live]
-        return values, (vectors.T @ rows) / np.sqrt(values)[:, None]
-    values, vectors = np.linalg.eigh(rows.T @ rows)
+        return values, product(vectors.T, rows) / np.sqrt(values)[:, None]
+    values, vectors = eigh(gram(rows.T))
     values, vectors = values[::-1], vectors[:, ::-1]
     live = values > 1e-12 * max(values.max(initial=0), 0)
     return values[live], vectors[:, live].T
@@ -81,10 +82,14 @@ def orthonormal(columns: Array) -> Array:
         return np.zeros(columns.shape)
     lengths = np.linalg.norm(columns.astype(np.float64), axis=1, keepdims=True)
     rows = columns / np.where(lengths > 0, lengths, 1)
-    q, r = np.linalg.qr(rows.T)
+    q, r = qr(rows.T)
     signs = np.where(np.diagonal(r) < 0, -1.0, 1.0)
     live = np.abs(np.diagonal(r)) > _DEPENDENT
-    return (q * (signs * live)).T
+    if live.all():
+        return (q * signs).T
+    out = np.zeros(columns.shape)  # the others must not turn away from what is but rounding noise
+    out[live] = orthonormal(columns[live])
+    return out
 
 
 def code_core(u: Array, s: Array, v: Array, q_b: Array, q_a: Array) -> tuple[Core, float]:
@@ -94,8 +99,8 @@ def code_core(u: Array, s: Array, v: Array, q_b: Array, q_a: Array) -> tuple[Cor
         u: (q, d_out) orthonormal rows. s: (q,) in steps. v: (q, d_in).
         q_b: (k_b, d_out) orthonormal rows. q_a: (k_a, d_in).
     """
-    left, right = (u * s[:, None]) @ q_b.T, v @ q_a.T  # [q, k_b], [q, k_a]
-    kept = float(((left @ left.T) * (right @ right.T)).sum())
+    left, right = product(u * s[:, None], q_b.T), product(v, q_a.T)  # [q, k_b], [q, k_a]
+    kept = float((gram(left) * gram(right)).sum())
     lost = max(0.0, float(np.square(s).sum()) - kept)
     directions = code_directions(*_singular(left, right), 1.0)
     bits = number_bits(directions.left).sum() + number_bits(directions.right).sum()
@@ -103,7 +108,7 @@ def code_core(u: Array, s: Array, v: Array, q_b: Array, q_a: Array) -> tuple[Cor
     best = Core(None, 0.0, directions if len(directions.gains) else None, lost + directions.missed)
     if q_b.shape[0] * q_a.shape[0] > _FAR_LARGER * len(s) * (len(q_b) + len(q_a)):
         return best, float(bits)
-    core = left.T @ right
+    core = product(left.T, right)
     rows = quantize(core)
     square = float(np.square(rows.astype(np.float64)).sum())
     if not square:
@@ -118,10 +123,10 @@ def code_core(u: Array, s: Array, v: Array, q_b: Array, q_a: Array) -> tuple[Cor
 
 def _singular(left: Array, right: Array) -> tuple[Array, Array, Array]:
     """Singular directions of ``left^T right`` as rows, from rows (q, k_b) and (q, k_a)."""
-    basis_b, upper_b = np.linalg.qr(left.T)
-    basis_a, upper_a = np.linalg.qr(right.T)
-    p, t, r = np.linalg.svd(upper_b @ upper_a.T, full_matrices=False)
-    return (basis_b @ p).T, t, r @ basis_a.T
+    basis_b, upper_b = qr(left.T)
+    basis_a, upper_a = qr(right.T)
+    p, t, r = svd(product(upper_b, upper_a.T))
+    return product(basis_b, p).T, t, product(r, basis_a.T)
 
 
 def round_gain(gain: float) -> float:
