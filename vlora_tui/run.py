@@ -256,8 +256,12 @@ class Run:
         return spectra
 
     def _codes_at_once(self, compress: Compress) -> bool:
-        """Whether the build finds out what it needs by itself, faster than spectra would."""
-        return compress.is_coded and compress.spectra is None and self._cached_spectra() is None
+        """Whether the build finds out by itself what it needs, faster than spectra would.
+
+        Tables that happen to lie in the cache are not used then: the same command gives the same
+        bytes whether they are there or not.
+        """
+        return compress.is_coded and compress.spectra is None
 
     def _compute_spectra(
         self, target: Path, check: CheckReport, device: str, *, force: bool

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vlora_engine.codec.algebra import svd
 from vlora_engine.codec.delta import Core
 from vlora_engine.codec.klt import SharedSide, from_scaled, stored_as, to_scaled
 from vlora_engine.codec.own import Directions
@@ -211,7 +212,7 @@ def _is_dense(own: OpenedOwn | SharedCore) -> bool:
 
 
 def _dense_directions(rows: Array, gain: float) -> tuple[Array, Array, Array]:
-    u, s, v = np.linalg.svd(rows * gain, full_matrices=False)
+    u, s, v = svd(rows * gain)
     live = s > 1e-12 * max(s.max(initial=0), 0)
     return u.T[live], s[live], v[live]
 

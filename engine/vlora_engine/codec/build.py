@@ -137,6 +137,13 @@ def _coder(
     cancelled: CancelCheck | None,
 ) -> Coder:
     records = _records(collection, out)
+    if out is None:  # where it will be saved is not known: the index may name the absolute path
+        records = {
+            name: replace(record, source=str(source.path.absolute()) if source.path else None)
+            for (name, record), source in zip(
+                records.items(), collection.sources.values(), strict=True
+            )
+        }
 
     def size(coded: Coded) -> int:
         return _size(collection, targets, outlook, records, coded)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlora_engine.codec.algebra import product, qr
 from vlora_engine.codec.own import Directions, canonical, code_directions
 from vlora_engine.codec.quantizer import PRICE, quantize
 from vlora_engine.codec.rates import SIDE_OVERHEAD, number_bits
@@ -50,7 +51,7 @@ class Core:
         if self.directions is None:
             return np.zeros((k_b, k_a))
         own = self.directions
-        return (own.left.T * own.gains) @ own.right.astype(np.float64)
+        return product(own.left.T * own.gains, own.right)
 
 
 def shared_columns(rows: Tensor, step: float = 1.0) -> tuple[Array, float]:
@@ -115,10 +116,14 @@ def orthonormal(columns: Array) -> Array:
         rows = torch.linalg.solve_triangular(factor, rows, upper=False)
         factor = torch.linalg.cholesky(rows @ rows.T)
         return torch.linalg.solve_triangular(factor, rows, upper=False).numpy()
-    q, r = np.linalg.qr(rows.numpy().T)
+    q, r = qr(rows.numpy().T)
     signs = np.where(np.diagonal(r) < 0, -1.0, 1.0)
     live = np.abs(np.diagonal(r)) > _DEPENDENT
-    return (q * (signs * live)).T
+    if live.all():
+        return (q * signs).T
+    out = np.zeros(columns.shape)  # the others must not turn away from what is but rounding noise
+    out[live] = orthonormal(columns[live])
+    return out
 
 
 def code_cores(
@@ -147,7 +152,7 @@ def _code_core(u: Array, s: Array, v: Array, lost: float) -> tuple[Core, float]:
     best = Core(None, 0.0, directions if len(directions.gains) else None, lost + directions.missed)
     if u.shape[1] * v.shape[1] > _FAR_LARGER * len(s) * (u.shape[1] + v.shape[1]):
         return best, float(bits)
-    core = (u.T * s) @ v
+    core = product(u.T * s, v)
     rows = quantize(core)
     square = float(np.square(rows.astype(np.float64)).sum())
     if not square:

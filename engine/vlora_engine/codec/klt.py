@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vlora_engine.codec.algebra import eigh, eigvalsh, gram, product
 from vlora_engine.codec.quantizer import PRICE, quantize
 from vlora_engine.codec.rates import SIDE_OVERHEAD, number_bits
 from vlora_engine.codec.tables import Array
@@ -42,7 +43,7 @@ class SharedSide:
         """(N, r, d) in fp64, of all adapters or of those whose ``mix`` (N, components) is given."""
         shares = (self.mix if mix is None else mix)[:, self.component]  # [N, n]
         weights = (shares[:, :, None] * self.turn[None]).transpose(0, 2, 1)  # [N, r, n]
-        return weights @ self.rows.astype(np.float64)
+        return product(weights, self.rows)
 
 
 def code_cluster(a: Array, bt: Array, *, fine: bool = False) -> tuple[SharedSide, SharedSide]:
@@ -66,11 +67,11 @@ def row_energies(a: Array, bt: Array) -> tuple[Array, Array]:
 def _side_energies(factors: Array, root: Array) -> Array:
     weighted = np.einsum("rs,nsd->nrd", root, factors)
     flat = weighted.reshape(len(factors), -1)
-    values, vectors = np.linalg.eigh(flat @ flat.T)
+    values, vectors = eigh(gram(flat))
     energies = []
     for j in np.argsort(-values):
         principal = np.einsum("n,nrd->rd", vectors[:, j], weighted)
-        energies.append(np.linalg.eigvalsh(principal @ principal.T).clip(0))
+        energies.append(eigvalsh(gram(principal)).clip(0))
     return np.array(energies)
 
 
@@ -78,21 +79,22 @@ def _code_side(factors: Array, root: Array, inverse: Array, fine: bool) -> Share
     count, rank, width = factors.shape
     weighted = np.einsum("rs,nsd->nrd", root, factors)
     flat = weighted.reshape(count, -1)
-    values, vectors = np.linalg.eigh(flat @ flat.T)
+    values, vectors = eigh(gram(flat))
     rows, turns, components = [], [], []
     mixes: list[Array] = []
     for j in np.argsort(-values):
         if values[j] <= PRICE * SIDE_OVERHEAD:
             break
         principal = np.einsum("n,nrd->rd", vectors[:, j], weighted)
-        energy, turn = np.linalg.eigh(principal @ principal.T)
-        coded = quantize(turn.T @ principal)
-        missed = np.square(turn.T @ principal - coded).sum(axis=1)
+        energy, turn = eigh(gram(principal))
+        turned = product(turn.T, principal)
+        coded = quantize(turned)
+        missed = np.square(turned - coded).sum(axis=1)
         worth = energy - missed > PRICE * (number_bits(coded) + SIDE_OVERHEAD)
         if not worth.any():
             continue
         rows.append(coded[worth])
-        turns.append((inverse @ turn[:, worth]).T)
+        turns.append(product(inverse, turn[:, worth]).T)
         components += [len(mixes)] * int(worth.sum())
         mixes.append(vectors[:, j])
     if not rows:
@@ -126,10 +128,10 @@ def from_scaled(values: Array, exponents: Array) -> Array:
     return values.astype(np.float64) * np.exp2(exponents.astype(np.float64))[:, None]
 
 
-def _roots(gram: Array) -> tuple[Array, Array]:
+def _roots(mean: Array) -> tuple[Array, Array]:
     """The symmetric root of a mean Gram, and its pseudo-inverse."""
-    values, vectors = np.linalg.eigh(gram)
+    values, vectors = eigh(mean)
     live = values > _FLOOR * max(values.max(initial=0), 0)
     root = np.sqrt(np.where(live, values, 0))
     inverse = np.where(live, 1 / np.where(live, root, 1), 0)
-    return (vectors * root) @ vectors.T, (vectors * inverse) @ vectors.T
+    return product(vectors * root, vectors.T), product(vectors * inverse, vectors.T)

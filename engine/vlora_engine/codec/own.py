@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlora_engine.codec.algebra import gram, least_squares, product
 from vlora_engine.codec.quantizer import PRICE, quantize
 from vlora_engine.codec.rates import SIDE_OVERHEAD, number_bits
 from vlora_engine.codec.tables import Array
@@ -101,24 +102,24 @@ def code_directions(u: Array, s: Array, v: Array, step: float) -> Directions:
     scale = (s[tried] / step)[:, None]
     left, right = quantize(u[tried] * scale), quantize(v[tried] * scale)
     fine_left, fine_right = left.astype(np.float64), right.astype(np.float64)
-    gram = (fine_left @ fine_left.T) * (fine_right @ fine_right.T)
+    grams = gram(fine_left) * gram(fine_right)
     # With all of dW, also what was not tried: rounded rows are not orthogonal to it.
-    inner = ((fine_left @ (u * s[:, None]).T) * (fine_right @ v.T)).sum(axis=1)
+    inner = (product(fine_left, (u * s[:, None]).T) * product(fine_right, v.T)).sum(axis=1)
     bits = number_bits(left) + number_bits(right) + 2 * SIDE_OVERHEAD
-    kept = _worth_keeping(gram, inner, bits, PRICE * step * step)
+    kept = _worth_keeping(grams, inner, bits, PRICE * step * step)
     if not len(kept):
         return _nothing(u, v, energy)
-    exact = _least_squares(gram, inner, kept)
-    own = gram[np.ix_(kept, kept)]
+    exact = _least_squares(grams, inner, kept)
+    own = grams[np.ix_(kept, kept)]
     for fine in (False, True):
         gains = round_gains(exact, fine=fine)
-        missed = float(energy - 2 * gains @ inner[kept] + gains @ own @ gains)
+        missed = energy - 2 * (gains * inner[kept]).sum() + (own * np.outer(gains, gains)).sum()
         if missed < _CANCELLED * energy:
             parts = u, s, v, fine_left[kept] * gains[:, None], fine_right[kept]
             missed = _missed_exactly(*parts)
         if missed > _FINE * energy:
             break
-    return Directions(left[kept], right[kept], gains, max(0.0, missed), fine)
+    return Directions(left[kept], right[kept], gains, max(0.0, float(missed)), fine)
 
 
 def round_gains(gains: Array, *, fine: bool = False) -> Array:
@@ -134,17 +135,17 @@ def _nothing(u: Array, v: Array, energy: float) -> Directions:
     return Directions(*empty, np.zeros(0), energy)
 
 
-def _worth_keeping(gram: Array, inner: Array, bits: Array, price: float) -> Array:
+def _worth_keeping(grams: Array, inner: Array, bits: Array, price: float) -> Array:
     """Directions whose error without them exceeds the price of their bits."""
-    diagonal = np.diagonal(gram)
+    diagonal = np.diagonal(grams)
     gain = np.where(diagonal > 0, np.square(inner) / np.where(diagonal > 0, diagonal, 1), 0)
     return np.flatnonzero((gain > price * bits) & (inner > 0))
 
 
-def _least_squares(gram: Array, inner: Array, kept: Array) -> Array:
-    scale = 1 / np.sqrt(np.diagonal(gram)[kept])
-    own = gram[np.ix_(kept, kept)] * np.outer(scale, scale)
-    return np.linalg.lstsq(own, inner[kept] * scale, rcond=1e-12)[0] * scale
+def _least_squares(grams: Array, inner: Array, kept: Array) -> Array:
+    scale = 1 / np.sqrt(np.diagonal(grams)[kept])
+    own = grams[np.ix_(kept, kept)] * np.outer(scale, scale)
+    return least_squares(own, inner[kept] * scale, cut=1e-12) * scale
 
 
 def _missed_exactly(u: Array, s: Array, v: Array, left: Array, right: Array) -> float:

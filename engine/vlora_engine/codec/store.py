@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vlora_engine._version import __version__
+from vlora_engine.codec.algebra import product
 from vlora_engine.codec.blobs import (
     Columns,
     OpenedOwn,
@@ -46,6 +47,7 @@ from vlora_engine.tensorfile import (
 
 SHARED_FILE = "basis.safetensors"
 _AT_ONCE = 32  # modules of a task that are decoded together
+_LARGEST = 1 << 31  # numbers of a factor; a zero one may be said to be of any size
 _KEPT_BYTES = 256 << 20  # of decoded groups: the next task asks for the same ones
 
 Factors = tuple[Tensor, Tensor]  # A (r, d_in), B (d_out, r) with the scale folded in
@@ -103,6 +105,8 @@ class Decoder:
         for start in range(0, len(rows), _AT_ONCE):
             part = rows[start : start + _AT_ONCE]
             opened = [(i, layers[i], open_blob(raw)) for i, _, raw in part]
+            if any(rank * max(layers[i].d_in, layers[i].d_out) > _LARGEST for i, rank, _ in part):
+                raise _unlike("a module larger than any")
             for (_, spec, _), (_, rank, _), (a, b) in zip(
                 opened, part, self._decoded(opened), strict=True
             ):
@@ -136,7 +140,8 @@ class Decoder:
                 left, gains, right = next(directions)
                 if isinstance(blob, SharedCore):
                     columns = _columns(groups[i, blob.group])  # orthonormal by now
-                    left, gains, right = left @ columns.b, gains * blob.step, right @ columns.a
+                    left, right = product(left, columns.b), product(right, columns.a)
+                    gains = gains * blob.step
                 b, a = halved(left, gains, right)
                 out.append((a, b))
         return out

@@ -180,12 +180,17 @@ class CodedSubspace(SharedSubspace):
 
     def reconstruct(self, task_id: str) -> LoRAWeights:
         """The adapter of a task: its rank, alpha, config, dtype and rest tensors."""
+        return self._rebuilt(task_id)
+
+    def _rebuilt(self, task_id: str, *, exact: bool = False) -> LoRAWeights:
+        """`reconstruct`; ``exact``: in fp32, before anything is rounded to the task's dtype."""
         task = self.tasks[task_id]
         record = self.tasks.record(task_id)
         lora_a, lora_b, shapes = {}, {}, {}
         for index, rank, dtype in zip(record.layers, record.ranks, record.dtypes, strict=True):
             spec = self.layers[index]
             a, b = task.own[spec.name]
+            dtype = "F32" if exact else dtype
             lora_a[spec.name] = a.to(torch_dtype(dtype)).contiguous()
             lora_b[spec.name] = b.to(torch_dtype(dtype)).contiguous()
             if spec.kind != "linear":
@@ -281,7 +286,7 @@ class CodedSubspace(SharedSubspace):
             original = original_if_there(record)
             if original is None:
                 rebuilt.append(record.id)
-                original = MemorySource(self.reconstruct(record.id))
+                original = MemorySource(self._rebuilt(record.id, exact=True))
             sources[record.id] = original
         target = {k: int(v) if k == "budget" else v for k, v in self.coding.target.items()}
         targets = Targets(method=self.method, **target).checked()  # type: ignore[arg-type]
@@ -291,13 +296,16 @@ class CodedSubspace(SharedSubspace):
         for name in rebuilt:
             old = self.tasks.record(name)
             record = new.tasks.record(name)
+            # What is lost anew is relative to what was left, which may be longer than dW was.
+            lost = record.error * record.norm / old.norm if old.norm else 0.0
             known = replace(
                 record,
                 digest=old.digest,
+                dtypes=old.dtypes,
                 norm=old.norm,
                 source=old.source,
                 source_bytes=old.source_bytes,
-                error=figure(old.error + record.error),
+                error=figure(old.error + lost),
                 measured=False,
             )
             new.tasks.put(known, new.tasks.encoded(name))

@@ -85,7 +85,7 @@ class Opened:
         """Nothing is worked out any more."""
         for _ in range(400):
             await pilot.pause()
-            if not (self.view._working.busy or self.view._arriving):
+            if not (self.view._working or self.view._quiet or self.view._arriving):
                 return
             await asyncio.sleep(0)
         raise AssertionError("figures are still worked out")
