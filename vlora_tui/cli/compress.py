@@ -138,7 +138,8 @@ def other_text(row: dict[str, Any]) -> str:
     """One method that was not used, in a few words."""
     if row["k"] is None:
         return f"{row['method']} does not fit"
+    k = f" (k = {row['k']})" if row["k"] else ""
     return (
-        f"{row['method']} (k = {row['k']}) {percent(row['mean_error'])} on average, "
+        f"{row['method']}{k} {percent(row['mean_error'])} on average, "
         f"{percent(row['max_error'])} at worst"
     )

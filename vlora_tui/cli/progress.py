@@ -92,8 +92,9 @@ def line_about(event: events.Event) -> str | None:
         case events.SpectraReady():
             return f"spectra {'taken from' if event.reused else 'written to'} {event.path}"
         case events.Chosen():
+            k = f", k = {event.k}" if event.k else ""  # coding has none
             return (
-                f"{event.method}, k = {event.k}: error {percent(event.mean_error)} on average, "
+                f"{event.method}{k}: error {percent(event.mean_error)} on average, "
                 f"{percent(event.max_error)} at worst, {size(event.nbytes)} on disk"
             )
     return None

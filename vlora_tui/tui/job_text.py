@@ -125,7 +125,8 @@ def said(event: events.Event) -> str | None:
             return f"spectra   {how}: {plural(event.layers, 'layer')}"
         case events.Chosen():
             errors = f"{event.mean_error:.2%} on average, {event.max_error:.2%} at worst"
-            return f"chosen    {event.method}, k = {event.k}: error {errors}, {size(event.nbytes)}"
+            k = f", k = {event.k}" if event.k else ""  # coding has none
+            return f"chosen    {event.method}{k}: error {errors}, {size(event.nbytes)}"
         case events.SubspaceWritten():
             return f"written   {tilde(event.path)}{_measured(event.figures)}"
         case events.Exported():
