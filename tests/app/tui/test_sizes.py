@@ -15,10 +15,13 @@ from vlora_engine.build import build_subspace
 from vlora_engine.codec.outlook import Target
 from vlora_engine.formats import open_adapter
 from vlora_engine.spectrum import compute_spectra
-from vlora_engine.surface import Spectra
+from vlora_engine.surface import Spectra, outlook_file
+from vlora_tui.collection import gather
 from vlora_tui.forecasts import Coded
-from vlora_tui.recipe import as_tables
+from vlora_tui.recipe import MEASURED, AdapterInput, Input, Recipe, as_tables
 from vlora_tui.recipe_reader import parse_recipe
+from vlora_tui.run import SpectraRun
+from vlora_tui.tui import desk
 from vlora_tui.tui.app import VLoRAApp
 from vlora_tui.tui.choice_text import percent
 from vlora_tui.tui.screens import choose_work
@@ -472,6 +475,18 @@ class TestWhatIsMissing:
             assert untold.session.choosing.method == "delta"
 
         untold.use(steps)
+
+    def test_spectra_in_the_cache_that_lack_it_are_completed(
+        self, measured: Path, adapters: list[Path]
+    ) -> None:
+        recipe = Recipe(Input(tuple(AdapterInput(str(path), path.name) for path in adapters)))
+        place = gather(recipe).spectra_dir(MEASURED)
+        shutil.copytree(measured, place)
+        assert desk._cached(recipe) is not None
+        outlook_file(place).unlink()
+        assert desk._cached(recipe) is None
+        SpectraRun(recipe, lambda event: None).execute()
+        assert desk._cached(recipe) is not None
 
     def test_a_file_that_cannot_be_read_is_told(self, measured: Path, tmp_path: Path) -> None:
         folder = Path(shutil.copytree(measured, tmp_path / "broken"))

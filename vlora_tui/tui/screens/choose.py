@@ -430,7 +430,8 @@ class ChooseView(Moves):
         chart.border_subtitle = "S: k and layers"
         subject, working = self._auto(), figures is None or figures.estimate is not None
         rivals = [] if self._last is None else self.session.rivals(self._last)
-        methods = [self._last, *(self.session.known_figures(rival) for rival in rivals)]
+        known = (self.session.known_figures(own) or sizes.estimate(own) for own in rivals)
+        methods = [self._last, *known]
         self._sharing = sizes.sharing(subject, methods, atlas.short)
         self.query_one("#sharing-text", Static).update(Hanging(self._sharing))
         same = "" if choosing.method == "auto" else ", same bytes"
