@@ -7,11 +7,12 @@ within a few percent; what is built is measured.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import numpy as np
 
-from vlora_engine.codec.quantizer import PRICE
+from vlora_engine.codec.quantizer import PRICE, shrinkage
 from vlora_engine.codec.tables import Array, curves
 
 SIDE_OVERHEAD = 52.0  # bits of a vector beside its numbers: scale, shape, gain, share of a lane
@@ -22,8 +23,26 @@ def number_bits(rows: Array) -> Array:
     if not rows.size:
         return np.zeros(len(rows))
     deviation = np.sqrt(np.square(rows.astype(np.float64)).mean(axis=1))
-    bits, _ = at(np.maximum(deviation, 1e-9))
-    return bits * rows.shape[1]
+    log = np.log2(np.maximum(deviation, 1e-30))
+    rounded, bits = _rounded_bits()
+    above = np.maximum(0, log - rounded[-1])
+    return np.where(deviation > 0, np.interp(log, rounded, bits) + above, 0) * rows.shape[1]
+
+
+@cache
+def _rounded_bits() -> tuple[Array, Array]:
+    """Bits of normal numbers by log2 of the deviation that they have once they are rounded.
+
+    Where most numbers round to 0 that is far below their own.
+    """
+    table = curves()
+    x = np.linspace(0, 9, 9001)
+    density = np.exp(-x * x / 2)
+    density /= density.sum()
+    levels = np.rint(x * (np.exp2(table.grid) * shrinkage(np.exp2(2 * table.grid)))[:, None])
+    energy = (np.square(levels) * density).sum(axis=1)
+    seen = energy > 1e-6
+    return np.log2(energy[seen]) / 2, table.bits[seen]
 
 
 def at(deviation: Array) -> tuple[Array, Array]:
