@@ -397,13 +397,6 @@ class Outlook:
 VERSION = 1
 
 
-def _bits_at(log: float, grid: Array, bits: Array) -> float:
-    """Bits between the steps of a grid; finer than it, they go on rising as they did."""
-    if log >= grid[0] or len(grid) < 2:
-        return float(np.interp(log, grid, bits))
-    return float(bits[0] + (bits[0] - bits[1]) * (grid[0] - log) / (grid[1] - grid[0]))
-
-
 @dataclass(frozen=True)
 class Target:
     """What is wanted of a coded collection: exactly one of these."""
