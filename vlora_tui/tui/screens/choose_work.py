@@ -88,6 +88,11 @@ class Figuring(View):
         rivals = self.session.rivals(figures) if figures is not None else []
         return [*self.session.pins, *rivals]
 
+    @property
+    def at_work(self) -> bool:
+        """Whether anything is still to be worked out."""
+        return self._working or self._quiet is not None or self._lacks()
+
     def _lacks(self) -> bool:
         """Whether anything beside the present choice is not worked out."""
         unread = self._sizes is not None and self._sizes.is_unread
