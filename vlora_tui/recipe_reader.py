@@ -172,7 +172,7 @@ def _check_coded(compress: Compress, table: Table) -> None:
     if of_a_basis:
         table.fail(
             of_a_basis[0],
-            f"The method {compress.method} has no {of_a_basis[0]}: it shares no fixed basis.",
+            f"The method {compress.method} chooses its bits itself, and has no {of_a_basis[0]}.",
             expected="max_error, mean_error, variance or budget",
             remedy="leave it out, or use the method delta, columns or flat",
         )

@@ -61,11 +61,13 @@ def test_compress_with_k(cli: Cli, runs: Path, tmp_path: Path) -> None:
         (["-k", "auto"], {"variance": 0.95}),
         (["--num-components", "4"], {"k": 4}),
         (["--k-a", "4", "--k-b", "6"], {"k_a": 4, "k_b": 6}),
-        (["--max-error", "0.1"], {"max_error": 0.1}),
-        (["--budget", "1MB"], {"budget": 1_000_000}),
+        (["--max-error", "0.1"], {"method": "auto", "max_error": 0.1}),
+        (["--budget", "1MB"], {"method": "auto", "budget": 1_000_000}),
+        (["--budget", "1MB", "--quantize", "nf4"], {"budget": 1_000_000, "quantize": "nf4"}),
+        (["--variance", "0.9", "--method", "own"], {"method": "own", "variance": 0.9}),
         (["--layers", "*.c_attn=5", "-k", "4"], {"k": 4, "layers": {"*.c_attn": 5}}),
         (["--device", "cpu", "-k", "2"], {"k": 2, "device": "cpu"}),
-        ([], {}),
+        ([], {"method": "auto"}),
     ],
 )
 def test_the_flags_become_a_recipe(
@@ -96,20 +98,25 @@ def test_without_k_or_target_no_task_loses_more_than_five_percent(
 ) -> None:
     found = cli("compress", runs, "-o", tmp_path / "s", "--json")
     figures = found.data
-    assert figures["method"] == "delta"
+    assert figures["method"] == "auto"
     assert 0 < figures["max_error"] <= 0.05
     for number in range(4):
         name = f"task{number:02d}"
         measured = difference(task(runs, number), f"{tmp_path / 's'}:{name}")
         assert measured == pytest.approx(figures["task_errors"][name], rel=1e-4)
-    # what the others would have cost at these bytes
+    assert figures["other_methods"] == []  # nothing was measured that was not needed
+    # what the others would have cost at these bytes, where spectra can tell
+    words = ["compress", runs, "-o", tmp_path / "d", "--method", "delta", "--json"]
+    figures = cli(*words).data
     others = {row["method"]: row for row in figures["other_methods"]}
-    assert set(others) == {"columns", "flat"}
+    assert set(others) == {"own", "auto", "columns", "flat"}
     assert others["columns"]["nbytes"] <= figures["nbytes"]
 
 
 def test_compress_says_in_one_line_what_it_used(cli: Cli, runs: Path, tmp_path: Path) -> None:
-    said = cli("compress", runs, "-o", tmp_path / "s").out.splitlines()
+    said = cli("compress", runs, "-o", tmp_path / "a").out.splitlines()
+    assert said[0].startswith("auto, ")
+    said = cli("compress", runs, "-o", tmp_path / "s", "--method", "delta").out.splitlines()
     assert said[0].startswith("delta, k = ")
     assert any(line.startswith("same bytes") and "columns" in line for line in said)
 
@@ -272,10 +279,9 @@ def test_spectra_are_kept_and_used_again(cli: Cli, runs: Path, tmp_path: Path) -
     assert first["path"] == again["path"]
     elsewhere = cli("spectra", runs, "-o", tmp_path / "spectra", "--json").data
     assert elsewhere["costs"] == first["costs"]
-    built = ["compress", runs, "-o", tmp_path / "s", "--max-error", "0.2"]
-    assert "spectra taken from" in cli(*built).err
-    words = ["compress", runs, "-o", tmp_path / "t", "--max-error", "0.2"]
-    cli(*words, "--spectra", tmp_path / "spectra")
+    words = ["compress", runs, "--method", "delta", "--max-error", "0.2", "-o"]
+    assert "spectra taken from" in cli(*words, tmp_path / "s").err
+    cli(*words, tmp_path / "t", "--spectra", tmp_path / "spectra")
     files = ["subspace.json", "basis.safetensors"]
     for name in files:
         assert (tmp_path / "s" / name).read_bytes() == (tmp_path / "t" / name).read_bytes()

@@ -296,7 +296,7 @@ def test_spectra_that_were_stopped_say_how_to_go_on(runs: Path, tmp_path: Path) 
     recipe = from_tables(
         {
             "input": {"adapters": [str(runs)]},
-            "compress": {"max_error": 0.07},
+            "compress": {"method": "delta", "max_error": 0.07},
             "output": {"subspace": str(tmp_path / "s")},
         }
     )

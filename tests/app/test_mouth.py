@@ -88,7 +88,7 @@ def test_bars_are_drawn_on_a_terminal_and_only_on_stderr(
     assert "building" in drawn
     assert "\x1b" in drawn
     assert "\x1b" not in found.out
-    assert found.out.startswith("delta, k =")
+    assert found.out.startswith("auto, ")
 
 
 @pytest.mark.parametrize(("variable", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])

@@ -240,7 +240,9 @@ def test_an_interrupt_elsewhere_is_130_too(
 def test_progress_of_the_engine_reaches_the_listener(runs: Path, tmp_path: Path) -> None:
     from vlora_tui.recipe import AdapterInput, Compress, Input, Recipe
 
-    recipe = Recipe(Input((AdapterInput(str(runs)),)), Compress(max_error=0.3), str(tmp_path / "s"))
+    recipe = Recipe(
+        Input((AdapterInput(str(runs)),)), Compress("delta", max_error=0.3), str(tmp_path / "s")
+    )
     seen: list[events.Event] = []
     Run(recipe, seen.append).execute()
     stages = {event.stage for event in seen if isinstance(event, events.Progress)}
@@ -256,9 +258,11 @@ def test_without_a_cache_a_target_still_builds(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    found = cli("compress", runs, "-o", tmp_path / "s", "--max-error", "0.3", "--json")
+    words = ["compress", runs, "--max-error", "0.3", "--json", "-o"]
+    found = cli(*words, tmp_path / "s", "--method", "delta")
     assert found.data["max_error"] <= 0.3
     assert found.data["other_methods"]
+    assert cli(*words, tmp_path / "t").data["max_error"] <= 0.3
 
 
 def test_changed_inputs_are_not_taken_from_the_cache(cli: Cli, runs: Path, tmp_path: Path) -> None:
