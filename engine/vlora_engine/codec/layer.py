@@ -20,13 +20,14 @@ from vlora_engine.codec.blobs import (
 )
 from vlora_engine.codec.delta import code_cores, orthonormal, shared_columns
 from vlora_engine.codec.klt import SharedSide, code_cluster
-from vlora_engine.codec.own import canonical, code_directions
+from vlora_engine.codec.own import Directions, canonical, code_directions
 from vlora_engine.codec.tables import Array
 from vlora_engine.inner import delta_error2
 from vlora_engine.stack import LayerStack
 
 _FINE = 2e-6  # below this share of the energy a transform in fp16 is felt
 AT_ONCE = 32  # changes whose singular directions are in memory at a time
+PACKED_AT_ONCE = 128  # changes that are entropy coded together: fewer would take longer
 
 
 @dataclass(frozen=True)
@@ -109,14 +110,21 @@ def singular_directions(
 def _code_own(
     stack: LayerStack, steps: Array, rows: Sequence[int], coded: CodedLayer, write: bool
 ) -> None:
-    found = []
+    waiting: dict[int, Directions] = {}
     for row, u, s, v in singular_directions(stack, rows):
         directions = code_directions(u, s, v, steps[row])
         coded.residual[row] = directions.missed
         if write:
-            found.append(directions)
-    for row, blob in zip(rows, pack_own(found) if write else (), strict=False):
+            waiting[row] = directions
+        if len(waiting) == PACKED_AT_ONCE:
+            _pack(waiting, coded)
+    _pack(waiting, coded)
+
+
+def _pack(waiting: dict[int, Directions], coded: CodedLayer) -> None:
+    for row, blob in zip(waiting, pack_own(list(waiting.values())), strict=True):
         coded.blobs[row] = blob
+    waiting.clear()
 
 
 def _code_klt(
