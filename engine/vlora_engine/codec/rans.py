@@ -102,11 +102,17 @@ class _Tracker:
         self._mean += off >> _ADAPT
 
 
-def encode(lanes: Lanes, magnitudes: Array, model: Array) -> tuple[Array, list[Array]]:
+def encode(
+    lanes: Lanes, magnitudes: Array, model: Array, order: Array
+) -> tuple[Array, Array, Array]:
     """Code (steps, L) uint8 magnitudes under the models that `model_indices` gives.
 
+    Args:
+        order: (L,) the lanes in the order in which they are to come back.
+
     Returns:
-        states: (L,) uint32. words: each lane's, uint16, in the order of reading.
+        states: (L,) uint32. words: those of all lanes, lane after lane, uint16, in the order of
+        reading. written: (L,) how many each has.
     """
     table, count = models(), len(lanes.lengths)
     state = np.full(count, LOW, dtype=np.uint64)
@@ -124,9 +130,10 @@ def encode(lanes: Lanes, magnitudes: Array, model: Array) -> tuple[Array, list[A
             here[full] >>= _WORD
         whole, part = np.divmod(here, own)
         here[:] = (whole << _SHIFT) + part + before
-    return state.astype(np.uint32), [
-        words[i, :n][::-1].copy() for i, n in enumerate(written.tolist())
-    ]
+    words, written, state = words[order], written[order], state[order]
+    # Written from the last symbol to the first, and read the other way round.
+    inside = np.arange(words.shape[1]) < written[:, None]
+    return state.astype(np.uint32), words[:, ::-1][inside[:, ::-1]], written
 
 
 def decode(lanes: Lanes, states: Array, words: Sequence[Array]) -> Array:

@@ -68,8 +68,7 @@ class Layout:
         flat = rows
         if self.pieces > 1:
             flat = np.pad(rows, ((0, 0), (0, self.pieces * self.period - self.d)))
-        flat = flat.reshape(-1)
-        return np.pad(flat, (0, self.lanes * width - len(flat))).reshape(self.lanes, width)
+        return _filled(flat.reshape(-1), self.lanes * width).reshape(self.lanes, width)
 
     def collect(self, dealt: Array) -> Array:
         """The inverse of `deal`, of lanes (lanes, at least the longest or all there are)."""
@@ -82,9 +81,26 @@ class Layout:
 
     def spread(self, values: Array) -> Array:
         """One value a vector, (n,), to one a piece of every lane: (lanes, per_lane)."""
-        pieces = np.repeat(values, self.pieces)
-        missing = self.lanes * self.per_lane - len(pieces)
-        return np.pad(pieces, (0, missing)).reshape(self.lanes, self.per_lane)
+        pieces = np.repeat(values, self.pieces) if self.pieces > 1 else values
+        return _filled(pieces, self.lanes * self.per_lane).reshape(self.lanes, self.per_lane)
+
+
+def _filled(values: Array, count: int) -> Array:
+    """``values`` with zeros behind them, ``count`` in all; itself where it has so many."""
+    if len(values) == count:
+        return values
+    out = np.zeros(count, dtype=values.dtype)
+    out[: len(values)] = values
+    return out
+
+
+@dataclass(frozen=True)
+class _Coded:
+    """The lanes of one matrix: states, words of each (their number), and all words."""
+
+    states: Array
+    lengths: Array
+    words: Array
 
 
 @dataclass(frozen=True)
@@ -100,12 +116,12 @@ class _Prepared:
 def encode_matrices(matrices: Sequence[Array]) -> list[bytes]:
     """Every integer matrix (n, d) as bytes of its own; all are coded together, for speed."""
     prepared = [_prepare(rows) for rows in matrices]
-    coded: list[tuple[Array, list[Array]]] = [(np.zeros(0, np.uint32), [])] * len(matrices)
+    coded: list[_Coded | None] = [None] * len(matrices)
     for members in _batches([p.layout for p in prepared], alike=True):
-        states, words = _encode_group([prepared[i] for i in members])
-        for i, own_states, own_words in zip(members, states, words, strict=True):
-            coded[i] = own_states, own_words
-    return [_pack(p, *own) for p, own in zip(prepared, coded, strict=True)]
+        found = _encode_group([prepared[i] for i in members])
+        for i, own in zip(members, found, strict=True):
+            coded[i] = own
+    return [_pack(p, own) for p, own in zip(prepared, coded, strict=True)]
 
 
 def decode_matrices(parts: Sequence[tuple[bytes, int, int]]) -> list[Array]:
@@ -183,7 +199,7 @@ def _sorted(lanes: Lanes) -> tuple[Array, Lanes]:
     )
 
 
-def _encode_group(members: Sequence[_Prepared]) -> tuple[list[Array], list[list[Array]]]:
+def _encode_group(members: Sequence[_Prepared]) -> list[_Coded]:
     layouts, starts = [m.layout for m in members], [m.start for m in members]
     order, lanes = _sorted(_lanes(layouts, starts, [m.shape for m in members]))
     dealt = np.concatenate([x.deal(m.high) for x, m in zip(layouts, members, strict=True)])
@@ -197,9 +213,13 @@ def _encode_group(members: Sequence[_Prepared]) -> tuple[list[Array], list[list[
         member.shape[:] = _best_shape(member.layout, costs[:, span])
     shapes = _sorted(_lanes(layouts, starts, [m.shape for m in members]))[1].shapes
     each = shapes.T[np.arange(lanes.steps) // layouts[0].period]  # [steps, L]
-    states, words = encode(lanes, dealt, model + each * np.uint8(models().contexts))
-    states, words = states[back], [words[i] for i in back]
-    return [states[s] for s in spans], [words[s] for s in spans]
+    chosen = model + each * np.uint8(models().contexts)
+    states, words, written = encode(lanes, dealt, chosen, back)
+    ends = np.concatenate([[0], np.cumsum(written)])
+    return [
+        _Coded(states[s], written[s].astype("<u2"), words[ends[s.start] : ends[s.stop]])
+        for s in spans
+    ]
 
 
 def _shape_costs(lanes: Lanes, period: int, magnitudes: Array, context: Array) -> Array:
@@ -225,16 +245,15 @@ def _best_shape(layout: Layout, costs: Array) -> Array:
     return own[:, : layout.n].argmin(0)
 
 
-def _pack(p: _Prepared, states: Array, words: Sequence[Array]) -> bytes:
-    if not p.layout.n or not p.layout.d:
+def _pack(p: _Prepared, coded: _Coded | None) -> bytes:
+    if coded is None or not p.layout.n or not p.layout.d:
         return b""
     head = np.stack([p.start | (p.shape.astype(np.int64) << 6), p.low_bits], 1).astype(np.uint8)
-    lengths = np.array([len(w) for w in words], dtype="<u2")
     magnitude = np.abs(p.rows.astype(np.int64))
     signs = np.packbits((p.rows < 0)[magnitude > 0])
     low = _pack_low(magnitude, p.low_bits)
     beyond = (magnitude >> p.low_bits[:, None])[p.high == ESCAPE] - ESCAPE
-    parts = [head, states.astype("<u4"), lengths, *(w.astype("<u2") for w in words)]
+    parts = [head, coded.states.astype("<u4"), coded.lengths, coded.words.astype("<u2")]
     return b"".join(x.tobytes() for x in [*parts, signs, low, beyond.astype("<u4")])
 
 
