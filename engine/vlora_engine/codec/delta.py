@@ -92,12 +92,15 @@ def orthonormal(columns: Array) -> Array:
     return out
 
 
-def code_core(u: Array, s: Array, v: Array, q_b: Array, q_a: Array) -> tuple[Core, float]:
+def code_core(
+    u: Array, s: Array, v: Array, q_b: Array, q_a: Array, rank: int
+) -> tuple[Core, float]:
     """One task's core in the shared columns, in steps of 1, and about its bits.
 
     Args:
         u: (q, d_out) orthonormal rows. s: (q,) in steps. v: (q, d_in).
         q_b: (k_b, d_out) orthonormal rows. q_a: (k_a, d_in).
+        rank: What comes back has no more directions than the task had.
     """
     left, right = product(u * s[:, None], q_b.T), product(v, q_a.T)  # [q, k_b], [q, k_a]
     kept = float((gram(left) * gram(right)).sum())
@@ -114,7 +117,7 @@ def code_core(u: Array, s: Array, v: Array, q_b: Array, q_a: Array) -> tuple[Cor
     if not square:
         return best, float(bits)
     gain = round_gain(float((core * rows).sum()) / square)
-    missed = lost + float(np.square(core - gain * rows).sum())
+    missed = lost + float(np.square(core - cut(gain * rows, rank)).sum())
     dense_bits = float(number_bits(rows).sum()) + SIDE_OVERHEAD * len(rows)
     if missed + PRICE * dense_bits < best.missed + PRICE * bits:
         return Core(rows, gain, None, missed), dense_bits
@@ -127,6 +130,14 @@ def _singular(left: Array, right: Array) -> tuple[Array, Array, Array]:
     basis_a, upper_a = qr(right.T)
     p, t, r = svd(product(upper_b, upper_a.T))
     return product(basis_b, p).T, t, product(r, basis_a.T)
+
+
+def cut(core: Array, rank: int) -> Array:
+    """A dense core's strongest directions: rounded, it has more of them than its task."""
+    if min(core.shape) <= rank:
+        return core
+    u, s, v = svd(core)
+    return product(u[:, :rank] * s[:rank], v[:rank])
 
 
 def round_gain(gain: float) -> float:

@@ -129,8 +129,9 @@ def _code_klt(
 ) -> None:
     at = torch.tensor(members)
     scale = stack.scale[at].cpu().numpy()
-    a = stack.a[at].cpu().numpy()
-    bt = stack.bt[at].cpu().numpy() * (scale / steps[members])[:, None, None]
+    rank = max(stack.ranks[row] for row in members)  # of the stack: that of others, perhaps
+    a = stack.a[at, :rank].cpu().numpy()
+    bt = stack.bt[at, :rank].cpu().numpy() * (scale / steps[members])[:, None, None]
     sides = code_cluster(a, bt)
     missed = _missed_by(a, bt, sides)  # in steps
     if missed.sum() < _FINE * (coded.energy[members] / steps[members] ** 2).sum():
@@ -166,7 +167,7 @@ def _code_delta(
     q_b, q_a = orthonormal(columns.b), orthonormal(columns.a)
     cores = []
     for row, u, s, v in singular_directions(stack, members):
-        core, _ = code_core(u, s / steps[row], v, q_b, q_a)
+        core, _ = code_core(u, s / steps[row], v, q_b, q_a, stack.ranks[row])
         coded.residual[row] = core.missed * steps[row] ** 2
         cores.append(core)
     if write:
