@@ -9,13 +9,14 @@ little subspace, and nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vlora_engine.codec.algebra import product, qr
+from vlora_engine.codec.algebra import product, qr, svd
 from vlora_engine.codec.own import Directions, canonical, code_directions
 from vlora_engine.codec.quantizer import PRICE, quantize
 from vlora_engine.codec.rates import SIDE_OVERHEAD, number_bits
@@ -127,13 +128,20 @@ def orthonormal(columns: Array) -> Array:
 
 
 def code_cores(
-    a: Tensor, bt: Tensor, scale: Tensor, energy: Array, q_b: Array, q_a: Array
+    a: Tensor,
+    bt: Tensor,
+    scale: Tensor,
+    energy: Array,
+    q_b: Array,
+    q_a: Array,
+    ranks: Sequence[int],
 ) -> list[tuple[Core, float]]:
     """The cores of N tasks in the shared columns, in steps of 1, and about the bits of each.
 
     Args:
         a: (N, r, d_in). bt: (N, r, d_out). scale: (N,) with the steps divided out.
         energy: (N,) ||dW||^2, in steps. q_b: (k_b, d_out) orthonormal rows. q_a: (k_a, d_in).
+        ranks: (N,) what comes back has no more directions than the task had.
     """
     if not len(q_b) or not len(q_a):
         return [(Core(None, 0.0, None, float(e)), 0.0) for e in energy]
@@ -141,10 +149,10 @@ def code_cores(
     left = bt @ torch.from_numpy(q_b.T.copy()).to(a.device)
     u, s, v = canonical(right, left, scale)
     lost = (energy - np.square(s).sum(axis=1)).clip(0)
-    return [_code_core(*one) for one in zip(u, s, v, lost, strict=True)]
+    return [_code_core(*one) for one in zip(u, s, v, lost.tolist(), ranks, strict=True)]
 
 
-def _code_core(u: Array, s: Array, v: Array, lost: float) -> tuple[Core, float]:
+def _code_core(u: Array, s: Array, v: Array, lost: float, rank: int) -> tuple[Core, float]:
     """One core from its singular directions U (q, k_b), S (q,), V (q, k_a)."""
     directions = code_directions(u, s, v, 1.0)
     bits = number_bits(directions.left).sum() + number_bits(directions.right).sum()
@@ -158,11 +166,19 @@ def _code_core(u: Array, s: Array, v: Array, lost: float) -> tuple[Core, float]:
     if not square:
         return best, float(bits)
     gain = round_gain(float((core * rows).sum()) / square)
-    missed = lost + float(np.square(core - gain * rows).sum())
+    missed = lost + float(np.square(core - cut(gain * rows, rank)).sum())
     dense_bits = float(number_bits(rows).sum()) + SIDE_OVERHEAD * len(rows)
     if missed + PRICE * dense_bits < best.missed + PRICE * bits:
         return Core(rows, gain, None, missed), dense_bits
     return best, float(bits)
+
+
+def cut(core: Array, rank: int) -> Array:
+    """A dense core's strongest directions: rounded, it has more of them than its task."""
+    if min(core.shape) <= rank:
+        return core
+    u, s, v = svd(core)
+    return product(u[:, :rank] * s[:rank], v[:rank])
 
 
 def round_gain(gain: float) -> float:

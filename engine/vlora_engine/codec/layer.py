@@ -137,8 +137,9 @@ def _code_klt(
 ) -> None:
     at = torch.tensor(members)
     scale = stack.scale[at].cpu().numpy()
-    a = stack.a[at].cpu().numpy()
-    bt = stack.bt[at].cpu().numpy() * (scale / steps[members])[:, None, None]
+    rank = max(stack.ranks[row] for row in members)  # of the stack: that of others, perhaps
+    a = stack.a[at, :rank].cpu().numpy()
+    bt = stack.bt[at, :rank].cpu().numpy() * (scale / steps[members])[:, None, None]
     sides = code_cluster(a, bt)
     missed = _missed_by(a, bt, sides)  # in steps
     if missed.sum() < _FINE * (coded.energy[members] / steps[members] ** 2).sum():
@@ -179,6 +180,7 @@ def _code_delta(
         coded.energy[list(members)] / own_steps**2,
         orthonormal(columns.b),
         orthonormal(columns.a),
+        [stack.ranks[row] for row in members],
     )
     cores = [core for core, _ in found]
     coded.residual[list(members)] = np.array([core.missed for core in cores]) * own_steps**2

@@ -91,7 +91,8 @@ def measure(
     if not groups or len(names) < 2:
         return outlook
     outlook.cosines = _cosines(gram)
-    outlook.clusters = _clusters(outlook.cosines, [_signature(sources[name]) for name in names])
+    signatures = [_signature(sources[name]) for name in names]
+    outlook.clusters = _clusters(outlook.cosines, signatures)
 
     def look(work: Look) -> tuple[int, list[GroupTable]]:
         stack = read_stack(order[work.layer], sources, weights, device)
@@ -106,7 +107,8 @@ def measure(
         return work.layer, found
 
     families = _families(order)
-    related = set(outlook.clusters) - ({EVERYBODY} if not _is_one(outlook.cosines) else set())
+    one = _is_one(outlook.cosines) and len(set(signatures)) == 1
+    related = set(outlook.clusters) - (set() if one else {EVERYBODY})
     offers = [(n, "delta") for n in outlook.clusters] + [(n, "klt") for n in sorted(related)]
     samples = [Look(rows[len(rows) // 2], tuple(offers)) for rows in families.values()]
     seen = map_ordered(
@@ -157,8 +159,9 @@ def klt_table(stack: LayerStack, number: int, members: Sequence[int], grid: Arra
     """What a transform across the members costs, from the energies of its rows."""
     at = torch.tensor(list(members))
     weight = (stack.weight * stack.scale)[at]
-    a, bt = stack.a[at].cpu().numpy(), (stack.bt[at] * weight.view(-1, 1, 1)).cpu().numpy()
-    count, rank = len(members), stack.rank
+    count, rank = len(members), max(stack.ranks[row] for row in members)
+    a = stack.a[at, :rank].cpu().numpy()
+    bt = (stack.bt[at, :rank] * weight.view(-1, 1, 1)).cpu().numpy()
     shared, missed, components = np.zeros(len(grid)), np.zeros(len(grid)), np.zeros(len(grid))
     for energy, width in zip(row_energies(a, bt), (a.shape[2], bt.shape[2]), strict=True):
         for g, step in enumerate(grid):
@@ -192,6 +195,7 @@ def delta_table(stack: LayerStack, number: int, members: Sequence[int], grid: Ar
             energy / step**2,
             orthonormal(b),
             orthonormal(a),
+            [stack.ranks[row] for row in members],
         )
         bits[g] += [core_bits for _, core_bits in cores]
         missed[g] = [core.missed * step**2 for core, _ in cores]

@@ -104,40 +104,42 @@ class Decoder:
         rows = list(zip(record.layers, record.ranks, blobs, strict=True))
         for start in range(0, len(rows), _AT_ONCE):
             part = rows[start : start + _AT_ONCE]
-            opened = [(i, layers[i], open_blob(raw)) for i, _, raw in part]
+            opened = [(i, layers[i], rank, open_blob(raw)) for i, rank, raw in part]
             if any(rank * max(layers[i].d_in, layers[i].d_out) > _LARGEST for i, rank, _ in part):
                 raise _unlike("a module larger than any")
-            for (_, spec, _), (_, rank, _), (a, b) in zip(
-                opened, part, self._decoded(opened), strict=True
-            ):
+            for (_, spec, rank, _), (a, b) in zip(opened, self._decoded(opened), strict=True):
                 found[spec.name] = _padded(a, b, rank)
         return found
 
-    def _decoded(self, opened: Sequence[tuple[int, LayerSpec, Any]]) -> list[tuple[Array, Array]]:
+    def _decoded(
+        self, opened: Sequence[tuple[int, LayerSpec, int, Any]]
+    ) -> list[tuple[Array, Array]]:
         """A (n, d_in) and B (d_out, n) of some modules of one task."""
         groups = self._take(
             {
                 (i, blob.group): spec
-                for i, spec, blob in opened
+                for i, spec, _, blob in opened
                 if isinstance(blob, Share | SharedCore)
             }
         )
         coded = [
             ((i, blob.group) if isinstance(blob, SharedCore) else (i, -1), spec, blob)
-            for i, spec, blob in opened
+            for i, spec, _, blob in opened
             if isinstance(blob, OpenedOwn | SharedCore)
         ]
         directions = iter(
             decode_directions([_widths(spec, blob, groups.get(key)) for key, spec, blob in coded])
         )
         out = []
-        for i, spec, blob in opened:
+        for i, spec, rank, blob in opened:
             if blob is None:
                 out.append((np.zeros((0, spec.d_in)), np.zeros((spec.d_out, 0))))
             elif isinstance(blob, Share):
                 out.append(_shared(groups[i, blob.group], blob))
             else:
                 left, gains, right = next(directions)
+                if isinstance(blob, SharedCore) and blob.dense:
+                    left, gains, right = left[:rank], gains[:rank], right[:rank]
                 if isinstance(blob, SharedCore):
                     columns = _columns(groups[i, blob.group])  # orthonormal by now
                     left, right = product(left, columns.b), product(right, columns.a)

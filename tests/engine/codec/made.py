@@ -49,6 +49,17 @@ def family(count: int, modules: Modules = SQUARE, rank: int = 8) -> dict[str, Lo
     return made
 
 
+def around(count: int, modules: Modules = SQUARE, rank: int = 8) -> dict[str, LoRAWeights]:
+    """Runs that went apart from one checkpoint: the same but for a twentieth."""
+    start = make.weights(modules, rank=rank, seed=650)
+    made = independent(count, modules, rank)
+    for own in made.values():
+        for name in own.layer_names:
+            own.lora_a[name] = start.lora_a[name] + 0.05 * own.lora_a[name]
+            own.lora_b[name] = start.lora_b[name] + 0.05 * own.lora_b[name]
+    return made
+
+
 def planted(
     count: int, modules: Modules = SQUARE, rank: int = 8, shared: int = 10
 ) -> dict[str, LoRAWeights]:

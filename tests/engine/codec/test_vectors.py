@@ -74,7 +74,7 @@ def test_altered_bytes_are_refused_or_numbers_never_anything_else() -> None:
     rows = np.rint(rng.normal(size=(5, 300)) * np.array([[0.3], [2], [40], [900], [1e6]]))
     (raw,) = encode_matrices([rows.astype(np.int32)])
     refused = 0
-    for place in range(0, len(raw), 3):
+    for place in range(0, len(raw), 19):
         for change in (1, 0x80, 0xFF):
             altered = bytearray(raw)
             altered[place] ^= change
@@ -83,8 +83,8 @@ def test_altered_bytes_are_refused_or_numbers_never_anything_else() -> None:
                 assert found.shape == (5, 300)
             except CorruptFileError:
                 refused += 1
-    assert refused > 100
-    for cut in range(0, len(raw), 7):
+    assert refused > 15
+    for cut in range(0, len(raw), 41):
         with pytest.raises(CorruptFileError):
             decode_matrices([(raw[:cut], 5, 300)])
     for wrong in ((raw + b"\0", 5, 300), (raw, 6, 300), (raw, 5, 301), (raw, 0, 300), (raw, 5, 0)):
