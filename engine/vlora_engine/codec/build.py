@@ -43,19 +43,18 @@ def outlook_of(
     cancelled: CancelCheck | None = None,
 ) -> Outlook:
     """The outlook of a collection, with what it takes on disk beside the coded numbers."""
+    records = _records(collection, None)
     outlook = measure(
         collection.sources,
         collection.layers,
         collection.weights,
         groups=groups,
         aim=aim,
+        overhead=overhead_bytes(collection.sources, records, collection.layers),
         device=pick_device(device),
         progress=progress,
         cancelled=cancelled,
     )
-    records = _records(collection, None)
-    outlook.overhead = overhead_bytes(collection.sources, records, collection.layers)
-    outlook.rest_bytes = sum(record.rest_bytes for record in records.values())
     outlook.factor_bytes = 2 * sum(record.factor_elements for record in records.values())
     outlook.input_bytes = sum(record.source_bytes for record in records.values())
     outlook.digests = _digests(collection)

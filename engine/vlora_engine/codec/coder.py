@@ -26,7 +26,7 @@ from vlora_engine.stack import read_stack
 logger = logging.getLogger(__name__)
 
 # Room that an attempt leaves below its target: what a change of the step does to single tasks.
-SLACK = {"budget": 0.002, "error": 0.005}
+SLACK = {"budget": 0.0015, "error": 0.005}
 USED = 0.99
 CORRECTED = 3  # attempts that are told by how far the one before was off ...
 ATTEMPTS = 12  # ... before the others close in on the target from both sides

@@ -42,6 +42,7 @@ from vlora_engine.codec.rates import single
 from vlora_engine.codec.tables import Array
 from vlora_engine.manifest import LayerSpec
 from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
+from vlora_engine.records import rest_bytes
 from vlora_engine.stack import LayerStack, read_stack
 
 COSINE = 0.5  # of A; where the line runs matters little: partitions are the same from .15 to .6
@@ -60,15 +61,17 @@ def measure(
     *,
     groups: bool = True,
     aim: Target | None = None,
+    overhead: int = 0,
     device: torch.device | str = "cpu",
     progress: ProgressCallback | None = None,
     cancelled: CancelCheck | None = None,
 ) -> Outlook:
-    """The outlook of a checked collection, its sizes left open.
+    """The outlook of a checked collection, its sizes left open but for that of rest tensors.
 
     Args:
         weights: 1 / ||dW|| of every task. groups: Look at what sharing would save, too.
         aim: The one target that the outlook is made for; without it, it serves all.
+        overhead: Bytes on disk that no choice changes, rest tensors apart.
     """
     names = list(sources)
     places = {name: i for i, name in enumerate(names)}
@@ -87,6 +90,7 @@ def measure(
             if inner is not None:
                 gram[np.ix_(table.tasks, table.tasks)] += inner.cpu().numpy()
     outlook = Outlook(names, tables, {}, np.ones(1), {})
+    outlook.overhead, outlook.rest_bytes = overhead, sum(map(rest_bytes, sources.values()))
     outlook.grid = _grid(outlook) if aim is None else _grid_around(outlook, aim)
     if not groups or len(names) < 2:
         return outlook
@@ -299,9 +303,8 @@ def _grid(outlook: Outlook) -> Array:
 def _grid_around(outlook: Outlook, aim: Target) -> Array:
     """A few steps from what the target comes to without sharing to what it may come to with it."""
     if aim.budget is not None:
-        numbers = sum(layer.shares.size * (layer.d_in + layer.d_out) for layer in outlook.layers)
-        bits = 8 * max(1, aim.budget - outlook.rest_bytes) / max(1, numbers)
-        step = _step_for(outlook, lambda found: found.bits.sum() <= bits * numbers, coarser=False)
+        bits = 8 * max(1, aim.budget - outlook.rest_bytes - outlook.overhead)
+        step = _step_for(outlook, lambda found: found.bits.sum() <= bits, coarser=False)
     elif aim.variance is not None:
         step = _step_at(outlook, float(np.sqrt(1 - aim.variance)))
     else:
