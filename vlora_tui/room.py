@@ -87,12 +87,13 @@ def lacking(needs: Iterable[Need]) -> Lack | None:
 
 
 def free_bytes(path: Path) -> int | None:
-    """The room on the disk that ``path`` will lie on."""
+    """The room on the disk that ``path`` will lie on; None where there is nothing to tell it by."""
     there = _nearest(path)
     try:
-        return None if there is None else shutil.disk_usage(there).free
+        usage = None if there is None else shutil.disk_usage(there)
     except OSError:
         return None
+    return usage.free if usage is not None and usage.total else None  # /proc has no size at all
 
 
 def _nearest(path: Path) -> Path | None:

@@ -189,6 +189,7 @@ class Run:
             job=self.job,
             progress=self._on_progress,
             cancelled=self.cancelled,
+            room=self._require_room,
         )
         figures = report.as_dict()
         self.outputs.append(str(out))

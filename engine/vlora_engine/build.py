@@ -411,6 +411,7 @@ def build_subspace(
     job: str = "run",
     progress: ProgressCallback | None = None,
     cancelled: CancelCheck | None = None,
+    room: Callable[[int], None] | None = None,
     **named_targets: Any,
 ) -> BuildReport:
     """Compress ``sources`` (by task name) into the directory ``out``.
@@ -421,6 +422,8 @@ def build_subspace(
         skip_bad: Leave bad adapters out and report them.
         resume: Use the finished layers of an interrupted build of the same thing.
         job: Names the partial directory, so that two builds do not meet in one.
+        room: Of methods `own` and `auto`: told about how many bytes it is going to take, before any
+            is written; it may raise.
 
     Raises:
         CollectionError: Bad adapters. ParameterError, TargetError: k or the target.
@@ -460,6 +463,7 @@ def build_subspace(
                 force=force,
                 progress=progress,
                 cancelled=cancelled,
+                room=room,
             )
         return _build_in(
             partial, out, collection, wanted, known, device, force, progress, cancelled

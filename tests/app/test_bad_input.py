@@ -43,7 +43,7 @@ def tree(folder: Path) -> dict[str, bytes]:
         ("compress {runs} -o {out} --budget lots", "no size"),
         ("compress {runs} -o {out} --max-error nan", "between 0 and 1"),
         ("compress {runs} -o {out} --method svd", "delta, columns, flat"),
-        ("compress {runs} -o {out} --method auto", "not built yet"),
+        ("compress {runs} -o {out} --method auto -k 4", "chooses its bits itself"),
         ("compress {runs} -o {out} --quantize int3", "none, int8, int4, nf4"),
         ("compress {runs} -o {out} --quantize nf4 --max-error 0.05", "Packing as nf4 alone"),
         ("quantize {built} -o {out} --bits 5", "8 or 4 bits"),

@@ -112,7 +112,7 @@ def held_bytes() -> int:
     gc.collect()
     seen = {}
     for item in gc.get_objects():
-        if type(item) is Tensor:
+        if type(item) is Tensor and item.layout is torch.strided:
             storage = item.untyped_storage()
             seen[storage.data_ptr()] = storage.nbytes()
     return sum(seen.values())

@@ -77,6 +77,7 @@ def build_coded(
     force: bool = False,
     progress: ProgressCallback | None = None,
     cancelled: CancelCheck | None = None,
+    room: Callable[[int], None] | None = None,
 ) -> BuildReport:
     """Code ``collection`` into the directory ``out``; ``partial`` is held by the caller.
 
@@ -92,6 +93,7 @@ def build_coded(
             return FileParts(partial, fingerprint(collection, targets.method, forecast, device))
 
         coder = _coder(collection, targets, known, parts, out, device, progress, cancelled)
+        coder.room = room
         coded = coder.run()
         manifest = _assemble(partial / RESULT, out, collection, targets, coder, coded)
         report = _report(out, collection, manifest, coded)

@@ -70,6 +70,7 @@ class Coder:
     device: torch.device | str = "cpu"
     progress: ProgressCallback | None = None
     cancelled: CancelCheck | None = None
+    room: Callable[[int], None] | None = None
 
     def run(self) -> Coded:
         """Code the collection.
@@ -86,7 +87,10 @@ class Coder:
             correction = self._sample(self._solve(wanted, correction))
         aims, best, least = _Aims(wanted), None, np.inf
         for attempt in range(ATTEMPTS):
-            coded = self._code(self._solve(aims.current, correction))
+            forecast = self._solve(aims.current, correction)
+            if self.room is not None and not attempt:
+                self.room(int(self.outlook.nbytes(forecast, correction)))
+            coded = self._code(forecast)
             found = self._found(coded)
             least = min(least, found)
             if found <= allowed:

