@@ -449,7 +449,7 @@ class Correction:
 def _interpolated(at: float, grid: Array, values: Array) -> float:
     """`np.interp`, but on along the first piece where ``at`` lies before the grid."""
     found = float(np.interp(at, grid, values))
-    if at < grid[0] and len(grid) > 1:
+    if at < grid[0] and len(grid) > 1 and grid[1] > grid[0]:
         found += (grid[0] - at) * max(0.0, float(values[0] - values[1]) / (grid[1] - grid[0]))
     return found
 
