@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlora_engine.encode import Storage
-from vlora_engine.errors import Cancelled
+from vlora_engine.errors import Cancelled, ParameterError
 from vlora_engine.files import check_output
 from vlora_engine.grow import reexpress
 from vlora_engine.layer import Bases
@@ -33,16 +33,28 @@ def quantize_subspace(
 
     Raises:
         NotFoundError, CorruptFileError: Of the subspace that is read.
+        ParameterError: Its method chose the bits itself.
         OutputExistsError: ``out`` is there and not ``force``.
         Cancelled: Stopped between two tasks; nothing is written.
     """
     from vlora_engine.subspace import SharedSubspace
 
+    manifest = read_manifest(path)
+    if manifest.coding is not None:
+        raise chooses_bits(manifest.method)
     check_output(out, force=force)
     subspace = SharedSubspace.load(path)
     requantize(subspace, quantization, progress, cancelled)
     subspace.save(out, force=force)
     return read_manifest(out)
+
+
+def chooses_bits(method: str) -> ParameterError:
+    """The error for packing what has bits of its own for every direction."""
+    return ParameterError(
+        f"Method {method!r} has chosen its bits already.",
+        remedy="compress the adapters again with a smaller budget, or with method delta",
+    )
 
 
 def requantize(

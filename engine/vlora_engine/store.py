@@ -252,17 +252,34 @@ def free_task_file(name: str, taken: Iterable[str]) -> str:
     return next(f"{c}.safetensors" for c in candidates if f"{c}.safetensors".lower() not in used)
 
 
-@dataclass
-class StoredSubspace:
+class CheckedFiles:
     """The tensor files behind a manifest. A file's checksum is verified when it is first read."""
 
-    manifest: Manifest
-    verify: bool = True
-
-    def __post_init__(self) -> None:
-        manifest = self.manifest
-        self.storage = Storage(manifest.method, manifest.dtype, manifest.quantization)
+    def __init__(self, manifest: Manifest, verify: bool = True) -> None:
+        self.manifest, self.verify = manifest, verify
         self._headers: dict[str, Header] = {}
+
+    def close(self) -> None:
+        """Let go of the files."""
+        for name in self._headers:
+            close_file(self.manifest.path / name)
+
+    def _open(self, name: str, sha256: str, nbytes: int) -> Header:
+        if name not in self._headers:
+            path = self.manifest.path / name
+            header = read_header(path)
+            if header.file_bytes != nbytes or (self.verify and sha256_file(path) != sha256):
+                raise altered(path)
+            self._headers[name] = header
+        return self._headers[name]
+
+
+class StoredSubspace(CheckedFiles):
+    """Bases and tasks of a subspace on disk."""
+
+    def __init__(self, manifest: Manifest, verify: bool = True) -> None:
+        super().__init__(manifest, verify)
+        self.storage = Storage(manifest.method, manifest.dtype, manifest.quantization)
         self._offsets = _offsets(manifest, self.storage)
 
     def basis(self, index: int) -> LayerBasis:
@@ -361,20 +378,6 @@ class StoredSubspace:
             rest=rest,
             **extra,
         )
-
-    def close(self) -> None:
-        """Let go of the files."""
-        for name in self._headers:
-            close_file(self.manifest.path / name)
-
-    def _open(self, name: str, sha256: str, nbytes: int) -> Header:
-        if name not in self._headers:
-            path = self.manifest.path / name
-            header = read_header(path)
-            if header.file_bytes != nbytes or (self.verify and sha256_file(path) != sha256):
-                raise altered(path)
-            self._headers[name] = header
-        return self._headers[name]
 
 
 def altered(path: Path) -> CorruptFileError:

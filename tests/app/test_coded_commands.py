@@ -53,6 +53,13 @@ def test_without_a_word_every_direction_gets_bits_of_its_own(
     assert data["task_errors"]["run1"] == pytest.approx(true, rel=1e-3)
 
 
+def test_what_chose_its_bits_is_not_packed(related: Path, cli: Cli, tmp_path: Path) -> None:
+    cli("compress", related, "-o", tmp_path / "s")
+    told = cli("quantize", tmp_path / "s", "-o", tmp_path / "q", code=2).err
+    assert "has chosen its bits already" in told
+    assert not (tmp_path / "q").exists()
+
+
 def test_own_and_budgets(related: Path, cli: Cli, tmp_path: Path) -> None:
     words = ("compress", related, "--budget", "12kB", "--json")
     own = cli(*words, "-o", tmp_path / "own", "--method", "own").data

@@ -31,16 +31,13 @@ from vlora_engine.codec.delta import orthonormal
 from vlora_engine.codec.layout import shared_layout, task_layout
 from vlora_engine.codec.tables import Array
 from vlora_engine.errors import CorruptFileError
-from vlora_engine.files import sha256_file
 from vlora_engine.manifest import BasisFile, LayerSpec, Manifest, TaskRecord
-from vlora_engine.store import altered, write_index
+from vlora_engine.store import CheckedFiles, write_index
 from vlora_engine.tensorfile import (
     Header,
     TensorWriter,
-    close_file,
     dtype_name,
     read_elements,
-    read_header,
     read_tensor,
     write_error,
 )
@@ -202,14 +199,12 @@ def _nbytes(group: Shared) -> int:
     return int(sum(side.rows.nbytes for side in group))
 
 
-class CodedStore:
+class CodedStore(CheckedFiles):
     """The tensor files behind a coded manifest; each is verified when it is first read."""
 
     def __init__(self, manifest: Manifest, verify: bool = True) -> None:
         assert manifest.coding is not None  # noqa: S101
-        self.manifest = manifest
-        self._verify = verify
-        self._headers: dict[str, Header] = {}
+        super().__init__(manifest, verify)
         self._places: dict[tuple[int, int], tuple[int, int]] | None = None
 
     def task(self, record: TaskRecord) -> CodedTask:
@@ -244,20 +239,6 @@ class CodedStore:
         if (layer, group) not in self._places:
             raise _unlike(f"no group {group} on layer {layer}", header.path)
         return read_elements(header, "coded", *self._places[layer, group]).numpy().tobytes()
-
-    def close(self) -> None:
-        """Let go of the files."""
-        for name in self._headers:
-            close_file(self.manifest.path / name)
-
-    def _open(self, name: str, sha256: str, nbytes: int) -> Header:
-        if name not in self._headers:
-            path = self.manifest.path / name
-            header = read_header(path)
-            if header.file_bytes != nbytes or (self._verify and sha256_file(path) != sha256):
-                raise altered(path)
-            self._headers[name] = header
-        return self._headers[name]
 
 
 def write_coded(

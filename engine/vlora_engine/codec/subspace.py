@@ -39,6 +39,7 @@ from vlora_engine.manifest import LayerSpec, Manifest, TaskRecord
 from vlora_engine.progress import ProgressCallback
 from vlora_engine.projection import check_fits, shape_on_disk
 from vlora_engine.records import base_model_of, figure, shared_layers, task_record
+from vlora_engine.requantize import chooses_bits
 from vlora_engine.stack import read_stack
 from vlora_engine.store import StoredSubspace
 from vlora_engine.subspace import SharedSubspace
@@ -168,11 +169,11 @@ class CodedSubspace(SharedSubspace):
 
     def quantize(self, *_: Any, **__: Any) -> SharedSubspace:
         """Raises: the numbers are coded already."""
-        raise _chooses_bits(self.method)
+        raise chooses_bits(self.method)
 
     def save_quantized(self, *_: Any, **__: Any) -> None:
         """Raises: the numbers are coded already."""
-        raise _chooses_bits(self.method)
+        raise chooses_bits(self.method)
 
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> SharedSubspace:
         """Nothing is moved: tasks are decoded on the CPU, one when it is asked for."""
@@ -422,11 +423,4 @@ def _no_basis(*_: Any) -> NoReturn:
         "A coded collection has no components: every direction has bits of its own.",
         expected="a subspace of method delta, columns or flat",
         remedy="compress the adapters again with method delta",
-    )
-
-
-def _chooses_bits(method: str) -> ParameterError:
-    return ParameterError(
-        f"Method {method!r} has chosen its bits already.",
-        remedy="compress the adapters again with a smaller budget, or with method delta",
     )

@@ -14,7 +14,6 @@ Array = npt.NDArray[Any]
 
 FILE = Path(__file__).with_name("tables.npz")
 PRECISION = 14
-TOTAL = 1 << PRECISION
 ESCAPE = 63
 UNIT_BITS = 8  # running means are kept in 1/256
 _LARGEST_MEAN = ESCAPE << UNIT_BITS
