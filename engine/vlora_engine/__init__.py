@@ -42,6 +42,8 @@ _HOMES = {
         "adapter_diff",
         "subspace_coverage",
         "find_outliers",
+        "find_duplicates",
+        "find_runs",
     ],
     "vlora_engine.merging": [
         "MERGE_METHODS",

@@ -17,11 +17,14 @@ import torch
 from torch import Tensor
 
 from vlora_engine.adapters import AdapterSource, ModuleShape, as_source
+from vlora_engine.checkpoints import Run, runs_in, step_of
 from vlora_engine.coverage import coverage_total, subspace_coverage
+from vlora_engine.duplicates import Duplicates, coarsest, duplicates_in
 from vlora_engine.errors import ParameterError
 from vlora_engine.inner import Factors, delta_error2, delta_inner, delta_norm2, modules_of
 from vlora_engine.outliers import THRESHOLD, outliers_in
 from vlora_engine.outliers import outliers_of as outliers_of_array
+from vlora_engine.relations import Relations
 from vlora_engine.similarity import (
     Adapter,
     Space,
@@ -43,10 +46,14 @@ __all__ = [
     "coverage_total",
     "delta_grams",
     "diff_total",
+    "duplicates_among",
     "find_clusters",
+    "find_duplicates",
     "find_outliers",
+    "find_runs",
     "outliers_of",
     "relate",
+    "runs_among",
     "subspace_coverage",
 ]
 
@@ -171,3 +178,48 @@ def find_outliers(
 def outliers_of(gram: Tensor, threshold: float = THRESHOLD) -> list[dict[str, Any]]:
     """`find_outliers` from the (N, N) inner products, over all modules together."""
     return outliers_of_array(gram.detach().cpu().double().numpy(), threshold)
+
+
+# ---- duplicates and runs ------------------------------------------------------------------------
+
+
+def find_duplicates(adapters: Sequence[Adapter]) -> list[dict[str, Any]]:
+    """Adapters that are the same: bit for bit, in their effect, or but for their strength.
+
+    Returns:
+        One dict for each group: ``members`` (indices); ``kind`` (``"identical"``, ``"same change"``
+        up to the rounding of their dtypes, ``"multiple"``); ``difference``, the largest relative
+        difference of dW in any module; ``factors``, the size of each over that of the first.
+    """
+    sources = [as_source(adapter) for adapter in adapters]
+    if len(sources) < 2:
+        return []
+    return [group.as_dict() for group in duplicates_among(sources, relate(sources))]
+
+
+def duplicates_among(sources: Sequence[AdapterSource], relations: Relations) -> list[Duplicates]:
+    """The same, of adapters whose relations are known; reads again only those that are the same."""
+    dtypes = [coarsest(shape.dtype for shape in source.modules.values()) for source in sources]
+    groups = duplicates_in(relations, dtypes)
+    still = [i for i in range(len(sources)) if relations.norms[i] == 0]
+    alike = {i for group in groups if group.kind != "multiple" for i in group.members} | {*still}
+    digests = [source.digest() if i in alike else str(i) for i, source in enumerate(sources)]
+    return duplicates_in(relations, dtypes, digests) if alike else groups
+
+
+def find_runs(adapters: Sequence[Adapter]) -> list[dict[str, Any]]:
+    """Adapters of one training run, in its order, and those that merely began alike.
+
+    Returns:
+        One dict for each group, see `vlora_engine.checkpoints.Run`: ``members`` (indices),
+        ``kind`` (``"run"`` or ``"start"``), ``ordered_by``, ``steps``, ``cosine`` of A,
+        ``monotone`` and ``how`` that is known.
+    """
+    sources = [as_source(adapter) for adapter in adapters]
+    return [run.as_dict() for run in runs_among(sources, relate(sources))]
+
+
+def runs_among(sources: Sequence[AdapterSource], relations: Relations) -> list[Run]:
+    """The same, of adapters whose relations are known."""
+    dtypes = [coarsest(shape.dtype for shape in source.modules.values()) for source in sources]
+    return runs_in(relations, [step_of(source.path) for source in sources], dtypes)

@@ -7,7 +7,7 @@ dtype then makes no difference, and a near-copy that was trained a little furthe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -49,6 +49,11 @@ class Duplicates:
             "members": list(self.members),
             "factors": list(self.factors),
         }
+
+
+def coarsest(dtypes: Iterable[str]) -> str:
+    """Of the dtypes of an adapter's factors the one that rounds most."""
+    return max(sorted(dtypes), key=lambda dtype: _UNIT.get(dtype, 0.0), default="F32")
 
 
 def rounding_of(dtypes: Sequence[str]) -> Array:

@@ -212,11 +212,11 @@ def module_grams(
     n = len(factors)
     ranks = [a.shape[0] for a, _ in factors] if ranks is None else list(ranks)
     scales = [1.0] * n if scales is None else list(scales)
-    device = factors[0][0].device if n else torch.device("cpu")
-    grams = torch.zeros(2, n, n, dtype=torch.float64, device=device)
+    grams = torch.zeros(2, n, n, dtype=torch.float64)
     blocks = _row_blocks(ranks)
     for x, rows in enumerate(blocks):
         a_x, b_x = _stack_block(factors, scales, rows, dtype)  # [R, d_in], [R, d_out]
+        grams = grams.to(a_x.device)
         for columns in blocks[x:]:
             same = columns is rows
             a_y, b_y = (a_x, b_x) if same else _stack_block(factors, scales, columns, dtype)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vlora_engine.adapters import AdapterSource, LoRAWeights, as_source
-from vlora_engine.errors import AdapterError, CollectionError, ParameterError
+from vlora_engine.errors import AdapterError, CollectionError, ParameterError, VLoRAError
 from vlora_engine.inner import Factors, module_grams, modules_of
 from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
 from vlora_engine.relations import Relations, RelationsSum, clusters_of
@@ -26,7 +26,7 @@ def relate(
     sources: Sequence[Adapter],
     *,
     dtype: torch.dtype = torch.float64,
-    bad: dict[int, AdapterError] | None = None,
+    bad: dict[int, VLoRAError] | None = None,
     progress: ProgressCallback | None = None,
     cancelled: CancelCheck | None = None,
 ) -> Relations:
@@ -37,8 +37,8 @@ def relate(
 
     Args:
         dtype: What the Gram blocks are multiplied in (see `inner.module_grams`).
-        bad: Filled with the adapters that hold NaN or infinity, by index; their rows are zero
-            then. Without it they are an error.
+        bad: Filled with what is wrong with adapters that cannot be read, or hold NaN or infinity,
+            by index; their rows are zero then. Without it they are an error.
 
     Raises:
         CollectionError: Two adapters disagree about a module's dimensions.
@@ -50,7 +50,7 @@ def relate(
     def one(module: str) -> tuple[Tensor, Tensor]:
         owners = [opened[i] for i in holders[module]]
         return module_grams(
-            _factors_of(owners, module),
+            _factors_of(owners, module, holders[module], bad),
             [owner.scales[module] for owner in owners],
             ranks=[owner.modules[module].rank for owner in owners],
             dtype=dtype,
@@ -205,23 +205,46 @@ def _factor_grams(sources: Sequence[AdapterSource]) -> Tensor:
 
 
 class _Reread(Sequence[Factors]):
-    """The factors of one module, read from their source each time they are asked for."""
+    """The factors of one module, read from their source each time they are asked for.
 
-    def __init__(self, owners: Sequence[AdapterSource], module: str) -> None:
+    What cannot be read is zero, where there is a place to say so.
+    """
+
+    def __init__(
+        self,
+        owners: Sequence[AdapterSource],
+        module: str,
+        positions: Sequence[int],
+        bad: dict[int, VLoRAError] | None,
+    ) -> None:
         self.owners = owners
         self.module = module
+        self.positions = positions
+        self.bad = bad
 
     def __len__(self) -> int:
         return len(self.owners)
 
     def __getitem__(self, i: Any) -> Any:
-        return self.owners[i].read(self.module)
+        try:
+            return self.owners[i].read(self.module)
+        except VLoRAError as error:
+            if self.bad is None:
+                raise
+            self.bad.setdefault(self.positions[i], error)
+            shape = self.owners[i].modules[self.module]
+            return torch.zeros(shape.rank, shape.d_in), torch.zeros(shape.d_out, shape.rank)
 
 
-def _factors_of(owners: Sequence[AdapterSource], module: str) -> Sequence[Factors]:
+def _factors_of(
+    owners: Sequence[AdapterSource],
+    module: str,
+    positions: Sequence[int],
+    bad: dict[int, VLoRAError] | None,
+) -> Sequence[Factors]:
     shapes = [owner.modules[module] for owner in owners]
     held = sum(4 * shape.rank * (shape.d_in + shape.d_out) for shape in shapes)
-    lazy = _Reread(owners, module)
+    lazy = _Reread(owners, module, positions, bad)
     return lazy if held > _HELD_BYTES else list(lazy)
 
 

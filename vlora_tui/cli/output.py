@@ -28,16 +28,17 @@ class Output:
     def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
         self.as_json = json
         self.quiet = quiet
+        self.only_data = False  # stdout is taken, by CSV: nothing for people goes there
         self._said: set[str] = set()
 
     def text(self, text: str = "") -> None:
         """A line of data for people."""
-        if not self.as_json and not self.quiet:
+        if self._for_people:
             print(printable(text))
 
     def essence(self, text: str) -> None:
         """What is left of the data when the user wants quiet: a path, a name, a figure."""
-        if self.quiet and not self.as_json:
+        if self.quiet and not self.as_json and not self.only_data:
             print(printable(text))
 
     def json(self, schema: str, payload: dict[str, Any]) -> None:
@@ -48,10 +49,14 @@ class Output:
 
     def table(self, headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """A table for people: figures to the right, texts to the left."""
-        if not self.as_json and not self.quiet:
+        if self._for_people:
             width = shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None
             for line in table_lines(headers, rows, width):
                 print(line)
+
+    @property
+    def _for_people(self) -> bool:
+        return not self.as_json and not self.quiet and not self.only_data
 
     def note(self, text: str) -> None:
         """A remark on stderr; no data."""
