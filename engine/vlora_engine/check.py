@@ -169,7 +169,7 @@ def _finite(tensor: Tensor) -> bool:
 
 
 def misfits_of(sources: Mapping[str, AdapterSource]) -> dict[str, CollectionError]:
-    """Adapters whose modules have other dimensions than most adapters' of that name; from headers."""
+    """Adapters whose modules have other dimensions than most others have; from headers alone."""
     votes: dict[str, Counter[tuple[str, int, int]]] = {}
     for source in sources.values():
         for module, shape in source.modules.items():

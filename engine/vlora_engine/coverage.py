@@ -66,9 +66,7 @@ def subspace_coverage(subspace: SharedSubspace, adapter: Adapter) -> dict[str, d
     return result
 
 
-def coverage_total(
-    coverage: Mapping[str, Mapping[str, float]], share: str = "coverage"
-) -> float:
+def coverage_total(coverage: Mapping[str, Mapping[str, float]], share: str = "coverage") -> float:
     """The share of an adapter's whole ``||dW||^2`` that is covered, from `subspace_coverage`.
 
     Args:

@@ -11,6 +11,10 @@ from typing import Any
 
 from vlora_tui.events import finite
 from vlora_tui.sizes import size as size
+from vlora_tui.words import percent as percent
+from vlora_tui.words import plural as plural
+from vlora_tui.words import printable as printable
+from vlora_tui.words import times as times
 
 JSON_VERSION = 1
 NARROWEST = 8  # a column of texts is not cut below this
@@ -131,11 +135,6 @@ def _narrow(widths: list[int], right: Sequence[bool], room: int) -> None:
         over -= 1
 
 
-def printable(text: str) -> str:
-    """``text`` without what would move the cursor or colour the screen: names come from files."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-
-
 def paint(text: str, mark: str, stream: Any) -> str:
     """``text`` coloured, where ``stream`` is a terminal and NO_COLOR is not set."""
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not is_terminal(stream):
@@ -149,25 +148,6 @@ def is_terminal(stream: Any) -> bool:
         return bool(stream.isatty())
     except (AttributeError, ValueError):
         return False
-
-
-def percent(share: float | None) -> str:
-    """An error or a share as a percentage of three digits."""
-    if share is None:
-        return "-"
-    if 0 < share < 0.0001:
-        return f"{share:.0e}"
-    return f"{100 * share:.3g} %"
-
-
-def times(ratio: float | None) -> str:
-    """A ratio: ``7.9x``."""
-    return "-" if ratio is None else f"{ratio:.3g}x"
-
-
-def plural(count: int, noun: str, many: str | None = None) -> str:
-    """``1 task``, ``3 tasks``."""
-    return f"{count} {noun if count == 1 else many or noun + 's'}"
 
 
 def _is_figures(cells: Sequence[str]) -> bool:
