@@ -40,12 +40,8 @@ def _similarity(analysis: dict[str, Any]) -> str:
 
 def _norms(analysis: dict[str, Any]) -> str:
     """Sizes of dW against the median, in all and per family; outliers by size are named."""
-    far = {
-        (reason["family"], row["name"])
-        for row in analysis["outliers"]
-        for reason in row["reasons"]
-        if reason["feature"] == "norm"
-    }
+    reasons = [(reason, row["name"]) for row in analysis["outliers"] for reason in row["reasons"]]
+    far = {(r["family"], name) for r, name in reasons if r["feature"] == "norm"}
     parts: dict[str | None, dict[str, float]] = {None: analysis["norms"]}
     families = analysis["family_norms"]
     if len(families) > 1:

@@ -217,7 +217,7 @@ def bars(
     row = 20 if len(names) <= 60 else 9
     drawing = Drawing(title, 56 + row * len(names) + 16)
     most = max([*values, *tops, 1e-12])
-    left, room = 250.0, WIDTH - 250 - 90
+    left, room = 250.0, WIDTH - 250.0 - (120 if tops else 70)
     for i, (name, value) in enumerate(zip(names, values, strict=True)):
         y = 44.0 + i * row
         small = "" if row > 12 else "small"
