@@ -28,7 +28,7 @@ from vlora_engine.duplicates import rounding_of
 from vlora_engine.relations import Array, Relations, components_of, cosines_of
 
 COMMON = 0.5  # cosine of A above which a beginning is common; .15 to .6 all tell the same ones
-_STEP = re.compile(r"(?i)(?:checkpoint|ckpt|step|iter|epoch)s?[-_ .]?(\d{1,12})(?!\d)")
+_STEP = re.compile(r"(?i)(?<![a-z])(?:checkpoint|ckpt|step|iter|epoch)[-_ .]?(\d{1,12})(?!\d)")
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def step_of(path: str | Path | None) -> Step | None:
     number = _trainer_step(folder)
     for named in (place, place.parent):  # PEFT puts a named adapter below its checkpoint
         last = max(_STEP.finditer(named.name), key=lambda match: match.start(), default=None)
-        if last is None:
-            continue
+        if last is None or (named != place and last[0] != named.name):
+            continue  # a folder further up that has a number somewhere says nothing
         pattern = named.with_name(named.name[: last.start()] + "*" + named.name[last.end() :])
         run = str(pattern if named == place else pattern / place.name)
         if number is not None:

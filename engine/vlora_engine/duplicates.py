@@ -133,7 +133,7 @@ def _group(
     kind: Sameness = "same change",
 ) -> Duplicates:
     if digests is not None and len({digests[i] for i in members}) == 1:
-        kind = "identical"
+        return Duplicates(tuple(members), "identical", 0.0, (1.0,) * len(members))
     norms = relations.norms[list(members)]
     return Duplicates(
         members=tuple(members),
