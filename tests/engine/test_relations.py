@@ -468,3 +468,30 @@ def test_spectra_of_another_version_still_tell_the_whole(
         assert duplicates_in(spectra.relations, ["F32"] * len(spectra.tasks)) == []
         assert runs_in(spectra.relations, [None] * len(spectra.tasks)) == []
     assert Relations.of_arrays(arrays).families
+
+
+# real adapters
+
+
+def test_real_checkpoints_are_one_run_with_and_without_their_names(real_adapters: Path) -> None:
+    places = sorted((real_adapters / "roberta-checkpoints").iterdir())
+    sources = [open_adapter(place) for place in places]
+    relations = relate(sources)
+    (run,) = runs_among(sources, relations)
+    assert (run.steps, run.monotone) == ((500, 2500, 4500, 6500, 8500), True)
+    (grown,) = runs_in(relations, [None] * 5)
+    assert (grown.members, grown.ordered_by) == (run.members, "growth")
+    assert duplicates_among(sources, relations) == []
+    assert outliers_in(relations) == []
+
+
+def test_real_adapters_of_one_seed_are_no_run(real_adapters: Path) -> None:
+    places = sorted((real_adapters / "gpt2-medical-sports-legal").iterdir())
+    sources = [open_adapter(place) for place in places]
+    relations = relate(sources)
+    (start,) = runs_among(sources, relations)
+    assert start.kind == "start"
+    assert [places[i].name[:7] for i in start.members] == ["medical", "sports-"]
+    (outlier,) = outliers_in(relations)
+    assert places[outlier.index].name == "seqcls-gurvineet-run5"
+    assert outlier.reasons[0].feature == "norm"

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vlora_engine.errors import ParameterError
+from vlora_engine.errors import AdapterError, ParameterError
 from vlora_tui.cli import options as o
 from vlora_tui.cli.compare import find_all
 from vlora_tui.cli.csv_file import Csv, CsvFile
@@ -70,7 +70,13 @@ def coverage_rows(
     opened = SharedSubspace.load(subspace)
     rows = []
     for name, source in find_all(adapters, out, skip_bad=skip_bad).adapters.items():
-        modules = subspace_coverage(opened, source)
+        try:
+            modules = subspace_coverage(opened, source)
+        except AdapterError as error:
+            if not skip_bad:
+                raise
+            out.warn(printable(f"{name} is left out: {error.what}"))
+            continue
         shares = {share: coverage_total(modules, share) for share in SHARES}
         energy = sum(own["energy"] for own in modules.values())
         rows.append({"name": name, **shares, "energy": energy, "modules": modules})
