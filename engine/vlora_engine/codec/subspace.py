@@ -36,10 +36,10 @@ from vlora_engine.encode import EncodedTask, Storage
 from vlora_engine.errors import ParameterError, SubspaceError
 from vlora_engine.layer import Bases
 from vlora_engine.manifest import LayerSpec, Manifest, TaskRecord
+from vlora_engine.packing import chooses_bits
 from vlora_engine.progress import ProgressCallback
 from vlora_engine.projection import check_fits, shape_on_disk
 from vlora_engine.records import base_model_of, figure, shared_layers, task_record
-from vlora_engine.requantize import chooses_bits
 from vlora_engine.stack import read_stack
 from vlora_engine.store import StoredSubspace
 from vlora_engine.subspace import SharedSubspace
