@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -35,14 +36,7 @@ def project(
     check = check_adapter(task_id, source)
     if check.error is not None:
         raise check.error
-    specs = [spec for spec in subspace.layers if spec.name in source.modules]
-    if not specs:
-        raise SubspaceError(
-            "The adapter shares no module with the subspace.",
-            where=source.path or task_id,
-            expected=f"modules such as {subspace.layers[0].name}" if subspace.layers else None,
-            found=next(iter(source.modules), "none"),
-        )
+    specs = shared_specs(subspace.layers, source, task_id)
     for spec in specs:
         check_fits(spec, source, subspace.method)
     collection = Collection({task_id: source}, CheckReport({task_id: check}), subspace.layers, "")
@@ -57,6 +51,25 @@ def project(
             stacklevel=3,
         )
     return decode_projection(subspace.storage, subspace.layers, record, encoded)
+
+
+def shared_specs(
+    layers: Sequence[LayerSpec], source: AdapterSource, task_id: str
+) -> list[LayerSpec]:
+    """The layers that an adapter has, too.
+
+    Raises:
+        SubspaceError: There is none: it is made for another base model.
+    """
+    specs = [spec for spec in layers if spec.name in source.modules]
+    if not specs:
+        raise SubspaceError(
+            "The adapter shares no module with the subspace.",
+            where=source.path or task_id,
+            expected=f"modules such as {layers[0].name}" if layers else None,
+            found=next(iter(source.modules), "none"),
+        )
+    return specs
 
 
 def check_fits(spec: LayerSpec, source: AdapterSource, method: str) -> None:

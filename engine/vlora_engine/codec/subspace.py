@@ -38,7 +38,7 @@ from vlora_engine.layer import Bases
 from vlora_engine.manifest import LayerSpec, Manifest, TaskRecord
 from vlora_engine.packing import chooses_bits
 from vlora_engine.progress import ProgressCallback
-from vlora_engine.projection import check_fits, shape_on_disk
+from vlora_engine.projection import check_fits, shape_on_disk, shared_specs
 from vlora_engine.records import base_model_of, figure, shared_layers, task_record
 from vlora_engine.stack import read_stack
 from vlora_engine.store import StoredSubspace
@@ -221,11 +221,13 @@ class CodedSubspace(SharedSubspace):
 
         Raises:
             CollectionError: A module has other dimensions. AdapterError: NaN or Inf.
+            SubspaceError: No module in common.
         """
         source = as_source(adapter)
         check = check_adapter(task_id, source)
         if check.error is not None:
             raise check.error
+        shared_specs(self.layers, source, task_id)
         layers = self._layers_with(source)
         limit = self.coding.target.get("max_error")
         step = self.coding.step or FINEST
