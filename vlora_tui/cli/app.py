@@ -39,6 +39,7 @@ COMMANDS = {
     "diff": Entry("compare", "diff", "Compare two adapters or tasks.", "Look"),
     "coverage": Entry("coverage", "coverage", "How much of an adapter a subspace holds.", "Look"),
     "report": Entry("report", "report", "Write a report on adapters, with plots.", "Look"),
+    "module": Entry("module", "module", "Look closely at one module of one or two.", "Look"),
     "validate": Entry("care", "validate", "Check a subspace: checksums, shapes, figures.", "Look"),
     "eval": Entry("eval", "evaluate", "Measure on the base model what compression cost.", "Look"),
     "benchmark": Entry("care", "benchmark", "Time the operations of a subspace.", "Look"),
