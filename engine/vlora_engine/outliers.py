@@ -3,7 +3,9 @@
 Two features of every adapter are held against those of the *other* adapters, over all modules and
 again in each family of modules: how large its change is (``log ||dW||``) and how it points (the
 angle of its mean cosine with the others). The median and the median absolute deviation of the
-others are not moved by an outlier, so that none can hide itself by widening the spread.
+others are not moved by an outlier, so that none can hide itself by widening the spread. With three
+families or more a family's size is held against the adapter's own strength in the others, too: one
+that is strong everywhere is an outlier as a whole and not seven times over.
 
 **What a score means.** Of few adapters such a deviation is often large by chance, and of many
 adapters and families one is bound to be the largest. The score takes both out: an adapter scores
@@ -23,7 +25,7 @@ a false alarm in at most 4.6 % of collections (not of adapters); 3 means 0.3 %.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import NormalDist
 from typing import Any
@@ -51,7 +53,8 @@ class Reason:
     Args:
         family: The modules it is about; None for all together.
         feature: ``norm`` (its size) or ``similarity`` (its direction).
-        value: ``||dW||``, or the mean cosine with the others. typical: the median of the others'.
+        value: ``||dW||``, or the mean cosine with the others. typical: the median of the others';
+            of a family's size at this adapter's strength, where that is told by other families.
         score: See the module.
     """
 
@@ -103,11 +106,14 @@ def outliers_in(relations: Relations, threshold: float = THRESHOLD) -> list[Outl
         return []
     reasons: dict[int, list[Reason]] = {}
     parts = list(_parts(relations))
+    strengths = _strengths(relations, parts)
     for family, gram, held in parts:
         at = np.flatnonzero(held)
         equals = 1 if family is None else len(parts) - 1
         shares = min(2, len(parts)) * equals
-        for row in _deviations(family, gram[np.ix_(at, at)], shares * len(at) * len(FEATURES)):
+        looks = shares * len(at) * len(FEATURES)
+        own = None if family is None else strengths
+        for row in _deviations(family, gram[np.ix_(at, at)], at, looks, own):
             for i, reason in row.items():
                 if reason.score > threshold:
                     reasons.setdefault(int(at[i]), []).append(reason)
@@ -140,13 +146,69 @@ def _parts(relations: Relations) -> Iterator[tuple[str | None, Array, Array]]:
                 yield name, gram, relations.holders[name]
 
 
-def _deviations(family: str | None, gram: Array, looks: int) -> Iterator[Mapping[int, Reason]]:
-    """Per feature the reason that each adapter's deviation would be, by index."""
+@dataclass(frozen=True)
+class _Strengths:
+    """Of a collection with three families or more: how strong each adapter is in most of them.
+
+    Args:
+        effect: (N,) logarithm, against what is usual. spread: of what a family's size strays from
+            that, over all adapters and families. degrees: what that spread is worth.
+    """
+
+    effect: Array
+    spread: float
+    degrees: int
+
+
+def _strengths(
+    relations: Relations, parts: Sequence[tuple[str | None, Array, Array]]
+) -> _Strengths | None:
+    """One step of Tukey's median polish of ``log ||dW||`` over families and adapters.
+
+    With it a family's size is held against the adapter's own strength, and the spread is told by
+    all families together, so that one odd family shows even among few adapters.
+    """
+    if len(parts) < 1 + FEWEST:
+        return None
+    sizes = np.full((len(parts) - 1, len(relations)), np.nan)
+    for row, (_, gram, held) in zip(sizes, parts[1:], strict=True):
+        row[held] = _log(norms_of(gram))[held]
+        row -= np.nanmedian(row)
+    held = ~np.isnan(sizes)
+    effect = np.zeros(len(relations))
+    some = held.any(axis=0)
+    effect[some] = np.nanmedian(sizes[:, some], axis=0)
+    rest = np.abs(sizes - effect)[held]
+    families, adapters = sizes.shape
+    # The row and the column that were taken out have taken some of the spread along.
+    lost = families * adapters / ((families - 1) * (adapters - 1))
+    spread = _MAD_TO_SIGMA * float(np.median(rest)) * lost
+    return _Strengths(effect, spread, (families - 1) * (adapters - 1) // 2)
+
+
+def _log(norms: Array) -> Array:
+    """Logarithms; a zero norm has none: far below every other is what it means."""
+    logs: Array = np.log(norms.clip(max(float(norms.max()), 1e-300) * 1e-12))
+    return logs
+
+
+def _deviations(
+    family: str | None, gram: Array, at: Array, looks: int, strengths: _Strengths | None
+) -> Iterator[Mapping[int, Reason]]:
+    """Per feature the reason that each adapter's deviation would be, by index.
+
+    Args:
+        at: (n,) who they are in the collection.
+        strengths: How strong each is elsewhere, where its size is to be held against that.
+    """
     norms, n = norms_of(gram), len(gram)
-    # A zero norm has no logarithm; far below every other is what it means.
-    sizes = np.log(norms.clip(max(float(norms.max()), 1e-300) * 1e-12))
+    sizes = _log(norms)
+    if strengths is not None:
+        sizes = sizes - strengths.effect[at]
     others = np.broadcast_to(sizes, (n, n))[~np.eye(n, dtype=bool)].reshape(n, n - 1)
-    scores, typical = _scores("norm", sizes, others, looks)
+    scores, typical = _scores("norm", sizes, others, looks, strengths)
+    if strengths is not None:
+        typical = typical + strengths.effect[at]
     yield {
         i: Reason(family, "norm", float(norms[i]), math.exp(typical[i]), float(scores[i]))
         for i in range(n)
@@ -189,7 +251,13 @@ def _mean_cosines(gram: Array) -> Array:
     return mean
 
 
-def _scores(feature: str, values: Array, others: Array, looks: int) -> tuple[Array, Array]:
+def _scores(
+    feature: str,
+    values: Array,
+    others: Array,
+    looks: int,
+    strengths: _Strengths | None = None,
+) -> tuple[Array, Array]:
     """Per entry of (n,) its score against its others (n, n - 1), and their median."""
     n = len(values)
     typical = np.median(others, axis=1)
@@ -198,8 +266,12 @@ def _scores(feature: str, values: Array, others: Array, looks: int) -> tuple[Arr
         deviation = np.abs(deviation)  # too large and too small both count; too alike does not
     small = 1 + 3 / n
     spread = small * _MAD_TO_SIGMA * np.median(np.abs(others - typical[:, None]), axis=1)
-    by_others = _as_normal(deviation / spread.clip(_NARROWEST[feature]), (n - 1) // 2)
     of_median = math.sqrt(1 + math.pi / 2 / (n - 1))
+    degrees = (n - 1) // 2
+    if strengths is not None:  # few may lie close by chance; all families together do not
+        spread = spread.clip(of_median * strengths.spread)
+        degrees = strengths.degrees
+    by_others = _as_normal(deviation / spread.clip(_NARROWEST[feature]), degrees)
     at_most = spread * (1 + 2 / math.sqrt(n - 1))  # what the spread may be, for all that few show
     by_itself = deviation / (of_median * at_most.clip(_WIDEST[feature]))
     looked = np.maximum(by_others, by_itself)

@@ -225,6 +225,26 @@ def test_one_of_another_size_in_one_family_is_found_there_and_nowhere_else() -> 
     assert found["z_score"] == scores[0]
 
 
+def test_among_five_the_odd_family_of_one_is_found_beside_its_own_strength() -> None:
+    """With many families, few adapters are enough; who is strong everywhere is odd in none."""
+    from tests.benchmarks.false_alarms import FAMILIES, KINDS, collection
+
+    rng = np.random.default_rng(3)
+    for planted in (10.0, 0.1):
+        relations = collection(rng, KINDS[1], 5, planted)
+        (found,) = outliers_in(relations)
+        assert (found.index, found.reasons[0].family) == (0, FAMILIES[0])
+        first = found.reasons[0]
+        assert first.value == pytest.approx(math.sqrt(relations.families[FAMILIES[0]][0, 0]))
+        assert first.value / first.typical == pytest.approx(planted, rel=0.8)
+    strong = collection(rng, KINDS[0], 5)
+    factors = np.array([1, 1, 1, 30, 1.0])
+    scaled = {name: gram * np.outer(factors, factors) for name, gram in strong.families.items()}
+    (found,) = outliers_in(Relations(sum(scaled.values()), scaled, strong.holders))
+    assert [(r.family, r.feature) for r in found.reasons] == [(None, "norm")]
+    assert found.index == 3
+
+
 def test_one_that_points_elsewhere_in_one_family_is_found_there() -> None:
     adapters = homogeneous(10)
     for module in adapters[2].layer_names:
