@@ -339,8 +339,8 @@ def _info(name: str, form: str, seen: Inspection) -> AdapterInfo:
         path=seen.path,
         format=form,
         base_model=seen.base_model,
-        rank=seen.rank,
-        alpha=seen.alpha,
+        rank=seen.rank or None,  # 0: only opening it would tell
+        alpha=seen.alpha if seen.rank else None,
         nbytes=seen.nbytes,
         rest=len(seen.rest),
         findings=seen.findings,
