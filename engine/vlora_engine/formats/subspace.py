@@ -8,7 +8,14 @@ from vlora_engine.adapters import AdapterSource, MemorySource, ModuleShape
 from vlora_engine.errors import ParameterError
 from vlora_engine.formats.base import Inspection, Probe
 from vlora_engine.formats.config import read_settings
-from vlora_engine.manifest import FORMAT, INDEX, is_own_subspace, read_manifest, unknown_task
+from vlora_engine.manifest import (
+    FORMAT,
+    INDEX,
+    Manifest,
+    is_own_subspace,
+    read_manifest,
+    unknown_task,
+)
 from vlora_engine.peers import PEERS, peer_at
 from vlora_engine.tensorfile import read_error
 
@@ -54,12 +61,17 @@ def open_task(directory: Path, task: str) -> AdapterSource:
 
 
 def inspect_task(directory: Path, task: str) -> Inspection:
-    """What subspace.json says of ``task``; of modules that are its own alone, only their number.
+    """What the subspace's index says of ``task``.
 
     Raises:
         NotFoundError: There is no such task.
     """
-    manifest = read_manifest(directory)
+    return inspection_of(read_manifest(directory), task)
+
+
+def inspection_of(manifest: Manifest, task: str) -> Inspection:
+    """The same from an index at hand; of modules that are the task's own only their number."""
+    directory = manifest.path
     record = manifest.tasks.get(task)
     if record is None:
         raise unknown_task(task, manifest.tasks, directory)
