@@ -47,8 +47,8 @@ def convert(
     What the format cannot hold is said, and refused where the adapter would act otherwise. What
     was written is read again, and its dW compared.
     """
-    from vlora_engine.convert import format_named, is_whole_subspace, plan
     from vlora_engine.convert import convert as convert_planned
+    from vlora_engine.convert import format_named, is_whole_subspace, plan
 
     out = Output(json=as_json, quiet=quiet)
     format_named(to)

@@ -60,7 +60,9 @@ def kohya_parts(probe: Probe, contents: Contents) -> Parts:
     """See `PlainFormat`; ``ss_*`` metadata stay in the config's ``source_format``."""
     factors, alphas, rest = _sorted_out(contents, dotted=False)
     pairs = paired(factors, contents.tensors, contents.path)
-    scales = _scales_by_alpha(contents, factors, alphas, {m: p.shape.rank for m, p in pairs.items()})
+    scales = _scales_by_alpha(
+        contents, factors, alphas, {m: p.shape.rank for m, p in pairs.items()}
+    )
     base = contents.metadata.get("ss_sd_model_name") or contents.metadata.get(
         "ss_base_model_version"
     )
@@ -185,7 +187,9 @@ def _alpha_findings(
     if alphas:
         one = min(alphas.values())
         count = len(alphas)
-        what = f"{count:,} alpha{'s' * (count > 1)}, such as {one}, read as scale{'s' * (count > 1)}."
+        what = (
+            f"{count:,} alpha{'s' * (count > 1)}, such as {one}, read as scale{'s' * (count > 1)}."
+        )
         found.append(Finding("note", "alpha-tensors", str(contents.path), what))
     without = len(factors) - len(alphas)
     if without:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from vlora_engine.errors import UnsupportedAdapterError
 from vlora_engine.formats.base import Probe
@@ -72,9 +72,9 @@ def _scale(config: Mapping[str, Any], probe: Probe) -> tuple[float, tuple[Findin
     if type(scale) not in (int, float) or not math.isfinite(scale):
         raise unreadable_number(probe.config_path, "lora_parameters.scale", scale)
     alpha, rank = settings.get("alpha"), settings.get("rank")
-    if not (_positive(alpha) and _positive(rank)) or alpha == rank:
+    if not _positive(alpha) or not _positive(rank) or alpha == rank:
         return float(scale), ()
-    factor = alpha / rank
+    factor = float(alpha) / float(rank)
     what = (
         f"The config has an alpha, which MLX-LM ignores since 2025: the scale is {scale:g}. "
         f"Before, it was {scale:g} * alpha / rank = {scale * factor:g}."
@@ -83,7 +83,7 @@ def _scale(config: Mapping[str, Any], probe: Probe) -> tuple[float, tuple[Findin
     return float(scale), (Finding("warning", "mlx-alpha", where, what, remedy),)
 
 
-def _positive(value: Any) -> bool:
+def _positive(value: Any) -> TypeGuard[float]:
     return type(value) in (int, float) and math.isfinite(value) and value > 0
 
 

@@ -1,4 +1,4 @@
-"""Writing MLX-LM adapters: factors transposed, one scale, one rank, the config that MLX-LM reads."""
+"""Writing MLX-LM adapters: factors transposed, one scale, one rank, the config that it reads."""
 
 from __future__ import annotations
 

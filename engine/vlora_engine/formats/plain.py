@@ -165,7 +165,11 @@ class PlainFormat:
             scales=dict(parts.scales),
             rest=dict(sorted(parts.rest.items())),
             nbytes=identity[0],
-            findings=(*parts.findings, *_rest_findings(parts, contents.path), *_beside(self, probe)),
+            findings=(
+                *parts.findings,
+                *_rest_findings(parts, contents.path),
+                *_beside(self, probe),
+            ),
             identity=identity,
         )
 
@@ -252,7 +256,9 @@ def scalar(contents: Contents, name: str) -> float:
             "An alpha is not one finite number.",
             where=f"{contents.path}: {name}",
             expected="a scalar",
-            found=f"{dtype} {list(shape)}, {value:g}" if math.prod(shape) == 1 else str(list(shape)),
+            found=f"{dtype} {list(shape)}, {value:g}"
+            if math.prod(shape) == 1
+            else str(list(shape)),
             remedy="save the adapter again where it was trained",
         )
     return value

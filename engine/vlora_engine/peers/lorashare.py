@@ -155,7 +155,9 @@ def _layers(components: Header) -> list[LayerSpec]:
         for size in (d_in, d_out):
             natural(components.path, name, size)
         if k_a > d_in or k_b > d_out:
-            raise unsound(components.path, f"no more components than rows in {name!r}", f"{k_a}, {k_b}")
+            raise unsound(
+                components.path, f"no more components than rows in {name!r}", f"{k_a}, {k_b}"
+            )
         layers.append(LayerSpec(name, d_in, d_out, 1, k_a, k_b))
     if not layers:
         raise unsound(components.path, "at least one layer", "none")
@@ -207,5 +209,3 @@ def _record(directory: Path, task: ShareTask, layers: tuple[LayerSpec, ...]) -> 
 def _names(index: Mapping[str, Any]) -> list[str]:
     names = index.get("adapter_names")
     return [n for n in names if isinstance(n, str)] if isinstance(names, list) else []
-
-

@@ -82,7 +82,7 @@ class PeerStore(StoredSubspace):
         parts: dict[str, Any] = {}
         for side in ("a", "b"):
             raw = self.raw(index, side)
-            rows, turn, values = _straight(raw.rows, raw.values)
+            rows, turn, values = straight(raw.rows, raw.values)
             self._turns[index, side] = turn
             parts |= {side: rows, f"singular_values_{side}": values, f"mean_{side}": raw.mean}
         return LayerBasis(name=spec.name, rank=spec.rank, **parts)
@@ -249,7 +249,7 @@ def open_peer(manifest: Manifest) -> SharedSubspace:
     return subspace
 
 
-def _straight(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+def straight(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
     """Orthonormal rows, and what turns loadings (k) of the old rows into those of the new."""
     if not len(rows):
         return rows, None, values

@@ -71,7 +71,9 @@ def read_vlora_dev(directory: Path) -> Manifest:
     files = open_files(directory, index)
     rank = index.get("rank")
     rank = natural(path, "rank", rank) if rank else None
-    layers = tuple(_layer(path, name, index, files, rank) for name in texts(path, index, "layer_names"))
+    layers = tuple(
+        _layer(path, name, index, files, rank) for name in texts(path, index, "layer_names")
+    )
     if not layers:
         raise unsound(path, "at least one layer", "none")
     nominal = rank or max(spec.rank for spec in layers)
@@ -178,7 +180,9 @@ def _findings(path: Path, names: Mapping[str, str], files: VloraFiles) -> list[F
     owners: dict[str, str] = {}
     for task, file in names.items():
         if file in owners:
-            what = f"Tasks {owners[file]!r} and {task!r} share a file: one has overwritten the other."
+            what = (
+                f"Tasks {owners[file]!r} and {task!r} share a file: one has overwritten the other."
+            )
             found.append(Finding("warning", "shared-file", str(path.parent / file), what))
         owners.setdefault(file, task)
     return found

@@ -1,8 +1,8 @@
 """Writing the peers' formats, so that their own programs load what they find.
 
 Both writers take a `SharedSubspace` that the format can hold as it is (`convert` sees to that) and
-an empty directory. Each leaves a mark in its index that this engine wrote it: only then ``--force`` may
-replace such a directory.
+an empty directory. Each leaves a mark in its index that this engine wrote it: only then ``--force``
+may replace such a directory.
 """
 
 from __future__ import annotations
@@ -62,7 +62,9 @@ def write_vlora_dev(subspace: SharedSubspace, directory: Path) -> None:
     files = slugs(subspace.tasks)
     for name, task in subspace.tasks.items():
         _write(directory / f"task_{files[name]}.safetensors", _flat_loadings(task, tensors, scales))
-    ks = {len(tensors[f"{spec.name}.components_{side}"]) for spec in subspace.layers for side in "ab"}
+    ks = {
+        len(tensors[f"{spec.name}.components_{side}"]) for spec in subspace.layers for side in "ab"
+    }
     write_json(
         directory / VLORA_INDEX,
         {
@@ -98,12 +100,14 @@ def write_lorashare(
     *,
     names: Mapping[str, str] | None = None,
     settings: Mapping[str, Any] | None = None,
+    sources: Mapping[str, str] | None = None,
 ) -> None:
     """Write ``subspace`` as lorashare's ``save_pretrained`` would.
 
     Args:
         names: The directory of every task below ``adapters/``; by default `share_names`.
         settings: Fields of its config that are known better than from the subspace.
+        sources: Where adapters came from, where that is not what the tasks' records say.
     """
     places = share_names(subspace.tasks) if names is None else names
     components = {}
@@ -123,9 +127,13 @@ def write_lorashare(
         _write(place / LOADINGS_FILE, loadings)
         if task.rest:
             _write(place / HEADS_FILE, task.rest)
-        meta = {"adapter_name": places[task_id], "original_config": share_config_of(subspace, record)}
-        if record.source:
-            meta["original_adapter_path"] = record.source
+        meta = {
+            "adapter_name": places[task_id],
+            "original_config": share_config_of(subspace, record),
+        }
+        source = (sources or {}).get(task_id, record.source)
+        if source:
+            meta["original_adapter_path"] = source
         write_json(place / META_FILE, meta, indent=2)
     config = {**share_settings(subspace), **(settings or {})}
     config["adapter_names"] = [places[name] for name in subspace.tasks]
