@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vlora_engine.adapters import AdapterSource, LoRAWeights, MemorySource
 from vlora_engine.errors import ParameterError
 from vlora_engine.files import check_output, directory_bytes, new_directory
-from vlora_engine.losses import Loss, Outline, losses, outline_of, outlines_of
+from vlora_engine.losses import Loss, outline_of, outlines_of
 from vlora_engine.manifest import Manifest, TaskRecord, is_subspace, read_manifest
 from vlora_engine.peers.common import LORASHARE, VLORA_DEV
 from vlora_engine.progress import Progress, ProgressCallback
@@ -37,6 +37,7 @@ class Conversion:
         to: The format. adapters: By name. whole: The directory of a subspace that is converted as
             a whole; then there are no adapters.
         outputs: By name the directory that each adapter goes to; a subspace has one, under "".
+        names: Of the adapters or tasks.
         losses: What the format cannot hold.
         how: One sentence on how a subspace's bases are come by.
     """
@@ -46,6 +47,7 @@ class Conversion:
     outputs: dict[str, Path]
     whole: Path | None = None
     k: int | None = None
+    names: list[str] = field(default_factory=list)
     losses: list[Loss] = field(default_factory=list)
     how: str = ""
 
@@ -54,7 +56,7 @@ class Conversion:
         return {
             "to": self.to,
             "from": None if self.whole is None else str(self.whole),
-            "tasks": list(self.outputs) if self.to in ADAPTER_FORMATS else list(self.adapters),
+            "tasks": self.names,
             "outputs": [str(path) for path in self.outputs.values()],
             "losses": [{"what": loss.what, "serious": loss.serious} for loss in self.losses],
             "how": self.how or None,
@@ -112,24 +114,19 @@ def plan(
         UnsupportedAdapterError: It cannot hold a kind of module.
     """
     to, given = format_named(to), dict(adapters or {})
-    if whole is not None and to in ADAPTER_FORMATS:
-        from vlora_engine.formats.subspace import open_task
-
-        given = {task: open_task(whole, task) for task in read_manifest(whole).tasks}
-        outputs = _folders(list(given), out, single=False)
-        return _checked(
-            Conversion(to, given, outputs), [outline_of(*item) for item in given.items()]
-        )
+    if whole is not None:
+        outlines = outlines_of(whole)
+    else:
+        outlines = [outline_of(name, source) for name, source in given.items()]
+    names = [outline.name for outline in outlines]
+    conversion = Conversion(to, given, {"": out}, whole, k, names)
     if to in ADAPTER_FORMATS:
-        outputs = _folders(list(given), out, single=len(given) == 1)
-        return _checked(
-            Conversion(to, given, outputs), [outline_of(*item) for item in given.items()]
-        )
-    conversion = Conversion(to, given, {"": out}, whole, k)
-    _require_sense(conversion)
-    outlines = outlines_of(whole) if whole is not None else [outline_of(*i) for i in given.items()]
-    conversion.how = _how(conversion, outlines)
-    return _checked(conversion, outlines)
+        conversion.outputs = _folders(names, out, single=whole is None and len(names) == 1)
+    else:
+        _require_sense(conversion)
+        conversion.how = _how(conversion)
+    conversion.losses = losses(to, outlines)
+    return conversion
 
 
 def convert(
@@ -146,16 +143,20 @@ def convert(
         OutputExistsError: An output is there, and not ``force``.
         StorageError: What was written does not read back as what was meant.
     """
+    from vlora_engine.formats import to_memory
+
     refuse_losses(conversion, allow_loss)
     for path in conversion.outputs.values():
         check_output(path, force=force)
     if conversion.to not in ADAPTER_FORMATS:
         return [_subspace(conversion, force, progress)]
+    source = _opened(conversion)
     written = []
     for done, (name, path) in enumerate(conversion.outputs.items()):
         if progress is not None:
             progress(Progress(STAGE, done, len(conversion.outputs), name))
-        written.append(_adapter(conversion, name, path, force))
+        weights = source.reconstruct(name) if source else to_memory(conversion.adapters[name])
+        written.append(_adapter(conversion.to, weights, name, path, force))
     return written
 
 
@@ -171,11 +172,6 @@ def refuse_losses(conversion: Conversion, allow_loss: bool) -> None:
         )
 
 
-def _checked(conversion: Conversion, outlines: Sequence[Outline]) -> Conversion:
-    conversion.losses = losses(conversion.to, outlines)
-    return conversion
-
-
 # ---- adapters
 
 
@@ -188,13 +184,12 @@ def _folders(names: Sequence[str], out: Path, *, single: bool) -> dict[str, Path
     return {name: out / places[name] for name in names}
 
 
-def _adapter(conversion: Conversion, name: str, path: Path, force: bool) -> Converted:
+def _adapter(to: str, weights: LoRAWeights, name: str, path: Path, force: bool) -> Converted:
     from vlora_engine.export import verify_adapter
-    from vlora_engine.formats import save_adapter, to_memory
+    from vlora_engine.formats import save_adapter
     from vlora_engine.formats.mlx_save import save_mlx
 
-    weights = to_memory(conversion.adapters[name])
-    if conversion.to == "peft":
+    if to == "peft":
         save_adapter(weights, path, force=force)
         meant = weights
     else:
@@ -226,7 +221,7 @@ def _require_sense(conversion: Conversion) -> None:
         raise ParameterError("k is at least 1.", found=str(conversion.k))
 
 
-def _how(conversion: Conversion, outlines: Sequence[Outline]) -> str:
+def _how(conversion: Conversion) -> str:
     """Whether bases and loadings can stay as they are."""
     if conversion.to == "subspace":
         return ""
@@ -254,12 +249,18 @@ def _keeps_bases(to: str, shared: Manifest | SharedSubspace, records: Sequence[T
     return shared.method == "flat" and every and len({r.scales for r in records}) <= 1
 
 
-def _subspace(conversion: Conversion, force: bool, progress: ProgressCallback | None) -> Converted:
-    from vlora_engine.peers.write import share_names, write_lorashare, write_vlora_dev
+def _opened(conversion: Conversion) -> SharedSubspace | None:
+    """The subspace that is converted as a whole, if it is one."""
     from vlora_engine.subspace import SharedSubspace
 
+    return None if conversion.whole is None else SharedSubspace.load(conversion.whole)
+
+
+def _subspace(conversion: Conversion, force: bool, progress: ProgressCallback | None) -> Converted:
+    from vlora_engine.peers.write import share_names, write_lorashare, write_vlora_dev
+
     out = conversion.outputs[""]
-    source = SharedSubspace.load(conversion.whole) if conversion.whole is not None else None
+    source = _opened(conversion)
     names: dict[str, str] = {}
     if conversion.to == "subspace":
         assert source is not None  # noqa: S101  (`_require_sense`)
@@ -358,7 +359,7 @@ def _verified(
 
     written = SharedSubspace.load(out)
     exact = conversion.k is None
-    source = None if conversion.whole is None else SharedSubspace.load(conversion.whole)
+    source = _opened(conversion)
     worst = 0.0
     for name in built.tasks:
         back = written.reconstruct(names.get(name, name))
