@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vlora_engine.adapters import AdapterSource, LoRAWeights, MemorySource
 from vlora_engine.errors import ParameterError
 from vlora_engine.files import check_output, directory_bytes, new_directory
-from vlora_engine.losses import Loss, outline_of, outlines_of
+from vlora_engine.losses import Loss, losses, outline_of, outlines_of
 from vlora_engine.manifest import Manifest, TaskRecord, is_subspace, read_manifest
 from vlora_engine.peers.common import LORASHARE, VLORA_DEV
 from vlora_engine.progress import Progress, ProgressCallback
