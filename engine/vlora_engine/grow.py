@@ -99,6 +99,7 @@ def _bounded(old: TaskRecord, new: TaskRecord) -> TaskRecord:
         source_bytes=old.source_bytes,
         error=figure(old.error + new.error * share),
         measured=False,
+        origin=old.origin,
     )
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from vlora_engine.adapters import AdapterSource, LoRAWeights, MemorySource
+from vlora_engine.check import check_adapters
 from vlora_engine.compat.share_config import SHAREConfig
 from vlora_engine.compat.share_parts import in_memory, share_loadings, subspace_of
 from vlora_engine.errors import DependencyError, NotFoundError, ParameterError, VLoRAError
@@ -112,7 +113,7 @@ class SHAREModel:
             raise ParameterError("num_components is a number or 'auto'.", found=num_components)
         skip = on_error == "skip"
         places = _named(adapters)
-        sources = _opened(places, skip)
+        sources = _sound(_opened(places, skip)) if skip else _opened(places, skip)
         _require_compatible(sources)
         by_variance = num_components == "auto"
         limits = [max(max_k("columns", spec, sources)) for spec in shared_layers(sources)]
@@ -123,12 +124,9 @@ class SHAREModel:
             variance_threshold=variance_threshold if by_variance else None,
             num_components=None if by_variance else min(int(num_components), max(limits)),
             dtype="fp32",
-            skip_bad=skip,
             device=device or "auto",
         )
         places = {name: places[name] for name in subspace.tasks}
-        if len(places) < 2:
-            raise _too_few(len(places))
         return cls._of(
             subspace,
             places,
@@ -447,6 +445,18 @@ def _opened(places: Mapping[str, str], skip: bool) -> dict[str, AdapterSource]:
     if len(sources) < 2:
         raise _too_few(len(sources))
     return sources
+
+
+def _sound(sources: Mapping[str, AdapterSource]) -> dict[str, AdapterSource]:
+    """Those without NaN and the like; k is chosen by what is left."""
+    report = check_adapters(dict(sources))
+    for name, check in report.adapters.items():
+        if check.error is not None:
+            logger.warning("%s is left out: %s", name, check.error.what)
+    sound = {name: sources[name] for name in report.require(skip_bad=True)}
+    if len(sound) < 2:
+        raise _too_few(len(sound))
+    return sound
 
 
 def _too_few(count: int) -> ParameterError:
