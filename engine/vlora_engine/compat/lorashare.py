@@ -14,17 +14,23 @@ from __future__ import annotations
 import logging
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vlora_engine.adapters import AdapterSource, LoRAWeights, MemorySource
 from vlora_engine.check import check_adapters
 from vlora_engine.compat.share_config import SHAREConfig
-from vlora_engine.compat.share_parts import in_memory, share_loadings, subspace_of
+from vlora_engine.compat.share_parts import (
+    deltas,
+    explained,
+    factor_errors,
+    in_memory,
+    share_loadings,
+    subspace_of,
+)
 from vlora_engine.errors import DependencyError, NotFoundError, ParameterError, VLoRAError
 from vlora_engine.files import new_directory
 from vlora_engine.formats import load_adapter, open_adapter, save_adapter
@@ -287,7 +293,7 @@ class SHAREModel:
             assert original is not None  # noqa: S101
             factors = peft_tensors(original)
             original_weights = {k: v for k, v in factors.items() if ".lora_" in k}
-        per_layer = _factor_errors(original_weights, peft_tensors(own))
+        per_layer = factor_errors(original_weights, peft_tensors(own))
         errors = list(per_layer.values())
         report: dict[str, Any] = {
             "per_layer": per_layer,
@@ -295,7 +301,7 @@ class SHAREModel:
             "max": max(errors, default=0.0),
         }
         if original is not None:
-            report["dw"] = relative_error(_deltas(original, own))
+            report["dw"] = relative_error(deltas(original, own))
         return report
 
     # ---- adapters into it
@@ -325,7 +331,7 @@ class SHAREModel:
             )
         _require_compatible({**self._some_source(), name: source})
         least = self.config.variance_threshold if variance_threshold is None else variance_threshold
-        kept = [] if force_recompute else list(_explained(self.subspace, source))
+        kept = [] if force_recompute else list(explained(self.subspace, source))
         result: dict[str, Any] = {"method": "recompute", "adapter_name": name}
         if kept and min(kept) >= least:
             self.subspace.add_task(self.subspace.project(source, name))
@@ -476,38 +482,3 @@ def _require_compatible(sources: Mapping[str, AdapterSource]) -> None:
             found=", ".join(f"{name}: {base}" for name, base in list(named.items())[:4]),
             remedy="compress those of one base model together",
         )
-
-
-def _explained(subspace: SharedSubspace, source: AdapterSource) -> Iterator[float]:
-    """Per module and side the share of the factor's energy that the basis holds."""
-    for name in source.modules:
-        if name not in subspace.layer_names:
-            yield 0.0
-            continue
-        a, b = source.read(name)
-        basis = subspace.bases[name]
-        for rows, components in ((a.double(), basis.a), (b.double().T, basis.b)):
-            whole = float(rows.square().sum())
-            inside = float((rows @ components.double().T).square().sum())
-            yield inside / whole if whole > 1e-12 else 1.0
-
-
-def _factor_errors(original: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, float]:
-    errors = {}
-    for key, tensor in original.items():
-        if key not in found:
-            continue
-        norm = float(tensor.double().norm())
-        distance = float((tensor.double() - found[key].double()).norm())
-        errors[key] = distance / norm if norm > 1e-12 else 0.0
-    return errors
-
-
-def _deltas(original: LoRAWeights, own: LoRAWeights) -> Iterator[Any]:
-    for name in original.layer_names:
-        scaled = original.scales[name] * original.lora_b[name].double()
-        meant = original.lora_a[name].double(), scaled
-        if name in own.lora_a:
-            yield meant, (own.lora_a[name].double(), own.scales[name] * own.lora_b[name].double())
-        else:
-            yield meant, (torch.zeros_like(meant[0]), torch.zeros_like(meant[1]))

@@ -1,14 +1,15 @@
-"""From lorashare's tensors to a `SharedSubspace` in memory, and back."""
+"""From lorashare's tensors to a `SharedSubspace` in memory and back, and lorashare's figures."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from vlora_engine.adapters import AdapterSource, LoRAWeights
 from vlora_engine.encode import Storage
 from vlora_engine.formats.config import read_settings
 from vlora_engine.inner import delta_norm2
@@ -135,3 +136,40 @@ def _projection(
         config=config,
         source_norms=norms,
     )
+
+
+def explained(subspace: SharedSubspace, source: AdapterSource) -> Iterator[float]:
+    """Per module and side the share of the factor's energy that the basis holds."""
+    for name in source.modules:
+        if name not in subspace.layer_names:
+            yield 0.0
+            continue
+        a, b = source.read(name)
+        basis = subspace.bases[name]
+        for rows, components in ((a.double(), basis.a), (b.double().T, basis.b)):
+            whole = float(rows.square().sum())
+            inside = float((rows @ components.double().T).square().sum())
+            yield inside / whole if whole > 1e-12 else 1.0
+
+
+def factor_errors(original: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, float]:
+    """Relative errors of A and B apart, by key."""
+    errors = {}
+    for key, tensor in original.items():
+        if key not in found:
+            continue
+        norm = float(tensor.double().norm())
+        distance = float((tensor.double() - found[key].double()).norm())
+        errors[key] = distance / norm if norm > 1e-12 else 0.0
+    return errors
+
+
+def deltas(original: LoRAWeights, own: LoRAWeights) -> Iterator[Any]:
+    """Pairs of dW for `relative_error`; a module that is missing has none."""
+    for name in original.layer_names:
+        scaled = original.scales[name] * original.lora_b[name].double()
+        meant = original.lora_a[name].double(), scaled
+        if name in own.lora_a:
+            yield meant, (own.lora_a[name].double(), own.scales[name] * own.lora_b[name].double())
+        else:
+            yield meant, (torch.zeros_like(meant[0]), torch.zeros_like(meant[1]))
