@@ -316,7 +316,9 @@ def test_an_unsound_index_of_vlora_is_refused(changes, ours_as_vlora):
     assert info.code == "subspace-unreadable"
 
 
-@pytest.mark.parametrize("raw", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "raw", [b"", b"{", b"[]", b"\xff\xfe", b"[" * 100_000, b'{"x": 1e999}', b'{"x": "\\ud800"}']
+)
 @pytest.mark.parametrize("name", ["subspace_meta.json", "share_config.json"])
 def test_an_index_that_is_no_json_is_refused(name, raw, tmp_path):
     (tmp_path / name).write_bytes(raw)

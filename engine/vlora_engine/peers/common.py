@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from vlora_engine.errors import CorruptFileError, NotFoundError
 from vlora_engine.files import how_to_put_back
+from vlora_engine.formats.config import endless, load_json
 from vlora_engine.manifest import LayerSpec, TaskRecord
 from vlora_engine.tensorfile import FLOAT_DTYPES, ITEM_BYTES, Header, read_error
 
@@ -40,11 +40,14 @@ def read_index(path: Path) -> dict[str, Any]:
     if len(raw) > MAX_INDEX_BYTES:
         raise unsound(path, f"at most {MAX_INDEX_BYTES:,} bytes of JSON", "more than that")
     try:
-        value = json.loads(raw)
+        value = load_json(raw)
     except (ValueError, RecursionError) as error:
         raise unsound(path, "a JSON object", str(error) or type(error).__name__) from None
     if not isinstance(value, dict):
         raise unsound(path, "a JSON object", f"a JSON {type(value).__name__}")
+    name = endless(value)
+    if name is not None:
+        raise unsound(path, f"finite numbers in {name!r}", "a number beyond any float")
     return value
 
 
