@@ -358,3 +358,17 @@ def test_the_whole_directory_of_a_peer_is_no_adapter(ours_as_share):
     assert not isinstance(caught.value, UnsupportedAdapterError)
     with pytest.raises(NotFoundError, match="no task 'nope'"):
         open_adapter(f"{place}:nope")
+
+
+def test_looking_at_a_peers_subspace_needs_no_torch(fresh_python, ours_as_vlora, ours_as_share):
+    places = [str(place) for place, _ in (ours_as_vlora, ours_as_share)]
+
+    said = fresh_python(
+        "import sys; from vlora_engine.catalog import scan, tasks_of;"
+        "from vlora_engine.manifest import read_manifest;"
+        f"scan({places!r});"
+        f"print([len(tasks_of(read_manifest(p).path)) for p in {places!r}],"
+        "'torch' in sys.modules)"
+    ).stdout
+
+    assert said.strip() == "[5, 5] False"

@@ -89,11 +89,8 @@ def _basis(
     for side in ("a", "b"):
         key = f"{name}:{side.upper()}"
         rows = components[key].float().T.contiguous()
-        energy = torch.zeros(len(rows), dtype=torch.float64)
-        for own in members:
-            energy += own[key].double().square().sum(1)
-        rows, turns[name, side], values = straight(rows, energy.sqrt().float())
-        parts |= {side: rows, f"singular_values_{side}": values}
+        parts[side], turns[name, side] = straight(rows)
+        parts[f"singular_values_{side}"] = torch.zeros(len(rows))
     rank = max((own[f"{name}:A"].shape[1] for own in members), default=1)
     return LayerBasis(name=name, rank=rank, **parts), turns
 

@@ -82,9 +82,8 @@ class PeerStore(StoredSubspace):
         parts: dict[str, Any] = {}
         for side in ("a", "b"):
             raw = self.raw(index, side)
-            rows, turn, values = straight(raw.rows, raw.values)
-            self._turns[index, side] = turn
-            parts |= {side: rows, f"singular_values_{side}": values, f"mean_{side}": raw.mean}
+            parts[side], self._turns[index, side] = straight(raw.rows)
+            parts |= {f"singular_values_{side}": raw.values, f"mean_{side}": raw.mean}
         return LayerBasis(name=spec.name, rank=spec.rank, **parts)
 
     def task(self, record: TaskRecord) -> EncodedTask:
@@ -183,15 +182,7 @@ class ShareStore(PeerStore):
         header = self._header(self.manifest.path / COMPONENTS_FILE)
         k, d = spec.basis_shapes("columns")[side == "b"]
         rows = _tensor(header, f"{spec.name}:{side.upper()}", (d, k)).T.contiguous()
-        return Raw(rows, None, self._values(index, spec, side, k))
-
-    def _values(self, index: int, spec: LayerSpec, side: str, k: int) -> Tensor:
-        """Singular values as the tasks' loadings have them: lorashare keeps none."""
-        energy = torch.zeros(k, dtype=torch.float64)
-        for record in self.manifest.tasks.values():
-            if index in record.layers:
-                energy += self.raw_loadings(record, spec, side).double().square().sum(0)
-        return energy.sqrt().float()
+        return Raw(rows, None, torch.zeros(k))
 
     def raw_loadings(self, record: TaskRecord, spec: LayerSpec, side: str) -> Tensor:
         header = self._header(self.manifest.path / record.file / LOADINGS_FILE)
@@ -249,16 +240,16 @@ def open_peer(manifest: Manifest) -> SharedSubspace:
     return subspace
 
 
-def straight(rows: Tensor, values: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+def straight(rows: Tensor) -> tuple[Tensor, Tensor | None]:
     """Orthonormal rows, and what turns loadings (k) of the old rows into those of the new."""
     if not len(rows):
-        return rows, None, values
+        return rows, None
     wide = rows.double()
     off = (wide @ wide.T - torch.eye(len(rows), dtype=torch.float64)).abs().amax()
     if float(off) <= STRAIGHT:
-        return rows, None, values
+        return rows, None
     q, r = torch.linalg.qr(wide.T)  # rows^T = q r, so that l @ rows = (l @ r^T) @ q^T
-    return q.T.float().contiguous(), r.T, values
+    return q.T.float().contiguous(), r.T
 
 
 def _tensor(header: Header, name: str, shape: tuple[int, ...]) -> Tensor:

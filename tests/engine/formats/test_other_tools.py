@@ -278,3 +278,21 @@ def test_every_tensor_of_the_zoo_is_accounted_for(real_adapters):
             assert fingerprint(tensor) in found | rest, f"{place.name}: {key}"
         named = [f for f in adapter.findings if f.code == "alpha-tensors"]
         assert len(original) == 2 * len(factors) + len(adapter.rest) + len(named)
+
+
+def test_looking_at_them_needs_no_torch(fresh_python, tmp_path):
+    mlx(tmp_path / "mlx", rank=2, scale=1.0)
+    tensors = {"lora_unet_x.lora_down.weight": DOWN, "lora_unet_x.lora_up.weight": UP}
+    save_file(
+        {**tensors, "lora_unet_x.alpha": torch.tensor(1.0).bfloat16()},
+        tmp_path / "kohya.safetensors",
+    )
+    places = sorted(str(p) for p in tmp_path.iterdir())
+
+    said = fresh_python(
+        "import sys; from vlora_engine.catalog import scan;"
+        f"found = scan({places!r}).adapters;"
+        "print([(a.format, a.modules, a.scale) for a in found], 'torch' in sys.modules)"
+    ).stdout
+
+    assert said.strip() == "[('kohya', 1, 0.5), ('mlx', 1, 1.0)] False"
