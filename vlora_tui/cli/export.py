@@ -90,11 +90,22 @@ def export(
     if dry_run:
         show_plan(recipe, out, force=force)
         return
+    if alpha is None:
+        _tell_no_alpha(subspace, out)
     watcher = execute(recipe, out, force=force, events_file=events_file)
     exported = show_exports(out, watcher)
     out.json("export", {"subspace": str(Path(subspace)), "exported": exported})
     for row in exported:
         out.essence(row["path"])
+
+
+def _tell_no_alpha(subspace: str, out: Output) -> None:
+    """Say that a scale of 1 is a guess, where a peer has dropped the alpha."""
+    from vlora_engine.manifest import read_manifest
+
+    for finding in read_manifest(subspace).findings:
+        if finding.code == "no-alpha":
+            out.note(f"note: {finding.what} To mend it: {finding.remedy}.")
 
 
 def show_exports(out: Output, watcher: Watcher) -> list[dict[str, Any]]:

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 from vlora_engine.adapters import AdapterSource, LoRAWeights, MemorySource, nominal_rank
 from vlora_engine.errors import NotFoundError, UnsupportedAdapterError
 from vlora_engine.formats.base import Format, Inspection, Location, Probe, Registry
+from vlora_engine.formats.diffusion import DIFFUSERS, KOHYA, NUMBERED
 from vlora_engine.formats.foreign import FOREIGN, GGUF, UNKNOWN
+from vlora_engine.formats.mlx import MLX
 from vlora_engine.formats.peft import PeftFormat
 from vlora_engine.formats.places import (
     MAX_ADAPTERS,
@@ -25,8 +27,9 @@ from vlora_engine.formats.places import (
     split_task,
     walk,
 )
-from vlora_engine.formats.subspace import SubspaceFormat, open_task
+from vlora_engine.formats.subspace import PeerFormat, SubspaceFormat, open_task
 from vlora_engine.manifest import is_subspace
+from vlora_engine.peers import PEERS
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +47,18 @@ __all__ = [
 ]
 
 FORMATS = Registry()
-_ALL: tuple[Format, ...] = (SubspaceFormat(), *FOREIGN, GGUF, PeftFormat(), UNKNOWN)
+_ALL: tuple[Format, ...] = (
+    SubspaceFormat(),
+    *(PeerFormat(peer) for peer in PEERS),
+    MLX,
+    *FOREIGN,
+    KOHYA,
+    DIFFUSERS,
+    NUMBERED,
+    GGUF,
+    PeftFormat(),
+    UNKNOWN,
+)
 for _form in _ALL:
     FORMATS.add(_form)
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LATER_TARGETS = ("portable", "vllm", "sglang", "tgi", "lorax", "llamacpp", "ollama")
+ORIGIN = "source_format"  # of a config: what another tool said of the adapter
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -89,17 +90,38 @@ def peft_config(weights: LoRAWeights) -> dict[str, Any]:
     division by r cannot give a scale to the last bit, the nearest alpha is taken.
     """
     config = dict(weights.metadata) or _fresh_config()
+    config.pop(ORIGIN, None)  # PEFT warns of what it does not know
     if not isinstance(config.get("peft_type"), str):
         config["peft_type"] = "LORA"
     config["inference_mode"] = True
     ranks = {name: max(1, weights.lora_a[name].shape[0]) for name in weights.layer_names}
-    settings = read_settings(config, Path(weights.source or CONFIG_NAME))
-    if not ranks:
-        return config
-    _correct_ranks(config, settings, ranks)
-    _correct_alphas(config, settings, ranks, weights.scales)
-    _correct_targets(config, settings, list(ranks))
+    _correct(config, ranks, weights.scales, Path(weights.source or CONFIG_NAME))
     return config
+
+
+def config_of_other_tool(
+    ranks: Mapping[str, int],
+    scales: Mapping[str, float],
+    base_model: str | None,
+    origin: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The config that PEFT would need for an adapter that came without one of its own.
+
+    What its tool said of it and PEFT has no place for stays under ``ORIGIN``.
+    """
+    config = {**_fresh_config(), "base_model_name_or_path": base_model}
+    _correct(config, ranks, scales, Path(CONFIG_NAME))
+    return {**config, ORIGIN: dict(origin)}
+
+
+def _correct(
+    config: dict[str, Any], ranks: Mapping[str, int], scales: Mapping[str, float], where: Path
+) -> None:
+    settings = read_settings(config, where)
+    if ranks:
+        _correct_ranks(config, settings, ranks)
+        _correct_alphas(config, settings, ranks, scales)
+        _correct_targets(config, settings, list(ranks))
 
 
 def _fresh_config() -> dict[str, Any]:
