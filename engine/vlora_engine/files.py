@@ -56,10 +56,10 @@ def check_output(path: Path, *, force: bool = False) -> None:
         )
 
 
-_MARKERS = frozenset({"subspace.json", "adapter_config.json", "spectra.json"})
+_MARKERS = frozenset({"subspace.json", "adapter_config.json", "spectra.json", "adapter.gguf"})
 _WRITTEN = re.compile(
     r"README\.md|subspace\.json|tasks|basis(-\d+-of-\d+)?\.safetensors"
-    r"|adapter_config\.json|adapter_model\.(safetensors|bin)"
+    r"|adapter_config\.json|adapter_model\.(safetensors|bin)|adapter\.gguf|Modelfile"
     r"|spectra\.json|layers|vectors|similarity\.safetensors"
 )
 
