@@ -33,7 +33,7 @@ _GPT2 = {
     "mlp.c_fc": "ffn_up",
     "mlp.c_proj": "ffn_down",
 }
-HEAD = {"lm_head": "output"}
+HEAD = {"lm_head": "output"}  # the one module outside of blocks
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ class Architecture:
         block: What comes before them; ``{}`` is the number of the block.
         rotated: Modules whose rows llama.cpp orders for a rotation of adjacent pairs, where
             transformers rotates halves of a head: "q" has the heads, "k" the key-value heads.
+        head: The output layer, where it can have a weight of its own.
     """
 
     name: str
@@ -54,18 +55,19 @@ class Architecture:
     leaves: Mapping[str, str] = field(default_factory=lambda: _SPLIT)
     block: str = "model.layers.{}."
     rotated: Mapping[str, str] = field(default_factory=dict)
+    head: Mapping[str, str] = field(default_factory=lambda: HEAD)
 
     def gguf_name(self, module: str) -> str | None:
         """llama.cpp's name of a module, as in ``blk.3.attn_q``; None where it has none."""
-        if module in HEAD:
-            return HEAD[module]
+        if module in self.head:
+            return self.head[module]
         match = self._module.fullmatch(module)
         leaf = self.leaves.get(match[2]) if match else None
         return None if match is None or leaf is None else f"blk.{match[1]}.{leaf}"
 
     def module_name(self, gguf_name: str) -> str | None:
         """transformers' name of what llama.cpp calls ``gguf_name``; None where it has none."""
-        for module, name in HEAD.items():
+        for module, name in self.head.items():
             if gguf_name == name:
                 return module
         match = re.fullmatch(r"blk\.(0|[1-9]\d{0,4})\.(\w+)", gguf_name)
@@ -97,7 +99,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         ),
         Architecture("qwen2", {"qwen2": "Qwen2ForCausalLM"}),
         Architecture("qwen3", {"qwen3": "Qwen3ForCausalLM"}),
-        Architecture("gemma2", {"gemma2": "Gemma2ForCausalLM"}),
+        Architecture("gemma2", {"gemma2": "Gemma2ForCausalLM"}, head={}),
         Architecture("phi3", {"phi3": "Phi3ForCausalLM"}, leaves=_FUSED),
         Architecture("gpt2", {"gpt2": "GPT2LMHeadModel"}, leaves=_GPT2, block="transformer.h.{}."),
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlora_engine.errors import AdapterError, NotFoundError
+from vlora_engine.errors import AdapterError, CorruptFileError, NotFoundError
 from vlora_engine.formats.config import parse_config, read_config_bytes, shown
 from vlora_engine.formats.places import expanded
 
@@ -93,7 +93,16 @@ def read_base(path: Path) -> BaseConfig:
     Raises:
         AdapterError: It is not JSON, or a count is missing or no count.
     """
-    config = parse_config(read_config_bytes(path), path)
+    try:
+        config = parse_config(read_config_bytes(path), path)
+    except CorruptFileError as fault:
+        raise CorruptFileError(
+            "The base model's config is not JSON of a model.",
+            where=path,
+            expected=fault.expected,
+            found=fault.found,
+            remedy="copy it again, or name another: --base DIR",
+        ) from None
     kind = config.get("model_type")
     if not isinstance(kind, str):
         raise AdapterError(

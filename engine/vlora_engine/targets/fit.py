@@ -152,6 +152,12 @@ def _check_dtype(target: Target, dtype: str | None) -> None:
 
 
 def _check_config(target: Target, facts: Facts) -> None:
+    from vlora_engine.formats.config import find_variant, shown, variant_error
+
+    variant = find_variant(facts.config)
+    if variant is not None:
+        found = f'"{variant.field}": {shown(facts.config.get(variant.field))}'
+        raise variant_error(variant, found, facts.name or target.name)
     if facts.config.get("layer_replication"):
         raise UnsupportedAdapterError(
             f"{target.label} knows no layer_replication: it would serve a model of fewer layers.",

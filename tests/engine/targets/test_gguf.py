@@ -12,6 +12,7 @@ import torch
 
 from tests import make
 from tests.llama_cpp import Lora, Model
+from vlora_engine.adapters import LoRAWeights
 from vlora_engine.catalog import scan
 from vlora_engine.errors import (
     AdapterError,
@@ -22,7 +23,8 @@ from vlora_engine.errors import (
 )
 from vlora_engine.export import verify_adapter
 from vlora_engine.formats import find_adapters, load_adapter, open_adapter, save_adapter
-from vlora_engine.targets.architectures import ARCHITECTURES, HEAD
+from vlora_engine.targets.architectures import ARCHITECTURES
+from vlora_engine.targets.shape import without_rest
 
 gguf = pytest.importorskip("gguf")
 pytest.importorskip("peft")
@@ -78,10 +80,19 @@ def exported(tmp_path: Path, name: str, **fields: Any) -> tuple[str, Any, Path]:
     (tmp_path / "base" / "config.json").write_text(json.dumps(written))
     peft = make.peft_model(model, targets, **fields)
     peft.save_pretrained(tmp_path / "peft")
-    out = save_adapter(
-        load_adapter(tmp_path / "peft"), tmp_path / "out", target="llamacpp", base=tmp_path / "base"
-    )
+    out = save(loaded(tmp_path), tmp_path / "out", tmp_path / "base")
     return arch, peft, out
+
+
+def loaded(tmp_path: Path) -> LoRAWeights:
+    """The PEFT adapter, without the copy of the output layer that PEFT saves beside its LoRA."""
+    return without_rest(load_adapter(tmp_path / "peft"))
+
+
+def save(
+    adapter: LoRAWeights, out: Path, base: Path | None = None, target: str = "llamacpp", **how: Any
+) -> Path:
+    return save_adapter(adapter, out, target=target, base=base, **how)
 
 
 PLAIN: dict[str, Any] = {}
@@ -116,7 +127,7 @@ def test_names_are_those_of_the_package_gguf(arch: str) -> None:
     number = {name: key for key, name in gguf.MODEL_ARCH_NAMES.items()}[arch]
     table = gguf.get_tensor_name_map(number, 30)
     modules = [ours.block.format(n) + leaf for n in (0, 29) for leaf in ours.leaves]
-    for module in [*modules, *HEAD]:
+    for module in [*modules, *ours.head]:
         name = table.get_name(module)
         assert name is not None
         assert ours.gguf_name(module) == name
@@ -127,7 +138,7 @@ def test_names_are_those_of_the_package_gguf(arch: str) -> None:
 
 def test_metadata_are_those_that_llama_cpp_asks_for(tmp_path: Path) -> None:
     exported(tmp_path, "llama", lora_alpha=12)
-    adapter = load_adapter(tmp_path / "peft")
+    adapter = loaded(tmp_path)
     adapter.metadata["base_model_name_or_path"] = "org/Base-1B"
     out = save_adapter(adapter, tmp_path / "o", target="llamacpp", base=tmp_path / "base")
     lora = Lora.read(out / "adapter.gguf")
@@ -141,7 +152,7 @@ def test_metadata_are_those_that_llama_cpp_asks_for(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
 def test_it_reads_back_as_the_adapter_that_it_was(tmp_path: Path, dtype: str) -> None:
     exported(tmp_path, "llama", **PATTERNS)
-    meant = load_adapter(tmp_path / "peft")
+    meant = loaded(tmp_path)
     out = save_adapter(
         meant, tmp_path / "o", target="llamacpp", base=tmp_path / "base", dtype=dtype
     )
@@ -162,13 +173,13 @@ def test_it_reads_back_as_the_adapter_that_it_was(tmp_path: Path, dtype: str) ->
 
 def test_only_b_of_exceptions_is_touched(tmp_path: Path) -> None:
     exported(tmp_path, "gpt2", alpha_pattern={"c_fc": 3})
-    meant = load_adapter(tmp_path / "peft")
+    meant = loaded(tmp_path)
     lora = Lora.read(tmp_path / "out" / "adapter.gguf")
     for name in meant.layer_names:
         stored = ARCHITECTURES["gpt2"].gguf_name(name)
         a, b = lora.pairs[f"{stored}.weight"]
-        assert torch.equal(a, meant.lora_a[name].double())
-        same = torch.equal(b, meant.lora_b[name].double())
+        assert torch.equal(a, meant.lora_a[name].float().double())
+        same = torch.equal(b, meant.lora_b[name].float().double())
         assert same != name.endswith("c_fc")
 
 
@@ -182,7 +193,7 @@ def test_an_alpha_of_zero_stays_no_effect(tmp_path: Path) -> None:
 
 def test_two_runs_give_the_same_bytes(tmp_path: Path) -> None:
     exported(tmp_path, "mistral")
-    adapter = load_adapter(tmp_path / "peft")
+    adapter = loaded(tmp_path)
     again = save_adapter(adapter, tmp_path / "b", target="llamacpp", base=tmp_path / "base")
     first = (tmp_path / "out" / "adapter.gguf").read_bytes()
     assert first == (again / "adapter.gguf").read_bytes()
@@ -190,7 +201,7 @@ def test_two_runs_give_the_same_bytes(tmp_path: Path) -> None:
 
 def test_ollama_gets_a_modelfile(tmp_path: Path) -> None:
     exported(tmp_path, "qwen2")
-    adapter = load_adapter(tmp_path / "peft")
+    adapter = loaded(tmp_path)
     adapter.metadata["base_model_name_or_path"] = "qwen2:0.5b"
     out = save_adapter(adapter, tmp_path / "o", target="ollama", base=tmp_path / "base")
     lines = (out / "Modelfile").read_text().splitlines()
@@ -207,7 +218,7 @@ def test_the_base_is_found_where_the_adapter_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     exported(tmp_path, "llama")
-    adapter = load_adapter(tmp_path / "peft")
+    adapter = loaded(tmp_path)
     adapter.metadata["base_model_name_or_path"] = str(tmp_path / "base")
     save_adapter(adapter, tmp_path / "a", target="llamacpp")
     snapshot = tmp_path / "hub" / "models--org--base" / "snapshots" / ("0" * 40)
@@ -255,16 +266,14 @@ def test_a_base_that_does_not_fit(tmp_path: Path, changes: dict[str, Any], words
     exported(tmp_path, "llama")
     base = config_with(tmp_path, **changes)
     with pytest.raises((AdapterError, NotFoundError)) as caught:
-        save_adapter(
-            load_adapter(tmp_path / "peft"), tmp_path / "o", target="llamacpp", base=base
-        )
+        save_adapter(loaded(tmp_path), tmp_path / "o", target="llamacpp", base=base)
     assert words in str(caught.value)
     assert not (tmp_path / "o").exists()
 
 
 def test_a_base_that_is_no_config(tmp_path: Path) -> None:
     exported(tmp_path, "llama")
-    adapter = load_adapter(tmp_path / "peft")
+    adapter = loaded(tmp_path)
     (tmp_path / "broken.json").write_text("{")
     (tmp_path / "nothing").mkdir()
     for place, words in (
@@ -295,7 +304,7 @@ def test_without_the_package_the_extra_is_named(
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(DependencyError, match=r"vlora-tui\[gguf\]"):
         save_adapter(
-            load_adapter(tmp_path / "peft"),
+            loaded(tmp_path),
             tmp_path / "o",
             target="llamacpp",
             base=tmp_path / "base",
@@ -373,7 +382,11 @@ def test_what_is_no_adapter_or_not_sound_is_refused(tmp_path: Path) -> None:
         (pair("blk.0.ffn_up"), {"adapter.type": "other"}, "of type other"),
         (half, {}, "only one of its two factors"),
         ({"blk.0.attn_norm.weight": torch.ones(4)}, {}, "no factor of a linear map"),
-        ({**pair("blk.0.ffn_up"), "blk.0.ffn_up.weight.lora_b": torch.ones(12, 3)}, {}, "not sound"),
+        (
+            {**pair("blk.0.ffn_up"), "blk.0.ffn_up.weight.lora_b": torch.ones(12, 3)},
+            {},
+            "not sound",
+        ),
         ({**pair("blk.0.ffn_up"), "blk.1.ffn_up.weight.lora_a": quantised}, {}, "Q8_0"),
         (pair("blk.0.ffn_up"), {"adapter.lora.alpha": float("nan")}, "finite"),
     ]

@@ -15,6 +15,7 @@ from textual.message import Message
 from textual.widgets import Input, Static
 
 from vlora_engine.errors import VLoRAError
+from vlora_engine.targets import TARGETS
 from vlora_tui import events
 from vlora_tui.tui import exporting
 from vlora_tui.tui.exporting import MERGES, Plan, Settings, Source
@@ -48,7 +49,8 @@ class ExportView(PaneView):
         "Mark tasks, say how and where, look at what is going to be written, then Enter. A job of "
         "its own writes; it reads every adapter back and compares dW (v turns that off).\n"
         "Nothing that exists is touched unless you type so. {task} in the place stands for each "
-        "task's name. m turns to merging: the marked ones become one adapter."
+        "task's name. s chooses who is to read it: PEFT, or a server. m turns to merging: the "
+        "marked ones become one adapter."
     )
     DEFAULT_CSS = STYLE
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -67,6 +69,8 @@ class ExportView(PaneView):
         Binding("v", "verify", show=False, id="export.verify",
                 tooltip="Read back what was written, or not"),
         Binding("d", "dtype", show=False, id="export.dtype", tooltip="Another dtype"),
+        Binding("s", "target(1)", show=False, id="export.target",
+                tooltip="Another target: PEFT, or a server"),
         Binding("t", "source", show=False, id="export.source",
                 tooltip="Between the tasks of the subspace and the marked adapters"),
         Binding("slash", "app.filter", "Filter", show=False, id="export.filter",
@@ -310,6 +314,13 @@ class ExportView(PaneView):
         """The next dtype."""
         self._turn_value("dtype", 1)
 
+    def action_target(self, by: int) -> None:
+        """The next target."""
+        names = list(TARGETS)
+        at = names.index(self._settings.target)
+        self._settings = self._settings.with_target(names[(at + by) % len(names)])
+        self._edited()
+
     def action_source(self) -> None:
         """Between the tasks of the subspace and the marked adapters."""
         if self.session.manifest is None or not self.session.marked:
@@ -396,8 +407,12 @@ class ExportView(PaneView):
                 self.action_turn()
             case "verify":
                 self.action_verify()
+            case "target":
+                self.action_target(by)
+            case "drop_rest":
+                self._set(drop_rest=not self._settings.drop_rest)
             case "dtype":
-                choices = list(exporting.DTYPES)
+                choices = exporting.dtypes_of(self._settings.target)
                 at = choices.index(self._settings.dtype)
                 self._set(dtype=choices[(at + by) % len(choices)])
             case "method":
@@ -413,7 +428,7 @@ class ExportView(PaneView):
         def answered(text: str | None) -> None:
             if text is None:
                 return
-            if key in ("out", "merged", "weights", "rank"):
+            if key in ("out", "merged", "weights", "rank", "base"):
                 self._set(**{key: text})
             else:
                 self._settings = self._settings.with_parameter(key, text)
