@@ -3,6 +3,9 @@
 `base_weights` does to a model of transformers what convert_hf_to_gguf.py does (names, the order of
 rows of q and k, the 1 that is added to Gemma's norms); `Model` runs it as the graphs in llama.cpp's
 src/models do, a LoRA applied as its build_lora_mm does. Nothing here is taken from the engine.
+
+`write_base` and `log_probabilities` are for llama.cpp itself, where its Python binding xllamacpp is
+installed (it is not needed for the suite).
 """
 
 from __future__ import annotations
@@ -232,3 +235,70 @@ class Model:
         out[..., first] = x[..., first] * cos - x[..., second] * sin
         out[..., second] = x[..., first] * sin + x[..., second] * cos
         return out
+
+
+BYTES = 259  # three special tokens and one for each byte, as a vocabulary has to have
+
+
+def write_base(path: Path, model: torch.nn.Module, arch: str) -> None:
+    """The base model as a GGUF file that llama.cpp loads, with a made-up vocabulary."""
+    from gguf import GGUFWriter
+
+    c = model.config
+    dim = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
+    out = GGUFWriter(path, arch)
+    out.add_context_length(64)
+    out.add_embedding_length(c.hidden_size)
+    out.add_block_count(c.num_hidden_layers)
+    out.add_feed_forward_length(getattr(c, "intermediate_size", None) or 4 * c.hidden_size)
+    out.add_head_count(c.num_attention_heads)
+    out.add_head_count_kv(getattr(c, "num_key_value_heads", None) or c.num_attention_heads)
+    if arch == "gpt2":
+        out.add_layer_norm_eps(c.layer_norm_epsilon)
+    else:
+        out.add_layer_norm_rms_eps(c.rms_norm_eps)
+        out.add_rope_freq_base(c.rope_parameters["rope_theta"])
+        out.add_rope_dimension_count(dim)
+        out.add_key_length(dim)
+        out.add_value_length(dim)
+    if arch == "gemma2":
+        out.add_attn_logit_softcapping(c.attn_logit_softcapping)
+        out.add_final_logit_softcapping(c.final_logit_softcapping)
+    if arch in ("gemma2", "phi3"):
+        out.add_sliding_window(32 if arch == "gemma2" else 0)
+    words = [b"<unk>", b"<s>", b"</s>", *(f"<0x{n:02X}>".encode() for n in range(256))]
+    words += [f"w{n}".encode() for n in range(c.vocab_size - BYTES)]
+    out.add_vocab_size(c.vocab_size)
+    out.add_tokenizer_model("llama")
+    out.add_token_list(words)
+    out.add_token_scores([0.0] * len(words))
+    out.add_token_types([2, 3, 3] + [6] * 256 + [1] * (len(words) - BYTES))
+    out.add_bos_token_id(1)
+    out.add_eos_token_id(2)
+    out.add_add_bos_token(False)
+    for name, tensor in base_weights(model, arch).items():
+        out.add_tensor(name, tensor.float().numpy())
+    out.write_header_to_file()
+    out.write_kv_data_to_file()
+    out.write_tensors_to_file()
+    out.close()
+
+
+def log_probabilities(base: Path, adapter: Path, tokens: list[int], vocabulary: int) -> Tensor:
+    """What llama.cpp itself says comes after ``tokens``; NaN where it is about to stop."""
+    import xllamacpp as x
+
+    settings = x.CommonParams()
+    settings.model.path = str(base)
+    settings.n_ctx, settings.n_parallel, settings.warmup = 64, 1, False
+    settings.cpuparams.n_threads = 1
+    settings.cache_type_k = settings.cache_type_v = x.ggml_type.GGML_TYPE_F32
+    settings.flash_attn_type = x.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    settings.lora_adapters = [x.CommonAdapterLoraInfo(str(adapter), 1.0)]
+    asked = {"prompt": tokens, "n_predict": 1, "n_probs": vocabulary, "temperature": 0.0}
+    said = x.Server(settings).handle_completions({**asked, "cache_prompt": False})
+    told = said["choices"][0]["logprobs"]
+    found = torch.full((vocabulary,), math.nan, dtype=torch.float64)
+    for row in told["content"][0]["top_logprobs"] if told else ():
+        found[row["id"]] = row["logprob"]
+    return found

@@ -266,7 +266,8 @@ def _fitted_row(manifest: Manifest, name: str, place: Path, settings: Settings) 
         check_fit(target, facts, drop_rest=True, dtype=settings.dtype, base=_base(settings))
     except VLoRAError as error:
         found = f" ({error.found})" if error.found else ""
-        mend = error.remedy or "Another target may take it."
+        mend = error.remedy or "another target may take it"
+        mend = f"{mend[0].upper()}{mend[1:]}."
         return replace(row, state="no", why=error.what.rstrip(".") + found, mend=mend)
     return row
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tests import make
-from tests.llama_cpp import Lora, Model
+from tests.llama_cpp import Lora, Model, log_probabilities, write_base
 from vlora_engine.adapters import LoRAWeights
 from vlora_engine.catalog import scan
 from vlora_engine.errors import (
@@ -41,6 +41,7 @@ SHAPE = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+GPT2 = {"n_embd": 32, "n_head": 4, "vocab_size": 40, "n_positions": 64}
 SPLIT = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 MODELS: dict[str, tuple[str, str, dict[str, Any], list[str]]] = {
     "llama": ("llama", "Llama", {}, [*SPLIT, "lm_head"]),
@@ -57,7 +58,7 @@ def tiny(name: str) -> tuple[str, torch.nn.Module, list[str]]:
     import transformers
 
     if name == "gpt2":
-        model = make.tiny_gpt2(n_embd=32, n_head=4)
+        model = make.tiny_gpt2(**GPT2)
         arch, targets = "gpt2", ["c_attn", "attn.c_proj", "c_fc", "mlp.c_proj"]
     else:
         arch, family, changes, targets = MODELS[name]
@@ -71,7 +72,9 @@ def tiny(name: str) -> tuple[str, torch.nn.Module, list[str]]:
     return arch, model.double(), targets
 
 
-def exported(tmp_path: Path, name: str, **fields: Any) -> tuple[str, Any, Path]:
+def exported(
+    tmp_path: Path, name: str, dtype: str | None = None, **fields: Any
+) -> tuple[str, Any, Path]:
     """The architecture, the PEFT model, and where its GGUF adapter lies; base under ``base``."""
     arch, model, targets = tiny(name)
     model.config.save_pretrained(tmp_path / "base")
@@ -80,7 +83,7 @@ def exported(tmp_path: Path, name: str, **fields: Any) -> tuple[str, Any, Path]:
     (tmp_path / "base" / "config.json").write_text(json.dumps(written))
     peft = make.peft_model(model, targets, **fields)
     peft.save_pretrained(tmp_path / "peft")
-    out = save(loaded(tmp_path), tmp_path / "out", tmp_path / "base")
+    out = save(loaded(tmp_path), tmp_path / "out", tmp_path / "base", dtype=dtype)
     return arch, peft, out
 
 
@@ -119,6 +122,39 @@ def test_llama_cpp_says_what_peft_says(tmp_path: Path, name: str, fields: dict[s
     effect = (meant - bare).abs().max()
     assert effect > 0.01
     assert (said - meant).abs().max() < 1e-4 * effect
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("name", [*MODELS, "gpt2"])
+def test_llama_cpp_itself_says_what_peft_says(
+    tmp_path: Path, name: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("xllamacpp")
+    monkeypatch.setitem(SHAPE, "vocab_size", 320)
+    monkeypatch.setitem(SHAPE, "hidden_size", 64)
+    monkeypatch.setitem(MODELS["gemma2"][2], "query_pre_attn_scalar", 16)
+    monkeypatch.setitem(GPT2, "vocab_size", 320)
+    arch, peft, out = exported(tmp_path, name, dtype=dtype, **RSLORA, **PATTERNS)
+    write_base(tmp_path / "base.gguf", tiny(name)[1], arch)
+    tokens = [(7 * n * n + 11) % 200 + 100 for n in range(12)]
+    with torch.no_grad():
+        meant = peft(input_ids=torch.tensor([tokens])).logits[0].log_softmax(-1)
+        with peft.disable_adapter():
+            bare = peft(input_ids=torch.tensor([tokens])).logits[0].log_softmax(-1)
+    for n in (12, 11, 10, 9):
+        said = log_probabilities(
+            tmp_path / "base.gguf", out / "adapter.gguf", tokens[:n], meant.shape[1]
+        )
+        if said.isfinite().all():
+            break
+    assert said.isfinite().all()
+    effect = (meant[n - 1] - bare[n - 1]).abs().max()
+    assert effect > 0.3
+    # There gelu comes out of a table of fp16, and what meets a factor of 16 bit is rounded first.
+    close = 1e-3 if arch in ("gpt2", "gemma2") else 2e-5
+    close = max(close, {"fp32": 0, "fp16": 0.01, "bf16": 0.06}[dtype])
+    assert (said - meant[n - 1]).abs().max() < close * effect
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)

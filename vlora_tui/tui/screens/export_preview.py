@@ -80,7 +80,7 @@ class PreviewPane(Vertical):
             return plan.problem, True
         if plan.refused:
             row = plan.refused[0]
-            return f"Cannot be written: {clean(row.name)}, {row.why}. {row.mend}", True
+            return f"Cannot be written: {clean(row.name)}: {row.why}. {row.mend}", True
         if plan.there:
             many = len(plan.there)
             there = f"{many} exist" if many > 1 else "One exists"
