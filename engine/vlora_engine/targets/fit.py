@@ -106,6 +106,10 @@ def check_fit(
     if target.name == "peft":
         return
     _check_dtype(target, dtype)
+    if not facts.modules:
+        raise AdapterError(
+            "The adapter has no A and B to serve.", where=facts.name, remedy="export to peft"
+        )
     _check_config(target, facts)
     _check_kinds(target, facts)
     if facts.rest and target.no_rest and not drop_rest:

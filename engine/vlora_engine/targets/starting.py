@@ -99,6 +99,6 @@ def modelfile(base: str | None) -> str:
     return (
         "# FROM is the base model as Ollama knows it: a name such as llama3.2, a GGUF file or a\n"
         "# folder of safetensors. It has to be the model that the adapter was trained on.\n"
-        f"FROM {base or BASE}\n"
+        f"FROM {base if base and base.isprintable() else BASE}\n"
         f"ADAPTER ./{GGUF_NAME}\n"
     )

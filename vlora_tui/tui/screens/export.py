@@ -15,12 +15,11 @@ from textual.message import Message
 from textual.widgets import Input, Static
 
 from vlora_engine.errors import VLoRAError
-from vlora_engine.targets import TARGETS
 from vlora_tui import events
 from vlora_tui.tui import exporting
-from vlora_tui.tui.exporting import MERGES, Plan, Settings, Source
+from vlora_tui.tui.exporting import Plan, Settings, Source
 from vlora_tui.tui.screens.export_items import ItemsPane
-from vlora_tui.tui.screens.export_lines import edit_of, form_lines
+from vlora_tui.tui.screens.export_lines import edit_of, form_lines, turned
 from vlora_tui.tui.screens.export_preview import PreviewPane
 from vlora_tui.tui.screens.panes import PaneView
 from vlora_tui.tui.widgets.form import Form
@@ -303,12 +302,11 @@ class ExportView(PaneView):
 
     def action_turn(self) -> None:
         """Between exporting and merging."""
-        doing: exporting.Doing = "export" if self._settings.doing == "merge" else "merge"
-        self._set(doing=doing)
+        self._turn_value("doing", 1)
 
     def action_verify(self) -> None:
         """Read back, or not."""
-        self._set(verify=not self._settings.verify)
+        self._turn_value("verify", 1)
 
     def action_dtype(self) -> None:
         """The next dtype."""
@@ -316,10 +314,7 @@ class ExportView(PaneView):
 
     def action_target(self, by: int) -> None:
         """The next target."""
-        names = list(TARGETS)
-        at = names.index(self._settings.target)
-        self._settings = self._settings.with_target(names[(at + by) % len(names)])
-        self._edited()
+        self._turn_value("target", by)
 
     def action_source(self) -> None:
         """Between the tasks of the subspace and the marked adapters."""
@@ -402,23 +397,8 @@ class ExportView(PaneView):
             self._edit(event.key)
 
     def _turn_value(self, key: str, by: int) -> None:
-        match key:
-            case "doing":
-                self.action_turn()
-            case "verify":
-                self.action_verify()
-            case "target":
-                self.action_target(by)
-            case "drop_rest":
-                self._set(drop_rest=not self._settings.drop_rest)
-            case "dtype":
-                choices = exporting.dtypes_of(self._settings.target)
-                at = choices.index(self._settings.dtype)
-                self._set(dtype=choices[(at + by) % len(choices)])
-            case "method":
-                methods = list(MERGES)
-                at = methods.index(self._settings.method)
-                self._set(method=methods[(at + by) % len(methods)])
+        self._settings = turned(self._settings, key, by)
+        self._edited()
 
     def _edit(self, key: str) -> None:
         from vlora_tui.tui.widgets.dialogs import Prompt

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from vlora_engine.errors import VLoRAError
 from vlora_engine.targets import TARGETS, Served, start_lines
@@ -16,6 +17,7 @@ from vlora_tui.tui.words import clean, plural, tilde
 if TYPE_CHECKING:
     from vlora_tui.jobs import JobView
 
+T = TypeVar("T")
 DOING = {
     "export": ("export each", "Each marked line becomes an adapter of its own."),
     "merge": ("merge into one", "What is marked becomes one adapter; needs two or more."),
@@ -43,6 +45,29 @@ def form_lines(
         label = "Put it into the recipe of step 3"
     arrow = ">" if ascii_only else "▸"
     return [*fields, Field("start", "", f"{arrow} {label}", "action", "Enter starts the job.")]
+
+
+def turned(settings: Settings, key: str, by: int) -> Settings:
+    """The settings with the next value, or the one before, of a choice."""
+    match key:
+        case "target":
+            return settings.with_target(_next(list(TARGETS), settings.target, by))
+        case "doing":
+            return replace(settings, doing="export" if settings.doing == "merge" else "merge")
+        case "dtype":
+            choices = exporting.dtypes_of(settings.target)
+            return replace(settings, dtype=_next(choices, settings.dtype, by))
+        case "method":
+            return replace(settings, method=_next(list(MERGES), settings.method, by))
+        case "verify":
+            return replace(settings, verify=not settings.verify)
+        case "drop_rest":
+            return replace(settings, drop_rest=not settings.drop_rest)
+    return settings
+
+
+def _next(choices: Sequence[T], value: T, by: int) -> T:
+    return choices[(choices.index(value) + by) % len(choices)]
 
 
 def _export_lines(settings: Settings, marked: int) -> list[Field]:
