@@ -1,4 +1,4 @@
-"""``export`` (also ``reconstruct``): tasks of a subspace as adapters that PEFT loads."""
+"""``export`` (also ``reconstruct``): tasks of a subspace as adapters for PEFT and for servers."""
 
 from __future__ import annotations
 
