@@ -20,14 +20,17 @@ from torch import Tensor
 from torch.nn import functional as F
 
 ROTATES_ADJACENT = {"llama"}  # LLAMA_ROPE_TYPE_NORM; the others: NEOX, halves
+GEMMA = ("gemma2", "gemma3")
+GEMMA_NORMS = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
 NORMS = {
     "gpt2": {"ln_1": "attn_norm", "ln_2": "ffn_norm"},
-    "gemma2": {
-        "input_layernorm": "attn_norm",
-        "post_attention_layernorm": "post_attention_norm",
-        "pre_feedforward_layernorm": "ffn_norm",
-        "post_feedforward_layernorm": "post_ffw_norm",
-    },
+    "gemma2": GEMMA_NORMS,
+    "gemma3": GEMMA_NORMS,
 }
 USUAL_NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
 LINEAR = {
@@ -83,7 +86,7 @@ def base_weights(model: torch.nn.Module, arch: str) -> dict[str, Tensor]:
         array = tensor.detach().double().numpy()
         if arch == "gpt2" and ".c_" in key and kind == "weight":
             array = array.T  # Conv1D
-        if arch == "gemma2" and name.endswith("norm"):
+        if arch in GEMMA and name.endswith("norm"):
             array = array + 1
         if arch in ROTATES_ADJACENT and name.endswith("attn_q"):
             array = permute(array, config.num_attention_heads)
@@ -151,7 +154,7 @@ class Model:
         x = self.w["token_embd.weight"][tokens[0]]
         if self.arch == "gpt2":
             x = x + self.w["position_embd.weight"][: len(x)]
-        if self.arch == "gemma2":
+        if self.arch in GEMMA:
             x = x * math.sqrt(self.c.hidden_size)
         for n in range(self.c.num_hidden_layers):
             x = self.block(x, f"blk.{n}.")
@@ -163,11 +166,11 @@ class Model:
 
     def block(self, x: Tensor, at: str) -> Tensor:
         y = self.attention(self.norm(x, f"{at}attn_norm"), at)
-        if self.arch == "gemma2":
+        if self.arch in GEMMA:
             y = self.norm(y, f"{at}post_attention_norm")
         x = x + y
         y = self.ffn(self.norm(x, f"{at}ffn_norm"), at)
-        if self.arch == "gemma2":
+        if self.arch in GEMMA:
             y = self.norm(y, f"{at}post_ffw_norm")
         return x + y
 
@@ -181,7 +184,8 @@ class Model:
         if f"{at}attn_q_norm.weight" in self.w:
             q, k = self.norm(q, f"{at}attn_q_norm"), self.norm(k, f"{at}attn_k_norm")
         if self.arch != "gpt2":
-            q, k = self.rope(q), self.rope(k)
+            theta = self.theta(int(at.split(".")[1]))
+            q, k = self.rope(q, theta), self.rope(k, theta)
         groups = self.heads // self.kv_heads
         k, v = k.repeat_interleave(groups, 0), v.repeat_interleave(groups, 0)
         scalar = getattr(self.c, "query_pre_attn_scalar", None) or self.dim
@@ -200,7 +204,7 @@ class Model:
             gate, up = up.chunk(2, -1)
         else:
             gate = self.mm(f"{at}ffn_gate", x)
-        gate = F.gelu(gate, approximate="tanh") if self.arch == "gemma2" else F.silu(gate)
+        gate = F.gelu(gate, approximate="tanh") if self.arch in GEMMA else F.silu(gate)
         return self.mm(f"{at}ffn_down", gate * up)
 
     def mm(self, name: str, x: Tensor) -> Tensor:
@@ -220,10 +224,16 @@ class Model:
             return F.layer_norm(x, weight.shape, weight, bias, eps)
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.c.rms_norm_eps) * weight
 
-    def rope(self, x: Tensor) -> Tensor:
+    def theta(self, layer: int) -> float:
+        """Gemma 3: five layers of six look at a window, and turn faster."""
+        told = self.c.rope_parameters
+        if self.arch == "gemma3":
+            return told["full_attention"]["rope_theta"] if layer % 6 == 5 else 10_000.0
+        return told["rope_theta"]
+
+    def rope(self, x: Tensor, base: float) -> Tensor:
         """x (heads, n, d): ggml_rope_ext, adjacent pairs or halves."""
         half = self.dim // 2
-        base = (self.c.rope_parameters or {}).get("rope_theta", 10_000.0)
         rates = base ** (-torch.arange(half).double() / half)
         angles = torch.arange(x.shape[1]).double()[:, None] * rates
         cos, sin = angles.cos(), angles.sin()
@@ -257,15 +267,16 @@ def write_base(path: Path, model: torch.nn.Module, arch: str) -> None:
         out.add_layer_norm_eps(c.layer_norm_epsilon)
     else:
         out.add_layer_norm_rms_eps(c.rms_norm_eps)
-        out.add_rope_freq_base(c.rope_parameters["rope_theta"])
+        told = c.rope_parameters
+        out.add_rope_freq_base(told.get("full_attention", told)["rope_theta"])
         out.add_rope_dimension_count(dim)
         out.add_key_length(dim)
         out.add_value_length(dim)
     if arch == "gemma2":
         out.add_attn_logit_softcapping(c.attn_logit_softcapping)
         out.add_final_logit_softcapping(c.final_logit_softcapping)
-    if arch in ("gemma2", "phi3"):
-        out.add_sliding_window(32 if arch == "gemma2" else 0)
+    if arch in (*GEMMA, "phi3"):
+        out.add_sliding_window(0 if arch == "phi3" else 32)
     words = [b"<unk>", b"<s>", b"</s>", *(f"<0x{n:02X}>".encode() for n in range(256))]
     words += [f"w{n}".encode() for n in range(c.vocab_size - BYTES)]
     out.add_vocab_size(c.vocab_size)

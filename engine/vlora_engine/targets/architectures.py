@@ -100,6 +100,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         Architecture("qwen2", {"qwen2": "Qwen2ForCausalLM"}),
         Architecture("qwen3", {"qwen3": "Qwen3ForCausalLM"}),
         Architecture("gemma2", {"gemma2": "Gemma2ForCausalLM"}, head={}),
+        Architecture("gemma3", {"gemma3_text": "Gemma3ForCausalLM"}, head={}),
         Architecture("phi3", {"phi3": "Phi3ForCausalLM"}, leaves=_FUSED),
         Architecture("gpt2", {"gpt2": "GPT2LMHeadModel"}, leaves=_GPT2, block="transformer.h.{}."),
     )

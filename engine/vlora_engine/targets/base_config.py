@@ -129,7 +129,9 @@ def read_base(path: Path) -> BaseConfig:
     )
 
 
-_TIED = frozenset({"gpt2", "gemma2"})  # what their classes in transformers do by default
+_TIED = frozenset(
+    {"gpt2", "gemma2", "gemma3_text"}
+)  # what their classes in transformers do by default
 
 
 def _count(config: Mapping[str, Any], path: Path, *names: str, default: int | None = None) -> int:
