@@ -236,7 +236,9 @@ class Writer:
 
     def _tell_left_out(self, task: str, weights: LoRAWeights) -> None:
         if weights.rest:
-            text = f"{len(weights.rest)} tensors besides A and B are left out, as asked."
+            many = len(weights.rest)
+            tensors = "1 tensor" if many == 1 else f"{many} tensors"
+            text = f"Left out, as asked: {tensors} besides A and B."
             self.emit(events.Remark(text, task, "rest-left-out"))
 
     def _tell_targets(self, export: Export, path: Path) -> None:

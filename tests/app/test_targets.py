@@ -79,7 +79,7 @@ def test_one_task_that_does_not_fit_stops_all_before_the_first_is_written(
         assert "--drop-rest" in found.err
         assert sorted(os.listdir(tmp_path)) == before
     said = cli(*words, "--drop-rest")
-    assert "left out, as asked" in said.err
+    assert "Left out, as asked: 1 tensor besides" in said.err
     assert not open_adapter(tmp_path / "o" / "zz-head").rest
 
 

@@ -149,7 +149,7 @@ def _check_dtype(target: Target, dtype: str | None) -> None:
     if dtype is not None and DTYPES.get(dtype, dtype) not in target.dtypes:
         words = {stored: word for word, stored in DTYPES.items()}
         raise ParameterError(
-            f"Adapters for {target.label} are not stored in this dtype.",
+            f"{target.label} is not stored in this dtype.",
             expected=", ".join(words[name] for name in target.dtypes),
             found=dtype,
         )

@@ -13,7 +13,7 @@ class Target:
     """A program that serves adapters, or a form that several of them take.
 
     Args:
-        name: The word of ``--target``. label: As its makers write it.
+        name: The word of ``--target``. label: How a sentence about it begins.
         about: What an export to it is, in a sentence.
         form: The files: a PEFT directory, or a GGUF file (and what goes with it).
         uniform: Every module gets one rank and one scale, as rank_pattern and alpha_pattern are
@@ -62,7 +62,7 @@ _ALL = (
     ),
     Target(
         "portable",
-        "every server",
+        "The portable form",
         "What every server reads alike: one rank, the scale folded into B, 16 bit.",
         unit_scale=True,
         linear_only="servers do not agree on factors of embeddings and convolutions",

@@ -77,9 +77,7 @@ def _export_lines(settings: Settings, marked: int) -> list[Field]:
         Field(
             "target",
             "target",
-            target.label
-            if target.label.lower() == target.name
-            else f"{target.name} ({target.label})",
+            target.name,
             "choice",
             f"{target.about} s changes this from anywhere.",
         ),
