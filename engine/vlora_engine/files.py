@@ -59,10 +59,11 @@ def check_output(path: Path, *, force: bool = False) -> None:
 # In the index of a peer's format that this engine wrote: what a peer wrote is not ours to replace.
 WRITTEN_BY = {"written_by": "vlora-tui"}
 _PEERS_MARKERS = frozenset({"subspace_meta.json", "share_config.json"})
-_MARKERS = frozenset({"subspace.json", "adapter_config.json", "spectra.json"})
+_MARKERS = frozenset({"subspace.json", "adapter_config.json", "spectra.json", "adapter.gguf"})
 _WRITTEN = re.compile(
     r"README\.md|subspace\.json|tasks|basis(-\d+-of-\d+)?\.safetensors"
     r"|adapter_config\.json|adapter_model\.(safetensors|bin)|adapters\.safetensors"
+    r"|adapter\.gguf|Modelfile"
     r"|spectra\.json|layers|vectors|similarity\.safetensors"
 )
 
