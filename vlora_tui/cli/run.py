@@ -16,7 +16,7 @@ from vlora_tui.cli.execute import dry_run as show_plan
 from vlora_tui.cli.execute import execute, execute_job
 from vlora_tui.cli.export import show_exports
 from vlora_tui.cli.flags import compress_recipe, say_once
-from vlora_tui.cli.merge import show_merges
+from vlora_tui.cli.merge import is_recipe, preview_merges, show_merges
 from vlora_tui.cli.output import Output, printable
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.recipe import Recipe, load_recipe, resolve
@@ -54,6 +54,9 @@ def run(
     chunk_size: o.ChunkSize = None,
     force: o.Force = False,
     dry_run: o.DryRun = False,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Say what its merges keep; write nothing.")
+    ] = False,
     print_recipe: o.PrintRecipe = False,
     events_file: o.EventsFile = None,
     as_json: o.AsJson = False,
@@ -74,7 +77,7 @@ def run(
         for path in execute_job(job, out, lock=job_lock).last(events.Finished).outputs:
             out.text(printable(f"written to {path}"))
         return
-    opens = not (headless or print_recipe or dry_run)
+    opens = not (headless or print_recipe or dry_run or preview)
     if opens:
         from vlora_tui.tui.start import require_terminal
 
@@ -123,6 +126,8 @@ def run(
         print(resolve(recipe).to_toml(), end="")
     elif dry_run:
         show_plan(recipe, out, force=force)
+    elif preview:
+        preview_merges(recipe, out)
     else:
         run_headless(recipe, out, force=force, events_file=events_file)
 
@@ -143,11 +148,6 @@ def run_headless(
     for path in finished.outputs:
         out.essence(path)
     return watcher
-
-
-def is_recipe(sources: list[str]) -> bool:
-    """Whether the one source is a recipe file and not an adapter."""
-    return len(sources) == 1 and sources[0].endswith(".toml")
 
 
 _FLAGS = [

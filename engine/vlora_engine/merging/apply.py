@@ -5,8 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from numbers import Integral, Real
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -16,8 +15,6 @@ from vlora_engine.adapters import AdapterSource, LoRAWeights, as_source, nominal
 from vlora_engine.catalog import normalise_base_model
 from vlora_engine.errors import (
     AdapterError,
-    CollectionError,
-    ParameterError,
     UnsupportedAdapterError,
 )
 from vlora_engine.health import Finding
@@ -25,11 +22,16 @@ from vlora_engine.inner import modules_of, source_label
 from vlora_engine.merging.apart import as_first_library, as_peft
 from vlora_engine.merging.kept import module_kept
 from vlora_engine.merging.operators import OPERATORS
-from vlora_engine.merging.registry import MergeMethod
+from vlora_engine.merging.request import MergeRequest, check_request
 from vlora_engine.merging.result import MergedModule, MergeReport, assemble, kept_rank
 from vlora_engine.merging.space import ModuleInputs
-from vlora_engine.merging.specs import find_method
-from vlora_engine.merging.weights import Layers, ModuleSettings, check_weights, settings_of
+from vlora_engine.merging.weights import (
+    Layers,
+    ModuleSettings,
+    check_weights,
+    settings_of,
+    varied_modules,
+)
 from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
 
 Space = Literal["delta", "factors"]
@@ -111,13 +113,23 @@ def merge_with_report(
     **parameters: Any,
 ) -> tuple[LoRAWeights, MergeReport]:
     """`merge`, and a report: parameters, ranks, what is kept of each adapter, what was left out."""
-    spec = find_method(method, dialect)
     sources = [as_source(adapter) for adapter in adapters]
-    values = spec.check(parameters, len(sources))
+    request, values = check_request(
+        len(sources),
+        method,
+        weights=weights,
+        layers=layers,
+        normalize=normalize,
+        scale=scale,
+        space=space,
+        dialect=dialect,
+        rank=rank,
+        energy=energy,
+        parameters=parameters,
+    )
+    spec = request.spec
     if "seed" in values and values["seed"] is None:
         values["seed"] = torch.Generator().seed()  # a fresh one, reported so that it can be reused
-    request = _Request(spec, space, dialect, normalize, scale, rank, energy)
-    request.check(len(sources))
     _check_adapters(sources)
     holders = modules_of(sources)
     settings = settings_of(
@@ -132,12 +144,14 @@ def merge_with_report(
     base = check_weights(weights, len(sources), spec)
     report = MergeReport(spec.name, space if dialect is None else dialect, values, base)
     report.findings += _differences(sources, holders)
+    if layers:
+        report.varied = varied_modules(list(holders), layers)
     if request.is_apart and dialect is None:
         modules = as_first_library(spec.name, sources, holders, settings, scale, report.findings)
     elif request.is_apart:
         modules = as_peft(spec.name, sources, holders, settings, scale)
     else:
-        request = request.with_rank_of(sources)
+        request = _with_rank_of(request, sources)
 
         def one(module: str) -> MergedModule:
             return _merge_module(request, sources, module, holders[module], settings[module])
@@ -153,104 +167,8 @@ def merge_with_report(
     return merged, report
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What is asked for, beside adapters, weights and the method's own parameters."""
-
-    spec: MergeMethod
-    space: str
-    dialect: str | None
-    normalize: bool | None
-    scale: float
-    rank: int | None
-    energy: float | None
-
-    @property
-    def is_apart(self) -> bool:
-        """Whether A and B are merged apart."""
-        return self.space == "factors" or (
-            self.dialect == "peft" and self.spec.name not in ("cat", "svd")
-        )
-
-    @property
-    def normalises(self) -> bool:
-        return self.spec.normalises_weights if self.normalize is None else self.normalize
-
-    @property
-    def averages(self) -> bool:
-        """Whether what agrees is averaged, entry by entry."""
-        return self.spec.normalises == "entry" and self.normalises
-
-    @property
-    def divides_weights(self) -> bool:
-        """Whether the weights are divided by their sum before anything else."""
-        if self.is_apart:
-            return bool(self.normalize)
-        return self.spec.normalises != "entry" and self.normalises
-
-    @property
-    def operator(self) -> str:
-        return "task_arithmetic" if self.dialect == "peft" else self.spec.name
-
-    def with_rank_of(self, sources: Sequence[AdapterSource]) -> _Request:
-        """PEFT's "svd" cuts to the largest rank of the adapters where it is told nothing."""
-        told = self.rank is not None or self.energy is not None
-        if self.dialect != "peft" or self.spec.name != "svd" or told:
-            return self
-        return replace(self, rank=max(nominal_rank(source) for source in sources))
-
-    def check(self, count: int) -> None:
-        """Refuse what contradicts itself or is out of range."""
-        if not count:
-            raise CollectionError("There are no adapters to merge.", expected="at least one")
-        self.spec.check_count(count)
-        self._check_space()
-        if self.normalize is False and not self.spec.may_normalise:
-            raise ParameterError(f"Merging by {self.spec.name} always normalises its weights.")
-        for name, value, low in (("scale", self.scale, None), ("energy", self.energy, 0.0)):
-            good = isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
-            if value is not None and not (good and value != 0 and (low is None or 0 < value <= 1)):
-                raise ParameterError(
-                    f"{name} is out of range.",
-                    expected="any number but 0" if low is None else "(0, 1]",
-                    found=repr(value),
-                )
-
-    def _check_space(self) -> None:
-        if self.space not in ("delta", "factors"):
-            raise ParameterError(
-                "Adapters are merged in one of two spaces.",
-                expected="'delta' or 'factors'",
-                found=repr(self.space),
-            )
-        if self.space == "factors" and self.dialect is not None:
-            raise ParameterError("A dialect says by itself what is merged; leave space out.")
-        if self.space == "factors" and not self.spec.factors:
-            raise ParameterError(
-                f"The first library has no {self.spec.name}.",
-                expected="average, ties or dare with space='factors'",
-                remedy="merge weight changes: space='delta'",
-            )
-        if self.rank is None and self.energy is None:
-            return
-        rank = self.rank
-        bad = rank is not None and (
-            not isinstance(rank, Integral) or isinstance(rank, bool) or rank < 1
-        )
-        if bad:
-            raise ParameterError("rank is out of range.", expected=">= 1", found=repr(rank))
-        if rank is not None and self.energy is not None:
-            raise ParameterError("rank and energy are both given.", expected="one of them")
-        if self.is_apart:
-            name = "rank" if rank is not None else "energy"
-            raise ParameterError(
-                f"{name} cuts weight changes; merging A and B apart keeps the adapters' rank.",
-                remedy=f"leave {name} out, or merge with space='delta'",
-            )
-
-
 def _merge_module(
-    request: _Request,
+    request: MergeRequest,
     sources: Sequence[AdapterSource],
     module: str,
     holders: Sequence[int],
@@ -284,6 +202,14 @@ def _merge_module(
         for i, pair, scale in zip(holders, factors, scales, strict=True)
     }
     return replace(MergedModule.of(change, rank, _result_dtype(factors)), kept=kept)
+
+
+def _with_rank_of(request: MergeRequest, sources: Sequence[AdapterSource]) -> MergeRequest:
+    """PEFT's "svd" cuts to the largest rank of the adapters where it is told nothing."""
+    told = request.rank is not None or request.energy is not None
+    if request.dialect != "peft" or request.spec.name != "svd" or told:
+        return request
+    return replace(request, rank=max(nominal_rank(source) for source in sources))
 
 
 def _check_adapters(sources: Sequence[AdapterSource]) -> None:

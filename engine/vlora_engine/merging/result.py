@@ -32,6 +32,7 @@ class MergeReport:
         space: ``"delta"`` or ``"factors"``.
         parameters: The method's parameters as used, a drawn seed included.
         weights: The weights as given, or the method's default.
+        varied: Modules whose weights or parameters are others, by ``layers``.
         kept: What is kept of each adapter, in order.
         ranks: The result's rank per module.
         cut_error: Relative error of dW that cutting to ``rank`` cost, over all modules.
@@ -44,6 +45,7 @@ class MergeReport:
     space: str
     parameters: dict[str, Any]
     weights: tuple[float, ...]
+    varied: int = 0
     kept: list[Kept] = field(default_factory=list)
     ranks: dict[str, int] = field(default_factory=dict)
     cut_error: float = 0.0

@@ -93,6 +93,11 @@ def check_weights(
     return tuple(float(weight) for weight in given)
 
 
+def varied_modules(modules: Sequence[str], layers: Layers) -> int:
+    """How many modules a pattern of ``layers`` matches."""
+    return len({module for pattern in layers for module in fnmatch.filter(modules, pattern)})
+
+
 def check_layers(method: MergeMethod, layers: Layers | None, count: int) -> None:
     """What of ``layers`` can be judged before the modules are known.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from vlora_engine.errors import VLoRAError
+from vlora_engine.merging.registry import MergeParameter
 from vlora_tui import events
 from vlora_tui.recipe import TARGETS_TO_COME
 from vlora_tui.tui import exporting
@@ -83,7 +84,7 @@ def _export_lines(settings: Settings, marked: int) -> list[Field]:
 def _merge_lines(settings: Settings, marked: int) -> list[Field]:
     fields = [Field("method", "method", settings.method, "choice", f"{MERGES[settings.method]}.")]
     for parameter in PARAMETERS[settings.method]:
-        default = "fresh" if parameter.default is None else f"{parameter.default:g}"
+        default = default_words(parameter)
         fields.append(_text_line(settings, parameter.name, default, marked))
     return [
         *fields,
@@ -103,6 +104,15 @@ def _text_line(settings: Settings, key: str, default: str, marked: int) -> Field
     edit = edit_of(settings, key, marked)
     label = key.replace("_", " ")
     return Field(key, label, edit.value or default, "text", edit.words, edit.wrong(edit.value))
+
+
+def default_words(parameter: MergeParameter) -> str:
+    """What an empty line means."""
+    if parameter.default is None:
+        return "fresh" if parameter.name == "seed" else "from the weights"
+    return (
+        f"{parameter.default:g}" if isinstance(parameter.default, float) else str(parameter.default)
+    )
 
 
 class Edit(NamedTuple):
