@@ -37,6 +37,9 @@ COMMANDS = {
     "plan": Entry("plan", "plan", "What every method would cost, at every size.", "Look"),
     "analyze": Entry("compare", "analyze", "Similarity of adapters, and clusters.", "Look"),
     "diff": Entry("compare", "diff", "Compare two adapters or tasks.", "Look"),
+    "interference": Entry(
+        "interference", "interference", "Which adapters a merge would set at odds.", "Look"
+    ),
     "validate": Entry("care", "validate", "Check a subspace: checksums, shapes, figures.", "Look"),
     "eval": Entry("eval", "evaluate", "Measure on the base model what compression cost.", "Look"),
     "benchmark": Entry("care", "benchmark", "Time the operations of a subspace.", "Look"),
@@ -54,7 +57,6 @@ COMMANDS = {
 }
 
 NOT_YET = (
-    "interference",
     "report",
     "resize",
     "doctor",
