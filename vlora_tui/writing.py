@@ -210,6 +210,7 @@ class Writer:
         for merge in self.recipe.merges:
             self._stop_if_asked()
             _, event = self._merged(merge)
+            self._tell_findings(event)
             self.emit(events.MergePreviewed(**vars(event)))
 
     def _merge(self, merge: Merge) -> None:
@@ -217,9 +218,12 @@ class Writer:
 
         merged, event = self._merged(merge)
         save_adapter(merged, merge.path, dtype=merge.dtype, force=self.force)
+        self._tell_findings(event)
+        self.emit(event)
+
+    def _tell_findings(self, event: events.Merged) -> None:
         for finding in event.report["findings"]:
             self.emit(events.Remark(finding["what"], finding["where"], finding["code"]))
-        self.emit(event)
 
     def _merged(self, merge: Merge) -> tuple[LoRAWeights, events.Merged]:
         """The result, and what there is to say about it."""

@@ -144,6 +144,8 @@ def merge_with_report(
     base = check_weights(weights, len(sources), spec)
     report = MergeReport(spec.name, space if dialect is None else dialect, values, base)
     report.findings += _differences(sources, holders)
+    if spec.caution:
+        report.findings.append(Finding("warning", "caution", spec.name, spec.caution))
     if layers:
         report.varied = varied_modules(list(holders), layers)
     if request.is_apart and dialect is None:

@@ -134,6 +134,7 @@ class MergeMethod:
         aliases: Other names for it.
         factors: Whether it has the first library's arithmetic too (``space="factors"``).
         reference: Where it is from.
+        caution: What its user should know before.
         rule: What must hold between parameters; raises ParameterError.
     """
 
@@ -152,6 +153,7 @@ class MergeMethod:
     factors: bool = False
     reference: str = ""
     rule: Callable[[Mapping[str, Any]], None] | None = None
+    caution: str = ""
 
     def __call__(self, adapters: Sequence[Any], *args: Any, **kwargs: Any) -> LoRAWeights:
         from vlora_engine.merging.methods import FUNCTIONS

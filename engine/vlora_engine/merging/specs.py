@@ -42,6 +42,12 @@ GAMMA = MergeParameter(
 KEPT = MergeParameter(
     "density", "float", 0.9, "share of entries kept", low=0, high=1, low_open=True, each=True
 )
+# Measured by merge_gap: with the default gamma of 0.01 next to nothing of four checkpoints of one
+# run is left (99.5 % of their mean's dW is gone); on dense entries it is 45 %.
+OUTLIERS = (
+    "In the core the largest entries are what the adapters do most: dropping even a few takes away "
+    "most of dW where adapters are alike. Look at what is kept, or set gamma to 0."
+)
 
 
 def _chances(values: Mapping[str, Any]) -> None:
@@ -135,6 +141,7 @@ for _method in (
         {"density": 1.0},
         identities=EXACT | {"linear"},
         reference="arXiv:2312.06795",
+        caution=OUTLIERS,
     ),
     MergeMethod(
         "breadcrumbs_ties",
@@ -145,6 +152,7 @@ for _method in (
         normalises="entry",
         identities=EXACT,
         reference="arXiv:2312.06795",
+        caution=OUTLIERS,
     ),
     MergeMethod(
         "magnitude_prune",
