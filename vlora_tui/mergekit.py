@@ -72,7 +72,7 @@ _LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 class Config:
     """A file that was read: a ``[[merge]]`` table without its path, and what to say about it."""
 
-    tables: dict[str, Any]
+    table: dict[str, Any]
     notes: list[str] = field(default_factory=list)
 
 
@@ -219,12 +219,12 @@ class _Reader:
         if normalize is not None and not isinstance(normalize, bool):
             self.fail("normalize is true or false.", "parameters", found=repr(normalize))
         if normalize is not None and (method.may_normalise or normalize is False):
-            config.tables["normalize"] = normalize
+            config.table["normalize"] = normalize
         told = Alias(alias.method, normalize)
         config.notes.append(f"merge_method {data['merge_method']}: {told.text}")
         scale = shared.pop("lambda", None)
         if scale is not None:
-            config.tables["scale"] = self._number(scale, "parameters.lambda")
+            config.table["scale"] = self._number(scale, "parameters.lambda")
         rescale = shared.pop("rescale", None)
         if rescale not in (None, method.name.startswith(("dare", "della"))):
             self.fail(f"rescale = {rescale} is not what {method.name} does here.", "parameters")
@@ -235,7 +235,7 @@ class _Reader:
         if dtype is not None and dtype != "auto":
             if dtype not in _DTYPES:
                 self.fail("There is no such dtype.", "dtype", expected=", ".join(_DTYPES))
-            config.tables["dtype"] = _DTYPES[dtype]
+            config.table["dtype"] = _DTYPES[dtype]
 
     def _add_varying(
         self, config: Config, models: Sequence[_Model], shared: dict[str, Any], method: MergeMethod
@@ -252,9 +252,9 @@ class _Reader:
         varying = {n: s for n, s in settings.items() if n not in plain}
         for name, values in plain.items():
             checked = [self._number(value, name) for value in values]
-            self._put(config.tables, name, checked, method)
+            self._put(config.table, name, checked, method)
         if varying:
-            config.tables["layers"] = self._layers(varying, models, method)
+            config.table["layers"] = self._layers(varying, models, method)
 
     def _names(
         self, models: Sequence[_Model], shared: Mapping[str, Any], method: MergeMethod

@@ -40,6 +40,7 @@ COMMANDS = {
     "interference": Entry(
         "interference", "interference", "Which adapters a merge would set at odds.", "Look"
     ),
+    "module": Entry("module", "module", "Look closely at one module of one or two.", "Look"),
     "validate": Entry("care", "validate", "Check a subspace: checksums, shapes, figures.", "Look"),
     "eval": Entry("eval", "evaluate", "Measure on the base model what compression cost.", "Look"),
     "benchmark": Entry("care", "benchmark", "Time the operations of a subspace.", "Look"),
