@@ -7,11 +7,13 @@ adapter (slices, tokenizers, ``model+lora``) is refused by name, not ignored.
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from reprlib import repr as short  # a few lines of YAML can stand for gigabytes
 from typing import Any, NamedTuple, NoReturn
 
 from vlora_engine.errors import InputError, NotFoundError
@@ -65,6 +67,7 @@ _DTYPES = {
 }  # fmt: skip
 _WITHOUT_EFFECT = ("int8_mask",)  # how mergekit stores a mask meanwhile
 _LARGEST_FILE = 1 << 20
+_LARGEST_NUMBER = 1e30
 _LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 
 
@@ -128,7 +131,7 @@ class _Reader:
             raise NotFoundError("There is no such merge file.", where=self.path) from None
         except (OSError, UnicodeDecodeError) as error:
             self.fail("The merge file cannot be read.", found=str(error))
-        except (yaml.YAMLError, RecursionError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             self.fail("The merge file is not YAML.", found=" ".join(str(error).split())[:200])
         if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
             self.fail("This is no merge file.", expected="models, merge_method", found=_kind(data))
@@ -140,7 +143,7 @@ class _Reader:
                 "There is no such merge_method for adapters.",
                 "merge_method",
                 expected=", ".join(ALIASES),
-                found=repr(name),
+                found=short(name),
             )
         return ALIASES[name], MERGE_METHODS[ALIASES[name].method]
 
@@ -157,7 +160,7 @@ class _Reader:
             key = f"models[{i}]"
             if not isinstance(row, dict) or not isinstance(row.get("model"), str):
                 self.fail(
-                    "A model is named by a path.", key, expected="model: PATH", found=repr(row)
+                    "A model is named by a path.", key, expected="model: PATH", found=short(row)
                 )
             unknown = sorted(row.keys() - {"model", "parameters"})
             if unknown:
@@ -192,14 +195,14 @@ class _Reader:
                 "A model with a LoRA on it is no adapter.",
                 key,
                 expected="the adapter alone",
-                found=repr(name),
+                found=short(name),
                 remedy="name what stands behind the +",
             )
         raise NotFoundError(
             "There is no such adapter.",
             where=f"{self.path}, {key}",
             expected="a path from where the file lies, or from here",
-            found=repr(name),
+            found=short(name),
             remedy="download it first (`hf download ORG/NAME --local-dir DIR`) and name the folder",
         )
 
@@ -217,7 +220,7 @@ class _Reader:
         normalize = shared.pop("normalize", shared.pop("normalize_weights", None))
         normalize = alias.normalize if normalize is None else normalize
         if normalize is not None and not isinstance(normalize, bool):
-            self.fail("normalize is true or false.", "parameters", found=repr(normalize))
+            self.fail("normalize is true or false.", "parameters", found=short(normalize))
         if normalize is not None and (method.may_normalise or normalize is False):
             config.table["normalize"] = normalize
         told = Alias(alias.method, normalize)
@@ -326,8 +329,9 @@ class _Reader:
         return self._number(setting, name)
 
     def _number(self, value: Any, key: str) -> float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            self.fail(f"{key} is a number.", key, found=repr(value))
+        good = isinstance(value, int | float) and not isinstance(value, bool)
+        if not good or not math.isfinite(value) or abs(value) > _LARGEST_NUMBER:
+            self.fail(f"{key} is a number.", key, found=short(value))
         return float(value)
 
     def _table(self, rows: Any, key: str) -> dict[str, Any]:

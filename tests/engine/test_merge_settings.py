@@ -59,6 +59,14 @@ def test_a_parameter_may_be_one_for_each_adapter():
     assert_same_deltas(same, merge(pair, "dare", drop_rate=0.5, seed=2), 0)
 
 
+@pytest.mark.parametrize("method", ["ties", "slerp", "model_stock", "sce", "knots", "tsv_m"])
+def test_modules_of_no_weight_at_all_are_left_alone(method):
+    pair = [MIXED[0], task_arithmetic(MIXED[:2])]
+    merged = deltas(merge(pair, method, layers={"*.v": [0, 0]}))
+    assert float(merged["layers.0.v"].norm()) == 0
+    assert float(merged["layers.0.q"].norm()) > 0.1
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [

@@ -34,6 +34,7 @@ DTYPES = {None: "as they were", "fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}
 # What can be merged, and how: the engine's own table, which needs no torch.
 _SHOWN = {DEFAULT_METHOD if DEFAULT_METHOD in m.aliases else m.name: m for m in METHODS.values()}
 MERGES: dict[str, str] = {name: method.summary for name, method in _SHOWN.items()}
+CAUTIONS = {name: method.caution for name, method in _SHOWN.items()}
 PARAMETERS: dict[str, tuple[MergeParameter, ...]] = {
     name: method.parameters for name, method in _SHOWN.items()
 }

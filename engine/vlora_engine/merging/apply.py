@@ -197,7 +197,8 @@ def _merge_module(
         mean=request.averages,
         weights_of_all=settings.weights,
     )
-    change = OPERATORS[request.operator](inputs, settings.values).times(request.scale)
+    operator = OPERATORS[request.operator if any(settings.weights) else "task_arithmetic"]
+    change = operator(inputs, settings.values).times(request.scale)
     rank = kept_rank(change, request.rank, request.energy)
     kept = {
         i: module_kept(change.cut(rank), pair, scale)

@@ -10,7 +10,7 @@ from vlora_engine.merging.registry import MergeParameter
 from vlora_tui import events
 from vlora_tui.recipe import TARGETS_TO_COME
 from vlora_tui.tui import exporting
-from vlora_tui.tui.exporting import MERGES, PARAMETERS, RANK, Plan, Settings
+from vlora_tui.tui.exporting import CAUTIONS, MERGES, PARAMETERS, RANK, Plan, Settings
 from vlora_tui.tui.widgets.form import Field
 from vlora_tui.tui.words import clean, plural, tilde
 
@@ -82,7 +82,8 @@ def _export_lines(settings: Settings, marked: int) -> list[Field]:
 
 
 def _merge_lines(settings: Settings, marked: int) -> list[Field]:
-    fields = [Field("method", "method", settings.method, "choice", f"{MERGES[settings.method]}.")]
+    about = f"{MERGES[settings.method]}. {CAUTIONS[settings.method]}".strip()
+    fields = [Field("method", "method", settings.method, "choice", about)]
     for parameter in PARAMETERS[settings.method]:
         default = default_words(parameter)
         fields.append(_text_line(settings, parameter.name, default, marked))
