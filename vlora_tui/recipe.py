@@ -17,6 +17,7 @@ from typing import Any
 from vlora_engine.codec.coding import METHODS as CODED_METHODS
 from vlora_engine.codec.coding import default_method
 from vlora_engine.errors import InputError, NotFoundError, ParameterError
+from vlora_engine.merging.specs import DEFAULT_METHOD
 from vlora_engine.packing import BLOCK_SIZE, Quantization, quantization
 
 METHODS = ("auto", "own", "delta", "columns", "flat")
@@ -141,15 +142,28 @@ class Export:
 
 @dataclass(frozen=True)
 class Merge:
-    """Adapters to merge into one; ``parameters`` are those of the method."""
+    """Adapters to merge into one; ``parameters`` are those of the method.
+
+    Args:
+        layers: By pattern other weights, or a table of weights and parameters.
+        normalize: None is what the method does.
+        dialect: ``peft`` for that package's arithmetic.
+        energy: The share of its energy that a cut of the rank leaves.
+    """
 
     adapters: tuple[str, ...]
     path: str
     source: str = "input"
-    method: str = "average"
+    method: str = DEFAULT_METHOD
     weights: tuple[float, ...] | None = None
+    layers: Mapping[str, Any] = field(default_factory=dict)
+    normalize: bool | None = None
+    scale: float = 1.0
     space: str = "delta"
+    dialect: str | None = None
     rank: int | None = None
+    energy: float | None = None
+    dtype: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vlora_engine import relations
 from vlora_engine.adapters import AdapterSource, ModuleShape, as_source
+from vlora_engine.conflicts import interference
 from vlora_engine.coverage import coverage_total, subspace_coverage
 from vlora_engine.errors import ParameterError
 from vlora_engine.inner import Factors, delta_error2, delta_inner, delta_norm2, modules_of
@@ -43,6 +44,7 @@ __all__ = [
     "diff_total",
     "find_clusters",
     "find_outliers",
+    "interference",
     "outliers_of",
     "subspace_coverage",
 ]

@@ -37,6 +37,9 @@ COMMANDS = {
     "plan": Entry("plan", "plan", "What every method would cost, at every size.", "Look"),
     "analyze": Entry("compare", "analyze", "Similarity of adapters, and clusters.", "Look"),
     "diff": Entry("compare", "diff", "Compare two adapters or tasks.", "Look"),
+    "interference": Entry(
+        "interference", "interference", "Which adapters a merge would set at odds.", "Look"
+    ),
     "module": Entry("module", "module", "Look closely at one module of one or two.", "Look"),
     "validate": Entry("care", "validate", "Check a subspace: checksums, shapes, figures.", "Look"),
     "eval": Entry("eval", "evaluate", "Measure on the base model what compression cost.", "Look"),
@@ -58,7 +61,6 @@ COMMANDS = {
 }
 
 NOT_YET = (
-    "interference",
     "report",
     "resize",
     "doctor",
