@@ -329,7 +329,7 @@ class Run:
             spectra = Spectra.load(place)
         except VLoRAError:
             return None  # a cache: what cannot be read is made again
-        return spectra if spectra.complete and spectra.has_outlook else None
+        return spectra if spectra.is_whole else None
 
     def _tell_choice(self, compress: Compress, spectra: Spectra) -> int | None:
         """Tell what is going to be built; its bytes, where the spectra know them."""

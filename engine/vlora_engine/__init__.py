@@ -43,6 +43,8 @@ _HOMES = {
         "subspace_coverage",
         "find_outliers",
         "interference",
+        "find_duplicates",
+        "find_runs",
     ],
     "vlora_engine.merging": [
         "MERGE_METHODS",

@@ -30,6 +30,7 @@ SECTIONS = (
     "reports",
     "merge",
     "merge_gap",
+    "compare",
     "choose_key",
 )
 PACKAGES = ("vlora-tui", "vlora-dev", "lorashare", "torch", "numpy")
