@@ -42,6 +42,7 @@ _HOMES = {
         "adapter_diff",
         "subspace_coverage",
         "find_outliers",
+        "interference",
         "find_duplicates",
         "find_runs",
     ],

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from vlora_engine.adapters import AdapterSource, ModuleShape, as_source
 from vlora_engine.checkpoints import Run, runs_in, step_of
+from vlora_engine.conflicts import interference
 from vlora_engine.coverage import coverage_total, subspace_coverage
 from vlora_engine.duplicates import Duplicates, coarsest, duplicates_in
 from vlora_engine.errors import ParameterError
@@ -51,6 +52,7 @@ __all__ = [
     "find_duplicates",
     "find_outliers",
     "find_runs",
+    "interference",
     "outliers_of",
     "relate",
     "runs_among",

@@ -28,6 +28,8 @@ SECTIONS = (
     "noticed",
     "export",
     "reports",
+    "merge",
+    "merge_gap",
     "compare",
     "choose_key",
 )

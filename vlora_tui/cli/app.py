@@ -37,6 +37,9 @@ COMMANDS = {
     "plan": Entry("plan", "plan", "What every method would cost, at every size.", "Look"),
     "analyze": Entry("compare", "analyze", "Similarity, clusters, outliers, duplicates.", "Look"),
     "diff": Entry("compare", "diff", "Compare two adapters or tasks.", "Look"),
+    "interference": Entry(
+        "interference", "interference", "Which adapters a merge would set at odds.", "Look"
+    ),
     "coverage": Entry("coverage", "coverage", "How much of an adapter a subspace holds.", "Look"),
     "report": Entry("report", "report", "Write a report on adapters, with plots.", "Look"),
     "module": Entry("module", "module", "Look closely at one module of one or two.", "Look"),
@@ -46,7 +49,10 @@ COMMANDS = {
     "compress": Entry("compress", "compress", "Compress adapters into one subspace.", "Work"),
     "compact": Entry("compact", "compact", "Plan a coded collection anew.", "Work"),
     "quantize": Entry("quantize", "quantize", "Pack a subspace as int8, int4 or NF4.", "Work"),
-    "export": Entry("export", "export", "Write tasks of a subspace as PEFT adapters.", "Work"),
+    "convert": Entry("convert", "convert", "Adapters and subspaces in other formats.", "Work"),
+    "export": Entry(
+        "export", "export", "Write tasks of a subspace as adapters, for PEFT or a server.", "Work"
+    ),
     "reconstruct": Entry("export", "export", "The same as export.", "Work"),
     "add": Entry("tasks", "add", "Add an adapter to a subspace.", "Work"),
     "remove": Entry("tasks", "remove", "Take a task out of a subspace.", "Work"),
@@ -57,10 +63,8 @@ COMMANDS = {
 }
 
 NOT_YET = (
-    "interference",
     "resize",
     "doctor",
-    "convert",
     "push",
     "pull",
     "guide",
