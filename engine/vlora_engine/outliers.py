@@ -180,6 +180,7 @@ def _strengths(
     some = held.any(axis=0)
     effect[some] = np.nanmedian(sizes[:, some], axis=0)
     rest = np.abs(sizes - effect)[held]
+    rest = rest[rest > 0] if rest.any() else rest  # of an odd number one is the median itself
     families, adapters = sizes.shape
     # The row and the column that were taken out have taken some of the spread along.
     lost = families * adapters / ((families - 1) * (adapters - 1))
