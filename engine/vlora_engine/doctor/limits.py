@@ -1,0 +1,24 @@
+"""The largest ranks that servers can be told to take. No torch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class RankLimit(NamedTuple):
+    """What a server takes: ``choices`` for the largest rank, and which one it starts with."""
+
+    choices: tuple[int, ...]
+    default: int
+    flag: str
+
+
+RANK_LIMITS = {
+    # vllm/config/lora.py: MaxLoRARanks, LoRAConfig.max_lora_rank
+    "vllm": RankLimit((1, 8, 16, 32, 64, 128, 256, 320, 512), 16, "--max-lora-rank"),
+}
+
+
+def smallest_choice(limit: RankLimit, rank: int) -> int | None:
+    """The smallest choice that takes ``rank``; None where none does."""
+    return next((choice for choice in limit.choices if choice >= rank), None)
