@@ -48,6 +48,7 @@ COMMANDS = {
     "add": Entry("tasks", "add", "Add an adapter to a subspace.", "Work"),
     "remove": Entry("tasks", "remove", "Take a task out of a subspace.", "Work"),
     "merge": Entry("merge", "merge", "Merge adapters into one.", "Work"),
+    "resize": Entry("resize", "resize", "Give adapters another rank.", "Work"),
     "run": Entry("run", "run", "Execute a recipe: a file, or flags.", "Work"),
     "config": Entry("config", "config", "The settings, and where each comes from.", "Settings"),
     "jobs": Entry("jobs", "jobs", "List, follow, cancel, resume and remove jobs.", "Work"),
@@ -56,7 +57,6 @@ COMMANDS = {
 NOT_YET = (
     "interference",
     "report",
-    "resize",
     "doctor",
     "convert",
     "push",

@@ -19,6 +19,7 @@ from vlora_tui.cli.flags import compress_recipe, say_once
 from vlora_tui.cli.merge import show_merges
 from vlora_tui.cli.output import Output, printable
 from vlora_tui.cli.progress import Watcher
+from vlora_tui.cli.resize import show_resizes
 from vlora_tui.recipe import Recipe, load_recipe, resolve
 
 
@@ -139,6 +140,7 @@ def run_headless(
         show_subspace(out, watcher)
     data["exported"] = show_exports(out, watcher)
     data["merged"] = show_merges(out, watcher)
+    data["resized"] = show_resizes(out, watcher)
     out.json("run", data)
     for path in finished.outputs:
         out.essence(path)
