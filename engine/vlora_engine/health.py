@@ -196,7 +196,8 @@ def _coded_findings(manifest: Manifest, broken: set[str]) -> Iterator[Finding]:
 
 def finding_of(error: VLoRAError, where: str = "") -> Finding:
     """A refusal as a finding, under its own code or as ``unreadable``."""
-    what = error.what if not error.found else f"{error.what.rstrip('.')}: {error.found}."
+    told = not error.found or error.found in error.what
+    what = error.what if told else f"{error.what.rstrip('.')}: {error.found}."
     code = error.code or "unreadable"
     return Finding("error", code, where or error.where or "", what, error.remedy or "")
 

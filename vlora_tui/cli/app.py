@@ -38,6 +38,7 @@ COMMANDS = {
     "analyze": Entry("compare", "analyze", "Similarity of adapters, and clusters.", "Look"),
     "diff": Entry("compare", "diff", "Compare two adapters or tasks.", "Look"),
     "validate": Entry("care", "validate", "Check a subspace: checksums, shapes, figures.", "Look"),
+    "doctor": Entry("doctor", "doctor", "What is wrong with adapters; what mends it.", "Look"),
     "eval": Entry("eval", "evaluate", "Measure on the base model what compression cost.", "Look"),
     "benchmark": Entry("care", "benchmark", "Time the operations of a subspace.", "Look"),
     "compress": Entry("compress", "compress", "Compress adapters into one subspace.", "Work"),
@@ -57,7 +58,6 @@ COMMANDS = {
 NOT_YET = (
     "interference",
     "report",
-    "doctor",
     "convert",
     "push",
     "pull",

@@ -23,6 +23,7 @@ STAGES = {
     "quantize": "packing",
     "export": "exporting",
     "merge": "merging",
+    "diagnose": "looking",
     "resize": "resizing",
     "originals": "originals",
     "evaluate": "evaluating",

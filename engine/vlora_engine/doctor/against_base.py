@@ -17,7 +17,7 @@ _VOCABULARY = ("embed_tokens", "wte", "lm_head", "embeddings", "word_embeddings"
     "No module of the adapter is one of the base: it would do nothing.",
     remedy="name the base that it was trained on with --base, or mend the modules' names",
     source=_INJECT,
-    since="0.21",
+    since="peft 0.21",
     stage="base",
 )
 def _none(subject: Subject) -> Iterable[Hit]:
@@ -33,7 +33,7 @@ def _none(subject: Subject) -> Iterable[Hit]:
     "Some modules of the adapter are not in the base.",
     remedy="name the base that it was trained on with --base",
     source=_INJECT,
-    since="0.21",
+    since="peft 0.21",
     stage="base",
 )
 def _some(subject: Subject) -> Iterable[Hit]:
@@ -56,7 +56,7 @@ def _unknown(subject: Subject) -> list[str]:
     "A module's dimensions are not those of the base.",
     remedy="name the base that it was trained on with --base",
     source=_INJECT,
-    since="0.21",
+    since="peft 0.21",
     stage="base",
 )
 def _shapes(subject: Subject) -> Iterable[Hit]:

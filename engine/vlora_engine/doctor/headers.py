@@ -33,7 +33,7 @@ def _code_beside(subject: Subject) -> Iterable[Hit]:
     "The config holds paths of the machine of the training.",
     remedy="remove them before the adapter is published",
     source=f"{PEFT}/blob/main/src/peft/config.py",
-    since="0.21",
+    since="peft 0.21",
 )
 def _local_paths(subject: Subject) -> Iterable[Hit]:
     own = {k: v for k, v in subject.config.items() if k != "base_model_name_or_path"}

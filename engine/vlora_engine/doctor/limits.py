@@ -14,7 +14,7 @@ class RankLimit(NamedTuple):
 
 
 RANK_LIMITS = {
-    # vllm/config/lora.py: MaxLoRARanks, LoRAConfig.max_lora_rank
+    # vllm/config/lora.py: MaxLoRARanks, LoRAConfig.max_lora_rank (vLLM 0.27)
     "vllm": RankLimit((1, 8, 16, 32, 64, 128, 256, 320, 512), 16, "--max-lora-rank"),
 }
 

@@ -36,7 +36,7 @@ class Rule:
         what: The rule in one sentence.
         remedy: What mends it, where it is the same every time.
         source: Where it was read or tried: an address, or a module of this engine.
-        since: The version that the source was read at.
+        since: The version, or the time, at which the source was read.
         targets: The targets that it is about; none for all adapters.
         stage: What it takes to judge.
     """
@@ -46,7 +46,7 @@ class Rule:
     what: str
     remedy: str = ""
     source: str = ENGINE
-    since: str = "0.1"
+    since: str = "vlora-tui 0.1"
     targets: tuple[str, ...] = ()
     stage: Stage = "headers"
 

@@ -138,7 +138,7 @@ _MERGE = "merge it into its base model and serve that, or retrain it as plain Lo
     "error",
     "vLLM takes ranks up to 512.",
     source=f"{_VLLM}/config/lora.py",
-    since="vLLM 0.27",
+    since="vLLM, autumn 2026",
     targets=("vllm",),
     stage="target",
 )
@@ -155,7 +155,7 @@ def _vllm_rank(subject: Subject) -> Iterable[Hit]:
     "warning",
     "vLLM takes ranks up to 16 unless it is started with --max-lora-rank.",
     source=f"{_VLLM}/config/lora.py",
-    since="vLLM 0.27",
+    since="vLLM, autumn 2026",
     targets=("vllm",),
     stage="target",
 )
@@ -178,7 +178,7 @@ def _largest_rank(subject: Subject) -> int:
     "vLLM refuses adapters with biases.",
     remedy="retrain it with bias='none'",
     source=f"{_VLLM}/lora/peft_helper.py",
-    since="vLLM 0.11",
+    since="vLLM, autumn 2026",
     targets=("vllm",),
     stage="target",
 )
@@ -195,7 +195,7 @@ def _vllm_bias(subject: Subject) -> Iterable[Hit]:
     "vLLM drops rank_pattern and alpha_pattern: scales go silently wrong.",
     remedy="fold the scales into B, with one rank for all",
     source=f"{_VLLM}/lora/peft_helper.py",
-    since="vLLM 0.11",
+    since="vLLM, autumn 2026",
     targets=("vllm",),
     stage="target",
 )
@@ -206,7 +206,7 @@ def _vllm_patterns(subject: Subject) -> Iterable[Hit]:
 _rows(
     "vllm",
     ("vllm",),
-    "vLLM 0.27",
+    "vLLM, autumn 2026",
     (
         "heads",
         "vLLM refuses modules_to_save and whole tensors.",
@@ -241,7 +241,7 @@ _rows(
     "SGLang refuses target_modules that is a pattern.",
     remedy="list the modules' leaf names in target_modules",
     source=f"{_SGLANG}/lora_config.py",
-    since="SGLang 0.5",
+    since="SGLang, autumn 2026",
     targets=("sglang",),
     stage="target",
 )
@@ -258,7 +258,7 @@ def _sglang_pattern(subject: Subject) -> Iterable[Hit]:
     "SGLang knows modules by their leaf names: full paths in target_modules are refused.",
     remedy="list the modules' leaf names in target_modules",
     source=f"{_SGLANG}/utils.py",
-    since="SGLang 0.5",
+    since="SGLang, autumn 2026",
     targets=("sglang",),
     stage="target",
 )
@@ -312,8 +312,8 @@ def _without_number(module: str) -> str:
 
 
 for _name, _source, _since in (
-    ("tgi", _TGI, "TGI 3.3"),
-    ("lorax", _LORAX, "LoRAX 0.12"),
+    ("tgi", _TGI, "TGI, autumn 2026"),
+    ("lorax", _LORAX, "LoRAX, autumn 2026"),
 ):
     _rows(
         _name,
@@ -364,7 +364,7 @@ _GGUF = ("llamacpp", "ollama")
     "llama.cpp's converter ignores use_rslora: the scale goes silently wrong.",
     remedy="fold the scale into B",
     source=_LLAMACPP,
-    since="llama.cpp b6900",
+    since="llama.cpp, autumn 2026",
     targets=_GGUF,
     stage="target",
 )
@@ -380,7 +380,7 @@ def _gguf_rslora(subject: Subject) -> Iterable[Hit]:
     "llama.cpp's converter ignores alpha_pattern: scales go silently wrong.",
     remedy="fold the scales into B",
     source=_LLAMACPP,
-    since="llama.cpp b6900",
+    since="llama.cpp, autumn 2026",
     targets=_GGUF,
     stage="target",
 )
@@ -396,7 +396,7 @@ def _gguf_alpha_pattern(subject: Subject) -> Iterable[Hit]:
     "llama.cpp takes an alpha of 0 for a scale of 1.",
     remedy="leave the adapter out: in PEFT it does nothing",
     source="https://github.com/ggml-org/llama.cpp/blob/master/src/llama-adapter.h",
-    since="llama.cpp b6900",
+    since="llama.cpp, autumn 2026",
     targets=_GGUF,
     stage="target",
 )
@@ -408,7 +408,7 @@ def _gguf_zero_alpha(subject: Subject) -> Iterable[Hit]:
 _rows(
     "gguf",
     _GGUF,
-    "llama.cpp b6900",
+    "llama.cpp, autumn 2026",
     (
         "heads",
         "llama.cpp has no place for modules_to_save and whole tensors.",
@@ -434,7 +434,7 @@ _rows(
     "Ollama reads safetensors adapters of llama and gemma2 models alone.",
     remedy="ship GGUF: FROM base, ADAPTER adapter.gguf",
     source=_OLLAMA,
-    since="Ollama 0.12",
+    since="Ollama, autumn 2026",
     targets=("ollama",),
     stage="target",
 )
@@ -462,7 +462,7 @@ def _ollama_safetensors(subject: Subject) -> Iterable[Hit]:
     "Servers generate text: an adapter for another task has no use there.",
     remedy="serve it with PEFT",
     source=f"{PEFT}/blob/main/src/peft/utils/peft_types.py",
-    since="0.21",
+    since="peft 0.21",
     targets=_SERVERS,
     stage="target",
 )
@@ -479,7 +479,7 @@ _SAVE_LOAD = f"{PEFT}/blob/main/src/peft/utils/save_and_load.py"
 _rows(
     "peft",
     ("peft",),
-    "0.21",
+    "peft 0.21",
     (
         "prefix",
         "PEFT finds no module under other keys: nothing is applied.",

@@ -122,7 +122,7 @@ def _rest_not_finite(subject: Subject) -> Iterable[Hit]:
     "warning",
     "The adapter changes nothing: dW is zero in every module.",
     source=_LAYER,
-    since="0.21",
+    since="peft 0.21",
     stage="tensors",
 )
 def _no_effect(subject: Subject) -> Iterable[Hit]:
@@ -141,7 +141,7 @@ def _no_effect(subject: Subject) -> Iterable[Hit]:
     "Some modules change nothing: their B or A is zero.",
     remedy="look whether the training reached them; they cost bytes and time for nothing",
     source=_LAYER,
-    since="0.21",
+    since="peft 0.21",
     stage="tensors",
 )
 def _idle(subject: Subject) -> Iterable[Hit]:
@@ -157,7 +157,7 @@ def _idle(subject: Subject) -> Iterable[Hit]:
     "Every A is as PEFT initialises it: it was frozen, or hardly trained.",
     remedy="nothing, where A was frozen on purpose (LoRA-FA); else look at the training",
     source=_LAYER,
-    since="0.21",
+    since="peft 0.21",
     stage="tensors",
 )
 def _fresh(subject: Subject) -> Iterable[Hit]:
