@@ -150,7 +150,7 @@ class Merge:
 
 @dataclass(frozen=True)
 class Resize:
-    """Adapters to write at another rank; `vlora_engine.resize` says what the rules mean.
+    """Adapters to write at another rank; `vlora_engine.resizing` says what the rules mean.
 
     ``{task}`` in the path stands for the task's file name; ``dynamic`` is a rule and its value.
     """

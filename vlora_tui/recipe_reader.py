@@ -296,7 +296,7 @@ def _read_resize(table: Table) -> Resize:
 
 
 def _check_sizing(wanted: Resize) -> None:
-    from vlora_engine.resize_rules import Sizing
+    from vlora_engine.sizing import Sizing
 
     Sizing(wanted.rank, wanted.energy, wanted.dynamic, wanted.target)
 

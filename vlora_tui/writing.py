@@ -236,7 +236,7 @@ class Writer:
     def _resize(self, wanted: Resize, task: str, path: Path) -> None:
         from vlora_engine.export import verify_adapter
         from vlora_engine.formats import save_adapter
-        from vlora_engine.resize import resize
+        from vlora_engine.resizing import resize
 
         of_subspace = self.collection.manifest is not None
         weights, report = resize(

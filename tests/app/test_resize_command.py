@@ -8,6 +8,9 @@ from pathlib import Path
 from tests.app.conftest import Cli
 from vlora_engine.formats import load_adapter
 from vlora_tui import events
+from vlora_tui.jobs.watch import Told, written_paths
+from vlora_tui.recipe import Input, Recipe, Resize, named_inputs
+from vlora_tui.run import Run
 
 
 def test_one_adapter_goes_to_the_output_itself(cli: Cli, runs: Path, tmp_path: Path) -> None:
@@ -72,3 +75,19 @@ def test_a_cap_that_costs_more_than_was_allowed_is_said(
 ) -> None:
     found = cli("resize", runs / "task00", "-o", tmp_path / "o", "--energy", "0.999", "--rank", "1")
     assert "Less is kept than was asked for" in found.err
+
+
+def test_what_an_earlier_attempt_wrote_is_not_made_again(runs: Path, tmp_path: Path) -> None:
+    recipe = Recipe(
+        Input(named_inputs([str(runs)])), resizes=(Resize(str(tmp_path / "{task}"), rank=2),)
+    )
+    told: list[events.Event] = []
+    Run(recipe, told.append).execute()
+    rows = [Told(i, 0.0, event) for i, event in enumerate(told)]
+    done = written_paths(rows)
+    assert len(done) == 4
+    (tmp_path / "task01" / "adapter_model.safetensors").write_bytes(b"mine now")
+    again: list[events.Event] = []
+    Run(recipe, again.append, done=frozenset(done)).execute()
+    assert not any(isinstance(event, events.Resized) for event in again)
+    assert (tmp_path / "task01" / "adapter_model.safetensors").read_bytes() == b"mine now"

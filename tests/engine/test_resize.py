@@ -14,7 +14,7 @@ from vlora_engine.adapters import LoRAWeights
 from vlora_engine.errors import AdapterError, ParameterError
 from vlora_engine.export import verify_adapter
 from vlora_engine.formats import load_adapter, open_adapter, save_adapter
-from vlora_engine.resize import resize
+from vlora_engine.resizing import resize
 
 
 def decaying(rank: int = 6, seed: int = 0, **kwargs) -> LoRAWeights:

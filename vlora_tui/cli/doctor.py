@@ -142,7 +142,7 @@ def _examine(
 
 
 def _show(out: Output, same: Sequence[tuple[str, str, Finding]]) -> None:
-    name, path, finding = same[0]
+    _, path, finding = same[0]
     out.text(f"{finding.severity:<8} {finding.code}: {finding.what}")
     names = list(dict.fromkeys(name for name, _, _ in same if name))
     place = _below(finding.where, path) if len(names) < 2 else ""

@@ -38,7 +38,7 @@ def all_rules() -> list[Any]:
 
 
 def __getattr__(name: str) -> Any:
-    # Late: `vlora_engine.resize` needs the limits alone, and the rest reads formats.
+    # Late: `vlora_engine.resizing` needs the limits alone, and the rest reads formats.
     if name not in _HOME_OF:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOME_OF[name]), name)

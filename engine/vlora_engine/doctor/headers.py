@@ -135,7 +135,7 @@ def _odd_scale(subject: Subject) -> Iterable[Hit]:
     "redundant-rank",
     "note",
     "A rank above a module's dimensions: B @ A cannot have it.",
-    source=f"{ENGINE}.resize",
+    source=f"{ENGINE}.resizing",
 )
 def _redundant_rank(subject: Subject) -> Iterable[Hit]:
     over = [n for n, s in (subject.modules or {}).items() if s.rank > min(s.d_in, s.d_out)]

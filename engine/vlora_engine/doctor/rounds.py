@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.doctor import against_base, headers, reading, targets, tensors  # noqa: F401
 from vlora_engine.doctor.rules import SEVERITIES, TARGETS, Stage, Subject, applied
-from vlora_engine.doctor.tensors import read_facts
 from vlora_engine.doctor.together import together
 from vlora_engine.errors import (
     Cancelled,
@@ -152,7 +151,7 @@ def diagnose(
     for info in catalog.adapters:
         _step(progress, cancelled, len(report.patients), total, info.name)
         subject = replace(subject_at(info.path, entry=info), base=base)
-        if read_tensors and subject.modules:
+        if read_tensors and (subject.modules or subject.error is None):
             subject = _with_facts(info.name, subject)
         subjects[info.name] = subject
         stages = (*_HEADERS, "tensors")
@@ -247,12 +246,30 @@ def _names(place: Path) -> frozenset[str]:
 
 
 def _with_facts(name: str, subject: Subject) -> Subject:
-    """The same with its tensors looked at; a kind that is refused is read as it is."""
+    """The same with its tensors looked at; a kind that is refused is read as it is.
+
+    Of a pickle only now is known what is in it.
+    """
+    from vlora_engine.doctor.tensors import read_facts
+
     try:
         source = open_adapter(subject.path, allow_unsupported=subject.error is not None)
     except VLoRAError as error:
         return replace(subject, error=subject.error or error)
-    return replace(subject, facts=read_facts(name, source))
+    facts = read_facts(name, source)
+    fault = facts.check.error if facts.check is not None else None
+    if fault is not None and fault.code != "not-finite":
+        return replace(subject, error=subject.error or fault)
+    if subject.modules is None:
+        remarks = {*subject.remarks, *getattr(source, "findings", ())}
+        subject = replace(
+            subject,
+            modules=source.modules,
+            scales=source.scales,
+            rest=source.rest,
+            remarks=tuple(sorted(remarks)),
+        )
+    return replace(subject, facts=facts)
 
 
 def _subspace(

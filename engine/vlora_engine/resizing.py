@@ -21,8 +21,8 @@ from vlora_engine.errors import Cancelled
 from vlora_engine.formats.peft_save import peft_config
 from vlora_engine.inner import Factors, canonical_svd, delta_error2, delta_norm2
 from vlora_engine.progress import CancelCheck, Progress, ProgressCallback
-from vlora_engine.resize_rules import Sizing
 from vlora_engine.similarity import not_finite
+from vlora_engine.sizing import Sizing
 
 
 @dataclass(frozen=True)

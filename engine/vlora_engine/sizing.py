@@ -1,4 +1,4 @@
-"""How many directions of each module to keep: what `vlora_engine.resize` is asked for. No torch.
+"""How many directions of each module to keep: what `vlora_engine.resizing` is asked for. No torch.
 
 kohya's names for the rules that look at one module at a time (sd-scripts, networks/resize_lora.py):
 ``sv_ratio`` keeps what is at least the largest singular value over the given number; ``sv_fro`` and
@@ -22,7 +22,7 @@ _ROUNDING = 1e-12  # a share that is reached but for rounding is reached
 
 @dataclass(frozen=True)
 class Sizing:
-    """One request: see `vlora_engine.resize.resize` for what its parts mean.
+    """One request: see `vlora_engine.resizing.resize` for what its parts mean.
 
     Raises:
         ParameterError: No rule or more than one, or a value out of range.
