@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from torch import Tensor
 from vlora_engine.adapters import AdapterSource, LoRAWeights, ModuleShape, as_source, nominal_rank
 from vlora_engine.errors import Cancelled
 from vlora_engine.formats.peft_save import peft_config
-from vlora_engine.inner import Factors, canonical_svd, delta_error2, delta_norm2
+from vlora_engine.inner import canonical_svd, delta_error2, delta_norm2
 from vlora_engine.progress import CancelCheck, Progress, ProgressCallback
 from vlora_engine.similarity import not_finite
 from vlora_engine.sizing import Sizing
@@ -116,8 +116,8 @@ def resize(
             the error of dW is then sqrt(1 - energy) at most. Ranks differ between modules.
         dynamic: One of kohya's rules and its value, applied to each module by itself:
             ``("sv_ratio", 10)``, ``("sv_fro", 0.97)``, ``("sv_cumulative", 0.95)``.
-        target: A server: one rank and one scale for all modules, and no more than it accepts as
-            it starts by default (vLLM: 16), or than ``rank``.
+        target: A server: one rank and one scale for all modules, in a config without patterns
+            or rsLoRA; no larger rank than it takes as it starts (vLLM: 16), or than ``rank``.
         progress: Told of every module.
         cancelled: Asked between two modules.
 
@@ -134,34 +134,14 @@ def resize(
     source = as_source(adapter)
     spectra = {} if sizing.is_plain else _spectra(source, progress, cancelled)
     ranks, short = sizing.ranks(source.modules, spectra)
-    scales = dict(source.scales)
-    uniform = one_scale(scales.values()) if sizing.is_uniform else None
-    report = ResizeReport(short=short)
-    lora_a, lora_b = {}, {}
-    lost2 = norm2 = cut2 = 0.0
-    for done, name in enumerate(source.modules):
+    uniform = one_scale(source.scales.values()) if sizing.is_uniform else None
+    made: dict[str, _Made] = {}
+    for done, name in enumerate(source.modules, start=1):
         _stop_if_asked(cancelled)
-        a, b = _read(source, name)
-        new_a, new_b, values = at_rank(a, b, ranks[name])
-        exact = values is None  # zeros were added, or nothing at all
-        values = spectra.get(name) if values is None else abs(scales[name]) * values
-        if uniform is not None and scales[name] != uniform:
-            new_b = (new_b.double() * (scales[name] / uniform)).to(new_b.dtype)
-            exact = False
-        new_scale = scales[name] if uniform is None else uniform
-        module, sums = _compared(
-            (a, scales[name] * b.double()), (new_a, new_scale * new_b.double()), values, exact
-        )
-        report.modules[name] = module
-        lora_a[name], lora_b[name] = new_a, new_b
-        lost2, norm2, cut2 = lost2 + sums[0], norm2 + sums[1], cut2 + sums[2]
+        made[name] = _resized(source, name, ranks[name], uniform, spectra.get(name))
         if progress is not None:
-            progress(Progress("resize", done + 1, len(source.modules), name))
-    report.error = math.sqrt(lost2 / norm2) if norm2 else 0.0
-    report.kept = 1 - cut2 / norm2 if norm2 else 1.0
-    if uniform is not None:
-        scales = dict.fromkeys(scales, uniform)
-    return _assembled(source, lora_a, lora_b, scales, uniform is not None), report
+            progress(Progress("resize", done, len(source.modules), name))
+    return _assembled(source, made, target), _reported(made, short)
 
 
 def at_rank(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -210,52 +190,89 @@ def _read(source: AdapterSource, module: str) -> tuple[Tensor, Tensor]:
     return a, b
 
 
-def _compared(
-    old: Factors, new: Factors, values: Tensor | None, exact: bool
-) -> tuple[ResizedModule, tuple[float, float, float]]:
-    """One module's figures, and the sums that the whole adapter's are made of."""
-    rank, new_rank = old[0].shape[0], new[0].shape[0]
+class _Made(NamedTuple):
+    """One module as it is going to be stored, and its share of the whole adapter's figures.
+
+    ``lost2``, ``norm2`` and ``cut2`` are the squared norms of the error, of dW, and of what was
+    cut, which is the error before rounding.
+    """
+
+    a: Tensor
+    b: Tensor
+    scale: float
+    figures: ResizedModule
+    lost2: float
+    norm2: float
+    cut2: float
+
+
+def _resized(
+    source: AdapterSource, name: str, rank: int, uniform: float | None, values: Tensor | None
+) -> _Made:
+    """One module at ``rank``, its scale folded into B where all get one.
+
+    Args:
+        values: The singular values of its dW, where they are known already.
+    """
+    a, b = _read(source, name)
+    scale = source.scales[name]
+    new_a, new_b, found = at_rank(a, b, rank)
+    exact = found is None  # zeros were added, or nothing at all
+    values = values if found is None else abs(scale) * found
+    new_scale = scale if uniform is None else uniform
+    if new_scale != scale:
+        new_b = (new_b.double() * (scale / new_scale)).to(new_b.dtype)
+        exact = False
+    old, new = (a, scale * b.double()), (new_a, new_scale * new_b.double())
     norm2 = float(delta_norm2(*old))
     lost2 = 0.0 if exact else float(delta_error2(*old, *new))
-    if values is None or not len(values):  # nothing was cut
-        kept_whole = ResizedModule(rank, new_rank, error=_share(lost2, norm2))
-        return kept_whole, (lost2, norm2, 0.0)
-    kept = values[:new_rank]
-    energy, whole = float(kept.square().sum()), float(values.square().sum())
-    module = ResizedModule(
-        rank,
-        new_rank,
-        kept=energy / whole,
-        error=_share(lost2, norm2),
-        sv_ratio=float(values[0] / kept[-1]),
-        sv_fro=math.sqrt(energy / whole),
-        sv_cumulative=float(kept.sum() / values.sum()),
+    figures = ResizedModule(a.shape[0], rank, error=_share(lost2, norm2))
+    cut2 = 0.0
+    if values is not None and len(values):
+        kept, cut2 = values[:rank], float(values[rank:].square().sum())
+        share = float(kept.square().sum() / values.square().sum())
+        figures = replace(
+            figures,
+            kept=share,
+            sv_ratio=float(values[0] / kept[-1]),
+            sv_fro=math.sqrt(share),
+            sv_cumulative=float(kept.sum() / values.sum()),
+        )
+    return _Made(new_a, new_b, new_scale, figures, lost2, norm2, cut2)
+
+
+def _reported(made: Mapping[str, _Made], short: str) -> ResizeReport:
+    lost2, norm2, cut2 = (
+        math.fsum(getattr(one, sum_of) for one in made.values())
+        for sum_of in ("lost2", "norm2", "cut2")
     )
-    return module, (lost2, norm2, float(values[new_rank:].square().sum()))
+    return ResizeReport(
+        {name: one.figures for name, one in made.items()},
+        error=_share(lost2, norm2),
+        kept=1 - cut2 / norm2 if norm2 else 1.0,
+        short=short,
+    )
 
 
 def _share(lost2: float, norm2: float) -> float:
     return math.sqrt(lost2 / norm2) if norm2 else 0.0
 
 
-def _assembled(
-    source: AdapterSource,
-    lora_a: dict[str, Tensor],
-    lora_b: dict[str, Tensor],
-    scales: dict[str, float],
-    uniform: bool,
-) -> LoRAWeights:
-    ranks = {name: a.shape[0] for name, a in lora_a.items()}
+def _assembled(source: AdapterSource, made: Mapping[str, _Made], target: str | None) -> LoRAWeights:
+    ranks = {name: one.a.shape[0] for name, one in made.items()}
     config = dict(source.config)
-    if uniform:  # no patterns at all: the server does not read them
-        config |= {"rank_pattern": {}, "alpha_pattern": {}, "r": None, "lora_alpha": None}
+    if target is not None:  # what no server reads differently
+        config |= {"rank_pattern": {}, "alpha_pattern": {}, "use_rslora": False}
+        config |= {"r": None, "lora_alpha": None}  # follow from ranks and scales
+    if target == "sglang":  # which knows modules by their leaf names alone
+        config["target_modules"] = sorted({name.rpartition(".")[2] for name in made})
     weights = LoRAWeights(
-        layer_names=list(lora_a),
-        lora_a=lora_a,
-        lora_b=lora_b,
+        layer_names=list(made),
+        lora_a={name: one.a for name, one in made.items()},
+        lora_b={name: one.b for name, one in made.items()},
         rank=max(ranks.values(), default=nominal_rank(source)),
         metadata=config,
-        scales=scales,
+        scales={name: one.scale for name, one in made.items()},
         rest=source.read_rest(),
         shapes=_shapes(source.modules, ranks),
         source=None if source.path is None else str(source.path),

@@ -91,10 +91,15 @@ class Sizing:
         return ranks, f"rank {cap} is the most, and {cut} modules need more" if cut else ""
 
     def _for_target(self, values: Mapping[str, Sequence[float]]) -> tuple[dict[str, int], str]:
-        """One rank for all: the smallest that loses nothing, or the most that is allowed."""
+        """One rank for all: the smallest that loses nothing, or the most that is allowed.
+
+        With ``rank``: that rank, where the server takes any.
+        """
         limit = RANK_LIMITS[str(self.target)]
+        needed = max((len(s) for s in values.values()), default=0) or 1
+        if not limit.choices:
+            return dict.fromkeys(values, self.rank or needed), ""
         most = self.rank or limit.default
-        needed = max((len(s) for s in values.values()), default=1)
         allowed = [rank for rank in limit.choices if rank <= most]
         rank = next((r for r in allowed if r >= needed), max(allowed))
         return dict.fromkeys(values, rank), ""
@@ -123,12 +128,11 @@ class Sizing:
         limit = RANK_LIMITS.get(self.target)
         if limit is None:
             raise ParameterError(
-                f"No largest rank is known for {self.target!r}.",
+                f"There is no server {self.target!r}.",
                 expected=", ".join(RANK_LIMITS),
                 found=self.target,
-                remedy="say the rank: --rank 16",
             )
-        if self.rank is not None and self.rank not in limit.choices:
+        if self.rank is not None and limit.choices and self.rank not in limit.choices:
             raise ParameterError(
                 f"{self.target} cannot be started with this largest rank.",
                 expected=", ".join(map(str, limit.choices)),

@@ -53,7 +53,7 @@ def tree(folder: Path) -> dict[str, bytes]:
         ("resize {runs} -o {out} --dynamic sv_fro 7", "at most 1"),
         ("resize {runs} -o {out} --dynamic sv_best 7", "sv_cumulative"),
         ("resize {runs} -o {out} --for vllm --rank 24", "1, 8, 16, 32"),
-        ("resize {runs} -o {out} --for moon", "--rank 16"),
+        ("resize {runs} -o {out} --for moon", "vllm, sglang"),
         ("quantize {built} -o {out} --bits 5", "8 or 4 bits"),
         ("quantize {built} -o {out} --method nf4 --bits 3", "nf4 with 4"),
         ("quantize {built} -o {out} --method int9", "symmetric"),

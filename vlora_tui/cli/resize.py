@@ -41,7 +41,7 @@ def resize(
     ] = None,
     target: Annotated[
         str | None,
-        typer.Option("--for", help="One rank and scale, as the server takes it: vllm."),
+        typer.Option("--for", help="One rank, one scale, no patterns: vllm, tgi, portable..."),
     ] = None,
     skip_bad: o.SkipBad = False,
     verify: Annotated[

@@ -6,16 +6,21 @@ from typing import NamedTuple
 
 
 class RankLimit(NamedTuple):
-    """What a server takes: ``choices`` for the largest rank, and which one it starts with."""
+    """What a server takes: ``choices`` for the largest rank, and which one it starts with.
 
-    choices: tuple[int, ...]
-    default: int
-    flag: str
+    No choices: any rank will do.
+    """
+
+    choices: tuple[int, ...] = ()
+    default: int = 0
+    flag: str = ""
 
 
+# Whoever reads one rank and one scale of an adapter's config (`resize --for`).
 RANK_LIMITS = {
     # vllm/config/lora.py: MaxLoRARanks, LoRAConfig.max_lora_rank (vLLM 0.27)
     "vllm": RankLimit((1, 8, 16, 32, 64, 128, 256, 320, 512), 16, "--max-lora-rank"),
+    **dict.fromkeys(("sglang", "tgi", "lorax", "llamacpp", "ollama", "portable"), RankLimit()),
 }
 
 

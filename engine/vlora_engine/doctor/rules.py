@@ -99,10 +99,9 @@ class Subject:
         """What reading its headers remarked under this code."""
         return [finding for finding in self.remarks if finding.code == code]
 
-    def command(self, *words: str, suffix: str) -> str:
+    def command(self, name: str, *flags: str, suffix: str) -> str:
         """A command of this program on this adapter that writes beside it."""
-        name, *flags = words
-        out = f"{self.path}-{suffix}"
+        out = f"{str(self.path).replace(':', '-')}-{suffix}"
         return shlex.join(["vlora-tui", name, str(self.path), "-o", out, *flags])
 
 

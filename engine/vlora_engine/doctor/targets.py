@@ -69,12 +69,15 @@ def _scales_hit(subject: Subject, wrong: list[str], target: str) -> Iterable[Hit
             f"{count(len(wrong), 'module')} would get another scale than in PEFT, such as "
             f"{wrong[0]} (here {subject.scales[wrong[0]]:.3g})."
         )
-        yield Hit(subject.at_config, what, fix=_export(subject, target))
+        yield Hit(subject.at_config, what, fix=_shaped(subject, target))
 
 
-def _export(subject: Subject, target: str) -> str:
-    """What folds scales into B and gives every module one rank."""
-    return subject.command("export", "--target", target, suffix=target)
+def _shaped(subject: Subject, target: str) -> str:
+    """What folds scales into B and gives every module one rank, cutting as little as can be."""
+    limit = RANK_LIMITS[target]
+    choice = smallest_choice(limit, _largest_rank(subject)) or max(limit.choices, default=0)
+    more = ("--rank", str(choice)) if choice > limit.default else ()
+    return subject.command("resize", "--for", target, *more, suffix=target)
 
 
 def _not_factors(subject: Subject) -> list[str]:
@@ -145,9 +148,8 @@ _MERGE = "merge it into its base model and serve that, or retrain it as plain Lo
 def _vllm_rank(subject: Subject) -> Iterable[Hit]:
     limit, rank = RANK_LIMITS["vllm"], _largest_rank(subject)
     if smallest_choice(limit, rank) is None:
-        most = max(limit.choices)
-        fix = subject.command("resize", "--for", "vllm", "--rank", str(most), suffix=f"r{most}")
-        yield Hit(subject.at_weights, f"A rank of {rank}.", f"cut it to {most}", fix)
+        remedy = f"cut it to {max(limit.choices)}"
+        yield Hit(subject.at_weights, f"A rank of {rank}.", remedy, _shaped(subject, "vllm"))
 
 
 @rule(
@@ -248,7 +250,7 @@ _rows(
 def _sglang_pattern(subject: Subject) -> Iterable[Hit]:
     targets = subject.config.get("target_modules")
     if isinstance(targets, str) and targets != "all-linear":
-        fix = _export(subject, "sglang")
+        fix = _shaped(subject, "sglang")
         yield Hit(subject.at_config, f"target_modules is {targets[:80]!r}.", fix=fix)
 
 
@@ -267,17 +269,38 @@ def _sglang_paths(subject: Subject) -> Iterable[Hit]:
     dotted = [t for t in targets if "." in str(t)] if isinstance(targets, list) else []
     if dotted:
         what = f"{count(len(dotted), 'full path')} in target_modules, such as {dotted[0][:80]}."
-        yield Hit(subject.at_config, what, fix=_export(subject, "sglang"))
+        yield Hit(subject.at_config, what, fix=_shaped(subject, "sglang"))
+
+
+_rows(
+    "sglang",
+    ("sglang",),
+    "SGLang, autumn 2026",
+    (
+        "heads",
+        "SGLang serves A and B alone: whole tensors are not read.",
+        _NO_HEAD,
+        f"{_SGLANG}/lora.py",
+        _heads,
+    ),
+    (
+        "convolutions",
+        "SGLang's LoRA layers are linear maps.",
+        _MERGE,
+        f"{_SGLANG}/layers.py",
+        _convolutions,
+    ),
+)
 
 
 # ---- TGI and LoRAX: one code, forked
 
 
-def _loader_patterns(subject: Subject) -> Iterable[Hit]:
-    yield from _scales_hit(subject, _other_scales(subject, of_tensors=False), "portable")
+def _loader_patterns(target: str, subject: Subject) -> Iterable[Hit]:
+    yield from _scales_hit(subject, _other_scales(subject, of_tensors=False), target)
 
 
-def _loader_ranks(subject: Subject) -> Iterable[Hit]:
+def _loader_ranks(target: str, subject: Subject) -> Iterable[Hit]:
     """The layers of one type are stacked, after padding to 8 or a multiple of 16 (sgmv.py)."""
     kinds: dict[str, set[int]] = {}
     for name, shape in (subject.modules or {}).items():
@@ -287,7 +310,7 @@ def _loader_ranks(subject: Subject) -> Iterable[Hit]:
     if mixed:
         kind, ranks = mixed[0]
         what = f"Ranks {min(ranks)} to {max(ranks)} (padded) for {kind}."
-        yield Hit(subject.at_weights, what, fix=_export(subject, "portable"))
+        yield Hit(subject.at_weights, what, fix=_shaped(subject, target))
 
 
 def _gaps(subject: Subject) -> Iterable[Hit]:
@@ -324,14 +347,14 @@ for _name, _source, _since in (
             "rank_pattern and alpha_pattern are ignored: scales go silently wrong.",
             "fold the scales into B, with one rank for all",
             _source,
-            _loader_patterns,
+            partial(_loader_patterns, _name),
         ),
         (
             "mixed-ranks",
             "The layers of one type are stacked, so their ranks must be one after padding.",
             "give every module one rank",
             _source,
-            _loader_ranks,
+            partial(_loader_ranks, _name),
         ),
         (
             "missing-layer",
@@ -450,7 +473,7 @@ def _ollama_safetensors(subject: Subject) -> Iterable[Hit]:
         return
     if not taken:
         what = f"The base is {named[:80]}."
-        yield Hit(subject.at_config, what, fix=_export(subject, "ollama"))
+        yield Hit(subject.at_config, what)
 
 
 # ---- any server
@@ -504,14 +527,24 @@ _rows(
 )
 
 
-@rule(
-    "portable-heads",
-    "warning",
-    "The portable form leaves out whole tensors, which not every server reads.",
-    remedy="they are left out only when that is said: look at `vlora-tui export --help`",
-    source="vlora_engine.export",
-    targets=("portable",),
-    stage="target",
+_rows(
+    "portable",
+    ("portable",),
+    "autumn 2026",
+    (
+        "heads",
+        "Whole tensors are refused by some servers and passed over in silence by others.",
+        "leave them out on purpose: --drop-rest, when exporting",
+        _TGI,
+        _heads,
+    ),
+    ("convolutions", "Servers do not take convolutions.", _MERGE, _TGI, _convolutions),
+    ("embeddings", "Servers do not agree on embeddings.", _MERGE, _TGI, _embeddings),
+    (
+        "missing-layer",
+        "Some servers drop a module type everywhere that is missing in one layer.",
+        "add the missing module with a B of zeros",
+        _TGI,
+        _gaps,
+    ),
 )
-def _portable_heads(subject: Subject) -> Iterable[Hit]:
-    yield from _heads(subject)

@@ -348,7 +348,14 @@ TARGETS = {
     "peft-prefix": Case(UNPREFIXED, CLEAN, "peft"),
     "peft-ignores": Case(UNLISTED, CLEAN, "peft"),
     "peft-no-type": Case(NO_TYPE, CLEAN, "peft"),
+    "sglang-heads": Case(HEAD, CLEAN, "sglang"),
+    "sglang-convolutions": Case(CONVOLUTION, CLEAN, "sglang"),
     "portable-heads": Case(HEAD, CLEAN, "portable"),
+    "portable-convolutions": Case(CONVOLUTION, CLEAN, "portable"),
+    "portable-embeddings": Case(
+        put(_embedding(), target_modules=["wte"]), CLEAN, "portable"
+    ),
+    "portable-missing-layer": Case(put(_without("h.1.attn.c_proj")), CLEAN, "portable"),
 }  # fmt: skip
 
 TENSORS = {
