@@ -112,7 +112,7 @@ def verdict(adapter: Inspection | AdapterInfo | str | Path, target: str) -> list
     else:
         subject = subject_at(adapter.path)
     findings = applied(subject, ("reading", "target"), target)
-    about_target = _codes_of("target") | set(reading.REFUSALS)
+    about_target = _codes_of("target") | set(reading.REFUSALS)  # remarks are no business of it
     return [finding for finding in findings if finding.code in about_target]
 
 
@@ -183,15 +183,16 @@ def subject_at(path: str | Path, *, entry: AdapterInfo | None = None) -> Subject
         probe = Probe(place)
         form = FORMATS.find(probe)
         if form is None:
-            return Subject(place, error=error)
+            return Subject(place, "unknown", error=error)
         if error is not None:
             raise error
-        return subject_of(form.inspect(probe), probe)
+        return replace(subject_of(form.inspect(probe), probe), format=form.name)
     except UnsupportedAdapterError as refused:
         # Refused, yet readable: what else is remarkable can be said all the same.
         return replace(_despite(place, refused), error=refused)
     except VLoRAError as refused:
-        return Subject(place, config=_config_at(place), files=_names(place), error=refused)
+        config, files = _config_at(place), _names(place)
+        return Subject(place, _format_at(place), config, files=files, error=refused)
 
 
 def subject_of(seen: Inspection, probe: Probe | None = None) -> Subject:
@@ -225,10 +226,20 @@ def _despite(place: Path, refused: VLoRAError) -> Subject:
         probe = Probe(place)
         form = FORMATS.find(probe)
         if form is not None and probe.has_config:
-            return subject_of(form.inspect(probe, allow_unsupported=True), probe)
+            seen = form.inspect(probe, allow_unsupported=True)
+            return replace(subject_of(seen, probe), format=form.name)
     except VLoRAError:
         pass
-    return Subject(place, config=_config_at(place), files=_names(place), error=refused)
+    config, files = _config_at(place), _names(place)
+    return Subject(place, _format_at(place), config, files=files, error=refused)
+
+
+def _format_at(place: Path) -> str:
+    try:
+        form = FORMATS.find(Probe(place))
+    except VLoRAError:
+        form = None
+    return "unknown" if form is None else form.name
 
 
 def _config_at(place: Path) -> dict[str, Any]:

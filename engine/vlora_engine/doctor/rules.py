@@ -68,11 +68,13 @@ class Hit(NamedTuple):
 class Subject:
     """One adapter as far as it is known.
 
-    ``modules`` is None where its headers could not be read. ``tensors`` holds dtype and shape of
+    ``format`` is the name of the one that recognised it. ``modules`` is None where its headers
+    could not be read. ``tensors`` holds dtype and shape of
     every tensor under its key in the file, where there is such a file.
     """
 
     path: Path
+    format: str = "peft"
     config: Mapping[str, Any] = field(default_factory=dict)
     modules: Mapping[str, ModuleShape] | None = None
     scales: Mapping[str, float] = field(default_factory=dict)

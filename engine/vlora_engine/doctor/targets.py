@@ -9,9 +9,10 @@ import math
 from collections.abc import Iterable
 from functools import partial
 
+from vlora_engine.catalog import SUBSPACE
 from vlora_engine.doctor.base import layer_number
 from vlora_engine.doctor.limits import RANK_LIMITS, smallest_choice
-from vlora_engine.doctor.rules import PEFT, Find, Hit, Rule, Subject, add_rule, count, rule
+from vlora_engine.doctor.rules import PEFT, TARGETS, Find, Hit, Rule, Subject, add_rule, count, rule
 from vlora_engine.formats.config import PEFT_DEFAULT_ALPHA, PEFT_DEFAULT_RANK
 
 _VLLM = "https://github.com/vllm-project/vllm/blob/main/vllm"
@@ -493,6 +494,23 @@ def _not_generating(subject: Subject) -> Iterable[Hit]:
     task = subject.config.get("task_type")
     if task not in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM"):
         yield Hit(subject.at_config, f"task_type is {str(task)[:40]}.")
+
+
+@rule(
+    "not-peft-files",
+    "error",
+    "Servers and PEFT read adapters in PEFT's files alone.",
+    remedy="convert it first",
+    source=f"{PEFT}/blob/main/docs/source/developer_guides/checkpoint.md",
+    since="peft 0.21",
+    targets=TARGETS,
+    stage="target",
+)
+def _not_peft_files(subject: Subject) -> Iterable[Hit]:
+    # A GGUF file is what llama.cpp reads; of a subspace tasks are exported; of others who knows.
+    if subject.format not in ("peft", "gguf", "unknown", SUBSPACE):
+        fix = subject.command("convert", "--to", "peft", suffix="peft")
+        yield Hit(str(subject.path), f"Its format is {subject.format}.", fix=fix)
 
 
 # ---- PEFT, and the portable form

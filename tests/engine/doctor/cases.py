@@ -108,6 +108,17 @@ def one_file(name: str, keys: list[str]) -> Build:
     return build
 
 
+def mlx(folder: Path) -> None:
+    """An adapter as MLX-LM writes it."""
+    (folder / "a").mkdir(parents=True)
+    stem = "model.layers.0.self_attn.q_proj"
+    tensors = {f"{stem}.lora_a": torch.ones(12, 4), f"{stem}.lora_b": torch.ones(4, 12)}
+    save_file(tensors, folder / "a" / "adapters.safetensors")
+    told = {"rank": 4, "scale": 2.0, "dropout": 0.0}
+    settings = {"fine_tune_type": "lora", "num_layers": 1, "lora_parameters": told, "model": "x"}
+    (folder / "a" / "adapter_config.json").write_text(json.dumps(settings))
+
+
 def fresh(*, moved: bool) -> dict[str, Tensor]:
     """A as PEFT initialises it, on modules large enough to tell; or moved as training does."""
     modules = dict.fromkeys(make.MODULES, (64, 64))
@@ -345,6 +356,7 @@ TARGETS = {
         "ollama",
     ),
     "not-generating": Case(SEQ_CLS, CLEAN, "vllm"),
+    "not-peft-files": Case(mlx, CLEAN, "vllm"),
     "peft-prefix": Case(UNPREFIXED, CLEAN, "peft"),
     "peft-ignores": Case(UNLISTED, CLEAN, "peft"),
     "peft-no-type": Case(NO_TYPE, CLEAN, "peft"),
