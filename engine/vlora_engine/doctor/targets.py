@@ -13,7 +13,7 @@ from vlora_engine.catalog import SUBSPACE
 from vlora_engine.doctor.base import layer_number
 from vlora_engine.doctor.limits import RANK_LIMITS, smallest_choice
 from vlora_engine.doctor.rules import PEFT, TARGETS, Find, Hit, Rule, Subject, add_rule, count, rule
-from vlora_engine.formats.config import PEFT_DEFAULT_ALPHA, PEFT_DEFAULT_RANK
+from vlora_engine.formats.config import PEFT_DEFAULT_ALPHA, PEFT_DEFAULT_RANK, shown
 
 _VLLM = "https://github.com/vllm-project/vllm/blob/main/vllm"
 _SGLANG = "https://github.com/sgl-project/sglang/blob/main/python/sglang/srt/lora"
@@ -90,7 +90,8 @@ def _heads(subject: Subject) -> Iterable[Hit]:
     saved = subject.config.get("modules_to_save")
     rest = _not_factors(subject)
     if saved or rest:
-        named = ", ".join(map(str, saved)) if isinstance(saved, list) and saved else rest[0]
+        names = saved if isinstance(saved, list) and saved else rest[:1] or [shown(saved)]
+        named = ", ".join(map(str, names))
         yield Hit(subject.at_weights, f"It brings whole tensors along: {named[:120]}.")
 
 
@@ -267,7 +268,7 @@ def _sglang_pattern(subject: Subject) -> Iterable[Hit]:
 )
 def _sglang_paths(subject: Subject) -> Iterable[Hit]:
     targets = subject.config.get("target_modules")
-    dotted = [t for t in targets if "." in str(t)] if isinstance(targets, list) else []
+    dotted = [str(t) for t in targets if "." in str(t)] if isinstance(targets, list) else []
     if dotted:
         what = f"{count(len(dotted), 'full path')} in target_modules, such as {dotted[0][:80]}."
         yield Hit(subject.at_config, what, fix=_shaped(subject, "sglang"))

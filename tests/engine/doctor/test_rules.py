@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests import make
 from tests.conftest import FreshPython
@@ -170,3 +174,25 @@ def test_a_task_of_a_subspace_has_a_verdict(tmp_path: Path) -> None:
     raw[-1] ^= 1
     basis.write_bytes(bytes(raw))
     assert "checksum" in {f.code for f in diagnose(tmp_path / "s").all_findings}
+
+
+# ---- configs come from strangers
+
+FIELDS = [*sorted(make.config()), "auto_mapping", "use_dora", "kasa_config", "lora_bias"]
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3)
+    ),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(st.sampled_from(FIELDS), json_values, min_size=1, max_size=4))
+def test_no_config_can_break_a_rule(fields: dict[str, Any]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        make.write(Path(folder) / "a", settings={**make.config(), **fields})
+        for target in TARGETS:
+            assert isinstance(verdict(Path(folder) / "a", target), list)
+        assert diagnose(folder, read_tensors=False).patients
