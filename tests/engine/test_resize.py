@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from tests import make
-from vlora_engine.adapters import LoRAWeights
+from vlora_engine.adapters import LoRAWeights, ModuleShape
 from vlora_engine.errors import AdapterError, ParameterError
 from vlora_engine.export import verify_adapter
 from vlora_engine.formats import load_adapter, open_adapter, save_adapter
 from vlora_engine.resizing import resize
+from vlora_engine.sizing import cheapest
 
 
 def decaying(rank: int = 6, seed: int = 0, **kwargs) -> LoRAWeights:
@@ -255,3 +256,14 @@ def test_what_cannot_be_is_refused() -> None:
     weights.lora_a[weights.layer_names[1]][0, 0] = float("nan")
     with pytest.raises(AdapterError, match="not finite"):
         resize(weights, rank=2)
+
+
+def test_of_equal_energies_the_one_of_fewer_numbers_is_kept() -> None:
+    shapes = {"wide": ModuleShape(3, 900, 900, "F32"), "small": ModuleShape(3, 8, 8, "F32")}
+    values = {"wide": [10.0, 1.0, 0.9], "small": [10.0, 1.0, 0.9]}
+    total = 2 * (100 + 1 + 0.81)
+    assert cheapest(shapes, values, (200 + 0.5) / total) == {"wide": 1, "small": 2}
+    # 0.81 of the small one comes before 1 of the wide one: it costs a hundredth.
+    assert cheapest(shapes, values, (200 + 1.5) / total) == {"wide": 1, "small": 3}
+    assert cheapest(shapes, values, (200 + 2.5) / total) == {"wide": 2, "small": 3}
+    assert cheapest(shapes, values, 1.0) == {"wide": 3, "small": 3}
