@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlora_engine.doctor import against_base, headers, reading, targets, tensors  # noqa: F401
+from vlora_engine.doctor import against_base, headers, programs, reading, servers, tensors  # noqa: F401
 from vlora_engine.doctor.rules import SEVERITIES, TARGETS, Stage, Subject, applied
 from vlora_engine.doctor.together import together
 from vlora_engine.errors import (

@@ -82,7 +82,7 @@ def pickled(value: Any, *, raw: bool = False) -> Build:
         (folder / "a" / WEIGHTS).unlink()
         place = folder / "a" / "adapter_model.bin"
         if raw:
-            place.write_bytes(pickle.dumps(value))
+            place.write_bytes(pickle.dumps(value, protocol=2))
         else:
             torch.save(value, place)
 
