@@ -168,6 +168,22 @@ class Merge:
 
 
 @dataclass(frozen=True)
+class Resize:
+    """Adapters to write at another rank; `vlora_engine.resizing` says what the rules mean.
+
+    ``{task}`` in the path stands for the task's file name; ``dynamic`` is a rule and its value.
+    """
+
+    path: str
+    tasks: tuple[str, ...] = ("*",)
+    rank: int | None = None
+    energy: float | None = None
+    dynamic: tuple[str, float] | None = None
+    target: str | None = None
+    verify: bool = True
+
+
+@dataclass(frozen=True)
 class Recipe:
     """The whole: every table but ``input`` may be missing."""
 
@@ -177,6 +193,12 @@ class Recipe:
     exports: tuple[Export, ...] = ()
     merges: tuple[Merge, ...] = ()
     quantize: Quantize | None = None
+    resizes: tuple[Resize, ...] = ()
+
+    @property
+    def written(self) -> tuple[Export | Merge | Resize, ...]:
+        """The steps that write adapters, each to its ``path``."""
+        return (*self.exports, *self.merges, *self.resizes)
 
     def to_toml(self) -> str:
         """The recipe as a file that `load_recipe` reads back equal."""
@@ -221,6 +243,10 @@ def as_tables(recipe: Recipe) -> dict[str, Any]:
         ]
     if recipe.merges:
         tables["merge"] = [_merge_table(m) for m in recipe.merges]
+    if recipe.resizes:
+        tables["resize"] = [
+            _changed(r, Resize(path=""), always=("tasks", "path")) for r in recipe.resizes
+        ]
     return tables
 
 
@@ -255,6 +281,7 @@ def absolute(recipe: Recipe, base: Path) -> Recipe:
             )
             for m in recipe.merges
         ),
+        resizes=tuple(replace(r, path=whole(r.path)) for r in recipe.resizes),
     )
 
 

@@ -1,7 +1,8 @@
 """Executes a recipe, step by step, telling typed events to whoever listens.
 
 The order is fixed: find the inputs and refuse what cannot work, read and judge every tensor,
-choose k where a target asks for it, build, export, merge. Nothing is written before the verdict.
+choose k where a target asks for it, build, export, merge, resize. Nothing is written before the
+verdict.
 Headers are read without torch; the engine's numerics are imported when a step needs them.
 """
 
@@ -109,11 +110,11 @@ class Run:
 
     def _steps(self) -> None:
         recipe = self.recipe
-        steps = (recipe.compress, recipe.quantize, *recipe.exports, *recipe.merges)
+        steps = (recipe.compress, recipe.quantize, *recipe.written)
         if not any(step is not None for step in steps):
             raise ParameterError(
                 "The recipe has inputs and nothing to do with them.",
-                expected="a [compress], [quantize], [[export]] or [[merge]] table",
+                expected="a [compress], [quantize], [[export]], [[merge]] or [[resize]] table",
             )
         self.collection = gather(recipe)
         self._tell_collection()
@@ -136,6 +137,7 @@ class Run:
         )
         self.outputs += writer.export_all()
         self.outputs += writer.merge_all()
+        self.outputs += writer.resize_all()
 
     def _require_room(self, subspace: int | None = None) -> None:
         """Refuse what will not fit: before anything is read, and again when k is chosen."""

@@ -53,6 +53,8 @@ _HOMES = {
         "ties_merge",
         "dare_merge",
     ],
+    "vlora_engine.resizing": ["resize"],
+    "vlora_engine.doctor": ["diagnose", "verdict"],
     "vlora_engine.demo": ["make_demo_collection"],
     "vlora_engine.errors": [
         "AdapterError",
