@@ -50,6 +50,11 @@ _HOMES = {
         "ties_merge",
         "dare_merge",
     ],
+    "vlora_engine.nn.model": ["VLoRAModel"],
+    "vlora_engine.nn.apply": ["apply"],
+    "vlora_engine.nn.blend": ["blend_tasks"],
+    "vlora_engine.nn.training": ["SubspaceTrainer", "orthogonal_init"],
+    "vlora_engine.nn.router": ["TaskRouter"],
     "vlora_engine.demo": ["make_demo_collection"],
     "vlora_engine.errors": [
         "AdapterError",
