@@ -535,7 +535,8 @@ def _require_unshared(model: nn.Module, places: Sequence[Place]) -> None:
 def _nothing_matches(wanted: Sequence[str], modules: dict[str, nn.Module]) -> SubspaceError:
     leaves = [name for name, module in modules.items() if name and not any(module.children())]
     last = wanted[0].rsplit(".", 1)[-1]
-    alike = [name for name in leaves if name.rsplit(".", 1)[-1] == last] or leaves
+    alike = [name for name in leaves if name.rsplit(".", 1)[-1] == last]
+    alike = alike or sorted(leaves, key=lambda name: -name.count("."))  # deep ones look alike
     return SubspaceError(
         "No module of the subspace is in the model: it would serve the base model in silence.",
         expected=f"modules such as {wanted[0]}",

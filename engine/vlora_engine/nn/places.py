@@ -145,7 +145,7 @@ def place_of(name: str, module: nn.Module) -> Place:
 
 
 def parameter_counts(model: nn.Module) -> tuple[int, int, bool]:
-    """Parameters of a model, bytes of all its tensors, and whether any weight is packed.
+    """Parameters of a model, their bytes, and whether any weight is packed.
 
     A packed weight counts as the matrix it stands for; tensors that modules share count once.
     """
@@ -158,8 +158,6 @@ def parameter_counts(model: nn.Module) -> tuple[int, int, bool]:
     for parameter in model.parameters():
         params += packed.get(id(parameter), parameter.numel())
         nbytes += parameter.numel() * parameter.element_size()
-    for buffer in model.buffers():
-        nbytes += buffer.numel() * buffer.element_size()
     return params, nbytes, bool(packed)
 
 
