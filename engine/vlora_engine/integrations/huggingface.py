@@ -95,6 +95,8 @@ class VLoRACallback(TrainerCallback):
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Before the Trainer makes its optimizer."""
         self.attach(kwargs["model"])
+        if not self._leave:
+            args.remove_unused_columns = False  # a wrapper's forward does not name them
         if self.lr is not None:
             args.learning_rate = self.lr
 

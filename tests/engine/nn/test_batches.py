@@ -138,7 +138,7 @@ def test_a_blend_as_a_task_is_exact_and_of_small_rank(
         spec = next(spec for spec in subspace.layers if spec.name == name)
         ranks = sum(subspace.tasks[task].loadings_a[name].shape[0] for task in names)
         assert len(blend.loadings_a[name]) <= min(ranks, spec.k_a, spec.k_b)
-    model.set_blend(weights)
+    model.set_blend(weights, names)
     said = logits(model)
     subspace.save(tmp_path / "with-blend")
     again = VLoRAModel(make.tiny_llama(), SharedSubspace.load(tmp_path / "with-blend"))
@@ -206,6 +206,6 @@ def test_gradients_reach_the_router_through_the_model(subspace: SharedSubspace) 
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        distances.append(float(loss))
+        distances.append(float(loss.detach()))
     assert distances[-1] < 0.05 * distances[0]
     assert router(features).argmax(1).tolist() == [1, 1, 1]
