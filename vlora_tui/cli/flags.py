@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine.errors import ParameterError
+from vlora_tui.cli.options import Compressing
 from vlora_tui.cli.output import Output
 from vlora_tui.recipe import Recipe, absolute, named_inputs
 from vlora_tui.recipe_reader import read_tables
@@ -21,13 +22,13 @@ def compress_recipe(
     adapters: Sequence[str],
     output: str | None,
     *,
-    names: Sequence[str] | None,
-    skip_bad: bool,
-    k: str | None,
-    layers: Sequence[str] | None,
-    adaptive: bool,
-    variance: float | None,
-    refine: int,
+    names: Sequence[str] | None = None,
+    skip_bad: bool = False,
+    k: str | None = None,
+    layers: Sequence[str] | None = None,
+    adaptive: bool = False,
+    variance: float | None = None,
+    refine: int = 0,
     **compress: Any,
 ) -> Recipe:
     """The recipe that the flags of ``compress`` stand for, its paths absolute."""
@@ -73,12 +74,13 @@ def require_there(paths: Sequence[str]) -> None:
             existing_path(path)
 
 
-def say_once(out: Output, *, layer_by_layer: bool, chunk_size: int | None) -> None:
+def say_once(out: Output, given: Compressing) -> None:
     """What the flags of lorashare that have nothing to do here come to."""
-    given = ["--layer-by-layer"] * layer_by_layer + ["--chunk-size"] * (chunk_size is not None)
-    if given:
+    flags = ["--layer-by-layer"] * given.layer_by_layer
+    flags += ["--chunk-size"] * (given.chunk_size is not None)
+    if flags:
         out.once(
-            f"{' and '.join(given)}: no effect; the build is always layer by layer, "
+            f"{' and '.join(flags)}: no effect; the build is always layer by layer, "
             "in bounded memory"
         )
 
