@@ -19,12 +19,11 @@ from torch import Tensor, nn
 
 from vlora_engine.errors import ParameterError, SubspaceError
 from vlora_engine.formats.config import find_variant, variant_error
-from vlora_engine.manifest import LayerSpec, OwnModule
-from vlora_engine.nn.decode import SHARING, Fill, FillCache, Scaling, Target, decode, factors_of
+from vlora_engine.nn.decode import Fill, FillCache, Scaling, decode, factors_of
 from vlora_engine.nn.effects import Alone, Effect, blend_of, rows_of
-from vlora_engine.nn.places import Place, named_modules, place_of
 from vlora_engine.nn.rest import Carrier
-from vlora_engine.nn.seats import Seat
+from vlora_engine.nn.seats import Seats
+from vlora_engine.nn.weights import Merged, require_mergeable
 from vlora_engine.subspace import SharedSubspace
 
 if TYPE_CHECKING:
@@ -48,9 +47,6 @@ class VLoRAModel(nn.Module):
             root where the task says rsLoRA.
         compute_dtype: What the low-rank part is computed in; by default each module's dtype.
         cache_bytes: How many bytes of decoded tasks are kept.
-
-    Attributes:
-        unmatched: Modules of the subspace that the model lacks; nothing is done for them.
 
     Raises:
         SubspaceError: No module of the subspace is in the model.
@@ -78,10 +74,13 @@ class VLoRAModel(nn.Module):
         self._rows: list[str | None] | None = None  # of the task, or the tasks, in force
         self._again: Callable[[], None] | None = None  # puts them in force once more
         self._records: list[Any] = []
-        self._originals: dict[Tensor, Tensor] | None = None  # weights while merged
-        self._seats: dict[str, Seat] = {}
-        self.unmatched: list[str] = []
-        self._take_seats()
+        self._merged: Merged | None = None
+        self._seats = Seats(base_model, subspace, compute_dtype, self._settle_again)
+
+    @property
+    def unmatched(self) -> list[str]:
+        """Modules of the subspace that the model lacks; nothing is done for them."""
+        return sorted(self._seats.unmatched)
 
     # tasks
 
@@ -174,7 +173,7 @@ class VLoRAModel(nn.Module):
     @property
     def is_merged(self) -> bool:
         """Whether a task is in the base model's weights."""
-        return self._originals is not None
+        return self._merged is not None
 
     def merge(self, task_id: str | None = None) -> None:
         """Add a task's dW to the weights; the original weights are kept aside for `unmerge`.
@@ -193,20 +192,14 @@ class VLoRAModel(nn.Module):
                 "No task to merge.", remedy="name one, or put one in force with set_task"
             )
         fill = self._fill(name)
-        self._require_mergeable(list(fill.effects))
+        places = {module: seat.place for module, seat in self._seats.items()}
+        require_mergeable(self.base_model, [places[m] for m in fill.effects])
         stands = self._carrier.placed(name, fill.rest)
         self._clear()
         self._carrier.put(stands)
-        originals: dict[Tensor, Tensor] = {}
-        with torch.no_grad():
-            for module, factors in factors_of(self.subspace, name, self._scaling):
-                if module in self._seats:
-                    place = self._seats[module].place
-                    weight = place.module.weight
-                    delta = factors.bt.to(weight.device).T @ factors.a.to(weight.device)
-                    originals[weight] = weight.data
-                    weight.data = (weight.float() + place.as_weight(delta)).to(weight.dtype)
-        self._originals, self._rows = originals, [name]
+        self._merged = Merged(name)
+        self._merged.add(places, factors_of(self.subspace, name, self._scaling))
+        self._rows = [name]
 
     def unmerge(self) -> None:
         """The weights as they were, bit for bit; no task is in force.
@@ -214,11 +207,10 @@ class VLoRAModel(nn.Module):
         Raises:
             SubspaceError: The model is not merged.
         """
-        if self._originals is None:
+        if self._merged is None:
             raise SubspaceError("The model is not merged: there is nothing to undo.")
-        for weight, original in self._originals.items():
-            weight.data = original
-        self._originals = None
+        self._merged.undo()
+        self._merged = None
         self._clear()
 
     def reconstruct_state_dict(self, task_id: str) -> dict[str, Tensor]:
@@ -299,9 +291,7 @@ class VLoRAModel(nn.Module):
         if self.is_merged:
             self.unmerge()
         self._clear()
-        for seat in self._seats.values():
-            seat.leave()
-        self._seats = {}
+        self._seats.leave()
         return self.base_model
 
     def __repr__(self) -> str:
@@ -328,61 +318,26 @@ class VLoRAModel(nn.Module):
         """Called by ``to``, ``half``, ``cuda``: what is kept aside and in force moves along."""
         self._carrier.put_back()
         super()._apply(fn, recurse)
-        if self._originals is not None:
-            self._originals = {weight: fn(kept) for weight, kept in self._originals.items()}
+        if self._merged is not None:
+            self._merged.move(fn)
         self._settle(again=True)
         return self
 
     # how it is done
-
-    def _take_seats(self) -> None:
-        modules = dict(named_modules(self.base_model))
-        specs: dict[str, LayerSpec | OwnModule] = {s.name: s for s in self.subspace.layers}
-        for record in self.subspace.tasks.records():
-            for own in record.own:
-                specs.setdefault(own.name, own)
-        found = {name: spec for name, spec in specs.items() if name in modules}
-        self.unmatched = sorted(specs.keys() - found.keys())
-        if specs and not found:
-            raise _nothing_matches(self.unmatched, modules)
-        for name, spec in found.items():
-            self._seat(name, modules[name], spec)
-        if self.unmatched:
-            warnings.warn(
-                f"{len(self.unmatched)} of {len(specs)} modules of the subspace are not in the "
-                f"model, such as {self.unmatched[0]}: what tasks do there is left out "
-                "(VLoRAModel.unmatched names them).",
-                stacklevel=3,
-            )
-
-    def _seat(self, name: str, module: nn.Module, spec: LayerSpec | OwnModule) -> None:
-        place = place_of(name, module)
-        basis = None
-        if isinstance(spec, LayerSpec):
-            where = self.subspace.home or "the subspace"
-            place.check(str(where), spec.kind, spec.d_in, spec.d_out, spec.tail_a)
-            if self.subspace.method in SHARING:
-                bases = self.subspace.bases
-                basis = partial(bases.numbers, name)
-        self._seats[name] = Seat(place, self.compute_dtype, basis, self._settle_again)
 
     def _settle_again(self) -> None:
         self._settle(again=False)
 
     def _settle(self, *, again: bool) -> None:
         """Follow the base model to where it is; what was in force is put in force there."""
-        moved = [seat.settle() for seat in self._seats.values()]
-        if any(moved):
+        moved = self._seats.settle()
+        if moved:
             self._cache.clear()
-        if self.is_merged:
-            name = str(self.active_task)
+        if self._merged is not None:
+            name = self._merged.task_id
             self._carrier.put(self._carrier.placed(name, self._fill(name).rest))
-        elif self._again is not None and (again or any(moved)):
+        elif self._again is not None and (again or moved):
             self._again()
-
-    def _target(self, name: str) -> Target | None:
-        seat = self._seats.get(name)
-        return seat.target if seat is not None else None
 
     @torch.inference_mode(False)
     def _fill(self, task_id: str) -> Fill:
@@ -393,23 +348,12 @@ class VLoRAModel(nn.Module):
             variant = find_variant(record.config)
             if variant is not None:
                 raise variant_error(variant, variant.field, task_id)
-            self._seats_for(record.own)
+            self._seats.make_room(record.own)
             with torch.no_grad():
-                fill = decode(self.subspace, task_id, self._scaling, self._target)
+                fill = decode(self.subspace, task_id, self._scaling, self._seats.target)
             self._check_own(task_id, fill)
             self._cache.put(task_id, fill)
         return fill
-
-    def _seats_for(self, own: Sequence[OwnModule]) -> None:
-        """Seats for modules of a task that came after the model was wrapped."""
-        missing = [o for o in own if o.name not in self._seats and o.name not in self.unmatched]
-        if missing:
-            modules = dict(named_modules(self.base_model))
-            for one in missing:
-                if one.name in modules:
-                    self._seat(one.name, modules[one.name], one)
-                else:
-                    self.unmatched.append(one.name)
 
     def _check_own(self, task_id: str, fill: Fill) -> None:
         for own in fill.record.own:
@@ -429,8 +373,7 @@ class VLoRAModel(nn.Module):
     def _put_one(self, task_id: str) -> None:
         fill = self._fill(task_id)
         self._carry([(task_id, fill)], several=False)
-        for name, seat in self._seats.items():
-            seat.fill(fill.effects.get(name))
+        self._seats.fill(fill.effects.get)
 
     def _put_rows(self, rows: Sequence[str | None]) -> None:
         names = dict.fromkeys(name for name in rows if name is not None)
@@ -440,7 +383,7 @@ class VLoRAModel(nn.Module):
         def effect(module: str) -> Effect | None:
             return rows_of([fills[r].effects.get(module) if r is not None else None for r in rows])
 
-        self._fill_seats(effect)
+        self._seats.fill(effect)
 
     def _put_blend(self, names: Sequence[str], weights: Tensor) -> None:
         fills = {name: self._fill(name) for name in names}
@@ -450,25 +393,20 @@ class VLoRAModel(nn.Module):
             own: list[Alone | None] = [fills[name].effects.get(module) for name in names]
             return blend_of(own, weights.to(self._seats[module].target[0]))
 
-        self._fill_seats(effect)
+        self._seats.fill(effect)
 
     def _put_training(self, trainer: SubspaceTrainer) -> None:
         fill = self._fill(trainer.task_id)
         self._carry([(trainer.task_id, fill)], several=False)
-        for name, seat in self._seats.items():
-            rank = trainer.rank_of(name)
-            if rank is None:
-                seat.fill(fill.effects.get(name))
-            else:
-                own = trainer.scales[name]
-                scale = self._scaling.of(own, rank, fill.record.config)
-                seat.fill(trainer.effect(name, scale, seat.target))
 
-    @torch.inference_mode(False)
-    def _fill_seats(self, effect: Callable[[str], Effect | None]) -> None:
-        made = {name: effect(name) for name in self._seats}
-        for name, seat in self._seats.items():
-            seat.fill(made[name])
+        def effect(module: str) -> Effect | None:
+            rank = trainer.rank_of(module)
+            if rank is None:
+                return fill.effects.get(module)
+            scale = self._scaling.of(trainer.scales[module], rank, fill.record.config)
+            return trainer.effect(module, scale, self._seats[module].target)
+
+        self._seats.fill(effect)
 
     def _carry(self, fills: Sequence[tuple[str, Fill]], *, several: bool) -> None:
         """Put the rest tensors in place of tasks that are going to be in force."""
@@ -495,8 +433,7 @@ class VLoRAModel(nn.Module):
 
     def _clear(self) -> None:
         self._carrier.put_back()
-        for seat in self._seats.values():
-            seat.fill(None)
+        self._seats.fill(lambda module: None)
         self._rows, self._again, self._records = None, None, []
 
     def _require_unmerged(self, what: str) -> None:
@@ -505,42 +442,3 @@ class VLoRAModel(nn.Module):
                 f"The model is merged with {self.active_task!r}: it cannot {what}.",
                 remedy="call unmerge() first",
             )
-
-    def _require_mergeable(self, modules: Sequence[str]) -> None:
-        places = [self._seats[name].place for name in modules if name in self._seats]
-        packed = next((p for p in places if p.quantized), None)
-        if packed is not None:
-            raise SubspaceError(
-                "Quantized weights cannot take a task in.",
-                where=packed.name,
-                found=type(packed.module).__name__,
-                remedy="use set_task, which leaves the weights as they are",
-            )
-        _require_unshared(self.base_model, places)
-
-
-def _require_unshared(model: nn.Module, places: Sequence[Place]) -> None:
-    """A weight of two modules would change both; hooks change the one that the task has."""
-    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    for place in places:
-        if uses[id(place.module.weight)] > 1:
-            raise SubspaceError(
-                "A weight that several modules share cannot take a task in.",
-                where=place.name,
-                expected="a weight of its own",
-                remedy="use set_task, or untie the weights before",
-            )
-
-
-def _nothing_matches(wanted: Sequence[str], modules: dict[str, nn.Module]) -> SubspaceError:
-    leaves = [name for name, module in modules.items() if name and not any(module.children())]
-    last = wanted[0].rsplit(".", 1)[-1]
-    alike = [name for name in leaves if name.rsplit(".", 1)[-1] == last]
-    alike = alike or sorted(leaves, key=lambda name: -name.count("."))  # deep ones look alike
-    return SubspaceError(
-        "No module of the subspace is in the model: it would serve the base model in silence.",
-        expected=f"modules such as {wanted[0]}",
-        found=f"modules such as {alike[0]}" if alike else "a model without modules",
-        remedy="wrap the very model that the adapters were trained on, "
-        "not a part of it and not a wrapper around it",
-    )

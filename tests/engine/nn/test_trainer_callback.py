@@ -12,6 +12,7 @@ from tests import make
 from tests.engine.nn.worn import LLAMA, TOKENS, logits, peft_adapters, whole
 from vlora_engine import SharedSubspace, VLoRAModel, orthogonal_init
 from vlora_engine.errors import ParameterError
+from vlora_engine.nn.seats import Seat
 
 pytest.importorskip("peft")
 pytest.importorskip("accelerate")
@@ -58,14 +59,18 @@ def losses(trainer: Trainer) -> list[float]:
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [1, 2])  # the second with checkpointed activations, too
 def test_the_loss_falls_and_the_task_says_what_was_trained(
     adapters: dict[str, Path], tmp_path: Path, accumulation: int
 ) -> None:
     subspace, base = new_task(adapters), make.tiny_llama()
     before = {name: t.clone() for name, t in base.state_dict().items()}
     trainer, callback = trainer_for(
-        subspace, base, tmp_path, gradient_accumulation_steps=accumulation
+        subspace,
+        base,
+        tmp_path,
+        gradient_accumulation_steps=accumulation,
+        gradient_checkpointing=accumulation > 1,
     )
     seen: list[torch.Tensor] = []
     written = callback.on_train_end
@@ -78,7 +83,8 @@ def test_the_loss_falls_and_the_task_says_what_was_trained(
     assert state.keys() == before.keys()
     assert all(torch.equal(before[name], t) for name, t in state.items())
     assert all(p.requires_grad for p in base.parameters())
-    assert not any(module._forward_hooks for module in base.modules())
+    hooks = [hook for module in base.modules() for hook in module._forward_hooks.values()]
+    assert not any(isinstance(hook, Seat) for hook in hooks)
     subspace.save(tmp_path / "subspace")
     for own in (subspace, SharedSubspace.load(tmp_path / "subspace")):
         model = VLoRAModel(make.tiny_llama(), own)

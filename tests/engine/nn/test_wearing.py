@@ -257,6 +257,13 @@ def test_quantized_layers_are_worn_but_not_merged(subspace: SharedSubspace) -> N
     assert told["quantized_bytes"] == params / 2
 
 
+def test_coded_collections_tell_their_own_bytes(adapters: dict[str, Path]) -> None:
+    coded = whole(adapters, "auto")
+    told = coded.full_stack_compression(1000)
+    assert told["adapter"] == coded.compression_stats()
+    assert told["total_compressed_bytes"] == 500 + coded.compression_stats()["bytes_compressed"]
+
+
 def test_a_weight_of_two_modules_is_not_merged(tmp_path: Path) -> None:
     def tied() -> nn.Module:
         return make.tiny_gpt2(tie_word_embeddings=True)
