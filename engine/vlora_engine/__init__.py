@@ -55,6 +55,11 @@ _HOMES = {
     ],
     "vlora_engine.resizing": ["resize"],
     "vlora_engine.doctor": ["diagnose", "verdict"],
+    "vlora_engine.nn.model": ["VLoRAModel"],
+    "vlora_engine.nn.apply": ["apply"],
+    "vlora_engine.nn.blend": ["blend_tasks"],
+    "vlora_engine.nn.training": ["SubspaceTrainer", "orthogonal_init"],
+    "vlora_engine.nn.router": ["TaskRouter"],
     "vlora_engine.demo": ["make_demo_collection"],
     "vlora_engine.errors": [
         "AdapterError",
