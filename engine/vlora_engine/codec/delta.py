@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vlora_engine.codec.algebra import product, qr, svd
-from vlora_engine.codec.own import Directions, canonical, code_directions
+from vlora_engine.codec.own import Directions, canonical, code_changes
 from vlora_engine.codec.quantizer import PRICE, quantize
 from vlora_engine.codec.rates import SIDE_OVERHEAD, number_bits
 from vlora_engine.codec.tables import Array
@@ -149,12 +149,14 @@ def code_cores(
     left = bt @ torch.from_numpy(q_b.T.copy()).to(a.device)
     u, s, v = canonical(right, left, scale)
     lost = (energy - np.square(s).sum(axis=1)).clip(0)
-    return [_code_core(*one) for one in zip(u, s, v, lost.tolist(), ranks, strict=True)]
+    coded = code_changes(u, s, v, np.ones(len(s)))
+    return [_code_core(*one) for one in zip(u, s, v, coded, lost.tolist(), ranks, strict=True)]
 
 
-def _code_core(u: Array, s: Array, v: Array, lost: float, rank: int) -> tuple[Core, float]:
-    """One core from its singular directions U (q, k_b), S (q,), V (q, k_a)."""
-    directions = code_directions(u, s, v, 1.0)
+def _code_core(
+    u: Array, s: Array, v: Array, directions: Directions, lost: float, rank: int
+) -> tuple[Core, float]:
+    """One core from its singular directions U (q, k_b), S (q,), V (q, k_a), and these rounded."""
     bits = number_bits(directions.left).sum() + number_bits(directions.right).sum()
     bits += 2 * SIDE_OVERHEAD * len(directions.gains)
     best = Core(None, 0.0, directions if len(directions.gains) else None, lost + directions.missed)
