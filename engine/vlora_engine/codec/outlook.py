@@ -26,7 +26,7 @@ from vlora_engine.files import write_file
 FINEST, COARSEST = 2.0**-28, 2.0**1  # steps that are looked at
 FINEST_SHARED = 2.0**-22  # what is shared is larger than its members: integers are 32 bits wide
 OWN_OVERHEAD = 8 * 11.0  # bits of one module of one task beside its vectors
-HALVINGS = 40
+HALVINGS = 28
 
 
 @dataclass(frozen=True)

@@ -104,10 +104,9 @@ def code_changes(u: Array, s: Array, v: Array, steps: Array) -> list[Directions]
     grams = squares[0] * squares[1]  # [N, n, n]
     # With all of dW, also what was not tried: rounded rows are not orthogonal to it.
     along = (inner(left, u) * s[:, None, :] * inner(right, v)).sum(axis=2)  # [N, n]
-    bits = 2 * SIDE_OVERHEAD + sum(
-        bits_of(np.diagonal(own, axis1=1, axis2=2), d)
-        for own, d in zip(squares, (u.shape[2], v.shape[2]), strict=True)
-    )
+    bits = np.full(sizes.shape, 2 * SIDE_OVERHEAD)
+    for own, d in zip(squares, (u.shape[2], v.shape[2]), strict=True):
+        bits += bits_of(np.diagonal(own, axis1=1, axis2=2), d)
     kept = _worth_keeping(grams, along, bits, price)
     exact = _least_squares(grams, along, kept)
     out = []
@@ -118,8 +117,8 @@ def code_changes(u: Array, s: Array, v: Array, steps: Array) -> list[Directions]
             whole = u[i] * s[i, :, None], v[i]
             figures = energy[i], grams[i][np.ix_(own, own)], along[i, own]
             gains, missed, fine = _rounded(gains, whole, parts, *figures)
-        integers = (x.astype(np.int32) for x in parts)
-        out.append(Directions(*integers, gains, missed, fine))
+        integers = [x.astype(np.int32) for x in parts]
+        out.append(Directions(integers[0], integers[1], gains, missed, fine))
     return out
 
 
