@@ -46,7 +46,11 @@ class Lanes:
 
     @property
     def steps(self) -> int:
-        return int(self.lengths[0]) if len(self.lengths) else 0
+        return int(self.lengths.max(initial=0))
+
+    def only(self, at: Array) -> Lanes:
+        """Those at some places."""
+        return Lanes(self.lengths[at], self.periods[at], self.starts[at], self.shapes[at])
 
     def active(self) -> list[int]:
         """How many lanes are still going at each step."""

@@ -8,7 +8,6 @@ exceeds an escape (uint32 each). How many there are of each follows from n, d an
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -122,8 +121,8 @@ def encode_matrices(matrices: Sequence[Array]) -> list[bytes]:
     """Every integer matrix (n, d) as bytes of its own; all are coded together, for speed."""
     prepared = [_prepare(rows) for rows in matrices]
     coded: list[_Coded | None] = [None] * len(matrices)
-    for members in _batches([p.layout for p in prepared], alike=True):
-        found = _encode_group([prepared[i] for i in members])
+    for members in _batches([p.layout for p in prepared]):
+        found = _encode_batch([prepared[i] for i in members])
         for i, own in zip(members, found, strict=True):
             coded[i] = own
     return [_pack(p, own) for p, own in zip(prepared, coded, strict=True)]
@@ -141,19 +140,18 @@ def decode_matrices(parts: Sequence[tuple[bytes, int, int]]) -> list[Array]:
     return [o.finish() for o in opened]
 
 
-def _batches(layouts: Sequence[Layout], *, alike: bool = False) -> list[list[int]]:
-    """Matrices to code at once; ``alike``: of one period."""
-    groups: dict[int, list[list[int]]] = defaultdict(lambda: [[]])
-    lanes: dict[int, int] = defaultdict(int)
+def _batches(layouts: Sequence[Layout]) -> list[list[int]]:
+    """Matrices to code at once."""
+    batches: list[list[int]] = [[]]
+    lanes = 0
     for i, layout in enumerate(layouts):
         if layout.n and layout.d:
-            key = layout.period if alike else 0
-            if lanes[key] and lanes[key] + layout.lanes > _LANES_AT_ONCE:
-                groups[key].append([])
-                lanes[key] = 0
-            groups[key][-1].append(i)
-            lanes[key] += layout.lanes
-    return [batch for batches in groups.values() for batch in batches]
+            if lanes and lanes + layout.lanes > _LANES_AT_ONCE:
+                batches.append([])
+                lanes = 0
+            batches[-1].append(i)
+            lanes += layout.lanes
+    return [batch for batch in batches if batch]
 
 
 def _prepare(rows: Array) -> _Prepared:
@@ -200,36 +198,52 @@ def _spread(layouts: Sequence[Layout], values: Sequence[Array]) -> Array:
 
 def _sorted(lanes: Lanes) -> tuple[Array, Lanes]:
     order = np.argsort(-lanes.lengths, kind="stable")
-    return order, Lanes(
-        lanes.lengths[order], lanes.periods[order], lanes.starts[order], lanes.shapes[order]
-    )
+    return order, lanes.only(order)
 
 
-def _encode_group(members: Sequence[_Prepared]) -> list[_Coded]:
+def _encode_batch(members: Sequence[_Prepared]) -> list[_Coded]:
     layouts, starts = [m.layout for m in members], [m.start for m in members]
     order, lanes = _sorted(_lanes(layouts, starts, [m.shape for m in members]))
-    dealt = np.concatenate([x.deal(m.high) for x, m in zip(layouts, members, strict=True)])
-    dealt = transposed(dealt[order, : lanes.steps])
-    symbols = contexts(lanes, dealt).astype(np.uint16)
-    symbols <<= np.uint16(_SYMBOL_BITS)
-    symbols |= dealt
-    back = np.argsort(order)
+    back = np.argsort(order)  # where each lane is among the sorted ones
     bounds = np.cumsum([0] + [x.lanes for x in layouts]).tolist()
     spans = [slice(a, b) for a, b in pairwise(bounds)]
-    period = layouts[0].period
-    costs = _shape_costs(lanes, period, symbols)[:, back]
-    for member, span in zip(members, spans, strict=True):
-        member.shape[:] = _best_shape(member.layout, costs[:, span])
-    shapes = _spread(layouts, [m.shape for m in members])[order]
-    shapes = shapes.astype(np.uint16) * np.uint16(models().contexts << _SYMBOL_BITS)
-    for turn, begin in enumerate(range(0, lanes.steps, period)):
-        symbols[begin : begin + period] += shapes[:, turn]
+    symbols = np.zeros((lanes.steps, len(order)), dtype=np.uint16)
+    for period in sorted({x.period for x in layouts}):
+        own = [i for i, layout in enumerate(layouts) if layout.period == period]
+        at = np.concatenate([back[spans[i]] for i in own])
+        found = _symbols([members[i] for i in own], lanes, at)
+        symbols[: len(found), np.sort(at)] = found
     states, words, written = encode(lanes, symbols, back)
     ends = np.concatenate([[0], np.cumsum(written)])
     return [
         _Coded(states[s], written[s].astype("<u2"), words[ends[s.start] : ends[s.stop]])
         for s in spans
     ]
+
+
+def _symbols(members: Sequence[_Prepared], lanes: Lanes, at: Array) -> Array:
+    """(steps, L) the symbols of matrices of one period, whose shapes are chosen by them.
+
+    Args:
+        at: (L,) the places of their lanes among all ``lanes``; they come in the order of these.
+    """
+    order = np.argsort(at)
+    own, period = lanes.only(at[order]), members[0].layout.period
+    dealt = np.concatenate([m.layout.deal(m.high) for m in members])
+    dealt = transposed(dealt[order, : own.steps])
+    symbols = contexts(own, dealt).astype(np.uint16)
+    symbols <<= np.uint16(_SYMBOL_BITS)
+    symbols |= dealt
+    costs, begin = _shape_costs(own, period, symbols)[:, np.argsort(order)], 0
+    for member in members:
+        layout = member.layout
+        member.shape[:] = _best_shape(layout, costs[:, begin : begin + layout.lanes])
+        begin += layout.lanes
+    shapes = _spread([m.layout for m in members], [m.shape for m in members])[order]
+    shapes = shapes.astype(np.uint16) * np.uint16(models().contexts << _SYMBOL_BITS)
+    for turn, first in enumerate(range(0, own.steps, period)):
+        symbols[first : first + period] += shapes[:, turn]
+    return symbols
 
 
 def _shape_costs(lanes: Lanes, period: int, symbols: Array) -> Array:
