@@ -35,7 +35,7 @@ ATTEMPTS = 12  # ... before the others close in on the target from both sides
 WHOLE = 4_000_000  # numbers below which the whole collection is coded a few times, ...
 STEERED = 6  # ... as it is where it has fewer layers; others are coded once, steered
 STEERED_SLACK = 0.0005
-STEERED_AGAIN = 4  # times that the last block is coded until it fits
+STEERED_AGAIN = 5  # times at most that the last block is coded until it fits
 
 
 @dataclass

@@ -424,6 +424,13 @@ class Target:
         assert value is not None  # noqa: S101
         return value
 
+    @property
+    def error(self) -> float | None:
+        """The mean error that it comes to about; None where it is a budget."""
+        if self.variance is not None:
+            return float(np.sqrt(1 - self.variance))
+        return self.max_error if self.max_error is not None else self.mean_error
+
     def of_allowed(self, value: float, rest_bytes: int) -> Target:
         """The same kind of target with another `allowed`."""
         if self.budget is not None:

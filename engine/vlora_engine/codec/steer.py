@@ -22,7 +22,7 @@ _SHARE = 4  # ... then of one in so many of those that are left,
 _LEAST = 2  # and of so many at least: the same ones with any number of workers
 _REACH = 2.0  # octaves that a step may move
 _HALVINGS = 15
-_TIGHTER = 0.001  # so much is left below the target with every try of the last block
+_LOWER = 0.0005  # so much lower the second try of the last block aims, and each twice as much
 
 
 def blocks(count: int) -> list[list[int]]:
@@ -88,6 +88,7 @@ class Course:
     forecast: Forecast
     beside: float
     passed: Passed = field(init=False)
+    _lower: float = _LOWER
 
     def __post_init__(self) -> None:
         nothing = np.zeros(len(self.outlook.tasks))
@@ -116,12 +117,14 @@ class Course:
     ) -> Array:
         """Steps for the last block once more, which came to ``found`` with ``steps``.
 
-        Of a bound for each task, only those that exceed it move, a little further each time: a
-        direction that comes or goes with a step can upset what was told of it.
+        Every try aims a little lower: a direction that comes or goes with a step can upset what
+        was told of it. Of a bound for each task only those that exceed it move, unless something
+        is shared, which moves for all.
         """
-        self.wanted *= 1 - _TIGHTER
+        self.wanted *= 1 - self._lower
+        self._lower *= 2
         moved = self.steps(last, found)
-        if self.target.max_error is None:
+        if self.target.max_error is None or any(self.forecast.modes[i] for i in last):
             return moved
         exceeds = self.passed.missed + found.missed > allowed**2
         return np.where(exceeds, moved, steps) if exceeds.any() else moved
