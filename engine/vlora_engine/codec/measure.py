@@ -3,7 +3,7 @@
 Two passes, layer by layer. The first keeps the singular values of every task and compares the A of
 all; those with a cosine above a half are a cluster, whatever the reason (one run, one seed). What
 a group would gain is looked at on one layer of every family first, on two more where it gains
-there, on some more where these do not agree, and the rest are taken to be like those.
+there, on some more where these do not agree or it costs little; the rest are taken to be like those.
 """
 
 from __future__ import annotations
@@ -52,6 +52,7 @@ EVERYBODY = 0
 CORE_OVERHEAD = 8 * 14.0  # bits of a task's place in a group
 SHARE_OVERHEAD = 8 * 11.0
 LOOKED_AT = 5  # layers of a family on which groups are looked at; more are like their neighbours
+LARGE = 256  # rows of all tasks on a layer: decomposing more takes a while
 CORES_LOOKED_AT = 16  # members of a group whose cores are made to learn what they cost
 NEAR = 1.5  # times the error that is aimed at: what only helps beyond it is not looked at
 
@@ -155,10 +156,11 @@ def _ends(outlook: Outlook, rows: Sequence[int], offers: Offers, aim: Target | N
 
 
 def _some(outlook: Outlook, rows: Sequence[int], offers: Offers, aim: Target | None) -> list[Look]:
-    """The same on some more, where these three do not agree."""
+    """The same on some more, but where these three agree and looking takes long."""
     known = [row for row in rows if row in outlook.groups]
+    offered = {_promising(outlook, row, aim) for row in known}
     promising = _promising(outlook, rows[len(rows) // 2], aim)
-    if not promising or len({_promising(outlook, row, aim) for row in known}) == 1:
+    if not promising or (len(offered) == 1 and outlook.layers[known[0]].shares.size > LARGE):
         return []
     return [Look(row, promising) for row in _spread(rows, LOOKED_AT) if row not in known]
 
