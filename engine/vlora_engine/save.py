@@ -85,5 +85,4 @@ def _update(subspace: SharedSubspace, old: Manifest) -> Manifest:
 
 
 def _placed(record: TaskRecord, file: str, out: Path) -> TaskRecord:
-    source = relative_source(Path(record.source), out) if record.source else None
-    return replace(record, file=file, source=source)
+    return replace(record, file=file, source=relative_source(record.source, out))
