@@ -88,7 +88,9 @@ class Hub:
         self._server.daemon_threads = True
         self.port = self._server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.01,), daemon=True
+        )
         self._thread.start()
 
     def add(self, name: str, files: Mapping[str, bytes] | Path, **settings: Any) -> Repo:
@@ -175,9 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
         word = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
         path = unquote(urlsplit(self.path).path)
         self._query = parse_qs(urlsplit(self.path).query)
-        self.hub.requests.append(
-            Request(self.command, path, self.headers.get("Range"), word)
-        )
+        self.hub.requests.append(Request(self.command, path, self.headers.get("Range"), word))
         self._token = word
         for broken, status in self.hub.broken.items():
             if re.search(broken, path):
@@ -225,7 +225,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self._token is not None and self._token != TOKEN:
             self._refuse(401, "", "Invalid credentials in Authorization header")
         elif repo is None or (repo.private and self._token is None):
-            self._refuse(401 if self._token is None else 404, "RepoNotFound", "Repository not found")
+            self._refuse(
+                401 if self._token is None else 404, "RepoNotFound", "Repository not found"
+            )
         else:
             return repo
         return None
@@ -317,8 +319,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self._refuse(403, "", "You don't have the rights to create a model there.")
         if name in self.hub.repos:
             return self._say(409, {"error": "exists", "url": f"{self.hub.url}/{name}"})
-        self.hub.add(name, {".gitattributes": b"*.safetensors filter=lfs\n"},
-                     private=bool(row.get("private")))
+        self.hub.add(
+            name,
+            {".gitattributes": b"*.safetensors filter=lfs\n"},
+            private=bool(row.get("private")),
+        )
         return self._say(200, {"url": f"{self.hub.url}/{name}", "name": name})
 
     def _yaml(self) -> None:

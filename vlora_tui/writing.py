@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.errors import Cancelled, NotFoundError, ParameterError
 from vlora_engine.files import check_output, directory_bytes
+from vlora_engine.hub.address import is_address
 from vlora_tui import events
 from vlora_tui.collection import Collection
 from vlora_tui.recipe import Export, Merge, Recipe, is_path
@@ -46,8 +47,8 @@ def plan_outputs(
         merge_inputs(merge, collection)
         MERGE_METHODS.find(merge.method).check(merge.parameters)
         outputs.append(Path(merge.path))
-    inputs = {Path(p) for p in collection.places.values()}
-    if recipe.input.subspace is not None:
+    inputs = {Path(p) for p in collection.places.values() if not is_address(p)}
+    if recipe.input.subspace is not None and not is_address(recipe.input.subspace):
         inputs.add(Path(recipe.input.subspace))
     _require_apart(outputs, inputs)
     for path in outputs:

@@ -246,12 +246,12 @@ class Finder:
         if text.startswith(CACHE_PLACE):
             yield from self._look_into_cache()
             return
-        task = task_of_subspace(path)
+        task = task_of_subspace(text)
         if task is not None:
             if self._first_time(":".join((os.path.realpath(task[0]), task[1]))):
                 yield self._inspected(_task_entry(*task))
             return
-        place = existing_path(path)
+        place = existing_path(text)
         self.places.append(place)
         yield from self._look_below(place, self._max_depth)
 
@@ -308,9 +308,8 @@ class Finder:
             folder = snapshot_folder(address.repo, str(address.revision)) / address.subfolder
             for one in self._look_below(folder, 0):
                 if isinstance(one, AdapterInfo):
-                    yield replace(one, path=address_of(one.path) or one.path)
-                else:
-                    yield address_of(one) or one
+                    one = replace(one, path=address_of(one.path) or one.path)
+                yield one
 
     def groups(self, infos: Sequence[AdapterInfo]) -> tuple[Group, ...]:
         """The groups of what was found, under the names that ``infos`` have."""
@@ -507,7 +506,7 @@ def nothing_found(places: Sequence[Place]) -> VLoRAError:
         return nothing_error(Path(places[0]))
     return NotFoundError(
         f"There is no adapter at any of the {len(places)} places.",
-        where=places[0],
+        where=str(places[0]),
         expected="directories with adapter_config.json and adapter_model.safetensors",
         remedy="point at directories that PEFT's model.save_pretrained wrote, or above them",
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vlora_engine.errors import ParameterError
+from vlora_engine.hub.address import address_of, is_address, is_hub_place
 from vlora_tui.cli.output import Output
-from vlora_tui.recipe import Recipe, absolute, named_inputs
+from vlora_tui.recipe import Recipe, absolute, check_place, named_inputs
 from vlora_tui.recipe_reader import read_tables
 
 WHERE = "the command line"
@@ -63,14 +65,60 @@ def require_there(paths: Sequence[str]) -> None:
     """Refuse a path that is not there, in the words in which it was given.
 
     Raises:
-        NotFoundError: It is not there. A pattern is judged later, a task of a subspace too.
-        ParameterError: It is on another machine or on the Hub.
+        NotFoundError: It is not there. A pattern is judged later, a task of a subspace too, and
+            what is on the Hub.
+        ParameterError: It is on another machine, or no place that the Hub could have.
     """
     from vlora_engine.formats.places import existing_path, split_task
 
     for path in paths:
-        if not glob.has_magic(path) and split_task(path) is None:
+        if is_hub_place(path):
+            check_place(path)
+        elif not glob.has_magic(path) and split_task(path) is None:
             existing_path(path)
+
+
+def fetch_first(out: Output, *places: str) -> list[str]:
+    """The places with those on the Hub downloaded and pinned to their commits.
+
+    Raises:
+        NotFoundError, HubError, HubAccessError: The Hub does not give them.
+        Cancelled: SIGTERM or Ctrl-C came while downloading.
+    """
+    if not any(map(is_address, places)):
+        return list(places)
+    from vlora_engine.hub.address import parse_address
+    from vlora_engine.hub.fetch import fetch
+    from vlora_tui.cli.execute import stop_on_signals
+    from vlora_tui.cli.progress import Watcher
+
+    found = []
+    with Watcher(out) as watcher, stop_on_signals(out) as stop:
+        for place in places:
+            if not is_address(place):
+                found.append(place)
+                continue
+            address = parse_address(place)
+            fetched = fetch(address.place, progress=watcher.on_progress, cancelled=stop.is_set)
+            for remark in fetched.remarks:
+                out.note(f"note: {remark.where}: {remark.what}")
+            found.append(str(replace(fetched.address, task=address.task)))
+    return found
+
+
+def require_own(place: str) -> None:
+    """Refuse to change a subspace that is the Hub's, or the copy of it in the cache.
+
+    Raises:
+        ParameterError: It is.
+    """
+    address = address_of(place) if not is_address(place) else place
+    if address is not None:
+        raise ParameterError(
+            "A subspace on the Hub is not changed in place.",
+            where=place,
+            remedy=f"vlora-tui pull {address} -o DIR, change that, and push it",
+        )
 
 
 def say_once(out: Output, *, layer_by_layer: bool, chunk_size: int | None) -> None:

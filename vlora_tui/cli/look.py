@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from vlora_engine.errors import ParameterError
+from vlora_engine.hub.address import CACHE_PLACE, SEARCH_PLACE, is_hub_place
 from vlora_tui.cli import options as o
+from vlora_tui.cli.flags import fetch_first
 from vlora_tui.cli.output import Output, percent, plural, printable, size, times
 
 if TYPE_CHECKING:
@@ -13,12 +18,37 @@ if TYPE_CHECKING:
     from vlora_engine.manifest import Manifest
 
 
-def inspect(paths: o.Adapters, as_json: o.AsJson = False, quiet: o.Quiet = False) -> None:
-    """List the adapters in folders: which are sound as far as headers tell, which fit together."""
+def inspect(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(help="Adapter folders, patterns, hf://org/name.", metavar="PATHS"),
+    ] = None,
+    hf_cache: Annotated[
+        bool, typer.Option("--hf-cache", help="Those that were downloaded from the Hub before.")
+    ] = False,
+    search_base: Annotated[
+        str | None,
+        typer.Option("--search-base", help="Those on the Hub of this model.", metavar="ORG/NAME"),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="How many the search may find; 20.")
+    ] = None,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """List adapters: which are sound as far as headers tell, which fit together.
+
+    On the Hub headers alone are read; nothing is downloaded.
+    """
     from vlora_engine.catalog import scan
 
     out = Output(json=as_json, quiet=quiet)
-    catalog = scan(expand(paths))
+    if limit is not None and search_base is None:
+        raise ParameterError("--limit is for --search-base.")
+    places = expand(paths or ())
+    places += [CACHE_PLACE] * hf_cache
+    places += [] if search_base is None else [SEARCH_PLACE + search_base]
+    catalog = scan(places, search_limit=limit)
     out.json("inspect", catalog.as_dict())
     show_catalog(out, catalog)
     for info in catalog.usable:
@@ -68,6 +98,7 @@ def info(subspace: o.Subspace, as_json: o.AsJson = False, quiet: o.Quiet = False
     from vlora_engine.manifest import read_manifest
 
     out = Output(json=as_json, quiet=quiet)
+    (subspace,) = fetch_first(out, subspace)
     manifest = read_manifest(subspace)
     out.json("info", info_data(manifest))
     show_manifest(out, manifest)
@@ -138,7 +169,11 @@ def expand(paths: Sequence[str]) -> list[str]:
     from vlora_tui.recipe import expand_input, named_inputs
 
     require_there(paths)
-    return [found.path for entry in named_inputs(paths) for found in expand_input(entry)]
+    return [
+        found.path
+        for entry in named_inputs(paths)
+        for found in ([entry] if is_hub_place(entry.path) else expand_input(entry))
+    ]
 
 
 def _summary(catalog: Catalog) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from vlora_engine.errors import ParameterError, VLoRAError
 from vlora_engine.files import foreign_entries, is_empty_directory
+from vlora_engine.hub.address import is_address
 from vlora_tui.recipe import AdapterInput, Export, Input, Merge, Recipe, is_path
 from vlora_tui.room import adapter_bytes, free_bytes, merged_bytes
 from vlora_tui.writing import export_paths
@@ -189,9 +190,14 @@ def first_settings(source: Source) -> Settings:
     if source.place is not None:
         beside = source.place.parent / f"{source.place.name}-adapters"
         return Settings(out=f"{beside}/{{task}}", merged=f"{source.place.parent}/merged")
-    roots = [str(Path(item.path).parent) for item in source.items if item.path]
+    roots = [str(Path(path).parent) for path in _paths_of(source)]
     root = os.path.commonpath(roots) if roots else os.getcwd()
     return Settings(doing="merge", out=f"{root}-again/{{task}}", merged=f"{root}/merged")
+
+
+def _paths_of(source: Source) -> list[str]:
+    """The adapters that lie on this disk, and not on the Hub."""
+    return [str(item.path) for item in source.items if item.path and not is_address(item.path)]
 
 
 # the plan
@@ -220,7 +226,7 @@ def plan(
 
 
 def _with_room(rows: list[Row], source: Source) -> Plan:
-    inputs = {Path(item.path) for item in source.items if item.path}
+    inputs = {Path(path) for path in _paths_of(source)}
     if source.place is not None:
         inputs.add(source.place)
     seen: set[Path] = set()

@@ -11,7 +11,7 @@ from pathlib import Path
 from vlora_engine.errors import NotFoundError, ParameterError, VLoRAError
 from vlora_engine.files import how_to_put_back
 from vlora_engine.formats.base import Format, Location, Probe, Registry
-from vlora_engine.hub.address import is_address, parse_address
+from vlora_engine.hub.address import FORM, address_of_page, is_address, parse_address
 from vlora_engine.tensorfile import read_error
 
 MAX_DEPTH = 4
@@ -189,6 +189,11 @@ def refuse_elsewhere(raw: str) -> None:
     """
     if is_address(raw):
         return
+    page = address_of_page(raw)
+    if page is not None:
+        raise ParameterError(
+            "This is a page for browsers.", where=raw, expected=FORM, remedy=f"write {page}"
+        )
     scheme = re.match(r"([a-z][a-z0-9+.-]+)://", raw)
     if scheme and scheme[1] == "file":
         raise ParameterError(

@@ -19,6 +19,10 @@ FORM = "hf://org/name[@revision][/subfolder]"
 _ADDRESS = re.compile(r"hf:/{1,2}(?=[^/])")
 _REPO = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
 _LONG_REVISION = re.compile(r"refs/(?:pr|convert)/[^/]+|[^/]+")
+_PAGE = re.compile(
+    r"https://(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<repo>[^/]+/[^/]+)"
+    r"(?:/(?:tree|blob)/(?P<revision>[^/]+)(?:/(?P<below>.*))?)?"
+)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _CACHED = re.compile(
     r"(?P<home>.*/models--(?P<org>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40}))"
@@ -65,6 +69,12 @@ def is_address(text: str | os.PathLike[str]) -> bool:
     return _ADDRESS.match(os.fspath(text)) is not None
 
 
+def is_hub_place(text: str | os.PathLike[str]) -> bool:
+    """Whether ``text`` is an address, the cache (``hf-cache:``) or a search (``hf-search:``)."""
+    raw = os.fspath(text)
+    return is_address(raw) or raw.startswith((CACHE_PLACE, SEARCH_PLACE))
+
+
 def parse_address(text: str | os.PathLike[str]) -> HubAddress:
     """``hf://org/name[@revision][/subfolder][:task]`` taken apart.
 
@@ -96,6 +106,18 @@ def parse_address(text: str | os.PathLike[str]) -> HubAddress:
     return HubAddress(repo, revision or None, "/".join(folders), task or None)
 
 
+def address_of_page(url: str) -> HubAddress | None:
+    """The place whose page this is: ``https://huggingface.co/org/name[/tree/revision/folder]``."""
+    match = _PAGE.fullmatch(url.split("?")[0].rstrip("/"))
+    if match is None:
+        return None
+    revision = f"@{match['revision']}" if match["revision"] else ""
+    try:
+        return parse_address(f"{SCHEME}{match['repo']}{revision}/{match['below'] or ''}")
+    except ParameterError:
+        return None
+
+
 def address_of(path: str | os.PathLike[str]) -> HubAddress | None:
     """The place on the Hub that ``path`` of huggingface_hub's cache is a copy of; else None."""
     if isinstance(path, HubAddress):
@@ -105,6 +127,15 @@ def address_of(path: str | os.PathLike[str]) -> HubAddress | None:
         return None
     repo = f"{match['org']}/{match['name']}"
     return HubAddress(repo, match["commit"], match["below"].strip("/"))
+
+
+def is_pinned_form(path: str, address: str) -> bool:
+    """Whether ``path`` is what ``address``, whose revision is open, came to be pinned to."""
+    if not is_address(path) or not is_address(address):
+        return False
+    found, wanted = parse_address(path), parse_address(address)
+    same = (found.repo, found.subfolder, found.task) == (wanted.repo, wanted.subfolder, wanted.task)
+    return same and not wanted.is_pinned
 
 
 def address_text(text: str) -> str:

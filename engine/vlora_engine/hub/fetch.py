@@ -273,7 +273,7 @@ def _bar_class(tally: _Tally) -> type[Any]:
 
     class Bar:
         def __init__(self, *_: Any, total: float | None = None, initial: int = 0, **__: Any):
-            self.n, self.total = initial, total
+            self.n, self.total = float(initial), total
             # Xet shows a second bar, of what came over the network, beside that of what is written.
             self._counts = "downloading bytes" not in str(__.get("desc", ""))
             if initial and self._counts:

@@ -51,13 +51,10 @@ class Shadow:
             what = f"The repository {self.listing.moved_from} is called {present} now."
             found.append(Finding("note", "hub-moved", str(self.listing.address), what))
         if self.elsewhere:
-            first = replace(self.listing.address, subfolder=self.elsewhere[0])
-            more = f"{len(self.elsewhere)} more in folders of the repository"
-            found.append(
-                Finding("note", "hub-more", str(first), f"An adapter, and {more}; name one of them.")
-                if len(self.elsewhere) > 1
-                else Finding("note", "hub-more", str(first), "There is one more adapter in it.")
-            )
+            first = str(replace(self.listing.address, subfolder=self.elsewhere[0]))
+            others = len(self.elsewhere) - 1
+            what = "Here" if not others else f"Here, and in {others} more folders"
+            found.append(Finding("note", "hub-more", first, f"{what}, lies another adapter."))
         return found
 
 
@@ -114,7 +111,9 @@ def _entered(address: HubAddress) -> tuple[ExitStack, Shadow]:
 def as_remote(value: Any, shade: Shadow) -> Any:
     """An error or a finding about a shadow, about the place on the Hub instead."""
     if isinstance(value, Finding):
-        return replace(value, where=address_text(value.where), remedy=_unshaded(value.remedy, shade))
+        return replace(
+            value, where=address_text(value.where), remedy=_unshaded(value.remedy, shade)
+        )
     if isinstance(value, VLoRAError):
         value.where = None if value.where is None else address_text(value.where)
         for name in ("what", "expected", "found", "remedy"):
@@ -180,9 +179,7 @@ def _read(listing: Listing, name: str, span: tuple[int, int] | None) -> bytes:
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
     address = replace(listing.address.place, subfolder=name)
-    url = hf_hub_url(
-        listing.address.repo, name, revision=listing.commit, endpoint=endpoint()
-    )
+    url = hf_hub_url(listing.address.repo, name, revision=listing.commit, endpoint=endpoint())
     headers = build_hf_headers(library_name="vlora-tui")
     headers["Accept-Encoding"] = "identity"  # a span of a packed file would be of no use
     if span is not None:
@@ -233,4 +230,3 @@ def _name_neighbours(listing: Listing, files: list[str], top: Path) -> None:
             shown += 1
         if shown >= _NAMES_SHOWN:
             return
-
