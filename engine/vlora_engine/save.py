@@ -40,6 +40,11 @@ def save(subspace: SharedSubspace, path: Path, *, force: bool = False) -> None:
     subspace.tasks.rebind(subspace.stored)
 
 
+def write_copy(subspace: SharedSubspace, path: Path) -> Manifest:
+    """Write all of it to a new directory; the subspace stays bound to where it came from."""
+    return _write(subspace, path, force=False, own=False)
+
+
 def _same_place(one: Path, other: Path) -> bool:
     return other.exists() and os.path.samefile(one, other) if one.exists() else False
 

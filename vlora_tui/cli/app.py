@@ -48,6 +48,8 @@ COMMANDS = {
     "add": Entry("tasks", "add", "Add an adapter to a subspace.", "Work"),
     "remove": Entry("tasks", "remove", "Take a task out of a subspace.", "Work"),
     "merge": Entry("merge", "merge", "Merge adapters into one.", "Work"),
+    "pull": Entry("hub", "pull", "Download adapters or a subspace from the Hub.", "Work"),
+    "push": Entry("hub", "push", "Publish a subspace or adapters on the Hub.", "Work"),
     "run": Entry("run", "run", "Execute a recipe: a file, or flags.", "Work"),
     "config": Entry("config", "config", "The settings, and where each comes from.", "Settings"),
     "jobs": Entry("jobs", "jobs", "List, follow, cancel, resume and remove jobs.", "Work"),
@@ -59,8 +61,6 @@ NOT_YET = (
     "resize",
     "doctor",
     "convert",
-    "push",
-    "pull",
     "guide",
 )
 
