@@ -11,9 +11,10 @@ import base64
 import hashlib
 import json
 import re
+import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -74,6 +75,7 @@ class Hub:
         self.repos: dict[str, Repo] = {}
         self.moved: dict[str, str] = {}
         self.requests: list[Request] = []
+        self.connections: set[socket.socket] = set()
         self.large: dict[str, bytes] = {}
         self.broken: dict[str, int] = {}  # paths that answer with this status
         self.cut: int | None = None  # bytes after which the next large file breaks off, once
@@ -108,9 +110,13 @@ class Hub:
         return [r.path for r in self.requests if r.path.startswith("/lfs/") and r.span is None]
 
     def close(self) -> None:
+        """Be out of reach from now on, also to who is connected."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+        for connection in list(self.connections):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
     def environment(self, home: Path, **more: str) -> dict[str, str]:
         """The variables that send a process to this Hub."""
@@ -154,6 +160,19 @@ def running(home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
+
+    def setup(self) -> None:
+        super().setup()
+        self.hub.connections.add(self.connection)
+
+    def finish(self) -> None:
+        self.hub.connections.discard(self.connection)
+        with suppress(OSError):
+            super().finish()
+
+    def handle(self) -> None:
+        with suppress(OSError):  # whoever asked went away
+            super().handle()
 
     def log_message(self, *_: Any) -> None:
         pass

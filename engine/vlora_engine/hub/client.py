@@ -119,8 +119,10 @@ def _translated(error: Exception, where: HubAddress | str) -> VLoRAError | None:
             expected="a branch, a tag or a whole commit hash",
             remedy="look at its branches and commits on the Hub; without @ it is the main branch",
         )
-    if isinstance(error, theirs.LocalEntryNotFoundError):
-        return _unreachable_error(where, error)
+    if isinstance(error, theirs.LocalEntryNotFoundError):  # neither there nor here, and why
+        cause = error.__cause__
+        known = _translated(cause, where) if isinstance(cause, Exception) else None
+        return known or _unreachable_error(where, error)
     if isinstance(error, theirs.EntryNotFoundError):
         return NotFoundError(
             "The repository has no such file.",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import shutil
@@ -10,14 +9,14 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
-from vlora_engine.errors import Cancelled, CorruptFileError, StorageError, VLoRAError
+from vlora_engine.errors import CorruptFileError, StorageError, VLoRAError
 from vlora_engine.files import write_file
 from vlora_engine.health import Finding
 from vlora_engine.hub.address import HubAddress, hub_cache, parse_address, repo_folder
-from vlora_engine.hub.client import endpoint, hub_errors, silence
+from vlora_engine.hub.client import hub_errors, silence
+from vlora_engine.hub.download import Tally, download
 from vlora_engine.hub.listing import (
     CARD,
     Listing,
@@ -26,12 +25,10 @@ from vlora_engine.hub.listing import (
     list_repository,
     revisions_of,
 )
-from vlora_engine.progress import CancelCheck, Progress, ProgressCallback
+from vlora_engine.progress import CancelCheck, ProgressCallback
 from vlora_engine.tensorfile import read_header
 
 logger = logging.getLogger(__name__)
-
-STAGE = "download"  # its units are bytes
 
 
 @dataclass(frozen=True)
@@ -88,14 +85,15 @@ def fetch(
     remarks = list(_remarks(listing, folder, lacking, asked=address))
     if lacking and listing.cached:
         raise _half_error(folder / lacking[0], listing)
-    tally = _Tally(listing, lacking, progress, cancelled)
-    _require_room(tally.total)
+    total = sum(listing.sizes[name] or 0 for name in lacking)
+    _require_room(total)
+    tally = Tally(total, str(listing.address), progress, cancelled)
     for name in lacking:
         _download(listing, name, tally)
     if not listing.cached:
         _remember_revisions(listing)
     path = folder / listing.address.subfolder if listing.address.subfolder else folder
-    return Fetched(path, listing.address, tuple(files), tally.total, tuple(remarks))
+    return Fetched(path, listing.address, tuple(files), total, tuple(remarks))
 
 
 def local_path(path: str | os.PathLike[str]) -> Path:
@@ -199,111 +197,15 @@ def _remarks(listing: Listing, folder: Path, lacking: Sequence[str], *, asked: H
             )
 
 
-class _Tally:
-    """Bytes that came, told as progress; the way in which a download hears that it shall stop."""
-
-    def __init__(
-        self,
-        listing: Listing,
-        names: Sequence[str],
-        progress: ProgressCallback | None,
-        cancelled: CancelCheck | None,
-    ) -> None:
-        self.total = sum(listing.sizes[name] or 0 for name in names)
-        self._where = str(listing.address)
-        self._progress, self._cancelled = progress, cancelled
-        self._before, self._of_file, self._name = 0, 0, ""
-
-    def begin(self, name: str) -> None:
-        self._before += self._of_file
-        self._of_file, self._name = 0, name
-        self.heed()
-        self._tell()
-
-    def add(self, nbytes: float) -> None:
-        self._of_file += int(nbytes)
-        self.heed()
-        self._tell()
-
-    def end(self, nbytes: int) -> None:
-        self._of_file = nbytes
-        self._tell()
-
-    def heed(self) -> None:
-        if self._cancelled is not None and self._cancelled():
-            raise Cancelled(
-                "Stopped while downloading.",
-                where=self._where,
-                remedy="run the same again: what had come is not downloaded twice",
-            )
-
-    def _tell(self) -> None:
-        if self._progress is not None and self.total:
-            done = min(self.total, self._before + self._of_file)
-            self._progress(Progress(STAGE, done, self.total, self._name))
-
-
-def _download(listing: Listing, name: str, tally: _Tally) -> None:
-    from huggingface_hub import hf_hub_download
-
-    tally.begin(name)
+def _download(listing: Listing, name: str, tally: Tally) -> None:
     target = listing.folder / name
-    options: dict[str, Any] = {}
-    if "tqdm_class" in inspect.signature(hf_hub_download).parameters:
-        options["tqdm_class"] = _bar_class(tally)
-    place = replace(listing.address, subfolder=name)
-    with hub_errors(place), silence():
-        hf_hub_download(
-            listing.address.repo,
-            name,
-            revision=listing.commit,
-            cache_dir=hub_cache(),
-            endpoint=endpoint(),
-            library_name="vlora-tui",
-            force_download=target.exists(),  # only what is not whole comes here
-            **options,
-        )
+    tally.begin(name)
+    with hub_errors(replace(listing.address, subfolder=name)), silence():
+        # Only what is not whole comes here: what is there of it has to be replaced.
+        download(listing.address.repo, name, listing.commit, tally, anew=target.exists())
     if not _is_whole(target, listing.sizes[name]):
         raise _half_error(target, listing)
     tally.end(target.stat().st_size)
-
-
-def _bar_class(tally: _Tally) -> type[Any]:
-    """What huggingface_hub takes for a progress bar: every step of it goes to the tally."""
-
-    class Bar:
-        def __init__(self, *_: Any, total: float | None = None, initial: int = 0, **__: Any):
-            self.n, self.total = float(initial), total
-            # Xet shows a second bar, of what came over the network, beside that of what is written.
-            self._counts = "downloading bytes" not in str(__.get("desc", ""))
-            if initial and self._counts:
-                tally.add(initial)
-
-        def update(self, n: float = 1) -> None:
-            self.n += n
-            if self._counts:
-                tally.add(n)
-
-        def close(self) -> None:
-            pass
-
-        def refresh(self, *_: Any, **__: Any) -> None:
-            pass
-
-        set_description = set_postfix_str = set_postfix = refresh
-
-        def __enter__(self) -> Bar:
-            return self
-
-        def __exit__(
-            self,
-            kind: type[BaseException] | None,
-            error: BaseException | None,
-            trace: TracebackType | None,
-        ) -> None:
-            pass
-
-    return Bar
 
 
 def _remember_revisions(listing: Listing) -> None:
