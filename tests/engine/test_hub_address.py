@@ -1,4 +1,4 @@
-"""Addresses on the Hub: one form, read strictly, written back the same; and the cache's own form."""
+"""Addresses on the Hub: one form, read strictly, written back alike; and the cache's form."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests import make
-from tests.hub import TOKEN, Hub, running
+from tests.hub import TOKEN, Hub, read_tree, running
 from vlora_engine import SharedSubspace, load_adapter, load_adapter_from_hub
 from vlora_engine.catalog import scan
 from vlora_engine.errors import (
@@ -389,9 +389,10 @@ def test_a_download_stops_when_asked_and_goes_on_later(
         get("hf://org/legal", progress=seen.append, cancelled=stop)
     hub.slow.set()
     hub.slow = None
-    assert "not downloaded twice" in str(stopped.value.remedy)
-    assert get("hf://org/legal").path.is_dir()
-    assert any(r and not r.startswith("bytes=0-") for r in weights_requests(hub))
+    assert "files that are whole stay" in str(stopped.value.remedy)
+    assert read_tree(get("hf://org/legal").path) == read_tree(folder)
+    assert len(hub.asked("^GET .*/adapter_config.json")) == 1, "what was whole stayed"
+    assert not [p.name for p in hub_cache().rglob("*.incomplete")]
 
 
 def test_a_full_disk_is_seen_before_the_download(

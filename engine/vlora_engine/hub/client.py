@@ -119,22 +119,26 @@ def _translated(error: Exception, where: HubAddress | str) -> VLoRAError | None:
             expected="a branch, a tag or a whole commit hash",
             remedy="look at its branches and commits on the Hub; without @ it is the main branch",
         )
-    if isinstance(error, theirs.LocalEntryNotFoundError):  # neither there nor here, and why
+    if isinstance(error, theirs.HFValidationError):
+        return ParameterError(
+            "The Hub takes no such name.", where=str(where), found=harmless(_first_line(error))
+        )
+    if isinstance(error, theirs.HfHubHTTPError) and not isinstance(
+        error, theirs.EntryNotFoundError
+    ):
+        return _http_error(where, error)
+    if isinstance(error, theirs.LocalEntryNotFoundError | ValueError):  # of another error
         cause = error.__cause__
         known = _translated(cause, where) if isinstance(cause, Exception) else None
-        return known or _unreachable_error(where, error)
+        if known is not None or not isinstance(error, theirs.LocalEntryNotFoundError):
+            return known
+        return _unreachable_error(where, error)
     if isinstance(error, theirs.EntryNotFoundError):
         return NotFoundError(
             "The repository has no such file.",
             where=str(where),
             remedy="the repository may have changed just now: try again",
         )
-    if isinstance(error, theirs.HFValidationError):
-        return ParameterError(
-            "The Hub takes no such name.", where=str(where), found=harmless(_first_line(error))
-        )
-    if isinstance(error, theirs.HfHubHTTPError):
-        return _http_error(where, error)
     return _other_error(where, error)
 
 
@@ -157,7 +161,7 @@ def _other_error(where: HubAddress | str, error: Exception) -> VLoRAError | None
             "The download did not come to its end.",
             where=str(where),
             found=harmless(_first_line(error)),
-            remedy="run the same again: it goes on from where it stopped",
+            remedy="run the same again: the files that are whole stay",
         )
     return None
 

@@ -81,12 +81,12 @@ class Tally:
         return Cancelled(
             "Stopped while downloading.",
             where=self._where,
-            remedy="run the same again: what had come is not downloaded twice",
+            remedy="run the same again: the files that are whole stay",
         )
 
 
 def download(repo: str, name: str, commit: str, tally: Tally, *, anew: bool) -> None:
-    """Have one file in the Hub's cache; what was begun before is gone on with.
+    """Have one file in the Hub's cache.
 
     Args:
         anew: What is in the cache under this name is of no use.

@@ -74,7 +74,7 @@ def fetch(
         HubAccessError, HubError: The Hub does not give them.
         CorruptFileError: A file in the cache is half there, and the Hub is out of reach.
         StorageError: The cache's disk has no room.
-        Cancelled: ``cancelled()`` became true; what had come is kept and gone on with.
+        Cancelled: ``cancelled()`` became true; the files that are whole stay in the cache.
     """
     listing = _whole_in_cache(address) or list_repository(address)
     files = adapter_files(listing)
