@@ -341,7 +341,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.add(
             name,
             {".gitattributes": b"*.safetensors filter=lfs\n"},
-            private=bool(row.get("private")),
+            private="private" in (row.get("visibility"), row.get("private") and "private"),
         )
         return self._say(200, {"url": f"{self.hub.url}/{name}", "name": name})
 

@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 import torch
 
 from tests import make
-from tests.hub import TOKEN, Hub, read_tree, running
+from tests.hub import TOKEN, Hub, read_tree
 from vlora_engine import SharedSubspace, load_adapter, load_adapter_from_hub
 from vlora_engine.catalog import scan
 from vlora_engine.errors import (
@@ -34,16 +33,6 @@ from vlora_engine.manifest import read_manifest
 from vlora_engine.progress import Progress
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n"
-
-
-@pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    from vlora_engine.hub import listing
-
-    monkeypatch.setattr(listing, "_known", {})
-    monkeypatch.setattr(listing, "_revisions", {})
-    with running(tmp_path / "hf", monkeypatch) as hub:
-        yield hub
 
 
 @pytest.fixture

@@ -49,7 +49,7 @@ def subspace_card(manifest: Manifest, entries: Sequence[Entry], repo: str) -> st
         "",
         f"{len(manifest.tasks)} LoRA adapters over {len(manifest.layers)} modules of "
         f"{_code(manifest.base_model or 'a base model that is not named')}, compressed by "
-        f"[vlora-tui](https://pypi.org/project/vlora-tui/) into one shared subspace: method "
+        f"vlora-tui into one shared subspace: method "
         f"`{manifest.method}`, stored {'' if manifest.coding else 'in '}{stored_in(manifest)}, "
         f"{manifest.ratio:.3g} times smaller than the adapters were.",
         "",
