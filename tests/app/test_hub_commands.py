@@ -144,6 +144,9 @@ def test_every_command_takes_an_address(
     ]
     for remote, local, key in pairs:
         assert cli(*remote, "--json").data[key] == cli(*local, "--json").data[key], remote
+    assert (
+        cli("info", whole, "--json").data["bytes"] == cli("info", subspace, "--json").data["bytes"]
+    )
     assert cli("validate", whole, "--json").data["ok"]
     assert cli("spectra", *tasks, "-o", tmp_path / "spectra", "--json").data["layers"] == 4
 
@@ -330,17 +333,18 @@ def test_no_token_is_told_logged_or_kept(
         **{name: str(tmp_path / name) for name in ("XDG_STATE_HOME", "XDG_CACHE_HOME", "HOME")},
     )
 
-    def run(*words: str, code: int = 0) -> str:
-        line = ["-m", "vlora_tui", "-vv", *words]
-        done = fresh_python(*line, env=env, check=False, cwd=tmp_path)
-        assert done.returncode == code, done.stderr
-        return done.stdout + done.stderr
-
-    said = run("compress", *tasks[:2], "-o", "out", "-k", "4", "--events", "events.jsonl")
-    said += run("push", "out", "me/out", "--json")
-    hub.broken["/api/"] = 403
-    said += run("push", "out", "me/again", "--json", code=2)
-    said += run("inspect", "hf://org/task01", code=2)
+    hub.repos["org/task02"].gated = True
+    lines = [
+        ["compress", *tasks[:2], "-o", "out", "-k", "4", "--events", "events.jsonl"],
+        ["push", "out", "me/out", "--json"],
+        ["push", "out", "closed/out", "--json"],
+        ["compress", tasks[2], "-o", "none"],
+        ["inspect", "hf://me/nothing", "--json"],
+    ]
+    code = f"from vlora_tui.cli import main\nprint([main(['-vv', *line]) for line in {lines!r}])"
+    done = fresh_python(code, env=env, cwd=tmp_path)
+    said = done.stdout + done.stderr
+    assert done.stdout.splitlines()[-1] == "[0, 0, 2, 2, 2]", said
     assert any(r.token == TOKEN for r in hub.requests), "it was used"
     assert TOKEN not in said
     for folder, _, names in os.walk(tmp_path):

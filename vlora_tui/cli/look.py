@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlora_engine.errors import ParameterError
-from vlora_engine.hub.address import CACHE_PLACE, SEARCH_PLACE, is_hub_place
+from vlora_engine.errors import ParameterError, VLoRAError
+from vlora_engine.hub.address import (
+    CACHE_PLACE,
+    SEARCH_PLACE,
+    address_text,
+    is_address,
+    is_hub_place,
+)
 from vlora_tui.cli import options as o
-from vlora_tui.cli.flags import fetch_first
 from vlora_tui.cli.output import Output, percent, plural, printable, size, times
 
 if TYPE_CHECKING:
@@ -98,12 +105,28 @@ def info(subspace: o.Subspace, as_json: o.AsJson = False, quiet: o.Quiet = False
     from vlora_engine.manifest import read_manifest
 
     out = Output(json=as_json, quiet=quiet)
-    (subspace,) = fetch_first(out, subspace)
-    manifest = read_manifest(subspace)
-    out.json("info", info_data(manifest))
-    show_manifest(out, manifest)
+    with headers_of(subspace) as place:
+        manifest = read_manifest(place)
+        out.json("info", info_data(manifest))
+        show_manifest(out, manifest)
     for task in manifest.tasks:
         out.essence(printable(task))
+
+
+@contextmanager
+def headers_of(place: str) -> Iterator[str | Path]:
+    """A directory; of one on the Hub as much as its headers take, for as long as the block."""
+    if not is_address(place):
+        yield place
+        return
+    from vlora_engine.hub import parse_address
+    from vlora_engine.hub.remote import as_remote, shadow
+
+    with shadow(parse_address(place)) as shade:
+        try:
+            yield shade.root
+        except VLoRAError as error:
+            raise as_remote(error, shade) from None
 
 
 def info_data(manifest: Manifest) -> dict[str, Any]:
@@ -111,6 +134,7 @@ def info_data(manifest: Manifest) -> dict[str, Any]:
     top = max((max(layer.k_a, layer.k_b) for layer in manifest.layers), default=0)
     return {
         **manifest.as_dict(),
+        "path": address_text(str(manifest.path)),
         "num_components": top,
         "rank": max((layer.rank for layer in manifest.layers), default=0),
         "num_layers": len(manifest.layers),
@@ -125,7 +149,7 @@ def show_manifest(out: Output, manifest: Manifest) -> None:
     from vlora_engine.card import stored_in
     from vlora_tui.choices import how, manifest_figures
 
-    out.text(printable(f"subspace   {manifest.path}"))
+    out.text(printable(f"subspace   {address_text(str(manifest.path))}"))
     stored = f"stored {'' if manifest.coding else 'in '}{stored_in(manifest)}"
     out.text(f"method     {how(manifest_figures(manifest))}, {stored}")
     out.text(printable(f"base       {manifest.base_model or 'not named'}"))

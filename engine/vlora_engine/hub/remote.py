@@ -20,11 +20,12 @@ from vlora_engine.errors import CorruptFileError, NotFoundError, VLoRAError
 from vlora_engine.health import Finding
 from vlora_engine.hub.address import HubAddress, address_text
 from vlora_engine.hub.client import SECONDS, endpoint, hub_errors
-from vlora_engine.hub.listing import CARD, Listing, adapter_files, adapter_folders, list_repository
-from vlora_engine.tensorfile import MAX_HEADER_BYTES
+from vlora_engine.hub.listing import Listing, adapter_files, adapter_folders, list_repository
+from vlora_engine.manifest import INDEX
+from vlora_engine.tensorfile import MAX_HEADER_BYTES, write_error
 
 FIRST_BYTES = 128 * 1024  # enough for the headers of most adapters in one request
-AT_A_TIME = 8  # repositories that are asked about together
+AT_A_TIME = 8  # repositories, or files, that are asked about together
 MAX_TEXT_BYTES = 50_000_000
 _NAMES_SHOWN = 1000
 
@@ -72,9 +73,8 @@ def shadow(address: HubAddress) -> Iterator[Shadow]:
     with tempfile.TemporaryDirectory(prefix="vlora-hub-", ignore_cleanup_errors=True) as home:
         # Laid out as the cache is, so that an adapter's name and place are told in one way.
         top = Path(home) / listing.folder.relative_to(listing.folder.parents[2])
-        for name in files:
-            if not name.endswith(CARD):
-                _shade(listing, name, top / name)
+        with ThreadPoolExecutor(AT_A_TIME, thread_name_prefix="hub") as pool:
+            list(pool.map(lambda name: _shade(listing, name, top / name), files))
         _name_neighbours(listing, files, top)
         root = top / listing.address.subfolder
         yield Shadow(root, listing, tuple(others))
@@ -157,10 +157,17 @@ def _shade(listing: Listing, name: str, target: Path) -> None:
     _write_start(target, _head(listing, name), nbytes)
 
 
+def _is_told_by_index(listing: Listing, name: str) -> bool:
+    """Whether the file is a part of a subspace, whose index says all that its header would."""
+    folder = os.path.dirname(name.replace("tasks/", ""))
+    index = f"{folder}/{INDEX}" if folder else INDEX
+    return index in listing.sizes
+
+
 def _head(listing: Listing, name: str) -> bytes:
     """The beginning of a tensor file, up to the end of its header."""
-    if name.startswith("tasks/") or "/tasks/" in name:
-        return b""  # of a subspace, whose index says it all
+    if _is_told_by_index(listing, name):
+        return b""
     if not name.endswith((".safetensors", ".gguf")):
         return b""  # a pickle: only torch may open it, and not for a look
     raw = _read(listing, name, (0, FIRST_BYTES))
@@ -212,10 +219,13 @@ def _copy_start(source: Path, target: Path) -> None:
 
 
 def _write_start(target: Path, raw: bytes, nbytes: int | None) -> None:
-    with target.open("wb") as file:
-        file.write(raw)
-        if nbytes is not None:
-            file.truncate(nbytes)
+    try:
+        with target.open("wb") as file:
+            file.write(raw)
+            if nbytes is not None:
+                file.truncate(nbytes)
+    except OSError as error:  # no room, or a size that no file can have
+        raise write_error(target, error) from None
 
 
 def _name_neighbours(listing: Listing, files: list[str], top: Path) -> None:
