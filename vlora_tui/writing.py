@@ -36,8 +36,11 @@ def plan_outputs(
     Raises:
         NotFoundError: A task or adapter that an export or merge names is not there.
         OutputExistsError: An output exists, and not ``force``.
-        ParameterError: Two outputs are one, or an output is an input.
+        ParameterError: Two outputs are one, an output is an input, or what is to be packed has
+            bits of its own.
     """
+    if recipe.quantize is not None and recipe.input.subspace is not None:
+        _require_packable(recipe.input.subspace)
     outputs = [Path(recipe.output)] if recipe.output is not None else []
     for export in recipe.exports:
         outputs += export_paths(export, collection.tasks).values()
@@ -256,6 +259,15 @@ def with_overrides(weights: LoRAWeights, export: Export) -> LoRAWeights:
         config["target_modules"] = list(export.target_modules)
     changed = replace(weights, metadata=config)
     return changed if export.alpha is None else with_alpha(changed, export.alpha)
+
+
+def _require_packable(subspace: str) -> None:
+    from vlora_engine.manifest import read_manifest
+    from vlora_engine.packing import chooses_bits
+
+    manifest = read_manifest(subspace)
+    if manifest.coding is not None:
+        raise chooses_bits(manifest.method)
 
 
 def _require_apart(outputs: Sequence[Path], inputs: set[Path]) -> None:

@@ -37,6 +37,7 @@ COMMANDS = {
     "plan": Entry("plan", "plan", "What every method would cost, at every size.", "Look"),
     "analyze": Entry("compare", "analyze", "Similarity of adapters, and clusters.", "Look"),
     "diff": Entry("compare", "diff", "Compare two adapters or tasks.", "Look"),
+    "module": Entry("module", "module", "Look closely at one module of one or two.", "Look"),
     "validate": Entry("care", "validate", "Check a subspace: checksums, shapes, figures.", "Look"),
     "eval": Entry("eval", "evaluate", "Measure on the base model what compression cost.", "Look"),
     "benchmark": Entry("care", "benchmark", "Time the operations of a subspace.", "Look"),

@@ -12,7 +12,7 @@ import typer
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
 from vlora_tui.cli.errors import FOUND
-from vlora_tui.cli.flags import fetch_first
+from vlora_tui.cli.hub_places import fetch_first
 from vlora_tui.cli.output import Output, plural, printable
 
 REPEATS = 10

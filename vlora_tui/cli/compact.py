@@ -9,7 +9,7 @@ import typer
 
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
-from vlora_tui.cli.flags import fetch_first, require_own
+from vlora_tui.cli.hub_places import fetch_first, require_own
 from vlora_tui.cli.output import Output, percent, plural, printable, size
 
 

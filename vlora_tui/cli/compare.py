@@ -9,7 +9,8 @@ import typer
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
 from vlora_tui.cli.errors import FOUND
-from vlora_tui.cli.flags import fetch_first, require_there
+from vlora_tui.cli.flags import require_there
+from vlora_tui.cli.hub_places import fetch_first
 from vlora_tui.cli.output import Output, percent, plural, printable
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.recipe import expand_input, named_inputs

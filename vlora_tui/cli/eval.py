@@ -9,7 +9,7 @@ import typer
 from vlora_engine.errors import CollectionError, ParameterError
 from vlora_tui.cli import options as o
 from vlora_tui.cli.errors import FOUND
-from vlora_tui.cli.flags import fetch_first
+from vlora_tui.cli.hub_places import fetch_first
 from vlora_tui.cli.output import Output, percent, plural, printable
 from vlora_tui.cli.progress import Watcher
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vlora_engine.errors import ParameterError
-from vlora_engine.hub.address import address_of, is_address, is_hub_place
+from vlora_engine.hub.address import is_hub_place
+from vlora_tui.cli.options import Compressing
 from vlora_tui.cli.output import Output
 from vlora_tui.recipe import Recipe, absolute, check_place, named_inputs
 from vlora_tui.recipe_reader import read_tables
@@ -23,13 +23,13 @@ def compress_recipe(
     adapters: Sequence[str],
     output: str | None,
     *,
-    names: Sequence[str] | None,
-    skip_bad: bool,
-    k: str | None,
-    layers: Sequence[str] | None,
-    adaptive: bool,
-    variance: float | None,
-    refine: int,
+    names: Sequence[str] | None = None,
+    skip_bad: bool = False,
+    k: str | None = None,
+    layers: Sequence[str] | None = None,
+    adaptive: bool = False,
+    variance: float | None = None,
+    refine: int = 0,
     **compress: Any,
 ) -> Recipe:
     """The recipe that the flags of ``compress`` stand for, its paths absolute."""
@@ -78,55 +78,13 @@ def require_there(paths: Sequence[str]) -> None:
             existing_path(path)
 
 
-def fetch_first(out: Output, *places: str) -> list[str]:
-    """The places with those on the Hub downloaded and pinned to their commits.
-
-    Raises:
-        NotFoundError, HubError, HubAccessError: The Hub does not give them.
-        Cancelled: SIGTERM or Ctrl-C came while downloading.
-    """
-    if not any(map(is_address, places)):
-        return list(places)
-    from vlora_engine.hub.address import parse_address
-    from vlora_engine.hub.fetch import fetch
-    from vlora_tui.cli.execute import stop_on_signals
-    from vlora_tui.cli.progress import Watcher
-
-    found = []
-    with Watcher(out) as watcher, stop_on_signals(out) as stop:
-        for place in places:
-            if not is_address(place):
-                found.append(place)
-                continue
-            address = parse_address(place)
-            fetched = fetch(address.place, progress=watcher.on_progress, cancelled=stop.is_set)
-            for remark in fetched.remarks:
-                out.note(f"note: {remark.where}: {remark.what}")
-            found.append(str(replace(fetched.address, task=address.task)))
-    return found
-
-
-def require_own(place: str) -> None:
-    """Refuse to change a subspace that is the Hub's, or the copy of it in the cache.
-
-    Raises:
-        ParameterError: It is.
-    """
-    address = address_of(place) if not is_address(place) else place
-    if address is not None:
-        raise ParameterError(
-            "A subspace on the Hub is not changed in place.",
-            where=place,
-            remedy=f"vlora-tui pull {address} -o DIR, change that, and push it",
-        )
-
-
-def say_once(out: Output, *, layer_by_layer: bool, chunk_size: int | None) -> None:
+def say_once(out: Output, given: Compressing) -> None:
     """What the flags of lorashare that have nothing to do here come to."""
-    given = ["--layer-by-layer"] * layer_by_layer + ["--chunk-size"] * (chunk_size is not None)
-    if given:
+    flags = ["--layer-by-layer"] * given.layer_by_layer
+    flags += ["--chunk-size"] * (given.chunk_size is not None)
+    if flags:
         out.once(
-            f"{' and '.join(given)}: no effect; the build is always layer by layer, "
+            f"{' and '.join(flags)}: no effect; the build is always layer by layer, "
             "in bounded memory"
         )
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlora_engine.errors import ParameterError, VLoRAError
+from vlora_engine.errors import ParameterError
 from vlora_engine.hub.address import (
     CACHE_PLACE,
     SEARCH_PLACE,
     address_text,
-    is_address,
     is_hub_place,
 )
 from vlora_tui.cli import options as o
+from vlora_tui.cli.hub_places import headers_of
 from vlora_tui.cli.output import Output, percent, plural, printable, size, times
 
 if TYPE_CHECKING:
@@ -111,22 +109,6 @@ def info(subspace: o.Subspace, as_json: o.AsJson = False, quiet: o.Quiet = False
         show_manifest(out, manifest)
     for task in manifest.tasks:
         out.essence(printable(task))
-
-
-@contextmanager
-def headers_of(place: str) -> Iterator[str | Path]:
-    """A directory; of one on the Hub as much as its headers take, for as long as the block."""
-    if not is_address(place):
-        yield place
-        return
-    from vlora_engine.hub import parse_address
-    from vlora_engine.hub.remote import as_remote, shadow
-
-    with shadow(parse_address(place)) as shade:
-        try:
-            yield shade.root
-        except VLoRAError as error:
-            raise as_remote(error, shade) from None
 
 
 def info_data(manifest: Manifest) -> dict[str, Any]:

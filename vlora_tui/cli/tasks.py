@@ -10,7 +10,8 @@ import typer
 from vlora_engine.errors import CollectionError, ParameterError
 from vlora_engine.hub.address import is_address, parse_address
 from vlora_tui.cli import options as o
-from vlora_tui.cli.flags import fetch_first, require_own, require_there
+from vlora_tui.cli.flags import require_there
+from vlora_tui.cli.hub_places import fetch_first, require_own
 from vlora_tui.cli.output import Output, percent, plural, printable, size
 
 if TYPE_CHECKING:

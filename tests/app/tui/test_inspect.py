@@ -35,6 +35,7 @@ from vlora_tui.tui.app import VLoRAApp
 from vlora_tui.tui.inspecting import Diff, Likeness, likeness_of
 from vlora_tui.tui.screens import inspect_layers as screen
 from vlora_tui.tui.screens.inspect import InspectView
+from vlora_tui.tui.screens.inspect_module import ModuleBox
 from vlora_tui.tui.session import Choosing, Session
 from vlora_tui.tui.subcommand import ask_command
 from vlora_tui.tui.widgets.heatmap import Heatmap
@@ -384,6 +385,34 @@ def test_two_are_compared_in_a_process_of_its_own(
         assert len(asked) == 1
 
     monkeypatch.setattr(screen, "ask_command", answer)
+    look(measured, steps)
+
+
+def test_enter_on_a_layer_looks_closer(measured: Session) -> None:
+    async def steps(pilot: Pilot[Any]) -> None:
+        matrix(pilot).go_to(0, 3)
+        names = [matrix(pilot)._names[i] for i in (0, 3)]
+        await pilot.press("enter")
+        await settle(pilot)
+        await pilot.press("down", "enter")  # layer 1 of the pair
+        box = pilot.app.screen
+        assert isinstance(box, ModuleBox)
+        assert box.arguments[0] == "module"
+        assert box.arguments[-1].startswith("transformer.h.1.")
+        await settle(pilot)
+        told = str(pilot.app.screen.query_one("#module-said", Static).render())
+        assert told.count("rank 4") == 2
+        assert all(name in told for name in names)
+        assert "Together" in told
+        await pilot.press("q")
+        assert not isinstance(pilot.app.screen, ModuleBox)
+        await pilot.press("escape")
+        matrix(pilot).go_to(2, 2)
+        await pilot.press("enter", "enter")  # one adapter's
+        await settle(pilot)
+        assert "Together" not in str(pilot.app.screen.query_one("#module-said", Static).render())
+
+    measured.choose(Choosing(goal=("k", 3)))
     look(measured, steps)
 
 

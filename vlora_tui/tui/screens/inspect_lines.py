@@ -51,13 +51,20 @@ class Subject:
     Args:
         kind: ``adapter`` of the spectra, ``task`` of the subspace, or two of either.
         names: One or two.
-        places: What ``diff`` takes, where there are two.
+        places: Where they lie, as ``diff`` takes it, where there are two.
+        place: Where it lies, where there is one; None where that is not known.
     """
 
     kind: Literal["adapter", "task", "pair"]
     names: tuple[str, ...]
     index: int = 0
     places: tuple[str, str] | None = None
+    place: str | None = None
+
+    @property
+    def known_places(self) -> tuple[str, ...]:
+        """Where one or two lie; empty where that is not known."""
+        return self.places or ((self.place,) if self.place else ())
 
 
 @dataclass(frozen=True)
