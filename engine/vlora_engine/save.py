@@ -12,9 +12,9 @@ from vlora_engine.encode import EncodedTask
 from vlora_engine.errors import SubspaceError
 from vlora_engine.files import new_directory
 from vlora_engine.manifest import Manifest, TaskRecord
+from vlora_engine.sources import relative_source
 from vlora_engine.store import (
     free_task_file,
-    relative_source,
     task_files,
     write_index,
 )

@@ -9,7 +9,6 @@ bytes and one of scales.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +22,6 @@ from vlora_engine.card import model_card
 from vlora_engine.encode import EncodedTask, Loadings, Storage, decode_loadings, pack, unpack
 from vlora_engine.errors import CorruptFileError
 from vlora_engine.files import sha256_file, write_file, write_json
-from vlora_engine.hub.address import address_of, is_address, parse_address
 from vlora_engine.layer import LayerBasis
 from vlora_engine.manifest import INDEX, BasisFile, LayerSpec, Manifest, TaskRecord
 from vlora_engine.naming import slugs
@@ -407,28 +405,6 @@ def decode_task(
         )
         yield spec, a[0], b[0]
         start, first = end, last
-
-
-def relative_source(path: str | Path | None, out: Path) -> str | None:
-    """Where a source lies, seen from the directory that holds the subspace; never absolute.
-
-    What came from the Hub is named by its address and commit, which hold on every machine.
-    """
-    if path is None or not str(path):
-        return None
-    if is_address(path):
-        return str(parse_address(path))
-    address = address_of(path)
-    if address is not None:
-        return str(address)
-    return Path(os.path.relpath(Path(path).absolute(), out.absolute().parent)).as_posix()
-
-
-def absolute_source(source: str | None, home: Path) -> str | None:
-    """The same as it holds here, for the subspace in the directory ``home``."""
-    if source is None or is_address(source):
-        return source
-    return os.path.normpath(home.absolute().parent / source)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from vlora_engine.layer import Bases, BuiltLayer, LayerBasis
 from vlora_engine.manifest import LayerSpec, OwnModule, TaskRecord, unknown_task
 from vlora_engine.packed import PackedBasis
 from vlora_engine.records import figure
-from vlora_engine.store import StoredSubspace, absolute_source, decode_task
+from vlora_engine.sources import absolute_source
+from vlora_engine.store import StoredSubspace, decode_task
 
 
 @dataclass

@@ -215,7 +215,7 @@ def _licences(entries: Sequence[Entry]) -> list[str]:
     unknown = sum(entry.licence is None for entry in entries)
     lines = ["## Licence", ""]
     if known and not unknown and len(known) == 1:
-        lines.append(f"Every source is under `{known[0]}`; so is this.")
+        lines.append(f"Every source is under `{known[0]}`.")
     else:
         if known:
             lines.append(f"The sources name these licences: {', '.join(map(_code, known))}.")

@@ -24,7 +24,7 @@ from vlora_engine.hub.listing import CARD, Listing, adapter_files, list_reposito
 from vlora_engine.manifest import INDEX, Manifest, is_subspace, read_manifest
 from vlora_engine.naming import slugs
 from vlora_engine.progress import CancelCheck, Progress, ProgressCallback
-from vlora_engine.store import absolute_source
+from vlora_engine.sources import absolute_source
 from vlora_engine.tensorfile import read_error
 
 if TYPE_CHECKING:
