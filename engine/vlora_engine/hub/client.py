@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
@@ -29,9 +29,13 @@ from vlora_engine.tensorfile import write_error
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+Where = HubAddress | str
+Judge = Callable[[Where, Any], VLoRAError | None]
+
 SECONDS = 15.0  # to wait for an answer about a repository
 _TRANSPORT = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
 _TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
@@ -48,7 +52,7 @@ def api() -> HfApi:
 
 
 @contextmanager
-def hub_errors(where: HubAddress | str) -> Iterator[None]:
+def hub_errors(where: Where) -> Iterator[None]:
     """Turn what huggingface_hub raises in this block into errors of this package.
 
     Raises:
@@ -97,73 +101,38 @@ def harmless(text: str) -> str:
     return _TOKEN.sub("hf_***", text)
 
 
-def _translated(error: Exception, where: HubAddress | str) -> VLoRAError | None:
-    from huggingface_hub import errors as theirs
-
-    if isinstance(error, theirs.OfflineModeIsEnabled):
-        return HubOfflineError(
-            "The Hub is switched off here (HF_HUB_OFFLINE).",
-            where=str(where),
-            remedy="unset HF_HUB_OFFLINE, or work with what is in the cache: "
-            "vlora-tui inspect --hf-cache",
-        )
-    if isinstance(error, theirs.GatedRepoError):
-        return _gated_error(where)
-    if isinstance(error, theirs.RepositoryNotFoundError):
-        return _no_repository_error(where)
-    if isinstance(error, theirs.RevisionNotFoundError):
-        revision = where.revision if isinstance(where, HubAddress) else None
-        return NotFoundError(
-            f"The repository has no revision {revision or 'main'!r}.",
-            where=str(where),
-            expected="a branch, a tag or a whole commit hash",
-            remedy="look at its branches and commits on the Hub; without @ it is the main branch",
-        )
-    if isinstance(error, theirs.HFValidationError):
-        return ParameterError(
-            "The Hub takes no such name.", where=str(where), found=harmless(_first_line(error))
-        )
-    if isinstance(error, theirs.HfHubHTTPError) and not isinstance(
-        error, theirs.EntryNotFoundError
-    ):
-        return _http_error(where, error)
-    if isinstance(error, theirs.LocalEntryNotFoundError | ValueError):  # of another error
-        cause = error.__cause__
-        known = _translated(cause, where) if isinstance(cause, Exception) else None
-        if known is not None or not isinstance(error, theirs.LocalEntryNotFoundError):
-            return known
-        return _unreachable_error(where, error)
-    if isinstance(error, theirs.EntryNotFoundError):
-        return NotFoundError(
-            "The repository has no such file.",
-            where=str(where),
-            remedy="the repository may have changed just now: try again",
-        )
-    return _other_error(where, error)
-
-
-def _other_error(where: HubAddress | str, error: Exception) -> VLoRAError | None:
-    from huggingface_hub import errors as theirs
-
-    if isinstance(error, theirs.FileMetadataError):
-        return HubError(
-            "What answers is not the Hub.",
-            where=str(where),
-            found=f"an answer of {host()} without commit or checksum",
-            remedy="check HF_ENDPOINT, and the proxy on the way",
-        )
+def _translated(error: Exception, where: Where) -> VLoRAError | None:
+    """The first judge in the table that knows the error's kind has the word."""
+    for kind, judge in _table():
+        if isinstance(error, kind):
+            return judge(where, error)
     if _is_transport(error) or isinstance(error, ConnectionError | TimeoutError):
         return _unreachable_error(where, error)
-    if isinstance(error, OSError):
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS):
-            return write_error(hub_cache(), error)
-        return HubError(
-            "The download did not come to its end.",
-            where=str(where),
-            found=harmless(_first_line(error)),
-            remedy="run the same again: the files that are whole stay",
-        )
-    return None
+    return _broken_off_error(where, error) if _is_theirs(error) else None
+
+
+def _table() -> list[tuple[type[Exception], Judge]]:
+    """What huggingface_hub raises, each kind before those that it is one of."""
+    from huggingface_hub import errors as theirs
+
+    return [
+        (theirs.OfflineModeIsEnabled, _switched_off_error),
+        (theirs.GatedRepoError, _gated_error),
+        (theirs.RepositoryNotFoundError, _no_repository_error),
+        (theirs.RevisionNotFoundError, _no_revision_error),
+        (theirs.HFValidationError, _name_error),
+        (theirs.LocalEntryNotFoundError, _nowhere_error),
+        (theirs.EntryNotFoundError, _no_file_error),
+        (theirs.HfHubHTTPError, _http_error),
+        (theirs.FileMetadataError, _not_the_hub_error),
+        (ValueError, _of_cause),
+    ]
+
+
+def _is_theirs(error: Exception) -> bool:
+    """Whether it is of those who download, or what the operating system told them."""
+    own = type(error).__module__.split(".")[0] in ("huggingface_hub", "hf_xet")
+    return own or isinstance(error, OSError | RuntimeError)
 
 
 def _is_transport(error: BaseException) -> bool:
@@ -175,7 +144,17 @@ def host() -> str:
     return urlsplit(endpoint()).hostname or "the Hub"
 
 
-def _unreachable_error(where: HubAddress | str, error: Exception) -> HubOfflineError:
+def _of_cause(where: Where, error: Exception) -> VLoRAError | None:
+    cause = error.__cause__
+    return _translated(cause, where) if isinstance(cause, Exception) else None
+
+
+def _nowhere_error(where: Where, error: Exception) -> VLoRAError:
+    """A file is not in the cache, and the Hub was not to be had, for a reason of its own."""
+    return _of_cause(where, error) or _unreachable_error(where, error)
+
+
+def _unreachable_error(where: Where, error: Exception) -> VLoRAError:
     return HubOfflineError(
         "The Hub cannot be reached.",
         where=str(where),
@@ -185,7 +164,59 @@ def _unreachable_error(where: HubAddress | str, error: Exception) -> HubOfflineE
     )
 
 
-def _gated_error(where: HubAddress | str) -> HubAccessError:
+def _switched_off_error(where: Where, error: Exception) -> VLoRAError:
+    return HubOfflineError(
+        "The Hub is switched off here (HF_HUB_OFFLINE).",
+        where=str(where),
+        remedy="unset HF_HUB_OFFLINE, or work with what is in the cache: "
+        "vlora-tui inspect --hf-cache",
+    )
+
+
+def _no_revision_error(where: Where, error: Exception) -> VLoRAError:
+    revision = where.revision if isinstance(where, HubAddress) else None
+    return NotFoundError(
+        f"The repository has no revision {revision or 'main'!r}.",
+        where=str(where),
+        expected="a branch, a tag or a whole commit hash",
+        remedy="look at its branches and commits on the Hub; without @ it is the main branch",
+    )
+
+
+def _name_error(where: Where, error: Exception) -> VLoRAError:
+    found = harmless(_first_line(error))
+    return ParameterError("The Hub takes no such name.", where=str(where), found=found)
+
+
+def _no_file_error(where: Where, error: Exception) -> VLoRAError:
+    return NotFoundError(
+        "The repository has no such file.",
+        where=str(where),
+        remedy="the repository may have changed just now: try again",
+    )
+
+
+def _not_the_hub_error(where: Where, error: Exception) -> VLoRAError:
+    return HubError(
+        "What answers is not the Hub.",
+        where=str(where),
+        found=f"an answer of {host()} without commit or checksum",
+        remedy="check HF_ENDPOINT, and the proxy on the way",
+    )
+
+
+def _broken_off_error(where: Where, error: Exception) -> VLoRAError:
+    if isinstance(error, OSError) and error.errno in _REFUSED:
+        return write_error(hub_cache(), error)
+    return HubError(
+        "The transfer did not come to its end.",
+        where=str(where),
+        found=harmless(_first_line(error)),
+        remedy="run the same again: the files that are whole stay",
+    )
+
+
+def _gated_error(where: Where, error: Exception) -> HubAccessError:
     repo = where.repo if isinstance(where, HubAddress) else ""
     return HubAccessError(
         "The repository is gated: its owner decides who may read it.",
@@ -201,7 +232,7 @@ def endpoint_page(repo: str) -> str:
     return f"{parts.scheme}://{parts.hostname or ''}{port}/{repo}"
 
 
-def _no_repository_error(where: HubAddress | str) -> NotFoundError:
+def _no_repository_error(where: Where, error: Exception) -> NotFoundError:
     return NotFoundError(
         "There is no such repository on the Hub, or it is private.",
         where=str(where),
@@ -209,7 +240,7 @@ def _no_repository_error(where: HubAddress | str) -> NotFoundError:
     )
 
 
-def _http_error(where: HubAddress | str, error: Any) -> VLoRAError:
+def _http_error(where: Where, error: Any) -> VLoRAError:
     status = getattr(error.response, "status_code", None)
     said = harmless(error.server_message or "") or None
     if status == 401:
