@@ -23,7 +23,7 @@ from vlora_tui.recipe import (
     Quantize,
     Recipe,
     Resize,
-    refuse_remote,
+    check_place,
 )
 from vlora_tui.recipe_table import REQUIRED, RecipeError, Table
 
@@ -92,7 +92,7 @@ def _read_adapter(table: Table, entry: Any) -> AdapterInput:
             expected='"runs/*" or { path = "...", name = "..." }',
             found=repr(entry),
         )
-    table.located("adapters", refuse_remote, adapter.path)
+    table.located("adapters", check_place, adapter.path)
     return adapter
 
 

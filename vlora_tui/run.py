@@ -116,7 +116,7 @@ class Run:
                 "The recipe has inputs and nothing to do with them.",
                 expected="a [compress], [quantize], [[export]], [[merge]] or [[resize]] table",
             )
-        self.collection = gather(recipe)
+        self.collection = gather(recipe, progress=self._on_progress, cancelled=self.cancelled)
         self._tell_collection()
         plan_outputs(self.recipe, self.collection, force=self.force, done=self.done)
         self._require_room()
@@ -149,7 +149,7 @@ class Run:
         found = self.collection
         for adapter in found.unusable:
             self._skip(adapter.name, adapter.error)
-        for finding in found.closed:
+        for finding in (*found.remarks, *found.closed):
             self._remark(finding)
         if found.adapters:
             self.emit(
@@ -366,7 +366,7 @@ class SpectraRun(Run):
         from vlora_engine.surface import Spectra
 
         pick_device(self.device)
-        self.collection = gather(self.recipe)
+        self.collection = gather(self.recipe, progress=self._on_progress, cancelled=self.cancelled)
         self._tell_collection()
         self._tell_mixed_bases()
         target, reused = self.target or self.collection.spectra_dir(MEASURED), False

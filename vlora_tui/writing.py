@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.errors import Cancelled, NotFoundError, ParameterError
 from vlora_engine.files import check_output, directory_bytes
+from vlora_engine.hub.address import is_address
 from vlora_engine.targets import Facts, check_fit, facts_of, facts_of_task, find_target
 from vlora_tui import events
 from vlora_tui.collection import Collection
@@ -52,8 +53,8 @@ def plan_outputs(
         outputs.append(Path(merge.path))
     for resize in recipe.resizes:
         outputs += export_paths(resize, collection.tasks).values()
-    inputs = {Path(p) for p in collection.places.values()}
-    if recipe.input.subspace is not None:
+    inputs = {Path(p) for p in collection.places.values() if not is_address(p)}
+    if recipe.input.subspace is not None and not is_address(recipe.input.subspace):
         inputs.add(Path(recipe.input.subspace))
     _require_apart(outputs, inputs)
     for path in outputs:

@@ -20,6 +20,7 @@ _HOMES = {
     "vlora_engine.catalog": ["AdapterInfo", "Catalog", "scan"],
     "vlora_engine.subspace": ["SharedSubspace"],
     "vlora_engine.tasks": ["TaskProjection"],
+    "vlora_engine.hub": ["load_adapter_from_hub"],
     "vlora_engine.pipeline": ["init_subspace", "absorb_task", "extract_adapter"],
     "vlora_engine.ops": [
         "compute_svd",
@@ -67,6 +68,9 @@ _HOMES = {
         "CollectionError",
         "CorruptFileError",
         "DependencyError",
+        "HubAccessError",
+        "HubError",
+        "HubOfflineError",
         "InputError",
         "NotFoundError",
         "OutputExistsError",

@@ -28,7 +28,7 @@ def tree(folder: Path) -> dict[str, bytes]:
         ("compress {no} -o {out}", "no such file or directory"),
         ("compress {empty} -o {out}", "directory is empty"),
         ("compress org/name -o {out}", "hf://org/name"),
-        ("compress hf://org/name -o {out}", "hf download org/name"),
+        ("compress hf://org -o {out}", "names no place on the Hugging Face Hub"),
         ("compress {runs}/zz* -o {out}", "matches no adapter"),
         ("compress {runs}", "Missing option"),
         ("compress -o {out}", "Missing argument"),

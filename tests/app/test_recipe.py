@@ -77,7 +77,7 @@ def test_the_example_comes_back() -> None:
 
 
 words = st.text(min_size=1, max_size=12).filter(
-    lambda text: not text.startswith("hf://") and "\0" not in text
+    lambda text: not text.startswith("hf:/") and "\0" not in text
 )
 shares = st.floats(0.001, 0.999)
 goals = st.one_of(
@@ -211,7 +211,7 @@ WRONG = [
     (f'{IN}skip_bad = "yes"', "line 3, input.skip_bad", "true or false"),
     ("[input]\nadapters = [3]", "line 2, input.adapters", "is a path or a table"),
     ('[input]\nadapters = [{ path = "a", task = "b" }]', "line 2", "path, name"),
-    ('[input]\nadapters = ["hf://org/name"]', "line 2, input.adapters", "hf download"),
+    ('[input]\nadapters = ["hf://org"]', "line 2, input.adapters", "hf://org/name"),
     (
         '[input]\nadapters = [{ path = "a", name = "x" }, { path = "b", name = "x" }]',
         "input.adapters",

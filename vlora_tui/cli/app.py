@@ -59,16 +59,14 @@ COMMANDS = {
     "remove": Entry("tasks", "remove", "Take a task out of a subspace.", "Work"),
     "merge": Entry("merge", "merge", "Merge adapters into one.", "Work"),
     "resize": Entry("resize", "resize", "Give adapters another rank.", "Work"),
+    "pull": Entry("hub", "pull", "Download adapters or a subspace from the Hub.", "Work"),
+    "push": Entry("hub", "push", "Publish a subspace or adapters on the Hub.", "Work"),
     "run": Entry("run", "run", "Execute a recipe: a file, or flags.", "Work"),
     "config": Entry("config", "config", "The settings, and where each comes from.", "Settings"),
     "jobs": Entry("jobs", "jobs", "List, follow, cancel, resume and remove jobs.", "Work"),
 }
 
-NOT_YET = (
-    "push",
-    "pull",
-    "guide",
-)
+NOT_YET = ("guide",)
 
 
 class LazyGroup(TyperGroup):
