@@ -166,13 +166,15 @@ class OtherMethods(Event):
 
 @dataclass(frozen=True)
 class Exported(Event):
-    """One task was written as an adapter."""
+    """One task was written as an adapter; ``base`` is what it calls its base model."""
 
     type: ClassVar[str] = "exported"
     task: str
     path: str
     target: str
     nbytes: int
+    rank: int = 0
+    base: str | None = None
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,6 @@ MEASURED = (
     "flat",
     "codec",
 )  # what spectra hold; names their place in the cache
-TARGETS = ("peft",)
-TARGETS_TO_COME = ("portable", "vllm", "sglang", "tgi", "lorax", "llamacpp", "ollama")
 QUANTIZATIONS = ("none", "int8", "int4", "nf4")
 DEFAULT_MAX_ERROR = 0.05  # what `compress` aims at when it is told nothing
 DTYPES = ("auto", "fp32", "fp16", "bf16")
@@ -123,7 +121,12 @@ class Quantize:
 
 @dataclass(frozen=True)
 class Export:
-    """Tasks to write as adapters; ``{task}`` in the path stands for the task's file name."""
+    """Tasks to write as adapters; ``{task}`` in the path stands for the task's file name.
+
+    Args:
+        drop_rest: Leave out tensors besides A and B where the target takes none.
+        base: The base model's folder or config.json, which a GGUF export may need.
+    """
 
     path: str
     tasks: tuple[str, ...] = ("*",)
@@ -133,6 +136,8 @@ class Export:
     alpha: float | None = None
     base_model: str | None = None
     target_modules: tuple[str, ...] | None = None
+    drop_rest: bool = False
+    base: str | None = None
 
 
 @dataclass(frozen=True)
@@ -238,7 +243,10 @@ def absolute(recipe: Recipe, base: Path) -> Recipe:
         ),
         compress=compress,
         output=None if recipe.output is None else whole(recipe.output),
-        exports=tuple(replace(e, path=whole(e.path)) for e in recipe.exports),
+        exports=tuple(
+            replace(e, path=whole(e.path), base=None if e.base is None else whole(e.base))
+            for e in recipe.exports
+        ),
         merges=tuple(
             replace(
                 m,

@@ -10,12 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 from vlora_engine.merging.specs import DEFAULT_METHOD
+from vlora_engine.targets.registry import TARGETS
 from vlora_tui.recipe import (
     DTYPES,
     METHODS,
     QUANTIZATIONS,
-    TARGETS,
-    TARGETS_TO_COME,
     AdapterInput,
     Compress,
     Export,
@@ -221,13 +220,15 @@ def _read_output(table: Table) -> str:
 def _read_export(table: Table) -> Export:
     export = Export(
         tasks=table.words("tasks", ["*"]),
-        target=table.choice("target", TARGETS, "peft", TARGETS_TO_COME),
+        target=table.choice("target", tuple(TARGETS), "peft"),
         path=table.path_at("path"),
         verify=table.get("verify", bool, True),
         dtype=table.get("dtype", str),
         alpha=_finite(table, "alpha"),
         base_model=table.get("base_model", str),
         target_modules=table.words("target_modules") or None,
+        drop_rest=table.get("drop_rest", bool, False),
+        base=table.path_at("base") if "base" in table.rows else table.get("base", str),
     )
     table.end()
     if not export.tasks:

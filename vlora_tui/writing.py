@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.errors import Cancelled, NotFoundError, ParameterError
 from vlora_engine.files import check_output, directory_bytes
+from vlora_engine.targets import Facts, check_fit, facts_of, facts_of_task, find_target
 from vlora_tui import events
 from vlora_tui.collection import Collection
 from vlora_tui.recipe import Export, Merge, Recipe, is_path
 
 if TYPE_CHECKING:
     from vlora_engine.adapters import AdapterSource, LoRAWeights
+    from vlora_engine.manifest import Manifest
     from vlora_engine.progress import ProgressCallback
     from vlora_engine.subspace import SharedSubspace
 
@@ -42,7 +44,9 @@ def plan_outputs(
         _require_packable(recipe.input.subspace)
     outputs = [Path(recipe.output)] if recipe.output is not None else []
     for export in recipe.exports:
-        outputs += export_paths(export, collection.tasks).values()
+        places = export_paths(export, collection.tasks)
+        _require_fit(export, places, collection)
+        outputs += places.values()
     for merge in recipe.merges:
         check_merge(merge, len(merge_inputs(merge, collection)))
         outputs.append(Path(merge.path))
@@ -53,6 +57,37 @@ def plan_outputs(
     for path in outputs:
         check_output(path, force=force or str(path) in done)
     return outputs
+
+
+def _require_fit(export: Export, places: Mapping[str, Path], collection: Collection) -> None:
+    """Refuse a task that the target would refuse, before the first one is written."""
+    target = find_target(export.target)
+    for task, path in places.items():
+        facts = facts_of_export(export, task, collection.manifest, collection.adapters)
+        check_fit(
+            target,
+            facts,
+            drop_rest=export.drop_rest,
+            dtype=export.dtype,
+            base=export.base,
+            out=path,
+        )
+
+
+def facts_of_export(
+    export: Export,
+    task: str,
+    manifest: Manifest | None,
+    adapters: Mapping[str, AdapterSource],
+) -> Facts:
+    """What headers tell of a task, with the base model that the export names."""
+    if manifest is not None:
+        facts = facts_of_task(manifest, manifest.task(task))
+    else:
+        facts = facts_of(adapters[task], task)
+    if export.base_model is None:
+        return facts
+    return replace(facts, config={**facts.config, "base_model_name_or_path": export.base_model})
 
 
 def export_paths(export: Export, tasks: Sequence[str]) -> dict[str, Path]:
@@ -185,19 +220,46 @@ class Writer:
         from vlora_engine.formats import save_adapter
 
         weights = with_overrides(subspace.reconstruct(task), export)
+        if export.drop_rest and find_target(export.target).no_rest:
+            self._tell_left_out(task, weights)
+            weights = replace(weights, rest={})
         if str(path) not in self.done:
-            save_adapter(weights, path, target=export.target, dtype=export.dtype, force=self.force)
+            save_adapter(
+                weights,
+                path,
+                target=export.target,
+                dtype=export.dtype,
+                force=self.force,
+                drop_rest=export.drop_rest,
+                base=export.base,
+            )
             self._tell_targets(export, path)
-        self.emit(events.Exported(task, str(path), export.target, directory_bytes(path)))
+        self.emit(
+            events.Exported(
+                task,
+                str(path),
+                export.target,
+                directory_bytes(path),
+                rank=max((a.shape[0] for a in weights.lora_a.values()), default=0),
+                base=weights.metadata.get("base_model_name_or_path"),
+            )
+        )
         if export.verify:
             self.emit(events.Verified(task, str(path), verify_adapter(weights, path)))
+
+    def _tell_left_out(self, task: str, weights: LoRAWeights) -> None:
+        if weights.rest:
+            many = len(weights.rest)
+            tensors = "1 tensor" if many == 1 else f"{many} tensors"
+            text = f"Left out, as asked: {tensors} besides A and B."
+            self.emit(events.Remark(text, task, "rest-left-out"))
 
     def _tell_targets(self, export: Export, path: Path) -> None:
         """Say so if PEFT would not find the modules under the names that were asked for."""
         import json
 
         wanted = export.target_modules
-        if wanted is None or self._targets_told:
+        if wanted is None or self._targets_told or find_target(export.target).form != "peft":
             return
         config = json.loads((path / "adapter_config.json").read_text("utf-8"))
         if sorted(config.get("target_modules") or ()) != sorted(wanted):
@@ -274,8 +336,6 @@ class Writer:
 
 def with_overrides(weights: LoRAWeights, export: Export) -> LoRAWeights:
     """``weights`` with what an export says of the config; what the adapter does stays."""
-    from dataclasses import replace
-
     from vlora_engine.export import with_alpha
 
     config = dict(weights.metadata)

@@ -24,12 +24,14 @@ from vlora_engine.formats.places import (
     nothing_error,
     walk,
 )
-from vlora_engine.formats.subspace import inspect_task
+from vlora_engine.formats.subspace import inspect_task, inspection_of
 from vlora_engine.health import Finding
-from vlora_engine.manifest import FORMAT
+from vlora_engine.manifest import FORMAT, Manifest, read_manifest
 from vlora_engine.naming import printable, unique_names
+from vlora_engine.peers import PEERS, peer_at
 
 SUBSPACE = FORMAT
+SUBSPACES = frozenset({SUBSPACE, *PEERS})
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,7 @@ class Finder:
         for probe, form in _below(self.places[-1], self._max_depth, room, self.closed):
             if not self._first_time(os.path.realpath(probe.path)):
                 continue
-            yield probe.path if form.name == SUBSPACE else self._inspected(_entry(probe, form))
+            yield probe.path if form.name in SUBSPACES else self._inspected(_entry(probe, form))
 
     def groups(self, infos: Sequence[AdapterInfo]) -> tuple[Group, ...]:
         """The groups of what was found, under the names that ``infos`` have."""
@@ -321,7 +323,24 @@ def _entry(probe: Probe, form: Format) -> _Entry:
 def _task_entry(directory: Path, task: str) -> _Entry:
     path = Path(f"{directory}:{task}")
     named = f"{os.path.abspath(directory)}/{task}"
-    return _Entry(path, named, SUBSPACE, partial(inspect_task, directory, task))
+    form = SUBSPACE if (peer := peer_at(directory)) is None else peer
+    return _Entry(path, named, form, partial(inspect_task, directory, task))
+
+
+def tasks_of(subspace: Path) -> list[AdapterInfo]:
+    """The tasks of a subspace, ours or a peer's, as adapters named ``DIR:TASK``.
+
+    Raises:
+        VLoRAError: The subspace cannot be read.
+    """
+    manifest = read_manifest(subspace)
+    infos = []
+    for task in manifest.tasks:
+        look = partial(inspection_of, manifest, task)
+        name = printable(f"{subspace}:{task}")
+        entry = _Entry(Path(f"{subspace}:{task}"), name, manifest.peer or SUBSPACE, look)
+        infos.append(_look(entry)[0])
+    return infos
 
 
 def _look(entry: _Entry) -> tuple[AdapterInfo, Mapping[str, ModuleShape] | None]:
@@ -339,8 +358,8 @@ def _info(name: str, form: str, seen: Inspection) -> AdapterInfo:
         path=seen.path,
         format=form,
         base_model=seen.base_model,
-        rank=seen.rank,
-        alpha=seen.alpha,
+        rank=seen.rank or None,  # 0: only opening it would tell
+        alpha=seen.alpha if seen.rank else None,
         nbytes=seen.nbytes,
         rest=len(seen.rest),
         findings=seen.findings,
@@ -374,12 +393,7 @@ def _agree(table: Mapping[str, Any], fits: Mapping[str, Any], base: str | None) 
 
 def _place_findings(found: int, subspaces: Sequence[Path], max_adapters: int) -> Iterable[Finding]:
     for path in subspaces:
-        yield Finding(
-            "note",
-            "subspace",
-            printable(str(path)),
-            "A compressed subspace; its tasks are used as DIR:TASK.",
-        )
+        yield _subspace_finding(path)
     if found >= max_adapters:
         yield Finding(
             "warning",
@@ -388,6 +402,22 @@ def _place_findings(found: int, subspaces: Sequence[Path], max_adapters: int) ->
             f"Only the first {max_adapters:,} adapters are listed.",
             "name folders further down",
         )
+
+
+def _subspace_finding(path: Path) -> Finding:
+    where = printable(str(path))
+    try:
+        manifest = read_manifest(path)
+    except VLoRAError as error:
+        return Finding("error", "subspace-unreadable", where, str(error), error.remedy or "")
+    return Finding("note", "subspace", where, _subspace_words(manifest))
+
+
+def _subspace_words(manifest: Manifest) -> str:
+    names = list(manifest.tasks)
+    listed = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    whose = f"A subspace of {manifest.peer}" if manifest.peer else "A compressed subspace"
+    return f"{whose}; its tasks are used as DIR:TASK: {listed or 'none yet'}."
 
 
 def nothing_found(places: Sequence[Path]) -> VLoRAError:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vlora_engine.errors import CorruptFileError
+from vlora_engine.errors import CorruptFileError, NotFoundError
 from vlora_engine.manifest import Manifest
 from vlora_engine.tensorfile import Header, read_bytes, read_header
 
@@ -45,6 +45,12 @@ def task_figures(manifest: Manifest, task_id: str) -> TaskFigures:
         CorruptFileError: The file is not the one that the index means.
     """
     record = manifest.task(task_id)
+    if manifest.peer:
+        raise NotFoundError(
+            f"{manifest.peer} does not keep what its tasks lost in each module.",
+            where=manifest.path,
+            remedy=f"compare it with its adapter: vlora-tui diff {manifest.path}:{task_id} ADAPTER",
+        )
     header = read_header(manifest.path / "tasks" / record.file)
     count = len(record.layers)
     return TaskFigures(

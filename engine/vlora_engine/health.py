@@ -57,6 +57,8 @@ def check_subspace(path: str | Path) -> list[Finding]:
         manifest = read_manifest(path)
     except (CorruptFileError, SubspaceError) as error:
         return [_from_error("index", error)]
+    if manifest.peer:
+        return list(_peer_findings(manifest))
     findings = list(_file_findings(manifest))
     broken = {finding.where for finding in findings if finding.severity == "error"}
     if manifest.coding is not None:
@@ -158,6 +160,31 @@ def _task_findings(stored: StoredSubspace, broken: set[str]) -> Iterator[Finding
         if len(task.rest) != record.rest:
             what = f"{len(task.rest)} rest tensors; the index says {record.rest}."
             yield Finding("error", "rest-tensors", name, what, "compress the adapters again")
+
+
+def _peer_findings(manifest: Manifest) -> Iterator[Finding]:
+    """Of a peer's subspace: every basis and every task is read; it has no checksums."""
+    from vlora_engine.errors import VLoRAError
+    from vlora_engine.peers.store import store_of
+
+    yield from manifest.findings
+    what = f"{manifest.peer} keeps no checksums: only what can be seen in the numbers is checked."
+    yield Finding("note", "no-checksums", str(manifest.path), what)
+    store = store_of(manifest)
+    try:
+        for index, spec in enumerate(manifest.layers):
+            try:
+                store.kept_basis(index)
+            except VLoRAError as error:
+                yield _from_error(spec.name, error)
+                return
+        for record in manifest.tasks.values():
+            try:
+                store.task(record)
+            except VLoRAError as error:
+                yield _from_error(record.file, error)
+    finally:
+        store.close()
 
 
 def _coded_findings(manifest: Manifest, broken: set[str]) -> Iterator[Finding]:

@@ -522,10 +522,17 @@ class SharedSubspace:
         """Open a subspace directory. Only its index is read now; every tensor file is checked
         against its checksum when it is first read.
 
+        Those of vlora-dev (as method `flat`) and lorashare (as `columns`) are opened alike; they
+        have no checksums, and are saved to another place: nothing is changed in theirs.
+
         Raises:
             NotFoundError: There is no subspace at ``path``. CorruptFileError: It is not sound.
         """
         manifest = read_manifest(path)
+        if manifest.peer:
+            from vlora_engine.peers.store import open_peer
+
+            return open_peer(manifest)
         if manifest.coding is not None:
             from vlora_engine.codec.subspace import load_coded
 

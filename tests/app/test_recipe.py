@@ -226,9 +226,9 @@ WRONG = [
     (f'{IN}[[export]]\npath = "e"', "line 3, export", "no subspace to export from"),
     ('[input]\nsubspace = "s"\n[[export]]\n', "line 3, export[0]", "lacks 'path'"),
     (
-        '[input]\nsubspace = "s"\n[[export]]\npath = "e"\n[[export]]\npath = "f"\ntarget = "vllm"',
+        '[input]\nsubspace = "s"\n[[export]]\npath = "e"\n[[export]]\npath = "f"\ntarget = "vlm"',
         "line 7, export[1].target",
-        "not built yet",
+        "portable, vllm",
     ),
     ('[input]\nsubspace = "s"\n[[export]]\npath = "e"\ntasks = []', "line 5", "No task"),
     ('export = 3\n[input]\nsubspace = "s"', "line 1, export", "a list"),

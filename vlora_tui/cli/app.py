@@ -47,7 +47,10 @@ COMMANDS = {
     "compress": Entry("compress", "compress", "Compress adapters into one subspace.", "Work"),
     "compact": Entry("compact", "compact", "Plan a coded collection anew.", "Work"),
     "quantize": Entry("quantize", "quantize", "Pack a subspace as int8, int4 or NF4.", "Work"),
-    "export": Entry("export", "export", "Write tasks of a subspace as PEFT adapters.", "Work"),
+    "convert": Entry("convert", "convert", "Adapters and subspaces in other formats.", "Work"),
+    "export": Entry(
+        "export", "export", "Write tasks of a subspace as adapters, for PEFT or a server.", "Work"
+    ),
     "reconstruct": Entry("export", "export", "The same as export.", "Work"),
     "add": Entry("tasks", "add", "Add an adapter to a subspace.", "Work"),
     "remove": Entry("tasks", "remove", "Take a task out of a subspace.", "Work"),
@@ -61,7 +64,6 @@ NOT_YET = (
     "report",
     "resize",
     "doctor",
-    "convert",
     "push",
     "pull",
     "guide",

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from vlora_tui.cli import options as o
 from vlora_tui.cli.output import Output, percent, plural, printable, size, times
 
 if TYPE_CHECKING:
-    from vlora_engine.catalog import Catalog
-    from vlora_engine.manifest import Manifest
+    from vlora_engine.catalog import AdapterInfo, Catalog
+    from vlora_engine.manifest import Manifest, TaskRecord
 
 
 def inspect(paths: o.Adapters, as_json: o.AsJson = False, quiet: o.Quiet = False) -> None:
@@ -19,14 +20,27 @@ def inspect(paths: o.Adapters, as_json: o.AsJson = False, quiet: o.Quiet = False
 
     out = Output(json=as_json, quiet=quiet)
     catalog = scan(expand(paths))
-    out.json("inspect", catalog.as_dict())
-    show_catalog(out, catalog)
-    for info in catalog.usable:
+    tasks = _tasks_inside(catalog)
+    out.json("inspect", {**catalog.as_dict(), "tasks": [info.as_dict() for info in tasks]})
+    show_catalog(out, catalog, tasks)
+    for info in (*catalog.usable, *tasks):
         out.essence(printable(info.name))
 
 
-def show_catalog(out: Output, catalog: Catalog) -> None:
-    """A table of adapters, then groups, then what is remarkable."""
+def _tasks_inside(catalog: Catalog) -> list[AdapterInfo]:
+    """The tasks of every subspace that was found; one that cannot be read is a finding already."""
+    from vlora_engine.catalog import tasks_of
+    from vlora_engine.errors import VLoRAError
+
+    tasks = []
+    for path in catalog.subspaces:
+        with suppress(VLoRAError):
+            tasks += tasks_of(path)
+    return tasks
+
+
+def show_catalog(out: Output, catalog: Catalog, tasks: Sequence[AdapterInfo] = ()) -> None:
+    """A table of adapters and tasks, then groups, then what is remarkable."""
     rows = [
         (
             info.name,
@@ -38,11 +52,11 @@ def show_catalog(out: Output, catalog: Catalog) -> None:
             size(info.nbytes) if info.error is None else None,
             info.base_model if info.error is None else "cannot be used",
         )
-        for info in catalog.adapters
+        for info in (*catalog.adapters, *tasks)
     ]
     out.table(("adapter", "group", "rank", "alpha", "modules", "dtype", "size", "base"), rows)
     out.text()
-    out.text(_summary(catalog))
+    out.text(_summary(catalog, len(tasks)))
     faults: dict[tuple[str, str | None], list[Any]] = {}
     for info in catalog.adapters:
         if info.error is not None:
@@ -85,7 +99,7 @@ def info_data(manifest: Manifest) -> dict[str, Any]:
         "num_layers": len(manifest.layers),
         "num_tasks": len(manifest.tasks),
         "task_ids": list(manifest.tasks),
-        "compression_ratio": manifest.ratio if manifest.tasks else None,
+        "compression_ratio": manifest.ratio if manifest.tasks and not manifest.peer else None,
     }
 
 
@@ -103,22 +117,33 @@ def show_manifest(out: Output, manifest: Manifest) -> None:
     )
     if not manifest.tasks:
         return
-    out.text(
-        f"on disk    {size(manifest.nbytes)} of {size(manifest.input_bytes)} "
-        f"({times(manifest.ratio)}); codec ratio {times(manifest.codec_ratio)} "
-        "(against A and B in 16 bit)"
-    )
-    worst = manifest.worst
-    out.text(
-        f"error      {percent(manifest.mean_error)} of dW on average, "
-        f"{percent(worst.error if worst else None)} at worst"
-    )
+    codec = f"codec ratio {times(manifest.codec_ratio)} (against A and B in 16 bit)"
+    if manifest.peer:
+        out.text(f"on disk    {size(manifest.nbytes)}; {codec}")
+        out.text(f"error      not known: {manifest.peer} does not keep what its tasks lost")
+        for finding in manifest.findings:
+            out.text(printable(f"{finding.severity:<10} {finding.what}"))
+    else:
+        out.text(
+            f"on disk    {size(manifest.nbytes)} of {size(manifest.input_bytes)} "
+            f"({times(manifest.ratio)}); {codec}"
+        )
+        worst = manifest.worst
+        out.text(
+            f"error      {percent(manifest.mean_error)} of dW on average, "
+            f"{percent(worst.error if worst else None)} at worst"
+        )
+        for origin in sorted({task.origin for task in manifest.tasks.values() if task.origin}):
+            count = sum(task.origin == origin for task in manifest.tasks.values())
+            out.text(
+                f"           of {plural(count, 'task')} counted from what {origin} held of them"
+            )
     out.text()
     related = any(task.cluster for task in manifest.tasks.values())
     rows = [
         (
             task.id,
-            percent(task.error) if task.measured else f"<= {percent(task.error)}",
+            _error(task, manifest),
             task.rank,
             _number(task.config.get("lora_alpha")),
             len(task.layers) + len(task.own),
@@ -132,6 +157,12 @@ def show_manifest(out: Output, manifest: Manifest) -> None:
     out.table((*names, "cluster") if related else names, rows)
 
 
+def _error(task: TaskRecord, manifest: Manifest) -> str:
+    if manifest.peer:
+        return "-"
+    return percent(task.error) if task.measured else f"<= {percent(task.error)}"
+
+
 def expand(paths: Sequence[str]) -> list[str]:
     """Patterns that no shell expanded, as the paths that match them."""
     from vlora_tui.cli.flags import require_there
@@ -141,8 +172,11 @@ def expand(paths: Sequence[str]) -> list[str]:
     return [found.path for entry in named_inputs(paths) for found in expand_input(entry)]
 
 
-def _summary(catalog: Catalog) -> str:
+def _summary(catalog: Catalog, tasks: int) -> str:
     usable, total = len(catalog.usable), len(catalog.adapters)
+    if tasks and not total:
+        inside = plural(len(catalog.subspaces), "subspace")
+        return f"{plural(tasks, 'task')} in {inside}"
     text = plural(total, "adapter")
     if usable < total:
         text += f", {total - usable} that cannot be used"

@@ -15,7 +15,7 @@ from vlora_tui.cli import options as o
 from vlora_tui.cli.bundles import unbundle
 from vlora_tui.cli.compress import compress_data, show_subspace
 from vlora_tui.cli.execute import carry_out, execute_job
-from vlora_tui.cli.export import show_exports
+from vlora_tui.cli.export import show_exports, starts
 from vlora_tui.cli.flags import compress_recipe, say_once
 from vlora_tui.cli.merge import is_recipe, preview_merges, show_merges
 from vlora_tui.cli.output import Output, printable
@@ -98,6 +98,7 @@ def tell(watcher: Watcher, out: Output) -> None:
         data["subspace"] = compress_data(watcher)
         show_subspace(out, watcher)
     data["exported"] = show_exports(out, watcher)
+    data["start"] = starts(watcher)
     data["merged"] = show_merges(out, watcher)
     out.json("run", data)
     for path in finished.outputs:

@@ -48,9 +48,7 @@ def read_config_bytes(path: Path) -> bytes:
 def parse_config(raw: bytes, path: Path) -> dict[str, Any]:
     """``raw`` as a JSON object."""
     try:
-        config = json.loads(raw, parse_constant=_no_constant)
-        if b"\\u" in raw:
-            json.dumps(config, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        config = load_json(raw)
     except (ValueError, RecursionError) as error:
         raise CorruptFileError(
             "The adapter's config is not JSON.",
@@ -67,7 +65,32 @@ def parse_config(raw: bytes, path: Path) -> dict[str, Any]:
             found=f"a JSON {_JSON_WORDS.get(type(config), 'value')}",
             remedy="copy adapter_config.json again from where the adapter was trained",
         )
+    name = endless(config)
+    if name is not None:
+        raise _field_error(name, path, "a finite number", config[name])
     return config
+
+
+def load_json(raw: bytes) -> Any:
+    """``raw`` as JSON, with nothing in it that other readers would not take.
+
+    Raises:
+        ValueError, RecursionError: It is none, has NaN in it, or half a letter.
+    """
+    value = json.loads(raw, parse_constant=_no_constant)
+    if b"\\u" in raw:
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    return value
+
+
+def endless(config: Mapping[str, Any]) -> str | None:
+    """The first field with a number in it that is beyond any float, such as 1e999; None if none."""
+    for name, value in config.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError:
+            return name
+    return None
 
 
 def missing_config_error(path: Path) -> AdapterError:

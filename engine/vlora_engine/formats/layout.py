@@ -53,8 +53,7 @@ def read_layout(tensors: Mapping[str, Described], where: Path) -> Layout:
     names: set[str] = set()
     prefixed = True
     for key, described in tensors.items():
-        if not key.isprintable():
-            raise _unprintable_error(key, where)
+        check_name(key, where)
         split = split_key(key)
         if split is None:
             rest[key] = described
@@ -70,7 +69,7 @@ def read_layout(tensors: Mapping[str, Described], where: Path) -> Layout:
         if side in sides:
             raise _several_error(module, sides[side], key, where)
         sides[side] = key
-    pairs = {module: _pair(module, factors[module], tensors, where) for module in sorted(factors)}
+    pairs = {module: pair_of(module, factors[module], tensors, where) for module in sorted(factors)}
     return Layout(
         pairs=pairs,
         rest=dict(sorted(rest.items())),
@@ -137,9 +136,14 @@ _NAMED = re.compile(
 )
 
 
-def _pair(
+def pair_of(
     module: str, sides: Mapping[str, str], tensors: Mapping[str, Described], where: Path
 ) -> Pair:
+    """The two factors of a module from their keys by side.
+
+    Raises:
+        AdapterError: As `read_layout`. UnsupportedAdapterError: A grouped convolution.
+    """
     key_a = sides.get("A") or sides.get("embedding_A")
     key_b = sides.get("B") or sides.get("embedding_B")
     if key_a is None or key_b is None or len(sides) > 2 or ("A" in sides) != ("B" in sides):
@@ -197,14 +201,16 @@ def _conv_dimensions(
     return d_in, shape_b[0]
 
 
-def _unprintable_error(key: str, where: Path) -> CorruptFileError:
-    return CorruptFileError(
-        "A tensor's name has characters that no module has.",
-        where=where,
-        expected="printable text",
-        found=ascii(key)[:80],
-        remedy="do not use this file: it was damaged, or made to do damage",
-    )
+def check_name(key: str, where: Path) -> None:
+    """Raise if a tensor's name would move the cursor, or hides what it is."""
+    if not key.isprintable():
+        raise CorruptFileError(
+            "A tensor's name has characters that no module has.",
+            where=where,
+            expected="printable text",
+            found=ascii(key)[:80],
+            remedy="do not use this file: it was damaged, or made to do damage",
+        )
 
 
 def _product_error(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import shlex
 import shutil
 import time
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import torch
 from textual.pilot import Pilot
 from textual.widgets import Static
 from textual.worker import WorkerCancelled
 
+from tests import make
 from tests.app.conftest import Cli
 from tests.app.tui.drive import Steps, run
 from vlora_engine.catalog import scan
@@ -24,6 +27,7 @@ from vlora_engine.files import directory_bytes
 from vlora_engine.manifest import read_manifest
 from vlora_engine.merging import MERGE_METHODS
 from vlora_tui import events
+from vlora_tui.cli import main
 from vlora_tui.jobs.store import Job, JobInfo
 from vlora_tui.jobs.watch import JobView, State, Told
 from vlora_tui.recipe import Export, Recipe, load_recipe
@@ -219,6 +223,9 @@ def test_what_stands_in_the_way_is_told_apart(subspace: Path, tmp_path: Path) ->
         (Settings(out="x/{task}", dtype="fp16", verify=False), 2),
         (Settings(out="x/only"), 1),
         (Settings(out="x/{task}-lora"), 2),
+        (Settings(out="x/{task}", target="vllm", drop_rest=True), 4),
+        (Settings(out="x/{task}", target="ollama", base="/models/base", dtype="bf16"), 2),
+        (Settings(out="x/{task}", base="/models/base", drop_rest=True), 2),
         (Settings("merge", merged="m"), 3),
         (Settings("merge", merged="m", method="ties", weights="0.7,-0.3", rank="3"), 2),
         (
@@ -256,7 +263,7 @@ def _outputs(recipes: list[Recipe], names: list[str]) -> dict[str, tuple[Any, ..
     from vlora_tui.writing import export_paths
 
     return {
-        task: (str(path), e.dtype, e.verify, e.target, r.input.subspace)
+        task: (str(path), e.dtype, e.verify, e.target, e.base, e.drop_rest, r.input.subspace)
         for r in recipes
         for e in r.exports
         for task, path in export_paths(e, names).items()
@@ -311,9 +318,92 @@ def test_settings_by_keys_and_in_the_form(opened: Session) -> None:
         await settle(pilot)
         assert "as they were" in form_lines(pilot)
         await pilot.press("up", "up")
-        assert "vllm" in words(pilot, "#form-said")
-        await pilot.press("enter")  # only peft is built: nothing to choose
-        assert "peft" in form_lines(pilot)
+        assert "for PEFT" in words(pilot, "#form-said")
+
+    use(opened, steps)
+
+
+def test_a_target_changes_sizes_and_files(opened: Session) -> None:
+    async def steps(pilot: Pilot[Any]) -> None:
+        sizes = {}
+        for name in ("peft", "portable", "vllm"):
+            assert view(pilot)._settings.target == name
+            sizes[name] = view(pilot)._plan.nbytes
+            await pilot.press("s")
+            await settle(pilot)
+        assert sizes["portable"] < 0.8 * sizes["peft"]
+        assert "sglang" in form_lines(pilot).lower()
+        await pilot.press("tab", "down", "left", "left")
+        await settle(pilot)
+        assert "portable" in form_lines(pilot)
+        await pilot.press("d", "d", "d")
+        await settle(pilot)
+        assert "fp32" not in form_lines(pilot)
+        assert "--target portable" in (view(pilot).command_text() or "")
+        await pilot.press("enter")
+        assert pilot.app.started == []  # a choice is no action
+
+    use(opened, steps)
+
+
+def test_what_a_target_refuses_is_shown_for_each_task(runs: Path, tmp_path: Path) -> None:
+    """A task with a head, one without: the head is left out only when the form says so."""
+    tensors = {**make.factors(seed=1), f"{make.PREFIX}score.weight": torch.ones(2, 12)}
+    make.write(tmp_path / "with-head", tensors)
+    place = tmp_path / "s"
+    words_ = ["compress", str(tmp_path / "with-head"), str(runs / "task01"), "-o", str(place)]
+    assert main([*words_, "-k", "8", "-q"]) == 0
+    session = Session()
+    session.manifest = read_manifest(place)
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        await pilot.press("s", "s")
+        await settle(pilot)
+        assert [row[-1] for row in rows(pilot)] == [
+            "new",
+            "vLLM takes no other tensors; 1 here",
+        ]
+        assert "The form can leave them out" in words(pilot, "#preview-said")
+        await pilot.press("enter")
+        assert not pilot.app.started
+        await pilot.press("tab", "down", "down", "right")
+        await settle(pilot)
+        assert [row[-1] for row in rows(pilot)] == ["new", "new"]
+        assert "--drop-rest" in (view(pilot).command_text() or "")
+
+    use(session, steps)
+
+
+def test_gguf_asks_for_the_base_and_says_how_to_start(opened: Session, tmp_path: Path) -> None:
+    config = {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 12}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        for _ in range(6):
+            await pilot.press("s")
+        await settle(pilot)
+        assert "--base DIR" in words(pilot, "#preview-said")
+        await pilot.press("tab", "down", "down", "enter")
+        await pilot.pause()
+        pilot.app.screen.query_one("Input").value = str(tmp_path)
+        await pilot.press("enter")
+        await settle(pilot)
+        assert {row[-1] for row in rows(pilot)} == {"new"}
+        assert "adapter.gguf" in words(pilot, "#preview-said")
+        await pilot.press("end", "enter")
+        await settle(pilot)
+        export = pilot.app.started[0][0].exports[0]
+        assert (export.target, export.base) == ("llamacpp", str(tmp_path))
+        first = str(view(pilot)._plan.rows[0].path)
+        pilot.app.hear(
+            events.Exported("task00", first, "llamacpp", 1234, 4, "gpt2"),
+            events.Finished(1.0),
+            state=State.FINISHED,
+        )
+        await settle(pilot)
+        assert f"llama-server -m BASE.gguf --lora {first}/adapter.gguf" in words(
+            pilot, "#preview-said"
+        )
 
     use(opened, steps)
 
