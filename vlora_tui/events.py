@@ -201,6 +201,19 @@ class Merged(Event):
 
 
 @dataclass(frozen=True)
+class MergePreviewed(Event):
+    """A merge was computed and not written: what it would keep of its adapters."""
+
+    type: ClassVar[str] = "merge_previewed"
+    path: str
+    method: str
+    adapters: tuple[str, ...]
+    rank: int
+    modules: int
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Resized(Event):
     """One adapter was written at another rank; the report holds its errors, of dW."""
 

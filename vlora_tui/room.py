@@ -231,14 +231,15 @@ def _cast_bytes(source: AdapterSource, item: int) -> int:
 
 def _merged_bytes(merge: Merge, collection: Collection) -> int:
     sizes, ranks = [], []
+    item = ITEM_BYTES[_WORDS[merge.dtype]] if merge.dtype is not None else None
     for name in merge_inputs(merge, collection):
         if collection.manifest is not None and name in collection.manifest.tasks:
             task = collection.manifest.task(name)
-            sizes.append(adapter_bytes(collection.manifest, task))
+            sizes.append(adapter_bytes(collection.manifest, task, merge.dtype))
             ranks.append(task.rank or 0)
         elif name in collection.adapters:
             source = collection.adapters[name]
-            sizes.append(source.nbytes)
+            sizes.append(source.nbytes + (_cast_bytes(source, item) if item else 0))
             ranks.append(max((shape.rank for shape in source.modules.values()), default=0))
         elif Path(name).is_dir():
             sizes.append(directory_bytes(Path(name)))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.errors import Cancelled, NotFoundError, ParameterError
 from vlora_engine.files import check_output, directory_bytes
+from vlora_engine.hub.address import is_address
 from vlora_engine.targets import Facts, check_fit, facts_of, facts_of_task, find_target
 from vlora_tui import events
 from vlora_tui.collection import Collection
@@ -48,15 +49,12 @@ def plan_outputs(
         _require_fit(export, places, collection)
         outputs += places.values()
     for merge in recipe.merges:
-        from vlora_engine.merging import MERGE_METHODS
-
-        merge_inputs(merge, collection)
-        MERGE_METHODS.find(merge.method).check(merge.parameters)
+        check_merge(merge, len(merge_inputs(merge, collection)))
         outputs.append(Path(merge.path))
     for resize in recipe.resizes:
         outputs += export_paths(resize, collection.tasks).values()
-    inputs = {Path(p) for p in collection.places.values()}
-    if recipe.input.subspace is not None:
+    inputs = {Path(p) for p in collection.places.values() if not is_address(p)}
+    if recipe.input.subspace is not None and not is_address(recipe.input.subspace):
         inputs.add(Path(recipe.input.subspace))
     _require_apart(outputs, inputs)
     for path in outputs:
@@ -167,6 +165,22 @@ def merge_inputs(merge: Merge, collection: Collection) -> list[str]:
     return names
 
 
+def check_merge(merge: Merge, count: int) -> None:
+    """Everything about a merge that can be judged without its adapters.
+
+    Raises:
+        ParameterError: An unknown method or parameter, a value out of range, a contradiction.
+    """
+    from vlora_engine.merging.request import check_request
+
+    check_request(count, merge.method, **_merge_settings(merge), parameters=merge.parameters)
+
+
+def _merge_settings(merge: Merge) -> dict[str, Any]:
+    names = ("weights", "layers", "normalize", "scale", "space", "dialect", "rank", "energy")
+    return {name: getattr(merge, name) for name in names}
+
+
 @dataclass
 class Writer:
     """Writes what the recipe exports, merges and resizes; between two it asks whether to stop."""
@@ -270,32 +284,46 @@ class Writer:
             )
             self.emit(events.Remark(text, str(path), "targets-not-covered"))
 
+    def preview_all(self) -> None:
+        """Tell what every merge would keep of its adapters; write nothing."""
+        for merge in self.recipe.merges:
+            self._stop_if_asked()
+            _, event = self._merged(merge)
+            self._tell_findings(event)
+            self.emit(events.MergePreviewed(**vars(event)))
+
     def _merge(self, merge: Merge) -> None:
         from vlora_engine.formats import save_adapter
+
+        merged, event = self._merged(merge)
+        save_adapter(merged, merge.path, dtype=merge.dtype, force=self.force)
+        self._tell_findings(event)
+        self.emit(event)
+
+    def _tell_findings(self, event: events.Merged) -> None:
+        for finding in event.report["findings"]:
+            self.emit(events.Remark(finding["what"], finding["where"], finding["code"]))
+
+    def _merged(self, merge: Merge) -> tuple[LoRAWeights, events.Merged]:
+        """The result, and what there is to say about it."""
         from vlora_engine.merging import merge_with_report
 
         names = merge_inputs(merge, self.collection)
-        settings: Any = {"weights": merge.weights, "space": merge.space, "rank": merge.rank}
         merged, report = merge_with_report(
             [self._source(merge, name) for name in names],
             merge.method,
-            **settings,
+            **_merge_settings(merge),
             **merge.parameters,
             progress=self.on_progress,
             cancelled=self.cancelled,
         )
-        save_adapter(merged, merge.path, force=self.force)
-        for finding in report.findings:
-            self.emit(events.Remark(finding.what, finding.where, finding.code))
-        self.emit(
-            events.Merged(
-                path=merge.path,
-                method=report.method,
-                adapters=tuple(names),
-                rank=merged.rank,
-                modules=len(merged.layer_names),
-                report=report.as_dict(),
-            )
+        return merged, events.Merged(
+            path=merge.path,
+            method=report.method,
+            adapters=tuple(names),
+            rank=merged.rank,
+            modules=len(merged.layer_names),
+            report=report.as_dict(),
         )
 
     def _resize(self, wanted: Resize, task: str, path: Path) -> None:

@@ -135,6 +135,18 @@ class StorageError(VLoRAError, OSError):
         return "\n".join(self.lines())
 
 
+class HubError(VLoRAError):
+    """The Hugging Face Hub gave no answer that could be used."""
+
+
+class HubOfflineError(HubError):
+    """The Hub cannot be reached, or is switched off here, and the cache does not have it."""
+
+
+class HubAccessError(InputError):
+    """The Hub knows the place and does not let this token, or nobody without one, in."""
+
+
 class Cancelled(VLoRAError):
     """The work was asked to stop and did, between two layers."""
 

@@ -77,7 +77,7 @@ def test_the_example_comes_back() -> None:
 
 
 words = st.text(min_size=1, max_size=12).filter(
-    lambda text: not text.startswith("hf://") and "\0" not in text
+    lambda text: not text.startswith("hf:/") and "\0" not in text
 )
 shares = st.floats(0.001, 0.999)
 goals = st.one_of(
@@ -126,7 +126,22 @@ merges = st.builds(
     method=words,
     weights=st.none() | st.tuples(shares, shares),
     rank=st.none() | st.integers(1, 64),
-    parameters=st.dictionaries(st.sampled_from(["density", "seed"]), shares, max_size=2),
+    energy=st.none() | shares,
+    normalize=st.none() | st.booleans(),
+    scale=st.floats(0.1, 9),
+    dialect=st.none() | st.just("peft"),
+    dtype=st.none() | st.sampled_from(["fp16", "bf16"]),
+    layers=st.dictionaries(
+        words,
+        st.lists(shares, min_size=2, max_size=2)
+        | st.fixed_dictionaries({"density": shares}, optional={"weights": st.just([1.0, 0.5])}),
+        max_size=2,
+    ),
+    parameters=st.dictionaries(
+        st.sampled_from(["density", "seed"]),
+        shares | st.lists(shares, min_size=2, max_size=2),
+        max_size=2,
+    ),
 )
 
 
@@ -196,7 +211,7 @@ WRONG = [
     (f'{IN}skip_bad = "yes"', "line 3, input.skip_bad", "true or false"),
     ("[input]\nadapters = [3]", "line 2, input.adapters", "is a path or a table"),
     ('[input]\nadapters = [{ path = "a", task = "b" }]', "line 2", "path, name"),
-    ('[input]\nadapters = ["hf://org/name"]', "line 2, input.adapters", "hf download"),
+    ('[input]\nadapters = ["hf://org"]', "line 2, input.adapters", "hf://org/name"),
     (
         '[input]\nadapters = [{ path = "a", name = "x" }, { path = "b", name = "x" }]',
         "input.adapters",
@@ -255,7 +270,27 @@ WRONG = [
     (
         f'{IN}[[merge]]\nadapters = ["a", "b"]\npath = "m"\ndensity = [1]',
         "line 6, merge[0].density",
+        "one density for each",
+    ),
+    (
+        f'{IN}[[merge]]\nadapters = ["a", "b"]\npath = "m"\ndensity = [[1]]',
+        "line 6, merge[0].density",
         "wrong kind",
+    ),
+    (
+        f'{IN}[[merge]]\nadapters = ["a", "b"]\npath = "m"\nlayers = {{ "*" = [1, 2, 3] }}',
+        "line 6, merge[0].layers",
+        "2 weights",
+    ),
+    (
+        f'{IN}[[merge]]\nadapters = ["a", "b"]\npath = "m"\ndialect = "mergekit"',
+        "line 6, merge[0].dialect",
+        "peft",
+    ),
+    (
+        f'{IN}[[merge]]\nadapters = ["a", "b"]\npath = "m"\nenergy = 2',
+        "line 6, merge[0].energy",
+        "between 0 and 1",
     ),
     (
         f'{IN}[[merge]]\nadapters = ["a", "b"]\npath = "m"\nsource = "subspace"',

@@ -35,8 +35,13 @@ COMMANDS = {
     "info": Entry("look", "info", "Tell what a subspace holds, from its headers.", "Look"),
     "spectra": Entry("spectra", "spectra", "Measure what every k would cost.", "Look"),
     "plan": Entry("plan", "plan", "What every method would cost, at every size.", "Look"),
-    "analyze": Entry("compare", "analyze", "Similarity of adapters, and clusters.", "Look"),
+    "analyze": Entry("compare", "analyze", "Similarity, clusters, outliers, duplicates.", "Look"),
     "diff": Entry("compare", "diff", "Compare two adapters or tasks.", "Look"),
+    "interference": Entry(
+        "interference", "interference", "Which adapters a merge would set at odds.", "Look"
+    ),
+    "coverage": Entry("coverage", "coverage", "How much of an adapter a subspace holds.", "Look"),
+    "report": Entry("report", "report", "Write a report on adapters, with plots.", "Look"),
     "module": Entry("module", "module", "Look closely at one module of one or two.", "Look"),
     "validate": Entry("care", "validate", "Check a subspace: checksums, shapes, figures.", "Look"),
     "doctor": Entry("doctor", "doctor", "What is wrong with adapters; what mends it.", "Look"),
@@ -54,18 +59,14 @@ COMMANDS = {
     "remove": Entry("tasks", "remove", "Take a task out of a subspace.", "Work"),
     "merge": Entry("merge", "merge", "Merge adapters into one.", "Work"),
     "resize": Entry("resize", "resize", "Give adapters another rank.", "Work"),
+    "pull": Entry("hub", "pull", "Download adapters or a subspace from the Hub.", "Work"),
+    "push": Entry("hub", "push", "Publish a subspace or adapters on the Hub.", "Work"),
     "run": Entry("run", "run", "Execute a recipe: a file, or flags.", "Work"),
     "config": Entry("config", "config", "The settings, and where each comes from.", "Settings"),
     "jobs": Entry("jobs", "jobs", "List, follow, cancel, resume and remove jobs.", "Work"),
 }
 
-NOT_YET = (
-    "interference",
-    "report",
-    "push",
-    "pull",
-    "guide",
-)
+NOT_YET = ("guide",)
 
 
 class LazyGroup(TyperGroup):

@@ -30,6 +30,7 @@ from typing import Any
 from vlora_engine import __version__
 from vlora_engine.errors import InputError, NotFoundError, ParameterError, StorageError
 from vlora_engine.files import directory_bytes, dump_json, partial_path, write_file
+from vlora_engine.hub.address import is_address, parse_address
 from vlora_engine.partial import kept_layers, spectra_partial
 from vlora_tui import paths
 from vlora_tui.events import SpectraBegun, read_events
@@ -351,9 +352,9 @@ def title_of(recipe: Recipe) -> str:
     """What a recipe does, in a few words."""
     inputs = recipe.input.adapters
     if recipe.input.subspace is not None:
-        source = Path(recipe.input.subspace).name
+        source = _called(recipe.input.subspace)
     else:
-        source = Path(inputs[0].path).name if len(inputs) == 1 else f"{len(inputs)} inputs"
+        source = _called(inputs[0].path) if len(inputs) == 1 else f"{len(inputs)} inputs"
     if is_spectra(recipe):
         return f"spectra of {source}"
     ends = [recipe.output, *(step.path for step in recipe.written)]
@@ -361,6 +362,10 @@ def title_of(recipe: Recipe) -> str:
     first = named[0].parent if "{task}" in named[0].name else named[0]
     more = f" and {len(named) - 1} more" if len(named) > 1 else ""
     return f"{source} -> {first.name}{more}"
+
+
+def _called(path: str) -> str:
+    return parse_address(path).name if is_address(path) else Path(path).name
 
 
 def known_outputs(recipe: Recipe, spectra: Path | None) -> list[str]:

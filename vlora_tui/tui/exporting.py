@@ -11,15 +11,19 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from vlora_engine.errors import ParameterError, VLoRAError
 from vlora_engine.files import foreign_entries, is_empty_directory
+from vlora_engine.hub.address import is_address
+from vlora_engine.merging.registry import MergeParameter
+from vlora_engine.merging.specs import DEFAULT_METHOD
+from vlora_engine.merging.specs import MERGE_METHODS as METHODS
 from vlora_engine.targets import TARGETS, check_fit, facts_of_task, find_target, target_bytes
 from vlora_engine.targets.fit import DTYPES as STORED
 from vlora_tui.recipe import AdapterInput, Export, Input, Merge, Recipe, is_path
 from vlora_tui.room import adapter_bytes, free_bytes, merged_bytes
-from vlora_tui.writing import export_paths
+from vlora_tui.writing import check_merge, export_paths
 
 if TYPE_CHECKING:
     from vlora_engine.catalog import AdapterInfo
@@ -35,56 +39,14 @@ FILES = {
 }
 
 
-class Parameter(NamedTuple):
-    """A parameter of a merge method; `vlora_engine.merging` holds the same, but loads torch."""
-
-    name: str
-    kind: type
-    default: float | None
-    range: str
-    summary: str
-    low: float = -math.inf
-    high: float = math.inf
-    open_low: bool = False
-    open_high: bool = False
-
-    def parse(self, text: str) -> float | int | None:
-        """The value that is meant; empty is the default.
-
-        Raises:
-            ParameterError: It is no number, or out of range.
-        """
-        if not text.strip():
-            return self.default
-        try:
-            value = self.kind(text)
-        except ValueError:
-            value = math.nan
-        above = value > self.low if self.open_low else value >= self.low
-        below = value < self.high if self.open_high else value <= self.high
-        if not (above and below):
-            raise ParameterError(
-                f"{self.name} is out of range.", expected=self.range, found=repr(text)
-            )
-        return value
-
-
-MERGES: dict[str, str] = {
-    "average": "weighted sum of the weight changes, exact",
-    "ties": "keep the largest entries, elect signs, average what agrees",
-    "dare": "drop entries at random, rescale the rest, sum",
+# What can be merged, and how: the engine's own table, which needs no torch.
+_SHOWN = {DEFAULT_METHOD if DEFAULT_METHOD in m.aliases else m.name: m for m in METHODS.values()}
+MERGES: dict[str, str] = {name: method.summary for name, method in _SHOWN.items()}
+CAUTIONS = {name: method.caution for name, method in _SHOWN.items()}
+PARAMETERS: dict[str, tuple[MergeParameter, ...]] = {
+    name: method.parameters for name, method in _SHOWN.items()
 }
-PARAMETERS: dict[str, tuple[Parameter, ...]] = {
-    "average": (),
-    "ties": (
-        Parameter("density", float, 0.5, "(0, 1]", "share of entries kept", 0, 1, True, False),
-    ),
-    "dare": (
-        Parameter("drop_rate", float, 0.5, "[0, 1)", "share of entries dropped", 0, 1, False, True),
-        Parameter("seed", int, None, "any integer", "seed of the draws; a fresh one by default"),
-    ),
-}
-RANK = Parameter("rank", int, None, "1 or more", "rank of the result; by default what it needs", 1)
+RANK = MergeParameter("rank", "int", None, "rank of the result; by default what it needs", low=1)
 
 
 @dataclass(frozen=True)
@@ -121,7 +83,7 @@ class Settings:
     dtype: str | None = None
     verify: bool = True
     out: str = ""
-    method: str = "average"
+    method: str = DEFAULT_METHOD
     weights: str = ""
     rank: str = ""
     parameters: Mapping[str, str] = field(default_factory=dict)
@@ -218,9 +180,14 @@ def first_settings(source: Source) -> Settings:
     if source.place is not None:
         beside = source.place.parent / f"{source.place.name}-adapters"
         return Settings(out=f"{beside}/{{task}}", merged=f"{source.place.parent}/merged")
-    roots = [str(Path(item.path).parent) for item in source.items if item.path]
+    roots = [str(Path(path).parent) for path in _paths_of(source)]
     root = os.path.commonpath(roots) if roots else os.getcwd()
     return Settings(doing="merge", out=f"{root}-again/{{task}}", merged=f"{root}/merged")
+
+
+def _paths_of(source: Source) -> list[str]:
+    """The adapters that lie on this disk, and not on the Hub."""
+    return [str(item.path) for item in source.items if item.path and not is_address(item.path)]
 
 
 # the plan
@@ -278,7 +245,7 @@ def _base(settings: Settings) -> str | None:
 
 
 def _with_room(rows: list[Row], source: Source, files: str = FILES["peft"]) -> Plan:
-    inputs = {Path(item.path) for item in source.items if item.path}
+    inputs = {Path(path) for path in _paths_of(source)}
     if source.place is not None:
         inputs.add(source.place)
     seen: set[Path] = set()
@@ -363,7 +330,7 @@ def _merge_recipe(source: Source, marked: Sequence[str], settings: Settings) -> 
     if len(groups) > 1:
         raise ParameterError("These adapters do not fit together", found="different groups")
     parameters = {
-        p.name: value
+        p.name: list(value) if isinstance(value, tuple) else value
         for p in PARAMETERS[settings.method]
         if (value := p.parse(settings.parameters.get(p.name, ""))) is not None
         and (value != p.default)
@@ -378,6 +345,7 @@ def _merge_recipe(source: Source, marked: Sequence[str], settings: Settings) -> 
         rank=None if rank is None else int(rank),
         parameters=parameters,
     )
+    check_merge(merge, len(chosen))
     if source.place is not None:
         return Recipe(input=Input(subspace=str(source.place)), merges=(merge,))
     adapters = tuple(AdapterInput(str(item.path), item.name) for item in chosen)
@@ -467,5 +435,6 @@ def _merge_words(recipe: Recipe) -> list[str]:
         words += ["--rank", str(merge.rank)]
     values: Mapping[str, Any] = merge.parameters
     for name, value in values.items():
-        words += [f"--{name.replace('_', '-')}", str(value)]
+        each = value if isinstance(value, list | tuple) else [value]
+        words += [f"--{name.replace('_', '-')}", ",".join(map(str, each))]
     return words

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import math
 import shlex
 import shutil
 import time
@@ -146,27 +145,55 @@ def test_sizes_are_those_that_are_written(subspace: Path, cli: Cli, tmp_path: Pa
             assert expected == pytest.approx(directory_bytes(out / task.file[:-12]), rel=0.1)
 
 
-def test_the_parameters_of_merging_are_those_of_the_engine() -> None:
-    for name in MERGES:
+def test_every_method_of_the_engine_is_offered_with_its_parameters() -> None:
+    assert [MERGE_METHODS.find(name).name for name in MERGES] == list(MERGE_METHODS)
+    for name, summary in MERGES.items():
         method = MERGE_METHODS.find(name)
-        assert method.summary == MERGES[name]
-        ours = {p.name: (p.default, p.summary) for p in PARAMETERS[name]}
-        assert ours == {p.name: (p.default, p.summary) for p in method.parameters}
-        for mine, theirs in zip(PARAMETERS[name], method.parameters, strict=True):
-            assert mine.range == theirs.range
-            for text in ("0", "1", "0.5", "-1", "2", "x", "nan", "7"):
-                try:
-                    value = mine.parse(text)
-                except ParameterError:
-                    value = math.nan
-                number = float(text) if text != "x" else text
-                if mine.kind is int and isinstance(number, float) and number.is_integer():
-                    number = int(number)
-                try:
-                    expected: Any = theirs.check(number)
-                except ParameterError:
-                    expected = math.nan
-                assert value == expected or (value != value and expected != expected)
+        assert summary == method.summary
+        assert PARAMETERS[name] == method.parameters
+        for marked in (2, 3):
+            settings = Settings("merge", method=name)
+            lines = [field.key for field in form_fields(settings, marked)]
+            assert [p.name for p in method.parameters] == lines[2 : 2 + len(method.parameters)]
+
+
+def form_fields(settings: Settings, marked: int) -> list[Any]:
+    from vlora_tui.tui.screens.export_lines import form_lines
+
+    return form_lines(settings, exporting.Plan(), marked, after_build=False, ascii_only=True)
+
+
+def test_what_is_typed_is_judged_by_the_method() -> None:
+    density, epsilon, seed = PARAMETERS["della"]
+    assert density.parse("") == 0.5
+    assert density.parse("0.5, 0.3") == (0.5, 0.3)
+    assert seed.parse(" 7 ") == 7
+    for parameter, text in ((density, "0"), (density, "x"), (epsilon, "0.5"), (seed, "1.5")):
+        with pytest.raises(ParameterError, match="out of range"):
+            parameter.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (Settings("merge", merged="/m", method="slerp"), "takes 2 adapters"),
+        (Settings("merge", merged="/m", method="ties", parameters={"density": "1,1"}), "for each"),
+        (
+            Settings("merge", merged="/m", method="della", parameters={"epsilon": "0.49999"}),
+            None,
+        ),
+        (
+            Settings("merge", merged="/m", method="della", parameters={"density": "0.1"}),
+            "do not fit together",
+        ),
+    ],
+)
+def test_a_merge_that_cannot_be_says_so_before_it_starts(
+    subspace: Path, settings: Settings, words: str | None
+) -> None:
+    source = exporting.tasks_of(read_manifest(subspace))
+    plan = exporting.plan(source, [item.name for item in source.items], settings)
+    assert (plan.problem is None) if words is None else (words in str(plan.problem))
 
 
 def test_what_stands_in_the_way_is_told_apart(subspace: Path, tmp_path: Path) -> None:

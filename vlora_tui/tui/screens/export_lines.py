@@ -7,10 +7,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from vlora_engine.errors import VLoRAError
+from vlora_engine.merging.registry import MergeParameter
 from vlora_engine.targets import TARGETS, Served, start_lines
 from vlora_tui import events
 from vlora_tui.tui import exporting
-from vlora_tui.tui.exporting import MERGES, PARAMETERS, RANK, Plan, Settings
+from vlora_tui.tui.exporting import CAUTIONS, MERGES, PARAMETERS, RANK, Plan, Settings
 from vlora_tui.tui.widgets.form import Field
 from vlora_tui.tui.words import clean, plural, tilde
 
@@ -122,9 +123,10 @@ def _target_lines(settings: Settings) -> list[Field]:
 
 
 def _merge_lines(settings: Settings, marked: int) -> list[Field]:
-    fields = [Field("method", "method", settings.method, "choice", f"{MERGES[settings.method]}.")]
+    about = f"{MERGES[settings.method]}. {CAUTIONS[settings.method]}".strip()
+    fields = [Field("method", "method", settings.method, "choice", about)]
     for parameter in PARAMETERS[settings.method]:
-        default = "fresh" if parameter.default is None else f"{parameter.default:g}"
+        default = default_words(parameter)
         fields.append(_text_line(settings, parameter.name, default, marked))
     return [
         *fields,
@@ -144,6 +146,15 @@ def _text_line(settings: Settings, key: str, default: str, marked: int) -> Field
     edit = edit_of(settings, key, marked)
     label = key.replace("_", " ")
     return Field(key, label, edit.value or default, "text", edit.words, edit.wrong(edit.value))
+
+
+def default_words(parameter: MergeParameter) -> str:
+    """What an empty line means."""
+    if parameter.default is None:
+        return "fresh" if parameter.name == "seed" else "from the weights"
+    return (
+        f"{parameter.default:g}" if isinstance(parameter.default, float) else str(parameter.default)
+    )
 
 
 class Edit(NamedTuple):
