@@ -60,18 +60,9 @@ class Table:
             self.fail(key, f"{key!r} names no place.", expected="a path", found=repr(path))
         return path
 
-    def choice(
-        self, key: str, allowed: tuple[str, ...], default: str, later: tuple[str, ...] = ()
-    ) -> str:
-        """A word out of ``allowed``; those of ``later`` are known but not built yet."""
+    def choice(self, key: str, allowed: tuple[str, ...], default: str) -> str:
+        """A word out of ``allowed``."""
         value = self.get(key, str, default)
-        if value in later:
-            self.fail(
-                key,
-                f"{key} = {value!r} is not built yet.",
-                expected=f"for now: {', '.join(allowed)}",
-                found=repr(value),
-            )
         if value not in allowed and value != default:
             self.fail(
                 key, f"{value!r} is no {key}.", expected=", ".join(allowed), found=repr(value)

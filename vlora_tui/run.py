@@ -23,7 +23,7 @@ from vlora_tui.collection import Collection, gather
 from vlora_tui.locking import waiting_lock
 from vlora_tui.recipe import CACHE, MEASURED, Compress, Quantize, Recipe, resolve
 from vlora_tui.room import needs_of, require_room
-from vlora_tui.writing import Writer, plan_outputs
+from vlora_tui.writing import Writer, check_merge, merge_inputs, plan_outputs
 
 if TYPE_CHECKING:
     from vlora_engine.check import CheckReport
@@ -329,7 +329,7 @@ class Run:
             spectra = Spectra.load(place)
         except VLoRAError:
             return None  # a cache: what cannot be read is made again
-        return spectra if spectra.complete and spectra.has_outlook else None
+        return spectra if spectra.is_whole else None
 
     def _tell_choice(self, compress: Compress, spectra: Spectra) -> int | None:
         """Tell what is going to be built; its bytes, where the spectra know them."""
@@ -379,6 +379,32 @@ class SpectraRun(Run):
                     self._compute_spectra(target, self._check(), self.device, force=True)
         self.outputs.append(str(target))
         self._tell_spectra(Spectra.load(target), reused=reused)
+
+
+@dataclass
+class PreviewRun(Run):
+    """Computes every merge of a recipe, says what it keeps of its adapters, writes nothing."""
+
+    def _steps(self) -> None:
+        if not self.recipe.merges:
+            raise ParameterError(
+                "There is no merge to look at.", expected="a [[merge]] table, or merge A B"
+            )
+        if self.recipe.output is not None and any(
+            merge.source == "subspace" for merge in self.recipe.merges
+        ):
+            raise ParameterError(
+                "The subspace that is merged from is not built yet.",
+                where=self.recipe.output,
+                remedy="build it first; a recipe with input.subspace can be looked at",
+            )
+        self.collection = gather(self.recipe)
+        self._tell_collection()
+        for merge in self.recipe.merges:
+            check_merge(merge, len(merge_inputs(merge, self.collection)))
+        Writer(
+            self.recipe, self.collection, self.emit, self.force, self._on_progress, self.cancelled
+        ).preview_all()
 
 
 def reason(error: VLoRAError | None) -> str:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.errors import Cancelled, NotFoundError, ParameterError
 from vlora_engine.files import check_output, directory_bytes
+from vlora_engine.targets import Facts, check_fit, facts_of, facts_of_task, find_target
 from vlora_tui import events
 from vlora_tui.collection import Collection
 from vlora_tui.recipe import Export, Merge, Recipe, is_path
 
 if TYPE_CHECKING:
     from vlora_engine.adapters import AdapterSource, LoRAWeights
+    from vlora_engine.manifest import Manifest
     from vlora_engine.progress import ProgressCallback
     from vlora_engine.subspace import SharedSubspace
 
@@ -42,12 +44,11 @@ def plan_outputs(
         _require_packable(recipe.input.subspace)
     outputs = [Path(recipe.output)] if recipe.output is not None else []
     for export in recipe.exports:
-        outputs += export_paths(export, collection.tasks).values()
+        places = export_paths(export, collection.tasks)
+        _require_fit(export, places, collection)
+        outputs += places.values()
     for merge in recipe.merges:
-        from vlora_engine.merging import MERGE_METHODS
-
-        merge_inputs(merge, collection)
-        MERGE_METHODS.find(merge.method).check(merge.parameters)
+        check_merge(merge, len(merge_inputs(merge, collection)))
         outputs.append(Path(merge.path))
     inputs = {Path(p) for p in collection.places.values()}
     if recipe.input.subspace is not None:
@@ -56,6 +57,37 @@ def plan_outputs(
     for path in outputs:
         check_output(path, force=force or str(path) in done)
     return outputs
+
+
+def _require_fit(export: Export, places: Mapping[str, Path], collection: Collection) -> None:
+    """Refuse a task that the target would refuse, before the first one is written."""
+    target = find_target(export.target)
+    for task, path in places.items():
+        facts = facts_of_export(export, task, collection.manifest, collection.adapters)
+        check_fit(
+            target,
+            facts,
+            drop_rest=export.drop_rest,
+            dtype=export.dtype,
+            base=export.base,
+            out=path,
+        )
+
+
+def facts_of_export(
+    export: Export,
+    task: str,
+    manifest: Manifest | None,
+    adapters: Mapping[str, AdapterSource],
+) -> Facts:
+    """What headers tell of a task, with the base model that the export names."""
+    if manifest is not None:
+        facts = facts_of_task(manifest, manifest.task(task))
+    else:
+        facts = facts_of(adapters[task], task)
+    if export.base_model is None:
+        return facts
+    return replace(facts, config={**facts.config, "base_model_name_or_path": export.base_model})
 
 
 def export_paths(export: Export, tasks: Sequence[str]) -> dict[str, Path]:
@@ -130,6 +162,22 @@ def merge_inputs(merge: Merge, collection: Collection) -> list[str]:
     return names
 
 
+def check_merge(merge: Merge, count: int) -> None:
+    """Everything about a merge that can be judged without its adapters.
+
+    Raises:
+        ParameterError: An unknown method or parameter, a value out of range, a contradiction.
+    """
+    from vlora_engine.merging.request import check_request
+
+    check_request(count, merge.method, **_merge_settings(merge), parameters=merge.parameters)
+
+
+def _merge_settings(merge: Merge) -> dict[str, Any]:
+    names = ("weights", "layers", "normalize", "scale", "space", "dialect", "rank", "energy")
+    return {name: getattr(merge, name) for name in names}
+
+
 @dataclass
 class Writer:
     """Writes what the recipe exports and merges, asking between two tasks whether to stop."""
@@ -172,19 +220,46 @@ class Writer:
         from vlora_engine.formats import save_adapter
 
         weights = with_overrides(subspace.reconstruct(task), export)
+        if export.drop_rest and find_target(export.target).no_rest:
+            self._tell_left_out(task, weights)
+            weights = replace(weights, rest={})
         if str(path) not in self.done:
-            save_adapter(weights, path, target=export.target, dtype=export.dtype, force=self.force)
+            save_adapter(
+                weights,
+                path,
+                target=export.target,
+                dtype=export.dtype,
+                force=self.force,
+                drop_rest=export.drop_rest,
+                base=export.base,
+            )
             self._tell_targets(export, path)
-        self.emit(events.Exported(task, str(path), export.target, directory_bytes(path)))
+        self.emit(
+            events.Exported(
+                task,
+                str(path),
+                export.target,
+                directory_bytes(path),
+                rank=max((a.shape[0] for a in weights.lora_a.values()), default=0),
+                base=weights.metadata.get("base_model_name_or_path"),
+            )
+        )
         if export.verify:
             self.emit(events.Verified(task, str(path), verify_adapter(weights, path)))
+
+    def _tell_left_out(self, task: str, weights: LoRAWeights) -> None:
+        if weights.rest:
+            many = len(weights.rest)
+            tensors = "1 tensor" if many == 1 else f"{many} tensors"
+            text = f"Left out, as asked: {tensors} besides A and B."
+            self.emit(events.Remark(text, task, "rest-left-out"))
 
     def _tell_targets(self, export: Export, path: Path) -> None:
         """Say so if PEFT would not find the modules under the names that were asked for."""
         import json
 
         wanted = export.target_modules
-        if wanted is None or self._targets_told:
+        if wanted is None or self._targets_told or find_target(export.target).form != "peft":
             return
         config = json.loads((path / "adapter_config.json").read_text("utf-8"))
         if sorted(config.get("target_modules") or ()) != sorted(wanted):
@@ -195,32 +270,46 @@ class Writer:
             )
             self.emit(events.Remark(text, str(path), "targets-not-covered"))
 
+    def preview_all(self) -> None:
+        """Tell what every merge would keep of its adapters; write nothing."""
+        for merge in self.recipe.merges:
+            self._stop_if_asked()
+            _, event = self._merged(merge)
+            self._tell_findings(event)
+            self.emit(events.MergePreviewed(**vars(event)))
+
     def _merge(self, merge: Merge) -> None:
         from vlora_engine.formats import save_adapter
+
+        merged, event = self._merged(merge)
+        save_adapter(merged, merge.path, dtype=merge.dtype, force=self.force)
+        self._tell_findings(event)
+        self.emit(event)
+
+    def _tell_findings(self, event: events.Merged) -> None:
+        for finding in event.report["findings"]:
+            self.emit(events.Remark(finding["what"], finding["where"], finding["code"]))
+
+    def _merged(self, merge: Merge) -> tuple[LoRAWeights, events.Merged]:
+        """The result, and what there is to say about it."""
         from vlora_engine.merging import merge_with_report
 
         names = merge_inputs(merge, self.collection)
-        settings: Any = {"weights": merge.weights, "space": merge.space, "rank": merge.rank}
         merged, report = merge_with_report(
             [self._source(merge, name) for name in names],
             merge.method,
-            **settings,
+            **_merge_settings(merge),
             **merge.parameters,
             progress=self.on_progress,
             cancelled=self.cancelled,
         )
-        save_adapter(merged, merge.path, force=self.force)
-        for finding in report.findings:
-            self.emit(events.Remark(finding.what, finding.where, finding.code))
-        self.emit(
-            events.Merged(
-                path=merge.path,
-                method=report.method,
-                adapters=tuple(names),
-                rank=merged.rank,
-                modules=len(merged.layer_names),
-                report=report.as_dict(),
-            )
+        return merged, events.Merged(
+            path=merge.path,
+            method=report.method,
+            adapters=tuple(names),
+            rank=merged.rank,
+            modules=len(merged.layer_names),
+            report=report.as_dict(),
         )
 
     def _source(self, merge: Merge, name: str) -> LoRAWeights | AdapterSource:
@@ -247,8 +336,6 @@ class Writer:
 
 def with_overrides(weights: LoRAWeights, export: Export) -> LoRAWeights:
     """``weights`` with what an export says of the config; what the adapter does stays."""
-    from dataclasses import replace
-
     from vlora_engine.export import with_alpha
 
     config = dict(weights.metadata)

@@ -42,6 +42,9 @@ _HOMES = {
         "adapter_diff",
         "subspace_coverage",
         "find_outliers",
+        "interference",
+        "find_duplicates",
+        "find_runs",
     ],
     "vlora_engine.merging": [
         "MERGE_METHODS",

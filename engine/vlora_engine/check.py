@@ -90,7 +90,7 @@ def check_adapters(
 ) -> CheckReport:
     """Read every tensor of every adapter: norms of dW, NaN and Inf, sha256, shapes that fit."""
     names = list(sources)
-    misfits = _misfits(sources)
+    misfits = misfits_of(sources)
 
     def check(name: str) -> AdapterCheck:
         if name in misfits:
@@ -168,8 +168,8 @@ def _finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor.float()).all())
 
 
-def _misfits(sources: Mapping[str, AdapterSource]) -> dict[str, CollectionError]:
-    """Adapters whose modules have other dimensions than most adapters' modules of that name."""
+def misfits_of(sources: Mapping[str, AdapterSource]) -> dict[str, CollectionError]:
+    """Adapters whose modules have other dimensions than most others have; from headers alone."""
     votes: dict[str, Counter[tuple[str, int, int]]] = {}
     for source in sources.values():
         for module, shape in source.modules.items():

@@ -53,22 +53,23 @@ def task_figures(manifest: Manifest, task_id: str) -> TaskFigures:
         )
     header = read_header(manifest.path / "tasks" / record.file)
     count = len(record.layers)
-    return TaskFigures(
-        task=task_id,
-        layers=tuple(manifest.layers[i].name for i in record.layers),
-        norms=_figures(header, "norms", count),
-        errors=_figures(header, "errors", count),
-    )
+    if manifest.coding is None:
+        norms, errors = (_figures(header, name, (count,)) for name in ("norms", "errors"))
+    else:
+        norms, errors = _figures(header, "figures", (2, count))
+    layers = tuple(manifest.layers[i].name for i in record.layers)
+    return TaskFigures(task=task_id, layers=layers, norms=norms, errors=errors)
 
 
-def _figures(header: Header, name: str, count: int) -> Array:
+def _figures(header: Header, name: str, shape: tuple[int, ...]) -> Array:
     entry = header.entries.get(name)
-    if entry is None or entry.dtype != "F32" or entry.shape != (count,):
+    if entry is None or entry.dtype != "F32" or entry.shape != shape:
         raise CorruptFileError(
             f"The task's file does not hold the {name} that its index speaks of.",
             where=header.path,
-            expected=f"F32 ({count},)",
+            expected=f"F32 {shape}",
             found="nothing" if entry is None else f"{entry.dtype} {entry.shape}",
             remedy="restore it from a copy, or compress the adapters again",
         )
-    return np.frombuffer(bytes(read_bytes(header, name)), dtype="<f4").astype(np.float64)
+    figures = np.frombuffer(bytes(read_bytes(header, name)), dtype="<f4")
+    return figures.reshape(shape).astype(np.float64)

@@ -56,13 +56,33 @@ def check_output(path: Path, *, force: bool = False) -> None:
         )
 
 
+def check_output_file(path: Path, *, force: bool = False) -> None:
+    """Raise unless a single file may be written at ``path``; ``force`` replaces a file.
+
+    Raises:
+        OutputExistsError: Something is there; with ``force`` only a directory and its like.
+    """
+    if not os.path.lexists(path) or (force and path.is_file()):
+        return
+    raise OutputExistsError(
+        "The output already exists; nothing was written.",
+        where=path,
+        expected="a file, or nothing",
+        found="a file" if path.is_file() else "a directory" if path.is_dir() else "no file",
+        remedy="choose another output, or pass --force to replace it"
+        if path.is_file()
+        else "choose another output",
+    )
+
+
 # In the index of a peer's format that this engine wrote: what a peer wrote is not ours to replace.
 WRITTEN_BY = {"written_by": "vlora-tui"}
 _PEERS_MARKERS = frozenset({"subspace_meta.json", "share_config.json"})
-_MARKERS = frozenset({"subspace.json", "adapter_config.json", "spectra.json"})
+_MARKERS = frozenset({"subspace.json", "adapter_config.json", "spectra.json", "adapter.gguf"})
 _WRITTEN = re.compile(
     r"README\.md|subspace\.json|tasks|basis(-\d+-of-\d+)?\.safetensors"
     r"|adapter_config\.json|adapter_model\.(safetensors|bin)|adapters\.safetensors"
+    r"|adapter\.gguf|Modelfile"
     r"|spectra\.json|layers|vectors|similarity\.safetensors"
 )
 

@@ -121,10 +121,11 @@ def read_header(path: Path) -> Header:
                 f"a header length of {length} bytes",
             )
         raw = file.read(length)
-    return replace(_parse_header(path, raw, size), identity=_identity(status))
+    return replace(_parse_header(path, raw, size), identity=file_identity(status))
 
 
-def _identity(status: os.stat_result) -> Identity:
+def file_identity(status: os.stat_result) -> Identity:
+    """What tells a file from another one that took its place."""
     return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
@@ -307,7 +308,7 @@ class FilePool:
         while len(self._files) >= self._limit:
             self._close(next(iter(self._files)))
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        identity = _identity(os.fstat(descriptor))
+        identity = file_identity(os.fstat(descriptor))
         if wanted not in (None, identity):
             os.close(descriptor)
             raise CorruptFileError(

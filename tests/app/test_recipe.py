@@ -125,7 +125,22 @@ merges = st.builds(
     method=words,
     weights=st.none() | st.tuples(shares, shares),
     rank=st.none() | st.integers(1, 64),
-    parameters=st.dictionaries(st.sampled_from(["density", "seed"]), shares, max_size=2),
+    energy=st.none() | shares,
+    normalize=st.none() | st.booleans(),
+    scale=st.floats(0.1, 9),
+    dialect=st.none() | st.just("peft"),
+    dtype=st.none() | st.sampled_from(["fp16", "bf16"]),
+    layers=st.dictionaries(
+        words,
+        st.lists(shares, min_size=2, max_size=2)
+        | st.fixed_dictionaries({"density": shares}, optional={"weights": st.just([1.0, 0.5])}),
+        max_size=2,
+    ),
+    parameters=st.dictionaries(
+        st.sampled_from(["density", "seed"]),
+        shares | st.lists(shares, min_size=2, max_size=2),
+        max_size=2,
+    ),
 )
 
 
@@ -211,9 +226,9 @@ WRONG = [
     (f'{IN}[[export]]\npath = "e"', "line 3, export", "no subspace to export from"),
     ('[input]\nsubspace = "s"\n[[export]]\n', "line 3, export[0]", "lacks 'path'"),
     (
-        '[input]\nsubspace = "s"\n[[export]]\npath = "e"\n[[export]]\npath = "f"\ntarget = "vllm"',
+        '[input]\nsubspace = "s"\n[[export]]\npath = "e"\n[[export]]\npath = "f"\ntarget = "vlm"',
         "line 7, export[1].target",
-        "not built yet",
+        "portable, vllm",
     ),
     ('[input]\nsubspace = "s"\n[[export]]\npath = "e"\ntasks = []', "line 5", "No task"),
     ('export = 3\n[input]\nsubspace = "s"', "line 1, export", "a list"),
@@ -226,7 +241,27 @@ WRONG = [
     (
         f'{IN}[[merge]]\nadapters = ["a", "b"]\npath = "m"\ndensity = [1]',
         "line 6, merge[0].density",
+        "one density for each",
+    ),
+    (
+        f'{IN}[[merge]]\nadapters = ["a", "b"]\npath = "m"\ndensity = [[1]]',
+        "line 6, merge[0].density",
         "wrong kind",
+    ),
+    (
+        f'{IN}[[merge]]\nadapters = ["a", "b"]\npath = "m"\nlayers = {{ "*" = [1, 2, 3] }}',
+        "line 6, merge[0].layers",
+        "2 weights",
+    ),
+    (
+        f'{IN}[[merge]]\nadapters = ["a", "b"]\npath = "m"\ndialect = "mergekit"',
+        "line 6, merge[0].dialect",
+        "peft",
+    ),
+    (
+        f'{IN}[[merge]]\nadapters = ["a", "b"]\npath = "m"\nenergy = 2',
+        "line 6, merge[0].energy",
+        "between 0 and 1",
     ),
     (
         f'{IN}[[merge]]\nadapters = ["a", "b"]\npath = "m"\nsource = "subspace"',

@@ -95,27 +95,6 @@ FOREIGN: tuple[Foreign, ...] = (
 )
 
 
-class GgufFormat(Foreign):
-    """llama.cpp's file format, recognised by its magic bytes."""
-
-    def detect(self, probe: Probe) -> bool:
-        """See `Format`."""
-        if probe.file is None:
-            return False
-        try:
-            with probe.file.open("rb") as file:
-                return file.read(4) == b"GGUF"
-        except OSError:
-            return False
-
-
-GGUF = GgufFormat(
-    "gguf",
-    "a GGUF file of llama.cpp",
-    "point at the PEFT directory that it was made from",
-)
-
-
 class UnknownTensors(Foreign):
     """A safetensors file (or a directory with only one) whose names tell nothing."""
 
