@@ -214,6 +214,17 @@ class MergePreviewed(Event):
 
 
 @dataclass(frozen=True)
+class Resized(Event):
+    """One adapter was written at another rank; the report holds its errors, of dW."""
+
+    type: ClassVar[str] = "resized"
+    task: str
+    path: str
+    nbytes: int
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Finished(Event):
     """The last event of a run that did all it should."""
 

@@ -22,7 +22,8 @@ from vlora_tui.recipe import (
     Merge,
     Quantize,
     Recipe,
-    refuse_remote,
+    Resize,
+    check_place,
 )
 from vlora_tui.recipe_table import REQUIRED, RecipeError, Table
 
@@ -50,6 +51,7 @@ def read_tables(tables: Mapping[str, Any], *, text: str = "", where: str = "reci
         output=root.read_if_there("output", _read_output),
         exports=tuple(_read_export(table) for table in root.tables("export")),
         merges=tuple(_read_merge(table) for table in root.tables("merge")),
+        resizes=tuple(_read_resize(table) for table in root.tables("resize")),
     )
     root.end()
     _check_whole(recipe, root)
@@ -90,7 +92,7 @@ def _read_adapter(table: Table, entry: Any) -> AdapterInput:
             expected='"runs/*" or { path = "...", name = "..." }',
             found=repr(entry),
         )
-    table.located("adapters", refuse_remote, adapter.path)
+    table.located("adapters", check_place, adapter.path)
     return adapter
 
 
@@ -306,6 +308,38 @@ def _check_parameter(table: Table, place: str, key: str, value: Any, count: int)
         )
     if not (_is_number(value) or isinstance(value, bool | str) or numbers):
         table.fail(place, f"{key!r} has a value of the wrong kind.", found=repr(value))
+
+
+def _read_resize(table: Table) -> Resize:
+    dynamic = table.get("dynamic", list)
+    if dynamic is not None and not (
+        len(dynamic) == 2 and isinstance(dynamic[0], str) and _is_number(dynamic[1])
+    ):
+        table.fail(
+            "dynamic",
+            "A dynamic rule is its name and its value.",
+            expected='["sv_fro", 0.97]',
+            found=repr(dynamic),
+        )
+    wanted = Resize(
+        tasks=table.words("tasks", ["*"]),
+        path=table.path_at("path"),
+        rank=table.natural("rank"),
+        energy=table.get("energy", float),
+        dynamic=None if dynamic is None else (dynamic[0], float(dynamic[1])),
+        target=table.get("target", str),
+        verify=table.get("verify", bool, True),
+    )
+    table.end()
+    given = [n for n in ("dynamic", "energy", "target", "rank") if getattr(wanted, n) is not None]
+    table.located(given[0] if given else "rank", _check_sizing, wanted)
+    return wanted
+
+
+def _check_sizing(wanted: Resize) -> None:
+    from vlora_engine.sizing import Sizing
+
+    Sizing(wanted.rank, wanted.energy, wanted.dynamic, wanted.target)
 
 
 def _check_whole(recipe: Recipe, root: Table) -> None:

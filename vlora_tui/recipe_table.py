@@ -27,7 +27,7 @@ class Table:
         self._text, self._where = text, where
         self._read: dict[str, None] = {}
 
-    def fail(self, key: str | None, what: str, **details: str | None) -> NoReturn:
+    def fail(self, key: str | None, what: str, **details: Any) -> NoReturn:
         """Raise with the place of ``key`` in the file."""
         place = self.path if key is None else f"{self.path}.{key}" if self.path else key
         line = line_of(self._text, self.path, key)

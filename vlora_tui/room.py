@@ -17,7 +17,7 @@ from vlora_engine.files import directory_bytes, partial_path
 from vlora_engine.targets import find_target, target_bytes
 from vlora_engine.tensorfile import ITEM_BYTES
 from vlora_tui.collection import Collection
-from vlora_tui.recipe import Compress, Export, Merge, Recipe
+from vlora_tui.recipe import Compress, Export, Merge, Recipe, Resize
 from vlora_tui.sizes import size
 from vlora_tui.writing import export_paths, facts_of_export, merge_inputs
 
@@ -142,6 +142,12 @@ def needs_of(
         for merge in recipe.merges
         if merge.path not in done
     ]
+    needs += [
+        Need(path, _resized_bytes(resize, task, collection))
+        for resize in recipe.resizes
+        for task, path in export_paths(resize, collection.tasks).items()
+        if str(path) not in done
+    ]
     return needs
 
 
@@ -238,6 +244,21 @@ def _merged_bytes(merge: Merge, collection: Collection) -> int:
         elif Path(name).is_dir():
             sizes.append(directory_bytes(Path(name)))
     return merged_bytes(sizes, ranks, merge.rank)
+
+
+def _resized_bytes(resize: Resize, task: str, collection: Collection) -> int:
+    """At most what it is now, or what the rank that is named comes to."""
+    if collection.manifest is not None:
+        record = collection.manifest.task(task)
+        now, rank = adapter_bytes(collection.manifest, record), record.rank or 1
+        return now if resize.rank is None else round(now * max(1.0, resize.rank / rank))
+    source = collection.adapters[task]
+    if resize.rank is None:
+        return source.nbytes
+    return source.nbytes + sum(
+        max(0, resize.rank - s.rank) * (s.d_in + s.d_out) * ITEM_BYTES[s.dtype]
+        for s in source.modules.values()
+    )
 
 
 def _kept(partial: Path) -> int:

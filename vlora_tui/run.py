@@ -1,7 +1,8 @@
 """Executes a recipe, step by step, telling typed events to whoever listens.
 
 The order is fixed: find the inputs and refuse what cannot work, read and judge every tensor,
-choose k where a target asks for it, build, export, merge. Nothing is written before the verdict.
+choose k where a target asks for it, build, export, merge, resize. Nothing is written before the
+verdict.
 Headers are read without torch; the engine's numerics are imported when a step needs them.
 """
 
@@ -109,13 +110,13 @@ class Run:
 
     def _steps(self) -> None:
         recipe = self.recipe
-        steps = (recipe.compress, recipe.quantize, *recipe.exports, *recipe.merges)
+        steps = (recipe.compress, recipe.quantize, *recipe.written)
         if not any(step is not None for step in steps):
             raise ParameterError(
                 "The recipe has inputs and nothing to do with them.",
-                expected="a [compress], [quantize], [[export]] or [[merge]] table",
+                expected="a [compress], [quantize], [[export]], [[merge]] or [[resize]] table",
             )
-        self.collection = gather(recipe)
+        self.collection = gather(recipe, progress=self._on_progress, cancelled=self.cancelled)
         self._tell_collection()
         plan_outputs(self.recipe, self.collection, force=self.force, done=self.done)
         self._require_room()
@@ -136,6 +137,7 @@ class Run:
         )
         self.outputs += writer.export_all()
         self.outputs += writer.merge_all()
+        self.outputs += writer.resize_all()
 
     def _require_room(self, subspace: int | None = None) -> None:
         """Refuse what will not fit: before anything is read, and again when k is chosen."""
@@ -147,7 +149,7 @@ class Run:
         found = self.collection
         for adapter in found.unusable:
             self._skip(adapter.name, adapter.error)
-        for finding in found.closed:
+        for finding in (*found.remarks, *found.closed):
             self._remark(finding)
         if found.adapters:
             self.emit(
@@ -364,7 +366,7 @@ class SpectraRun(Run):
         from vlora_engine.surface import Spectra
 
         pick_device(self.device)
-        self.collection = gather(self.recipe)
+        self.collection = gather(self.recipe, progress=self._on_progress, cancelled=self.cancelled)
         self._tell_collection()
         self._tell_mixed_bases()
         target, reused = self.target or self.collection.spectra_dir(MEASURED), False

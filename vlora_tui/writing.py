@@ -1,4 +1,4 @@
-"""The outputs of a recipe: exported tasks and merged adapters, planned first and then written."""
+"""The outputs of a recipe: exported, merged and resized adapters, planned first, then written."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.errors import Cancelled, NotFoundError, ParameterError
 from vlora_engine.files import check_output, directory_bytes
+from vlora_engine.hub.address import is_address
 from vlora_engine.targets import Facts, check_fit, facts_of, facts_of_task, find_target
 from vlora_tui import events
 from vlora_tui.collection import Collection
-from vlora_tui.recipe import Export, Merge, Recipe, is_path
+from vlora_tui.recipe import Export, Merge, Recipe, Resize, is_path
 
 if TYPE_CHECKING:
     from vlora_engine.adapters import AdapterSource, LoRAWeights
@@ -50,8 +51,10 @@ def plan_outputs(
     for merge in recipe.merges:
         check_merge(merge, len(merge_inputs(merge, collection)))
         outputs.append(Path(merge.path))
-    inputs = {Path(p) for p in collection.places.values()}
-    if recipe.input.subspace is not None:
+    for resize in recipe.resizes:
+        outputs += export_paths(resize, collection.tasks).values()
+    inputs = {Path(p) for p in collection.places.values() if not is_address(p)}
+    if recipe.input.subspace is not None and not is_address(recipe.input.subspace):
         inputs.add(Path(recipe.input.subspace))
     _require_apart(outputs, inputs)
     for path in outputs:
@@ -90,8 +93,8 @@ def facts_of_export(
     return replace(facts, config={**facts.config, "base_model_name_or_path": export.base_model})
 
 
-def export_paths(export: Export, tasks: Sequence[str]) -> dict[str, Path]:
-    """Where each exported task goes."""
+def export_paths(export: Export | Resize, tasks: Sequence[str]) -> dict[str, Path]:
+    """Where each exported or resized task goes."""
     chosen = match_tasks(export.tasks, tasks)
     if "{task}" not in export.path:
         if len(chosen) > 1:
@@ -180,7 +183,7 @@ def _merge_settings(merge: Merge) -> dict[str, Any]:
 
 @dataclass
 class Writer:
-    """Writes what the recipe exports and merges, asking between two tasks whether to stop."""
+    """Writes what the recipe exports, merges and resizes; between two it asks whether to stop."""
 
     recipe: Recipe
     collection: Collection
@@ -214,6 +217,17 @@ class Writer:
             if merge.path not in self.done:
                 self._merge(merge)
         return [merge.path for merge in self.recipe.merges]
+
+    def resize_all(self) -> list[str]:
+        """Write every adapter that gets another rank; return the paths."""
+        written: list[str] = []
+        for resize in self.recipe.resizes:
+            for task, path in export_paths(resize, self.collection.tasks).items():
+                self._stop_if_asked()
+                if str(path) not in self.done:
+                    self._resize(resize, task, path)
+                written.append(str(path))
+        return written
 
     def _export(self, subspace: SharedSubspace, export: Export, task: str, path: Path) -> None:
         from vlora_engine.export import verify_adapter
@@ -311,6 +325,29 @@ class Writer:
             modules=len(merged.layer_names),
             report=report.as_dict(),
         )
+
+    def _resize(self, wanted: Resize, task: str, path: Path) -> None:
+        from vlora_engine.export import verify_adapter
+        from vlora_engine.formats import save_adapter
+        from vlora_engine.resizing import resize
+
+        of_subspace = self.collection.manifest is not None
+        weights, report = resize(
+            self._subspace().reconstruct(task) if of_subspace else self.collection.adapters[task],
+            rank=wanted.rank,
+            energy=wanted.energy,
+            dynamic=wanted.dynamic,
+            target=wanted.target,
+            progress=self.on_progress,
+            cancelled=self.cancelled,
+        )
+        save_adapter(weights, path, force=self.force)
+        self.emit(events.Resized(task, str(path), directory_bytes(path), report.as_dict()))
+        if report.short:
+            text = f"Less is kept than was asked for: {report.short}."
+            self.emit(events.Remark(text, str(path), "kept-less"))
+        if wanted.verify:
+            self.emit(events.Verified(task, str(path), verify_adapter(weights, path)))
 
     def _source(self, merge: Merge, name: str) -> LoRAWeights | AdapterSource:
         from vlora_engine.formats import open_adapter

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from vlora_engine.errors import VLoRAError
     from vlora_engine.manifest import Manifest
     from vlora_engine.store import StoredSubspace
 
@@ -27,6 +28,7 @@ class Finding:
         where: File, tensor, module or task.
         what: One sentence.
         remedy: What to do, empty when there is nothing to do.
+        fix: The exact command that does it, where there is one.
     """
 
     severity: Severity
@@ -34,6 +36,7 @@ class Finding:
     where: str
     what: str
     remedy: str = ""
+    fix: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """The same, for JSON."""
@@ -218,6 +221,13 @@ def _coded_findings(manifest: Manifest, broken: set[str]) -> Iterator[Finding]:
         stored.close()
 
 
-def _from_error(where: str, error: Any) -> Finding:
-    what = error.what if not error.found else f"{error.what.rstrip('.')}: {error.found}."
-    return Finding("error", "unreadable", where, what, error.remedy or "")
+def finding_of(error: VLoRAError, where: str = "") -> Finding:
+    """A refusal as a finding, under its own code or as ``unreadable``."""
+    told = not error.found or error.found in error.what
+    what = error.what if told else f"{error.what.rstrip('.')}: {error.found}."
+    code = error.code or "unreadable"
+    return Finding("error", code, where or error.where or "", what, error.remedy or "")
+
+
+def _from_error(where: str, error: VLoRAError) -> Finding:
+    return replace(finding_of(error, where), code="unreadable")

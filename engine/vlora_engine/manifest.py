@@ -25,6 +25,7 @@ from vlora_engine.errors import (
 )
 from vlora_engine.files import how_to_put_back
 from vlora_engine.health import Finding
+from vlora_engine.hub.address import is_address
 from vlora_engine.packing import Quantization, parse_quantization
 from vlora_engine.tensorfile import ITEM_BYTES, read_error
 
@@ -368,7 +369,8 @@ def is_own_subspace(path: Path) -> bool:
 def read_manifest(path: str | Path) -> Manifest:
     """Read and check subspace.json of the directory ``path``; opens no tensor file.
 
-    Of a peer's subspace its own index and the headers of its files are read instead.
+    Of a peer's subspace its own index and the headers of its files are read instead. An ``hf://``
+    address is fetched into the Hub's cache, and read there.
 
     Raises:
         NotFoundError: There is no subspace.
@@ -376,6 +378,10 @@ def read_manifest(path: str | Path) -> Manifest:
         SubspaceError: It is of another version.
     """
     directory = Path(path)
+    if is_address(directory):
+        from vlora_engine.hub.fetch import local_path
+
+        directory = local_path(directory)
     file = directory / INDEX
     try:
         raw = file.read_bytes()

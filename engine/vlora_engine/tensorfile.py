@@ -200,6 +200,7 @@ def lfs_pointer_error(path: Path) -> CorruptFileError:
         expected="a JSON file" if path.suffix == ".json" else "tensors",
         found="a short text that starts with 'version https://git-lfs'",
         remedy="run `git lfs install && git lfs pull` in that repository, or download it again",
+        code="lfs-pointer",
     )
 
 
@@ -210,6 +211,7 @@ def _corrupt(path: Path, expected: str, found: str) -> CorruptFileError:
         expected=expected,
         found=found,
         remedy="download or copy it again",
+        code="corrupt-file",
     )
 
 
@@ -232,6 +234,7 @@ def missing_error(path: Path) -> NotFoundError:
             where=path,
             found=f"a link to {os.readlink(path)}",
             remedy="download it again, or mount what the link leads to",
+            code="missing-file",
         )
     return NotFoundError(
         "There is no such file.", where=path, remedy="check the path, or download it again"

@@ -286,7 +286,7 @@ def test_interference_in_three_forms(cli: Cli, zoo: Path) -> None:
     assert data["adapters"] == ["a", "b", "c"]
     matrices = data["matrices"]
     assert matrices.keys() == data["measures"].keys()
-    rows = list(csv.DictReader(io.StringIO(cli("interference", zoo, "--csv").out)))
+    rows = list(csv.DictReader(io.StringIO(cli("interference", zoo, "--csv", "-").out)))
     assert [(row["adapter"], row["and"]) for row in rows] == [
         (a, b) for a in "abc" for b in "abc" if a != b
     ]
@@ -298,5 +298,5 @@ def test_interference_in_three_forms(cli: Cli, zoo: Path) -> None:
     text = cli("interference", zoo).out
     assert "sign conflict" in text
     assert json.dumps(data)
-    cli("interference", zoo, "--csv", "--json", code=2)
+    cli("interference", zoo, "--csv", "-", "--json", code=2)
     assert "nothing to compare" in cli("interference", zoo / "a", code=2).err

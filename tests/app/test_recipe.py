@@ -19,6 +19,7 @@ from vlora_tui.recipe import (
     Merge,
     Quantize,
     Recipe,
+    Resize,
     absolute,
     expand_input,
     load_recipe,
@@ -76,7 +77,7 @@ def test_the_example_comes_back() -> None:
 
 
 words = st.text(min_size=1, max_size=12).filter(
-    lambda text: not text.startswith("hf://") and "\0" not in text
+    lambda text: not text.startswith("hf:/") and "\0" not in text
 )
 shares = st.floats(0.001, 0.999)
 goals = st.one_of(
@@ -144,12 +145,40 @@ merges = st.builds(
 )
 
 
+sizings = st.one_of(
+    st.fixed_dictionaries({"rank": st.integers(1, 512)}),
+    st.fixed_dictionaries({"energy": shares}),
+    st.fixed_dictionaries({"dynamic": st.tuples(st.just("sv_fro"), shares)}),
+    st.just({"target": "vllm"}),
+)
+resizes = st.builds(
+    lambda sizing, **others: Resize(**sizing, **others),
+    sizings,
+    path=words,
+    tasks=st.lists(words, min_size=1, max_size=3).map(tuple),
+    verify=st.booleans(),
+)
+
+
 @settings(max_examples=60, deadline=None)
-@given(inputs, compressions, words, st.lists(exports, max_size=2), st.lists(merges, max_size=2))
+@given(
+    inputs,
+    compressions,
+    words,
+    st.lists(exports, max_size=2),
+    st.lists(merges, max_size=2),
+    st.lists(resizes, max_size=2),
+)
 def test_every_recipe_comes_back(
-    source: Input, compress: Compress, output: str, exported: list[Export], merged: list[Merge]
+    source: Input,
+    compress: Compress,
+    output: str,
+    exported: list[Export],
+    merged: list[Merge],
+    resized: list[Resize],
 ) -> None:
-    recipe = Recipe(source, compress, output, tuple(exported), tuple(merged))
+    steps = {"exports": exported, "merges": merged, "resizes": resized}
+    recipe = Recipe(source, compress, output, **{name: tuple(s) for name, s in steps.items()})
     assert parse_recipe(recipe.to_toml()) == recipe
 
 
@@ -182,7 +211,7 @@ WRONG = [
     (f'{IN}skip_bad = "yes"', "line 3, input.skip_bad", "true or false"),
     ("[input]\nadapters = [3]", "line 2, input.adapters", "is a path or a table"),
     ('[input]\nadapters = [{ path = "a", task = "b" }]', "line 2", "path, name"),
-    ('[input]\nadapters = ["hf://org/name"]', "line 2, input.adapters", "hf download"),
+    ('[input]\nadapters = ["hf://org"]', "line 2, input.adapters", "hf://org/name"),
     (
         '[input]\nadapters = [{ path = "a", name = "x" }, { path = "b", name = "x" }]',
         "input.adapters",

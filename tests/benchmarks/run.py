@@ -32,6 +32,8 @@ SECTIONS = (
     "merge_gap",
     "compare",
     "choose_key",
+    "switch",
+    "training",
 )
 PACKAGES = ("vlora-tui", "vlora-dev", "lorashare", "torch", "numpy")
 

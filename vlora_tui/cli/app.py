@@ -44,6 +44,7 @@ COMMANDS = {
     "report": Entry("report", "report", "Write a report on adapters, with plots.", "Look"),
     "module": Entry("module", "module", "Look closely at one module of one or two.", "Look"),
     "validate": Entry("care", "validate", "Check a subspace: checksums, shapes, figures.", "Look"),
+    "doctor": Entry("doctor", "doctor", "What is wrong with adapters; what mends it.", "Look"),
     "eval": Entry("eval", "evaluate", "Measure on the base model what compression cost.", "Look"),
     "benchmark": Entry("care", "benchmark", "Time the operations of a subspace.", "Look"),
     "compress": Entry("compress", "compress", "Compress adapters into one subspace.", "Work"),
@@ -57,18 +58,15 @@ COMMANDS = {
     "add": Entry("tasks", "add", "Add an adapter to a subspace.", "Work"),
     "remove": Entry("tasks", "remove", "Take a task out of a subspace.", "Work"),
     "merge": Entry("merge", "merge", "Merge adapters into one.", "Work"),
+    "resize": Entry("resize", "resize", "Give adapters another rank.", "Work"),
+    "pull": Entry("hub", "pull", "Download adapters or a subspace from the Hub.", "Work"),
+    "push": Entry("hub", "push", "Publish a subspace or adapters on the Hub.", "Work"),
     "run": Entry("run", "run", "Execute a recipe: a file, or flags.", "Work"),
     "config": Entry("config", "config", "The settings, and where each comes from.", "Settings"),
     "jobs": Entry("jobs", "jobs", "List, follow, cancel, resume and remove jobs.", "Work"),
 }
 
-NOT_YET = (
-    "resize",
-    "doctor",
-    "push",
-    "pull",
-    "guide",
-)
+NOT_YET = ("guide",)
 
 
 class LazyGroup(TyperGroup):

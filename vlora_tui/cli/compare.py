@@ -11,6 +11,7 @@ from vlora_tui.cli import options as o
 from vlora_tui.cli.csv_file import Csv, CsvFile
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.flags import require_there
+from vlora_tui.cli.hub_places import fetch_first
 from vlora_tui.cli.output import Output, percent, plural, printable
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.comparing import CLUSTERED, Compared, compare, require_several, sameness, why
@@ -58,7 +59,7 @@ def diff(
     sheet = CsvFile(csv, out, force=force)
     if fail_above is not None and not fail_above >= 0:
         raise ParameterError("--fail-above is a share, 0 or more.", found=str(fail_above))
-    first, second = two_places(places)
+    first, second = fetch_first(out, *two_places(places))
     modules = adapter_diff(open_place(first), open_place(second), space="delta")
     total = diff_total(modules)
     if space == "factors":
@@ -147,6 +148,7 @@ def find_all(paths: list[str], out: Output, *, skip_bad: bool) -> Collection:
 
     require_there(paths)
     entries = [found for entry in named_inputs(paths) for found in expand_input(entry)]
+    fetch_first(out, *(entry.path for entry in entries))
     collection = gather_adapters(entries, skip_bad=skip_bad)
     for bad in collection.unusable:
         out.warn(printable(f"{bad.name} is left out: {bad.error.what}"))

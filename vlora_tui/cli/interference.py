@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import sys
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterator
+from typing import Any
 
-import typer
-
-from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
-from vlora_tui.cli.compare import open_all
+from vlora_tui.cli.compare import find_all
+from vlora_tui.cli.csv_file import Csv, CsvFile
 from vlora_tui.cli.output import Output, percent, plural
 from vlora_tui.cli.progress import Watcher
-
-if TYPE_CHECKING:
-    from vlora_engine.conflicts import Interference
+from vlora_tui.comparing import require_several
 
 SHOWN = 20  # pairs that are printed
 
@@ -23,28 +18,26 @@ SHOWN = 20  # pairs that are printed
 def interference(
     adapters: o.Adapters,
     skip_bad: o.SkipBad = False,
-    as_csv: Annotated[
-        bool, typer.Option("--csv", help="Every ordered pair as a line of CSV.")
-    ] = False,
+    csv: Csv = None,
+    force: o.Force = False,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
 ) -> None:
     """Which adapters share directions, and where they pull against each other."""
+    from vlora_engine.check import check_adapters
     from vlora_engine.conflicts import MEASURES
     from vlora_engine.conflicts import interference as measure
 
     out = Output(json=as_json, quiet=quiet)
-    if as_csv and as_json:
-        raise ParameterError("--csv and --json are two forms of the same.", expected="one of them")
-    sources = open_all(adapters, out, skip_bad=skip_bad)
-    names = list(sources)
-    if len(names) < 2:
-        raise ParameterError("There is nothing to compare: one adapter.", found=", ".join(names))
+    sheet = CsvFile(csv, out, force=force)
+    collection = find_all(adapters, out, skip_bad=skip_bad)
+    require_several(list(collection.adapters))
     with Watcher(out) as watcher:
-        found = measure(list(sources.values()), progress=watcher.on_progress)
-    if as_csv:
-        _write_csv(names, found)
-        return
+        report = check_adapters(collection.adapters, progress=watcher.on_progress)
+        names = report.require(skip_bad=skip_bad)
+        require_several(names)
+        sources = [collection.adapters[name] for name in names]
+        found = measure(sources, progress=watcher.on_progress)
     matrices = found.as_dict()
     out.json(
         "interference",
@@ -61,6 +54,7 @@ def interference(
             },
         },
     )
+    sheet.write(("adapter", "and", *matrices), _rows(names, matrices))
     _show_pairs(out, names, matrices)
     for name, words in MEASURES.items():
         out.text(f"{name.replace('_', ' ')}: {words}")
@@ -97,12 +91,9 @@ def _show_pairs(out: Output, names: list[str], matrices: dict[str, list[list[flo
         out.essence(f"{opposed(pairs[0]):.6g}")
 
 
-def _write_csv(names: list[str], found: Interference) -> None:
-    matrices = found.as_dict()
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(["adapter", "and", *matrices])
+def _rows(names: list[str], matrices: dict[str, Any]) -> Iterator[list[object]]:
+    """Every ordered pair."""
     for i, first in enumerate(names):
         for j, second in enumerate(names):
             if i != j:
-                values = (f"{matrix[i][j]:.9g}" for matrix in matrices.values())
-                writer.writerow([first, second, *values])
+                yield [first, second, *(matrix[i][j] for matrix in matrices.values())]

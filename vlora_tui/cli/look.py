@@ -4,9 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from vlora_engine.errors import ParameterError
+from vlora_engine.hub.address import (
+    CACHE_PLACE,
+    SEARCH_PLACE,
+    address_text,
+    is_hub_place,
+)
 from vlora_tui.cli import options as o
+from vlora_tui.cli.hub_places import headers_of
 from vlora_tui.cli.output import Output, percent, plural, printable, size, times
 
 if TYPE_CHECKING:
@@ -14,12 +25,37 @@ if TYPE_CHECKING:
     from vlora_engine.manifest import Manifest, TaskRecord
 
 
-def inspect(paths: o.Adapters, as_json: o.AsJson = False, quiet: o.Quiet = False) -> None:
-    """List the adapters in folders: which are sound as far as headers tell, which fit together."""
+def inspect(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(help="Adapter folders, patterns, hf://org/name.", metavar="PATHS"),
+    ] = None,
+    hf_cache: Annotated[
+        bool, typer.Option("--hf-cache", help="Those that were downloaded from the Hub before.")
+    ] = False,
+    search_base: Annotated[
+        str | None,
+        typer.Option("--search-base", help="Those on the Hub of this model.", metavar="ORG/NAME"),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="How many the search may find; 20.")
+    ] = None,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """List adapters: which are sound as far as headers tell, which fit together.
+
+    On the Hub headers alone are read; nothing is downloaded.
+    """
     from vlora_engine.catalog import scan
 
     out = Output(json=as_json, quiet=quiet)
-    catalog = scan(expand(paths))
+    if limit is not None and search_base is None:
+        raise ParameterError("--limit is for --search-base.")
+    places = expand(paths or ())
+    places += [CACHE_PLACE] * hf_cache
+    places += [] if search_base is None else [SEARCH_PLACE + search_base]
+    catalog = scan(places, search_limit=limit)
     tasks = _tasks_inside(catalog)
     out.json("inspect", {**catalog.as_dict(), "tasks": [info.as_dict() for info in tasks]})
     show_catalog(out, catalog, tasks)
@@ -34,8 +70,9 @@ def _tasks_inside(catalog: Catalog) -> list[AdapterInfo]:
 
     tasks = []
     for path in catalog.subspaces:
-        with suppress(VLoRAError):
-            tasks += tasks_of(path)
+        if isinstance(path, Path):  # of one on the Hub the index is not fetched for this
+            with suppress(VLoRAError):
+                tasks += tasks_of(path)
     return tasks
 
 
@@ -82,9 +119,10 @@ def info(subspace: o.Subspace, as_json: o.AsJson = False, quiet: o.Quiet = False
     from vlora_engine.manifest import read_manifest
 
     out = Output(json=as_json, quiet=quiet)
-    manifest = read_manifest(subspace)
-    out.json("info", info_data(manifest))
-    show_manifest(out, manifest)
+    with headers_of(subspace) as place:
+        manifest = read_manifest(place)
+        out.json("info", info_data(manifest))
+        show_manifest(out, manifest)
     for task in manifest.tasks:
         out.essence(printable(task))
 
@@ -94,6 +132,7 @@ def info_data(manifest: Manifest) -> dict[str, Any]:
     top = max((max(layer.k_a, layer.k_b) for layer in manifest.layers), default=0)
     return {
         **manifest.as_dict(),
+        "path": address_text(str(manifest.path)),
         "num_components": top,
         "rank": max((layer.rank for layer in manifest.layers), default=0),
         "num_layers": len(manifest.layers),
@@ -108,7 +147,7 @@ def show_manifest(out: Output, manifest: Manifest) -> None:
     from vlora_engine.card import stored_in
     from vlora_tui.choices import how, manifest_figures
 
-    out.text(printable(f"subspace   {manifest.path}"))
+    out.text(printable(f"subspace   {address_text(str(manifest.path))}"))
     stored = f"stored {'' if manifest.coding else 'in '}{stored_in(manifest)}"
     out.text(f"method     {how(manifest_figures(manifest))}, {stored}")
     out.text(printable(f"base       {manifest.base_model or 'not named'}"))
@@ -169,7 +208,11 @@ def expand(paths: Sequence[str]) -> list[str]:
     from vlora_tui.recipe import expand_input, named_inputs
 
     require_there(paths)
-    return [found.path for entry in named_inputs(paths) for found in expand_input(entry)]
+    return [
+        found.path
+        for entry in named_inputs(paths)
+        for found in ([entry] if is_hub_place(entry.path) else expand_input(entry))
+    ]
 
 
 def _summary(catalog: Catalog, tasks: int) -> str:

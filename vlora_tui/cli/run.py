@@ -20,6 +20,7 @@ from vlora_tui.cli.flags import compress_recipe, say_once
 from vlora_tui.cli.merge import is_recipe, preview_merges, show_merges
 from vlora_tui.cli.output import Output, printable
 from vlora_tui.cli.progress import Watcher
+from vlora_tui.cli.resize import show_resizes
 from vlora_tui.recipe import load_recipe
 
 
@@ -100,6 +101,7 @@ def tell(watcher: Watcher, out: Output) -> None:
     data["exported"] = show_exports(out, watcher)
     data["start"] = starts(watcher)
     data["merged"] = show_merges(out, watcher)
+    data["resized"] = show_resizes(out, watcher)
     out.json("run", data)
     for path in finished.outputs:
         out.essence(path)

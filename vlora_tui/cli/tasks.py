@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlora_engine.errors import CollectionError, ParameterError, SubspaceError
+from vlora_engine.hub.address import is_address, parse_address
 from vlora_tui.cli import options as o
 from vlora_tui.cli.flags import require_there
+from vlora_tui.cli.hub_places import fetch_first, require_own
 from vlora_tui.cli.output import Output, percent, plural, printable, size
 
 if TYPE_CHECKING:
@@ -44,9 +46,12 @@ def add(
     out = Output(json=as_json, quiet=quiet)
     if incremental and project:
         raise ParameterError("--incremental and --project are two ways of adding.")
+    require_own(subspace)
     require_there([adapter])
     manifest = _own(read_manifest(subspace), "add", adapter)
-    name = task_id if task_id is not None else Path(adapter).resolve().name
+    (adapter,) = fetch_first(out, adapter)
+    own_name = parse_address(adapter).name if is_address(adapter) else Path(adapter).resolve().name
+    name = task_id if task_id is not None else own_name
     if not name.strip():
         raise ParameterError("A task needs a name.", found=repr(name))
     if name in manifest.tasks:
@@ -107,6 +112,7 @@ def remove(
     from vlora_tui.writing import match_tasks
 
     out = Output(json=as_json, quiet=quiet)
+    require_own(subspace)
     manifest = _own(read_manifest(subspace), "remove", *tasks)
     names = match_tasks(tasks, list(manifest.tasks))
     if len(names) == len(manifest.tasks):

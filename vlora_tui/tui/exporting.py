@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vlora_engine.errors import ParameterError, VLoRAError
 from vlora_engine.files import foreign_entries, is_empty_directory
+from vlora_engine.hub.address import is_address
 from vlora_engine.merging.registry import MergeParameter
 from vlora_engine.merging.specs import DEFAULT_METHOD
 from vlora_engine.merging.specs import MERGE_METHODS as METHODS
@@ -179,9 +180,14 @@ def first_settings(source: Source) -> Settings:
     if source.place is not None:
         beside = source.place.parent / f"{source.place.name}-adapters"
         return Settings(out=f"{beside}/{{task}}", merged=f"{source.place.parent}/merged")
-    roots = [str(Path(item.path).parent) for item in source.items if item.path]
+    roots = [str(Path(path).parent) for path in _paths_of(source)]
     root = os.path.commonpath(roots) if roots else os.getcwd()
     return Settings(doing="merge", out=f"{root}-again/{{task}}", merged=f"{root}/merged")
+
+
+def _paths_of(source: Source) -> list[str]:
+    """The adapters that lie on this disk, and not on the Hub."""
+    return [str(item.path) for item in source.items if item.path and not is_address(item.path)]
 
 
 # the plan
@@ -239,7 +245,7 @@ def _base(settings: Settings) -> str | None:
 
 
 def _with_room(rows: list[Row], source: Source, files: str = FILES["peft"]) -> Plan:
-    inputs = {Path(item.path) for item in source.items if item.path}
+    inputs = {Path(path) for path in _paths_of(source)}
     if source.place is not None:
         inputs.add(source.place)
     seen: set[Path] = set()

@@ -61,6 +61,7 @@ def foreign_error(kind: Foreign, where: Path) -> UnsupportedAdapterError:
         expected="a PEFT adapter (adapter_config.json, adapter_model.safetensors)",
         found=kind.label,
         remedy=kind.remedy,
+        code="foreign-format",
     )
 
 
@@ -120,6 +121,7 @@ class UnknownTensors(Foreign):
             expected="keys such as base_model.model.<module>.lora_A.weight",
             found=", ".join(shown(name) for name in names[:3]) or "no tensors",
             remedy="save the adapter with PEFT's model.save_pretrained",
+            code="unknown-format",
         )
 
 

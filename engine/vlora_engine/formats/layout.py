@@ -102,6 +102,7 @@ def check_ranks(layout: Layout, settings: Settings, config_path: Path, where: Pa
         found=f"rank {found}, shape {list(pair.shape.shape_a)}",
         remedy=f"{advice} in {config_path} if the tensors are right (lora_alpha is divided by r, "
         "so look at it too), or find the config that belongs to them",
+        code="rank-disagrees",
     )
 
 
@@ -167,6 +168,7 @@ def pair_of(
             expected="F32, F16, BF16, F64 or an 8-bit float",
             found=dtype_a if wrong_a else dtype_b,
             remedy="save the adapter again in bf16, fp16 or fp32; quantized factors are not read",
+            code="factor-dtype",
         )
     wider = dtype_a if ITEM_BYTES[dtype_a] >= ITEM_BYTES[dtype_b] else dtype_b
     return Pair(key_a, key_b, ModuleShape(shape_a[0], d_in, d_out, wider, kind, shape_a, shape_b))
@@ -192,6 +194,7 @@ def _conv_dimensions(
             found=f"shape {list(shape_b)} beside A {list(shape_a)}",
             remedy="retrain it without that module, "
             "or pass --allow-unsupported to carry it along as it is",
+            code="grouped-convolution",
         )
     if not convolution or shape_b[1] != rank:
         raise _product_error(key_a, shape_a, shape_b, where)
@@ -210,6 +213,7 @@ def check_name(key: str, where: Path) -> None:
             expected="printable text",
             found=ascii(key)[:80],
             remedy="do not use this file: it was damaged, or made to do damage",
+            code="corrupt-file",
         )
 
 
@@ -222,6 +226,7 @@ def _product_error(
         expected="A [r, in] and B [out, r] with the same r",
         found=f"A {list(shape_a)} and B {list(shape_b)}",
         remedy="save the adapter again where it was trained; one tensor is not its own",
+        code="factors-disagree",
     )
 
 
@@ -242,6 +247,7 @@ def _half_error(module: str, keys: Iterable[str], where: Path) -> AdapterError:
         expected=f"{missing} beside it" if len(keys) == 1 else "lora_A and lora_B of one kind",
         found=", ".join(keys) if len(keys) > 1 else "no such tensor",
         remedy="save or download the adapter again: it is not complete",
+        code="half-pair",
     )
 
 
@@ -252,6 +258,7 @@ def _several_error(module: str, one: str, two: str, where: Path) -> AdapterError
         expected="one adapter per file",
         found=f"{one} and {two}",
         remedy="save each adapter into its own directory: model.save_pretrained(dir) in PEFT",
+        code="several-in-one-file",
     )
 
 
@@ -263,4 +270,5 @@ def _empty_error(key: str, shape: tuple[int, ...], where: Path) -> AdapterError:
         found=f"shape {list(shape)}",
         remedy="gather the shards before saving (DeepSpeed ZeRO-3: GatheredParameters; FSDP: "
         "summon_full_params), then save the adapter again",
+        code="empty-factor",
     )

@@ -107,6 +107,7 @@ def _weights(probe: Probe) -> Path:
             expected=" or ".join(WEIGHTS),
             found=_some_names(probe.names),
             remedy="copy or download the tensor file into that directory",
+            code="no-tensors",
         )
     return probe.weights
 
@@ -250,6 +251,7 @@ def _no_modules_error(contents: Contents) -> VLoRAError:
         else "no tensors",
         remedy="point at a directory that PEFT's model.save_pretrained wrote; "
         "a whole model is not an adapter",
+        code="no-factors",
     )
 
 
