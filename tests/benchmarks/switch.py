@@ -56,7 +56,7 @@ def _switches(bench: Bench, many: int) -> Table:
 def _forwards(bench: Bench) -> Table:
     hidden = HIDDEN // 4 if bench.quick else HIDDEN
     table = Table(
-        f"the same on one layer of hidden size {hidden}, which is run, with {ROWS} tasks, fp32; CPU",
+        f"the same on one layer of hidden size {hidden}, which is run; {ROWS} tasks, fp32; CPU",
         ["", "first ms", "again ms", "1 token ms", "64 tokens ms", "mixed ms", "MB over base"],
         notes=[
             f"mixed: a batch of {ROWS} rows x {LENGTH} tokens, another task in every row "
