@@ -7,6 +7,7 @@ changing the import. What differs is said where it differs.
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -508,6 +509,48 @@ class SharedSubspace:
 
         save(self, Path(path), force=force)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        revision: str | None = None,
+        message: str | None = None,
+        tasks: Sequence[str] | None = None,
+        force: bool = False,
+        progress: ProgressCallback | None = None,
+    ) -> str:
+        """Push it to a repository of the Hugging Face Hub, with a model card; the page's address.
+
+        The token is that of `hf auth login` or HF_TOKEN.
+
+        Args:
+            private: Of a repository that is new.
+            revision: The branch; by default the main one.
+            tasks: Push these tasks as PEFT adapters, a folder each, instead of the subspace.
+            force: The repository has files already; those of an earlier push make way.
+
+        Raises:
+            HubAccessError: There is no token, or it may not write there.
+            OutputExistsError: The repository has files, and not ``force``.
+            HubError: The Hub cannot be reached, or refused.
+        """
+        from vlora_engine.hub.push import push_subspace
+
+        with tempfile.TemporaryDirectory(prefix="vlora-push-") as staging:
+            pushed = push_subspace(
+                self,
+                repo_id,
+                Path(staging),
+                private=private,
+                revision=revision,
+                message=message,
+                tasks=tasks,
+                force=force,
+                progress=progress,
+            )
+        return pushed.url
+
     def save_quantized(
         self, path: str | Path, block_size: int = BLOCK_SIZE, *, force: bool = False
     ) -> None:
@@ -555,10 +598,17 @@ class SharedSubspace:
         """Open a subspace directory. Only its index is read now; every tensor file is checked
         against its checksum when it is first read.
 
+        Those of vlora-dev (as method `flat`) and lorashare (as `columns`) are opened alike; they
+        have no checksums, and are saved to another place: nothing is changed in theirs.
+
         Raises:
             NotFoundError: There is no subspace at ``path``. CorruptFileError: It is not sound.
         """
         manifest = read_manifest(path)
+        if manifest.peer:
+            from vlora_engine.peers.store import open_peer
+
+            return open_peer(manifest)
         if manifest.coding is not None:
             from vlora_engine.codec.subspace import load_coded
 

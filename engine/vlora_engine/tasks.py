@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from vlora_engine.layer import Bases, BuiltLayer, LayerBasis
 from vlora_engine.manifest import LayerSpec, OwnModule, TaskRecord, unknown_task
 from vlora_engine.packed import PackedBasis
 from vlora_engine.records import figure
+from vlora_engine.sources import absolute_source
 from vlora_engine.store import StoredSubspace, decode_task
 
 
@@ -347,10 +347,8 @@ def _new_record(
 
 def _stored_records(stored: StoredSubspace) -> dict[str, TaskRecord]:
     """The records of a directory, with sources as absolute paths while they are in memory."""
-    home = stored.manifest.path.absolute().parent
+    home = stored.manifest.path
     return {
-        name: record
-        if record.source is None
-        else replace(record, source=os.path.normpath(home / record.source))
+        name: replace(record, source=absolute_source(record.source, home))
         for name, record in stored.manifest.tasks.items()
     }

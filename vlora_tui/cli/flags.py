@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine.errors import ParameterError
+from vlora_engine.hub.address import is_hub_place
 from vlora_tui.cli.options import Compressing
 from vlora_tui.cli.output import Output
-from vlora_tui.recipe import Recipe, absolute, named_inputs
+from vlora_tui.recipe import Recipe, absolute, check_place, named_inputs
 from vlora_tui.recipe_reader import read_tables
 
 WHERE = "the command line"
@@ -64,13 +65,16 @@ def require_there(paths: Sequence[str]) -> None:
     """Refuse a path that is not there, in the words in which it was given.
 
     Raises:
-        NotFoundError: It is not there. A pattern is judged later, a task of a subspace too.
-        ParameterError: It is on another machine or on the Hub.
+        NotFoundError: It is not there. A pattern is judged later, a task of a subspace too, and
+            what is on the Hub.
+        ParameterError: It is on another machine, or no place that the Hub could have.
     """
     from vlora_engine.formats.places import existing_path, split_task
 
     for path in paths:
-        if not glob.has_magic(path) and split_task(path) is None:
+        if is_hub_place(path):
+            check_place(path)
+        elif not glob.has_magic(path) and split_task(path) is None:
             existing_path(path)
 
 

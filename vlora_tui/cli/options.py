@@ -11,9 +11,14 @@ import typer
 from vlora_tui.cli.bundles import Bundle
 
 Adapters = Annotated[
-    list[str], typer.Argument(help="Adapter folders, folders of them, patterns.", metavar="PATHS")
+    list[str],
+    typer.Argument(
+        help="Adapter folders, folders of them, patterns, hf://org/name.", metavar="PATHS"
+    ),
 ]
-Subspace = Annotated[str, typer.Argument(help="A subspace directory.", metavar="DIR")]
+Subspace = Annotated[
+    str, typer.Argument(help="A subspace directory, or hf://org/name.", metavar="DIR")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="The data as one JSON object.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only what a script would want.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
