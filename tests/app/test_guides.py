@@ -1,11 +1,8 @@
-"""The guides are true: their blocks run, what they name exists, and moving here leaves nothing out."""
+"""The guides are true: what stands in their blocks runs; printed, drawn, and in the interface."""
 
 from __future__ import annotations
 
-import ast
 import importlib.util
-import inspect
-import io
 import re
 import shlex
 from collections.abc import Iterator
@@ -14,16 +11,22 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from typer.main import get_command
+from textual.containers import VerticalScroll
+from textual.pilot import Pilot
+from textual.widgets import Static
 
 from tests import make
 from tests.app.conftest import Cli
+from tests.app.tui.drive import run
+from tests.app.tui.test_adapters import app, settle
 from vlora_tui import guides
-from vlora_tui.cli.app import COMMANDS, load_command
+from vlora_tui.cli import main
+from vlora_tui.guides.drawing import WIDEST, drawn
+from vlora_tui.tui.widgets.dialogs import Ask
+from vlora_tui.tui.widgets.guide_page import GuidePage
 
 TASKS = ("legal", "medical", "sports")
 CODE = re.compile(r"^```(\w+)([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-SPAN = re.compile(r"`([^`\n]+)`")
 
 
 class Block(NamedTuple):
@@ -50,12 +53,17 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """What every guide begins with: `adapters`, their `base`, and one more in `new`."""
     pytest.importorskip("peft")
     monkeypatch.chdir(tmp_path)
-    make.tiny_llama().save_pretrained("base")
+    tiny_base().save_pretrained("base")
     for seed, place in enumerate([*(f"adapters/{t}" for t in TASKS), "new/finance"]):
-        model = make.peft_model(make.tiny_llama(), ["q_proj", "v_proj", "down_proj"], seed=seed + 1)
+        targets = ["q_proj", "v_proj", "down_proj"]
+        model = make.peft_model(tiny_base(), targets, seed=seed + 1, r=16, lora_alpha=32)
         model.peft_config["default"].base_model_name_or_path = "base"
         model.save_pretrained(place, save_embedding_layers=False)
     return tmp_path
+
+
+def tiny_base() -> torch.nn.Module:
+    return make.tiny_llama(hidden_size=32, intermediate_size=48, num_key_value_heads=2)
 
 
 def names_given() -> dict[str, Any]:
@@ -67,14 +75,31 @@ def names_given() -> dict[str, Any]:
         "tokens": rows,
         "embeddings": torch.randn(12, 16, generator=torch.Generator().manual_seed(0)),
         "labels": [TASKS[i % 3] for i in range(12)],
-        "base_model": make.tiny_llama(),
+        "base_model": tiny_base(),
     }
 
 
-@pytest.mark.parametrize("name", guides.NAMES)
+def with_theirs(name: str) -> None:
+    """In the guides for those who come from a peer, a directory that the peer itself wrote."""
+    paths = [f"adapters/{task}" for task in TASKS]
+    if name == "from-vlora":
+        vlora = pytest.importorskip("vlora")
+        loaded = [vlora.load_adapter(path) for path in paths]
+        vlora.SharedSubspace.from_adapters(loaded, [*TASKS], num_components=2).save("theirs")
+    elif name == "from-lorashare":
+        lorashare = pytest.importorskip("lorashare")
+        lorashare.SHAREModel.from_adapters(paths, num_components=8).save_pretrained("theirs")
+
+
+PEERS = ("from-vlora", "from-lorashare")
+MARKED = [pytest.param(n, marks=[pytest.mark.peers] * (n in PEERS)) for n in guides.NAMES]
+
+
+@pytest.mark.parametrize("name", MARKED)
 def test_the_blocks_run_in_their_order(
     cli: Cli, world: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    with_theirs(name)
     found = names_given()
     starts: list[str] = []
     ran = 0
@@ -126,4 +151,70 @@ def test_a_line_that_starts_a_server_is_the_one_that_the_export_printed(
     starts = follow(cli, "vlora-tui export small legal -o o --target vllm", [], world)
     assert follow(cli, starts[0], starts, world) == starts
     with pytest.raises(AssertionError, match="is none of"):
-        follow(cli, starts[0].replace("8", "16"), starts, world)
+        follow(cli, starts[0].replace("16", "32"), starts, world)
+
+
+# ---- printed, and in the interface
+
+
+def test_a_pipe_gets_the_markdown_and_a_script_an_object(cli: Cli) -> None:
+    for name in guides.NAMES:
+        assert cli("guide", name).out == (guides.FOLDER / f"{name}.md").read_text("utf-8")
+    row = cli("guide", "vllm", "--json").data
+    assert (row["schema"], row["name"]) == ("vlora-tui/guide", "vllm")
+    assert row["text"] == text_of("vllm")
+    assert row["title"] == "Serve with vLLM"
+    listed = cli("guide", "--json").data["guides"]
+    assert [one["name"] for one in listed] == [*guides.NAMES] == cli("guide", "-q").out.split()
+    assert {path.stem for path in guides.FOLDER.glob("*.md")} == {*guides.NAMES}
+    said = cli("guide").out
+    assert all(one["title"] in said for one in listed)
+    for name in guides.NAMES:
+        assert name in cli("guide", "tui", code=2).err
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_terminal_gets_it_drawn_and_nothing_is_cut(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    monkeypatch.setattr("vlora_tui.cli.guide.is_terminal", lambda stream: True)
+    for name in guides.NAMES:
+        assert main(["guide", name]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines)) <= min(width, WIDEST)
+        assert not any("…" in line or "```" in line or line.startswith("#") for line in lines)
+        code = [line.strip() for block in blocks(name) for line in block.text.splitlines()]
+        for line in code:
+            assert any(line in one for one in lines), f"folded: {line}"
+
+
+def test_a_guide_in_ascii_has_nothing_else() -> None:
+    for name in guides.NAMES:
+        assert drawn(text_of(name), 60, ascii_only=True).plain.isascii()
+
+
+@pytest.mark.parametrize("size", [(120, 36), (80, 24), (40, 12)])
+def test_the_help_and_the_palette_lead_to_the_guides(runs: Path, size: tuple[int, int]) -> None:
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        await pilot.press("question_mark", "g")
+        assert isinstance(pilot.app.screen, Ask)
+        await pilot.press("5")
+        await pilot.pause()
+        assert isinstance(pilot.app.screen, GuidePage)
+        page = pilot.app.screen.query_one(Static)
+        assert "vllm serve base" in str(page.render())
+        scroll = pilot.app.screen.query_one(VerticalScroll)
+        assert page.size.width <= scroll.size.width
+        await pilot.press("j")
+        await pilot.pause()
+        assert scroll.scroll_y > 0
+        await pilot.press("q")
+        shown = {c.title: c for c in pilot.app.get_system_commands(pilot.app.screen)}
+        shown["Guide: Coming from lorashare"].callback()
+        await pilot.pause()
+        assert isinstance(pilot.app.screen, GuidePage)
+        assert "lorashare" in str(pilot.app.screen.query_one(Static).render())
+
+    run(app(runs), steps, size)

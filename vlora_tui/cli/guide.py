@@ -1,4 +1,4 @@
-"""``guide``: how to do one thing from its first line to its last; Markdown, drawn for a terminal."""
+"""``guide``: how to do one thing, from its first line to its last; drawn for a terminal."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _list(out: Output) -> None:
     rows = [{"name": one.name, "title": one.title} for one in found]
     out.json("guides", {"guides": rows})
     out.table(["guide", "what it shows"], [[one.name, one.title] for one in found])
-    out.note("\nvlora-tui guide NAME prints one; piped, as Markdown.")
+    out.note("vlora-tui guide NAME prints one; piped, as Markdown.")
     for one in found:
         out.essence(one.name)
 

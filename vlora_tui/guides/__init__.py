@@ -1,6 +1,7 @@
-"""The guides: short Markdown files beside this module, each one task from its first line to its last.
+"""The guides: short Markdown files beside this module, each one aim from start to end.
 
-What stands in their code blocks is run by the tests.
+Their code blocks are run by the tests, in order. Words behind a block's language name packages, or
+a device ("cuda"), without which it cannot run.
 """
 
 from __future__ import annotations

@@ -32,6 +32,8 @@ class _Open(TableElement):
         for table in super().__rich_console__(console, options):
             if isinstance(table, Table):
                 table.box, table.leading = box.SIMPLE_HEAD, 1
+                for column in table.columns:
+                    column.overflow = "fold"  # a long name is never cut
             yield table
 
 
