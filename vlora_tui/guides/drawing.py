@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
 from typing import ClassVar
 
 from rich import box
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
 from rich.markdown import Heading, Markdown, TableElement
 from rich.table import Table
 from rich.text import Text
@@ -22,7 +21,7 @@ IN_ASCII = str.maketrans({"•": "*"})
 class _Left(Heading):
     """A heading that starts where the text does."""
 
-    LEVEL_ALIGN: ClassVar[Mapping] = {}  # type: ignore[misc, type-arg]
+    LEVEL_ALIGN: ClassVar[dict[str, JustifyMethod]] = {}
 
 
 class _Open(TableElement):
