@@ -21,6 +21,8 @@ import vlora_engine
 from vlora_engine.codec.coding import METHODS as CODED_METHODS
 from vlora_engine.manifest import METHODS
 from vlora_engine.merging.specs import MERGE_METHODS, PEFT_METHODS
+from vlora_engine.targets.architectures import ARCHITECTURES
+from vlora_engine.targets.registry import VLLM_RANKS
 from vlora_tui import guides
 from vlora_tui.cli.app import COMMANDS, load_command
 
@@ -197,6 +199,16 @@ def small_names() -> frozenset[str]:
 def parameters(thing: Any) -> list[str]:
     thing = getattr(thing, "__func__", thing)
     return list(inspect.signature(thing).parameters) if callable(thing) else []
+
+
+def test_what_servers_take_is_what_the_targets_say() -> None:
+    ranks = re.search(r"`--max-lora-rank` is ([\d, or]+),", prose("vllm"))
+    assert ranks
+    assert tuple(map(int, re.findall(r"\d+", ranks[1]))) == VLLM_RANKS
+    models = {model.partition("_")[0] for a in ARCHITECTURES.values() for model in a.models}
+    written = re.search(r"^(.*) are written\.", prose("ollama"), re.MULTILINE)
+    assert written
+    assert set(re.findall(r"\w+", written[1])) - {"and"} == models
 
 
 # ---- nothing of a peer is left out

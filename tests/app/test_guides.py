@@ -116,7 +116,23 @@ def test_the_blocks_run_in_their_order(
         else:
             assert block.language in ("toml", "text", "json"), block
     assert ran >= 3
+    check_outcome(name, found)
     capsys.readouterr()
+
+
+def check_outcome(name: str, found: dict[str, Any]) -> None:
+    """What a guide says came of its blocks."""
+    if name == "peft":
+        tokens = found["tokens"]
+        exported, applied = (make.logits(found[who]) for who in ("exported", "applied"))
+        torch.testing.assert_close(exported, applied)
+        rows = found["answers"]
+        torch.testing.assert_close(rows[0], found["answer"][0])
+        assert rows.shape[:2] == tokens.shape
+        assert (rows[1:] - found["answer"][1:]).abs().amax() > 1e-3, "another task, another answer"
+    elif name in ("training", "qlora"):
+        assert found["losses"][-1] < found["losses"][0]
+        assert "finance" in found["SharedSubspace"].load("with-finance").tasks
 
 
 def is_here(need: str) -> bool:
@@ -206,7 +222,8 @@ def test_the_help_and_the_palette_lead_to_the_guides(runs: Path, size: tuple[int
         page = pilot.app.screen.query_one(Static)
         assert "vllm serve base" in str(page.render())
         scroll = pilot.app.screen.query_one(VerticalScroll)
-        assert page.size.width <= scroll.size.width
+        lines = page.content.plain.splitlines()
+        assert 20 < max(map(len, lines)) <= page.content_size.width, "it would be folded again"
         await pilot.press("j")
         await pilot.pause()
         assert scroll.scroll_y > 0

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from rich import box
 from rich.console import Console, ConsoleOptions, JustifyMethod, RenderResult
-from rich.markdown import Heading, Markdown, TableElement
+from rich.markdown import CodeBlock, Heading, Markdown, TableElement
+from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 from rich.theme import Theme
@@ -36,8 +37,23 @@ class _Open(TableElement):
             yield table
 
 
+class _Code(CodeBlock):
+    """A block of code with no empty lines of its own around it."""
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for syntax in super().__rich_console__(console, options):
+            if isinstance(syntax, Syntax):
+                syntax.padding = (0, 1)
+            yield syntax
+
+
 class _Page(Markdown):
-    elements: ClassVar = {**Markdown.elements, "heading_open": _Left, "table_open": _Open}
+    elements: ClassVar = {
+        **Markdown.elements,
+        "heading_open": _Left,
+        "table_open": _Open,
+        "fence": _Code,
+    }
 
 
 def page(text: str) -> Markdown:

@@ -15,14 +15,14 @@ from vlora_tui.guides import Guide, guides
 from vlora_tui.guides.drawing import WIDEST, drawn
 from vlora_tui.tui.widgets.dialogs import Ask, Dialog, Option
 
-AROUND = 8  # columns of border, padding and scroll bar
+AROUND = 9  # columns of border, padding and scroll bar
 
 
 class GuidePage(Dialog):
     """One guide from its first line to its last."""
 
     DEFAULT_CSS = """
-    GuidePage > .box { width: 108; } /* WIDEST + AROUND */
+    GuidePage > .box { width: 109; } /* WIDEST + AROUND */
     GuidePage .many { max-height: 100%; margin-bottom: 0; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
