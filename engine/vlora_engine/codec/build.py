@@ -220,9 +220,9 @@ def _size(
     total = len(dump_json(manifest.as_json()).encode()) + len(model_card(manifest).encode())
     if units:
         total += len(encode_header(shared_layout(len(units), most))[0]) + 4 * len(units)
-    for name, record in records.items():
+    for record in records.values():
         count = len(record.layers)
-        header, _ = encode_header(task_layout(count, most, collection.sources[name].rest))
+        header, _ = encode_header(task_layout(count, most, record.rest_bytes))
         total += len(header) + 12 * count + record.rest_bytes
     return total + coded.payload
 
