@@ -18,10 +18,13 @@ from vlora_engine.tensorfile import encode_header
 Layout = list[tuple[str, str, tuple[int, ...]]]
 
 
+MODULE_HEAD = 10  # bytes of a module in its task's file: how many are coded, norm, error
+
+
 def task_layout(modules: int, nbytes: int, rest_bytes: int) -> Layout:
-    """The tensors of a coded task's file: norms and errors, rest, sizes of the modules and they."""
+    """The tensors of a coded task's file: rest, then the modules, their heads before them."""
     rest: Layout = [("rest", "U8", (rest_bytes,))] if rest_bytes else []
-    return [("figures", "F32", (2, modules)), *rest, ("coded", "U8", (4 * modules + nbytes,))]
+    return [*rest, ("coded", "U8", (MODULE_HEAD * modules + nbytes,))]
 
 
 def shared_layout(units: int, nbytes: int) -> Layout:
@@ -51,5 +54,5 @@ def overhead_bytes(
     for record in records.values():
         count = len(record.layers)
         header, _ = encode_header(task_layout(count, 10**6, record.rest_bytes))
-        total += len(header) + 12 * count
+        total += len(header) + MODULE_HEAD * count
     return total

@@ -25,11 +25,13 @@ from vlora_engine.codec.blobs import (
     decode_directions,
     halved,
     open_blob,
+    open_floats,
     open_groups,
+    pack_floats,
 )
 from vlora_engine.codec.coding import Coding
 from vlora_engine.codec.delta import orthonormal
-from vlora_engine.codec.layout import shared_layout, task_layout
+from vlora_engine.codec.layout import MODULE_HEAD, shared_layout, task_layout
 from vlora_engine.codec.tables import Array
 from vlora_engine.errors import CorruptFileError
 from vlora_engine.manifest import BasisFile, LayerSpec, Manifest, TaskRecord
@@ -212,17 +214,17 @@ class CodedStore(CheckedFiles):
     def task(self, record: TaskRecord) -> CodedTask:
         """One task as it lies on disk."""
         header = self._open(f"tasks/{record.file}", record.sha256, record.nbytes)
-        modules = len(record.layers)
-        figures = _named(header, "figures", (2, modules))
-        raw = _bytes_of(header, "coded")
-        if len(raw) < 4 * modules:
+        raw, modules = _bytes_of(header, "coded"), len(record.layers)
+        head = MODULE_HEAD * modules
+        if len(raw) < head:
             raise _unlike(f"{len(raw)} bytes for {modules} modules", header.path)
         sizes = np.frombuffer(raw, "<u4", modules).tolist()
-        if sum(sizes) != len(raw) - 4 * modules:
+        if sum(sizes) != len(raw) - head:
             raise _unlike(f"{len(raw)} bytes for modules of {sum(sizes)}", header.path)
-        ends = np.cumsum([4 * modules, *sizes]).tolist()
+        norms, errors = torch.from_numpy(open_floats(raw, 4 * modules, 2 * modules)).view(2, -1)
+        ends = np.cumsum([head, *sizes]).tolist()
         blobs = [raw[a:b] for a, b in pairwise(ends)]
-        return CodedTask(blobs, figures[0], figures[1], _rest(header, record))
+        return CodedTask(blobs, norms.float(), errors.float(), _rest(header, record))
 
     def shared(self, layer: int, group: int) -> bytes:
         """The bytes of one group on one layer."""
@@ -303,10 +305,11 @@ def write_task(path: Path, task: CodedTask) -> str:
     rest_bytes = sum(t.numel() * t.element_size() for t in rest)
     layout = task_layout(len(task.blobs), sum(map(len, task.blobs)), rest_bytes)
     with TensorWriter(path, layout) as writer:
-        writer.write(torch.stack([task.norms.float(), task.errors.float()]))
         for tensor in rest:
             writer.write(tensor)
         writer.write_bytes(np.array([len(b) for b in task.blobs], dtype="<u4").tobytes())
+        for figures in (task.norms, task.errors):
+            writer.write_bytes(pack_floats(figures.numpy()))
         for blob in task.blobs:
             writer.write_bytes(blob)
     return writer.sha256
