@@ -9,12 +9,13 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import train
+from tests.hub import Hub, running
 from tests.train import Trained
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -119,6 +120,17 @@ def fresh_python(tmp_path_factory: pytest.TempPathFactory) -> FreshPython:
         return done
 
     return run
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A Hub on loopback that this process and its children ask, with a cache of its own."""
+    from vlora_engine.hub import listing
+
+    monkeypatch.setattr(listing, "_known", {})
+    monkeypatch.setattr(listing, "_revisions", {})
+    with running(tmp_path / "hf", monkeypatch) as hub:
+        yield hub
 
 
 @pytest.fixture(scope="session")

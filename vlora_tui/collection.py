@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +15,7 @@ from vlora_engine.errors import (
     ParameterError,
     VLoRAError,
 )
+from vlora_engine.hub.address import address_of, is_address, parse_address
 from vlora_tui import paths
 from vlora_tui.recipe import AdapterInput, Recipe
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from vlora_engine.adapters import AdapterSource
     from vlora_engine.health import Finding
     from vlora_engine.manifest import Manifest
+    from vlora_engine.progress import CancelCheck, ProgressCallback
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Collection:
     base_models: tuple[str, ...] = ()
     manifest: Manifest | None = None
     closed: list[Finding] = field(default_factory=list)  # directories that may not be read
+    remarks: list[Finding] = field(default_factory=list)  # on what came from the Hub
 
     @property
     def tasks(self) -> list[str]:
@@ -61,26 +64,49 @@ class Collection:
         return paths.spectra_dir(self.identities.items(), methods)
 
 
-def gather(recipe: Recipe) -> Collection:
+def gather(
+    recipe: Recipe,
+    *,
+    progress: ProgressCallback | None = None,
+    cancelled: CancelCheck | None = None,
+) -> Collection:
     """Find and open the inputs of a resolved recipe; nothing of their data is read.
+
+    What lies on the Hub is downloaded first, into the Hub's own cache.
 
     Raises:
         NotFoundError: A path is not there or holds no adapter.
         CollectionError: Adapters that cannot be used, and not ``skip_bad``.
         ParameterError: Two adapters with one name.
+        HubError, HubAccessError: The Hub does not give what is asked for.
+        Cancelled: ``cancelled()`` became true while downloading.
     """
     if recipe.input.subspace is not None:
         from vlora_engine.manifest import read_manifest
 
-        return Collection(manifest=read_manifest(Path(recipe.input.subspace)))
-    return gather_adapters(recipe.input.adapters, skip_bad=recipe.input.skip_bad)
+        (place,), remarks = fetch_all([recipe.input.subspace], progress, cancelled)
+        return Collection(manifest=read_manifest(Path(place)), remarks=remarks)
+    return gather_adapters(
+        recipe.input.adapters,
+        skip_bad=recipe.input.skip_bad,
+        progress=progress,
+        cancelled=cancelled,
+    )
 
 
-def gather_adapters(entries: Sequence[AdapterInput], *, skip_bad: bool = False) -> Collection:
+def gather_adapters(
+    entries: Sequence[AdapterInput],
+    *,
+    skip_bad: bool = False,
+    progress: ProgressCallback | None = None,
+    cancelled: CancelCheck | None = None,
+) -> Collection:
     """The adapters of these entries, a folder standing for all adapters in it."""
     from vlora_engine.formats import open_adapter
 
     collection = Collection()
+    here, collection.remarks = fetch_all([e.path for e in entries], progress, cancelled)
+    entries = [replace(e, path=path) for e, path in zip(entries, here, strict=True)]
     found, collection.closed = _find(entries)
     _require_names_apart(found)
     bases: dict[str, None] = {}
@@ -93,7 +119,7 @@ def gather_adapters(entries: Sequence[AdapterInput], *, skip_bad: bool = False) 
             collection.unusable.append(Unusable(one.name, one.path, error))
             continue
         collection.adapters[one.name] = source
-        collection.places[one.name] = one.path
+        collection.places[one.name] = str(address_of(one.path) or one.path)
         collection.identities[one.name] = one.identity or (source.nbytes,)
         base = one.base_model or source.config.get("base_model_name_or_path")
         if base:
@@ -102,6 +128,31 @@ def gather_adapters(entries: Sequence[AdapterInput], *, skip_bad: bool = False) 
     if collection.unusable and not (skip_bad and collection.adapters):
         raise _unusable_error(collection, len(found), skip_bad)
     return collection
+
+
+def fetch_all(
+    paths: Sequence[str],
+    progress: ProgressCallback | None = None,
+    cancelled: CancelCheck | None = None,
+) -> tuple[list[str], list[Finding]]:
+    """The paths with those on the Hub downloaded, as paths in the Hub's cache; and remarks.
+
+    Raises:
+        NotFoundError, HubError, HubAccessError, Cancelled: As `vlora_engine.hub.fetch.fetch`.
+    """
+    here: list[str] = []
+    remarks: list[Finding] = []
+    for path in paths:
+        if not is_address(path):
+            here.append(path)
+            continue
+        from vlora_engine.hub.fetch import fetch
+
+        address = parse_address(path)
+        fetched = fetch(address.place, progress=progress, cancelled=cancelled)
+        here.append(f"{fetched.path}:{address.task}" if address.task else str(fetched.path))
+        remarks += fetched.remarks
+    return here, remarks
 
 
 @dataclass(frozen=True)

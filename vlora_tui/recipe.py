@@ -17,6 +17,15 @@ from typing import Any
 from vlora_engine.codec.coding import METHODS as CODED_METHODS
 from vlora_engine.codec.coding import default_method
 from vlora_engine.errors import InputError, NotFoundError, ParameterError
+from vlora_engine.hub.address import (
+    CACHE_PLACE,
+    SEARCH_PLACE,
+    hub_cache,
+    is_address,
+    is_hub_place,
+    parse_address,
+)
+from vlora_engine.merging.specs import DEFAULT_METHOD
 from vlora_engine.packing import BLOCK_SIZE, Quantization, quantization
 
 METHODS = ("auto", "own", "delta", "columns", "flat")
@@ -26,8 +35,6 @@ MEASURED = (
     "flat",
     "codec",
 )  # what spectra hold; names their place in the cache
-TARGETS = ("peft",)
-TARGETS_TO_COME = ("portable", "vllm", "sglang", "tgi", "lorax", "llamacpp", "ollama")
 QUANTIZATIONS = ("none", "int8", "int4", "nf4")
 DEFAULT_MAX_ERROR = 0.05  # what `compress` aims at when it is told nothing
 DTYPES = ("auto", "fp32", "fp16", "bf16")
@@ -122,7 +129,12 @@ class Quantize:
 
 @dataclass(frozen=True)
 class Export:
-    """Tasks to write as adapters; ``{task}`` in the path stands for the task's file name."""
+    """Tasks to write as adapters; ``{task}`` in the path stands for the task's file name.
+
+    Args:
+        drop_rest: Leave out tensors besides A and B where the target takes none.
+        base: The base model's folder or config.json, which a GGUF export may need.
+    """
 
     path: str
     tasks: tuple[str, ...] = ("*",)
@@ -132,20 +144,51 @@ class Export:
     alpha: float | None = None
     base_model: str | None = None
     target_modules: tuple[str, ...] | None = None
+    drop_rest: bool = False
+    base: str | None = None
 
 
 @dataclass(frozen=True)
 class Merge:
-    """Adapters to merge into one; ``parameters`` are those of the method."""
+    """Adapters to merge into one; ``parameters`` are those of the method.
+
+    Args:
+        layers: By pattern other weights, or a table of weights and parameters.
+        normalize: None is what the method does.
+        dialect: ``peft`` for that package's arithmetic.
+        energy: The share of its energy that a cut of the rank leaves.
+    """
 
     adapters: tuple[str, ...]
     path: str
     source: str = "input"
-    method: str = "average"
+    method: str = DEFAULT_METHOD
     weights: tuple[float, ...] | None = None
+    layers: Mapping[str, Any] = field(default_factory=dict)
+    normalize: bool | None = None
+    scale: float = 1.0
     space: str = "delta"
+    dialect: str | None = None
     rank: int | None = None
+    energy: float | None = None
+    dtype: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Adapters to write at another rank; `vlora_engine.resizing` says what the rules mean.
+
+    ``{task}`` in the path stands for the task's file name; ``dynamic`` is a rule and its value.
+    """
+
+    path: str
+    tasks: tuple[str, ...] = ("*",)
+    rank: int | None = None
+    energy: float | None = None
+    dynamic: tuple[str, float] | None = None
+    target: str | None = None
+    verify: bool = True
 
 
 @dataclass(frozen=True)
@@ -158,6 +201,12 @@ class Recipe:
     exports: tuple[Export, ...] = ()
     merges: tuple[Merge, ...] = ()
     quantize: Quantize | None = None
+    resizes: tuple[Resize, ...] = ()
+
+    @property
+    def written(self) -> tuple[Export | Merge | Resize, ...]:
+        """The steps that write adapters, each to its ``path``."""
+        return (*self.exports, *self.merges, *self.resizes)
 
     def to_toml(self) -> str:
         """The recipe as a file that `load_recipe` reads back equal."""
@@ -202,6 +251,10 @@ def as_tables(recipe: Recipe) -> dict[str, Any]:
         ]
     if recipe.merges:
         tables["merge"] = [_merge_table(m) for m in recipe.merges]
+    if recipe.resizes:
+        tables["resize"] = [
+            _changed(r, Resize(path=""), always=("tasks", "path")) for r in recipe.resizes
+        ]
     return tables
 
 
@@ -209,7 +262,9 @@ def absolute(recipe: Recipe, base: Path) -> Recipe:
     """The recipe with every path absolute, relative ones taken from ``base``; ``~`` expands."""
 
     def whole(text: str) -> str:
-        return os.path.normpath(base / _expanded(text))
+        if is_address(text):
+            return str(parse_address(text))
+        return text if is_hub_place(text) else os.path.normpath(base / _expanded(text))
 
     compress = recipe.compress
     if compress is not None and compress.spectra not in (None, CACHE):
@@ -224,7 +279,10 @@ def absolute(recipe: Recipe, base: Path) -> Recipe:
         ),
         compress=compress,
         output=None if recipe.output is None else whole(recipe.output),
-        exports=tuple(replace(e, path=whole(e.path)) for e in recipe.exports),
+        exports=tuple(
+            replace(e, path=whole(e.path), base=None if e.base is None else whole(e.base))
+            for e in recipe.exports
+        ),
         merges=tuple(
             replace(
                 m,
@@ -233,19 +291,41 @@ def absolute(recipe: Recipe, base: Path) -> Recipe:
             )
             for m in recipe.merges
         ),
+        resizes=tuple(replace(r, path=whole(r.path)) for r in recipe.resizes),
     )
 
 
 def resolve(recipe: Recipe) -> Recipe:
     """The recipe with patterns in its inputs replaced by the paths that match them.
 
+    A place on the Hub is pinned to the commit that its revision stands for now.
+
     Raises:
         NotFoundError: A path is not there, or a pattern matches nothing.
         ParameterError: A name is given to a pattern that matches several paths.
+        HubError, HubAccessError: The Hub does not say what a revision stands for.
     """
     found = [one for entry in recipe.input.adapters for one in expand_input(entry)]
     unique = list({(a.path, a.name): a for a in found}.values())
-    return replace(recipe, input=replace(recipe.input, adapters=tuple(unique)))
+    subspace = recipe.input.subspace
+    return replace(
+        recipe,
+        input=replace(
+            recipe.input,
+            adapters=tuple(unique),
+            subspace=None if subspace is None else pinned(subspace),
+        ),
+        merges=tuple(replace(m, adapters=tuple(map(pinned, m.adapters))) for m in recipe.merges),
+    )
+
+
+def pinned(path: str) -> str:
+    """A place on the Hub at the commit that it stands for now; any other path as it is."""
+    if not is_address(path):
+        return path
+    from vlora_engine.hub.fetch import pin
+
+    return str(pin(parse_address(path)))
 
 
 def expand_input(entry: AdapterInput) -> list[AdapterInput]:
@@ -255,7 +335,11 @@ def expand_input(entry: AdapterInput) -> list[AdapterInput]:
         NotFoundError: The pattern matches nothing.
         ParameterError: One name for several paths.
     """
-    refuse_remote(entry.path)
+    check_place(entry.path)
+    if is_address(entry.path):
+        return [AdapterInput(pinned(entry.path), entry.name)]
+    if entry.path.startswith(CACHE_PLACE):
+        return _cached_inputs(entry)
     path = os.path.expanduser(entry.path)
     if os.path.lexists(path) or not glob.has_magic(path):
         return [AdapterInput(path, entry.name)]  # whether it is there: the catalog says it best
@@ -268,13 +352,30 @@ def expand_input(entry: AdapterInput) -> list[AdapterInput]:
             where=entry.path,
             remedy="check the path, or quote the pattern if the shell changed it",
         )
-    if entry.name is not None and len(matches) > 1:
+    return _as_inputs(entry, matches)
+
+
+def _cached_inputs(entry: AdapterInput) -> list[AdapterInput]:
+    from vlora_engine.hub.cache import cached_adapters
+
+    found = [str(address) for address in cached_adapters()]
+    if not found:
+        raise NotFoundError(
+            "There is no adapter in the Hub's cache.",
+            where=str(hub_cache()),
+            remedy="name one on the Hub: hf://org/name",
+        )
+    return _as_inputs(entry, found)
+
+
+def _as_inputs(entry: AdapterInput, paths: Sequence[str]) -> list[AdapterInput]:
+    if entry.name is not None and len(paths) > 1:
         raise ParameterError(
-            f"The name {entry.name!r} is given to {len(matches)} adapters.",
+            f"The name {entry.name!r} is given to {len(paths)} adapters.",
             where=entry.path,
             remedy="name adapters one by one",
         )
-    return [AdapterInput(match, entry.name) for match in matches]
+    return [AdapterInput(path, entry.name) for path in paths]
 
 
 def named_inputs(paths: Sequence[str], names: Sequence[str] = ()) -> tuple[AdapterInput, ...]:
@@ -310,13 +411,19 @@ def _expanded(path: str) -> Path:
     return expanded(path)
 
 
-def refuse_remote(text: str) -> None:
-    """Raise for ``hf://`` sources: the Hub is not built in yet."""
-    if text.startswith("hf://"):
+def check_place(text: str) -> None:
+    """Raise for a place that no work can start from: ill written, or a search on the Hub.
+
+    Raises:
+        ParameterError: It says what is meant instead.
+    """
+    if is_address(text):
+        parse_address(text)
+    elif text.startswith(SEARCH_PLACE):
         raise ParameterError(
-            "Adapters from the Hugging Face Hub are not built in yet.",
+            "A search is for looking, not for working on what it happens to find.",
             where=text,
-            remedy="download it first (`hf download ORG/NAME --local-dir DIR`) and name the folder",
+            remedy="name the adapters that were found: hf://org/name",
         )
 
 

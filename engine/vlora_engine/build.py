@@ -36,10 +36,11 @@ from vlora_engine.parts import LayerParts
 from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
 from vlora_engine.records import base_model_of, figure, max_k, shared_layers, task_record
 from vlora_engine.sizes import is_lossy, storage_dtype
+from vlora_engine.sources import relative_source
 from vlora_engine.spectrum import METHODS as SPECTRA_METHODS
 from vlora_engine.spectrum import canonical_order, compute_spectra, pick_device
 from vlora_engine.stack import read_stack
-from vlora_engine.store import relative_source, task_files, write_subspace
+from vlora_engine.store import task_files, write_subspace
 from vlora_engine.surface import Spectra
 
 logger = logging.getLogger(__name__)

@@ -5,6 +5,7 @@ NaN, a B of zeros and the like need the data and are not looked for here (`vlora
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections import Counter
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters import ModuleShape
 from vlora_engine.errors import NotFoundError, VLoRAError
@@ -24,12 +25,27 @@ from vlora_engine.formats.places import (
     nothing_error,
     walk,
 )
-from vlora_engine.formats.subspace import inspect_task
+from vlora_engine.formats.subspace import inspect_task, inspection_of
 from vlora_engine.health import Finding
-from vlora_engine.manifest import FORMAT
+from vlora_engine.hub.address import (
+    CACHE_PLACE,
+    SEARCH_PLACE,
+    HubAddress,
+    address_of,
+    is_address,
+    parse_address,
+    shelf_name,
+)
+from vlora_engine.manifest import FORMAT, Manifest, read_manifest
 from vlora_engine.naming import printable, unique_names
+from vlora_engine.peers import PEERS, peer_at
+
+if TYPE_CHECKING:
+    from vlora_engine.hub.remote import Shadow
 
 SUBSPACE = FORMAT
+SUBSPACES = frozenset({SUBSPACE, *PEERS})
+Place = Path | HubAddress
 
 
 @dataclass(frozen=True)
@@ -41,7 +57,7 @@ class AdapterInfo:
 
     Args:
         name: The shortest suffix of its path that is unique in the catalog.
-        path: Where it lies.
+        path: Where it lies, on a disk or on the Hub.
         format: The name of the format that recognised it.
         base_model: As its config has it.
         rank: ``r`` of its config.
@@ -60,7 +76,7 @@ class AdapterInfo:
     """
 
     name: str
-    path: Path
+    path: Place
     format: str
     base_model: str | None = None
     rank: int | None = None
@@ -126,7 +142,7 @@ class Catalog:
     adapters: tuple[AdapterInfo, ...]
     groups: tuple[Group, ...]
     findings: tuple[Finding, ...] = ()
-    subspaces: tuple[Path, ...] = ()
+    subspaces: tuple[Place, ...] = ()
 
     @property
     def usable(self) -> list[AdapterInfo]:
@@ -148,17 +164,22 @@ def scan(
     *,
     max_depth: int = MAX_DEPTH,
     max_adapters: int = MAX_ADAPTERS,
+    search_limit: int | None = None,
 ) -> Catalog:
     """List every adapter at or below ``paths``, reading headers only.
 
     An adapter that cannot be used is listed with its ``error``; the same directory reached twice
-    is listed once.
+    is listed once. A path may also be a place on the Hub: see `Finder.look`.
+
+    Args:
+        search_limit: How many adapters of a base model are looked at.
 
     Raises:
         NotFoundError: A path does not exist, or there is no adapter at any of them.
-        ParameterError: A path is no local one.
+        ParameterError: A path is on another machine.
+        HubError, HubAccessError: The Hub does not tell.
     """
-    finder = Finder(max_depth=max_depth, max_adapters=max_adapters)
+    finder = Finder(max_depth=max_depth, max_adapters=max_adapters, search_limit=search_limit)
     infos, subspaces = [], []
     for path in [paths] if isinstance(paths, str | Path) else paths:
         for found in finder.look(path):
@@ -172,6 +193,7 @@ def scan(
     remarks = (
         *_place_findings(finder.count, subspaces, max_adapters),
         *closed_findings(finder.closed),
+        *finder.remarks,
     )
     return Catalog(tuple(named), finder.groups(named), remarks, tuple(subspaces))
 
@@ -182,10 +204,18 @@ class Finder:
     Places are looked into one after another; what was found before is not told of again.
     """
 
-    def __init__(self, *, max_depth: int = MAX_DEPTH, max_adapters: int = MAX_ADAPTERS) -> None:
-        self.places: list[Path] = []
+    def __init__(
+        self,
+        *,
+        max_depth: int = MAX_DEPTH,
+        max_adapters: int = MAX_ADAPTERS,
+        search_limit: int | None = None,
+    ) -> None:
+        self.places: list[Place] = []
         self.closed: list[Path] = []  # directories that may not be read
+        self.remarks: list[Finding] = []  # on places of the Hub
         self._max_depth, self._max_adapters = max_depth, max_adapters
+        self._search_limit = search_limit
         self._seen: set[str] = set()
         self._tables: list[dict[str, tuple[str, int, int]]] = []  # per group, what it looks like
         self._bases: list[str | None] = []
@@ -196,26 +226,92 @@ class Finder:
         """How many adapters and subspaces were found."""
         return len(self._seen)
 
-    def look(self, path: str | Path) -> Iterator[AdapterInfo | Path]:
+    def look(self, path: str | Path | HubAddress) -> Iterator[AdapterInfo | Place]:
         """The adapters at or below ``path``, each in its group, and the paths of subspaces.
 
         An adapter's name is the whole path that it is named by, until `with_names` shortens it.
+        On the Hub (``hf://org/name``) headers alone are read. ``hf-cache:`` stands for what was
+        downloaded from it before, ``hf-search:org/name`` for the adapters of a base model there.
 
         Raises:
             NotFoundError: The path does not exist.
-            ParameterError: It is no local one.
+            ParameterError: It is on another machine.
+            HubError, HubAccessError: The Hub does not tell.
         """
-        task = task_of_subspace(path)
+        text = os.fspath(path)
+        if is_address(text):
+            yield from self._look_at_hub([parse_address(text)])
+            return
+        if text.startswith(SEARCH_PLACE):
+            yield from self._search_hub(text.removeprefix(SEARCH_PLACE))
+            return
+        if text.startswith(CACHE_PLACE):
+            yield from self._look_into_cache()
+            return
+        task = task_of_subspace(text)
         if task is not None:
             if self._first_time(":".join((os.path.realpath(task[0]), task[1]))):
                 yield self._inspected(_task_entry(*task))
             return
-        self.places.append(existing_path(path))
+        place = existing_path(text)
+        self.places.append(place)
+        yield from self._look_below(place, self._max_depth)
+
+    def _look_below(self, place: Path, max_depth: int) -> Iterator[AdapterInfo | Place]:
         room = self._max_adapters - self.count
-        for probe, form in _below(self.places[-1], self._max_depth, room, self.closed):
-            if not self._first_time(os.path.realpath(probe.path)):
+        for probe, form in _below(place, max_depth, room, self.closed):
+            if self._first_time(str(address_of(probe.path) or os.path.realpath(probe.path))):
+                subspace = form.name in SUBSPACES
+                yield probe.path if subspace else self._inspected(_entry(probe, form))
+
+    def _look_at_hub(self, places: Sequence[HubAddress]) -> Iterator[AdapterInfo | Place]:
+        from vlora_engine.hub.remote import shadows
+
+        self.places += places
+        for address, shade in shadows(places):
+            if not isinstance(shade, VLoRAError):
+                yield from self._look_at_shadow(address, shade)
+            elif len(places) == 1:
+                raise shade
+            elif self._first_time(str(address)):
+                yield AdapterInfo(shelf_name(address), address, "unknown", error=shade)
+
+    def _look_at_shadow(self, address: HubAddress, shade: Shadow) -> Iterator[AdapterInfo | Place]:
+        from vlora_engine.hub.remote import as_remote
+
+        self.remarks += shade.remarks()
+        if address.task is None:
+            found: Iterable[AdapterInfo | Place] = self._look_below(shade.root, self._max_depth)
+        else:
+            found = [self._inspected(_task_entry(shade.root, address.task))]
+        for one in found:
+            if not isinstance(one, AdapterInfo):
+                yield address_of(one) or one
                 continue
-            yield probe.path if form.name == SUBSPACE else self._inspected(_entry(probe, form))
+            yield replace(
+                one,
+                path=address_of(one.path) or one.path,
+                findings=tuple(as_remote(finding, shade) for finding in one.findings),
+                error=as_remote(one.error, shade),
+            )
+
+    def _search_hub(self, base_model: str) -> Iterator[AdapterInfo | Place]:
+        from vlora_engine.hub.search import LIMIT, search_adapters
+
+        limit = LIMIT if self._search_limit is None else self._search_limit
+        yield from self._look_at_hub(search_adapters(base_model, limit=limit))
+
+    def _look_into_cache(self) -> Iterator[AdapterInfo | Place]:
+        from vlora_engine.hub.address import hub_cache, snapshot_folder
+        from vlora_engine.hub.cache import cached_adapters
+
+        self.places.append(hub_cache())
+        for address in cached_adapters():
+            folder = snapshot_folder(address.repo, str(address.revision)) / address.subfolder
+            for one in self._look_below(folder, 0):
+                if isinstance(one, AdapterInfo):
+                    one = replace(one, path=address_of(one.path) or one.path)
+                yield one
 
     def groups(self, infos: Sequence[AdapterInfo]) -> tuple[Group, ...]:
         """The groups of what was found, under the names that ``infos`` have."""
@@ -315,13 +411,34 @@ class _Entry:
 def _entry(probe: Probe, form: Format) -> _Entry:
     path = probe.path if probe.file is None else probe.path.with_suffix("")
     look = partial(form.inspect, probe)
-    return _Entry(probe.path, os.path.abspath(path), form.name, look)
+    address = address_of(path)
+    named = os.path.abspath(path) if address is None else shelf_name(address)
+    return _Entry(probe.path, named, form.name, look)
 
 
 def _task_entry(directory: Path, task: str) -> _Entry:
     path = Path(f"{directory}:{task}")
-    named = f"{os.path.abspath(directory)}/{task}"
-    return _Entry(path, named, SUBSPACE, partial(inspect_task, directory, task))
+    address = address_of(directory)
+    folder = os.path.abspath(directory) if address is None else shelf_name(address)
+    named = f"{folder}/{task}"
+    form = SUBSPACE if (peer := peer_at(directory)) is None else peer
+    return _Entry(path, named, form, partial(inspect_task, directory, task))
+
+
+def tasks_of(subspace: Path) -> list[AdapterInfo]:
+    """The tasks of a subspace, ours or a peer's, as adapters named ``DIR:TASK``.
+
+    Raises:
+        VLoRAError: The subspace cannot be read.
+    """
+    manifest = read_manifest(subspace)
+    infos = []
+    for task in manifest.tasks:
+        look = partial(inspection_of, manifest, task)
+        name = printable(f"{subspace}:{task}")
+        entry = _Entry(Path(f"{subspace}:{task}"), name, manifest.peer or SUBSPACE, look)
+        infos.append(_look(entry)[0])
+    return infos
 
 
 def _look(entry: _Entry) -> tuple[AdapterInfo, Mapping[str, ModuleShape] | None]:
@@ -339,12 +456,12 @@ def _info(name: str, form: str, seen: Inspection) -> AdapterInfo:
         path=seen.path,
         format=form,
         base_model=seen.base_model,
-        rank=seen.rank,
-        alpha=seen.alpha,
+        rank=seen.rank or None,  # 0: only opening it would tell
+        alpha=seen.alpha if seen.rank else None,
         nbytes=seen.nbytes,
         rest=len(seen.rest),
         findings=seen.findings,
-        identity=seen.identity,
+        identity=_identity(seen),
     )
     if modules is None:
         return info
@@ -361,6 +478,14 @@ def _info(name: str, form: str, seen: Inspection) -> AdapterInfo:
     )
 
 
+def _identity(seen: Inspection) -> tuple[int, int, str]:
+    """What caches go by: of a copy of a commit its address, which says all, wherever it lies."""
+    address = address_of(seen.path)
+    if address is None:
+        return seen.identity
+    return seen.nbytes, 0, hashlib.sha256(str(address).encode()).hexdigest()
+
+
 def _most(counts: Counter[Any]) -> Any:
     return max(counts, key=lambda value: (counts[value], value), default=None)
 
@@ -372,14 +497,9 @@ def _agree(table: Mapping[str, Any], fits: Mapping[str, Any], base: str | None) 
     return all(table[name] == fits[name] for name in shared)
 
 
-def _place_findings(found: int, subspaces: Sequence[Path], max_adapters: int) -> Iterable[Finding]:
+def _place_findings(found: int, subspaces: Sequence[Place], max_adapters: int) -> Iterable[Finding]:
     for path in subspaces:
-        yield Finding(
-            "note",
-            "subspace",
-            printable(str(path)),
-            "A compressed subspace; its tasks are used as DIR:TASK.",
-        )
+        yield _subspace_finding(path)
     if found >= max_adapters:
         yield Finding(
             "warning",
@@ -390,17 +510,37 @@ def _place_findings(found: int, subspaces: Sequence[Path], max_adapters: int) ->
         )
 
 
-def nothing_found(places: Sequence[Path]) -> VLoRAError:
+def _subspace_finding(path: Place) -> Finding:
+    where = printable(str(path))
+    if isinstance(path, HubAddress):  # its index is not fetched just to be told of
+        return Finding(
+            "note", "subspace", where, "A subspace; its tasks are used as hf://...:TASK."
+        )
+    try:
+        manifest = read_manifest(path)
+    except VLoRAError as error:
+        return Finding("error", "subspace-unreadable", where, str(error), error.remedy or "")
+    return Finding("note", "subspace", where, _subspace_words(manifest))
+
+
+def _subspace_words(manifest: Manifest) -> str:
+    names = list(manifest.tasks)
+    listed = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    whose = f"A subspace of {manifest.peer}" if manifest.peer else "A compressed subspace"
+    return f"{whose}; its tasks are used as DIR:TASK: {listed or 'none yet'}."
+
+
+def nothing_found(places: Sequence[Place]) -> VLoRAError:
     """The error for places that hold no adapter at all."""
     if not places:
         return NotFoundError(
             "No path was given.", remedy="name a directory with adapters, such as runs/"
         )
     if len(places) == 1:
-        return nothing_error(places[0])
+        return nothing_error(Path(places[0]))
     return NotFoundError(
         f"There is no adapter at any of the {len(places)} places.",
-        where=places[0],
+        where=str(places[0]),
         expected="directories with adapter_config.json and adapter_model.safetensors",
         remedy="point at directories that PEFT's model.save_pretrained wrote, or above them",
     )

@@ -16,6 +16,7 @@ class VLoRAError(Exception):
         expected: What would have been right.
         found: What was there instead.
         remedy: The command or change that mends it.
+        code: A stable word for programs, where one is needed: `doctor` tells faults apart by it.
     """
 
     exit_code = 1
@@ -28,12 +29,14 @@ class VLoRAError(Exception):
         expected: str | None = None,
         found: str | None = None,
         remedy: str | None = None,
+        code: str = "",
     ) -> None:
         self.what = what
         self.where = None if where is None else str(where)
         self.expected = expected
         self.found = found
         self.remedy = remedy
+        self.code = code
         super().__init__(what)
 
     def lines(self) -> list[str]:
@@ -130,6 +133,18 @@ class StorageError(VLoRAError, OSError):
 
     def __str__(self) -> str:
         return "\n".join(self.lines())
+
+
+class HubError(VLoRAError):
+    """The Hugging Face Hub gave no answer that could be used."""
+
+
+class HubOfflineError(HubError):
+    """The Hub cannot be reached, or is switched off here, and the cache does not have it."""
+
+
+class HubAccessError(InputError):
+    """The Hub knows the place and does not let this token, or nobody without one, in."""
 
 
 class Cancelled(VLoRAError):

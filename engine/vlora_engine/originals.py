@@ -8,6 +8,8 @@ from pathlib import Path, PurePosixPath
 from vlora_engine.adapters import AdapterSource
 from vlora_engine.errors import CollectionError, NotFoundError, VLoRAError
 from vlora_engine.formats import find_adapters, open_adapter
+from vlora_engine.hub.address import is_address, parse_address
+from vlora_engine.hub.fetch import cached_path
 from vlora_engine.manifest import TaskRecord
 from vlora_engine.progress import Progress, ProgressCallback
 
@@ -17,6 +19,8 @@ STAGE = "originals"
 def recorded_original(record: TaskRecord) -> AdapterSource:
     """The adapter that a task was made from, where the subspace says that it lies.
 
+    One that came from the Hub is looked for in the Hub's cache; it is not downloaded again.
+
     Args:
         record: Its ``source`` as a path that holds here, which is what a loaded subspace has.
 
@@ -25,12 +29,21 @@ def recorded_original(record: TaskRecord) -> AdapterSource:
         CollectionError: What lies there has another content.
         AdapterError: It cannot be read.
     """
-    if record.source is None or not Path(record.source).exists():
+    place = _place_of(record)
+    if place is None or not place.exists():
         raise _not_found(record, record.source, "nothing there" if record.source else None)
-    source = open_adapter(record.source)
+    source = open_adapter(place)
     if source.digest() != record.digest:
-        raise _changed(record, record.source)
+        raise _changed(record, record.source or place)
     return source
+
+
+def _place_of(record: TaskRecord) -> Path | None:
+    if record.source is None:
+        return None
+    if is_address(record.source):
+        return cached_path(parse_address(record.source))
+    return Path(record.source)
 
 
 def original_if_there(record: TaskRecord) -> AdapterSource | None:
@@ -103,6 +116,7 @@ def _not_found(record: TaskRecord, where: str | None, found: str | None) -> NotF
         f"The adapter that task {record.id!r} was made from is not there.",
         where=where or "the subspace does not say where it lay",
         found=found,
+        remedy=f"vlora-tui pull {where} -o DIR" if where and is_address(where) else None,
     )
 
 

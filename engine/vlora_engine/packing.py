@@ -183,3 +183,11 @@ def _parse_packing(row: Mapping[str, Any]) -> Packing:
 
 def _eight_bits(basis: Packing) -> Packing:
     return replace(basis, method="symmetric", bits=8, double_quant=False)
+
+
+def chooses_bits(method: str) -> ParameterError:
+    """The error for packing what has bits of its own for every direction."""
+    return ParameterError(
+        f"Method {method!r} has chosen its bits already.",
+        remedy="compress the adapters again with a smaller budget, or with method delta",
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -35,14 +36,7 @@ def project(
     check = check_adapter(task_id, source)
     if check.error is not None:
         raise check.error
-    specs = [spec for spec in subspace.layers if spec.name in source.modules]
-    if not specs:
-        raise SubspaceError(
-            "The adapter shares no module with the subspace.",
-            where=source.path or task_id,
-            expected=f"modules such as {subspace.layers[0].name}" if subspace.layers else None,
-            found=next(iter(source.modules), "none"),
-        )
+    specs = shared_specs(subspace.layers, source, task_id)
     for spec in specs:
         check_fits(spec, source, subspace.method)
     collection = Collection({task_id: source}, CheckReport({task_id: check}), subspace.layers, "")
@@ -57,6 +51,25 @@ def project(
             stacklevel=3,
         )
     return decode_projection(subspace.storage, subspace.layers, record, encoded)
+
+
+def shared_specs(
+    layers: Sequence[LayerSpec], source: AdapterSource, task_id: str
+) -> list[LayerSpec]:
+    """The layers that an adapter has, too.
+
+    Raises:
+        SubspaceError: There is none: it is made for another base model.
+    """
+    specs = [spec for spec in layers if spec.name in source.modules]
+    if not specs:
+        raise SubspaceError(
+            "The adapter shares no module with the subspace.",
+            where=source.path or task_id,
+            expected=f"modules such as {layers[0].name}" if layers else None,
+            found=next(iter(source.modules), "none"),
+        )
+    return specs
 
 
 def check_fits(spec: LayerSpec, source: AdapterSource, method: str) -> None:
@@ -106,21 +119,42 @@ def _share(
 def reconstruct(subspace: SharedSubspace, projection: TaskProjection) -> LoRAWeights:
     """`SharedSubspace.reconstruct`."""
     record = projection.record or subspace.tasks.record(projection.task_id)
-    lora_a, lora_b, shapes = {}, {}, {}
-    for index, rank, dtype in zip(record.layers, record.ranks, record.dtypes, strict=True):
-        spec = subspace.layers[index]
+
+    def factors(spec: LayerSpec, rank: int) -> tuple[Tensor, Tensor]:
         a, b = (_factor(subspace, spec, side, projection, rank) for side in ("a", "b"))
-        lora_a[spec.name] = a.to(torch_dtype(dtype)).contiguous()
-        lora_b[spec.name] = b.T.to(torch_dtype(dtype)).contiguous()
-        if spec.kind != "linear":
-            shapes[spec.name] = shape_on_disk(spec.kind, spec.tail_a, rank, a, b, dtype)
         if subspace.method == "flat" and _is_nothing(projection, record, spec.name):
-            lora_b[spec.name].zero_()  # approximated factors of nothing would be something
-    for own in record.own:
-        a, b = lora_a[own.name], lora_b[own.name] = projection.own[own.name]
-        if own.kind != "linear":
+            b = torch.zeros_like(b)  # approximated factors of nothing would be something
+        return a, b.T
+
+    return assembled(subspace.layers, record, projection, factors)
+
+
+def assembled(
+    layers: Sequence[LayerSpec],
+    record: TaskRecord,
+    projection: TaskProjection,
+    factors: Callable[[LayerSpec, int], tuple[Tensor, Tensor]],
+    *,
+    exact: bool = False,
+) -> LoRAWeights:
+    """The adapter of a task.
+
+    Args:
+        factors: A (r, d_in) and B (d_out, r) of a module and rank of the task.
+        exact: In fp32, before anything is rounded to the task's own dtypes.
+    """
+    lora_a, lora_b, shapes = {}, {}, {}
+    for index, rank, own in zip(record.layers, record.ranks, record.dtypes, strict=True):
+        spec, dtype = layers[index], "F32" if exact else own
+        a, b = (x.to(torch_dtype(dtype)).contiguous() for x in factors(spec, rank))
+        lora_a[spec.name], lora_b[spec.name] = a, b
+        if spec.kind != "linear":
+            shapes[spec.name] = shape_on_disk(spec.kind, spec.tail_a, rank, a, b.T, dtype)
+    for module in record.own:
+        a, b = lora_a[module.name], lora_b[module.name] = projection.own[module.name]
+        if module.kind != "linear":
             dtype = dtype_name(a.dtype)
-            shapes[own.name] = shape_on_disk(own.kind, own.tail_a, len(a), a, b.T, dtype)
+            shapes[module.name] = shape_on_disk(module.kind, module.tail_a, len(a), a, b.T, dtype)
     names = sorted(lora_a)
     return LoRAWeights(
         layer_names=names,

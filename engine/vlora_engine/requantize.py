@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlora_engine.encode import Storage
-from vlora_engine.errors import Cancelled, ParameterError
+from vlora_engine.errors import Cancelled
 from vlora_engine.files import check_output
 from vlora_engine.grow import reexpress
 from vlora_engine.layer import Bases
 from vlora_engine.manifest import Manifest, read_manifest
 from vlora_engine.originals import original_if_there
-from vlora_engine.packing import Quantization
+from vlora_engine.packing import Quantization, chooses_bits
 from vlora_engine.progress import CancelCheck, Progress, ProgressCallback
 from vlora_engine.tasks import TaskMap
 
@@ -47,14 +47,6 @@ def quantize_subspace(
     requantize(subspace, quantization, progress, cancelled)
     subspace.save(out, force=force)
     return read_manifest(out)
-
-
-def chooses_bits(method: str) -> ParameterError:
-    """The error for packing what has bits of its own for every direction."""
-    return ParameterError(
-        f"Method {method!r} has chosen its bits already.",
-        remedy="compress the adapters again with a smaller budget, or with method delta",
-    )
 
 
 def requantize(

@@ -12,9 +12,9 @@ from vlora_engine.encode import EncodedTask
 from vlora_engine.errors import SubspaceError
 from vlora_engine.files import new_directory
 from vlora_engine.manifest import Manifest, TaskRecord
+from vlora_engine.sources import relative_source
 from vlora_engine.store import (
     free_task_file,
-    relative_source,
     task_files,
     write_index,
 )
@@ -38,6 +38,11 @@ def save(subspace: SharedSubspace, path: Path, *, force: bool = False) -> None:
     subspace.stored = subspace._open_store(manifest)
     subspace.home = manifest.path
     subspace.tasks.rebind(subspace.stored)
+
+
+def write_copy(subspace: SharedSubspace, path: Path) -> Manifest:
+    """Write all of it to a new directory; the subspace stays bound to where it came from."""
+    return _write(subspace, path, force=False, own=False)
 
 
 def _same_place(one: Path, other: Path) -> bool:
@@ -85,5 +90,4 @@ def _update(subspace: SharedSubspace, old: Manifest) -> Manifest:
 
 
 def _placed(record: TaskRecord, file: str, out: Path) -> TaskRecord:
-    source = relative_source(Path(record.source), out) if record.source else None
-    return replace(record, file=file, source=source)
+    return replace(record, file=file, source=relative_source(record.source, out))

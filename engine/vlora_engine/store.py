@@ -9,7 +9,6 @@ bytes and one of scales.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -406,13 +405,6 @@ def decode_task(
         )
         yield spec, a[0], b[0]
         start, first = end, last
-
-
-def relative_source(path: Path | None, out: Path) -> str | None:
-    """Where a source lies, seen from the directory that holds the subspace; never absolute."""
-    if path is None:
-        return None
-    return Path(os.path.relpath(path.absolute(), out.absolute().parent)).as_posix()
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ changing the import. What differs is said where it differs.
 from __future__ import annotations
 
 import logging
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -406,18 +407,51 @@ class SharedSubspace:
         base_model_params: int | None = None,
         base_model_bits: int = 16,
         quantized_bits: int = 4,
+        *,
+        base_model: torch.nn.Module | None = None,
     ) -> dict[str, Any]:
         """Bytes of the adapters, and of a base model that is quantized beside them.
 
         The first library's keys. Its adapter bytes are parameters times four, whatever is stored;
         these are the bytes that bases and loadings take, against A and B at 16 bit.
 
+        Args:
+            base_model: The base itself, instead of its number of parameters: its bytes are then
+                measured (``base_model.measured`` says which), the others derived from the bits.
+
         Raises:
-            ParameterError: Parameters or bits below 1.
+            ParameterError: Parameters or bits below 1, or both a model and a number.
         """
         from vlora_engine.stats import full_stack
 
-        return full_stack(self, base_model_params, base_model_bits, quantized_bits)
+        return full_stack(self, base_model_params, base_model_bits, quantized_bits, base_model)
+
+    def get_trainable_params(
+        self, task_id: str, num_expand: int = 0, *, seed: int = 0
+    ) -> dict[str, torch.nn.Parameter]:
+        """A task's loadings as new parameters: ``{module}.loadings_a`` and ``.loadings_b``.
+
+        With ``num_expand`` they are wider by loadings of extra directions, zero at first, that are
+        orthogonal to the basis and the same for the same seed; the basis stays as it is (the first
+        library extends it for good, and with it every task). `SubspaceTrainer` trains them.
+
+        Raises:
+            NotFoundError: There is no such task. SubspaceError: Methods `own` and `auto` have no
+                bases. ParameterError: ``num_expand`` is negative.
+        """
+        from vlora_engine.nn.training import trainable_params
+
+        return dict(trainable_params(self, task_id, num_expand, seed=seed))
+
+    def apply(self, base_model: Any, task_id: str) -> Any:
+        """``base_model`` with a task on it, as a ``peft.PeftModel`` (extra ``peft``).
+
+        Raises:
+            As `vlora_engine.apply`.
+        """
+        from vlora_engine.nn.apply import apply
+
+        return apply(base_model, self, task_id)
 
     def quantize(
         self,
@@ -475,6 +509,48 @@ class SharedSubspace:
 
         save(self, Path(path), force=force)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = False,
+        revision: str | None = None,
+        message: str | None = None,
+        tasks: Sequence[str] | None = None,
+        force: bool = False,
+        progress: ProgressCallback | None = None,
+    ) -> str:
+        """Push it to a repository of the Hugging Face Hub, with a model card; the page's address.
+
+        The token is that of `hf auth login` or HF_TOKEN.
+
+        Args:
+            private: Of a repository that is new.
+            revision: The branch; by default the main one.
+            tasks: Push these tasks as PEFT adapters, a folder each, instead of the subspace.
+            force: The repository has files already; those of an earlier push make way.
+
+        Raises:
+            HubAccessError: There is no token, or it may not write there.
+            OutputExistsError: The repository has files, and not ``force``.
+            HubError: The Hub cannot be reached, or refused.
+        """
+        from vlora_engine.hub.push import push_subspace
+
+        with tempfile.TemporaryDirectory(prefix="vlora-push-") as staging:
+            pushed = push_subspace(
+                self,
+                repo_id,
+                Path(staging),
+                private=private,
+                revision=revision,
+                message=message,
+                tasks=tasks,
+                force=force,
+                progress=progress,
+            )
+        return pushed.url
+
     def save_quantized(
         self, path: str | Path, block_size: int = BLOCK_SIZE, *, force: bool = False
     ) -> None:
@@ -522,10 +598,17 @@ class SharedSubspace:
         """Open a subspace directory. Only its index is read now; every tensor file is checked
         against its checksum when it is first read.
 
+        Those of vlora-dev (as method `flat`) and lorashare (as `columns`) are opened alike; they
+        have no checksums, and are saved to another place: nothing is changed in theirs.
+
         Raises:
             NotFoundError: There is no subspace at ``path``. CorruptFileError: It is not sound.
         """
         manifest = read_manifest(path)
+        if manifest.peer:
+            from vlora_engine.peers.store import open_peer
+
+            return open_peer(manifest)
         if manifest.coding is not None:
             from vlora_engine.codec.subspace import load_coded
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from vlora_engine.layer import Bases, BuiltLayer, LayerBasis
 from vlora_engine.manifest import LayerSpec, OwnModule, TaskRecord, unknown_task
 from vlora_engine.packed import PackedBasis
 from vlora_engine.records import figure
+from vlora_engine.sources import absolute_source
 from vlora_engine.store import StoredSubspace, decode_task
 
 
@@ -126,6 +126,11 @@ class TaskMap(MutableMapping[str, TaskProjection]):
                 self._projections.clear()  # what is packed stays so but for the one in use
             self._projections[task_id] = self._decode(record, self.encoded(task_id))
         return self._projections[task_id]
+
+    def decoded(self, task_id: str) -> TaskProjection:
+        """A task as a projection that is not kept: for one who reads many."""
+        known = self._projections.get(task_id)
+        return known or self._decode(self.record(task_id), self.encoded(task_id))
 
     def _decode(self, record: TaskRecord, encoded: EncodedTask) -> TaskProjection:
         return decode_projection(self._storage, self._layers, record, encoded)
@@ -342,10 +347,8 @@ def _new_record(
 
 def _stored_records(stored: StoredSubspace) -> dict[str, TaskRecord]:
     """The records of a directory, with sources as absolute paths while they are in memory."""
-    home = stored.manifest.path.absolute().parent
+    home = stored.manifest.path
     return {
-        name: record
-        if record.source is None
-        else replace(record, source=os.path.normpath(home / record.source))
+        name: replace(record, source=absolute_source(record.source, home))
         for name, record in stored.manifest.tasks.items()
     }

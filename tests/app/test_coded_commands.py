@@ -55,8 +55,9 @@ def test_without_a_word_every_direction_gets_bits_of_its_own(
 
 def test_what_chose_its_bits_is_not_packed(related: Path, cli: Cli, tmp_path: Path) -> None:
     cli("compress", related, "-o", tmp_path / "s")
-    told = cli("quantize", tmp_path / "s", "-o", tmp_path / "q", code=2).err
-    assert "has chosen its bits already" in told
+    for flags in ((), ("--dry-run",)):
+        told = cli("quantize", tmp_path / "s", "-o", tmp_path / "q", *flags, code=2).err
+        assert "has chosen its bits already" in told
     assert not (tmp_path / "q").exists()
 
 

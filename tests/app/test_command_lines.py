@@ -256,6 +256,23 @@ def test_merge_takes_tasks_of_subspaces(cli: Cli, runs: Path, built: Path, tmp_p
     assert difference(task(runs, 0), tmp_path / "m") < 1e-5
 
 
+def test_one_module_of_an_adapter_and_of_two(cli: Cli, runs: Path, built: Path) -> None:
+    name = "transformer.h.0.attn.c_proj"
+    one = cli("module", task(runs, 0), name, "--json").data
+    assert one["places"] == [str(task(runs, 0))]
+    assert len(one["singular_values"]) == one["rank"] == 4
+    two = cli("module", task(runs, 0), f"{built}:task01", name, "--json").data
+    assert two["a"] == {key: one[key] for key in two["a"]}
+    told = adapter_diff(open_adapter(task(runs, 0)), open_adapter(f"{built}:task01"))[name]
+    assert two["cosine"] == pytest.approx(told["cosine_sim"])
+    assert two["relative_difference"] == pytest.approx(told["relative_difference"])
+    shown = cli("module", task(runs, 0), task(runs, 1), name).out
+    assert f"{two['a']['singular_values'][0]:.4g}" in shown
+    assert "principal angles" in shown
+    assert "did you mean" in cli("module", task(runs, 0), name[:-1], code=2).err
+    assert "One adapter or two" in cli("module", name, code=2).err
+
+
 def test_diff_of_two_tasks_of_a_subspace(cli: Cli, runs: Path, built: Path) -> None:
     data = cli("diff", built, "task00", "task01", "--json").data
     expected = difference(task(runs, 0), task(runs, 1))

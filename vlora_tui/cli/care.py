@@ -12,6 +12,7 @@ import typer
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
 from vlora_tui.cli.errors import FOUND
+from vlora_tui.cli.hub_places import fetch_first
 from vlora_tui.cli.output import Output, plural, printable
 
 REPEATS = 10
@@ -26,6 +27,7 @@ def validate(subspace: o.Subspace, as_json: o.AsJson = False, quiet: o.Quiet = F
     from vlora_engine.health import check_subspace
 
     out = Output(json=as_json, quiet=quiet)
+    (subspace,) = fetch_first(out, subspace)
     findings = check_subspace(subspace)
     wrong = [f for f in findings if f.severity != "note"]
     out.json(
@@ -40,7 +42,8 @@ def validate(subspace: o.Subspace, as_json: o.AsJson = False, quiet: o.Quiet = F
     if wrong:
         out.note(plural(len(wrong), "finding"))
         raise typer.Exit(FOUND)
-    out.text("sound: every checksum, shape and figure is as it should be")
+    checked = "shape" if any(f.code == "no-checksums" for f in findings) else "checksum, shape"
+    out.text(f"sound: every {checked} and figure is as it should be")
 
 
 def benchmark(
@@ -58,6 +61,7 @@ def benchmark(
     if repeats < 1:
         raise ParameterError("--repeats is at least 1.", found=str(repeats))
     out = Output(json=as_json, quiet=quiet)
+    (subspace,) = fetch_first(out, subspace)
     rows = time_subspace(subspace, repeats)
     out.json("benchmark", {"path": subspace, "operations": rows})
     out.table(

@@ -9,6 +9,7 @@ import typer
 
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
+from vlora_tui.cli.hub_places import fetch_first, require_own
 from vlora_tui.cli.output import Output, percent, plural, printable, size
 
 
@@ -34,6 +35,9 @@ def compact(
     from vlora_engine.manifest import read_manifest
 
     out = Output(json=as_json, quiet=quiet)
+    if output is None:
+        require_own(subspace)
+    (subspace,) = fetch_first(out, subspace)
     manifest = read_manifest(subspace)
     if manifest.coding is None:
         raise ParameterError(

@@ -7,77 +7,30 @@ from typing import Any
 
 from vlora_tui import events
 from vlora_tui.cli import options as o
-from vlora_tui.cli.execute import dry_run as show_plan
-from vlora_tui.cli.execute import execute
+from vlora_tui.cli.bundles import unbundle
+from vlora_tui.cli.execute import carry_out
 from vlora_tui.cli.flags import compress_recipe, say_once
 from vlora_tui.cli.output import Output, percent, plural, printable, size, times
 from vlora_tui.cli.progress import Watcher
-from vlora_tui.recipe import resolve
 
 
+@unbundle
 def compress(
     adapters: o.Adapters,
     output: o.OutputDir,
-    k: o.K = None,
-    k_a: o.KA = None,
-    k_b: o.KB = None,
-    variance: o.Variance = None,
-    adaptive: o.Adaptive = False,
-    max_error: o.MaxError = None,
-    mean_error: o.MeanError = None,
-    budget: o.Budget = None,
-    method: o.Method = None,
-    layers: o.Layers = None,
-    names: o.Names = None,
-    dtype: o.Dtype = "auto",
-    quantize: o.Quantize = None,
-    refine: o.Refine = 0,
-    spectra: o.SpectraAt = None,
-    device: o.Device = "auto",
-    skip_bad: o.SkipBad = False,
-    layer_by_layer: o.LayerByLayer = False,
-    chunk_size: o.ChunkSize = None,
-    force: o.Force = False,
-    dry_run: o.DryRun = False,
-    print_recipe: o.PrintRecipe = False,
-    events_file: o.EventsFile = None,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
+    compressing: o.Compressing,
+    writing: o.Writing,
 ) -> None:
     """Compress adapters into one subspace: a shared basis and small loadings for each task.
 
     Without k and without a target, k is chosen so that no task's error exceeds 5 %.
     """
-    out = Output(json=as_json, quiet=quiet)
-    say_once(out, layer_by_layer=layer_by_layer, chunk_size=chunk_size)
-    recipe = compress_recipe(
-        adapters,
-        output,
-        names=names,
-        skip_bad=skip_bad,
-        k=k,
-        k_a=k_a,
-        k_b=k_b,
-        layers=layers,
-        adaptive=adaptive,
-        variance=variance,
-        max_error=max_error,
-        mean_error=mean_error,
-        budget=budget,
-        method=method,
-        dtype=dtype,
-        quantize=quantize,
-        refine=refine,
-        spectra=spectra,
-        device=device,
-    )
-    if print_recipe:
-        print(resolve(recipe).to_toml(), end="")
+    out = Output(json=writing.as_json, quiet=writing.quiet)
+    say_once(out, compressing)
+    recipe = compress_recipe(adapters, output, **compressing.flags())
+    watcher = carry_out(recipe, out, writing)
+    if watcher is None:
         return
-    if dry_run:
-        show_plan(recipe, out, force=force)
-        return
-    watcher = execute(recipe, out, force=force, events_file=events_file)
     out.json("compress", compress_data(watcher))
     show_subspace(out, watcher)
     out.essence(watcher.last(events.SubspaceWritten).path)

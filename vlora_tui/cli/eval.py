@@ -9,6 +9,7 @@ import typer
 from vlora_engine.errors import CollectionError, ParameterError
 from vlora_tui.cli import options as o
 from vlora_tui.cli.errors import FOUND
+from vlora_tui.cli.hub_places import fetch_first
 from vlora_tui.cli.output import Output, percent, plural, printable
 from vlora_tui.cli.progress import Watcher
 
@@ -71,6 +72,7 @@ def evaluate(
     """
     out = Output(json=as_json, quiet=quiet)
     _check_figures(fail_above, max_tokens, length)
+    subspace, *places = fetch_first(out, subspace, *(originals or ()))
     manifest, tasks = _chosen(subspace, task)
     model = base or manifest.base_model
     if model is None:
@@ -87,7 +89,7 @@ def evaluate(
     require_extra()
     opened = SharedSubspace.load(subspace)
     with Watcher(out) as watcher:
-        found, left_out = _find_originals(opened, tasks, originals, out, watcher, skip_bad=skip_bad)
+        found, left_out = _find_originals(opened, tasks, places, out, watcher, skip_bad=skip_bad)
         result = evaluate_subspace(
             load_base(model, device=device, dtype=dtype),
             opened,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.errors import StorageError
 from vlora_tui import events
+from vlora_tui.cli.options import Writing
 from vlora_tui.cli.output import Output, plural, printable, size
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.recipe import Recipe, as_tables
@@ -63,6 +64,19 @@ def execute(
                     lost = plural(listener.dropped, "event")
                     out.warn(f"{lost} could not be written to {printable(str(events_file))}")
     return watcher
+
+
+def carry_out(recipe: Recipe, out: Output, writing: Writing) -> Watcher | None:
+    """Run a recipe, or only show it or what it would do; what was told, if it was run."""
+    from vlora_tui.recipe import resolve
+
+    if writing.print_recipe:
+        print(resolve(recipe).to_toml(), end="")
+        return None
+    if writing.dry_run:
+        dry_run(recipe, out, force=writing.force)
+        return None
+    return execute(recipe, out, force=writing.force, events_file=writing.events_file)
 
 
 def execute_job(folder: Path, out: Output, *, lock: int | None = None) -> Watcher:

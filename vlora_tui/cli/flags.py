@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine.errors import ParameterError
+from vlora_engine.hub.address import is_hub_place
+from vlora_tui.cli.options import Compressing
 from vlora_tui.cli.output import Output
-from vlora_tui.recipe import Recipe, absolute, named_inputs
+from vlora_tui.recipe import Recipe, absolute, check_place, named_inputs
 from vlora_tui.recipe_reader import read_tables
 
 WHERE = "the command line"
@@ -21,13 +23,13 @@ def compress_recipe(
     adapters: Sequence[str],
     output: str | None,
     *,
-    names: Sequence[str] | None,
-    skip_bad: bool,
-    k: str | None,
-    layers: Sequence[str] | None,
-    adaptive: bool,
-    variance: float | None,
-    refine: int,
+    names: Sequence[str] | None = None,
+    skip_bad: bool = False,
+    k: str | None = None,
+    layers: Sequence[str] | None = None,
+    adaptive: bool = False,
+    variance: float | None = None,
+    refine: int = 0,
     **compress: Any,
 ) -> Recipe:
     """The recipe that the flags of ``compress`` stand for, its paths absolute."""
@@ -63,22 +65,26 @@ def require_there(paths: Sequence[str]) -> None:
     """Refuse a path that is not there, in the words in which it was given.
 
     Raises:
-        NotFoundError: It is not there. A pattern is judged later, a task of a subspace too.
-        ParameterError: It is on another machine or on the Hub.
+        NotFoundError: It is not there. A pattern is judged later, a task of a subspace too, and
+            what is on the Hub.
+        ParameterError: It is on another machine, or no place that the Hub could have.
     """
     from vlora_engine.formats.places import existing_path, split_task
 
     for path in paths:
-        if not glob.has_magic(path) and split_task(path) is None:
+        if is_hub_place(path):
+            check_place(path)
+        elif not glob.has_magic(path) and split_task(path) is None:
             existing_path(path)
 
 
-def say_once(out: Output, *, layer_by_layer: bool, chunk_size: int | None) -> None:
+def say_once(out: Output, given: Compressing) -> None:
     """What the flags of lorashare that have nothing to do here come to."""
-    given = ["--layer-by-layer"] * layer_by_layer + ["--chunk-size"] * (chunk_size is not None)
-    if given:
+    flags = ["--layer-by-layer"] * given.layer_by_layer
+    flags += ["--chunk-size"] * (given.chunk_size is not None)
+    if flags:
         out.once(
-            f"{' and '.join(given)}: no effect; the build is always layer by layer, "
+            f"{' and '.join(flags)}: no effect; the build is always layer by layer, "
             "in bounded memory"
         )
 

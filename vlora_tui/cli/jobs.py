@@ -20,6 +20,7 @@ from vlora_tui.cli.progress import Watcher
 from vlora_tui.jobs import control
 from vlora_tui.jobs.store import Job, JobStore, is_spectra
 from vlora_tui.jobs.watch import JobView, State, follow, look
+from vlora_tui.sizes import how_much
 
 JobId = Annotated[
     str, typer.Argument(help="Its id, the beginning or end of it, or: last.", metavar="JOB")
@@ -319,7 +320,7 @@ def progress_text(view: JobView) -> str:
     if at is None or view.state is State.FINISHED:
         return ""
     left = f", {_seconds(view.eta)} left" if view.eta and not view.state.is_over else ""
-    return f"{at.stage} {at.done}/{at.total}{left}"
+    return f"{at.stage} {how_much(at.stage, at.done, at.total)}{left}"
 
 
 def exit_code(view: JobView) -> int:

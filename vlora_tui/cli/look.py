@@ -3,30 +3,81 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
+from vlora_engine.errors import ParameterError
+from vlora_engine.hub.address import (
+    CACHE_PLACE,
+    SEARCH_PLACE,
+    address_text,
+    is_hub_place,
+)
 from vlora_tui.cli import options as o
+from vlora_tui.cli.hub_places import headers_of
 from vlora_tui.cli.output import Output, percent, plural, printable, size, times
 
 if TYPE_CHECKING:
-    from vlora_engine.catalog import Catalog
-    from vlora_engine.manifest import Manifest
+    from vlora_engine.catalog import AdapterInfo, Catalog
+    from vlora_engine.manifest import Manifest, TaskRecord
 
 
-def inspect(paths: o.Adapters, as_json: o.AsJson = False, quiet: o.Quiet = False) -> None:
-    """List the adapters in folders: which are sound as far as headers tell, which fit together."""
+def inspect(
+    paths: Annotated[
+        list[str] | None,
+        typer.Argument(help="Adapter folders, patterns, hf://org/name.", metavar="PATHS"),
+    ] = None,
+    hf_cache: Annotated[
+        bool, typer.Option("--hf-cache", help="Those that were downloaded from the Hub before.")
+    ] = False,
+    search_base: Annotated[
+        str | None,
+        typer.Option("--search-base", help="Those on the Hub of this model.", metavar="ORG/NAME"),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="How many the search may find; 20.")
+    ] = None,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """List adapters: which are sound as far as headers tell, which fit together.
+
+    On the Hub headers alone are read; nothing is downloaded.
+    """
     from vlora_engine.catalog import scan
 
     out = Output(json=as_json, quiet=quiet)
-    catalog = scan(expand(paths))
-    out.json("inspect", catalog.as_dict())
-    show_catalog(out, catalog)
-    for info in catalog.usable:
+    if limit is not None and search_base is None:
+        raise ParameterError("--limit is for --search-base.")
+    places = expand(paths or ())
+    places += [CACHE_PLACE] * hf_cache
+    places += [] if search_base is None else [SEARCH_PLACE + search_base]
+    catalog = scan(places, search_limit=limit)
+    tasks = _tasks_inside(catalog)
+    out.json("inspect", {**catalog.as_dict(), "tasks": [info.as_dict() for info in tasks]})
+    show_catalog(out, catalog, tasks)
+    for info in (*catalog.usable, *tasks):
         out.essence(printable(info.name))
 
 
-def show_catalog(out: Output, catalog: Catalog) -> None:
-    """A table of adapters, then groups, then what is remarkable."""
+def _tasks_inside(catalog: Catalog) -> list[AdapterInfo]:
+    """The tasks of every subspace that was found; one that cannot be read is a finding already."""
+    from vlora_engine.catalog import tasks_of
+    from vlora_engine.errors import VLoRAError
+
+    tasks = []
+    for path in catalog.subspaces:
+        if isinstance(path, Path):  # of one on the Hub the index is not fetched for this
+            with suppress(VLoRAError):
+                tasks += tasks_of(path)
+    return tasks
+
+
+def show_catalog(out: Output, catalog: Catalog, tasks: Sequence[AdapterInfo] = ()) -> None:
+    """A table of adapters and tasks, then groups, then what is remarkable."""
     rows = [
         (
             info.name,
@@ -38,11 +89,11 @@ def show_catalog(out: Output, catalog: Catalog) -> None:
             size(info.nbytes) if info.error is None else None,
             info.base_model if info.error is None else "cannot be used",
         )
-        for info in catalog.adapters
+        for info in (*catalog.adapters, *tasks)
     ]
     out.table(("adapter", "group", "rank", "alpha", "modules", "dtype", "size", "base"), rows)
     out.text()
-    out.text(_summary(catalog))
+    out.text(_summary(catalog, len(tasks)))
     faults: dict[tuple[str, str | None], list[Any]] = {}
     for info in catalog.adapters:
         if info.error is not None:
@@ -68,9 +119,10 @@ def info(subspace: o.Subspace, as_json: o.AsJson = False, quiet: o.Quiet = False
     from vlora_engine.manifest import read_manifest
 
     out = Output(json=as_json, quiet=quiet)
-    manifest = read_manifest(subspace)
-    out.json("info", info_data(manifest))
-    show_manifest(out, manifest)
+    with headers_of(subspace) as place:
+        manifest = read_manifest(place)
+        out.json("info", info_data(manifest))
+        show_manifest(out, manifest)
     for task in manifest.tasks:
         out.essence(printable(task))
 
@@ -80,12 +132,13 @@ def info_data(manifest: Manifest) -> dict[str, Any]:
     top = max((max(layer.k_a, layer.k_b) for layer in manifest.layers), default=0)
     return {
         **manifest.as_dict(),
+        "path": address_text(str(manifest.path)),
         "num_components": top,
         "rank": max((layer.rank for layer in manifest.layers), default=0),
         "num_layers": len(manifest.layers),
         "num_tasks": len(manifest.tasks),
         "task_ids": list(manifest.tasks),
-        "compression_ratio": manifest.ratio if manifest.tasks else None,
+        "compression_ratio": manifest.ratio if manifest.tasks and not manifest.peer else None,
     }
 
 
@@ -94,7 +147,7 @@ def show_manifest(out: Output, manifest: Manifest) -> None:
     from vlora_engine.card import stored_in
     from vlora_tui.choices import how, manifest_figures
 
-    out.text(printable(f"subspace   {manifest.path}"))
+    out.text(printable(f"subspace   {address_text(str(manifest.path))}"))
     stored = f"stored {'' if manifest.coding else 'in '}{stored_in(manifest)}"
     out.text(f"method     {how(manifest_figures(manifest))}, {stored}")
     out.text(printable(f"base       {manifest.base_model or 'not named'}"))
@@ -103,22 +156,33 @@ def show_manifest(out: Output, manifest: Manifest) -> None:
     )
     if not manifest.tasks:
         return
-    out.text(
-        f"on disk    {size(manifest.nbytes)} of {size(manifest.input_bytes)} "
-        f"({times(manifest.ratio)}); codec ratio {times(manifest.codec_ratio)} "
-        "(against A and B in 16 bit)"
-    )
-    worst = manifest.worst
-    out.text(
-        f"error      {percent(manifest.mean_error)} of dW on average, "
-        f"{percent(worst.error if worst else None)} at worst"
-    )
+    codec = f"codec ratio {times(manifest.codec_ratio)} (against A and B in 16 bit)"
+    if manifest.peer:
+        out.text(f"on disk    {size(manifest.nbytes)}; {codec}")
+        out.text(f"error      not known: {manifest.peer} does not keep what its tasks lost")
+        for finding in manifest.findings:
+            out.text(printable(f"{finding.severity:<10} {finding.what}"))
+    else:
+        out.text(
+            f"on disk    {size(manifest.nbytes)} of {size(manifest.input_bytes)} "
+            f"({times(manifest.ratio)}); {codec}"
+        )
+        worst = manifest.worst
+        out.text(
+            f"error      {percent(manifest.mean_error)} of dW on average, "
+            f"{percent(worst.error if worst else None)} at worst"
+        )
+        for origin in sorted({task.origin for task in manifest.tasks.values() if task.origin}):
+            count = sum(task.origin == origin for task in manifest.tasks.values())
+            out.text(
+                f"           of {plural(count, 'task')} counted from what {origin} held of them"
+            )
     out.text()
     related = any(task.cluster for task in manifest.tasks.values())
     rows = [
         (
             task.id,
-            percent(task.error) if task.measured else f"<= {percent(task.error)}",
+            _error(task, manifest),
             task.rank,
             _number(task.config.get("lora_alpha")),
             len(task.layers) + len(task.own),
@@ -132,17 +196,30 @@ def show_manifest(out: Output, manifest: Manifest) -> None:
     out.table((*names, "cluster") if related else names, rows)
 
 
+def _error(task: TaskRecord, manifest: Manifest) -> str:
+    if manifest.peer:
+        return "-"
+    return percent(task.error) if task.measured else f"<= {percent(task.error)}"
+
+
 def expand(paths: Sequence[str]) -> list[str]:
     """Patterns that no shell expanded, as the paths that match them."""
     from vlora_tui.cli.flags import require_there
     from vlora_tui.recipe import expand_input, named_inputs
 
     require_there(paths)
-    return [found.path for entry in named_inputs(paths) for found in expand_input(entry)]
+    return [
+        found.path
+        for entry in named_inputs(paths)
+        for found in ([entry] if is_hub_place(entry.path) else expand_input(entry))
+    ]
 
 
-def _summary(catalog: Catalog) -> str:
+def _summary(catalog: Catalog, tasks: int) -> str:
     usable, total = len(catalog.usable), len(catalog.adapters)
+    if tasks and not total:
+        inside = plural(len(catalog.subspaces), "subspace")
+        return f"{plural(tasks, 'task')} in {inside}"
     text = plural(total, "adapter")
     if usable < total:
         text += f", {total - usable} that cannot be used"

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from vlora_tui.cli.bundles import Bundle
+
 Adapters = Annotated[
-    list[str], typer.Argument(help="Adapter folders, folders of them, patterns.", metavar="PATHS")
+    list[str],
+    typer.Argument(
+        help="Adapter folders, folders of them, patterns, hf://org/name.", metavar="PATHS"
+    ),
 ]
-Subspace = Annotated[str, typer.Argument(help="A subspace directory.", metavar="DIR")]
+Subspace = Annotated[
+    str, typer.Argument(help="A subspace directory, or hf://org/name.", metavar="DIR")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="The data as one JSON object.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only what a script would want.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
@@ -78,3 +86,46 @@ LayerByLayer = Annotated[
 ChunkSize = Annotated[
     int | None, typer.Option("--chunk-size", help="Accepted: memory is always bounded.")
 ]
+
+WITHOUT_EFFECT = ("layer_by_layer", "chunk_size")
+
+
+@dataclass(frozen=True)
+class Compressing(Bundle):
+    """How to compress."""
+
+    k: K = None
+    k_a: KA = None
+    k_b: KB = None
+    variance: Variance = None
+    adaptive: Adaptive = False
+    max_error: MaxError = None
+    mean_error: MeanError = None
+    budget: Budget = None
+    method: Method = None
+    layers: Layers = None
+    names: Names = None
+    dtype: Dtype = "auto"
+    quantize: Quantize = None
+    refine: Refine = 0
+    spectra: SpectraAt = None
+    device: Device = "auto"
+    skip_bad: SkipBad = False
+    layer_by_layer: LayerByLayer = False
+    chunk_size: ChunkSize = None
+
+    def flags(self) -> dict[str, Any]:
+        """What `compress_recipe` takes: all that have an effect."""
+        return {name: value for name, value in vars(self).items() if name not in WITHOUT_EFFECT}
+
+
+@dataclass(frozen=True)
+class Writing(Bundle):
+    """How a command that executes a recipe goes about it."""
+
+    force: Force = False
+    dry_run: DryRun = False
+    print_recipe: PrintRecipe = False
+    events_file: EventsFile = None
+    as_json: AsJson = False
+    quiet: Quiet = False

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_tui import events
 from vlora_tui.cli.output import Output, is_terminal, percent, plural, printable, size
+from vlora_tui.sizes import how_much
 
 if TYPE_CHECKING:
     from vlora_engine.progress import Progress
 
 STAGES = {
+    "download": "downloading",
+    "upload": "uploading",
     "check": "checking",
     "spectra": "spectra",
     "similarity": "comparing",
@@ -23,6 +26,8 @@ STAGES = {
     "quantize": "packing",
     "export": "exporting",
     "merge": "merging",
+    "diagnose": "looking",
+    "resize": "resizing",
     "originals": "originals",
     "evaluate": "evaluating",
 }
@@ -107,13 +112,13 @@ class Bars:
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+        from rich.progress import BarColumn, Progress, TextColumn
         from rich.progress import TimeRemainingColumn as Remaining
 
         self._progress = Progress(
-            TextColumn("{task.description:<10}"),
+            TextColumn("{task.description:<11}"),
             BarColumn(bar_width=30),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[count]}", markup=False),
             Remaining(),
             TextColumn("{task.fields[detail]}", markup=False),
             console=Console(stderr=True),
@@ -127,12 +132,15 @@ class Bars:
         """Move the bar of the event's stage."""
         if event.stage not in self._tasks:
             label = STAGES.get(event.stage, event.stage)
-            self._tasks[event.stage] = self._progress.add_task(label, total=event.total, detail="")
+            self._tasks[event.stage] = self._progress.add_task(
+                label, total=event.total, detail="", count=""
+            )
         self._progress.update(
             self._tasks[event.stage],
             completed=event.done,
             total=event.total,
             detail=printable(event.detail)[-40:],
+            count=how_much(event.stage, event.done, event.total),
         )
 
     def close(self) -> None:

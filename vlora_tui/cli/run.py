@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated
 
@@ -11,59 +12,42 @@ import typer
 from vlora_engine.errors import ParameterError
 from vlora_tui import events
 from vlora_tui.cli import options as o
+from vlora_tui.cli.bundles import unbundle
 from vlora_tui.cli.compress import compress_data, show_subspace
-from vlora_tui.cli.execute import dry_run as show_plan
-from vlora_tui.cli.execute import execute, execute_job
-from vlora_tui.cli.export import show_exports
+from vlora_tui.cli.execute import carry_out, execute_job
+from vlora_tui.cli.export import show_exports, starts
 from vlora_tui.cli.flags import compress_recipe, say_once
-from vlora_tui.cli.merge import show_merges
+from vlora_tui.cli.merge import is_recipe, preview_merges, show_merges
 from vlora_tui.cli.output import Output, printable
 from vlora_tui.cli.progress import Watcher
-from vlora_tui.recipe import Recipe, load_recipe, resolve
+from vlora_tui.cli.resize import show_resizes
+from vlora_tui.recipe import load_recipe
 
 
+@unbundle
 def run(
     ctx: typer.Context,
     sources: Annotated[
         list[str], typer.Argument(help="A recipe file, or adapters.", metavar="RECIPE | PATHS")
     ],
+    *,
     headless: Annotated[
         bool, typer.Option("--headless", help="Without the interface, here and now.")
     ] = False,
     output: Annotated[
         str | None, typer.Option("-o", "--output", help="The subspace to write.", metavar="DIR")
     ] = None,
-    k: o.K = None,
-    k_a: o.KA = None,
-    k_b: o.KB = None,
-    variance: o.Variance = None,
-    adaptive: o.Adaptive = False,
-    max_error: o.MaxError = None,
-    mean_error: o.MeanError = None,
-    budget: o.Budget = None,
-    method: o.Method = None,
-    layers: o.Layers = None,
-    names: o.Names = None,
-    dtype: o.Dtype = "auto",
-    quantize: o.Quantize = None,
-    refine: o.Refine = 0,
-    spectra: o.SpectraAt = None,
-    device: o.Device = "auto",
-    skip_bad: o.SkipBad = False,
-    layer_by_layer: o.LayerByLayer = False,
-    chunk_size: o.ChunkSize = None,
-    force: o.Force = False,
-    dry_run: o.DryRun = False,
-    print_recipe: o.PrintRecipe = False,
-    events_file: o.EventsFile = None,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
+    compressing: o.Compressing,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Say what its merges keep; write nothing.")
+    ] = False,
+    writing: o.Writing,
     job: Annotated[Path | None, typer.Option("--job", hidden=True)] = None,
     job_lock: Annotated[int | None, typer.Option("--job-lock", hidden=True)] = None,
     warm: Annotated[int | None, typer.Option("--warm", hidden=True)] = None,
 ) -> None:
     """Execute a recipe: a TOML file, or flags as compress takes them."""
-    out = Output(json=as_json, quiet=quiet)
+    out = Output(json=writing.as_json, quiet=writing.quiet)
     if warm is not None and headless:  # a process kept ready by an interface
         from vlora_tui.jobs.worker import wait_for_job
 
@@ -74,13 +58,13 @@ def run(
         for path in execute_job(job, out, lock=job_lock).last(events.Finished).outputs:
             out.text(printable(f"written to {path}"))
         return
-    opens = not (headless or print_recipe or dry_run)
+    opens = not (headless or writing.print_recipe or writing.dry_run or preview)
     if opens:
         from vlora_tui.tui.start import require_terminal
 
         instead = f"vlora-tui run --headless {shlex.join(sources[:3])} ..."
         require_terminal(instead)
-    say_once(out, layer_by_layer=layer_by_layer, chunk_size=chunk_size)
+    say_once(out, compressing)
     if is_recipe(sources):
         given = [p for p in _FLAGS if _was_given(ctx, p)]
         if given:
@@ -94,67 +78,36 @@ def run(
     elif output is None and not opens:
         raise ParameterError("There is nowhere to put the subspace.", remedy="name it: -o DIR")
     else:
-        recipe = compress_recipe(
-            sources,
-            output,
-            names=names,
-            skip_bad=skip_bad,
-            k=k,
-            k_a=k_a,
-            k_b=k_b,
-            layers=layers,
-            adaptive=adaptive,
-            variance=variance,
-            max_error=max_error,
-            mean_error=mean_error,
-            budget=budget,
-            method=method,
-            dtype=dtype,
-            quantize=quantize,
-            refine=refine,
-            spectra=spectra,
-            device=device,
-        )
+        recipe = compress_recipe(sources, output, **compressing.flags())
     if opens:
         from vlora_tui.cli.interface import open_interface
 
         raise typer.Exit(open_interface(ctx, recipe=recipe, instead=instead))
-    if print_recipe:
-        print(resolve(recipe).to_toml(), end="")
-    elif dry_run:
-        show_plan(recipe, out, force=force)
-    else:
-        run_headless(recipe, out, force=force, events_file=events_file)
+    if preview and not (writing.print_recipe or writing.dry_run):
+        preview_merges(recipe, out)
+        return
+    watcher = carry_out(recipe, out, writing)
+    if watcher is not None:
+        tell(watcher, out)
 
 
-def run_headless(
-    recipe: Recipe, out: Output, *, force: bool = False, events_file: Path | None = None
-) -> Watcher:
-    """Run it and print what came of it."""
-    watcher = execute(recipe, out, force=force, events_file=events_file)
+def tell(watcher: Watcher, out: Output) -> None:
+    """What came of a recipe."""
     finished = watcher.last(events.Finished)
     data = {"outputs": list(finished.outputs), "seconds": finished.seconds}
     if watcher.last(events.SubspaceWritten) is not None:
         data["subspace"] = compress_data(watcher)
         show_subspace(out, watcher)
     data["exported"] = show_exports(out, watcher)
+    data["start"] = starts(watcher)
     data["merged"] = show_merges(out, watcher)
+    data["resized"] = show_resizes(out, watcher)
     out.json("run", data)
     for path in finished.outputs:
         out.essence(path)
-    return watcher
 
 
-def is_recipe(sources: list[str]) -> bool:
-    """Whether the one source is a recipe file and not an adapter."""
-    return len(sources) == 1 and sources[0].endswith(".toml")
-
-
-_FLAGS = [
-    *("output", "k", "k_a", "k_b", "variance", "adaptive", "max_error", "mean_error", "budget"),
-    *("method", "layers", "names", "dtype", "quantize", "refine", "spectra", "device"),
-    "skip_bad",
-]
+_FLAGS = ("output", *(f.name for f in fields(o.Compressing) if f.name not in o.WITHOUT_EFFECT))
 
 
 def _was_given(ctx: typer.Context, parameter: str) -> bool:

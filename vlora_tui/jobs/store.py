@@ -30,6 +30,7 @@ from typing import Any
 from vlora_engine import __version__
 from vlora_engine.errors import InputError, NotFoundError, ParameterError, StorageError
 from vlora_engine.files import directory_bytes, dump_json, partial_path, write_file
+from vlora_engine.hub.address import is_address, parse_address
 from vlora_engine.partial import kept_layers, spectra_partial
 from vlora_tui import paths
 from vlora_tui.events import SpectraBegun, read_events
@@ -252,7 +253,7 @@ class JobStore:
             raise ParameterError(
                 "The recipe asks for nothing: a subspace has its figures already.",
                 where=recipe.input.subspace,
-                expected="[[export]] or [[merge]]",
+                expected="[[export]], [[merge]] or [[resize]]",
             )
         kind = SPECTRA if is_spectra(recipe) else BUILD
         if device is None:
@@ -343,7 +344,7 @@ class JobStore:
 
 def is_spectra(recipe: Recipe) -> bool:
     """Whether the recipe has nothing but inputs: then spectra are all there is to compute."""
-    steps = (recipe.compress, recipe.quantize, *recipe.exports, *recipe.merges)
+    steps = (recipe.compress, recipe.quantize, *recipe.written)
     return not any(step is not None for step in steps)
 
 
@@ -351,21 +352,25 @@ def title_of(recipe: Recipe) -> str:
     """What a recipe does, in a few words."""
     inputs = recipe.input.adapters
     if recipe.input.subspace is not None:
-        source = Path(recipe.input.subspace).name
+        source = _called(recipe.input.subspace)
     else:
-        source = Path(inputs[0].path).name if len(inputs) == 1 else f"{len(inputs)} inputs"
+        source = _called(inputs[0].path) if len(inputs) == 1 else f"{len(inputs)} inputs"
     if is_spectra(recipe):
         return f"spectra of {source}"
-    ends = [recipe.output, *(m.path for m in recipe.merges), *(e.path for e in recipe.exports)]
+    ends = [recipe.output, *(step.path for step in recipe.written)]
     named = [Path(end) for end in ends if end is not None]
     first = named[0].parent if "{task}" in named[0].name else named[0]
     more = f" and {len(named) - 1} more" if len(named) > 1 else ""
     return f"{source} -> {first.name}{more}"
 
 
+def _called(path: str) -> str:
+    return parse_address(path).name if is_address(path) else Path(path).name
+
+
 def known_outputs(recipe: Recipe, spectra: Path | None) -> list[str]:
     """The paths that a recipe writes; those of exports as they stand, ``{task}`` in them."""
-    ends = [recipe.output, *(e.path for e in recipe.exports), *(m.path for m in recipe.merges)]
+    ends = [recipe.output, *(step.path for step in recipe.written)]
     return [*(end for end in ends if end is not None), *([str(spectra)] if spectra else [])]
 
 

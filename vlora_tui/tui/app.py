@@ -12,6 +12,7 @@ from textual.binding import Binding, BindingType
 from textual.widgets import ContentSwitcher
 
 from vlora_tui.config import Config, load_config
+from vlora_tui.sizes import how_much
 from vlora_tui.tui.desk import Desk
 from vlora_tui.tui.frame import Frame
 from vlora_tui.tui.screens.base import View
@@ -262,4 +263,5 @@ def _job_words(running: list[JobView]) -> str:
     if view.progress is None:
         return f"job: {view.state}{more}"
     eta = "" if view.eta is None else f", {view.eta:.0f} s left"
-    return f"job: {view.progress.stage} {view.progress.done}/{view.progress.total}{eta}{more}"
+    at = view.progress
+    return f"job: {at.stage} {how_much(at.stage, at.done, at.total)}{eta}{more}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from vlora_tui import events
+from vlora_tui.sizes import how_fast, how_much
 from vlora_tui.tui.verdict import can_go_on, names_of
 from vlora_tui.tui.words import clean, plural, size, tilde
 
@@ -49,7 +50,8 @@ def how_far(view: JobView) -> str:
     if view.progress is None:
         return "starting"
     left = "" if view.eta is None else f", {duration(view.eta)} left"
-    return f"{view.progress.stage} {view.progress.done}/{view.progress.total}{left}"
+    at = view.progress
+    return f"{at.stage} {how_much(at.stage, at.done, at.total)}{left}"
 
 
 def details(view: JobView, *, ascii_only: bool = False) -> Text:
@@ -97,9 +99,9 @@ def _say_progress(text: Text, view: JobView, ascii_only: bool) -> None:
     text.append(f"{progress.stage} ")
     text.append(on * full, "bold")
     text.append(off * (BAR - full), "dim")
-    text.append(f" {progress.done}/{progress.total}")
+    text.append(f" {how_much(progress.stage, progress.done, progress.total)}")
     if view.rate:
-        text.append(f"  {view.rate:.3g}/s")
+        text.append(f"  {how_fast(progress.stage, view.rate)}")
     if view.eta is not None:
         text.append(f"  {duration(view.eta)} left")
     if view.memory:
@@ -134,6 +136,10 @@ def said(event: events.Event) -> str | None:
             return f"verified  {clean(event.task)}: off by {event.error:.1g}"
         case events.Merged():
             return f"merged    {event.method}, rank {event.rank}, to {tilde(event.path)}"
+        case events.Resized():
+            error = event.report.get("error")
+            off = f", off by {error:.2%}" if isinstance(error, float) else ""
+            return f"resized   {clean(event.task)} to {tilde(event.path)}{off}"
         case events.Finished():
             return f"finished  in {duration(event.seconds)}"
         case events.Cancelled():

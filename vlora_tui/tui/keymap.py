@@ -19,6 +19,7 @@ MODULES = (
     "vlora_tui.tui.screens.choose",
     "vlora_tui.tui.screens.run",
     "vlora_tui.tui.screens.inspect",
+    "vlora_tui.tui.screens.inspect_module",
     "vlora_tui.tui.screens.export",
     "vlora_tui.tui.screens.open_folder",
     "vlora_tui.tui.widgets.table",

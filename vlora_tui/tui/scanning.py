@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlora_engine.errors import VLoRAError
+from vlora_engine.hub.address import HubAddress, address_of_page
 from vlora_tui.tui.screens.adapter_rows import Row
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class Ended:
     Args:
         names: The shortest unique name of every adapter found so far, by path.
         problem: Why the place could not be looked into, if it could not.
+        remarks: What is remarkable about the place.
     """
 
     place: str
@@ -42,6 +44,7 @@ class Ended:
     stopped: bool = False
     full: bool = False
     problem: VLoRAError | None = None
+    remarks: tuple[str, ...] = ()
 
 
 class Scanner:
@@ -66,6 +69,7 @@ class Scanner:
 
             self._finder = Finder(max_depth=self._limits[0], max_adapters=self._limits[1])
         before, problem = self._finder.count, None
+        remarked = len(self._finder.remarks)
         try:
             self._look(place, self._finder, tell)
         except VLoRAError as error:
@@ -76,16 +80,19 @@ class Scanner:
         if problem is None and place not in self.places:
             self.places.append(place)
         full = self._finder.count >= self._limits[1]
-        tell(Ended(place, found, self._names(), self.stopped, full, problem))
+        remarks = tuple(f"{r.where}: {r.what}" for r in self._finder.remarks[remarked:])
+        tell(Ended(place, found, self._names(), self.stopped, full, problem, remarks))
 
     def _look(self, place: str, finder: Finder, tell: Callable[[Batch | Ended], None]) -> None:
+        from vlora_engine.catalog import AdapterInfo
+
         batch, last, known = Batch(), 0.0, len(finder.closed)
         for found in finder.look(place):
-            if isinstance(found, Path):
-                batch.subspaces.append(subspace_row(found))
-            else:
+            if isinstance(found, AdapterInfo):
                 self._infos.append(found)
                 batch.infos.append(replace(found, name=os.path.basename(found.name) or found.name))
+            else:
+                batch.subspaces.append(subspace_row(found))
             if self.stopped:
                 break
             if time.monotonic() - last > BATCH_SECONDS:
@@ -100,8 +107,12 @@ class Scanner:
         return {str(info.path): info.name for info in with_names(self._infos)}
 
 
-def subspace_row(path: Path) -> Row:
-    """A subspace as a row, from its index."""
+def subspace_row(path: Path | HubAddress) -> Row:
+    """A subspace as a row, from its index; one on the Hub has to be pulled first."""
+    if isinstance(path, HubAddress):
+        pulled = f"vlora-tui pull {path} -o DIR"
+        error = VLoRAError("A subspace on the Hub opens when it is here.", remedy=pulled)
+        return Row(str(path), path.name, error=error)
     from vlora_engine.manifest import read_manifest
 
     try:
@@ -126,10 +137,10 @@ def _closed_rows(paths: Sequence[Path]) -> Iterator[Row]:
 def pasted_paths(text: str) -> list[str]:
     """The places named in a pasted text: one a line, or several as a shell would split them.
 
-    Quotes, ``file://`` and escaped blanks are what terminals paste when a folder is dropped.
+    Quotes, ``file://`` and escaped blanks are what terminals paste when a folder is dropped. The
+    page of a model on the Hub means that model.
     """
     import shlex
-    from urllib.parse import unquote, urlsplit
 
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     places: list[str] = []
@@ -141,5 +152,14 @@ def pasted_paths(text: str) -> list[str]:
             words: Sequence[str] = shlex.split(line)
         except ValueError:
             words = [line]
-        places += [unquote(urlsplit(w).path) if w.startswith("file://") else w for w in words]
+        places += [_place(word) for word in words]
     return list(dict.fromkeys(places))
+
+
+def _place(word: str) -> str:
+    from urllib.parse import unquote, urlsplit
+
+    if word.startswith("file://"):
+        return unquote(urlsplit(word).path)
+    page = address_of_page(word)
+    return word if page is None else str(page)

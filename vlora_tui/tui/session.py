@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.codec.coding import METHODS as CODED_METHODS
 from vlora_engine.errors import VLoRAError
+from vlora_engine.hub.address import address_text, is_address, is_hub_place
 from vlora_tui import paths
 from vlora_tui.sizes import size
 
@@ -345,7 +346,8 @@ class Session:
 
     def default_output(self) -> Path:
         """A place beside the folder of the adapters that is not taken."""
-        root = Path(*_common([info.path.parent for info in self.chosen])) if self.chosen else None
+        folders = [info.path.parent for info in self.chosen if isinstance(info.path, Path)]
+        root = Path(*_common(folders)) if folders else None
         stem = f"{root.name}-subspace" if root is not None and root.name else "subspace"
         home = root.parent if root is not None else Path.cwd()
         names = [stem, *(f"{stem}-{i}" for i in range(2, 1000))]
@@ -402,7 +404,11 @@ def _worked_out(wanted: Choosing, spectra: Spectra) -> Figures:
 
 
 def is_about(where: str, path: str) -> bool:
-    """Whether a finding's place is the adapter at ``path``, or something in it."""
+    """Whether a finding's place is the adapter at ``path``, or something in it.
+
+    An adapter of the Hub is named by its address, and read in the Hub's cache.
+    """
+    where = address_text(where) if is_address(path) else where
     return where == path or where.startswith((f"{path}:", f"{path}{os.sep}"))
 
 
@@ -414,7 +420,11 @@ def recent_folders() -> list[str]:
         return []
     if not isinstance(known, list):
         return []
-    return [folder for folder in known if isinstance(folder, str) and Path(folder).exists()]
+    return [
+        folder
+        for folder in known
+        if isinstance(folder, str) and (is_hub_place(folder) or Path(folder).exists())
+    ]
 
 
 def remember_folder(folder: str) -> None:

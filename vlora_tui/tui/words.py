@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from vlora_engine.hub.address import CACHE_PLACE, SEARCH_PLACE
 from vlora_tui.sizes import size as size
 
 
@@ -31,3 +32,12 @@ def tilde(path: str | Path) -> str:
     if home not in ("/", "~") and (text == home or text.startswith(home + "/")):
         text = "~" + text[len(home) :]
     return clean(text)
+
+
+def place_words(place: str) -> str:
+    """A place that is looked into: a path, the Hub's cache, or a search on the Hub."""
+    if place.startswith(CACHE_PLACE):
+        return "the Hub's cache"
+    if place.startswith(SEARCH_PLACE):
+        return f"the Hub, of {clean(place.removeprefix(SEARCH_PLACE))}"
+    return tilde(place)

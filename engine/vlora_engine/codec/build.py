@@ -28,8 +28,9 @@ from vlora_engine.manifest import Manifest, TaskRecord
 from vlora_engine.partial import RESULT, layers_kept
 from vlora_engine.progress import CancelCheck, ProgressCallback
 from vlora_engine.records import base_model_of, figure, task_record
+from vlora_engine.sources import relative_source
 from vlora_engine.spectrum import pick_device
-from vlora_engine.store import relative_source, task_files
+from vlora_engine.store import task_files
 from vlora_engine.tensorfile import encode_header
 
 

@@ -36,15 +36,14 @@ from vlora_engine.encode import EncodedTask, Storage
 from vlora_engine.errors import ParameterError, SubspaceError
 from vlora_engine.layer import Bases
 from vlora_engine.manifest import LayerSpec, Manifest, TaskRecord
+from vlora_engine.packing import chooses_bits
 from vlora_engine.progress import ProgressCallback
-from vlora_engine.projection import check_fits, shape_on_disk
+from vlora_engine.projection import assembled, check_fits, shared_specs
 from vlora_engine.records import base_model_of, figure, shared_layers, task_record
-from vlora_engine.requantize import chooses_bits
 from vlora_engine.stack import read_stack
 from vlora_engine.store import StoredSubspace
 from vlora_engine.subspace import SharedSubspace
 from vlora_engine.tasks import TaskMap, TaskProjection
-from vlora_engine.tensorfile import torch_dtype
 
 _HALVINGS = 24
 
@@ -187,25 +186,8 @@ class CodedSubspace(SharedSubspace):
         """`reconstruct`; ``exact``: in fp32, before anything is rounded to the task's dtype."""
         task = self.tasks[task_id]
         record = self.tasks.record(task_id)
-        lora_a, lora_b, shapes = {}, {}, {}
-        for index, rank, dtype in zip(record.layers, record.ranks, record.dtypes, strict=True):
-            spec = self.layers[index]
-            a, b = task.own[spec.name]
-            dtype = "F32" if exact else dtype
-            lora_a[spec.name] = a.to(torch_dtype(dtype)).contiguous()
-            lora_b[spec.name] = b.to(torch_dtype(dtype)).contiguous()
-            if spec.kind != "linear":
-                shapes[spec.name] = shape_on_disk(spec.kind, spec.tail_a, rank, a, b.T, dtype)
-        names = sorted(lora_a)
-        return LoRAWeights(
-            layer_names=names,
-            lora_a=lora_a,
-            lora_b=lora_b,
-            rank=record.rank,
-            metadata=dict(task.config),
-            scales={name: task.scales[name] for name in names},
-            rest=dict(task.rest),
-            shapes=shapes,
+        return assembled(
+            self.layers, record, task, lambda spec, rank: task.own[spec.name], exact=exact
         )
 
     def project(
@@ -221,11 +203,13 @@ class CodedSubspace(SharedSubspace):
 
         Raises:
             CollectionError: A module has other dimensions. AdapterError: NaN or Inf.
+            SubspaceError: No module in common.
         """
         source = as_source(adapter)
         check = check_adapter(task_id, source)
         if check.error is not None:
             raise check.error
+        shared_specs(self.layers, source, task_id)
         layers = self._layers_with(source)
         limit = self.coding.target.get("max_error")
         step = self.coding.step or FINEST

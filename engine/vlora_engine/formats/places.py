@@ -11,6 +11,7 @@ from pathlib import Path
 from vlora_engine.errors import NotFoundError, ParameterError, VLoRAError
 from vlora_engine.files import how_to_put_back
 from vlora_engine.formats.base import Format, Location, Probe, Registry
+from vlora_engine.hub.address import FORM, address_of_page, is_address, parse_address
 from vlora_engine.tensorfile import read_error
 
 MAX_DEPTH = 4
@@ -126,16 +127,21 @@ def location(probe: Probe, form: Format) -> Location:
 
 
 def existing_path(text: str | os.PathLike[str]) -> Path:
-    """``text`` as a path that exists.
+    """``text`` as a path that exists; an ``hf://`` address is fetched into the Hub's cache.
 
     Raises:
-        ParameterError: It names another machine, or the Hub in a form that is not built yet.
+        ParameterError: It names another machine.
+        HubError, HubAccessError: It is on the Hub, which does not give it.
         NotFoundError: There is nothing there; the remedy names what is near, or the hf:// form.
     """
     raw = os.fspath(text)
     if not raw or "\0" in raw:
         raise ParameterError("A path cannot be empty or hold a NUL.", found=repr(raw))
-    _refuse_remote(raw)
+    if is_address(raw):
+        from vlora_engine.hub.fetch import local_path
+
+        return local_path(raw)
+    refuse_elsewhere(raw)
     path = expanded(raw)
     if not os.path.lexists(path):
         raise _not_there(raw, path)
@@ -158,7 +164,15 @@ def expanded(raw: str) -> Path:
 
 
 def split_task(text: str) -> tuple[Path, str] | None:
-    """``DIR:TASK`` after the longest existing directory; None if there is none."""
+    """``DIR:TASK`` after the longest existing directory; None if there is none.
+
+    On the Hub the place ends at the first colon; it is fetched, to have a directory.
+    """
+    if is_address(text):
+        from vlora_engine.hub.fetch import local_path
+
+        address = parse_address(text)
+        return (local_path(text), address.task) if address.task is not None else None
     at = len(text)
     while (at := text.rfind(":", 0, at)) > 0:
         directory = expanded(text[:at])
@@ -167,12 +181,18 @@ def split_task(text: str) -> tuple[Path, str] | None:
     return None
 
 
-def _refuse_remote(raw: str) -> None:
-    if raw.startswith("hf://"):
+def refuse_elsewhere(raw: str) -> None:
+    """Raise for a place on another machine or store; the Hub is none.
+
+    Raises:
+        ParameterError: It is one.
+    """
+    if is_address(raw):
+        return
+    page = address_of_page(raw)
+    if page is not None:
         raise ParameterError(
-            "Reading from the Hugging Face Hub by hf:// is not built yet.",
-            where=raw,
-            remedy=f"download it first: hf download {raw[5:].split('@')[0]} --local-dir DIR",
+            "This is a page for browsers.", where=raw, expected=FORM, remedy=f"write {page}"
         )
     scheme = re.match(r"([a-z][a-z0-9+.-]+)://", raw)
     if scheme and scheme[1] == "file":
@@ -183,7 +203,7 @@ def _refuse_remote(raw: str) -> None:
         raise ParameterError(
             "The place is on another machine or store; only local files are read.",
             where=raw,
-            expected="a local directory",
+            expected="a local directory, or hf://org/name",
             found=f"{scheme[1]}://" if scheme else "a name of ssh",
             remedy="mount it, or run vlora-tui there",
         )

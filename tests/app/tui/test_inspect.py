@@ -27,6 +27,7 @@ from vlora_engine.errors import CorruptFileError, VLoRAError
 from vlora_engine.figures import task_figures
 from vlora_engine.formats import open_adapter
 from vlora_engine.manifest import read_manifest
+from vlora_engine.relations import Relations
 from vlora_engine.spectrum import compute_spectra
 from vlora_engine.subspace import SharedSubspace
 from vlora_engine.surface import Spectra
@@ -35,6 +36,7 @@ from vlora_tui.tui.app import VLoRAApp
 from vlora_tui.tui.inspecting import Diff, Likeness, likeness_of
 from vlora_tui.tui.screens import inspect_layers as screen
 from vlora_tui.tui.screens.inspect import InspectView
+from vlora_tui.tui.screens.inspect_module import ModuleBox
 from vlora_tui.tui.session import Choosing, Session
 from vlora_tui.tui.subcommand import ask_command
 from vlora_tui.tui.widgets.heatmap import Heatmap
@@ -250,7 +252,7 @@ def test_a_hundred_adapters_scroll(measured: Session) -> None:
         replace(
             known,
             tasks=[replace(known.tasks[0], name=f"a{i}") for i in range(100)],
-            inner=vectors @ vectors.T,
+            relations=Relations(vectors @ vectors.T),
         )
     )
     look(measured, steps)
@@ -384,6 +386,34 @@ def test_two_are_compared_in_a_process_of_its_own(
         assert len(asked) == 1
 
     monkeypatch.setattr(screen, "ask_command", answer)
+    look(measured, steps)
+
+
+def test_enter_on_a_layer_looks_closer(measured: Session) -> None:
+    async def steps(pilot: Pilot[Any]) -> None:
+        matrix(pilot).go_to(0, 3)
+        names = [matrix(pilot)._names[i] for i in (0, 3)]
+        await pilot.press("enter")
+        await settle(pilot)
+        await pilot.press("down", "enter")  # layer 1 of the pair
+        box = pilot.app.screen
+        assert isinstance(box, ModuleBox)
+        assert box.arguments[0] == "module"
+        assert box.arguments[-1].startswith("transformer.h.1.")
+        await settle(pilot)
+        told = str(pilot.app.screen.query_one("#module-said", Static).render())
+        assert told.count("rank 4") == 2
+        assert all(name in told for name in names)
+        assert "Together" in told
+        await pilot.press("q")
+        assert not isinstance(pilot.app.screen, ModuleBox)
+        await pilot.press("escape")
+        matrix(pilot).go_to(2, 2)
+        await pilot.press("enter", "enter")  # one adapter's
+        await settle(pilot)
+        assert "Together" not in str(pilot.app.screen.query_one("#module-said", Static).render())
+
+    measured.choose(Choosing(goal=("k", 3)))
     look(measured, steps)
 
 
@@ -555,7 +585,7 @@ def test_nothing_open_says_what_to_do(size: tuple[int, int]) -> None:
 def test_before_all_layers_are_measured_it_says_so(measured: Session) -> None:
     spectra = measured.spectra
     assert spectra is not None
-    spectra.inner = None
+    spectra.relations = None
     del spectra.layers[spectra.layer_names[-1]]
 
     async def steps(pilot: Pilot[Any]) -> None:

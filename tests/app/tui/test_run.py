@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from textual.pilot import Pilot
 from textual.widgets import Input, Static
+from textual.widgets._footer import FooterKey
 
 from tests import make
 from tests.app.tui.drive import run
@@ -48,6 +49,11 @@ def text_of(app: VLoRAApp, selector: str) -> str:
     return str(app.query_one(selector, Static).content)
 
 
+def keys_of(app: VLoRAApp) -> set[str]:
+    """The words of the keys in the last line."""
+    return {key.description for key in app.query(FooterKey)}
+
+
 def test_start_watch_and_open_the_result(tmp_path: Path) -> None:
     paths = make.collection(tmp_path / "in", 4)
     app = VLoRAApp(session=session_of(paths))
@@ -71,6 +77,8 @@ def test_start_watch_and_open_the_result(tmp_path: Path) -> None:
         assert "found     4 adapters" in said
         assert "written" in said
         assert "v opens the subspace" in said
+        await until(pilot, lambda: "View result" in keys_of(app), "the key for the result")
+        assert keys_of(app).isdisjoint({"Cancel", "Resume"})  # it is over, and complete
         assert app.desk._timer is None  # nothing is polled once nothing runs
         await pilot.press("v")
         assert app.session.manifest is not None
@@ -113,6 +121,9 @@ def test_nothing_marked_says_what_to_do() -> None:
         await pilot.press("3", "enter")
         assert "Nothing is marked" in text_of(app, "#review")
         assert app.job_views() == []
+        assert keys_of(app).isdisjoint({"Cancel", "Resume", "View result"})
+        await pilot.press("c")  # still answered
+        assert any("This job is over" in str(n.message) for n in app._notifications)
 
     run(app, steps)
 

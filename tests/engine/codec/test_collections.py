@@ -149,6 +149,8 @@ def test_adding_leaves_every_other_task_as_it_was(copy: Path) -> None:
         subspace.absorb(own, name)
     with pytest.raises(ParameterError, match="already a task 'wider'"):
         subspace.absorb(new["wider"], "wider")
+    with pytest.raises(SubspaceError, match="shares no module"):  # of another base model
+        subspace.absorb(make.weights({"z.fc": (40, 30)}, rank=4, seed=62), "astray")
     subspace.save(copy)
     after, loaded = files(copy), SharedSubspace.load(copy)
     for file, data in before.items():

@@ -16,6 +16,7 @@ from vlora_engine.catalog import scan
 from vlora_engine.errors import (
     AdapterError,
     CorruptFileError,
+    HubOfflineError,
     NotFoundError,
     ParameterError,
     UnsupportedAdapterError,
@@ -401,7 +402,8 @@ def test_truncated_pickle(tmp_path):
 @pytest.mark.parametrize(
     ("place", "kind", "text"),
     [
-        ("hf://org/name@main", ParameterError, "hf download org/name --local-dir"),
+        ("hf://org/name@main", HubOfflineError, "HF_HUB_OFFLINE"),
+        ("hf://org", ParameterError, "hf://org/name"),
         ("s3://bucket/a", ParameterError, "mount it, or run vlora-tui there"),
         ("me@box:/runs/a", ParameterError, "mount it, or run vlora-tui there"),
         ("org/name", NotFoundError, "hf://org/name"),

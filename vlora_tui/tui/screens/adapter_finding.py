@@ -10,11 +10,12 @@ from textual import work
 from textual.message import Message
 
 from vlora_engine.errors import VLoRAError
+from vlora_engine.hub.address import is_address, is_hub_place, is_pinned_form
 from vlora_tui.tui.scanning import Batch, Ended, Scanner, pasted_paths, subspace_row
 from vlora_tui.tui.screens.adapter_rows import Row
 from vlora_tui.tui.screens.base import View
 from vlora_tui.tui.session import remember_folder
-from vlora_tui.tui.words import clean, tilde
+from vlora_tui.tui.words import clean, place_words
 
 DEMO_PLACE = "vlora-demo/adapters"
 
@@ -93,7 +94,8 @@ class FindingView(View):
             self._rows |= {row.path: row for row in news.closed}
             for row in news.subspaces:
                 self._rows[row.path] = row
-                if Path(row.path) not in self.session.subspaces:
+                place = Path(row.path)
+                if not is_address(row.path) and place not in self.session.subspaces:
                     self.session.subspaces.append(Path(row.path))
         else:
             self._ended(news)
@@ -109,12 +111,16 @@ class FindingView(View):
         elif not news.found and not news.stopped:
             said = "nothing new" if news.place in self._scanner.places and self._rows else "nothing"
             self.vlora.complain(
-                f"There is {said} in {tilde(news.place)}.\n"
+                f"There is {said} in {place_words(news.place)}.\n"
                 "Looked for folders with adapter_config.json and adapter_model.safetensors, "
                 f"{self.vlora.config['scan_depth']} levels deep."
             )
+        elif is_hub_place(news.place):
+            remember_folder(news.place)
         else:
             remember_folder(str(Path(news.place).expanduser().absolute()))
+        for remark in news.remarks[:3]:
+            self.notify(clean(remark), markup=False)
         if news.full:
             self.vlora.complain(
                 f"Only the first {self.vlora.config['scan_limit']:,} are listed; "
@@ -134,7 +140,7 @@ class FindingView(View):
         for wanted in self._wanted_marks:
             below = os.path.join(wanted, "")
             for path in self.session.infos:
-                if path == wanted or path.startswith(below):
+                if path == wanted or path.startswith(below) or is_pinned_form(path, wanted):
                     self.session.mark(path, True)
         self._wanted_marks = []
 

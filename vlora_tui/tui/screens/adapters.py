@@ -10,12 +10,13 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import Input
 
+from vlora_engine.hub.address import is_hub_place
 from vlora_tui.tui.screens.adapter_body import Body
 from vlora_tui.tui.screens.adapter_finding import FindingView
 from vlora_tui.tui.screens.adapter_rows import Row, keep, ordered
 from vlora_tui.tui.screens.start_page import StartPage
 from vlora_tui.tui.widgets.table import Cell, Table
-from vlora_tui.tui.words import clean, plural, size, tilde
+from vlora_tui.tui.words import clean, place_words, plural, size
 
 DEMO_PLACE = "vlora-demo/adapters"
 TONES = ("muted", "good", "warning", "error", "accent")
@@ -35,7 +36,8 @@ class AdaptersView(FindingView):
     step = 1
     title = "Adapters"
     help_text = (
-        "Adapters found in the folders you opened, read by their headers only.\n"
+        "Adapters found in the folders you opened, read by their headers only. o also takes "
+        "hf://org/name, and searches the Hub by base model; nothing is downloaded before a job.\n"
         "Adapters of one group fit together: one base model, the same dimensions. Mark those to "
         "work on, then go to step 2. Marks across groups become one recipe for each group.\n"
         "Filter: words in name, path or base model; rank>=16, size>10MB, group:1, base:gpt2, "
@@ -43,7 +45,7 @@ class AdaptersView(FindingView):
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "go", "Next", id="adapters.go", tooltip="Open it, or go on to choose k"),
-        Binding("o", "open", "Open", id="adapters.open", tooltip="Look into another folder"),
+        Binding("o", "open", "Open", id="adapters.open", tooltip="Another folder, or the Hub"),
         Binding("space", "mark", "Mark", id="adapters.mark", tooltip="Mark or unmark the adapter"),
         Binding(
             "asterisk", "group", "Group", id="adapters.group", tooltip="Mark the adapter's group"
@@ -159,7 +161,8 @@ class AdaptersView(FindingView):
         from vlora_tui.tui.screens.open_folder import OpenFolder
 
         places = self._scanner.places
-        start = str(Path(places[-1]).expanduser().parent) if places else _here()
+        folders = [place for place in places if not is_hub_place(place)]
+        start = str(Path(folders[-1]).expanduser().parent) if folders else _here()
 
         def opened(place: str | None) -> None:
             if place:
@@ -405,7 +408,7 @@ class AdaptersView(FindingView):
         body.tell(self._title_words(), self._count_words(), self._hint_words())
 
     def _title_words(self) -> str:
-        places = [tilde(place) for place in self._scanner.places]
+        places = [place_words(place) for place in self._scanner.places]
         if not places:
             return "Adapters"
         more = f" and {len(places) - 1} more" if len(places) > 1 else ""

@@ -52,5 +52,9 @@ class View(Vertical):
         """What ``Y`` copies: the shell command that does the same."""
         return self.session.command() if self.session.marked else None
 
+    def is_of_use(self, action: str) -> bool:
+        """Whether an action has something to act on; keys of others need no place on the screen."""
+        return True
+
     def open_filter(self) -> None:
         """``/``: show this step's filter, if it has one."""

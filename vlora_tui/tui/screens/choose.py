@@ -16,6 +16,7 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from vlora_tui.forecasts import Loss
+from vlora_tui.sizes import how_much
 from vlora_tui.tui.folding import Hanging
 from vlora_tui.tui.plots import prepare
 from vlora_tui.tui.screens.choose_data import Atlas
@@ -189,7 +190,8 @@ class ChooseView(Moves):
         if view is not None and view.state.is_over:
             return f"The job that measures {count} is {view.state}: press 3 to see why."
         if view is not None and view.progress is not None:
-            far = f"{clean(view.progress.stage)} {view.progress.done} of {view.progress.total}"
+            at = view.progress
+            far = f"{clean(at.stage)} {how_much(at.stage, at.done, at.total, ' of ')}"
             doing = f"Measuring {count}: {far}."
         return f"{doing}\n\nThe curve fills in layer by layer. 3 shows the job and its log."
 

@@ -49,7 +49,8 @@ class InspectView(PaneView):
         "0 nothing in common), which form groups, which stand apart, and what was found wrong.\n"
         "Enter on a pair compares its layers: that needs the weights, so a process of its own "
         "reads them. On the diagonal you see one adapter: what the present k loses in each layer "
-        "(m: how strong it is there)."
+        "(m: how strong it is there). Enter on a layer shows its singular values, and what two "
+        "adapters share there."
     )
     DEFAULT_CSS = STYLE
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -370,14 +371,19 @@ class InspectView(PaneView):
             return self._pair
         if self.on_tasks:
             task = self._tasks.record
-            return None if task is None else Subject("task", (task.id,))
+            manifest = self.session.manifest
+            if task is None or manifest is None:
+                return None
+            return Subject("task", (task.id,), place=inspecting.task_place(manifest.path, task.id))
         pair = self._matrix.pair
         if pair is None or self._likeness is None:
             return None
         known = self._pair_here()
         if known is not None and self._layers.knows(known.places):
             return known
-        return Subject("adapter", (self._likeness.names[pair[0]],), index=pair[0])
+        at = pair[0]
+        place = self._likeness.paths[at] if self._likeness.paths else None
+        return Subject("adapter", (self._likeness.names[at],), index=at, place=place)
 
     def _pair_here(self) -> Subject | None:
         """The two that the cursor means: a cell off the diagonal, or the kept task and this."""
@@ -451,6 +457,8 @@ class InspectView(PaneView):
                 self._compare()
                 self._draw_layers()
                 self.go_to_pane("inspect-layers")
+            case "inspect-layers":
+                self._layers.look_closer()
 
     def action_threshold(self, by: float) -> None:
         """Another bound from which on adapters are alike."""

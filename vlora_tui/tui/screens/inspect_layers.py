@@ -110,6 +110,18 @@ class LayersPane(Vertical):
         self._measures[kind] = 1 - self._measures[kind]
         self._draw()
 
+    def look_closer(self) -> None:
+        """Show the layer under the cursor in a box of its own."""
+        subject, layer = self._subject, self._layer
+        if subject is None or layer is None or isinstance(self._values(), str):
+            return
+        if not subject.known_places:
+            self.notify("Where this adapter lies is not known.", severity="warning")
+            return
+        from vlora_tui.tui.screens.inspect_module import ModuleBox
+
+        self.app.push_screen(ModuleBox(layer, subject.names, subject.known_places))
+
     @property
     def wanted_height(self) -> int:
         """The lines that the pane can use."""

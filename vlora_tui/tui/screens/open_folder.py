@@ -1,8 +1,9 @@
-"""The dialog that opens a folder: type, paste or walk; one list, one line."""
+"""The dialog that opens a folder, or a place on the Hub: type, paste or walk."""
 
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -14,10 +15,17 @@ from textual.containers import Vertical
 from textual.message import Message
 from textual.widgets import Input, Static
 
-from vlora_engine.errors import VLoRAError
+from vlora_engine.errors import ParameterError, VLoRAError
+from vlora_engine.hub.address import (
+    CACHE_PLACE,
+    SEARCH_PLACE,
+    is_address,
+    is_hub_place,
+    parse_address,
+)
 from vlora_tui.tui.widgets.dialogs import Dialog
 from vlora_tui.tui.widgets.table import Cell, Column, Table
-from vlora_tui.tui.words import clean, tilde
+from vlora_tui.tui.words import clean, place_words, tilde
 
 MAX_ENTRIES = 2000
 COLUMNS = (
@@ -38,7 +46,7 @@ class Entry:
 
 
 class OpenFolder(Dialog):
-    """Asks for a folder; the result is its path as it was typed or chosen."""
+    """Asks for a folder, or a place on the Hub; the result is what was typed or chosen."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "cancel", "Back", id="open.cancel", tooltip="Close, open nothing"),
@@ -124,8 +132,9 @@ class OpenFolder(Dialog):
     def _enter(self) -> None:
         row = self._table.row
         if row is None or row.action == "look":
-            if self._value.strip():
-                self.dismiss(self._value.strip())
+            place = self._value.strip() if row is None else row.path
+            if place:
+                self.dismiss(place)
         elif row.name == "..":
             self._go(os.path.join(os.path.dirname(self._typed_folder().rstrip("/")) or "/", ""))
         else:
@@ -151,7 +160,7 @@ class OpenFolder(Dialog):
     def _renew(self, value: str) -> None:
         remote = _remote(value)
         folder = os.path.expanduser(value[: value.rfind("/") + 1] or "./")
-        if remote:
+        if remote or is_hub_place(value):
             self._folder, self._entries, self._problem = folder, [], remote
             self._show()
         elif folder != self._folder:
@@ -180,13 +189,32 @@ class OpenFolder(Dialog):
 
     def _show(self) -> None:
         value = self._value.strip()
-        rows = [Entry(f"Look in {tilde(value) or '.'}", "and below", value, "look")]
-        if not _remote(value):
+        on_hub = hub_entries(value)
+        rows = on_hub or [Entry(f"Look in {tilde(value) or '.'}", "and below", value, "look")]
+        if not on_hub and not _remote(value):
             if self._typed_folder() not in ("/", "./"):
                 rows.append(Entry("..", "one up", os.path.dirname(self._folder.rstrip("/"))))
             rows += self._matching()
         self.query_one("#said", Static).update(Text(self._problem))
         self._table.show(rows, cursor=0)
+
+
+def hub_entries(value: str) -> list[Entry]:
+    """What a word can mean on the Hub: an address, or ``org/name`` that is nothing here."""
+    if value.startswith((CACHE_PLACE, SEARCH_PLACE)):
+        return [Entry(f"Look in {place_words(value)}", "", value, "look")]
+    bare = re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", value)
+    if bare and not os.path.isdir(os.path.dirname(value)):
+        value = f"hf://{value}"
+    try:
+        address = parse_address(value)
+    except ParameterError:
+        return []
+    of = address.repo
+    return [
+        Entry(f"Look at {address}", "headers only", str(address), "look"),
+        Entry(f"Search the Hub: adapters of {of}", "as base", SEARCH_PLACE + of, "look"),
+    ]
 
 
 def _common_start(names: list[str]) -> str:
@@ -232,18 +260,19 @@ def _kind(path: str) -> str:
 
 
 def _remote(value: str) -> str:
-    """Why a place on another machine cannot be looked into; empty for a local one."""
+    """Why a place on another machine cannot be looked into; empty for others."""
     if ":" not in value and "@" not in value:
         return ""
-    from vlora_engine.formats.places import existing_path
+    from vlora_engine.formats.places import refuse_elsewhere
 
     if os.path.lexists(os.path.expanduser(value)):
         return ""
     try:
-        existing_path(value)
+        if is_address(value):
+            parse_address(value)
+        refuse_elsewhere(value)
     except VLoRAError as error:
-        if "://" in value or type(error).__name__ == "ParameterError":
-            return f"{error.what} To mend it: {error.remedy}"
+        return f"{error.what} To mend it: {error.remedy}"
     return ""
 
 

@@ -99,6 +99,7 @@ class RunView(PaneView):
         self._asking: str | None = None
         self._was_shown = False
         self._awaited = 0  # how many jobs there were when one was started
+        self._of_use: tuple[bool, ...] = ()
 
     def compose(self) -> ComposeResult:
         yield PaneTabs(id="run-tabs")
@@ -153,6 +154,23 @@ class RunView(PaneView):
     def on_table_moved(self) -> None:
         self._draw_details()
 
+    def is_of_use(self, action: str) -> bool:
+        view = self.job
+        if action == "cancel":
+            return view is not None and not view.state.is_over
+        if action == "resume":
+            return view is not None and view.can_resume
+        if action == "open":
+            return view is not None and bool(view.outputs)
+        return True
+
+    def _draw_keys(self) -> None:
+        """What can be done with one job cannot be done with every other."""
+        of_use = tuple(self.is_of_use(action) for action in ("cancel", "resume", "open"))
+        if of_use != self._of_use:
+            self._of_use = of_use
+            self.screen.refresh_bindings()
+
     def _draw(self) -> None:
         review = job_text.review(self.session)
         if self._force:
@@ -177,6 +195,7 @@ class RunView(PaneView):
         else:
             details = job_text.details(view, ascii_only=self.vlora.ascii_only)
             self._say("#said", "details", details)
+        self._draw_keys()
 
     def _say(self, place: str, around: str, text: Text) -> None:
         """Show ``text``, folded to the width that there is, be it scrolled or not."""

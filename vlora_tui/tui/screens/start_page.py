@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.message import Message
 from textual.widgets import Static
 
+from vlora_engine.hub.address import CACHE_PLACE, hub_cache
 from vlora_tui.tui.session import recent_folders
 from vlora_tui.tui.widgets.table import Cell, Column, Table
-from vlora_tui.tui.words import tilde
+from vlora_tui.tui.words import place_words, tilde
 
 COLUMNS = (
     Column("what", "", least=18, most=64, keep=2, cut="left"),
@@ -89,29 +89,20 @@ def beginnings(draft: str | None) -> list[Beginning]:
     if draft:
         found.append(Beginning("Go on where you left", draft, "draft"))
     recent = recent_folders()
-    found.append(Beginning("Open a folder", "type, paste or walk to it", "open"))
+    found.append(Beginning("Open a folder", "or hf://org/name: type, paste or walk to it", "open"))
     here = os.getcwd() if _exists_cwd() else ""
     if here and here not in recent:
         found.append(Beginning(tilde(here), "look in this folder", "look", here))
     for folder in recent:
-        found.append(Beginning(tilde(folder), "opened before", "look", folder))
-    hub = hub_cache()
-    if hub.is_dir() and str(hub) not in recent:
-        found.append(Beginning(tilde(hub), "what huggingface_hub downloaded", "look", str(hub)))
+        found.append(Beginning(place_words(folder), "opened before", "look", folder))
+    if hub_cache().is_dir() and CACHE_PLACE not in recent:
+        found.append(
+            Beginning("The Hub's cache", "what huggingface_hub downloaded", "look", CACHE_PLACE)
+        )
     found.append(
         Beginning("Make the demo", "19 small adapters, made here, nothing downloaded", "demo")
     )
     return found
-
-
-def hub_cache() -> Path:
-    """Where huggingface_hub keeps what it downloaded."""
-    if os.environ.get("HF_HUB_CACHE"):
-        return Path(os.environ["HF_HUB_CACHE"])
-    home = os.environ.get("HF_HOME") or os.path.join(
-        os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "huggingface"
-    )
-    return Path(home) / "hub"
 
 
 def _cells(beginning: Beginning) -> list[Cell]:

@@ -1,4 +1,4 @@
-"""The last line: keys that work now; on a narrow terminal those that fit, help and quit always."""
+"""The last line: keys of use now; on a narrow terminal those that fit, help and quit always."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from textual.widget import Widget
 from textual.widgets import Footer
 from textual.widgets._footer import FooterKey
 
+from vlora_tui.tui.screens.base import View
+
 ALWAYS = ("explain", "leave")  # nobody is left without help or a way out
 
 
 class Keys(Footer):
-    """A footer that leaves keys out where it would cut them off."""
+    """A footer that leaves keys out that have nothing to act on, or would be cut off."""
 
     def compose(self) -> ComposeResult:
-        shown = list(super().compose())
+        view: View | None = getattr(self.app, "view", None)
+        shown = [key for key in super().compose() if view is None or view.is_of_use(_action(key))]
         room = (self.size.width or self.app.size.width) - sum(
             _width(key) for key in shown if _action(key) in ALWAYS
         )

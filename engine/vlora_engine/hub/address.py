@@ -1,0 +1,190 @@
+"""Names of places on the Hub, and where huggingface_hub keeps what it downloaded from them."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from vlora_engine.errors import ParameterError
+
+SCHEME = "hf://"
+CACHE_PLACE = "hf-cache:"  # stands for every adapter in huggingface_hub's cache
+SEARCH_PLACE = "hf-search:"  # hf-search:ORG/NAME stands for the adapters of a base model
+FORM = "hf://org/name[@revision][/subfolder]"
+
+# A path would write the two slashes as one; what is meant is plain all the same.
+_ADDRESS = re.compile(r"hf:/{1,2}(?=[^/])")
+_REPO = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}/[A-Za-z0-9_][A-Za-z0-9_.-]{0,95}")
+_LONG_REVISION = re.compile(r"refs/(?:pr|convert)/[^/]+|[^/]+")
+_PAGE = re.compile(
+    r"https://(?:www\.)?(?:huggingface\.co|hf\.co)/(?P<repo>[^/]+/[^/]+)"
+    r"(?:/(?:tree|blob)/(?P<revision>[^/]+)(?:/(?P<below>.*))?)?"
+)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_CACHED = re.compile(
+    r"(?P<home>.*/models--(?P<org>[^/]+?)--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40}))"
+    r"(?P<below>(?:/.*)?)",
+    re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class HubAddress:
+    """``hf://repo[@revision][/subfolder][:task]``, taken apart; `str` puts it together again."""
+
+    repo: str
+    revision: str | None = None
+    subfolder: str = ""
+    task: str | None = None
+
+    def __str__(self) -> str:
+        revision = "" if self.revision is None else f"@{_written(self.revision)}"
+        below = f"/{self.subfolder}" if self.subfolder else ""
+        return f"{SCHEME}{self.repo}{revision}{below}" + (f":{self.task}" if self.task else "")
+
+    def __fspath__(self) -> str:
+        return str(self)
+
+    @property
+    def name(self) -> str:
+        """The last word of it, as a folder would be called."""
+        return (self.subfolder or self.repo).rpartition("/")[2]
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the revision is a commit, which never comes to mean another one."""
+        return self.revision is not None and _COMMIT.fullmatch(self.revision) is not None
+
+    @property
+    def place(self) -> HubAddress:
+        """The same without a task."""
+        return replace(self, task=None)
+
+
+def is_address(text: str | os.PathLike[str]) -> bool:
+    """Whether ``text`` means a place on the Hub."""
+    return _ADDRESS.match(os.fspath(text)) is not None
+
+
+def is_hub_place(text: str | os.PathLike[str]) -> bool:
+    """Whether ``text`` is an address, the cache (``hf-cache:``) or a search (``hf-search:``)."""
+    raw = os.fspath(text)
+    return is_address(raw) or raw.startswith((CACHE_PLACE, SEARCH_PLACE))
+
+
+def parse_address(text: str | os.PathLike[str]) -> HubAddress:
+    """``hf://org/name[@revision][/subfolder][:task]`` taken apart.
+
+    A revision with slashes in it is written with ``%2F`` for them, but for ``refs/pr/1``.
+
+    Raises:
+        ParameterError: It is not of this form.
+    """
+    raw = os.fspath(text)
+    match = _ADDRESS.match(raw)
+    if match is None:
+        raise _form_error(raw)
+    place, colon, task = raw[match.end() :].partition(":")
+    repo, at, rest = place.partition("@")
+    if at:
+        found = _LONG_REVISION.match(rest)
+        if found is None:
+            raise _form_error(raw)
+        revision, below = unquote(found[0]), rest[found.end() :]
+    else:
+        parts = place.split("/", 2)
+        repo, revision, below = "/".join(parts[:2]), "", "".join(parts[2:])
+    folders = [part for part in below.split("/") if part]
+    sound = _REPO.fullmatch(repo) and "--" not in repo and ".." not in repo
+    if not sound or any(part in (".", "..") for part in folders) or (colon and not task):
+        raise _form_error(raw)
+    if at and not _is_revision(revision):
+        raise _form_error(raw)
+    return HubAddress(repo, revision or None, "/".join(folders), task or None)
+
+
+def address_of_page(url: str) -> HubAddress | None:
+    """The place whose page this is: ``https://huggingface.co/org/name[/tree/revision/folder]``."""
+    match = _PAGE.fullmatch(url.split("?")[0].rstrip("/"))
+    if match is None:
+        return None
+    revision = f"@{match['revision']}" if match["revision"] else ""
+    try:
+        return parse_address(f"{SCHEME}{match['repo']}{revision}/{match['below'] or ''}")
+    except ParameterError:
+        return None
+
+
+def address_of(path: str | os.PathLike[str]) -> HubAddress | None:
+    """The place on the Hub that ``path`` of huggingface_hub's cache is a copy of; else None."""
+    if isinstance(path, HubAddress):
+        return path
+    match = _CACHED.fullmatch(os.path.abspath(path))
+    if match is None:
+        return None
+    repo = f"{match['org']}/{match['name']}"
+    return HubAddress(repo, match["commit"], match["below"].strip("/"))
+
+
+def is_pinned_form(path: str, address: str) -> bool:
+    """Whether ``path`` is what ``address``, whose revision is open, came to be pinned to."""
+    if not is_address(path) or not is_address(address):
+        return False
+    found, wanted = parse_address(path), parse_address(address)
+    same = (found.repo, found.subfolder, found.task) == (wanted.repo, wanted.subfolder, wanted.task)
+    return same and not wanted.is_pinned
+
+
+def address_text(text: str) -> str:
+    """``text``, which begins with a path, with the address instead if it lies in that cache."""
+    match = _CACHED.match(text)
+    if match is None:
+        return text
+    return f"{HubAddress(match['org'] + '/' + match['name'], match['commit'])}{match['below']}"
+
+
+def hub_cache() -> Path:
+    """Where huggingface_hub keeps what it downloaded: HF_HUB_CACHE, HF_HOME, or the usual place."""
+    for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
+        if os.environ.get(variable):
+            return Path(os.path.expanduser(os.environ[variable]))
+    home = os.environ.get("HF_HOME") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface"
+    )
+    return Path(os.path.expanduser(home)) / "hub"
+
+
+def repo_folder(repo: str) -> Path:
+    """The folder of one repository in the cache."""
+    return hub_cache() / f"models--{repo.replace('/', '--')}"
+
+
+def snapshot_folder(repo: str, commit: str) -> Path:
+    """The folder of one commit of a repository in the cache."""
+    return repo_folder(repo) / "snapshots" / commit
+
+
+def shelf_name(address: HubAddress) -> str:
+    """What an adapter's task name is the end of: ``/commit/org/name/subfolder``."""
+    below = f"/{address.subfolder}" if address.subfolder else ""
+    return f"/{(address.revision or 'main')[:8]}/{address.repo}{below}"
+
+
+def _written(revision: str) -> str:
+    return revision if _LONG_REVISION.fullmatch(revision) else quote(revision, safe="")
+
+
+def _is_revision(text: str) -> bool:
+    return bool(re.fullmatch(r"[\w.][\w.+/-]*", text)) and ".." not in text
+
+
+def _form_error(raw: str) -> ParameterError:
+    return ParameterError(
+        "This names no place on the Hugging Face Hub.",
+        where=raw,
+        expected=FORM,
+        remedy="write it as it stands on huggingface.co, such as hf://org/name",
+    )

@@ -1,0 +1,274 @@
+"""The one door to huggingface_hub: imported when it is used, its errors turned into ours.
+
+Its settings are the user's: HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE. A token
+is read by huggingface_hub itself and goes to the Hub alone; `harmless` keeps it out of messages.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from vlora_engine._version import __version__
+from vlora_engine.errors import (
+    HubAccessError,
+    HubError,
+    HubOfflineError,
+    NotFoundError,
+    ParameterError,
+    VLoRAError,
+)
+from vlora_engine.hub.address import HubAddress, hub_cache
+from vlora_engine.tensorfile import write_error
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+Where = HubAddress | str
+Judge = Callable[[Where, Any], VLoRAError | None]
+
+SECONDS = 15.0  # to wait for an answer about a repository
+_TRANSPORT = ("httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3")
+_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{8,}")
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+_LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
+
+
+def endpoint() -> str:
+    """Where the Hub is: HF_ENDPOINT, or huggingface.co."""
+    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+
+
+def api() -> HfApi:
+    """huggingface_hub's client."""
+    from huggingface_hub import HfApi
+
+    return HfApi(endpoint=endpoint(), library_name="vlora-tui", library_version=__version__)
+
+
+@contextmanager
+def hub_errors(where: Where) -> Iterator[None]:
+    """Turn what huggingface_hub raises in this block into errors of this package.
+
+    Raises:
+        NotFoundError: No such repository, revision or file.
+        HubAccessError: Gated, private, or more than the token may do.
+        HubOfflineError: The Hub cannot be reached, or is switched off here.
+        HubError: Any other answer that is none.
+        StorageError: The cache cannot be written.
+    """
+    try:
+        yield
+    except VLoRAError:
+        raise
+    except Exception as error:
+        known = _translated(error, where)
+        if known is None:
+            raise
+        raise known from None
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """huggingface_hub's own progress bars off for this block; ours tell."""
+    from huggingface_hub.utils import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    were_off = are_progress_bars_disabled()
+    if not were_off:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not were_off:
+            enable_progress_bars()
+
+
+def harmless(text: str) -> str:
+    """``text`` without anything that could be a token or a password."""
+    for secret in (os.environ.get("HF_TOKEN"), os.environ.get("HUGGING_FACE_HUB_TOKEN")):
+        if secret and len(secret) > 3:
+            text = text.replace(secret, "***")
+    text = re.sub(r"(https?://)[^/\s@]+@", r"\1", text)
+    return _TOKEN.sub("hf_***", text)
+
+
+def _translated(error: Exception, where: Where) -> VLoRAError | None:
+    """The first judge in the table that knows the error's kind has the word."""
+    for kind, judge in _table():
+        if isinstance(error, kind):
+            return judge(where, error)
+    if _is_transport(error) or isinstance(error, ConnectionError | TimeoutError):
+        return _unreachable_error(where, error)
+    return _broken_off_error(where, error) if _is_theirs(error) else None
+
+
+def _table() -> list[tuple[type[Exception], Judge]]:
+    """What huggingface_hub raises, each kind before those that it is one of."""
+    from huggingface_hub import errors as theirs
+
+    return [
+        (theirs.OfflineModeIsEnabled, _switched_off_error),
+        (theirs.GatedRepoError, _gated_error),
+        (theirs.RepositoryNotFoundError, _no_repository_error),
+        (theirs.RevisionNotFoundError, _no_revision_error),
+        (theirs.HFValidationError, _name_error),
+        (theirs.LocalEntryNotFoundError, _nowhere_error),
+        (theirs.EntryNotFoundError, _no_file_error),
+        (theirs.HfHubHTTPError, _http_error),
+        (theirs.FileMetadataError, _not_the_hub_error),
+        (ValueError, _of_cause),
+    ]
+
+
+def _is_theirs(error: Exception) -> bool:
+    """Whether it is of those who download, or what the operating system told them."""
+    own = type(error).__module__.split(".")[0] in ("huggingface_hub", "hf_xet")
+    return own or isinstance(error, OSError | RuntimeError)
+
+
+def _is_transport(error: BaseException) -> bool:
+    return any(kind.__module__.split(".")[0] in _TRANSPORT for kind in type(error).__mro__)
+
+
+def host() -> str:
+    """The Hub's host, without what an address may carry beside it."""
+    return urlsplit(endpoint()).hostname or "the Hub"
+
+
+def _of_cause(where: Where, error: Exception) -> VLoRAError | None:
+    cause = error.__cause__
+    return _translated(cause, where) if isinstance(cause, Exception) else None
+
+
+def _nowhere_error(where: Where, error: Exception) -> VLoRAError:
+    """A file is not in the cache, and the Hub was not to be had, for a reason of its own."""
+    return _of_cause(where, error) or _unreachable_error(where, error)
+
+
+def _unreachable_error(where: Where, error: Exception) -> VLoRAError:
+    return HubOfflineError(
+        "The Hub cannot be reached.",
+        where=str(where),
+        found=f"{type(error).__name__} from {host()}",
+        remedy="check the network, HF_ENDPOINT and the proxy; "
+        "vlora-tui inspect --hf-cache lists what is here already",
+    )
+
+
+def _switched_off_error(where: Where, error: Exception) -> VLoRAError:
+    return HubOfflineError(
+        "The Hub is switched off here (HF_HUB_OFFLINE).",
+        where=str(where),
+        remedy="unset HF_HUB_OFFLINE, or work with what is in the cache: "
+        "vlora-tui inspect --hf-cache",
+    )
+
+
+def _no_revision_error(where: Where, error: Exception) -> VLoRAError:
+    revision = where.revision if isinstance(where, HubAddress) else None
+    return NotFoundError(
+        f"The repository has no revision {revision or 'main'!r}.",
+        where=str(where),
+        expected="a branch, a tag or a whole commit hash",
+        remedy="look at its branches and commits on the Hub; without @ it is the main branch",
+    )
+
+
+def _name_error(where: Where, error: Exception) -> VLoRAError:
+    found = harmless(_first_line(error))
+    return ParameterError("The Hub takes no such name.", where=str(where), found=found)
+
+
+def _no_file_error(where: Where, error: Exception) -> VLoRAError:
+    return NotFoundError(
+        "The repository has no such file.",
+        where=str(where),
+        remedy="the repository may have changed just now: try again",
+    )
+
+
+def _not_the_hub_error(where: Where, error: Exception) -> VLoRAError:
+    return HubError(
+        "What answers is not the Hub.",
+        where=str(where),
+        found=f"an answer of {host()} without commit or checksum",
+        remedy="check HF_ENDPOINT, and the proxy on the way",
+    )
+
+
+def _broken_off_error(where: Where, error: Exception) -> VLoRAError:
+    if isinstance(error, OSError) and error.errno in _REFUSED:
+        return write_error(hub_cache(), error)
+    return HubError(
+        "The transfer did not come to its end.",
+        where=str(where),
+        found=harmless(_first_line(error)),
+        remedy="run the same again: the files that are whole stay",
+    )
+
+
+def _gated_error(where: Where, error: Exception) -> HubAccessError:
+    repo = where.repo if isinstance(where, HubAddress) else ""
+    return HubAccessError(
+        "The repository is gated: its owner decides who may read it.",
+        where=str(where),
+        remedy=f"ask for access on {endpoint_page(repo)}, then {_LOG_IN}",
+    )
+
+
+def endpoint_page(repo: str) -> str:
+    """The page of a repository, for a browser."""
+    parts = urlsplit(endpoint())
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://{parts.hostname or ''}{port}/{repo}"
+
+
+def _no_repository_error(where: Where, error: Exception) -> NotFoundError:
+    return NotFoundError(
+        "There is no such repository on the Hub, or it is private.",
+        where=str(where),
+        remedy=f"check the spelling; if it is private, {_LOG_IN}",
+    )
+
+
+def _http_error(where: Where, error: Any) -> VLoRAError:
+    status = getattr(error.response, "status_code", None)
+    said = harmless(error.server_message or "") or None
+    if status == 401:
+        return HubAccessError(
+            "The Hub does not accept the token.", where=str(where), found=said, remedy=_LOG_IN
+        )
+    if status == 403:
+        return HubAccessError(
+            "The token does not allow this.",
+            where=str(where),
+            found=said,
+            remedy="use a token with the permission that it takes (write, to push): "
+            + _LOG_IN.replace("log in", "log in anew"),
+        )
+    if status == 429:
+        return HubError(
+            "The Hub answers no more for a while: too many requests.",
+            where=str(where),
+            remedy="wait some minutes; with a token the limit is higher",
+        )
+    if status is not None and status >= 500:
+        return HubError(
+            f"The Hub has a fault of its own (HTTP {status}).",
+            where=str(where),
+            remedy="try again later; status.huggingface.co says more",
+        )
+    return HubError(f"The Hub refused (HTTP {status}).", where=str(where), found=said)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

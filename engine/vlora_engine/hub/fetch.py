@@ -1,0 +1,248 @@
+"""From the Hub into huggingface_hub's cache: the files of an adapter, at one known commit."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vlora_engine.errors import CorruptFileError, StorageError, VLoRAError
+from vlora_engine.files import write_file
+from vlora_engine.health import Finding
+from vlora_engine.hub.address import HubAddress, hub_cache, parse_address, repo_folder
+from vlora_engine.hub.client import hub_errors, silence
+from vlora_engine.hub.download import Tally, download
+from vlora_engine.hub.listing import (
+    CARD,
+    Listing,
+    adapter_files,
+    cached_listing,
+    list_repository,
+    revisions_of,
+)
+from vlora_engine.progress import CancelCheck, ProgressCallback
+from vlora_engine.tensorfile import read_header
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What a fetch came to.
+
+    Args:
+        path: Where the place lies in the cache.
+        address: The place, pinned to its commit, under the repository's present name.
+        files: The adapter's files, below the repository's root.
+        downloaded: The bytes that came over the network.
+        remarks: A repository that moved, a file that had to be mended, a Hub out of reach.
+    """
+
+    path: Path
+    address: HubAddress
+    files: tuple[str, ...]
+    downloaded: int = 0
+    remarks: tuple[Finding, ...] = ()
+
+
+def pin(address: HubAddress) -> HubAddress:
+    """The same place at the commit that its revision stands for now.
+
+    Raises:
+        NotFoundError, HubAccessError, HubError: As `list_repository`.
+    """
+    return address if address.is_pinned else list_repository(address).address
+
+
+def fetch(
+    address: HubAddress,
+    *,
+    progress: ProgressCallback | None = None,
+    cancelled: CancelCheck | None = None,
+) -> Fetched:
+    """Have the adapter's files in the cache, downloading those that are not there whole.
+
+    A place that is pinned and whole in the cache is not asked about on the Hub.
+
+    Raises:
+        NotFoundError: There is no such repository, revision or adapter.
+        HubAccessError, HubError: The Hub does not give them.
+        CorruptFileError: A file in the cache is half there, and the Hub is out of reach.
+        StorageError: The cache's disk has no room.
+        Cancelled: ``cancelled()`` became true; the files that are whole stay in the cache.
+    """
+    listing = _whole_in_cache(address) or list_repository(address)
+    files = adapter_files(listing)
+    folder = listing.folder
+    lacking = [name for name in files if not _is_whole(folder / name, listing.sizes[name])]
+    if listing.cached:  # whose sizes are those of the files themselves
+        lacking = [name for name in files if not _is_sound(folder / name)]
+    remarks = list(_remarks(listing, folder, lacking, asked=address))
+    if lacking and listing.cached:
+        raise _half_error(folder / lacking[0], listing)
+    total = sum(listing.sizes[name] or 0 for name in lacking)
+    _require_room(total)
+    tally = Tally(total, str(listing.address), progress, cancelled)
+    for name in lacking:
+        _download(listing, name, tally)
+    if not listing.cached:
+        _remember_revisions(listing)
+    path = folder / listing.address.subfolder if listing.address.subfolder else folder
+    return Fetched(path, listing.address, tuple(files), total, tuple(remarks))
+
+
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """Where a ``hf://`` address lies on this disk, fetched if it has to be; its task left out.
+
+    Raises:
+        ParameterError: This is no address.
+        NotFoundError, HubAccessError, HubError, CorruptFileError, StorageError: As `fetch`.
+    """
+    fetched = fetch(parse_address(path).place)
+    for remark in fetched.remarks:
+        logger.warning("%s %s", remark.what, remark.where)
+    return fetched.path
+
+
+def cached_path(address: HubAddress) -> Path | None:
+    """Where a pinned place lies in the cache, if it is there whole. Asks nobody."""
+    listing = _whole_in_cache(address)
+    if listing is None:
+        return None
+    subfolder = listing.address.subfolder
+    return listing.folder / subfolder if subfolder else listing.folder
+
+
+def _whole_in_cache(address: HubAddress) -> Listing | None:
+    """The cache's own listing, where that tells all: one adapter or subspace, every file of it.
+
+    Of a folder of adapters nobody knows without the Hub whether all of them are there.
+    """
+    listing = cached_listing(address) if address.is_pinned else None
+    if listing is None:
+        return None
+    try:
+        files = [name for name in adapter_files(listing) if not name.endswith(CARD)]
+    except VLoRAError:
+        return None
+    place = f"{address.subfolder}/" if address.subfolder else ""
+    names = {name.removeprefix(place) for name in files}
+    folder = listing.folder
+    if not all(_is_sound(folder / name) for name in files):
+        return None
+    if "subspace.json" in names:
+        return listing if _has_all_parts(folder / place) else None
+    alone = "adapter_config.json" in names and len(names) > 1
+    return listing if alone else None
+
+
+def _has_all_parts(directory: Path) -> bool:
+    from vlora_engine.manifest import read_manifest
+
+    try:
+        manifest = read_manifest(directory)
+        wanted = {directory / b.name: b.nbytes for b in manifest.basis}
+        wanted |= {directory / "tasks" / t.file: t.nbytes for t in manifest.tasks.values()}
+        return all(path.stat().st_size == nbytes for path, nbytes in wanted.items())
+    except (OSError, VLoRAError):
+        return False
+
+
+def _is_sound(path: Path) -> bool:
+    """Whether a file is there, and as long as its own header says."""
+    if path.suffix != ".safetensors":
+        return path.is_file()
+    try:
+        read_header(path)
+    except VLoRAError:
+        return False
+    return True
+
+
+def _is_whole(path: Path, nbytes: int | None) -> bool:
+    try:
+        found = path.stat().st_size
+    except OSError:
+        return False
+    return nbytes is None or found == nbytes
+
+
+def _remarks(listing: Listing, folder: Path, lacking: Sequence[str], *, asked: HubAddress) -> Any:
+    if listing.moved_from is not None:
+        yield Finding(
+            "note",
+            "hub-moved",
+            str(listing.address),
+            f"The repository {listing.moved_from} is called {listing.address.repo} now.",
+        )
+    if listing.cached and not asked.is_pinned:
+        yield Finding(
+            "warning",
+            "hub-cached",
+            str(listing.address),
+            "The Hub cannot be reached: this is what the cache has of it.",
+        )
+    for name in lacking:
+        if not listing.cached and (folder / name).exists():
+            yield Finding(
+                "note",
+                "hub-mended",
+                str(folder / name),
+                "The file was only half there, and is downloaded again.",
+            )
+
+
+def _download(listing: Listing, name: str, tally: Tally) -> None:
+    target = listing.folder / name
+    tally.begin(name)
+    with hub_errors(replace(listing.address, subfolder=name)), silence():
+        # Only what is not whole comes here: what is there of it has to be replaced.
+        download(listing.address.repo, name, listing.commit, tally, anew=target.exists())
+    if not _is_whole(target, listing.sizes[name]):
+        raise _half_error(target, listing)
+    tally.end(target.stat().st_size)
+
+
+def _remember_revisions(listing: Listing) -> None:
+    """Note in the cache, its own way, what a branch stands for: then it is known offline too."""
+    for revision in revisions_of(listing):
+        file = repo_folder(listing.address.repo) / "refs" / revision
+        with suppress(OSError, VLoRAError):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_file(file, listing.commit)
+
+
+def _require_room(nbytes: int) -> None:
+    cache = hub_cache()
+    place = next((p for p in (cache, *cache.parents) if p.is_dir()), None)
+    if place is None or not nbytes:
+        return
+    try:
+        free = shutil.disk_usage(place).free
+    except OSError:
+        return
+    if free < nbytes:
+        raise StorageError(
+            "The disk of the Hub's cache has no room for the download.",
+            where=cache,
+            expected=f"{nbytes:,} bytes free",
+            found=f"{free:,} bytes",
+            remedy="free some, or name another place with HF_HUB_CACHE",
+        )
+
+
+def _half_error(path: Path, listing: Listing) -> VLoRAError:
+    there = f"{path.stat().st_size} bytes" if path.exists() else "a link to nothing"
+    wanted = listing.sizes.get(path.relative_to(listing.folder).as_posix())
+    return CorruptFileError(
+        "A file in the Hub's cache is only half there.",
+        where=path,
+        expected="the whole file" if wanted is None else f"{wanted} bytes",
+        found=there,
+        remedy="run it again where the Hub can be reached: it is downloaded anew",
+    )

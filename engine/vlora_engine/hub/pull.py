@@ -1,0 +1,45 @@
+"""From the Hub into a directory of one's own."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from vlora_engine.errors import ParameterError
+from vlora_engine.files import check_output, new_directory
+from vlora_engine.hub.address import HubAddress
+from vlora_engine.hub.fetch import Fetched, fetch
+from vlora_engine.progress import CancelCheck, ProgressCallback
+
+
+def pull(
+    address: HubAddress,
+    out: str | Path,
+    *,
+    force: bool = False,
+    progress: ProgressCallback | None = None,
+    cancelled: CancelCheck | None = None,
+) -> Fetched:
+    """Copy the adapter, adapters or subspace at ``address`` to ``out``, through the Hub's cache.
+
+    Raises:
+        ParameterError: The address names a task, which is exported and not pulled.
+        OutputExistsError: ``out`` is there, and not ``force``.
+        NotFoundError, HubAccessError, HubError, StorageError, Cancelled: As `fetch`.
+    """
+    if address.task is not None:
+        raise ParameterError(
+            "A task of a subspace is exported, not pulled.",
+            where=str(address),
+            remedy=f"vlora-tui export {address.place} {address.task} -o {out}",
+        )
+    final = Path(out)
+    check_output(final, force=force)
+    found = fetch(address, progress=progress, cancelled=cancelled)
+    start = f"{found.address.subfolder}/" if found.address.subfolder else ""
+    with new_directory(final, force=force) as directory:
+        for name in found.files:
+            target = directory / name.removeprefix(start)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(found.path / name.removeprefix(start), target)
+    return found

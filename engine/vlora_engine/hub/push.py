@@ -1,0 +1,407 @@
+"""To the Hub: a subspace, its tasks as adapters, or adapters, in one commit with a model card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlora_engine.errors import (
+    Cancelled,
+    HubAccessError,
+    NotFoundError,
+    OutputExistsError,
+    ParameterError,
+)
+from vlora_engine.files import dump_json
+from vlora_engine.health import Finding
+from vlora_engine.hub.address import HubAddress, is_address, parse_address
+from vlora_engine.hub.card import Entry, adapters_card, is_public, source_licence, subspace_card
+from vlora_engine.hub.client import api, endpoint_page, hub_errors, silence
+from vlora_engine.hub.listing import CARD, Listing, adapter_files, list_repository
+from vlora_engine.manifest import INDEX, Manifest, is_subspace, read_manifest
+from vlora_engine.naming import slugs
+from vlora_engine.progress import CancelCheck, Progress, ProgressCallback
+from vlora_engine.sources import absolute_source
+from vlora_engine.tensorfile import read_error
+
+if TYPE_CHECKING:
+    from vlora_engine.subspace import SharedSubspace
+
+STAGE = "upload"  # its units are bytes
+BATCH_FILES = 50
+BATCH_BYTES = 200_000_000
+OURS = (".gitattributes", CARD)  # what every repository may have before anything is pushed
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """What is going to be pushed.
+
+    Args:
+        address: Where to; its revision is the branch, None for the main one.
+        files: By their paths in the repository, as files here or as bytes.
+        card: The model card.
+        remarks: What its owner should know before others see it.
+    """
+
+    address: HubAddress
+    files: Mapping[str, Path | bytes]
+    card: str
+    remarks: tuple[Finding, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        return sum(map(_size, self.contents().values()))
+
+    def contents(self) -> dict[str, Path | bytes]:
+        """All files, the card among them."""
+        return {CARD: self.card.encode(), **self.files}
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What a push came to: the commit as an address, its page, files and bytes."""
+
+    address: HubAddress
+    url: str
+    files: tuple[str, ...]
+    nbytes: int
+
+
+def parcel_of(
+    directory: str | Path,
+    repo_id: str,
+    *,
+    revision: str | None = None,
+    tasks: Sequence[str] | None = None,
+    staging: Path | None = None,
+    progress: ProgressCallback | None = None,
+    cancelled: CancelCheck | None = None,
+) -> Parcel:
+    """What pushing ``directory`` comes to: a subspace, or adapters. Nothing is sent.
+
+    Of a subspace's sources only those on the Hub are told; where files lay here is left out.
+
+    Args:
+        repo_id: ``org/name``.
+        revision: The branch; by default the main one.
+        tasks: Push these tasks of the subspace as PEFT adapters instead, a folder each.
+        staging: An empty folder for them.
+
+    Raises:
+        ParameterError: ``repo_id`` is no repository's name.
+        NotFoundError: There is neither a subspace nor an adapter in ``directory``.
+    """
+    asked = parse_address(repo_id if is_address(repo_id) else f"hf://{repo_id}")
+    if asked.subfolder or asked.task:
+        raise ParameterError(
+            "What is pushed goes to a whole repository.", where=repo_id, expected="ORG/NAME"
+        )
+    address = HubAddress(asked.repo, revision or asked.revision)
+    place = Path(directory)
+    if not is_subspace(place):
+        if tasks is not None:
+            read_manifest(place)  # says that there is none, and what is there instead
+        return _adapters_parcel(place, address)
+    if tasks is None:
+        return _subspace_parcel(place, address)
+    if staging is None:
+        raise ValueError("tasks are exported into a staging folder")
+    return _tasks_parcel(place, address, tasks, staging, progress, cancelled)
+
+
+def push(
+    parcel: Parcel,
+    *,
+    private: bool = False,
+    message: str | None = None,
+    force: bool = False,
+    progress: ProgressCallback | None = None,
+    cancelled: CancelCheck | None = None,
+) -> Pushed:
+    """Send it: make the repository where it is missing, then one commit with everything.
+
+    Args:
+        private: Of a repository that is new.
+        force: The repository has files already: those of an earlier push make way, in a commit
+            of its history.
+
+    Raises:
+        HubAccessError: There is no token, or it may not write there.
+        OutputExistsError: The repository has files, and not ``force``.
+        HubError: The Hub cannot be reached, or refused.
+        Cancelled: ``cancelled()`` became true; no commit was made.
+    """
+    address = parcel.address
+    require_token(address)
+    stale = _stale_files(parcel, force=force)
+    files = parcel.contents()
+    with hub_errors(address), silence():
+        client = api()
+        client.create_repo(address.repo, private=private, exist_ok=True)
+        if address.revision is not None:
+            client.create_branch(address.repo, branch=address.revision, exist_ok=True)
+        operations = list(_uploaded(client, parcel, files, progress, cancelled))
+        made = client.create_commit(
+            address.repo,
+            [*operations, *stale],
+            commit_message=message or f"Add {_what(parcel)}",
+            revision=address.revision,
+        )
+    pinned = replace(address, revision=made.oid)
+    return Pushed(pinned, endpoint_page(address.repo), tuple(files), parcel.nbytes)
+
+
+def push_subspace(subspace: SharedSubspace, repo_id: str, staging: Path, **options: Any) -> Pushed:
+    """`SharedSubspace.push_to_hub`."""
+    from vlora_engine.save import write_copy
+
+    revision = options.pop("revision", None)
+    tasks = options.pop("tasks", None)
+    write_copy(subspace, staging / "subspace")
+    parcel = parcel_of(
+        staging / "subspace", repo_id, revision=revision, tasks=tasks, staging=staging / "tasks"
+    )
+    return push(parcel, **options)
+
+
+def require_token(address: HubAddress) -> None:
+    """Raise where there is no token at all: nobody may write without one.
+
+    Raises:
+        HubAccessError: It says how to get one.
+    """
+    from huggingface_hub import get_token
+
+    if not get_token():
+        raise HubAccessError(
+            "Pushing takes a token that may write.",
+            where=str(address),
+            found="no token",
+            remedy="log in with `hf auth login`, or set HF_TOKEN",
+        )
+
+
+# what goes into a parcel
+
+
+def _subspace_parcel(place: Path, address: HubAddress) -> Parcel:
+    manifest = read_manifest(place)
+    files: dict[str, Path | bytes] = {INDEX: _public_index(place / INDEX)}
+    files |= {b.name: place / b.name for b in manifest.basis}
+    files |= {f"tasks/{t.file}": place / "tasks" / t.file for t in manifest.tasks.values()}
+    entries = _task_entries(manifest, list(manifest.tasks))
+    card = subspace_card(manifest, entries, address.repo)
+    return Parcel(address, files, card, tuple(_private_bases(entries)))
+
+
+def _tasks_parcel(
+    place: Path,
+    address: HubAddress,
+    tasks: Sequence[str],
+    staging: Path,
+    progress: ProgressCallback | None,
+    cancelled: CancelCheck | None,
+) -> Parcel:
+    from vlora_engine.formats import save_adapter
+    from vlora_engine.subspace import SharedSubspace
+
+    subspace = SharedSubspace.load(place)
+    folders = slugs(tasks)
+    for done, task in enumerate(tasks):
+        _heed(cancelled)
+        if progress is not None:
+            progress(Progress("export", done, len(tasks), task))
+        save_adapter(subspace.reconstruct(task), staging / folders[task])
+    files: dict[str, Path | bytes] = {
+        path.relative_to(staging).as_posix(): path
+        for path in sorted(staging.rglob("*"))
+        if path.is_file()
+    }
+    entries = [
+        replace(entry, folder=folders[entry.name])
+        for entry in _task_entries(read_manifest(place), tasks)
+    ]
+    card = adapters_card(entries, address.repo, compressed=True)
+    return Parcel(address, files, card, tuple(_private_bases(entries)))
+
+
+def _adapters_parcel(place: Path, address: HubAddress) -> Parcel:
+    """An adapter, or a folder of them, as they lie."""
+    from vlora_engine.formats import open_adapter
+    from vlora_engine.formats.places import existing_path
+
+    place = existing_path(place)
+    names: dict[str, int | None] = {
+        path.relative_to(place).as_posix(): path.stat().st_size
+        for path in sorted(place.rglob("*"))
+        if path.is_file() and not path.name.startswith(".")
+    }
+    try:
+        chosen = adapter_files(Listing(HubAddress(address.repo), names))
+    except NotFoundError:
+        raise NotFoundError(
+            "There is neither a subspace nor an adapter here.",
+            where=place,
+            expected="subspace.json, or adapter_config.json beside adapter_model.safetensors",
+        ) from None
+    files: dict[str, Path | bytes] = {n: place / n for n in chosen if n != CARD}
+    folders = sorted({name.rpartition("/")[0] for name in files})
+    entries = [_adapter_entry(place, folder, open_adapter(place / folder)) for folder in folders]
+    card = adapters_card(entries, address.repo, compressed=False)
+    return Parcel(address, files, card, tuple(_private_bases(entries)))
+
+
+def _adapter_entry(place: Path, folder: str, source: Any) -> Entry:
+    alpha = source.config.get("lora_alpha")
+    return Entry(
+        name=folder or place.name,
+        folder=folder,
+        base_model=source.config.get("base_model_name_or_path"),
+        rank=source.config.get("r"),
+        alpha=alpha if isinstance(alpha, int | float) else None,
+        licence=source_licence(str(place / folder)),
+    )
+
+
+def _task_entries(manifest: Manifest, tasks: Sequence[str]) -> list[Entry]:
+    entries = []
+    for name in tasks:
+        record = manifest.task(name)
+        source = absolute_source(record.source, manifest.path)
+        alpha = record.config.get("lora_alpha")
+        entries.append(
+            Entry(
+                name=name,
+                base_model=record.config.get("base_model_name_or_path") or manifest.base_model,
+                rank=record.rank,
+                alpha=alpha if isinstance(alpha, int | float) else None,
+                error=record.error,
+                source=source if source is not None and is_address(source) else None,
+                licence=source_licence(source),
+            )
+        )
+    return entries
+
+
+def _public_index(path: Path) -> bytes:
+    """The index without the places on this machine that its tasks came from."""
+    try:
+        table = json.loads(path.read_bytes())
+    except OSError as error:
+        raise read_error(path, error) from None
+    for row in table["tasks"]:
+        source = row.get("source") or {}
+        if source.get("path") and not is_address(source["path"]):
+            source["path"] = None
+    return dump_json(table).encode()
+
+
+def _private_bases(entries: Sequence[Entry]) -> Iterator[Finding]:
+    for name in dict.fromkeys(entry.base_model for entry in entries):
+        if name and not is_public(name):
+            yield Finding(
+                "warning",
+                "private-base",
+                name,
+                "The adapters' config names a base model by a path; everybody will read it.",
+                "export them with --base-model NAME, and push those",
+            )
+
+
+# sending it
+
+
+def _stale_files(parcel: Parcel, *, force: bool) -> list[Any]:
+    """What of an earlier push has to go; refuse to touch a repository that holds anything else."""
+    from huggingface_hub import CommitOperationDelete
+
+    try:
+        there = list_repository(parcel.address)
+    except NotFoundError:
+        return []  # no repository, or no such branch yet
+    others = [name for name in there.sizes if name not in OURS]
+    if others and not force:
+        shown = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if others[4:] else "")
+        raise OutputExistsError(
+            "The repository holds files already; nothing was sent.",
+            where=str(parcel.address),
+            found=shown,
+            remedy="push to another one, or pass --force: those of an earlier push make way, "
+            "and its history keeps them",
+        )
+    try:
+        former = adapter_files(there)
+    except NotFoundError:
+        return []
+    gone = [name for name in former if name not in parcel.files and name != CARD]
+    return [CommitOperationDelete(path_in_repo=name) for name in gone]
+
+
+def _uploaded(
+    client: Any,
+    parcel: Parcel,
+    files: Mapping[str, Path | bytes],
+    progress: ProgressCallback | None,
+    cancelled: CancelCheck | None,
+) -> Iterator[Any]:
+    """The commit's operations; what is large is sent on the way, some files at a time."""
+    from huggingface_hub import CommitOperationAdd
+
+    total, done = sum(map(_size, files.values())), 0
+    for batch in _batches(files):
+        _heed(cancelled)
+        operations = [
+            CommitOperationAdd(
+                path_in_repo=name,
+                path_or_fileobj=str(content) if isinstance(content, Path) else content,
+            )
+            for name, content in batch
+        ]
+        client.preupload_lfs_files(
+            parcel.address.repo, additions=operations, revision=parcel.address.revision
+        )
+        done += sum(_size(content) for _, content in batch)
+        if progress is not None:
+            progress(Progress(STAGE, done, total, batch[-1][0]))
+        yield from operations
+    _heed(cancelled)
+
+
+def _batches(
+    files: Mapping[str, Path | bytes],
+) -> Iterator[list[tuple[str, Path | bytes]]]:
+    batch: list[tuple[str, Path | bytes]] = []
+    nbytes = 0
+    for name, content in files.items():
+        if batch and (len(batch) >= BATCH_FILES or nbytes + _size(content) > BATCH_BYTES):
+            yield batch
+            batch, nbytes = [], 0
+        batch.append((name, content))
+        nbytes += _size(content)
+    if batch:
+        yield batch
+
+
+def _heed(cancelled: Callable[[], bool] | None) -> None:
+    if cancelled is not None and cancelled():
+        raise Cancelled("Stopped before the commit: the repository is as it was.")
+
+
+def _size(content: Path | bytes) -> int:
+    if isinstance(content, bytes):
+        return len(content)
+    try:
+        return content.stat().st_size
+    except OSError as error:
+        raise read_error(content, error) from None
+
+
+def _what(parcel: Parcel) -> str:
+    if INDEX in parcel.files:
+        return "a subspace of LoRA adapters"
+    count = sum(name.endswith("adapter_config.json") for name in parcel.files)
+    return "a LoRA adapter" if count == 1 else f"{count} LoRA adapters"

@@ -1,0 +1,201 @@
+"""``push`` and ``pull``: to the Hugging Face Hub, and from it."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vlora_engine.errors import ParameterError
+from vlora_tui.cli import options as o
+from vlora_tui.cli.execute import stop_on_signals
+from vlora_tui.cli.output import Output, plural, printable, size
+from vlora_tui.cli.progress import Watcher
+
+if TYPE_CHECKING:
+    from vlora_engine.hub.push import Parcel
+
+SHOWN = 12  # files that a dry run names
+
+
+def push(
+    directory: Annotated[
+        str, typer.Argument(help="A subspace, an adapter, a folder of adapters.", metavar="DIR")
+    ],
+    repo: Annotated[str, typer.Argument(help="Where to, on the Hub.", metavar="ORG/NAME")],
+    adapters: Annotated[
+        bool,
+        typer.Option("--adapters", help="Tasks of the subspace as PEFT adapters, a folder each."),
+    ] = False,
+    tasks: Annotated[
+        list[str] | None,
+        typer.Option("--task", help="Only these tasks or patterns; with --adapters."),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Where the repository is new.")
+    ] = False,
+    revision: Annotated[
+        str | None, typer.Option("--revision", "--branch", help="The branch; else the main one.")
+    ] = None,
+    message: Annotated[str | None, typer.Option("--message", "-m", help="Of the commit.")] = None,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Files of an earlier push make way; its history keeps them."),
+    ] = False,
+    dry_run: o.DryRun = False,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Publish a subspace or adapters on the Hub in one commit, with a model card.
+
+    The token is that of `hf auth login`, or HF_TOKEN. Where adapters lay on this machine is not
+    told; those that came from the Hub are named in the card, with their licences.
+    """
+    from vlora_engine.hub.push import parcel_of
+    from vlora_engine.hub.push import push as send
+
+    out = Output(json=as_json, quiet=quiet)
+    if tasks and not adapters:
+        raise ParameterError("--task chooses among the adapters.", remedy="add --adapters")
+    chosen = _chosen(directory, tasks) if adapters else None
+    with (
+        tempfile.TemporaryDirectory(prefix="vlora-push-") as staging,
+        Watcher(out) as watcher,
+        stop_on_signals(out) as stop,
+    ):
+        parcel = parcel_of(
+            directory,
+            repo,
+            revision=revision,
+            tasks=chosen,
+            staging=Path(staging),
+            progress=watcher.on_progress,
+            cancelled=stop.is_set,
+        )
+        for remark in parcel.remarks:
+            out.warn(printable(f"{remark.where}: {remark.what} To mend it: {remark.remedy}"))
+        data = _data(directory, parcel)
+        if dry_run:
+            watcher.pause()
+            _tell_plan(out, parcel, data)
+            return
+        pushed = send(
+            parcel,
+            private=private,
+            message=message,
+            force=force,
+            progress=watcher.on_progress,
+            cancelled=stop.is_set,
+        )
+    out.json("push", {**data, "commit": str(pushed.address), "url": pushed.url, "dry_run": False})
+    out.text(f"pushed {plural(len(pushed.files), 'file')}, {size(pushed.nbytes)}, to {pushed.url}")
+    out.text(f"commit   {pushed.address}")
+    out.essence(str(pushed.address))
+
+
+def pull(
+    address: Annotated[
+        str, typer.Argument(help="hf://org/name[@revision][/subfolder]", metavar="ADDRESS")
+    ],
+    output: o.OutputDir,
+    force: o.Force = False,
+    dry_run: o.DryRun = False,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Download an adapter, a folder of adapters or a subspace from the Hub.
+
+    Only its own files come, through the Hub's cache: what is there already is not sent again.
+    """
+    from vlora_engine.hub import parse_address
+    from vlora_engine.hub.pull import pull as get
+
+    out = Output(json=as_json, quiet=quiet)
+    place = parse_address(address)
+    if dry_run:
+        _tell_pull(out, address, output, force=force)
+        return
+    with Watcher(out) as watcher, stop_on_signals(out) as stop:
+        found = get(
+            place,
+            output,
+            force=force,
+            progress=watcher.on_progress,
+            cancelled=stop.is_set,
+        )
+    for remark in found.remarks:
+        out.note(f"note: {remark.where}: {remark.what}")
+    nbytes = sum((Path(output) / _below(found, name)).stat().st_size for name in found.files)
+    data = {
+        "address": str(found.address),
+        "path": output,
+        "files": [_below(found, name) for name in found.files],
+        "bytes": nbytes,
+        "downloaded": found.downloaded,
+        "dry_run": False,
+    }
+    out.json("pull", data)
+    files = plural(len(found.files), "file")
+    out.text(printable(f"pulled {found.address}: {files}, {size(nbytes)}, to {output}"))
+    if found.downloaded < nbytes:
+        out.text(f"of it {size(nbytes - found.downloaded)} were in the Hub's cache already")
+    out.essence(printable(output))
+
+
+def _tell_pull(out: Output, address: str, output: str, *, force: bool) -> None:
+    from vlora_engine.files import check_output
+    from vlora_engine.hub import parse_address
+    from vlora_engine.hub.listing import adapter_files, list_repository
+
+    check_output(Path(output), force=force)
+    listing = list_repository(parse_address(address))
+    files = adapter_files(listing)
+    nbytes = sum(listing.sizes[name] or 0 for name in files)
+    pinned = str(listing.address)
+    data = {"address": pinned, "path": output, "files": files, "bytes": nbytes, "dry_run": True}
+    out.json("pull", data)
+    count = plural(len(files), "file")
+    out.text(printable(f"Would pull {pinned}: {count}, {size(nbytes)}, to {output}"))
+    out.note("dry run: nothing was downloaded")
+
+
+def _below(found: Any, name: str) -> str:
+    place = found.address.subfolder
+    return name.removeprefix(f"{place}/") if place else name
+
+
+def _chosen(directory: str, patterns: list[str] | None) -> list[str]:
+    from vlora_engine.manifest import read_manifest
+    from vlora_tui.writing import match_tasks
+
+    return match_tasks(patterns or ["*"], list(read_manifest(directory).tasks))
+
+
+def _data(directory: str, parcel: Parcel) -> dict[str, Any]:
+    return {
+        "path": directory,
+        "repo": parcel.address.repo,
+        "revision": parcel.address.revision,
+        "files": list(parcel.contents()),
+        "bytes": parcel.nbytes,
+        "remarks": [remark.as_dict() for remark in parcel.remarks],
+    }
+
+
+def _tell_plan(out: Output, parcel: Parcel, data: dict[str, Any]) -> None:
+    out.json("push", {**data, "card": parcel.card, "dry_run": True})
+    names = list(parcel.contents())
+    count = plural(len(names), "file")
+    out.text(f"Would push {count}, {size(parcel.nbytes)}, to {parcel.address}")
+    for name in names[:SHOWN]:
+        out.text(f"  {name}")
+    if len(names) > SHOWN:
+        out.text(f"  and {len(names) - SHOWN} more")
+    out.text()
+    for line in parcel.card.splitlines():
+        out.text(f"  | {line}".rstrip())
+    for name in names:
+        out.essence(name)
+    out.note("dry run: nothing was sent")

@@ -1,0 +1,90 @@
+"""``module``: one module of an adapter, or of two, looked at closely."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from vlora_engine.errors import ParameterError
+from vlora_tui.cli import options as o
+from vlora_tui.cli.compare import open_place
+from vlora_tui.cli.output import Output, percent, plural, printable
+
+SHOWN = 16  # singular values that are printed
+BAR = 30  # columns of the longest bar
+
+
+def module(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            help="One adapter or DIR:TASK, or two; then the module's name.", metavar="A [B] MODULE"
+        ),
+    ],
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Look closely at one module: the singular values of its dW; what two adapters share there."""
+    from vlora_engine.portrait import module_comparison, module_portrait
+
+    out = Output(json=as_json, quiet=quiet)
+    *places, name = words
+    if len(places) not in (1, 2):
+        raise ParameterError(
+            "One adapter or two, and then a module.",
+            expected="A MODULE, or A B MODULE",
+            found=plural(len(words), "word"),
+        )
+    opened = [open_place(place) for place in places]
+    if len(opened) == 1:
+        portrait = module_portrait(opened[0], name)
+        out.json("module", {"places": places, **portrait})
+        show_portrait(out, places[0], portrait)
+        out.essence(f"{portrait['norm']:.6g}")
+        return
+    found = module_comparison(opened[0], opened[1], name)
+    out.json("module", {"places": places, **found})
+    for place, side in zip(places, ("a", "b"), strict=True):
+        show_portrait(out, place, found[side])
+        out.text()
+    show_shared(out, found)
+    out.essence(f"{found['cosine']:.6g}")
+
+
+def show_portrait(out: Output, place: str, portrait: dict[str, Any]) -> None:
+    """What one adapter does there."""
+    out.text(printable(f"{place}  {portrait['module']}"))
+    out.text(
+        f"{portrait['d_out']} x {portrait['d_in']}, {portrait['dtype']}; rank {portrait['rank']}, "
+        f"of which {portrait['numerical_rank']} in use; scale {portrait['scale']:g}"
+    )
+    out.text(
+        f"||dW|| {portrait['norm']:.4g}; stable rank {portrait['stable_rank']:.2f}, "
+        f"effective rank {portrait['effective_rank']:.2f}"
+    )
+    values = portrait["singular_values"]
+    total, held, rows = portrait["norm"] ** 2, 0.0, []
+    for number, value in enumerate(values[:SHOWN], start=1):
+        held += value**2
+        bar = "#" * max(1, round(BAR * value / values[0]))
+        rows.append((number, f"{value:.4g}", percent(held / total), bar))
+    out.table(("", "singular value", "energy so far", ""), rows)
+    if len(values) > SHOWN:
+        out.text(f"and {len(values) - SHOWN} more")
+
+
+def show_shared(out: Output, found: dict[str, Any]) -> None:
+    """What two do alike."""
+    out.text(
+        f"cosine of dW {found['cosine']:.4f}; they differ by "
+        f"{percent(found['relative_difference'])} of the first's dW"
+    )
+    out.text(
+        f"of the first's energy {percent(found['a_in_b'])} lies within the second's spaces, "
+        f"of the second's {percent(found['b_in_a'])} within the first's"
+    )
+    for side, word in (("in", "inputs"), ("out", "outputs")):
+        angles = found[f"angles_{side}"][:SHOWN]
+        shown = " ".join(f"{value:.2f}" for value in angles) or "none"
+        out.text(f"cosines of the principal angles, {word}: {shown}")
