@@ -123,7 +123,10 @@ def measure(
         with closing(seen):
             outlook.groups |= seen
     for rows in families:
-        _borrow(outlook, rows)
+        if aim is None or _promising(outlook, rows[len(rows) // 2], aim):
+            _borrow(outlook, rows)
+        else:
+            outlook.groups |= {row: [] for row in rows}
     return outlook
 
 
