@@ -53,7 +53,8 @@ def pack_tasks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     folder = _folder([row["path"] for row in flat])
     for row in flat:
         row["path"] = row["path"] and row["path"][len(folder) :]
-    columns = {key: [row.get(key) for row in flat] for row in flat for key in row}
+    keys = dict.fromkeys(key for row in flat for key in row)
+    columns = {key: [row.get(key) for row in flat] for key in keys}
     each = {k: v for k, v in columns.items() if k in EACH or any(own != v[0] for own in v)}
     same = {k: v[0] for k, v in columns.items() if k not in each and v[0] is not None}
     return {"count": len(rows), "folder": folder, "same": same, "each": each}
