@@ -172,7 +172,10 @@ def test_pickles_are_opened_only_with_weights_only() -> None:
     assert not offenders
 
 
-@pytest.mark.parametrize("module", ["vlora_engine", "vlora_engine.catalog", "vlora_tui.cli"])
+@pytest.mark.parametrize(
+    "module",
+    ["vlora_engine", "vlora_engine.catalog", "vlora_engine.merging.request", "vlora_tui.cli"],
+)
 def test_importing_loads_no_torch(fresh_python: FreshPython, module: str) -> None:
     assert "torch" not in loaded_by(fresh_python, f"import {module}")
 
@@ -214,7 +217,10 @@ def test_what_coding_costs_is_told_without_torch(
     assert not {"torch", "textual", "typer"} & loaded
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["inspect", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["--version"], ["inspect", "--help"], ["merge", "--list-methods"]],
+)
 def test_asking_for_help_loads_no_torch(fresh_python: FreshPython, arguments: list[str]) -> None:
     loaded = loaded_by(fresh_python, call_main(arguments))
     assert not {"torch", "textual"} & loaded

@@ -232,12 +232,18 @@ def _held_out(task: str) -> bytes:
 
 
 def _fit(model: Any, weights: Any, text: bytes, steps: int, *, rate: float) -> None:
-    """AdamW on random pieces of ``text``, with a short warm-up and a linear end."""
+    """AdamW on ``weights``."""
+    import torch
+
+    fit(model, torch.optim.AdamW(weights, lr=rate, weight_decay=0.0), text, steps)
+
+
+def fit(model: Any, optimizer: Any, text: bytes, steps: int) -> list[float]:
+    """Random pieces of ``text``, with a short warm-up and a linear end; the loss of every step."""
     import torch
 
     model.train()
-    data = torch.tensor(list(text))
-    optimizer = torch.optim.AdamW(weights, lr=rate, weight_decay=0.0)
+    data, losses = torch.tensor(list(text)), []
     warm = max(1, steps // 10)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda i: min(1.0, (i + 1) / warm) * (1 - i / steps)
@@ -251,7 +257,9 @@ def _fit(model: Any, weights: Any, text: bytes, steps: int, *, rate: float) -> N
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()
+        losses.append(float(loss.detach()))
     model.eval()
+    return losses
 
 
 def loss_on(model: Any, text: bytes) -> float:

@@ -166,13 +166,15 @@ class OtherMethods(Event):
 
 @dataclass(frozen=True)
 class Exported(Event):
-    """One task was written as an adapter."""
+    """One task was written as an adapter; ``base`` is what it calls its base model."""
 
     type: ClassVar[str] = "exported"
     task: str
     path: str
     target: str
     nbytes: int
+    rank: int = 0
+    base: str | None = None
 
 
 @dataclass(frozen=True)
@@ -195,6 +197,30 @@ class Merged(Event):
     adapters: tuple[str, ...]
     rank: int
     modules: int
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MergePreviewed(Event):
+    """A merge was computed and not written: what it would keep of its adapters."""
+
+    type: ClassVar[str] = "merge_previewed"
+    path: str
+    method: str
+    adapters: tuple[str, ...]
+    rank: int
+    modules: int
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Resized(Event):
+    """One adapter was written at another rank; the report holds its errors, of dW."""
+
+    type: ClassVar[str] = "resized"
+    task: str
+    path: str
+    nbytes: int
     report: dict[str, Any] = field(default_factory=dict)
 
 

@@ -25,6 +25,7 @@ from vlora_engine.hub.address import (
     is_hub_place,
     parse_address,
 )
+from vlora_engine.merging.specs import DEFAULT_METHOD
 from vlora_engine.packing import BLOCK_SIZE, Quantization, quantization
 
 METHODS = ("auto", "own", "delta", "columns", "flat")
@@ -34,8 +35,6 @@ MEASURED = (
     "flat",
     "codec",
 )  # what spectra hold; names their place in the cache
-TARGETS = ("peft",)
-TARGETS_TO_COME = ("portable", "vllm", "sglang", "tgi", "lorax", "llamacpp", "ollama")
 QUANTIZATIONS = ("none", "int8", "int4", "nf4")
 DEFAULT_MAX_ERROR = 0.05  # what `compress` aims at when it is told nothing
 DTYPES = ("auto", "fp32", "fp16", "bf16")
@@ -130,7 +129,12 @@ class Quantize:
 
 @dataclass(frozen=True)
 class Export:
-    """Tasks to write as adapters; ``{task}`` in the path stands for the task's file name."""
+    """Tasks to write as adapters; ``{task}`` in the path stands for the task's file name.
+
+    Args:
+        drop_rest: Leave out tensors besides A and B where the target takes none.
+        base: The base model's folder or config.json, which a GGUF export may need.
+    """
 
     path: str
     tasks: tuple[str, ...] = ("*",)
@@ -140,20 +144,51 @@ class Export:
     alpha: float | None = None
     base_model: str | None = None
     target_modules: tuple[str, ...] | None = None
+    drop_rest: bool = False
+    base: str | None = None
 
 
 @dataclass(frozen=True)
 class Merge:
-    """Adapters to merge into one; ``parameters`` are those of the method."""
+    """Adapters to merge into one; ``parameters`` are those of the method.
+
+    Args:
+        layers: By pattern other weights, or a table of weights and parameters.
+        normalize: None is what the method does.
+        dialect: ``peft`` for that package's arithmetic.
+        energy: The share of its energy that a cut of the rank leaves.
+    """
 
     adapters: tuple[str, ...]
     path: str
     source: str = "input"
-    method: str = "average"
+    method: str = DEFAULT_METHOD
     weights: tuple[float, ...] | None = None
+    layers: Mapping[str, Any] = field(default_factory=dict)
+    normalize: bool | None = None
+    scale: float = 1.0
     space: str = "delta"
+    dialect: str | None = None
     rank: int | None = None
+    energy: float | None = None
+    dtype: str | None = None
     parameters: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Adapters to write at another rank; `vlora_engine.resizing` says what the rules mean.
+
+    ``{task}`` in the path stands for the task's file name; ``dynamic`` is a rule and its value.
+    """
+
+    path: str
+    tasks: tuple[str, ...] = ("*",)
+    rank: int | None = None
+    energy: float | None = None
+    dynamic: tuple[str, float] | None = None
+    target: str | None = None
+    verify: bool = True
 
 
 @dataclass(frozen=True)
@@ -166,6 +201,12 @@ class Recipe:
     exports: tuple[Export, ...] = ()
     merges: tuple[Merge, ...] = ()
     quantize: Quantize | None = None
+    resizes: tuple[Resize, ...] = ()
+
+    @property
+    def written(self) -> tuple[Export | Merge | Resize, ...]:
+        """The steps that write adapters, each to its ``path``."""
+        return (*self.exports, *self.merges, *self.resizes)
 
     def to_toml(self) -> str:
         """The recipe as a file that `load_recipe` reads back equal."""
@@ -210,6 +251,10 @@ def as_tables(recipe: Recipe) -> dict[str, Any]:
         ]
     if recipe.merges:
         tables["merge"] = [_merge_table(m) for m in recipe.merges]
+    if recipe.resizes:
+        tables["resize"] = [
+            _changed(r, Resize(path=""), always=("tasks", "path")) for r in recipe.resizes
+        ]
     return tables
 
 
@@ -234,7 +279,10 @@ def absolute(recipe: Recipe, base: Path) -> Recipe:
         ),
         compress=compress,
         output=None if recipe.output is None else whole(recipe.output),
-        exports=tuple(replace(e, path=whole(e.path)) for e in recipe.exports),
+        exports=tuple(
+            replace(e, path=whole(e.path), base=None if e.base is None else whole(e.base))
+            for e in recipe.exports
+        ),
         merges=tuple(
             replace(
                 m,
@@ -243,6 +291,7 @@ def absolute(recipe: Recipe, base: Path) -> Recipe:
             )
             for m in recipe.merges
         ),
+        resizes=tuple(replace(r, path=whole(r.path)) for r in recipe.resizes),
     )
 
 

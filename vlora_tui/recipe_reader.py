@@ -9,12 +9,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from vlora_engine.merging.specs import DEFAULT_METHOD
+from vlora_engine.targets.registry import TARGETS
 from vlora_tui.recipe import (
     DTYPES,
     METHODS,
     QUANTIZATIONS,
-    TARGETS,
-    TARGETS_TO_COME,
     AdapterInput,
     Compress,
     Export,
@@ -22,6 +22,7 @@ from vlora_tui.recipe import (
     Merge,
     Quantize,
     Recipe,
+    Resize,
     check_place,
 )
 from vlora_tui.recipe_table import REQUIRED, RecipeError, Table
@@ -50,6 +51,7 @@ def read_tables(tables: Mapping[str, Any], *, text: str = "", where: str = "reci
         output=root.read_if_there("output", _read_output),
         exports=tuple(_read_export(table) for table in root.tables("export")),
         merges=tuple(_read_merge(table) for table in root.tables("merge")),
+        resizes=tuple(_read_resize(table) for table in root.tables("resize")),
     )
     root.end()
     _check_whole(recipe, root)
@@ -220,13 +222,15 @@ def _read_output(table: Table) -> str:
 def _read_export(table: Table) -> Export:
     export = Export(
         tasks=table.words("tasks", ["*"]),
-        target=table.choice("target", TARGETS, "peft", TARGETS_TO_COME),
+        target=table.choice("target", tuple(TARGETS), "peft"),
         path=table.path_at("path"),
         verify=table.get("verify", bool, True),
         dtype=table.get("dtype", str),
         alpha=_finite(table, "alpha"),
         base_model=table.get("base_model", str),
         target_modules=table.words("target_modules") or None,
+        drop_rest=table.get("drop_rest", bool, False),
+        base=table.path_at("base") if "base" in table.rows else table.get("base", str),
     )
     table.end()
     if not export.tasks:
@@ -237,34 +241,105 @@ def _read_export(table: Table) -> Export:
 def _read_merge(table: Table) -> Merge:
     adapters = table.words("adapters", REQUIRED)
     weights = table.get("weights", list)
-    if weights is not None and not all(_is_number(weight) for weight in weights):
-        table.fail("weights", "Weights are numbers.", found=repr(weights))
-    if weights is not None and len(weights) != len(adapters):
-        table.fail(
-            "weights",
-            "There must be one weight for each adapter.",
-            expected=f"{len(adapters)} weights",
-            found=f"{len(weights)}",
-        )
+    if weights is not None:
+        _check_weights(table, "weights", weights, len(adapters))
     merge = Merge(
         adapters=adapters,
         source=table.choice("source", ("input", "subspace"), "input"),
-        method=table.get("method", str, "average"),
+        method=table.get("method", str, DEFAULT_METHOD),
         weights=None if weights is None else tuple(float(weight) for weight in weights),
+        layers=_read_layer_weights(table, len(adapters)),
+        normalize=table.get("normalize", bool),
+        scale=1.0 if (scale := _finite(table, "scale")) is None else scale,
         space=table.choice("space", ("delta", "factors"), "delta"),
+        dialect=table.choice("dialect", ("peft",), "") or None,
         rank=table.natural("rank"),
+        energy=table.share("energy", including_one=True),
+        dtype=table.choice("dtype", DTYPES, "auto"),
         path=table.path_at("path"),
     )
+    merge = replace(merge, dtype=None if merge.dtype == "auto" else merge.dtype)
     return _with_parameters(merge, table)
+
+
+def _read_layer_weights(table: Table, count: int) -> dict[str, Any]:
+    """``"*.attn.*" = [0.5, 0.5]``, or ``{ weights = [...], density = 0.3 }``."""
+    layers = table.get("layers", dict, {})
+    for said in layers.values():
+        own = said.get("weights") if isinstance(said, dict) else said
+        if own is not None:
+            _check_weights(table, "layers", own, count)
+        if isinstance(said, dict):
+            for key, value in said.items():
+                if key != "weights":
+                    _check_parameter(table, "layers", key, value, count)
+    return layers
+
+
+def _check_weights(table: Table, key: str, weights: Any, count: int) -> None:
+    if not isinstance(weights, list) or not all(_is_number(weight) for weight in weights):
+        table.fail(key, "Weights are numbers.", expected="such as [0.7, 0.3]", found=repr(weights))
+    if len(weights) != count:
+        table.fail(
+            key,
+            "There must be one weight for each adapter.",
+            expected=f"{count} weights",
+            found=f"{len(weights)}",
+        )
 
 
 def _with_parameters(merge: Merge, table: Table) -> Merge:
     """What is left are the method's own parameters; the method itself judges them when it runs."""
     parameters = table.others()
     for key, value in parameters.items():
-        if not _is_number(value) and not isinstance(value, bool | str):
-            table.fail(key, f"{key!r} has a value of the wrong kind.", found=repr(value))
+        _check_parameter(table, key, key, value, len(merge.adapters))
     return replace(merge, parameters=parameters)
+
+
+def _check_parameter(table: Table, place: str, key: str, value: Any, count: int) -> None:
+    """A number, a word, or numbers one for each adapter."""
+    numbers = isinstance(value, list) and value and all(map(_is_number, value))
+    if numbers and len(value) != count:
+        table.fail(
+            place,
+            f"There must be one {key} for each adapter.",
+            expected=f"one number, or {count}",
+            found=f"{len(value)}",
+        )
+    if not (_is_number(value) or isinstance(value, bool | str) or numbers):
+        table.fail(place, f"{key!r} has a value of the wrong kind.", found=repr(value))
+
+
+def _read_resize(table: Table) -> Resize:
+    dynamic = table.get("dynamic", list)
+    if dynamic is not None and not (
+        len(dynamic) == 2 and isinstance(dynamic[0], str) and _is_number(dynamic[1])
+    ):
+        table.fail(
+            "dynamic",
+            "A dynamic rule is its name and its value.",
+            expected='["sv_fro", 0.97]',
+            found=repr(dynamic),
+        )
+    wanted = Resize(
+        tasks=table.words("tasks", ["*"]),
+        path=table.path_at("path"),
+        rank=table.natural("rank"),
+        energy=table.get("energy", float),
+        dynamic=None if dynamic is None else (dynamic[0], float(dynamic[1])),
+        target=table.get("target", str),
+        verify=table.get("verify", bool, True),
+    )
+    table.end()
+    given = [n for n in ("dynamic", "energy", "target", "rank") if getattr(wanted, n) is not None]
+    table.located(given[0] if given else "rank", _check_sizing, wanted)
+    return wanted
+
+
+def _check_sizing(wanted: Resize) -> None:
+    from vlora_engine.sizing import Sizing
+
+    Sizing(wanted.rank, wanted.energy, wanted.dynamic, wanted.target)
 
 
 def _check_whole(recipe: Recipe, root: Table) -> None:

@@ -27,7 +27,7 @@ class Table:
         self._text, self._where = text, where
         self._read: dict[str, None] = {}
 
-    def fail(self, key: str | None, what: str, **details: str | None) -> NoReturn:
+    def fail(self, key: str | None, what: str, **details: Any) -> NoReturn:
         """Raise with the place of ``key`` in the file."""
         place = self.path if key is None else f"{self.path}.{key}" if self.path else key
         line = line_of(self._text, self.path, key)
@@ -60,18 +60,9 @@ class Table:
             self.fail(key, f"{key!r} names no place.", expected="a path", found=repr(path))
         return path
 
-    def choice(
-        self, key: str, allowed: tuple[str, ...], default: str, later: tuple[str, ...] = ()
-    ) -> str:
-        """A word out of ``allowed``; those of ``later`` are known but not built yet."""
+    def choice(self, key: str, allowed: tuple[str, ...], default: str) -> str:
+        """A word out of ``allowed``."""
         value = self.get(key, str, default)
-        if value in later:
-            self.fail(
-                key,
-                f"{key} = {value!r} is not built yet.",
-                expected=f"for now: {', '.join(allowed)}",
-                found=repr(value),
-            )
         if value not in allowed and value != default:
             self.fail(
                 key, f"{value!r} is no {key}.", expected=", ".join(allowed), found=repr(value)

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vlora_engine.errors import StorageError, VLoRAError
 from vlora_engine.files import directory_bytes, partial_path
+from vlora_engine.targets import find_target, target_bytes
 from vlora_engine.tensorfile import ITEM_BYTES
 from vlora_tui.collection import Collection
-from vlora_tui.recipe import Compress, Export, Merge, Recipe
+from vlora_tui.recipe import Compress, Export, Merge, Recipe, Resize
 from vlora_tui.sizes import size
-from vlora_tui.writing import export_paths, merge_inputs
+from vlora_tui.writing import export_paths, facts_of_export, merge_inputs
 
 if TYPE_CHECKING:
     from vlora_engine.adapters import AdapterSource
@@ -141,6 +142,12 @@ def needs_of(
         for merge in recipe.merges
         if merge.path not in done
     ]
+    needs += [
+        Need(path, _resized_bytes(resize, task, collection))
+        for resize in recipe.resizes
+        for task, path in export_paths(resize, collection.tasks).items()
+        if str(path) not in done
+    ]
     return needs
 
 
@@ -205,6 +212,9 @@ def merged_bytes(sizes: Iterable[int], ranks: Iterable[int], rank: int | None) -
 
 
 def _exported_bytes(export: Export, task: str, collection: Collection) -> int:
+    if export.target != "peft":
+        facts = facts_of_export(export, task, collection.manifest, collection.adapters)
+        return target_bytes(find_target(export.target), facts, export.dtype)
     if collection.manifest is not None:
         return adapter_bytes(collection.manifest, collection.manifest.task(task), export.dtype)
     source = collection.adapters[task]
@@ -221,18 +231,34 @@ def _cast_bytes(source: AdapterSource, item: int) -> int:
 
 def _merged_bytes(merge: Merge, collection: Collection) -> int:
     sizes, ranks = [], []
+    item = ITEM_BYTES[_WORDS[merge.dtype]] if merge.dtype is not None else None
     for name in merge_inputs(merge, collection):
         if collection.manifest is not None and name in collection.manifest.tasks:
             task = collection.manifest.task(name)
-            sizes.append(adapter_bytes(collection.manifest, task))
+            sizes.append(adapter_bytes(collection.manifest, task, merge.dtype))
             ranks.append(task.rank or 0)
         elif name in collection.adapters:
             source = collection.adapters[name]
-            sizes.append(source.nbytes)
+            sizes.append(source.nbytes + (_cast_bytes(source, item) if item else 0))
             ranks.append(max((shape.rank for shape in source.modules.values()), default=0))
         elif Path(name).is_dir():
             sizes.append(directory_bytes(Path(name)))
     return merged_bytes(sizes, ranks, merge.rank)
+
+
+def _resized_bytes(resize: Resize, task: str, collection: Collection) -> int:
+    """At most what it is now, or what the rank that is named comes to."""
+    if collection.manifest is not None:
+        record = collection.manifest.task(task)
+        now, rank = adapter_bytes(collection.manifest, record), record.rank or 1
+        return now if resize.rank is None else round(now * max(1.0, resize.rank / rank))
+    source = collection.adapters[task]
+    if resize.rank is None:
+        return source.nbytes
+    return source.nbytes + sum(
+        max(0, resize.rank - s.rank) * (s.d_in + s.d_out) * ITEM_BYTES[s.dtype]
+        for s in source.modules.values()
+    )
 
 
 def _kept(partial: Path) -> int:

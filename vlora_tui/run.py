@@ -1,7 +1,8 @@
 """Executes a recipe, step by step, telling typed events to whoever listens.
 
 The order is fixed: find the inputs and refuse what cannot work, read and judge every tensor,
-choose k where a target asks for it, build, export, merge. Nothing is written before the verdict.
+choose k where a target asks for it, build, export, merge, resize. Nothing is written before the
+verdict.
 Headers are read without torch; the engine's numerics are imported when a step needs them.
 """
 
@@ -23,7 +24,7 @@ from vlora_tui.collection import Collection, gather
 from vlora_tui.locking import waiting_lock
 from vlora_tui.recipe import CACHE, MEASURED, Compress, Quantize, Recipe, resolve
 from vlora_tui.room import needs_of, require_room
-from vlora_tui.writing import Writer, plan_outputs
+from vlora_tui.writing import Writer, check_merge, merge_inputs, plan_outputs
 
 if TYPE_CHECKING:
     from vlora_engine.check import CheckReport
@@ -109,11 +110,11 @@ class Run:
 
     def _steps(self) -> None:
         recipe = self.recipe
-        steps = (recipe.compress, recipe.quantize, *recipe.exports, *recipe.merges)
+        steps = (recipe.compress, recipe.quantize, *recipe.written)
         if not any(step is not None for step in steps):
             raise ParameterError(
                 "The recipe has inputs and nothing to do with them.",
-                expected="a [compress], [quantize], [[export]] or [[merge]] table",
+                expected="a [compress], [quantize], [[export]], [[merge]] or [[resize]] table",
             )
         self.collection = gather(recipe, progress=self._on_progress, cancelled=self.cancelled)
         self._tell_collection()
@@ -136,6 +137,7 @@ class Run:
         )
         self.outputs += writer.export_all()
         self.outputs += writer.merge_all()
+        self.outputs += writer.resize_all()
 
     def _require_room(self, subspace: int | None = None) -> None:
         """Refuse what will not fit: before anything is read, and again when k is chosen."""
@@ -329,7 +331,7 @@ class Run:
             spectra = Spectra.load(place)
         except VLoRAError:
             return None  # a cache: what cannot be read is made again
-        return spectra if spectra.complete and spectra.has_outlook else None
+        return spectra if spectra.is_whole else None
 
     def _tell_choice(self, compress: Compress, spectra: Spectra) -> int | None:
         """Tell what is going to be built; its bytes, where the spectra know them."""
@@ -379,6 +381,32 @@ class SpectraRun(Run):
                     self._compute_spectra(target, self._check(), self.device, force=True)
         self.outputs.append(str(target))
         self._tell_spectra(Spectra.load(target), reused=reused)
+
+
+@dataclass
+class PreviewRun(Run):
+    """Computes every merge of a recipe, says what it keeps of its adapters, writes nothing."""
+
+    def _steps(self) -> None:
+        if not self.recipe.merges:
+            raise ParameterError(
+                "There is no merge to look at.", expected="a [[merge]] table, or merge A B"
+            )
+        if self.recipe.output is not None and any(
+            merge.source == "subspace" for merge in self.recipe.merges
+        ):
+            raise ParameterError(
+                "The subspace that is merged from is not built yet.",
+                where=self.recipe.output,
+                remedy="build it first; a recipe with input.subspace can be looked at",
+            )
+        self.collection = gather(self.recipe)
+        self._tell_collection()
+        for merge in self.recipe.merges:
+            check_merge(merge, len(merge_inputs(merge, self.collection)))
+        Writer(
+            self.recipe, self.collection, self.emit, self.force, self._on_progress, self.cancelled
+        ).preview_all()
 
 
 def reason(error: VLoRAError | None) -> str:

@@ -1,23 +1,25 @@
-"""The outputs of a recipe: exported tasks and merged adapters, planned first and then written."""
+"""The outputs of a recipe: exported, merged and resized adapters, planned first, then written."""
 
 from __future__ import annotations
 
 import fnmatch
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.errors import Cancelled, NotFoundError, ParameterError
 from vlora_engine.files import check_output, directory_bytes
 from vlora_engine.hub.address import is_address
+from vlora_engine.targets import Facts, check_fit, facts_of, facts_of_task, find_target
 from vlora_tui import events
 from vlora_tui.collection import Collection
-from vlora_tui.recipe import Export, Merge, Recipe, is_path
+from vlora_tui.recipe import Export, Merge, Recipe, Resize, is_path
 
 if TYPE_CHECKING:
     from vlora_engine.adapters import AdapterSource, LoRAWeights
+    from vlora_engine.manifest import Manifest
     from vlora_engine.progress import ProgressCallback
     from vlora_engine.subspace import SharedSubspace
 
@@ -43,13 +45,14 @@ def plan_outputs(
         _require_packable(recipe.input.subspace)
     outputs = [Path(recipe.output)] if recipe.output is not None else []
     for export in recipe.exports:
-        outputs += export_paths(export, collection.tasks).values()
+        places = export_paths(export, collection.tasks)
+        _require_fit(export, places, collection)
+        outputs += places.values()
     for merge in recipe.merges:
-        from vlora_engine.merging import MERGE_METHODS
-
-        merge_inputs(merge, collection)
-        MERGE_METHODS.find(merge.method).check(merge.parameters)
+        check_merge(merge, len(merge_inputs(merge, collection)))
         outputs.append(Path(merge.path))
+    for resize in recipe.resizes:
+        outputs += export_paths(resize, collection.tasks).values()
     inputs = {Path(p) for p in collection.places.values() if not is_address(p)}
     if recipe.input.subspace is not None and not is_address(recipe.input.subspace):
         inputs.add(Path(recipe.input.subspace))
@@ -59,8 +62,39 @@ def plan_outputs(
     return outputs
 
 
-def export_paths(export: Export, tasks: Sequence[str]) -> dict[str, Path]:
-    """Where each exported task goes."""
+def _require_fit(export: Export, places: Mapping[str, Path], collection: Collection) -> None:
+    """Refuse a task that the target would refuse, before the first one is written."""
+    target = find_target(export.target)
+    for task, path in places.items():
+        facts = facts_of_export(export, task, collection.manifest, collection.adapters)
+        check_fit(
+            target,
+            facts,
+            drop_rest=export.drop_rest,
+            dtype=export.dtype,
+            base=export.base,
+            out=path,
+        )
+
+
+def facts_of_export(
+    export: Export,
+    task: str,
+    manifest: Manifest | None,
+    adapters: Mapping[str, AdapterSource],
+) -> Facts:
+    """What headers tell of a task, with the base model that the export names."""
+    if manifest is not None:
+        facts = facts_of_task(manifest, manifest.task(task))
+    else:
+        facts = facts_of(adapters[task], task)
+    if export.base_model is None:
+        return facts
+    return replace(facts, config={**facts.config, "base_model_name_or_path": export.base_model})
+
+
+def export_paths(export: Export | Resize, tasks: Sequence[str]) -> dict[str, Path]:
+    """Where each exported or resized task goes."""
     chosen = match_tasks(export.tasks, tasks)
     if "{task}" not in export.path:
         if len(chosen) > 1:
@@ -131,9 +165,25 @@ def merge_inputs(merge: Merge, collection: Collection) -> list[str]:
     return names
 
 
+def check_merge(merge: Merge, count: int) -> None:
+    """Everything about a merge that can be judged without its adapters.
+
+    Raises:
+        ParameterError: An unknown method or parameter, a value out of range, a contradiction.
+    """
+    from vlora_engine.merging.request import check_request
+
+    check_request(count, merge.method, **_merge_settings(merge), parameters=merge.parameters)
+
+
+def _merge_settings(merge: Merge) -> dict[str, Any]:
+    names = ("weights", "layers", "normalize", "scale", "space", "dialect", "rank", "energy")
+    return {name: getattr(merge, name) for name in names}
+
+
 @dataclass
 class Writer:
-    """Writes what the recipe exports and merges, asking between two tasks whether to stop."""
+    """Writes what the recipe exports, merges and resizes; between two it asks whether to stop."""
 
     recipe: Recipe
     collection: Collection
@@ -168,24 +218,62 @@ class Writer:
                 self._merge(merge)
         return [merge.path for merge in self.recipe.merges]
 
+    def resize_all(self) -> list[str]:
+        """Write every adapter that gets another rank; return the paths."""
+        written: list[str] = []
+        for resize in self.recipe.resizes:
+            for task, path in export_paths(resize, self.collection.tasks).items():
+                self._stop_if_asked()
+                if str(path) not in self.done:
+                    self._resize(resize, task, path)
+                written.append(str(path))
+        return written
+
     def _export(self, subspace: SharedSubspace, export: Export, task: str, path: Path) -> None:
         from vlora_engine.export import verify_adapter
         from vlora_engine.formats import save_adapter
 
         weights = with_overrides(subspace.reconstruct(task), export)
+        if export.drop_rest and find_target(export.target).no_rest:
+            self._tell_left_out(task, weights)
+            weights = replace(weights, rest={})
         if str(path) not in self.done:
-            save_adapter(weights, path, target=export.target, dtype=export.dtype, force=self.force)
+            save_adapter(
+                weights,
+                path,
+                target=export.target,
+                dtype=export.dtype,
+                force=self.force,
+                drop_rest=export.drop_rest,
+                base=export.base,
+            )
             self._tell_targets(export, path)
-        self.emit(events.Exported(task, str(path), export.target, directory_bytes(path)))
+        self.emit(
+            events.Exported(
+                task,
+                str(path),
+                export.target,
+                directory_bytes(path),
+                rank=max((a.shape[0] for a in weights.lora_a.values()), default=0),
+                base=weights.metadata.get("base_model_name_or_path"),
+            )
+        )
         if export.verify:
             self.emit(events.Verified(task, str(path), verify_adapter(weights, path)))
+
+    def _tell_left_out(self, task: str, weights: LoRAWeights) -> None:
+        if weights.rest:
+            many = len(weights.rest)
+            tensors = "1 tensor" if many == 1 else f"{many} tensors"
+            text = f"Left out, as asked: {tensors} besides A and B."
+            self.emit(events.Remark(text, task, "rest-left-out"))
 
     def _tell_targets(self, export: Export, path: Path) -> None:
         """Say so if PEFT would not find the modules under the names that were asked for."""
         import json
 
         wanted = export.target_modules
-        if wanted is None or self._targets_told:
+        if wanted is None or self._targets_told or find_target(export.target).form != "peft":
             return
         config = json.loads((path / "adapter_config.json").read_text("utf-8"))
         if sorted(config.get("target_modules") or ()) != sorted(wanted):
@@ -196,33 +284,70 @@ class Writer:
             )
             self.emit(events.Remark(text, str(path), "targets-not-covered"))
 
+    def preview_all(self) -> None:
+        """Tell what every merge would keep of its adapters; write nothing."""
+        for merge in self.recipe.merges:
+            self._stop_if_asked()
+            _, event = self._merged(merge)
+            self._tell_findings(event)
+            self.emit(events.MergePreviewed(**vars(event)))
+
     def _merge(self, merge: Merge) -> None:
         from vlora_engine.formats import save_adapter
+
+        merged, event = self._merged(merge)
+        save_adapter(merged, merge.path, dtype=merge.dtype, force=self.force)
+        self._tell_findings(event)
+        self.emit(event)
+
+    def _tell_findings(self, event: events.Merged) -> None:
+        for finding in event.report["findings"]:
+            self.emit(events.Remark(finding["what"], finding["where"], finding["code"]))
+
+    def _merged(self, merge: Merge) -> tuple[LoRAWeights, events.Merged]:
+        """The result, and what there is to say about it."""
         from vlora_engine.merging import merge_with_report
 
         names = merge_inputs(merge, self.collection)
-        settings: Any = {"weights": merge.weights, "space": merge.space, "rank": merge.rank}
         merged, report = merge_with_report(
             [self._source(merge, name) for name in names],
             merge.method,
-            **settings,
+            **_merge_settings(merge),
             **merge.parameters,
             progress=self.on_progress,
             cancelled=self.cancelled,
         )
-        save_adapter(merged, merge.path, force=self.force)
-        for finding in report.findings:
-            self.emit(events.Remark(finding.what, finding.where, finding.code))
-        self.emit(
-            events.Merged(
-                path=merge.path,
-                method=report.method,
-                adapters=tuple(names),
-                rank=merged.rank,
-                modules=len(merged.layer_names),
-                report=report.as_dict(),
-            )
+        return merged, events.Merged(
+            path=merge.path,
+            method=report.method,
+            adapters=tuple(names),
+            rank=merged.rank,
+            modules=len(merged.layer_names),
+            report=report.as_dict(),
         )
+
+    def _resize(self, wanted: Resize, task: str, path: Path) -> None:
+        from vlora_engine.export import verify_adapter
+        from vlora_engine.formats import save_adapter
+        from vlora_engine.resizing import resize
+
+        of_subspace = self.collection.manifest is not None
+        weights, report = resize(
+            self._subspace().reconstruct(task) if of_subspace else self.collection.adapters[task],
+            rank=wanted.rank,
+            energy=wanted.energy,
+            dynamic=wanted.dynamic,
+            target=wanted.target,
+            progress=self.on_progress,
+            cancelled=self.cancelled,
+        )
+        save_adapter(weights, path, force=self.force)
+        self.emit(events.Resized(task, str(path), directory_bytes(path), report.as_dict()))
+        if report.short:
+            text = f"Less is kept than was asked for: {report.short}."
+            self.emit(events.Remark(text, str(path), "kept-less"))
+        if wanted.verify:
+            self.emit(events.Verified(task, str(path), verify_adapter(weights, path)))
 
     def _source(self, merge: Merge, name: str) -> LoRAWeights | AdapterSource:
         from vlora_engine.formats import open_adapter
@@ -248,8 +373,6 @@ class Writer:
 
 def with_overrides(weights: LoRAWeights, export: Export) -> LoRAWeights:
     """``weights`` with what an export says of the config; what the adapter does stays."""
-    from dataclasses import replace
-
     from vlora_engine.export import with_alpha
 
     config = dict(weights.metadata)

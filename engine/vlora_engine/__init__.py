@@ -43,6 +43,9 @@ _HOMES = {
         "adapter_diff",
         "subspace_coverage",
         "find_outliers",
+        "interference",
+        "find_duplicates",
+        "find_runs",
     ],
     "vlora_engine.merging": [
         "MERGE_METHODS",
@@ -51,6 +54,13 @@ _HOMES = {
         "ties_merge",
         "dare_merge",
     ],
+    "vlora_engine.resizing": ["resize"],
+    "vlora_engine.doctor": ["diagnose", "verdict"],
+    "vlora_engine.nn.model": ["VLoRAModel"],
+    "vlora_engine.nn.apply": ["apply"],
+    "vlora_engine.nn.blend": ["blend_tasks"],
+    "vlora_engine.nn.training": ["SubspaceTrainer", "orthogonal_init"],
+    "vlora_engine.nn.router": ["TaskRouter"],
     "vlora_engine.demo": ["make_demo_collection"],
     "vlora_engine.errors": [
         "AdapterError",

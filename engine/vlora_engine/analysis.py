@@ -16,11 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlora_engine import relations
 from vlora_engine.adapters import AdapterSource, ModuleShape, as_source
+from vlora_engine.checkpoints import Run, runs_in, step_of
+from vlora_engine.conflicts import interference
 from vlora_engine.coverage import coverage_total, subspace_coverage
+from vlora_engine.duplicates import Duplicates, coarsest, duplicates_in
 from vlora_engine.errors import ParameterError
 from vlora_engine.inner import Factors, delta_error2, delta_inner, delta_norm2, modules_of
+from vlora_engine.outliers import THRESHOLD, outliers_in
+from vlora_engine.outliers import outliers_of as outliers_of_array
+from vlora_engine.relations import Relations
 from vlora_engine.similarity import (
     Adapter,
     Space,
@@ -30,6 +35,7 @@ from vlora_engine.similarity import (
     delta_grams,
     find_clusters,
     not_finite,
+    relate,
     same_factor_shapes,
     scaled_factors,
 )
@@ -41,9 +47,15 @@ __all__ = [
     "coverage_total",
     "delta_grams",
     "diff_total",
+    "duplicates_among",
     "find_clusters",
+    "find_duplicates",
     "find_outliers",
+    "find_runs",
+    "interference",
     "outliers_of",
+    "relate",
+    "runs_among",
     "subspace_coverage",
 ]
 
@@ -135,32 +147,81 @@ def _factor_measures(sources: Sequence[AdapterSource], module: str) -> dict[str,
 # ---- outliers -----------------------------------------------------------------------------------
 
 
-def find_outliers(adapters: Sequence[Adapter], threshold: float = 2.0) -> list[dict[str, Any]]:
+def find_outliers(
+    adapters: Sequence[Adapter], threshold: float = THRESHOLD
+) -> list[dict[str, Any]]:
     """Adapters that stand apart from the rest, by the size or the direction of their effect.
 
-    Two features of each adapter, ``log ||dW||`` and its mean cosine similarity to the others, are
-    held against the median and the median absolute deviation of the *other* adapters, so that an
-    outlier cannot hide itself by widening the spread (the first library's mean and standard
-    deviation allow no score above ``(N - 1) / sqrt(N)``). Sizes count both ways, similarity only
-    when it is low.
+    Over all modules and in each family of modules (all ``q_proj``), ``log ||dW||`` and the mean
+    cosine similarity to the others are held against the median and the median absolute deviation
+    of the *other* adapters, so that an outlier cannot hide itself by widening the spread (the first
+    library's mean and standard deviation allow no score above ``(N - 1) / sqrt(N)``). Sizes count
+    both ways, similarity only when it is low.
 
     Args:
         adapters: With fewer than three, none can stand apart.
-        threshold: Robust standard deviations from which on an adapter is listed.
+        threshold: In standard deviations of a normal variable, corrected for the size of the
+            collection and for all that is looked at: 2 means that 4.6 % of collections without any
+            outlier would show one; see `vlora_engine.outliers`.
 
     Returns:
         One dict for each outlier, in order: ``index``; ``distance`` of dW from the mean dW;
-        ``z_score``, the larger of the two features' scores; ``feature`` it belongs to
-        (``"norm"`` or ``"similarity"``); ``value`` and ``typical`` of that feature; ``norm``;
-        ``mean_similarity``.
+        ``z_score``, that of its strongest reason; that reason's ``family`` (None: all modules),
+        ``feature`` (``"norm"`` or ``"similarity"``), ``value`` and ``typical``; ``norm`` and
+        ``mean_similarity`` of the whole; ``reasons``, all of them in the same words.
     """
     if not threshold > 0:
         raise ParameterError("The threshold is positive.", found=str(threshold))
     if len(adapters) < 3:
         return []
-    return outliers_of(delta_grams(adapters), threshold)
+    return [found.as_dict() for found in outliers_in(relate(adapters), threshold)]
 
 
-def outliers_of(gram: Tensor, threshold: float = 2.0) -> list[dict[str, Any]]:
-    """`find_outliers` from the (N, N) inner products."""
-    return relations.outliers_of(gram.detach().cpu().double().numpy(), threshold)
+def outliers_of(gram: Tensor, threshold: float = THRESHOLD) -> list[dict[str, Any]]:
+    """`find_outliers` from the (N, N) inner products, over all modules together."""
+    return outliers_of_array(gram.detach().cpu().double().numpy(), threshold)
+
+
+# ---- duplicates and runs ------------------------------------------------------------------------
+
+
+def find_duplicates(adapters: Sequence[Adapter]) -> list[dict[str, Any]]:
+    """Adapters that are the same: bit for bit, in their effect, or but for their strength.
+
+    Returns:
+        One dict for each group: ``members`` (indices); ``kind`` (``"identical"``, ``"same change"``
+        up to the rounding of their dtypes, ``"multiple"``); ``difference``, the largest relative
+        difference of dW in any module; ``factors``, the size of each over that of the first.
+    """
+    sources = [as_source(adapter) for adapter in adapters]
+    if len(sources) < 2:
+        return []
+    return [group.as_dict() for group in duplicates_among(sources, relate(sources))]
+
+
+def duplicates_among(sources: Sequence[AdapterSource], relations: Relations) -> list[Duplicates]:
+    """The same, of adapters whose relations are known; reads again only those that are the same."""
+    dtypes = [coarsest(shape.dtype for shape in source.modules.values()) for source in sources]
+    groups = duplicates_in(relations, dtypes)
+    still = [i for i in range(len(sources)) if relations.norms[i] == 0]
+    alike = {i for group in groups if group.kind != "multiple" for i in group.members} | {*still}
+    digests = [source.digest() if i in alike else str(i) for i, source in enumerate(sources)]
+    return duplicates_in(relations, dtypes, digests) if alike else groups
+
+
+def find_runs(adapters: Sequence[Adapter]) -> list[dict[str, Any]]:
+    """Adapters of one training run, in its order, and those that merely began alike.
+
+    Returns:
+        One dict for each group, see `vlora_engine.checkpoints.Run`: ``members`` (indices),
+        ``kind`` (``"run"`` or ``"start"``), ``ordered_by``, ``steps``, ``cosine`` of A,
+        ``monotone`` and ``how`` that is known.
+    """
+    sources = [as_source(adapter) for adapter in adapters]
+    return [run.as_dict() for run in runs_among(sources, relate(sources))]
+
+
+def runs_among(sources: Sequence[AdapterSource], relations: Relations) -> list[Run]:
+    """The same, of adapters whose relations are known."""
+    dtypes = [coarsest(shape.dtype for shape in source.modules.values()) for source in sources]
+    return runs_in(relations, [step_of(source.path) for source in sources], dtypes)

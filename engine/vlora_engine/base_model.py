@@ -159,7 +159,7 @@ class BaseModel:
             )
         self._count += 1
         name = f"{seat}{self._count}"
-        with _as_misfit(adapter, self.name), quiet():
+        with as_misfit(adapter, self.name), quiet():
             from peft import PeftConfig, PeftModel
 
             # Named, PEFT would look for the base on the Hub.
@@ -185,14 +185,14 @@ class BaseModel:
         for key, tensor in brought.items():
             if state[key].shape != tensor.shape:
                 found = f"{key} of {tuple(tensor.shape)}, the base's is {tuple(state[key].shape)}"
-                raise _misfit(adapter, self.name, found)
+                raise misfit(adapter, self.name, found)
         self._carried[seat] = [(state[key], tensor) for key, tensor in brought.items()]
         own = {key: tensor for key, tensor in adapter.tensors.items() if key not in brought}
-        with _as_misfit(adapter, self.name), quiet():
+        with as_misfit(adapter, self.name), quiet():
             told: Any = set_peft_model_state_dict(self._peft, own, name)
         astray = [key for key in told.unexpected_keys if "lora_" in key]
         if astray:
-            raise _misfit(adapter, self.name, f"no place for {astray[0]}")
+            raise misfit(adapter, self.name, f"no place for {astray[0]}")
         self.unplaced.update(told.unexpected_keys)
         for key in told.missing_keys:
             if "lora_" in key and name in key.split("."):
@@ -385,7 +385,7 @@ def _tokenizer(name: str) -> Any:
 
 
 @contextmanager
-def _as_misfit(adapter: Worn, base: str) -> Iterator[None]:
+def as_misfit(adapter: Worn, base: str) -> Iterator[None]:
     """What PEFT raises where names or shapes do not fit, as an error that says so."""
     try:
         yield
@@ -393,10 +393,11 @@ def _as_misfit(adapter: Worn, base: str) -> Iterator[None]:
         lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
         if isinstance(error, torch.cuda.OutOfMemoryError) or not lines:
             raise
-        raise _misfit(adapter, base, lines[-1][:300]) from error
+        raise misfit(adapter, base, lines[-1][:300]) from error
 
 
-def _misfit(adapter: Worn, base: str, found: str) -> CollectionError:
+def misfit(adapter: Worn, base: str, found: str) -> CollectionError:
+    """The error for an adapter of another base."""
     return CollectionError(
         f"The adapter does not fit the base model {base}.",
         where=adapter.where,

@@ -25,7 +25,7 @@ from vlora_engine.formats.places import (
     nothing_error,
     walk,
 )
-from vlora_engine.formats.subspace import inspect_task
+from vlora_engine.formats.subspace import inspect_task, inspection_of
 from vlora_engine.health import Finding
 from vlora_engine.hub.address import (
     CACHE_PLACE,
@@ -36,14 +36,16 @@ from vlora_engine.hub.address import (
     parse_address,
     shelf_name,
 )
-from vlora_engine.manifest import FORMAT
+from vlora_engine.manifest import FORMAT, Manifest, read_manifest
 from vlora_engine.naming import printable, unique_names
+from vlora_engine.peers import PEERS, peer_at
 
 if TYPE_CHECKING:
     from vlora_engine.hub.remote import Shadow
 
 SUBSPACE = FORMAT
 Place = Path | HubAddress
+SUBSPACES = frozenset({SUBSPACE, *PEERS})
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,11 @@ class AdapterInfo:
     findings: tuple[Finding, ...] = ()
     identity: tuple[int, int, str] | None = None
     error: VLoRAError | None = None
+
+    @property
+    def here(self) -> Path:
+        """Where it lies on this disk; what is on the Hub is fetched into its cache."""
+        return self.path if isinstance(self.path, Path) else existing_path(self.path)
 
     def as_dict(self) -> dict[str, Any]:
         """The same, for JSON."""
@@ -259,7 +266,7 @@ class Finder:
         room = self._max_adapters - self.count
         for probe, form in _below(place, max_depth, room, self.closed):
             if self._first_time(str(address_of(probe.path) or os.path.realpath(probe.path))):
-                subspace = form.name == SUBSPACE
+                subspace = form.name in SUBSPACES
                 yield probe.path if subspace else self._inspected(_entry(probe, form))
 
     def _look_at_hub(self, places: Sequence[HubAddress]) -> Iterator[AdapterInfo | Place]:
@@ -284,6 +291,8 @@ class Finder:
             found = [self._inspected(_task_entry(shade.root, address.task))]
         for one in found:
             if not isinstance(one, AdapterInfo):
+                if isinstance(one, Path):
+                    self.remarks.append(as_remote(_subspace_finding(one), shade))
                 yield address_of(one) or one
                 continue
             yield replace(
@@ -419,7 +428,24 @@ def _task_entry(directory: Path, task: str) -> _Entry:
     address = address_of(directory)
     folder = os.path.abspath(directory) if address is None else shelf_name(address)
     named = f"{folder}/{task}"
-    return _Entry(path, named, SUBSPACE, partial(inspect_task, directory, task))
+    form = SUBSPACE if (peer := peer_at(directory)) is None else peer
+    return _Entry(path, named, form, partial(inspect_task, directory, task))
+
+
+def tasks_of(subspace: Path) -> list[AdapterInfo]:
+    """The tasks of a subspace, ours or a peer's, as adapters named ``DIR:TASK``.
+
+    Raises:
+        VLoRAError: The subspace cannot be read.
+    """
+    manifest = read_manifest(subspace)
+    infos = []
+    for task in manifest.tasks:
+        look = partial(inspection_of, manifest, task)
+        name = printable(f"{subspace}:{task}")
+        entry = _Entry(Path(f"{subspace}:{task}"), name, manifest.peer or SUBSPACE, look)
+        infos.append(_look(entry)[0])
+    return infos
 
 
 def _look(entry: _Entry) -> tuple[AdapterInfo, Mapping[str, ModuleShape] | None]:
@@ -437,8 +463,8 @@ def _info(name: str, form: str, seen: Inspection) -> AdapterInfo:
         path=seen.path,
         format=form,
         base_model=seen.base_model,
-        rank=seen.rank,
-        alpha=seen.alpha,
+        rank=seen.rank or None,  # 0: only opening it would tell
+        alpha=seen.alpha if seen.rank else None,
         nbytes=seen.nbytes,
         rest=len(seen.rest),
         findings=seen.findings,
@@ -480,12 +506,8 @@ def _agree(table: Mapping[str, Any], fits: Mapping[str, Any], base: str | None) 
 
 def _place_findings(found: int, subspaces: Sequence[Place], max_adapters: int) -> Iterable[Finding]:
     for path in subspaces:
-        yield Finding(
-            "note",
-            "subspace",
-            printable(str(path)),
-            "A compressed subspace; its tasks are used as DIR:TASK.",
-        )
+        if isinstance(path, Path):  # of one on the Hub it was said when it was looked at
+            yield _subspace_finding(path)
     if found >= max_adapters:
         yield Finding(
             "warning",
@@ -494,6 +516,22 @@ def _place_findings(found: int, subspaces: Sequence[Place], max_adapters: int) -
             f"Only the first {max_adapters:,} adapters are listed.",
             "name folders further down",
         )
+
+
+def _subspace_finding(path: Path) -> Finding:
+    where = printable(str(path))
+    try:
+        manifest = read_manifest(path)
+    except VLoRAError as error:
+        return Finding("error", "subspace-unreadable", where, str(error), error.remedy or "")
+    return Finding("note", "subspace", where, _subspace_words(manifest))
+
+
+def _subspace_words(manifest: Manifest) -> str:
+    names = list(manifest.tasks)
+    listed = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+    whose = f"A subspace of {manifest.peer}" if manifest.peer else "A compressed subspace"
+    return f"{whose}; its tasks are used as DIR:TASK: {listed or 'none yet'}."
 
 
 def nothing_found(places: Sequence[Place]) -> VLoRAError:

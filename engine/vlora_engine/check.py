@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -90,7 +90,7 @@ def check_adapters(
 ) -> CheckReport:
     """Read every tensor of every adapter: norms of dW, NaN and Inf, sha256, shapes that fit."""
     names = list(sources)
-    misfits = _misfits(sources)
+    misfits = misfits_of(sources)
 
     def check(name: str) -> AdapterCheck:
         if name in misfits:
@@ -101,18 +101,22 @@ def check_adapters(
     return CheckReport({result.name: result for result in results})
 
 
-def check_adapter(name: str, source: AdapterSource) -> AdapterCheck:
-    """Check one adapter."""
+def check_adapter(
+    name: str, source: AdapterSource, observe: Callable[[str, Tensor, Tensor], None] | None = None
+) -> AdapterCheck:
+    """Check one adapter; ``observe`` is shown every module's A and B while they are in memory."""
     where = f"{source.path or name}"
     check = AdapterCheck(name)
     try:
         if not source.modules:
-            raise AdapterError("The adapter has no LoRA module.", where=where)
+            raise AdapterError("The adapter has no LoRA module.", where=where, code="no-factors")
         content = ContentHash()
         for module in source.modules:
             a, b = source.read(module)
             content.add_module(module, source.scales[module], a, b)
             check.norms[module] = _norm(a, b, source.scales[module], where, module)
+            if observe is not None:
+                observe(module, a, b)
         for key, tensor in sorted(source.read_rest().items()):
             content.add_rest(key, tensor)
             if tensor.is_floating_point() and not _finite(tensor):
@@ -156,6 +160,7 @@ def _norm(a: Tensor, b: Tensor, scale: float, where: str, module: str) -> float:
                 expected="finite numbers",
                 found=f"{bad} of {tensor.numel()} entries not finite",
                 remedy="use an earlier checkpoint of it, or leave it out with --skip-bad",
+                code="not-finite",
             )
     if not math.isfinite(scale):
         raise AdapterError(
@@ -168,8 +173,8 @@ def _finite(tensor: Tensor) -> bool:
     return bool(torch.isfinite(tensor.float()).all())
 
 
-def _misfits(sources: Mapping[str, AdapterSource]) -> dict[str, CollectionError]:
-    """Adapters whose modules have other dimensions than most adapters' modules of that name."""
+def misfits_of(sources: Mapping[str, AdapterSource]) -> dict[str, CollectionError]:
+    """Adapters whose modules have other dimensions than most others have; from headers alone."""
     votes: dict[str, Counter[tuple[str, int, int]]] = {}
     for source in sources.values():
         for module, shape in source.modules.items():
@@ -199,4 +204,5 @@ def _misfit(
         expected=f"{usual[0]} {usual[1]} -> {usual[2]}",
         found=f"{kind} {d_in} -> {d_out}",
         remedy="keep each group of `vlora-tui inspect` by itself",
+        code="other-dimensions",
     )

@@ -66,12 +66,16 @@ def subspace_coverage(subspace: SharedSubspace, adapter: Adapter) -> dict[str, d
     return result
 
 
-def coverage_total(coverage: Mapping[str, Mapping[str, float]]) -> float:
-    """The share of an adapter's whole ``||dW||^2`` that is covered, from `subspace_coverage`."""
+def coverage_total(coverage: Mapping[str, Mapping[str, float]], share: str = "coverage") -> float:
+    """The share of an adapter's whole ``||dW||^2`` that is covered, from `subspace_coverage`.
+
+    Args:
+        share: ``coverage`` of both sides, or ``coverage_a`` or ``coverage_b`` of one.
+    """
     energy = math.fsum(layer["energy"] for layer in coverage.values())
     if energy == 0:
         return 1.0
-    return math.fsum(layer["coverage"] * layer["energy"] for layer in coverage.values()) / energy
+    return math.fsum(layer[share] * layer["energy"] for layer in coverage.values()) / energy
 
 
 def _projected(subspace: SharedSubspace, source: AdapterSource, module: str) -> Factors:

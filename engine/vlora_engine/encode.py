@@ -212,17 +212,25 @@ def decode_loadings(form: LoadingsForm, loadings: Loadings) -> tuple[Tensor, Ten
 
     A dense core comes back as balanced factors of its SVD, padded with zero rows to the rank.
     """
-    n, sides = len(loadings.values), _decode_sides(form, loadings)
-    if form.is_core:
-        core = sides[0].reshape(n, form.k_b, form.k_a)
-        u, s, vh = torch.linalg.svd(core, full_matrices=False)
-        root = s.sqrt().unsqueeze(2)
-        a = torch.zeros(n, form.rank, form.k_a, dtype=torch.float64)
-        b = torch.zeros(n, form.rank, form.k_b, dtype=torch.float64)
-        keep = min(form.rank, s.shape[1])
-        a[:, :keep] = (root * vh)[:, :keep]
-        b[:, :keep] = (root * u.transpose(1, 2))[:, :keep]
+    a, b = decode_sides(form, loadings)
+    if a is not None:
         return a, b
+    n, core = len(b), b
+    u, s, vh = torch.linalg.svd(core, full_matrices=False)
+    root = s.sqrt().unsqueeze(2)
+    a = torch.zeros(n, form.rank, form.k_a, dtype=torch.float64)
+    b = torch.zeros(n, form.rank, form.k_b, dtype=torch.float64)
+    keep = min(form.rank, s.shape[1])
+    a[:, :keep] = (root * vh)[:, :keep]
+    b[:, :keep] = (root * u.transpose(1, 2))[:, :keep]
+    return a, b
+
+
+def decode_sides(form: LoadingsForm, loadings: Loadings) -> tuple[Tensor | None, Tensor]:
+    """`decode_loadings`, but what is stored as a core stays one: None and (N, k_b, k_a)."""
+    n, sides = len(loadings.values), _numbers(form, loadings)
+    if form.is_core:
+        return None, sides[0].reshape(n, form.k_b, form.k_a)
     a, b = sides
     if form.method == "flat":
         return a, b
@@ -248,7 +256,7 @@ def join_loadings(storage: Storage, loadings: Sequence[Loadings]) -> dict[str, A
     }
 
 
-def _decode_sides(form: LoadingsForm, loadings: Loadings) -> list[Tensor]:
+def _numbers(form: LoadingsForm, loadings: Loadings) -> list[Tensor]:
     """The numbers of every side, (N, n) fp64."""
     values, exponents, scales = loadings
     sides, start, first = [], 0, 0

@@ -16,6 +16,7 @@ class VLoRAError(Exception):
         expected: What would have been right.
         found: What was there instead.
         remedy: The command or change that mends it.
+        code: A stable word for programs, where one is needed: `doctor` tells faults apart by it.
     """
 
     exit_code = 1
@@ -28,12 +29,14 @@ class VLoRAError(Exception):
         expected: str | None = None,
         found: str | None = None,
         remedy: str | None = None,
+        code: str = "",
     ) -> None:
         self.what = what
         self.where = None if where is None else str(where)
         self.expected = expected
         self.found = found
         self.remedy = remedy
+        self.code = code
         super().__init__(what)
 
     def lines(self) -> list[str]:

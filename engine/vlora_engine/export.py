@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # What a written adapter may differ by from what was meant: the rounding of its dtype.
+ROUNDING = {"torch.float16": 2e-3, "torch.bfloat16": 1.6e-2}
 TOLERANCE = {"F64": 1e-6, "F32": 1e-6, "F16": 2e-3, "BF16": 1.6e-2}
 
 
@@ -67,6 +68,42 @@ def verify_adapter(meant: LoRAWeights, path: Path) -> float:
     if not error <= tolerance:
         raise _unlike(path, f"a dW error of at most {tolerance:g}", f"{error:.3g}")
     return error
+
+
+def require_alike(
+    meant: LoRAWeights, back: LoRAWeights, where: Path, name: str, *, exact: bool
+) -> float:
+    """The relative dW error of a task that was read back, against what was meant.
+
+    Modules that were meant to be absent may be there with a dW of zero.
+
+    Raises:
+        StorageError: It lacks a module or a rest tensor, or, where it should be ``exact``, differs
+            by more than rounding.
+    """
+    from vlora_engine.formats import MemorySource
+    from vlora_engine.inner import relative_error
+
+    missing = sorted(set(meant.layer_names) - set(back.layer_names))
+    if missing:
+        raise _unlike(where, f"the modules of {name}", f"not so: {missing[0]}")
+    for key, tensor in meant.rest.items():
+        if key not in back.rest or not _same_bits(tensor, back.rest[key]):
+            raise _unlike(where, f"tensor {key} of {name} bit for bit", "another one, or none")
+    error = relative_error((*_pairs(meant, MemorySource(back)), *_besides(meant, back)))
+    wide = {torch_name.dtype for torch_name in (*meant.lora_a.values(), *back.lora_a.values())}
+    tolerance = max((ROUNDING.get(str(dtype), 1e-5) for dtype in wide), default=1e-5)
+    if exact and not error <= tolerance:
+        raise _unlike(where, f"a dW error of at most {tolerance:g} of {name}", f"{error:.3g}")
+    return error
+
+
+def _besides(meant: LoRAWeights, back: LoRAWeights) -> Iterator[Any]:
+    """Modules that were not meant to be there, each against a dW of zero."""
+    for name in back.layer_names:
+        if name not in meant.lora_a:
+            a, b = back.lora_a[name].double(), back.scales[name] * back.lora_b[name].double()
+            yield (a[:1] * 0, b[:, :1] * 0), (a, b)
 
 
 def _pairs(meant: LoRAWeights, written: AdapterSource) -> Iterator[Any]:

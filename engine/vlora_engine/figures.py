@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vlora_engine.errors import CorruptFileError
+from vlora_engine.errors import CorruptFileError, NotFoundError
 from vlora_engine.manifest import Manifest
 from vlora_engine.tensorfile import Header, read_bytes, read_header
 
@@ -45,24 +45,31 @@ def task_figures(manifest: Manifest, task_id: str) -> TaskFigures:
         CorruptFileError: The file is not the one that the index means.
     """
     record = manifest.task(task_id)
+    if manifest.peer:
+        raise NotFoundError(
+            f"{manifest.peer} does not keep what its tasks lost in each module.",
+            where=manifest.path,
+            remedy=f"compare it with its adapter: vlora-tui diff {manifest.path}:{task_id} ADAPTER",
+        )
     header = read_header(manifest.path / "tasks" / record.file)
     count = len(record.layers)
-    return TaskFigures(
-        task=task_id,
-        layers=tuple(manifest.layers[i].name for i in record.layers),
-        norms=_figures(header, "norms", count),
-        errors=_figures(header, "errors", count),
-    )
+    if manifest.coding is None:
+        norms, errors = (_figures(header, name, (count,)) for name in ("norms", "errors"))
+    else:
+        norms, errors = _figures(header, "figures", (2, count))
+    layers = tuple(manifest.layers[i].name for i in record.layers)
+    return TaskFigures(task=task_id, layers=layers, norms=norms, errors=errors)
 
 
-def _figures(header: Header, name: str, count: int) -> Array:
+def _figures(header: Header, name: str, shape: tuple[int, ...]) -> Array:
     entry = header.entries.get(name)
-    if entry is None or entry.dtype != "F32" or entry.shape != (count,):
+    if entry is None or entry.dtype != "F32" or entry.shape != shape:
         raise CorruptFileError(
             f"The task's file does not hold the {name} that its index speaks of.",
             where=header.path,
-            expected=f"F32 ({count},)",
+            expected=f"F32 {shape}",
             found="nothing" if entry is None else f"{entry.dtype} {entry.shape}",
             remedy="restore it from a copy, or compress the adapters again",
         )
-    return np.frombuffer(bytes(read_bytes(header, name)), dtype="<f4").astype(np.float64)
+    figures = np.frombuffer(bytes(read_bytes(header, name)), dtype="<f4")
+    return figures.reshape(shape).astype(np.float64)

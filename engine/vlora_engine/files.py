@@ -56,10 +56,33 @@ def check_output(path: Path, *, force: bool = False) -> None:
         )
 
 
-_MARKERS = frozenset({"subspace.json", "adapter_config.json", "spectra.json"})
+def check_output_file(path: Path, *, force: bool = False) -> None:
+    """Raise unless a single file may be written at ``path``; ``force`` replaces a file.
+
+    Raises:
+        OutputExistsError: Something is there; with ``force`` only a directory and its like.
+    """
+    if not os.path.lexists(path) or (force and path.is_file()):
+        return
+    raise OutputExistsError(
+        "The output already exists; nothing was written.",
+        where=path,
+        expected="a file, or nothing",
+        found="a file" if path.is_file() else "a directory" if path.is_dir() else "no file",
+        remedy="choose another output, or pass --force to replace it"
+        if path.is_file()
+        else "choose another output",
+    )
+
+
+# In the index of a peer's format that this engine wrote: what a peer wrote is not ours to replace.
+WRITTEN_BY = {"written_by": "vlora-tui"}
+_PEERS_MARKERS = frozenset({"subspace_meta.json", "share_config.json"})
+_MARKERS = frozenset({"subspace.json", "adapter_config.json", "spectra.json", "adapter.gguf"})
 _WRITTEN = re.compile(
     r"README\.md|subspace\.json|tasks|basis(-\d+-of-\d+)?\.safetensors"
-    r"|adapter_config\.json|adapter_model\.(safetensors|bin)"
+    r"|adapter_config\.json|adapter_model\.(safetensors|bin)|adapters\.safetensors"
+    r"|adapter\.gguf|Modelfile"
     r"|spectra\.json|layers|vectors|similarity\.safetensors"
 )
 
@@ -72,8 +95,25 @@ def foreign_entries(path: Path) -> list[str]:
         return [path.name]
     names = sorted(entry.name for entry in path.iterdir())
     if not _MARKERS.intersection(names):
-        return names
+        return [] if _is_peers_form_of_ours(path, names) else names
     return [name for name in names if not _WRITTEN.fullmatch(name)]
+
+
+_PEERS_FILES = re.compile(
+    r"subspace_meta\.json|subspace\.safetensors|task_[A-Za-z0-9._-]+\.safetensors"
+    r"|share_config\.json|shared_components\.safetensors|adapters"
+)
+
+
+def _is_peers_form_of_ours(path: Path, names: list[str]) -> bool:
+    """Whether this engine wrote the directory in a peer's format, and nothing came since."""
+    markers = _PEERS_MARKERS.intersection(names)
+    if not markers or not all(_PEERS_FILES.fullmatch(name) for name in names):
+        return False
+    try:
+        return all(b'"written_by": "vlora-tui"' in (path / name).read_bytes() for name in markers)
+    except OSError:
+        return False
 
 
 def is_empty_directory(path: Path) -> bool:

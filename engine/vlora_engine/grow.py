@@ -99,6 +99,7 @@ def _bounded(old: TaskRecord, new: TaskRecord) -> TaskRecord:
         source_bytes=old.source_bytes,
         error=figure(old.error + new.error * share),
         measured=False,
+        origin=old.origin,
     )
 
 
@@ -160,6 +161,8 @@ def _turned(
     for side in ("a", "b"):
         components = basis.side(side).double()
         values = getattr(basis, f"singular_values_{side}").double()
+        if not bool(values.any()):  # of a peer, which keeps none
+            values = _loaded(subspace, spec.name, side, len(components))
         if packs:  # packing has bent what was orthonormal
             straight = full_basis(values.unsqueeze(1) * components)[0]
             components, values = straight.components, straight.singular_values
@@ -180,6 +183,16 @@ def _turned(
     if subspace.quantization is None:
         return turned_basis
     return turned_basis.packed_as(subspace.quantization)
+
+
+def _loaded(subspace: SharedSubspace, layer: str, side: str, k: int) -> torch.Tensor:
+    """How strongly the tasks load each direction: what singular values are of what is stored."""
+    energy = torch.zeros(k, dtype=torch.float64)
+    for task in subspace.tasks.values():
+        own = task.loadings_a if side == "a" else task.loadings_b
+        if layer in own:
+            energy += own[layer].double().reshape(-1, k).square().sum(0)
+    return energy.sqrt()
 
 
 def reexpress(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from vlora_engine.errors import VLoRAError
     from vlora_engine.manifest import Manifest
     from vlora_engine.store import StoredSubspace
 
@@ -27,6 +28,7 @@ class Finding:
         where: File, tensor, module or task.
         what: One sentence.
         remedy: What to do, empty when there is nothing to do.
+        fix: The exact command that does it, where there is one.
     """
 
     severity: Severity
@@ -34,6 +36,7 @@ class Finding:
     where: str
     what: str
     remedy: str = ""
+    fix: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """The same, for JSON."""
@@ -57,6 +60,8 @@ def check_subspace(path: str | Path) -> list[Finding]:
         manifest = read_manifest(path)
     except (CorruptFileError, SubspaceError) as error:
         return [_from_error("index", error)]
+    if manifest.peer:
+        return list(_peer_findings(manifest))
     findings = list(_file_findings(manifest))
     broken = {finding.where for finding in findings if finding.severity == "error"}
     if manifest.coding is not None:
@@ -160,6 +165,31 @@ def _task_findings(stored: StoredSubspace, broken: set[str]) -> Iterator[Finding
             yield Finding("error", "rest-tensors", name, what, "compress the adapters again")
 
 
+def _peer_findings(manifest: Manifest) -> Iterator[Finding]:
+    """Of a peer's subspace: every basis and every task is read; it has no checksums."""
+    from vlora_engine.errors import VLoRAError
+    from vlora_engine.peers.store import store_of
+
+    yield from manifest.findings
+    what = f"{manifest.peer} keeps no checksums: only what can be seen in the numbers is checked."
+    yield Finding("note", "no-checksums", str(manifest.path), what)
+    store = store_of(manifest)
+    try:
+        for index, spec in enumerate(manifest.layers):
+            try:
+                store.kept_basis(index)
+            except VLoRAError as error:
+                yield _from_error(spec.name, error)
+                return
+        for record in manifest.tasks.values():
+            try:
+                store.task(record)
+            except VLoRAError as error:
+                yield _from_error(record.file, error)
+    finally:
+        store.close()
+
+
 def _coded_findings(manifest: Manifest, broken: set[str]) -> Iterator[Finding]:
     """Every module of every task is decoded."""
     import torch
@@ -191,6 +221,13 @@ def _coded_findings(manifest: Manifest, broken: set[str]) -> Iterator[Finding]:
         stored.close()
 
 
-def _from_error(where: str, error: Any) -> Finding:
-    what = error.what if not error.found else f"{error.what.rstrip('.')}: {error.found}."
-    return Finding("error", "unreadable", where, what, error.remedy or "")
+def finding_of(error: VLoRAError, where: str = "") -> Finding:
+    """A refusal as a finding, under its own code or as ``unreadable``."""
+    told = not error.found or error.found in error.what
+    what = error.what if told else f"{error.what.rstrip('.')}: {error.found}."
+    code = error.code or "unreadable"
+    return Finding("error", code, where or error.where or "", what, error.remedy or "")
+
+
+def _from_error(where: str, error: VLoRAError) -> Finding:
+    return replace(finding_of(error, where), code="unreadable")

@@ -182,7 +182,18 @@ def module_gram(
     ranks: Sequence[int] | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """``G[i, j] = <dW_i, dW_j>`` of one module over n adapters.
+    """``G[i, j] = <dW_i, dW_j>`` of one module over n adapters; see `module_grams`."""
+    return module_grams(factors, scales, ranks=ranks, dtype=dtype)[0]
+
+
+def module_grams(
+    factors: Sequence[Factors],
+    scales: Sequence[float] | None = None,
+    *,
+    ranks: Sequence[int] | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[Tensor, Tensor]:
+    """``<dW_i, dW_j>`` and ``<A_i, A_j>`` of one module over n adapters.
 
     Block by block: the factors of some adapters are stacked to (sum r, d), one Gram a side, the
     entries of their elementwise product summed per pair of adapters. Costs (sum r)^2 (d_in +
@@ -196,29 +207,28 @@ def module_gram(
         dtype: fp64, or fp32 for twice the speed where a cosine to 1e-6 is enough.
 
     Returns:
-        (n, n), symmetric, always fp64.
+        Two of (n, n), symmetric, always fp64. A of different ranks have the product 0.
     """
     n = len(factors)
     ranks = [a.shape[0] for a, _ in factors] if ranks is None else list(ranks)
     scales = [1.0] * n if scales is None else list(scales)
-    gram: Tensor | None = None
+    grams = torch.zeros(2, n, n, dtype=torch.float64)
     blocks = _row_blocks(ranks)
     for x, rows in enumerate(blocks):
         a_x, b_x = _stack_block(factors, scales, rows, dtype)  # [R, d_in], [R, d_out]
-        if gram is None:
-            gram = a_x.new_zeros(n, n, dtype=torch.float64)
+        grams = grams.to(a_x.device)
         for columns in blocks[x:]:
             same = columns is rows
             a_y, b_y = (a_x, b_x) if same else _stack_block(factors, scales, columns, dtype)
-            products = (a_x @ a_y.T).mul_(b_x @ b_y.T)  # [R, R']
-            sums = _sum_blocks(
-                products.double(), [ranks[i] for i in rows], [ranks[i] for i in columns]
-            )
-            gram[rows.start : rows.stop, columns.start : columns.stop] = sums
-            gram[columns.start : columns.stop, rows.start : rows.stop] = sums.T
-    if gram is None:
-        return torch.zeros(n, n, dtype=torch.float64)
-    return (gram + gram.T) / 2
+            inner_a = a_x @ a_y.T  # [R, R']
+            of_rows, of_columns = [ranks[i] for i in rows], [ranks[i] for i in columns]
+            starts = _trace_blocks(inner_a, of_rows, of_columns)
+            sums = _sum_blocks(inner_a.mul_(b_x @ b_y.T).double(), of_rows, of_columns)
+            for gram, part in zip(grams, (sums, starts), strict=True):
+                gram[rows.start : rows.stop, columns.start : columns.stop] = part
+                gram[columns.start : columns.stop, rows.start : rows.stop] = part.T
+    change, start = (grams + grams.mT) / 2
+    return change, start
 
 
 def modules_of(sources: Sequence[AdapterSource]) -> dict[str, list[int]]:
@@ -287,6 +297,24 @@ def _sum_blocks(products: Tensor, rows: list[int], columns: list[int]) -> Tensor
     # not a product with an indicator matrix: that would spread one adapter's NaN to all
     by_row = torch.stack([chunk.sum(dim=0) for chunk in products.split(rows)])
     return torch.stack([chunk.sum(dim=1) for chunk in by_row.split(columns, dim=1)], dim=1)
+
+
+def _trace_blocks(products: Tensor, rows: list[int], columns: list[int]) -> Tensor:
+    """(sum rows, sum columns) -> (len(rows), len(columns)) fp64: the traces of square blocks.
+
+    Blocks that are not square give 0.
+    """
+    traces = products.new_zeros(len(rows), len(columns), dtype=torch.float64)
+    places = [torch.tensor(ranks).cumsum(0) - torch.tensor(ranks) for ranks in (rows, columns)]
+    for rank in sorted({*rows} & {*columns}):
+        i = torch.tensor([k for k, r in enumerate(rows) if r == rank])
+        j = torch.tensor([k for k, r in enumerate(columns) if r == rank])
+        along = torch.arange(rank)
+        down = places[0][i][:, None, None] + along  # [I, 1, rank]
+        across = places[1][j][:, None] + along  # [J, rank]
+        diagonals = products[down.to(products.device), across.to(products.device)]
+        traces[i[:, None], j] = diagonals.double().sum(-1)
+    return traces
 
 
 def _describe(shape: ModuleShape) -> str:

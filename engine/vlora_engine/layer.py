@@ -233,6 +233,13 @@ class Bases(Mapping[str, LayerBasis]):
             self._known[name] = self._look_up(name)
         return self._known[name]
 
+    def numbers(self, name: str) -> LayerBasis:
+        """A basis as numbers, for one who keeps them elsewhere: here nothing more is kept."""
+        known = self._known.get(name) or self._look_up(name)
+        if isinstance(known, LayerBasis):
+            return known
+        return LayerBasis.unpacked(known).moved(dtype=self._dtype)
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
 

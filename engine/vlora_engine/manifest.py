@@ -24,6 +24,7 @@ from vlora_engine.errors import (
     VLoRAError,
 )
 from vlora_engine.files import how_to_put_back
+from vlora_engine.health import Finding
 from vlora_engine.hub.address import is_address
 from vlora_engine.packing import Quantization, parse_quantization
 from vlora_engine.tensorfile import ITEM_BYTES, read_error
@@ -102,6 +103,7 @@ class TaskRecord:
         config: adapter_config.json as found.
         rank: The nominal rank.
         cluster: Of a coded collection: the number of the task's cluster, 0 for none of its own.
+        origin: The peer that the task was taken over from: norm and error count from what it held.
     """
 
     id: str
@@ -125,6 +127,7 @@ class TaskRecord:
     rest_bytes: int = 0
     measured: bool = True
     cluster: int = 0
+    origin: str = ""
 
     def as_json(self, layer_count: int) -> dict[str, Any]:
         """The record in its compact form: what is the same for all modules is said once."""
@@ -157,6 +160,8 @@ class TaskRecord:
             row["measured"] = False
         if self.cluster:
             row["cluster"] = self.cluster
+        if self.origin:
+            row["origin"] = self.origin
         return row
 
 
@@ -173,7 +178,12 @@ class BasisFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A subspace directory's index."""
+    """A subspace directory's index.
+
+    Args:
+        peer: Whose subspace it is, empty for ours; of a peer's no error is known.
+        findings: What is remarkable about a peer's.
+    """
 
     path: Path
     method: str
@@ -185,6 +195,8 @@ class Manifest:
     engine: str = ""
     coding: Coding | None = None
     quantization: Quantization | None = None
+    peer: str = ""
+    findings: tuple[Finding, ...] = ()
 
     @cached_property
     def nbytes(self) -> int:
@@ -240,21 +252,23 @@ class Manifest:
     def as_dict(self) -> dict[str, Any]:
         """What `info` shows, for JSON."""
         worst = self.worst
+        known = not self.peer
         return {
             "path": str(self.path),
+            "format": self.peer or FORMAT,
             "method": self.method,
             "dtype": self.dtype,
             "quantization": self.quantization.as_json() if self.quantization else None,
             "base_model": self.base_model,
             "engine": self.engine,
             "bytes": self.nbytes,
-            "input_bytes": self.input_bytes,
-            "ratio": self.ratio,
+            "input_bytes": self.input_bytes if known else None,
+            "ratio": self.ratio if known else None,
             "codec_ratio": self.codec_ratio,
-            "mean_error": self.mean_error,
-            "max_error": worst.error if worst else 0.0,
-            "worst_task": worst.id if worst else None,
-            "variance": self.variance,
+            "mean_error": self.mean_error if known else None,
+            "max_error": (worst.error if worst else 0.0) if known else None,
+            "worst_task": worst.id if worst and known else None,
+            "variance": self.variance if known else None,
             "layers": [
                 {"name": x.name, "d_in": x.d_in, "d_out": x.d_out, "k_a": x.k_a, "k_b": x.k_b}
                 for x in self.layers
@@ -267,9 +281,10 @@ class Manifest:
                     "modules": len(t.layers) + len(t.own),
                     "own_modules": len(t.own),
                     "rest_tensors": t.rest,
-                    "norm": t.norm,
-                    "error": t.error,
-                    "measured": t.measured,
+                    "norm": t.norm if known else None,
+                    "error": t.error if known else None,
+                    "measured": t.measured and known,
+                    "origin": t.origin or None,
                     "bytes": t.nbytes,
                     "source": t.source,
                     "digest": t.digest,
@@ -277,6 +292,7 @@ class Manifest:
                 for t in self.tasks.values()
             ],
             "coding": self.coding and self.coding.as_json(),
+            "findings": [finding.as_dict() for finding in self.findings],
         }
 
     def as_json(self) -> dict[str, Any]:
@@ -335,6 +351,13 @@ def unknown_task(task_id: str, tasks: Mapping[str, Any], where: Path | str | Non
 
 
 def is_subspace(path: Path) -> bool:
+    """Whether ``path`` is a directory with a subspace, ours or a peer's."""
+    from vlora_engine.peers import peer_at
+
+    return is_own_subspace(path) or peer_at(path) is not None
+
+
+def is_own_subspace(path: Path) -> bool:
     """Whether ``path`` is a directory whose subspace.json says that it is one of ours."""
     try:
         with (path / INDEX).open("rb") as file:
@@ -347,6 +370,7 @@ def read_manifest(path: str | Path) -> Manifest:
     """Read and check subspace.json of the directory ``path``; opens no tensor file.
 
     An ``hf://`` address is fetched into the Hub's cache, and read there.
+    Of a peer's subspace its own index and the headers of its files are read instead.
 
     Raises:
         NotFoundError: There is no subspace.
@@ -362,6 +386,11 @@ def read_manifest(path: str | Path) -> Manifest:
     try:
         raw = file.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
+        from vlora_engine.peers import peer_at, read_peer
+
+        peer = peer_at(directory)
+        if peer is not None:
+            return read_peer(peer, directory)
         raise NotFoundError(
             "There is no subspace here.",
             where=directory,
@@ -503,6 +532,7 @@ def _parse_task(row: Mapping[str, Any], layer_count: int) -> TaskRecord:
         factor_elements=_natural(source["elements"]),
         measured=bool(row.get("measured", True)),
         cluster=_natural(row.get("cluster", 0)),
+        origin=str(row.get("origin", "")),
     )
 
 

@@ -51,7 +51,9 @@ def unique_names(paths: Sequence[str | Path]) -> list[str]:
 
 
 def slugs(names: Iterable[str], taken: Collection[str] = ()) -> dict[str, str]:
-    """For each name a file name that is safe everywhere: ``[a-zA-Z0-9._-]``, distinct by letters.
+    """For each name a file name that is safe everywhere, distinct by letters.
+
+    It is of ``[a-zA-Z0-9._-]`` and begins with a letter or a digit.
 
     The result depends on the set of names alone, not on their order. Names that are slugs already
     keep themselves; the others give way.
@@ -77,7 +79,7 @@ def slugs(names: Iterable[str], taken: Collection[str] = ()) -> dict[str, str]:
 def slug(name: str) -> str:
     """One name as a file name, not yet distinct from others."""
     ascii_only = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
-    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", ascii_only).strip("-.")[:MAX_SLUG].strip("-.")
+    safe = re.sub(r"[^A-Za-z0-9._-]+", "-", ascii_only).lstrip("-._")[:MAX_SLUG].strip("-.")
     if not safe:
         return "task"
     return f"task-{safe}" if safe.split(".")[0].casefold() in _RESERVED else safe

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from vlora_engine.adapters import AdapterSource, LoRAWeights, as_source
-from vlora_engine.errors import AdapterError, CollectionError, ParameterError
-from vlora_engine.inner import Factors, module_gram, modules_of
+from vlora_engine.errors import AdapterError, CollectionError, ParameterError, VLoRAError
+from vlora_engine.inner import Factors, module_grams, modules_of
 from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
-from vlora_engine.relations import clusters_of
+from vlora_engine.relations import Relations, RelationsSum, clusters_of
 
 Adapter = LoRAWeights | AdapterSource
 Space = Literal["delta", "factors"]
@@ -21,50 +22,62 @@ Space = Literal["delta", "factors"]
 _HELD_BYTES = 256 << 20
 
 
-def delta_grams(
+def relate(
     sources: Sequence[Adapter],
     *,
     dtype: torch.dtype = torch.float64,
+    bad: dict[int, VLoRAError] | None = None,
     progress: ProgressCallback | None = None,
     cancelled: CancelCheck | None = None,
-) -> Tensor:
-    """``G[i, j] = <dW_i, dW_j>`` summed over all modules; read module by module.
+) -> Relations:
+    """How N adapters relate, in one pass: every tensor is read once, module by module.
 
-    Similarity, outliers, interference and the spectra job all start from this one matrix.
+    Likeness, clusters, outliers, duplicates, runs of checkpoints and interference all start from
+    what this gives. Memory: some (N, N) matrices and the few modules that are in the air.
 
     Args:
-        sources: The N adapters.
-        dtype: What the Gram blocks are multiplied in (see `inner.module_gram`).
-
-    Returns:
-        (N, N) in fp64, symmetric.
+        dtype: What the Gram blocks are multiplied in (see `inner.module_grams`).
+        bad: Filled with what is wrong with adapters that cannot be read, or hold NaN or infinity,
+            by index; their rows are zero then. Without it they are an error.
 
     Raises:
         CollectionError: Two adapters disagree about a module's dimensions.
-        AdapterError: NaN or infinity in an adapter.
+        AdapterError: NaN or infinity in an adapter, and no ``bad``.
     """
     opened = [as_source(source) for source in sources]
     holders = modules_of(opened)
 
-    def one(module: str) -> Tensor:
+    def one(module: str) -> tuple[Tensor, Tensor]:
         owners = [opened[i] for i in holders[module]]
-        gram = module_gram(
-            _factors_of(owners, module),
+        return module_grams(
+            _factors_of(owners, module, holders[module], bad),
             [owner.scales[module] for owner in owners],
             ranks=[owner.modules[module].rank for owner in owners],
             dtype=dtype,
         )
-        _require_finite(gram, owners, holders[module], module)
-        return gram
 
-    total = torch.zeros(len(opened), len(opened), dtype=torch.float64)
+    total = RelationsSum(len(opened), holders)
     grams = map_ordered(
         one, list(holders), stage="similarity", progress=progress, cancelled=cancelled
     )
-    for module, gram in zip(holders, grams, strict=True):
-        at = torch.tensor(holders[module])
-        total[at[:, None], at] += gram
-    return total
+    with closing(grams):
+        for module, (gram, starts) in zip(holders, grams, strict=True):
+            at = holders[module]
+            for k in _not_finite(gram):
+                if bad is None:
+                    raise not_finite(opened[at[k]], at[k], module)
+                bad.setdefault(at[k], not_finite(opened[at[k]], at[k], module))
+                gram[k], gram[:, k], starts[k], starts[:, k] = 0, 0, 0, 0
+            total.add(module, at, gram.numpy(), starts.numpy())
+    return total.relations()
+
+
+def delta_grams(sources: Sequence[Adapter], **settings: Any) -> Tensor:
+    """``G[i, j] = <dW_i, dW_j>`` summed over all modules: (N, N) in fp64, symmetric.
+
+    Arguments and errors are those of `relate`, which tells much more for the same work.
+    """
+    return torch.from_numpy(relate(sources, **settings).total)
 
 
 def cosines(gram: Tensor) -> Tensor:
@@ -113,8 +126,9 @@ def compute_similarity_matrix(adapters: Sequence[Adapter], *, space: Space = "de
 def find_clusters(similarity_matrix: Tensor, threshold: float = 0.9) -> list[list[int]]:
     """Group adapters so that every two of a cluster are at least ``threshold`` alike.
 
-    Greedy, in index order: an adapter joins the first cluster whose members are all similar
-    enough, or starts one. The grouping can therefore depend on the order of the adapters.
+    Complete linkage: those that are most alike come together first. The first library lets each
+    adapter join the first cluster that takes it, so that its clusters depend on the adapters'
+    order; these do not (but for exact ties), and where only one grouping is possible both agree.
 
     Args:
         similarity_matrix: (N, N).
@@ -191,29 +205,48 @@ def _factor_grams(sources: Sequence[AdapterSource]) -> Tensor:
 
 
 class _Reread(Sequence[Factors]):
-    """The factors of one module, read from their source each time they are asked for."""
+    """The factors of one module, read from their source each time they are asked for.
 
-    def __init__(self, owners: Sequence[AdapterSource], module: str) -> None:
+    What cannot be read is zero, where there is a place to say so.
+    """
+
+    def __init__(
+        self,
+        owners: Sequence[AdapterSource],
+        module: str,
+        positions: Sequence[int],
+        bad: dict[int, VLoRAError] | None,
+    ) -> None:
         self.owners = owners
         self.module = module
+        self.positions = positions
+        self.bad = bad
 
     def __len__(self) -> int:
         return len(self.owners)
 
     def __getitem__(self, i: Any) -> Any:
-        return self.owners[i].read(self.module)
+        try:
+            return self.owners[i].read(self.module)
+        except VLoRAError as error:
+            if self.bad is None:
+                raise
+            self.bad.setdefault(self.positions[i], error)
+            shape = self.owners[i].modules[self.module]
+            return torch.zeros(shape.rank, shape.d_in), torch.zeros(shape.d_out, shape.rank)
 
 
-def _factors_of(owners: Sequence[AdapterSource], module: str) -> Sequence[Factors]:
+def _factors_of(
+    owners: Sequence[AdapterSource],
+    module: str,
+    positions: Sequence[int],
+    bad: dict[int, VLoRAError] | None,
+) -> Sequence[Factors]:
     shapes = [owner.modules[module] for owner in owners]
     held = sum(4 * shape.rank * (shape.d_in + shape.d_out) for shape in shapes)
-    lazy = _Reread(owners, module)
+    lazy = _Reread(owners, module, positions, bad)
     return lazy if held > _HELD_BYTES else list(lazy)
 
 
-def _require_finite(
-    gram: Tensor, owners: Sequence[AdapterSource], positions: Sequence[int], module: str
-) -> None:
-    bad = (~gram.diagonal().isfinite()).nonzero().flatten().tolist()
-    if bad:
-        raise not_finite(owners[bad[0]], positions[bad[0]], module)
+def _not_finite(gram: Tensor) -> list[int]:
+    return (~gram.diagonal().isfinite()).nonzero().flatten().tolist()

@@ -21,13 +21,14 @@ from vlora_engine.adapters import AdapterSource
 from vlora_engine.check import CheckReport, check_adapters
 from vlora_engine.errors import ParameterError
 from vlora_engine.files import check_output, discard, publish, sole_writer
-from vlora_engine.inner import module_gram
+from vlora_engine.inner import module_grams
 from vlora_engine.linalg import full_basis, small_grams
 from vlora_engine.manifest import TaskRecord
 from vlora_engine.memory import return_large_blocks
 from vlora_engine.partial import layers_kept, spectra_partial
 from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
 from vlora_engine.records import overhead_bytes, shared_layers, task_record
+from vlora_engine.relations import RelationsSum
 from vlora_engine.sizes import STORAGE_DTYPES
 from vlora_engine.stack import LayerStack, flatten, read_stack, unflatten
 from vlora_engine.surface import (
@@ -40,6 +41,7 @@ from vlora_engine.surface import (
     grid_k,
     grid_points,
     outlook_file,
+    similarity_file,
     vectors_file,
     write_arrays,
     write_index,
@@ -59,11 +61,15 @@ CHUNK_ELEMENTS = 4_000_000
 
 @dataclass
 class LayerSpectrum:
-    """One layer's table, and per "method.side" the eigenvectors that form its basis again."""
+    """One layer's table, and per "method.side" the eigenvectors that form its basis again.
+
+    Args:
+        grams: ``<dW_i, dW_j>`` and ``<A_i, A_j>`` of the layer's tasks, where they are affordable.
+    """
 
     table: LayerTable
     vectors: dict[str, Tensor]
-    inner: Tensor | None
+    grams: tuple[Tensor, Tensor] | None
 
 
 def compute_spectra(
@@ -223,19 +229,22 @@ def _fill(
             return LayerSpectrum(table, {}, None)
         stack = read_stack(layer, sources, weights, place)
         if table is not None:
-            return LayerSpectrum(table, {}, _similarity(stack, names))
+            return LayerSpectrum(table, {}, _similarity(stack))
         return layer_spectrum(stack, names, spectra.methods, points)
 
     results = map_ordered(
         work, spectra.layer_names, stage="spectra", progress=progress, cancelled=cancelled
     )
-    inner: Tensor | None = torch.zeros(len(names), len(names), dtype=torch.float64)
+    relations: RelationsSum | None = RelationsSum(len(names), spectra.layer_names)
     room = VECTORS_LIMIT_BYTES
     with closing(results):
         for i, result in enumerate(results):
             table = result.table
             spectra.layers[table.name] = table
-            inner = None if inner is None or result.inner is None else inner + result.inner
+            if result.grams is None:
+                relations = None
+            elif relations is not None:
+                relations.add(table.name, table.tasks.tolist(), *(g.numpy() for g in result.grams))
             arrays = {key: v.cpu().numpy() for key, v in result.vectors.items()}
             if out is None:
                 spectra.vectors[i] = arrays
@@ -251,10 +260,10 @@ def _fill(
                 write_layer(out, i, table)
     if out is not None and room < 0:
         shutil.rmtree(out / "vectors", ignore_errors=True)
-    if inner is not None:
-        spectra.inner = inner.numpy()
+    if relations is not None:
+        spectra.relations = relations.relations()
         if out is not None:
-            write_arrays(out / "similarity.safetensors", {"inner": spectra.inner})
+            write_arrays(similarity_file(out), spectra.relations.arrays())
 
 
 def _room_after(file: Path, room: int) -> int:
@@ -312,8 +321,8 @@ def layer_spectrum(
         compute = _flat_table if method == "flat" else _nested_table
         table.methods[method], own = compute(stack, method, energy, points)
         vectors |= {f"{method}.{side}": v for side, v in own.items()}
-    inner = _similarity(stack, names) if _is_comparable(len(stack.a), stack.rank) else None
-    return LayerSpectrum(table, vectors, inner)
+    grams = _similarity(stack) if _is_comparable(len(stack.a), stack.rank) else None
+    return LayerSpectrum(table, vectors, grams)
 
 
 def _is_comparable(tasks: int, rank: int) -> bool:
@@ -321,13 +330,13 @@ def _is_comparable(tasks: int, rank: int) -> bool:
     return tasks * rank <= SIMILARITY_LIMIT
 
 
-def _similarity(stack: LayerStack, names: Mapping[str, int]) -> Tensor:
-    """(N, N) inner products of dW on one layer, 0 for tasks that do not have it."""
-    inner = torch.zeros(len(names), len(names), dtype=torch.float64)
-    rows = torch.tensor([names[task] for task in stack.tasks])
-    factors = [(a, bt.T) for a, bt in zip(stack.a, stack.bt, strict=True)]
-    inner[rows[:, None], rows[None, :]] = module_gram(factors, stack.scale.tolist()).cpu()
-    return inner
+def _similarity(stack: LayerStack) -> tuple[Tensor, Tensor]:
+    """Inner products of dW and of A between the tasks of one layer, (n, n) each, on the CPU."""
+    factors = [
+        (a[:rank], bt[:rank].T) for a, bt, rank in zip(stack.a, stack.bt, stack.ranks, strict=True)
+    ]
+    change, start = module_grams(factors, stack.scale.tolist())
+    return change.cpu(), start.cpu()
 
 
 def _nested_table(

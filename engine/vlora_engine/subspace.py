@@ -407,18 +407,51 @@ class SharedSubspace:
         base_model_params: int | None = None,
         base_model_bits: int = 16,
         quantized_bits: int = 4,
+        *,
+        base_model: torch.nn.Module | None = None,
     ) -> dict[str, Any]:
         """Bytes of the adapters, and of a base model that is quantized beside them.
 
         The first library's keys. Its adapter bytes are parameters times four, whatever is stored;
         these are the bytes that bases and loadings take, against A and B at 16 bit.
 
+        Args:
+            base_model: The base itself, instead of its number of parameters: its bytes are then
+                measured (``base_model.measured`` says which), the others derived from the bits.
+
         Raises:
-            ParameterError: Parameters or bits below 1.
+            ParameterError: Parameters or bits below 1, or both a model and a number.
         """
         from vlora_engine.stats import full_stack
 
-        return full_stack(self, base_model_params, base_model_bits, quantized_bits)
+        return full_stack(self, base_model_params, base_model_bits, quantized_bits, base_model)
+
+    def get_trainable_params(
+        self, task_id: str, num_expand: int = 0, *, seed: int = 0
+    ) -> dict[str, torch.nn.Parameter]:
+        """A task's loadings as new parameters: ``{module}.loadings_a`` and ``.loadings_b``.
+
+        With ``num_expand`` they are wider by loadings of extra directions, zero at first, that are
+        orthogonal to the basis and the same for the same seed; the basis stays as it is (the first
+        library extends it for good, and with it every task). `SubspaceTrainer` trains them.
+
+        Raises:
+            NotFoundError: There is no such task. SubspaceError: Methods `own` and `auto` have no
+                bases. ParameterError: ``num_expand`` is negative.
+        """
+        from vlora_engine.nn.training import trainable_params
+
+        return dict(trainable_params(self, task_id, num_expand, seed=seed))
+
+    def apply(self, base_model: Any, task_id: str) -> Any:
+        """``base_model`` with a task on it, as a ``peft.PeftModel`` (extra ``peft``).
+
+        Raises:
+            As `vlora_engine.apply`.
+        """
+        from vlora_engine.nn.apply import apply
+
+        return apply(base_model, self, task_id)
 
     def quantize(
         self,
@@ -565,10 +598,17 @@ class SharedSubspace:
         """Open a subspace directory. Only its index is read now; every tensor file is checked
         against its checksum when it is first read.
 
+        Those of vlora-dev (as method `flat`) and lorashare (as `columns`) are opened alike; they
+        have no checksums, and are saved to another place: nothing is changed in theirs.
+
         Raises:
             NotFoundError: There is no subspace at ``path``. CorruptFileError: It is not sound.
         """
         manifest = read_manifest(path)
+        if manifest.peer:
+            from vlora_engine.peers.store import open_peer
+
+            return open_peer(manifest)
         if manifest.coding is not None:
             from vlora_engine.codec.subspace import load_coded
 

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from vlora_engine.errors import CorruptFileError, NotFoundError, ParameterError, VLoRAError
 from vlora_engine.files import write_file, write_json
+from vlora_engine.relations import Relations
 
 if TYPE_CHECKING:
     from vlora_engine.codec.outlook import Outlook
@@ -146,7 +147,8 @@ class Spectra:
     Args:
         overhead: Per storage dtype the bytes of a subspace that no choice of k changes, rest
             tensors apart.
-        inner: (N, N) inner products of dW, where they were affordable.
+        relations: How the tasks relate, where that was affordable; of spectra that an earlier
+            version wrote the inner products of all modules together alone.
         vectors: Per layer index the eigenvectors that form the bases again; spectra on a disk
             keep them in files instead.
         reused_layers: How many were done already, by a run that was stopped.
@@ -156,7 +158,7 @@ class Spectra:
     methods: list[str]
     layer_names: list[str]
     layers: dict[str, LayerTable] = field(default_factory=dict)
-    inner: Array | None = None
+    relations: Relations | None = None
     findings: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[dict[str, Any]] = field(default_factory=list)
     path: Path | None = None
@@ -173,9 +175,9 @@ class Spectra:
         for i, layer in enumerate(_read_index(self.path)["layers"]):
             if layer["name"] not in self.layers and layer_file(self.path, i).exists():
                 self.layers[layer["name"]] = _read_layer(layer_file(self.path, i), layer)
-        similarity = self.path / "similarity.safetensors"
-        if self.inner is None and similarity.exists():
-            self.inner = _read_arrays(similarity)["inner"]
+        similarity = similarity_file(self.path)
+        if self.relations is None and similarity.exists():
+            self.relations = Relations.of_arrays(_read_arrays(similarity))
         return len(self.layers) > before
 
     def outlook(self) -> Outlook | None:
@@ -203,6 +205,12 @@ class Spectra:
     @property
     def complete(self) -> bool:
         return len(self.layers) == len(self.layer_names)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all that this version computes is there: whoever finds less computes it again."""
+        related = self.relations is None or bool(self.relations.families)
+        return self.complete and self.has_outlook and related
 
     def measured(self) -> Spectra:
         """The same over the layers that are computed, for figures while the others arrive."""
@@ -263,6 +271,11 @@ class Spectra:
         spectra.refresh()
         return spectra
 
+    @property
+    def inner(self) -> Array | None:
+        """(N, N) inner products of dW, where they were affordable."""
+        return None if self.relations is None else self.relations.total
+
     def cosines(self) -> Array | None:
         """(N, N) cosine of dW between tasks, where the spectra hold it; 0 for a zero dW."""
         if self.inner is None:
@@ -275,6 +288,11 @@ class Spectra:
 def layer_file(directory: Path, index: int) -> Path:
     """Where the table of the layer with this index lies."""
     return directory / "layers" / f"{index:05d}.safetensors"
+
+
+def similarity_file(directory: Path) -> Path:
+    """Where it lies how the tasks relate."""
+    return directory / "similarity.safetensors"
 
 
 def outlook_file(directory: Path) -> Path:

@@ -127,6 +127,11 @@ class TaskMap(MutableMapping[str, TaskProjection]):
             self._projections[task_id] = self._decode(record, self.encoded(task_id))
         return self._projections[task_id]
 
+    def decoded(self, task_id: str) -> TaskProjection:
+        """A task as a projection that is not kept: for one who reads many."""
+        known = self._projections.get(task_id)
+        return known or self._decode(self.record(task_id), self.encoded(task_id))
+
     def _decode(self, record: TaskRecord, encoded: EncodedTask) -> TaskProjection:
         return decode_projection(self._storage, self._layers, record, encoded)
 

@@ -121,10 +121,11 @@ def read_header(path: Path) -> Header:
                 f"a header length of {length} bytes",
             )
         raw = file.read(length)
-    return replace(_parse_header(path, raw, size), identity=_identity(status))
+    return replace(_parse_header(path, raw, size), identity=file_identity(status))
 
 
-def _identity(status: os.stat_result) -> Identity:
+def file_identity(status: os.stat_result) -> Identity:
+    """What tells a file from another one that took its place."""
     return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
@@ -199,6 +200,7 @@ def lfs_pointer_error(path: Path) -> CorruptFileError:
         expected="a JSON file" if path.suffix == ".json" else "tensors",
         found="a short text that starts with 'version https://git-lfs'",
         remedy="run `git lfs install && git lfs pull` in that repository, or download it again",
+        code="lfs-pointer",
     )
 
 
@@ -209,6 +211,7 @@ def _corrupt(path: Path, expected: str, found: str) -> CorruptFileError:
         expected=expected,
         found=found,
         remedy="download or copy it again",
+        code="corrupt-file",
     )
 
 
@@ -231,6 +234,7 @@ def missing_error(path: Path) -> NotFoundError:
             where=path,
             found=f"a link to {os.readlink(path)}",
             remedy="download it again, or mount what the link leads to",
+            code="missing-file",
         )
     return NotFoundError(
         "There is no such file.", where=path, remedy="check the path, or download it again"
@@ -307,7 +311,7 @@ class FilePool:
         while len(self._files) >= self._limit:
             self._close(next(iter(self._files)))
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
-        identity = _identity(os.fstat(descriptor))
+        identity = file_identity(os.fstat(descriptor))
         if wanted not in (None, identity):
             os.close(descriptor)
             raise CorruptFileError(

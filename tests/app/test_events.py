@@ -27,6 +27,8 @@ SAMPLES = [
     events.Exported("a", "/a", "peft", 12),
     events.Verified("a", "/a", 1e-9),
     events.Merged("/m", "ties", ("a", "b"), rank=4, modules=2),
+    events.MergePreviewed("/m", "ties", ("a", "b"), rank=4, modules=2),
+    events.Resized("a", "/a", 12, {"error": 0.1}),
     events.Finished(1.5, ("/o",)),
     events.Failed({"what": "no"}, exit_code=2),
     events.Cancelled("stopped", resumable=True),

@@ -21,6 +21,7 @@ READING = [
     "spectra {runs}",
     "analyze {runs}",
     "diff {built} task00 task01",
+    "coverage {built} {runs}/task00",
     "validate {built}",
     "benchmark {built} --repeats 1",
 ]
@@ -30,6 +31,8 @@ WRITING = [
     "compress {runs} -o {out} --method flat -k 2",
     "export {built} task00 -o {out}",
     "merge {runs}/task00 {runs}/task01 -o {out}",
+    "report {runs} -o {out}.md",
+    "report {built} -o {out}.md",
     "add {copy} {runs}/task00 --task-id more",
     "remove {copy} task00",
     "run {runs} --headless -o {out} -k 3",

@@ -19,6 +19,7 @@ from vlora_tui.recipe import (
     Merge,
     Quantize,
     Recipe,
+    Resize,
     absolute,
     expand_input,
     load_recipe,
@@ -125,16 +126,59 @@ merges = st.builds(
     method=words,
     weights=st.none() | st.tuples(shares, shares),
     rank=st.none() | st.integers(1, 64),
-    parameters=st.dictionaries(st.sampled_from(["density", "seed"]), shares, max_size=2),
+    energy=st.none() | shares,
+    normalize=st.none() | st.booleans(),
+    scale=st.floats(0.1, 9),
+    dialect=st.none() | st.just("peft"),
+    dtype=st.none() | st.sampled_from(["fp16", "bf16"]),
+    layers=st.dictionaries(
+        words,
+        st.lists(shares, min_size=2, max_size=2)
+        | st.fixed_dictionaries({"density": shares}, optional={"weights": st.just([1.0, 0.5])}),
+        max_size=2,
+    ),
+    parameters=st.dictionaries(
+        st.sampled_from(["density", "seed"]),
+        shares | st.lists(shares, min_size=2, max_size=2),
+        max_size=2,
+    ),
+)
+
+
+sizings = st.one_of(
+    st.fixed_dictionaries({"rank": st.integers(1, 512)}),
+    st.fixed_dictionaries({"energy": shares}),
+    st.fixed_dictionaries({"dynamic": st.tuples(st.just("sv_fro"), shares)}),
+    st.just({"target": "vllm"}),
+)
+resizes = st.builds(
+    lambda sizing, **others: Resize(**sizing, **others),
+    sizings,
+    path=words,
+    tasks=st.lists(words, min_size=1, max_size=3).map(tuple),
+    verify=st.booleans(),
 )
 
 
 @settings(max_examples=60, deadline=None)
-@given(inputs, compressions, words, st.lists(exports, max_size=2), st.lists(merges, max_size=2))
+@given(
+    inputs,
+    compressions,
+    words,
+    st.lists(exports, max_size=2),
+    st.lists(merges, max_size=2),
+    st.lists(resizes, max_size=2),
+)
 def test_every_recipe_comes_back(
-    source: Input, compress: Compress, output: str, exported: list[Export], merged: list[Merge]
+    source: Input,
+    compress: Compress,
+    output: str,
+    exported: list[Export],
+    merged: list[Merge],
+    resized: list[Resize],
 ) -> None:
-    recipe = Recipe(source, compress, output, tuple(exported), tuple(merged))
+    steps = {"exports": exported, "merges": merged, "resizes": resized}
+    recipe = Recipe(source, compress, output, **{name: tuple(s) for name, s in steps.items()})
     assert parse_recipe(recipe.to_toml()) == recipe
 
 
@@ -211,9 +255,9 @@ WRONG = [
     (f'{IN}[[export]]\npath = "e"', "line 3, export", "no subspace to export from"),
     ('[input]\nsubspace = "s"\n[[export]]\n', "line 3, export[0]", "lacks 'path'"),
     (
-        '[input]\nsubspace = "s"\n[[export]]\npath = "e"\n[[export]]\npath = "f"\ntarget = "vllm"',
+        '[input]\nsubspace = "s"\n[[export]]\npath = "e"\n[[export]]\npath = "f"\ntarget = "vlm"',
         "line 7, export[1].target",
-        "not built yet",
+        "portable, vllm",
     ),
     ('[input]\nsubspace = "s"\n[[export]]\npath = "e"\ntasks = []', "line 5", "No task"),
     ('export = 3\n[input]\nsubspace = "s"', "line 1, export", "a list"),
@@ -226,7 +270,27 @@ WRONG = [
     (
         f'{IN}[[merge]]\nadapters = ["a", "b"]\npath = "m"\ndensity = [1]',
         "line 6, merge[0].density",
+        "one density for each",
+    ),
+    (
+        f'{IN}[[merge]]\nadapters = ["a", "b"]\npath = "m"\ndensity = [[1]]',
+        "line 6, merge[0].density",
         "wrong kind",
+    ),
+    (
+        f'{IN}[[merge]]\nadapters = ["a", "b"]\npath = "m"\nlayers = {{ "*" = [1, 2, 3] }}',
+        "line 6, merge[0].layers",
+        "2 weights",
+    ),
+    (
+        f'{IN}[[merge]]\nadapters = ["a", "b"]\npath = "m"\ndialect = "mergekit"',
+        "line 6, merge[0].dialect",
+        "peft",
+    ),
+    (
+        f'{IN}[[merge]]\nadapters = ["a", "b"]\npath = "m"\nenergy = 2',
+        "line 6, merge[0].energy",
+        "between 0 and 1",
     ),
     (
         f'{IN}[[merge]]\nadapters = ["a", "b"]\npath = "m"\nsource = "subspace"',

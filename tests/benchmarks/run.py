@@ -20,7 +20,21 @@ from typing import Any
 
 from tests.benchmarks.measure import ROOT, Bench, ChildFailed
 
-SECTIONS = ("start", "first_paint", "build", "error", "noticed", "export", "reports", "choose_key")
+SECTIONS = (
+    "start",
+    "first_paint",
+    "build",
+    "error",
+    "noticed",
+    "export",
+    "reports",
+    "merge",
+    "merge_gap",
+    "compare",
+    "choose_key",
+    "switch",
+    "training",
+)
 PACKAGES = ("vlora-tui", "vlora-dev", "lorashare", "torch", "numpy")
 
 

@@ -159,7 +159,8 @@ def test_a_subspace_is_listed_apart_and_not_searched(tmp_path):
 
     assert [info.name for info in catalog.adapters] == ["a"]
     assert catalog.subspaces == (tmp_path / "s",)
-    assert [finding.code for finding in catalog.findings] == ["subspace"]
+    (finding,) = catalog.findings
+    assert (finding.code, finding.severity) == ("subspace-unreadable", "error")
 
 
 def test_json_has_everything_and_no_nan(tmp_path):

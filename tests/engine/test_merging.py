@@ -1,11 +1,10 @@
-"""Merging: dense fp64 arithmetic, the identities each method claims, two other packages."""
+"""Merging: sums, TIES and DARE in detail, what comes out, bad requests, two other packages."""
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import FrozenInstanceError, replace
-from itertools import product
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.engine.merging_made import (
+    DIMS,
+    MIXED,
+    WEIGHTS,
+    assert_same_deltas,
+    changed,
+    deltas,
+    make,
+    regauged,
+)
 from vlora_engine.adapters import LoRAWeights, MemorySource, ModuleShape, module_scales
 from vlora_engine.errors import (
     AdapterError,
@@ -22,7 +31,6 @@ from vlora_engine.errors import (
 )
 from vlora_engine.formats import load_adapter, save_adapter
 from vlora_engine.merging import (
-    IDENTITIES,
     MERGE_METHODS,
     dare_merge,
     merge,
@@ -31,192 +39,6 @@ from vlora_engine.merging import (
     ties_merge,
 )
 from vlora_engine.merging.space import Change, CoreSpace
-
-DIMS = {"layers.0.q": (8, 10), "layers.0.v": (6, 10), "layers.1.q": (8, 10)}  # (d_out, d_in)
-CONFIG = {
-    "peft_type": "LORA",
-    "task_type": "CAUSAL_LM",
-    "base_model_name_or_path": "org/base",
-    "target_modules": ["q", "v"],
-    "bias": "none",
-}
-
-
-def make(
-    seed: int,
-    rank: int = 2,
-    scale: float = 1.0,
-    modules: list[str] | None = None,
-    dtype: torch.dtype = torch.float64,
-    **config: object,
-) -> LoRAWeights:
-    g = torch.Generator().manual_seed(seed)
-    names = sorted(modules or DIMS)
-    a = {m: torch.randn(rank, DIMS[m][1], generator=g).to(dtype) for m in names}
-    b = {m: torch.randn(DIMS[m][0], rank, generator=g).to(dtype) for m in names}
-    metadata = {**CONFIG, "r": rank, "lora_alpha": scale * rank, **config}
-    return LoRAWeights(names, a, b, rank, metadata)
-
-
-def changed(adapter: LoRAWeights, a=None, b=None, scale=None) -> LoRAWeights:
-    """The adapter with every A, B or scale passed through a function."""
-    return replace(
-        adapter,
-        lora_a={m: a(t) if a else t for m, t in adapter.lora_a.items()},
-        lora_b={m: b(t) if b else t for m, t in adapter.lora_b.items()},
-        scales={m: scale(s) if scale else s for m, s in adapter.scales.items()},
-    )
-
-
-def regauged(adapter: LoRAWeights, seed: int = 5) -> LoRAWeights:
-    g = torch.randn(adapter.rank, adapter.rank, generator=torch.Generator().manual_seed(seed))
-    g = g.double() + 3 * torch.eye(adapter.rank).double()
-    return changed(adapter, a=lambda t: torch.linalg.solve(g, t), b=lambda t: t @ g)
-
-
-def deltas(adapter: LoRAWeights) -> dict[str, Tensor]:
-    return {
-        m: adapter.delta(m) if m in adapter.lora_a else torch.zeros(*shape).double()
-        for m, shape in DIMS.items()
-    }
-
-
-def assert_same_deltas(one: LoRAWeights, other: LoRAWeights | dict[str, Tensor], tol=1e-10):
-    expected = other if isinstance(other, dict) else deltas(other)
-    for module, delta in deltas(one).items():
-        size = max(1.0, float(expected[module].norm()))
-        torch.testing.assert_close(delta, expected[module], rtol=0, atol=tol * size, msg=module)
-
-
-MIXED = [
-    make(0, rank=2, scale=0.5),
-    make(1, rank=3, scale=2.0),
-    make(2, rank=1, modules=["layers.0.q"]),
-    make(3, rank=4, scale=1.0, use_rslora=True),
-]
-WEIGHTS = [0.7, -0.2, 1.5, 0.4]
-
-
-# ---- the registry -------------------------------------------------------------------------------
-
-
-def test_every_method_is_a_frozen_spec_with_documented_parameters():
-    assert list(MERGE_METHODS) == ["task_arithmetic", "ties", "dare"]
-    for name, method in MERGE_METHODS.items():
-        assert method.name == name
-        assert method.identities <= IDENTITIES.keys()
-        assert ("order" in method.identities) == method.order_independent
-        assert method.neutral.keys() <= {p.name for p in method.parameters}
-        assert method.check({}) == {p.name: p.default for p in method.parameters}
-        with pytest.raises(FrozenInstanceError):
-            method.name = "other"  # type: ignore[misc]
-
-
-def test_duplicate_names_fail():
-    taken = MERGE_METHODS["ties"]
-    for name, aliases in [("ties", ()), ("fresh", ("average",)), ("fresh", ("fresh",))]:
-        with pytest.raises(ParameterError, match="same name"):
-            MERGE_METHODS.add(replace(taken, name=name, aliases=aliases))
-    with pytest.raises(ParameterError, match="identity"):
-        MERGE_METHODS.add(replace(taken, name="x", aliases=(), identities=frozenset({"y"})))
-    assert "fresh" not in MERGE_METHODS
-    assert "x" not in MERGE_METHODS
-
-
-def test_ranges_in_words():
-    ranges = {p.name: p.range for m in MERGE_METHODS.values() for p in m.parameters}
-    assert ranges == {"density": "(0, 1]", "drop_rate": "[0, 1)", "seed": "any integer"}
-
-
-@pytest.mark.parametrize("alias", ["average", "linear", "task_arithmetic"])
-def test_aliases_and_calling_the_spec_as_the_first_library_does(alias):
-    expected = task_arithmetic(MIXED)
-    assert_same_deltas(merge(MIXED, alias), expected, 0)
-    assert_same_deltas(MERGE_METHODS[alias](MIXED), expected, 0)
-
-
-# ---- identities ---------------------------------------------------------------------------------
-
-CASES = [(m, i) for m in MERGE_METHODS.values() for i in sorted(m.identities)]
-SETTINGS = {
-    "task_arithmetic": [{}],
-    "ties": [{"density": 0.3}, {"density": 1.0}],
-    "dare": [{"drop_rate": 0.4, "seed": 3}, {"drop_rate": 0.0, "seed": 0}],
-}
-
-
-def run(method, adapters, parameters, weights=None) -> LoRAWeights:
-    return merge(adapters, method.name, weights=weights, **parameters)
-
-
-@pytest.mark.parametrize(("method", "identity"), CASES, ids=lambda v: getattr(v, "name", v))
-def test_identity(method, identity):
-    checks = {
-        "one": one_is_itself,
-        "copies": copies_give_the_copy,
-        "gauge": gauge_is_without_effect,
-        "order": order_is_without_effect,
-        "scaling": scaling_scales,
-        "linear": linear_in_weights,
-    }
-    checks[identity](method)
-
-
-def one_is_itself(method):
-    for adapter in MIXED:
-        assert_same_deltas(run(method, [adapter], method.neutral), adapter)
-
-
-def copies_give_the_copy(method):
-    for adapter in MIXED:
-        copies = [adapter, regauged(adapter), adapter, regauged(adapter, 6)]
-        assert_same_deltas(run(method, copies, method.neutral), adapter)
-
-
-def gauge_is_without_effect(method):
-    other = [regauged(adapter, i) for i, adapter in enumerate(MIXED)]
-    other[1] = changed(other[1], a=torch.neg, b=torch.neg)
-    for parameters in SETTINGS[method.name]:
-        expected = run(method, MIXED, parameters, WEIGHTS)
-        assert_same_deltas(run(method, other, parameters, WEIGHTS), expected, 1e-8)
-
-
-def order_is_without_effect(method):
-    for parameters in SETTINGS[method.name]:
-        expected = run(method, MIXED, parameters, WEIGHTS)
-        for order in ([3, 2, 1, 0], [1, 3, 0, 2]):
-            shuffled = run(
-                method, [MIXED[i] for i in order], parameters, [WEIGHTS[i] for i in order]
-            )
-            assert_same_deltas(shuffled, expected, 1e-9)
-
-
-def scaling_scales(method):
-    for parameters, c in product(SETTINGS[method.name], (3.0, -0.25)):
-        expected = {m: c * d for m, d in deltas(run(method, MIXED, parameters, WEIGHTS)).items()}
-        scaled = [changed(adapter, scale=lambda s, c=c: c * s) for adapter in MIXED]
-        assert_same_deltas(run(method, scaled, parameters, WEIGHTS), expected)
-
-
-def linear_in_weights(method):
-    other = [0.1, 0.5, -0.3, 2.0]
-    for parameters in SETTINGS[method.name]:
-        parts = [deltas(run(method, MIXED, parameters, w)) for w in (WEIGHTS, other)]
-        expected = {m: 2 * parts[0][m] - parts[1][m] for m in DIMS}
-        combined = [2 * w - v for w, v in zip(WEIGHTS, other, strict=True)]
-        assert_same_deltas(run(method, MIXED, parameters, combined), expected)
-
-
-def test_normalised_weights_matter_by_their_ratios_only():
-    for method in MERGE_METHODS.values():
-        parameters = SETTINGS[method.name][0]
-        once, twice = (
-            deltas(run(method, MIXED, parameters, [c * w for w in WEIGHTS])) for c in (1, 2)
-        )
-        factor = 1 if method.normalises_weights else 2
-        for module in DIMS:
-            torch.testing.assert_close(twice[module], factor * once[module])
-
 
 # ---- the core space -----------------------------------------------------------------------------
 

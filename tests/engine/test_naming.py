@@ -57,6 +57,7 @@ def test_slugs_are_safe_distinct_by_letters_and_do_not_depend_on_order(names):
     for slug in table.values():
         assert 0 < len(slug) <= MAX_SLUG
         assert slug.isascii()
+        assert slug[0].isalnum()
         assert not set(slug) - set(
             "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-"
         )

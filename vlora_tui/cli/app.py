@@ -35,35 +35,38 @@ COMMANDS = {
     "info": Entry("look", "info", "Tell what a subspace holds, from its headers.", "Look"),
     "spectra": Entry("spectra", "spectra", "Measure what every k would cost.", "Look"),
     "plan": Entry("plan", "plan", "What every method would cost, at every size.", "Look"),
-    "analyze": Entry("compare", "analyze", "Similarity of adapters, and clusters.", "Look"),
+    "analyze": Entry("compare", "analyze", "Similarity, clusters, outliers, duplicates.", "Look"),
     "diff": Entry("compare", "diff", "Compare two adapters or tasks.", "Look"),
+    "interference": Entry(
+        "interference", "interference", "Which adapters a merge would set at odds.", "Look"
+    ),
+    "coverage": Entry("coverage", "coverage", "How much of an adapter a subspace holds.", "Look"),
+    "report": Entry("report", "report", "Write a report on adapters, with plots.", "Look"),
     "module": Entry("module", "module", "Look closely at one module of one or two.", "Look"),
     "validate": Entry("care", "validate", "Check a subspace: checksums, shapes, figures.", "Look"),
+    "doctor": Entry("doctor", "doctor", "What is wrong with adapters; what mends it.", "Look"),
     "eval": Entry("eval", "evaluate", "Measure on the base model what compression cost.", "Look"),
     "benchmark": Entry("care", "benchmark", "Time the operations of a subspace.", "Look"),
     "compress": Entry("compress", "compress", "Compress adapters into one subspace.", "Work"),
     "compact": Entry("compact", "compact", "Plan a coded collection anew.", "Work"),
     "quantize": Entry("quantize", "quantize", "Pack a subspace as int8, int4 or NF4.", "Work"),
-    "export": Entry("export", "export", "Write tasks of a subspace as PEFT adapters.", "Work"),
+    "convert": Entry("convert", "convert", "Adapters and subspaces in other formats.", "Work"),
+    "export": Entry(
+        "export", "export", "Write tasks of a subspace as adapters, for PEFT or a server.", "Work"
+    ),
     "reconstruct": Entry("export", "export", "The same as export.", "Work"),
     "add": Entry("tasks", "add", "Add an adapter to a subspace.", "Work"),
     "remove": Entry("tasks", "remove", "Take a task out of a subspace.", "Work"),
     "merge": Entry("merge", "merge", "Merge adapters into one.", "Work"),
     "pull": Entry("hub", "pull", "Download adapters or a subspace from the Hub.", "Work"),
     "push": Entry("hub", "push", "Publish a subspace or adapters on the Hub.", "Work"),
+    "resize": Entry("resize", "resize", "Give adapters another rank.", "Work"),
     "run": Entry("run", "run", "Execute a recipe: a file, or flags.", "Work"),
     "config": Entry("config", "config", "The settings, and where each comes from.", "Settings"),
     "jobs": Entry("jobs", "jobs", "List, follow, cancel, resume and remove jobs.", "Work"),
 }
 
-NOT_YET = (
-    "interference",
-    "report",
-    "resize",
-    "doctor",
-    "convert",
-    "guide",
-)
+NOT_YET = ("guide",)
 
 
 class LazyGroup(TyperGroup):

@@ -8,23 +8,33 @@ import typer
 
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
+from vlora_tui.cli.csv_file import Csv, CsvFile
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.flags import require_there
 from vlora_tui.cli.hub_places import fetch_first
 from vlora_tui.cli.output import Output, percent, plural, printable
 from vlora_tui.cli.progress import Watcher
+from vlora_tui.comparing import CLUSTERED, Compared, compare, require_several, sameness, why
 from vlora_tui.recipe import expand_input, named_inputs
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from vlora_engine.adapters import AdapterSource
+    from vlora_tui.collection import Collection
 
 Space = Annotated[
     Literal["delta", "factors"],
     typer.Option("--space", help="delta: compares dW; factors: A and B apart, as vLoRA."),
 ]
+Outliers = Annotated[
+    float | None,
+    typer.Option(
+        "--outliers",
+        help="The score from which on one stands apart; 2 shows one in 5 % of sound collections.",
+        metavar="SCORE",
+    ),
+]
 WIDE = 12  # adapters that a matrix of similarities is printed for
+REASONS = 3  # of an outlier that are printed
+MEASURES = ("l2_distance", "relative_difference", "cosine_sim", "norm_a", "norm_b")
 
 
 def diff(
@@ -37,6 +47,8 @@ def diff(
         typer.Option("--fail-above", help="Exit 3 if the relative difference exceeds this."),
     ] = None,
     space: Space = "delta",
+    csv: Csv = None,
+    force: o.Force = False,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
 ) -> None:
@@ -44,6 +56,7 @@ def diff(
     from vlora_engine.analysis import adapter_diff, diff_total
 
     out = Output(json=as_json, quiet=quiet)
+    sheet = CsvFile(csv, out, force=force)
     if fail_above is not None and not fail_above >= 0:
         raise ParameterError("--fail-above is a share, 0 or more.", found=str(fail_above))
     first, second = fetch_first(out, *two_places(places))
@@ -63,6 +76,10 @@ def diff(
             "fail_above": fail_above,
             "exceeds": exceeds,
         },
+    )
+    sheet.write(
+        ("module", *MEASURES),
+        [(name, *(row[key] for key in MEASURES)) for name, row in modules.items()],
     )
     out.table(
         ("module", "distance", "of first", "cosine", "norm 1st", "norm 2nd"),
@@ -84,77 +101,49 @@ def analyze(
     adapters: o.Adapters,
     threshold: Annotated[
         float, typer.Option("--threshold", help="The cosine from which on adapters are alike.")
-    ] = 0.9,
+    ] = CLUSTERED,
+    outliers: Outliers = None,
     space: Space = "delta",
+    csv: Csv = None,
+    force: o.Force = False,
     skip_bad: o.SkipBad = False,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Similarity of adapters, clusters of those that are alike, outliers."""
-    from vlora_engine.analysis import find_clusters
+    """Similarity of adapters, clusters, outliers and why, duplicates, checkpoints of one run."""
+    from vlora_tui.comparing import analysis_data
 
+    out = Output(json=as_json, quiet=quiet)
+    check_thresholds(threshold, outliers)
+    sheet = CsvFile(csv, out, force=force)
+    collection = find_all(adapters, out, skip_bad=skip_bad)
+    require_several(list(collection.adapters))
+    compared = read_all(collection, out, skip_bad=skip_bad)
+    require_several(compared.names)
+    data = analysis_data(compared, threshold=threshold, outliers=outliers, space=space)
+    out.json("analyze", data)
+    names = compared.names
+    values = [list(row.values()) for row in data["similarity_matrix"].values()]
+    sheet.write(("", *names), [(name, *row) for name, row in zip(names, values, strict=True)])
+    _show_similarity(out, names, values)
+    out.text()
+    _show_clusters(out, data)
+    _show_remarkable(out, data)
+    out.essence(str(data["redundant_count"]))
+
+
+def check_thresholds(threshold: float, outliers: float | None) -> None:
+    """Raise ParameterError unless they are a cosine and a score."""
     if not -1 <= threshold <= 1:
         raise ParameterError(
             "The threshold is a cosine.", expected="between -1 and 1", found=str(threshold)
         )
-    out = Output(json=as_json, quiet=quiet)
-    sources = open_all(adapters, out, skip_bad=skip_bad)
-    names, opened = list(sources), list(sources.values())
-    if len(names) < 2:
-        raise ParameterError("There is nothing to compare: one adapter.", found=", ".join(names))
-    similarity, outliers = relate(opened, space, out)
-    clusters = [[names[i] for i in cluster] for cluster in find_clusters(similarity, threshold)]
-    for outlier in outliers:
-        outlier["name"] = names[outlier["index"]]
-    redundant = sum(len(cluster) - 1 for cluster in clusters)
-    values = similarity.tolist()
-    out.json(
-        "analyze",
-        {
-            "space": space,
-            "threshold": threshold,
-            "similarity_matrix": {
-                a: dict(zip(names, row, strict=True)) for a, row in zip(names, values, strict=True)
-            },
-            "clusters": clusters,
-            "redundant_count": redundant,
-            "outliers": outliers,
-        },
-    )
-    _show_similarity(out, names, values)
-    out.text()
-    for number, cluster in enumerate((c for c in clusters if len(c) > 1), start=1):
-        more = f" and {len(cluster) - WIDE} more" if len(cluster) > WIDE else ""
-        members = ", ".join(cluster[:WIDE]) + more
-        out.text(f"cluster {number} (cosine of {threshold:g} and above): {members}")
-    alone = sum(len(cluster) == 1 for cluster in clusters)
-    out.text(f"{plural(alone, 'adapter')} like no other; {redundant} redundant at {threshold:g}")
-    for outlier in outliers:
-        out.text(printable(f"outlier: {outlier['name']} ({_why(outlier)})"))
-    out.essence(str(redundant))
+    if outliers is not None and not outliers > 0:
+        raise ParameterError("--outliers is a score, above 0.", found=str(outliers))
 
 
-def relate(
-    sources: list[AdapterSource], space: Literal["delta", "factors"], out: Output
-) -> tuple[Tensor, list[dict[str, Any]]]:
-    """Cosines (N, N), and who stands apart; with ``delta`` both from one reading."""
-    from vlora_engine.analysis import (
-        compute_similarity_matrix,
-        cosines,
-        delta_grams,
-        outliers_of,
-    )
-
-    if space == "factors":
-        return compute_similarity_matrix(sources, space=space), []
-    with Watcher(out) as watcher:
-        gram = delta_grams(sources, progress=watcher.on_progress)
-    return cosines(gram), outliers_of(gram) if len(sources) > 2 else []
-
-
-def open_all(paths: list[str], out: Output, *, skip_bad: bool) -> dict[str, AdapterSource]:
-    """The adapters at these paths by name, every tensor of them checked."""
-    from vlora_engine.check import check_adapters
+def find_all(paths: list[str], out: Output, *, skip_bad: bool) -> Collection:
+    """The adapters at these paths, open; those that headers rule out are told of."""
     from vlora_tui.collection import gather_adapters
 
     require_there(paths)
@@ -163,12 +152,16 @@ def open_all(paths: list[str], out: Output, *, skip_bad: bool) -> dict[str, Adap
     collection = gather_adapters(entries, skip_bad=skip_bad)
     for bad in collection.unusable:
         out.warn(printable(f"{bad.name} is left out: {bad.error.what}"))
+    return collection
+
+
+def read_all(collection: Collection, out: Output, *, skip_bad: bool) -> Compared:
+    """Every tensor of them read once, and how they relate."""
     with Watcher(out) as watcher:
-        report = check_adapters(collection.adapters, progress=watcher.on_progress)
-    for name, check in report.adapters.items():
-        if check.error is not None and skip_bad:
-            out.warn(printable(f"{name} is left out: {check.error.what}"))
-    return {name: collection.adapters[name] for name in report.require(skip_bad=skip_bad)}
+        compared = compare(collection.adapters, skip_bad=skip_bad, progress=watcher.on_progress)
+    for name, error in compared.bad.items():
+        out.warn(printable(f"{name} is left out: {error.what}"))
+    return compared
 
 
 def two_places(places: list[str]) -> tuple[str, str]:
@@ -207,6 +200,35 @@ def _show_similarity(out: Output, names: list[str], values: list[list[float]]) -
     out.table(("cosine", "adapter", "and"), [(f"{v:.3f}", b, a) for v, a, b in pairs[:15]])
 
 
+def _show_clusters(out: Output, data: dict[str, Any]) -> None:
+    threshold, clusters = data["threshold"], data["clusters"]
+    for number, cluster in enumerate((c for c in clusters if len(c) > 1), start=1):
+        members = _listed(cluster)
+        out.text(f"cluster {number} (cosine of {threshold:g} and above): {members}")
+    alone = sum(len(cluster) == 1 for cluster in clusters)
+    redundant = data["redundant_count"]
+    out.text(f"{plural(alone, 'adapter')} like no other; {redundant} redundant at {threshold:g}")
+
+
+def _show_remarkable(out: Output, data: dict[str, Any]) -> None:
+    for row in data["duplicates"]:
+        out.text(f"duplicates: {_listed(row['names'])} ({sameness(row)})")
+    for row in data["runs"]:
+        kind = "checkpoints of one run" if row["kind"] == "run" else "of one beginning"
+        out.text(f"{kind}: {_listed(row['names'])} ({row['how']})")
+    for row in data["outliers"]:
+        reasons = row["reasons"][:REASONS]
+        more = len(row["reasons"]) - len(reasons)
+        also = f"; and in {more} more ways" if more else ""
+        told = "; ".join(why(reason) for reason in reasons)
+        out.text(f"outlier (score {row['z_score']:.1f}): {row['name']}: {told}{also}")
+
+
+def _listed(names: list[str]) -> str:
+    more = f" and {len(names) - WIDE} more" if len(names) > WIDE else ""
+    return ", ".join(names[:WIDE]) + more
+
+
 def _figures(row: dict[str, float]) -> tuple[str, ...]:
     return (
         f"{row['l2_distance']:.4g}",
@@ -215,8 +237,3 @@ def _figures(row: dict[str, float]) -> tuple[str, ...]:
         f"{row['norm_a']:.4g}",
         f"{row['norm_b']:.4g}",
     )
-
-
-def _why(outlier: dict[str, Any]) -> str:
-    what = {"norm": "size of dW", "similarity": "mean cosine"}[outlier["feature"]]
-    return f"{what} {outlier['value']:.3g}, where {outlier['typical']:.3g} is usual"

@@ -1,4 +1,4 @@
-"""``export`` (also ``reconstruct``): tasks of a subspace as adapters that PEFT loads."""
+"""``export`` (also ``reconstruct``): tasks of a subspace as adapters for PEFT and for servers."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from typing import Annotated, Any
 import typer
 
 from vlora_engine.errors import ParameterError
+from vlora_engine.targets import TARGETS, Served, start_lines
 from vlora_tui import events
 from vlora_tui.cli import options as o
 from vlora_tui.cli.execute import dry_run as show_plan
 from vlora_tui.cli.execute import execute
 from vlora_tui.cli.flags import from_tables
-from vlora_tui.cli.output import Output, plural, printable, size
+from vlora_tui.cli.output import Output, percent, plural, printable, size
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.recipe import resolve
 
@@ -30,7 +31,9 @@ def export(
     every: Annotated[
         bool, typer.Option("--all", help="Every task, each in its own folder.")
     ] = False,
-    target: Annotated[str, typer.Option("--target", help="peft, for now.")] = "peft",
+    target: Annotated[
+        str, typer.Option("--target", help=f"Who reads it: {', '.join(TARGETS)}.")
+    ] = "peft",
     alpha: Annotated[
         float | None,
         typer.Option("--alpha", help="lora_alpha to write; B is scaled so that dW stays."),
@@ -44,6 +47,14 @@ def export(
     dtype: Annotated[
         str | None, typer.Option("--dtype", help="fp32, fp16 or bf16; by default the original's.")
     ] = None,
+    drop_rest: Annotated[
+        bool,
+        typer.Option("--drop-rest", help="Leave out tensors that the target does not take."),
+    ] = False,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", help="GGUF: the base model's folder or config.json.", metavar="DIR"),
+    ] = None,
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Read back what was written.")
     ] = True,
@@ -54,7 +65,7 @@ def export(
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
 ) -> None:
-    """Write tasks of a subspace as PEFT adapters, with their own alpha, config and heads.
+    """Write tasks of a subspace as adapters for PEFT, or for a server: vLLM, llama.cpp, Ollama...
 
     One task goes to the output itself; several, or --all, to a folder each inside it.
     """
@@ -77,6 +88,8 @@ def export(
         if target_modules is None
         else [module.strip() for module in target_modules.split(",")],
         "dtype": dtype,
+        "drop_rest": drop_rest or None,
+        "base": base,
     }
     recipe = from_tables(
         {
@@ -90,15 +103,29 @@ def export(
     if dry_run:
         show_plan(recipe, out, force=force)
         return
+    if alpha is None:
+        _tell_no_alpha(subspace, out)
     watcher = execute(recipe, out, force=force, events_file=events_file)
     exported = show_exports(out, watcher)
-    out.json("export", {"subspace": str(Path(subspace)), "exported": exported})
+    out.json(
+        "export",
+        {"subspace": str(Path(subspace)), "exported": exported, "start": starts(watcher)},
+    )
     for row in exported:
         out.essence(row["path"])
 
 
+def _tell_no_alpha(subspace: str, out: Output) -> None:
+    """Say that a scale of 1 is a guess, where a peer has dropped the alpha."""
+    from vlora_engine.manifest import read_manifest
+
+    for finding in read_manifest(subspace).findings:
+        if finding.code == "no-alpha":
+            out.note(f"note: {finding.what} To mend it: {finding.remedy}.")
+
+
 def show_exports(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
-    """Every exported task, printed for people and returned for JSON."""
+    """Every exported task, and what serves them; printed for people and returned for JSON."""
     verified = {event.path: event.error for event in watcher.all(events.Verified)}
     rows = [
         {
@@ -108,6 +135,7 @@ def show_exports(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
             "nbytes": event.nbytes,
             "verified": event.path in verified,
             "verify_error": verified.get(event.path),
+            "start": start_lines(event.target, [_served(event)]),
         }
         for event in watcher.all(events.Exported)
     ]
@@ -117,12 +145,37 @@ def show_exports(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
         total = size(sum(row["nbytes"] for row in rows))
         tasks = plural(len(rows), "task")
         out.text(printable(f"exported {tasks} to {folder} ({total}), {checked} verified"))
-        return rows
-    for row in rows:
-        proof = ", read back and the same" if row["verified"] else ""
-        nbytes = size(row["nbytes"])
-        out.text(printable(f"exported {row['task']} to {row['path']} ({nbytes}{proof})"))
+    else:
+        for row in rows:
+            proof, nbytes = _proof(row["verify_error"]), size(row["nbytes"])
+            out.text(printable(f"exported {row['task']} to {row['path']} ({nbytes}{proof})"))
+    lines = starts(watcher)
+    for line in lines[:12]:
+        out.text(f"start it with: {line}")
+    if len(lines) > 12:
+        out.text(f"and {len(lines) - 12} more alike; --json lists them")
     return rows
+
+
+def starts(watcher: Watcher) -> list[str]:
+    """The lines that serve all that was exported."""
+    exported = watcher.all(events.Exported)
+    return [
+        line
+        for target in dict.fromkeys(event.target for event in exported)
+        for line in start_lines(target, [_served(e) for e in exported if e.target == target])
+    ]
+
+
+def _served(event: events.Exported) -> Served:
+    return Served(event.task, event.path, event.rank, event.base)
+
+
+def _proof(error: float | None) -> str:
+    if error is None:
+        return ""
+    same = ", read back and the same"
+    return same if error < 1e-6 else f", read back, dW off by {percent(error)}"
 
 
 def _is_one(chosen: list[str]) -> bool:

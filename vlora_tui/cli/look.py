@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,16 +14,18 @@ from vlora_engine.errors import ParameterError
 from vlora_engine.hub.address import (
     CACHE_PLACE,
     SEARCH_PLACE,
+    HubAddress,
     address_text,
     is_hub_place,
+    parse_address,
 )
 from vlora_tui.cli import options as o
 from vlora_tui.cli.hub_places import headers_of
 from vlora_tui.cli.output import Output, percent, plural, printable, size, times
 
 if TYPE_CHECKING:
-    from vlora_engine.catalog import Catalog
-    from vlora_engine.manifest import Manifest
+    from vlora_engine.catalog import AdapterInfo, Catalog
+    from vlora_engine.manifest import Manifest, TaskRecord
 
 
 def inspect(
@@ -54,14 +59,35 @@ def inspect(
     places += [CACHE_PLACE] * hf_cache
     places += [] if search_base is None else [SEARCH_PLACE + search_base]
     catalog = scan(places, search_limit=limit)
-    out.json("inspect", catalog.as_dict())
-    show_catalog(out, catalog)
-    for info in catalog.usable:
+    tasks = _tasks_inside(catalog)
+    out.json("inspect", {**catalog.as_dict(), "tasks": [info.as_dict() for info in tasks]})
+    show_catalog(out, catalog, tasks)
+    for info in (*catalog.usable, *tasks):
         out.essence(printable(info.name))
 
 
-def show_catalog(out: Output, catalog: Catalog) -> None:
-    """A table of adapters, then groups, then what is remarkable."""
+def _tasks_inside(catalog: Catalog) -> list[AdapterInfo]:
+    """The tasks of every subspace that was found; one that cannot be read is a finding already."""
+    from vlora_engine.catalog import tasks_of
+    from vlora_engine.errors import VLoRAError
+
+    tasks = []
+    for path in catalog.subspaces:
+        with suppress(VLoRAError), headers_of(str(path)) as place:
+            tasks += [_as_named(info, path) for info in tasks_of(Path(place))]
+    return tasks
+
+
+def _as_named(info: AdapterInfo, subspace: Path | HubAddress) -> AdapterInfo:
+    """A task of a subspace on the Hub, of which only a shadow was looked at, by its address."""
+    if isinstance(subspace, Path):
+        return info
+    name = address_text(str(info.path))
+    return replace(info, name=name, path=parse_address(name))
+
+
+def show_catalog(out: Output, catalog: Catalog, tasks: Sequence[AdapterInfo] = ()) -> None:
+    """A table of adapters and tasks, then groups, then what is remarkable."""
     rows = [
         (
             info.name,
@@ -73,11 +99,11 @@ def show_catalog(out: Output, catalog: Catalog) -> None:
             size(info.nbytes) if info.error is None else None,
             info.base_model if info.error is None else "cannot be used",
         )
-        for info in catalog.adapters
+        for info in (*catalog.adapters, *tasks)
     ]
     out.table(("adapter", "group", "rank", "alpha", "modules", "dtype", "size", "base"), rows)
     out.text()
-    out.text(_summary(catalog))
+    out.text(_summary(catalog, len(tasks)))
     faults: dict[tuple[str, str | None], list[Any]] = {}
     for info in catalog.adapters:
         if info.error is not None:
@@ -122,7 +148,7 @@ def info_data(manifest: Manifest) -> dict[str, Any]:
         "num_layers": len(manifest.layers),
         "num_tasks": len(manifest.tasks),
         "task_ids": list(manifest.tasks),
-        "compression_ratio": manifest.ratio if manifest.tasks else None,
+        "compression_ratio": manifest.ratio if manifest.tasks and not manifest.peer else None,
     }
 
 
@@ -140,22 +166,33 @@ def show_manifest(out: Output, manifest: Manifest) -> None:
     )
     if not manifest.tasks:
         return
-    out.text(
-        f"on disk    {size(manifest.nbytes)} of {size(manifest.input_bytes)} "
-        f"({times(manifest.ratio)}); codec ratio {times(manifest.codec_ratio)} "
-        "(against A and B in 16 bit)"
-    )
-    worst = manifest.worst
-    out.text(
-        f"error      {percent(manifest.mean_error)} of dW on average, "
-        f"{percent(worst.error if worst else None)} at worst"
-    )
+    codec = f"codec ratio {times(manifest.codec_ratio)} (against A and B in 16 bit)"
+    if manifest.peer:
+        out.text(f"on disk    {size(manifest.nbytes)}; {codec}")
+        out.text(f"error      not known: {manifest.peer} does not keep what its tasks lost")
+        for finding in manifest.findings:
+            out.text(printable(f"{finding.severity:<10} {finding.what}"))
+    else:
+        out.text(
+            f"on disk    {size(manifest.nbytes)} of {size(manifest.input_bytes)} "
+            f"({times(manifest.ratio)}); {codec}"
+        )
+        worst = manifest.worst
+        out.text(
+            f"error      {percent(manifest.mean_error)} of dW on average, "
+            f"{percent(worst.error if worst else None)} at worst"
+        )
+        for origin in sorted({task.origin for task in manifest.tasks.values() if task.origin}):
+            count = sum(task.origin == origin for task in manifest.tasks.values())
+            out.text(
+                f"           of {plural(count, 'task')} counted from what {origin} held of them"
+            )
     out.text()
     related = any(task.cluster for task in manifest.tasks.values())
     rows = [
         (
             task.id,
-            percent(task.error) if task.measured else f"<= {percent(task.error)}",
+            _error(task, manifest),
             task.rank,
             _number(task.config.get("lora_alpha")),
             len(task.layers) + len(task.own),
@@ -167,6 +204,12 @@ def show_manifest(out: Output, manifest: Manifest) -> None:
     ]
     names = ("task", "error", "rank", "alpha", "modules", "kept whole", "size")
     out.table((*names, "cluster") if related else names, rows)
+
+
+def _error(task: TaskRecord, manifest: Manifest) -> str:
+    if manifest.peer:
+        return "-"
+    return percent(task.error) if task.measured else f"<= {percent(task.error)}"
 
 
 def expand(paths: Sequence[str]) -> list[str]:
@@ -182,8 +225,11 @@ def expand(paths: Sequence[str]) -> list[str]:
     ]
 
 
-def _summary(catalog: Catalog) -> str:
+def _summary(catalog: Catalog, tasks: int) -> str:
     usable, total = len(catalog.usable), len(catalog.adapters)
+    if tasks and not total:
+        inside = plural(len(catalog.subspaces), "subspace")
+        return f"{plural(tasks, 'task')} in {inside}"
     text = plural(total, "adapter")
     if usable < total:
         text += f", {total - usable} that cannot be used"

@@ -1,4 +1,4 @@
-"""``merge``: adapters into one."""
+"""``merge``: adapters into one, or a look at what that would keep of them."""
 
 from __future__ import annotations
 
@@ -9,115 +9,184 @@ import typer
 from vlora_engine.errors import ParameterError
 from vlora_tui import events
 from vlora_tui.cli import options as o
-from vlora_tui.cli.execute import dry_run as show_plan
-from vlora_tui.cli.execute import execute
-from vlora_tui.cli.flags import from_tables, numbers, require_there
+from vlora_tui.cli.bundles import unbundle
+from vlora_tui.cli.execute import carry_out, execute
+from vlora_tui.cli.flags import from_tables, require_there
+from vlora_tui.cli.merge_flags import Merging
+from vlora_tui.cli.merge_methods import show_methods
 from vlora_tui.cli.output import Output, percent, plural, printable
 from vlora_tui.cli.progress import Watcher
-from vlora_tui.recipe import resolve
+from vlora_tui.mergekit import is_config, read_config
+from vlora_tui.recipe import Recipe, load_recipe
+
+NOWHERE = "merged"  # where a preview would write: nowhere
+BESIDE_A_FILE = ("rank", "energy", "seed")  # flags that say what a mergekit file cannot
 
 
+@unbundle
 def merge(
     adapters: Annotated[
-        list[str], typer.Argument(help="Adapters, or DIR:TASK of subspaces.", metavar="ADAPTERS")
-    ],
-    output: o.OutputDir,
-    method: Annotated[str, typer.Option("--method", help="average, ties or dare.")] = "average",
-    weights: Annotated[
-        str | None, typer.Option("--weights", help="One for each adapter: 0.7,0.3.")
+        list[str] | None,
+        typer.Argument(
+            help="Adapters, or DIR:TASK of subspaces; or one mergekit file (.yml).",
+            metavar="ADAPTERS",
+            show_default=False,
+        ),
     ] = None,
-    density: Annotated[
-        float | None, typer.Option("--density", help="ties: the share of entries to keep.")
+    output: Annotated[
+        str | None, typer.Option("-o", "--output", help="Where to write.", metavar="DIR")
     ] = None,
-    drop_rate: Annotated[
-        float | None, typer.Option("--drop-rate", help="dare: the share of entries to drop.")
-    ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="dare: makes it repeatable.")] = None,
-    rank: Annotated[int | None, typer.Option("--rank", help="The rank of the result.")] = None,
-    space: Annotated[
-        str, typer.Option("--space", help="delta: merges dW; factors: A and B apart, as vLoRA.")
-    ] = "delta",
-    force: o.Force = False,
-    dry_run: o.DryRun = False,
-    print_recipe: o.PrintRecipe = False,
-    events_file: o.EventsFile = None,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
+    *,
+    merging: Merging,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Say what it keeps of each; write nothing.")
+    ] = False,
+    list_methods: Annotated[
+        bool, typer.Option("--list-methods", help="Tell what methods there are, and stop.")
+    ] = False,
+    writing: o.Writing,
 ) -> None:
     """Merge adapters into one, on the weight change that the model sees."""
-    out = Output(json=as_json, quiet=quiet)
-    for path in adapters:
-        if path.endswith((".yml", ".yaml")):
-            raise ParameterError(
-                "Merges from a mergekit file are not built yet.",
-                where=path,
-                remedy="name the adapters and give --method and --weights",
-            )
-    require_there(adapters)
-    places = [path if "/" in path else f"./{path}" for path in adapters]
-    row: dict[str, Any] = {
-        "adapters": places,
-        "method": method,
-        "weights": numbers(weights, "--weights"),
-        "density": density,
-        "drop_rate": drop_rate,
-        "seed": seed,
-        "rank": rank,
-        "space": space,
-        "path": output,
-    }
-    recipe = from_tables(
-        {
-            "input": {"adapters": list(dict.fromkeys(places))},
-            "merge": [{name: value for name, value in row.items() if value is not None}],
-        }
-    )
-    if print_recipe:
-        print(resolve(recipe).to_toml(), end="")
+    out = Output(json=writing.as_json, quiet=writing.quiet)
+    if list_methods:
+        show_methods(out)
         return
-    if dry_run:
-        show_plan(recipe, out, force=force)
+    if not adapters:
+        raise ParameterError("There is nothing to merge.", expected="ADAPTERS, or a mergekit file")
+    if output is None and not preview:
+        raise ParameterError("There is nowhere to put the result.", remedy="name it: -o DIR")
+    if preview and is_recipe(adapters):
+        _refuse_flags(adapters[0], merging.table())
+        preview_merges(load_recipe(adapters[0]), out)
         return
-    watcher = execute(recipe, out, force=force, events_file=events_file)
-    merged = show_merges(out, watcher)
-    out.json("merge", merged[0])
-    out.essence(merged[0]["path"])
+    recipe = _recipe(adapters, merging.table(), output or NOWHERE, out)
+    if preview and not (writing.print_recipe or writing.dry_run):
+        preview_merges(recipe, out, nowhere=output is None)
+        return
+    watcher = carry_out(recipe, out, writing)
+    if watcher is not None:
+        merged = show_merges(out, watcher)
+        out.json("merge", merged[0])
+        out.essence(merged[0]["path"])
+
+
+def _recipe(adapters: list[str], given: dict[str, Any], output: str, out: Output) -> Recipe:
+    """The recipe that the arguments stand for."""
+    configs = [path for path in adapters if is_config(path)]
+    if not configs:
+        require_there(adapters)
+        places = [path if "/" in path else f"./{path}" for path in adapters]
+        return _of_table({"adapters": places, "path": output, **given})
+    if len(adapters) > 1:
+        raise ParameterError("A mergekit file says by itself what is merged.", where=configs[0])
+    _refuse_flags(configs[0], {k: v for k, v in given.items() if k not in BESIDE_A_FILE})
+    config = read_config(configs[0])
+    for note in config.notes:
+        out.note(note)
+    return _of_table(config.table | {"path": output, **given})
+
+
+def _of_table(table: dict[str, Any]) -> Recipe:
+    places = list(dict.fromkeys(table["adapters"]))
+    return from_tables({"input": {"adapters": places}, "merge": [table]})
+
+
+def is_recipe(places: list[str]) -> bool:
+    """Whether the one place is a recipe file."""
+    return len(places) == 1 and places[0].endswith(".toml")
+
+
+def _refuse_flags(path: str, given: dict[str, Any]) -> None:
+    if given:
+        raise ParameterError(
+            "A file says all; flags that change it are not taken.",
+            where=path,
+            found=", ".join(f"--{name.replace('_', '-')}" for name in given),
+            remedy="change the file, or name the adapters and give flags",
+        )
+
+
+def preview_merges(recipe: Recipe, out: Output, *, nowhere: bool = False) -> None:
+    """Print what every merge of a recipe keeps of its adapters; write nothing."""
+    from vlora_tui.run import PreviewRun
+
+    watcher = execute(recipe, out, make=PreviewRun)
+    rows = []
+    for event in watcher.all(events.MergePreviewed):
+        _say_merge(out, event, "would merge")
+        _show_kept(out, event)
+        rows.append(_row(event) | ({"path": None} if nowhere else {}))
+        out.essence(f"{min((kept['cosine'] for kept in event.report['kept']), default=0):.6g}")
+    out.json("merge-preview", {"merges": rows})
+    out.note("preview: nothing was written")
 
 
 def show_merges(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
     """Every merge, printed for people and returned for JSON."""
     rows = []
     for event in watcher.all(events.Merged):
-        report = event.report
-        weights = ", ".join(f"{weight:.3g}" for weight in report["weights"])
-        out.text(
-            printable(
-                f"merged {', '.join(event.adapters)} by {event.method} (weights {weights}): "
-                f"rank {event.rank}, {plural(event.modules, 'module')}"
-            )
-        )
-        if report["cut_error"] > 0:
-            out.text(f"cutting the rank changed dW by {percent(report['cut_error'])}")
-        if report["rest_left_out"]:
-            left = plural(len(report["rest_left_out"]), "tensor")
+        _say_merge(out, event, "merged")
+        if event.report["rest_left_out"]:
+            left = plural(len(event.report["rest_left_out"]), "tensor")
             out.text(
                 printable(
                     f"left out, as the adapters differ in them: {left}, such as "
-                    f"{report['rest_left_out'][0]}"
+                    f"{event.report['rest_left_out'][0]}"
                 )
             )
+        _show_kept(out, event)
         out.text(printable(f"written to {event.path}"))
-        rows.append(
-            {
-                "path": event.path,
-                "method": event.method,
-                "adapters": list(event.adapters),
-                "rank": event.rank,
-                "modules": event.modules,
-                **{
-                    name: report[name]
-                    for name in ("weights", "cut_error", "rest_kept", "rest_left_out")
-                },
-            }
-        )
+        rows.append(_row(event))
     return rows
+
+
+def _say_merge(out: Output, event: events.Merged | events.MergePreviewed, verb: str) -> None:
+    report = event.report
+    weights = ", ".join(f"{weight:.3g}" for weight in report["weights"])
+    if report["varied"]:
+        weights += f"; others in {plural(report['varied'], 'module')}"
+    values = "".join(f", {name} {_value(v)}" for name, v in report["parameters"].items())
+    out.text(
+        printable(
+            f"{verb} {', '.join(event.adapters)} by {event.method} (weights {weights}{values}): "
+            f"rank {event.rank}, {plural(event.modules, 'module')}"
+        )
+    )
+    if report["cut_error"] > 0:
+        out.text(f"cutting the rank changed dW by {percent(report['cut_error'])}")
+
+
+def _show_kept(out: Output, event: events.Merged | events.MergePreviewed) -> None:
+    rows = [
+        (
+            name,
+            f"{kept['cosine']:.3f}",
+            f"{kept['strength']:.3f}",
+            percent(kept["energy"]),
+            f"{kept['worst_cosine']:.3f}",
+            kept["worst_module"],
+        )
+        for name, kept in zip(event.adapters, event.report["kept"], strict=True)
+    ]
+    out.table(("kept of", "cosine", "strength", "energy", "worst", "in module"), rows)
+
+
+def _row(event: events.Merged | events.MergePreviewed) -> dict[str, Any]:
+    report = event.report
+    kept = dict(zip(event.adapters, report["kept"], strict=True))
+    return {
+        "path": event.path,
+        "method": event.method,
+        "adapters": list(event.adapters),
+        "rank": event.rank,
+        "modules": event.modules,
+        "parameters": report["parameters"],
+        **{name: report[name] for name in ("weights", "cut_error", "rest_kept", "rest_left_out")},
+        "kept": kept,
+    }
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return "/".join(f"{one:g}" for one in value)
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -11,6 +11,10 @@ from typing import Any
 
 from vlora_tui.events import finite
 from vlora_tui.sizes import size as size
+from vlora_tui.words import percent as percent
+from vlora_tui.words import plural as plural
+from vlora_tui.words import printable as printable
+from vlora_tui.words import times as times
 
 JSON_VERSION = 1
 NARROWEST = 8  # a column of texts is not cut below this
@@ -28,16 +32,17 @@ class Output:
     def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
         self.as_json = json
         self.quiet = quiet
+        self.only_data = False  # stdout is taken, by CSV: nothing for people goes there
         self._said: set[str] = set()
 
     def text(self, text: str = "") -> None:
         """A line of data for people."""
-        if not self.as_json and not self.quiet:
+        if self._for_people:
             print(printable(text))
 
     def essence(self, text: str) -> None:
         """What is left of the data when the user wants quiet: a path, a name, a figure."""
-        if self.quiet and not self.as_json:
+        if self.quiet and not self.as_json and not self.only_data:
             print(printable(text))
 
     def json(self, schema: str, payload: dict[str, Any]) -> None:
@@ -48,10 +53,14 @@ class Output:
 
     def table(self, headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """A table for people: figures to the right, texts to the left."""
-        if not self.as_json and not self.quiet:
+        if self._for_people:
             width = shutil.get_terminal_size().columns if is_terminal(sys.stdout) else None
             for line in table_lines(headers, rows, width):
                 print(line)
+
+    @property
+    def _for_people(self) -> bool:
+        return not self.as_json and not self.quiet and not self.only_data
 
     def note(self, text: str) -> None:
         """A remark on stderr; no data."""
@@ -126,11 +135,6 @@ def _narrow(widths: list[int], right: Sequence[bool], room: int) -> None:
         over -= 1
 
 
-def printable(text: str) -> str:
-    """``text`` without what would move the cursor or colour the screen: names come from files."""
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-
-
 def paint(text: str, mark: str, stream: Any) -> str:
     """``text`` coloured, where ``stream`` is a terminal and NO_COLOR is not set."""
     if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb" or not is_terminal(stream):
@@ -144,25 +148,6 @@ def is_terminal(stream: Any) -> bool:
         return bool(stream.isatty())
     except (AttributeError, ValueError):
         return False
-
-
-def percent(share: float | None) -> str:
-    """An error or a share as a percentage of three digits."""
-    if share is None:
-        return "-"
-    if 0 < share < 0.0001:
-        return f"{share:.0e}"
-    return f"{100 * share:.3g} %"
-
-
-def times(ratio: float | None) -> str:
-    """A ratio: ``7.9x``."""
-    return "-" if ratio is None else f"{ratio:.3g}x"
-
-
-def plural(count: int, noun: str, many: str | None = None) -> str:
-    """``1 task``, ``3 tasks``."""
-    return f"{count} {noun if count == 1 else many or noun + 's'}"
 
 
 def _is_figures(cells: Sequence[str]) -> bool:

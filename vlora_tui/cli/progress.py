@@ -26,6 +26,8 @@ STAGES = {
     "quantize": "packing",
     "export": "exporting",
     "merge": "merging",
+    "diagnose": "looking",
+    "resize": "resizing",
     "originals": "originals",
     "evaluate": "evaluating",
 }

@@ -15,11 +15,12 @@ from vlora_tui.cli import options as o
 from vlora_tui.cli.bundles import unbundle
 from vlora_tui.cli.compress import compress_data, show_subspace
 from vlora_tui.cli.execute import carry_out, execute_job
-from vlora_tui.cli.export import show_exports
+from vlora_tui.cli.export import show_exports, starts
 from vlora_tui.cli.flags import compress_recipe, say_once
-from vlora_tui.cli.merge import show_merges
+from vlora_tui.cli.merge import is_recipe, preview_merges, show_merges
 from vlora_tui.cli.output import Output, printable
 from vlora_tui.cli.progress import Watcher
+from vlora_tui.cli.resize import show_resizes
 from vlora_tui.recipe import load_recipe
 
 
@@ -37,6 +38,9 @@ def run(
         str | None, typer.Option("-o", "--output", help="The subspace to write.", metavar="DIR")
     ] = None,
     compressing: o.Compressing,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Say what its merges keep; write nothing.")
+    ] = False,
     writing: o.Writing,
     job: Annotated[Path | None, typer.Option("--job", hidden=True)] = None,
     job_lock: Annotated[int | None, typer.Option("--job-lock", hidden=True)] = None,
@@ -54,7 +58,7 @@ def run(
         for path in execute_job(job, out, lock=job_lock).last(events.Finished).outputs:
             out.text(printable(f"written to {path}"))
         return
-    opens = not (headless or writing.print_recipe or writing.dry_run)
+    opens = not (headless or writing.print_recipe or writing.dry_run or preview)
     if opens:
         from vlora_tui.tui.start import require_terminal
 
@@ -79,6 +83,9 @@ def run(
         from vlora_tui.cli.interface import open_interface
 
         raise typer.Exit(open_interface(ctx, recipe=recipe, instead=instead))
+    if preview and not (writing.print_recipe or writing.dry_run):
+        preview_merges(recipe, out)
+        return
     watcher = carry_out(recipe, out, writing)
     if watcher is not None:
         tell(watcher, out)
@@ -92,15 +99,12 @@ def tell(watcher: Watcher, out: Output) -> None:
         data["subspace"] = compress_data(watcher)
         show_subspace(out, watcher)
     data["exported"] = show_exports(out, watcher)
+    data["start"] = starts(watcher)
     data["merged"] = show_merges(out, watcher)
+    data["resized"] = show_resizes(out, watcher)
     out.json("run", data)
     for path in finished.outputs:
         out.essence(path)
-
-
-def is_recipe(sources: list[str]) -> bool:
-    """Whether the one source is a recipe file and not an adapter."""
-    return len(sources) == 1 and sources[0].endswith(".toml")
 
 
 _FLAGS = ("output", *(f.name for f in fields(o.Compressing) if f.name not in o.WITHOUT_EFFECT))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlora_engine.errors import CollectionError, ParameterError
+from vlora_engine.errors import CollectionError, ParameterError, SubspaceError
 from vlora_engine.hub.address import is_address, parse_address
 from vlora_tui.cli import options as o
 from vlora_tui.cli.flags import require_there
@@ -17,6 +18,7 @@ from vlora_tui.cli.output import Output, percent, plural, printable, size
 if TYPE_CHECKING:
     from vlora_engine.manifest import Manifest
 
+PROGRAM = "vlora-tui"
 LOST = 0.5  # an error of dW above which adding a task is remarked on
 
 
@@ -46,7 +48,7 @@ def add(
         raise ParameterError("--incremental and --project are two ways of adding.")
     require_own(subspace)
     require_there([adapter])
-    manifest = read_manifest(subspace)
+    manifest = _own(read_manifest(subspace), "add", adapter)
     (adapter,) = fetch_first(out, adapter)
     own_name = parse_address(adapter).name if is_address(adapter) else Path(adapter).resolve().name
     name = task_id if task_id is not None else own_name
@@ -111,7 +113,7 @@ def remove(
 
     out = Output(json=as_json, quiet=quiet)
     require_own(subspace)
-    manifest = read_manifest(subspace)
+    manifest = _own(read_manifest(subspace), "remove", *tasks)
     names = match_tasks(tasks, list(manifest.tasks))
     if len(names) == len(manifest.tasks):
         raise ParameterError(
@@ -129,6 +131,27 @@ def remove(
     out.text(printable(f"{said} {', '.join(names)}; {plural(left, 'task')} left"))
     for name in names:
         out.essence(printable(name))
+
+
+def _own(manifest: Manifest, command: str, *words: str) -> Manifest:
+    """``manifest`` if it is ours: what another program owns is not changed under its hands.
+
+    Raises:
+        SubspaceError: It is a peer's; the remedy is the two commands that lead on.
+    """
+    if not manifest.peer:
+        return manifest
+    path = manifest.path
+    ours = f"{path}-{PROGRAM}"
+    convert = shlex.join([PROGRAM, "convert", str(path), "--to", "subspace", "-o", ours])
+    again = shlex.join([PROGRAM, command, ours, *words])
+    raise SubspaceError(
+        f"This is a subspace of {manifest.peer}, which is not changed in place.",
+        where=path,
+        expected="a subspace of vlora-tui",
+        found=f"one that {manifest.peer} owns",
+        remedy=f"{convert} && {again}",
+    )
 
 
 def error_grown_most(before: Manifest, after: Manifest) -> tuple[str, float, float] | None:

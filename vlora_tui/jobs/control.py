@@ -220,7 +220,7 @@ def _discard_half_saved(view: JobView) -> None:
         return
     with suppress(InputError, OSError):
         recipe = view.job.recipe()
-        for path in [*(e.path for e in recipe.exports), *(m.path for m in recipe.merges)]:
+        for path in [step.path for step in recipe.written]:
             pattern = glob.escape(str(partial_path(Path(path), "save"))).replace("{task}", "*")
             for place in map(Path, glob.glob(pattern, include_hidden=True)):
                 if place.stat().st_mtime < view.lock.heartbeat + HEARTBEAT_SECONDS:

@@ -253,7 +253,7 @@ class JobStore:
             raise ParameterError(
                 "The recipe asks for nothing: a subspace has its figures already.",
                 where=recipe.input.subspace,
-                expected="[[export]] or [[merge]]",
+                expected="[[export]], [[merge]] or [[resize]]",
             )
         kind = SPECTRA if is_spectra(recipe) else BUILD
         if device is None:
@@ -344,7 +344,7 @@ class JobStore:
 
 def is_spectra(recipe: Recipe) -> bool:
     """Whether the recipe has nothing but inputs: then spectra are all there is to compute."""
-    steps = (recipe.compress, recipe.quantize, *recipe.exports, *recipe.merges)
+    steps = (recipe.compress, recipe.quantize, *recipe.written)
     return not any(step is not None for step in steps)
 
 
@@ -357,7 +357,7 @@ def title_of(recipe: Recipe) -> str:
         source = _called(inputs[0].path) if len(inputs) == 1 else f"{len(inputs)} inputs"
     if is_spectra(recipe):
         return f"spectra of {source}"
-    ends = [recipe.output, *(m.path for m in recipe.merges), *(e.path for e in recipe.exports)]
+    ends = [recipe.output, *(step.path for step in recipe.written)]
     named = [Path(end) for end in ends if end is not None]
     first = named[0].parent if "{task}" in named[0].name else named[0]
     more = f" and {len(named) - 1} more" if len(named) > 1 else ""
@@ -370,7 +370,7 @@ def _called(path: str) -> str:
 
 def known_outputs(recipe: Recipe, spectra: Path | None) -> list[str]:
     """The paths that a recipe writes; those of exports as they stand, ``{task}`` in them."""
-    ends = [recipe.output, *(e.path for e in recipe.exports), *(m.path for m in recipe.merges)]
+    ends = [recipe.output, *(step.path for step in recipe.written)]
     return [*(end for end in ends if end is not None), *([str(spectra)] if spectra else [])]
 
 

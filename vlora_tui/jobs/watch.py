@@ -300,7 +300,7 @@ def follow(
 
 def written_paths(told: list[Told]) -> set[str]:
     """The outputs that are in their places, by the events of all attempts."""
-    kinds = (events.SubspaceWritten, events.Exported, events.Merged)
+    kinds = (events.SubspaceWritten, events.Exported, events.Merged, events.Resized)
     return {t.event.path for t in told if isinstance(t.event, kinds)}
 
 
@@ -314,6 +314,9 @@ def _slim(event: events.Event) -> events.Event:
             return replace(event, figures=short)
         case events.Merged():
             return replace(event, report={})
+        case events.Resized():
+            short = {k: v for k, v in event.report.items() if not isinstance(v, dict | list)}
+            return replace(event, report=short)
     return event
 
 

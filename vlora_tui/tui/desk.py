@@ -301,4 +301,4 @@ def _cached(recipe: Recipe) -> Spectra | None:
         spectra = Spectra.load(place)
     except VLoRAError:
         return None
-    return spectra if spectra.complete and spectra.has_outlook else None
+    return spectra if spectra.is_whole else None

@@ -11,14 +11,19 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from vlora_engine.errors import ParameterError, VLoRAError
 from vlora_engine.files import foreign_entries, is_empty_directory
 from vlora_engine.hub.address import is_address
+from vlora_engine.merging.registry import MergeParameter
+from vlora_engine.merging.specs import DEFAULT_METHOD
+from vlora_engine.merging.specs import MERGE_METHODS as METHODS
+from vlora_engine.targets import TARGETS, check_fit, facts_of_task, find_target, target_bytes
+from vlora_engine.targets.fit import DTYPES as STORED
 from vlora_tui.recipe import AdapterInput, Export, Input, Merge, Recipe, is_path
 from vlora_tui.room import adapter_bytes, free_bytes, merged_bytes
-from vlora_tui.writing import export_paths
+from vlora_tui.writing import check_merge, export_paths
 
 if TYPE_CHECKING:
     from vlora_engine.catalog import AdapterInfo
@@ -27,58 +32,21 @@ if TYPE_CHECKING:
 Doing = Literal["export", "merge"]
 Kind = Literal["subspace", "adapters"]
 DTYPES = {None: "as they were", "fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}
-
-
-class Parameter(NamedTuple):
-    """A parameter of a merge method; `vlora_engine.merging` holds the same, but loads torch."""
-
-    name: str
-    kind: type
-    default: float | None
-    range: str
-    summary: str
-    low: float = -math.inf
-    high: float = math.inf
-    open_low: bool = False
-    open_high: bool = False
-
-    def parse(self, text: str) -> float | int | None:
-        """The value that is meant; empty is the default.
-
-        Raises:
-            ParameterError: It is no number, or out of range.
-        """
-        if not text.strip():
-            return self.default
-        try:
-            value = self.kind(text)
-        except ValueError:
-            value = math.nan
-        above = value > self.low if self.open_low else value >= self.low
-        below = value < self.high if self.open_high else value <= self.high
-        if not (above and below):
-            raise ParameterError(
-                f"{self.name} is out of range.", expected=self.range, found=repr(text)
-            )
-        return value
-
-
-MERGES: dict[str, str] = {
-    "average": "weighted sum of the weight changes, exact",
-    "ties": "keep the largest entries, elect signs, average what agrees",
-    "dare": "drop entries at random, rescale the rest, sum",
+FILES = {
+    "peft": "adapter_config.json and adapter_model.safetensors",
+    "llamacpp": "adapter.gguf",
+    "ollama": "adapter.gguf and Modelfile",
 }
-PARAMETERS: dict[str, tuple[Parameter, ...]] = {
-    "average": (),
-    "ties": (
-        Parameter("density", float, 0.5, "(0, 1]", "share of entries kept", 0, 1, True, False),
-    ),
-    "dare": (
-        Parameter("drop_rate", float, 0.5, "[0, 1)", "share of entries dropped", 0, 1, False, True),
-        Parameter("seed", int, None, "any integer", "seed of the draws; a fresh one by default"),
-    ),
+
+
+# What can be merged, and how: the engine's own table, which needs no torch.
+_SHOWN = {DEFAULT_METHOD if DEFAULT_METHOD in m.aliases else m.name: m for m in METHODS.values()}
+MERGES: dict[str, str] = {name: method.summary for name, method in _SHOWN.items()}
+CAUTIONS = {name: method.caution for name, method in _SHOWN.items()}
+PARAMETERS: dict[str, tuple[MergeParameter, ...]] = {
+    name: method.parameters for name, method in _SHOWN.items()
 }
-RANK = Parameter("rank", int, None, "1 or more", "rank of the result; by default what it needs", 1)
+RANK = MergeParameter("rank", "int", None, "rank of the result; by default what it needs", low=1)
 
 
 @dataclass(frozen=True)
@@ -101,17 +69,30 @@ class Item:
 
 @dataclass(frozen=True)
 class Settings:
-    """What is asked for; texts as they were typed."""
+    """What is asked for; texts as they were typed.
+
+    Args:
+        drop_rest: Leave out tensors besides A and B where the target takes none.
+        base: The base model's folder, for GGUF.
+    """
 
     doing: Doing = "export"
+    target: str = "peft"
+    drop_rest: bool = False
+    base: str = ""
     dtype: str | None = None
     verify: bool = True
     out: str = ""
-    method: str = "average"
+    method: str = DEFAULT_METHOD
     weights: str = ""
     rank: str = ""
     parameters: Mapping[str, str] = field(default_factory=dict)
     merged: str = ""
+
+    def with_target(self, name: str) -> Settings:
+        """The same for another target; a dtype that it does not take gives way."""
+        changed = replace(self, target=name)
+        return changed if self.dtype in dtypes_of(name) else replace(changed, dtype=None)
 
     def with_parameter(self, name: str, text: str) -> Settings:
         """The same with a parameter of the merge method set."""
@@ -135,6 +116,7 @@ class Row:
         name: The task, or the merge method.
         state: ``new``, ``there`` (one of ours, may be replaced) or ``no`` (may not be written).
         why: What is in the way.
+        mend: What to do about it.
     """
 
     name: str
@@ -142,6 +124,7 @@ class Row:
     nbytes: int
     state: Literal["new", "there", "no"] = "new"
     why: str = ""
+    mend: str = "o names another place."
 
 
 @dataclass(frozen=True)
@@ -151,6 +134,7 @@ class Plan:
     rows: tuple[Row, ...] = ()
     problem: str | None = None
     free: int | None = None
+    files: str = FILES["peft"]
 
     @property
     def nbytes(self) -> int:
@@ -163,6 +147,12 @@ class Plan:
     @property
     def refused(self) -> list[Row]:
         return [row for row in self.rows if row.state == "no"]
+
+
+def dtypes_of(target: str) -> list[str | None]:
+    """What a target's A and B may be stored in, in the order in which they are offered."""
+    taken = TARGETS[target].dtypes
+    return [word for word in DTYPES if word is None or STORED[word] in taken]
 
 
 # what there is
@@ -220,12 +210,41 @@ def plan(
         wanted = f"; expected: {error.expected}" if error.expected else ""
         return Plan(problem=f"{error.what.rstrip('.')}{found}{wanted}.")
     sizes = {item.name: item.nbytes for item in items}
-    if manifest is not None and settings.dtype is not None:
-        sizes = {n: adapter_bytes(manifest, manifest.task(n), settings.dtype) for n in sizes}
-    return _with_room([Row(n, place, sizes[n]) for n, place in places.items()], source)
+    rows = [
+        Row(name, place, sizes[name])
+        if manifest is None
+        else _fitted_row(manifest, name, place, settings)
+        for name, place in places.items()
+    ]
+    return _with_room(rows, source, FILES.get(settings.target, FILES["peft"]))
 
 
-def _with_room(rows: list[Row], source: Source) -> Plan:
+def _fitted_row(manifest: Manifest, name: str, place: Path, settings: Settings) -> Row:
+    """A task as the target gets it, or why it would refuse it."""
+    target, task = find_target(settings.target), manifest.task(name)
+    if target.name == "peft":
+        return Row(name, place, adapter_bytes(manifest, task, settings.dtype))
+    facts = facts_of_task(manifest, task)
+    row = Row(name, place, target_bytes(target, facts, settings.dtype))
+    if facts.rest and not settings.drop_rest:
+        why = f"{target.label} takes no other tensors; {facts.rest} here"
+        return replace(row, state="no", why=why, mend="The form can leave them out.")
+    try:
+        check_fit(target, facts, drop_rest=True, dtype=settings.dtype, base=_base(settings))
+    except VLoRAError as error:
+        found = f" ({error.found})" if error.found else ""
+        mend = error.remedy or "another target may take it"
+        mend = f"{mend[0].upper()}{mend[1:]}."
+        return replace(row, state="no", why=error.what.rstrip(".") + found, mend=mend)
+    return row
+
+
+def _base(settings: Settings) -> str | None:
+    text = settings.base.strip()
+    return os.path.abspath(os.path.expanduser(text)) if text else None
+
+
+def _with_room(rows: list[Row], source: Source, files: str = FILES["peft"]) -> Plan:
     inputs = {Path(path) for path in _paths_of(source)}
     if source.place is not None:
         inputs.add(source.place)
@@ -234,11 +253,13 @@ def _with_room(rows: list[Row], source: Source) -> Plan:
     for row in rows:
         judged.append(_judged(row, inputs, seen))
         seen.add(row.path)
-    return Plan(tuple(judged), free=free_bytes(rows[0].path) if rows else None)
+    return Plan(tuple(judged), free=free_bytes(rows[0].path) if rows else None, files=files)
 
 
 def _judged(row: Row, inputs: set[Path], seen: set[Path]) -> Row:
     path = row.path
+    if row.state == "no":
+        return row
     if path in seen:
         return replace(row, state="no", why="a second output at this place")
     for place in inputs:
@@ -293,8 +314,11 @@ def export_of(source: Source, marked: Sequence[str], settings: Settings) -> Expo
     return Export(
         path=_place(settings.out),
         tasks=("*",) if len(marked) == len(source.items) else tuple(marked),
+        target=settings.target,
         dtype=settings.dtype,
         verify=settings.verify,
+        drop_rest=settings.drop_rest and bool(find_target(settings.target).no_rest),
+        base=_base(settings) if find_target(settings.target).form == "gguf" else None,
     )
 
 
@@ -306,7 +330,7 @@ def _merge_recipe(source: Source, marked: Sequence[str], settings: Settings) -> 
     if len(groups) > 1:
         raise ParameterError("These adapters do not fit together", found="different groups")
     parameters = {
-        p.name: value
+        p.name: list(value) if isinstance(value, tuple) else value
         for p in PARAMETERS[settings.method]
         if (value := p.parse(settings.parameters.get(p.name, ""))) is not None
         and (value != p.default)
@@ -321,6 +345,7 @@ def _merge_recipe(source: Source, marked: Sequence[str], settings: Settings) -> 
         rank=None if rank is None else int(rank),
         parameters=parameters,
     )
+    check_merge(merge, len(chosen))
     if source.place is not None:
         return Recipe(input=Input(subspace=str(source.place)), merges=(merge,))
     adapters = tuple(AdapterInput(str(item.path), item.name) for item in chosen)
@@ -373,7 +398,10 @@ def command_of(recipe: Recipe, tasks: Sequence[str] = (), *, force: bool = False
         return shlex.join([*_merge_words(recipe), *more])
     export = recipe.exports[0]
     head = ["vlora-tui", "export", str(recipe.input.subspace)]
-    options = [] if export.dtype is None else ["--dtype", export.dtype]
+    options = [] if export.target == "peft" else ["--target", export.target]
+    options += [] if export.dtype is None else ["--dtype", export.dtype]
+    options += ["--drop-rest"] if export.drop_rest else []
+    options += [] if export.base is None else ["--base", export.base]
     options += [] if export.verify else ["--no-verify"]
     options += more
     names = list(export.tasks)
@@ -407,5 +435,6 @@ def _merge_words(recipe: Recipe) -> list[str]:
         words += ["--rank", str(merge.rank)]
     values: Mapping[str, Any] = merge.parameters
     for name, value in values.items():
-        words += [f"--{name.replace('_', '-')}", str(value)]
+        each = value if isinstance(value, list | tuple) else [value]
+        words += [f"--{name.replace('_', '-')}", ",".join(map(str, each))]
     return words

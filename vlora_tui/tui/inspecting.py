@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlora_engine.relations import Array, clusters_of, cosines_of, outliers_of
+from vlora_engine.outliers import outliers_of
+from vlora_engine.relations import Array, clusters_of, cosines_of, order_by_likeness
 from vlora_tui.tui.words import clean
 
 if TYPE_CHECKING:
@@ -52,22 +53,8 @@ class Likeness:
 
     @cached_property
     def by_likeness(self) -> list[int]:
-        """The adapters in an order in which those that are alike stand together.
-
-        Prim's order of the maximum spanning tree: next is whoever is most like one that is placed.
-        """
-        n = len(self.names)
-        if not n:
-            return []
-        best = self.cosines[0].copy()
-        placed = np.zeros(n, dtype=bool)
-        placed[0], order = True, [0]
-        while len(order) < n:
-            following = int(np.where(placed, -np.inf, best).argmax())
-            placed[following] = True
-            order.append(following)
-            best = np.maximum(best, self.cosines[following])
-        return order
+        """The adapters in an order in which those that are alike stand together."""
+        return order_by_likeness(self.cosines)
 
     def groups(self, threshold: float) -> list[Alike]:
         """Those of two or more of which any two are at least that alike, the largest first."""

@@ -18,10 +18,22 @@ def product(a: Array, b: Array) -> Array:
     return _array(_tensor(a) @ _tensor(b))
 
 
+def inner(a: Array, b: Array) -> Array:
+    """``a @ b.T`` of the last two dimensions."""
+    return _array(_tensor(a) @ _tensor(b).mT)
+
+
 def gram(rows: Array) -> Array:
     """``rows @ rows.T``."""
     tensor = _tensor(rows)
     return _array(tensor @ tensor.T)
+
+
+def transposed(matrix: Array) -> Array:
+    """``matrix.T``, in memory in that order: several times as fast as NumPy does it."""
+    narrow = matrix.view(np.int16) if matrix.dtype == np.uint16 else matrix  # torch lacks uint16
+    out: Array = torch.from_numpy(narrow).t().contiguous().numpy()
+    return out.view(matrix.dtype)
 
 
 def eigh(symmetric: Array) -> tuple[Array, Array]:
@@ -45,6 +57,18 @@ def svd(matrix: Array) -> tuple[Array, Array, Array]:
     """The thin U, S and V^T."""
     u, s, v = torch.linalg.svd(_tensor(matrix), full_matrices=False)
     return _array(u), _array(s), _array(v)
+
+
+def solve_symmetric(matrices: Array, right: Array, *, pivot: float) -> tuple[Array, Array]:
+    """x (N, n) of ``matrices @ x = right``, and whether (N,) every pivot exceeds ``pivot``: what
+    does not is not solved.
+    """
+    factor, failed = torch.linalg.cholesky_ex(_tensor(matrices))
+    pivots = factor.diagonal(dim1=1, dim2=2)
+    sound = (failed == 0) & (pivots > pivot).all(dim=1)
+    one = torch.eye(factor.shape[1], dtype=factor.dtype)
+    factor = torch.where(sound.view(-1, 1, 1), factor, one)
+    return _array(torch.cholesky_solve(_tensor(right)[:, :, None], factor)[:, :, 0]), _array(sound)
 
 
 def least_squares(matrix: Array, right: Array, *, cut: float) -> Array:

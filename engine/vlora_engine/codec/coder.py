@@ -1,13 +1,14 @@
 """Coding a collection until a target is met on what was measured.
 
-The tables tell a step; a sample of layers, or the whole, tells how far the tables are off; the
-next step is told with that. Bytes and errors are bounds that are kept, and used up but for little.
+The tables tell a step, and what was coded tells how far the tables are off. Large collections are
+coded once, the layers that are left with what those before have taught (`steer`); small ones as
+often as it takes. Bytes and errors are bounds that are kept, and used up but for little.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -18,9 +19,10 @@ from vlora_engine.build import Collection
 from vlora_engine.codec.layer import CodedLayer, Group, code_layer
 from vlora_engine.codec.outlook import FINEST, Correction, Forecast, Outlook, Target
 from vlora_engine.codec.parts import Parts
+from vlora_engine.codec.steer import Course, Passed, blocks
 from vlora_engine.codec.tables import Array
 from vlora_engine.errors import TargetError
-from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
+from vlora_engine.progress import CancelCheck, Progress, ProgressCallback, map_ordered
 from vlora_engine.stack import read_stack
 
 logger = logging.getLogger(__name__)
@@ -30,8 +32,10 @@ SLACK = {"budget": 0.0015, "error": 0.005}
 USED = 0.99
 CORRECTED = 3  # attempts that are told by how far the one before was off ...
 ATTEMPTS = 12  # ... before the others close in on the target from both sides
-SAMPLED = 6  # of one layer in so many bytes are counted before the rest, and of at least so many
-WHOLE = 4_000_000  # numbers below which the whole collection is coded instead of a sample
+WHOLE = 4_000_000  # numbers below which the whole collection is coded a few times, ...
+STEERED = 6  # ... as it is where it has fewer layers; others are coded once, steered
+STEERED_SLACK = 0.0005
+STEERED_AGAIN = 5  # times at most that the last block is coded until it fits
 
 
 @dataclass
@@ -81,23 +85,28 @@ class Coder:
         """
         allowed = self.target.allowed(self.outlook.rest_bytes)
         slack = SLACK["budget" if self.target.budget is not None else "error"]
-        wanted = allowed * (1 - slack)
         correction = Correction(np.ones(len(self.outlook.tasks)), 1.0)
-        if self._numbers() > WHOLE:
-            correction = self._sample(self._solve(wanted, correction))
+        if self._numbers() > WHOLE and len(self.collection.layers) >= STEERED:
+            coded = self._steer(self._solve(allowed * (1 - STEERED_SLACK), correction), allowed)
+            if self._is_near(coded, allowed):
+                return coded
+            logger.info("came to %.6g of %.6g in one go", self._found(coded), allowed)
+            correction = self._corrected(coded)
+        return self._approach(allowed, allowed * (1 - slack), correction)
+
+    def _approach(self, allowed: float, wanted: float, correction: Correction) -> Coded:
+        """Code the whole again and again, each attempt told by those before."""
         aims, best, least = _Aims(wanted), None, np.inf
         for attempt in range(ATTEMPTS):
             forecast = self._solve(aims.current, correction)
-            if self.room is not None and not attempt:
-                self.room(int(self.outlook.nbytes(forecast, correction)))
+            self._ask_for_room(self.outlook.nbytes(forecast, correction))
             coded = self._code(forecast)
             found = self._found(coded)
             least = min(least, found)
-            if found <= allowed:
-                if found >= USED * allowed or self._is_spent(coded.forecast):
-                    return coded
-                if best is None or found > self._found(best):
-                    best = coded
+            if self._is_near(coded, allowed):
+                return coded
+            if found <= allowed and (best is None or found > self._found(best)):
+                best = coded
             logger.info("attempt %s came to %.6g of %.6g", attempt, found, allowed)
             if attempt < CORRECTED:
                 correction = self._corrected(coded)
@@ -107,6 +116,58 @@ class Coder:
             raise self._out_of_reach(least)
         # Small collections have no state for every size: the one nearest below is what there is.
         return best if best is coded else self._code(best.forecast)
+
+    def _steer(self, forecast: Forecast, allowed: float) -> Coded:
+        """Code the collection once, choosing the steps of every block by what came before."""
+        parts = self.parts(forecast)
+        nothing = np.zeros(len(self.outlook.tasks))
+        coded = Coded(forecast, parts, nothing, 0, 0, 0)
+        course = Course(
+            self.outlook,
+            self.target,
+            allowed * (1 - STEERED_SLACK),
+            forecast,
+            self.size(coded) - self.outlook.rest_bytes,
+        )
+        self._ask_for_room(self.outlook.nbytes(forecast))
+        rest, done, reused, logs = blocks(len(self.collection.layers)), 0, 0, nothing
+        total = len(self.collection.layers)
+        while rest:
+            block, left = rest.pop(0), sorted(i for b in rest for i in b)
+            steps = course.steps(sorted(block + left))
+            for _ in range(STEERED_AGAIN):
+                # What was steered again may be half of one try and half of another.
+                kept = [i for i in block if parts.has(i)] if left else []
+                missing = [i for i in block if i not in kept]
+                self._write(parts, replace(forecast, steps=steps), missing, done, total)
+                own = course.measured(block, steps, *self._figures(parts, block))
+                whole = course.passed.plus(own)
+                coded = self._steered(coded, whole)
+                if left or self._is_near(coded, allowed):
+                    break
+                steps = course.steered_again(block, steps, own, allowed)
+            course.passed = whole
+            done, reused = done + len(block), reused + len(kept)
+            logs = logs + len(block) * np.log(steps)
+        # Adapters that are added later take the step that these took on average.
+        steps = np.exp(logs / total)
+        return replace(coded, forecast=replace(forecast, steps=steps), reused=reused)
+
+    def _steered(self, coded: Coded, whole: Passed) -> Coded:
+        payload = int(whole.nbytes)
+        coded = replace(coded, errors=np.sqrt(whole.missed.clip(0)), payload=payload)
+        return replace(coded, nbytes=self.size(coded))
+
+    def _is_near(self, coded: Coded, allowed: float) -> bool:
+        """Whether the target is kept, and used up as far as it can be."""
+        found = self._found(coded)
+        return found <= allowed and (found >= USED * allowed or self._is_spent(coded.forecast))
+
+    def _ask_for_room(self, nbytes: float) -> None:
+        """Tell once about how many bytes it is going to take."""
+        if self.room is not None:
+            self.room(int(nbytes))
+            self.room = None
 
     def _numbers(self) -> int:
         return sum(layer.shares.size * (layer.d_in + layer.d_out) for layer in self.outlook.layers)
@@ -148,38 +209,29 @@ class Coder:
         parts = self.parts(forecast)
         count = len(self.collection.layers)
         missing = [i for i in range(count) if not parts.has(i)]
-        layers = self._layers(forecast, missing, "build", write=True)
+        self._write(parts, forecast, missing, 0, len(missing))
+        missed, payload = self._figures(parts, range(count))
+        coded = Coded(forecast, parts, np.sqrt(missed), payload, 0, count - len(missing))
+        return replace(coded, nbytes=self.size(coded))
+
+    def _write(
+        self, parts: Parts, forecast: Forecast, missing: Sequence[int], done: int, total: int
+    ) -> None:
+        """Code some layers, ``done`` of ``total`` having been coded."""
+        layers = self._layers(forecast, missing, done, total)
         with closing(layers):
             for index, layer in zip(missing, layers, strict=True):
                 parts.write(index, layer)
+
+    def _figures(self, parts: Parts, layers: Iterable[int]) -> tuple[Array, int]:
+        """Of coded layers: (N,) shares of ||dW||^2 that they miss, and their bytes."""
         places = {name: i for i, name in enumerate(self.outlook.tasks)}
         missed, payload = np.zeros(len(places)), 0
-        for index in range(count):
+        for index in layers:
             tasks, _, residual, nbytes = parts.figures(index)
             missed[[places[task] for task in tasks]] += residual
             payload += nbytes
-        errors = np.sqrt(missed.clip(0)) * self._weights
-        coded = Coded(forecast, parts, errors, payload, 0, count - len(missing))
-        return replace(coded, nbytes=self.size(coded))
-
-    def _sample(self, forecast: Forecast) -> Correction:
-        """How far the tables are off: errors by all layers, bytes, which take longer, by some."""
-        count, write = len(self.collection.layers), self.target.budget is not None
-        every = max(1, min(SAMPLED, count // SAMPLED)) if write else 1
-        chosen = list(range(every // 2, count, every))
-        layers = self._layers(forecast, chosen, "sample", write=write)
-        places = {name: i for i, name in enumerate(self.outlook.tasks)}
-        missed, nbytes = np.zeros(len(places)), 0
-        with closing(layers):
-            for layer in layers:
-                missed[[places[task] for task in layer.tasks]] += layer.residual
-                nbytes += layer.nbytes
-        told = self.outlook.only(chosen).forecast(
-            forecast.steps, [forecast.modes[i] for i in chosen]
-        )
-        errors = np.sqrt(missed.clip(0)) * self._weights
-        payload = nbytes / told.payload if write and told.payload else 1.0
-        return Correction(_ratio(errors, told.errors), payload)
+        return missed.clip(0) * np.square(self._weights), payload
 
     def _corrected(self, coded: Coded) -> Correction:
         told = coded.forecast
@@ -194,26 +246,31 @@ class Coder:
         return np.array([self.collection.weights[name] for name in self.outlook.tasks])
 
     def _layers(
-        self, forecast: Forecast, chosen: Sequence[int], stage: str, *, write: bool
+        self, forecast: Forecast, chosen: Sequence[int], done: int, total: int
     ) -> Generator[CodedLayer, None, None]:
         weights = self._weights
         steps = np.divide(forecast.steps, weights, out=np.zeros(len(weights)), where=weights > 0)
         by_name = dict(zip(self.outlook.tasks, steps.tolist(), strict=True))
         names = [spec.name for spec in self.collection.layers]
+        report = self.progress
+
+        def progress(step: Progress) -> None:
+            if report is not None:
+                report(replace(step, done=done + step.done, total=total))
 
         def work(index: int) -> CodedLayer:
             stack = read_stack(
                 names[index], self.collection.sources, self.collection.weights, self.device
             )
             own = np.array([by_name[task] for task in stack.tasks])
-            return code_layer(stack, own, self.groups_of(forecast, index), write=write)
+            return code_layer(stack, own, self.groups_of(forecast, index))
 
         return map_ordered(
             work,
             list(chosen),
-            stage=stage,
+            stage="build",
             describe=names.__getitem__,
-            progress=self.progress,
+            progress=progress,
             cancelled=self.cancelled,
         )
 

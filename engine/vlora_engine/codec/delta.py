@@ -17,15 +17,17 @@ import torch
 from torch import Tensor
 
 from vlora_engine.codec.algebra import product, qr, svd
-from vlora_engine.codec.own import Directions, canonical, code_directions
+from vlora_engine.codec.own import Directions, canonical, code_changes
 from vlora_engine.codec.quantizer import PRICE, quantize
 from vlora_engine.codec.rates import SIDE_OVERHEAD, number_bits
 from vlora_engine.codec.tables import Array
-from vlora_engine.linalg import Basis, full_basis, range_basis
+from vlora_engine.linalg import Basis, range_basis
 
 FIRST = 64  # columns that are looked for at first
 SMALL = 768  # rows or columns up to which all directions are found at once
-_CLOSE = 1e-3  # pivots from which on Cholesky QR keeps its digits
+_CLOSE = 1e-3  # pivots from which on Cholesky QR keeps its digits, ...
+_NEARLY = 0.1  # ... at once
+_NOISE = 1e-14  # of a Gram's largest eigenvalue: smaller ones have no digit that is true
 _FAR_LARGER = 4  # a dense core of so many times the numbers of its factors is not even tried
 _DEPENDENT = 1e-6  # a rounded column that adds less than this of itself to those before is none
 
@@ -84,25 +86,21 @@ def round_columns(basis: Basis, step: float) -> tuple[Array, float]:
 def strongest(rows: Tensor, floor: float) -> Basis:
     """The directions of a row matrix (R, d) with more energy than ``floor``.
 
-    A few are found by sampling; where they do not suffice, all through the smaller Gram matrix, in
-    fp32: what that mixes are directions of nearly the same energy, and energies are measured
-    afterwards.
+    A few are found by sampling; where they do not suffice, all through the smaller Gram matrix.
+    Weak ones are orthogonal to the others but for what a Gram loses of them: rounding bends them
+    more, and whoever takes them in makes them orthonormal again.
     """
-    if min(rows.shape) <= SMALL:
-        found = full_basis(rows)[0]
-        return found.cut(int((found.singular_values.square() > floor).sum()))
-    found = range_basis(rows, FIRST)
-    live = int((found.singular_values.square() > floor).sum())
-    if live < len(found.components) or len(found.components) < FIRST:
-        return found.cut(live)
+    if min(rows.shape) > SMALL:
+        found = range_basis(rows, FIRST)
+        live = int((found.singular_values.square() > floor).sum())
+        if live < len(found.components) or len(found.components) < FIRST:
+            return found.cut(live)
     wide = rows.shape[1] > rows.shape[0]
-    gram = rows @ rows.T if wide else rows.T @ rows
-    peak = gram.diagonal().amax()
-    values, vectors = torch.linalg.eigh((gram / peak).float())
-    kept = vectors[:, values * peak > floor].flip(1).double()
-    components = torch.from_numpy(orthonormal((kept.T @ rows if wide else kept.T).cpu().numpy()))
-    energies = (rows @ components.T.to(rows.device)).square().sum(dim=0)
-    return Basis(components.to(rows.device), energies.sqrt())
+    values, vectors = torch.linalg.eigh(rows @ rows.T if wide else rows.T @ rows)
+    live = int((values > max(floor, _NOISE * float(values[-1]))).sum())
+    kept = vectors[:, len(values) - live :].flip(1).T
+    sizes = values[len(values) - live :].flip(0).sqrt()
+    return Basis((kept @ rows) / sizes[:, None] if wide else kept, sizes)
 
 
 def orthonormal(columns: Array) -> Array:
@@ -112,11 +110,15 @@ def orthonormal(columns: Array) -> Array:
     lengths = np.linalg.norm(columns.astype(np.float64), axis=1, keepdims=True)
     rows = torch.from_numpy(columns / np.where(lengths > 0, lengths, 1))
     factor, failed = torch.linalg.cholesky_ex(rows @ rows.T)
-    if not int(failed) and float(factor.diagonal().min()) > _CLOSE:
-        # Cholesky QR, twice: as orthonormal as Householder's, and faster (Yamamoto et al. 2015).
+    pivot = 0.0 if int(failed) else float(factor.diagonal().min())
+    if pivot > _CLOSE:
+        # Cholesky QR, twice where they are less than nearly orthogonal: as orthonormal as
+        # Householder's, and faster (Yamamoto et al. 2015).
         rows = torch.linalg.solve_triangular(factor, rows, upper=False)
-        factor = torch.linalg.cholesky(rows @ rows.T)
-        return torch.linalg.solve_triangular(factor, rows, upper=False).numpy()
+        if pivot < _NEARLY:
+            factor = torch.linalg.cholesky(rows @ rows.T)
+            rows = torch.linalg.solve_triangular(factor, rows, upper=False)
+        return rows.numpy()
     q, r = qr(rows.numpy().T)
     signs = np.where(np.diagonal(r) < 0, -1.0, 1.0)
     live = np.abs(np.diagonal(r)) > _DEPENDENT
@@ -149,12 +151,14 @@ def code_cores(
     left = bt @ torch.from_numpy(q_b.T.copy()).to(a.device)
     u, s, v = canonical(right, left, scale)
     lost = (energy - np.square(s).sum(axis=1)).clip(0)
-    return [_code_core(*one) for one in zip(u, s, v, lost.tolist(), ranks, strict=True)]
+    coded = code_changes(u, s, v, np.ones(len(s)))
+    return [_code_core(*one) for one in zip(u, s, v, coded, lost.tolist(), ranks, strict=True)]
 
 
-def _code_core(u: Array, s: Array, v: Array, lost: float, rank: int) -> tuple[Core, float]:
-    """One core from its singular directions U (q, k_b), S (q,), V (q, k_a)."""
-    directions = code_directions(u, s, v, 1.0)
+def _code_core(
+    u: Array, s: Array, v: Array, directions: Directions, lost: float, rank: int
+) -> tuple[Core, float]:
+    """One core from its singular directions U (q, k_b), S (q,), V (q, k_a), and these rounded."""
     bits = number_bits(directions.left).sum() + number_bits(directions.right).sum()
     bits += 2 * SIDE_OVERHEAD * len(directions.gains)
     best = Core(None, 0.0, directions if len(directions.gains) else None, lost + directions.missed)

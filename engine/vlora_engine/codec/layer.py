@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,7 +20,7 @@ from vlora_engine.codec.blobs import (
 )
 from vlora_engine.codec.delta import code_cores, orthonormal, shared_columns
 from vlora_engine.codec.klt import SharedSide, code_cluster
-from vlora_engine.codec.own import Directions, canonical, code_directions
+from vlora_engine.codec.own import Directions, canonical, code_changes
 from vlora_engine.codec.tables import Array
 from vlora_engine.inner import delta_error2
 from vlora_engine.stack import LayerStack
@@ -95,28 +95,19 @@ def code_layer(
     return coded
 
 
-def singular_directions(
-    stack: LayerStack, rows: Sequence[int]
-) -> Iterator[tuple[int, Array, Array, Array]]:
-    """Row, U (q, d_out), S (q,), V (q, d_in) of the changes in ``rows``, some at a time."""
-    for start in range(0, len(rows), AT_ONCE):
-        part = list(rows[start : start + AT_ONCE])
-        at = torch.tensor(part)
-        u, s, v = canonical(stack.a[at], stack.bt[at], stack.scale[at])
-        for i, row in enumerate(part):
-            yield row, u[i], s[i], v[i]
-
-
 def _code_own(
     stack: LayerStack, steps: Array, rows: Sequence[int], coded: CodedLayer, write: bool
 ) -> None:
     waiting: dict[int, Directions] = {}
-    for row, u, s, v in singular_directions(stack, rows):
-        directions = code_directions(u, s, v, steps[row])
-        coded.residual[row] = directions.missed
-        if write:
-            waiting[row] = directions
-        if len(waiting) == PACKED_AT_ONCE:
+    for start in range(0, len(rows), AT_ONCE):
+        part = list(rows[start : start + AT_ONCE])
+        at = torch.tensor(part)
+        changes = canonical(stack.a[at], stack.bt[at], stack.scale[at])
+        for row, directions in zip(part, code_changes(*changes, steps[part]), strict=True):
+            coded.residual[row] = directions.missed
+            if write:
+                waiting[row] = directions
+        if len(waiting) >= PACKED_AT_ONCE:
             _pack(waiting, coded)
     _pack(waiting, coded)
 

@@ -2,8 +2,8 @@
 
 Two passes, layer by layer. The first keeps the singular values of every task and compares the A of
 all; those with a cosine above a half are a cluster, whatever the reason (one run, one seed). What
-a group would gain is looked at on one layer of every family first, on some more where it gains
-there, and the rest are taken to be like those.
+a group would gain is looked at on one layer of every family first, on two more where it gains
+there, on some more where these do not agree or it costs little; the rest are taken to be like those.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from vlora_engine.codec.outlook import (
     Target,
 )
 from vlora_engine.codec.own import singular_values
-from vlora_engine.codec.rates import single
+from vlora_engine.codec.rates import pair, single
 from vlora_engine.codec.tables import Array
 from vlora_engine.manifest import LayerSpec
 from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
@@ -52,6 +52,9 @@ EVERYBODY = 0
 CORE_OVERHEAD = 8 * 14.0  # bits of a task's place in a group
 SHARE_OVERHEAD = 8 * 11.0
 LOOKED_AT = 5  # layers of a family on which groups are looked at; more are like their neighbours
+LARGE = 256  # rows of all tasks on a layer: decomposing more takes a while
+CORES_LOOKED_AT = 16  # members of a group whose cores are made to learn what they cost
+NEAR = 1.5  # times the error that is aimed at: what only helps beyond it is not looked at
 
 
 def measure(
@@ -110,32 +113,21 @@ def measure(
                 found.append(make(stack, number, members, outlook.grid))
         return work.layer, found
 
-    families = _families(order)
     one = _is_one(outlook.cosines) and len(set(signatures)) == 1
     related = set(outlook.clusters) - (set() if one else {EVERYBODY})
     offers = [(n, "delta") for n in outlook.clusters] + [(n, "klt") for n in sorted(related)]
-    samples = [Look(rows[len(rows) // 2], tuple(offers)) for rows in families.values()]
-    seen = map_ordered(
-        look, samples, stage="groups", describe=str, progress=progress, cancelled=cancelled
-    )
-    with closing(seen):
-        for layer, found in seen:
-            outlook.groups[layer] = found
-    others = []
-    for rows in families.values():
-        middle = rows[len(rows) // 2]
-        promising = _promising(outlook, middle)
-        if promising:
-            others += [Look(row, promising) for row in _spread(rows, LOOKED_AT) if row != middle]
-    rest = map_ordered(
-        look, others, stage="groups", describe=str, progress=progress, cancelled=cancelled
-    )
-    with closing(rest):
-        for layer, found in rest:
-            outlook.groups[layer] = found
-    for rows in families.values():
+    families = list(_families(order).values())
+    for choose in (_middle, _ends, _some):
+        works = [work for rows in families for work in choose(outlook, rows, offers, aim)]
+        seen = map_ordered(look, works, stage="groups", progress=progress, cancelled=cancelled)
+        with closing(seen):
+            outlook.groups |= seen
+    for rows in families:
         _borrow(outlook, rows)
     return outlook
+
+
+Offers = Sequence[tuple[int, str]]
 
 
 @dataclass(frozen=True)
@@ -143,10 +135,34 @@ class Look:
     """Groups to look at on one layer: (number, kind) each."""
 
     layer: int
-    offers: tuple[tuple[int, str], ...]
+    offers: Offers
 
     def __str__(self) -> str:
         return str(self.layer)
+
+
+def _middle(
+    outlook: Outlook, rows: Sequence[int], offers: Offers, aim: Target | None
+) -> list[Look]:
+    """Everything on the middle layer of a family."""
+    return [Look(rows[len(rows) // 2], offers)]
+
+
+def _ends(outlook: Outlook, rows: Sequence[int], offers: Offers, aim: Target | None) -> list[Look]:
+    """What promises something there, on the first and the last."""
+    promising = _promising(outlook, rows[len(rows) // 2], aim)
+    left = sorted({rows[0], rows[-1]} - outlook.groups.keys())
+    return [Look(row, promising) for row in left if promising]
+
+
+def _some(outlook: Outlook, rows: Sequence[int], offers: Offers, aim: Target | None) -> list[Look]:
+    """The same on some more, but where these three agree and looking takes long."""
+    known = [row for row in rows if row in outlook.groups]
+    offered = {_promising(outlook, row, aim) for row in known}
+    promising = _promising(outlook, rows[len(rows) // 2], aim)
+    if not promising or (len(offered) == 1 and outlook.layers[known[0]].shares.size > LARGE):
+        return []
+    return [Look(row, promising) for row in _spread(rows, LOOKED_AT) if row not in known]
 
 
 def own_table(stack: LayerStack, places: Mapping[str, int]) -> OwnTable:
@@ -180,7 +196,11 @@ def klt_table(stack: LayerStack, number: int, members: Sequence[int], grid: Arra
 
 
 def delta_table(stack: LayerStack, number: int, members: Sequence[int], grid: Array) -> GroupTable:
-    """What shared columns and cores cost, by quantizing them at every step of the grid."""
+    """What shared columns and cores cost, by quantizing them at every step of the grid.
+
+    Of many members only some get cores; those of the others are taken to cost and to miss as much
+    against what they cost and miss by themselves.
+    """
     at = torch.tensor(list(members))
     weight, count = stack.weight[at], len(members)
     found = {
@@ -188,22 +208,44 @@ def delta_table(stack: LayerStack, number: int, members: Sequence[int], grid: Ar
         for side in ("a", "b")
     }
     energy = (stack.energy()[at] * weight.square()).cpu().numpy()
+    some = _spread(range(count), CORES_LOOKED_AT)
+    rows = at[some]
+    alone = _alone(stack, members, grid)
     shared, bits, missed = np.zeros(len(grid)), *np.full((2, len(grid), count), CORE_OVERHEAD)
     for g, step in enumerate(grid.tolist()):
         (b, bits_b), (a, bits_a) = (round_columns(found[side], step) for side in ("b", "a"))
         shared[g] = bits_b + bits_a
         cores = code_cores(
-            stack.a[at],
-            stack.bt[at],
-            stack.scale[at] * weight / step,
-            energy / step**2,
+            stack.a[rows],
+            stack.bt[rows],
+            stack.scale[rows] * weight[some] / step,
+            energy[some] / step**2,
             orthonormal(b),
             orthonormal(a),
-            [stack.ranks[row] for row in members],
+            [stack.ranks[row] for row in rows.tolist()],
         )
-        bits[g] += [core_bits for _, core_bits in cores]
-        missed[g] = [core.missed * step**2 for core, _ in cores]
+        bits[g] += _like(alone[0][g], some, [core_bits for _, core_bits in cores])
+        missed[g] = _like(alone[1][g], some, [core.missed * step**2 for core, _ in cores])
+        missed[g] = np.minimum(missed[g], energy)
     return _group_table(number, "delta", members, shared, bits, missed)
+
+
+def _alone(stack: LayerStack, members: Sequence[int], grid: Array) -> tuple[Array, Array]:
+    """Bits and missed shares (G, n) of the members, every one by itself."""
+    at = torch.tensor(list(members))
+    values = singular_values(stack.gram_a[at], stack.gram_b[at], stack.scale[at])
+    shares = np.square(values * stack.weight[at].cpu().numpy()[:, None])
+    widths = stack.bt.shape[2], stack.a.shape[2]
+    bits, missed = pair(shares[None], *widths, grid[:, None, None])
+    return bits.sum(axis=2), missed.sum(axis=2)
+
+
+def _like(alone: Array, some: Sequence[int], found: Sequence[float]) -> Array:
+    """(n,) what was ``found`` of ``some``, and of the others as much of what they are alone."""
+    whole = float(alone[list(some)].sum())
+    out = alone * (sum(found) / whole) if whole > 0 else np.full(len(alone), np.mean(found))
+    out[list(some)] = found
+    return out
 
 
 def _group_table(
@@ -287,10 +329,17 @@ def _families(names: Sequence[str]) -> dict[str, list[int]]:
     return families
 
 
-def _promising(outlook: Outlook, layer: int) -> tuple[tuple[int, str], ...]:
-    """The groups that save anything on a layer at any step of the grid."""
-    modes = [mode for step in outlook.grid for mode in outlook.layer_modes(layer, float(step))]
-    return tuple(sorted({(mode.number, mode.kind) for mode in modes}))
+def _promising(outlook: Outlook, layer: int, aim: Target | None) -> tuple[tuple[int, str], ...]:
+    """The groups that save anything on a layer, at any step of the grid that may be taken."""
+    error = None if aim is None else aim.error
+    found: set[tuple[int, str]] = set()
+    part = outlook.only([layer])
+    for step in outlook.grid.tolist():
+        modes = outlook.layer_modes(layer, step)
+        told = part.forecast(np.full(len(outlook.tasks), step), [modes])
+        if error is None or float(told.layer_errors[0]) <= NEAR * error:
+            found |= {(mode.number, mode.kind) for mode in modes}
+    return tuple(sorted(found))
 
 
 def _grid(outlook: Outlook) -> Array:
@@ -305,10 +354,8 @@ def _grid_around(outlook: Outlook, aim: Target) -> Array:
     if aim.budget is not None:
         bits = 8 * max(1, aim.budget - outlook.rest_bytes - outlook.overhead)
         step = _step_for(outlook, lambda found: found.bits.sum() <= bits, coarser=False)
-    elif aim.variance is not None:
-        step = _step_at(outlook, float(np.sqrt(1 - aim.variance)))
     else:
-        step = _step_at(outlook, aim.max_error or aim.mean_error or BEST)
+        step = _step_at(outlook, aim.error or BEST)
     spread = (1 / 8, 1 / 3, 1, 3) if aim.budget is not None else (1 / 3, 1, 3)
     return np.array([step * factor for factor in spread])
 

@@ -26,7 +26,7 @@ from vlora_engine.files import write_file
 FINEST, COARSEST = 2.0**-28, 2.0**1  # steps that are looked at
 FINEST_SHARED = 2.0**-22  # what is shared is larger than its members: integers are 32 bits wide
 OWN_OVERHEAD = 8 * 11.0  # bits of one module of one task beside its vectors
-HALVINGS = 40
+HALVINGS = 28
 
 
 @dataclass(frozen=True)
@@ -423,6 +423,13 @@ class Target:
         value = self.max_error if self.max_error is not None else self.mean_error
         assert value is not None  # noqa: S101
         return value
+
+    @property
+    def error(self) -> float | None:
+        """The mean error that it comes to about; None where it is a budget."""
+        if self.variance is not None:
+            return float(np.sqrt(1 - self.variance))
+        return self.max_error if self.max_error is not None else self.mean_error
 
     def of_allowed(self, value: float, rest_bytes: int) -> Target:
         """The same kind of target with another `allowed`."""

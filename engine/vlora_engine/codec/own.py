@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlora_engine.codec.algebra import gram, least_squares, product
-from vlora_engine.codec.quantizer import PRICE, quantize
-from vlora_engine.codec.rates import SIDE_OVERHEAD, number_bits
+from vlora_engine.codec.algebra import inner, least_squares, solve_symmetric
+from vlora_engine.codec.quantizer import PRICE, round_rows
+from vlora_engine.codec.rates import SIDE_OVERHEAD, bits_of
 from vlora_engine.codec.tables import Array
 from vlora_engine.inner import canonical_svd_batch
 from vlora_engine.linalg import halves
@@ -55,11 +55,12 @@ def canonical(a: Tensor, bt: Tensor, scale: Tensor) -> tuple[Array, Array, Array
     root_a, fine_a = _cholesky(a)
     root_b, fine_b = _cholesky(bt)
     p, s, rh = torch.linalg.svd(scale.view(-1, 1, 1) * (root_b.mT @ root_a), full_matrices=False)
-    u = p.mT @ torch.linalg.solve_triangular(root_b, bt, upper=False)  # [N, r, d_out]
-    v = rh @ torch.linalg.solve_triangular(root_a, a, upper=False)
+    u = torch.linalg.solve_triangular(root_b.mT, p, upper=True).mT @ bt  # [N, r, d_out]
+    v = torch.linalg.solve_triangular(root_a.mT, rh.mT, upper=True).mT @ a
     # Signs that follow from dW alone, so that the gauge does not show in the bytes.
     sign = torch.where(u.sum(dim=2, keepdim=True) < 0, -1.0, 1.0)
-    u, v = u * sign, v * sign
+    u.mul_(sign)
+    v.mul_(sign)
     rough = (~(fine_a & fine_b)).nonzero().flatten()
     out = [t.cpu().numpy() for t in (u, s, v)]
     if len(rough):
@@ -87,39 +88,61 @@ def _cholesky(rows: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(fine.view(-1, 1, 1), factor, one), fine
 
 
-def code_directions(u: Array, s: Array, v: Array, step: float) -> Directions:
-    """Quantize one change in steps of ``step``, keeping the directions that are worth their bits.
+def code_changes(u: Array, s: Array, v: Array, steps: Array) -> list[Directions]:
+    """Quantize N changes, keeping the directions that are worth their bits.
 
     Args:
-        u: (q, d_out) orthonormal rows. s: (q,). v: (q, d_in).
+        u: (N, q, d_out) orthonormal rows, or zeros. s: (N, q), descending. v: (N, q, d_in).
+        steps: (N,).
     """
-    energy = float(np.square(s).sum())
-    # A direction that cannot round to anything on one of its sides is not even tried.
-    peak = np.minimum(np.abs(u).max(axis=1, initial=0), np.abs(v).max(axis=1, initial=0)) * s
-    tried = peak > step / 2
-    if not tried.any():
-        return _nothing(u, v, energy)
-    scale = (s[tried] / step)[:, None]
-    left, right = quantize(u[tried] * scale), quantize(v[tried] * scale)
-    fine_left, fine_right = left.astype(np.float64), right.astype(np.float64)
-    grams = gram(fine_left) * gram(fine_right)
+    energy, price = np.square(s).sum(axis=1), PRICE * np.square(steps)
+    # A direction that is not worth what stands beside its numbers is not even tried.
+    tried = int((s > np.sqrt(2 * SIDE_OVERHEAD * price)[:, None]).any(axis=0).sum())
+    sizes = s[:, :tried] / steps[:, None]
+    left, right = round_rows(u[:, :tried], sizes), round_rows(v[:, :tried], sizes)
+    squares = inner(left, left), inner(right, right)
+    grams = squares[0] * squares[1]  # [N, n, n]
     # With all of dW, also what was not tried: rounded rows are not orthogonal to it.
-    inner = (product(fine_left, (u * s[:, None]).T) * product(fine_right, v.T)).sum(axis=1)
-    bits = number_bits(left) + number_bits(right) + 2 * SIDE_OVERHEAD
-    kept = _worth_keeping(grams, inner, bits, PRICE * step * step)
-    if not len(kept):
-        return _nothing(u, v, energy)
-    exact = _least_squares(grams, inner, kept)
-    own = grams[np.ix_(kept, kept)]
+    along = (inner(left, u) * s[:, None, :] * inner(right, v)).sum(axis=2)  # [N, n]
+    bits = np.full(sizes.shape, 2 * SIDE_OVERHEAD)
+    for own, d in zip(squares, (u.shape[2], v.shape[2]), strict=True):
+        bits += bits_of(np.diagonal(own, axis1=1, axis2=2), d)
+    kept = _worth_keeping(grams, along, bits, price)
+    exact = _least_squares(grams, along, kept)
+    out = []
+    for i, own in enumerate(kept):
+        parts = left[i, own], right[i, own]
+        gains, missed, fine = exact[i, own], float(energy[i]), False
+        if own.any():
+            whole = u[i] * s[i, :, None], v[i]
+            figures = energy[i], grams[i][np.ix_(own, own)], along[i, own]
+            gains, missed, fine = _rounded(gains, whole, parts, *figures)
+        integers = [x.astype(np.int32) for x in parts]
+        out.append(Directions(integers[0], integers[1], gains, missed, fine))
+    return out
+
+
+def _rounded(
+    exact: Array,
+    whole: tuple[Array, Array],
+    parts: tuple[Array, Array],
+    energy: float,
+    grams: Array,
+    along: Array,
+) -> tuple[Array, float, bool]:
+    """Gains as they are stored, what is missed with them, and whether they take four bytes.
+
+    Args:
+        whole: The change, (q, d_out) and (q, d_in). parts: Its rounded rows, (n, .) each.
+    """
     for fine in (False, True):
         gains = round_gains(exact, fine=fine)
-        missed = energy - 2 * (gains * inner[kept]).sum() + (own * np.outer(gains, gains)).sum()
+        missed = float(energy - 2 * (gains * along).sum() + (gains @ grams @ gains))
         if missed < _CANCELLED * energy:
-            parts = u, s, v, fine_left[kept] * gains[:, None], fine_right[kept]
-            missed = _missed_exactly(*parts)
+            missed = _missed_exactly(*whole, parts[0] * gains[:, None], parts[1])
         if missed > _FINE * energy:
             break
-    return Directions(left[kept], right[kept], gains, max(0.0, float(missed)), fine)
+    return gains, max(0.0, missed), fine
 
 
 def round_gains(gains: Array, *, fine: bool = False) -> Array:
@@ -130,27 +153,29 @@ def round_gains(gains: Array, *, fine: bool = False) -> Array:
     return raw.astype(np.float64)
 
 
-def _nothing(u: Array, v: Array, energy: float) -> Directions:
-    empty = np.zeros((0, u.shape[1]), np.int32), np.zeros((0, v.shape[1]), np.int32)
-    return Directions(*empty, np.zeros(0), energy)
+def _worth_keeping(grams: Array, along: Array, bits: Array, price: Array) -> Array:
+    """(N, n) the directions whose error without them exceeds the price of their bits."""
+    diagonal = np.diagonal(grams, axis1=1, axis2=2)
+    gain = np.where(diagonal > 0, np.square(along) / np.where(diagonal > 0, diagonal, 1), 0)
+    kept: Array = (gain > price[:, None] * bits) & (along > 0)
+    return kept
 
 
-def _worth_keeping(grams: Array, inner: Array, bits: Array, price: float) -> Array:
-    """Directions whose error without them exceeds the price of their bits."""
-    diagonal = np.diagonal(grams)
-    gain = np.where(diagonal > 0, np.square(inner) / np.where(diagonal > 0, diagonal, 1), 0)
-    return np.flatnonzero((gain > price * bits) & (inner > 0))
+def _least_squares(grams: Array, along: Array, kept: Array) -> Array:
+    """(N, n) the gains of the directions kept that miss least; 0 for the others."""
+    diagonal = np.where(kept, np.diagonal(grams, axis1=1, axis2=2), 1)
+    scale = kept / np.sqrt(diagonal)
+    own = grams * (scale[:, :, None] * scale[:, None, :])
+    own += np.eye(kept.shape[1]) * ~kept[:, None, :]
+    gains, sound = solve_symmetric(own, along * scale, pivot=_NEAR)
+    for i in np.flatnonzero(~sound):
+        gains[i] = least_squares(own[i], (along * scale)[i], cut=1e-12)
+    return gains * scale
 
 
-def _least_squares(grams: Array, inner: Array, kept: Array) -> Array:
-    scale = 1 / np.sqrt(np.diagonal(grams)[kept])
-    own = grams[np.ix_(kept, kept)] * np.outer(scale, scale)
-    return least_squares(own, inner[kept] * scale, cut=1e-12) * scale
-
-
-def _missed_exactly(u: Array, s: Array, v: Array, left: Array, right: Array) -> float:
+def _missed_exactly(us: Array, v: Array, left: Array, right: Array) -> float:
     """Where Grams have too few digits left: through QR of the difference's factors."""
     from vlora_engine.inner import delta_error2
 
-    parts: Sequence[Array] = (v, (u * s[:, None]).T, right, left.T)
+    parts: Sequence[Array] = (v, us.T, right, left.T)
     return float(delta_error2(*(torch.from_numpy(np.ascontiguousarray(p)) for p in parts)))

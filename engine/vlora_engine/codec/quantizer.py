@@ -30,3 +30,12 @@ def quantize(rows: Array) -> Array:
         return np.zeros(rows.shape, dtype=np.int32)
     variance = np.square(rows).mean(axis=1, keepdims=True)
     return np.rint(rows * shrinkage(variance)).astype(np.int32)
+
+
+def round_rows(unit: Array, sizes: Array) -> Array:
+    """Rows of length 1, (..., n, d), that are to have ``sizes`` (..., n) in steps: whole numbers,
+    in fp64 still.
+    """
+    variance = np.square(sizes) / max(1, unit.shape[-1])
+    rows = unit * (sizes * shrinkage(variance))[..., None]
+    return np.rint(rows, out=rows)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vlora_engine.codec.algebra import transposed
 from vlora_engine.codec.tables import PRECISION, UNIT_BITS, Array, models
 from vlora_engine.errors import CorruptFileError
 
@@ -23,6 +24,9 @@ _SHIFT = np.uint64(PRECISION)
 _WORD = np.uint64(16)
 _ADAPT = 4  # the running mean moves by 1/16 of what it is off
 _KEPT = 2  # eighths of the starting value that stay in it
+_HALF = np.array(16, dtype=np.uint32)
+_STEPS_AT_ONCE = 128
+_PUSHED_AT_ONCE = 16  # what is looked up of so many steps stays in a core's cache
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,11 @@ class Lanes:
 
     @property
     def steps(self) -> int:
-        return int(self.lengths[0]) if len(self.lengths) else 0
+        return int(self.lengths.max(initial=0))
+
+    def only(self, at: Array) -> Lanes:
+        """Those at some places."""
+        return Lanes(self.lengths[at], self.periods[at], self.starts[at], self.shapes[at])
 
     def active(self) -> list[int]:
         """How many lanes are still going at each step."""
@@ -50,19 +58,39 @@ class Lanes:
         return (len(self.lengths) - np.cumsum(ends))[: self.steps].tolist()
 
 
-def model_indices(lanes: Lanes, magnitudes: Array) -> Array:
-    """(steps, L) uint8 the model of every symbol of ``magnitudes`` (steps, L) uint8.
+def contexts(lanes: Lanes, magnitudes: Array) -> Array:
+    """(steps, L) uint8 the context of every symbol of ``magnitudes`` (steps, L) uint8.
 
-    Which context a symbol has does not depend on the shapes: other shapes only add to the index.
+    All lanes have one period here. What `_Tracker` does while reading, of many steps at once
+    where no step needs the one before: ``(k start + (8 - k) mean) >> 3`` in 16 bits.
     """
-    table = models()
-    out = np.zeros(magnitudes.shape, dtype=np.uint8)
-    tracker = _Tracker(lanes)
-    for step, count in enumerate(lanes.active()):
-        out[step, :count] = tracker.model(step, count)
-        tracker.see(magnitudes[step, :count])
-    assert table.shapes * table.contexts <= 256  # noqa: S101  (a model's index is a byte)
+    table, out = models(), np.empty(magnitudes.shape, dtype=np.uint8)
+    period = int(lanes.periods[0])
+    for begin in range(0, lanes.steps, period):
+        start = lanes.starts[:, begin // period].astype(np.int16)
+        mean = start
+        for step in range(begin, min(begin + period, lanes.steps), _STEPS_AT_ONCE):
+            block = slice(step, min(step + _STEPS_AT_ONCE, begin + period, lanes.steps))
+            means = _running_means(mean, magnitudes[block])
+            mean = means[-1]
+            mixed = means[:-1].view(np.uint16)
+            mixed *= np.uint16(8 - _KEPT >> 1)
+            mixed += start.view(np.uint16) * np.uint16(_KEPT >> 1)
+            mixed >>= np.uint16(2)
+            table.context.take(mixed, out=out[block], mode="clip")
     return out
+
+
+def _running_means(first: Array, magnitudes: Array) -> Array:
+    """(steps + 1, L) int16 the running means before each step and after the last."""
+    level = magnitudes.astype(np.int16) << np.int16(UNIT_BITS)
+    means = np.empty((len(level) + 1, len(first)), dtype=np.int16)
+    means[0], off, shift = first, np.empty_like(first), np.array(_ADAPT, dtype=np.int16)
+    for i, now in enumerate(level):
+        np.subtract(now, means[i], out=off)
+        np.right_shift(off, shift, out=off)
+        np.add(means[i], off, out=means[i + 1])
+    return means
 
 
 class _Tracker:
@@ -102,10 +130,9 @@ class _Tracker:
         self._mean += off >> _ADAPT
 
 
-def encode(
-    lanes: Lanes, magnitudes: Array, model: Array, order: Array
-) -> tuple[Array, Array, Array]:
-    """Code (steps, L) uint8 magnitudes under the models that `model_indices` gives.
+def encode(lanes: Lanes, symbols: Array, order: Array) -> tuple[Array, Array, Array]:
+    """Code (steps, L) uint16 symbols: 64 times the model, which `contexts` and a shape make, plus
+    the magnitude.
 
     Args:
         order: (L,) the lanes in the order in which they are to come back.
@@ -114,26 +141,56 @@ def encode(
         states: (L,) uint32. words: those of all lanes, lane after lane, uint16, in the order of
         reading. written: (L,) how many each has.
     """
-    table, count = models(), len(lanes.lengths)
-    state = np.full(count, LOW, dtype=np.uint64)
-    words = np.zeros((count, lanes.steps + 1), dtype=np.uint16)
-    written = np.zeros(count, dtype=np.int64)
-    active = lanes.active()
-    for step in range(lanes.steps - 1, -1, -1):
-        here, going = state[: active[step]], (step, slice(active[step]))
-        at = model[going], magnitudes[going]
-        own, before = (t[at].astype(np.uint64) for t in (table.frequency, table.first))
-        full = np.flatnonzero(here >= own << np.uint64(32 - PRECISION))
-        if len(full):
-            words[full, written[full]] = here[full].astype(np.uint16)  # the low half
-            written[full] += 1
-            here[full] >>= _WORD
-        whole, part = np.divmod(here, own)
-        here[:] = (whole << _SHIFT) + part + before
-    words, written, state = words[order], written[order], state[order]
+    state = np.full(len(lanes.lengths), LOW, dtype=np.uint32)
+    words = np.empty(symbols.shape, dtype=np.uint16)
+    full = np.zeros(symbols.shape, dtype=bool)
+    active, push = lanes.active(), _Push(len(state))
+    for end in range(lanes.steps, 0, -_PUSHED_AT_ONCE):
+        begin = max(0, end - _PUSHED_AT_ONCE)
+        push.look_up(symbols[begin:end])
+        for step in range(end - 1, begin - 1, -1):
+            count = active[step]
+            push(step - begin, state[:count], words[step, :count], full[step, :count])
     # Written from the last symbol to the first, and read the other way round.
-    inside = np.arange(words.shape[1]) < written[:, None]
-    return state.astype(np.uint32), words[:, ::-1][inside[:, ::-1]], written
+    inside = transposed(full)[order]
+    written = inside.sum(axis=1, dtype=np.int64)
+    return state[order], np.compress(inside.ravel(), transposed(words)[order].ravel()), written
+
+
+class _Push:
+    """Puts a symbol into each of many states; arrays are kept, since making them takes longer."""
+
+    def __init__(self, lanes: int) -> None:
+        table = models()
+        self._frequency, self._first = table.frequency.ravel(), table.first.ravel()
+        self._whole = np.empty(lanes, dtype=np.uint32)
+        self._wide = np.empty(lanes)
+
+    def look_up(self, symbols: Array) -> None:
+        """What is known of some steps (steps, L) before the states are."""
+        index = symbols.astype(np.intp)
+        own = self._frequency.take(index, mode="clip")
+        self._before = self._first.take(index, mode="clip")
+        self._own, self._others = own.astype(np.float64), np.uint32(1 << PRECISION) - own
+        self._limit = own << np.uint32(32 - PRECISION)
+
+    def __call__(self, step: int, state: Array, word: Array, full: Array) -> None:
+        """Of one of those steps: ``state`` (n,) as it becomes, the ``word`` written if ``full``.
+
+        ``(x / f) << 14 | x % f + first`` is ``x + first + (x / f) (2^14 - f)``. The quotient of two
+        such integers in fp64 is never rounded up to the next one: it is a 2^-14 away, of 2^18.
+        """
+        n = len(state)
+        whole, wide = self._whole[:n], self._wide[:n]
+        np.greater_equal(state, self._limit[step, :n], out=full)
+        np.copyto(word, state, casting="unsafe")  # the low half
+        np.right_shift(state, _HALF, out=whole)
+        np.copyto(state, whole, where=full)
+        np.divide(state, self._own[step, :n], out=wide)
+        np.copyto(whole, wide, casting="unsafe")
+        np.multiply(whole, self._others[step, :n], out=whole)
+        np.add(state, self._before[step, :n], out=state)
+        np.add(state, whole, out=state)
 
 
 def decode(lanes: Lanes, states: Array, words: Sequence[Array]) -> Array:

@@ -22,11 +22,15 @@ def number_bits(rows: Array) -> Array:
     """(n,) about what integer rows (n, d) need, in bits."""
     if not rows.size:
         return np.zeros(len(rows))
-    deviation = np.sqrt(np.square(rows.astype(np.float64)).mean(axis=1))
-    log = np.log2(np.maximum(deviation, 1e-30))
+    return bits_of(np.square(rows.astype(np.float64)).sum(axis=1), rows.shape[1])
+
+
+def bits_of(squares: Array, d: int) -> Array:
+    """About what rows of ``d`` integers need, in bits, by the sums of their ``squares``."""
+    log = np.log2(np.maximum(squares, 1e-30) / d) / 2
     rounded, bits = _rounded_bits()
     above = np.maximum(0, log - rounded[-1])
-    return np.where(deviation > 0, np.interp(log, rounded, bits) + above, 0) * rows.shape[1]
+    return np.where(squares > 0, np.interp(log, rounded, bits) + above, 0) * d
 
 
 @cache

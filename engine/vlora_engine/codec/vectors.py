@@ -8,14 +8,15 @@ exceeds an escape (uint32 each). How many there are of each follows from n, d an
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
 
-from vlora_engine.codec.rans import Lanes, decode, encode, model_indices
+from vlora_engine.codec.algebra import transposed
+from vlora_engine.codec.rans import Lanes, contexts, decode, encode
 from vlora_engine.codec.tables import ESCAPE, UNIT_BITS, Array, models
 from vlora_engine.errors import CorruptFileError
 
@@ -23,6 +24,8 @@ LANE = 2048  # symbols of a lane at most: its state and length cost four bytes
 _LANES_AT_ONCE = 8192
 _HIGH_MEAN = 10.0  # magnitudes are cut down to about this mean; the low bits are noise
 _MAX_LOW_BITS = 24
+_NONE = np.zeros(0, dtype=np.int32)
+_SYMBOL_BITS = 6
 _SAMPLE = 5  # the shape of a long vector is chosen by every fifth of its numbers
 
 
@@ -33,22 +36,22 @@ class Layout:
     n: int
     d: int
 
-    @property
+    @cached_property
     def pieces(self) -> int:
         """Pieces that one vector is cut into."""
         return max(1, -(-self.d // LANE))
 
-    @property
+    @cached_property
     def period(self) -> int:
         """Symbols of a piece."""
         return -(-self.d // self.pieces)
 
-    @property
+    @cached_property
     def per_lane(self) -> int:
         """Pieces of one lane: whole vectors where they are short."""
         return max(1, LANE // self.period) if self.pieces == 1 else 1
 
-    @property
+    @cached_property
     def lanes(self) -> int:
         return -(-self.n * self.pieces // self.per_lane)
 
@@ -107,6 +110,7 @@ class _Coded:
 class _Prepared:
     layout: Layout
     rows: Array
+    magnitude: Array
     high: Array
     low_bits: Array
     start: Array
@@ -117,8 +121,8 @@ def encode_matrices(matrices: Sequence[Array]) -> list[bytes]:
     """Every integer matrix (n, d) as bytes of its own; all are coded together, for speed."""
     prepared = [_prepare(rows) for rows in matrices]
     coded: list[_Coded | None] = [None] * len(matrices)
-    for members in _batches([p.layout for p in prepared], alike=True):
-        found = _encode_group([prepared[i] for i in members])
+    for members in _batches([p.layout for p in prepared]):
+        found = _encode_batch([prepared[i] for i in members])
         for i, own in zip(members, found, strict=True):
             coded[i] = own
     return [_pack(p, own) for p, own in zip(prepared, coded, strict=True)]
@@ -136,85 +140,80 @@ def decode_matrices(parts: Sequence[tuple[bytes, int, int]]) -> list[Array]:
     return [o.finish() for o in opened]
 
 
-def _batches(layouts: Sequence[Layout], *, alike: bool = False) -> list[list[int]]:
-    """Matrices to code at once; ``alike``: of one period."""
-    groups: dict[int, list[list[int]]] = defaultdict(lambda: [[]])
-    lanes: dict[int, int] = defaultdict(int)
+def _batches(layouts: Sequence[Layout]) -> list[list[int]]:
+    """Matrices to code at once."""
+    batches: list[list[int]] = [[]]
+    lanes = 0
     for i, layout in enumerate(layouts):
         if layout.n and layout.d:
-            key = layout.period if alike else 0
-            if lanes[key] and lanes[key] + layout.lanes > _LANES_AT_ONCE:
-                groups[key].append([])
-                lanes[key] = 0
-            groups[key][-1].append(i)
-            lanes[key] += layout.lanes
-    return [batch for batches in groups.values() for batch in batches]
+            if lanes and lanes + layout.lanes > _LANES_AT_ONCE:
+                batches.append([])
+                lanes = 0
+            batches[-1].append(i)
+            lanes += layout.lanes
+    return [batch for batch in batches if batch]
 
 
 def _prepare(rows: Array) -> _Prepared:
     n, d = rows.shape
-    magnitude = np.abs(rows.astype(np.int64))
+    magnitude = np.abs(rows)
     mean = magnitude.mean(axis=1) if d else np.zeros(n)
     low_bits = np.ceil(np.log2(np.maximum(mean, 1) / _HIGH_MEAN)).clip(0, _MAX_LOW_BITS)
-    low_bits = low_bits.astype(np.int64)
-    high = magnitude >> low_bits[:, None]
+    low_bits = low_bits.astype(np.int32)
+    high = magnitude >> low_bits[:, None] if low_bits.any() else magnitude
     table = models()
     average = high.mean(axis=1) * (1 << UNIT_BITS) if d else np.zeros(n)
     start = np.rint(4 * np.log2(np.maximum(average, 1))).clip(0, len(table.starts) - 1)
     return _Prepared(
         Layout(n, d),
         rows,
+        magnitude,
         np.minimum(high, ESCAPE).astype(np.uint8),
         low_bits,
-        start.astype(np.int64),
+        start.astype(np.uint8),
         np.zeros(n, dtype=np.uint8),
     )
 
 
 def _lanes(layouts: Sequence[Layout], starts: Sequence[Array], shapes: Sequence[Array]) -> Lanes:
     """The lanes of several matrices, in their order."""
-    table = models()
-    wide = max(x.per_lane for x in layouts)
-
-    def spread(layout: Layout, values: Array) -> Array:
-        own = layout.spread(values)
-        return np.pad(own, ((0, 0), (0, wide - own.shape[1])))
-
     return Lanes(
         lengths=np.concatenate([x.lengths() for x in layouts]),
         periods=np.repeat([x.period for x in layouts], [x.lanes for x in layouts]),
-        starts=table.starts[
-            np.concatenate([spread(x, s) for x, s in zip(layouts, starts, strict=True)])
-        ],
-        shapes=np.concatenate(
-            [spread(x, s.astype(np.uint8)) for x, s in zip(layouts, shapes, strict=True)]
-        ),
+        starts=models().starts[_spread(layouts, starts)],
+        shapes=_spread(layouts, shapes),
     )
+
+
+def _spread(layouts: Sequence[Layout], values: Sequence[Array]) -> Array:
+    """One value a vector, (n,) of each matrix, to one a piece of every lane: (lanes, times)."""
+    wide = max(x.per_lane for x in layouts)
+    out = np.zeros((sum(x.lanes for x in layouts), wide), dtype=np.uint8)
+    at = 0
+    for layout, own in zip(layouts, values, strict=True):
+        out[at : at + layout.lanes, : layout.per_lane] = layout.spread(own)
+        at += layout.lanes
+    return out
 
 
 def _sorted(lanes: Lanes) -> tuple[Array, Lanes]:
     order = np.argsort(-lanes.lengths, kind="stable")
-    return order, Lanes(
-        lanes.lengths[order], lanes.periods[order], lanes.starts[order], lanes.shapes[order]
-    )
+    return order, lanes.only(order)
 
 
-def _encode_group(members: Sequence[_Prepared]) -> list[_Coded]:
+def _encode_batch(members: Sequence[_Prepared]) -> list[_Coded]:
     layouts, starts = [m.layout for m in members], [m.start for m in members]
     order, lanes = _sorted(_lanes(layouts, starts, [m.shape for m in members]))
-    dealt = np.concatenate([x.deal(m.high) for x, m in zip(layouts, members, strict=True)])
-    dealt = np.ascontiguousarray(dealt[order, : lanes.steps].T)
-    model = model_indices(lanes, dealt)
-    back = np.argsort(order)
+    back = np.argsort(order)  # where each lane is among the sorted ones
     bounds = np.cumsum([0] + [x.lanes for x in layouts]).tolist()
     spans = [slice(a, b) for a, b in pairwise(bounds)]
-    costs = _shape_costs(lanes, layouts[0].period, dealt, model)[:, back]
-    for member, span in zip(members, spans, strict=True):
-        member.shape[:] = _best_shape(member.layout, costs[:, span])
-    shapes = _sorted(_lanes(layouts, starts, [m.shape for m in members]))[1].shapes
-    each = shapes.T[np.arange(lanes.steps) // layouts[0].period]  # [steps, L]
-    chosen = model + each * np.uint8(models().contexts)
-    states, words, written = encode(lanes, dealt, chosen, back)
+    symbols = np.zeros((lanes.steps, len(order)), dtype=np.uint16)
+    for period in sorted({x.period for x in layouts}):
+        own = [i for i, layout in enumerate(layouts) if layout.period == period]
+        at = np.concatenate([back[spans[i]] for i in own])
+        found = _symbols([members[i] for i in own], lanes, at)
+        symbols[: len(found), np.sort(at)] = found
+    states, words, written = encode(lanes, symbols, back)
     ends = np.concatenate([[0], np.cumsum(written)])
     return [
         _Coded(states[s], written[s].astype("<u2"), words[ends[s.start] : ends[s.stop]])
@@ -222,17 +221,43 @@ def _encode_group(members: Sequence[_Prepared]) -> list[_Coded]:
     ]
 
 
-def _shape_costs(lanes: Lanes, period: int, magnitudes: Array, context: Array) -> Array:
+def _symbols(members: Sequence[_Prepared], lanes: Lanes, at: Array) -> Array:
+    """(steps, L) the symbols of matrices of one period, whose shapes are chosen by them.
+
+    Args:
+        at: (L,) the places of their lanes among all ``lanes``; they come in the order of these.
+    """
+    order = np.argsort(at)
+    own, period = lanes.only(at[order]), members[0].layout.period
+    dealt = np.concatenate([m.layout.deal(m.high) for m in members])
+    dealt = transposed(dealt[order, : own.steps])
+    symbols = contexts(own, dealt).astype(np.uint16)
+    symbols <<= np.uint16(_SYMBOL_BITS)
+    symbols |= dealt
+    costs, begin = _shape_costs(own, period, symbols)[:, np.argsort(order)], 0
+    for member in members:
+        layout = member.layout
+        member.shape[:] = _best_shape(layout, costs[:, begin : begin + layout.lanes])
+        begin += layout.lanes
+    shapes = _spread([m.layout for m in members], [m.shape for m in members])[order]
+    shapes = shapes.astype(np.uint16) * np.uint16(models().contexts << _SYMBOL_BITS)
+    for turn, first in enumerate(range(0, own.steps, period)):
+        symbols[first : first + period] += shapes[:, turn]
+    return symbols
+
+
+def _shape_costs(lanes: Lanes, period: int, symbols: Array) -> Array:
     """(shapes, L, times) about the bits of every piece under every shape, from a sample."""
     table = models()
     steps = np.arange(0, lanes.steps, _SAMPLE if period >= 16 * _SAMPLE else 1)
-    magnitudes, context = magnitudes[steps], context[steps]
-    inside = steps[:, None] < lanes.lengths[None, :]
+    index = symbols[steps].astype(np.intp)
+    inside = (steps[:, None] < lanes.lengths[None, :]).astype(np.float32)
     pieces = np.arange(-(-lanes.steps // period))
     edges = np.searchsorted(steps // period, pieces)
     costs = []
-    for shape in range(table.shapes):
-        bits = table.cost[context + np.uint8(shape * table.contexts), magnitudes] * inside
+    for cost in table.cost.reshape(table.shapes, -1):
+        bits = cost.take(index, mode="clip")
+        bits *= inside
         costs.append(np.add.reduceat(bits, edges, axis=0).T)
     return np.stack(costs)
 
@@ -248,11 +273,11 @@ def _best_shape(layout: Layout, costs: Array) -> Array:
 def _pack(p: _Prepared, coded: _Coded | None) -> bytes:
     if coded is None or not p.layout.n or not p.layout.d:
         return b""
-    head = np.stack([p.start | (p.shape.astype(np.int64) << 6), p.low_bits], 1).astype(np.uint8)
-    magnitude = np.abs(p.rows.astype(np.int64))
-    signs = np.packbits((p.rows < 0)[magnitude > 0])
-    low = _pack_low(magnitude, p.low_bits)
-    beyond = (magnitude >> p.low_bits[:, None])[p.high == ESCAPE] - ESCAPE
+    head = np.stack([p.start | p.shape << 6, p.low_bits], axis=1).astype(np.uint8)
+    signs = np.packbits((p.rows < 0)[p.rows != 0])
+    low = _pack_low(p.magnitude, p.low_bits)
+    escaped = p.high == ESCAPE
+    beyond = (p.magnitude >> p.low_bits[:, None])[escaped] - ESCAPE if escaped.any() else _NONE
     parts = [head, coded.states.astype("<u4"), coded.lengths, coded.words.astype("<u2")]
     return b"".join(x.tobytes() for x in [*parts, signs, low, beyond.astype("<u4")])
 

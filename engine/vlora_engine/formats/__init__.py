@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING
 from vlora_engine.adapters import AdapterSource, LoRAWeights, MemorySource, nominal_rank
 from vlora_engine.errors import NotFoundError, UnsupportedAdapterError
 from vlora_engine.formats.base import Format, Inspection, Location, Probe, Registry
-from vlora_engine.formats.foreign import FOREIGN, GGUF, UNKNOWN
+from vlora_engine.formats.diffusion import DIFFUSERS, KOHYA, NUMBERED
+from vlora_engine.formats.foreign import FOREIGN, UNKNOWN
+from vlora_engine.formats.gguf import GgufFormat
+from vlora_engine.formats.mlx import MLX
 from vlora_engine.formats.peft import PeftFormat
 from vlora_engine.formats.places import (
     MAX_ADAPTERS,
@@ -25,8 +28,9 @@ from vlora_engine.formats.places import (
     split_task,
     walk,
 )
-from vlora_engine.formats.subspace import SubspaceFormat, open_task
+from vlora_engine.formats.subspace import PeerFormat, SubspaceFormat, open_task
 from vlora_engine.manifest import is_subspace
+from vlora_engine.peers import PEERS
 
 if TYPE_CHECKING:
     import torch
@@ -44,7 +48,18 @@ __all__ = [
 ]
 
 FORMATS = Registry()
-_ALL: tuple[Format, ...] = (SubspaceFormat(), *FOREIGN, GGUF, PeftFormat(), UNKNOWN)
+_ALL: tuple[Format, ...] = (
+    SubspaceFormat(),
+    *(PeerFormat(peer) for peer in PEERS),
+    MLX,
+    *FOREIGN,
+    KOHYA,
+    DIFFUSERS,
+    NUMBERED,
+    GgufFormat(),
+    PeftFormat(),
+    UNKNOWN,
+)
 for _form in _ALL:
     FORMATS.add(_form)
 
@@ -121,27 +136,42 @@ def save_adapter(
     target: str = "peft",
     dtype: str | torch.dtype | None = None,
     force: bool = False,
+    drop_rest: bool = False,
+    base: str | Path | None = None,
 ) -> Path:
-    """Write ``weights`` as a directory that PEFT loads with the same effect.
+    """Write ``weights`` as a directory that PEFT, or another target, loads with the same effect.
 
-    The original config is kept and corrected only where PEFT would derive other ranks, scales or
-    modules from it; rest tensors are written bit for bit under their keys.
+    For PEFT the original config is kept and corrected only where PEFT would derive other ranks,
+    scales or modules from it; rest tensors are written bit for bit under their keys. What the
+    other targets get is told by `vlora_engine.targets.TARGETS`.
 
     Args:
         weights: The adapter.
         path: The directory to make.
-        target: Who is to read it; only "peft" is built.
+        target: Who is to read it: a name out of `vlora_engine.targets.TARGETS`.
         dtype: What A and B are stored in ("fp32", "fp16", "bf16"); by default as they are.
         force: Replace what is at ``path``.
+        drop_rest: Leave out tensors besides A and B where the target takes none.
+        base: The base model's folder or config.json, for GGUF; by default it is looked for where
+            the adapter says.
 
     Raises:
         ParameterError: An unknown target or dtype.
+        UnsupportedAdapterError: The target would refuse it, or load it as something else.
         OutputExistsError: ``path`` is there and ``force`` is not given.
         StorageError: It cannot be written.
     """
     from vlora_engine.formats.peft_save import save
 
-    return save(weights, Path(path), target=target, dtype=dtype, force=force)
+    return save(
+        weights,
+        Path(path),
+        target=target,
+        dtype=dtype,
+        force=force,
+        drop_rest=drop_rest,
+        base=base,
+    )
 
 
 def find_adapters(

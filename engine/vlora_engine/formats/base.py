@@ -189,7 +189,7 @@ class Probe:
             newest = max(newest, status.st_mtime_ns)
         if self.has_config:
             sha.update(self.config_bytes)
-        if files and files[0].suffix not in PICKLES:
+        if files and files[0].suffix not in PICKLES and files[0] == self.tensor_file:
             sha.update(self.contents.header.digest.encode())
         return size, newest, sha.hexdigest()
 

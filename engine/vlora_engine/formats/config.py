@@ -39,6 +39,7 @@ def read_config_bytes(path: Path) -> bytes:
             expected=f"at most {MAX_CONFIG_BYTES:,} bytes of JSON",
             found="more than that",
             remedy="copy adapter_config.json again from where the adapter was trained",
+            code="bad-config",
         )
     if raw.startswith(LFS_POINTER):
         raise lfs_pointer_error(path)
@@ -48,9 +49,7 @@ def read_config_bytes(path: Path) -> bytes:
 def parse_config(raw: bytes, path: Path) -> dict[str, Any]:
     """``raw`` as a JSON object."""
     try:
-        config = json.loads(raw, parse_constant=_no_constant)
-        if b"\\u" in raw:
-            json.dumps(config, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        config = load_json(raw)
     except (ValueError, RecursionError) as error:
         raise CorruptFileError(
             "The adapter's config is not JSON.",
@@ -58,6 +57,7 @@ def parse_config(raw: bytes, path: Path) -> dict[str, Any]:
             expected="a JSON object",
             found=str(error) or type(error).__name__,
             remedy="mend the file, or copy it again from where the adapter was trained",
+            code="bad-config",
         ) from None
     if not isinstance(config, dict):
         raise CorruptFileError(
@@ -66,8 +66,34 @@ def parse_config(raw: bytes, path: Path) -> dict[str, Any]:
             expected='{"peft_type": "LORA", "r": ..., ...}',
             found=f"a JSON {_JSON_WORDS.get(type(config), 'value')}",
             remedy="copy adapter_config.json again from where the adapter was trained",
+            code="bad-config",
         )
+    name = endless(config)
+    if name is not None:
+        raise _field_error(name, path, "a finite number", config[name])
     return config
+
+
+def load_json(raw: bytes) -> Any:
+    """``raw`` as JSON, with nothing in it that other readers would not take.
+
+    Raises:
+        ValueError, RecursionError: It is none, has NaN in it, or half a letter.
+    """
+    value = json.loads(raw, parse_constant=_no_constant)
+    if b"\\u" in raw:
+        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    return value
+
+
+def endless(config: Mapping[str, Any]) -> str | None:
+    """The first field with a number in it that is beyond any float, such as 1e999; None if none."""
+    for name, value in config.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except ValueError:
+            return name
+    return None
 
 
 def missing_config_error(path: Path) -> AdapterError:
@@ -78,6 +104,7 @@ def missing_config_error(path: Path) -> AdapterError:
         expected="a JSON object with peft_type, r, lora_alpha, target_modules",
         found="no such file",
         remedy="copy it from where the adapter was trained, or write one with those four fields",
+        code="no-config",
     )
 
 
@@ -139,6 +166,7 @@ def check_peft_type(config: Mapping[str, Any], where: Path) -> None:
         found=f'"peft_type": "{kind[:80]}"',
         remedy="convert it with PEFT's save_as_lora where that is possible; in Python, "
         "load_adapter(path, allow_unsupported=True) reads it as it is",
+        code="other-peft-type",
     )
 
 
@@ -156,6 +184,13 @@ class Variant:
     why: str
     remedy: str
     product: bool
+
+    @property
+    def code(self) -> str:
+        """The word for it in `doctor`: its kind, not its name."""
+        if self.field == "init_lora_weights":
+            return "moves-base"
+        return "dora" if self.field == "use_dora" else "no-product"
 
 
 _CONVERT_INIT = (
@@ -250,6 +285,7 @@ def variant_error(variant: Variant, found: str, where: Path | str) -> Unsupporte
         found=found,
         remedy=f"{variant.remedy}; in Python, load_adapter(path, allow_unsupported=True) reads it "
         "as it is",
+        code=variant.code,
     )
 
 
@@ -293,6 +329,7 @@ def _field_error(name: str, where: Path, expected: str, value: Any) -> AdapterEr
         expected=expected,
         found=shown(value),
         remedy=f"mend {name!r} in that file",
+        code="bad-config",
     )
 
 
@@ -312,6 +349,7 @@ def _pattern(
                 expected="a module name or a simple regular expression",
                 found=shown(key),
                 remedy=f"write the modules' names in {name!r}",
+                code="bad-config",
             )
     return PatternTable(table)
 

@@ -175,6 +175,7 @@ def _not_tensors_error(path: Path, error: Exception) -> AdapterError:
         expected="what torch.load(weights_only=True) accepts",
         found=culprit[:200],
         remedy=_SAFER,
+        code="unsafe-pickle",
     )
 
 
@@ -185,6 +186,7 @@ def _not_a_state_dict_error(path: Path, found: str) -> AdapterError:
         expected="a dict of tensors, as model.save_pretrained writes it",
         found=found,
         remedy=_SAFER,
+        code="not-tensors",
     )
 
 
@@ -195,4 +197,5 @@ def _damaged_error(path: Path, found: str) -> CorruptFileError:
         expected="a zip archive or pickle of tensors",
         found=found or "bytes that are neither",
         remedy="download or copy it again",
+        code="corrupt-file",
     )

@@ -13,7 +13,7 @@ from vlora_engine.formats.base import Inspection, Probe
 from vlora_engine.formats.config import shown
 
 Keys = Iterable[str]
-_LATER = "reading this format is not built yet"
+_LATER = "it is not read"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Foreign:
 
 
 def recognise(keys: Keys, metadata: Mapping[str, str]) -> Foreign | None:
-    """The format of a file with these tensor names, if it is a foreign one."""
+    """The format of a file with these tensor names, if it is one that is not read."""
     return next((kind for kind in FOREIGN if kind.marks(keys, metadata)), None)
 
 
@@ -61,6 +61,7 @@ def foreign_error(kind: Foreign, where: Path) -> UnsupportedAdapterError:
         expected="a PEFT adapter (adapter_config.json, adapter_model.safetensors)",
         found=kind.label,
         remedy=kind.remedy,
+        code="foreign-format",
     )
 
 
@@ -69,32 +70,13 @@ def _any_key(pattern: str) -> Callable[[Keys, Mapping[str, str]], bool]:
     return lambda keys, metadata: any(compiled.search(key) for key in keys)
 
 
-def _kohya(keys: Keys, metadata: Mapping[str, str]) -> bool:
-    flat = any(re.search(r"^lora_\w+\.lora_(down|up)\.weight$", key) for key in keys)
-    return flat or any(name.startswith("ss_") for name in metadata)
-
-
 _AS_PEFT = "convert it to a PEFT directory with the tool that wrote it"
 FOREIGN: tuple[Foreign, ...] = (
     Foreign(
-        "vlora-dev",
-        "a subspace of vlora-dev",
-        "export its tasks with `vlora export` and point at the exported adapters",
-        files=("subspace_meta.json",),
-    ),
-    Foreign(
-        "lorashare",
-        "a checkpoint of lorashare",
-        "export its adapters with `lorashare reconstruct --all` and point at those",
-        files=("share_config.json",),
-    ),
-    Foreign(
-        "mlx",
-        "an MLX-LM adapter",
-        "fuse it with mlx_lm.fuse, or convert it: transpose lora_a and lora_b, rename them to "
-        "lora_A.weight and lora_B.weight, set lora_alpha to scale * rank",
-        _any_key(r"\.lora_[ab]$"),
-        files=("adapters.safetensors", "adapters.npz"),
+        "mlx-npz",
+        "an MLX-LM adapter of before 2024 (adapters.npz)",
+        "load and save it with a newer MLX-LM: it writes adapters.safetensors, which is read",
+        files=("adapters.npz",),
         without_peft_type=True,
     ),
     Foreign(
@@ -105,55 +87,12 @@ FOREIGN: tuple[Foreign, ...] = (
         _any_key(r"\.(hada|lokr)_w"),
     ),
     Foreign(
-        "kohya",
-        "a kohya or ComfyUI LoRA file",
-        "convert it with diffusers (load_lora_weights, then save_lora_weights) and PEFT",
-        _kohya,
-    ),
-    Foreign(
-        "diffusers",
-        "a diffusers LoRA file",
-        "load it into its pipeline and save each part with PEFT's save_pretrained",
-        _any_key(
-            r"(\.processor\.|^unet\.|^text_encoder(_2)?\.|^transformer\.).*"
-            r"(lora_[AB]\.weight|[._]lora\.(down|up)\.weight|lora_linear_layer\.(down|up)\.weight)$"
-        ),
-        files=("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin"),
-    ),
-    Foreign(
-        "cloneofsimo",
-        "a LoRA file of cloneofsimo/lora (Stable Diffusion)",
-        _AS_PEFT,
-        _any_key(r"^(unet|text_encoder)\w*:\d+:(up|down)$"),
-    ),
-    Foreign(
         "sam-lora",
         "a LoRA file with keys w_a_* and w_b_* (Sam_LoRA)",
         "save it as a PEFT directory: w_a is lora_A.weight, w_b is lora_B.weight, under the names "
         "of the modules they belong to",
         _any_key(r"^w_[ab]_\d+$"),
     ),
-)
-
-
-class GgufFormat(Foreign):
-    """llama.cpp's file format, recognised by its magic bytes."""
-
-    def detect(self, probe: Probe) -> bool:
-        """See `Format`."""
-        if probe.file is None:
-            return False
-        try:
-            with probe.file.open("rb") as file:
-                return file.read(4) == b"GGUF"
-        except OSError:
-            return False
-
-
-GGUF = GgufFormat(
-    "gguf",
-    "a GGUF file of llama.cpp",
-    "point at the PEFT directory that it was made from",
 )
 
 
@@ -182,6 +121,7 @@ class UnknownTensors(Foreign):
             expected="keys such as base_model.model.<module>.lora_A.weight",
             found=", ".join(shown(name) for name in names[:3]) or "no tensors",
             remedy="save the adapter with PEFT's model.save_pretrained",
+            code="unknown-format",
         )
 
 

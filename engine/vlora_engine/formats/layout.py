@@ -53,8 +53,7 @@ def read_layout(tensors: Mapping[str, Described], where: Path) -> Layout:
     names: set[str] = set()
     prefixed = True
     for key, described in tensors.items():
-        if not key.isprintable():
-            raise _unprintable_error(key, where)
+        check_name(key, where)
         split = split_key(key)
         if split is None:
             rest[key] = described
@@ -70,7 +69,7 @@ def read_layout(tensors: Mapping[str, Described], where: Path) -> Layout:
         if side in sides:
             raise _several_error(module, sides[side], key, where)
         sides[side] = key
-    pairs = {module: _pair(module, factors[module], tensors, where) for module in sorted(factors)}
+    pairs = {module: pair_of(module, factors[module], tensors, where) for module in sorted(factors)}
     return Layout(
         pairs=pairs,
         rest=dict(sorted(rest.items())),
@@ -103,6 +102,7 @@ def check_ranks(layout: Layout, settings: Settings, config_path: Path, where: Pa
         found=f"rank {found}, shape {list(pair.shape.shape_a)}",
         remedy=f"{advice} in {config_path} if the tensors are right (lora_alpha is divided by r, "
         "so look at it too), or find the config that belongs to them",
+        code="rank-disagrees",
     )
 
 
@@ -137,9 +137,14 @@ _NAMED = re.compile(
 )
 
 
-def _pair(
+def pair_of(
     module: str, sides: Mapping[str, str], tensors: Mapping[str, Described], where: Path
 ) -> Pair:
+    """The two factors of a module from their keys by side.
+
+    Raises:
+        AdapterError: As `read_layout`. UnsupportedAdapterError: A grouped convolution.
+    """
     key_a = sides.get("A") or sides.get("embedding_A")
     key_b = sides.get("B") or sides.get("embedding_B")
     if key_a is None or key_b is None or len(sides) > 2 or ("A" in sides) != ("B" in sides):
@@ -163,6 +168,7 @@ def _pair(
             expected="F32, F16, BF16, F64 or an 8-bit float",
             found=dtype_a if wrong_a else dtype_b,
             remedy="save the adapter again in bf16, fp16 or fp32; quantized factors are not read",
+            code="factor-dtype",
         )
     wider = dtype_a if ITEM_BYTES[dtype_a] >= ITEM_BYTES[dtype_b] else dtype_b
     return Pair(key_a, key_b, ModuleShape(shape_a[0], d_in, d_out, wider, kind, shape_a, shape_b))
@@ -188,6 +194,7 @@ def _conv_dimensions(
             found=f"shape {list(shape_b)} beside A {list(shape_a)}",
             remedy="retrain it without that module, "
             "or pass --allow-unsupported to carry it along as it is",
+            code="grouped-convolution",
         )
     if not convolution or shape_b[1] != rank:
         raise _product_error(key_a, shape_a, shape_b, where)
@@ -197,14 +204,17 @@ def _conv_dimensions(
     return d_in, shape_b[0]
 
 
-def _unprintable_error(key: str, where: Path) -> CorruptFileError:
-    return CorruptFileError(
-        "A tensor's name has characters that no module has.",
-        where=where,
-        expected="printable text",
-        found=ascii(key)[:80],
-        remedy="do not use this file: it was damaged, or made to do damage",
-    )
+def check_name(key: str, where: Path) -> None:
+    """Raise if a tensor's name would move the cursor, or hides what it is."""
+    if not key.isprintable():
+        raise CorruptFileError(
+            "A tensor's name has characters that no module has.",
+            where=where,
+            expected="printable text",
+            found=ascii(key)[:80],
+            remedy="do not use this file: it was damaged, or made to do damage",
+            code="corrupt-file",
+        )
 
 
 def _product_error(
@@ -216,6 +226,7 @@ def _product_error(
         expected="A [r, in] and B [out, r] with the same r",
         found=f"A {list(shape_a)} and B {list(shape_b)}",
         remedy="save the adapter again where it was trained; one tensor is not its own",
+        code="factors-disagree",
     )
 
 
@@ -236,6 +247,7 @@ def _half_error(module: str, keys: Iterable[str], where: Path) -> AdapterError:
         expected=f"{missing} beside it" if len(keys) == 1 else "lora_A and lora_B of one kind",
         found=", ".join(keys) if len(keys) > 1 else "no such tensor",
         remedy="save or download the adapter again: it is not complete",
+        code="half-pair",
     )
 
 
@@ -246,6 +258,7 @@ def _several_error(module: str, one: str, two: str, where: Path) -> AdapterError
         expected="one adapter per file",
         found=f"{one} and {two}",
         remedy="save each adapter into its own directory: model.save_pretrained(dir) in PEFT",
+        code="several-in-one-file",
     )
 
 
@@ -257,4 +270,5 @@ def _empty_error(key: str, shape: tuple[int, ...], where: Path) -> AdapterError:
         found=f"shape {list(shape)}",
         remedy="gather the shards before saving (DeepSpeed ZeRO-3: GatheredParameters; FSDP: "
         "summon_full_params), then save the adapter again",
+        code="empty-factor",
     )

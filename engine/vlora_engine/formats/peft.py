@@ -25,8 +25,11 @@ from vlora_engine.formats.config import (
     variant_error,
 )
 from vlora_engine.formats.contents import Contents, PickleContents
+from vlora_engine.formats.diffusion import DIFFUSERS, KOHYA, NUMBERED
 from vlora_engine.formats.foreign import foreign_error, recognise
 from vlora_engine.formats.layout import Described, Layout, check_ranks, read_layout, split_key
+from vlora_engine.formats.mlx import MLX
+from vlora_engine.formats.plain import PlainFormat
 from vlora_engine.formats.remarks import adapter_findings, pickle_findings
 
 if TYPE_CHECKING:
@@ -89,6 +92,9 @@ class PeftFormat:
         weights = _weights(probe)
         contents: Contents
         contents = PickleContents(weights) if weights.suffix in PICKLES else probe.contents
+        other = None if probe.has_config else _written_by(contents)
+        if other is not None:  # a pickle whose keys could not be seen before
+            return other.read(probe, contents)
         inspection, layout = _examine(probe, contents, allow_unsupported)
         return PeftAdapter(inspection, contents, layout)
 
@@ -101,6 +107,7 @@ def _weights(probe: Probe) -> Path:
             expected=" or ".join(WEIGHTS),
             found=_some_names(probe.names),
             remedy="copy or download the tensor file into that directory",
+            code="no-tensors",
         )
     return probe.weights
 
@@ -208,10 +215,29 @@ def _layout(contents: Contents, as_product: bool) -> Layout:
     return Layout(pairs={}, rest=rest, prefixed=True, adapter_name=None)
 
 
+_PLAIN: tuple[PlainFormat, ...] = (MLX, KOHYA, DIFFUSERS, NUMBERED)
+
+
+def _written_by(contents: Contents) -> PlainFormat | None:
+    """The other tool whose keys these are, where no PEFT factor is among them."""
+    if any(split_key(key) for key in contents.tensors):
+        return None
+    return next((f for f in _PLAIN if f.marks(contents.tensors, contents.metadata)), None)
+
+
 def _refuse_foreign(probe: Probe, contents: Contents) -> None:
     kind = recognise(contents.tensors, contents.metadata)
     if kind is not None:
         raise foreign_error(kind, contents.path)
+    other = _written_by(contents)
+    if other is not None:
+        raise UnsupportedAdapterError(
+            f"The tensors are those of {other.label}, the config is PEFT's.",
+            where=contents.path,
+            expected="keys such as base_model.model.<module>.lora_A.weight",
+            found=min(contents.tensors),
+            remedy="move the tensor file to a directory of its own, without that config",
+        )
 
 
 def _no_modules_error(contents: Contents) -> VLoRAError:
@@ -225,6 +251,7 @@ def _no_modules_error(contents: Contents) -> VLoRAError:
         else "no tensors",
         remedy="point at a directory that PEFT's model.save_pretrained wrote; "
         "a whole model is not an adapter",
+        code="no-factors",
     )
 
 

@@ -16,13 +16,14 @@ from vlora_engine.formats.base import WEIGHTS
 from vlora_engine.formats.config import CONFIG_NAME, Settings, read_settings
 from vlora_engine.formats.layout import PREFIX
 from vlora_engine.formats.remarks import matching_targets
+from vlora_engine.targets.registry import find_target
 from vlora_engine.tensorfile import write_tensors
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-LATER_TARGETS = ("portable", "vllm", "sglang", "tgi", "lorax", "llamacpp", "ollama")
+ORIGIN = "source_format"  # of a config: what another tool said of the adapter
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
@@ -33,11 +34,27 @@ def save(
     target: str = "peft",
     dtype: str | torch.dtype | None = None,
     force: bool = False,
+    drop_rest: bool = False,
+    base: str | Path | None = None,
 ) -> Path:
     """See `vlora_engine.formats.save_adapter`."""
-    _check_target(target)
+    wanted = find_target(target)
+    stored = _torch_dtype(dtype)
+    if wanted.name == "peft":
+        return write_peft(weights, path, dtype=stored, force=force)
+    from vlora_engine.targets.save import save_for
+
+    return save_for(
+        wanted, weights, path, dtype=stored, force=force, drop_rest=drop_rest, base=base
+    )
+
+
+def write_peft(
+    weights: LoRAWeights, path: Path, *, dtype: torch.dtype | None = None, force: bool = False
+) -> Path:
+    """Write ``weights`` as a PEFT directory; A and B in ``dtype``, or as they are."""
     config = peft_config(weights)
-    tensors = peft_tensors(weights, _torch_dtype(dtype))
+    tensors = peft_tensors(weights, dtype)
     # Wide dtypes first keeps every tensor aligned; then by name, as PEFT's own files are.
     tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
     with new_directory(path, job="save", force=force) as partial:
@@ -73,7 +90,7 @@ def peft_tensors(weights: LoRAWeights, dtype: torch.dtype | None = None) -> dict
         stem = "lora_embedding_{}" if kind == "embedding" else "lora_{}.weight"
         for side, factor in (("A", a), ("B", b)):
             key = f"{PREFIX}{name}.{stem.format(side)}"
-            tensors[key] = factor if dtype is None else _cast(factor, dtype, key)
+            tensors[key] = factor if dtype is None else cast(factor, dtype, key)
     collisions = sorted(tensors.keys() & weights.rest.keys())
     if collisions:
         raise AdapterError(
@@ -88,21 +105,43 @@ def peft_config(weights: LoRAWeights) -> dict[str, Any]:
     From what is returned PEFT derives the rank of every tensor and ``weights.scales``; where the
     division by r cannot give a scale to the last bit, the nearest alpha is taken.
     """
-    config = dict(weights.metadata) or _fresh_config()
+    config = dict(weights.metadata) or fresh_config()
+    config.pop(ORIGIN, None)  # PEFT warns of what it does not know
     if not isinstance(config.get("peft_type"), str):
         config["peft_type"] = "LORA"
     config["inference_mode"] = True
     ranks = {name: max(1, weights.lora_a[name].shape[0]) for name in weights.layer_names}
-    settings = read_settings(config, Path(weights.source or CONFIG_NAME))
-    if not ranks:
-        return config
-    _correct_ranks(config, settings, ranks)
-    _correct_alphas(config, settings, ranks, weights.scales)
-    _correct_targets(config, settings, list(ranks))
+    _correct(config, ranks, weights.scales, Path(weights.source or CONFIG_NAME))
     return config
 
 
-def _fresh_config() -> dict[str, Any]:
+def config_of_other_tool(
+    ranks: Mapping[str, int],
+    scales: Mapping[str, float],
+    base_model: str | None,
+    origin: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The config that PEFT would need for an adapter that came without one of its own.
+
+    What its tool said of it and PEFT has no place for stays under ``ORIGIN``.
+    """
+    config = {**fresh_config(), "base_model_name_or_path": base_model}
+    _correct(config, ranks, scales, Path(CONFIG_NAME))
+    return {**config, ORIGIN: dict(origin)}
+
+
+def _correct(
+    config: dict[str, Any], ranks: Mapping[str, int], scales: Mapping[str, float], where: Path
+) -> None:
+    settings = read_settings(config, where)
+    if ranks:
+        _correct_ranks(config, settings, ranks)
+        _correct_alphas(config, settings, ranks, scales)
+        _correct_targets(config, settings, list(ranks))
+
+
+def fresh_config() -> dict[str, Any]:
+    """A config of plain LoRA that says nothing yet of ranks and modules."""
     return {
         "alpha_pattern": {},
         "base_model_name_or_path": None,
@@ -194,33 +233,21 @@ def _at_least_rank_one(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     return a.new_zeros(1, a.shape[1]), b.new_zeros(b.shape[0], 1)
 
 
-def _cast(factor: Tensor, dtype: torch.dtype, key: str) -> Tensor:
-    cast = factor.to(dtype)
-    if bool(factor.isfinite().all()) and not bool(cast.isfinite().all()):
+def cast(factor: Tensor, dtype: torch.dtype, key: str) -> Tensor:
+    """``factor`` in another dtype.
+
+    Raises:
+        ParameterError: A value is too large for it.
+    """
+    result = factor.to(dtype)
+    if bool(factor.isfinite().all()) and not bool(result.isfinite().all()):
         raise ParameterError(
             f"Values of {key} do not fit {dtype}.".replace("torch.", ""),
             where=key,
             found=f"a largest magnitude of {factor.abs().max().item():.3g}",
             remedy="choose bf16 or fp32",
         )
-    return cast
-
-
-def _check_target(target: str) -> None:
-    if target == "peft":
-        return
-    if target in LATER_TARGETS:
-        raise ParameterError(
-            f"The target {target!r} is not built yet.",
-            expected="peft",
-            found=target,
-            remedy="export to peft",
-        )
-    raise ParameterError(
-        f"There is no target {target!r}.",
-        expected=", ".join(("peft", *LATER_TARGETS)),
-        found=target,
-    )
+    return result
 
 
 def _torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:

@@ -8,7 +8,15 @@ from vlora_engine.adapters import AdapterSource, MemorySource, ModuleShape
 from vlora_engine.errors import ParameterError
 from vlora_engine.formats.base import Inspection, Probe
 from vlora_engine.formats.config import read_settings
-from vlora_engine.manifest import FORMAT, INDEX, is_subspace, read_manifest, unknown_task
+from vlora_engine.manifest import (
+    FORMAT,
+    INDEX,
+    Manifest,
+    is_own_subspace,
+    read_manifest,
+    unknown_task,
+)
+from vlora_engine.peers import PEERS, peer_at
 from vlora_engine.tensorfile import read_error
 
 
@@ -19,7 +27,7 @@ class SubspaceFormat:
 
     def detect(self, probe: Probe) -> bool:
         """See `Format`."""
-        return INDEX in probe.names and is_subspace(probe.directory)
+        return INDEX in probe.names and is_own_subspace(probe.directory)
 
     def inspect(self, probe: Probe, *, allow_unsupported: bool = False) -> Inspection:
         """Always refuses: a subspace is not one adapter."""
@@ -28,6 +36,17 @@ class SubspaceFormat:
     def open(self, probe: Probe, *, allow_unsupported: bool = False) -> AdapterSource:
         """Always refuses: a subspace is not one adapter."""
         raise whole_subspace_error(probe.path)
+
+
+class PeerFormat(SubspaceFormat):
+    """A directory of one of the peers, told by its index."""
+
+    def __init__(self, peer: str) -> None:
+        self.name = peer
+
+    def detect(self, probe: Probe) -> bool:
+        """See `Format`."""
+        return PEERS[self.name] in probe.names and not is_own_subspace(probe.directory)
 
 
 def open_task(directory: Path, task: str) -> AdapterSource:
@@ -42,17 +61,25 @@ def open_task(directory: Path, task: str) -> AdapterSource:
 
 
 def inspect_task(directory: Path, task: str) -> Inspection:
-    """What subspace.json says of ``task``; of modules that are its own alone, only their number.
+    """What the subspace's index says of ``task``.
 
     Raises:
         NotFoundError: There is no such task.
     """
-    manifest = read_manifest(directory)
+    return inspection_of(read_manifest(directory), task)
+
+
+def inspection_of(manifest: Manifest, task: str) -> Inspection:
+    """The same from an index at hand; of modules that are the task's own only their number."""
+    directory = manifest.path
     record = manifest.tasks.get(task)
     if record is None:
         raise unknown_task(task, manifest.tasks, directory)
-    index = directory / INDEX
+    index = directory / (PEERS[manifest.peer] if manifest.peer else INDEX)
     settings = read_settings(record.config, index)
+    alpha = settings.alpha
+    if record.config.get("lora_alpha") is None and record.scales:
+        alpha = record.scales[0] * record.rank
     shared = [manifest.layers[i] for i in record.layers]
     try:
         changed = index.stat().st_mtime_ns
@@ -60,10 +87,10 @@ def inspect_task(directory: Path, task: str) -> Inspection:
         raise read_error(index, error) from None
     return Inspection(
         path=Path(f"{directory}:{task}"),
-        weights=directory / "tasks" / record.file,
+        weights=directory / ("" if manifest.peer else "tasks") / record.file,
         config=record.config,
         rank=record.rank,
-        alpha=settings.alpha,
+        alpha=alpha,
         base_model=manifest.base_model,
         modules={
             layer.name: ModuleShape(rank, layer.d_in, layer.d_out, dtype, layer.kind)
@@ -73,7 +100,7 @@ def inspect_task(directory: Path, task: str) -> Inspection:
         rest={},
         nbytes=record.nbytes,
         findings=(),
-        identity=(record.nbytes, changed, record.digest),
+        identity=(record.nbytes, changed, record.digest or record.file),
     )
 
 
@@ -83,6 +110,6 @@ def whole_subspace_error(where: Path) -> ParameterError:
         "This is a subspace, not one adapter.",
         where=where,
         expected="an adapter, or a task as DIR:TASK",
-        found=f"a directory with {INDEX}",
+        found=f"a directory with {PEERS.get(peer_at(where) or '', INDEX)}",
         remedy=f"name one of its tasks: {where}:TASK",
     )

@@ -1,21 +1,29 @@
 """Merging adapters into one, on their weight changes.
 
-`MERGE_METHODS` is the registry: a frozen spec and one function for each method.
+`MERGE_METHODS` is the registry: a frozen spec for each method, readable without torch, and one
+operator. Rooms: ``specs`` (the table), ``weights`` (module by module), ``space`` (the core),
+``operators`` and ``entries`` (what is computed), ``factors`` and ``peft`` (other packages'
+arithmetic), ``kept`` (what is left of each adapter), ``apply`` (running it), ``result``.
 """
 
-from vlora_engine.merging.apply import merge, merge_with_report
-from vlora_engine.merging.methods import dare_merge, task_arithmetic, ties_merge
-from vlora_engine.merging.registry import (
-    IDENTITIES,
-    MERGE_METHODS,
-    MergeMethod,
-    MergeParameter,
-)
-from vlora_engine.merging.result import MergeReport
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vlora_engine.merging.apply import merge, merge_with_report
+    from vlora_engine.merging.kept import Kept
+    from vlora_engine.merging.methods import dare_merge, task_arithmetic, ties_merge
+    from vlora_engine.merging.registry import IDENTITIES, MergeMethod, MergeParameter
+    from vlora_engine.merging.result import MergeReport
+    from vlora_engine.merging.specs import MERGE_METHODS, PEFT_METHODS
 
 __all__ = [
     "IDENTITIES",
     "MERGE_METHODS",
+    "PEFT_METHODS",
+    "Kept",
     "MergeMethod",
     "MergeParameter",
     "MergeReport",
@@ -25,3 +33,21 @@ __all__ = [
     "task_arithmetic",
     "ties_merge",
 ]
+
+_HOMES = {
+    "apply": ("merge", "merge_with_report"),
+    "kept": ("Kept",),
+    "methods": ("dare_merge", "task_arithmetic", "ties_merge"),
+    "registry": ("IDENTITIES", "MergeMethod", "MergeParameter"),
+    "result": ("MergeReport",),
+    "specs": ("MERGE_METHODS", "PEFT_METHODS"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+    globals()[name] = value
+    return value

@@ -5,49 +5,70 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from numbers import Integral, Real
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from vlora_engine.adapters import AdapterSource, LoRAWeights, as_source
+from vlora_engine.adapters import AdapterSource, LoRAWeights, as_source, nominal_rank
 from vlora_engine.catalog import normalise_base_model
 from vlora_engine.errors import (
     AdapterError,
-    CollectionError,
-    ParameterError,
     UnsupportedAdapterError,
 )
 from vlora_engine.health import Finding
 from vlora_engine.inner import modules_of, source_label
-from vlora_engine.merging.registry import MERGE_METHODS, MergeMethod
-from vlora_engine.merging.result import MergedModule, MergeReport, assemble
-from vlora_engine.merging.space import Change, CoreSpace, ModuleCores, summed
+from vlora_engine.merging.apart import as_first_library, as_peft
+from vlora_engine.merging.kept import module_kept
+from vlora_engine.merging.operators import OPERATORS
+from vlora_engine.merging.request import MergeRequest, check_request
+from vlora_engine.merging.result import MergedModule, MergeReport, assemble, kept_rank
+from vlora_engine.merging.space import ModuleInputs
+from vlora_engine.merging.weights import (
+    Layers,
+    ModuleSettings,
+    check_weights,
+    settings_of,
+    varied_modules,
+)
 from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
 
 Space = Literal["delta", "factors"]
+Adapters = Sequence[LoRAWeights | AdapterSource]
 
 logger = logging.getLogger(__name__)
 
 
 def merge(
-    adapters: Sequence[LoRAWeights | AdapterSource],
+    adapters: Adapters,
     method: str,
     *,
     weights: Sequence[float] | None = None,
+    layers: Layers | None = None,
+    normalize: bool | None = None,
+    scale: float = 1.0,
     space: Space = "delta",
+    dialect: Literal["peft"] | None = None,
     rank: int | None = None,
+    energy: float | None = None,
     **parameters: Any,
 ) -> LoRAWeights:
     """Merge adapters into one by a method of `MERGE_METHODS`, by name or alias.
 
     Args:
         adapters: At least one, in memory or as sources, which are read module by module.
-        method: ``task_arithmetic`` (``average``, ``linear``), ``ties``, ``dare``.
-        weights: One for each adapter.
+        method: A name out of `MERGE_METHODS` (of `PEFT_METHODS` with that dialect).
+        weights: One for each adapter; by default what the method says.
+        layers: Other weights for the modules that a pattern matches (later patterns win), or a
+            table of ``weights`` and parameters: ``{"*.attn.*": [0.5, 0.5]}``.
+        normalize: Divide the weights by their sum, or average what agrees; by default as the
+            method says.
+        scale: Of the result.
         space: ``"delta"`` merges weight changes; ``"factors"`` A and B apart (the old way).
-        rank: Cut every module of the result to this rank (``"delta"`` only).
+        dialect: ``"peft"`` for the arithmetic of PEFT's ``add_weighted_adapter``.
+        rank: Cut every module of the result to this rank (of weight changes only).
+        energy: Or to as many directions as hold this share of its energy.
         **parameters: Those of the method.
 
     Returns:
@@ -60,42 +81,82 @@ def merge(
         UnsupportedAdapterError: A DoRA adapter: its change is not ``scale * B @ A``.
     """
     merged, _ = merge_with_report(
-        adapters, method, weights=weights, space=space, rank=rank, **parameters
+        adapters,
+        method,
+        weights=weights,
+        layers=layers,
+        normalize=normalize,
+        scale=scale,
+        space=space,
+        dialect=dialect,
+        rank=rank,
+        energy=energy,
+        **parameters,
     )
     return merged
 
 
 def merge_with_report(
-    adapters: Sequence[LoRAWeights | AdapterSource],
+    adapters: Adapters,
     method: str,
     *,
     weights: Sequence[float] | None = None,
+    layers: Layers | None = None,
+    normalize: bool | None = None,
+    scale: float = 1.0,
     space: Space = "delta",
+    dialect: Literal["peft"] | None = None,
     rank: int | None = None,
+    energy: float | None = None,
     progress: ProgressCallback | None = None,
     cancelled: CancelCheck | None = None,
     **parameters: Any,
 ) -> tuple[LoRAWeights, MergeReport]:
-    """`merge`, and a report: the parameters used, ranks, what a cut lost, what was left out."""
-    spec = MERGE_METHODS.find(method)
-    values = spec.check(parameters)
+    """`merge`, and a report: parameters, ranks, what is kept of each adapter, what was left out."""
+    sources = [as_source(adapter) for adapter in adapters]
+    request, values = check_request(
+        len(sources),
+        method,
+        weights=weights,
+        layers=layers,
+        normalize=normalize,
+        scale=scale,
+        space=space,
+        dialect=dialect,
+        rank=rank,
+        energy=energy,
+        parameters=parameters,
+    )
+    spec = request.spec
     if "seed" in values and values["seed"] is None:
         values["seed"] = torch.Generator().seed()  # a fresh one, reported so that it can be reused
-    sources = [as_source(adapter) for adapter in adapters]
-    _check_request(sources, space, rank)
-    checked_weights = _checked_weights(weights, len(sources))
+    _check_adapters(sources)
     holders = modules_of(sources)
-
-    report = MergeReport(spec.name, space, values, checked_weights)
+    settings = settings_of(
+        spec,
+        list(holders),
+        len(sources),
+        weights=weights,
+        layers=layers,
+        normalise=request.divides_weights,
+        values=values,
+    )
+    base = check_weights(weights, len(sources), spec)
+    report = MergeReport(spec.name, space if dialect is None else dialect, values, base)
     report.findings += _differences(sources, holders)
-    if space == "factors":
-        modules = _merge_factors(spec, sources, holders, checked_weights, values, report.findings)
+    if spec.caution:
+        report.findings.append(Finding("warning", "caution", spec.name, spec.caution))
+    if layers:
+        report.varied = varied_modules(list(holders), layers)
+    if request.is_apart and dialect is None:
+        modules = as_first_library(spec.name, sources, holders, settings, scale, report.findings)
+    elif request.is_apart:
+        modules = as_peft(spec.name, sources, holders, settings, scale)
     else:
+        request = _with_rank_of(request, sources)
 
         def one(module: str) -> MergedModule:
-            return _merge_module(
-                spec, sources, module, holders[module], checked_weights, values, rank
-            )
+            return _merge_module(request, sources, module, holders[module], settings[module])
 
         results = map_ordered(
             one, list(holders), stage="merge", progress=progress, cancelled=cancelled
@@ -109,13 +170,11 @@ def merge_with_report(
 
 
 def _merge_module(
-    spec: MergeMethod,
+    request: MergeRequest,
     sources: Sequence[AdapterSource],
     module: str,
     holders: Sequence[int],
-    weights: Sequence[float],
-    values: Mapping[str, Any],
-    rank: int | None,
+    settings: ModuleSettings,
 ) -> MergedModule:
     factors = [sources[i].read(module) for i in holders]
     scales = [sources[i].scales[module] for i in holders]
@@ -129,90 +188,34 @@ def _merge_module(
                 found="NaN or infinity in A, B or the scale",
                 remedy="merge without this adapter",
             )
-    own = [weights[i] for i in holders]
-    if spec.core is None:
-        folded = zip(factors, scales, own, strict=True)
-        change = summed([(a, b.double() * (s * w)) for (a, b), s, w in folded])
-    else:
-        changes = [Change.of(a, b, s) for (a, b), s in zip(factors, scales, strict=True)]
-        space = CoreSpace.of(changes)
-        size = sum(abs(w) * c.norm for w, c in zip(own, changes, strict=True))
-        if spec.normalises_weights:
-            size /= sum(map(abs, own)) or 1.0
-        cores = ModuleCores(module, space, changes, own, holders)
-        change = space.change(spec.core(cores, values), size)
-    return MergedModule.of(change, rank, _result_dtype(factors))
+    inputs = ModuleInputs(
+        module=module,
+        factors=factors,
+        scales=scales,
+        weights=[settings.weights[i] for i in holders],
+        positions=holders,
+        mean=request.averages,
+        weights_of_all=settings.weights,
+    )
+    operator = OPERATORS[request.operator if any(settings.weights) else "task_arithmetic"]
+    change = operator(inputs, settings.values).times(request.scale)
+    rank = kept_rank(change, request.rank, request.energy)
+    kept = {
+        i: module_kept(change.cut(rank), pair, scale)
+        for i, pair, scale in zip(holders, factors, scales, strict=True)
+    }
+    return replace(MergedModule.of(change, rank, _result_dtype(factors)), kept=kept)
 
 
-def _merge_factors(
-    spec: MergeMethod,
-    sources: Sequence[AdapterSource],
-    holders: Mapping[str, Sequence[int]],
-    weights: Sequence[float],
-    values: Mapping[str, Any],
-    findings: list[Finding],
-) -> dict[str, MergedModule]:
-    """A and B apart, over the modules that all adapters have, in the first library's order."""
-    common = [module for module, owners in holders.items() if len(owners) == len(sources)]
-    if not common:
-        raise CollectionError("The adapters have no module in common.")
-    if len(common) < len(holders):
-        findings.append(
-            Finding(
-                "warning",
-                "modules-left-out",
-                f"{len(holders) - len(common)} module(s)",
-                "Merging A and B apart leaves out modules that an adapter lacks.",
-                "merge weight changes: space='delta'",
-            )
-        )
-    generator = torch.Generator().manual_seed(values.get("seed", 0))
-    merged = {}
-    ignored = 0
-    for module in common:
-        ranks = sorted({source.modules[module].rank for source in sources})
-        if len(ranks) > 1:
-            raise CollectionError(
-                f"A and B of module {module!r} cannot be merged apart.",
-                expected="one rank in all adapters",
-                found=f"ranks {ranks}",
-                remedy="merge weight changes: space='delta'",
-            )
-        sides = zip(*(source.read(module) for source in sources), strict=True)
-        a, b = (spec.factors(side, weights, values, generator) for side in sides)
-        scales = {source.scales[module] for source in sources}
-        ignored += len(scales) > 1
-        merged[module] = MergedModule(a, b, scales.pop() if len(scales) == 1 else 1.0)
-    if ignored:
-        findings.append(
-            Finding(
-                "warning",
-                "scales-ignored",
-                f"{ignored} module(s)",
-                "Merging A and B apart ignores scales; where the adapters' differ, 1 is set.",
-                "merge weight changes: space='delta'",
-            )
-        )
-    return merged
+def _with_rank_of(request: MergeRequest, sources: Sequence[AdapterSource]) -> MergeRequest:
+    """PEFT's "svd" cuts to the largest rank of the adapters where it is told nothing."""
+    told = request.rank is not None or request.energy is not None
+    if request.dialect != "peft" or request.spec.name != "svd" or told:
+        return request
+    return replace(request, rank=max(nominal_rank(source) for source in sources))
 
 
-def _check_request(sources: Sequence[AdapterSource], space: str, rank: int | None) -> None:
-    if not sources:
-        raise CollectionError("There are no adapters to merge.", expected="at least one")
-    if space not in ("delta", "factors"):
-        raise ParameterError(
-            "Adapters are merged in one of two spaces.",
-            expected="'delta' or 'factors'",
-            found=repr(space),
-        )
-    if rank is not None:
-        if not isinstance(rank, Integral) or isinstance(rank, bool) or rank < 1:
-            raise ParameterError("rank is out of range.", expected=">= 1", found=repr(rank))
-        if space == "factors":
-            raise ParameterError(
-                "rank cuts weight changes; merging A and B apart keeps the adapters' rank.",
-                remedy="leave rank out, or merge with space='delta'",
-            )
+def _check_adapters(sources: Sequence[AdapterSource]) -> None:
     for i, source in enumerate(sources):
         if source.config.get("use_dora"):
             raise UnsupportedAdapterError(
@@ -222,27 +225,6 @@ def _check_request(sources: Sequence[AdapterSource], space: str, rank: int | Non
             )
         if not source.modules:
             raise AdapterError("The adapter has no LoRA module.", where=source_label(sources, i))
-
-
-def _checked_weights(weights: Sequence[float] | None, n: int) -> tuple[float, ...]:
-    if weights is None:
-        return (1.0 / n,) * n
-    given = list(weights)
-    if len(given) != n:
-        raise ParameterError(
-            "Every adapter needs one weight.",
-            expected=f"{n} weights",
-            found=f"{len(given)}",
-        )
-    for weight in given:
-        good = isinstance(weight, Real) and not isinstance(weight, bool)
-        if not good or not math.isfinite(weight):
-            raise ParameterError(
-                "A weight is no finite number.", expected="finite numbers", found=repr(weight)
-            )
-    if not any(given):
-        raise ParameterError("All weights are zero: nothing would be merged.")
-    return tuple(float(weight) for weight in given)
 
 
 def _differences(

@@ -7,11 +7,14 @@ changes with the gauge: ``(A, B)`` and ``(-A, -B)`` are one adapter and average 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
+
+# (A or B of one module of every adapter, weights, parameters, generator) -> the merged factor
+FactorFunction = Callable[[Sequence[Tensor], Sequence[float], Mapping[str, Any], Generator], Tensor]
 
 
 def weighted_sum(

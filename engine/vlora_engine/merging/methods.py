@@ -1,21 +1,13 @@
-"""The merge methods: each one function, its arithmetic on cores, and its entry in the registry."""
+"""The first library's three functions, under its names and with its arguments in their order."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-from torch import Generator, Tensor
-
-from vlora_engine.adapters import AdapterSource, LoRAWeights
-from vlora_engine.merging import factors
-from vlora_engine.merging.apply import Space, merge
-from vlora_engine.merging.registry import MERGE_METHODS, MergeMethod, MergeParameter
-from vlora_engine.merging.space import ROUNDING, ModuleCores
-
-Adapters = Sequence[LoRAWeights | AdapterSource]
+from vlora_engine.adapters import LoRAWeights
+from vlora_engine.merging.apply import Adapters, Space, merge
+from vlora_engine.merging.specs import MERGE_METHODS
 
 
 def task_arithmetic(
@@ -106,105 +98,17 @@ def dare_merge(
     )
 
 
-def _ties_core(cores: ModuleCores, parameters: Mapping[str, Any]) -> Tensor:
-    density = parameters["density"]
+def _by_name(name: str) -> Callable[..., LoRAWeights]:
+    def merged(adapters: Adapters, **settings: Any) -> LoRAWeights:
+        return merge(adapters, name, **settings)
 
-    def votes() -> Iterator[tuple[Tensor, float]]:
-        # Formed twice rather than kept: memory of two cores, not of as many as adapters.
-        pairs = enumerate(cores.weights)
-        return ((weight * _trimmed(cores.core(i), density), abs(weight)) for i, weight in pairs)
-
-    total = torch.zeros(cores.shape, dtype=torch.float64, device=cores.space.U.device)
-    size, agreeing, weight_sum = (torch.zeros_like(total) for _ in range(3))
-    for vote, _ in votes():
-        total += vote
-        size += vote.abs()
-    elected = total.sign().masked_fill_(total.abs() <= ROUNDING * size, 0.0)
-    for vote, weight in votes():
-        agree = (vote.sign() == elected) & (elected != 0)
-        agreeing += vote * agree
-        weight_sum += weight * agree
-    return torch.where(weight_sum > 0, agreeing / weight_sum, torch.zeros_like(agreeing))
+    return merged
 
 
-def _dare_core(cores: ModuleCores, parameters: Mapping[str, Any]) -> Tensor:
-    drop_rate, seed = parameters["drop_rate"], parameters["seed"]
-    total = torch.zeros(cores.shape, dtype=torch.float64, device=cores.space.U.device)
-    for i, (weight, position) in enumerate(zip(cores.weights, cores.positions, strict=True)):
-        core = cores.core(i)
-        if drop_rate > 0:
-            draw = torch.rand(
-                cores.shape, dtype=torch.float64, generator=_generator(seed, cores.module, position)
-            )
-            core *= (draw >= drop_rate).to(core) / (1.0 - drop_rate)
-        total += weight * core
-    return total
-
-
-def _trimmed(core: Tensor, density: float) -> Tensor:
-    """The largest ``density`` of a core's entries (ties stay), zeros elsewhere."""
-    count = max(1, round(density * core.numel()))
-    if count >= core.numel():
-        return core
-    magnitude = core.abs()
-    smallest_kept = magnitude.flatten().kthvalue(core.numel() - count + 1).values
-    return core.masked_fill(magnitude < smallest_kept, 0.0)
-
-
-def _generator(seed: int, module: str, position: int) -> Generator:
-    digest = hashlib.sha256(f"{seed}\0{module}\0{position}".encode()).digest()
-    return Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
-
-
-MERGE_METHODS.add(
-    MergeMethod(
-        name="task_arithmetic",
-        aliases=("average", "linear"),
-        summary="weighted sum of the weight changes, exact",
-        function=task_arithmetic,
-        core=None,
-        factors=factors.weighted_sum,
-        acts_on="dW",
-        identities=frozenset({"one", "copies", "gauge", "order", "scaling", "linear"}),
-        reference="arXiv:2212.04089",
-    )
-)
-MERGE_METHODS.add(
-    MergeMethod(
-        name="ties",
-        summary="keep the largest entries, elect signs, average what agrees",
-        function=ties_merge,
-        core=_ties_core,
-        factors=factors.ties,
-        acts_on="dW, in the core space of the adapters",
-        parameters=(
-            MergeParameter(
-                "density", "float", 0.5, "share of entries kept", low=0, high=1, low_open=True
-            ),
-        ),
-        neutral={"density": 1.0},
-        normalises_weights=True,
-        identities=frozenset({"one", "copies", "gauge", "order", "scaling"}),
-        reference="arXiv:2306.01708",
-    )
-)
-MERGE_METHODS.add(
-    MergeMethod(
-        name="dare",
-        summary="drop entries at random, rescale the rest, sum",
-        function=dare_merge,
-        core=_dare_core,
-        factors=factors.dare,
-        acts_on="dW, in the core space of the adapters",
-        parameters=(
-            MergeParameter(
-                "drop_rate", "float", 0.5, "share of entries dropped", low=0, high=1, high_open=True
-            ),
-            MergeParameter("seed", "int", None, "seed of the draws; a fresh one by default"),
-        ),
-        neutral={"drop_rate": 0.0},
-        order_independent=False,
-        identities=frozenset({"one", "copies", "gauge", "scaling", "linear"}),
-        reference="arXiv:2311.03099",
-    )
-)
+# What calling a spec calls: the first library's functions where it has them.
+FUNCTIONS: dict[str, Callable[..., LoRAWeights]] = {
+    **{name: _by_name(name) for name in MERGE_METHODS},
+    "task_arithmetic": task_arithmetic,
+    "ties": ties_merge,
+    "dare": dare_merge,
+}

@@ -1,4 +1,8 @@
-"""What a merge method is: a frozen spec with its parameters and the identities it obeys."""
+"""What a merge method is: a frozen spec with its parameters and the identities it obeys.
+
+No torch here: an interface shows what can be merged, and how, without loading it. What a method
+computes stands in `vlora_engine.merging.operators`.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from vlora_engine.errors import ParameterError
 
 if TYPE_CHECKING:
-    from torch import Generator, Tensor
-
     from vlora_engine.adapters import LoRAWeights
-    from vlora_engine.merging.space import ModuleCores
+
+Value = float | int | str | None
 
 # The identities a method may claim; tests hold every method to every one it names.
 # "one" and "copies" are meant at the method's `neutral` parameters and default weights.
 IDENTITIES = {
-    "one": "merging one adapter gives its dW back",
+    "one": "one adapter, alone or beside others of weight 0, gives its dW back",
     "copies": "merging T copies gives the dW of the copy",
     "gauge": "replacing (B, A) by (B G, G^-1 A) changes nothing",
     "order": "permuting adapters and weights together changes nothing",
@@ -32,38 +35,73 @@ IDENTITIES = {
 class MergeParameter:
     """A parameter of a method: its default and the range it must lie in.
 
-    ``low_open`` and ``high_open`` exclude the end of the range.
+    Args:
+        low_open: Excludes the lower end of the range; ``high_open`` the upper one.
+        words: What a parameter of kind ``word`` may be.
+        each: May also be a list, one value for each adapter.
+        complement: The name of ``1 - value``, which is taken in its place.
     """
 
     name: str
-    kind: Literal["float", "int"]
-    default: float | int | None
+    kind: Literal["float", "int", "word"]
+    default: Value
     summary: str
     low: float = -math.inf
     high: float = math.inf
     low_open: bool = False
     high_open: bool = False
+    words: tuple[str, ...] = ()
+    each: bool = False
+    complement: str | None = None
 
     @property
     def range(self) -> str:
         """The allowed values in words, such as ``(0, 1]``."""
+        if self.kind == "word":
+            return " or ".join(self.words)
         if math.isinf(self.low) and math.isinf(self.high):
             return "any integer" if self.kind == "int" else "any number"
         left, right = "([", ")]"
         return f"{left[not self.low_open]}{self.low:g}, {self.high:g}{right[not self.high_open]}"
 
-    def check(self, value: Any) -> float | int | None:
-        """``value`` as the method takes it.
+    def check(self, value: Any) -> Any:
+        """``value`` as the method takes it: a number, or a tuple with one for each adapter.
 
         Raises:
             ParameterError: It is no number, or outside the range.
         """
+        if self.each and isinstance(value, list | tuple) and value:
+            return tuple(self._one(item) for item in value)
+        return self._one(value)
+
+    def parse(self, text: str) -> Any:
+        """The value that a typed text means; empty is the default.
+
+        Raises:
+            ParameterError: It is no number, or outside the range.
+        """
+        text = text.strip()
+        if not text:
+            return self.default
+        if self.kind == "word":
+            return self.check(text)
+        words = text.replace(",", " ").split()
+        try:
+            values: list[Any] = [int(w) if self.kind == "int" else float(w) for w in words]
+        except ValueError:
+            values = [text]
+        return self.check(values[0] if len(values) == 1 else values)
+
+    def _one(self, value: Any) -> Value:
         if value is None and self.default is None:
             return None
-        # numpy's scalars are registered as these, NaN fails every comparison
-        kind = Integral if self.kind == "int" else Real
-        good = isinstance(value, kind) and not isinstance(value, bool)
-        if good:
+        if self.kind == "word":
+            good = value in self.words
+        else:
+            # numpy's scalars are registered as these, NaN fails every comparison
+            kind = Integral if self.kind == "int" else Real
+            good = isinstance(value, kind) and not isinstance(value, bool)
+        if good and self.kind != "word":
             above = value > self.low if self.low_open else value >= self.low
             below = value < self.high if self.high_open else value <= self.high
             good = above and below
@@ -71,15 +109,9 @@ class MergeParameter:
             raise ParameterError(
                 f"{self.name} is out of range.", expected=self.range, found=repr(value)
             )
+        if self.kind == "word":
+            return str(value)
         return int(value) if self.kind == "int" else float(value)
-
-
-# (cores of one module, parameters) -> the merged core (k_b, k_a)
-CoreFunction = Callable[["ModuleCores", Mapping[str, Any]], "Tensor"]
-# (A or B of one module of every adapter, weights, parameters, generator) -> the merged factor
-FactorFunction = Callable[
-    ["Sequence[Tensor]", "Sequence[float]", Mapping[str, Any], "Generator"], "Tensor"
-]
 
 
 @dataclass(frozen=True)
@@ -89,51 +121,123 @@ class MergeMethod:
     Args:
         name: What recipes and commands call it.
         summary: One line.
-        function: The public function; calling the spec calls it.
-        core: The arithmetic on one module's cores; None for a plain sum of weight changes.
-        factors: The first library's arithmetic on A or B of one module.
-        acts_on: What it works on with ``space="delta"``.
-        parameters: Besides ``weights``, ``space`` and ``rank``, which every method has.
+        acts_on: What its arithmetic works on.
+        parameters: Besides `SETTINGS`, which every method has.
         neutral: The parameters with which it changes nothing about a single adapter.
-        normalises_weights: Whether only the weights' ratios matter.
+        normalises: What becomes of the weights by default: nothing, they are divided by their
+            sum, or every entry is averaged over the weights that agree on it.
+        may_normalise: Whether ``normalize`` can say otherwise.
+        default_weights: What no weights mean: 1 / T each, or 1 each.
+        adapters: How many it takes, None for any number.
         order_independent: Whether the adapters' order is without effect.
         identities: Those of `IDENTITIES` that it obeys.
         aliases: Other names for it.
+        factors: Whether it has the first library's arithmetic too (``space="factors"``).
         reference: Where it is from.
+        caution: What its user should know before.
+        rule: What must hold between parameters; raises ParameterError.
     """
 
     name: str
     summary: str
-    function: Callable[..., LoRAWeights]
-    core: CoreFunction | None
-    factors: FactorFunction
     acts_on: str
     parameters: tuple[MergeParameter, ...] = ()
     neutral: Mapping[str, float] = field(default_factory=dict)
-    normalises_weights: bool = False
+    normalises: Literal["no", "sum", "entry"] = "no"
+    may_normalise: bool = True
+    default_weights: Literal["1/T", "1"] = "1/T"
+    adapters: int | None = None
     order_independent: bool = True
     identities: frozenset[str] = frozenset()
     aliases: tuple[str, ...] = ()
+    factors: bool = False
     reference: str = ""
+    rule: Callable[[Mapping[str, Any]], None] | None = None
+    caution: str = ""
 
     def __call__(self, adapters: Sequence[Any], *args: Any, **kwargs: Any) -> LoRAWeights:
-        return self.function(adapters, *args, **kwargs)
+        from vlora_engine.merging.methods import FUNCTIONS
 
-    def check(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        return FUNCTIONS[self.name](adapters, *args, **kwargs)
+
+    @property
+    def normalises_weights(self) -> bool:
+        """Whether by default only the weights' ratios matter."""
+        return self.normalises != "no"
+
+    @property
+    def weighting(self) -> str:
+        """What becomes of the weights, in words."""
+        words = {"no": "as given", "sum": "over their sum", "entry": "averaged where they agree"}
+        return words[self.normalises]
+
+    def check(self, given: Mapping[str, Any], count: int | None = None) -> dict[str, Any]:
         """Every parameter with its checked value, defaults filled in.
+
+        Args:
+            given: Values by parameter, or by the name of its complement.
+            count: How many adapters there are, where it is known.
 
         Raises:
             ParameterError: A value out of range, or a parameter that the method does not have.
         """
-        unknown = sorted(given.keys() - {p.name for p in self.parameters})
+        given = self._without_complements(given)
+        known = [parameter.name for parameter in self.parameters]
+        unknown = sorted(given.keys() - set(known))
         if unknown:
-            known = ["weights", "space", "rank", *(p.name for p in self.parameters)]
             raise ParameterError(
                 f"Merging by {self.name} has no parameter {unknown[0]!r}.",
-                expected=", ".join(known),
+                expected=", ".join([*SETTINGS, *known]),
                 found=", ".join(unknown),
             )
-        return {p.name: p.check(given.get(p.name, p.default)) for p in self.parameters}
+        values = {p.name: p.check(given.get(p.name, p.default)) for p in self.parameters}
+        for name, value in values.items():
+            if isinstance(value, tuple) and count is not None and len(value) != count:
+                raise ParameterError(
+                    f"There must be one {name} for each adapter.",
+                    expected=f"one number, or {count}",
+                    found=f"{len(value)}",
+                )
+        if self.rule is not None:
+            self.rule(values)
+        return values
+
+    def check_count(self, count: int) -> None:
+        """Refuse a number of adapters that the method does not take.
+
+        Raises:
+            ParameterError: Too many, or too few.
+        """
+        if self.adapters is not None and count != self.adapters:
+            raise ParameterError(
+                f"Merging by {self.name} takes {self.adapters} adapters.",
+                expected=str(self.adapters),
+                found=str(count),
+            )
+
+    def _without_complements(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """``density`` as ``1 - drop_rate`` where the method has the latter."""
+        own = dict(given)
+        for parameter in self.parameters:
+            other = parameter.complement
+            if other is None or other not in own:
+                continue
+            if parameter.name in own:
+                raise ParameterError(
+                    f"{parameter.name} and {other} are both given.",
+                    expected=f"one of them: {parameter.name} = 1 - {other}",
+                )
+            value = own.pop(other)
+            own[parameter.name] = (
+                [_complement(v) for v in value]
+                if isinstance(value, list | tuple)
+                else _complement(value)
+            )
+        return own
+
+
+# What every method has besides its own parameters.
+SETTINGS = ("weights", "layers", "normalize", "scale", "space", "dialect", "rank", "energy")
 
 
 class MergeRegistry(Mapping[str, MergeMethod]):
@@ -163,18 +267,19 @@ class MergeRegistry(Mapping[str, MergeMethod]):
         return method
 
     def find(self, name: str) -> MergeMethod:
-        """The method of that name or alias.
+        """The method of that name or alias; ``-`` may stand for ``_``.
 
         Raises:
             ParameterError: There is none.
         """
-        if name not in self._names:
+        known = name.replace("-", "_")
+        if known not in self._names:
             raise ParameterError(
                 "There is no such merge method.",
                 expected=", ".join(sorted(self._names)),
                 found=repr(name),
             )
-        return self._methods[self._names[name]]
+        return self._methods[self._names[known]]
 
     def __getitem__(self, name: str) -> MergeMethod:
         return self._methods[self._names[name]]
@@ -189,4 +294,6 @@ class MergeRegistry(Mapping[str, MergeMethod]):
         return len(self._methods)
 
 
-MERGE_METHODS = MergeRegistry()
+def _complement(value: Any) -> Any:
+    good = isinstance(value, Real) and not isinstance(value, bool)
+    return 1.0 - float(value) if good else value

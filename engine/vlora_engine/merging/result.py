@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vlora_engine.adapters import AdapterSource, LoRAWeights, ModuleShape, match_pattern
 from vlora_engine.health import Finding
+from vlora_engine.merging.kept import Kept, ModuleKept, all_kept
 from vlora_engine.merging.space import Change
 
 # What of the first adapter's config still holds after a merge. Everything else is computed or
@@ -30,7 +31,9 @@ class MergeReport:
         method: The method's name.
         space: ``"delta"`` or ``"factors"``.
         parameters: The method's parameters as used, a drawn seed included.
-        weights: The weights as used.
+        weights: The weights as given, or the method's default.
+        varied: Modules whose weights or parameters are others, by ``layers``.
+        kept: What is kept of each adapter, in order.
         ranks: The result's rank per module.
         cut_error: Relative error of dW that cutting to ``rank`` cost, over all modules.
         rest_kept: Keys of the rest tensors of the result.
@@ -42,6 +45,8 @@ class MergeReport:
     space: str
     parameters: dict[str, Any]
     weights: tuple[float, ...]
+    varied: int = 0
+    kept: list[Kept] = field(default_factory=list)
     ranks: dict[str, int] = field(default_factory=dict)
     cut_error: float = 0.0
     rest_kept: list[str] = field(default_factory=list)
@@ -57,7 +62,8 @@ class MergeReport:
 class MergedModule:
     """The result for one module: A (r, d_in), B (d_out, r) and its scale.
 
-    ``norm2`` and ``cut2`` are the squared norms of its dW before a cut and of what was cut.
+    ``norm2`` and ``cut2`` are the squared norms of its dW before a cut and of what was cut;
+    ``kept`` says by adapter what of it is left.
     """
 
     a: Tensor
@@ -65,15 +71,16 @@ class MergedModule:
     scale: float = 1.0
     norm2: float = 0.0
     cut2: float = 0.0
+    kept: Mapping[int, ModuleKept] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, change: Change, rank: int | None, dtype: torch.dtype) -> MergedModule:
-        """Factor ``U S V^T`` as ``B = U sqrt(S)``, ``A = sqrt(S) V^T``: both of one size.
+    def of(cls, change: Change, kept: int, dtype: torch.dtype) -> MergedModule:
+        """Factor ``kept`` directions of ``U S V^T`` as ``B = U sqrt(S)``, ``A = sqrt(S) V^T``.
 
-        A zero change gets rank 1 and zeros, since no consumer loads a module of rank 0.
+        Both factors are of one size. A zero change gets rank 1 and zeros, since no consumer loads a
+        module of rank 0.
         """
         U, S, V = change.U, change.S, change.V
-        kept = len(S) if rank is None else min(rank, len(S))
         if kept == 0:
             a = torch.zeros(1, V.shape[0], dtype=dtype)
             return cls(a, torch.zeros(U.shape[0], 1, dtype=dtype))
@@ -82,6 +89,15 @@ class MergedModule:
         b = (U[:, :kept] * root).to(dtype).contiguous()
         energy = S.square()
         return cls(a, b, norm2=float(energy.sum()), cut2=float(energy[kept:].sum()))
+
+
+def kept_rank(change: Change, rank: int | None, energy: float | None) -> int:
+    """How many directions stay: ``rank``, or as many as hold this share of the energy."""
+    count = len(change.S)
+    if energy is not None and energy < 1 and count:
+        held = change.S.square().cumsum(0)
+        count = int((held < energy * held[-1]).sum()) + 1
+    return count if rank is None else min(rank, count)
 
 
 def assemble(
@@ -93,6 +109,11 @@ def assemble(
     cut2 = math.fsum(module.cut2 for module in modules.values())
     rest = _shared_rest(sources, report)
     report.ranks = ranks
+    report.kept = all_kept(
+        len(sources),
+        {name: module.kept for name, module in modules.items()},
+        {name: max(0.0, module.norm2 - module.cut2) for name, module in modules.items()},
+    )
     report.cut_error = math.sqrt(cut2 / norm2) if norm2 else 0.0
     config = merged_config(sources, ranks, {n: m.scale for n, m in modules.items()})
     config |= _rest_config(sources, report)

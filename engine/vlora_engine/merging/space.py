@@ -13,8 +13,10 @@ on their order, nor on their norms, up to signs that elementwise methods do not 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -42,11 +44,18 @@ class Change:
     def norm(self) -> float:
         return float(torch.linalg.vector_norm(self.S))
 
+    def times(self, factor: float) -> Change:
+        """``factor * dW``; a negative one turns U round."""
+        return Change(self.U * math.copysign(1.0, factor), self.S * abs(factor), self.V)
+
+    def cut(self, rank: int) -> Change:
+        """Its best approximation of a rank."""
+        return Change(self.U[:, :rank], self.S[:rank], self.V[:, :rank])
+
     def without_rounding(self, size: float) -> Change:
         """Without the directions that only rounding made, summing numbers of norm ``size``."""
         least = max(len(self.U), len(self.V)) * EPS * max(size, float(self.S[:1].sum()))
-        kept = int((least < self.S).sum())
-        return Change(self.U[:, :kept], self.S[:kept], self.V[:, :kept])
+        return self.cut(int((least < self.S).sum()))
 
 
 @dataclass(frozen=True)
@@ -80,34 +89,69 @@ class CoreSpace:
 
 
 @dataclass(frozen=True)
-class ModuleCores:
-    """One module as a method sees it: the adapters that have it, in their common space.
+class ModuleInputs:
+    """One module as a method sees it: the adapters that have it, their weights, their core space.
 
-    Cores are formed when asked for: for many adapters they are far larger than the factors.
+    Changes, the space and cores are formed when asked for: a plain sum needs none of them, and for
+    many adapters cores are far larger than the factors.
 
     Args:
         module: Its name.
-        space: The common space.
-        changes: One for each adapter that has the module.
-        weights: Those adapters' weights.
+        factors: A (r_i, d_in) and B (d_out, r_i) of each adapter that has the module.
+        scales: Those adapters' scales.
+        weights: Their weights; where a method sums, divided by their sum already if so asked.
         positions: Those adapters' places among all that are merged.
+        mean: Whether what agrees is averaged, not summed.
+        weights_of_all: The weights of all that are merged, those that lack the module included.
     """
 
     module: str
-    space: CoreSpace
-    changes: Sequence[Change]
+    factors: Sequence[Factors]
+    scales: Sequence[float]
     weights: Sequence[float]
     positions: Sequence[int]
+    mean: bool = True
+    weights_of_all: Sequence[float] = ()
+
+    @cached_property
+    def changes(self) -> list[Change]:
+        """The adapters' weight changes in canonical form."""
+        pairs = zip(self.factors, self.scales, strict=True)
+        return [Change.of(a, b, scale) for (a, b), scale in pairs]
+
+    @cached_property
+    def space(self) -> CoreSpace:
+        """The common space of all of them."""
+        return CoreSpace.of(self.changes)
 
     @property
     def shape(self) -> tuple[int, int]:
         """(k_b, k_a)."""
         return self.space.U.shape[1], self.space.V.shape[1]
 
+    @property
+    def size(self) -> float:
+        """The norm of what is summed: below its rounding nothing of a result is real."""
+        size = sum(abs(w) * c.norm for w, c in zip(self.weights, self.changes, strict=True))
+        return size / (sum(map(abs, self.weights)) or 1.0) if self.mean else size
+
     def core(self, i: int) -> Tensor:
         """M_i (k_b, k_a). Entries that only rounding made are 0, so that they have no sign."""
         core = self.space.core(self.changes[i])
         return core.masked_fill_(core.abs() <= ROUNDING * self.changes[i].norm, 0.0)
+
+    def zeros(self) -> Tensor:
+        """A core of zeros (k_b, k_a)."""
+        return self.space.U.new_zeros(self.shape)
+
+    def combined(self, coefficients: Sequence[float]) -> Change:
+        """``sum_i c_i dW_i``, exactly."""
+        parts = zip(self.factors, self.scales, coefficients, strict=True)
+        return summed([(a, b.double() * (s * c)) for (a, b), s, c in parts])
+
+    def from_core(self, core: Tensor) -> Change:
+        """The weight change of a core of this space."""
+        return self.space.change(core, self.size)
 
 
 def summed(factors: Sequence[Factors]) -> Change:

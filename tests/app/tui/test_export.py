@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import math
+import json
 import shlex
 import shutil
 import time
@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import torch
 from textual.pilot import Pilot
 from textual.widgets import Static
 from textual.worker import WorkerCancelled
 
+from tests import make
 from tests.app.conftest import Cli
 from tests.app.tui.drive import Steps, run
 from vlora_engine.catalog import scan
@@ -25,6 +27,7 @@ from vlora_engine.files import directory_bytes
 from vlora_engine.manifest import read_manifest
 from vlora_engine.merging import MERGE_METHODS
 from vlora_tui import events
+from vlora_tui.cli import main
 from vlora_tui.jobs.store import Job, JobInfo
 from vlora_tui.jobs.watch import JobView, State, Told
 from vlora_tui.recipe import Export, Recipe, load_recipe
@@ -142,27 +145,55 @@ def test_sizes_are_those_that_are_written(subspace: Path, cli: Cli, tmp_path: Pa
             assert expected == pytest.approx(directory_bytes(out / task.file[:-12]), rel=0.1)
 
 
-def test_the_parameters_of_merging_are_those_of_the_engine() -> None:
-    for name in MERGES:
+def test_every_method_of_the_engine_is_offered_with_its_parameters() -> None:
+    assert [MERGE_METHODS.find(name).name for name in MERGES] == list(MERGE_METHODS)
+    for name, summary in MERGES.items():
         method = MERGE_METHODS.find(name)
-        assert method.summary == MERGES[name]
-        ours = {p.name: (p.default, p.summary) for p in PARAMETERS[name]}
-        assert ours == {p.name: (p.default, p.summary) for p in method.parameters}
-        for mine, theirs in zip(PARAMETERS[name], method.parameters, strict=True):
-            assert mine.range == theirs.range
-            for text in ("0", "1", "0.5", "-1", "2", "x", "nan", "7"):
-                try:
-                    value = mine.parse(text)
-                except ParameterError:
-                    value = math.nan
-                number = float(text) if text != "x" else text
-                if mine.kind is int and isinstance(number, float) and number.is_integer():
-                    number = int(number)
-                try:
-                    expected: Any = theirs.check(number)
-                except ParameterError:
-                    expected = math.nan
-                assert value == expected or (value != value and expected != expected)
+        assert summary == method.summary
+        assert PARAMETERS[name] == method.parameters
+        for marked in (2, 3):
+            settings = Settings("merge", method=name)
+            lines = [field.key for field in form_fields(settings, marked)]
+            assert [p.name for p in method.parameters] == lines[2 : 2 + len(method.parameters)]
+
+
+def form_fields(settings: Settings, marked: int) -> list[Any]:
+    from vlora_tui.tui.screens.export_lines import form_lines
+
+    return form_lines(settings, exporting.Plan(), marked, after_build=False, ascii_only=True)
+
+
+def test_what_is_typed_is_judged_by_the_method() -> None:
+    density, epsilon, seed = PARAMETERS["della"]
+    assert density.parse("") == 0.5
+    assert density.parse("0.5, 0.3") == (0.5, 0.3)
+    assert seed.parse(" 7 ") == 7
+    for parameter, text in ((density, "0"), (density, "x"), (epsilon, "0.5"), (seed, "1.5")):
+        with pytest.raises(ParameterError, match="out of range"):
+            parameter.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (Settings("merge", merged="/m", method="slerp"), "takes 2 adapters"),
+        (Settings("merge", merged="/m", method="ties", parameters={"density": "1,1"}), "for each"),
+        (
+            Settings("merge", merged="/m", method="della", parameters={"epsilon": "0.49999"}),
+            None,
+        ),
+        (
+            Settings("merge", merged="/m", method="della", parameters={"density": "0.1"}),
+            "do not fit together",
+        ),
+    ],
+)
+def test_a_merge_that_cannot_be_says_so_before_it_starts(
+    subspace: Path, settings: Settings, words: str | None
+) -> None:
+    source = exporting.tasks_of(read_manifest(subspace))
+    plan = exporting.plan(source, [item.name for item in source.items], settings)
+    assert (plan.problem is None) if words is None else (words in str(plan.problem))
 
 
 def test_what_stands_in_the_way_is_told_apart(subspace: Path, tmp_path: Path) -> None:
@@ -192,6 +223,9 @@ def test_what_stands_in_the_way_is_told_apart(subspace: Path, tmp_path: Path) ->
         (Settings(out="x/{task}", dtype="fp16", verify=False), 2),
         (Settings(out="x/only"), 1),
         (Settings(out="x/{task}-lora"), 2),
+        (Settings(out="x/{task}", target="vllm", drop_rest=True), 4),
+        (Settings(out="x/{task}", target="ollama", base="/models/base", dtype="bf16"), 2),
+        (Settings(out="x/{task}", base="/models/base", drop_rest=True), 2),
         (Settings("merge", merged="m"), 3),
         (Settings("merge", merged="m", method="ties", weights="0.7,-0.3", rank="3"), 2),
         (
@@ -229,7 +263,7 @@ def _outputs(recipes: list[Recipe], names: list[str]) -> dict[str, tuple[Any, ..
     from vlora_tui.writing import export_paths
 
     return {
-        task: (str(path), e.dtype, e.verify, e.target, r.input.subspace)
+        task: (str(path), e.dtype, e.verify, e.target, e.base, e.drop_rest, r.input.subspace)
         for r in recipes
         for e in r.exports
         for task, path in export_paths(e, names).items()
@@ -284,9 +318,92 @@ def test_settings_by_keys_and_in_the_form(opened: Session) -> None:
         await settle(pilot)
         assert "as they were" in form_lines(pilot)
         await pilot.press("up", "up")
-        assert "vllm" in words(pilot, "#form-said")
-        await pilot.press("enter")  # only peft is built: nothing to choose
-        assert "peft" in form_lines(pilot)
+        assert "for PEFT" in words(pilot, "#form-said")
+
+    use(opened, steps)
+
+
+def test_a_target_changes_sizes_and_files(opened: Session) -> None:
+    async def steps(pilot: Pilot[Any]) -> None:
+        sizes = {}
+        for name in ("peft", "portable", "vllm"):
+            assert view(pilot)._settings.target == name
+            sizes[name] = view(pilot)._plan.nbytes
+            await pilot.press("s")
+            await settle(pilot)
+        assert sizes["portable"] < 0.8 * sizes["peft"]
+        assert "sglang" in form_lines(pilot).lower()
+        await pilot.press("tab", "down", "left", "left")
+        await settle(pilot)
+        assert "portable" in form_lines(pilot)
+        await pilot.press("d", "d", "d")
+        await settle(pilot)
+        assert "fp32" not in form_lines(pilot)
+        assert "--target portable" in (view(pilot).command_text() or "")
+        await pilot.press("enter")
+        assert pilot.app.started == []  # a choice is no action
+
+    use(opened, steps)
+
+
+def test_what_a_target_refuses_is_shown_for_each_task(runs: Path, tmp_path: Path) -> None:
+    """A task with a head, one without: the head is left out only when the form says so."""
+    tensors = {**make.factors(seed=1), f"{make.PREFIX}score.weight": torch.ones(2, 12)}
+    make.write(tmp_path / "with-head", tensors)
+    place = tmp_path / "s"
+    words_ = ["compress", str(tmp_path / "with-head"), str(runs / "task01"), "-o", str(place)]
+    assert main([*words_, "-k", "8", "-q"]) == 0
+    session = Session()
+    session.manifest = read_manifest(place)
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        await pilot.press("s", "s")
+        await settle(pilot)
+        assert [row[-1] for row in rows(pilot)] == [
+            "new",
+            "vLLM takes no other tensors; 1 here",
+        ]
+        assert "The form can leave them out" in words(pilot, "#preview-said")
+        await pilot.press("enter")
+        assert not pilot.app.started
+        await pilot.press("tab", "down", "down", "right")
+        await settle(pilot)
+        assert [row[-1] for row in rows(pilot)] == ["new", "new"]
+        assert "--drop-rest" in (view(pilot).command_text() or "")
+
+    use(session, steps)
+
+
+def test_gguf_asks_for_the_base_and_says_how_to_start(opened: Session, tmp_path: Path) -> None:
+    config = {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 12}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        for _ in range(6):
+            await pilot.press("s")
+        await settle(pilot)
+        assert "--base DIR" in words(pilot, "#preview-said")
+        await pilot.press("tab", "down", "down", "enter")
+        await pilot.pause()
+        pilot.app.screen.query_one("Input").value = str(tmp_path)
+        await pilot.press("enter")
+        await settle(pilot)
+        assert {row[-1] for row in rows(pilot)} == {"new"}
+        assert "adapter.gguf" in words(pilot, "#preview-said")
+        await pilot.press("end", "enter")
+        await settle(pilot)
+        export = pilot.app.started[0][0].exports[0]
+        assert (export.target, export.base) == ("llamacpp", str(tmp_path))
+        first = str(view(pilot)._plan.rows[0].path)
+        pilot.app.hear(
+            events.Exported("task00", first, "llamacpp", 1234, 4, "gpt2"),
+            events.Finished(1.0),
+            state=State.FINISHED,
+        )
+        await settle(pilot)
+        assert f"llama-server -m BASE.gguf --lora {first}/adapter.gguf" in words(
+            pilot, "#preview-said"
+        )
 
     use(opened, steps)
 

@@ -27,6 +27,7 @@ from vlora_engine.errors import CorruptFileError, VLoRAError
 from vlora_engine.figures import task_figures
 from vlora_engine.formats import open_adapter
 from vlora_engine.manifest import read_manifest
+from vlora_engine.relations import Relations
 from vlora_engine.spectrum import compute_spectra
 from vlora_engine.subspace import SharedSubspace
 from vlora_engine.surface import Spectra
@@ -251,7 +252,7 @@ def test_a_hundred_adapters_scroll(measured: Session) -> None:
         replace(
             known,
             tasks=[replace(known.tasks[0], name=f"a{i}") for i in range(100)],
-            inner=vectors @ vectors.T,
+            relations=Relations(vectors @ vectors.T),
         )
     )
     look(measured, steps)
@@ -584,7 +585,7 @@ def test_nothing_open_says_what_to_do(size: tuple[int, int]) -> None:
 def test_before_all_layers_are_measured_it_says_so(measured: Session) -> None:
     spectra = measured.spectra
     assert spectra is not None
-    spectra.inner = None
+    spectra.relations = None
     del spectra.layers[spectra.layer_names[-1]]
 
     async def steps(pilot: Pilot[Any]) -> None:

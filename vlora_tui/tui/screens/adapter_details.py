@@ -94,6 +94,11 @@ def _subspace(text: Text, manifest: Manifest, tones: Mapping[str, str | Style]) 
     _line(text, "method", f"{manifest.method}   {layers}   {stored_in(manifest)}", tones)
     if not manifest.tasks:
         return
+    if manifest.peer:
+        _line(text, "size", f"{size(manifest.nbytes)}   a subspace of {manifest.peer}", tones)
+        _line(text, "error", f"not known: {manifest.peer} does not keep it", tones)
+        _line(text, "tasks", ", ".join(clean(task) for task in manifest.tasks), tones)
+        return
     worst = manifest.worst
     _line(text, "size", f"{size(manifest.nbytes)}, {manifest.ratio:.3g}x smaller", tones)
     error = f"{100 * manifest.mean_error:.3g} % mean"

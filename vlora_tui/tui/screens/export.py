@@ -17,9 +17,9 @@ from textual.widgets import Input, Static
 from vlora_engine.errors import VLoRAError
 from vlora_tui import events
 from vlora_tui.tui import exporting
-from vlora_tui.tui.exporting import MERGES, Plan, Settings, Source
+from vlora_tui.tui.exporting import Plan, Settings, Source
 from vlora_tui.tui.screens.export_items import ItemsPane
-from vlora_tui.tui.screens.export_lines import edit_of, form_lines
+from vlora_tui.tui.screens.export_lines import edit_of, form_lines, turned
 from vlora_tui.tui.screens.export_preview import PreviewPane
 from vlora_tui.tui.screens.panes import PaneView
 from vlora_tui.tui.widgets.form import Form
@@ -48,7 +48,8 @@ class ExportView(PaneView):
         "Mark tasks, say how and where, look at what is going to be written, then Enter. A job of "
         "its own writes; it reads every adapter back and compares dW (v turns that off).\n"
         "Nothing that exists is touched unless you type so. {task} in the place stands for each "
-        "task's name. m turns to merging: the marked ones become one adapter."
+        "task's name. s chooses who is to read it: PEFT, or a server. m turns to merging: the "
+        "marked ones become one adapter."
     )
     DEFAULT_CSS = STYLE
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -67,6 +68,8 @@ class ExportView(PaneView):
         Binding("v", "verify", show=False, id="export.verify",
                 tooltip="Read back what was written, or not"),
         Binding("d", "dtype", show=False, id="export.dtype", tooltip="Another dtype"),
+        Binding("s", "target(1)", show=False, id="export.target",
+                tooltip="Another target: PEFT, or a server"),
         Binding("t", "source", show=False, id="export.source",
                 tooltip="Between the tasks of the subspace and the marked adapters"),
         Binding("slash", "app.filter", "Filter", show=False, id="export.filter",
@@ -299,16 +302,19 @@ class ExportView(PaneView):
 
     def action_turn(self) -> None:
         """Between exporting and merging."""
-        doing: exporting.Doing = "export" if self._settings.doing == "merge" else "merge"
-        self._set(doing=doing)
+        self._turn_value("doing", 1)
 
     def action_verify(self) -> None:
         """Read back, or not."""
-        self._set(verify=not self._settings.verify)
+        self._turn_value("verify", 1)
 
     def action_dtype(self) -> None:
         """The next dtype."""
         self._turn_value("dtype", 1)
+
+    def action_target(self, by: int) -> None:
+        """The next target."""
+        self._turn_value("target", by)
 
     def action_source(self) -> None:
         """Between the tasks of the subspace and the marked adapters."""
@@ -391,19 +397,8 @@ class ExportView(PaneView):
             self._edit(event.key)
 
     def _turn_value(self, key: str, by: int) -> None:
-        match key:
-            case "doing":
-                self.action_turn()
-            case "verify":
-                self.action_verify()
-            case "dtype":
-                choices = list(exporting.DTYPES)
-                at = choices.index(self._settings.dtype)
-                self._set(dtype=choices[(at + by) % len(choices)])
-            case "method":
-                methods = list(MERGES)
-                at = methods.index(self._settings.method)
-                self._set(method=methods[(at + by) % len(methods)])
+        self._settings = turned(self._settings, key, by)
+        self._edited()
 
     def _edit(self, key: str) -> None:
         from vlora_tui.tui.widgets.dialogs import Prompt
@@ -413,7 +408,7 @@ class ExportView(PaneView):
         def answered(text: str | None) -> None:
             if text is None:
                 return
-            if key in ("out", "merged", "weights", "rank"):
+            if key in ("out", "merged", "weights", "rank", "base"):
                 self._set(**{key: text})
             else:
                 self._settings = self._settings.with_parameter(key, text)

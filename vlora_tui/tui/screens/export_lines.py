@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from vlora_engine.errors import VLoRAError
+from vlora_engine.merging.registry import MergeParameter
+from vlora_engine.targets import TARGETS, Served, start_lines
 from vlora_tui import events
-from vlora_tui.recipe import TARGETS_TO_COME
 from vlora_tui.tui import exporting
-from vlora_tui.tui.exporting import MERGES, PARAMETERS, RANK, Plan, Settings
+from vlora_tui.tui.exporting import CAUTIONS, MERGES, PARAMETERS, RANK, Plan, Settings
 from vlora_tui.tui.widgets.form import Field
 from vlora_tui.tui.words import clean, plural, tilde
 
 if TYPE_CHECKING:
     from vlora_tui.jobs import JobView
 
+T = TypeVar("T")
 DOING = {
     "export": ("export each", "Each marked line becomes an adapter of its own."),
     "merge": ("merge into one", "What is marked becomes one adapter; needs two or more."),
@@ -45,16 +48,41 @@ def form_lines(
     return [*fields, Field("start", "", f"{arrow} {label}", "action", "Enter starts the job.")]
 
 
+def turned(settings: Settings, key: str, by: int) -> Settings:
+    """The settings with the next value, or the one before, of a choice."""
+    match key:
+        case "target":
+            return settings.with_target(_next(list(TARGETS), settings.target, by))
+        case "doing":
+            return replace(settings, doing="export" if settings.doing == "merge" else "merge")
+        case "dtype":
+            choices = exporting.dtypes_of(settings.target)
+            return replace(settings, dtype=_next(choices, settings.dtype, by))
+        case "method":
+            return replace(settings, method=_next(list(MERGES), settings.method, by))
+        case "verify":
+            return replace(settings, verify=not settings.verify)
+        case "drop_rest":
+            return replace(settings, drop_rest=not settings.drop_rest)
+    return settings
+
+
+def _next(choices: Sequence[T], value: T, by: int) -> T:
+    return choices[(choices.index(value) + by) % len(choices)]
+
+
 def _export_lines(settings: Settings, marked: int) -> list[Field]:
     alone = "{task}" not in settings.out and marked > 1
+    target = TARGETS[settings.target]
     return [
         Field(
             "target",
             "target",
-            "peft (the others are not built yet)",
-            "fixed",
-            f"PEFT, and what loads its files. Not built yet: {', '.join(TARGETS_TO_COME)}.",
+            target.name,
+            "choice",
+            f"{target.about} s changes this from anywhere.",
         ),
+        *_target_lines(settings),
         Field(
             "out",
             "goes to",
@@ -80,10 +108,25 @@ def _export_lines(settings: Settings, marked: int) -> list[Field]:
     ]
 
 
+def _target_lines(settings: Settings) -> list[Field]:
+    """What only some targets ask."""
+    target, fields = TARGETS[settings.target], []
+    if target.form == "gguf":
+        said = "The base model's folder or config.json: llama.cpp's names and row order follow it."
+        value = tilde(settings.base) if settings.base else "as the adapter says"
+        fields.append(Field("base", "base", value, "text", said))
+    if target.no_rest:
+        said = f"Tensors besides A and B: {target.no_rest}."
+        value = "left out" if settings.drop_rest else "refused"
+        fields.append(Field("drop_rest", "the rest", value, "choice", said))
+    return fields
+
+
 def _merge_lines(settings: Settings, marked: int) -> list[Field]:
-    fields = [Field("method", "method", settings.method, "choice", f"{MERGES[settings.method]}.")]
+    about = f"{MERGES[settings.method]}. {CAUTIONS[settings.method]}".strip()
+    fields = [Field("method", "method", settings.method, "choice", about)]
     for parameter in PARAMETERS[settings.method]:
-        default = "fresh" if parameter.default is None else f"{parameter.default:g}"
+        default = default_words(parameter)
         fields.append(_text_line(settings, parameter.name, default, marked))
     return [
         *fields,
@@ -103,6 +146,15 @@ def _text_line(settings: Settings, key: str, default: str, marked: int) -> Field
     edit = edit_of(settings, key, marked)
     label = key.replace("_", " ")
     return Field(key, label, edit.value or default, "text", edit.words, edit.wrong(edit.value))
+
+
+def default_words(parameter: MergeParameter) -> str:
+    """What an empty line means."""
+    if parameter.default is None:
+        return "fresh" if parameter.name == "seed" else "from the weights"
+    return (
+        f"{parameter.default:g}" if isinstance(parameter.default, float) else str(parameter.default)
+    )
 
 
 class Edit(NamedTuple):
@@ -129,6 +181,9 @@ def edit_of(settings: Settings, key: str, marked: int) -> Edit:
         case "out":
             words = "A folder for each task; {task} is its name."
             return Edit("Where it goes", words, settings.out, str)
+        case "base":
+            words = "The base model's folder, or its config.json; empty: as the adapter says."
+            return Edit("Base model", words, settings.base, str)
         case "merged":
             return Edit("Where it goes", "A folder.", settings.merged, str)
         case "weights":
@@ -170,4 +225,12 @@ def result(view: JobView) -> tuple[str, bool]:
         return f"{view.state}: {words}. 3 shows the job.", False
     if str(view.state) != "finished":
         return f"The job was {view.state}: {words}. 3 shows it.", True
-    return f"Done: {words}.", False
+    return f"Done: {words}.{_start(exported)}", False
+
+
+def _start(exported: list[events.Exported]) -> str:
+    """How to serve what was written, where a line says it."""
+    served = [Served(e.task, e.path, e.rank, e.base) for e in exported]
+    lines = start_lines(exported[0].target, served) if exported else []
+    more = f" (and {len(lines) - 1} more alike)" if len(lines) > 1 else ""
+    return f" Start it with: {clean(lines[0])}{more}" if lines else ""

@@ -80,15 +80,14 @@ class PreviewPane(Vertical):
             return plan.problem, True
         if plan.refused:
             row = plan.refused[0]
-            return f"Cannot be written: {clean(row.name)}, {row.why}. o names another place.", True
+            return f"Cannot be written: {clean(row.name)}: {row.why}. {row.mend}", True
         if plan.there:
             many = len(plan.there)
             there = f"{many} exist" if many > 1 else "One exists"
             return f"{there} already; Enter asks before anything is replaced.", False
         if plan.free is not None and plan.nbytes > plan.free:
             return f"The disk has {size(plan.free)} free: not enough.", True
-        files = "adapter_config.json and adapter_model.safetensors"
-        return (f"Each is a folder with {files}." if plan.rows else ""), False
+        return (f"Each is a folder with {plan.files}." if plan.rows else ""), False
 
     @property
     def _table(self) -> Table[Row]:

@@ -106,19 +106,26 @@ DIFFERENCE = Measure("relative_difference", "difference of dW, in % of the first
 def task_cells(task: TaskRecord) -> list[Cell]:
     """A task of a subspace."""
     error = share(task.error) if task.measured else f"<{share(task.error)}"
+    if task.origin and not task.norm:  # in a peer's directory, which keeps neither
+        return [(clean(task.id), ""), ("-", ""), ("-", ""), *_task_size(task)]
     return [
         (clean(task.id), ""),
         (error, ""),
         (plain(task.norm), ""),
-        (str(task.rank), "muted"),
-        (size(task.nbytes), "muted"),
+        *_task_size(task),
     ]
+
+
+def _task_size(task: TaskRecord) -> list[tuple[str, str]]:
+    return [(str(task.rank), "muted"), (size(task.nbytes), "muted")]
 
 
 def facts(manifest: Manifest) -> str:
     """A subspace in a sentence."""
     stored, worst = _DTYPES.get(manifest.dtype, manifest.dtype), manifest.worst
     words = f"method {manifest.method}, stored as {stored}; mean dW error "
+    if manifest.peer:
+        return f"{words}not known to {manifest.peer}"
     words += share(manifest.mean_error)
     return words if worst is None else f"{words}, worst {share(worst.error)} ({clean(worst.id)})"
 

@@ -1,0 +1,234 @@
+"""Which adapters come from one training run, and in what order; no torch.
+
+Training changes A slowly, so that adapters of one run keep much of one A: the cosine of their A as
+stored is high, and that of adapters of different beginnings is near 0. A common beginning alone is
+no common run (everybody's default seed is the same), so a **run** is said only where there is an
+order as well, and it is said how that is known:
+
+- the steps in ``trainer_state.json`` beside the adapter, or in its name (``checkpoint-500``);
+- otherwise, of three or more, by growth: dW begins at 0, and in a run every adapter is farther from
+  an earlier one the later it is.
+
+Where only the beginning is common, it is a common **start**.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from vlora_engine.duplicates import rounding_of
+from vlora_engine.relations import Array, Relations, components_of, cosines_of
+
+COMMON = 0.5  # cosine of A above which a beginning is common; .15 to .6 all tell the same ones
+_STEP = re.compile(r"(?i)(?<![a-z])(?:checkpoint|ckpt|step|iter|epoch)[-_ .]?(\d{1,12})(?!\d)")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a place says of when an adapter was saved.
+
+    Args:
+        run: Names the run among others, such as the folder of its checkpoints.
+        number: The step; None for what lies in the run's folder itself: its end.
+        source: ``trainer_state`` or ``names``.
+    """
+
+    run: str
+    number: int | None
+    source: str
+
+
+@dataclass(frozen=True)
+class Run:
+    """Adapters of one beginning.
+
+    Args:
+        members: Indices, in the order of the run; of a start ascending.
+        kind: ``run``, or ``start`` where nothing but the beginning is known to be common.
+        ordered_by: ``trainer_state``, ``names`` or ``growth``; None for a start.
+        steps: The step of each, None where it is not known.
+        cosine: The least cosine of A of any two.
+        monotone: Whether every member is farther from an earlier one the later it is. None for two.
+        how: All that in a sentence.
+    """
+
+    members: tuple[int, ...]
+    kind: Literal["run", "start"]
+    ordered_by: str | None
+    steps: tuple[int | None, ...] | None
+    cosine: float
+    monotone: bool | None
+    how: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same, for JSON."""
+        steps = None if self.steps is None else list(self.steps)
+        return {**asdict(self), "members": list(self.members), "steps": steps}
+
+
+def step_of(path: str | Path | None) -> Step | None:
+    """What an adapter's place says of its step; None where it says nothing."""
+    if path is None:
+        return None
+    place = Path(path)
+    folder = place if place.is_dir() else place.parent
+    number = _trainer_step(folder)
+    for named in (place, place.parent):  # PEFT puts a named adapter below its checkpoint
+        last = max(_STEP.finditer(named.name), key=lambda match: match.start(), default=None)
+        if last is None or (named != place and last[0] != named.name):
+            continue  # a folder further up that has a number somewhere says nothing
+        pattern = named.with_name(named.name[: last.start()] + "*" + named.name[last.end() :])
+        run = str(pattern if named == place else pattern / place.name)
+        if number is not None:
+            return Step(run, number, "trainer_state")
+        return Step(run, int(last[1]), "names")
+    if number is not None:
+        return Step(str(folder.parent / "*"), number, "trainer_state")
+    return Step(str(folder), None, "names") if folder == place else None
+
+
+def _trainer_step(folder: Path) -> int | None:
+    """``global_step`` of the state that transformers' Trainer leaves beside a checkpoint."""
+    try:
+        state = json.loads((folder / "trainer_state.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    step = state.get("global_step") if isinstance(state, dict) else None
+    return step if type(step) is int and step >= 0 else None
+
+
+def runs_in(
+    relations: Relations, steps: Sequence[Step | None], dtypes: Sequence[str] | None = None
+) -> list[Run]:
+    """The runs and the common starts of a collection, in the order of their first members.
+
+    Args:
+        steps: (N,) what is known of each one's place; see `step_of`.
+        dtypes: (N,) of the adapters' factors: exact copies alone make no common start.
+    """
+    if relations.starts is None:
+        return []
+    cosines = cosines_of(relations.starts)
+    found = []
+    for members in components_of(cosines > COMMON):
+        waiting = set(members)
+        for group in _by_hints(members, steps):
+            if len(group) > 1:
+                found.append(_named_run(relations, cosines, group, steps))
+                waiting -= set(group)
+        left = sorted(waiting)
+        if len(left) == len(members) and len(left) > 2 and (order := _growing(relations, left)):
+            found.append(_grown_run(cosines, order))
+        elif len(left) > 1 and not _all_copies(relations, left, dtypes):
+            found.append(_start(cosines, left))
+    return sorted(found, key=lambda run: min(run.members))
+
+
+def _by_hints(members: Sequence[int], steps: Sequence[Step | None]) -> list[list[int]]:
+    """Those of one run by their places, in the order of their steps, the end last."""
+    runs: Mapping[str, list[tuple[int, int]]] = defaultdict(list)
+    for i in members:
+        step = steps[i]
+        if step is not None and step.number is not None:
+            runs[step.run].append((step.number, i))
+    ends = {step.run: i for i in members if (step := steps[i]) and step.number is None}
+    groups = []
+    for run, numbered in sorted(runs.items()):
+        if len({number for number, _ in numbered}) < len(numbered):
+            continue  # two of one step: the places do not tell
+        end = ends.get(str(Path(run).parent))
+        order = [i for _, i in sorted(numbered)]
+        groups.append(order if end is None else [*order, end])
+    return groups
+
+
+def _named_run(
+    relations: Relations, cosines: Array, order: Sequence[int], steps: Sequence[Step | None]
+) -> Run:
+    hints = [steps[i] for i in order]
+    source = next(hint.source for hint in hints if hint is not None)
+    least = _least(cosines, order)
+    monotone = _is_monotone(_distances(relations), order) if len(order) > 2 else None
+    where = "trainer_state.json" if source == "trainer_state" else "their names"
+    words = {
+        True: "; dW moves on from step to step",
+        False: "; dW does not move on from step to step",
+        None: "",
+    }
+    return Run(
+        members=tuple(order),
+        kind="run",
+        ordered_by=source,
+        steps=tuple(None if hint is None else hint.number for hint in hints),
+        cosine=least,
+        monotone=monotone,
+        how=f"one A (cosine from {least:.2f}), steps from {where}{words[monotone]}",
+    )
+
+
+def _grown_run(cosines: Array, order: Sequence[int]) -> Run:
+    least = _least(cosines, order)
+    return Run(
+        members=tuple(order),
+        kind="run",
+        ordered_by="growth",
+        steps=None,
+        cosine=least,
+        monotone=True,
+        how=f"one A (cosine from {least:.2f}), and dW grows away from the first in this order",
+    )
+
+
+def _start(cosines: Array, members: Sequence[int]) -> Run:
+    least = _least(cosines, members)
+    return Run(
+        members=tuple(members),
+        kind="start",
+        ordered_by=None,
+        steps=None,
+        cosine=least,
+        monotone=None,
+        how=f"A begins alike (cosine from {least:.2f}): one run, or one seed; no order tells which",
+    )
+
+
+def _least(cosines: Array, members: Sequence[int]) -> float:
+    return float(cosines[np.ix_(members, members)].min())
+
+
+def _distances(relations: Relations) -> Array:
+    """(N, N) ``||dW_i - dW_j||``."""
+    own = relations.total.diagonal()
+    distances: Array = np.sqrt((own[:, None] + own - 2 * relations.total).clip(0))
+    return distances
+
+
+def _growing(relations: Relations, members: Sequence[int]) -> list[int] | None:
+    """The members from small to large dW, where that is the order of a run."""
+    order = sorted(members, key=lambda i: (float(relations.norms[i]), i))
+    return order if _is_monotone(_distances(relations), order) else None
+
+
+def _is_monotone(distances: Array, order: Sequence[int]) -> bool:
+    """Whether distances only grow with the way in this order, seen from every member."""
+    along = distances[np.ix_(order, order)]
+    return all(
+        bool((np.diff(along[i, i:]) > 0).all()) and bool((np.diff(along[i, : i + 1]) < 0).all())
+        for i in range(len(order))
+    )
+
+
+def _all_copies(relations: Relations, members: Sequence[int], dtypes: Sequence[str] | None) -> bool:
+    """Whether all of them are one adapter."""
+    if relations.difference is None:
+        return False
+    allowed = rounding_of(dtypes or ["F32"] * len(relations))[list(members)].max()
+    return bool(relations.difference[np.ix_(members, members)].max() <= allowed)

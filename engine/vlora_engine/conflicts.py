@@ -1,0 +1,207 @@
+"""How adapters would get into each other's way if they were merged, pair by pair.
+
+Every figure is on ``dW_i = U_i S_i V_i^T`` and the same for every gauge ``(B G, G^-1 A)``, for any
+size of an adapter, and whatever other adapters are looked at:
+
+- ``cosine`` of dW_i and dW_j;
+- ``writes``: the share of i's energy in j's output space, ``||U_j^T dW_i||^2 / ||dW_i||^2``;
+- ``reads``: the same of the input space, ``||dW_i V_j||^2 / ||dW_i||^2``;
+- ``overlap``: the share in both, ``||U_j^T dW_i V_j||^2 / ||dW_i||^2``: what of i the other one can
+  touch at all. These three are shares of i: row i, column j; their matrices are not symmetric;
+- ``sign_conflict``: ``<dW_i, dW_j>`` is the sum over singular directions a of i and b of j of
+  ``t_ab = S_i[a] S_j[b] (U_i[a] . U_j[b]) (V_i[a] . V_j[b])``; the conflict is the share of
+  ``sum |t_ab|`` with a negative sign. 0 where all that is common pulls one way, 1 where all of it
+  is opposed, 0 where nothing is common. Directions are meant to be those of the adapters
+  themselves, so that it is defined where the singular values of each of the two differ.
+
+Over several modules numerators and denominators are summed; a module that an adapter lacks counts
+as zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from vlora_engine.adapters import AdapterSource, as_source
+from vlora_engine.errors import AdapterError, CollectionError
+from vlora_engine.inner import canonical_svd_batch, modules_of
+from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
+from vlora_engine.similarity import Adapter, not_finite
+
+_BLOCK_ROWS = 512  # singular directions of one block: 33 MB of fp64 a block at d = 4096 + 4096
+_NOTHING = 1e-12  # of the two norms: below it what is common is rounding
+
+MEASURES = {
+    "cosine": "cosine of the two dW",
+    "writes": "share of the first's energy in the second's output space",
+    "reads": "share of the first's energy in the second's input space",
+    "overlap": "share of the first's energy in both spaces of the second",
+    "sign_conflict": "share of what is common that pulls in opposite directions",
+}
+
+
+@dataclass(frozen=True)
+class Interference:
+    """The matrices (N, N) in fp64; `MEASURES` says what each holds. ``norms`` (N,) are ||dW_i||."""
+
+    cosine: Tensor
+    writes: Tensor
+    reads: Tensor
+    overlap: Tensor
+    sign_conflict: Tensor
+    norms: Tensor
+
+    def as_dict(self) -> dict[str, list[list[float]]]:
+        """The matrices as lists, for JSON."""
+        return {name: getattr(self, name).tolist() for name in MEASURES}
+
+
+@dataclass
+class _Sums:
+    """What is summed over modules, (n, n) each: the diagonal of ``inner`` is ||dW||^2."""
+
+    inner: Tensor
+    writes: Tensor
+    reads: Tensor
+    overlap: Tensor
+    opposed: Tensor
+    common: Tensor
+
+    @classmethod
+    def zeros(cls, n: int) -> _Sums:
+        return cls(*(torch.zeros(n, n, dtype=torch.float64) for _ in fields(cls)))
+
+
+def interference(
+    adapters: Sequence[Adapter],
+    *,
+    progress: ProgressCallback | None = None,
+    cancelled: CancelCheck | None = None,
+) -> Interference:
+    """Measure every pair of adapters, module by module, in one pass.
+
+    A module's singular directions are held in blocks of 512: each adapter is read once where all
+    of them fit one block, and once per block otherwise; memory does not grow with the collection.
+
+    Raises:
+        CollectionError: Fewer than two adapters, or a module's dimensions differ.
+        AdapterError: NaN or infinity in an adapter.
+    """
+    sources = [as_source(adapter) for adapter in adapters]
+    if len(sources) < 2:
+        raise CollectionError(
+            "Interference is between two adapters or more.",
+            expected="at least 2 adapters",
+            found=str(len(sources)),
+        )
+    holders = modules_of(sources)
+
+    def one(module: str) -> _Sums:
+        return _of_module(sources, holders[module], module)
+
+    total = _Sums.zeros(len(sources))
+    results = map_ordered(
+        one, list(holders), stage="interference", progress=progress, cancelled=cancelled
+    )
+    for module, sums in zip(holders, results, strict=True):
+        at = torch.tensor(holders[module])
+        for name in vars(total):
+            getattr(total, name)[at[:, None], at] += getattr(sums, name)
+    return _shares(total)
+
+
+def _shares(total: _Sums) -> Interference:
+    norm2 = total.inner.diagonal().clamp(min=0)
+    norms = norm2.sqrt()
+    own = torch.where(norm2 > 0, 1 / norm2, torch.zeros_like(norm2))[:, None]
+    both = norms[:, None] * norms
+    lively = total.common > _NOTHING * both
+    nothing = torch.zeros_like(both)
+    return Interference(
+        cosine=torch.where(both > 0, total.inner / both, nothing).clamp(-1, 1),
+        writes=(total.writes * own).clamp(0, 1),
+        reads=(total.reads * own).clamp(0, 1),
+        overlap=(total.overlap * own).clamp(0, 1),
+        sign_conflict=torch.where(lively, total.opposed / total.common, nothing).clamp(0, 1),
+        norms=norms,
+    )
+
+
+def _of_module(sources: Sequence[AdapterSource], holders: Sequence[int], module: str) -> _Sums:
+    """The sums of one module over the adapters that have it."""
+    sums = _Sums.zeros(len(holders))
+    blocks = _blocks([sources[i].modules[module].rank for i in holders])
+    for x, rows in enumerate(blocks):
+        first = _directions(sources, [holders[i] for i in rows], module)
+        for columns in blocks[x:]:
+            same = columns is rows
+            second = first if same else _directions(sources, [holders[i] for i in columns], module)
+            _add_pairs(sums, rows, first, columns, second)
+            if not same:
+                _add_pairs(sums, columns, second, rows, first)
+    return sums
+
+
+_Directions = tuple[Tensor, Tensor, Tensor]  # U (n, d_out, q), S (n, q), V (n, d_in, q)
+
+
+def _add_pairs(
+    sums: _Sums, rows: range, first: _Directions, columns: range, second: _Directions
+) -> None:
+    """Fill the block (rows, columns) of every sum."""
+    out = _products(first[0], second[0])  # [n, m, q, p]
+    into = _products(first[2], second[2])
+    S, T = first[1][:, None, :, None], second[1][None, :, None, :]  # [n, 1, q, 1], [1, m, 1, p]
+    at = slice(rows.start, rows.stop), slice(columns.start, columns.stop)
+    common = S * T * out * into
+    sums.inner[at] = common.sum(dim=(-2, -1))
+    sums.common[at] = common.abs().sum(dim=(-2, -1))
+    sums.opposed[at] = common.clamp(max=0).abs().sum(dim=(-2, -1))
+    sums.writes[at] = (S * out).square().sum(dim=(-2, -1))
+    sums.reads[at] = (S * into).square().sum(dim=(-2, -1))
+    sums.overlap[at] = ((S * out).mT @ into).square().sum(dim=(-2, -1))
+
+
+def _products(x: Tensor, y: Tensor) -> Tensor:
+    """Of (n, d, q) and (m, d, p) all inner products of columns, (n, m, q, p)."""
+    n, d, q = x.shape
+    m, _, p = y.shape
+    flat = x.mT.reshape(n * q, d) @ y.mT.reshape(m * p, d).T  # [n q, m p]
+    return flat.reshape(n, q, m, p).permute(0, 2, 1, 3)
+
+
+def _directions(
+    sources: Sequence[AdapterSource], owners: Sequence[int], module: str
+) -> _Directions:
+    """The canonical directions of some adapters, those of smaller rank filled up with zeros."""
+    pairs = [sources[i].read(module) for i in owners]
+    rank = max(a.shape[0] for a, _ in pairs)
+    a = torch.stack([_filled(pair[0].double(), rank, 0) for pair in pairs])  # [n, r, d_in]
+    b = torch.stack([_filled(pair[1].double(), rank, 1) for pair in pairs])  # [n, d_out, r]
+    scales = torch.tensor([sources[i].scales[module] for i in owners], dtype=torch.float64)
+    try:
+        return canonical_svd_batch(a, b, scales)
+    except AdapterError:
+        for i, pair, scale in zip(owners, pairs, scales, strict=True):
+            if not bool((sum(t.double().sum() for t in pair) * scale).isfinite()):
+                raise not_finite(sources[i], i, module) from None
+        raise
+
+
+def _filled(side: Tensor, rank: int, dim: int) -> Tensor:
+    missing = rank - side.shape[dim]
+    if not missing:
+        return side
+    shape = list(side.shape)
+    shape[dim] = missing
+    return torch.cat([side, side.new_zeros(shape)], dim=dim)
+
+
+def _blocks(ranks: Sequence[int]) -> list[range]:
+    """Consecutive adapters of about `_BLOCK_ROWS` directions together."""
+    size = max(1, _BLOCK_ROWS // max(1, *ranks))
+    return [range(i, min(i + size, len(ranks))) for i in range(0, len(ranks), size)]

@@ -1,0 +1,380 @@
+"""From one format to another: what the target cannot hold is said first, what was written is read.
+
+Adapters become PEFT or MLX-LM directories, one each. Subspaces become ours or a peer's: bases and
+loadings as they are where the target has the same ones, else computed anew, exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlora_engine.adapters import AdapterSource, LoRAWeights, MemorySource
+from vlora_engine.errors import ParameterError
+from vlora_engine.files import check_output, directory_bytes, new_directory
+from vlora_engine.losses import Loss, losses, outline_of, outlines_of
+from vlora_engine.manifest import Manifest, TaskRecord, is_subspace, read_manifest
+from vlora_engine.peers.common import LORASHARE, VLORA_DEV
+from vlora_engine.progress import Progress, ProgressCallback
+
+if TYPE_CHECKING:
+    from vlora_engine.subspace import SharedSubspace
+
+ADAPTER_FORMATS = ("peft", "mlx")
+SUBSPACE_FORMATS = ("subspace", VLORA_DEV, LORASHARE)
+ALIASES = {"vlora-tui": "subspace", "vlora": VLORA_DEV, "share": LORASHARE}
+METHODS = {VLORA_DEV: "flat", LORASHARE: "columns"}
+STAGE = "convert"
+
+
+@dataclass
+class Conversion:
+    """What is to be converted into what.
+
+    Args:
+        to: The format. adapters: By name. whole: The directory of a subspace that is converted as
+            a whole; then there are no adapters.
+        outputs: By name the directory that each adapter goes to; a subspace has one, under "".
+        names: Of the adapters or tasks.
+        losses: What the format cannot hold.
+        how: One sentence on how a subspace's bases are come by.
+    """
+
+    to: str
+    adapters: dict[str, AdapterSource]
+    outputs: dict[str, Path]
+    whole: Path | None = None
+    k: int | None = None
+    names: list[str] = field(default_factory=list)
+    losses: list[Loss] = field(default_factory=list)
+    how: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same, for JSON."""
+        return {
+            "to": self.to,
+            "from": None if self.whole is None else str(self.whole),
+            "tasks": self.names,
+            "outputs": [str(path) for path in self.outputs.values()],
+            "losses": [{"what": loss.what, "serious": loss.serious} for loss in self.losses],
+            "how": self.how or None,
+        }
+
+
+@dataclass(frozen=True)
+class Converted:
+    """One directory that was written and read again.
+
+    Args:
+        error: The largest relative error of dW of what was read against what was meant.
+    """
+
+    name: str
+    path: Path
+    nbytes: int
+    error: float
+
+
+def format_named(word: str) -> str:
+    """The format that ``word`` names.
+
+    Raises:
+        ParameterError: There is none.
+    """
+    name = ALIASES.get(word, word)
+    if name not in (*ADAPTER_FORMATS, *SUBSPACE_FORMATS):
+        raise ParameterError(
+            f"There is no format {word!r} to convert to.",
+            expected=", ".join((*ADAPTER_FORMATS, *SUBSPACE_FORMATS)),
+            found=word,
+        )
+    return name
+
+
+def plan(
+    to: str,
+    out: Path,
+    *,
+    adapters: Mapping[str, AdapterSource] | None = None,
+    whole: Path | None = None,
+    k: int | None = None,
+) -> Conversion:
+    """Say what would be written where, and what would be lost; writes nothing.
+
+    Args:
+        to: One of the formats.
+        out: The directory to make; of several adapters the one that holds a directory for each.
+        adapters: What is converted, by name; or ``whole``, the directory of a subspace.
+        k: Where bases are computed anew: how many directions; by default all, which is exact.
+
+    Raises:
+        ParameterError: The target makes no sense for what is given.
+        UnsupportedAdapterError: It cannot hold a kind of module.
+    """
+    to, given = format_named(to), dict(adapters or {})
+    if whole is not None:
+        outlines = outlines_of(whole)
+    else:
+        outlines = [outline_of(name, source) for name, source in given.items()]
+    names = [outline.name for outline in outlines]
+    conversion = Conversion(to, given, {"": out}, whole, k, names)
+    if to in ADAPTER_FORMATS:
+        conversion.outputs = _folders(names, out, single=whole is None and len(names) == 1)
+    else:
+        _require_sense(conversion)
+        conversion.how = _how(conversion)
+    conversion.losses = losses(to, outlines)
+    return conversion
+
+
+def convert(
+    conversion: Conversion,
+    *,
+    allow_loss: bool = False,
+    force: bool = False,
+    progress: ProgressCallback | None = None,
+) -> list[Converted]:
+    """Write what was planned, read it again, and compare its dW with what was meant.
+
+    Raises:
+        ParameterError: Something serious would be lost, and not ``allow_loss``.
+        OutputExistsError: An output is there, and not ``force``.
+        StorageError: What was written does not read back as what was meant.
+    """
+    from vlora_engine.formats import to_memory
+
+    refuse_losses(conversion, allow_loss)
+    for path in conversion.outputs.values():
+        check_output(path, force=force)
+    if conversion.to not in ADAPTER_FORMATS:
+        return [_subspace(conversion, force, progress)]
+    source = _opened(conversion)
+    written = []
+    for done, (name, path) in enumerate(conversion.outputs.items()):
+        if progress is not None:
+            progress(Progress(STAGE, done, len(conversion.outputs), name))
+        weights = source.reconstruct(name) if source else to_memory(conversion.adapters[name])
+        written.append(_adapter(conversion.to, weights, name, path, force))
+    return written
+
+
+def refuse_losses(conversion: Conversion, allow_loss: bool) -> None:
+    """Raise if something serious would be lost, and not ``allow_loss``."""
+    serious = [loss.what for loss in conversion.losses if loss.serious]
+    if serious and not allow_loss:
+        raise ParameterError(
+            f"The format {conversion.to} cannot hold all of this; nothing was written.",
+            found=" ".join(serious),
+            remedy="choose a format that can (peft holds every adapter, subspace every task), or "
+            "leave it out with --allow-loss",
+        )
+
+
+# ---- adapters
+
+
+def _folders(names: Sequence[str], out: Path, *, single: bool) -> dict[str, Path]:
+    from vlora_engine.naming import slugs
+
+    if single:
+        return {names[0]: out}
+    places = slugs(names)
+    return {name: out / places[name] for name in names}
+
+
+def _adapter(to: str, weights: LoRAWeights, name: str, path: Path, force: bool) -> Converted:
+    from vlora_engine.export import verify_adapter
+    from vlora_engine.formats import save_adapter
+    from vlora_engine.formats.mlx_save import save_mlx
+
+    if to == "peft":
+        save_adapter(weights, path, force=force)
+        meant = weights
+    else:
+        save_mlx(weights, path, force=force)
+        meant = replace(weights, rest={})
+    error = verify_adapter(meant, path)
+    return Converted(name, path, directory_bytes(path), error)
+
+
+# ---- subspaces
+
+
+def _require_sense(conversion: Conversion) -> None:
+    to, whole = conversion.to, conversion.whole
+    if to == "subspace" and whole is None:
+        raise ParameterError(
+            "Adapters become a subspace by compressing them.",
+            remedy="vlora-tui compress ADAPTERS -o DIR",
+        )
+    if whole is not None and (read_manifest(whole).peer or "subspace") == to:
+        raise ParameterError(f"This is a subspace of the format {to} already.", where=whole)
+    if whole is None and to == VLORA_DEV and len(conversion.adapters) < 2:
+        raise ParameterError(
+            "A subspace of vlora-dev needs two adapters or more.",
+            found=", ".join(conversion.adapters),
+            remedy="name them all in one command",
+        )
+    if conversion.k is not None and conversion.k < 1:
+        raise ParameterError("k is at least 1.", found=str(conversion.k))
+
+
+def _how(conversion: Conversion) -> str:
+    """Whether bases and loadings can stay as they are."""
+    if conversion.to == "subspace":
+        return ""
+    kept = f"bases of method {METHODS[conversion.to]} are computed anew"
+    how_many = "all directions, which is exact" if conversion.k is None else f"k = {conversion.k}"
+    anew = f"{kept} ({how_many})"
+    if conversion.whole is None or conversion.k is not None:
+        return anew
+    manifest = read_manifest(conversion.whole)
+    keeps = _keeps_bases(conversion.to, manifest, list(manifest.tasks.values()))
+    return "bases and loadings stay as they are" if keeps else anew
+
+
+def _keeps_bases(to: str, shared: Manifest | SharedSubspace, records: Sequence[TaskRecord]) -> bool:
+    """Whether a peer's format can hold bases and loadings as they are.
+
+    lorashare shares every module. vlora-dev has one mean for all tasks and no scale, and every
+    task has every layer; one scale for all can go into B.
+    """
+    if any(record.own for record in records):
+        return False
+    if to == LORASHARE:
+        return shared.method in ("columns", "delta")
+    every = all(len(record.layers) == len(shared.layers) for record in records)
+    return shared.method == "flat" and every and len({r.scales for r in records}) <= 1
+
+
+def _opened(conversion: Conversion) -> SharedSubspace | None:
+    """The subspace that is converted as a whole, if it is one."""
+    from vlora_engine.subspace import SharedSubspace
+
+    return None if conversion.whole is None else SharedSubspace.load(conversion.whole)
+
+
+def _subspace(conversion: Conversion, force: bool, progress: ProgressCallback | None) -> Converted:
+    from vlora_engine.peers.write import share_names, write_lorashare, write_vlora_dev
+
+    out = conversion.outputs[""]
+    source = _opened(conversion)
+    names: dict[str, str] = {}
+    if conversion.to == "subspace":
+        assert source is not None  # noqa: S101  (`_require_sense`)
+        built = source
+        built.save(out, force=force)
+    else:
+        built = _held(conversion, source, progress)
+        with new_directory(out, job="convert", force=force) as partial:
+            if conversion.to == VLORA_DEV:
+                write_vlora_dev(built, partial)
+            else:
+                names = share_names(built.tasks)
+                write_lorashare(built, partial, names=names)
+    error = _verified(conversion, built, out, names)
+    return Converted("", out, directory_bytes(out), error)
+
+
+def _held(
+    conversion: Conversion, source: SharedSubspace | None, progress: ProgressCallback | None
+) -> SharedSubspace:
+    """A subspace that the target's format can hold."""
+    from vlora_engine.records import max_k, shared_layers
+    from vlora_engine.subspace import SharedSubspace
+
+    as_it_is = source is not None and conversion.k is None
+    if as_it_is and source and _keeps_bases(conversion.to, source, source.tasks.records()):
+        return source
+    meant = {name: MemorySource(w) for name, w in _meant(conversion, source)}
+    method = METHODS[conversion.to]
+    limits = [max(max_k(method, spec, meant)) for spec in shared_layers(meant)]
+    return SharedSubspace.from_adapters(
+        list(meant.values()),
+        list(meant),
+        method=method,
+        num_components=conversion.k or max(limits),
+        dtype="fp32",
+        progress=progress,
+    )
+
+
+def _meant(
+    conversion: Conversion, source: SharedSubspace | None
+) -> Iterator[tuple[str, LoRAWeights]]:
+    """Every adapter as the target is to hold it."""
+    from vlora_engine.formats import to_memory
+
+    if source is not None:
+        weights = ((name, source.reconstruct(name)) for name in source.tasks)
+    else:
+        weights = ((name, to_memory(own)) for name, own in conversion.adapters.items())
+    if conversion.to != VLORA_DEV:
+        yield from weights
+        return
+    known = list(weights)
+    every = {
+        module: (own.lora_a[module].shape[1], own.lora_b[module].shape[0])
+        for _, own in known
+        for module in own.layer_names
+    }
+    for name, own in known:
+        yield name, _for_vlora_dev(own, every)
+
+
+def _for_vlora_dev(weights: LoRAWeights, every: Mapping[str, tuple[int, int]]) -> LoRAWeights:
+    """The scale in B, and a dW of zero for every module that the adapter lacks."""
+    import torch
+
+    lora_a, lora_b = {}, {}
+    for name, (d_in, d_out) in every.items():
+        if name in weights.lora_a:
+            lora_a[name] = weights.lora_a[name].float()
+            lora_b[name] = (weights.scales[name] * weights.lora_b[name].double()).float()
+        else:
+            rank = max(1, weights.rank)
+            lora_a[name], lora_b[name] = torch.zeros(rank, d_in), torch.zeros(d_out, rank)
+    return LoRAWeights(
+        layer_names=sorted(every),
+        lora_a=lora_a,
+        lora_b=lora_b,
+        rank=weights.rank,
+        metadata={"peft_type": "LORA", "r": weights.rank},
+        scales=dict.fromkeys(every, 1.0),
+    )
+
+
+def _verified(
+    conversion: Conversion, built: SharedSubspace, out: Path, names: Mapping[str, str]
+) -> float:
+    """Read what was written; the largest error of a task against what went in.
+
+    Raises:
+        StorageError: It differs from what was built by more than rounding.
+    """
+    from vlora_engine.export import require_alike
+    from vlora_engine.subspace import SharedSubspace
+
+    written = SharedSubspace.load(out)
+    exact = conversion.k is None
+    source = _opened(conversion)
+    worst = 0.0
+    for name in built.tasks:
+        back = written.reconstruct(names.get(name, name))
+        if source is not None:
+            meant = source.reconstruct(name)
+        else:
+            from vlora_engine.formats import to_memory
+
+            meant = to_memory(conversion.adapters[name])
+        if conversion.to == VLORA_DEV:
+            meant = replace(meant, rest={})
+        worst = max(worst, require_alike(meant, back, out, name, exact=exact))
+    return worst
+
+
+def is_whole_subspace(places: Sequence[str | Path]) -> bool:
+    """Whether what is named is one subspace as a whole."""
+    return len(places) == 1 and is_subspace(Path(places[0]))

@@ -1,0 +1,44 @@
+"""The doctor: what is wrong with adapters, what a target will make of them, and what mends it.
+
+`verdict` answers from headers alone and imports no torch; `diagnose` goes through folders, and
+reads tensors one adapter at a time; `read_base` tells a base model by its headers; `all_rules` is
+the table, every row with its source.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "vlora_engine.doctor.base": ["BaseFacts", "read_base"],
+    "vlora_engine.doctor.rounds": [
+        "Patient",
+        "Report",
+        "check_target",
+        "diagnose",
+        "subject_at",
+        "subject_of",
+        "verdict",
+    ],
+    "vlora_engine.doctor.limits": ["RANK_LIMITS"],
+    "vlora_engine.doctor.rules": ["SEVERITIES", "TARGETS", "Rule", "Subject"],
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [*sorted(_HOME_OF), "all_rules"]
+
+
+def all_rules() -> list[Any]:
+    """Every row of the table, in order."""
+    importlib.import_module("vlora_engine.doctor.rounds")
+    from vlora_engine.doctor.rules import RULES
+
+    return [row for row, _ in RULES.values()]
+
+
+def __getattr__(name: str) -> Any:
+    # Late: `vlora_engine.resizing` needs the limits alone, and the rest reads formats.
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME_OF[name]), name)

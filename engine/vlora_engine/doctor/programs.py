@@ -1,0 +1,185 @@
+"""Rules on what programs make of the files: llama.cpp and Ollama, PEFT, the portable form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+
+from vlora_engine.doctor.rules import PEFT, Hit, Subject, rule
+from vlora_engine.doctor.shared import (
+    MERGE,
+    NO_HEAD,
+    add_rows,
+    as_remarked,
+    convolutions,
+    dora,
+    embeddings,
+    gaps,
+    heads,
+    other_scales,
+    prefix,
+    scales_hit,
+)
+
+_LLAMACPP = "https://github.com/ggml-org/llama.cpp/blob/master/convert_lora_to_gguf.py"
+_OLLAMA = "https://github.com/ollama/ollama/blob/main/convert/convert.go"
+_TGI = (
+    "https://github.com/huggingface/text-generation-inference/blob/main/"
+    "server/text_generation_server/adapters/lora.py"
+)
+_OLLAMA_TAKES = frozenset({"llama", "mistral", "gemma2"})  # mistral is converted as llama
+
+
+# ---- llama.cpp and Ollama, which ships its files
+
+_GGUF = ("llamacpp", "ollama")
+
+
+@rule(
+    "gguf-rslora",
+    "error",
+    "llama.cpp's converter ignores use_rslora: the scale goes silently wrong.",
+    remedy="fold the scale into B",
+    source=_LLAMACPP,
+    since="llama.cpp, autumn 2026",
+    targets=_GGUF,
+    stage="target",
+)
+def _gguf_rslora(subject: Subject) -> Iterable[Hit]:
+    if subject.config.get("use_rslora"):
+        wrong = other_scales(subject, of_tensors=True, rslora=False)
+        yield from scales_hit(subject, wrong, "llamacpp")
+
+
+@rule(
+    "gguf-alpha-pattern",
+    "error",
+    "llama.cpp's converter ignores alpha_pattern: scales go silently wrong.",
+    remedy="fold the scales into B",
+    source=_LLAMACPP,
+    since="llama.cpp, autumn 2026",
+    targets=_GGUF,
+    stage="target",
+)
+def _gguf_alpha_pattern(subject: Subject) -> Iterable[Hit]:
+    if subject.config.get("alpha_pattern") and not subject.config.get("use_rslora"):
+        wrong = other_scales(subject, of_tensors=True)
+        yield from scales_hit(subject, wrong, "llamacpp")
+
+
+@rule(
+    "gguf-zero-alpha",
+    "error",
+    "llama.cpp takes an alpha of 0 for a scale of 1.",
+    remedy="leave the adapter out: in PEFT it does nothing",
+    source="https://github.com/ggml-org/llama.cpp/blob/master/src/llama-adapter.h",
+    since="llama.cpp, autumn 2026",
+    targets=_GGUF,
+    stage="target",
+)
+def _gguf_zero_alpha(subject: Subject) -> Iterable[Hit]:
+    if subject.config.get("lora_alpha") == 0:
+        yield Hit(subject.at_config, "lora_alpha is 0.")
+
+
+add_rows(
+    "gguf",
+    _GGUF,
+    "llama.cpp, autumn 2026",
+    (
+        "heads",
+        "llama.cpp has no place for modules_to_save and whole tensors.",
+        NO_HEAD,
+        _LLAMACPP,
+        heads,
+    ),
+    ("dora", "llama.cpp knows no DoRA.", MERGE, _LLAMACPP, dora),
+    (
+        "named-keys",
+        "llama.cpp's converter refuses keys with the adapter's name inside.",
+        "",
+        _LLAMACPP,
+        partial(as_remarked, "named-keys"),
+    ),
+    ("convolutions", "llama.cpp has no place for convolutions.", MERGE, _LLAMACPP, convolutions),
+)
+
+
+@rule(
+    "ollama-safetensors",
+    "warning",
+    "Ollama reads safetensors adapters of llama and gemma2 models alone.",
+    remedy="ship GGUF: FROM base, ADAPTER adapter.gguf",
+    source=_OLLAMA,
+    since="Ollama, autumn 2026",
+    targets=("ollama",),
+    stage="target",
+)
+def _ollama_safetensors(subject: Subject) -> Iterable[Hit]:
+    base = subject.config.get("base_model_name_or_path")
+    if subject.base is not None:
+        taken, named = subject.base.model_type in _OLLAMA_TAKES, subject.base.model_type
+    elif isinstance(base, str) and base:
+        leaf = base.lower().replace("_", "-")
+        taken = any(mark in leaf for mark in ("llama", "mistral", "gemma-2", "gemma2"))
+        named = base
+    else:
+        return
+    if not taken:
+        what = f"The base is {named[:80]}."
+        yield Hit(subject.at_config, what)
+
+
+# ---- PEFT, and the portable form
+
+
+_SAVE_LOAD = f"{PEFT}/blob/main/src/peft/utils/save_and_load.py"
+add_rows(
+    "peft",
+    ("peft",),
+    "peft 0.21",
+    (
+        "prefix",
+        "PEFT finds no module under other keys: nothing is applied.",
+        "",
+        _SAVE_LOAD,
+        prefix,
+    ),
+    (
+        "ignores",
+        "PEFT ignores modules that target_modules leaves out.",
+        "",
+        _SAVE_LOAD,
+        partial(as_remarked, "unlisted-modules"),
+    ),
+    (
+        "no-type",
+        "PEFT cannot load a config without peft_type.",
+        "",
+        _SAVE_LOAD,
+        partial(as_remarked, "no-peft-type"),
+    ),
+)
+
+
+add_rows(
+    "portable",
+    ("portable",),
+    "autumn 2026",
+    (
+        "heads",
+        "Whole tensors are refused by some servers and passed over in silence by others.",
+        "leave them out on purpose: --drop-rest, when exporting",
+        _TGI,
+        heads,
+    ),
+    ("convolutions", "Servers do not take convolutions.", MERGE, _TGI, convolutions),
+    ("embeddings", "Servers do not agree on embeddings.", MERGE, _TGI, embeddings),
+    (
+        "missing-layer",
+        "Some servers drop a module type everywhere that is missing in one layer.",
+        "add the missing module with a B of zeros",
+        _TGI,
+        gaps,
+    ),
+)

@@ -1,0 +1,324 @@
+"""The doctor's round: every adapter at some places, looked at alone, then together.
+
+Headers come first and need no torch; tensors are read one adapter at a time, one module in memory.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlora_engine.doctor import against_base, headers, programs, reading, servers, tensors  # noqa: F401
+from vlora_engine.doctor.rules import SEVERITIES, TARGETS, Stage, Subject, applied
+from vlora_engine.doctor.together import together
+from vlora_engine.errors import (
+    Cancelled,
+    ParameterError,
+    UnsupportedAdapterError,
+    VLoRAError,
+)
+from vlora_engine.formats import FORMATS, Inspection, Probe, open_adapter, task_of_subspace
+from vlora_engine.formats.subspace import inspect_task
+from vlora_engine.health import Finding, Severity
+from vlora_engine.naming import printable
+from vlora_engine.progress import CancelCheck, Progress, ProgressCallback
+
+if TYPE_CHECKING:
+    from vlora_engine.catalog import AdapterInfo
+    from vlora_engine.doctor.base import BaseFacts
+
+_HEADERS: tuple[Stage, ...] = ("reading", "headers", "base", "target")
+
+
+@dataclass(frozen=True)
+class Patient:
+    """One adapter, or one subspace, and what was found about it, gravest first."""
+
+    name: str
+    path: str
+    kind: str
+    findings: tuple[Finding, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same, for JSON."""
+        return {
+            "name": self.name,
+            "path": printable(self.path),
+            "kind": self.kind,
+            "findings": [finding.as_dict() for finding in self.findings],
+        }
+
+
+@dataclass
+class Report:
+    """What the doctor found: one by one, and about all of them together."""
+
+    patients: list[Patient] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    target: str | None = None
+    base: str | None = None
+
+    @property
+    def all_findings(self) -> list[Finding]:
+        """Every finding."""
+        return [f for patient in self.patients for f in patient.findings] + self.findings
+
+    def count(self, severity: Severity) -> int:
+        """How many findings are of this severity."""
+        return sum(finding.severity == severity for finding in self.all_findings)
+
+    def fails(self, limit: str) -> bool:
+        """Whether anything is as grave as ``limit`` (``never``: nothing is)."""
+        if limit == "never":
+            return False
+        worst = SEVERITIES[: SEVERITIES.index(limit) + 1]
+        return any(finding.severity in worst for finding in self.all_findings)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same, for JSON."""
+        return {
+            "target": self.target,
+            "base": self.base,
+            "counts": {severity: self.count(severity) for severity in SEVERITIES},
+            "adapters": [patient.as_dict() for patient in self.patients],
+            "findings": [finding.as_dict() for finding in self.findings],
+        }
+
+
+def verdict(adapter: Inspection | AdapterInfo | str | Path, target: str) -> list[Finding]:
+    """What ``target`` will refuse of an adapter or silently get wrong, from headers alone.
+
+    An adapter that cannot be read at all has that as its one finding. No torch is imported, so a
+    screen may ask.
+
+    Args:
+        adapter: An inspection, an entry of the catalog, or a path (``DIR:TASK`` too).
+        target: One of `TARGETS`.
+
+    Raises:
+        ParameterError: There is no such target.
+        NotFoundError: There is nothing at the path.
+    """
+    check_target(target)
+    if isinstance(adapter, Inspection):
+        subject = subject_of(adapter)
+    elif isinstance(adapter, str | Path):
+        subject = subject_at(adapter)
+    elif adapter.error is not None:
+        subject = Subject(Path(adapter.path), error=adapter.error)
+    else:
+        subject = subject_at(adapter.here)
+    findings = applied(subject, ("reading", "target"), target)
+    about_target = _codes_of("target") | set(reading.REFUSALS)  # remarks are no business of it
+    return [finding for finding in findings if finding.code in about_target]
+
+
+def diagnose(
+    paths: str | Path | Iterable[str | Path],
+    *,
+    target: str | None = None,
+    base: BaseFacts | None = None,
+    read_tensors: bool = True,
+    progress: ProgressCallback | None = None,
+    cancelled: CancelCheck | None = None,
+) -> Report:
+    """Look at every adapter and subspace at or below ``paths``.
+
+    Args:
+        paths: Places, as `vlora_engine.catalog.scan` takes them.
+        target: Who is to load them; adds what that program refuses or gets wrong.
+        base: The model that they are meant for (`vlora_engine.doctor.base.read_base`).
+        read_tensors: Whether to look at the numbers too, and at the bytes of subspaces.
+        progress: Told of every adapter.
+        cancelled: Asked between two.
+
+    Raises:
+        NotFoundError: A path does not exist, or there is no adapter at any of them.
+        ParameterError: An unknown target, or a path that is no local one.
+        Cancelled: ``cancelled`` said so.
+    """
+    from vlora_engine.catalog import scan
+    from vlora_engine.formats.places import existing_path
+
+    if target is not None:
+        check_target(target)
+    catalog = scan(paths)
+    report = Report(target=target, base=None if base is None else base.name)
+    subjects: dict[str, Subject] = {}
+    total = len(catalog.adapters) + len(catalog.subspaces)
+    for info in catalog.adapters:
+        _step(progress, cancelled, len(report.patients), total, info.name)
+        subject = replace(subject_at(info.here, entry=info), base=base)
+        if read_tensors and (subject.modules or subject.error is None):
+            subject = _with_facts(info.name, subject)
+        subjects[info.name] = subject
+        stages = (*_HEADERS, "tensors")
+        findings = tuple(applied(subject, stages, target))
+        report.patients.append(Patient(info.name, str(info.path), info.format, findings))
+    for place in catalog.subspaces:
+        _step(progress, cancelled, len(report.patients), total, place.name)
+        here = place if isinstance(place, Path) else existing_path(place)
+        report.patients.append(_subspace(here, target, base, read_tensors))
+    report.findings = [*catalog.findings, *together(subjects)]
+    report.findings = [f for f in report.findings if f.code != "subspace"]
+    return report
+
+
+def subject_at(path: str | Path, *, entry: AdapterInfo | None = None) -> Subject:
+    """What the headers of an adapter tell; a refusal is part of it, not an error.
+
+    Args:
+        entry: What a catalog found there, where it has looked already.
+
+    Raises:
+        NotFoundError: There is nothing there.
+    """
+    task = task_of_subspace(path)
+    if task is not None:
+        return subject_of(inspect_task(*task))
+    place = Path(path)
+    error = None if entry is None else entry.error
+    try:
+        probe = Probe(place)
+        form = FORMATS.find(probe)
+        if form is None:
+            return Subject(place, "unknown", error=error)
+        if error is not None:
+            raise error
+        return replace(subject_of(form.inspect(probe), probe), format=form.name)
+    except UnsupportedAdapterError as refused:
+        # Refused, yet readable: what else is remarkable can be said all the same.
+        return replace(_despite(place, refused), error=refused)
+    except VLoRAError as refused:
+        config, files = _config_at(place), _names(place)
+        return Subject(place, _format_at(place), config, files=files, error=refused)
+
+
+def subject_of(seen: Inspection, probe: Probe | None = None) -> Subject:
+    """An inspection as the rules want it."""
+    contents: Any = None
+    if probe is not None and seen.modules is not None and probe.tensor_file is not None:
+        contents = probe.contents.tensors
+    return Subject(
+        path=seen.path,
+        config=seen.config,
+        modules=seen.modules,
+        scales=seen.scales,
+        rest=seen.rest,
+        tensors=contents or {},
+        weights=seen.weights,
+        files=probe.names if probe is not None else frozenset(),
+        remarks=seen.findings,
+    )
+
+
+def check_target(target: str) -> None:
+    """Raise ParameterError unless there are rules for ``target``."""
+    if target not in TARGETS:
+        raise ParameterError(
+            f"There is no target {target!r}.", expected=", ".join(TARGETS), found=target
+        )
+
+
+def _despite(place: Path, refused: VLoRAError) -> Subject:
+    try:
+        probe = Probe(place)
+        form = FORMATS.find(probe)
+        if form is not None and probe.has_config:
+            seen = form.inspect(probe, allow_unsupported=True)
+            return replace(subject_of(seen, probe), format=form.name)
+    except VLoRAError:
+        pass
+    config, files = _config_at(place), _names(place)
+    return Subject(place, _format_at(place), config, files=files, error=refused)
+
+
+def _format_at(place: Path) -> str:
+    try:
+        form = FORMATS.find(Probe(place))
+    except VLoRAError:
+        form = None
+    return "unknown" if form is None else form.name
+
+
+def _config_at(place: Path) -> dict[str, Any]:
+    try:
+        return dict(Probe(place).loose_config)
+    except VLoRAError:
+        return {}
+
+
+def _names(place: Path) -> frozenset[str]:
+    try:
+        return frozenset(os.listdir(place)) if place.is_dir() else frozenset()
+    except OSError:
+        return frozenset()
+
+
+def _with_facts(name: str, subject: Subject) -> Subject:
+    """The same with its tensors looked at; a kind that is refused is read as it is.
+
+    Of a pickle only now is known what is in it.
+    """
+    from vlora_engine.doctor.tensors import read_facts
+
+    try:
+        source = open_adapter(subject.path, allow_unsupported=subject.error is not None)
+    except VLoRAError as error:
+        return replace(subject, error=subject.error or error)
+    facts = read_facts(name, source)
+    fault = facts.check.error if facts.check is not None else None
+    if fault is not None and fault.code != "not-finite":
+        return replace(subject, error=subject.error or fault)
+    if subject.modules is None:
+        remarks = {*subject.remarks, *getattr(source, "findings", ())}
+        subject = replace(
+            subject,
+            modules=source.modules,
+            scales=source.scales,
+            rest=source.rest,
+            remarks=tuple(sorted(remarks)),
+        )
+    return replace(subject, facts=facts)
+
+
+def _subspace(
+    place: Path, target: str | None, base: BaseFacts | None, read_tensors: bool
+) -> Patient:
+    """A subspace's own health, and what every task of it would meet at the target."""
+    from vlora_engine.health import check_subspace, finding_of
+    from vlora_engine.manifest import read_manifest
+
+    findings = list(check_subspace(place)) if read_tensors else []
+    try:
+        tasks: Sequence[str] = list(read_manifest(place).tasks)
+    except VLoRAError as error:
+        findings = findings or [finding_of(error, str(place))]
+        tasks = []
+    for task in tasks if target is not None or base is not None else ():
+        subject = replace(subject_of(inspect_task(place, task)), base=base)
+        findings += applied(subject, ("base", "target"), target)
+    ordered = sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
+    return Patient(place.name, str(place), "subspace", tuple(ordered))
+
+
+def _codes_of(stage: Stage) -> set[str]:
+    from vlora_engine.doctor.rules import RULES
+
+    return {code for code, (row, _) in RULES.items() if row.stage == stage}
+
+
+def _step(
+    progress: ProgressCallback | None,
+    cancelled: CancelCheck | None,
+    done: int,
+    total: int,
+    name: str,
+) -> None:
+    if cancelled is not None and cancelled():
+        raise Cancelled("Stopped as asked; nothing was changed.")
+    if progress is not None:
+        progress(Progress("diagnose", done, total, name))

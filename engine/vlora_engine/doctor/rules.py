@@ -1,0 +1,147 @@
+"""What a rule of the doctor is, and the one table of all of them. No torch.
+
+A rule is a frozen row (code, severity, targets, what, remedy, source, since) and a function from a
+`Subject` to what it found there. The rows say why they are believed; the functions say where.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+from vlora_engine.health import Finding, Severity
+
+if TYPE_CHECKING:
+    from vlora_engine.adapters import ModuleShape
+    from vlora_engine.doctor.base import BaseFacts
+    from vlora_engine.doctor.tensors import TensorFacts
+    from vlora_engine.errors import VLoRAError
+
+Stage = Literal["reading", "headers", "base", "target", "tensors", "together"]
+TARGETS = ("vllm", "sglang", "tgi", "lorax", "llamacpp", "ollama", "peft", "portable")
+PEFT = "https://github.com/huggingface/peft"
+ENGINE = "vlora_engine"
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One row of the table.
+
+    Args:
+        code: A stable word for programs.
+        severity: ``error`` (refused, or wrong in silence), ``warning`` (look), ``note``.
+        what: The rule in one sentence.
+        remedy: What mends it, where it is the same every time.
+        source: Where it was read or tried: an address, or a module of this engine.
+        since: The version, or the time, at which the source was read.
+        targets: The targets that it is about; none for all adapters.
+        stage: What it takes to judge.
+    """
+
+    code: str
+    severity: Severity
+    what: str
+    remedy: str = ""
+    source: str = ENGINE
+    since: str = "vlora-tui 0.1"
+    targets: tuple[str, ...] = ()
+    stage: Stage = "headers"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The same, for JSON."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+
+class Hit(NamedTuple):
+    """What a rule's function found; the rest of the finding is the rule's own."""
+
+    where: str
+    what: str
+    remedy: str = ""
+    fix: str = ""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One adapter as far as it is known.
+
+    ``format`` is the name of the one that recognised it. ``modules`` is None where its headers
+    could not be read. ``tensors`` holds dtype and shape of
+    every tensor under its key in the file, where there is such a file.
+    """
+
+    path: Path
+    format: str = "peft"
+    config: Mapping[str, Any] = field(default_factory=dict)
+    modules: Mapping[str, ModuleShape] | None = None
+    scales: Mapping[str, float] = field(default_factory=dict)
+    rest: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    tensors: Mapping[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict)
+    weights: Path | None = None
+    files: frozenset[str] = frozenset()
+    remarks: tuple[Finding, ...] = ()
+    error: VLoRAError | None = None
+    base: BaseFacts | None = None
+    facts: TensorFacts | None = None
+
+    @property
+    def at_config(self) -> str:
+        """The place of its config, for findings."""
+        return str(self.path / "adapter_config.json") if self.path.is_dir() else str(self.path)
+
+    @property
+    def at_weights(self) -> str:
+        """The place of its tensors, for findings."""
+        return str(self.weights or self.path)
+
+    def remarked(self, code: str) -> list[Finding]:
+        """What reading its headers remarked under this code."""
+        return [finding for finding in self.remarks if finding.code == code]
+
+    def command(self, name: str, *flags: str, suffix: str) -> str:
+        """A command of this program on this adapter that writes beside it."""
+        out = f"{str(self.path).replace(':', '-')}-{suffix}"
+        return shlex.join(["vlora-tui", name, str(self.path), "-o", out, *flags])
+
+
+Find = Callable[[Subject], Iterable[Hit]]
+RULES: dict[str, tuple[Rule, Find]] = {}
+
+
+def add_rule(rule: Rule, find: Find) -> None:
+    """Put a row into the table; two of one code are a fault of the program."""
+    if rule.code in RULES:
+        raise ValueError(f"two rules are called {rule.code!r}")
+    RULES[rule.code] = (rule, find)
+
+
+def rule(code: str, severity: Severity, what: str, **row: Any) -> Callable[[Find], Find]:
+    """Register the decorated function under a new row; it may stand under several."""
+
+    def register(find: Find) -> Find:
+        add_rule(Rule(code, severity, what, **row), find)
+        return find
+
+    return register
+
+
+def applied(subject: Subject, stages: Sequence[Stage], target: str | None) -> Iterator[Finding]:
+    """The findings of every rule of these stages that concerns ``target``, gravest first."""
+    found = [
+        Finding(row.severity, row.code, hit.where, hit.what, hit.remedy or row.remedy, hit.fix)
+        for row, find in RULES.values()
+        if row.stage in stages and (not row.targets or target in row.targets)
+        for hit in find(subject)
+    ]
+    yield from sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
+
+
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+
+
+def count(number: int, noun: str) -> str:
+    """``1 module``, ``3 modules``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

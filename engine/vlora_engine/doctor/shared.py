@@ -1,0 +1,150 @@
+"""What the rules of several targets have in common: whole tensors, scales, kinds, gaps, keys."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from vlora_engine.doctor.base import layer_number
+from vlora_engine.doctor.limits import RANK_LIMITS, smallest_choice
+from vlora_engine.doctor.rules import Find, Hit, Rule, Subject, add_rule, count
+from vlora_engine.formats.config import PEFT_DEFAULT_ALPHA, PEFT_DEFAULT_RANK, shown
+
+NO_HEAD = "serve it where heads are read (PEFT), or leave them out on purpose when exporting"
+MERGE = "merge it into its base model and serve that, or retrain it as plain LoRA"
+_TOLERANCE = 1e-6  # of scales: files round alphas
+
+
+def add_rows(
+    stem: str, targets: tuple[str, ...], since: str, *told: tuple[str, str, str, str, Find]
+) -> None:
+    """Rows of one program: code, what, remedy, source, function; all of them are errors."""
+    for code, what, remedy, source, find in told:
+        row = Rule(f"{stem}-{code}", "error", what, remedy, source, since, targets, "target")
+        add_rule(row, find)
+
+
+def other_scales(subject: Subject, *, of_tensors: bool, rslora: bool = True) -> list[str]:
+    """Modules whose scale is not what a program computes that reads r and lora_alpha alone.
+
+    Args:
+        of_tensors: Whether it divides by the rank of the tensor, not by the config's.
+        rslora: Whether it reads use_rslora.
+    """
+    alpha = _number(subject.config.get("lora_alpha"), PEFT_DEFAULT_ALPHA)
+    r = _number(subject.config.get("r"), PEFT_DEFAULT_RANK)
+    root = rslora and bool(subject.config.get("use_rslora"))
+    wrong = []
+    for module, shape in (subject.modules or {}).items():
+        rank = shape.rank if of_tensors else r
+        taken = alpha / (math.sqrt(rank) if root else rank)
+        if not math.isclose(taken, subject.scales[module], rel_tol=_TOLERANCE, abs_tol=1e-12):
+            wrong.append(module)
+    return wrong
+
+
+def _number(value: object, default: float) -> float:
+    return float(value) if isinstance(value, int | float) and value is not None else default
+
+
+def scales_hit(subject: Subject, wrong: list[str], target: str) -> Iterable[Hit]:
+    """The hit for modules of another scale, with the command that folds scales into B."""
+    if wrong:
+        what = (
+            f"{count(len(wrong), 'module')} would get another scale than in PEFT, such as "
+            f"{wrong[0]} (here {subject.scales[wrong[0]]:.3g})."
+        )
+        yield Hit(subject.at_config, what, fix=shaped(subject, target))
+
+
+def shaped(subject: Subject, target: str) -> str:
+    """What folds scales into B and gives every module one rank, cutting as little as can be."""
+    limit = RANK_LIMITS[target]
+    choice = smallest_choice(limit, largest_rank(subject)) or max(limit.choices, default=0)
+    more = ("--rank", str(choice)) if choice > limit.default else ()
+    return subject.command("resize", "--for", target, *more, suffix=target)
+
+
+def not_factors(subject: Subject) -> list[str]:
+    """Rest tensors but copies of the base's, which servers skip."""
+    return [key for key in subject.rest if ".base_layer." not in key]
+
+
+def heads(subject: Subject) -> Iterable[Hit]:
+    """Whole tensors that come along: heads, biases, what modules_to_save names."""
+    saved = subject.config.get("modules_to_save")
+    rest = not_factors(subject)
+    if saved or rest:
+        names = saved if isinstance(saved, list) and saved else rest[:1] or [shown(saved)]
+        named = ", ".join(map(str, names))
+        yield Hit(subject.at_weights, f"It brings whole tensors along: {named[:120]}.")
+
+
+def convolutions(subject: Subject) -> Iterable[Hit]:
+    """Factors of convolutions."""
+    found = [name for name, s in (subject.modules or {}).items() if s.kind == "conv2d"]
+    if found:
+        yield Hit(subject.at_weights, f"{count(len(found), 'convolution')}, such as {found[0]}.")
+
+
+def embeddings(subject: Subject) -> Iterable[Hit]:
+    """Factors of embeddings."""
+    found = [name for name, s in (subject.modules or {}).items() if s.kind == "embedding"]
+    if found:
+        yield Hit(subject.at_weights, f"{count(len(found), 'embedding')}, such as {found[0]}.")
+
+
+def dora(subject: Subject) -> Iterable[Hit]:
+    """A config that says DoRA."""
+    if subject.config.get("use_dora"):
+        yield Hit(subject.at_config, "use_dora is true.")
+
+
+def keys(subject: Subject) -> Iterable[Hit]:
+    """Keys that are not exactly PEFT's."""
+    for code in ("no-prefix", "named-keys"):
+        for finding in subject.remarked(code):
+            fix = subject.command("convert", "--to", "peft", suffix="peft")
+            yield Hit(finding.where, finding.what, fix=fix)
+
+
+def as_remarked(code: str, subject: Subject) -> Iterable[Hit]:
+    """What reading has remarked under ``code``, with the command that writes PEFT's files."""
+    for finding in subject.remarked(code):
+        fix = subject.command("convert", "--to", "peft", suffix="peft")
+        yield Hit(finding.where, finding.what, finding.remedy, fix)
+
+
+def prefix(subject: Subject) -> Iterable[Hit]:
+    """Keys without PEFT's prefix."""
+    for finding in subject.remarked("no-prefix"):
+        fix = subject.command("convert", "--to", "peft", suffix="peft")
+        yield Hit(finding.where, "Keys do not begin with base_model.model.", fix=fix)
+
+
+def gaps(subject: Subject) -> Iterable[Hit]:
+    """A kind of module that is missing in some layer."""
+    numbers: dict[str, set[int]] = {}
+    for name in subject.modules or {}:
+        number = layer_number(name)
+        if number is not None:
+            numbers.setdefault(without_number(name), set()).add(number)
+    known = subject.base.layers if subject.base is not None else None
+    layers = known or max((n for each in numbers.values() for n in each), default=-1) + 1
+    for kind, there in numbers.items():
+        missing = sorted(set(range(layers)) - there)
+        if missing:
+            what = f"{kind} is missing in layer {missing[0]} ({len(there)} of {layers} are there)."
+            yield Hit(subject.at_weights, what)
+            return
+
+
+def without_number(module: str) -> str:
+    """A module's name with a star for the number of its layer."""
+    number = layer_number(module)
+    return module if number is None else module.replace(f".{number}.", ".*.", 1)
+
+
+def largest_rank(subject: Subject) -> int:
+    """The largest rank of a module."""
+    return max((shape.rank for shape in (subject.modules or {}).values()), default=0)

@@ -1,0 +1,172 @@
+"""Rules on the numbers themselves: one adapter at a time, one module in memory. Needs torch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vlora_engine.doctor.rules import ENGINE, PEFT, Hit, Subject, count, rule
+from vlora_engine.health import finding_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vlora_engine.adapters import AdapterSource
+    from vlora_engine.check import AdapterCheck
+
+_LAYER = f"{PEFT}/blob/main/src/peft/tuners/lora/layer.py"
+FP16_MOST = 65504.0
+_ENOUGH = 256  # entries of A by which a distribution is told
+_SIGMAS = 5.0
+
+
+@dataclass
+class TensorFacts:
+    """What one pass over an adapter's tensors found.
+
+    Args:
+        check: The verdict of `vlora_engine.check`: norms, digest, what is not finite.
+        idle: Modules whose B or A is zero in every entry.
+        fresh: Modules whose A is still spread as PEFT initialises it.
+        large: Modules with entries that fp16 cannot hold.
+    """
+
+    check: AdapterCheck | None = None
+    idle: list[str] = field(default_factory=list)
+    fresh: list[str] = field(default_factory=list)
+    large: list[str] = field(default_factory=list)
+
+    def observe(self, module: str, a: Tensor, b: Tensor) -> None:
+        """Look at one module's A (r, d_in) and B (d_out, r)."""
+        if not bool(a.float().any()) or not bool(b.float().any()):
+            self.idle.append(module)
+        if is_fresh(a):
+            self.fresh.append(module)
+        if max(float(a.float().abs().amax()), float(b.float().abs().amax())) > FP16_MOST:
+            self.large.append(module)
+
+
+def read_facts(name: str, source: AdapterSource) -> TensorFacts:
+    """Read every tensor of one adapter once."""
+    from vlora_engine.check import check_adapter
+
+    facts = TensorFacts()
+    facts.check = check_adapter(name, source, facts.observe)
+    return facts
+
+
+def is_fresh(a: Tensor) -> bool:
+    """Whether A is spread as PEFT's default leaves it: uniform up to 1 / sqrt(d_in).
+
+    Training moves some entry beyond the bound almost at once. The spread must be that of the
+    uniform distribution too, so that merely small entries do not count.
+    """
+    values = a.float()
+    bound = 1 / math.sqrt(a.shape[1])
+    if a.numel() < _ENOUGH or float(values.abs().amax()) > bound * 1.004:  # bf16 rounds by 0.4 %
+        return False
+    # The deviation of n uniform entries is off by 0.45 / sqrt(n) of itself (kurtosis 1.8).
+    near = max(0.02, _SIGMAS * 0.45 / math.sqrt(a.numel()))
+    return abs(float(values.std()) / (bound / math.sqrt(3)) - 1) < near
+
+
+def _checked(subject: Subject) -> AdapterCheck | None:
+    return None if subject.facts is None else subject.facts.check
+
+
+@rule(
+    "not-finite",
+    "error",
+    "A factor or the scale holds NaN or infinity.",
+    source=f"{ENGINE}.check",
+    stage="tensors",
+)
+def _not_finite(subject: Subject) -> Iterable[Hit]:
+    check = _checked(subject)
+    if check is not None and check.error is not None and check.error.code == "not-finite":
+        finding = finding_of(check.error)
+        yield Hit(finding.where, finding.what, "use an earlier checkpoint of it, or leave it out")
+
+
+@rule(
+    "rest-not-finite",
+    "warning",
+    "A tensor that is kept as it is holds NaN or infinity.",
+    source=f"{ENGINE}.check",
+    stage="tensors",
+)
+def _rest_not_finite(subject: Subject) -> Iterable[Hit]:
+    check = _checked(subject)
+    for finding in check.findings if check is not None else ():
+        if finding.code == "rest-not-finite":
+            yield Hit(finding.where, finding.what, finding.remedy)
+
+
+@rule(
+    "no-effect",
+    "warning",
+    "The adapter changes nothing: dW is zero in every module.",
+    source=_LAYER,
+    since="peft 0.21",
+    stage="tensors",
+)
+def _no_effect(subject: Subject) -> Iterable[Hit]:
+    check = _checked(subject)
+    for finding in check.findings if check is not None else ():
+        if finding.code == "no-effect":
+            fresh = subject.facts is not None and len(subject.facts.fresh) > 0
+            more = " A is as it was initialised: it was never trained." if fresh else ""
+            remedy = "look for the checkpoint that was trained; this one is the base model"
+            yield Hit(finding.where, finding.what + more, remedy)
+
+
+@rule(
+    "idle-modules",
+    "warning",
+    "Some modules change nothing: their B or A is zero.",
+    remedy="look whether the training reached them; they cost bytes and time for nothing",
+    source=_LAYER,
+    since="peft 0.21",
+    stage="tensors",
+)
+def _idle(subject: Subject) -> Iterable[Hit]:
+    idle = [] if subject.facts is None else subject.facts.idle
+    if 0 < len(idle) < len(subject.modules or {}):
+        what = f"{count(len(idle), 'module')} without effect, such as {idle[0]}."
+        yield Hit(subject.at_weights, what)
+
+
+@rule(
+    "fresh-a",
+    "note",
+    "Every A is as PEFT initialises it: it was frozen, or hardly trained.",
+    remedy="nothing, where A was frozen on purpose (LoRA-FA); else look at the training",
+    source=_LAYER,
+    since="peft 0.21",
+    stage="tensors",
+)
+def _fresh(subject: Subject) -> Iterable[Hit]:
+    facts = subject.facts
+    if facts is None or not facts.fresh or facts.check is None or not facts.check.norm:
+        return
+    if len(facts.fresh) == len(subject.modules or {}):
+        what = f"A of all {count(len(facts.fresh), 'module')} is uniform up to 1 / sqrt(d_in)."
+        yield Hit(subject.at_weights, what)
+
+
+@rule(
+    "beyond-fp16",
+    "warning",
+    "Entries that fp16 cannot hold: a server that computes in it gets infinities.",
+    remedy="serve it in bf16",
+    source="IEEE 754 binary16",
+    since="2019",
+    stage="tensors",
+)
+def _beyond_fp16(subject: Subject) -> Iterable[Hit]:
+    large = [] if subject.facts is None else subject.facts.large
+    if large:
+        what = f"{count(len(large), 'module')} with entries above 65504, such as {large[0]}."
+        yield Hit(subject.at_weights, what)

@@ -1,0 +1,116 @@
+"""Rules on several adapters: whether they belong to one base, and whether they differ at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from vlora_engine.catalog import normalise_base_model
+from vlora_engine.doctor.rules import RULES, Hit, Rule, Subject, add_rule
+from vlora_engine.health import Finding
+
+Named = Mapping[str, Subject]
+_FEW = 6  # names in one sentence
+
+
+def together(subjects: Named) -> list[Finding]:
+    """The findings that it takes several adapters for."""
+    return [
+        Finding(row.severity, row.code, hit.where, hit.what, hit.remedy or row.remedy, hit.fix)
+        for row, find in TOGETHER
+        for hit in find(subjects)
+    ]
+
+
+def _bases(subjects: Named) -> Iterable[Hit]:
+    by_base: dict[str, list[str]] = {}
+    said: dict[str, str] = {}
+    for name, subject in subjects.items():
+        base = subject.config.get("base_model_name_or_path")
+        key = normalise_base_model(base) if isinstance(base, str) and base else None
+        if key is not None:
+            by_base.setdefault(key, []).append(name)
+            said.setdefault(key, str(base))
+    if len(by_base) > 1:
+        told = "; ".join(f"{said[key]}: {_names(names)}" for key, names in by_base.items())
+        yield Hit(", ".join(said.values()), f"The adapters name different base models ({told}).")
+
+
+def _dimensions(subjects: Named) -> Iterable[Hit]:
+    """Within one base model a module has one shape."""
+    seen: dict[tuple[str, str], tuple[str, tuple[str, int, int]]] = {}
+    for name, subject in subjects.items():
+        base = subject.config.get("base_model_name_or_path")
+        key = normalise_base_model(base) if isinstance(base, str) and base else None
+        for module, shape in (subject.modules or {}).items() if key else ():
+            first, fits = seen.setdefault((str(key), module), (name, shape.fits))
+            if fits != shape.fits:
+                what = (
+                    f"{module} is {shape.d_out} x {shape.d_in} here and {fits[2]} x {fits[1]} in "
+                    f"{first}, which names the same base model."
+                )
+                yield Hit(subject.at_weights, what)
+                break
+
+
+def _duplicates(subjects: Named) -> Iterable[Hit]:
+    same: dict[str, list[str]] = {}
+    for name, subject in subjects.items():
+        check = None if subject.facts is None else subject.facts.check
+        if check is not None and check.digest:
+            same.setdefault(check.digest, []).append(name)
+    for names in same.values():
+        if len(names) > 1:
+            what = f"{len(names)} adapters are one, bit for bit: {_names(names)}."
+            yield Hit(str(subjects[names[1]].path), what)
+
+
+def _names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
+    return ", ".join(names[:_FEW]) + more
+
+
+TOGETHER: list[tuple[Rule, Callable[[Named], Iterable[Hit]]]] = [
+    (
+        Rule(
+            "base-models-differ",
+            "warning",
+            "The adapters name different base models; a subspace is meant for one.",
+            "keep each group of `vlora-tui inspect` by itself",
+            source="vlora_engine.catalog",
+            stage="together",
+        ),
+        _bases,
+    ),
+    (
+        Rule(
+            "dimensions-differ",
+            "warning",
+            "Two adapters of one base model disagree about a module's dimensions.",
+            "one of them was trained on another size of it: mend base_model_name_or_path",
+            source="vlora_engine.catalog",
+            stage="together",
+        ),
+        _dimensions,
+    ),
+    (
+        Rule(
+            "duplicates",
+            "warning",
+            "Adapters are the same, bit for bit.",
+            "keep one of them",
+            source="vlora_engine.check",
+            stage="together",
+        ),
+        _duplicates,
+    ),
+]
+
+
+def _of_one(subject: Subject) -> Iterable[Hit]:
+    """One adapter alone has no others to differ from."""
+    return ()
+
+
+for _row, _ in TOGETHER:
+    if _row.code not in RULES:
+        add_rule(_row, _of_one)

@@ -1,0 +1,182 @@
+"""What each format cannot hold of an adapter, from headers and indexes alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlora_engine.adapters import AdapterSource
+from vlora_engine.errors import UnsupportedAdapterError
+from vlora_engine.formats.peft_save import ORIGIN
+from vlora_engine.manifest import read_manifest
+from vlora_engine.peers.common import LORASHARE, VLORA_DEV
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a format cannot hold of what is converted.
+
+    Args:
+        what: One sentence. serious: Whether the adapter would act otherwise without it.
+    """
+
+    what: str
+    serious: bool = False
+
+
+@dataclass(frozen=True)
+class Outline:
+    """What of an adapter decides whether a format can hold it."""
+
+    name: str
+    kinds: frozenset[str]
+    ranks: frozenset[int]
+    scales: frozenset[float]
+    rest: int
+    config: Mapping[str, Any]
+    modules: frozenset[str] = frozenset()
+    dtypes: frozenset[str] = frozenset()
+
+
+def losses(to: str, outlines: Sequence[Outline]) -> list[Loss]:
+    """What the format ``to`` cannot hold of these adapters.
+
+    Raises:
+        UnsupportedAdapterError: It has no place for a kind of module.
+    """
+    return list(_LOSSES[to](outlines))
+
+
+def outline_of(name: str, source: AdapterSource) -> Outline:
+    """What of an adapter decides whether a format can hold it."""
+    shapes = source.modules.values()
+    return Outline(
+        name,
+        frozenset(shape.kind for shape in shapes),
+        frozenset(shape.rank for shape in shapes),
+        frozenset(source.scales.values()),
+        len(source.rest),
+        source.config,
+        frozenset(source.modules),
+        frozenset(shape.dtype for shape in shapes),
+    )
+
+
+def outlines_of(whole: Path) -> list[Outline]:
+    """Outlines of every task of a subspace, from its index."""
+    manifest = read_manifest(whole)
+    found = []
+    for record in manifest.tasks.values():
+        specs = [manifest.layers[i] for i in record.layers]
+        found.append(
+            Outline(
+                record.id,
+                frozenset([*(s.kind for s in specs), *(own.kind for own in record.own)]),
+                frozenset(record.ranks),
+                frozenset([*record.scales, *(own.scale for own in record.own)]),
+                record.rest,
+                record.config,
+                frozenset([*(s.name for s in specs), *(own.name for own in record.own)]),
+                frozenset(record.dtypes),
+            )
+        )
+    return found
+
+
+def _peft_losses(outlines: Sequence[Outline]) -> Iterator[Loss]:
+    for name in _with(outlines, lambda o: ORIGIN in o.config):
+        yield Loss(
+            f"{name}: what its tool noted beside it (training, metadata) has no place there."
+        )
+
+
+def _mlx_losses(outlines: Sequence[Outline]) -> Iterator[Loss]:
+    _refuse_kinds(outlines, "mlx", {"linear", "embedding"})
+    yield from _rest_losses(outlines, "mlx")
+    for name in _with(outlines, lambda o: len(o.ranks) > 1):
+        yield Loss(f"{name}: ranks differ; MLX-LM has one, the others are padded with zeros.")
+    for name in _with(outlines, lambda o: len(o.scales) > 1):
+        yield Loss(f"{name}: scales differ; MLX-LM has one, the others go into B.")
+    for name in _with(outlines, lambda o: _tool(o) != "mlx" and bool(o.config)):
+        yield Loss(f"{name}: of the config only base model, rank and scale have a place there.")
+    for name in _with(outlines, lambda o: not all(".layers." in f".{m}" for m in o.modules)):
+        yield Loss(f"{name}: modules are not named as in MLX-LM (model.layers.N...).")
+
+
+def _vlora_losses(outlines: Sequence[Outline]) -> Iterator[Loss]:
+    _refuse_kinds(outlines, VLORA_DEV, {"linear"})
+    yield from _rest_losses(outlines, VLORA_DEV)
+    for name in _with(outlines, lambda o: o.scales != {1.0}):
+        yield Loss(f"{name}: vlora-dev keeps no alpha; it goes into B, so that dW stays.")
+    for name in _with(outlines, lambda o: bool(o.config.keys() - {"peft_type", "r"})):
+        yield Loss(f"{name}: vlora-dev keeps no config (base model, task type, target modules).")
+    every = frozenset[str]().union(*(o.modules for o in outlines))
+    for name in _with(outlines, lambda o: o.modules != every):
+        yield Loss(f"{name}: modules that it lacks are there with a dW of zero.")
+    yield from _fp32_losses(outlines)
+
+
+def _share_losses(outlines: Sequence[Outline]) -> Iterator[Loss]:
+    from vlora_engine.peers.write import share_names
+
+    _refuse_kinds(outlines, LORASHARE, {"linear"})
+    places = share_names([o.name for o in outlines])
+    for name, place in places.items():
+        if name != place:
+            yield Loss(f"{name}: its name is no directory's name; it is called {place}.")
+    if len(frozenset[int]().union(*(o.ranks for o in outlines))) > 1:
+        yield Loss("Ranks differ: lorashare reads that, but adds no adapter to it.")
+    yield from _fp32_losses(outlines)
+
+
+def _no_losses(outlines: Sequence[Outline]) -> Iterator[Loss]:
+    return iter(())
+
+
+_LOSSES = {
+    "peft": _peft_losses,
+    "mlx": _mlx_losses,
+    "subspace": _no_losses,
+    VLORA_DEV: _vlora_losses,
+    LORASHARE: _share_losses,
+}
+
+
+def _rest_losses(outlines: Sequence[Outline], to: str) -> Iterator[Loss]:
+    for outline in outlines:
+        if outline.rest:
+            count = f"{outline.rest} tensor{'s' * (outline.rest > 1)}"
+            what = f"{outline.name}: {count} outside the modules (heads, biases...) are left out."
+            yield Loss(what, serious=True)
+
+
+def _fp32_losses(outlines: Sequence[Outline]) -> Iterator[Loss]:
+    for name in _with(outlines, lambda o: bool(o.dtypes - {"F32"})):
+        yield Loss(f"{name}: it comes back in fp32, not in its own dtype.")
+
+
+def _with(outlines: Sequence[Outline], test: Any) -> Iterator[str]:
+    """The names for which ``test`` holds, as one text."""
+    names = [outline.name for outline in outlines if test(outline)]
+    if names:
+        yield ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _refuse_kinds(outlines: Sequence[Outline], to: str, held: set[str]) -> None:
+    for outline in outlines:
+        others = sorted(outline.kinds - held)
+        if others:
+            raise UnsupportedAdapterError(
+                f"The format {to} has no place for modules of kind {others[0]}.",
+                where=outline.name,
+                expected=" or ".join(sorted(held)),
+                found=", ".join(others),
+                remedy="convert it to peft, which holds every kind",
+            )
+
+
+def _tool(outline: Outline) -> str | None:
+    origin = outline.config.get(ORIGIN)
+    return origin.get("format") if isinstance(origin, dict) else None

@@ -1,0 +1,133 @@
+"""Merging A and B apart, as two other packages do: for their users, and to reproduce their results.
+
+``space="factors"`` is the first library's arithmetic, ``dialect="peft"`` PEFT's. Neither merges
+weight changes: see the two modules that hold the arithmetic for what that costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from vlora_engine.adapters import AdapterSource
+from vlora_engine.errors import CollectionError
+from vlora_engine.health import Finding
+from vlora_engine.merging import factors, peft
+from vlora_engine.merging.kept import module_kept
+from vlora_engine.merging.result import MergedModule
+from vlora_engine.merging.space import Change
+from vlora_engine.merging.weights import ModuleSettings
+
+FIRST_LIBRARY: Mapping[str, factors.FactorFunction] = {
+    "task_arithmetic": factors.weighted_sum,
+    "ties": factors.ties,
+    "dare": factors.dare,
+}
+_REMEDY = "merge weight changes: space='delta'"
+
+
+def as_first_library(
+    name: str,
+    sources: Sequence[AdapterSource],
+    holders: Mapping[str, Sequence[int]],
+    settings: Mapping[str, ModuleSettings],
+    scale: float,
+    findings: list[Finding],
+) -> dict[str, MergedModule]:
+    """The modules that all adapters have, in the first library's order."""
+    common = [module for module, owners in holders.items() if len(owners) == len(sources)]
+    if not common:
+        raise CollectionError("The adapters have no module in common.")
+    if len(common) < len(holders):
+        findings.append(
+            Finding(
+                "warning",
+                "modules-left-out",
+                f"{len(holders) - len(common)} module(s)",
+                "Merging A and B apart leaves out modules that an adapter lacks.",
+                _REMEDY,
+            )
+        )
+    function = FIRST_LIBRARY[name]
+    generator = torch.Generator().manual_seed(_seed(settings))
+    merged = {}
+    ignored = 0
+    for module in common:
+        _require_one_rank(sources, module, range(len(sources)))
+        own = settings[module]
+        sides = zip(*(source.read(module) for source in sources), strict=True)
+        a, b = (function(side, own.weights, own.values, generator) for side in sides)
+        scales = {source.scales[module] for source in sources}
+        ignored += len(scales) > 1
+        common_scale = scales.pop() if len(scales) == 1 else 1.0
+        merged[module] = _measured(sources, module, range(len(sources)), a, b, common_scale * scale)
+    if ignored:
+        findings.append(
+            Finding(
+                "warning",
+                "scales-ignored",
+                f"{ignored} module(s)",
+                "Merging A and B apart ignores scales; where the adapters' differ, 1 is set.",
+                _REMEDY,
+            )
+        )
+    return merged
+
+
+def as_peft(
+    name: str,
+    sources: Sequence[AdapterSource],
+    holders: Mapping[str, Sequence[int]],
+    settings: Mapping[str, ModuleSettings],
+    scale: float,
+) -> dict[str, MergedModule]:
+    """Every module over the adapters that have it; A first, then B, modules in sorted order."""
+    function = peft.SIDES["linear" if len(sources) == 1 else name]  # PEFT's own shortcut
+    generator = torch.Generator().manual_seed(_seed(settings))
+    merged = {}
+    for module, owners in holders.items():
+        _require_one_rank(sources, module, owners)
+        own = settings[module]
+        weights = peft.side_weights(
+            [own.weights[i] for i in owners], [sources[i].scales[module] for i in owners]
+        )
+        sides = zip(*(sources[i].read(module) for i in owners), strict=True)
+        a, b = (
+            function(side, weight.to(side[0].dtype), own.values, generator)
+            for side, weight in zip(sides, weights, strict=True)
+        )
+        merged[module] = _measured(sources, module, owners, a, b, scale)
+    return merged
+
+
+def _measured(
+    sources: Sequence[AdapterSource],
+    module: str,
+    owners: Sequence[int],
+    a: Tensor,
+    b: Tensor,
+    scale: float,
+) -> MergedModule:
+    change = Change.of(a, b, scale)
+    kept = {
+        i: module_kept(change, sources[i].read(module), sources[i].scales[module]) for i in owners
+    }
+    return MergedModule(a, b, scale, norm2=change.norm**2, kept=kept)
+
+
+def _require_one_rank(sources: Sequence[AdapterSource], module: str, owners: Sequence[int]) -> None:
+    ranks = sorted({sources[i].modules[module].rank for i in owners})
+    if len(ranks) > 1:
+        raise CollectionError(
+            f"A and B of module {module!r} cannot be merged apart.",
+            expected="one rank in all adapters",
+            found=f"ranks {ranks}",
+            remedy=_REMEDY,
+        )
+
+
+def _seed(settings: Mapping[str, ModuleSettings]) -> int:
+    """The seed, which is one for all modules."""
+    return next((s.values["seed"] for s in settings.values() if "seed" in s.values), 0)

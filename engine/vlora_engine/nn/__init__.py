@@ -1,0 +1,1 @@
+"""What needs a model: wearing tasks, training them in a subspace, routing between them."""

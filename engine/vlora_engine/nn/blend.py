@@ -1,0 +1,137 @@
+"""Weighted sums of tasks as one task: exact on dW wherever tasks are small matrices in a basis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vlora_engine.errors import SubspaceError
+from vlora_engine.nn.decode import SHARING, Scaling, decode
+from vlora_engine.nn.effects import Alone, Factors, Shared
+from vlora_engine.subspace import SharedSubspace
+from vlora_engine.tasks import TaskProjection
+
+BLENDED = "__routed__"
+_OWN = Scaling()
+
+
+def blend_tasks(
+    subspace: SharedSubspace, task_ids: Sequence[str], weights: Tensor, task_id: str = BLENDED
+) -> TaskProjection:
+    """One task that is the weighted sum of others; gradients flow back to the weights.
+
+    With `delta` and `columns` the sum is one of dW, scales folded in, and exact: the rank of a
+    module is at most min(sum r, k). With `flat` it is one of the loadings, so it is exact in the
+    space of the factors only, not in dW, as the first library's is.
+
+    Args:
+        weights: (T,), one per task.
+
+    Raises:
+        NotFoundError: There is no such task. SubspaceError: The subspace has no bases.
+    """
+    if subspace.method == "flat":
+        return _flat(subspace, task_ids, weights, task_id)
+    if subspace.method not in SHARING:
+        raise SubspaceError(
+            f"Tasks of method {subspace.method!r} have no loadings to blend.",
+            expected="a subspace of method delta, columns or flat",
+            remedy="compress the adapters again with method delta; "
+            "VLoRAModel.set_blend blends tasks of any method",
+        )
+    fills = [
+        decode(subspace, name, _OWN, lambda module: (torch.device("cpu"), torch.float32))
+        for name in task_ids
+    ]
+    weights = weights.to("cpu", torch.float32)
+    blended = TaskProjection(task_id, {}, {})
+    for module in sorted({name for fill in fills for name in fill.effects}):
+        held = [(fill.effects[module], i) for i, fill in enumerate(fills) if module in fill.effects]
+        parts, own = [part for part, _ in held], weights[[i for _, i in held]]
+        blended.scales[module] = 1.0
+        if all(isinstance(part, Shared) for part in parts):
+            la, lb = _in_basis(parts, own)
+            blended.loadings_a[module], blended.loadings_b[module] = la, lb
+        else:
+            blended.own[module] = _whole(subspace, module, parts, own)
+    return blended
+
+
+def _in_basis(parts: Sequence[Alone], weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Loadings la (r, k_a) and lb (r, k_b) of the sum, r at most min(sum r, k_a, k_b)."""
+    sides = [part.whole() for part in parts if isinstance(part, Shared)]
+    las = [side.la for side in sides if side.la is not None]
+    la = torch.cat(las)
+    lb = torch.cat([w * side.lb for w, side in zip(weights, sides, strict=True)])
+    k_a, k_b = la.shape[1], lb.shape[1]
+    if len(la) <= min(k_a, k_b):
+        return la, lb
+    core = lb.T @ la  # (k_b, k_a): its own factor beside an identity
+    if k_b <= k_a:
+        return core, torch.eye(k_b)
+    return torch.eye(k_a), core.T
+
+
+def _whole(
+    subspace: SharedSubspace, module: str, parts: Sequence[Alone], weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """A (r, d_in) and B (d_out, r) of the sum, where a task has the module outside the basis."""
+    rows = []
+    for part in parts:
+        if isinstance(part, Shared):
+            basis = subspace.bases.numbers(module).moved("cpu", torch.float32)
+            part = part.factors(basis)
+        assert isinstance(part, Factors)  # noqa: S101  (that is what is left)
+        rows.append(part)
+    bt = torch.cat([w * part.bt for w, part in zip(weights, rows, strict=True)])
+    return torch.cat([part.a for part in rows]), bt.T.contiguous()
+
+
+def _flat(
+    subspace: SharedSubspace, task_ids: Sequence[str], weights: Tensor, task_id: str
+) -> TaskProjection:
+    """Weighted sums of loadings and of scales over the tasks that have a module."""
+    tasks = [subspace.tasks.decoded(name) for name in task_ids]
+    blended = TaskProjection(task_id, {}, {})
+    for module in sorted({name for task in tasks for name in task.loadings_a}):
+        held = [i for i, task in enumerate(tasks) if module in task.loadings_a]
+        own = weights[held]
+        for side in ("loadings_a", "loadings_b"):
+            stack = torch.stack([getattr(tasks[i], side)[module] for i in held])
+            getattr(blended, side)[module] = own.to(stack) @ stack
+        scales = [tasks[i].scales[module] for i in held]
+        blended.scales[module] = float(own.detach().cpu() @ torch.tensor(scales))
+    return blended
+
+
+def similarities(subspace: SharedSubspace, task_ids: Sequence[str]) -> Tensor:
+    """Cosines (T, T) between the dW of tasks in the basis; between loadings with `flat`."""
+    gram = torch.zeros(len(task_ids), len(task_ids), dtype=torch.float64)
+    rows = [_vectors(subspace, name) for name in task_ids]
+    for module in sorted({module for own in rows for module in own}):
+        held = [i for i, own in enumerate(rows) if module in own]
+        stack = torch.stack([rows[i][module] for i in held]).double()
+        at = torch.tensor(held)
+        gram[at.unsqueeze(1), at] += stack @ stack.T
+    norms = gram.diagonal().clamp_min(1e-300).sqrt()
+    return (gram / norms / norms.unsqueeze(1)).float()
+
+
+def _vectors(subspace: SharedSubspace, task_id: str) -> dict[str, Tensor]:
+    """Per module a vector whose inner products are those of dW (of loadings, with `flat`)."""
+    if subspace.method == "flat":
+        task = subspace.tasks.decoded(task_id)
+        return {
+            name: torch.cat([task.loadings_a[name], task.loadings_b[name]])
+            for name in task.loadings_a
+        }
+    fill = decode(subspace, task_id, _OWN, lambda module: (torch.device("cpu"), torch.float32))
+    found = {}
+    for name, part in fill.effects.items():
+        if isinstance(part, Shared):
+            whole = part.whole()
+            assert whole.la is not None  # noqa: S101  (that is what whole means)
+            found[name] = (whole.la.T @ whole.lb).flatten()
+    return found

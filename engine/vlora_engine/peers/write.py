@@ -1,0 +1,219 @@
+"""Writing the peers' formats, so that their own programs load what they find.
+
+Both writers take a `SharedSubspace` that the format can hold as it is (`convert` sees to that) and
+an empty directory. Each leaves a mark in its index that this engine wrote it: only then ``--force``
+may replace such a directory.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vlora_engine.errors import VLoRAError
+from vlora_engine.files import WRITTEN_BY, write_json
+from vlora_engine.formats.config import read_settings
+from vlora_engine.formats.peft_save import peft_config
+from vlora_engine.manifest import TaskRecord
+from vlora_engine.naming import slugs
+from vlora_engine.peers.common import SHARE_INDEX, VLORA_INDEX
+from vlora_engine.peers.lorashare import (
+    ADAPTERS,
+    COMPONENTS_FILE,
+    HEADS_FILE,
+    LOADINGS_FILE,
+    META_FILE,
+)
+from vlora_engine.peers.vlora_dev import FLOAT_FILE
+from vlora_engine.tensorfile import write_tensors
+
+if TYPE_CHECKING:
+    from vlora_engine.subspace import SharedSubspace
+    from vlora_engine.tasks import TaskProjection
+
+
+def write_vlora_dev(subspace: SharedSubspace, directory: Path) -> None:
+    """Write ``subspace`` as vlora-dev's ``SharedSubspace.save`` would.
+
+    Its own export gives every task ``lora_alpha = r``: the common scale goes into B's mean and
+    loadings.
+    """
+    records = subspace.tasks.records()
+    scales = records[0].scales if records else (1.0,) * len(subspace.layers)
+    tensors: dict[str, Tensor] = {}
+    for spec in subspace.layers:
+        basis = subspace.bases[spec.name]
+        scale = scales[subspace.layer_names.index(spec.name)]
+        for side, by in (("a", 1.0), ("b", scale)):
+            mean = basis.mean(side)
+            rows = _at_least_one(basis.side(side).float())
+            values = _longer(getattr(basis, f"singular_values_{side}").float(), len(rows))
+            tensors[f"{spec.name}.components_{side}"] = rows
+            tensors[f"{spec.name}.sv_{side}"] = values
+            tensors[f"{spec.name}.mean_{side}"] = (
+                torch.zeros(rows.shape[1]) if mean is None else (by * mean.double()).float()
+            )
+    _write(directory / FLOAT_FILE, tensors)
+    files = slugs(subspace.tasks)
+    for name, task in subspace.tasks.items():
+        _write(directory / f"task_{files[name]}.safetensors", _flat_loadings(task, tensors, scales))
+    ks = {
+        len(tensors[f"{spec.name}.components_{side}"]) for spec in subspace.layers for side in "ab"
+    }
+    write_json(
+        directory / VLORA_INDEX,
+        {
+            "layer_names": subspace.layer_names,
+            "task_ids": list(subspace.tasks),
+            "task_filenames": files,
+            "rank": subspace.rank,
+            "num_components": max(ks),
+            "shapes_a": {name: list(shape) for name, shape in subspace.shapes_a.items()},
+            "shapes_b": {name: list(shape) for name, shape in subspace.shapes_b.items()},
+            "adaptive_k": len(ks) > 1,
+            "variance_threshold": 0.6,
+            **WRITTEN_BY,
+        },
+        indent=2,
+    )
+
+
+def _flat_loadings(
+    task: TaskProjection, shared: Mapping[str, Tensor], scales: tuple[float, ...]
+) -> dict[str, Tensor]:
+    tensors = {}
+    for (name, a), scale in zip(task.loadings_a.items(), scales, strict=True):
+        for side, own, by in (("a", a, 1.0), ("b", task.loadings_b[name], scale)):
+            k = len(shared[f"{name}.components_{side}"])
+            tensors[f"{name}.loadings_{side}"] = _longer((by * own.double()).float(), k)
+    return tensors
+
+
+def write_lorashare(
+    subspace: SharedSubspace,
+    directory: Path,
+    *,
+    names: Mapping[str, str] | None = None,
+    settings: Mapping[str, Any] | None = None,
+    sources: Mapping[str, str] | None = None,
+) -> None:
+    """Write ``subspace`` as lorashare's ``save_pretrained`` would.
+
+    Args:
+        names: The directory of every task below ``adapters/``; by default `share_names`.
+        settings: Fields of its config that are known better than from the subspace.
+        sources: Where adapters came from, where that is not what the tasks' records say.
+    """
+    places = share_names(subspace.tasks) if names is None else names
+    components = {}
+    for name in subspace.layer_names:
+        basis = subspace.bases[name]
+        components[f"{name}:A"] = basis.a.float().T.contiguous()
+        components[f"{name}:B"] = basis.b.float().T.contiguous()
+    _write(directory / COMPONENTS_FILE, components)
+    for task_id, task in subspace.tasks.items():
+        record = subspace.tasks.record(task_id)
+        place = directory / ADAPTERS / places[task_id]
+        place.mkdir(parents=True)
+        loadings = {}
+        for name, a in task.loadings_a.items():
+            loadings[f"{name}:A"] = a.float().T.contiguous()
+            loadings[f"{name}:B"] = task.loadings_b[name].float().T.contiguous()
+        _write(place / LOADINGS_FILE, loadings)
+        if task.rest:
+            _write(place / HEADS_FILE, task.rest)
+        meta = {
+            "adapter_name": places[task_id],
+            "original_config": share_config_of(subspace, record),
+        }
+        source = (sources or {}).get(task_id, record.source)
+        if source:
+            meta["original_adapter_path"] = source
+        write_json(place / META_FILE, meta, indent=2)
+    config = {**share_settings(subspace), **(settings or {})}
+    config["adapter_names"] = [places[name] for name in subspace.tasks]
+    config["compression_stats"] = {**config["compression_stats"], **WRITTEN_BY}
+    write_json(directory / SHARE_INDEX, config, indent=2)
+
+
+def share_names(tasks: Iterable[str]) -> dict[str, str]:
+    """A directory name for every task: itself where it is one, else a slug."""
+    names = list(tasks)
+    plain = [n for n in names if re.fullmatch(r"[^/\\:\0.][^/\\:\0]{0,99}", n) and n.isprintable()]
+    kept = {name: name for name in plain}
+    if len({name.casefold() for name in plain}) < len(plain):
+        kept = {}
+    return kept | slugs([name for name in names if name not in kept], list(kept.values()))
+
+
+def share_config_of(subspace: SharedSubspace, record: TaskRecord) -> dict[str, Any]:
+    """The config of a task: as it was, corrected only where its scales would come out wrong."""
+    config = dict(record.config)
+    names = [subspace.layers[i].name for i in record.layers]
+    try:
+        settings = read_settings(config, Path(SHARE_INDEX))
+        same = all(
+            settings.scale_of(name, rank) == scale
+            for name, rank, scale in zip(names, record.ranks, record.scales, strict=True)
+        )
+        if same and config.get("peft_type") and config.get("r") and "lora_alpha" in config:
+            return config
+    except VLoRAError:
+        pass
+    return peft_config(subspace.reconstruct(record.id))
+
+
+def share_settings(subspace: SharedSubspace) -> dict[str, Any]:
+    """The fields of lorashare's ``SHAREConfig``, with true figures in its statistics."""
+    records = subspace.tasks.records()
+    first: Mapping[str, Any] = records[0].config if records else {}
+    targets, alpha = first.get("target_modules"), first.get("lora_alpha", 0)
+    stats = subspace.compression_stats()
+    kept = [1 - record.error**2 for record in records]
+    loadings = sum(
+        rank * (subspace.layers[i].k_a + subspace.layers[i].k_b)
+        for record in records
+        for i, rank in zip(record.layers, record.ranks, strict=True)
+    )
+    shared = sum(sum(spec.basis_elements("columns")) for spec in subspace.layers)
+    total = sum(record.factor_elements for record in records) or stats["total_params_original"]
+    return {
+        "share_version": "0.1.0",
+        "num_components": subspace.num_components,
+        "component_selection": "fixed",
+        "variance_threshold": 0.95,
+        "base_model_name_or_path": subspace.base_model or "",
+        "target_modules": targets if isinstance(targets, list) else [targets] if targets else [],
+        "lora_rank": max((record.rank for record in records), default=0),
+        "lora_alpha": alpha if isinstance(alpha, int | float) else 0,
+        "adapter_names": list(subspace.tasks),
+        "num_adapters": len(records),
+        "layer_keys": subspace.layer_names,
+        "compression_stats": {
+            "original_total_params": total,
+            "compressed_total_params": shared + loadings,
+            "compression_ratio": total / max(1, shared + loadings),
+            "shared_component_params": shared,
+            "per_adapter_loading_params": loadings,
+            "mean_explained_variance": sum(kept) / max(1, len(kept)),
+            "min_explained_variance": min(kept, default=0.0),
+        },
+    }
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    write_tensors(path, dict(sorted(tensors.items())), {"format": "pt"})
+
+
+def _at_least_one(rows: Tensor) -> Tensor:
+    """vlora-dev knows no k of 0: a direction of zeros is none."""
+    return rows.contiguous() if len(rows) else rows.new_zeros(1, rows.shape[1])
+
+
+def _longer(values: Tensor, count: int) -> Tensor:
+    return torch.cat([values, values.new_zeros(count - len(values))])

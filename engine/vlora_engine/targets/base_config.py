@@ -1,0 +1,147 @@
+"""What a GGUF adapter needs to know of its base model, from the model's config.json alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlora_engine.errors import AdapterError, CorruptFileError, NotFoundError
+from vlora_engine.formats.config import parse_config, read_config_bytes, shown
+from vlora_engine.formats.places import expanded
+
+CONFIG = "config.json"
+_MENDS = "name the base model's folder, or its config.json: --base DIR"
+
+
+@dataclass(frozen=True)
+class BaseConfig:
+    """The shape of a base model.
+
+    Args:
+        class_name: The model's class of transformers, where the config names it.
+        tied: Whether the output layer is the embedding, so that it has no weight of its own.
+    """
+
+    path: Path
+    model_type: str
+    class_name: str | None
+    layers: int
+    heads: int
+    kv_heads: int
+    hidden: int
+    head_dim: int
+    tied: bool
+
+
+def find_base(named: str | Path | None, base_model: str | None) -> BaseConfig:
+    """The base model's config: where ``named`` says, else where the adapter's base model lies.
+
+    Args:
+        named: A model's folder, or its config.json.
+        base_model: What the adapter calls its base: a path, or a Hub id that is looked up in the
+            local cache of the Hub; nothing is downloaded.
+
+    Raises:
+        NotFoundError: It is not there; the error says what names it.
+        AdapterError: It is no config of a model.
+    """
+    if named is not None:
+        path = expanded(str(named))
+        place = path / CONFIG if path.is_dir() else path
+        if not place.is_file():
+            raise NotFoundError(
+                "There is no config of a base model here.",
+                where=named,
+                expected=f"a folder with {CONFIG}, or that file",
+                found="a folder without it" if path.is_dir() else "no such file",
+                remedy=_MENDS,
+            )
+        return read_base(place)
+    place_of = _of_adapter(base_model)
+    if place_of is None:
+        raise NotFoundError(
+            "The base model's config is needed for GGUF, and is not found.",
+            where=base_model,
+            expected=f"{CONFIG} in the adapter's base_model_name_or_path, or in the Hub's cache",
+            found="neither" if base_model else "an adapter that names no base model",
+            remedy=_MENDS,
+        )
+    return read_base(place_of)
+
+
+def _of_adapter(base_model: str | None) -> Path | None:
+    if not base_model or "\0" in base_model:
+        return None
+    beside = expanded(base_model) / CONFIG
+    if beside.is_file():
+        return beside
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        cached = try_to_load_from_cache(base_model, CONFIG)
+    except HFValidationError:
+        return None
+    return Path(cached) if isinstance(cached, str) else None
+
+
+def read_base(path: Path) -> BaseConfig:
+    """Read and check the config at ``path``.
+
+    Raises:
+        AdapterError: It is not JSON, or a count is missing or no count.
+    """
+    try:
+        config = parse_config(read_config_bytes(path), path)
+    except CorruptFileError as fault:
+        raise CorruptFileError(
+            "The base model's config is not JSON of a model.",
+            where=path,
+            expected=fault.expected,
+            found=fault.found,
+            remedy="copy it again, or name another: --base DIR",
+        ) from None
+    kind = config.get("model_type")
+    if not isinstance(kind, str):
+        raise AdapterError(
+            "The config names no model_type.",
+            where=path,
+            expected='the config.json of a model of transformers, such as "model_type": "llama"',
+            found=shown(kind),
+            remedy=_MENDS,
+        )
+    layers = _count(config, path, "num_hidden_layers", "n_layer")
+    heads = _count(config, path, "num_attention_heads", "n_head")
+    hidden = _count(config, path, "hidden_size", "n_embd")
+    classes = config.get("architectures")
+    return BaseConfig(
+        path=path,
+        model_type=kind,
+        class_name=classes[0] if isinstance(classes, list) and classes else None,
+        layers=layers,
+        heads=heads,
+        kv_heads=_count(config, path, "num_key_value_heads", default=heads),
+        hidden=hidden,
+        head_dim=_count(config, path, "head_dim", default=max(1, hidden // heads)),
+        tied=bool(config.get("tie_word_embeddings", kind in _TIED)),
+    )
+
+
+_TIED = frozenset(
+    {"gpt2", "gemma2", "gemma3_text"}
+)  # what their classes in transformers do by default
+
+
+def _count(config: Mapping[str, Any], path: Path, *names: str, default: int | None = None) -> int:
+    value = next((config[name] for name in names if config.get(name) is not None), default)
+    if type(value) is not int or not 0 < value < 2**31:
+        raise AdapterError(
+            f"The base model's config has no {' or '.join(names)}.",
+            where=path,
+            expected="a whole number",
+            found=shown(value),
+            remedy=_MENDS,
+        )
+    return value

@@ -1,0 +1,329 @@
+"""Whether an adapter fits a target, judged by headers alone: nothing is read, nothing written."""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlora_engine.adapters import AdapterSource, ModuleShape
+from vlora_engine.errors import AdapterError, ParameterError, UnsupportedAdapterError, VLoRAError
+from vlora_engine.targets.architectures import ARCHITECTURES, HEAD, Architecture, architecture_of
+from vlora_engine.targets.registry import Target
+from vlora_engine.targets.starting import GGUF_NAME
+from vlora_engine.tensorfile import ITEM_BYTES
+
+if TYPE_CHECKING:
+    from vlora_engine.manifest import Manifest, TaskRecord
+    from vlora_engine.targets.base_config import BaseConfig
+
+DTYPES = {"fp64": "F64", "fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What headers tell of an adapter.
+
+    Args:
+        modules: By name; a rank of 0 is one that only the data know.
+        rest: How many tensors belong to no module; ``example`` is one of them, if known.
+        elements: Numbers in all factors.
+        name: What errors call it: a path, or a task.
+    """
+
+    modules: Mapping[str, ModuleShape]
+    rest: int = 0
+    example: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+    elements: int = 0
+    name: str | None = None
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of a module."""
+        return max((shape.rank for shape in self.modules.values()), default=0)
+
+    @property
+    def base_model(self) -> str | None:
+        """What its config calls the base model."""
+        name = self.config.get("base_model_name_or_path")
+        return name if isinstance(name, str) and name else None
+
+
+def facts_of(source: AdapterSource, name: str | None = None) -> Facts:
+    """The facts of an adapter whose headers were read."""
+    return Facts(
+        modules=source.modules,
+        rest=len(source.rest),
+        example=next(iter(source.rest), None),
+        config=source.config,
+        elements=sum(s.rank * (s.d_in + s.d_out) for s in source.modules.values()),
+        name=name or (None if source.path is None else str(source.path)),
+    )
+
+
+def facts_of_task(manifest: Manifest, task: TaskRecord) -> Facts:
+    """The facts of a task of a subspace; the ranks of modules of its own are not in its index."""
+    shared = [manifest.layers[i] for i in task.layers]
+    modules = {
+        layer.name: ModuleShape(rank, layer.d_in, layer.d_out, dtype, layer.kind)
+        for layer, rank, dtype in zip(shared, task.ranks, task.dtypes, strict=True)
+    }
+    dtype = task.dtypes[0] if task.dtypes else "F32"
+    modules.update({own.name: ModuleShape(0, 0, 0, dtype, own.kind) for own in task.own})
+    config = {"base_model_name_or_path": manifest.base_model, **task.config}
+    return Facts(modules, task.rest, None, config, task.factor_elements, task.id)
+
+
+def check_fit(
+    target: Target,
+    facts: Facts,
+    *,
+    drop_rest: bool = False,
+    dtype: str | None = None,
+    base: str | Path | None = None,
+    out: Path | None = None,
+) -> None:
+    """Refuse an adapter that ``target`` would refuse, or load as something else.
+
+    Args:
+        drop_rest: Tensors besides A and B are left out.
+        dtype: What A and B are to be stored in ("fp16"); None keeps their own where it may.
+        base: The base model's folder or config.json, for GGUF.
+        out: Where it is going to be written, for the command that a remedy names.
+
+    Raises:
+        UnsupportedAdapterError: It has what the target does not take; the error says why.
+        ParameterError: The dtype is none of the target's.
+        NotFoundError: GGUF, and the base model's config is not found.
+        DependencyError: GGUF, and the package ``gguf`` is not installed.
+    """
+    if target.name == "peft":
+        return
+    _check_dtype(target, dtype)
+    if not facts.modules:
+        raise AdapterError(
+            "The adapter has no A and B to serve.", where=facts.name, remedy="export to peft"
+        )
+    _check_config(target, facts)
+    _check_kinds(target, facts)
+    if facts.rest and target.no_rest and not drop_rest:
+        raise _rest_error(target, facts)
+    _check_rank(target, facts)
+    if target.every_layer:
+        _check_layers(target, facts)
+    if target.form == "gguf":
+        from vlora_engine.targets.base_config import find_base
+        from vlora_engine.targets.gguf_file import require_gguf
+
+        architecture_for(facts, find_base(base, facts.base_model), out)
+        require_gguf()
+
+
+def target_bytes(target: Target, facts: Facts, dtype: str | None = None) -> int:
+    """About how many bytes the export takes, for a target that takes A and B alone."""
+    known = [shape for shape in facts.modules.values() if shape.rank]
+    elements = sum(s.rank * (s.d_in + s.d_out) for s in known)
+    rank = facts.rank
+    padded = sum(rank * (s.d_in + s.d_out) for s in known) if target.uniform else elements
+    stored = known[0].dtype if known else "F32"
+    item = ITEM_BYTES[DTYPES[dtype] if dtype in DTYPES else _default_dtype(target, stored)]
+    payload = (padded + max(0, facts.elements - elements)) * item
+    return payload + 2 * _HEADER_BYTES * len(facts.modules) + _CONFIG_BYTES
+
+
+_HEADER_BYTES = 100  # for a tensor, in safetensors and in GGUF, about
+_CONFIG_BYTES = 600
+
+
+def _default_dtype(target: Target, stored: str) -> str:
+    return stored if stored in target.dtypes else target.dtypes[0]
+
+
+def _check_dtype(target: Target, dtype: str | None) -> None:
+    if dtype is not None and DTYPES.get(dtype, dtype) not in target.dtypes:
+        words = {stored: word for word, stored in DTYPES.items()}
+        raise ParameterError(
+            f"{target.label} is not stored in this dtype.",
+            expected=", ".join(words[name] for name in target.dtypes),
+            found=dtype,
+        )
+
+
+def _check_config(target: Target, facts: Facts) -> None:
+    from vlora_engine.formats.config import find_variant, shown, variant_error
+
+    variant = find_variant(facts.config)
+    if variant is not None:
+        found = f'"{variant.field}": {shown(facts.config.get(variant.field))}'
+        raise variant_error(variant, found, facts.name or target.name)
+    if facts.config.get("layer_replication"):
+        raise UnsupportedAdapterError(
+            f"{target.label} knows no layer_replication: it would serve a model of fewer layers.",
+            where=facts.name,
+            found='"layer_replication" in the adapter\'s config',
+            remedy="export to peft",
+        )
+
+
+def _check_kinds(target: Target, facts: Facts) -> None:
+    others = [name for name, shape in facts.modules.items() if shape.kind != "linear"]
+    if not others or not target.linear_only:
+        return
+    kind = facts.modules[others[0]].kind
+    raise UnsupportedAdapterError(
+        f"{target.label} takes no LoRA on {_KINDS[kind]}: {target.linear_only}.",
+        where=facts.name,
+        expected="linear modules alone",
+        found=f"{len(others)} other(s), such as {others[0]}",
+        remedy="export to peft and merge it there, or train without that module",
+    )
+
+
+_KINDS = {"conv2d": "convolutions", "embedding": "embeddings"}
+
+
+def _rest_error(target: Target, facts: Facts) -> VLoRAError:
+    example = f", such as {facts.example}" if facts.example else ""
+    return UnsupportedAdapterError(
+        f"{target.label} takes no tensors besides A and B: {target.no_rest}.",
+        where=facts.name,
+        expected="an adapter of A and B alone",
+        found=f"{facts.rest} of them{example}",
+        remedy="leave them out with --drop-rest if the model does without them, or export to peft",
+    )
+
+
+def _check_rank(target: Target, facts: Facts) -> None:
+    limit = target.max_rank
+    if limit is not None and facts.rank > limit:
+        whose = "vLLM's" if target.name == "portable" else f"{target.label}'s"
+        raise UnsupportedAdapterError(
+            f"The rank is above {whose} largest.",
+            where=facts.name,
+            expected=f"at most {limit}",
+            found=str(facts.rank),
+            remedy="truncate it to a lower rank (compress --method own), or export to sglang",
+        )
+
+
+def _check_layers(target: Target, facts: Facts) -> None:
+    """A kind of module has to be there in every layer that the adapter has, from the first on."""
+    layers: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for module in facts.modules:
+        match = re.match(r"(.*?\.)?(\d+)\.(.+)", module)
+        if match:
+            layers[match[1] or "", match[3]].add(int(match[2]))
+    blocks: dict[str, int] = defaultdict(int)
+    for (stack, _), found in layers.items():
+        blocks[stack] = max(blocks[stack], *found)
+    for (stack, leaf), found in sorted(layers.items()):
+        missing = sorted(set(range(min(blocks[stack] + 1, 100_000))) - found)
+        if missing:
+            whose = "TGI and LoRAX drop" if target.name == "portable" else f"{target.label} drops"
+            raise UnsupportedAdapterError(
+                f"{whose} a kind of module everywhere if one layer lacks it.",
+                where=facts.name,
+                expected=f"{leaf} in every layer",
+                found=f"none at {stack}{missing[0]}",
+                remedy="export to vllm, sglang or peft",
+            )
+
+
+# GGUF
+
+
+def architecture_for(facts: Facts, base: BaseConfig, out: Path | None = None) -> Architecture:
+    """The architecture that an adapter of ``base`` is written for, its modules checked.
+
+    Raises:
+        UnsupportedAdapterError: It is none of those written here, or a module has no place in it.
+        AdapterError: A module is none of this base model's.
+    """
+    architecture = architecture_of(base.model_type, base.class_name)
+    if architecture is None:
+        raise _other_architecture(facts, base, out)
+    for module, shape in facts.modules.items():
+        name = architecture.gguf_name(module)
+        if name is None:
+            leaves = ", ".join(architecture.leaves)
+            raise UnsupportedAdapterError(
+                f"llama.cpp has no module of this name in a model of {architecture.name}.",
+                where=facts.name,
+                expected=f"{architecture.block.format('N')} and one of {leaves}",
+                found=module,
+                remedy="is this the base model that the adapter was trained on? --base names it",
+            )
+        block = architecture.block_of(module)
+        if block is not None and block >= base.layers:
+            raise _wrong_base(facts, base, f"{base.layers} layers", f"a module {module}")
+        if module in HEAD and base.tied:
+            raise UnsupportedAdapterError(
+                "In this base model the output layer is the embedding; llama.cpp has no tensor "
+                "to put its update on.",
+                where=facts.name,
+                found=module,
+                remedy="train without lm_head, or export to peft and merge it there",
+            )
+        _check_rotation(architecture, name, module, shape, facts, base)
+    return architecture
+
+
+def _check_rotation(
+    architecture: Architecture,
+    name: str,
+    module: str,
+    shape: ModuleShape,
+    facts: Facts,
+    base: BaseConfig,
+) -> None:
+    side = architecture.rotation_of(name)
+    if side is None or not shape.d_out:
+        return
+    rows = (base.heads if side == "q" else base.kv_heads) * base.head_dim
+    if shape.d_out != rows or base.head_dim % 2:
+        raise _wrong_base(facts, base, f"{module} with {rows} rows", f"{shape.d_out} rows")
+
+
+def _wrong_base(facts: Facts, base: BaseConfig, expected: str, found: str) -> VLoRAError:
+    return AdapterError(
+        "The adapter was not trained on a model of this config.",
+        where=base.path,
+        expected=expected,
+        found=found if facts.name is None else f"{found} in {facts.name}",
+        remedy="name the model that it was trained on: --base DIR",
+    )
+
+
+def _other_architecture(facts: Facts, base: BaseConfig, out: Path | None) -> VLoRAError:
+    place = out or Path("OUT")
+    portable = place.with_name(f"{place.name}-portable")
+    words = ["python", "convert_lora_to_gguf.py", str(portable), "--base", str(base.path.parent)]
+    words += ["--outfile", str(place / GGUF_NAME)]
+    models = sorted(kind for one in ARCHITECTURES.values() for kind in one.models)
+    return UnsupportedAdapterError(
+        "GGUF adapters of this architecture are not written here.",
+        where=facts.name,
+        expected=f"a base model of type {', '.join(models)}",
+        found=f"{base.class_name or base.model_type} in {base.path}",
+        remedy=f"export it with --target portable -o {shlex.quote(str(portable))}, then with "
+        f"llama.cpp's own converter: {shlex.join(words)}",
+    )
+
+
+def used_alpha(scales: Mapping[str, float], ranks: Mapping[str, int]) -> float:
+    """The one ``alpha`` of a GGUF file under which most modules keep their B: scale * rank.
+
+    llama.cpp takes an alpha of 0 as a scale of 1, so it is never 0.
+    """
+    counts: dict[float, int] = defaultdict(int)
+    for module, rank in ranks.items():
+        alpha = scales[module] * rank
+        if alpha and math.isfinite(alpha):
+            counts[alpha] += 1
+    return max(counts, key=lambda alpha: (counts[alpha], alpha), default=1.0)

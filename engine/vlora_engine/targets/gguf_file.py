@@ -1,0 +1,104 @@
+"""Writing a GGUF adapter through the package ``gguf``, under llama.cpp's names and row order.
+
+llama.cpp computes ``W x + alpha / rank * B (A x)`` with rank the one of the tensor; the file has
+one alpha. For llama (mistral too) it rotates adjacent pairs of a head's rows, where transformers
+rotates halves, so the rows of B of q and k are reordered as those of the base model are.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlora_engine.adapters import LoRAWeights
+from vlora_engine.errors import DependencyError
+from vlora_engine.targets.architectures import Architecture
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from vlora_engine.targets.base_config import BaseConfig
+
+HUB = "https://huggingface.co/"
+
+
+def require_gguf() -> None:
+    """Refuse where the package ``gguf`` is missing.
+
+    Raises:
+        DependencyError: The remedy names the extra.
+    """
+    if importlib.util.find_spec("gguf") is None:
+        raise DependencyError(
+            "Writing GGUF needs the package gguf, which is not installed.",
+            remedy="pip install 'vlora-tui[gguf]'",
+        )
+
+
+def write_gguf(
+    path: Path, weights: LoRAWeights, architecture: Architecture, base: BaseConfig
+) -> None:
+    """Write ``weights``, shaped for GGUF, to a new file at ``path``.
+
+    The head counts stand in it too, under llama.cpp's own keys, so that the row order can be
+    undone by who reads the file.
+    """
+    require_gguf()
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(path, architecture.name)
+    writer.add_type("adapter")
+    _name_base(writer, weights.metadata.get("base_model_name_or_path"))
+    writer.add_string("adapter.type", "lora")
+    writer.add_float32("adapter.lora.alpha", float(weights.metadata["lora_alpha"]))
+    if architecture.rotated:
+        writer.add_head_count(base.heads)
+        writer.add_head_count_kv(base.kv_heads)
+    for module in weights.layer_names:
+        name = str(architecture.gguf_name(module))
+        a, b = weights.lora_a[module], weights.lora_b[module]
+        side = architecture.rotation_of(name)
+        if side is not None:
+            b = to_pairs(b, base.heads if side == "q" else base.kv_heads)
+        _add(writer, f"{name}.weight.lora_a", a)
+        _add(writer, f"{name}.weight.lora_b", b)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def to_pairs(b: Tensor, heads: int) -> Tensor:
+    """B (heads * d, r) with each head's rows i and i + d/2 side by side, as llama.cpp rotates."""
+    half = b.shape[0] // heads // 2
+    return b.reshape(heads, 2, half, b.shape[1]).transpose(1, 2).reshape(b.shape)
+
+
+def to_halves(b: Tensor, heads: int) -> Tensor:
+    """B (heads * d, r) back in transformers' order: what `to_pairs` undoes."""
+    half = b.shape[0] // heads // 2
+    return b.reshape(heads, half, 2, b.shape[1]).transpose(1, 2).reshape(b.shape)
+
+
+def _name_base(writer: Any, base_model: Any) -> None:
+    if not isinstance(base_model, str) or not base_model:
+        return
+    name = base_model.rstrip("/").rpartition("/")[2]
+    writer.add_base_model_count(1)
+    writer.add_base_model_name(0, name)
+    if base_model.count("/") == 1 and not base_model.startswith((".", "~", "/")):
+        writer.add_base_model_organization(0, base_model.partition("/")[0])
+        writer.add_base_model_repo_url(0, HUB + base_model)
+
+
+def _add(writer: Any, name: str, tensor: Tensor) -> None:
+    import torch
+    from gguf import GGMLQuantizationType
+
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:  # numpy has no such dtype: its bytes, and its name
+        raw = tensor.view(torch.uint8).numpy()
+        writer.add_tensor(name, raw, raw_dtype=GGMLQuantizationType.BF16)
+    else:
+        writer.add_tensor(name, tensor.numpy())

@@ -1,0 +1,104 @@
+"""The exact line that serves what was exported."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from vlora_engine.naming import slugs
+from vlora_engine.targets.registry import find_target
+
+GGUF_NAME = "adapter.gguf"
+MODELFILE = "Modelfile"
+BASE = "BASE_MODEL"  # where nothing names it
+BASE_GGUF = "BASE.gguf"
+
+
+class Served(NamedTuple):
+    """One exported adapter: the task, where it lies, its rank, the name of its base model."""
+
+    task: str
+    path: str
+    rank: int
+    base: str | None = None
+
+
+def start_lines(target: str, adapters: Sequence[Served]) -> list[str]:
+    """The lines that start a server with these adapters; none for PEFT, which is a library.
+
+    Adapters of one base model are served by one process; Ollama makes a model of each.
+    """
+    if find_target(target).name in ("peft", "portable"):
+        return []
+    names = slugs(one.task for one in adapters)
+    bases = dict.fromkeys(one.base for one in adapters)
+    lines = []
+    for base in bases:
+        group = [one for one in adapters if one.base == base]
+        lines += _LINES[target](base or BASE, [(names[one.task], one) for one in group])
+    return lines
+
+
+Named = Sequence[tuple[str, Served]]
+
+
+def _vllm(base: str, named: Named) -> list[str]:
+    option = find_target("vllm").rank_option(max(one.rank for _, one in named))
+    modules = [f"{name}={one.path}" for name, one in named]
+    words = ["vllm", "serve", base, "--enable-lora", "--max-lora-rank", str(option)]
+    return [shlex.join([*words, "--lora-modules", *modules])]
+
+
+def _sglang(base: str, named: Named) -> list[str]:
+    words = ["python", "-m", "sglang.launch_server", "--model-path", base, "--enable-lora"]
+    return [shlex.join([*words, "--lora-paths", *(f"{name}={one.path}" for name, one in named)])]
+
+
+def _tgi(base: str, named: Named) -> list[str]:
+    adapters = ",".join(f"{name}={one.path}" for name, one in named)
+    words = ["text-generation-launcher", "--model-id", base, "--lora-adapters", adapters]
+    return [shlex.join(words)]
+
+
+def _lorax(base: str, named: Named) -> list[str]:
+    words = ["lorax-launcher", "--model-id", base, "--adapter-source", "local"]
+    if len(named) > 1:  # each request names its adapter_id: the path
+        return [shlex.join(words)]
+    return [shlex.join([*words, "--adapter-id", named[0][1].path])]
+
+
+def _llamacpp(base: str, named: Named) -> list[str]:
+    words = ["llama-server", "-m", BASE_GGUF]
+    for _, one in named:
+        words += ["--lora", str(Path(one.path) / GGUF_NAME)]
+    # Several would be added up; so each starts at scale 0 and a request raises its own.
+    return [shlex.join([*words, *(["--lora-init-without-apply"] if len(named) > 1 else [])])]
+
+
+def _ollama(base: str, named: Named) -> list[str]:
+    return [
+        shlex.join(["ollama", "create", name, "-f", str(Path(one.path) / MODELFILE)])
+        for name, one in named
+    ]
+
+
+_LINES = {
+    "vllm": _vllm,
+    "sglang": _sglang,
+    "tgi": _tgi,
+    "lorax": _lorax,
+    "llamacpp": _llamacpp,
+    "ollama": _ollama,
+}
+
+
+def modelfile(base: str | None) -> str:
+    """What Ollama makes a model from: its own name of the base, and the adapter beside it."""
+    return (
+        "# FROM is the base model as Ollama knows it: a name such as llama3.2, a GGUF file or a\n"
+        "# folder of safetensors. It has to be the model that the adapter was trained on.\n"
+        f"FROM {base if base and base.isprintable() else BASE}\n"
+        f"ADAPTER ./{GGUF_NAME}\n"
+    )

@@ -1,0 +1,139 @@
+"""``convert``: adapters and subspaces in the formats of other tools, and theirs in ours."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vlora_tui.cli import options as o
+from vlora_tui.cli.flags import require_there
+from vlora_tui.cli.hub_places import on_disk
+from vlora_tui.cli.output import Output, plural, printable, size
+from vlora_tui.cli.progress import Watcher
+from vlora_tui.recipe import AdapterInput, expand_input, named_inputs
+
+if TYPE_CHECKING:
+    from vlora_engine.adapters import AdapterSource
+    from vlora_engine.convert import Conversion, Converted
+
+
+def convert(
+    paths: Annotated[
+        list[str],
+        typer.Argument(help="Adapters, folders of them, subspaces, DIR:TASK.", metavar="PATHS"),
+    ],
+    to: Annotated[
+        str, typer.Option("--to", help="peft, mlx, subspace (ours), vlora-dev or lorashare.")
+    ],
+    output: o.OutputDir,
+    names: o.Names = None,
+    k: Annotated[
+        int | None,
+        typer.Option("-k", help="Directions, where bases are computed anew; else all: exact."),
+    ] = None,
+    allow_loss: Annotated[
+        bool, typer.Option("--allow-loss", help="Leave out what the format cannot hold.")
+    ] = False,
+    skip_bad: o.SkipBad = False,
+    force: o.Force = False,
+    dry_run: o.DryRun = False,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Write adapters as PEFT or MLX-LM, subspaces as ours, vlora-dev's or lorashare's.
+
+    What the format cannot hold is said, and refused where the adapter would act otherwise. What
+    was written is read again, and its dW compared.
+    """
+    from vlora_engine.convert import convert as convert_planned
+    from vlora_engine.convert import format_named, is_whole_subspace, plan
+
+    out = Output(json=as_json, quiet=quiet)
+    format_named(to)
+    require_there(paths)
+    paths = on_disk(out, *paths)
+    if is_whole_subspace(paths) and not names:
+        conversion = plan(to, Path(output), whole=Path(paths[0]), k=k)
+    else:
+        adapters = _adapters(paths, names or [], out, skip_bad=skip_bad)
+        conversion = plan(to, Path(output), adapters=adapters, k=k)
+    _say_losses(out, conversion)
+    if dry_run:
+        _show_plan(out, conversion, allow_loss=allow_loss, force=force)
+        return
+    with Watcher(out) as watcher:
+        written = convert_planned(
+            conversion, allow_loss=allow_loss, force=force, progress=watcher.on_progress
+        )
+    _show_written(out, conversion, written)
+
+
+def _adapters(
+    paths: Sequence[str], names: Sequence[str], out: Output, *, skip_bad: bool
+) -> dict[str, AdapterSource]:
+    """The adapters at these paths by name, a subspace among them standing for its tasks."""
+    from vlora_tui.collection import gather_adapters
+
+    entries: list[AdapterInput] = []
+    for entry in named_inputs(list(paths), list(names)):
+        for found in expand_input(entry):
+            entries += _tasks_of(found) or [found]
+    collection = gather_adapters(entries, skip_bad=skip_bad)
+    for bad in collection.unusable:
+        out.warn(printable(f"{bad.name} is left out: {bad.error.what}"))
+    return collection.adapters
+
+
+def _tasks_of(entry: AdapterInput) -> list[AdapterInput]:
+    from vlora_engine.manifest import is_subspace, read_manifest
+
+    if not is_subspace(Path(entry.path)):
+        return []
+    return [AdapterInput(f"{entry.path}:{task}") for task in read_manifest(entry.path).tasks]
+
+
+def _say_losses(out: Output, conversion: Conversion) -> None:
+    for loss in conversion.losses:
+        if loss.serious:
+            out.warn(loss.what)
+        else:
+            out.note(f"note: {loss.what}")
+    if conversion.how:
+        out.note(f"note: {conversion.how}")
+
+
+def _show_plan(out: Output, conversion: Conversion, *, allow_loss: bool, force: bool) -> None:
+    from vlora_engine.convert import refuse_losses
+    from vlora_engine.files import check_output
+
+    refuse_losses(conversion, allow_loss)
+    for path in conversion.outputs.values():
+        check_output(path, force=force)
+    out.json("convert", {**conversion.as_dict(), "written": [], "dry_run": True})
+    for path in conversion.outputs.values():
+        out.text(printable(f"Would write {path} ({conversion.to})"))
+        out.essence(printable(str(path)))
+    out.note("dry run: nothing was written")
+
+
+def _show_written(out: Output, conversion: Conversion, written: Sequence[Converted]) -> None:
+    rows = [
+        {"name": w.name or None, "path": str(w.path), "bytes": w.nbytes, "error": w.error}
+        for w in written
+    ]
+    out.json("convert", {**conversion.as_dict(), "written": rows, "dry_run": False})
+    for one in written[:12]:
+        what = printable(one.name) if one.name else "the subspace"
+        out.text(
+            printable(f"converted {what} to {conversion.to}: {one.path} ({size(one.nbytes)}); ")
+            + f"read again, dW differs by {one.error:.2g}"
+        )
+    if len(written) > 12:
+        worst = max(one.error for one in written)
+        more = plural(len(written) - 12, "more adapter")
+        out.text(f"and {more}; dW differs by at most {worst:.2g}")
+    for one in written:
+        out.essence(printable(str(one.path)))

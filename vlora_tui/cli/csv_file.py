@@ -1,0 +1,66 @@
+"""``--csv``: a table as comma separated values, to a file or to stdout, every digit kept."""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlora_engine.errors import ParameterError
+from vlora_engine.files import check_output_file, write_file
+from vlora_engine.formats.places import expanded
+from vlora_tui.cli.output import Output
+
+STDOUT = "-"
+
+Csv = Annotated[
+    str | None,
+    typer.Option("--csv", help="Write the figures as CSV; - is stdout.", metavar="FILE"),
+]
+
+
+class CsvFile:
+    """Where the figures go, checked before anything is computed.
+
+    Args:
+        target: What ``--csv`` named; None writes nothing.
+
+    Raises:
+        OutputExistsError: The file is there, and not ``force``.
+        ParameterError: stdout is asked to hold JSON, too.
+    """
+
+    def __init__(self, target: str | None, out: Output, *, force: bool) -> None:
+        self.target, self.out = target, out
+        self.path: Path | None = None
+        if target == STDOUT:
+            if out.as_json:
+                raise ParameterError(
+                    "stdout holds JSON or CSV, not both.",
+                    expected="--csv FILE beside --json",
+                    found="--csv - and --json",
+                )
+            out.only_data = True
+        elif target is not None:
+            self.path = expanded(target)
+            check_output_file(self.path, force=force)
+
+    def write(self, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+        """Write the table: texts quoted where need be, figures so that they read back equal."""
+        if self.target is None:
+            return
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows(rows)
+        if self.path is None:
+            sys.stdout.write(text.getvalue())
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(self.path, text.getvalue())
+        self.out.note(f"written to {self.path}")

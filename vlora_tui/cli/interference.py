@@ -1,0 +1,99 @@
+"""``interference``: which adapters would get into each other's way if they were merged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from vlora_tui.cli import options as o
+from vlora_tui.cli.compare import find_all
+from vlora_tui.cli.csv_file import Csv, CsvFile
+from vlora_tui.cli.output import Output, percent, plural
+from vlora_tui.cli.progress import Watcher
+from vlora_tui.comparing import require_several
+
+SHOWN = 20  # pairs that are printed
+
+
+def interference(
+    adapters: o.Adapters,
+    skip_bad: o.SkipBad = False,
+    csv: Csv = None,
+    force: o.Force = False,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Which adapters share directions, and where they pull against each other."""
+    from vlora_engine.check import check_adapters
+    from vlora_engine.conflicts import MEASURES
+    from vlora_engine.conflicts import interference as measure
+
+    out = Output(json=as_json, quiet=quiet)
+    sheet = CsvFile(csv, out, force=force)
+    collection = find_all(adapters, out, skip_bad=skip_bad)
+    require_several(list(collection.adapters))
+    with Watcher(out) as watcher:
+        report = check_adapters(collection.adapters, progress=watcher.on_progress)
+        names = report.require(skip_bad=skip_bad)
+        require_several(names)
+        sources = [collection.adapters[name] for name in names]
+        found = measure(sources, progress=watcher.on_progress)
+    matrices = found.as_dict()
+    out.json(
+        "interference",
+        {
+            "adapters": names,
+            "norms": dict(zip(names, found.norms.tolist(), strict=True)),
+            "measures": MEASURES,
+            "matrices": {
+                measure_name: {
+                    a: dict(zip(names, row, strict=True))
+                    for a, row in zip(names, matrix, strict=True)
+                }
+                for measure_name, matrix in matrices.items()
+            },
+        },
+    )
+    sheet.write(("adapter", "and", *matrices), _rows(names, matrices))
+    _show_pairs(out, names, matrices)
+    for name, words in MEASURES.items():
+        out.text(f"{name.replace('_', ' ')}: {words}")
+
+
+def _show_pairs(out: Output, names: list[str], matrices: dict[str, list[list[float]]]) -> None:
+    """The pairs, those first of which most is opposed."""
+    overlap, conflict = matrices["overlap"], matrices["sign_conflict"]
+
+    def opposed(pair: tuple[int, int]) -> float:
+        i, j = pair
+        return max(overlap[i][j], overlap[j][i]) * conflict[i][j]
+
+    pairs = [(i, j) for i in range(len(names)) for j in range(i + 1, len(names))]
+    pairs.sort(key=opposed, reverse=True)
+    rows = [
+        (
+            names[i],
+            names[j],
+            f"{matrices['cosine'][i][j]:.3f}",
+            f"{conflict[i][j]:.3f}",
+            *(
+                f"{percent(matrices[name][i][j])} / {percent(matrices[name][j][i])}"
+                for name in ("writes", "reads", "overlap")
+            ),
+        )
+        for i, j in pairs[:SHOWN]
+    ]
+    out.table(("adapter", "and", "cosine", "sign conflict", "writes", "reads", "overlap"), rows)
+    if len(pairs) > SHOWN:
+        out.text(f"the first {SHOWN} of {plural(len(pairs), 'pair')}; --json and --csv tell all")
+    out.text()
+    if pairs:
+        out.essence(f"{opposed(pairs[0]):.6g}")
+
+
+def _rows(names: list[str], matrices: dict[str, Any]) -> Iterator[list[object]]:
+    """Every ordered pair."""
+    for i, first in enumerate(names):
+        for j, second in enumerate(names):
+            if i != j:
+                yield [first, second, *(matrix[i][j] for matrix in matrices.values())]

@@ -1,0 +1,153 @@
+"""``resize``: adapters at another rank, at the least cost to dW."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from vlora_tui import events
+from vlora_tui.cli import options as o
+from vlora_tui.cli.execute import dry_run as show_plan
+from vlora_tui.cli.execute import execute
+from vlora_tui.cli.flags import from_tables, require_there
+from vlora_tui.cli.output import Output, percent, printable, size
+from vlora_tui.cli.progress import Watcher
+from vlora_tui.recipe import resolve
+
+MANY = 12  # adapters; more are told in a table
+
+
+def resize(
+    adapters: Annotated[
+        list[str], typer.Argument(help="Adapters, or DIR:TASK of subspaces.", metavar="ADAPTERS")
+    ],
+    output: o.OutputDir,
+    rank: Annotated[
+        int | None,
+        typer.Option("--rank", help="The rank of every module; with a rule, the largest."),
+    ] = None,
+    energy: Annotated[
+        float | None, typer.Option("--energy", help="The share of dW's energy to keep: 0.99.")
+    ] = None,
+    dynamic: Annotated[
+        tuple[str, float] | None,
+        typer.Option(
+            "--dynamic",
+            help="kohya's rules, module by module: sv_fro 0.97, sv_ratio 10, sv_cumulative 0.9.",
+            metavar="RULE VALUE",
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option("--for", help="One rank, one scale, no patterns: vllm, tgi, portable..."),
+    ] = None,
+    skip_bad: o.SkipBad = False,
+    verify: Annotated[
+        bool, typer.Option("--verify/--no-verify", help="Read back what was written.")
+    ] = True,
+    force: o.Force = False,
+    dry_run: o.DryRun = False,
+    print_recipe: o.PrintRecipe = False,
+    events_file: o.EventsFile = None,
+    as_json: o.AsJson = False,
+    quiet: o.Quiet = False,
+) -> None:
+    """Give adapters another rank: cut where dW loses least, or raised without changing it.
+
+    One adapter goes to the output itself; several, or a folder of them, to a folder each inside.
+    """
+    out = Output(json=as_json, quiet=quiet)
+    require_there(adapters)
+    row: dict[str, Any] = {
+        "path": output,
+        "rank": rank,
+        "energy": energy,
+        "dynamic": None if dynamic is None else list(dynamic),
+        "target": target,
+        "verify": verify,
+    }
+    tables: dict[str, Any] = {
+        "input": {"adapters": list(dict.fromkeys(adapters)), "skip_bad": skip_bad},
+        "resize": [{name: value for name, value in row.items() if value is not None}],
+    }
+    from_tables(tables)  # what is wrong with the rule is said before the adapters are looked at
+    if _several(adapters, skip_bad=skip_bad):
+        tables["resize"][0]["path"] = f"{output}/{{task}}"
+    recipe = from_tables(tables)
+    if print_recipe:
+        print(resolve(recipe).to_toml(), end="")
+        return
+    if dry_run:
+        show_plan(recipe, out, force=force)
+        return
+    watcher = execute(recipe, out, force=force, events_file=events_file)
+    resized = show_resizes(out, watcher)
+    out.json("resize", {"resized": resized})
+    for one in resized:
+        out.essence(one["path"])
+
+
+def show_resizes(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
+    """Every resized adapter, printed for people and returned for JSON."""
+    verified = {event.path: event.error for event in watcher.all(events.Verified)}
+    rows = []
+    for event in watcher.all(events.Resized):
+        proof = {"verified": event.path in verified, "verify_error": verified.get(event.path)}
+        rows.append(
+            {
+                "task": event.task,
+                "path": event.path,
+                "nbytes": event.nbytes,
+                **event.report,
+                **proof,
+            }
+        )
+    for one in rows if len(rows) <= MANY else []:
+        before, after = _span(one["former_ranks"]), _span(one["ranks"])
+        out.text(
+            printable(
+                f"resized {one['task']} from rank {before} to {after}: dW changed by "
+                f"{percent(one['error'])}{_worst(one)}"
+            )
+        )
+        read_back = ", read back and the same" if one["verified"] else ""
+        out.text(printable(f"written to {one['path']} ({size(one['nbytes'])}{read_back})"))
+    if len(rows) > MANY:
+        out.table(
+            ("adapter", "rank", "was", "error of dW", "worst module", "its error", "size"),
+            [
+                (
+                    row["task"],
+                    _span(row["ranks"]),
+                    _span(row["former_ranks"]),
+                    percent(row["error"]),
+                    row["worst_module"] or "-",
+                    percent(row["worst_error"]),
+                    size(row["nbytes"]),
+                )
+                for row in rows
+            ],
+        )
+    return rows
+
+
+def _several(adapters: list[str], *, skip_bad: bool) -> bool:
+    from vlora_tui.collection import gather
+    from vlora_tui.recipe import Input, Recipe, absolute, named_inputs
+
+    if len(adapters) > 1:
+        return True
+    wanted = Recipe(Input(named_inputs(adapters), skip_bad=skip_bad))
+    return len(gather(resolve(absolute(wanted, Path.cwd()))).tasks) > 1
+
+
+def _worst(row: dict[str, Any]) -> str:
+    if not row["worst_module"]:
+        return ""
+    return f", at worst by {percent(row['worst_error'])} in {row['worst_module']}"
+
+
+def _span(ranks: list[int]) -> str:
+    return str(ranks[0]) if ranks[0] == ranks[1] else f"{ranks[0]}-{ranks[1]}"
