@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from vlora_engine.hub.remote import Shadow
 
 SUBSPACE = FORMAT
-Place = Path | HubAddress
 SUBSPACES = frozenset({SUBSPACE, *PEERS})
+Place = Path | HubAddress
 
 
 @dataclass(frozen=True)

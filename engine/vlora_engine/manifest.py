@@ -369,8 +369,8 @@ def is_own_subspace(path: Path) -> bool:
 def read_manifest(path: str | Path) -> Manifest:
     """Read and check subspace.json of the directory ``path``; opens no tensor file.
 
-    An ``hf://`` address is fetched into the Hub's cache, and read there.
-    Of a peer's subspace its own index and the headers of its files are read instead.
+    Of a peer's subspace its own index and the headers of its files are read instead. An ``hf://``
+    address is fetched into the Hub's cache, and read there.
 
     Raises:
         NotFoundError: There is no subspace.

@@ -118,7 +118,10 @@ def export(
 def _tell_no_alpha(subspace: str, out: Output) -> None:
     """Say that a scale of 1 is a guess, where a peer has dropped the alpha."""
     from vlora_engine.manifest import read_manifest
+    from vlora_engine.peers import VLORA_DEV, peer_at
 
+    if peer_at(Path(subspace)) != VLORA_DEV:
+        return
     for finding in read_manifest(subspace).findings:
         if finding.code == "no-alpha":
             out.note(f"note: {finding.what} To mend it: {finding.remedy}.")

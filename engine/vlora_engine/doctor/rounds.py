@@ -23,6 +23,7 @@ from vlora_engine.errors import (
 from vlora_engine.formats import FORMATS, Inspection, Probe, open_adapter, task_of_subspace
 from vlora_engine.formats.subspace import inspect_task
 from vlora_engine.health import Finding, Severity
+from vlora_engine.hub.address import HubAddress, is_address, parse_address
 from vlora_engine.naming import printable
 from vlora_engine.progress import CancelCheck, Progress, ProgressCallback
 
@@ -91,8 +92,8 @@ class Report:
 def verdict(adapter: Inspection | AdapterInfo | str | Path, target: str) -> list[Finding]:
     """What ``target`` will refuse of an adapter or silently get wrong, from headers alone.
 
-    An adapter that cannot be read at all has that as its one finding. No torch is imported, so a
-    screen may ask.
+    An adapter that cannot be read at all has that as its one finding, one that is still on the Hub
+    has none. No torch is imported, so a screen may ask.
 
     Args:
         adapter: An inspection, an entry of the catalog, or a path (``DIR:TASK`` too).
@@ -107,10 +108,12 @@ def verdict(adapter: Inspection | AdapterInfo | str | Path, target: str) -> list
         subject = subject_of(adapter)
     elif isinstance(adapter, str | Path):
         subject = subject_at(adapter)
+    elif isinstance(adapter.path, HubAddress):
+        return []  # told of when it is here
     elif adapter.error is not None:
-        subject = Subject(Path(adapter.path), error=adapter.error)
+        subject = Subject(adapter.path, error=adapter.error)
     else:
-        subject = subject_at(adapter.here)
+        subject = subject_at(adapter.path)
     findings = applied(subject, ("reading", "target"), target)
     about_target = _codes_of("target") | set(reading.REFUSALS)  # remarks are no business of it
     return [finding for finding in findings if finding.code in about_target]
@@ -128,7 +131,7 @@ def diagnose(
     """Look at every adapter and subspace at or below ``paths``.
 
     Args:
-        paths: Places, as `vlora_engine.catalog.scan` takes them.
+        paths: Places, as `vlora_engine.catalog.scan` takes them; what is on the Hub is fetched.
         target: Who is to load them; adds what that program refuses or gets wrong.
         base: The model that they are meant for (`vlora_engine.doctor.base.read_base`).
         read_tensors: Whether to look at the numbers too, and at the bytes of subspaces.
@@ -145,7 +148,7 @@ def diagnose(
 
     if target is not None:
         check_target(target)
-    catalog = scan(paths)
+    catalog = scan(_on_disk(paths))
     report = Report(target=target, base=None if base is None else base.name)
     subjects: dict[str, Subject] = {}
     total = len(catalog.adapters) + len(catalog.subspaces)
@@ -165,6 +168,22 @@ def diagnose(
     report.findings = [*catalog.findings, *together(subjects)]
     report.findings = [f for f in report.findings if f.code != "subspace"]
     return report
+
+
+def _on_disk(paths: str | Path | Iterable[str | Path]) -> list[str | Path]:
+    """The places with those on the Hub fetched into its cache."""
+    places = [paths] if isinstance(paths, str | Path) else list(paths)
+    local: list[str | Path] = []
+    for place in places:
+        if isinstance(place, str) and is_address(place):
+            from vlora_engine.hub.fetch import local_path
+
+            task = parse_address(place).task
+            folder = local_path(place)
+            local.append(folder if task is None else f"{folder}:{task}")
+        else:
+            local.append(place)
+    return local
 
 
 def subject_at(path: str | Path, *, entry: AdapterInfo | None = None) -> Subject:

@@ -14,6 +14,8 @@ from vlora_engine.peers.common import LORASHARE, SHARE_INDEX, VLORA_DEV, VLORA_I
 if TYPE_CHECKING:
     from vlora_engine.manifest import Manifest
 
+__all__ = ["LORASHARE", "PEERS", "VLORA_DEV", "peer_at", "read_peer"]
+
 PEERS = {VLORA_DEV: VLORA_INDEX, LORASHARE: SHARE_INDEX}
 
 
