@@ -18,6 +18,7 @@ from vlora_engine.targets import Facts, check_fit, find_target, target_bytes
 from vlora_engine.tensorfile import ITEM_BYTES
 from vlora_tui.recipe import Merge, Resize
 from vlora_tui.room import adapter_bytes, free_bytes, merged_bytes
+from vlora_tui.sizes import size
 from vlora_tui.tui.export_recipes import base_of, export_of, recipe_of
 from vlora_tui.tui.export_settings import Item, Settings, Source, paths_of
 from vlora_tui.tui.export_verdicts import Headers, Opinion, written_verdict
@@ -44,6 +45,7 @@ class Row:
         mend: What to do about it.
         opinion: What the doctor says, for the target; None where there is no target.
         at_most: Whether it may take fewer bytes.
+        about: What it becomes, in words.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Row:
     mend: str = "o names another place."
     opinion: Opinion | None = None
     at_most: bool = False
+    about: str = ""
 
     @property
     def findings(self) -> tuple[Finding, ...]:
@@ -115,12 +118,7 @@ def plan(
     except VLoRAError as error:
         return Plan(problem=said(error))
     rows = [_exported_row(item, places[item.name], settings, headers) for item in items]
-    rows = [
-        replace(row, opinion=written_verdict(row.path, settings.target))
-        if str(row.path) in written
-        else row
-        for row in rows
-    ]
+    rows = [_proved(row, settings.target) if str(row.path) in written else row for row in rows]
     return _with_room(rows, source, FILES.get(settings.target, FILES["peft"]))
 
 
@@ -156,6 +154,13 @@ def _exported_row(item: Item, place: Path, settings: Settings, headers: Headers)
         return replace(row, state="no", why=error.what.rstrip(".") + found, mend=mend)
 
 
+def _proved(row: Row, target: str) -> Row:
+    """A row that was written: what the doctor finds in the files joins what was known before."""
+    codes = {finding.code for finding in row.findings}
+    found = [f for f in written_verdict(row.path, target).stays if f.code not in codes]
+    return replace(row, opinion=Opinion((*row.findings, *found)))
+
+
 def _merged_row(merge: Merge, items: Sequence[Item]) -> Row:
     ranks = [item.rank or 0 for item in items]
     nbytes = merged_bytes([item.nbytes for item in items], ranks, merge.rank)
@@ -172,7 +177,11 @@ def _resized_row(item: Item, place: Path, resize: Resize, headers: Headers) -> R
             item.name, place, item.nbytes, "no", said(error), f"{mend[0].upper()}{mend[1:]}."
         )
     nbytes = item.nbytes if facts is None else item.nbytes + resized_change(facts, resize)
-    return Row(item.name, place, nbytes, at_most=resize.rank is None)
+    most = resize.rank is None
+    about = f"{size(item.nbytes)} become {'at most' if most else 'about'} {size(nbytes)}"
+    if item.rank is not None and resize.rank is not None:
+        about = f"rank {item.rank} becomes {resize.rank}, {about}"
+    return Row(item.name, place, nbytes, at_most=most, about=about)
 
 
 def resized_change(facts: Facts, resize: Resize) -> int:

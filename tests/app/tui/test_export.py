@@ -64,7 +64,7 @@ class Desk(VLoRAApp):
 
     def start_job(self, recipe: Recipe, *, force: bool = False) -> None:
         self.started.append((recipe, force))
-        outputs = [e.path for e in recipe.exports] + [m.path for m in recipe.merges]
+        outputs = [step.path for step in recipe.written]
         info = JobInfo(f"job-{len(self.views)}", "build", "t", time.time(), outputs=tuple(outputs))
         self.views.insert(0, JobView(Job(Path("/nowhere"), info), state=State.RUNNING))
         self.tell("jobs")
@@ -158,7 +158,13 @@ def test_every_method_of_the_engine_is_offered_with_its_parameters() -> None:
 def form_fields(settings: Settings, marked: int) -> list[Any]:
     from vlora_tui.tui.screens.export_lines import form_lines
 
-    return form_lines(settings, exporting.Plan(), marked, after_build=False, ascii_only=True)
+    return form_lines(
+        settings,
+        exporting.Plan(),
+        [f"t{i}" for i in range(marked)],
+        after_build=False,
+        ascii_only=True,
+    )
 
 
 def test_what_is_typed_is_judged_by_the_method() -> None:
@@ -444,7 +450,7 @@ def test_enter_starts_a_job_and_shows_what_it_says(opened: Session) -> None:
         app.hear(events.Exported("task00", first, "peft", 1234))
         assert rows(pilot)[0][2:] == ["1.23 kB", "nothing", "written"]
         app.hear(events.Verified("task00", first, 2e-4))
-        assert rows(pilot)[0][-1] == "read back, off by 0.0002"
+        assert rows(pilot)[0][-1] == "dW off by 0.0002"
         await pilot.press("enter")  # it is still writing
         assert len(app.started) == 1
         app.hear(events.Finished(1.0), state=State.FINISHED)

@@ -282,7 +282,7 @@ class ExportView(ExportAsking):
         lines = form_lines(
             self._settings,
             self._plan,
-            len(self._marked),
+            self._marked,
             after_build=self._is_later,
             ascii_only=self.vlora.ascii_only,
         )
@@ -299,7 +299,10 @@ class ExportView(ExportAsking):
         if self._source is None:
             return
         starting = self._known is not None
-        self._preview.show(self._plan, self._job_view, starting=starting, later=self._is_later)
+        verify = self._settings.verify or self._settings.doing == "merge"
+        self._preview.show(
+            self._plan, self._job_view, verify=verify, starting=starting, later=self._is_later
+        )
         self._draw_details()
         self.query_one(PaneTabs).show(self.panes(), self.pane)
         footer = (self._settings.doing, self._preview.is_done)

@@ -55,7 +55,7 @@ class ExportAsking(ExportWork):
     def _edit(self, key: str) -> None:
         from vlora_tui.tui.widgets.dialogs import Prompt
 
-        edit = edit_of(self._settings, key, len(self._marked))
+        edit = edit_of(self._settings, key, self._marked)
 
         def answered(text: str | None) -> None:
             if text is not None:

@@ -87,7 +87,7 @@ class Measured(NamedTuple):
         if self.cut_error:
             words += f"; cutting the rank changes dW by {100 * self.cut_error:.2g} %"
         if self.left_out:
-            words += f"; {plural(self.left_out, 'tensor')} beside A and B differ and are left out"
+            words += f"; left out, as they differ: {plural(self.left_out, 'tensor')} beside A and B"
         return words + "."
 
 
@@ -246,6 +246,8 @@ def row_text(row: Row, target: str | None, outcome: Outcome, tones: Tones) -> Te
     text, path = Text(), str(row.path)
     text.append(f"{clean(row.name)}\n", style="bold")
     text.append(f"{tilde(row.path)}\n", style=tones["muted"])
+    if row.about:
+        text.append(f"{row.about}\n")
     if path in outcome.written:
         _written(text, path, outcome, tones)
     elif row.state == "no":

@@ -56,7 +56,7 @@ class ItemsPane(Vertical):
             return
         self._settings = settings
         self._weigh()
-        self.table.columns = list(MERGE_COLUMNS if self._merges else COLUMNS)
+        self.table.columns = list(self._columns)
         items, place = self.source.items, self.source.place
         shown = [i for i in items if all(word in i.name.lower() for word in self._words)]
         self.table.show(shown)
@@ -111,6 +111,13 @@ class ItemsPane(Vertical):
     def _merges(self) -> bool:
         return self._settings.doing == "merge"
 
+    @property
+    def _columns(self) -> tuple[Column, ...]:
+        if not self._merges:
+            return COLUMNS
+        shared = any(share is not None for _, share in self._weights.values())
+        return tuple(c for c in MERGE_COLUMNS if shared or c.key != "share")
+
     def _weigh(self) -> None:
         names = list(self.marked)
         nothing: list[float | None] = [None] * len(names)
@@ -123,13 +130,14 @@ class ItemsPane(Vertical):
         if self._merges:
             weight, share = self._weights.get(item.name, (None, None))
             typed = item.name in self._settings.weights
-            return [
-                (clean(item.name), ""),
-                ("-" if item.rank is None else str(item.rank), "muted"),
-                ("-" if weight is None else f"{weight:.3g}", "accent" if typed else "muted"),
-                ("-" if share is None else f"{100 * share:.3g} %", "muted"),
-                (f"{'' if exact else '~'}{size(item.nbytes)}", ""),
-            ]
+            cells = {
+                "name": (clean(item.name), ""),
+                "rank": ("-" if item.rank is None else str(item.rank), "muted"),
+                "weight": ("-" if weight is None else f"{weight:.3g}", "accent" if typed else ""),
+                "share": ("-" if share is None else f"{100 * share:.3g} %", "muted"),
+                "bytes": (f"{'' if exact else '~'}{size(item.nbytes)}", ""),
+            }
+            return [cells[column.key] for column in self._columns]
         return [
             (clean(item.name), ""),
             ("-" if item.rank is None else str(item.rank), "muted"),

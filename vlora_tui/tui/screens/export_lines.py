@@ -20,7 +20,13 @@ from vlora_tui.tui.export_settings import (
     next_of,
 )
 from vlora_tui.tui.exporting import Plan
-from vlora_tui.tui.screens.export_merge import MERGE_EDITS, merge_lines, turned_merge, wrong_in
+from vlora_tui.tui.screens.export_merge import (
+    MERGE_EDITS,
+    merge_lines,
+    turned_merge,
+    weights_text,
+    wrong_in,
+)
 from vlora_tui.tui.widgets.form import Field
 from vlora_tui.tui.words import plural, tilde
 
@@ -38,24 +44,25 @@ WRITTEN = "The dtype of A and B; other tensors stay bit for bit as they were."
 
 
 def form_lines(
-    settings: Settings, plan: Plan, marked: int, *, after_build: bool, ascii_only: bool
+    settings: Settings, plan: Plan, names: Sequence[str], *, after_build: bool, ascii_only: bool
 ) -> list[Field]:
     """The form.
 
     Args:
+        names: What is marked.
         after_build: The tasks are not built yet: the export goes into the recipe.
     """
     doing, about = DOING[settings.doing]
     fields = [Field("doing", "do", doing, "choice", f"{about} m changes this from anywhere.")]
     many = plural(len(plan.rows), "adapter") if plan.rows else "nothing"
     if settings.doing == "merge":
-        fields += merge_lines(settings, marked)
-        label = f"Merge {marked} into one"
+        fields += merge_lines(settings, names)
+        label = f"Merge {len(names)} into one"
     elif settings.doing == "resize":
-        fields += _resize_lines(settings, marked)
+        fields += _resize_lines(settings, names)
         label = f"Resize {many}"
     else:
-        fields += _export_lines(settings, marked)
+        fields += _export_lines(settings, len(names))
         label = f"Write {many}"
     label += f", replacing {len(plan.there)}" if plan.there else ""
     if after_build:
@@ -68,7 +75,9 @@ def turned(settings: Settings, key: str, by: int) -> Settings:
     """The settings with the next value, or the one before, of a choice."""
     match key:
         case "doing":
-            return replace(settings, doing=next_of(DOINGS, settings.doing, by))
+            changed = replace(settings, doing=next_of(DOINGS, settings.doing, by))
+            # A dtype that a merge may have is not one that every target takes.
+            return changed.with_target(changed.target) if changed.doing == "export" else changed
         case "target":
             return settings.with_target(next_of(list(TARGETS), settings.target, by))
         case "dtype":
@@ -111,7 +120,7 @@ def _target_lines(settings: Settings) -> list[Field]:
     return fields
 
 
-def _resize_lines(settings: Settings, marked: int) -> list[Field]:
+def _resize_lines(settings: Settings, names: Sequence[str]) -> list[Field]:
     rule, about = RULE[settings.rule]
     if settings.rule == "server":
         limit = RANK_LIMITS[settings.server]
@@ -119,13 +128,13 @@ def _resize_lines(settings: Settings, marked: int) -> list[Field]:
         value = Field("server", "server", settings.server, "choice", takes)
     else:
         key = "new_rank" if settings.rule == "rank" else "share"
-        edit = edit_of(settings, key, marked)
+        edit = edit_of(settings, key, names)
         shown = edit.value or ("" if key == "new_rank" else f"{SHARE.default:g}")
         value = Field(key, settings.rule, shown, "text", edit.words, edit.wrong(edit.value))
     return [
         Field("rule", "by", rule, "choice", about),
         value,
-        _out_line("resized", settings.resized, marked),
+        _out_line("resized", settings.resized, len(names)),
         _verify_line(settings),
     ]
 
@@ -169,17 +178,17 @@ PLACES: Mapping[str, tuple[str, str]] = {
 }
 
 
-def edit_of(settings: Settings, key: str, marked: int) -> Edit:
+def edit_of(settings: Settings, key: str, names: Sequence[str]) -> Edit:
     """How a line of the form is edited."""
     if key in PLACES:
         return Edit(*PLACES[key], getattr(settings, key), str)
     if key == "weights":
         words = "One number for each marked line, from top to bottom, as in 0.7, 0.3; empty: all."
-        value = ", ".join(f"{weight:g}" for weight in settings.weights.values())
-        return Edit("Weights", words, value, lambda text: parse_weights(text, marked))
+        value = weights_text(settings, names)
+        return Edit("Weights", words, value, lambda text: parse_weights(text, len(names)))
     if key == "layers":
         words = "Other weights for some modules: *.attn.*=0.7,0.3; *.mlp.*=1,0"
-        return Edit("Layers", words, settings.layers, lambda text: parse_layers(text, marked))
+        return Edit("Layers", words, settings.layers, lambda text: parse_layers(text, len(names)))
     named = {"new_rank": NEW_RANK, "share": SHARE, **MERGE_EDITS}
     own = {parameter.name: parameter for parameter in settings.spec.parameters}
     parameter = own.get(key) or named[key]

@@ -16,7 +16,16 @@ from textual.widgets import Static
 from vlora_engine.errors import VLoRAError
 from vlora_engine.merging.registry import MergeMethod, MergeParameter
 from vlora_tui.tui.export_recipes import parse_layers
-from vlora_tui.tui.export_settings import DTYPES, ENERGY, MERGES, RANK, SCALE, Settings, next_of
+from vlora_tui.tui.export_settings import (
+    DTYPES,
+    ENERGY,
+    MERGES,
+    RANK,
+    SCALE,
+    Settings,
+    next_of,
+    weights_of,
+)
 from vlora_tui.tui.folding import hanging
 from vlora_tui.tui.inspecting import Likeness
 from vlora_tui.tui.widgets.dialogs import Dialog
@@ -29,17 +38,18 @@ NORMALIZE = {None: "as the method does", True: "yes", False: "no"}
 SPACE = {"delta": "dW", "factors": "A and B apart, as vLoRA"}
 
 
-def merge_lines(settings: Settings, marked: int) -> list[Field]:
+def merge_lines(settings: Settings, names: Sequence[str]) -> list[Field]:
     """What a merge asks, its method's own parameters first."""
     spec = settings.spec
     fields = [Field("method", "method", settings.method, "list", method_words(spec))]
     fields += [
         _text_line(settings, p, settings.parameters.get(p.name, "")) for p in spec.parameters
     ]
-    weights = ", ".join(f"{weight:.3g}" for weight in settings.weights.values())
     said = "w types the weight of one line, [ and ] move it; here all at once."
-    fields.append(Field("weights", "weights", weights or "all the same", "text", said))
-    fields.append(_layers_line(settings, marked))
+    fields.append(
+        Field("weights", "weights", weights_text(settings, names) or "all the same", "text", said)
+    )
+    fields.append(_layers_line(settings, len(names)))
     if spec.may_normalise:
         said = f"Whether only the weights' ratios matter; by itself {spec.name}: {spec.weighting}."
         value = NORMALIZE[settings.normalize]
@@ -57,6 +67,13 @@ def merge_lines(settings: Settings, marked: int) -> list[Field]:
         Field("dtype", "numbers", DTYPES[settings.dtype], "choice", said),
         Field("merged", "goes to", tilde(settings.merged), "text", "Enter changes it (also o)."),
     ]
+
+
+def weights_text(settings: Settings, names: Sequence[str]) -> str:
+    """The weights of all ``names``; nothing where all are the method's own."""
+    if not any(name in settings.weights for name in names):
+        return ""
+    return ", ".join(f"{weight:.4g}" for weight in weights_of(settings, names))
 
 
 def turned_merge(settings: Settings, key: str, by: int) -> Settings:
@@ -116,7 +133,6 @@ def wrong_in(parse: Callable[[], object]) -> str:
 COLUMNS = (
     Column("name", "method", keep=5),
     Column("summary", "what it does", least=16, most=90, keep=4),
-    Column("weights", "weights", least=8, keep=2),
 )
 
 
@@ -204,11 +220,7 @@ def method_text(spec: MergeMethod) -> Text:
 
 def _cells(name: str) -> list[Cell]:
     spec = MERGES[name]
-    return [
-        (name, "warning" if spec.caution else ""),
-        (spec.summary, ""),
-        (spec.weighting, "muted"),
-    ]
+    return [(name, "warning" if spec.caution else ""), (spec.summary, "")]
 
 
 def likeness_words(likeness: Likeness | None, names: Sequence[str]) -> str:

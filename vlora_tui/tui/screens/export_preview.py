@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from vlora_tui.jobs import JobView
 
 COLUMNS = (
-    Column("name", "what", least=10, most=34, keep=4, cut="left"),
-    Column("path", "goes to", least=12, most=200, keep=3, cut="left"),
-    Column("bytes", "size", right=True, keep=2),
-    Column("doctor", "the doctor", least=9, most=40, keep=1),
-    Column("state", "", least=10, most=40, keep=5),
+    Column("name", "what", least=14, most=34, keep=5, cut="left"),
+    Column("path", "goes to", least=12, most=200, keep=2, cut="left"),
+    Column("bytes", "size", right=True, keep=3),
+    Column("doctor", "doctor", least=9, most=40, keep=4),
+    Column("state", "", least=10, most=40, keep=6),
 )
 TONES = {"error": "error", "warning": "warning", "note": "muted"}
 FANCY = {"good": "✓", "error": "✗", "warning": "!"}
@@ -37,6 +37,8 @@ class PreviewPane(Vertical):
         self._marks = PLAIN if ascii_only else FANCY
         self._plan = Plan()
         self._view: JobView | None = None
+        self._verify = True
+        self._columns: tuple[Column, ...] = COLUMNS
         self.outcome = Outcome()
 
     def compose(self) -> ComposeResult:
@@ -49,16 +51,22 @@ class PreviewPane(Vertical):
         """The row under the cursor."""
         return self._table.row
 
-    def show(self, plan: Plan, view: JobView | None, *, starting: bool, later: bool) -> None:
+    def show(
+        self, plan: Plan, view: JobView | None, *, verify: bool, starting: bool, later: bool
+    ) -> None:
         """Show a plan and how far it is.
 
         Args:
             view: The job that carries it out.
+            verify: Whether it reads back what it writes.
             starting: A job was asked for that is not there yet.
             later: It is only going to be written after a build.
         """
-        self._plan, self._view = plan, view
+        self._plan, self._view, self._verify = plan, view, verify
         self.outcome = Outcome.of(view)
+        judged = any(row.opinion is not None for row in plan.rows)
+        self._columns = tuple(c for c in COLUMNS if judged or c.key != "doctor")
+        self._table.columns = list(self._columns)
         self._table.show(plan.rows)
         self.border_title = self._title(starting, later)
         total = f"{plural(len(plan.rows), 'adapter')}, ~{size(plan.nbytes)}" if plan.rows else ""
@@ -110,13 +118,14 @@ class PreviewPane(Vertical):
         written = self.outcome.written.get(str(row.path))
         about = "<" if row.at_most else "~"
         shown = f"{about}{size(row.nbytes)}" if written is None else size(written)
-        return [
-            (clean(row.name), ""),
-            (tilde(row.path), "muted"),
-            (shown, ""),
-            self._doctor(row),
-            self._state(row),
-        ]
+        cells = {
+            "name": (clean(row.name), ""),
+            "path": (tilde(row.path), "muted"),
+            "bytes": (shown, ""),
+            "doctor": self._doctor(row),
+            "state": self._state(row),
+        }
+        return [cells[column.key] for column in self._columns]
 
     def _mark(self, row: Row) -> Cell:
         tone = self._state(row)[1]
@@ -139,7 +148,9 @@ class PreviewPane(Vertical):
         view, path = self._view, str(row.path)
         if view is not None:
             if path in self.outcome.verified:
-                return f"read back, {off(self.outcome.verified[path])}", "good"
+                return f"dW {off(self.outcome.verified[path])}", "good"
+            if path in self.outcome.written and view.error is not None and self._verify:
+                return "not read back", "error"
             if path in self.outcome.written or str(view.state) == "finished":
                 return "written", "good"
             return ("not written", "error") if view.state.is_over else ("waits", "muted")
