@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from vlora_engine.doctor.limits import RANK_LIMITS
+from vlora_engine.doctor.rules import SEVERITIES
 from vlora_engine.errors import VLoRAError
 from vlora_engine.files import foreign_entries, is_empty_directory
 from vlora_engine.targets import Facts, check_fit, find_target, target_bytes
@@ -157,8 +158,9 @@ def _exported_row(item: Item, place: Path, settings: Settings, headers: Headers)
 def _proved(row: Row, target: str) -> Row:
     """A row that was written: what the doctor finds in the files joins what was known before."""
     codes = {finding.code for finding in row.findings}
-    found = [f for f in written_verdict(row.path, target).stays if f.code not in codes]
-    return replace(row, opinion=Opinion((*row.findings, *found)))
+    new = [f for f in written_verdict(row.path, target).stays if f.code not in codes]
+    found = sorted((*row.findings, *new), key=lambda f: SEVERITIES.index(f.severity))
+    return replace(row, opinion=Opinion(tuple(found)))
 
 
 def _merged_row(merge: Merge, items: Sequence[Item]) -> Row:
