@@ -61,6 +61,13 @@ class Headers:
         mended = [f for f in found if f.severity == "error" or f.code in no_matter]
         return Opinion(tuple(f for f in found if f not in mended), tuple(mended))
 
+    def of_refused(self, item: Item, target: Target) -> Opinion:
+        """What the doctor says of an item that ``target`` does not take: nothing is mended."""
+        try:
+            return Opinion(self._verdict(item, target.name))
+        except VLoRAError:
+            return Opinion()  # why it cannot be read is told already
+
     def _read_facts(self, item: Item) -> Facts | None:
         if self.manifest is not None:
             return facts_of_task(self.manifest, self.manifest.task(item.name))

@@ -144,15 +144,23 @@ def _exported_row(item: Item, place: Path, settings: Settings, headers: Headers)
             row = replace(row, nbytes=target_bytes(target, facts, settings.dtype))
             if facts.rest and target.no_rest and not settings.drop_rest:
                 why = f"{target.label} takes no other tensors; {facts.rest} here"
-                return replace(row, state="no", why=why, mend="The form can leave them out.")
+                refused = replace(row, state="no", why=why, mend="The form can leave them out.")
+                return replace(refused, opinion=headers.of_refused(item, target))
             base = base_of(settings)
             check_fit(target, facts, drop_rest=True, dtype=settings.dtype, base=base)
         return replace(row, opinion=headers.opinion(item, target))
     except VLoRAError as error:
-        found = f" ({error.found})" if error.found else ""
-        mend = error.remedy or "another target may take it"
-        mend = f"{mend[0].upper()}{mend[1:]}."
-        return replace(row, state="no", why=error.what.rstrip(".") + found, mend=mend)
+        refused = replace(row, state="no", why=_why(error), mend=_mend(error, "another target"))
+        return replace(refused, opinion=headers.of_refused(item, target))
+
+
+def _why(error: VLoRAError) -> str:
+    return error.what.rstrip(".") + (f" ({error.found})" if error.found else "")
+
+
+def _mend(error: VLoRAError, otherwise: str) -> str:
+    words = error.remedy or f"{otherwise} may do"
+    return f"{words[0].upper()}{words[1:]}."
 
 
 def _proved(row: Row, target: str) -> Row:
@@ -174,10 +182,8 @@ def _resized_row(item: Item, place: Path, resize: Resize, headers: Headers) -> R
     try:
         facts = headers.facts(item)
     except VLoRAError as error:
-        mend = error.remedy or "leave it out"
-        return Row(
-            item.name, place, item.nbytes, "no", said(error), f"{mend[0].upper()}{mend[1:]}."
-        )
+        why, mend = _why(error), _mend(error, "the others")
+        return Row(item.name, place, item.nbytes, "no", why, mend)
     nbytes = item.nbytes if facts is None else item.nbytes + resized_change(facts, resize)
     most = resize.rank is None
     about = f"{size(item.nbytes)} become {'at most' if most else 'about'} {size(nbytes)}"

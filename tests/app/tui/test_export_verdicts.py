@@ -110,6 +110,7 @@ def test_adapters_are_judged_before_the_build(mixed: Path, tmp_path: Path) -> No
         f.code for f in verdict(mixed / "patterns", "tgi") if f.severity == "error"
     ]
     assert len(opinion.mended) == 1
+    assert [f.code for f in found["head"].findings] == ["tgi-heads"]
     left_out = exporting.plan(source, names, replace(settings, drop_rest=True))
     assert left_out.refused == []
 
