@@ -123,11 +123,17 @@ class ExportAsking(ExportWork):
 
     def action_dtype(self) -> None:
         """The next dtype."""
-        self._turn_value("dtype", 1)
+        if self._settings.doing == "resize":
+            self.notify("Another rank keeps the dtype.", markup=False)
+        else:
+            self._turn_value("dtype", 1)
 
     def action_target(self, by: int) -> None:
         """The next target."""
-        self._turn_value("target", by)
+        if self._settings.doing != "export":
+            self.notify("Only an export has a target: m.", markup=False)
+        else:
+            self._turn_value("target", by)
 
     def action_place(self) -> None:
         """Ask where it goes."""

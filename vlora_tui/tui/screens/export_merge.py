@@ -229,23 +229,21 @@ def likeness_words(likeness: Likeness | None, names: Sequence[str]) -> str:
     at = [known[name] for name in map(clean, names) if name in known]
     if likeness is None or len(at) < 2 or len(at) < len(names):
         return ""
-    pairs = [(float(likeness.cosines[i, j]), i, j) for i in at for j in at if i < j]
-    cosine, i, j = min(pairs)
-    words = f"Least alike: {likeness.names[i]} and {likeness.names[j]}, cosine {cosine:.2f}"
-    words += "; they pull against each other. " if cosine < OPPOSED else ". "
-    largest, least = max(at, key=_size_in(likeness)), min(at, key=_size_in(likeness))
-    times = _size_in(likeness)(largest) / (_size_in(likeness)(least) or 1.0)
-    if times >= OUTVOTES:
+    import numpy as np
+
+    names = [likeness.names[i] for i in at]
+    cosines, sizes = likeness.cosines[np.ix_(at, at)], likeness.norms[at]
+    i, j = divmod(int(np.argmin(cosines)), len(at))
+    words = f"Least alike: {names[min(i, j)]} and {names[max(i, j)]}, cosine {cosines[i, j]:.2f}"
+    words += "; they pull against each other. " if cosines[i, j] < OPPOSED else ". "
+    largest, least = int(sizes.argmax()), int(sizes.argmin())
+    if sizes[largest] >= OUTVOTES * sizes[least] > 0:
         words += (
-            f"{likeness.names[largest]} is {times:.2g} times the size of {likeness.names[least]}: "
-            "at equal weights the result is mostly the larger one."
+            f"{names[largest]} is {sizes[largest] / sizes[least]:.2g} times the size of "
+            f"{names[least]}: at equal weights the result is mostly the larger one."
         )
     return words.strip()
 
 
 OPPOSED = -0.05  # cosines of dW: below it is no longer the noise of adapters that share nothing
 OUTVOTES = 3.0
-
-
-def _size_in(likeness: Likeness) -> Callable[[int], float]:
-    return lambda at: float(likeness.norms[at])
