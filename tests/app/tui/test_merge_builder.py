@@ -187,7 +187,7 @@ def kept(pilot: Pilot[Any]) -> list[list[str]]:
 
 
 def said(pilot: Pilot[Any]) -> str:
-    return words(pilot, "#details-said").replace("\n", " ")
+    return " ".join(words(pilot, "#details-said").split())
 
 
 class Asked:
@@ -233,6 +233,10 @@ def test_what_a_merge_keeps_is_measured_on_a_key(
         assert "Rank 16" in said(pilot)
         assert "12 %" in said(pilot)  # what the cut cost
         assert "1 tensor" in said(pilot)
+        assert "task00 fares worst in h.1.attn, cosine 0.100" in said(pilot)
+        pilot.app.query_one("#kept-table", Table).move_to(2)
+        await pilot.pause()
+        assert "task02 fares worst" in said(pilot)
         await pilot.press("p")  # it is known
         await settle(pilot)
         assert len(asked.calls) == 1

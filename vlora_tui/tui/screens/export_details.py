@@ -30,7 +30,7 @@ from vlora_tui.tui.words import clean, plural, size, tilde
 
 Tones = Mapping[str, str | Style]
 COLUMNS = (
-    Column("name", "kept of", least=10, most=40, keep=6, cut="left"),
+    Column("name", "kept of", least=18, most=40, keep=6, cut="left"),
     Column("cosine", "cosine", right=True, keep=5),
     Column("energy", "energy", right=True, keep=4),
     Column("strength", "strength", right=True, keep=3),
@@ -205,8 +205,20 @@ class DetailsPane(Vertical):
         if stale:
             return Text("Settings have changed since; p measures again.")
         if isinstance(self._found, Measured):
-            return Text(f"{self._found.words} {MEANING}")
+            return Text(f"{self._found.words} {self._worst_words()}{MEANING}")
         return Text(f"It could not be measured: {self._found}", style=self._tones["error"])
+
+    def _worst_words(self) -> str:
+        """Where of the input under the cursor least is kept."""
+        kept = self.query_one("#kept-table", Table).row
+        if kept is None or not kept.module:
+            return ""
+        place = f"{clean(kept.module)}, cosine {kept.worst:.3f}"
+        return f"{clean(kept.name)} fares worst in {place}. "
+
+    def on_table_moved(self, event: Table.Moved) -> None:
+        event.stop()
+        self._say(self._merge_words(self._of != self._wanted))
 
     def _cells(self, kept: Kept) -> list[Cell]:
         muted = "muted" if self._of != self._wanted else ""
