@@ -203,12 +203,12 @@ def method_text(spec: MergeMethod) -> Text:
     text.append(f"{spec.name}{others}\n", style="bold")
     lines = {
         "does": spec.summary,
+        "beware": spec.caution,
         "acts on": spec.acts_on,
-        "weights": spec.weighting + (f"; {spec.default_weights} each by default"),
+        "weights": f"{spec.weighting}; {spec.default_weights} each by default",
         "takes": f"{spec.adapters} adapters" if spec.adapters else "",
         "asks": ", ".join(p.name.replace("_", " ") for p in spec.parameters),
         "from": spec.reference,
-        "beware": spec.caution,
     }
     for label, words in lines.items():
         if words:
