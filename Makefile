@@ -3,6 +3,7 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
+ADAPTERS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,7 +11,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format bench screenshots clean
+.PHONY: help venv demo test lint format bench bench-real screenshots clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' \
@@ -50,6 +51,9 @@ format: $(VENV)/.ready ## let ruff mend what it can
 
 bench: $(VENV)/.ready-peers ## compare speed, memory and error with both peers (installs them)
 	$(BIN)/python -m tests.benchmarks.run $(BENCH_ARGS)
+
+bench-real: $(VENV)/.ready-peers ## the first library's tables on real adapters (ADAPTERS='PATHS hf://...')
+	$(BIN)/python -m tests.benchmarks.real $(ADAPTERS)
 
 screenshots: $(VENV)/.ready ## make the pictures of this README again, from real runs
 	$(BIN)/python screenshots/make.py

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from tests import make
 from tests.benchmarks.first_paint import seconds_until
 from tests.benchmarks.measure import Bench, ChildFailed
 from tests.benchmarks.run import SECTIONS
 from tests.train import Trained
 from vlora_engine.formats import load_adapter, save_adapter
+from vlora_tui.collection import gather_adapters
+from vlora_tui.recipe import named_inputs
 
 
 @pytest.fixture
@@ -73,3 +76,31 @@ def test_anyones_reconstructions_are_measured_on_the_model_by_the_same_lines(
     assert (same["kl_worst"], same["agreement"], same["gain_kept_least"]) == (0, 1, 1)
     with pytest.raises(ValueError, match="no factors"):
         with_factors(weights, {})
+
+
+@pytest.mark.peers
+def test_the_first_librarys_tables_are_true_of_adapters_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("vlora")
+    from tests.benchmarks import real
+
+    make.collection(tmp_path / "runs", 5, noise=0.5)
+    sources = gather_adapters(named_inputs([str(tmp_path / "runs")])).adapters
+    ours = real.Real("made", sources, tmp_path)
+    by_k, lost, sizes = (table(ours) for table in (real.variance, real.error, real.size))
+    assert [row[0] for row in by_k.rows] == [row[0] for row in lost.rows] == ["1", "2", "4"]
+    shares = [row[1] for row in by_k.rows]
+    assert shares == sorted(shares)
+    assert shares[-1] == pytest.approx(1)  # five rows without their mean have four directions
+    for row in lost.rows:
+        its, flat = row[2], row[5]
+        assert its == flat, "our flat is its arithmetic"
+    assert [row[0] for row in sizes.rows] == ["5", "8", "100", "1000"]
+    assert [row[-1] for row in sizes.rows] == ["built", *["computed"] * 3]
+    assert [row[3] for row in sizes.rows[1:]] == ["unknown"] * 3
+    assert [row[5] for row in sizes.rows[1:]] == [None] * 3
+    assert real.main([str(tmp_path / "runs")]) == 0
+    said = capsys.readouterr().out
+    assert said.count("given: ") == 3
+    assert real.main([str(tmp_path / "nothing")]) == 2

@@ -11,7 +11,6 @@ import pytest
 from tests import make
 from tests.app.conftest import Cli
 from tests.conftest import FreshPython
-from vlora_tui.cli.app import COMMANDS, NOT_YET
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -195,13 +194,6 @@ def test_the_same_as_json(cli: Cli, tmp_path: Path) -> None:
     assert row["remedy"]
     usage = json.loads(cli("info", "--json", code=2).err)
     assert usage["error"] == "UsageError"
-
-
-@pytest.mark.parametrize("command", NOT_YET)
-def test_a_command_of_later_says_that_it_is_not_there(cli: Cli, command: str) -> None:
-    found = cli(command, "x", code=2)
-    assert f"{command!r} is not built yet" in found.err
-    assert command not in COMMANDS
 
 
 def test_one_bad_adapter_stops_the_run_before_it_starts(

@@ -15,7 +15,6 @@ from tests.app.test_bad_input import tree
 from tests.engine.doctor.cases import CASES
 from vlora_engine.formats import load_adapter
 from vlora_tui import surroundings
-from vlora_tui.cli.app import NOT_YET
 
 
 @pytest.fixture
@@ -89,8 +88,6 @@ def test_the_command_that_is_shown_mends_it(cli: Cli, tmp_path: Path, code: str)
     [fix] = [f["fix"] for f in findings_of(cli(*words)) if f["code"] == code]
     program, command, *more = shlex.split(fix)
     assert program == "vlora-tui"
-    if command in NOT_YET:
-        pytest.skip(f"{command} is not there yet")
     cli(command, *more)
     words[1] = out = more[more.index("-o") + 1]
     assert code not in [f["code"] for f in findings_of(cli(*words))]

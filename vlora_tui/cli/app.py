@@ -31,6 +31,7 @@ class Entry(NamedTuple):
 
 COMMANDS = {
     "demo": Entry("demo", "demo", "See it work on adapters that it makes itself.", "Start"),
+    "guide": Entry("guide", "guide", "How to: Python, servers, training, moving here.", "Start"),
     "inspect": Entry("look", "inspect", "List adapters, which fit together, which do not.", "Look"),
     "info": Entry("look", "info", "Tell what a subspace holds, from its headers.", "Look"),
     "spectra": Entry("spectra", "spectra", "Measure what every k would cost.", "Look"),
@@ -66,8 +67,6 @@ COMMANDS = {
     "jobs": Entry("jobs", "jobs", "List, follow, cancel, resume and remove jobs.", "Work"),
 }
 
-NOT_YET = ("guide",)
-
 
 class LazyGroup(TyperGroup):
     """A group whose commands are imported when they are called, not when they are listed."""
@@ -76,13 +75,11 @@ class LazyGroup(TyperGroup):
         return list(COMMANDS)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        if cmd_name in NOT_YET:
-            raise errors.UsageError(f"The command {cmd_name!r} is not built yet.", ctx)
         entry = COMMANDS.get(cmd_name)
         return None if entry is None else load_command(cmd_name, entry)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args[0] not in (*COMMANDS, *NOT_YET) and not args[0].startswith("-"):
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
             from vlora_tui.cli.interface import are_places
 
             if are_places(args):

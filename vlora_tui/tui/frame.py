@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -112,10 +113,32 @@ class Frame(KeysInOrder):
             words = f"{words}\n\n{nearer}"
         title = f"Step {view.step}, {view.title}" if view is not None else "Help"
         sections = help_sections(self.screen, self.get_key_display)
-        self.push_screen(Help(title, words, sections))
+
+        def answered(answer: str | None) -> None:
+            if answer == "guides":
+                self.choose_guide()
+
+        self.push_screen(Help(title, words, sections), answered)
+
+    def choose_guide(self) -> None:
+        """Ask which guide, and show it."""
+        from vlora_tui.tui.widgets.guide_page import which_guide
+
+        self.push_screen(which_guide(), self.show_guide)
+
+    def show_guide(self, name: str | None) -> None:
+        """Show a guide; nothing where none was chosen."""
+        if name is None:
+            return
+        from vlora_tui.guides import guide
+        from vlora_tui.tui.widgets.guide_page import GuidePage
+
+        self.push_screen(GuidePage(guide(name)))
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
-        """Every action that a key has, then themes and the settings."""
+        """Every action that a key has, then guides, themes and the settings."""
+        from vlora_tui.guides import guides
+
         seen: dict[tuple[Any, str], list[Any]] = {}
         for active in screen.active_bindings.values():
             if active.enabled and not active.binding.system and active.binding.id:
@@ -129,6 +152,9 @@ class Frame(KeysInOrder):
             words = first.tooltip or first.description
             if words:
                 yield SystemCommand(words, keys, _runner(self, action, node))
+        for one in guides():
+            words = f"vlora-tui guide {one.name}"
+            yield SystemCommand(f"Guide: {one.title}", words, partial(self.show_guide, one.name))
         for name in sorted(self.available_themes):
             if name != self.theme and (not self.no_color or name.startswith("ansi")):
                 yield SystemCommand(f"Theme: {name}", "for this session", _themer(self, name))

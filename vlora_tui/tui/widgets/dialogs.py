@@ -205,7 +205,10 @@ class Prompt(Dialog):
 
 
 class Help(Dialog):
-    """What can be done here: the step in words, then the keys, the nearest first."""
+    """What can be done here: the step in words, then the keys, the nearest first.
+
+    The result is "guides" where those are asked for.
+    """
 
     DEFAULT_CSS = """
     Help > .box { width: 92; }
@@ -215,6 +218,7 @@ class Help(Dialog):
         Binding(
             "escape,q,question_mark,enter", "cancel", "Back", id="help.cancel", tooltip="Close"
         ),
+        Binding("g", "guides", "Guides", id="help.guides", tooltip="Guides, one for each aim"),
         Binding("j", "down", show=False, id="help.down"),
         Binding("k", "up", show=False, id="help.up"),
     ]
@@ -226,13 +230,16 @@ class Help(Dialog):
     def compose(self) -> ComposeResult:
         with Vertical(classes="box") as box:
             box.border_title = Text(self._title)
-            box.border_subtitle = Text("esc closes")
+            box.border_subtitle = Text("g guides, esc closes")
             with VerticalScroll(classes="many"):
                 yield Static(self._text(), markup=False)
 
     def on_mount(self) -> None:
         super().on_mount()
         self.query_one(VerticalScroll).focus()
+
+    def action_guides(self) -> None:
+        self.dismiss("guides")
 
     def action_down(self) -> None:
         self.query_one(VerticalScroll).scroll_down(animate=False)
