@@ -198,6 +198,7 @@ class Merged(Event):
     rank: int
     modules: int
     report: dict[str, Any] = field(default_factory=dict)
+    nbytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -290,15 +290,19 @@ class Writer:
             self._stop_if_asked()
             _, event = self._merged(merge)
             self._tell_findings(event)
-            self.emit(events.MergePreviewed(**vars(event)))
+            told = {f.name: getattr(event, f.name) for f in fields(events.MergePreviewed)}
+            self.emit(events.MergePreviewed(**told))
 
     def _merge(self, merge: Merge) -> None:
+        from vlora_engine.export import verify_adapter
         from vlora_engine.formats import save_adapter
 
         merged, event = self._merged(merge)
-        save_adapter(merged, merge.path, dtype=merge.dtype, force=self.force)
+        path = Path(merge.path)
+        save_adapter(merged, path, dtype=merge.dtype, force=self.force)
         self._tell_findings(event)
-        self.emit(event)
+        self.emit(replace(event, nbytes=directory_bytes(path)))
+        self.emit(events.Verified(path.name, merge.path, verify_adapter(merged, path)))
 
     def _tell_findings(self, event: events.Merged) -> None:
         for finding in event.report["findings"]:

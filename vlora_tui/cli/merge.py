@@ -14,7 +14,7 @@ from vlora_tui.cli.execute import carry_out, execute
 from vlora_tui.cli.flags import from_tables, require_there
 from vlora_tui.cli.merge_flags import Merging
 from vlora_tui.cli.merge_methods import show_methods
-from vlora_tui.cli.output import Output, percent, plural, printable
+from vlora_tui.cli.output import Output, percent, plural, printable, size
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.mergekit import is_config, read_config
 from vlora_tui.recipe import Recipe, load_recipe
@@ -123,6 +123,7 @@ def preview_merges(recipe: Recipe, out: Output, *, nowhere: bool = False) -> Non
 
 def show_merges(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
     """Every merge, printed for people and returned for JSON."""
+    verified = {event.path: event.error for event in watcher.all(events.Verified)}
     rows = []
     for event in watcher.all(events.Merged):
         _say_merge(out, event, "merged")
@@ -135,8 +136,11 @@ def show_merges(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
                 )
             )
         _show_kept(out, event)
-        out.text(printable(f"written to {event.path}"))
-        rows.append(_row(event))
+        error = verified.get(event.path)
+        read_back = "" if error is None else ", read back and the same"
+        out.text(printable(f"written to {event.path} ({size(event.nbytes)}{read_back})"))
+        proof = {"nbytes": event.nbytes, "verified": error is not None, "verify_error": error}
+        rows.append(_row(event) | proof)
     return rows
 
 

@@ -312,9 +312,7 @@ def _slim(event: events.Event) -> events.Event:
         case events.SubspaceWritten():
             short = {k: v for k, v in event.figures.items() if not isinstance(v, dict | list)}
             return replace(event, figures=short)
-        case events.Merged():
-            return replace(event, report={})
-        case events.Resized():
+        case events.Merged() | events.Resized():
             short = {k: v for k, v in event.report.items() if not isinstance(v, dict | list)}
             return replace(event, report=short)
     return event

@@ -31,9 +31,9 @@ from vlora_tui.cli import main
 from vlora_tui.jobs.store import Job, JobInfo
 from vlora_tui.jobs.watch import JobView, State, Told
 from vlora_tui.recipe import Export, Recipe, load_recipe
-from vlora_tui.tui import exporting
+from vlora_tui.tui import export_recipes, exporting
 from vlora_tui.tui.app import VLoRAApp
-from vlora_tui.tui.exporting import MERGES, PARAMETERS, Settings
+from vlora_tui.tui.export_settings import MERGES, Settings, tasks_of
 from vlora_tui.tui.screens.export import ExportView
 from vlora_tui.tui.screens.export_preview import PreviewPane
 from vlora_tui.tui.session import Session
@@ -64,7 +64,7 @@ class Desk(VLoRAApp):
 
     def start_job(self, recipe: Recipe, *, force: bool = False) -> None:
         self.started.append((recipe, force))
-        outputs = [e.path for e in recipe.exports] + [m.path for m in recipe.merges]
+        outputs = [step.path for step in recipe.written]
         info = JobInfo(f"job-{len(self.views)}", "build", "t", time.time(), outputs=tuple(outputs))
         self.views.insert(0, JobView(Job(Path("/nowhere"), info), state=State.RUNNING))
         self.tell("jobs")
@@ -147,10 +147,8 @@ def test_sizes_are_those_that_are_written(subspace: Path, cli: Cli, tmp_path: Pa
 
 def test_every_method_of_the_engine_is_offered_with_its_parameters() -> None:
     assert [MERGE_METHODS.find(name).name for name in MERGES] == list(MERGE_METHODS)
-    for name, summary in MERGES.items():
-        method = MERGE_METHODS.find(name)
-        assert summary == method.summary
-        assert PARAMETERS[name] == method.parameters
+    for name, method in MERGES.items():
+        assert method is MERGE_METHODS.find(name)
         for marked in (2, 3):
             settings = Settings("merge", method=name)
             lines = [field.key for field in form_fields(settings, marked)]
@@ -160,11 +158,17 @@ def test_every_method_of_the_engine_is_offered_with_its_parameters() -> None:
 def form_fields(settings: Settings, marked: int) -> list[Any]:
     from vlora_tui.tui.screens.export_lines import form_lines
 
-    return form_lines(settings, exporting.Plan(), marked, after_build=False, ascii_only=True)
+    return form_lines(
+        settings,
+        exporting.Plan(),
+        [f"t{i}" for i in range(marked)],
+        after_build=False,
+        ascii_only=True,
+    )
 
 
 def test_what_is_typed_is_judged_by_the_method() -> None:
-    density, epsilon, seed = PARAMETERS["della"]
+    density, epsilon, seed = MERGES["della"].parameters
     assert density.parse("") == 0.5
     assert density.parse("0.5, 0.3") == (0.5, 0.3)
     assert seed.parse(" 7 ") == 7
@@ -191,13 +195,13 @@ def test_what_is_typed_is_judged_by_the_method() -> None:
 def test_a_merge_that_cannot_be_says_so_before_it_starts(
     subspace: Path, settings: Settings, words: str | None
 ) -> None:
-    source = exporting.tasks_of(read_manifest(subspace))
+    source = tasks_of(read_manifest(subspace))
     plan = exporting.plan(source, [item.name for item in source.items], settings)
     assert (plan.problem is None) if words is None else (words in str(plan.problem))
 
 
 def test_what_stands_in_the_way_is_told_apart(subspace: Path, tmp_path: Path) -> None:
-    source = exporting.tasks_of(read_manifest(subspace))
+    source = tasks_of(read_manifest(subspace))
     out = tmp_path / "out"
     (out / "task00").mkdir(parents=True)  # empty: does not count
     (out / "task01").mkdir()
@@ -227,7 +231,16 @@ def test_what_stands_in_the_way_is_told_apart(subspace: Path, tmp_path: Path) ->
         (Settings(out="x/{task}", target="ollama", base="/models/base", dtype="bf16"), 2),
         (Settings(out="x/{task}", base="/models/base", drop_rest=True), 2),
         (Settings("merge", merged="m"), 3),
-        (Settings("merge", merged="m", method="ties", weights="0.7,-0.3", rank="3"), 2),
+        (
+            Settings(
+                "merge",
+                merged="m",
+                method="ties",
+                weights={"task00": 0.7, "task01": -0.3},
+                rank="3",
+            ),
+            2,
+        ),
         (
             Settings(
                 "merge", merged="m", method="dare", parameters={"drop_rate": "0.25", "seed": "3"}
@@ -242,10 +255,10 @@ def test_the_copied_command_does_the_same(
     settings = replace(
         settings, out=f"{tmp_path}/{settings.out}", merged=f"{tmp_path}/{settings.merged}"
     )
-    source = exporting.tasks_of(read_manifest(subspace))
+    source = tasks_of(read_manifest(subspace))
     names = [item.name for item in source.items]
-    recipe = exporting.recipe_of(source, names[:tasks], settings)
-    commands = exporting.command_of(recipe, names).split(" && ")
+    recipe = export_recipes.recipe_of(source, names[:tasks], settings)
+    commands = export_recipes.command_of(recipe, names).split(" && ")
     said = [cli(*shlex.split(c)[1:], "--print-recipe").out for c in commands]
     for i, text in enumerate(said):
         (tmp_path / f"{i}.toml").write_text(text)
@@ -279,10 +292,10 @@ def test_everything_can_be_reached(opened: Session, size: tuple[int, int]) -> No
         assert len(rows(pilot)) == 4
         assert rows(pilot)[0][-1] == "new"
         seen = []
-        for _ in range(3):
+        for _ in range(4):
             seen.append(view(pilot).pane)
             await pilot.press("tab")
-        assert seen == ["export-items", "export-how", "export-preview"]
+        assert seen == ["export-items", "export-how", "export-preview", "export-details"]
 
     use(opened, steps, size)
 
@@ -310,7 +323,7 @@ def test_marks_move_the_preview(opened: Session) -> None:
 
 def test_settings_by_keys_and_in_the_form(opened: Session) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
-        await pilot.press("v", "d")
+        await pilot.press("b", "d")
         await settle(pilot)
         assert "fp32" in form_lines(pilot)
         assert "read back  no" in form_lines(pilot)
@@ -435,14 +448,14 @@ def test_enter_starts_a_job_and_shows_what_it_says(opened: Session) -> None:
         assert [row[-1] for row in rows(pilot)] == ["waits"] * 4
         first = str(view(pilot)._plan.rows[0].path)
         app.hear(events.Exported("task00", first, "peft", 1234))
-        assert rows(pilot)[0][2:] == ["1.23 kB", "written"]
+        assert rows(pilot)[0][2:] == ["1.23 kB", "nothing", "written"]
         app.hear(events.Verified("task00", first, 2e-4))
-        assert rows(pilot)[0][-1] == "read back, off by 0.0002"
+        assert rows(pilot)[0][-1] == "dW off by 0.0002"
         await pilot.press("enter")  # it is still writing
         assert len(app.started) == 1
         app.hear(events.Finished(1.0), state=State.FINISHED)
         await settle(pilot)
-        assert "Done: 1 written, 1 read back" in words(pilot, "#preview-said")
+        assert "Done: 1 written, 1.23 kB, 1 read back" in words(pilot, "#preview-said")
 
     use(opened, steps)
 
@@ -569,21 +582,12 @@ def test_one_alone_is_not_merged(opened: Session) -> None:
     use(opened, steps)
 
 
-def test_weights_are_counted(opened: Session) -> None:
-    async def steps(pilot: Pilot[Any]) -> None:
-        view(pilot)._set(doing="merge", weights="1, 2")
-        await settle(pilot)
-        assert "one weight for each" in words(pilot, "#preview-said")
-
-    use(opened, steps)
-
-
 # where the tasks come from
 
 
 def test_before_the_build_an_export_goes_into_the_recipe(marked: Session) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
-        await pilot.press("m")
+        await pilot.press("m", "m")
         await settle(pilot)
         assert "recipe of step 3" in form_lines(pilot)
         await pilot.press("enter")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,8 @@ from tests.app.tui.test_sizes import related
 from vlora_engine.manifest import read_manifest
 from vlora_tui.cli import main
 from vlora_tui.run import Run
+from vlora_tui.tui.export_recipes import command_of, recipe_of
+from vlora_tui.tui.export_settings import Settings, Source, adapters_of, tasks_of
 from vlora_tui.tui.session import Choosing
 
 LAYER = next(iter(make.MODULES))
@@ -43,8 +47,13 @@ def test_the_copied_command_makes_the_same_subspace(choosing: Choosing, tmp_path
     assert main(words[1:]) == 0
     recipe = replace(session.recipe(), output=str(tmp_path / "by enter"))
     Run(recipe, lambda event: None).execute()
-    one, two = tmp_path / "by command", tmp_path / "by enter"
+    assert_same(tmp_path / "by command", tmp_path / "by enter")
+
+
+def assert_same(one: Path, two: Path) -> None:
+    """Two folders hold the same bytes."""
     files = sorted(p.relative_to(one) for p in one.rglob("*") if p.is_file())
+    assert files
     assert files == sorted(p.relative_to(two) for p in two.rglob("*") if p.is_file())
     for file in files:
         assert (one / file).read_bytes() == (two / file).read_bytes(), file
@@ -57,3 +66,83 @@ def test_the_copied_command_leaves_out_what_enter_leaves_out(tmp_path: Path) -> 
     session.output = str(tmp_path / "out")
     assert main(shlex.split(session.command())[1:]) == 0
     assert len(read_manifest(tmp_path / "out").tasks) == 3
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
+    """Tasks of a subspace, and adapters as they lie, one name with a blank and one twice."""
+    folder = tmp_path_factory.mktemp("sources")
+    paths = make.collection(folder / "a b", 3)
+    place = folder / "subspace"
+    assert main(["compress", *map(str, paths), "-o", str(place), "-k", "4", "-q"]) == 0
+    twin = make.write(folder / "other" / paths[0].name, make.factors(seed=9))
+    infos = session_of([*paths, twin]).kept
+    return {"subspace": tasks_of(read_manifest(place)), "adapters": adapters_of(infos)}
+
+
+MERGES: dict[str, dict[str, Any]] = {
+    "average": {"method": "average", "weights": {"task01": 0.7}, "dtype": "fp16"},
+    "ties": {"method": "ties", "normalize": False, "scale": "1.5", "rank": "3"},
+    "dare": {"method": "dare", "parameters": {"seed": "7", "drop_rate": "0.2"}, "energy": "0.9"},
+    "breadcrumbs": {"method": "breadcrumbs", "parameters": {"gamma": "0.1"}, "normalize": True},
+    "factors": {"method": "average", "space": "factors", "layers": "*.c_attn=1,-0.5"},
+}
+
+
+@pytest.mark.parametrize("kind", ["subspace", "adapters"])
+@pytest.mark.parametrize("name", list(MERGES))
+def test_the_copied_command_makes_the_same_merge(
+    sources: dict[str, Source], kind: str, name: str, tmp_path: Path
+) -> None:
+    source = sources[kind]
+    marked = [item.name for item in source.items][1:3]
+    settings = Settings(doing="merge", merged=f"{tmp_path}/by enter", **MERGES[name])
+    assert_command_does_the_same(source, marked, settings, tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["subspace", "adapters"])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"rule": "rank", "new_rank": "2"},
+        {"rule": "energy", "share": "0.9", "verify": False},
+        {"rule": "server", "server": "vllm"},
+    ],
+    ids=lambda asked: asked["rule"],
+)
+def test_the_copied_commands_resize_the_same(
+    sources: dict[str, Source], kind: str, asked: dict[str, Any], tmp_path: Path
+) -> None:
+    source = sources[kind]
+    names = [item.name for item in source.items]
+    settings = Settings(doing="resize", resized=f"{tmp_path}/by enter/{{task}}", **asked)
+    for marked in (names, names[:1], names[:2]):
+        assert_command_does_the_same(source, marked, settings, tmp_path)
+
+
+@pytest.mark.parametrize("target", ["peft", "vllm", "portable"])
+def test_the_copied_command_exports_the_same(
+    sources: dict[str, Source], target: str, tmp_path: Path
+) -> None:
+    source = sources["subspace"]
+    names = [item.name for item in source.items]
+    out = f"{tmp_path}/by enter/{{task}}"
+    for marked, dtype in ((names, "fp16"), (names[:2], None), (names[:1], "bf16")):
+        settings = Settings(out=out, target=target, dtype=dtype)
+        assert_command_does_the_same(source, marked, settings, tmp_path)
+
+
+def assert_command_does_the_same(
+    source: Source, marked: list[str], settings: Settings, folder: Path
+) -> None:
+    """Enter, then what ``Y`` copies, in the same place one after the other."""
+    recipe = recipe_of(source, marked, settings)
+    Run(recipe, lambda event: None, force=True).execute()
+    (folder / "by enter").rename(folder / "kept")
+    for command in command_of(recipe, [item.name for item in source.items]).split(" && "):
+        words = shlex.split(command)
+        assert words[0] == "vlora-tui"
+        assert main(words[1:]) == 0
+    assert_same(folder / "kept", folder / "by enter")
+    shutil.rmtree(folder / "kept")
+    shutil.rmtree(folder / "by enter")

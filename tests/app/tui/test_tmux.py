@@ -190,10 +190,10 @@ def test_from_the_demo_folder_to_an_adapter_that_peft_loads(
     tui.sees("How alike: cosine of dW", "Layers of checkpoint-")
     tui.press("5")
     tui.sees("Tasks of support-bot-subspace")
-    tui.press("BTab")  # to the preview
-    tui.sees("Each is a folder with", "support-bot-subspace-adapters/checkpoint-500", "new")
+    tui.press("BTab", "BTab")  # to the preview
+    tui.sees("Each is a folder with", "adapters/checkpoint-500", "new")
     tui.press("Enter")
-    tui.sees("4 written, 4 read back, the same")
+    tui.sees("4 written", "4 read back, the same", "v Open")
     tui.press("q")
     tui.has_ended()
 

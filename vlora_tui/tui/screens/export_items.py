@@ -7,7 +7,7 @@ from textual.containers import Vertical
 from textual.message import Message
 from textual.widgets import Static
 
-from vlora_tui.tui.exporting import Item, Source
+from vlora_tui.tui.export_settings import Item, Settings, Source, shares_of, weights_of
 from vlora_tui.tui.widgets.table import Cell, Column, Table
 from vlora_tui.tui.words import clean, size
 
@@ -16,6 +16,13 @@ COLUMNS = (
     Column("rank", "rank", right=True, keep=2),
     Column("error", "dW error", right=True, keep=3),
     Column("bytes", "size", right=True, keep=4),
+)
+MERGE_COLUMNS = (
+    Column("name", "name", least=12, keep=5, cut="left"),
+    Column("rank", "rank", right=True, keep=1),
+    Column("weight", "weight", right=True, keep=4),
+    Column("share", "of all", right=True, keep=3),
+    Column("bytes", "size", right=True, keep=2),
 )
 
 
@@ -31,6 +38,8 @@ class ItemsPane(Vertical):
         self._words: tuple[str, ...] = ()
         self.source: Source | None = None
         self.marked: dict[str, None] = {}
+        self._settings = Settings()
+        self._weights: dict[str, tuple[float, float | None]] = {}  # of the marked, and the share
 
     def compose(self) -> ComposeResult:
         yield Table(COLUMNS, self._cells, key=lambda i: i.name, mark=self._mark, id="item-table")
@@ -41,10 +50,13 @@ class ItemsPane(Vertical):
         self.source = source
         self.marked = {item.name: None for item in source.items} if source is not None else {}
 
-    def show(self, said: str = "") -> None:
-        """Draw the items that the filter keeps, and a line below them."""
+    def show(self, settings: Settings, said: str = "") -> None:
+        """Draw the items that the filter keeps, and a line below them; of a merge the weights."""
         if self.source is None:
             return
+        self._settings = settings
+        self._weigh()
+        self.table.columns = list(self._columns)
         items, place = self.source.items, self.source.place
         shown = [i for i in items if all(word in i.name.lower() for word in self._words)]
         self.table.show(shown)
@@ -95,8 +107,37 @@ class ItemsPane(Vertical):
         """The table of the items."""
         return self.query_one("#item-table", Table)
 
+    @property
+    def _merges(self) -> bool:
+        return self._settings.doing == "merge"
+
+    @property
+    def _columns(self) -> tuple[Column, ...]:
+        if not self._merges:
+            return COLUMNS
+        shared = any(share is not None for _, share in self._weights.values())
+        return tuple(c for c in MERGE_COLUMNS if shared or c.key != "share")
+
+    def _weigh(self) -> None:
+        names = list(self.marked)
+        nothing: list[float | None] = [None] * len(names)
+        shares = shares_of(self._settings, names) or nothing
+        both = zip(weights_of(self._settings, names), shares, strict=True)
+        self._weights = dict(zip(names, both, strict=True))
+
     def _cells(self, item: Item) -> list[Cell]:
         exact = self.source is not None and self.source.kind == "adapters"
+        if self._merges:
+            weight, share = self._weights.get(item.name, (None, None))
+            typed = item.name in self._settings.weights
+            cells = {
+                "name": (clean(item.name), ""),
+                "rank": ("-" if item.rank is None else str(item.rank), "muted"),
+                "weight": ("-" if weight is None else f"{weight:.3g}", "accent" if typed else ""),
+                "share": ("-" if share is None else f"{100 * share:.3g} %", "muted"),
+                "bytes": (f"{'' if exact else '~'}{size(item.nbytes)}", ""),
+            }
+            return [cells[column.key] for column in self._columns]
         return [
             (clean(item.name), ""),
             ("-" if item.rank is None else str(item.rank), "muted"),

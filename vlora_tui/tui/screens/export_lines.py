@@ -1,46 +1,69 @@
-"""The lines of Export: what the form asks, what an edited line takes, what a job has come to."""
+"""The lines of Export's form: what is asked for, what a line takes, what its arrows turn to."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-from vlora_engine.errors import VLoRAError
-from vlora_engine.merging.registry import MergeParameter
-from vlora_engine.targets import TARGETS, Served, start_lines
-from vlora_tui import events
-from vlora_tui.tui import exporting
-from vlora_tui.tui.exporting import CAUTIONS, MERGES, PARAMETERS, RANK, Plan, Settings
+from vlora_engine.doctor.limits import RANK_LIMITS
+from vlora_engine.targets import TARGETS
+from vlora_tui.tui.export_recipes import parse_layers, parse_weights
+from vlora_tui.tui.export_settings import (
+    DOINGS,
+    DTYPES,
+    NEW_RANK,
+    RULES,
+    SHARE,
+    Settings,
+    dtypes_of,
+    next_of,
+)
+from vlora_tui.tui.exporting import Plan
+from vlora_tui.tui.screens.export_merge import (
+    MERGE_EDITS,
+    merge_lines,
+    turned_merge,
+    weights_text,
+    wrong_in,
+)
 from vlora_tui.tui.widgets.form import Field
-from vlora_tui.tui.words import clean, plural, tilde
+from vlora_tui.tui.words import plural, tilde
 
-if TYPE_CHECKING:
-    from vlora_tui.jobs import JobView
-
-T = TypeVar("T")
 DOING = {
     "export": ("export each", "Each marked line becomes an adapter of its own."),
     "merge": ("merge into one", "What is marked becomes one adapter; needs two or more."),
+    "resize": ("give another rank", "Each marked line is written at another rank."),
 }
+RULE = {
+    "rank": ("one rank", "The rank of every module; larger ones are cut where dW loses least."),
+    "energy": ("a share of dW's energy", "As few numbers as hold this share of ||dW||^2."),
+    "server": ("for a server", "One rank and one scale for all modules, no larger than it takes."),
+}
+WRITTEN = "The dtype of A and B; other tensors stay bit for bit as they were."
 
 
 def form_lines(
-    settings: Settings, plan: Plan, marked: int, *, after_build: bool, ascii_only: bool
+    settings: Settings, plan: Plan, names: Sequence[str], *, after_build: bool, ascii_only: bool
 ) -> list[Field]:
     """The form.
 
     Args:
+        names: What is marked.
         after_build: The tasks are not built yet: the export goes into the recipe.
     """
     doing, about = DOING[settings.doing]
     fields = [Field("doing", "do", doing, "choice", f"{about} m changes this from anywhere.")]
+    many = plural(len(plan.rows), "adapter") if plan.rows else "nothing"
     if settings.doing == "merge":
-        fields += _merge_lines(settings, marked)
-        label = f"Merge {marked} into one"
+        fields += merge_lines(settings, names)
+        label = f"Merge {len(names)} into one"
+    elif settings.doing == "resize":
+        fields += _resize_lines(settings, names)
+        label = f"Resize {many}"
     else:
-        fields += _export_lines(settings, marked)
-        label = f"Write {plural(len(plan.rows), 'adapter') if plan.rows else 'nothing'}"
+        fields += _export_lines(settings, len(names))
+        label = f"Write {many}"
     label += f", replacing {len(plan.there)}" if plan.there else ""
     if after_build:
         label = "Put it into the recipe of step 3"
@@ -51,60 +74,35 @@ def form_lines(
 def turned(settings: Settings, key: str, by: int) -> Settings:
     """The settings with the next value, or the one before, of a choice."""
     match key:
-        case "target":
-            return settings.with_target(_next(list(TARGETS), settings.target, by))
         case "doing":
-            return replace(settings, doing="export" if settings.doing == "merge" else "merge")
+            changed = replace(settings, doing=next_of(DOINGS, settings.doing, by))
+            # A dtype that a merge may have is not one that every target takes.
+            return changed.with_target(changed.target) if changed.doing == "export" else changed
+        case "target":
+            return settings.with_target(next_of(list(TARGETS), settings.target, by))
         case "dtype":
-            choices = exporting.dtypes_of(settings.target)
-            return replace(settings, dtype=_next(choices, settings.dtype, by))
-        case "method":
-            return replace(settings, method=_next(list(MERGES), settings.method, by))
+            target = settings.target if settings.doing == "export" else "peft"
+            return replace(settings, dtype=next_of(dtypes_of(target), settings.dtype, by))
         case "verify":
             return replace(settings, verify=not settings.verify)
         case "drop_rest":
             return replace(settings, drop_rest=not settings.drop_rest)
-    return settings
-
-
-def _next(choices: Sequence[T], value: T, by: int) -> T:
-    return choices[(choices.index(value) + by) % len(choices)]
+        case "rule":
+            return replace(settings, rule=next_of(RULES, settings.rule, by))
+        case "server":
+            return replace(settings, server=next_of(list(RANK_LIMITS), settings.server, by))
+    return turned_merge(settings, key, by)
 
 
 def _export_lines(settings: Settings, marked: int) -> list[Field]:
-    alone = "{task}" not in settings.out and marked > 1
     target = TARGETS[settings.target]
+    about = f"{target.about} s changes this from anywhere."
     return [
-        Field(
-            "target",
-            "target",
-            target.name,
-            "choice",
-            f"{target.about} s changes this from anywhere.",
-        ),
+        Field("target", "target", target.name, "choice", about),
         *_target_lines(settings),
-        Field(
-            "out",
-            "goes to",
-            tilde(settings.out),
-            "text",
-            "{task} stands for each task's name. Enter changes it (o from anywhere).",
-            "Several tasks need {task} in the place." if alone else "",
-        ),
-        Field(
-            "dtype",
-            "numbers",
-            exporting.DTYPES[settings.dtype],
-            "choice",
-            "The dtype of A and B; other tensors stay bit for bit as they were.",
-        ),
-        Field(
-            "verify",
-            "read back",
-            "yes, all of dW" if settings.verify else "no",
-            "choice",
-            "Each adapter is opened again and its dW compared with what was meant.",
-        ),
+        _out_line("out", settings.out, marked),
+        Field("dtype", "numbers", DTYPES[settings.dtype], "choice", WRITTEN),
+        _verify_line(settings),
     ]
 
 
@@ -122,38 +120,36 @@ def _target_lines(settings: Settings) -> list[Field]:
     return fields
 
 
-def _merge_lines(settings: Settings, marked: int) -> list[Field]:
-    about = f"{MERGES[settings.method]}. {CAUTIONS[settings.method]}".strip()
-    fields = [Field("method", "method", settings.method, "choice", about)]
-    for parameter in PARAMETERS[settings.method]:
-        default = default_words(parameter)
-        fields.append(_text_line(settings, parameter.name, default, marked))
+def _resize_lines(settings: Settings, names: Sequence[str]) -> list[Field]:
+    rule, about = RULE[settings.rule]
+    if settings.rule == "server":
+        limit = RANK_LIMITS[settings.server]
+        takes = f"It starts with ranks up to {limit.default}." if limit.default else "Any rank."
+        value = Field("server", "server", settings.server, "choice", takes)
+    else:
+        key = "new_rank" if settings.rule == "rank" else "share"
+        edit = edit_of(settings, key, names)
+        shown = edit.value or ("" if key == "new_rank" else f"{SHARE.default:g}")
+        value = Field(key, settings.rule, shown, "text", edit.words, edit.wrong(edit.value))
     return [
-        *fields,
-        _text_line(settings, "weights", "all the same", marked),
-        _text_line(settings, "rank", "as needed", marked),
-        Field(
-            "merged",
-            "goes to",
-            tilde(settings.merged),
-            "text",
-            "Enter changes it (o from anywhere).",
-        ),
+        Field("rule", "by", rule, "choice", about),
+        value,
+        _out_line("resized", settings.resized, len(names)),
+        _verify_line(settings),
     ]
 
 
-def _text_line(settings: Settings, key: str, default: str, marked: int) -> Field:
-    edit = edit_of(settings, key, marked)
-    label = key.replace("_", " ")
-    return Field(key, label, edit.value or default, "text", edit.words, edit.wrong(edit.value))
+def _out_line(key: str, place: str, marked: int) -> Field:
+    said = "{task} stands for each task's name. Enter changes it (o from anywhere)."
+    alone = "{task}" not in place and marked > 1
+    wrong = "Several tasks need {task} in the place." if alone else ""
+    return Field(key, "goes to", tilde(place), "text", said, wrong)
 
 
-def default_words(parameter: MergeParameter) -> str:
-    """What an empty line means."""
-    if parameter.default is None:
-        return "fresh" if parameter.name == "seed" else "from the weights"
-    return (
-        f"{parameter.default:g}" if isinstance(parameter.default, float) else str(parameter.default)
+def _verify_line(settings: Settings) -> Field:
+    said = "Each is opened again and its dW compared with what was meant. b changes this."
+    return Field(
+        "verify", "read back", "yes, all of dW" if settings.verify else "no", "choice", said
     )
 
 
@@ -167,70 +163,50 @@ class Edit(NamedTuple):
 
     def wrong(self, text: str) -> str:
         """What is wrong with a text, nothing if it will do."""
-        try:
-            self.parse(text)
-        except VLoRAError as error:
-            expected = f"; expected {error.expected}" if error.expected else ""
-            return f"{error.what.rstrip('.')}{expected}."
-        return ""
+        return wrong_in(lambda: self.parse(text))
 
 
-def edit_of(settings: Settings, key: str, marked: int) -> Edit:
+FOLDERS = "A folder for each task; {task} is its name."
+PLACES: Mapping[str, tuple[str, str]] = {
+    "out": ("Where it goes", FOLDERS),
+    "resized": ("Where it goes", FOLDERS),
+    "merged": ("Where it goes", "A folder."),
+    "base": (
+        "Base model",
+        "The base model's folder, or its config.json; empty: as the adapter says.",
+    ),
+}
+
+
+def edit_of(settings: Settings, key: str, names: Sequence[str]) -> Edit:
     """How a line of the form is edited."""
-    match key:
-        case "out":
-            words = "A folder for each task; {task} is its name."
-            return Edit("Where it goes", words, settings.out, str)
-        case "base":
-            words = "The base model's folder, or its config.json; empty: as the adapter says."
-            return Edit("Base model", words, settings.base, str)
-        case "merged":
-            return Edit("Where it goes", "A folder.", settings.merged, str)
-        case "weights":
-            words = "One number for each marked line, from top to bottom, as in 0.7, 0.3."
-            return Edit(
-                "Weights",
-                words,
-                settings.weights,
-                lambda text: exporting.parse_weights(text, marked),
-            )
-    parameter = (
-        RANK if key == "rank" else next(p for p in PARAMETERS[settings.method] if p.name == key)
-    )
-    value = settings.rank if key == "rank" else settings.parameters.get(key, "")
-    title = parameter.name.replace("_", " ").capitalize()
+    if key in PLACES:
+        return Edit(*PLACES[key], getattr(settings, key), str)
+    if key == "weights":
+        words = "One number for each marked line, from top to bottom, as in 0.7, 0.3; empty: all."
+        value = weights_text(settings, names)
+        return Edit("Weights", words, value, lambda text: parse_weights(text, len(names)))
+    if key == "layers":
+        words = "Other weights for some modules: *.attn.*=0.7,0.3; *.mlp.*=1,0"
+        return Edit("Layers", words, settings.layers, lambda text: parse_layers(text, len(names)))
+    named = {"new_rank": NEW_RANK, "share": SHARE, **MERGE_EDITS}
+    own = {parameter.name: parameter for parameter in settings.spec.parameters}
+    parameter = own.get(key) or named[key]
+    value = settings.parameters.get(key, "") if key in own else getattr(settings, key)
     words = f"{parameter.summary}; {parameter.range}; empty is the default."
-    return Edit(title, words, value, parameter.parse)
+    return Edit(parameter.name.replace("_", " ").capitalize(), words, value, parameter.parse)
 
 
-def off(error: float) -> str:
-    """What reading back has shown; below that is the rounding of the comparison itself."""
-    return "the same" if error < 1e-12 else f"off by {error:.1g}"
+def edited(settings: Settings, key: str, text: str, names: Sequence[str]) -> Settings:
+    """The settings with what was typed in a line.
 
-
-def result(view: JobView) -> tuple[str, bool]:
-    """How the job stands, in a line, and whether that is bad."""
-    if view.error is not None:
-        parts = [str(view.error.get(key) or "") for key in ("what", "where", "remedy")]
-        return clean(" ".join(part for part in parts if part)) + " 3 shows its log.", True
-    exported, verified = view.all(events.Exported), view.all(events.Verified)
-    merged = view.last(events.Merged)
-    if merged is not None:
-        words = f"Merged: rank {merged.rank}, {plural(merged.modules, 'module')}."
-        return words + (" Done." if view.state.is_over else ""), False
-    words = f"{len(exported)} written"
-    if verified:
-        words += f", {len(verified)} read back, {off(max(e.error for e in verified))}"
-    if not view.state.is_over:
-        return f"{view.state}: {words}. 3 shows the job.", False
-    if str(view.state) != "finished":
-        return f"The job was {view.state}: {words}. 3 shows it.", True
-    return f"Done: {words}.{_start(exported)}", False
-
-
-def _start(exported: list[events.Exported]) -> str:
-    """How to serve what was written, where a line says it."""
-    served = [Served(e.task, e.path, e.rank, e.base) for e in exported]
-    lines = start_lines(exported[0].target, served) if exported else []
-    more = f" (and {len(lines) - 1} more alike)" if len(lines) > 1 else ""
-    return f" Start it with: {clean(lines[0])}{more}" if lines else ""
+    Args:
+        names: What is marked, in the order of the weights.
+    """
+    if key == "weights":
+        weights = parse_weights(text, len(names))
+        return replace(settings, weights=dict(zip(names, weights, strict=True)) if weights else {})
+    if any(parameter.name == key for parameter in settings.spec.parameters):
+        return settings.with_parameter(key, text)
+    change: dict[str, Any] = {key: text}
+    return replace(settings, **change)

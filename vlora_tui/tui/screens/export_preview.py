@@ -9,9 +9,8 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.widgets import Static
 
-from vlora_tui import events
 from vlora_tui.tui.exporting import Plan, Row
-from vlora_tui.tui.screens.export_lines import off, result
+from vlora_tui.tui.screens.export_result import Outcome, off, result
 from vlora_tui.tui.widgets.table import Cell, Column, Table
 from vlora_tui.tui.words import clean, plural, size, tilde
 
@@ -19,11 +18,13 @@ if TYPE_CHECKING:
     from vlora_tui.jobs import JobView
 
 COLUMNS = (
-    Column("name", "what", least=10, most=34, keep=4, cut="left"),
-    Column("path", "goes to", least=12, most=200, keep=3, cut="left"),
-    Column("bytes", "size", right=True, keep=2),
-    Column("state", "", least=10, most=40, keep=5),
+    Column("name", "what", least=14, most=34, keep=5, cut="left"),
+    Column("path", "goes to", least=12, most=200, keep=2, cut="left"),
+    Column("bytes", "size", right=True, keep=3),
+    Column("doctor", "doctor", least=9, most=40, keep=4),
+    Column("state", "", least=10, most=40, keep=6),
 )
+TONES = {"error": "error", "warning": "warning", "note": "muted"}
 FANCY = {"good": "✓", "error": "✗", "warning": "!"}
 PLAIN = {"good": "+", "error": "x", "warning": "!"}
 
@@ -36,8 +37,9 @@ class PreviewPane(Vertical):
         self._marks = PLAIN if ascii_only else FANCY
         self._plan = Plan()
         self._view: JobView | None = None
-        self._written: dict[str, int | None] = {}
-        self._verified: dict[str, float] = {}
+        self._verify = True
+        self._columns: tuple[Column, ...] = COLUMNS
+        self.outcome = Outcome()
 
     def compose(self) -> ComposeResult:
         yield Table(COLUMNS, self._cells, key=lambda r: str(r.path), mark=self._mark,
@@ -49,16 +51,22 @@ class PreviewPane(Vertical):
         """The row under the cursor."""
         return self._table.row
 
-    def show(self, plan: Plan, view: JobView | None, *, starting: bool, later: bool) -> None:
+    def show(
+        self, plan: Plan, view: JobView | None, *, verify: bool, starting: bool, later: bool
+    ) -> None:
         """Show a plan and how far it is.
 
         Args:
             view: The job that carries it out.
+            verify: Whether it reads back what it writes.
             starting: A job was asked for that is not there yet.
             later: It is only going to be written after a build.
         """
-        self._plan, self._view = plan, view
-        self._read_events()
+        self._plan, self._view, self._verify = plan, view, verify
+        self.outcome = Outcome.of(view)
+        judged = any(row.opinion is not None for row in plan.rows)
+        self._columns = tuple(c for c in COLUMNS if judged or c.key != "doctor")
+        self._table.columns = list(self._columns)
         self._table.show(plan.rows)
         self.border_title = self._title(starting, later)
         total = f"{plural(len(plan.rows), 'adapter')}, ~{size(plan.nbytes)}" if plan.rows else ""
@@ -68,6 +76,11 @@ class PreviewPane(Vertical):
         line = self.query_one("#preview-said", Static)
         line.set_class(wrong, "wrong")
         line.update(Text(said))
+
+    @property
+    def is_done(self) -> bool:
+        """Whether a job has written all of it."""
+        return self._view is not None and str(self._view.state) == "finished"
 
     def words(self, starting: bool = False) -> tuple[str, bool]:
         """The line below: the job's result, or what stands in the way; whether that is wrong."""
@@ -101,30 +114,44 @@ class PreviewPane(Vertical):
             return "Being written"
         return "Will be written after the build" if later else "Will be written"
 
-    def _read_events(self) -> None:
-        """What the job has written, by path: the bytes, and the error when it was read back."""
-        view = self._view
-        written = view.all(events.Exported) if view is not None else []
-        verified = view.all(events.Verified) if view is not None else []
-        merged = view.all(events.Merged) if view is not None else []
-        self._written = {e.path: e.nbytes for e in written} | {e.path: None for e in merged}
-        self._verified = {e.path: e.error for e in verified}
-
     def _cells(self, row: Row) -> list[Cell]:
-        written = self._written.get(str(row.path))
-        shown = f"~{size(row.nbytes)}" if written is None else size(written)
-        return [(clean(row.name), ""), (tilde(row.path), "muted"), (shown, ""), self._state(row)]
+        written = self.outcome.written.get(str(row.path))
+        about = "<" if row.at_most else "~"
+        shown = f"{about}{size(row.nbytes)}" if written is None else size(written)
+        cells = {
+            "name": (clean(row.name), ""),
+            "path": (tilde(row.path), "muted"),
+            "bytes": (shown, ""),
+            "doctor": self._doctor(row),
+            "state": self._state(row),
+        }
+        return [cells[column.key] for column in self._columns]
 
     def _mark(self, row: Row) -> Cell:
         tone = self._state(row)[1]
+        if tone == "muted" and row.findings:
+            tone = TONES[row.findings[0].severity]
         return self._marks.get(tone, " "), tone
+
+    def _doctor(self, row: Row) -> Cell:
+        """The gravest of what stays, else what the export mends."""
+        if row.opinion is None or row.state == "no":
+            return "", ""
+        if row.findings:
+            first, more = row.findings[0], len(row.findings) - 1
+            return clean(first.what) + (f" +{more}" if more else ""), TONES[first.severity]
+        if row.opinion.mended:
+            return f"mends {len(row.opinion.mended)}", "good"
+        return "nothing", "muted"
 
     def _state(self, row: Row) -> Cell:
         view, path = self._view, str(row.path)
         if view is not None:
-            if path in self._verified:
-                return f"read back, {off(self._verified[path])}", "good"
-            if path in self._written or str(view.state) == "finished":
+            if path in self.outcome.verified:
+                return f"dW {off(self.outcome.verified[path])}", "good"
+            if path in self.outcome.written and view.error is not None and self._verify:
+                return "not read back", "error"
+            if path in self.outcome.written or str(view.state) == "finished":
                 return "written", "good"
             return ("not written", "error") if view.state.is_over else ("waits", "muted")
         if row.state == "no":

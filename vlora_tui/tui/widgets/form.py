@@ -20,8 +20,9 @@ class Field:
     """One line.
 
     Args:
-        kind: ``choice`` (left and right go through the values), ``text`` (Enter asks for it),
-            ``fixed`` (nothing to choose), ``action`` (Enter does it).
+        kind: ``choice`` (left and right go through the values), ``list`` (the same, and Enter
+            shows them all), ``text`` (Enter asks for it), ``fixed`` (nothing to choose),
+            ``action`` (Enter does it).
         hint: What it means, said while the line has the cursor.
         wrong: What is wrong with it.
     """
@@ -29,7 +30,7 @@ class Field:
     key: str
     label: str
     value: str
-    kind: Literal["choice", "text", "fixed", "action"] = "text"
+    kind: Literal["choice", "list", "text", "fixed", "action"] = "text"
     hint: str = ""
     wrong: str = ""
 
@@ -128,7 +129,7 @@ class Form(Widget, can_focus=True):
     def action_turn(self, by: int) -> None:
         """Another value, where there is a choice."""
         field = self.field
-        if field is not None and field.kind == "choice":
+        if field is not None and field.kind in ("choice", "list"):
             self.post_message(self.Turned(field.key, by))
         elif field is not None and field.kind == "text" and by > 0:
             self.post_message(self.Pressed(field.key))
@@ -200,7 +201,7 @@ class Form(Widget, can_focus=True):
 
     def _value(self, field: Field, here: bool, room: int) -> str:
         text = field.value
-        if field.kind == "choice" and here:
+        if field.kind in ("choice", "list") and here:
             left, right = ("<", ">") if self.ascii_only else ("‹", "›")
             return f"{left} {_cut(text, room - 4, self.ascii_only)} {right}"
         return _cut(text, room, self.ascii_only)

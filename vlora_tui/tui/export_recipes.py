@@ -1,0 +1,298 @@
+"""The recipe that Export starts, and the headless commands that do the same."""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from vlora_engine.errors import ParameterError
+from vlora_engine.sizing import Sizing
+from vlora_engine.targets import find_target
+from vlora_tui.recipe import AdapterInput, Export, Input, Merge, Recipe, Resize, is_path
+from vlora_tui.tui.export_settings import (
+    ENERGY,
+    NEW_RANK,
+    RANK,
+    SCALE,
+    SHARE,
+    Item,
+    Settings,
+    Source,
+    weights_of,
+)
+from vlora_tui.writing import check_merge
+
+
+def recipe_of(source: Source, marked: Sequence[str], settings: Settings) -> Recipe:
+    """What Enter starts.
+
+    Raises:
+        ParameterError: Something that was typed cannot be.
+    """
+    if settings.doing == "merge":
+        return _merge_recipe(source, marked, settings)
+    if settings.doing == "resize":
+        return _resize_recipe(source, marked, settings)
+    if source.place is None:
+        raise ParameterError("There is no subspace yet to export from")
+    export = export_of(source, marked, settings)
+    return Recipe(input=Input(subspace=str(source.place)), exports=(export,))
+
+
+def export_of(source: Source, marked: Sequence[str], settings: Settings) -> Export:
+    """The table of a recipe; of adapters it is for after the build.
+
+    Raises:
+        ParameterError: Nothing is marked, or there is no place.
+    """
+    return Export(
+        path=_place(settings.out),
+        tasks=_tasks(source, marked),
+        target=settings.target,
+        dtype=settings.dtype,
+        verify=settings.verify,
+        drop_rest=settings.drop_rest and bool(find_target(settings.target).no_rest),
+        base=base_of(settings) if find_target(settings.target).form == "gguf" else None,
+    )
+
+
+def base_of(settings: Settings) -> str | None:
+    """The base model's folder in full, where one was typed."""
+    text = settings.base.strip()
+    return os.path.abspath(os.path.expanduser(text)) if text else None
+
+
+def _tasks(source: Source, marked: Sequence[str]) -> tuple[str, ...]:
+    if not marked:
+        raise ParameterError("Nothing is marked; space marks a line, + all")
+    return ("*",) if len(marked) == len(source.items) else tuple(marked)
+
+
+def _resize_recipe(source: Source, marked: Sequence[str], settings: Settings) -> Recipe:
+    given: dict[str, Any] = {"target": settings.server}
+    if settings.rule == "rank":
+        given = {"rank": NEW_RANK.parse(settings.new_rank)}
+    elif settings.rule == "energy":
+        given = {"energy": SHARE.parse(settings.share)}
+    Sizing(**given)
+    chosen = [item for item in source.items if item.name in set(marked)]
+    tasks = _tasks(source, marked)
+    if source.place is None:  # adapters that are not marked are no business of the job
+        tasks, inputs = ("*",), Input(adapters=_inputs(chosen))
+    else:
+        inputs = Input(subspace=str(source.place))
+    resize = Resize(path=_place(settings.resized), tasks=tasks, verify=settings.verify, **given)
+    return Recipe(input=inputs, resizes=(resize,))
+
+
+def _merge_recipe(source: Source, marked: Sequence[str], settings: Settings) -> Recipe:
+    chosen = [item for item in source.items if item.name in set(marked)]
+    if len(chosen) < 2:
+        raise ParameterError("A merge needs two or more; mark them with space")
+    groups = {item.group for item in chosen}
+    if len(groups) > 1:
+        raise ParameterError("These adapters do not fit together", found="different groups")
+    names = [item.name for item in chosen]
+    own = any(name in settings.weights for name in names)
+    parameters = {
+        p.name: list(value) if isinstance(value, tuple) else value
+        for p in settings.spec.parameters
+        if (value := p.parse(settings.parameters.get(p.name, ""))) is not None
+        and (value != p.default)
+    }
+    merge = Merge(
+        adapters=tuple(_word(source, item) for item in chosen),
+        path=_place(settings.merged),
+        source="input" if source.place is None else "subspace",
+        method=settings.method,
+        weights=tuple(weights_of(settings, names)) if own else None,
+        layers=parse_layers(settings.layers, len(chosen)),
+        normalize=settings.normalize,
+        scale=SCALE.parse(settings.scale),
+        space=settings.space,
+        rank=RANK.parse(settings.rank),
+        energy=ENERGY.parse(settings.energy),
+        dtype=settings.dtype,
+        parameters=parameters,
+    )
+    check_merge(merge, len(chosen))
+    if source.place is not None:
+        return Recipe(input=Input(subspace=str(source.place)), merges=(merge,))
+    return Recipe(input=Input(adapters=_inputs(chosen)), merges=(merge,))
+
+
+def _inputs(chosen: Sequence[Item]) -> tuple[AdapterInput, ...]:
+    return tuple(AdapterInput(str(item.path), item.name) for item in chosen)
+
+
+def _word(source: Source, item: Item) -> str:
+    """How a recipe names an item: by its name, or by its place where the name looks like one."""
+    if not is_path(item.name):
+        return item.name
+    return str(item.path) if source.place is None else f"{source.place}:{item.name}"
+
+
+def _place(text: str) -> str:
+    if not text.strip():
+        raise ParameterError("There is no place to write to; o names one")
+    return os.path.abspath(os.path.expanduser(text.strip()))
+
+
+def parse_weights(text: str, count: int) -> tuple[float, ...] | None:
+    """Weights with commas or blanks between; none where nothing is typed.
+
+    Raises:
+        ParameterError: No numbers, or not as many as there are adapters.
+    """
+    words = text.replace(",", " ").split()
+    if not words:
+        return None
+    try:
+        weights = tuple(float(word) for word in words)
+    except ValueError:
+        weights = (math.nan,)
+    if not all(map(math.isfinite, weights)):
+        raise ParameterError("Weights are numbers", expected="such as 0.7, 0.3", found=text)
+    if len(weights) != count:
+        raise ParameterError(
+            "There must be one weight for each", expected=str(count), found=str(len(weights))
+        )
+    return weights
+
+
+def parse_weight(text: str) -> float | None:
+    """One weight; None, the method's own, where nothing is typed.
+
+    Raises:
+        ParameterError: It is no number.
+    """
+    found = parse_weights(text, 1)
+    return None if found is None else found[0]
+
+
+def parse_layers(text: str, count: int) -> dict[str, list[float]]:
+    """``*.attn.*=0.7,0.3; *.mlp.*=1,0`` as weights by pattern.
+
+    Raises:
+        ParameterError: No pattern, or not one weight for each adapter.
+    """
+    layers: dict[str, list[float]] = {}
+    for part in filter(None, map(str.strip, text.split(";"))):
+        pattern, equals, words = part.rpartition("=")
+        weights = parse_weights(words, count)
+        if not equals or not pattern.strip() or weights is None:
+            raise ParameterError(
+                "Layers are a pattern and its weights", expected="*.attn.*=0.7,0.3", found=part
+            )
+        layers[pattern.strip()] = list(weights)
+    return layers
+
+
+# commands
+
+
+def command_of(recipe: Recipe, tasks: Sequence[str] = (), *, force: bool = False) -> str:
+    """The headless command that does the same, or several with ``&&`` between.
+
+    Args:
+        tasks: All tasks of the subspace; file names depend on which there are.
+    """
+    more = ["--force"] if force else []
+    if recipe.merges:
+        merge = recipe.merges[0]
+        return shlex.join([*_merge_words(recipe), "-o", merge.path, *_merge_flags(merge), *more])
+    if recipe.resizes:
+        return _resize_commands(recipe, tasks, more)
+    return _export_commands(recipe, tasks, more)
+
+
+def preview_arguments(recipe: Recipe) -> list[str]:
+    """The arguments that measure what a merge keeps of its inputs, and write nothing."""
+    return [*_merge_words(recipe)[1:], *_merge_flags(recipe.merges[0]), "--preview"]
+
+
+def _export_commands(recipe: Recipe, tasks: Sequence[str], more: list[str]) -> str:
+    export = recipe.exports[0]
+    head = ["vlora-tui", "export", str(recipe.input.subspace)]
+    options = [] if export.target == "peft" else ["--target", export.target]
+    options += [] if export.dtype is None else ["--dtype", export.dtype]
+    options += ["--drop-rest"] if export.drop_rest else []
+    options += [] if export.base is None else ["--base", export.base]
+    options += [] if export.verify else ["--no-verify"]
+    options += more
+    names = list(export.tasks)
+    folder, braces, after = export.path.partition("/{task}")
+    if braces and not after:
+        if names == ["*"]:
+            return shlex.join([*head, "--all", "-o", folder, *options])
+        if len(names) > 1:
+            return shlex.join([*head, *names, "-o", folder, *options])
+    names = sorted(tasks) if names == ["*"] else names
+    return _one_by_one(
+        names, tasks, export.path, lambda name, path: [*head, name, "-o", path, *options]
+    )
+
+
+def _resize_commands(recipe: Recipe, tasks: Sequence[str], more: list[str]) -> str:
+    """One adapter a command: only so do the places hang on no other name than is given here."""
+    resize = recipe.resizes[0]
+    options = [] if resize.rank is None else ["--rank", str(resize.rank)]
+    options += [] if resize.energy is None else ["--energy", str(resize.energy)]
+    options += [] if resize.target is None else ["--for", resize.target]
+    options += [] if resize.verify else ["--no-verify"]
+    options += more
+    known = {str(adapter.name): adapter.path for adapter in recipe.input.adapters}
+    all_names = sorted(known or tasks)
+    names = all_names if resize.tasks == ("*",) else list(resize.tasks)
+
+    def words(name: str, path: str) -> list[str]:
+        place = known.get(name) or f"{recipe.input.subspace}:{name}"
+        return ["vlora-tui", "resize", place, "-o", path, *options]
+
+    return _one_by_one(names, all_names, resize.path, words)
+
+
+def _one_by_one(
+    names: Sequence[str],
+    tasks: Sequence[str],
+    path: str,
+    words: Callable[[str, str], list[str]],
+) -> str:
+    from vlora_engine.naming import slugs
+
+    slug = slugs({*names, *tasks})
+    return " && ".join(
+        shlex.join(words(name, path.replace("{task}", slug[name]))) for name in names
+    )
+
+
+def _merge_words(recipe: Recipe) -> list[str]:
+    merge = recipe.merges[0]
+    known = {adapter.name: adapter.path for adapter in recipe.input.adapters}
+    places = [
+        known.get(word) or (word if is_path(word) else f"{recipe.input.subspace}:{word}")
+        for word in merge.adapters
+    ]
+    return ["vlora-tui", "merge", *places]
+
+
+def _merge_flags(merge: Merge) -> list[str]:
+    words = ["--method", merge.method]
+    if merge.weights is not None:
+        words.append(f"--weights={','.join(map(str, merge.weights))}")
+    for pattern, weights in merge.layers.items():
+        words.append(f"--layers={pattern}={','.join(map(str, weights))}")
+    if merge.normalize is not None:
+        words.append("--normalize" if merge.normalize else "--no-normalize")
+    words += [] if merge.scale == 1 else [f"--scale={merge.scale}"]
+    words += [] if merge.rank is None else ["--rank", str(merge.rank)]
+    words += [] if merge.energy is None else ["--energy", str(merge.energy)]
+    words += [] if merge.space == "delta" else ["--space", merge.space]
+    words += [] if merge.dtype is None else ["--dtype", merge.dtype]
+    for name, value in merge.parameters.items():
+        each = value if isinstance(value, list | tuple) else [value]
+        words.append(f"--{name.replace('_', '-')}={','.join(map(str, each))}")
+    return words

@@ -1,0 +1,249 @@
+"""Export's merge builder: the lines of its form, and the box in which a method is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+from rich.text import Text
+from textual import events
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical
+from textual.widgets import Static
+
+from vlora_engine.errors import VLoRAError
+from vlora_engine.merging.registry import MergeMethod, MergeParameter
+from vlora_tui.tui.export_recipes import parse_layers
+from vlora_tui.tui.export_settings import (
+    DTYPES,
+    ENERGY,
+    MERGES,
+    RANK,
+    SCALE,
+    Settings,
+    next_of,
+    weights_of,
+)
+from vlora_tui.tui.folding import hanging
+from vlora_tui.tui.inspecting import Likeness
+from vlora_tui.tui.widgets.dialogs import Dialog
+from vlora_tui.tui.widgets.form import Field
+from vlora_tui.tui.widgets.table import Cell, Column, Table
+from vlora_tui.tui.words import clean, tilde
+
+MERGE_EDITS = {"rank": RANK, "energy": ENERGY, "scale": SCALE}
+NORMALIZE = {None: "as the method does", True: "yes", False: "no"}
+SPACE = {"delta": "dW", "factors": "A and B apart, as vLoRA"}
+
+
+def merge_lines(settings: Settings, names: Sequence[str]) -> list[Field]:
+    """What a merge asks, its method's own parameters first."""
+    spec = settings.spec
+    fields = [Field("method", "method", settings.method, "list", method_words(spec))]
+    fields += [
+        _text_line(settings, p, settings.parameters.get(p.name, "")) for p in spec.parameters
+    ]
+    said = "w types the weight of one line, [ and ] move it; here all at once."
+    fields.append(
+        Field("weights", "weights", weights_text(settings, names) or "all the same", "text", said)
+    )
+    fields.append(_layers_line(settings, len(names)))
+    if spec.may_normalise:
+        said = f"Whether only the weights' ratios matter; by itself {spec.name}: {spec.weighting}."
+        value = NORMALIZE[settings.normalize]
+        fields.append(Field("normalize", "normalize", value, "choice", said))
+    fields.append(_text_line(settings, SCALE, settings.scale))
+    if settings.space == "delta":
+        fields.append(_text_line(settings, RANK, settings.rank))
+        fields.append(_text_line(settings, ENERGY, settings.energy))
+    if spec.factors:
+        said = "What is merged: the weight changes, or A and B apart, as the first library does."
+        fields.append(Field("space", "of", SPACE[settings.space], "choice", said))
+    said = "The dtype of A and B; as they were: the widest of the adapters'."
+    return [
+        *fields,
+        Field("dtype", "numbers", DTYPES[settings.dtype], "choice", said),
+        Field("merged", "goes to", tilde(settings.merged), "text", "Enter changes it (also o)."),
+    ]
+
+
+def weights_text(settings: Settings, names: Sequence[str]) -> str:
+    """The weights of all ``names``; nothing where all are the method's own."""
+    if not any(name in settings.weights for name in names):
+        return ""
+    return ", ".join(f"{weight:.4g}" for weight in weights_of(settings, names))
+
+
+def turned_merge(settings: Settings, key: str, by: int) -> Settings:
+    """The settings of a merge with the next value of a choice."""
+    match key:
+        case "method":
+            return settings.with_method(next_of(list(MERGES), settings.method, by))
+        case "normalize":
+            return replace(settings, normalize=next_of((None, True, False), settings.normalize, by))
+        case "space":
+            changed = replace(settings, space=next_of(list(SPACE), settings.space, by))
+            apart = changed.space == "factors"  # which keeps the adapters' rank
+            return replace(changed, rank="", energy="") if apart else changed
+    return settings
+
+
+def method_words(spec: MergeMethod) -> str:
+    """What a method does, on what, with the weights, and what to know before."""
+    words = f"{spec.summary}. On {spec.acts_on}; weights {spec.weighting}."
+    count = f" Takes {spec.adapters} adapters." if spec.adapters else ""
+    return f"{words[0].upper()}{words[1:]}{count} {spec.caution}".strip()
+
+
+def default_words(parameter: MergeParameter) -> str:
+    """What an empty line means."""
+    if parameter.default is None:
+        words = {"seed": "drawn when it is used", "rank": "as needed", "energy": "all of it"}
+        return words.get(parameter.name, "from the weights")
+    return (
+        f"{parameter.default:g}" if isinstance(parameter.default, float) else str(parameter.default)
+    )
+
+
+def _text_line(settings: Settings, parameter: MergeParameter, value: str) -> Field:
+    words = f"{parameter.summary}; {parameter.range}; empty is the default."
+    label = parameter.name.replace("_", " ")
+    wrong = wrong_in(lambda: parameter.parse(value))
+    return Field(parameter.name, label, value or default_words(parameter), "text", words, wrong)
+
+
+def _layers_line(settings: Settings, marked: int) -> Field:
+    said = "Other weights for some modules: *.attn.*=0.7,0.3; *.mlp.*=1,0"
+    wrong = wrong_in(lambda: parse_layers(settings.layers, marked))
+    return Field("layers", "layers", settings.layers or "all alike", "text", said, wrong)
+
+
+def wrong_in(parse: Callable[[], object]) -> str:
+    """What is wrong with what ``parse`` reads; nothing if it will do."""
+    try:
+        parse()
+    except VLoRAError as error:
+        expected = f"; expected {error.expected}" if error.expected else ""
+        return f"{error.what.rstrip('.')}{expected}."
+    return ""
+
+
+COLUMNS = (
+    Column("name", "method", keep=5),
+    Column("summary", "what it does", least=16, most=90, keep=4),
+)
+
+
+class MethodBox(Dialog):
+    """All merge methods; the result is the name of the one that is taken."""
+
+    DEFAULT_CSS = """
+    MethodBox > .box { width: 104; height: 92%; }
+    MethodBox Table { height: 1fr; }
+    MethodBox #method-said { height: auto; max-height: 40%; margin-top: 1; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,q", "cancel", "Back", id="method.cancel", tooltip="Keep the method"),
+    ]
+
+    def __init__(self, method: str) -> None:
+        super().__init__()
+        self._method = method
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="box") as box:
+            box.border_title = Text("How to merge")
+            box.border_subtitle = Text("enter takes the line, esc goes back")
+            yield Table(COLUMNS, _cells, key=str)
+            yield Static(id="method-said", markup=False)
+
+    def on_mount(self) -> None:
+        super().on_mount()
+        names: Sequence[str] = list(MERGES)
+        table = self._table
+        table.show(names, cursor=names.index(self._method))
+        table.focus()
+        self.call_after_refresh(self._say)
+
+    @property
+    def _table(self) -> Table[str]:
+        return self.query_one(Table)
+
+    def on_key(self, event: events.Key) -> None:
+        if event.key == "enter":
+            event.stop()
+            self._take()
+
+    def on_table_pressed(self) -> None:
+        self._take()
+
+    def on_table_moved(self) -> None:
+        self._say()
+
+    def on_resize(self) -> None:
+        self.call_after_refresh(self._say)
+
+    def _take(self) -> None:
+        if self._table.row is not None:
+            self.dismiss(self._table.row)
+
+    def _say(self) -> None:
+        if self._table.row is None:
+            return
+        said = self.query_one("#method-said", Static)
+        said.update(hanging(method_text(MERGES[self._table.row]), said.size.width))
+
+
+def method_text(spec: MergeMethod) -> Text:
+    """All of a method in lines."""
+    text = Text()
+    others = f"   also {', '.join(spec.aliases)}" if spec.aliases else ""
+    text.append(f"{spec.name}{others}\n", style="bold")
+    lines = {
+        "does": spec.summary,
+        "beware": spec.caution,
+        "acts on": spec.acts_on,
+        "weights": f"{spec.weighting}; {spec.default_weights} each by default",
+        "takes": f"{spec.adapters} adapters" if spec.adapters else "",
+        "asks": ", ".join(p.name.replace("_", " ") for p in spec.parameters),
+        "from": spec.reference,
+    }
+    for label, words in lines.items():
+        if words:
+            text.append(f"{label:<10}", style="dim")
+            text.append(f"{words}\n")
+    text.rstrip()
+    return text
+
+
+def _cells(name: str) -> list[Cell]:
+    spec = MERGES[name]
+    return [(name, "warning" if spec.caution else ""), (spec.summary, "")]
+
+
+def likeness_words(likeness: Likeness | None, names: Sequence[str]) -> str:
+    """What spectra show already of adapters that are going to be merged; nothing without any."""
+    known = {name: at for at, name in enumerate(likeness.names)} if likeness is not None else {}
+    at = [known[name] for name in map(clean, names) if name in known]
+    if likeness is None or len(at) < 2 or len(at) < len(names):
+        return ""
+    import numpy as np
+
+    names = [likeness.names[i] for i in at]
+    cosines, sizes = likeness.cosines[np.ix_(at, at)], likeness.norms[at]
+    i, j = divmod(int(np.argmin(cosines)), len(at))
+    words = f"Least alike: {names[min(i, j)]} and {names[max(i, j)]}, cosine {cosines[i, j]:.2f}"
+    words += "; they pull against each other. " if cosines[i, j] < OPPOSED else ". "
+    largest, least = int(sizes.argmax()), int(sizes.argmin())
+    if sizes[largest] >= OUTVOTES * sizes[least] > 0:
+        words += (
+            f"{names[largest]} is {sizes[largest] / sizes[least]:.2g} times the size of "
+            f"{names[least]}: at equal weights the result is mostly the larger one."
+        )
+    return words.strip()
+
+
+OPPOSED = -0.05  # cosines of dW: below it is no longer the noise of adapters that share nothing
+OUTVOTES = 3.0

@@ -1,0 +1,89 @@
+"""What a job of Export has come to: per output, and in a line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from vlora_engine.targets import Served, start_lines
+from vlora_tui import events
+from vlora_tui.jobs import JobView
+from vlora_tui.tui.words import clean, plural, size
+
+EXACT = 1e-12  # below that it is the rounding of the comparison itself
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job has told so far, by path.
+
+    Args:
+        written: Bytes of what is in its place; None where they are not known.
+        verified: The relative error of dW when it was read back.
+        reports: What a merge or a resize said of itself.
+    """
+
+    written: Mapping[str, int | None] = field(default_factory=dict)
+    verified: Mapping[str, float] = field(default_factory=dict)
+    reports: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    exported: Mapping[str, events.Exported] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, view: JobView | None) -> Outcome:
+        """From the events of a job; nothing where there is none."""
+        if view is None:
+            return cls()
+        exported = {e.path: e for e in view.all(events.Exported)}
+        written: dict[str, int | None] = {path: e.nbytes for path, e in exported.items()}
+        reports: dict[str, Mapping[str, Any]] = {}
+        others: list[events.Merged | events.Resized] = [*view.all(events.Merged)]
+        for event in [*others, *view.all(events.Resized)]:
+            written[event.path] = event.nbytes or None
+            reports[event.path] = event.report
+        verified = {e.path: e.error for e in view.all(events.Verified)}
+        return cls(written, verified, reports, exported)
+
+    def start_line(self, path: str) -> str:
+        """How a server is started with one output; empty where no line says it."""
+        told = self.exported.get(path)
+        if told is None:
+            return ""
+        lines = start_lines(told.target, [Served(told.task, told.path, told.rank, told.base)])
+        return clean(lines[0]) if lines else ""
+
+
+def off(error: float) -> str:
+    """What reading back has shown."""
+    return "the same" if error < EXACT else f"off by {error:.1g}"
+
+
+def result(view: JobView) -> tuple[str, bool]:
+    """How the job stands, in a line, and whether that is bad."""
+    if view.error is not None:
+        parts = [str(view.error.get(key) or "") for key in ("what", "where", "remedy")]
+        return clean(" ".join(part for part in parts if part)) + " 3 shows its log.", True
+    outcome = Outcome.of(view)
+    words = f"{len(outcome.written)} written"
+    merged = view.last(events.Merged)
+    if merged is not None:
+        words = f"merged: rank {merged.rank}, {plural(merged.modules, 'module')}"
+    nbytes = sum(n for n in outcome.written.values() if n is not None)
+    words += f", {size(nbytes)}" if nbytes else ""
+    if outcome.verified:
+        many = "" if merged is not None else f"{len(outcome.verified)} "
+        words += f", {many}read back, {off(max(outcome.verified.values()))}"
+    if not view.state.is_over:
+        return f"{view.state}: {words}. 3 shows the job.", False
+    if str(view.state) != "finished":
+        return f"The job was {view.state}: {words}. 3 shows it.", True
+    return f"Done: {words}. v opens what was written.{_start(outcome)}", False
+
+
+def _start(outcome: Outcome) -> str:
+    """How to serve what was written, where a line says it."""
+    exported = list(outcome.exported.values())
+    served = [Served(e.task, e.path, e.rank, e.base) for e in exported]
+    lines = start_lines(exported[0].target, served) if exported else []
+    more = f" (and {len(lines) - 1} more alike)" if len(lines) > 1 else ""
+    return f" Start it with: {clean(lines[0])}{more}" if lines else ""
