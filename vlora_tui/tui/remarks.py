@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.errors import VLoRAError
+from vlora_engine.health import finding_of
 from vlora_engine.hub.address import is_address
 from vlora_tui.tui.inspecting import task_place
 from vlora_tui.tui.words import clean
@@ -60,12 +61,17 @@ def remarks_of(session: Session, told: Sequence[Remark] = ()) -> list[Remark]:
     """What headers and spectra jobs have found, and what was ``told`` since, the gravest first."""
     about = names_of(session)
     known = [_renamed(remark, about) for remark in told]
-    newer = {(remark.path, remark.code) for remark in known if remark.path and not remark.target}
-    older = [r for r in _found(session, about) if (r.path, r.code) not in newer]
+    told_of = {(r.path, word) for r in known if r.path and not r.target for word in _words(r)}
+    older = [r for r in _found(session, about) if not told_of & {(r.path, w) for w in _words(r)}]
     found: dict[tuple[str, str], Remark] = {}
     for remark in (*older, *known):
         found.setdefault((remark.about, remark.what), remark)
     return sorted(found.values(), key=lambda r: (SEVERITIES.index(r.severity), r.about))
+
+
+def _words(remark: Remark) -> set[str]:
+    """By what the doctor is known to say it again: the code; of errors that it is one."""
+    return {remark.code} | ({"error"} if remark.severity == "error" else set())
 
 
 def names_of(session: Session) -> dict[str, str]:
@@ -84,7 +90,7 @@ def _found(session: Session, about: Mapping[str, str]) -> Iterable[Remark]:
     """What headers and spectra say."""
     for path, info in session.infos.items():
         if info.error is not None:
-            yield _from_row({**info.error.as_dict(), "severity": "error"}, about, str(path))
+            yield _from_row(finding_of(info.error).as_dict(), about, str(path))
         for finding in info.findings:
             yield _from_row(finding.as_dict(), about, str(path))
     if session.spectra is not None:
@@ -181,7 +187,7 @@ def target_remarks(
         try:
             found = [finding.as_dict() for finding in verdict(place, target)]
         except VLoRAError as error:
-            found = [{**error.as_dict(), "severity": "error"}]
+            found = [finding_of(error).as_dict()]
         rows += [_from_row(row, {}, place, target) for row in found]
     return rows
 

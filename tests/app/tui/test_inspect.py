@@ -41,8 +41,8 @@ from vlora_tui.tui.app import VLoRAApp
 from vlora_tui.tui.inspecting import Diff, Likeness, kin_of, likeness_of
 from vlora_tui.tui.screens import inspect_asking as screen
 from vlora_tui.tui.screens.inspect import InspectView
-from vlora_tui.tui.screens.inspect_panes import InspectPanes
 from vlora_tui.tui.screens.inspect_module import ModuleBox
+from vlora_tui.tui.screens.inspect_panes import InspectPanes
 from vlora_tui.tui.session import Choosing, Session
 from vlora_tui.tui.subcommand import ask_command
 from vlora_tui.tui.widgets.heatmap import Heatmap

@@ -13,6 +13,7 @@ from vlora_tui.tui.inspecting import Group, Interference, Likeness, interference
 from vlora_tui.tui.screens.inspect_asking import Arguments, AskingPane
 from vlora_tui.tui.screens.inspect_lines import interference_words, pair_words
 from vlora_tui.tui.widgets.matrix import Matrix
+from vlora_tui.tui.words import clean
 
 MANY = 64  # adapters from which on only those that are marked are measured against each other
 MEASURES = {
@@ -135,20 +136,17 @@ class AlikePane(AskingPane):
     @property
     def wanted_height(self) -> int:
         """Lines that the pane can use."""
-        return self._matrix.wanted_height + 4
+        return self._matrix.wanted_height + (5 if self._interference is not None else 4)
 
     def text(self) -> Text:
         """What the cell under the cursor says."""
         if self._likeness is None:
             return Text(self._instead)
-        pair, known = self.pair, self._interference
-        words = pair_words(self._likeness, pair)
-        if pair is None or pair[0] == pair[1]:
-            return words.append_text(self._state())
-        if known is not None and set(pair) <= set(self._at):
+        pair, known, more = self.pair, self._interference, ""
+        if known is not None and pair is not None and set(pair) <= set(self._at):
             first, second = (self._at.index(i) for i in pair)
-            words.append("; " + interference_words(known, first, second))
-        return words.append_text(self._state())
+            more = interference_words(known, first, second, self._measure)
+        return pair_words(self._likeness, pair, more).append_text(self._state())
 
     @property
     def _is_known_or_told(self) -> bool:
@@ -165,7 +163,7 @@ class AlikePane(AskingPane):
             return Text()
         problem = None if self.arguments is None else self.problem_of(self.arguments)
         if problem is not None:
-            return Text(f"\nInterference could not be measured: {problem}")
+            return Text(f"\nInterference could not be measured: {clean(problem)}")
         return Text(f"\nInterference of {len(self._at)} is being measured; x stops it.")
 
     # drawing

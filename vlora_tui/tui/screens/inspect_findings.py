@@ -22,7 +22,7 @@ from vlora_tui.tui.screens.inspect_lines import (
     remedy_words,
 )
 from vlora_tui.tui.widgets.table import Cell, Table
-from vlora_tui.tui.words import plural
+from vlora_tui.tui.words import clean, plural
 
 if TYPE_CHECKING:
     from vlora_tui.tui.session import Session
@@ -55,6 +55,7 @@ class FindingsPane(AskingPane):
         self._on_tasks = self._headers_only = False
         self._judged: dict[Judged, list[Remark]] = {}
         self._judging: Judged | None = None
+        self._new_target = False
 
     def compose(self) -> ComposeResult:
         yield Table(
@@ -75,8 +76,11 @@ class FindingsPane(AskingPane):
         """Show those of these findings that are found."""
         rows = [row for row in rows if found(row)]
         self._headers_only = self.session.spectra is None and bool(self.session.infos)
-        self.border_title = f"Findings, with those for {self.target}" if self.target else "Findings"
-        self.query_one("#finding-table", Table).show(rows)
+        by = " of the doctor" if self.answer_to(self._doctor) is not None else ""
+        self.border_title = f"Findings{by}" + (f", with {self.target}" if self.target else "")
+        table = self.query_one("#finding-table", Table)
+        table.show(rows, cursor=0 if self._new_target else None)  # the gravest of it stand on top
+        self._new_target = False
         counts = {severity: sum(r.severity == severity for r in rows) for severity in SEVERITIES}
         self.border_subtitle = ", ".join(plural(n, severity) for severity, n in counts.items() if n)
         self._say()
@@ -161,7 +165,7 @@ class FindingsPane(AskingPane):
         if self.asking is not None:
             return "The doctor reads every tensor; x stops it."
         if problem is not None:
-            return f"The doctor could not look: {problem}"
+            return f"The doctor could not look: {clean(problem)}"
         if self._judging is not None:
             return f"Headers are read for {self._judging[0]}."
         return ""
@@ -191,6 +195,7 @@ class FindingsPane(AskingPane):
     def on_findings_pane_target_read(self, event: TargetRead) -> None:
         event.stop()
         self._judged[event.key] = event.rows
+        self._new_target = event.key == self._key
         if self._judging == event.key:
             self._judging = None
         self.post_message(self.Found())

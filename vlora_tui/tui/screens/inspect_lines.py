@@ -143,8 +143,8 @@ def facts(manifest: Manifest) -> str:
     return words if worst is None else f"{words}, worst {share(worst.error)} ({clean(worst.id)})"
 
 
-def pair_words(likeness: Likeness, pair: tuple[int, int] | None) -> Text:
-    """What the cell under the cursor says."""
+def pair_words(likeness: Likeness, pair: tuple[int, int] | None, more: str = "") -> Text:
+    """What the cell under the cursor says; ``more`` of two stands before their cosine."""
     if pair is None:
         return Text("No name matches the filter; esc clears it.")
     first, second = (likeness.names[i] for i in pair)
@@ -152,19 +152,22 @@ def pair_words(likeness: Likeness, pair: tuple[int, int] | None) -> Text:
     if pair[0] == pair[1]:
         return Text.assemble((first, "bold"), f"  size of dW {norms[0]}; enter: its layers")
     cosine = float(likeness.cosines[pair])
-    text = Text.assemble((first, "bold"), " and ", (second, "bold"))
-    text.append(f"  cosine {cosine:.3f}, {in_words(cosine)}; sizes {norms[0]}, {norms[1]}")
+    text = Text.assemble((first, "bold"), " and ", (second, "bold"), "  ", more and f"{more}; ")
+    text.append(f"cosine {cosine:.3f}, {in_words(cosine)}; sizes {norms[0]}, {norms[1]}")
     return text
 
 
-def interference_words(known: Interference, first: int, second: int) -> str:
-    """How two would interfere: what is of both, then the shares of each."""
-    parts = [f"sign conflict {share(float(known.matrices['sign_conflict'][first, second]))}"]
-    for measure in ("overlap", "writes", "reads"):
-        matrix = known.matrices[measure]
-        there, back = (float(matrix[at]) for at in ((first, second), (second, first)))
-        parts.append(f"{measure} {percent(there)} / {share(back)}")
-    return ", ".join(parts)
+def interference_words(known: Interference, first: int, second: int, measure: str) -> str:
+    """How two would interfere, one measure before the others; shares of each of the two."""
+    words = {"sign_conflict": f"sign conflict {share(_at(known, 'sign_conflict', first, second))}"}
+    for name in ("overlap", "writes", "reads"):
+        there, back = _at(known, name, first, second), _at(known, name, second, first)
+        words[name] = f"{name} {percent(there)} / {share(back)}"
+    return ", ".join([words.pop(measure, ""), *words.values()]).lstrip(", ")
+
+
+def _at(known: Interference, measure: str, first: int, second: int) -> float:
+    return float(known.matrices[measure][first, second])
 
 
 def layer_words(
