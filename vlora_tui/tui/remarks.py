@@ -33,6 +33,7 @@ class Remark:
         fix: The exact command that mends it, where there is one.
         path: Where the adapter lies, as the commands take it; empty where that is not known.
         target: The program that it is about, empty for all.
+        rule: The doctor's rule, where it says more than ``what``.
     """
 
     severity: str
@@ -44,6 +45,7 @@ class Remark:
     fix: str = ""
     path: str = ""
     target: str = ""
+    rule: str = ""
 
     @property
     def key(self) -> str:
@@ -171,7 +173,7 @@ def doctor_remarks(answer: Mapping[str, Any]) -> list[Remark]:
         for finding in patient["findings"]
     ]
     about = {str(patient["path"]): str(patient["name"]) for patient in answer["adapters"]}
-    return rows + [_from_row(finding, about) for finding in answer["findings"]]
+    return _with_rules(rows + [_from_row(finding, about) for finding in answer["findings"]])
 
 
 def target_remarks(
@@ -189,7 +191,18 @@ def target_remarks(
         except VLoRAError as error:
             found = [finding_of(error).as_dict()]
         rows += [_from_row(row, {}, place, target) for row in found]
-    return rows
+    return _with_rules(rows)
+
+
+def _with_rules(rows: Iterable[Remark]) -> list[Remark]:
+    """With the sentences of the rules that found them."""
+    from vlora_engine.doctor import all_rules
+
+    sentences = {rule.code: rule.what for rule in all_rules()}
+    return [
+        replace(row, rule="" if (rule := sentences.get(row.code, "")) in row.what else rule)
+        for row in rows
+    ]
 
 
 def module_in(remark: Remark, modules: Iterable[str]) -> str | None:

@@ -570,6 +570,9 @@ def test_a_target_is_held_against_the_tasks_of_a_subspace(built: Path) -> None:
         told = [row.what for row in rows(pilot, "#finding-table") if row.about == task]
         assert told == expected
         point_at(pilot, "#finding-table", lambda row: row.about == task)
+        await pilot.pause()
+        said = words(pilot, "#findings-remedy").replace("\n", " ")
+        assert "reads safetensors adapters of llama and gemma2 models alone" in said  # the rule
         await pilot.press("enter")
         await settle(pilot)
         assert view(pilot).pane == "inspect-layers"

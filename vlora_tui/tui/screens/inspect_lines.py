@@ -39,7 +39,7 @@ GROUP_WORDS = {
 }
 _ASCII = {"×": "x", "→": ">"}
 APART_COLUMNS = (
-    Column("name", "adapter", least=10, most=20, keep=5, cut="left"),
+    Column("name", "adapter", least=10, most=32, keep=5, cut="left"),
     Column("why", "why", least=13, most=60, keep=4),
     Column("score", "score", right=True, keep=3),
 )
@@ -51,7 +51,7 @@ TASK_COLUMNS = (
     Column("bytes", "stored", right=True, keep=1),
 )
 FINDING_COLUMNS = (
-    Column("about", "adapter", least=16, most=24, keep=4, cut="left"),
+    Column("about", "adapter", least=12, most=24, keep=4, cut="left"),
     Column("what", "finding", least=16, most=200, keep=5),
 )
 
@@ -111,7 +111,7 @@ def cosine_text(value: float) -> str:
 
 LOSS = Measure("loss", "lost of dW, in %", percent, floor=0.02)
 SIZE = Measure("size", "size of dW", plain)
-COVERAGE = Measure("coverage", "held by the bases, in % of its energy", percent, top=1.0)
+COVERAGE = Measure("coverage", "held by the bases, in %", percent, top=1.0)
 COSINE = Measure("cosine_sim", "cosine of dW", cosine_text, top=1.0)
 DIFFERENCE = Measure("relative_difference", "difference of dW, in % of the first", percent, top=1.5)
 
@@ -198,6 +198,8 @@ def remedy_words(row: Remark | None, otherwise: str) -> Text:
     if row is None:
         return Text(otherwise)
     text = Text(row.what, style="bold")
+    if row.rule:
+        text.append(f" {row.rule}", style="not bold")
     if row.remedy:
         text.append(f"\n{row.remedy}", style="not bold")
     if row.fix:
