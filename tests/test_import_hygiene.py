@@ -180,6 +180,25 @@ def test_importing_loads_no_torch(fresh_python: FreshPython, module: str) -> Non
     assert "torch" not in loaded_by(fresh_python, f"import {module}")
 
 
+def test_every_module_of_the_engine_can_be_the_first_to_be_imported(
+    fresh_python: FreshPython,
+) -> None:
+    done = fresh_python(
+        """
+import importlib, pkgutil, sys
+import numpy, torch, vlora_engine
+for found in list(pkgutil.walk_packages(vlora_engine.__path__, "vlora_engine.")):
+    for loaded in [name for name in sys.modules if name.startswith("vlora_engine")]:
+        del sys.modules[loaded]
+    try:
+        importlib.import_module(found.name)
+    except ImportError as error:
+        print(found.name, error)
+"""
+    )
+    assert done.stdout == "", "modules that import each other in a circle"
+
+
 def test_the_engine_works_where_no_screen_library_is_installed(fresh_python: FreshPython) -> None:
     # None in sys.modules makes `import` fail as if the library were not there.
     absent = (*SCREEN_LIBRARIES, "vlora_tui")

@@ -93,6 +93,11 @@ class AdapterInfo:
     identity: tuple[int, int, str] | None = None
     error: VLoRAError | None = None
 
+    @property
+    def here(self) -> Path:
+        """Where it lies on this disk; what is on the Hub is fetched into its cache."""
+        return self.path if isinstance(self.path, Path) else existing_path(self.path)
+
     def as_dict(self) -> dict[str, Any]:
         """The same, for JSON."""
         return {
@@ -286,6 +291,8 @@ class Finder:
             found = [self._inspected(_task_entry(shade.root, address.task))]
         for one in found:
             if not isinstance(one, AdapterInfo):
+                if isinstance(one, Path):
+                    self.remarks.append(as_remote(_subspace_finding(one), shade))
                 yield address_of(one) or one
                 continue
             yield replace(
@@ -499,7 +506,8 @@ def _agree(table: Mapping[str, Any], fits: Mapping[str, Any], base: str | None) 
 
 def _place_findings(found: int, subspaces: Sequence[Place], max_adapters: int) -> Iterable[Finding]:
     for path in subspaces:
-        yield _subspace_finding(path)
+        if isinstance(path, Path):  # of one on the Hub it was said when it was looked at
+            yield _subspace_finding(path)
     if found >= max_adapters:
         yield Finding(
             "warning",
@@ -510,12 +518,8 @@ def _place_findings(found: int, subspaces: Sequence[Place], max_adapters: int) -
         )
 
 
-def _subspace_finding(path: Place) -> Finding:
+def _subspace_finding(path: Path) -> Finding:
     where = printable(str(path))
-    if isinstance(path, HubAddress):  # its index is not fetched just to be told of
-        return Finding(
-            "note", "subspace", where, "A subspace; its tasks are used as hf://...:TASK."
-        )
     try:
         manifest = read_manifest(path)
     except VLoRAError as error:

@@ -16,7 +16,7 @@ from vlora_engine.errors import ParameterError
 from vlora_engine.files import check_output, directory_bytes, new_directory
 from vlora_engine.losses import Loss, losses, outline_of, outlines_of
 from vlora_engine.manifest import Manifest, TaskRecord, is_subspace, read_manifest
-from vlora_engine.peers.common import LORASHARE, VLORA_DEV
+from vlora_engine.peers.names import LORASHARE, VLORA_DEV
 from vlora_engine.progress import Progress, ProgressCallback
 
 if TYPE_CHECKING:

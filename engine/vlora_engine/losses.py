@@ -11,7 +11,7 @@ from vlora_engine.adapters import AdapterSource
 from vlora_engine.errors import UnsupportedAdapterError
 from vlora_engine.formats.peft_save import ORIGIN
 from vlora_engine.manifest import read_manifest
-from vlora_engine.peers.common import LORASHARE, VLORA_DEV
+from vlora_engine.peers.names import LORASHARE, VLORA_DEV
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Any
 from vlora_engine.adapters import Kind
 from vlora_engine.codec.coding import METHODS as CODED_METHODS
 from vlora_engine.codec.coding import Coding, parse_coding
+from vlora_engine.codec.index import open_layers, open_tasks, pack_layers, pack_tasks
 from vlora_engine.errors import (
     CorruptFileError,
     NotFoundError,
@@ -34,8 +35,11 @@ VERSION = 1
 INDEX = "subspace.json"
 METHODS = ("delta", "columns", "flat")
 CODED_VERSION = 2  # of directories that hold coded numbers
+_INSIDE = {"configs": "config", "kept": "kept"}  # what several tasks share: lists, and the key
 _TASK_FILE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors$")
 _BASIS_FILE = re.compile(r"^basis(-\d{5}-of-\d{5})?\.safetensors$")
+
+KeptTensor = tuple[str, str, tuple[int, ...]]
 
 
 def core_is_dense(rank: Any, k_a: Any, k_b: Any) -> Any:
@@ -103,6 +107,7 @@ class TaskRecord:
         config: adapter_config.json as found.
         rank: The nominal rank.
         cluster: Of a coded collection: the number of the task's cluster, 0 for none of its own.
+        kept: Of a coded collection: key, dtype and shape of its rest tensors, in their order.
         origin: The peer that the task was taken over from: norm and error count from what it held.
     """
 
@@ -127,6 +132,7 @@ class TaskRecord:
     rest_bytes: int = 0
     measured: bool = True
     cluster: int = 0
+    kept: tuple[KeptTensor, ...] = ()
     origin: str = ""
 
     def as_json(self, layer_count: int) -> dict[str, Any]:
@@ -309,20 +315,22 @@ class Manifest:
 
     def _coded_json(self, coding: Coding) -> dict[str, Any]:
         """A shorter form, in which the index of small adapters is no large share of them."""
-        configs: list[Any] = []
-        tasks = []
+        rows = []
+        said: dict[str, list[Any]] = {"configs": [], "kept": []}
         for task in self.tasks.values():
-            if task.config not in configs:
-                configs.append(task.config)
             row = task.as_json(len(self.layers))
-            tasks.append({**row, "config": configs.index(task.config)})
+            for key, value in (("configs", task.config), ("kept", list(map(list, task.kept)))):
+                if value not in said[key]:
+                    said[key].append(value)
+                row[_INSIDE[key]] = said[key].index(value)
+            rows.append(row)
         return {
             **self._head(),
             "coding": coding.as_json(),
-            "layers": [_layer_row(layer) for layer in self.layers],
+            **pack_layers([_layer_row(layer) for layer in self.layers]),
             "basis": self._basis_json(),
-            "configs": configs,
-            "tasks": tasks,
+            **said,
+            "tasks": pack_tasks(rows),
         }
 
     def _head(self) -> dict[str, Any]:
@@ -425,12 +433,16 @@ def _parse(directory: Path, index: Any) -> Manifest:
     methods = CODED_METHODS if coded else METHODS
     if index["method"] not in methods or index["dtype"] not in ITEM_BYTES:
         raise _unsound(directory / INDEX, f"method {index['method']!r}, dtype {index['dtype']!r}")
-    layers = tuple((_parse_row if coded else _parse_layer)(row) for row in index["layers"])
+    layers = tuple(
+        map(_parse_row, open_layers(index)) if coded else map(_parse_layer, index["layers"])
+    )
     tasks: dict[str, TaskRecord] = {}
     files: set[str] = set()
-    for row in index["tasks"]:
-        config = index["configs"][_natural(row["config"])] if coded else row["config"]
-        task = _parse_task({**row, "config": config}, len(layers))
+    for row in open_tasks(index["tasks"]) if coded else index["tasks"]:
+        said = (
+            {own: index[key][_natural(row[own])] for key, own in _INSIDE.items()} if coded else {}
+        )
+        task = _parse_task({**row, **said}, len(layers))
         if not _TASK_FILE.match(task.file) or task.file.lower() in files:
             raise _unsound(directory / INDEX, f"the file name {task.file!r} of task {task.id!r}")
         if task.id in tasks:
@@ -532,6 +544,7 @@ def _parse_task(row: Mapping[str, Any], layer_count: int) -> TaskRecord:
         factor_elements=_natural(source["elements"]),
         measured=bool(row.get("measured", True)),
         cluster=_natural(row.get("cluster", 0)),
+        kept=tuple((str(k), _dtype(d), tuple(map(_natural, x))) for k, d, x in row.get("kept", ())),
         origin=str(row.get("origin", "")),
     )
 

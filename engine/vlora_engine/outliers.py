@@ -43,6 +43,7 @@ FEWEST = 3  # adapters of which one can stand apart
 _NARROWEST = {"norm": math.log(1.05), "similarity": 0.05}
 _WIDEST = {"norm": 0.6, "similarity": 0.25}  # a factor of 1.8; 14 degrees
 _MAD_TO_SIGMA = 1.4826  # of a normal distribution
+_RESTLESS = 1.5  # times the spread of all families: from there on a family speaks for itself
 _SURE = 37.0  # standard deviations beyond which a normal tail underflows
 
 
@@ -179,6 +180,7 @@ def _strengths(
     some = held.any(axis=0)
     effect[some] = np.nanmedian(sizes[:, some], axis=0)
     rest = np.abs(sizes - effect)[held]
+    rest = rest[rest > 0] if rest.any() else rest  # of an odd number one is the median itself
     families, adapters = sizes.shape
     # The row and the column that were taken out have taken some of the spread along.
     lost = families * adapters / ((families - 1) * (adapters - 1))
@@ -267,10 +269,11 @@ def _scores(
     small = 1 + 3 / n
     spread = small * _MAD_TO_SIGMA * np.median(np.abs(others - typical[:, None]), axis=1)
     of_median = math.sqrt(1 + math.pi / 2 / (n - 1))
-    degrees = (n - 1) // 2
+    degrees = np.full(n, max(1, (n - 1) // 2))
     if strengths is not None:  # few may lie close by chance; all families together do not
-        spread = spread.clip(of_median * strengths.spread)
-        degrees = strengths.degrees
+        common = of_median * strengths.spread
+        degrees[spread < _RESTLESS * common] = max(1, strengths.degrees)
+        spread = spread.clip(common)
     by_others = _as_normal(deviation / spread.clip(_NARROWEST[feature]), degrees)
     at_most = spread * (1 + 2 / math.sqrt(n - 1))  # what the spread may be, for all that few show
     by_itself = deviation / (of_median * at_most.clip(_WIDEST[feature]))
@@ -279,9 +282,8 @@ def _scores(
     return np.array([_score(float(z), tails * looks) for z in looked]), typical
 
 
-def _as_normal(t: Array, degrees: int) -> Array:
+def _as_normal(t: Array, degrees: Array) -> Array:
     """The normal deviate that a t deviate is as rare as (Wallace 1959, his simplest form)."""
-    degrees = max(1, degrees)
     shrink = (8 * degrees + 1) / (8 * degrees + 3)
     normal: Array = np.sign(t) * shrink * np.sqrt(degrees * np.log1p(t**2 / degrees))
     return normal

@@ -103,6 +103,7 @@ def task_record(
         source_bytes=source.nbytes,
         factor_elements=sum(s.rank * (s.d_in + s.d_out) for s in source.modules.values()),
         rest_bytes=rest_bytes(source),
+        kept=tuple((key, dtype, tuple(x)) for key, (dtype, x) in sorted(source.rest.items())),
     )
 
 

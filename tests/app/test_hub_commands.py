@@ -148,6 +148,21 @@ def test_every_command_takes_an_address(
         cli("info", whole, "--json").data["bytes"] == cli("info", subspace, "--json").data["bytes"]
     )
     assert cli("validate", whole, "--json").data["ok"]
+    found = cli("inspect", whole, "--json").data["tasks"]
+    assert [row["path"] for row in found] == [
+        f"{whole}@{commits(hub)['org/subspace']}:task0{i}" for i in range(4)
+    ]
+    assert len(cli("doctor", tasks[0], whole, "--json", code=None).data["adapters"]) == 2
+    for place in (tasks[0], whole):
+        cli("convert", place, "--to", "peft", "-o", tmp_path / f"as-peft-{place[-4:]}")
+        cli("report", place, "-o", tmp_path / f"report-{place[-4:]}.md")
+    titles = [
+        (tmp_path / f"report-{end}.md").read_text().splitlines()[0] for end in ("pace", "sk00")
+    ]
+    assert titles == ["# Subspace subspace", "# LoRA adapters in task00"]
+    cli("coverage", whole, *tasks)
+    cli("interference", *tasks)
+    cli("module", tasks[0], tasks[1], next(iter(make.MODULES)))
     assert cli("spectra", *tasks, "-o", tmp_path / "spectra", "--json").data["layers"] == 4
 
     cli("merge", *tasks[:2], "-o", tmp_path / "merged")

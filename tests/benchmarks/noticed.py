@@ -9,11 +9,15 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tests.benchmarks.measure import Bench
 from tests.benchmarks.table import Table
+
+if TYPE_CHECKING:
+    from vlora_engine.adapters import LoRAWeights
 
 RATIOS = (4, 8, 16, 32)
 GOALS = {4: 0.001, 8: 0.005}  # DESIGN
@@ -34,7 +38,13 @@ def section(bench: Bench) -> list[Table]:
         table.rows.append([name, *(c and f"{c['kl']:.4f} / {c['kl_worst']:.4f}" for c in cells)])
         gains = (c and f"{c['gain_kept']:.3f} / {c['gain_kept_least']:.3f}" for c in cells)
         kept.rows.append([name, *gains])
+    bounds = (found["bounds"].get(str(r)) for r in RATIOS)
+    table.rows.append(["about what theory allows", *(b and f"{b:.4f}" for b in bounds)])
     table.rows.append(["goal of auto, mean", *(GOALS.get(r) for r in RATIOS)])
+    table.notes.append(
+        "theory: normal numbers of these energies, coded one adapter at a time at the "
+        "rate-distortion bound without a byte beside them; KL goes with the squared error"
+    )
     table.notes += [*found["notes"], f"with shuffled names, KL is {found['control']:.2f} at 4x"]
     return [table, kept]
 
@@ -56,19 +66,23 @@ def main(trained: Path, work: Path, result: Path, ratios: list[int]) -> None:
     originals = {task: made.adapter(task) for task in collection.sources}
     in_memory = {task: load_adapter(path) for task, path in originals.items()}
     texts, rows, notes, control = trained / "texts", {}, [], 0.0
+    bounds = {}
     for method in METHODS:
         rows[method] = {}
         for ratio in ratios:
             out = work / "built"
             try:
                 budget = int(collection.factor_bytes / ratio)
-                build_subspace(collection.sources, out, method=method, budget=budget)
+                report = build_subspace(collection.sources, out, method=method, budget=budget)
             except TargetError:
                 continue
             subspace = SharedSubspace.load(out)
             got: dict[str, Any] = {task: subspace.reconstruct(task) for task in originals}
             rows[method][ratio] = measure(base, originals, got, texts)
             control = control or rows[method][ratio]["control_kl"]
+            if method == "auto":
+                least = least_error(in_memory.values(), budget)
+                bounds[ratio] = rows[method][ratio]["kl"] * (least / report.mean_error) ** 2
             shutil.rmtree(out)
     for peer in (VLoRA, LoRAShare):
         try:
@@ -85,7 +99,42 @@ def main(trained: Path, work: Path, result: Path, ratios: list[int]) -> None:
                 got = {task: with_factors(in_memory[task], found[task]) for task in originals}
                 rows[peer.name][ratio] = measure(base, originals, got, texts)
     content = {"tasks": len(originals), "rows": rows, "notes": notes, "control": control}
+    content["bounds"] = bounds
     result.write_text(json.dumps(content))
+
+
+def least_error(adapters: Iterable[LoRAWeights], nbytes: int) -> float:
+    """The mean error of dW that normal numbers with these energies cannot go below in ``nbytes``.
+
+    Reverse water-filling (Cover and Thomas, section 10.3) over both sides of every singular
+    direction, or the direction is left out; all adapters at unit norm, each by itself.
+    """
+    import numpy as np
+
+    from vlora_engine.inner import canonical_svd
+
+    energies, widths, owners = [], [], []
+    for i, own in enumerate(adapters):
+        found = [
+            (canonical_svd(own.lora_a[n], own.lora_b[n], own.scales[n])[1].numpy() ** 2, n)
+            for n in own.layer_names
+        ]
+        whole = sum(values.sum() for values, _ in found)
+        for values, name in found:
+            energies += (values / whole).tolist()
+            widths += [(own.lora_a[name].shape[1], own.lora_b[name].shape[0])] * len(values)
+            owners += [i] * len(values)
+    energy, width, owner = np.array(energies), np.array(widths), np.array(owners)
+    low, high = -60.0, 0.0  # log2 of the water
+    for _ in range(60):
+        water = 2.0 ** ((low + high) / 2)
+        each = energy[:, None] / width  # [directions, 2] variance of a number
+        bits = (width * np.log2(np.maximum(each / water, 1)) / 2).sum(axis=1)
+        missed = (width * np.minimum(each, water)).sum(axis=1)
+        out = energy <= missed + 2 * np.log(2) * water * bits
+        bits, missed = np.where(out, 0, bits), np.where(out, energy, missed)
+        low, high = (np.log2(water), high) if bits.sum() > 8 * nbytes else (low, np.log2(water))
+    return float(np.sqrt(np.bincount(owner, weights=missed)).mean())
 
 
 if __name__ == "__main__":

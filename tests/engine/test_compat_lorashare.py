@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from tests import make
+from tests.hub import TOKEN
 from vlora_engine.compat.lorashare import SHAREConfig, SHAREModel
-from vlora_engine.errors import VLoRAError
+from vlora_engine.errors import HubAccessError, VLoRAError
 from vlora_engine.formats import load_adapter
 
 CLOSE = {"rtol": 0, "atol": 2e-5}
@@ -221,3 +222,21 @@ def test_names_are_numbered_and_the_summary_says_what_there_is(runs, capsys):
     said = capsys.readouterr().out
     assert "3 (task00, task00_1, task01)" in said
     assert "Components (k):   3" in said
+
+
+# ---- the Hub
+
+
+def test_a_checkpoint_is_pushed_to_the_hub(model, hub, monkeypatch, tmp_path):
+    with pytest.raises(HubAccessError, match="token"):
+        model.push_to_hub("me/share")
+    address = model.push_to_hub("me/share", token=TOKEN, private=True)
+    assert address.endswith("/me/share")
+    assert hub.repos["me/share"].private
+    for name, data in hub.repos["me/share"].files.items():
+        file = tmp_path / "back" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+    back = SHAREModel.from_pretrained(tmp_path / "back")
+    assert back.adapter_names == model.adapter_names
+    same(back.reconstruct(back.adapter_names[0]), model.reconstruct(model.adapter_names[0]))

@@ -57,6 +57,7 @@ def test_a_place_in_the_cache_is_known_as_a_copy_of_its_commit(tmp_path: Path) -
     assert address_text(f"{folder}/x.safetensors: key") == (
         f"hf://org/name@{COMMIT}/x.safetensors: key"
     )
+    assert address_text(f"{folder}:a task") == f"hf://org/name@{COMMIT}:a task"
     assert address_text("/elsewhere/x") == "/elsewhere/x"
     assert not is_address("org/name")
     assert not is_address("/hf://x/y")

@@ -231,7 +231,7 @@ def test_among_five_the_odd_family_of_one_is_found_beside_its_own_strength() -> 
 
     rng = np.random.default_rng(3)
     for planted in (10.0, 0.1):
-        relations = collection(rng, KINDS[1], 5, planted)
+        relations = collection(rng, KINDS[0], 5, planted)
         (found,) = outliers_in(relations)
         assert (found.index, found.reasons[0].family) == (0, FAMILIES[0])
         first = found.reasons[0]

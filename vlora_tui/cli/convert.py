@@ -10,6 +10,7 @@ import typer
 
 from vlora_tui.cli import options as o
 from vlora_tui.cli.flags import require_there
+from vlora_tui.cli.hub_places import on_disk
 from vlora_tui.cli.output import Output, plural, printable, size
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.recipe import AdapterInput, expand_input, named_inputs
@@ -53,6 +54,7 @@ def convert(
     out = Output(json=as_json, quiet=quiet)
     format_named(to)
     require_there(paths)
+    paths = on_disk(out, *paths)
     if is_whole_subspace(paths) and not names:
         conversion = plan(to, Path(output), whole=Path(paths[0]), k=k)
     else:

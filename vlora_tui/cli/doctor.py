@@ -14,7 +14,7 @@ from vlora_tui import events
 from vlora_tui.cli import options as o
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.execute import stop_on_signals
-from vlora_tui.cli.hub_places import fetch_first
+from vlora_tui.cli.hub_places import on_disk
 from vlora_tui.cli.look import expand
 from vlora_tui.cli.output import Output, plural, printable
 from vlora_tui.cli.progress import Watcher
@@ -127,7 +127,7 @@ def _examine(
     if target is not None:
         check_target(target)
     facts = None if base is None else read_base(base)
-    places = expand(fetch_first(out, *paths))
+    places = on_disk(out, *expand(paths))
     watcher = Watcher(out)
     with watcher, stop_on_signals(out) as stop:
         return diagnose(

@@ -11,17 +11,18 @@ from vlora_engine.errors import ParameterError
 from vlora_engine.targets import TARGETS, Served, start_lines
 from vlora_tui import events
 from vlora_tui.cli import options as o
-from vlora_tui.cli.execute import dry_run as show_plan
-from vlora_tui.cli.execute import execute
+from vlora_tui.cli.bundles import unbundle
+from vlora_tui.cli.execute import carry_out
 from vlora_tui.cli.flags import from_tables
 from vlora_tui.cli.output import Output, percent, plural, printable, size
 from vlora_tui.cli.progress import Watcher
-from vlora_tui.recipe import resolve
 
 
+@unbundle
 def export(
     subspace: o.Subspace,
     output: o.OutputDir,
+    *,
     tasks: Annotated[
         list[str] | None, typer.Argument(help="Task names or patterns.", metavar="[TASK]...")
     ] = None,
@@ -58,18 +59,13 @@ def export(
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Read back what was written.")
     ] = True,
-    force: o.Force = False,
-    dry_run: o.DryRun = False,
-    print_recipe: o.PrintRecipe = False,
-    events_file: o.EventsFile = None,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
+    writing: o.Writing,
 ) -> None:
     """Write tasks of a subspace as adapters for PEFT, or for a server: vLLM, llama.cpp, Ollama...
 
     One task goes to the output itself; several, or --all, to a folder each inside it.
     """
-    out = Output(json=as_json, quiet=quiet)
+    out = Output(json=writing.as_json, quiet=writing.quiet)
     chosen = [*(tasks or []), *(adapter or [])]
     if every == bool(chosen):
         raise ParameterError(
@@ -97,15 +93,11 @@ def export(
             "export": [{name: value for name, value in row.items() if value is not None}],
         }
     )
-    if print_recipe:
-        print(resolve(recipe).to_toml(), end="")
-        return
-    if dry_run:
-        show_plan(recipe, out, force=force)
-        return
-    if alpha is None:
+    if alpha is None and not (writing.print_recipe or writing.dry_run):
         _tell_no_alpha(subspace, out)
-    watcher = execute(recipe, out, force=force, events_file=events_file)
+    watcher = carry_out(recipe, out, writing)
+    if watcher is None:
+        return
     exported = show_exports(out, watcher)
     out.json(
         "export",
@@ -118,7 +110,10 @@ def export(
 def _tell_no_alpha(subspace: str, out: Output) -> None:
     """Say that a scale of 1 is a guess, where a peer has dropped the alpha."""
     from vlora_engine.manifest import read_manifest
+    from vlora_engine.peers import VLORA_DEV, peer_at
 
+    if peer_at(Path(subspace)) != VLORA_DEV:
+        return
     for finding in read_manifest(subspace).findings:
         if finding.code == "no-alpha":
             out.note(f"note: {finding.what} To mend it: {finding.remedy}.")

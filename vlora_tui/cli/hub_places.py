@@ -39,6 +39,17 @@ def fetch_first(out: Output, *places: str) -> list[str]:
     return found
 
 
+def on_disk(out: Output, *places: str) -> list[str]:
+    """The places with those on the Hub downloaded, as paths in the Hub's cache.
+
+    Raises:
+        As `fetch_first`.
+    """
+    from vlora_tui.collection import fetch_all
+
+    return fetch_all(fetch_first(out, *places))[0]
+
+
 def require_own(place: str) -> None:
     """Refuse to change a subspace that is the Hub's, or the copy of it in the cache.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,8 +14,10 @@ from vlora_engine.errors import ParameterError
 from vlora_engine.hub.address import (
     CACHE_PLACE,
     SEARCH_PLACE,
+    HubAddress,
     address_text,
     is_hub_place,
+    parse_address,
 )
 from vlora_tui.cli import options as o
 from vlora_tui.cli.hub_places import headers_of
@@ -70,10 +73,17 @@ def _tasks_inside(catalog: Catalog) -> list[AdapterInfo]:
 
     tasks = []
     for path in catalog.subspaces:
-        if isinstance(path, Path):  # of one on the Hub the index is not fetched for this
-            with suppress(VLoRAError):
-                tasks += tasks_of(path)
+        with suppress(VLoRAError), headers_of(str(path)) as place:
+            tasks += [_as_named(info, path) for info in tasks_of(Path(place))]
     return tasks
+
+
+def _as_named(info: AdapterInfo, subspace: Path | HubAddress) -> AdapterInfo:
+    """A task of a subspace on the Hub, of which only a shadow was looked at, by its address."""
+    if isinstance(subspace, Path):
+        return info
+    name = address_text(str(info.path))
+    return replace(info, name=name, path=parse_address(name))
 
 
 def show_catalog(out: Output, catalog: Catalog, tasks: Sequence[AdapterInfo] = ()) -> None:

@@ -21,7 +21,6 @@ STAGES = {
     "similarity": "comparing",
     "codec": "measuring",
     "groups": "comparing",
-    "sample": "sampling",
     "build": "building",
     "quantize": "packing",
     "export": "exporting",

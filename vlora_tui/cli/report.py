@@ -11,9 +11,11 @@ import typer
 from vlora_engine.errors import ParameterError
 from vlora_engine.files import check_output_file, write_file
 from vlora_engine.formats.places import expanded
+from vlora_engine.hub.address import is_address, parse_address
 from vlora_tui import events
 from vlora_tui.cli import options as o
 from vlora_tui.cli.compare import Outliers, check_thresholds, find_all, read_all
+from vlora_tui.cli.hub_places import on_disk
 from vlora_tui.cli.output import Output, plural, size
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.comparing import CLUSTERED
@@ -57,6 +59,7 @@ def report(
     out = Output(json=as_json, quiet=quiet)
     check_thresholds(threshold, outliers)
     target = expanded(output)
+    asked, paths = paths, on_disk(out, *paths)
     subspace = _as_subspace(paths)
     if subspace is not None and (spectra is not None or measure):
         raise ParameterError(
@@ -78,7 +81,7 @@ def report(
     data = _gather(
         collection, subspace, found, out, threshold=threshold, outliers=outliers, skip_bad=skip_bad
     )
-    _write(out, target, title or _title(paths, data), data, {n: f.name for n, f in files.items()})
+    _write(out, target, title or _title(asked, data), data, {n: f.name for n, f in files.items()})
 
 
 def _as_subspace(paths: list[str]) -> str | None:
@@ -177,7 +180,8 @@ def _gather(
 
 
 def _title(paths: list[str], data: dict[str, Any]) -> str:
-    name = Path(paths[0]).name or paths[0]
+    first = paths[0]
+    name = parse_address(first).name if is_address(first) else Path(first).name or first
     if data["of"] == "subspace":
         return f"Subspace {name}"
     return f"LoRA adapters in {name}" if len(paths) == 1 else "LoRA adapters"

@@ -9,21 +9,22 @@ import typer
 
 from vlora_tui import events
 from vlora_tui.cli import options as o
-from vlora_tui.cli.execute import dry_run as show_plan
-from vlora_tui.cli.execute import execute
+from vlora_tui.cli.bundles import unbundle
+from vlora_tui.cli.execute import carry_out
 from vlora_tui.cli.flags import from_tables, require_there
 from vlora_tui.cli.output import Output, percent, printable, size
 from vlora_tui.cli.progress import Watcher
-from vlora_tui.recipe import resolve
 
 MANY = 12  # adapters; more are told in a table
 
 
+@unbundle
 def resize(
     adapters: Annotated[
         list[str], typer.Argument(help="Adapters, or DIR:TASK of subspaces.", metavar="ADAPTERS")
     ],
     output: o.OutputDir,
+    *,
     rank: Annotated[
         int | None,
         typer.Option("--rank", help="The rank of every module; with a rule, the largest."),
@@ -47,18 +48,13 @@ def resize(
     verify: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Read back what was written.")
     ] = True,
-    force: o.Force = False,
-    dry_run: o.DryRun = False,
-    print_recipe: o.PrintRecipe = False,
-    events_file: o.EventsFile = None,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
+    writing: o.Writing,
 ) -> None:
     """Give adapters another rank: cut where dW loses least, or raised without changing it.
 
     One adapter goes to the output itself; several, or a folder of them, to a folder each inside.
     """
-    out = Output(json=as_json, quiet=quiet)
+    out = Output(json=writing.as_json, quiet=writing.quiet)
     require_there(adapters)
     row: dict[str, Any] = {
         "path": output,
@@ -76,13 +72,9 @@ def resize(
     if _several(adapters, skip_bad=skip_bad):
         tables["resize"][0]["path"] = f"{output}/{{task}}"
     recipe = from_tables(tables)
-    if print_recipe:
-        print(resolve(recipe).to_toml(), end="")
+    watcher = carry_out(recipe, out, writing)
+    if watcher is None:
         return
-    if dry_run:
-        show_plan(recipe, out, force=force)
-        return
-    watcher = execute(recipe, out, force=force, events_file=events_file)
     resized = show_resizes(out, watcher)
     out.json("resize", {"resized": resized})
     for one in resized:
@@ -135,7 +127,7 @@ def show_resizes(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
 
 def _several(adapters: list[str], *, skip_bad: bool) -> bool:
     from vlora_tui.collection import gather
-    from vlora_tui.recipe import Input, Recipe, absolute, named_inputs
+    from vlora_tui.recipe import Input, Recipe, absolute, named_inputs, resolve
 
     if len(adapters) > 1:
         return True

@@ -16,7 +16,7 @@ import numpy as np
 from vlora_engine.codec.algebra import svd
 from vlora_engine.codec.delta import Core
 from vlora_engine.codec.klt import SharedSide, from_scaled, stored_as, to_scaled
-from vlora_engine.codec.own import Directions
+from vlora_engine.codec.own import Directions, round_gains
 from vlora_engine.codec.tables import Array
 from vlora_engine.codec.vectors import decode_matrices, encode_matrices
 from vlora_engine.errors import CorruptFileError
@@ -85,7 +85,7 @@ def pack_own(directions: Sequence[Directions]) -> list[bytes]:
             out.append(bytes([NOTHING]))
             continue
         head = struct.pack("<BHI", FINE_OWN if own.fine else OWN, len(own.gains), len(left))
-        out.append(head + _pack_gains(own.gains, own.fine) + left + right)
+        out.append(head + pack_floats(own.gains, own.fine) + left + right)
     return out
 
 
@@ -116,7 +116,7 @@ def pack_cores(group: int, cores: Sequence[Core], steps: Sequence[float]) -> lis
             left, right = next(coded), next(coded)
             form = FINE_LOW_RANK if fine else LOW_RANK
             head = struct.pack("<BHfBHI", CORE, group, step, form, len(gains), len(left))
-            out.append(head + _pack_gains(gains, fine) + left + right)
+            out.append(head + pack_floats(gains, fine) + left + right)
         else:
             out.append(bytes([NOTHING]))
     return out
@@ -287,22 +287,28 @@ def _open_transform(raw: bytes, d_in: int, d_out: int, *, fine: bool) -> _HalfOp
     return finish, coded
 
 
-def _pack_gains(gains: Array, fine: bool) -> bytes:
+def pack_floats(values: Array, fine: bool = False) -> bytes:
     """Three bytes each, fp32 without its last eight bits; ``fine`` ones as they are."""
-    return gains.astype("<f4").view(np.uint8).reshape(-1, 4)[:, 0 if fine else 1 :].tobytes()
+    rounded = round_gains(values, fine=fine).astype("<f4")
+    return rounded.view(np.uint8).reshape(-1, 4)[:, 0 if fine else 1 :].tobytes()
+
+
+def open_floats(raw: bytes, at: int, count: int, fine: bool = False) -> Array:
+    """The inverse: (count,) in fp64."""
+    width = 4 if fine else 3
+    whole = np.zeros((count, 4), dtype=np.uint8)
+    whole[:, 4 - width :] = np.frombuffer(raw, np.uint8, width * count, at).reshape(-1, width)
+    return whole.reshape(-1).view("<f4").astype(np.float64)
 
 
 def _open_directions(
     raw: bytes, at: int, count: int, size: int, fine: bool
 ) -> tuple[Array, bytes, bytes]:
     """Gains, and the bytes of the left and of the right rows."""
-    width = 4 if fine else 3
-    whole = np.zeros((count, 4), dtype=np.uint8)
-    whole[:, 4 - width :] = np.frombuffer(raw, np.uint8, width * count, at).reshape(-1, width)
-    gains = whole.reshape(-1).view("<f4").astype(np.float64)
+    gains = open_floats(raw, at, count, fine)
     if not np.isfinite(gains).all():
         raise ValueError
-    return gains, *_split(raw, at + width * count, size)
+    return gains, *_split(raw, at + (4 if fine else 3) * count, size)
 
 
 def _split(raw: bytes, at: int, size: int) -> tuple[bytes, bytes]:

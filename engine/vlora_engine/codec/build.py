@@ -17,7 +17,7 @@ from vlora_engine.adapters import AdapterSource
 from vlora_engine.build import BuildReport, Collection, Targets
 from vlora_engine.codec.coder import Coded, Coder
 from vlora_engine.codec.coding import LETTERS, Coding
-from vlora_engine.codec.layout import overhead_bytes, task_layout
+from vlora_engine.codec.layout import MODULE_HEAD, overhead_bytes, task_layout
 from vlora_engine.codec.measure import measure
 from vlora_engine.codec.outlook import Forecast, Outlook, Target
 from vlora_engine.codec.parts import FileParts, MemoryParts, Parts, TaskShare, partial_outlook
@@ -221,10 +221,10 @@ def _size(
     total = len(dump_json(manifest.as_json()).encode()) + len(model_card(manifest).encode())
     if units:
         total += len(encode_header(shared_layout(len(units), most))[0]) + 4 * len(units)
-    for name, record in records.items():
+    for record in records.values():
         count = len(record.layers)
-        header, _ = encode_header(task_layout(count, most, collection.sources[name].rest))
-        total += len(header) + 12 * count + record.rest_bytes
+        header, _ = encode_header(task_layout(count, most, record.rest_bytes))
+        total += len(header) + MODULE_HEAD * count + record.rest_bytes
     return total + coded.payload
 
 

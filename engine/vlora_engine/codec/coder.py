@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -142,8 +143,10 @@ class Coder:
                 self._write(parts, replace(forecast, steps=steps), missing, done, total)
                 own = course.measured(block, steps, *self._figures(parts, block))
                 whole = course.passed.plus(own)
+                if left:
+                    break
                 coded = self._steered(coded, whole)
-                if left or self._is_near(coded, allowed):
+                if self._is_near(coded, allowed):
                     break
                 steps = course.steered_again(block, steps, own, allowed)
             course.passed = whole
@@ -240,10 +243,11 @@ class Coder:
         self.outlook = replace(self.outlook, overhead=overhead)
         return Correction(_ratio(coded.errors, told.errors), payload)
 
-    @property
+    @cached_property
     def _weights(self) -> Array:
         """1 / ||dW|| of every task."""
-        return np.array([self.collection.weights[name] for name in self.outlook.tasks])
+        weights = self.collection.weights
+        return np.array([weights[name] for name in self.outlook.tasks])
 
     def _layers(
         self, forecast: Forecast, chosen: Sequence[int], done: int, total: int

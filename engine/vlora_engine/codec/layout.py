@@ -18,16 +18,13 @@ from vlora_engine.tensorfile import encode_header
 Layout = list[tuple[str, str, tuple[int, ...]]]
 
 
-def task_layout(
-    modules: int, nbytes: int, rest: Mapping[str, tuple[str, tuple[int, ...]]]
-) -> Layout:
-    """The tensors of a coded task's file: bytes per module, norms and errors, rest, the bytes."""
-    return [
-        ("sizes", "U32", (modules,)),
-        ("figures", "F32", (2, modules)),
-        *((f"rest/{key}", dtype, shape) for key, (dtype, shape) in sorted(rest.items())),
-        ("coded", "U8", (nbytes,)),
-    ]
+MODULE_HEAD = 10  # bytes of a module in its task's file: how many are coded, norm, error
+
+
+def task_layout(modules: int, nbytes: int, rest_bytes: int) -> Layout:
+    """The tensors of a coded task's file: rest, then the modules, their heads before them."""
+    rest: Layout = [("rest", "U8", (rest_bytes,))] if rest_bytes else []
+    return [*rest, ("coded", "U8", (MODULE_HEAD * modules + nbytes,))]
 
 
 def shared_layout(units: int, nbytes: int) -> Layout:
@@ -54,8 +51,8 @@ def overhead_bytes(
     )
     total = len(dump_json(manifest.as_json()).encode()) + len(model_card(manifest).encode())
     total += len(encode_header(shared_layout(len(layers), 10**6))[0]) + 4 * len(layers)
-    for name, record in records.items():
+    for record in records.values():
         count = len(record.layers)
-        header, _ = encode_header(task_layout(count, 10**6, sources[name].rest))
-        total += len(header) + 12 * count
+        header, _ = encode_header(task_layout(count, 10**6, record.rest_bytes))
+        total += len(header) + MODULE_HEAD * count
     return total

@@ -3,8 +3,7 @@
 Two passes, layer by layer. The first keeps the singular values of every task and compares the A of
 all; those with a cosine above a half are a cluster, whatever the reason (one run, one seed). What
 a group would gain is looked at on one layer of every family first, on two more where it gains
-there, on some more where these do not agree or it costs little; the rest are taken to be like
-those.
+there, on some more where these do not agree or that costs little; the rest are like those.
 """
 
 from __future__ import annotations
@@ -124,7 +123,10 @@ def measure(
         with closing(seen):
             outlook.groups |= seen
     for rows in families:
-        _borrow(outlook, rows)
+        if aim is None or _promising(outlook, rows[len(rows) // 2], aim):
+            _borrow(outlook, rows)
+        else:
+            outlook.groups |= {row: [] for row in rows}
     return outlook
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from vlora_engine.codec.quantizer import PRICE, shrinkage
 from vlora_engine.codec.tables import Array, curves
 
-SIDE_OVERHEAD = 52.0  # bits of a vector beside its numbers: scale, shape, gain, share of a lane
+SIDE_OVERHEAD = 44.0  # bits of a vector beside its numbers: scale, shape, gain, share of a lane
 
 
 def number_bits(rows: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,21 +25,24 @@ from vlora_engine.codec.blobs import (
     decode_directions,
     halved,
     open_blob,
+    open_floats,
     open_groups,
+    pack_floats,
 )
 from vlora_engine.codec.coding import Coding
 from vlora_engine.codec.delta import orthonormal
-from vlora_engine.codec.layout import shared_layout, task_layout
+from vlora_engine.codec.layout import MODULE_HEAD, shared_layout, task_layout
 from vlora_engine.codec.tables import Array
 from vlora_engine.errors import CorruptFileError
 from vlora_engine.manifest import BasisFile, LayerSpec, Manifest, TaskRecord
 from vlora_engine.store import CheckedFiles, write_index
 from vlora_engine.tensorfile import (
+    ITEM_BYTES,
     Header,
     TensorWriter,
-    dtype_name,
     read_elements,
     read_tensor,
+    torch_dtype,
     write_error,
 )
 
@@ -210,19 +214,17 @@ class CodedStore(CheckedFiles):
     def task(self, record: TaskRecord) -> CodedTask:
         """One task as it lies on disk."""
         header = self._open(f"tasks/{record.file}", record.sha256, record.nbytes)
-        sizes = _named(header, "sizes", (len(record.layers),)).tolist()
-        figures = _named(header, "figures", (2, len(record.layers)))
-        raw = read_tensor(header, "coded").numpy().tobytes()
-        if sum(sizes) != len(raw):
+        raw, modules = _bytes_of(header, "coded"), len(record.layers)
+        head = MODULE_HEAD * modules
+        if len(raw) < head:
+            raise _unlike(f"{len(raw)} bytes for {modules} modules", header.path)
+        sizes = np.frombuffer(raw, "<u4", modules).tolist()
+        if sum(sizes) != len(raw) - head:
             raise _unlike(f"{len(raw)} bytes for modules of {sum(sizes)}", header.path)
-        ends = np.cumsum([0, *sizes]).tolist()
-        rest = {
-            name.removeprefix("rest/"): read_tensor(header, name)
-            for name in header.entries
-            if name.startswith("rest/")
-        }
+        norms, errors = torch.from_numpy(open_floats(raw, 4 * modules, 2 * modules)).view(2, -1)
+        ends = np.cumsum([head, *sizes]).tolist()
         blobs = [raw[a:b] for a, b in pairwise(ends)]
-        return CodedTask(blobs, figures[0], figures[1], rest)
+        return CodedTask(blobs, norms.float(), errors.float(), _rest(header, record))
 
     def shared(self, layer: int, group: int) -> bytes:
         """The bytes of one group on one layer."""
@@ -299,13 +301,15 @@ def write_shared(
 
 def write_task(path: Path, task: CodedTask) -> str:
     """Write one task's file; return its sha256."""
-    rest = {key: (dtype_name(t.dtype), tuple(t.shape)) for key, t in task.rest.items()}
-    layout = task_layout(len(task.blobs), sum(map(len, task.blobs)), rest)
+    rest = [task.rest[key] for key in sorted(task.rest)]
+    rest_bytes = sum(t.numel() * t.element_size() for t in rest)
+    layout = task_layout(len(task.blobs), sum(map(len, task.blobs)), rest_bytes)
     with TensorWriter(path, layout) as writer:
+        for tensor in rest:
+            writer.write(tensor)
         writer.write_bytes(np.array([len(b) for b in task.blobs], dtype="<u4").tobytes())
-        writer.write(torch.stack([task.norms.float(), task.errors.float()]))
-        for key in sorted(task.rest):
-            writer.write(task.rest[key])
+        for figures in (task.norms, task.errors):
+            writer.write_bytes(pack_floats(figures.numpy()))
         for blob in task.blobs:
             writer.write_bytes(blob)
     return writer.sha256
@@ -326,6 +330,29 @@ def _padded(a: Array, b: Array, rank: int) -> Factors:
     return pad_factors(
         torch.from_numpy(np.ascontiguousarray(a)), torch.from_numpy(np.ascontiguousarray(b)), rank
     )
+
+
+def _rest(header: Header, record: TaskRecord) -> dict[str, Tensor]:
+    """The rest tensors of a task, which lie one after the other."""
+    raw = bytearray(_bytes_of(header, "rest") if "rest" in header.entries else b"")
+    sizes = [math.prod(shape) * ITEM_BYTES[dtype] for _, dtype, shape in record.kept]
+    if sum(sizes) != len(raw):
+        raise _unlike(f"{len(raw)} bytes for rest tensors of {sum(sizes)}", header.path)
+    out, at = {}, 0
+    for (key, dtype, shape), size in zip(record.kept, sizes, strict=True):
+        whole = torch.zeros(shape, dtype=torch_dtype(dtype))
+        if size:
+            whole = torch.frombuffer(raw[at : at + size], dtype=whole.dtype).reshape(shape)
+        out[key] = whole
+        at += size
+    return out
+
+
+def _bytes_of(header: Header, name: str) -> bytes:
+    entry = header.entries.get(name)
+    if entry is None or entry.dtype != "U8" or len(entry.shape) != 1:
+        raise _unlike("no such bytes", header.path, name)
+    return read_tensor(header, name).numpy().tobytes()
 
 
 def _named(header: Header, name: str, shape: tuple[int, ...]) -> Tensor:

@@ -1,9 +1,10 @@
 """Matrices of integers as bytes, and back: n vectors of length d that share a scale of their own.
 
-A matrix of n vectors lies as: two bytes a vector (what its running mean begins with and its
-shape; how many low bits are kept apart), then of every lane its state (uint32), the number of its
-words (uint16), the words; then the signs of all numbers that are not 0, the low bits, and what
-exceeds an escape (uint32 each). How many there are of each follows from n, d and what was read.
+A matrix of n vectors lies as: a byte a vector (what its running mean begins with, and its shape),
+then of every lane its state (uint32), the number of its words (uint16), the words; then the signs
+of all numbers that are not 0, the low bits, and what exceeds an escape (uint32 each). How many
+there are of each follows from n, d and what was read. Where low bits are kept apart, a mark stands
+first, and how many there are, a byte a vector, behind the bytes of the vectors.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ LANE = 2048  # symbols of a lane at most: its state and length cost four bytes
 _LANES_AT_ONCE = 8192
 _HIGH_MEAN = 10.0  # magnitudes are cut down to about this mean; the low bits are noise
 _MAX_LOW_BITS = 24
+_LOW_BITS_FOLLOW = 0xFF  # where a vector's byte stands: no vector begins with so large a mean
 _NONE = np.zeros(0, dtype=np.int32)
 _SYMBOL_BITS = 6
 _SAMPLE = 5  # the shape of a long vector is chosen by every fifth of its numbers
@@ -273,13 +275,15 @@ def _best_shape(layout: Layout, costs: Array) -> Array:
 def _pack(p: _Prepared, coded: _Coded | None) -> bytes:
     if coded is None or not p.layout.n or not p.layout.d:
         return b""
-    head = np.stack([p.start | p.shape << 6, p.low_bits], axis=1).astype(np.uint8)
+    head = (p.start | p.shape << 6).tobytes()
+    if p.low_bits.any():
+        head = bytes([_LOW_BITS_FOLLOW]) + head + p.low_bits.astype(np.uint8).tobytes()
     signs = np.packbits((p.rows < 0)[p.rows != 0])
     low = _pack_low(p.magnitude, p.low_bits)
     escaped = p.high == ESCAPE
     beyond = (p.magnitude >> p.low_bits[:, None])[escaped] - ESCAPE if escaped.any() else _NONE
-    parts = [head, coded.states.astype("<u4"), coded.lengths, coded.words.astype("<u2")]
-    return b"".join(x.tobytes() for x in [*parts, signs, low, beyond.astype("<u4")])
+    parts = [coded.states.astype("<u4"), coded.lengths, coded.words.astype("<u2")]
+    return head + b"".join(x.tobytes() for x in [*parts, signs, low, beyond.astype("<u4")])
 
 
 def _pack_low(magnitude: Array, low_bits: Array) -> Array:
@@ -301,9 +305,12 @@ class _Opened:
             if raw:
                 raise _unsound(f"{len(raw)} bytes for a matrix without numbers")
             return
-        head = self._take(2 * layout.n, np.uint8).reshape(-1, 2)
-        self.start, self.shape = (head[:, 0] & 63).astype(np.int64), head[:, 0] >> 6
-        self.low_bits = head[:, 1].astype(np.int64)
+        follow = bytes(raw[:1]) == bytes([_LOW_BITS_FOLLOW])
+        self._at = int(follow)
+        head = self._take(layout.n, np.uint8)
+        self.start, self.shape = (head & 63).astype(np.int64), head >> 6
+        low_bits = self._take(layout.n, np.uint8) if follow else np.zeros(layout.n)
+        self.low_bits = low_bits.astype(np.int64)
         table = models()
         if self.start.max() >= len(table.starts) or self.low_bits.max() > _MAX_LOW_BITS:
             raise _unsound("a scale that there is not")

@@ -35,9 +35,10 @@ from vlora_engine.errors import DependencyError, NotFoundError, ParameterError, 
 from vlora_engine.files import new_directory
 from vlora_engine.formats import load_adapter, open_adapter, save_adapter
 from vlora_engine.formats.peft_save import peft_tensors
+from vlora_engine.hub.address import parse_address
 from vlora_engine.inner import relative_error
-from vlora_engine.peers.common import LORASHARE, SHARE_INDEX
 from vlora_engine.peers.lorashare import open_tasks
+from vlora_engine.peers.names import LORASHARE, SHARE_INDEX
 from vlora_engine.peers.write import share_names, share_settings, write_lorashare
 from vlora_engine.records import max_k, shared_layers
 from vlora_engine.subspace import SharedSubspace
@@ -385,21 +386,25 @@ class SHAREModel:
         """Upload a checkpoint to the Hugging Face Hub; returns the repository's address.
 
         Raises:
-            DependencyError: huggingface_hub is not installed. Its own errors pass through.
+            HubAccessError: There is no token, or it may not write there.
+            HubError: The Hub cannot be reached, or refused.
         """
-        try:
-            from huggingface_hub import HfApi
-        except ImportError:
-            raise DependencyError(
-                "The Hub needs huggingface_hub.", remedy="pip install huggingface_hub"
-            ) from None
-        api = HfApi(token=token)
-        with tempfile.TemporaryDirectory() as folder:
+        from huggingface_hub import get_token
+
+        from vlora_engine.hub.client import api, hub_errors, silence
+        from vlora_engine.hub.push import require_token
+
+        address = parse_address(f"hf://{repo_id}")
+        if token is None:
+            require_token(address)
+        with tempfile.TemporaryDirectory() as folder, hub_errors(address), silence():
             place = Path(folder) / "checkpoint"
             self.save_pretrained(place)
-            address = api.create_repo(repo_id, exist_ok=True, private=private)
-            api.upload_folder(folder_path=str(place), repo_id=repo_id)
-        return str(address)
+            client = api()
+            client.token = token or get_token()
+            made = client.create_repo(repo_id, exist_ok=True, private=private)
+            client.upload_folder(folder_path=str(place), repo_id=repo_id)
+        return str(made)
 
     # ---- within
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine.files import write_json
-from vlora_engine.peers.common import SHARE_INDEX, read_index
+from vlora_engine.peers.common import read_index
+from vlora_engine.peers.names import SHARE_INDEX
 
 
 @dataclass

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from vlora_engine.targets.registry import VLLM_RANKS
+
 
 class RankLimit(NamedTuple):
     """What a server takes: ``choices`` for the largest rank, and which one it starts with.
@@ -19,7 +21,7 @@ class RankLimit(NamedTuple):
 # Whoever reads one rank and one scale of an adapter's config (`resize --for`).
 RANK_LIMITS = {
     # vllm/config/lora.py: MaxLoRARanks, LoRAConfig.max_lora_rank (vLLM 0.27)
-    "vllm": RankLimit((1, 8, 16, 32, 64, 128, 256, 320, 512), 16, "--max-lora-rank"),
+    "vllm": RankLimit(VLLM_RANKS, 16, "--max-lora-rank"),
     **dict.fromkeys(("sglang", "tgi", "lorax", "llamacpp", "ollama", "portable"), RankLimit()),
 }
 

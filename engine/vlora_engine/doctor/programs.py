@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 
+from vlora_engine.doctor.limits import RANK_LIMITS, smallest_choice
 from vlora_engine.doctor.rules import PEFT, Hit, Subject, rule
 from vlora_engine.doctor.shared import (
     MERGE,
@@ -16,6 +17,7 @@ from vlora_engine.doctor.shared import (
     embeddings,
     gaps,
     heads,
+    largest_rank,
     other_scales,
     prefix,
     scales_hit,
@@ -162,6 +164,14 @@ add_rows(
 )
 
 
+def _beyond_every_server(subject: Subject) -> Iterable[Hit]:
+    limit, rank = RANK_LIMITS["vllm"], largest_rank(subject)
+    if smallest_choice(limit, rank) is None:
+        fix = subject.command("resize", "--rank", str(max(limit.choices)), suffix="r512")
+        yield Hit(subject.at_weights, f"A rank of {rank}.", fix=fix)
+
+
+_VLLM_RANKS = "https://github.com/vllm-project/vllm/blob/main/vllm/config/lora.py"
 add_rows(
     "portable",
     ("portable",),
@@ -181,5 +191,12 @@ add_rows(
         "add the missing module with a B of zeros",
         _TGI,
         gaps,
+    ),
+    (
+        "rank",
+        "The largest rank that every server takes is 512.",
+        "cut it to 512",
+        _VLLM_RANKS,
+        _beyond_every_server,
     ),
 )

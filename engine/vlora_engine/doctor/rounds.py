@@ -144,6 +144,7 @@ def diagnose(
         Cancelled: ``cancelled`` said so.
     """
     from vlora_engine.catalog import scan
+    from vlora_engine.formats.places import existing_path
 
     if target is not None:
         check_target(target)
@@ -152,9 +153,8 @@ def diagnose(
     subjects: dict[str, Subject] = {}
     total = len(catalog.adapters) + len(catalog.subspaces)
     for info in catalog.adapters:
-        assert isinstance(info.path, Path)  # noqa: S101  (only local places were scanned)
         _step(progress, cancelled, len(report.patients), total, info.name)
-        subject = replace(subject_at(info.path, entry=info), base=base)
+        subject = replace(subject_at(info.here, entry=info), base=base)
         if read_tensors and (subject.modules or subject.error is None):
             subject = _with_facts(info.name, subject)
         subjects[info.name] = subject
@@ -162,9 +162,9 @@ def diagnose(
         findings = tuple(applied(subject, stages, target))
         report.patients.append(Patient(info.name, str(info.path), info.format, findings))
     for place in catalog.subspaces:
-        assert isinstance(place, Path)  # noqa: S101
         _step(progress, cancelled, len(report.patients), total, place.name)
-        report.patients.append(_subspace(place, target, base, read_tensors))
+        here = place if isinstance(place, Path) else existing_path(place)
+        report.patients.append(_subspace(here, target, base, read_tensors))
     report.findings = [*catalog.findings, *together(subjects)]
     report.findings = [f for f in report.findings if f.code != "subspace"]
     return report

@@ -278,6 +278,21 @@ def _not_generating(subject: Subject) -> Iterable[Hit]:
 
 
 @rule(
+    "repeated-layers",
+    "error",
+    "No server repeats layers as layer_replication asks: a model of fewer layers would be served.",
+    remedy="serve it with PEFT",
+    source=f"{PEFT}/blob/main/src/peft/tuners/lora/config.py",
+    since="peft 0.21",
+    targets=(*_SERVERS, "portable"),
+    stage="target",
+)
+def _repeated_layers(subject: Subject) -> Iterable[Hit]:
+    if subject.config.get("layer_replication"):
+        yield Hit(subject.at_config, "layer_replication is set.")
+
+
+@rule(
     "not-peft-files",
     "error",
     "Servers and PEFT read adapters in PEFT's files alone.",

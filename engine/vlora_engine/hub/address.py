@@ -143,7 +143,8 @@ def address_text(text: str) -> str:
     match = _CACHED.match(text)
     if match is None:
         return text
-    return f"{HubAddress(match['org'] + '/' + match['name'], match['commit'])}{match['below']}"
+    repo = f"{match['org']}/{match['name']}"
+    return f"{HubAddress(repo, match['commit'])}{text[match.start('below') :]}"
 
 
 def hub_cache() -> Path:

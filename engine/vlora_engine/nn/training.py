@@ -307,7 +307,14 @@ class SubspaceTrainer:
             total, lost = total + norm2, lost + loss2
         encoded = replace(encoded, norms=torch.tensor(norms), errors=torch.tensor(losses))
         error = (lost / total) ** 0.5 if total else 0.0
-        return replace(record, norm=figure(total**0.5), error=figure(error)), encoded
+        record = replace(
+            record,
+            norm=figure(total**0.5),
+            error=figure(error),
+            factor_elements=record.factor_elements
+            or sum(factors.a.numel() + factors.bt.numel() for factors in trained.values()),
+        )
+        return record, encoded
 
 
 @dataclass(frozen=True)

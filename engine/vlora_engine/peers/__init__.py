@@ -9,10 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlora_engine.peers.common import LORASHARE, SHARE_INDEX, VLORA_DEV, VLORA_INDEX
+from vlora_engine.peers.names import LORASHARE, SHARE_INDEX, VLORA_DEV, VLORA_INDEX
 
 if TYPE_CHECKING:
     from vlora_engine.manifest import Manifest
+
+__all__ = ["LORASHARE", "PEERS", "VLORA_DEV", "peer_at", "read_peer"]
 
 PEERS = {VLORA_DEV: VLORA_INDEX, LORASHARE: SHARE_INDEX}
 

@@ -13,8 +13,6 @@ from vlora_engine.formats.config import endless, load_json
 from vlora_engine.manifest import LayerSpec, TaskRecord
 from vlora_engine.tensorfile import FLOAT_DTYPES, ITEM_BYTES, Header, read_error
 
-VLORA_DEV, VLORA_INDEX = "vlora-dev", "subspace_meta.json"
-LORASHARE, SHARE_INDEX = "lorashare", "share_config.json"
 MAX_INDEX_BYTES = 64_000_000
 MAX_SIZE = 1 << 40
 

@@ -14,14 +14,9 @@ from vlora_engine.encode import EncodedTask, Storage, encode_loadings, join_load
 from vlora_engine.inner import delta_norm2
 from vlora_engine.layer import Bases, LayerBasis
 from vlora_engine.manifest import LayerSpec, Manifest, TaskRecord
-from vlora_engine.peers.common import (
-    VLORA_DEV,
-    VLORA_INDEX,
-    read_index,
-    shape_of,
-    unsound,
-)
+from vlora_engine.peers.common import read_index, shape_of, unsound
 from vlora_engine.peers.lorashare import COMPONENTS_FILE, HEADS_FILE, LOADINGS_FILE
+from vlora_engine.peers.names import VLORA_DEV, VLORA_INDEX
 from vlora_engine.peers.vlora_dev import open_files
 from vlora_engine.quantize import NF4_QUANT_TABLE
 from vlora_engine.records import figure
@@ -59,6 +54,7 @@ class PeerStore(StoredSubspace):
         self.storage = Storage(manifest.method, "F32")
         self._turns: dict[tuple[int, str], Tensor | None] = {}
         self._peer_headers: dict[Path, Header] = {}
+        self._last: tuple[str, EncodedTask] | None = None
 
     def close(self) -> None:
         """Let go of the files."""
@@ -88,6 +84,11 @@ class PeerStore(StoredSubspace):
 
     def task(self, record: TaskRecord) -> EncodedTask:
         """One task in the orthonormal bases, with the norms of what it stands for."""
+        if self._last is None or self._last[0] != record.id:  # its record asks for its norms, too
+            self._last = record.id, self._read(record)
+        return self._last[1]
+
+    def _read(self, record: TaskRecord) -> EncodedTask:
         loadings, norms = [], []
         for i, rank, scale in zip(record.layers, record.ranks, record.scales, strict=True):
             spec = self.manifest.layers[i]

@@ -17,8 +17,6 @@ from vlora_engine.health import Finding
 from vlora_engine.manifest import LayerSpec, Manifest
 from vlora_engine.peers.common import (
     MAX_SIZE,
-    VLORA_DEV,
-    VLORA_INDEX,
     natural,
     peer_record,
     plain_name,
@@ -27,6 +25,7 @@ from vlora_engine.peers.common import (
     texts,
     unsound,
 )
+from vlora_engine.peers.names import VLORA_DEV, VLORA_INDEX
 from vlora_engine.tensorfile import Header, read_header
 
 FLOAT_FILE = "subspace.safetensors"

@@ -21,7 +21,6 @@ from vlora_engine.formats.config import read_settings
 from vlora_engine.formats.peft_save import peft_config
 from vlora_engine.manifest import TaskRecord
 from vlora_engine.naming import slugs
-from vlora_engine.peers.common import SHARE_INDEX, VLORA_INDEX
 from vlora_engine.peers.lorashare import (
     ADAPTERS,
     COMPONENTS_FILE,
@@ -29,6 +28,7 @@ from vlora_engine.peers.lorashare import (
     LOADINGS_FILE,
     META_FILE,
 )
+from vlora_engine.peers.names import SHARE_INDEX, VLORA_INDEX
 from vlora_engine.peers.vlora_dev import FLOAT_FILE
 from vlora_engine.tensorfile import write_tensors
 

@@ -285,7 +285,7 @@ def test_an_index_that_promises_giants_is_refused(copy: Path) -> None:
     import json
 
     index = json.loads((copy / "subspace.json").read_text())
-    index["layers"][0][1] = index["layers"][0][2] = 1 << 40
+    index["families"][0][1] = index["families"][0][2] = 1 << 40
     (copy / "subspace.json").write_text(json.dumps(index))
     subspace = SharedSubspace.load(copy)
     for name in ("nothing", "t00", "alike 0"):

@@ -113,6 +113,7 @@ def golden_task(name: str, forms: list[object]) -> tuple[TaskRecord, CodedTask]:
         id=name, file=f"{name}.safetensors", sha256="", nbytes=0, digest="0" * 64,
         layers=(0, 1), ranks=(4, 4), scales=(2.0, 2.0), dtypes=("F32", "F32"),
         norm=1.0, error=0.0, rank=4, config={"r": 4, "lora_alpha": 8}, rest=1, rest_bytes=8,
+        kept=(("head", "F32", (2,)),),
     )  # fmt: skip
     figures = torch.tensor([1.0, 2.0])
     task = CodedTask([packed(f, 2) for f in forms], figures, figures / 64, {"head": figures})

@@ -18,7 +18,7 @@ from vlora_engine.pipeline import extract_adapter
 
 # Codec ratio 16: the worst mean error, and the largest share of bytes that are not numbers. The
 # five RoBERTa checkpoints are so much alike that what is left of them is hardly more than names.
-SETS = {"gpt2-medical-sports-legal": (0.22, 0.03), "roberta-checkpoints": (0.07, 0.06)}
+SETS = {"gpt2-medical-sports-legal": (0.22, 0.03), "roberta-checkpoints": (0.062, 0.03)}
 
 
 @pytest.mark.parametrize("name", SETS)

@@ -362,6 +362,12 @@ TARGETS = {
     "peft-no-type": Case(NO_TYPE, CLEAN, "peft"),
     "sglang-heads": Case(HEAD, CLEAN, "sglang"),
     "sglang-convolutions": Case(CONVOLUTION, CLEAN, "sglang"),
+    "repeated-layers": Case(
+        put(layer_replication=[[0, 1], [0, 2]]), put(layer_replication=None), "vllm"
+    ),
+    "portable-rank": Case(
+        put(make.factors(rank=520), r=520), put(make.factors(rank=512), r=512), "portable"
+    ),
     "portable-heads": Case(HEAD, CLEAN, "portable"),
     "portable-convolutions": Case(CONVOLUTION, CLEAN, "portable"),
     "portable-embeddings": Case(
