@@ -169,6 +169,7 @@ class InspectPanes(PaneView):
             self._likeness = inspecting.likeness_of(session.spectra)
             if self._likeness is not None and session.spectra is not None:
                 self._relate(self._likeness, session.spectra)
+        self.set_class(self._likeness is None and not self.on_tasks, "bare")
         self._remarks = self._findings.remarks(tasks=self.on_tasks)
         self.draw_tabs()
         self._draw_likeness()
