@@ -161,7 +161,7 @@ def _turned(
     for side in ("a", "b"):
         components = basis.side(side).double()
         values = getattr(basis, f"singular_values_{side}").double()
-        if not bool(values.any()):  # of a peer, which keeps none
+        if len(values) and not bool(values.any()):  # of a peer, which keeps none
             values = _loaded(subspace, spec.name, side, len(components))
         if packs:  # packing has bent what was orthonormal
             straight = full_basis(values.unsqueeze(1) * components)[0]

@@ -230,7 +230,7 @@ def test_a_second_interrupt_stops_at_once(
 def test_an_interrupt_elsewhere_is_130_too(
     cli: Cli, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("vlora_engine.catalog.scan", interrupt)

@@ -136,6 +136,8 @@ def said(event: events.Event) -> str | None:
             return f"verified  {clean(event.task)}: off by {event.error:.1g}"
         case events.Merged():
             return f"merged    {event.method}, rank {event.rank}, to {tilde(event.path)}"
+        case events.MergePreviewed():
+            return f"previewed {event.method} of {plural(len(event.adapters), 'adapter')}"
         case events.Resized():
             error = event.report.get("error")
             off = f", off by {error:.2%}" if isinstance(error, float) else ""
