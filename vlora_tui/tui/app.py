@@ -186,10 +186,14 @@ class VLoRAApp(Frame):
 
     async def show_bad(self) -> None:
         """Go to the adapters that cannot be used, with what was found about them."""
+        await self.show_only("is:broken")
+
+    async def show_only(self, words: str) -> None:
+        """Go to the adapters that this filter keeps."""
         from vlora_tui.tui.screens.adapters import AdaptersView
 
         await self.show_step("adapters")
-        self.query_one("#adapters", AdaptersView).show_only("is:broken")
+        self.query_one("#adapters", AdaptersView).show_only(words)
 
     async def show_adapters(self, places: list[str]) -> None:
         """Go to the adapters, and look into these places too."""

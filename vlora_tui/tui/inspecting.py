@@ -1,6 +1,8 @@
-"""What Inspect shows: likeness, groups, who stands apart, findings, figures per layer. No widget.
+"""What Inspect shows: likeness, groups, who stands apart, figures per layer. No widget.
 
-All of it is read from small files: spectra, the index and the task files of a subspace, headers.
+All of it is read from small files: spectra, the index and the task files of a subspace; what needs
+weights is told by a command of our own, whose JSON is taken apart here. What was found wrong is
+`vlora_tui.tui.remarks`.
 """
 
 from __future__ import annotations
@@ -10,22 +12,30 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from vlora_engine.outliers import outliers_of
-from vlora_engine.relations import Array, clusters_of, cosines_of, order_by_likeness
-from vlora_tui.tui.words import clean
+from vlora_engine.families import module_families
+from vlora_engine.outliers import Reason, outliers_in
+from vlora_engine.relations import (
+    Array,
+    Relations,
+    clusters_of,
+    cosines_of,
+    order_by_likeness,
+)
+from vlora_tui.comparing import sameness, why
+from vlora_tui.tui.words import clean, plural
 
 if TYPE_CHECKING:
     from vlora_engine.budget import Choice
-    from vlora_engine.errors import VLoRAError
+    from vlora_engine.checkpoints import Run
+    from vlora_engine.duplicates import Duplicates
     from vlora_engine.surface import Spectra
-    from vlora_tui.tui.session import Session
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-SEVERITIES = ("error", "warning", "note")
+Kind = Literal["alike", "identical", "same change", "multiple", "run", "start"]
 
 
 @dataclass(frozen=True)
@@ -33,123 +43,164 @@ class Likeness:
     """How the adapters of a collection relate.
 
     Args:
-        gram: (N, N) inner products of their weight changes.
+        relations: Inner products of their weight changes, in all and per family of modules.
         paths: Where each lies, None where that is not known.
     """
 
     names: tuple[str, ...]
-    gram: Array
+    relations: Relations
     paths: tuple[str | None, ...] = ()
 
     @cached_property
     def cosines(self) -> Array:
-        return cosines_of(self.gram)
+        return cosines_of(self.relations.total)
 
     @cached_property
     def norms(self) -> Array:
         """(N,) ||dW||."""
-        norms: Array = np.sqrt(self.gram.diagonal().clip(0))
-        return norms
+        return self.relations.norms
 
     @cached_property
     def by_likeness(self) -> list[int]:
         """The adapters in an order in which those that are alike stand together."""
         return order_by_likeness(self.cosines)
 
-    def groups(self, threshold: float) -> list[Alike]:
+    def groups(self, threshold: float) -> list[Group]:
         """Those of two or more of which any two are at least that alike, the largest first."""
-        found = [
-            Alike("", tuple(members), self._least(members))
-            for members in clusters_of(self.cosines, threshold)
-            if len(members) > 1
-        ]
-        found.sort(key=lambda group: (-len(group.members), -group.least))
+        found = [m for m in clusters_of(self.cosines, threshold) if len(m) > 1]
+        rows = sorted(((-len(m), -self.least(m), m) for m in found), key=lambda row: row[:2])
+        alone = len(self.names) - sum(len(members) for members in found)
         return [
-            Alike(LETTERS[i] if i < len(LETTERS) else "+", group.members, group.least)
-            for i, group in enumerate(found)
-        ]
-
-    def _least(self, members: Sequence[int]) -> float:
-        block = self.cosines[np.ix_(members, members)]
-        return float(block.min())
-
-    @cached_property
-    def apart(self) -> list[Apart]:
-        """Those that stand apart by the size or the direction of what they do, furthest first."""
-        rows = [
-            Apart(
-                index=row["index"],
-                name=self.names[row["index"]],
-                feature=row["feature"],
-                value=row["value"],
-                typical=row["typical"],
-                score=row["z_score"],
-                norm=row["norm"],
-                likeness=row["mean_similarity"],
+            Group(
+                kind="alike",
+                members=tuple(members),
+                least=-least,
+                how=f"every two at a cosine of {-least:.2f} or more; {alone} like no other",
+                letter=LETTERS[i] if i < len(LETTERS) else "+",
             )
-            for row in outliers_of(self.gram)
+            for i, (_, least, members) in enumerate(rows)
         ]
-        return sorted(rows, key=lambda row: -row.score)
+
+    def least(self, members: Sequence[int]) -> float:
+        """The cosine of the two most different of some."""
+        return float(self.cosines[np.ix_(members, members)].min())
 
 
 @dataclass(frozen=True)
-class Alike:
-    """A group of adapters that are alike; ``least`` is the cosine of its two most different."""
+class Group:
+    """Adapters that belong together.
 
-    letter: str
+    Args:
+        kind: ``alike`` by their cosines; copies of three kinds (see `Duplicates`); a ``run`` of
+            checkpoints in its order, or those of one ``start``.
+        least: The cosine of dW of its two most different.
+        how: How that is known.
+        letter: Of those that are alike, for the matrix.
+    """
+
+    kind: Kind
     members: tuple[int, ...]
     least: float
+    how: str
+    letter: str = ""
 
 
 @dataclass(frozen=True)
 class Apart:
-    """An adapter that stands apart.
+    """An adapter that stands apart: in which modules, by size or by direction.
 
     Args:
-        feature: ``norm`` or ``similarity``: what is remarkable.
-        score: How many robust standard deviations it is from the others.
+        reasons: At least one, the strongest first.
+        norm: Its ``||dW||``. likeness: Its mean cosine with the others.
     """
 
     index: int
     name: str
-    feature: str
-    value: float
-    typical: float
-    score: float
+    reasons: tuple[Reason, ...]
     norm: float
     likeness: float
 
     @property
-    def why(self) -> str:
-        """In a few words."""
-        if self.feature == "similarity":
-            return f"unlike, {self.likeness:.2f}"
-        if self.norm == 0:
-            return "no effect"
-        return f"{self.value / self.typical:.2g}x the size" if self.typical else "alone acts"
+    def score(self) -> float:
+        """What the strongest reason scores (see `vlora_engine.outliers`)."""
+        return self.reasons[0].score
+
+    @property
+    def place(self) -> Reason:
+        """The strongest reason that names a family of modules, else the strongest."""
+        return next((reason for reason in self.reasons if reason.family), self.reasons[0])
+
+    @property
+    def short(self) -> str:
+        """The strongest reason in a few words."""
+        reason = self.reasons[0]
+        if reason.feature == "similarity":
+            words = f"unlike, {reason.value:.2f}"
+        elif reason.value == 0:
+            words = "no effect"
+        elif reason.typical:
+            words = f"{reason.value / reason.typical:.2g}x the size"
+        else:
+            words = "alone acts"
+        return f"{clean(reason.family)}: {words}" if reason.family else words
+
+    @property
+    def why(self) -> list[str]:
+        """Every reason in words: what, where, against what is usual."""
+        return [clean(why(reason.as_dict())) for reason in self.reasons]
 
 
 @dataclass(frozen=True)
-class Remark:
-    """One finding, as a row."""
+class Kin:
+    """What takes a moment to tell: who stands apart (furthest first), copies, runs."""
 
-    severity: str
-    about: str
-    what: str
-    where: str = ""
-    remedy: str = ""
-    code: str = ""
+    apart: tuple[Apart, ...]
+    groups: tuple[Group, ...]
 
 
 def likeness_of(spectra: Spectra | None) -> Likeness | None:
     """How the adapters of some spectra relate; None before all layers are there."""
-    if spectra is None or spectra.inner is None or not spectra.tasks:
+    if spectra is None or spectra.relations is None or not spectra.tasks:
         return None
     return Likeness(
         names=tuple(clean(task.name) for task in spectra.tasks),
-        gram=spectra.inner,
+        relations=spectra.relations,
         paths=tuple(task.path for task in spectra.tasks),
     )
+
+
+def kin_of(likeness: Likeness, spectra: Spectra) -> Kin:
+    """Outliers, copies and runs; looks at the places of the adapters for the steps of runs."""
+    from vlora_engine.checkpoints import runs_in, step_of
+    from vlora_engine.duplicates import duplicates_in
+
+    dtypes = [task.dtype for task in spectra.tasks]
+    digests = [task.digest for task in spectra.tasks]
+    copies = duplicates_in(likeness.relations, dtypes, digests)
+    runs = runs_in(likeness.relations, [step_of(path) for path in likeness.paths], dtypes)
+    apart = [
+        Apart(
+            index=found.index,
+            name=likeness.names[found.index],
+            reasons=found.reasons,
+            norm=found.norm,
+            likeness=found.mean_similarity,
+        )
+        for found in outliers_in(likeness.relations)
+    ]
+    groups = [_copies(likeness, one) for one in copies] + [_run(likeness, run) for run in runs]
+    return Kin(tuple(sorted(apart, key=lambda row: -row.score)), tuple(groups))
+
+
+def _copies(likeness: Likeness, found: Duplicates) -> Group:
+    least = likeness.least(found.members)
+    return Group(found.kind, found.members, least, sameness(found.as_dict()))
+
+
+def _run(likeness: Likeness, run: Run) -> Group:
+    steps = [str(step) for step in run.steps or () if step is not None]
+    how = run.how + (f": {', '.join(steps)}" if steps else "")
+    return Group(run.kind, run.members, likeness.least(run.members), clean(how))
 
 
 # per layer
@@ -176,6 +227,15 @@ def sizes_of(spectra: Spectra, task: int) -> dict[str, float]:
         if at is not None:
             sizes[name] = float(np.sqrt(max(0.0, float(spectra.layers[name].energy[at]))))
     return sizes
+
+
+def module_of_family(spectra: Spectra, task: int, reason: Reason) -> str | None:
+    """Of a family of modules the one in which a task acts most; least, where it is too small."""
+    sizes = sizes_of(spectra, task)
+    families = module_families(spectra.layer_names)
+    own = [name for name in sizes if families.get(name) == reason.family]
+    small = reason.feature == "norm" and reason.value < reason.typical
+    return (min if small else max)(own, key=lambda name: sizes[name], default=None)
 
 
 def natural(names: Iterable[str]) -> list[str]:
@@ -246,56 +306,71 @@ def analyze_command(paths: Sequence[str], threshold: float) -> str:
     return shlex.join(["vlora-tui", "analyze", *paths, "--threshold", f"{threshold:g}"])
 
 
-# findings
+def coverage_arguments(subspace: Path, place: str) -> list[str]:
+    """The command that tells how much of an adapter the bases of a subspace hold."""
+    return ["coverage", str(subspace), place]
 
 
-def remarks_of(session: Session) -> list[Remark]:
-    """What headers and spectra jobs have found, the gravest first; each once."""
-    found: dict[tuple[str, str], Remark] = {}
-    about = {str(path): info.name for path, info in session.infos.items()}
-    for info in session.infos.values():
-        if info.error is not None:
-            _add(found, _from_error(info.error, info.name))
-        for finding in info.findings:
-            _add(found, _from_row(finding.as_dict(), {}, info.name))
-    spectra = session.spectra
-    if spectra is not None:
-        about |= {task.path: task.name for task in spectra.tasks if task.path is not None}
-        for row in spectra.skipped:
-            _add(found, _from_row({**row, "severity": "error"}, about))
-        for row in spectra.findings:
-            _add(found, _from_row(row, about))
-    rows = list(found.values())
-    return sorted(rows, key=lambda r: (SEVERITIES.index(r.severity), r.about))
+@dataclass(frozen=True)
+class Coverage:
+    """What ``vlora-tui coverage`` says of one adapter: shares of ``||dW||^2``, in all and per side.
+
+    Args:
+        modules: Per module the share that both bases hold.
+    """
+
+    total: float
+    side_a: float
+    side_b: float
+    modules: Mapping[str, float]
+
+    @classmethod
+    def of(cls, answer: Mapping[str, Any]) -> Coverage:
+        """From the command's JSON."""
+        (row,) = answer["adapters"]
+        shares = {str(name): float(own["coverage"]) for name, own in row["modules"].items()}
+        total, a, b = (float(row[key]) for key in ("coverage", "coverage_a", "coverage_b"))
+        return cls(total, a, b, shares)
+
+    @property
+    def words(self) -> str:
+        """The whole in words."""
+        total, a, b = (f"{100 * share:.3g} %" for share in (self.total, self.side_a, self.side_b))
+        lacking = sum(share == 0 for share in self.modules.values())
+        more = f"; nothing of {plural(lacking, 'module')}" if lacking else ""
+        return f"in all {total} of its energy (inputs alone {a}, outputs alone {b}){more}"
 
 
-def _add(found: dict[tuple[str, str], Remark], remark: Remark) -> None:
-    found.setdefault((remark.about, remark.what), remark)
+# all pairs
 
 
-def _from_error(error: VLoRAError, name: str) -> Remark:
-    return _from_row({**error.as_dict(), "severity": "error"}, {}, name)
+def interference_arguments(paths: Sequence[str]) -> list[str]:
+    """The command that measures how adapters would get into each other's way."""
+    return ["interference", *paths]
 
 
-def _from_row(row: Mapping[str, Any], about: Mapping[str, str], name: str = "") -> Remark:
-    """A finding or an error in its JSON form."""
-    where = str(row.get("where") or "")
-    found = f" Found: {row['found']}." if row.get("found") else ""
-    severity = str(row.get("severity"))
-    return Remark(
-        severity=severity if severity in SEVERITIES else "note",
-        about=clean(name or _named(where, about)),
-        what=clean(str(row.get("what") or "") + found),
-        where=clean(where),
-        remedy=clean(row.get("remedy") or ""),
-        code=clean(row.get("code") or row.get("error") or ""),
-    )
+@dataclass(frozen=True)
+class Interference:
+    """What ``vlora-tui interference`` says: per measure a matrix (n, n), in the paths' order.
 
+    Row i, column j of ``writes``, ``reads`` and ``overlap`` are shares of adapter i.
+    """
 
-def _named(where: str, about: Mapping[str, str]) -> str:
-    """The adapter that a place belongs to."""
-    for path, name in about.items():
-        if where == path or where.startswith((path + ":", path + "/")):
-            return name
-    head = where.partition(": ")[0]
-    return Path(head).name if "/" in head else head
+    matrices: Mapping[str, Array]
+
+    @classmethod
+    def of(cls, answer: Mapping[str, Any]) -> Interference:
+        """From the command's JSON."""
+        names = answer["adapters"]
+        return cls(
+            {
+                measure: np.array([[rows[a][b] for b in names] for a in names], dtype=np.float64)
+                for measure, rows in answer["matrices"].items()
+            }
+        )
+
+    def spread(self, measure: str, at: Sequence[int], count: int) -> Array:
+        """(count, count) a measure among all adapters; NaN where it was not taken."""
+        values = np.full((count, count), np.nan)
+        values[np.ix_(at, at)] = self.matrices[measure]
+        return values

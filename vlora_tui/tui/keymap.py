@@ -26,6 +26,7 @@ MODULES = (
     "vlora_tui.tui.widgets.curve",
     "vlora_tui.tui.widgets.figures",
     "vlora_tui.tui.widgets.heatmap",
+    "vlora_tui.tui.widgets.matrix",
     "vlora_tui.tui.widgets.dialogs",
     "vlora_tui.tui.widgets.guide_page",
 )

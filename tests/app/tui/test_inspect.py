@@ -21,7 +21,12 @@ from textual.worker import WorkerCancelled
 from tests import make
 from tests.app.conftest import Cli
 from tests.app.tui.drive import Steps, run
-from vlora_engine.analysis import compute_similarity_matrix, find_clusters, find_outliers
+from vlora_engine.analysis import (
+    compute_similarity_matrix,
+    find_clusters,
+    find_duplicates,
+    find_outliers,
+)
 from vlora_engine.catalog import scan
 from vlora_engine.errors import CorruptFileError, VLoRAError
 from vlora_engine.figures import task_figures
@@ -33,10 +38,11 @@ from vlora_engine.subspace import SharedSubspace
 from vlora_engine.surface import Spectra
 from vlora_tui.tui import inspecting
 from vlora_tui.tui.app import VLoRAApp
-from vlora_tui.tui.inspecting import Diff, Likeness, likeness_of
-from vlora_tui.tui.screens import inspect_layers as screen
+from vlora_tui.tui.inspecting import Diff, Likeness, kin_of, likeness_of
+from vlora_tui.tui.screens import inspect_asking as screen
 from vlora_tui.tui.screens.inspect import InspectView
 from vlora_tui.tui.screens.inspect_module import ModuleBox
+from vlora_tui.tui.screens.inspect_panes import InspectPanes
 from vlora_tui.tui.session import Choosing, Session
 from vlora_tui.tui.subcommand import ask_command
 from vlora_tui.tui.widgets.heatmap import Heatmap
@@ -140,21 +146,25 @@ def test_a_task_file_without_figures_is_corrupt(subspace: Path) -> None:
 
 
 def test_likeness_is_that_of_the_engine(folder: Path, spectra: Path) -> None:
-    likeness = likeness_of(Spectra.load(spectra))
+    kept = Spectra.load(spectra)
+    likeness = likeness_of(kept)
     assert likeness is not None
     sources = [open_adapter(folder / name) for name in likeness.names]
     expected = compute_similarity_matrix(sources)
     assert likeness.cosines == pytest.approx(expected.numpy(), abs=1e-6)
     groups = [sorted(group.members) for group in likeness.groups(0.9)]
     assert groups == [sorted(c) for c in find_clusters(expected, 0.9) if len(c) > 1]
-    outliers = find_outliers(sources)
-    assert {row.index for row in likeness.apart} == {row["index"] for row in outliers}
-    assert likeness.apart[0].name == "strong"
+    kin = kin_of(likeness, kept)
+    outliers = {row["index"]: len(row["reasons"]) for row in find_outliers(sources)}
+    assert {row.index: len(row.reasons) for row in kin.apart} == outliers
+    assert kin.apart[0].name == "strong"
+    (copies,) = find_duplicates(sources)
+    assert [(g.kind, list(g.members)) for g in kin.groups] == [("identical", copies["members"])]
 
 
 def test_the_like_stand_together() -> None:
     vectors = np.array([[1, 0], [0, 1], [1, 0.1], [0.1, 1], [1, 0.05]], dtype=float)
-    likeness = Likeness(tuple("abcde"), vectors @ vectors.T)
+    likeness = Likeness(tuple("abcde"), Relations(vectors @ vectors.T))
     order = "".join(likeness.names[i] for i in likeness.by_likeness)
     assert sorted(order) == list("abcde")
     assert set(order[:3]) == set("ace")
@@ -264,7 +274,7 @@ def test_a_hundred_adapters_scroll(measured: Session) -> None:
 def test_the_bound_moves_the_groups(measured: Session) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
         table: Table[Any] = pilot.app.query_one("#group-table", Table)
-        assert [len(g.members) for g in table.rows] == [2]
+        assert [(g.kind, len(g.members)) for g in table.rows] == [("alike", 2), ("identical", 2)]
         await pilot.press("]", "}", "}")
         assert "1.00" in str(pilot.app.query_one("#inspect-groups").border_title)
         await pilot.press(*["{"] * 10)
@@ -600,7 +610,7 @@ def test_while_a_job_measures_it_says_so_and_not_to_begin(
 ) -> None:
     measured.spectra = None
     measuring = True
-    monkeypatch.setattr(InspectView, "_measuring", property(lambda view: measuring))
+    monkeypatch.setattr(InspectPanes, "_measuring", property(lambda view: measuring))
 
     async def steps(pilot: Pilot[Any]) -> None:
         nonlocal measuring

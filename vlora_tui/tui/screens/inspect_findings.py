@@ -1,14 +1,19 @@
-"""Inspect's pane of findings: what was found wrong, where, and what mends it."""
+"""Inspect's pane of findings: what was found wrong, where, what mends it, and the doctor."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
+from textual import work
 from textual.app import ComposeResult
-from textual.containers import Vertical
+from textual.message import Message
 from textual.widgets import Static
+from textual.worker import get_current_worker
 
-from vlora_tui.tui.inspecting import SEVERITIES, Remark
+from vlora_tui.tui import remarks
+from vlora_tui.tui.remarks import SEVERITIES, Remark
+from vlora_tui.tui.screens.inspect_asking import Arguments, AskingPane, shell_command
 from vlora_tui.tui.screens.inspect_lines import (
     FINDING_COLUMNS,
     MARKS,
@@ -17,24 +22,68 @@ from vlora_tui.tui.screens.inspect_lines import (
     remedy_words,
 )
 from vlora_tui.tui.widgets.table import Cell, Table
-from vlora_tui.tui.words import plural
+from vlora_tui.tui.words import clean, plural
+
+if TYPE_CHECKING:
+    from vlora_tui.tui.session import Session
+
+Judged = tuple[str, tuple[str, ...]]  # a target, and the places that it was asked about
 
 
-class FindingsPane(Vertical):
-    """The findings in a table, all of the one under the cursor below."""
+class FindingsPane(AskingPane):
+    """The findings in a table, all of the one under the cursor below.
 
-    def __init__(self, *, ascii_only: bool = False) -> None:
-        super().__init__(id="inspect-findings", classes="pane")
+    Headers and spectra have told some; the doctor, who reads every tensor, is asked on demand, and
+    what a target would refuse is read from headers.
+    """
+
+    class Found(Message):
+        """There are other findings than before."""
+
+    class TargetRead(Message):
+        """The headers were read for a target."""
+
+        def __init__(self, key: Judged, rows: list[Remark]) -> None:
+            super().__init__()
+            self.key, self.rows = key, rows
+
+    def __init__(self, session: Session, *, ascii_only: bool = False) -> None:
+        super().__init__(id="inspect-findings")
+        self.session = session
+        self.target = ""
         self._marks = {**MARKS, "error": "x", "note": "."} if ascii_only else MARKS
-        self._headers_only = False
-        self.border_title = "Findings"
+        self._on_tasks = self._headers_only = False
+        self._judged: dict[Judged, list[Remark]] = {}
+        self._judging: Judged | None = None
+        self._new_target = False
 
     def compose(self) -> ComposeResult:
         yield Table(
-            FINDING_COLUMNS, finding_cells, key=lambda r: f"{r.about} {r.what}",
+            FINDING_COLUMNS, finding_cells, key=lambda r: r.key,
             mark=self._mark, id="finding-table",
         )  # fmt: skip
         yield Static(id="findings-remedy", markup=False)
+
+    # what the step asks
+
+    def remarks(self, *, tasks: bool) -> list[Remark]:
+        """All that is known of the open subspace (``tasks``), or of the adapters."""
+        self._on_tasks = tasks
+        told = self.answer_to(self._doctor) or []
+        return remarks.remarks_of(self.session, [*told, *self._judged.get(self._key, [])])
+
+    def show(self, rows: Sequence[Remark], found: Callable[[Remark], bool]) -> None:
+        """Show those of these findings that are found."""
+        rows = [row for row in rows if found(row)]
+        self._headers_only = self.session.spectra is None and bool(self.session.infos)
+        by = " of the doctor" if self.answer_to(self._doctor) is not None else ""
+        self.border_title = f"Findings{by}" + (f", with {self.target}" if self.target else "")
+        table = self.query_one("#finding-table", Table)
+        table.show(rows, cursor=0 if self._new_target else None)  # the gravest of it stand on top
+        self._new_target = False
+        counts = {severity: sum(r.severity == severity for r in rows) for severity in SEVERITIES}
+        self.border_subtitle = ", ".join(plural(n, severity) for severity, n in counts.items() if n)
+        self._say()
 
     @property
     def remark(self) -> Remark | None:
@@ -43,28 +92,110 @@ class FindingsPane(Vertical):
         return table.row
 
     def row_text(self) -> str | None:
-        """The finding under the cursor as text."""
-        found = self.remark
-        if found is None:
-            return None
-        head = f"{found.severity}: {found.about}: {found.what}"
-        return "\n  ".join(part for part in (head, found.where, found.remedy) if part)
+        """The command that mends what is under the cursor; without one, the finding as text."""
+        return None if self.remark is None else self.remark.fix or self.remark.text
 
-    def show(self, rows: Sequence[Remark], *, headers_only: bool) -> None:
-        """Show these findings; those of headers only are not all there may be."""
-        self._headers_only = headers_only
-        self.query_one("#finding-table", Table).show(list(rows))
-        counts = {severity: sum(r.severity == severity for r in rows) for severity in SEVERITIES}
-        self.border_subtitle = ", ".join(plural(n, severity) for severity, n in counts.items() if n)
+    @property
+    def command(self) -> str | None:
+        """The command that prints the same findings, and more."""
+        places = remarks.places_to_look_at(self.session, tasks=self._on_tasks)
+        wanted = ["--target", self.target] if self.target else []
+        return shell_command(["doctor", *places, *wanted]) if places else None
+
+    def call_doctor(self) -> str | None:
+        """Have every tensor looked at; why that cannot be, or None."""
+        if not remarks.places_to_look_at(self.session, tasks=self._on_tasks):
+            return "There is nothing here that the doctor could look at."
+        self.ask(self._doctor, remarks.doctor_remarks, again=True)
+        self._judged.clear()  # something may have been mended since
+        self.judge()
         self._say()
+        return None
+
+    def turn_target(self) -> None:
+        """Hold the headers against the next target, after the last against none."""
+        from vlora_engine.doctor import TARGETS
+
+        ring = ("", *TARGETS)
+        self.target = ring[(ring.index(self.target) + 1) % len(ring)]
+        self.judge()
+        self.post_message(self.Found())
+
+    def judge(self) -> None:
+        """Read the headers for the chosen target, unless that was done."""
+        if self.target and self._key not in self._judged and self._judging != self._key:
+            self._judging = self._key
+            self._judge(self._key)
+
+    # drawing
+
+    @property
+    def _doctor(self) -> Arguments:
+        places = remarks.places_to_look_at(self.session, tasks=self._on_tasks)
+        return tuple(remarks.doctor_arguments(places))
+
+    @property
+    def _key(self) -> Judged:
+        return self.target, tuple(remarks.places_to_judge(self.session, tasks=self._on_tasks))
 
     def on_table_moved(self, event: Table.Moved) -> None:
         event.stop()
         self._say()
 
     def _say(self) -> None:
-        words = remedy_words(self.remark, headers_only=self._headers_only)
+        words = remedy_words(self.remark, self._otherwise)
+        state = self._state
+        if state:
+            words.append(f"\n{state}" if self.remark is not None else f" {state}", "not bold")
         self.query_one("#findings-remedy", Static).update(words)
+
+    @property
+    def _otherwise(self) -> str:
+        """What is known where nothing was found."""
+        if self.answer_to(self._doctor) is not None:
+            return "The doctor finds nothing remarkable."
+        if self._headers_only:
+            return "Nothing remarkable in the headers; d has the tensors read."
+        return "Nothing remarkable; d asks the doctor, who looks closer."
+
+    @property
+    def _state(self) -> str:
+        """What is going on."""
+        problem = self.problem_of(self._doctor)
+        if self.asking is not None:
+            return "The doctor reads every tensor; x stops it."
+        if problem is not None:
+            return f"The doctor could not look: {clean(problem)}"
+        if self._judging is not None:
+            return f"Headers are read for {self._judging[0]}."
+        return ""
 
     def _mark(self, row: Remark) -> Cell:
         return self._marks[row.severity], TONES[row.severity]
+
+    # work off the screen
+
+    def answered(self, arguments: Arguments) -> None:
+        self.post_message(self.Found())
+
+    def stop(self) -> bool:
+        stopped = super().stop()
+        if stopped:
+            self._say()
+        return stopped
+
+    @work(thread=True, exclusive=True, group="target", exit_on_error=False)
+    def _judge(self, key: Judged) -> None:
+        worker = get_current_worker()
+        target, places = key
+        rows = remarks.target_remarks(places, target, lambda: worker.is_cancelled)
+        if not worker.is_cancelled:
+            self.post_message(self.TargetRead(key, rows))
+
+    def on_findings_pane_target_read(self, event: TargetRead) -> None:
+        event.stop()
+        self._judged[event.key] = event.rows
+        self._new_target = event.key == self._key
+        if self._judging == event.key:
+            self._judging = None
+        self.post_message(self.Found())

@@ -8,24 +8,24 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 from textual import work
 from textual.app import ComposeResult
-from textual.containers import Vertical
 from textual.message import Message
 from textual.widgets import Static
-from textual.worker import get_current_worker
 
 from vlora_engine.errors import VLoRAError
 from vlora_tui.tui import inspecting
-from vlora_tui.tui.inspecting import Diff
+from vlora_tui.tui.inspecting import Coverage, Diff
+from vlora_tui.tui.screens.inspect_asking import Arguments, AskingPane, shell_command
 from vlora_tui.tui.screens.inspect_lines import (
     COSINE,
+    COVERAGE,
     DIFFERENCE,
     LOSS,
     SIZE,
     Measure,
     Subject,
+    figure,
     layer_words,
 )
-from vlora_tui.tui.subcommand import ask_command
 from vlora_tui.tui.widgets.heatmap import Cell, Heatmap, arrange
 from vlora_tui.tui.words import clean
 
@@ -33,44 +33,41 @@ if TYPE_CHECKING:
     from vlora_engine.figures import TaskFigures
     from vlora_tui.tui.session import Session
 
-Places = tuple[str, str]
 FRAME = 5  # lines of the pane that are no layers: borders, head, what is said
+SHORT = {
+    LOSS: "loss",
+    SIZE: "size",
+    COVERAGE: "coverage",
+    COSINE: "cosine",
+    DIFFERENCE: "difference",
+}
 
 
-class LayersPane(Vertical):
+class LayersPane(AskingPane):
     """A cell for each layer and kind of module, and in words the layer under the cursor.
 
-    What one adapter loses comes from the spectra, what a task loses from its file. Two are compared
-    by a process of its own, which may hold weights; what it said is kept.
+    What one adapter loses comes from the spectra, what a task loses from its file. Two are
+    compared, and an adapter is held against the bases of a subspace, by processes of their own.
     """
 
     class Drawn(Message):
         """The pane shows something else; it may need another height."""
 
-    class Compared(Message):
-        """A comparison ended."""
-
-        def __init__(self, places: Places, diff: Diff | None, problem: str | None) -> None:
-            super().__init__()
-            self.places, self.diff, self.problem = places, diff, problem
-
-    class Read(Message):
+    class FiguresRead(Message):
         """The figures of a task were read."""
 
-        def __init__(self, key: Places, figures: TaskFigures | None, problem: str) -> None:
+        def __init__(self, key: tuple[str, str], figures: TaskFigures | None, problem: str) -> None:
             super().__init__()
             self.key, self.figures, self.problem = key, figures, problem
 
     def __init__(self, session: Session, *, ascii_only: bool = False) -> None:
-        super().__init__(id="inspect-layers", classes="pane")
+        super().__init__(id="inspect-layers")
         self.session = session
         self._ascii_only = ascii_only
         self._subject: Subject | None = None
-        self._measures: dict[str, int] = {"one": 0, "pair": 0}
+        self._measures: dict[str, Measure] = {}  # by the kind of subject
         self._layer: str | None = None
-        self._diffs: dict[Places, Diff | str] = {}
-        self._comparing: Places | None = None
-        self._figures: dict[Places, TaskFigures | str] = {}
+        self._figures: dict[tuple[str, str], TaskFigures | str] = {}
 
     def compose(self) -> ComposeResult:
         yield Heatmap(ascii_only=self._ascii_only, id="layer-map")
@@ -83,32 +80,36 @@ class LayersPane(Vertical):
         self._subject = subject
         self._draw()
 
+    def point(self, layer: str | None, measure: Measure | None = None) -> None:
+        """Put the cursor on a layer, and show this figure of one adapter."""
+        self._layer = layer
+        if measure is not None:
+            self._measures["adapter"] = measure
+        self._draw()
+
     def compare(self, pair: Subject) -> None:
         """Have two compared, unless that is known already; ``pair`` says where they lie."""
-        places = pair.places
-        if places is None or self.knows(places):
-            return
-        self._diffs.pop(places, None)
-        self._comparing = places
-        self._ask_diff(places)
+        if pair.places is not None:
+            self.ask(inspecting.diff_arguments(*pair.places), Diff.of)
+            self._draw()
 
-    def knows(self, places: Places | None) -> bool:
+    def cover(self) -> None:
+        """Have it measured how much of the adapter the open subspace holds."""
+        arguments = self._coverage_arguments
+        self._measures["adapter"] = COVERAGE
+        if arguments is not None:
+            self.ask(arguments, Coverage.of)
+        self._draw()
+
+    def knows(self, places: tuple[str, str] | None) -> bool:
         """Whether the two at these places were compared."""
-        return places is not None and isinstance(self._diffs.get(places), Diff)
-
-    def stop(self) -> bool:
-        """Stop comparing; whether there was a comparison to stop."""
-        if self._comparing is None:
-            return False
-        self.workers.cancel_group(self, "diff")
-        self._comparing = None
-        return True
+        return places is not None and self._diff(places) is not None
 
     def turn_measure(self) -> None:
         """Another figure for what is shown."""
-        kind = "pair" if self._is_pair else "one"
-        self._measures[kind] = 1 - self._measures[kind]
-        self._draw()
+        if self._subject is not None:
+            self._measures[self._subject.kind] = self._next_measure
+            self._draw()
 
     def look_closer(self) -> None:
         """Show the layer under the cursor in a box of its own."""
@@ -130,16 +131,22 @@ class LayersPane(Vertical):
     @property
     def measure(self) -> Measure:
         """The figure that is shown."""
-        if self._is_pair:
-            return (COSINE, DIFFERENCE)[self._measures["pair"]]
-        return (LOSS, SIZE)[self._measures["one"]]
+        wanted = self._measures.get("" if self._subject is None else self._subject.kind)
+        return wanted if wanted in self._ring else self._ring[0]
+
+    @property
+    def command(self) -> str | None:
+        """The command that tells what is shown, where there is one for it."""
+        subject = self._subject
+        if subject is not None and subject.places is not None:
+            return shell_command(inspecting.diff_arguments(*subject.places))
+        if self.measure is COVERAGE and self._coverage_arguments is not None:
+            return shell_command(self._coverage_arguments)
+        return None
 
     def text(self) -> Text:
         """What the layer under the cursor says."""
-        subject = self._subject
-        diff = self._diffs.get(subject.places) if subject and subject.places else None
-        shown = diff if isinstance(diff, Diff) and self._is_pair else None
-        return layer_words(self._values(), self._layer, self.measure, shown)
+        return layer_words(self._values(), self._layer, self.measure, self._whole)
 
     # drawing
 
@@ -148,15 +155,25 @@ class LayersPane(Vertical):
         return self.query_one("#layer-map", Heatmap)
 
     @property
-    def _is_pair(self) -> bool:
-        return self._subject is not None and self._subject.kind == "pair"
+    def _ring(self) -> tuple[Measure, ...]:
+        """The figures that a key goes through."""
+        kind = "" if self._subject is None else self._subject.kind
+        if kind == "pair":
+            return COSINE, DIFFERENCE
+        if kind == "adapter" and self.session.manifest is not None:
+            return LOSS, SIZE, COVERAGE
+        return LOSS, SIZE
+
+    @property
+    def _next_measure(self) -> Measure:
+        ring = self._ring
+        return ring[(ring.index(self.measure) + 1) % len(ring)]
 
     def _draw(self) -> None:
         subject, measure, values = self._subject, self.measure, self._values()
         names = " and ".join(clean(name) for name in subject.names) if subject else ""
         self.border_title = f"Layers of {names}: {measure.title}" if subject else "Layers"
-        others = {"loss": "m: size", "size": "m: loss", "cosine_sim": "m: difference"}
-        self.border_subtitle = others.get(measure.key, "m: cosine")
+        self.border_subtitle = f"m: {SHORT[self._next_measure]}"
         if isinstance(values, str):
             self._heatmap.show(arrange(()), {}, None)
         else:
@@ -187,12 +204,11 @@ class LayersPane(Vertical):
         if subject is None:
             return "Nothing is chosen."
         if subject.kind == "pair":
-            diff = self._diffs.get(subject.places or ("", ""))
-            if isinstance(diff, Diff):
-                return diff.measure(self.measure.key)
-            return diff or "Comparing, layer by layer; x stops it."
+            return self._compared(subject)
         if subject.kind == "task":
             return self._stored(subject.names[0])
+        if self.measure is COVERAGE:
+            return self._covered()
         if spectra is None:
             return "Nothing is measured yet."
         if self.measure is SIZE:
@@ -204,6 +220,63 @@ class LayersPane(Vertical):
         if figures.choice is None:
             return figures.problem or "There is no choice of k yet: 2."
         return inspecting.losses_of(spectra, figures.choice, subject.index)
+
+    @property
+    def _whole(self) -> str:
+        """What is known of all layers together."""
+        subject = self._subject
+        diff = self._diff(subject.places) if subject is not None else None
+        if diff is not None:
+            return f"in all {figure(self.measure, diff.total.get(self.measure.key, 0.0))}"
+        coverage = self._coverage
+        return coverage.words if coverage is not None and self.measure is COVERAGE else ""
+
+    def _compared(self, pair: Subject) -> Mapping[str, float] | str:
+        """The figures of two."""
+        if pair.places is None:
+            return "Where these adapters lie is not known."
+        diff = self._diff(pair.places)
+        if diff is not None:
+            return diff.measure(self.measure.key)
+        arguments = inspecting.diff_arguments(*pair.places)
+        problem = self.problem_of(arguments)
+        if problem is not None:
+            return f"The comparison failed: {problem}"
+        if self.asking == tuple(arguments):
+            return "Comparing, layer by layer; x stops it."
+        return "Not compared; enter on the pair compares them."
+
+    def _diff(self, places: tuple[str, str] | None) -> Diff | None:
+        known = None if places is None else self.answer_to(inspecting.diff_arguments(*places))
+        return known if isinstance(known, Diff) else None
+
+    @property
+    def _coverage_arguments(self) -> Arguments | None:
+        """The command that holds the adapter against the open subspace, where both are known."""
+        subject, manifest = self._subject, self.session.manifest
+        if subject is None or subject.kind != "adapter" or not subject.place or manifest is None:
+            return None
+        return tuple(inspecting.coverage_arguments(manifest.path, subject.place))
+
+    @property
+    def _coverage(self) -> Coverage | None:
+        arguments = self._coverage_arguments
+        known = None if arguments is None else self.answer_to(arguments)
+        return known if isinstance(known, Coverage) else None
+
+    def _covered(self) -> Mapping[str, float] | str:
+        """What the bases of the open subspace hold of an adapter."""
+        arguments, coverage = self._coverage_arguments, self._coverage
+        if coverage is not None:
+            return coverage.modules
+        if arguments is None:
+            return "Where this adapter lies is not known."
+        problem = self.problem_of(arguments)
+        if problem is not None:
+            return f"Its coverage could not be measured: {problem}"
+        if self.asking == arguments:
+            return "Held against the bases, layer by layer; x stops it."
+        return "c measures how much of it the bases of the open subspace hold."
 
     def _stored(self, task: str) -> Mapping[str, float] | str:
         """A task's figures, as the open subspace keeps them."""
@@ -222,39 +295,28 @@ class LayersPane(Vertical):
 
     # work off the screen
 
-    @work(thread=True, exclusive=True, group="diff", exit_on_error=False)
-    def _ask_diff(self, places: Places) -> None:
-        """Compare two adapters in a process of its own: this one holds no weights."""
-        worker = get_current_worker()
-        try:
-            arguments = inspecting.diff_arguments(*places)
-            answer = ask_command(arguments, lambda: worker.is_cancelled)
-        except VLoRAError as error:
-            self.post_message(self.Compared(places, None, f"The comparison failed: {error}"))
-            return
-        if answer is not None:
-            self.post_message(self.Compared(places, Diff.of(answer), None))
-
-    def on_layers_pane_compared(self, event: Compared) -> None:
-        event.stop()
-        if self._comparing == event.places:
-            self._comparing = None
-        self._diffs[event.places] = event.diff or event.problem or "The comparison failed."
+    def answered(self, arguments: Arguments) -> None:
         self._draw()
 
+    def stop(self) -> bool:
+        stopped = super().stop()
+        if stopped:
+            self._draw()
+        return stopped
+
     @work(thread=True, group="figures", exit_on_error=False)
-    def _read_figures(self, key: Places) -> None:
+    def _read_figures(self, key: tuple[str, str]) -> None:
         from vlora_engine.figures import task_figures
 
         manifest = self.session.manifest
         if manifest is None:
             return
         try:
-            self.post_message(self.Read(key, task_figures(manifest, key[1]), ""))
+            self.post_message(self.FiguresRead(key, task_figures(manifest, key[1]), ""))
         except VLoRAError as error:
-            self.post_message(self.Read(key, None, str(error)))
+            self.post_message(self.FiguresRead(key, None, str(error)))
 
-    def on_layers_pane_read(self, event: Read) -> None:
+    def on_layers_pane_figures_read(self, event: FiguresRead) -> None:
         event.stop()
         self._figures[event.key] = event.figures or event.problem
         self._draw()

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 from rich.text import Text
 
-from vlora_tui.tui.inspecting import Apart, Diff, Likeness, Remark
+from vlora_tui.tui.inspecting import Apart, Group, Interference, Likeness
+from vlora_tui.tui.remarks import Remark
 from vlora_tui.tui.widgets.table import Cell, Column
 from vlora_tui.tui.words import clean, size, tilde
 
@@ -22,12 +23,23 @@ MARKS = {"error": "✗", "warning": "!", "note": "·"}
 
 GROUP_COLUMNS = (
     Column("letter", "", keep=4),
-    Column("count", "n", right=True, keep=2),
-    Column("least", "from", right=True, keep=3),
+    Column("kind", "", keep=3),
+    Column("count", "n", right=True, keep=1),
+    Column("least", "from", right=True, keep=2),
     Column("members", "adapters", least=12, most=200, keep=5),
 )
+GROUP_MARKS = {"identical": "=", "same change": "=", "multiple": "×", "run": "→", "start": "~"}
+GROUP_WORDS = {
+    "alike": "alike",
+    "identical": "copies",
+    "same change": "same dW",
+    "multiple": "multiples",
+    "run": "one run",
+    "start": "one start",
+}
+_ASCII = {"×": "x", "→": ">"}
 APART_COLUMNS = (
-    Column("name", "adapter", least=10, most=20, keep=5, cut="left"),
+    Column("name", "adapter", least=10, most=32, keep=5, cut="left"),
     Column("why", "why", least=13, most=60, keep=4),
     Column("score", "score", right=True, keep=3),
 )
@@ -39,7 +51,7 @@ TASK_COLUMNS = (
     Column("bytes", "stored", right=True, keep=1),
 )
 FINDING_COLUMNS = (
-    Column("about", "adapter", least=16, most=24, keep=4, cut="left"),
+    Column("about", "adapter", least=12, most=24, keep=4, cut="left"),
     Column("what", "finding", least=16, most=200, keep=5),
 )
 
@@ -99,6 +111,7 @@ def cosine_text(value: float) -> str:
 
 LOSS = Measure("loss", "lost of dW, in %", percent, floor=0.02)
 SIZE = Measure("size", "size of dW", plain)
+COVERAGE = Measure("coverage", "held by the bases, in %", percent, top=1.0)
 COSINE = Measure("cosine_sim", "cosine of dW", cosine_text, top=1.0)
 DIFFERENCE = Measure("relative_difference", "difference of dW, in % of the first", percent, top=1.5)
 
@@ -130,10 +143,8 @@ def facts(manifest: Manifest) -> str:
     return words if worst is None else f"{words}, worst {share(worst.error)} ({clean(worst.id)})"
 
 
-def pair_words(likeness: Likeness | None, pair: tuple[int, int] | None, spectra: object) -> Text:
-    """What the cell under the cursor says."""
-    if likeness is None:
-        return Text(why_no_likeness(spectra))
+def pair_words(likeness: Likeness, pair: tuple[int, int] | None, more: str = "") -> Text:
+    """What the cell under the cursor says; ``more`` of two stands before their cosine."""
     if pair is None:
         return Text("No name matches the filter; esc clears it.")
     first, second = (likeness.names[i] for i in pair)
@@ -141,15 +152,28 @@ def pair_words(likeness: Likeness | None, pair: tuple[int, int] | None, spectra:
     if pair[0] == pair[1]:
         return Text.assemble((first, "bold"), f"  size of dW {norms[0]}; enter: its layers")
     cosine = float(likeness.cosines[pair])
-    text = Text.assemble((first, "bold"), " and ", (second, "bold"))
-    text.append(f"  cosine {cosine:.3f}, {in_words(cosine)}; sizes {norms[0]}, {norms[1]}")
+    text = Text.assemble((first, "bold"), " and ", (second, "bold"), "  ", more and f"{more}; ")
+    text.append(f"cosine {cosine:.3f}, {in_words(cosine)}; sizes {norms[0]}, {norms[1]}")
     return text
 
 
+def interference_words(known: Interference, first: int, second: int, measure: str) -> str:
+    """How two would interfere, one measure before the others; shares of each of the two."""
+    words = {"sign_conflict": f"sign conflict {share(_at(known, 'sign_conflict', first, second))}"}
+    for name in ("overlap", "writes", "reads"):
+        there, back = _at(known, name, first, second), _at(known, name, second, first)
+        words[name] = f"{name} {percent(there)} / {share(back)}"
+    return ", ".join([words.pop(measure, ""), *words.values()]).lstrip(", ")
+
+
+def _at(known: Interference, measure: str, first: int, second: int) -> float:
+    return float(known.matrices[measure][first, second])
+
+
 def layer_words(
-    values: Mapping[str, float] | str, layer: str | None, measure: Measure, diff: Diff | None
+    values: Mapping[str, float] | str, layer: str | None, measure: Measure, whole: str = ""
 ) -> Text:
-    """What the layer under the cursor says, and how it compares with the others."""
+    """What the layer under the cursor says, how it compares with the others, then the whole."""
     if isinstance(values, str):
         return Text(clean(values))
     if not values:
@@ -159,24 +183,27 @@ def layer_words(
         text.append(clean(layer), style="bold")
         text.append(f"  {figure(measure, values[layer])}")
     least, most = (f(values, key=lambda name: values[name]) for f in (min, max))
-    extreme, word = (least, "least") if measure is COSINE else (most, "most")
+    extreme, word = (least, "least") if measure in (COSINE, COVERAGE) else (most, "most")
     if extreme == layer:
         text.append(f", the {word}")
     else:
         text.append(f"; {word} {figure(measure, values[extreme])} in {clean(extreme)}")
-    if diff is not None:
-        text.append(f"; in all {figure(measure, diff.total.get(measure.key, 0.0))}")
+    if whole:
+        text.append(f"; {whole}")
     return text
 
 
-def remedy_words(row: Remark | None, *, headers_only: bool) -> Text:
-    """All of the finding under the cursor."""
+def remedy_words(row: Remark | None, otherwise: str) -> Text:
+    """All of the finding under the cursor; without one, what is known instead."""
     if row is None:
-        more = " in the headers; 2 reads the tensors" if headers_only else ""
-        return Text(f"Nothing remarkable{more}.")
+        return Text(otherwise)
     text = Text(row.what, style="bold")
+    if row.rule:
+        text.append(f" {row.rule}", style="not bold")
     if row.remedy:
         text.append(f"\n{row.remedy}", style="not bold")
+    if row.fix:
+        text.append(f"\ny copies: {row.fix}", style="not bold")
     if row.where and row.where not in row.what:
         text.append(f"\n{tilde(row.where)}", style="not bold")
     return text
@@ -186,12 +213,31 @@ def apart_cells(row: Apart) -> list[Cell]:
     """Who stands apart."""
     tone = "warning" if row.score >= 10 else ""
     score = f"{row.score:.0f}" if row.score >= 9.95 else f"{row.score:.1f}"
-    return [(row.name, ""), (row.why, tone), (score, "muted")]
+    return [(row.name, ""), (row.short, tone), (score, "muted")]
+
+
+def group_cells(group: Group, likeness: Likeness, ascii_only: bool) -> list[Cell]:
+    """A group: its letter or mark, what it is, how many, the least cosine, who."""
+    mark = group.letter or GROUP_MARKS[group.kind]
+    return [
+        (_ASCII.get(mark, mark) if ascii_only else mark, "accent" if group.letter else "warning"),
+        (GROUP_WORDS[group.kind], "muted" if group.letter else ""),
+        (str(len(group.members)), ""),
+        (cosine_text(group.least), ""),
+        (group_names(group, likeness, ascii_only), ""),
+    ]
+
+
+def group_names(group: Group, likeness: Likeness, ascii_only: bool) -> str:
+    """Its members; those of a run in its order."""
+    between = (" > " if ascii_only else " → ") if group.kind == "run" else ", "
+    return between.join(likeness.names[i] for i in group.members)
 
 
 def finding_cells(row: Remark) -> list[Cell]:
     """A finding."""
-    return [(row.about, ""), (row.what, TONES[row.severity] if row.severity == "error" else "")]
+    words = f"{row.target}: {row.what}" if row.target else row.what
+    return [(row.about, ""), (words, TONES[row.severity] if row.severity == "error" else "")]
 
 
 def why_no_likeness(spectra: object) -> str:
@@ -227,4 +273,5 @@ def share(value: float) -> str:
 
 def figure(measure: Measure, value: float) -> str:
     """A figure of a layer with its unit."""
-    return share(value) if measure in (LOSS, DIFFERENCE) else measure.text(value)
+    shares = (LOSS, DIFFERENCE, COVERAGE)
+    return share(value) if measure in shares else measure.text(value)

@@ -56,6 +56,13 @@ class TasksPane(Vertical):
         self.border_title = f"Tasks of {clean(manifest.path.name)}"
         self.query_one("#task-facts", Static).update(facts(manifest))
 
+    def go_to(self, place: str, where: str) -> None:
+        """Put the cursor on the task at ``place`` (``DIR:TASK``), or whose file ``where`` names."""
+        for row, task in enumerate(self._table.rows):
+            if place.endswith(f":{task.id}") or where.endswith(task.file):
+                self._table.move_to(row)
+                return
+
     def keep(self) -> None:
         """Keep the task under the cursor, or let go of it."""
         if self.record is not None:

@@ -36,7 +36,8 @@ class Keys(Footer):
 
 
 def _action(key: Widget) -> str:
-    return key.action.rpartition(".")[2] if isinstance(key, FooterKey) else ""
+    """The name alone, without its place and its arguments."""
+    return key.action.partition("(")[0].rpartition(".")[2] if isinstance(key, FooterKey) else ""
 
 
 def _width(key: Widget) -> int:

@@ -1,7 +1,8 @@
-"""Everyone against everyone: a square of cosines, drawn cell by cell, of any number of adapters."""
+"""Everyone against everyone: a square of figures, drawn cell by cell, of any number of adapters."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
@@ -26,7 +27,7 @@ LEAST_NAME = 8
 
 
 class Matrix(Widget, can_focus=True):
-    """A symmetric matrix of cosines with a cursor in it.
+    """A matrix of cosines, or of other figures up to 1, with a cursor in it; NaN is not known.
 
     Rows carry a number, a name, and a letter where they belong to a group; columns the numbers.
     """
@@ -60,17 +61,25 @@ class Matrix(Widget, can_focus=True):
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up,k", "move(-1, 0)", "Up", show=False, id="matrix.up"),
-        Binding("down,j", "move(1, 0)", "Down", show=False, id="matrix.down"),
-        Binding("left,h", "move(0, -1)", "Left", show=False, id="matrix.left"),
-        Binding("right,l", "move(0, 1)", "Right", show=False, id="matrix.right"),
-        Binding("pageup", "page(-1)", "Page up", show=False, id="matrix.page_up"),
-        Binding("pagedown", "page(1)", "Page down", show=False, id="matrix.page_down"),
-        Binding("g,home", "edge(0)", "First row", show=False, id="matrix.first"),
-        Binding("G,end", "edge(1)", "Last row", show=False, id="matrix.last"),
+        Binding("up,k", "move(-1, 0)", "Up", show=False, id="matrix.up",
+                tooltip="The adapter above"),
+        Binding("down,j", "move(1, 0)", "Down", show=False, id="matrix.down",
+                tooltip="The adapter below"),
+        Binding("left,h", "move(0, -1)", "Left", show=False, id="matrix.left",
+                tooltip="The column before"),
+        Binding("right,l", "move(0, 1)", "Right", show=False, id="matrix.right",
+                tooltip="The next column"),
+        Binding("pageup", "page(-1)", "Page up", show=False, id="matrix.page_up",
+                tooltip="A page up"),
+        Binding("pagedown", "page(1)", "Page down", show=False, id="matrix.page_down",
+                tooltip="A page down"),
+        Binding("g,home", "edge(0)", "First row", show=False, id="matrix.first",
+                tooltip="First row"),
+        Binding("G,end", "edge(1)", "Last row", show=False, id="matrix.last",
+                tooltip="Last row"),
         Binding(
             "n", "next", "Next alike", show=False, id="matrix.next",
-            tooltip="The most similar pair, then the next",
+            tooltip="The pair of the largest figure, then the next",
         ),
     ]  # fmt: skip
 
@@ -145,14 +154,25 @@ class Matrix(Widget, can_focus=True):
             return
         here = tuple(sorted(self.cursor))
         pairs = [
-            (-float(self._values[self.order[y], self.order[x]]), y, x)
+            (-value, y, x)
             for y in range(len(self.order))
             for x in range(y + 1, len(self.order))
+            if (value := self._larger(self.order[y], self.order[x])) is not None
         ]
         pairs.sort()
+        if not pairs:
+            return
         places = [(y, x) for _, y, x in pairs]
         at = places.index(here) + 1 if here in places else 0
         self._go(*places[at % len(places)])
+
+    def _larger(self, first: int, second: int) -> float | None:
+        """Of a pair's two cells the larger value; None where neither is known."""
+        if self._values is None:
+            return None
+        there, back = float(self._values[first, second]), float(self._values[second, first])
+        known = [value for value in (there, back) if not math.isnan(value)]
+        return max(known, default=None)
 
     def _go(self, y: int, x: int) -> None:
         last = len(self.order) - 1
@@ -316,10 +336,9 @@ class Matrix(Widget, can_focus=True):
             style = self._part("quiet")
             if cursor and width > 2:
                 text = "[" + text[1:-1] + "]"
-        elif self._values is None:
-            text, style = "?".rjust(width), self._part("quiet")
+        elif math.isnan(value := self._value(row, x)):
+            text, style = self._unknown(width, cursor), self._part("quiet")
         else:
-            value = float(self._values[self.order[row], self.order[x]])
             text = self._text(value, width, cursor)
             style = base if width <= 2 and self._few_colours else self._heat(value)
             if width > 2 and not any(c.isdigit() for c in text):
@@ -329,6 +348,17 @@ class Matrix(Widget, can_focus=True):
         elif cursor and width <= 2:
             style = style + Style(reverse=True)
         return Segment(text, style)
+
+    def _value(self, row: int, x: int) -> float:
+        """What a cell shows; NaN where it is not known."""
+        if self._values is None:
+            return math.nan
+        return float(self._values[self.order[row], self.order[x]])
+
+    def _unknown(self, width: int, cursor: bool) -> str:
+        if width < WIDTHS[0]:
+            return "?".rjust(width)
+        return ("[" if cursor else " ") + "?".rjust(width - 2) + ("]" if cursor else " ")
 
     def _text(self, value: float, width: int, cursor: bool) -> str:
         if width <= 2:

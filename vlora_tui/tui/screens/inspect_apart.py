@@ -1,0 +1,73 @@
+"""Inspect's pane of outliers: who stands apart, in which modules, against what is usual."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from textual.app import ComposeResult
+from textual.containers import Vertical
+from textual.widgets import Static
+
+from vlora_tui.tui.inspecting import Apart, Kin
+from vlora_tui.tui.screens.inspect_lines import APART_COLUMNS, SORTS, apart_cells
+from vlora_tui.tui.widgets.table import Table
+
+REASONS = 3  # that are said below the table
+
+
+class ApartPane(Vertical):
+    """The outliers in a table, below why the one under the cursor is one."""
+
+    def __init__(self) -> None:
+        super().__init__(id="inspect-apart", classes="pane")
+        self.border_title = "Standing apart"
+        self._otherwise = ""
+
+    def compose(self) -> ComposeResult:
+        yield Table(APART_COLUMNS, apart_cells, key=lambda a: a.name, id="apart-table")
+        yield Static(id="apart-said", classes="said", markup=False)
+
+    @property
+    def row(self) -> Apart | None:
+        """The outlier under the cursor."""
+        return self._table.row
+
+    def show(
+        self, kin: Kin | None, found: Callable[[str], bool], sort: int, *, measured: bool
+    ) -> None:
+        """Show the outliers whose names are found, sorted by the column of that number."""
+        rows = [row for row in kin.apart if found(row.name)] if kin else []
+        keys: tuple[Callable[[Apart], object], ...] = (
+            lambda row: -row.score,
+            lambda row: -row.norm,
+            lambda row: row.name.lower(),
+        )
+        rows.sort(key=keys[sort])  # type: ignore[arg-type]
+        self._otherwise = (
+            "Nobody stands apart." if kin
+            else "Being worked out." if measured
+            else "Known when all layers are measured."
+        )  # fmt: skip
+        self._table.show(rows)
+        self.border_subtitle = f"by {SORTS[sort]}" if rows else ""
+        self._say()
+
+    def row_text(self) -> str | None:
+        """The outlier under the cursor as text."""
+        return None if self.row is None else f"{self.row.name}: {'; '.join(self.row.why)}"
+
+    def on_table_moved(self, event: Table.Moved) -> None:
+        event.stop()
+        self._say()
+
+    @property
+    def _table(self) -> Table[Apart]:
+        return self.query_one("#apart-table", Table)
+
+    def _say(self) -> None:
+        said = self._otherwise
+        if self.row is not None:
+            reasons = self.row.why
+            more = f"\nand in {len(reasons) - REASONS} more ways" if len(reasons) > REASONS else ""
+            said = "\n".join(reasons[:REASONS]) + more
+        self.query_one("#apart-said", Static).update(said)
