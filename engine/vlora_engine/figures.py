@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vlora_engine.codec.layout import MODULE_HEAD, open_floats
 from vlora_engine.errors import CorruptFileError, NotFoundError
 from vlora_engine.manifest import Manifest
 from vlora_engine.tensorfile import Header, read_bytes, read_header
@@ -56,7 +57,7 @@ def task_figures(manifest: Manifest, task_id: str) -> TaskFigures:
     if manifest.coding is None:
         norms, errors = (_figures(header, name, (count,)) for name in ("norms", "errors"))
     else:
-        norms, errors = _figures(header, "figures", (2, count))
+        norms, errors = _coded_figures(header, count)
     layers = tuple(manifest.layers[i].name for i in record.layers)
     return TaskFigures(task=task_id, layers=layers, norms=norms, errors=errors)
 
@@ -73,3 +74,18 @@ def _figures(header: Header, name: str, shape: tuple[int, ...]) -> Array:
         )
     figures = np.frombuffer(bytes(read_bytes(header, name)), dtype="<f4")
     return figures.reshape(shape).astype(np.float64)
+
+
+def _coded_figures(header: Header, count: int) -> tuple[Array, Array]:
+    """The figures that stand before the modules of a coded task."""
+    entry, head = header.entries.get("coded"), MODULE_HEAD * count
+    if entry is None or entry.nbytes < head:
+        raise CorruptFileError(
+            "The task's file does not hold the figures that its index speaks of.",
+            where=header.path,
+            expected=f"coded, {head} bytes or more",
+            found="nothing" if entry is None else f"{entry.nbytes} bytes",
+            remedy="restore it from a copy, or compress the adapters again",
+        )
+    figures = open_floats(bytes(read_bytes(header, "coded", head)), 4 * count, 2 * count)
+    return figures[:count], figures[count:]

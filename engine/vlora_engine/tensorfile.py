@@ -326,10 +326,10 @@ class FilePool:
 _POOL = FilePool()
 
 
-def read_bytes(header: Header, name: str) -> bytearray:
-    """The raw bytes of one tensor."""
+def read_bytes(header: Header, name: str, most: int | None = None) -> bytearray:
+    """The raw bytes of one tensor, or the first ``most`` of them."""
     entry = header.entries[name]
-    data = bytearray(entry.nbytes)
+    data = bytearray(entry.nbytes if most is None else min(most, entry.nbytes))
     if data:
         _POOL.pread_into(header.path, memoryview(data), entry.start, header.identity)
     return data

@@ -16,6 +16,7 @@ import numpy as np
 from vlora_engine.codec.algebra import svd
 from vlora_engine.codec.delta import Core
 from vlora_engine.codec.klt import SharedSide, from_scaled, stored_as, to_scaled
+from vlora_engine.codec.layout import open_floats
 from vlora_engine.codec.own import Directions, round_gains
 from vlora_engine.codec.tables import Array
 from vlora_engine.codec.vectors import decode_matrices, encode_matrices
@@ -291,14 +292,6 @@ def pack_floats(values: Array, fine: bool = False) -> bytes:
     """Three bytes each, fp32 without its last eight bits; ``fine`` ones as they are."""
     rounded = round_gains(values, fine=fine).astype("<f4")
     return rounded.view(np.uint8).reshape(-1, 4)[:, 0 if fine else 1 :].tobytes()
-
-
-def open_floats(raw: bytes, at: int, count: int, fine: bool = False) -> Array:
-    """The inverse: (count,) in fp64."""
-    width = 4 if fine else 3
-    whole = np.zeros((count, 4), dtype=np.uint8)
-    whole[:, 4 - width :] = np.frombuffer(raw, np.uint8, width * count, at).reshape(-1, width)
-    return whole.reshape(-1).view("<f4").astype(np.float64)
 
 
 def _open_directions(

@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from vlora_engine._version import __version__
 from vlora_engine.adapters import AdapterSource
 from vlora_engine.card import model_card
 from vlora_engine.codec.coding import Coding
+from vlora_engine.codec.tables import Array
 from vlora_engine.files import dump_json
 from vlora_engine.manifest import BasisFile, LayerSpec, Manifest, TaskRecord
 from vlora_engine.records import base_model_of
@@ -56,3 +59,11 @@ def overhead_bytes(
         header, _ = encode_header(task_layout(count, 10**6, record.rest_bytes))
         total += len(header) + MODULE_HEAD * count
     return total
+
+
+def open_floats(raw: bytes, at: int, count: int, fine: bool = False) -> Array:
+    """The inverse of `blobs.pack_floats`: (count,) in fp64."""
+    width = 4 if fine else 3
+    whole = np.zeros((count, 4), dtype=np.uint8)
+    whole[:, 4 - width :] = np.frombuffer(raw, np.uint8, width * count, at).reshape(-1, width)
+    return whole.reshape(-1).view("<f4").astype(np.float64)

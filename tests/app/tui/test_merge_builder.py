@@ -14,6 +14,7 @@ from textual.widgets import Static
 
 from tests.app.tui.test_export import Desk, form_lines, opened, settle, use, view, words
 from vlora_engine.errors import NotFoundError
+from vlora_engine.relations import Relations
 from vlora_tui import events
 from vlora_tui.jobs.watch import State
 from vlora_tui.tui.export_settings import MERGES
@@ -342,7 +343,7 @@ def test_the_measurement_is_that_of_the_engine(opened: Session) -> None:
 def test_what_spectra_show_already_is_told_before() -> None:
     same, apart = np.array([1.0, 0, 0]), np.array([-0.6, 0.8, 0])
     dw = np.stack([same, 5 * apart, np.array([0, 0, 1.0])])
-    likeness = Likeness(("a", "b", "c"), dw @ dw.T, (None,) * 3)
+    likeness = Likeness(("a", "b", "c"), Relations(dw @ dw.T), (None,) * 3)
     told = likeness_words(likeness, ["a", "b", "c"])
     assert "a and b, cosine -0.60; they pull against each other" in told
     assert "b is 5 times the size of" in told
