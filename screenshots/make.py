@@ -107,6 +107,9 @@ async def interface(folder: str) -> None:
         await pilot.press("5")
         await pilot.pause(1)
         look("export")
+        await pilot.press("m", "M")
+        await pilot.pause(1)
+        look("merge")
 
 
 def main() -> None:
