@@ -223,12 +223,19 @@ def test_pull_makes_a_directory_of_ones_own(
 # pushing
 
 
+@pytest.mark.parametrize("how", [("-k", "8"), ("--max-error", "0.1")], ids=["basis", "coded"])
 def test_push_publishes_a_subspace_that_comes_back_the_same(
-    cli: Cli, hub: Hub, tasks: list[str], runs: Path, tmp_path: Path, monkeypatch
+    cli: Cli,
+    hub: Hub,
+    tasks: list[str],
+    runs: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    how: tuple[str, str],
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     out = tmp_path / "subspace"
-    cli("compress", *tasks[:3], runs / "task03", "-o", out, "-k", "8")
+    cli("compress", *tasks[:3], runs / "task03", "-o", out, *how)
     dry = cli("push", out, "me/legal", "--dry-run", "--json").data
     assert "me/legal" not in hub.repos
     data = cli("push", out, "me/legal", "--private", "-m", "First.", "--json").data
@@ -251,12 +258,12 @@ def test_push_publishes_a_subspace_that_comes_back_the_same(
     assert "`mit`" in card
     assert "hf://me/legal" in card
 
-    index = json.loads(repo.files["subspace.json"])
-    sources = {row["id"]: row["source"]["path"] for row in index["tasks"]}
+    cli("pull", "hf://me/legal", "-o", tmp_path / "back")
+    sources = {name: task.source for name, task in read_manifest(tmp_path / "back").tasks.items()}
     assert sources["task00"] == f"{tasks[0]}@{commits(hub)['org/task00']}"
     assert sources["task03"] is None, "where it lay here is nobody's business"
-
-    cli("pull", "hf://me/legal", "-o", tmp_path / "back")
+    assert str(runs).encode() not in b"".join(repo.files.values())
+    assert runs.name.encode() not in repo.files["subspace.json"]
     assert cli("validate", tmp_path / "back", "--json").data["ok"]
     ours, theirs = SharedSubspace.load(out), SharedSubspace.load("hf://me/legal")
     for task in ours.tasks:

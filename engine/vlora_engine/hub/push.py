@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -190,7 +189,7 @@ def require_token(address: HubAddress) -> None:
 
 def _subspace_parcel(place: Path, address: HubAddress) -> Parcel:
     manifest = read_manifest(place)
-    files: dict[str, Path | bytes] = {INDEX: _public_index(place / INDEX)}
+    files: dict[str, Path | bytes] = {INDEX: _public_index(manifest)}
     files |= {b.name: place / b.name for b in manifest.basis}
     files |= {f"tasks/{t.file}": place / "tasks" / t.file for t in manifest.tasks.values()}
     entries = _task_entries(manifest, list(manifest.tasks))
@@ -287,17 +286,13 @@ def _task_entries(manifest: Manifest, tasks: Sequence[str]) -> list[Entry]:
     return entries
 
 
-def _public_index(path: Path) -> bytes:
+def _public_index(manifest: Manifest) -> bytes:
     """The index without the places on this machine that its tasks came from."""
-    try:
-        table = json.loads(path.read_bytes())
-    except OSError as error:
-        raise read_error(path, error) from None
-    for row in table["tasks"]:
-        source = row.get("source") or {}
-        if source.get("path") and not is_address(source["path"]):
-            source["path"] = None
-    return dump_json(table).encode()
+    tasks = {
+        name: task if task.source is None or is_address(task.source) else replace(task, source=None)
+        for name, task in manifest.tasks.items()
+    }
+    return dump_json(replace(manifest, tasks=tasks).as_json()).encode()
 
 
 def _private_bases(entries: Sequence[Entry]) -> Iterator[Finding]:
