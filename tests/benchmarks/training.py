@@ -18,7 +18,7 @@ from tests.benchmarks.measure import Bench
 from tests.benchmarks.table import Table
 
 HELD_OUT = ("double", "consonants", "sort")
-K, RANK, RATE = 16, 5, 0.1
+K, RANK, RATE = 32, 5, 0.05
 METHODS = ("delta", "columns")
 GOAL = "at least 0.90 of the gain with at most 10 % of the parameters"
 
