@@ -165,12 +165,16 @@ def test_every_command_takes_an_address(
     cli("module", tasks[0], tasks[1], next(iter(make.MODULES)))
     assert cli("spectra", *tasks, "-o", tmp_path / "spectra", "--json").data["layers"] == 4
 
+    assert cli("benchmark", whole, "--repeats", "1", "--json").data
+
+    cli("resize", tasks[0], "-o", tmp_path / "resized", "--rank", "2")
+    cli("resize", runs / "task00", "-o", tmp_path / "resized-here", "--rank", "2")
     cli("merge", *tasks[:2], "-o", tmp_path / "merged")
     cli("merge", runs / "task00", runs / "task01", "-o", tmp_path / "merged-here")
     cli("export", whole, "task03", "-o", tmp_path / "task03")
     cli("export", subspace, "task03", "-o", tmp_path / "task03-here")
-    for one, other in (("merged", "merged-here"), ("task03", "task03-here")):
-        assert read_tree(tmp_path / one) == read_tree(tmp_path / other)
+    for one in ("merged", "resized", "task03"):
+        assert read_tree(tmp_path / one) == read_tree(tmp_path / f"{one}-here")
     cli("remove", subspace, "task00")
     cli("add", subspace, tasks[0])
     record = read_manifest(subspace).tasks["task00"]
