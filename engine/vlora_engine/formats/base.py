@@ -8,15 +8,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from vlora_engine.adapters import AdapterSource, ModuleShape
+from vlora_engine.adapters import AdapterSource, ModuleShape, content_digest
 from vlora_engine.errors import NotFoundError, VLoRAError
 from vlora_engine.formats.config import CONFIG_NAME, parse_config, read_config_bytes
 from vlora_engine.formats.contents import SafetensorsContents
 from vlora_engine.formats.layout import Described
 from vlora_engine.health import Finding
 from vlora_engine.tensorfile import read_error
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # the preferred one first
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
@@ -50,6 +53,32 @@ class Inspection:
     nbytes: int
     findings: tuple[Finding, ...]
     identity: tuple[int, int, str]
+
+
+class FileAdapter:
+    """What every `AdapterSource` over a file has from the look at its headers."""
+
+    def __init__(self, inspection: Inspection) -> None:
+        self.path: Path | None = inspection.path
+        self.config = inspection.config
+        self.modules: Mapping[str, ModuleShape] = inspection.modules or {}
+        self.scales = inspection.scales
+        self.rest = inspection.rest
+        self.nbytes = inspection.nbytes
+        self.findings = inspection.findings
+        self.rank = inspection.rank
+
+    def read(self, module: str) -> tuple[Tensor, Tensor]:
+        """A (rank, d_in) and B (d_out, rank)."""
+        raise NotImplementedError
+
+    def read_rest(self) -> dict[str, Tensor]:
+        """The rest tensors, bit for bit."""
+        raise NotImplementedError
+
+    def digest(self) -> str:
+        """sha256 over the tensors and scales, the same as of the adapter in memory."""
+        return content_digest(self)
 
 
 class Format(Protocol):

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlora_engine.adapters import AdapterSource, ModuleShape, content_digest
+from vlora_engine.adapters import AdapterSource, ModuleShape
 from vlora_engine.errors import AdapterError, UnsupportedAdapterError
-from vlora_engine.formats.base import WEIGHTS, Inspection, Probe
+from vlora_engine.formats.base import WEIGHTS, FileAdapter, Inspection, Probe
 from vlora_engine.formats.gguf_header import GgufHeader, is_gguf, read_gguf_header
 from vlora_engine.health import Finding
 from vlora_engine.targets.architectures import ARCHITECTURES, Architecture
@@ -45,19 +45,11 @@ class GgufFormat:
         return GgufAdapter(*_read(probe))
 
 
-class GgufAdapter:
+class GgufAdapter(FileAdapter):
     """An `AdapterSource` over a GGUF file."""
 
-    rest: Mapping[str, Any] = {}
-
     def __init__(self, inspection: Inspection, header: GgufHeader, names: Names) -> None:
-        self.path: Path | None = inspection.path
-        self.config = inspection.config
-        self.modules: Mapping[str, ModuleShape] = inspection.modules or {}
-        self.scales = inspection.scales
-        self.nbytes = inspection.nbytes
-        self.findings = inspection.findings
-        self.rank = inspection.rank
+        super().__init__(inspection)
         self._header, self._names = header, names
 
     def read(self, module: str) -> tuple[Tensor, Tensor]:
@@ -72,10 +64,6 @@ class GgufAdapter:
     def read_rest(self) -> dict[str, Tensor]:
         """None: such a file holds A and B alone."""
         return {}
-
-    def digest(self) -> str:
-        """sha256 over the tensors and scales, the same as of the adapter in memory."""
-        return content_digest(self)
 
 
 class Names:

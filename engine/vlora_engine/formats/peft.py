@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlora_engine.adapters import AdapterSource, ModuleShape, content_digest
+from vlora_engine.adapters import AdapterSource
 from vlora_engine.errors import (
     AdapterError,
     NotFoundError,
     UnsupportedAdapterError,
     VLoRAError,
 )
-from vlora_engine.formats.base import PICKLES, WEIGHTS, Inspection, Probe
+from vlora_engine.formats.base import PICKLES, WEIGHTS, FileAdapter, Inspection, Probe
 from vlora_engine.formats.config import (
     Settings,
     check_peft_type,
@@ -36,18 +35,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class PeftAdapter:
+class PeftAdapter(FileAdapter):
     """An `AdapterSource` over a PEFT directory."""
 
     def __init__(self, inspection: Inspection, contents: Contents, layout: Layout) -> None:
-        self.path: Path | None = inspection.path
-        self.config = inspection.config
-        self.modules: Mapping[str, ModuleShape] = inspection.modules or {}
-        self.scales = inspection.scales
-        self.rest = inspection.rest
-        self.nbytes = inspection.nbytes
-        self.findings = inspection.findings
-        self.rank = inspection.rank
+        super().__init__(inspection)
         self._contents = contents
         self._layout = layout
 
@@ -61,10 +53,6 @@ class PeftAdapter:
     def read_rest(self) -> dict[str, Tensor]:
         """The rest tensors, bit for bit."""
         return {name: self._contents.read(name) for name in self.rest}
-
-    def digest(self) -> str:
-        """sha256 over the tensors and scales, the same as of the adapter in memory."""
-        return content_digest(self)
 
 
 class PeftFormat:

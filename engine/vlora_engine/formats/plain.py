@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlora_engine.adapters import AdapterSource, ModuleShape, content_digest
+from vlora_engine.adapters import AdapterSource
 from vlora_engine.errors import AdapterError, CorruptFileError
-from vlora_engine.formats.base import PICKLES, Inspection, Probe
+from vlora_engine.formats.base import PICKLES, FileAdapter, Inspection, Probe
 from vlora_engine.formats.contents import Contents, PickleContents, SafetensorsContents
 from vlora_engine.formats.layout import Described, Pair, check_name, pair_of
 from vlora_engine.formats.peft_save import ORIGIN, config_of_other_tool
@@ -49,7 +49,7 @@ class Parts:
     findings: tuple[Finding, ...] = ()
 
 
-class PlainAdapter:
+class PlainAdapter(FileAdapter):
     """An `AdapterSource` over such a file.
 
     Args:
@@ -59,14 +59,7 @@ class PlainAdapter:
     def __init__(
         self, inspection: Inspection, contents: Contents, parts: Parts, transposed: bool
     ) -> None:
-        self.path: Path | None = inspection.path
-        self.config = inspection.config
-        self.modules: Mapping[str, ModuleShape] = inspection.modules or {}
-        self.scales = inspection.scales
-        self.rest = inspection.rest
-        self.nbytes = inspection.nbytes
-        self.findings = inspection.findings
-        self.rank = inspection.rank
+        super().__init__(inspection)
         self._contents, self._pairs, self._transposed = contents, parts.pairs, transposed
 
     def read(self, module: str) -> tuple[Tensor, Tensor]:
@@ -81,10 +74,6 @@ class PlainAdapter:
     def read_rest(self) -> dict[str, Tensor]:
         """The rest tensors, bit for bit."""
         return {name: self._contents.read(name) for name in self.rest}
-
-    def digest(self) -> str:
-        """sha256 over the tensors and scales, the same as of the adapter in memory."""
-        return content_digest(self)
 
 
 @dataclass(frozen=True)
