@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlora_engine.budget import Choice, Prediction
+from vlora_engine.ranking import worst
 
 if TYPE_CHECKING:
     from vlora_engine.codec.outlook import Forecast, Outlook, Target
@@ -91,15 +92,16 @@ class Coded:
 def prediction_of(outlook: Outlook, forecast: Forecast) -> Prediction:
     """A forecast in the figures of any choice."""
     errors, nbytes = forecast.errors, int(outlook.nbytes(forecast))
+    task_errors = dict(zip(outlook.tasks, errors.tolist(), strict=True))
     return Prediction(
         mean_error=float(errors.mean()),
         max_error=float(errors.max(initial=0)),
-        worst_task=outlook.tasks[int(errors.argmax())],
+        worst_task=worst(task_errors) or "",
         variance=float((1 - np.square(errors)).mean()),
         nbytes=nbytes,
         ratio=outlook.input_bytes / max(1, nbytes),
         codec_ratio=outlook.codec_ratio(forecast),
-        task_errors=dict(zip(outlook.tasks, errors.tolist(), strict=True)),
+        task_errors=task_errors,
         layer_errors={
             layer.name: float(error)
             for layer, error in zip(outlook.layers, forecast.layer_errors, strict=True)
@@ -154,7 +156,7 @@ def losses_of_coding(outlook: Outlook, forecast: Forecast) -> tuple[Loss, ...]:
 
 def losses_of_choice(spectra: Spectra, choice: Choice) -> tuple[Loss, ...]:
     """The same for a choice of k; exact, and without bytes, which belong to all together."""
-    worst: list[tuple[str, float]] = [("", 0.0)] * len(spectra.tasks)
+    losses: list[dict[str, float]] = [{} for _ in spectra.tasks]
     for name, (k_a, k_b) in choice.k.items():
         layer = spectra.layers[name]
         residual = spectra.table(name, choice.method).at(k_a, k_b)
@@ -162,11 +164,12 @@ def losses_of_choice(spectra: Spectra, choice: Choice) -> tuple[Loss, ...]:
             residual, layer.energy, out=np.zeros(len(layer.energy)), where=layer.energy > 0
         )
         for i, error in zip(layer.tasks.tolist(), np.sqrt(share.clip(0)).tolist(), strict=True):
-            worst[i] = max(worst[i], (name, error), key=lambda own: own[1])
+            losses[i][name] = error
     errors = choice.prediction.task_errors
     return tuple(
-        Loss(task.name, errors[task.name], None, *own)
-        for task, own in zip(spectra.tasks, worst, strict=True)
+        Loss(task.name, errors[task.name], None, name, own.get(name, 0.0))
+        for task, own in zip(spectra.tasks, losses, strict=True)
+        for name in [worst(own) or ""]
     )
 
 

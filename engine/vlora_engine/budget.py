@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from vlora_engine.errors import ParameterError, TargetError
 from vlora_engine.packing import Quantization, named_quantization
+from vlora_engine.ranking import worst
 from vlora_engine.sizes import (
     ROUNDING,
     factor_bytes_16,
@@ -227,17 +228,18 @@ def predict(
         layer_errors[name] = float(_relative(own, layer.energy, noise).mean())
         payload += int(layer_bytes(method, layer, *pair, dtype, quantization))
     errors = _relative(residual, energy, noise)
+    task_errors = {t.name: float(e) for t, e in zip(spectra.tasks, errors, strict=True)}
     overhead = overhead_bytes(spectra, dtype, quantization)
     nbytes = payload + overhead + rest_bytes(spectra)
     return Prediction(
         mean_error=float(errors.mean()),
         max_error=float(errors.max()),
-        worst_task=spectra.tasks[int(errors.argmax())].name,
+        worst_task=worst(task_errors) or "",
         variance=float(1 - (errors**2).mean()),
         nbytes=nbytes,
         ratio=input_bytes(spectra) / nbytes,
         codec_ratio=factor_bytes_16(spectra) / (payload + overhead),
-        task_errors={t.name: float(e) for t, e in zip(spectra.tasks, errors, strict=True)},
+        task_errors=task_errors,
         layer_errors=layer_errors,
     )
 

@@ -24,6 +24,7 @@ from vlora_engine.base_model import BaseModel, Worn, quiet, worn_by_peft, worn_b
 from vlora_engine.errors import Cancelled, ParameterError
 from vlora_engine.progress import CancelCheck, Progress, ProgressCallback
 from vlora_engine.prompts import Prompt
+from vlora_engine.ranking import ranked
 
 if TYPE_CHECKING:
     from vlora_engine.subspace import SharedSubspace
@@ -244,8 +245,10 @@ def evaluate(
             scores.append(_score(base, task, text, texts, stranger))
         if progress is not None:
             progress(Progress(STAGE, done, len(pairs), task))
-    scores.sort(key=lambda score: (-score.compressed.kl, score.task))
-    return Evaluation(scores, sorted(base.unplaced))
+    return Evaluation(
+        ranked(scores, lambda score: score.compressed.kl, lambda score: score.task),
+        sorted(base.unplaced),
+    )
 
 
 def derangement(names: Sequence[str], seed: int) -> dict[str, str]:

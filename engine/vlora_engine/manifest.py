@@ -28,6 +28,7 @@ from vlora_engine.files import how_to_put_back
 from vlora_engine.health import Finding
 from vlora_engine.hub.address import is_address
 from vlora_engine.packing import Quantization, parse_quantization
+from vlora_engine.ranking import foremost
 from vlora_engine.tensorfile import ITEM_BYTES, read_error
 
 FORMAT = "vlora-subspace"
@@ -237,7 +238,7 @@ class Manifest:
     @property
     def worst(self) -> TaskRecord | None:
         """The task that lost most."""
-        return max(self.tasks.values(), key=lambda task: task.error, default=None)
+        return foremost(self.tasks.values(), lambda task: task.error, lambda task: task.id)
 
     @property
     def variance(self) -> float:

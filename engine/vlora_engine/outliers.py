@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from vlora_engine.ranking import ranked
 from vlora_engine.relations import Array, Relations, norms_of
 
 FEATURES = ("norm", "similarity")
@@ -124,7 +125,7 @@ def outliers_in(relations: Relations, threshold: float = THRESHOLD) -> list[Outl
     return [
         Outlier(
             index=i,
-            reasons=tuple(sorted(reasons[i], key=lambda reason: -reason.score)),
+            reasons=tuple(ranked(reasons[i], lambda reason: reason.score)),
             distance=math.sqrt(max(0.0, float(distance2[i]))),
             norm=float(relations.norms[i]),
             mean_similarity=float(likeness[i]),

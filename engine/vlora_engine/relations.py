@@ -21,6 +21,7 @@ Array = npt.NDArray[Any]
 
 VERSION = 2  # of the arrays; the first held `inner` alone
 _FAMILY = "family."
+_DIGITS = 9  # of cosines: those that differ later are equal, whatever machine summed them
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,8 @@ def clusters_of(cosines: Array, threshold: float) -> list[list[int]]:
     (chains of nearest neighbours: Benzecri 1982, Murtagh 1983). Every index is in one cluster.
     """
     n = len(cosines)
-    alike = np.array(cosines, dtype=np.float64)
+    threshold = round(threshold, _DIGITS)
+    alike = np.round(np.array(cosines, dtype=np.float64), _DIGITS)
     np.fill_diagonal(alike, -np.inf)
     clusters = {i: [i] for i in range(n)}
     waiting, chain = list(range(n)), list[int]()
@@ -241,7 +243,8 @@ def order_by_likeness(cosines: Array) -> list[int]:
     placed = np.zeros(n, dtype=bool)
     placed[0], order = True, [0]
     while len(order) < n:
-        following = int(np.where(placed, -np.inf, best).argmax())
+        left = np.where(placed, -np.inf, best)
+        following = int((left >= left.max() - 10.0**-_DIGITS).argmax())  # of equals the first
         placed[following] = True
         order.append(following)
         best = np.maximum(best, cosines[following])

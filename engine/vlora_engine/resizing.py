@@ -21,6 +21,7 @@ from vlora_engine.errors import Cancelled
 from vlora_engine.formats.peft_save import peft_config
 from vlora_engine.inner import canonical_svd, delta_error2, delta_norm2
 from vlora_engine.progress import CancelCheck, Progress, ProgressCallback
+from vlora_engine.ranking import worst
 from vlora_engine.similarity import not_finite
 from vlora_engine.sizing import Sizing
 
@@ -67,8 +68,9 @@ class ResizeReport:
     @property
     def worst(self) -> tuple[str, float]:
         """The module with the largest error, and that error; no name where no module errs."""
-        found = max(self.modules.items(), key=lambda item: item[1].error, default=None)
-        return ("", 0.0) if found is None or not found[1].error else (found[0], found[1].error)
+        errors = {name: module.error for name, module in self.modules.items()}
+        name = worst(errors)
+        return ("", 0.0) if name is None or not errors[name] else (name, errors[name])
 
     @property
     def ranks(self) -> tuple[int, int]:

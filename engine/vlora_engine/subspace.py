@@ -30,6 +30,7 @@ from vlora_engine.layer import Bases
 from vlora_engine.manifest import LayerSpec, Manifest, TaskRecord, read_manifest
 from vlora_engine.packing import BLOCK_SIZE, Quantization, quantization
 from vlora_engine.progress import ProgressCallback
+from vlora_engine.ranking import worst
 from vlora_engine.records import base_model_of
 from vlora_engine.spectrum import compute_spectra
 from vlora_engine.store import StoredSubspace, write_subspace, write_task
@@ -365,11 +366,10 @@ class SharedSubspace:
                 "layers": dict(projection.errors),
             }
         overall: dict[str, float] = {name: task["error"] for name, task in tasks.items()}
-        worst = max(overall, key=overall.__getitem__, default=None)
         return {
             "mean": sum(overall.values()) / max(1, len(overall)),
-            "max": overall[worst] if worst is not None else 0.0,
-            "worst_task": worst,
+            "max": max(overall.values(), default=0.0),
+            "worst_task": worst(overall),
             "tasks": tasks,
         }
 

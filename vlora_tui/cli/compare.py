@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vlora_engine.errors import ParameterError
+from vlora_engine.ranking import ranked
 from vlora_tui.cli import options as o
 from vlora_tui.cli.csv_file import Csv, CsvFile
 from vlora_tui.cli.errors import FOUND
@@ -195,7 +196,7 @@ def _show_similarity(out: Output, names: list[str], values: list[list[float]]) -
         out.table(("", "cosine of dW", *heads), rows)
         return
     pairs = [(values[i][j], names[i], names[j]) for i in range(len(names)) for j in range(i)]
-    pairs.sort(key=lambda pair: -pair[0])
+    pairs = ranked(pairs, lambda pair: pair[0])
     out.text(f"the most alike of {plural(len(pairs), 'pair')}")
     out.table(("cosine", "adapter", "and"), [(f"{v:.3f}", b, a) for v, a, b in pairs[:15]])
 

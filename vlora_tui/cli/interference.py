@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from vlora_engine.ranking import ranked
 from vlora_tui.cli import options as o
 from vlora_tui.cli.compare import find_all
 from vlora_tui.cli.csv_file import Csv, CsvFile
@@ -69,7 +70,7 @@ def _show_pairs(out: Output, names: list[str], matrices: dict[str, list[list[flo
         return max(overlap[i][j], overlap[j][i]) * conflict[i][j]
 
     pairs = [(i, j) for i in range(len(names)) for j in range(i + 1, len(names))]
-    pairs.sort(key=opposed, reverse=True)
+    pairs = ranked(pairs, opposed)
     rows = [
         (
             names[i],

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vlora_engine.ranking import ranked
 from vlora_tui import events
 from vlora_tui.cli import options as o
 from vlora_tui.cli.execute import execute
@@ -127,7 +128,7 @@ def show_plan(out: Output, data: dict[str, Any]) -> None:
     if sharing and saved > 0:
         out.text(f"sharing saves {size(saved)} against coding each by itself")
     out.text()
-    lost = sorted(choice["adapters"], key=lambda row: -row["error"])
+    lost = ranked(choice["adapters"], lambda row: row["error"], lambda row: row["task"])
     out.table(
         ("task", "error", "size", "worst module", "its error"),
         [

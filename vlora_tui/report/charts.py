@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from vlora_engine.ranking import ranked
 from vlora_engine.relations import order_by_likeness
 from vlora_tui.report import svg
 
@@ -82,7 +83,7 @@ def _sizes(sizes: dict[str, Any]) -> str:
 
 
 def _task_errors(subspace: dict[str, Any]) -> str:
-    tasks = sorted(subspace["tasks"], key=lambda task: -task["error"])
+    tasks = ranked(subspace["tasks"], lambda task: task["error"], lambda task: task["id"])
     return svg.bars(
         "Error of dW by task", [task["id"] for task in tasks], [task["error"] for task in tasks]
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlora_engine.errors import ParameterError, VLoRAError
+from vlora_engine.ranking import foremost
 from vlora_tui.comparing import Compared, analysis_data
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ def layer_rows(manifest: Manifest) -> list[dict[str, Any]]:
         own = energy[spec.name]
         total = sum(norm**2 for norm, _, _ in own)
         lost = sum((norm * error) ** 2 for norm, error, _ in own)
-        worst = max(own, key=lambda row: row[1], default=(0.0, 0.0, None))
+        worst = foremost(own, lambda row: row[1], lambda row: row[2]) or (0.0, 0.0, None)
         rows.append(
             {
                 "name": spec.name,

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from vlora_engine.ranking import ranked
 from vlora_tui.comparing import sameness, why
 from vlora_tui.sizes import size
 from vlora_tui.words import percent, plural, printable, times
@@ -131,7 +132,7 @@ def _likeness(analysis: Mapping[str, Any], plots: Mapping[str, str]) -> list[str
         ]
         return [*body, *_table(heads, rows)]
     pairs = [(values[i][j], names[j], names[i]) for i in range(len(names)) for j in range(i)]
-    pairs.sort(key=lambda pair: -pair[0])
+    pairs = ranked(pairs, lambda pair: pair[0])
     body += [f"The most alike of {plural(len(pairs), 'pair')}:", ""]
     return [
         *body,
@@ -174,7 +175,7 @@ def _outliers(analysis: Mapping[str, Any], plots: Mapping[str, str]) -> list[str
             reason["family"] or "all modules",
             why({**reason, "family": None}),
         )
-        for row in sorted(analysis["outliers"], key=lambda row: -row["z_score"])
+        for row in ranked(analysis["outliers"], lambda row: row["z_score"], lambda row: row["name"])
         for first, reason in zip([True] + [False] * 99, row["reasons"], strict=False)
     ]
     return [*body, *_table(("adapter", "score", "modules", "why"), rows)]

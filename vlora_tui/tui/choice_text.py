@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vlora_engine.ranking import ranked, worst
 from vlora_tui.tui.session import Choosing, Figures
 from vlora_tui.tui.words import size
 
@@ -60,7 +61,7 @@ def _closer(own: Prediction, rivals: Sequence[Figures | None]) -> str:
     better = [(r, p) for r, p in known if p.mean_error < CLEARLY * own.mean_error]
     if not better:
         return ""
-    best, its = min(better, key=lambda pair: pair[1].mean_error)
+    best, its = ranked(better, lambda pair: pair[1].mean_error, largest=False)[0]
     alone = best.coded is not None and (best.choosing.method == "own" or not _sharing(best))
     about = "" if best.is_exact else "~"
     return (
@@ -160,7 +161,7 @@ def _layer_difference(now: Choice, other: Choice, short: dict[str, str]) -> str:
 
 def worst_layer(prediction: Prediction, short: dict[str, str]) -> str:
     """The module with the largest error, and that."""
-    if not prediction.layer_errors:
+    name = worst(prediction.layer_errors)
+    if name is None:
         return ""
-    name = max(prediction.layer_errors, key=lambda n: prediction.layer_errors[n])
     return f"{percent(prediction.layer_errors[name])} {short.get(name, name)}"

@@ -18,6 +18,7 @@ import numpy as np
 
 from vlora_engine.families import module_families
 from vlora_engine.outliers import Reason, outliers_in
+from vlora_engine.ranking import ranked, worst
 from vlora_engine.relations import (
     Array,
     Relations,
@@ -68,17 +69,18 @@ class Likeness:
     def groups(self, threshold: float) -> list[Group]:
         """Those of two or more of which any two are at least that alike, the largest first."""
         found = [m for m in clusters_of(self.cosines, threshold) if len(m) > 1]
-        rows = sorted(((-len(m), -self.least(m), m) for m in found), key=lambda row: row[:2])
+        alike = ranked(((self.least(m), m) for m in found), lambda row: row[0])
+        rows = sorted(alike, key=lambda row: -len(row[1]))
         alone = len(self.names) - sum(len(members) for members in found)
         return [
             Group(
                 kind="alike",
                 members=tuple(members),
-                least=-least,
-                how=f"every two at a cosine of {-least:.2f} or more; {alone} like no other",
+                least=least,
+                how=f"every two at a cosine of {least:.2f} or more; {alone} like no other",
                 letter=LETTERS[i] if i < len(LETTERS) else "+",
             )
-            for i, (_, least, members) in enumerate(rows)
+            for i, (least, members) in enumerate(rows)
         ]
 
     def least(self, members: Sequence[int]) -> float:
@@ -189,7 +191,7 @@ def kin_of(likeness: Likeness, spectra: Spectra) -> Kin:
         for found in outliers_in(likeness.relations)
     ]
     groups = [_copies(likeness, one) for one in copies] + [_run(likeness, run) for run in runs]
-    return Kin(tuple(sorted(apart, key=lambda row: -row.score)), tuple(groups))
+    return Kin(tuple(ranked(apart, lambda row: row.score, lambda row: row.name)), tuple(groups))
 
 
 def _copies(likeness: Likeness, found: Duplicates) -> Group:
@@ -235,7 +237,7 @@ def module_of_family(spectra: Spectra, task: int, reason: Reason) -> str | None:
     families = module_families(spectra.layer_names)
     own = [name for name in sizes if families.get(name) == reason.family]
     small = reason.feature == "norm" and reason.value < reason.typical
-    return (min if small else max)(own, key=lambda name: sizes[name], default=None)
+    return worst({name: sizes[name] for name in own}, largest=not small)
 
 
 def natural(names: Iterable[str]) -> list[str]:

@@ -22,6 +22,7 @@ from vlora_engine.codec.rates import pair
 from vlora_engine.codec.tables import Array
 from vlora_engine.errors import CorruptFileError, TargetError
 from vlora_engine.files import write_file
+from vlora_engine.ranking import worst
 
 FINEST, COARSEST = 2.0**-28, 2.0**1  # steps that are looked at
 FINEST_SHARED = 2.0**-22  # what is shared is larger than its members: integers are 32 bits wide
@@ -210,8 +211,14 @@ class Outlook:
             energy = self.energy[i]
             share = np.divide(part.errors**2, energy, out=np.zeros(len(energy)), where=energy > 0)
             errors[i, layer.tasks] = np.sqrt(share)[layer.tasks]
-        worst = errors.argmax(axis=0) if len(self.layers) else []
-        return [(self.layers[i].name, float(errors[i, j])) for j, i in enumerate(worst)]
+        names = [layer.name for layer in self.layers]
+        found = []
+        for own in errors.T.tolist():
+            by_name = dict(zip(names, own, strict=True))
+            name = worst(by_name)
+            if name is not None:
+                found.append((name, by_name[name]))
+        return found
 
     def saved_bytes(self, index: int, mode: Mode, steps: Array) -> int:
         """What a group saves on a layer against coding its members alone, the error in bytes."""

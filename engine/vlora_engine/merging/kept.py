@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from vlora_engine.inner import Factors, delta_norm2
 from vlora_engine.merging.space import Change
+from vlora_engine.ranking import worst
 
 
 @dataclass(frozen=True)
@@ -68,13 +69,13 @@ def kept_of(modules: Mapping[str, ModuleKept], norms2: Mapping[str, float]) -> K
         return Kept(0.0, 0.0, 0.0, "", 0.0, 0.0)
     inner = math.fsum(one.inner for one in lively.values())
     cosines = {n: _share(one.inner, math.sqrt(one.norm2 * norms2[n])) for n, one in lively.items()}
-    worst = min(cosines, key=lambda name: (cosines[name], name))
+    module = worst(cosines, largest=False) or ""
     return Kept(
         cosine=_share(inner, math.sqrt(size2 * merged2)),
         strength=inner / size2,
         energy=_share(math.fsum(one.inside for one in lively.values()), size2),
-        worst_module=worst,
-        worst_cosine=cosines[worst],
+        worst_module=module,
+        worst_cosine=cosines[module],
         worst_energy=min(_share(one.inside, one.norm2) for one in lively.values()),
     )
 

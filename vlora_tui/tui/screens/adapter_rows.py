@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.errors import ParameterError, VLoRAError
+from vlora_engine.ranking import by_number
 from vlora_tui.recipe import parse_bytes
 from vlora_tui.tui.widgets.table import Cell, Column
 from vlora_tui.tui.words import clean, number, plural, size
@@ -107,7 +108,7 @@ class Row:
         """What a column sorts by: what is not known comes last."""
         info = self.info
         values: dict[str, Any] = {
-            "name": _natural(self.name),
+            "name": by_number(self.name),
             "base": self.base and self.base.casefold(),
             "rank": info and info.rank,
             "alpha": info and info.alpha,
@@ -251,9 +252,3 @@ _KINDS: dict[str, Callable[[Row, set[str]], bool]] = {
     "adapter": lambda row, marked: not row.is_subspace,
     "remarkable": lambda row, marked: bool(row.findings),
 }
-
-
-def _natural(text: str) -> tuple[tuple[int, Any], ...]:
-    """Sorts ``checkpoint-500`` before ``checkpoint-1000``."""
-    parts = re.split(r"(\d+)", text.casefold())
-    return tuple((1, int(p)) if p.isdecimal() else (0, p) for p in parts if p)

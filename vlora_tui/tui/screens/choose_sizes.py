@@ -17,6 +17,7 @@ from rich.text import Text
 from vlora_engine.budget import Prediction
 from vlora_engine.codec.curves import CODED, PLAIN, curve_of, ladder
 from vlora_engine.errors import VLoRAError
+from vlora_engine.ranking import ranked
 from vlora_engine.sizes import factor_bytes_16, input_bytes, rest_bytes
 from vlora_tui.forecasts import EVERYBODY, Coded, Loss, losses_of_choice
 from vlora_tui.tui.choice_text import percent, plain_percent
@@ -260,7 +261,8 @@ class Sizes:
                 losses = figures.coded.losses
             elif figures.choice is not None:
                 losses = losses_of_choice(self.spectra, figures.choice)
-            self._losses = figures, tuple(sorted(losses, key=lambda loss: -loss.error))
+            ordered = ranked(losses, lambda loss: loss.error, lambda loss: loss.task)
+            self._losses = figures, tuple(ordered)
         return self._losses[1]
 
     def _lacking(self) -> str:
@@ -313,7 +315,7 @@ def methods_text(methods: Sequence[Figures | None]) -> Text:
     text.append(
         ", ".join(
             f"{own.choosing.method} {'' if own.is_exact else '~'}{percent(prediction.mean_error)}"
-            for prediction, own in sorted(known, key=lambda pair: pair[0].mean_error)
+            for prediction, own in ranked(known, lambda pair: pair[0].mean_error, largest=False)
         )
     )
     return text.append("\n")

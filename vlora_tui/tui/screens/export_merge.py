@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import ClassVar
@@ -15,6 +16,7 @@ from textual.widgets import Static
 
 from vlora_engine.errors import VLoRAError
 from vlora_engine.merging.registry import MergeMethod, MergeParameter
+from vlora_engine.ranking import ranked
 from vlora_tui.tui.export_recipes import parse_layers
 from vlora_tui.tui.export_settings import (
     DTYPES,
@@ -233,10 +235,12 @@ def likeness_words(likeness: Likeness | None, names: Sequence[str]) -> str:
 
     names = [likeness.names[i] for i in at]
     cosines, sizes = likeness.cosines[np.ix_(at, at)], likeness.norms[at]
-    i, j = divmod(int(np.argmin(cosines)), len(at))
-    words = f"Least alike: {names[min(i, j)]} and {names[max(i, j)]}, cosine {cosines[i, j]:.2f}"
+    pairs = itertools.combinations(range(len(at)), 2)
+    i, j = ranked(pairs, lambda pair: cosines[pair], largest=False)[0]
+    words = f"Least alike: {names[i]} and {names[j]}, cosine {cosines[i, j]:.2f}"
     words += "; they pull against each other. " if cosines[i, j] < OPPOSED else ". "
-    largest, least = int(sizes.argmax()), int(sizes.argmin())
+    by_size = ranked(range(len(at)), lambda i: sizes[i])
+    largest, least = by_size[0], by_size[-1]
     if sizes[largest] >= OUTVOTES * sizes[least] > 0:
         words += (
             f"{names[largest]} is {sizes[largest] / sizes[least]:.2g} times the size of "

@@ -8,6 +8,7 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.widgets import Static
 
+from vlora_engine.ranking import ranked
 from vlora_tui.tui.inspecting import Apart, Kin
 from vlora_tui.tui.screens.inspect_lines import APART_COLUMNS, SORTS, apart_cells
 from vlora_tui.tui.widgets.table import Table
@@ -37,18 +38,17 @@ class ApartPane(Vertical):
     ) -> None:
         """Show the outliers whose names are found, sorted by the column of that number."""
         rows = [row for row in kin.apart if found(row.name)] if kin else []
-        keys: tuple[Callable[[Apart], object], ...] = (
-            lambda row: -row.score,
-            lambda row: -row.norm,
-            lambda row: row.name.lower(),
+        figures: tuple[Callable[[Apart], float], ...] = (
+            lambda row: row.score,
+            lambda row: row.norm,
+            lambda row: 0.0,  # all alike: the names alone decide
         )
-        rows.sort(key=keys[sort])  # type: ignore[arg-type]
         self._otherwise = (
             "Nobody stands apart." if kin
             else "Being worked out." if measured
             else "Known when all layers are measured."
         )  # fmt: skip
-        self._table.show(rows)
+        self._table.show(ranked(rows, figures[sort], lambda row: row.name))
         self.border_subtitle = f"by {SORTS[sort]}" if rows else ""
         self._say()
 

@@ -12,6 +12,7 @@ from textual.message import Message
 from textual.widgets import Static
 
 from vlora_engine.errors import VLoRAError
+from vlora_engine.ranking import worst
 from vlora_tui.tui import inspecting
 from vlora_tui.tui.inspecting import Coverage, Diff
 from vlora_tui.tui.screens.inspect_asking import Arguments, AskingPane, shell_command
@@ -183,7 +184,7 @@ class LayersPane(AskingPane):
                 for name, value in values.items()
             }
             if self._layer not in values:
-                self._layer = max(values, key=lambda name: values[name], default=None)
+                self._layer = worst(values)
             self._heatmap.show(arrange(inspecting.natural(values)), cells, self._layer)
         self._say()
         self.post_message(self.Drawn())

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from rich.text import Text
 
+from vlora_engine.ranking import worst
 from vlora_tui.tui.inspecting import Apart, Group, Interference, Likeness
 from vlora_tui.tui.remarks import Remark
 from vlora_tui.tui.widgets.table import Cell, Column
@@ -182,11 +183,11 @@ def layer_words(
     if layer is not None and layer in values:
         text.append(clean(layer), style="bold")
         text.append(f"  {figure(measure, values[layer])}")
-    least, most = (f(values, key=lambda name: values[name]) for f in (min, max))
-    extreme, word = (least, "least") if measure in (COSINE, COVERAGE) else (most, "most")
+    word = "least" if measure in (COSINE, COVERAGE) else "most"
+    extreme = worst(values, largest=word == "most")
     if extreme == layer:
         text.append(f", the {word}")
-    else:
+    elif extreme is not None:
         text.append(f"; {word} {figure(measure, values[extreme])} in {clean(extreme)}")
     if whole:
         text.append(f"; {whole}")

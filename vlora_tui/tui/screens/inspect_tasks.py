@@ -9,6 +9,7 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.widgets import Static
 
+from vlora_engine.ranking import ranked
 from vlora_tui.tui.screens.inspect_lines import TASK_COLUMNS, facts, task_cells
 from vlora_tui.tui.widgets.table import Cell, Table
 from vlora_tui.tui.words import clean
@@ -45,13 +46,12 @@ class TasksPane(Vertical):
     def show(self, manifest: Manifest, found: Callable[[str], bool], sort: int) -> None:
         """Show the tasks whose names are found, sorted by the column of that number."""
         rows = [task for task in manifest.tasks.values() if found(clean(task.id))]
-        keys: tuple[Callable[[TaskRecord], object], ...] = (
-            lambda task: -task.error,
-            lambda task: -task.norm,
-            lambda task: task.id.lower(),
+        figures: tuple[Callable[[TaskRecord], float], ...] = (
+            lambda task: task.error,
+            lambda task: task.norm,
+            lambda task: 0.0,  # all alike: the names alone decide
         )
-        rows.sort(key=keys[sort])  # type: ignore[arg-type]
-        self._table.show(rows)
+        self._table.show(ranked(rows, figures[sort], lambda task: task.id))
         self.border_subtitle = f"by {TASK_SORTS[sort]}"
         self.border_title = f"Tasks of {clean(manifest.path.name)}"
         self.query_one("#task-facts", Static).update(facts(manifest))

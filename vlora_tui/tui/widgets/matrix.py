@@ -15,6 +15,7 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
+from vlora_engine.ranking import ranked
 from vlora_tui.tui.widgets.heatmap import few_colours, heat_style
 
 if TYPE_CHECKING:
@@ -154,15 +155,14 @@ class Matrix(Widget, can_focus=True):
             return
         here = tuple(sorted(self.cursor))
         pairs = [
-            (-value, y, x)
+            (value, y, x)
             for y in range(len(self.order))
             for x in range(y + 1, len(self.order))
             if (value := self._larger(self.order[y], self.order[x])) is not None
         ]
-        pairs.sort()
         if not pairs:
             return
-        places = [(y, x) for _, y, x in pairs]
+        places = [(y, x) for _, y, x in ranked(pairs, lambda pair: pair[0])]
         at = places.index(here) + 1 if here in places else 0
         self._go(*places[at % len(places)])
 
