@@ -25,6 +25,7 @@ from vlora_engine.inner import (
 
 dims = st.integers(1, 12)
 seeds = st.integers(0, 2**31)
+EPS = torch.finfo(torch.float64).eps
 
 
 def factors(r: int, d_in: int, d_out: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -39,11 +40,15 @@ def test_inner_norm_and_error_equal_dense_arithmetic(r1, r2, d_in, d_out, seed):
     a1, b1 = factors(r1, d_in, d_out, seed)
     a2, b2 = factors(r2, d_in, d_out, seed + 1)
     w1, w2 = b1 @ a1, b2 @ a2
-    size = float(w1.norm() * w2.norm()) + 1
-    assert abs(float(delta_inner(a1, b1, a2, b2) - (w1 * w2).sum())) < 1e-12 * size
-    assert float(delta_norm2(a1, b1)) == pytest.approx(float(w1.square().sum()), rel=1e-11)
-    expected = float((w1 - w2).square().sum())
-    assert float(delta_error2(a1, b1, a2, b2)) == pytest.approx(expected, rel=1e-10, abs=1e-20)
+    # A sum of products rounds by eps per step, against the factors' norms: dW itself may cancel.
+    size1, size2 = (float(a.norm() * b.norm()) for a, b in ((a1, b1), (a2, b2)))
+    rounding = 8 * (r1 + r2 + d_in + d_out) * EPS
+    inner = float(delta_inner(a1, b1, a2, b2) - (w1 * w2).sum())
+    assert abs(inner) <= rounding * size1 * size2
+    norm2 = float(w1.square().sum())
+    assert float(delta_norm2(a1, b1)) == pytest.approx(norm2, rel=0, abs=rounding * size1**2)
+    error2, bound = float((w1 - w2).square().sum()), rounding * (size1 + size2) ** 2
+    assert float(delta_error2(a1, b1, a2, b2)) == pytest.approx(error2, rel=0, abs=bound)
 
 
 def test_batches_are_the_single_results():
@@ -54,7 +59,13 @@ def test_batches_are_the_single_results():
     a_hat[2] += 0.1
     batch = delta_error2(a, b, a_hat, b_hat)
     single = torch.stack([delta_error2(a[i], b[i], a_hat[i], b_hat[i]) for i in range(4)])
-    torch.testing.assert_close(batch, single, rtol=1e-9, atol=1e-28)
+    # Through QR a norm keeps to eps ||B|| ||A||, times the steps of its sums: of a difference of
+    # 1e-9 that leaves five digits or more; those that follow depend on the machine's kernels.
+    size = a.norm(dim=(1, 2)) * b.norm(dim=(1, 2))
+    rounding = (3 + 3 + 7 + 5) * EPS * size
+    assert ((batch.sqrt() - single.sqrt()).abs() <= rounding).all()
+    assert single[1].sqrt() > 1e4 * rounding[1]
+    assert (single[[0, 3]].sqrt() <= rounding[[0, 3]]).all()
     torch.testing.assert_close(delta_inner(a, b, a, b), delta_norm2(a, b))
 
 

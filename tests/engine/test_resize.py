@@ -64,7 +64,11 @@ def test_raising_a_rank_changes_no_bit_of_dw() -> None:
         assert torch.equal(larger.lora_a[name][:3], weights.lora_a[name])
         assert torch.equal(larger.lora_b[name][:, :3], weights.lora_b[name])
         assert not larger.lora_a[name][3:].any()
-        torch.testing.assert_close(larger.delta(name), weights.delta(name), rtol=1e-12, atol=0)
+        # zeros are added, perhaps in another order of the sums: a rounding of each summand
+        a, b = weights.lora_a[name].double(), weights.lora_b[name].double()
+        summed = weights.scales[name] * b.abs() @ a.abs()
+        change = (larger.delta(name) - weights.delta(name)).abs()
+        assert (change <= 8 * torch.finfo(torch.float64).eps * summed).all()
     assert (report.error, report.kept) == (0.0, 1.0)
 
 
