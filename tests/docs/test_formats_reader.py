@@ -102,6 +102,20 @@ def test_packed_without_a_second_level(reader: types.SimpleNamespace, tmp_path: 
     read_all(reader, tmp_path / "s")
 
 
+@pytest.mark.parametrize("options", [{}, {"quantize": "nf4"}, {"method": "flat"}])
+def test_a_basis_in_several_files(
+    reader: types.SimpleNamespace,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[str, str],
+) -> None:
+    monkeypatch.setattr("vlora_engine.store.MAX_SHARD_BYTES", 200)
+    settings = {"method": "delta", "num_components": 5, "dtype": "fp16", **options}
+    out = saved(mixed(), tmp_path / "s", **settings)
+    assert len(read_manifest(out).basis) > 1
+    read_all(reader, out)
+
+
 def test_modules_that_the_basis_lacks(reader: types.SimpleNamespace, tmp_path: Path) -> None:
     first = "transformer.h.0.attn.c_proj"
     known = {f"t{i}": make.weights({first: (12, 12)}, seed=i) for i in range(3)}
