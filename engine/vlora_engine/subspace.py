@@ -347,9 +347,9 @@ class SharedSubspace:
     ) -> None:
         """Turn the basis towards one more adapter without reading the others, k as it is.
 
-        The incremental update is exact (SCIENCE: Brand 2006 with the mean row of Ross et al.
-        2008): where k covers the rank it equals a full rebuild. What the other tasks lose is
-        bounded, not measured.
+        The incremental update is exact (Brand 2006, with the mean row of Ross et al. 2008; see
+        docs/mathematics.md#growing): where k covers the rank it equals a full rebuild. What the
+        other tasks lose is bounded, not measured.
         """
         from vlora_engine.grow import absorb_incremental
 

@@ -1,4 +1,4 @@
-"""The command lines of DESIGN.md and of both peers work as they are."""
+"""Our own command lines and those of both peers work as they are."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class Shape:
         return f"made-v{VERSION}-{self.modules}x{self.width}-r{self.rank}"
 
 
-LARGE = Shape(modules=64, width=1024, rank=16)  # 8.4 MB, as PEERS.md's
+LARGE = Shape(modules=64, width=1024, rank=16)  # 8.4 MB each, as the peers were first measured with
 SMALL = Shape(modules=64, width=32, rank=4)  # the same header, few numbers
 
 

@@ -112,7 +112,7 @@ def limits(spectra: Spectra, rows: list[Row]) -> dict[int, dict[str, float]]:
     """Root mean square errors at `delta`'s k: ours, and what no orthonormal bases can beat.
 
     The energy outside the best k_b directions on one side, or outside the best k_a on the other,
-    whichever is more, is lost by any pair of bases of this size (SCIENCE.md 3.9).
+    whichever is more, is lost by any pair of bases of this size (docs/mathematics.md#bounds).
     """
     found = {}
     effective = sum(1 for weight in spectra.weights if weight > 0)

@@ -164,7 +164,7 @@ def test_incremental_equals_batch(sizes, center, seed):
 
 
 def test_incremental_is_exact_with_as_many_components_as_the_data_have():
-    """The case that costs the first library half of the variance (SCIENCE.md 3.11)."""
+    """The case that costs the first library half of the variance (docs/mathematics.md#growing)."""
     rows = planted(60, 40, 6)
     components, values, mean, _ = fold(rows, [1] * 50, 10, k=6)
     expected = compute_svd(rows, 6)

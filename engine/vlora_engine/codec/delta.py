@@ -1,10 +1,10 @@
-"""A group that shares the subspaces of dW: U and V once, a small core a task (SCIENCE.md 3.5).
+"""A group that shares the subspaces of dW: U and V once, a small core a task.
 
 The columns of U are the directions along which the group's weight changes have most energy, all
 adapters at unit norm; a column is coded as long as it is with the root of that energy, in the same
 steps as everything else, so that an error in it is an error of dW. Cores are taken after the
 columns were rounded, in coordinates that are orthonormal again: what rounding has bent costs a
-little subspace, and nothing else.
+little subspace, and nothing else (docs/mathematics.md#shared-columns).
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""A cluster of related adapters: a rotation across them, then the step (SCIENCE.md 3.4).
+"""A cluster of related adapters: a rotation across them, then the step.
 
 A and B of every adapter, in their own gauge, are weighted by the root of the other side's mean
 Gram, so that an error in them is an error of dW to first order. The Karhunen-Loeve transform
 across the adapters turns N of them into N principal ones, most of them almost nothing where the
 adapters are checkpoints of one run; each of these is rotated along its rank, and its rows are
-quantized in the same steps as everything else.
+quantized in the same steps as everything else (docs/mathematics.md#related-adapters).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A step is given relative to ||dW|| of a task. Of every task's own singular directions the energies
 are kept; of every group that may share, bits and errors on a grid of steps. At a step, each layer
 takes whatever has the least error plus price times bits, the price that the step itself stands
-for: one multiplier for everything (SCIENCE.md 3.6).
+for: one multiplier for everything (docs/mathematics.md#choosing-what-is-shared).
 """
 
 from __future__ import annotations

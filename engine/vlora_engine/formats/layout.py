@@ -1,6 +1,6 @@
 """From the keys and shapes of a PEFT file to modules and rest tensors; no tensor data, no torch.
 
-Key forms (FORMATS.md): ``<module>.lora_A.weight`` and ``.lora_B.weight`` of linear maps and
+Key forms are those of PEFT: ``<module>.lora_A.weight`` and ``.lora_B.weight`` of linear maps and
 convolutions, ``<module>.lora_embedding_A`` and ``_B`` of embeddings, each perhaps with an adapter's
 name inside (``lora_A.default.weight``). Everything else is a rest tensor, under its full key.
 """
