@@ -12,11 +12,12 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from vlora_engine.errors import OutputExistsError, StorageError, VLoRAError
+from vlora_engine.errors import ConflictError, OutputExistsError, StorageError, VLoRAError
+from vlora_engine.locks import is_held, writing
 from vlora_engine.tensorfile import close_below, read_error, write_error
 
 try:
@@ -161,7 +162,14 @@ def how_to_put_back(final: Path) -> str | None:
     return f"its replacement was cut short and the former one is still there: {words}"
 
 
+def is_being_replaced(final: Path) -> bool:
+    """Whether ``final`` is missing for this moment only, as a new one is taking its place."""
+    return os.path.lexists(former_path(final)) and not os.path.lexists(final) and is_held(final)
+
+
 def _is_being_written(final: Path) -> bool:
+    if is_held(final):
+        return True
     for partial in final.parent.glob(f"{glob.escape(partial_path(final, '').name)}*"):
         if partial == former_path(final) or not partial.is_dir():
             continue
@@ -210,7 +218,7 @@ def new_directory(
 
 @contextmanager
 def sole_writer(partial: Path, final: Path) -> Iterator[None]:
-    """Make ``partial`` where it is missing, and hold it against every other writer.
+    """Make ``partial`` where it is missing, and hold it and ``final`` against every other writer.
 
     The lock ends with the process, however that ends. A system or disk without such locks holds
     nothing.
@@ -218,24 +226,25 @@ def sole_writer(partial: Path, final: Path) -> Iterator[None]:
     Raises:
         StorageError: Another process, or thread, is writing ``final`` right now.
     """
-    held = None
-    try:
-        while held is None:
-            partial.mkdir(parents=True, exist_ok=True)
-            held = _lock(partial)
-    except BlockingIOError:
-        raise StorageError(
-            "Another process is writing this output right now.",
-            where=final,
-            remedy="wait until it is done, or choose another output",
-        ) from None
-    except OSError as error:
-        raise write_error(final, error) from None
-    try:
-        yield
-    finally:
+    with ExitStack() as locks:
+        held = None
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            locks.enter_context(writing(final))
+            while held is None:
+                partial.mkdir(parents=True, exist_ok=True)
+                held = _lock(partial)
+        except (ConflictError, BlockingIOError):
+            raise StorageError(
+                "Another process is writing this output right now.",
+                where=final,
+                remedy="wait until it is done, or choose another output",
+            ) from None
+        except OSError as error:
+            raise write_error(final, error) from None
         if held >= 0:
-            os.close(held)
+            locks.callback(os.close, held)
+        yield
 
 
 def _lock(directory: Path) -> int | None:
