@@ -95,7 +95,7 @@ def facts_of_export(
 
 def export_paths(export: Export | Resize, tasks: Sequence[str]) -> dict[str, Path]:
     """Where each exported or resized task goes."""
-    chosen = match_tasks(export.tasks, tasks)
+    chosen = match_tasks(export.tasks, tasks) if export.tasks else list(tasks)
     if "{task}" not in export.path:
         if len(chosen) > 1:
             raise ParameterError(
