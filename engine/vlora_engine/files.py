@@ -11,12 +11,18 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from vlora_engine.errors import ConflictError, OutputExistsError, StorageError, VLoRAError
+from vlora_engine.errors import (
+    ConflictError,
+    OutputExistsError,
+    ParameterError,
+    StorageError,
+    VLoRAError,
+)
 from vlora_engine.locks import is_held, writing
 from vlora_engine.tensorfile import close_below, read_error, write_error
 
@@ -74,6 +80,43 @@ def check_output_file(path: Path, *, force: bool = False) -> None:
         if path.is_file()
         else "choose another output",
     )
+
+
+def require_apart(outputs: Sequence[Path], inputs: Iterable[Path]) -> None:
+    """Refuse outputs that are, contain or lie in an input, or one another, by whatever name.
+
+    Raises:
+        ParameterError: It would be written over what is read, ``force`` or not.
+    """
+    # Through links, and as links: neither may lead an output onto an input.
+    read = {form for path in inputs for form in _forms(path)}
+    for i, output in enumerate(outputs):
+        others = {form for j, path in enumerate(outputs) if j != i for form in _forms(path)}
+        for path in _forms(output):
+            if path in others:
+                raise ParameterError("Two outputs go to one place.", where=output)
+            if path in read:
+                raise ParameterError(
+                    "An output is one of the inputs.",
+                    where=output,
+                    remedy="choose another output; nothing is changed in place",
+                )
+            above = set(path.parents)
+            for other in sorted({*read, *others}):
+                if other in above or path in other.parents:
+                    inside = f"it is in {other}" if other in above else f"{other} is in it"
+                    raise ParameterError(
+                        "An output lies inside another path of this work, or that in it.",
+                        where=output,
+                        found=inside,
+                        remedy="choose an output beside it",
+                    )
+
+
+def _forms(path: Path) -> set[Path]:
+    """``path`` with all links resolved, and with those on the way to its last part."""
+    real, absolute = Path(os.path.realpath(path)), Path(os.path.abspath(path))
+    return {real, Path(os.path.realpath(absolute.parent)) / absolute.name}
 
 
 # In the index of a peer's format that this engine wrote: what a peer wrote is not ours to replace.

@@ -48,7 +48,7 @@ def _compact_at(
     subspace: str, output: str | None, device: str, out: Output, *, force: bool, dry_run: bool
 ) -> None:
     """Plan and code it anew and tell what that came to."""
-    from vlora_engine.files import check_output
+    from vlora_engine.files import check_output, require_apart
     from vlora_engine.manifest import read_manifest
 
     manifest = read_manifest(subspace)
@@ -63,6 +63,7 @@ def _compact_at(
         raise ParameterError("The subspace has no task.", where=subspace)
     place = Path(subspace if output is None else output)
     if output is not None:
+        require_apart([place], [Path(subspace)])
         check_output(place, force=force)
     data = {"path": str(place), "tasks": len(manifest.tasks), "bytes_before": manifest.nbytes}
     if dry_run:
