@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -153,6 +153,17 @@ def fetch_all(
         here.append(f"{fetched.path}:{address.task}" if address.task else str(fetched.path))
         remarks += fetched.remarks
     return here, remarks
+
+
+def read_places(places: Iterable[str]) -> set[Path]:
+    """What on this disk is read for these places: of DIR:TASK that is the directory."""
+    from vlora_engine.formats.places import split_task
+
+    local = [place for place in places if not is_address(place)]
+    return {
+        split_task(place)[0] if _is_task_of_subspace(place) else Path(place)  # type: ignore[index]
+        for place in local
+    }
 
 
 @dataclass(frozen=True)

@@ -131,13 +131,15 @@ class Quantize:
 class Export:
     """Tasks to write as adapters; ``{task}`` in the path stands for the task's file name.
 
+    Without ``tasks`` all of them: names are no patterns, so no pattern stands for all.
+
     Args:
         drop_rest: Leave out tensors besides A and B where the target takes none.
         base: The base model's folder or config.json, which a GGUF export may need.
     """
 
     path: str
-    tasks: tuple[str, ...] = ("*",)
+    tasks: tuple[str, ...] = ()
     target: str = "peft"
     verify: bool = True
     dtype: str | None = None
@@ -183,7 +185,7 @@ class Resize:
     """
 
     path: str
-    tasks: tuple[str, ...] = ("*",)
+    tasks: tuple[str, ...] = ()
     rank: int | None = None
     energy: float | None = None
     dynamic: tuple[str, float] | None = None
@@ -247,14 +249,12 @@ def as_tables(recipe: Recipe) -> dict[str, Any]:
         tables["output"] = {"subspace": recipe.output}
     if recipe.exports:
         tables["export"] = [
-            _changed(e, Export(path=""), always=("tasks", "target", "path")) for e in recipe.exports
+            _changed(e, Export(path=""), always=("target", "path")) for e in recipe.exports
         ]
     if recipe.merges:
         tables["merge"] = [_merge_table(m) for m in recipe.merges]
     if recipe.resizes:
-        tables["resize"] = [
-            _changed(r, Resize(path=""), always=("tasks", "path")) for r in recipe.resizes
-        ]
+        tables["resize"] = [_changed(r, Resize(path=""), always=("path",)) for r in recipe.resizes]
     return tables
 
 
@@ -341,7 +341,7 @@ def expand_input(entry: AdapterInput) -> list[AdapterInput]:
     if entry.path.startswith(CACHE_PLACE):
         return _cached_inputs(entry)
     path = os.path.expanduser(entry.path)
-    if os.path.lexists(path) or not glob.has_magic(path):
+    if os.path.lexists(path) or not glob.has_magic(path) or _is_task(path):
         return [AdapterInput(path, entry.name)]  # whether it is there: the catalog says it best
     matches = sorted(glob.glob(path, recursive=True))
     # What is hidden was not meant; a plain file beside adapters is no mistake of the pattern.
@@ -353,6 +353,15 @@ def expand_input(entry: AdapterInput) -> list[AdapterInput]:
             remedy="check the path, or quote the pattern if the shell changed it",
         )
     return _as_inputs(entry, matches)
+
+
+def _is_task(path: str) -> bool:
+    """Whether it is DIR:TASK of a subspace: the name of a task is no pattern."""
+    from vlora_engine.formats.places import split_task
+    from vlora_engine.manifest import is_subspace
+
+    found = split_task(path)
+    return found is not None and is_subspace(found[0])
 
 
 def _cached_inputs(entry: AdapterInput) -> list[AdapterInput]:

@@ -221,7 +221,7 @@ def _read_output(table: Table) -> str:
 
 def _read_export(table: Table) -> Export:
     export = Export(
-        tasks=table.words("tasks", ["*"]),
+        tasks=table.words("tasks", []),
         target=table.choice("target", tuple(TARGETS), "peft"),
         path=table.path_at("path"),
         verify=table.get("verify", bool, True),
@@ -233,7 +233,7 @@ def _read_export(table: Table) -> Export:
         base=table.path_at("base") if "base" in table.rows else table.get("base", str),
     )
     table.end()
-    if not export.tasks:
+    if "tasks" in table.rows and not export.tasks:
         table.fail("tasks", "No task is named.", expected='names or patterns such as "*"')
     return export
 
@@ -322,7 +322,7 @@ def _read_resize(table: Table) -> Resize:
             found=repr(dynamic),
         )
     wanted = Resize(
-        tasks=table.words("tasks", ["*"]),
+        tasks=table.words("tasks", []),
         path=table.path_at("path"),
         rank=table.natural("rank"),
         energy=table.get("energy", float),

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlora_engine.errors import Cancelled, InputError, ParameterError, VLoRAError
-from vlora_engine.files import check_output, partial_path
+from vlora_engine.files import check_output, partial_path, require_apart
 from vlora_engine.partial import kept_layers, spectra_partial
 from vlora_tui import events, paths
 from vlora_tui.choices import expect, manifest_figures, others_at, targets_of
-from vlora_tui.collection import Collection, gather
+from vlora_tui.collection import Collection, gather, read_places
 from vlora_tui.locking import waiting_lock
 from vlora_tui.recipe import CACHE, MEASURED, Compress, Quantize, Recipe, resolve
 from vlora_tui.room import needs_of, require_room
@@ -371,6 +371,7 @@ class SpectraRun(Run):
         self._tell_mixed_bases()
         target, reused = self.target or self.collection.spectra_dir(MEASURED), False
         if self.target is not None:
+            require_apart([target], read_places(self.collection.places.values()))
             check_output(target, force=self.force)
             self._compute_spectra(target, self._check(), self.device, force=self.force)
         else:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import fnmatch
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.errors import Cancelled, NotFoundError, ParameterError
-from vlora_engine.files import check_output, directory_bytes
-from vlora_engine.hub.address import is_address
+from vlora_engine.files import check_output, directory_bytes, require_apart
 from vlora_engine.targets import Facts, check_fit, facts_of, facts_of_task, find_target
 from vlora_tui import events
-from vlora_tui.collection import Collection
+from vlora_tui.collection import Collection, read_places
 from vlora_tui.recipe import Export, Merge, Recipe, Resize, is_path
 
 if TYPE_CHECKING:
@@ -53,10 +51,9 @@ def plan_outputs(
         outputs.append(Path(merge.path))
     for resize in recipe.resizes:
         outputs += export_paths(resize, collection.tasks).values()
-    inputs = {Path(p) for p in collection.places.values() if not is_address(p)}
-    if recipe.input.subspace is not None and not is_address(recipe.input.subspace):
-        inputs.add(Path(recipe.input.subspace))
-    _require_apart(outputs, inputs)
+    read = [*collection.places.values(), recipe.input.subspace or ""]
+    read += [name for m in recipe.merges for name in m.adapters if is_path(name)]
+    require_apart(outputs, read_places(filter(None, read)))
     for path in outputs:
         check_output(path, force=force or str(path) in done)
     return outputs
@@ -95,7 +92,7 @@ def facts_of_export(
 
 def export_paths(export: Export | Resize, tasks: Sequence[str]) -> dict[str, Path]:
     """Where each exported or resized task goes."""
-    chosen = match_tasks(export.tasks, tasks)
+    chosen = match_tasks(export.tasks, tasks) if export.tasks else list(tasks)
     if "{task}" not in export.path:
         if len(chosen) > 1:
             raise ParameterError(
@@ -395,32 +392,3 @@ def _require_packable(subspace: str) -> None:
     manifest = read_manifest(subspace)
     if manifest.coding is not None:
         raise chooses_bits(manifest.method)
-
-
-def _require_apart(outputs: Sequence[Path], inputs: set[Path]) -> None:
-    # Through links: a link in the path must not lead an output onto an input.
-    written = [_unlinked(path) for path in outputs]
-    read = {_unlinked(path) for path in inputs} | {Path(os.path.realpath(p)) for p in inputs}
-    for i, path in enumerate(written):
-        if path in written[:i]:
-            raise ParameterError("Two outputs go to one place.", where=outputs[i])
-        if path in read:
-            raise ParameterError(
-                "An output is one of the inputs.",
-                where=outputs[i],
-                remedy="choose another output; nothing is changed in place",
-            )
-        for other in (*read, *written[:i], *written[i + 1 :]):
-            if path in other.parents or other in path.parents:
-                inside = f"{other} is in it" if path in other.parents else f"it is in {other}"
-                raise ParameterError(
-                    "One path of the recipe lies inside another.",
-                    where=outputs[i],
-                    found=inside,
-                    remedy="choose an output beside it",
-                )
-
-
-def _unlinked(path: Path) -> Path:
-    """``path`` with the links on the way resolved; its last part stays what it is."""
-    return Path(os.path.realpath(path.parent)) / path.name

@@ -66,6 +66,7 @@ _HOMES = {
         "AdapterError",
         "Cancelled",
         "CollectionError",
+        "ConflictError",
         "CorruptFileError",
         "DependencyError",
         "HubAccessError",

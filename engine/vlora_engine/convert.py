@@ -6,14 +6,14 @@ loadings as they are where the target has the same ones, else computed anew, exa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters import AdapterSource, LoRAWeights, MemorySource
 from vlora_engine.errors import ParameterError
-from vlora_engine.files import check_output, directory_bytes, new_directory
+from vlora_engine.files import check_output, directory_bytes, new_directory, require_apart
 from vlora_engine.losses import Loss, losses, outline_of, outlines_of
 from vlora_engine.manifest import Manifest, TaskRecord, is_subspace, read_manifest
 from vlora_engine.peers.names import LORASHARE, VLORA_DEV
@@ -100,6 +100,7 @@ def plan(
     adapters: Mapping[str, AdapterSource] | None = None,
     whole: Path | None = None,
     k: int | None = None,
+    inputs: Iterable[Path] = (),
 ) -> Conversion:
     """Say what would be written where, and what would be lost; writes nothing.
 
@@ -108,9 +109,10 @@ def plan(
         out: The directory to make; of several adapters the one that holds a directory for each.
         adapters: What is converted, by name; or ``whole``, the directory of a subspace.
         k: Where bases are computed anew: how many directions; by default all, which is exact.
+        inputs: What is read besides the adapters' own places, such as the subspace of a task.
 
     Raises:
-        ParameterError: The target makes no sense for what is given.
+        ParameterError: The target makes no sense for what is given, or is what is read.
         UnsupportedAdapterError: It cannot hold a kind of module.
     """
     to, given = format_named(to), dict(adapters or {})
@@ -125,6 +127,8 @@ def plan(
     else:
         _require_sense(conversion)
         conversion.how = _how(conversion)
+    own = [whole, *(source.path for source in given.values())]
+    require_apart([*conversion.outputs.values()], [*inputs, *(path for path in own if path)])
     conversion.losses = losses(to, outlines)
     return conversion
 

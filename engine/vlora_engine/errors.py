@@ -121,6 +121,10 @@ class OutputExistsError(InputError):
     """The output is already there and ``--force`` was not given."""
 
 
+class ConflictError(InputError):
+    """Another command is changing the directory, or has changed it since it was opened."""
+
+
 class DependencyError(VLoRAError, ImportError):
     """A library of an extra is not installed; the remedy names the extra."""
 

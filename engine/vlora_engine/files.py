@@ -11,12 +11,19 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from vlora_engine.errors import OutputExistsError, StorageError, VLoRAError
+from vlora_engine.errors import (
+    ConflictError,
+    OutputExistsError,
+    ParameterError,
+    StorageError,
+    VLoRAError,
+)
+from vlora_engine.locks import is_held, writing
 from vlora_engine.tensorfile import close_below, read_error, write_error
 
 try:
@@ -73,6 +80,43 @@ def check_output_file(path: Path, *, force: bool = False) -> None:
         if path.is_file()
         else "choose another output",
     )
+
+
+def require_apart(outputs: Sequence[Path], inputs: Iterable[Path]) -> None:
+    """Refuse outputs that are, contain or lie in an input, or one another, by whatever name.
+
+    Raises:
+        ParameterError: It would be written over what is read, ``force`` or not.
+    """
+    # Through links, and as links: neither may lead an output onto an input.
+    read = {form for path in inputs for form in _forms(path)}
+    for i, output in enumerate(outputs):
+        others = {form for j, path in enumerate(outputs) if j != i for form in _forms(path)}
+        for path in _forms(output):
+            if path in others:
+                raise ParameterError("Two outputs go to one place.", where=output)
+            if path in read:
+                raise ParameterError(
+                    "An output is one of the inputs.",
+                    where=output,
+                    remedy="choose another output; nothing is changed in place",
+                )
+            above = set(path.parents)
+            for other in sorted({*read, *others}):
+                if other in above or path in other.parents:
+                    inside = f"it is in {other}" if other in above else f"{other} is in it"
+                    raise ParameterError(
+                        "An output lies inside another path of this work, or that in it.",
+                        where=output,
+                        found=inside,
+                        remedy="choose an output beside it",
+                    )
+
+
+def _forms(path: Path) -> set[Path]:
+    """``path`` with all links resolved, and with those on the way to its last part."""
+    real, absolute = Path(os.path.realpath(path)), Path(os.path.abspath(path))
+    return {real, Path(os.path.realpath(absolute.parent)) / absolute.name}
 
 
 # In the index of a peer's format that this engine wrote: what a peer wrote is not ours to replace.
@@ -161,7 +205,14 @@ def how_to_put_back(final: Path) -> str | None:
     return f"its replacement was cut short and the former one is still there: {words}"
 
 
+def is_being_replaced(final: Path) -> bool:
+    """Whether ``final`` is missing for this moment only, as a new one is taking its place."""
+    return os.path.lexists(former_path(final)) and not os.path.lexists(final) and is_held(final)
+
+
 def _is_being_written(final: Path) -> bool:
+    if is_held(final):
+        return True
     for partial in final.parent.glob(f"{glob.escape(partial_path(final, '').name)}*"):
         if partial == former_path(final) or not partial.is_dir():
             continue
@@ -210,7 +261,7 @@ def new_directory(
 
 @contextmanager
 def sole_writer(partial: Path, final: Path) -> Iterator[None]:
-    """Make ``partial`` where it is missing, and hold it against every other writer.
+    """Make ``partial`` where it is missing, and hold it and ``final`` against every other writer.
 
     The lock ends with the process, however that ends. A system or disk without such locks holds
     nothing.
@@ -218,24 +269,25 @@ def sole_writer(partial: Path, final: Path) -> Iterator[None]:
     Raises:
         StorageError: Another process, or thread, is writing ``final`` right now.
     """
-    held = None
-    try:
-        while held is None:
-            partial.mkdir(parents=True, exist_ok=True)
-            held = _lock(partial)
-    except BlockingIOError:
-        raise StorageError(
-            "Another process is writing this output right now.",
-            where=final,
-            remedy="wait until it is done, or choose another output",
-        ) from None
-    except OSError as error:
-        raise write_error(final, error) from None
-    try:
-        yield
-    finally:
+    with ExitStack() as locks:
+        held = None
+        try:
+            final.parent.mkdir(parents=True, exist_ok=True)
+            locks.enter_context(writing(final))
+            while held is None:
+                partial.mkdir(parents=True, exist_ok=True)
+                held = _lock(partial)
+        except (ConflictError, BlockingIOError):
+            raise StorageError(
+                "Another process is writing this output right now.",
+                where=final,
+                remedy="wait until it is done, or choose another output",
+            ) from None
+        except OSError as error:
+            raise write_error(final, error) from None
         if held >= 0:
-            os.close(held)
+            locks.callback(os.close, held)
+        yield
 
 
 def _lock(directory: Path) -> int | None:

@@ -64,17 +64,22 @@ def check_subspace(path: str | Path) -> list[Finding]:
         return list(_peer_findings(manifest))
     findings = list(_file_findings(manifest))
     broken = {finding.where for finding in findings if finding.severity == "error"}
+    findings += _content_findings(manifest, broken)
+    if findings and manifest.is_outdated():
+        return check_subspace(path)  # it was changed meanwhile: that is no fault
+    return findings
+
+
+def _content_findings(manifest: Manifest, broken: set[str]) -> list[Finding]:
     if manifest.coding is not None:
-        return findings + list(_coded_findings(manifest, broken))
+        return list(_coded_findings(manifest, broken))
     from vlora_engine.store import StoredSubspace
 
     stored = StoredSubspace(manifest, verify=False)
     try:
-        findings += _basis_findings(stored, broken)
-        findings += _task_findings(stored, broken)
+        return [*_basis_findings(stored, broken), *_task_findings(stored, broken)]
     finally:
         stored.close()
-    return findings
 
 
 def _file_findings(manifest: Manifest) -> Iterator[Finding]:

@@ -5,10 +5,12 @@ Everything in the file is untrusted: names never become paths, counts are checke
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from vlora_engine.errors import (
     SubspaceError,
     VLoRAError,
 )
-from vlora_engine.files import how_to_put_back
+from vlora_engine.files import how_to_put_back, is_being_replaced
 from vlora_engine.health import Finding
 from vlora_engine.hub.address import is_address
 from vlora_engine.packing import Quantization, parse_quantization
@@ -190,6 +192,7 @@ class Manifest:
     Args:
         peer: Whose subspace it is, empty for ours; of a peer's no error is known.
         findings: What is remarkable about a peer's.
+        digest: The sha256 of the file itself, as it was read; empty where it was not.
     """
 
     path: Path
@@ -204,6 +207,16 @@ class Manifest:
     quantization: Quantization | None = None
     peer: str = ""
     findings: tuple[Finding, ...] = ()
+    digest: str = field(default="", compare=False, repr=False)
+
+    def is_outdated(self) -> bool:
+        """Whether the index on disk is another by now, or just about to be."""
+        if not self.digest or is_being_replaced(self.path):
+            return bool(self.digest)
+        try:
+            return hashlib.sha256(_read_index(self.path)).hexdigest() != self.digest
+        except OSError:
+            return False
 
     @cached_property
     def nbytes(self) -> int:
@@ -393,7 +406,7 @@ def read_manifest(path: str | Path) -> Manifest:
         directory = local_path(directory)
     file = directory / INDEX
     try:
-        raw = file.read_bytes()
+        raw = _read_index(directory)
     except (FileNotFoundError, NotADirectoryError):
         from vlora_engine.peers import peer_at, read_peer
 
@@ -410,13 +423,31 @@ def read_manifest(path: str | Path) -> Manifest:
     except OSError as error:
         raise read_error(file, error) from None
     try:
-        return _parse(directory, json.loads(raw))
+        parsed = _parse(directory, json.loads(raw))
+        return replace(parsed, digest=hashlib.sha256(raw).hexdigest())
     except ParameterError as error:
         raise _unsound(file, f"{error.what} {error.found}") from None
     except VLoRAError:
         raise
     except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise _unsound(file, f"{type(error).__name__}: {error}") from None
+
+
+def _read_index(directory: Path) -> bytes:
+    """The bytes of subspace.json; while a new directory takes the place of the old, a moment later.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    file = directory / INDEX
+    while True:
+        try:
+            return file.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            # In this order: it may come between the two looks, and is there by the second.
+            if not is_being_replaced(directory) and not file.is_file():
+                raise
+            time.sleep(0.001)
 
 
 def _parse(directory: Path, index: Any) -> Manifest:

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlora_engine.encode import EncodedTask
-from vlora_engine.errors import SubspaceError
+from vlora_engine.errors import ConflictError, SubspaceError
 from vlora_engine.files import new_directory
-from vlora_engine.manifest import Manifest, TaskRecord
+from vlora_engine.locks import changing
+from vlora_engine.manifest import Manifest, TaskRecord, read_manifest
 from vlora_engine.sources import relative_source
-from vlora_engine.store import (
-    free_task_file,
-    task_files,
-    write_index,
-)
+from vlora_engine.store import free_task_file, index_digest, task_files, write_index
 from vlora_engine.tensorfile import close_file, write_error
 
 if TYPE_CHECKING:
@@ -28,16 +26,54 @@ def save(subspace: SharedSubspace, path: Path, *, force: bool = False) -> None:
     """`SharedSubspace.save`."""
     if not len(subspace.tasks) and not subspace.layers:
         raise SubspaceError("There is nothing to save: no layer and no task.")
+    with changing(path) if _is_own(subspace, path) else nullcontext():
+        _save(subspace, path, force=force)
+
+
+def _save(subspace: SharedSubspace, path: Path, *, force: bool) -> None:
+    if subspace.opened is not None and _is_own(subspace, path):
+        _require_unchanged(subspace.opened, path)
     if subspace.stored is not None and _same_place(subspace.stored.manifest.path, path):
         manifest = _update(subspace, subspace.stored.manifest)
     else:
         own = subspace.home is not None and _same_place(subspace.home, path)
-        manifest = _write(subspace, path, force=force, own=own)
+        # Of its own directory that is named by a link, the directory is renewed, not the link.
+        place = Path(os.path.realpath(path)) if own else path
+        manifest = _write(subspace, place, force=force, own=own)
     if subspace.stored is not None:
         subspace.stored.close()
+    manifest = replace(manifest, digest=index_digest(manifest))
     subspace.stored = subspace._open_store(manifest)
-    subspace.home = manifest.path
+    subspace.home, subspace.opened = manifest.path, manifest
     subspace.tasks.rebind(subspace.stored)
+
+
+def _is_own(subspace: SharedSubspace, path: Path) -> bool:
+    """Whether ``path`` is the directory that the subspace was loaded from, or saved to."""
+    return subspace.opened is not None and _same_place(subspace.opened.path, path)
+
+
+def _require_unchanged(opened: Manifest, path: Path) -> None:
+    """Refuse to write over what somebody else has saved meanwhile.
+
+    Raises:
+        ConflictError: The index on disk is not the one that was loaded.
+    """
+    disk = read_manifest(path)
+    if disk.digest == opened.digest:
+        return
+    changes = {
+        "added": [name for name in disk.tasks if name not in opened.tasks],
+        "removed": [name for name in opened.tasks if name not in disk.tasks],
+    }
+    told = [f"{what} since: {', '.join(names)}" for what, names in changes.items() if names]
+    raise ConflictError(
+        "The subspace was changed since it was loaded; nothing was saved.",
+        where=path,
+        expected="the tasks that were loaded",
+        found="; ".join(told) or "the same tasks with other content",
+        remedy="load it again and repeat the change",
+    )
 
 
 def write_copy(subspace: SharedSubspace, path: Path) -> Manifest:

@@ -8,6 +8,7 @@ bytes and one of scales.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from vlora_engine._version import __version__
 from vlora_engine.card import model_card
 from vlora_engine.encode import EncodedTask, Loadings, Storage, decode_loadings, pack, unpack
 from vlora_engine.errors import CorruptFileError
-from vlora_engine.files import sha256_file, write_file, write_json
+from vlora_engine.files import dump_json, sha256_file, write_file, write_json
 from vlora_engine.layer import LayerBasis
 from vlora_engine.manifest import INDEX, BasisFile, LayerSpec, Manifest, TaskRecord
 from vlora_engine.naming import slugs
@@ -236,6 +237,11 @@ def write_index(manifest: Manifest) -> None:
     """Write the card, and subspace.json last."""
     write_file(manifest.path / "README.md", model_card(manifest))
     write_json(manifest.path / INDEX, manifest.as_json())
+
+
+def index_digest(manifest: Manifest) -> str:
+    """The sha256 of subspace.json as `write_index` writes it."""
+    return hashlib.sha256(dump_json(manifest.as_json()).encode()).hexdigest()
 
 
 def task_files(names: Sequence[str]) -> dict[str, str]:

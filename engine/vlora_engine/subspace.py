@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ from vlora_engine.build import (
     prepare,
 )
 from vlora_engine.encode import EncodedTask, Storage
-from vlora_engine.errors import NotFoundError, ParameterError
+from vlora_engine.errors import ConflictError, NotFoundError, ParameterError, VLoRAError
 from vlora_engine.layer import Bases
 from vlora_engine.manifest import LayerSpec, Manifest, TaskRecord, read_manifest
 from vlora_engine.packing import BLOCK_SIZE, Quantization, quantization
@@ -79,6 +79,8 @@ class SharedSubspace:
         self.tasks = tasks
         self.stored: StoredSubspace | None = None
         self.home: Path | None = None
+        self.opened: Manifest | None = None  # the index as it was loaded, or saved last
+        self._opened_bases: Bases | None = None
         self.notes: list[str] = []
 
     def __repr__(self) -> str:
@@ -289,7 +291,8 @@ class SharedSubspace:
         """
         from vlora_engine.projection import project
 
-        return project(self, as_source(adapter), task_id, warn_threshold)
+        source = as_source(adapter)
+        return self._settled(lambda: project(self, source, task_id, warn_threshold))
 
     def add_task(self, projection: TaskProjection) -> None:
         """Register a projected task.
@@ -320,7 +323,7 @@ class SharedSubspace:
         """
         from vlora_engine.projection import reconstruct
 
-        return reconstruct(self, self.tasks[task_id])
+        return self._settled(lambda: reconstruct(self, self.tasks[task_id]))
 
     def absorb(
         self,
@@ -499,9 +502,10 @@ class SharedSubspace:
         """Write a subspace directory, or update the one this subspace was loaded from.
 
         Where only tasks came or went, only their files and the index are written, the index
-        last.
+        last. While another command is changing that directory, this waits.
 
         Raises:
+            ConflictError: The directory it was loaded from was changed since, by somebody else.
             OutputExistsError: ``path`` is there, is not where this came from, and not ``force``.
             StorageError: The disk refused; what was there is as it was.
         """
@@ -568,8 +572,44 @@ class SharedSubspace:
             base_model=self.base_model,
             quantization=self.quantization,
         )
+        twin.opened = self.opened
         twin.quantize(method="nf4", block_size=block_size)
         twin.save(path, force=force)
+
+    def _settled(self, read: Callable[[], T]) -> T:
+        """What ``read`` gives; where somebody changed the directory meanwhile, of its new state.
+
+        Raises:
+            ConflictError: It was changed on disk, and here.
+        """
+        while True:
+            try:
+                return read()
+            except VLoRAError:
+                if self.stored is None or not self.stored.manifest.is_outdated():
+                    raise
+                self._reopen()
+
+    def _reopen(self) -> None:
+        stored, bases = self.stored, self._opened_bases
+        assert stored is not None  # noqa: S101  (`_settled`)
+        manifest = stored.manifest
+        fresh = None
+        if (
+            self.bases is bases
+            and not self.tasks.changed
+            and list(self.tasks) == list(manifest.tasks)
+            and tuple(self.layers) == manifest.layers
+        ):
+            fresh = SharedSubspace.load(manifest.path, verify=stored.verify)
+        if type(fresh) is not type(self):
+            raise ConflictError(
+                "The subspace was changed on disk since it was loaded.",
+                where=manifest.path,
+                remedy="load it again",
+            )
+        stored.close()
+        vars(self).update(vars(fresh))
 
     # What saving asks of a subspace, each way of storing it having its own.
 
@@ -624,7 +664,8 @@ class SharedSubspace:
             quantization=manifest.quantization,
         )
         subspace.stored = stored
-        subspace.home = manifest.path
+        subspace.home, subspace.opened = manifest.path, manifest
+        subspace._opened_bases = subspace.bases
         return subspace
 
 

@@ -64,7 +64,7 @@ def test_the_example_is_read() -> None:
         input=Input((AdapterInput("runs/*"), AdapterInput("legal/final", "legal"))),
         compress=Compress(k=16, layers={"*.attn.c_attn": 24}, spectra="cache"),
         output="out/subspace",
-        exports=(Export(path="out/adapters/{task}"),),
+        exports=(Export(path="out/adapters/{task}", tasks=("*",)),),
         merges=(
             Merge(("medical", "sports"), "out/merged", method="ties", parameters={"density": 0.5}),
         ),

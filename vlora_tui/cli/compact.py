@@ -9,6 +9,7 @@ import typer
 
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
+from vlora_tui.cli.execute import in_place
 from vlora_tui.cli.hub_places import fetch_first, require_own
 from vlora_tui.cli.output import Output, percent, plural, printable, size
 
@@ -21,6 +22,7 @@ def compact(
     ] = None,
     device: o.Device = "auto",
     force: o.Force = False,
+    no_wait: o.NoWait = False,
     dry_run: o.DryRun = False,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
@@ -31,13 +33,24 @@ def compact(
     Originals that are still in their places are read again; other tasks are taken from what was
     kept of them, and their errors are bounds from then on.
     """
-    from vlora_engine.files import check_output
     from vlora_engine.manifest import read_manifest
 
     out = Output(json=as_json, quiet=quiet)
     if output is None:
         require_own(subspace)
     (subspace,) = fetch_first(out, subspace)
+    read_manifest(subspace)  # beside what is no subspace no lock is made
+    with in_place(subspace, out, no_wait=no_wait, dry_run=dry_run or output is not None):
+        _compact_at(subspace, output, device, out, force=force, dry_run=dry_run)
+
+
+def _compact_at(
+    subspace: str, output: str | None, device: str, out: Output, *, force: bool, dry_run: bool
+) -> None:
+    """Plan and code it anew and tell what that came to."""
+    from vlora_engine.files import check_output, require_apart
+    from vlora_engine.manifest import read_manifest
+
     manifest = read_manifest(subspace)
     if manifest.coding is None:
         raise ParameterError(
@@ -50,6 +63,7 @@ def compact(
         raise ParameterError("The subspace has no task.", where=subspace)
     place = Path(subspace if output is None else output)
     if output is not None:
+        require_apart([place], [Path(subspace)])
         check_output(place, force=force)
     data = {"path": str(place), "tasks": len(manifest.tasks), "bytes_before": manifest.nbytes}
     if dry_run:

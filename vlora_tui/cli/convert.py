@@ -16,8 +16,8 @@ from vlora_tui.cli.progress import Watcher
 from vlora_tui.recipe import AdapterInput, expand_input, named_inputs
 
 if TYPE_CHECKING:
-    from vlora_engine.adapters import AdapterSource
     from vlora_engine.convert import Conversion, Converted
+    from vlora_tui.collection import Collection
 
 
 def convert(
@@ -50,6 +50,7 @@ def convert(
     """
     from vlora_engine.convert import convert as convert_planned
     from vlora_engine.convert import format_named, is_whole_subspace, plan
+    from vlora_tui.collection import read_places
 
     out = Output(json=as_json, quiet=quiet)
     format_named(to)
@@ -58,8 +59,9 @@ def convert(
     if is_whole_subspace(paths) and not names:
         conversion = plan(to, Path(output), whole=Path(paths[0]), k=k)
     else:
-        adapters = _adapters(paths, names or [], out, skip_bad=skip_bad)
-        conversion = plan(to, Path(output), adapters=adapters, k=k)
+        found = _collection(paths, names or [], out, skip_bad=skip_bad)
+        read = read_places(found.places.values())
+        conversion = plan(to, Path(output), adapters=found.adapters, k=k, inputs=read)
     _say_losses(out, conversion)
     if dry_run:
         _show_plan(out, conversion, allow_loss=allow_loss, force=force)
@@ -71,9 +73,9 @@ def convert(
     _show_written(out, conversion, written)
 
 
-def _adapters(
+def _collection(
     paths: Sequence[str], names: Sequence[str], out: Output, *, skip_bad: bool
-) -> dict[str, AdapterSource]:
+) -> Collection:
     """The adapters at these paths by name, a subspace among them standing for its tasks."""
     from vlora_tui.collection import gather_adapters
 
@@ -84,7 +86,7 @@ def _adapters(
     collection = gather_adapters(entries, skip_bad=skip_bad)
     for bad in collection.unusable:
         out.warn(printable(f"{bad.name} is left out: {bad.error.what}"))
-    return collection.adapters
+    return collection
 
 
 def _tasks_of(entry: AdapterInput) -> list[AdapterInput]:

@@ -71,7 +71,7 @@ def run_demo(
             "input": {"adapters": [str(adapters)], "skip_bad": True},
             "compress": {"max_error": max_error, "spectra": "cache"},
             "output": {"subspace": str(subspace)},
-            "export": [{"tasks": ["*"], "path": f"{exported}/{{task}}"}],
+            "export": [{"path": f"{exported}/{{task}}"}],
         }
     )
     made = make_demo_collection(adapters, force=force)

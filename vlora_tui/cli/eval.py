@@ -196,7 +196,8 @@ def _chosen(subspace: str, patterns: list[str] | None) -> tuple[Manifest, list[s
     manifest = read_manifest(subspace)
     if not manifest.tasks:
         raise ParameterError("The subspace has no task to evaluate.", where=subspace)
-    return manifest, match_tasks(patterns or ["*"], list(manifest.tasks))
+    tasks = list(manifest.tasks)
+    return manifest, match_tasks(patterns, tasks) if patterns else tasks
 
 
 def _find_originals(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -129,6 +129,19 @@ def stop_on_signals(out: Output) -> Iterator[threading.Event]:
         for number, handler in before.items():
             with suppress(ValueError, TypeError):
                 signal.signal(number, handler)
+
+
+def in_place(
+    place: str, out: Output, *, no_wait: bool, dry_run: bool = False
+) -> AbstractContextManager[None]:
+    """Keep other commands from a subspace while one changes it; a dry run changes nothing.
+
+    Raises:
+        ConflictError: Another command has it, and ``no_wait``.
+    """
+    from vlora_engine.locks import changing
+
+    return nullcontext() if dry_run else changing(place, wait=not no_wait, tell=out.warn)
 
 
 def dry_run(recipe: Recipe, out: Output, *, force: bool = False, also: Sequence[Path] = ()) -> None:

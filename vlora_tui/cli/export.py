@@ -74,9 +74,9 @@ def export(
             found="both" if every else "neither",
         )
     row: dict[str, Any] = {
-        "tasks": chosen or ["*"],
+        "tasks": chosen or None,
         "target": target,
-        "path": output if _is_one(chosen) else f"{output}/{{task}}",
+        "path": output if _is_one(chosen, subspace) else f"{output}/{{task}}",
         "verify": verify,
         "alpha": alpha,
         "base_model": base_model,
@@ -173,5 +173,10 @@ def _proof(error: float | None) -> str:
     return same if error < 1e-6 else f", read back, dW off by {percent(error)}"
 
 
-def _is_one(chosen: list[str]) -> bool:
-    return len(chosen) == 1 and not any(c in chosen[0] for c in "*?[")
+def _is_one(chosen: list[str], subspace: str) -> bool:
+    from vlora_engine.manifest import is_own_subspace, read_manifest
+
+    if len(chosen) != 1 or not any(c in chosen[0] for c in "*?["):
+        return len(chosen) == 1
+    place = Path(subspace).expanduser()  # there a task may have such a name
+    return is_own_subspace(place) and chosen[0] in read_manifest(place).tasks

@@ -170,7 +170,8 @@ def _chosen(directory: str, patterns: list[str] | None) -> list[str]:
     from vlora_engine.manifest import read_manifest
     from vlora_tui.writing import match_tasks
 
-    return match_tasks(patterns or ["*"], list(read_manifest(directory).tasks))
+    tasks = list(read_manifest(directory).tasks)
+    return match_tasks(patterns, tasks) if patterns else tasks
 
 
 def _data(directory: str, parcel: Parcel) -> dict[str, Any]:

@@ -23,6 +23,10 @@ AsJson = Annotated[bool, typer.Option("--json", help="The data as one JSON objec
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only what a script would want.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]
+NoWait = Annotated[
+    bool,
+    typer.Option("--no-wait", help="While another command is changing it: refuse, do not wait."),
+]
 SkipBad = Annotated[
     bool, typer.Option("--skip-bad", help="Leave broken adapters out instead of stopping.")
 ]

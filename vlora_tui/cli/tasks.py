@@ -11,6 +11,7 @@ import typer
 from vlora_engine.errors import CollectionError, ParameterError, SubspaceError
 from vlora_engine.hub.address import is_address, parse_address
 from vlora_tui.cli import options as o
+from vlora_tui.cli.execute import in_place
 from vlora_tui.cli.flags import require_there
 from vlora_tui.cli.hub_places import fetch_first, require_own
 from vlora_tui.cli.output import Output, percent, plural, printable, size
@@ -35,12 +36,12 @@ def add(
     project: Annotated[
         bool, typer.Option("--project", help="Keep the basis: writes one small file.")
     ] = False,
+    no_wait: o.NoWait = False,
     dry_run: o.DryRun = False,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
 ) -> None:
     """Add an adapter to a subspace, and say what its task lost."""
-    from vlora_engine.formats import open_adapter
     from vlora_engine.manifest import read_manifest
 
     out = Output(json=as_json, quiet=quiet)
@@ -48,8 +49,21 @@ def add(
         raise ParameterError("--incremental and --project are two ways of adding.")
     require_own(subspace)
     require_there([adapter])
-    manifest = _own(read_manifest(subspace), "add", adapter)
+    _own(read_manifest(subspace), "add", adapter)
     (adapter,) = fetch_first(out, adapter)
+    how = "project" if project else "incremental" if incremental else "absorb"
+    with in_place(subspace, out, no_wait=no_wait, dry_run=dry_run):
+        _add_to(subspace, adapter, task_id, how, out, dry_run=dry_run)
+
+
+def _add_to(
+    subspace: str, adapter: str, task_id: str | None, how: str, out: Output, *, dry_run: bool
+) -> None:
+    """Add it and tell what it came to; the index is as it was when it is read here."""
+    from vlora_engine.formats import open_adapter
+    from vlora_engine.manifest import read_manifest
+
+    manifest = read_manifest(subspace)
     own_name = parse_address(adapter).name if is_address(adapter) else Path(adapter).resolve().name
     name = task_id if task_id is not None else own_name
     if not name.strip():
@@ -66,7 +80,6 @@ def add(
         out.warn(
             printable(f"{adapter} names the base model {own}, the subspace {manifest.base_model}")
         )
-    how = "project" if project else "incremental" if incremental else "absorb"
     data = {"path": subspace, "task": name, "how": how, "tasks": len(manifest.tasks) + 1}
     if dry_run:
         out.json("add", {**data, "dry_run": True, "adapter_bytes": source.nbytes})
@@ -93,7 +106,7 @@ def add(
             printable(f"of the others {other!r} lost most: {percent(before)} -> {percent(now)}")
         )
     if record.error > LOST:
-        remedy = "leave --project out" if project else "compress again with a larger k"
+        remedy = "leave --project out" if how == "project" else "compress again with a larger k"
         out.warn(
             printable(f"most of what {name!r} does is not in this basis; to mend it: {remedy}")
         )
@@ -103,17 +116,27 @@ def add(
 def remove(
     subspace: o.Subspace,
     tasks: Annotated[list[str], typer.Argument(help="Tasks or patterns.", metavar="TASK...")],
+    no_wait: o.NoWait = False,
     dry_run: o.DryRun = False,
     as_json: o.AsJson = False,
     quiet: o.Quiet = False,
 ) -> None:
     """Take tasks out of a subspace; the basis and the others stay as they are."""
     from vlora_engine.manifest import read_manifest
-    from vlora_tui.writing import match_tasks
 
     out = Output(json=as_json, quiet=quiet)
     require_own(subspace)
-    manifest = _own(read_manifest(subspace), "remove", *tasks)
+    _own(read_manifest(subspace), "remove", *tasks)
+    with in_place(subspace, out, no_wait=no_wait, dry_run=dry_run):
+        _remove_from(subspace, tasks, out, dry_run=dry_run)
+
+
+def _remove_from(subspace: str, tasks: list[str], out: Output, *, dry_run: bool) -> None:
+    """Remove them and tell what is left; the index is as it was when it is read here."""
+    from vlora_engine.manifest import read_manifest
+    from vlora_tui.writing import match_tasks
+
+    manifest = read_manifest(subspace)
     names = match_tasks(tasks, list(manifest.tasks))
     if len(names) == len(manifest.tasks):
         raise ParameterError(

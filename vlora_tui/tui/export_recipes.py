@@ -68,7 +68,7 @@ def base_of(settings: Settings) -> str | None:
 def _tasks(source: Source, marked: Sequence[str]) -> tuple[str, ...]:
     if not marked:
         raise ParameterError("Nothing is marked; space marks a line, + all")
-    return ("*",) if len(marked) == len(source.items) else tuple(marked)
+    return () if len(marked) == len(source.items) else tuple(marked)
 
 
 def _resize_recipe(source: Source, marked: Sequence[str], settings: Settings) -> Recipe:
@@ -81,7 +81,7 @@ def _resize_recipe(source: Source, marked: Sequence[str], settings: Settings) ->
     chosen = [item for item in source.items if item.name in set(marked)]
     tasks = _tasks(source, marked)
     if source.place is None:  # adapters that are not marked are no business of the job
-        tasks, inputs = ("*",), Input(adapters=_inputs(chosen))
+        tasks, inputs = (), Input(adapters=_inputs(chosen))
     else:
         inputs = Input(subspace=str(source.place))
     resize = Resize(path=_place(settings.resized), tasks=tasks, verify=settings.verify, **given)
@@ -226,11 +226,11 @@ def _export_commands(recipe: Recipe, tasks: Sequence[str], more: list[str]) -> s
     names = list(export.tasks)
     folder, braces, after = export.path.partition("/{task}")
     if braces and not after:
-        if names == ["*"]:
+        if not names:
             return shlex.join([*head, "--all", "-o", folder, *options])
         if len(names) > 1:
             return shlex.join([*head, *names, "-o", folder, *options])
-    names = sorted(tasks) if names == ["*"] else names
+    names = names or sorted(tasks)
     return _one_by_one(
         names, tasks, export.path, lambda name, path: [*head, name, "-o", path, *options]
     )
@@ -246,7 +246,7 @@ def _resize_commands(recipe: Recipe, tasks: Sequence[str], more: list[str]) -> s
     options += more
     known = {str(adapter.name): adapter.path for adapter in recipe.input.adapters}
     all_names = sorted(known or tasks)
-    names = all_names if resize.tasks == ("*",) else list(resize.tasks)
+    names = list(resize.tasks) or all_names
 
     def words(name: str, path: str) -> list[str]:
         place = known.get(name) or f"{recipe.input.subspace}:{name}"

@@ -222,7 +222,7 @@ def review(session: Session) -> Text:
         text.append(f"expected  {clean(figures.problem)}\n", "bold")
     text.append(f"output    {tilde(session.output or session.default_output())}\n")
     for export in session.exports:
-        text.append(f"export    {', '.join(export.tasks)} to {tilde(export.path)}\n")
+        text.append(f"export    {', '.join(export.tasks) or 'all tasks'} to {tilde(export.path)}\n")
     return text
 
 

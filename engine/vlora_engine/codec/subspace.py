@@ -57,7 +57,8 @@ def load_coded(manifest: Manifest, *, verify: bool = True) -> CodedSubspace:
         manifest.method, manifest.layers, manifest.coding, tasks, stored, manifest.base_model
     )
     subspace.stored = cast(StoredSubspace, stored)
-    subspace.home = manifest.path
+    subspace.home, subspace.opened = manifest.path, manifest
+    subspace._opened_bases = subspace.bases
     return subspace
 
 
@@ -180,7 +181,7 @@ class CodedSubspace(SharedSubspace):
 
     def reconstruct(self, task_id: str) -> LoRAWeights:
         """The adapter of a task: its rank, alpha, config, dtype and rest tensors."""
-        return self._rebuilt(task_id)
+        return self._settled(lambda: self._rebuilt(task_id))
 
     def _rebuilt(self, task_id: str, *, exact: bool = False) -> LoRAWeights:
         """`reconstruct`; ``exact``: in fp32, before anything is rounded to the task's dtype."""
@@ -294,7 +295,7 @@ class CodedSubspace(SharedSubspace):
                 measured=False,
             )
             new.tasks.put(known, new.tasks.encoded(name))
-        new.home = self.home
+        new.home, new.opened = self.home, self.opened
         return new, rebuilt
 
     def compression_stats(self) -> dict[str, Any]:
