@@ -170,6 +170,11 @@ def partial_path(final: Path, job: str = "run") -> Path:
     return final.parent / f".{final.name}.part-{job}"
 
 
+def output_of(partial: Path) -> Path:
+    """The output that an unfinished form is of."""
+    return partial.parent / partial.name.removeprefix(".").rpartition(".part-")[0]
+
+
 def former_path(final: Path) -> Path:
     """Where the former ``final`` waits while the new one takes its place."""
     return partial_path(final, "old")

@@ -90,8 +90,9 @@ def changing(
 def writing(final: Path) -> Iterator[None]:
     """Keep every other writer from an output that is not there yet, or is going to be replaced.
 
-    A lock that this made goes with the block: an output that nobody changes in its place needs
-    none. Whoever comes upon a lock that just went takes the next.
+    A lock that this made, or one that was left beside nothing by a writer that was killed, goes
+    with the block: an output that nobody changes in its place needs none. Whoever comes upon a
+    lock that just went takes the next.
 
     Raises:
         ConflictError: Somebody is writing there right now.
@@ -104,7 +105,7 @@ def writing(final: Path) -> Iterator[None]:
     lock = _take(place)
     if lock is None:
         raise ConflictError("Another command is writing this output right now.", where=final)
-    with _holding(own, lock, tidy=True):
+    with _holding(own, lock, tidy=lock[1] or not os.path.lexists(final)):
         yield
 
 
@@ -137,15 +138,14 @@ def _holding(
     own: tuple[Path, int], lock: tuple[int, bool], *, tidy: bool = False
 ) -> Iterator[None]:
     _held.add(own)
-    descriptor, made = lock
     try:
         yield
     finally:
         _held.discard(own)
-        if tidy and made:  # before it is let go: nobody else can have it yet
+        if tidy:  # before it is let go: nobody else can have it yet
             with suppress(OSError):
                 own[0].unlink()
-        _let_go(descriptor)
+        _let_go(lock[0])
 
 
 def _take(place: Path) -> tuple[int, bool] | None:

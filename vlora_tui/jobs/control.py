@@ -16,7 +16,8 @@ from pathlib import Path
 
 from vlora_engine import __version__
 from vlora_engine.errors import InputError, ParameterError, StorageError
-from vlora_engine.files import partial_path, sole_writer, write_file
+from vlora_engine.files import output_of, partial_path, sole_writer, write_file
+from vlora_engine.locks import writing
 from vlora_tui import events
 from vlora_tui.jobs.devices import DeviceQueue, device_key
 from vlora_tui.jobs.identity import send
@@ -193,6 +194,8 @@ def discard_partial(job: Job) -> int:
         count = job.kept_layers()
         with suppress(StorageError), sole_writer(place, place):
             shutil.rmtree(place, ignore_errors=True)
+            with suppress(InputError), writing(output_of(place)):
+                pass  # the lock that a killed job left goes too
             return count
     return 0
 
