@@ -21,7 +21,7 @@ from vlora_tui.recipe import AdapterInput, Recipe
 
 if TYPE_CHECKING:
     from vlora_engine.adapters import AdapterSource
-    from vlora_engine.health import Finding
+    from vlora_engine.findings import Finding
     from vlora_engine.manifest import Manifest
     from vlora_engine.progress import CancelCheck, ProgressCallback
 

@@ -337,7 +337,7 @@ def _read_resize(table: Table) -> Resize:
 
 
 def _check_sizing(wanted: Resize) -> None:
-    from vlora_engine.sizing import Sizing
+    from vlora_engine.resizing import Sizing
 
     Sizing(wanted.rank, wanted.energy, wanted.dynamic, wanted.target)
 

@@ -28,7 +28,7 @@ from vlora_tui.writing import Writer, check_merge, merge_inputs, plan_outputs
 
 if TYPE_CHECKING:
     from vlora_engine.check import CheckReport
-    from vlora_engine.health import Finding
+    from vlora_engine.findings import Finding
     from vlora_engine.progress import Progress
     from vlora_engine.surface import Spectra
 

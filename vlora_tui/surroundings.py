@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from vlora_engine.health import Finding
+from vlora_engine.findings import Finding
 from vlora_tui import paths
 from vlora_tui.jobs.surroundings import environment_notes
 from vlora_tui.room import free_bytes

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vlora_engine.adapters import AdapterSource, LoRAWeights
     from vlora_engine.manifest import Manifest
     from vlora_engine.progress import ProgressCallback
-    from vlora_engine.subspace import SharedSubspace
+    from vlora_engine.shared_subspace import SharedSubspace
 
 
 def plan_outputs(
@@ -363,7 +363,7 @@ class Writer:
             raise Cancelled("Stopped as asked; what was finished before is complete.")
 
     def _subspace(self) -> SharedSubspace:
-        from vlora_engine.subspace import SharedSubspace
+        from vlora_engine.shared_subspace import SharedSubspace
 
         if self._loaded is None:
             self._loaded = SharedSubspace.load(

@@ -18,7 +18,7 @@ _HOMES = {
     "vlora_engine.adapters": ["LoRAWeights", "parse_state_dict", "stack_lora_weights"],
     "vlora_engine.formats": ["load_adapter", "save_adapter", "open_adapter"],
     "vlora_engine.catalog": ["AdapterInfo", "Catalog", "scan"],
-    "vlora_engine.subspace": ["SharedSubspace"],
+    "vlora_engine.shared_subspace": ["SharedSubspace"],
     "vlora_engine.tasks": ["TaskProjection"],
     "vlora_engine.hub": ["load_adapter_from_hub"],
     "vlora_engine.pipeline": ["init_subspace", "absorb_task", "extract_adapter"],

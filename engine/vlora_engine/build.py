@@ -27,7 +27,7 @@ from vlora_engine.codec.coding import default_method
 from vlora_engine.encode import EncodedTask, Storage, TaskLayer
 from vlora_engine.errors import ParameterError, SubspaceError
 from vlora_engine.files import check_output, discard, partial_path, publish, sole_writer
-from vlora_engine.health import Finding
+from vlora_engine.findings import Finding
 from vlora_engine.layer import BuiltLayer, LayerPlan, build_layer
 from vlora_engine.manifest import METHODS, LayerSpec, Manifest, TaskRecord
 from vlora_engine.packing import Quantization, named_quantization

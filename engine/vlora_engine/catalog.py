@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters import ModuleShape
 from vlora_engine.errors import NotFoundError, VLoRAError
+from vlora_engine.findings import Finding
 from vlora_engine.formats import FORMATS, Format, Inspection, Probe, task_of_subspace
 from vlora_engine.formats.places import (
     MAX_ADAPTERS,
@@ -26,7 +27,6 @@ from vlora_engine.formats.places import (
     walk,
 )
 from vlora_engine.formats.subspace import inspect_task, inspection_of
-from vlora_engine.health import Finding
 from vlora_engine.hub.address import (
     CACHE_PLACE,
     SEARCH_PLACE,

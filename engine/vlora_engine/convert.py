@@ -20,7 +20,7 @@ from vlora_engine.peers.names import LORASHARE, VLORA_DEV
 from vlora_engine.progress import Progress, ProgressCallback
 
 if TYPE_CHECKING:
-    from vlora_engine.subspace import SharedSubspace
+    from vlora_engine.shared_subspace import SharedSubspace
 
 ADAPTER_FORMATS = ("peft", "mlx")
 SUBSPACE_FORMATS = ("subspace", VLORA_DEV, LORASHARE)
@@ -255,7 +255,7 @@ def _keeps_bases(to: str, shared: Manifest | SharedSubspace, records: Sequence[T
 
 def _opened(conversion: Conversion) -> SharedSubspace | None:
     """The subspace that is converted as a whole, if it is one."""
-    from vlora_engine.subspace import SharedSubspace
+    from vlora_engine.shared_subspace import SharedSubspace
 
     return None if conversion.whole is None else SharedSubspace.load(conversion.whole)
 
@@ -287,7 +287,7 @@ def _held(
 ) -> SharedSubspace:
     """A subspace that the target's format can hold."""
     from vlora_engine.records import max_k, shared_layers
-    from vlora_engine.subspace import SharedSubspace
+    from vlora_engine.shared_subspace import SharedSubspace
 
     as_it_is = source is not None and conversion.k is None
     if as_it_is and source and _keeps_bases(conversion.to, source, source.tasks.records()):
@@ -359,7 +359,7 @@ def _verified(
         StorageError: It differs from what was built by more than rounding.
     """
     from vlora_engine.export import require_alike
-    from vlora_engine.subspace import SharedSubspace
+    from vlora_engine.shared_subspace import SharedSubspace
 
     written = SharedSubspace.load(out)
     exact = conversion.k is None

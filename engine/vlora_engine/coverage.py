@@ -15,7 +15,7 @@ from vlora_engine.inner import Factors, delta_error2, delta_norm2
 from vlora_engine.similarity import Adapter, not_finite, scaled_factors
 
 if TYPE_CHECKING:
-    from vlora_engine.subspace import SharedSubspace
+    from vlora_engine.shared_subspace import SharedSubspace
 
 
 def subspace_coverage(subspace: SharedSubspace, adapter: Adapter) -> dict[str, dict[str, float]]:

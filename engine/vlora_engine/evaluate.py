@@ -27,7 +27,7 @@ from vlora_engine.prompts import Prompt
 from vlora_engine.ranking import ranked
 
 if TYPE_CHECKING:
-    from vlora_engine.subspace import SharedSubspace
+    from vlora_engine.shared_subspace import SharedSubspace
 
 STAGE = "evaluate"
 MAX_TOKENS = 2048  # of a task

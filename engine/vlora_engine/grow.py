@@ -36,7 +36,7 @@ from vlora_engine.store import decode_task
 from vlora_engine.tasks import TaskMap, TaskProjection, collect_tasks
 
 if TYPE_CHECKING:
-    from vlora_engine.subspace import SharedSubspace
+    from vlora_engine.shared_subspace import SharedSubspace
 
 logger = logging.getLogger(__name__)
 

@@ -3,44 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
+
+from vlora_engine.findings import Finding, finding_of
 
 if TYPE_CHECKING:
     from vlora_engine.errors import VLoRAError
     from vlora_engine.manifest import Manifest
     from vlora_engine.store import StoredSubspace
 
-Severity = Literal["error", "warning", "note"]
 
 # What the rounding of a dtype leaves of an orthonormal basis.
 ORTHONORMAL = {"F64": 1e-5, "F32": 1e-5, "F16": 4e-3, "BF16": 3e-2}
-
-
-@dataclass(frozen=True, order=True)
-class Finding:
-    """One remark.
-
-    Args:
-        severity: ``error`` (cannot be used), ``warning`` (usable, but look), ``note``.
-        code: A stable word for programs, such as ``rank-disagrees``.
-        where: File, tensor, module or task.
-        what: One sentence.
-        remedy: What to do, empty when there is nothing to do.
-        fix: The exact command that does it, where there is one.
-    """
-
-    severity: Severity
-    code: str
-    where: str
-    what: str
-    remedy: str = ""
-    fix: str = ""
-
-    def as_dict(self) -> dict[str, Any]:
-        """The same, for JSON."""
-        return asdict(self)
 
 
 def check_subspace(path: str | Path) -> list[Finding]:
@@ -224,14 +200,6 @@ def _coded_findings(manifest: Manifest, broken: set[str]) -> Iterator[Finding]:
                 yield Finding("error", "rest-tensors", name, what, "compress the adapters again")
     finally:
         stored.close()
-
-
-def finding_of(error: VLoRAError, where: str = "") -> Finding:
-    """A refusal as a finding, under its own code or as ``unreadable``."""
-    told = not error.found or error.found in error.what
-    what = error.what if told else f"{error.what.rstrip('.')}: {error.found}."
-    code = error.code or "unreadable"
-    return Finding("error", code, where or error.where or "", what, error.remedy or "")
 
 
 def _from_error(where: str, error: VLoRAError) -> Finding:

@@ -27,7 +27,7 @@ from vlora_engine.errors import (
     VLoRAError,
 )
 from vlora_engine.files import how_to_put_back, is_being_replaced
-from vlora_engine.health import Finding
+from vlora_engine.findings import Finding
 from vlora_engine.hub.address import is_address
 from vlora_engine.packing import Quantization, parse_quantization
 from vlora_engine.ranking import foremost

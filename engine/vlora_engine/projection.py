@@ -23,7 +23,7 @@ from vlora_engine.tasks import TaskProjection, decode_projection
 from vlora_engine.tensorfile import dtype_name, torch_dtype
 
 if TYPE_CHECKING:
-    from vlora_engine.subspace import SharedSubspace
+    from vlora_engine.shared_subspace import SharedSubspace
 
 
 def project(

@@ -17,7 +17,7 @@ from vlora_engine.progress import CancelCheck, Progress, ProgressCallback
 from vlora_engine.tasks import TaskMap
 
 if TYPE_CHECKING:
-    from vlora_engine.subspace import SharedSubspace
+    from vlora_engine.shared_subspace import SharedSubspace
 
 
 def quantize_subspace(
@@ -37,7 +37,7 @@ def quantize_subspace(
         OutputExistsError: ``out`` is there and not ``force``.
         Cancelled: Stopped between two tasks; nothing is written.
     """
-    from vlora_engine.subspace import SharedSubspace
+    from vlora_engine.shared_subspace import SharedSubspace
 
     manifest = read_manifest(path)
     if manifest.coding is not None:

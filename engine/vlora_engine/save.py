@@ -19,7 +19,7 @@ from vlora_engine.store import free_task_file, index_digest, task_files, write_i
 from vlora_engine.tensorfile import close_file, write_error
 
 if TYPE_CHECKING:
-    from vlora_engine.subspace import SharedSubspace
+    from vlora_engine.shared_subspace import SharedSubspace
 
 
 def save(subspace: SharedSubspace, path: Path, *, force: bool = False) -> None:

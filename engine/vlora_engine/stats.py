@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from vlora_engine.errors import ParameterError
 
 if TYPE_CHECKING:
-    from vlora_engine.subspace import SharedSubspace
+    from vlora_engine.shared_subspace import SharedSubspace
 
 
 def compression_stats(subspace: SharedSubspace) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def main(trained: Path, work: Path, result: Path, ratios: list[int]) -> None:
     from vlora_engine.build import build_subspace
     from vlora_engine.errors import TargetError
     from vlora_engine.formats import load_adapter
-    from vlora_engine.subspace import SharedSubspace
+    from vlora_engine.shared_subspace import SharedSubspace
 
     made = train.trained(trained) or train.train(trained)
     base = load_base(made.base)

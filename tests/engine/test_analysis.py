@@ -25,7 +25,7 @@ from vlora_engine.analysis import (
     subspace_coverage,
 )
 from vlora_engine.errors import AdapterError, CollectionError, ParameterError
-from vlora_engine.subspace import SharedSubspace
+from vlora_engine.shared_subspace import SharedSubspace
 
 DIMS = {"layer.0.q": (7, 9), "layer.0.v": (6, 9), "layer.1.q": (7, 9)}  # (d_out, d_in)
 

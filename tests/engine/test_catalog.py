@@ -265,7 +265,7 @@ def test_five_hundred_adapters_in_under_a_second(tmp_path):
 
 def test_tasks_of_a_subspace_are_listed_when_they_are_named(tmp_path):
     from vlora_engine.formats import load_adapter, open_adapter
-    from vlora_engine.subspace import SharedSubspace
+    from vlora_engine.shared_subspace import SharedSubspace
 
     paths = make.collection(tmp_path / "in", 3)
     tasks = ["legal", "a:b", "in/out"]

@@ -19,7 +19,7 @@ from vlora_engine.errors import (
     UnsupportedAdapterError,
 )
 from vlora_engine.formats import load_adapter, open_adapter, save_adapter
-from vlora_engine.subspace import SharedSubspace
+from vlora_engine.shared_subspace import SharedSubspace
 
 HEAD = {"base_model.model.score.weight": torch.arange(6).reshape(2, 3).half()}
 LLAMA = {f"model.layers.{i}.self_attn.{m}_proj": (8, 6) for i in (2, 3) for m in "qv"}

@@ -22,7 +22,7 @@ from vlora_engine.formats import load_adapter
 from vlora_engine.health import check_subspace
 from vlora_engine.locks import changing, is_held, lock_path
 from vlora_engine.manifest import read_manifest
-from vlora_engine.subspace import SharedSubspace
+from vlora_engine.shared_subspace import SharedSubspace
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from vlora_engine.health import check_subspace
 from vlora_engine.inner import relative_error
 from vlora_engine.manifest import read_manifest
 from vlora_engine.peers.write import write_lorashare, write_vlora_dev
-from vlora_engine.subspace import SharedSubspace
+from vlora_engine.shared_subspace import SharedSubspace
 
 TASKS = ["t/0", "a b", "ü", "..", "plain"]
 CLOSE = {"rtol": 0, "atol": 2e-5}

@@ -14,8 +14,7 @@ from vlora_engine.adapters import LoRAWeights, ModuleShape
 from vlora_engine.errors import AdapterError, ParameterError
 from vlora_engine.export import verify_adapter
 from vlora_engine.formats import load_adapter, open_adapter, save_adapter
-from vlora_engine.resizing import resize
-from vlora_engine.sizing import cheapest
+from vlora_engine.resizing import cheapest, resize
 
 
 def decaying(rank: int = 6, seed: int = 0, **kwargs) -> LoRAWeights:

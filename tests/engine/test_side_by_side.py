@@ -24,9 +24,9 @@ from vlora_engine.check import check_adapters
 from vlora_engine.errors import TargetError
 from vlora_engine.formats import load_adapter, open_adapter
 from vlora_engine.inner import relative_error
+from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.sizes import factor_bytes_16, rest_bytes
 from vlora_engine.spectrum import compute_spectra
-from vlora_engine.subspace import SharedSubspace
 from vlora_engine.surface import Spectra
 
 SETS = ("gpt2-medical-sports-legal", "roberta-checkpoints")

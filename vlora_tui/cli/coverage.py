@@ -65,7 +65,7 @@ def coverage_rows(
 ) -> list[dict[str, Any]]:
     """Per adapter its shares as a whole and per module."""
     from vlora_engine.coverage import coverage_total, subspace_coverage
-    from vlora_engine.subspace import SharedSubspace
+    from vlora_engine.shared_subspace import SharedSubspace
 
     opened = SharedSubspace.load(subspace)
     rows = []

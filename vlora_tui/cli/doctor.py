@@ -21,7 +21,7 @@ from vlora_tui.cli.progress import Watcher
 
 if TYPE_CHECKING:
     from vlora_engine.doctor import Report
-    from vlora_engine.health import Finding
+    from vlora_engine.findings import Finding
 
 FAIL_ON = ("error", "warning", "note", "never")
 ENVIRONMENT, TABLE = "env", "rules"  # words that are no paths; ./env names a folder

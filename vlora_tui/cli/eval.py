@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vlora_engine.adapters import AdapterSource
     from vlora_engine.evaluate import Evaluation
     from vlora_engine.manifest import Manifest
-    from vlora_engine.subspace import SharedSubspace
+    from vlora_engine.shared_subspace import SharedSubspace
 
 MAX_TOKENS = 2048
 LENGTH = 256
@@ -84,7 +84,7 @@ def evaluate(
     texts = read_prompts(prompts, tasks, max_tokens=max_tokens) if prompts else None
     from vlora_engine.base_model import load_base, require_extra
     from vlora_engine.evaluate import evaluate_subspace
-    from vlora_engine.subspace import SharedSubspace
+    from vlora_engine.shared_subspace import SharedSubspace
 
     require_extra()
     opened = SharedSubspace.load(subspace)

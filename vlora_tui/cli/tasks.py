@@ -197,7 +197,7 @@ def _base(name: str) -> str | None:
 def _add(subspace: Path, adapter: str, name: str, how: str) -> list[str]:
     """Add it; the tasks that were taken from their reconstructions."""
     from vlora_engine.formats import load_adapter
-    from vlora_engine.subspace import SharedSubspace
+    from vlora_engine.shared_subspace import SharedSubspace
 
     opened = SharedSubspace.load(subspace)
     weights = load_adapter(adapter)
@@ -214,7 +214,7 @@ def _add(subspace: Path, adapter: str, name: str, how: str) -> list[str]:
 
 
 def _remove(subspace: Path, names: list[str]) -> None:
-    from vlora_engine.subspace import SharedSubspace
+    from vlora_engine.shared_subspace import SharedSubspace
 
     opened = SharedSubspace.load(subspace)
     for name in names:

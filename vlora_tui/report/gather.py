@@ -220,7 +220,7 @@ def _compared_tasks(manifest: Manifest, progress: ProgressCallback | None) -> Co
     if len(manifest.tasks) < 2 or 4 * elements > HELD_BYTES:
         return None
     from vlora_engine.adapters import MemorySource
-    from vlora_engine.subspace import SharedSubspace
+    from vlora_engine.shared_subspace import SharedSubspace
     from vlora_tui.comparing import compare
 
     opened = SharedSubspace.load(manifest.path)

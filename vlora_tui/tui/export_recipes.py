@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vlora_engine.errors import ParameterError
-from vlora_engine.sizing import Sizing
+from vlora_engine.resizing import Sizing
 from vlora_engine.targets import find_target
 from vlora_tui.recipe import AdapterInput, Export, Input, Merge, Recipe, Resize, is_path
 from vlora_tui.tui.export_settings import (

@@ -14,7 +14,7 @@ from vlora_engine.targets import Facts, Target, facts_of_task
 from vlora_tui.tui.export_settings import Item
 
 if TYPE_CHECKING:
-    from vlora_engine.health import Finding
+    from vlora_engine.findings import Finding
     from vlora_engine.manifest import Manifest
 
 OF_SAFETENSORS = frozenset({"ollama-safetensors"})  # no matter to an export that writes GGUF
@@ -110,7 +110,7 @@ def written_verdict(path: Path, target: str) -> Opinion:
     except NotFoundError:
         return Opinion()  # moved away since
     except VLoRAError as error:
-        from vlora_engine.health import finding_of
+        from vlora_engine.findings import finding_of
 
         return Opinion((finding_of(error, str(path)),))
     if (path / "adapter.gguf").exists():

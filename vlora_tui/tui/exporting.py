@@ -26,7 +26,7 @@ from vlora_tui.tui.export_verdicts import Headers, Opinion, written_verdict
 from vlora_tui.writing import export_paths
 
 if TYPE_CHECKING:
-    from vlora_engine.health import Finding
+    from vlora_engine.findings import Finding
 
 FILES = {
     "peft": "adapter_config.json and adapter_model.safetensors",

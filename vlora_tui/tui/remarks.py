@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.errors import VLoRAError
-from vlora_engine.health import finding_of
+from vlora_engine.findings import finding_of
 from vlora_engine.hub.address import is_address
 from vlora_tui.tui.inspecting import task_place
 from vlora_tui.tui.words import clean

@@ -23,7 +23,7 @@ from vlora_tui.sizes import size
 if TYPE_CHECKING:
     from vlora_engine.budget import Choice, Prediction
     from vlora_engine.catalog import AdapterInfo
-    from vlora_engine.health import Finding
+    from vlora_engine.findings import Finding
     from vlora_engine.manifest import Manifest
     from vlora_engine.surface import Spectra
     from vlora_tui.forecasts import Coded
@@ -171,7 +171,7 @@ class Session:
     @property
     def checked(self) -> dict[str, tuple[Finding, ...]]:
         """What reading every tensor found, by path, of the adapters that it was done for."""
-        from vlora_engine.health import Finding
+        from vlora_engine.findings import Finding
 
         ruled_out: dict[str, tuple[Finding, ...]]
         ruled_out = {path: (finding,) for path, finding in self.bad.items()}

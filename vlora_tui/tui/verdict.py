@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from textual.screen import ModalScreen
 
-from vlora_engine.health import Finding
+from vlora_engine.findings import Finding
 from vlora_tui.tui.session import Session, is_about
 from vlora_tui.tui.words import clean, plural
 

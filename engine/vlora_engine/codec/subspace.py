@@ -40,9 +40,9 @@ from vlora_engine.packing import chooses_bits
 from vlora_engine.progress import ProgressCallback
 from vlora_engine.projection import assembled, check_fits, shared_specs
 from vlora_engine.records import base_model_of, figure, shared_layers, task_record
+from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.stack import read_stack
 from vlora_engine.store import StoredSubspace
-from vlora_engine.subspace import SharedSubspace
 from vlora_engine.tasks import TaskMap, TaskProjection
 
 _HALVINGS = 24

@@ -41,7 +41,7 @@ from vlora_engine.peers.lorashare import open_tasks
 from vlora_engine.peers.names import LORASHARE, SHARE_INDEX
 from vlora_engine.peers.write import share_names, share_settings, write_lorashare
 from vlora_engine.records import max_k, shared_layers
-from vlora_engine.subspace import SharedSubspace
+from vlora_engine.shared_subspace import SharedSubspace
 
 __all__ = ["SHAREConfig", "SHAREModel"]
 

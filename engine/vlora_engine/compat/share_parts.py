@@ -17,7 +17,7 @@ from vlora_engine.layer import Bases, LayerBasis
 from vlora_engine.manifest import LayerSpec
 from vlora_engine.peers.store import straight
 from vlora_engine.records import natural_key
-from vlora_engine.subspace import SharedSubspace
+from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.tasks import TaskMap, TaskProjection
 
 Turns = Mapping[tuple[str, str], Tensor | None]

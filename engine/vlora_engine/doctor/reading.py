@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from vlora_engine.doctor.rules import ENGINE, PEFT, Find, Hit, Rule, Subject, add_rule
-from vlora_engine.health import Severity, finding_of
+from vlora_engine.findings import Severity, finding_of
 
 _FORMATS = f"{ENGINE}.formats"
 _OWN = "vlora-tui 0.1"

@@ -20,9 +20,9 @@ from vlora_engine.errors import (
     UnsupportedAdapterError,
     VLoRAError,
 )
+from vlora_engine.findings import Finding, Severity
 from vlora_engine.formats import FORMATS, Inspection, Probe, open_adapter, task_of_subspace
 from vlora_engine.formats.subspace import inspect_task
-from vlora_engine.health import Finding, Severity
 from vlora_engine.hub.address import HubAddress, is_address, parse_address
 from vlora_engine.naming import printable
 from vlora_engine.progress import CancelCheck, Progress, ProgressCallback
@@ -308,7 +308,8 @@ def _subspace(
     place: Path, target: str | None, base: BaseFacts | None, read_tensors: bool
 ) -> Patient:
     """A subspace's own health, and what every task of it would meet at the target."""
-    from vlora_engine.health import check_subspace, finding_of
+    from vlora_engine.findings import finding_of
+    from vlora_engine.health import check_subspace
     from vlora_engine.manifest import read_manifest
 
     findings = list(check_subspace(place)) if read_tensors else []

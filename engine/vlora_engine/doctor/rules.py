@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from vlora_engine.health import Finding, Severity
+from vlora_engine.findings import Finding, Severity
 
 if TYPE_CHECKING:
     from vlora_engine.adapters import ModuleShape

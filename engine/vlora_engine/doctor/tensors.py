@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vlora_engine.doctor.rules import ENGINE, PEFT, Hit, Subject, count, rule
-from vlora_engine.health import finding_of
+from vlora_engine.findings import finding_of
 
 if TYPE_CHECKING:
     from torch import Tensor

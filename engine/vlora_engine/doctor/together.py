@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from vlora_engine.catalog import normalise_base_model
 from vlora_engine.doctor.rules import RULES, Hit, Rule, Subject, add_rule
-from vlora_engine.health import Finding
+from vlora_engine.findings import Finding
 
 Named = Mapping[str, Subject]
 _FEW = 6  # names in one sentence

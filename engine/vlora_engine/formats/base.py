@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vlora_engine.adapters import AdapterSource, ModuleShape, content_digest
 from vlora_engine.errors import NotFoundError, VLoRAError
+from vlora_engine.findings import Finding
 from vlora_engine.formats.config import CONFIG_NAME, parse_config, read_config_bytes
 from vlora_engine.formats.contents import SafetensorsContents
 from vlora_engine.formats.layout import Described
-from vlora_engine.health import Finding
 from vlora_engine.tensorfile import read_error
 
 if TYPE_CHECKING:

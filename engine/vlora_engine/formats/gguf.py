@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters import AdapterSource, ModuleShape
 from vlora_engine.errors import AdapterError, UnsupportedAdapterError
+from vlora_engine.findings import Finding
 from vlora_engine.formats.base import WEIGHTS, FileAdapter, Inspection, Probe
 from vlora_engine.formats.gguf_header import GgufHeader, is_gguf, read_gguf_header
-from vlora_engine.health import Finding
 from vlora_engine.targets.architectures import ARCHITECTURES, Architecture
 from vlora_engine.tensorfile import TensorEntry, read_tensor
 

@@ -55,7 +55,7 @@ def open_task(directory: Path, task: str) -> AdapterSource:
     Raises:
         NotFoundError: There is no such task.
     """
-    from vlora_engine.subspace import SharedSubspace
+    from vlora_engine.shared_subspace import SharedSubspace
 
     return MemorySource(SharedSubspace.load(directory).reconstruct(task))
 

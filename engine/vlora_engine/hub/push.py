@@ -15,7 +15,7 @@ from vlora_engine.errors import (
     ParameterError,
 )
 from vlora_engine.files import dump_json
-from vlora_engine.health import Finding
+from vlora_engine.findings import Finding
 from vlora_engine.hub.address import HubAddress, is_address, parse_address
 from vlora_engine.hub.card import Entry, adapters_card, is_public, source_licence, subspace_card
 from vlora_engine.hub.client import api, endpoint_page, hub_errors, silence
@@ -27,7 +27,7 @@ from vlora_engine.sources import absolute_source
 from vlora_engine.tensorfile import read_error
 
 if TYPE_CHECKING:
-    from vlora_engine.subspace import SharedSubspace
+    from vlora_engine.shared_subspace import SharedSubspace
 
 STAGE = "upload"  # its units are bytes
 BATCH_FILES = 50
@@ -206,7 +206,7 @@ def _tasks_parcel(
     cancelled: CancelCheck | None,
 ) -> Parcel:
     from vlora_engine.formats import save_adapter
-    from vlora_engine.subspace import SharedSubspace
+    from vlora_engine.shared_subspace import SharedSubspace
 
     subspace = SharedSubspace.load(place)
     folders = slugs(tasks)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine.errors import CorruptFileError, NotFoundError, VLoRAError
-from vlora_engine.health import Finding
+from vlora_engine.findings import Finding
 from vlora_engine.hub.address import HubAddress, address_text
 from vlora_engine.hub.client import SECONDS, endpoint, hub_errors
 from vlora_engine.hub.listing import Listing, adapter_files, adapter_folders, list_repository

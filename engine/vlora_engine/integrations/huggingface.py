@@ -16,7 +16,7 @@ from torch import nn
 from vlora_engine.errors import DependencyError, ParameterError
 from vlora_engine.nn.model import VLoRAModel
 from vlora_engine.nn.training import SubspaceTrainer
-from vlora_engine.subspace import SharedSubspace
+from vlora_engine.shared_subspace import SharedSubspace
 
 try:
     from transformers import TrainerCallback

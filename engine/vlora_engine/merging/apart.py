@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vlora_engine.adapters import AdapterSource
 from vlora_engine.errors import CollectionError
-from vlora_engine.health import Finding
+from vlora_engine.findings import Finding
 from vlora_engine.merging import factors, peft
 from vlora_engine.merging.kept import module_kept
 from vlora_engine.merging.result import MergedModule

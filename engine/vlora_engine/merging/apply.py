@@ -17,7 +17,7 @@ from vlora_engine.errors import (
     AdapterError,
     UnsupportedAdapterError,
 )
-from vlora_engine.health import Finding
+from vlora_engine.findings import Finding
 from vlora_engine.inner import modules_of, source_label
 from vlora_engine.merging.apart import as_first_library, as_peft
 from vlora_engine.merging.kept import module_kept

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from vlora_engine.adapters import AdapterSource, LoRAWeights, ModuleShape, match_pattern
-from vlora_engine.health import Finding
+from vlora_engine.findings import Finding
 from vlora_engine.merging.kept import Kept, ModuleKept, all_kept
 from vlora_engine.merging.space import Change
 

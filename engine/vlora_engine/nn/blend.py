@@ -10,7 +10,7 @@ from torch import Tensor
 from vlora_engine.errors import SubspaceError
 from vlora_engine.nn.decode import SHARING, Scaling, decode
 from vlora_engine.nn.effects import Alone, Factors, Shared
-from vlora_engine.subspace import SharedSubspace
+from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.tasks import TaskProjection
 
 BLENDED = "__routed__"

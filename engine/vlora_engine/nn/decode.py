@@ -20,8 +20,8 @@ from vlora_engine.errors import ParameterError
 from vlora_engine.layer import LayerBasis
 from vlora_engine.manifest import TaskRecord
 from vlora_engine.nn.effects import Alone, Factors, Shared
+from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.stack import unflatten
-from vlora_engine.subspace import SharedSubspace
 
 SHARING = ("delta", "columns")  # methods whose tasks are small matrices in a basis of dW's sides
 Target = tuple[torch.device, torch.dtype]

@@ -24,7 +24,7 @@ from vlora_engine.nn.effects import Alone, Effect, blend_of, rows_of
 from vlora_engine.nn.rest import Carrier
 from vlora_engine.nn.seats import Seats
 from vlora_engine.nn.weights import Merged, require_mergeable
-from vlora_engine.subspace import SharedSubspace
+from vlora_engine.shared_subspace import SharedSubspace
 
 if TYPE_CHECKING:
     from vlora_engine.nn.training import SubspaceTrainer

@@ -16,7 +16,7 @@ from vlora_engine.manifest import LayerSpec, OwnModule
 from vlora_engine.nn.decode import SHARING, Target
 from vlora_engine.nn.effects import Effect, Factors, Shared
 from vlora_engine.nn.places import Place, named_modules, place_of
-from vlora_engine.subspace import SharedSubspace
+from vlora_engine.shared_subspace import SharedSubspace
 
 
 class Seats(Mapping[str, "Seat"]):

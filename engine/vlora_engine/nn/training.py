@@ -20,7 +20,7 @@ from vlora_engine.nn.decode import SHARING, Target, flat_factor
 from vlora_engine.nn.effects import Basis, Effect, Factors
 from vlora_engine.nn.places import Place
 from vlora_engine.records import figure
-from vlora_engine.subspace import SharedSubspace
+from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.tasks import TaskProjection
 
 _SIDES = ("a", "b")

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vlora_engine.findings import Finding
 from vlora_engine.formats.config import Settings, find_variant, read_settings
-from vlora_engine.health import Finding
 from vlora_engine.manifest import LayerSpec, Manifest, TaskRecord
 from vlora_engine.peers.common import Shape, natural, peer_record, read_index, shape_of, unsound
 from vlora_engine.peers.names import LORASHARE, SHARE_INDEX

@@ -20,8 +20,8 @@ from vlora_engine.peers.names import VLORA_DEV, VLORA_INDEX
 from vlora_engine.peers.vlora_dev import open_files
 from vlora_engine.quantize import NF4_QUANT_TABLE
 from vlora_engine.records import figure
+from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.store import StoredSubspace
-from vlora_engine.subspace import SharedSubspace
 from vlora_engine.tasks import TaskMap
 from vlora_engine.tensorfile import Header, close_below, read_header, read_tensor
 

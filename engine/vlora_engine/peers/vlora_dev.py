@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlora_engine.health import Finding
+from vlora_engine.findings import Finding
 from vlora_engine.manifest import LayerSpec, Manifest
 from vlora_engine.peers.common import (
     MAX_SIZE,

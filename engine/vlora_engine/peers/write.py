@@ -33,7 +33,7 @@ from vlora_engine.peers.vlora_dev import FLOAT_FILE
 from vlora_engine.tensorfile import write_tensors
 
 if TYPE_CHECKING:
-    from vlora_engine.subspace import SharedSubspace
+    from vlora_engine.shared_subspace import SharedSubspace
     from vlora_engine.tasks import TaskProjection
 
 

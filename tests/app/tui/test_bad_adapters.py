@@ -139,7 +139,7 @@ def test_stop_cancels_the_job_that_measures(session: Session) -> None:
 
 
 def finding():  # type: ignore[no-untyped-def]
-    from vlora_engine.health import Finding
+    from vlora_engine.findings import Finding
 
     return Finding("error", "x", "", "It is bad.")
 

@@ -27,8 +27,8 @@ from vlora_engine.doctor import TARGETS, verdict
 from vlora_engine.formats import open_adapter
 from vlora_engine.manifest import read_manifest
 from vlora_engine.relations import Relations
+from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.spectrum import compute_spectra
-from vlora_engine.subspace import SharedSubspace
 from vlora_engine.surface import Spectra
 from vlora_tui.tui.inspecting import Coverage, Interference, kin_of, likeness_of
 from vlora_tui.tui.keymap import known_bindings

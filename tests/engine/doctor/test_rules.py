@@ -15,8 +15,8 @@ from tests.conftest import FreshPython
 from tests.engine.doctor.cases import CASES, Build, write_base
 from vlora_engine.catalog import scan
 from vlora_engine.doctor import TARGETS, all_rules, diagnose, read_base, verdict
+from vlora_engine.findings import Finding
 from vlora_engine.formats import FORMATS, Probe
-from vlora_engine.health import Finding
 
 RULES = {rule.code: rule for rule in all_rules()}
 

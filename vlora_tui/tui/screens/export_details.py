@@ -19,7 +19,7 @@ from textual.widgets import Static
 from textual.worker import get_current_worker
 
 from vlora_engine.errors import VLoRAError
-from vlora_engine.health import Finding
+from vlora_engine.findings import Finding
 from vlora_engine.targets import find_target
 from vlora_tui.tui.exporting import Row
 from vlora_tui.tui.folding import hanging

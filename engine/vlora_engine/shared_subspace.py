@@ -452,7 +452,7 @@ class SharedSubspace:
         Raises:
             As `vlora_engine.apply`.
         """
-        from vlora_engine.nn.apply import apply
+        from vlora_engine.pipeline import apply
 
         return apply(base_model, self, task_id)
 
