@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlora_engine.adapters.address import address_of, is_address, parse_address
 from vlora_engine.errors import (
     CollectionError,
     InputError,
@@ -15,12 +16,11 @@ from vlora_engine.errors import (
     ParameterError,
     VLoRAError,
 )
-from vlora_engine.hub.address import address_of, is_address, parse_address
 from vlora_tui import paths
 from vlora_tui.recipe import AdapterInput, Recipe
 
 if TYPE_CHECKING:
-    from vlora_engine.adapters import AdapterSource
+    from vlora_engine.adapters.model import AdapterSource
     from vlora_engine.findings import Finding
     from vlora_engine.manifest import Manifest
     from vlora_engine.progress import CancelCheck, ProgressCallback

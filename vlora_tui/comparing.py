@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vlora_engine.errors import ParameterError, VLoRAError
 
 if TYPE_CHECKING:
-    from vlora_engine.adapters import AdapterSource
+    from vlora_engine.adapters.model import AdapterSource
     from vlora_engine.outliers import Outlier
     from vlora_engine.progress import CancelCheck, ProgressCallback
     from vlora_engine.relations import Array, Relations
@@ -48,8 +48,13 @@ def compare(
     Raises:
         CollectionError: Adapters that cannot be compared, and not ``skip_bad``; or none is left.
     """
+    from vlora_engine.adapters.check import (
+        AdapterCheck,
+        CheckReport,
+        check_adapter,
+        misfits_of,
+    )
     from vlora_engine.analysis import relate
-    from vlora_engine.check import AdapterCheck, CheckReport, check_adapter, misfits_of
 
     checks = {name: AdapterCheck(name, error=e) for name, e in misfits_of(sources).items()}
     for name, source in sources.items():

@@ -14,10 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vlora_engine.codec.coding import METHODS as CODED_METHODS
-from vlora_engine.codec.coding import default_method
-from vlora_engine.errors import InputError, NotFoundError, ParameterError
-from vlora_engine.hub.address import (
+from vlora_engine.adapters.address import (
     CACHE_PLACE,
     SEARCH_PLACE,
     hub_cache,
@@ -25,6 +22,9 @@ from vlora_engine.hub.address import (
     is_hub_place,
     parse_address,
 )
+from vlora_engine.codec.coding import METHODS as CODED_METHODS
+from vlora_engine.codec.coding import default_method
+from vlora_engine.errors import InputError, NotFoundError, ParameterError
 from vlora_engine.merging.specs import DEFAULT_METHOD
 from vlora_engine.packing import BLOCK_SIZE, Quantization, quantization
 
@@ -415,7 +415,7 @@ def is_path(text: str) -> bool:
 
 
 def _expanded(path: str) -> Path:
-    from vlora_engine.formats.places import expanded  # the formats are no matter before that
+    from vlora_engine.adapters.address import expanded  # the formats are no matter before that
 
     return expanded(path)
 

@@ -22,7 +22,7 @@ from vlora_tui.sizes import size
 from vlora_tui.writing import export_paths, facts_of_export, merge_inputs
 
 if TYPE_CHECKING:
-    from vlora_engine.adapters import AdapterSource
+    from vlora_engine.adapters.model import AdapterSource
     from vlora_engine.manifest import Manifest, TaskRecord
 
 _WORDS = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}

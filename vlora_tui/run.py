@@ -27,7 +27,7 @@ from vlora_tui.room import needs_of, require_room
 from vlora_tui.writing import Writer, check_merge, merge_inputs, plan_outputs
 
 if TYPE_CHECKING:
-    from vlora_engine.check import CheckReport
+    from vlora_engine.adapters.check import CheckReport
     from vlora_engine.findings import Finding
     from vlora_engine.progress import Progress
     from vlora_engine.surface import Spectra
@@ -162,7 +162,7 @@ class Run:
             )
 
     def _tell_mixed_bases(self) -> None:
-        from vlora_engine.catalog import normalise_base_model
+        from vlora_engine.adapters.base_models import normalise_base_model
 
         named = {normalise_base_model(name): name for name in self.collection.base_models}
         if len(named) > 1:
@@ -219,7 +219,7 @@ class Run:
         self.emit(events.SubspaceWritten(str(out), manifest_figures(manifest)))
 
     def _check(self) -> CheckReport:
-        from vlora_engine.check import check_adapters
+        from vlora_engine.adapters.check import check_adapters
 
         report = check_adapters(
             self.collection.adapters, progress=self._on_progress, cancelled=self.cancelled

@@ -15,7 +15,7 @@ from vlora_engine._version import __version__
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
-    "vlora_engine.adapters": ["LoRAWeights", "parse_state_dict", "stack_lora_weights"],
+    "vlora_engine.adapters.model": ["LoRAWeights", "parse_state_dict", "stack_lora_weights"],
     "vlora_engine.formats": ["load_adapter", "save_adapter", "open_adapter"],
     "vlora_engine.catalog": ["AdapterInfo", "Catalog", "scan"],
     "vlora_engine.shared_subspace": ["SharedSubspace"],

@@ -16,13 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlora_engine.adapters import AdapterSource, ModuleShape, as_source
+from vlora_engine.adapters.collection import modules_of
+from vlora_engine.adapters.model import AdapterSource, ModuleShape, as_source
 from vlora_engine.checkpoints import Run, runs_in, step_of
 from vlora_engine.conflicts import interference
 from vlora_engine.coverage import coverage_total, subspace_coverage
 from vlora_engine.duplicates import Duplicates, coarsest, duplicates_in
 from vlora_engine.errors import ParameterError
-from vlora_engine.inner import Factors, delta_error2, delta_inner, delta_norm2, modules_of
+from vlora_engine.inner import (
+    Factors,
+    delta_error2,
+    delta_inner,
+    delta_norm2,
+)
 from vlora_engine.outliers import THRESHOLD, outliers_in
 from vlora_engine.outliers import outliers_of as outliers_of_array
 from vlora_engine.relations import Relations

@@ -20,7 +20,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from vlora_engine.adapters import AdapterSource, LoRAWeights
+from vlora_engine.adapters.address import expanded
+from vlora_engine.adapters.model import AdapterSource, LoRAWeights, to_memory
 from vlora_engine.errors import (
     CollectionError,
     DependencyError,
@@ -28,10 +29,8 @@ from vlora_engine.errors import (
     ParameterError,
     UnsupportedAdapterError,
 )
-from vlora_engine.formats import to_memory
 from vlora_engine.formats.config import CONFIG_NAME
 from vlora_engine.formats.peft_save import peft_config, peft_tensors
-from vlora_engine.formats.places import expanded
 from vlora_engine.spectrum import pick_device
 
 logger = logging.getLogger(__name__)

@@ -18,10 +18,13 @@ from typing import Any
 import torch
 
 from vlora_engine._version import __version__
-from vlora_engine.adapters import AdapterSource
+from vlora_engine.adapters.address import relative_source
+from vlora_engine.adapters.base_models import base_model_of
+from vlora_engine.adapters.check import CheckReport, check_adapters
+from vlora_engine.adapters.model import AdapterSource
+from vlora_engine.adapters.stack import read_stack
 from vlora_engine.bounds import within
 from vlora_engine.budget import Choice, check_targets, choose, match_layers, too_large
-from vlora_engine.check import CheckReport, check_adapters
 from vlora_engine.codec.coding import METHODS as CODED_METHODS
 from vlora_engine.codec.coding import default_method
 from vlora_engine.encode import EncodedTask, Storage, TaskLayer
@@ -34,12 +37,15 @@ from vlora_engine.packing import Quantization, named_quantization
 from vlora_engine.partial import RESULT, SPECTRA, layers_kept
 from vlora_engine.parts import LayerParts
 from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
-from vlora_engine.records import base_model_of, figure, max_k, shared_layers, task_record
+from vlora_engine.records import (
+    figure,
+    max_k,
+    shared_layers,
+    task_record,
+)
 from vlora_engine.sizes import is_lossy, storage_dtype
-from vlora_engine.sources import relative_source
 from vlora_engine.spectrum import METHODS as SPECTRA_METHODS
 from vlora_engine.spectrum import canonical_order, compute_spectra, pick_device
-from vlora_engine.stack import read_stack
 from vlora_engine.store import task_files, write_subspace
 from vlora_engine.surface import Spectra
 

@@ -1,21 +1,30 @@
 """What lies in folders of adapters, from headers alone: no torch, no tensor data.
 
-NaN, a B of zeros and the like need the data and are not looked for here (`vlora_engine.check`).
+NaN, a B of zeros and the like need the data and are not looked for here (`vlora_engine.adapters.check`).
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlora_engine.adapters import ModuleShape
+from vlora_engine.adapters.address import (
+    CACHE_PLACE,
+    SEARCH_PLACE,
+    HubAddress,
+    address_of,
+    is_address,
+    parse_address,
+    shelf_name,
+)
+from vlora_engine.adapters.base_models import normalise_base_model
+from vlora_engine.adapters.model import ModuleShape
 from vlora_engine.errors import NotFoundError, VLoRAError
 from vlora_engine.findings import Finding
 from vlora_engine.formats import FORMATS, Format, Inspection, Probe, task_of_subspace
@@ -27,15 +36,6 @@ from vlora_engine.formats.places import (
     walk,
 )
 from vlora_engine.formats.subspace import inspect_task, inspection_of
-from vlora_engine.hub.address import (
-    CACHE_PLACE,
-    SEARCH_PLACE,
-    HubAddress,
-    address_of,
-    is_address,
-    parse_address,
-    shelf_name,
-)
 from vlora_engine.manifest import FORMAT, Manifest, read_manifest
 from vlora_engine.naming import printable, unique_names
 from vlora_engine.peers import PEERS, peer_at
@@ -309,7 +309,7 @@ class Finder:
         yield from self._look_at_hub(search_adapters(base_model, limit=limit))
 
     def _look_into_cache(self) -> Iterator[AdapterInfo | Place]:
-        from vlora_engine.hub.address import hub_cache, snapshot_folder
+        from vlora_engine.adapters.address import hub_cache, snapshot_folder
         from vlora_engine.hub.cache import cached_adapters
 
         self.places.append(hub_cache())
@@ -363,22 +363,6 @@ def with_names(infos: Sequence[AdapterInfo]) -> list[AdapterInfo]:
     """The same, each named by the shortest suffix of its name that is unique among them."""
     names = unique_names([info.name for info in infos])
     return [replace(info, name=name) for info, name in zip(infos, names, strict=True)]
-
-
-def normalise_base_model(name: str | None) -> str | None:
-    """A base model's name without its owner, its path and the marks of a quantized copy.
-
-    ``unsloth/Llama-3.1-8B-unsloth-bnb-4bit``, ``meta-llama/Llama-3.1-8B`` and
-    ``/home/me/models/Llama-3.1-8B`` are one base model.
-    """
-    return None if name is None else _normalised(name)
-
-
-@lru_cache(4096)
-def _normalised(name: str) -> str | None:
-    last = re.split(r"[/\\]", name.strip().rstrip("/\\"))[-1].casefold()
-    last = re.sub(r"([-_]unsloth)?([-_]bnb[-_][48]bit)?$", "", last)
-    return last.removeprefix("meta-") or None
 
 
 def closed_findings(closed: Iterable[Path]) -> Iterator[Finding]:

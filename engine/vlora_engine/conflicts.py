@@ -26,9 +26,10 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from vlora_engine.adapters import AdapterSource, as_source
+from vlora_engine.adapters.collection import modules_of
+from vlora_engine.adapters.model import AdapterSource, as_source
 from vlora_engine.errors import AdapterError, CollectionError
-from vlora_engine.inner import canonical_svd_batch, modules_of
+from vlora_engine.inner import canonical_svd_batch
 from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
 from vlora_engine.similarity import Adapter, not_finite
 

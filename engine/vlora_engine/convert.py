@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlora_engine.adapters import AdapterSource, LoRAWeights, MemorySource
+from vlora_engine.adapters.model import AdapterSource, LoRAWeights, MemorySource
 from vlora_engine.errors import ParameterError
 from vlora_engine.files import check_output, directory_bytes, new_directory, require_apart
 from vlora_engine.losses import Loss, losses, outline_of, outlines_of
@@ -147,7 +147,7 @@ def convert(
         OutputExistsError: An output is there, and not ``force``.
         StorageError: What was written does not read back as what was meant.
     """
-    from vlora_engine.formats import to_memory
+    from vlora_engine.adapters.model import to_memory
 
     refuse_losses(conversion, allow_loss)
     for path in conversion.outputs.values():
@@ -309,7 +309,7 @@ def _meant(
     conversion: Conversion, source: SharedSubspace | None
 ) -> Iterator[tuple[str, LoRAWeights]]:
     """Every adapter as the target is to hold it."""
-    from vlora_engine.formats import to_memory
+    from vlora_engine.adapters.model import to_memory
 
     if source is not None:
         weights = ((name, source.reconstruct(name)) for name in source.tasks)
@@ -370,7 +370,7 @@ def _verified(
         if source is not None:
             meant = source.reconstruct(name)
         else:
-            from vlora_engine.formats import to_memory
+            from vlora_engine.adapters.model import to_memory
 
             meant = to_memory(conversion.adapters[name])
         if conversion.to == VLORA_DEV:

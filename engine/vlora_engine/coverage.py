@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vlora_engine.adapters import AdapterSource, as_source
+from vlora_engine.adapters.model import AdapterSource, as_source
 from vlora_engine.errors import CollectionError
 from vlora_engine.inner import Factors, delta_error2, delta_norm2
 from vlora_engine.similarity import Adapter, not_finite, scaled_factors

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vlora_engine.adapters import AdapterSource
+from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.base_model import BaseModel, Worn, quiet, worn_by_peft, worn_by_us
 from vlora_engine.errors import Cancelled, ParameterError
 from vlora_engine.progress import CancelCheck, Progress, ProgressCallback

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlora_engine.adapters import AdapterSource, LoRAWeights, module_scales
+from vlora_engine.adapters.model import AdapterSource, LoRAWeights, module_scales
 from vlora_engine.errors import ParameterError, StorageError, VLoRAError
 
 if TYPE_CHECKING:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from vlora_engine.adapters import AdapterSource, MemorySource
+from vlora_engine.adapters.check import check_adapter
+from vlora_engine.adapters.model import AdapterSource, MemorySource
+from vlora_engine.adapters.stack import LayerStack, flatten
 from vlora_engine.build import Plan, build_layers, prepare
-from vlora_engine.check import check_adapter
 from vlora_engine.encode import (
     EncodedTask,
     Storage,
@@ -31,7 +32,6 @@ from vlora_engine.originals import recorded_original
 from vlora_engine.progress import ProgressCallback
 from vlora_engine.projection import check_fits, padded_stack, project, reconstruct
 from vlora_engine.records import figure, max_k
-from vlora_engine.stack import LayerStack, flatten
 from vlora_engine.store import decode_task
 from vlora_engine.tasks import TaskMap, TaskProjection, collect_tasks
 

@@ -16,8 +16,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from vlora_engine.adapters import AdapterSource, ModuleShape
-from vlora_engine.errors import AdapterError, CollectionError
+from vlora_engine.errors import AdapterError
 
 Factors = tuple[Tensor, Tensor]  # A (r, d_in), B (d_out, r)
 
@@ -231,35 +230,6 @@ def module_grams(
     return change, start
 
 
-def modules_of(sources: Sequence[AdapterSource]) -> dict[str, list[int]]:
-    """Every module that any source has, sorted, with the positions of the sources that have it.
-
-    Raises:
-        CollectionError: Two sources disagree about a module's dimensions or kind.
-    """
-    seen: dict[str, tuple[int, ModuleShape]] = {}
-    holders: dict[str, list[int]] = {}
-    for i, source in enumerate(sources):
-        for name, shape in source.modules.items():
-            first, known = seen.setdefault(name, (i, shape))
-            if known.fits != shape.fits:
-                raise CollectionError(
-                    f"Module {name!r} has different shapes: the adapters are not of one base.",
-                    where=f"{source_label(sources, first)} and {source_label(sources, i)}",
-                    expected=_describe(known),
-                    found=_describe(shape),
-                    remedy="leave one of the two out",
-                )
-            holders.setdefault(name, []).append(i)
-    return {name: holders[name] for name in sorted(holders)}
-
-
-def source_label(sources: Sequence[AdapterSource], i: int) -> str:
-    """How a message names an adapter: by its path, or by its place among the others."""
-    path = sources[i].path
-    return str(path) if path is not None else f"adapter {i}"
-
-
 def _norm2_by_qr(a: Tensor, b: Tensor) -> Tensor:
     r_b = torch.linalg.qr(b, mode="r").R
     r_a = torch.linalg.qr(a.mT, mode="r").R
@@ -315,7 +285,3 @@ def _trace_blocks(products: Tensor, rows: list[int], columns: list[int]) -> Tens
         diagonals = products[down.to(products.device), across.to(products.device)]
         traces[i[:, None], j] = diagonals.double().sum(-1)
     return traces
-
-
-def _describe(shape: ModuleShape) -> str:
-    return f"{shape.kind} {shape.d_out} x {shape.d_in}"

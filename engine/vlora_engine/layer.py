@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlora_engine.adapters.stack import LayerStack, flatten, unflatten
 from vlora_engine.encode import (
     Loadings,
     Storage,
@@ -31,7 +32,6 @@ from vlora_engine.linalg import (
 )
 from vlora_engine.packed import PackedBasis, pack_rows
 from vlora_engine.packing import Quantization
-from vlora_engine.stack import LayerStack, flatten, unflatten
 
 FINE = 1e-10  # relative squared error below which Gram arithmetic has too few digits left
 CHUNK = 64

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlora_engine.adapters import AdapterSource
+from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.errors import UnsupportedAdapterError
 from vlora_engine.formats.peft_save import ORIGIN
 from vlora_engine.manifest import read_manifest

@@ -15,7 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vlora_engine.adapters import Kind
+from vlora_engine.adapters.address import is_address
+from vlora_engine.adapters.model import Kind
 from vlora_engine.codec.coding import METHODS as CODED_METHODS
 from vlora_engine.codec.coding import Coding, parse_coding
 from vlora_engine.codec.index import open_layers, open_tasks, pack_layers, pack_tasks
@@ -28,7 +29,6 @@ from vlora_engine.errors import (
 )
 from vlora_engine.files import how_to_put_back, is_being_replaced
 from vlora_engine.findings import Finding
-from vlora_engine.hub.address import is_address
 from vlora_engine.packing import Quantization, parse_quantization
 from vlora_engine.ranking import foremost
 from vlora_engine.tensorfile import ITEM_BYTES, read_error

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-from vlora_engine.adapters import AdapterSource
+from vlora_engine.adapters.address import is_address, parse_address
+from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.errors import CollectionError, NotFoundError, VLoRAError
 from vlora_engine.formats import find_adapters, open_adapter
-from vlora_engine.hub.address import is_address, parse_address
 from vlora_engine.hub.fetch import cached_path
 from vlora_engine.manifest import TaskRecord
 from vlora_engine.progress import Progress, ProgressCallback

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlora_engine.adapters import LoRAWeights
+from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.base_model import Worn, as_misfit, misfit, quiet, require_extra, worn_by_us
 from vlora_engine.formats import load_adapter, save_adapter
 from vlora_engine.shared_subspace import SharedSubspace

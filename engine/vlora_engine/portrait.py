@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlora_engine.adapters import AdapterSource, as_source
+from vlora_engine.adapters.model import AdapterSource, as_source
 from vlora_engine.errors import CollectionError, NotFoundError
 from vlora_engine.inner import canonical_svd, delta_error2
 from vlora_engine.similarity import Adapter, not_finite, scaled_factors

@@ -10,15 +10,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from vlora_engine.adapters import AdapterSource, LoRAWeights, ModuleShape, form_word
+from vlora_engine.adapters.check import CheckReport, check_adapter
+from vlora_engine.adapters.model import (
+    AdapterSource,
+    LoRAWeights,
+    ModuleShape,
+    form_word,
+)
+from vlora_engine.adapters.stack import LayerStack, read_stack
 from vlora_engine.build import Collection, assemble_task
-from vlora_engine.check import CheckReport, check_adapter
 from vlora_engine.encode import TaskLayer
 from vlora_engine.errors import CollectionError, NotFoundError, ParameterError, SubspaceError
 from vlora_engine.layer import LayerPlan, encode_tasks
 from vlora_engine.manifest import LayerSpec, TaskRecord
 from vlora_engine.spectrum import cumulated_grams
-from vlora_engine.stack import LayerStack, read_stack
 from vlora_engine.tasks import TaskProjection, decode_projection
 from vlora_engine.tensorfile import dtype_name, torch_dtype
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from vlora_engine._version import __version__
-from vlora_engine.adapters import AdapterSource, nominal_rank
+from vlora_engine.adapters.base_models import base_model_of
+from vlora_engine.adapters.model import AdapterSource, nominal_rank
 from vlora_engine.card import model_card
 from vlora_engine.files import dump_json
 from vlora_engine.manifest import BasisFile, LayerSpec, Manifest, OwnModule, TaskRecord
@@ -54,13 +54,6 @@ def max_k(method: str, spec: LayerSpec, sources: Mapping[str, AdapterSource]) ->
     if method == "flat":
         return len(ranks) - 1, len(ranks) - 1
     return min(spec.d_in, sum(ranks)), min(spec.d_out, sum(ranks))
-
-
-def base_model_of(sources: Mapping[str, AdapterSource]) -> str | None:
-    """The base model that most configs name."""
-    names = [s.config.get("base_model_name_or_path") for s in sources.values()]
-    counts = Counter(name for name in names if isinstance(name, str) and name)
-    return max(sorted(counts), key=counts.__getitem__) if counts else None
 
 
 def task_record(

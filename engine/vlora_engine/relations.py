@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vlora_engine.families import module_families
+from vlora_engine.adapters.module_types import module_families
 
 Array = npt.NDArray[Any]
 

@@ -16,7 +16,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vlora_engine.adapters import AdapterSource, LoRAWeights, ModuleShape, as_source, nominal_rank
+from vlora_engine.adapters.model import (
+    AdapterSource,
+    LoRAWeights,
+    ModuleShape,
+    as_source,
+    nominal_rank,
+)
 from vlora_engine.doctor.limits import RANK_LIMITS
 from vlora_engine.errors import Cancelled, ParameterError
 from vlora_engine.formats.peft_save import peft_config

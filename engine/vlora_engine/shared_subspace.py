@@ -15,7 +15,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from vlora_engine.adapters import AdapterSource, LoRAWeights, as_source
+from vlora_engine.adapters.base_models import base_model_of
+from vlora_engine.adapters.model import AdapterSource, LoRAWeights, as_source
 from vlora_engine.bounds import within
 from vlora_engine.build import (
     Collection,
@@ -31,7 +32,6 @@ from vlora_engine.manifest import LayerSpec, Manifest, TaskRecord, read_manifest
 from vlora_engine.packing import BLOCK_SIZE, Quantization, quantization
 from vlora_engine.progress import ProgressCallback
 from vlora_engine.ranking import worst
-from vlora_engine.records import base_model_of
 from vlora_engine.spectrum import compute_spectra
 from vlora_engine.store import StoredSubspace, write_subspace, write_task
 from vlora_engine.surface import Spectra

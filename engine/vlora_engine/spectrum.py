@@ -17,8 +17,14 @@ import torch
 from torch import Tensor
 
 from vlora_engine._version import __version__
-from vlora_engine.adapters import AdapterSource
-from vlora_engine.check import CheckReport, check_adapters
+from vlora_engine.adapters.check import CheckReport, check_adapters
+from vlora_engine.adapters.model import AdapterSource
+from vlora_engine.adapters.stack import (
+    LayerStack,
+    flatten,
+    read_stack,
+    unflatten,
+)
 from vlora_engine.errors import ParameterError
 from vlora_engine.files import check_output, discard, publish, sole_writer
 from vlora_engine.inner import module_grams
@@ -30,7 +36,6 @@ from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
 from vlora_engine.records import overhead_bytes, shared_layers, task_record
 from vlora_engine.relations import RelationsSum
 from vlora_engine.sizes import STORAGE_DTYPES
-from vlora_engine.stack import LayerStack, flatten, read_stack, unflatten
 from vlora_engine.surface import (
     LayerTable,
     MethodTable,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlora_engine.adapters.address import absolute_source
 from vlora_engine.build import Collection, assemble_task
 from vlora_engine.encode import (
     EncodedTask,
@@ -24,7 +25,6 @@ from vlora_engine.layer import Bases, BuiltLayer, LayerBasis
 from vlora_engine.manifest import LayerSpec, OwnModule, TaskRecord, unknown_task
 from vlora_engine.packed import PackedBasis
 from vlora_engine.records import figure
-from vlora_engine.sources import absolute_source
 from vlora_engine.store import StoredSubspace, decode_task
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlora_engine.adapters import AdapterSource, LoRAWeights, as_source
+from vlora_engine.adapters.model import AdapterSource, LoRAWeights, as_source
 from vlora_engine.formats import open_adapter
 from vlora_engine.merging import MERGE_METHODS, entries, merge
 

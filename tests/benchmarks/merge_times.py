@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlora_engine.adapters import LoRAWeights
+from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.merging import MERGE_METHODS, merge
 
 DENSITY = 0.5

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vlora_engine.adapters import LoRAWeights
+from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.base_model import BaseModel, Worn, worn_by_peft, worn_by_us
 from vlora_engine.evaluate import MAX_TOKENS, Pair, evaluate
 from vlora_engine.formats import open_adapter

@@ -17,7 +17,7 @@ from tests.benchmarks.measure import Bench
 from tests.benchmarks.table import Table
 
 if TYPE_CHECKING:
-    from vlora_engine.adapters import LoRAWeights
+    from vlora_engine.adapters.model import LoRAWeights
 
 RATIOS = (4, 8, 16, 32)
 GOALS = {4: 0.001, 8: 0.005}  # mean KL of auto, in nats a token

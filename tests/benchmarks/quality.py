@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlora_engine.adapters import AdapterSource, LoRAWeights
+from vlora_engine.adapters.check import CheckReport, check_adapters
+from vlora_engine.adapters.model import AdapterSource, LoRAWeights
 from vlora_engine.build import build_subspace
-from vlora_engine.check import CheckReport, check_adapters
 from vlora_engine.codec.coding import METHODS as CODED_METHODS
 from vlora_engine.demo import make_demo_collection
 from vlora_engine.errors import TargetError

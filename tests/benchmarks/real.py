@@ -22,9 +22,9 @@ from tests.benchmarks.error import REAL
 from tests.benchmarks.quality import Collection, VLoRA, errors_of
 from tests.benchmarks.run import parser as bench_parser
 from tests.benchmarks.table import Cell, Table
-from vlora_engine.adapters import AdapterSource
+from vlora_engine.adapters.check import check_adapters
+from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.build import BuildReport, build_subspace
-from vlora_engine.check import check_adapters
 from vlora_engine.errors import TargetError, VLoRAError
 from vlora_engine.formats import load_adapter
 from vlora_engine.manifest import METHODS

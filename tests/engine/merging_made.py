@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from vlora_engine.adapters import LoRAWeights
+from vlora_engine.adapters.model import LoRAWeights
 
 DIMS = {"layers.0.q": (8, 10), "layers.0.v": (6, 10), "layers.1.q": (8, 10)}  # (d_out, d_in)
 CONFIG = {

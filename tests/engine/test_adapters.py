@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests import make
-from vlora_engine.adapters import (
+from vlora_engine.adapters.model import (
     AdapterSource,
     LoRAWeights,
     MemorySource,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vlora_engine.adapters import LoRAWeights, MemorySource
+from vlora_engine.adapters.model import LoRAWeights, MemorySource
 from vlora_engine.analysis import (
     adapter_diff,
     compute_similarity_matrix,

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests import make
-from vlora_engine.catalog import normalise_base_model, scan
+from vlora_engine.adapters.base_models import normalise_base_model
+from vlora_engine.catalog import scan
 from vlora_engine.errors import CorruptFileError, NotFoundError
 from vlora_engine.tensorfile import encode_header
 

@@ -16,10 +16,10 @@ import torch
 import vlora_engine.progress as progress_module
 from tests import make
 from vlora_engine import SharedSubspace, load_adapter
-from vlora_engine.adapters import LoRAWeights, MemorySource, ModuleShape
+from vlora_engine.adapters.check import check_adapters
+from vlora_engine.adapters.model import LoRAWeights, MemorySource, ModuleShape
 from vlora_engine.budget import choose
 from vlora_engine.build import build_subspace
-from vlora_engine.check import check_adapters
 from vlora_engine.encode import LoadingsForm, decode_loadings, encode_loadings
 from vlora_engine.errors import (
     CorruptFileError,

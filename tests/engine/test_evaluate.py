@@ -16,7 +16,7 @@ from torch import Tensor
 from tests import make
 from tests.train import RANK, Trained
 from vlora_engine import SharedSubspace, load_adapter, open_adapter, save_adapter
-from vlora_engine.adapters import LoRAWeights
+from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.errors import (
     Cancelled,
     CollectionError,

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import make
-from vlora_engine.adapters import LoRAWeights
+from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.errors import ParameterError, StorageError
 from vlora_engine.export import verify_adapter, with_alpha
 from vlora_engine.formats import save_adapter

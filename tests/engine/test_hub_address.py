@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from vlora_engine.adapters.address import address_of_page, address_text, is_pinned_form
 from vlora_engine.errors import ParameterError
 from vlora_engine.hub import HubAddress, address_of, is_address, parse_address
-from vlora_engine.hub.address import address_of_page, address_text, is_pinned_form
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

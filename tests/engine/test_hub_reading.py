@@ -15,6 +15,7 @@ import torch
 from tests import make
 from tests.hub import TOKEN, Hub, read_tree
 from vlora_engine import SharedSubspace, load_adapter, load_adapter_from_hub
+from vlora_engine.adapters.address import hub_cache, repo_folder
 from vlora_engine.catalog import scan
 from vlora_engine.errors import (
     Cancelled,
@@ -27,7 +28,6 @@ from vlora_engine.errors import (
     VLoRAError,
 )
 from vlora_engine.hub import HubAddress, parse_address
-from vlora_engine.hub.address import hub_cache, repo_folder
 from vlora_engine.hub.fetch import Fetched, cached_path, fetch, pin
 from vlora_engine.manifest import read_manifest
 from vlora_engine.progress import Progress

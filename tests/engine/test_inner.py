@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlora_engine.adapters import LoRAWeights, MemorySource
+from vlora_engine.adapters.collection import modules_of
+from vlora_engine.adapters.model import LoRAWeights, MemorySource
 from vlora_engine.errors import AdapterError, CollectionError
 from vlora_engine.inner import (
     canonical_svd,
@@ -19,7 +20,6 @@ from vlora_engine.inner import (
     delta_norm2,
     largest_entry_sign,
     module_gram,
-    modules_of,
     relative_error,
 )
 

@@ -25,7 +25,7 @@ from tests.engine.merging_made import (
     make,
     regauged,
 )
-from vlora_engine.adapters import LoRAWeights
+from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.errors import ParameterError
 from vlora_engine.merging import IDENTITIES, MERGE_METHODS, PEFT_METHODS, merge, task_arithmetic
 from vlora_engine.merging.operators import OPERATORS

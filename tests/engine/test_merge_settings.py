@@ -17,7 +17,7 @@ from tests.engine.merging_made import (
     deltas,
     make,
 )
-from vlora_engine.adapters import LoRAWeights
+from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.errors import CollectionError, ParameterError
 from vlora_engine.merging import PEFT_METHODS, merge, merge_with_report, task_arithmetic
 

@@ -22,7 +22,12 @@ from tests.engine.merging_made import (
     make,
     regauged,
 )
-from vlora_engine.adapters import LoRAWeights, MemorySource, ModuleShape, module_scales
+from vlora_engine.adapters.model import (
+    LoRAWeights,
+    MemorySource,
+    ModuleShape,
+    module_scales,
+)
 from vlora_engine.errors import (
     AdapterError,
     CollectionError,

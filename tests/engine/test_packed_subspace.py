@@ -82,7 +82,7 @@ def test_the_same_bytes_in_memory_and_on_disk_in_any_order(
 
 
 def adapter_source(adapter: Any) -> Any:
-    from vlora_engine.adapters import as_source
+    from vlora_engine.adapters.model import as_source
 
     return as_source(adapter)
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests import make
 from vlora_engine import SharedSubspace, load_adapter, save_adapter
-from vlora_engine.adapters import LoRAWeights
+from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.build import build_subspace
 from vlora_engine.formats import open_adapter
 from vlora_engine.pipeline import extract_adapter

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tests import make
-from vlora_engine.adapters import LoRAWeights
+from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.errors import AdapterError, CollectionError, NotFoundError
 from vlora_engine.portrait import module_comparison, module_portrait
 

@@ -10,7 +10,7 @@ import torch
 
 from tests import make
 from vlora_engine import SharedSubspace, load_adapter
-from vlora_engine.adapters import AdapterSource, LoRAWeights
+from vlora_engine.adapters.model import AdapterSource, LoRAWeights
 from vlora_engine.build import BuildReport, build_subspace
 from vlora_engine.formats import open_adapter
 from vlora_engine.pipeline import extract_adapter

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from tests import make
-from vlora_engine.adapters import LoRAWeights, MemorySource
+from vlora_engine.adapters.model import LoRAWeights, MemorySource
+from vlora_engine.adapters.module_types import module_families
 from vlora_engine.analysis import (
     duplicates_among,
     find_duplicates,
@@ -26,7 +27,6 @@ from vlora_engine.analysis import (
 from vlora_engine.checkpoints import Step, runs_in, step_of
 from vlora_engine.duplicates import duplicates_in
 from vlora_engine.errors import AdapterError
-from vlora_engine.families import module_families
 from vlora_engine.formats import open_adapter
 from vlora_engine.inner import module_grams
 from vlora_engine.outliers import outliers_in

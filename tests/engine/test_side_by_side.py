@@ -17,10 +17,10 @@ import pytest
 from torch import Tensor
 
 from tests.make import collection, config, factors, write
-from vlora_engine.adapters import AdapterSource, LoRAWeights
+from vlora_engine.adapters.check import check_adapters
+from vlora_engine.adapters.model import AdapterSource, LoRAWeights
 from vlora_engine.budget import choose
 from vlora_engine.build import BuildReport, build_subspace
-from vlora_engine.check import check_adapters
 from vlora_engine.errors import TargetError
 from vlora_engine.formats import load_adapter, open_adapter
 from vlora_engine.inner import relative_error

@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
+from vlora_engine.adapters.address import expanded
 from vlora_engine.errors import ParameterError
 from vlora_engine.files import check_output_file, write_file
-from vlora_engine.formats.places import expanded
 from vlora_tui.cli.output import Output
 
 STDOUT = "-"

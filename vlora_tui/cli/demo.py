@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlora_engine.formats.places import expanded
+from vlora_engine.adapters.address import expanded
 from vlora_tui import events
 from vlora_tui.choices import how
 from vlora_tui.cli import options as o

@@ -14,7 +14,7 @@ from vlora_tui.cli.output import Output, percent, plural, printable
 from vlora_tui.cli.progress import Watcher
 
 if TYPE_CHECKING:
-    from vlora_engine.adapters import AdapterSource
+    from vlora_engine.adapters.model import AdapterSource
     from vlora_engine.evaluate import Evaluation
     from vlora_engine.manifest import Manifest
     from vlora_engine.shared_subspace import SharedSubspace

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vlora_engine.adapters.address import is_hub_place
 from vlora_engine.errors import ParameterError
-from vlora_engine.hub.address import is_hub_place
 from vlora_tui.cli.options import Compressing
 from vlora_tui.cli.output import Output
 from vlora_tui.recipe import Recipe, absolute, check_place, named_inputs

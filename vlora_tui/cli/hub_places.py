@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from vlora_engine.adapters.address import address_of, is_address, parse_address
 from vlora_engine.errors import ParameterError, VLoRAError
-from vlora_engine.hub.address import address_of, is_address, parse_address
 from vlora_tui.cli.output import Output
 
 

@@ -25,7 +25,7 @@ def interference(
     quiet: o.Quiet = False,
 ) -> None:
     """Which adapters share directions, and where they pull against each other."""
-    from vlora_engine.check import check_adapters
+    from vlora_engine.adapters.check import check_adapters
     from vlora_engine.conflicts import MEASURES
     from vlora_engine.conflicts import interference as measure
 

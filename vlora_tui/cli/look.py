@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlora_engine.errors import ParameterError
-from vlora_engine.hub.address import (
+from vlora_engine.adapters.address import (
     CACHE_PLACE,
     SEARCH_PLACE,
     HubAddress,
@@ -19,6 +18,7 @@ from vlora_engine.hub.address import (
     is_hub_place,
     parse_address,
 )
+from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
 from vlora_tui.cli.hub_places import headers_of
 from vlora_tui.cli.output import Output, percent, plural, printable, size, times

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlora_engine.formats.places import expanded
+from vlora_engine.adapters.address import expanded
 from vlora_tui import events
 from vlora_tui.cli import options as o
 from vlora_tui.cli.execute import dry_run as show_plan

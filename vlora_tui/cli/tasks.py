@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vlora_engine.adapters.address import is_address, parse_address
 from vlora_engine.errors import CollectionError, ParameterError, SubspaceError
-from vlora_engine.hub.address import is_address, parse_address
 from vlora_tui.cli import options as o
 from vlora_tui.cli.execute import in_place
 from vlora_tui.cli.flags import require_there
@@ -87,7 +87,7 @@ def _add_to(
             printable(f"Would add {adapter} as {name!r} ({size(source.nbytes)}) to {subspace}")
         )
         return
-    from vlora_engine.check import check_adapters
+    from vlora_engine.adapters.check import check_adapters
 
     check_adapters({name: source}).require()
     for other in _add(Path(subspace), adapter, name, how):
@@ -189,7 +189,7 @@ def error_grown_most(before: Manifest, after: Manifest) -> tuple[str, float, flo
 
 
 def _base(name: str) -> str | None:
-    from vlora_engine.catalog import normalise_base_model
+    from vlora_engine.adapters.base_models import normalise_base_model
 
     return normalise_base_model(name)
 

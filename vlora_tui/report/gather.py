@@ -219,7 +219,7 @@ def _compared_tasks(manifest: Manifest, progress: ProgressCallback | None) -> Co
     elements = sum(task.factor_elements for task in manifest.tasks.values())
     if len(manifest.tasks) < 2 or 4 * elements > HELD_BYTES:
         return None
-    from vlora_engine.adapters import MemorySource
+    from vlora_engine.adapters.model import MemorySource
     from vlora_engine.shared_subspace import SharedSubspace
     from vlora_tui.comparing import compare
 

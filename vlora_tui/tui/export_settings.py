@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from vlora_engine.hub.address import is_address
+from vlora_engine.adapters.address import is_address
 from vlora_engine.merging.registry import MergeMethod, MergeParameter
 from vlora_engine.merging.specs import DEFAULT_METHOD
 from vlora_engine.merging.specs import MERGE_METHODS as METHODS

@@ -8,8 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from vlora_engine.adapters.address import is_address
 from vlora_engine.errors import NotFoundError, VLoRAError
-from vlora_engine.hub.address import is_address
 from vlora_engine.targets import Facts, Target, facts_of_task
 from vlora_tui.tui.export_settings import Item
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from vlora_engine.families import module_families
+from vlora_engine.adapters.module_types import module_families
 from vlora_engine.outliers import Reason, outliers_in
 from vlora_engine.ranking import ranked, worst
 from vlora_engine.relations import (

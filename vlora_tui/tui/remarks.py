@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlora_engine.adapters.address import is_address
 from vlora_engine.errors import VLoRAError
 from vlora_engine.findings import finding_of
-from vlora_engine.hub.address import is_address
 from vlora_tui.tui.inspecting import task_place
 from vlora_tui.tui.words import clean
 

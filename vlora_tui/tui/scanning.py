@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlora_engine.adapters.address import HubAddress, address_of_page
 from vlora_engine.errors import VLoRAError
-from vlora_engine.hub.address import HubAddress, address_of_page
 from vlora_tui.tui.screens.adapter_rows import Row
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlora_engine.adapters.address import address_text, is_address, is_hub_place
 from vlora_engine.codec.coding import METHODS as CODED_METHODS
 from vlora_engine.errors import VLoRAError
-from vlora_engine.hub.address import address_text, is_address, is_hub_place
 from vlora_tui import paths
 from vlora_tui.sizes import size
 

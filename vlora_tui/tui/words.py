@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from vlora_engine.hub.address import CACHE_PLACE, SEARCH_PLACE
+from vlora_engine.adapters.address import CACHE_PLACE, SEARCH_PLACE
 from vlora_tui.sizes import size as size
 
 

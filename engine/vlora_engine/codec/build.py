@@ -13,7 +13,9 @@ import numpy as np
 import torch
 
 from vlora_engine._version import __version__
-from vlora_engine.adapters import AdapterSource
+from vlora_engine.adapters.address import relative_source
+from vlora_engine.adapters.base_models import base_model_of
+from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.build import BuildReport, Collection, Targets
 from vlora_engine.codec.coder import Coded, Coder
 from vlora_engine.codec.coding import LETTERS, Coding
@@ -27,8 +29,7 @@ from vlora_engine.files import discard, publish
 from vlora_engine.manifest import Manifest, TaskRecord
 from vlora_engine.partial import RESULT, layers_kept
 from vlora_engine.progress import CancelCheck, ProgressCallback
-from vlora_engine.records import base_model_of, figure, task_record
-from vlora_engine.sources import relative_source
+from vlora_engine.records import figure, task_record
 from vlora_engine.spectrum import pick_device
 from vlora_engine.store import task_files
 from vlora_engine.tensorfile import encode_header

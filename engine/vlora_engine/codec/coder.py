@@ -16,6 +16,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
+from vlora_engine.adapters.stack import read_stack
 from vlora_engine.build import Collection
 from vlora_engine.codec.layer import CodedLayer, Group, code_layer
 from vlora_engine.codec.outlook import FINEST, Correction, Forecast, Outlook, Target
@@ -24,7 +25,6 @@ from vlora_engine.codec.steer import Course, Passed, blocks
 from vlora_engine.codec.tables import Array
 from vlora_engine.errors import TargetError
 from vlora_engine.progress import CancelCheck, Progress, ProgressCallback, map_ordered
-from vlora_engine.stack import read_stack
 
 logger = logging.getLogger(__name__)
 

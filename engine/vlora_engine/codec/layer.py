@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vlora_engine.adapters.stack import LayerStack
 from vlora_engine.codec.blobs import (
     Columns,
     Share,
@@ -23,7 +24,6 @@ from vlora_engine.codec.klt import SharedSide, code_cluster
 from vlora_engine.codec.own import Directions, canonical, code_changes
 from vlora_engine.codec.tables import Array
 from vlora_engine.inner import delta_error2
-from vlora_engine.stack import LayerStack
 
 _FINE = 2e-6  # below this share of the energy a transform in fp16 is felt
 AT_ONCE = 32  # changes whose singular directions are in memory at a time

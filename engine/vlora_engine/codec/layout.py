@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 
 from vlora_engine._version import __version__
-from vlora_engine.adapters import AdapterSource
+from vlora_engine.adapters.base_models import base_model_of
+from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.card import model_card
 from vlora_engine.codec.coding import Coding
 from vlora_engine.codec.tables import Array
 from vlora_engine.files import dump_json
 from vlora_engine.manifest import BasisFile, LayerSpec, Manifest, TaskRecord
-from vlora_engine.records import base_model_of
 from vlora_engine.tensorfile import encode_header
 
 Layout = list[tuple[str, str, tuple[int, ...]]]

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlora_engine.adapters import AdapterSource
+from vlora_engine.adapters.model import AdapterSource
+from vlora_engine.adapters.stack import LayerStack, read_stack
 from vlora_engine.codec.delta import (
     code_cores,
     energy_floor,
@@ -43,7 +44,6 @@ from vlora_engine.codec.tables import Array
 from vlora_engine.manifest import LayerSpec
 from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
 from vlora_engine.records import rest_bytes
-from vlora_engine.stack import LayerStack, read_stack
 
 COSINE = 0.5  # of A; where the line runs matters little: partitions are the same from .15 to .6
 GRID_FACTOR = 2.0**1.25

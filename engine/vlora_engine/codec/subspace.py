@@ -16,9 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlora_engine.adapters import AdapterSource, LoRAWeights, MemorySource, as_source
+from vlora_engine.adapters.base_models import base_model_of
+from vlora_engine.adapters.check import check_adapter
+from vlora_engine.adapters.model import (
+    AdapterSource,
+    LoRAWeights,
+    MemorySource,
+    as_source,
+)
+from vlora_engine.adapters.stack import read_stack
 from vlora_engine.build import Collection, Targets
-from vlora_engine.check import check_adapter
 from vlora_engine.codec.build import code_in_memory
 from vlora_engine.codec.coding import Coding
 from vlora_engine.codec.layer import code_layer
@@ -39,9 +46,8 @@ from vlora_engine.manifest import LayerSpec, Manifest, TaskRecord
 from vlora_engine.packing import chooses_bits
 from vlora_engine.progress import ProgressCallback
 from vlora_engine.projection import assembled, check_fits, shared_specs
-from vlora_engine.records import base_model_of, figure, shared_layers, task_record
+from vlora_engine.records import figure, shared_layers, task_record
 from vlora_engine.shared_subspace import SharedSubspace
-from vlora_engine.stack import read_stack
 from vlora_engine.store import StoredSubspace
 from vlora_engine.tasks import TaskMap, TaskProjection
 

@@ -20,8 +20,9 @@ from typing import Any
 
 from torch import Tensor
 
-from vlora_engine.adapters import AdapterSource, LoRAWeights, MemorySource
-from vlora_engine.check import check_adapters
+from vlora_engine.adapters.address import parse_address
+from vlora_engine.adapters.check import check_adapters
+from vlora_engine.adapters.model import AdapterSource, LoRAWeights, MemorySource
 from vlora_engine.compat.share_config import SHAREConfig
 from vlora_engine.compat.share_parts import (
     deltas,
@@ -35,7 +36,6 @@ from vlora_engine.errors import DependencyError, NotFoundError, ParameterError, 
 from vlora_engine.files import new_directory
 from vlora_engine.formats import load_adapter, open_adapter, save_adapter
 from vlora_engine.formats.peft_save import peft_tensors
-from vlora_engine.hub.address import parse_address
 from vlora_engine.inner import relative_error
 from vlora_engine.peers.lorashare import open_tasks
 from vlora_engine.peers.names import LORASHARE, SHARE_INDEX
@@ -477,7 +477,7 @@ def _too_few(count: int) -> ParameterError:
 
 
 def _require_compatible(sources: Mapping[str, AdapterSource]) -> None:
-    from vlora_engine.catalog import normalise_base_model
+    from vlora_engine.adapters.base_models import normalise_base_model
 
     bases = {name: s.config.get("base_model_name_or_path") for name, s in sources.items()}
     named = {name: str(base) for name, base in bases.items() if base}

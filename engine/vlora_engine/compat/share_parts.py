@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlora_engine.adapters import AdapterSource, LoRAWeights
+from vlora_engine.adapters.model import AdapterSource, LoRAWeights
 from vlora_engine.encode import Storage
 from vlora_engine.formats.config import read_settings
 from vlora_engine.inner import delta_norm2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vlora_engine.catalog import normalise_base_model
+from vlora_engine.adapters.base_models import normalise_base_model
 from vlora_engine.doctor.rules import PEFT, Hit, Subject, count, rule
 
 _INJECT = f"{PEFT}/blob/main/src/peft/tuners/tuners_utils.py"

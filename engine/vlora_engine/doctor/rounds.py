@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlora_engine.adapters.address import HubAddress, is_address, parse_address
 from vlora_engine.doctor import against_base, headers, programs, reading, servers, tensors  # noqa: F401
 from vlora_engine.doctor.rules import SEVERITIES, TARGETS, Stage, Subject, applied
 from vlora_engine.doctor.together import together
@@ -23,7 +24,6 @@ from vlora_engine.errors import (
 from vlora_engine.findings import Finding, Severity
 from vlora_engine.formats import FORMATS, Inspection, Probe, open_adapter, task_of_subspace
 from vlora_engine.formats.subspace import inspect_task
-from vlora_engine.hub.address import HubAddress, is_address, parse_address
 from vlora_engine.naming import printable
 from vlora_engine.progress import CancelCheck, Progress, ProgressCallback
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from vlora_engine.findings import Finding, Severity
 
 if TYPE_CHECKING:
-    from vlora_engine.adapters import ModuleShape
+    from vlora_engine.adapters.model import ModuleShape
     from vlora_engine.doctor.base import BaseFacts
     from vlora_engine.doctor.tensors import TensorFacts
     from vlora_engine.errors import VLoRAError

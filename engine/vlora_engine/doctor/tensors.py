@@ -13,8 +13,8 @@ from vlora_engine.findings import finding_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vlora_engine.adapters import AdapterSource
-    from vlora_engine.check import AdapterCheck
+    from vlora_engine.adapters.check import AdapterCheck
+    from vlora_engine.adapters.model import AdapterSource
 
 _LAYER = f"{PEFT}/blob/main/src/peft/tuners/lora/layer.py"
 FP16_MOST = 65504.0
@@ -27,7 +27,7 @@ class TensorFacts:
     """What one pass over an adapter's tensors found.
 
     Args:
-        check: The verdict of `vlora_engine.check`: norms, digest, what is not finite.
+        check: The verdict of `vlora_engine.adapters.check`: norms, digest, what is not finite.
         idle: Modules whose B or A is zero in every entry.
         fresh: Modules whose A is still spread as PEFT initialises it.
         large: Modules with entries that fp16 cannot hold.
@@ -50,7 +50,7 @@ class TensorFacts:
 
 def read_facts(name: str, source: AdapterSource) -> TensorFacts:
     """Read every tensor of one adapter once."""
-    from vlora_engine.check import check_adapter
+    from vlora_engine.adapters.check import check_adapter
 
     facts = TensorFacts()
     facts.check = check_adapter(name, source, facts.observe)

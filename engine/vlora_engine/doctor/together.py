@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from vlora_engine.catalog import normalise_base_model
+from vlora_engine.adapters.base_models import normalise_base_model
 from vlora_engine.doctor.rules import RULES, Hit, Rule, Subject, add_rule
 from vlora_engine.findings import Finding
 
@@ -98,7 +98,7 @@ TOGETHER: list[tuple[Rule, Callable[[Named], Iterable[Hit]]]] = [
             "warning",
             "Adapters are the same, bit for bit.",
             "keep one of them",
-            source="vlora_engine.check",
+            source="vlora_engine.adapters.check",
             stage="together",
         ),
         _duplicates,

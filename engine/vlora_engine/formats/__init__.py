@@ -10,7 +10,14 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlora_engine.adapters import AdapterSource, LoRAWeights, MemorySource, nominal_rank
+from vlora_engine.adapters.address import expanded
+from vlora_engine.adapters.model import (
+    AdapterSource,
+    LoRAWeights,
+    MemorySource,
+    nominal_rank,
+    to_memory,
+)
 from vlora_engine.errors import NotFoundError, UnsupportedAdapterError
 from vlora_engine.formats.base import Format, Inspection, Location, Probe, Registry
 from vlora_engine.formats.diffusion import DIFFUSERS, KOHYA, NUMBERED
@@ -22,7 +29,6 @@ from vlora_engine.formats.places import (
     MAX_ADAPTERS,
     MAX_DEPTH,
     existing_path,
-    expanded,
     location,
     nothing_error,
     split_task,
@@ -108,25 +114,6 @@ def load_adapter(path: str | Path, *, allow_unsupported: bool = False) -> LoRAWe
         NotFoundError, AdapterError: As `open_adapter`.
     """
     return to_memory(open_adapter(path, allow_unsupported=allow_unsupported))
-
-
-def to_memory(source: AdapterSource) -> LoRAWeights:
-    """``source`` with all its tensors read."""
-    if isinstance(source, MemorySource):
-        return source.weights
-    pairs = {name: source.read(name) for name in source.modules}
-    return LoRAWeights(
-        layer_names=list(pairs),
-        lora_a={name: a for name, (a, _) in pairs.items()},
-        lora_b={name: b for name, (_, b) in pairs.items()},
-        rank=nominal_rank(source),
-        metadata=dict(source.config),
-        scales=dict(source.scales),
-        rest=source.read_rest(),
-        shapes={name: s for name, s in source.modules.items() if s.kind != "linear"},
-        source=None if source.path is None else str(source.path),
-        stored_bytes=source.nbytes,
-    )
 
 
 def save_adapter(

@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vlora_engine.adapters import AdapterSource, ModuleShape, content_digest
+from vlora_engine.adapters.model import AdapterSource, ModuleShape, content_digest
 from vlora_engine.errors import NotFoundError, VLoRAError
 from vlora_engine.findings import Finding
 from vlora_engine.formats.config import CONFIG_NAME, parse_config, read_config_bytes

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlora_engine.adapters import AdapterSource
+from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.errors import UnsupportedAdapterError
 from vlora_engine.formats.base import Inspection, Probe
 from vlora_engine.formats.config import shown

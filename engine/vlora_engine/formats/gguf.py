@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlora_engine.adapters import AdapterSource, ModuleShape
+from vlora_engine.adapters.model import AdapterSource, ModuleShape
 from vlora_engine.errors import AdapterError, UnsupportedAdapterError
 from vlora_engine.findings import Finding
 from vlora_engine.formats.base import WEIGHTS, FileAdapter, Inspection, Probe

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlora_engine.adapters import Kind, ModuleShape
+from vlora_engine.adapters.model import Kind, ModuleShape
 from vlora_engine.errors import AdapterError, CorruptFileError, UnsupportedAdapterError
 from vlora_engine.formats.config import Settings
 from vlora_engine.tensorfile import FLOAT_DTYPES, ITEM_BYTES

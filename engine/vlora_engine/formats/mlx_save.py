@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlora_engine.adapters import LoRAWeights
+from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.errors import UnsupportedAdapterError
 from vlora_engine.files import new_directory, write_json
 from vlora_engine.formats.config import CONFIG_NAME

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlora_engine.adapters import LoRAWeights, match_pattern
+from vlora_engine.adapters.model import LoRAWeights, match_pattern
 from vlora_engine.errors import AdapterError, ParameterError
 from vlora_engine.files import new_directory, write_json
 from vlora_engine.formats.base import WEIGHTS

@@ -8,10 +8,16 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from vlora_engine.adapters.address import (
+    FORM,
+    address_of_page,
+    expanded,
+    is_address,
+    parse_address,
+)
 from vlora_engine.errors import NotFoundError, ParameterError, VLoRAError
 from vlora_engine.files import how_to_put_back
 from vlora_engine.formats.base import Format, Location, Probe, Registry
-from vlora_engine.hub.address import FORM, address_of_page, is_address, parse_address
 from vlora_engine.tensorfile import read_error
 
 MAX_DEPTH = 4
@@ -153,14 +159,6 @@ def existing_path(text: str | os.PathLike[str]) -> Path:
             remedy="mend the link, or name the place itself",
         )
     return path
-
-
-def expanded(raw: str) -> Path:
-    """``raw`` with a leading ``~`` as the home directory, if that is known."""
-    try:
-        return Path(raw).expanduser()
-    except RuntimeError:
-        return Path(raw)
 
 
 def split_task(text: str) -> tuple[Path, str] | None:

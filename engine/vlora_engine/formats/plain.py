@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlora_engine.adapters import AdapterSource
+from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.errors import AdapterError, CorruptFileError
 from vlora_engine.findings import Finding
 from vlora_engine.formats.base import PICKLES, FileAdapter, Inspection, Probe

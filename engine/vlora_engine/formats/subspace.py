@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlora_engine.adapters import AdapterSource, MemorySource, ModuleShape
+from vlora_engine.adapters.model import AdapterSource, MemorySource, ModuleShape
 from vlora_engine.errors import ParameterError
 from vlora_engine.formats.base import Inspection, Probe
 from vlora_engine.formats.config import read_settings

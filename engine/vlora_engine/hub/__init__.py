@@ -9,10 +9,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vlora_engine.hub.address import HubAddress, address_of, is_address, parse_address
+from vlora_engine.adapters.address import (
+    HubAddress,
+    address_of,
+    is_address,
+    parse_address,
+)
 
 if TYPE_CHECKING:
-    from vlora_engine.adapters import LoRAWeights
+    from vlora_engine.adapters.model import LoRAWeights
 
 __all__ = [
     "HubAddress",

@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from vlora_engine.hub.address import HubAddress, hub_cache
+from vlora_engine.adapters.address import HubAddress, hub_cache
 from vlora_engine.hub.listing import adapter_folders
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")

@@ -7,9 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlora_engine.adapters.address import (
+    HubAddress,
+    is_address,
+    parse_address,
+    snapshot_folder,
+)
 from vlora_engine.card import stored_in
 from vlora_engine.errors import VLoRAError
-from vlora_engine.hub.address import HubAddress, is_address, parse_address, snapshot_folder
 from vlora_engine.hub.listing import CARD, list_repository
 from vlora_engine.manifest import Manifest
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from vlora_engine._version import __version__
+from vlora_engine.adapters.address import HubAddress, hub_cache
 from vlora_engine.errors import (
     HubAccessError,
     HubError,
@@ -23,7 +24,6 @@ from vlora_engine.errors import (
     ParameterError,
     VLoRAError,
 )
-from vlora_engine.hub.address import HubAddress, hub_cache
 from vlora_engine.tensorfile import write_error
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from vlora_engine.adapters.address import hub_cache
 from vlora_engine.errors import Cancelled
-from vlora_engine.hub.address import hub_cache
 from vlora_engine.hub.client import endpoint
 from vlora_engine.progress import CancelCheck, Progress, ProgressCallback
 

@@ -11,10 +11,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vlora_engine.adapters.address import (
+    HubAddress,
+    hub_cache,
+    parse_address,
+    repo_folder,
+)
 from vlora_engine.errors import CorruptFileError, StorageError, VLoRAError
 from vlora_engine.files import write_file
 from vlora_engine.findings import Finding
-from vlora_engine.hub.address import HubAddress, hub_cache, parse_address, repo_folder
 from vlora_engine.hub.client import hub_errors, silence
 from vlora_engine.hub.download import Tally, download
 from vlora_engine.hub.listing import (

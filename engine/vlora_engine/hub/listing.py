@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from vlora_engine.adapters.address import HubAddress, repo_folder, snapshot_folder
 from vlora_engine.errors import HubOfflineError, NotFoundError
-from vlora_engine.hub.address import HubAddress, repo_folder, snapshot_folder
 from vlora_engine.hub.client import SECONDS, api, endpoint, hub_errors
 
 MAX_DEPTH = 4

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from vlora_engine.adapters.address import HubAddress
 from vlora_engine.errors import ParameterError
 from vlora_engine.files import check_output, new_directory
-from vlora_engine.hub.address import HubAddress
 from vlora_engine.hub.fetch import Fetched, fetch
 from vlora_engine.progress import CancelCheck, ProgressCallback
 

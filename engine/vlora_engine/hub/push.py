@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlora_engine.adapters.address import HubAddress, absolute_source, is_address, parse_address
 from vlora_engine.errors import (
     Cancelled,
     HubAccessError,
@@ -16,14 +17,12 @@ from vlora_engine.errors import (
 )
 from vlora_engine.files import dump_json
 from vlora_engine.findings import Finding
-from vlora_engine.hub.address import HubAddress, is_address, parse_address
 from vlora_engine.hub.card import Entry, adapters_card, is_public, source_licence, subspace_card
 from vlora_engine.hub.client import api, endpoint_page, hub_errors, silence
 from vlora_engine.hub.listing import CARD, Listing, adapter_files, list_repository
 from vlora_engine.manifest import INDEX, Manifest, is_subspace, read_manifest
 from vlora_engine.naming import slugs
 from vlora_engine.progress import CancelCheck, Progress, ProgressCallback
-from vlora_engine.sources import absolute_source
 from vlora_engine.tensorfile import read_error
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from vlora_engine.adapters.address import HubAddress, address_text
 from vlora_engine.errors import CorruptFileError, NotFoundError, VLoRAError
 from vlora_engine.findings import Finding
-from vlora_engine.hub.address import HubAddress, address_text
 from vlora_engine.hub.client import SECONDS, endpoint, hub_errors
 from vlora_engine.hub.listing import Listing, adapter_files, adapter_folders, list_repository
 from vlora_engine.manifest import INDEX

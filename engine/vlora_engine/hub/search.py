@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from vlora_engine.adapters.address import HubAddress, parse_address
 from vlora_engine.errors import HubError, NotFoundError, ParameterError
-from vlora_engine.hub.address import HubAddress, parse_address
 from vlora_engine.hub.client import api, hub_errors
 
 LIMIT = 20

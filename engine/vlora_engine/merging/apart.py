@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from vlora_engine.adapters import AdapterSource
+from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.errors import CollectionError
 from vlora_engine.findings import Finding
 from vlora_engine.merging import factors, peft

@@ -11,14 +11,19 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from vlora_engine.adapters import AdapterSource, LoRAWeights, as_source, nominal_rank
-from vlora_engine.catalog import normalise_base_model
+from vlora_engine.adapters.base_models import normalise_base_model
+from vlora_engine.adapters.collection import modules_of, source_label
+from vlora_engine.adapters.model import (
+    AdapterSource,
+    LoRAWeights,
+    as_source,
+    nominal_rank,
+)
 from vlora_engine.errors import (
     AdapterError,
     UnsupportedAdapterError,
 )
 from vlora_engine.findings import Finding
-from vlora_engine.inner import modules_of, source_label
 from vlora_engine.merging.apart import as_first_library, as_peft
 from vlora_engine.merging.kept import module_kept
 from vlora_engine.merging.operators import OPERATORS

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from vlora_engine.adapters import LoRAWeights
+from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.merging.apply import Adapters, Space, merge
 from vlora_engine.merging.specs import MERGE_METHODS
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from vlora_engine.errors import ParameterError
 
 if TYPE_CHECKING:
-    from vlora_engine.adapters import LoRAWeights
+    from vlora_engine.adapters.model import LoRAWeights
 
 Value = float | int | str | None
 

@@ -11,7 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlora_engine.adapters import AdapterSource, LoRAWeights, ModuleShape, match_pattern
+from vlora_engine.adapters.model import (
+    AdapterSource,
+    LoRAWeights,
+    ModuleShape,
+    match_pattern,
+)
 from vlora_engine.findings import Finding
 from vlora_engine.merging.kept import Kept, ModuleKept, all_kept
 from vlora_engine.merging.space import Change

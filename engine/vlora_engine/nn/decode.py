@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlora_engine.adapters.stack import unflatten
 from vlora_engine.encode import EncodedTask, Loadings, LoadingsForm, decode_sides
 from vlora_engine.errors import ParameterError
 from vlora_engine.layer import LayerBasis
 from vlora_engine.manifest import TaskRecord
 from vlora_engine.nn.effects import Alone, Factors, Shared
 from vlora_engine.shared_subspace import SharedSubspace
-from vlora_engine.stack import unflatten
 
 SHARING = ("delta", "columns")  # methods whose tasks are small matrices in a basis of dW's sides
 Target = tuple[torch.device, torch.dtype]

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlora_engine.adapters.address import expanded
 from vlora_engine.errors import AdapterError, CorruptFileError, NotFoundError
 from vlora_engine.formats.config import parse_config, read_config_bytes, shown
-from vlora_engine.formats.places import expanded
 
 CONFIG = "config.json"
 _MENDS = "name the base model's folder, or its config.json: --base DIR"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlora_engine.adapters import AdapterSource, ModuleShape
+from vlora_engine.adapters.model import AdapterSource, ModuleShape
 from vlora_engine.errors import AdapterError, ParameterError, UnsupportedAdapterError, VLoRAError
 from vlora_engine.targets.architectures import ARCHITECTURES, HEAD, Architecture, architecture_of
 from vlora_engine.targets.registry import Target

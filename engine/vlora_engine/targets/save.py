@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlora_engine.adapters import LoRAWeights, MemorySource
+from vlora_engine.adapters.model import LoRAWeights, MemorySource
 from vlora_engine.files import new_directory, write_file
 from vlora_engine.targets.base_config import find_base
 from vlora_engine.targets.fit import architecture_for, check_fit, facts_of

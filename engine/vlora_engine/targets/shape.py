@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vlora_engine.adapters import LoRAWeights
+from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.targets.fit import used_alpha
 from vlora_engine.targets.registry import Target
 from vlora_engine.tensorfile import dtype_name

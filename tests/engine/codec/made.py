@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from tests import make
-from vlora_engine.adapters import LoRAWeights
-from vlora_engine.stack import LayerStack
+from vlora_engine.adapters.model import LoRAWeights
+from vlora_engine.adapters.stack import LayerStack
 
 SQUARE = {f"model.layers.{i}.self_attn.q_proj": (96, 96) for i in range(3)}
 

@@ -14,7 +14,7 @@ from tests.engine.codec import made
 from tests.engine.test_build import Stop
 from tests.engine.test_subspace import compress, dense_error, files
 from vlora_engine import SharedSubspace, load_adapter
-from vlora_engine.adapters import LoRAWeights, as_source
+from vlora_engine.adapters.model import LoRAWeights, as_source
 from vlora_engine.build import build_subspace
 from vlora_engine.errors import Cancelled, CorruptFileError, ParameterError, SubspaceError
 from vlora_engine.formats import open_adapter

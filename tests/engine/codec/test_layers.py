@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.engine.codec import made
-from vlora_engine.adapters import LoRAWeights
+from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.codec.layer import CodedLayer, Group, code_layer
 from vlora_engine.codec.store import Decoder, MemoryShared
 from vlora_engine.manifest import LayerSpec, TaskRecord

@@ -11,7 +11,7 @@ from tests.engine.codec import made
 from tests.engine.codec.test_targets import build, figure
 from tests.engine.test_build import Stop
 from tests.engine.test_subspace import files
-from vlora_engine.adapters import LoRAWeights, as_source
+from vlora_engine.adapters.model import LoRAWeights, as_source
 from vlora_engine.build import build_subspace
 from vlora_engine.codec import coder
 from vlora_engine.codec.steer import blocks

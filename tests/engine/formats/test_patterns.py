@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests import make
-from vlora_engine.adapters import match_pattern
+from vlora_engine.adapters.model import match_pattern
 from vlora_engine.formats import open_adapter, patterns
 from vlora_engine.formats.patterns import PatternTable, is_safe_pattern
 

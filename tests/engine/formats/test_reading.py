@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import make
-from vlora_engine.adapters import MemorySource, content_digest
+from vlora_engine.adapters.model import MemorySource, content_digest
 from vlora_engine.errors import (
     AdapterError,
     CorruptFileError,

@@ -12,7 +12,7 @@ import torch
 
 from tests import make
 from tests.llama_cpp import Lora, Model, log_probabilities, write_base
-from vlora_engine.adapters import LoRAWeights
+from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.catalog import scan
 from vlora_engine.errors import (
     AdapterError,

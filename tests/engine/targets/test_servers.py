@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests import make
-from vlora_engine.adapters import LoRAWeights, MemorySource, ModuleShape
+from vlora_engine.adapters.model import LoRAWeights, MemorySource, ModuleShape
 from vlora_engine.errors import AdapterError, ParameterError, UnsupportedAdapterError
 from vlora_engine.export import verify_adapter
 from vlora_engine.files import directory_bytes

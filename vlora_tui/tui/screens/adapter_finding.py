@@ -9,8 +9,8 @@ from pathlib import Path
 from textual import work
 from textual.message import Message
 
+from vlora_engine.adapters.address import is_address, is_hub_place, is_pinned_form
 from vlora_engine.errors import VLoRAError
-from vlora_engine.hub.address import is_address, is_hub_place, is_pinned_form
 from vlora_tui.tui.scanning import Batch, Ended, Scanner, pasted_paths, subspace_row
 from vlora_tui.tui.screens.adapter_rows import Row
 from vlora_tui.tui.screens.base import View

@@ -10,7 +10,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import Input
 
-from vlora_engine.hub.address import is_hub_place
+from vlora_engine.adapters.address import is_hub_place
 from vlora_tui.tui.screens.adapter_body import Body
 from vlora_tui.tui.screens.adapter_finding import FindingView
 from vlora_tui.tui.screens.adapter_rows import Row, keep, ordered

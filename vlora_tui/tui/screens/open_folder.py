@@ -15,14 +15,14 @@ from textual.containers import Vertical
 from textual.message import Message
 from textual.widgets import Input, Static
 
-from vlora_engine.errors import ParameterError, VLoRAError
-from vlora_engine.hub.address import (
+from vlora_engine.adapters.address import (
     CACHE_PLACE,
     SEARCH_PLACE,
     is_address,
     is_hub_place,
     parse_address,
 )
+from vlora_engine.errors import ParameterError, VLoRAError
 from vlora_tui.tui.widgets.dialogs import Dialog
 from vlora_tui.tui.widgets.table import Cell, Column, Table
 from vlora_tui.tui.words import clean, place_words, tilde

@@ -11,7 +11,7 @@ from textual.containers import Vertical
 from textual.message import Message
 from textual.widgets import Static
 
-from vlora_engine.hub.address import CACHE_PLACE, hub_cache
+from vlora_engine.adapters.address import CACHE_PLACE, hub_cache
 from vlora_tui.tui.session import recent_folders
 from vlora_tui.tui.widgets.table import Cell, Column, Table
 from vlora_tui.tui.words import place_words, tilde

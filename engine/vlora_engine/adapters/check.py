@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vlora_engine.adapters import AdapterSource, ContentHash
+from vlora_engine.adapters.model import AdapterSource, ContentHash
 from vlora_engine.errors import AdapterError, CollectionError, VLoRAError
 from vlora_engine.findings import Finding
 from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered

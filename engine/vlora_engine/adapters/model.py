@@ -345,3 +345,22 @@ def stack_lora_weights(adapters: Sequence[LoRAWeights], side: Side) -> dict[str,
             )
         stacked[name] = torch.stack([factor[name].reshape(-1) for factor in factors])
     return stacked
+
+
+def to_memory(source: AdapterSource) -> LoRAWeights:
+    """``source`` with all its tensors read."""
+    if isinstance(source, MemorySource):
+        return source.weights
+    pairs = {name: source.read(name) for name in source.modules}
+    return LoRAWeights(
+        layer_names=list(pairs),
+        lora_a={name: a for name, (a, _) in pairs.items()},
+        lora_b={name: b for name, (_, b) in pairs.items()},
+        rank=nominal_rank(source),
+        metadata=dict(source.config),
+        scales=dict(source.scales),
+        rest=source.read_rest(),
+        shapes={name: s for name, s in source.modules.items() if s.kind != "linear"},
+        source=None if source.path is None else str(source.path),
+        stored_bytes=source.nbytes,
+    )
