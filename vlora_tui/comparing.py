@@ -10,9 +10,9 @@ from vlora_engine.errors import ParameterError, VLoRAError
 
 if TYPE_CHECKING:
     from vlora_engine.adapters.model import AdapterSource
-    from vlora_engine.outliers import Outlier
+    from vlora_engine.analysis.outliers import Outlier
+    from vlora_engine.analysis.relations import Array, Relations
     from vlora_engine.progress import CancelCheck, ProgressCallback
-    from vlora_engine.relations import Array, Relations
 
 Space = Literal["delta", "factors"]
 CLUSTERED = 0.9  # the cosine from which on adapters are alike, where nobody says another
@@ -54,7 +54,7 @@ def compare(
         check_adapter,
         misfits_of,
     )
-    from vlora_engine.analysis import relate
+    from vlora_engine.analysis.compare import relate
 
     checks = {name: AdapterCheck(name, error=e) for name, e in misfits_of(sources).items()}
     for name, source in sources.items():
@@ -96,8 +96,8 @@ def analysis_data(
         threshold: The cosine from which on adapters are alike.
         outliers: The score from which on one stands apart; by default the engine's.
     """
-    from vlora_engine.outliers import THRESHOLD, outliers_in
-    from vlora_engine.relations import clusters_of
+    from vlora_engine.analysis.outliers import THRESHOLD, outliers_in
+    from vlora_engine.analysis.relations import clusters_of
 
     names, relations = compared.names, compared.relations
     cosines = cosines_in(compared, space)
@@ -125,11 +125,11 @@ def analysis_data(
 
 def cosines_in(compared: Compared, space: Space) -> Array:
     """(N, N) cosines of dW, or of A and B apart."""
-    from vlora_engine.relations import cosines_of
+    from vlora_engine.analysis.relations import cosines_of
 
     if space == "delta":
         return cosines_of(compared.relations.total)
-    from vlora_engine.analysis import compute_similarity_matrix
+    from vlora_engine.analysis.compare import compute_similarity_matrix
 
     matrix: Array = compute_similarity_matrix(
         list(compared.sources.values()), space="factors"
@@ -139,7 +139,7 @@ def cosines_in(compared: Compared, space: Space) -> Array:
 
 def _families(names: Sequence[str], relations: Relations) -> dict[str, Any]:
     """Per family of modules ``||dW||`` of the adapters that have modules of it."""
-    from vlora_engine.relations import norms_of
+    from vlora_engine.analysis.relations import norms_of
 
     found = {}
     for family, held in relations.holders.items():
@@ -155,14 +155,14 @@ def _outlier_rows(names: Sequence[str], found: Sequence[Outlier]) -> list[dict[s
 
 
 def _duplicate_rows(compared: Compared) -> list[dict[str, Any]]:
-    from vlora_engine.analysis import duplicates_among
+    from vlora_engine.analysis.compare import duplicates_among
 
     groups = duplicates_among(list(compared.sources.values()), compared.relations)
     return [_named(group.as_dict(), compared.names) for group in groups]
 
 
 def _run_rows(compared: Compared) -> list[dict[str, Any]]:
-    from vlora_engine.analysis import runs_among
+    from vlora_engine.analysis.compare import runs_among
 
     runs = runs_among(list(compared.sources.values()), compared.relations)
     return [_named(run.as_dict(), compared.names) for run in runs]

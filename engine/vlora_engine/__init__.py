@@ -37,7 +37,7 @@ _HOMES = {
         "nf4_quantize_dequantize",
         "nf4_unpack",
     ],
-    "vlora_engine.analysis": [
+    "vlora_engine.analysis.compare": [
         "compute_similarity_matrix",
         "find_clusters",
         "adapter_diff",

@@ -25,6 +25,7 @@ from vlora_engine.adapters.stack import (
     read_stack,
     unflatten,
 )
+from vlora_engine.analysis.relations import RelationsSum
 from vlora_engine.errors import ParameterError
 from vlora_engine.files import check_output, discard, publish, sole_writer
 from vlora_engine.inner import module_grams
@@ -34,7 +35,6 @@ from vlora_engine.memory import return_large_blocks
 from vlora_engine.partial import layers_kept, spectra_partial
 from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
 from vlora_engine.records import overhead_bytes, shared_layers, task_record
-from vlora_engine.relations import RelationsSum
 from vlora_engine.sizes import STORAGE_DTYPES
 from vlora_engine.surface import (
     LayerTable,

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from vlora_engine.analysis.relations import Relations
 from vlora_engine.errors import CorruptFileError, NotFoundError, ParameterError, VLoRAError
 from vlora_engine.files import write_file, write_json
-from vlora_engine.relations import Relations
 
 if TYPE_CHECKING:
     from vlora_engine.codec.outlook import Outlook

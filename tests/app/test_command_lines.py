@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests.app.conftest import Cli
-from vlora_engine.analysis import adapter_diff, diff_total
+from vlora_engine.analysis.compare import adapter_diff, diff_total
 from vlora_engine.formats import open_adapter
 from vlora_engine.manifest import read_manifest
 from vlora_tui.cli.argv import prepare

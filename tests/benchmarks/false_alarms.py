@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vlora_engine.outliers import THRESHOLD, outliers_in
-from vlora_engine.relations import Relations
+from vlora_engine.analysis.outliers import THRESHOLD, outliers_in
+from vlora_engine.analysis.relations import Relations
 
 FAMILIES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 WIDTH = 400  # entries of a change in one family

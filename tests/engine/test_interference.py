@@ -11,9 +11,9 @@ from torch import Tensor
 
 import vlora_engine
 from tests.engine.merging_made import DIMS, MIXED, changed, deltas, make, regauged
-from vlora_engine import conflicts
-from vlora_engine.analysis import interference
-from vlora_engine.conflicts import MEASURES, Interference
+from vlora_engine.analysis import interference_measures
+from vlora_engine.analysis.compare import interference
+from vlora_engine.analysis.interference_measures import MEASURES, Interference
 from vlora_engine.errors import AdapterError, CollectionError
 
 
@@ -56,7 +56,7 @@ def assert_same(one: Interference, other: Interference, tol: float = 1e-9) -> No
 @pytest.mark.parametrize("rows", [512, 4])  # all in one block; one adapter a block
 def test_every_measure_is_its_dense_arithmetic(rows, monkeypatch):
     """Mixed ranks, scales, rsLoRA, modules that one of them lacks."""
-    monkeypatch.setattr(conflicts, "_BLOCK_ROWS", rows)
+    monkeypatch.setattr(interference_measures, "_BLOCK_ROWS", rows)
     found = interference(MIXED)
     for i, j in product(range(4), range(4)):
         expected = plain(deltas(MIXED[i]), deltas(MIXED[j]))

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tests import make
 from vlora_engine.adapters.model import LoRAWeights
+from vlora_engine.analysis.module_view import module_comparison, module_portrait
 from vlora_engine.errors import AdapterError, CollectionError, NotFoundError
-from vlora_engine.portrait import module_comparison, module_portrait
 
 NAME = "x.q_proj"
 SHAPE = {NAME: (20, 14)}  # d_in, d_out

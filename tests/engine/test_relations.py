@@ -16,7 +16,8 @@ from safetensors.numpy import load_file, save_file
 from tests import make
 from vlora_engine.adapters.model import LoRAWeights, MemorySource
 from vlora_engine.adapters.module_types import module_families
-from vlora_engine.analysis import (
+from vlora_engine.analysis.checkpoints import Step, runs_in, step_of
+from vlora_engine.analysis.compare import (
     duplicates_among,
     find_duplicates,
     find_outliers,
@@ -24,13 +25,12 @@ from vlora_engine.analysis import (
     relate,
     runs_among,
 )
-from vlora_engine.checkpoints import Step, runs_in, step_of
-from vlora_engine.duplicates import duplicates_in
+from vlora_engine.analysis.duplicates import duplicates_in
+from vlora_engine.analysis.outliers import outliers_in
+from vlora_engine.analysis.relations import Relations, clusters_of, cosines_of
 from vlora_engine.errors import AdapterError
 from vlora_engine.formats import open_adapter
 from vlora_engine.inner import module_grams
-from vlora_engine.outliers import outliers_in
-from vlora_engine.relations import Relations, clusters_of, cosines_of
 from vlora_engine.spectrum import compute_spectra
 from vlora_engine.surface import Spectra
 

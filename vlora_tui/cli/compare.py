@@ -54,7 +54,7 @@ def diff(
     quiet: o.Quiet = False,
 ) -> None:
     """Compare two adapters or tasks, module by module and as a whole."""
-    from vlora_engine.analysis import adapter_diff, diff_total
+    from vlora_engine.analysis.compare import adapter_diff, diff_total
 
     out = Output(json=as_json, quiet=quiet)
     sheet = CsvFile(csv, out, force=force)

@@ -26,8 +26,8 @@ def interference(
 ) -> None:
     """Which adapters share directions, and where they pull against each other."""
     from vlora_engine.adapters.check import check_adapters
-    from vlora_engine.conflicts import MEASURES
-    from vlora_engine.conflicts import interference as measure
+    from vlora_engine.analysis.interference_measures import MEASURES
+    from vlora_engine.analysis.interference_measures import interference as measure
 
     out = Output(json=as_json, quiet=quiet)
     sheet = CsvFile(csv, out, force=force)

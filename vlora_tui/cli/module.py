@@ -26,7 +26,7 @@ def module(
     quiet: o.Quiet = False,
 ) -> None:
     """Look closely at one module: the singular values of its dW; what two adapters share there."""
-    from vlora_engine.portrait import module_comparison, module_portrait
+    from vlora_engine.analysis.module_view import module_comparison, module_portrait
 
     out = Output(json=as_json, quiet=quiet)
     *places, name = words

@@ -17,22 +17,22 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from vlora_engine.adapters.module_types import module_families
-from vlora_engine.outliers import Reason, outliers_in
-from vlora_engine.ranking import ranked, worst
-from vlora_engine.relations import (
+from vlora_engine.analysis.outliers import Reason, outliers_in
+from vlora_engine.analysis.relations import (
     Array,
     Relations,
     clusters_of,
     cosines_of,
     order_by_likeness,
 )
+from vlora_engine.ranking import ranked, worst
 from vlora_tui.comparing import sameness, why
 from vlora_tui.tui.words import clean, plural
 
 if TYPE_CHECKING:
+    from vlora_engine.analysis.checkpoints import Run
+    from vlora_engine.analysis.duplicates import Duplicates
     from vlora_engine.budget import Choice
-    from vlora_engine.checkpoints import Run
-    from vlora_engine.duplicates import Duplicates
     from vlora_engine.surface import Spectra
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -124,7 +124,7 @@ class Apart:
 
     @property
     def score(self) -> float:
-        """What the strongest reason scores (see `vlora_engine.outliers`)."""
+        """What the strongest reason scores (see `vlora_engine.analysis.outliers`)."""
         return self.reasons[0].score
 
     @property
@@ -173,8 +173,8 @@ def likeness_of(spectra: Spectra | None) -> Likeness | None:
 
 def kin_of(likeness: Likeness, spectra: Spectra) -> Kin:
     """Outliers, copies and runs; looks at the places of the adapters for the steps of runs."""
-    from vlora_engine.checkpoints import runs_in, step_of
-    from vlora_engine.duplicates import duplicates_in
+    from vlora_engine.analysis.checkpoints import runs_in, step_of
+    from vlora_engine.analysis.duplicates import duplicates_in
 
     dtypes = [task.dtype for task in spectra.tasks]
     digests = [task.digest for task in spectra.tasks]

@@ -21,18 +21,18 @@ from textual.worker import WorkerCancelled
 from tests import make
 from tests.app.conftest import Cli
 from tests.app.tui.drive import Steps, run
-from vlora_engine.analysis import (
+from vlora_engine.analysis.compare import (
     compute_similarity_matrix,
     find_clusters,
     find_duplicates,
     find_outliers,
 )
+from vlora_engine.analysis.relations import Relations
 from vlora_engine.catalog import scan
 from vlora_engine.errors import CorruptFileError, VLoRAError
 from vlora_engine.figures import task_figures
 from vlora_engine.formats import open_adapter
 from vlora_engine.manifest import read_manifest
-from vlora_engine.relations import Relations
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.spectrum import compute_spectra
 from vlora_engine.surface import Spectra

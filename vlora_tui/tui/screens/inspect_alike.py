@@ -8,7 +8,7 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.widgets import Static
 
-from vlora_engine.relations import Array
+from vlora_engine.analysis.relations import Array
 from vlora_tui.tui.inspecting import Group, Interference, Likeness, interference_arguments
 from vlora_tui.tui.screens.inspect_asking import Arguments, AskingPane
 from vlora_tui.tui.screens.inspect_lines import interference_words, pair_words

@@ -19,7 +19,7 @@ from vlora_engine.ranking import ranked
 from vlora_tui.tui.widgets.heatmap import few_colours, heat_style
 
 if TYPE_CHECKING:
-    from vlora_engine.relations import Array
+    from vlora_engine.analysis.relations import Array
 
 WIDTHS = (5, 4, 3, 2, 1)  # of a cell: the widest that lets all columns in
 SHADES = " ░▒▓█"

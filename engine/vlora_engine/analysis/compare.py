@@ -18,21 +18,13 @@ from torch import Tensor
 
 from vlora_engine.adapters.collection import modules_of
 from vlora_engine.adapters.model import AdapterSource, ModuleShape, as_source
-from vlora_engine.checkpoints import Run, runs_in, step_of
-from vlora_engine.conflicts import interference
-from vlora_engine.coverage import coverage_total, subspace_coverage
-from vlora_engine.duplicates import Duplicates, coarsest, duplicates_in
-from vlora_engine.errors import ParameterError
-from vlora_engine.inner import (
-    Factors,
-    delta_error2,
-    delta_inner,
-    delta_norm2,
-)
-from vlora_engine.outliers import THRESHOLD, outliers_in
-from vlora_engine.outliers import outliers_of as outliers_of_array
-from vlora_engine.relations import Relations
-from vlora_engine.similarity import (
+from vlora_engine.analysis.checkpoints import Run, runs_in, step_of
+from vlora_engine.analysis.duplicates import Duplicates, coarsest, duplicates_in
+from vlora_engine.analysis.interference_measures import interference
+from vlora_engine.analysis.outliers import THRESHOLD, outliers_in
+from vlora_engine.analysis.outliers import outliers_of as outliers_of_array
+from vlora_engine.analysis.relations import Relations
+from vlora_engine.analysis.similarity import (
     Adapter,
     Space,
     check_space,
@@ -44,6 +36,14 @@ from vlora_engine.similarity import (
     relate,
     same_factor_shapes,
     scaled_factors,
+)
+from vlora_engine.coverage import coverage_total, subspace_coverage
+from vlora_engine.errors import ParameterError
+from vlora_engine.inner import (
+    Factors,
+    delta_error2,
+    delta_inner,
+    delta_norm2,
 )
 
 __all__ = [
@@ -168,7 +168,7 @@ def find_outliers(
         adapters: With fewer than three, none can stand apart.
         threshold: In standard deviations of a normal variable, corrected for the size of the
             collection and for all that is looked at: 2 means that 4.6 % of collections without any
-            outlier would show one; see `vlora_engine.outliers`.
+            outlier would show one; see `vlora_engine.analysis.outliers`.
 
     Returns:
         One dict for each outlier, in order: ``index``; ``distance`` of dW from the mean dW;
@@ -219,7 +219,7 @@ def find_runs(adapters: Sequence[Adapter]) -> list[dict[str, Any]]:
     """Adapters of one training run, in its order, and those that merely began alike.
 
     Returns:
-        One dict for each group, see `vlora_engine.checkpoints.Run`: ``members`` (indices),
+        One dict for each group, see `vlora_engine.analysis.checkpoints.Run`: ``members`` (indices),
         ``kind`` (``"run"`` or ``"start"``), ``ordered_by``, ``steps``, ``cosine`` of A,
         ``monotone`` and ``how`` that is known.
     """

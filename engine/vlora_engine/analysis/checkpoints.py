@@ -24,8 +24,13 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vlora_engine.duplicates import rounding_of
-from vlora_engine.relations import Array, Relations, components_of, cosines_of
+from vlora_engine.analysis.duplicates import rounding_of
+from vlora_engine.analysis.relations import (
+    Array,
+    Relations,
+    components_of,
+    cosines_of,
+)
 
 COMMON = 0.5  # cosine of A above which a beginning is common; .15 to .6 all tell the same ones
 _STEP = re.compile(r"(?i)(?<![a-z])(?:checkpoint|ckpt|step|iter|epoch)[-_ .]?(\d{1,12})(?!\d)")

@@ -32,8 +32,8 @@ from typing import Any
 
 import numpy as np
 
+from vlora_engine.analysis.relations import Array, Relations, norms_of
 from vlora_engine.ranking import ranked
-from vlora_engine.relations import Array, Relations, norms_of
 
 FEATURES = ("norm", "similarity")
 THRESHOLD = 2.0

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from vlora_engine.adapters.collection import modules_of
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, as_source
+from vlora_engine.analysis.relations import Relations, RelationsSum, clusters_of
 from vlora_engine.errors import AdapterError, CollectionError, ParameterError, VLoRAError
 from vlora_engine.inner import Factors, module_grams
 from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
-from vlora_engine.relations import Relations, RelationsSum, clusters_of
 
 Adapter = LoRAWeights | AdapterSource
 Space = Literal["delta", "factors"]
