@@ -174,7 +174,12 @@ def test_pickles_are_opened_only_with_weights_only() -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["vlora_engine", "vlora_engine.catalog", "vlora_engine.merging.request", "vlora_tui.cli"],
+    [
+        "vlora_engine",
+        "vlora_engine.catalog.scanner",
+        "vlora_engine.merging.request",
+        "vlora_tui.cli",
+    ],
 )
 def test_importing_loads_no_torch(fresh_python: FreshPython, module: str) -> None:
     assert "torch" not in loaded_by(fresh_python, f"import {module}")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from tests import train
 from tests.train import Trained
-from vlora_engine.formats import open_adapter
+from vlora_engine.catalog.open import open_adapter
 
 pytest.importorskip("peft")
 

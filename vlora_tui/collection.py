@@ -82,7 +82,7 @@ def gather(
         Cancelled: ``cancelled()`` became true while downloading.
     """
     if recipe.input.subspace is not None:
-        from vlora_engine.manifest import read_manifest
+        from vlora_engine.catalog.read import read_manifest
 
         (place,), remarks = fetch_all([recipe.input.subspace], progress, cancelled)
         return Collection(manifest=read_manifest(Path(place)), remarks=remarks)
@@ -102,7 +102,7 @@ def gather_adapters(
     cancelled: CancelCheck | None = None,
 ) -> Collection:
     """The adapters of these entries, a folder standing for all adapters in it."""
-    from vlora_engine.formats import open_adapter
+    from vlora_engine.catalog.open import open_adapter
 
     collection = Collection()
     here, collection.remarks = fetch_all([e.path for e in entries], progress, cancelled)
@@ -157,7 +157,7 @@ def fetch_all(
 
 def read_places(places: Iterable[str]) -> set[Path]:
     """What on this disk is read for these places: of DIR:TASK that is the directory."""
-    from vlora_engine.formats.places import split_task
+    from vlora_engine.catalog.locate import split_task
 
     local = [place for place in places if not is_address(place)]
     return {
@@ -176,8 +176,8 @@ class _Found:
 
 
 def _find(entries: Sequence[AdapterInput]) -> tuple[list[_Found], list[Finding]]:
-    from vlora_engine.catalog import scan
-    from vlora_engine.formats.places import split_task
+    from vlora_engine.catalog.locate import split_task
+    from vlora_engine.catalog.scanner import scan
 
     local = [entry for entry in entries if not _is_task_of_subspace(entry.path)]
     catalog = scan([entry.path for entry in local]) if local else None
@@ -254,7 +254,7 @@ def _unusable_error(collection: Collection, total: int, skip_bad: bool) -> Input
 
 
 def _is_task_of_subspace(path: str) -> bool:
-    from vlora_engine.formats.places import split_task
+    from vlora_engine.catalog.locate import split_task
 
     return not os.path.lexists(path) and split_task(path) is not None
 

@@ -181,7 +181,7 @@ class _Reader:
         for place in (self.path.parent / os.path.expanduser(name), Path(name)):
             if place.exists():
                 return str(place.absolute())
-        from vlora_engine.formats.places import split_task
+        from vlora_engine.catalog.locate import split_task
 
         beside = str(self.path.parent / name)
         return next((p for p in (beside, name) if split_task(p) is not None), None)
@@ -351,7 +351,7 @@ class _Model:
 
 def _modules(models: Sequence[_Model]) -> list[str]:
     """The modules of all adapters, from their headers."""
-    from vlora_engine.formats import open_adapter
+    from vlora_engine.catalog.open import open_adapter
 
     return sorted({name for model in models for name in open_adapter(model.place).modules})
 

@@ -357,8 +357,8 @@ def expand_input(entry: AdapterInput) -> list[AdapterInput]:
 
 def _is_task(path: str) -> bool:
     """Whether it is DIR:TASK of a subspace: the name of a task is no pattern."""
-    from vlora_engine.formats.places import split_task
-    from vlora_engine.manifest import is_subspace
+    from vlora_engine.catalog.locate import split_task
+    from vlora_engine.catalog.read import is_subspace
 
     found = split_task(path)
     return found is not None and is_subspace(found[0])

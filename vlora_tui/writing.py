@@ -227,8 +227,8 @@ class Writer:
         return written
 
     def _export(self, subspace: SharedSubspace, export: Export, task: str, path: Path) -> None:
+        from vlora_engine.catalog.open import save_adapter
         from vlora_engine.export import verify_adapter
-        from vlora_engine.formats import save_adapter
 
         weights = with_overrides(subspace.reconstruct(task), export)
         if export.drop_rest and find_target(export.target).no_rest:
@@ -291,8 +291,8 @@ class Writer:
             self.emit(events.MergePreviewed(**told))
 
     def _merge(self, merge: Merge) -> None:
+        from vlora_engine.catalog.open import save_adapter
         from vlora_engine.export import verify_adapter
-        from vlora_engine.formats import save_adapter
 
         merged, event = self._merged(merge)
         path = Path(merge.path)
@@ -328,8 +328,8 @@ class Writer:
         )
 
     def _resize(self, wanted: Resize, task: str, path: Path) -> None:
+        from vlora_engine.catalog.open import save_adapter
         from vlora_engine.export import verify_adapter
-        from vlora_engine.formats import save_adapter
         from vlora_engine.resizing import resize
 
         of_subspace = self.collection.manifest is not None
@@ -351,7 +351,7 @@ class Writer:
             self.emit(events.Verified(task, str(path), verify_adapter(weights, path)))
 
     def _source(self, merge: Merge, name: str) -> LoRAWeights | AdapterSource:
-        from vlora_engine.formats import open_adapter
+        from vlora_engine.catalog.open import open_adapter
 
         if merge.source == "subspace" and not is_path(name):
             return self._subspace().reconstruct(name)
@@ -386,7 +386,7 @@ def with_overrides(weights: LoRAWeights, export: Export) -> LoRAWeights:
 
 
 def _require_packable(subspace: str) -> None:
-    from vlora_engine.manifest import read_manifest
+    from vlora_engine.catalog.read import read_manifest
     from vlora_engine.packing import chooses_bits
 
     manifest = read_manifest(subspace)

@@ -1,6 +1,6 @@
 """vlora_engine: compress, measure, merge and compare collections of LoRA adapters.
 
-Names load on first use, so that importing the package (or `vlora_engine.catalog`) does not
+Names load on first use, so that importing the package (or `vlora_engine.catalog.scanner`) does not
 import torch. The package logs under ``vlora_engine`` and is silent by default.
 """
 
@@ -16,8 +16,8 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
     "vlora_engine.adapters.model": ["LoRAWeights", "parse_state_dict", "stack_lora_weights"],
-    "vlora_engine.formats": ["load_adapter", "save_adapter", "open_adapter"],
-    "vlora_engine.catalog": ["AdapterInfo", "Catalog", "scan"],
+    "vlora_engine.catalog.open": ["load_adapter", "save_adapter", "open_adapter"],
+    "vlora_engine.catalog.scanner": ["AdapterInfo", "Catalog", "scan"],
     "vlora_engine.shared_subspace": ["SharedSubspace"],
     "vlora_engine.tasks": ["TaskProjection"],
     "vlora_engine.hub": ["load_adapter_from_hub"],

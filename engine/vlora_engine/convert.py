@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, MemorySource
+from vlora_engine.catalog.read import is_subspace, read_manifest
 from vlora_engine.errors import ParameterError
 from vlora_engine.files import check_output, directory_bytes, new_directory, require_apart
 from vlora_engine.losses import Loss, losses, outline_of, outlines_of
-from vlora_engine.manifest import Manifest, TaskRecord, is_subspace, read_manifest
+from vlora_engine.manifest import Manifest, TaskRecord
 from vlora_engine.peers.names import LORASHARE, VLORA_DEV
 from vlora_engine.progress import Progress, ProgressCallback
 
@@ -189,8 +190,8 @@ def _folders(names: Sequence[str], out: Path, *, single: bool) -> dict[str, Path
 
 
 def _adapter(to: str, weights: LoRAWeights, name: str, path: Path, force: bool) -> Converted:
+    from vlora_engine.catalog.open import save_adapter
     from vlora_engine.export import verify_adapter
-    from vlora_engine.formats import save_adapter
     from vlora_engine.formats.mlx_save import save_mlx
 
     if to == "peft":

@@ -47,7 +47,7 @@ def verify_adapter(meant: LoRAWeights, path: Path) -> float:
     Raises:
         StorageError: It lacks a module or tensor, or differs by more than its dtype explains.
     """
-    from vlora_engine.formats import open_adapter
+    from vlora_engine.catalog.open import open_adapter
     from vlora_engine.inner import relative_error
 
     try:
@@ -81,7 +81,7 @@ def require_alike(
         StorageError: It lacks a module or a rest tensor, or, where it should be ``exact``, differs
             by more than rounding.
     """
-    from vlora_engine.formats import MemorySource
+    from vlora_engine.catalog.open import MemorySource
     from vlora_engine.inner import relative_error
 
     missing = sorted(set(meant.layer_names) - set(back.layer_names))

@@ -13,6 +13,7 @@ from vlora_engine.adapters.check import check_adapter
 from vlora_engine.adapters.model import AdapterSource, MemorySource
 from vlora_engine.adapters.stack import LayerStack, flatten
 from vlora_engine.build import Plan, build_layers, prepare
+from vlora_engine.catalog.originals import recorded_original
 from vlora_engine.encode import (
     EncodedTask,
     Storage,
@@ -28,7 +29,6 @@ from vlora_engine.inner import delta_error2
 from vlora_engine.layer import Bases, LayerBasis, LayerPlan
 from vlora_engine.linalg import full_basis, update_basis
 from vlora_engine.manifest import LayerSpec, TaskRecord
-from vlora_engine.originals import recorded_original
 from vlora_engine.progress import ProgressCallback
 from vlora_engine.projection import check_fits, padded_stack, project, reconstruct
 from vlora_engine.records import figure, max_k

@@ -29,8 +29,8 @@ def check_subspace(path: str | Path) -> list[Finding]:
         NotFoundError: There is no subspace at ``path``.
         StorageError: The operating system refuses to read it.
     """
+    from vlora_engine.catalog.read import read_manifest
     from vlora_engine.errors import CorruptFileError, SubspaceError
-    from vlora_engine.manifest import read_manifest
 
     try:
         manifest = read_manifest(path)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine.adapters.model import AdapterSource
+from vlora_engine.catalog.read import read_manifest
 from vlora_engine.errors import UnsupportedAdapterError
 from vlora_engine.formats.peft_save import ORIGIN
-from vlora_engine.manifest import read_manifest
 from vlora_engine.peers.names import LORASHARE, VLORA_DEV
 
 

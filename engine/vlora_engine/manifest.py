@@ -6,16 +6,14 @@ Everything in the file is untrusted: names never become paths, counts are checke
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vlora_engine.adapters.address import is_address
 from vlora_engine.adapters.model import Kind
 from vlora_engine.codec.coding import METHODS as CODED_METHODS
 from vlora_engine.codec.coding import Coding, parse_coding
@@ -23,15 +21,13 @@ from vlora_engine.codec.index import open_layers, open_tasks, pack_layers, pack_
 from vlora_engine.errors import (
     CorruptFileError,
     NotFoundError,
-    ParameterError,
     SubspaceError,
-    VLoRAError,
 )
-from vlora_engine.files import how_to_put_back, is_being_replaced
+from vlora_engine.files import is_being_replaced
 from vlora_engine.findings import Finding
 from vlora_engine.packing import Quantization, parse_quantization
 from vlora_engine.ranking import foremost
-from vlora_engine.tensorfile import ITEM_BYTES, read_error
+from vlora_engine.tensorfile import ITEM_BYTES
 
 FORMAT = "vlora-subspace"
 VERSION = 1
@@ -372,13 +368,6 @@ def unknown_task(task_id: str, tasks: Mapping[str, Any], where: Path | str | Non
     )
 
 
-def is_subspace(path: Path) -> bool:
-    """Whether ``path`` is a directory with a subspace, ours or a peer's."""
-    from vlora_engine.peers import peer_at
-
-    return is_own_subspace(path) or peer_at(path) is not None
-
-
 def is_own_subspace(path: Path) -> bool:
     """Whether ``path`` is a directory whose subspace.json says that it is one of ours."""
     try:
@@ -386,51 +375,6 @@ def is_own_subspace(path: Path) -> bool:
             return f'"{FORMAT}"'.encode() in file.read(200)
     except OSError:
         return False
-
-
-def read_manifest(path: str | Path) -> Manifest:
-    """Read and check subspace.json of the directory ``path``; opens no tensor file.
-
-    Of a peer's subspace its own index and the headers of its files are read instead. An ``hf://``
-    address is fetched into the Hub's cache, and read there.
-
-    Raises:
-        NotFoundError: There is no subspace.
-        CorruptFileError: The index is not sound.
-        SubspaceError: It is of another version.
-    """
-    directory = Path(path)
-    if is_address(directory):
-        from vlora_engine.hub.fetch import local_path
-
-        directory = local_path(directory)
-    file = directory / INDEX
-    try:
-        raw = _read_index(directory)
-    except (FileNotFoundError, NotADirectoryError):
-        from vlora_engine.peers import peer_at, read_peer
-
-        peer = peer_at(directory)
-        if peer is not None:
-            return read_peer(peer, directory)
-        raise NotFoundError(
-            "There is no subspace here.",
-            where=directory,
-            expected=f"a directory with {INDEX}",
-            remedy=how_to_put_back(directory)
-            or "make one with `vlora-tui compress ADAPTERS -o DIR`",
-        ) from None
-    except OSError as error:
-        raise read_error(file, error) from None
-    try:
-        parsed = _parse(directory, json.loads(raw))
-        return replace(parsed, digest=hashlib.sha256(raw).hexdigest())
-    except ParameterError as error:
-        raise _unsound(file, f"{error.what} {error.found}") from None
-    except VLoRAError:
-        raise
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise _unsound(file, f"{type(error).__name__}: {error}") from None
 
 
 def _read_index(directory: Path) -> bytes:

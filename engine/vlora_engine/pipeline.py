@@ -8,7 +8,7 @@ from typing import Any
 
 from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.base_model import Worn, as_misfit, misfit, quiet, require_extra, worn_by_us
-from vlora_engine.formats import load_adapter, save_adapter
+from vlora_engine.catalog.open import load_adapter, save_adapter
 from vlora_engine.shared_subspace import SharedSubspace
 
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlora_engine.catalog.locate import existing_path
 from vlora_engine.errors import NotFoundError, ParameterError
-from vlora_engine.formats.places import existing_path
 from vlora_engine.naming import slugs
 from vlora_engine.tensorfile import read_error
 

@@ -25,10 +25,11 @@ from vlora_engine.build import (
     make_plan,
     prepare,
 )
+from vlora_engine.catalog.read import read_manifest
 from vlora_engine.encode import EncodedTask, Storage
 from vlora_engine.errors import ConflictError, NotFoundError, ParameterError, VLoRAError
 from vlora_engine.layer import Bases
-from vlora_engine.manifest import LayerSpec, Manifest, TaskRecord, read_manifest
+from vlora_engine.manifest import LayerSpec, Manifest, TaskRecord
 from vlora_engine.packing import BLOCK_SIZE, Quantization, quantization
 from vlora_engine.progress import ProgressCallback
 from vlora_engine.ranking import worst
@@ -224,7 +225,7 @@ class SharedSubspace:
         Only one layer of all adapters is in memory at a time; the first library's function of
         this name is an approximation, this one is not. Takes the options of `from_adapters`.
         """
-        from vlora_engine.formats import open_adapter
+        from vlora_engine.catalog.open import open_adapter
         from vlora_engine.naming import unique_names
 
         names = task_ids or unique_names([str(path) for path in paths])

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 
 from tests.app.conftest import Cli
 from vlora_engine.analysis.compare import adapter_diff, diff_total
-from vlora_engine.formats import open_adapter
-from vlora_engine.manifest import read_manifest
+from vlora_engine.catalog.open import open_adapter
+from vlora_engine.catalog.read import read_manifest
 from vlora_tui.cli.argv import prepare
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from tests import make
 from tests.app.conftest import Cli
-from vlora_engine.formats import load_adapter
+from vlora_engine.catalog.open import load_adapter
 
 
 @pytest.fixture(scope="module")

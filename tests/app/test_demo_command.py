@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.app.conftest import Cli
-from vlora_engine.formats import open_adapter
-from vlora_engine.manifest import read_manifest
+from vlora_engine.catalog.open import open_adapter
+from vlora_engine.catalog.read import read_manifest
 from vlora_tui.cli.demo import next_commands
 
 

@@ -13,7 +13,7 @@ from tests import make
 from tests.app.conftest import Cli, Result
 from tests.app.test_bad_input import tree
 from tests.engine.doctor.cases import CASES
-from vlora_engine.formats import load_adapter
+from vlora_engine.catalog.open import load_adapter
 from vlora_tui import surroundings
 
 

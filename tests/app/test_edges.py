@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.app.conftest import Cli
-from vlora_engine.catalog import scan
+from vlora_engine.catalog.scanner import scan
 
 Close = Callable[[Path], None]
 

@@ -173,8 +173,8 @@ def test_an_odd_output_is_no_fault_of_ours(
 
 
 def test_an_empty_name_is_no_name(cli: Cli, runs: Path, tmp_path: Path) -> None:
-    places = [runs / "task00", runs / "task01"]
-    found = cli("compress", *places, "-o", tmp_path / "s", "--names", "a", "", code=2)
+    catalog_locate = [runs / "task00", runs / "task01"]
+    found = cli("compress", *catalog_locate, "-o", tmp_path / "s", "--names", "a", "", code=2)
     assert "A task needs a name" in found.err
 
 
@@ -185,8 +185,10 @@ def test_a_missing_device_is_said_before_anything_is_read(
 
     if torch.cuda.is_available():
         pytest.skip("there is a CUDA device here")
-    places = [broken / "task00", broken / "with-nan"]
-    found = cli("compress", *places, "-o", tmp_path / "s", "--device", "cuda", "-k", "2", code=2)
+    catalog_locate = [broken / "task00", broken / "with-nan"]
+    found = cli(
+        "compress", *catalog_locate, "-o", tmp_path / "s", "--device", "cuda", "-k", "2", code=2
+    )
     assert "no CUDA device" in found.err
 
 
@@ -314,17 +316,17 @@ def test_spectra_that_were_stopped_say_how_to_go_on(runs: Path, tmp_path: Path) 
 def test_what_may_not_be_read_is_not_passed_over(
     cli: Cli, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vlora_engine.formats import places
+    from vlora_engine.catalog import locate as catalog_locate
 
     folder = Path(shutil.copytree(runs, tmp_path / "runs"))
-    look = places._list
+    look = catalog_locate._list
 
     def closed(path: Path) -> object:
         if path.name == "task02":
             raise PermissionError(13, "Permission denied", str(path))
         return look(path)
 
-    monkeypatch.setattr(places, "_list", closed)
+    monkeypatch.setattr(catalog_locate, "_list", closed)
     assert f"{folder / 'task02'}: The directory may not be read" in cli("inspect", folder).out
     found = cli("compress", folder, "-o", tmp_path / "s", "-k", "2")
     assert f"{folder / 'task02'}: The directory may not be read" in found.err

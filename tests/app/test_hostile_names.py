@@ -11,8 +11,8 @@ import torch
 
 from tests import make
 from tests.app.conftest import Cli
-from vlora_engine.formats import load_adapter
-from vlora_engine.manifest import read_manifest
+from vlora_engine.catalog.open import load_adapter
+from vlora_engine.catalog.read import read_manifest
 from vlora_engine.shared_subspace import SharedSubspace
 
 NAMES = ["*", "[a]", "?", "a", "b"]

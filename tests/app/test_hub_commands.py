@@ -14,9 +14,9 @@ from tests.app.conftest import Cli
 from tests.conftest import FreshPython
 from tests.hub import TOKEN, Hub, read_tree
 from vlora_engine import SharedSubspace, load_adapter
-from vlora_engine.catalog import scan
+from vlora_engine.catalog.read import read_manifest
+from vlora_engine.catalog.scanner import scan
 from vlora_engine.hub.card import read_front_matter
-from vlora_engine.manifest import read_manifest
 from vlora_tui.recipe import load_recipe
 
 

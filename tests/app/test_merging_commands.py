@@ -13,7 +13,7 @@ import torch
 
 from tests import make
 from tests.app.conftest import Cli
-from vlora_engine.formats import load_adapter, open_adapter
+from vlora_engine.catalog.open import load_adapter, open_adapter
 from vlora_engine.merging import MERGE_METHODS, PEFT_METHODS, merge
 from vlora_tui.mergekit import ALIASES
 

@@ -135,7 +135,15 @@ def test_help_imports_no_command_and_nothing_heavy(fresh_python: FreshPython) ->
         "print('LOADED', *sorted(sys.modules))"
     )
     loaded = fresh_python(code).stdout.splitlines()[-1].split()[1:]
-    heavy = {"torch", "numpy", "rich", "textual", "vlora_engine.formats", "yaml", "safetensors"}
+    heavy = {
+        "torch",
+        "numpy",
+        "rich",
+        "textual",
+        "vlora_engine.catalog.open",
+        "yaml",
+        "safetensors",
+    }
     assert not heavy & set(loaded)
     assert not [name for name in loaded if name.startswith("vlora_tui.cli.comp")]
 

@@ -11,7 +11,7 @@ from tests import make
 from tests.app.conftest import Cli
 from tests.engine.test_subspace import dense_error, files
 from vlora_engine import SharedSubspace, load_adapter
-from vlora_engine.manifest import read_manifest
+from vlora_engine.catalog.read import read_manifest
 from vlora_engine.packing import named_quantization, quantization
 
 

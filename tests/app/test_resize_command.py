@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from tests.app.conftest import Cli
-from vlora_engine.formats import load_adapter
+from vlora_engine.catalog.open import load_adapter
 from vlora_tui import events
 from vlora_tui.jobs.watch import Told, written_paths
 from vlora_tui.recipe import Input, Recipe, Resize, named_inputs

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import pytest
 
 from tests.app.conftest import Cli
+from vlora_engine.catalog.read import read_manifest
 from vlora_engine.errors import StorageError
-from vlora_engine.manifest import read_manifest
 from vlora_tui.collection import gather
 from vlora_tui.recipe import AdapterInput, Compress, Export, Input, Merge, Recipe, resolve
 from vlora_tui.room import Need, lack_of, lacking, needs_of, require_room, subspace_bytes

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.app.conftest import Cli
-from vlora_engine.formats import open_adapter
+from vlora_engine.catalog.open import open_adapter
 from vlora_tui import events
 from vlora_tui.choices import k_text
 from vlora_tui.cli.progress import Watcher
@@ -234,7 +234,7 @@ def test_an_interrupt_elsewhere_is_130_too(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vlora_engine.catalog.scan", interrupt)
+    monkeypatch.setattr("vlora_engine.catalog.scanner.scan", interrupt)
     assert "Interrupted" in cli("inspect", runs, code=130).err
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, as_source
-from vlora_engine.formats import open_adapter
+from vlora_engine.catalog.open import open_adapter
 from vlora_engine.merging import MERGE_METHODS, entries, merge
 
 ADAPTERS, MODULES = 4, 6

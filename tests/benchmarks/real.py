@@ -25,8 +25,8 @@ from tests.benchmarks.table import Cell, Table
 from vlora_engine.adapters.check import check_adapters
 from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.build import BuildReport, build_subspace
+from vlora_engine.catalog.open import load_adapter
 from vlora_engine.errors import TargetError, VLoRAError
-from vlora_engine.formats import load_adapter
 from vlora_engine.manifest import METHODS
 from vlora_engine.spectrum import compute_spectra
 from vlora_engine.surface import Spectra

@@ -17,7 +17,7 @@ from tests import make
 from tests.engine.codec import made
 from vlora_engine import SharedSubspace
 from vlora_engine.adapters.model import LoRAWeights
-from vlora_engine.manifest import read_manifest
+from vlora_engine.catalog.read import read_manifest
 from vlora_tui.events import EVENT_TYPES
 from vlora_tui.jobs.joblock import JobLock
 from vlora_tui.jobs.store import JobInfo

@@ -15,8 +15,8 @@ from vlora_engine.adapters.model import (
     parse_state_dict,
     stack_lora_weights,
 )
+from vlora_engine.catalog.open import open_adapter
 from vlora_engine.errors import AdapterError, CollectionError, ParameterError
-from vlora_engine.formats import open_adapter
 
 
 def test_the_first_library_s_call_form():

@@ -15,6 +15,8 @@ from tests import make
 from tests.engine.test_subspace import files
 from vlora_engine import SharedSubspace
 from vlora_engine.build import build_subspace
+from vlora_engine.catalog.open import open_adapter
+from vlora_engine.catalog.read import read_manifest
 from vlora_engine.errors import (
     Cancelled,
     CollectionError,
@@ -25,8 +27,6 @@ from vlora_engine.errors import (
     StorageError,
     SubspaceError,
 )
-from vlora_engine.formats import open_adapter
-from vlora_engine.manifest import read_manifest
 from vlora_engine.progress import Progress
 
 

@@ -10,7 +10,7 @@ import torch
 
 from tests import make
 from vlora_engine.adapters.base_models import normalise_base_model
-from vlora_engine.catalog import scan
+from vlora_engine.catalog.scanner import scan
 from vlora_engine.errors import CorruptFileError, NotFoundError
 from vlora_engine.tensorfile import encode_header
 
@@ -228,7 +228,7 @@ def test_importing_and_scanning_take_no_torch(fresh_python, tmp_path):
     make.write(tmp_path / "pickle", pickle=True)
 
     done = fresh_python(
-        "import sys; from vlora_engine.catalog import scan;"
+        "import sys; from vlora_engine.catalog.scanner import scan;"
         f"print(len(scan({str(tmp_path)!r}).adapters), 'torch' in sys.modules)"
     )
 
@@ -265,7 +265,7 @@ def test_five_hundred_adapters_in_under_a_second(tmp_path):
 
 
 def test_tasks_of_a_subspace_are_listed_when_they_are_named(tmp_path):
-    from vlora_engine.formats import load_adapter, open_adapter
+    from vlora_engine.catalog.open import load_adapter, open_adapter
     from vlora_engine.shared_subspace import SharedSubspace
 
     paths = make.collection(tmp_path / "in", 3)

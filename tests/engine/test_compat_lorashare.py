@@ -11,9 +11,9 @@ import torch
 
 from tests import make
 from tests.hub import TOKEN
+from vlora_engine.catalog.open import load_adapter
 from vlora_engine.compat.lorashare import SHAREConfig, SHAREModel
 from vlora_engine.errors import HubAccessError, VLoRAError
-from vlora_engine.formats import load_adapter
 
 CLOSE = {"rtol": 0, "atol": 2e-5}
 

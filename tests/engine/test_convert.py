@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 from tests import make
 from tests.engine.test_peers import delta_error
 from vlora_engine import convert as conversion
+from vlora_engine.catalog.open import load_adapter, open_adapter, save_adapter
 from vlora_engine.errors import (
     OutputExistsError,
     ParameterError,
     StorageError,
     UnsupportedAdapterError,
 )
-from vlora_engine.formats import load_adapter, open_adapter, save_adapter
 from vlora_engine.shared_subspace import SharedSubspace
 
 HEAD = {"base_model.model.score.weight": torch.arange(6).reshape(2, 3).half()}

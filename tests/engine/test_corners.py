@@ -20,6 +20,8 @@ from vlora_engine.adapters.check import check_adapters
 from vlora_engine.adapters.model import LoRAWeights, MemorySource, ModuleShape
 from vlora_engine.budget import choose
 from vlora_engine.build import build_subspace
+from vlora_engine.catalog.open import open_adapter, save_adapter
+from vlora_engine.catalog.read import read_manifest
 from vlora_engine.encode import LoadingsForm, decode_loadings, encode_loadings
 from vlora_engine.errors import (
     CorruptFileError,
@@ -29,9 +31,7 @@ from vlora_engine.errors import (
     TargetError,
 )
 from vlora_engine.files import new_directory, partial_path
-from vlora_engine.formats import open_adapter, save_adapter
 from vlora_engine.linalg import halves, range_basis, update_basis
-from vlora_engine.manifest import read_manifest
 from vlora_engine.records import max_k, shared_layers
 from vlora_engine.spectrum import compute_spectra
 from vlora_engine.tasks import TaskProjection

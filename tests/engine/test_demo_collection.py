@@ -12,9 +12,9 @@ from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.adapters.check import check_adapters
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights
 from vlora_engine.build import build_subspace
+from vlora_engine.catalog.open import open_adapter
 from vlora_engine.demo import BROKEN_TENSOR, DEMO_ADAPTERS, make_demo_collection
 from vlora_engine.errors import CollectionError
-from vlora_engine.formats import open_adapter
 
 BROKEN, UNTRAINED = "broken-nan", "untrained-zero-b"
 FAMILY = [a.name for a in DEMO_ADAPTERS if a.family == "support-bot"]

@@ -17,6 +17,7 @@ from tests import make
 from tests.train import RANK, Trained
 from vlora_engine import SharedSubspace, load_adapter, open_adapter, save_adapter
 from vlora_engine.adapters.model import LoRAWeights
+from vlora_engine.catalog.originals import find_originals
 from vlora_engine.errors import (
     Cancelled,
     CollectionError,
@@ -25,7 +26,6 @@ from vlora_engine.errors import (
     ParameterError,
     UnsupportedAdapterError,
 )
-from vlora_engine.originals import find_originals
 from vlora_engine.prompts import Prompt, read_prompts
 
 pytest.importorskip("peft")

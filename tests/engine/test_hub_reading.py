@@ -16,7 +16,8 @@ from tests import make
 from tests.hub import TOKEN, Hub, read_tree
 from vlora_engine import SharedSubspace, load_adapter, load_adapter_from_hub
 from vlora_engine.adapters.address import hub_cache, repo_folder
-from vlora_engine.catalog import scan
+from vlora_engine.catalog.read import read_manifest
+from vlora_engine.catalog.scanner import scan
 from vlora_engine.errors import (
     Cancelled,
     CorruptFileError,
@@ -29,7 +30,6 @@ from vlora_engine.errors import (
 )
 from vlora_engine.hub import HubAddress, parse_address
 from vlora_engine.hub.fetch import Fetched, cached_path, fetch, pin
-from vlora_engine.manifest import read_manifest
 from vlora_engine.progress import Progress
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n"

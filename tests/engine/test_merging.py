@@ -28,13 +28,13 @@ from vlora_engine.adapters.model import (
     ModuleShape,
     module_scales,
 )
+from vlora_engine.catalog.open import load_adapter, save_adapter
 from vlora_engine.errors import (
     AdapterError,
     CollectionError,
     ParameterError,
     UnsupportedAdapterError,
 )
-from vlora_engine.formats import load_adapter, save_adapter
 from vlora_engine.merging import (
     MERGE_METHODS,
     dare_merge,

@@ -26,12 +26,13 @@ from tests.engine.test_subspace import (
 )
 from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.build import build_subspace
+from vlora_engine.catalog.open import open_adapter
+from vlora_engine.catalog.read import read_manifest
 from vlora_engine.encode import Storage
 from vlora_engine.errors import CorruptFileError, ParameterError, TargetError
-from vlora_engine.formats import open_adapter
 from vlora_engine.health import check_subspace
 from vlora_engine.layer import Bases, LayerBasis
-from vlora_engine.manifest import LayerSpec, read_manifest
+from vlora_engine.manifest import LayerSpec
 from vlora_engine.packed import PackedBasis
 from vlora_engine.packing import Quantization, quantization
 from vlora_engine.tasks import TaskMap, TaskProjection

@@ -15,7 +15,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests import make
-from vlora_engine.catalog import scan, tasks_of
+from vlora_engine.catalog.open import load_adapter, open_adapter
+from vlora_engine.catalog.read import read_manifest
+from vlora_engine.catalog.scanner import scan, tasks_of
 from vlora_engine.errors import (
     CorruptFileError,
     NotFoundError,
@@ -23,10 +25,8 @@ from vlora_engine.errors import (
     UnsupportedAdapterError,
     VLoRAError,
 )
-from vlora_engine.formats import load_adapter, open_adapter
 from vlora_engine.health import check_subspace
 from vlora_engine.inner import relative_error
-from vlora_engine.manifest import read_manifest
 from vlora_engine.peers.write import write_lorashare, write_vlora_dev
 from vlora_engine.shared_subspace import SharedSubspace
 
@@ -364,7 +364,7 @@ def test_looking_at_a_peers_subspace_needs_no_torch(fresh_python, ours_as_vlora,
     places = [str(place) for place, _ in (ours_as_vlora, ours_as_share)]
 
     said = fresh_python(
-        "import sys; from vlora_engine.catalog import scan, tasks_of;"
+        "import sys; from vlora_engine.catalog.scanner import scan, tasks_of;"
         "from vlora_engine.manifest import read_manifest;"
         f"scan({places!r});"
         f"print([len(tasks_of(read_manifest(p).path)) for p in {places!r}],"

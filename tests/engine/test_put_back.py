@@ -12,10 +12,10 @@ import vlora_engine.files as files_module
 from tests import make
 from tests.engine.test_resume import tree
 from vlora_engine.build import build_subspace
+from vlora_engine.catalog.open import open_adapter
+from vlora_engine.catalog.read import read_manifest
 from vlora_engine.errors import NotFoundError, OutputExistsError
 from vlora_engine.files import check_output, former_path, new_directory, put_back, sole_writer
-from vlora_engine.formats import open_adapter
-from vlora_engine.manifest import read_manifest
 
 
 class Killed(BaseException):

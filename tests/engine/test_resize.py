@@ -11,9 +11,9 @@ import torch
 
 from tests import make
 from vlora_engine.adapters.model import LoRAWeights, ModuleShape
+from vlora_engine.catalog.open import load_adapter, open_adapter, save_adapter
 from vlora_engine.errors import AdapterError, ParameterError
 from vlora_engine.export import verify_adapter
-from vlora_engine.formats import load_adapter, open_adapter, save_adapter
 from vlora_engine.resizing import cheapest, resize
 
 

@@ -14,6 +14,7 @@ from tests import make
 from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.adapters.model import LoRAWeights, ModuleShape
 from vlora_engine.build import build_subspace
+from vlora_engine.catalog.open import open_adapter
 from vlora_engine.errors import (
     CollectionError,
     NotFoundError,
@@ -21,7 +22,6 @@ from vlora_engine.errors import (
     ParameterError,
     SubspaceError,
 )
-from vlora_engine.formats import open_adapter
 
 METHODS = ["delta", "columns", "flat"]
 WIDE = {"model.layers.0.q_proj": (40, 48), "model.layers.0.v_proj": (40, 24)}

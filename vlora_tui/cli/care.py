@@ -75,7 +75,7 @@ def benchmark(
 
 def time_subspace(path: str, repeats: int = REPEATS) -> list[dict[str, Any]]:
     """The timings, in seconds."""
-    from vlora_engine.manifest import read_manifest
+    from vlora_engine.catalog.read import read_manifest
     from vlora_engine.shared_subspace import SharedSubspace
 
     manifest = read_manifest(path)

@@ -33,7 +33,7 @@ def compact(
     Originals that are still in their places are read again; other tasks are taken from what was
     kept of them, and their errors are bounds from then on.
     """
-    from vlora_engine.manifest import read_manifest
+    from vlora_engine.catalog.read import read_manifest
 
     out = Output(json=as_json, quiet=quiet)
     if output is None:
@@ -48,8 +48,8 @@ def _compact_at(
     subspace: str, output: str | None, device: str, out: Output, *, force: bool, dry_run: bool
 ) -> None:
     """Plan and code it anew and tell what that came to."""
+    from vlora_engine.catalog.read import read_manifest
     from vlora_engine.files import check_output, require_apart
-    from vlora_engine.manifest import read_manifest
 
     manifest = read_manifest(subspace)
     if manifest.coding is None:

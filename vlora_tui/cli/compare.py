@@ -181,7 +181,7 @@ def two_places(places: list[str]) -> tuple[str, str]:
 
 def open_place(place: str) -> Any:
     """One adapter, or a task of a subspace."""
-    from vlora_engine.formats import open_adapter
+    from vlora_engine.catalog.open import open_adapter
 
     return open_adapter(place)
 

@@ -90,7 +90,7 @@ def _collection(
 
 
 def _tasks_of(entry: AdapterInput) -> list[AdapterInput]:
-    from vlora_engine.manifest import is_subspace, read_manifest
+    from vlora_engine.catalog.read import is_subspace, read_manifest
 
     if not is_subspace(Path(entry.path)):
         return []

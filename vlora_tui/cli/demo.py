@@ -19,7 +19,7 @@ from vlora_tui.cli.flags import from_tables
 from vlora_tui.cli.output import Output, percent, plural, size, times
 
 if TYPE_CHECKING:
-    from vlora_engine.catalog import Catalog
+    from vlora_engine.catalog.scanner import Catalog
 
 DEFAULT = "vlora-demo"
 TARGET = 0.05
@@ -61,7 +61,7 @@ def run_demo(
     place: Path, out: Output, story: Story, *, max_error: float, force: bool
 ) -> dict[str, Any]:
     """Do all of it below ``place``; return the figures."""
-    from vlora_engine.catalog import scan
+    from vlora_engine.catalog.scanner import scan
     from vlora_engine.demo import MANIFEST, make_demo_collection
 
     adapters, subspace, exported = place / "adapters", place / "subspace", place / "exported"

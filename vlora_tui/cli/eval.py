@@ -190,7 +190,7 @@ def _show_control(out: Output, result: Evaluation) -> None:
 
 def _chosen(subspace: str, patterns: list[str] | None) -> tuple[Manifest, list[str]]:
     """The index, and the tasks to evaluate in its order."""
-    from vlora_engine.manifest import read_manifest
+    from vlora_engine.catalog.read import read_manifest
     from vlora_tui.writing import match_tasks
 
     manifest = read_manifest(subspace)
@@ -210,7 +210,7 @@ def _find_originals(
     skip_bad: bool,
 ) -> tuple[dict[str, AdapterSource], list[str]]:
     """The originals of the tasks, and the tasks that are left out for want of one."""
-    from vlora_engine.originals import find_originals
+    from vlora_engine.catalog.originals import find_originals
 
     records = [subspace.tasks.record(name) for name in tasks]
     found, missing = find_originals(records, places or (), progress=watcher.on_progress)

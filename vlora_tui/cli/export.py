@@ -109,7 +109,7 @@ def export(
 
 def _tell_no_alpha(subspace: str, out: Output) -> None:
     """Say that a scale of 1 is a guess, where a peer has dropped the alpha."""
-    from vlora_engine.manifest import read_manifest
+    from vlora_engine.catalog.read import read_manifest
     from vlora_engine.peers import VLORA_DEV, peer_at
 
     if peer_at(Path(subspace)) != VLORA_DEV:
@@ -174,7 +174,8 @@ def _proof(error: float | None) -> str:
 
 
 def _is_one(chosen: list[str], subspace: str) -> bool:
-    from vlora_engine.manifest import is_own_subspace, read_manifest
+    from vlora_engine.catalog.read import read_manifest
+    from vlora_engine.manifest import is_own_subspace
 
     if len(chosen) != 1 or not any(c in chosen[0] for c in "*?["):
         return len(chosen) == 1

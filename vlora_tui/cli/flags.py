@@ -69,7 +69,7 @@ def require_there(paths: Sequence[str]) -> None:
             what is on the Hub.
         ParameterError: It is on another machine, or no place that the Hub could have.
     """
-    from vlora_engine.formats.places import existing_path, split_task
+    from vlora_engine.catalog.locate import existing_path, split_task
 
     for path in paths:
         if is_hub_place(path):

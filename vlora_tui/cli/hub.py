@@ -167,7 +167,7 @@ def _below(found: Any, name: str) -> str:
 
 
 def _chosen(directory: str, patterns: list[str] | None) -> list[str]:
-    from vlora_engine.manifest import read_manifest
+    from vlora_engine.catalog.read import read_manifest
     from vlora_tui.writing import match_tasks
 
     tasks = list(read_manifest(directory).tasks)

@@ -24,7 +24,7 @@ from vlora_tui.cli.hub_places import headers_of
 from vlora_tui.cli.output import Output, percent, plural, printable, size, times
 
 if TYPE_CHECKING:
-    from vlora_engine.catalog import AdapterInfo, Catalog
+    from vlora_engine.catalog.scanner import AdapterInfo, Catalog
     from vlora_engine.manifest import Manifest, TaskRecord
 
 
@@ -50,7 +50,7 @@ def inspect(
 
     On the Hub headers alone are read; nothing is downloaded.
     """
-    from vlora_engine.catalog import scan
+    from vlora_engine.catalog.scanner import scan
 
     out = Output(json=as_json, quiet=quiet)
     if limit is not None and search_base is None:
@@ -68,7 +68,7 @@ def inspect(
 
 def _tasks_inside(catalog: Catalog) -> list[AdapterInfo]:
     """The tasks of every subspace that was found; one that cannot be read is a finding already."""
-    from vlora_engine.catalog import tasks_of
+    from vlora_engine.catalog.scanner import tasks_of
     from vlora_engine.errors import VLoRAError
 
     tasks = []
@@ -126,7 +126,7 @@ def show_catalog(out: Output, catalog: Catalog, tasks: Sequence[AdapterInfo] = (
 
 def info(subspace: o.Subspace, as_json: o.AsJson = False, quiet: o.Quiet = False) -> None:
     """Tell what a subspace holds: method, k, tasks with their errors, bytes. Headers only."""
-    from vlora_engine.manifest import read_manifest
+    from vlora_engine.catalog.read import read_manifest
 
     out = Output(json=as_json, quiet=quiet)
     with headers_of(subspace) as place:

@@ -85,7 +85,7 @@ def report(
 
 def _as_subspace(paths: list[str]) -> str | None:
     """The one subspace that is meant, or None where these are adapters."""
-    from vlora_engine.manifest import is_subspace
+    from vlora_engine.catalog.read import is_subspace
 
     if len(paths) == 1 and is_subspace(expanded(paths[0])):
         return str(expanded(paths[0]))

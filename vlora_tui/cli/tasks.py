@@ -42,7 +42,7 @@ def add(
     quiet: o.Quiet = False,
 ) -> None:
     """Add an adapter to a subspace, and say what its task lost."""
-    from vlora_engine.manifest import read_manifest
+    from vlora_engine.catalog.read import read_manifest
 
     out = Output(json=as_json, quiet=quiet)
     if incremental and project:
@@ -60,8 +60,8 @@ def _add_to(
     subspace: str, adapter: str, task_id: str | None, how: str, out: Output, *, dry_run: bool
 ) -> None:
     """Add it and tell what it came to; the index is as it was when it is read here."""
-    from vlora_engine.formats import open_adapter
-    from vlora_engine.manifest import read_manifest
+    from vlora_engine.catalog.open import open_adapter
+    from vlora_engine.catalog.read import read_manifest
 
     manifest = read_manifest(subspace)
     own_name = parse_address(adapter).name if is_address(adapter) else Path(adapter).resolve().name
@@ -122,7 +122,7 @@ def remove(
     quiet: o.Quiet = False,
 ) -> None:
     """Take tasks out of a subspace; the basis and the others stay as they are."""
-    from vlora_engine.manifest import read_manifest
+    from vlora_engine.catalog.read import read_manifest
 
     out = Output(json=as_json, quiet=quiet)
     require_own(subspace)
@@ -133,7 +133,7 @@ def remove(
 
 def _remove_from(subspace: str, tasks: list[str], out: Output, *, dry_run: bool) -> None:
     """Remove them and tell what is left; the index is as it was when it is read here."""
-    from vlora_engine.manifest import read_manifest
+    from vlora_engine.catalog.read import read_manifest
     from vlora_tui.writing import match_tasks
 
     manifest = read_manifest(subspace)
@@ -196,7 +196,7 @@ def _base(name: str) -> str | None:
 
 def _add(subspace: Path, adapter: str, name: str, how: str) -> list[str]:
     """Add it; the tasks that were taken from their reconstructions."""
-    from vlora_engine.formats import load_adapter
+    from vlora_engine.catalog.open import load_adapter
     from vlora_engine.shared_subspace import SharedSubspace
 
     opened = SharedSubspace.load(subspace)

@@ -37,7 +37,7 @@ def collection_data(
         compared: How they relate; None of a single adapter.
         spectra: What every k costs, where that is measured.
     """
-    from vlora_engine.catalog import scan
+    from vlora_engine.catalog.scanner import scan
 
     names = {path: name for name, path in collection.places.items()}
     local = [path for path in names if Path(path).exists()]
@@ -168,8 +168,8 @@ def subspace_data(
     progress: ProgressCallback | None = None,
 ) -> dict[str, Any]:
     """A report on a subspace: its tasks, their errors, its layers, how the tasks relate."""
+    from vlora_engine.catalog.read import read_manifest
     from vlora_engine.health import check_subspace
-    from vlora_engine.manifest import read_manifest
 
     manifest = read_manifest(directory)
     compared = _compared_tasks(manifest, progress)

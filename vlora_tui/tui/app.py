@@ -173,8 +173,8 @@ class VLoRAApp(Frame):
 
     async def open_subspace(self, path: str) -> None:
         """Open a subspace directory for Inspect and Export; a complaint where it is none."""
+        from vlora_engine.catalog.read import read_manifest
         from vlora_engine.errors import VLoRAError
-        from vlora_engine.manifest import read_manifest
 
         try:
             self.session.manifest = read_manifest(path)

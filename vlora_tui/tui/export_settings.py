@@ -20,7 +20,7 @@ from vlora_engine.targets.fit import DTYPES as STORED
 from vlora_tui.room import adapter_bytes
 
 if TYPE_CHECKING:
-    from vlora_engine.catalog import AdapterInfo
+    from vlora_engine.catalog.scanner import AdapterInfo
     from vlora_engine.manifest import Manifest
 
 T = TypeVar("T")

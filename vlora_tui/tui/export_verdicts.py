@@ -91,8 +91,8 @@ class Headers:
         return self._found[key]
 
     def _ask(self, item: Item, target: str) -> list[Finding]:
+        from vlora_engine.catalog.subspace_tasks import inspection_of
         from vlora_engine.doctor import verdict
-        from vlora_engine.formats.subspace import inspection_of
 
         if self.manifest is not None:
             return verdict(inspection_of(self.manifest, item.name), target)

@@ -14,7 +14,7 @@ from vlora_engine.errors import VLoRAError
 from vlora_tui.tui.screens.adapter_rows import Row
 
 if TYPE_CHECKING:
-    from vlora_engine.catalog import AdapterInfo, Finder
+    from vlora_engine.catalog.scanner import AdapterInfo, Finder
 
 BATCH_SECONDS = 0.15
 
@@ -65,7 +65,7 @@ class Scanner:
         """Look through a place; ``tell`` hears of it batch by batch, from this thread."""
         self.stopped = False
         if self._finder is None:
-            from vlora_engine.catalog import Finder
+            from vlora_engine.catalog.scanner import Finder
 
             self._finder = Finder(max_depth=self._limits[0], max_adapters=self._limits[1])
         before, problem = self._finder.count, None
@@ -84,7 +84,7 @@ class Scanner:
         tell(Ended(place, found, self._names(), self.stopped, full, problem, remarks))
 
     def _look(self, place: str, finder: Finder, tell: Callable[[Batch | Ended], None]) -> None:
-        from vlora_engine.catalog import AdapterInfo
+        from vlora_engine.catalog.scanner import AdapterInfo
 
         batch, last, known = Batch(), 0.0, len(finder.closed)
         for found in finder.look(place):
@@ -102,7 +102,7 @@ class Scanner:
         tell(batch)
 
     def _names(self) -> dict[str, str]:
-        from vlora_engine.catalog import with_names
+        from vlora_engine.catalog.scanner import with_names
 
         return {str(info.path): info.name for info in with_names(self._infos)}
 
@@ -113,7 +113,7 @@ def subspace_row(path: Path | HubAddress) -> Row:
         pulled = f"vlora-tui pull {path} -o DIR"
         error = VLoRAError("A subspace on the Hub opens when it is here.", remedy=pulled)
         return Row(str(path), path.name, error=error)
-    from vlora_engine.manifest import read_manifest
+    from vlora_engine.catalog.read import read_manifest
 
     try:
         manifest = read_manifest(path)
@@ -127,7 +127,7 @@ def subspace_row(path: Path | HubAddress) -> Row:
 
 def _closed_rows(paths: Sequence[Path]) -> Iterator[Row]:
     """Directories that may not be read, as rows: what is in them is not silently passed over."""
-    from vlora_engine.catalog import closed_findings
+    from vlora_engine.catalog.scanner import closed_findings
 
     for path, finding in zip(paths, closed_findings(paths), strict=True):
         error = VLoRAError(finding.what, where=path, remedy=finding.remedy)

@@ -22,7 +22,7 @@ from vlora_tui.sizes import size
 
 if TYPE_CHECKING:
     from vlora_engine.budget import Choice, Prediction
-    from vlora_engine.catalog import AdapterInfo
+    from vlora_engine.catalog.scanner import AdapterInfo
     from vlora_engine.findings import Finding
     from vlora_engine.manifest import Manifest
     from vlora_engine.surface import Spectra

@@ -270,7 +270,7 @@ class CodedSubspace(SharedSubspace):
             were taken from their reconstructions, and their errors are bounds.
         """
         from vlora_engine.build import prepare
-        from vlora_engine.originals import original_if_there
+        from vlora_engine.catalog.originals import original_if_there
 
         sources: dict[str, AdapterSource] = {}
         rebuilt = []

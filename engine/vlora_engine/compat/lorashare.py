@@ -23,6 +23,7 @@ from torch import Tensor
 from vlora_engine.adapters.address import parse_address
 from vlora_engine.adapters.check import check_adapters
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, MemorySource
+from vlora_engine.catalog.open import load_adapter, open_adapter, save_adapter
 from vlora_engine.compat.share_config import SHAREConfig
 from vlora_engine.compat.share_parts import (
     deltas,
@@ -34,7 +35,6 @@ from vlora_engine.compat.share_parts import (
 )
 from vlora_engine.errors import DependencyError, NotFoundError, ParameterError, VLoRAError
 from vlora_engine.files import new_directory
-from vlora_engine.formats import load_adapter, open_adapter, save_adapter
 from vlora_engine.formats.peft_save import peft_tensors
 from vlora_engine.inner import relative_error
 from vlora_engine.peers.lorashare import open_tasks

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine.adapters.model import ModuleShape
+from vlora_engine.catalog.locate import existing_path
 from vlora_engine.errors import CorruptFileError, NotFoundError, VLoRAError
-from vlora_engine.formats.places import existing_path
 from vlora_engine.tensorfile import FLOAT_DTYPES, read_error, read_header
 
 CONFIG = "config.json"

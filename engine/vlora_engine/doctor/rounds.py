@@ -12,6 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters.address import HubAddress, is_address, parse_address
+from vlora_engine.catalog.open import (
+    FORMATS,
+    Inspection,
+    Probe,
+    open_adapter,
+    task_of_subspace,
+)
+from vlora_engine.catalog.subspace_tasks import inspect_task
 from vlora_engine.doctor import against_base, headers, programs, reading, servers, tensors  # noqa: F401
 from vlora_engine.doctor.rules import SEVERITIES, TARGETS, Stage, Subject, applied
 from vlora_engine.doctor.together import together
@@ -22,13 +30,11 @@ from vlora_engine.errors import (
     VLoRAError,
 )
 from vlora_engine.findings import Finding, Severity
-from vlora_engine.formats import FORMATS, Inspection, Probe, open_adapter, task_of_subspace
-from vlora_engine.formats.subspace import inspect_task
 from vlora_engine.naming import printable
 from vlora_engine.progress import CancelCheck, Progress, ProgressCallback
 
 if TYPE_CHECKING:
-    from vlora_engine.catalog import AdapterInfo
+    from vlora_engine.catalog.scanner import AdapterInfo
     from vlora_engine.doctor.base import BaseFacts
 
 _HEADERS: tuple[Stage, ...] = ("reading", "headers", "base", "target")
@@ -131,7 +137,7 @@ def diagnose(
     """Look at every adapter and subspace at or below ``paths``.
 
     Args:
-        paths: Places, as `vlora_engine.catalog.scan` takes them; what is on the Hub is fetched.
+        paths: Places, as `vlora_engine.catalog.scanner.scan` takes them; what is on the Hub is fetched.
         target: Who is to load them; adds what that program refuses or gets wrong.
         base: The model that they are meant for (`vlora_engine.doctor.base.read_base`).
         read_tensors: Whether to look at the numbers too, and at the bytes of subspaces.
@@ -143,8 +149,8 @@ def diagnose(
         ParameterError: An unknown target, or a path that is no local one.
         Cancelled: ``cancelled`` said so.
     """
-    from vlora_engine.catalog import scan
-    from vlora_engine.formats.places import existing_path
+    from vlora_engine.catalog.locate import existing_path
+    from vlora_engine.catalog.scanner import scan
 
     if target is not None:
         check_target(target)
@@ -308,9 +314,9 @@ def _subspace(
     place: Path, target: str | None, base: BaseFacts | None, read_tensors: bool
 ) -> Patient:
     """A subspace's own health, and what every task of it would meet at the target."""
+    from vlora_engine.catalog.read import read_manifest
     from vlora_engine.findings import finding_of
     from vlora_engine.health import check_subspace
-    from vlora_engine.manifest import read_manifest
 
     findings = list(check_subspace(place)) if read_tensors else []
     try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 
-from vlora_engine.catalog import SUBSPACE
+from vlora_engine.catalog.scanner import SUBSPACE
 from vlora_engine.doctor.limits import RANK_LIMITS, smallest_choice
 from vlora_engine.doctor.rules import PEFT, TARGETS, Hit, Subject, count, rule
 from vlora_engine.doctor.shared import (

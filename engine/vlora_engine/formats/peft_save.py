@@ -37,7 +37,7 @@ def save(
     drop_rest: bool = False,
     base: str | Path | None = None,
 ) -> Path:
-    """See `vlora_engine.formats.save_adapter`."""
+    """See `vlora_engine.catalog.open.save_adapter`."""
     wanted = find_target(target)
     stored = _torch_dtype(dtype)
     if wanted.name == "peft":

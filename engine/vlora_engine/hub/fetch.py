@@ -147,7 +147,7 @@ def _whole_in_cache(address: HubAddress) -> Listing | None:
 
 
 def _has_all_parts(directory: Path) -> bool:
-    from vlora_engine.manifest import read_manifest
+    from vlora_engine.catalog.read import read_manifest
 
     try:
         manifest = read_manifest(directory)

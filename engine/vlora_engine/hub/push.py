@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters.address import HubAddress, absolute_source, is_address, parse_address
+from vlora_engine.catalog.read import is_subspace, read_manifest
 from vlora_engine.errors import (
     Cancelled,
     HubAccessError,
@@ -20,7 +21,7 @@ from vlora_engine.findings import Finding
 from vlora_engine.hub.card import Entry, adapters_card, is_public, source_licence, subspace_card
 from vlora_engine.hub.client import api, endpoint_page, hub_errors, silence
 from vlora_engine.hub.listing import CARD, Listing, adapter_files, list_repository
-from vlora_engine.manifest import INDEX, Manifest, is_subspace, read_manifest
+from vlora_engine.manifest import INDEX, Manifest
 from vlora_engine.naming import slugs
 from vlora_engine.progress import CancelCheck, Progress, ProgressCallback
 from vlora_engine.tensorfile import read_error
@@ -204,7 +205,7 @@ def _tasks_parcel(
     progress: ProgressCallback | None,
     cancelled: CancelCheck | None,
 ) -> Parcel:
-    from vlora_engine.formats import save_adapter
+    from vlora_engine.catalog.open import save_adapter
     from vlora_engine.shared_subspace import SharedSubspace
 
     subspace = SharedSubspace.load(place)
@@ -229,8 +230,8 @@ def _tasks_parcel(
 
 def _adapters_parcel(place: Path, address: HubAddress) -> Parcel:
     """An adapter, or a folder of them, as they lie."""
-    from vlora_engine.formats import open_adapter
-    from vlora_engine.formats.places import existing_path
+    from vlora_engine.catalog.locate import existing_path
+    from vlora_engine.catalog.open import open_adapter
 
     place = existing_path(place)
     names: dict[str, int | None] = {

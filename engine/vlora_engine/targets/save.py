@@ -27,7 +27,7 @@ def save_for(
     drop_rest: bool = False,
     base: str | Path | None = None,
 ) -> Path:
-    """Write ``weights`` for a target other than PEFT; see `vlora_engine.formats.save_adapter`."""
+    """Write ``weights`` for a target other than PEFT; see `vlora_engine.catalog.open.save_adapter`."""
     from vlora_engine.formats.peft_save import write_peft
     from vlora_engine.tensorfile import dtype_name
 

@@ -112,7 +112,7 @@ class Gate:
 
 LAYER = "vlora_engine.parts|LayerParts.write"
 SPECTRUM = "vlora_engine.spectrum|write_layer"
-SAVE = "vlora_engine.formats|save_adapter"
+SAVE = "vlora_engine.catalog.open|save_adapter"
 
 
 @pytest.fixture

@@ -241,7 +241,7 @@ def test_what_cannot_be_looked_into_is_said(place: str) -> None:
 def test_a_folder_that_goes_away_while_it_is_scanned(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vlora_engine.catalog import Finder
+    from vlora_engine.catalog.scanner import Finder
 
     whole = Finder.look
 
@@ -265,7 +265,7 @@ def test_a_folder_that_goes_away_while_it_is_scanned(
 def test_a_scan_stops_at_a_key(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 
-    from vlora_engine.catalog import Finder
+    from vlora_engine.catalog.scanner import Finder
 
     whole, go_on = Finder.look, threading.Event()
 

@@ -11,7 +11,7 @@ from textual.widgets import Static
 from tests import make
 from tests.app.tui.drive import run
 from tests.app.tui.test_run import session_of, text_of, until
-from vlora_engine.manifest import read_manifest
+from vlora_engine.catalog.read import read_manifest
 from vlora_tui.recipe import AdapterInput, Compress, Input, Recipe
 from vlora_tui.tui.app import VLoRAApp
 from vlora_tui.tui.session import Choosing, Session, is_about

@@ -21,10 +21,10 @@ from textual.worker import WorkerCancelled
 from tests import make
 from tests.app.conftest import Cli
 from tests.app.tui.drive import Steps, run
-from vlora_engine.catalog import scan
+from vlora_engine.catalog.read import read_manifest
+from vlora_engine.catalog.scanner import scan
 from vlora_engine.errors import ParameterError
 from vlora_engine.files import directory_bytes
-from vlora_engine.manifest import read_manifest
 from vlora_engine.merging import MERGE_METHODS
 from vlora_tui import events
 from vlora_tui.cli import main

@@ -14,10 +14,10 @@ from textual.pilot import Pilot
 from tests import make
 from tests.app.tui.test_export import opened, rows, settle, use, view, words
 from tests.app.tui.test_run import session_of
-from vlora_engine.catalog import scan
+from vlora_engine.catalog.read import read_manifest
+from vlora_engine.catalog.scanner import scan
 from vlora_engine.doctor import verdict
 from vlora_engine.files import directory_bytes
-from vlora_engine.manifest import read_manifest
 from vlora_engine.targets import TARGETS
 from vlora_tui import events
 from vlora_tui.cli import main

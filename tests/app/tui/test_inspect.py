@@ -28,11 +28,11 @@ from vlora_engine.analysis.compare import (
     find_outliers,
 )
 from vlora_engine.analysis.relations import Relations
-from vlora_engine.catalog import scan
+from vlora_engine.catalog.open import open_adapter
+from vlora_engine.catalog.read import read_manifest
+from vlora_engine.catalog.scanner import scan
 from vlora_engine.errors import CorruptFileError, VLoRAError
 from vlora_engine.figures import task_figures
-from vlora_engine.formats import open_adapter
-from vlora_engine.manifest import read_manifest
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.spectrum import compute_spectra
 from vlora_engine.surface import Spectra

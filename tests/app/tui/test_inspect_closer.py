@@ -22,11 +22,11 @@ from tests.app.tui.test_inspect import look, matrix, measured, picture, settle, 
 from tests.app.tui.test_inspect import spectra as plain_spectra
 from vlora_engine.analysis.compare import find_outliers, interference
 from vlora_engine.analysis.relations import Relations
-from vlora_engine.catalog import scan
+from vlora_engine.catalog.open import open_adapter
+from vlora_engine.catalog.read import read_manifest
+from vlora_engine.catalog.scanner import scan
 from vlora_engine.coverage import coverage_total, subspace_coverage
 from vlora_engine.doctor import TARGETS, verdict
-from vlora_engine.formats import open_adapter
-from vlora_engine.manifest import read_manifest
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.spectrum import compute_spectra
 from vlora_engine.surface import Spectra

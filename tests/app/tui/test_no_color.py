@@ -71,7 +71,7 @@ def test_with_colours_there_are_some(
 
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch, places: tuple[Path, Path]) -> VLoRAApp:
-    from vlora_engine.catalog import scan
+    from vlora_engine.catalog.scanner import scan
     from vlora_engine.surface import Spectra
 
     monkeypatch.setenv("NO_COLOR", "1")

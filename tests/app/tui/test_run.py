@@ -13,8 +13,8 @@ from textual.widgets._footer import FooterKey
 
 from tests import make
 from tests.app.tui.drive import run
-from vlora_engine.catalog import scan
-from vlora_engine.manifest import read_manifest
+from vlora_engine.catalog.read import read_manifest
+from vlora_engine.catalog.scanner import scan
 from vlora_tui import events
 from vlora_tui.jobs.store import Job, JobInfo
 from vlora_tui.jobs.watch import JobView, State, Told

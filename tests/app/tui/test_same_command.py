@@ -14,7 +14,7 @@ from tests import make
 from tests.app.tui.test_bad_adapters import with_nan
 from tests.app.tui.test_run import session_of
 from tests.app.tui.test_sizes import related
-from vlora_engine.manifest import read_manifest
+from vlora_engine.catalog.read import read_manifest
 from vlora_tui.cli import main
 from vlora_tui.run import Run
 from vlora_tui.tui.export_recipes import command_of, recipe_of

@@ -21,8 +21,8 @@ from textual.scrollbar import ScrollBar, ScrollBarRender
 
 from tests import make
 from tests.app.tui.drive import run
-from vlora_engine.catalog import scan
-from vlora_engine.formats import open_adapter
+from vlora_engine.catalog.open import open_adapter
+from vlora_engine.catalog.scanner import scan
 from vlora_engine.spectrum import compute_spectra
 from vlora_engine.surface import Spectra
 from vlora_tui import events

@@ -16,10 +16,10 @@ from tests.engine.test_subspace import compress, dense_error, files
 from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.adapters.model import LoRAWeights, as_source
 from vlora_engine.build import build_subspace
+from vlora_engine.catalog.open import open_adapter
+from vlora_engine.catalog.read import read_manifest
 from vlora_engine.errors import Cancelled, CorruptFileError, ParameterError, SubspaceError
-from vlora_engine.formats import open_adapter
 from vlora_engine.health import check_subspace
-from vlora_engine.manifest import read_manifest
 
 HEAD = {"base_model.model.score.weight": torch.randn(3, 40, dtype=torch.float64)}
 

@@ -13,9 +13,9 @@ from safetensors.torch import save_file
 from tests import make
 from tests.engine.doctor.cases import write_base
 from vlora_engine.adapters.model import ModuleShape
+from vlora_engine.catalog.open import open_adapter
 from vlora_engine.doctor import diagnose, read_base
 from vlora_engine.errors import CorruptFileError, NotFoundError
-from vlora_engine.formats import open_adapter
 
 LLAMA = {
     "model_type": "llama",

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from tests import make
 from tests.conftest import FreshPython
 from tests.engine.doctor.cases import CASES, Build, write_base
-from vlora_engine.catalog import scan
+from vlora_engine.catalog.open import FORMATS, Probe
+from vlora_engine.catalog.scanner import scan
 from vlora_engine.doctor import TARGETS, all_rules, diagnose, read_base, verdict
 from vlora_engine.findings import Finding
-from vlora_engine.formats import FORMATS, Probe
 
 RULES = {rule.code: rule for rule in all_rules()}
 
@@ -158,7 +158,7 @@ def test_a_verdict_loads_no_torch(tmp_path: Path, fresh_python: FreshPython) -> 
 
 def test_a_task_of_a_subspace_has_a_verdict(tmp_path: Path) -> None:
     from vlora_engine.build import build_subspace
-    from vlora_engine.formats import open_adapter
+    from vlora_engine.catalog.open import open_adapter
 
     CASES["vllm-heads"].bad(tmp_path)
     make.write(tmp_path / "b", make.factors(rank=20), make.config(r=20))

@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests import make
-from vlora_engine.catalog import scan
+from vlora_engine.catalog.open import load_adapter, open_adapter
+from vlora_engine.catalog.scanner import scan
 from vlora_engine.errors import (
     AdapterError,
     CorruptFileError,
@@ -22,7 +23,6 @@ from vlora_engine.errors import (
     UnsupportedAdapterError,
     VLoRAError,
 )
-from vlora_engine.formats import load_adapter, open_adapter
 
 A = f"{make.PREFIX}transformer.h.0.attn.c_attn.lora_A.weight"
 B = f"{make.PREFIX}transformer.h.0.attn.c_attn.lora_B.weight"

@@ -8,8 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from vlora_engine.catalog.open import (
+    find_adapters,
+    load_adapter,
+    open_adapter,
+    save_adapter,
+)
 from vlora_engine.errors import AdapterError, CorruptFileError, UnsupportedAdapterError
-from vlora_engine.formats import find_adapters, load_adapter, open_adapter, save_adapter
 
 DOWN = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])  # A (r 2, in 3)
 UP = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, 0.0]])  # B (out 4, r 2)
@@ -290,7 +295,7 @@ def test_looking_at_them_needs_no_torch(fresh_python, tmp_path):
     places = sorted(str(p) for p in tmp_path.iterdir())
 
     said = fresh_python(
-        "import sys; from vlora_engine.catalog import scan;"
+        "import sys; from vlora_engine.catalog.scanner import scan;"
         f"found = scan({places!r}).adapters;"
         "print([(a.format, a.modules, a.scale) for a in found], 'torch' in sys.modules)"
     ).stdout

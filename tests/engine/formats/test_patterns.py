@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from tests import make
 from vlora_engine.adapters.model import match_pattern
-from vlora_engine.formats import open_adapter, patterns
+from vlora_engine.catalog.open import open_adapter
+from vlora_engine.formats import patterns
 from vlora_engine.formats.patterns import PatternTable, is_safe_pattern
 
 WORDS = st.lists(st.sampled_from(["h", "1", "11", "q", "v", "xq", "q.v", "-a"]), min_size=1)

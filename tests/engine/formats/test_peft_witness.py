@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests import make
-from vlora_engine.formats import load_adapter, open_adapter, save_adapter
+from vlora_engine.catalog.open import load_adapter, open_adapter, save_adapter
 from vlora_engine.tensorfile import read_header
 
 peft = pytest.importorskip("peft")
@@ -195,7 +195,7 @@ def test_bias_of_lora_b_is_a_rest_tensor(tmp_path):
 
 
 def test_several_adapters_in_one_directory_are_each_found(tmp_path):
-    from vlora_engine.formats import find_adapters
+    from vlora_engine.catalog.open import find_adapters
 
     model = make.peft_model(make.tiny_llama(), ["q_proj"])
     model.add_adapter("legal", peft.LoraConfig(r=2, lora_alpha=4, target_modules=["v_proj"]))

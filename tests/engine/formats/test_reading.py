@@ -10,19 +10,19 @@ from safetensors.torch import load_file, save_file
 
 from tests import make
 from vlora_engine.adapters.model import MemorySource, content_digest
+from vlora_engine.catalog.open import (
+    FORMATS,
+    find_adapters,
+    load_adapter,
+    open_adapter,
+    save_adapter,
+)
 from vlora_engine.errors import (
     AdapterError,
     CorruptFileError,
     OutputExistsError,
     ParameterError,
     UnsupportedAdapterError,
-)
-from vlora_engine.formats import (
-    FORMATS,
-    find_adapters,
-    load_adapter,
-    open_adapter,
-    save_adapter,
 )
 from vlora_engine.tensorfile import ITEM_BYTES, read_header
 

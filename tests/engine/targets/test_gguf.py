@@ -13,7 +13,13 @@ import torch
 from tests import make
 from tests.llama_cpp import Lora, Model, log_probabilities, write_base
 from vlora_engine.adapters.model import LoRAWeights
-from vlora_engine.catalog import scan
+from vlora_engine.catalog.open import (
+    find_adapters,
+    load_adapter,
+    open_adapter,
+    save_adapter,
+)
+from vlora_engine.catalog.scanner import scan
 from vlora_engine.errors import (
     AdapterError,
     CorruptFileError,
@@ -22,7 +28,6 @@ from vlora_engine.errors import (
     UnsupportedAdapterError,
 )
 from vlora_engine.export import verify_adapter
-from vlora_engine.formats import find_adapters, load_adapter, open_adapter, save_adapter
 from vlora_engine.targets.architectures import ARCHITECTURES
 from vlora_engine.targets.shape import without_rest
 

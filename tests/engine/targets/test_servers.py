@@ -13,10 +13,10 @@ import torch
 
 from tests import make
 from vlora_engine.adapters.model import LoRAWeights, MemorySource, ModuleShape
+from vlora_engine.catalog.open import load_adapter, save_adapter
 from vlora_engine.errors import AdapterError, ParameterError, UnsupportedAdapterError
 from vlora_engine.export import verify_adapter
 from vlora_engine.files import directory_bytes
-from vlora_engine.formats import load_adapter, save_adapter
 from vlora_engine.targets import (
     TARGETS,
     Served,

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from tests import make
+from vlora_engine.catalog.open import open_adapter
 from vlora_engine.doctor import verdict
 from vlora_engine.errors import VLoRAError
-from vlora_engine.formats import open_adapter
 from vlora_engine.targets import TARGETS, check_fit, facts_of
 
 NAMES = [f"model.layers.{i}.self_attn.{leaf}" for i in range(2) for leaf in ("q_proj", "v_proj")]

@@ -16,7 +16,7 @@ from vlora_tui.tui.widgets.table import Cell, Column
 from vlora_tui.tui.words import clean, number, plural, size
 
 if TYPE_CHECKING:
-    from vlora_engine.catalog import AdapterInfo
+    from vlora_engine.catalog.scanner import AdapterInfo
     from vlora_engine.findings import Finding
     from vlora_engine.manifest import Manifest
 

@@ -144,7 +144,7 @@ class ExportWork(PaneView):
 
     @work(thread=True, group="subspace", exit_on_error=False)
     def _read_subspace(self, view: JobView, path: str, marked: frozenset[str]) -> None:
-        from vlora_engine.manifest import read_manifest
+        from vlora_engine.catalog.read import read_manifest
 
         try:
             inputs = {adapter.path for adapter in view.job.recipe().input.adapters}

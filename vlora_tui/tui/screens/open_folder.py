@@ -263,7 +263,7 @@ def _remote(value: str) -> str:
     """Why a place on another machine cannot be looked into; empty for others."""
     if ":" not in value and "@" not in value:
         return ""
-    from vlora_engine.formats.places import refuse_elsewhere
+    from vlora_engine.catalog.locate import refuse_elsewhere
 
     if os.path.lexists(os.path.expanduser(value)):
         return ""

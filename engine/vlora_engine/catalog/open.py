@@ -10,22 +10,13 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlora_engine.adapters.address import expanded
+from vlora_engine.adapters.address import HubAddress, expanded, is_address, parse_address
 from vlora_engine.adapters.model import (
     AdapterSource,
     LoRAWeights,
-    MemorySource,
-    nominal_rank,
     to_memory,
 )
-from vlora_engine.errors import NotFoundError, UnsupportedAdapterError
-from vlora_engine.formats.base import Format, Inspection, Location, Probe, Registry
-from vlora_engine.formats.diffusion import DIFFUSERS, KOHYA, NUMBERED
-from vlora_engine.formats.foreign import FOREIGN, UNKNOWN
-from vlora_engine.formats.gguf import GgufFormat
-from vlora_engine.formats.mlx import MLX
-from vlora_engine.formats.peft import PeftFormat
-from vlora_engine.formats.places import (
+from vlora_engine.catalog.locate import (
     MAX_ADAPTERS,
     MAX_DEPTH,
     existing_path,
@@ -34,9 +25,19 @@ from vlora_engine.formats.places import (
     split_task,
     walk,
 )
-from vlora_engine.formats.subspace import PeerFormat, SubspaceFormat, open_task
-from vlora_engine.manifest import is_subspace
+from vlora_engine.catalog.read import is_subspace
+from vlora_engine.catalog.subspace_tasks import PeerFormat, SubspaceFormat, open_task
+from vlora_engine.errors import NotFoundError, UnsupportedAdapterError
+from vlora_engine.formats.base import Format, Inspection, Location, Probe, Registry
+from vlora_engine.formats.diffusion import DIFFUSERS, KOHYA, NUMBERED
+from vlora_engine.formats.foreign import FOREIGN, UNKNOWN
+from vlora_engine.formats.gguf import GgufFormat
+from vlora_engine.formats.mlx import MLX
+from vlora_engine.formats.peft import PeftFormat
 from vlora_engine.peers import PEERS
+
+if TYPE_CHECKING:
+    from vlora_engine.adapters.model import LoRAWeights
 
 if TYPE_CHECKING:
     import torch
@@ -199,3 +200,37 @@ def _unrecognised_error(place: Path) -> Exception:
         expected="a PEFT directory or a .safetensors file",
         remedy="point at the directory that PEFT's model.save_pretrained wrote",
     )
+
+
+def load_adapter_from_hub(
+    repo_id: str,
+    revision: str | None = None,
+    *,
+    subfolder: str = "",
+    allow_unsupported: bool = False,
+) -> LoRAWeights:
+    """The adapter in a repository of the Hub, in memory.
+
+    Only the adapter's own files are downloaded, into huggingface_hub's cache. ``source`` of what
+    comes back lies in that cache, at the commit that ``revision`` stood for.
+
+    Args:
+        repo_id: ``org/name``, or all of it as ``hf://org/name@revision/subfolder``.
+        revision: A branch, a tag or a commit; by default the main branch.
+        subfolder: Where in the repository, if not in its root.
+        allow_unsupported: As for `vlora_engine.load_adapter`.
+
+    Raises:
+        ParameterError: This is no repository's name.
+        NotFoundError: There is no such repository, revision, or adapter in it.
+        HubAccessError: It is gated, or the token does not allow it.
+        HubError: The Hub cannot be reached, and the adapter is not in the cache.
+        AdapterError: As for `vlora_engine.load_adapter`.
+    """
+    from vlora_engine.catalog.open import load_adapter
+
+    address = parse_address(repo_id if is_address(repo_id) else f"hf://{repo_id}")
+    asked = HubAddress(
+        address.repo, revision or address.revision, subfolder.strip("/") or address.subfolder
+    )
+    return load_adapter(str(asked), allow_unsupported=allow_unsupported)

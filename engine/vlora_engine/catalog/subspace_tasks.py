@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlora_engine.adapters.model import AdapterSource, MemorySource, ModuleShape
+from vlora_engine.catalog.read import read_manifest
 from vlora_engine.errors import ParameterError
 from vlora_engine.formats.base import Inspection, Probe
 from vlora_engine.formats.config import read_settings
@@ -13,7 +14,6 @@ from vlora_engine.manifest import (
     INDEX,
     Manifest,
     is_own_subspace,
-    read_manifest,
     unknown_task,
 )
 from vlora_engine.peers import PEERS, peer_at

@@ -25,18 +25,25 @@ from vlora_engine.adapters.address import (
 )
 from vlora_engine.adapters.base_models import normalise_base_model
 from vlora_engine.adapters.model import ModuleShape
-from vlora_engine.errors import NotFoundError, VLoRAError
-from vlora_engine.findings import Finding
-from vlora_engine.formats import FORMATS, Format, Inspection, Probe, task_of_subspace
-from vlora_engine.formats.places import (
+from vlora_engine.catalog.locate import (
     MAX_ADAPTERS,
     MAX_DEPTH,
     existing_path,
     nothing_error,
     walk,
 )
-from vlora_engine.formats.subspace import inspect_task, inspection_of
-from vlora_engine.manifest import FORMAT, Manifest, read_manifest
+from vlora_engine.catalog.open import (
+    FORMATS,
+    Format,
+    Inspection,
+    Probe,
+    task_of_subspace,
+)
+from vlora_engine.catalog.read import read_manifest
+from vlora_engine.catalog.subspace_tasks import inspect_task, inspection_of
+from vlora_engine.errors import NotFoundError, VLoRAError
+from vlora_engine.findings import Finding
+from vlora_engine.manifest import FORMAT, Manifest
 from vlora_engine.naming import printable, unique_names
 from vlora_engine.peers import PEERS, peer_at
 

@@ -1,0 +1,66 @@
+"""Reading the index of a subspace by path or address, our own or another library's."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from vlora_engine.adapters.address import is_address
+from vlora_engine.errors import NotFoundError, ParameterError, VLoRAError
+from vlora_engine.files import how_to_put_back
+from vlora_engine.manifest import INDEX, Manifest, _parse, _read_index, _unsound, is_own_subspace
+from vlora_engine.tensorfile import read_error
+
+
+def is_subspace(path: Path) -> bool:
+    """Whether ``path`` is a directory with a subspace, ours or a peer's."""
+    from vlora_engine.peers import peer_at
+
+    return is_own_subspace(path) or peer_at(path) is not None
+
+
+def read_manifest(path: str | Path) -> Manifest:
+    """Read and check subspace.json of the directory ``path``; opens no tensor file.
+
+    Of a peer's subspace its own index and the headers of its files are read instead. An ``hf://``
+    address is fetched into the Hub's cache, and read there.
+
+    Raises:
+        NotFoundError: There is no subspace.
+        CorruptFileError: The index is not sound.
+        SubspaceError: It is of another version.
+    """
+    directory = Path(path)
+    if is_address(directory):
+        from vlora_engine.hub.fetch import local_path
+
+        directory = local_path(directory)
+    file = directory / INDEX
+    try:
+        raw = _read_index(directory)
+    except (FileNotFoundError, NotADirectoryError):
+        from vlora_engine.peers import peer_at, read_peer
+
+        peer = peer_at(directory)
+        if peer is not None:
+            return read_peer(peer, directory)
+        raise NotFoundError(
+            "There is no subspace here.",
+            where=directory,
+            expected=f"a directory with {INDEX}",
+            remedy=how_to_put_back(directory)
+            or "make one with `vlora-tui compress ADAPTERS -o DIR`",
+        ) from None
+    except OSError as error:
+        raise read_error(file, error) from None
+    try:
+        parsed = _parse(directory, json.loads(raw))
+        return replace(parsed, digest=hashlib.sha256(raw).hexdigest())
+    except ParameterError as error:
+        raise _unsound(file, f"{error.what} {error.found}") from None
+    except VLoRAError:
+        raise
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        raise _unsound(file, f"{type(error).__name__}: {error}") from None
