@@ -228,7 +228,7 @@ def test_what_coding_costs_is_told_without_torch(
     loaded = loaded_by(
         fresh_python,
         "from vlora_engine.codec.curves import curves, ladder\n"
-        "from vlora_engine.codec.outlook import Target\n"
+        "from vlora_engine.codec.forecast import Target\n"
         "from vlora_engine.surface import Spectra\n"
         "from vlora_tui.forecasts import Coded\n"
         f"spectra = Spectra.load({str(place)!r})\n"

@@ -13,7 +13,7 @@ from vlora_tui.recipe import Compress
 
 if TYPE_CHECKING:
     from vlora_engine.build import Targets
-    from vlora_engine.codec.outlook import Forecast, Outlook
+    from vlora_engine.codec.forecast import Forecast, Outlook
     from vlora_engine.manifest import Manifest
     from vlora_engine.surface import Spectra
 
@@ -62,7 +62,7 @@ def expect_coded(outlook: Outlook, method: str, target: str, value: float) -> Ex
     Raises:
         TargetError: It cannot be met.
     """
-    from vlora_engine.codec.outlook import Target
+    from vlora_engine.codec.forecast import Target
 
     forecast: Forecast = outlook.solve(method, Target.of(target, value))
     errors = forecast.errors

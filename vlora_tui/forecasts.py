@@ -16,7 +16,7 @@ from vlora_engine.budget import Choice, Prediction
 from vlora_engine.ranking import worst
 
 if TYPE_CHECKING:
-    from vlora_engine.codec.outlook import Forecast, Outlook, Target
+    from vlora_engine.codec.forecast import Forecast, Outlook, Target
     from vlora_engine.surface import Spectra
 
 EVERYBODY = 0  # the number of the group that all adapters form

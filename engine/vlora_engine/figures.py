@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vlora_engine.codec.layout import MODULE_HEAD, open_floats
+from vlora_engine.codec.floats import MODULE_HEAD, open_floats
 from vlora_engine.errors import CorruptFileError, NotFoundError
 from vlora_engine.manifest import Manifest
 from vlora_engine.tensorfile import Header, read_bytes, read_header

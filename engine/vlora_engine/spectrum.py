@@ -54,7 +54,7 @@ from vlora_engine.surface import (
 )
 
 if TYPE_CHECKING:
-    from vlora_engine.codec.outlook import Outlook
+    from vlora_engine.codec.forecast import Outlook
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from vlora_engine.errors import CorruptFileError, NotFoundError, ParameterError,
 from vlora_engine.files import write_file, write_json
 
 if TYPE_CHECKING:
-    from vlora_engine.codec.outlook import Outlook
+    from vlora_engine.codec.forecast import Outlook
 
 Array = npt.NDArray[Any]
 
@@ -183,7 +183,7 @@ class Spectra:
     def outlook(self) -> Outlook | None:
         """What coding the collection would cost, once that is measured."""
         if self.codec is None and self.path is not None and self.has_outlook:
-            from vlora_engine.codec.outlook import Outlook
+            from vlora_engine.codec.forecast import Outlook
 
             self.codec = Outlook.load(outlook_file(self.path))
         return self.codec

@@ -69,7 +69,7 @@ def plan(
 def plan_data(spectra: Spectra, target: str, value: float) -> dict[str, Any]:
     """The curves of all methods, and the choice of auto for a target, for JSON."""
     from vlora_engine.codec.curves import curves
-    from vlora_engine.codec.outlook import Target
+    from vlora_engine.codec.forecast import Target
     from vlora_tui.forecasts import choice_data, cluster_rows
 
     outlook = spectra.outlook()

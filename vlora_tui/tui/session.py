@@ -388,7 +388,7 @@ def _worked_out(wanted: Choosing, spectra: Spectra) -> Figures:
         VLoRAError: It cannot be had.
     """
     if wanted.is_coded:
-        from vlora_engine.codec.outlook import Target
+        from vlora_engine.codec.forecast import Target
         from vlora_tui.forecasts import Coded
 
         outlook = spectra.outlook() if spectra.complete else None

@@ -15,8 +15,8 @@ import numpy as np
 
 from vlora_engine.codec.algebra import svd
 from vlora_engine.codec.delta import Core
+from vlora_engine.codec.floats import open_floats
 from vlora_engine.codec.klt import SharedSide, from_scaled, stored_as, to_scaled
-from vlora_engine.codec.layout import open_floats
 from vlora_engine.codec.own import Directions, round_gains
 from vlora_engine.codec.tables import Array
 from vlora_engine.codec.vectors import decode_matrices, encode_matrices

@@ -19,9 +19,10 @@ from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.build import BuildReport, Collection, Targets
 from vlora_engine.codec.coder import Coded, Coder
 from vlora_engine.codec.coding import LETTERS, Coding
-from vlora_engine.codec.layout import MODULE_HEAD, overhead_bytes, task_layout
+from vlora_engine.codec.floats import MODULE_HEAD
+from vlora_engine.codec.forecast import Forecast, Outlook, Target
+from vlora_engine.codec.layout import overhead_bytes, task_layout
 from vlora_engine.codec.measure import measure
-from vlora_engine.codec.outlook import Forecast, Outlook, Target
 from vlora_engine.codec.parts import FileParts, MemoryParts, Parts, TaskShare, partial_outlook
 from vlora_engine.codec.store import CodedTask, write_coded
 from vlora_engine.errors import SubspaceError, VLoRAError

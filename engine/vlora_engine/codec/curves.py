@@ -13,7 +13,13 @@ from typing import Any
 import numpy as np
 
 from vlora_engine.budget import choose
-from vlora_engine.codec.outlook import COARSEST, FINEST, Forecast, Outlook, Target
+from vlora_engine.codec.forecast import (
+    COARSEST,
+    FINEST,
+    Forecast,
+    Outlook,
+    Target,
+)
 from vlora_engine.errors import VLoRAError
 from vlora_engine.packing import NOISE, named_quantization
 from vlora_engine.surface import Spectra

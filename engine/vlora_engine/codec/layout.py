@@ -6,22 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from vlora_engine._version import __version__
 from vlora_engine.adapters.base_models import base_model_of
 from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.card import model_card
 from vlora_engine.codec.coding import Coding
-from vlora_engine.codec.tables import Array
+from vlora_engine.codec.floats import MODULE_HEAD
 from vlora_engine.files import dump_json
 from vlora_engine.manifest import BasisFile, LayerSpec, Manifest, TaskRecord
 from vlora_engine.tensorfile import encode_header
 
 Layout = list[tuple[str, str, tuple[int, ...]]]
-
-
-MODULE_HEAD = 10  # bytes of a module in its task's file: how many are coded, norm, error
 
 
 def task_layout(modules: int, nbytes: int, rest_bytes: int) -> Layout:
@@ -59,11 +54,3 @@ def overhead_bytes(
         header, _ = encode_header(task_layout(count, 10**6, record.rest_bytes))
         total += len(header) + MODULE_HEAD * count
     return total
-
-
-def open_floats(raw: bytes, at: int, count: int, fine: bool = False) -> Array:
-    """The inverse of `blobs.pack_floats`: (count,) in fp64."""
-    width = 4 if fine else 3
-    whole = np.zeros((count, 4), dtype=np.uint8)
-    whole[:, 4 - width :] = np.frombuffer(raw, np.uint8, width * count, at).reshape(-1, width)
-    return whole.reshape(-1).view("<f4").astype(np.float64)

@@ -27,9 +27,7 @@ from vlora_engine.codec.delta import (
     round_columns,
     strongest,
 )
-from vlora_engine.codec.klt import row_energies
-from vlora_engine.codec.layer import delta_rows
-from vlora_engine.codec.outlook import (
+from vlora_engine.codec.forecast import (
     COARSEST,
     FINEST,
     Forecast,
@@ -38,6 +36,8 @@ from vlora_engine.codec.outlook import (
     OwnTable,
     Target,
 )
+from vlora_engine.codec.klt import row_energies
+from vlora_engine.codec.layer import delta_rows
 from vlora_engine.codec.own import singular_values
 from vlora_engine.codec.rates import pair, single
 from vlora_engine.codec.tables import Array

@@ -31,7 +31,8 @@ from vlora_engine.codec.blobs import (
 )
 from vlora_engine.codec.coding import Coding
 from vlora_engine.codec.delta import orthonormal
-from vlora_engine.codec.layout import MODULE_HEAD, shared_layout, task_layout
+from vlora_engine.codec.floats import MODULE_HEAD
+from vlora_engine.codec.layout import shared_layout, task_layout
 from vlora_engine.codec.tables import Array
 from vlora_engine.errors import CorruptFileError
 from vlora_engine.manifest import BasisFile, LayerSpec, Manifest, TaskRecord

@@ -28,8 +28,8 @@ from vlora_engine.adapters.stack import read_stack
 from vlora_engine.build import Collection, Targets
 from vlora_engine.codec.build import code_in_memory
 from vlora_engine.codec.coding import Coding
+from vlora_engine.codec.forecast import COARSEST, FINEST
 from vlora_engine.codec.layer import code_layer
-from vlora_engine.codec.outlook import COARSEST, FINEST
 from vlora_engine.codec.store import (
     CodedStore,
     CodedTask,

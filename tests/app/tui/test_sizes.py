@@ -13,7 +13,7 @@ from tests import make
 from tests.app.tui.test_choose import Opened
 from vlora_engine.build import build_subspace
 from vlora_engine.catalog.open import open_adapter
-from vlora_engine.codec.outlook import Target
+from vlora_engine.codec.forecast import Target
 from vlora_engine.spectrum import compute_spectra
 from vlora_engine.surface import Spectra, outlook_file
 from vlora_tui.collection import gather

@@ -26,7 +26,7 @@ from vlora_tui.tui.size_plot import SizeData, SizeLine, SizeMarks
 from vlora_tui.tui.words import clean, plural, size
 
 if TYPE_CHECKING:
-    from vlora_engine.codec.outlook import Outlook
+    from vlora_engine.codec.forecast import Outlook
     from vlora_engine.surface import Spectra
     from vlora_tui.tui.plots import Array
 

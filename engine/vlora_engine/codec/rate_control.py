@@ -13,7 +13,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vlora_engine.codec.outlook import COARSEST, FINEST, Forecast, Outlook, Target
+from vlora_engine.codec.forecast import (
+    COARSEST,
+    FINEST,
+    Forecast,
+    Outlook,
+    Target,
+)
 from vlora_engine.codec.tables import Array
 
 _GOLDEN = (5**0.5 - 1) / 2  # multiples of it, modulo 1, are spread evenly however many there are
