@@ -170,8 +170,8 @@ class Run:
             self.emit(events.Remark(text, ", ".join(named.values()), "base-models-differ"))
 
     def _compress(self, compress: Compress, out: Path) -> None:
-        from vlora_engine.build import build_subspace
-        from vlora_engine.spectrum import pick_device
+        from vlora_engine.compress.build import build_subspace
+        from vlora_engine.compress.measure import pick_device
 
         pick_device(compress.device)  # before anything is read
         self._tell_mixed_bases()
@@ -205,7 +205,7 @@ class Run:
             self.emit(events.OtherMethods(int(figures["nbytes"]), others))
 
     def _quantize(self, quantize: Quantize, out: Path) -> None:
-        from vlora_engine.requantize import quantize_subspace
+        from vlora_engine.compress.requantize import quantize_subspace
 
         manifest = quantize_subspace(
             Path(str(self.recipe.input.subspace)),
@@ -269,7 +269,7 @@ class Run:
     def _compute_spectra(
         self, target: Path, check: CheckReport, device: str, *, force: bool
     ) -> Spectra:
-        from vlora_engine.spectrum import compute_spectra
+        from vlora_engine.compress.measure import compute_spectra
 
         self._tell_begun(target)
         self._begun = target
@@ -362,7 +362,7 @@ class SpectraRun(Run):
     device: str = "auto"
 
     def _steps(self) -> None:
-        from vlora_engine.spectrum import pick_device
+        from vlora_engine.compress.measure import pick_device
         from vlora_engine.surface import Spectra
 
         pick_device(self.device)

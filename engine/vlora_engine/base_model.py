@@ -22,6 +22,7 @@ from torch import Tensor
 
 from vlora_engine.adapters.address import expanded
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, to_memory
+from vlora_engine.compress.measure import pick_device
 from vlora_engine.errors import (
     CollectionError,
     DependencyError,
@@ -31,7 +32,6 @@ from vlora_engine.errors import (
 )
 from vlora_engine.formats.config import CONFIG_NAME
 from vlora_engine.formats.peft_save import peft_config, peft_tensors
-from vlora_engine.spectrum import pick_device
 
 logger = logging.getLogger(__name__)
 

@@ -17,15 +17,16 @@ from torch import Tensor
 
 from vlora_engine.adapters.base_models import base_model_of
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, as_source
-from vlora_engine.bounds import within
-from vlora_engine.build import (
+from vlora_engine.catalog.read import read_manifest
+from vlora_engine.compress.build import (
     Collection,
     Targets,
     build_layers,
     make_plan,
     prepare,
+    within,
 )
-from vlora_engine.catalog.read import read_manifest
+from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.encode import EncodedTask, Storage
 from vlora_engine.errors import ConflictError, NotFoundError, ParameterError, VLoRAError
 from vlora_engine.layer import Bases
@@ -33,7 +34,6 @@ from vlora_engine.manifest import LayerSpec, Manifest, TaskRecord
 from vlora_engine.packing import BLOCK_SIZE, Quantization, quantization
 from vlora_engine.progress import ProgressCallback
 from vlora_engine.ranking import worst
-from vlora_engine.spectrum import compute_spectra
 from vlora_engine.store import StoredSubspace, write_subspace, write_task
 from vlora_engine.surface import Spectra
 from vlora_engine.tasks import TaskMap, TaskProjection, collect_tasks, task_names
@@ -342,7 +342,7 @@ class SharedSubspace:
         Returns:
             The ids of the tasks that had to be taken from their reconstructions.
         """
-        from vlora_engine.grow import absorb
+        from vlora_engine.compress.absorb import absorb
 
         return absorb(self, as_source(new_adapter), new_task_id, device, progress)
 
@@ -355,7 +355,7 @@ class SharedSubspace:
         docs/mathematics.md#growing): where k covers the rank it equals a full rebuild. What the
         other tasks lose is bounded, not measured.
         """
-        from vlora_engine.grow import absorb_incremental
+        from vlora_engine.compress.absorb import absorb_incremental
 
         absorb_incremental(self, as_source(new_adapter), new_task_id)
 
@@ -477,7 +477,7 @@ class SharedSubspace:
         Raises:
             ParameterError: Bits, method or block size out of range.
         """
-        from vlora_engine.requantize import requantize
+        from vlora_engine.compress.requantize import requantize
 
         wanted = quantization(
             method,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vlora_engine.adapters.address import absolute_source
-from vlora_engine.build import Collection, assemble_task
+from vlora_engine.compress.build import Collection, assemble_task
 from vlora_engine.encode import (
     EncodedTask,
     LoadingsForm,

@@ -24,11 +24,11 @@ from tests.benchmarks.run import parser as bench_parser
 from tests.benchmarks.table import Cell, Table
 from vlora_engine.adapters.check import check_adapters
 from vlora_engine.adapters.model import AdapterSource
-from vlora_engine.build import BuildReport, build_subspace
 from vlora_engine.catalog.open import load_adapter
+from vlora_engine.compress.build import BuildReport, build_subspace
+from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.errors import TargetError, VLoRAError
 from vlora_engine.manifest import METHODS
-from vlora_engine.spectrum import compute_spectra
 from vlora_engine.surface import Spectra
 from vlora_tui.collection import gather_adapters
 from vlora_tui.recipe import named_inputs

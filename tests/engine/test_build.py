@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-import vlora_engine.build as build_module
+import vlora_engine.compress.build as build_module
 from tests import make
 from tests.engine.test_subspace import files
 from vlora_engine import SharedSubspace
-from vlora_engine.build import build_subspace
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.read import read_manifest
+from vlora_engine.compress.build import build_subspace
 from vlora_engine.errors import (
     Cancelled,
     CollectionError,

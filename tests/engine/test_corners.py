@@ -19,9 +19,10 @@ from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.adapters.check import check_adapters
 from vlora_engine.adapters.model import LoRAWeights, MemorySource, ModuleShape
 from vlora_engine.budget import choose
-from vlora_engine.build import build_subspace
 from vlora_engine.catalog.open import open_adapter, save_adapter
 from vlora_engine.catalog.read import read_manifest
+from vlora_engine.compress.build import build_subspace
+from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.encode import LoadingsForm, decode_loadings, encode_loadings
 from vlora_engine.errors import (
     CorruptFileError,
@@ -33,7 +34,6 @@ from vlora_engine.errors import (
 from vlora_engine.files import new_directory, partial_path
 from vlora_engine.linalg import halves, range_basis, update_basis
 from vlora_engine.records import max_k, shared_layers
-from vlora_engine.spectrum import compute_spectra
 from vlora_engine.tasks import TaskProjection
 
 METHODS = ("delta", "columns", "flat")
@@ -623,7 +623,7 @@ def test_a_build_that_fails_has_no_worker_left(tmp_path: Path, monkeypatch) -> N
         raise StorageError("The disk is full.")
 
     before = torch.get_num_threads(), threading.active_count()
-    for place in ("vlora_engine.parts.write_tensors", "vlora_engine.spectrum.write_layer"):
+    for place in ("vlora_engine.parts.write_tensors", "vlora_engine.compress.measure.write_layer"):
         monkeypatch.setattr(place, full)
         with pytest.raises(StorageError) as kept:
             build_subspace(sources, tmp_path / place, method="delta", max_error=0.3)

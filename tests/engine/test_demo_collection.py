@@ -11,8 +11,8 @@ import pytest
 from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.adapters.check import check_adapters
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights
-from vlora_engine.build import build_subspace
 from vlora_engine.catalog.open import open_adapter
+from vlora_engine.compress.build import build_subspace
 from vlora_engine.demo import BROKEN_TENSOR, DEMO_ADAPTERS, make_demo_collection
 from vlora_engine.errors import CollectionError
 

@@ -9,8 +9,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests import make
-from vlora_engine.build import build_subspace
 from vlora_engine.catalog.open import open_adapter
+from vlora_engine.compress.build import build_subspace
 from vlora_engine.errors import NotFoundError
 from vlora_engine.files import sha256_file
 from vlora_engine.findings import Finding

@@ -25,9 +25,9 @@ from tests.engine.test_subspace import (
     mixed_collection,
 )
 from vlora_engine import SharedSubspace, load_adapter
-from vlora_engine.build import build_subspace
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.read import read_manifest
+from vlora_engine.compress.build import build_subspace
 from vlora_engine.encode import Storage
 from vlora_engine.errors import CorruptFileError, ParameterError, TargetError
 from vlora_engine.health import check_subspace

@@ -14,8 +14,8 @@ from torch import Tensor
 from tests import make
 from vlora_engine import SharedSubspace, load_adapter, save_adapter
 from vlora_engine.adapters.model import LoRAWeights
-from vlora_engine.build import build_subspace
 from vlora_engine.catalog.open import open_adapter
+from vlora_engine.compress.build import build_subspace
 from vlora_engine.pipeline import extract_adapter
 from vlora_engine.records import max_k, shared_layers
 

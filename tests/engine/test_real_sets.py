@@ -11,8 +11,8 @@ import torch
 from tests import make
 from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights
-from vlora_engine.build import BuildReport, build_subspace
 from vlora_engine.catalog.open import open_adapter
+from vlora_engine.compress.build import BuildReport, build_subspace
 from vlora_engine.pipeline import extract_adapter
 
 SETS = ("gpt2-medical-sports-legal", "roberta-checkpoints")

@@ -29,9 +29,9 @@ from vlora_engine.analysis.duplicates import duplicates_in
 from vlora_engine.analysis.outliers import outliers_in
 from vlora_engine.analysis.relations import Relations, clusters_of, cosines_of
 from vlora_engine.catalog.open import open_adapter
+from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.errors import AdapterError
 from vlora_engine.inner import module_grams
-from vlora_engine.spectrum import compute_spectra
 from vlora_engine.surface import Spectra
 
 MODULES = {

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import vlora_engine.build as build_module
-import vlora_engine.spectrum as spectrum_module
+import vlora_engine.compress.build as build_module
+import vlora_engine.compress.measure as spectrum_module
 from tests.engine.test_build import Stop, inputs
-from vlora_engine.build import build_subspace
+from vlora_engine.compress.build import build_subspace
+from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.errors import AdapterError, Cancelled, StorageError
 from vlora_engine.partial import kept_layers, spectra_partial
-from vlora_engine.spectrum import compute_spectra
 from vlora_engine.surface import Spectra
 
 LAYERS = 4
@@ -248,7 +248,12 @@ def test_an_input_at_fault_leaves_nothing(
 def test_built_layers_of_another_version_or_device_are_not_used(
     name: str, sources: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vlora_engine.build import Targets, fingerprint, make_plan, prepare
+    from vlora_engine.compress.build import (
+        Targets,
+        fingerprint,
+        make_plan,
+        prepare,
+    )
 
     collection = prepare(sources)
     plan = make_plan(collection, Targets(k=3))

@@ -13,8 +13,8 @@ import torch
 from tests import make
 from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.adapters.model import LoRAWeights, ModuleShape
-from vlora_engine.build import build_subspace
 from vlora_engine.catalog.open import open_adapter
+from vlora_engine.compress.build import build_subspace
 from vlora_engine.errors import (
     CollectionError,
     NotFoundError,

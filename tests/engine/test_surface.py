@@ -13,9 +13,9 @@ from tests.engine.test_subspace import WIDE, mixed_collection
 from vlora_engine.adapters.model import MemorySource
 from vlora_engine.adapters.stack import read_stack
 from vlora_engine.budget import choose, predict
-from vlora_engine.build import build_subspace
+from vlora_engine.compress.build import build_subspace
+from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.errors import NotFoundError, ParameterError, SubspaceError, TargetError
-from vlora_engine.spectrum import compute_spectra
 from vlora_engine.surface import Spectra, diagonal_k, grid_k
 
 NESTED = ["delta", "columns"]

@@ -16,7 +16,6 @@ from vlora_engine._version import __version__
 from vlora_engine.adapters.address import relative_source
 from vlora_engine.adapters.base_models import base_model_of
 from vlora_engine.adapters.model import AdapterSource
-from vlora_engine.build import BuildReport, Collection, Targets
 from vlora_engine.codec.coder import Coded, Coder
 from vlora_engine.codec.coding import LETTERS, Coding
 from vlora_engine.codec.floats import MODULE_HEAD
@@ -25,13 +24,14 @@ from vlora_engine.codec.layout import overhead_bytes, task_layout
 from vlora_engine.codec.measure import measure
 from vlora_engine.codec.parts import FileParts, MemoryParts, Parts, TaskShare, partial_outlook
 from vlora_engine.codec.store import CodedTask, write_coded
+from vlora_engine.compress.build import BuildReport, Collection, Targets
+from vlora_engine.compress.measure import pick_device
 from vlora_engine.errors import SubspaceError, VLoRAError
 from vlora_engine.files import discard, publish
 from vlora_engine.manifest import Manifest, TaskRecord
 from vlora_engine.partial import RESULT, layers_kept
 from vlora_engine.progress import CancelCheck, ProgressCallback
 from vlora_engine.records import figure, task_record
-from vlora_engine.spectrum import pick_device
 from vlora_engine.store import task_files
 from vlora_engine.tensorfile import encode_header
 
@@ -84,7 +84,7 @@ def build_coded(
 ) -> BuildReport:
     """Code ``collection`` into the directory ``out``; ``partial`` is held by the caller.
 
-    Raises: as `vlora_engine.build.build_subspace`.
+    Raises: as `vlora_engine.compress.build.build_subspace`.
     """
     with layers_kept(partial, out):
         known = outlook

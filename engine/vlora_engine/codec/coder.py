@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 from vlora_engine.adapters.stack import read_stack
-from vlora_engine.build import Collection
 from vlora_engine.codec.forecast import (
     FINEST,
     Correction,
@@ -29,6 +28,7 @@ from vlora_engine.codec.layer import CodedLayer, Group, code_layer
 from vlora_engine.codec.parts import Parts
 from vlora_engine.codec.rate_control import Course, Passed, blocks
 from vlora_engine.codec.tables import Array
+from vlora_engine.compress.build import Collection
 from vlora_engine.errors import TargetError
 from vlora_engine.progress import CancelCheck, Progress, ProgressCallback, map_ordered
 

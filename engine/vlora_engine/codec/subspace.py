@@ -25,7 +25,6 @@ from vlora_engine.adapters.model import (
     as_source,
 )
 from vlora_engine.adapters.stack import read_stack
-from vlora_engine.build import Collection, Targets
 from vlora_engine.codec.build import code_in_memory
 from vlora_engine.codec.coding import Coding
 from vlora_engine.codec.forecast import COARSEST, FINEST
@@ -39,6 +38,7 @@ from vlora_engine.codec.store import (
     write_coded,
     write_task,
 )
+from vlora_engine.compress.build import Collection, Targets
 from vlora_engine.encode import EncodedTask, Storage
 from vlora_engine.errors import ParameterError, SubspaceError
 from vlora_engine.layer import Bases
@@ -269,8 +269,8 @@ class CodedSubspace(SharedSubspace):
             The new collection, and the ids of tasks whose originals are gone or changed: they
             were taken from their reconstructions, and their errors are bounds.
         """
-        from vlora_engine.build import prepare
         from vlora_engine.catalog.originals import original_if_there
+        from vlora_engine.compress.build import prepare
 
         sources: dict[str, AdapterSource] = {}
         rebuilt = []

@@ -111,7 +111,7 @@ class Gate:
 
 
 LAYER = "vlora_engine.parts|LayerParts.write"
-SPECTRUM = "vlora_engine.spectrum|write_layer"
+SPECTRUM = "vlora_engine.compress.measure|write_layer"
 SAVE = "vlora_engine.catalog.open|save_adapter"
 
 

@@ -490,7 +490,7 @@ def test_removing_a_job_leaves_the_spectra_that_another_goes_on_with(
 
 
 FAIL = """\
-import vlora_engine.build as build
+import vlora_engine.compress.build as build
 original, calls = build.build_layer, []
 def failing(*args):
     calls.append(1)

@@ -14,7 +14,7 @@ import pytest
 from tests import make
 from tests.app.tui.test_start import Terminal
 from vlora_engine.catalog.open import open_adapter
-from vlora_engine.spectrum import compute_spectra
+from vlora_engine.compress.measure import compute_spectra
 
 SECONDS = 6.0
 STATUS_LINE = 500.0  # bytes a second

@@ -31,10 +31,10 @@ from vlora_engine.analysis.relations import Relations
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.catalog.scanner import scan
+from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.errors import CorruptFileError, VLoRAError
 from vlora_engine.figures import task_figures
 from vlora_engine.shared_subspace import SharedSubspace
-from vlora_engine.spectrum import compute_spectra
 from vlora_engine.surface import Spectra
 from vlora_tui.tui import inspecting
 from vlora_tui.tui.app import VLoRAApp

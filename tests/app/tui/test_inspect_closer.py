@@ -25,10 +25,10 @@ from vlora_engine.analysis.relations import Relations
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.catalog.scanner import scan
+from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.coverage import coverage_total, subspace_coverage
 from vlora_engine.doctor import TARGETS, verdict
 from vlora_engine.shared_subspace import SharedSubspace
-from vlora_engine.spectrum import compute_spectra
 from vlora_engine.surface import Spectra
 from vlora_tui.tui.inspecting import Coverage, Interference, kin_of, likeness_of
 from vlora_tui.tui.keymap import known_bindings

@@ -11,10 +11,10 @@ import torch
 
 from tests import make
 from tests.app.tui.test_choose import Opened
-from vlora_engine.build import build_subspace
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.codec.forecast import Target
-from vlora_engine.spectrum import compute_spectra
+from vlora_engine.compress.build import build_subspace
+from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.surface import Spectra, outlook_file
 from vlora_tui.collection import gather
 from vlora_tui.forecasts import Coded

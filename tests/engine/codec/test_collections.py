@@ -15,9 +15,9 @@ from tests.engine.test_build import Stop
 from tests.engine.test_subspace import compress, dense_error, files
 from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.adapters.model import LoRAWeights, as_source
-from vlora_engine.build import build_subspace
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.read import read_manifest
+from vlora_engine.compress.build import build_subspace
 from vlora_engine.errors import Cancelled, CorruptFileError, ParameterError, SubspaceError
 from vlora_engine.health import check_subspace
 

@@ -11,9 +11,9 @@ from tests.engine.test_real_sets import sources_of
 from tests.engine.test_subspace import dense_error
 from tests.train import Trained
 from vlora_engine import SharedSubspace, load_adapter
-from vlora_engine.build import build_subspace
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.codec.store import CodedStore
+from vlora_engine.compress.build import build_subspace
 from vlora_engine.pipeline import extract_adapter
 
 # Codec ratio 16: the worst mean error, and the largest share of bytes that are not numbers. The

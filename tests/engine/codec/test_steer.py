@@ -12,9 +12,9 @@ from tests.engine.codec.test_targets import build, figure
 from tests.engine.test_build import Stop
 from tests.engine.test_subspace import files
 from vlora_engine.adapters.model import LoRAWeights, as_source
-from vlora_engine.build import build_subspace
 from vlora_engine.codec import coder
 from vlora_engine.codec.rate_control import blocks
+from vlora_engine.compress.build import build_subspace
 from vlora_engine.errors import Cancelled
 
 LAYERS = {f"layers.{i}.{side}_proj": (160, 160) for i in range(10) for side in "qv"}

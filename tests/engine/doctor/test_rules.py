@@ -157,8 +157,8 @@ def test_a_verdict_loads_no_torch(tmp_path: Path, fresh_python: FreshPython) -> 
 
 
 def test_a_task_of_a_subspace_has_a_verdict(tmp_path: Path) -> None:
-    from vlora_engine.build import build_subspace
     from vlora_engine.catalog.open import open_adapter
+    from vlora_engine.compress.build import build_subspace
 
     CASES["vllm-heads"].bad(tmp_path)
     make.write(tmp_path / "b", make.factors(rank=20), make.config(r=20))

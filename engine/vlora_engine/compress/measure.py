@@ -144,8 +144,8 @@ def _outlook(
     progress: ProgressCallback | None,
     cancelled: CancelCheck | None,
 ) -> Outlook:
-    from vlora_engine.build import Collection
     from vlora_engine.codec.build import outlook_of
+    from vlora_engine.compress.build import Collection
 
     collection = Collection(dict(sources), check, shared_layers(sources), "F32")
     return outlook_of(collection, device=device, progress=progress, cancelled=cancelled)

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from vlora_engine.catalog.originals import original_if_there
 from vlora_engine.catalog.read import read_manifest
+from vlora_engine.compress.absorb import reexpress
 from vlora_engine.encode import Storage
 from vlora_engine.errors import Cancelled
 from vlora_engine.files import check_output
-from vlora_engine.grow import reexpress
 from vlora_engine.layer import Bases
 from vlora_engine.manifest import Manifest
 from vlora_engine.packing import Quantization, chooses_bits

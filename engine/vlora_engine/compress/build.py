@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -23,10 +23,11 @@ from vlora_engine.adapters.base_models import base_model_of
 from vlora_engine.adapters.check import CheckReport, check_adapters
 from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.adapters.stack import read_stack
-from vlora_engine.bounds import within
 from vlora_engine.budget import Choice, check_targets, choose, match_layers, too_large
 from vlora_engine.codec.coding import METHODS as CODED_METHODS
 from vlora_engine.codec.coding import default_method
+from vlora_engine.compress.measure import METHODS as SPECTRA_METHODS
+from vlora_engine.compress.measure import canonical_order, compute_spectra, pick_device
 from vlora_engine.encode import EncodedTask, Storage, TaskLayer
 from vlora_engine.errors import ParameterError, SubspaceError
 from vlora_engine.files import check_output, discard, partial_path, publish, sole_writer
@@ -44,10 +45,11 @@ from vlora_engine.records import (
     task_record,
 )
 from vlora_engine.sizes import is_lossy, storage_dtype
-from vlora_engine.spectrum import METHODS as SPECTRA_METHODS
-from vlora_engine.spectrum import canonical_order, compute_spectra, pick_device
 from vlora_engine.store import task_files, write_subspace
 from vlora_engine.surface import Spectra
+
+if TYPE_CHECKING:
+    from vlora_engine.compress.build import Plan, Targets
 
 logger = logging.getLogger(__name__)
 
@@ -626,3 +628,34 @@ def _report(
         choice=plan.choice,
         spectra=plan.spectra,
     )
+
+
+def within(targets: Targets, plan: Plan, errors: Mapping[str, float]) -> Targets | None:
+    """None where measured ``errors`` keep the target; else what to aim at instead.
+
+    What packing costs depends on how the numbers of the bases are distributed. Where it costs
+    more than was expected, k is chosen again with the cost that was met.
+    """
+    quantization, choice = targets.quantization, plan.choice
+    if quantization is None or choice is None or targets.budget is not None:
+        return None
+    values = list(errors.values())
+    kept = (
+        max(values) <= targets.max_error
+        if targets.max_error is not None
+        else sum(values) / len(values) <= targets.mean_error
+        if targets.mean_error is not None
+        else 1 - sum(e * e for e in values) / len(values) >= (targets.variance or 0.0) - 1e-9
+    )
+    if kept:
+        return None
+    expected = targets.noise if targets.noise is not None else quantization.noise
+    # 1 - error^2 is what is captured times 1 - noise, both for what was expected and what was met.
+    predicted = choice.prediction.task_errors
+    left = min(
+        (1 - e * e) / (1 - predicted[name] ** 2)
+        for name, e in errors.items()
+        if predicted[name] < 1
+    )
+    met = 1 - (1 - expected) * left
+    return replace(targets, noise=max(met, expected) * 1.02)

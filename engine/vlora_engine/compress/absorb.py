@@ -12,8 +12,8 @@ import torch
 from vlora_engine.adapters.check import check_adapter
 from vlora_engine.adapters.model import AdapterSource, MemorySource
 from vlora_engine.adapters.stack import LayerStack, flatten
-from vlora_engine.build import Plan, build_layers, prepare
 from vlora_engine.catalog.originals import recorded_original
+from vlora_engine.compress.build import Plan, build_layers, prepare
 from vlora_engine.encode import (
     EncodedTask,
     Storage,
