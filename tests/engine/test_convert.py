@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from tests import make
 from tests.engine.test_peers import delta_error
-from vlora_engine import convert as conversion
 from vlora_engine.catalog.open import load_adapter, open_adapter, save_adapter
+from vlora_engine.convert import convert as conversion
 from vlora_engine.errors import (
     OutputExistsError,
     ParameterError,

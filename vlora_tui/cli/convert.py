@@ -16,7 +16,7 @@ from vlora_tui.cli.progress import Watcher
 from vlora_tui.recipe import AdapterInput, expand_input, named_inputs
 
 if TYPE_CHECKING:
-    from vlora_engine.convert import Conversion, Converted
+    from vlora_engine.convert.convert import Conversion, Converted
     from vlora_tui.collection import Collection
 
 
@@ -48,8 +48,8 @@ def convert(
     What the format cannot hold is said, and refused where the adapter would act otherwise. What
     was written is read again, and its dW compared.
     """
-    from vlora_engine.convert import convert as convert_planned
-    from vlora_engine.convert import format_named, is_whole_subspace, plan
+    from vlora_engine.convert.convert import convert as convert_planned
+    from vlora_engine.convert.convert import format_named, is_whole_subspace, plan
     from vlora_tui.collection import read_places
 
     out = Output(json=as_json, quiet=quiet)
@@ -108,7 +108,7 @@ def _say_losses(out: Output, conversion: Conversion) -> None:
 
 
 def _show_plan(out: Output, conversion: Conversion, *, allow_loss: bool, force: bool) -> None:
-    from vlora_engine.convert import refuse_losses
+    from vlora_engine.convert.convert import refuse_losses
     from vlora_engine.files import check_output
 
     refuse_losses(conversion, allow_loss)

@@ -13,9 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, MemorySource
 from vlora_engine.catalog.read import is_subspace, read_manifest
+from vlora_engine.convert.losses import (
+    Loss,
+    losses,
+    outline_of,
+    outlines_of,
+)
 from vlora_engine.errors import ParameterError
 from vlora_engine.files import check_output, directory_bytes, new_directory, require_apart
-from vlora_engine.losses import Loss, losses, outline_of, outlines_of
 from vlora_engine.manifest import Manifest, TaskRecord
 from vlora_engine.peers.names import LORASHARE, VLORA_DEV
 from vlora_engine.progress import Progress, ProgressCallback
