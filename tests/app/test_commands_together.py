@@ -19,8 +19,8 @@ import pytest
 from tests import make
 from tests.app.conftest import Cli
 from vlora_engine.catalog.read import read_manifest
+from vlora_engine.doctor.subspace_check import check_subspace
 from vlora_engine.files import new_directory
-from vlora_engine.health import check_subspace
 from vlora_engine.locks import changing, lock_path
 from vlora_engine.shared_subspace import SharedSubspace
 

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 from tests import make
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.compress.build import build_subspace
+from vlora_engine.doctor.subspace_check import check_subspace
 from vlora_engine.errors import NotFoundError
 from vlora_engine.files import sha256_file
 from vlora_engine.findings import Finding
-from vlora_engine.health import check_subspace
 
 
 @pytest.fixture(params=["delta", "columns", "flat"])

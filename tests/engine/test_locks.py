@@ -18,9 +18,9 @@ import vlora_engine.manifest as manifest_module
 from tests import make
 from vlora_engine.catalog.open import load_adapter
 from vlora_engine.catalog.read import read_manifest
+from vlora_engine.doctor.subspace_check import check_subspace
 from vlora_engine.errors import ConflictError, NotFoundError, StorageError
 from vlora_engine.files import former_path, new_directory, partial_path, put_back, sole_writer
-from vlora_engine.health import check_subspace
 from vlora_engine.locks import changing, is_held, lock_path
 from vlora_engine.shared_subspace import SharedSubspace
 

@@ -28,9 +28,9 @@ from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.compress.build import build_subspace
+from vlora_engine.doctor.subspace_check import check_subspace
 from vlora_engine.encode import Storage
 from vlora_engine.errors import CorruptFileError, ParameterError, TargetError
-from vlora_engine.health import check_subspace
 from vlora_engine.layer import Bases, LayerBasis
 from vlora_engine.manifest import LayerSpec
 from vlora_engine.packed import PackedBasis

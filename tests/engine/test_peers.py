@@ -18,6 +18,7 @@ from tests import make
 from vlora_engine.catalog.open import load_adapter, open_adapter
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.catalog.scanner import scan, tasks_of
+from vlora_engine.doctor.subspace_check import check_subspace
 from vlora_engine.errors import (
     CorruptFileError,
     NotFoundError,
@@ -25,7 +26,6 @@ from vlora_engine.errors import (
     UnsupportedAdapterError,
     VLoRAError,
 )
-from vlora_engine.health import check_subspace
 from vlora_engine.inner import relative_error
 from vlora_engine.peers.write import write_lorashare, write_vlora_dev
 from vlora_engine.shared_subspace import SharedSubspace

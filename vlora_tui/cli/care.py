@@ -24,7 +24,7 @@ def validate(subspace: o.Subspace, as_json: o.AsJson = False, quiet: o.Quiet = F
 
     Exit code 3 if anything is wrong; notes are not.
     """
-    from vlora_engine.health import check_subspace
+    from vlora_engine.doctor.subspace_check import check_subspace
 
     out = Output(json=as_json, quiet=quiet)
     (subspace,) = fetch_first(out, subspace)

@@ -169,7 +169,7 @@ def subspace_data(
 ) -> dict[str, Any]:
     """A report on a subspace: its tasks, their errors, its layers, how the tasks relate."""
     from vlora_engine.catalog.read import read_manifest
-    from vlora_engine.health import check_subspace
+    from vlora_engine.doctor.subspace_check import check_subspace
 
     manifest = read_manifest(directory)
     compared = _compared_tasks(manifest, progress)

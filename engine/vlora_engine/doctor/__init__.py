@@ -11,8 +11,8 @@ import importlib
 from typing import Any
 
 _HOMES = {
-    "vlora_engine.doctor.base": ["BaseFacts", "read_base"],
-    "vlora_engine.doctor.rounds": [
+    "vlora_engine.doctor.base_facts": ["BaseFacts", "read_base"],
+    "vlora_engine.doctor.examine": [
         "Patient",
         "Report",
         "check_target",
@@ -31,7 +31,7 @@ __all__ = [*sorted(_HOME_OF), "all_rules"]
 
 def all_rules() -> list[Any]:
     """Every row of the table, in order."""
-    importlib.import_module("vlora_engine.doctor.rounds")
+    importlib.import_module("vlora_engine.doctor.examine")
     from vlora_engine.doctor.rules import RULES
 
     return [row for row, _ in RULES.values()]

@@ -18,8 +18,8 @@ from vlora_engine.adapters.model import LoRAWeights, as_source
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.compress.build import build_subspace
+from vlora_engine.doctor.subspace_check import check_subspace
 from vlora_engine.errors import Cancelled, CorruptFileError, ParameterError, SubspaceError
-from vlora_engine.health import check_subspace
 
 HEAD = {"base_model.model.score.weight": torch.randn(3, 40, dtype=torch.float64)}
 

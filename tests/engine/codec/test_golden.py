@@ -25,7 +25,7 @@ from vlora_engine.codec.delta import Core, orthonormal
 from vlora_engine.codec.klt import SharedSide
 from vlora_engine.codec.own import Directions
 from vlora_engine.codec.store import CodedTask, write_coded
-from vlora_engine.health import check_subspace
+from vlora_engine.doctor.subspace_check import check_subspace
 from vlora_engine.manifest import LayerSpec, TaskRecord
 
 GOLDEN = Path(__file__).parents[2] / "data" / "subspaces" / "coded"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from vlora_engine.doctor.base import layer_number
+from vlora_engine.doctor.base_facts import layer_number
 from vlora_engine.doctor.limits import RANK_LIMITS, smallest_choice
 from vlora_engine.doctor.rules import Find, Hit, Rule, Subject, add_rule, count
 from vlora_engine.formats.config import PEFT_DEFAULT_ALPHA, PEFT_DEFAULT_RANK, shown

@@ -2,50 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vlora_engine.doctor.rules import ENGINE, PEFT, Hit, Subject, count, rule
+from vlora_engine.doctor.rules import ENGINE, PEFT, Hit, Subject, TensorFacts, count, rule
 from vlora_engine.findings import finding_of
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from vlora_engine.adapters.check import AdapterCheck
     from vlora_engine.adapters.model import AdapterSource
 
 _LAYER = f"{PEFT}/blob/main/src/peft/tuners/lora/layer.py"
-FP16_MOST = 65504.0
-_ENOUGH = 256  # entries of A by which a distribution is told
-_SIGMAS = 5.0
-
-
-@dataclass
-class TensorFacts:
-    """What one pass over an adapter's tensors found.
-
-    Args:
-        check: The verdict of `vlora_engine.adapters.check`: norms, digest, what is not finite.
-        idle: Modules whose B or A is zero in every entry.
-        fresh: Modules whose A is still spread as PEFT initialises it.
-        large: Modules with entries that fp16 cannot hold.
-    """
-
-    check: AdapterCheck | None = None
-    idle: list[str] = field(default_factory=list)
-    fresh: list[str] = field(default_factory=list)
-    large: list[str] = field(default_factory=list)
-
-    def observe(self, module: str, a: Tensor, b: Tensor) -> None:
-        """Look at one module's A (r, d_in) and B (d_out, r)."""
-        if not bool(a.float().any()) or not bool(b.float().any()):
-            self.idle.append(module)
-        if is_fresh(a):
-            self.fresh.append(module)
-        if max(float(a.float().abs().amax()), float(b.float().abs().amax())) > FP16_MOST:
-            self.large.append(module)
 
 
 def read_facts(name: str, source: AdapterSource) -> TensorFacts:
@@ -55,21 +22,6 @@ def read_facts(name: str, source: AdapterSource) -> TensorFacts:
     facts = TensorFacts()
     facts.check = check_adapter(name, source, facts.observe)
     return facts
-
-
-def is_fresh(a: Tensor) -> bool:
-    """Whether A is spread as PEFT's default leaves it: uniform up to 1 / sqrt(d_in).
-
-    Training moves some entry beyond the bound almost at once. The spread must be that of the
-    uniform distribution too, so that merely small entries do not count.
-    """
-    values = a.float()
-    bound = 1 / math.sqrt(a.shape[1])
-    if a.numel() < _ENOUGH or float(values.abs().amax()) > bound * 1.004:  # bf16 rounds by 0.4 %
-        return False
-    # The deviation of n uniform entries is off by 0.45 / sqrt(n) of itself (kurtosis 1.8).
-    near = max(0.02, _SIGMAS * 0.45 / math.sqrt(a.numel()))
-    return abs(float(values.std()) / (bound / math.sqrt(3)) - 1) < near
 
 
 def _checked(subject: Subject) -> AdapterCheck | None:

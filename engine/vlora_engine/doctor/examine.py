@@ -20,9 +20,11 @@ from vlora_engine.catalog.open import (
     task_of_subspace,
 )
 from vlora_engine.catalog.subspace_tasks import inspect_task
-from vlora_engine.doctor import against_base, headers, programs, reading, servers, tensors  # noqa: F401
+from vlora_engine.doctor import (
+    reading_rules,
+)  # noqa: F401
+from vlora_engine.doctor.collection_rules import together
 from vlora_engine.doctor.rules import SEVERITIES, TARGETS, Stage, Subject, applied
-from vlora_engine.doctor.together import together
 from vlora_engine.errors import (
     Cancelled,
     ParameterError,
@@ -35,7 +37,7 @@ from vlora_engine.progress import CancelCheck, Progress, ProgressCallback
 
 if TYPE_CHECKING:
     from vlora_engine.catalog.scanner import AdapterInfo
-    from vlora_engine.doctor.base import BaseFacts
+    from vlora_engine.doctor.base_facts import BaseFacts
 
 _HEADERS: tuple[Stage, ...] = ("reading", "headers", "base", "target")
 
@@ -121,7 +123,9 @@ def verdict(adapter: Inspection | AdapterInfo | str | Path, target: str) -> list
     else:
         subject = subject_at(adapter.path)
     findings = applied(subject, ("reading", "target"), target)
-    about_target = _codes_of("target") | set(reading.REFUSALS)  # remarks are no business of it
+    about_target = _codes_of("target") | set(
+        reading_rules.REFUSALS
+    )  # remarks are no business of it
     return [finding for finding in findings if finding.code in about_target]
 
 
@@ -139,7 +143,7 @@ def diagnose(
     Args:
         paths: Places, as `vlora_engine.catalog.scanner.scan` takes them; what is on the Hub is fetched.
         target: Who is to load them; adds what that program refuses or gets wrong.
-        base: The model that they are meant for (`vlora_engine.doctor.base.read_base`).
+        base: The model that they are meant for (`vlora_engine.doctor.base_facts.read_base`).
         read_tensors: Whether to look at the numbers too, and at the bytes of subspaces.
         progress: Told of every adapter.
         cancelled: Asked between two.
@@ -288,7 +292,7 @@ def _with_facts(name: str, subject: Subject) -> Subject:
 
     Of a pickle only now is known what is in it.
     """
-    from vlora_engine.doctor.tensors import read_facts
+    from vlora_engine.doctor.tensor_rules import read_facts
 
     try:
         source = open_adapter(subject.path, allow_unsupported=subject.error is not None)
@@ -315,8 +319,8 @@ def _subspace(
 ) -> Patient:
     """A subspace's own health, and what every task of it would meet at the target."""
     from vlora_engine.catalog.read import read_manifest
+    from vlora_engine.doctor.subspace_check import check_subspace
     from vlora_engine.findings import finding_of
-    from vlora_engine.health import check_subspace
 
     findings = list(check_subspace(place)) if read_tensors else []
     try:
