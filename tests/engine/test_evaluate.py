@@ -26,13 +26,19 @@ from vlora_engine.errors import (
     ParameterError,
     UnsupportedAdapterError,
 )
-from vlora_engine.prompts import Prompt, read_prompts
+from vlora_engine.evaluation.prompts import Prompt, read_prompts
 
 pytest.importorskip("peft")
 
-from vlora_engine import evaluate as evaluation
 from vlora_engine.base_model import BaseModel, load_base, worn_by_peft, worn_by_us
-from vlora_engine.evaluate import Evaluation, Pair, derangement, evaluate, evaluate_subspace
+from vlora_engine.evaluation import evaluate as evaluation
+from vlora_engine.evaluation.evaluate import (
+    Evaluation,
+    Pair,
+    derangement,
+    evaluate,
+    evaluate_subspace,
+)
 
 HEAD = "base_model.model.score.weight"
 EMBEDDING = "base_model.model.model.embed_tokens.weight"

@@ -15,7 +15,7 @@ from vlora_tui.cli.progress import Watcher
 
 if TYPE_CHECKING:
     from vlora_engine.adapters.model import AdapterSource
-    from vlora_engine.evaluate import Evaluation
+    from vlora_engine.evaluation.evaluate import Evaluation
     from vlora_engine.manifest import Manifest
     from vlora_engine.shared_subspace import SharedSubspace
 
@@ -79,11 +79,11 @@ def evaluate(
         raise ParameterError(
             "The subspace names no base model.", where=subspace, remedy="name it with --base"
         )
-    from vlora_engine.prompts import read_prompts
+    from vlora_engine.evaluation.prompts import read_prompts
 
     texts = read_prompts(prompts, tasks, max_tokens=max_tokens) if prompts else None
     from vlora_engine.base_model import load_base, require_extra
-    from vlora_engine.evaluate import evaluate_subspace
+    from vlora_engine.evaluation.evaluate import evaluate_subspace
     from vlora_engine.shared_subspace import SharedSubspace
 
     require_extra()

@@ -22,8 +22,8 @@ from torch import Tensor
 from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.base_model import BaseModel, Worn, quiet, worn_by_peft, worn_by_us
 from vlora_engine.errors import Cancelled, ParameterError
+from vlora_engine.evaluation.prompts import Prompt
 from vlora_engine.progress import CancelCheck, Progress, ProgressCallback
-from vlora_engine.prompts import Prompt
 from vlora_engine.ranking import ranked
 
 if TYPE_CHECKING:
