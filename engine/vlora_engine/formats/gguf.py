@@ -15,8 +15,8 @@ from vlora_engine.adapters.model import AdapterSource, ModuleShape
 from vlora_engine.errors import AdapterError, UnsupportedAdapterError
 from vlora_engine.findings import Finding
 from vlora_engine.formats.base import WEIGHTS, FileAdapter, Inspection, Probe
+from vlora_engine.formats.gguf_architectures import ARCHITECTURES, Architecture
 from vlora_engine.formats.gguf_header import GgufHeader, is_gguf, read_gguf_header
-from vlora_engine.targets.architectures import ARCHITECTURES, Architecture
 from vlora_engine.tensorfile import TensorEntry, read_tensor
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class GgufAdapter(FileAdapter):
 
     def read(self, module: str) -> tuple[Tensor, Tensor]:
         """A (rank, d_in) and B (d_out, rank), its rows in transformers' order if that is known."""
-        from vlora_engine.targets.gguf_file import to_halves
+        from vlora_engine.formats.gguf_save import to_halves
 
         name = self._names.stored[module]
         a, b = (read_tensor(self._header.tensors, name + side) for side in _SIDES)

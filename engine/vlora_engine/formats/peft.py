@@ -23,13 +23,13 @@ from vlora_engine.formats.config import (
     shown,
     variant_error,
 )
-from vlora_engine.formats.contents import Contents, PickleContents
 from vlora_engine.formats.diffusion import DIFFUSERS, KOHYA, NUMBERED
+from vlora_engine.formats.findings import adapter_findings, pickle_findings
 from vlora_engine.formats.foreign import foreign_error, recognise
 from vlora_engine.formats.layout import Described, Layout, check_ranks, read_layout, split_key
 from vlora_engine.formats.mlx import MLX
 from vlora_engine.formats.plain import PlainFormat
-from vlora_engine.formats.remarks import adapter_findings, pickle_findings
+from vlora_engine.formats.safetensors import Contents, PickleContents
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,8 +14,8 @@ from vlora_engine.errors import AdapterError, ParameterError
 from vlora_engine.files import new_directory, write_json
 from vlora_engine.formats.base import WEIGHTS
 from vlora_engine.formats.config import CONFIG_NAME, Settings, read_settings
+from vlora_engine.formats.findings import matching_targets
 from vlora_engine.formats.layout import PREFIX
-from vlora_engine.formats.remarks import matching_targets
 from vlora_engine.targets.registry import find_target
 from vlora_engine.tensorfile import write_tensors
 

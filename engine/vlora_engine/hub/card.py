@@ -185,7 +185,7 @@ def _bases(entries: Sequence[Entry]) -> list[str]:
 
 def is_public(base_model: str) -> bool:
     """Whether a base model's name is one on the Hub, and no path."""
-    from vlora_engine.formats.remarks import looks_local
+    from vlora_engine.formats.findings import looks_local
 
     return not looks_local(base_model) and base_model.isprintable()
 

@@ -13,14 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters.model import AdapterSource, ModuleShape
 from vlora_engine.errors import AdapterError, ParameterError, UnsupportedAdapterError, VLoRAError
-from vlora_engine.targets.architectures import ARCHITECTURES, HEAD, Architecture, architecture_of
+from vlora_engine.formats.gguf_architectures import (
+    ARCHITECTURES,
+    HEAD,
+    Architecture,
+    architecture_of,
+)
 from vlora_engine.targets.registry import Target
 from vlora_engine.targets.starting import GGUF_NAME
 from vlora_engine.tensorfile import ITEM_BYTES
 
 if TYPE_CHECKING:
+    from vlora_engine.formats.base_model_config import BaseConfig
     from vlora_engine.manifest import Manifest, TaskRecord
-    from vlora_engine.targets.base_config import BaseConfig
 
 DTYPES = {"fp64": "F64", "fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 
@@ -118,8 +123,8 @@ def check_fit(
     if target.every_layer:
         _check_layers(target, facts)
     if target.form == "gguf":
-        from vlora_engine.targets.base_config import find_base
-        from vlora_engine.targets.gguf_file import require_gguf
+        from vlora_engine.formats.base_model_config import find_base
+        from vlora_engine.formats.gguf_save import require_gguf
 
         architecture_for(facts, find_base(base, facts.base_model), out)
         require_gguf()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vlora_engine.adapters.model import LoRAWeights, MemorySource
 from vlora_engine.files import new_directory, write_file
-from vlora_engine.targets.base_config import find_base
+from vlora_engine.formats.base_model_config import find_base
 from vlora_engine.targets.fit import architecture_for, check_fit, facts_of
 from vlora_engine.targets.registry import Target
 from vlora_engine.targets.shape import shaped, without_rest
@@ -46,7 +46,7 @@ def save_for(
 def _write_gguf(
     target: Target, weights: LoRAWeights, path: Path, *, force: bool, base: str | Path | None
 ) -> None:
-    from vlora_engine.targets.gguf_file import write_gguf
+    from vlora_engine.formats.gguf_save import write_gguf
 
     facts = facts_of(MemorySource(weights))
     config = find_base(base, facts.base_model)

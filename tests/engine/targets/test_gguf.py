@@ -28,7 +28,7 @@ from vlora_engine.errors import (
     UnsupportedAdapterError,
 )
 from vlora_engine.export import verify_adapter
-from vlora_engine.targets.architectures import ARCHITECTURES
+from vlora_engine.formats.gguf_architectures import ARCHITECTURES
 from vlora_engine.targets.shape import without_rest
 
 gguf = pytest.importorskip("gguf")

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.errors import DependencyError
-from vlora_engine.targets.architectures import Architecture
+from vlora_engine.formats.gguf_architectures import Architecture
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vlora_engine.targets.base_config import BaseConfig
+    from vlora_engine.formats.base_model_config import BaseConfig
 
 HUB = "https://huggingface.co/"
 
