@@ -647,7 +647,7 @@ class SharedSubspace:
         """
         manifest = read_manifest(path)
         if manifest.peer:
-            from vlora_engine.peers.store import open_peer
+            from vlora_engine.interop.store import open_peer
 
             return open_peer(manifest)
         if manifest.coding is not None:

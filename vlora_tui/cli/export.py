@@ -110,7 +110,7 @@ def export(
 def _tell_no_alpha(subspace: str, out: Output) -> None:
     """Say that a scale of 1 is a guess, where a peer has dropped the alpha."""
     from vlora_engine.catalog.read import read_manifest
-    from vlora_engine.peers import VLORA_DEV, peer_at
+    from vlora_engine.interop import VLORA_DEV, peer_at
 
     if peer_at(Path(subspace)) != VLORA_DEV:
         return

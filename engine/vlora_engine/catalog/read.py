@@ -16,7 +16,7 @@ from vlora_engine.tensorfile import read_error
 
 def is_subspace(path: Path) -> bool:
     """Whether ``path`` is a directory with a subspace, ours or a peer's."""
-    from vlora_engine.peers import peer_at
+    from vlora_engine.interop import peer_at
 
     return is_own_subspace(path) or peer_at(path) is not None
 
@@ -41,7 +41,7 @@ def read_manifest(path: str | Path) -> Manifest:
     try:
         raw = _read_index(directory)
     except (FileNotFoundError, NotADirectoryError):
-        from vlora_engine.peers import peer_at, read_peer
+        from vlora_engine.interop import peer_at, read_peer
 
         peer = peer_at(directory)
         if peer is not None:

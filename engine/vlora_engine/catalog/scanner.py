@@ -43,9 +43,9 @@ from vlora_engine.catalog.read import read_manifest
 from vlora_engine.catalog.subspace_tasks import inspect_task, inspection_of
 from vlora_engine.errors import NotFoundError, VLoRAError
 from vlora_engine.findings import Finding
+from vlora_engine.interop import PEERS, peer_at
 from vlora_engine.manifest import FORMAT, Manifest
 from vlora_engine.naming import printable, unique_names
-from vlora_engine.peers import PEERS, peer_at
 
 if TYPE_CHECKING:
     from vlora_engine.hub.remote import Shadow

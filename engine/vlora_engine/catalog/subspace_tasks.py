@@ -9,6 +9,7 @@ from vlora_engine.catalog.read import read_manifest
 from vlora_engine.errors import ParameterError
 from vlora_engine.formats.base import Inspection, Probe
 from vlora_engine.formats.config import read_settings
+from vlora_engine.interop import PEERS, peer_at
 from vlora_engine.manifest import (
     FORMAT,
     INDEX,
@@ -16,7 +17,6 @@ from vlora_engine.manifest import (
     is_own_subspace,
     unknown_task,
 )
-from vlora_engine.peers import PEERS, peer_at
 from vlora_engine.tensorfile import read_error
 
 

@@ -37,9 +37,9 @@ from vlora_engine.errors import DependencyError, NotFoundError, ParameterError, 
 from vlora_engine.files import new_directory
 from vlora_engine.formats.peft_save import peft_tensors
 from vlora_engine.inner import relative_error
-from vlora_engine.peers.lorashare import open_tasks
-from vlora_engine.peers.names import LORASHARE, SHARE_INDEX
-from vlora_engine.peers.write import share_names, share_settings, write_lorashare
+from vlora_engine.interop.lorashare import open_tasks
+from vlora_engine.interop.names import LORASHARE, SHARE_INDEX
+from vlora_engine.interop.write import share_names, share_settings, write_lorashare
 from vlora_engine.records import max_k, shared_layers
 from vlora_engine.shared_subspace import SharedSubspace
 
@@ -368,7 +368,7 @@ class SHAREModel:
         Raises:
             OutputExistsError: Something else is there. StorageError: It cannot be written.
         """
-        from vlora_engine.peers import peer_at
+        from vlora_engine.interop import peer_at
 
         out = Path(output_dir)
         names = share_names(self.subspace.tasks)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine.files import write_json
-from vlora_engine.peers.common import read_index
-from vlora_engine.peers.names import SHARE_INDEX
+from vlora_engine.interop.common import read_index
+from vlora_engine.interop.names import SHARE_INDEX
 
 
 @dataclass

@@ -21,8 +21,8 @@ from vlora_engine.convert.losses import (
 )
 from vlora_engine.errors import ParameterError
 from vlora_engine.files import check_output, directory_bytes, new_directory, require_apart
+from vlora_engine.interop.names import LORASHARE, VLORA_DEV
 from vlora_engine.manifest import Manifest, TaskRecord
-from vlora_engine.peers.names import LORASHARE, VLORA_DEV
 from vlora_engine.progress import Progress, ProgressCallback
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ def _opened(conversion: Conversion) -> SharedSubspace | None:
 
 
 def _subspace(conversion: Conversion, force: bool, progress: ProgressCallback | None) -> Converted:
-    from vlora_engine.peers.write import share_names, write_lorashare, write_vlora_dev
+    from vlora_engine.interop.write import share_names, write_lorashare, write_vlora_dev
 
     out = conversion.outputs[""]
     source = _opened(conversion)

@@ -11,7 +11,7 @@ from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.errors import UnsupportedAdapterError
 from vlora_engine.formats.peft_save import ORIGIN
-from vlora_engine.peers.names import LORASHARE, VLORA_DEV
+from vlora_engine.interop.names import LORASHARE, VLORA_DEV
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def _vlora_losses(outlines: Sequence[Outline]) -> Iterator[Loss]:
 
 
 def _share_losses(outlines: Sequence[Outline]) -> Iterator[Loss]:
-    from vlora_engine.peers.write import share_names
+    from vlora_engine.interop.write import share_names
 
     _refuse_kinds(outlines, LORASHARE, {"linear"})
     places = share_names([o.name for o in outlines])

@@ -149,7 +149,7 @@ def _task_findings(stored: StoredSubspace, broken: set[str]) -> Iterator[Finding
 def _peer_findings(manifest: Manifest) -> Iterator[Finding]:
     """Of a peer's subspace: every basis and every task is read; it has no checksums."""
     from vlora_engine.errors import VLoRAError
-    from vlora_engine.peers.store import store_of
+    from vlora_engine.interop.store import store_of
 
     yield from manifest.findings
     what = f"{manifest.peer} keeps no checksums: only what can be seen in the numbers is checked."

@@ -14,9 +14,16 @@ from typing import Any
 
 from vlora_engine.findings import Finding
 from vlora_engine.formats.config import Settings, find_variant, read_settings
+from vlora_engine.interop.common import (
+    Shape,
+    natural,
+    peer_record,
+    read_index,
+    shape_of,
+    unsound,
+)
+from vlora_engine.interop.names import LORASHARE, SHARE_INDEX
 from vlora_engine.manifest import LayerSpec, Manifest, TaskRecord
-from vlora_engine.peers.common import Shape, natural, peer_record, read_index, shape_of, unsound
-from vlora_engine.peers.names import LORASHARE, SHARE_INDEX
 from vlora_engine.tensorfile import Header, read_header
 
 COMPONENTS_FILE = "shared_components.safetensors"

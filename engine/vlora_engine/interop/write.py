@@ -19,17 +19,17 @@ from vlora_engine.errors import VLoRAError
 from vlora_engine.files import WRITTEN_BY, write_json
 from vlora_engine.formats.config import read_settings
 from vlora_engine.formats.peft_save import peft_config
-from vlora_engine.manifest import TaskRecord
-from vlora_engine.naming import slugs
-from vlora_engine.peers.lorashare import (
+from vlora_engine.interop.lorashare import (
     ADAPTERS,
     COMPONENTS_FILE,
     HEADS_FILE,
     LOADINGS_FILE,
     META_FILE,
 )
-from vlora_engine.peers.names import SHARE_INDEX, VLORA_INDEX
-from vlora_engine.peers.vlora_dev import FLOAT_FILE
+from vlora_engine.interop.names import SHARE_INDEX, VLORA_INDEX
+from vlora_engine.interop.vlora_dev import FLOAT_FILE
+from vlora_engine.manifest import TaskRecord
+from vlora_engine.naming import slugs
 from vlora_engine.tensorfile import write_tensors
 
 if TYPE_CHECKING:

@@ -9,7 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlora_engine.peers.names import LORASHARE, SHARE_INDEX, VLORA_DEV, VLORA_INDEX
+from vlora_engine.interop.names import (
+    LORASHARE,
+    SHARE_INDEX,
+    VLORA_DEV,
+    VLORA_INDEX,
+)
 
 if TYPE_CHECKING:
     from vlora_engine.manifest import Manifest
@@ -34,9 +39,9 @@ def read_peer(peer: str, directory: Path) -> Manifest:
         NotFoundError: A file that its index names is not there.
     """
     if peer == VLORA_DEV:
-        from vlora_engine.peers.vlora_dev import read_vlora_dev
+        from vlora_engine.interop.vlora_dev import read_vlora_dev
 
         return read_vlora_dev(directory)
-    from vlora_engine.peers.lorashare import read_lorashare
+    from vlora_engine.interop.lorashare import read_lorashare
 
     return read_lorashare(directory)

@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine.findings import Finding
-from vlora_engine.manifest import LayerSpec, Manifest
-from vlora_engine.peers.common import (
+from vlora_engine.interop.common import (
     MAX_SIZE,
     natural,
     peer_record,
@@ -25,7 +24,8 @@ from vlora_engine.peers.common import (
     texts,
     unsound,
 )
-from vlora_engine.peers.names import VLORA_DEV, VLORA_INDEX
+from vlora_engine.interop.names import VLORA_DEV, VLORA_INDEX
+from vlora_engine.manifest import LayerSpec, Manifest
 from vlora_engine.tensorfile import Header, read_header
 
 FLOAT_FILE = "subspace.safetensors"
