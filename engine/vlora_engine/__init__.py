@@ -22,7 +22,7 @@ _HOMES = {
     "vlora_engine.tasks": ["TaskProjection"],
     "vlora_engine.hub": ["load_adapter_from_hub"],
     "vlora_engine.pipeline": ["init_subspace", "absorb_task", "extract_adapter"],
-    "vlora_engine.ops": [
+    "vlora_engine.linalg.ops": [
         "compute_svd",
         "project_onto_subspace",
         "reconstruct_from_subspace",

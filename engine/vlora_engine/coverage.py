@@ -12,7 +12,7 @@ from torch import Tensor
 from vlora_engine.adapters.model import AdapterSource, as_source
 from vlora_engine.analysis.similarity import Adapter, not_finite, scaled_factors
 from vlora_engine.errors import CollectionError
-from vlora_engine.inner import Factors, delta_error2, delta_norm2
+from vlora_engine.linalg.low_rank import Factors, delta_error2, delta_norm2
 
 if TYPE_CHECKING:
     from vlora_engine.shared_subspace import SharedSubspace

@@ -48,7 +48,7 @@ def verify_adapter(meant: LoRAWeights, path: Path) -> float:
         StorageError: It lacks a module or tensor, or differs by more than its dtype explains.
     """
     from vlora_engine.catalog.open import open_adapter
-    from vlora_engine.inner import relative_error
+    from vlora_engine.linalg.low_rank import relative_error
 
     try:
         written = open_adapter(path)
@@ -82,7 +82,7 @@ def require_alike(
             by more than rounding.
     """
     from vlora_engine.catalog.open import MemorySource
-    from vlora_engine.inner import relative_error
+    from vlora_engine.linalg.low_rank import relative_error
 
     missing = sorted(set(meant.layer_names) - set(back.layer_names))
     if missing:

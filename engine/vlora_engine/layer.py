@@ -21,8 +21,7 @@ from vlora_engine.encode import (
     scale_rows,
     unpack,
 )
-from vlora_engine.inner import delta_error2
-from vlora_engine.linalg import (
+from vlora_engine.linalg.grams import (
     Basis,
     basis_from_vectors,
     full_basis,
@@ -30,6 +29,7 @@ from vlora_engine.linalg import (
     range_basis,
     small_grams,
 )
+from vlora_engine.linalg.low_rank import delta_error2
 from vlora_engine.packed import PackedBasis, pack_rows
 from vlora_engine.packing import Quantization
 

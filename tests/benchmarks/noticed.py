@@ -111,7 +111,7 @@ def least_error(adapters: Iterable[LoRAWeights], nbytes: int) -> float:
     """
     import numpy as np
 
-    from vlora_engine.inner import canonical_svd
+    from vlora_engine.linalg.low_rank import canonical_svd
 
     energies, widths, owners = [], [], []
     for i, own in enumerate(adapters):

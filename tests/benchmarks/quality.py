@@ -30,7 +30,7 @@ from vlora_engine.compress.measure import METHODS as SPECTRA_METHODS
 from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.demo import make_demo_collection
 from vlora_engine.errors import TargetError
-from vlora_engine.inner import relative_error
+from vlora_engine.linalg.low_rank import relative_error
 from vlora_engine.manifest import METHODS
 from vlora_engine.naming import unique_names
 from vlora_engine.sizes import factor_bytes_16, rest_bytes

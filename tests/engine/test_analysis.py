@@ -84,7 +84,7 @@ def test_delta_grams_are_dense_inner_products_of_mixed_adapters():
 def test_delta_grams_read_again_what_they_cannot_hold(monkeypatch):
     expected = delta_grams(MIXED)
     monkeypatch.setattr("vlora_engine.analysis.similarity._HELD_BYTES", 0)
-    monkeypatch.setattr("vlora_engine.inner._GRAM_ROWS", 3)
+    monkeypatch.setattr("vlora_engine.linalg.low_rank._GRAM_ROWS", 3)
     torch.testing.assert_close(delta_grams(MIXED), expected, rtol=1e-12, atol=1e-10)
 
 

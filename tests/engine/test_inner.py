@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from vlora_engine.adapters.collection import modules_of
 from vlora_engine.adapters.model import LoRAWeights, MemorySource
 from vlora_engine.errors import AdapterError, CollectionError
-from vlora_engine.inner import (
+from vlora_engine.linalg.low_rank import (
     canonical_svd,
     canonical_svd_batch,
     delta_error2,
@@ -175,7 +175,7 @@ def test_canonical_svd_refuses_what_is_not_finite(bad):
 @pytest.mark.parametrize("rows", [1, 5, 1024])
 @pytest.mark.parametrize("ranks", [[3, 3, 3, 3], [1, 4, 2, 6, 3]])
 def test_module_gram_equals_dense_for_any_blocking(monkeypatch, rows, ranks):
-    monkeypatch.setattr("vlora_engine.inner._GRAM_ROWS", rows)
+    monkeypatch.setattr("vlora_engine.linalg.low_rank._GRAM_ROWS", rows)
     pairs = [factors(r, 11, 7, i) for i, r in enumerate(ranks)]
     scales = [0.5, -2.0, 1.0, 3.0, 0.0][: len(ranks)]
     dense = torch.stack([s * (b @ a).flatten() for s, (a, b) in zip(scales, pairs, strict=True)])

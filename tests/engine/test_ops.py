@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vlora_engine.errors import InputError, ParameterError
-from vlora_engine.ops import (
+from vlora_engine.linalg.ops import (
     compute_svd,
     explained_variance_ratio,
     gram_schmidt,

@@ -26,8 +26,8 @@ from vlora_engine.errors import (
     UnsupportedAdapterError,
     VLoRAError,
 )
-from vlora_engine.inner import relative_error
 from vlora_engine.interop.write import write_lorashare, write_vlora_dev
+from vlora_engine.linalg.low_rank import relative_error
 from vlora_engine.shared_subspace import SharedSubspace
 
 TASKS = ["t/0", "a b", "ü", "..", "plain"]

@@ -31,7 +31,7 @@ from vlora_engine.analysis.relations import Relations, clusters_of, cosines_of
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.errors import AdapterError
-from vlora_engine.inner import module_grams
+from vlora_engine.linalg.low_rank import module_grams
 from vlora_engine.surface import Spectra
 
 MODULES = {
@@ -144,7 +144,7 @@ def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     sources = [MemorySource(w) for w in MIXED if "layers.0.attn.q_proj" in w.lora_a]
     factors = [source.read("layers.0.attn.q_proj") for source in sources]
     whole = module_grams(factors)
-    monkeypatch.setattr("vlora_engine.inner._GRAM_ROWS", 5)
+    monkeypatch.setattr("vlora_engine.linalg.low_rank._GRAM_ROWS", 5)
     for expected, found in zip(whole, module_grams(factors), strict=True):
         # sums of at most 64 terms in another order: a rounding each, against the norms
         rounding = 64 * torch.finfo(torch.float64).eps * float(expected.abs().max())

@@ -24,7 +24,7 @@ from vlora_engine.catalog.open import load_adapter, open_adapter
 from vlora_engine.compress.build import BuildReport, build_subspace
 from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.errors import TargetError
-from vlora_engine.inner import relative_error
+from vlora_engine.linalg.low_rank import relative_error
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.sizes import factor_bytes_16, rest_bytes
 from vlora_engine.surface import Spectra

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vlora_engine.adapters.model import AdapterSource
-from vlora_engine.linalg import halves, small_grams
+from vlora_engine.linalg.grams import halves, small_grams
 
 
 @dataclass

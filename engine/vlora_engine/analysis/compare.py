@@ -39,7 +39,7 @@ from vlora_engine.analysis.similarity import (
 )
 from vlora_engine.coverage import coverage_total, subspace_coverage
 from vlora_engine.errors import ParameterError
-from vlora_engine.inner import (
+from vlora_engine.linalg.low_rank import (
     Factors,
     delta_error2,
     delta_inner,

@@ -15,7 +15,7 @@ from torch import Tensor
 from vlora_engine.adapters.model import AdapterSource, as_source
 from vlora_engine.analysis.similarity import Adapter, not_finite, scaled_factors
 from vlora_engine.errors import CollectionError, NotFoundError
-from vlora_engine.inner import canonical_svd, delta_error2
+from vlora_engine.linalg.low_rank import canonical_svd, delta_error2
 
 Changes = tuple[Tensor, Tensor, Tensor]  # U (d_out, q), S (q,), V (d_in, q)
 

@@ -21,7 +21,7 @@ from vlora_engine.codec.own import Directions, canonical, code_changes
 from vlora_engine.codec.quantizer import PRICE, quantize
 from vlora_engine.codec.rates import SIDE_OVERHEAD, number_bits
 from vlora_engine.codec.tables import Array
-from vlora_engine.linalg import Basis, range_basis
+from vlora_engine.linalg.grams import Basis, range_basis
 
 FIRST = 64  # columns that are looked for at first
 SMALL = 768  # rows or columns up to which all directions are found at once

@@ -23,7 +23,7 @@ from vlora_engine.codec.delta import code_cores, orthonormal, shared_columns
 from vlora_engine.codec.klt import SharedSide, code_cluster
 from vlora_engine.codec.own import Directions, canonical, code_changes
 from vlora_engine.codec.tables import Array
-from vlora_engine.inner import delta_error2
+from vlora_engine.linalg.low_rank import delta_error2
 
 _FINE = 2e-6  # below this share of the energy a transform in fp16 is felt
 AT_ONCE = 32  # changes whose singular directions are in memory at a time

@@ -19,8 +19,8 @@ from vlora_engine.codec.algebra import inner, least_squares, solve_symmetric
 from vlora_engine.codec.quantizer import PRICE, round_rows
 from vlora_engine.codec.rates import SIDE_OVERHEAD, bits_of
 from vlora_engine.codec.tables import Array
-from vlora_engine.inner import canonical_svd_batch
-from vlora_engine.linalg import halves
+from vlora_engine.linalg.grams import halves
+from vlora_engine.linalg.low_rank import canonical_svd_batch
 
 _NEAR = 1e-3  # pivots of a Gram's factor below this share of the largest: two rows nearly alike
 _CANCELLED = 1e-7  # below this share of the energy a difference of Grams has few digits left
@@ -175,7 +175,7 @@ def _least_squares(grams: Array, along: Array, kept: Array) -> Array:
 
 def _missed_exactly(us: Array, v: Array, left: Array, right: Array) -> float:
     """Where Grams have too few digits left: through QR of the difference's factors."""
-    from vlora_engine.inner import delta_error2
+    from vlora_engine.linalg.low_rank import delta_error2
 
     parts: Sequence[Array] = (v, us.T, right, left.T)
     return float(delta_error2(*(torch.from_numpy(np.ascontiguousarray(p)) for p in parts)))

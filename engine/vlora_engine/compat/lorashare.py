@@ -36,10 +36,10 @@ from vlora_engine.compat.share_parts import (
 from vlora_engine.errors import DependencyError, NotFoundError, ParameterError, VLoRAError
 from vlora_engine.files import new_directory
 from vlora_engine.formats.peft_save import peft_tensors
-from vlora_engine.inner import relative_error
 from vlora_engine.interop.lorashare import open_tasks
 from vlora_engine.interop.names import LORASHARE, SHARE_INDEX
 from vlora_engine.interop.write import share_names, share_settings, write_lorashare
+from vlora_engine.linalg.low_rank import relative_error
 from vlora_engine.records import max_k, shared_layers
 from vlora_engine.shared_subspace import SharedSubspace
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights
 from vlora_engine.encode import Storage
 from vlora_engine.formats.config import read_settings
-from vlora_engine.inner import delta_norm2
 from vlora_engine.interop.store import straight
 from vlora_engine.layer import Bases, LayerBasis
+from vlora_engine.linalg.low_rank import delta_norm2
 from vlora_engine.manifest import LayerSpec
 from vlora_engine.records import natural_key
 from vlora_engine.shared_subspace import SharedSubspace

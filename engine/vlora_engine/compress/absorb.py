@@ -25,9 +25,9 @@ from vlora_engine.encode import (
     unpack,
 )
 from vlora_engine.errors import ParameterError, VLoRAError
-from vlora_engine.inner import delta_error2
 from vlora_engine.layer import Bases, LayerBasis, LayerPlan
-from vlora_engine.linalg import full_basis, update_basis
+from vlora_engine.linalg.grams import full_basis, update_basis
+from vlora_engine.linalg.low_rank import delta_error2
 from vlora_engine.manifest import LayerSpec, TaskRecord
 from vlora_engine.progress import ProgressCallback
 from vlora_engine.projection import check_fits, padded_stack, project, reconstruct

@@ -28,8 +28,8 @@ from vlora_engine.adapters.stack import (
 from vlora_engine.analysis.relations import RelationsSum
 from vlora_engine.errors import ParameterError
 from vlora_engine.files import check_output, discard, publish, sole_writer
-from vlora_engine.inner import module_grams
-from vlora_engine.linalg import full_basis, small_grams
+from vlora_engine.linalg.grams import cumulated_grams, full_basis, small_grams
+from vlora_engine.linalg.low_rank import module_grams
 from vlora_engine.manifest import TaskRecord
 from vlora_engine.memory import return_large_blocks
 from vlora_engine.partial import layers_kept, spectra_partial
@@ -384,28 +384,6 @@ def _table_dtype(energy: Tensor) -> torch.dtype:
     held = energy[energy > 0]
     inside = not len(held) or (float(held.min()) > 1e-26 and float(held.max()) < 1e36)
     return torch.float32 if inside else torch.float64
-
-
-@dataclass
-class CumulatedGrams:
-    """``C[k] = sum over j <= k of p_j p_j^T`` of N tasks at chosen k: (N, points, r, r)."""
-
-    k: np.ndarray[Any, np.dtype[np.int64]]
-    values: Tensor
-
-    def at(self, k: Any) -> Tensor:
-        return self.values[:, torch.from_numpy(np.searchsorted(self.k, k))]
-
-
-def cumulated_grams(p: Tensor, k: np.ndarray[Any, np.dtype[np.int64]]) -> CumulatedGrams:
-    """Cumulated r x r Grams of projected factors ``p`` (N, r, K) at ascending ``k``."""
-    n, r, _ = p.shape
-    steps = torch.zeros(n, len(k), r, r, dtype=p.dtype, device=p.device)
-    for i, (low, high) in enumerate(zip(np.concatenate([[0], k[:-1]]), k, strict=True)):
-        if high > low:
-            piece = p[:, :, int(low) : int(high)]
-            steps[:, i] = torch.bmm(piece, piece.transpose(1, 2))
-    return CumulatedGrams(k, steps.cumsum(1))
 
 
 def _union(*arrays: Any) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from vlora_engine.encode import EncodedTask, Storage, encode_loadings, join_loadings
-from vlora_engine.inner import delta_norm2
 from vlora_engine.interop.common import read_index, shape_of, unsound
 from vlora_engine.interop.lorashare import COMPONENTS_FILE, HEADS_FILE, LOADINGS_FILE
 from vlora_engine.interop.names import VLORA_DEV, VLORA_INDEX
 from vlora_engine.interop.vlora_dev import open_files
 from vlora_engine.layer import Bases, LayerBasis
+from vlora_engine.linalg.low_rank import delta_norm2
 from vlora_engine.manifest import LayerSpec, Manifest, TaskRecord
 from vlora_engine.quantize import NF4_QUANT_TABLE
 from vlora_engine.records import figure

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
-from vlora_engine.inner import module_gram
+from vlora_engine.linalg.low_rank import module_gram
 from vlora_engine.merging.entries import (
     Values,
     draw,

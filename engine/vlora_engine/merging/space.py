@@ -21,7 +21,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from vlora_engine.inner import Factors, canonical_svd, delta_norm2, largest_entry_sign
+from vlora_engine.linalg.low_rank import (
+    Factors,
+    canonical_svd,
+    delta_norm2,
+    largest_entry_sign,
+)
 
 EPS = torch.finfo(torch.float64).eps
 ROUNDING = 1e-12  # of an adapter's norm: below it an entry of its core is noise

@@ -7,11 +7,13 @@ is an orthonormal set of directions in D dimensions, most important first.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from vlora_engine.inner import largest_entry_sign
+from vlora_engine.linalg.low_rank import largest_entry_sign
 
 FULL_EIGH_LIMIT = 4096
 PARTIAL_COMPONENTS = 1024
@@ -178,3 +180,25 @@ def update_basis(
     stacked = torch.cat([components, q.T], 0)
     keep = min(k, int((values > max(len(core), stacked.shape[1]) * EPS * values[:1]).sum()))
     return orthonormal_rows(vectors[:keep] @ stacked), values[:keep]
+
+
+@dataclass
+class CumulatedGrams:
+    """``C[k] = sum over j <= k of p_j p_j^T`` of N tasks at chosen k: (N, points, r, r)."""
+
+    k: np.ndarray[Any, np.dtype[np.int64]]
+    values: Tensor
+
+    def at(self, k: Any) -> Tensor:
+        return self.values[:, torch.from_numpy(np.searchsorted(self.k, k))]
+
+
+def cumulated_grams(p: Tensor, k: np.ndarray[Any, np.dtype[np.int64]]) -> CumulatedGrams:
+    """Cumulated r x r Grams of projected factors ``p`` (N, r, K) at ascending ``k``."""
+    n, r, _ = p.shape
+    steps = torch.zeros(n, len(k), r, r, dtype=p.dtype, device=p.device)
+    for i, (low, high) in enumerate(zip(np.concatenate([[0], k[:-1]]), k, strict=True)):
+        if high > low:
+            piece = p[:, :, int(low) : int(high)]
+            steps[:, i] = torch.bmm(piece, piece.transpose(1, 2))
+    return CumulatedGrams(k, steps.cumsum(1))

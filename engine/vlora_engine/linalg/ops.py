@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from vlora_engine.errors import InputError, ParameterError
-from vlora_engine.inner import largest_entry_sign
-from vlora_engine.linalg import update_basis
+from vlora_engine.linalg.grams import update_basis
+from vlora_engine.linalg.low_rank import largest_entry_sign
 
 __all__ = [
     "compute_svd",
