@@ -7,14 +7,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from vlora_engine.codec.coding import METHODS as CODED_METHODS
 from vlora_engine.errors import VLoRAError
+from vlora_engine.manifest.coding import METHODS as CODED_METHODS
 from vlora_tui.recipe import Compress
 
 if TYPE_CHECKING:
     from vlora_engine.codec.forecast import Forecast, Outlook
     from vlora_engine.compress.build import Targets
-    from vlora_engine.manifest import Manifest
+    from vlora_engine.manifest.manifest import Manifest
     from vlora_engine.surface import Spectra
 
 

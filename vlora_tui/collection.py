@@ -22,7 +22,7 @@ from vlora_tui.recipe import AdapterInput, Recipe
 if TYPE_CHECKING:
     from vlora_engine.adapters.model import AdapterSource
     from vlora_engine.findings import Finding
-    from vlora_engine.manifest import Manifest
+    from vlora_engine.manifest.manifest import Manifest
     from vlora_engine.progress import CancelCheck, ProgressCallback
 
 

@@ -22,9 +22,9 @@ from vlora_engine.adapters.address import (
     is_hub_place,
     parse_address,
 )
-from vlora_engine.codec.coding import METHODS as CODED_METHODS
-from vlora_engine.codec.coding import default_method
 from vlora_engine.errors import InputError, NotFoundError, ParameterError
+from vlora_engine.manifest.coding import METHODS as CODED_METHODS
+from vlora_engine.manifest.coding import default_method
 from vlora_engine.merging.specs import DEFAULT_METHOD
 from vlora_engine.packing import BLOCK_SIZE, Quantization, quantization
 

@@ -23,7 +23,7 @@ from vlora_tui.writing import export_paths, facts_of_export, merge_inputs
 
 if TYPE_CHECKING:
     from vlora_engine.adapters.model import AdapterSource
-    from vlora_engine.manifest import Manifest, TaskRecord
+    from vlora_engine.manifest.manifest import Manifest, TaskRecord
 
 _WORDS = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 _HEADER_BYTES = 120  # of a safetensors header, for one tensor, about
@@ -162,8 +162,14 @@ def subspace_bytes(collection: Collection, compress: Compress) -> int | None:
     import numpy as np
 
     from vlora_engine.budget import match_layers
+    from vlora_engine.manifest.records import (
+        max_k,
+        overhead_bytes,
+        rest_bytes,
+        shared_layers,
+        task_record,
+    )
     from vlora_engine.packing import named_quantization
-    from vlora_engine.records import max_k, overhead_bytes, rest_bytes, shared_layers, task_record
     from vlora_engine.sizes import layer_bytes, packing_overhead, storage_dtype
     from vlora_engine.surface import LayerTable
 

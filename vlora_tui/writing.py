@@ -17,7 +17,7 @@ from vlora_tui.recipe import Export, Merge, Recipe, Resize, is_path
 
 if TYPE_CHECKING:
     from vlora_engine.adapters.model import AdapterSource, LoRAWeights
-    from vlora_engine.manifest import Manifest
+    from vlora_engine.manifest.manifest import Manifest
     from vlora_engine.progress import ProgressCallback
     from vlora_engine.shared_subspace import SharedSubspace
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vlora_engine.manifest import LayerSpec, TaskRecord, core_is_dense
+from vlora_engine.manifest.manifest import LayerSpec, TaskRecord, core_is_dense
 from vlora_engine.packed import pack_numbers, unpack_numbers
 from vlora_engine.packing import Packing, Quantization
 from vlora_engine.tensorfile import ITEM_BYTES, torch_dtype

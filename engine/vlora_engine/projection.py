@@ -23,7 +23,7 @@ from vlora_engine.encode import TaskLayer
 from vlora_engine.errors import CollectionError, NotFoundError, ParameterError, SubspaceError
 from vlora_engine.layer import LayerPlan, encode_tasks
 from vlora_engine.linalg.grams import cumulated_grams
-from vlora_engine.manifest import LayerSpec, TaskRecord
+from vlora_engine.manifest.manifest import LayerSpec, TaskRecord
 from vlora_engine.tasks import TaskProjection, decode_projection
 from vlora_engine.tensorfile import dtype_name, torch_dtype
 

@@ -15,7 +15,7 @@ from vlora_engine.encode import EncodedTask
 from vlora_engine.errors import ConflictError, SubspaceError
 from vlora_engine.files import new_directory
 from vlora_engine.locks import changing
-from vlora_engine.manifest import Manifest, TaskRecord
+from vlora_engine.manifest.manifest import Manifest, TaskRecord
 from vlora_engine.store import free_task_file, index_digest, task_files, write_index
 from vlora_engine.tensorfile import close_file, write_error
 

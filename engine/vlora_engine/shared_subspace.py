@@ -30,7 +30,7 @@ from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.encode import EncodedTask, Storage
 from vlora_engine.errors import ConflictError, NotFoundError, ParameterError, VLoRAError
 from vlora_engine.layer import Bases
-from vlora_engine.manifest import LayerSpec, Manifest, TaskRecord
+from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
 from vlora_engine.packing import BLOCK_SIZE, Quantization, quantization
 from vlora_engine.progress import ProgressCallback
 from vlora_engine.ranking import worst

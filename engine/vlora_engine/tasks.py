@@ -22,9 +22,14 @@ from vlora_engine.encode import (
 )
 from vlora_engine.errors import ParameterError, SubspaceError
 from vlora_engine.layer import Bases, BuiltLayer, LayerBasis
-from vlora_engine.manifest import LayerSpec, OwnModule, TaskRecord, unknown_task
+from vlora_engine.manifest.manifest import (
+    LayerSpec,
+    OwnModule,
+    TaskRecord,
+    unknown_task,
+)
+from vlora_engine.manifest.records import figure
 from vlora_engine.packed import PackedBasis
-from vlora_engine.records import figure
 from vlora_engine.store import StoredSubspace, decode_task
 
 

@@ -24,14 +24,14 @@ from torch import Tensor
 from vlora_engine.adapters.check import CheckReport, check_adapters
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights
 from vlora_engine.catalog.open import find_adapters, load_adapter, open_adapter
-from vlora_engine.codec.coding import METHODS as CODED_METHODS
 from vlora_engine.compress.build import build_subspace
 from vlora_engine.compress.measure import METHODS as SPECTRA_METHODS
 from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.demo import make_demo_collection
 from vlora_engine.errors import TargetError
 from vlora_engine.linalg.low_rank import relative_error
-from vlora_engine.manifest import METHODS
+from vlora_engine.manifest.coding import METHODS as CODED_METHODS
+from vlora_engine.manifest.manifest import METHODS
 from vlora_engine.naming import unique_names
 from vlora_engine.sizes import factor_bytes_16, rest_bytes
 from vlora_engine.surface import Spectra

@@ -155,7 +155,7 @@ def make_subspace(size: Size, tasks: int) -> Any:
 
     from vlora_engine.encode import Storage
     from vlora_engine.layer import Bases, LayerBasis
-    from vlora_engine.manifest import LayerSpec
+    from vlora_engine.manifest.manifest import LayerSpec
     from vlora_engine.shared_subspace import SharedSubspace
     from vlora_engine.tasks import TaskMap, TaskProjection
 

@@ -33,7 +33,7 @@ from vlora_engine.errors import (
 )
 from vlora_engine.files import new_directory, partial_path
 from vlora_engine.linalg.grams import halves, range_basis, update_basis
-from vlora_engine.records import max_k, shared_layers
+from vlora_engine.manifest.records import max_k, shared_layers
 from vlora_engine.tasks import TaskProjection
 
 METHODS = ("delta", "columns", "flat")

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import vlora_engine.locks as locks
-import vlora_engine.manifest as manifest_module
+import vlora_engine.manifest.manifest as manifest_module
 from tests import make
 from vlora_engine.catalog.open import load_adapter
 from vlora_engine.catalog.read import read_manifest

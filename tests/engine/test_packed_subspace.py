@@ -32,7 +32,7 @@ from vlora_engine.doctor.subspace_check import check_subspace
 from vlora_engine.encode import Storage
 from vlora_engine.errors import CorruptFileError, ParameterError, TargetError
 from vlora_engine.layer import Bases, LayerBasis
-from vlora_engine.manifest import LayerSpec
+from vlora_engine.manifest.manifest import LayerSpec
 from vlora_engine.packed import PackedBasis
 from vlora_engine.packing import Quantization, quantization
 from vlora_engine.tasks import TaskMap, TaskProjection

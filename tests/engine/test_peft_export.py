@@ -16,8 +16,8 @@ from vlora_engine import SharedSubspace, load_adapter, save_adapter
 from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.compress.build import build_subspace
+from vlora_engine.manifest.records import max_k, shared_layers
 from vlora_engine.pipeline import extract_adapter
-from vlora_engine.records import max_k, shared_layers
 
 peft = pytest.importorskip("peft")
 

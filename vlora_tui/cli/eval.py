@@ -16,7 +16,7 @@ from vlora_tui.cli.progress import Watcher
 if TYPE_CHECKING:
     from vlora_engine.adapters.model import AdapterSource
     from vlora_engine.evaluation.evaluate import Evaluation
-    from vlora_engine.manifest import Manifest
+    from vlora_engine.manifest.manifest import Manifest
     from vlora_engine.shared_subspace import SharedSubspace
 
 MAX_TOKENS = 2048

@@ -175,7 +175,7 @@ def _proof(error: float | None) -> str:
 
 def _is_one(chosen: list[str], subspace: str) -> bool:
     from vlora_engine.catalog.read import read_manifest
-    from vlora_engine.manifest import is_own_subspace
+    from vlora_engine.manifest.manifest import is_own_subspace
 
     if len(chosen) != 1 or not any(c in chosen[0] for c in "*?["):
         return len(chosen) == 1

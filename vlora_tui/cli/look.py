@@ -25,7 +25,7 @@ from vlora_tui.cli.output import Output, percent, plural, printable, size, times
 
 if TYPE_CHECKING:
     from vlora_engine.catalog.scanner import AdapterInfo, Catalog
-    from vlora_engine.manifest import Manifest, TaskRecord
+    from vlora_engine.manifest.manifest import Manifest, TaskRecord
 
 
 def inspect(
@@ -154,7 +154,7 @@ def info_data(manifest: Manifest) -> dict[str, Any]:
 
 def show_manifest(out: Output, manifest: Manifest) -> None:
     """The same for people."""
-    from vlora_engine.card import stored_in
+    from vlora_engine.manifest.card import stored_in
     from vlora_tui.choices import how, manifest_figures
 
     out.text(printable(f"subspace   {address_text(str(manifest.path))}"))

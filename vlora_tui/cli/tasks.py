@@ -17,7 +17,7 @@ from vlora_tui.cli.hub_places import fetch_first, require_own
 from vlora_tui.cli.output import Output, percent, plural, printable, size
 
 if TYPE_CHECKING:
-    from vlora_engine.manifest import Manifest
+    from vlora_engine.manifest.manifest import Manifest
 
 PROGRAM = "vlora-tui"
 LOST = 0.5  # an error of dW above which adding a task is remarked on

@@ -13,7 +13,7 @@ from vlora_engine.ranking import foremost
 from vlora_tui.comparing import Compared, analysis_data
 
 if TYPE_CHECKING:
-    from vlora_engine.manifest import Manifest
+    from vlora_engine.manifest.manifest import Manifest
     from vlora_engine.progress import ProgressCallback
     from vlora_engine.surface import Spectra
     from vlora_tui.collection import Collection
@@ -187,7 +187,7 @@ def subspace_data(
 
 def layer_rows(manifest: Manifest) -> list[dict[str, Any]]:
     """Per shared layer the error of dW: over all tasks together, and of the worst."""
-    from vlora_engine.figures import task_figures
+    from vlora_engine.manifest.task_errors import task_figures
 
     energy: dict[str, list[tuple[float, float, str]]] = {spec.name: [] for spec in manifest.layers}
     for task in manifest.tasks:

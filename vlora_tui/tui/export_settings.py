@@ -21,7 +21,7 @@ from vlora_tui.room import adapter_bytes
 
 if TYPE_CHECKING:
     from vlora_engine.catalog.scanner import AdapterInfo
-    from vlora_engine.manifest import Manifest
+    from vlora_engine.manifest.manifest import Manifest
 
 T = TypeVar("T")
 Doing = Literal["export", "merge", "resize"]

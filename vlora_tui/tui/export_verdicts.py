@@ -15,7 +15,7 @@ from vlora_tui.tui.export_settings import Item
 
 if TYPE_CHECKING:
     from vlora_engine.findings import Finding
-    from vlora_engine.manifest import Manifest
+    from vlora_engine.manifest.manifest import Manifest
 
 OF_SAFETENSORS = frozenset({"ollama-safetensors"})  # no matter to an export that writes GGUF
 

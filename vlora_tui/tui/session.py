@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters.address import address_text, is_address, is_hub_place
-from vlora_engine.codec.coding import METHODS as CODED_METHODS
 from vlora_engine.errors import VLoRAError
+from vlora_engine.manifest.coding import METHODS as CODED_METHODS
 from vlora_tui import paths
 from vlora_tui.sizes import size
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vlora_engine.budget import Choice, Prediction
     from vlora_engine.catalog.scanner import AdapterInfo
     from vlora_engine.findings import Finding
-    from vlora_engine.manifest import Manifest
+    from vlora_engine.manifest.manifest import Manifest
     from vlora_engine.surface import Spectra
     from vlora_tui.forecasts import Coded
     from vlora_tui.recipe import Compress, Export, Recipe

@@ -10,7 +10,14 @@ from pathlib import Path
 from vlora_engine.adapters.address import is_address
 from vlora_engine.errors import NotFoundError, ParameterError, VLoRAError
 from vlora_engine.files import how_to_put_back
-from vlora_engine.manifest import INDEX, Manifest, _parse, _read_index, _unsound, is_own_subspace
+from vlora_engine.manifest.manifest import (
+    INDEX,
+    Manifest,
+    _parse,
+    _read_index,
+    _unsound,
+    is_own_subspace,
+)
 from vlora_engine.tensorfile import read_error
 
 

@@ -44,7 +44,7 @@ from vlora_engine.catalog.subspace_tasks import inspect_task, inspection_of
 from vlora_engine.errors import NotFoundError, VLoRAError
 from vlora_engine.findings import Finding
 from vlora_engine.interop import PEERS, peer_at
-from vlora_engine.manifest import FORMAT, Manifest
+from vlora_engine.manifest.manifest import FORMAT, Manifest
 from vlora_engine.naming import printable, unique_names
 
 if TYPE_CHECKING:

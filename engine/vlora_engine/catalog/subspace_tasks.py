@@ -10,7 +10,7 @@ from vlora_engine.errors import ParameterError
 from vlora_engine.formats.base import Inspection, Probe
 from vlora_engine.formats.config import read_settings
 from vlora_engine.interop import PEERS, peer_at
-from vlora_engine.manifest import (
+from vlora_engine.manifest.manifest import (
     FORMAT,
     INDEX,
     Manifest,

@@ -9,11 +9,16 @@ from pathlib import Path
 from vlora_engine._version import __version__
 from vlora_engine.adapters.base_models import base_model_of
 from vlora_engine.adapters.model import AdapterSource
-from vlora_engine.card import model_card
-from vlora_engine.codec.coding import Coding
 from vlora_engine.codec.floats import MODULE_HEAD
 from vlora_engine.files import dump_json
-from vlora_engine.manifest import BasisFile, LayerSpec, Manifest, TaskRecord
+from vlora_engine.manifest.card import model_card
+from vlora_engine.manifest.coding import Coding
+from vlora_engine.manifest.manifest import (
+    BasisFile,
+    LayerSpec,
+    Manifest,
+    TaskRecord,
+)
 from vlora_engine.tensorfile import encode_header
 
 Layout = list[tuple[str, str, tuple[int, ...]]]

@@ -29,13 +29,18 @@ from vlora_engine.codec.blobs import (
     open_groups,
     pack_floats,
 )
-from vlora_engine.codec.coding import Coding
 from vlora_engine.codec.delta import orthonormal
 from vlora_engine.codec.floats import MODULE_HEAD
 from vlora_engine.codec.layout import shared_layout, task_layout
 from vlora_engine.codec.tables import Array
 from vlora_engine.errors import CorruptFileError
-from vlora_engine.manifest import BasisFile, LayerSpec, Manifest, TaskRecord
+from vlora_engine.manifest.coding import Coding
+from vlora_engine.manifest.manifest import (
+    BasisFile,
+    LayerSpec,
+    Manifest,
+    TaskRecord,
+)
 from vlora_engine.store import CheckedFiles, write_index
 from vlora_engine.tensorfile import (
     ITEM_BYTES,

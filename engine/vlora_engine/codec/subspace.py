@@ -26,7 +26,6 @@ from vlora_engine.adapters.model import (
 )
 from vlora_engine.adapters.stack import read_stack
 from vlora_engine.codec.build import code_in_memory
-from vlora_engine.codec.coding import Coding
 from vlora_engine.codec.forecast import COARSEST, FINEST
 from vlora_engine.codec.layer import code_layer
 from vlora_engine.codec.store import (
@@ -42,11 +41,12 @@ from vlora_engine.compress.build import Collection, Targets
 from vlora_engine.encode import EncodedTask, Storage
 from vlora_engine.errors import ParameterError, SubspaceError
 from vlora_engine.layer import Bases
-from vlora_engine.manifest import LayerSpec, Manifest, TaskRecord
+from vlora_engine.manifest.coding import Coding
+from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
+from vlora_engine.manifest.records import figure, shared_layers, task_record
 from vlora_engine.packing import chooses_bits
 from vlora_engine.progress import ProgressCallback
 from vlora_engine.projection import assembled, check_fits, shared_specs
-from vlora_engine.records import figure, shared_layers, task_record
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.store import StoredSubspace
 from vlora_engine.tasks import TaskMap, TaskProjection

@@ -40,7 +40,7 @@ from vlora_engine.interop.lorashare import open_tasks
 from vlora_engine.interop.names import LORASHARE, SHARE_INDEX
 from vlora_engine.interop.write import share_names, share_settings, write_lorashare
 from vlora_engine.linalg.low_rank import relative_error
-from vlora_engine.records import max_k, shared_layers
+from vlora_engine.manifest.records import max_k, shared_layers
 from vlora_engine.shared_subspace import SharedSubspace
 
 __all__ = ["SHAREConfig", "SHAREModel"]

@@ -15,8 +15,8 @@ from vlora_engine.formats.config import read_settings
 from vlora_engine.interop.store import straight
 from vlora_engine.layer import Bases, LayerBasis
 from vlora_engine.linalg.low_rank import delta_norm2
-from vlora_engine.manifest import LayerSpec
-from vlora_engine.records import natural_key
+from vlora_engine.manifest.manifest import LayerSpec
+from vlora_engine.manifest.records import natural_key
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.tasks import TaskMap, TaskProjection
 

@@ -28,10 +28,10 @@ from vlora_engine.errors import ParameterError, VLoRAError
 from vlora_engine.layer import Bases, LayerBasis, LayerPlan
 from vlora_engine.linalg.grams import full_basis, update_basis
 from vlora_engine.linalg.low_rank import delta_error2
-from vlora_engine.manifest import LayerSpec, TaskRecord
+from vlora_engine.manifest.manifest import LayerSpec, TaskRecord
+from vlora_engine.manifest.records import figure, max_k
 from vlora_engine.progress import ProgressCallback
 from vlora_engine.projection import check_fits, padded_stack, project, reconstruct
-from vlora_engine.records import figure, max_k
 from vlora_engine.store import decode_task
 from vlora_engine.tasks import TaskMap, TaskProjection, collect_tasks
 

@@ -24,8 +24,6 @@ from vlora_engine.adapters.check import CheckReport, check_adapters
 from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.adapters.stack import read_stack
 from vlora_engine.budget import Choice, check_targets, choose, match_layers, too_large
-from vlora_engine.codec.coding import METHODS as CODED_METHODS
-from vlora_engine.codec.coding import default_method
 from vlora_engine.compress.measure import METHODS as SPECTRA_METHODS
 from vlora_engine.compress.measure import canonical_order, compute_spectra, pick_device
 from vlora_engine.encode import EncodedTask, Storage, TaskLayer
@@ -33,17 +31,24 @@ from vlora_engine.errors import ParameterError, SubspaceError
 from vlora_engine.files import check_output, discard, partial_path, publish, sole_writer
 from vlora_engine.findings import Finding
 from vlora_engine.layer import BuiltLayer, LayerPlan, build_layer
-from vlora_engine.manifest import METHODS, LayerSpec, Manifest, TaskRecord
-from vlora_engine.packing import Quantization, named_quantization
-from vlora_engine.partial import RESULT, SPECTRA, layers_kept
-from vlora_engine.parts import LayerParts
-from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
-from vlora_engine.records import (
+from vlora_engine.manifest.coding import METHODS as CODED_METHODS
+from vlora_engine.manifest.coding import default_method
+from vlora_engine.manifest.manifest import (
+    METHODS,
+    LayerSpec,
+    Manifest,
+    TaskRecord,
+)
+from vlora_engine.manifest.records import (
     figure,
     max_k,
     shared_layers,
     task_record,
 )
+from vlora_engine.packing import Quantization, named_quantization
+from vlora_engine.partial import RESULT, SPECTRA, layers_kept
+from vlora_engine.parts import LayerParts
+from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
 from vlora_engine.sizes import is_lossy, storage_dtype
 from vlora_engine.store import task_files, write_subspace
 from vlora_engine.surface import Spectra

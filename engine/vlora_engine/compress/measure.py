@@ -30,11 +30,11 @@ from vlora_engine.errors import ParameterError
 from vlora_engine.files import check_output, discard, publish, sole_writer
 from vlora_engine.linalg.grams import cumulated_grams, full_basis, small_grams
 from vlora_engine.linalg.low_rank import module_grams
-from vlora_engine.manifest import TaskRecord
+from vlora_engine.manifest.manifest import TaskRecord
+from vlora_engine.manifest.records import overhead_bytes, shared_layers, task_record
 from vlora_engine.memory import return_large_blocks
 from vlora_engine.partial import layers_kept, spectra_partial
 from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
-from vlora_engine.records import overhead_bytes, shared_layers, task_record
 from vlora_engine.sizes import STORAGE_DTYPES
 from vlora_engine.surface import (
     LayerTable,

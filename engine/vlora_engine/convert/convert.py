@@ -22,7 +22,7 @@ from vlora_engine.convert.losses import (
 from vlora_engine.errors import ParameterError
 from vlora_engine.files import check_output, directory_bytes, new_directory, require_apart
 from vlora_engine.interop.names import LORASHARE, VLORA_DEV
-from vlora_engine.manifest import Manifest, TaskRecord
+from vlora_engine.manifest.manifest import Manifest, TaskRecord
 from vlora_engine.progress import Progress, ProgressCallback
 
 if TYPE_CHECKING:
@@ -292,7 +292,7 @@ def _held(
     conversion: Conversion, source: SharedSubspace | None, progress: ProgressCallback | None
 ) -> SharedSubspace:
     """A subspace that the target's format can hold."""
-    from vlora_engine.records import max_k, shared_layers
+    from vlora_engine.manifest.records import max_k, shared_layers
     from vlora_engine.shared_subspace import SharedSubspace
 
     as_it_is = source is not None and conversion.k is None

@@ -11,7 +11,7 @@ from vlora_engine.findings import Finding, finding_of
 
 if TYPE_CHECKING:
     from vlora_engine.errors import VLoRAError
-    from vlora_engine.manifest import Manifest
+    from vlora_engine.manifest.manifest import Manifest
     from vlora_engine.store import StoredSubspace
 
 

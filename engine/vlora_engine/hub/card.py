@@ -13,10 +13,10 @@ from vlora_engine.adapters.address import (
     parse_address,
     snapshot_folder,
 )
-from vlora_engine.card import stored_in
 from vlora_engine.errors import VLoRAError
 from vlora_engine.hub.listing import CARD, list_repository
-from vlora_engine.manifest import Manifest
+from vlora_engine.manifest.card import stored_in
+from vlora_engine.manifest.manifest import Manifest
 
 _FENCE = "---"
 _MAX_CARD = 2_000_000

@@ -21,7 +21,7 @@ from vlora_engine.errors import CorruptFileError, NotFoundError, VLoRAError
 from vlora_engine.findings import Finding
 from vlora_engine.hub.client import SECONDS, endpoint, hub_errors
 from vlora_engine.hub.listing import Listing, adapter_files, adapter_folders, list_repository
-from vlora_engine.manifest import INDEX
+from vlora_engine.manifest.manifest import INDEX
 from vlora_engine.tensorfile import MAX_HEADER_BYTES, write_error
 
 FIRST_BYTES = 128 * 1024  # enough for the headers of most adapters in one request

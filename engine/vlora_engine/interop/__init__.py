@@ -17,7 +17,7 @@ from vlora_engine.interop.names import (
 )
 
 if TYPE_CHECKING:
-    from vlora_engine.manifest import Manifest
+    from vlora_engine.manifest.manifest import Manifest
 
 __all__ = ["LORASHARE", "PEERS", "VLORA_DEV", "peer_at", "read_peer"]
 

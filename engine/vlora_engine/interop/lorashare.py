@@ -23,7 +23,7 @@ from vlora_engine.interop.common import (
     unsound,
 )
 from vlora_engine.interop.names import LORASHARE, SHARE_INDEX
-from vlora_engine.manifest import LayerSpec, Manifest, TaskRecord
+from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
 from vlora_engine.tensorfile import Header, read_header
 
 COMPONENTS_FILE = "shared_components.safetensors"
@@ -138,7 +138,7 @@ def _config_of_all(index: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _layers(components: Header) -> list[LayerSpec]:
-    from vlora_engine.records import natural_key
+    from vlora_engine.manifest.records import natural_key
 
     sides: dict[str, dict[str, Shape]] = {}
     for key in components.entries:

@@ -25,7 +25,7 @@ from vlora_engine.interop.common import (
     unsound,
 )
 from vlora_engine.interop.names import VLORA_DEV, VLORA_INDEX
-from vlora_engine.manifest import LayerSpec, Manifest
+from vlora_engine.manifest.manifest import LayerSpec, Manifest
 from vlora_engine.tensorfile import Header, read_header
 
 FLOAT_FILE = "subspace.safetensors"

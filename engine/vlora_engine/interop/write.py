@@ -28,7 +28,7 @@ from vlora_engine.interop.lorashare import (
 )
 from vlora_engine.interop.names import SHARE_INDEX, VLORA_INDEX
 from vlora_engine.interop.vlora_dev import FLOAT_FILE
-from vlora_engine.manifest import TaskRecord
+from vlora_engine.manifest.manifest import TaskRecord
 from vlora_engine.naming import slugs
 from vlora_engine.tensorfile import write_tensors
 

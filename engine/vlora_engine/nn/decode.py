@@ -19,7 +19,7 @@ from vlora_engine.adapters.stack import unflatten
 from vlora_engine.encode import EncodedTask, Loadings, LoadingsForm, decode_sides
 from vlora_engine.errors import ParameterError
 from vlora_engine.layer import LayerBasis
-from vlora_engine.manifest import TaskRecord
+from vlora_engine.manifest.manifest import TaskRecord
 from vlora_engine.nn.effects import Alone, Factors, Shared
 from vlora_engine.shared_subspace import SharedSubspace
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from vlora_engine.errors import SubspaceError
 from vlora_engine.layer import LayerBasis
-from vlora_engine.manifest import LayerSpec, OwnModule
+from vlora_engine.manifest.manifest import LayerSpec, OwnModule
 from vlora_engine.nn.decode import SHARING, Target
 from vlora_engine.nn.effects import Effect, Factors, Shared
 from vlora_engine.nn.places import Place, named_modules, place_of

@@ -15,11 +15,11 @@ from vlora_engine.encode import EncodedTask
 from vlora_engine.errors import ParameterError, SubspaceError
 from vlora_engine.layer import LayerBasis
 from vlora_engine.linalg.low_rank import delta_error2, delta_norm2
-from vlora_engine.manifest import LayerSpec, OwnModule, TaskRecord
+from vlora_engine.manifest.manifest import LayerSpec, OwnModule, TaskRecord
+from vlora_engine.manifest.records import figure
 from vlora_engine.nn.decode import SHARING, Target, flat_factor
 from vlora_engine.nn.effects import Basis, Effect, Factors
 from vlora_engine.nn.places import Place
-from vlora_engine.records import figure
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.tasks import TaskProjection
 

@@ -25,7 +25,7 @@ from vlora_engine.tensorfile import ITEM_BYTES
 
 if TYPE_CHECKING:
     from vlora_engine.formats.base_model_config import BaseConfig
-    from vlora_engine.manifest import Manifest, TaskRecord
+    from vlora_engine.manifest.manifest import Manifest, TaskRecord
 
 DTYPES = {"fp64": "F64", "fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 

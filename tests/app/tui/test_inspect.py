@@ -33,7 +33,7 @@ from vlora_engine.catalog.read import read_manifest
 from vlora_engine.catalog.scanner import scan
 from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.errors import CorruptFileError, VLoRAError
-from vlora_engine.figures import task_figures
+from vlora_engine.manifest.task_errors import task_figures
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.surface import Spectra
 from vlora_tui.tui import inspecting

@@ -8,7 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlora_engine.codec.index import open_layers, open_tasks, pack_layers, pack_tasks
+from vlora_engine.manifest.coded_index import (
+    open_layers,
+    open_tasks,
+    pack_layers,
+    pack_tasks,
+)
 
 NAMES = st.text(st.sampled_from("ab.#0123456789"), min_size=1, max_size=12)
 DIGESTS = st.one_of(st.just(""), st.text("0123456789abcdef", min_size=64, max_size=64))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.style import Style
 from rich.text import Text
 
-from vlora_engine.card import stored_in
+from vlora_engine.manifest.card import stored_in
 from vlora_tui.tui.screens.adapter_rows import Row
 from vlora_tui.tui.words import clean, number, plural, size, tilde
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vlora_engine.errors import VLoRAError
-    from vlora_engine.manifest import Manifest
+    from vlora_engine.manifest.manifest import Manifest
 
 LABEL = 8
 

@@ -18,7 +18,7 @@ from vlora_tui.tui.words import clean, number, plural, size
 if TYPE_CHECKING:
     from vlora_engine.catalog.scanner import AdapterInfo
     from vlora_engine.findings import Finding
-    from vlora_engine.manifest import Manifest
+    from vlora_engine.manifest.manifest import Manifest
 
 NOT_CHECKED = "not checked"
 

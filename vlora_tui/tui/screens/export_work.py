@@ -18,7 +18,7 @@ from vlora_tui.tui.exporting import Plan
 from vlora_tui.tui.screens.panes import PaneView
 
 if TYPE_CHECKING:
-    from vlora_engine.manifest import Manifest
+    from vlora_engine.manifest.manifest import Manifest
     from vlora_tui.jobs import JobView
     from vlora_tui.recipe import Recipe
 

@@ -31,7 +31,7 @@ from vlora_tui.tui.widgets.heatmap import Cell, Heatmap, arrange
 from vlora_tui.tui.words import clean
 
 if TYPE_CHECKING:
-    from vlora_engine.figures import TaskFigures
+    from vlora_engine.manifest.task_errors import TaskFigures
     from vlora_tui.tui.session import Session
 
 FRAME = 5  # lines of the pane that are no layers: borders, head, what is said
@@ -307,7 +307,7 @@ class LayersPane(AskingPane):
 
     @work(thread=True, group="figures", exit_on_error=False)
     def _read_figures(self, key: tuple[str, str]) -> None:
-        from vlora_engine.figures import task_figures
+        from vlora_engine.manifest.task_errors import task_figures
 
         manifest = self.session.manifest
         if manifest is None:

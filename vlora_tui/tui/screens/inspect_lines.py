@@ -15,7 +15,7 @@ from vlora_tui.tui.widgets.table import Cell, Column
 from vlora_tui.tui.words import clean, size, tilde
 
 if TYPE_CHECKING:
-    from vlora_engine.manifest import Manifest, TaskRecord
+    from vlora_engine.manifest.manifest import Manifest, TaskRecord
 
 _DTYPES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 SORTS = ("score", "size", "name")

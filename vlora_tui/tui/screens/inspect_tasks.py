@@ -15,7 +15,7 @@ from vlora_tui.tui.widgets.table import Cell, Table
 from vlora_tui.tui.words import clean
 
 if TYPE_CHECKING:
-    from vlora_engine.manifest import Manifest, TaskRecord
+    from vlora_engine.manifest.manifest import Manifest, TaskRecord
 
 TASK_SORTS = ("error", "size", "name")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlora_engine.manifest import Manifest
+from vlora_engine.manifest.manifest import Manifest
 
 
 def model_card(manifest: Manifest) -> str:

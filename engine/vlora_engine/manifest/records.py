@@ -12,9 +12,15 @@ import numpy as np
 from vlora_engine._version import __version__
 from vlora_engine.adapters.base_models import base_model_of
 from vlora_engine.adapters.model import AdapterSource, nominal_rank
-from vlora_engine.card import model_card
 from vlora_engine.files import dump_json
-from vlora_engine.manifest import BasisFile, LayerSpec, Manifest, OwnModule, TaskRecord
+from vlora_engine.manifest.card import model_card
+from vlora_engine.manifest.manifest import (
+    BasisFile,
+    LayerSpec,
+    Manifest,
+    OwnModule,
+    TaskRecord,
+)
 from vlora_engine.tensorfile import ITEM_BYTES, encode_header
 
 Layout = list[tuple[str, str, tuple[int, ...]]]

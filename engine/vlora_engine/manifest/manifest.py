@@ -15,9 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine.adapters.model import Kind
-from vlora_engine.codec.coding import METHODS as CODED_METHODS
-from vlora_engine.codec.coding import Coding, parse_coding
-from vlora_engine.codec.index import open_layers, open_tasks, pack_layers, pack_tasks
 from vlora_engine.errors import (
     CorruptFileError,
     NotFoundError,
@@ -25,6 +22,14 @@ from vlora_engine.errors import (
 )
 from vlora_engine.files import is_being_replaced
 from vlora_engine.findings import Finding
+from vlora_engine.manifest.coded_index import (
+    open_layers,
+    open_tasks,
+    pack_layers,
+    pack_tasks,
+)
+from vlora_engine.manifest.coding import METHODS as CODED_METHODS
+from vlora_engine.manifest.coding import Coding, parse_coding
 from vlora_engine.packing import Quantization, parse_quantization
 from vlora_engine.ranking import foremost
 from vlora_engine.tensorfile import ITEM_BYTES
