@@ -177,7 +177,7 @@ def test_pickles_are_opened_only_with_weights_only() -> None:
     [
         "vlora_engine",
         "vlora_engine.catalog.scanner",
-        "vlora_engine.merging.request",
+        "vlora_engine.merging.settings",
         "vlora_tui.cli",
     ],
 )

@@ -17,8 +17,8 @@ from reprlib import repr as short  # a few lines of YAML can stand for gigabytes
 from typing import Any, NamedTuple, NoReturn
 
 from vlora_engine.errors import InputError, NotFoundError
+from vlora_engine.merging.methods import MERGE_METHODS
 from vlora_engine.merging.registry import MergeMethod
-from vlora_engine.merging.specs import MERGE_METHODS
 
 
 class Alias(NamedTuple):

@@ -25,7 +25,7 @@ from vlora_engine.adapters.address import (
 from vlora_engine.errors import InputError, NotFoundError, ParameterError
 from vlora_engine.manifest.coding import METHODS as CODED_METHODS
 from vlora_engine.manifest.coding import default_method
-from vlora_engine.merging.specs import DEFAULT_METHOD
+from vlora_engine.merging.methods import DEFAULT_METHOD
 from vlora_engine.packing import BLOCK_SIZE, Quantization, quantization
 
 METHODS = ("auto", "own", "delta", "columns", "flat")

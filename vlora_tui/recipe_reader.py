@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from vlora_engine.merging.specs import DEFAULT_METHOD
+from vlora_engine.merging.methods import DEFAULT_METHOD
 from vlora_engine.targets.registry import TARGETS
 from vlora_tui.recipe import (
     DTYPES,

@@ -168,7 +168,7 @@ def check_merge(merge: Merge, count: int) -> None:
     Raises:
         ParameterError: An unknown method or parameter, a value out of range, a contradiction.
     """
-    from vlora_engine.merging.request import check_request
+    from vlora_engine.merging.settings import check_request
 
     check_request(count, merge.method, **_merge_settings(merge), parameters=merge.parameters)
 

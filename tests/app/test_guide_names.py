@@ -21,7 +21,7 @@ import vlora_engine
 from vlora_engine.formats.gguf_architectures import ARCHITECTURES
 from vlora_engine.manifest.coding import METHODS as CODED_METHODS
 from vlora_engine.manifest.manifest import METHODS
-from vlora_engine.merging.specs import MERGE_METHODS, PEFT_METHODS
+from vlora_engine.merging.methods import MERGE_METHODS, PEFT_METHODS
 from vlora_engine.targets.registry import VLLM_RANKS
 from vlora_tui import guides
 from vlora_tui.cli.app import COMMANDS, load_command

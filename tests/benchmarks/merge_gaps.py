@@ -16,18 +16,18 @@ from torch import Tensor
 
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, as_source
 from vlora_engine.catalog.open import open_adapter
-from vlora_engine.merging import MERGE_METHODS, entries, merge
+from vlora_engine.merging import MERGE_METHODS, merge, sparsify
 
 ADAPTERS, MODULES = 4, 6
 SIEVES = {
-    "ties": (entries.trim, True),
-    "dare": (entries.draw, False),
-    "dare_ties": (entries.draw, True),
-    "della": (entries.draw_by_size, True),
-    "della_linear": (entries.draw_by_size, False),
-    "breadcrumbs": (entries.drop_tails, False),
-    "breadcrumbs_ties": (entries.drop_tails, True),
-    "magnitude_prune": (entries.trim, False),
+    "ties": (sparsify.trim, True),
+    "dare": (sparsify.draw, False),
+    "dare_ties": (sparsify.draw, True),
+    "della": (sparsify.draw_by_size, True),
+    "della_linear": (sparsify.draw_by_size, False),
+    "breadcrumbs": (sparsify.drop_tails, False),
+    "breadcrumbs_ties": (sparsify.drop_tails, True),
+    "magnitude_prune": (sparsify.trim, False),
 }
 
 
@@ -75,14 +75,14 @@ def dense(method: str, deltas: list[Tensor], values: dict[str, Any]) -> Tensor:
         def votes() -> list[tuple[Tensor, float]]:
             return [(e * d, e) for e, d in zip(energy, deltas, strict=True)]
 
-        return entries.elect(votes, mean=True, ballots=lambda: [(d, 1.0) for d in deltas])
+        return sparsify.elect(votes, mean=True, ballots=lambda: [(d, 1.0) for d in deltas])
     sieve, elects = SIEVES[method]
     kept = [sieve(d, values, torch.Generator().manual_seed(i)) for i, d in enumerate(deltas)]
 
     def weighted() -> list[tuple[Tensor, float]]:
         return [(weight * k, weight) for k in kept]
 
-    return entries.elect(weighted, mean=True) if elects else entries.add(weighted)
+    return sparsify.elect(weighted, mean=True) if elects else sparsify.add(weighted)
 
 
 def gaps(adapters: list[LoRAWeights]) -> list[dict[str, Any]]:

@@ -28,9 +28,9 @@ from tests.engine.merging_made import (
 from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.errors import ParameterError
 from vlora_engine.merging import IDENTITIES, MERGE_METHODS, PEFT_METHODS, merge, task_arithmetic
+from vlora_engine.merging.core_space import Change, CoreSpace
 from vlora_engine.merging.operators import OPERATORS
 from vlora_engine.merging.registry import MergeMethod
-from vlora_engine.merging.space import Change, CoreSpace
 
 NAMES = list(MERGE_METHODS)
 SETTINGS: dict[str, list[dict[str, Any]]] = {

@@ -43,7 +43,7 @@ from vlora_engine.merging import (
     task_arithmetic,
     ties_merge,
 )
-from vlora_engine.merging.space import Change, CoreSpace
+from vlora_engine.merging.core_space import Change, CoreSpace
 
 # ---- the core space -----------------------------------------------------------------------------
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from vlora_engine.merging.methods import DEFAULT_METHOD, MERGE_METHODS, PEFT_METHODS
 from vlora_engine.merging.registry import IDENTITIES, MergeRegistry
-from vlora_engine.merging.specs import DEFAULT_METHOD, MERGE_METHODS, PEFT_METHODS
 from vlora_tui.cli.output import Output
 from vlora_tui.mergekit import ALIASES
 

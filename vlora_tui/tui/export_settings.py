@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from vlora_engine.adapters.address import is_address
+from vlora_engine.merging.methods import DEFAULT_METHOD
+from vlora_engine.merging.methods import MERGE_METHODS as METHODS
 from vlora_engine.merging.registry import MergeMethod, MergeParameter
-from vlora_engine.merging.specs import DEFAULT_METHOD
-from vlora_engine.merging.specs import MERGE_METHODS as METHODS
 from vlora_engine.targets import TARGETS
 from vlora_engine.targets.fit import DTYPES as STORED
 from vlora_tui.room import adapter_bytes
@@ -161,7 +161,7 @@ def weights_of(settings: Settings, names: Sequence[str]) -> list[float]:
 
 def shares_of(settings: Settings, names: Sequence[str]) -> list[float] | None:
     """What the weights become where only their ratios matter; None where they stay as they are."""
-    from vlora_engine.merging.request import MergeRequest
+    from vlora_engine.merging.settings import MergeRequest
 
     request = MergeRequest(settings.spec, settings.space, None, settings.normalize, 1, None, None)
     weights = weights_of(settings, names)

@@ -12,12 +12,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlora_engine.merging.apply import merge, merge_with_report
-    from vlora_engine.merging.kept import Kept
-    from vlora_engine.merging.methods import dare_merge, task_arithmetic, ties_merge
+    from vlora_engine.merging.merge_adapters import merge, merge_with_report
+    from vlora_engine.merging.methods import MERGE_METHODS, PEFT_METHODS
     from vlora_engine.merging.registry import IDENTITIES, MergeMethod, MergeParameter
     from vlora_engine.merging.result import MergeReport
-    from vlora_engine.merging.specs import MERGE_METHODS, PEFT_METHODS
+    from vlora_engine.merging.retention import Kept
+    from vlora_engine.merging.shortcuts import dare_merge, task_arithmetic, ties_merge
 
 __all__ = [
     "IDENTITIES",

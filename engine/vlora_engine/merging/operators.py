@@ -1,7 +1,7 @@
 """What each merge method computes for one module; the names are those of the specs.
 
 Three kinds: sums of weight changes (exact, through their factors alone), singular directions and
-values (the same in every coordinates), and single entries (`vlora_engine.merging.entries`).
+values (the same in every coordinates), and single entries (`vlora_engine.merging.sparsify`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,13 @@ import torch
 from torch import Tensor
 
 from vlora_engine.linalg.low_rank import module_gram
-from vlora_engine.merging.entries import (
+from vlora_engine.merging.core_space import (
+    EPS,
+    ROUNDING,
+    Change,
+    ModuleInputs,
+)
+from vlora_engine.merging.sparsify import (
     Values,
     draw,
     draw_by_size,
@@ -24,7 +30,6 @@ from vlora_engine.merging.entries import (
     sce,
     trim,
 )
-from vlora_engine.merging.space import EPS, ROUNDING, Change, ModuleInputs
 
 Operator = Callable[[ModuleInputs, Values], Change]
 # Below this a cosine is that of parallel changes: their great circle is no longer determined.

@@ -156,7 +156,7 @@ class MergeMethod:
     caution: str = ""
 
     def __call__(self, adapters: Sequence[Any], *args: Any, **kwargs: Any) -> LoRAWeights:
-        from vlora_engine.merging.methods import FUNCTIONS
+        from vlora_engine.merging.shortcuts import FUNCTIONS
 
         return FUNCTIONS[self.name](adapters, *args, **kwargs)
 

@@ -18,8 +18,8 @@ from vlora_engine.adapters.model import (
     match_pattern,
 )
 from vlora_engine.findings import Finding
-from vlora_engine.merging.kept import Kept, ModuleKept, all_kept
-from vlora_engine.merging.space import Change
+from vlora_engine.merging.core_space import Change
+from vlora_engine.merging.retention import Kept, ModuleKept, all_kept
 
 # What of the first adapter's config still holds after a merge. Everything else is computed or
 # left out: a field carried over blindly (use_rslora) once made every such merge too strong.

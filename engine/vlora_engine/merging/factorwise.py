@@ -15,9 +15,9 @@ from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.errors import CollectionError
 from vlora_engine.findings import Finding
 from vlora_engine.merging import factors, peft
-from vlora_engine.merging.kept import module_kept
+from vlora_engine.merging.core_space import Change
 from vlora_engine.merging.result import MergedModule
-from vlora_engine.merging.space import Change
+from vlora_engine.merging.retention import module_kept
 from vlora_engine.merging.weights import ModuleSettings
 
 FIRST_LIBRARY: Mapping[str, factors.FactorFunction] = {

@@ -24,12 +24,12 @@ from vlora_engine.errors import (
     UnsupportedAdapterError,
 )
 from vlora_engine.findings import Finding
-from vlora_engine.merging.apart import as_first_library, as_peft
-from vlora_engine.merging.kept import module_kept
+from vlora_engine.merging.core_space import ModuleInputs
+from vlora_engine.merging.factorwise import as_first_library, as_peft
 from vlora_engine.merging.operators import OPERATORS
-from vlora_engine.merging.request import MergeRequest, check_request
 from vlora_engine.merging.result import MergedModule, MergeReport, assemble, kept_rank
-from vlora_engine.merging.space import ModuleInputs
+from vlora_engine.merging.retention import module_kept
+from vlora_engine.merging.settings import MergeRequest, check_request
 from vlora_engine.merging.weights import (
     Layers,
     ModuleSettings,

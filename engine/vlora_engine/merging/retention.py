@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from vlora_engine.linalg.low_rank import Factors, delta_norm2
-from vlora_engine.merging.space import Change
+from vlora_engine.merging.core_space import Change
 from vlora_engine.ranking import worst
 
 

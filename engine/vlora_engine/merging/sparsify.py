@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
-from vlora_engine.merging.space import ROUNDING, Change, ModuleInputs
+from vlora_engine.merging.core_space import ROUNDING, Change, ModuleInputs
 
 Values = Mapping[str, Any]
 # (the entries, the parameters of this adapter, its generator) -> the entries kept, zeros elsewhere

@@ -9,8 +9,8 @@ from numbers import Integral, Real
 from typing import Any
 
 from vlora_engine.errors import CollectionError, ParameterError
+from vlora_engine.merging.methods import find_method
 from vlora_engine.merging.registry import MergeMethod
-from vlora_engine.merging.specs import find_method
 from vlora_engine.merging.weights import Layers, check_layers, check_weights
 
 
