@@ -55,7 +55,7 @@ def test_anyones_reconstructions_are_measured_on_the_model_by_the_same_lines(
 ) -> None:
     pytest.importorskip("peft")
     from tests.benchmarks.model import measure, with_factors
-    from vlora_engine.base_model import load_base
+    from vlora_engine.nn.peft_model import load_base
 
     base = load_base(trained.base)
     originals = {task: trained.adapter(task) for task in trained.tasks}

@@ -426,7 +426,7 @@ class SharedSubspace:
         Raises:
             ParameterError: Parameters or bits below 1, or both a model and a number.
         """
-        from vlora_engine.stats import full_stack
+        from vlora_engine.nn.stats import full_stack
 
         return full_stack(self, base_model_params, base_model_bits, quantized_bits, base_model)
 

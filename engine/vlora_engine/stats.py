@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vlora_engine.errors import ParameterError
-
 if TYPE_CHECKING:
     from vlora_engine.shared_subspace import SharedSubspace
 
@@ -32,66 +30,3 @@ def compression_stats(subspace: SharedSubspace) -> dict[str, Any]:
         "num_tasks": len(subspace.tasks),
         "num_layers": len(subspace.layers),
     }
-
-
-def full_stack(
-    subspace: SharedSubspace,
-    base_model_params: int | None,
-    base_model_bits: int,
-    quantized_bits: int,
-    base_model: Any = None,
-) -> dict[str, Any]:
-    """`SharedSubspace.full_stack_compression`."""
-    stats = subspace.compression_stats()  # a coded collection has figures of its own
-    before, after = stats["bytes_original"], stats["bytes_compressed"]
-    adapters = {
-        "adapter": stats,
-        "adapter_bytes_compressed": after,
-        "adapter_bytes_original": before,
-    }
-    for name, value in (
-        ("base_model_params", base_model_params),
-        ("base_model_bits", base_model_bits),
-        ("quantized_bits", quantized_bits),
-    ):
-        if value is not None and value < 1:
-            raise ParameterError(f"{name} is at least 1.", found=str(value))
-    if base_model is not None:
-        if base_model_params is not None:
-            raise ParameterError("Give the base model or its number of parameters, not both.")
-        base = _measured_base(base_model, base_model_bits, quantized_bits)
-    elif base_model_params is not None:
-        base = _base(
-            base_model_params,
-            base_model_params * base_model_bits / 8,
-            base_model_params * quantized_bits / 8,
-        )
-    else:
-        return adapters
-    total_before = base["original_bytes"] + before
-    total_after = base["quantized_bytes"] + after
-    return adapters | {
-        "base_model": base,
-        "total_original_bytes": total_before,
-        "total_compressed_bytes": total_after,
-        "total_compression_ratio": total_before / total_after,
-    }
-
-
-def _base(params: int, original: float, quantized: float) -> dict[str, Any]:
-    return {
-        "params": params,
-        "original_bytes": original,
-        "quantized_bytes": quantized,
-        "compression_ratio": original / quantized if quantized else 0.0,
-    }
-
-
-def _measured_base(model: Any, bits: int, quantized_bits: int) -> dict[str, Any]:
-    """Bytes of a model at hand. A quantized one is measured as it is, another one as it was."""
-    from vlora_engine.nn.places import parameter_counts
-
-    params, nbytes, packed = parameter_counts(model)
-    if packed:
-        return _base(params, params * bits / 8, nbytes) | {"measured": "quantized_bytes"}
-    return _base(params, nbytes, params * quantized_bits / 8) | {"measured": "original_bytes"}

@@ -14,10 +14,15 @@ from typing import Any
 from torch import Tensor
 
 from vlora_engine.adapters.model import LoRAWeights
-from vlora_engine.base_model import BaseModel, Worn, worn_by_peft, worn_by_us
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.evaluation.evaluate import MAX_TOKENS, Pair, evaluate
 from vlora_engine.evaluation.prompts import read_prompts
+from vlora_engine.nn.peft_model import (
+    BaseModel,
+    Worn,
+    worn_by_peft,
+    worn_by_us,
+)
 
 Adapter = Path | LoRAWeights
 

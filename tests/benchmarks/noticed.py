@@ -54,10 +54,10 @@ def main(trained: Path, work: Path, result: Path, ratios: list[int]) -> None:
     from tests import train
     from tests.benchmarks.model import measure, with_factors
     from tests.benchmarks.quality import LoRAShare, VLoRA, collect, largest
-    from vlora_engine.base_model import load_base
     from vlora_engine.catalog.open import load_adapter
     from vlora_engine.compress.build import build_subspace
     from vlora_engine.errors import TargetError
+    from vlora_engine.nn.peft_model import load_base
     from vlora_engine.shared_subspace import SharedSubspace
 
     made = train.trained(trained) or train.train(trained)

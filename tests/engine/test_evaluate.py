@@ -30,7 +30,6 @@ from vlora_engine.evaluation.prompts import Prompt, read_prompts
 
 pytest.importorskip("peft")
 
-from vlora_engine.base_model import BaseModel, load_base, worn_by_peft, worn_by_us
 from vlora_engine.evaluation import evaluate as evaluation
 from vlora_engine.evaluation.evaluate import (
     Evaluation,
@@ -38,6 +37,12 @@ from vlora_engine.evaluation.evaluate import (
     derangement,
     evaluate,
     evaluate_subspace,
+)
+from vlora_engine.nn.peft_model import (
+    BaseModel,
+    load_base,
+    worn_by_peft,
+    worn_by_us,
 )
 
 HEAD = "base_model.model.score.weight"

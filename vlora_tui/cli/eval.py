@@ -82,8 +82,8 @@ def evaluate(
     from vlora_engine.evaluation.prompts import read_prompts
 
     texts = read_prompts(prompts, tasks, max_tokens=max_tokens) if prompts else None
-    from vlora_engine.base_model import load_base, require_extra
     from vlora_engine.evaluation.evaluate import evaluate_subspace
+    from vlora_engine.nn.peft_model import load_base, require_extra
     from vlora_engine.shared_subspace import SharedSubspace
 
     require_extra()

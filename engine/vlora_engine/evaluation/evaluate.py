@@ -20,9 +20,15 @@ import torch
 from torch import Tensor
 
 from vlora_engine.adapters.model import AdapterSource
-from vlora_engine.base_model import BaseModel, Worn, quiet, worn_by_peft, worn_by_us
 from vlora_engine.errors import Cancelled, ParameterError
 from vlora_engine.evaluation.prompts import Prompt
+from vlora_engine.nn.peft_model import (
+    BaseModel,
+    Worn,
+    quiet,
+    worn_by_peft,
+    worn_by_us,
+)
 from vlora_engine.progress import CancelCheck, Progress, ProgressCallback
 from vlora_engine.ranking import ranked
 

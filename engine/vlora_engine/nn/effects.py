@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vlora_engine.errors import ParameterError
-from vlora_engine.nn.places import Place
+from vlora_engine.nn.host_modules import Place
 
 
 class Basis(Protocol):

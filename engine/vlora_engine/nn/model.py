@@ -21,8 +21,8 @@ from vlora_engine.errors import ParameterError, SubspaceError
 from vlora_engine.formats.config import find_variant, variant_error
 from vlora_engine.nn.decode import Fill, FillCache, Scaling, decode, factors_of
 from vlora_engine.nn.effects import Alone, Effect, blend_of, rows_of
-from vlora_engine.nn.rest import Carrier
-from vlora_engine.nn.seats import Seats
+from vlora_engine.nn.extra_tensors import Carrier
+from vlora_engine.nn.hooks import Seats
 from vlora_engine.nn.weights import Merged, require_mergeable
 from vlora_engine.shared_subspace import SharedSubspace
 

@@ -19,7 +19,7 @@ from vlora_engine.manifest.manifest import LayerSpec, OwnModule, TaskRecord
 from vlora_engine.manifest.records import figure
 from vlora_engine.nn.decode import SHARING, Target, flat_factor
 from vlora_engine.nn.effects import Basis, Effect, Factors
-from vlora_engine.nn.places import Place
+from vlora_engine.nn.host_modules import Place
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.tasks import TaskProjection
 

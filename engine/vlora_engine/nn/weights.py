@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vlora_engine.errors import SubspaceError
 from vlora_engine.nn.effects import Factors
-from vlora_engine.nn.places import Place
+from vlora_engine.nn.host_modules import Place
 
 
 @dataclass

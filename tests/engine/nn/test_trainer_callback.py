@@ -12,7 +12,7 @@ from tests import make
 from tests.engine.nn.worn import LLAMA, TOKENS, logits, peft_adapters, whole
 from vlora_engine import SharedSubspace, VLoRAModel, orthogonal_init
 from vlora_engine.errors import ParameterError
-from vlora_engine.nn.seats import Seat
+from vlora_engine.nn.hooks import Seat
 
 pytest.importorskip("peft")
 pytest.importorskip("accelerate")

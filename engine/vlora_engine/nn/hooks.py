@@ -15,7 +15,7 @@ from vlora_engine.layer import LayerBasis
 from vlora_engine.manifest.manifest import LayerSpec, OwnModule
 from vlora_engine.nn.decode import SHARING, Target
 from vlora_engine.nn.effects import Effect, Factors, Shared
-from vlora_engine.nn.places import Place, named_modules, place_of
+from vlora_engine.nn.host_modules import Place, named_modules, place_of
 from vlora_engine.shared_subspace import SharedSubspace
 
 

@@ -411,3 +411,26 @@ def _ordered(value: Any) -> Any:
     if isinstance(value, set | frozenset | list | tuple):
         return sorted(map(repr, value))
     return sorted(map(repr, value.items())) if isinstance(value, dict) else repr(value)
+
+
+def wear(base_model: Any, adapter: Worn) -> Any:
+    """``base_model`` in a ``peft.PeftModel`` with an adapter in PEFT's form.
+
+    Raises:
+        CollectionError: It does not fit the model.
+    """
+    from peft import PeftConfig, get_peft_model, set_peft_model_state_dict
+
+    name = str(getattr(base_model, "name_or_path", "") or type(base_model).__name__)
+    with as_misfit(adapter, name), quiet():
+        told = {**adapter.config, "base_model_name_or_path": None}
+        model = get_peft_model(base_model, PeftConfig.from_peft_type(**told))
+        found: Any = set_peft_model_state_dict(model, dict(adapter.tensors))
+    astray = sorted(key for key in found.unexpected_keys if "lora_" in key)
+    if astray:
+        raise misfit(adapter, name, f"no place for {astray[0]}")
+    state = model.state_dict()
+    for key in found.missing_keys:
+        if ".lora_" in key:
+            state[key].zero_()  # a module that the config names and the adapter lacks
+    return model.eval()
