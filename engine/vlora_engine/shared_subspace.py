@@ -540,7 +540,7 @@ class SharedSubspace:
             OutputExistsError: The repository has files, and not ``force``.
             HubError: The Hub cannot be reached, or refused.
         """
-        from vlora_engine.hub.push import push_subspace
+        from vlora_engine.publish.push import push_subspace
 
         with tempfile.TemporaryDirectory(prefix="vlora-push-") as staging:
             pushed = push_subspace(

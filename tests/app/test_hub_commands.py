@@ -16,7 +16,7 @@ from tests.hub import TOKEN, Hub, read_tree
 from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.catalog.scanner import scan
-from vlora_engine.hub.card import read_front_matter
+from vlora_engine.publish.card import read_front_matter
 from vlora_tui.recipe import load_recipe
 
 

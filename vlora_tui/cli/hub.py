@@ -15,7 +15,7 @@ from vlora_tui.cli.output import Output, plural, printable, size
 from vlora_tui.cli.progress import Watcher
 
 if TYPE_CHECKING:
-    from vlora_engine.hub.push import Parcel
+    from vlora_engine.publish.push import Parcel
 
 SHOWN = 12  # files that a dry run names
 
@@ -53,8 +53,8 @@ def push(
     The token is that of `hf auth login`, or HF_TOKEN. Where adapters lay on this machine is not
     told; those that came from the Hub are named in the card, with their licences.
     """
-    from vlora_engine.hub.push import parcel_of
-    from vlora_engine.hub.push import push as send
+    from vlora_engine.publish.push import parcel_of
+    from vlora_engine.publish.push import push as send
 
     out = Output(json=as_json, quiet=quiet)
     if tasks and not adapters:

@@ -392,7 +392,7 @@ class SHAREModel:
         from huggingface_hub import get_token
 
         from vlora_engine.hub.client import api, hub_errors, silence
-        from vlora_engine.hub.push import require_token
+        from vlora_engine.publish.push import require_token
 
         address = parse_address(f"hf://{repo_id}")
         if token is None:
