@@ -26,7 +26,7 @@ from vlora_engine.errors import InputError, NotFoundError, ParameterError
 from vlora_engine.manifest.coding import METHODS as CODED_METHODS
 from vlora_engine.manifest.coding import default_method
 from vlora_engine.merging.methods import DEFAULT_METHOD
-from vlora_engine.packing import BLOCK_SIZE, Quantization, quantization
+from vlora_engine.quantization.packing import BLOCK_SIZE, Quantization, quantization
 
 METHODS = ("auto", "own", "delta", "columns", "flat")
 MEASURED = (

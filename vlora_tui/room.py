@@ -169,8 +169,9 @@ def subspace_bytes(collection: Collection, compress: Compress) -> int | None:
         shared_layers,
         task_record,
     )
-    from vlora_engine.packing import named_quantization
-    from vlora_engine.sizes import layer_bytes, packing_overhead, storage_dtype
+    from vlora_engine.quantization.dtypes import storage_dtype
+    from vlora_engine.quantization.packing import named_quantization
+    from vlora_engine.sizes import layer_bytes, packing_overhead
     from vlora_engine.surface import LayerTable
 
     layers = shared_layers(sources)

@@ -387,7 +387,7 @@ def with_overrides(weights: LoRAWeights, export: Export) -> LoRAWeights:
 
 def _require_packable(subspace: str) -> None:
     from vlora_engine.catalog.read import read_manifest
-    from vlora_engine.packing import chooses_bits
+    from vlora_engine.quantization.packing import chooses_bits
 
     manifest = read_manifest(subspace)
     if manifest.coding is not None:

@@ -31,7 +31,7 @@ _HOMES = {
         "select_num_components",
         "incremental_svd_update",
     ],
-    "vlora_engine.quantize": [
+    "vlora_engine.quantization.nf4": [
         "NF4_QUANT_TABLE",
         "nf4_pack",
         "nf4_quantize_dequantize",

@@ -17,17 +17,15 @@ import numpy as np
 import numpy.typing as npt
 
 from vlora_engine.errors import ParameterError, TargetError
-from vlora_engine.packing import Quantization, named_quantization
+from vlora_engine.quantization.dtypes import ROUNDING, is_lossy, storage_dtype
+from vlora_engine.quantization.packing import Quantization, named_quantization
 from vlora_engine.ranking import worst
 from vlora_engine.sizes import (
-    ROUNDING,
     factor_bytes_16,
     input_bytes,
-    is_lossy,
     layer_bytes,
     overhead_bytes,
     rest_bytes,
-    storage_dtype,
 )
 from vlora_engine.surface import Spectra
 

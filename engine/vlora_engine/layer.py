@@ -30,8 +30,8 @@ from vlora_engine.linalg.grams import (
     small_grams,
 )
 from vlora_engine.linalg.low_rank import delta_error2
-from vlora_engine.packed import PackedBasis, pack_rows
-from vlora_engine.packing import Quantization
+from vlora_engine.quantization.packed import PackedBasis, pack_rows
+from vlora_engine.quantization.packing import Quantization
 
 FINE = 1e-10  # relative squared error below which Gram arithmetic has too few digits left
 CHUNK = 64

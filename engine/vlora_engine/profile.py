@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vlora_engine.packing import Quantization
+from vlora_engine.quantization.packing import Quantization
 from vlora_engine.sizes import layer_bytes, overhead_bytes, rest_bytes
 from vlora_engine.surface import Spectra
 

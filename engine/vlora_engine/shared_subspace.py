@@ -31,8 +31,8 @@ from vlora_engine.encode import EncodedTask, Storage
 from vlora_engine.errors import ConflictError, NotFoundError, ParameterError, VLoRAError
 from vlora_engine.layer import Bases
 from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
-from vlora_engine.packing import BLOCK_SIZE, Quantization, quantization
 from vlora_engine.progress import ProgressCallback
+from vlora_engine.quantization.packing import BLOCK_SIZE, Quantization, quantization
 from vlora_engine.ranking import worst
 from vlora_engine.store import StoredSubspace, write_subspace, write_task
 from vlora_engine.surface import Spectra

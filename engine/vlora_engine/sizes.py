@@ -2,62 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from vlora_engine.errors import ParameterError
 from vlora_engine.files import dump_json
 from vlora_engine.manifest.manifest import core_is_dense
-from vlora_engine.packing import Packing, Quantization
+from vlora_engine.quantization.packing import Packing, Quantization
 from vlora_engine.surface import LayerTable, Spectra
 from vlora_engine.tensorfile import ITEM_BYTES
 
 Array = npt.NDArray[Any]
 
-STORAGE_DTYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 SINGULAR_VALUE_BYTES = 4
 ENTRY_BYTES = 88  # one more tensor in the header of a safetensors file, at most
 CARD_BYTES = 64  # what the card says more of a packed subspace, at most
-# What rounding to the storage dtype adds to a relative error: basis and loadings of both sides
-# are rounded (measured at full k, d from 64 to 768: 3.6e-4 to 5.6e-4 in fp16, eight times that
-# in bf16).
-ROUNDING = {"F32": 1e-7, "F16": 7e-4, "BF16": 5.6e-3}
-
-
-def storage_dtype(dtype: str, found: Iterable[str], *, lossy: bool = False) -> str:
-    """The dtype to store in, in safetensors' words.
-
-    ``auto`` is fp16 where every input has 16 bits, or where the target allows an error beside
-    which rounding to fp16 is nothing (``lossy``); else fp32. Bases are orthonormal and loadings
-    carry an exponent of their own, so fp16 keeps three bits more than bf16 and loses no range.
-
-    Raises:
-        ParameterError: ``dtype`` is none of auto, fp32, fp16, bf16.
-    """
-    if dtype == "auto":
-        return "F32" if {"F32", "F64"} & set(found) and not lossy else "F16"
-    if dtype not in STORAGE_DTYPES:
-        raise ParameterError(
-            f"Unknown storage dtype {dtype!r}.", expected="auto, " + ", ".join(STORAGE_DTYPES)
-        )
-    return STORAGE_DTYPES[dtype]
-
-
-def is_lossy(
-    *,
-    variance: float | None = None,
-    max_error: float | None = None,
-    mean_error: float | None = None,
-    budget: int | None = None,
-) -> bool:
-    """Whether a target allows ten times the error that rounding to fp16 adds, or asks for bytes."""
-    errors = [e for e in (max_error, mean_error) if e is not None]
-    if variance is not None:
-        errors.append((1 - variance) ** 0.5)
-    return budget is not None or any(error >= 10 * ROUNDING["F16"] for error in errors)
 
 
 def basis_elements(method: str, layer: LayerTable, k_a: Any, k_b: Any) -> Any:

@@ -32,8 +32,8 @@ from vlora_engine.manifest.manifest import (
     TaskRecord,
 )
 from vlora_engine.naming import slugs
-from vlora_engine.packed import PackedBasis, PackedRows
-from vlora_engine.packing import Packing
+from vlora_engine.quantization.packed import PackedBasis, PackedRows
+from vlora_engine.quantization.packing import Packing
 from vlora_engine.tensorfile import (
     ITEM_BYTES,
     Header,

@@ -29,7 +29,7 @@ from vlora_engine.manifest.manifest import (
     unknown_task,
 )
 from vlora_engine.manifest.records import figure
-from vlora_engine.packed import PackedBasis
+from vlora_engine.quantization.packed import PackedBasis
 from vlora_engine.store import StoredSubspace, decode_task
 
 

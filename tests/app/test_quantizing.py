@@ -12,7 +12,7 @@ from tests.app.conftest import Cli
 from tests.engine.test_subspace import dense_error, files
 from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.catalog.read import read_manifest
-from vlora_engine.packing import named_quantization, quantization
+from vlora_engine.quantization.packing import named_quantization, quantization
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4", "nf4"])

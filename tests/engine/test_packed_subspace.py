@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import vlora_engine.packing as packing_module
+import vlora_engine.quantization.packing as packing_module
 from tests import make
 from tests.engine.test_packing import by_hand
 from tests.engine.test_subspace import (
@@ -33,8 +33,8 @@ from vlora_engine.encode import Storage
 from vlora_engine.errors import CorruptFileError, ParameterError, TargetError
 from vlora_engine.layer import Bases, LayerBasis
 from vlora_engine.manifest.manifest import LayerSpec
-from vlora_engine.packed import PackedBasis
-from vlora_engine.packing import Quantization, quantization
+from vlora_engine.quantization.packed import PackedBasis
+from vlora_engine.quantization.packing import Quantization, quantization
 from vlora_engine.tasks import TaskMap, TaskProjection
 
 KINDS = ["int8", "int4", "nf4"]

@@ -13,8 +13,19 @@ from torch import Tensor
 
 from vlora_engine import NF4_QUANT_TABLE
 from vlora_engine.errors import ParameterError
-from vlora_engine.packed import PackedRows, pack_numbers, pack_rows, unpack_numbers
-from vlora_engine.packing import GROUP_SIZE, NOISE, Packing, named_quantization, quantization
+from vlora_engine.quantization.packed import (
+    PackedRows,
+    pack_numbers,
+    pack_rows,
+    unpack_numbers,
+)
+from vlora_engine.quantization.packing import (
+    GROUP_SIZE,
+    NOISE,
+    Packing,
+    named_quantization,
+    quantization,
+)
 
 KINDS = [("symmetric", 8), ("symmetric", 4), ("nf4", 4)]
 

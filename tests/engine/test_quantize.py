@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vlora_engine.errors import InputError, ParameterError
-from vlora_engine.quantize import (
+from vlora_engine.quantization.nf4 import (
     NF4_QUANT_TABLE,
     nf4_pack,
     nf4_quantize_dequantize,

@@ -55,7 +55,7 @@ def compress_data(watcher: Watcher) -> dict[str, Any]:
 
 def show_subspace(out: Output, watcher: Watcher) -> None:
     """The same for people: what was used, what it costs, what else it would have cost."""
-    from vlora_engine.packing import parse_quantization
+    from vlora_engine.quantization.packing import parse_quantization
     from vlora_tui.choices import how
 
     written = watcher.last(events.SubspaceWritten)

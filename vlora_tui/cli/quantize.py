@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vlora_engine.packing import BLOCK_SIZE, quantization
+from vlora_engine.quantization.packing import BLOCK_SIZE, quantization
 from vlora_tui import events
 from vlora_tui.cli import options as o
 from vlora_tui.cli.bundles import unbundle

@@ -21,7 +21,7 @@ from vlora_engine.codec.forecast import (
     Target,
 )
 from vlora_engine.errors import VLoRAError
-from vlora_engine.packing import NOISE, named_quantization
+from vlora_engine.quantization.packing import NOISE, named_quantization
 from vlora_engine.surface import Spectra
 
 RATIOS = (2, 4, 8, 16, 32, 64)

@@ -44,9 +44,9 @@ from vlora_engine.layer import Bases
 from vlora_engine.manifest.coding import Coding
 from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
 from vlora_engine.manifest.records import figure, shared_layers, task_record
-from vlora_engine.packing import chooses_bits
 from vlora_engine.progress import ProgressCallback
 from vlora_engine.projection import assembled, check_fits, shared_specs
+from vlora_engine.quantization.packing import chooses_bits
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.store import StoredSubspace
 from vlora_engine.tasks import TaskMap, TaskProjection

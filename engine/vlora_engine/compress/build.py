@@ -45,11 +45,11 @@ from vlora_engine.manifest.records import (
     shared_layers,
     task_record,
 )
-from vlora_engine.packing import Quantization, named_quantization
 from vlora_engine.partial import RESULT, SPECTRA, layers_kept
 from vlora_engine.parts import LayerParts
 from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
-from vlora_engine.sizes import is_lossy, storage_dtype
+from vlora_engine.quantization.dtypes import is_lossy, storage_dtype
+from vlora_engine.quantization.packing import Quantization, named_quantization
 from vlora_engine.store import task_files, write_subspace
 from vlora_engine.surface import Spectra
 

@@ -35,7 +35,7 @@ from vlora_engine.manifest.records import overhead_bytes, shared_layers, task_re
 from vlora_engine.memory import return_large_blocks
 from vlora_engine.partial import layers_kept, spectra_partial
 from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
-from vlora_engine.sizes import STORAGE_DTYPES
+from vlora_engine.quantization.dtypes import STORAGE_DTYPES
 from vlora_engine.surface import (
     LayerTable,
     MethodTable,

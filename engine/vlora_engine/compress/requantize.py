@@ -13,8 +13,8 @@ from vlora_engine.errors import Cancelled
 from vlora_engine.files import check_output
 from vlora_engine.layer import Bases
 from vlora_engine.manifest.manifest import Manifest
-from vlora_engine.packing import Quantization, chooses_bits
 from vlora_engine.progress import CancelCheck, Progress, ProgressCallback
+from vlora_engine.quantization.packing import Quantization, chooses_bits
 from vlora_engine.tasks import TaskMap
 
 if TYPE_CHECKING:

@@ -19,7 +19,7 @@ from vlora_engine.layer import Bases, LayerBasis
 from vlora_engine.linalg.low_rank import delta_norm2
 from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
 from vlora_engine.manifest.records import figure
-from vlora_engine.quantize import NF4_QUANT_TABLE
+from vlora_engine.quantization.nf4 import NF4_QUANT_TABLE
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.store import StoredSubspace
 from vlora_engine.tasks import TaskMap

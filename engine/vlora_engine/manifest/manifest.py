@@ -30,7 +30,7 @@ from vlora_engine.manifest.coded_index import (
 )
 from vlora_engine.manifest.coding import METHODS as CODED_METHODS
 from vlora_engine.manifest.coding import Coding, parse_coding
-from vlora_engine.packing import Quantization, parse_quantization
+from vlora_engine.quantization.packing import Quantization, parse_quantization
 from vlora_engine.ranking import foremost
 from vlora_engine.tensorfile import ITEM_BYTES
 

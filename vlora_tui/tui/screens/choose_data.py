@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.budget import if_packed
-from vlora_engine.packing import named_quantization
 from vlora_engine.profile import (
     SIDES,
     Band,
@@ -19,6 +18,7 @@ from vlora_engine.profile import (
     layer_curve,
     uniform,
 )
+from vlora_engine.quantization.packing import named_quantization
 from vlora_engine.sizes import factor_bytes_16, input_bytes
 from vlora_tui.tui.choice_text import difference, percent, spread, verdict, worst_layer
 from vlora_tui.tui.plots import Marks, VarianceData

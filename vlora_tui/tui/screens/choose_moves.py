@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vlora_engine.packing import QUANTIZATIONS
+from vlora_engine.quantization.packing import QUANTIZATIONS
 from vlora_tui.tui.screens.choose_data import Atlas
 from vlora_tui.tui.screens.choose_questions import question
 from vlora_tui.tui.screens.choose_work import Figuring

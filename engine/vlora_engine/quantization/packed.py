@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlora_engine.packing import GROUP_SIZE, Packing
-from vlora_engine.quantize import NF4_QUANT_TABLE
+from vlora_engine.quantization.nf4 import NF4_QUANT_TABLE
+from vlora_engine.quantization.packing import GROUP_SIZE, Packing
 
 STEPS = 127  # a scale is so many steps of its group's second-level scale at most
 BLOCKS_AT_ONCE = 1 << 15
