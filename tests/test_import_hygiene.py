@@ -227,9 +227,9 @@ def test_what_coding_costs_is_told_without_torch(
     fresh_python(call_main(["spectra", *map(str, adapters), "-o", str(place)]))
     loaded = loaded_by(
         fresh_python,
-        "from vlora_engine.codec.curves import curves, ladder\n"
+        "from vlora_engine.spectra.size_curves import curves, ladder\n"
         "from vlora_engine.codec.forecast import Target\n"
-        "from vlora_engine.surface import Spectra\n"
+        "from vlora_engine.spectra.tables import Spectra\n"
         "from vlora_tui.forecasts import Coded\n"
         f"spectra = Spectra.load({str(place)!r})\n"
         "outlook = spectra.outlook()\n"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vlora_engine.codec.forecast import Forecast, Outlook
     from vlora_engine.compress.build import Targets
     from vlora_engine.manifest.manifest import Manifest
-    from vlora_engine.surface import Spectra
+    from vlora_engine.spectra.tables import Spectra
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def expect(compress: Compress, spectra: Spectra) -> Expected | None:
         if outlook is None or compress.target is None:
             return None
         return expect_coded(outlook, compress.method, *compress.target)
-    from vlora_engine.budget import choose
+    from vlora_engine.spectra.choose import choose
 
     prediction = (choice := choose(spectra, **choice_arguments(compress))).prediction
     return Expected(
@@ -99,7 +99,7 @@ def targets_of(compress: Compress) -> Targets:
 
 
 def choice_arguments(compress: Compress) -> dict[str, Any]:
-    """What of the recipe decides on k, as `vlora_engine.budget.choose` takes it."""
+    """What of the recipe decides on k, as `vlora_engine.spectra.choose.choose` takes it."""
     arguments: dict[str, Any] = {
         name: getattr(compress, name)
         for name in ("k", "k_a", "k_b")
@@ -124,7 +124,7 @@ def others_at(
     """What the other methods would cost at the same bytes, where spectra are there to tell."""
     if spectra is None:
         return ()
-    from vlora_engine.budget import choose
+    from vlora_engine.spectra.choose import choose
 
     outlook = spectra.outlook()
     rows: list[dict[str, Any]] = []

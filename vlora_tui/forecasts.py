@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlora_engine.budget import Choice, Prediction
 from vlora_engine.ranking import worst
+from vlora_engine.spectra.choose import Choice, Prediction
 
 if TYPE_CHECKING:
     from vlora_engine.codec.forecast import Forecast, Outlook, Target
-    from vlora_engine.surface import Spectra
+    from vlora_engine.spectra.tables import Spectra
 
 EVERYBODY = 0  # the number of the group that all adapters form
 

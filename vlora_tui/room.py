@@ -161,7 +161,6 @@ def subspace_bytes(collection: Collection, compress: Compress) -> int | None:
         return None
     import numpy as np
 
-    from vlora_engine.budget import match_layers
     from vlora_engine.manifest.records import (
         max_k,
         overhead_bytes,
@@ -171,8 +170,9 @@ def subspace_bytes(collection: Collection, compress: Compress) -> int | None:
     )
     from vlora_engine.quantization.dtypes import storage_dtype
     from vlora_engine.quantization.packing import named_quantization
-    from vlora_engine.sizes import layer_bytes, packing_overhead
-    from vlora_engine.surface import LayerTable
+    from vlora_engine.spectra.choose import match_layers
+    from vlora_engine.spectra.sizes import layer_bytes, packing_overhead
+    from vlora_engine.spectra.tables import LayerTable
 
     layers = shared_layers(sources)
     own = match_layers([spec.name for spec in layers], compress.layers)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from vlora_engine.adapters.check import CheckReport
     from vlora_engine.findings import Finding
     from vlora_engine.progress import Progress
-    from vlora_engine.surface import Spectra
+    from vlora_engine.spectra.tables import Spectra
 
 CancelCheck = Callable[[], bool]
 ALONE = "run"  # the name of a run that is no job
@@ -235,7 +235,7 @@ class Run:
 
     def _spectra(self, compress: Compress, check: CheckReport) -> Spectra | None:
         """The spectra that a choice is made on; with k given there is nothing to choose."""
-        from vlora_engine.surface import Spectra
+        from vlora_engine.spectra.tables import Spectra
 
         if compress.spectra not in (None, CACHE):
             spectra, reused = Spectra.load(str(compress.spectra)), True
@@ -322,7 +322,7 @@ class Run:
         )
 
     def _cached_spectra(self) -> Spectra | None:
-        from vlora_engine.surface import Spectra
+        from vlora_engine.spectra.tables import Spectra
 
         place = self.collection.spectra_dir(MEASURED)
         if not place.is_dir():
@@ -363,7 +363,7 @@ class SpectraRun(Run):
 
     def _steps(self) -> None:
         from vlora_engine.compress.measure import pick_device
-        from vlora_engine.surface import Spectra
+        from vlora_engine.spectra.tables import Spectra
 
         pick_device(self.device)
         self.collection = gather(self.recipe, progress=self._on_progress, cancelled=self.cancelled)

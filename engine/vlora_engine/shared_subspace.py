@@ -34,8 +34,8 @@ from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
 from vlora_engine.progress import ProgressCallback
 from vlora_engine.quantization.packing import BLOCK_SIZE, Quantization, quantization
 from vlora_engine.ranking import worst
+from vlora_engine.spectra.tables import Spectra
 from vlora_engine.store import StoredSubspace, write_subspace, write_task
-from vlora_engine.surface import Spectra
 from vlora_engine.tasks import TaskMap, TaskProjection, collect_tasks, task_names
 
 logger = logging.getLogger(__name__)

@@ -238,7 +238,7 @@ def test_a_report_replaces_only_when_told_to(cli: Cli, mixed: Path, tmp_path: Pa
 
 def test_what_is_measured_is_in_it(cli: Cli, runs: Path, tmp_path: Path) -> None:
     data = cli("report", runs, "-o", tmp_path / "r.md", "--measure", "--json").data
-    from vlora_engine.surface import Spectra
+    from vlora_engine.spectra.tables import Spectra
 
     spectra = Spectra.load(data["variance"]["spectra"])
     own = data["variance"]["methods"]["delta"]

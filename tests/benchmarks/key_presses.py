@@ -22,7 +22,7 @@ from textual.drivers.headless_driver import HeadlessDriver
 from textual.pilot import Pilot
 from textual.widgets import Static
 
-from vlora_engine.surface import (
+from vlora_engine.spectra.tables import (
     LayerTable,
     MethodTable,
     Spectra,

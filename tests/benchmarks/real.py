@@ -29,7 +29,7 @@ from vlora_engine.compress.build import BuildReport, build_subspace
 from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.errors import TargetError, VLoRAError
 from vlora_engine.manifest.manifest import METHODS
-from vlora_engine.surface import Spectra
+from vlora_engine.spectra.tables import Spectra
 from vlora_tui.collection import gather_adapters
 from vlora_tui.recipe import named_inputs
 

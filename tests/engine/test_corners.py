@@ -18,7 +18,6 @@ from tests import make
 from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.adapters.check import check_adapters
 from vlora_engine.adapters.model import LoRAWeights, MemorySource, ModuleShape
-from vlora_engine.budget import choose
 from vlora_engine.catalog.open import open_adapter, save_adapter
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.compress.build import build_subspace
@@ -34,6 +33,7 @@ from vlora_engine.errors import (
 from vlora_engine.files import new_directory, partial_path
 from vlora_engine.linalg.grams import halves, range_basis, update_basis
 from vlora_engine.manifest.records import max_k, shared_layers
+from vlora_engine.spectra.choose import choose
 from vlora_engine.tasks import TaskProjection
 
 METHODS = ("delta", "columns", "flat")

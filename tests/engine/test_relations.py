@@ -32,7 +32,7 @@ from vlora_engine.catalog.open import open_adapter
 from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.errors import AdapterError
 from vlora_engine.linalg.low_rank import module_grams
-from vlora_engine.surface import Spectra
+from vlora_engine.spectra.tables import Spectra
 
 MODULES = {
     "layers.0.attn.q_proj": (9, 7),

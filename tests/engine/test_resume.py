@@ -17,7 +17,7 @@ from vlora_engine.compress.build import build_subspace
 from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.errors import AdapterError, Cancelled, StorageError
 from vlora_engine.partial import kept_layers, spectra_partial
-from vlora_engine.surface import Spectra
+from vlora_engine.spectra.tables import Spectra
 
 LAYERS = 4
 REFUSED = OSError(errno.EIO, os.strerror(errno.EIO))

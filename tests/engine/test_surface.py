@@ -12,11 +12,11 @@ from tests import make
 from tests.engine.test_subspace import WIDE, mixed_collection
 from vlora_engine.adapters.model import MemorySource
 from vlora_engine.adapters.stack import read_stack
-from vlora_engine.budget import choose, predict
 from vlora_engine.compress.build import build_subspace
 from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.errors import NotFoundError, ParameterError, SubspaceError, TargetError
-from vlora_engine.surface import Spectra, diagonal_k, grid_k
+from vlora_engine.spectra.choose import choose, predict
+from vlora_engine.spectra.tables import Spectra, diagonal_k, grid_k
 
 NESTED = ["delta", "columns"]
 
@@ -212,8 +212,8 @@ def test_spectra_need_no_torch_to_choose(tmp_path: Path, fresh_python) -> None:
     compute_spectra(sources(), tmp_path / "spectra")
     fresh_python(
         "import sys\n"
-        "from vlora_engine.surface import Spectra\n"
-        "from vlora_engine.budget import choose\n"
+        "from vlora_engine.spectra.tables import Spectra\n"
+        "from vlora_engine.spectra.choose import choose\n"
         f"choose(Spectra.load({str(tmp_path / 'spectra')!r}), 'delta', max_error=0.3)\n"
         "assert 'torch' not in sys.modules\n"
     )

@@ -79,7 +79,7 @@ def run_demo(
     story.begin(len(made.adapters), catalog)
     silent = _Silent(json=out.as_json, quiet=out.quiet)
     watcher = execute(recipe, silent, force=force or ours, story=story)
-    from vlora_engine.surface import Spectra
+    from vlora_engine.spectra.tables import Spectra
     from vlora_tui.cli.spectra import cost_rows
 
     ready = watcher.last(events.SpectraReady)
@@ -180,7 +180,7 @@ class Story:
         )
 
     def _ladder(self, path: str) -> None:
-        from vlora_engine.surface import Spectra
+        from vlora_engine.spectra.tables import Spectra
         from vlora_tui.cli.spectra import cost_rows
 
         for row in cost_rows(Spectra.load(path)):

@@ -15,7 +15,7 @@ from vlora_tui.cli.flags import compress_recipe
 from vlora_tui.cli.output import Output, percent, plural, printable, size, times
 
 if TYPE_CHECKING:
-    from vlora_engine.surface import Spectra
+    from vlora_engine.spectra.tables import Spectra
 
 SHOWN = 6  # adapters of a cluster that are named
 
@@ -39,7 +39,7 @@ def plan(
     Errors of delta, columns and flat are exact; those of own, auto and of plain quantization are
     told from tables, within a few percent. Nothing but the cache is written.
     """
-    from vlora_engine.surface import Spectra
+    from vlora_engine.spectra.tables import Spectra
     from vlora_tui.run import SpectraRun
 
     out = Output(json=as_json, quiet=quiet)
@@ -68,8 +68,8 @@ def plan(
 
 def plan_data(spectra: Spectra, target: str, value: float) -> dict[str, Any]:
     """The curves of all methods, and the choice of auto for a target, for JSON."""
-    from vlora_engine.codec.curves import curves
     from vlora_engine.codec.forecast import Target
+    from vlora_engine.spectra.size_curves import curves
     from vlora_tui.forecasts import choice_data, cluster_rows
 
     outlook = spectra.outlook()
@@ -88,7 +88,7 @@ def plan_data(spectra: Spectra, target: str, value: float) -> dict[str, Any]:
 
 def show_plan(out: Output, data: dict[str, Any]) -> None:
     """The same for people."""
-    from vlora_engine.codec.curves import RATIOS
+    from vlora_engine.spectra.size_curves import RATIOS
 
     out.text(f"error of dW (mean over {plural(len(data['tasks']), 'task')}) by codec ratio")
     out.text()

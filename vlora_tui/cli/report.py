@@ -20,7 +20,7 @@ from vlora_tui.cli.progress import Watcher
 from vlora_tui.comparing import CLUSTERED
 
 if TYPE_CHECKING:
-    from vlora_engine.surface import Spectra
+    from vlora_engine.spectra.tables import Spectra
     from vlora_tui.collection import Collection
 
 PLOTS = ("similarity", "norms", "errors", "layers", "variance", "sizes")
@@ -102,7 +102,7 @@ def _spectra(
     measure: str | None,
 ) -> Spectra | None:
     """The spectra that are named, or cached, or measured now on the device ``measure``."""
-    from vlora_engine.surface import Spectra
+    from vlora_engine.spectra.tables import Spectra
     from vlora_tui.report.gather import cached_spectra
 
     if named is not None:

@@ -17,7 +17,7 @@ from vlora_tui.cli.output import Output, percent, plural, size, times
 from vlora_tui.recipe import named_inputs
 
 if TYPE_CHECKING:
-    from vlora_engine.surface import Spectra
+    from vlora_engine.spectra.tables import Spectra
 
 LADDER = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -58,7 +58,7 @@ def spectra(
     if dry_run:
         show_plan(recipe, out, force=force, also=[] if target is None else [target])
         return
-    from vlora_engine.surface import Spectra
+    from vlora_engine.spectra.tables import Spectra
     from vlora_tui.run import SpectraRun
 
     kind = partial(SpectraRun, target=target, device=device)
@@ -85,8 +85,8 @@ def spectra(
 
 def cost_rows(spectra: Spectra) -> list[dict[str, Any]]:
     """What some k of every method would cost."""
-    from vlora_engine.budget import choose
     from vlora_engine.errors import VLoRAError
+    from vlora_engine.spectra.choose import choose
 
     rows = []
     for method in spectra.methods:

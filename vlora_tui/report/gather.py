@@ -15,7 +15,7 @@ from vlora_tui.comparing import Compared, analysis_data
 if TYPE_CHECKING:
     from vlora_engine.manifest.manifest import Manifest
     from vlora_engine.progress import ProgressCallback
-    from vlora_engine.surface import Spectra
+    from vlora_engine.spectra.tables import Spectra
     from vlora_tui.collection import Collection
 
 K_SHOWN = 256  # beyond it a curve of variance is not drawn
@@ -85,7 +85,7 @@ def _row_of_task(name: str, collection: Collection) -> dict[str, Any]:
 
 def cached_spectra(collection: Collection) -> Spectra | None:
     """The spectra of these very adapters in the cache, if they are whole."""
-    from vlora_engine.surface import Spectra
+    from vlora_engine.spectra.tables import Spectra
     from vlora_tui.recipe import MEASURED
 
     place = collection.spectra_dir(MEASURED)
@@ -148,7 +148,7 @@ def _first_k(k: Any, shares: Any, share: float) -> int | None:
 
 def sizes_data(spectra: Spectra) -> dict[str, Any] | None:
     """Size against error of every method, where it is known what coding costs."""
-    from vlora_engine.codec.curves import curves
+    from vlora_engine.spectra.size_curves import curves
 
     outlook = spectra.outlook()
     if outlook is None:

@@ -11,7 +11,7 @@ from vlora_tui.tui.session import Choosing, Figures
 from vlora_tui.tui.words import size
 
 if TYPE_CHECKING:
-    from vlora_engine.budget import Choice, Prediction
+    from vlora_engine.spectra.choose import Choice, Prediction
 
 CLEARLY = 0.95  # an error under this share of another is worth a word
 HARDLY = 1.2  # under this ratio sharing hardly pays

@@ -16,7 +16,7 @@ from vlora_engine.errors import VLoRAError
 if TYPE_CHECKING:
     from textual.timer import Timer
 
-    from vlora_engine.surface import Spectra
+    from vlora_engine.spectra.tables import Spectra
     from vlora_tui.jobs import JobStore, JobView, JobWatcher
     from vlora_tui.recipe import Recipe
     from vlora_tui.tui.app import VLoRAApp
@@ -258,7 +258,7 @@ class Desk:
 
     def _read_spectra(self, views: list[JobView]) -> None:
         """Take layers that arrived since the last look into the session."""
-        from vlora_engine.surface import Spectra
+        from vlora_engine.spectra.tables import Spectra
 
         chosen, job_id = self.spectra_of, self.spectra_job
         view = next((v for v in views if v.job.id == job_id), None)
@@ -292,7 +292,7 @@ class Desk:
 
 def _cached(recipe: Recipe) -> Spectra | None:
     """The cached spectra of a recipe's inputs, if nothing of them is missing."""
-    from vlora_engine.surface import Spectra
+    from vlora_engine.spectra.tables import Spectra
     from vlora_tui.collection import gather
     from vlora_tui.recipe import MEASURED, resolve
 

@@ -32,8 +32,8 @@ from vlora_tui.tui.words import clean, plural
 if TYPE_CHECKING:
     from vlora_engine.analysis.checkpoints import Run
     from vlora_engine.analysis.duplicates import Duplicates
-    from vlora_engine.budget import Choice
-    from vlora_engine.surface import Spectra
+    from vlora_engine.spectra.choose import Choice
+    from vlora_engine.spectra.tables import Spectra
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 Kind = Literal["alike", "identical", "same change", "multiple", "run", "start"]

@@ -21,11 +21,11 @@ from vlora_tui import paths
 from vlora_tui.sizes import size
 
 if TYPE_CHECKING:
-    from vlora_engine.budget import Choice, Prediction
     from vlora_engine.catalog.scanner import AdapterInfo
     from vlora_engine.findings import Finding
     from vlora_engine.manifest.manifest import Manifest
-    from vlora_engine.surface import Spectra
+    from vlora_engine.spectra.choose import Choice, Prediction
+    from vlora_engine.spectra.tables import Spectra
     from vlora_tui.forecasts import Coded
     from vlora_tui.recipe import Compress, Export, Recipe
 
@@ -395,7 +395,7 @@ def _worked_out(wanted: Choosing, spectra: Spectra) -> Figures:
         if outlook is None:
             return Figures(wanted, problem=f"what {wanted.method} costs is not measured yet")
         return Figures(wanted, coded=Coded.of(outlook, wanted.method, Target.of(*wanted.goal)))
-    from vlora_engine.budget import choose
+    from vlora_engine.spectra.choose import choose
 
     known = spectra if spectra.complete else spectra.measured()
     arguments = wanted.arguments()

@@ -16,7 +16,7 @@ from vlora_tui.tui.session import Session, is_about
 from vlora_tui.tui.words import clean, plural
 
 if TYPE_CHECKING:
-    from vlora_engine.surface import Spectra
+    from vlora_engine.spectra.tables import Spectra
     from vlora_tui.jobs import JobView
     from vlora_tui.tui.app import VLoRAApp
     from vlora_tui.tui.widgets.dialogs import Option

@@ -23,7 +23,6 @@ from vlora_engine.adapters.base_models import base_model_of
 from vlora_engine.adapters.check import CheckReport, check_adapters
 from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.adapters.stack import read_stack
-from vlora_engine.budget import Choice, check_targets, choose, match_layers, too_large
 from vlora_engine.compress.measure import METHODS as SPECTRA_METHODS
 from vlora_engine.compress.measure import canonical_order, compute_spectra, pick_device
 from vlora_engine.encode import EncodedTask, Storage, TaskLayer
@@ -50,8 +49,15 @@ from vlora_engine.parts import LayerParts
 from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
 from vlora_engine.quantization.dtypes import is_lossy, storage_dtype
 from vlora_engine.quantization.packing import Quantization, named_quantization
+from vlora_engine.spectra.choose import (
+    Choice,
+    check_targets,
+    choose,
+    match_layers,
+    too_large,
+)
+from vlora_engine.spectra.tables import Spectra
 from vlora_engine.store import task_files, write_subspace
-from vlora_engine.surface import Spectra
 
 if TYPE_CHECKING:
     from vlora_engine.compress.build import Plan, Targets

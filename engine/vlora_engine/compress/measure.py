@@ -36,7 +36,7 @@ from vlora_engine.memory import return_large_blocks
 from vlora_engine.partial import layers_kept, spectra_partial
 from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
 from vlora_engine.quantization.dtypes import STORAGE_DTYPES
-from vlora_engine.surface import (
+from vlora_engine.spectra.tables import (
     LayerTable,
     MethodTable,
     Spectra,

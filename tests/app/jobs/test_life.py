@@ -376,7 +376,7 @@ def spectra_recipe(adapters: Path) -> Recipe:
 def test_spectra_are_a_job_whose_layers_can_be_read_as_they_come(
     store: JobStore, adapters: Path, tmp_path: Path, gate: Gate
 ) -> None:
-    from vlora_engine.surface import Spectra
+    from vlora_engine.spectra.tables import Spectra
 
     gate.close_after(SPECTRUM, 2)
     job = start(store, spectra_recipe(adapters), spectra=tmp_path / "spectra", device="cpu")

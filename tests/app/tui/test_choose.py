@@ -15,12 +15,12 @@ from textual.events import Key
 
 from tests import make
 from tests.app.tui.drive import Steps, run
-from vlora_engine.budget import choose
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.scanner import scan
 from vlora_engine.compress.build import build_subspace
 from vlora_engine.compress.measure import compute_spectra
-from vlora_engine.surface import Spectra
+from vlora_engine.spectra.choose import choose
+from vlora_engine.spectra.tables import Spectra
 from vlora_tui.tui.app import VLoRAApp
 from vlora_tui.tui.choice_text import percent
 from vlora_tui.tui.screens import choose_work

@@ -35,7 +35,7 @@ from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.errors import CorruptFileError, VLoRAError
 from vlora_engine.manifest.task_errors import task_figures
 from vlora_engine.shared_subspace import SharedSubspace
-from vlora_engine.surface import Spectra
+from vlora_engine.spectra.tables import Spectra
 from vlora_tui.tui import inspecting
 from vlora_tui.tui.app import VLoRAApp
 from vlora_tui.tui.inspecting import Diff, Likeness, kin_of, likeness_of

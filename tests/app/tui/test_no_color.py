@@ -72,7 +72,7 @@ def test_with_colours_there_are_some(
 @pytest.fixture
 def plain(monkeypatch: pytest.MonkeyPatch, places: tuple[Path, Path]) -> VLoRAApp:
     from vlora_engine.catalog.scanner import scan
-    from vlora_engine.surface import Spectra
+    from vlora_engine.spectra.tables import Spectra
 
     monkeypatch.setenv("NO_COLOR", "1")
     app = VLoRAApp()

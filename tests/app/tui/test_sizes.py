@@ -15,7 +15,7 @@ from vlora_engine.catalog.open import open_adapter
 from vlora_engine.codec.forecast import Target
 from vlora_engine.compress.build import build_subspace
 from vlora_engine.compress.measure import compute_spectra
-from vlora_engine.surface import Spectra, outlook_file
+from vlora_engine.spectra.tables import Spectra, outlook_file
 from vlora_tui.collection import gather
 from vlora_tui.forecasts import Coded
 from vlora_tui.recipe import MEASURED, AdapterInput, Input, Recipe, as_tables

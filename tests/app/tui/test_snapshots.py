@@ -24,7 +24,7 @@ from tests.app.tui.drive import run
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.scanner import scan
 from vlora_engine.compress.measure import compute_spectra
-from vlora_engine.surface import Spectra
+from vlora_engine.spectra.tables import Spectra
 from vlora_tui import events
 from vlora_tui.config import load_config
 from vlora_tui.jobs.store import Job, JobInfo

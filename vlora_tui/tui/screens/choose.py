@@ -265,7 +265,7 @@ class ChooseView(Moves):
 
     def action_side(self) -> None:
         """Both sides, A alone, B alone."""
-        from vlora_engine.profile import has_sides
+        from vlora_engine.spectra.k_curves import has_sides
 
         if self._is_on_sizes():
             return

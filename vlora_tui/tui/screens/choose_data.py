@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from vlora_engine.budget import if_packed
-from vlora_engine.profile import (
+from vlora_engine.quantization.packing import named_quantization
+from vlora_engine.spectra.choose import if_packed
+from vlora_engine.spectra.k_curves import (
     SIDES,
     Band,
     Uniform,
@@ -18,8 +19,7 @@ from vlora_engine.profile import (
     layer_curve,
     uniform,
 )
-from vlora_engine.quantization.packing import named_quantization
-from vlora_engine.sizes import factor_bytes_16, input_bytes
+from vlora_engine.spectra.sizes import factor_bytes_16, input_bytes
 from vlora_tui.tui.choice_text import difference, percent, spread, verdict, worst_layer
 from vlora_tui.tui.plots import Marks, VarianceData
 from vlora_tui.tui.session import Choosing, Figures, Session
@@ -28,8 +28,8 @@ from vlora_tui.tui.widgets.heatmap import Cell, LayerGrid, arrange
 from vlora_tui.tui.words import clean
 
 if TYPE_CHECKING:
-    from vlora_engine.budget import Choice, Packed
-    from vlora_engine.surface import Spectra
+    from vlora_engine.spectra.choose import Choice, Packed
+    from vlora_engine.spectra.tables import Spectra
 
 CELLS = ("needs", "error", "now")
 PACKED = ("int8", "nf4")  # what a choice that is not packed is compared with

@@ -14,11 +14,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.text import Text
 
-from vlora_engine.budget import Prediction
-from vlora_engine.codec.curves import CODED, PLAIN, curve_of, ladder
 from vlora_engine.errors import VLoRAError
 from vlora_engine.ranking import ranked
-from vlora_engine.sizes import factor_bytes_16, input_bytes, rest_bytes
+from vlora_engine.spectra.choose import Prediction
+from vlora_engine.spectra.size_curves import (
+    CODED,
+    PLAIN,
+    curve_of,
+    ladder,
+)
+from vlora_engine.spectra.sizes import factor_bytes_16, input_bytes, rest_bytes
 from vlora_tui.forecasts import EVERYBODY, Coded, Loss, losses_of_choice
 from vlora_tui.tui.choice_text import percent, plain_percent
 from vlora_tui.tui.session import Choosing, Figures, Session
@@ -27,7 +32,7 @@ from vlora_tui.tui.words import clean, plural, size
 
 if TYPE_CHECKING:
     from vlora_engine.codec.forecast import Outlook
-    from vlora_engine.surface import Spectra
+    from vlora_engine.spectra.tables import Spectra
     from vlora_tui.tui.plots import Array
 
 KINDS = {

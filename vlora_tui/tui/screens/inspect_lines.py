@@ -243,7 +243,7 @@ def finding_cells(row: Remark) -> list[Cell]:
 
 def why_no_likeness(spectra: object) -> str:
     """Why there is no matrix."""
-    from vlora_engine.surface import Spectra
+    from vlora_engine.spectra.tables import Spectra
 
     if not isinstance(spectra, Spectra):
         return "Not measured yet: mark adapters (1), then 2 measures them."

@@ -25,7 +25,7 @@ from vlora_tui.tui.screens.panes import PaneView
 from vlora_tui.tui.widgets.tabs import PaneTabs, Tab
 
 if TYPE_CHECKING:
-    from vlora_engine.surface import Spectra
+    from vlora_engine.spectra.tables import Spectra
 
 
 class InspectPanes(PaneView):

@@ -18,7 +18,7 @@ from vlora_tui.tui.session import Choosing, Figures
 from vlora_tui.tui.words import clean, size
 
 if TYPE_CHECKING:
-    from vlora_engine.budget import Packed
+    from vlora_engine.spectra.choose import Packed
 
 DTYPES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 LEVELS = (0.9, 0.95, 0.99)

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vlora_engine.quantization.packing import Quantization
-from vlora_engine.sizes import layer_bytes, overhead_bytes, rest_bytes
-from vlora_engine.surface import Spectra
+from vlora_engine.spectra.sizes import layer_bytes, overhead_bytes, rest_bytes
+from vlora_engine.spectra.tables import Spectra
 
 Array = npt.NDArray[Any]
 SIDES = ("both", "a", "b")

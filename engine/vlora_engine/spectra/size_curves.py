@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from vlora_engine.budget import choose
 from vlora_engine.codec.forecast import (
     COARSEST,
     FINEST,
@@ -22,7 +21,8 @@ from vlora_engine.codec.forecast import (
 )
 from vlora_engine.errors import VLoRAError
 from vlora_engine.quantization.packing import NOISE, named_quantization
-from vlora_engine.surface import Spectra
+from vlora_engine.spectra.choose import choose
+from vlora_engine.spectra.tables import Spectra
 
 RATIOS = (2, 4, 8, 16, 32, 64)
 CODED = ("auto", "own")

@@ -20,14 +20,14 @@ from vlora_engine.errors import ParameterError, TargetError
 from vlora_engine.quantization.dtypes import ROUNDING, is_lossy, storage_dtype
 from vlora_engine.quantization.packing import Quantization, named_quantization
 from vlora_engine.ranking import worst
-from vlora_engine.sizes import (
+from vlora_engine.spectra.sizes import (
     factor_bytes_16,
     input_bytes,
     layer_bytes,
     overhead_bytes,
     rest_bytes,
 )
-from vlora_engine.surface import Spectra
+from vlora_engine.spectra.tables import Spectra
 
 Array = npt.NDArray[Any]
 Choices = dict[str, tuple[int, int]]
