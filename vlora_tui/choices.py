@@ -13,9 +13,9 @@ from vlora_tui.recipe import Compress
 
 if TYPE_CHECKING:
     from vlora_engine.codec.forecast import Forecast, Outlook
-    from vlora_engine.compress.build import Targets
     from vlora_engine.manifest.manifest import Manifest
     from vlora_engine.spectra.tables import Spectra
+    from vlora_engine.subspace.request import Targets
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def manifest_figures(manifest: Manifest) -> dict[str, Any]:
 
 def targets_of(compress: Compress) -> Targets:
     """What of the recipe the engine's build goes by."""
-    from vlora_engine.compress.build import Targets
+    from vlora_engine.subspace.request import Targets
 
     return Targets(**choice_arguments(compress), refine=compress.refine)
 

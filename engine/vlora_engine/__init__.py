@@ -19,7 +19,7 @@ _HOMES = {
     "vlora_engine.catalog.open": ["load_adapter", "save_adapter", "open_adapter"],
     "vlora_engine.catalog.scanner": ["AdapterInfo", "Catalog", "scan"],
     "vlora_engine.shared_subspace": ["SharedSubspace"],
-    "vlora_engine.tasks": ["TaskProjection"],
+    "vlora_engine.subspace.tasks": ["TaskProjection"],
     "vlora_engine.hub": ["load_adapter_from_hub"],
     "vlora_engine.pipeline": ["init_subspace", "absorb_task", "extract_adapter"],
     "vlora_engine.linalg.ops": [

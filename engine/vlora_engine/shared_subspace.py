@@ -18,25 +18,24 @@ from torch import Tensor
 from vlora_engine.adapters.base_models import base_model_of
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, as_source
 from vlora_engine.catalog.read import read_manifest
-from vlora_engine.compress.build import (
-    Collection,
-    Targets,
-    build_layers,
-    make_plan,
-    prepare,
-    within,
-)
+from vlora_engine.compress.build import build_layers, make_plan, within
 from vlora_engine.compress.measure import compute_spectra
-from vlora_engine.encode import EncodedTask, Storage
 from vlora_engine.errors import ConflictError, NotFoundError, ParameterError, VLoRAError
-from vlora_engine.layer import Bases
 from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
 from vlora_engine.progress import ProgressCallback
 from vlora_engine.quantization.packing import BLOCK_SIZE, Quantization, quantization
 from vlora_engine.ranking import worst
 from vlora_engine.spectra.tables import Spectra
-from vlora_engine.store import StoredSubspace, write_subspace, write_task
-from vlora_engine.tasks import TaskMap, TaskProjection, collect_tasks, task_names
+from vlora_engine.subspace.basis import Bases
+from vlora_engine.subspace.loadings import EncodedTask, Storage
+from vlora_engine.subspace.request import Collection, Targets, prepare
+from vlora_engine.subspace.store import StoredSubspace, write_subspace, write_task
+from vlora_engine.subspace.tasks import (
+    TaskMap,
+    TaskProjection,
+    collect_tasks,
+    task_names,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -290,7 +289,7 @@ class SharedSubspace:
             CollectionError: A module has other dimensions. AdapterError: NaN or Inf.
             ParameterError: `flat`, and the rank is above the basis's.
         """
-        from vlora_engine.projection import project
+        from vlora_engine.subspace.projection import project
 
         source = as_source(adapter)
         return self._settled(lambda: project(self, source, task_id, warn_threshold))
@@ -322,7 +321,7 @@ class SharedSubspace:
         Raises:
             NotFoundError: There is no such task.
         """
-        from vlora_engine.projection import reconstruct
+        from vlora_engine.subspace.projection import reconstruct
 
         return self._settled(lambda: reconstruct(self, self.tasks[task_id]))
 
@@ -387,7 +386,7 @@ class SharedSubspace:
         Raises:
             NotFoundError: Unknown layer. ParameterError: The method is `flat`.
         """
-        from vlora_engine.projection import surface
+        from vlora_engine.subspace.projection import surface
 
         if layer not in self.layer_names:
             raise NotFoundError(f"There is no layer {layer!r} in this subspace.")
@@ -402,7 +401,7 @@ class SharedSubspace:
         ``bytes_compressed`` is what bases and loadings take as they are stored, packed or not,
         ``bytes_original`` A and B at 16 bit. Every byte on disk: `read_manifest`.
         """
-        from vlora_engine.stats import compression_stats
+        from vlora_engine.subspace.stats import compression_stats
 
         return compression_stats(self)
 
@@ -510,7 +509,7 @@ class SharedSubspace:
             OutputExistsError: ``path`` is there, is not where this came from, and not ``force``.
             StorageError: The disk refused; what was there is as it was.
         """
-        from vlora_engine.save import save
+        from vlora_engine.subspace.save import save
 
         save(self, Path(path), force=force)
 

@@ -18,9 +18,9 @@ from tests import make
 from tests.app.conftest import Cli
 from vlora_engine.catalog.open import load_adapter, open_adapter
 from vlora_engine.compress.measure import compute_spectra
-from vlora_engine.coverage import coverage_total, subspace_coverage
 from vlora_engine.formats.peft import PeftAdapter
 from vlora_engine.shared_subspace import SharedSubspace
+from vlora_engine.subspace.coverage import coverage_total, subspace_coverage
 from vlora_tui.report import svg
 from vlora_tui.report.markdown import markdown
 

@@ -25,11 +25,12 @@ from tests.benchmarks.table import Cell, Table
 from vlora_engine.adapters.check import check_adapters
 from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.catalog.open import load_adapter
-from vlora_engine.compress.build import BuildReport, build_subspace
+from vlora_engine.compress.build import build_subspace
 from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.errors import TargetError, VLoRAError
 from vlora_engine.manifest.manifest import METHODS
 from vlora_engine.spectra.tables import Spectra
+from vlora_engine.subspace.request import BuildReport
 from vlora_tui.collection import gather_adapters
 from vlora_tui.recipe import named_inputs
 

@@ -153,11 +153,11 @@ def make_subspace(size: Size, tasks: int) -> Any:
     """A `delta` subspace of random bases and loadings: what is measured does not look at them."""
     import torch
 
-    from vlora_engine.encode import Storage
-    from vlora_engine.layer import Bases, LayerBasis
     from vlora_engine.manifest.manifest import LayerSpec
     from vlora_engine.shared_subspace import SharedSubspace
-    from vlora_engine.tasks import TaskMap, TaskProjection
+    from vlora_engine.subspace.basis import Bases, LayerBasis
+    from vlora_engine.subspace.loadings import Storage
+    from vlora_engine.subspace.tasks import TaskMap, TaskProjection
 
     specs, bases, generator = [], [], torch.Generator().manual_seed(1)
     for name, (d_in, d_out) in size.shapes.items():

@@ -95,7 +95,7 @@ def _random(subspace: Any) -> Any:
     """Bases of the same sizes in random directions."""
     import torch
 
-    from vlora_engine.layer import Bases
+    from vlora_engine.subspace.basis import Bases
 
     generator = torch.Generator().manual_seed(0)
 

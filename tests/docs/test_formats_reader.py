@@ -109,7 +109,7 @@ def test_a_basis_in_several_files(
     monkeypatch: pytest.MonkeyPatch,
     options: dict[str, str],
 ) -> None:
-    monkeypatch.setattr("vlora_engine.store.MAX_SHARD_BYTES", 200)
+    monkeypatch.setattr("vlora_engine.subspace.store.MAX_SHARD_BYTES", 200)
     settings = {"method": "delta", "num_components": 5, "dtype": "fp16", **options}
     out = saved(mixed(), tmp_path / "s", **settings)
     assert len(read_manifest(out).basis) > 1

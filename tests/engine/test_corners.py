@@ -22,7 +22,6 @@ from vlora_engine.catalog.open import open_adapter, save_adapter
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.compress.build import build_subspace
 from vlora_engine.compress.measure import compute_spectra
-from vlora_engine.encode import LoadingsForm, decode_loadings, encode_loadings
 from vlora_engine.errors import (
     CorruptFileError,
     NotFoundError,
@@ -34,7 +33,8 @@ from vlora_engine.files import new_directory, partial_path
 from vlora_engine.linalg.grams import halves, range_basis, update_basis
 from vlora_engine.manifest.records import max_k, shared_layers
 from vlora_engine.spectra.choose import choose
-from vlora_engine.tasks import TaskProjection
+from vlora_engine.subspace.loadings import LoadingsForm, decode_loadings, encode_loadings
+from vlora_engine.subspace.tasks import TaskProjection
 
 METHODS = ("delta", "columns", "flat")
 WIDE = {"model.layers.0.q_proj": (40, 48), "model.layers.0.v_proj": (40, 24)}
@@ -414,7 +414,7 @@ def test_an_update_that_is_cut_short_leaves_the_subspace_as_it_was(
     def cut(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vlora_engine.save.write_index", cut)
+    monkeypatch.setattr("vlora_engine.subspace.save.write_index", cut)
     with pytest.raises(KeyboardInterrupt):
         subspace.save(tmp_path / "s")
     monkeypatch.undo()
@@ -623,7 +623,10 @@ def test_a_build_that_fails_has_no_worker_left(tmp_path: Path, monkeypatch) -> N
         raise StorageError("The disk is full.")
 
     before = torch.get_num_threads(), threading.active_count()
-    for place in ("vlora_engine.parts.write_tensors", "vlora_engine.compress.measure.write_layer"):
+    for place in (
+        "vlora_engine.subspace.layer_parts.write_tensors",
+        "vlora_engine.compress.measure.write_layer",
+    ):
         monkeypatch.setattr(place, full)
         with pytest.raises(StorageError) as kept:
             build_subspace(sources, tmp_path / place, method="delta", max_error=0.3)

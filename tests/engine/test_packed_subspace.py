@@ -29,13 +29,13 @@ from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.compress.build import build_subspace
 from vlora_engine.doctor.subspace_check import check_subspace
-from vlora_engine.encode import Storage
 from vlora_engine.errors import CorruptFileError, ParameterError, TargetError
-from vlora_engine.layer import Bases, LayerBasis
 from vlora_engine.manifest.manifest import LayerSpec
 from vlora_engine.quantization.packed import PackedBasis
 from vlora_engine.quantization.packing import Quantization, quantization
-from vlora_engine.tasks import TaskMap, TaskProjection
+from vlora_engine.subspace.basis import Bases, LayerBasis
+from vlora_engine.subspace.loadings import Storage
+from vlora_engine.subspace.tasks import TaskMap, TaskProjection
 
 KINDS = ["int8", "int4", "nf4"]
 GOLDEN = Path(__file__).parents[1] / "data" / "subspaces"

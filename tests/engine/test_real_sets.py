@@ -12,8 +12,9 @@ from tests import make
 from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights
 from vlora_engine.catalog.open import open_adapter
-from vlora_engine.compress.build import BuildReport, build_subspace
+from vlora_engine.compress.build import build_subspace
 from vlora_engine.pipeline import extract_adapter
+from vlora_engine.subspace.request import BuildReport
 
 SETS = ("gpt2-medical-sports-legal", "roberta-checkpoints")
 FULL_K = {"gpt2-medical-sports-legal": 9 * 8, "roberta-checkpoints": 5 * 8}

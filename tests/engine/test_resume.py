@@ -248,12 +248,8 @@ def test_an_input_at_fault_leaves_nothing(
 def test_built_layers_of_another_version_or_device_are_not_used(
     name: str, sources: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from vlora_engine.compress.build import (
-        Targets,
-        fingerprint,
-        make_plan,
-        prepare,
-    )
+    from vlora_engine.compress.build import fingerprint, make_plan
+    from vlora_engine.subspace.request import Targets, prepare
 
     collection = prepare(sources)
     plan = make_plan(collection, Targets(k=3))

@@ -20,7 +20,7 @@ from tests.make import collection, config, factors, write
 from vlora_engine.adapters.check import check_adapters
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights
 from vlora_engine.catalog.open import load_adapter, open_adapter
-from vlora_engine.compress.build import BuildReport, build_subspace
+from vlora_engine.compress.build import build_subspace
 from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.errors import TargetError
 from vlora_engine.linalg.low_rank import relative_error
@@ -28,6 +28,7 @@ from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.spectra.choose import choose
 from vlora_engine.spectra.sizes import factor_bytes_16, rest_bytes
 from vlora_engine.spectra.tables import Spectra
+from vlora_engine.subspace.request import BuildReport
 
 SETS = ("gpt2-medical-sports-legal", "roberta-checkpoints")
 RATIOS = (2, 4, 8, 16, 32)

@@ -64,8 +64,8 @@ def coverage_rows(
     subspace: str, adapters: list[str], out: Output, *, skip_bad: bool
 ) -> list[dict[str, Any]]:
     """Per adapter its shares as a whole and per module."""
-    from vlora_engine.coverage import coverage_total, subspace_coverage
     from vlora_engine.shared_subspace import SharedSubspace
+    from vlora_engine.subspace.coverage import coverage_total, subspace_coverage
 
     opened = SharedSubspace.load(subspace)
     rows = []

@@ -37,7 +37,6 @@ from vlora_engine.analysis.similarity import (
     same_factor_shapes,
     scaled_factors,
 )
-from vlora_engine.coverage import coverage_total, subspace_coverage
 from vlora_engine.errors import ParameterError
 from vlora_engine.linalg.low_rank import (
     Factors,
@@ -45,6 +44,7 @@ from vlora_engine.linalg.low_rank import (
     delta_inner,
     delta_norm2,
 )
+from vlora_engine.subspace.coverage import coverage_total, subspace_coverage
 
 __all__ = [
     "adapter_diff",

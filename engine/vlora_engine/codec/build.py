@@ -23,7 +23,6 @@ from vlora_engine.codec.layout import overhead_bytes, task_layout
 from vlora_engine.codec.measure import measure
 from vlora_engine.codec.parts import FileParts, MemoryParts, Parts, TaskShare, partial_outlook
 from vlora_engine.codec.store import CodedTask, write_coded
-from vlora_engine.compress.build import BuildReport, Collection, Targets
 from vlora_engine.compress.measure import pick_device
 from vlora_engine.errors import SubspaceError, VLoRAError
 from vlora_engine.files import discard, publish
@@ -32,7 +31,8 @@ from vlora_engine.manifest.manifest import Manifest, TaskRecord
 from vlora_engine.manifest.records import figure, task_record
 from vlora_engine.partial import RESULT, layers_kept
 from vlora_engine.progress import CancelCheck, ProgressCallback
-from vlora_engine.store import task_files
+from vlora_engine.subspace.request import BuildReport, Collection, Targets
+from vlora_engine.subspace.store import task_files
 from vlora_engine.tensorfile import encode_header
 
 

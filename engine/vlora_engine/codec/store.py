@@ -41,7 +41,7 @@ from vlora_engine.manifest.manifest import (
     Manifest,
     TaskRecord,
 )
-from vlora_engine.store import CheckedFiles, write_index
+from vlora_engine.subspace.store import CheckedFiles, write_index
 from vlora_engine.tensorfile import (
     ITEM_BYTES,
     Header,

@@ -37,19 +37,19 @@ from vlora_engine.codec.store import (
     write_coded,
     write_task,
 )
-from vlora_engine.compress.build import Collection, Targets
-from vlora_engine.encode import EncodedTask, Storage
 from vlora_engine.errors import ParameterError, SubspaceError
-from vlora_engine.layer import Bases
 from vlora_engine.manifest.coding import Coding
 from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
 from vlora_engine.manifest.records import figure, shared_layers, task_record
 from vlora_engine.progress import ProgressCallback
-from vlora_engine.projection import assembled, check_fits, shared_specs
 from vlora_engine.quantization.packing import chooses_bits
 from vlora_engine.shared_subspace import SharedSubspace
-from vlora_engine.store import StoredSubspace
-from vlora_engine.tasks import TaskMap, TaskProjection
+from vlora_engine.subspace.basis import Bases
+from vlora_engine.subspace.loadings import EncodedTask, Storage
+from vlora_engine.subspace.projection import assembled, check_fits, shared_specs
+from vlora_engine.subspace.request import Collection, Targets
+from vlora_engine.subspace.store import StoredSubspace
+from vlora_engine.subspace.tasks import TaskMap, TaskProjection
 
 _HALVINGS = 24
 
@@ -270,7 +270,7 @@ class CodedSubspace(SharedSubspace):
             were taken from their reconstructions, and their errors are bounds.
         """
         from vlora_engine.catalog.originals import original_if_there
-        from vlora_engine.compress.build import prepare
+        from vlora_engine.subspace.request import prepare
 
         sources: dict[str, AdapterSource] = {}
         rebuilt = []

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights
-from vlora_engine.encode import Storage
 from vlora_engine.formats.config import read_settings
 from vlora_engine.interop.store import straight
-from vlora_engine.layer import Bases, LayerBasis
 from vlora_engine.linalg.low_rank import delta_norm2
 from vlora_engine.manifest.manifest import LayerSpec
 from vlora_engine.manifest.records import natural_key
 from vlora_engine.shared_subspace import SharedSubspace
-from vlora_engine.tasks import TaskMap, TaskProjection
+from vlora_engine.subspace.basis import Bases, LayerBasis
+from vlora_engine.subspace.loadings import Storage
+from vlora_engine.subspace.tasks import TaskMap, TaskProjection
 
 Turns = Mapping[tuple[str, str], Tensor | None]
 

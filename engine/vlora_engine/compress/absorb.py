@@ -13,8 +13,15 @@ from vlora_engine.adapters.check import check_adapter
 from vlora_engine.adapters.model import AdapterSource, MemorySource
 from vlora_engine.adapters.stack import LayerStack, flatten
 from vlora_engine.catalog.originals import recorded_original
-from vlora_engine.compress.build import Plan, build_layers, prepare
-from vlora_engine.encode import (
+from vlora_engine.compress.build import build_layers
+from vlora_engine.errors import ParameterError, VLoRAError
+from vlora_engine.linalg.grams import full_basis, update_basis
+from vlora_engine.linalg.low_rank import delta_error2
+from vlora_engine.manifest.manifest import LayerSpec, TaskRecord
+from vlora_engine.manifest.records import figure, max_k
+from vlora_engine.progress import ProgressCallback
+from vlora_engine.subspace.basis import Bases, LayerBasis, LayerPlan
+from vlora_engine.subspace.loadings import (
     EncodedTask,
     Storage,
     decode_loadings,
@@ -24,16 +31,15 @@ from vlora_engine.encode import (
     round_to,
     unpack,
 )
-from vlora_engine.errors import ParameterError, VLoRAError
-from vlora_engine.layer import Bases, LayerBasis, LayerPlan
-from vlora_engine.linalg.grams import full_basis, update_basis
-from vlora_engine.linalg.low_rank import delta_error2
-from vlora_engine.manifest.manifest import LayerSpec, TaskRecord
-from vlora_engine.manifest.records import figure, max_k
-from vlora_engine.progress import ProgressCallback
-from vlora_engine.projection import check_fits, padded_stack, project, reconstruct
-from vlora_engine.store import decode_task
-from vlora_engine.tasks import TaskMap, TaskProjection, collect_tasks
+from vlora_engine.subspace.projection import (
+    check_fits,
+    padded_stack,
+    project,
+    reconstruct,
+)
+from vlora_engine.subspace.request import Plan, prepare
+from vlora_engine.subspace.store import decode_task
+from vlora_engine.subspace.tasks import TaskMap, TaskProjection, collect_tasks
 
 if TYPE_CHECKING:
     from vlora_engine.shared_subspace import SharedSubspace

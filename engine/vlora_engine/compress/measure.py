@@ -52,6 +52,7 @@ from vlora_engine.spectra.tables import (
     write_index,
     write_layer,
 )
+from vlora_engine.subspace.request import canonical_order
 
 if TYPE_CHECKING:
     from vlora_engine.codec.forecast import Outlook
@@ -145,15 +146,10 @@ def _outlook(
     cancelled: CancelCheck | None,
 ) -> Outlook:
     from vlora_engine.codec.build import outlook_of
-    from vlora_engine.compress.build import Collection
+    from vlora_engine.subspace.request import Collection
 
     collection = Collection(dict(sources), check, shared_layers(sources), "F32")
     return outlook_of(collection, device=device, progress=progress, cancelled=cancelled)
-
-
-def canonical_order(check: CheckReport, names: Sequence[str]) -> list[str]:
-    """Task names in the order of every sum: by name, then content."""
-    return sorted(names, key=lambda name: (name, check.adapters[name].digest))
 
 
 def _fingerprint(spectra: Spectra, device: str) -> str:

@@ -12,7 +12,7 @@ from vlora_engine.findings import Finding, finding_of
 if TYPE_CHECKING:
     from vlora_engine.errors import VLoRAError
     from vlora_engine.manifest.manifest import Manifest
-    from vlora_engine.store import StoredSubspace
+    from vlora_engine.subspace.store import StoredSubspace
 
 
 # What the rounding of a dtype leaves of an orthonormal basis.
@@ -49,7 +49,7 @@ def check_subspace(path: str | Path) -> list[Finding]:
 def _content_findings(manifest: Manifest, broken: set[str]) -> list[Finding]:
     if manifest.coding is not None:
         return list(_coded_findings(manifest, broken))
-    from vlora_engine.store import StoredSubspace
+    from vlora_engine.subspace.store import StoredSubspace
 
     stored = StoredSubspace(manifest, verify=False)
     try:

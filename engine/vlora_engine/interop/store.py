@@ -10,19 +10,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from vlora_engine.encode import EncodedTask, Storage, encode_loadings, join_loadings
 from vlora_engine.interop.common import read_index, shape_of, unsound
 from vlora_engine.interop.lorashare import COMPONENTS_FILE, HEADS_FILE, LOADINGS_FILE
 from vlora_engine.interop.names import VLORA_DEV, VLORA_INDEX
 from vlora_engine.interop.vlora_dev import open_files
-from vlora_engine.layer import Bases, LayerBasis
 from vlora_engine.linalg.low_rank import delta_norm2
 from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
 from vlora_engine.manifest.records import figure
 from vlora_engine.quantization.nf4 import NF4_QUANT_TABLE
 from vlora_engine.shared_subspace import SharedSubspace
-from vlora_engine.store import StoredSubspace
-from vlora_engine.tasks import TaskMap
+from vlora_engine.subspace.basis import Bases, LayerBasis
+from vlora_engine.subspace.loadings import (
+    EncodedTask,
+    Storage,
+    encode_loadings,
+    join_loadings,
+)
+from vlora_engine.subspace.store import StoredSubspace
+from vlora_engine.subspace.tasks import TaskMap
 from vlora_engine.tensorfile import Header, close_below, read_header, read_tensor
 
 STRAIGHT = 1e-5  # how far components may be from orthonormal to be taken as they are

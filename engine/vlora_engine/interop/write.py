@@ -34,7 +34,7 @@ from vlora_engine.tensorfile import write_tensors
 
 if TYPE_CHECKING:
     from vlora_engine.shared_subspace import SharedSubspace
-    from vlora_engine.tasks import TaskProjection
+    from vlora_engine.subspace.tasks import TaskProjection
 
 
 def write_vlora_dev(subspace: SharedSubspace, directory: Path) -> None:

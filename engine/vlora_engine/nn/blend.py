@@ -11,7 +11,7 @@ from vlora_engine.errors import SubspaceError
 from vlora_engine.nn.decode import SHARING, Scaling, decode
 from vlora_engine.nn.effects import Alone, Factors, Shared
 from vlora_engine.shared_subspace import SharedSubspace
-from vlora_engine.tasks import TaskProjection
+from vlora_engine.subspace.tasks import TaskProjection
 
 BLENDED = "__routed__"
 _OWN = Scaling()

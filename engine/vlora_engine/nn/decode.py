@@ -16,12 +16,17 @@ import torch
 from torch import Tensor
 
 from vlora_engine.adapters.stack import unflatten
-from vlora_engine.encode import EncodedTask, Loadings, LoadingsForm, decode_sides
 from vlora_engine.errors import ParameterError
-from vlora_engine.layer import LayerBasis
 from vlora_engine.manifest.manifest import TaskRecord
 from vlora_engine.nn.effects import Alone, Factors, Shared
 from vlora_engine.shared_subspace import SharedSubspace
+from vlora_engine.subspace.basis import LayerBasis
+from vlora_engine.subspace.loadings import (
+    EncodedTask,
+    Loadings,
+    LoadingsForm,
+    decode_sides,
+)
 
 SHARING = ("delta", "columns")  # methods whose tasks are small matrices in a basis of dW's sides
 Target = tuple[torch.device, torch.dtype]

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from vlora_engine.errors import SubspaceError
-from vlora_engine.layer import LayerBasis
 from vlora_engine.manifest.manifest import LayerSpec, OwnModule
 from vlora_engine.nn.decode import SHARING, Target
 from vlora_engine.nn.effects import Effect, Factors, Shared
 from vlora_engine.nn.host_modules import Place, named_modules, place_of
 from vlora_engine.shared_subspace import SharedSubspace
+from vlora_engine.subspace.basis import LayerBasis
 
 
 class Seats(Mapping[str, "Seat"]):

@@ -16,7 +16,7 @@ from vlora_engine.files import new_directory, write_json
 from vlora_engine.nn.blend import blend_tasks, similarities
 from vlora_engine.nn.training import require_bases
 from vlora_engine.shared_subspace import SharedSubspace
-from vlora_engine.tasks import TaskProjection
+from vlora_engine.subspace.tasks import TaskProjection
 from vlora_engine.tensorfile import read_header, read_tensor, write_tensors
 
 INDEX, WEIGHTS, FORMAT = "router.json", "router.safetensors", "vlora-router"

@@ -11,9 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlora_engine.encode import EncodedTask
 from vlora_engine.errors import ParameterError, SubspaceError
-from vlora_engine.layer import LayerBasis
 from vlora_engine.linalg.low_rank import delta_error2, delta_norm2
 from vlora_engine.manifest.manifest import LayerSpec, OwnModule, TaskRecord
 from vlora_engine.manifest.records import figure
@@ -21,7 +19,9 @@ from vlora_engine.nn.decode import SHARING, Target, flat_factor
 from vlora_engine.nn.effects import Basis, Effect, Factors
 from vlora_engine.nn.host_modules import Place
 from vlora_engine.shared_subspace import SharedSubspace
-from vlora_engine.tasks import TaskProjection
+from vlora_engine.subspace.basis import LayerBasis
+from vlora_engine.subspace.loadings import EncodedTask
+from vlora_engine.subspace.tasks import TaskProjection
 
 _SIDES = ("a", "b")
 
@@ -282,7 +282,7 @@ class SubspaceTrainer:
         self, record: TaskRecord, encoded: EncodedTask, trained: Mapping[str, Factors]
     ) -> tuple[TaskRecord, EncodedTask]:
         """With the norm of what was learned, and what storing loses of it."""
-        from vlora_engine.tasks import decode_projection
+        from vlora_engine.subspace.tasks import decode_projection
 
         subspace = self.subspace
         stored = decode_projection(subspace.storage, subspace.layers, record, encoded)

@@ -162,7 +162,7 @@ def push(
 
 def push_subspace(subspace: SharedSubspace, repo_id: str, staging: Path, **options: Any) -> Pushed:
     """`SharedSubspace.push_to_hub`."""
-    from vlora_engine.save import write_copy
+    from vlora_engine.subspace.save import write_copy
 
     revision = options.pop("revision", None)
     tasks = options.pop("tasks", None)

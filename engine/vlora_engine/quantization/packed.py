@@ -72,7 +72,7 @@ def pack_rows(rows: Tensor, packing: Packing, *, exponent: int = 0) -> PackedRow
 
 @dataclass
 class PackedBasis:
-    """The shared part of one layer, packed; see `vlora_engine.layer.LayerBasis`."""
+    """The shared part of one layer, packed; see `vlora_engine.subspace.basis.LayerBasis`."""
 
     name: str
     a: PackedRows

@@ -110,7 +110,7 @@ class Gate:
         return True
 
 
-LAYER = "vlora_engine.parts|LayerParts.write"
+LAYER = "vlora_engine.subspace.layer_parts|LayerParts.write"
 SPECTRUM = "vlora_engine.compress.measure|write_layer"
 SAVE = "vlora_engine.catalog.open|save_adapter"
 

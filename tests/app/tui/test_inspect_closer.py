@@ -26,10 +26,10 @@ from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.catalog.scanner import scan
 from vlora_engine.compress.measure import compute_spectra
-from vlora_engine.coverage import coverage_total, subspace_coverage
 from vlora_engine.doctor import TARGETS, verdict
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.spectra.tables import Spectra
+from vlora_engine.subspace.coverage import coverage_total, subspace_coverage
 from vlora_tui.tui.inspecting import Coverage, Interference, kin_of, likeness_of
 from vlora_tui.tui.keymap import known_bindings
 from vlora_tui.tui.remarks import Remark, module_in, remarks_of

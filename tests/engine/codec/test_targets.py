@@ -13,8 +13,9 @@ from tests.engine.codec import made
 from tests.engine.test_subspace import dense_error
 from vlora_engine import SharedSubspace
 from vlora_engine.adapters.model import LoRAWeights, as_source
-from vlora_engine.compress.build import BuildReport, build_subspace
+from vlora_engine.compress.build import build_subspace
 from vlora_engine.errors import ParameterError, TargetError
+from vlora_engine.subspace.request import BuildReport
 
 HEAD = {"base_model.model.score.weight": torch.arange(60_000.0)}
 

@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlora_engine.encode import Loadings, TaskLayer
 from vlora_engine.errors import VLoRAError
 from vlora_engine.files import sha256_file, write_file
-from vlora_engine.layer import BuiltLayer, LayerBasis
 from vlora_engine.manifest.manifest import LayerSpec
 from vlora_engine.quantization.packed import PackedBasis, PackedRows
 from vlora_engine.quantization.packing import Packing
+from vlora_engine.subspace.basis import BuiltLayer, LayerBasis
+from vlora_engine.subspace.loadings import Loadings, TaskLayer
 from vlora_engine.tensorfile import (
     Header,
     close_file,

@@ -19,10 +19,8 @@ import torch
 from torch import Tensor
 
 from vlora_engine._version import __version__
-from vlora_engine.encode import EncodedTask, Loadings, Storage, decode_loadings, pack, unpack
 from vlora_engine.errors import CorruptFileError
 from vlora_engine.files import dump_json, sha256_file, write_file, write_json
-from vlora_engine.layer import LayerBasis
 from vlora_engine.manifest.card import model_card
 from vlora_engine.manifest.manifest import (
     INDEX,
@@ -34,6 +32,15 @@ from vlora_engine.manifest.manifest import (
 from vlora_engine.naming import slugs
 from vlora_engine.quantization.packed import PackedBasis, PackedRows
 from vlora_engine.quantization.packing import Packing
+from vlora_engine.subspace.basis import LayerBasis
+from vlora_engine.subspace.loadings import (
+    EncodedTask,
+    Loadings,
+    Storage,
+    decode_loadings,
+    pack,
+    unpack,
+)
 from vlora_engine.tensorfile import (
     ITEM_BYTES,
     Header,

@@ -11,17 +11,7 @@ import torch
 from torch import Tensor
 
 from vlora_engine.adapters.address import absolute_source
-from vlora_engine.compress.build import Collection, assemble_task
-from vlora_engine.encode import (
-    EncodedTask,
-    LoadingsForm,
-    Storage,
-    TaskLayer,
-    encode_loadings,
-    join_loadings,
-)
 from vlora_engine.errors import ParameterError, SubspaceError
-from vlora_engine.layer import Bases, BuiltLayer, LayerBasis
 from vlora_engine.manifest.manifest import (
     LayerSpec,
     OwnModule,
@@ -30,7 +20,17 @@ from vlora_engine.manifest.manifest import (
 )
 from vlora_engine.manifest.records import figure
 from vlora_engine.quantization.packed import PackedBasis
-from vlora_engine.store import StoredSubspace, decode_task
+from vlora_engine.subspace.basis import Bases, BuiltLayer, LayerBasis
+from vlora_engine.subspace.loadings import (
+    EncodedTask,
+    LoadingsForm,
+    Storage,
+    TaskLayer,
+    encode_loadings,
+    join_loadings,
+)
+from vlora_engine.subspace.request import Collection, assemble_task
+from vlora_engine.subspace.store import StoredSubspace, decode_task
 
 
 @dataclass

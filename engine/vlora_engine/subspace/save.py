@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING
 
 from vlora_engine.adapters.address import relative_source
 from vlora_engine.catalog.read import read_manifest
-from vlora_engine.encode import EncodedTask
 from vlora_engine.errors import ConflictError, SubspaceError
 from vlora_engine.files import new_directory
 from vlora_engine.locks import changing
 from vlora_engine.manifest.manifest import Manifest, TaskRecord
-from vlora_engine.store import free_task_file, index_digest, task_files, write_index
+from vlora_engine.subspace.loadings import EncodedTask
+from vlora_engine.subspace.store import (
+    free_task_file,
+    index_digest,
+    task_files,
+    write_index,
+)
 from vlora_engine.tensorfile import close_file, write_error
 
 if TYPE_CHECKING:

@@ -18,13 +18,13 @@ from vlora_engine.adapters.model import (
     form_word,
 )
 from vlora_engine.adapters.stack import LayerStack, read_stack
-from vlora_engine.compress.build import Collection, assemble_task
-from vlora_engine.encode import TaskLayer
 from vlora_engine.errors import CollectionError, NotFoundError, ParameterError, SubspaceError
-from vlora_engine.layer import LayerPlan, encode_tasks
 from vlora_engine.linalg.grams import cumulated_grams
 from vlora_engine.manifest.manifest import LayerSpec, TaskRecord
-from vlora_engine.tasks import TaskProjection, decode_projection
+from vlora_engine.subspace.basis import LayerPlan, encode_tasks
+from vlora_engine.subspace.loadings import TaskLayer
+from vlora_engine.subspace.request import Collection, assemble_task
+from vlora_engine.subspace.tasks import TaskProjection, decode_projection
 from vlora_engine.tensorfile import dtype_name, torch_dtype
 
 if TYPE_CHECKING:

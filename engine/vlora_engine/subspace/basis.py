@@ -11,16 +11,6 @@ import torch
 from torch import Tensor
 
 from vlora_engine.adapters.stack import LayerStack, flatten, unflatten
-from vlora_engine.encode import (
-    Loadings,
-    Storage,
-    decode_loadings,
-    encode_loadings,
-    pack,
-    round_to,
-    scale_rows,
-    unpack,
-)
 from vlora_engine.linalg.grams import (
     Basis,
     basis_from_vectors,
@@ -32,6 +22,16 @@ from vlora_engine.linalg.grams import (
 from vlora_engine.linalg.low_rank import delta_error2
 from vlora_engine.quantization.packed import PackedBasis, pack_rows
 from vlora_engine.quantization.packing import Quantization
+from vlora_engine.subspace.loadings import (
+    Loadings,
+    Storage,
+    decode_loadings,
+    encode_loadings,
+    pack,
+    round_to,
+    scale_rows,
+    unpack,
+)
 
 FINE = 1e-10  # relative squared error below which Gram arithmetic has too few digits left
 CHUNK = 64
