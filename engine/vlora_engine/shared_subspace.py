@@ -206,7 +206,7 @@ class SharedSubspace:
             sources, dtype=dtype, lossy=targets.lossy, skip_bad=skip_bad, progress=progress
         )
         if targets.is_coded:
-            from vlora_engine.codec.subspace import code_collection
+            from vlora_engine.subspace.coded.space import code_collection
 
             return code_collection(collection, targets, device=device, progress=progress)
         return cls._build(collection, targets, device, progress)
@@ -650,7 +650,7 @@ class SharedSubspace:
 
             return open_peer(manifest)
         if manifest.coding is not None:
-            from vlora_engine.codec.subspace import load_coded
+            from vlora_engine.subspace.coded.space import load_coded
 
             return load_coded(manifest, verify=verify)
         stored = StoredSubspace(manifest, verify)

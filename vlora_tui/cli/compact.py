@@ -86,8 +86,8 @@ def _compact_at(
 
 
 def _compact(subspace: Path, place: Path, device: str, *, force: bool) -> list[str]:
-    from vlora_engine.codec.subspace import CodedSubspace
     from vlora_engine.shared_subspace import SharedSubspace
+    from vlora_engine.subspace.coded.space import CodedSubspace
 
     opened = SharedSubspace.load(subspace)
     assert isinstance(opened, CodedSubspace)  # noqa: S101  (the index said so)

@@ -241,7 +241,7 @@ def build_subspace(
     with sole_writer(partial, out):
         _make(partial, keep=resume)
         if wanted.is_coded:
-            from vlora_engine.codec.build import build_coded
+            from vlora_engine.subspace.coded.build import build_coded
 
             return build_coded(
                 partial,

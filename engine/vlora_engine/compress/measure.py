@@ -145,7 +145,7 @@ def _outlook(
     progress: ProgressCallback | None,
     cancelled: CancelCheck | None,
 ) -> Outlook:
-    from vlora_engine.codec.build import outlook_of
+    from vlora_engine.subspace.coded.build import outlook_of
     from vlora_engine.subspace.request import Collection
 
     collection = Collection(dict(sources), check, shared_layers(sources), "F32")

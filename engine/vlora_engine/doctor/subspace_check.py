@@ -175,8 +175,8 @@ def _coded_findings(manifest: Manifest, broken: set[str]) -> Iterator[Finding]:
     """Every module of every task is decoded."""
     import torch
 
-    from vlora_engine.codec.store import CodedStore, Decoder
     from vlora_engine.errors import VLoRAError
+    from vlora_engine.subspace.coded.store import CodedStore, Decoder
 
     stored = CodedStore(manifest, verify=False)
     decoder = Decoder(stored)

@@ -255,7 +255,7 @@ def read_all(directory: Path) -> None:
 
 def test_bytes_that_no_checksum_guards_end_in_one_error_too(coded: Path) -> None:
     """Whoever writes the checksums himself gets other numbers or an error, never a crash."""
-    from vlora_engine.codec.store import CodedStore, Decoder, MemoryShared
+    from vlora_engine.subspace.coded.store import CodedStore, Decoder, MemoryShared
 
     manifest = read_manifest(coded)
     store = CodedStore(manifest)
@@ -296,7 +296,7 @@ def test_an_index_that_promises_giants_is_refused(copy: Path) -> None:
 def test_what_was_killed_leaves_nothing_that_looks_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import vlora_engine.codec.store as store
+    import vlora_engine.subspace.coded.store as store
 
     calls = []
     original = store.write_task

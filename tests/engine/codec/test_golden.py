@@ -23,10 +23,10 @@ from vlora_engine.codec.blobs import (
 from vlora_engine.codec.delta import Core, orthonormal
 from vlora_engine.codec.klt import SharedSide
 from vlora_engine.codec.own import Directions
-from vlora_engine.codec.store import CodedTask, write_coded
 from vlora_engine.doctor.subspace_check import check_subspace
 from vlora_engine.manifest.coding import Coding
 from vlora_engine.manifest.manifest import LayerSpec, TaskRecord
+from vlora_engine.subspace.coded.store import CodedTask, write_coded
 
 GOLDEN = Path(__file__).parents[2] / "data" / "subspaces" / "coded"
 LAYERS = [LayerSpec("l.0.q", 24, 40, 4, 0, 0), LayerSpec("l.0.v", 24, 17, 4, 0, 0)]

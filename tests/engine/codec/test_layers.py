@@ -12,9 +12,9 @@ import torch
 from tests.engine.codec import made
 from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.codec.layer import CodedLayer, Group, code_layer
-from vlora_engine.codec.store import Decoder, MemoryShared
 from vlora_engine.manifest.manifest import LayerSpec, TaskRecord
 from vlora_engine.manifest.records import LONGEST_FIGURE
+from vlora_engine.subspace.coded.store import Decoder, MemoryShared
 
 LAYER = "model.layers.0.self_attn.q_proj"
 ONE = {LAYER: (96, 64)}

@@ -12,9 +12,9 @@ from tests.engine.test_subspace import dense_error
 from tests.train import Trained
 from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.catalog.read import read_manifest
-from vlora_engine.codec.store import CodedStore
 from vlora_engine.compress.build import build_subspace
 from vlora_engine.pipeline import extract_adapter
+from vlora_engine.subspace.coded.store import CodedStore
 
 # Codec ratio 16: the worst mean error, and the largest share of bytes that are not numbers. The
 # five RoBERTa checkpoints are so much alike that what is left of them is hardly more than names.

@@ -12,10 +12,10 @@ from tests.engine.codec.test_targets import build, figure
 from tests.engine.test_build import Stop
 from tests.engine.test_subspace import files
 from vlora_engine.adapters.model import LoRAWeights, as_source
-from vlora_engine.codec import coder
 from vlora_engine.codec.rate_control import blocks
 from vlora_engine.compress.build import build_subspace
 from vlora_engine.errors import Cancelled
+from vlora_engine.subspace.coded import coder
 
 LAYERS = {f"layers.{i}.{side}_proj": (160, 160) for i in range(10) for side in "qv"}
 LAST = len(blocks(len(LAYERS))[-1])

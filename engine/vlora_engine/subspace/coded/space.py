@@ -25,18 +25,8 @@ from vlora_engine.adapters.model import (
     as_source,
 )
 from vlora_engine.adapters.stack import read_stack
-from vlora_engine.codec.build import code_in_memory
 from vlora_engine.codec.forecast import COARSEST, FINEST
 from vlora_engine.codec.layer import code_layer
-from vlora_engine.codec.store import (
-    CodedStore,
-    CodedTask,
-    Decoder,
-    MemoryShared,
-    SharedBytes,
-    write_coded,
-    write_task,
-)
 from vlora_engine.errors import ParameterError, SubspaceError
 from vlora_engine.manifest.coding import Coding
 from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
@@ -45,6 +35,16 @@ from vlora_engine.progress import ProgressCallback
 from vlora_engine.quantization.packing import chooses_bits
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.subspace.basis import Bases
+from vlora_engine.subspace.coded.build import code_in_memory
+from vlora_engine.subspace.coded.store import (
+    CodedStore,
+    CodedTask,
+    Decoder,
+    MemoryShared,
+    SharedBytes,
+    write_coded,
+    write_task,
+)
 from vlora_engine.subspace.loadings import EncodedTask, Storage
 from vlora_engine.subspace.projection import assembled, check_fits, shared_specs
 from vlora_engine.subspace.request import Collection, Targets

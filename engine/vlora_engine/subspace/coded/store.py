@@ -31,7 +31,6 @@ from vlora_engine.codec.blobs import (
 )
 from vlora_engine.codec.delta import orthonormal
 from vlora_engine.codec.floats import MODULE_HEAD
-from vlora_engine.codec.layout import shared_layout, task_layout
 from vlora_engine.codec.tables import Array
 from vlora_engine.errors import CorruptFileError
 from vlora_engine.manifest.coding import Coding
@@ -41,6 +40,7 @@ from vlora_engine.manifest.manifest import (
     Manifest,
     TaskRecord,
 )
+from vlora_engine.subspace.coded.layout import shared_layout, task_layout
 from vlora_engine.subspace.store import CheckedFiles, write_index
 from vlora_engine.tensorfile import (
     ITEM_BYTES,
