@@ -14,7 +14,8 @@ from tests.benchmarks.first_paint import seconds_until
 from tests.benchmarks.measure import Bench, ChildFailed
 from tests.benchmarks.run import SECTIONS
 from tests.train import Trained
-from vlora_engine.catalog.open import load_adapter, save_adapter
+from vlora_engine.catalog.open import load_adapter
+from vlora_engine.targets.save import save_adapter
 from vlora_tui.collection import gather_adapters
 from vlora_tui.recipe import named_inputs
 

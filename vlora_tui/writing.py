@@ -227,8 +227,8 @@ class Writer:
         return written
 
     def _export(self, subspace: SharedSubspace, export: Export, task: str, path: Path) -> None:
-        from vlora_engine.catalog.open import save_adapter
-        from vlora_engine.export import verify_adapter
+        from vlora_engine.targets.save import save_adapter
+        from vlora_engine.targets.verify import verify_adapter
 
         weights = with_overrides(subspace.reconstruct(task), export)
         if export.drop_rest and find_target(export.target).no_rest:
@@ -291,8 +291,8 @@ class Writer:
             self.emit(events.MergePreviewed(**told))
 
     def _merge(self, merge: Merge) -> None:
-        from vlora_engine.catalog.open import save_adapter
-        from vlora_engine.export import verify_adapter
+        from vlora_engine.targets.save import save_adapter
+        from vlora_engine.targets.verify import verify_adapter
 
         merged, event = self._merged(merge)
         path = Path(merge.path)
@@ -328,9 +328,9 @@ class Writer:
         )
 
     def _resize(self, wanted: Resize, task: str, path: Path) -> None:
-        from vlora_engine.catalog.open import save_adapter
-        from vlora_engine.export import verify_adapter
         from vlora_engine.resizing import resize
+        from vlora_engine.targets.save import save_adapter
+        from vlora_engine.targets.verify import verify_adapter
 
         of_subspace = self.collection.manifest is not None
         weights, report = resize(
@@ -374,7 +374,7 @@ class Writer:
 
 def with_overrides(weights: LoRAWeights, export: Export) -> LoRAWeights:
     """``weights`` with what an export says of the config; what the adapter does stays."""
-    from vlora_engine.export import with_alpha
+    from vlora_engine.targets.verify import with_alpha
 
     config = dict(weights.metadata)
     if export.base_model is not None:

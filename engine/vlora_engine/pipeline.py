@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine.adapters.model import LoRAWeights
-from vlora_engine.catalog.open import load_adapter, save_adapter
+from vlora_engine.catalog.open import load_adapter
 from vlora_engine.nn.peft_model import (
     require_extra,
     wear,
     worn_by_us,
 )
 from vlora_engine.shared_subspace import SharedSubspace
+from vlora_engine.targets.save import save_adapter
 
 
 def init_subspace(

@@ -12,8 +12,8 @@ import torch
 from tests import make
 from tests.app.conftest import Cli
 from vlora_engine.catalog.open import load_adapter, open_adapter
-from vlora_engine.export import verify_adapter
 from vlora_engine.targets import TARGETS
+from vlora_engine.targets.verify import verify_adapter
 from vlora_tui.recipe import load_recipe
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from tests import make
 from tests.engine.test_peers import delta_error
-from vlora_engine.catalog.open import load_adapter, open_adapter, save_adapter
+from vlora_engine.catalog.open import load_adapter, open_adapter
 from vlora_engine.convert import convert as conversion
 from vlora_engine.errors import (
     OutputExistsError,
@@ -20,6 +20,7 @@ from vlora_engine.errors import (
     UnsupportedAdapterError,
 )
 from vlora_engine.shared_subspace import SharedSubspace
+from vlora_engine.targets.save import save_adapter
 
 HEAD = {"base_model.model.score.weight": torch.arange(6).reshape(2, 3).half()}
 LLAMA = {f"model.layers.{i}.self_attn.{m}_proj": (8, 6) for i in (2, 3) for m in "qv"}

@@ -18,7 +18,7 @@ from tests import make
 from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.adapters.check import check_adapters
 from vlora_engine.adapters.model import LoRAWeights, MemorySource, ModuleShape
-from vlora_engine.catalog.open import open_adapter, save_adapter
+from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.compress.build import build_subspace
 from vlora_engine.compress.measure import compute_spectra
@@ -35,6 +35,7 @@ from vlora_engine.manifest.records import max_k, shared_layers
 from vlora_engine.spectra.choose import choose
 from vlora_engine.subspace.loadings import LoadingsForm, decode_loadings, encode_loadings
 from vlora_engine.subspace.tasks import TaskProjection
+from vlora_engine.targets.save import save_adapter
 
 METHODS = ("delta", "columns", "flat")
 WIDE = {"model.layers.0.q_proj": (40, 48), "model.layers.0.v_proj": (40, 24)}

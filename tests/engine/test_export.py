@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from tests import make
 from vlora_engine.adapters.model import LoRAWeights
-from vlora_engine.catalog.open import save_adapter
 from vlora_engine.errors import ParameterError, StorageError
-from vlora_engine.export import verify_adapter, with_alpha
+from vlora_engine.targets.save import save_adapter
+from vlora_engine.targets.verify import verify_adapter, with_alpha
 
 HEAD = "base_model.model.score.weight"
 

@@ -28,7 +28,7 @@ from vlora_engine.adapters.model import (
     ModuleShape,
     module_scales,
 )
-from vlora_engine.catalog.open import load_adapter, save_adapter
+from vlora_engine.catalog.open import load_adapter
 from vlora_engine.errors import (
     AdapterError,
     CollectionError,
@@ -44,6 +44,7 @@ from vlora_engine.merging import (
     ties_merge,
 )
 from vlora_engine.merging.core_space import Change, CoreSpace
+from vlora_engine.targets.save import save_adapter
 
 # ---- the core space -----------------------------------------------------------------------------
 

@@ -11,10 +11,11 @@ import torch
 
 from tests import make
 from vlora_engine.adapters.model import LoRAWeights, ModuleShape
-from vlora_engine.catalog.open import load_adapter, open_adapter, save_adapter
+from vlora_engine.catalog.open import load_adapter, open_adapter
 from vlora_engine.errors import AdapterError, ParameterError
-from vlora_engine.export import verify_adapter
 from vlora_engine.resizing import cheapest, resize
+from vlora_engine.targets.save import save_adapter
+from vlora_engine.targets.verify import verify_adapter
 
 
 def decaying(rank: int = 6, seed: int = 0, **kwargs) -> LoRAWeights:

@@ -35,12 +35,13 @@ from vlora_engine.formats.gguf import GgufFormat
 from vlora_engine.formats.mlx import MLX
 from vlora_engine.formats.peft import PeftFormat
 from vlora_engine.interop import PEERS
+from vlora_engine.targets.save import save_adapter
 
 if TYPE_CHECKING:
     from vlora_engine.adapters.model import LoRAWeights
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 __all__ = [
     "FORMATS",
@@ -115,51 +116,6 @@ def load_adapter(path: str | Path, *, allow_unsupported: bool = False) -> LoRAWe
         NotFoundError, AdapterError: As `open_adapter`.
     """
     return to_memory(open_adapter(path, allow_unsupported=allow_unsupported))
-
-
-def save_adapter(
-    weights: LoRAWeights,
-    path: str | Path,
-    *,
-    target: str = "peft",
-    dtype: str | torch.dtype | None = None,
-    force: bool = False,
-    drop_rest: bool = False,
-    base: str | Path | None = None,
-) -> Path:
-    """Write ``weights`` as a directory that PEFT, or another target, loads with the same effect.
-
-    For PEFT the original config is kept and corrected only where PEFT would derive other ranks,
-    scales or modules from it; rest tensors are written bit for bit under their keys. What the
-    other targets get is told by `vlora_engine.targets.TARGETS`.
-
-    Args:
-        weights: The adapter.
-        path: The directory to make.
-        target: Who is to read it: a name out of `vlora_engine.targets.TARGETS`.
-        dtype: What A and B are stored in ("fp32", "fp16", "bf16"); by default as they are.
-        force: Replace what is at ``path``.
-        drop_rest: Leave out tensors besides A and B where the target takes none.
-        base: The base model's folder or config.json, for GGUF; by default it is looked for where
-            the adapter says.
-
-    Raises:
-        ParameterError: An unknown target or dtype.
-        UnsupportedAdapterError: The target would refuse it, or load it as something else.
-        OutputExistsError: ``path`` is there and ``force`` is not given.
-        StorageError: It cannot be written.
-    """
-    from vlora_engine.formats.peft_save import save
-
-    return save(
-        weights,
-        Path(path),
-        target=target,
-        dtype=dtype,
-        force=force,
-        drop_rest=drop_rest,
-        base=base,
-    )
 
 
 def find_adapters(

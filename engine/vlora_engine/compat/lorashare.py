@@ -23,7 +23,7 @@ from torch import Tensor
 from vlora_engine.adapters.address import parse_address
 from vlora_engine.adapters.check import check_adapters
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, MemorySource
-from vlora_engine.catalog.open import load_adapter, open_adapter, save_adapter
+from vlora_engine.catalog.open import load_adapter, open_adapter
 from vlora_engine.compat.share_config import SHAREConfig
 from vlora_engine.compat.share_parts import (
     deltas,
@@ -42,6 +42,7 @@ from vlora_engine.interop.write import share_names, share_settings, write_lorash
 from vlora_engine.linalg.low_rank import relative_error
 from vlora_engine.manifest.records import max_k, shared_layers
 from vlora_engine.shared_subspace import SharedSubspace
+from vlora_engine.targets.save import save_adapter
 
 __all__ = ["SHAREConfig", "SHAREModel"]
 

@@ -195,9 +195,9 @@ def _folders(names: Sequence[str], out: Path, *, single: bool) -> dict[str, Path
 
 
 def _adapter(to: str, weights: LoRAWeights, name: str, path: Path, force: bool) -> Converted:
-    from vlora_engine.catalog.open import save_adapter
-    from vlora_engine.export import verify_adapter
     from vlora_engine.formats.mlx_save import save_mlx
+    from vlora_engine.targets.save import save_adapter
+    from vlora_engine.targets.verify import verify_adapter
 
     if to == "peft":
         save_adapter(weights, path, force=force)
@@ -364,8 +364,8 @@ def _verified(
     Raises:
         StorageError: It differs from what was built by more than rounding.
     """
-    from vlora_engine.export import require_alike
     from vlora_engine.shared_subspace import SharedSubspace
+    from vlora_engine.targets.verify import require_alike
 
     written = SharedSubspace.load(out)
     exact = conversion.k is None

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 
-from vlora_engine.doctor.limits import RANK_LIMITS, smallest_choice
 from vlora_engine.doctor.rule_helpers import (
     MERGE,
     NO_HEAD,
@@ -22,6 +21,7 @@ from vlora_engine.doctor.rule_helpers import (
     scales_hit,
 )
 from vlora_engine.doctor.rules import PEFT, Hit, Subject, rule
+from vlora_engine.targets.registry import RANK_LIMITS, smallest_choice
 
 _LLAMACPP = "https://github.com/ggml-org/llama.cpp/blob/master/convert_lora_to_gguf.py"
 _OLLAMA = "https://github.com/ollama/ollama/blob/main/convert/convert.go"

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable
 
 from vlora_engine.doctor.base_facts import layer_number
-from vlora_engine.doctor.limits import RANK_LIMITS, smallest_choice
 from vlora_engine.doctor.rules import Find, Hit, Rule, Subject, add_rule, count
 from vlora_engine.formats.config import PEFT_DEFAULT_ALPHA, PEFT_DEFAULT_RANK, shown
+from vlora_engine.targets.registry import RANK_LIMITS, smallest_choice
 
 NO_HEAD = "serve it where heads are read (PEFT), or leave them out on purpose when exporting"
 MERGE = "merge it into its base model and serve that, or retrain it as plain LoRA"

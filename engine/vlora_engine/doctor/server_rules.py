@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from functools import partial
 
 from vlora_engine.catalog.scanner import SUBSPACE
-from vlora_engine.doctor.limits import RANK_LIMITS, smallest_choice
 from vlora_engine.doctor.rule_helpers import (
     MERGE,
     NO_HEAD,
@@ -28,6 +27,7 @@ from vlora_engine.doctor.rule_helpers import (
     without_number,
 )
 from vlora_engine.doctor.rules import PEFT, TARGETS, Hit, Subject, count, rule
+from vlora_engine.targets.registry import RANK_LIMITS, smallest_choice
 
 _VLLM = "https://github.com/vllm-project/vllm/blob/main/vllm"
 _SGLANG = "https://github.com/sgl-project/sglang/blob/main/python/sglang/srt/lora"

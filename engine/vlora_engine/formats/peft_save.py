@@ -16,7 +16,6 @@ from vlora_engine.formats.base import WEIGHTS
 from vlora_engine.formats.config import CONFIG_NAME, Settings, read_settings
 from vlora_engine.formats.findings import matching_targets
 from vlora_engine.formats.layout import PREFIX
-from vlora_engine.targets.registry import find_target
 from vlora_engine.tensorfile import write_tensors
 
 if TYPE_CHECKING:
@@ -25,28 +24,6 @@ if TYPE_CHECKING:
 
 ORIGIN = "source_format"  # of a config: what another tool said of the adapter
 DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
-
-
-def save(
-    weights: LoRAWeights,
-    path: Path,
-    *,
-    target: str = "peft",
-    dtype: str | torch.dtype | None = None,
-    force: bool = False,
-    drop_rest: bool = False,
-    base: str | Path | None = None,
-) -> Path:
-    """See `vlora_engine.catalog.open.save_adapter`."""
-    wanted = find_target(target)
-    stored = _torch_dtype(dtype)
-    if wanted.name == "peft":
-        return write_peft(weights, path, dtype=stored, force=force)
-    from vlora_engine.targets.save import save_for
-
-    return save_for(
-        wanted, weights, path, dtype=stored, force=force, drop_rest=drop_rest, base=base
-    )
 
 
 def write_peft(

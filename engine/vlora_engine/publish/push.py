@@ -211,8 +211,8 @@ def _tasks_parcel(
     progress: ProgressCallback | None,
     cancelled: CancelCheck | None,
 ) -> Parcel:
-    from vlora_engine.catalog.open import save_adapter
     from vlora_engine.shared_subspace import SharedSubspace
+    from vlora_engine.targets.save import save_adapter
 
     subspace = SharedSubspace.load(place)
     folders = slugs(tasks)

@@ -7,8 +7,8 @@
 from __future__ import annotations
 
 from vlora_engine.targets.fit import Facts, check_fit, facts_of, facts_of_task, target_bytes
+from vlora_engine.targets.launch import Served, start_lines
 from vlora_engine.targets.registry import TARGETS, Target, find_target
-from vlora_engine.targets.starting import Served, start_lines
 
 __all__ = [
     "TARGETS",

@@ -19,8 +19,8 @@ from vlora_engine.formats.gguf_architectures import (
     Architecture,
     architecture_of,
 )
+from vlora_engine.targets.launch import GGUF_NAME
 from vlora_engine.targets.registry import Target
-from vlora_engine.targets.starting import GGUF_NAME
 from vlora_engine.tensorfile import ITEM_BYTES
 
 if TYPE_CHECKING:

@@ -8,10 +8,18 @@ from typing import TYPE_CHECKING
 from vlora_engine.adapters.model import LoRAWeights, MemorySource
 from vlora_engine.files import new_directory, write_file
 from vlora_engine.formats.base_model_config import find_base
+from vlora_engine.formats.peft_save import _torch_dtype, write_peft
 from vlora_engine.targets.fit import architecture_for, check_fit, facts_of
-from vlora_engine.targets.registry import Target
+from vlora_engine.targets.launch import GGUF_NAME, MODELFILE, modelfile
+from vlora_engine.targets.registry import Target, find_target
 from vlora_engine.targets.shape import shaped, without_rest
-from vlora_engine.targets.starting import GGUF_NAME, MODELFILE, modelfile
+
+if TYPE_CHECKING:
+    import torch
+if TYPE_CHECKING:
+    import torch
+
+    from vlora_engine.adapters.model import LoRAWeights
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +35,7 @@ def save_for(
     drop_rest: bool = False,
     base: str | Path | None = None,
 ) -> Path:
-    """Write ``weights`` for a target other than PEFT; see `vlora_engine.catalog.open.save_adapter`."""
+    """Write ``weights`` for a target other than PEFT; see `vlora_engine.targets.save.save_adapter`."""
     from vlora_engine.formats.peft_save import write_peft
     from vlora_engine.tensorfile import dtype_name
 
@@ -55,3 +63,70 @@ def _write_gguf(
         write_gguf(partial / GGUF_NAME, weights, architecture, config)
         if target.name == "ollama":
             write_file(partial / MODELFILE, modelfile(facts.base_model))
+
+
+def save_adapter(
+    weights: LoRAWeights,
+    path: str | Path,
+    *,
+    target: str = "peft",
+    dtype: str | torch.dtype | None = None,
+    force: bool = False,
+    drop_rest: bool = False,
+    base: str | Path | None = None,
+) -> Path:
+    """Write ``weights`` as a directory that PEFT, or another target, loads with the same effect.
+
+    For PEFT the original config is kept and corrected only where PEFT would derive other ranks,
+    scales or modules from it; rest tensors are written bit for bit under their keys. What the
+    other targets get is told by `vlora_engine.targets.TARGETS`.
+
+    Args:
+        weights: The adapter.
+        path: The directory to make.
+        target: Who is to read it: a name out of `vlora_engine.targets.TARGETS`.
+        dtype: What A and B are stored in ("fp32", "fp16", "bf16"); by default as they are.
+        force: Replace what is at ``path``.
+        drop_rest: Leave out tensors besides A and B where the target takes none.
+        base: The base model's folder or config.json, for GGUF; by default it is looked for where
+            the adapter says.
+
+    Raises:
+        ParameterError: An unknown target or dtype.
+        UnsupportedAdapterError: The target would refuse it, or load it as something else.
+        OutputExistsError: ``path`` is there and ``force`` is not given.
+        StorageError: It cannot be written.
+    """
+    from vlora_engine.targets.save import save
+
+    return save(
+        weights,
+        Path(path),
+        target=target,
+        dtype=dtype,
+        force=force,
+        drop_rest=drop_rest,
+        base=base,
+    )
+
+
+def save(
+    weights: LoRAWeights,
+    path: Path,
+    *,
+    target: str = "peft",
+    dtype: str | torch.dtype | None = None,
+    force: bool = False,
+    drop_rest: bool = False,
+    base: str | Path | None = None,
+) -> Path:
+    """See `vlora_engine.targets.save.save_adapter`."""
+    wanted = find_target(target)
+    stored = _torch_dtype(dtype)
+    if wanted.name == "peft":
+        return write_peft(weights, path, dtype=stored, force=force)
+    from vlora_engine.targets.save import save_for
+
+    return save_for(
+        wanted, weights, path, dtype=stored, force=force, drop_rest=drop_rest, base=base
+    )

@@ -8,13 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vlora_engine.catalog.open import (
-    find_adapters,
-    load_adapter,
-    open_adapter,
-    save_adapter,
-)
+from vlora_engine.catalog.open import find_adapters, load_adapter, open_adapter
 from vlora_engine.errors import AdapterError, CorruptFileError, UnsupportedAdapterError
+from vlora_engine.targets.save import save_adapter
 
 DOWN = torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])  # A (r 2, in 3)
 UP = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, 0.0]])  # B (out 4, r 2)

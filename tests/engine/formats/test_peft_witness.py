@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests import make
-from vlora_engine.catalog.open import load_adapter, open_adapter, save_adapter
+from vlora_engine.catalog.open import load_adapter, open_adapter
+from vlora_engine.targets.save import save_adapter
 from vlora_engine.tensorfile import read_header
 
 peft = pytest.importorskip("peft")

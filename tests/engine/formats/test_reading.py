@@ -15,7 +15,6 @@ from vlora_engine.catalog.open import (
     find_adapters,
     load_adapter,
     open_adapter,
-    save_adapter,
 )
 from vlora_engine.errors import (
     AdapterError,
@@ -24,6 +23,7 @@ from vlora_engine.errors import (
     ParameterError,
     UnsupportedAdapterError,
 )
+from vlora_engine.targets.save import save_adapter
 from vlora_engine.tensorfile import ITEM_BYTES, read_header
 
 SAFETENSORS = "adapter_model.safetensors"

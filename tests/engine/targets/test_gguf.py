@@ -13,12 +13,7 @@ import torch
 from tests import make
 from tests.llama_cpp import Lora, Model, log_probabilities, write_base
 from vlora_engine.adapters.model import LoRAWeights
-from vlora_engine.catalog.open import (
-    find_adapters,
-    load_adapter,
-    open_adapter,
-    save_adapter,
-)
+from vlora_engine.catalog.open import find_adapters, load_adapter, open_adapter
 from vlora_engine.catalog.scanner import scan
 from vlora_engine.errors import (
     AdapterError,
@@ -27,9 +22,10 @@ from vlora_engine.errors import (
     NotFoundError,
     UnsupportedAdapterError,
 )
-from vlora_engine.export import verify_adapter
 from vlora_engine.formats.gguf_architectures import ARCHITECTURES
+from vlora_engine.targets.save import save_adapter
 from vlora_engine.targets.shape import without_rest
+from vlora_engine.targets.verify import verify_adapter
 
 gguf = pytest.importorskip("gguf")
 pytest.importorskip("peft")

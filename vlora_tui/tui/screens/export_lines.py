@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from vlora_engine.doctor.limits import RANK_LIMITS
 from vlora_engine.targets import TARGETS
+from vlora_engine.targets.registry import RANK_LIMITS
 from vlora_tui.tui.export_recipes import parse_layers, parse_weights
 from vlora_tui.tui.export_settings import (
     DOINGS,
