@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vlora_engine.adapters.model import AdapterSource
     from vlora_engine.findings import Finding
     from vlora_engine.manifest.manifest import Manifest
-    from vlora_engine.progress import CancelCheck, ProgressCallback
+    from vlora_engine.utils.progress import CancelCheck, ProgressCallback
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from vlora_engine.adapters.model import AdapterSource
     from vlora_engine.analysis.outliers import Outlier
     from vlora_engine.analysis.relations import Array, Relations
-    from vlora_engine.progress import CancelCheck, ProgressCallback
+    from vlora_engine.utils.progress import CancelCheck, ProgressCallback
 
 Space = Literal["delta", "factors"]
 CLUSTERED = 0.9  # the cosine from which on adapters are alike, where nobody says another

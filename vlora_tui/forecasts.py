@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlora_engine.ranking import worst
 from vlora_engine.spectra.choose import Choice, Prediction
+from vlora_engine.utils.ranking import worst
 
 if TYPE_CHECKING:
     from vlora_engine.codec.forecast import Forecast, Outlook, Target

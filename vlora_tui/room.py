@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vlora_engine.errors import StorageError, VLoRAError
-from vlora_engine.files import directory_bytes, partial_path
 from vlora_engine.targets import find_target, target_bytes
-from vlora_engine.tensorfile import ITEM_BYTES
+from vlora_engine.utils.files import directory_bytes, partial_path
+from vlora_engine.utils.safetensors_file import ITEM_BYTES
 from vlora_tui.collection import Collection
 from vlora_tui.recipe import Compress, Export, Merge, Recipe, Resize
 from vlora_tui.sizes import size

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlora_engine.errors import Cancelled, InputError, ParameterError, VLoRAError
-from vlora_engine.files import check_output, partial_path, require_apart
-from vlora_engine.partial import kept_layers, spectra_partial
+from vlora_engine.utils.files import check_output, partial_path, require_apart
+from vlora_engine.utils.unfinished import kept_layers, spectra_partial
 from vlora_tui import events, paths
 from vlora_tui.choices import expect, manifest_figures, others_at, targets_of
 from vlora_tui.collection import Collection, gather, read_places
@@ -29,8 +29,8 @@ from vlora_tui.writing import Writer, check_merge, merge_inputs, plan_outputs
 if TYPE_CHECKING:
     from vlora_engine.adapters.check import CheckReport
     from vlora_engine.findings import Finding
-    from vlora_engine.progress import Progress
     from vlora_engine.spectra.tables import Spectra
+    from vlora_engine.utils.progress import Progress
 
 CancelCheck = Callable[[], bool]
 ALONE = "run"  # the name of a run that is no job
@@ -171,7 +171,7 @@ class Run:
 
     def _compress(self, compress: Compress, out: Path) -> None:
         from vlora_engine.compress.build import build_subspace
-        from vlora_engine.compress.measure import pick_device
+        from vlora_engine.utils.device import pick_device
 
         pick_device(compress.device)  # before anything is read
         self._tell_mixed_bases()
@@ -362,8 +362,8 @@ class SpectraRun(Run):
     device: str = "auto"
 
     def _steps(self) -> None:
-        from vlora_engine.compress.measure import pick_device
         from vlora_engine.spectra.tables import Spectra
+        from vlora_engine.utils.device import pick_device
 
         pick_device(self.device)
         self.collection = gather(self.recipe, progress=self._on_progress, cancelled=self.cancelled)

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.errors import Cancelled, NotFoundError, ParameterError
-from vlora_engine.files import check_output, directory_bytes, require_apart
 from vlora_engine.targets import Facts, check_fit, facts_of, facts_of_task, find_target
+from vlora_engine.utils.files import check_output, directory_bytes, require_apart
 from vlora_tui import events
 from vlora_tui.collection import Collection, read_places
 from vlora_tui.recipe import Export, Merge, Recipe, Resize, is_path
@@ -18,8 +18,8 @@ from vlora_tui.recipe import Export, Merge, Recipe, Resize, is_path
 if TYPE_CHECKING:
     from vlora_engine.adapters.model import AdapterSource, LoRAWeights
     from vlora_engine.manifest.manifest import Manifest
-    from vlora_engine.progress import ProgressCallback
     from vlora_engine.shared_subspace import SharedSubspace
+    from vlora_engine.utils.progress import ProgressCallback
 
 
 def plan_outputs(
@@ -101,7 +101,7 @@ def export_paths(export: Export | Resize, tasks: Sequence[str]) -> dict[str, Pat
                 remedy="put {task} into the path",
             )
         return {task: Path(export.path) for task in chosen}
-    from vlora_engine.naming import slugs
+    from vlora_engine.utils.naming import slugs
 
     names = slugs(tasks)
     return {task: Path(export.path.replace("{task}", names[task])) for task in chosen}

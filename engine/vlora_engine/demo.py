@@ -31,8 +31,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlora_engine.errors import OutputExistsError
-from vlora_engine.files import check_output, dump_json, new_directory
-from vlora_engine.tensorfile import encode_header
+from vlora_engine.utils.files import check_output, dump_json, new_directory
+from vlora_engine.utils.safetensors_file import encode_header
 
 Floats: TypeAlias = NDArray[np.float64]
 

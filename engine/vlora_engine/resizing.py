@@ -27,9 +27,9 @@ from vlora_engine.analysis.similarity import not_finite
 from vlora_engine.errors import Cancelled, ParameterError
 from vlora_engine.formats.peft_save import peft_config
 from vlora_engine.linalg.low_rank import canonical_svd, delta_error2, delta_norm2
-from vlora_engine.progress import CancelCheck, Progress, ProgressCallback
-from vlora_engine.ranking import worst
 from vlora_engine.targets.registry import RANK_LIMITS
+from vlora_engine.utils.progress import CancelCheck, Progress, ProgressCallback
+from vlora_engine.utils.ranking import worst
 
 
 @dataclass(frozen=True)

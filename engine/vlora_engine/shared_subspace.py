@@ -22,9 +22,7 @@ from vlora_engine.compress.build import build_layers, make_plan, within
 from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.errors import ConflictError, NotFoundError, ParameterError, VLoRAError
 from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
-from vlora_engine.progress import ProgressCallback
 from vlora_engine.quantization.packing import BLOCK_SIZE, Quantization, quantization
-from vlora_engine.ranking import worst
 from vlora_engine.spectra.tables import Spectra
 from vlora_engine.subspace.basis import Bases
 from vlora_engine.subspace.loadings import EncodedTask, Storage
@@ -36,6 +34,8 @@ from vlora_engine.subspace.tasks import (
     collect_tasks,
     task_names,
 )
+from vlora_engine.utils.progress import ProgressCallback
+from vlora_engine.utils.ranking import worst
 
 logger = logging.getLogger(__name__)
 
@@ -225,7 +225,7 @@ class SharedSubspace:
         this name is an approximation, this one is not. Takes the options of `from_adapters`.
         """
         from vlora_engine.catalog.open import open_adapter
-        from vlora_engine.naming import unique_names
+        from vlora_engine.utils.naming import unique_names
 
         names = task_ids or unique_names([str(path) for path in paths])
         return cls.from_adapters(

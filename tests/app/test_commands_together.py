@@ -20,9 +20,9 @@ from tests import make
 from tests.app.conftest import Cli
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.doctor.subspace_check import check_subspace
-from vlora_engine.files import new_directory
-from vlora_engine.locks import changing, lock_path
 from vlora_engine.shared_subspace import SharedSubspace
+from vlora_engine.utils.files import new_directory
+from vlora_engine.utils.locks import changing, lock_path
 
 WORKED_ON = ["task00", "task01", "task02", "task03"]
 

@@ -32,9 +32,9 @@ from vlora_engine.errors import TargetError
 from vlora_engine.linalg.low_rank import relative_error
 from vlora_engine.manifest.coding import METHODS as CODED_METHODS
 from vlora_engine.manifest.manifest import METHODS
-from vlora_engine.naming import unique_names
 from vlora_engine.spectra.sizes import factor_bytes_16, rest_bytes
 from vlora_engine.spectra.tables import Spectra
+from vlora_engine.utils.naming import unique_names
 
 Factors = Mapping[str, tuple[Tensor, Tensor]]  # module: A, B without the scale
 Row = dict[str, Any]

@@ -218,7 +218,7 @@ def test_the_job_s_files_are_described(tmp_path: Path) -> None:
 
 
 def test_the_tables_are_those_that_the_page_means() -> None:
-    from vlora_engine.files import sha256_file
+    from vlora_engine.utils.files import sha256_file
 
     assert sha256_file(TABLES) in PAGE
     assert torch.equal(vlora_engine.NF4_QUANT_TABLE, torch.tensor(reader_table()))

@@ -27,7 +27,7 @@ from vlora_engine.errors import (
     StorageError,
     SubspaceError,
 )
-from vlora_engine.progress import Progress
+from vlora_engine.utils.progress import Progress
 
 
 def inputs(folder: Path, count: int = 4) -> dict[str, object]:
@@ -110,7 +110,7 @@ def test_a_disk_that_refuses_leaves_nothing_half_written(
     home = "vlora_engine.subspace.layer_parts" if when == "part" else "vlora_engine.subspace.store"
 
     def full(path: Path, *_: object, **__: object) -> None:
-        from vlora_engine.tensorfile import write_error
+        from vlora_engine.utils.safetensors_file import write_error
 
         raise write_error(path, OSError(code, os.strerror(code)))
 
@@ -131,7 +131,7 @@ def test_a_real_full_disk(tmp_path: Path) -> None:
     """/dev/full refuses every write, as a full disk does."""
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
-    from vlora_engine.tensorfile import TensorWriter
+    from vlora_engine.utils.safetensors_file import TensorWriter
 
     (tmp_path / "file").symlink_to("/dev/full")
     import torch
@@ -201,7 +201,7 @@ def test_memory_is_that_of_a_layer_not_of_the_collection(tmp_path: Path, monkeyp
         return stack
 
     monkeypatch.setattr(build_module, "read_stack", counting)
-    monkeypatch.setattr("vlora_engine.progress.cores", lambda: 1)
+    monkeypatch.setattr("vlora_engine.utils.progress.cores", lambda: 1)
     build_subspace(sources, tmp_path / "out", k=2)
     assert 1 <= most <= 2
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import vlora_engine.progress as progress_module
+import vlora_engine.utils.progress as progress_module
 from tests import make
 from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.adapters.check import check_adapters
@@ -29,13 +29,13 @@ from vlora_engine.errors import (
     StorageError,
     TargetError,
 )
-from vlora_engine.files import new_directory, partial_path
 from vlora_engine.linalg.grams import halves, range_basis, update_basis
 from vlora_engine.manifest.records import max_k, shared_layers
 from vlora_engine.spectra.choose import choose
 from vlora_engine.subspace.loadings import LoadingsForm, decode_loadings, encode_loadings
 from vlora_engine.subspace.tasks import TaskProjection
 from vlora_engine.targets.save import save_adapter
+from vlora_engine.utils.files import new_directory, partial_path
 
 METHODS = ("delta", "columns", "flat")
 WIDE = {"model.layers.0.q_proj": (40, 48), "model.layers.0.v_proj": (40, 24)}
@@ -793,7 +793,7 @@ def test_a_replacement_that_fails_at_its_last_step_puts_back_what_was_there(
             raise OSError(errno.EIO, "the disk is ill")
         rename(source, target)
 
-    monkeypatch.setattr("vlora_engine.files.os.rename", refuse)
+    monkeypatch.setattr("vlora_engine.utils.files.os.rename", refuse)
     with pytest.raises(StorageError, match="the disk is ill"):
         compress({"x": plain(1), "z": plain(3)}, num_components=2).save(tmp_path / "s", force=True)
     monkeypatch.undo()

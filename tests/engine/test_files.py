@@ -7,9 +7,9 @@ import os
 
 import pytest
 
-from vlora_engine import files
 from vlora_engine.errors import OutputExistsError, StorageError
-from vlora_engine.files import (
+from vlora_engine.utils import files
+from vlora_engine.utils.files import (
     check_output,
     directory_bytes,
     dump_json,

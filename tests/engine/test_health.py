@@ -13,8 +13,8 @@ from vlora_engine.catalog.open import open_adapter
 from vlora_engine.compress.build import build_subspace
 from vlora_engine.doctor.subspace_check import check_subspace
 from vlora_engine.errors import NotFoundError
-from vlora_engine.files import sha256_file
 from vlora_engine.findings import Finding
+from vlora_engine.utils.files import sha256_file
 
 
 @pytest.fixture(params=["delta", "columns", "flat"])

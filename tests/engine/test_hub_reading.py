@@ -30,7 +30,7 @@ from vlora_engine.errors import (
 )
 from vlora_engine.hub import HubAddress, parse_address
 from vlora_engine.hub.fetch import Fetched, cached_path, fetch, pin
-from vlora_engine.progress import Progress
+from vlora_engine.utils.progress import Progress
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12345\n"
 

@@ -13,16 +13,22 @@ from pathlib import Path
 import pytest
 import torch
 
-import vlora_engine.locks as locks
 import vlora_engine.manifest.manifest as manifest_module
+import vlora_engine.utils.locks as locks
 from tests import make
 from vlora_engine.catalog.open import load_adapter
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.doctor.subspace_check import check_subspace
 from vlora_engine.errors import ConflictError, NotFoundError, StorageError
-from vlora_engine.files import former_path, new_directory, partial_path, put_back, sole_writer
-from vlora_engine.locks import changing, is_held, lock_path
 from vlora_engine.shared_subspace import SharedSubspace
+from vlora_engine.utils.files import (
+    former_path,
+    new_directory,
+    partial_path,
+    put_back,
+    sole_writer,
+)
+from vlora_engine.utils.locks import changing, is_held, lock_path
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlora_engine.errors import ParameterError
-from vlora_engine.naming import MAX_SLUG, slugs, unique_names
+from vlora_engine.utils.naming import MAX_SLUG, slugs, unique_names
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,20 @@ from pathlib import Path
 
 import pytest
 
-import vlora_engine.files as files_module
+import vlora_engine.utils.files as files_module
 from tests import make
 from tests.engine.test_resume import tree
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.compress.build import build_subspace
 from vlora_engine.errors import NotFoundError, OutputExistsError
-from vlora_engine.files import check_output, former_path, new_directory, put_back, sole_writer
+from vlora_engine.utils.files import (
+    check_output,
+    former_path,
+    new_directory,
+    put_back,
+    sole_writer,
+)
 
 
 class Killed(BaseException):

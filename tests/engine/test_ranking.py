@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlora_engine.analysis.relations import clusters_of, order_by_likeness
-from vlora_engine.ranking import CLOSE, FLOOR, by_number, foremost, ranked, worst
+from vlora_engine.utils.ranking import (
+    CLOSE,
+    FLOOR,
+    by_number,
+    foremost,
+    ranked,
+    worst,
+)
 
 # Levels are clearly apart, a tenth each; noise stays clearly within the tolerance of its level.
 levels = st.lists(st.integers(0, 20), min_size=1, max_size=12)

@@ -16,8 +16,8 @@ from tests.engine.test_build import Stop, inputs
 from vlora_engine.compress.build import build_subspace
 from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.errors import AdapterError, Cancelled, StorageError
-from vlora_engine.partial import kept_layers, spectra_partial
 from vlora_engine.spectra.tables import Spectra
+from vlora_engine.utils.unfinished import kept_layers, spectra_partial
 
 LAYERS = 4
 REFUSED = OSError(errno.EIO, os.strerror(errno.EIO))
@@ -39,7 +39,7 @@ def sources(tmp_path: Path) -> dict[str, object]:
 @pytest.fixture
 def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers one after the other, so that it is known which are finished when one fails."""
-    monkeypatch.setattr("vlora_engine.progress.cores", lambda: 1)
+    monkeypatch.setattr("vlora_engine.utils.progress.cores", lambda: 1)
 
 
 Fail = Callable[[object, str, int, BaseException], list[int]]

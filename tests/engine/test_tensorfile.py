@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from vlora_engine.errors import CorruptFileError, NotFoundError, StorageError, VLoRAError
-from vlora_engine.tensorfile import (
+from vlora_engine.utils.safetensors_file import (
     FilePool,
     TensorWriter,
     dtype_name,

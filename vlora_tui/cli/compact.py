@@ -49,7 +49,7 @@ def _compact_at(
 ) -> None:
     """Plan and code it anew and tell what that came to."""
     from vlora_engine.catalog.read import read_manifest
-    from vlora_engine.files import check_output, require_apart
+    from vlora_engine.utils.files import check_output, require_apart
 
     manifest = read_manifest(subspace)
     if manifest.coding is None:

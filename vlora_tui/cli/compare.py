@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from vlora_engine.errors import ParameterError
-from vlora_engine.ranking import ranked
+from vlora_engine.utils.ranking import ranked
 from vlora_tui.cli import options as o
 from vlora_tui.cli.csv_file import Csv, CsvFile
 from vlora_tui.cli.errors import FOUND

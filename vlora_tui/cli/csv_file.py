@@ -13,7 +13,7 @@ import typer
 
 from vlora_engine.adapters.address import expanded
 from vlora_engine.errors import ParameterError
-from vlora_engine.files import check_output_file, write_file
+from vlora_engine.utils.files import check_output_file, write_file
 from vlora_tui.cli.output import Output
 
 STDOUT = "-"

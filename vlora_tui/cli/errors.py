@@ -85,7 +85,7 @@ def _memory(error: Any) -> Verdict:
 
 
 def _system(error: OSError) -> Verdict:
-    from vlora_engine.tensorfile import write_error
+    from vlora_engine.utils.safetensors_file import write_error
 
     what = f"The operating system refused: {error.strerror or error}."
     place = error.filename if error.filename is not None else "the output"

@@ -139,7 +139,7 @@ def in_place(
     Raises:
         ConflictError: Another command has it, and ``no_wait``.
     """
-    from vlora_engine.locks import changing
+    from vlora_engine.utils.locks import changing
 
     return nullcontext() if dry_run else changing(place, wait=not no_wait, tell=out.warn)
 
@@ -150,7 +150,7 @@ def dry_run(recipe: Recipe, out: Output, *, force: bool = False, also: Sequence[
     Args:
         also: What the command writes besides what its recipe says.
     """
-    from vlora_engine.files import check_output
+    from vlora_engine.utils.files import check_output
     from vlora_tui.collection import gather
     from vlora_tui.recipe import resolve
     from vlora_tui.writing import plan_outputs

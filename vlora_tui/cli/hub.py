@@ -145,9 +145,9 @@ def pull(
 
 
 def _tell_pull(out: Output, address: str, output: str, *, force: bool) -> None:
-    from vlora_engine.files import check_output
     from vlora_engine.hub import parse_address
     from vlora_engine.hub.listing import adapter_files, list_repository
+    from vlora_engine.utils.files import check_output
 
     check_output(Path(output), force=force)
     listing = list_repository(parse_address(address))

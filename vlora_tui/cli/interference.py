@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from vlora_engine.ranking import ranked
+from vlora_engine.utils.ranking import ranked
 from vlora_tui.cli import options as o
 from vlora_tui.cli.compare import find_all
 from vlora_tui.cli.csv_file import Csv, CsvFile

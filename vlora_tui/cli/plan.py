@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlora_engine.ranking import ranked
+from vlora_engine.utils.ranking import ranked
 from vlora_tui import events
 from vlora_tui.cli import options as o
 from vlora_tui.cli.execute import execute

@@ -11,7 +11,7 @@ from vlora_tui.cli.output import Output, is_terminal, percent, plural, printable
 from vlora_tui.sizes import how_much
 
 if TYPE_CHECKING:
-    from vlora_engine.progress import Progress
+    from vlora_engine.utils.progress import Progress
 
 STAGES = {
     "download": "downloading",

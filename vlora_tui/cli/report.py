@@ -10,7 +10,7 @@ import typer
 
 from vlora_engine.adapters.address import expanded, is_address, parse_address
 from vlora_engine.errors import ParameterError
-from vlora_engine.files import check_output_file, write_file
+from vlora_engine.utils.files import check_output_file, write_file
 from vlora_tui import events
 from vlora_tui.cli import options as o
 from vlora_tui.cli.compare import Outliers, check_thresholds, find_all, read_all

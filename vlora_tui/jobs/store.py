@@ -30,8 +30,13 @@ from typing import Any
 from vlora_engine import __version__
 from vlora_engine.adapters.address import is_address, parse_address
 from vlora_engine.errors import InputError, NotFoundError, ParameterError, StorageError
-from vlora_engine.files import directory_bytes, dump_json, partial_path, write_file
-from vlora_engine.partial import kept_layers, spectra_partial
+from vlora_engine.utils.files import (
+    directory_bytes,
+    dump_json,
+    partial_path,
+    write_file,
+)
+from vlora_engine.utils.unfinished import kept_layers, spectra_partial
 from vlora_tui import paths
 from vlora_tui.events import SpectraBegun, read_events
 from vlora_tui.jobs.identity import host_name

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from vlora_engine.analysis.relations import order_by_likeness
-from vlora_engine.ranking import ranked
+from vlora_engine.utils.ranking import ranked
 from vlora_tui.report import svg
 
 MOST_COLUMNS = 14  # families of modules in one plot

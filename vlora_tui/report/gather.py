@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlora_engine.errors import ParameterError, VLoRAError
-from vlora_engine.ranking import foremost
+from vlora_engine.utils.ranking import foremost
 from vlora_tui.comparing import Compared, analysis_data
 
 if TYPE_CHECKING:
     from vlora_engine.manifest.manifest import Manifest
-    from vlora_engine.progress import ProgressCallback
     from vlora_engine.spectra.tables import Spectra
+    from vlora_engine.utils.progress import ProgressCallback
     from vlora_tui.collection import Collection
 
 K_SHOWN = 256  # beyond it a curve of variance is not drawn

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from vlora_engine.ranking import ranked, worst
+from vlora_engine.utils.ranking import ranked, worst
 from vlora_tui.tui.session import Choosing, Figures
 from vlora_tui.tui.words import size
 

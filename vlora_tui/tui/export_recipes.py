@@ -261,7 +261,7 @@ def _one_by_one(
     path: str,
     words: Callable[[str, str], list[str]],
 ) -> str:
-    from vlora_engine.naming import slugs
+    from vlora_engine.utils.naming import slugs
 
     slug = slugs({*names, *tasks})
     return " && ".join(

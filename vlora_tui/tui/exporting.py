@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Literal
 
 from vlora_engine.doctor.rules import SEVERITIES
 from vlora_engine.errors import VLoRAError
-from vlora_engine.files import foreign_entries, is_empty_directory
 from vlora_engine.targets import Facts, check_fit, find_target, target_bytes
 from vlora_engine.targets.registry import RANK_LIMITS
-from vlora_engine.tensorfile import ITEM_BYTES
+from vlora_engine.utils.files import foreign_entries, is_empty_directory
+from vlora_engine.utils.safetensors_file import ITEM_BYTES
 from vlora_tui.recipe import Merge, Resize
 from vlora_tui.room import adapter_bytes, free_bytes, merged_bytes
 from vlora_tui.sizes import size

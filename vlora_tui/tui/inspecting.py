@@ -25,7 +25,7 @@ from vlora_engine.analysis.relations import (
     cosines_of,
     order_by_likeness,
 )
-from vlora_engine.ranking import ranked, worst
+from vlora_engine.utils.ranking import ranked, worst
 from vlora_tui.comparing import sameness, why
 from vlora_tui.tui.words import clean, plural
 

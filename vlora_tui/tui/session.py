@@ -431,7 +431,7 @@ def remember_folder(folder: str) -> None:
     """Put a folder at the head of the recent ones; a state directory that refuses is no matter."""
     from contextlib import suppress
 
-    from vlora_engine.files import write_json
+    from vlora_engine.utils.files import write_json
 
     known = [folder, *(known for known in recent_folders() if known != folder)]
     with suppress(OSError, VLoRAError):

@@ -13,7 +13,7 @@ from torch import Tensor
 from vlora_engine.adapters.model import AdapterSource, ContentHash
 from vlora_engine.errors import AdapterError, CollectionError, VLoRAError
 from vlora_engine.findings import Finding
-from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
+from vlora_engine.utils.progress import CancelCheck, ProgressCallback, map_ordered
 
 
 @dataclass

@@ -152,7 +152,7 @@ class MemorySource:
     """An `AdapterSource` over weights in memory."""
 
     def __init__(self, weights: LoRAWeights) -> None:
-        from vlora_engine.tensorfile import dtype_name
+        from vlora_engine.utils.safetensors_file import dtype_name
 
         self.weights = weights
         self.path = Path(weights.source) if weights.source else None

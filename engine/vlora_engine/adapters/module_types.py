@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vlora_engine.naming import unique_names
+from vlora_engine.utils.naming import unique_names
 
 
 def module_families(modules: Iterable[str]) -> dict[str, str]:

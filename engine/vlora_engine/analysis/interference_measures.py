@@ -31,7 +31,7 @@ from vlora_engine.adapters.model import AdapterSource, as_source
 from vlora_engine.analysis.similarity import Adapter, not_finite
 from vlora_engine.errors import AdapterError, CollectionError
 from vlora_engine.linalg.low_rank import canonical_svd_batch
-from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
+from vlora_engine.utils.progress import CancelCheck, ProgressCallback, map_ordered
 
 _BLOCK_ROWS = 512  # singular directions of one block: 33 MB of fp64 a block at d = 4096 + 4096
 _NOTHING = 1e-12  # of the two norms: below it what is common is rounding

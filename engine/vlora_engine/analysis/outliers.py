@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 
 from vlora_engine.analysis.relations import Array, Relations, norms_of
-from vlora_engine.ranking import ranked
+from vlora_engine.utils.ranking import ranked
 
 FEATURES = ("norm", "similarity")
 THRESHOLD = 2.0

@@ -14,7 +14,7 @@ from vlora_engine.adapters.model import AdapterSource, LoRAWeights, as_source
 from vlora_engine.analysis.relations import Relations, RelationsSum, clusters_of
 from vlora_engine.errors import AdapterError, CollectionError, ParameterError, VLoRAError
 from vlora_engine.linalg.low_rank import Factors, module_grams
-from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
+from vlora_engine.utils.progress import CancelCheck, ProgressCallback, map_ordered
 
 Adapter = LoRAWeights | AdapterSource
 Space = Literal["delta", "factors"]

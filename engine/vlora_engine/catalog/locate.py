@@ -16,9 +16,9 @@ from vlora_engine.adapters.address import (
     parse_address,
 )
 from vlora_engine.errors import NotFoundError, ParameterError, VLoRAError
-from vlora_engine.files import how_to_put_back
 from vlora_engine.formats.base import Format, Location, Probe, Registry
-from vlora_engine.tensorfile import read_error
+from vlora_engine.utils.files import how_to_put_back
+from vlora_engine.utils.safetensors_file import read_error
 
 MAX_DEPTH = 4
 MAX_ADAPTERS = 100_000

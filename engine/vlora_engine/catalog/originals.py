@@ -11,7 +11,7 @@ from vlora_engine.catalog.open import find_adapters, open_adapter
 from vlora_engine.errors import CollectionError, NotFoundError, VLoRAError
 from vlora_engine.hub.fetch import cached_path
 from vlora_engine.manifest.manifest import TaskRecord
-from vlora_engine.progress import Progress, ProgressCallback
+from vlora_engine.utils.progress import Progress, ProgressCallback
 
 STAGE = "originals"
 

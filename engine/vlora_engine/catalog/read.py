@@ -9,7 +9,6 @@ from pathlib import Path
 
 from vlora_engine.adapters.address import is_address
 from vlora_engine.errors import NotFoundError, ParameterError, VLoRAError
-from vlora_engine.files import how_to_put_back
 from vlora_engine.manifest.manifest import (
     INDEX,
     Manifest,
@@ -18,7 +17,8 @@ from vlora_engine.manifest.manifest import (
     _unsound,
     is_own_subspace,
 )
-from vlora_engine.tensorfile import read_error
+from vlora_engine.utils.files import how_to_put_back
+from vlora_engine.utils.safetensors_file import read_error
 
 
 def is_subspace(path: Path) -> bool:

@@ -45,7 +45,7 @@ from vlora_engine.errors import NotFoundError, VLoRAError
 from vlora_engine.findings import Finding
 from vlora_engine.interop import PEERS, peer_at
 from vlora_engine.manifest.manifest import FORMAT, Manifest
-from vlora_engine.naming import printable, unique_names
+from vlora_engine.utils.naming import printable, unique_names
 
 if TYPE_CHECKING:
     from vlora_engine.hub.remote import Shadow

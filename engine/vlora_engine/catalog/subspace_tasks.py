@@ -17,7 +17,7 @@ from vlora_engine.manifest.manifest import (
     is_own_subspace,
     unknown_task,
 )
-from vlora_engine.tensorfile import read_error
+from vlora_engine.utils.safetensors_file import read_error
 
 
 class SubspaceFormat:

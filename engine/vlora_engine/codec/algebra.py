@@ -1,6 +1,6 @@
 """Products and decompositions of NumPy arrays by torch.
 
-Workers hold torch to one thread (`vlora_engine.progress`), and NumPy's BLAS to none: its sums
+Workers hold torch to one thread (`vlora_engine.utils.progress`), and NumPy's BLAS to none: its sums
 come in another order with another number of threads, and files would not be the same.
 """
 

@@ -21,8 +21,8 @@ from vlora_engine.codec.quantizer import PRICE
 from vlora_engine.codec.rates import pair
 from vlora_engine.codec.tables import Array
 from vlora_engine.errors import CorruptFileError, TargetError
-from vlora_engine.files import write_file
-from vlora_engine.ranking import worst
+from vlora_engine.utils.files import write_file
+from vlora_engine.utils.ranking import worst
 
 FINEST, COARSEST = 2.0**-28, 2.0**1  # steps that are looked at
 FINEST_SHARED = 2.0**-22  # what is shared is larger than its members: integers are 32 bits wide

@@ -6,9 +6,9 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from vlora_engine.files import write_json
 from vlora_engine.interop.common import read_index
 from vlora_engine.interop.names import SHARE_INDEX
+from vlora_engine.utils.files import write_json
 
 
 @dataclass

@@ -14,11 +14,11 @@ from vlora_engine.formats.config import read_settings
 from vlora_engine.interop.store import straight
 from vlora_engine.linalg.low_rank import delta_norm2
 from vlora_engine.manifest.manifest import LayerSpec
-from vlora_engine.manifest.records import natural_key
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.subspace.basis import Bases, LayerBasis
 from vlora_engine.subspace.loadings import Storage
 from vlora_engine.subspace.tasks import TaskMap, TaskProjection
+from vlora_engine.utils.naming import natural_key
 
 Turns = Mapping[tuple[str, str], Tensor | None]
 

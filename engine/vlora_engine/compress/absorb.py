@@ -19,7 +19,6 @@ from vlora_engine.linalg.grams import full_basis, update_basis
 from vlora_engine.linalg.low_rank import delta_error2
 from vlora_engine.manifest.manifest import LayerSpec, TaskRecord
 from vlora_engine.manifest.records import figure, max_k
-from vlora_engine.progress import ProgressCallback
 from vlora_engine.subspace.basis import Bases, LayerBasis, LayerPlan
 from vlora_engine.subspace.loadings import (
     EncodedTask,
@@ -40,6 +39,7 @@ from vlora_engine.subspace.projection import (
 from vlora_engine.subspace.request import Plan, prepare
 from vlora_engine.subspace.store import decode_task
 from vlora_engine.subspace.tasks import TaskMap, TaskProjection, collect_tasks
+from vlora_engine.utils.progress import ProgressCallback
 
 if TYPE_CHECKING:
     from vlora_engine.shared_subspace import SharedSubspace

@@ -23,9 +23,8 @@ from vlora_engine.adapters.check import CheckReport
 from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.adapters.stack import read_stack
 from vlora_engine.compress.measure import METHODS as SPECTRA_METHODS
-from vlora_engine.compress.measure import compute_spectra, pick_device
+from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.errors import ParameterError, SubspaceError
-from vlora_engine.files import check_output, discard, partial_path, publish, sole_writer
 from vlora_engine.findings import Finding
 from vlora_engine.manifest.manifest import (
     Manifest,
@@ -34,8 +33,6 @@ from vlora_engine.manifest.manifest import (
 from vlora_engine.manifest.records import (
     max_k,
 )
-from vlora_engine.partial import RESULT, SPECTRA, layers_kept
-from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
 from vlora_engine.spectra.choose import (
     choose,
     match_layers,
@@ -54,6 +51,16 @@ from vlora_engine.subspace.request import (
     prepare,
 )
 from vlora_engine.subspace.store import task_files, write_subspace
+from vlora_engine.utils.device import pick_device
+from vlora_engine.utils.files import (
+    check_output,
+    discard,
+    partial_path,
+    publish,
+    sole_writer,
+)
+from vlora_engine.utils.progress import CancelCheck, ProgressCallback, map_ordered
+from vlora_engine.utils.unfinished import RESULT, SPECTRA, layers_kept
 
 if TYPE_CHECKING:
     from vlora_engine.subspace.request import Plan, Targets

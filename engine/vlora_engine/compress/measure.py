@@ -27,14 +27,10 @@ from vlora_engine.adapters.stack import (
 )
 from vlora_engine.analysis.relations import RelationsSum
 from vlora_engine.errors import ParameterError
-from vlora_engine.files import check_output, discard, publish, sole_writer
 from vlora_engine.linalg.grams import cumulated_grams, full_basis, small_grams
 from vlora_engine.linalg.low_rank import module_grams
 from vlora_engine.manifest.manifest import TaskRecord
 from vlora_engine.manifest.records import overhead_bytes, shared_layers, task_record
-from vlora_engine.memory import return_large_blocks
-from vlora_engine.partial import layers_kept, spectra_partial
-from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
 from vlora_engine.quantization.dtypes import STORAGE_DTYPES
 from vlora_engine.spectra.tables import (
     LayerTable,
@@ -53,6 +49,16 @@ from vlora_engine.spectra.tables import (
     write_layer,
 )
 from vlora_engine.subspace.request import canonical_order
+from vlora_engine.utils.device import pick_device
+from vlora_engine.utils.files import (
+    check_output,
+    discard,
+    publish,
+    sole_writer,
+)
+from vlora_engine.utils.memory import return_large_blocks
+from vlora_engine.utils.progress import CancelCheck, ProgressCallback, map_ordered
+from vlora_engine.utils.unfinished import layers_kept, spectra_partial
 
 if TYPE_CHECKING:
     from vlora_engine.codec.forecast import Outlook
@@ -275,27 +281,6 @@ def _room_after(file: Path, room: int) -> int:
         return room - (file.stat().st_size - 8 - header)
     except OSError:
         return -1
-
-
-def pick_device(device: str) -> torch.device:
-    """``auto`` is CUDA where there is one.
-
-    Raises:
-        ParameterError: The device does not exist here.
-    """
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        place = torch.device(device)
-    except RuntimeError:
-        raise ParameterError(
-            f"Unknown device {device!r}.", expected="auto, cpu, cuda or cuda:N"
-        ) from None
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise ParameterError(
-            "There is no CUDA device here.", found=device, remedy="use --device cpu"
-        )
-    return place
 
 
 def layer_spectrum(

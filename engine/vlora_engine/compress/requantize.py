@@ -9,13 +9,13 @@ from vlora_engine.catalog.originals import original_if_there
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.compress.absorb import reexpress
 from vlora_engine.errors import Cancelled
-from vlora_engine.files import check_output
 from vlora_engine.manifest.manifest import Manifest
-from vlora_engine.progress import CancelCheck, Progress, ProgressCallback
 from vlora_engine.quantization.packing import Quantization, chooses_bits
 from vlora_engine.subspace.basis import Bases
 from vlora_engine.subspace.loadings import Storage
 from vlora_engine.subspace.tasks import TaskMap
+from vlora_engine.utils.files import check_output
+from vlora_engine.utils.progress import CancelCheck, Progress, ProgressCallback
 
 if TYPE_CHECKING:
     from vlora_engine.shared_subspace import SharedSubspace

@@ -20,10 +20,15 @@ from vlora_engine.convert.losses import (
     outlines_of,
 )
 from vlora_engine.errors import ParameterError
-from vlora_engine.files import check_output, directory_bytes, new_directory, require_apart
 from vlora_engine.interop.names import LORASHARE, VLORA_DEV
 from vlora_engine.manifest.manifest import Manifest, TaskRecord
-from vlora_engine.progress import Progress, ProgressCallback
+from vlora_engine.utils.files import (
+    check_output,
+    directory_bytes,
+    new_directory,
+    require_apart,
+)
+from vlora_engine.utils.progress import Progress, ProgressCallback
 
 if TYPE_CHECKING:
     from vlora_engine.shared_subspace import SharedSubspace
@@ -186,7 +191,7 @@ def refuse_losses(conversion: Conversion, allow_loss: bool) -> None:
 
 
 def _folders(names: Sequence[str], out: Path, *, single: bool) -> dict[str, Path]:
-    from vlora_engine.naming import slugs
+    from vlora_engine.utils.naming import slugs
 
     if single:
         return {names[0]: out}

@@ -17,7 +17,7 @@ from typing import Any
 from vlora_engine.adapters.model import ModuleShape
 from vlora_engine.catalog.locate import existing_path
 from vlora_engine.errors import CorruptFileError, NotFoundError, VLoRAError
-from vlora_engine.tensorfile import FLOAT_DTYPES, read_error, read_header
+from vlora_engine.utils.safetensors_file import FLOAT_DTYPES, read_error, read_header
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"

@@ -32,8 +32,8 @@ from vlora_engine.errors import (
     VLoRAError,
 )
 from vlora_engine.findings import Finding, Severity
-from vlora_engine.naming import printable
-from vlora_engine.progress import CancelCheck, Progress, ProgressCallback
+from vlora_engine.utils.naming import printable
+from vlora_engine.utils.progress import CancelCheck, Progress, ProgressCallback
 
 if TYPE_CHECKING:
     from vlora_engine.catalog.scanner import AdapterInfo

@@ -59,7 +59,7 @@ def _content_findings(manifest: Manifest, broken: set[str]) -> list[Finding]:
 
 
 def _file_findings(manifest: Manifest) -> Iterator[Finding]:
-    from vlora_engine.files import sha256_file
+    from vlora_engine.utils.files import sha256_file
 
     restore = "restore the file from a copy, or compress the adapters again"
     listed = {b.name: (b.sha256, b.nbytes) for b in manifest.basis}

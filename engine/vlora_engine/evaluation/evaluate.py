@@ -29,8 +29,8 @@ from vlora_engine.nn.peft_model import (
     worn_by_peft,
     worn_by_us,
 )
-from vlora_engine.progress import CancelCheck, Progress, ProgressCallback
-from vlora_engine.ranking import ranked
+from vlora_engine.utils.progress import CancelCheck, Progress, ProgressCallback
+from vlora_engine.utils.ranking import ranked
 
 if TYPE_CHECKING:
     from vlora_engine.shared_subspace import SharedSubspace

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from vlora_engine.catalog.locate import existing_path
 from vlora_engine.errors import NotFoundError, ParameterError
-from vlora_engine.naming import slugs
-from vlora_engine.tensorfile import read_error
+from vlora_engine.utils.naming import slugs
+from vlora_engine.utils.safetensors_file import read_error
 
 SUFFIX = ".txt"
 BYTES_A_TOKEN = 64  # more of a file is not read than so many for each token that is wanted

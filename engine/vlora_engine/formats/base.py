@@ -16,7 +16,7 @@ from vlora_engine.findings import Finding
 from vlora_engine.formats.config import CONFIG_NAME, parse_config, read_config_bytes
 from vlora_engine.formats.layout import Described
 from vlora_engine.formats.safetensors import SafetensorsContents
-from vlora_engine.tensorfile import read_error
+from vlora_engine.utils.safetensors_file import read_error
 
 if TYPE_CHECKING:
     from torch import Tensor

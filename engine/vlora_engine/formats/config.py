@@ -15,7 +15,7 @@ from typing import Any
 
 from vlora_engine.errors import AdapterError, CorruptFileError, UnsupportedAdapterError
 from vlora_engine.formats.patterns import PatternTable, is_safe_pattern
-from vlora_engine.tensorfile import LFS_POINTER, lfs_pointer_error, read_error
+from vlora_engine.utils.safetensors_file import LFS_POINTER, lfs_pointer_error, read_error
 
 CONFIG_NAME = "adapter_config.json"
 MAX_CONFIG_BYTES = 4_000_000

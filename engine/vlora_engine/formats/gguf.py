@@ -17,7 +17,7 @@ from vlora_engine.findings import Finding
 from vlora_engine.formats.base import WEIGHTS, FileAdapter, Inspection, Probe
 from vlora_engine.formats.gguf_architectures import ARCHITECTURES, Architecture
 from vlora_engine.formats.gguf_header import GgufHeader, is_gguf, read_gguf_header
-from vlora_engine.tensorfile import TensorEntry, read_tensor
+from vlora_engine.utils.safetensors_file import TensorEntry, read_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vlora_engine.errors import CorruptFileError, UnsupportedAdapterError
-from vlora_engine.tensorfile import (
+from vlora_engine.utils.safetensors_file import (
     ITEM_BYTES,
     Header,
     TensorEntry,

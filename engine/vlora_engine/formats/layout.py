@@ -15,7 +15,7 @@ from pathlib import Path
 from vlora_engine.adapters.model import Kind, ModuleShape
 from vlora_engine.errors import AdapterError, CorruptFileError, UnsupportedAdapterError
 from vlora_engine.formats.config import Settings
-from vlora_engine.tensorfile import FLOAT_DTYPES, ITEM_BYTES
+from vlora_engine.utils.safetensors_file import FLOAT_DTYPES, ITEM_BYTES
 
 PREFIX = "base_model.model."
 Described = tuple[str, tuple[int, ...]]  # a tensor's dtype, in safetensors' words, and its shape

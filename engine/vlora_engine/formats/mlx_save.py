@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.errors import UnsupportedAdapterError
-from vlora_engine.files import new_directory, write_json
 from vlora_engine.formats.config import CONFIG_NAME
 from vlora_engine.formats.mlx import MLX_FILE
 from vlora_engine.formats.peft_save import ORIGIN
-from vlora_engine.tensorfile import write_tensors
+from vlora_engine.utils.files import new_directory, write_json
+from vlora_engine.utils.safetensors_file import write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor

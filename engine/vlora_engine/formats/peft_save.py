@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters.model import LoRAWeights, match_pattern
 from vlora_engine.errors import AdapterError, ParameterError
-from vlora_engine.files import new_directory, write_json
 from vlora_engine.formats.base import WEIGHTS
 from vlora_engine.formats.config import CONFIG_NAME, Settings, read_settings
 from vlora_engine.formats.findings import matching_targets
 from vlora_engine.formats.layout import PREFIX
-from vlora_engine.tensorfile import write_tensors
+from vlora_engine.utils.files import new_directory, write_json
+from vlora_engine.utils.safetensors_file import write_tensors
 
 if TYPE_CHECKING:
     import torch

@@ -14,7 +14,7 @@ from vlora_engine.errors import (
     UnsupportedAdapterError,
 )
 from vlora_engine.formats.layout import Described
-from vlora_engine.tensorfile import (
+from vlora_engine.utils.safetensors_file import (
     LFS_POINTER,
     Header,
     dtype_name,

@@ -24,7 +24,7 @@ from vlora_engine.errors import (
     ParameterError,
     VLoRAError,
 )
-from vlora_engine.tensorfile import write_error
+from vlora_engine.utils.safetensors_file import write_error
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi

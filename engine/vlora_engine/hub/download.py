@@ -16,7 +16,7 @@ from typing import Any
 from vlora_engine.adapters.address import hub_cache
 from vlora_engine.errors import Cancelled
 from vlora_engine.hub.client import endpoint
-from vlora_engine.progress import CancelCheck, Progress, ProgressCallback
+from vlora_engine.utils.progress import CancelCheck, Progress, ProgressCallback
 
 STAGE = "download"  # its units are bytes
 POLL_SECONDS = 0.1

@@ -18,7 +18,6 @@ from vlora_engine.adapters.address import (
     repo_folder,
 )
 from vlora_engine.errors import CorruptFileError, StorageError, VLoRAError
-from vlora_engine.files import write_file
 from vlora_engine.findings import Finding
 from vlora_engine.hub.client import hub_errors, silence
 from vlora_engine.hub.download import Tally, download
@@ -30,8 +29,9 @@ from vlora_engine.hub.listing import (
     list_repository,
     revisions_of,
 )
-from vlora_engine.progress import CancelCheck, ProgressCallback
-from vlora_engine.tensorfile import read_header
+from vlora_engine.utils.files import write_file
+from vlora_engine.utils.progress import CancelCheck, ProgressCallback
+from vlora_engine.utils.safetensors_file import read_header
 
 logger = logging.getLogger(__name__)
 

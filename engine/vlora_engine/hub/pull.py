@@ -7,9 +7,9 @@ from pathlib import Path
 
 from vlora_engine.adapters.address import HubAddress
 from vlora_engine.errors import ParameterError
-from vlora_engine.files import check_output, new_directory
 from vlora_engine.hub.fetch import Fetched, fetch
-from vlora_engine.progress import CancelCheck, ProgressCallback
+from vlora_engine.utils.files import check_output, new_directory
+from vlora_engine.utils.progress import CancelCheck, ProgressCallback
 
 
 def pull(

@@ -22,7 +22,7 @@ from vlora_engine.findings import Finding
 from vlora_engine.hub.client import SECONDS, endpoint, hub_errors
 from vlora_engine.hub.listing import Listing, adapter_files, adapter_folders, list_repository
 from vlora_engine.manifest.manifest import INDEX
-from vlora_engine.tensorfile import MAX_HEADER_BYTES, write_error
+from vlora_engine.utils.safetensors_file import MAX_HEADER_BYTES, write_error
 
 FIRST_BYTES = 128 * 1024  # enough for the headers of most adapters in one request
 AT_A_TIME = 8  # repositories, or files, that are asked about together

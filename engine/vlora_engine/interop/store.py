@@ -28,7 +28,12 @@ from vlora_engine.subspace.loadings import (
 )
 from vlora_engine.subspace.store import StoredSubspace
 from vlora_engine.subspace.tasks import TaskMap
-from vlora_engine.tensorfile import Header, close_below, read_header, read_tensor
+from vlora_engine.utils.safetensors_file import (
+    Header,
+    close_below,
+    read_header,
+    read_tensor,
+)
 
 STRAIGHT = 1e-5  # how far components may be from orthonormal to be taken as they are
 

@@ -26,7 +26,7 @@ from vlora_engine.interop.common import (
 )
 from vlora_engine.interop.names import VLORA_DEV, VLORA_INDEX
 from vlora_engine.manifest.manifest import LayerSpec, Manifest
-from vlora_engine.tensorfile import Header, read_header
+from vlora_engine.utils.safetensors_file import Header, read_header
 
 FLOAT_FILE = "subspace.safetensors"
 NF4_FILE, NF4_REST_FILE = "subspace_nf4.safetensors", "subspace_float.safetensors"

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from vlora_engine.errors import VLoRAError
-from vlora_engine.files import WRITTEN_BY, write_json
 from vlora_engine.formats.config import read_settings
 from vlora_engine.formats.peft_save import peft_config
 from vlora_engine.interop.lorashare import (
@@ -29,8 +28,9 @@ from vlora_engine.interop.lorashare import (
 from vlora_engine.interop.names import SHARE_INDEX, VLORA_INDEX
 from vlora_engine.interop.vlora_dev import FLOAT_FILE
 from vlora_engine.manifest.manifest import TaskRecord
-from vlora_engine.naming import slugs
-from vlora_engine.tensorfile import write_tensors
+from vlora_engine.utils.files import WRITTEN_BY, write_json
+from vlora_engine.utils.naming import slugs
+from vlora_engine.utils.safetensors_file import write_tensors
 
 if TYPE_CHECKING:
     from vlora_engine.shared_subspace import SharedSubspace

@@ -20,7 +20,6 @@ from vlora_engine.errors import (
     NotFoundError,
     SubspaceError,
 )
-from vlora_engine.files import is_being_replaced
 from vlora_engine.findings import Finding
 from vlora_engine.manifest.coded_index import (
     open_layers,
@@ -31,8 +30,9 @@ from vlora_engine.manifest.coded_index import (
 from vlora_engine.manifest.coding import METHODS as CODED_METHODS
 from vlora_engine.manifest.coding import Coding, parse_coding
 from vlora_engine.quantization.packing import Quantization, parse_quantization
-from vlora_engine.ranking import foremost
-from vlora_engine.tensorfile import ITEM_BYTES
+from vlora_engine.utils.files import is_being_replaced
+from vlora_engine.utils.ranking import foremost
+from vlora_engine.utils.safetensors_file import ITEM_BYTES
 
 FORMAT = "vlora-subspace"
 VERSION = 1

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from vlora_engine._version import __version__
 from vlora_engine.adapters.base_models import base_model_of
 from vlora_engine.adapters.model import AdapterSource, nominal_rank
-from vlora_engine.files import dump_json
 from vlora_engine.manifest.card import model_card
 from vlora_engine.manifest.manifest import (
     BasisFile,
@@ -21,7 +19,9 @@ from vlora_engine.manifest.manifest import (
     OwnModule,
     TaskRecord,
 )
-from vlora_engine.tensorfile import ITEM_BYTES, encode_header
+from vlora_engine.utils.files import dump_json
+from vlora_engine.utils.naming import natural_key
+from vlora_engine.utils.safetensors_file import ITEM_BYTES, encode_header
 
 Layout = list[tuple[str, str, tuple[int, ...]]]
 
@@ -31,11 +31,6 @@ LONGEST_FIGURE = 0.000123456789  # a float whose decimal form is as long as any 
 def figure(value: float) -> float:
     """A float with the digits that the index keeps."""
     return float(f"{value:.9g}")
-
-
-def natural_key(name: str) -> tuple[Any, ...]:
-    """A sort key that puts layer 2 before layer 10."""
-    return tuple((0, int(p), "") if p.isdecimal() else (1, 0, p) for p in name.split("."))
 
 
 def shared_layers(sources: Mapping[str, AdapterSource]) -> list[LayerSpec]:

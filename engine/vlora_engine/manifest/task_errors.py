@@ -12,7 +12,7 @@ import numpy.typing as npt
 from vlora_engine.codec.floats import MODULE_HEAD, open_floats
 from vlora_engine.errors import CorruptFileError, NotFoundError
 from vlora_engine.manifest.manifest import Manifest
-from vlora_engine.tensorfile import Header, read_bytes, read_header
+from vlora_engine.utils.safetensors_file import Header, read_bytes, read_header
 
 Array = npt.NDArray[Any]
 

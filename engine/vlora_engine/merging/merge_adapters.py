@@ -37,7 +37,7 @@ from vlora_engine.merging.weights import (
     settings_of,
     varied_modules,
 )
-from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
+from vlora_engine.utils.progress import CancelCheck, ProgressCallback, map_ordered
 
 Space = Literal["delta", "factors"]
 Adapters = Sequence[LoRAWeights | AdapterSource]

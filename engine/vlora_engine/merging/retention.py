@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from vlora_engine.linalg.low_rank import Factors, delta_norm2
 from vlora_engine.merging.core_space import Change
-from vlora_engine.ranking import worst
+from vlora_engine.utils.ranking import worst
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from torch import Tensor
 
 from vlora_engine.adapters.address import expanded
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, to_memory
-from vlora_engine.compress.measure import pick_device
 from vlora_engine.errors import (
     CollectionError,
     DependencyError,
@@ -32,6 +31,7 @@ from vlora_engine.errors import (
 )
 from vlora_engine.formats.config import CONFIG_NAME
 from vlora_engine.formats.peft_save import peft_config, peft_tensors
+from vlora_engine.utils.device import pick_device
 
 logger = logging.getLogger(__name__)
 

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlora_engine.errors import CorruptFileError, NotFoundError, ParameterError
-from vlora_engine.files import new_directory, write_json
 from vlora_engine.nn.blend import blend_tasks, similarities
 from vlora_engine.nn.training import require_bases
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.subspace.tasks import TaskProjection
-from vlora_engine.tensorfile import read_header, read_tensor, write_tensors
+from vlora_engine.utils.files import new_directory, write_json
+from vlora_engine.utils.safetensors_file import read_header, read_tensor, write_tensors
 
 INDEX, WEIGHTS, FORMAT = "router.json", "router.safetensors", "vlora-router"
 

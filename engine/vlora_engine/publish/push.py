@@ -16,13 +16,10 @@ from vlora_engine.errors import (
     OutputExistsError,
     ParameterError,
 )
-from vlora_engine.files import dump_json
 from vlora_engine.findings import Finding
 from vlora_engine.hub.client import api, endpoint_page, hub_errors, silence
 from vlora_engine.hub.listing import CARD, Listing, adapter_files, list_repository
 from vlora_engine.manifest.manifest import INDEX, Manifest
-from vlora_engine.naming import slugs
-from vlora_engine.progress import CancelCheck, Progress, ProgressCallback
 from vlora_engine.publish.card import (
     Entry,
     adapters_card,
@@ -30,7 +27,10 @@ from vlora_engine.publish.card import (
     source_licence,
     subspace_card,
 )
-from vlora_engine.tensorfile import read_error
+from vlora_engine.utils.files import dump_json
+from vlora_engine.utils.naming import slugs
+from vlora_engine.utils.progress import CancelCheck, Progress, ProgressCallback
+from vlora_engine.utils.safetensors_file import read_error
 
 if TYPE_CHECKING:
     from vlora_engine.shared_subspace import SharedSubspace

@@ -19,7 +19,6 @@ import numpy.typing as npt
 from vlora_engine.errors import ParameterError, TargetError
 from vlora_engine.quantization.dtypes import ROUNDING, is_lossy, storage_dtype
 from vlora_engine.quantization.packing import Quantization, named_quantization
-from vlora_engine.ranking import worst
 from vlora_engine.spectra.sizes import (
     factor_bytes_16,
     input_bytes,
@@ -28,6 +27,7 @@ from vlora_engine.spectra.sizes import (
     rest_bytes,
 )
 from vlora_engine.spectra.tables import Spectra
+from vlora_engine.utils.ranking import worst
 
 Array = npt.NDArray[Any]
 Choices = dict[str, tuple[int, int]]

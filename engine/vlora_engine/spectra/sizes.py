@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vlora_engine.files import dump_json
 from vlora_engine.manifest.manifest import core_is_dense
 from vlora_engine.quantization.packing import Packing, Quantization
 from vlora_engine.spectra.tables import LayerTable, Spectra
-from vlora_engine.tensorfile import ITEM_BYTES
+from vlora_engine.utils.files import dump_json
+from vlora_engine.utils.safetensors_file import ITEM_BYTES
 
 Array = npt.NDArray[Any]
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from vlora_engine.analysis.relations import Relations
 from vlora_engine.errors import CorruptFileError, NotFoundError, ParameterError, VLoRAError
-from vlora_engine.files import write_file, write_json
+from vlora_engine.utils.files import write_file, write_json
 
 if TYPE_CHECKING:
     from vlora_engine.codec.forecast import Outlook

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from vlora_engine.errors import VLoRAError
-from vlora_engine.files import sha256_file, write_file
 from vlora_engine.manifest.manifest import LayerSpec
 from vlora_engine.quantization.packed import PackedBasis, PackedRows
 from vlora_engine.quantization.packing import Packing
 from vlora_engine.subspace.basis import BuiltLayer, LayerBasis
 from vlora_engine.subspace.loadings import Loadings, TaskLayer
-from vlora_engine.tensorfile import (
+from vlora_engine.utils.files import sha256_file, write_file
+from vlora_engine.utils.safetensors_file import (
     Header,
     close_file,
     read_elements,

@@ -16,7 +16,7 @@ from torch import Tensor
 from vlora_engine.manifest.manifest import LayerSpec, TaskRecord, core_is_dense
 from vlora_engine.quantization.packed import pack_numbers, unpack_numbers
 from vlora_engine.quantization.packing import Packing, Quantization
-from vlora_engine.tensorfile import ITEM_BYTES, torch_dtype
+from vlora_engine.utils.safetensors_file import ITEM_BYTES, torch_dtype
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from vlora_engine.subspace.basis import LayerPlan, encode_tasks
 from vlora_engine.subspace.loadings import TaskLayer
 from vlora_engine.subspace.request import Collection, assemble_task
 from vlora_engine.subspace.tasks import TaskProjection, decode_projection
-from vlora_engine.tensorfile import dtype_name, torch_dtype
+from vlora_engine.utils.safetensors_file import dtype_name, torch_dtype
 
 if TYPE_CHECKING:
     from vlora_engine.shared_subspace import SharedSubspace

@@ -18,13 +18,13 @@ from vlora_engine.manifest.coding import METHODS as CODED_METHODS
 from vlora_engine.manifest.coding import default_method
 from vlora_engine.manifest.manifest import METHODS, LayerSpec, TaskRecord
 from vlora_engine.manifest.records import figure, shared_layers, task_record
-from vlora_engine.progress import CancelCheck, ProgressCallback
 from vlora_engine.quantization.dtypes import is_lossy, storage_dtype
 from vlora_engine.quantization.packing import Quantization, named_quantization
 from vlora_engine.spectra.choose import Choice, check_targets
 from vlora_engine.spectra.tables import Spectra
 from vlora_engine.subspace.basis import LayerPlan
 from vlora_engine.subspace.loadings import EncodedTask, Storage, TaskLayer
+from vlora_engine.utils.progress import CancelCheck, ProgressCallback
 
 
 def canonical_order(check: CheckReport, names: Sequence[str]) -> list[str]:

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING
 from vlora_engine.adapters.address import relative_source
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.errors import ConflictError, SubspaceError
-from vlora_engine.files import new_directory
-from vlora_engine.locks import changing
 from vlora_engine.manifest.manifest import Manifest, TaskRecord
 from vlora_engine.subspace.loadings import EncodedTask
 from vlora_engine.subspace.store import (
@@ -22,7 +20,9 @@ from vlora_engine.subspace.store import (
     task_files,
     write_index,
 )
-from vlora_engine.tensorfile import close_file, write_error
+from vlora_engine.utils.files import new_directory
+from vlora_engine.utils.locks import changing
+from vlora_engine.utils.safetensors_file import close_file, write_error
 
 if TYPE_CHECKING:
     from vlora_engine.shared_subspace import SharedSubspace

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from vlora_engine._version import __version__
 from vlora_engine.errors import CorruptFileError
-from vlora_engine.files import dump_json, sha256_file, write_file, write_json
 from vlora_engine.manifest.card import model_card
 from vlora_engine.manifest.manifest import (
     INDEX,
@@ -29,7 +28,6 @@ from vlora_engine.manifest.manifest import (
     Manifest,
     TaskRecord,
 )
-from vlora_engine.naming import slugs
 from vlora_engine.quantization.packed import PackedBasis, PackedRows
 from vlora_engine.quantization.packing import Packing
 from vlora_engine.subspace.basis import LayerBasis
@@ -41,7 +39,14 @@ from vlora_engine.subspace.loadings import (
     pack,
     unpack,
 )
-from vlora_engine.tensorfile import (
+from vlora_engine.utils.files import (
+    dump_json,
+    sha256_file,
+    write_file,
+    write_json,
+)
+from vlora_engine.utils.naming import slugs
+from vlora_engine.utils.safetensors_file import (
     ITEM_BYTES,
     Header,
     TensorWriter,

@@ -21,7 +21,7 @@ from vlora_engine.formats.gguf_architectures import (
 )
 from vlora_engine.targets.launch import GGUF_NAME
 from vlora_engine.targets.registry import Target
-from vlora_engine.tensorfile import ITEM_BYTES
+from vlora_engine.utils.safetensors_file import ITEM_BYTES
 
 if TYPE_CHECKING:
     from vlora_engine.formats.base_model_config import BaseConfig

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vlora_engine.naming import slugs
 from vlora_engine.targets.registry import find_target
+from vlora_engine.utils.naming import slugs
 
 GGUF_NAME = "adapter.gguf"
 MODELFILE = "Modelfile"

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlora_engine.adapters.model import LoRAWeights, MemorySource
-from vlora_engine.files import new_directory, write_file
 from vlora_engine.formats.base_model_config import find_base
 from vlora_engine.formats.peft_save import _torch_dtype, write_peft
 from vlora_engine.targets.fit import architecture_for, check_fit, facts_of
 from vlora_engine.targets.launch import GGUF_NAME, MODELFILE, modelfile
 from vlora_engine.targets.registry import Target, find_target
 from vlora_engine.targets.shape import shaped, without_rest
+from vlora_engine.utils.files import new_directory, write_file
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,7 @@ def save_for(
 ) -> Path:
     """Write ``weights`` for a target other than PEFT; see `vlora_engine.targets.save.save_adapter`."""
     from vlora_engine.formats.peft_save import write_peft
-    from vlora_engine.tensorfile import dtype_name
+    from vlora_engine.utils.safetensors_file import dtype_name
 
     word = None if dtype is None else dtype_name(dtype)
     facts = facts_of(MemorySource(weights))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.targets.fit import used_alpha
 from vlora_engine.targets.registry import Target
-from vlora_engine.tensorfile import dtype_name
+from vlora_engine.utils.safetensors_file import dtype_name
 
 if TYPE_CHECKING:
     import torch

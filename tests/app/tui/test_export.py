@@ -24,8 +24,8 @@ from tests.app.tui.drive import Steps, run
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.catalog.scanner import scan
 from vlora_engine.errors import ParameterError
-from vlora_engine.files import directory_bytes
 from vlora_engine.merging import MERGE_METHODS
+from vlora_engine.utils.files import directory_bytes
 from vlora_tui import events
 from vlora_tui.cli import main
 from vlora_tui.jobs.store import Job, JobInfo

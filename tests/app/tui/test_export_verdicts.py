@@ -17,8 +17,8 @@ from tests.app.tui.test_run import session_of
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.catalog.scanner import scan
 from vlora_engine.doctor import verdict
-from vlora_engine.files import directory_bytes
 from vlora_engine.targets import TARGETS
+from vlora_engine.utils.files import directory_bytes
 from vlora_tui import events
 from vlora_tui.cli import main
 from vlora_tui.jobs.watch import State

@@ -10,7 +10,7 @@ import torch
 from tests import make
 from vlora_engine.catalog.open import load_adapter, open_adapter
 from vlora_engine.targets.save import save_adapter
-from vlora_engine.tensorfile import read_header
+from vlora_engine.utils.safetensors_file import read_header
 
 peft = pytest.importorskip("peft")
 

@@ -24,7 +24,7 @@ from vlora_engine.errors import (
     UnsupportedAdapterError,
 )
 from vlora_engine.targets.save import save_adapter
-from vlora_engine.tensorfile import ITEM_BYTES, read_header
+from vlora_engine.utils.safetensors_file import ITEM_BYTES, read_header
 
 SAFETENSORS = "adapter_model.safetensors"
 HEAD = f"{make.PREFIX}score.weight"

@@ -15,7 +15,6 @@ from tests import make
 from vlora_engine.adapters.model import LoRAWeights, MemorySource, ModuleShape
 from vlora_engine.catalog.open import load_adapter
 from vlora_engine.errors import AdapterError, ParameterError, UnsupportedAdapterError
-from vlora_engine.files import directory_bytes
 from vlora_engine.targets import (
     TARGETS,
     Served,
@@ -29,6 +28,7 @@ from vlora_engine.targets.launch import modelfile
 from vlora_engine.targets.registry import VLLM_RANKS
 from vlora_engine.targets.save import save_adapter
 from vlora_engine.targets.verify import verify_adapter
+from vlora_engine.utils.files import directory_bytes
 
 SERVERS = ["portable", "vllm", "sglang", "tgi", "lorax"]
 CASES: dict[str, dict[str, Any]] = {

@@ -15,7 +15,6 @@ import numpy as np
 from rich.text import Text
 
 from vlora_engine.errors import VLoRAError
-from vlora_engine.ranking import ranked
 from vlora_engine.spectra.choose import Prediction
 from vlora_engine.spectra.size_curves import (
     CODED,
@@ -24,6 +23,7 @@ from vlora_engine.spectra.size_curves import (
     ladder,
 )
 from vlora_engine.spectra.sizes import factor_bytes_16, input_bytes, rest_bytes
+from vlora_engine.utils.ranking import ranked
 from vlora_tui.forecasts import EVERYBODY, Coded, Loss, losses_of_choice
 from vlora_tui.tui.choice_text import percent, plain_percent
 from vlora_tui.tui.session import Choosing, Figures, Session

@@ -8,7 +8,7 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.widgets import Static
 
-from vlora_engine.ranking import ranked
+from vlora_engine.utils.ranking import ranked
 from vlora_tui.tui.inspecting import Apart, Kin
 from vlora_tui.tui.screens.inspect_lines import APART_COLUMNS, SORTS, apart_cells
 from vlora_tui.tui.widgets.table import Table

@@ -12,7 +12,7 @@ from textual.message import Message
 from textual.widgets import Static
 
 from vlora_engine.errors import VLoRAError
-from vlora_engine.ranking import worst
+from vlora_engine.utils.ranking import worst
 from vlora_tui.tui import inspecting
 from vlora_tui.tui.inspecting import Coverage, Diff
 from vlora_tui.tui.screens.inspect_asking import Arguments, AskingPane, shell_command

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from rich.text import Text
 
-from vlora_engine.ranking import worst
+from vlora_engine.utils.ranking import worst
 from vlora_tui.tui.inspecting import Apart, Group, Interference, Likeness
 from vlora_tui.tui.remarks import Remark
 from vlora_tui.tui.widgets.table import Cell, Column

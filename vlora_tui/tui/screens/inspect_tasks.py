@@ -9,7 +9,7 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.widgets import Static
 
-from vlora_engine.ranking import ranked
+from vlora_engine.utils.ranking import ranked
 from vlora_tui.tui.screens.inspect_lines import TASK_COLUMNS, facts, task_cells
 from vlora_tui.tui.widgets.table import Cell, Table
 from vlora_tui.tui.words import clean

@@ -18,14 +18,10 @@ from vlora_engine.adapters.base_models import base_model_of
 from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.codec.floats import MODULE_HEAD
 from vlora_engine.codec.forecast import Forecast, Outlook, Target
-from vlora_engine.compress.measure import pick_device
 from vlora_engine.errors import SubspaceError, VLoRAError
-from vlora_engine.files import discard, publish
 from vlora_engine.manifest.coding import LETTERS, Coding
 from vlora_engine.manifest.manifest import Manifest, TaskRecord
 from vlora_engine.manifest.records import figure, task_record
-from vlora_engine.partial import RESULT, layers_kept
-from vlora_engine.progress import CancelCheck, ProgressCallback
 from vlora_engine.subspace.coded.coder import Coded, Coder
 from vlora_engine.subspace.coded.layer_parts import (
     FileParts,
@@ -39,7 +35,11 @@ from vlora_engine.subspace.coded.measure import measure
 from vlora_engine.subspace.coded.store import CodedTask, write_coded
 from vlora_engine.subspace.request import BuildReport, Collection, Targets
 from vlora_engine.subspace.store import task_files
-from vlora_engine.tensorfile import encode_header
+from vlora_engine.utils.device import pick_device
+from vlora_engine.utils.files import discard, publish
+from vlora_engine.utils.progress import CancelCheck, ProgressCallback
+from vlora_engine.utils.safetensors_file import encode_header
+from vlora_engine.utils.unfinished import RESULT, layers_kept
 
 
 def outlook_of(
@@ -203,10 +203,10 @@ def _size(
     coded: Coded,
 ) -> int:
     """Bytes on disk that a coded collection will take, a few more at most."""
-    from vlora_engine.files import dump_json
     from vlora_engine.manifest.card import model_card
     from vlora_engine.manifest.manifest import BasisFile
     from vlora_engine.subspace.coded.layout import shared_layout
+    from vlora_engine.utils.files import dump_json
 
     coding = coding_of(targets, outlook, coded.forecast)
     units, most = coding.units(), coded.payload

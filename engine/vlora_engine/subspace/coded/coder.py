@@ -28,9 +28,14 @@ from vlora_engine.codec.layer import CodedLayer, Group, code_layer
 from vlora_engine.codec.rate_control import Course, Passed, blocks
 from vlora_engine.codec.tables import Array
 from vlora_engine.errors import TargetError
-from vlora_engine.progress import CancelCheck, Progress, ProgressCallback, map_ordered
 from vlora_engine.subspace.coded.layer_parts import Parts
 from vlora_engine.subspace.request import Collection
+from vlora_engine.utils.progress import (
+    CancelCheck,
+    Progress,
+    ProgressCallback,
+    map_ordered,
+)
 
 logger = logging.getLogger(__name__)
 

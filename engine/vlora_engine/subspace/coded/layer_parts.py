@@ -13,7 +13,7 @@ import torch
 from vlora_engine.codec.layer import CodedLayer
 from vlora_engine.codec.tables import Array
 from vlora_engine.subspace.layer_parts import TASKS_AT_ONCE, SealedLayers
-from vlora_engine.tensorfile import read_elements, read_tensor
+from vlora_engine.utils.safetensors_file import read_elements, read_tensor
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,6 @@ from vlora_engine._version import __version__
 from vlora_engine.adapters.base_models import base_model_of
 from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.codec.floats import MODULE_HEAD
-from vlora_engine.files import dump_json
 from vlora_engine.manifest.card import model_card
 from vlora_engine.manifest.coding import Coding
 from vlora_engine.manifest.manifest import (
@@ -19,7 +18,8 @@ from vlora_engine.manifest.manifest import (
     Manifest,
     TaskRecord,
 )
-from vlora_engine.tensorfile import encode_header
+from vlora_engine.utils.files import dump_json
+from vlora_engine.utils.safetensors_file import encode_header
 
 Layout = list[tuple[str, str, tuple[int, ...]]]
 

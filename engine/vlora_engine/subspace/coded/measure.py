@@ -43,7 +43,7 @@ from vlora_engine.codec.rates import pair, single
 from vlora_engine.codec.tables import Array
 from vlora_engine.manifest.manifest import LayerSpec
 from vlora_engine.manifest.records import rest_bytes
-from vlora_engine.progress import CancelCheck, ProgressCallback, map_ordered
+from vlora_engine.utils.progress import CancelCheck, ProgressCallback, map_ordered
 
 COSINE = 0.5  # of A; where the line runs matters little: partitions are the same from .15 to .6
 GRID_FACTOR = 2.0**1.25

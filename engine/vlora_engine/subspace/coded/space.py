@@ -31,7 +31,6 @@ from vlora_engine.errors import ParameterError, SubspaceError
 from vlora_engine.manifest.coding import Coding
 from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
 from vlora_engine.manifest.records import figure, shared_layers, task_record
-from vlora_engine.progress import ProgressCallback
 from vlora_engine.quantization.packing import chooses_bits
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.subspace.basis import Bases
@@ -50,6 +49,7 @@ from vlora_engine.subspace.projection import assembled, check_fits, shared_specs
 from vlora_engine.subspace.request import Collection, Targets
 from vlora_engine.subspace.store import StoredSubspace
 from vlora_engine.subspace.tasks import TaskMap, TaskProjection
+from vlora_engine.utils.progress import ProgressCallback
 
 _HALVINGS = 24
 

@@ -42,7 +42,7 @@ from vlora_engine.manifest.manifest import (
 )
 from vlora_engine.subspace.coded.layout import shared_layout, task_layout
 from vlora_engine.subspace.store import CheckedFiles, write_index
-from vlora_engine.tensorfile import (
+from vlora_engine.utils.safetensors_file import (
     ITEM_BYTES,
     Header,
     TensorWriter,

@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path, PurePath
+from typing import Any
 
 from vlora_engine.errors import ParameterError
 
@@ -108,3 +109,8 @@ def _distinct(names: list[str]) -> list[str]:
         given.add(candidate)
         result.append(candidate)
     return result
+
+
+def natural_key(name: str) -> tuple[Any, ...]:
+    """A sort key that puts layer 2 before layer 10."""
+    return tuple((0, int(p), "") if p.isdecimal() else (1, 0, p) for p in name.split("."))

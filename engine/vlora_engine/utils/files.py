@@ -23,8 +23,8 @@ from vlora_engine.errors import (
     StorageError,
     VLoRAError,
 )
-from vlora_engine.locks import is_held, writing
-from vlora_engine.tensorfile import close_below, read_error, write_error
+from vlora_engine.utils.locks import is_held, writing
+from vlora_engine.utils.safetensors_file import close_below, read_error, write_error
 
 try:
     import fcntl

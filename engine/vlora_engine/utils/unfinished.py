@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vlora_engine.errors import InputError, VLoRAError
-from vlora_engine.files import discard, partial_path
-from vlora_engine.tensorfile import write_error
+from vlora_engine.utils.files import discard, partial_path
+from vlora_engine.utils.safetensors_file import write_error
 
 RESULT = "result"  # of a build: the output itself while it is put together
 SPECTRA = "spectra"  # of a build: the spectra that its target needed
