@@ -14,7 +14,7 @@ from tests.app.conftest import Cli, Result
 from tests.app.test_bad_input import tree
 from tests.engine.doctor.cases import CASES
 from vlora_engine.catalog.open import load_adapter
-from vlora_tui import surroundings
+from vlora_tui.cli import environment
 
 
 @pytest.fixture
@@ -165,14 +165,14 @@ def test_a_folder_of_that_name_is_still_a_folder(
 def test_what_gets_in_the_way_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev/nvidia0").touch()
-    monkeypatch.setattr(surroundings, "cuda_devices", list)
+    monkeypatch.setattr(environment, "cuda_devices", list)
     environ = {"TERM": "dumb", "SLURM_JOB_ID": "7", "SSH_CONNECTION": "1 2 3 4"}
-    codes = {f.code: f for f in surroundings.remarks(environ, tmp_path)}
+    codes = {f.code: f for f in environment.remarks(environ, tmp_path)}
     assert {"slurm", "dumb-terminal", "remote-shell", "cuda-unused"} <= codes.keys()
     assert all(finding.remedy for finding in codes.values())
     assert "jobs resume" in codes["slurm"].remedy
     assert "remote-shell" not in {
-        f.code for f in surroundings.remarks({**environ, "TMUX": "/tmp/x"}, tmp_path)
+        f.code for f in environment.remarks({**environ, "TMUX": "/tmp/x"}, tmp_path)
     }
 
 

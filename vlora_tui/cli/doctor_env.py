@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from vlora_engine.doctor import SEVERITIES
+from vlora_tui.cli.environment import facts, remarks
 from vlora_tui.cli.output import Output
-from vlora_tui.surroundings import facts, remarks
 
 
 def show_environment(out: Output, fail_on: str) -> bool:
