@@ -25,9 +25,9 @@ from vlora_tui.jobs import control as control_module
 from vlora_tui.jobs.control import prune
 from vlora_tui.jobs.devices import DeviceQueue, device_key
 from vlora_tui.jobs.drafts import Drafts, load_draft, save_draft
+from vlora_tui.jobs.environment import environment_notes
 from vlora_tui.jobs.joblock import JobLock
 from vlora_tui.jobs.runner import Teller, run_job
-from vlora_tui.jobs.surroundings import environment_notes
 from vlora_tui.recipe import AdapterInput, Compress, Input, Recipe
 from vlora_tui.tui import job_text
 
