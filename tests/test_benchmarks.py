@@ -16,7 +16,7 @@ from tests.benchmarks.run import SECTIONS
 from tests.train import Trained
 from vlora_engine.catalog.open import load_adapter
 from vlora_engine.targets.save import save_adapter
-from vlora_tui.collection import gather_adapters
+from vlora_tui.pipeline.inputs import gather_adapters
 from vlora_tui.recipe import named_inputs
 
 

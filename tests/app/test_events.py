@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vlora_tui import events
+from vlora_tui.pipeline import events
 
 SAMPLES = [
     events.Queued("cpu", ahead=("j0",)),

@@ -200,7 +200,7 @@ def test_a_single_bad_adapter_is_not_one_of_one(cli: Cli, broken: Path, tmp_path
 
 def test_layers_taken_from_a_stopped_run_are_said(cli: Cli, runs: Path, tmp_path: Path) -> None:
     from vlora_tui.cli.flags import from_tables
-    from vlora_tui.run import Run
+    from vlora_tui.pipeline.run import Run
 
     done: list[object] = []
     recipe = from_tables(
@@ -211,7 +211,7 @@ def test_layers_taken_from_a_stopped_run_are_said(cli: Cli, runs: Path, tmp_path
         }
     )
     from vlora_engine.errors import Cancelled
-    from vlora_tui import events
+    from vlora_tui.pipeline import events
 
     stop = Run(
         recipe,
@@ -290,9 +290,9 @@ def test_a_task_file_that_may_not_be_written(cli: Cli, subspace: Path, runs: Pat
 
 def test_spectra_that_were_stopped_say_how_to_go_on(runs: Path, tmp_path: Path) -> None:
     from vlora_engine.errors import Cancelled
-    from vlora_tui import events
     from vlora_tui.cli.flags import from_tables
-    from vlora_tui.run import Run
+    from vlora_tui.pipeline import events
+    from vlora_tui.pipeline.run import Run
 
     told: list[events.Event] = []
     recipe = from_tables(

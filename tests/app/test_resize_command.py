@@ -7,10 +7,10 @@ from pathlib import Path
 
 from tests.app.conftest import Cli
 from vlora_engine.catalog.open import load_adapter
-from vlora_tui import events
 from vlora_tui.jobs.watch import Told, written_paths
+from vlora_tui.pipeline import events
+from vlora_tui.pipeline.run import Run
 from vlora_tui.recipe import Input, Recipe, Resize, named_inputs
-from vlora_tui.run import Run
 
 
 def test_one_adapter_goes_to_the_output_itself(cli: Cli, runs: Path, tmp_path: Path) -> None:

@@ -12,9 +12,16 @@ import pytest
 from tests.app.conftest import Cli
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.errors import StorageError
-from vlora_tui.collection import gather
+from vlora_tui.pipeline.disk_space import (
+    Need,
+    lack_of,
+    lacking,
+    needs_of,
+    require_room,
+    subspace_bytes,
+)
+from vlora_tui.pipeline.inputs import gather
 from vlora_tui.recipe import AdapterInput, Compress, Export, Input, Merge, Recipe, resolve
-from vlora_tui.room import Need, lack_of, lacking, needs_of, require_room, subspace_bytes
 
 
 class Usage(NamedTuple):

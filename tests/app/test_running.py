@@ -13,12 +13,12 @@ import pytest
 
 from tests.app.conftest import Cli
 from vlora_engine.catalog.open import open_adapter
-from vlora_tui import events
-from vlora_tui.choices import k_text
 from vlora_tui.cli.progress import Watcher
+from vlora_tui.pipeline import events
+from vlora_tui.pipeline.forecast import k_text
+from vlora_tui.pipeline.outputs import match_tasks
+from vlora_tui.pipeline.run import Run
 from vlora_tui.recipe import load_recipe
-from vlora_tui.run import Run
-from vlora_tui.writing import match_tasks
 
 
 @pytest.fixture

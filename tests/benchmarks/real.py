@@ -31,7 +31,7 @@ from vlora_engine.errors import TargetError, VLoRAError
 from vlora_engine.manifest.manifest import METHODS
 from vlora_engine.spectra.tables import Spectra
 from vlora_engine.subspace.request import BuildReport
-from vlora_tui.collection import gather_adapters
+from vlora_tui.pipeline.inputs import gather_adapters
 from vlora_tui.recipe import named_inputs
 
 COUNTS = (8, 100, 1000)

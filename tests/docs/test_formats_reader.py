@@ -18,9 +18,9 @@ from tests.engine.codec import made
 from vlora_engine import SharedSubspace
 from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.catalog.read import read_manifest
-from vlora_tui.events import EVENT_TYPES
 from vlora_tui.jobs.joblock import JobLock
 from vlora_tui.jobs.store import JobInfo
+from vlora_tui.pipeline.events import EVENT_TYPES
 from vlora_tui.recipe import Compress, Export, Input, Merge, Quantize, Resize
 
 ROOT = Path(__file__).parents[2]

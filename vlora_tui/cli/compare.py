@@ -19,7 +19,7 @@ from vlora_tui.comparing import CLUSTERED, Compared, compare, require_several, s
 from vlora_tui.recipe import expand_input, named_inputs
 
 if TYPE_CHECKING:
-    from vlora_tui.collection import Collection
+    from vlora_tui.pipeline.inputs import Collection
 
 Space = Annotated[
     Literal["delta", "factors"],
@@ -145,7 +145,7 @@ def check_thresholds(threshold: float, outliers: float | None) -> None:
 
 def find_all(paths: list[str], out: Output, *, skip_bad: bool) -> Collection:
     """The adapters at these paths, open; those that headers rule out are told of."""
-    from vlora_tui.collection import gather_adapters
+    from vlora_tui.pipeline.inputs import gather_adapters
 
     require_there(paths)
     entries = [found for entry in named_inputs(paths) for found in expand_input(entry)]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
-from vlora_tui import events
 from vlora_tui.cli import options as o
 from vlora_tui.cli.bundles import unbundle
 from vlora_tui.cli.execute import carry_out
 from vlora_tui.cli.flags import compress_recipe, say_once
 from vlora_tui.cli.output import Output, percent, plural, printable, size, times
 from vlora_tui.cli.progress import Watcher
+from vlora_tui.pipeline import events
 
 
 @unbundle
@@ -56,7 +56,7 @@ def compress_data(watcher: Watcher) -> dict[str, Any]:
 def show_subspace(out: Output, watcher: Watcher) -> None:
     """The same for people: what was used, what it costs, what else it would have cost."""
     from vlora_engine.quantization.packing import parse_quantization
-    from vlora_tui.choices import how
+    from vlora_tui.pipeline.forecast import how
 
     written = watcher.last(events.SubspaceWritten)
     figures = written.figures

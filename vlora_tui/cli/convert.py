@@ -17,7 +17,7 @@ from vlora_tui.recipe import AdapterInput, expand_input, named_inputs
 
 if TYPE_CHECKING:
     from vlora_engine.convert.convert import Conversion, Converted
-    from vlora_tui.collection import Collection
+    from vlora_tui.pipeline.inputs import Collection
 
 
 def convert(
@@ -50,7 +50,7 @@ def convert(
     """
     from vlora_engine.convert.convert import convert as convert_planned
     from vlora_engine.convert.convert import format_named, is_whole_subspace, plan
-    from vlora_tui.collection import read_places
+    from vlora_tui.pipeline.inputs import read_places
 
     out = Output(json=as_json, quiet=quiet)
     format_named(to)
@@ -77,7 +77,7 @@ def _collection(
     paths: Sequence[str], names: Sequence[str], out: Output, *, skip_bad: bool
 ) -> Collection:
     """The adapters at these paths by name, a subspace among them standing for its tasks."""
-    from vlora_tui.collection import gather_adapters
+    from vlora_tui.pipeline.inputs import gather_adapters
 
     entries: list[AdapterInput] = []
     for entry in named_inputs(list(paths), list(names)):

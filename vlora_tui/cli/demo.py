@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlora_engine.adapters.address import expanded
-from vlora_tui import events
-from vlora_tui.choices import how
 from vlora_tui.cli import options as o
 from vlora_tui.cli.execute import execute
 from vlora_tui.cli.flags import from_tables
 from vlora_tui.cli.output import Output, percent, plural, size, times
+from vlora_tui.pipeline import events
+from vlora_tui.pipeline.forecast import how
 
 if TYPE_CHECKING:
     from vlora_engine.catalog.scanner import Catalog

@@ -10,7 +10,6 @@ import typer
 
 from vlora_engine.doctor import SEVERITIES
 from vlora_engine.errors import ParameterError
-from vlora_tui import events
 from vlora_tui.cli import options as o
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.execute import stop_on_signals
@@ -18,6 +17,7 @@ from vlora_tui.cli.hub_places import on_disk
 from vlora_tui.cli.look import expand
 from vlora_tui.cli.output import Output, plural, printable
 from vlora_tui.cli.progress import Watcher
+from vlora_tui.pipeline import events
 
 if TYPE_CHECKING:
     from vlora_engine.doctor import Report

@@ -18,7 +18,7 @@ from typing import Any
 from vlora_engine.findings import Finding
 from vlora_tui import paths
 from vlora_tui.jobs.environment import environment_notes
-from vlora_tui.room import free_bytes
+from vlora_tui.pipeline.disk_space import free_bytes
 from vlora_tui.sizes import size
 
 LIBRARIES = ("safetensors", "numpy", "textual", "peft", "transformers", "gguf", "ray")

@@ -11,14 +11,14 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.errors import StorageError
-from vlora_tui import events
 from vlora_tui.cli.options import Writing
 from vlora_tui.cli.output import Output, plural, printable, size
 from vlora_tui.cli.progress import Watcher
+from vlora_tui.pipeline import events
 from vlora_tui.recipe import Recipe, as_tables
 
 if TYPE_CHECKING:
-    from vlora_tui.run import Run
+    from vlora_tui.pipeline.run import Run
 
 
 def execute(
@@ -39,7 +39,7 @@ def execute(
     Raises:
         VLoRAError: What stopped it.
     """
-    from vlora_tui.run import Run
+    from vlora_tui.pipeline.run import Run
 
     watcher = Watcher(out)
     listeners: list[Any] = [watcher]
@@ -151,9 +151,9 @@ def dry_run(recipe: Recipe, out: Output, *, force: bool = False, also: Sequence[
         also: What the command writes besides what its recipe says.
     """
     from vlora_engine.utils.files import check_output
-    from vlora_tui.collection import gather
+    from vlora_tui.pipeline.inputs import gather
+    from vlora_tui.pipeline.outputs import plan_outputs
     from vlora_tui.recipe import resolve
-    from vlora_tui.writing import plan_outputs
 
     resolved = resolve(recipe)
     collection = gather(resolved)

@@ -9,13 +9,13 @@ import typer
 
 from vlora_engine.errors import ParameterError
 from vlora_engine.targets import TARGETS, Served, start_lines
-from vlora_tui import events
 from vlora_tui.cli import options as o
 from vlora_tui.cli.bundles import unbundle
 from vlora_tui.cli.execute import carry_out
 from vlora_tui.cli.flags import from_tables
 from vlora_tui.cli.output import Output, percent, plural, printable, size
 from vlora_tui.cli.progress import Watcher
+from vlora_tui.pipeline import events
 
 
 @unbundle

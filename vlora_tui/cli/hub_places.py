@@ -45,7 +45,7 @@ def on_disk(out: Output, *places: str) -> list[str]:
     Raises:
         As `fetch_first`.
     """
-    from vlora_tui.collection import fetch_all
+    from vlora_tui.pipeline.inputs import fetch_all
 
     return fetch_all(fetch_first(out, *places))[0]
 

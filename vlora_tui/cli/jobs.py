@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 
 from vlora_engine.errors import ParameterError
-from vlora_tui import events
 from vlora_tui.cli import options as o
 from vlora_tui.cli.app import new_typer
 from vlora_tui.cli.errors import FAILED, INTERRUPTED, OK
@@ -20,6 +19,7 @@ from vlora_tui.cli.progress import Watcher
 from vlora_tui.jobs import control
 from vlora_tui.jobs.store import Job, JobStore, is_spectra
 from vlora_tui.jobs.watch import JobView, State, follow, look
+from vlora_tui.pipeline import events
 from vlora_tui.sizes import how_much
 
 JobId = Annotated[

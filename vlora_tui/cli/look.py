@@ -155,7 +155,7 @@ def info_data(manifest: Manifest) -> dict[str, Any]:
 def show_manifest(out: Output, manifest: Manifest) -> None:
     """The same for people."""
     from vlora_engine.manifest.card import stored_in
-    from vlora_tui.choices import how, manifest_figures
+    from vlora_tui.pipeline.forecast import how, manifest_figures
 
     out.text(printable(f"subspace   {address_text(str(manifest.path))}"))
     stored = f"stored {'' if manifest.coding else 'in '}{stored_in(manifest)}"

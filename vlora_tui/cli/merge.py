@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import typer
 
 from vlora_engine.errors import ParameterError
-from vlora_tui import events
 from vlora_tui.cli import options as o
 from vlora_tui.cli.bundles import unbundle
 from vlora_tui.cli.execute import carry_out, execute
@@ -17,6 +16,7 @@ from vlora_tui.cli.merge_methods import show_methods
 from vlora_tui.cli.output import Output, percent, plural, printable, size
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.mergekit import is_config, read_config
+from vlora_tui.pipeline import events
 from vlora_tui.recipe import Recipe, load_recipe
 
 NOWHERE = "merged"  # where a preview would write: nowhere
@@ -108,7 +108,7 @@ def _refuse_flags(path: str, given: dict[str, Any]) -> None:
 
 def preview_merges(recipe: Recipe, out: Output, *, nowhere: bool = False) -> None:
     """Print what every merge of a recipe keeps of its adapters; write nothing."""
-    from vlora_tui.run import PreviewRun
+    from vlora_tui.pipeline.run import PreviewRun
 
     watcher = execute(recipe, out, make=PreviewRun)
     rows = []

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from vlora_tui.events import finite
+from vlora_tui.pipeline.events import finite
 from vlora_tui.sizes import size as size
 from vlora_tui.words import percent as percent
 from vlora_tui.words import plural as plural

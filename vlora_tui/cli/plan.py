@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlora_engine.utils.ranking import ranked
-from vlora_tui import events
 from vlora_tui.cli import options as o
 from vlora_tui.cli.execute import execute
 from vlora_tui.cli.flags import compress_recipe
 from vlora_tui.cli.output import Output, percent, plural, printable, size, times
+from vlora_tui.pipeline import events
 
 if TYPE_CHECKING:
     from vlora_engine.spectra.tables import Spectra
@@ -40,7 +40,7 @@ def plan(
     told from tables, within a few percent. Nothing but the cache is written.
     """
     from vlora_engine.spectra.tables import Spectra
-    from vlora_tui.run import SpectraRun
+    from vlora_tui.pipeline.run import SpectraRun
 
     out = Output(json=as_json, quiet=quiet)
     recipe = compress_recipe(
@@ -70,7 +70,7 @@ def plan_data(spectra: Spectra, target: str, value: float) -> dict[str, Any]:
     """The curves of all methods, and the choice of auto for a target, for JSON."""
     from vlora_engine.codec.forecast import Target
     from vlora_engine.spectra.size_curves import curves
-    from vlora_tui.forecasts import choice_data, cluster_rows
+    from vlora_tui.pipeline.forecast import choice_data, cluster_rows
 
     outlook = spectra.outlook()
     assert outlook is not None  # noqa: S101  (these spectra were just computed with it)

@@ -6,8 +6,8 @@ import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from vlora_tui import events
 from vlora_tui.cli.output import Output, is_terminal, percent, plural, printable, size
+from vlora_tui.pipeline import events
 from vlora_tui.sizes import how_much
 
 if TYPE_CHECKING:

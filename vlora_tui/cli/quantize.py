@@ -8,13 +8,13 @@ from typing import Annotated
 import typer
 
 from vlora_engine.quantization.packing import BLOCK_SIZE, quantization
-from vlora_tui import events
 from vlora_tui.cli import options as o
 from vlora_tui.cli.bundles import unbundle
 from vlora_tui.cli.compress import show_subspace
 from vlora_tui.cli.execute import carry_out
 from vlora_tui.cli.flags import from_tables
 from vlora_tui.cli.output import Output, plural
+from vlora_tui.pipeline import events
 
 
 @unbundle

@@ -11,17 +11,17 @@ import typer
 from vlora_engine.adapters.address import expanded, is_address, parse_address
 from vlora_engine.errors import ParameterError
 from vlora_engine.utils.files import check_output_file, write_file
-from vlora_tui import events
 from vlora_tui.cli import options as o
 from vlora_tui.cli.compare import Outliers, check_thresholds, find_all, read_all
 from vlora_tui.cli.hub_places import on_disk
 from vlora_tui.cli.output import Output, plural, size
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.comparing import CLUSTERED
+from vlora_tui.pipeline import events
 
 if TYPE_CHECKING:
     from vlora_engine.spectra.tables import Spectra
-    from vlora_tui.collection import Collection
+    from vlora_tui.pipeline.inputs import Collection
 
 PLOTS = ("similarity", "norms", "errors", "layers", "variance", "sizes")
 
@@ -111,7 +111,7 @@ def _spectra(
         return cached_spectra(collection)
     from vlora_tui.cli.execute import execute
     from vlora_tui.cli.flags import from_tables
-    from vlora_tui.run import SpectraRun
+    from vlora_tui.pipeline.run import SpectraRun
 
     recipe = from_tables({"input": {"adapters": list(paths), "skip_bad": skip_bad}})
     watcher = execute(recipe, out, make=partial(SpectraRun, device=measure))

@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from vlora_tui import events
 from vlora_tui.cli import options as o
 from vlora_tui.cli.bundles import unbundle
 from vlora_tui.cli.execute import carry_out
 from vlora_tui.cli.flags import from_tables, require_there
 from vlora_tui.cli.output import Output, percent, printable, size
 from vlora_tui.cli.progress import Watcher
+from vlora_tui.pipeline import events
 
 MANY = 12  # adapters; more are told in a table
 
@@ -126,7 +126,7 @@ def show_resizes(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
 
 
 def _several(adapters: list[str], *, skip_bad: bool) -> bool:
-    from vlora_tui.collection import gather
+    from vlora_tui.pipeline.inputs import gather
     from vlora_tui.recipe import Input, Recipe, absolute, named_inputs, resolve
 
     if len(adapters) > 1:

@@ -10,7 +10,6 @@ from typing import Annotated
 import typer
 
 from vlora_engine.errors import ParameterError
-from vlora_tui import events
 from vlora_tui.cli import options as o
 from vlora_tui.cli.bundles import unbundle
 from vlora_tui.cli.compress import compress_data, show_subspace
@@ -21,6 +20,7 @@ from vlora_tui.cli.merge import is_recipe, preview_merges, show_merges
 from vlora_tui.cli.output import Output, printable
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.cli.resize import show_resizes
+from vlora_tui.pipeline import events
 from vlora_tui.recipe import load_recipe
 
 

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlora_engine.adapters.address import expanded
-from vlora_tui import events
 from vlora_tui.cli import options as o
 from vlora_tui.cli.execute import dry_run as show_plan
 from vlora_tui.cli.execute import execute
 from vlora_tui.cli.flags import from_tables, require_there
 from vlora_tui.cli.output import Output, percent, plural, size, times
+from vlora_tui.pipeline import events
 from vlora_tui.recipe import named_inputs
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def spectra(
         show_plan(recipe, out, force=force, also=[] if target is None else [target])
         return
     from vlora_engine.spectra.tables import Spectra
-    from vlora_tui.run import SpectraRun
+    from vlora_tui.pipeline.run import SpectraRun
 
     kind = partial(SpectraRun, target=target, device=device)
     watcher = execute(recipe, out, force=force, events_file=events_file, make=kind)

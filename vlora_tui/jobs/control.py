@@ -23,13 +23,13 @@ from vlora_engine.utils.files import (
     write_file,
 )
 from vlora_engine.utils.locks import writing
-from vlora_tui import events
 from vlora_tui.jobs.devices import DeviceQueue, device_key
 from vlora_tui.jobs.identity import send
 from vlora_tui.jobs.joblock import HEARTBEAT_SECONDS, JobLock
 from vlora_tui.jobs.store import Job, JobStore, torch_version
 from vlora_tui.jobs.watch import FOLLOW_SECONDS, JobView, State, look
 from vlora_tui.jobs.worker import WarmWorker
+from vlora_tui.pipeline import events
 from vlora_tui.recipe import Recipe
 
 KEEP, DISCARD = "keep", "discard"

@@ -11,15 +11,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from vlora_engine.errors import Cancelled, VLoRAError
-from vlora_tui import events
 from vlora_tui.jobs.control import DISCARD, discard_partial, layers
 from vlora_tui.jobs.devices import DeviceQueue, device_key
 from vlora_tui.jobs.joblock import JobLock, probe
 from vlora_tui.jobs.store import SPECTRA, Job
 from vlora_tui.jobs.watch import EventReader, Told, written_paths
+from vlora_tui.pipeline import events
 
 if TYPE_CHECKING:
-    from vlora_tui.run import Run
+    from vlora_tui.pipeline.run import Run
 
 _ENDS = (events.Finished, events.Failed, events.Cancelled)
 
@@ -131,7 +131,7 @@ def _turn(job: Job, tell: Teller, cancelled: Callable[[], bool]) -> AbstractCont
 
 
 def _make_run(job: Job, tell: Teller, cancelled: Callable[[], bool]) -> Run:
-    from vlora_tui.run import Run, SpectraRun
+    from vlora_tui.pipeline.run import Run, SpectraRun
 
     recipe, info = job.recipe(), job.info
     if info.kind == SPECTRA:

@@ -38,10 +38,10 @@ from vlora_engine.utils.files import (
 )
 from vlora_engine.utils.unfinished import kept_layers, spectra_partial
 from vlora_tui import paths
-from vlora_tui.events import SpectraBegun, read_events
 from vlora_tui.jobs.identity import host_name
 from vlora_tui.jobs.joblock import JobLock, LockState, probe
 from vlora_tui.locking import open_lock, try_lock
+from vlora_tui.pipeline.events import SpectraBegun, read_events
 from vlora_tui.recipe import Recipe, load_recipe, resolve
 
 SCHEMA = "vlora-tui/job"

@@ -10,11 +10,11 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from vlora_tui import events
-from vlora_tui.events import decode_timed
 from vlora_tui.jobs.identity import resident_bytes
 from vlora_tui.jobs.joblock import SILENT_SECONDS, LockState
 from vlora_tui.jobs.store import Job, JobStore
+from vlora_tui.pipeline import events
+from vlora_tui.pipeline.events import decode_timed
 
 E = TypeVar("E", bound=events.Event)
 

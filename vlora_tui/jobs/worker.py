@@ -106,7 +106,11 @@ def wait_for_job(descriptor: int) -> tuple[Path, int] | None:
 
 
 def _import_all() -> None:
-    for module in ("vlora_tui.run", "vlora_engine.compress.measure", "vlora_engine.compress.build"):
+    for module in (
+        "vlora_tui.pipeline.run",
+        "vlora_engine.compress.measure",
+        "vlora_engine.compress.build",
+    ):
         importlib.import_module(module)
 
 

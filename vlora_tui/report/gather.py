@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vlora_engine.manifest.manifest import Manifest
     from vlora_engine.spectra.tables import Spectra
     from vlora_engine.utils.progress import ProgressCallback
-    from vlora_tui.collection import Collection
+    from vlora_tui.pipeline.inputs import Collection
 
 K_SHOWN = 256  # beyond it a curve of variance is not drawn
 SHARES = (0.9, 0.95, 0.99)

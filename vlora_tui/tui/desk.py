@@ -91,7 +91,7 @@ class Desk:
 
         def work() -> None:
             from vlora_tui.jobs import start
-            from vlora_tui.room import lack_of
+            from vlora_tui.pipeline.disk_space import lack_of
 
             lack = lack_of(recipe, subspace=subspace_bytes)
             if lack is not None:
@@ -293,7 +293,7 @@ class Desk:
 def _cached(recipe: Recipe) -> Spectra | None:
     """The cached spectra of a recipe's inputs, if nothing of them is missing."""
     from vlora_engine.spectra.tables import Spectra
-    from vlora_tui.collection import gather
+    from vlora_tui.pipeline.inputs import gather
     from vlora_tui.recipe import MEASURED, resolve
 
     place = gather(resolve(recipe)).spectra_dir(MEASURED)

@@ -11,6 +11,7 @@ from typing import Any
 from vlora_engine.errors import ParameterError
 from vlora_engine.resizing import Sizing
 from vlora_engine.targets import find_target
+from vlora_tui.pipeline.outputs import check_merge
 from vlora_tui.recipe import AdapterInput, Export, Input, Merge, Recipe, Resize, is_path
 from vlora_tui.tui.export_settings import (
     ENERGY,
@@ -23,7 +24,6 @@ from vlora_tui.tui.export_settings import (
     Source,
     weights_of,
 )
-from vlora_tui.writing import check_merge
 
 
 def recipe_of(source: Source, marked: Sequence[str], settings: Settings) -> Recipe:

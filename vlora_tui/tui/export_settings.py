@@ -17,7 +17,7 @@ from vlora_engine.merging.methods import MERGE_METHODS as METHODS
 from vlora_engine.merging.registry import MergeMethod, MergeParameter
 from vlora_engine.targets import TARGETS
 from vlora_engine.targets.fit import DTYPES as STORED
-from vlora_tui.room import adapter_bytes
+from vlora_tui.pipeline.disk_space import adapter_bytes
 
 if TYPE_CHECKING:
     from vlora_engine.catalog.scanner import AdapterInfo

@@ -17,13 +17,13 @@ from vlora_engine.targets import Facts, check_fit, find_target, target_bytes
 from vlora_engine.targets.registry import RANK_LIMITS
 from vlora_engine.utils.files import foreign_entries, is_empty_directory
 from vlora_engine.utils.safetensors_file import ITEM_BYTES
+from vlora_tui.pipeline.disk_space import adapter_bytes, free_bytes, merged_bytes
+from vlora_tui.pipeline.outputs import export_paths
 from vlora_tui.recipe import Merge, Resize
-from vlora_tui.room import adapter_bytes, free_bytes, merged_bytes
 from vlora_tui.sizes import size
 from vlora_tui.tui.export_recipes import base_of, export_of, recipe_of
 from vlora_tui.tui.export_settings import Item, Settings, Source, paths_of
 from vlora_tui.tui.export_verdicts import Headers, Opinion, written_verdict
-from vlora_tui.writing import export_paths
 
 if TYPE_CHECKING:
     from vlora_engine.findings import Finding

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from vlora_tui import events
+from vlora_tui.pipeline import events
 from vlora_tui.sizes import how_fast, how_much
 from vlora_tui.tui.verdict import can_go_on, names_of
 from vlora_tui.tui.words import clean, plural, size, tilde

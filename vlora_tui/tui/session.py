@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vlora_engine.manifest.manifest import Manifest
     from vlora_engine.spectra.choose import Choice, Prediction
     from vlora_engine.spectra.tables import Spectra
-    from vlora_tui.forecasts import Coded
+    from vlora_tui.pipeline.forecast import Coded
     from vlora_tui.recipe import Compress, Export, Recipe
 
 MAX_PINS = 3
@@ -389,7 +389,7 @@ def _worked_out(wanted: Choosing, spectra: Spectra) -> Figures:
     """
     if wanted.is_coded:
         from vlora_engine.codec.forecast import Target
-        from vlora_tui.forecasts import Coded
+        from vlora_tui.pipeline.forecast import Coded
 
         outlook = spectra.outlook() if spectra.complete else None
         if outlook is None:

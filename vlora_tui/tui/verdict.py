@@ -157,7 +157,7 @@ def stopped_by(view: JobView) -> list[Mapping[str, Any]]:
 
 def can_go_on(view: JobView) -> bool:
     """Whether a job that bad adapters stopped has others that it could go on with."""
-    from vlora_tui import events
+    from vlora_tui.pipeline import events
 
     checked, errors = view.last(events.Checked), stopped_by(view)
     return bool(errors) and (checked is None or checked.good > 0)

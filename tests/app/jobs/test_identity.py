@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from tests.app.jobs.conftest import build_recipe, state, until
-from vlora_tui import events
 from vlora_tui.jobs import Job, JobStore, State, cancel, look, remove, resume
 from vlora_tui.jobs import joblock as joblock_module
 from vlora_tui.jobs.control import JobStateError
 from vlora_tui.jobs.identity import Identity, is_running, of_process, resident_bytes, send
 from vlora_tui.jobs.joblock import RECORD_BYTES, JobLock, JobRunningError, probe
+from vlora_tui.pipeline import events
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from tests.app.jobs.conftest import (
     tree,
     until,
 )
-from vlora_tui import events, paths
+from vlora_tui import paths
 from vlora_tui.jobs import (
     Job,
     JobStore,
@@ -44,8 +44,9 @@ from vlora_tui.jobs import (
 from vlora_tui.jobs import worker as worker_module
 from vlora_tui.jobs.control import JobStateError
 from vlora_tui.jobs.identity import is_running, of_process
+from vlora_tui.pipeline import events
+from vlora_tui.pipeline.run import SpectraRun
 from vlora_tui.recipe import AdapterInput, Input, Recipe, load_recipe
-from vlora_tui.run import SpectraRun
 
 BOUND = 60.0
 

@@ -19,7 +19,6 @@ from tests.app.jobs.conftest import PATIENCE, build_recipe, state
 from tests.conftest import FreshPython
 from tests.test_import_hygiene import import_all, loaded_by
 from vlora_engine.errors import Cancelled, InputError, NotFoundError, ParameterError, StorageError
-from vlora_tui import events
 from vlora_tui.jobs import EventReader, Job, JobStore, State, Told, look, start, wait
 from vlora_tui.jobs import control as control_module
 from vlora_tui.jobs.control import prune
@@ -28,6 +27,7 @@ from vlora_tui.jobs.drafts import Drafts, load_draft, save_draft
 from vlora_tui.jobs.environment import environment_notes
 from vlora_tui.jobs.joblock import JobLock
 from vlora_tui.jobs.runner import Teller, run_job
+from vlora_tui.pipeline import events
 from vlora_tui.recipe import AdapterInput, Compress, Input, Recipe
 from vlora_tui.tui import job_text
 

@@ -26,10 +26,10 @@ from vlora_engine.catalog.scanner import scan
 from vlora_engine.errors import ParameterError
 from vlora_engine.merging import MERGE_METHODS
 from vlora_engine.utils.files import directory_bytes
-from vlora_tui import events
 from vlora_tui.cli import main
 from vlora_tui.jobs.store import Job, JobInfo
 from vlora_tui.jobs.watch import JobView, State, Told
+from vlora_tui.pipeline import events
 from vlora_tui.recipe import Export, Recipe, load_recipe
 from vlora_tui.tui import export_recipes, exporting
 from vlora_tui.tui.app import VLoRAApp
@@ -273,7 +273,7 @@ def test_the_copied_command_does_the_same(
 
 
 def _outputs(recipes: list[Recipe], names: list[str]) -> dict[str, tuple[Any, ...]]:
-    from vlora_tui.writing import export_paths
+    from vlora_tui.pipeline.outputs import export_paths
 
     return {
         task: (str(path), e.dtype, e.verify, e.target, e.base, e.drop_rest, r.input.subspace)

@@ -19,10 +19,10 @@ from vlora_engine.catalog.scanner import scan
 from vlora_engine.doctor import verdict
 from vlora_engine.targets import TARGETS
 from vlora_engine.utils.files import directory_bytes
-from vlora_tui import events
 from vlora_tui.cli import main
 from vlora_tui.jobs.watch import State
-from vlora_tui.run import Run
+from vlora_tui.pipeline import events
+from vlora_tui.pipeline.run import Run
 from vlora_tui.tui import exporting
 from vlora_tui.tui.export_recipes import recipe_of
 from vlora_tui.tui.export_settings import Settings, Source, adapters_of, tasks_of

@@ -15,8 +15,8 @@ from textual.widgets import Static
 from tests.app.tui.test_export import Desk, form_lines, opened, settle, use, view, words
 from vlora_engine.analysis.relations import Relations
 from vlora_engine.errors import NotFoundError
-from vlora_tui import events
 from vlora_tui.jobs.watch import State
+from vlora_tui.pipeline import events
 from vlora_tui.tui.export_settings import MERGES
 from vlora_tui.tui.inspecting import Likeness
 from vlora_tui.tui.screens import export_details

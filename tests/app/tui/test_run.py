@@ -15,9 +15,9 @@ from tests import make
 from tests.app.tui.drive import run
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.catalog.scanner import scan
-from vlora_tui import events
 from vlora_tui.jobs.store import Job, JobInfo
 from vlora_tui.jobs.watch import JobView, State, Told
+from vlora_tui.pipeline import events
 from vlora_tui.tui import job_text
 from vlora_tui.tui.app import VLoRAApp
 from vlora_tui.tui.session import Choosing, Session

@@ -16,11 +16,11 @@ from vlora_engine.codec.forecast import Target
 from vlora_engine.compress.build import build_subspace
 from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.spectra.tables import Spectra, outlook_file
-from vlora_tui.collection import gather
-from vlora_tui.forecasts import Coded
+from vlora_tui.pipeline.forecast import Coded
+from vlora_tui.pipeline.inputs import gather
+from vlora_tui.pipeline.run import SpectraRun
 from vlora_tui.recipe import MEASURED, AdapterInput, Input, Recipe, as_tables
 from vlora_tui.recipe_reader import parse_recipe
-from vlora_tui.run import SpectraRun
 from vlora_tui.tui import desk
 from vlora_tui.tui.app import VLoRAApp
 from vlora_tui.tui.choice_text import percent

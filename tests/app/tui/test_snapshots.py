@@ -25,10 +25,10 @@ from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.scanner import scan
 from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.spectra.tables import Spectra
-from vlora_tui import events
 from vlora_tui.config import load_config
 from vlora_tui.jobs.store import Job, JobInfo
 from vlora_tui.jobs.watch import JobView, State, Told
+from vlora_tui.pipeline import events
 from vlora_tui.tui import exporting, job_text
 from vlora_tui.tui.app import STEPS, VLoRAApp
 from vlora_tui.tui.screens import choose_work

@@ -15,7 +15,7 @@ from textual.markup import escape
 from textual.widget import Widget
 from textual.widgets import Static
 
-from vlora_tui.forecasts import Loss
+from vlora_tui.pipeline.forecast import Loss
 from vlora_tui.sizes import how_much
 from vlora_tui.tui.folding import Hanging
 from vlora_tui.tui.plots import prepare

@@ -24,7 +24,12 @@ from vlora_engine.spectra.size_curves import (
 )
 from vlora_engine.spectra.sizes import factor_bytes_16, input_bytes, rest_bytes
 from vlora_engine.utils.ranking import ranked
-from vlora_tui.forecasts import EVERYBODY, Coded, Loss, losses_of_choice
+from vlora_tui.pipeline.forecast import (
+    EVERYBODY,
+    Coded,
+    Loss,
+    losses_of_choice,
+)
 from vlora_tui.tui.choice_text import percent, plain_percent
 from vlora_tui.tui.session import Choosing, Figures, Session
 from vlora_tui.tui.size_plot import SizeData, SizeLine, SizeMarks

@@ -9,7 +9,7 @@ from textual import work
 from textual.message import Message
 
 from vlora_engine.errors import VLoRAError
-from vlora_tui import events
+from vlora_tui.pipeline import events
 from vlora_tui.tui import exporting
 from vlora_tui.tui.export_recipes import recipe_of
 from vlora_tui.tui.export_settings import Settings, Source

@@ -11,7 +11,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.widgets import Input, Static
 
-from vlora_tui import events
+from vlora_tui.pipeline import events
 from vlora_tui.tui import job_text
 from vlora_tui.tui.folding import hanging
 from vlora_tui.tui.screens.panes import PaneView

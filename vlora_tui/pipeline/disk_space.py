@@ -16,10 +16,10 @@ from vlora_engine.errors import StorageError, VLoRAError
 from vlora_engine.targets import find_target, target_bytes
 from vlora_engine.utils.files import directory_bytes, partial_path
 from vlora_engine.utils.safetensors_file import ITEM_BYTES
-from vlora_tui.collection import Collection
+from vlora_tui.pipeline.inputs import Collection
+from vlora_tui.pipeline.outputs import export_paths, facts_of_export, merge_inputs
 from vlora_tui.recipe import Compress, Export, Merge, Recipe, Resize
 from vlora_tui.sizes import size
-from vlora_tui.writing import export_paths, facts_of_export, merge_inputs
 
 if TYPE_CHECKING:
     from vlora_engine.adapters.model import AdapterSource
@@ -281,7 +281,7 @@ def _config_bytes(config: Mapping[str, object]) -> int:
 
 def lack_of(recipe: Recipe, *, subspace: int | None = None) -> Lack | None:
     """The same check before a job is started; what is wrong with the inputs the job will say."""
-    from vlora_tui.collection import gather
+    from vlora_tui.pipeline.inputs import gather
     from vlora_tui.recipe import resolve
 
     try:

@@ -18,13 +18,24 @@ from typing import TYPE_CHECKING
 from vlora_engine.errors import Cancelled, InputError, ParameterError, VLoRAError
 from vlora_engine.utils.files import check_output, partial_path, require_apart
 from vlora_engine.utils.unfinished import kept_layers, spectra_partial
-from vlora_tui import events, paths
-from vlora_tui.choices import expect, manifest_figures, others_at, targets_of
-from vlora_tui.collection import Collection, gather, read_places
+from vlora_tui import paths
 from vlora_tui.locking import waiting_lock
+from vlora_tui.pipeline import events
+from vlora_tui.pipeline.disk_space import needs_of, require_room
+from vlora_tui.pipeline.forecast import (
+    expect,
+    manifest_figures,
+    others_at,
+    targets_of,
+)
+from vlora_tui.pipeline.inputs import Collection, gather, read_places
+from vlora_tui.pipeline.outputs import (
+    Writer,
+    check_merge,
+    merge_inputs,
+    plan_outputs,
+)
 from vlora_tui.recipe import CACHE, MEASURED, Compress, Quantize, Recipe, resolve
-from vlora_tui.room import needs_of, require_room
-from vlora_tui.writing import Writer, check_merge, merge_inputs, plan_outputs
 
 if TYPE_CHECKING:
     from vlora_engine.adapters.check import CheckReport

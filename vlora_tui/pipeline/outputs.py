@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from vlora_engine.errors import Cancelled, NotFoundError, ParameterError
 from vlora_engine.targets import Facts, check_fit, facts_of, facts_of_task, find_target
 from vlora_engine.utils.files import check_output, directory_bytes, require_apart
-from vlora_tui import events
-from vlora_tui.collection import Collection, read_places
+from vlora_tui.pipeline import events
+from vlora_tui.pipeline.inputs import Collection, read_places
 from vlora_tui.recipe import Export, Merge, Recipe, Resize, is_path
 
 if TYPE_CHECKING:
