@@ -17,7 +17,7 @@ from tests.train import Trained
 from vlora_engine.catalog.open import load_adapter
 from vlora_engine.targets.save import save_adapter
 from vlora_tui.pipeline.inputs import gather_adapters
-from vlora_tui.recipe import named_inputs
+from vlora_tui.recipe.model import named_inputs
 
 
 @pytest.fixture

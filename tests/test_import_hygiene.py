@@ -25,9 +25,9 @@ SCREEN_LIBRARIES = ("rich", "textual", "typer")
 FORBIDDEN = [
     ("vlora_engine", "vlora_tui", "the engine knows no application"),
     *(("vlora_engine", library, "the engine knows no screen") for library in SCREEN_LIBRARIES),
-    ("vlora_tui.recipe", "vlora_tui.jobs", "a recipe is below jobs"),
-    ("vlora_tui.recipe", "vlora_tui.cli", "a recipe is below the command line"),
-    ("vlora_tui.recipe", "vlora_tui.tui", "a recipe is below the interface"),
+    ("vlora_tui.recipe.model", "vlora_tui.jobs", "a recipe is below jobs"),
+    ("vlora_tui.recipe.model", "vlora_tui.cli", "a recipe is below the command line"),
+    ("vlora_tui.recipe.model", "vlora_tui.tui", "a recipe is below the interface"),
     ("vlora_tui.jobs", "vlora_tui.cli", "jobs are below the command line"),
     ("vlora_tui.jobs", "vlora_tui.tui", "jobs are below the interface"),
     ("vlora_tui.tui", "vlora_tui.cli", "the two mouths do not know each other"),

@@ -13,7 +13,7 @@ from tests.app.conftest import Cli
 from tests.engine.test_subspace import dense_error, files
 from vlora_engine import load_adapter
 from vlora_engine.catalog.read import read_manifest
-from vlora_tui.recipe import load_recipe
+from vlora_tui.recipe.reader import load_recipe
 
 MODULES = {f"model.layers.{i}.q_proj": (96, 96) for i in range(2)}
 

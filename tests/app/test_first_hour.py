@@ -14,8 +14,8 @@ from tests.app.conftest import Cli
 from tests.conftest import FreshPython
 from vlora_tui.cli import output
 from vlora_tui.cli.output import cut, table_lines
-from vlora_tui.recipe import Recipe
-from vlora_tui.recipe_reader import parse_recipe
+from vlora_tui.recipe.model import Recipe
+from vlora_tui.recipe.reader import parse_recipe
 
 EVIL = "\x1b[31mred\x1b]0;pwned\x07"
 

@@ -17,7 +17,7 @@ from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.catalog.scanner import scan
 from vlora_engine.publish.card import read_front_matter
-from vlora_tui.recipe import load_recipe
+from vlora_tui.recipe.reader import load_recipe
 
 
 @pytest.fixture
@@ -187,7 +187,12 @@ def test_a_job_downloads_in_its_own_process(
     cli: Cli, hub: Hub, tasks: list[str], tmp_path: Path
 ) -> None:
     from vlora_tui.jobs import JobStore, start, wait
-    from vlora_tui.recipe import AdapterInput, Compress, Input, Recipe
+    from vlora_tui.recipe.model import (
+        AdapterInput,
+        Compress,
+        Input,
+        Recipe,
+    )
 
     adapters = tuple(AdapterInput(place) for place in tasks)
     recipe = Recipe(Input(adapters), Compress("delta", k=8), str(tmp_path / "out"))

@@ -15,7 +15,7 @@ from tests import make
 from tests.app.conftest import Cli
 from vlora_engine.catalog.open import load_adapter, open_adapter
 from vlora_engine.merging import MERGE_METHODS, PEFT_METHODS, merge
-from vlora_tui.mergekit import ALIASES
+from vlora_tui.recipe.mergekit import ALIASES
 
 MODULES = {
     f"model.layers.{layer}.self_attn.{name}": (12, 12)

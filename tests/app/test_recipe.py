@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlora_engine.errors import NotFoundError, ParameterError
-from vlora_tui.recipe import (
+from vlora_tui.recipe.model import (
     AdapterInput,
     Compress,
     Export,
@@ -22,12 +22,10 @@ from vlora_tui.recipe import (
     Resize,
     absolute,
     expand_input,
-    load_recipe,
-    parse_bytes,
     resolve,
 )
-from vlora_tui.recipe_reader import parse_recipe
-from vlora_tui.recipe_table import RecipeError
+from vlora_tui.recipe.reader import load_recipe, parse_recipe
+from vlora_tui.recipe.table import RecipeError, parse_bytes
 
 EXAMPLE = """\
 [input]

@@ -10,7 +10,12 @@ from vlora_engine.catalog.open import load_adapter
 from vlora_tui.jobs.watch import Told, written_paths
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.run import Run
-from vlora_tui.recipe import Input, Recipe, Resize, named_inputs
+from vlora_tui.recipe.model import (
+    Input,
+    Recipe,
+    Resize,
+    named_inputs,
+)
 
 
 def test_one_adapter_goes_to_the_output_itself(cli: Cli, runs: Path, tmp_path: Path) -> None:

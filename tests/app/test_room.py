@@ -21,7 +21,15 @@ from vlora_tui.pipeline.disk_space import (
     subspace_bytes,
 )
 from vlora_tui.pipeline.inputs import gather
-from vlora_tui.recipe import AdapterInput, Compress, Export, Input, Merge, Recipe, resolve
+from vlora_tui.recipe.model import (
+    AdapterInput,
+    Compress,
+    Export,
+    Input,
+    Merge,
+    Recipe,
+    resolve,
+)
 
 
 class Usage(NamedTuple):

@@ -18,7 +18,7 @@ from vlora_tui.pipeline import events
 from vlora_tui.pipeline.forecast import k_text
 from vlora_tui.pipeline.outputs import match_tasks
 from vlora_tui.pipeline.run import Run
-from vlora_tui.recipe import load_recipe
+from vlora_tui.recipe.reader import load_recipe
 
 
 @pytest.fixture
@@ -148,7 +148,12 @@ def test_a_failure_is_the_last_event(cli: Cli, broken: Path, tmp_path: Path) -> 
 
 def test_a_pattern_without_match_fails_after_the_first_event(tmp_path: Path) -> None:
     from vlora_engine.errors import NotFoundError
-    from vlora_tui.recipe import AdapterInput, Compress, Input, Recipe
+    from vlora_tui.recipe.model import (
+        AdapterInput,
+        Compress,
+        Input,
+        Recipe,
+    )
 
     recipe = Recipe(Input((AdapterInput(f"{tmp_path}/no*"),)), Compress(k=2), str(tmp_path / "s"))
     seen: list[events.Event] = []
@@ -239,7 +244,12 @@ def test_an_interrupt_elsewhere_is_130_too(
 
 
 def test_progress_of_the_engine_reaches_the_listener(runs: Path, tmp_path: Path) -> None:
-    from vlora_tui.recipe import AdapterInput, Compress, Input, Recipe
+    from vlora_tui.recipe.model import (
+        AdapterInput,
+        Compress,
+        Input,
+        Recipe,
+    )
 
     recipe = Recipe(
         Input((AdapterInput(str(runs)),)), Compress("delta", max_error=0.3), str(tmp_path / "s")

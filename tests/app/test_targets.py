@@ -14,7 +14,7 @@ from tests.app.conftest import Cli
 from vlora_engine.catalog.open import load_adapter, open_adapter
 from vlora_engine.targets import TARGETS
 from vlora_engine.targets.verify import verify_adapter
-from vlora_tui.recipe import load_recipe
+from vlora_tui.recipe.reader import load_recipe
 
 
 @pytest.fixture

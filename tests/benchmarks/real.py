@@ -32,7 +32,7 @@ from vlora_engine.manifest.manifest import METHODS
 from vlora_engine.spectra.tables import Spectra
 from vlora_engine.subspace.request import BuildReport
 from vlora_tui.pipeline.inputs import gather_adapters
-from vlora_tui.recipe import named_inputs
+from vlora_tui.recipe.model import named_inputs
 
 COUNTS = (8, 100, 1000)
 ITS_VARIANCE = 0.6  # by which vLoRA chooses k where none is named

@@ -21,7 +21,14 @@ from vlora_engine.catalog.read import read_manifest
 from vlora_tui.jobs.joblock import JobLock
 from vlora_tui.jobs.store import JobInfo
 from vlora_tui.pipeline.events import EVENT_TYPES
-from vlora_tui.recipe import Compress, Export, Input, Merge, Quantize, Resize
+from vlora_tui.recipe.model import (
+    Compress,
+    Export,
+    Input,
+    Merge,
+    Quantize,
+    Resize,
+)
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "formats.md").read_text("utf-8")

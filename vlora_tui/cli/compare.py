@@ -16,7 +16,7 @@ from vlora_tui.cli.hub_places import fetch_first
 from vlora_tui.cli.output import Output, percent, plural, printable
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.comparing import CLUSTERED, Compared, compare, require_several, sameness, why
-from vlora_tui.recipe import expand_input, named_inputs
+from vlora_tui.recipe.model import expand_input, named_inputs
 
 if TYPE_CHECKING:
     from vlora_tui.pipeline.inputs import Collection

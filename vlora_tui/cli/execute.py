@@ -15,7 +15,7 @@ from vlora_tui.cli.options import Writing
 from vlora_tui.cli.output import Output, plural, printable, size
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
-from vlora_tui.recipe import Recipe, as_tables
+from vlora_tui.recipe.model import Recipe, as_tables
 
 if TYPE_CHECKING:
     from vlora_tui.pipeline.run import Run
@@ -68,7 +68,7 @@ def execute(
 
 def carry_out(recipe: Recipe, out: Output, writing: Writing) -> Watcher | None:
     """Run a recipe, or only show it or what it would do; what was told, if it was run."""
-    from vlora_tui.recipe import resolve
+    from vlora_tui.recipe.model import resolve
 
     if writing.print_recipe:
         print(resolve(recipe).to_toml(), end="")
@@ -153,7 +153,7 @@ def dry_run(recipe: Recipe, out: Output, *, force: bool = False, also: Sequence[
     from vlora_engine.utils.files import check_output
     from vlora_tui.pipeline.inputs import gather
     from vlora_tui.pipeline.outputs import plan_outputs
-    from vlora_tui.recipe import resolve
+    from vlora_tui.recipe.model import resolve
 
     resolved = resolve(recipe)
     collection = gather(resolved)

@@ -11,8 +11,13 @@ from vlora_engine.adapters.address import is_hub_place
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli.options import Compressing
 from vlora_tui.cli.output import Output
-from vlora_tui.recipe import Recipe, absolute, check_place, named_inputs
-from vlora_tui.recipe_reader import read_tables
+from vlora_tui.recipe.model import (
+    Recipe,
+    absolute,
+    check_place,
+    named_inputs,
+)
+from vlora_tui.recipe.reader import read_tables
 
 WHERE = "the command line"
 LORASHARE_VARIANCE = 0.95  # what `-k auto` means where lorashare's users come from

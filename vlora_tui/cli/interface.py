@@ -13,7 +13,7 @@ import typer
 from vlora_tui.cli.output import is_terminal
 
 if TYPE_CHECKING:
-    from vlora_tui.recipe import Recipe
+    from vlora_tui.recipe.model import Recipe
 
 HEADLESS = "vlora-tui run --headless PATHS -o DIR"
 
@@ -50,7 +50,7 @@ def could_open() -> bool:
 
 def are_places(words: Sequence[str]) -> bool:
     """Whether the words can only be meant as places: each has a slash, or is there, or both."""
-    from vlora_tui.recipe import is_path
+    from vlora_tui.recipe.model import is_path
 
     return bool(words) and all(
         not word.startswith("-") and (is_path(word) or "://" in word or os.path.isdir(word))

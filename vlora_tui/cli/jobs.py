@@ -111,7 +111,7 @@ def start(
     quiet: o.Quiet = False,
 ) -> None:
     """Start a recipe as a job, and leave it running."""
-    from vlora_tui.recipe import load_recipe
+    from vlora_tui.recipe.reader import load_recipe
 
     out = Output(json=as_json, quiet=quiet)
     found = load_recipe(recipe)

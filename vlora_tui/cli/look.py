@@ -215,7 +215,7 @@ def _error(task: TaskRecord, manifest: Manifest) -> str:
 def expand(paths: Sequence[str]) -> list[str]:
     """Patterns that no shell expanded, as the paths that match them."""
     from vlora_tui.cli.flags import require_there
-    from vlora_tui.recipe import expand_input, named_inputs
+    from vlora_tui.recipe.model import expand_input, named_inputs
 
     require_there(paths)
     return [

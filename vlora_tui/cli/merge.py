@@ -15,9 +15,10 @@ from vlora_tui.cli.merge_flags import Merging
 from vlora_tui.cli.merge_methods import show_methods
 from vlora_tui.cli.output import Output, percent, plural, printable, size
 from vlora_tui.cli.progress import Watcher
-from vlora_tui.mergekit import is_config, read_config
 from vlora_tui.pipeline import events
-from vlora_tui.recipe import Recipe, load_recipe
+from vlora_tui.recipe.mergekit import is_config, read_config
+from vlora_tui.recipe.model import Recipe
+from vlora_tui.recipe.reader import load_recipe
 
 NOWHERE = "merged"  # where a preview would write: nowhere
 BESIDE_A_FILE = ("rank", "energy", "seed")  # flags that say what a mergekit file cannot

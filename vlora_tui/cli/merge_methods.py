@@ -7,7 +7,7 @@ from typing import Any
 from vlora_engine.merging.methods import DEFAULT_METHOD, MERGE_METHODS, PEFT_METHODS
 from vlora_engine.merging.registry import IDENTITIES, MergeRegistry
 from vlora_tui.cli.output import Output
-from vlora_tui.mergekit import ALIASES
+from vlora_tui.recipe.mergekit import ALIASES
 
 
 def show_methods(out: Output) -> None:

@@ -127,7 +127,13 @@ def show_resizes(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
 
 def _several(adapters: list[str], *, skip_bad: bool) -> bool:
     from vlora_tui.pipeline.inputs import gather
-    from vlora_tui.recipe import Input, Recipe, absolute, named_inputs, resolve
+    from vlora_tui.recipe.model import (
+        Input,
+        Recipe,
+        absolute,
+        named_inputs,
+        resolve,
+    )
 
     if len(adapters) > 1:
         return True

@@ -21,7 +21,7 @@ from vlora_tui.cli.output import Output, printable
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.cli.resize import show_resizes
 from vlora_tui.pipeline import events
-from vlora_tui.recipe import load_recipe
+from vlora_tui.recipe.reader import load_recipe
 
 
 @unbundle

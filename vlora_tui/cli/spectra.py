@@ -14,7 +14,7 @@ from vlora_tui.cli.execute import execute
 from vlora_tui.cli.flags import from_tables, require_there
 from vlora_tui.cli.output import Output, percent, plural, size, times
 from vlora_tui.pipeline import events
-from vlora_tui.recipe import named_inputs
+from vlora_tui.recipe.model import named_inputs
 
 if TYPE_CHECKING:
     from vlora_engine.spectra.tables import Spectra

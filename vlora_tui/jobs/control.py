@@ -30,7 +30,7 @@ from vlora_tui.jobs.store import Job, JobStore, torch_version
 from vlora_tui.jobs.watch import FOLLOW_SECONDS, JobView, State, look
 from vlora_tui.jobs.worker import WarmWorker
 from vlora_tui.pipeline import events
-from vlora_tui.recipe import Recipe
+from vlora_tui.recipe.model import Recipe
 
 KEEP, DISCARD = "keep", "discard"
 LIMIT_BYTES = 1_000_000_000

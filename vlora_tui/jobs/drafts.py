@@ -19,7 +19,7 @@ from typing import Any
 
 from vlora_engine.errors import InputError, NotFoundError, StorageError
 from vlora_tui.locking import open_lock, try_lock
-from vlora_tui.recipe import Recipe, as_tables
+from vlora_tui.recipe.model import Recipe, as_tables
 
 KEPT_DRAFTS = 10
 OLD_SECONDS = 3600.0
@@ -46,8 +46,8 @@ class SavedDraft:
         Raises:
             RecipeError: It is not yet one; the error says what is missing.
         """
-        from vlora_tui.recipe import absolute
-        from vlora_tui.recipe_reader import read_tables
+        from vlora_tui.recipe.model import absolute
+        from vlora_tui.recipe.reader import read_tables
 
         return absolute(read_tables(self.tables, where=str(self.path)), self.path.parent)
 

@@ -42,7 +42,8 @@ from vlora_tui.jobs.identity import host_name
 from vlora_tui.jobs.joblock import JobLock, LockState, probe
 from vlora_tui.locking import open_lock, try_lock
 from vlora_tui.pipeline.events import SpectraBegun, read_events
-from vlora_tui.recipe import Recipe, load_recipe, resolve
+from vlora_tui.recipe.model import Recipe, resolve
+from vlora_tui.recipe.reader import load_recipe
 
 SCHEMA = "vlora-tui/job"
 VERSION = 1

@@ -18,7 +18,13 @@ from vlora_engine.utils.files import directory_bytes, partial_path
 from vlora_engine.utils.safetensors_file import ITEM_BYTES
 from vlora_tui.pipeline.inputs import Collection
 from vlora_tui.pipeline.outputs import export_paths, facts_of_export, merge_inputs
-from vlora_tui.recipe import Compress, Export, Merge, Recipe, Resize
+from vlora_tui.recipe.model import (
+    Compress,
+    Export,
+    Merge,
+    Recipe,
+    Resize,
+)
 from vlora_tui.sizes import size
 
 if TYPE_CHECKING:
@@ -282,7 +288,7 @@ def _config_bytes(config: Mapping[str, object]) -> int:
 def lack_of(recipe: Recipe, *, subspace: int | None = None) -> Lack | None:
     """The same check before a job is started; what is wrong with the inputs the job will say."""
     from vlora_tui.pipeline.inputs import gather
-    from vlora_tui.recipe import resolve
+    from vlora_tui.recipe.model import resolve
 
     try:
         resolved = resolve(recipe)

@@ -13,7 +13,7 @@ from vlora_engine.errors import VLoRAError
 from vlora_engine.manifest.coding import METHODS as CODED_METHODS
 from vlora_engine.spectra.choose import Choice, Prediction
 from vlora_engine.utils.ranking import worst
-from vlora_tui.recipe import Compress
+from vlora_tui.recipe.model import Compress
 
 if TYPE_CHECKING:
     from vlora_engine.codec.forecast import Forecast, Outlook, Target

@@ -17,7 +17,7 @@ from vlora_engine.errors import (
     VLoRAError,
 )
 from vlora_tui import paths
-from vlora_tui.recipe import AdapterInput, Recipe
+from vlora_tui.recipe.model import AdapterInput, Recipe
 
 if TYPE_CHECKING:
     from vlora_engine.adapters.model import AdapterSource

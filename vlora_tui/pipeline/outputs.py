@@ -13,7 +13,13 @@ from vlora_engine.targets import Facts, check_fit, facts_of, facts_of_task, find
 from vlora_engine.utils.files import check_output, directory_bytes, require_apart
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.inputs import Collection, read_places
-from vlora_tui.recipe import Export, Merge, Recipe, Resize, is_path
+from vlora_tui.recipe.model import (
+    Export,
+    Merge,
+    Recipe,
+    Resize,
+    is_path,
+)
 
 if TYPE_CHECKING:
     from vlora_engine.adapters.model import AdapterSource, LoRAWeights

@@ -35,7 +35,14 @@ from vlora_tui.pipeline.outputs import (
     merge_inputs,
     plan_outputs,
 )
-from vlora_tui.recipe import CACHE, MEASURED, Compress, Quantize, Recipe, resolve
+from vlora_tui.recipe.model import (
+    CACHE,
+    MEASURED,
+    Compress,
+    Quantize,
+    Recipe,
+    resolve,
+)
 
 if TYPE_CHECKING:
     from vlora_engine.adapters.check import CheckReport

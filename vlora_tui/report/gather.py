@@ -86,7 +86,7 @@ def _row_of_task(name: str, collection: Collection) -> dict[str, Any]:
 def cached_spectra(collection: Collection) -> Spectra | None:
     """The spectra of these very adapters in the cache, if they are whole."""
     from vlora_engine.spectra.tables import Spectra
-    from vlora_tui.recipe import MEASURED
+    from vlora_tui.recipe.model import MEASURED
 
     place = collection.spectra_dir(MEASURED)
     try:

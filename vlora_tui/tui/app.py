@@ -25,7 +25,7 @@ from vlora_tui.tui.words import size, tilde
 if TYPE_CHECKING:
     from vlora_tui.jobs import JobView
     from vlora_tui.pipeline.disk_space import Lack
-    from vlora_tui.recipe import Recipe
+    from vlora_tui.recipe.model import Recipe
 
 
 class Step(NamedTuple):

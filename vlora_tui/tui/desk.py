@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from vlora_engine.spectra.tables import Spectra
     from vlora_tui.jobs import JobStore, JobView, JobWatcher
-    from vlora_tui.recipe import Recipe
+    from vlora_tui.recipe.model import Recipe
     from vlora_tui.tui.app import VLoRAApp
 
 POLL_SECONDS = 0.5
@@ -155,7 +155,7 @@ class Desk:
 
     def want_spectra(self) -> None:
         """Have the spectra of the marked adapters: from the cache, or by a job that is started."""
-        from vlora_tui.recipe import AdapterInput, Input, Recipe
+        from vlora_tui.recipe.model import AdapterInput, Input, Recipe
 
         session = self._app.session
         chosen = tuple(sorted(path for path in session.marked if path in session.infos))
@@ -294,7 +294,7 @@ def _cached(recipe: Recipe) -> Spectra | None:
     """The cached spectra of a recipe's inputs, if nothing of them is missing."""
     from vlora_engine.spectra.tables import Spectra
     from vlora_tui.pipeline.inputs import gather
-    from vlora_tui.recipe import MEASURED, resolve
+    from vlora_tui.recipe.model import MEASURED, resolve
 
     place = gather(resolve(recipe)).spectra_dir(MEASURED)
     try:

@@ -12,7 +12,15 @@ from vlora_engine.errors import ParameterError
 from vlora_engine.resizing import Sizing
 from vlora_engine.targets import find_target
 from vlora_tui.pipeline.outputs import check_merge
-from vlora_tui.recipe import AdapterInput, Export, Input, Merge, Recipe, Resize, is_path
+from vlora_tui.recipe.model import (
+    AdapterInput,
+    Export,
+    Input,
+    Merge,
+    Recipe,
+    Resize,
+    is_path,
+)
 from vlora_tui.tui.export_settings import (
     ENERGY,
     NEW_RANK,

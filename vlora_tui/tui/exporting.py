@@ -19,7 +19,7 @@ from vlora_engine.utils.files import foreign_entries, is_empty_directory
 from vlora_engine.utils.safetensors_file import ITEM_BYTES
 from vlora_tui.pipeline.disk_space import adapter_bytes, free_bytes, merged_bytes
 from vlora_tui.pipeline.outputs import export_paths
-from vlora_tui.recipe import Merge, Resize
+from vlora_tui.recipe.model import Merge, Resize
 from vlora_tui.sizes import size
 from vlora_tui.tui.export_recipes import base_of, export_of, recipe_of
 from vlora_tui.tui.export_settings import Item, Settings, Source, paths_of

@@ -22,7 +22,7 @@ from vlora_tui.tui.words import clean, tilde
 
 if TYPE_CHECKING:
     from vlora_tui.jobs.drafts import Draft, SavedDraft
-    from vlora_tui.recipe import Recipe
+    from vlora_tui.recipe.model import Recipe
     from vlora_tui.tui.desk import Desk
     from vlora_tui.tui.session import Session
 
@@ -350,7 +350,7 @@ class Frame(KeysInOrder):
 
     def open_recipe(self, recipe: Recipe, *, step: str = "run") -> None:
         """Look for a recipe's adapters, mark them, take its choices; then show the step."""
-        from vlora_tui.recipe import resolve
+        from vlora_tui.recipe.model import resolve
         from vlora_tui.tui.opening import choosing_of
 
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlora_tui.recipe import Compress
+from vlora_tui.recipe.model import Compress
 from vlora_tui.tui.session import Choosing
 
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vlora_engine.spectra.choose import Choice, Prediction
     from vlora_engine.spectra.tables import Spectra
     from vlora_tui.pipeline.forecast import Coded
-    from vlora_tui.recipe import Compress, Export, Recipe
+    from vlora_tui.recipe.model import Compress, Export, Recipe
 
 MAX_PINS = 3
 MAX_RECENT = 12
@@ -73,7 +73,7 @@ class Choosing:
         name, value = self.goal
         number = int(value) if name in ("k", "budget") else value
         fields: dict[str, Any] = {name: number}
-        from vlora_tui.recipe import Compress
+        from vlora_tui.recipe.model import Compress
 
         return Compress(
             method=self.method,
@@ -329,7 +329,7 @@ class Session:
 
     def recipe(self) -> Recipe:
         """What Enter would run: the marked adapters, the choice, the output, the exports."""
-        from vlora_tui.recipe import AdapterInput, Input, Recipe
+        from vlora_tui.recipe.model import AdapterInput, Input, Recipe
 
         names = [info.name for info in self.chosen]
         adapters = tuple(

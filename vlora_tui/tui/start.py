@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from vlora_engine.errors import InputError
 
 if TYPE_CHECKING:
-    from vlora_tui.recipe import Recipe
+    from vlora_tui.recipe.model import Recipe
 
 HEADLESS = "vlora-tui run --headless PATHS -o DIR"
 
@@ -43,7 +43,7 @@ def start(
     require_terminal(instead)
     loaded = None
     if isinstance(recipe, str | Path):
-        from vlora_tui.recipe import load_recipe
+        from vlora_tui.recipe.reader import load_recipe
 
         loaded = load_recipe(recipe)
     elif recipe is not None:

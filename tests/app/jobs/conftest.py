@@ -19,7 +19,13 @@ import pytest
 
 from tests import make
 from vlora_tui.jobs import Job, JobStore, look
-from vlora_tui.recipe import AdapterInput, Compress, Export, Input, Recipe
+from vlora_tui.recipe.model import (
+    AdapterInput,
+    Compress,
+    Export,
+    Input,
+    Recipe,
+)
 
 PATIENCE = 60.0  # only a broken test waits so long
 MODULES = {f"transformer.h.{i}.attn.c_attn": (12, 36) for i in range(6)}

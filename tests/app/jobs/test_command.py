@@ -9,7 +9,7 @@ import pytest
 from tests.app.conftest import Cli
 from tests.app.jobs.conftest import LAYER, Gate, build_recipe, kill, state, until
 from vlora_tui.jobs import JobStore, look
-from vlora_tui.recipe import AdapterInput, Input, Recipe
+from vlora_tui.recipe.model import AdapterInput, Input, Recipe
 
 
 @pytest.fixture

@@ -46,7 +46,8 @@ from vlora_tui.jobs.control import JobStateError
 from vlora_tui.jobs.identity import is_running, of_process
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.run import SpectraRun
-from vlora_tui.recipe import AdapterInput, Input, Recipe, load_recipe
+from vlora_tui.recipe.model import AdapterInput, Input, Recipe
+from vlora_tui.recipe.reader import load_recipe
 
 BOUND = 60.0
 

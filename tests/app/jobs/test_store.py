@@ -28,7 +28,12 @@ from vlora_tui.jobs.environment import environment_notes
 from vlora_tui.jobs.joblock import JobLock
 from vlora_tui.jobs.runner import Teller, run_job
 from vlora_tui.pipeline import events
-from vlora_tui.recipe import AdapterInput, Compress, Input, Recipe
+from vlora_tui.recipe.model import (
+    AdapterInput,
+    Compress,
+    Input,
+    Recipe,
+)
 from vlora_tui.tui import job_text
 
 

@@ -12,7 +12,12 @@ from tests import make
 from tests.app.tui.drive import run
 from tests.app.tui.test_run import session_of, text_of, until
 from vlora_engine.catalog.read import read_manifest
-from vlora_tui.recipe import AdapterInput, Compress, Input, Recipe
+from vlora_tui.recipe.model import (
+    AdapterInput,
+    Compress,
+    Input,
+    Recipe,
+)
 from vlora_tui.tui.app import VLoRAApp
 from vlora_tui.tui.session import Choosing, Session, is_about
 from vlora_tui.tui.widgets.dialogs import ListProblems

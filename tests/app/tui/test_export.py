@@ -30,7 +30,8 @@ from vlora_tui.cli import main
 from vlora_tui.jobs.store import Job, JobInfo
 from vlora_tui.jobs.watch import JobView, State, Told
 from vlora_tui.pipeline import events
-from vlora_tui.recipe import Export, Recipe, load_recipe
+from vlora_tui.recipe.model import Export, Recipe
+from vlora_tui.recipe.reader import load_recipe
 from vlora_tui.tui import export_recipes, exporting
 from vlora_tui.tui.app import VLoRAApp
 from vlora_tui.tui.export_settings import MERGES, Settings, tasks_of

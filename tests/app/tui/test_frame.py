@@ -18,7 +18,7 @@ from tests.app.tui.test_adapters import app, marked, settle
 from vlora_tui import paths
 from vlora_tui.config import config_file, load_config
 from vlora_tui.jobs.drafts import Drafts
-from vlora_tui.recipe import load_recipe
+from vlora_tui.recipe.reader import load_recipe
 from vlora_tui.tui import typeahead
 from vlora_tui.tui.app import VLoRAApp
 from vlora_tui.tui.frame import Frame

@@ -19,8 +19,14 @@ from vlora_engine.spectra.tables import Spectra, outlook_file
 from vlora_tui.pipeline.forecast import Coded
 from vlora_tui.pipeline.inputs import gather
 from vlora_tui.pipeline.run import SpectraRun
-from vlora_tui.recipe import MEASURED, AdapterInput, Input, Recipe, as_tables
-from vlora_tui.recipe_reader import parse_recipe
+from vlora_tui.recipe.model import (
+    MEASURED,
+    AdapterInput,
+    Input,
+    Recipe,
+    as_tables,
+)
+from vlora_tui.recipe.reader import parse_recipe
 from vlora_tui.tui import desk
 from vlora_tui.tui.app import VLoRAApp
 from vlora_tui.tui.choice_text import percent

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vlora_engine.errors import ParameterError
-from vlora_tui.recipe import parse_bytes
+from vlora_tui.recipe.table import parse_bytes
 from vlora_tui.tui.widgets.ask import Question
 from vlora_tui.tui.words import clean, size
 

@@ -20,7 +20,7 @@ from vlora_tui.tui.screens.panes import PaneView
 if TYPE_CHECKING:
     from vlora_engine.manifest.manifest import Manifest
     from vlora_tui.jobs import JobView
-    from vlora_tui.recipe import Recipe
+    from vlora_tui.recipe.model import Recipe
 
 
 class ExportWork(PaneView):

@@ -2,7 +2,7 @@
 
 A `Recipe` is plain data. `load_recipe` reads and checks a file, `Recipe.to_toml` writes one that
 reads back equal, `resolve` turns globs and ``~`` into the adapters that are really there. Reading
-recipes is `vlora_tui.recipe_reader`'s work; what may stand in one is written down here.
+recipes is `vlora_tui.recipe.reader`'s work; what may stand in one is written down here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vlora_engine.adapters.address import (
     is_hub_place,
     parse_address,
 )
-from vlora_engine.errors import InputError, NotFoundError, ParameterError
+from vlora_engine.errors import NotFoundError, ParameterError
 from vlora_engine.manifest.coding import METHODS as CODED_METHODS
 from vlora_engine.manifest.coding import default_method
 from vlora_engine.merging.methods import DEFAULT_METHOD
@@ -215,27 +215,6 @@ class Recipe:
         import tomli_w
 
         return tomli_w.dumps(as_tables(self), multiline_strings=False)
-
-
-def load_recipe(path: str | Path) -> Recipe:
-    """Read and check the recipe file at ``path``; its paths become absolute.
-
-    Raises:
-        NotFoundError: There is no such file.
-        RecipeError: Something in it is wrong; the error names the place.
-    """
-    from vlora_tui.recipe_reader import parse_recipe
-
-    file = _expanded(str(path))
-    try:
-        text = file.read_text("utf-8")
-    except FileNotFoundError:
-        raise NotFoundError(
-            "There is no such recipe.", where=file, remedy="write one with `run --print-recipe`"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError("The recipe cannot be read.", where=file, found=str(error)) from None
-    return absolute(parse_recipe(text, where=str(file)), file.resolve().parent)
 
 
 def as_tables(recipe: Recipe) -> dict[str, Any]:
@@ -434,21 +413,6 @@ def check_place(text: str) -> None:
             where=text,
             remedy="name the adapters that were found: hf://org/name",
         )
-
-
-def parse_bytes(text: str | int) -> int:
-    """A number of bytes: ``800000``, ``"40MB"`` (10^6), ``"1.5 MiB"`` (2^20).
-
-    Raises:
-        ParameterError: It is no positive size.
-    """
-    if isinstance(text, int) and not isinstance(text, bool):
-        number, factor = float(text), 1
-    else:
-        number, factor = _split_size(str(text))
-    if not 0 < number * factor < 2**60:
-        raise _size_error(text)
-    return int(number * factor)
 
 
 _UNITS = {"": 1, "b": 1}

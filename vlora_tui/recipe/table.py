@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
 from vlora_engine.errors import InputError, VLoRAError
-from vlora_tui.recipe import parse_bytes
+from vlora_tui.recipe.model import _size_error, _split_size
 
 T = TypeVar("T")
 REQUIRED: Any = object()
@@ -181,3 +181,18 @@ def _kind_name(kind: type) -> str:
         object: "bytes, or a number with KB, MB, MiB, GB...",
     }
     return names[kind]
+
+
+def parse_bytes(text: str | int) -> int:
+    """A number of bytes: ``800000``, ``"40MB"`` (10^6), ``"1.5 MiB"`` (2^20).
+
+    Raises:
+        ParameterError: It is no positive size.
+    """
+    if isinstance(text, int) and not isinstance(text, bool):
+        number, factor = float(text), 1
+    else:
+        number, factor = _split_size(str(text))
+    if not 0 < number * factor < 2**60:
+        raise _size_error(text)
+    return int(number * factor)

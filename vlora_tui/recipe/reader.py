@@ -7,11 +7,13 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from vlora_engine.errors import InputError, NotFoundError
 from vlora_engine.merging.methods import DEFAULT_METHOD
 from vlora_engine.targets.registry import TARGETS
-from vlora_tui.recipe import (
+from vlora_tui.recipe.model import (
     DTYPES,
     METHODS,
     QUANTIZATIONS,
@@ -23,9 +25,11 @@ from vlora_tui.recipe import (
     Quantize,
     Recipe,
     Resize,
+    _expanded,
+    absolute,
     check_place,
 )
-from vlora_tui.recipe_table import REQUIRED, RecipeError, Table
+from vlora_tui.recipe.table import REQUIRED, RecipeError, Table
 
 
 def parse_recipe(text: str, *, where: str = "recipe") -> Recipe:
@@ -387,3 +391,24 @@ def _finite(table: Table, key: str) -> float | None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read and check the recipe file at ``path``; its paths become absolute.
+
+    Raises:
+        NotFoundError: There is no such file.
+        RecipeError: Something in it is wrong; the error names the place.
+    """
+    from vlora_tui.recipe.reader import parse_recipe
+
+    file = _expanded(str(path))
+    try:
+        text = file.read_text("utf-8")
+    except FileNotFoundError:
+        raise NotFoundError(
+            "There is no such recipe.", where=file, remedy="write one with `run --print-recipe`"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("The recipe cannot be read.", where=file, found=str(error)) from None
+    return absolute(parse_recipe(text, where=str(file)), file.resolve().parent)
