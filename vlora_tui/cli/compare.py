@@ -15,8 +15,15 @@ from vlora_tui.cli.flags import require_there
 from vlora_tui.cli.hub_places import fetch_first
 from vlora_tui.cli.output import Output, percent, plural, printable
 from vlora_tui.cli.progress import Watcher
-from vlora_tui.comparing import CLUSTERED, Compared, compare, require_several, sameness, why
 from vlora_tui.recipe.model import expand_input, named_inputs
+from vlora_tui.report.comparison import (
+    CLUSTERED,
+    Compared,
+    compare,
+    require_several,
+    sameness,
+    why,
+)
 
 if TYPE_CHECKING:
     from vlora_tui.pipeline.inputs import Collection
@@ -112,7 +119,7 @@ def analyze(
     quiet: o.Quiet = False,
 ) -> None:
     """Similarity of adapters, clusters, outliers and why, duplicates, checkpoints of one run."""
-    from vlora_tui.comparing import analysis_data
+    from vlora_tui.report.comparison import analysis_data
 
     out = Output(json=as_json, quiet=quiet)
     check_thresholds(threshold, outliers)

@@ -11,7 +11,7 @@ from vlora_tui.cli.compare import find_all
 from vlora_tui.cli.csv_file import Csv, CsvFile
 from vlora_tui.cli.output import Output, percent, plural
 from vlora_tui.cli.progress import Watcher
-from vlora_tui.comparing import require_several
+from vlora_tui.report.comparison import require_several
 
 SHOWN = 20  # pairs that are printed
 

@@ -16,8 +16,8 @@ from vlora_tui.cli.compare import Outliers, check_thresholds, find_all, read_all
 from vlora_tui.cli.hub_places import on_disk
 from vlora_tui.cli.output import Output, plural, size
 from vlora_tui.cli.progress import Watcher
-from vlora_tui.comparing import CLUSTERED
 from vlora_tui.pipeline import events
+from vlora_tui.report.comparison import CLUSTERED
 
 if TYPE_CHECKING:
     from vlora_engine.spectra.tables import Spectra

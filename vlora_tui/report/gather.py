@@ -10,7 +10,7 @@ import numpy as np
 
 from vlora_engine.errors import ParameterError, VLoRAError
 from vlora_engine.utils.ranking import foremost
-from vlora_tui.comparing import Compared, analysis_data
+from vlora_tui.report.comparison import Compared, analysis_data
 
 if TYPE_CHECKING:
     from vlora_engine.manifest.manifest import Manifest
@@ -221,7 +221,7 @@ def _compared_tasks(manifest: Manifest, progress: ProgressCallback | None) -> Co
         return None
     from vlora_engine.adapters.model import MemorySource
     from vlora_engine.shared_subspace import SharedSubspace
-    from vlora_tui.comparing import compare
+    from vlora_tui.report.comparison import compare
 
     opened = SharedSubspace.load(manifest.path)
     return compare(

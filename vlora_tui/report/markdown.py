@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from vlora_engine.utils.ranking import ranked
-from vlora_tui.comparing import sameness, why
+from vlora_tui.report.comparison import sameness, why
 from vlora_tui.sizes import size
 from vlora_tui.words import percent, plural, printable, times
 

@@ -26,7 +26,7 @@ from vlora_engine.analysis.relations import (
     order_by_likeness,
 )
 from vlora_engine.utils.ranking import ranked, worst
-from vlora_tui.comparing import sameness, why
+from vlora_tui.report.comparison import sameness, why
 from vlora_tui.tui.words import clean, plural
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from textual.containers import Horizontal, Vertical
 from textual.message import Message
 from textual.widgets import Input, Static
 
-from vlora_tui.comparing import CLUSTERED
+from vlora_tui.report.comparison import CLUSTERED
 from vlora_tui.tui import inspecting
 from vlora_tui.tui.inspecting import Group, Kin, Likeness
 from vlora_tui.tui.remarks import Remark
