@@ -17,10 +17,10 @@ from vlora_tui.tui.desk import Desk
 from vlora_tui.tui.frame import Frame
 from vlora_tui.tui.screens.base import View
 from vlora_tui.tui.session import Session
+from vlora_tui.tui.text import size, tilde
 from vlora_tui.tui.verdict import Verdict
 from vlora_tui.tui.widgets.keys import Keys
 from vlora_tui.tui.widgets.topbar import TopBar
-from vlora_tui.tui.words import size, tilde
 
 if TYPE_CHECKING:
     from vlora_tui.jobs import JobView

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vlora_engine.utils.ranking import ranked, worst
 from vlora_tui.tui.session import Choosing, Figures
-from vlora_tui.tui.words import size
+from vlora_tui.tui.text import size
 
 if TYPE_CHECKING:
     from vlora_engine.spectra.choose import Choice, Prediction

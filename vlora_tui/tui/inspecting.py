@@ -27,7 +27,7 @@ from vlora_engine.analysis.relations import (
 )
 from vlora_engine.utils.ranking import ranked, worst
 from vlora_tui.report.comparison import sameness, why
-from vlora_tui.tui.words import clean, plural
+from vlora_tui.tui.text import clean, plural
 
 if TYPE_CHECKING:
     from vlora_engine.analysis.checkpoints import Run

@@ -9,8 +9,13 @@ from rich.text import Text
 
 from vlora_tui.pipeline import events
 from vlora_tui.sizes import how_fast, how_much
+from vlora_tui.tui.text import (
+    clean,
+    plural,
+    size,
+    tilde,
+)
 from vlora_tui.tui.verdict import can_go_on, names_of
-from vlora_tui.tui.words import clean, plural, size, tilde
 
 if TYPE_CHECKING:
     from vlora_tui.jobs import JobView

@@ -16,7 +16,7 @@ from vlora_engine.adapters.address import is_address
 from vlora_engine.errors import VLoRAError
 from vlora_engine.findings import finding_of
 from vlora_tui.tui.inspecting import task_place
-from vlora_tui.tui.words import clean
+from vlora_tui.tui.text import clean
 
 if TYPE_CHECKING:
     from vlora_tui.tui.session import Session

@@ -13,7 +13,7 @@ from textual.screen import ModalScreen
 
 from vlora_engine.findings import Finding
 from vlora_tui.tui.session import Session, is_about
-from vlora_tui.tui.words import clean, plural
+from vlora_tui.tui.text import clean, plural
 
 if TYPE_CHECKING:
     from vlora_engine.spectra.tables import Spectra

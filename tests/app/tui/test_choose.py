@@ -27,12 +27,12 @@ from vlora_tui.tui.screens import choose_work
 from vlora_tui.tui.screens.choose import ChooseView
 from vlora_tui.tui.screens.choose_data import Atlas, Shown
 from vlora_tui.tui.session import Choosing, Session
+from vlora_tui.tui.text import size
 from vlora_tui.tui.widgets.ask import AskLine
 from vlora_tui.tui.widgets.curve import CurvePane
 from vlora_tui.tui.widgets.dialogs import Ask, Option
 from vlora_tui.tui.widgets.figures import FiguresPane
 from vlora_tui.tui.widgets.heatmap import Heatmap
-from vlora_tui.tui.words import size
 
 LAYER = "transformer.h.0.attn.c_attn"
 TOP = 24  # six adapters of rank 4

@@ -35,10 +35,10 @@ from vlora_tui.tui.screens.choose_sizes import FEW, KINDS, Sizes, sharing_text
 from vlora_tui.tui.session import Choosing
 from vlora_tui.tui.size_plot import MARKS
 from vlora_tui.tui.targets import moved
+from vlora_tui.tui.text import size
 from vlora_tui.tui.widgets.curve import CurvePane, SizesPane
 from vlora_tui.tui.widgets.figures import FiguresPane
 from vlora_tui.tui.widgets.table import Table
-from vlora_tui.tui.words import size
 
 MODULES = {
     f"transformer.h.{i}.attn.{kind}": shape

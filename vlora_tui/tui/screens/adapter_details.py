@@ -9,7 +9,13 @@ from rich.text import Text
 
 from vlora_engine.manifest.card import stored_in
 from vlora_tui.tui.screens.adapter_rows import Row
-from vlora_tui.tui.words import clean, number, plural, size, tilde
+from vlora_tui.tui.text import (
+    clean,
+    number,
+    plural,
+    size,
+    tilde,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,7 +15,7 @@ from vlora_tui.tui.scanning import Batch, Ended, Scanner, pasted_paths, subspace
 from vlora_tui.tui.screens.adapter_rows import Row
 from vlora_tui.tui.screens.base import View
 from vlora_tui.tui.session import remember_folder
-from vlora_tui.tui.words import clean, place_words
+from vlora_tui.tui.text import clean, place_words
 
 DEMO_PLACE = "vlora-demo/adapters"
 

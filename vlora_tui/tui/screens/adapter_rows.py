@@ -12,8 +12,13 @@ from typing import TYPE_CHECKING, Any
 from vlora_engine.errors import ParameterError, VLoRAError
 from vlora_engine.utils.ranking import by_number
 from vlora_tui.recipe.table import parse_bytes
+from vlora_tui.tui.text import (
+    clean,
+    number,
+    plural,
+    size,
+)
 from vlora_tui.tui.widgets.table import Cell, Column
-from vlora_tui.tui.words import clean, number, plural, size
 
 if TYPE_CHECKING:
     from vlora_engine.catalog.scanner import AdapterInfo

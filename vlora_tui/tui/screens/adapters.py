@@ -15,8 +15,13 @@ from vlora_tui.tui.screens.adapter_body import Body
 from vlora_tui.tui.screens.adapter_finding import FindingView
 from vlora_tui.tui.screens.adapter_rows import Row, keep, ordered
 from vlora_tui.tui.screens.start_page import StartPage
+from vlora_tui.tui.text import (
+    clean,
+    place_words,
+    plural,
+    size,
+)
 from vlora_tui.tui.widgets.table import Cell, Table
-from vlora_tui.tui.words import clean, place_words, plural, size
 
 DEMO_PLACE = "vlora-demo/adapters"
 TONES = ("muted", "good", "warning", "error", "accent")

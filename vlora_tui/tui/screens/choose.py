@@ -23,12 +23,12 @@ from vlora_tui.tui.screens.choose_data import Atlas
 from vlora_tui.tui.screens.choose_moves import Moves
 from vlora_tui.tui.screens.choose_sizes import loss_cells
 from vlora_tui.tui.session import Figures
+from vlora_tui.tui.text import clean, plural
 from vlora_tui.tui.widgets.ask import AskLine
 from vlora_tui.tui.widgets.curve import CurvePane, SizesPane
 from vlora_tui.tui.widgets.figures import FiguresPane, brief_lines
 from vlora_tui.tui.widgets.heatmap import Heatmap
 from vlora_tui.tui.widgets.table import Column, Table
-from vlora_tui.tui.words import clean, plural
 
 PANES = ("curve", "layers", "figures")
 SIZE_PANES = ("sizes", "sharing", "losses")  # of the second view

@@ -33,7 +33,7 @@ from vlora_tui.pipeline.forecast import (
 from vlora_tui.tui.choice_text import percent, plain_percent
 from vlora_tui.tui.session import Choosing, Figures, Session
 from vlora_tui.tui.size_plot import SizeData, SizeLine, SizeMarks
-from vlora_tui.tui.words import clean, plural, size
+from vlora_tui.tui.text import clean, plural, size
 
 if TYPE_CHECKING:
     from vlora_engine.codec.forecast import Outlook

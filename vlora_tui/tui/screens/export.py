@@ -29,10 +29,10 @@ from vlora_tui.tui.screens.export_items import ItemsPane
 from vlora_tui.tui.screens.export_lines import form_lines
 from vlora_tui.tui.screens.export_merge import likeness_words
 from vlora_tui.tui.screens.export_preview import PreviewPane
+from vlora_tui.tui.text import plural, tilde
 from vlora_tui.tui.widgets.form import Form
 from vlora_tui.tui.widgets.table import Table
 from vlora_tui.tui.widgets.tabs import PaneTabs, Tab
-from vlora_tui.tui.words import plural, tilde
 
 STYLE = Path(__file__).with_suffix(".tcss").read_text("utf-8")
 NOTHING = (

@@ -10,8 +10,8 @@ from vlora_tui.tui.export_settings import Item, Settings, weights_of
 from vlora_tui.tui.screens.export_lines import edit_of, edited, turned
 from vlora_tui.tui.screens.export_merge import wrong_in
 from vlora_tui.tui.screens.export_work import ExportWork
+from vlora_tui.tui.text import clean
 from vlora_tui.tui.widgets.form import Form
-from vlora_tui.tui.words import clean
 
 PLACE_OF = {"export": "out", "merge": "merged", "resize": "resized"}
 STEP = 0.05  # of a weight

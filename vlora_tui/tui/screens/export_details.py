@@ -25,8 +25,13 @@ from vlora_tui.tui.exporting import Row
 from vlora_tui.tui.folding import hanging
 from vlora_tui.tui.screens.export_result import Outcome, off
 from vlora_tui.tui.subcommand import ask_command
+from vlora_tui.tui.text import (
+    clean,
+    plural,
+    size,
+    tilde,
+)
 from vlora_tui.tui.widgets.table import Cell, Column, Table
-from vlora_tui.tui.words import clean, plural, size, tilde
 
 Tones = Mapping[str, str | Style]
 COLUMNS = (

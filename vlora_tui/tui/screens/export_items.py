@@ -8,8 +8,8 @@ from textual.message import Message
 from textual.widgets import Static
 
 from vlora_tui.tui.export_settings import Item, Settings, Source, shares_of, weights_of
+from vlora_tui.tui.text import clean, size
 from vlora_tui.tui.widgets.table import Cell, Column, Table
-from vlora_tui.tui.words import clean, size
 
 COLUMNS = (
     Column("name", "name", least=12, keep=5, cut="left"),

@@ -27,8 +27,8 @@ from vlora_tui.tui.screens.export_merge import (
     weights_text,
     wrong_in,
 )
+from vlora_tui.tui.text import plural, tilde
 from vlora_tui.tui.widgets.form import Field
-from vlora_tui.tui.words import plural, tilde
 
 DOING = {
     "export": ("export each", "Each marked line becomes an adapter of its own."),

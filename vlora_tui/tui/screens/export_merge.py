@@ -30,10 +30,10 @@ from vlora_tui.tui.export_settings import (
 )
 from vlora_tui.tui.folding import hanging
 from vlora_tui.tui.inspecting import Likeness
+from vlora_tui.tui.text import clean, tilde
 from vlora_tui.tui.widgets.dialogs import Dialog
 from vlora_tui.tui.widgets.form import Field
 from vlora_tui.tui.widgets.table import Cell, Column, Table
-from vlora_tui.tui.words import clean, tilde
 
 MERGE_EDITS = {"rank": RANK, "energy": ENERGY, "scale": SCALE}
 NORMALIZE = {None: "as the method does", True: "yes", False: "no"}

@@ -11,8 +11,13 @@ from textual.widgets import Static
 
 from vlora_tui.tui.exporting import Plan, Row
 from vlora_tui.tui.screens.export_result import Outcome, off, result
+from vlora_tui.tui.text import (
+    clean,
+    plural,
+    size,
+    tilde,
+)
 from vlora_tui.tui.widgets.table import Cell, Column, Table
-from vlora_tui.tui.words import clean, plural, size, tilde
 
 if TYPE_CHECKING:
     from vlora_tui.jobs import JobView

@@ -12,8 +12,8 @@ from vlora_engine.analysis.relations import Array
 from vlora_tui.tui.inspecting import Group, Interference, Likeness, interference_arguments
 from vlora_tui.tui.screens.inspect_asking import Arguments, AskingPane
 from vlora_tui.tui.screens.inspect_lines import interference_words, pair_words
+from vlora_tui.tui.text import clean
 from vlora_tui.tui.widgets.matrix import Matrix
-from vlora_tui.tui.words import clean
 
 MANY = 64  # adapters from which on only those that are marked are measured against each other
 MEASURES = {

@@ -21,8 +21,8 @@ from vlora_tui.tui.screens.inspect_lines import (
     finding_cells,
     remedy_words,
 )
+from vlora_tui.tui.text import clean, plural
 from vlora_tui.tui.widgets.table import Cell, Table
-from vlora_tui.tui.words import clean, plural
 
 if TYPE_CHECKING:
     from vlora_tui.tui.session import Session

@@ -27,8 +27,8 @@ from vlora_tui.tui.screens.inspect_lines import (
     figure,
     layer_words,
 )
+from vlora_tui.tui.text import clean
 from vlora_tui.tui.widgets.heatmap import Cell, Heatmap, arrange
-from vlora_tui.tui.words import clean
 
 if TYPE_CHECKING:
     from vlora_engine.manifest.task_errors import TaskFigures

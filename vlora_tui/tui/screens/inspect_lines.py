@@ -11,8 +11,8 @@ from rich.text import Text
 from vlora_engine.utils.ranking import worst
 from vlora_tui.tui.inspecting import Apart, Group, Interference, Likeness
 from vlora_tui.tui.remarks import Remark
+from vlora_tui.tui.text import clean, size, tilde
 from vlora_tui.tui.widgets.table import Cell, Column
-from vlora_tui.tui.words import clean, size, tilde
 
 if TYPE_CHECKING:
     from vlora_engine.manifest.manifest import Manifest, TaskRecord

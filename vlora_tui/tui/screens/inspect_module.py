@@ -17,8 +17,8 @@ from vlora_engine.errors import VLoRAError
 from vlora_tui.tui.folding import hanging
 from vlora_tui.tui.screens.inspect_lines import plain, share
 from vlora_tui.tui.subcommand import ask_command
+from vlora_tui.tui.text import clean
 from vlora_tui.tui.widgets.dialogs import Dialog
-from vlora_tui.tui.words import clean
 
 SHOWN = 16  # singular values of one adapter
 BAR = 24  # columns of the longest bar

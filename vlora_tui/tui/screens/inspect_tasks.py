@@ -11,8 +11,8 @@ from textual.widgets import Static
 
 from vlora_engine.utils.ranking import ranked
 from vlora_tui.tui.screens.inspect_lines import TASK_COLUMNS, facts, task_cells
+from vlora_tui.tui.text import clean
 from vlora_tui.tui.widgets.table import Cell, Table
-from vlora_tui.tui.words import clean
 
 if TYPE_CHECKING:
     from vlora_engine.manifest.manifest import Manifest, TaskRecord

@@ -23,9 +23,9 @@ from vlora_engine.adapters.address import (
     parse_address,
 )
 from vlora_engine.errors import ParameterError, VLoRAError
+from vlora_tui.tui.text import clean, place_words, tilde
 from vlora_tui.tui.widgets.dialogs import Dialog
 from vlora_tui.tui.widgets.table import Cell, Column, Table
-from vlora_tui.tui.words import clean, place_words, tilde
 
 MAX_ENTRIES = 2000
 COLUMNS = (

@@ -13,8 +13,8 @@ from textual.widgets import Static
 
 from vlora_engine.adapters.address import CACHE_PLACE, hub_cache
 from vlora_tui.tui.session import recent_folders
+from vlora_tui.tui.text import place_words, tilde
 from vlora_tui.tui.widgets.table import Cell, Column, Table
-from vlora_tui.tui.words import place_words, tilde
 
 COLUMNS = (
     Column("what", "", least=18, most=64, keep=2, cut="left"),

@@ -14,8 +14,8 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
 from vlora_tui.tui.folding import hanging
+from vlora_tui.tui.text import clean
 from vlora_tui.tui.widgets.table import Cell, Column, Table
-from vlora_tui.tui.words import clean
 
 WIDTH = 76  # columns of a box, where there is room
 

@@ -15,7 +15,7 @@ from textual.widget import Widget
 
 from vlora_tui.tui.choice_text import goal_words, percent, spread
 from vlora_tui.tui.session import Choosing, Figures
-from vlora_tui.tui.words import clean, size
+from vlora_tui.tui.text import clean, size
 
 if TYPE_CHECKING:
     from vlora_engine.spectra.choose import Packed

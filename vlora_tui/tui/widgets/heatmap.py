@@ -18,7 +18,7 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
-from vlora_tui.tui.words import clean
+from vlora_tui.tui.text import clean
 
 # From cheap to dear, in lightness too, so that it reads without colour and with any eyes. All are
 # of the 256 that every terminal beyond 16 colours shows alike.
