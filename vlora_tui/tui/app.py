@@ -39,7 +39,7 @@ class Step(NamedTuple):
 
 
 STEPS = (
-    Step("1", "Adapters", "adapters", "vlora_tui.tui.screens.adapters", "AdaptersView"),
+    Step("1", "Adapters", "adapters", "vlora_tui.tui.adapters.view", "AdaptersView"),
     Step("2", "Choose k", "choose", "vlora_tui.tui.screens.choose", "ChooseView"),
     Step("3", "Run", "run", "vlora_tui.tui.screens.run", "RunView"),
     Step("4", "Inspect", "inspect", "vlora_tui.tui.screens.inspect", "InspectView"),
@@ -190,14 +190,14 @@ class VLoRAApp(Frame):
 
     async def show_only(self, words: str) -> None:
         """Go to the adapters that this filter keeps."""
-        from vlora_tui.tui.screens.adapters import AdaptersView
+        from vlora_tui.tui.adapters.view import AdaptersView
 
         await self.show_step("adapters")
         self.query_one("#adapters", AdaptersView).show_only(words)
 
     async def show_adapters(self, places: list[str]) -> None:
         """Go to the adapters, and look into these places too."""
-        from vlora_tui.tui.screens.adapters import AdaptersView
+        from vlora_tui.tui.adapters.view import AdaptersView
 
         await self.show_step("adapters")
         self.query_one("#adapters", AdaptersView).look_into(places)

@@ -351,7 +351,7 @@ class Frame(KeysInOrder):
     def open_recipe(self, recipe: Recipe, *, step: str = "run") -> None:
         """Look for a recipe's adapters, mark them, take its choices; then show the step."""
         from vlora_tui.recipe.model import resolve
-        from vlora_tui.tui.opening import choosing_of
+        from vlora_tui.tui.adapters.opening import choosing_of
 
         try:
             recipe = resolve(recipe)

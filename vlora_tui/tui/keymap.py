@@ -15,13 +15,13 @@ from vlora_tui.config import Config, Problem
 TERMINAL_KEYS = ("ctrl+a", "ctrl+b", "ctrl+h", "ctrl+j", "ctrl+s", "ctrl+z")
 MODULES = (
     "vlora_tui.tui.app",
-    "vlora_tui.tui.screens.adapters",
+    "vlora_tui.tui.adapters.view",
     "vlora_tui.tui.screens.choose",
     "vlora_tui.tui.screens.run",
     "vlora_tui.tui.screens.inspect",
     "vlora_tui.tui.screens.inspect_module",
     "vlora_tui.tui.screens.export",
-    "vlora_tui.tui.screens.open_folder",
+    "vlora_tui.tui.adapters.open_folder",
     "vlora_tui.tui.widgets.table",
     "vlora_tui.tui.widgets.curve",
     "vlora_tui.tui.widgets.figures",

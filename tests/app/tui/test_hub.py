@@ -16,9 +16,9 @@ from tests.conftest import FreshPython
 from tests.hub import Hub
 from vlora_engine.hub import parse_address
 from vlora_engine.hub.fetch import fetch
-from vlora_tui.tui.scanning import pasted_paths
-from vlora_tui.tui.screens.open_folder import OpenFolder, hub_entries
-from vlora_tui.tui.screens.start_page import StartPage
+from vlora_tui.tui.adapters.open_folder import OpenFolder, hub_entries
+from vlora_tui.tui.adapters.scanner import pasted_paths
+from vlora_tui.tui.adapters.start_page import StartPage
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_a_subspace_on_the_hub_says_how_to_open_it(hub: Hub, built: Path) -> Non
 
 def test_the_hub_client_is_imported_when_it_is_asked_for(fresh_python: FreshPython) -> None:
     code = (
-        "import sys, vlora_tui.tui.screens.adapters, vlora_tui.tui.screens.open_folder\n"
+        "import sys, vlora_tui.tui.adapters.view, vlora_tui.tui.adapters.open_folder\n"
         "import vlora_engine.catalog.scanner, vlora_engine.hub, vlora_tui.recipe.model, vlora_tui.pipeline.run\n"
         "import vlora_engine.hub.cache, vlora_engine.hub.fetch, vlora_engine.hub.remote\n"
         "print([m for m in sys.modules if m.startswith(('huggingface_hub', 'httpx', 'torch'))])"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from vlora_engine.adapters.address import HubAddress, address_of_page
 from vlora_engine.errors import VLoRAError
-from vlora_tui.tui.screens.adapter_rows import Row
+from vlora_tui.tui.adapters.rows import Row
 
 if TYPE_CHECKING:
     from vlora_engine.catalog.scanner import AdapterInfo, Finder

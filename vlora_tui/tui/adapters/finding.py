@@ -11,8 +11,14 @@ from textual.message import Message
 
 from vlora_engine.adapters.address import is_address, is_hub_place, is_pinned_form
 from vlora_engine.errors import VLoRAError
-from vlora_tui.tui.scanning import Batch, Ended, Scanner, pasted_paths, subspace_row
-from vlora_tui.tui.screens.adapter_rows import Row
+from vlora_tui.tui.adapters.rows import Row
+from vlora_tui.tui.adapters.scanner import (
+    Batch,
+    Ended,
+    Scanner,
+    pasted_paths,
+    subspace_row,
+)
 from vlora_tui.tui.screens.base import View
 from vlora_tui.tui.session import remember_folder
 from vlora_tui.tui.text import clean, place_words

@@ -11,10 +11,10 @@ from textual.binding import Binding, BindingType
 from textual.widgets import Input
 
 from vlora_engine.adapters.address import is_hub_place
-from vlora_tui.tui.screens.adapter_body import Body
-from vlora_tui.tui.screens.adapter_finding import FindingView
-from vlora_tui.tui.screens.adapter_rows import Row, keep, ordered
-from vlora_tui.tui.screens.start_page import StartPage
+from vlora_tui.tui.adapters.body import Body
+from vlora_tui.tui.adapters.finding import FindingView
+from vlora_tui.tui.adapters.rows import Row, keep, ordered
+from vlora_tui.tui.adapters.start_page import StartPage
 from vlora_tui.tui.text import (
     clean,
     place_words,
@@ -163,7 +163,7 @@ class AdaptersView(FindingView):
             self.action_open()
 
     def action_open(self) -> None:
-        from vlora_tui.tui.screens.open_folder import OpenFolder
+        from vlora_tui.tui.adapters.open_folder import OpenFolder
 
         places = self._scanner.places
         folders = [place for place in places if not is_hub_place(place)]

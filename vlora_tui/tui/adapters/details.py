@@ -8,7 +8,7 @@ from rich.style import Style
 from rich.text import Text
 
 from vlora_engine.manifest.card import stored_in
-from vlora_tui.tui.screens.adapter_rows import Row
+from vlora_tui.tui.adapters.rows import Row
 from vlora_tui.tui.text import (
     clean,
     number,

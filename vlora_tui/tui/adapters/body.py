@@ -9,9 +9,14 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import Input, Static
 
+from vlora_tui.tui.adapters.details import (
+    LABEL,
+    Tones,
+    facts,
+    findings,
+)
+from vlora_tui.tui.adapters.rows import COLUMNS, Row
 from vlora_tui.tui.folding import hanging
-from vlora_tui.tui.screens.adapter_details import LABEL, Tones, facts, findings
-from vlora_tui.tui.screens.adapter_rows import COLUMNS, Row
 from vlora_tui.tui.widgets.table import Cell, Table
 
 TONES = ("muted", "good", "warning", "error", "accent")
