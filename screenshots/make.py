@@ -59,7 +59,7 @@ def picture(name: str, arguments: list[str], folder: str) -> None:
 
 async def interface(folder: str) -> None:
     """Walk through the five steps on the demo collection, as a user would, and look at each."""
-    from vlora_tui.tui.app import VLoRAApp
+    from vlora_tui.tui.app.app import VLoRAApp
 
     app = VLoRAApp([f"{folder}/vlora-demo/adapters"])
     app.session.output = f"{folder}/shared"

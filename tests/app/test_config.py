@@ -79,7 +79,7 @@ def test_the_template_is_a_sound_file_that_changes_nothing(file: Path) -> None:
 def test_keys_that_cannot_be_are_told_with_their_line(
     file: Path, keys: str, line: int, word: str
 ) -> None:
-    from vlora_tui.tui.keymap import check_keys
+    from vlora_tui.tui.app.keymap import check_keys
 
     file.write_text(f"[keys]\n{keys}\n")
     problems = check_keys(load_config())
@@ -88,7 +88,7 @@ def test_keys_that_cannot_be_are_told_with_their_line(
 
 
 def test_good_keys_are_no_problem(file: Path) -> None:
-    from vlora_tui.tui.keymap import check_keys
+    from vlora_tui.tui.app.keymap import check_keys
 
     file.write_text('[keys]\n"app.help" = "f1,?"\napp.copy = "c"\n"step.run" = ["f3", "3"]\n')
     config = load_config()

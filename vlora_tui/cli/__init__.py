@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _interface() -> int:
     """The interface, without the parser: that alone would take a tenth of a second."""
-    from vlora_tui.tui.start import start
+    from vlora_tui.tui.app.start import start
 
     try:
         return start()

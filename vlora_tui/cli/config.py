@@ -84,7 +84,7 @@ def _show(out: Output) -> int:
     settings = load_config()
     problems = list(settings.problems)
     if settings.keys:
-        from vlora_tui.tui.keymap import check_keys
+        from vlora_tui.tui.app.keymap import check_keys
 
         problems += check_keys(settings)
     rows = [

@@ -36,7 +36,7 @@ def open_interface(
     instead: str = HEADLESS,
 ) -> int:
     """Open it with the flags that stand before the command; return its exit code."""
-    from vlora_tui.tui.start import start
+    from vlora_tui.tui.app.start import start
 
     flags = (ctx.obj if ctx is not None else None) or {}
     return start(paths, recipe, demo=demo, instead=instead, **flags)

@@ -60,7 +60,7 @@ def run(
         return
     opens = not (headless or writing.print_recipe or writing.dry_run or preview)
     if opens:
-        from vlora_tui.tui.start import require_terminal
+        from vlora_tui.tui.app.start import require_terminal
 
         instead = f"vlora-tui run --headless {shlex.join(sources[:3])} ..."
         require_terminal(instead)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vlora_engine.spectra.tables import Spectra
     from vlora_tui.jobs import JobStore, JobView, JobWatcher
     from vlora_tui.recipe.model import Recipe
-    from vlora_tui.tui.app import VLoRAApp
+    from vlora_tui.tui.app.app import VLoRAApp
 
 POLL_SECONDS = 0.5
 

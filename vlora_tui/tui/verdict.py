@@ -18,7 +18,7 @@ from vlora_tui.tui.text import clean, plural
 if TYPE_CHECKING:
     from vlora_engine.spectra.tables import Spectra
     from vlora_tui.jobs import JobView
-    from vlora_tui.tui.app import VLoRAApp
+    from vlora_tui.tui.app.app import VLoRAApp
     from vlora_tui.tui.widgets.dialogs import Option
 
 LEAVE, SHOW, STOP = "leave", "show", "stop"

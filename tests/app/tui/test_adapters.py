@@ -18,7 +18,7 @@ from vlora_tui.tui.adapters.rows import NOT_CHECKED
 from vlora_tui.tui.adapters.scanner import pasted_paths
 from vlora_tui.tui.adapters.start_page import StartPage
 from vlora_tui.tui.adapters.view import AdaptersView
-from vlora_tui.tui.app import VLoRAApp
+from vlora_tui.tui.app.app import VLoRAApp
 
 
 @pytest.fixture

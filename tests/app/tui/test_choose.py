@@ -21,7 +21,7 @@ from vlora_engine.compress.build import build_subspace
 from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.spectra.choose import choose
 from vlora_engine.spectra.tables import Spectra
-from vlora_tui.tui.app import VLoRAApp
+from vlora_tui.tui.app.app import VLoRAApp
 from vlora_tui.tui.choice_text import percent
 from vlora_tui.tui.screens import choose_work
 from vlora_tui.tui.screens.choose import ChooseView

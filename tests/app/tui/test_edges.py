@@ -16,7 +16,7 @@ from textual.pilot import Pilot
 from tests.app.tui.drive import run
 from tests.app.tui.test_adapters import app, names, settle, view
 from tests.app.tui.test_start import COMMAND, Terminal
-from vlora_tui.tui.app import STEPS
+from vlora_tui.tui.app.app import STEPS
 
 Close = Callable[[Path], None]
 

@@ -21,8 +21,8 @@ from vlora_tui.jobs.drafts import Drafts
 from vlora_tui.recipe.reader import load_recipe
 from vlora_tui.tui import typeahead
 from vlora_tui.tui.adapters.start_page import StartPage
-from vlora_tui.tui.app import VLoRAApp
-from vlora_tui.tui.frame import Frame
+from vlora_tui.tui.app.app import VLoRAApp
+from vlora_tui.tui.app.base_app import Frame
 from vlora_tui.tui.widgets.dialogs import Ask, Help, ListProblems, Option, Prompt
 from vlora_tui.tui.widgets.table import Table
 
@@ -75,7 +75,12 @@ def test_the_palette_has_every_action(runs: Path) -> None:
 
 
 def test_every_binding_has_an_id_words_and_no_key_of_the_terminals() -> None:
-    from vlora_tui.tui.keymap import MODULES, TERMINAL_KEYS, _normals, known_bindings
+    from vlora_tui.tui.app.keymap import (
+        MODULES,
+        TERMINAL_KEYS,
+        _normals,
+        known_bindings,
+    )
 
     assert len(known_bindings()) > 30
     for module in MODULES:

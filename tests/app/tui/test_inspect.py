@@ -37,7 +37,7 @@ from vlora_engine.manifest.task_errors import task_figures
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.spectra.tables import Spectra
 from vlora_tui.tui import inspecting
-from vlora_tui.tui.app import VLoRAApp
+from vlora_tui.tui.app.app import VLoRAApp
 from vlora_tui.tui.inspecting import Diff, Likeness, kin_of, likeness_of
 from vlora_tui.tui.screens import inspect_asking as screen
 from vlora_tui.tui.screens.inspect import InspectView

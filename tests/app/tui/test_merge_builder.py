@@ -17,6 +17,7 @@ from vlora_engine.analysis.relations import Relations
 from vlora_engine.errors import NotFoundError
 from vlora_tui.jobs.watch import State
 from vlora_tui.pipeline import events
+from vlora_tui.tui.app.keys import Keys
 from vlora_tui.tui.export_settings import MERGES
 from vlora_tui.tui.inspecting import Likeness
 from vlora_tui.tui.screens import export_details
@@ -25,7 +26,6 @@ from vlora_tui.tui.screens.export_items import ItemsPane
 from vlora_tui.tui.screens.export_merge import MethodBox, likeness_words, method_text
 from vlora_tui.tui.session import Session
 from vlora_tui.tui.subcommand import ask_command
-from vlora_tui.tui.widgets.keys import Keys
 from vlora_tui.tui.widgets.table import Table
 
 __all__ = ["opened"]  # the fixture

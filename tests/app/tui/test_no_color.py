@@ -12,7 +12,7 @@ from textual.widgets import Static
 from tests.app.tui.drive import run
 from tests.app.tui.test_bytes import PROGRAM, places
 from tests.app.tui.test_start import Terminal
-from vlora_tui.tui.app import VLoRAApp
+from vlora_tui.tui.app.app import VLoRAApp
 from vlora_tui.tui.widgets.dialogs import Ask, Option
 from vlora_tui.tui.widgets.heatmap import Heatmap
 from vlora_tui.tui.widgets.table import Table

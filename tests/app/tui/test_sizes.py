@@ -28,7 +28,7 @@ from vlora_tui.recipe.model import (
 )
 from vlora_tui.recipe.reader import parse_recipe
 from vlora_tui.tui import desk
-from vlora_tui.tui.app import VLoRAApp
+from vlora_tui.tui.app.app import VLoRAApp
 from vlora_tui.tui.choice_text import percent
 from vlora_tui.tui.screens import choose_work
 from vlora_tui.tui.screens.choose_sizes import FEW, KINDS, Sizes, sharing_text

@@ -30,7 +30,7 @@ from vlora_tui.jobs.store import Job, JobInfo
 from vlora_tui.jobs.watch import JobView, State, Told
 from vlora_tui.pipeline import events
 from vlora_tui.tui import exporting, job_text
-from vlora_tui.tui.app import STEPS, VLoRAApp
+from vlora_tui.tui.app.app import STEPS, VLoRAApp
 from vlora_tui.tui.screens import choose_work
 from vlora_tui.tui.session import Choosing, Session
 

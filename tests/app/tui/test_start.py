@@ -117,7 +117,7 @@ def test_every_way_in_needs_a_terminal(cli: Cli, words: tuple[str, ...]) -> None
 
 
 def test_a_dumb_terminal_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    from vlora_tui.tui.start import NoTerminalError, require_terminal
+    from vlora_tui.tui.app.start import NoTerminalError, require_terminal
 
     monkeypatch.setattr(sys.stdin, "isatty", lambda: True, raising=False)
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)

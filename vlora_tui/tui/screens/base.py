@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 from textual.containers import Vertical
 
 if TYPE_CHECKING:
-    from vlora_tui.tui.app import VLoRAApp
+    from vlora_tui.tui.app.app import VLoRAApp
     from vlora_tui.tui.session import Session
 
 

@@ -51,7 +51,7 @@ def start(
     from vlora_tui.config import load_config
 
     config = load_config({"ascii": ascii_only or None, "theme": theme})
-    from vlora_tui.tui.app import VLoRAApp
+    from vlora_tui.tui.app.app import VLoRAApp
     from vlora_tui.tui.driver import Terminal
 
     app = VLoRAApp(paths, config=config)

@@ -13,13 +13,13 @@ from textual.widgets import ContentSwitcher
 
 from vlora_tui.config import Config, load_config
 from vlora_tui.sizes import how_much
+from vlora_tui.tui.app.base_app import Frame
+from vlora_tui.tui.app.keys import Keys
 from vlora_tui.tui.desk import Desk
-from vlora_tui.tui.frame import Frame
 from vlora_tui.tui.screens.base import View
 from vlora_tui.tui.session import Session
 from vlora_tui.tui.text import size, tilde
 from vlora_tui.tui.verdict import Verdict
-from vlora_tui.tui.widgets.keys import Keys
 from vlora_tui.tui.widgets.topbar import TopBar
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from vlora_tui.config import Config, Problem
 
 TERMINAL_KEYS = ("ctrl+a", "ctrl+b", "ctrl+h", "ctrl+j", "ctrl+s", "ctrl+z")
 MODULES = (
-    "vlora_tui.tui.app",
+    "vlora_tui.tui.app.app",
     "vlora_tui.tui.adapters.view",
     "vlora_tui.tui.screens.choose",
     "vlora_tui.tui.screens.run",

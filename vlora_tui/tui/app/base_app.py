@@ -187,7 +187,7 @@ class Frame(KeysInOrder):
             what = f"there is no theme {str(self.config['theme'])!r}"
             problems.append(Problem(None, what, "the palette (:) lists them"))
         if self.config.keys:
-            from vlora_tui.tui.keymap import check_keys
+            from vlora_tui.tui.app.keymap import check_keys
 
             problems += check_keys(self.config)
         if problems:
