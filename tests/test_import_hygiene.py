@@ -37,7 +37,7 @@ FORBIDDEN = [
 # library, the only place that may import it
 ONLY_IN = [
     ("textual", "vlora_tui.tui"),
-    ("plotext", "vlora_tui.tui.plots"),
+    ("plotext", "vlora_tui.tui.charts.variance_plot"),
     ("typer", "vlora_tui.cli"),
 ]
 

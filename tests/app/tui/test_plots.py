@@ -7,8 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vlora_tui.tui import plots
-from vlora_tui.tui.plots import Look, Marks, VarianceData, variance_chart
+from vlora_tui.tui.charts import variance_plot as charts_variance_plot
+from vlora_tui.tui.charts.variance_plot import (
+    Look,
+    Marks,
+    VarianceData,
+    variance_chart,
+)
 
 LOOK = Look("test")
 ASCII = Look("test", ascii_only=True)
@@ -116,13 +121,13 @@ def test_many_k_are_drawn_in_their_logarithm() -> None:
 
 def test_moving_k_does_not_plot_again(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[int] = []
-    plain = plots.rasterise
+    plain = charts_variance_plot.rasterise
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         drawn.append(1)
         return plain(*args, **kwargs)
 
-    monkeypatch.setattr(plots, "rasterise", counted)
+    monkeypatch.setattr(charts_variance_plot, "rasterise", counted)
     data = curves(("once",))
     for k in range(1, 40):
         variance_chart(data, Marks(k=k, low=k, high=k), (70, 20), LOOK)
@@ -136,7 +141,9 @@ def test_curves_keep_their_roles_and_the_focus_is_on_top() -> None:
     k = np.arange(20)
     data = VarianceData(("roles",), k, flat, flat, flat, 2, 2, focus=(k, flat), focus_name="x")
     text = variance_chart(data, Marks(stretched=False), (50, 13), LOOK)
-    canvas = plots._curves(data, plots._Frame(6, 1, 44, 10, 19, False), LOOK)
+    canvas = charts_variance_plot._curves(
+        data, charts_variance_plot._Frame(6, 1, 44, 10, 19, False), LOOK
+    )
     roles = {role for row in canvas.roles for role in row if role}
     assert roles == {"focus"} | ({"guide"} if LOOK.band is None else set())
     assert text.plain

@@ -7,9 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vlora_tui.tui import size_plot
-from vlora_tui.tui.plots import Look
-from vlora_tui.tui.size_plot import DRAWN, MARKS, SizeData, SizeLine, SizeMarks, size_chart
+from vlora_tui.tui.charts import size_plot
+from vlora_tui.tui.charts.size_plot import (
+    DRAWN,
+    MARKS,
+    SizeData,
+    SizeLine,
+    SizeMarks,
+    size_chart,
+)
+from vlora_tui.tui.charts.variance_plot import Look
 
 LOOK = Look("test")
 ASCII = Look("test", ascii_only=True)

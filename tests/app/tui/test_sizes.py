@@ -29,11 +29,11 @@ from vlora_tui.recipe.model import (
 from vlora_tui.recipe.reader import parse_recipe
 from vlora_tui.tui import desk
 from vlora_tui.tui.app.app import VLoRAApp
+from vlora_tui.tui.charts.size_plot import MARKS
 from vlora_tui.tui.choice_text import percent
 from vlora_tui.tui.screens import choose_work
 from vlora_tui.tui.screens.choose_sizes import FEW, KINDS, Sizes, sharing_text
 from vlora_tui.tui.session import Choosing
-from vlora_tui.tui.size_plot import MARKS
 from vlora_tui.tui.targets import moved
 from vlora_tui.tui.text import size
 from vlora_tui.tui.widgets.curve import CurvePane, SizesPane

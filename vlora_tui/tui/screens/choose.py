@@ -17,8 +17,8 @@ from textual.widgets import Static
 
 from vlora_tui.pipeline.forecast import Loss
 from vlora_tui.sizes import how_much
+from vlora_tui.tui.charts.variance_plot import prepare
 from vlora_tui.tui.folding import Hanging
-from vlora_tui.tui.plots import prepare
 from vlora_tui.tui.screens.choose_data import Atlas
 from vlora_tui.tui.screens.choose_moves import Moves
 from vlora_tui.tui.screens.choose_sizes import loss_cells

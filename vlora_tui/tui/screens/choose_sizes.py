@@ -30,15 +30,15 @@ from vlora_tui.pipeline.forecast import (
     Loss,
     losses_of_choice,
 )
+from vlora_tui.tui.charts.size_plot import SizeData, SizeLine, SizeMarks
 from vlora_tui.tui.choice_text import percent, plain_percent
 from vlora_tui.tui.session import Choosing, Figures, Session
-from vlora_tui.tui.size_plot import SizeData, SizeLine, SizeMarks
 from vlora_tui.tui.text import clean, plural, size
 
 if TYPE_CHECKING:
     from vlora_engine.codec.forecast import Outlook
     from vlora_engine.spectra.tables import Spectra
-    from vlora_tui.tui.plots import Array
+    from vlora_tui.tui.charts.variance_plot import Array
 
 KINDS = {
     "delta": "share one basis a side (delta)",

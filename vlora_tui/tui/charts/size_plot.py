@@ -14,7 +14,15 @@ import numpy as np
 from rich.text import Text
 
 from vlora_tui.sizes import size as byte_words
-from vlora_tui.tui.plots import Array, Canvas, Look, cached, canvases, rasterise, texts
+from vlora_tui.tui.charts.variance_plot import (
+    Array,
+    Canvas,
+    Look,
+    cached,
+    canvases,
+    rasterise,
+    texts,
+)
 
 DRAWN = ("flat", "columns", "delta", "own", "auto")  # in this order, so that auto is on top
 MARKS = {"auto": "●", "own": "○", "delta": "▲", "columns": "■", "flat": "◇"}
