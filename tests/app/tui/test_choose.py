@@ -22,16 +22,16 @@ from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.spectra.choose import choose
 from vlora_engine.spectra.tables import Spectra
 from vlora_tui.tui.app.app import VLoRAApp
-from vlora_tui.tui.choice_text import percent
-from vlora_tui.tui.screens import choose_work
-from vlora_tui.tui.screens.choose import ChooseView
-from vlora_tui.tui.screens.choose_data import Atlas, Shown
+from vlora_tui.tui.choose import worker as choose_worker
+from vlora_tui.tui.choose.curve_pane import CurvePane
+from vlora_tui.tui.choose.data import Atlas, Shown
+from vlora_tui.tui.choose.figures_pane import FiguresPane
+from vlora_tui.tui.choose.text import percent
+from vlora_tui.tui.choose.view import ChooseView
 from vlora_tui.tui.session import Choosing, Session
 from vlora_tui.tui.text import size
 from vlora_tui.tui.widgets.ask import AskLine
-from vlora_tui.tui.widgets.curve import CurvePane
 from vlora_tui.tui.widgets.dialogs import Ask, Option
-from vlora_tui.tui.widgets.figures import FiguresPane
 from vlora_tui.tui.widgets.heatmap import Heatmap
 
 LAYER = "transformer.h.0.attn.c_attn"
@@ -54,8 +54,8 @@ def measured(adapters: list[Path], tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The other methods are worked out without waiting for quiet; a state of its own."""
-    monkeypatch.setattr(choose_work, "QUIET_SECONDS", 0.001)
-    monkeypatch.setattr(choose_work, "ARRIVING_SECONDS", 0.001)
+    monkeypatch.setattr(choose_worker, "QUIET_SECONDS", 0.001)
+    monkeypatch.setattr(choose_worker, "ARRIVING_SECONDS", 0.001)
     for name in ("STATE", "CONFIG", "CACHE", "DATA"):
         monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name.lower()))
 

@@ -30,14 +30,19 @@ from vlora_tui.recipe.reader import parse_recipe
 from vlora_tui.tui import desk
 from vlora_tui.tui.app.app import VLoRAApp
 from vlora_tui.tui.charts.size_plot import MARKS
-from vlora_tui.tui.choice_text import percent
-from vlora_tui.tui.screens import choose_work
-from vlora_tui.tui.screens.choose_sizes import FEW, KINDS, Sizes, sharing_text
+from vlora_tui.tui.choose import worker as choose_worker
+from vlora_tui.tui.choose.curve_pane import CurvePane, SizesPane
+from vlora_tui.tui.choose.figures_pane import FiguresPane
+from vlora_tui.tui.choose.sizes import (
+    FEW,
+    KINDS,
+    Sizes,
+    sharing_text,
+)
+from vlora_tui.tui.choose.target_steps import moved
+from vlora_tui.tui.choose.text import percent
 from vlora_tui.tui.session import Choosing
-from vlora_tui.tui.targets import moved
 from vlora_tui.tui.text import size
-from vlora_tui.tui.widgets.curve import CurvePane, SizesPane
-from vlora_tui.tui.widgets.figures import FiguresPane
 from vlora_tui.tui.widgets.table import Table
 
 MODULES = {
@@ -83,7 +88,7 @@ def measured(adapters: list[Path], tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(choose_work, "QUIET_SECONDS", 0.001)
+    monkeypatch.setattr(choose_worker, "QUIET_SECONDS", 0.001)
     for name in ("STATE", "CONFIG", "CACHE", "DATA"):
         monkeypatch.setenv(f"XDG_{name}_HOME", str(tmp_path / name.lower()))
 

@@ -31,7 +31,7 @@ from vlora_tui.jobs.watch import JobView, State, Told
 from vlora_tui.pipeline import events
 from vlora_tui.tui import exporting, job_text
 from vlora_tui.tui.app.app import STEPS, VLoRAApp
-from vlora_tui.tui.screens import choose_work
+from vlora_tui.tui.choose import worker as choose_worker
 from vlora_tui.tui.session import Choosing, Session
 
 PICTURES = Path(__file__).parent / "snapshots"
@@ -70,8 +70,8 @@ def _frozen(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ScrollBar, "renderer", ScrollBarRender)  # --ascii changes it for good
     monkeypatch.setattr(job_text, "clock", lambda when: "09:41")
     monkeypatch.setattr(exporting, "free_bytes", lambda path: 64_000_000_000)
-    monkeypatch.setattr(choose_work, "QUIET_SECONDS", 0.001)
-    monkeypatch.setattr(choose_work, "ARRIVING_SECONDS", 0.001)
+    monkeypatch.setattr(choose_worker, "QUIET_SECONDS", 0.001)
+    monkeypatch.setattr(choose_worker, "ARRIVING_SECONDS", 0.001)
 
 
 def jobs() -> list[JobView]:

@@ -13,7 +13,7 @@ from textual.geometry import Size
 from textual.message import Message
 from textual.widget import Widget
 
-from vlora_tui.tui.choice_text import goal_words, percent, spread
+from vlora_tui.tui.choose.text import goal_words, percent, spread
 from vlora_tui.tui.session import Choosing, Figures
 from vlora_tui.tui.text import clean, size
 

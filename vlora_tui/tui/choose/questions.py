@@ -10,7 +10,7 @@ from vlora_tui.tui.text import clean, size
 from vlora_tui.tui.widgets.ask import Question
 
 if TYPE_CHECKING:
-    from vlora_tui.tui.screens.choose_data import Atlas, Shown
+    from vlora_tui.tui.choose.data import Atlas, Shown
     from vlora_tui.tui.session import Session
 
 

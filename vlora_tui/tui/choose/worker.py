@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from textual.message import Message
 
+from vlora_tui.tui.choose.data import Atlas, Shown
+from vlora_tui.tui.choose.sizes import Sizes
 from vlora_tui.tui.screens.base import View
-from vlora_tui.tui.screens.choose_data import Atlas, Shown
-from vlora_tui.tui.screens.choose_sizes import Sizes
 from vlora_tui.tui.session import Choosing, Figures
 
 if TYPE_CHECKING:

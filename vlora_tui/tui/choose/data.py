@@ -21,10 +21,16 @@ from vlora_engine.spectra.k_curves import (
 )
 from vlora_engine.spectra.sizes import factor_bytes_16, input_bytes
 from vlora_tui.tui.charts.variance_plot import Marks, VarianceData
-from vlora_tui.tui.choice_text import difference, percent, spread, verdict, worst_layer
+from vlora_tui.tui.choose.figures_pane import LEVELS, Row, Sheet
+from vlora_tui.tui.choose.text import (
+    difference,
+    percent,
+    spread,
+    verdict,
+    worst_layer,
+)
 from vlora_tui.tui.session import Choosing, Figures, Session
 from vlora_tui.tui.text import clean
-from vlora_tui.tui.widgets.figures import LEVELS, Row, Sheet
 from vlora_tui.tui.widgets.heatmap import Cell, LayerGrid, arrange
 
 if TYPE_CHECKING:

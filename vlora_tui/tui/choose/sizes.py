@@ -31,7 +31,7 @@ from vlora_tui.pipeline.forecast import (
     losses_of_choice,
 )
 from vlora_tui.tui.charts.size_plot import SizeData, SizeLine, SizeMarks
-from vlora_tui.tui.choice_text import percent, plain_percent
+from vlora_tui.tui.choose.text import percent, plain_percent
 from vlora_tui.tui.session import Choosing, Figures, Session
 from vlora_tui.tui.text import clean, plural, size
 

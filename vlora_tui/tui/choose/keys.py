@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vlora_engine.quantization.packing import QUANTIZATIONS
-from vlora_tui.tui.screens.choose_data import Atlas
-from vlora_tui.tui.screens.choose_questions import question
-from vlora_tui.tui.screens.choose_work import Figuring
+from vlora_tui.tui.choose.data import Atlas
+from vlora_tui.tui.choose.questions import question
+from vlora_tui.tui.choose.target_steps import moved
+from vlora_tui.tui.choose.worker import Figuring
 from vlora_tui.tui.session import MAX_PINS, Choosing, Figures
-from vlora_tui.tui.targets import moved
 from vlora_tui.tui.widgets.ask import AskLine
 
 DTYPES = ("auto", "fp16", "fp32", "bf16")

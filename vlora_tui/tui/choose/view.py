@@ -18,15 +18,15 @@ from textual.widgets import Static
 from vlora_tui.pipeline.forecast import Loss
 from vlora_tui.sizes import how_much
 from vlora_tui.tui.charts.variance_plot import prepare
+from vlora_tui.tui.choose.curve_pane import CurvePane, SizesPane
+from vlora_tui.tui.choose.data import Atlas
+from vlora_tui.tui.choose.figures_pane import FiguresPane, brief_lines
+from vlora_tui.tui.choose.keys import Moves
+from vlora_tui.tui.choose.sizes import loss_cells
 from vlora_tui.tui.folding import Hanging
-from vlora_tui.tui.screens.choose_data import Atlas
-from vlora_tui.tui.screens.choose_moves import Moves
-from vlora_tui.tui.screens.choose_sizes import loss_cells
 from vlora_tui.tui.session import Figures
 from vlora_tui.tui.text import clean, plural
 from vlora_tui.tui.widgets.ask import AskLine
-from vlora_tui.tui.widgets.curve import CurvePane, SizesPane
-from vlora_tui.tui.widgets.figures import FiguresPane, brief_lines
 from vlora_tui.tui.widgets.heatmap import Heatmap
 from vlora_tui.tui.widgets.table import Column, Table
 
