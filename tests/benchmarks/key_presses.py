@@ -50,7 +50,7 @@ def main(file: Path, presses: int) -> None:
 def measure(presses: int, *, tasks: int = 100, blocks: int = 32) -> dict[str, list[float]]:
     """Milliseconds of each press, by what is shown."""
     from vlora_tui.tui.app.app import VLoRAApp
-    from vlora_tui.tui.session import Choosing, Session
+    from vlora_tui.tui.core.session import Choosing, Session
 
     session = Session(choosing=Choosing(goal=("k", 32)))
     session.set_spectra(synthetic(tasks, blocks))

@@ -9,17 +9,17 @@ from rich.text import Text
 
 from vlora_tui.pipeline import events
 from vlora_tui.sizes import how_fast, how_much
+from vlora_tui.tui.core.bad_adapters import can_go_on, names_of
 from vlora_tui.tui.text import (
     clean,
     plural,
     size,
     tilde,
 )
-from vlora_tui.tui.verdict import can_go_on, names_of
 
 if TYPE_CHECKING:
     from vlora_tui.jobs import JobView
-    from vlora_tui.tui.session import Session
+    from vlora_tui.tui.core.session import Session
 
 TONES = {
     "running": "accent",

@@ -19,7 +19,7 @@ from vlora_tui.tui.inspecting import task_place
 from vlora_tui.tui.text import clean
 
 if TYPE_CHECKING:
-    from vlora_tui.tui.session import Session
+    from vlora_tui.tui.core.session import Session
 
 SEVERITIES = ("error", "warning", "note")
 

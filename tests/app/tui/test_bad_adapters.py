@@ -19,7 +19,7 @@ from vlora_tui.recipe.model import (
     Recipe,
 )
 from vlora_tui.tui.app.app import VLoRAApp
-from vlora_tui.tui.session import Choosing, Session, is_about
+from vlora_tui.tui.core.session import Choosing, Session, is_about
 from vlora_tui.tui.widgets.dialogs import ListProblems
 from vlora_tui.tui.widgets.table import Table
 

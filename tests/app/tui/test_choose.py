@@ -28,7 +28,7 @@ from vlora_tui.tui.choose.data import Atlas, Shown
 from vlora_tui.tui.choose.figures_pane import FiguresPane
 from vlora_tui.tui.choose.text import percent
 from vlora_tui.tui.choose.view import ChooseView
-from vlora_tui.tui.session import Choosing, Session
+from vlora_tui.tui.core.session import Choosing, Session
 from vlora_tui.tui.text import size
 from vlora_tui.tui.widgets.ask import AskLine
 from vlora_tui.tui.widgets.dialogs import Ask, Option

@@ -34,10 +34,10 @@ from vlora_tui.recipe.model import Export, Recipe
 from vlora_tui.recipe.reader import load_recipe
 from vlora_tui.tui import export_recipes, exporting
 from vlora_tui.tui.app.app import VLoRAApp
+from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.export_settings import MERGES, Settings, tasks_of
 from vlora_tui.tui.screens.export import ExportView
 from vlora_tui.tui.screens.export_preview import PreviewPane
-from vlora_tui.tui.session import Session
 from vlora_tui.tui.widgets.dialogs import Prompt
 from vlora_tui.tui.widgets.form import Form
 from vlora_tui.tui.widgets.table import Table

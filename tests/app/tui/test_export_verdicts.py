@@ -24,10 +24,10 @@ from vlora_tui.jobs.watch import State
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.run import Run
 from vlora_tui.tui import exporting
+from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.export_recipes import recipe_of
 from vlora_tui.tui.export_settings import Settings, Source, adapters_of, tasks_of
 from vlora_tui.tui.export_verdicts import Headers
-from vlora_tui.tui.session import Session
 
 __all__ = ["opened"]  # the fixture
 

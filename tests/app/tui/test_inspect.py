@@ -38,13 +38,13 @@ from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.spectra.tables import Spectra
 from vlora_tui.tui import inspecting
 from vlora_tui.tui.app.app import VLoRAApp
+from vlora_tui.tui.core.session import Choosing, Session
+from vlora_tui.tui.core.subcommand import ask_command
 from vlora_tui.tui.inspecting import Diff, Likeness, kin_of, likeness_of
 from vlora_tui.tui.screens import inspect_asking as screen
 from vlora_tui.tui.screens.inspect import InspectView
 from vlora_tui.tui.screens.inspect_module import ModuleBox
 from vlora_tui.tui.screens.inspect_panes import InspectPanes
-from vlora_tui.tui.session import Choosing, Session
-from vlora_tui.tui.subcommand import ask_command
 from vlora_tui.tui.widgets.heatmap import Heatmap
 from vlora_tui.tui.widgets.matrix import Matrix
 from vlora_tui.tui.widgets.table import Table

@@ -31,11 +31,11 @@ from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.spectra.tables import Spectra
 from vlora_engine.subspace.coverage import coverage_total, subspace_coverage
 from vlora_tui.tui.app.keymap import known_bindings
+from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.inspecting import Coverage, Interference, kin_of, likeness_of
 from vlora_tui.tui.remarks import Remark, module_in, remarks_of
 from vlora_tui.tui.screens import inspect_alike, inspect_asking
 from vlora_tui.tui.screens.inspect_module import ModuleBox
-from vlora_tui.tui.session import Session
 from vlora_tui.tui.widgets.heatmap import Heatmap
 from vlora_tui.tui.widgets.table import Table
 

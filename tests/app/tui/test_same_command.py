@@ -17,9 +17,9 @@ from tests.app.tui.test_sizes import related
 from vlora_engine.catalog.read import read_manifest
 from vlora_tui.cli import main
 from vlora_tui.pipeline.run import Run
+from vlora_tui.tui.core.session import Choosing
 from vlora_tui.tui.export_recipes import command_of, recipe_of
 from vlora_tui.tui.export_settings import Settings, Source, adapters_of, tasks_of
-from vlora_tui.tui.session import Choosing
 
 LAYER = next(iter(make.MODULES))
 

@@ -27,7 +27,6 @@ from vlora_tui.recipe.model import (
     as_tables,
 )
 from vlora_tui.recipe.reader import parse_recipe
-from vlora_tui.tui import desk
 from vlora_tui.tui.app.app import VLoRAApp
 from vlora_tui.tui.charts.size_plot import MARKS
 from vlora_tui.tui.choose import worker as choose_worker
@@ -41,7 +40,8 @@ from vlora_tui.tui.choose.sizes import (
 )
 from vlora_tui.tui.choose.target_steps import moved
 from vlora_tui.tui.choose.text import percent
-from vlora_tui.tui.session import Choosing
+from vlora_tui.tui.core import job_client as core_job_client
+from vlora_tui.tui.core.session import Choosing
 from vlora_tui.tui.text import size
 from vlora_tui.tui.widgets.table import Table
 
@@ -494,11 +494,11 @@ class TestWhatIsMissing:
         recipe = Recipe(Input(tuple(AdapterInput(str(path), path.name) for path in adapters)))
         place = gather(recipe).spectra_dir(MEASURED)
         shutil.copytree(measured, place)
-        assert desk._cached(recipe) is not None
+        assert core_job_client._cached(recipe) is not None
         outlook_file(place).unlink()
-        assert desk._cached(recipe) is None
+        assert core_job_client._cached(recipe) is None
         SpectraRun(recipe, lambda event: None).execute()
-        assert desk._cached(recipe) is not None
+        assert core_job_client._cached(recipe) is not None
 
     def test_a_file_that_cannot_be_read_is_told(self, measured: Path, tmp_path: Path) -> None:
         folder = Path(shutil.copytree(measured, tmp_path / "broken"))

@@ -32,7 +32,7 @@ from vlora_tui.pipeline import events
 from vlora_tui.tui import exporting, job_text
 from vlora_tui.tui.app.app import STEPS, VLoRAApp
 from vlora_tui.tui.choose import worker as choose_worker
-from vlora_tui.tui.session import Choosing, Session
+from vlora_tui.tui.core.session import Choosing, Session
 
 PICTURES = Path(__file__).parent / "snapshots"
 SIZES = [(120, 36), (80, 24), (40, 12)]

@@ -19,8 +19,8 @@ from vlora_tui.tui.adapters.scanner import (
     pasted_paths,
     subspace_row,
 )
-from vlora_tui.tui.screens.base import View
-from vlora_tui.tui.session import remember_folder
+from vlora_tui.tui.core.session import remember_folder
+from vlora_tui.tui.core.view import View
 from vlora_tui.tui.text import clean, place_words
 
 DEMO_PLACE = "vlora-demo/adapters"

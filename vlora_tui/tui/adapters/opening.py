@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vlora_tui.recipe.model import Compress
-from vlora_tui.tui.session import Choosing
+from vlora_tui.tui.core.session import Choosing
 
 
 def choosing_of(compress: Compress) -> tuple[Choosing, list[str]]:

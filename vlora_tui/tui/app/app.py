@@ -15,11 +15,11 @@ from vlora_tui.config import Config, load_config
 from vlora_tui.sizes import how_much
 from vlora_tui.tui.app.base_app import Frame
 from vlora_tui.tui.app.keys import Keys
-from vlora_tui.tui.desk import Desk
-from vlora_tui.tui.screens.base import View
-from vlora_tui.tui.session import Session
+from vlora_tui.tui.core.bad_adapters import Verdict
+from vlora_tui.tui.core.job_client import Desk
+from vlora_tui.tui.core.session import Session
+from vlora_tui.tui.core.view import View
 from vlora_tui.tui.text import size, tilde
-from vlora_tui.tui.verdict import Verdict
 from vlora_tui.tui.widgets.topbar import TopBar
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from vlora_tui.tui.typeahead import KeysInOrder
 if TYPE_CHECKING:
     from vlora_tui.jobs.drafts import Draft, SavedDraft
     from vlora_tui.recipe.model import Recipe
-    from vlora_tui.tui.desk import Desk
-    from vlora_tui.tui.session import Session
+    from vlora_tui.tui.core.job_client import Desk
+    from vlora_tui.tui.core.session import Session
 
 WIDTHS = [(0, "-tiny"), (60, "-narrow"), (80, "-medium"), (110, "-wide"), (150, "-huge")]
 HEIGHTS = [(0, "-short"), (20, "-low"), (30, "-tall")]

@@ -9,7 +9,7 @@ from textual.widget import Widget
 from textual.widgets import Footer
 from textual.widgets._footer import FooterKey
 
-from vlora_tui.tui.screens.base import View
+from vlora_tui.tui.core.view import View
 
 ALWAYS = ("explain", "leave")  # nobody is left without help or a way out
 

@@ -29,7 +29,7 @@ from vlora_tui.tui.choose.text import (
     verdict,
     worst_layer,
 )
-from vlora_tui.tui.session import Choosing, Figures, Session
+from vlora_tui.tui.core.session import Choosing, Figures, Session
 from vlora_tui.tui.text import clean
 from vlora_tui.tui.widgets.heatmap import Cell, LayerGrid, arrange
 

@@ -14,7 +14,7 @@ from textual.message import Message
 from textual.widget import Widget
 
 from vlora_tui.tui.choose.text import goal_words, percent, spread
-from vlora_tui.tui.session import Choosing, Figures
+from vlora_tui.tui.core.session import Choosing, Figures
 from vlora_tui.tui.text import clean, size
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from vlora_tui.tui.choose.data import Atlas
 from vlora_tui.tui.choose.questions import question
 from vlora_tui.tui.choose.target_steps import moved
 from vlora_tui.tui.choose.worker import Figuring
-from vlora_tui.tui.session import MAX_PINS, Choosing, Figures
+from vlora_tui.tui.core.session import MAX_PINS, Choosing, Figures
 from vlora_tui.tui.widgets.ask import AskLine
 
 DTYPES = ("auto", "fp16", "fp32", "bf16")

@@ -11,7 +11,7 @@ from vlora_tui.tui.widgets.ask import Question
 
 if TYPE_CHECKING:
     from vlora_tui.tui.choose.data import Atlas, Shown
-    from vlora_tui.tui.session import Session
+    from vlora_tui.tui.core.session import Session
 
 
 def question(what: str, atlas: Atlas, shown: Shown, session: Session) -> Question:

@@ -32,7 +32,7 @@ from vlora_tui.pipeline.forecast import (
 )
 from vlora_tui.tui.charts.size_plot import SizeData, SizeLine, SizeMarks
 from vlora_tui.tui.choose.text import percent, plain_percent
-from vlora_tui.tui.session import Choosing, Figures, Session
+from vlora_tui.tui.core.session import Choosing, Figures, Session
 from vlora_tui.tui.text import clean, plural, size
 
 if TYPE_CHECKING:

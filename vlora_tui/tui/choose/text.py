@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from vlora_engine.utils.ranking import ranked, worst
-from vlora_tui.tui.session import Choosing, Figures
+from vlora_tui.tui.core.session import Choosing, Figures
 from vlora_tui.tui.text import size
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from textual.message import Message
 
 from vlora_tui.tui.choose.data import Atlas, Shown
 from vlora_tui.tui.choose.sizes import Sizes
-from vlora_tui.tui.screens.base import View
-from vlora_tui.tui.session import Choosing, Figures
+from vlora_tui.tui.core.session import Choosing, Figures
+from vlora_tui.tui.core.view import View
 
 if TYPE_CHECKING:
     from textual.timer import Timer

@@ -11,11 +11,11 @@ from textual.message import Message
 from vlora_engine.errors import VLoRAError
 from vlora_tui.pipeline import events
 from vlora_tui.tui import exporting
+from vlora_tui.tui.core.pane_view import PaneView
 from vlora_tui.tui.export_recipes import recipe_of
 from vlora_tui.tui.export_settings import Settings, Source
 from vlora_tui.tui.export_verdicts import Headers
 from vlora_tui.tui.exporting import Plan
-from vlora_tui.tui.screens.panes import PaneView
 
 if TYPE_CHECKING:
     from vlora_engine.manifest.manifest import Manifest

@@ -12,7 +12,7 @@ from textual.message import Message
 from textual.worker import get_current_worker
 
 from vlora_engine.errors import VLoRAError
-from vlora_tui.tui.subcommand import ask_command
+from vlora_tui.tui.core.subcommand import ask_command
 
 Arguments = tuple[str, ...]
 Read = Callable[[Mapping[str, Any]], Any]

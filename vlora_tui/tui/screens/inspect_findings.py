@@ -25,7 +25,7 @@ from vlora_tui.tui.text import clean, plural
 from vlora_tui.tui.widgets.table import Cell, Table
 
 if TYPE_CHECKING:
-    from vlora_tui.tui.session import Session
+    from vlora_tui.tui.core.session import Session
 
 Judged = tuple[str, tuple[str, ...]]  # a target, and the places that it was asked about
 

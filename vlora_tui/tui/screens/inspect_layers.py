@@ -32,7 +32,7 @@ from vlora_tui.tui.widgets.heatmap import Cell, Heatmap, arrange
 
 if TYPE_CHECKING:
     from vlora_engine.manifest.task_errors import TaskFigures
-    from vlora_tui.tui.session import Session
+    from vlora_tui.tui.core.session import Session
 
 FRAME = 5  # lines of the pane that are no layers: borders, head, what is said
 SHORT = {

@@ -12,6 +12,7 @@ from textual.widgets import Input, Static
 
 from vlora_tui.report.comparison import CLUSTERED
 from vlora_tui.tui import inspecting
+from vlora_tui.tui.core.pane_view import PaneView
 from vlora_tui.tui.inspecting import Group, Kin, Likeness
 from vlora_tui.tui.remarks import Remark
 from vlora_tui.tui.screens.inspect_alike import AlikePane
@@ -21,7 +22,6 @@ from vlora_tui.tui.screens.inspect_groups import GroupsPane
 from vlora_tui.tui.screens.inspect_layers import LayersPane
 from vlora_tui.tui.screens.inspect_lines import Subject, why_no_likeness
 from vlora_tui.tui.screens.inspect_tasks import TasksPane
-from vlora_tui.tui.screens.panes import PaneView
 from vlora_tui.tui.widgets.tabs import PaneTabs, Tab
 
 if TYPE_CHECKING:

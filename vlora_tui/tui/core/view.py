@@ -8,7 +8,7 @@ from textual.containers import Vertical
 
 if TYPE_CHECKING:
     from vlora_tui.tui.app.app import VLoRAApp
-    from vlora_tui.tui.session import Session
+    from vlora_tui.tui.core.session import Session
 
 
 class View(Vertical):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from textual.screen import ModalScreen
 
 from vlora_engine.findings import Finding
-from vlora_tui.tui.session import Session, is_about
+from vlora_tui.tui.core.session import Session, is_about
 from vlora_tui.tui.text import clean, plural
 
 if TYPE_CHECKING:

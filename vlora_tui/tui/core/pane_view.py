@@ -5,7 +5,7 @@ from __future__ import annotations
 from textual import events
 from textual.widget import Widget
 
-from vlora_tui.tui.screens.base import View
+from vlora_tui.tui.core.view import View
 from vlora_tui.tui.widgets.tabs import PaneTabs, Tab
 
 FRAME = 2  # lines of the terminal that are not the view's: the status line and the keys
