@@ -32,12 +32,13 @@ from vlora_tui.jobs.watch import JobView, State, Told
 from vlora_tui.pipeline import events
 from vlora_tui.recipe.model import Export, Recipe
 from vlora_tui.recipe.reader import load_recipe
-from vlora_tui.tui import export_recipes, exporting
 from vlora_tui.tui.app.app import VLoRAApp
 from vlora_tui.tui.core.session import Session
-from vlora_tui.tui.export_settings import MERGES, Settings, tasks_of
-from vlora_tui.tui.screens.export import ExportView
-from vlora_tui.tui.screens.export_preview import PreviewPane
+from vlora_tui.tui.export import plan as export_plan
+from vlora_tui.tui.export import recipes as export_recipes
+from vlora_tui.tui.export.preview import PreviewPane
+from vlora_tui.tui.export.settings import MERGES, Settings, tasks_of
+from vlora_tui.tui.export.view import ExportView
 from vlora_tui.tui.widgets.dialogs import Prompt
 from vlora_tui.tui.widgets.form import Form
 from vlora_tui.tui.widgets.table import Table
@@ -142,7 +143,7 @@ def test_sizes_are_those_that_are_written(subspace: Path, cli: Cli, tmp_path: Pa
         out = tmp_path / f"out-{dtype}"
         cli("export", subspace, "--all", "-o", out, *(["--dtype", dtype] if dtype else []))
         for task in manifest.tasks.values():
-            expected = exporting.adapter_bytes(manifest, task, dtype)
+            expected = export_plan.adapter_bytes(manifest, task, dtype)
             assert expected == pytest.approx(directory_bytes(out / task.file[:-12]), rel=0.1)
 
 
@@ -157,11 +158,11 @@ def test_every_method_of_the_engine_is_offered_with_its_parameters() -> None:
 
 
 def form_fields(settings: Settings, marked: int) -> list[Any]:
-    from vlora_tui.tui.screens.export_lines import form_lines
+    from vlora_tui.tui.export.form_rows import form_lines
 
     return form_lines(
         settings,
-        exporting.Plan(),
+        export_plan.Plan(),
         [f"t{i}" for i in range(marked)],
         after_build=False,
         ascii_only=True,
@@ -197,7 +198,7 @@ def test_a_merge_that_cannot_be_says_so_before_it_starts(
     subspace: Path, settings: Settings, words: str | None
 ) -> None:
     source = tasks_of(read_manifest(subspace))
-    plan = exporting.plan(source, [item.name for item in source.items], settings)
+    plan = export_plan.plan(source, [item.name for item in source.items], settings)
     assert (plan.problem is None) if words is None else (words in str(plan.problem))
 
 
@@ -210,15 +211,15 @@ def test_what_stands_in_the_way_is_told_apart(subspace: Path, tmp_path: Path) ->
     (out / "task02").mkdir()
     (out / "task02" / "thesis.tex").write_text("years of work")
     names = [item.name for item in source.items]
-    plan = exporting.plan(source, names, Settings(out=f"{out}/{{task}}"))
+    plan = export_plan.plan(source, names, Settings(out=f"{out}/{{task}}"))
     assert [row.state for row in plan.rows] == ["new", "there", "no", "new"]
     assert "thesis.tex" in plan.rows[2].why
-    inside = exporting.plan(source, names, Settings(out=f"{subspace}/tasks/{{task}}"))
+    inside = export_plan.plan(source, names, Settings(out=f"{subspace}/tasks/{{task}}"))
     assert {row.state for row in inside.rows} == {"no"}
-    over = exporting.plan(source, names[:1], Settings(out=str(subspace)))
+    over = export_plan.plan(source, names[:1], Settings(out=str(subspace)))
     assert [row.why for row in over.rows] == ["this is an input"]
-    assert exporting.plan(source, names, Settings(out=str(out))).problem
-    assert exporting.plan(source, [], Settings(out=str(out))).problem
+    assert export_plan.plan(source, names, Settings(out=str(out))).problem
+    assert export_plan.plan(source, [], Settings(out=str(out))).problem
 
 
 @pytest.mark.parametrize(

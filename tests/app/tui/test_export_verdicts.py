@@ -23,11 +23,16 @@ from vlora_tui.cli import main
 from vlora_tui.jobs.watch import State
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.run import Run
-from vlora_tui.tui import exporting
 from vlora_tui.tui.core.session import Session
-from vlora_tui.tui.export_recipes import recipe_of
-from vlora_tui.tui.export_settings import Settings, Source, adapters_of, tasks_of
-from vlora_tui.tui.export_verdicts import Headers
+from vlora_tui.tui.export import plan as export_plan
+from vlora_tui.tui.export.recipes import recipe_of
+from vlora_tui.tui.export.settings import (
+    Settings,
+    Source,
+    adapters_of,
+    tasks_of,
+)
+from vlora_tui.tui.export.verdicts import Headers
 
 __all__ = ["opened"]  # the fixture
 
@@ -76,12 +81,12 @@ def test_what_is_said_to_stay_stays_and_what_is_said_to_be_mended_is(
     source, headers = subspace_of(mixed)
     names = [item.name for item in source.items]
     settings = Settings(out=f"{tmp_path}/{{task}}", target=target, base=base_of(mixed))
-    plan = exporting.plan(source, names, settings, headers)
+    plan = export_plan.plan(source, names, settings, headers)
     assert plan.refused == []
     Run(recipe_of(source, names, settings), lambda event: None).execute()
     for row in plan.rows:
         assert row.opinion is not None
-        codes = {finding.code for finding in exporting.written_verdict(row.path, target).stays}
+        codes = {finding.code for finding in export_plan.written_verdict(row.path, target).stays}
         known = {finding.code for finding in row.opinion.stays}
         # A GGUF file has no place for the task that the adapter was trained for.
         assert known - codes <= ({"not-generating"} if TARGETS[target].form == "gguf" else set())
@@ -99,7 +104,7 @@ def test_adapters_are_judged_before_the_build(mixed: Path, tmp_path: Path) -> No
     source = adapters_of(scan([str(mixed), str(tmp_path / "head")]).adapters)
     names = [item.name for item in source.items]
     settings = Settings(out=f"{tmp_path}/out/{{task}}", target="tgi")
-    plan = exporting.plan(source, names, settings)
+    plan = export_plan.plan(source, names, settings)
     found = {row.name: row for row in plan.rows}
     assert "takes no other tensors" in found["head"].why
     assert [row.name for row in plan.refused] == ["head"]
@@ -111,7 +116,7 @@ def test_adapters_are_judged_before_the_build(mixed: Path, tmp_path: Path) -> No
     ]
     assert len(opinion.mended) == 1
     assert [f.code for f in found["head"].findings] == ["tgi-heads"]
-    left_out = exporting.plan(source, names, replace(settings, drop_rest=True))
+    left_out = export_plan.plan(source, names, replace(settings, drop_rest=True))
     assert left_out.refused == []
 
 
@@ -150,7 +155,7 @@ def test_a_broken_adapter_is_refused_in_words(tmp_path: Path) -> None:
     source = adapters_of(found)
     settings = Settings(out=f"{tmp_path}/out/{{task}}", target="vllm")
     for asked in (settings, replace(settings, doing="resize", resized=settings.out, new_rank="2")):
-        plan = exporting.plan(source, ["good", "bad"], asked)
+        plan = export_plan.plan(source, ["good", "bad"], asked)
         assert [row.name for row in plan.refused] == ["bad"]
         assert plan.refused[0].why
 
@@ -176,7 +181,7 @@ def test_sizes_of_other_ranks_are_those_that_are_written(
     for source, headers in (subspace_of(mixed), (adapters_of(scan([str(mixed)]).adapters), None)):
         names = [item.name for item in source.items][1:]
         recipe = recipe_of(source, names, settings)
-        plan = exporting.plan(source, names, settings, headers)
+        plan = export_plan.plan(source, names, settings, headers)
         Run(recipe, lambda event: None, force=True).execute()
         assert [row.name for row in plan.rows] == names
         for row in plan.rows:

@@ -20,12 +20,12 @@ from vlora_tui.pipeline import events
 from vlora_tui.tui.app.keys import Keys
 from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.core.subcommand import ask_command
-from vlora_tui.tui.export_settings import MERGES
+from vlora_tui.tui.export import details as export_details
+from vlora_tui.tui.export.details import DetailsPane, Measured
+from vlora_tui.tui.export.items import ItemsPane
+from vlora_tui.tui.export.merge import MethodBox, likeness_words, method_text
+from vlora_tui.tui.export.settings import MERGES
 from vlora_tui.tui.inspecting import Likeness
-from vlora_tui.tui.screens import export_details
-from vlora_tui.tui.screens.export_details import DetailsPane, Measured
-from vlora_tui.tui.screens.export_items import ItemsPane
-from vlora_tui.tui.screens.export_merge import MethodBox, likeness_words, method_text
 from vlora_tui.tui.widgets.table import Table
 
 __all__ = ["opened"]  # the fixture

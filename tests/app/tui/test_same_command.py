@@ -18,8 +18,13 @@ from vlora_engine.catalog.read import read_manifest
 from vlora_tui.cli import main
 from vlora_tui.pipeline.run import Run
 from vlora_tui.tui.core.session import Choosing
-from vlora_tui.tui.export_recipes import command_of, recipe_of
-from vlora_tui.tui.export_settings import Settings, Source, adapters_of, tasks_of
+from vlora_tui.tui.export.recipes import command_of, recipe_of
+from vlora_tui.tui.export.settings import (
+    Settings,
+    Source,
+    adapters_of,
+    tasks_of,
+)
 
 LAYER = next(iter(make.MODULES))
 

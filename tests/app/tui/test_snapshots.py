@@ -29,10 +29,11 @@ from vlora_tui.config import load_config
 from vlora_tui.jobs.store import Job, JobInfo
 from vlora_tui.jobs.watch import JobView, State, Told
 from vlora_tui.pipeline import events
-from vlora_tui.tui import exporting, job_text
+from vlora_tui.tui import job_text
 from vlora_tui.tui.app.app import STEPS, VLoRAApp
 from vlora_tui.tui.choose import worker as choose_worker
 from vlora_tui.tui.core.session import Choosing, Session
+from vlora_tui.tui.export import plan as export_plan
 
 PICTURES = Path(__file__).parent / "snapshots"
 SIZES = [(120, 36), (80, 24), (40, 12)]
@@ -69,7 +70,7 @@ def _frozen(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(ScrollBar, "renderer", ScrollBarRender)  # --ascii changes it for good
     monkeypatch.setattr(job_text, "clock", lambda when: "09:41")
-    monkeypatch.setattr(exporting, "free_bytes", lambda path: 64_000_000_000)
+    monkeypatch.setattr(export_plan, "free_bytes", lambda path: 64_000_000_000)
     monkeypatch.setattr(choose_worker, "QUIET_SECONDS", 0.001)
     monkeypatch.setattr(choose_worker, "ARRIVING_SECONDS", 0.001)
 

@@ -20,7 +20,7 @@ MODULES = (
     "vlora_tui.tui.screens.run",
     "vlora_tui.tui.screens.inspect",
     "vlora_tui.tui.screens.inspect_module",
-    "vlora_tui.tui.screens.export",
+    "vlora_tui.tui.export.view",
     "vlora_tui.tui.adapters.open_folder",
     "vlora_tui.tui.widgets.table",
     "vlora_tui.tui.choose.curve_pane",

@@ -10,12 +10,12 @@ from textual.message import Message
 
 from vlora_engine.errors import VLoRAError
 from vlora_tui.pipeline import events
-from vlora_tui.tui import exporting
 from vlora_tui.tui.core.pane_view import PaneView
-from vlora_tui.tui.export_recipes import recipe_of
-from vlora_tui.tui.export_settings import Settings, Source
-from vlora_tui.tui.export_verdicts import Headers
-from vlora_tui.tui.exporting import Plan
+from vlora_tui.tui.export import plan as export_plan
+from vlora_tui.tui.export.plan import Plan
+from vlora_tui.tui.export.recipes import recipe_of
+from vlora_tui.tui.export.settings import Settings, Source
+from vlora_tui.tui.export.verdicts import Headers
 
 if TYPE_CHECKING:
     from vlora_engine.manifest.manifest import Manifest
@@ -98,7 +98,7 @@ class ExportWork(PaneView):
         self, source: Source, marked: list[str], settings: Settings, headers: Headers,
         written: Collection[str], asked: int,
     ) -> None:  # fmt: skip
-        plan = exporting.plan(source, marked, settings, headers, written)
+        plan = export_plan.plan(source, marked, settings, headers, written)
         self.post_message(self.Planned(plan, asked))
 
     def on_export_work_planned(self, event: Planned) -> None:

@@ -9,8 +9,8 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.widgets import Static
 
-from vlora_tui.tui.exporting import Plan, Row
-from vlora_tui.tui.screens.export_result import Outcome, off, result
+from vlora_tui.tui.export.plan import Plan, Row
+from vlora_tui.tui.export.result import Outcome, off, result
 from vlora_tui.tui.text import (
     clean,
     plural,

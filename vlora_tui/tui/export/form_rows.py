@@ -8,8 +8,16 @@ from typing import Any, NamedTuple
 
 from vlora_engine.targets import TARGETS
 from vlora_engine.targets.registry import RANK_LIMITS
-from vlora_tui.tui.export_recipes import parse_layers, parse_weights
-from vlora_tui.tui.export_settings import (
+from vlora_tui.tui.export.merge import (
+    MERGE_EDITS,
+    merge_lines,
+    turned_merge,
+    weights_text,
+    wrong_in,
+)
+from vlora_tui.tui.export.plan import Plan
+from vlora_tui.tui.export.recipes import parse_layers, parse_weights
+from vlora_tui.tui.export.settings import (
     DOINGS,
     DTYPES,
     NEW_RANK,
@@ -18,14 +26,6 @@ from vlora_tui.tui.export_settings import (
     Settings,
     dtypes_of,
     next_of,
-)
-from vlora_tui.tui.exporting import Plan
-from vlora_tui.tui.screens.export_merge import (
-    MERGE_EDITS,
-    merge_lines,
-    turned_merge,
-    weights_text,
-    wrong_in,
 )
 from vlora_tui.tui.text import plural, tilde
 from vlora_tui.tui.widgets.form import Field

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vlora_engine.adapters.address import is_address
 from vlora_engine.errors import NotFoundError, VLoRAError
 from vlora_engine.targets import Facts, Target, facts_of_task
-from vlora_tui.tui.export_settings import Item
+from vlora_tui.tui.export.settings import Item
 
 if TYPE_CHECKING:
     from vlora_engine.findings import Finding

@@ -22,9 +22,9 @@ from vlora_engine.errors import VLoRAError
 from vlora_engine.findings import Finding
 from vlora_engine.targets import find_target
 from vlora_tui.tui.core.subcommand import ask_command
-from vlora_tui.tui.exporting import Row
+from vlora_tui.tui.export.plan import Row
+from vlora_tui.tui.export.result import Outcome, off
 from vlora_tui.tui.folding import hanging
-from vlora_tui.tui.screens.export_result import Outcome, off
 from vlora_tui.tui.text import (
     clean,
     plural,

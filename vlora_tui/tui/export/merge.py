@@ -17,8 +17,8 @@ from textual.widgets import Static
 from vlora_engine.errors import VLoRAError
 from vlora_engine.merging.registry import MergeMethod, MergeParameter
 from vlora_engine.utils.ranking import ranked
-from vlora_tui.tui.export_recipes import parse_layers
-from vlora_tui.tui.export_settings import (
+from vlora_tui.tui.export.recipes import parse_layers
+from vlora_tui.tui.export.settings import (
     DTYPES,
     ENERGY,
     MERGES,

@@ -13,22 +13,22 @@ from textual.containers import Horizontal, Vertical
 from textual.widgets import Input, Static
 
 from vlora_tui.tui import inspecting
-from vlora_tui.tui.export_recipes import command_of, export_of, preview_arguments
-from vlora_tui.tui.export_settings import (
+from vlora_tui.tui.export.details import DetailsPane
+from vlora_tui.tui.export.form_rows import form_lines
+from vlora_tui.tui.export.items import ItemsPane
+from vlora_tui.tui.export.keys import ExportAsking
+from vlora_tui.tui.export.merge import likeness_words
+from vlora_tui.tui.export.plan import Plan
+from vlora_tui.tui.export.preview import PreviewPane
+from vlora_tui.tui.export.recipes import command_of, export_of, preview_arguments
+from vlora_tui.tui.export.settings import (
     Item,
     Source,
     adapters_of,
     first_settings,
     tasks_of,
 )
-from vlora_tui.tui.export_verdicts import Headers
-from vlora_tui.tui.exporting import Plan
-from vlora_tui.tui.screens.export_asking import ExportAsking
-from vlora_tui.tui.screens.export_details import DetailsPane
-from vlora_tui.tui.screens.export_items import ItemsPane
-from vlora_tui.tui.screens.export_lines import form_lines
-from vlora_tui.tui.screens.export_merge import likeness_words
-from vlora_tui.tui.screens.export_preview import PreviewPane
+from vlora_tui.tui.export.verdicts import Headers
 from vlora_tui.tui.text import plural, tilde
 from vlora_tui.tui.widgets.form import Form
 from vlora_tui.tui.widgets.table import Table

@@ -5,11 +5,11 @@ from __future__ import annotations
 import secrets
 from dataclasses import replace
 
-from vlora_tui.tui.export_recipes import parse_weight
-from vlora_tui.tui.export_settings import Item, Settings, weights_of
-from vlora_tui.tui.screens.export_lines import edit_of, edited, turned
-from vlora_tui.tui.screens.export_merge import wrong_in
-from vlora_tui.tui.screens.export_work import ExportWork
+from vlora_tui.tui.export.form_rows import edit_of, edited, turned
+from vlora_tui.tui.export.merge import wrong_in
+from vlora_tui.tui.export.recipes import parse_weight
+from vlora_tui.tui.export.settings import Item, Settings, weights_of
+from vlora_tui.tui.export.worker import ExportWork
 from vlora_tui.tui.text import clean
 from vlora_tui.tui.widgets.form import Form
 
@@ -141,7 +141,7 @@ class ExportAsking(ExportWork):
 
     def action_methods(self) -> None:
         """All ways of merging, to choose one."""
-        from vlora_tui.tui.screens.export_merge import MethodBox
+        from vlora_tui.tui.export.merge import MethodBox
 
         def answered(name: str | None) -> None:
             if name is not None:

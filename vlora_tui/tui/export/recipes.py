@@ -21,7 +21,7 @@ from vlora_tui.recipe.model import (
     Resize,
     is_path,
 )
-from vlora_tui.tui.export_settings import (
+from vlora_tui.tui.export.settings import (
     ENERGY,
     NEW_RANK,
     RANK,

@@ -7,7 +7,13 @@ from textual.containers import Vertical
 from textual.message import Message
 from textual.widgets import Static
 
-from vlora_tui.tui.export_settings import Item, Settings, Source, shares_of, weights_of
+from vlora_tui.tui.export.settings import (
+    Item,
+    Settings,
+    Source,
+    shares_of,
+    weights_of,
+)
 from vlora_tui.tui.text import clean, size
 from vlora_tui.tui.widgets.table import Cell, Column, Table
 
