@@ -36,15 +36,20 @@ from vlora_engine.errors import CorruptFileError, VLoRAError
 from vlora_engine.manifest.task_errors import task_figures
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.spectra.tables import Spectra
-from vlora_tui.tui import inspecting
 from vlora_tui.tui.app.app import VLoRAApp
 from vlora_tui.tui.core.session import Choosing, Session
 from vlora_tui.tui.core.subcommand import ask_command
-from vlora_tui.tui.inspecting import Diff, Likeness, kin_of, likeness_of
-from vlora_tui.tui.screens import inspect_asking as screen
-from vlora_tui.tui.screens.inspect import InspectView
-from vlora_tui.tui.screens.inspect_module import ModuleBox
-from vlora_tui.tui.screens.inspect_panes import InspectPanes
+from vlora_tui.tui.inspect import data as inspect_data
+from vlora_tui.tui.inspect import queries as screen
+from vlora_tui.tui.inspect.data import (
+    Diff,
+    Likeness,
+    kin_of,
+    likeness_of,
+)
+from vlora_tui.tui.inspect.module import ModuleBox
+from vlora_tui.tui.inspect.panes import InspectPanes
+from vlora_tui.tui.inspect.view import InspectView
 from vlora_tui.tui.widgets.heatmap import Heatmap
 from vlora_tui.tui.widgets.matrix import Matrix
 from vlora_tui.tui.widgets.table import Table
@@ -171,7 +176,7 @@ def test_the_like_stand_together() -> None:
 
 
 def test_layers_count_as_people_do() -> None:
-    assert inspecting.natural(["h.10.b", "h.2.b", "h.2.a"]) == ["h.2.a", "h.2.b", "h.10.b"]
+    assert inspect_data.natural(["h.10.b", "h.2.b", "h.2.a"]) == ["h.2.a", "h.2.b", "h.10.b"]
 
 
 # the matrix
@@ -349,9 +354,9 @@ def test_layers_show_what_the_choice_loses(measured: Session) -> None:
         await pilot.press("enter")
         choice = measured.figures().choice
         assert choice is not None
-        losses = inspecting.losses_of(measured.spectra, choice, 2)
+        losses = inspect_data.losses_of(measured.spectra, choice, 2)
         # The whole from its parts: the errors of the layers make up that of the task.
-        sizes = inspecting.sizes_of(measured.spectra, 2)
+        sizes = inspect_data.sizes_of(measured.spectra, 2)
         whole = sum((losses[n] * sizes[n]) ** 2 for n in losses) / sum(v**2 for v in sizes.values())
         name = measured.spectra.tasks[2].name
         exact = measured.spectra.tasks and choice.prediction.task_errors[name]

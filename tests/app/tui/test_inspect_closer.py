@@ -32,10 +32,16 @@ from vlora_engine.spectra.tables import Spectra
 from vlora_engine.subspace.coverage import coverage_total, subspace_coverage
 from vlora_tui.tui.app.keymap import known_bindings
 from vlora_tui.tui.core.session import Session
-from vlora_tui.tui.inspecting import Coverage, Interference, kin_of, likeness_of
-from vlora_tui.tui.remarks import Remark, module_in, remarks_of
-from vlora_tui.tui.screens import inspect_alike, inspect_asking
-from vlora_tui.tui.screens.inspect_module import ModuleBox
+from vlora_tui.tui.inspect import queries as inspect_queries
+from vlora_tui.tui.inspect import similarity as inspect_similarity
+from vlora_tui.tui.inspect.data import (
+    Coverage,
+    Interference,
+    kin_of,
+    likeness_of,
+)
+from vlora_tui.tui.inspect.finding_rows import Remark, module_in, remarks_of
+from vlora_tui.tui.inspect.module import ModuleBox
 from vlora_tui.tui.widgets.heatmap import Heatmap
 from vlora_tui.tui.widgets.table import Table
 
@@ -117,7 +123,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[[Answer], list[list[str
             asked.append(arguments)
             return how(arguments, cancelled)
 
-        monkeypatch.setattr(inspect_asking, "ask_command", answer)
+        monkeypatch.setattr(inspect_queries, "ask_command", answer)
         return asked
 
     return prepare
@@ -331,7 +337,7 @@ def test_of_many_only_marked_ones_are_measured_and_that_is_said(
     answers: Callable[[Answer], list[list[str]]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(inspect_alike, "MANY", 4)
+    monkeypatch.setattr(inspect_similarity, "MANY", 4)
     tasks = measured.spectra.tasks
     measured.marked = dict.fromkeys([tasks[1].path, tasks[4].path])
     asked = answers(lambda arguments, cancelled: interfering([tasks[1].name, tasks[4].name]))
@@ -359,7 +365,7 @@ def test_the_command_measures_the_interference_of_the_engine(measured: Session) 
     async def steps(pilot: Pilot[Any]) -> None:
         await pilot.press("i")
         await settle(pilot)
-        pane = pilot.app.query_one(inspect_alike.AlikePane)
+        pane = pilot.app.query_one(inspect_similarity.AlikePane)
         told = pane.answer_to(pane.arguments or ())
         assert isinstance(told, Interference)
         sources = [open_adapter(task.path) for task in measured.spectra.tasks]

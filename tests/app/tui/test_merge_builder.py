@@ -25,7 +25,7 @@ from vlora_tui.tui.export.details import DetailsPane, Measured
 from vlora_tui.tui.export.items import ItemsPane
 from vlora_tui.tui.export.merge import MethodBox, likeness_words, method_text
 from vlora_tui.tui.export.settings import MERGES
-from vlora_tui.tui.inspecting import Likeness
+from vlora_tui.tui.inspect.data import Likeness
 from vlora_tui.tui.widgets.table import Table
 
 __all__ = ["opened"]  # the fixture

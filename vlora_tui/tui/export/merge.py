@@ -29,7 +29,7 @@ from vlora_tui.tui.export.settings import (
     weights_of,
 )
 from vlora_tui.tui.folding import hanging
-from vlora_tui.tui.inspecting import Likeness
+from vlora_tui.tui.inspect.data import Likeness
 from vlora_tui.tui.text import clean, tilde
 from vlora_tui.tui.widgets.dialogs import Dialog
 from vlora_tui.tui.widgets.form import Field

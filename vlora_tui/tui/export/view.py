@@ -12,7 +12,6 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.widgets import Input, Static
 
-from vlora_tui.tui import inspecting
 from vlora_tui.tui.export.details import DetailsPane
 from vlora_tui.tui.export.form_rows import form_lines
 from vlora_tui.tui.export.items import ItemsPane
@@ -29,6 +28,7 @@ from vlora_tui.tui.export.settings import (
     tasks_of,
 )
 from vlora_tui.tui.export.verdicts import Headers
+from vlora_tui.tui.inspect import data as inspect_data
 from vlora_tui.tui.text import plural, tilde
 from vlora_tui.tui.widgets.form import Form
 from vlora_tui.tui.widgets.table import Table
@@ -317,7 +317,7 @@ class ExportView(ExportAsking):
             self._details.show_row(preview.row, target, preview.outcome)
             return
         recipe = self._recipe()
-        likeness = inspecting.likeness_of(self.session.spectra) if self._is_input else None
+        likeness = inspect_data.likeness_of(self.session.spectra) if self._is_input else None
         hint = likeness_words(likeness, self._marked)
         self._details.show_merge(None if recipe is None else preview_arguments(recipe), hint)
 

@@ -8,12 +8,12 @@ from typing import ClassVar
 from textual.binding import BindingType
 from textual.widgets import Input
 
-from vlora_tui.tui import inspecting
-from vlora_tui.tui.remarks import module_in
-from vlora_tui.tui.screens.inspect_asking import AskingPane, shell_command
-from vlora_tui.tui.screens.inspect_keys import HELP, KEYS, OF_USE
-from vlora_tui.tui.screens.inspect_lines import SIZE, SORTS
-from vlora_tui.tui.screens.inspect_panes import InspectPanes
+from vlora_tui.tui.inspect import data as inspect_data
+from vlora_tui.tui.inspect.finding_rows import module_in
+from vlora_tui.tui.inspect.keys import HELP, KEYS, OF_USE
+from vlora_tui.tui.inspect.panes import InspectPanes
+from vlora_tui.tui.inspect.queries import AskingPane, shell_command
+from vlora_tui.tui.inspect.rows import SIZE, SORTS
 from vlora_tui.tui.widgets.table import Table
 
 STYLE = Path(__file__).with_suffix(".tcss").read_text("utf-8")
@@ -60,11 +60,11 @@ class InspectView(InspectPanes):
         pair = self._pair_here()
         on_pair = self.pane in ("inspect-layers", "inspect-alike", "inspect-tasks")
         if on_pair and pair is not None and pair.places is not None:
-            return shell_command(inspecting.diff_arguments(*pair.places))
+            return shell_command(inspect_data.diff_arguments(*pair.places))
         if self.on_tasks and self.session.manifest is not None:
             return shell_command(["info", str(self.session.manifest.path)])
         paths = [p for p in self._likeness.paths if p] if self._likeness is not None else []
-        return inspecting.analyze_command(paths, self._threshold) if len(paths) > 1 else None
+        return inspect_data.analyze_command(paths, self._threshold) if len(paths) > 1 else None
 
     def open_filter(self) -> None:
         line = self.query_one("#inspect-filter", Input)
@@ -145,7 +145,7 @@ class InspectView(InspectPanes):
         if row is None or spectra is None:
             return
         self._go_to(row.index, row.index)
-        self._layers.point(inspecting.module_of_family(spectra, row.index, row.place), SIZE)
+        self._layers.point(inspect_data.module_of_family(spectra, row.index, row.place), SIZE)
         self.go_to_pane("inspect-layers")
 
     def _go_to_finding(self) -> None:

@@ -2,7 +2,7 @@
 
 All of it is read from small files: spectra, the index and the task files of a subspace; what needs
 weights is told by a command of our own, whose JSON is taken apart here. What was found wrong is
-`vlora_tui.tui.remarks`.
+`vlora_tui.tui.inspect.finding_rows`.
 """
 
 from __future__ import annotations

@@ -13,10 +13,10 @@ from textual.widgets import Static
 
 from vlora_engine.errors import VLoRAError
 from vlora_engine.utils.ranking import worst
-from vlora_tui.tui import inspecting
-from vlora_tui.tui.inspecting import Coverage, Diff
-from vlora_tui.tui.screens.inspect_asking import Arguments, AskingPane, shell_command
-from vlora_tui.tui.screens.inspect_lines import (
+from vlora_tui.tui.inspect import data as inspect_data
+from vlora_tui.tui.inspect.data import Coverage, Diff
+from vlora_tui.tui.inspect.queries import Arguments, AskingPane, shell_command
+from vlora_tui.tui.inspect.rows import (
     COSINE,
     COVERAGE,
     DIFFERENCE,
@@ -91,7 +91,7 @@ class LayersPane(AskingPane):
     def compare(self, pair: Subject) -> None:
         """Have two compared, unless that is known already; ``pair`` says where they lie."""
         if pair.places is not None:
-            self.ask(inspecting.diff_arguments(*pair.places), Diff.of)
+            self.ask(inspect_data.diff_arguments(*pair.places), Diff.of)
             self._draw()
 
     def cover(self) -> None:
@@ -120,7 +120,7 @@ class LayersPane(AskingPane):
         if not subject.known_places:
             self.notify("Where this adapter lies is not known.", severity="warning")
             return
-        from vlora_tui.tui.screens.inspect_module import ModuleBox
+        from vlora_tui.tui.inspect.module import ModuleBox
 
         self.app.push_screen(ModuleBox(layer, subject.names, subject.known_places))
 
@@ -140,7 +140,7 @@ class LayersPane(AskingPane):
         """The command that tells what is shown, where there is one for it."""
         subject = self._subject
         if subject is not None and subject.places is not None:
-            return shell_command(inspecting.diff_arguments(*subject.places))
+            return shell_command(inspect_data.diff_arguments(*subject.places))
         if self.measure is COVERAGE and self._coverage_arguments is not None:
             return shell_command(self._coverage_arguments)
         return None
@@ -185,7 +185,7 @@ class LayersPane(AskingPane):
             }
             if self._layer not in values:
                 self._layer = worst(values)
-            self._heatmap.show(arrange(inspecting.natural(values)), cells, self._layer)
+            self._heatmap.show(arrange(inspect_data.natural(values)), cells, self._layer)
         self._say()
         self.post_message(self.Drawn())
 
@@ -213,14 +213,14 @@ class LayersPane(AskingPane):
         if spectra is None:
             return "Nothing is measured yet."
         if self.measure is SIZE:
-            return inspecting.sizes_of(spectra, subject.index)
+            return inspect_data.sizes_of(spectra, subject.index)
         method = self.session.choosing.method
         if self.session.choosing.is_coded:
             return f"{method} has no k; what each adapter loses with it stands on step 2 (S)."
         figures = self.session.figures()
         if figures.choice is None:
             return figures.problem or "There is no choice of k yet: 2."
-        return inspecting.losses_of(spectra, figures.choice, subject.index)
+        return inspect_data.losses_of(spectra, figures.choice, subject.index)
 
     @property
     def _whole(self) -> str:
@@ -239,7 +239,7 @@ class LayersPane(AskingPane):
         diff = self._diff(pair.places)
         if diff is not None:
             return diff.measure(self.measure.key)
-        arguments = inspecting.diff_arguments(*pair.places)
+        arguments = inspect_data.diff_arguments(*pair.places)
         problem = self.problem_of(arguments)
         if problem is not None:
             return f"The comparison failed: {problem}"
@@ -248,7 +248,7 @@ class LayersPane(AskingPane):
         return "Not compared; enter on the pair compares them."
 
     def _diff(self, places: tuple[str, str] | None) -> Diff | None:
-        known = None if places is None else self.answer_to(inspecting.diff_arguments(*places))
+        known = None if places is None else self.answer_to(inspect_data.diff_arguments(*places))
         return known if isinstance(known, Diff) else None
 
     @property
@@ -257,7 +257,7 @@ class LayersPane(AskingPane):
         subject, manifest = self._subject, self.session.manifest
         if subject is None or subject.kind != "adapter" or not subject.place or manifest is None:
             return None
-        return tuple(inspecting.coverage_arguments(manifest.path, subject.place))
+        return tuple(inspect_data.coverage_arguments(manifest.path, subject.place))
 
     @property
     def _coverage(self) -> Coverage | None:

@@ -9,8 +9,13 @@ from typing import TYPE_CHECKING, Literal
 from rich.text import Text
 
 from vlora_engine.utils.ranking import worst
-from vlora_tui.tui.inspecting import Apart, Group, Interference, Likeness
-from vlora_tui.tui.remarks import Remark
+from vlora_tui.tui.inspect.data import (
+    Apart,
+    Group,
+    Interference,
+    Likeness,
+)
+from vlora_tui.tui.inspect.finding_rows import Remark
 from vlora_tui.tui.text import clean, size, tilde
 from vlora_tui.tui.widgets.table import Cell, Column
 

@@ -8,8 +8,8 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.widgets import Static
 
-from vlora_tui.tui.inspecting import Group, Kin, Likeness
-from vlora_tui.tui.screens.inspect_lines import (
+from vlora_tui.tui.inspect.data import Group, Kin, Likeness
+from vlora_tui.tui.inspect.rows import (
     GROUP_COLUMNS,
     GROUP_WORDS,
     group_cells,

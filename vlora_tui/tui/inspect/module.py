@@ -16,7 +16,7 @@ from textual.worker import get_current_worker
 from vlora_engine.errors import VLoRAError
 from vlora_tui.tui.core.subcommand import ask_command
 from vlora_tui.tui.folding import hanging
-from vlora_tui.tui.screens.inspect_lines import plain, share
+from vlora_tui.tui.inspect.rows import plain, share
 from vlora_tui.tui.text import clean
 from vlora_tui.tui.widgets.dialogs import Dialog
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vlora_engine.adapters.address import is_address
 from vlora_engine.errors import VLoRAError
 from vlora_engine.findings import finding_of
-from vlora_tui.tui.inspecting import task_place
+from vlora_tui.tui.inspect.data import task_place
 from vlora_tui.tui.text import clean
 
 if TYPE_CHECKING:

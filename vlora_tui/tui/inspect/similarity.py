@@ -9,9 +9,14 @@ from textual.app import ComposeResult
 from textual.widgets import Static
 
 from vlora_engine.analysis.relations import Array
-from vlora_tui.tui.inspecting import Group, Interference, Likeness, interference_arguments
-from vlora_tui.tui.screens.inspect_asking import Arguments, AskingPane
-from vlora_tui.tui.screens.inspect_lines import interference_words, pair_words
+from vlora_tui.tui.inspect.data import (
+    Group,
+    Interference,
+    Likeness,
+    interference_arguments,
+)
+from vlora_tui.tui.inspect.queries import Arguments, AskingPane
+from vlora_tui.tui.inspect.rows import interference_words, pair_words
 from vlora_tui.tui.text import clean
 from vlora_tui.tui.widgets.matrix import Matrix
 

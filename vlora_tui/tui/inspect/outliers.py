@@ -9,8 +9,8 @@ from textual.containers import Vertical
 from textual.widgets import Static
 
 from vlora_engine.utils.ranking import ranked
-from vlora_tui.tui.inspecting import Apart, Kin
-from vlora_tui.tui.screens.inspect_lines import APART_COLUMNS, SORTS, apart_cells
+from vlora_tui.tui.inspect.data import Apart, Kin
+from vlora_tui.tui.inspect.rows import APART_COLUMNS, SORTS, apart_cells
 from vlora_tui.tui.widgets.table import Table
 
 REASONS = 3  # that are said below the table

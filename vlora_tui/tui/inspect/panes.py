@@ -11,17 +11,17 @@ from textual.message import Message
 from textual.widgets import Input, Static
 
 from vlora_tui.report.comparison import CLUSTERED
-from vlora_tui.tui import inspecting
 from vlora_tui.tui.core.pane_view import PaneView
-from vlora_tui.tui.inspecting import Group, Kin, Likeness
-from vlora_tui.tui.remarks import Remark
-from vlora_tui.tui.screens.inspect_alike import AlikePane
-from vlora_tui.tui.screens.inspect_apart import ApartPane
-from vlora_tui.tui.screens.inspect_findings import FindingsPane
-from vlora_tui.tui.screens.inspect_groups import GroupsPane
-from vlora_tui.tui.screens.inspect_layers import LayersPane
-from vlora_tui.tui.screens.inspect_lines import Subject, why_no_likeness
-from vlora_tui.tui.screens.inspect_tasks import TasksPane
+from vlora_tui.tui.inspect import data as inspect_data
+from vlora_tui.tui.inspect.data import Group, Kin, Likeness
+from vlora_tui.tui.inspect.finding_rows import Remark
+from vlora_tui.tui.inspect.findings import FindingsPane
+from vlora_tui.tui.inspect.groups import GroupsPane
+from vlora_tui.tui.inspect.layers import LayersPane
+from vlora_tui.tui.inspect.outliers import ApartPane
+from vlora_tui.tui.inspect.rows import Subject, why_no_likeness
+from vlora_tui.tui.inspect.similarity import AlikePane
+from vlora_tui.tui.inspect.tasks import TasksPane
 from vlora_tui.tui.widgets.tabs import PaneTabs, Tab
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class InspectPanes(PaneView):
         relations = session.spectra.relations if session.spectra is not None else None
         if relations is not self._of_relations:
             self._of_relations, self._kin = relations, None
-            self._likeness = inspecting.likeness_of(session.spectra)
+            self._likeness = inspect_data.likeness_of(session.spectra)
             if self._likeness is not None and session.spectra is not None:
                 self._relate(self._likeness, session.spectra)
         self.set_class(self._likeness is None and not self.on_tasks, "bare")
@@ -242,7 +242,7 @@ class InspectPanes(PaneView):
 
     @work(thread=True, exclusive=True, group="kin", exit_on_error=False)
     def _relate(self, likeness: Likeness, spectra: Spectra) -> None:
-        self.post_message(self.Related(likeness, inspecting.kin_of(likeness, spectra)))
+        self.post_message(self.Related(likeness, inspect_data.kin_of(likeness, spectra)))
 
     def on_inspect_panes_related(self, event: Related) -> None:
         if event.likeness is self._likeness:
@@ -261,7 +261,9 @@ class InspectPanes(PaneView):
             manifest = self.session.manifest
             if task is None or manifest is None:
                 return None
-            return Subject("task", (task.id,), place=inspecting.task_place(manifest.path, task.id))
+            return Subject(
+                "task", (task.id,), place=inspect_data.task_place(manifest.path, task.id)
+            )
         pair = self._alike.pair
         if pair is None or self._likeness is None:
             return None
@@ -279,7 +281,7 @@ class InspectPanes(PaneView):
             if task is None or manifest is None or self._tasks.kept in (None, task.id):
                 return None
             names = (str(self._tasks.kept), task.id)
-            first, second = (inspecting.task_place(manifest.path, name) for name in names)
+            first, second = (inspect_data.task_place(manifest.path, name) for name in names)
             return Subject("pair", names, places=(first, second))
         pair, likeness = self._alike.pair, self._likeness
         if pair is None or likeness is None or pair[0] == pair[1]:

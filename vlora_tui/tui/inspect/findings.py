@@ -11,10 +11,10 @@ from textual.message import Message
 from textual.widgets import Static
 from textual.worker import get_current_worker
 
-from vlora_tui.tui import remarks
-from vlora_tui.tui.remarks import SEVERITIES, Remark
-from vlora_tui.tui.screens.inspect_asking import Arguments, AskingPane, shell_command
-from vlora_tui.tui.screens.inspect_lines import (
+from vlora_tui.tui.inspect import finding_rows as inspect_finding_rows
+from vlora_tui.tui.inspect.finding_rows import SEVERITIES, Remark
+from vlora_tui.tui.inspect.queries import Arguments, AskingPane, shell_command
+from vlora_tui.tui.inspect.rows import (
     FINDING_COLUMNS,
     MARKS,
     TONES,
@@ -70,7 +70,9 @@ class FindingsPane(AskingPane):
         """All that is known of the open subspace (``tasks``), or of the adapters."""
         self._on_tasks = tasks
         told = self.answer_to(self._doctor) or []
-        return remarks.remarks_of(self.session, [*told, *self._judged.get(self._key, [])])
+        return inspect_finding_rows.remarks_of(
+            self.session, [*told, *self._judged.get(self._key, [])]
+        )
 
     def show(self, rows: Sequence[Remark], found: Callable[[Remark], bool]) -> None:
         """Show those of these findings that are found."""
@@ -98,15 +100,15 @@ class FindingsPane(AskingPane):
     @property
     def command(self) -> str | None:
         """The command that prints the same findings, and more."""
-        places = remarks.places_to_look_at(self.session, tasks=self._on_tasks)
+        places = inspect_finding_rows.places_to_look_at(self.session, tasks=self._on_tasks)
         wanted = ["--target", self.target] if self.target else []
         return shell_command(["doctor", *places, *wanted]) if places else None
 
     def call_doctor(self) -> str | None:
         """Have every tensor looked at; why that cannot be, or None."""
-        if not remarks.places_to_look_at(self.session, tasks=self._on_tasks):
+        if not inspect_finding_rows.places_to_look_at(self.session, tasks=self._on_tasks):
             return "There is nothing here that the doctor could look at."
-        self.ask(self._doctor, remarks.doctor_remarks, again=True)
+        self.ask(self._doctor, inspect_finding_rows.doctor_remarks, again=True)
         self._judged.clear()  # something may have been mended since
         self.judge()
         self._say()
@@ -131,12 +133,14 @@ class FindingsPane(AskingPane):
 
     @property
     def _doctor(self) -> Arguments:
-        places = remarks.places_to_look_at(self.session, tasks=self._on_tasks)
-        return tuple(remarks.doctor_arguments(places))
+        places = inspect_finding_rows.places_to_look_at(self.session, tasks=self._on_tasks)
+        return tuple(inspect_finding_rows.doctor_arguments(places))
 
     @property
     def _key(self) -> Judged:
-        return self.target, tuple(remarks.places_to_judge(self.session, tasks=self._on_tasks))
+        return self.target, tuple(
+            inspect_finding_rows.places_to_judge(self.session, tasks=self._on_tasks)
+        )
 
     def on_table_moved(self, event: Table.Moved) -> None:
         event.stop()
@@ -188,7 +192,7 @@ class FindingsPane(AskingPane):
     def _judge(self, key: Judged) -> None:
         worker = get_current_worker()
         target, places = key
-        rows = remarks.target_remarks(places, target, lambda: worker.is_cancelled)
+        rows = inspect_finding_rows.target_remarks(places, target, lambda: worker.is_cancelled)
         if not worker.is_cancelled:
             self.post_message(self.TargetRead(key, rows))
 

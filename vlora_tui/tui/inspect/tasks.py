@@ -10,7 +10,7 @@ from textual.containers import Vertical
 from textual.widgets import Static
 
 from vlora_engine.utils.ranking import ranked
-from vlora_tui.tui.screens.inspect_lines import TASK_COLUMNS, facts, task_cells
+from vlora_tui.tui.inspect.rows import TASK_COLUMNS, facts, task_cells
 from vlora_tui.tui.text import clean
 from vlora_tui.tui.widgets.table import Cell, Table
 
