@@ -34,7 +34,7 @@ from vlora_tui.recipe.model import (
     Input,
     Recipe,
 )
-from vlora_tui.tui import job_text
+from vlora_tui.tui.run import job_text
 
 
 @pytest.fixture

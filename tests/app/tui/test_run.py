@@ -18,9 +18,9 @@ from vlora_engine.catalog.scanner import scan
 from vlora_tui.jobs.store import Job, JobInfo
 from vlora_tui.jobs.watch import JobView, State, Told
 from vlora_tui.pipeline import events
-from vlora_tui.tui import job_text
 from vlora_tui.tui.app.app import VLoRAApp
 from vlora_tui.tui.core.session import Choosing, Session
+from vlora_tui.tui.run import job_text
 from vlora_tui.tui.widgets.dialogs import Ask
 from vlora_tui.tui.widgets.table import Table
 

@@ -29,11 +29,11 @@ from vlora_tui.config import load_config
 from vlora_tui.jobs.store import Job, JobInfo
 from vlora_tui.jobs.watch import JobView, State, Told
 from vlora_tui.pipeline import events
-from vlora_tui.tui import job_text
 from vlora_tui.tui.app.app import STEPS, VLoRAApp
 from vlora_tui.tui.choose import worker as choose_worker
 from vlora_tui.tui.core.session import Choosing, Session
 from vlora_tui.tui.export import plan as export_plan
+from vlora_tui.tui.run import job_text
 
 PICTURES = Path(__file__).parent / "snapshots"
 SIZES = [(120, 36), (80, 24), (40, 12)]

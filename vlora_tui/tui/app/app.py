@@ -41,7 +41,7 @@ class Step(NamedTuple):
 STEPS = (
     Step("1", "Adapters", "adapters", "vlora_tui.tui.adapters.view", "AdaptersView"),
     Step("2", "Choose k", "choose", "vlora_tui.tui.choose.view", "ChooseView"),
-    Step("3", "Run", "run", "vlora_tui.tui.screens.run", "RunView"),
+    Step("3", "Run", "run", "vlora_tui.tui.run.view", "RunView"),
     Step("4", "Inspect", "inspect", "vlora_tui.tui.inspect.view", "InspectView"),
     Step("5", "Export", "export", "vlora_tui.tui.export.view", "ExportView"),
 )

@@ -17,7 +17,7 @@ MODULES = (
     "vlora_tui.tui.app.app",
     "vlora_tui.tui.adapters.view",
     "vlora_tui.tui.choose.view",
-    "vlora_tui.tui.screens.run",
+    "vlora_tui.tui.run.view",
     "vlora_tui.tui.inspect.view",
     "vlora_tui.tui.inspect.module",
     "vlora_tui.tui.export.view",
