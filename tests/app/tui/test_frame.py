@@ -19,10 +19,10 @@ from vlora_tui import paths
 from vlora_tui.config import config_file, load_config
 from vlora_tui.jobs.drafts import Drafts
 from vlora_tui.recipe.reader import load_recipe
-from vlora_tui.tui import typeahead
 from vlora_tui.tui.adapters.start_page import StartPage
 from vlora_tui.tui.app.app import VLoRAApp
 from vlora_tui.tui.app.base_app import Frame
+from vlora_tui.tui.terminal import typeahead
 from vlora_tui.tui.widgets.dialogs import Ask, Help, ListProblems, Option, Prompt
 from vlora_tui.tui.widgets.table import Table
 

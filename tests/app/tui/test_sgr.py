@@ -7,7 +7,12 @@ import re
 
 import pytest
 
-from vlora_tui.tui.sgr import _PLAIN, _look, merged, without_colour
+from vlora_tui.tui.terminal.sgr import (
+    _PLAIN,
+    _look,
+    merged,
+    without_colour,
+)
 
 STYLES = ["1;38;5;115;48;5;17", "38;5;74;48;5;17", "38;2;1;2;3;48;5;17", "31", "97;100;2;3", "7"]
 

@@ -249,7 +249,7 @@ class VLoRAApp(Frame):
         if not text:
             self.notify(otherwise, severity="warning", markup=False)
             return
-        from vlora_tui.tui.clipboard import copy
+        from vlora_tui.tui.terminal.clipboard import copy
 
         self.notify(f"{text}\n{copy(text, self.copy_to_clipboard)}", markup=False)
 

@@ -17,8 +17,8 @@ from textual.worker import WorkerError
 
 from vlora_engine.errors import VLoRAError
 from vlora_tui.config import Config, load_config
+from vlora_tui.tui.terminal.typeahead import KeysInOrder
 from vlora_tui.tui.text import clean, tilde
-from vlora_tui.tui.typeahead import KeysInOrder
 
 if TYPE_CHECKING:
     from vlora_tui.jobs.drafts import Draft, SavedDraft

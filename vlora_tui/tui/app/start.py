@@ -52,7 +52,7 @@ def start(
 
     config = load_config({"ascii": ascii_only or None, "theme": theme})
     from vlora_tui.tui.app.app import VLoRAApp
-    from vlora_tui.tui.driver import Terminal
+    from vlora_tui.tui.terminal.driver import Terminal
 
     app = VLoRAApp(paths, config=config)
     app.driver_class = Terminal

@@ -10,7 +10,7 @@ from typing import Any
 
 from textual.drivers.linux_driver import LinuxDriver
 
-from vlora_tui.tui.sgr import merged, without_colour
+from vlora_tui.tui.terminal.sgr import merged, without_colour
 
 PATIENCE = 3.0  # seconds for an orderly end before the process is ended anyhow
 
