@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from rich.text import Text
 
-from vlora_tui.tui.folding import hanging
+from vlora_tui.tui.widgets.folding import hanging
 from vlora_tui.tui.widgets.topbar import fitting
 
 TITLE = "org/model · 19 adapters · 10.1 MB"

@@ -16,7 +16,7 @@ from vlora_tui.tui.adapters.details import (
     findings,
 )
 from vlora_tui.tui.adapters.rows import COLUMNS, Row
-from vlora_tui.tui.folding import hanging
+from vlora_tui.tui.widgets.folding import hanging
 from vlora_tui.tui.widgets.table import Cell, Table
 
 TONES = ("muted", "good", "warning", "error", "accent")

@@ -24,9 +24,9 @@ from vlora_tui.tui.choose.figures_pane import FiguresPane, brief_lines
 from vlora_tui.tui.choose.keys import Moves
 from vlora_tui.tui.choose.sizes import loss_cells
 from vlora_tui.tui.core.session import Figures
-from vlora_tui.tui.folding import Hanging
 from vlora_tui.tui.text import clean, plural
 from vlora_tui.tui.widgets.ask import AskLine
+from vlora_tui.tui.widgets.folding import Hanging
 from vlora_tui.tui.widgets.heatmap import Heatmap
 from vlora_tui.tui.widgets.table import Column, Table
 

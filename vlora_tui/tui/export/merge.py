@@ -28,10 +28,10 @@ from vlora_tui.tui.export.settings import (
     next_of,
     weights_of,
 )
-from vlora_tui.tui.folding import hanging
 from vlora_tui.tui.inspect.data import Likeness
 from vlora_tui.tui.text import clean, tilde
 from vlora_tui.tui.widgets.dialogs import Dialog
+from vlora_tui.tui.widgets.folding import hanging
 from vlora_tui.tui.widgets.form import Field
 from vlora_tui.tui.widgets.table import Cell, Column, Table
 

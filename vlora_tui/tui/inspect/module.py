@@ -15,10 +15,10 @@ from textual.worker import get_current_worker
 
 from vlora_engine.errors import VLoRAError
 from vlora_tui.tui.core.subcommand import ask_command
-from vlora_tui.tui.folding import hanging
 from vlora_tui.tui.inspect.rows import plain, share
 from vlora_tui.tui.text import clean
 from vlora_tui.tui.widgets.dialogs import Dialog
+from vlora_tui.tui.widgets.folding import hanging
 
 SHOWN = 16  # singular values of one adapter
 BAR = 24  # columns of the longest bar

@@ -14,8 +14,8 @@ from textual.widgets import Input, Static
 from vlora_tui.pipeline import events
 from vlora_tui.tui.core.bad_adapters import can_go_on
 from vlora_tui.tui.core.pane_view import PaneView
-from vlora_tui.tui.folding import hanging
 from vlora_tui.tui.run import job_text
+from vlora_tui.tui.widgets.folding import hanging
 from vlora_tui.tui.widgets.table import Column, Table
 from vlora_tui.tui.widgets.tabs import PaneTabs, Tab
 

@@ -13,8 +13,8 @@ from textual.containers import Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
-from vlora_tui.tui.folding import hanging
 from vlora_tui.tui.text import clean
+from vlora_tui.tui.widgets.folding import hanging
 from vlora_tui.tui.widgets.table import Cell, Column, Table
 
 WIDTH = 76  # columns of a box, where there is room
