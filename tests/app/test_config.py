@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.app.conftest import Cli
-from vlora_tui.config import config_file, load_config, template
+from vlora_tui.utils.config import config_file, load_config, template
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ def config(
 
     Flags win over VLORA_... variables, these over the file, the file over the defaults.
     """
-    from vlora_tui.config import config_file
+    from vlora_tui.utils.config import config_file
 
     out = Output(json=as_json, quiet=quiet)
     if action == "edit":
@@ -50,7 +50,7 @@ def edit() -> None:
         InputError: There is no editor to be found, or no terminal for it.
         StorageError: The file cannot be made.
     """
-    from vlora_tui.config import config_file, template
+    from vlora_tui.utils.config import config_file, template
 
     file = config_file()
     words = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "")
@@ -79,7 +79,7 @@ def edit() -> None:
 
 
 def _show(out: Output) -> int:
-    from vlora_tui.config import SETTINGS, load_config
+    from vlora_tui.utils.config import SETTINGS, load_config
 
     settings = load_config()
     problems = list(settings.problems)

@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine.findings import Finding
-from vlora_tui import paths
 from vlora_tui.jobs.environment import environment_notes
 from vlora_tui.pipeline.disk_space import free_bytes
-from vlora_tui.sizes import size
+from vlora_tui.utils import paths
+from vlora_tui.utils.formatting import size
 
 LIBRARIES = ("safetensors", "numpy", "textual", "peft", "transformers", "gguf", "ray")
 LITTLE_ROOM = 1_000_000_000

@@ -20,7 +20,7 @@ from vlora_tui.jobs import control
 from vlora_tui.jobs.store import Job, JobStore, is_spectra
 from vlora_tui.jobs.watch import JobView, State, follow, look
 from vlora_tui.pipeline import events
-from vlora_tui.sizes import how_much
+from vlora_tui.utils.formatting import how_much
 
 JobId = Annotated[
     str, typer.Argument(help="Its id, the beginning or end of it, or: last.", metavar="JOB")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_tui.cli.output import Output, is_terminal, percent, plural, printable, size
 from vlora_tui.pipeline import events
-from vlora_tui.sizes import how_much
+from vlora_tui.utils.formatting import how_much
 
 if TYPE_CHECKING:
     from vlora_engine.utils.progress import Progress

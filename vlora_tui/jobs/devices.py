@@ -15,7 +15,7 @@ from pathlib import Path
 
 from vlora_engine.errors import Cancelled
 from vlora_tui.jobs.identity import host_name
-from vlora_tui.locking import POLL_SECONDS, open_lock, try_lock
+from vlora_tui.utils.locking import POLL_SECONDS, open_lock, try_lock
 
 DEV = Path("/dev")
 

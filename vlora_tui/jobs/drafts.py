@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine.errors import InputError, NotFoundError, StorageError
-from vlora_tui.locking import open_lock, try_lock
 from vlora_tui.recipe.model import Recipe, as_tables
+from vlora_tui.utils.locking import open_lock, try_lock
 
 KEPT_DRAFTS = 10
 OLD_SECONDS = 3600.0

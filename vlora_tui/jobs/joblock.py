@@ -17,7 +17,7 @@ from types import TracebackType
 
 from vlora_engine.errors import InputError, StorageError
 from vlora_tui.jobs.identity import Identity, boot_id, host_name, is_running, of_process
-from vlora_tui.locking import open_lock, try_lock
+from vlora_tui.utils.locking import open_lock, try_lock
 
 HEARTBEAT_SECONDS = 10.0
 SILENT_SECONDS = 60.0  # of another machine's job: so long without a heartbeat is worth a word

@@ -25,7 +25,7 @@ from vlora_tui.recipe.model import (
     Recipe,
     Resize,
 )
-from vlora_tui.sizes import size
+from vlora_tui.utils.formatting import size
 
 if TYPE_CHECKING:
     from vlora_engine.adapters.model import AdapterSource

@@ -16,8 +16,8 @@ from vlora_engine.errors import (
     ParameterError,
     VLoRAError,
 )
-from vlora_tui import paths
 from vlora_tui.recipe.model import AdapterInput, Recipe
+from vlora_tui.utils import paths
 
 if TYPE_CHECKING:
     from vlora_engine.adapters.model import AdapterSource

@@ -18,8 +18,6 @@ from typing import TYPE_CHECKING
 from vlora_engine.errors import Cancelled, InputError, ParameterError, VLoRAError
 from vlora_engine.utils.files import check_output, partial_path, require_apart
 from vlora_engine.utils.unfinished import kept_layers, spectra_partial
-from vlora_tui import paths
-from vlora_tui.locking import waiting_lock
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.disk_space import needs_of, require_room
 from vlora_tui.pipeline.forecast import (
@@ -43,6 +41,8 @@ from vlora_tui.recipe.model import (
     Recipe,
     resolve,
 )
+from vlora_tui.utils import paths
+from vlora_tui.utils.locking import waiting_lock
 
 if TYPE_CHECKING:
     from vlora_engine.adapters.check import CheckReport

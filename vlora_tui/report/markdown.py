@@ -8,8 +8,13 @@ from typing import Any
 
 from vlora_engine.utils.ranking import ranked
 from vlora_tui.report.comparison import sameness, why
-from vlora_tui.sizes import size
-from vlora_tui.words import percent, plural, printable, times
+from vlora_tui.utils.formatting import (
+    percent,
+    plural,
+    printable,
+    size,
+    times,
+)
 
 MATRIX = 12  # adapters whose cosines are printed as a table
 PAIRS = 15  # otherwise the pairs most alike

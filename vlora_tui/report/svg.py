@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from xml.sax.saxutils import escape
 
-from vlora_tui.words import printable
+from vlora_tui.utils.formatting import printable
 
 WIDTH = 760
 LEFT, RIGHT, TOP, BOTTOM = 70, 24, 44, 52

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from vlora_engine.adapters.address import CACHE_PLACE, SEARCH_PLACE
-from vlora_tui.sizes import size as size
+from vlora_tui.utils.formatting import size as size
 
 
 def clean(text: object) -> str:

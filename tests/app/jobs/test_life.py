@@ -26,7 +26,6 @@ from tests.app.jobs.conftest import (
     tree,
     until,
 )
-from vlora_tui import paths
 from vlora_tui.jobs import (
     Job,
     JobStore,
@@ -48,6 +47,7 @@ from vlora_tui.pipeline import events
 from vlora_tui.pipeline.run import SpectraRun
 from vlora_tui.recipe.model import AdapterInput, Input, Recipe
 from vlora_tui.recipe.reader import load_recipe
+from vlora_tui.utils import paths
 
 BOUND = 60.0
 

@@ -13,12 +13,12 @@ from textual.widgets import Input
 
 from tests import make
 from tests.app.tui.drive import run
-from vlora_tui.config import load_config
 from vlora_tui.tui.adapters.rows import NOT_CHECKED
 from vlora_tui.tui.adapters.scanner import pasted_paths
 from vlora_tui.tui.adapters.start_page import StartPage
 from vlora_tui.tui.adapters.view import AdaptersView
 from vlora_tui.tui.app.app import VLoRAApp
+from vlora_tui.utils.config import load_config
 
 
 @pytest.fixture

@@ -15,8 +15,6 @@ from textual.widgets._footer import FooterKey
 
 from tests.app.tui.drive import run
 from tests.app.tui.test_adapters import app, marked, settle
-from vlora_tui import paths
-from vlora_tui.config import config_file, load_config
 from vlora_tui.jobs.drafts import Drafts
 from vlora_tui.recipe.reader import load_recipe
 from vlora_tui.tui.adapters.start_page import StartPage
@@ -25,6 +23,8 @@ from vlora_tui.tui.app.base_app import Frame
 from vlora_tui.tui.terminal import typeahead
 from vlora_tui.tui.widgets.dialogs import Ask, Help, ListProblems, Option, Prompt
 from vlora_tui.tui.widgets.table import Table
+from vlora_tui.utils import paths
+from vlora_tui.utils.config import config_file, load_config
 
 
 def test_help_tells_the_keys_of_what_has_the_focus(runs: Path) -> None:

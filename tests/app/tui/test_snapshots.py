@@ -25,7 +25,6 @@ from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.scanner import scan
 from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.spectra.tables import Spectra
-from vlora_tui.config import load_config
 from vlora_tui.jobs.store import Job, JobInfo
 from vlora_tui.jobs.watch import JobView, State, Told
 from vlora_tui.pipeline import events
@@ -34,6 +33,7 @@ from vlora_tui.tui.choose import worker as choose_worker
 from vlora_tui.tui.core.session import Choosing, Session
 from vlora_tui.tui.export import plan as export_plan
 from vlora_tui.tui.run import job_text
+from vlora_tui.utils.config import load_config
 
 PICTURES = Path(__file__).parent / "snapshots"
 SIZES = [(120, 36), (80, 24), (40, 12)]

@@ -11,8 +11,6 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import ContentSwitcher
 
-from vlora_tui.config import Config, load_config
-from vlora_tui.sizes import how_much
 from vlora_tui.tui.app.base_app import Frame
 from vlora_tui.tui.app.keys import Keys
 from vlora_tui.tui.core.bad_adapters import Verdict
@@ -21,6 +19,8 @@ from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.core.view import View
 from vlora_tui.tui.text import size, tilde
 from vlora_tui.tui.widgets.topbar import TopBar
+from vlora_tui.utils.config import Config, load_config
+from vlora_tui.utils.formatting import how_much
 
 if TYPE_CHECKING:
     from vlora_tui.jobs import JobView

@@ -16,9 +16,9 @@ from textual.screen import Screen
 from textual.worker import WorkerError
 
 from vlora_engine.errors import VLoRAError
-from vlora_tui.config import Config, load_config
 from vlora_tui.tui.terminal.typeahead import KeysInOrder
 from vlora_tui.tui.text import clean, tilde
+from vlora_tui.utils.config import Config, load_config
 
 if TYPE_CHECKING:
     from vlora_tui.jobs.drafts import Draft, SavedDraft
@@ -182,7 +182,7 @@ class Frame(KeysInOrder):
         """Tell what is wrong in the config file; keys are checked against every step's."""
         problems = list(self.config.problems)
         if str(self.config["theme"]) not in self.available_themes:
-            from vlora_tui.config import Problem
+            from vlora_tui.utils.config import Problem
 
             what = f"there is no theme {str(self.config['theme'])!r}"
             problems.append(Problem(None, what, "the palette (:) lists them"))
@@ -294,8 +294,8 @@ class Frame(KeysInOrder):
         self._dirty = False
         if not self.session.marked:
             return
-        from vlora_tui import paths
         from vlora_tui.jobs.drafts import Drafts
+        from vlora_tui.utils import paths
 
         try:
             if self._draft is None:
@@ -317,8 +317,8 @@ class Frame(KeysInOrder):
         saved, self._offered = self._offered, None
         if saved is None:
             return
-        from vlora_tui import paths
         from vlora_tui.jobs.drafts import Drafts
+        from vlora_tui.utils import paths
 
         try:
             recipe = saved.recipe()
@@ -330,8 +330,8 @@ class Frame(KeysInOrder):
 
     @work(thread=True, group="drafts", exit_on_error=False)
     def _look_for_drafts(self) -> None:
-        from vlora_tui import paths
         from vlora_tui.jobs.drafts import Drafts
+        from vlora_tui.utils import paths
 
         try:
             drafts = Drafts(paths.state_dir())

@@ -10,7 +10,7 @@ from typing import Any
 
 from textual.binding import Binding, BindingsMap
 
-from vlora_tui.config import Config, Problem
+from vlora_tui.utils.config import Config, Problem
 
 TERMINAL_KEYS = ("ctrl+a", "ctrl+b", "ctrl+h", "ctrl+j", "ctrl+s", "ctrl+z")
 MODULES = (

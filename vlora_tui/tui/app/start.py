@@ -48,7 +48,7 @@ def start(
         loaded = load_recipe(recipe)
     elif recipe is not None:
         loaded = recipe
-    from vlora_tui.config import load_config
+    from vlora_tui.utils.config import load_config
 
     config = load_config({"ascii": ascii_only or None, "theme": theme})
     from vlora_tui.tui.app.app import VLoRAApp

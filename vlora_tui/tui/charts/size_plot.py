@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from rich.text import Text
 
-from vlora_tui.sizes import size as byte_words
 from vlora_tui.tui.charts.variance_plot import (
     Array,
     Canvas,
@@ -23,6 +22,7 @@ from vlora_tui.tui.charts.variance_plot import (
     rasterise,
     texts,
 )
+from vlora_tui.utils.formatting import size as byte_words
 
 DRAWN = ("flat", "columns", "delta", "own", "auto")  # in this order, so that auto is on top
 MARKS = {"auto": "●", "own": "○", "delta": "▲", "columns": "■", "flat": "◇"}

@@ -16,7 +16,6 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from vlora_tui.pipeline.forecast import Loss
-from vlora_tui.sizes import how_much
 from vlora_tui.tui.charts.variance_plot import prepare
 from vlora_tui.tui.choose.curve_pane import CurvePane, SizesPane
 from vlora_tui.tui.choose.data import Atlas
@@ -29,6 +28,7 @@ from vlora_tui.tui.widgets.ask import AskLine
 from vlora_tui.tui.widgets.folding import Hanging
 from vlora_tui.tui.widgets.heatmap import Heatmap
 from vlora_tui.tui.widgets.table import Column, Table
+from vlora_tui.utils.formatting import how_much
 
 PANES = ("curve", "layers", "figures")
 SIZE_PANES = ("sizes", "sharing", "losses")  # of the second view

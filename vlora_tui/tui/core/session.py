@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 from vlora_engine.adapters.address import address_text, is_address, is_hub_place
 from vlora_engine.errors import VLoRAError
 from vlora_engine.manifest.coding import METHODS as CODED_METHODS
-from vlora_tui import paths
-from vlora_tui.sizes import size
+from vlora_tui.utils import paths
+from vlora_tui.utils.formatting import size
 
 if TYPE_CHECKING:
     from vlora_engine.catalog.scanner import AdapterInfo

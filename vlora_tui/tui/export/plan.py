@@ -20,7 +20,6 @@ from vlora_engine.utils.safetensors_file import ITEM_BYTES
 from vlora_tui.pipeline.disk_space import adapter_bytes, free_bytes, merged_bytes
 from vlora_tui.pipeline.outputs import export_paths
 from vlora_tui.recipe.model import Merge, Resize
-from vlora_tui.sizes import size
 from vlora_tui.tui.export.recipes import base_of, export_of, recipe_of
 from vlora_tui.tui.export.settings import (
     Item,
@@ -29,6 +28,7 @@ from vlora_tui.tui.export.settings import (
     paths_of,
 )
 from vlora_tui.tui.export.verdicts import Headers, Opinion, written_verdict
+from vlora_tui.utils.formatting import size
 
 if TYPE_CHECKING:
     from vlora_engine.findings import Finding

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from vlora_tui.pipeline import events
-from vlora_tui.sizes import how_fast, how_much
 from vlora_tui.tui.core.bad_adapters import can_go_on, names_of
 from vlora_tui.tui.text import (
     clean,
@@ -16,6 +15,7 @@ from vlora_tui.tui.text import (
     size,
     tilde,
 )
+from vlora_tui.utils.formatting import how_fast, how_much
 
 if TYPE_CHECKING:
     from vlora_tui.jobs import JobView

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Callable
 
-from vlora_tui import paths
+from vlora_tui.utils import paths
 
 
 def copy(text: str, osc52: Callable[[str], None]) -> str:

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vlora_tui import paths
+from vlora_tui.utils import paths
 
 KEYS = "keys"
 
