@@ -16,12 +16,12 @@ logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
     "vlora_engine.adapters.model": ["LoRAWeights", "parse_state_dict", "stack_lora_weights"],
-    "vlora_engine.catalog.open": ["load_adapter", "save_adapter", "open_adapter"],
+    "vlora_engine.catalog.open": ["load_adapter", "load_adapter_from_hub", "open_adapter"],
+    "vlora_engine.targets.save": ["save_adapter"],
     "vlora_engine.catalog.scanner": ["AdapterInfo", "Catalog", "scan"],
     "vlora_engine.shared_subspace": ["SharedSubspace"],
     "vlora_engine.subspace.tasks": ["TaskProjection"],
-    "vlora_engine.hub": ["load_adapter_from_hub"],
-    "vlora_engine.pipeline": ["init_subspace", "absorb_task", "extract_adapter"],
+    "vlora_engine.pipeline": ["init_subspace", "absorb_task", "apply", "extract_adapter"],
     "vlora_engine.linalg.ops": [
         "compute_svd",
         "project_onto_subspace",
@@ -57,7 +57,6 @@ _HOMES = {
     "vlora_engine.resizing": ["resize"],
     "vlora_engine.doctor": ["diagnose", "verdict"],
     "vlora_engine.nn.model": ["VLoRAModel"],
-    "vlora_engine.nn.apply": ["apply"],
     "vlora_engine.nn.blend": ["blend_tasks"],
     "vlora_engine.nn.training": ["SubspaceTrainer", "orthogonal_init"],
     "vlora_engine.nn.router": ["TaskRouter"],

@@ -1,9 +1,9 @@
 """How adapters relate, from the inner products of their weight changes; numpy alone.
 
 One pass over the modules of a collection sums up `Relations`: a few (N, N) matrices, from which
-likeness, clusters, outliers (`vlora_engine.analysis.outliers`), duplicates (`vlora_engine.analysis.duplicates`) and
-runs of checkpoints (`vlora_engine.analysis.checkpoints`) are told without a weight at hand. The spectra hold
-them, so that whoever reads them needs no torch.
+similarity, clusters, outliers (`outliers`), duplicates (`duplicates`) and runs of checkpoints
+(`checkpoints`) follow without a weight at hand. The spectra hold them, so that whoever reads them
+needs no torch.
 """
 
 from __future__ import annotations

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vlora_engine.adapters.address import HubAddress, expanded, is_address, parse_address
 from vlora_engine.adapters.model import (
@@ -35,13 +34,6 @@ from vlora_engine.formats.gguf import GgufFormat
 from vlora_engine.formats.mlx import MLX
 from vlora_engine.formats.peft import PeftFormat
 from vlora_engine.interop import PEERS
-from vlora_engine.targets.save import save_adapter
-
-if TYPE_CHECKING:
-    from vlora_engine.adapters.model import LoRAWeights
-
-if TYPE_CHECKING:
-    pass
 
 __all__ = [
     "FORMATS",
@@ -52,7 +44,6 @@ __all__ = [
     "find_adapters",
     "load_adapter",
     "open_adapter",
-    "save_adapter",
 ]
 
 FORMATS = Registry()

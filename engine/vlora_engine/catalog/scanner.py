@@ -1,6 +1,6 @@
 """What lies in folders of adapters, from headers alone: no torch, no tensor data.
 
-NaN, a B of zeros and the like need the data and are not looked for here (`vlora_engine.adapters.check`).
+NaN, a B of zeros and the like need the data: `vlora_engine.adapters.check` looks for them.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ _HOMES = {
         "subject_of",
         "verdict",
     ],
-    "vlora_engine.doctor.limits": ["RANK_LIMITS"],
+    "vlora_engine.targets.registry": ["RANK_LIMITS"],
     "vlora_engine.doctor.rules": ["SEVERITIES", "TARGETS", "Rule", "Subject"],
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -22,7 +22,7 @@ from vlora_engine.catalog.open import (
 from vlora_engine.catalog.subspace_tasks import inspect_task
 from vlora_engine.doctor import (
     reading_rules,
-)  # noqa: F401
+)
 from vlora_engine.doctor.collection_rules import together
 from vlora_engine.doctor.rules import SEVERITIES, TARGETS, Stage, Subject, applied
 from vlora_engine.errors import (
@@ -141,7 +141,7 @@ def diagnose(
     """Look at every adapter and subspace at or below ``paths``.
 
     Args:
-        paths: Places, as `vlora_engine.catalog.scanner.scan` takes them; what is on the Hub is fetched.
+        paths: Places, as `vlora_engine.scan` takes them; what is on the Hub is fetched.
         target: Who is to load them; adds what that program refuses or gets wrong.
         base: The model that they are meant for (`vlora_engine.doctor.base_facts.read_base`).
         read_tensors: Whether to look at the numbers too, and at the bytes of subspaces.

@@ -1,6 +1,6 @@
 """Rules that reading the headers has judged already: its refusals and its remarks.
 
-The readers in `vlora_engine.catalog.open` refuse with a code, or remark under one; the rows here give
+The readers in `vlora_engine.formats` refuse with a code, or remark under one; the rows here give
 these codes their place in the table, so that nothing is said twice and nothing is missing.
 """
 

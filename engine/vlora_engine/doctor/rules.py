@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 if TYPE_CHECKING:
     from vlora_engine.adapters.model import ModuleShape
     from vlora_engine.doctor.base_facts import BaseFacts
-    from vlora_engine.doctor.rules import TensorFacts
     from vlora_engine.errors import VLoRAError
 
 Stage = Literal["reading", "headers", "base", "target", "tensors", "together"]

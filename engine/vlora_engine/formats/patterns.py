@@ -1,6 +1,6 @@
 """PEFT's rank_pattern and alpha_pattern, for many modules at once.
 
-The rule is that of `vlora_engine.adapters.model.match_pattern`: the first key that matches the end of a
+The rule is that of `adapters.model.match_pattern`: the first key that matches the end of a
 module's name. A table of full names, one per module, would make that quadratic; here keys that
 are plain names are looked up by their last component, and only the others are tried one by one.
 """

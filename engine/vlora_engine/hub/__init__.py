@@ -7,23 +7,16 @@ to be worked on is fetched into huggingface_hub's own cache (`fetch`), at one co
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from vlora_engine.adapters.address import (
     HubAddress,
     address_of,
     is_address,
     parse_address,
 )
-from vlora_engine.catalog.open import load_adapter_from_hub
-
-if TYPE_CHECKING:
-    from vlora_engine.adapters.model import LoRAWeights
 
 __all__ = [
     "HubAddress",
     "address_of",
     "is_address",
-    "load_adapter_from_hub",
     "parse_address",
 ]

@@ -35,12 +35,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "apply": ("merge", "merge_with_report"),
-    "kept": ("Kept",),
-    "methods": ("dare_merge", "task_arithmetic", "ties_merge"),
+    "merge_adapters": ("merge", "merge_with_report"),
+    "retention": ("Kept",),
+    "shortcuts": ("dare_merge", "task_arithmetic", "ties_merge"),
     "registry": ("IDENTITIES", "MergeMethod", "MergeParameter"),
     "result": ("MergeReport",),
-    "specs": ("MERGE_METHODS", "PEFT_METHODS"),
+    "methods": ("MERGE_METHODS", "PEFT_METHODS"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 

@@ -7,62 +7,17 @@ from typing import TYPE_CHECKING
 
 from vlora_engine.adapters.model import LoRAWeights, MemorySource
 from vlora_engine.formats.base_model_config import find_base
+from vlora_engine.formats.gguf_save import write_gguf
 from vlora_engine.formats.peft_save import _torch_dtype, write_peft
 from vlora_engine.targets.fit import architecture_for, check_fit, facts_of
 from vlora_engine.targets.launch import GGUF_NAME, MODELFILE, modelfile
 from vlora_engine.targets.registry import Target, find_target
 from vlora_engine.targets.shape import shaped, without_rest
 from vlora_engine.utils.files import new_directory, write_file
+from vlora_engine.utils.safetensors_file import dtype_name
 
 if TYPE_CHECKING:
     import torch
-if TYPE_CHECKING:
-    import torch
-
-    from vlora_engine.adapters.model import LoRAWeights
-
-if TYPE_CHECKING:
-    import torch
-
-
-def save_for(
-    target: Target,
-    weights: LoRAWeights,
-    path: Path,
-    *,
-    dtype: torch.dtype | None = None,
-    force: bool = False,
-    drop_rest: bool = False,
-    base: str | Path | None = None,
-) -> Path:
-    """Write ``weights`` for a target other than PEFT; see `vlora_engine.targets.save.save_adapter`."""
-    from vlora_engine.formats.peft_save import write_peft
-    from vlora_engine.utils.safetensors_file import dtype_name
-
-    word = None if dtype is None else dtype_name(dtype)
-    facts = facts_of(MemorySource(weights))
-    check_fit(target, facts, drop_rest=drop_rest, dtype=word, base=base, out=path)
-    if target.no_rest:
-        weights = without_rest(weights)
-    fitted = shaped(weights, target, dtype)
-    if target.form == "peft":
-        return write_peft(fitted, path, force=force)
-    _write_gguf(target, fitted, path, force=force, base=base)
-    return path
-
-
-def _write_gguf(
-    target: Target, weights: LoRAWeights, path: Path, *, force: bool, base: str | Path | None
-) -> None:
-    from vlora_engine.formats.gguf_save import write_gguf
-
-    facts = facts_of(MemorySource(weights))
-    config = find_base(base, facts.base_model)
-    architecture = architecture_for(facts, config, path)
-    with new_directory(path, job="save", force=force) as partial:
-        write_gguf(partial / GGUF_NAME, weights, architecture, config)
-        if target.name == "ollama":
-            write_file(partial / MODELFILE, modelfile(facts.base_model))
 
 
 def save_adapter(
@@ -97,36 +52,45 @@ def save_adapter(
         OutputExistsError: ``path`` is there and ``force`` is not given.
         StorageError: It cannot be written.
     """
-    from vlora_engine.targets.save import save
-
-    return save(
-        weights,
-        Path(path),
-        target=target,
-        dtype=dtype,
-        force=force,
-        drop_rest=drop_rest,
-        base=base,
+    wanted = find_target(target)
+    stored = _torch_dtype(dtype)
+    if wanted.name == "peft":
+        return write_peft(weights, Path(path), dtype=stored, force=force)
+    return save_for(
+        wanted, weights, Path(path), dtype=stored, force=force, drop_rest=drop_rest, base=base
     )
 
 
-def save(
+def save_for(
+    target: Target,
     weights: LoRAWeights,
     path: Path,
     *,
-    target: str = "peft",
-    dtype: str | torch.dtype | None = None,
+    dtype: torch.dtype | None = None,
     force: bool = False,
     drop_rest: bool = False,
     base: str | Path | None = None,
 ) -> Path:
-    """See `vlora_engine.targets.save.save_adapter`."""
-    wanted = find_target(target)
-    stored = _torch_dtype(dtype)
-    if wanted.name == "peft":
-        return write_peft(weights, path, dtype=stored, force=force)
-    from vlora_engine.targets.save import save_for
+    """Write ``weights`` for a target other than PEFT; see `save_adapter`."""
+    word = None if dtype is None else dtype_name(dtype)
+    facts = facts_of(MemorySource(weights))
+    check_fit(target, facts, drop_rest=drop_rest, dtype=word, base=base, out=path)
+    if target.no_rest:
+        weights = without_rest(weights)
+    fitted = shaped(weights, target, dtype)
+    if target.form == "peft":
+        return write_peft(fitted, path, force=force)
+    _write_gguf(target, fitted, path, force=force, base=base)
+    return path
 
-    return save_for(
-        wanted, weights, path, dtype=stored, force=force, drop_rest=drop_rest, base=base
-    )
+
+def _write_gguf(
+    target: Target, weights: LoRAWeights, path: Path, *, force: bool, base: str | Path | None
+) -> None:
+    facts = facts_of(MemorySource(weights))
+    config = find_base(base, facts.base_model)
+    architecture = architecture_for(facts, config, path)
+    with new_directory(path, job="save", force=force) as partial:
+        write_gguf(partial / GGUF_NAME, weights, architecture, config)
+        if target.name == "ollama":
+            write_file(partial / MODELFILE, modelfile(facts.base_model))

@@ -81,7 +81,7 @@ def require_alike(
         StorageError: It lacks a module or a rest tensor, or, where it should be ``exact``, differs
             by more than rounding.
     """
-    from vlora_engine.catalog.open import MemorySource
+    from vlora_engine.adapters.model import MemorySource
     from vlora_engine.linalg.low_rank import relative_error
 
     missing = sorted(set(meant.layer_names) - set(back.layer_names))

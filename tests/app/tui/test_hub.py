@@ -122,7 +122,8 @@ def test_a_subspace_on_the_hub_says_how_to_open_it(hub: Hub, built: Path) -> Non
 def test_the_hub_client_is_imported_when_it_is_asked_for(fresh_python: FreshPython) -> None:
     code = (
         "import sys, vlora_tui.tui.adapters.view, vlora_tui.tui.adapters.open_folder\n"
-        "import vlora_engine.catalog.scanner, vlora_engine.hub, vlora_tui.recipe.model, vlora_tui.pipeline.run\n"
+        "import vlora_engine.catalog.scanner, vlora_engine.hub\n"
+        "import vlora_tui.recipe.model, vlora_tui.pipeline.run\n"
         "import vlora_engine.hub.cache, vlora_engine.hub.fetch, vlora_engine.hub.remote\n"
         "print([m for m in sys.modules if m.startswith(('huggingface_hub', 'httpx', 'torch'))])"
     )

@@ -56,7 +56,7 @@ class VLoRAApp(Frame):
     """
 
     TITLE = "vlora-tui"
-    CSS_PATH = ["app.tcss", "screens/adapters.tcss"]
+    CSS_PATH = ["app.tcss", "../adapters/view.tcss"]
     ENABLE_COMMAND_PALETTE = True
 
     BINDINGS: ClassVar[list[BindingType]] = [
