@@ -6,7 +6,6 @@ changing the import. What differs is said where it differs.
 
 from __future__ import annotations
 
-import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -15,29 +14,30 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from vlora_engine.adapters.base_models import base_model_of
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, as_source
-from vlora_engine.catalog.read import read_manifest
-from vlora_engine.compress.build import build_layers, make_plan, within
-from vlora_engine.compress.measure import compute_spectra
-from vlora_engine.errors import ConflictError, NotFoundError, ParameterError, VLoRAError
-from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
-from vlora_engine.quantization.packing import BLOCK_SIZE, Quantization, quantization
-from vlora_engine.spectra.tables import Spectra
-from vlora_engine.subspace.basis import Bases
-from vlora_engine.subspace.loadings import EncodedTask, Storage
-from vlora_engine.subspace.request import Collection, Targets, prepare
-from vlora_engine.subspace.store import StoredSubspace, write_subspace, write_task
-from vlora_engine.subspace.tasks import (
-    TaskMap,
-    TaskProjection,
-    collect_tasks,
-    task_names,
-)
+from vlora_engine.catalog.load import AnySpace, load_space, read_settled
+from vlora_engine.catalog.open import open_adapter
+from vlora_engine.compress.absorb import absorb, absorb_incremental
+from vlora_engine.compress.build import build_space
+from vlora_engine.compress.compact import compact
+from vlora_engine.compress.requantize import requantize
+from vlora_engine.errors import NotFoundError, ParameterError
+from vlora_engine.manifest.manifest import LayerSpec
+from vlora_engine.nn.peft_model import require_extra, wear, worn_by_us
+from vlora_engine.nn.stats import full_stack
+from vlora_engine.nn.training import trainable_params
+from vlora_engine.publish.push import push_space
+from vlora_engine.quantization.packing import BLOCK_SIZE, Quantization, chooses_bits, quantization
+from vlora_engine.subspace.basis import Bases, LayerBasis
+from vlora_engine.subspace.basis_space import BasisSpace
+from vlora_engine.subspace.coded.space import CodedSpace
+from vlora_engine.subspace.loadings import Storage
+from vlora_engine.subspace.request import Targets, prepare
+from vlora_engine.subspace.save import save
+from vlora_engine.subspace.tasks import TaskMap, TaskProjection, task_names
+from vlora_engine.utils.naming import unique_names
 from vlora_engine.utils.progress import ProgressCallback
 from vlora_engine.utils.ranking import worst
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -45,8 +45,12 @@ T = TypeVar("T")
 class SharedSubspace:
     """A collection of adapters in one shared basis. Make one with the ``from_`` constructors.
 
+    It holds a `BasisSpace` or, for the methods `own` and `auto`, a `CodedSpace`, which has no
+    components: what asks for them raises SubspaceError there.
+
     Attributes:
-        method: ``delta``, ``columns`` or ``flat``.
+        space: What it holds.
+        method: ``auto``, ``own``, ``delta``, ``columns`` or ``flat``.
         dtype: What it is stored in: F32, F16 or BF16. Every number in memory is one that this
             dtype holds, so that what is measured is what is saved.
         quantization: How bases (and loadings) are packed, or None. In memory they are packed, too;
@@ -59,70 +63,95 @@ class SharedSubspace:
         shapes_a, shapes_b: Per module (rank, d_in) and (d_out, rank).
     """
 
-    def __init__(
-        self,
-        *,
-        method: str,
-        dtype: str,
-        layers: Sequence[LayerSpec],
-        bases: Bases,
-        tasks: TaskMap,
-        base_model: str | None = None,
-        quantization: Quantization | None = None,
-    ) -> None:
-        self.method = method
-        self.dtype = dtype
-        self.base_model = base_model
-        self.quantization = quantization
-        self.layers = list(layers)
-        self.bases = bases
-        self.tasks = tasks
-        self.stored: StoredSubspace | None = None
-        self.home: Path | None = None
-        self.opened: Manifest | None = None  # the index as it was loaded, or saved last
-        self._opened_bases: Bases | None = None
-        self.notes: list[str] = []
+    def __init__(self, space: AnySpace) -> None:
+        self.space = space
 
     def __repr__(self) -> str:
+        k = f", k={self.num_components}" if self.has_basis else ""
         return (
             f"SharedSubspace(method={self.method!r}, layers={len(self.layers)}, "
-            f"tasks={len(self.tasks)}, k={self.num_components})"
+            f"tasks={len(self.tasks)}{k})"
         )
+
+    @property
+    def method(self) -> str:
+        return self.space.method
+
+    @property
+    def dtype(self) -> str:
+        return self.space.dtype
+
+    @property
+    def quantization(self) -> Quantization | None:
+        return self.space.quantization
+
+    @property
+    def base_model(self) -> str | None:
+        return self.space.base_model
+
+    @property
+    def layers(self) -> list[LayerSpec]:
+        """The shared modules: their shapes and k."""
+        return self.space.layers
+
+    @property
+    def tasks(self) -> TaskMap:
+        return self.space.tasks
+
+    @property
+    def bases(self) -> Bases:
+        """The basis of every layer."""
+        return self.space.bases
+
+    @property
+    def has_basis(self) -> bool:
+        """Whether there are components and loadings; else every task is coded by itself."""
+        return self.space.has_basis
+
+    @property
+    def notes(self) -> list[str]:
+        """What building or opening it remarked."""
+        return self.space.notes
+
+    @property
+    def home(self) -> Path | None:
+        """The directory that it was loaded from or saved to."""
+        return self.space.home
 
     @property
     def storage(self) -> Storage:
         """What its numbers are stored as."""
-        return Storage(self.method, self.dtype, self.quantization)
+        return self.space.storage
 
     @property
     def layer_names(self) -> list[str]:
-        return [spec.name for spec in self.layers]
+        return self.space.layer_names
 
     @property
     def rank(self) -> int:
         """The largest rank of any module."""
-        return max((spec.rank for spec in self.layers), default=0)
+        return self.space.rank
 
     @property
     def num_components(self) -> int:
-        """The largest k of any side."""
-        return max((max(spec.k_a, spec.k_b) for spec in self.layers), default=0)
+        """The largest k of any side; 0 where there are no components."""
+        return self.space.num_components
 
     @property
     def components_a(self) -> Mapping[str, Tensor]:
-        return _Lazy(self.layer_names, lambda name: self.bases[name].a)
+        return self._of_bases(lambda basis: basis.a)
 
     @property
     def components_b(self) -> Mapping[str, Tensor]:
-        return _Lazy(self.layer_names, lambda name: self.bases[name].b)
+        return self._of_bases(lambda basis: basis.b)
 
     @property
     def singular_values_a(self) -> Mapping[str, Tensor]:
-        return _Lazy(self.layer_names, lambda name: self.bases[name].singular_values_a)
+        return self._of_bases(lambda basis: basis.singular_values_a)
 
     @property
     def singular_values_b(self) -> Mapping[str, Tensor]:
-        return _Lazy(self.layer_names, lambda name: self.bases[name].singular_values_b)
+        return self._of_bases(lambda basis: basis.singular_values_b)
 
     @property
     def means_a(self) -> Mapping[str, Tensor]:
@@ -140,11 +169,17 @@ class SharedSubspace:
     def shapes_b(self) -> dict[str, tuple[int, int]]:
         return {spec.name: (spec.d_out, spec.rank) for spec in self.layers}
 
+    def _of_bases(self, part: Callable[[LayerBasis], Tensor]) -> Mapping[str, Tensor]:
+        bases = self.space.bases
+        return _Lazy(self.layer_names, lambda name: part(bases[name]))
+
     def _means(self, side: str) -> Mapping[str, Tensor]:
+        bases = self.space.bases
+
         def mean(name: str) -> Tensor:
-            own = self.bases[name].mean(side)
-            assert own is not None  # noqa: S101  (only flat has keys here)
-            return own
+            found = bases[name].mean(side)
+            assert found is not None  # noqa: S101  (only flat has keys here)
+            return found
 
         return _Lazy(self.layer_names if self.method == "flat" else [], mean)
 
@@ -205,11 +240,7 @@ class SharedSubspace:
         collection = prepare(
             sources, dtype=dtype, lossy=targets.lossy, skip_bad=skip_bad, progress=progress
         )
-        if targets.is_coded:
-            from vlora_engine.subspace.coded.space import code_collection
-
-            return code_collection(collection, targets, device=device, progress=progress)
-        return cls._build(collection, targets, device, progress)
+        return cls(build_space(collection, targets, device=device, progress=progress))
 
     @classmethod
     def from_adapters_streaming(
@@ -224,9 +255,6 @@ class SharedSubspace:
         Only one layer of all adapters is in memory at a time; the first library's function of
         this name is an approximation, this one is not. Takes the options of `from_adapters`.
         """
-        from vlora_engine.catalog.open import open_adapter
-        from vlora_engine.utils.naming import unique_names
-
         names = task_ids or unique_names([str(path) for path in paths])
         return cls.from_adapters(
             [open_adapter(path) for path in paths],
@@ -234,45 +262,6 @@ class SharedSubspace:
             num_components=num_components,
             **options,
         )
-
-    @classmethod
-    def _build(
-        cls,
-        collection: Collection,
-        targets: Targets,
-        device: str,
-        progress: ProgressCallback | None,
-    ) -> SharedSubspace:
-        def compute() -> Spectra:
-            return compute_spectra(
-                collection.sources,
-                methods=(targets.method,),
-                device=device,
-                check=collection.check,
-                skip_bad=True,
-                progress=progress,
-            )
-
-        storage = targets.storage(collection)
-        aim: Targets | None = targets
-        spectra: Spectra | None = None
-        while aim is not None:
-            plan = make_plan(collection, aim, spectra=spectra, compute=compute)
-            built = build_layers(collection, plan, device=device, progress=progress)
-            bases, specs, tasks = collect_tasks(storage, collection, built)
-            errors = {record.id: record.error for record in tasks.records()}
-            spectra, aim = plan.spectra, within(aim, plan, errors)
-        subspace = cls(
-            method=storage.method,
-            dtype=storage.dtype,
-            layers=specs,
-            bases=bases,
-            tasks=tasks,
-            base_model=base_model_of(collection.sources),
-            quantization=storage.quantization,
-        )
-        subspace.notes = [finding.what for finding in plan.findings]
-        return subspace
 
     def project(
         self,
@@ -289,10 +278,8 @@ class SharedSubspace:
             CollectionError: A module has other dimensions. AdapterError: NaN or Inf.
             ParameterError: `flat`, and the rank is above the basis's.
         """
-        from vlora_engine.subspace.projection import project
-
         source = as_source(adapter)
-        return self._settled(lambda: project(self, source, task_id, warn_threshold))
+        return self._settled(lambda space: space.project(source, task_id, warn_threshold))
 
     def add_task(self, projection: TaskProjection) -> None:
         """Register a projected task.
@@ -300,12 +287,7 @@ class SharedSubspace:
         Raises:
             ParameterError: There is a task of that name already.
         """
-        if projection.task_id in self.tasks:
-            raise ParameterError(
-                f"There is already a task {projection.task_id!r}.",
-                remedy="remove it first, or choose another name",
-            )
-        self.tasks[projection.task_id] = projection
+        self.space.add_task(projection)
 
     def remove_task(self, task_id: str) -> None:
         """Forget a task; the basis stays as it is.
@@ -321,9 +303,7 @@ class SharedSubspace:
         Raises:
             NotFoundError: There is no such task.
         """
-        from vlora_engine.subspace.projection import reconstruct
-
-        return self._settled(lambda: reconstruct(self, self.tasks[task_id]))
+        return self._settled(lambda space: space.reconstruct(task_id))
 
     def absorb(
         self,
@@ -341,9 +321,7 @@ class SharedSubspace:
         Returns:
             The ids of the tasks that had to be taken from their reconstructions.
         """
-        from vlora_engine.compress.absorb import absorb
-
-        return absorb(self, as_source(new_adapter), new_task_id, device, progress)
+        return absorb(self.space, as_source(new_adapter), new_task_id, device, progress)
 
     def absorb_incremental(
         self, new_adapter: LoRAWeights | AdapterSource, new_task_id: str
@@ -354,9 +332,7 @@ class SharedSubspace:
         docs/mathematics.md#growing): where k covers the rank it equals a full rebuild. What the
         other tasks lose is bounded, not measured.
         """
-        from vlora_engine.compress.absorb import absorb_incremental
-
-        absorb_incremental(self, as_source(new_adapter), new_task_id)
+        absorb_incremental(self.space, as_source(new_adapter), new_task_id)
 
     def errors(self) -> dict[str, Any]:
         """Relative errors of dW as stored: ``mean``, ``max``, ``worst_task``, and per task."""
@@ -386,13 +362,11 @@ class SharedSubspace:
         Raises:
             NotFoundError: Unknown layer. ParameterError: The method is `flat`.
         """
-        from vlora_engine.subspace.projection import surface
-
         if layer not in self.layer_names:
             raise NotFoundError(f"There is no layer {layer!r} in this subspace.")
         if self.method == "flat":
             raise ParameterError("A surface needs nested bases of dW.", found="method flat")
-        return surface(self, layer)
+        return self.space.surface(layer)
 
     def compression_stats(self) -> dict[str, Any]:
         """Parameters kept and replaced, means and cores counted; the first library's keys.
@@ -401,9 +375,7 @@ class SharedSubspace:
         ``bytes_compressed`` is what bases and loadings take as they are stored, packed or not,
         ``bytes_original`` A and B at 16 bit. Every byte on disk: `read_manifest`.
         """
-        from vlora_engine.subspace.stats import compression_stats
-
-        return compression_stats(self)
+        return self.space.compression_stats()
 
     def full_stack_compression(
         self,
@@ -425,8 +397,6 @@ class SharedSubspace:
         Raises:
             ParameterError: Parameters or bits below 1, or both a model and a number.
         """
-        from vlora_engine.nn.stats import full_stack
-
         return full_stack(self, base_model_params, base_model_bits, quantized_bits, base_model)
 
     def get_trainable_params(
@@ -442,8 +412,6 @@ class SharedSubspace:
             NotFoundError: There is no such task. SubspaceError: Methods `own` and `auto` have no
                 bases. ParameterError: ``num_expand`` is negative.
         """
-        from vlora_engine.nn.training import trainable_params
-
         return dict(trainable_params(self, task_id, num_expand, seed=seed))
 
     def apply(self, base_model: Any, task_id: str) -> Any:
@@ -452,9 +420,8 @@ class SharedSubspace:
         Raises:
             As `vlora_engine.apply`.
         """
-        from vlora_engine.pipeline import apply
-
-        return apply(base_model, self, task_id)
+        require_extra()
+        return wear(base_model, worn_by_us(self.reconstruct(task_id)))
 
     def quantize(
         self,
@@ -476,8 +443,6 @@ class SharedSubspace:
         Raises:
             ParameterError: Bits, method or block size out of range.
         """
-        from vlora_engine.compress.requantize import requantize
-
         wanted = quantization(
             method,
             bits,
@@ -485,7 +450,7 @@ class SharedSubspace:
             double_quant=double_quant,
             loadings=quantize_loadings,
         )
-        requantize(self, wanted)
+        requantize(self.space, wanted)
         return self
 
     def to(
@@ -495,8 +460,13 @@ class SharedSubspace:
 
         A dtype narrower than fp32 loses digits; what is saved afterwards is what was kept.
         """
-        self.bases = self.bases.moved(device, dtype)
+        self.space.move(device, dtype)
         return self
+
+    def _settled(self, read: Callable[[AnySpace], T]) -> T:
+        """What ``read`` gives of what this holds, as it lies on disk by now."""
+        self.space, result = read_settled(self.space, read)
+        return result
 
     def save(self, path: str | Path, *, force: bool = False) -> None:
         """Write a subspace directory, or update the one this subspace was loaded from.
@@ -509,9 +479,7 @@ class SharedSubspace:
             OutputExistsError: ``path`` is there, is not where this came from, and not ``force``.
             StorageError: The disk refused; what was there is as it was.
         """
-        from vlora_engine.subspace.save import save
-
-        save(self, Path(path), force=force)
+        save(self.space, Path(path), force=force)
 
     def push_to_hub(
         self,
@@ -539,11 +507,9 @@ class SharedSubspace:
             OutputExistsError: The repository has files, and not ``force``.
             HubError: The Hub cannot be reached, or refused.
         """
-        from vlora_engine.publish.push import push_subspace
-
         with tempfile.TemporaryDirectory(prefix="vlora-push-") as staging:
-            pushed = push_subspace(
-                self,
+            pushed = push_space(
+                self.space,
                 repo_id,
                 Path(staging),
                 private=private,
@@ -563,75 +529,11 @@ class SharedSubspace:
         Raises:
             As `quantize` and `save`.
         """
-        twin = SharedSubspace(
-            method=self.method,
-            dtype=self.dtype,
-            layers=self.layers,
-            bases=self.bases,
-            tasks=self.tasks.copy(),
-            base_model=self.base_model,
-            quantization=self.quantization,
-        )
-        twin.opened = self.opened
+        if not isinstance(self.space, BasisSpace):
+            raise chooses_bits(self.method)
+        twin = SharedSubspace(self.space.copy())
         twin.quantize(method="nf4", block_size=block_size)
         twin.save(path, force=force)
-
-    def _settled(self, read: Callable[[], T]) -> T:
-        """What ``read`` gives; where somebody changed the directory meanwhile, of its new state.
-
-        Raises:
-            ConflictError: It was changed on disk, and here.
-        """
-        while True:
-            try:
-                return read()
-            except VLoRAError:
-                if self.stored is None or not self.stored.manifest.is_outdated():
-                    raise
-                self._reopen()
-
-    def _reopen(self) -> None:
-        stored, bases = self.stored, self._opened_bases
-        assert stored is not None  # noqa: S101  (`_settled`)
-        manifest = stored.manifest
-        fresh = None
-        if (
-            self.bases is bases
-            and not self.tasks.changed
-            and list(self.tasks) == list(manifest.tasks)
-            and tuple(self.layers) == manifest.layers
-        ):
-            fresh = SharedSubspace.load(manifest.path, verify=stored.verify)
-        if type(fresh) is not type(self):
-            raise ConflictError(
-                "The subspace was changed on disk since it was loaded.",
-                where=manifest.path,
-                remedy="load it again",
-            )
-        stored.close()
-        vars(self).update(vars(fresh))
-
-    # What saving asks of a subspace, each way of storing it having its own.
-
-    def _open_store(self, manifest: Manifest) -> StoredSubspace:
-        return StoredSubspace(manifest)
-
-    def _write(self, directory: Path, tasks: Iterator[tuple[TaskRecord, EncodedTask]]) -> Manifest:
-        return write_subspace(
-            directory,
-            storage=self.storage,
-            base_model=self.base_model,
-            layers=self.layers,
-            bases=(self.bases.kept(name) for name in self.layer_names),
-            tasks=tasks,
-        )
-
-    def _write_task(self, path: Path, encoded: EncodedTask) -> str:
-        return write_task(path, encoded)
-
-    def _index(self, manifest: Manifest) -> Manifest:
-        """The index to write after tasks came or went."""
-        return manifest
 
     @classmethod
     def load(cls, path: str | Path, *, verify: bool = True) -> SharedSubspace:
@@ -644,29 +546,27 @@ class SharedSubspace:
         Raises:
             NotFoundError: There is no subspace at ``path``. CorruptFileError: It is not sound.
         """
-        manifest = read_manifest(path)
-        if manifest.peer:
-            from vlora_engine.interop.store import open_peer
+        return cls(load_space(path, verify=verify))
 
-            return open_peer(manifest)
-        if manifest.coding is not None:
-            from vlora_engine.subspace.coded.space import load_coded
+    def compact(
+        self, *, device: str = "auto", progress: ProgressCallback | None = None
+    ) -> tuple[SharedSubspace, list[str]]:
+        """A coded collection planned and coded anew, for the target that it was coded for.
 
-            return load_coded(manifest, verify=verify)
-        stored = StoredSubspace(manifest, verify)
-        subspace = cls(
-            method=manifest.method,
-            dtype=manifest.dtype,
-            layers=manifest.layers,
-            bases=_stored_bases(manifest, stored),
-            tasks=TaskMap(stored.storage, manifest.layers, stored),
-            base_model=manifest.base_model,
-            quantization=manifest.quantization,
-        )
-        subspace.stored = stored
-        subspace.home, subspace.opened = manifest.path, manifest
-        subspace._opened_bases = subspace.bases
-        return subspace
+        Returns:
+            The new collection, and the ids of tasks whose originals are gone or changed: they
+            were taken from their reconstructions, and their errors are bounds.
+
+        Raises:
+            ParameterError: It has a basis: there is nothing to plan anew.
+        """
+        if not isinstance(self.space, CodedSpace):
+            raise ParameterError(
+                "Only a coded collection is compacted (methods auto and own).",
+                found=f"method {self.method}",
+            )
+        new, rebuilt = compact(self.space, device=device, progress=progress)
+        return SharedSubspace(new), rebuilt
 
 
 class _Lazy(Mapping[str, T]):
@@ -685,8 +585,3 @@ class _Lazy(Mapping[str, T]):
 
     def __len__(self) -> int:
         return len(self._keys)
-
-
-def _stored_bases(manifest: Manifest, stored: StoredSubspace) -> Bases:
-    places = {spec.name: i for i, spec in enumerate(manifest.layers)}
-    return Bases(list(places), lambda name: stored.kept_basis(places[name]))

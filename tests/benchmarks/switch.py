@@ -156,6 +156,7 @@ def make_subspace(size: Size, tasks: int) -> Any:
     from vlora_engine.manifest.manifest import LayerSpec
     from vlora_engine.shared_subspace import SharedSubspace
     from vlora_engine.subspace.basis import Bases, LayerBasis
+    from vlora_engine.subspace.basis_space import BasisSpace
     from vlora_engine.subspace.loadings import Storage
     from vlora_engine.subspace.tasks import TaskMap, TaskProjection
 
@@ -173,9 +174,10 @@ def make_subspace(size: Size, tasks: int) -> Any:
             for n in ("k_a", "k_b")
         ]
         known[f"t{i}"] = TaskProjection(f"t{i}", *sides, scales={s.name: 2.0 for s in specs})
-    return SharedSubspace(
+    space = BasisSpace(
         method="delta", dtype="F32", layers=specs, bases=Bases.of(bases), tasks=known
     )
+    return SharedSubspace(space)
 
 
 def _widths(specs: Any, name: str) -> list[tuple[Any, int]]:

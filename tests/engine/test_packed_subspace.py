@@ -34,6 +34,7 @@ from vlora_engine.manifest.manifest import LayerSpec
 from vlora_engine.quantization.packed import PackedBasis
 from vlora_engine.quantization.packing import Quantization, quantization
 from vlora_engine.subspace.basis import Bases, LayerBasis
+from vlora_engine.subspace.basis_space import BasisSpace
 from vlora_engine.subspace.loadings import Storage
 from vlora_engine.subspace.tasks import TaskMap, TaskProjection
 
@@ -426,10 +427,11 @@ def golden_subspace(method: str, packed: Quantization | None) -> SharedSubspace:
             loadings_b={spec.name: normal(*rows, spec.k_b) for spec in specs},
             rest={"head": torch.arange(3.0)},
         )
-    return SharedSubspace(
+    space = BasisSpace(
         method=method, dtype="F16", layers=specs, bases=Bases.of(bases), tasks=tasks,
         quantization=packed,
     )  # fmt: skip
+    return SharedSubspace(space)
 
 
 NAMES = ["plain", "nf4", "int8", "int4"]

@@ -87,10 +87,7 @@ def _compact_at(
 
 def _compact(subspace: Path, place: Path, device: str, *, force: bool) -> list[str]:
     from vlora_engine.shared_subspace import SharedSubspace
-    from vlora_engine.subspace.coded.space import CodedSubspace
 
-    opened = SharedSubspace.load(subspace)
-    assert isinstance(opened, CodedSubspace)  # noqa: S101  (the index said so)
-    new, rebuilt = opened.compact(device=device)
+    new, rebuilt = SharedSubspace.load(subspace).compact(device=device)
     new.save(place, force=force)
     return rebuilt

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import replace
 from pathlib import Path
 
 from vlora_engine.adapters.address import is_address
-from vlora_engine.errors import NotFoundError, ParameterError, VLoRAError
+from vlora_engine.errors import NotFoundError
 from vlora_engine.manifest.manifest import (
     INDEX,
     Manifest,
-    _parse,
-    _read_index,
-    _unsound,
     is_own_subspace,
+    parse_manifest,
+    read_index,
 )
 from vlora_engine.utils.files import how_to_put_back
 from vlora_engine.utils.safetensors_file import read_error
@@ -46,7 +42,7 @@ def read_manifest(path: str | Path) -> Manifest:
         directory = local_path(directory)
     file = directory / INDEX
     try:
-        raw = _read_index(directory)
+        raw = read_index(directory)
     except (FileNotFoundError, NotADirectoryError):
         from vlora_engine.interop import peer_at, read_peer
 
@@ -62,12 +58,4 @@ def read_manifest(path: str | Path) -> Manifest:
         ) from None
     except OSError as error:
         raise read_error(file, error) from None
-    try:
-        parsed = _parse(directory, json.loads(raw))
-        return replace(parsed, digest=hashlib.sha256(raw).hexdigest())
-    except ParameterError as error:
-        raise _unsound(file, f"{error.what} {error.found}") from None
-    except VLoRAError:
-        raise
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise _unsound(file, f"{type(error).__name__}: {error}") from None
+    return parse_manifest(directory, raw)

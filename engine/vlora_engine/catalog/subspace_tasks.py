@@ -55,9 +55,10 @@ def open_task(directory: Path, task: str) -> AdapterSource:
     Raises:
         NotFoundError: There is no such task.
     """
-    from vlora_engine.shared_subspace import SharedSubspace
+    from vlora_engine.catalog.load import load_space, read_settled
 
-    return MemorySource(SharedSubspace.load(directory).reconstruct(task))
+    _, weights = read_settled(load_space(directory), lambda space: space.reconstruct(task))
+    return MemorySource(weights)
 
 
 def inspect_task(directory: Path, task: str) -> Inspection:

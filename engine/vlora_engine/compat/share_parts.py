@@ -16,6 +16,7 @@ from vlora_engine.linalg.low_rank import delta_norm2
 from vlora_engine.manifest.manifest import LayerSpec
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.subspace.basis import Bases, LayerBasis
+from vlora_engine.subspace.basis_space import BasisSpace
 from vlora_engine.subspace.loadings import Storage
 from vlora_engine.subspace.tasks import TaskMap, TaskProjection
 from vlora_engine.utils.naming import natural_key
@@ -36,7 +37,7 @@ def in_memory(subspace: SharedSubspace) -> SharedSubspace:
     tasks = TaskMap(subspace.storage, subspace.layers)
     for record in subspace.tasks.records():
         tasks.put(record, subspace.tasks.encoded(record.id))
-    return SharedSubspace(
+    space = BasisSpace(
         method=subspace.method,
         dtype=subspace.dtype,
         layers=subspace.layers,
@@ -45,6 +46,7 @@ def in_memory(subspace: SharedSubspace) -> SharedSubspace:
         base_model=subspace.base_model,
         quantization=subspace.quantization,
     )
+    return SharedSubspace(space)
 
 
 def subspace_of(
@@ -64,7 +66,7 @@ def subspace_of(
         turns |= own_turns
         (k_a, d_in), (k_b, d_out) = basis.a.shape, basis.b.shape
         specs.append(LayerSpec(name, d_in, d_out, basis.rank, k_a, k_b))
-    subspace = SharedSubspace(
+    space = BasisSpace(
         method="columns",
         dtype="F32",
         layers=specs,
@@ -75,8 +77,8 @@ def subspace_of(
     for task, loadings in all_loadings.items():
         own = {side: _side(loadings, names, side, turns) for side in ("a", "b")}
         config = dict(configs.get(task, {}))
-        subspace.tasks[task] = _projection(task, own["a"], own["b"], config, heads.get(task, {}))
-    return subspace
+        space.tasks[task] = _projection(task, own["a"], own["b"], config, heads.get(task, {}))
+    return SharedSubspace(space)
 
 
 def _basis(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -14,12 +14,14 @@ from vlora_engine.adapters.model import AdapterSource, MemorySource
 from vlora_engine.adapters.stack import LayerStack, flatten
 from vlora_engine.catalog.originals import recorded_original
 from vlora_engine.compress.build import build_layers
-from vlora_engine.errors import ParameterError, VLoRAError
+from vlora_engine.errors import VLoRAError
 from vlora_engine.linalg.grams import full_basis, update_basis
 from vlora_engine.linalg.low_rank import delta_error2
 from vlora_engine.manifest.manifest import LayerSpec, TaskRecord
 from vlora_engine.manifest.records import figure, max_k
 from vlora_engine.subspace.basis import Bases, LayerBasis, LayerPlan
+from vlora_engine.subspace.basis_space import BasisSpace
+from vlora_engine.subspace.coded.space import CodedSpace
 from vlora_engine.subspace.loadings import (
     EncodedTask,
     Storage,
@@ -33,62 +35,63 @@ from vlora_engine.subspace.loadings import (
 from vlora_engine.subspace.projection import (
     check_fits,
     padded_stack,
-    project,
-    reconstruct,
 )
 from vlora_engine.subspace.request import Plan, prepare
 from vlora_engine.subspace.store import decode_task
 from vlora_engine.subspace.tasks import TaskMap, TaskProjection, collect_tasks
 from vlora_engine.utils.progress import ProgressCallback
 
-if TYPE_CHECKING:
-    from vlora_engine.shared_subspace import SharedSubspace
-
 logger = logging.getLogger(__name__)
 
 
 def absorb(
-    subspace: SharedSubspace,
+    space: BasisSpace | CodedSpace,
     source: AdapterSource,
     task_id: str,
     device: str = "auto",
     progress: ProgressCallback | None = None,
 ) -> list[str]:
-    """`SharedSubspace.absorb`."""
-    _new_name(subspace, task_id)
+    """Take one more adapter in: bases are computed anew with it; a coded one stands by itself.
+
+    Returns:
+        The ids of the tasks that had to be taken from their reconstructions.
+    """
+    space.require_new(task_id)
+    if isinstance(space, CodedSpace):
+        space.add_task(space.project(source, task_id))
+        return []
     sources: dict[str, AdapterSource] = {}
     rebuilt = []
-    for record in subspace.tasks.records():
+    for record in space.tasks.records():
         try:
             sources[record.id] = recorded_original(record)
         except VLoRAError:
             rebuilt.append(record.id)
-            own = reconstruct(subspace, subspace.tasks[record.id])
-            sources[record.id] = MemorySource(own)
+            sources[record.id] = MemorySource(space.reconstruct(record.id))
     sources[task_id] = source
     words = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
-    collection = prepare(sources, dtype=words[subspace.dtype], progress=progress)
-    known = {spec.name: spec for spec in subspace.layers}
+    collection = prepare(sources, dtype=words[space.dtype], progress=progress)
+    known = {spec.name: spec for spec in space.layers}
     plans = {}
     for spec in collection.layers:
         old = known.get(spec.name)
-        wanted = (old.k_a, old.k_b) if old else (subspace.num_components,) * 2
-        limit = max_k(subspace.method, spec, collection.sources)
+        wanted = (old.k_a, old.k_b) if old else (space.num_components,) * 2
+        limit = max_k(space.method, spec, collection.sources)
         k_a, k_b = (min(w, top) for w, top in zip(wanted, limit, strict=True))
         plans[spec.name] = LayerPlan(
-            subspace.method, k_a, k_b, subspace.dtype, quantization=subspace.quantization
+            space.method, k_a, k_b, space.dtype, quantization=space.quantization
         )
     built = build_layers(collection, Plan(plans), device=device, progress=progress)
-    before = {record.id: record for record in subspace.tasks.records()}
-    old_tasks = subspace.tasks
-    subspace.bases, subspace.layers, tasks = collect_tasks(subspace.storage, collection, built)
+    before = {record.id: record for record in space.tasks.records()}
+    old_tasks = space.tasks
+    space.bases, space.layers, tasks = collect_tasks(space.storage, collection, built)
     for name in rebuilt:
         record, encoded = tasks.record(name), tasks.encoded(name)
-        modules = [subspace.layers[i].name for i in record.layers]
+        modules = [space.layers[i].name for i in record.layers]
         bounded = _bounded_layers(old_tasks[name], modules, encoded)
         tasks.put(_bounded(before[name], record), bounded)
-    subspace.tasks = tasks
-    subspace.stored = None
+    space.tasks = tasks
+    space.stored = None
     if rebuilt:
         logger.info("absorbed from reconstructions: %s", ", ".join(rebuilt))
     return rebuilt
@@ -120,81 +123,76 @@ def _bounded_layers(old: TaskProjection, modules: Sequence[str], new: EncodedTas
     return replace(new, norms=torch.tensor(norms), errors=torch.tensor(errors))
 
 
-def absorb_incremental(subspace: SharedSubspace, source: AdapterSource, task_id: str) -> None:
-    """`SharedSubspace.absorb_incremental`."""
-    _new_name(subspace, task_id)
+def absorb_incremental(space: BasisSpace | CodedSpace, source: AdapterSource, task_id: str) -> None:
+    """Turn the bases towards one more adapter; a coded collection has none to turn."""
+    if isinstance(space, CodedSpace):
+        absorb(space, source, task_id)
+        return
+    space.require_new(task_id)
     check = check_adapter(task_id, source)
     if check.error is not None:
         raise check.error
-    bases = {name: subspace.bases[name] for name in subspace.layer_names}
-    specs = list(subspace.layers)
+    bases = {name: space.bases[name] for name in space.layer_names}
+    specs = list(space.layers)
     for i, spec in enumerate(specs):
         if spec.name not in source.modules:
             continue
-        check_fits(spec, source, subspace.method)
-        stack = padded_stack(spec, task_id, source, check.weight, subspace.method)
-        count = sum(i in record.layers for record in subspace.tasks.records())
-        bases[spec.name] = _turned(subspace, spec, bases[spec.name], stack, count)
+        check_fits(spec, source, space.method)
+        stack = padded_stack(spec, task_id, source, check.weight, space.method)
+        count = sum(i in record.layers for record in space.tasks.records())
+        bases[spec.name] = _turned(space, spec, bases[spec.name], stack, count)
         specs[i] = replace(
             spec,
             k_a=len(bases[spec.name].a),
             k_b=len(bases[spec.name].b),
             rank=max(spec.rank, stack.ranks[0]),
         )
-    tasks = TaskMap(subspace.storage, specs)
-    for record in subspace.tasks.records():
-        encoded = subspace.tasks.encoded(record.id)
-        tasks.put(*reexpress(subspace, subspace.storage, specs, bases, record, encoded))
-    subspace.bases, subspace.layers, subspace.tasks = Bases.of(bases.values()), specs, tasks
-    subspace.stored = None
-    subspace.add_task(project(subspace, source, task_id))
-
-
-def _new_name(subspace: SharedSubspace, task_id: str) -> None:
-    if task_id in subspace.tasks:
-        raise ParameterError(
-            f"There is already a task {task_id!r}.",
-            remedy="remove it first, or choose another name",
-        )
+    tasks = TaskMap(space.storage, specs)
+    for record in space.tasks.records():
+        encoded = space.tasks.encoded(record.id)
+        tasks.put(*reexpress(space, space.storage, specs, bases, record, encoded))
+    space.bases, space.layers, space.tasks = Bases.of(bases.values()), specs, tasks
+    space.stored = None
+    space.add_task(space.project(source, task_id))
 
 
 def _turned(
-    subspace: SharedSubspace, spec: LayerSpec, basis: LayerBasis, stack: LayerStack, count: int
+    space: BasisSpace, spec: LayerSpec, basis: LayerBasis, stack: LayerStack, count: int
 ) -> LayerBasis:
     """The basis of one layer turned towards the rows of one more adapter."""
-    packs = subspace.quantization is not None
+    packs = space.quantization is not None
     found: dict[str, Any] = {}
     for side in ("a", "b"):
         components = basis.side(side).double()
         values = getattr(basis, f"singular_values_{side}").double()
         if len(values) and not bool(values.any()):  # of a peer, which keeps none
-            values = _loaded(subspace, spec.name, side, len(components))
+            values = _loaded(space, spec.name, side, len(components))
         if packs:  # packing has bent what was orthonormal
             straight = full_basis(values.unsqueeze(1) * components)[0]
             components, values = straight.components, straight.singular_values
         k = spec.k_a if side == "a" else spec.k_b
         mean = basis.mean(side)
         if mean is None:
-            rows = stack.rows(subspace.method, side)
+            rows = stack.rows(space.method, side)
         else:
             new, old = flatten(stack.side(side), side), mean.double()
             rows = (count / (count + 1)) ** 0.5 * (old - new)
             moved = (count * old + new) / (count + 1)
-            rounded = moved if packs else unpack(*pack(moved, subspace.dtype))
+            rounded = moved if packs else unpack(*pack(moved, space.dtype))
             found[f"mean_{side}"] = rounded[0].float()
         turned, values = update_basis(components, values, rows, k)
-        found[side] = (turned if packs else round_to(turned, subspace.dtype)).float()
+        found[side] = (turned if packs else round_to(turned, space.dtype)).float()
         found[f"singular_values_{side}"] = values.float()
     turned_basis = LayerBasis(name=spec.name, rank=max(spec.rank, stack.rank), **found)
-    if subspace.quantization is None:
+    if space.quantization is None:
         return turned_basis
-    return turned_basis.packed_as(subspace.quantization)
+    return turned_basis.packed_as(space.quantization)
 
 
-def _loaded(subspace: SharedSubspace, layer: str, side: str, k: int) -> torch.Tensor:
+def _loaded(space: BasisSpace, layer: str, side: str, k: int) -> torch.Tensor:
     """How strongly the tasks load each direction: what singular values are of what is stored."""
     energy = torch.zeros(k, dtype=torch.float64)
-    for task in subspace.tasks.values():
+    for task in space.tasks.values():
         own = task.loadings_a if side == "a" else task.loadings_b
         if layer in own:
             energy += own[layer].double().reshape(-1, k).square().sum(0)
@@ -202,7 +200,7 @@ def _loaded(subspace: SharedSubspace, layer: str, side: str, k: int) -> torch.Te
 
 
 def reexpress(
-    subspace: SharedSubspace,
+    space: BasisSpace,
     storage: Storage,
     specs: Sequence[LayerSpec],
     bases: Mapping[str, LayerBasis],
@@ -215,12 +213,12 @@ def reexpress(
     Without its original the error is a bound: what is lost now is added to what was lost before
     (triangle inequality), per layer.
     """
-    method = subspace.method
+    method = space.method
     loadings, errors, missed2 = [], [], 0.0
-    decoded = decode_task(subspace.storage, subspace.layers, record, encoded)
+    decoded = decode_task(space.storage, space.layers, record, encoded)
     for i, (spec, a, b) in enumerate(decoded):
         rank, new_spec = record.ranks[i], specs[record.layers[i]]
-        old_basis, new_basis = subspace.bases[spec.name], bases[spec.name]
+        old_basis, new_basis = space.bases[spec.name], bases[spec.name]
         old_a = old_basis.expand(method, "a", a[None])
         old_b = old_basis.expand(method, "b", b[None])
         form = storage.form(rank, new_spec.k_a, new_spec.k_b)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -40,6 +40,8 @@ from vlora_engine.spectra.choose import (
 )
 from vlora_engine.spectra.tables import Spectra
 from vlora_engine.subspace.basis import BuiltLayer, LayerPlan, build_layer
+from vlora_engine.subspace.basis_space import BasisSpace
+from vlora_engine.subspace.coded.space import CodedSpace, code_collection
 from vlora_engine.subspace.layer_parts import LayerParts
 from vlora_engine.subspace.loadings import EncodedTask, Storage
 from vlora_engine.subspace.request import (
@@ -51,6 +53,7 @@ from vlora_engine.subspace.request import (
     prepare,
 )
 from vlora_engine.subspace.store import task_files, write_subspace
+from vlora_engine.subspace.tasks import collect_tasks
 from vlora_engine.utils.device import pick_device
 from vlora_engine.utils.files import (
     check_output,
@@ -61,9 +64,6 @@ from vlora_engine.utils.files import (
 )
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback, map_ordered
 from vlora_engine.utils.unfinished import RESULT, SPECTRA, layers_kept
-
-if TYPE_CHECKING:
-    from vlora_engine.subspace.request import Plan, Targets
 
 logger = logging.getLogger(__name__)
 
@@ -163,6 +163,53 @@ def _same_collection(collection: Collection, spectra: Spectra) -> None:
             found=f"task {wrong[0]!r} is not the same",
             remedy="compute the spectra again",
         )
+
+
+def build_space(
+    collection: Collection,
+    targets: Targets,
+    *,
+    device: str = "auto",
+    progress: ProgressCallback | None = None,
+) -> BasisSpace | CodedSpace:
+    """Compress a checked collection in memory.
+
+    Raises:
+        ParameterError, TargetError: k or the target cannot be met.
+    """
+    if targets.is_coded:
+        return code_collection(collection, targets, device=device, progress=progress)
+
+    def compute() -> Spectra:
+        return compute_spectra(
+            collection.sources,
+            methods=(targets.method,),
+            device=device,
+            check=collection.check,
+            skip_bad=True,
+            progress=progress,
+        )
+
+    storage = targets.storage(collection)
+    aim: Targets | None = targets
+    spectra: Spectra | None = None
+    while aim is not None:
+        plan = make_plan(collection, aim, spectra=spectra, compute=compute)
+        built = build_layers(collection, plan, device=device, progress=progress)
+        bases, specs, tasks = collect_tasks(storage, collection, built)
+        errors = {record.id: record.error for record in tasks.records()}
+        spectra, aim = plan.spectra, within(aim, plan, errors)
+    space = BasisSpace(
+        method=storage.method,
+        dtype=storage.dtype,
+        layers=specs,
+        bases=bases,
+        tasks=tasks,
+        base_model=base_model_of(collection.sources),
+        quantization=storage.quantization,
+    )
+    space.notes = [finding.what for finding in plan.findings]
+    return space
 
 
 def build_layers(

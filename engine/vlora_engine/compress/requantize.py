@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from vlora_engine.catalog.load import load_space
 from vlora_engine.catalog.originals import original_if_there
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.compress.absorb import reexpress
@@ -12,13 +12,13 @@ from vlora_engine.errors import Cancelled
 from vlora_engine.manifest.manifest import Manifest
 from vlora_engine.quantization.packing import Quantization, chooses_bits
 from vlora_engine.subspace.basis import Bases
+from vlora_engine.subspace.basis_space import BasisSpace
+from vlora_engine.subspace.coded.space import CodedSpace
 from vlora_engine.subspace.loadings import Storage
+from vlora_engine.subspace.save import save
 from vlora_engine.subspace.tasks import TaskMap
 from vlora_engine.utils.files import check_output
 from vlora_engine.utils.progress import CancelCheck, Progress, ProgressCallback
-
-if TYPE_CHECKING:
-    from vlora_engine.shared_subspace import SharedSubspace
 
 
 def quantize_subspace(
@@ -38,42 +38,46 @@ def quantize_subspace(
         OutputExistsError: ``out`` is there and not ``force``.
         Cancelled: Stopped between two tasks; nothing is written.
     """
-    from vlora_engine.shared_subspace import SharedSubspace
-
     manifest = read_manifest(path)
     if manifest.coding is not None:
         raise chooses_bits(manifest.method)
     check_output(out, force=force)
-    subspace = SharedSubspace.load(path)
-    requantize(subspace, quantization, progress, cancelled)
-    subspace.save(out, force=force)
+    space = load_space(path)
+    requantize(space, quantization, progress, cancelled)
+    save(space, out, force=force)
     return read_manifest(out)
 
 
 def requantize(
-    subspace: SharedSubspace,
+    space: BasisSpace | CodedSpace,
     quantization: Quantization,
     progress: ProgressCallback | None = None,
     cancelled: CancelCheck | None = None,
 ) -> None:
-    """`SharedSubspace.quantize`."""
-    if subspace.quantization == quantization:
+    """Pack the bases of a subspace, and its loadings if asked, in place.
+
+    Raises:
+        ParameterError: Its method chose the bits itself.
+        Cancelled: Stopped between two tasks; the subspace is as it was.
+    """
+    if not isinstance(space, BasisSpace):
+        raise chooses_bits(space.method)
+    if space.quantization == quantization:
         return
-    storage = Storage(subspace.method, subspace.dtype, quantization)
+    storage = Storage(space.method, space.dtype, quantization)
     # As numbers, too, while every task is fitted to all of them.
     bases = {
-        name: subspace.bases[name].moved("cpu").packed_as(quantization)
-        for name in subspace.layer_names
+        name: space.bases[name].moved("cpu").packed_as(quantization) for name in space.layer_names
     }
-    tasks = TaskMap(storage, subspace.layers)
-    records = subspace.tasks.records()
+    tasks = TaskMap(storage, space.layers)
+    records = space.tasks.records()
     for done, record in enumerate(records):
         if cancelled is not None and cancelled():
             raise Cancelled(f"Stopped at {done} of {len(records)} (quantize).")
-        encoded = subspace.tasks.encoded(record.id)
+        encoded = space.tasks.encoded(record.id)
         original = original_if_there(record)
-        tasks.put(*reexpress(subspace, storage, subspace.layers, bases, record, encoded, original))
+        tasks.put(*reexpress(space, storage, space.layers, bases, record, encoded, original))
         if progress is not None:
             progress(Progress("quantize", done + 1, len(records), record.id))
-    subspace.bases, subspace.tasks = Bases.of(bases.values()), tasks
-    subspace.quantization, subspace.stored = quantization, None
+    space.bases, space.tasks = Bases.of(bases.values()), tasks
+    space.quantization, space.stored = quantization, None

@@ -14,7 +14,7 @@ import random
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,11 +29,9 @@ from vlora_engine.nn.peft_model import (
     worn_by_peft,
     worn_by_us,
 )
+from vlora_engine.subspace.space import Space
 from vlora_engine.utils.progress import CancelCheck, Progress, ProgressCallback
 from vlora_engine.utils.ranking import ranked
-
-if TYPE_CHECKING:
-    from vlora_engine.shared_subspace import SharedSubspace
 
 STAGE = "evaluate"
 MAX_TOKENS = 2048  # of a task
@@ -176,7 +174,7 @@ class Evaluation:
 
 def evaluate_subspace(
     base: BaseModel,
-    subspace: SharedSubspace,
+    subspace: Space,
     originals: Mapping[str, AdapterSource],
     **options: Any,
 ) -> Evaluation:

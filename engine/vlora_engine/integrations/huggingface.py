@@ -16,7 +16,7 @@ from torch import nn
 from vlora_engine.errors import DependencyError, ParameterError
 from vlora_engine.nn.model import VLoRAModel
 from vlora_engine.nn.training import SubspaceTrainer
-from vlora_engine.shared_subspace import SharedSubspace
+from vlora_engine.subspace.space import Space
 
 try:
     from transformers import TrainerCallback
@@ -53,7 +53,7 @@ class VLoRACallback(TrainerCallback):
 
     def __init__(
         self,
-        subspace: SharedSubspace,
+        subspace: Space,
         task_id: str,
         lr: float | None = 1e-3,
         num_expand: int = 0,

@@ -18,8 +18,8 @@ from vlora_engine.linalg.low_rank import delta_norm2
 from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
 from vlora_engine.manifest.records import figure
 from vlora_engine.quantization.nf4 import NF4_QUANT_TABLE
-from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.subspace.basis import Bases, LayerBasis
+from vlora_engine.subspace.basis_space import BasisSpace
 from vlora_engine.subspace.loadings import (
     EncodedTask,
     Storage,
@@ -236,10 +236,10 @@ def store_of(manifest: Manifest) -> PeerStore:
     return VloraStore(manifest) if manifest.peer == VLORA_DEV else ShareStore(manifest)
 
 
-def open_peer(manifest: Manifest) -> SharedSubspace:
+def open_peer(manifest: Manifest) -> BasisSpace:
     """A peer's subspace as ours, to be saved elsewhere: it has no home."""
     store = store_of(manifest)
-    subspace = SharedSubspace(
+    space = BasisSpace(
         method=manifest.method,
         dtype=manifest.dtype,
         layers=manifest.layers,
@@ -247,8 +247,8 @@ def open_peer(manifest: Manifest) -> SharedSubspace:
         tasks=PeerTasks(store.storage, manifest.layers, store),
         base_model=manifest.base_model,
     )
-    subspace.notes = [finding.what for finding in manifest.findings]
-    return subspace
+    space.notes = [finding.what for finding in manifest.findings]
+    return space
 
 
 def straight(rows: Tensor) -> tuple[Tensor, Tensor | None]:

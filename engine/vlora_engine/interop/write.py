@@ -1,6 +1,6 @@
 """Writing the peers' formats, so that their own programs load what they find.
 
-Both writers take a `SharedSubspace` that the format can hold as it is (`convert` sees to that) and
+Both writers take a subspace that the format can hold as it is (`convert` sees to that) and
 an empty directory. Each leaves a mark in its index that this engine wrote it: only then ``--force``
 may replace such a directory.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,16 +28,14 @@ from vlora_engine.interop.lorashare import (
 from vlora_engine.interop.names import SHARE_INDEX, VLORA_INDEX
 from vlora_engine.interop.vlora_dev import FLOAT_FILE
 from vlora_engine.manifest.manifest import TaskRecord
+from vlora_engine.subspace.space import Space
+from vlora_engine.subspace.tasks import TaskProjection
 from vlora_engine.utils.files import WRITTEN_BY, write_json
 from vlora_engine.utils.naming import slugs
 from vlora_engine.utils.safetensors_file import write_tensors
 
-if TYPE_CHECKING:
-    from vlora_engine.shared_subspace import SharedSubspace
-    from vlora_engine.subspace.tasks import TaskProjection
 
-
-def write_vlora_dev(subspace: SharedSubspace, directory: Path) -> None:
+def write_vlora_dev(subspace: Space, directory: Path) -> None:
     """Write ``subspace`` as vlora-dev's ``SharedSubspace.save`` would.
 
     Its own export gives every task ``lora_alpha = r``: the common scale goes into B's mean and
@@ -73,8 +71,8 @@ def write_vlora_dev(subspace: SharedSubspace, directory: Path) -> None:
             "task_filenames": files,
             "rank": subspace.rank,
             "num_components": max(ks),
-            "shapes_a": {name: list(shape) for name, shape in subspace.shapes_a.items()},
-            "shapes_b": {name: list(shape) for name, shape in subspace.shapes_b.items()},
+            "shapes_a": {s.name: [s.rank, s.d_in] for s in subspace.layers},
+            "shapes_b": {s.name: [s.d_out, s.rank] for s in subspace.layers},
             "adaptive_k": len(ks) > 1,
             "variance_threshold": 0.6,
             **WRITTEN_BY,
@@ -95,7 +93,7 @@ def _flat_loadings(
 
 
 def write_lorashare(
-    subspace: SharedSubspace,
+    subspace: Space,
     directory: Path,
     *,
     names: Mapping[str, str] | None = None,
@@ -151,7 +149,7 @@ def share_names(tasks: Iterable[str]) -> dict[str, str]:
     return kept | slugs([name for name in names if name not in kept], list(kept.values()))
 
 
-def share_config_of(subspace: SharedSubspace, record: TaskRecord) -> dict[str, Any]:
+def share_config_of(subspace: Space, record: TaskRecord) -> dict[str, Any]:
     """The config of a task: as it was, corrected only where its scales would come out wrong."""
     config = dict(record.config)
     names = [subspace.layers[i].name for i in record.layers]
@@ -168,7 +166,7 @@ def share_config_of(subspace: SharedSubspace, record: TaskRecord) -> dict[str, A
     return peft_config(subspace.reconstruct(record.id))
 
 
-def share_settings(subspace: SharedSubspace) -> dict[str, Any]:
+def share_settings(subspace: Space) -> dict[str, Any]:
     """The fields of lorashare's ``SHAREConfig``, with true figures in its statistics."""
     records = subspace.tasks.records()
     first: Mapping[str, Any] = records[0].config if records else {}

@@ -6,10 +6,11 @@ Everything in the file is untrusted: names never become paths, counts are checke
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from vlora_engine.adapters.model import Kind
 from vlora_engine.errors import (
     CorruptFileError,
     NotFoundError,
+    ParameterError,
     SubspaceError,
+    VLoRAError,
 )
 from vlora_engine.findings import Finding
 from vlora_engine.manifest.coded_index import (
@@ -215,7 +218,7 @@ class Manifest:
         if not self.digest or is_being_replaced(self.path):
             return bool(self.digest)
         try:
-            return hashlib.sha256(_read_index(self.path)).hexdigest() != self.digest
+            return hashlib.sha256(read_index(self.path)).hexdigest() != self.digest
         except OSError:
             return False
 
@@ -382,7 +385,26 @@ def is_own_subspace(path: Path) -> bool:
         return False
 
 
-def _read_index(directory: Path) -> bytes:
+def parse_manifest(directory: Path, raw: bytes) -> Manifest:
+    """The subspace in ``directory`` as ``raw``, the bytes of its subspace.json, describes it.
+
+    Raises:
+        CorruptFileError: The index is not sound.
+        SubspaceError: It is of another version.
+    """
+    file = directory / INDEX
+    try:
+        parsed = _parse(directory, json.loads(raw))
+        return replace(parsed, digest=hashlib.sha256(raw).hexdigest())
+    except ParameterError as error:
+        raise _unsound(file, f"{error.what} {error.found}") from None
+    except VLoRAError:
+        raise
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+        raise _unsound(file, f"{type(error).__name__}: {error}") from None
+
+
+def read_index(directory: Path) -> bytes:
     """The bytes of subspace.json; while a new directory takes the place of the old, a moment later.
 
     Raises:

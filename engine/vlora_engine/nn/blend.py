@@ -10,7 +10,7 @@ from torch import Tensor
 from vlora_engine.errors import SubspaceError
 from vlora_engine.nn.decode import SHARING, Scaling, decode
 from vlora_engine.nn.effects import Alone, Factors, Shared
-from vlora_engine.shared_subspace import SharedSubspace
+from vlora_engine.subspace.space import Space
 from vlora_engine.subspace.tasks import TaskProjection
 
 BLENDED = "__routed__"
@@ -18,7 +18,7 @@ _OWN = Scaling()
 
 
 def blend_tasks(
-    subspace: SharedSubspace, task_ids: Sequence[str], weights: Tensor, task_id: str = BLENDED
+    subspace: Space, task_ids: Sequence[str], weights: Tensor, task_id: str = BLENDED
 ) -> TaskProjection:
     """One task that is the weighted sum of others; gradients flow back to the weights.
 
@@ -75,7 +75,7 @@ def _in_basis(parts: Sequence[Alone], weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _whole(
-    subspace: SharedSubspace, module: str, parts: Sequence[Alone], weights: Tensor
+    subspace: Space, module: str, parts: Sequence[Alone], weights: Tensor
 ) -> tuple[Tensor, Tensor]:
     """A (r, d_in) and B (d_out, r) of the sum, where a task has the module outside the basis."""
     rows = []
@@ -90,7 +90,7 @@ def _whole(
 
 
 def _flat(
-    subspace: SharedSubspace, task_ids: Sequence[str], weights: Tensor, task_id: str
+    subspace: Space, task_ids: Sequence[str], weights: Tensor, task_id: str
 ) -> TaskProjection:
     """Weighted sums of loadings and of scales over the tasks that have a module."""
     tasks = [subspace.tasks.decoded(name) for name in task_ids]
@@ -106,7 +106,7 @@ def _flat(
     return blended
 
 
-def similarities(subspace: SharedSubspace, task_ids: Sequence[str]) -> Tensor:
+def similarities(subspace: Space, task_ids: Sequence[str]) -> Tensor:
     """Cosines (T, T) between the dW of tasks in the basis; between loadings with `flat`."""
     gram = torch.zeros(len(task_ids), len(task_ids), dtype=torch.float64)
     rows = [_vectors(subspace, name) for name in task_ids]
@@ -119,7 +119,7 @@ def similarities(subspace: SharedSubspace, task_ids: Sequence[str]) -> Tensor:
     return (gram / norms / norms.unsqueeze(1)).float()
 
 
-def _vectors(subspace: SharedSubspace, task_id: str) -> dict[str, Tensor]:
+def _vectors(subspace: Space, task_id: str) -> dict[str, Tensor]:
     """Per module a vector whose inner products are those of dW (of loadings, with `flat`)."""
     if subspace.method == "flat":
         task = subspace.tasks.decoded(task_id)

@@ -19,7 +19,6 @@ from vlora_engine.adapters.stack import unflatten
 from vlora_engine.errors import ParameterError
 from vlora_engine.manifest.manifest import TaskRecord
 from vlora_engine.nn.effects import Alone, Factors, Shared
-from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.subspace.basis import LayerBasis
 from vlora_engine.subspace.loadings import (
     EncodedTask,
@@ -27,6 +26,7 @@ from vlora_engine.subspace.loadings import (
     LoadingsForm,
     decode_sides,
 )
+from vlora_engine.subspace.space import Space
 
 SHARING = ("delta", "columns")  # methods whose tasks are small matrices in a basis of dW's sides
 Target = tuple[torch.device, torch.dtype]
@@ -111,7 +111,7 @@ class FillCache:
         self.nbytes -= gone.nbytes if gone is not None else 0
 
 
-def decode(subspace: SharedSubspace, task_id: str, scaling: Scaling, targets: Targets) -> Fill:
+def decode(subspace: Space, task_id: str, scaling: Scaling, targets: Targets) -> Fill:
     """A task as effects, each where its module computes.
 
     Raises:
@@ -136,9 +136,7 @@ def decode(subspace: SharedSubspace, task_id: str, scaling: Scaling, targets: Ta
     return Fill(record, effects, rest)
 
 
-def factors_of(
-    subspace: SharedSubspace, task_id: str, scaling: Scaling
-) -> Iterator[tuple[str, Factors]]:
+def factors_of(subspace: Space, task_id: str, scaling: Scaling) -> Iterator[tuple[str, Factors]]:
     """Every module of a task as factors in fp32 on the CPU, the scale in B."""
     fill = decode(subspace, task_id, scaling, lambda name: (torch.device("cpu"), torch.float32))
     for name, effect in fill.effects.items():
@@ -159,7 +157,7 @@ class _Piece:
 
 
 def _shared(
-    subspace: SharedSubspace,
+    subspace: Space,
     record: TaskRecord,
     encoded: EncodedTask,
     scaling: Scaling,
@@ -202,7 +200,7 @@ def _alike(
 
 
 def _flat(
-    subspace: SharedSubspace, record: TaskRecord, scaling: Scaling, targets: Targets
+    subspace: Space, record: TaskRecord, scaling: Scaling, targets: Targets
 ) -> Iterator[tuple[str, Factors]]:
     task = subspace.tasks.decoded(record.id)
     for place, (index, rank) in enumerate(zip(record.layers, record.ranks, strict=True)):

@@ -15,8 +15,8 @@ from vlora_engine.manifest.manifest import LayerSpec, OwnModule
 from vlora_engine.nn.decode import SHARING, Target
 from vlora_engine.nn.effects import Effect, Factors, Shared
 from vlora_engine.nn.host_modules import Place, named_modules, place_of
-from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.subspace.basis import LayerBasis
+from vlora_engine.subspace.space import Space
 
 
 class Seats(Mapping[str, "Seat"]):
@@ -33,7 +33,7 @@ class Seats(Mapping[str, "Seat"]):
     def __init__(
         self,
         model: nn.Module,
-        subspace: SharedSubspace,
+        subspace: Space,
         dtype: torch.dtype | None,
         moved: Callable[[], None],
     ) -> None:

@@ -24,7 +24,7 @@ from vlora_engine.nn.effects import Alone, Effect, blend_of, rows_of
 from vlora_engine.nn.extra_tensors import Carrier
 from vlora_engine.nn.hooks import Seats
 from vlora_engine.nn.weights import Merged, require_mergeable
-from vlora_engine.shared_subspace import SharedSubspace
+from vlora_engine.subspace.space import Space
 
 if TYPE_CHECKING:
     from vlora_engine.nn.training import SubspaceTrainer
@@ -57,7 +57,7 @@ class VLoRAModel(nn.Module):
     def __init__(
         self,
         base_model: nn.Module,
-        subspace: SharedSubspace,
+        subspace: Space,
         scaling: float | None = None,
         lora_alpha: float | None = None,
         compute_dtype: torch.dtype | None = None,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from vlora_engine.errors import CorruptFileError, NotFoundError, ParameterError
 from vlora_engine.nn.blend import blend_tasks, similarities
 from vlora_engine.nn.training import require_bases
-from vlora_engine.shared_subspace import SharedSubspace
+from vlora_engine.subspace.space import Space
 from vlora_engine.subspace.tasks import TaskProjection
 from vlora_engine.utils.files import new_directory, write_json
 from vlora_engine.utils.safetensors_file import read_header, read_tensor, write_tensors
@@ -67,7 +67,7 @@ class TaskRouter(nn.Module):
     @classmethod
     def from_subspace(
         cls,
-        subspace: SharedSubspace,
+        subspace: Space,
         input_dim: int,
         hidden_dim: int = 64,
         temperature: float = 1.0,
@@ -102,7 +102,7 @@ class TaskRouter(nn.Module):
         """Weights (B, num_tasks) for features (B, input_dim)."""
         return F.softmax(self.net(x) / self.temperature, dim=-1)
 
-    def blend_loadings(self, x: Tensor, subspace: SharedSubspace) -> TaskProjection:
+    def blend_loadings(self, x: Tensor, subspace: Space) -> TaskProjection:
         """One task for a batch: the blend by the mean of its rows' weights.
 
         Exact on dW with `delta` and `columns`, its rank at most min(sum r, k); with `flat` exact

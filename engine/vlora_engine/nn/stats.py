@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vlora_engine.errors import ParameterError
-
-if TYPE_CHECKING:
-    from vlora_engine.shared_subspace import SharedSubspace
+from vlora_engine.subspace.space import Space
 
 
 def full_stack(
-    subspace: SharedSubspace,
+    subspace: Space,
     base_model_params: int | None,
     base_model_bits: int,
     quantized_bits: int,

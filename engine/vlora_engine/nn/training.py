@@ -18,16 +18,16 @@ from vlora_engine.manifest.records import figure
 from vlora_engine.nn.decode import SHARING, Target, flat_factor
 from vlora_engine.nn.effects import Basis, Effect, Factors
 from vlora_engine.nn.host_modules import Place
-from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.subspace.basis import LayerBasis
 from vlora_engine.subspace.loadings import EncodedTask
+from vlora_engine.subspace.space import Space
 from vlora_engine.subspace.tasks import TaskProjection
 
 _SIDES = ("a", "b")
 
 
 def orthogonal_init(
-    subspace: SharedSubspace,
+    subspace: Space,
     task_id: str,
     scale: float = 0.01,
     *,
@@ -102,7 +102,7 @@ class SubspaceTrainer:
 
     def __init__(
         self,
-        subspace: SharedSubspace,
+        subspace: Space,
         task_id: str,
         lr: float = 1e-3,
         num_expand: int = 0,
@@ -358,7 +358,7 @@ class _TrainedFlat:
 
 
 def trainable_params(
-    subspace: SharedSubspace, task_id: str, num_expand: int = 0, *, seed: int = 0
+    subspace: Space, task_id: str, num_expand: int = 0, *, seed: int = 0
 ) -> dict[str, nn.Parameter]:
     """`SharedSubspace.get_trainable_params`."""
     require_bases(subspace)
@@ -399,7 +399,7 @@ def extra_directions(basis: LayerBasis, side: str, count: int, *, seed: int = 0)
     return new.float()
 
 
-def require_bases(subspace: SharedSubspace) -> None:
+def require_bases(subspace: Space) -> None:
     """Raise unless tasks of the subspace have loadings.
 
     Raises:
@@ -436,7 +436,7 @@ def _generator(seed: int, *names: str) -> torch.Generator:
     return torch.Generator().manual_seed(zlib.crc32(repr((seed, *names)).encode()))
 
 
-def _usual_scales(subspace: SharedSubspace) -> dict[str, float]:
+def _usual_scales(subspace: Space) -> dict[str, float]:
     """Per module the scale that most tasks have; 1 where none has the module."""
     seen: dict[int, Counter[float]] = {}
     for record in subspace.tasks.records():
@@ -448,7 +448,7 @@ def _usual_scales(subspace: SharedSubspace) -> dict[str, float]:
     }
 
 
-def _usual_config(subspace: SharedSubspace) -> dict[str, Any]:
+def _usual_config(subspace: Space) -> dict[str, Any]:
     """The config of the first task, without what belongs to that one alone."""
     records = subspace.tasks.records()
     if not records:

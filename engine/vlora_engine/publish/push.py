@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vlora_engine.adapters.address import HubAddress, absolute_source, is_address, parse_address
+from vlora_engine.catalog.load import load_space
 from vlora_engine.catalog.read import is_subspace, read_manifest
 from vlora_engine.errors import (
     Cancelled,
@@ -27,13 +28,13 @@ from vlora_engine.publish.card import (
     source_licence,
     subspace_card,
 )
+from vlora_engine.subspace.save import write_copy
+from vlora_engine.subspace.space import WritableSpace
+from vlora_engine.targets.save import save_adapter
 from vlora_engine.utils.files import dump_json
 from vlora_engine.utils.naming import slugs
 from vlora_engine.utils.progress import CancelCheck, Progress, ProgressCallback
 from vlora_engine.utils.safetensors_file import read_error
-
-if TYPE_CHECKING:
-    from vlora_engine.shared_subspace import SharedSubspace
 
 STAGE = "upload"  # its units are bytes
 BATCH_FILES = 50
@@ -160,13 +161,11 @@ def push(
     return Pushed(pinned, endpoint_page(address.repo), tuple(files), parcel.nbytes)
 
 
-def push_subspace(subspace: SharedSubspace, repo_id: str, staging: Path, **options: Any) -> Pushed:
-    """`SharedSubspace.push_to_hub`."""
-    from vlora_engine.subspace.save import write_copy
-
+def push_space(space: WritableSpace, repo_id: str, staging: Path, **options: Any) -> Pushed:
+    """Write a copy of a subspace below ``staging`` and push it; raises as `push`."""
     revision = options.pop("revision", None)
     tasks = options.pop("tasks", None)
-    write_copy(subspace, staging / "subspace")
+    write_copy(space, staging / "subspace")
     parcel = parcel_of(
         staging / "subspace", repo_id, revision=revision, tasks=tasks, staging=staging / "tasks"
     )
@@ -211,16 +210,13 @@ def _tasks_parcel(
     progress: ProgressCallback | None,
     cancelled: CancelCheck | None,
 ) -> Parcel:
-    from vlora_engine.shared_subspace import SharedSubspace
-    from vlora_engine.targets.save import save_adapter
-
-    subspace = SharedSubspace.load(place)
+    space = load_space(place)
     folders = slugs(tasks)
     for done, task in enumerate(tasks):
         _heed(cancelled)
         if progress is not None:
             progress(Progress("export", done, len(tasks), task))
-        save_adapter(subspace.reconstruct(task), staging / folders[task])
+        save_adapter(space.reconstruct(task), staging / folders[task])
     files: dict[str, Path | bytes] = {
         path.relative_to(staging).as_posix(): path
         for path in sorted(staging.rglob("*"))

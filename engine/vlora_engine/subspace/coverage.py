@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,12 +12,10 @@ from vlora_engine.adapters.model import AdapterSource, as_source
 from vlora_engine.analysis.similarity import Adapter, not_finite, scaled_factors
 from vlora_engine.errors import CollectionError
 from vlora_engine.linalg.low_rank import Factors, delta_error2, delta_norm2
-
-if TYPE_CHECKING:
-    from vlora_engine.shared_subspace import SharedSubspace
+from vlora_engine.subspace.space import Space
 
 
-def subspace_coverage(subspace: SharedSubspace, adapter: Adapter) -> dict[str, dict[str, float]]:
+def subspace_coverage(subspace: Space, adapter: Adapter) -> dict[str, dict[str, float]]:
     """How much of an adapter's weight change the bases of a subspace can express.
 
     Args:
@@ -78,22 +75,22 @@ def coverage_total(coverage: Mapping[str, Mapping[str, float]], share: str = "co
     return math.fsum(layer[share] * layer["energy"] for layer in coverage.values()) / energy
 
 
-def _projected(subspace: SharedSubspace, source: AdapterSource, module: str) -> Factors:
+def _projected(subspace: Space, source: AdapterSource, module: str) -> Factors:
     """A and scale * B of one module as the subspace's bases reproduce them, fp64."""
     a, b = source.read(module)
     scale = source.scales[module]
-    basis_a = subspace.components_a[module].double().cpu()
-    basis_b = subspace.components_b[module].double().cpu()
-    if subspace.method == "flat":
-        a_hat = _project_flat(a.double(), 0, basis_a, subspace.means_a[module], module)
-        b_hat = _project_flat(b.double(), 1, basis_b, subspace.means_b[module], module)
+    basis = subspace.bases[module]
+    basis_a, basis_b = basis.a.double().cpu(), basis.b.double().cpu()
+    if basis.mean_a is not None and basis.mean_b is not None:
+        a_hat = _project_flat(a.double(), 0, basis_a, basis.mean_a, module)
+        b_hat = _project_flat(b.double(), 1, basis_b, basis.mean_b, module)
         return a_hat, b_hat * scale
-    for tensor, basis, side in ((a, basis_a, "in"), (b.T, basis_b, "out")):
-        if tensor.shape[1] != basis.shape[1]:
+    for tensor, rows, side in ((a, basis_a, "in"), (b.T, basis_b, "out")):
+        if tensor.shape[1] != rows.shape[1]:
             raise CollectionError(
                 f"Module {module!r} has another dimension than the subspace's basis.",
                 where=source.path,
-                expected=f"d_{side} {basis.shape[1]}",
+                expected=f"d_{side} {rows.shape[1]}",
                 found=f"d_{side} {tensor.shape[1]}",
             )
     a, b = a.double(), b.double() * scale

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,15 +24,13 @@ from vlora_engine.manifest.manifest import LayerSpec, TaskRecord
 from vlora_engine.subspace.basis import LayerPlan, encode_tasks
 from vlora_engine.subspace.loadings import TaskLayer
 from vlora_engine.subspace.request import Collection, assemble_task
+from vlora_engine.subspace.space import Space
 from vlora_engine.subspace.tasks import TaskProjection, decode_projection
 from vlora_engine.utils.safetensors_file import dtype_name, torch_dtype
 
-if TYPE_CHECKING:
-    from vlora_engine.shared_subspace import SharedSubspace
-
 
 def project(
-    subspace: SharedSubspace,
+    space: Space,
     source: AdapterSource,
     task_id: str,
     warn_threshold: float | None = None,
@@ -41,11 +39,11 @@ def project(
     check = check_adapter(task_id, source)
     if check.error is not None:
         raise check.error
-    specs = shared_specs(subspace.layers, source, task_id)
+    specs = shared_specs(space.layers, source, task_id)
     for spec in specs:
-        check_fits(spec, source, subspace.method)
-    collection = Collection({task_id: source}, CheckReport({task_id: check}), subspace.layers, "")
-    shares = [_share(subspace, spec, task_id, source, check.weight) for spec in specs]
+        check_fits(spec, source, space.method)
+    collection = Collection({task_id: source}, CheckReport({task_id: check}), space.layers, "")
+    shares = [_share(space, spec, task_id, source, check.weight) for spec in specs]
     record, encoded = assemble_task(collection, task_id, shares, file="", out=None)
     path = str(source.path.absolute()) if source.path else None
     record = replace(record, source=path)
@@ -55,7 +53,7 @@ def project(
             f"The subspace holds {kept:.1%} of adapter {task_id!r}: absorb it to extend the basis.",
             stacklevel=3,
         )
-    return decode_projection(subspace.storage, subspace.layers, record, encoded)
+    return decode_projection(space.storage, space.layers, record, encoded)
 
 
 def shared_specs(
@@ -109,29 +107,27 @@ def padded_stack(
 
 
 def _share(
-    subspace: SharedSubspace, spec: LayerSpec, name: str, source: AdapterSource, weight: float
+    space: Space, spec: LayerSpec, name: str, source: AdapterSource, weight: float
 ) -> TaskLayer:
-    stack = padded_stack(spec, name, source, weight, subspace.method)
-    plan = LayerPlan(
-        subspace.method, spec.k_a, spec.k_b, subspace.dtype, quantization=subspace.quantization
-    )
+    stack = padded_stack(spec, name, source, weight, space.method)
+    plan = LayerPlan(space.method, spec.k_a, spec.k_b, space.dtype, quantization=space.quantization)
     loadings, residual = encode_tasks(
-        stack, plan, subspace.bases[spec.name], stack.ranks[0], slice(0, 1)
+        stack, plan, space.bases[spec.name], stack.ranks[0], slice(0, 1)
     )
     return TaskLayer(loadings.of(0), float(stack.energy()[0]), float(residual[0]))
 
 
-def reconstruct(subspace: SharedSubspace, projection: TaskProjection) -> LoRAWeights:
+def reconstruct(space: Space, projection: TaskProjection) -> LoRAWeights:
     """`SharedSubspace.reconstruct`."""
-    record = projection.record or subspace.tasks.record(projection.task_id)
+    record = projection.record or space.tasks.record(projection.task_id)
 
     def factors(spec: LayerSpec, rank: int) -> tuple[Tensor, Tensor]:
-        a, b = (_factor(subspace, spec, side, projection, rank) for side in ("a", "b"))
-        if subspace.method == "flat" and _is_nothing(projection, record, spec.name):
+        a, b = (_factor(space, spec, side, projection, rank) for side in ("a", "b"))
+        if space.method == "flat" and _is_nothing(projection, record, spec.name):
             b = torch.zeros_like(b)  # approximated factors of nothing would be something
         return a, b.T
 
-    return assembled(subspace.layers, record, projection, factors)
+    return assembled(space.layers, record, projection, factors)
 
 
 def assembled(
@@ -179,12 +175,12 @@ def _is_nothing(projection: TaskProjection, record: TaskRecord, layer: str) -> b
 
 
 def _factor(
-    subspace: SharedSubspace, spec: LayerSpec, side: str, projection: TaskProjection, rank: int
+    space: Space, spec: LayerSpec, side: str, projection: TaskProjection, rank: int
 ) -> Tensor:
     """A (r, d_in), or B transposed (r, d_out), in fp64."""
     loadings = projection.loadings_a if side == "a" else projection.loadings_b
     own = loadings[spec.name].double().unsqueeze(0)
-    return subspace.bases[spec.name].expand(subspace.method, side, own)[0, :rank]
+    return space.bases[spec.name].expand(space.method, side, own)[0, :rank]
 
 
 def shape_on_disk(
@@ -203,12 +199,12 @@ def shape_on_disk(
     )
 
 
-def surface(subspace: SharedSubspace, layer: str) -> dict[str, Any]:
+def surface(space: Space, layer: str) -> dict[str, Any]:
     """`SharedSubspace.surface`."""
-    spec, basis = next(s for s in subspace.layers if s.name == layer), subspace.bases[layer]
+    spec, basis = next(s for s in space.layers if s.name == layer), space.bases[layer]
     names, rows = [], []
     steps_a, steps_b = torch.arange(spec.k_a + 1).numpy(), torch.arange(spec.k_b + 1).numpy()
-    for name, task in subspace.tasks.items():
+    for name, task in space.tasks.items():
         if layer not in task.loadings_a:
             continue
         own_a = basis.straight("a", task.loadings_a[layer].double())

@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -273,6 +273,21 @@ def free_task_file(name: str, taken: Iterable[str]) -> str:
     slug = slugs([name])[name]
     candidates = (slug if i == 1 else f"{slug}-{i}" for i in range(1, len(used) + 2))
     return next(f"{c}.safetensors" for c in candidates if f"{c}.safetensors".lower() not in used)
+
+
+class Store(Protocol):
+    """Where the tasks of a subspace on disk are read from."""
+
+    manifest: Manifest
+    verify: bool
+
+    def task(self, record: TaskRecord) -> Any:
+        """One task as it lies on disk, in the form of this way of storing."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the files."""
+        ...
 
 
 class CheckedFiles:

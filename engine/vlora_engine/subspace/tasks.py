@@ -30,7 +30,7 @@ from vlora_engine.subspace.loadings import (
     join_loadings,
 )
 from vlora_engine.subspace.request import Collection, assemble_task
-from vlora_engine.subspace.store import StoredSubspace, decode_task
+from vlora_engine.subspace.store import Store, decode_task
 
 
 @dataclass
@@ -71,7 +71,7 @@ class TaskMap(MutableMapping[str, TaskProjection]):
         self,
         storage: Storage,
         layers: Sequence[LayerSpec],
-        stored: StoredSubspace | None = None,
+        stored: Store | None = None,
     ) -> None:
         self._storage, self._layers = storage, list(layers)
         self._stored = stored
@@ -117,7 +117,7 @@ class TaskMap(MutableMapping[str, TaskProjection]):
         """Tasks whose files are not those of the directory this came from."""
         return set(self._changed)
 
-    def rebind(self, stored: StoredSubspace) -> None:
+    def rebind(self, stored: Store) -> None:
         """From now on, unchanged tasks are those of ``stored``."""
         self._stored = stored
         self._records = _stored_records(stored)
@@ -350,7 +350,7 @@ def _new_record(
     )
 
 
-def _stored_records(stored: StoredSubspace) -> dict[str, TaskRecord]:
+def _stored_records(stored: Store) -> dict[str, TaskRecord]:
     """The records of a directory, with sources as absolute paths while they are in memory."""
     home = stored.manifest.path
     return {

@@ -1,4 +1,4 @@
-"""`SharedSubspace` over a coded collection: the same tasks, no components.
+"""A subspace over a coded collection: the same tasks, no components.
 
 Tasks come and go without touching the others' bytes: a new adapter is coded by itself, in the
 step that the collection was coded in. `compact` plans anew.
@@ -7,10 +7,10 @@ step that the collection was coded in. `compact` plans anew.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,18 +21,14 @@ from vlora_engine.adapters.check import check_adapter
 from vlora_engine.adapters.model import (
     AdapterSource,
     LoRAWeights,
-    MemorySource,
-    as_source,
 )
 from vlora_engine.adapters.stack import read_stack
 from vlora_engine.codec.forecast import COARSEST, FINEST
 from vlora_engine.codec.layer import code_layer
-from vlora_engine.errors import ParameterError, SubspaceError
+from vlora_engine.errors import SubspaceError
 from vlora_engine.manifest.coding import Coding
 from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
 from vlora_engine.manifest.records import figure, shared_layers, task_record
-from vlora_engine.quantization.packing import chooses_bits
-from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.subspace.basis import Bases
 from vlora_engine.subspace.coded.build import code_in_memory
 from vlora_engine.subspace.coded.store import (
@@ -47,25 +43,23 @@ from vlora_engine.subspace.coded.store import (
 from vlora_engine.subspace.loadings import EncodedTask, Storage
 from vlora_engine.subspace.projection import assembled, check_fits, shared_specs
 from vlora_engine.subspace.request import Collection, Targets
-from vlora_engine.subspace.store import StoredSubspace
+from vlora_engine.subspace.space import SpaceState
 from vlora_engine.subspace.tasks import TaskMap, TaskProjection
 from vlora_engine.utils.progress import ProgressCallback
 
 _HALVINGS = 24
 
 
-def load_coded(manifest: Manifest, *, verify: bool = True) -> CodedSubspace:
+def load_coded(manifest: Manifest, *, verify: bool = True) -> CodedSpace:
     """The coded collection of a manifest; tensor files are read when a task is asked for."""
     assert manifest.coding is not None  # noqa: S101
     stored = CodedStore(manifest, verify)
     tasks = CodedTasks(list(manifest.layers), Decoder(stored), stored)
-    subspace = CodedSubspace(
+    space = CodedSpace(
         manifest.method, manifest.layers, manifest.coding, tasks, stored, manifest.base_model
     )
-    subspace.stored = cast(StoredSubspace, stored)
-    subspace.home, subspace.opened = manifest.path, manifest
-    subspace._opened_bases = subspace.bases
-    return subspace
+    space.bind(stored)
+    return space
 
 
 def code_collection(
@@ -74,7 +68,7 @@ def code_collection(
     *,
     device: str = "auto",
     progress: ProgressCallback | None = None,
-) -> CodedSubspace:
+) -> CodedSpace:
     """Code a checked collection in memory."""
     coding, units, coded = code_in_memory(collection, targets, device=device, progress=progress)
     shared = MemoryShared(units)
@@ -84,7 +78,169 @@ def code_collection(
         location = str(source.path.absolute()) if source.path else None
         tasks.put(replace(record, source=location), cast(EncodedTask, task))
     base = base_model_of(collection.sources)
-    return CodedSubspace(targets.method, collection.layers, coding, tasks, shared, base)
+    return CodedSpace(targets.method, collection.layers, coding, tasks, shared, base)
+
+
+class CodedSpace(SpaceState):
+    """A collection whose every direction has bits of its own (methods `own` and `auto`).
+
+    Attributes:
+        coding: The step, the modes and the target that it was coded with.
+    """
+
+    has_basis = False
+
+    def __init__(
+        self,
+        method: str,
+        layers: Iterable[LayerSpec],
+        coding: Coding,
+        tasks: CodedTasks,
+        shared: SharedBytes,
+        base_model: str | None,
+    ) -> None:
+        super().__init__(
+            method=method, dtype="U8", layers=list(layers), tasks=tasks, base_model=base_model
+        )
+        self.coding = coding
+        self.layers = tasks.layers
+        self._coded_tasks = tasks
+        self._shared = shared
+
+    @property
+    def bases(self) -> Bases:
+        """Raises: there is none."""
+        raise no_basis()
+
+    def surface(self, layer: str) -> dict[str, Any]:
+        """Raises: there is no basis."""
+        raise no_basis()
+
+    def move(self, device: str | torch.device | None, dtype: torch.dtype | None) -> None:
+        """Nothing is moved: tasks are decoded on the CPU, one when it is asked for."""
+
+    def reconstruct(self, task_id: str, *, exact: bool = False) -> LoRAWeights:
+        """The adapter of a task: its rank, alpha, config, dtype and rest tensors.
+
+        Args:
+            exact: In fp32, before anything is rounded to the task's dtype.
+        """
+        task = self.tasks[task_id]
+        record = self.tasks.record(task_id)
+        return assembled(
+            self.layers, record, task, lambda spec, rank: task.own[spec.name], exact=exact
+        )
+
+    def project(
+        self,
+        source: AdapterSource,
+        task_id: str,
+        warn_threshold: float | None = None,
+    ) -> TaskProjection:
+        """An adapter coded by itself, in the collection's step; nothing else changes.
+
+        Where the collection was coded for a largest error, the adapter gets a finer step if it
+        needs one to stay below it.
+
+        Raises:
+            CollectionError: A module has other dimensions. AdapterError: NaN or Inf.
+            SubspaceError: No module in common.
+        """
+        check = check_adapter(task_id, source)
+        if check.error is not None:
+            raise check.error
+        shared_specs(self.layers, source, task_id)
+        layers = self._layers_with(source)
+        limit = self.coding.target.get("max_error")
+        step = self.coding.step or FINEST
+        shares = _code_alone(layers, source, check.norm, step)
+        if limit is not None and _error(shares, check.norm) > limit:
+            shares = _code_within(layers, source, check.norm, limit)
+        error = _error(shares, check.norm)
+        if warn_threshold is not None and 1 - error**2 < warn_threshold:
+            warnings.warn(f"Adapter {task_id!r} loses {error:.1%} of its dW.", stacklevel=3)
+        record = task_record(task_id, source, layers, file="", digest=check.digest, norm=check.norm)
+        location = str(source.path.absolute()) if source.path else None
+        record = replace(record, error=figure(error), source=location)
+        energy = np.array([energy for _, energy, _ in shares])
+        missed = np.array([residual for _, _, residual in shares]).clip(0)
+        share = np.divide(missed, energy, out=np.zeros(len(energy)), where=energy > 0)
+        task = CodedTask(
+            [blob for blob, _, _ in shares],
+            torch.from_numpy(np.sqrt(energy)).float(),
+            torch.from_numpy(np.sqrt(share)).float(),
+            source.read_rest(),
+        )
+        self._take_layers(layers)
+        return self._coded_tasks.decode(record, task)
+
+    def compression_stats(self) -> dict[str, Any]:
+        """Bytes stored for A and B of all tasks, and what they are at 16 bit."""
+        stored = sum(
+            sum(map(len, cast(CodedTask, self.tasks.encoded(name)).blobs)) for name in self.tasks
+        )
+        stored += sum(len(self._shared.shared(*unit)) for unit in self.coding.units())
+        original = sum(record.factor_elements for record in self.tasks.records())
+        return {
+            "components_per_layer": {},
+            "total_params_compressed": stored / 2,
+            "total_params_original": original,
+            "compression_ratio": 2 * original / stored if stored else 0.0,
+            "bytes_compressed": stored,
+            "bytes_original": 2 * original,
+            "bytes_ratio": 2 * original / stored if stored else 0.0,
+            "num_tasks": len(self.tasks),
+            "num_layers": len(self.layers),
+        }
+
+    def _layers_with(self, source: AdapterSource) -> list[LayerSpec]:
+        """The layers with the modules and ranks that ``source`` brings."""
+        layers = list(self.layers)
+        places = {spec.name: i for i, spec in enumerate(layers)}
+        for spec in shared_layers({"": source}):
+            if spec.name not in places:
+                layers.append(spec)
+                continue
+            known = layers[places[spec.name]]
+            check_fits(known, source, self.method)
+            layers[places[spec.name]] = replace(known, rank=max(known.rank, spec.rank))
+        return layers
+
+    def _take_layers(self, layers: list[LayerSpec]) -> None:
+        added = len(layers) - len(self.layers)
+        modes = {n: text + "-" * added for n, text in self.coding.modes.items()}
+        self.coding = replace(self.coding, modes=modes)
+        self.layers[:] = layers
+
+    # saving
+
+    def open_store(self, manifest: Manifest) -> CodedStore:
+        """See `WritableSpace`."""
+        stored = CodedStore(manifest)
+        self._shared = stored
+        self._coded_tasks.read_from(stored)
+        return stored
+
+    def write(self, directory: Path, tasks: Iterator[tuple[TaskRecord, EncodedTask]]) -> Manifest:
+        """See `WritableSpace`."""
+        return write_coded(
+            directory,
+            method=self.method,
+            base_model=self.base_model,
+            layers=self.layers,
+            coding=self.coding,
+            shared=(self._shared.shared(*unit) for unit in self.coding.units()),
+            tasks=cast("Iterator[tuple[TaskRecord, CodedTask]]", tasks),
+        )
+
+    def write_task(self, path: Path, encoded: EncodedTask) -> str:
+        """See `WritableSpace`."""
+        return write_task(path, cast(CodedTask, encoded))
+
+    def index(self, manifest: Manifest) -> Manifest:
+        """See `WritableSpace`."""
+        basis = tuple(replace(b, last=len(self.layers)) for b in manifest.basis)
+        return replace(manifest, layers=tuple(self.layers), coding=self.coding, basis=basis)
 
 
 class CodedTasks(TaskMap):
@@ -93,9 +249,22 @@ class CodedTasks(TaskMap):
     def __init__(
         self, layers: list[LayerSpec], decoder: Decoder, stored: CodedStore | None = None
     ) -> None:
-        super().__init__(Storage("own", "F32"), layers, cast("StoredSubspace | None", stored))
+        super().__init__(Storage("own", "F32"), layers, stored)
         self._layers = layers  # grows with adapters that bring new modules
         self._decoder = decoder
+
+    @property
+    def layers(self) -> list[LayerSpec]:
+        """The modules that the tasks have; it grows with adapters that bring new ones."""
+        return self._layers
+
+    def read_from(self, shared: SharedBytes) -> None:
+        """Decode with what groups share as it lies in ``shared`` from now on."""
+        self._decoder = Decoder(shared)
+
+    def decode(self, record: TaskRecord, task: CodedTask) -> TaskProjection:
+        """A task's own factors, out of its bytes."""
+        return self._decode(record, cast(EncodedTask, task))
 
     def _decode(self, record: TaskRecord, encoded: EncodedTask) -> TaskProjection:
         self._projections.clear()
@@ -132,250 +301,6 @@ class CodedTasks(TaskMap):
         return replace(record, id=projection.task_id, config=config), cast(EncodedTask, encoded)
 
 
-class CodedSubspace(SharedSubspace):
-    """A collection whose every direction has bits of its own (methods `own` and `auto`)."""
-
-    def __init__(
-        self,
-        method: str,
-        layers: Iterable[LayerSpec],
-        coding: Coding,
-        tasks: CodedTasks,
-        shared: SharedBytes,
-        base_model: str | None,
-    ) -> None:
-        super().__init__(
-            method=method,
-            dtype="U8",
-            layers=list(layers),
-            bases=Bases([], _no_basis),
-            tasks=tasks,
-            base_model=base_model,
-        )
-        self.coding = coding
-        self.layers = tasks._layers
-        self._shared = shared
-
-    def __repr__(self) -> str:
-        return (
-            f"SharedSubspace(method={self.method!r}, layers={len(self.layers)}, "
-            f"tasks={len(self.tasks)})"
-        )
-
-    @property
-    def components_a(self) -> Mapping[str, Tensor]:
-        return _no_basis()
-
-    components_b = singular_values_a = singular_values_b = components_a
-    means_a = means_b = components_a
-
-    def surface(self, layer: str) -> dict[str, Any]:
-        """Raises: there is no basis."""
-        return _no_basis()
-
-    def quantize(self, *_: Any, **__: Any) -> SharedSubspace:
-        """Raises: the numbers are coded already."""
-        raise chooses_bits(self.method)
-
-    def save_quantized(self, *_: Any, **__: Any) -> None:
-        """Raises: the numbers are coded already."""
-        raise chooses_bits(self.method)
-
-    def to(self, device: Any = None, dtype: torch.dtype | None = None) -> SharedSubspace:
-        """Nothing is moved: tasks are decoded on the CPU, one when it is asked for."""
-        return self
-
-    def reconstruct(self, task_id: str) -> LoRAWeights:
-        """The adapter of a task: its rank, alpha, config, dtype and rest tensors."""
-        return self._settled(lambda: self._rebuilt(task_id))
-
-    def _rebuilt(self, task_id: str, *, exact: bool = False) -> LoRAWeights:
-        """`reconstruct`; ``exact``: in fp32, before anything is rounded to the task's dtype."""
-        task = self.tasks[task_id]
-        record = self.tasks.record(task_id)
-        return assembled(
-            self.layers, record, task, lambda spec, rank: task.own[spec.name], exact=exact
-        )
-
-    def project(
-        self,
-        adapter: LoRAWeights | AdapterSource,
-        task_id: str,
-        warn_threshold: float | None = None,
-    ) -> TaskProjection:
-        """An adapter coded by itself, in the collection's step; nothing else changes.
-
-        Where the collection was coded for a largest error, the adapter gets a finer step if it
-        needs one to stay below it.
-
-        Raises:
-            CollectionError: A module has other dimensions. AdapterError: NaN or Inf.
-            SubspaceError: No module in common.
-        """
-        source = as_source(adapter)
-        check = check_adapter(task_id, source)
-        if check.error is not None:
-            raise check.error
-        shared_specs(self.layers, source, task_id)
-        layers = self._layers_with(source)
-        limit = self.coding.target.get("max_error")
-        step = self.coding.step or FINEST
-        shares = _code_alone(layers, source, check.norm, step)
-        if limit is not None and _error(shares, check.norm) > limit:
-            shares = _code_within(layers, source, check.norm, limit)
-        error = _error(shares, check.norm)
-        if warn_threshold is not None and 1 - error**2 < warn_threshold:
-            warnings.warn(f"Adapter {task_id!r} loses {error:.1%} of its dW.", stacklevel=2)
-        record = task_record(task_id, source, layers, file="", digest=check.digest, norm=check.norm)
-        location = str(source.path.absolute()) if source.path else None
-        record = replace(record, error=figure(error), source=location)
-        energy = np.array([energy for _, energy, _ in shares])
-        missed = np.array([residual for _, _, residual in shares]).clip(0)
-        share = np.divide(missed, energy, out=np.zeros(len(energy)), where=energy > 0)
-        task = CodedTask(
-            [blob for blob, _, _ in shares],
-            torch.from_numpy(np.sqrt(energy)).float(),
-            torch.from_numpy(np.sqrt(share)).float(),
-            source.read_rest(),
-        )
-        self._take_layers(layers)
-        return cast(CodedTasks, self.tasks)._decode(record, cast(EncodedTask, task))
-
-    def absorb(
-        self,
-        new_adapter: LoRAWeights | AdapterSource,
-        new_task_id: str,
-        *,
-        device: str = "auto",
-        progress: ProgressCallback | None = None,
-    ) -> list[str]:
-        """Add an adapter, coded by itself; the others stay byte for byte. Returns no ids."""
-        self._require_new(new_task_id)
-        self.add_task(self.project(new_adapter, new_task_id))
-        return []
-
-    def absorb_incremental(
-        self, new_adapter: LoRAWeights | AdapterSource, new_task_id: str
-    ) -> None:
-        """The same as `absorb`: there is no basis to turn."""
-        self.absorb(new_adapter, new_task_id)
-
-    def compact(
-        self, *, device: str = "auto", progress: ProgressCallback | None = None
-    ) -> tuple[CodedSubspace, list[str]]:
-        """The collection planned and coded anew, for the target that it was coded for.
-
-        Returns:
-            The new collection, and the ids of tasks whose originals are gone or changed: they
-            were taken from their reconstructions, and their errors are bounds.
-        """
-        from vlora_engine.catalog.originals import original_if_there
-        from vlora_engine.subspace.request import prepare
-
-        sources: dict[str, AdapterSource] = {}
-        rebuilt = []
-        for record in self.tasks.records():
-            original = original_if_there(record)
-            if original is None:
-                rebuilt.append(record.id)
-                original = MemorySource(self._rebuilt(record.id, exact=True))
-            sources[record.id] = original
-        target = {k: int(v) if k == "budget" else v for k, v in self.coding.target.items()}
-        targets = Targets(method=self.method, **target).checked()  # type: ignore[arg-type]
-        new = code_collection(
-            prepare(sources, progress=progress), targets, device=device, progress=progress
-        )
-        for name in rebuilt:
-            old = self.tasks.record(name)
-            record = new.tasks.record(name)
-            # What is lost anew is relative to what was left, which may be longer than dW was.
-            lost = record.error * record.norm / old.norm if old.norm else 0.0
-            known = replace(
-                record,
-                digest=old.digest,
-                dtypes=old.dtypes,
-                norm=old.norm,
-                source=old.source,
-                source_bytes=old.source_bytes,
-                error=figure(old.error + lost),
-                measured=False,
-            )
-            new.tasks.put(known, new.tasks.encoded(name))
-        new.home, new.opened = self.home, self.opened
-        return new, rebuilt
-
-    def compression_stats(self) -> dict[str, Any]:
-        """Bytes stored for A and B of all tasks, and what they are at 16 bit."""
-        stored = sum(
-            sum(map(len, cast(CodedTask, self.tasks.encoded(name)).blobs)) for name in self.tasks
-        )
-        stored += sum(len(self._shared.shared(*unit)) for unit in self.coding.units())
-        original = sum(record.factor_elements for record in self.tasks.records())
-        return {
-            "components_per_layer": {},
-            "total_params_compressed": stored / 2,
-            "total_params_original": original,
-            "compression_ratio": 2 * original / stored if stored else 0.0,
-            "bytes_compressed": stored,
-            "bytes_original": 2 * original,
-            "bytes_ratio": 2 * original / stored if stored else 0.0,
-            "num_tasks": len(self.tasks),
-            "num_layers": len(self.layers),
-        }
-
-    def _require_new(self, task_id: str) -> None:
-        if task_id in self.tasks:
-            raise ParameterError(
-                f"There is already a task {task_id!r}.",
-                remedy="remove it first, or choose another name",
-            )
-
-    def _layers_with(self, source: AdapterSource) -> list[LayerSpec]:
-        """The layers with the modules and ranks that ``source`` brings."""
-        layers = list(self.layers)
-        places = {spec.name: i for i, spec in enumerate(layers)}
-        for spec in shared_layers({"": source}):
-            if spec.name not in places:
-                layers.append(spec)
-                continue
-            known = layers[places[spec.name]]
-            check_fits(known, source, self.method)
-            layers[places[spec.name]] = replace(known, rank=max(known.rank, spec.rank))
-        return layers
-
-    def _take_layers(self, layers: list[LayerSpec]) -> None:
-        added = len(layers) - len(self.layers)
-        modes = {n: text + "-" * added for n, text in self.coding.modes.items()}
-        self.coding = replace(self.coding, modes=modes)
-        self.layers[:] = layers
-
-    # saving
-
-    def _open_store(self, manifest: Manifest) -> StoredSubspace:
-        stored = CodedStore(manifest)
-        self._shared = stored
-        cast(CodedTasks, self.tasks)._decoder = Decoder(stored)
-        return cast(StoredSubspace, stored)
-
-    def _write(self, directory: Path, tasks: Iterator[tuple[TaskRecord, EncodedTask]]) -> Manifest:
-        return write_coded(
-            directory,
-            method=self.method,
-            base_model=self.base_model,
-            layers=self.layers,
-            coding=self.coding,
-            shared=(self._shared.shared(*unit) for unit in self.coding.units()),
-            tasks=cast("Iterator[tuple[TaskRecord, CodedTask]]", tasks),
-        )
-
-    def _write_task(self, path: Path, encoded: EncodedTask) -> str:
-        return write_task(path, cast(CodedTask, encoded))
-
-    def _index(self, manifest: Manifest) -> Manifest:
-        basis = tuple(replace(b, last=len(self.layers)) for b in manifest.basis)
-        return replace(manifest, layers=tuple(self.layers), coding=self.coding, basis=basis)
-
-
 Share = tuple[bytes, float, float]  # a module's bytes, ||dW||^2, what they miss of it
 
 
@@ -409,8 +334,9 @@ def _error(shares: list[Share], norm: float) -> float:
     return float(sum(share[2] for share in shares) ** 0.5 / norm) if norm > 0 else 0.0
 
 
-def _no_basis(*_: Any) -> NoReturn:
-    raise SubspaceError(
+def no_basis() -> SubspaceError:
+    """The error for one who asks a coded collection for its components."""
+    return SubspaceError(
         "A coded collection has no components: every direction has bits of its own.",
         expected="a subspace of method delta, columns or flat",
         remedy="compress the adapters again with method delta",

@@ -1,0 +1,66 @@
+"""Opening a subspace: our own with a basis or coded, or another library's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from vlora_engine.catalog.read import read_manifest
+from vlora_engine.errors import ConflictError, VLoRAError
+from vlora_engine.interop.store import open_peer
+from vlora_engine.subspace.basis_space import BasisSpace, load_basis_space
+from vlora_engine.subspace.coded.space import CodedSpace, load_coded
+
+AnySpace = BasisSpace | CodedSpace
+T = TypeVar("T")
+
+
+def load_space(path: str | Path, *, verify: bool = True) -> AnySpace:
+    """The subspace in the directory ``path``, or at a Hub address.
+
+    Only its index is read now; every tensor file is checked against its checksum when it is first
+    read (those of the other libraries have none).
+
+    Raises:
+        NotFoundError: There is no subspace at ``path``. CorruptFileError: It is not sound.
+    """
+    manifest = read_manifest(path)
+    if manifest.peer:
+        return open_peer(manifest)
+    if manifest.coding is not None:
+        return load_coded(manifest, verify=verify)
+    return load_basis_space(manifest, verify=verify)
+
+
+def read_settled(space: AnySpace, read: Callable[[AnySpace], T]) -> tuple[AnySpace, T]:
+    """What ``read`` gives of a subspace; where its directory was changed meanwhile, of the new one.
+
+    Returns:
+        The subspace that was read, loaded anew if need be, and what was read of it.
+
+    Raises:
+        ConflictError: It was changed on disk, and in memory.
+    """
+    while True:
+        try:
+            return space, read(space)
+        except VLoRAError:
+            if space.stored is None or not space.stored.manifest.is_outdated():
+                raise
+            space = _reopened(space)
+
+
+def _reopened(space: AnySpace) -> AnySpace:
+    stored = space.stored
+    assert stored is not None  # noqa: S101  (`read_settled`)
+    path = stored.manifest.path
+    fresh = load_space(path, verify=stored.verify) if space.is_as_stored else None
+    if fresh is None or type(fresh) is not type(space):
+        raise ConflictError(
+            "The subspace was changed on disk since it was loaded.",
+            where=path,
+            remedy="load it again",
+        )
+    stored.close()
+    return fresh

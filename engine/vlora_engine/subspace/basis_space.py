@@ -1,0 +1,140 @@
+"""A subspace with a basis: per module shared components, per task loadings in them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vlora_engine.adapters.model import AdapterSource, LoRAWeights
+from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
+from vlora_engine.quantization.packing import Quantization
+from vlora_engine.subspace.basis import Bases
+from vlora_engine.subspace.loadings import EncodedTask
+from vlora_engine.subspace.projection import project, reconstruct, surface
+from vlora_engine.subspace.space import SpaceState
+from vlora_engine.subspace.stats import compression_stats
+from vlora_engine.subspace.store import Store, StoredSubspace, write_subspace, write_task
+from vlora_engine.subspace.tasks import TaskMap, TaskProjection
+
+
+class BasisSpace(SpaceState):
+    """Bases and loadings (methods `delta`, `columns` and `flat`), in memory or in a directory.
+
+    Attributes:
+        bases: The basis of every layer; packed ones become numbers one module at a time.
+    """
+
+    has_basis = True
+
+    def __init__(
+        self,
+        *,
+        method: str,
+        dtype: str,
+        layers: Sequence[LayerSpec],
+        bases: Bases,
+        tasks: TaskMap,
+        base_model: str | None = None,
+        quantization: Quantization | None = None,
+    ) -> None:
+        super().__init__(
+            method=method,
+            dtype=dtype,
+            layers=layers,
+            tasks=tasks,
+            base_model=base_model,
+            quantization=quantization,
+        )
+        self.bases = bases
+        self._stored_bases: Bases | None = None
+
+    def bind(self, stored: Store) -> None:
+        """Say that it is what ``stored`` holds."""
+        super().bind(stored)
+        self._stored_bases = self.bases
+
+    @property
+    def is_as_stored(self) -> bool:
+        """Whether nothing was changed in memory since it was loaded or saved."""
+        return super().is_as_stored and self.bases is self._stored_bases
+
+    def copy(self) -> BasisSpace:
+        """The same bases and tasks in a space of its own, in memory."""
+        twin = BasisSpace(
+            method=self.method,
+            dtype=self.dtype,
+            layers=self.layers,
+            bases=self.bases,
+            tasks=self.tasks.copy(),
+            base_model=self.base_model,
+            quantization=self.quantization,
+        )
+        twin.opened = self.opened
+        return twin
+
+    def project(
+        self, source: AdapterSource, task_id: str, warn_threshold: float | None = None
+    ) -> TaskProjection:
+        """An adapter in these bases; nothing changes. Raises as `projection.project`."""
+        return project(self, source, task_id, warn_threshold)
+
+    def reconstruct(self, task_id: str) -> LoRAWeights:
+        """The adapter of a task: its rank, alpha, config, dtype and rest tensors."""
+        return reconstruct(self, self.tasks[task_id])
+
+    def surface(self, layer: str) -> dict[str, Any]:
+        """The exact error of one layer for every (k_b, k_a). Raises as `projection.surface`."""
+        return surface(self, layer)
+
+    def compression_stats(self) -> dict[str, Any]:
+        """Parameters and bytes, kept and replaced."""
+        return compression_stats(self)
+
+    def move(self, device: str | torch.device | None, dtype: torch.dtype | None) -> None:
+        """Move the bases to a device, or narrow them."""
+        self.bases = self.bases.moved(device, dtype)
+
+    # saving
+
+    def open_store(self, manifest: Manifest) -> StoredSubspace:
+        """See `WritableSpace`."""
+        return StoredSubspace(manifest)
+
+    def write(self, directory: Path, tasks: Iterator[tuple[TaskRecord, EncodedTask]]) -> Manifest:
+        """See `WritableSpace`."""
+        return write_subspace(
+            directory,
+            storage=self.storage,
+            base_model=self.base_model,
+            layers=self.layers,
+            bases=(self.bases.kept(name) for name in self.layer_names),
+            tasks=tasks,
+        )
+
+    def write_task(self, path: Path, encoded: EncodedTask) -> str:
+        """See `WritableSpace`."""
+        return write_task(path, encoded)
+
+    def index(self, manifest: Manifest) -> Manifest:
+        """See `WritableSpace`."""
+        return manifest
+
+
+def load_basis_space(manifest: Manifest, *, verify: bool = True) -> BasisSpace:
+    """The subspace of a manifest; tensor files are read when a basis or task is asked for."""
+    stored = StoredSubspace(manifest, verify)
+    places = {spec.name: i for i, spec in enumerate(manifest.layers)}
+    space = BasisSpace(
+        method=manifest.method,
+        dtype=manifest.dtype,
+        layers=manifest.layers,
+        bases=Bases(list(places), lambda name: stored.kept_basis(places[name])),
+        tasks=TaskMap(stored.storage, manifest.layers, stored),
+        base_model=manifest.base_model,
+        quantization=manifest.quantization,
+    )
+    space.bind(stored)
+    return space

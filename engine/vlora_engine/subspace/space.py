@@ -1,0 +1,193 @@
+"""What every subspace gives, however its numbers are stored, and the state that all share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from vlora_engine.adapters.model import LoRAWeights
+from vlora_engine.errors import ParameterError
+from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
+from vlora_engine.quantization.packing import Quantization
+from vlora_engine.subspace.basis import Bases
+from vlora_engine.subspace.loadings import EncodedTask, Storage
+from vlora_engine.subspace.store import Store
+from vlora_engine.subspace.tasks import TaskMap, TaskProjection
+
+
+class Space(Protocol):
+    """A subspace as those see it who read tasks out of it: models, exports, evaluation.
+
+    `SharedSubspace`, `BasisSpace` and `CodedSpace` are such.
+    """
+
+    @property
+    def method(self) -> str: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def quantization(self) -> Quantization | None: ...
+
+    @property
+    def base_model(self) -> str | None: ...
+
+    @property
+    def layers(self) -> list[LayerSpec]: ...
+
+    @property
+    def layer_names(self) -> list[str]: ...
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def num_components(self) -> int: ...
+
+    @property
+    def home(self) -> Path | None: ...
+
+    @property
+    def tasks(self) -> TaskMap: ...
+
+    @property
+    def storage(self) -> Storage: ...
+
+    @property
+    def has_basis(self) -> bool:
+        """Whether there are components and loadings; else every task is coded by itself."""
+        ...
+
+    @property
+    def bases(self) -> Bases:
+        """The basis of every layer. Raises SubspaceError where there is none."""
+        ...
+
+    def add_task(self, projection: TaskProjection) -> None: ...
+
+    def reconstruct(self, task_id: str) -> LoRAWeights: ...
+
+    def compression_stats(self) -> dict[str, Any]: ...
+
+
+class WritableSpace(Space, Protocol):
+    """A subspace as saving sees it: each way of storing it writes its own files."""
+
+    stored: Store | None
+    opened: Manifest | None
+
+    @property
+    def home(self) -> Path | None: ...
+
+    @home.setter
+    def home(self, path: Path | None) -> None: ...
+
+    def bind(self, stored: Store) -> None: ...
+
+    def open_store(self, manifest: Manifest) -> Store:
+        """Read from the files of ``manifest`` from now on; the store that does."""
+        ...
+
+    def write(self, directory: Path, tasks: Iterator[tuple[TaskRecord, EncodedTask]]) -> Manifest:
+        """Write all files and the index into ``directory``."""
+        ...
+
+    def write_task(self, path: Path, encoded: EncodedTask) -> str:
+        """Write one task's file; its sha256."""
+        ...
+
+    def index(self, manifest: Manifest) -> Manifest:
+        """The index to write after tasks came or went."""
+        ...
+
+
+class SpaceState:
+    """What a subspace is made of, whichever way its numbers are stored.
+
+    Attributes:
+        layers: The shared modules: their shapes and k.
+        tasks: The tasks by id.
+        stored: The files that unchanged tasks are read from, None for one in memory.
+        home: The directory that it was loaded from or saved to.
+        opened: The index as it was loaded, or saved last.
+        notes: What building or opening it remarked.
+    """
+
+    def __init__(
+        self,
+        *,
+        method: str,
+        dtype: str,
+        layers: Sequence[LayerSpec],
+        tasks: TaskMap,
+        base_model: str | None = None,
+        quantization: Quantization | None = None,
+    ) -> None:
+        self.method = method
+        self.dtype = dtype
+        self.base_model = base_model
+        self.quantization = quantization
+        self.layers = list(layers)
+        self.tasks = tasks
+        self.stored: Store | None = None
+        self.home: Path | None = None
+        self.opened: Manifest | None = None
+        self.notes: list[str] = []
+
+    @property
+    def storage(self) -> Storage:
+        """What its numbers are stored as."""
+        return Storage(self.method, self.dtype, self.quantization)
+
+    @property
+    def layer_names(self) -> list[str]:
+        """The names of the shared modules."""
+        return [spec.name for spec in self.layers]
+
+    @property
+    def rank(self) -> int:
+        """The largest rank of any module."""
+        return max((spec.rank for spec in self.layers), default=0)
+
+    @property
+    def num_components(self) -> int:
+        """The largest k of any side; 0 where there are no components."""
+        return max((max(spec.k_a, spec.k_b) for spec in self.layers), default=0)
+
+    def bind(self, stored: Store) -> None:
+        """Say that it is what ``stored`` holds."""
+        self.stored = stored
+        self.home, self.opened = stored.manifest.path, stored.manifest
+
+    @property
+    def is_as_stored(self) -> bool:
+        """Whether nothing was changed in memory since it was loaded or saved."""
+        return (
+            self.stored is not None
+            and not self.tasks.changed
+            and list(self.tasks) == list(self.stored.manifest.tasks)
+            and tuple(self.layers) == self.stored.manifest.layers
+        )
+
+    def add_task(self, projection: TaskProjection) -> None:
+        """Register a projected task.
+
+        Raises:
+            ParameterError: There is a task of that name already.
+        """
+        self.require_new(projection.task_id)
+        self.tasks[projection.task_id] = projection
+
+    def require_new(self, task_id: str) -> None:
+        """Raise where there is a task of that name already.
+
+        Raises:
+            ParameterError: It says so.
+        """
+        if task_id in self.tasks:
+            raise ParameterError(
+                f"There is already a task {task_id!r}.",
+                remedy="remove it first, or choose another name",
+            )
