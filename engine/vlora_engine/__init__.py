@@ -6,11 +6,10 @@ import torch. The package logs under ``vlora_engine`` and is silent by default.
 
 from __future__ import annotations
 
-import importlib
 import logging
-from typing import Any
 
 from vlora_engine._version import __version__
+from vlora_engine.utils.lazy import lazy_names
 
 logging.getLogger(__name__).addHandler(logging.NullHandler())
 
@@ -38,15 +37,14 @@ _HOMES = {
         "nf4_unpack",
     ],
     "vlora_engine.analysis.compare": [
-        "compute_similarity_matrix",
-        "find_clusters",
         "adapter_diff",
-        "subspace_coverage",
-        "find_outliers",
-        "interference",
         "find_duplicates",
+        "find_outliers",
         "find_runs",
     ],
+    "vlora_engine.analysis.interference_measures": ["interference"],
+    "vlora_engine.analysis.similarity": ["compute_similarity_matrix", "find_clusters"],
+    "vlora_engine.subspace.coverage": ["subspace_coverage"],
     "vlora_engine.merging": [
         "MERGE_METHODS",
         "merge",
@@ -82,17 +80,9 @@ _HOMES = {
         "VLoRAError",
     ],
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = [*sorted(_HOME_OF), "__version__"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOME_OF[name]), name)
-    globals()[name] = value
-    return value
+__all__ = [*sorted(name for names in _HOMES.values() for name in names), "__version__"]
+__getattr__ = lazy_names(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -282,7 +282,7 @@ def test_a_report_on_a_subspace(cli: Cli, runs: Path, tmp_path: Path, how: list[
         assert own[row["worst_task"]] == pytest.approx(row["worst_error"])
         assert 0 < row["error"] <= row["worst_error"] + 1e-9
     tasks = [open_adapter(f"{tmp_path / 's'}:task0{i}") for i in range(4)]
-    from vlora_engine.analysis.compare import compute_similarity_matrix
+    from vlora_engine.analysis.similarity import compute_similarity_matrix
 
     expected = compute_similarity_matrix(tasks)
     matrix = torch.tensor(

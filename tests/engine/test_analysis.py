@@ -12,20 +12,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vlora_engine.adapters.model import LoRAWeights, MemorySource
-from vlora_engine.analysis.compare import (
-    adapter_diff,
+from vlora_engine.analysis.compare import adapter_diff, diff_total, find_outliers, outliers_of
+from vlora_engine.analysis.similarity import (
     compute_similarity_matrix,
     cosines,
-    coverage_total,
     delta_grams,
-    diff_total,
     find_clusters,
-    find_outliers,
-    outliers_of,
-    subspace_coverage,
 )
 from vlora_engine.errors import AdapterError, CollectionError, ParameterError
 from vlora_engine.shared_subspace import SharedSubspace
+from vlora_engine.subspace.coverage import coverage_total, subspace_coverage
 
 DIMS = {"layer.0.q": (7, 9), "layer.0.v": (6, 9), "layer.1.q": (7, 9)}  # (d_out, d_in)
 

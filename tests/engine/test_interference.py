@@ -12,8 +12,7 @@ from torch import Tensor
 import vlora_engine
 from tests.engine.merging_made import DIMS, MIXED, changed, deltas, make, regauged
 from vlora_engine.analysis import interference_measures
-from vlora_engine.analysis.compare import interference
-from vlora_engine.analysis.interference_measures import MEASURES, Interference
+from vlora_engine.analysis.interference_measures import MEASURES, Interference, interference
 from vlora_engine.errors import AdapterError, CollectionError
 
 

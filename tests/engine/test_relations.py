@@ -22,12 +22,12 @@ from vlora_engine.analysis.compare import (
     find_duplicates,
     find_outliers,
     find_runs,
-    relate,
     runs_among,
 )
 from vlora_engine.analysis.duplicates import duplicates_in
 from vlora_engine.analysis.outliers import outliers_in
 from vlora_engine.analysis.relations import Relations, clusters_of, cosines_of
+from vlora_engine.analysis.similarity import relate
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.errors import AdapterError

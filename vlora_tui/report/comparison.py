@@ -54,7 +54,7 @@ def compare(
         check_adapter,
         misfits_of,
     )
-    from vlora_engine.analysis.compare import relate
+    from vlora_engine.analysis.similarity import relate
 
     checks = {name: AdapterCheck(name, error=e) for name, e in misfits_of(sources).items()}
     for name, source in sources.items():
@@ -129,7 +129,7 @@ def cosines_in(compared: Compared, space: Space) -> Array:
 
     if space == "delta":
         return cosines_of(compared.relations.total)
-    from vlora_engine.analysis.compare import compute_similarity_matrix
+    from vlora_engine.analysis.similarity import compute_similarity_matrix
 
     matrix: Array = compute_similarity_matrix(
         list(compared.sources.values()), space="factors"

@@ -20,7 +20,6 @@ from vlora_engine.adapters.collection import modules_of
 from vlora_engine.adapters.model import AdapterSource, ModuleShape, as_source
 from vlora_engine.analysis.checkpoints import Run, runs_in, step_of
 from vlora_engine.analysis.duplicates import Duplicates, coarsest, duplicates_in
-from vlora_engine.analysis.interference_measures import interference
 from vlora_engine.analysis.outliers import THRESHOLD, outliers_in
 from vlora_engine.analysis.outliers import outliers_of as outliers_of_array
 from vlora_engine.analysis.relations import Relations
@@ -28,10 +27,6 @@ from vlora_engine.analysis.similarity import (
     Adapter,
     Space,
     check_space,
-    compute_similarity_matrix,
-    cosines,
-    delta_grams,
-    find_clusters,
     not_finite,
     relate,
     same_factor_shapes,
@@ -44,26 +39,6 @@ from vlora_engine.linalg.low_rank import (
     delta_inner,
     delta_norm2,
 )
-from vlora_engine.subspace.coverage import coverage_total, subspace_coverage
-
-__all__ = [
-    "adapter_diff",
-    "compute_similarity_matrix",
-    "cosines",
-    "coverage_total",
-    "delta_grams",
-    "diff_total",
-    "duplicates_among",
-    "find_clusters",
-    "find_duplicates",
-    "find_outliers",
-    "find_runs",
-    "interference",
-    "outliers_of",
-    "relate",
-    "runs_among",
-    "subspace_coverage",
-]
 
 
 def adapter_diff(

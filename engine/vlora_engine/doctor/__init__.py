@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from vlora_engine.utils.lazy import lazy_names
+
 _HOMES = {
     "vlora_engine.doctor.base_facts": ["BaseFacts", "read_base"],
     "vlora_engine.doctor.examine": [
@@ -24,9 +26,10 @@ _HOMES = {
     "vlora_engine.targets.registry": ["RANK_LIMITS"],
     "vlora_engine.doctor.rules": ["SEVERITIES", "TARGETS", "Rule", "Subject"],
 }
-_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
-__all__ = [*sorted(_HOME_OF), "all_rules"]
+__all__ = [*sorted(name for names in _HOMES.values() for name in names), "all_rules"]
+# Late: reading the rules loads the formats.
+__getattr__ = lazy_names(__name__, _HOMES)
 
 
 def all_rules() -> list[Any]:
@@ -35,10 +38,3 @@ def all_rules() -> list[Any]:
     from vlora_engine.doctor.rules import RULES
 
     return [row for row, _ in RULES.values()]
-
-
-def __getattr__(name: str) -> Any:
-    # Late: `vlora_engine.resizing` needs the limits alone, and the rest reads formats.
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME_OF[name]), name)

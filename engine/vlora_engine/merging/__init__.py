@@ -1,15 +1,17 @@
 """Merging adapters into one, on their weight changes.
 
 `MERGE_METHODS` is the registry: a frozen spec for each method, readable without torch, and one
-operator. Rooms: ``specs`` (the table), ``weights`` (module by module), ``space`` (the core),
-``operators`` and ``entries`` (what is computed), ``factors`` and ``peft`` (other packages'
-arithmetic), ``kept`` (what is left of each adapter), ``apply`` (running it), ``result``.
+operator. Modules: ``methods`` (the table), ``weights`` (module by module), ``core_space`` (the
+core), ``operators`` and ``sparsify`` (what is computed), ``factors`` and ``peft`` (other packages'
+arithmetic), ``retention`` (what is left of each adapter), ``merge_adapters`` (running it),
+``result``.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from vlora_engine.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
     from vlora_engine.merging.merge_adapters import merge, merge_with_report
@@ -35,19 +37,12 @@ __all__ = [
 ]
 
 _HOMES = {
-    "merge_adapters": ("merge", "merge_with_report"),
-    "retention": ("Kept",),
-    "shortcuts": ("dare_merge", "task_arithmetic", "ties_merge"),
-    "registry": ("IDENTITIES", "MergeMethod", "MergeParameter"),
-    "result": ("MergeReport",),
-    "methods": ("MERGE_METHODS", "PEFT_METHODS"),
+    "vlora_engine.merging.merge_adapters": ("merge", "merge_with_report"),
+    "vlora_engine.merging.retention": ("Kept",),
+    "vlora_engine.merging.shortcuts": ("dare_merge", "task_arithmetic", "ties_merge"),
+    "vlora_engine.merging.registry": ("IDENTITIES", "MergeMethod", "MergeParameter"),
+    "vlora_engine.merging.result": ("MergeReport",),
+    "vlora_engine.merging.methods": ("MERGE_METHODS", "PEFT_METHODS"),
 }
-_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(__name__, _HOMES)

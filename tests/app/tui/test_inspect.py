@@ -21,13 +21,9 @@ from textual.worker import WorkerCancelled
 from tests import make
 from tests.app.conftest import Cli
 from tests.app.tui.drive import Steps, run
-from vlora_engine.analysis.compare import (
-    compute_similarity_matrix,
-    find_clusters,
-    find_duplicates,
-    find_outliers,
-)
+from vlora_engine.analysis.compare import find_duplicates, find_outliers
 from vlora_engine.analysis.relations import Relations
+from vlora_engine.analysis.similarity import compute_similarity_matrix, find_clusters
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.catalog.scanner import scan

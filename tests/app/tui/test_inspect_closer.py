@@ -20,7 +20,8 @@ from tests import make
 from tests.app.tui.test_inspect import folder as plain_folder
 from tests.app.tui.test_inspect import look, matrix, measured, picture, settle, view, words
 from tests.app.tui.test_inspect import spectra as plain_spectra
-from vlora_engine.analysis.compare import find_outliers, interference
+from vlora_engine.analysis.compare import find_outliers
+from vlora_engine.analysis.interference_measures import interference
 from vlora_engine.analysis.relations import Relations
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.read import read_manifest
