@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tests.engine.merging_made import (
     DIMS,
@@ -17,9 +18,10 @@ from tests.engine.merging_made import (
     deltas,
     make,
 )
-from vlora_engine.adapters.model import LoRAWeights
+from vlora_engine.adapters.model import LoRAWeights, MemorySource
 from vlora_engine.errors import CollectionError, ParameterError
 from vlora_engine.merging import PEFT_METHODS, merge, merge_with_report, task_arithmetic
+from vlora_engine.merging.core_space import Change
 
 # ---- weights and parameters by layer ------------------------------------------------------------
 
@@ -97,6 +99,38 @@ def test_what_cannot_be_is_refused(settings, says):
     settings = {"method": "average"} | settings
     with pytest.raises(ParameterError, match=says):
         merge(MIXED, **settings)
+
+
+class CountedSource(MemorySource):
+    """Counts how often each module was read."""
+
+    def __init__(self, weights: LoRAWeights) -> None:
+        super().__init__(weights)
+        self.reads: Counter[str] = Counter()
+
+    def read(self, module: str) -> tuple[Tensor, Tensor]:
+        self.reads[module] += 1
+        return super().read(module)
+
+
+@pytest.mark.parametrize("how", [{}, {"rank": 1}, {"space": "factors"}, {"dialect": "peft"}])
+def test_every_module_of_every_adapter_is_read_once(how):
+    sources = [CountedSource(make(seed)) for seed in range(3)]
+    merge(sources, "ties" if how.get("dialect") else "average", **how)
+    assert [dict(source.reads) for source in sources] == [dict.fromkeys(DIMS, 1)] * 3
+
+
+def test_a_module_is_cut_to_the_rank_once_however_many_adapters_there_are(monkeypatch):
+    whole, cuts = Change.cut, Counter()
+
+    def counted(change: Change, rank: int) -> Change:
+        cuts[count] += 1
+        return whole(change, rank)
+
+    monkeypatch.setattr(Change, "cut", counted)
+    for count in (2, 6):
+        merge([make(seed) for seed in range(count)], "average", rank=1)
+    assert cuts[2] == cuts[6] > 0
 
 
 # ---- the result ---------------------------------------------------------------------------------

@@ -9,8 +9,10 @@ arithmetic), ``retention`` (what is left of each adapter), ``merge_adapters`` (r
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
+from vlora_engine.merging.registry import Functions, use_functions
 from vlora_engine.utils.lazy import lazy_names
 
 if TYPE_CHECKING:
@@ -46,3 +48,12 @@ _HOMES = {
 }
 
 __getattr__ = lazy_names(__name__, _HOMES)
+
+
+def _functions() -> Functions:
+    """Called methods need torch, those that are only looked at do not."""
+    functions: Functions = importlib.import_module(f"{__name__}.shortcuts").FUNCTIONS
+    return functions
+
+
+use_functions(_functions)

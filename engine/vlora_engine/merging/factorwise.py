@@ -14,6 +14,7 @@ from torch import Tensor
 from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.errors import CollectionError
 from vlora_engine.findings import Finding
+from vlora_engine.linalg.low_rank import Factors
 from vlora_engine.merging import factors, peft
 from vlora_engine.merging.core_space import Change
 from vlora_engine.merging.result import MergedModule
@@ -57,12 +58,15 @@ def as_first_library(
     for module in common:
         _require_one_rank(sources, module, range(len(sources)))
         own = settings[module]
-        sides = zip(*(source.read(module) for source in sources), strict=True)
-        a, b = (function(side, own.weights, own.values, generator) for side in sides)
+        pairs = {i: source.read(module) for i, source in enumerate(sources)}
+        a, b = (
+            function(side, own.weights, own.values, generator)
+            for side in zip(*pairs.values(), strict=True)
+        )
         scales = {source.scales[module] for source in sources}
         ignored += len(scales) > 1
         common_scale = scales.pop() if len(scales) == 1 else 1.0
-        merged[module] = _measured(sources, module, range(len(sources)), a, b, common_scale * scale)
+        merged[module] = _measured(sources, module, pairs, a, b, common_scale * scale)
     if ignored:
         findings.append(
             Finding(
@@ -93,27 +97,25 @@ def as_peft(
         weights = peft.side_weights(
             [own.weights[i] for i in owners], [sources[i].scales[module] for i in owners]
         )
-        sides = zip(*(sources[i].read(module) for i in owners), strict=True)
+        pairs = {i: sources[i].read(module) for i in owners}
         a, b = (
             function(side, weight.to(side[0].dtype), own.values, generator)
-            for side, weight in zip(sides, weights, strict=True)
+            for side, weight in zip(zip(*pairs.values(), strict=True), weights, strict=True)
         )
-        merged[module] = _measured(sources, module, owners, a, b, scale)
+        merged[module] = _measured(sources, module, pairs, a, b, scale)
     return merged
 
 
 def _measured(
     sources: Sequence[AdapterSource],
     module: str,
-    owners: Sequence[int],
+    pairs: Mapping[int, Factors],
     a: Tensor,
     b: Tensor,
     scale: float,
 ) -> MergedModule:
     change = Change.of(a, b, scale)
-    kept = {
-        i: module_kept(change, sources[i].read(module), sources[i].scales[module]) for i in owners
-    }
+    kept = {i: module_kept(change, pair, sources[i].scales[module]) for i, pair in pairs.items()}
     return MergedModule(a, b, scale, norm2=change.norm**2, kept=kept)
 
 

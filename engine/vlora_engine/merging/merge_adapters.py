@@ -205,8 +205,9 @@ def _merge_module(
     operator = OPERATORS[request.operator if any(settings.weights) else "task_arithmetic"]
     change = operator(inputs, settings.values).times(request.scale)
     rank = kept_rank(change, request.rank, request.energy)
+    cut = change.cut(rank)
     kept = {
-        i: module_kept(change.cut(rank), pair, scale)
+        i: module_kept(cut, pair, scale)
         for i, pair, scale in zip(holders, factors, scales, strict=True)
     }
     return replace(MergedModule.of(change, rank, _result_dtype(factors)), kept=kept)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vlora_engine.adapters.model import LoRAWeights
 
 Value = float | int | str | None
+Functions = Mapping[str, Callable[..., "LoRAWeights"]]
 
 # The identities a method may claim; tests hold every method to every one it names.
 # "one" and "copies" are meant at the method's `neutral` parameters and default weights.
@@ -156,9 +157,7 @@ class MergeMethod:
     caution: str = ""
 
     def __call__(self, adapters: Sequence[Any], *args: Any, **kwargs: Any) -> LoRAWeights:
-        from vlora_engine.merging.shortcuts import FUNCTIONS
-
-        return FUNCTIONS[self.name](adapters, *args, **kwargs)
+        return _functions()[self.name](adapters, *args, **kwargs)
 
     @property
     def normalises_weights(self) -> bool:
@@ -292,6 +291,19 @@ class MergeRegistry(Mapping[str, MergeMethod]):
 
     def __len__(self) -> int:
         return len(self._methods)
+
+
+def use_functions(load: Callable[[], Functions]) -> None:
+    """Have methods called by the functions that ``load`` gives, asked at the first call."""
+    global _functions
+    _functions = load
+
+
+def _no_functions() -> Functions:
+    raise NotImplementedError("the merging package says which functions its methods call")
+
+
+_functions: Callable[[], Functions] = _no_functions
 
 
 def _complement(value: Any) -> Any:
