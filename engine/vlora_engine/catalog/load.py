@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import os
+import threading
 from pathlib import Path
 from typing import TypeVar
 
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.errors import ConflictError, VLoRAError
 from vlora_engine.interop.store import open_peer
+from vlora_engine.manifest.manifest import INDEX, is_own_subspace
 from vlora_engine.subspace.basis_space import BasisSpace, load_basis_space
 from vlora_engine.subspace.coded.space import CodedSpace, load_coded
 
@@ -64,3 +67,48 @@ def _reopened(space: AnySpace) -> AnySpace:
         )
     stored.close()
     return fresh
+
+
+def open_space(directory: Path) -> AnySpace:
+    """The subspace in ``directory``, to read from: opened, and checked, once while it is unchanged.
+
+    A basis is checked when it is first read. Whoever wants all tasks of a subspace one by one
+    would have it checked for each of them.
+
+    Raises:
+        NotFoundError, CorruptFileError: As `load_space`.
+    """
+    key = _identity(directory)
+    with _lock:
+        space = _open.pop(key, None) if key is not None else None
+        if space is None:
+            space = load_space(directory)
+        if key is not None:
+            for stale in [known for known in _open if known[0] == key[0]]:
+                del _open[stale]
+            _open[key] = space
+            while len(_open) > MAX_OPEN:
+                del _open[next(iter(_open))]
+    return space
+
+
+_Identity = tuple[str, int, int, int, int]
+
+MAX_OPEN = 2  # subspaces that are kept open: the one being read, and the one it is compared with
+_open: dict[_Identity, AnySpace] = {}  # the one used last comes last
+_lock = threading.Lock()
+
+
+def _identity(directory: Path) -> _Identity | None:
+    """What tells whether our subspace at a place is still the same; None for a peer's.
+
+    Whatever changes a subspace writes its index anew. A peer's index may stay as it is.
+    """
+    if not is_own_subspace(directory):
+        return None
+    try:
+        index = (directory / INDEX).stat()
+    except OSError:
+        return None
+    place = os.path.realpath(directory)
+    return place, index.st_dev, index.st_ino, index.st_size, index.st_mtime_ns

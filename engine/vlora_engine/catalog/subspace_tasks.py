@@ -55,9 +55,9 @@ def open_task(directory: Path, task: str) -> AdapterSource:
     Raises:
         NotFoundError: There is no such task.
     """
-    from vlora_engine.catalog.load import load_space, read_settled
+    from vlora_engine.catalog.load import open_space, read_settled
 
-    _, weights = read_settled(load_space(directory), lambda space: space.reconstruct(task))
+    _, weights = read_settled(open_space(directory), lambda space: space.reconstruct(task))
     return MemorySource(weights)
 
 

@@ -29,6 +29,7 @@ from vlora_engine.hub.listing import (
     list_repository,
     revisions_of,
 )
+from vlora_engine.manifest.manifest import INDEX, parse_manifest
 from vlora_engine.utils.files import write_file
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback
 from vlora_engine.utils.safetensors_file import read_header
@@ -147,10 +148,8 @@ def _whole_in_cache(address: HubAddress) -> Listing | None:
 
 
 def _has_all_parts(directory: Path) -> bool:
-    from vlora_engine.catalog.read import read_manifest
-
     try:
-        manifest = read_manifest(directory)
+        manifest = parse_manifest(directory, (directory / INDEX).read_bytes())
         wanted = {directory / b.name: b.nbytes for b in manifest.basis}
         wanted |= {directory / "tasks" / t.file: t.nbytes for t in manifest.tasks.values()}
         return all(path.stat().st_size == nbytes for path, nbytes in wanted.items())
