@@ -8,7 +8,7 @@ import pytest
 
 from vlora_engine.adapters.address import address_of_page, address_text, is_pinned_form
 from vlora_engine.errors import ParameterError
-from vlora_engine.hub import HubAddress, address_of, is_address, parse_address
+from vlora_engine.hub import AdapterRef, address_of, is_address
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -16,22 +16,22 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 @pytest.mark.parametrize(
     ("text", "address"),
     [
-        ("hf://org/name", HubAddress("org/name")),
-        ("hf://org/name@main", HubAddress("org/name", "main")),
-        ("hf://org/name@v1.0/a/b", HubAddress("org/name", "v1.0", "a/b")),
-        ("hf://org/name/a", HubAddress("org/name", None, "a")),
-        ("hf://org/name@refs/pr/3/a", HubAddress("org/name", "refs/pr/3", "a")),
-        ("hf://org/name@feature%2Fx", HubAddress("org/name", "feature/x")),
-        (f"hf://org/name@{COMMIT}:legal", HubAddress("org/name", COMMIT, "", "legal")),
-        ("hf://org/name/sub:a:b/c", HubAddress("org/name", None, "sub", "a:b/c")),
-        ("hf://o_1/n-a.m_e", HubAddress("o_1/n-a.m_e")),
+        ("hf://org/name", AdapterRef.of_repo("org/name")),
+        ("hf://org/name@main", AdapterRef.of_repo("org/name", "main")),
+        ("hf://org/name@v1.0/a/b", AdapterRef.of_repo("org/name", "v1.0", "a/b")),
+        ("hf://org/name/a", AdapterRef.of_repo("org/name", None, "a")),
+        ("hf://org/name@refs/pr/3/a", AdapterRef.of_repo("org/name", "refs/pr/3", "a")),
+        ("hf://org/name@feature%2Fx", AdapterRef.of_repo("org/name", "feature/x")),
+        (f"hf://org/name@{COMMIT}:legal", AdapterRef.of_repo("org/name", COMMIT, "", "legal")),
+        ("hf://org/name/sub:a:b/c", AdapterRef.of_repo("org/name", None, "sub", "a:b/c")),
+        ("hf://o_1/n-a.m_e", AdapterRef.of_repo("o_1/n-a.m_e")),
     ],
 )
-def test_an_address_is_taken_apart_and_put_together_again(text: str, address: HubAddress) -> None:
-    assert parse_address(text) == address
-    assert parse_address(str(address)) == address
+def test_an_address_is_taken_apart_and_put_together_again(text: str, address: AdapterRef) -> None:
+    assert AdapterRef.on_hub(text) == address
+    assert AdapterRef.on_hub(str(address)) == address
     assert str(address) == text
-    assert parse_address(Path(text)) == address, "a path writes two slashes as one"
+    assert AdapterRef.on_hub(Path(text)) == address, "a path writes two slashes as one"
 
 
 @pytest.mark.parametrize(
@@ -45,14 +45,14 @@ def test_an_address_is_taken_apart_and_put_together_again(text: str, address: Hu
 )
 def test_what_is_no_address_is_refused_with_the_form(text: str) -> None:
     with pytest.raises(ParameterError) as refused:
-        parse_address(text)
+        AdapterRef.on_hub(text)
     assert "hf://org/name" in str(refused.value)
 
 
 def test_a_place_in_the_cache_is_known_as_a_copy_of_its_commit(tmp_path: Path) -> None:
     folder = tmp_path / "hub" / "models--org--name" / "snapshots" / COMMIT
-    assert address_of(folder) == HubAddress("org/name", COMMIT)
-    assert address_of(folder / "a" / "b") == HubAddress("org/name", COMMIT, "a/b")
+    assert address_of(folder) == AdapterRef.of_repo("org/name", COMMIT)
+    assert address_of(folder / "a" / "b") == AdapterRef.of_repo("org/name", COMMIT, "a/b")
     assert address_of(tmp_path / "models--org--name") is None
     assert address_text(f"{folder}/x.safetensors: key") == (
         f"hf://org/name@{COMMIT}/x.safetensors: key"

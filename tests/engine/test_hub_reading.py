@@ -28,7 +28,7 @@ from vlora_engine.errors import (
     StorageError,
     VLoRAError,
 )
-from vlora_engine.hub import HubAddress, parse_address
+from vlora_engine.hub import AdapterRef
 from vlora_engine.hub.fetch import Fetched, cached_path, fetch, pin
 from vlora_engine.utils.progress import Progress
 
@@ -46,7 +46,7 @@ def legal(tmp_path: Path, hub: Hub) -> Path:
 
 
 def get(text: str, **options: Any) -> Fetched:
-    return fetch(parse_address(text), **options)
+    return fetch(AdapterRef.on_hub(text), **options)
 
 
 def weights_requests(hub: Hub) -> list[str | None]:
@@ -132,8 +132,8 @@ def test_a_revision_means_its_commit_then_and_later(hub: Hub, legal: Path, tmp_p
     first = repo.refs["main"]
     repo.refs["v1"] = first
     second = repo.commit(repo.files | {"adapter_config.json": b"{}"})
-    assert pin(parse_address("hf://org/legal")).revision == second
-    assert pin(parse_address("hf://org/legal@v1")).revision == first
+    assert pin(AdapterRef.on_hub("hf://org/legal")).revision == second
+    assert pin(AdapterRef.on_hub("hf://org/legal@v1")).revision == first
     assert get("hf://org/legal@v1").address.revision == first
     assert load_adapter_from_hub("org/legal", revision="v1").rank == 4
 
@@ -274,7 +274,7 @@ def test_a_wrong_revision(hub: Hub, legal: Path) -> None:
 
 
 def test_what_answers_may_not_be_the_hub(hub: Hub, legal: Path) -> None:
-    address = pin(parse_address("hf://org/legal"))
+    address = pin(AdapterRef.on_hub("hf://org/legal"))
     hub.broken["/resolve/"] = 200
     with pytest.raises(HubError, match="not the Hub"):
         fetch(address)
@@ -459,4 +459,4 @@ def test_a_subspace_tells_the_commit_and_finds_the_original_again(
     opened.save(tmp_path / "subspace")
     source = json.loads((tmp_path / "subspace" / "subspace.json").read_text())
     assert all(t["source"]["path"].startswith("hf://org/") for t in source["tasks"])
-    assert cached_path(HubAddress("org/none", "0" * 40)) is None
+    assert cached_path(AdapterRef.of_repo("org/none", "0" * 40)) is None

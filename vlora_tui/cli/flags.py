@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlora_engine.adapters.address import is_hub_place
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli.options import Compressing
 from vlora_tui.cli.output import Output
@@ -74,13 +73,12 @@ def require_there(paths: Sequence[str]) -> None:
             what is on the Hub.
         ParameterError: It is on another machine, or no place that the Hub could have.
     """
-    from vlora_engine.catalog.locate import existing_path, split_task
+    from vlora_engine.catalog.locate import existing_path, locate
 
     for path in paths:
-        if is_hub_place(path):
-            check_place(path)
-        elif not glob.has_magic(path) and split_task(path) is None:
-            existing_path(path)
+        ref = check_place(path)
+        if ref.is_local and not glob.has_magic(path) and not locate(ref).task:
+            existing_path(ref)
 
 
 def say_once(out: Output, given: Compressing) -> None:

@@ -109,11 +109,11 @@ def pull(
 
     Only its own files come, through the Hub's cache: what is there already is not sent again.
     """
-    from vlora_engine.hub import parse_address
+    from vlora_engine.hub import AdapterRef
     from vlora_engine.hub.pull import pull as get
 
     out = Output(json=as_json, quiet=quiet)
-    place = parse_address(address)
+    place = AdapterRef.on_hub(address)
     if dry_run:
         _tell_pull(out, address, output, force=force)
         return
@@ -145,12 +145,12 @@ def pull(
 
 
 def _tell_pull(out: Output, address: str, output: str, *, force: bool) -> None:
-    from vlora_engine.hub import parse_address
+    from vlora_engine.hub import AdapterRef
     from vlora_engine.hub.listing import adapter_files, list_repository
     from vlora_engine.utils.files import check_output
 
     check_output(Path(output), force=force)
-    listing = list_repository(parse_address(address))
+    listing = list_repository(AdapterRef.on_hub(address))
     files = adapter_files(listing)
     nbytes = sum(listing.sizes[name] or 0 for name in files)
     pinned = str(listing.address)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
-from vlora_engine.adapters.address import address_of, is_address, parse_address
+from vlora_engine.adapters.address import AdapterRef, address_of
 from vlora_engine.errors import ParameterError, VLoRAError
 from vlora_tui.cli.output import Output
 
@@ -19,7 +18,8 @@ def fetch_first(out: Output, *places: str) -> list[str]:
         NotFoundError, HubError, HubAccessError: The Hub does not give them.
         Cancelled: SIGTERM or Ctrl-C came while downloading.
     """
-    if not any(map(is_address, places)):
+    refs = [AdapterRef.parse(place) for place in places]
+    if not any(ref.is_hub for ref in refs):
         return list(places)
     from vlora_engine.hub.fetch import fetch
     from vlora_tui.cli.execute import stop_on_signals
@@ -27,15 +27,14 @@ def fetch_first(out: Output, *places: str) -> list[str]:
 
     found = []
     with Watcher(out) as watcher, stop_on_signals(out) as stop:
-        for place in places:
-            if not is_address(place):
-                found.append(place)
+        for ref in refs:
+            if not ref.is_hub:
+                found.append(str(ref))
                 continue
-            address = parse_address(place)
-            fetched = fetch(address.place, progress=watcher.on_progress, cancelled=stop.is_set)
+            fetched = fetch(ref.base, progress=watcher.on_progress, cancelled=stop.is_set)
             for remark in fetched.remarks:
                 out.note(f"note: {remark.where}: {remark.what}")
-            found.append(str(replace(fetched.address, task=address.task)))
+            found.append(str(fetched.address.with_task(ref.task)))
     return found
 
 
@@ -47,7 +46,7 @@ def on_disk(out: Output, *places: str) -> list[str]:
     """
     from vlora_tui.pipeline.inputs import fetch_all
 
-    return fetch_all(fetch_first(out, *places))[0]
+    return [str(ref) for ref in fetch_all(fetch_first(out, *places))[0]]
 
 
 def require_own(place: str) -> None:
@@ -56,7 +55,7 @@ def require_own(place: str) -> None:
     Raises:
         ParameterError: It is.
     """
-    address = address_of(place) if not is_address(place) else place
+    address = address_of(AdapterRef.parse(place))
     if address is not None:
         raise ParameterError(
             "A subspace on the Hub is not changed in place.",
@@ -68,12 +67,13 @@ def require_own(place: str) -> None:
 @contextmanager
 def headers_of(place: str) -> Iterator[str | Path]:
     """A directory; of one on the Hub as much as its headers take, for as long as the block."""
-    if not is_address(place):
+    ref = AdapterRef.parse(place)
+    if not ref.is_hub:
         yield place
         return
     from vlora_engine.hub.remote import as_remote, shadow
 
-    with shadow(parse_address(place)) as shade:
+    with shadow(ref) as shade:
         try:
             yield shade.root
         except VLoRAError as error:

@@ -13,10 +13,9 @@ import typer
 from vlora_engine.adapters.address import (
     CACHE_PLACE,
     SEARCH_PLACE,
-    HubAddress,
+    AdapterRef,
     address_text,
     is_hub_place,
-    parse_address,
 )
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
@@ -78,12 +77,12 @@ def _tasks_inside(catalog: Catalog) -> list[AdapterInfo]:
     return tasks
 
 
-def _as_named(info: AdapterInfo, subspace: Path | HubAddress) -> AdapterInfo:
+def _as_named(info: AdapterInfo, subspace: Path | AdapterRef) -> AdapterInfo:
     """A task of a subspace on the Hub, of which only a shadow was looked at, by its address."""
     if isinstance(subspace, Path):
         return info
     name = address_text(str(info.path))
-    return replace(info, name=name, path=parse_address(name))
+    return replace(info, name=name, path=AdapterRef.on_hub(name))
 
 
 def show_catalog(out: Output, catalog: Catalog, tasks: Sequence[AdapterInfo] = ()) -> None:

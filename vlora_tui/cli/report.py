@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlora_engine.adapters.address import expanded, is_address, parse_address
+from vlora_engine.adapters.address import AdapterRef, expanded
 from vlora_engine.errors import ParameterError
 from vlora_engine.utils.files import check_output_file, write_file
 from vlora_tui.cli import options as o
@@ -180,7 +180,7 @@ def _gather(
 
 def _title(paths: list[str], data: dict[str, Any]) -> str:
     first = paths[0]
-    name = parse_address(first).name if is_address(first) else Path(first).name or first
+    name = AdapterRef.parse(first).name or first
     if data["of"] == "subspace":
         return f"Subspace {name}"
     return f"LoRA adapters in {name}" if len(paths) == 1 else "LoRA adapters"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlora_engine.adapters.address import is_address, parse_address
+from vlora_engine.adapters.address import AdapterRef
 from vlora_engine.errors import CollectionError, ParameterError, SubspaceError
 from vlora_tui.cli import options as o
 from vlora_tui.cli.execute import in_place
@@ -64,7 +64,8 @@ def _add_to(
     from vlora_engine.catalog.read import read_manifest
 
     manifest = read_manifest(subspace)
-    own_name = parse_address(adapter).name if is_address(adapter) else Path(adapter).resolve().name
+    ref = AdapterRef.parse(adapter)
+    own_name = ref.name if ref.is_hub else Path(adapter).resolve().name
     name = task_id if task_id is not None else own_name
     if not name.strip():
         raise ParameterError("A task needs a name.", found=repr(name))

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine import __version__
-from vlora_engine.adapters.address import is_address, parse_address
+from vlora_engine.adapters.address import AdapterRef
 from vlora_engine.errors import InputError, NotFoundError, ParameterError, StorageError
 from vlora_engine.utils.files import (
     directory_bytes,
@@ -371,7 +371,7 @@ def title_of(recipe: Recipe) -> str:
 
 
 def _called(path: str) -> str:
-    return parse_address(path).name if is_address(path) else Path(path).name
+    return AdapterRef.parse(path).name
 
 
 def known_outputs(recipe: Recipe, spectra: Path | None) -> list[str]:

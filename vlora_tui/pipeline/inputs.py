@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlora_engine.adapters.address import address_of, is_address, parse_address
+from vlora_engine.adapters.address import AdapterRef, address_of
 from vlora_engine.errors import (
     CollectionError,
     InputError,
@@ -102,24 +101,26 @@ def gather_adapters(
     cancelled: CancelCheck | None = None,
 ) -> Collection:
     """The adapters of these entries, a folder standing for all adapters in it."""
+    from vlora_engine.catalog.locate import locate
     from vlora_engine.catalog.open import open_adapter
 
     collection = Collection()
     here, collection.remarks = fetch_all([e.path for e in entries], progress, cancelled)
-    entries = [replace(e, path=path) for e, path in zip(entries, here, strict=True)]
-    found, collection.closed = _find(entries)
+    found, collection.closed = _find(
+        [_Asked(locate(ref), e.name) for e, ref in zip(entries, here, strict=True)]
+    )
     _require_names_apart(found)
     bases: dict[str, None] = {}
     for one in found:
         try:
             if one.error is not None:
                 raise one.error
-            source = open_adapter(one.path)
+            source = open_adapter(one.ref)
         except VLoRAError as error:
-            collection.unusable.append(Unusable(one.name, one.path, error))
+            collection.unusable.append(Unusable(one.name, str(one.ref), error))
             continue
         collection.adapters[one.name] = source
-        collection.places[one.name] = str(address_of(one.path) or one.path)
+        collection.places[one.name] = str(address_of(one.ref) or one.ref)
         collection.identities[one.name] = one.identity or (source.nbytes,)
         base = one.base_model or source.config.get("base_model_name_or_path")
         if base:
@@ -131,62 +132,68 @@ def gather_adapters(
 
 
 def fetch_all(
-    paths: Sequence[str],
+    places: Sequence[str | Path | AdapterRef],
     progress: ProgressCallback | None = None,
     cancelled: CancelCheck | None = None,
-) -> tuple[list[str], list[Finding]]:
-    """The paths with those on the Hub downloaded, as paths in the Hub's cache; and remarks.
+) -> tuple[list[AdapterRef], list[Finding]]:
+    """The places with those on the Hub downloaded, as paths in the Hub's cache; and remarks.
 
     Raises:
         NotFoundError, HubError, HubAccessError, Cancelled: As `vlora_engine.hub.fetch.fetch`.
     """
-    here: list[str] = []
+    here: list[AdapterRef] = []
     remarks: list[Finding] = []
-    for path in paths:
-        if not is_address(path):
-            here.append(path)
+    for ref in map(AdapterRef.parse, places):
+        if not ref.is_hub:
+            here.append(ref)
             continue
         from vlora_engine.hub.fetch import fetch
 
-        address = parse_address(path)
-        fetched = fetch(address.place, progress=progress, cancelled=cancelled)
-        here.append(f"{fetched.path}:{address.task}" if address.task else str(fetched.path))
+        fetched = fetch(ref.base, progress=progress, cancelled=cancelled)
+        here.append(AdapterRef.at(fetched.path, ref.task))
         remarks += fetched.remarks
     return here, remarks
 
 
 def read_places(places: Iterable[str]) -> set[Path]:
     """What on this disk is read for these places: of DIR:TASK that is the directory."""
-    from vlora_engine.catalog.locate import split_task
+    from vlora_engine.catalog.locate import locate
 
-    local = [place for place in places if not is_address(place)]
-    return {
-        split_task(place)[0] if _is_task_of_subspace(place) else Path(place)  # type: ignore[index]
-        for place in local
-    }
+    return {Path(ref.path) for ref in map(locate, places) if ref.is_local}
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A place where adapters are, its task told apart, and the name that is given to it."""
+
+    ref: AdapterRef
+    name: str | None
+
+    @property
+    def key(self) -> str:
+        return _key(self.ref)
 
 
 @dataclass(frozen=True)
 class _Found:
     name: str
-    path: str
+    ref: AdapterRef
     identity: tuple[object, ...] = ()
     base_model: str | None = None
     error: VLoRAError | None = None
 
 
-def _find(entries: Sequence[AdapterInput]) -> tuple[list[_Found], list[Finding]]:
-    from vlora_engine.catalog.locate import split_task
+def _find(entries: Sequence[_Asked]) -> tuple[list[_Found], list[Finding]]:
     from vlora_engine.catalog.scanner import scan
 
-    local = [entry for entry in entries if not _is_task_of_subspace(entry.path)]
-    catalog = scan([entry.path for entry in local]) if local else None
+    places = [entry.ref for entry in entries if entry.ref.task is None]
+    catalog = scan(places) if places else None
     infos = list(catalog.adapters) if catalog is not None else []
-    names = _given_names(entries, [str(info.path) for info in infos])
+    names = _given_names(entries, [_key(info.path) for info in infos])
     found = [
         _Found(
-            name=names.get(_key(str(info.path)), info.name),
-            path=str(info.path),
+            name=names.get(_key(info.path), info.name),
+            ref=AdapterRef.parse(info.path),
             identity=tuple(info.identity or ()),
             base_model=info.base_model,
             error=info.error,
@@ -194,15 +201,15 @@ def _find(entries: Sequence[AdapterInput]) -> tuple[list[_Found], list[Finding]]
         for info in infos
     ]
     for entry in entries:
-        task = split_task(entry.path) if _is_task_of_subspace(entry.path) else None
+        task = entry.ref.task
         if task is not None:
             taken = {one.name for one in found}
-            name = entry.name or (task[1] if task[1] not in taken else f"{task[0].name}:{task[1]}")
-            found.append(_Found(name, entry.path))
+            name = entry.name or (task if task not in taken else f"{entry.ref.name}:{task}")
+            found.append(_Found(name, entry.ref))
     if not found:
         raise NotFoundError(
             "There is no adapter here.",
-            where=", ".join(entry.path for entry in entries),
+            where=", ".join(str(entry.ref) for entry in entries),
             expected="folders with adapter_config.json and adapter_model.safetensors",
             remedy="check the path; `vlora-tui inspect DIR` lists what a folder holds",
         )
@@ -210,21 +217,21 @@ def _find(entries: Sequence[AdapterInput]) -> tuple[list[_Found], list[Finding]]
     return found, [finding for finding in remarks if finding.code == "closed-directory"]
 
 
-def _given_names(entries: Sequence[AdapterInput], found: Sequence[str]) -> dict[str, str]:
-    """The names that the recipe gives, by path."""
+def _given_names(entries: Sequence[_Asked], found: Sequence[str]) -> dict[str, str]:
+    """The names that the recipe gives, by key, to what was ``found``, also by key."""
     names = {}
     for entry in entries:
-        if entry.name is None or _is_task_of_subspace(entry.path):
+        if entry.name is None or entry.ref.task is not None:
             continue
-        own, folder = _key(entry.path), Path(entry.path).resolve()
-        below = [path for path in found if _key(path) == own or folder in Path(_key(path)).parents]
+        own, folder = entry.key, Path(entry.key)
+        below = [key for key in found if key == own or folder in Path(key).parents]
         if len(below) > 1:
             raise ParameterError(
                 f"The name {entry.name!r} is given to {len(below)} adapters.",
-                where=entry.path,
+                where=str(entry.ref),
                 remedy="name the adapters in it one by one",
             )
-        names[_key(below[0]) if below else own] = entry.name
+        names[below[0] if below else own] = entry.name
     return names
 
 
@@ -234,7 +241,7 @@ def _require_names_apart(found: Sequence[_Found]) -> None:
         if one.name in seen:
             raise ParameterError(
                 f"Two adapters are both named {one.name!r}.",
-                where=f"{seen[one.name].path} and {one.path}",
+                where=f"{seen[one.name].ref} and {one.ref}",
                 remedy="give one of them another name (--names)",
             )
         seen[one.name] = one
@@ -253,11 +260,5 @@ def _unusable_error(collection: Collection, total: int, skip_bad: bool) -> Input
     )
 
 
-def _is_task_of_subspace(path: str) -> bool:
-    from vlora_engine.catalog.locate import split_task
-
-    return not os.path.lexists(path) and split_task(path) is not None
-
-
-def _key(path: str) -> str:
-    return str(Path(path).resolve())
+def _key(place: Path | AdapterRef) -> str:
+    return str(Path(place).resolve())

@@ -181,10 +181,10 @@ class _Reader:
         for place in (self.path.parent / os.path.expanduser(name), Path(name)):
             if place.exists():
                 return str(place.absolute())
-        from vlora_engine.catalog.locate import split_task
+        from vlora_engine.catalog.locate import locate
 
         beside = str(self.path.parent / name)
-        return next((p for p in (beside, name) if split_task(p) is not None), None)
+        return next((p for p in (beside, name) if locate(p).task), None)
 
     def _existing(self, name: str, key: str) -> str:
         place = self._place(name)

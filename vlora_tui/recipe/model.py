@@ -15,12 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine.adapters.address import (
-    CACHE_PLACE,
-    SEARCH_PLACE,
+    AdapterRef,
     hub_cache,
-    is_address,
-    is_hub_place,
-    parse_address,
 )
 from vlora_engine.errors import NotFoundError, ParameterError
 from vlora_engine.manifest.coding import METHODS as CODED_METHODS
@@ -241,9 +237,8 @@ def absolute(recipe: Recipe, base: Path) -> Recipe:
     """The recipe with every path absolute, relative ones taken from ``base``; ``~`` expands."""
 
     def whole(text: str) -> str:
-        if is_address(text):
-            return str(parse_address(text))
-        return text if is_hub_place(text) else os.path.normpath(base / _expanded(text))
+        ref = AdapterRef.parse(text)
+        return os.path.normpath(base / ref.expanded) if ref.is_local else str(ref)
 
     compress = recipe.compress
     if compress is not None and compress.spectra not in (None, CACHE):
@@ -300,11 +295,12 @@ def resolve(recipe: Recipe) -> Recipe:
 
 def pinned(path: str) -> str:
     """A place on the Hub at the commit that it stands for now; any other path as it is."""
-    if not is_address(path):
+    ref = AdapterRef.parse(path)
+    if not ref.is_hub:
         return path
     from vlora_engine.hub.fetch import pin
 
-    return str(pin(parse_address(path)))
+    return str(pin(ref))
 
 
 def expand_input(entry: AdapterInput) -> list[AdapterInput]:
@@ -314,10 +310,10 @@ def expand_input(entry: AdapterInput) -> list[AdapterInput]:
         NotFoundError: The pattern matches nothing.
         ParameterError: One name for several paths.
     """
-    check_place(entry.path)
-    if is_address(entry.path):
+    ref = check_place(entry.path)
+    if ref.is_hub:
         return [AdapterInput(pinned(entry.path), entry.name)]
-    if entry.path.startswith(CACHE_PLACE):
+    if ref.kind == "cache":
         return _cached_inputs(entry)
     path = os.path.expanduser(entry.path)
     if os.path.lexists(path) or not glob.has_magic(path) or _is_task(path):
@@ -393,26 +389,21 @@ def is_path(text: str) -> bool:
     return "/" in text or text.startswith((".", "~"))
 
 
-def _expanded(path: str) -> Path:
-    from vlora_engine.adapters.address import expanded  # the formats are no matter before that
-
-    return expanded(path)
-
-
-def check_place(text: str) -> None:
-    """Raise for a place that no work can start from: ill written, or a search on the Hub.
+def check_place(text: str) -> AdapterRef:
+    """The place that a text means, where work can start from it: a search on the Hub is none.
 
     Raises:
-        ParameterError: It says what is meant instead.
+        ParameterError: It is none, or ill written.
     """
-    if is_address(text):
-        parse_address(text)
-    elif text.startswith(SEARCH_PLACE):
+    ref = AdapterRef.parse(text)
+    if ref.kind == "search":
         raise ParameterError(
             "A search is for looking, not for working on what it happens to find.",
             where=text,
             remedy="name the adapters that were found: hf://org/name",
         )
+    return ref
+    return ref
 
 
 _UNITS = {"": 1, "b": 1}

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vlora_engine.adapters.address import expanded
 from vlora_engine.errors import InputError, NotFoundError
 from vlora_engine.merging.methods import DEFAULT_METHOD
 from vlora_engine.targets.registry import TARGETS
@@ -25,7 +26,6 @@ from vlora_tui.recipe.model import (
     Quantize,
     Recipe,
     Resize,
-    _expanded,
     absolute,
     check_place,
 )
@@ -402,7 +402,7 @@ def load_recipe(path: str | Path) -> Recipe:
     """
     from vlora_tui.recipe.reader import parse_recipe
 
-    file = _expanded(str(path))
+    file = expanded(str(path))
     try:
         text = file.read_text("utf-8")
     except FileNotFoundError:

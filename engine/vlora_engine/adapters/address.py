@@ -1,4 +1,4 @@
-"""Names of places on the Hub, and where huggingface_hub keeps what it downloaded from them."""
+"""Where adapters are, on a disk or on the Hub, and where huggingface_hub keeps its copies."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 from urllib.parse import quote, unquote
 
 from vlora_engine.errors import ParameterError
@@ -31,26 +32,117 @@ _CACHED = re.compile(
 )
 
 
-@dataclass(frozen=True)
-class HubAddress:
-    """``hf://repo[@revision][/subfolder][:task]``, taken apart; `str` puts it together again."""
+Kind = Literal["local", "hub", "cache", "search"]
 
-    repo: str
+
+@dataclass(frozen=True)
+class AdapterRef:
+    """Where an adapter is, taken apart once; `str` puts it together again.
+
+    Nothing here looks at a disk or asks the Hub. A folder may have a colon in its name, so that of
+    a local ``DIR:TASK`` the path is all of it until `vlora_engine.catalog.locate.locate` has
+    looked.
+
+    Args:
+        kind: On a disk, on the Hub, everything in the Hub's cache, or a search there.
+        path: Of a local one the path as it was written; of a search the base model.
+        repo: ``org/name`` on the Hub.
+        revision: A branch, a tag or a commit; None is the main branch.
+        subfolder: Where in the repository; empty is its root.
+        task: The task, where a subspace is at that place.
+    """
+
+    kind: Kind
+    path: str = ""
+    repo: str = ""
     revision: str | None = None
     subfolder: str = ""
     task: str | None = None
 
+    @classmethod
+    def parse(cls, place: str | os.PathLike[str]) -> AdapterRef:
+        """The place that a text or a path means; a reference is itself.
+
+        Raises:
+            ParameterError: It begins as a place on the Hub, and is of another form.
+        """
+        if isinstance(place, AdapterRef):
+            return place
+        text = os.fspath(place)
+        if is_address(text):
+            return _parsed_address(text)
+        if text.startswith(CACHE_PLACE):
+            return cls("cache", text.removeprefix(CACHE_PLACE))
+        if text.startswith(SEARCH_PLACE):
+            return cls("search", text.removeprefix(SEARCH_PLACE))
+        return cls("local", text)
+
+    @classmethod
+    def on_hub(cls, place: str | os.PathLike[str]) -> AdapterRef:
+        """The same of what has to be ``hf://org/name[@revision][/subfolder][:task]``.
+
+        A revision with slashes in it is written with ``%2F`` for them, but for ``refs/pr/1``.
+
+        Raises:
+            ParameterError: It is not of this form.
+        """
+        ref = cls.parse(place)
+        if not ref.is_hub:
+            raise _form_error(str(ref))
+        return ref
+
+    @classmethod
+    def repository(cls, name: str) -> AdapterRef:
+        """The same of ``org/name``, which may have the rest of an address around it.
+
+        Raises:
+            ParameterError: This is no repository's name.
+        """
+        return _parsed_address(name if is_address(name) else f"{SCHEME}{name}")
+
+    @classmethod
+    def of_repo(
+        cls, repo: str, revision: str | None = None, subfolder: str = "", task: str | None = None
+    ) -> AdapterRef:
+        """A place on the Hub from its parts, unchecked."""
+        return cls("hub", "", repo, revision, subfolder, task)
+
+    @classmethod
+    def at(cls, path: str | os.PathLike[str], task: str | None = None) -> AdapterRef:
+        """A place on a disk, and the task of the subspace there that is meant."""
+        return cls("local", os.fspath(path), task=task)
+
     def __str__(self) -> str:
+        task = f":{self.task}" if self.task else ""
+        if not self.is_hub:
+            return f"{_PREFIXES[self.kind]}{self.path}{task}"
         revision = "" if self.revision is None else f"@{_written(self.revision)}"
         below = f"/{self.subfolder}" if self.subfolder else ""
-        return f"{SCHEME}{self.repo}{revision}{below}" + (f":{self.task}" if self.task else "")
+        return f"{SCHEME}{self.repo}{revision}{below}{task}"
 
     def __fspath__(self) -> str:
         return str(self)
 
     @property
+    def text(self) -> str:
+        """As it is written."""
+        return str(self)
+
+    @property
+    def is_hub(self) -> bool:
+        """Whether it is one place on the Hub."""
+        return self.kind == "hub"
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on a disk."""
+        return self.kind == "local"
+
+    @property
     def name(self) -> str:
         """The last word of it, as a folder would be called."""
+        if not self.is_hub:
+            return Path(self.base).name
         return (self.subfolder or self.repo).rpartition("/")[2]
 
     @property
@@ -59,13 +151,25 @@ class HubAddress:
         return self.revision is not None and _COMMIT.fullmatch(self.revision) is not None
 
     @property
-    def place(self) -> HubAddress:
+    def base(self) -> AdapterRef:
         """The same without a task."""
-        return replace(self, task=None)
+        return self.with_task(None)
+
+    @property
+    def expanded(self) -> Path:
+        """The path of a local one, a leading ``~`` as the home directory; its task left out."""
+        return expanded(self.path)
+
+    def with_task(self, task: str | None) -> AdapterRef:
+        """That task of the subspace at the same place."""
+        return replace(self, task=task)
+
+
+_PREFIXES = {"local": "", "cache": CACHE_PLACE, "search": SEARCH_PLACE}
 
 
 def is_address(text: str | os.PathLike[str]) -> bool:
-    """Whether ``text`` means a place on the Hub."""
+    """Whether ``text`` means a place on the Hub, well written or not."""
     return _ADDRESS.match(os.fspath(text)) is not None
 
 
@@ -75,15 +179,7 @@ def is_hub_place(text: str | os.PathLike[str]) -> bool:
     return is_address(raw) or raw.startswith((CACHE_PLACE, SEARCH_PLACE))
 
 
-def parse_address(text: str | os.PathLike[str]) -> HubAddress:
-    """``hf://org/name[@revision][/subfolder][:task]`` taken apart.
-
-    A revision with slashes in it is written with ``%2F`` for them, but for ``refs/pr/1``.
-
-    Raises:
-        ParameterError: It is not of this form.
-    """
-    raw = os.fspath(text)
+def _parsed_address(raw: str) -> AdapterRef:
     match = _ADDRESS.match(raw)
     if match is None:
         raise _form_error(raw)
@@ -103,37 +199,37 @@ def parse_address(text: str | os.PathLike[str]) -> HubAddress:
         raise _form_error(raw)
     if at and not _is_revision(revision):
         raise _form_error(raw)
-    return HubAddress(repo, revision or None, "/".join(folders), task or None)
+    return AdapterRef.of_repo(repo, revision or None, "/".join(folders), task or None)
 
 
-def address_of_page(url: str) -> HubAddress | None:
+def address_of_page(url: str) -> AdapterRef | None:
     """The place whose page this is: ``https://huggingface.co/org/name[/tree/revision/folder]``."""
     match = _PAGE.fullmatch(url.split("?")[0].rstrip("/"))
     if match is None:
         return None
     revision = f"@{match['revision']}" if match["revision"] else ""
     try:
-        return parse_address(f"{SCHEME}{match['repo']}{revision}/{match['below'] or ''}")
+        return AdapterRef.parse(f"{SCHEME}{match['repo']}{revision}/{match['below'] or ''}")
     except ParameterError:
         return None
 
 
-def address_of(path: str | os.PathLike[str]) -> HubAddress | None:
+def address_of(path: str | os.PathLike[str]) -> AdapterRef | None:
     """The place on the Hub that ``path`` of huggingface_hub's cache is a copy of; else None."""
-    if isinstance(path, HubAddress):
+    if isinstance(path, AdapterRef) and path.is_hub:
         return path
     match = _CACHED.fullmatch(os.path.abspath(path))
     if match is None:
         return None
     repo = f"{match['org']}/{match['name']}"
-    return HubAddress(repo, match["commit"], match["below"].strip("/"))
+    return AdapterRef.of_repo(repo, match["commit"], match["below"].strip("/"))
 
 
 def is_pinned_form(path: str, address: str) -> bool:
     """Whether ``path`` is what ``address``, whose revision is open, came to be pinned to."""
     if not is_address(path) or not is_address(address):
         return False
-    found, wanted = parse_address(path), parse_address(address)
+    found, wanted = AdapterRef.parse(path), AdapterRef.parse(address)
     same = (found.repo, found.subfolder, found.task) == (wanted.repo, wanted.subfolder, wanted.task)
     return same and not wanted.is_pinned
 
@@ -144,7 +240,7 @@ def address_text(text: str) -> str:
     if match is None:
         return text
     repo = f"{match['org']}/{match['name']}"
-    return f"{HubAddress(repo, match['commit'])}{text[match.start('below') :]}"
+    return f"{AdapterRef.of_repo(repo, match['commit'])}{text[match.start('below') :]}"
 
 
 def hub_cache() -> Path:
@@ -168,7 +264,7 @@ def snapshot_folder(repo: str, commit: str) -> Path:
     return repo_folder(repo) / "snapshots" / commit
 
 
-def shelf_name(address: HubAddress) -> str:
+def shelf_name(address: AdapterRef) -> str:
     """What an adapter's task name is the end of: ``/commit/org/name/subfolder``."""
     below = f"/{address.subfolder}" if address.subfolder else ""
     return f"/{(address.revision or 'main')[:8]}/{address.repo}{below}"
@@ -207,7 +303,7 @@ def relative_source(path: str | Path | None, out: Path) -> str | None:
     if path is None or not str(path):
         return None
     if is_address(path):
-        return str(parse_address(path))
+        return str(AdapterRef.parse(path))
     address = address_of(path)
     if address is not None:
         return str(address)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 

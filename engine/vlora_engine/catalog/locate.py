@@ -10,10 +10,10 @@ from pathlib import Path
 
 from vlora_engine.adapters.address import (
     FORM,
+    AdapterRef,
     address_of_page,
     expanded,
     is_address,
-    parse_address,
 )
 from vlora_engine.errors import NotFoundError, ParameterError, VLoRAError
 from vlora_engine.formats.base import Format, Location, Probe, Registry
@@ -132,21 +132,41 @@ def location(probe: Probe, form: Format) -> Location:
     return Location(probe.path, name or str(probe.path), form.name)
 
 
-def existing_path(text: str | os.PathLike[str]) -> Path:
-    """``text`` as a path that exists; an ``hf://`` address is fetched into the Hub's cache.
+def locate(place: str | os.PathLike[str]) -> AdapterRef:
+    """The place, and its task told from its path: ``DIR:TASK``, where all of it is no path.
+
+    The directory is the longest that exists. What is on the Hub says by itself where it ends.
+
+    Raises:
+        ParameterError: It begins as a place on the Hub, and is of another form.
+    """
+    ref = AdapterRef.parse(place)
+    text = ref.path
+    if not ref.is_local or ref.task or ":" not in text or os.path.exists(ref.expanded):
+        return ref
+    at = len(text)
+    while (at := text.rfind(":", 0, at)) > 0:
+        if text[at + 1 :] and os.path.isdir(expanded(text[:at])):
+            return AdapterRef.at(text[:at], text[at + 1 :])
+    return ref
+
+
+def existing_path(place: str | os.PathLike[str]) -> Path:
+    """``place`` as a path that exists; a place on the Hub is fetched into its cache.
 
     Raises:
         ParameterError: It names another machine.
         HubError, HubAccessError: It is on the Hub, which does not give it.
         NotFoundError: There is nothing there; the remedy names what is near, or the hf:// form.
     """
-    raw = os.fspath(text)
-    if not raw or "\0" in raw:
-        raise ParameterError("A path cannot be empty or hold a NUL.", found=repr(raw))
-    if is_address(raw):
+    ref = AdapterRef.parse(place)
+    if ref.is_hub:
         from vlora_engine.hub.fetch import local_path
 
-        return local_path(raw)
+        return local_path(ref)
+    raw = str(ref)
+    if not raw or "\0" in raw:
+        raise ParameterError("A path cannot be empty or hold a NUL.", found=repr(raw))
     refuse_elsewhere(raw)
     path = expanded(raw)
     if not os.path.lexists(path):
@@ -159,24 +179,6 @@ def existing_path(text: str | os.PathLike[str]) -> Path:
             remedy="mend the link, or name the place itself",
         )
     return path
-
-
-def split_task(text: str) -> tuple[Path, str] | None:
-    """``DIR:TASK`` after the longest existing directory; None if there is none.
-
-    On the Hub the place ends at the first colon; it is fetched, to have a directory.
-    """
-    if is_address(text):
-        from vlora_engine.hub.fetch import local_path
-
-        address = parse_address(text)
-        return (local_path(text), address.task) if address.task is not None else None
-    at = len(text)
-    while (at := text.rfind(":", 0, at)) > 0:
-        directory = expanded(text[:at])
-        if text[at + 1 :] and os.path.isdir(directory):
-            return directory, text[at + 1 :]
-    return None
 
 
 def refuse_elsewhere(raw: str) -> None:

@@ -6,10 +6,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
-from vlora_engine.adapters.address import HubAddress, expanded, is_address, parse_address
+from vlora_engine.adapters.address import AdapterRef
 from vlora_engine.adapters.model import (
     AdapterSource,
     LoRAWeights,
@@ -19,9 +18,9 @@ from vlora_engine.catalog.locate import (
     MAX_ADAPTERS,
     MAX_DEPTH,
     existing_path,
+    locate,
     location,
     nothing_error,
-    split_task,
     walk,
 )
 from vlora_engine.catalog.read import is_subspace
@@ -63,7 +62,9 @@ for _form in _ALL:
     FORMATS.add(_form)
 
 
-def open_adapter(path: str | Path, *, allow_unsupported: bool = False) -> AdapterSource:
+def open_adapter(
+    path: str | Path | AdapterRef, *, allow_unsupported: bool = False
+) -> AdapterSource:
     """The adapter at ``path``: a directory, a file, or ``DIR:TASK`` for a task of a subspace.
 
     Only headers are read (a .bin is mapped by torch); tensors come with `AdapterSource.read`.
@@ -88,16 +89,16 @@ def open_adapter(path: str | Path, *, allow_unsupported: bool = False) -> Adapte
     return form.open(probe, allow_unsupported=allow_unsupported)
 
 
-def task_of_subspace(path: str | Path) -> tuple[Path, str] | None:
+def task_of_subspace(path: str | Path | AdapterRef) -> tuple[Path, str] | None:
     """Directory and task, if ``path`` is ``DIR:TASK`` of a subspace (and no file of that name)."""
-    text = os.fspath(path)
-    if ":" not in text or os.path.exists(expanded(text)):
+    ref = locate(path)
+    if ref.task is None:
         return None
-    task = split_task(text)
-    return task if task is not None and is_subspace(task[0]) else None
+    directory = existing_path(ref) if ref.is_hub else ref.expanded
+    return (directory, ref.task) if is_subspace(directory) else None
 
 
-def load_adapter(path: str | Path, *, allow_unsupported: bool = False) -> LoRAWeights:
+def load_adapter(path: str | Path | AdapterRef, *, allow_unsupported: bool = False) -> LoRAWeights:
     """The adapter at ``path`` in memory: every tensor of it, in its own dtype, bit for bit.
 
     Unlike the first library's function of this name, it keeps alpha, task type, heads and every
@@ -110,7 +111,7 @@ def load_adapter(path: str | Path, *, allow_unsupported: bool = False) -> LoRAWe
 
 
 def find_adapters(
-    path: str | Path, *, max_depth: int = MAX_DEPTH, max_adapters: int = MAX_ADAPTERS
+    path: str | Path | AdapterRef, *, max_depth: int = MAX_DEPTH, max_adapters: int = MAX_ADAPTERS
 ) -> list[Location]:
     """Every adapter at or below ``path``, also those that opening will refuse.
 
@@ -174,10 +175,8 @@ def load_adapter_from_hub(
         HubError: The Hub cannot be reached, and the adapter is not in the cache.
         AdapterError: As for `vlora_engine.load_adapter`.
     """
-    from vlora_engine.catalog.open import load_adapter
-
-    address = parse_address(repo_id if is_address(repo_id) else f"hf://{repo_id}")
-    asked = HubAddress(
+    address = AdapterRef.repository(repo_id)
+    asked = AdapterRef.of_repo(
         address.repo, revision or address.revision, subfolder.strip("/") or address.subfolder
     )
-    return load_adapter(str(asked), allow_unsupported=allow_unsupported)
+    return load_adapter(asked, allow_unsupported=allow_unsupported)

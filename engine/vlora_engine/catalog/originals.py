@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-from vlora_engine.adapters.address import is_address, parse_address
+from vlora_engine.adapters.address import AdapterRef, is_address
 from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.catalog.open import find_adapters, open_adapter
 from vlora_engine.errors import CollectionError, NotFoundError, VLoRAError
@@ -41,9 +41,8 @@ def recorded_original(record: TaskRecord) -> AdapterSource:
 def _place_of(record: TaskRecord) -> Path | None:
     if record.source is None:
         return None
-    if is_address(record.source):
-        return cached_path(parse_address(record.source))
-    return Path(record.source)
+    source = AdapterRef.parse(record.source)
+    return cached_path(source) if source.is_hub else Path(record.source)
 
 
 def original_if_there(record: TaskRecord) -> AdapterSource | None:

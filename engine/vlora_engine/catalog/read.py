@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from vlora_engine.adapters.address import is_address
+from vlora_engine.adapters.address import AdapterRef
 from vlora_engine.errors import NotFoundError
 from vlora_engine.manifest.manifest import (
     INDEX,
@@ -24,7 +24,7 @@ def is_subspace(path: Path) -> bool:
     return is_own_subspace(path) or peer_at(path) is not None
 
 
-def read_manifest(path: str | Path) -> Manifest:
+def read_manifest(path: str | Path | AdapterRef) -> Manifest:
     """Read and check subspace.json of the directory ``path``; opens no tensor file.
 
     Of a peer's subspace its own index and the headers of its files are read instead. An ``hf://``
@@ -35,11 +35,12 @@ def read_manifest(path: str | Path) -> Manifest:
         CorruptFileError: The index is not sound.
         SubspaceError: It is of another version.
     """
-    directory = Path(path)
-    if is_address(directory):
+    ref = AdapterRef.parse(path)
+    directory = Path(ref)
+    if ref.is_hub:
         from vlora_engine.hub.fetch import local_path
 
-        directory = local_path(directory)
+        directory = local_path(ref)
     file = directory / INDEX
     try:
         raw = read_index(directory)

@@ -15,12 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters.address import (
-    CACHE_PLACE,
-    SEARCH_PLACE,
-    HubAddress,
+    AdapterRef,
     address_of,
-    is_address,
-    parse_address,
     shelf_name,
 )
 from vlora_engine.adapters.base_models import normalise_base_model
@@ -52,7 +48,7 @@ if TYPE_CHECKING:
 
 SUBSPACE = FORMAT
 SUBSPACES = frozenset({SUBSPACE, *PEERS})
-Place = Path | HubAddress
+Place = Path | AdapterRef
 
 
 @dataclass(frozen=True)
@@ -172,7 +168,7 @@ class Catalog:
 
 
 def scan(
-    paths: str | Path | Iterable[str | Path],
+    paths: str | Path | AdapterRef | Iterable[str | Path | AdapterRef],
     *,
     max_depth: int = MAX_DEPTH,
     max_adapters: int = MAX_ADAPTERS,
@@ -193,7 +189,7 @@ def scan(
     """
     finder = Finder(max_depth=max_depth, max_adapters=max_adapters, search_limit=search_limit)
     infos, subspaces = [], []
-    for path in [paths] if isinstance(paths, str | Path) else paths:
+    for path in [paths] if isinstance(paths, str | Path | AdapterRef) else paths:
         for found in finder.look(path):
             if isinstance(found, AdapterInfo):
                 infos.append(found)
@@ -238,7 +234,7 @@ class Finder:
         """How many adapters and subspaces were found."""
         return len(self._seen)
 
-    def look(self, path: str | Path | HubAddress) -> Iterator[AdapterInfo | Place]:
+    def look(self, path: str | Path | AdapterRef) -> Iterator[AdapterInfo | Place]:
         """The adapters at or below ``path``, each in its group, and the paths of subspaces.
 
         An adapter's name is the whole path that it is named by, until `with_names` shortens it.
@@ -250,22 +246,22 @@ class Finder:
             ParameterError: It is on another machine.
             HubError, HubAccessError: The Hub does not tell.
         """
-        text = os.fspath(path)
-        if is_address(text):
-            yield from self._look_at_hub([parse_address(text)])
+        ref = AdapterRef.parse(path)
+        if ref.is_hub:
+            yield from self._look_at_hub([ref])
             return
-        if text.startswith(SEARCH_PLACE):
-            yield from self._search_hub(text.removeprefix(SEARCH_PLACE))
+        if ref.kind == "search":
+            yield from self._search_hub(ref.path)
             return
-        if text.startswith(CACHE_PLACE):
+        if ref.kind == "cache":
             yield from self._look_into_cache()
             return
-        task = task_of_subspace(text)
+        task = task_of_subspace(ref)
         if task is not None:
             if self._first_time(":".join((os.path.realpath(task[0]), task[1]))):
                 yield self._inspected(_task_entry(*task))
             return
-        place = existing_path(text)
+        place = existing_path(ref)
         self.places.append(place)
         yield from self._look_below(place, self._max_depth)
 
@@ -276,7 +272,7 @@ class Finder:
                 subspace = form.name in SUBSPACES
                 yield probe.path if subspace else self._inspected(_entry(probe, form))
 
-    def _look_at_hub(self, places: Sequence[HubAddress]) -> Iterator[AdapterInfo | Place]:
+    def _look_at_hub(self, places: Sequence[AdapterRef]) -> Iterator[AdapterInfo | Place]:
         from vlora_engine.hub.remote import shadows
 
         self.places += places
@@ -288,7 +284,7 @@ class Finder:
             elif self._first_time(str(address)):
                 yield AdapterInfo(shelf_name(address), address, "unknown", error=shade)
 
-    def _look_at_shadow(self, address: HubAddress, shade: Shadow) -> Iterator[AdapterInfo | Place]:
+    def _look_at_shadow(self, address: AdapterRef, shade: Shadow) -> Iterator[AdapterInfo | Place]:
         from vlora_engine.hub.remote import as_remote
 
         self.remarks += shade.remarks()

@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vlora_engine.adapters.address import parse_address
+from vlora_engine.adapters.address import AdapterRef
 from vlora_engine.adapters.check import check_adapters
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, MemorySource
 from vlora_engine.catalog.open import load_adapter, open_adapter
@@ -395,7 +395,7 @@ class SHAREModel:
         from vlora_engine.hub.client import api, hub_errors, silence
         from vlora_engine.publish.push import require_token
 
-        address = parse_address(f"hf://{repo_id}")
+        address = AdapterRef.on_hub(f"hf://{repo_id}")
         if token is None:
             require_token(address)
         with tempfile.TemporaryDirectory() as folder, hub_errors(address), silence():

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlora_engine.adapters.address import HubAddress, is_address, parse_address
+from vlora_engine.adapters.address import AdapterRef
 from vlora_engine.catalog.open import (
     FORMATS,
     Inspection,
@@ -38,6 +38,8 @@ from vlora_engine.utils.progress import CancelCheck, Progress, ProgressCallback
 if TYPE_CHECKING:
     from vlora_engine.catalog.scanner import AdapterInfo
     from vlora_engine.doctor.base_facts import BaseFacts
+
+Places = str | Path | AdapterRef | Iterable[str | Path | AdapterRef]
 
 _HEADERS: tuple[Stage, ...] = ("reading", "headers", "base", "target")
 
@@ -97,7 +99,9 @@ class Report:
         }
 
 
-def verdict(adapter: Inspection | AdapterInfo | str | Path, target: str) -> list[Finding]:
+def verdict(
+    adapter: Inspection | AdapterInfo | str | Path | AdapterRef, target: str
+) -> list[Finding]:
     """What ``target`` will refuse of an adapter or silently get wrong, from headers alone.
 
     An adapter that cannot be read at all has that as its one finding, one that is still on the Hub
@@ -114,9 +118,9 @@ def verdict(adapter: Inspection | AdapterInfo | str | Path, target: str) -> list
     check_target(target)
     if isinstance(adapter, Inspection):
         subject = subject_of(adapter)
-    elif isinstance(adapter, str | Path):
+    elif isinstance(adapter, str | Path | AdapterRef):
         subject = subject_at(adapter)
-    elif isinstance(adapter.path, HubAddress):
+    elif isinstance(adapter.path, AdapterRef):
         return []  # told of when it is here
     elif adapter.error is not None:
         subject = Subject(adapter.path, error=adapter.error)
@@ -130,7 +134,7 @@ def verdict(adapter: Inspection | AdapterInfo | str | Path, target: str) -> list
 
 
 def diagnose(
-    paths: str | Path | Iterable[str | Path],
+    paths: Places,
     *,
     target: str | None = None,
     base: BaseFacts | None = None,
@@ -180,23 +184,16 @@ def diagnose(
     return report
 
 
-def _on_disk(paths: str | Path | Iterable[str | Path]) -> list[str | Path]:
+def _on_disk(places: Places) -> list[AdapterRef]:
     """The places with those on the Hub fetched into its cache."""
-    places = [paths] if isinstance(paths, str | Path) else list(paths)
-    local: list[str | Path] = []
-    for place in places:
-        if isinstance(place, str) and is_address(place):
-            from vlora_engine.hub.fetch import local_path
+    from vlora_engine.catalog.locate import existing_path
 
-            task = parse_address(place).task
-            folder = local_path(place)
-            local.append(folder if task is None else f"{folder}:{task}")
-        else:
-            local.append(place)
-    return local
+    given = [places] if isinstance(places, str | Path | AdapterRef) else places
+    refs = [AdapterRef.parse(place) for place in given]
+    return [AdapterRef.at(existing_path(ref), ref.task) if ref.is_hub else ref for ref in refs]
 
 
-def subject_at(path: str | Path, *, entry: AdapterInfo | None = None) -> Subject:
+def subject_at(path: str | Path | AdapterRef, *, entry: AdapterInfo | None = None) -> Subject:
     """What the headers of an adapter tell; a refusal is part of it, not an error.
 
     Args:

@@ -8,15 +8,13 @@ to be worked on is fetched into huggingface_hub's own cache (`fetch`), at one co
 from __future__ import annotations
 
 from vlora_engine.adapters.address import (
-    HubAddress,
+    AdapterRef,
     address_of,
     is_address,
-    parse_address,
 )
 
 __all__ = [
-    "HubAddress",
+    "AdapterRef",
     "address_of",
     "is_address",
-    "parse_address",
 ]

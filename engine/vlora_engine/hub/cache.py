@@ -6,14 +6,14 @@ import os
 import re
 from pathlib import Path
 
-from vlora_engine.adapters.address import HubAddress, hub_cache
+from vlora_engine.adapters.address import AdapterRef, hub_cache
 from vlora_engine.hub.listing import adapter_folders
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _REPO = re.compile(r"models--([^/]+?)--(.+)")
 
 
-def cached_adapters() -> list[HubAddress]:
+def cached_adapters() -> list[AdapterRef]:
     """Every adapter and subspace in the cache, pinned to its commit, sorted.
 
     Of a repository of which several commits are there, each is listed.
@@ -27,7 +27,7 @@ def cached_adapters() -> list[HubAddress]:
             if _COMMIT.fullmatch(snapshot.name):
                 repo = f"{match[1]}/{match[2]}"
                 found += [
-                    HubAddress(repo, snapshot.name, below)
+                    AdapterRef.of_repo(repo, snapshot.name, below)
                     for below in adapter_folders(_names_below(snapshot))
                 ]
     return sorted(found, key=str)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from vlora_engine._version import __version__
-from vlora_engine.adapters.address import HubAddress, hub_cache
+from vlora_engine.adapters.address import AdapterRef, hub_cache
 from vlora_engine.errors import (
     HubAccessError,
     HubError,
@@ -29,7 +29,7 @@ from vlora_engine.utils.safetensors_file import write_error
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
-Where = HubAddress | str
+Where = AdapterRef | str
 Judge = Callable[[Where, Any], VLoRAError | None]
 
 SECONDS = 15.0  # to wait for an answer about a repository
@@ -174,7 +174,7 @@ def _switched_off_error(where: Where, error: Exception) -> VLoRAError:
 
 
 def _no_revision_error(where: Where, error: Exception) -> VLoRAError:
-    revision = where.revision if isinstance(where, HubAddress) else None
+    revision = where.revision if isinstance(where, AdapterRef) else None
     return NotFoundError(
         f"The repository has no revision {revision or 'main'!r}.",
         where=str(where),
@@ -217,7 +217,7 @@ def _broken_off_error(where: Where, error: Exception) -> VLoRAError:
 
 
 def _gated_error(where: Where, error: Exception) -> HubAccessError:
-    repo = where.repo if isinstance(where, HubAddress) else ""
+    repo = where.repo if isinstance(where, AdapterRef) else ""
     return HubAccessError(
         "The repository is gated: its owner decides who may read it.",
         where=str(where),

@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine.adapters.address import (
-    HubAddress,
+    AdapterRef,
     hub_cache,
-    parse_address,
     repo_folder,
 )
 from vlora_engine.errors import CorruptFileError, StorageError, VLoRAError
@@ -50,13 +49,13 @@ class Fetched:
     """
 
     path: Path
-    address: HubAddress
+    address: AdapterRef
     files: tuple[str, ...]
     downloaded: int = 0
     remarks: tuple[Finding, ...] = ()
 
 
-def pin(address: HubAddress) -> HubAddress:
+def pin(address: AdapterRef) -> AdapterRef:
     """The same place at the commit that its revision stands for now.
 
     Raises:
@@ -66,7 +65,7 @@ def pin(address: HubAddress) -> HubAddress:
 
 
 def fetch(
-    address: HubAddress,
+    address: AdapterRef,
     *,
     progress: ProgressCallback | None = None,
     cancelled: CancelCheck | None = None,
@@ -102,20 +101,20 @@ def fetch(
     return Fetched(path, listing.address, tuple(files), total, tuple(remarks))
 
 
-def local_path(path: str | os.PathLike[str]) -> Path:
-    """Where a ``hf://`` address lies on this disk, fetched if it has to be; its task left out.
+def local_path(place: str | os.PathLike[str]) -> Path:
+    """Where a place on the Hub lies on this disk, fetched if it has to be; its task left out.
 
     Raises:
         ParameterError: This is no address.
         NotFoundError, HubAccessError, HubError, CorruptFileError, StorageError: As `fetch`.
     """
-    fetched = fetch(parse_address(path).place)
+    fetched = fetch(AdapterRef.on_hub(place).base)
     for remark in fetched.remarks:
         logger.warning("%s %s", remark.what, remark.where)
     return fetched.path
 
 
-def cached_path(address: HubAddress) -> Path | None:
+def cached_path(address: AdapterRef) -> Path | None:
     """Where a pinned place lies in the cache, if it is there whole. Asks nobody."""
     listing = _whole_in_cache(address)
     if listing is None:
@@ -124,7 +123,7 @@ def cached_path(address: HubAddress) -> Path | None:
     return listing.folder / subfolder if subfolder else listing.folder
 
 
-def _whole_in_cache(address: HubAddress) -> Listing | None:
+def _whole_in_cache(address: AdapterRef) -> Listing | None:
     """The cache's own listing, where that tells all: one adapter or subspace, every file of it.
 
     Of a folder of adapters nobody knows without the Hub whether all of them are there.
@@ -176,7 +175,7 @@ def _is_whole(path: Path, nbytes: int | None) -> bool:
     return nbytes is None or found == nbytes
 
 
-def _remarks(listing: Listing, folder: Path, lacking: Sequence[str], *, asked: HubAddress) -> Any:
+def _remarks(listing: Listing, folder: Path, lacking: Sequence[str], *, asked: AdapterRef) -> Any:
     if listing.moved_from is not None:
         yield Finding(
             "note",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from vlora_engine.adapters.address import HubAddress, repo_folder, snapshot_folder
+from vlora_engine.adapters.address import AdapterRef, repo_folder, snapshot_folder
 from vlora_engine.errors import HubOfflineError, NotFoundError
 from vlora_engine.hub.client import SECONDS, api, endpoint, hub_errors
 
@@ -33,7 +33,7 @@ class Listing:
         cached: The Hub was not asked, or could not be: the cache tells.
     """
 
-    address: HubAddress
+    address: AdapterRef
     sizes: Mapping[str, int | None]
     card: Mapping[str, Any] = field(default_factory=dict)
     moved_from: str | None = None
@@ -58,7 +58,7 @@ def revisions_of(listing: Listing) -> set[str]:
     return _revisions.get((listing.address.repo, listing.commit), set())
 
 
-def list_repository(address: HubAddress) -> Listing:
+def list_repository(address: AdapterRef) -> Listing:
     """What is in the repository, at the commit that the address stands for now.
 
     Without the Hub it is what the cache holds of it.
@@ -72,7 +72,7 @@ def list_repository(address: HubAddress) -> Listing:
         if known is not None:
             return _at(known, address)
     try:
-        with hub_errors(address.place):
+        with hub_errors(address.base):
             found = api().model_info(
                 address.repo, revision=address.revision, files_metadata=True, timeout=SECONDS
             )
@@ -91,7 +91,7 @@ def list_repository(address: HubAddress) -> Listing:
     return listing
 
 
-def cached_listing(address: HubAddress) -> Listing | None:
+def cached_listing(address: AdapterRef) -> Listing | None:
     """What the cache holds of the commit that the address stands for; None if nothing."""
     commit = address.revision if address.is_pinned else _cached_commit(address)
     if commit is None:
@@ -116,7 +116,7 @@ def adapter_files(listing: Listing) -> list[str]:
     if place and not names:
         raise NotFoundError(
             "The repository has no such folder.",
-            where=str(listing.address.place),
+            where=str(listing.address.base),
             expected=", ".join(_folders(listing.sizes)[:8]) or "no folder at all",
             remedy="without a folder it is the adapter in its root",
         )
@@ -185,9 +185,9 @@ def _is_inside(folder: str, chosen: Iterable[str]) -> bool:
     )
 
 
-def _listing(found: Any, address: HubAddress) -> Listing:
+def _listing(found: Any, address: AdapterRef) -> Listing:
     if not found.sha:
-        raise NotFoundError("The repository is empty.", where=str(address.place))
+        raise NotFoundError("The repository is empty.", where=str(address.base))
     sizes = {file.rfilename: file.size for file in found.siblings or () if _is_name(file.rfilename)}
     card = found.card_data.to_dict() if found.card_data is not None else {}
     moved = address.repo if found.id != address.repo else None
@@ -201,12 +201,12 @@ def _is_name(name: str) -> bool:
     return bool(name) and not any(part in ("", ".", "..") for part in parts) and "\0" not in name
 
 
-def _at(listing: Listing, address: HubAddress) -> Listing:
+def _at(listing: Listing, address: AdapterRef) -> Listing:
     place = replace(address, repo=listing.address.repo, revision=listing.commit)
     return replace(listing, address=place)
 
 
-def _cached_commit(address: HubAddress) -> str | None:
+def _cached_commit(address: AdapterRef) -> str | None:
     """The commit that a branch or tag stood for when it was last looked up."""
     file = repo_folder(address.repo) / "refs" / (address.revision or "main")
     try:
@@ -232,7 +232,7 @@ def _nothing_error(listing: Listing, names: Mapping[str, None]) -> NotFoundError
     model = "; it is a whole model" if set(_MODEL_CONFIGS) & names.keys() else ""
     return NotFoundError(
         "There is no adapter in this repository." if not model else "This is no adapter.",
-        where=str(listing.address.place),
+        where=str(listing.address.base),
         expected="adapter_config.json beside adapter_model.safetensors, or subspace.json",
         found=(shown or "nothing at all") + model,
         remedy=f"adapters of a base model: vlora-tui inspect --search-base {listing.address.repo}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from vlora_engine.adapters.address import HubAddress
+from vlora_engine.adapters.address import AdapterRef
 from vlora_engine.errors import ParameterError
 from vlora_engine.hub.fetch import Fetched, fetch
 from vlora_engine.utils.files import check_output, new_directory
@@ -13,7 +13,7 @@ from vlora_engine.utils.progress import CancelCheck, ProgressCallback
 
 
 def pull(
-    address: HubAddress,
+    address: AdapterRef,
     out: str | Path,
     *,
     force: bool = False,
@@ -31,7 +31,7 @@ def pull(
         raise ParameterError(
             "A task of a subspace is exported, not pulled.",
             where=str(address),
-            remedy=f"vlora-tui export {address.place} {address.task} -o {out}",
+            remedy=f"vlora-tui export {address.base} {address.task} -o {out}",
         )
     final = Path(out)
     check_output(final, force=force)

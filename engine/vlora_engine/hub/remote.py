@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vlora_engine.adapters.address import HubAddress, address_text
+from vlora_engine.adapters.address import AdapterRef, address_text
 from vlora_engine.errors import CorruptFileError, NotFoundError, VLoRAError
 from vlora_engine.findings import Finding
 from vlora_engine.hub.client import SECONDS, endpoint, hub_errors
@@ -60,14 +60,14 @@ class Shadow:
 
 
 @contextmanager
-def shadow(address: HubAddress) -> Iterator[Shadow]:
+def shadow(address: AdapterRef) -> Iterator[Shadow]:
     """The shadow of a place, in a folder of its own that is gone after the block.
 
     Raises:
         NotFoundError: There is no such repository, revision or adapter.
         HubAccessError, HubError: The Hub does not tell.
     """
-    listing = list_repository(address.place)
+    listing = list_repository(address.base)
     files = adapter_files(listing)
     others = [f for f in adapter_folders(listing.sizes) if not _covers(listing, f, files)]
     with tempfile.TemporaryDirectory(prefix="vlora-hub-", ignore_cleanup_errors=True) as home:
@@ -80,7 +80,7 @@ def shadow(address: HubAddress) -> Iterator[Shadow]:
         yield Shadow(root, listing, tuple(others))
 
 
-def shadows(addresses: Sequence[HubAddress]) -> Iterator[tuple[HubAddress, Shadow | VLoRAError]]:
+def shadows(addresses: Sequence[AdapterRef]) -> Iterator[tuple[AdapterRef, Shadow | VLoRAError]]:
     """The shadow of each place, in order, some asked for at a time; or why there is none.
 
     A shadow is there until the next one is asked for.
@@ -103,7 +103,7 @@ def shadows(addresses: Sequence[HubAddress]) -> Iterator[tuple[HubAddress, Shado
                 future.result()[0].close()
 
 
-def _entered(address: HubAddress) -> tuple[ExitStack, Shadow]:
+def _entered(address: AdapterRef) -> tuple[ExitStack, Shadow]:
     stack = ExitStack()
     return stack, stack.enter_context(shadow(address))
 
@@ -185,7 +185,7 @@ def _read(listing: Listing, name: str, span: tuple[int, int] | None) -> bytes:
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-    address = replace(listing.address.place, subfolder=name)
+    address = replace(listing.address.base, subfolder=name)
     url = hf_hub_url(listing.address.repo, name, revision=listing.commit, endpoint=endpoint())
     headers = build_hf_headers(library_name="vlora-tui")
     headers["Accept-Encoding"] = "identity"  # a span of a packed file would be of no use

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vlora_engine.adapters.address import HubAddress, parse_address
+from vlora_engine.adapters.address import AdapterRef
 from vlora_engine.errors import HubError, NotFoundError, ParameterError
 from vlora_engine.hub.client import api, hub_errors
 
@@ -10,7 +10,7 @@ LIMIT = 20
 MAX_LIMIT = 1000
 
 
-def search_adapters(base_model: str, *, limit: int = LIMIT) -> list[HubAddress]:
+def search_adapters(base_model: str, *, limit: int = LIMIT) -> list[AdapterRef]:
     """The adapters that name this base model, those most downloaded first.
 
     Args:
@@ -22,7 +22,7 @@ def search_adapters(base_model: str, *, limit: int = LIMIT) -> list[HubAddress]:
         NotFoundError: No adapter names it.
         HubError: The Hub does not answer.
     """
-    base = parse_address(f"hf://{base_model}").repo if "/" in base_model else base_model.strip()
+    base = AdapterRef.on_hub(f"hf://{base_model}").repo if "/" in base_model else base_model.strip()
     if not base:
         raise ParameterError("A search needs a base model.", expected="ORG/NAME")
     if not 1 <= limit <= MAX_LIMIT:
@@ -47,7 +47,7 @@ def search_adapters(base_model: str, *, limit: int = LIMIT) -> list[HubAddress]:
     places = []
     for name in found:
         try:
-            places.append(parse_address(f"hf://{name}"))
+            places.append(AdapterRef.on_hub(f"hf://{name}"))
         except ParameterError:
             continue  # a name of former times without an owner
     if not places:

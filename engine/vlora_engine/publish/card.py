@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine.adapters.address import (
-    HubAddress,
-    is_address,
-    parse_address,
+    AdapterRef,
     snapshot_folder,
 )
 from vlora_engine.errors import VLoRAError
@@ -138,15 +136,16 @@ def source_licence(source: str | None) -> str | None:
     """
     if source is None:
         return None
-    if not is_address(source):
+    address = AdapterRef.parse(source)
+    if not address.is_hub:
         return _named_licence(read_front_matter(Path(source) / CARD))
-    address = parse_address(source)
     here = snapshot_folder(address.repo, address.revision or "") / CARD
     found = _named_licence(read_front_matter(here))
     if found is not None:
         return found
     try:
-        return _named_licence(list_repository(HubAddress(address.repo, address.revision)).card)
+        root = AdapterRef.of_repo(address.repo, address.revision)
+        return _named_licence(list_repository(root).card)
     except VLoRAError:
         return None  # gone, renamed or out of reach: then it is not known
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vlora_engine.adapters.address import HubAddress, absolute_source, is_address, parse_address
+from vlora_engine.adapters.address import AdapterRef, absolute_source, is_address
 from vlora_engine.catalog.load import load_space
 from vlora_engine.catalog.read import is_subspace, read_manifest
 from vlora_engine.errors import (
@@ -53,7 +53,7 @@ class Parcel:
         remarks: What its owner should know before others see it.
     """
 
-    address: HubAddress
+    address: AdapterRef
     files: Mapping[str, Path | bytes]
     card: str
     remarks: tuple[Finding, ...] = ()
@@ -71,7 +71,7 @@ class Parcel:
 class Pushed:
     """What a push came to: the commit as an address, its page, files and bytes."""
 
-    address: HubAddress
+    address: AdapterRef
     url: str
     files: tuple[str, ...]
     nbytes: int
@@ -101,12 +101,12 @@ def parcel_of(
         ParameterError: ``repo_id`` is no repository's name.
         NotFoundError: There is neither a subspace nor an adapter in ``directory``.
     """
-    asked = parse_address(repo_id if is_address(repo_id) else f"hf://{repo_id}")
+    asked = AdapterRef.repository(repo_id)
     if asked.subfolder or asked.task:
         raise ParameterError(
             "What is pushed goes to a whole repository.", where=repo_id, expected="ORG/NAME"
         )
-    address = HubAddress(asked.repo, revision or asked.revision)
+    address = AdapterRef.of_repo(asked.repo, revision or asked.revision)
     place = Path(directory)
     if not is_subspace(place):
         if tasks is not None:
@@ -172,7 +172,7 @@ def push_space(space: WritableSpace, repo_id: str, staging: Path, **options: Any
     return push(parcel, **options)
 
 
-def require_token(address: HubAddress) -> None:
+def require_token(address: AdapterRef) -> None:
     """Raise where there is no token at all: nobody may write without one.
 
     Raises:
@@ -192,7 +192,7 @@ def require_token(address: HubAddress) -> None:
 # what goes into a parcel
 
 
-def _subspace_parcel(place: Path, address: HubAddress) -> Parcel:
+def _subspace_parcel(place: Path, address: AdapterRef) -> Parcel:
     manifest = read_manifest(place)
     files: dict[str, Path | bytes] = {INDEX: _public_index(manifest)}
     files |= {b.name: place / b.name for b in manifest.basis}
@@ -204,7 +204,7 @@ def _subspace_parcel(place: Path, address: HubAddress) -> Parcel:
 
 def _tasks_parcel(
     place: Path,
-    address: HubAddress,
+    address: AdapterRef,
     tasks: Sequence[str],
     staging: Path,
     progress: ProgressCallback | None,
@@ -230,7 +230,7 @@ def _tasks_parcel(
     return Parcel(address, files, card, tuple(_private_bases(entries)))
 
 
-def _adapters_parcel(place: Path, address: HubAddress) -> Parcel:
+def _adapters_parcel(place: Path, address: AdapterRef) -> Parcel:
     """An adapter, or a folder of them, as they lie."""
     from vlora_engine.catalog.locate import existing_path
     from vlora_engine.catalog.open import open_adapter
@@ -242,7 +242,7 @@ def _adapters_parcel(place: Path, address: HubAddress) -> Parcel:
         if path.is_file() and not path.name.startswith(".")
     }
     try:
-        chosen = adapter_files(Listing(HubAddress(address.repo), names))
+        chosen = adapter_files(Listing(AdapterRef.of_repo(address.repo), names))
     except NotFoundError:
         raise NotFoundError(
             "There is neither a subspace nor an adapter here.",

@@ -14,7 +14,7 @@ from tests.app.tui.drive import run
 from tests.app.tui.test_adapters import app, marked, names, settle, view
 from tests.conftest import FreshPython
 from tests.hub import Hub
-from vlora_engine.hub import parse_address
+from vlora_engine.hub import AdapterRef
 from vlora_engine.hub.fetch import fetch
 from vlora_tui.tui.adapters.open_folder import OpenFolder, hub_entries
 from vlora_tui.tui.adapters.scanner import pasted_paths
@@ -55,7 +55,7 @@ def test_a_pasted_address_is_a_row_that_a_recipe_pins(
 
 
 def test_the_cache_is_a_way_to_begin(hub: Hub, tasks: list[str]) -> None:
-    fetch(parse_address(tasks[1]))
+    fetch(AdapterRef.on_hub(tasks[1]))
     hub.close()
 
     async def steps(pilot: Pilot[Any]) -> None:

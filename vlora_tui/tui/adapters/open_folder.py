@@ -18,9 +18,9 @@ from textual.widgets import Input, Static
 from vlora_engine.adapters.address import (
     CACHE_PLACE,
     SEARCH_PLACE,
+    AdapterRef,
     is_address,
     is_hub_place,
-    parse_address,
 )
 from vlora_engine.errors import ParameterError, VLoRAError
 from vlora_tui.tui.text import clean, place_words, tilde
@@ -207,7 +207,7 @@ def hub_entries(value: str) -> list[Entry]:
     if bare and not os.path.isdir(os.path.dirname(value)):
         value = f"hf://{value}"
     try:
-        address = parse_address(value)
+        address = AdapterRef.on_hub(value)
     except ParameterError:
         return []
     of = address.repo
@@ -269,7 +269,7 @@ def _remote(value: str) -> str:
         return ""
     try:
         if is_address(value):
-            parse_address(value)
+            AdapterRef.on_hub(value)
         refuse_elsewhere(value)
     except VLoRAError as error:
         return f"{error.what} To mend it: {error.remedy}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlora_engine.adapters.address import HubAddress, address_of_page
+from vlora_engine.adapters.address import AdapterRef, address_of_page
 from vlora_engine.errors import VLoRAError
 from vlora_tui.tui.adapters.rows import Row
 
@@ -107,9 +107,9 @@ class Scanner:
         return {str(info.path): info.name for info in with_names(self._infos)}
 
 
-def subspace_row(path: Path | HubAddress) -> Row:
+def subspace_row(path: Path | AdapterRef) -> Row:
     """A subspace as a row, from its index; one on the Hub has to be pulled first."""
-    if isinstance(path, HubAddress):
+    if isinstance(path, AdapterRef):
         pulled = f"vlora-tui pull {path} -o DIR"
         error = VLoRAError("A subspace on the Hub opens when it is here.", remedy=pulled)
         return Row(str(path), path.name, error=error)
