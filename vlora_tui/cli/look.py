@@ -15,7 +15,6 @@ from vlora_engine.adapters.address import (
     SEARCH_PLACE,
     AdapterRef,
     address_text,
-    is_hub_place,
 )
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
@@ -220,7 +219,7 @@ def expand(paths: Sequence[str]) -> list[str]:
     return [
         found.path
         for entry in named_inputs(paths)
-        for found in ([entry] if is_hub_place(entry.path) else expand_input(entry))
+        for found in (expand_input(entry) if entry.ref.is_local else [entry])
     ]
 
 

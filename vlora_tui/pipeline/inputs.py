@@ -105,7 +105,7 @@ def gather_adapters(
     from vlora_engine.catalog.open import open_adapter
 
     collection = Collection()
-    here, collection.remarks = fetch_all([e.path for e in entries], progress, cancelled)
+    here, collection.remarks = fetch_all([e.ref for e in entries], progress, cancelled)
     found, collection.closed = _find(
         [_Asked(locate(ref), e.name) for e, ref in zip(entries, here, strict=True)]
     )

@@ -44,6 +44,11 @@ class AdapterInput:
     path: str
     name: str | None = None
 
+    @property
+    def ref(self) -> AdapterRef:
+        """The place that the path or pattern means, as far as that can be said without a disk."""
+        return AdapterRef.parse(self.path)
+
 
 @dataclass(frozen=True)
 class Input:
@@ -293,11 +298,11 @@ def resolve(recipe: Recipe) -> Recipe:
     )
 
 
-def pinned(path: str) -> str:
+def pinned(place: str | AdapterRef) -> str:
     """A place on the Hub at the commit that it stands for now; any other path as it is."""
-    ref = AdapterRef.parse(path)
+    ref = AdapterRef.parse(place)
     if not ref.is_hub:
-        return path
+        return str(ref)
     from vlora_engine.hub.fetch import pin
 
     return str(pin(ref))
@@ -312,7 +317,7 @@ def expand_input(entry: AdapterInput) -> list[AdapterInput]:
     """
     ref = check_place(entry.path)
     if ref.is_hub:
-        return [AdapterInput(pinned(entry.path), entry.name)]
+        return [AdapterInput(pinned(ref), entry.name)]
     if ref.kind == "cache":
         return _cached_inputs(entry)
     path = os.path.expanduser(entry.path)
@@ -389,7 +394,7 @@ def is_path(text: str) -> bool:
     return "/" in text or text.startswith((".", "~"))
 
 
-def check_place(text: str) -> AdapterRef:
+def check_place(text: str | AdapterRef) -> AdapterRef:
     """The place that a text means, where work can start from it: a search on the Hub is none.
 
     Raises:
@@ -399,7 +404,7 @@ def check_place(text: str) -> AdapterRef:
     if ref.kind == "search":
         raise ParameterError(
             "A search is for looking, not for working on what it happens to find.",
-            where=text,
+            where=str(ref),
             remedy="name the adapters that were found: hf://org/name",
         )
     return ref

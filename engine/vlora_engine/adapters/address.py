@@ -302,9 +302,7 @@ def relative_source(path: str | Path | None, out: Path) -> str | None:
     """
     if path is None or not str(path):
         return None
-    if is_address(path):
-        return str(AdapterRef.parse(path))
-    address = address_of(path)
+    address = address_of(AdapterRef.parse(path))
     if address is not None:
         return str(address)
     return Path(os.path.relpath(Path(path).absolute(), out.absolute().parent)).as_posix()

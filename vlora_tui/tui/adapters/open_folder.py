@@ -19,7 +19,6 @@ from vlora_engine.adapters.address import (
     CACHE_PLACE,
     SEARCH_PLACE,
     AdapterRef,
-    is_address,
     is_hub_place,
 )
 from vlora_engine.errors import ParameterError, VLoRAError
@@ -268,9 +267,7 @@ def _remote(value: str) -> str:
     if os.path.lexists(os.path.expanduser(value)):
         return ""
     try:
-        if is_address(value):
-            AdapterRef.on_hub(value)
-        refuse_elsewhere(value)
+        refuse_elsewhere(str(AdapterRef.parse(value)))
     except VLoRAError as error:
         return f"{error.what} To mend it: {error.remedy}"
     return ""
