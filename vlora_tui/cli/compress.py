@@ -56,13 +56,15 @@ def compress_data(watcher: Watcher) -> dict[str, Any]:
 def show_subspace(out: Output, watcher: Watcher) -> None:
     """The same for people: what was used, what it costs, what else it would have cost."""
     from vlora_engine.quantization.packing import parse_quantization
+    from vlora_engine.utils.json_reader import JsonFile
     from vlora_tui.pipeline.forecast import how
 
     written = watcher.last(events.SubspaceWritten)
     figures = written.figures
     tasks = plural(len(figures["tasks"]), "task")
     layers = plural(len(figures.get("layer_errors") or figures["k"]), "layer")
-    packed = parse_quantization(figures["quantization"])
+    told = JsonFile(written.path, "The figures of a subspace are not sound.")
+    packed = parse_quantization(told.value(figures["quantization"], "quantization"))
     stored = f", stored as {packed.words(figures['dtype'])}" if packed is not None else ""
     out.text(f"{how(figures)}: {tasks}, {layers}{stored}")
     out.text(

@@ -9,7 +9,10 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
+
+from vlora_engine.utils.json_reader import JsonObject, JsonValue
 
 EACH = ("id", "sha256", "bytes", "digest", "norm", "error", "path")  # in a column, always
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -30,20 +33,27 @@ def pack_layers(rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
     return {"families": families, "layers": layers}
 
 
-def open_layers(index: Mapping[str, Any]) -> list[list[Any]]:
-    """The inverse.
+def open_layers(index: JsonObject) -> list[tuple[str, list[JsonValue]]]:
+    """The inverse: names, and what follows them in the rows.
 
     Raises:
-        ValueError, KeyError, TypeError, IndexError: It makes no sense.
+        CorruptFileError: It makes no sense.
     """
+    families = []
+    for family in index["families"].items():
+        head, *rest = family.items() or [family]
+        families.append((head.text(), rest))
     rows = []
-    for family, *numbers in index["layers"]:
-        template, *rest = index["families"][_place(family)]
+    for row in index["layers"].items():
+        which, *numbers = row.naturals() or [len(families)]
+        if which >= len(families):
+            raise row.error(f"the number of one of {len(families)} families, then numbers")
+        template, rest = families[which]
         parts = [template] if not numbers else template.split(_HOLE)
         if len(parts) != len(numbers) + 1:
-            raise ValueError(f"numbers of a layer {template!r}")
-        filled = zip(parts, [*map(_place, numbers), ""], strict=True)
-        rows.append(["".join(f"{part}{number}" for part, number in filled), *rest])
+            raise row.error(f"{len(parts) - 1} numbers for the name {template[:80]!a}")
+        filled = zip(parts, [*numbers, ""], strict=True)
+        rows.append(("".join(f"{part}{number}" for part, number in filled), rest))
     return rows
 
 
@@ -60,21 +70,23 @@ def pack_tasks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"count": len(rows), "folder": folder, "same": same, "each": each}
 
 
-def open_tasks(packed: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The inverse.
+def open_tasks(packed: JsonObject) -> list[tuple[JsonObject, JsonObject]]:
+    """The inverse: of every task its row, and the row inside of its source.
 
     Raises:
-        ValueError, KeyError, TypeError: It makes no sense.
+        CorruptFileError: It makes no sense.
     """
-    count, same, each = packed["count"], packed["same"], packed["each"]
-    if type(count) is not int or any(len(column) != count for column in each.values()):
-        raise ValueError("columns of other lengths than there are tasks")
-    if not set(EACH) <= each.keys() and count:
-        raise ValueError("columns that there have to be")
+    count, folder = packed["count"].natural(), packed["folder"].text()
+    each = packed["each"].object()
+    columns = {key: column.items(count) for key, column in each.items()}
+    for key in EACH if count else ():
+        each[key]  # it has to be there
+    same = dict(packed["same"].object().items())
     rows = []
     for i in range(count):
-        row = {**same, **{key: column[i] for key, column in each.items()}}
-        rows.append(_full({k: v for k, v in row.items() if v is not None}, packed["folder"]))
+        found = {**same, **{key: column[i] for key, column in columns.items()}}
+        row = {key: value for key, value in found.items() if not value.is_null}
+        rows.append(_full(JsonObject(row, packed.file, f"{packed.place}[{i}]"), folder))
     return rows
 
 
@@ -90,18 +102,19 @@ def _flat(row: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _full(row: Mapping[str, Any], folder: str) -> dict[str, Any]:
-    out = {k: v for k, v in row.items() if k not in ("path", "from", "elements", "rest")}
+def _full(row: JsonObject, folder: str) -> tuple[JsonObject, JsonObject]:
+    """A task's row and that of its source; every value keeps the place where it stands."""
     path = row.get("path")
-    out["source"] = {
-        "path": None if path is None else f"{folder}{path}",
-        "bytes": row["from"],
-        "elements": row["elements"],
-        "rest": row["rest"],
-    }
+    source = {"bytes": row["from"], "elements": row["elements"], "rest": row["rest"]}
+    source["path"] = (
+        JsonValue(None, row.file, row.place)
+        if path is None
+        else replace(path, value=f"{folder}{path.text()}")
+    )
+    out = {k: v for k, v in row.items() if k not in ("path", "from", "elements", "rest")}
     out |= {"sha256": _long(row["sha256"]), "digest": _long(row["digest"])}
-    out.setdefault("file", _file(row["id"]))
-    return out
+    out.setdefault("file", replace(row["id"], value=_file(row["id"].text())))
+    return JsonObject(out, row.file, row.place), JsonObject(source, row.file, row.place)
 
 
 def _file(name: Any) -> str:
@@ -125,13 +138,12 @@ def _short(digest: str) -> str:
     return base64.urlsafe_b64encode(bytes.fromhex(digest)).decode().rstrip("=")
 
 
-def _long(digest: str) -> str:
-    if len(digest) != 43:
+def _long(digest: JsonValue) -> JsonValue:
+    text = digest.text()
+    if len(text) != 43:
         return digest
-    return base64.b64decode(digest + "=", altchars=b"-_", validate=True).hex()
-
-
-def _place(value: Any) -> int:
-    if type(value) is not int or value < 0:
-        raise ValueError(f"{value!r} is no number of a layer")
-    return value
+    try:
+        raw = base64.b64decode(text + "=", altchars=b"-_", validate=True)
+    except ValueError:
+        raise digest.error("64 hexadecimal digits, or 43 of base64") from None
+    return replace(digest, value=raw.hex())

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from vlora_engine.utils.json_reader import JsonObject
+
 METHODS = ("own", "auto")
 OF_A_BASIS = ("k", "k_a", "k_b", "variance", "adaptive", "layers", "refine")
 KINDS = {"k": "klt", "d": "delta", "-": ""}
+_GROUP = re.compile(r"[0-9]{1,5}")
 LETTERS = {kind: letter for letter, kind in KINDS.items()}
 
 
@@ -53,17 +57,22 @@ class Coding:
         }
 
 
-def parse_coding(row: Mapping[str, Any], layers: int) -> Coding:
+def parse_coding(row: JsonObject, layers: int) -> Coding:
     """What subspace.json says, checked.
 
     Raises:
-        ValueError, KeyError, TypeError: It makes no sense.
+        CorruptFileError: It makes no sense.
     """
-    modes = {int(number): str(text) for number, text in row["modes"].items()}
-    for number, text in modes.items():
-        if not 0 <= number < 1 << 16 or len(text) != layers or set(text) - KINDS.keys():
-            raise ValueError(f"modes of group {number}")
-    step = float(row["step"])
-    if not 0 <= step < float("inf"):
-        raise ValueError(f"step {step}")
-    return Coding(step, {str(k): float(v) for k, v in row["target"].items()}, modes)
+    modes: dict[int, str] = {}
+    for number, value in row["modes"].object().items():
+        if not _GROUP.fullmatch(number) or int(number) >= 1 << 16:
+            raise value.error("the number of a group as its name", ascii(number[:80]))
+        text = value.text()
+        if len(text) != layers or set(text) - KINDS.keys():
+            raise value.error(f"{layers} letters of {', '.join(KINDS)}")
+        modes[int(number)] = text
+    step = row["step"].number()
+    if step < 0:
+        raise row["step"].error("a number from 0 on")
+    target = {key: value.number() for key, value in row["target"].object().items()}
+    return Coding(step, target, modes)

@@ -6,23 +6,17 @@ Everything in the file is untrusted: names never become paths, counts are checke
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 from vlora_engine.adapters.model import Kind
-from vlora_engine.errors import (
-    CorruptFileError,
-    NotFoundError,
-    ParameterError,
-    SubspaceError,
-    VLoRAError,
-)
+from vlora_engine.errors import NotFoundError, SubspaceError
 from vlora_engine.findings import Finding
 from vlora_engine.manifest.coded_index import (
     open_layers,
@@ -34,8 +28,11 @@ from vlora_engine.manifest.coding import METHODS as CODED_METHODS
 from vlora_engine.manifest.coding import Coding, parse_coding
 from vlora_engine.quantization.packing import Quantization, parse_quantization
 from vlora_engine.utils.files import is_being_replaced
+from vlora_engine.utils.json_reader import JsonFile, JsonObject, JsonValue, shown
 from vlora_engine.utils.ranking import foremost
 from vlora_engine.utils.safetensors_file import ITEM_BYTES
+
+T = TypeVar("T")
 
 FORMAT = "vlora-subspace"
 VERSION = 1
@@ -385,25 +382,6 @@ def is_own_subspace(path: Path) -> bool:
         return False
 
 
-def parse_manifest(directory: Path, raw: bytes) -> Manifest:
-    """The subspace in ``directory`` as ``raw``, the bytes of its subspace.json, describes it.
-
-    Raises:
-        CorruptFileError: The index is not sound.
-        SubspaceError: It is of another version.
-    """
-    file = directory / INDEX
-    try:
-        parsed = _parse(directory, json.loads(raw))
-        return replace(parsed, digest=hashlib.sha256(raw).hexdigest())
-    except ParameterError as error:
-        raise _unsound(file, f"{error.what} {error.found}") from None
-    except VLoRAError:
-        raise
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise _unsound(file, f"{type(error).__name__}: {error}") from None
-
-
 def read_index(directory: Path) -> bytes:
     """The bytes of subspace.json; while a new directory takes the place of the old, a moment later.
 
@@ -421,80 +399,136 @@ def read_index(directory: Path) -> bytes:
             time.sleep(0.001)
 
 
-def _parse(directory: Path, index: Any) -> Manifest:
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise _unsound(directory / INDEX, "no vlora-subspace")
-    if index.get("version") not in (VERSION, CODED_VERSION):
+def parse_manifest(directory: Path, raw: bytes) -> Manifest:
+    """The index of a directory of ours from the bytes of its subspace.json.
+
+    Raises:
+        CorruptFileError: It is not sound; the error names the place in the file.
+        SubspaceError: It is of another version.
+    """
+    index = _index_file(directory / INDEX).parse(raw).object()
+    said = index.get("format")
+    if said is None or said.value != FORMAT:
+        raise index.error(f"the format {FORMAT}", "no vlora-subspace")
+    coded = _version(directory, index) == CODED_VERSION
+    method = index["method"].one_of(CODED_METHODS if coded else METHODS)
+    dtype = index["dtype"].one_of(ITEM_BYTES)
+    layers = tuple(
+        (_parse_row(name, rest) for name, rest in open_layers(index))
+        if coded
+        else (_parse_layer(row.object()) for row in index["layers"].items())
+    )
+    base = index["base_model"]
+    return Manifest(
+        path=directory,
+        method=method,
+        dtype=dtype,
+        base_model=None if base.is_null else base.text(),
+        layers=layers,
+        basis=_parse_basis(index["basis"], len(layers), may_lack=coded),
+        tasks=_parse_tasks(index, len(layers), coded=coded),
+        engine=index.read("engine", JsonValue.text, ""),
+        coding=parse_coding(index["coding"].object(), len(layers)) if coded else None,
+        quantization=parse_quantization(index.get("quantization")),
+        digest=hashlib.sha256(raw).hexdigest(),
+    )
+
+
+def _index_file(path: Path) -> JsonFile:
+    return JsonFile(
+        path,
+        "The subspace's index is not sound.",
+        "restore it from a copy, or compress the adapters again",
+    )
+
+
+def _version(directory: Path, index: JsonObject) -> int:
+    version = index.get("version")
+    found = None if version is None else version.value
+    if type(found) is not int or found not in (VERSION, CODED_VERSION):
         raise SubspaceError(
             "The subspace is of another format version.",
             where=directory,
             expected=f"{VERSION} or {CODED_VERSION}",
-            found=str(index.get("version")),
+            found="None" if version is None else str(found) if type(found) is int else shown(found),
             remedy="open it with the version of vlora-tui that wrote it, or a newer one",
         )
-    coded = index["version"] == CODED_VERSION
-    methods = CODED_METHODS if coded else METHODS
-    if index["method"] not in methods or index["dtype"] not in ITEM_BYTES:
-        raise _unsound(directory / INDEX, f"method {index['method']!r}, dtype {index['dtype']!r}")
-    layers = tuple(
-        map(_parse_row, open_layers(index)) if coded else map(_parse_layer, index["layers"])
-    )
+    return found
+
+
+def _parse_tasks(index: JsonObject, layers: int, *, coded: bool) -> dict[str, TaskRecord]:
     tasks: dict[str, TaskRecord] = {}
     files: set[str] = set()
-    for row in open_tasks(index["tasks"]) if coded else index["tasks"]:
-        said = (
-            {own: index[key][_natural(row[own])] for key, own in _INSIDE.items()} if coded else {}
-        )
-        task = _parse_task({**row, **said}, len(layers))
+    for row, source in _task_rows(index, coded=coded):
+        task = _parse_task(row, source, layers)
         if not _TASK_FILE.match(task.file) or task.file.lower() in files:
-            raise _unsound(directory / INDEX, f"the file name {task.file!r} of task {task.id!r}")
+            raise row["file"].error("the name of a task's own file, such as a.safetensors")
         if task.id in tasks:
-            raise _unsound(directory / INDEX, f"two tasks named {task.id!r}")
+            raise row["id"].error("a task of another name than the others")
         files.add(task.file.lower())
         tasks[task.id] = task
-    basis = tuple(
-        BasisFile(str(b["file"]), str(b["sha256"]), int(b["bytes"]), *map(_natural, b["layers"]))
-        for b in index["basis"]
-    )
-    if not all(_BASIS_FILE.match(b.name) for b in basis):
-        raise _unsound(directory / INDEX, "the file name of a basis")
-    covered = [i for b in basis for i in range(b.first, min(b.last, 1 << 20))]
-    if covered != list(range(len(layers))) and not (coded and not basis):
-        raise _unsound(directory / INDEX, "basis files that do not cover the layers")
-    base = index["base_model"]
-    return Manifest(
-        path=directory,
-        method=index["method"],
-        dtype=index["dtype"],
-        base_model=None if base is None else str(base),
-        layers=layers,
-        basis=basis,
-        tasks=tasks,
-        engine=str(index.get("engine", "")),
-        coding=parse_coding(index["coding"], len(layers)) if coded else None,
-        quantization=parse_quantization(index.get("quantization")),
-    )
+    return tasks
 
 
-def _parse_layer(row: Mapping[str, Any]) -> LayerSpec:
+def _task_rows(index: JsonObject, *, coded: bool) -> Iterator[tuple[JsonObject, JsonObject]]:
+    """Of every task its row, with what the file says once for several, and that of its source."""
+    if not coded:
+        for value in index["tasks"].items():
+            row = value.object()
+            yield row, row["source"].object()
+        return
+    shared = {key: index[key].items() for key in _INSIDE}
+    for row, source in open_tasks(index["tasks"].object()):
+        values = dict(row.items())
+        for key, name in _INSIDE.items():
+            number = row[name].natural()
+            if number >= len(shared[key]):
+                raise row[name].error(f"the number of one of {len(shared[key])} {key}")
+            values[name] = shared[key][number]
+        yield JsonObject(values, row.file, row.place), source
+
+
+def _parse_basis(value: JsonValue, layers: int, *, may_lack: bool) -> tuple[BasisFile, ...]:
+    files, covered = [], 0
+    for entry in value.items():
+        row = entry.object()
+        name = row["file"].text()
+        if not _BASIS_FILE.match(name):
+            raise row["file"].error("the name of a basis file, such as basis.safetensors")
+        first, last = row["layers"].naturals(2)
+        nbytes = row["bytes"].natural()
+        files.append(BasisFile(name, row["sha256"].text(), nbytes, first, last))
+        if first != covered or not first <= last <= layers:
+            raise row["layers"].error(
+                f"layers from {covered} up to {layers} at most", f"{[first, last]}"
+            )
+        covered = last
+    if covered != layers and not (may_lack and not files):
+        raise value.error(f"files that cover {layers} layers", f"{covered} layers")
+    return tuple(files)
+
+
+def _parse_layer(row: JsonObject) -> LayerSpec:
+    k_a, k_b = row["k"].naturals(2)
     return LayerSpec(
-        name=str(row["name"]),
-        d_in=_natural(row["d_in"]),
-        d_out=_natural(row["d_out"]),
-        rank=_natural(row["rank"]),
-        k_a=_natural(row["k"][0]),
-        k_b=_natural(row["k"][1]),
-        kind=row.get("kind", "linear"),
-        tail_a=tuple(map(_natural, row.get("tail_a", ()))),
+        name=row["name"].text(),
+        d_in=row["d_in"].natural(),
+        d_out=row["d_out"].natural(),
+        rank=row["rank"].natural(),
+        k_a=k_a,
+        k_b=k_b,
+        kind=row.read("kind", _kind, "linear"),
+        tail_a=tuple(row.read("tail_a", JsonValue.naturals, [])),
     )
 
 
-def _parse_row(row: Sequence[Any]) -> LayerSpec:
-    name, d_in, d_out, rank, *rest = row
-    kind: Any
-    kind, tail = rest if rest else ("linear", ())
-    numbers = (_natural(d_in), _natural(d_out), _natural(rank))
-    return LayerSpec(str(name), *numbers, 0, 0, kind, tuple(map(_natural, tail)))
+def _parse_row(name: str, rest: Sequence[JsonValue]) -> LayerSpec:
+    """A layer of a coded collection: d_in, d_out, rank; of other kinds the kind and the tail."""
+    if len(rest) not in (3, 5):
+        raise rest[0].error("a name with three values or five", str(len(rest)))
+    d_in, d_out, rank = (value.natural() for value in rest[:3])
+    kind, tail = (_kind(rest[3]), rest[4].naturals()) if len(rest) > 3 else ("linear", [])
+    return LayerSpec(name, d_in, d_out, rank, 0, 0, kind, tuple(tail))
 
 
 def _layer_row(layer: LayerSpec) -> list[Any]:
@@ -515,70 +549,64 @@ def _layer_json(layer: LayerSpec) -> dict[str, Any]:
     return row
 
 
-def _parse_task(row: Mapping[str, Any], layer_count: int) -> TaskRecord:
-    layers = tuple(map(_natural, row.get("layers", range(layer_count))))
-    if list(layers) != sorted(set(layers)) or any(i >= layer_count for i in layers):
-        raise ValueError(f"layers of task {row['id']!r}")
-    source = row["source"]
-    if not isinstance(row["config"], dict):
-        raise TypeError(f"config of task {row['id']!r}")
+def _parse_task(row: JsonObject, source: JsonObject, layer_count: int) -> TaskRecord:
+    layers = tuple(row.read("layers", JsonValue.naturals, list(range(layer_count))))
+    if any(b <= a for a, b in pairwise(layers)) or any(i >= layer_count for i in layers):
+        raise row["layers"].error(f"numbers below {layer_count} that rise")
+    rest, rest_bytes = source["rest"].naturals(2)
+    path = source["path"]
     return TaskRecord(
-        id=str(row["id"]),
-        file=str(row["file"]),
-        sha256=str(row["sha256"]),
-        nbytes=_natural(row["bytes"]),
-        digest=str(row["digest"]),
+        id=row["id"].text(),
+        file=row["file"].text(),
+        sha256=row["sha256"].text(),
+        nbytes=row["bytes"].natural(),
+        digest=row["digest"].text(),
         layers=layers,
-        ranks=tuple(_natural(r) for r in _spread(row["ranks"], len(layers))),
-        scales=tuple(float(s) for s in _spread(row["scales"], len(layers))),
-        dtypes=tuple(_dtype(d) for d in _spread(row["dtypes"], len(layers))),
-        norm=float(row["norm"]),
-        error=float(row["error"]),
-        rank=_natural(row["rank"]),
-        config=row["config"],
-        own=tuple(
-            OwnModule(str(n), float(s), k, tuple(map(_natural, t)))
-            for n, s, k, t in row.get("own", ())
-        ),
-        rest=_natural(source["rest"][0]),
-        rest_bytes=_natural(source["rest"][1]),
-        source=None if source["path"] is None else str(source["path"]),
-        source_bytes=_natural(source["bytes"]),
-        factor_elements=_natural(source["elements"]),
-        measured=bool(row.get("measured", True)),
-        cluster=_natural(row.get("cluster", 0)),
-        kept=tuple((str(k), _dtype(d), tuple(map(_natural, x))) for k, d, x in row.get("kept", ())),
-        origin=str(row.get("origin", "")),
+        ranks=_spread(row["ranks"], len(layers), JsonValue.natural),
+        scales=_spread(row["scales"], len(layers), JsonValue.number),
+        dtypes=_spread(row["dtypes"], len(layers), _dtype),
+        norm=row["norm"].number(),
+        error=row["error"].number(),
+        rank=row["rank"].natural(),
+        config=row["config"].raw_object(),
+        own=tuple(map(_own_module, row.list_of("own"))),
+        rest=rest,
+        rest_bytes=rest_bytes,
+        source=None if path.is_null else path.text(),
+        source_bytes=source["bytes"].natural(),
+        factor_elements=source["elements"].natural(),
+        measured=row.read("measured", JsonValue.flag, True),
+        cluster=row.read("cluster", JsonValue.natural, 0),
+        kept=tuple(map(_kept_tensor, row.list_of("kept"))),
+        origin=row.read("origin", JsonValue.text, ""),
     )
 
 
-def _natural(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 1 << 62:
-        raise ValueError(f"{value!r} is no count")
-    return value
+def _own_module(value: JsonValue) -> OwnModule:
+    name, scale, kind, tail = value.items(4)
+    return OwnModule(name.text(), scale.number(), _kind(kind), tuple(tail.naturals()))
 
 
-def _dtype(value: Any) -> str:
-    if value not in ITEM_BYTES:
-        raise ValueError(f"{value!r} is no dtype")
-    return str(value)
+def _kept_tensor(value: JsonValue) -> KeptTensor:
+    key, dtype, shape = value.items(3)
+    return key.text(), _dtype(dtype), tuple(shape.naturals())
+
+
+def _kind(value: JsonValue) -> Kind:
+    kind: Any = value.one_of(get_args(Kind))
+    return kind
+
+
+def _dtype(value: JsonValue) -> str:
+    return value.one_of(ITEM_BYTES)
+
+
+def _spread(value: JsonValue, count: int, read: Callable[[JsonValue], T]) -> tuple[T, ...]:
+    """One value a module: a list of them, or one for all."""
+    if value.is_list:
+        return tuple(map(read, value.items(count)))
+    return (read(value),) * count
 
 
 def _squeeze(values: Sequence[Any]) -> Any:
     return values[0] if values and len(set(values)) == 1 else list(values)
-
-
-def _spread(value: Any, count: int) -> list[Any]:
-    spread = value if isinstance(value, list) else [value] * count
-    if len(spread) != count:
-        raise ValueError(f"{len(spread)} values for {count} modules")
-    return spread
-
-
-def _unsound(file: Path, found: str) -> CorruptFileError:
-    return CorruptFileError(
-        "The subspace's index is not sound.",
-        where=file,
-        found=found,
-        remedy="restore it from a copy, or compress the adapters again",
-    )

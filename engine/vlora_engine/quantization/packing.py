@@ -6,11 +6,11 @@ module can be read alone; the last block of a side may be short.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from vlora_engine.errors import ParameterError
+from vlora_engine.utils.json_reader import JsonValue
 
 QUANTIZATIONS = ("int8", "int4", "nf4")
 BLOCK_SIZE = 64
@@ -162,23 +162,29 @@ def named_quantization(
     return quantization(method, bits, double_quant=double_quant, loadings=loadings)
 
 
-def parse_quantization(row: Mapping[str, Any] | None) -> Quantization | None:
+def parse_quantization(value: JsonValue | None) -> Quantization | None:
     """What subspace.json says, checked.
 
     Raises:
-        ParameterError, KeyError, TypeError: It makes no sense.
+        CorruptFileError: It makes no sense.
     """
-    if row is None:
+    if value is None or value.is_null:
         return None
-    loadings = row["loadings"]
-    return Quantization(_parse_packing(row), None if loadings is None else _parse_packing(loadings))
+    loadings = value.object()["loadings"]
+    return Quantization(
+        _parse_packing(value), None if loadings.is_null else _parse_packing(loadings)
+    )
 
 
-def _parse_packing(row: Mapping[str, Any]) -> Packing:
-    bits, block_size, double = row["bits"], row["block_size"], row["double_quant"]
-    if type(bits) is not int or type(block_size) is not int or type(double) is not bool:
-        raise TypeError(f"quantization {dict(row)!r}")
-    return Packing(str(row["method"]), bits, block_size, double)
+def _parse_packing(value: JsonValue) -> Packing:
+    row = value.object()
+    method, bits, block_size = row["method"].text(), row["bits"], row["block_size"]
+    double = row["double_quant"].flag()
+    try:
+        return Packing(method, bits.natural(), block_size.natural(), double)
+    except ParameterError as error:
+        found = f"{error.what} {error.found}" if error.found else error.what
+        raise value.error(error.expected or "a packing that there is", found) from None
 
 
 def _eight_bits(basis: Packing) -> Packing:

@@ -8,12 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vlora_engine.errors import CorruptFileError
 from vlora_engine.manifest.coded_index import (
     open_layers,
     open_tasks,
     pack_layers,
     pack_tasks,
 )
+from vlora_engine.utils.json_reader import JsonFile, JsonObject
 
 NAMES = st.text(st.sampled_from("ab.#0123456789"), min_size=1, max_size=12)
 DIGESTS = st.one_of(st.just(""), st.text("0123456789abcdef", min_size=64, max_size=64))
@@ -42,15 +44,27 @@ ROWS = st.fixed_dictionaries(
 )
 
 
+def as_read(value: object) -> JsonObject:
+    """What a file would hold."""
+    return JsonFile("subspace.json", "It is not sound.").parse(json.dumps(value)).object()
+
+
+def plain(row: JsonObject) -> dict[str, object]:
+    """The values of a row without their places."""
+    return {key: value.value for key, value in row.items()}
+
+
 @given(st.lists(NAMES, max_size=8))
 def test_layers_come_back(names: list[str]) -> None:
     rows = [[name, 8, 8 + len(name) % 2, 4] for name in names]
-    assert open_layers(json.loads(json.dumps(pack_layers(rows)))) == rows
+    found = open_layers(as_read(pack_layers(rows)))
+    assert [[name, *(value.value for value in rest)] for name, rest in found] == rows
 
 
 @given(st.lists(ROWS, max_size=5))
 def test_tasks_come_back(rows: list[dict[str, object]]) -> None:
-    assert open_tasks(json.loads(json.dumps(pack_tasks(rows)))) == rows
+    found = open_tasks(as_read(pack_tasks(rows)))
+    assert [{**plain(row), "source": plain(source)} for row, source in found] == rows
 
 
 def test_layers_of_one_kind_are_named_once() -> None:
@@ -75,7 +89,9 @@ def test_layers_of_one_kind_are_named_once() -> None:
 )
 def test_layers_that_make_no_sense_are_refused(broken: dict[str, object]) -> None:
     if broken["layers"] == [[0]]:  # a name may hold a hole's mark, if it has no numbers
-        assert open_layers(broken) == [["a.#", 1]]
+        [(name, [rest])] = open_layers(as_read(broken))
+        assert (name, rest.value) == ("a.#", 1)
         return
-    with pytest.raises((ValueError, IndexError)):
-        open_layers(broken)
+    with pytest.raises(CorruptFileError) as caught:
+        open_layers(as_read(broken))
+    assert str(caught.value.where).startswith("subspace.json: layers[0]")
