@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+_ADDED = ("code", "adapter", "file", "module", "tensor")  # beside what --json has always told
 
 
 class VLoRAError(Exception):
@@ -12,11 +14,14 @@ class VLoRAError(Exception):
 
     Args:
         what: One sentence that names the fault.
-        where: The file, directory, tensor or task at fault.
+        where: The file, directory, tensor or task at fault, in words; without it, what the four
+            below come to.
         expected: What would have been right.
         found: What was there instead.
         remedy: The command or change that mends it.
         code: A stable word for programs, where one is needed: `doctor` tells faults apart by it.
+        adapter: The adapter or subspace at fault, as commands take it.
+        file: The file at fault. module, tensor: What in it.
     """
 
     exit_code = 1
@@ -30,9 +35,16 @@ class VLoRAError(Exception):
         found: str | None = None,
         remedy: str | None = None,
         code: str = "",
+        adapter: str | Path = "",
+        file: str | Path = "",
+        module: str = "",
+        tensor: str = "",
     ) -> None:
         self.what = what
-        self.where = None if where is None else str(where)
+        self.adapter, self.file = str(adapter), str(file)
+        self.module, self.tensor = module, tensor
+        place = place_words(self.adapter, self.file, module, tensor) or None
+        self.where = place if where is None else str(where)
         self.expected = expected
         self.found = found
         self.remedy = remedy
@@ -62,6 +74,10 @@ class VLoRAError(Exception):
             "found": self.found,
             "remedy": self.remedy,
         }
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, as files and events keep it: `as_dict`, and the fields that are known."""
+        return {**self.as_dict(), **{name: v for name in _ADDED if (v := getattr(self, name))}}
 
 
 class InputError(VLoRAError, ValueError):
@@ -112,6 +128,9 @@ class CollectionError(InputError):
     def as_dict(self) -> dict[str, Any]:
         return {**super().as_dict(), "errors": [error.as_dict() for error in self.errors]}
 
+    def as_json(self) -> dict[str, Any]:
+        return {**super().as_json(), "errors": [error.as_json() for error in self.errors]}
+
 
 class SubspaceError(InputError):
     """A subspace directory or object that cannot be used as asked."""
@@ -155,3 +174,17 @@ class Cancelled(VLoRAError):
     """The work was asked to stop and did, between two layers."""
 
     exit_code = 130
+
+
+def told(error: Mapping[str, Any]) -> dict[str, Any]:
+    """An error that a file or an event keeps (`VLoRAError.as_json`), as ``--json`` tells it."""
+    row = {name: value for name, value in error.items() if name not in _ADDED}
+    if isinstance(row.get("errors"), list):
+        row["errors"] = [told(inside) for inside in row["errors"] if isinstance(inside, dict)]
+    return row
+
+
+def place_words(adapter: str, file: str, module: str, tensor: str) -> str:
+    """A place in words: the file or else the adapter, and the tensor in it."""
+    place = ": ".join(part for part in (file or adapter, tensor) if part)
+    return place or module

@@ -1,45 +1,130 @@
-"""What a check found: a `Finding` with its severity."""
+"""What a check found: a `Finding`, and how grave it is. No torch."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Any, Literal, get_args
 
-if TYPE_CHECKING:
-    from vlora_engine.errors import VLoRAError
-
+from vlora_engine.errors import VLoRAError, place_words
 
 Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = get_args(Severity)  # the gravest first
+
+PLACES = ("adapter", "file", "place")  # the fields that hold paths or addresses
+ADDED = ("adapter", "file", "module", "tensor", "rule")  # beside what --json has always told
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True)
 class Finding:
-    """One remark.
+    """One thing that was found, as fields: whoever shows it reads them and takes no text apart.
 
     Args:
-        severity: ``error`` (cannot be used), ``warning`` (usable, but look), ``note``.
         code: A stable word for programs, such as ``rank-disagrees``.
-        where: File, tensor, module or task.
+        severity: ``error`` (cannot be used), ``warning`` (usable, but look), ``note``.
         what: One sentence.
         remedy: What to do, empty when there is nothing to do.
         fix: The exact command that does it, where there is one.
+        adapter: The adapter or subspace that it is about, as commands take it.
+        file: The file that it is about, or the directory.
+        module: The module that it is about, or the first of several.
+        tensor: The tensor's key in the file.
+        rule: The sentence of the doctor's rule that found it.
+        place: What texts call the place, where that is not the file and what is in it.
     """
 
-    severity: Severity
     code: str
-    where: str
+    severity: Severity
     what: str
     remedy: str = ""
     fix: str = ""
+    _: KW_ONLY
+    adapter: str = ""
+    file: str = ""
+    module: str = ""
+    tensor: str = ""
+    rule: str = ""
+    place: str = ""
+
+    @property
+    def where(self) -> str:
+        """The place in words."""
+        return self.place or place_words(self.adapter, self.file, self.module, self.tensor)
 
     def as_dict(self) -> dict[str, Any]:
-        """The same, for JSON."""
-        return asdict(self)
+        """What commands tell with ``--json``."""
+        return {
+            "severity": self.severity,
+            "code": self.code,
+            "where": self.where,
+            "what": self.what,
+            "remedy": self.remedy,
+            "fix": self.fix,
+        }
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, as files and events keep it: `as_dict`, and the fields that are known."""
+        return {**self.as_dict(), **{name: v for name in ADDED if (v := getattr(self, name))}}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Finding:
+        """The inverse; what an earlier version wrote has no fields for the place.
+
+        An error in its JSON form is taken, too (`VLoRAError.as_json`). What is no text counts as
+        not said, a severity that there is not as a note.
+        """
+        told = {name: value for name, value in row.items() if isinstance(value, str)}
+        severity: Any = told.get("severity", "error" if "error" in told else "note")
+        where = told.get("where", "")
+        parts = {name: told.get(name, "") for name in ADDED}
+        if not (parts["adapter"] or parts["file"]):
+            parts |= _parts_of_old(where)
+        return cls(
+            code=told.get("code") or told.get("error", ""),
+            severity=severity if severity in SEVERITIES else "note",
+            what=with_found(told.get("what", ""), told.get("found")),
+            remedy=told.get("remedy", ""),
+            fix=told.get("fix", ""),
+            **parts,
+        ).called(where)
+
+    def called(self, where: str) -> Finding:
+        """The same, its place called ``where`` in texts."""
+        words = place_words(self.adapter, self.file, self.module, self.tensor)
+        return replace(self, place="" if where == words else where)
 
 
-def finding_of(error: VLoRAError, where: str = "") -> Finding:
-    """A refusal as a finding, under its own code or as ``unreadable``."""
-    told = not error.found or error.found in error.what
-    what = error.what if told else f"{error.what.rstrip('.')}: {error.found}."
-    code = error.code or "unreadable"
-    return Finding("error", code, where or error.where or "", what, error.remedy or "")
+def as_text(finding: Finding, about: str = "") -> str:
+    """A finding as text: how grave it is, what it is about, then place, remedy and command."""
+    head = ": ".join(part for part in (finding.severity, about, finding.what) if part)
+    return "\n  ".join(p for p in (head, finding.where, finding.remedy, finding.fix) if p)
+
+
+def finding_of(error: VLoRAError, adapter: str = "") -> Finding:
+    """A refusal as a finding, under its own code or as ``unreadable``.
+
+    Args:
+        adapter: What could not be read, where the error does not know.
+    """
+    parts = {name: getattr(error, name) for name in ("file", "module", "tensor")}
+    known = error.adapter or adapter
+    found = Finding(
+        error.code or "unreadable",
+        "error",
+        with_found(error.what, error.found),
+        error.remedy or "",
+        adapter=known,
+        **parts,
+    )
+    return found.called(error.where or known)
+
+
+def with_found(what: str, found: str | None) -> str:
+    """The sentence, with what was found unless it says so itself."""
+    return what if not found or found in what else f"{what.rstrip('.')}: {found}."
+
+
+def _parts_of_old(where: str) -> dict[str, str]:
+    """The place that versions without these fields wrote as a text: PATH, or PATH: KEY."""
+    head, _, inside = where.partition(": ")
+    return {"file": head, "tensor": inside} if "/" in head else {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+from vlora_engine.errors import told
 from vlora_tui.cli import options as o
 from vlora_tui.cli.bundles import unbundle
 from vlora_tui.cli.execute import carry_out
@@ -46,7 +47,7 @@ def compress_data(watcher: Watcher) -> dict[str, Any]:
         "path": written.path,
         **written.figures,
         "left_out": [
-            {"name": skipped.name, "reason": skipped.reason, "error": skipped.error}
+            {"name": skipped.name, "reason": skipped.reason, "error": told(skipped.error)}
             for skipped in watcher.all(events.AdapterSkipped)
         ],
         "other_methods": [] if others is None else list(others.methods),
@@ -63,8 +64,8 @@ def show_subspace(out: Output, watcher: Watcher) -> None:
     figures = written.figures
     tasks = plural(len(figures["tasks"]), "task")
     layers = plural(len(figures.get("layer_errors") or figures["k"]), "layer")
-    told = JsonFile(written.path, "The figures of a subspace are not sound.")
-    packed = parse_quantization(told.value(figures["quantization"], "quantization"))
+    figures_file = JsonFile(written.path, "The figures of a subspace are not sound.")
+    packed = parse_quantization(figures_file.value(figures["quantization"], "quantization"))
     stored = f", stored as {packed.words(figures['dtype'])}" if packed is not None else ""
     out.text(f"{how(figures)}: {tasks}, {layers}{stored}")
     out.text(

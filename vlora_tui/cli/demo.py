@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlora_engine.adapters.address import expanded
+from vlora_engine.errors import place_words, told
+from vlora_engine.findings import Finding
 from vlora_tui.cli import options as o
 from vlora_tui.cli.execute import execute
 from vlora_tui.cli.flags import from_tables
@@ -89,7 +91,7 @@ def run_demo(
         "input_bytes": sum(info.nbytes for info in catalog.adapters),
         "catalog": catalog.as_dict(),
         "left_out": [
-            {"name": skipped.name, "error": skipped.error}
+            {"name": skipped.name, "error": told(skipped.error)}
             for skipped in watcher.all(events.AdapterSkipped)
         ],
         "remarks": [
@@ -142,8 +144,7 @@ class Story:
                 if tensor:
                     self._more(f"          {tensor}")
             case events.Remark():
-                where = f"{Path(event.where).name}: " if event.where else ""
-                self._more(f"note: {where}{event.text}")
+                self._more(f"note: {where_in_short(event.found)}{event.text}")
             case events.SpectraReady():
                 self._step(4, "measured", "the error of dW for every k, before anything was built:")
                 self._ladder(event.path)
@@ -201,8 +202,17 @@ def why(error: dict[str, Any]) -> tuple[str, str]:
     """An error in one line, what and how much of it; and in which tensor."""
     what = str(error.get("what", "")).rstrip(".")
     found = f" ({error['found']})" if error.get("found") else ""
-    _, _, tensor = str(error.get("where") or "").partition(": ")
-    return f"{what}{found}", tensor
+    place = Finding.from_json(error)
+    tensor = f"tensor {place.tensor}" if place.tensor else f"module {place.module}"
+    return f"{what}{found}", tensor if place.tensor or place.module else ""
+
+
+def where_in_short(finding: Finding) -> str:
+    """The place in front of a sentence, a file by its name."""
+    if not finding.where:
+        return ""
+    name = Path(finding.file or finding.adapter).name
+    return f"{place_words('', name, '', finding.tensor) or finding.where}: "
 
 
 def program() -> str:

@@ -83,7 +83,7 @@ def doctor(
 def show_report(out: Output, report: Report) -> None:
     """Findings, the gravest first; what several adapters share stands there once."""
     alike: dict[tuple[str, str, str, str], list[tuple[str, str, Finding]]] = {}
-    told = [(p.name, p.path, finding) for p in report.patients for finding in p.findings]
+    told = [(p.name, p.path, finding) for p in report.examined for finding in p.findings]
     told += [("", "", finding) for finding in report.findings]
     for name, path, finding in told:
         key = (finding.severity, finding.code, finding.what, finding.remedy)
@@ -93,10 +93,10 @@ def show_report(out: Output, report: Report) -> None:
         for key, same in alike.items():
             if key[0] == severity:
                 _show(out, same)
-    sound = [patient.name for patient in report.patients if not patient.findings]
+    sound = [adapter.name for adapter in report.examined if not adapter.findings]
     if sound:
         out.text(f"nothing found in {plural(len(sound), 'adapter')}: {_few(sound)}")
-    total = plural(len(report.patients), "adapter")
+    total = plural(len(report.examined), "adapter")
     out.note(f"{total} looked at: {_counted(report.all_findings) or 'nothing found'}")
 
 

@@ -51,7 +51,7 @@ def remarks(environ: Mapping[str, str] = os.environ, root: Path = ROOT) -> list[
         *_state_remarks(paths.state_dir()),
         *_device_remarks(root),
         *[
-            Finding("warning", note.code, "jobs", note.what, note.remedy)
+            Finding(note.code, "warning", note.what, note.remedy, place="jobs")
             for note in environment_notes(environ, root)
         ],
         *_terminal_remarks(environ),
@@ -73,10 +73,10 @@ def _state_remarks(state: Path) -> list[Finding]:
     if not _can_be_written(state):
         what = "The state directory cannot be written: jobs cannot be kept."
         remedy = "name another with --state-dir DIR (or XDG_STATE_HOME)"
-        return [Finding("error", "no-state", str(state), what, remedy)]
+        return [Finding("no-state", "error", what, remedy, place=str(state))]
     if free is not None and free < LITTLE_ROOM:
         what = f"Only {size(free)} are free where jobs are kept."
-        return [Finding("warning", "little-room", str(state), what, "make room there")]
+        return [Finding("little-room", "warning", what, "make room there", place=str(state))]
     return []
 
 
@@ -84,7 +84,7 @@ def _device_remarks(root: Path) -> list[Finding]:
     if (root / "dev/nvidia0").exists() and not cuda_devices():
         what = "There is an NVIDIA GPU, and torch does not see it: work goes to the processor."
         remedy = "install a torch with CUDA (https://pytorch.org/get-started/locally)"
-        return [Finding("warning", "cuda-unused", "torch", what, remedy)]
+        return [Finding("cuda-unused", "warning", what, remedy, place="torch")]
     return []
 
 
@@ -93,17 +93,17 @@ def _terminal_remarks(environ: Mapping[str, str]) -> list[Finding]:
     if environ.get("TERM", "dumb") == "dumb":
         what = "The terminal cannot place text: the interface does not open here."
         remedy = "set TERM (xterm-256color fits most), or use `vlora-tui run --headless`"
-        found.append(Finding("note", "dumb-terminal", "TERM", what, remedy))
+        found.append(Finding("dumb-terminal", "note", what, remedy, place="TERM"))
     encoding = (getattr(sys.stdout, "encoding", None) or "").lower().replace("-", "")
     if encoding != "utf8":
         what = f"The output is {encoding or 'of no known encoding'}, not UTF-8."
         remedy = "set LC_ALL=C.UTF-8, or open the interface with --ascii"
-        found.append(Finding("note", "not-utf8", "locale", what, remedy))
+        found.append(Finding("not-utf8", "note", what, remedy, place="locale"))
     inside = environ.get("TMUX") or environ.get("STY")
     if environ.get("SSH_CONNECTION") and not inside:
         what = "This is a remote shell: the interface closes with the connection, jobs go on."
         remedy = "`vlora-tui jobs` finds them again; tmux keeps the interface too"
-        found.append(Finding("note", "remote-shell", "ssh", what, remedy))
+        found.append(Finding("remote-shell", "note", what, remedy, place="ssh"))
     return found
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vlora_engine.errors import ParameterError
+from vlora_engine.errors import ParameterError, told
 from vlora_tui.cli import options as o
 from vlora_tui.cli.app import new_typer
 from vlora_tui.cli.errors import FAILED, INTERRUPTED, OK
@@ -249,7 +249,7 @@ def job_data(view: JobView, *, whole: bool = False) -> dict[str, Any]:
         "waits_for": list(view.ahead) if view.state is State.QUEUED else [],
         "progress": None,
         "outputs": view.outputs,
-        "error": view.error,
+        "error": None if view.error is None else told(view.error),
         "can_resume": view.can_resume,
         "kept_layers": job.kept_layers() if view.can_resume else None,
         "host": lock.identity.host if lock.identity else info.host,

@@ -15,7 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
-from vlora_engine.errors import InputError, StorageError
+from vlora_engine.errors import CorruptFileError, InputError, StorageError
+from vlora_engine.utils.json_reader import JsonFile, JsonValue
 from vlora_tui.jobs.identity import Identity, boot_id, host_name, is_running, of_process
 from vlora_tui.utils.locking import open_lock, try_lock
 
@@ -171,8 +172,10 @@ def _is_file(descriptor: int, path: Path) -> bool:
 
 def _parse(raw: bytes, held: bool) -> LockState:
     try:
-        row = json.loads(raw)
-        identity = Identity(row["host"], row["boot"], int(row["pid"]), row["started"])
-        return LockState(held, identity, float(row["heartbeat"]), str(row.get("ended", "")))
-    except (ValueError, KeyError, TypeError):
+        row = JsonFile("lock", "The lock cannot be read.").parse(raw).object()
+        pid, started = row["pid"].natural(), row["started"].text()
+        identity = Identity(row["host"].text(), row["boot"].text(), pid, started)
+        beat, ended = row["heartbeat"].number(), row.read("ended", JsonValue.text, "")
+    except CorruptFileError:
         return LockState(held)
+    return LockState(held, identity, beat, ended)

@@ -164,5 +164,5 @@ def _end_of(error: BaseException) -> events.Event:
         return events.Cancelled("Interrupted.", resumable=True)
     details = {"error": type(error).__name__, "what": str(error)}
     if isinstance(error, VLoRAError):
-        details = error.as_dict()
+        details = error.as_json()
     return events.Failed(details, getattr(error, "exit_code", 1))

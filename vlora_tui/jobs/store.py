@@ -14,14 +14,13 @@ Beside ``jobs`` lie ``devices`` (a lock and a queue each) and ``drafts``.
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -29,13 +28,20 @@ from typing import Any
 
 from vlora_engine import __version__
 from vlora_engine.adapters.address import AdapterRef
-from vlora_engine.errors import InputError, NotFoundError, ParameterError, StorageError
+from vlora_engine.errors import (
+    CorruptFileError,
+    InputError,
+    NotFoundError,
+    ParameterError,
+    StorageError,
+)
 from vlora_engine.utils.files import (
     directory_bytes,
     dump_json,
     partial_path,
     write_file,
 )
+from vlora_engine.utils.json_reader import JsonFile, JsonValue
 from vlora_engine.utils.unfinished import kept_layers, spectra_partial
 from vlora_tui.jobs.identity import host_name
 from vlora_tui.jobs.joblock import JobLock, LockState, probe
@@ -77,6 +83,25 @@ class JobInfo:
     torch: str = ""
 
 
+def _job_info(value: JsonValue) -> JobInfo:
+    """What job.json says; what this version does not know of is passed over."""
+    row = value.object()
+    words = ("device", "host", "program", "torch")
+    told: dict[str, Any] = {name: row.read(name, JsonValue.text, "") for name in words}
+    known = {name: text for name, text in told.items() if row.get(name) is not None}
+    spectra = row.get("spectra")
+    return JobInfo(
+        id=row["id"].text(),
+        kind=row["kind"].text(),
+        title=row["title"].text(),
+        created=row["created"].number(),
+        force=row.read("force", JsonValue.flag, False),
+        outputs=tuple(row.read("outputs", lambda outputs: outputs.texts(), [])),
+        spectra=None if spectra is None or spectra.is_null else spectra.text(),
+        **known,
+    )
+
+
 @dataclass(frozen=True)
 class Job:
     """One job's directory."""
@@ -91,16 +116,15 @@ class Job:
         Raises:
             NotFoundError: There is no job in it, or one that this version cannot read.
         """
+        path = folder / "job.json"
         try:
-            row = json.loads((folder / "job.json").read_text("utf-8"))
-            known = {f.name for f in fields(JobInfo)}
-            values: dict[str, Any] = {key: row[key] for key in row.keys() & known}
-            values["outputs"] = tuple(values.get("outputs", ()))
-            return cls(folder, JobInfo(**values))
-        except (OSError, ValueError, TypeError, AttributeError) as error:
+            info = _job_info(JsonFile(path, "The job cannot be read.").parse(path.read_bytes()))
+        except (OSError, CorruptFileError) as error:
+            found = str(error) if isinstance(error, OSError) else " ".join(error.lines())
             raise NotFoundError(
-                "There is no job here that can be read.", where=folder, found=str(error)
+                "There is no job here that can be read.", where=folder, found=found
             ) from None
+        return cls(folder, info)
 
     @property
     def id(self) -> str:

@@ -10,9 +10,13 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from types import UnionType
+from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
+
+from vlora_engine.findings import Finding
 
 SCHEMA = "vlora-tui/events"
 VERSION = 1
@@ -76,6 +80,18 @@ class Remark(Event):
     text: str
     where: str = ""
     code: str = ""
+    finding: dict[str, Any] = field(default_factory=dict)  # all of it: `Finding.as_json`
+
+    @classmethod
+    def of(cls, finding: Finding) -> Remark:
+        """A finding as an event."""
+        return cls(finding.what, finding.where, finding.code, finding.as_json())
+
+    @property
+    def found(self) -> Finding:
+        """The finding; what an earlier version wrote holds less of it."""
+        told = {"what": self.text, "where": self.where, "code": self.code}
+        return Finding.from_json(self.finding or told)
 
 
 @dataclass(frozen=True)
@@ -317,17 +333,55 @@ def decode_timed(line: str | bytes) -> tuple[int, float, Event] | None:
     """The same with the time at which it was told, in seconds since 1970."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    cls = EVENT_TYPES.get(row.get("type", "")) if isinstance(row, dict) else None
+    cls = EVENT_TYPES.get(str(row.get("type"))) if isinstance(row, dict) else None
     if cls is None:
         return None
-    known = {f.name for f in fields(cls)}
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k in known}
-    try:
-        return int(row["seq"]), float(row.get("time", 0)), cls(**values)
-    except (KeyError, TypeError, ValueError):
+    seq, told_at = row.get("seq"), row.get("time", 0)
+    if type(seq) is not int or type(told_at) not in (int, float):
         return None
+    values = {}
+    for name, (hint, required) in _fields_of(cls.type).items():
+        if name in row:
+            values[name] = _as(hint, row[name])
+            if values[name] is _UNFIT:
+                return None
+        elif required:
+            return None
+    return seq, float(told_at), cls(**values)
+
+
+_UNFIT = object()  # what is not of its field's type
+
+
+@cache
+def _fields_of(kind: str) -> dict[str, tuple[Any, bool]]:
+    """The fields of an event: their types, and whether a line has to have them."""
+    cls = EVENT_TYPES[kind]
+    hints = get_type_hints(cls)
+    return {
+        f.name: (hints[f.name], f.default is MISSING and f.default_factory is MISSING)
+        for f in fields(cls)
+    }
+
+
+def _as(hint: Any, value: Any) -> Any:
+    """A value of JSON as a field of this type has it; `_UNFIT` where it is of another."""
+    if get_origin(hint) is tuple:
+        inside = get_args(hint)[0]
+        items = [_as(inside, item) for item in value] if isinstance(value, list) else [_UNFIT]
+        return _UNFIT if any(item is _UNFIT for item in items) else tuple(items)
+    if get_origin(hint) in (Union, UnionType):
+        return value if value is None else _as(get_args(hint)[0], value)
+    if hint is float:  # what was not finite is null on disk
+        number = math.nan if value is None else value
+        return float(number) if type(number) in (int, float) else _UNFIT
+    if get_origin(hint) is dict:
+        return value if isinstance(value, dict) else _UNFIT
+    if hint is int and type(value) is float:  # figures that are whole by and large
+        return value
+    return value if type(value) is hint else _UNFIT
 
 
 def read_events(path: Path) -> Iterator[tuple[int, Event]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.errors import Cancelled, NotFoundError, ParameterError
+from vlora_engine.findings import Finding
 from vlora_engine.targets import Facts, check_fit, facts_of, facts_of_task, find_target
 from vlora_engine.utils.files import check_output, directory_bytes, require_apart
 from vlora_tui.pipeline import events
@@ -309,7 +310,7 @@ class Writer:
 
     def _tell_findings(self, event: events.Merged) -> None:
         for finding in event.report["findings"]:
-            self.emit(events.Remark(finding["what"], finding["where"], finding["code"]))
+            self.emit(events.Remark.of(Finding.from_json(finding)))
 
     def _merged(self, merge: Merge) -> tuple[LoRAWeights, events.Merged]:
         """The result, and what there is to say about it."""

@@ -110,7 +110,7 @@ class Run:
                 if not isinstance(error, InputError) and self._keeps_layers():
                     first = f"{error.remedy}; then " if error.remedy else ""
                     error.remedy = first + self._how_to_go_on()
-                details = error.as_dict()
+                details = error.as_json()
             self.emit(events.Failed(details, getattr(error, "exit_code", 1)))
             raise
         self.emit(events.Finished(time.perf_counter() - start, tuple(self.outputs)))
@@ -360,10 +360,10 @@ class Run:
         return expected.nbytes
 
     def _remark(self, finding: Finding) -> None:
-        self.emit(events.Remark(finding.what, finding.where, finding.code))
+        self.emit(events.Remark.of(finding))
 
     def _skip(self, name: str, error: VLoRAError | None) -> None:
-        details = {} if error is None else error.as_dict()
+        details = {} if error is None else error.as_json()
         self.emit(events.AdapterSkipped(name, reason(error), details))
 
     def _on_progress(self, progress: Progress) -> None:

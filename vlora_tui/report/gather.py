@@ -52,7 +52,7 @@ def collection_data(
     ]
     findings += [{"about": "", **f.as_dict()} for f in (catalog.findings if catalog else ())]
     if spectra is not None:
-        findings += [{"about": "", **row} for row in spectra.findings]
+        findings += [{"about": "", **f.as_dict()} for f in spectra.findings]
     analysis = None
     if compared is not None:
         analysis = analysis_data(compared, threshold=threshold, outliers=outliers)

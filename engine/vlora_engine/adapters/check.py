@@ -45,7 +45,7 @@ class AdapterCheck:
 
 @dataclass
 class CheckReport:
-    """The verdict on a collection, by task name."""
+    """What the first pass found in a collection, by task name."""
 
     adapters: dict[str, AdapterCheck]
 
@@ -122,25 +122,27 @@ def check_adapter(
             if tensor.is_floating_point() and not _finite(tensor):
                 check.findings.append(
                     Finding(
-                        "warning",
                         "rest-not-finite",
-                        f"{where}: {key}",
+                        "warning",
                         "A tensor that is kept as it is holds NaN or Inf.",
                         "look at how the adapter was trained",
+                        adapter=where,
+                        tensor=key,
                     )
                 )
         check.digest = content.hexdigest()
     except VLoRAError as error:
+        error.adapter = error.adapter or where
         check.error = error
         return check
     if check.norm == 0:
         check.findings.append(
             Finding(
-                "warning",
                 "no-effect",
-                where,
+                "warning",
                 "The adapter changes nothing: B (or A, or the scale) is zero in every module.",
                 "it may never have been trained; it is kept, with error 0",
+                adapter=where,
             )
         )
     return check
@@ -157,6 +159,9 @@ def _norm(a: Tensor, b: Tensor, scale: float, where: str, module: str) -> float:
             raise AdapterError(
                 f"The adapter holds {kind}.",
                 where=f"{where}: tensor {module}.{side}",
+                adapter=where,
+                module=module,
+                tensor=f"{module}.{side}",
                 expected="finite numbers",
                 found=f"{bad} of {tensor.numel()} entries not finite",
                 remedy="use an earlier checkpoint of it, or leave it out with --skip-bad",
@@ -164,7 +169,11 @@ def _norm(a: Tensor, b: Tensor, scale: float, where: str, module: str) -> float:
             )
     if not math.isfinite(scale):
         raise AdapterError(
-            "The adapter's scale is not finite.", where=f"{where}: {module}", found=str(scale)
+            "The adapter's scale is not finite.",
+            where=f"{where}: {module}",
+            found=str(scale),
+            adapter=where,
+            module=module,
         )
     return abs(scale) * math.sqrt(max(0.0, float((gram_a * gram_b).sum())))
 
@@ -201,6 +210,8 @@ def _misfit(
     return CollectionError(
         "The adapter belongs to another base model than the others.",
         where=f"{source.path or name}: module {module}",
+        adapter=f"{source.path or name}",
+        module=module,
         expected=f"{usual[0]} {usual[1]} -> {usual[2]}",
         found=f"{kind} {d_in} -> {d_out}",
         remedy="keep each group of `vlora-tui inspect` by itself",

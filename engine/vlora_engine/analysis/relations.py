@@ -89,8 +89,7 @@ class Relations:
     @classmethod
     def of_arrays(cls, kept: Mapping[str, Array]) -> Relations:
         """From what a file keeps; of an older or a newer version the total alone."""
-        version = kept.get("version")
-        if version is None or version.tolist() != [VERSION]:
+        if not is_current(kept):
             return cls(kept["inner"])
         names = [key.removeprefix(_FAMILY) for key in kept if key.startswith(_FAMILY)]
         return cls(
@@ -101,6 +100,12 @@ class Relations:
             difference=kept.get("difference"),
             turn=kept.get("turn"),
         )
+
+
+def is_current(kept: Mapping[str, Array]) -> bool:
+    """Whether the arrays of a file are those that this version writes."""
+    version = kept.get("version")
+    return version is not None and bool(version.tolist() == [VERSION])
 
 
 class RelationsSum:

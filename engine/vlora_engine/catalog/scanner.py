@@ -372,11 +372,11 @@ def closed_findings(closed: Iterable[Path]) -> Iterator[Finding]:
     """One finding for each directory that could not be looked into."""
     for path in closed:
         yield Finding(
-            "warning",
             "closed-directory",
-            printable(str(path)),
+            "warning",
             "The directory may not be read: what is in it is not listed.",
             "check its permissions",
+            file=printable(str(path)),
         )
 
 
@@ -439,6 +439,7 @@ def _look(entry: _Entry) -> tuple[AdapterInfo, Mapping[str, ModuleShape] | None]
     try:
         seen = entry.inspect()
     except VLoRAError as error:
+        error.adapter = error.adapter or str(entry.path)
         return AdapterInfo(entry.named, entry.path, entry.format, error=error), None
     return _info(entry.named, entry.format, seen), seen.modules
 
@@ -454,7 +455,7 @@ def _info(name: str, form: str, seen: Inspection) -> AdapterInfo:
         alpha=seen.alpha if seen.rank else None,
         nbytes=seen.nbytes,
         rest=len(seen.rest),
-        findings=seen.findings,
+        findings=tuple(replace(f, adapter=str(seen.path)) for f in seen.findings),
         identity=_identity(seen),
     )
     if modules is None:
@@ -497,9 +498,8 @@ def _place_findings(found: int, subspaces: Sequence[Place], max_adapters: int) -
             yield _subspace_finding(path)
     if found >= max_adapters:
         yield Finding(
-            "warning",
             "too-many",
-            "",
+            "warning",
             f"Only the first {max_adapters:,} adapters are listed.",
             "name folders further down",
         )
@@ -510,8 +510,10 @@ def _subspace_finding(path: Path) -> Finding:
     try:
         manifest = read_manifest(path)
     except VLoRAError as error:
-        return Finding("error", "subspace-unreadable", where, str(error), error.remedy or "")
-    return Finding("note", "subspace", where, _subspace_words(manifest))
+        return Finding(
+            "subspace-unreadable", "error", str(error), error.remedy or "", adapter=where
+        )
+    return Finding("subspace", "note", _subspace_words(manifest), adapter=where)
 
 
 def _subspace_words(manifest: Manifest) -> str:

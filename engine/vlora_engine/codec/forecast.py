@@ -9,7 +9,8 @@ for: one multiplier for everything (docs/mathematics.md#choosing-what-is-shared)
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,8 +21,10 @@ import numpy as np
 from vlora_engine.codec.quantizer import PRICE
 from vlora_engine.codec.rates import pair
 from vlora_engine.codec.tables import Array
-from vlora_engine.errors import CorruptFileError, TargetError
+from vlora_engine.errors import TargetError
+from vlora_engine.utils.array_file import Arrays, read_arrays
 from vlora_engine.utils.files import write_file
+from vlora_engine.utils.json_reader import JsonFile, JsonObject, JsonValue
 from vlora_engine.utils.ranking import worst
 
 FINEST, COARSEST = 2.0**-28, 2.0**1  # steps that are looked at
@@ -383,22 +386,17 @@ class Outlook:
         Raises:
             CorruptFileError: It is no such file, or one of another version.
         """
-        from safetensors import SafetensorError, safe_open
-
-        try:
-            with safe_open(path, "np") as file:
-                content = json.loads(file.metadata()["outlook"])
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if content["version"] != VERSION:
-                raise ValueError(f"version {content['version']}")
-            return _from_arrays(content, arrays)
-        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-            raise CorruptFileError(
-                "The tables of the codec cannot be read.",
-                where=path,
-                found=f"{type(error).__name__}: {error}",
-                remedy="compute the spectra again",
-            ) from None
+        file = JsonFile(
+            path, "The tables of the codec cannot be read.", "compute the spectra again"
+        )
+        arrays = read_arrays(file)
+        text = arrays.metadata.get("outlook")
+        if text is None:
+            raise file.error("", "a header with an outlook", "nothing")
+        content = file.parse(text).object()
+        if content["version"].value != VERSION:
+            raise content["version"].error(f"version {VERSION}")
+        return _from_arrays(content, arrays)
 
 
 VERSION = 1
@@ -468,29 +466,52 @@ def _interpolated(at: float, grid: Array, values: Array) -> float:
     return found
 
 
-def _from_arrays(content: Mapping[str, Any], arrays: Mapping[str, Array]) -> Outlook:
-    layers, groups = [], {}
-    for i, (name, d_in, d_out, kinds) in enumerate(content["layers"]):
-        layers.append(OwnTable(name, d_in, d_out, arrays[f"{i}.tasks"], arrays[f"{i}.shares"]))
+def _from_arrays(content: JsonObject, arrays: Arrays) -> Outlook:
+    tasks, grid = content["tasks"].texts(), arrays.numbers("grid", None)
+    layers: list[OwnTable] = []
+    groups: dict[int, list[GroupTable]] = {}
+    for i, value in enumerate(content["layers"].items()):
+        name, d_in, d_out, kinds = value.items(4)
+        own = arrays.indices(f"{i}.tasks", len(tasks))
+        shares = arrays.numbers(f"{i}.shares", len(own), None)
+        layers.append(OwnTable(name.text(), d_in.natural(), d_out.natural(), own, shares))
         groups[i] = [
-            GroupTable(
-                number,
-                kind,
-                *(arrays[f"{i}.{j}.{name}"] for name in ("members", "shared", "bits", "missed")),
-            )
-            for j, (number, kind) in enumerate(kinds)
+            _group_table(kind, f"{i}.{j}", arrays, len(own), len(grid))
+            for j, kind in enumerate(kinds.items())
         ]
-    overhead, rest, factors, inputs = content["sizes"]
+    overhead, rest, factors, inputs = content["sizes"].naturals(4)
     return Outlook(
-        tasks=content["tasks"],
+        tasks=tasks,
         layers=layers,
         groups=groups,
-        grid=arrays["grid"],
-        clusters={int(k): v for k, v in content["clusters"].items()},
+        grid=grid,
+        clusters=dict(map(_cluster, content["clusters"].object().items())),
         overhead=overhead,
         rest_bytes=rest,
         factor_bytes=factors,
         input_bytes=inputs,
-        cosines=arrays.get("cosines"),
-        digests=content["digests"],
+        cosines=arrays.numbers("cosines", len(tasks), len(tasks)) if "cosines" in arrays else None,
+        digests=content["digests"].texts(),
     )
+
+
+def _group_table(
+    value: JsonValue, place: str, arrays: Arrays, holders: int, steps: int
+) -> GroupTable:
+    number, kind = value.items(2)
+    members = arrays.indices(f"{place}.members", holders)
+    return GroupTable(
+        number.natural(),
+        kind.text(),
+        members,
+        shared=arrays.numbers(f"{place}.shared", steps),
+        bits=arrays.numbers(f"{place}.bits", steps, len(members)),
+        missed=arrays.numbers(f"{place}.missed", steps, len(members)),
+    )
+
+
+def _cluster(entry: tuple[str, JsonValue]) -> tuple[int, list[int]]:
+    number, members = entry
+    if not re.fullmatch("[0-9]{1,9}", number):
+        raise members.error("the number of a cluster as its name", ascii(number[:80]))
+    return int(number), members.naturals()

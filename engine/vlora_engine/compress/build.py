@@ -147,7 +147,7 @@ def _fixed_plan(
     findings = []
     if clamped:
         what = f"k is clamped to the maximum of {len(clamped)} of {len(names)} layers."
-        findings.append(Finding("note", "k-clamped", clamped[0], what))
+        findings.append(Finding("k-clamped", "note", what, module=clamped[0]))
         logger.info(what)
     return Plan(plans, spectra, findings=findings)
 

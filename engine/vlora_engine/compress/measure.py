@@ -192,8 +192,8 @@ def _empty(
         tasks=[_task_entry(record, sources[name]) for name, record in records.items()],
         methods=list(methods),
         layer_names=[spec.name for spec in layers],
-        findings=[finding.as_dict() for finding in check.findings],
-        skipped=[error.as_dict() for error in check.bad],
+        findings=list(check.findings),
+        skipped=[error.as_json() for error in check.bad],
         overhead={
             dtype: overhead_bytes(sources, records, layers, dtype)
             for dtype in STORAGE_DTYPES.values()

@@ -15,7 +15,7 @@ from vlora_engine.utils.lazy import lazy_names
 _HOMES = {
     "vlora_engine.doctor.base_facts": ["BaseFacts", "read_base"],
     "vlora_engine.doctor.examine": [
-        "Patient",
+        "Examined",
         "Report",
         "check_target",
         "diagnose",
@@ -24,7 +24,8 @@ _HOMES = {
         "verdict",
     ],
     "vlora_engine.targets.registry": ["RANK_LIMITS"],
-    "vlora_engine.doctor.rules": ["SEVERITIES", "TARGETS", "Rule", "Subject"],
+    "vlora_engine.doctor.rules": ["TARGETS", "Rule", "Subject"],
+    "vlora_engine.findings": ["SEVERITIES"],
 }
 
 __all__ = [*sorted(name for names in _HOMES.values() for name in names), "all_rules"]

@@ -24,7 +24,7 @@ def _none(subject: Subject) -> Iterable[Hit]:
     unknown = _unknown(subject)
     if unknown and len(unknown) == len(subject.modules or {}):
         what = f"None of {count(len(unknown), 'module')} is in the base, such as {unknown[0]}."
-        yield Hit(subject.at_weights, what)
+        yield Hit(what, file=subject.at_weights, module=unknown[0])
 
 
 @rule(
@@ -40,7 +40,7 @@ def _some(subject: Subject) -> Iterable[Hit]:
     unknown = _unknown(subject)
     if unknown and len(unknown) < len(subject.modules or {}):
         what = f"{count(len(unknown), 'module')} not in the base, such as {unknown[0]}."
-        yield Hit(subject.at_weights, what)
+        yield Hit(what, file=subject.at_weights, module=unknown[0])
 
 
 def _unknown(subject: Subject) -> list[str]:
@@ -73,7 +73,7 @@ def _shapes(subject: Subject) -> Iterable[Hit]:
             f"{count(len(wrong), 'module')} of other dimensions than the base's: {name} is "
             f"{shape.d_out} x {shape.d_in}, the base has {misfit}."
         )
-        yield Hit(f"{subject.at_weights}: {name}", what)
+        yield Hit(what, file=subject.at_weights, module=name, place=f"{subject.at_weights}: {name}")
 
 
 @rule(
@@ -90,7 +90,7 @@ def _other(subject: Subject) -> Iterable[Hit]:
     own = {normalise_base_model(n) for n in (subject.base.name, subject.base.told_name) if n}
     own |= {normalise_base_model(subject.base.name.removesuffix("/config.json"))}
     if normalise_base_model(named) not in own:
-        yield Hit(subject.at_config, f"It was trained on {named[:80]}.")
+        yield Hit(f"It was trained on {named[:80]}.", file=subject.at_config)
 
 
 @rule(
@@ -110,5 +110,5 @@ def _vocabulary(subject: Subject) -> Iterable[Hit]:
         over_tokens = len(shape) == 2 and any(f".{name}." in f".{key}." for name in _VOCABULARY)
         if over_tokens and "position" not in key and tokens not in shape and max(shape) > 256:
             what = f"{shape[0]} x {shape[1]}, and the base has {tokens} tokens."
-            yield Hit(f"{subject.at_weights}: {key}", what)
+            yield Hit(what, file=subject.at_weights, tensor=key)
             return

@@ -14,11 +14,7 @@ _FEW = 6  # names in one sentence
 
 def together(subjects: Named) -> list[Finding]:
     """The findings that it takes several adapters for."""
-    return [
-        Finding(row.severity, row.code, hit.where, hit.what, hit.remedy or row.remedy, hit.fix)
-        for row, find in TOGETHER
-        for hit in find(subjects)
-    ]
+    return [hit.as_finding(row, "") for row, find in TOGETHER for hit in find(subjects)]
 
 
 def _bases(subjects: Named) -> Iterable[Hit]:
@@ -32,7 +28,9 @@ def _bases(subjects: Named) -> Iterable[Hit]:
             said.setdefault(key, str(base))
     if len(by_base) > 1:
         told = "; ".join(f"{said[key]}: {_names(names)}" for key, names in by_base.items())
-        yield Hit(", ".join(said.values()), f"The adapters name different base models ({told}).")
+        yield Hit(
+            f"The adapters name different base models ({told}).", place=", ".join(said.values())
+        )
 
 
 def _dimensions(subjects: Named) -> Iterable[Hit]:
@@ -48,7 +46,7 @@ def _dimensions(subjects: Named) -> Iterable[Hit]:
                     f"{module} is {shape.d_out} x {shape.d_in} here and {fits[2]} x {fits[1]} in "
                     f"{first}, which names the same base model."
                 )
-                yield Hit(subject.at_weights, what)
+                yield Hit(what, adapter=str(subject.path), file=subject.at_weights, module=module)
                 break
 
 
@@ -61,7 +59,7 @@ def _duplicates(subjects: Named) -> Iterable[Hit]:
     for names in same.values():
         if len(names) > 1:
             what = f"{len(names)} adapters are one, bit for bit: {_names(names)}."
-            yield Hit(str(subjects[names[1]].path), what)
+            yield Hit(what, adapter=str(subjects[names[1]].path))
 
 
 def _names(names: Sequence[str]) -> str:

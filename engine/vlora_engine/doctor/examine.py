@@ -20,18 +20,23 @@ from vlora_engine.catalog.open import (
     task_of_subspace,
 )
 from vlora_engine.catalog.subspace_tasks import inspect_task
-from vlora_engine.doctor import (
+from vlora_engine.doctor import (  # noqa: F401  (importing them fills the table)
+    base_rules,
+    header_rules,
+    program_rules,
     reading_rules,
+    server_rules,
+    tensor_rules,
 )
 from vlora_engine.doctor.collection_rules import together
-from vlora_engine.doctor.rules import SEVERITIES, TARGETS, Stage, Subject, applied
+from vlora_engine.doctor.rules import RULES, TARGETS, Stage, Subject, applied
 from vlora_engine.errors import (
     Cancelled,
     ParameterError,
     UnsupportedAdapterError,
     VLoRAError,
 )
-from vlora_engine.findings import Finding, Severity
+from vlora_engine.findings import SEVERITIES, Finding, Severity
 from vlora_engine.utils.naming import printable
 from vlora_engine.utils.progress import CancelCheck, Progress, ProgressCallback
 
@@ -45,7 +50,7 @@ _HEADERS: tuple[Stage, ...] = ("reading", "headers", "base", "target")
 
 
 @dataclass(frozen=True)
-class Patient:
+class Examined:
     """One adapter, or one subspace, and what was found about it, gravest first."""
 
     name: str
@@ -59,7 +64,7 @@ class Patient:
             "name": self.name,
             "path": printable(self.path),
             "kind": self.kind,
-            "findings": [finding.as_dict() for finding in self.findings],
+            "findings": [finding.as_json() for finding in self.findings],
         }
 
 
@@ -67,7 +72,7 @@ class Patient:
 class Report:
     """What the doctor found: one by one, and about all of them together."""
 
-    patients: list[Patient] = field(default_factory=list)
+    examined: list[Examined] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     target: str | None = None
     base: str | None = None
@@ -75,7 +80,7 @@ class Report:
     @property
     def all_findings(self) -> list[Finding]:
         """Every finding."""
-        return [f for patient in self.patients for f in patient.findings] + self.findings
+        return [f for adapter in self.examined for f in adapter.findings] + self.findings
 
     def count(self, severity: Severity) -> int:
         """How many findings are of this severity."""
@@ -94,8 +99,8 @@ class Report:
             "target": self.target,
             "base": self.base,
             "counts": {severity: self.count(severity) for severity in SEVERITIES},
-            "adapters": [patient.as_dict() for patient in self.patients],
-            "findings": [finding.as_dict() for finding in self.findings],
+            "adapters": [adapter.as_dict() for adapter in self.examined],
+            "findings": [finding.as_json() for finding in self.findings],
         }
 
 
@@ -167,20 +172,20 @@ def diagnose(
     subjects: dict[str, Subject] = {}
     total = len(catalog.adapters) + len(catalog.subspaces)
     for info in catalog.adapters:
-        _step(progress, cancelled, len(report.patients), total, info.name)
+        _step(progress, cancelled, len(report.examined), total, info.name)
         subject = replace(subject_at(info.here, entry=info), base=base)
         if read_tensors and (subject.modules or subject.error is None):
             subject = _with_facts(info.name, subject)
         subjects[info.name] = subject
         stages = (*_HEADERS, "tensors")
         findings = tuple(applied(subject, stages, target))
-        report.patients.append(Patient(info.name, str(info.path), info.format, findings))
+        report.examined.append(Examined(info.name, str(info.path), info.format, findings))
     for place in catalog.subspaces:
-        _step(progress, cancelled, len(report.patients), total, place.name)
+        _step(progress, cancelled, len(report.examined), total, place.name)
         here = place if isinstance(place, Path) else existing_path(place)
-        report.patients.append(_subspace(here, target, base, read_tensors))
+        report.examined.append(_subspace(here, target, base, read_tensors))
     report.findings = [*catalog.findings, *together(subjects)]
-    report.findings = [f for f in report.findings if f.code != "subspace"]
+    report.findings = [_with_rule(f) for f in report.findings if f.code != "subspace"]
     return report
 
 
@@ -306,14 +311,14 @@ def _with_facts(name: str, subject: Subject) -> Subject:
             modules=source.modules,
             scales=source.scales,
             rest=source.rest,
-            remarks=tuple(sorted(remarks)),
+            remarks=tuple(sorted(remarks, key=lambda f: tuple(f.as_dict().values()))),
         )
     return replace(subject, facts=facts)
 
 
 def _subspace(
     place: Path, target: str | None, base: BaseFacts | None, read_tensors: bool
-) -> Patient:
+) -> Examined:
     """A subspace's own health, and what every task of it would meet at the target."""
     from vlora_engine.catalog.read import read_manifest
     from vlora_engine.doctor.subspace_check import check_subspace
@@ -323,18 +328,24 @@ def _subspace(
     try:
         tasks: Sequence[str] = list(read_manifest(place).tasks)
     except VLoRAError as error:
-        findings = findings or [finding_of(error, str(place))]
+        findings = findings or [finding_of(error, str(place)).called(str(place))]
         tasks = []
     for task in tasks if target is not None or base is not None else ():
         subject = replace(subject_of(inspect_task(place, task)), base=base)
         findings += applied(subject, ("base", "target"), target)
-    ordered = sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
-    return Patient(place.name, str(place), "subspace", tuple(ordered))
+    ordered = sorted(
+        map(_with_rule, findings), key=lambda finding: SEVERITIES.index(finding.severity)
+    )
+    return Examined(place.name, str(place), "subspace", tuple(ordered))
+
+
+def _with_rule(finding: Finding) -> Finding:
+    """With the sentence of the rule of this code, where there is one."""
+    row, _ = RULES.get(finding.code, (None, None))
+    return finding if row is None or finding.rule else replace(finding, rule=row.what)
 
 
 def _codes_of(stage: Stage) -> set[str]:
-    from vlora_engine.doctor.rules import RULES
-
     return {code for code, (row, _) in RULES.items() if row.stage == stage}
 
 

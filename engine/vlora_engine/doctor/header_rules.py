@@ -24,7 +24,7 @@ def _code_beside(subject: Subject) -> Iterable[Hit]:
     found = sorted(name for name in subject.files if name.endswith(_CODE))
     if found:
         what = f"{count(len(found), 'program file')} beside the adapter: {', '.join(found[:4])}."
-        yield Hit(str(subject.path / found[0]), what)
+        yield Hit(what, file=str(subject.path / found[0]))
 
 
 @rule(
@@ -39,7 +39,7 @@ def _local_paths(subject: Subject) -> Iterable[Hit]:
     own = {k: v for k, v in subject.config.items() if k != "base_model_name_or_path"}
     found = [text for text in _texts(own) if text.startswith(("/", "~/", "C:\\", "file:"))]
     if found:
-        yield Hit(subject.at_config, f"The config names the path {found[0][:80]}.")
+        yield Hit(f"The config names the path {found[0][:80]}.", file=subject.at_config)
 
 
 def _texts(value: Any) -> Iterator[str]:
@@ -66,7 +66,7 @@ def _quantized_base(subject: Subject) -> Iterable[Hit]:
     base = subject.config.get("base_model_name_or_path")
     marks = ("bnb-4bit", "bnb-8bit", "-gptq", "-awq", "-int4", "-int8")
     if isinstance(base, str) and any(mark in base.lower() for mark in marks):
-        yield Hit(subject.at_config, f"It was trained on a quantized copy: {base[:80]}.")
+        yield Hit(f"It was trained on a quantized copy: {base[:80]}.", file=subject.at_config)
 
 
 @rule(
@@ -79,7 +79,7 @@ def _wide_dtype(subject: Subject) -> Iterable[Hit]:
     wide = [name for name, shape in (subject.modules or {}).items() if shape.dtype == "F64"]
     if wide:
         what = f"{count(len(wide), 'module')} in fp64, such as {wide[0]}."
-        yield Hit(subject.at_weights, what, "save it in fp32, or bf16")
+        yield Hit(what, "save it in fp32, or bf16", file=subject.at_weights, module=wide[0])
 
 
 @rule(
@@ -94,7 +94,7 @@ def _narrow_dtype(subject: Subject) -> Iterable[Hit]:
     narrow = [name for name in narrow if "lora_" in name]
     if narrow:
         what = f"{count(len(narrow), 'factor')} in 8-bit floats, such as {narrow[0]}."
-        yield Hit(subject.at_weights, what)
+        yield Hit(what, file=subject.at_weights)
 
 
 @rule(
@@ -108,7 +108,7 @@ def _mixed_dtypes(subject: Subject) -> Iterable[Hit]:
     dtypes = Counter(dtype for name, (dtype, _) in subject.tensors.items() if ".lora_" in name)
     if len(dtypes) > 1:
         told = ", ".join(f"{number} {dtype}" for dtype, number in sorted(dtypes.items()))
-        yield Hit(subject.at_weights, f"Factors of several dtypes: {told}.")
+        yield Hit(f"Factors of several dtypes: {told}.", file=subject.at_weights)
 
 
 @rule(
@@ -128,7 +128,7 @@ def _odd_scale(subject: Subject) -> Iterable[Hit]:
     if odd:
         module, scale = next(iter(odd.items()))
         what = f"The scale of {count(len(odd), 'module')} is {scale:.3g}, as of {module}."
-        yield Hit(subject.at_config, what)
+        yield Hit(what, file=subject.at_config, module=module)
 
 
 @rule(
@@ -146,4 +146,6 @@ def _redundant_rank(subject: Subject) -> Iterable[Hit]:
             f"{shape.d_out}) cannot have: {shape.rank}."
         )
         fix = subject.command("resize", "--energy", "1", suffix="smaller")
-        yield Hit(subject.at_weights, what, "store it at the rank that it has", fix)
+        yield Hit(
+            what, "store it at the rank that it has", fix, file=subject.at_weights, module=over[0]
+        )

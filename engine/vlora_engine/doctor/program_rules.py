@@ -81,7 +81,7 @@ def _gguf_alpha_pattern(subject: Subject) -> Iterable[Hit]:
 )
 def _gguf_zero_alpha(subject: Subject) -> Iterable[Hit]:
     if subject.config.get("lora_alpha") == 0:
-        yield Hit(subject.at_config, "lora_alpha is 0.")
+        yield Hit("lora_alpha is 0.", file=subject.at_config)
 
 
 add_rows(
@@ -129,7 +129,7 @@ def _ollama_safetensors(subject: Subject) -> Iterable[Hit]:
         return
     if not taken:
         what = f"The base is {named[:80]}."
-        yield Hit(subject.at_config, what)
+        yield Hit(what, file=subject.at_config)
 
 
 # ---- PEFT, and the portable form
@@ -168,7 +168,7 @@ def _beyond_every_server(subject: Subject) -> Iterable[Hit]:
     limit, rank = RANK_LIMITS["vllm"], largest_rank(subject)
     if smallest_choice(limit, rank) is None:
         fix = subject.command("resize", "--rank", str(max(limit.choices)), suffix="r512")
-        yield Hit(subject.at_weights, f"A rank of {rank}.", fix=fix)
+        yield Hit(f"A rank of {rank}.", fix=fix, file=subject.at_weights)
 
 
 _VLLM_RANKS = "https://github.com/vllm-project/vllm/blob/main/vllm/config/lora.py"

@@ -105,10 +105,10 @@ def _refused_as(code: str) -> Find:
     def find(subject: Subject) -> Iterable[Hit]:
         if subject.error is None:
             return
-        finding = finding_of(subject.error)
+        finding = finding_of(subject.error, str(subject.path))
         known = finding.code if finding.code in REFUSALS else "unreadable"
         if known == code:
-            yield Hit(finding.where or str(subject.path), finding.what, finding.remedy)
+            yield Hit.of(finding)
 
     return find
 
@@ -116,7 +116,7 @@ def _refused_as(code: str) -> Find:
 def _remarked_as(code: str) -> Find:
     def find(subject: Subject) -> Iterable[Hit]:
         for finding in subject.remarked(code):
-            yield Hit(finding.where, finding.what, finding.remedy, _fix(code, subject))
+            yield Hit.of(finding, fix=_fix(code, subject))
 
     return find
 

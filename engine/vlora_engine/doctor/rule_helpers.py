@@ -54,7 +54,7 @@ def scales_hit(subject: Subject, wrong: list[str], target: str) -> Iterable[Hit]
             f"{count(len(wrong), 'module')} would get another scale than in PEFT, such as "
             f"{wrong[0]} (here {subject.scales[wrong[0]]:.3g})."
         )
-        yield Hit(subject.at_config, what, fix=shaped(subject, target))
+        yield Hit(what, fix=shaped(subject, target), file=subject.at_config, module=wrong[0])
 
 
 def shaped(subject: Subject, target: str) -> str:
@@ -77,27 +77,29 @@ def heads(subject: Subject) -> Iterable[Hit]:
     if saved or rest:
         names = saved if isinstance(saved, list) and saved else rest[:1] or [shown(saved)]
         named = ", ".join(map(str, names))
-        yield Hit(subject.at_weights, f"It brings whole tensors along: {named[:120]}.")
+        yield Hit(f"It brings whole tensors along: {named[:120]}.", file=subject.at_weights)
 
 
 def convolutions(subject: Subject) -> Iterable[Hit]:
     """Factors of convolutions."""
     found = [name for name, s in (subject.modules or {}).items() if s.kind == "conv2d"]
     if found:
-        yield Hit(subject.at_weights, f"{count(len(found), 'convolution')}, such as {found[0]}.")
+        what = f"{count(len(found), 'convolution')}, such as {found[0]}."
+        yield Hit(what, file=subject.at_weights, module=found[0])
 
 
 def embeddings(subject: Subject) -> Iterable[Hit]:
     """Factors of embeddings."""
     found = [name for name, s in (subject.modules or {}).items() if s.kind == "embedding"]
     if found:
-        yield Hit(subject.at_weights, f"{count(len(found), 'embedding')}, such as {found[0]}.")
+        what = f"{count(len(found), 'embedding')}, such as {found[0]}."
+        yield Hit(what, file=subject.at_weights, module=found[0])
 
 
 def dora(subject: Subject) -> Iterable[Hit]:
     """A config that says DoRA."""
     if subject.config.get("use_dora"):
-        yield Hit(subject.at_config, "use_dora is true.")
+        yield Hit("use_dora is true.", file=subject.at_config)
 
 
 def keys(subject: Subject) -> Iterable[Hit]:
@@ -105,21 +107,21 @@ def keys(subject: Subject) -> Iterable[Hit]:
     for code in ("no-prefix", "named-keys"):
         for finding in subject.remarked(code):
             fix = subject.command("convert", "--to", "peft", suffix="peft")
-            yield Hit(finding.where, finding.what, fix=fix)
+            yield Hit.of(finding, fix=fix, remedy="")
 
 
 def as_remarked(code: str, subject: Subject) -> Iterable[Hit]:
     """What reading has remarked under ``code``, with the command that writes PEFT's files."""
     for finding in subject.remarked(code):
         fix = subject.command("convert", "--to", "peft", suffix="peft")
-        yield Hit(finding.where, finding.what, finding.remedy, fix)
+        yield Hit.of(finding, fix=fix)
 
 
 def prefix(subject: Subject) -> Iterable[Hit]:
     """Keys without PEFT's prefix."""
     for finding in subject.remarked("no-prefix"):
         fix = subject.command("convert", "--to", "peft", suffix="peft")
-        yield Hit(finding.where, "Keys do not begin with base_model.model.", fix=fix)
+        yield Hit.of(finding, what="Keys do not begin with base_model.model.", fix=fix, remedy="")
 
 
 def gaps(subject: Subject) -> Iterable[Hit]:
@@ -135,7 +137,7 @@ def gaps(subject: Subject) -> Iterable[Hit]:
         missing = sorted(set(range(layers)) - there)
         if missing:
             what = f"{kind} is missing in layer {missing[0]} ({len(there)} of {layers} are there)."
-            yield Hit(subject.at_weights, what)
+            yield Hit(what, file=subject.at_weights)
             return
 
 

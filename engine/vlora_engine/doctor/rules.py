@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
-from vlora_engine.findings import Finding, Severity
+from vlora_engine.errors import place_words
+from vlora_engine.findings import SEVERITIES, Finding, Severity
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,13 +61,45 @@ class Rule:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
-class Hit(NamedTuple):
-    """What a rule's function found; the rest of the finding is the rule's own."""
+@dataclass(frozen=True)
+class Hit:
+    """What a rule's function found; the rest of the finding is the rule's own.
 
-    where: str
+    The fields are those of `Finding`.
+    """
+
     what: str
     remedy: str = ""
     fix: str = ""
+    _: KW_ONLY
+    adapter: str = ""
+    file: str = ""
+    module: str = ""
+    tensor: str = ""
+    place: str = ""
+
+    @classmethod
+    def of(cls, finding: Finding, **changed: str) -> Hit:
+        """What another check found, or what a rule makes of it."""
+        known = {field.name: getattr(finding, field.name) for field in fields(cls)}
+        return cls(**{**known, **changed})
+
+    def as_finding(self, row: Rule, adapter: str) -> Finding:
+        """The finding under the rule's code, on this adapter."""
+        found = Finding(
+            row.code,
+            row.severity,
+            self.what,
+            self.remedy or row.remedy,
+            self.fix,
+            adapter=adapter or self.adapter,
+            file=self.file,
+            module=self.module,
+            tensor=self.tensor,
+            rule=row.what,
+        )
+        said = place_words(self.adapter or adapter, self.file, self.module, self.tensor)
+        return found.called(self.place or said)
 
 
 @dataclass(frozen=True)
@@ -136,15 +169,12 @@ def rule(code: str, severity: Severity, what: str, **row: Any) -> Callable[[Find
 def applied(subject: Subject, stages: Sequence[Stage], target: str | None) -> Iterator[Finding]:
     """The findings of every rule of these stages that concerns ``target``, gravest first."""
     found = [
-        Finding(row.severity, row.code, hit.where, hit.what, hit.remedy or row.remedy, hit.fix)
+        hit.as_finding(row, str(subject.path))
         for row, find in RULES.values()
         if row.stage in stages and (not row.targets or target in row.targets)
         for hit in find(subject)
     ]
     yield from sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
-
-
-SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
 
 def count(number: int, noun: str) -> str:

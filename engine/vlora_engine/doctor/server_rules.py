@@ -55,7 +55,7 @@ def _vllm_rank(subject: Subject) -> Iterable[Hit]:
     limit, rank = RANK_LIMITS["vllm"], largest_rank(subject)
     if smallest_choice(limit, rank) is None:
         remedy = f"cut it to {max(limit.choices)}"
-        yield Hit(subject.at_weights, f"A rank of {rank}.", remedy, shaped(subject, "vllm"))
+        yield Hit(f"A rank of {rank}.", remedy, shaped(subject, "vllm"), file=subject.at_weights)
 
 
 @rule(
@@ -73,7 +73,7 @@ def _vllm_default_rank(subject: Subject) -> Iterable[Hit]:
     if rank > limit.default and choice is not None:
         remedy = f"start the server with {limit.flag} {choice}, or cut the rank"
         fix = subject.command("resize", "--for", "vllm", suffix=f"r{limit.default}")
-        yield Hit(subject.at_weights, f"A rank of {rank}.", remedy, fix)
+        yield Hit(f"A rank of {rank}.", remedy, fix, file=subject.at_weights)
 
 
 @rule(
@@ -90,7 +90,7 @@ def _vllm_bias(subject: Subject) -> Iterable[Hit]:
     bias = subject.config.get("bias")
     if bias not in (None, "none") or subject.config.get("lora_bias"):
         told = f"bias is {bias}" if bias not in (None, "none") else "lora_bias is true"
-        yield Hit(subject.at_config, f"{told}.")
+        yield Hit(f"{told}.", file=subject.at_config)
 
 
 @rule(
@@ -153,7 +153,7 @@ def _sglang_pattern(subject: Subject) -> Iterable[Hit]:
     targets = subject.config.get("target_modules")
     if isinstance(targets, str) and targets != "all-linear":
         fix = shaped(subject, "sglang")
-        yield Hit(subject.at_config, f"target_modules is {targets[:80]!r}.", fix=fix)
+        yield Hit(f"target_modules is {targets[:80]!r}.", fix=fix, file=subject.at_config)
 
 
 @rule(
@@ -171,7 +171,7 @@ def _sglang_paths(subject: Subject) -> Iterable[Hit]:
     dotted = [str(t) for t in targets if "." in str(t)] if isinstance(targets, list) else []
     if dotted:
         what = f"{count(len(dotted), 'full path')} in target_modules, such as {dotted[0][:80]}."
-        yield Hit(subject.at_config, what, fix=shaped(subject, "sglang"))
+        yield Hit(what, fix=shaped(subject, "sglang"), file=subject.at_config)
 
 
 add_rows(
@@ -212,7 +212,7 @@ def _loader_ranks(target: str, subject: Subject) -> Iterable[Hit]:
     if mixed:
         kind, ranks = mixed[0]
         what = f"Ranks {min(ranks)} to {max(ranks)} (padded) for {kind}."
-        yield Hit(subject.at_weights, what, fix=shaped(subject, target))
+        yield Hit(what, fix=shaped(subject, target), file=subject.at_weights)
 
 
 for _name, _source, _since in (
@@ -274,7 +274,7 @@ for _name, _source, _since in (
 def _not_generating(subject: Subject) -> Iterable[Hit]:
     task = subject.config.get("task_type")
     if task not in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM"):
-        yield Hit(subject.at_config, f"task_type is {str(task)[:40]}.")
+        yield Hit(f"task_type is {str(task)[:40]}.", file=subject.at_config)
 
 
 @rule(
@@ -289,7 +289,7 @@ def _not_generating(subject: Subject) -> Iterable[Hit]:
 )
 def _repeated_layers(subject: Subject) -> Iterable[Hit]:
     if subject.config.get("layer_replication"):
-        yield Hit(subject.at_config, "layer_replication is set.")
+        yield Hit("layer_replication is set.", file=subject.at_config)
 
 
 @rule(
@@ -306,4 +306,4 @@ def _not_peft_files(subject: Subject) -> Iterable[Hit]:
     # A GGUF file is what llama.cpp reads; of a subspace tasks are exported; of others who knows.
     if subject.format not in ("peft", "gguf", "unknown", SUBSPACE):
         fix = subject.command("convert", "--to", "peft", suffix="peft")
-        yield Hit(str(subject.path), f"Its format is {subject.format}.", fix=fix)
+        yield Hit(f"Its format is {subject.format}.", fix=fix, file=str(subject.path))

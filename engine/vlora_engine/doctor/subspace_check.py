@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlora_engine.findings import Finding, finding_of
+from vlora_engine.manifest.manifest import INDEX
 
 if TYPE_CHECKING:
     from vlora_engine.errors import VLoRAError
@@ -35,11 +36,15 @@ def check_subspace(path: str | Path) -> list[Finding]:
     try:
         manifest = read_manifest(path)
     except (CorruptFileError, SubspaceError) as error:
-        return [_from_error("index", error)]
+        return [_from_error(error, file=INDEX, place="index", adapter=str(path))]
+    return [replace(finding, adapter=str(path)) for finding in _findings(manifest)]
+
+
+def _findings(manifest: Manifest) -> list[Finding]:
     if manifest.peer:
         return list(_peer_findings(manifest))
     findings = list(_file_findings(manifest))
-    broken = {finding.where for finding in findings if finding.severity == "error"}
+    broken = {finding.file for finding in findings if finding.severity == "error"}
     findings += _content_findings(manifest, broken)
     if findings and manifest.is_outdated():
         return check_subspace(path)  # it was changed meanwhile: that is no fault
@@ -67,19 +72,19 @@ def _file_findings(manifest: Manifest) -> Iterator[Finding]:
     for name, (sha256, nbytes) in listed.items():
         file = manifest.path / name
         if not file.is_file():
-            yield Finding("error", "file-missing", name, "The file is missing.", restore)
+            yield Finding("file-missing", "error", "The file is missing.", restore, file=name)
         elif file.stat().st_size != nbytes:
             what = f"The file has {file.stat().st_size} bytes; the index says {nbytes}."
-            yield Finding("error", "file-size", name, what, restore)
+            yield Finding("file-size", "error", what, restore, file=name)
         elif sha256_file(file) != sha256:
             what = "The file's bytes are not those that the index vouches for."
-            yield Finding("error", "checksum", name, what, restore)
+            yield Finding("checksum", "error", what, restore, file=name)
     known = {*listed, "subspace.json", "README.md"}
     for file in sorted(manifest.path.rglob("*")):
         name = file.relative_to(manifest.path).as_posix()
         if file.is_file() and name not in known and not name.startswith("."):
             what = "The index does not know this file."
-            yield Finding("warning", "stray-file", name, what, "delete it if it is not yours")
+            yield Finding("stray-file", "warning", what, "delete it if it is not yours", file=name)
 
 
 def _basis_findings(stored: StoredSubspace, broken: set[str]) -> Iterator[Finding]:
@@ -98,13 +103,16 @@ def _basis_findings(stored: StoredSubspace, broken: set[str]) -> Iterator[Findin
             try:
                 basis = stored.basis(index)
             except VLoRAError as error:
-                yield _from_error(f"{shard.name}: {name}", error)
+                yield _from_error(
+                    error, file=shard.name, module=name, place=f"{shard.name}: {name}"
+                )
                 break
             for side, rows in (("a", basis.a), ("b", basis.b)):
-                where = f"{shard.name}: {name}, side {side}"
+                place = {"file": shard.name, "module": name}
+                place["place"] = f"{shard.name}: {name}, side {side}"
                 if not bool(torch.isfinite(rows).all()):
                     what = "The basis holds NaN or infinity."
-                    yield Finding("error", "not-finite", where, what, "compress again")
+                    yield Finding("not-finite", "error", what, "compress again", **place)
                     continue
                 gram = rows.double() @ rows.double().T
                 off = (
@@ -114,7 +122,7 @@ def _basis_findings(stored: StoredSubspace, broken: set[str]) -> Iterator[Findin
                 )
                 if off > limit:
                     what = f"The basis is not orthonormal: off by {off:.2g}."
-                    yield Finding("warning", "not-orthonormal", where, what, "compress again")
+                    yield Finding("not-orthonormal", "warning", what, "compress again", **place)
 
 
 def _task_findings(stored: StoredSubspace, broken: set[str]) -> Iterator[Finding]:
@@ -129,21 +137,21 @@ def _task_findings(stored: StoredSubspace, broken: set[str]) -> Iterator[Finding
         try:
             task = stored.task(record)
         except VLoRAError as error:
-            yield _from_error(name, error)
+            yield _from_error(error, file=name)
             continue
         except KeyError as error:
             what = f"The file lacks the tensor {error}."
-            yield Finding("error", "tensor-missing", name, what, "compress the adapters again")
+            yield Finding("tensor-missing", "error", what, "compress the adapters again", file=name)
             continue
         own = [factor for pair in task.own.values() for factor in pair]
         for tensor in (task.values, task.scales, task.norms, task.errors, *own):
             if not bool(torch.isfinite(tensor.float()).all()):
                 what = f"The loadings of {record.id!r} hold NaN or infinity."
-                yield Finding("error", "not-finite", name, what, "compress the adapters again")
+                yield Finding("not-finite", "error", what, "compress the adapters again", file=name)
                 break
         if len(task.rest) != record.rest:
             what = f"{len(task.rest)} rest tensors; the index says {record.rest}."
-            yield Finding("error", "rest-tensors", name, what, "compress the adapters again")
+            yield Finding("rest-tensors", "error", what, "compress the adapters again", file=name)
 
 
 def _peer_findings(manifest: Manifest) -> Iterator[Finding]:
@@ -153,20 +161,20 @@ def _peer_findings(manifest: Manifest) -> Iterator[Finding]:
 
     yield from manifest.findings
     what = f"{manifest.peer} keeps no checksums: only what can be seen in the numbers is checked."
-    yield Finding("note", "no-checksums", str(manifest.path), what)
+    yield Finding("no-checksums", "note", what, file=str(manifest.path))
     store = store_of(manifest)
     try:
         for index, spec in enumerate(manifest.layers):
             try:
                 store.kept_basis(index)
             except VLoRAError as error:
-                yield _from_error(spec.name, error)
+                yield _from_error(error, module=spec.name)
                 return
         for record in manifest.tasks.values():
             try:
                 store.task(record)
             except VLoRAError as error:
-                yield _from_error(record.file, error)
+                yield _from_error(error, file=record.file)
     finally:
         store.close()
 
@@ -189,18 +197,23 @@ def _coded_findings(manifest: Manifest, broken: set[str]) -> Iterator[Finding]:
                 task = stored.task(record)
                 factors = decoder.factors(manifest.layers, record, task.blobs)
             except VLoRAError as error:
-                yield _from_error(name, error)
+                yield _from_error(error, file=name)
                 continue
             numbers = [x for pair in factors.values() for x in pair]
             if not all(bool(torch.isfinite(x).all()) for x in (*numbers, task.norms, task.errors)):
                 what = f"What {record.id!r} decodes to is not finite."
-                yield Finding("error", "not-finite", name, what, "compress the adapters again")
+                yield Finding("not-finite", "error", what, "compress the adapters again", file=name)
             if len(task.rest) != record.rest:
                 what = f"{len(task.rest)} rest tensors; the index says {record.rest}."
-                yield Finding("error", "rest-tensors", name, what, "compress the adapters again")
+                yield Finding(
+                    "rest-tensors", "error", what, "compress the adapters again", file=name
+                )
     finally:
         stored.close()
 
 
-def _from_error(where: str, error: VLoRAError) -> Finding:
-    return replace(finding_of(error, where), code="unreadable")
+def _from_error(error: VLoRAError, **place: str) -> Finding:
+    """An error in reading one part of the subspace, by the part's own place."""
+    told = finding_of(error)
+    nowhere: dict[str, Any] = {"adapter": "", "file": "", "module": "", "tensor": "", "place": ""}
+    return replace(told, code="unreadable", **{**nowhere, **place})

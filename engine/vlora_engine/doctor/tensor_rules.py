@@ -39,7 +39,7 @@ def _not_finite(subject: Subject) -> Iterable[Hit]:
     check = _checked(subject)
     if check is not None and check.error is not None and check.error.code == "not-finite":
         finding = finding_of(check.error)
-        yield Hit(finding.where, finding.what, "use an earlier checkpoint of it, or leave it out")
+        yield Hit.of(finding, remedy="use an earlier checkpoint of it, or leave it out")
 
 
 @rule(
@@ -53,7 +53,7 @@ def _rest_not_finite(subject: Subject) -> Iterable[Hit]:
     check = _checked(subject)
     for finding in check.findings if check is not None else ():
         if finding.code == "rest-not-finite":
-            yield Hit(finding.where, finding.what, finding.remedy)
+            yield Hit.of(finding)
 
 
 @rule(
@@ -71,7 +71,7 @@ def _no_effect(subject: Subject) -> Iterable[Hit]:
             fresh = subject.facts is not None and len(subject.facts.fresh) > 0
             more = " A is as it was initialised: it was never trained." if fresh else ""
             remedy = "look for the checkpoint that was trained; this one is the base model"
-            yield Hit(finding.where, finding.what + more, remedy)
+            yield Hit.of(finding, what=finding.what + more, remedy=remedy)
 
 
 @rule(
@@ -87,7 +87,7 @@ def _idle(subject: Subject) -> Iterable[Hit]:
     idle = [] if subject.facts is None else subject.facts.idle
     if 0 < len(idle) < len(subject.modules or {}):
         what = f"{count(len(idle), 'module')} without effect, such as {idle[0]}."
-        yield Hit(subject.at_weights, what)
+        yield Hit(what, file=subject.at_weights, module=idle[0])
 
 
 @rule(
@@ -105,7 +105,7 @@ def _fresh(subject: Subject) -> Iterable[Hit]:
         return
     if len(facts.fresh) == len(subject.modules or {}):
         what = f"A of all {count(len(facts.fresh), 'module')} is uniform up to 1 / sqrt(d_in)."
-        yield Hit(subject.at_weights, what)
+        yield Hit(what, file=subject.at_weights)
 
 
 @rule(
@@ -121,4 +121,4 @@ def _beyond_fp16(subject: Subject) -> Iterable[Hit]:
     large = [] if subject.facts is None else subject.facts.large
     if large:
         what = f"{count(len(large), 'module')} with entries above 65504, such as {large[0]}."
-        yield Hit(subject.at_weights, what)
+        yield Hit(what, file=subject.at_weights, module=large[0])

@@ -119,7 +119,7 @@ def numbered_parts(probe: Probe, contents: Contents) -> Parts:
         scales=dict.fromkeys(pairs, 1.0),
         rest=rest,
         origin={"metadata": dict(contents.metadata)} if contents.metadata else {},
-        findings=(Finding("note", "numbered-modules", str(contents.path), what),),
+        findings=(Finding("numbered-modules", "note", what, file=str(contents.path)),),
     )
 
 
@@ -190,11 +190,11 @@ def _alpha_findings(
         what = (
             f"{count:,} alpha{'s' * (count > 1)}, such as {one}, read as scale{'s' * (count > 1)}."
         )
-        found.append(Finding("note", "alpha-tensors", str(contents.path), what))
+        found.append(Finding("alpha-tensors", "note", what, file=str(contents.path)))
     without = len(factors) - len(alphas)
     if without:
         what = f"No alpha for {without:,} of {len(factors):,} modules: their scale is 1."
-        found.append(Finding("note", "no-alpha", str(contents.path), what))
+        found.append(Finding("no-alpha", "note", what, file=str(contents.path)))
     return tuple(found)
 
 
@@ -206,7 +206,7 @@ def _renamed_finding(contents: Contents, factors: Mapping[str, Any]) -> tuple[Fi
         f"{len(old):,} tensors are named after attention processors, as diffusers no longer does; "
         "their modules have the names of today (to_q, to_k, to_v, to_out.0)."
     )
-    return (Finding("note", "old-names", str(contents.path), what),)
+    return (Finding("old-names", "note", what, file=str(contents.path)),)
 
 
 def _noted_settings(contents: Contents) -> dict[str, Settings]:
@@ -238,7 +238,8 @@ def _noted_settings(contents: Contents) -> dict[str, Settings]:
 def _refused(kind: str, key: str, contents: Contents) -> UnsupportedAdapterError:
     return UnsupportedAdapterError(
         f"The file holds {kind}, whose update is not scale * B @ A.",
-        where=f"{contents.path}: {key}",
+        file=contents.path,
+        tensor=key,
         expected="plain LoRA: one down and one up for every module",
         found=key,
         remedy="extract a plain LoRA of it with kohya's sd-scripts, or train one",

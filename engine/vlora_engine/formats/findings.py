@@ -35,11 +35,11 @@ def adapter_findings(
 def pickle_findings(probe: Probe, weights: Path, settings: Settings) -> tuple[Finding, ...]:
     """What is remarkable about an adapter whose tensors are in a pickle, not opened yet."""
     unread = Finding(
-        "warning",
         "pickle-weights",
-        str(weights),
+        "warning",
         "The tensors are in a pickle; modules and shapes are read only when it is used.",
         "save the adapter again as safetensors",
+        file=str(weights),
     )
     return (unread, *_config_findings(probe, settings), *_pickles_beside(probe, weights))
 
@@ -48,39 +48,41 @@ def _config_findings(probe: Probe, settings: Settings) -> Iterable[Finding]:
     config, where = probe.config, str(probe.config_path)
     if config.get("peft_type") is None:
         yield Finding(
-            "warning",
             "no-peft-type",
-            where,
+            "warning",
             "The config names no peft_type: PEFT itself cannot load it.",
             'add "peft_type": "LORA"',
+            file=where,
         )
     for name, value in (("r", PEFT_DEFAULT_RANK), ("lora_alpha", PEFT_DEFAULT_ALPHA)):
         if config.get(name) is None:
             yield Finding(
-                "warning",
                 f"no-{name.replace('_', '-')}",
-                where,
+                "warning",
                 f"The config names no {name}; PEFT takes {value}, and so does this engine.",
                 f"write the {name} that it was trained with",
+                file=where,
             )
     if settings.alpha == 0:
-        yield Finding("warning", "zero-alpha", where, "An alpha of 0: the adapter does nothing.")
+        yield Finding(
+            "zero-alpha", "warning", "An alpha of 0: the adapter does nothing.", file=where
+        )
     base = settings.base_model
     if base is None:
         yield Finding(
-            "note",
             "no-base-model",
-            where,
+            "note",
             "The config names no base model.",
             "write base_model_name_or_path",
+            file=where,
         )
     elif looks_local(base):
         yield Finding(
-            "note",
             "local-base-model",
-            where,
+            "note",
             f"The base model is a path on the machine of the training: {base}.",
             "write its public name into base_model_name_or_path",
+            file=where,
         )
 
 
@@ -97,41 +99,44 @@ def _pickles_beside(probe: Probe, weights: Path) -> Iterable[Finding]:
     beside = sorted(name for name in probe.names if name.endswith(PICKLES) and name != weights.name)
     if beside:
         yield Finding(
-            "note",
             "pickle-beside",
-            str(probe.directory / beside[0]),
+            "note",
             f"{_count(len(beside), 'pickle')} beside the adapter, never opened: "
             f"{', '.join(beside[:4])}.",
+            file=str(probe.directory / beside[0]),
         )
 
 
 def _layout_findings(layout: Layout, where: str) -> Iterable[Finding]:
     if not layout.pairs:
         yield Finding(
-            "warning",
             "no-modules",
-            where,
+            "warning",
             "No module is read as a product of factors; all tensors are kept as they are.",
+            file=where,
         )
     if not layout.prefixed:
         yield Finding(
-            "warning",
             "no-prefix",
-            where,
+            "warning",
             "Keys without base_model.model.: PEFT would load the adapter and apply none of it.",
             "export it again; this engine writes the prefix",
+            file=where,
         )
     if layout.adapter_name:
         yield Finding(
-            "note",
             "named-keys",
-            where,
+            "note",
             f"Keys with the adapter's name inside ({layout.adapter_name}), as in a raw state dict.",
+            file=where,
         )
     ranks = {pair.shape.rank for pair in layout.pairs.values()}
     if len(ranks) > 1:
         yield Finding(
-            "note", "mixed-ranks", where, f"Ranks from {min(ranks)} to {max(ranks)} in one adapter."
+            "mixed-ranks",
+            "note",
+            f"Ranks from {min(ranks)} to {max(ranks)} in one adapter.",
+            file=where,
         )
 
 
@@ -146,12 +151,13 @@ def _pattern_findings(layout: Layout, settings: Settings, where: str) -> Iterabl
         unsure = [module for module in layout.pairs if len(set(table.all(module))) > 1]
         if unsure:
             yield Finding(
-                "warning",
                 "overlapping-patterns",
-                where,
+                "warning",
                 f"Several entries of {name} match {_count(len(unsure), 'module')}, such as "
                 f"{unsure[0]}; the first one counts, and PEFT has sorted them when it saved.",
                 "write full module names if another one was meant",
+                module=unsure[0],
+                file=where,
             )
 
 
@@ -169,20 +175,21 @@ def _target_findings(layout: Layout, settings: Settings, where: str) -> Iterable
     stale = sorted(targets - hit)
     if stale:
         yield Finding(
-            "note",
             "stale-targets",
-            where,
+            "note",
             f"target_modules lists what no tensor belongs to: {', '.join(stale[:6])}.",
             "remove them from target_modules; some servers refuse or pad them",
+            file=where,
         )
     if unlisted:
         yield Finding(
-            "warning",
             "unlisted-modules",
-            where,
+            "warning",
             f"{_count(len(unlisted), 'module')} not in target_modules, such as {unlisted[0]}: "
             "PEFT would ignore them.",
             "export it again; this engine lists what is there",
+            module=unlisted[0],
+            file=where,
         )
 
 
@@ -200,11 +207,11 @@ def _rest_findings(layout: Layout, where: str) -> Iterable[Finding]:
     if not layout.rest:
         return
     yield Finding(
-        "note",
         "rest-tensors",
-        where,
+        "note",
         f"{_count(len(layout.rest), 'tensor')} outside the modules (heads, biases, and so on), "
         "kept bit for bit.",
+        file=where,
     )
     whole = [
         (name, math.prod(shape) * ITEM_BYTES[dtype])
@@ -213,20 +220,20 @@ def _rest_findings(layout: Layout, where: str) -> Iterable[Finding]:
     ]
     if whole:
         yield Finding(
-            "note",
             "whole-matrices",
-            where,
+            "note",
             f"{_count(len(whole), 'whole matrix', 'whole matrices')} "
             f"({sum(size for _, size in whole) / 1e6:.1f} MB), such as {whole[0][0]}: "
             "no low rank, so no saving there.",
+            file=where,
         )
     copies = [name for name in layout.rest if _BASE_COPY.search(name)]
     if copies:
         yield Finding(
-            "note",
             "base-copies",
-            where,
+            "note",
             f"{_count(len(copies), 'tensor')} of the base model inside, such as {copies[0]}.",
+            file=where,
         )
 
 

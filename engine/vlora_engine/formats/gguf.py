@@ -249,4 +249,4 @@ def _findings(names: Names, path: Path) -> tuple[Finding, ...]:
     if not names.why:
         return ()
     what = f"Modules keep llama.cpp's names and row order: {names.why}."
-    return (Finding("note", "gguf-names", str(path), what),)
+    return (Finding("gguf-names", "note", what, file=str(path)),)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlora_engine.adapters.model import Kind, ModuleShape
-from vlora_engine.errors import AdapterError, CorruptFileError, UnsupportedAdapterError
+from vlora_engine.errors import AdapterError, CorruptFileError, UnsupportedAdapterError, VLoRAError
 from vlora_engine.formats.config import Settings
 from vlora_engine.utils.safetensors_file import FLOAT_DTYPES, ITEM_BYTES
 
@@ -85,19 +85,21 @@ def check_ranks(layout: Layout, settings: Settings, config_path: Path, where: Pa
         AdapterError: Names the first tensor and says how many disagree.
     """
     wrong = [
-        (pair, settings.rank_of(module))
+        (module, pair, settings.rank_of(module))
         for module, pair in layout.pairs.items()
         if pair.shape.rank != settings.rank_of(module)
     ]
     if not wrong:
         return
-    pair, expected = wrong[0]
+    module, pair, expected = wrong[0]
     ranks = {pair.shape.rank for pair in layout.pairs.values()}
     found = pair.shape.rank
     advice = f'set "r": {found}' if len(ranks) == 1 else "set r and rank_pattern"
     raise AdapterError(
         f"The rank of {len(wrong)} of {len(layout.pairs)} modules disagrees with the config.",
-        where=f"{where}: {pair.key_a}",
+        module=module,
+        file=where,
+        tensor=pair.key_a,
         expected=f"rank {expected}, as r or rank_pattern of {config_path.name} says",
         found=f"rank {found}, shape {list(pair.shape.shape_a)}",
         remedy=f"{advice} in {config_path} if the tensors are right (lora_alpha is divided by r, "
@@ -145,6 +147,16 @@ def pair_of(
     Raises:
         AdapterError: As `read_layout`. UnsupportedAdapterError: A grouped convolution.
     """
+    try:
+        return _pair_of(module, sides, tensors, where)
+    except VLoRAError as error:
+        error.module = module
+        raise
+
+
+def _pair_of(
+    module: str, sides: Mapping[str, str], tensors: Mapping[str, Described], where: Path
+) -> Pair:
     key_a = sides.get("A") or sides.get("embedding_A")
     key_b = sides.get("B") or sides.get("embedding_B")
     if key_a is None or key_b is None or len(sides) > 2 or ("A" in sides) != ("B" in sides):
@@ -164,7 +176,8 @@ def pair_of(
         wrong_a = dtype_a not in FLOAT_DTYPES
         raise AdapterError(
             f"A factor of module {module!r} is not made of floating-point numbers.",
-            where=f"{where}: {key_a if wrong_a else key_b}",
+            file=where,
+            tensor=key_a if wrong_a else key_b,
             expected="F32, F16, BF16, F64 or an 8-bit float",
             found=dtype_a if wrong_a else dtype_b,
             remedy="save the adapter again in bf16, fp16 or fp32; quantized factors are not read",
@@ -189,7 +202,8 @@ def _conv_dimensions(
     if convolution and shape_b[1] != rank and rank % shape_b[1] == 0:
         raise UnsupportedAdapterError(
             "A module is a grouped convolution, whose update is not B @ A.",
-            where=f"{where}: {key_b}",
+            file=where,
+            tensor=key_b,
             expected=f"B of shape [out, {rank}, 1, 1]",
             found=f"shape {list(shape_b)} beside A {list(shape_a)}",
             remedy="retrain it without that module, "
@@ -222,7 +236,8 @@ def _product_error(
 ) -> AdapterError:
     return AdapterError(
         "The two factors of a module do not multiply.",
-        where=f"{where}: {key_a}",
+        file=where,
+        tensor=key_a,
         expected="A [r, in] and B [out, r] with the same r",
         found=f"A {list(shape_a)} and B {list(shape_b)}",
         remedy="save the adapter again where it was trained; one tensor is not its own",
@@ -243,7 +258,8 @@ def _half_error(module: str, keys: Iterable[str], where: Path) -> AdapterError:
     )
     return AdapterError(
         f"Module {module!r} has only one of its two factors.",
-        where=f"{where}: {keys[0]}",
+        file=where,
+        tensor=keys[0],
         expected=f"{missing} beside it" if len(keys) == 1 else "lora_A and lora_B of one kind",
         found=", ".join(keys) if len(keys) > 1 else "no such tensor",
         remedy="save or download the adapter again: it is not complete",
@@ -254,7 +270,9 @@ def _half_error(module: str, keys: Iterable[str], where: Path) -> AdapterError:
 def _several_error(module: str, one: str, two: str, where: Path) -> AdapterError:
     return AdapterError(
         f"The file holds two tensors for the same factor of module {module!r}.",
-        where=f"{where}: {two}",
+        module=module,
+        file=where,
+        tensor=two,
         expected="one adapter per file",
         found=f"{one} and {two}",
         remedy="save each adapter into its own directory: model.save_pretrained(dir) in PEFT",
@@ -265,7 +283,8 @@ def _several_error(module: str, one: str, two: str, where: Path) -> AdapterError
 def _empty_error(key: str, shape: tuple[int, ...], where: Path) -> AdapterError:
     return AdapterError(
         "A factor has no elements, or is not a matrix.",
-        where=f"{where}: {key}",
+        file=where,
+        tensor=key,
         expected="a matrix with at least one row and one column",
         found=f"shape {list(shape)}",
         remedy="gather the shards before saving (DeepSpeed ZeRO-3: GatheredParameters; FSDP: "

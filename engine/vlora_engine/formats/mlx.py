@@ -68,7 +68,7 @@ def _scale(config: Mapping[str, Any], probe: Probe) -> tuple[float, tuple[Findin
     if scale is None:
         what = f"No scale is named; MLX-LM takes {MLX_SCALE:g}, and so does this engine."
         remedy = "write lora_parameters.scale into adapter_config.json"
-        return MLX_SCALE, (Finding("warning", "no-scale", where, what, remedy),)
+        return MLX_SCALE, (Finding("no-scale", "warning", what, remedy, file=where),)
     if type(scale) not in (int, float) or not math.isfinite(scale):
         raise unreadable_number(probe.config_path, "lora_parameters.scale", scale)
     alpha, rank = settings.get("alpha"), settings.get("rank")
@@ -80,7 +80,7 @@ def _scale(config: Mapping[str, Any], probe: Probe) -> tuple[float, tuple[Findin
         f"Before, it was {scale:g} * alpha / rank = {scale * factor:g}."
     )
     remedy = f"if an older MLX-LM trained it, set lora_parameters.scale to {scale * factor:g}"
-    return float(scale), (Finding("warning", "mlx-alpha", where, what, remedy),)
+    return float(scale), (Finding("mlx-alpha", "warning", what, remedy, file=where),)
 
 
 def _positive(value: Any) -> TypeGuard[float]:

@@ -165,11 +165,11 @@ class PlainFormat:
     def _unread(self, probe: Probe, path: Path) -> Inspection:
         identity = probe.identity(path)
         unread = Finding(
-            "warning",
             "pickle-weights",
-            str(path),
+            "warning",
             "The tensors are in a pickle; modules and shapes are read only when it is used.",
             "save the adapter again as safetensors",
+            file=str(path),
         )
         return Inspection(
             path=probe.path,
@@ -215,7 +215,9 @@ def paired(
             (key,) = sides.values()
             raise AdapterError(
                 f"Module {module!r} has only one of its two factors.",
-                where=f"{where}: {key}",
+                module=module,
+                file=where,
+                tensor=key,
                 expected="the other factor beside it",
                 found="no such tensor",
                 remedy="save or download the adapter again: it is not complete",
@@ -243,7 +245,8 @@ def scalar(contents: Contents, name: str) -> float:
     if not math.isfinite(value):
         raise AdapterError(
             "An alpha is not one finite number.",
-            where=f"{contents.path}: {name}",
+            file=contents.path,
+            tensor=name,
             expected="a scalar",
             found=f"{dtype} {list(shape)}, {value:g}"
             if math.prod(shape) == 1
@@ -279,7 +282,7 @@ def _rest_findings(parts: Parts, where: Path) -> Sequence[Finding]:
         return ()
     count = len(parts.rest)
     what = f"{count:,} tensor{'s' * (count > 1)} outside the modules, kept bit for bit."
-    return (Finding("note", "rest-tensors", str(where), what),)
+    return (Finding("rest-tensors", "note", what, file=str(where)),)
 
 
 def _beside(form: PlainFormat, probe: Probe) -> Sequence[Finding]:
@@ -295,7 +298,9 @@ def _beside(form: PlainFormat, probe: Probe) -> Sequence[Finding]:
     if not others:
         return ()
     what = f"{len(others)} more tensor files beside {own}, not read: {', '.join(others[:4])}."
-    return (Finding("note", "files-beside", str(probe.directory), what, "name one to read it"),)
+    return (
+        Finding("files-beside", "note", what, "name one to read it", file=str(probe.directory)),
+    )
 
 
 def unreadable_number(where: Path, name: str, value: Any) -> CorruptFileError:

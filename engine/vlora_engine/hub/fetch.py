@@ -178,25 +178,25 @@ def _is_whole(path: Path, nbytes: int | None) -> bool:
 def _remarks(listing: Listing, folder: Path, lacking: Sequence[str], *, asked: AdapterRef) -> Any:
     if listing.moved_from is not None:
         yield Finding(
-            "note",
             "hub-moved",
-            str(listing.address),
+            "note",
             f"The repository {listing.moved_from} is called {listing.address.repo} now.",
+            adapter=str(listing.address),
         )
     if listing.cached and not asked.is_pinned:
         yield Finding(
-            "warning",
             "hub-cached",
-            str(listing.address),
+            "warning",
             "The Hub cannot be reached: this is what the cache has of it.",
+            adapter=str(listing.address),
         )
     for name in lacking:
         if not listing.cached and (folder / name).exists():
             yield Finding(
-                "note",
                 "hub-mended",
-                str(folder / name),
+                "note",
                 "The file was only half there, and is downloaded again.",
+                file=str(folder / name),
             )
 
 

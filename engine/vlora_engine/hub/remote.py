@@ -18,7 +18,7 @@ from typing import Any
 
 from vlora_engine.adapters.address import AdapterRef, address_text
 from vlora_engine.errors import CorruptFileError, NotFoundError, VLoRAError
-from vlora_engine.findings import Finding
+from vlora_engine.findings import PLACES, Finding
 from vlora_engine.hub.client import SECONDS, endpoint, hub_errors
 from vlora_engine.hub.listing import Listing, adapter_files, adapter_folders, list_repository
 from vlora_engine.manifest.manifest import INDEX
@@ -50,12 +50,14 @@ class Shadow:
         if self.listing.moved_from is not None:
             present = self.listing.address.repo
             what = f"The repository {self.listing.moved_from} is called {present} now."
-            found.append(Finding("note", "hub-moved", str(self.listing.address), what))
+            found.append(Finding("hub-moved", "note", what, adapter=str(self.listing.address)))
         if self.elsewhere:
             first = str(replace(self.listing.address, subfolder=self.elsewhere[0]))
             others = len(self.elsewhere) - 1
             what = "Here" if not others else f"Here, and in {others} more folders"
-            found.append(Finding("note", "hub-more", first, f"{what}, lies another adapter."))
+            found.append(
+                Finding("hub-more", "note", f"{what}, lies another adapter.", adapter=first)
+            )
         return found
 
 
@@ -111,11 +113,11 @@ def _entered(address: AdapterRef) -> tuple[ExitStack, Shadow]:
 def as_remote(value: Any, shade: Shadow) -> Any:
     """An error or a finding about a shadow, about the place on the Hub instead."""
     if isinstance(value, Finding):
-        return replace(
-            value, where=address_text(value.where), remedy=_unshaded(value.remedy, shade)
-        )
+        places: dict[str, Any] = {name: address_text(getattr(value, name)) for name in PLACES}
+        return replace(value, **places, remedy=_unshaded(value.remedy, shade))
     if isinstance(value, VLoRAError):
         value.where = None if value.where is None else address_text(value.where)
+        value.adapter, value.file = address_text(value.adapter), address_text(value.file)
         for name in ("what", "expected", "found", "remedy"):
             text = getattr(value, name)
             if text is not None:

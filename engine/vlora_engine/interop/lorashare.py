@@ -64,7 +64,7 @@ def read_lorashare(directory: Path) -> Manifest:
     missing = [n for n in _names(index) if n not in tasks]
     if missing:
         what = f"The config names adapters that are not there: {', '.join(missing[:6])}."
-        findings.append(Finding("warning", "adapters-missing", str(path), what))
+        findings.append(Finding("adapters-missing", "warning", what, file=str(path)))
     return Manifest(
         path=directory,
         method="columns",
@@ -105,13 +105,13 @@ def _open_task(place: Path, name: str, index: Mapping[str, Any]) -> ShareTask:
     if not isinstance(config, dict) or not config:
         config = _config_of_all(index)
         what = f"{name!r} has no config of its own; the checkpoint's rank and alpha are taken."
-        findings.append(Finding("warning", "no-config", str(place), what))
+        findings.append(Finding("no-config", "warning", what, file=str(place)))
     if not name.isprintable():
         raise unsound(place, "a printable name", ascii(name))
     variant = find_variant(config)
     if variant is not None:
         what = f"{name!r} was {variant.name}: {variant.why}. lorashare kept only its A and B."
-        findings.append(Finding("warning", "variant", str(place), what))
+        findings.append(Finding("variant", "warning", what, file=str(place)))
     heads = place / HEADS_FILE
     source = meta.get("original_adapter_path")
     return ShareTask(

@@ -166,22 +166,22 @@ def _size(path: Path) -> int:
 def _findings(path: Path, names: Mapping[str, str], files: VloraFiles) -> list[Finding]:
     found = [
         Finding(
-            "note",
             "no-alpha",
-            str(path),
+            "note",
             "vlora-dev keeps no alpha, config or heads: a scale of 1 is taken, as its export does.",
             "name the alpha of the training when you export: --alpha",
+            file=str(path),
         )
     ]
     if files.codes is not None:
         what = "The components are packed as NF4; what that cost is not known any more."
-        found.append(Finding("note", "packed", str(path), what))
+        found.append(Finding("packed", "note", what, file=str(path)))
     owners: dict[str, str] = {}
     for task, file in names.items():
         if file in owners:
             what = (
                 f"Tasks {owners[file]!r} and {task!r} share a file: one has overwritten the other."
             )
-            found.append(Finding("warning", "shared-file", str(path.parent / file), what))
+            found.append(Finding("shared-file", "warning", what, file=str(path.parent / file)))
         owners.setdefault(file, task)
     return found

@@ -44,11 +44,11 @@ def as_first_library(
     if len(common) < len(holders):
         findings.append(
             Finding(
-                "warning",
                 "modules-left-out",
-                f"{len(holders) - len(common)} module(s)",
+                "warning",
                 "Merging A and B apart leaves out modules that an adapter lacks.",
                 _REMEDY,
+                place=f"{len(holders) - len(common)} module(s)",
             )
         )
     function = FIRST_LIBRARY[name]
@@ -70,11 +70,11 @@ def as_first_library(
     if ignored:
         findings.append(
             Finding(
-                "warning",
                 "scales-ignored",
-                f"{ignored} module(s)",
+                "warning",
                 "Merging A and B apart ignores scales; where the adapters' differ, 1 is set.",
                 _REMEDY,
+                place=f"{ignored} module(s)",
             )
         )
     return merged

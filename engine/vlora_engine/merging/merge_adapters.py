@@ -150,7 +150,7 @@ def merge_with_report(
     report = MergeReport(spec.name, space if dialect is None else dialect, values, base)
     report.findings += _differences(sources, holders)
     if spec.caution:
-        report.findings.append(Finding("warning", "caution", spec.name, spec.caution))
+        report.findings.append(Finding("caution", "warning", spec.caution, place=spec.name))
     if layers:
         report.varied = varied_modules(list(holders), layers)
     if request.is_apart and dialect is None:
@@ -243,11 +243,11 @@ def _differences(
     if len(bases) > 1:
         findings.append(
             Finding(
-                "warning",
                 "base-models-differ",
-                ", ".join(bases),
+                "warning",
                 "The adapters name different base models; their sum is meaningful only on one.",
                 "make sure that the names mean the same model",
+                place=", ".join(bases),
             )
         )
     for i, source in enumerate(sources):
@@ -255,10 +255,10 @@ def _differences(
         if missing:
             findings.append(
                 Finding(
-                    "note",
                     "modules-missing",
-                    source_label(sources, i),
+                    "note",
                     f"It lacks {missing} of {len(holders)} modules; they count as zero.",
+                    place=source_label(sources, i),
                 )
             )
     return findings

@@ -231,12 +231,12 @@ def _shared_rest(sources: Sequence[AdapterSource], report: MergeReport) -> dict[
     if differing:
         report.findings.append(
             Finding(
-                "warning",
                 "rest-left-out",
-                ", ".join(report.rest_left_out),
+                "warning",
                 f"{len(differing)} tensor(s) beside the LoRA modules differ between the adapters "
                 "and are not in the result.",
                 "take them from the adapter whose head is wanted",
+                place=", ".join(report.rest_left_out),
             )
         )
     return {key: rest[key] for key in report.rest_kept}

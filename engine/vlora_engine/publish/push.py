@@ -301,11 +301,11 @@ def _private_bases(entries: Sequence[Entry]) -> Iterator[Finding]:
     for name in dict.fromkeys(entry.base_model for entry in entries):
         if name and not is_public(name):
             yield Finding(
-                "warning",
                 "private-base",
-                name,
+                "warning",
                 "The adapters' config names a base model by a path; everybody will read it.",
                 "export them with --base-model NAME, and push those",
+                place=name,
             )
 
 

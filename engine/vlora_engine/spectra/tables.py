@@ -7,7 +7,6 @@ digits in fp32. The plots show these tables and the budget spends on them; nothi
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,9 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from vlora_engine.analysis.relations import Relations
+from vlora_engine.analysis.relations import Relations, is_current
 from vlora_engine.errors import CorruptFileError, NotFoundError, ParameterError, VLoRAError
+from vlora_engine.findings import Finding
+from vlora_engine.utils.array_file import Arrays, read_arrays
 from vlora_engine.utils.files import write_file, write_json
+from vlora_engine.utils.json_reader import JsonFile, JsonObject, shown
 
 if TYPE_CHECKING:
     from vlora_engine.codec.forecast import Outlook
@@ -147,6 +149,7 @@ class Spectra:
     Args:
         overhead: Per storage dtype the bytes of a subspace that no choice of k changes, rest
             tensors apart.
+        skipped: The errors of adapters that were left out (`VLoRAError.as_json`).
         relations: How the tasks relate, where that was affordable; of spectra that an earlier
             version wrote the inner products of all modules together alone.
         vectors: Per layer index the eigenvectors that form the bases again; spectra on a disk
@@ -159,7 +162,7 @@ class Spectra:
     layer_names: list[str]
     layers: dict[str, LayerTable] = field(default_factory=dict)
     relations: Relations | None = None
-    findings: list[dict[str, Any]] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
     skipped: list[dict[str, Any]] = field(default_factory=list)
     path: Path | None = None
     overhead: dict[str, int] = field(default_factory=dict)
@@ -172,12 +175,13 @@ class Spectra:
         if self.path is None:
             return False
         before = len(self.layers)
-        for i, layer in enumerate(_read_index(self.path)["layers"]):
-            if layer["name"] not in self.layers and layer_file(self.path, i).exists():
-                self.layers[layer["name"]] = _read_layer(layer_file(self.path, i), layer)
+        for i, layer in enumerate(_layers_of(_read_index(self.path))):
+            if layer.name not in self.layers and layer_file(self.path, i).exists():
+                table = _read_layer(layer_file(self.path, i), layer, len(self.tasks))
+                self.layers[layer.name] = table
         similarity = similarity_file(self.path)
         if self.relations is None and similarity.exists():
-            self.relations = Relations.of_arrays(_read_arrays(similarity))
+            self.relations = _read_relations(similarity, len(self.tasks))
         return len(self.layers) > before
 
     def outlook(self) -> Outlook | None:
@@ -199,7 +203,7 @@ class Spectra:
         """The eigenvectors per side of one layer, or None where they were not kept."""
         kept = self.vectors.get(index)
         if kept is None and self.path is not None and vectors_file(self.path, index).exists():
-            kept = _read_arrays(vectors_file(self.path, index))
+            kept = read_arrays(_file_of(vectors_file(self.path, index)))
         return None if kept is None else {side: kept[f"{method}.{side}"] for side in ("a", "b")}
 
     @property
@@ -260,12 +264,12 @@ class Spectra:
         directory = Path(path)
         index = _read_index(directory)
         spectra = cls(
-            tasks=[TaskEntry(**task) for task in index["tasks"]],
-            methods=index["methods"],
-            layer_names=[layer["name"] for layer in index["layers"]],
-            findings=index["findings"],
-            skipped=index["skipped"],
-            overhead=index["overhead"],
+            tasks=[_task_entry(task.object()) for task in index["tasks"].items()],
+            methods=index["methods"].texts(),
+            layer_names=[layer.name for layer in _layers_of(index)],
+            findings=[Finding.from_json(row.raw_object()) for row in index["findings"].items()],
+            skipped=[row.raw_object() for row in index["skipped"].items()],
+            overhead={name: n.natural() for name, n in index["overhead"].object().items()},
             path=directory,
         )
         spectra.refresh()
@@ -326,7 +330,7 @@ def write_index(
                 for name in spectra.layer_names
             ],
             "tasks": [asdict(task) for task in spectra.tasks],
-            "findings": spectra.findings,
+            "findings": [finding.as_json() for finding in spectra.findings],
             "skipped": spectra.skipped,
             "overhead": spectra.overhead,
         },
@@ -344,10 +348,13 @@ def finished_layers(directory: Path, fingerprint: str) -> dict[str, LayerTable]:
     except VLoRAError:
         return {}
     found: dict[str, LayerTable] = {}
-    if index.get("fingerprint") == fingerprint:
-        for i, layer in enumerate(index["layers"]):
-            with suppress(CorruptFileError):
-                found[layer["name"]] = _read_layer(layer_file(directory, i), layer)
+    with suppress(CorruptFileError):
+        if index["fingerprint"].text() != fingerprint:
+            return {}
+        tasks = len(index["tasks"].items())
+        for i, layer in enumerate(_layers_of(index)):
+            with suppress(NotFoundError, CorruptFileError):
+                found[layer.name] = _read_layer(layer_file(directory, i), layer, tasks)
     return found
 
 
@@ -368,10 +375,11 @@ def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
     write_file(path, save({name: np.ascontiguousarray(a) for name, a in arrays.items()}))
 
 
-def _read_index(directory: Path) -> dict[str, Any]:
-    file = directory / "spectra.json"
+def _read_index(directory: Path) -> JsonObject:
+    path = directory / "spectra.json"
+    file = JsonFile(path, "The spectra's index cannot be read.", "compute the spectra again")
     try:
-        index = json.loads(file.read_text())
+        raw = path.read_bytes()
     except FileNotFoundError:
         raise NotFoundError(
             "There are no spectra here.",
@@ -379,53 +387,92 @@ def _read_index(directory: Path) -> dict[str, Any]:
             expected="a directory with spectra.json",
             remedy="make them with `vlora-tui spectra PATHS -o DIR`",
         ) from None
-    except (OSError, ValueError) as error:
-        raise CorruptFileError(
-            "The spectra's index cannot be read.", where=file, found=str(error)
-        ) from None
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
-        raise CorruptFileError("The file is no index of spectra.", where=file)
-    if index.get("version") != VERSION:
+    except OSError as error:
+        raise file.error("", "a file that can be read", str(error)) from None
+    index = file.parse(raw).object()
+    said, version = index.get("format"), index.get("version")
+    if said is None or said.value != FORMAT:
+        raise CorruptFileError("The file is no index of spectra.", where=path)
+    if version is None or version.value != VERSION:
         raise CorruptFileError(
             "The spectra are of another version.",
-            where=file,
+            where=path,
             expected=str(VERSION),
-            found=str(index.get("version")),
+            found="None" if version is None else shown(version.value),
             remedy="compute them again",
         )
     return index
 
 
-def _read_arrays(path: Path) -> dict[str, Array]:
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
+@dataclass(frozen=True)
+class _Layer:
+    """What the index says of a layer."""
 
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CorruptFileError(
-            "A file of the spectra cannot be read.",
-            where=path,
-            found=str(error),
-            remedy="compute the spectra again",
-        ) from None
+    name: str
+    d_in: int
+    d_out: int
 
 
-def _read_layer(path: Path, layer: Mapping[str, Any]) -> LayerTable:
-    arrays = _read_arrays(path)
-    methods: dict[str, dict[str, Array]] = {}
-    for key, array in arrays.items():
-        method, dot, name = key.partition(".")
-        if dot:
-            methods.setdefault(method, {})[name] = array
+def _layers_of(index: JsonObject) -> list[_Layer]:
+    rows = [value.object() for value in index["layers"].items()]
+    return [_Layer(r["name"].text(), r["d_in"].natural(), r["d_out"].natural()) for r in rows]
+
+
+def _task_entry(row: JsonObject) -> TaskEntry:
+    path = row.get("path")
+    return TaskEntry(
+        name=row["name"].text(),
+        digest=row["digest"].text(),
+        norm=row["norm"].number(),
+        nbytes=row["nbytes"].natural(),
+        factor_elements=row["factor_elements"].natural(),
+        rest_bytes=row["rest_bytes"].natural(),
+        dtype=row["dtype"].text(),
+        path=None if path is None or path.is_null else path.text(),
+    )
+
+
+def _file_of(path: Path) -> JsonFile:
+    return JsonFile(path, "A file of the spectra cannot be read.", "compute the spectra again")
+
+
+def _read_relations(path: Path, tasks: int) -> Relations:
+    arrays = read_arrays(_file_of(path))
+    arrays.numbers("inner", tasks, tasks)
+    for name in arrays if is_current(arrays) else ():
+        if name != "version":
+            arrays.numbers(name, *((tasks,) if name.startswith("holders.") else (tasks, tasks)))
+    return Relations.of_arrays(arrays)
+
+
+def _read_layer(path: Path, layer: _Layer, tasks: int) -> LayerTable:
+    arrays = read_arrays(_file_of(path))
+    holders = arrays.indices("tasks", tasks)
+    methods = sorted({method for method, dot, _ in (k.partition(".") for k in arrays) if dot})
     return LayerTable(
-        name=layer["name"],
-        d_in=layer["d_in"],
-        d_out=layer["d_out"],
-        tasks=arrays["tasks"],
-        ranks=arrays["ranks"],
-        energy=arrays["energy"],
-        methods={method: MethodTable(**own) for method, own in sorted(methods.items())},
+        name=layer.name,
+        d_in=layer.d_in,
+        d_out=layer.d_out,
+        tasks=holders,
+        ranks=arrays.numbers("ranks", len(holders)),
+        energy=arrays.numbers("energy", len(holders)),
+        methods={method: _method_table(arrays, method, len(holders)) for method in methods},
+    )
+
+
+def _method_table(arrays: Arrays, method: str, tasks: int) -> MethodTable:
+    def numbers(name: str, *shape: int | None) -> Array:
+        return arrays.numbers(f"{method}.{name}", *shape)
+
+    k, grid_a, grid_b = numbers("k", None), numbers("grid_a", None), numbers("grid_b", None)
+    return MethodTable(
+        k=k,
+        residual=numbers("residual", tasks, len(k)),
+        grid_a=grid_a,
+        grid_b=grid_b,
+        grid=numbers("grid", tasks, len(grid_b), len(grid_a)),
+        singular_values_a=numbers("singular_values_a", None),
+        singular_values_b=numbers("singular_values_b", None),
     )
 
 

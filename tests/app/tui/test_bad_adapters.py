@@ -12,6 +12,7 @@ from tests import make
 from tests.app.tui.drive import run
 from tests.app.tui.test_run import session_of, text_of, until
 from vlora_engine.catalog.read import read_manifest
+from vlora_engine.findings import Finding
 from vlora_tui.recipe.model import (
     AdapterInput,
     Compress,
@@ -143,10 +144,8 @@ def test_stop_cancels_the_job_that_measures(session: Session) -> None:
     run(app, steps)
 
 
-def finding():  # type: ignore[no-untyped-def]
-    from vlora_engine.findings import Finding
-
-    return Finding("error", "x", "", "It is bad.")
+def finding() -> Finding:
+    return Finding("x", "error", "It is bad.")
 
 
 def test_a_build_that_was_stopped_offers_the_way_out(session: Session, tmp_path: Path) -> None:
@@ -229,6 +228,10 @@ def test_unmarking_one_that_is_left_out_forgets_the_answer(session: Session) -> 
 
 
 def test_a_place_is_in_an_adapter_not_beside_it() -> None:
-    assert is_about("/a/task1: tensor x", "/a/task1")
-    assert is_about("/a/task1/adapter_model.safetensors", "/a/task1")
-    assert not is_about("/a/task10: tensor x", "/a/task1")
+    def about(**place: str) -> Finding:
+        return Finding("x", "error", "It is bad.", **place)
+
+    assert is_about(about(adapter="/a/task1", tensor="x"), "/a/task1")
+    assert is_about(about(file="/a/task1/adapter_model.safetensors"), "/a/task1")
+    assert not is_about(about(adapter="/a/task10", tensor="x"), "/a/task1")
+    assert not is_about(about(place="a task"), "/a/task1")

@@ -29,6 +29,7 @@ from vlora_engine.catalog.read import read_manifest
 from vlora_engine.catalog.scanner import scan
 from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.errors import CorruptFileError, VLoRAError
+from vlora_engine.findings import Finding
 from vlora_engine.manifest.task_errors import task_figures
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.spectra.tables import Spectra
@@ -548,8 +549,8 @@ def test_findings_of_headers_and_of_spectra_each_once(measured: Session) -> None
     assert spectra is not None
     path = next(iter(measured.infos))
     spectra.findings = [
-        {"severity": "warning", "code": "no-effect", "where": path, "what": "B is zero."},
-        {"severity": "warning", "code": "no-effect", "where": path, "what": "B is zero."},
+        Finding("no-effect", "warning", "B is zero.", adapter=path),
+        Finding("no-effect", "warning", "B is zero.", adapter=path),
     ]
     spectra.skipped = [
         {"error": "AdapterError", "what": "The adapter holds NaN.", "where": "/x/bad: tensor B",

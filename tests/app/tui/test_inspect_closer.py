@@ -28,6 +28,7 @@ from vlora_engine.catalog.read import read_manifest
 from vlora_engine.catalog.scanner import scan
 from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.doctor import TARGETS, verdict
+from vlora_engine.findings import Finding
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.spectra.tables import Spectra
 from vlora_engine.subspace.coverage import coverage_total, subspace_coverage
@@ -462,12 +463,13 @@ def test_the_doctors_findings_take_the_place_of_earlier_ones(
     task = measured.spectra.tasks[2]
     module = measured.spectra.layer_names[1]
     measured.spectra.findings = [
-        {"severity": "warning", "code": "no-effect", "where": f"{task.path}: {module}", "what": "0"}
+        Finding("no-effect", "warning", "0", adapter=str(task.path), module=module)
     ]
     finding = {
         "severity": "error",
         "code": "no-effect",
         "where": f"{task.path}/adapter_model.safetensors: {make.PREFIX}{module}.lora_B.weight",
+        "module": module,
         "what": "B of a module is zero.",
         "remedy": "train it again",
         "fix": "vlora-tui resize x -o y",
@@ -588,15 +590,16 @@ def test_a_target_is_held_against_the_tasks_of_a_subspace(built: Path) -> None:
     look(session, steps)
 
 
-def test_a_module_is_found_in_a_finding_by_its_whole_name() -> None:
-    remark = Remark("error", "a", "It is wrong.", where="base_model.model.h.12.attn.lora_A.weight")
+def test_a_finding_says_by_itself_which_module_it_is_about() -> None:
+    remark = Remark(Finding("x", "error", "h.1.attn is wrong.", module="h.12.attn"), "a")
     assert module_in(remark, ["h.1.attn", "h.12.attn", "h.12"]) == "h.12.attn"
     assert module_in(remark, ["h.1", "h.2.attn"]) is None
 
 
 def test_findings_of_two_of_one_name_are_not_one(measured: Session) -> None:
     first, second = list(measured.infos)[:2]
-    told = [Remark("note", "x", "Odd.", path=path, code="odd") for path in (first, second)]
+    odd = Finding("odd", "note", "Odd.")
+    told = [Remark(odd, "x", path=path) for path in (first, second)]
     assert len(remarks_of(measured, told)) == len(remarks_of(measured)) + 2
 
 

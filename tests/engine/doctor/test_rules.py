@@ -107,14 +107,14 @@ def test_what_peft_makes_is_sound(targets, fields, tmp_path: Path) -> None:
 
 def test_all_real_adapters_get_an_answer(real_adapters: Path) -> None:
     report = diagnose(real_adapters)
-    names = {patient.name for patient in report.patients}
-    assert len(names) == len(report.patients) >= 28
+    names = {adapter.name for adapter in report.examined}
+    assert len(names) == len(report.examined) >= 28
     assert "foreign-format" not in {  # of those that are PEFT's none is refused
-        f.code for p in report.patients if p.kind == "peft" for f in p.findings
+        f.code for p in report.examined if p.kind == "peft" for f in p.findings
     }
-    for patient in report.patients:
-        if "legal" in patient.name or "causal" in patient.name:
-            assert patient.findings == ()
+    for adapter in report.examined:
+        if "legal" in adapter.name or "causal" in adapter.name:
+            assert adapter.findings == ()
     for target in TARGETS:
         codes = {f.code for f in diagnose(real_adapters, target=target, read_tensors=False)
                  .all_findings}  # fmt: skip
@@ -166,9 +166,9 @@ def test_a_task_of_a_subspace_has_a_verdict(tmp_path: Path) -> None:
     build_subspace(sources, tmp_path / "s", method="delta", k=24)
     assert [f.code for f in verdict(f"{tmp_path / 's'}:b", "vllm")] == ["vllm-default-rank"]
     report = diagnose(tmp_path / "s", target="vllm")
-    [patient] = report.patients
-    assert patient.kind == "subspace"
-    assert {f.code for f in patient.findings} >= {"vllm-default-rank", "vllm-heads"}
+    [adapter] = report.examined
+    assert adapter.kind == "subspace"
+    assert {f.code for f in adapter.findings} >= {"vllm-default-rank", "vllm-heads"}
     basis = tmp_path / "s" / "basis.safetensors"
     raw = bytearray(basis.read_bytes())
     raw[-1] ^= 1
@@ -195,4 +195,4 @@ def test_no_config_can_break_a_rule(fields: dict[str, Any]) -> None:
         make.write(Path(folder) / "a", settings={**make.config(), **fields})
         for target in TARGETS:
             assert isinstance(verdict(Path(folder) / "a", target), list)
-        assert diagnose(folder, read_tensors=False).patients
+        assert diagnose(folder, read_tensors=False).examined

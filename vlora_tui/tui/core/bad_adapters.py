@@ -7,6 +7,7 @@ the person is asked once: leave them out and go on, look at them, or stop.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from textual.screen import ModalScreen
@@ -165,12 +166,11 @@ def can_go_on(view: JobView) -> bool:
 
 def ruled_out(errors: Iterable[Mapping[str, Any]], paths: Iterable[str]) -> dict[str, Finding]:
     """What an error says of each of ``paths`` that one of them is about."""
-    paths, found = list(paths), {}
+    paths = list(paths)
+    found: dict[str, Finding] = {}
     for error in errors:
-        where = str(error.get("where") or "")
-        for path in paths:
-            if is_about(where, path):
-                found[path] = _finding(error)
+        finding = _finding(error)
+        found |= {path: finding for path in paths if is_about(finding, path)}
     return found
 
 
@@ -193,23 +193,18 @@ def names_of(session: Session, paths: Iterable[str]) -> str:
 
 
 def _problem(error: Mapping[str, Any]) -> tuple[str, list[str]]:
-    return str(error.get("where") or "an adapter"), [_finding(error).what]
+    finding = _finding(error)
+    return finding.where or "an adapter", [finding.what]
 
 
 def _finding(error: Mapping[str, Any]) -> Finding:
-    what, found = str(error.get("what") or "It cannot be used."), error.get("found")
-    return Finding(
-        "error",
-        CODE,
-        str(error.get("where") or ""),
-        f"{what.rstrip('.')}: {found}." if found else what,
-        str(error.get("remedy") or ""),
-    )
+    found = Finding.from_json({**error, "severity": "error"})
+    return replace(found, code=CODE, what=found.what or "It cannot be used.")
 
 
 def _unexplained(path: str) -> Finding:
     what = "It could not be read when the adapters were measured."
-    return Finding("error", CODE, path, what, "r in Adapters looks again")
+    return Finding(CODE, "error", what, "r in Adapters looks again", adapter=path)
 
 
 def _option(key: str, label: str, value: str, more: str) -> Option:

@@ -171,16 +171,14 @@ class Session:
     @property
     def checked(self) -> dict[str, tuple[Finding, ...]]:
         """What reading every tensor found, by path, of the adapters that it was done for."""
-        from vlora_engine.findings import Finding
-
         ruled_out: dict[str, tuple[Finding, ...]]
         ruled_out = {path: (finding,) for path, finding in self.bad.items()}
         if self.spectra is None:
             return ruled_out
         tasks = {task.name for task in self.spectra.tasks}
-        found = [Finding(**row) for row in self.spectra.findings]
+        found = self.spectra.findings
         return ruled_out | {
-            str(info.path): tuple(f for f in found if is_about(f.where, str(info.path)))
+            str(info.path): tuple(f for f in found if is_about(f, str(info.path)))
             for info in self.chosen
             if info.name in tasks
         }
@@ -403,13 +401,20 @@ def _worked_out(wanted: Choosing, spectra: Spectra) -> Figures:
     return Figures(wanted, choose(known, **arguments))
 
 
-def is_about(where: str, path: str) -> bool:
-    """Whether a finding's place is the adapter at ``path``, or something in it.
+def is_about(finding: Finding, path: str) -> bool:
+    """Whether a finding is about the adapter at ``path``, or a file in it.
 
     An adapter of the Hub is named by its address, and read in the Hub's cache.
     """
-    where = address_text(where) if is_address(path) else where
-    return where == path or where.startswith((f"{path}:", f"{path}{os.sep}"))
+    places = [place for place in (finding.adapter, finding.file) if place]
+    if is_address(path):
+        places = [address_text(place) for place in places]
+    return any(place == path or place.startswith(os.path.join(path, "")) for place in places)
+
+
+def place_of(finding: Finding, paths: Iterable[str]) -> str:
+    """The innermost of ``paths`` that a finding is about; empty where there is none."""
+    return max((path for path in paths if is_about(finding, path)), key=len, default="")
 
 
 def recent_folders() -> list[str]:

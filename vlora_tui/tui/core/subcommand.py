@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
 from vlora_engine.errors import StorageError, VLoRAError
+from vlora_engine.utils.json_reader import JsonFile, JsonObject
 
 POLL_SECONDS = 0.1
 
@@ -54,6 +55,11 @@ def ask_command(
     except ValueError:
         raise VLoRAError("The command's answer cannot be read.", found=out[:200]) from None
     return answer if isinstance(answer, dict) else {}
+
+
+def read_answer(answer: Mapping[str, Any]) -> JsonObject:
+    """What a command answered, for reading with checks."""
+    return JsonFile("the command's JSON", "The answer cannot be read.").value(answer).object()
 
 
 def _failure(code: int, told: str) -> VLoRAError:

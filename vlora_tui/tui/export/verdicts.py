@@ -112,7 +112,7 @@ def written_verdict(path: Path, target: str) -> Opinion:
     except VLoRAError as error:
         from vlora_engine.findings import finding_of
 
-        return Opinion((finding_of(error, str(path)),))
+        return Opinion((finding_of(error, str(path)).called(str(path)),))
     if (path / "adapter.gguf").exists():
         found = [finding for finding in found if finding.code not in OF_SAFETENSORS]
     return Opinion(tuple(found))

@@ -7,6 +7,7 @@ weights is told by a command of our own, whose JSON is taken apart here. What wa
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +26,10 @@ from vlora_engine.analysis.relations import (
     cosines_of,
     order_by_likeness,
 )
+from vlora_engine.utils.json_reader import JsonValue
 from vlora_engine.utils.ranking import ranked, worst
 from vlora_tui.report.comparison import sameness, why
+from vlora_tui.tui.core.subcommand import read_answer
 from vlora_tui.tui.text import clean, plural
 
 if TYPE_CHECKING:
@@ -273,11 +276,13 @@ class Diff:
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> Diff:
         """From the command's JSON."""
+        told = read_answer(answer)
+        modules = told.get("modules")
         return cls(
-            first=str(answer.get("a", "")),
-            second=str(answer.get("b", "")),
-            total=_figures(answer.get("total")),
-            modules={str(k): _figures(v) for k, v in dict(answer.get("modules") or {}).items()},
+            first=told.read("a", JsonValue.text, ""),
+            second=told.read("b", JsonValue.text, ""),
+            total=told.read("total", _figures, {}),
+            modules={k: _figures(v) for k, v in modules.object().items()} if modules else {},
         )
 
     def measure(self, name: str) -> dict[str, float]:
@@ -285,10 +290,10 @@ class Diff:
         return {module: row[name] for module, row in self.modules.items() if name in row}
 
 
-def _figures(row: Any) -> dict[str, float]:
+def _figures(row: JsonValue) -> dict[str, float]:
     return {
-        str(key): float(value)
-        for key, value in (row or {}).items()
+        key: float(value)
+        for key, value in row.raw_object().items()
         if isinstance(value, int | float)
     }
 
@@ -329,9 +334,12 @@ class Coverage:
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> Coverage:
         """From the command's JSON."""
-        (row,) = answer["adapters"]
-        shares = {str(name): float(own["coverage"]) for name, own in row["modules"].items()}
-        total, a, b = (float(row[key]) for key in ("coverage", "coverage_a", "coverage_b"))
+        (first,) = read_answer(answer)["adapters"].items(1)
+        row = first.object()
+        shares = {
+            name: own.object()["coverage"].number() for name, own in row["modules"].object().items()
+        }
+        total, a, b = (row[key].number() for key in ("coverage", "coverage_a", "coverage_b"))
         return cls(total, a, b, shares)
 
     @property
@@ -344,6 +352,12 @@ class Coverage:
 
 
 # all pairs
+
+
+def _row(value: JsonValue, names: Sequence[str]) -> list[float]:
+    """One row of a matrix; what was not measured is null."""
+    row = value.object()
+    return [math.nan if row[name].is_null else row[name].number() for name in names]
 
 
 def interference_arguments(paths: Sequence[str]) -> list[str]:
@@ -363,11 +377,12 @@ class Interference:
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> Interference:
         """From the command's JSON."""
-        names = answer["adapters"]
+        told = read_answer(answer)
+        names = told["adapters"].texts()
         return cls(
             {
-                measure: np.array([[rows[a][b] for b in names] for a in names], dtype=np.float64)
-                for measure, rows in answer["matrices"].items()
+                measure: np.array([_row(matrix.object()[name], names) for name in names])
+                for measure, matrix in told["matrices"].object().items()
             }
         )
 

@@ -6,7 +6,6 @@ place of what was found under the same code before.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,14 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters.address import is_address
 from vlora_engine.errors import VLoRAError
-from vlora_engine.findings import finding_of
+from vlora_engine.findings import SEVERITIES, Finding, as_text, finding_of
+from vlora_engine.utils.json_reader import JsonObject
+from vlora_tui.tui.core.session import place_of
+from vlora_tui.tui.core.subcommand import read_answer
 from vlora_tui.tui.inspect.data import task_place
 from vlora_tui.tui.text import clean
 
 if TYPE_CHECKING:
     from vlora_tui.tui.core.session import Session
-
-SEVERITIES = ("error", "warning", "note")
 
 
 @dataclass(frozen=True)
@@ -30,22 +30,46 @@ class Remark:
 
     Args:
         about: The adapter's name.
-        fix: The exact command that mends it, where there is one.
         path: Where the adapter lies, as the commands take it; empty where that is not known.
         target: The program that it is about, empty for all.
-        rule: The doctor's rule, where it says more than ``what``.
     """
 
-    severity: str
+    finding: Finding
     about: str
-    what: str
-    where: str = ""
-    remedy: str = ""
-    code: str = ""
-    fix: str = ""
     path: str = ""
     target: str = ""
-    rule: str = ""
+
+    # what is shown, made harmless
+
+    @property
+    def severity(self) -> str:
+        return self.finding.severity
+
+    @property
+    def code(self) -> str:
+        return clean(self.finding.code)
+
+    @property
+    def what(self) -> str:
+        return clean(self.finding.what)
+
+    @property
+    def where(self) -> str:
+        return clean(self.finding.where)
+
+    @property
+    def remedy(self) -> str:
+        return clean(self.finding.remedy)
+
+    @property
+    def fix(self) -> str:
+        """The exact command that mends it, where there is one."""
+        return clean(self.finding.fix)
+
+    @property
+    def rule(self) -> str:
+        """The doctor's rule, where it says more than ``what``."""
+        return "" if self.finding.rule in self.what else clean(self.finding.rule)
 
     @property
     def key(self) -> str:
@@ -55,8 +79,8 @@ class Remark:
     @property
     def text(self) -> str:
         """All of it, for the clipboard."""
-        head = f"{self.severity}: {self.about}: {self.what}"
-        return "\n  ".join(part for part in (head, self.where, self.remedy, self.fix) if part)
+        shown: dict[str, Any] = {name: clean(value) for name, value in vars(self.finding).items()}
+        return as_text(replace(self.finding, **shown), self.about)
 
 
 def remarks_of(session: Session, told: Sequence[Remark] = ()) -> list[Remark]:
@@ -68,7 +92,7 @@ def remarks_of(session: Session, told: Sequence[Remark] = ()) -> list[Remark]:
     found: dict[tuple[str, str], Remark] = {}
     for remark in (*older, *known):
         found.setdefault((remark.about, remark.what), remark)
-    return sorted(found.values(), key=lambda r: (SEVERITIES.index(r.severity), r.about))
+    return sorted(found.values(), key=lambda r: (SEVERITIES.index(r.finding.severity), r.about))
 
 
 def _words(remark: Remark) -> set[str]:
@@ -92,14 +116,21 @@ def _found(session: Session, about: Mapping[str, str]) -> Iterable[Remark]:
     """What headers and spectra say."""
     for path, info in session.infos.items():
         if info.error is not None:
-            yield _from_row(finding_of(info.error).as_dict(), about, str(path))
+            yield _row(finding_of(info.error), about, str(path))
         for finding in info.findings:
-            yield _from_row(finding.as_dict(), about, str(path))
+            yield _row(finding, about, str(path))
     if session.spectra is not None:
-        for row in session.spectra.skipped:
-            yield _from_row({**row, "severity": "error"}, about)
-        for row in session.spectra.findings:
-            yield _from_row(row, about)
+        for error in session.spectra.skipped:
+            yield _row(_of_skipped(error), about)
+        for finding in session.spectra.findings:
+            yield _row(finding, about)
+
+
+def _of_skipped(error: Mapping[str, Any]) -> Finding:
+    """The error of an adapter that was left out; what was found stands behind the sentence."""
+    found = error.get("found")
+    finding = Finding.from_json({**error, "severity": "error", "found": None})
+    return replace(finding, what=f"{finding.what} Found: {found}.") if found else finding
 
 
 def _renamed(remark: Remark, about: Mapping[str, str]) -> Remark:
@@ -107,36 +138,15 @@ def _renamed(remark: Remark, about: Mapping[str, str]) -> Remark:
     return replace(remark, about=clean(about.get(remark.path, remark.about)))
 
 
-def _from_row(
-    row: Mapping[str, Any], about: Mapping[str, str], path: str = "", target: str = ""
-) -> Remark:
-    """A finding or an error in its JSON form."""
-    where = str(row.get("where") or "")
-    path = path or _place_of(where, about)
-    found = f" Found: {row['found']}." if row.get("found") else ""
-    severity = str(row.get("severity"))
-    return Remark(
-        severity=severity if severity in SEVERITIES else "note",
-        about=clean(about.get(path) or _leaf(path or where)),
-        what=clean(str(row.get("what") or "") + found),
-        where=clean(where),
-        remedy=clean(row.get("remedy") or ""),
-        code=clean(row.get("code") or row.get("error") or ""),
-        fix=clean(row.get("fix") or ""),
-        path=path,
-        target=target,
-    )
+def _row(finding: Finding, about: Mapping[str, str], path: str = "", target: str = "") -> Remark:
+    """A finding as a row, of the adapter at ``path`` or else of the one that it names."""
+    path = path or place_of(finding, about)
+    name = about.get(path) or _leaf(path or finding.adapter or finding.file or finding.where)
+    return Remark(finding, clean(name), path, target)
 
 
-def _place_of(where: str, about: Mapping[str, str]) -> str:
-    """The longest known place that ``where`` is, or lies in; empty where there is none."""
-    inside = [p for p in about if where == p or where.startswith((p + ":", p + "/"))]
-    return max(inside, key=len, default="")
-
-
-def _leaf(where: str) -> str:
-    head = where.partition(": ")[0]
-    return Path(head).name if "/" in head else head
+def _leaf(place: str) -> str:
+    return Path(place).name if "/" in place else place
 
 
 # the doctor and the targets
@@ -167,13 +177,18 @@ def doctor_arguments(places: Sequence[str]) -> list[str]:
 
 def doctor_remarks(answer: Mapping[str, Any]) -> list[Remark]:
     """From the JSON of ``vlora-tui doctor``."""
-    rows = [
-        replace(_from_row(finding, {}, str(patient["path"])), about=clean(patient["name"]))
-        for patient in answer["adapters"]
-        for finding in patient["findings"]
-    ]
-    about = {str(patient["path"]): str(patient["name"]) for patient in answer["adapters"]}
-    return _with_rules(rows + [_from_row(finding, about) for finding in answer["findings"]])
+    told = read_answer(answer)
+    rows, about = [], {}
+    for value in told["adapters"].items():
+        adapter = value.object()
+        path, name = adapter["path"].text(), adapter["name"].text()
+        about[path] = name
+        rows += [_row(finding, {path: name}, path) for finding in _findings(adapter)]
+    return rows + [_row(finding, about) for finding in _findings(told)]
+
+
+def _findings(row: JsonObject) -> list[Finding]:
+    return [Finding.from_json(value.raw_object()) for value in row["findings"].items()]
 
 
 def target_remarks(
@@ -187,31 +202,13 @@ def target_remarks(
         if cancelled():
             break
         try:
-            found = [finding.as_dict() for finding in verdict(place, target)]
+            found = verdict(place, target)
         except VLoRAError as error:
-            found = [finding_of(error).as_dict()]
-        rows += [_from_row(row, {}, place, target) for row in found]
-    return _with_rules(rows)
-
-
-def _with_rules(rows: Iterable[Remark]) -> list[Remark]:
-    """With the sentences of the rules that found them."""
-    from vlora_engine.doctor import all_rules
-
-    sentences = {rule.code: rule.what for rule in all_rules()}
-    return [
-        replace(row, rule="" if (rule := sentences.get(row.code, "")) in row.what else rule)
-        for row in rows
-    ]
+            found = [finding_of(error)]
+        rows += [_row(finding, {}, place, target) for finding in found]
+    return rows
 
 
 def module_in(remark: Remark, modules: Iterable[str]) -> str | None:
-    """The module that a finding names, the longest of those whose names it contains."""
-    text = f"{remark.where} {remark.what}"
-    named = [name for name in modules if name in text and _stands_alone(name, text)]
-    return max(named, key=len, default=None)
-
-
-def _stands_alone(name: str, text: str) -> bool:
-    """Whether ``name`` is no part of a longer word: ``h.1`` is not in ``h.12``."""
-    return re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) is not None
+    """The module that a finding is about, where it is one of these."""
+    return remark.finding.module if remark.finding.module in modules else None

@@ -74,9 +74,10 @@ class AskingPane(Vertical):
             known = None if answer is None else read(answer)
         except VLoRAError as error:
             self.post_message(self.Answered(command, None, str(error)))
-        except (KeyError, TypeError, ValueError) as error:  # of another version, say
-            problem = f"The answer cannot be read: {type(error).__name__}: {error}"
+        except Exception as error:
+            problem = f"A fault of vlora-tui: {type(error).__name__}: {error}"
             self.post_message(self.Answered(command, None, problem))
+            raise
         else:
             if known is not None:
                 self.post_message(self.Answered(command, known, ""))

@@ -56,10 +56,10 @@ class TasksPane(Vertical):
         self.border_title = f"Tasks of {clean(manifest.path.name)}"
         self.query_one("#task-facts", Static).update(facts(manifest))
 
-    def go_to(self, place: str, where: str) -> None:
-        """Put the cursor on the task at ``place`` (``DIR:TASK``), or whose file ``where`` names."""
+    def go_to(self, place: str, file: str) -> None:
+        """Put the cursor on the task at ``place`` (``DIR:TASK``), or whose file it is."""
         for row, task in enumerate(self._table.rows):
-            if place.endswith(f":{task.id}") or where.endswith(task.file):
+            if place.endswith(f":{task.id}") or file in (task.file, f"tasks/{task.file}"):
                 self._table.move_to(row)
                 return
 

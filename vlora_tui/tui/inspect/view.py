@@ -170,7 +170,7 @@ class InspectView(InspectPanes):
             self.go_to_pane("inspect-layers")
         elif manifest is not None and remark.path.startswith(str(manifest.path)) and self.on_tasks:
             self._close_filter()
-            self._tasks.go_to(remark.path, remark.where)
+            self._tasks.go_to(remark.path, remark.finding.file)
             self._draw_layers()
             self._layers.point(module_in(remark, [layer.name for layer in manifest.layers]))
             self.go_to_pane("inspect-layers")
