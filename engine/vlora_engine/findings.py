@@ -125,6 +125,10 @@ def with_found(what: str, found: str | None) -> str:
 
 
 def _parts_of_old(where: str) -> dict[str, str]:
-    """The place that versions without these fields wrote as a text: PATH, or PATH: KEY."""
+    """The place that earlier versions wrote as a text: PATH, PATH: KEY and the like."""
     head, _, inside = where.partition(": ")
-    return {"file": head, "tensor": inside} if "/" in head else {}
+    if "/" not in head:
+        return {}
+    if inside.startswith("module "):
+        return {"file": head, "module": inside.removeprefix("module ")}
+    return {"file": head, "tensor": inside.removeprefix("tensor ")}

@@ -60,6 +60,8 @@ def test_what_commands_tell_keeps_its_keys_in_their_order() -> None:
     [
         ("/a/x", "/a/x", ""),
         ("/a/x: h.0.lora_A", "/a/x", "h.0.lora_A"),
+        ("/a/x: tensor h.0.lora_A", "/a/x", "h.0.lora_A"),
+        ("/a/x: module h.0", "/a/x", ""),
         ("3 module(s)", "", ""),
         ("", "", ""),
     ],
