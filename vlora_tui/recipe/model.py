@@ -337,11 +337,11 @@ def expand_input(entry: AdapterInput) -> list[AdapterInput]:
 
 def _is_task(path: str) -> bool:
     """Whether it is DIR:TASK of a subspace: the name of a task is no pattern."""
-    from vlora_engine.catalog.locate import split_task
+    from vlora_engine.catalog.locate import locate
     from vlora_engine.catalog.read import is_subspace
 
-    found = split_task(path)
-    return found is not None and is_subspace(found[0])
+    ref = locate(path)
+    return ref.task is not None and ref.is_local and is_subspace(Path(ref.path))
 
 
 def _cached_inputs(entry: AdapterInput) -> list[AdapterInput]:

@@ -37,7 +37,10 @@ def check_subspace(path: str | Path) -> list[Finding]:
         manifest = read_manifest(path)
     except (CorruptFileError, SubspaceError) as error:
         return [_from_error(error, file=INDEX, place="index", adapter=str(path))]
-    return [replace(finding, adapter=str(path)) for finding in _findings(manifest)]
+    findings = _findings(manifest)
+    if findings and manifest.is_outdated():
+        return check_subspace(path)  # it was changed meanwhile: that is no fault
+    return [replace(finding, adapter=str(path)) for finding in findings]
 
 
 def _findings(manifest: Manifest) -> list[Finding]:
@@ -45,10 +48,7 @@ def _findings(manifest: Manifest) -> list[Finding]:
         return list(_peer_findings(manifest))
     findings = list(_file_findings(manifest))
     broken = {finding.file for finding in findings if finding.severity == "error"}
-    findings += _content_findings(manifest, broken)
-    if findings and manifest.is_outdated():
-        return check_subspace(path)  # it was changed meanwhile: that is no fault
-    return findings
+    return findings + _content_findings(manifest, broken)
 
 
 def _content_findings(manifest: Manifest, broken: set[str]) -> list[Finding]:
@@ -138,10 +138,6 @@ def _task_findings(stored: StoredSubspace, broken: set[str]) -> Iterator[Finding
             task = stored.task(record)
         except VLoRAError as error:
             yield _from_error(error, file=name)
-            continue
-        except KeyError as error:
-            what = f"The file lacks the tensor {error}."
-            yield Finding("tensor-missing", "error", what, "compress the adapters again", file=name)
             continue
         own = [factor for pair in task.own.values() for factor in pair]
         for tensor in (task.values, task.scales, task.norms, task.errors, *own):

@@ -95,6 +95,21 @@ class Header:
     digest: str = field(repr=False)
     identity: Identity | None = field(default=None, repr=False)
 
+    def entry(self, name: str) -> TensorEntry:
+        """Where a tensor lies in the file.
+
+        Raises:
+            CorruptFileError: The file has no such tensor.
+        """
+        if name not in self.entries:
+            raise CorruptFileError(
+                "A tensor is missing that the file should hold.",
+                where=self.path,
+                expected=f"a tensor {name!r}",
+                found=f"{len(self.entries)} others",
+            )
+        return self.entries[name]
+
 
 def read_header(path: Path) -> Header:
     """Read and check the header of the safetensors file at ``path``.
@@ -328,7 +343,7 @@ _POOL = FilePool()
 
 def read_bytes(header: Header, name: str, most: int | None = None) -> bytearray:
     """The raw bytes of one tensor, or the first ``most`` of them."""
-    entry = header.entries[name]
+    entry = header.entry(name)
     data = bytearray(entry.nbytes if most is None else min(most, entry.nbytes))
     if data:
         _POOL.pread_into(header.path, memoryview(data), entry.start, header.identity)
@@ -339,7 +354,7 @@ def read_tensor(header: Header, name: str) -> Tensor:
     """One tensor, in memory of its own, in the file's dtype and shape."""
     import torch
 
-    entry = header.entries[name]
+    entry = header.entry(name)
     if not entry.nbytes:
         return torch.empty(entry.shape, dtype=torch_dtype(entry.dtype))
     flat = torch.frombuffer(read_bytes(header, name), dtype=torch_dtype(entry.dtype))
@@ -350,7 +365,7 @@ def read_elements(header: Header, name: str, first: int, count: int) -> Tensor:
     """Elements ``first`` to ``first + count`` of a tensor seen as one row, without the others."""
     import torch
 
-    entry = header.entries[name]
+    entry = header.entry(name)
     dtype = torch_dtype(entry.dtype)
     if count == 0:
         return torch.empty(0, dtype=dtype)
