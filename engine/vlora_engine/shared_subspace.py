@@ -21,6 +21,7 @@ from vlora_engine.compress.absorb import absorb, absorb_incremental
 from vlora_engine.compress.build import build_space
 from vlora_engine.compress.compact import compact
 from vlora_engine.compress.requantize import requantize
+from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import NotFoundError, ParameterError
 from vlora_engine.manifest.manifest import LayerSpec
 from vlora_engine.nn.peft_model import require_extra, wear, worn_by_us
@@ -32,7 +33,7 @@ from vlora_engine.subspace.basis import Bases, LayerBasis
 from vlora_engine.subspace.basis_space import BasisSpace
 from vlora_engine.subspace.coded.space import CodedSpace
 from vlora_engine.subspace.loadings import Storage
-from vlora_engine.subspace.request import Targets, prepare
+from vlora_engine.subspace.request import prepare
 from vlora_engine.subspace.save import save
 from vlora_engine.subspace.tasks import TaskMap, TaskProjection, task_names
 from vlora_engine.utils.naming import unique_names
@@ -221,7 +222,7 @@ class SharedSubspace:
             CollectionError: Bad adapters. ParameterError, TargetError: k or the target.
         """
         names = task_names(task_ids, len(adapters))
-        targets = Targets(
+        targets = CompressionTarget(
             method=method or "",
             k=num_components,
             k_a=k_a,

@@ -16,6 +16,7 @@ from tests.hub import TOKEN, Hub, read_tree
 from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.catalog.scanner import scan
+from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.publish.card import read_front_matter
 from vlora_tui.recipe.reader import load_recipe
 
@@ -195,7 +196,9 @@ def test_a_job_downloads_in_its_own_process(
     )
 
     adapters = tuple(AdapterInput(place) for place in tasks)
-    recipe = Recipe(Input(adapters), Compress("delta", k=8), str(tmp_path / "out"))
+    recipe = Recipe(
+        Input(adapters), Compress(CompressionTarget("delta", k=8)), str(tmp_path / "out")
+    )
     store = JobStore.open(tmp_path / "state")
     job = start(store, recipe)
     assert [a.path for a in job.recipe().input.adapters] == [

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import NotFoundError, ParameterError
 from vlora_tui.recipe.model import (
     AdapterInput,
@@ -60,7 +61,7 @@ path = "out/merged"
 def test_the_example_is_read() -> None:
     assert parse_recipe(EXAMPLE) == Recipe(
         input=Input((AdapterInput("runs/*"), AdapterInput("legal/final", "legal"))),
-        compress=Compress(k=16, layers={"*.attn.c_attn": 24}, spectra="cache"),
+        compress=Compress(CompressionTarget(k=16, layers={"*.attn.c_attn": 24}), spectra="cache"),
         output="out/subspace",
         exports=(Export(path="out/adapters/{task}", tasks=("*",)),),
         merges=(
@@ -98,7 +99,7 @@ inputs = st.builds(
     skip_bad=st.booleans(),
 )
 compressions = st.builds(
-    lambda goal, **others: Compress(**goal, **others),
+    lambda goal, **others: Compress(CompressionTarget(**goal, **others)),
     goals,
     method=st.sampled_from(["delta", "columns"]),
     layers=st.dictionaries(words, st.integers(1, 99), max_size=2),

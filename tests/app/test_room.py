@@ -11,6 +11,7 @@ import pytest
 
 from tests.app.conftest import Cli
 from vlora_engine.catalog.read import read_manifest
+from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import StorageError
 from vlora_tui.pipeline.disk_space import (
     Need,
@@ -95,7 +96,7 @@ def test_an_export_that_does_not_fit_writes_nothing(
 def test_the_size_of_a_given_k_is_known_from_the_headers(
     cli: Cli, runs: Path, tmp_path: Path, method: str, dtype: str
 ) -> None:
-    compress = Compress(method=method, k=3, dtype=dtype)
+    compress = Compress(CompressionTarget(method=method, k=3, dtype=dtype))
     collection = gather(resolve(Recipe(Input((AdapterInput(str(runs)),)))))
     told = subspace_bytes(collection, compress)
     out = tmp_path / "out"
@@ -107,8 +108,8 @@ def test_the_size_of_a_given_k_is_known_from_the_headers(
 
 def test_a_budget_is_what_is_needed_and_other_targets_are_not_known(runs: Path) -> None:
     collection = gather(resolve(Recipe(Input((AdapterInput(str(runs)),)))))
-    assert subspace_bytes(collection, Compress(budget=12_345)) == 12_345
-    assert subspace_bytes(collection, Compress(max_error=0.1)) is None
+    assert subspace_bytes(collection, Compress(CompressionTarget(budget=12_345))) == 12_345
+    assert subspace_bytes(collection, Compress(CompressionTarget(max_error=0.1))) is None
 
 
 def test_all_outputs_of_one_disk_are_added_up(built: Path, tmp_path: Path, free: Free) -> None:
@@ -137,7 +138,9 @@ def test_all_outputs_of_one_disk_are_added_up(built: Path, tmp_path: Path, free:
 
 def test_layers_that_are_kept_need_no_room_again(runs: Path, tmp_path: Path) -> None:
     recipe = Recipe(
-        Input((AdapterInput(str(runs)),)), Compress(budget=5000), output=str(tmp_path / "out")
+        Input((AdapterInput(str(runs)),)),
+        Compress(CompressionTarget(budget=5000)),
+        output=str(tmp_path / "out"),
     )
     collection = gather(resolve(recipe))
     assert needs_of(recipe, collection, job="j") == [Need(tmp_path / "out", 10_000)]

@@ -13,6 +13,7 @@ import pytest
 
 from tests.app.conftest import Cli
 from vlora_engine.catalog.open import open_adapter
+from vlora_engine.compression_target import CompressionTarget
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.forecast import k_text
@@ -155,7 +156,11 @@ def test_a_pattern_without_match_fails_after_the_first_event(tmp_path: Path) -> 
         Recipe,
     )
 
-    recipe = Recipe(Input((AdapterInput(f"{tmp_path}/no*"),)), Compress(k=2), str(tmp_path / "s"))
+    recipe = Recipe(
+        Input((AdapterInput(f"{tmp_path}/no*"),)),
+        Compress(CompressionTarget(k=2)),
+        str(tmp_path / "s"),
+    )
     seen: list[events.Event] = []
     with pytest.raises(NotFoundError):
         Run(recipe, seen.append).execute()
@@ -252,7 +257,9 @@ def test_progress_of_the_engine_reaches_the_listener(runs: Path, tmp_path: Path)
     )
 
     recipe = Recipe(
-        Input((AdapterInput(str(runs)),)), Compress("delta", max_error=0.3), str(tmp_path / "s")
+        Input((AdapterInput(str(runs)),)),
+        Compress(CompressionTarget("delta", max_error=0.3)),
+        str(tmp_path / "s"),
     )
     seen: list[events.Event] = []
     Run(recipe, seen.append).execute()

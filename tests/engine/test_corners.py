@@ -22,6 +22,7 @@ from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.compress.build import build_subspace
 from vlora_engine.compress.measure import compute_spectra
+from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import (
     CorruptFileError,
     NotFoundError,
@@ -613,7 +614,7 @@ def test_choosing_on_spectra_under_way_names_the_layer_that_is_missing(tmp_path:
     del spectra.layers[last]
     for goal in ({"k": 2}, {"max_error": 0.2}, {"budget": 100_000}, {"variance": 0.9}):
         with pytest.raises(NotFoundError, match="no layer"):
-            choose(spectra, "delta", **goal)
+            choose(spectra, CompressionTarget("delta", **goal))
 
 
 def test_a_build_that_fails_has_no_worker_left(tmp_path: Path, monkeypatch) -> None:
@@ -719,7 +720,7 @@ def test_the_surface_knows_of_modules_without_effect(method: str) -> None:
         "w": plain(4),
     }
     spectra = compute_spectra({name: MemorySource(own) for name, own in adapters.items()})
-    predicted = choose(spectra, method, k=1).prediction.task_errors
+    predicted = choose(spectra, CompressionTarget(method, k=1)).prediction.task_errors
     measured = compress(adapters, method=method, num_components=1).errors()["tasks"]
     for name in adapters:
         assert predicted[name] == pytest.approx(measured[name]["error"], rel=1e-5)
@@ -775,7 +776,9 @@ def test_a_target_leaves_room_for_the_rounding_of_the_store(goal: float) -> None
         for factor in own.lora_a.values():
             factor[1:] *= 4e-3  # one strong direction an adapter, and a faint rest
     spectra = compute_spectra({name: MemorySource(own) for name, own in adapters.items()})
-    exactly = choose(spectra, "delta", max_error=goal, dtype="fp16").prediction.max_error
+    exactly = choose(
+        spectra, CompressionTarget("delta", max_error=goal, dtype="fp16")
+    ).prediction.max_error
     assert exactly > 1.5e-3
     target = exactly * (1 + 1e-6)
     assert compress(adapters, max_error=target, dtype="fp16").errors()["max"] <= target

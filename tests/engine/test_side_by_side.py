@@ -22,6 +22,7 @@ from vlora_engine.adapters.model import AdapterSource, LoRAWeights
 from vlora_engine.catalog.open import load_adapter, open_adapter
 from vlora_engine.compress.build import build_subspace
 from vlora_engine.compress.measure import compute_spectra
+from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import TargetError
 from vlora_engine.linalg.low_rank import relative_error
 from vlora_engine.shared_subspace import SharedSubspace
@@ -66,7 +67,9 @@ def build_at(folder: Path, out: Path, method: str, ratio: float) -> BuildReport 
     spectra = spectra_of(folder)
     budget = budget_at(spectra, ratio)
     try:
-        promised = choose(spectra, method, budget=budget, dtype="fp16").prediction
+        promised = choose(
+            spectra, CompressionTarget(method, budget=budget, dtype="fp16")
+        ).prediction
     except TargetError:
         return None
     sources = opened(folder)
@@ -106,8 +109,8 @@ def test_delta_is_the_best_shared_basis(real_adapters, tmp_path, name, ratio):
 def test_delta_is_the_best_for_the_worst_task_too(real_adapters, name, ratio):
     spectra = spectra_of(real_adapters / name)
     budget = budget_at(spectra, ratio)
-    delta = choose(spectra, "delta", budget=budget, dtype="fp16").prediction
-    columns = choose(spectra, "columns", budget=budget, dtype="fp16").prediction
+    delta = choose(spectra, CompressionTarget("delta", budget=budget, dtype="fp16")).prediction
+    columns = choose(spectra, CompressionTarget("columns", budget=budget, dtype="fp16")).prediction
     assert delta.max_error < columns.max_error
 
 

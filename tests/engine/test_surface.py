@@ -14,6 +14,7 @@ from vlora_engine.adapters.model import MemorySource
 from vlora_engine.adapters.stack import read_stack
 from vlora_engine.compress.build import build_subspace
 from vlora_engine.compress.measure import compute_spectra
+from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import NotFoundError, ParameterError, SubspaceError, TargetError
 from vlora_engine.spectra.choose import choose, predict
 from vlora_engine.spectra.tables import Spectra, diagonal_k, grid_k
@@ -140,7 +141,7 @@ def test_more_bytes_never_hurt() -> None:
     spectra = compute_spectra(sources())
     for method in spectra.methods:
         errors = [
-            choose(spectra, method, budget=b).prediction.mean_error
+            choose(spectra, CompressionTarget(method, budget=b)).prediction.mean_error
             for b in range(20_000, 60_000, 4_000)
         ]
         assert errors == sorted(errors, reverse=True)
@@ -154,15 +155,15 @@ def test_the_allocation_beats_one_k_for_all() -> None:
         adapter.lora_b["easy.q"] = adapter.lora_b["easy.q"] * 0.05
         adapters[str(i)] = adapter
     spectra = compute_spectra(sources(adapters), methods=("delta",))
-    uniform = choose(spectra, "delta", k=8).prediction
-    chosen = choose(spectra, "delta", budget=uniform.nbytes)
+    uniform = choose(spectra, CompressionTarget("delta", k=8)).prediction
+    chosen = choose(spectra, CompressionTarget("delta", budget=uniform.nbytes))
     assert chosen.prediction.mean_error < 0.95 * uniform.mean_error
     assert chosen.k["hard.q"] > chosen.k["easy.q"]
 
 
 def test_layers_can_be_pinned() -> None:
     spectra = compute_spectra(sources(), methods=("delta",))
-    chosen = choose(spectra, "delta", max_error=0.7, layers={"*v_proj": 2})
+    chosen = choose(spectra, CompressionTarget("delta", max_error=0.7, layers={"*v_proj": 2}))
     assert chosen.k["model.layers.0.v_proj"] == (2, 2)
     assert chosen.prediction.max_error <= 0.7
 
@@ -170,17 +171,17 @@ def test_layers_can_be_pinned() -> None:
 def test_targets_that_cannot_be_met_say_what_can() -> None:
     spectra = compute_spectra(sources(), methods=("delta",))
     with pytest.raises(TargetError, match=r"0\.0007"):
-        choose(spectra, "delta", max_error=1e-4, dtype="fp16")
+        choose(spectra, CompressionTarget("delta", max_error=1e-4, dtype="fp16"))
     with pytest.raises(TargetError, match="rest tensors"):
-        choose(spectra, "delta", budget=1000)
+        choose(spectra, CompressionTarget("delta", budget=1000))
     with pytest.raises(TargetError, match="meets the error target"):
-        choose(spectra, "delta", max_error=0.01, layers={"*": 1})
+        choose(spectra, CompressionTarget("delta", max_error=0.01, layers={"*": 1}))
     with pytest.raises(ParameterError, match="no surface of method 'flat'"):
-        choose(spectra, "flat", k=1)
+        choose(spectra, CompressionTarget("flat", k=1))
     with pytest.raises(ParameterError, match="at most"):
-        choose(spectra, "delta", k=10_000)
+        choose(spectra, CompressionTarget("delta", k=10_000))
     with pytest.raises(ParameterError, match="Exactly one target"):
-        choose(spectra, "delta")
+        choose(spectra, CompressionTarget("delta"))
 
 
 def test_spectra_on_disk_are_those_in_memory(tmp_path: Path) -> None:
@@ -190,7 +191,9 @@ def test_spectra_on_disk_are_those_in_memory(tmp_path: Path) -> None:
     assert read.complete
     for method in held.methods:
         for target in ({"max_error": 0.3}, {"k": 3}):
-            assert choose(held, method, **target) == choose(read, method, **target)
+            assert choose(held, CompressionTarget(method, **target)) == choose(
+                read, CompressionTarget(method, **target)
+            )
     assert np.array_equal(held.inner, read.inner)
     k, share = read.variance(next(iter(WIDE)), "delta")
     assert share[0] == pytest.approx(0, abs=1e-6)
@@ -263,5 +266,5 @@ def test_kept_k_are_dense_then_logarithmic() -> None:
 
 def test_predict_agrees_with_choose() -> None:
     spectra = compute_spectra(sources(), methods=("delta",))
-    chosen = choose(spectra, "delta", k=4)
+    chosen = choose(spectra, CompressionTarget("delta", k=4))
     assert predict(spectra, "delta", chosen.k, chosen.dtype) == chosen.prediction

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlora_engine.adapters.address import expanded
+from vlora_engine.compression_target import DEFAULT_MAX_ERROR
 from vlora_engine.errors import place_words, told
 from vlora_engine.findings import Finding
 from vlora_tui.cli import options as o
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from vlora_engine.catalog.scanner import Catalog
 
 DEFAULT = "vlora-demo"
-TARGET = 0.05
 
 
 def demo(
@@ -32,7 +32,7 @@ def demo(
     directory: Annotated[str, typer.Argument(help="Where to make it.", metavar="[DIR]")] = DEFAULT,
     max_error: Annotated[
         float, typer.Option("--max-error", help="The error that no task may exceed.")
-    ] = TARGET,
+    ] = DEFAULT_MAX_ERROR,
     headless: Annotated[
         bool, typer.Option("--headless", help="Tell the story here, without the interface.")
     ] = False,
@@ -47,7 +47,7 @@ def demo(
     """
     from vlora_tui.cli.interface import could_open, open_interface
 
-    plain = not (headless or force or as_json or quiet or max_error != TARGET)
+    plain = not (headless or force or as_json or quiet or max_error != DEFAULT_MAX_ERROR)
     if plain and could_open():
         raise typer.Exit(open_interface(ctx, demo=f"{directory}/adapters"))
     out = Output(json=as_json, quiet=quiet)

@@ -15,6 +15,7 @@ from vlora_tui.cli.output import Output, percent, plural, printable, size, times
 from vlora_tui.pipeline import events
 
 if TYPE_CHECKING:
+    from vlora_engine.compression_target import CompressionTarget
     from vlora_engine.spectra.tables import Spectra
 
 SHOWN = 6  # adapters of a cluster that are named
@@ -54,25 +55,25 @@ def plan(
         budget=budget,
         device=device,
     )
-    compress = recipe.compress
-    assert compress is not None  # noqa: S101
-    goal = ("variance", variance) if variance is not None else compress.target
-    assert goal is not None  # noqa: S101
+    assert recipe.compress is not None  # noqa: S101
+    target = recipe.compress.target
+    if variance is not None:
+        target = target.with_goal("variance", variance)
     watcher = execute(recipe, out, make=partial(SpectraRun, device=device))
     found = Spectra.load(watcher.last(events.SpectraReady).path)
-    data = plan_data(found, *goal)
+    data = plan_data(found, target)
     out.json("plan", data)
     show_plan(out, data)
     out.essence(" ".join(f"{row['group']}:{len(row['tasks'])}" for row in data["clusters"]))
 
 
-def plan_data(spectra: Spectra, target: str, value: float) -> dict[str, Any]:
+def plan_data(spectra: Spectra, target: CompressionTarget) -> dict[str, Any]:
     """The curves of all methods, and the choice of auto for a target, for JSON."""
-    from vlora_engine.codec.forecast import Target
     from vlora_engine.spectra.size_curves import curves
     from vlora_tui.pipeline.forecast import choice_data, cluster_rows
 
     outlook = spectra.outlook()
+    name, value = target.goal
     assert outlook is not None  # noqa: S101  (these spectra were just computed with it)
     return {
         "path": str(spectra.path),
@@ -81,8 +82,8 @@ def plan_data(spectra: Spectra, target: str, value: float) -> dict[str, Any]:
         "rest_bytes": outlook.rest_bytes,
         "curves": [curve.as_dict() for curve in curves(spectra, outlook)],
         "clusters": cluster_rows(outlook),
-        "target": {"name": target, "value": value},
-        "choice": choice_data(outlook, Target.of(target, value)),
+        "target": {"name": name, "value": value},
+        "choice": choice_data(outlook, target),
     }
 
 

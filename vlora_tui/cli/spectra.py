@@ -85,6 +85,7 @@ def spectra(
 
 def cost_rows(spectra: Spectra) -> list[dict[str, Any]]:
     """What some k of every method would cost."""
+    from vlora_engine.compression_target import CompressionTarget
     from vlora_engine.errors import VLoRAError
     from vlora_engine.spectra.choose import choose
 
@@ -92,7 +93,7 @@ def cost_rows(spectra: Spectra) -> list[dict[str, Any]]:
     for method in spectra.methods:
         for k in LADDER:
             try:
-                prediction = choose(spectra, method, k=k).prediction
+                prediction = choose(spectra, CompressionTarget(method, k=k)).prediction
             except VLoRAError:
                 break  # beyond what this collection has
             rows.append(

@@ -12,14 +12,15 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import StorageError, VLoRAError
+from vlora_engine.quantization.dtypes import STORAGE_DTYPES
 from vlora_engine.targets import find_target, target_bytes
 from vlora_engine.utils.files import directory_bytes, partial_path
 from vlora_engine.utils.safetensors_file import ITEM_BYTES
 from vlora_tui.pipeline.inputs import Collection
 from vlora_tui.pipeline.outputs import export_paths, facts_of_export, merge_inputs
 from vlora_tui.recipe.model import (
-    Compress,
     Export,
     Merge,
     Recipe,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from vlora_engine.adapters.model import AdapterSource
     from vlora_engine.manifest.manifest import Manifest, TaskRecord
 
-_WORDS = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 _HEADER_BYTES = 120  # of a safetensors header, for one tensor, about
 _DIGEST = "0" * 64
 
@@ -129,7 +129,9 @@ def needs_of(
     """
     needs: list[Need] = []
     if recipe.compress is not None and recipe.output is not None and recipe.output not in done:
-        known = subspace if subspace is not None else subspace_bytes(collection, recipe.compress)
+        known = (
+            subspace if subspace is not None else subspace_bytes(collection, recipe.compress.target)
+        )
         if known is not None:
             out = Path(recipe.output)
             # The layers stay beside the subspace until it is complete.
@@ -157,13 +159,12 @@ def needs_of(
     return needs
 
 
-def subspace_bytes(collection: Collection, compress: Compress) -> int | None:
+def subspace_bytes(collection: Collection, target: CompressionTarget) -> int | None:
     """The bytes of a subspace of a given k, by the headers alone; None where a target chooses k."""
-    if compress.budget is not None:
-        return compress.budget
-    pair = (compress.k_a or compress.k or 0, compress.k_b or compress.k or 0)
-    sources = collection.adapters
-    if compress.target is not None or not all(pair) or not sources:
+    if target.budget is not None:
+        return target.budget
+    pair, sources = target.fixed_pair, collection.adapters
+    if pair is None or not sources:
         return None
     import numpy as np
 
@@ -175,25 +176,24 @@ def subspace_bytes(collection: Collection, compress: Compress) -> int | None:
         task_record,
     )
     from vlora_engine.quantization.dtypes import storage_dtype
-    from vlora_engine.quantization.packing import named_quantization
     from vlora_engine.spectra.choose import match_layers
     from vlora_engine.spectra.sizes import layer_bytes, packing_overhead
     from vlora_engine.spectra.tables import LayerTable
 
     layers = shared_layers(sources)
-    own = match_layers([spec.name for spec in layers], compress.layers)
+    own = match_layers([spec.name for spec in layers], target.layers)
     found = {shape.dtype for source in sources.values() for shape in source.modules.values()}
-    packed = named_quantization(compress.quantize)
-    dtype, total = storage_dtype(compress.dtype, found, lossy=packed is not None), 0
+    packed = target.quantization
+    dtype, total = storage_dtype(target.dtype, found, lossy=packed is not None), 0
     for spec in layers:
         ranks = [s.modules[spec.name].rank for s in sources.values() if spec.name in s.modules]
         table = LayerTable(
             spec.name, spec.d_in, spec.d_out, np.arange(len(ranks)), np.array(ranks), np.empty(0)
         )
         wanted = (own[spec.name],) * 2 if spec.name in own else pair
-        limits = max_k(compress.method, spec, sources)
+        limits = max_k(target.method, spec, sources)
         k_a, k_b = (min(k, limit) for k, limit in zip(wanted, limits, strict=True))
-        total += int(layer_bytes(compress.method, table, k_a, k_b, dtype, packed))
+        total += int(layer_bytes(target.method, table, k_a, k_b, dtype, packed))
     records = {
         name: task_record(name, source, layers, file=name, digest=_DIGEST, norm=1.0)
         for name, source in sources.items()
@@ -210,10 +210,10 @@ def adapter_bytes(manifest: Manifest, task: TaskRecord, dtype: str | None = None
         layer = manifest.layers[index]
         count = rank * (layer.d_in + layer.d_out)
         elements += count
-        payload += count * ITEM_BYTES[_WORDS.get(dtype or "", own)]
+        payload += count * ITEM_BYTES[STORAGE_DTYPES.get(dtype or "", own)]
     rest_of_factors = max(0, task.factor_elements - elements)  # modules that the basis lacks
     common = task.dtypes[0] if task.dtypes else "F32"
-    payload += rest_of_factors * ITEM_BYTES[_WORDS.get(dtype or "", common)]
+    payload += rest_of_factors * ITEM_BYTES[STORAGE_DTYPES.get(dtype or "", common)]
     tensors = 2 * (len(task.layers) + len(task.own)) + task.rest
     return payload + task.rest_bytes + _HEADER_BYTES * tensors + _config_bytes(task.config)
 
@@ -231,7 +231,7 @@ def _exported_bytes(export: Export, task: str, collection: Collection) -> int:
     if collection.manifest is not None:
         return adapter_bytes(collection.manifest, collection.manifest.task(task), export.dtype)
     source = collection.adapters[task]
-    item = ITEM_BYTES[_WORDS[export.dtype]] if export.dtype is not None else None
+    item = ITEM_BYTES[STORAGE_DTYPES[export.dtype]] if export.dtype is not None else None
     return source.nbytes if item is None else source.nbytes + _cast_bytes(source, item)
 
 
@@ -244,7 +244,7 @@ def _cast_bytes(source: AdapterSource, item: int) -> int:
 
 def _merged_bytes(merge: Merge, collection: Collection) -> int:
     sizes, ranks = [], []
-    item = ITEM_BYTES[_WORDS[merge.dtype]] if merge.dtype is not None else None
+    item = ITEM_BYTES[STORAGE_DTYPES[merge.dtype]] if merge.dtype is not None else None
     for name in merge_inputs(merge, collection):
         if collection.manifest is not None and name in collection.manifest.tasks:
             task = collection.manifest.task(name)

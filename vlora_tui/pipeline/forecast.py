@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vlora_engine.codec.forecast import EVERYBODY
+from vlora_engine.compression_target import CODED_METHODS, CompressionTarget
 from vlora_engine.errors import VLoRAError
-from vlora_engine.manifest.coding import METHODS as CODED_METHODS
 from vlora_engine.spectra.choose import Choice, Prediction
 from vlora_engine.utils.ranking import worst
-from vlora_tui.recipe.model import Compress
 
 if TYPE_CHECKING:
-    from vlora_engine.codec.forecast import Forecast, Outlook, Target
+    from vlora_engine.codec.forecast import Forecast, Outlook
     from vlora_engine.spectra.tables import Spectra
 
 if TYPE_CHECKING:
     from vlora_engine.codec.forecast import Forecast, Outlook
     from vlora_engine.manifest.manifest import Manifest
     from vlora_engine.spectra.tables import Spectra
-    from vlora_engine.subspace.request import Targets
 
 
 @dataclass(frozen=True)
@@ -41,22 +40,20 @@ class Expected:
     nbytes: int
 
 
-def expect(compress: Compress, spectra: Spectra) -> Expected | None:
-    """What a recipe is going to cost, None where these spectra cannot tell.
+def expect(target: CompressionTarget, spectra: Spectra) -> Expected | None:
+    """What a target is going to cost, None where these spectra cannot tell.
 
     Raises:
         VLoRAError: It cannot be met.
     """
-    if compress.is_coded:
+    if target.is_coded:
         outlook = spectra.outlook()
-        if outlook is None or compress.target is None:
-            return None
-        return expect_coded(outlook, compress.method, *compress.target)
+        return None if outlook is None else expect_coded(outlook, target)
     from vlora_engine.spectra.choose import choose
 
-    prediction = (choice := choose(spectra, **choice_arguments(compress))).prediction
+    prediction = (choice := choose(spectra, target)).prediction
     return Expected(
-        compress.method,
+        target.method,
         k_text(choice.k),
         prediction.mean_error,
         prediction.max_error,
@@ -64,18 +61,16 @@ def expect(compress: Compress, spectra: Spectra) -> Expected | None:
     )
 
 
-def expect_coded(outlook: Outlook, method: str, target: str, value: float) -> Expected:
+def expect_coded(outlook: Outlook, target: CompressionTarget) -> Expected:
     """What coding is going to cost.
 
     Raises:
         TargetError: It cannot be met.
     """
-    from vlora_engine.codec.forecast import Target
-
-    forecast: Forecast = outlook.solve(method, Target.of(target, value))
+    forecast: Forecast = outlook.solve(target)
     errors = forecast.errors
     return Expected(
-        method,
+        target.method,
         "",
         float(errors.mean()),
         float(errors.max(initial=0)),
@@ -99,60 +94,31 @@ def manifest_figures(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def targets_of(compress: Compress) -> Targets:
-    """What of the recipe the engine's build goes by."""
-    from vlora_engine.subspace.request import Targets
-
-    return Targets(**choice_arguments(compress), refine=compress.refine)
-
-
-def choice_arguments(compress: Compress) -> dict[str, Any]:
-    """What of the recipe decides on k, as `vlora_engine.spectra.choose.choose` takes it."""
-    arguments: dict[str, Any] = {
-        name: getattr(compress, name)
-        for name in ("k", "k_a", "k_b")
-        if getattr(compress, name) is not None
-    }
-    if compress.target is not None:
-        name, value = compress.target
-        arguments[name] = value
-    return {
-        "method": compress.method,
-        "adaptive": compress.adaptive,
-        "layers": dict(compress.layers),
-        "dtype": compress.dtype,
-        "quantize": compress.quantize,
-        **arguments,
-    }
-
-
 def others_at(
-    compress: Compress, figures: Mapping[str, Any], spectra: Spectra | None
+    target: CompressionTarget, figures: Mapping[str, Any], spectra: Spectra | None
 ) -> tuple[dict[str, Any], ...]:
     """What the other methods would cost at the same bytes, where spectra are there to tell."""
     if spectra is None:
         return ()
     from vlora_engine.spectra.choose import choose
 
-    outlook = spectra.outlook()
+    outlook, budget = spectra.outlook(), int(figures["nbytes"])
     rows: list[dict[str, Any]] = []
     for method in CODED_METHODS:
-        if method == compress.method or outlook is None:
+        if method == target.method or outlook is None:
             continue
         row: dict[str, Any] = dict.fromkeys(("k", "mean_error", "max_error", "nbytes"))
         with suppress(VLoRAError):
-            row = vars(expect_coded(outlook, method, "budget", int(figures["nbytes"]))).copy()
+            own = CompressionTarget(method, budget=budget)
+            row = vars(expect_coded(outlook, own)).copy()
         rows.append({**row, "method": method})
-    for method in (m for m in spectra.methods if m != compress.method):
+    for method in (m for m in spectra.methods if m != target.method):
         row = dict.fromkeys(("k", "mean_error", "max_error", "nbytes"))
         with suppress(VLoRAError):  # no k of it fits: the row says so
-            choice = choose(
-                spectra,
-                method,
-                budget=int(figures["nbytes"]),
-                dtype=compress.dtype,
-                quantize=compress.quantize,
+            own = CompressionTarget(
+                method, budget=budget, dtype=target.dtype, quantize=target.quantize
             )
+            choice = choose(spectra, own)
             prediction = choice.prediction
             row = {
                 "k": k_text(choice.k),
@@ -186,9 +152,6 @@ def k_text(k: Mapping[str, Any]) -> str:
         sides = sides[:1]
     texts = [str(s[0]) if len(s) == 1 else f"{s[0]}-{s[-1]}" for s in sides if s]
     return " x ".join(texts) or "-"
-
-
-EVERYBODY = 0  # the number of the group that all adapters form
 
 
 @dataclass(frozen=True)
@@ -237,15 +200,15 @@ class Coded:
     kinds: dict[str, tuple[str, ...]]  # per layer the kinds of sharing in it
 
     @classmethod
-    def of(cls, outlook: Outlook, method: str, target: Target) -> Coded:
+    def of(cls, outlook: Outlook, target: CompressionTarget) -> Coded:
         """Solve for a target.
 
         Raises:
             TargetError: It cannot be met.
         """
-        forecast = outlook.solve(method, target)
+        forecast = outlook.solve(target)
         return cls(
-            method,
+            target.method,
             prediction_of(outlook, forecast),
             shared_by(outlook, forecast),
             alone_in(outlook, forecast),
@@ -356,11 +319,11 @@ def cluster_rows(outlook: Outlook) -> list[dict[str, Any]]:
     ]
 
 
-def choice_data(outlook: Outlook, target: Target) -> dict[str, Any]:
+def choice_data(outlook: Outlook, target: CompressionTarget) -> dict[str, Any]:
     """What auto would do, layer by layer, and what each adapter would lose, for JSON."""
-    forecast = outlook.solve("auto", target)
+    forecast = outlook.solve(replace(target, method="auto"))
     whole = prediction_of(outlook, forecast)
-    own = prediction_of(outlook, outlook.solve("own", target))
+    own = prediction_of(outlook, outlook.solve(replace(target, method="own")))
     return {
         "nbytes": whole.nbytes,
         "codec_ratio": whole.codec_ratio,

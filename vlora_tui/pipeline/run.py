@@ -24,7 +24,6 @@ from vlora_tui.pipeline.forecast import (
     expect,
     manifest_figures,
     others_at,
-    targets_of,
 )
 from vlora_tui.pipeline.inputs import Collection, gather, read_places
 from vlora_tui.pipeline.outputs import (
@@ -200,7 +199,7 @@ class Run:
         report = build_subspace(
             self.collection.adapters,
             out,
-            targets=targets_of(compress),
+            targets=compress.target,
             spectra=spectra,
             check=check,
             skip_bad=self.recipe.input.skip_bad,
@@ -218,7 +217,7 @@ class Run:
         for finding in report.findings:
             if finding.code not in {f.code for f in check.findings}:
                 self._remark(finding)
-        others = others_at(compress, figures, report.spectra or self._cached_spectra())
+        others = others_at(compress.target, figures, report.spectra or self._cached_spectra())
         if others:
             self.emit(events.OtherMethods(int(figures["nbytes"]), others))
 
@@ -257,7 +256,7 @@ class Run:
 
         if compress.spectra not in (None, CACHE):
             spectra, reused = Spectra.load(str(compress.spectra)), True
-        elif compress.target is None or self._codes_at_once(compress):
+        elif compress.target.goal[0] == "k" or self._codes_at_once(compress):
             return None
         elif (cached := self._cached_spectra()) is not None:
             spectra, reused = cached, True
@@ -282,7 +281,7 @@ class Run:
         Tables that happen to lie in the cache are not used then: the same command gives the same
         bytes whether they are there or not.
         """
-        return compress.is_coded and compress.spectra is None
+        return compress.target.is_coded and compress.spectra is None
 
     def _compute_spectra(
         self, target: Path, check: CheckReport, device: str, *, force: bool
@@ -353,7 +352,7 @@ class Run:
 
     def _tell_choice(self, compress: Compress, spectra: Spectra) -> int | None:
         """Tell what is going to be built; its bytes, where the spectra know them."""
-        expected = expect(compress, spectra)
+        expected = expect(compress.target, spectra)
         if expected is None:
             return None
         self.emit(events.Chosen(**vars(expected)))

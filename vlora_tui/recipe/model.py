@@ -18,23 +18,17 @@ from vlora_engine.adapters.address import (
     AdapterRef,
     hub_cache,
 )
+from vlora_engine.compression_target import BASIS_METHODS, CompressionTarget
 from vlora_engine.errors import NotFoundError, ParameterError
-from vlora_engine.manifest.coding import METHODS as CODED_METHODS
-from vlora_engine.manifest.coding import default_method
 from vlora_engine.merging.methods import DEFAULT_METHOD
 from vlora_engine.quantization.packing import BLOCK_SIZE, Quantization, quantization
 
-METHODS = ("auto", "own", "delta", "columns", "flat")
-MEASURED = (
-    "delta",
-    "columns",
-    "flat",
-    "codec",
-)  # what spectra hold; names their place in the cache
-QUANTIZATIONS = ("none", "int8", "int4", "nf4")
-DEFAULT_MAX_ERROR = 0.05  # what `compress` aims at when it is told nothing
-DTYPES = ("auto", "fp32", "fp16", "bf16")
+MEASURED = (*BASIS_METHODS, "codec")  # what spectra hold; names their place in the cache
 CACHE = "cache"
+COMPRESS_KEYS = (  # of the table, as they are written: what to compress to, and on what
+    *("method", "k", "k_a", "k_b", "variance", "adaptive", "max_error", "mean_error", "budget"),
+    *("layers", "dtype", "device", "spectra", "quantize", "refine"),
+)
 
 
 @dataclass(frozen=True)
@@ -61,46 +55,11 @@ class Input:
 
 @dataclass(frozen=True)
 class Compress:
-    """How to compress: k, or one target that k, or the bits, are chosen for.
+    """What to compress to, and on what: where spectra are, which device works."""
 
-    Args:
-        method: By default ``auto``, and ``delta`` where something is asked for that only a basis
-            has.
-    """
-
-    method: str = ""
-    k: int | None = None
-    k_a: int | None = None
-    k_b: int | None = None
-    variance: float | None = None
-    adaptive: bool = False
-    max_error: float | None = None
-    mean_error: float | None = None
-    budget: int | None = None  # bytes on disk
-    layers: Mapping[str, int] = field(default_factory=dict)
-    dtype: str = "auto"
+    target: CompressionTarget = field(default_factory=CompressionTarget)
     device: str = "auto"
     spectra: str | None = None
-    quantize: str = "none"
-    refine: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.method:
-            object.__setattr__(self, "method", default_method(self))
-
-    @property
-    def is_coded(self) -> bool:
-        """Whether every direction gets bits of its own, and no k is chosen."""
-        return self.method in CODED_METHODS
-
-    @property
-    def target(self) -> tuple[str, float] | None:
-        """The target by name and value, None where k is given."""
-        for name in ("variance", "max_error", "mean_error", "budget"):
-            value = getattr(self, name)
-            if value is not None:
-                return name, value
-        return None if self.k or self.k_a or self.k_b else ("max_error", DEFAULT_MAX_ERROR)
 
 
 @dataclass(frozen=True)
@@ -222,7 +181,7 @@ def as_tables(recipe: Recipe) -> dict[str, Any]:
     """The recipe as nested tables, defaults left out."""
     tables: dict[str, Any] = {"input": _input_table(recipe.input)}
     if recipe.compress is not None:
-        tables["compress"] = _changed(recipe.compress, Compress(), always=("method",))
+        tables["compress"] = _compress_table(recipe.compress)
     if recipe.quantize is not None:
         tables["quantize"] = _changed(recipe.quantize, Quantize(), always=("method", "bits"))
     if recipe.output is not None:
@@ -443,6 +402,12 @@ def _input_table(source: Input) -> dict[str, Any]:
     if source.skip_bad:
         table["skip_bad"] = True
     return table
+
+
+def _compress_table(compress: Compress) -> dict[str, Any]:
+    table = _changed(compress.target, CompressionTarget(), always=("method",))
+    table |= _changed(compress, Compress(), always=())
+    return {name: table[name] for name in COMPRESS_KEYS if name in table}
 
 
 def _merge_table(merge: Merge) -> dict[str, Any]:

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine.adapters.address import expanded
+from vlora_engine.compression_target import GOALS, METHODS, CompressionTarget
 from vlora_engine.errors import InputError, NotFoundError
 from vlora_engine.merging.methods import DEFAULT_METHOD
+from vlora_engine.quantization.dtypes import AUTO_DTYPE, DTYPES
+from vlora_engine.quantization.packing import NOT_PACKED, PACKINGS
 from vlora_engine.targets.registry import TARGETS
 from vlora_tui.recipe.model import (
-    DTYPES,
-    METHODS,
-    QUANTIZATIONS,
     AdapterInput,
     Compress,
     Export,
@@ -101,7 +101,7 @@ def _read_adapter(table: Table, entry: Any) -> AdapterInput:
 
 
 def _read_compress(table: Table) -> Compress:
-    compress = Compress(
+    target = CompressionTarget(
         method=table.choice("method", METHODS, ""),
         k=table.natural("k"),
         k_a=table.natural("k_a"),
@@ -112,73 +112,70 @@ def _read_compress(table: Table) -> Compress:
         mean_error=table.share("mean_error"),
         budget=table.size("budget"),
         layers=_read_layers(table),
-        dtype=table.choice("dtype", DTYPES, "auto"),
-        device=table.get("device", str, "auto"),
-        spectra=table.get("spectra", str),
-        quantize=table.choice("quantize", QUANTIZATIONS, "none"),
+        dtype=table.choice("dtype", DTYPES, AUTO_DTYPE),
+        quantize=table.choice("quantize", PACKINGS, NOT_PACKED),
         refine=table.natural("refine", least=0) or 0,
     )
+    compress = Compress(
+        target, device=table.get("device", str, "auto"), spectra=table.get("spectra", str)
+    )
     table.end()
-    check_compress(compress, table)
-    return compress
-
-
-def check_compress(compress: Compress, table: Table) -> None:
-    """Refuse k with a target, two targets, half a pair of k."""
-    ks = [name for name in ("k", "k_a", "k_b") if getattr(compress, name) is not None]
-    targets = [
-        name
-        for name in ("variance", "max_error", "mean_error", "budget")
-        if getattr(compress, name) is not None
-    ]
-    if ks and targets:
-        table.fail(targets[0], f"{ks[0]} and {targets[0]} are both given.", expected="one of them")
-    if len(targets) > 1:
-        table.fail(
-            targets[1], "There is more than one target.", expected="one", found=", ".join(targets)
-        )
-    if "k" in ks and len(ks) > 1:
-        table.fail(ks[1], f"k and {ks[1]} are both given.", expected="k, or k_a and k_b")
-    if len(ks) == 1 and "k" not in ks:
-        table.fail(ks[0], f"{ks[0]} is given without its other side.", expected="k_a and k_b")
-    if compress.is_coded:
-        _check_coded(compress, table)
-    if compress.method == "flat" and "k_a" in ks and compress.k_a != compress.k_b:
-        table.fail("k_a", "The method flat has one k for both sides.", expected="k")
-    if compress.adaptive and compress.variance is None:
-        table.fail(
-            "adaptive",
-            "adaptive goes with a variance.",
-            expected="variance",
-            remedy="leave it out: with an error or a budget every layer gets its own k anyway"
-            if targets
-            else None,
-        )
+    check_target(target, table)
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?|mps", compress.device):
         table.fail(
             "device", "This is no device.", expected="auto, cpu, cuda, cuda:N or mps",
             found=repr(compress.device),
         )  # fmt: skip
+    return compress
 
 
-def _check_coded(compress: Compress, table: Table) -> None:
+def check_target(target: CompressionTarget, table: Table) -> None:
+    """Refuse k with a target, two goals, half a pair of k."""
+    ks = [name for name in ("k", "k_a", "k_b") if getattr(target, name) is not None]
+    goals = [name for name in GOALS if getattr(target, name) is not None]
+    if ks and goals:
+        table.fail(goals[0], f"{ks[0]} and {goals[0]} are both given.", expected="one of them")
+    if len(goals) > 1:
+        table.fail(
+            goals[1], "There is more than one target.", expected="one", found=", ".join(goals)
+        )
+    if "k" in ks and len(ks) > 1:
+        table.fail(ks[1], f"k and {ks[1]} are both given.", expected="k, or k_a and k_b")
+    if len(ks) == 1 and "k" not in ks:
+        table.fail(ks[0], f"{ks[0]} is given without its other side.", expected="k_a and k_b")
+    if target.is_coded:
+        _check_coded(target, table)
+    if target.method == "flat" and "k_a" in ks and target.k_a != target.k_b:
+        table.fail("k_a", "The method flat has one k for both sides.", expected="k")
+    if target.adaptive and target.variance is None:
+        table.fail(
+            "adaptive",
+            "adaptive goes with a variance.",
+            expected="variance",
+            remedy="leave it out: with an error or a budget every layer gets its own k anyway"
+            if goals
+            else None,
+        )
+
+
+def _check_coded(target: CompressionTarget, table: Table) -> None:
     """Refuse what only a basis has."""
-    if compress.quantize != "none":
+    if target.quantize != NOT_PACKED:
         table.fail(
             "quantize",
-            f"The method {compress.method} chooses its bits itself.",
+            f"The method {target.method} chooses its bits itself.",
             expected="quantize with delta, columns or flat",
-            found=compress.quantize,
+            found=target.quantize,
         )
     of_a_basis = [
-        n for n in ("k", "k_a", "k_b", "adaptive", "layers", "refine") if getattr(compress, n)
+        n for n in ("k", "k_a", "k_b", "adaptive", "layers", "refine") if getattr(target, n)
     ]
-    if compress.dtype != "auto":
+    if target.dtype != AUTO_DTYPE:
         of_a_basis.append("dtype")
     if of_a_basis:
         table.fail(
             of_a_basis[0],
-            f"The method {compress.method} chooses its bits itself, and has no {of_a_basis[0]}.",
+            f"The method {target.method} chooses its bits itself, and has no {of_a_basis[0]}.",
             expected="max_error, mean_error, variance or budget",
             remedy="leave it out, or use the method delta, columns or flat",
         )
@@ -259,7 +256,7 @@ def _read_merge(table: Table) -> Merge:
         dialect=table.choice("dialect", ("peft",), "") or None,
         rank=table.natural("rank"),
         energy=table.share("energy", including_one=True),
-        dtype=table.choice("dtype", DTYPES, "auto"),
+        dtype=table.choice("dtype", DTYPES, AUTO_DTYPE),
         path=table.path_at("path"),
     )
     merge = replace(merge, dtype=None if merge.dtype == "auto" else merge.dtype)

@@ -14,19 +14,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from vlora_engine.codec.quantizer import PRICE
 from vlora_engine.codec.rates import pair
 from vlora_engine.codec.tables import Array
+from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import TargetError
 from vlora_engine.utils.array_file import Arrays, read_arrays
 from vlora_engine.utils.files import write_file
 from vlora_engine.utils.json_reader import JsonFile, JsonObject, JsonValue
 from vlora_engine.utils.ranking import worst
 
+EVERYBODY = 0  # the number of the group that all adapters form
 FINEST, COARSEST = 2.0**-28, 2.0**1  # steps that are looked at
 FINEST_SHARED = 2.0**-22  # what is shared is larger than its members: integers are 32 bits wide
 OWN_OVERHEAD = 8 * 11.0  # bits of one module of one task beside its vectors
@@ -257,14 +258,16 @@ class Outlook:
 
     # targets
 
-    def solve(self, method: str, target: Target, correction: Correction | None = None) -> Forecast:
-        """Steps and modes that meet a target with the fewest bytes, or the least error.
+    def solve(self, target: CompressionTarget, correction: Correction | None = None) -> Forecast:
+        """Steps and modes of a coded method that meet its target with the fewest bytes, or the
+        least error.
 
         Raises:
             TargetError: It cannot be met; the message says what can.
         """
         known = correction or Correction(np.ones(len(self.tasks)), 1.0)
-        uniform = self._bisect(method, target, known)
+        target = target.filled()
+        uniform = self._bisect(target, known)
         if target.max_error is None:
             return uniform
         return self._even(uniform, target.max_error, known)
@@ -273,23 +276,23 @@ class Outlook:
         """What one step for all comes to."""
         return self.forecast(np.full(len(self.tasks), step), self.modes_at(step, method))
 
-    def _bisect(self, method: str, target: Target, known: Correction) -> Forecast:
+    def _bisect(self, target: CompressionTarget, known: Correction) -> Forecast:
         """The coarsest step that meets an error, or the finest that meets a budget."""
         if target.budget is not None:
             self.require_room(target.budget)
         else:
-            self._require_reach(method, target, known)
+            self._require_reach(target, known)
         low, high = np.log2(FINEST), np.log2(COARSEST)
         for _ in range(HALVINGS):
             middle = (low + high) / 2
-            found = self.at(method, 2.0**middle)
+            found = self.at(target.method, 2.0**middle)
             coarser = (
                 not self._fits(found, target, known)
                 if target.budget is not None
                 else self._is_close(found, target, known)
             )
             low, high = (middle, high) if coarser else (low, middle)
-        return self.at(method, 2.0 ** (high if target.budget is not None else low))
+        return self.at(target.method, 2.0 ** (high if target.budget is not None else low))
 
     @property
     def floor(self) -> int:
@@ -307,8 +310,8 @@ class Outlook:
                 remedy="allow more, or compress fewer adapters",
             )
 
-    def _require_reach(self, method: str, target: Target, known: Correction) -> None:
-        finest = self.at(method, FINEST)
+    def _require_reach(self, target: CompressionTarget, known: Correction) -> None:
+        finest = self.at(target.method, FINEST)
         if not self._is_close(finest, target, known):
             errors = finest.errors * known.errors
             least = errors.mean() if target.max_error is None else errors.max()
@@ -319,11 +322,11 @@ class Outlook:
                 remedy="allow more error, or store components in fp32: --method delta",
             )
 
-    def _fits(self, found: Forecast, target: Target, known: Correction) -> bool:
+    def _fits(self, found: Forecast, target: CompressionTarget, known: Correction) -> bool:
         assert target.budget is not None  # noqa: S101
         return self.nbytes(found, known) <= target.budget
 
-    def _is_close(self, found: Forecast, target: Target, known: Correction) -> bool:
+    def _is_close(self, found: Forecast, target: CompressionTarget, known: Correction) -> bool:
         errors = found.errors * known.errors
         if target.variance is not None:
             return bool(np.square(errors).mean() <= 1 - target.variance)
@@ -400,54 +403,6 @@ class Outlook:
 
 
 VERSION = 1
-
-
-@dataclass(frozen=True)
-class Target:
-    """What is wanted of a coded collection: exactly one of these."""
-
-    budget: int | None = None
-    max_error: float | None = None
-    mean_error: float | None = None
-    variance: float | None = None
-
-    @classmethod
-    def of(cls, name: str, value: float) -> Target:
-        """A target by its name."""
-        whole: dict[str, Any] = {name: int(value) if name == "budget" else value}
-        return cls(**whole)
-
-    def allowed(self, rest_bytes: int) -> float:
-        """The target as a number that must not be exceeded: bytes but the rest tensors', the
-        error, or the share of the energy that is missed.
-        """
-        if self.budget is not None:
-            return self.budget - rest_bytes
-        if self.variance is not None:
-            return 1 - self.variance
-        value = self.max_error if self.max_error is not None else self.mean_error
-        assert value is not None  # noqa: S101
-        return value
-
-    @property
-    def error(self) -> float | None:
-        """The mean error that it comes to about; None where it is a budget."""
-        if self.variance is not None:
-            return float(np.sqrt(1 - self.variance))
-        return self.max_error if self.max_error is not None else self.mean_error
-
-    def of_allowed(self, value: float, rest_bytes: int) -> Target:
-        """The same kind of target with another `allowed`."""
-        if self.budget is not None:
-            return Target(budget=int(value) + rest_bytes)
-        if self.variance is not None:
-            return Target(variance=1 - value)
-        return Target.of(next(n for n, v in vars(self).items() if v is not None), value)
-
-    def words(self) -> str:
-        """The target for a message."""
-        given = {name: value for name, value in vars(self).items() if value is not None}
-        return ", ".join(f"{name} {value:.9g}" for name, value in given.items())
 
 
 @dataclass(frozen=True)

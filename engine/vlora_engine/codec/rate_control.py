@@ -18,9 +18,9 @@ from vlora_engine.codec.forecast import (
     FINEST,
     Forecast,
     Outlook,
-    Target,
 )
 from vlora_engine.codec.tables import Array
+from vlora_engine.compression_target import CompressionTarget
 
 _GOLDEN = (5**0.5 - 1) / 2  # multiples of it, modulo 1, are spread evenly however many there are
 _FIRST = 16  # of one layer in so many it is measured how far the tables are off, ...
@@ -84,12 +84,12 @@ class Course:
     """Chooses steps for what is left of a collection.
 
     Args:
-        forecast: The steps and modes to begin with. wanted: See `Target.allowed`.
+        forecast: The steps and modes to begin with. wanted: See `CompressionTarget.allowed`.
         beside: Bytes on disk that are neither payload nor rest tensors.
     """
 
     outlook: Outlook
-    target: Target
+    target: CompressionTarget
     wanted: float
     forecast: Forecast
     beside: float

@@ -19,6 +19,7 @@ from vlora_engine.linalg.grams import full_basis, update_basis
 from vlora_engine.linalg.low_rank import delta_error2
 from vlora_engine.manifest.manifest import LayerSpec, TaskRecord
 from vlora_engine.manifest.records import figure, max_k
+from vlora_engine.quantization.dtypes import DTYPE_WORDS
 from vlora_engine.subspace.basis import Bases, LayerBasis, LayerPlan
 from vlora_engine.subspace.basis_space import BasisSpace
 from vlora_engine.subspace.coded.space import CodedSpace
@@ -69,8 +70,7 @@ def absorb(
             rebuilt.append(record.id)
             sources[record.id] = MemorySource(space.reconstruct(record.id))
     sources[task_id] = source
-    words = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
-    collection = prepare(sources, dtype=words[space.dtype], progress=progress)
+    collection = prepare(sources, dtype=DTYPE_WORDS[space.dtype], progress=progress)
     known = {spec.name: spec for spec in space.layers}
     plans = {}
     for spec in collection.layers:

@@ -22,8 +22,8 @@ from vlora_engine.adapters.base_models import base_model_of
 from vlora_engine.adapters.check import CheckReport
 from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.adapters.stack import read_stack
-from vlora_engine.compress.measure import METHODS as SPECTRA_METHODS
 from vlora_engine.compress.measure import compute_spectra
+from vlora_engine.compression_target import BASIS_METHODS, CompressionTarget
 from vlora_engine.errors import ParameterError, SubspaceError
 from vlora_engine.findings import Finding
 from vlora_engine.manifest.manifest import (
@@ -48,7 +48,6 @@ from vlora_engine.subspace.request import (
     BuildReport,
     Collection,
     Plan,
-    Targets,
     assemble_task,
     prepare,
 )
@@ -70,7 +69,7 @@ logger = logging.getLogger(__name__)
 
 def make_plan(
     collection: Collection,
-    targets: Targets,
+    targets: CompressionTarget,
     *,
     spectra: Spectra | None = None,
     compute: Callable[[], Spectra] | None = None,
@@ -92,19 +91,7 @@ def make_plan(
     if pair is not None:
         return _fixed_plan(collection, targets, pair, spectra)
     assert spectra is not None  # noqa: S101
-    choice = choose(
-        spectra,
-        targets.method,
-        variance=targets.variance,
-        adaptive=targets.adaptive,
-        max_error=targets.max_error,
-        mean_error=targets.mean_error,
-        budget=targets.budget,
-        layers=targets.layers,
-        dtype=targets.dtype,
-        quantize=targets.quantize,
-        noise=targets.noise,
-    )
+    choice = choose(spectra, targets)
     plans = {
         name: LayerPlan(
             targets.method,
@@ -120,7 +107,10 @@ def make_plan(
 
 
 def _fixed_plan(
-    collection: Collection, targets: Targets, pair: tuple[int, int], spectra: Spectra | None
+    collection: Collection,
+    targets: CompressionTarget,
+    pair: tuple[int, int],
+    spectra: Spectra | None,
 ) -> Plan:
     names = [spec.name for spec in collection.layers]
     pinned = match_layers(names, targets.layers)
@@ -167,7 +157,7 @@ def _same_collection(collection: Collection, spectra: Spectra) -> None:
 
 def build_space(
     collection: Collection,
-    targets: Targets,
+    targets: CompressionTarget,
     *,
     device: str = "auto",
     progress: ProgressCallback | None = None,
@@ -190,8 +180,8 @@ def build_space(
             progress=progress,
         )
 
-    storage = targets.storage(collection)
-    aim: Targets | None = targets
+    storage = collection.storage(targets)
+    aim: CompressionTarget | None = targets
     spectra: Spectra | None = None
     while aim is not None:
         plan = make_plan(collection, aim, spectra=spectra, compute=compute)
@@ -245,7 +235,7 @@ def build_subspace(
     sources: Mapping[str, AdapterSource],
     out: Path,
     *,
-    targets: Targets | None = None,
+    targets: CompressionTarget | None = None,
     spectra: Spectra | Path | None = None,
     check: CheckReport | None = None,
     skip_bad: bool = False,
@@ -278,7 +268,7 @@ def build_subspace(
     Finished layers are kept for ``resume`` whatever stops it, but for an input that is at fault;
     what was half written is removed.
     """
-    wanted = (targets or Targets(**named_targets)).checked()
+    wanted = (targets or CompressionTarget(**named_targets)).checked()
     check_output(out, force=force)
     pick_device(device)
     collection = prepare(
@@ -318,7 +308,7 @@ def _build_in(
     partial: Path,
     out: Path,
     collection: Collection,
-    wanted: Targets,
+    wanted: CompressionTarget,
     known: Spectra | None,
     device: str,
     force: bool,
@@ -329,12 +319,12 @@ def _build_in(
         return _spectra_in(partial, collection, device, progress, cancelled)
 
     with layers_kept(partial, out):
-        targets: Targets | None = wanted
+        targets: CompressionTarget | None = wanted
         while targets is not None:
             plan = make_plan(collection, targets, spectra=known, compute=compute)
             parts = LayerParts(partial, fingerprint(collection, plan, device))
             reused = _build_parts(collection, plan, parts, device, progress, cancelled)
-            storage = targets.storage(collection)
+            storage = collection.storage(targets)
             discard(partial / RESULT)  # of an attempt that missed its target
             manifest = _assemble(partial / RESULT, out, collection, storage, parts)
             errors = {task.id: task.error for task in manifest.tasks.values()}
@@ -401,7 +391,7 @@ def _spectra_in(
     return compute_spectra(
         collection.sources,
         place,
-        methods=SPECTRA_METHODS,
+        methods=BASIS_METHODS,
         device=device,
         check=CheckReport({n: collection.check.adapters[n] for n in collection.sources}),
         progress=progress,
@@ -465,7 +455,9 @@ def _report(
     )
 
 
-def within(targets: Targets, plan: Plan, errors: Mapping[str, float]) -> Targets | None:
+def within(
+    targets: CompressionTarget, plan: Plan, errors: Mapping[str, float]
+) -> CompressionTarget | None:
     """None where measured ``errors`` keep the target; else what to aim at instead.
 
     What packing costs depends on how the numbers of the bases are distributed. Where it costs

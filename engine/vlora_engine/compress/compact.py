@@ -8,7 +8,7 @@ from vlora_engine.adapters.model import AdapterSource, MemorySource
 from vlora_engine.catalog.originals import original_if_there
 from vlora_engine.manifest.records import figure
 from vlora_engine.subspace.coded.space import CodedSpace, code_collection
-from vlora_engine.subspace.request import Targets, prepare
+from vlora_engine.subspace.request import CompressionTarget, prepare
 from vlora_engine.utils.progress import ProgressCallback
 
 
@@ -30,7 +30,7 @@ def compact(
             original = MemorySource(space.reconstruct(record.id, exact=True))
         sources[record.id] = original
     target = {k: int(v) if k == "budget" else v for k, v in space.coding.target.items()}
-    targets = Targets(method=space.method, **target).checked()  # type: ignore[arg-type]
+    targets = CompressionTarget(method=space.method, **target).checked()  # type: ignore[arg-type]
     new = code_collection(
         prepare(sources, progress=progress), targets, device=device, progress=progress
     )

@@ -26,6 +26,7 @@ from vlora_engine.adapters.stack import (
     unflatten,
 )
 from vlora_engine.analysis.relations import RelationsSum
+from vlora_engine.compression_target import BASIS_METHODS
 from vlora_engine.errors import ParameterError
 from vlora_engine.linalg.grams import cumulated_grams, full_basis, small_grams
 from vlora_engine.linalg.low_rank import module_grams
@@ -65,7 +66,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-METHODS = ("delta", "columns", "flat")
 SIMILARITY_LIMIT = 4096
 VECTORS_LIMIT_BYTES = 1_000_000_000
 CHUNK_ELEMENTS = 4_000_000
@@ -88,7 +88,7 @@ def compute_spectra(
     sources: Mapping[str, AdapterSource],
     out: Path | None = None,
     *,
-    methods: Sequence[str] = METHODS,
+    methods: Sequence[str] = BASIS_METHODS,
     codec: bool = False,
     device: str = "auto",
     check: CheckReport | None = None,
@@ -113,9 +113,9 @@ def compute_spectra(
     Whatever stops it, the layers that are finished are kept beside ``out``; the next call for the
     same adapters goes on with them.
     """
-    unknown = [m for m in methods if m not in METHODS]
+    unknown = [m for m in methods if m not in BASIS_METHODS]
     if unknown:
-        raise ParameterError(f"Unknown method {unknown[0]!r}.", expected=", ".join(METHODS))
+        raise ParameterError(f"Unknown method {unknown[0]!r}.", expected=", ".join(BASIS_METHODS))
     if out is not None:
         check_output(out, force=force)
     return_large_blocks()

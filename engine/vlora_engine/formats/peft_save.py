@@ -15,15 +15,15 @@ from vlora_engine.formats.base import WEIGHTS
 from vlora_engine.formats.config import CONFIG_NAME, Settings, read_settings
 from vlora_engine.formats.findings import matching_targets
 from vlora_engine.formats.layout import PREFIX
+from vlora_engine.quantization.dtypes import STORAGE_DTYPES
 from vlora_engine.utils.files import new_directory, write_json
-from vlora_engine.utils.safetensors_file import write_tensors
+from vlora_engine.utils.safetensors_file import torch_dtype, write_tensors
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 ORIGIN = "source_format"  # of a config: what another tool said of the adapter
-DTYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def write_peft(
@@ -233,13 +233,16 @@ def _torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     if dtype is None:
         return None
     if isinstance(dtype, str):
-        found = getattr(torch, DTYPES.get(dtype, dtype), None)
+        word = STORAGE_DTYPES.get(dtype)
+        found = getattr(torch, dtype, None) if word is None else torch_dtype(word)
         if isinstance(found, torch.dtype) and found in _stored(torch):
             return found
     elif dtype in _stored(torch):
         return dtype
     raise ParameterError(
-        "Adapters are not stored in this dtype.", expected=", ".join(DTYPES), found=str(dtype)
+        "Adapters are not stored in this dtype.",
+        expected=", ".join(STORAGE_DTYPES),
+        found=str(dtype),
     )
 
 

@@ -9,22 +9,9 @@ from typing import Any
 
 from vlora_engine.utils.json_reader import JsonObject
 
-METHODS = ("own", "auto")
-OF_A_BASIS = ("k", "k_a", "k_b", "variance", "adaptive", "layers", "refine")
 KINDS = {"k": "klt", "d": "delta", "-": ""}
 _GROUP = re.compile(r"[0-9]{1,5}")
 LETTERS = {kind: letter for letter, kind in KINDS.items()}
-
-
-def default_method(wanted: Any) -> str:
-    """The method where none is named: `auto`, unless what is wanted belongs to a basis.
-
-    Args:
-        wanted: Has the attributes `OF_A_BASIS`, ``dtype`` and ``quantize``.
-    """
-    of_a_basis = any(getattr(wanted, name) for name in OF_A_BASIS)
-    stored = wanted.dtype != "auto" or wanted.quantize not in (None, "none")
-    return "delta" if of_a_basis or stored else "auto"
 
 
 @dataclass(frozen=True)

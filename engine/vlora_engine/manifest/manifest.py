@@ -16,7 +16,11 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 from vlora_engine.adapters.model import Kind
-from vlora_engine.errors import NotFoundError, SubspaceError
+from vlora_engine.compression_target import BASIS_METHODS, CODED_METHODS
+from vlora_engine.errors import (
+    NotFoundError,
+    SubspaceError,
+)
 from vlora_engine.findings import Finding
 from vlora_engine.manifest.coded_index import (
     open_layers,
@@ -24,7 +28,6 @@ from vlora_engine.manifest.coded_index import (
     pack_layers,
     pack_tasks,
 )
-from vlora_engine.manifest.coding import METHODS as CODED_METHODS
 from vlora_engine.manifest.coding import Coding, parse_coding
 from vlora_engine.quantization.packing import Quantization, parse_quantization
 from vlora_engine.utils.files import is_being_replaced
@@ -37,7 +40,6 @@ T = TypeVar("T")
 FORMAT = "vlora-subspace"
 VERSION = 1
 INDEX = "subspace.json"
-METHODS = ("delta", "columns", "flat")
 CODED_VERSION = 2  # of directories that hold coded numbers
 _INSIDE = {"configs": "config", "kept": "kept"}  # what several tasks share: lists, and the key
 _TASK_FILE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors$")
@@ -411,7 +413,7 @@ def parse_manifest(directory: Path, raw: bytes) -> Manifest:
     if said is None or said.value != FORMAT:
         raise index.error(f"the format {FORMAT}", "no vlora-subspace")
     coded = _version(directory, index) == CODED_VERSION
-    method = index["method"].one_of(CODED_METHODS if coded else METHODS)
+    method = index["method"].one_of(CODED_METHODS if coded else BASIS_METHODS)
     dtype = index["dtype"].one_of(ITEM_BYTES)
     layers = tuple(
         (_parse_row(name, rest) for name, rest in open_layers(index))

@@ -31,11 +31,12 @@ from vlora_engine.errors import (
 )
 from vlora_engine.formats.config import CONFIG_NAME
 from vlora_engine.formats.peft_save import peft_config, peft_tensors
+from vlora_engine.quantization.dtypes import AUTO_DTYPE, DTYPES, STORAGE_DTYPES
 from vlora_engine.utils.device import pick_device
+from vlora_engine.utils.safetensors_file import torch_dtype
 
 logger = logging.getLogger(__name__)
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _Stand = list[tuple[Tensor, Tensor]]
 BYTES = range(256, 513)  # the sizes of vocabulary in which a token may be a byte
 
@@ -245,16 +246,16 @@ def load_base(base: str | Path, *, device: str = "auto", dtype: str = "auto") ->
         NotFoundError: There is no such model here, or the Hub cannot be reached.
         ParameterError: It is no causal language model, or not a whole one.
     """
-    if dtype != "auto" and dtype not in DTYPES:
-        raise ParameterError(
-            f"Unknown dtype {dtype!r}.", expected=f"auto, {', '.join(DTYPES)}", found=dtype
-        )
+    if dtype not in DTYPES:
+        raise ParameterError(f"Unknown dtype {dtype!r}.", expected=", ".join(DTYPES), found=dtype)
     require_extra()
     place = pick_device(device)
     name = _place_of(os.fspath(base))
     import transformers
 
-    kind = DTYPES.get(dtype, torch.float32 if place.type == "cpu" else "auto")
+    kind: torch.dtype | str = torch.float32 if place.type == "cpu" else "auto"
+    if dtype != AUTO_DTYPE:
+        kind = torch_dtype(STORAGE_DTYPES[dtype])
     word = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
     try:
         with quiet():

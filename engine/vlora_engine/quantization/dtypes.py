@@ -6,8 +6,10 @@ from collections.abc import Iterable
 
 from vlora_engine.errors import ParameterError
 
-STORAGE_DTYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
-
+STORAGE_DTYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}  # in safetensors' words
+DTYPE_WORDS = {stored: word for word, stored in STORAGE_DTYPES.items()}
+AUTO_DTYPE = "auto"
+DTYPES = (AUTO_DTYPE, *STORAGE_DTYPES)  # what may be asked for
 
 # What rounding to the storage dtype adds to a relative error: basis and loadings of both sides
 # are rounded (measured at full k, d from 64 to 768: 3.6e-4 to 5.6e-4 in fp16, eight times that
@@ -25,12 +27,10 @@ def storage_dtype(dtype: str, found: Iterable[str], *, lossy: bool = False) -> s
     Raises:
         ParameterError: ``dtype`` is none of auto, fp32, fp16, bf16.
     """
-    if dtype == "auto":
+    if dtype == AUTO_DTYPE:
         return "F32" if {"F32", "F64"} & set(found) and not lossy else "F16"
     if dtype not in STORAGE_DTYPES:
-        raise ParameterError(
-            f"Unknown storage dtype {dtype!r}.", expected="auto, " + ", ".join(STORAGE_DTYPES)
-        )
+        raise ParameterError(f"Unknown storage dtype {dtype!r}.", expected=", ".join(DTYPES))
     return STORAGE_DTYPES[dtype]
 
 

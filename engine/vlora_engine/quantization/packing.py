@@ -13,6 +13,8 @@ from vlora_engine.errors import ParameterError
 from vlora_engine.utils.json_reader import JsonValue
 
 QUANTIZATIONS = ("int8", "int4", "nf4")
+NOT_PACKED = "none"
+PACKINGS = (NOT_PACKED, *QUANTIZATIONS)  # what may be asked for
 BLOCK_SIZE = 64
 GROUP_SIZE = 256  # scales that share a second-level scale
 MAX_BLOCK_SIZE = 1 << 20
@@ -152,12 +154,10 @@ def named_quantization(
     Raises:
         ParameterError: No such name.
     """
-    if name == "none":
+    if name == NOT_PACKED:
         return None
     if name not in QUANTIZATIONS:
-        raise ParameterError(
-            f"Unknown quantization {name!r}.", expected="none, " + ", ".join(QUANTIZATIONS)
-        )
+        raise ParameterError(f"Unknown quantization {name!r}.", expected=", ".join(PACKINGS))
     method, bits = ("nf4", 4) if name == "nf4" else ("symmetric", int(name[3:]))
     return quantization(method, bits, double_quant=double_quant, loadings=loadings)
 

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import ParameterError, TargetError
-from vlora_engine.quantization.dtypes import ROUNDING, is_lossy, storage_dtype
-from vlora_engine.quantization.packing import Quantization, named_quantization
+from vlora_engine.quantization.dtypes import ROUNDING, storage_dtype
+from vlora_engine.quantization.packing import Quantization
 from vlora_engine.spectra.sizes import (
     factor_bytes_16,
     input_bytes,
@@ -32,7 +33,6 @@ from vlora_engine.utils.ranking import worst
 Array = npt.NDArray[Any]
 Choices = dict[str, tuple[int, int]]
 
-K_METHODS = ("delta", "columns", "flat")
 REWEIGHTINGS = 12
 VERY_LARGE = 4096  # dimensions from which on spectra hold the first directions only
 
@@ -76,94 +76,31 @@ class Choice:
     prediction: Prediction
 
 
-def choose(
-    spectra: Spectra,
-    method: str = "delta",
-    *,
-    k: int | None = None,
-    k_a: int | None = None,
-    k_b: int | None = None,
-    variance: float | None = None,
-    adaptive: bool = False,
-    max_error: float | None = None,
-    mean_error: float | None = None,
-    budget: int | None = None,
-    layers: Mapping[str, int] | None = None,
-    dtype: str = "auto",
-    quantize: str = "none",
-    noise: float | None = None,
-) -> Choice:
-    """Choose k for every layer.
-
-    Args:
-        k: The same k on both sides of every layer; ``k_a`` and ``k_b`` a side each.
-        variance: The least share of dW's energy to keep: one k for all layers, or with
-            ``adaptive`` the least k of each layer by itself.
-        max_error: The largest relative error any task may have; ``mean_error`` their mean.
-        budget: Bytes on disk, an upper bound.
-        layers: k for layers whose names match a pattern (fnmatch), whatever else is chosen.
-        dtype: ``auto``, ``fp32``, ``fp16`` or ``bf16``.
-        quantize: ``none``, ``int8``, ``int4`` or ``nf4``: how bases and loadings are packed.
-        noise: The share of the captured energy that packing costs; by default an estimate.
+def choose(spectra: Spectra, target: CompressionTarget) -> Choice:
+    """Choose k for every layer, for a target of a method that has one.
 
     Raises:
-        ParameterError: No target or more than one, or one outside its range.
+        ParameterError: More than one goal, or one outside its range; a method without k.
         NotFoundError: The spectra are still under way.
         TargetError: No kept choice meets the target.
     """
-    goals = {
-        "k": k if k is not None else _pair(k_a, k_b),
-        "variance": variance,
-        "max_error": max_error,
-        "mean_error": mean_error,
-        "budget": budget,
-    }
-    check_targets(goals)
+    target = target.checked()
+    method = target.method
     for name in spectra.layer_names:
         spectra.table(name, method)  # raises where spectra under way have no table yet
-    quantization = named_quantization(quantize)
-    lossy = quantization is not None or is_lossy(
-        variance=variance, max_error=max_error, mean_error=mean_error, budget=budget
-    )
-    stored = storage_dtype(dtype, (task.dtype for task in spectra.tasks), lossy=lossy)
-    pinned = match_layers(spectra.layer_names, layers)
-    solver = _Solver(spectra, method, stored, pinned, quantization, noise)
-    pair = (k, k) if k is not None else _pair(k_a, k_b)
-    if pair is not None:
-        check_k(spectra, method, max(pair))
-        picked = solver.fixed(*pair)
-    elif variance is not None:
-        picked = solver.by_variance(variance, adaptive=adaptive)
-    elif budget is not None:
-        picked = solver.by_bytes(budget)
+    stored = storage_dtype(target.dtype, (t.dtype for t in spectra.tasks), lossy=target.lossy)
+    pinned = match_layers(spectra.layer_names, target.layers)
+    solver = _Solver(spectra, method, stored, pinned, target.quantization, target.noise)
+    if target.fixed_pair is not None:
+        check_k(spectra, method, max(target.fixed_pair))
+        picked = solver.fixed(*target.fixed_pair)
+    elif target.variance is not None:
+        picked = solver.by_variance(target.variance, adaptive=target.adaptive)
+    elif target.budget is not None:
+        picked = solver.by_bytes(target.budget)
     else:
-        picked = solver.by_error(max_error, mean_error)
+        picked = solver.by_error(target.max_error, target.mean_error)
     return Choice(method, picked, stored, solver.predict(picked))
-
-
-def check_targets(goals: Mapping[str, Any]) -> None:
-    """Raise ``ParameterError`` unless exactly one goal is given and lies in its range."""
-    given = {name: value for name, value in goals.items() if value is not None}
-    if len(given) != 1:
-        raise ParameterError(
-            "Exactly one target is needed: " + ", ".join(goals) + ".",
-            found=", ".join(given) or "none",
-        )
-    name, value = next(iter(given.items()))
-    if name == "variance" and not 0 < value <= 1:
-        raise ParameterError("A variance to keep lies above 0 and up to 1.", found=str(value))
-    if name in ("max_error", "mean_error") and not 0 < value < 1:
-        raise ParameterError("A relative error to allow lies between 0 and 1.", found=str(value))
-    if name == "budget" and value <= 0:
-        raise ParameterError("A budget is a positive number of bytes.", found=str(value))
-    if name == "k" and min(np.atleast_1d(value)) < 1:
-        raise ParameterError("k is at least 1.", found=str(value))
-
-
-def _pair(k_a: int | None, k_b: int | None) -> tuple[int, int] | None:
-    if (k_a is None) != (k_b is None):
-        raise ParameterError("k_a and k_b are given together.", found=f"k_a={k_a}, k_b={k_b}")
-    return None if k_a is None or k_b is None else (k_a, k_b)
 
 
 def match_layers(names: Sequence[str], patterns: Mapping[str, int] | None) -> dict[str, int]:

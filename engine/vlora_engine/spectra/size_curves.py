@@ -17,15 +17,15 @@ from vlora_engine.codec.forecast import (
     FINEST,
     Forecast,
     Outlook,
-    Target,
 )
+from vlora_engine.compression_target import CODED_METHODS, CompressionTarget
 from vlora_engine.errors import VLoRAError
 from vlora_engine.quantization.packing import NOISE, named_quantization
 from vlora_engine.spectra.choose import choose
 from vlora_engine.spectra.tables import Spectra
 
 RATIOS = (2, 4, 8, 16, 32, 64)
-CODED = ("auto", "own")
+CODED = CODED_METHODS[::-1]  # the best one first
 PLAIN = ("int8", "nf4")
 SAMPLES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # codec ratios that a curve is drawn through
 
@@ -92,7 +92,7 @@ def bytes_at(outlook: Outlook, ratio: float) -> int:
 def _coded(outlook: Outlook, method: str) -> Iterator[Point]:
     for ratio in SAMPLES:
         try:
-            found = outlook.solve(method, Target(budget=bytes_at(outlook, ratio)))
+            found = outlook.solve(CompressionTarget(method, budget=bytes_at(outlook, ratio)))
         except VLoRAError:
             return
         errors = found.errors
@@ -103,7 +103,8 @@ def _coded(outlook: Outlook, method: str) -> Iterator[Point]:
 def _shared(spectra: Spectra, outlook: Outlook, method: str) -> Iterator[Point]:
     for ratio in SAMPLES:
         try:
-            found = choose(spectra, method, budget=bytes_at(outlook, ratio), dtype="fp16")
+            nbytes = bytes_at(outlook, ratio)
+            found = choose(spectra, CompressionTarget(method, budget=nbytes, dtype="fp16"))
         except VLoRAError:
             return
         own = found.prediction

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,12 @@ import torch
 from vlora_engine.adapters.address import relative_source
 from vlora_engine.adapters.check import CheckReport, check_adapters
 from vlora_engine.adapters.model import AdapterSource
-from vlora_engine.errors import ParameterError
+from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.findings import Finding
-from vlora_engine.manifest.coding import METHODS as CODED_METHODS
-from vlora_engine.manifest.coding import default_method
-from vlora_engine.manifest.manifest import METHODS, LayerSpec, TaskRecord
+from vlora_engine.manifest.manifest import LayerSpec, TaskRecord
 from vlora_engine.manifest.records import figure, shared_layers, task_record
-from vlora_engine.quantization.dtypes import is_lossy, storage_dtype
-from vlora_engine.quantization.packing import Quantization, named_quantization
-from vlora_engine.spectra.choose import Choice, check_targets
+from vlora_engine.quantization.dtypes import storage_dtype
+from vlora_engine.spectra.choose import Choice
 from vlora_engine.spectra.tables import Spectra
 from vlora_engine.subspace.basis import LayerPlan
 from vlora_engine.subspace.loadings import EncodedTask, Storage, TaskLayer
@@ -30,121 +27,6 @@ from vlora_engine.utils.progress import CancelCheck, ProgressCallback
 def canonical_order(check: CheckReport, names: Sequence[str]) -> list[str]:
     """Task names in the order of every sum: by name, then content."""
     return sorted(names, key=lambda name: (name, check.adapters[name].digest))
-
-
-DEFAULT_MAX_ERROR = 0.05
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What a subspace is to be: a method and one way of choosing k (by default, an error).
-
-    Args:
-        quantize: ``none``, ``int8``, ``int4`` or ``nf4``: pack bases and loadings.
-        noise: The share of the captured energy that packing costs, where it is known better than
-            by `Quantization.noise`.
-        method: By default `auto`, and `delta` where something is asked for that only a basis has:
-            see `default_method`.
-    """
-
-    method: str = ""
-    k: int | None = None
-    k_a: int | None = None
-    k_b: int | None = None
-    layers: Mapping[str, int] = field(default_factory=dict)
-    variance: float | None = None
-    adaptive: bool = False
-    max_error: float | None = None
-    mean_error: float | None = None
-    budget: int | None = None
-    dtype: str = "auto"
-    refine: int = 0
-    quantize: str = "none"
-    noise: float | None = None
-
-    def __post_init__(self) -> None:
-        if not self.method:
-            object.__setattr__(self, "method", default_method(self))
-
-    def checked(self) -> Targets:
-        """The same with the default filled in.
-
-        Raises:
-            ParameterError: Unknown method, several targets, or one outside its range.
-        """
-        known = (*METHODS, *CODED_METHODS)
-        if self.method not in known:
-            raise ParameterError(f"Unknown method {self.method!r}.", expected=", ".join(known))
-        if self.is_coded:
-            self._check_coded()
-        fixed = self.k if self.k is not None else (self.k_a or self.k_b)
-        goals = {
-            "k": self.k if self.k is not None else fixed,
-            "variance": self.variance,
-            "max_error": self.max_error,
-            "mean_error": self.mean_error,
-            "budget": self.budget,
-        }
-        if all(goal is None for goal in goals.values()):
-            return replace(self, max_error=DEFAULT_MAX_ERROR).checked()
-        check_targets(goals)
-        if (self.k_a is None) != (self.k_b is None) or (self.k is not None and self.k_a):
-            raise ParameterError("Give k, or k_a and k_b together.")
-        if min(v for v in (self.k, self.k_a, self.k_b, 1) if v is not None) < 1:
-            raise ParameterError("k is at least 1.", found=str(fixed))
-        if self.refine and self.method != "delta":
-            raise ParameterError("Only delta is refined.", found=self.method)
-        storage_dtype(self.dtype, ())
-        named_quantization(self.quantize)
-        return self
-
-    @property
-    def is_coded(self) -> bool:
-        """Whether every direction gets bits of its own, and no k is chosen."""
-        return self.method in CODED_METHODS
-
-    def _check_coded(self) -> None:
-        given = {
-            "k": self.k or self.k_a or self.k_b or self.layers or None,
-            "dtype": self.dtype if self.dtype != "auto" else None,
-            "refine": self.refine or None,
-            "adaptive": self.adaptive or None,
-            "quantize": self.quantize if self.quantize != "none" else None,
-        }
-        wrong = [name for name, value in given.items() if value is not None]
-        if wrong:
-            raise ParameterError(
-                f"Method {self.method!r} chooses directions and their bits itself.",
-                expected="max_error, mean_error, variance or budget",
-                found=", ".join(wrong),
-                remedy="leave it out, or choose method delta, columns or flat",
-            )
-
-    @property
-    def quantization(self) -> Quantization | None:
-        """How it is packed; None where it is not."""
-        return named_quantization(self.quantize)
-
-    def storage(self, collection: Collection) -> Storage:
-        """What the numbers of the subspace are stored as."""
-        return Storage(self.method, collection.dtype, self.quantization)
-
-    @property
-    def lossy(self) -> bool:
-        """Whether fp16 storage is exact enough for the target."""
-        return self.quantization is not None or is_lossy(
-            variance=self.variance,
-            max_error=self.max_error,
-            mean_error=self.mean_error,
-            budget=self.budget,
-        )
-
-    @property
-    def fixed_pair(self) -> tuple[int, int] | None:
-        """(k_a, k_b) where k is given outright."""
-        if self.k is not None:
-            return self.k, self.k
-        return (self.k_a, self.k_b) if self.k_a is not None and self.k_b is not None else None
 
 
 @dataclass
@@ -159,6 +41,10 @@ class Collection:
     @property
     def weights(self) -> dict[str, float]:
         return {name: self.check.adapters[name].weight for name in self.sources}
+
+    def storage(self, target: CompressionTarget) -> Storage:
+        """What the numbers of a subspace of these are stored as."""
+        return Storage(target.method, self.dtype, target.quantization)
 
 
 @dataclass

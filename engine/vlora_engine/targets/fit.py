@@ -19,6 +19,7 @@ from vlora_engine.formats.gguf_architectures import (
     Architecture,
     architecture_of,
 )
+from vlora_engine.quantization.dtypes import STORAGE_DTYPES
 from vlora_engine.targets.launch import GGUF_NAME
 from vlora_engine.targets.registry import Target
 from vlora_engine.utils.safetensors_file import ITEM_BYTES
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from vlora_engine.formats.base_model_config import BaseConfig
     from vlora_engine.manifest.manifest import Manifest, TaskRecord
 
-DTYPES = {"fp64": "F64", "fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+STORED = {"fp64": "F64", **STORAGE_DTYPES}  # what adapters may be stored in
 
 
 @dataclass(frozen=True)
@@ -137,7 +138,7 @@ def target_bytes(target: Target, facts: Facts, dtype: str | None = None) -> int:
     rank = facts.rank
     padded = sum(rank * (s.d_in + s.d_out) for s in known) if target.uniform else elements
     stored = known[0].dtype if known else "F32"
-    item = ITEM_BYTES[DTYPES[dtype] if dtype in DTYPES else _default_dtype(target, stored)]
+    item = ITEM_BYTES[STORED[dtype] if dtype in STORED else _default_dtype(target, stored)]
     payload = (padded + max(0, facts.elements - elements)) * item
     return payload + 2 * _HEADER_BYTES * len(facts.modules) + _CONFIG_BYTES
 
@@ -151,8 +152,8 @@ def _default_dtype(target: Target, stored: str) -> str:
 
 
 def _check_dtype(target: Target, dtype: str | None) -> None:
-    if dtype is not None and DTYPES.get(dtype, dtype) not in target.dtypes:
-        words = {stored: word for word, stored in DTYPES.items()}
+    if dtype is not None and STORED.get(dtype, dtype) not in target.dtypes:
+        words = {stored: word for word, stored in STORED.items()}
         raise ParameterError(
             f"{target.label} is not stored in this dtype.",
             expected=", ".join(words[name] for name in target.dtypes),

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests import make
+from vlora_engine.compression_target import CompressionTarget
 from vlora_tui.jobs import Job, JobStore, look
 from vlora_tui.recipe.model import (
     AdapterInput,
@@ -165,7 +166,7 @@ def build_recipe(adapters: Path, out: Path, *, export: Path | None = None) -> Re
     """Compress with k given, on the CPU; with ``export`` all tasks are written there."""
     return Recipe(
         input=Input((AdapterInput(str(adapters)),)),
-        compress=Compress(k=4, device="cpu"),
+        compress=Compress(CompressionTarget(k=4), device="cpu"),
         output=str(out),
         exports=() if export is None else (Export(str(export / "{task}")),),
     )

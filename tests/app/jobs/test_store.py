@@ -18,6 +18,7 @@ from tests.app.conftest import Cli
 from tests.app.jobs.conftest import PATIENCE, build_recipe, state
 from tests.conftest import FreshPython
 from tests.test_import_hygiene import import_all, loaded_by
+from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import Cancelled, InputError, NotFoundError, ParameterError, StorageError
 from vlora_tui.jobs import EventReader, Job, JobStore, State, Told, look, start, wait
 from vlora_tui.jobs import control as control_module
@@ -236,7 +237,9 @@ def test_a_state_directory_that_refuses_is_named_with_what_helps(
 
 
 def test_a_recipe_with_missing_inputs_makes_no_job(store: JobStore, tmp_path: Path) -> None:
-    recipe = Recipe(Input((AdapterInput(str(tmp_path / "no*")),)), Compress(k=2), "/o")
+    recipe = Recipe(
+        Input((AdapterInput(str(tmp_path / "no*")),)), Compress(CompressionTarget(k=2)), "/o"
+    )
     with pytest.raises(NotFoundError):
         start(store, recipe)
     assert list(store.folder.iterdir()) == []

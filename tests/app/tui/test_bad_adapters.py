@@ -12,6 +12,7 @@ from tests import make
 from tests.app.tui.drive import run
 from tests.app.tui.test_run import session_of, text_of, until
 from vlora_engine.catalog.read import read_manifest
+from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.findings import Finding
 from vlora_tui.recipe.model import (
     AdapterInput,
@@ -201,7 +202,7 @@ def test_a_recipe_that_says_skip_bad_is_not_asked_about(paths: list[Path]) -> No
     app = VLoRAApp()
     app.recipe = Recipe(
         input=Input(tuple(AdapterInput(str(p)) for p in paths), skip_bad=True),
-        compress=Compress(k=2),
+        compress=Compress(CompressionTarget(k=2)),
         output=str(paths[0].parent.parent / "out"),
     )
 

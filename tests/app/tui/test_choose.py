@@ -19,6 +19,7 @@ from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.scanner import scan
 from vlora_engine.compress.build import build_subspace
 from vlora_engine.compress.measure import compute_spectra
+from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.spectra.choose import choose
 from vlora_engine.spectra.tables import Spectra
 from vlora_tui.tui.app.app import VLoRAApp
@@ -263,7 +264,9 @@ class TestKeys:
             assert plain is not None
             told = at_k.text(FiguresPane)
             for name in ("int8", "nf4"):
-                packed = choose(at_k.session.spectra, k=3, quantize=name).prediction
+                packed = choose(
+                    at_k.session.spectra, CompressionTarget(k=3, quantize=name)
+                ).prediction
                 assert (
                     f"as {name} ~{size(packed.nbytes)}, mean ~{percent(packed.mean_error)}" in told
                 )
@@ -358,7 +361,7 @@ class TestWhatIsShown:
         async def steps(pilot: Any) -> None:
             assert at_k.session.spectra is not None
             for method in ("delta", "columns", "flat"):
-                own = choose(at_k.session.spectra, method, k=3).prediction
+                own = choose(at_k.session.spectra, CompressionTarget(method, k=3)).prediction
                 text = at_k.text(FiguresPane)
                 for figure in (own.mean_error, own.max_error):
                     assert f"{100 * figure:#.3g} %" in text
@@ -386,7 +389,7 @@ class TestWhatIsShown:
         async def steps(pilot: Any) -> None:
             assert at_k.session.spectra is not None
             for share, k in at_k.view.query_one(FiguresPane).sheet.levels:
-                chosen = choose(at_k.session.spectra, variance=share)
+                chosen = choose(at_k.session.spectra, CompressionTarget(variance=share))
                 assert {max(pair) for pair in chosen.k.values()} == {k}
 
         at_k.use(steps)
@@ -396,8 +399,8 @@ class TestWhatIsShown:
             spectra, dear = at_k.session.spectra, at_k.view.query_one(FiguresPane).sheet.dear
             assert spectra is not None
             assert dear is not None
-            assert choose(spectra, k=dear).prediction.ratio <= 1
-            assert choose(spectra, k=dear - 1).prediction.ratio > 1
+            assert choose(spectra, CompressionTarget(k=dear)).prediction.ratio <= 1
+            assert choose(spectra, CompressionTarget(k=dear - 1)).prediction.ratio > 1
             assert "larger" in at_k.text(CurvePane)
 
         at_k.use(steps)
@@ -540,7 +543,7 @@ class TestArriving:
             assert "median of 4 layers" in opened.text(CurvePane)
             assert "·" not in opened.text(Heatmap)
             assert "not measured" not in opened.text(FiguresPane)
-            exact = choose(whole, max_error=0.05)
+            exact = choose(whole, CompressionTarget("delta", max_error=0.05))
             now = opened.session.figures().choice
             assert now is not None
             assert now.prediction == exact.prediction

@@ -146,7 +146,8 @@ class VLoRAApp(Frame):
     def start_job(self, recipe: Recipe, *, force: bool = False) -> None:
         """Start a job of this recipe in a process of its own."""
         figures = self.session.known_figures() if recipe.compress is not None else None
-        of_it = figures is not None and recipe.compress == figures.choosing.compress()
+        target = None if recipe.compress is None else recipe.compress.target
+        of_it = figures is not None and target == figures.choosing
         known = figures.prediction if figures is not None and of_it else None
         nbytes = None if known is None else known.nbytes
         self.desk.start(recipe, force=force, subspace_bytes=nbytes)

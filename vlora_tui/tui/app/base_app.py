@@ -351,7 +351,7 @@ class Frame(KeysInOrder):
     def open_recipe(self, recipe: Recipe, *, step: str = "run") -> None:
         """Look for a recipe's adapters, mark them, take its choices; then show the step."""
         from vlora_tui.recipe.model import resolve
-        from vlora_tui.tui.adapters.opening import choosing_of
+        from vlora_tui.tui.adapters.opening import shown_target
 
         try:
             recipe = resolve(recipe)
@@ -362,7 +362,7 @@ class Frame(KeysInOrder):
         self.session.exports = recipe.exports
         self.session.skip_bad = recipe.input.skip_bad
         if recipe.compress is not None:
-            choosing, lost = choosing_of(recipe.compress)
+            choosing, lost = shown_target(recipe.compress.target)
             self.session.choose(choosing)
             if lost:
                 self.complain(f"The interface has no place for {', '.join(lost)} of the recipe.")

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from vlora_engine.quantization.packing import named_quantization
+from vlora_engine.compression_target import CompressionTarget
+from vlora_engine.quantization.packing import NOT_PACKED, named_quantization
 from vlora_engine.spectra.choose import if_packed
 from vlora_engine.spectra.k_curves import (
     SIDES,
@@ -29,7 +30,7 @@ from vlora_tui.tui.choose.text import (
     verdict,
     worst_layer,
 )
-from vlora_tui.tui.core.session import Choosing, Figures, Session
+from vlora_tui.tui.core.session import Figures, Session
 from vlora_tui.tui.text import clean
 from vlora_tui.tui.widgets.heatmap import Cell, LayerGrid, arrange
 
@@ -111,7 +112,7 @@ class Atlas:
         """The method whose curve and k are shown: where there is no k, the first that has one."""
         return method if method in self.spectra.methods else self.spectra.methods[0]
 
-    def settle(self, shown: Shown, choosing: Choosing) -> Shown:
+    def settle(self, shown: Shown, choosing: CompressionTarget) -> Shown:
         """``shown`` with nothing in it that these spectra do not have."""
         layers = self.selected(shown.pattern)
         if not layers:
@@ -144,16 +145,14 @@ class Atlas:
         table = self.spectra.table(layer, method)
         return max(1, table.max_a, table.max_b)
 
-    def within(self, choosing: Choosing) -> Choosing:
+    def within(self, choosing: CompressionTarget) -> CompressionTarget:
         """``choosing`` with no k beyond what its method has."""
         if choosing.is_coded:
             return choosing
         top = self.top(choosing.method)
-        own = tuple((name, min(k, top)) for name, k in choosing.layers)
-        goal = choosing.goal
-        return replace(
-            choosing, layers=own, goal=("k", min(goal[1], top)) if goal[0] == "k" else goal
-        )
+        own = {name: min(k, top) for name, k in choosing.layers.items()}
+        k = None if choosing.k is None else min(choosing.k, top)
+        return replace(choosing, layers=own, k=k)
 
     def k_of(self, layer: str, figures: Figures | None) -> int:
         """The k that a layer has in a choice."""
@@ -174,7 +173,7 @@ class Atlas:
         method = self.basis(session.choosing.method)
         return self._curves(shown, method), self._marks(shown, session, figures)
 
-    def curve_title(self, shown: Shown, choosing: Choosing) -> str:
+    def curve_title(self, shown: Shown, choosing: CompressionTarget) -> str:
         """What the curve is about."""
         only = f" · only {clean(shown.pattern)}" if shown.pattern else ""
         method = self.basis(choosing.method)
@@ -217,7 +216,7 @@ class Atlas:
         made: Band = self._made[key]
         return made
 
-    def _uniform(self, choosing: Choosing, dtype: str) -> Uniform:
+    def _uniform(self, choosing: CompressionTarget, dtype: str) -> Uniform:
         key = ("uniform", choosing.method, dtype, choosing.quantize)
         if key not in self._made:
             packed = named_quantization(choosing.quantize)
@@ -225,11 +224,13 @@ class Atlas:
         made: Uniform = self._made[key]
         return made
 
-    def _levels(self, choosing: Choosing, dtype: str) -> tuple[tuple[float, int | None], ...]:
+    def _levels(
+        self, choosing: CompressionTarget, dtype: str
+    ) -> tuple[tuple[float, int | None], ...]:
         all_layers = self._uniform(choosing, dtype)
         return tuple((share, all_layers.k_for(share)) for share in LEVELS)
 
-    def _dear(self, choosing: Choosing, dtype: str) -> int | None:
+    def _dear(self, choosing: CompressionTarget, dtype: str) -> int | None:
         """From which k on the result is larger than the adapters; None while layers are missing."""
         if not self.spectra.complete:
             return None
@@ -264,7 +265,7 @@ class Atlas:
     # the cells
 
     def cells(
-        self, shown: Shown, choosing: Choosing, figures: Figures | None
+        self, shown: Shown, choosing: CompressionTarget, figures: Figures | None
     ) -> tuple[LayerGrid, dict[str, Cell], str | None]:
         """The grid of layers, a cell for each that is measured, the focused one."""
         names = self.selected(shown.pattern)
@@ -272,7 +273,7 @@ class Atlas:
         known = [value for value in values.values() if value is not None]
         least, most = min(known, default=0.0), max(known, default=1.0)
         room = max(most - least, 0.35 * most, 1e-12)  # what differs little looks alike
-        own = {name for name, _ in choosing.layers}
+        own = set(choosing.layers)
         cells = {}
         for name, value in values.items():
             if value is None:
@@ -291,7 +292,7 @@ class Atlas:
         made: LayerGrid = self._made[key]
         return made
 
-    def cells_title(self, shown: Shown, choosing: Choosing) -> str:
+    def cells_title(self, shown: Shown, choosing: CompressionTarget) -> str:
         """What the cells are about."""
         coded = choosing.is_coded
         whose = f" of {self.basis(choosing.method)}" if coded else ""
@@ -387,9 +388,9 @@ class Atlas:
             return ""
         return worst_layer(figures.prediction, self.short)
 
-    def _packed(self, choosing: Choosing, choice: Choice | None) -> tuple[Packed, ...]:
+    def _packed(self, choosing: CompressionTarget, choice: Choice | None) -> tuple[Packed, ...]:
         """What the choice would cost packed; nothing where it is already."""
-        if choice is None or choosing.quantize != "none":
+        if choice is None or choosing.quantize != NOT_PACKED:
             return ()
         wanted = [named_quantization(name) for name in PACKED]
         return tuple(if_packed(self.spectra, choice, own) for own in wanted if own is not None)
@@ -397,7 +398,7 @@ class Atlas:
     def _mode(self, shown: Shown, session: Session) -> str:
         if not shown.editing or shown.layer is None:
             return ""
-        k = dict(session.choosing.layers).get(shown.layer)
+        k = session.choosing.layers.get(shown.layer)
         return (
             f"Own k {k} for {self.short.get(shown.layer, shown.layer)}: [ ] {{ }} = change it, "
             "space is done, backspace clears it"

@@ -13,14 +13,16 @@ from textual.geometry import Size
 from textual.message import Message
 from textual.widget import Widget
 
+from vlora_engine.compression_target import CompressionTarget
+from vlora_engine.quantization.dtypes import DTYPE_WORDS
+from vlora_engine.quantization.packing import NOT_PACKED
 from vlora_tui.tui.choose.text import goal_words, percent, spread
-from vlora_tui.tui.core.session import Choosing, Figures
+from vlora_tui.tui.core.session import Figures
 from vlora_tui.tui.text import clean, size
 
 if TYPE_CHECKING:
     from vlora_engine.spectra.choose import Packed
 
-DTYPES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 LEVELS = (0.9, 0.95, 0.99)
 
 
@@ -33,7 +35,7 @@ class Row:
     """
 
     label: str
-    choosing: Choosing
+    choosing: CompressionTarget
     figures: Figures | None
     note: str = ""
     rival: bool = False
@@ -91,7 +93,7 @@ class FiguresPane(Widget, can_focus=True):
     class Taken(Message):
         """A row was taken as the present choice."""
 
-        def __init__(self, choosing: Choosing) -> None:
+        def __init__(self, choosing: CompressionTarget) -> None:
             super().__init__()
             self.choosing = choosing
 
@@ -270,10 +272,10 @@ def _cells(row: Row, ascii_only: bool) -> dict[str, str]:
         cells |= {"dtype": "coded", "on disk": about + size(own.nbytes)}
     else:
         _, low, high = spread(figures)
-        dtype = DTYPES.get(figures.choice.dtype, figures.choice.dtype)
+        dtype = DTYPE_WORDS.get(figures.choice.dtype, figures.choice.dtype)
         cells |= {
             "k": str(low) if low == high else f"{low}{dash}{high}",
-            "dtype": dtype if packed == "none" else packed,
+            "dtype": dtype if packed == NOT_PACKED else packed,
             "on disk": size(own.nbytes),
         }
     return cells | {

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vlora_engine.quantization.packing import QUANTIZATIONS
+from vlora_engine.compression_target import DEFAULT_MAX_ERROR, CompressionTarget
+from vlora_engine.quantization.dtypes import DTYPES
+from vlora_engine.quantization.packing import PACKINGS
 from vlora_tui.tui.choose.data import Atlas
 from vlora_tui.tui.choose.questions import question
 from vlora_tui.tui.choose.target_steps import moved
 from vlora_tui.tui.choose.worker import Figuring
-from vlora_tui.tui.core.session import MAX_PINS, Choosing, Figures
+from vlora_tui.tui.core.session import MAX_PINS, Figures
 from vlora_tui.tui.widgets.ask import AskLine
 
-DTYPES = ("auto", "fp16", "fp32", "bf16")
-PACKINGS = ("none", *QUANTIZATIONS)
 BY_EIGHT = 4  # rungs of a target that a key moves which moves k by eight
 
 
 class Moves(Figuring):
     """Every action that changes the choice, and what they have in common."""
 
-    _with_k: tuple[Choosing, Choosing] | None = None  # a coded choice, and what it was made from
+    _with_k: tuple[CompressionTarget, CompressionTarget] | None = (
+        None  # a coded choice, and what it was made from
+    )
 
     # k and targets
 
@@ -36,12 +38,12 @@ class Moves(Figuring):
             return
         layer, top = self.shown_as.layer, atlas.top(now.method)
         if self.shown_as.editing and layer is not None:
-            own = dict(now.layers).get(layer) or atlas.k_of(layer, self._last)
+            own = now.layers.get(layer) or atlas.k_of(layer, self._last)
             top = atlas.layer_top(layer, now.method)
             self.choose(now.with_layer(layer, min(max(1, own + step), top)))
             return
-        k = int(now.goal[1]) if now.goal[0] == "k" else atlas.middle(self._last)
-        self.choose(replace(now, goal=("k", min(max(1, k + step), top))))
+        k = now.k if now.k is not None else atlas.middle(self._last)
+        self.choose(now.with_goal("k", min(max(1, k + step), top)))
 
     def move_target(self, step: int) -> None:
         """Move what is aimed at: k or the target, with a positive ``step`` to fewer bytes."""
@@ -51,7 +53,7 @@ class Moves(Figuring):
         name, value = moved(now.goal, step)
         if name == "k":
             value = min(max(1, value), atlas.top(now.method))
-        self.choose(replace(now, goal=(name, value)))
+        self.choose(now.with_goal(name, value))
 
     def action_ask(self, what: str) -> None:
         """Ask for a value."""
@@ -113,7 +115,7 @@ class Moves(Figuring):
             self.say("A layer gets a k of its own on the other view: S.")
             return
         self.shown_as = replace(self.shown_as, editing=not self.shown_as.editing)
-        if self.shown_as.editing and layer not in dict(self.session.choosing.layers):
+        if self.shown_as.editing and layer not in self.session.choosing.layers:
             k = max(1, atlas.k_of(layer, self._last))
             self.choose(self.session.choosing.with_layer(layer, k))
         else:
@@ -123,7 +125,7 @@ class Moves(Figuring):
         """Let the focused layer follow the others again."""
         layer = self.shown_as.layer
         self.shown_as = replace(self.shown_as, editing=False)
-        if layer is not None and layer in dict(self.session.choosing.layers):
+        if layer is not None and layer in self.session.choosing.layers:
             self.choose(self.session.choosing.with_layer(layer, None))
         else:
             self.say("This layer has no k of its own; space gives it one.")
@@ -156,7 +158,7 @@ class Moves(Figuring):
 
     # what they have in common
 
-    def choose(self, choosing: Choosing) -> None:
+    def choose(self, choosing: CompressionTarget) -> None:
         """Make this the present choice."""
         self.session.choose(choosing)
         self._chosen()
@@ -186,8 +188,11 @@ class Moves(Figuring):
 
 
 def as_method(
-    now: Choosing, method: str, figures: Figures | None, with_k: tuple[Choosing, Choosing] | None
-) -> Choosing:
+    now: CompressionTarget,
+    method: str,
+    figures: Figures | None,
+    with_k: tuple[CompressionTarget, CompressionTarget] | None,
+) -> CompressionTarget:
     """The present choice with another method, as far as that has the same things.
 
     Coding has no k: a k becomes the worst error that it leads to. Back on a method with a k, what
@@ -201,9 +206,9 @@ def as_method(
         return replace(now, method=method)
     if not coded or now.is_coded:
         return replace(now, method=method)
-    goal = now.goal
-    if goal[0] == "k":
+    name, value = now.goal
+    if name == "k":
         own = None if figures is None else figures.prediction
-        error = 0.05 if own is None else float(f"{own.max_error:.2g}")
-        goal = ("max_error", min(max(error, 0.001), 0.9))
-    return Choosing(method, goal)
+        error = DEFAULT_MAX_ERROR if own is None else float(f"{own.max_error:.2g}")
+        name, value = "max_error", min(max(error, 0.001), 0.9)
+    return CompressionTarget(method).with_goal(name, value)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.text import Text
 
+from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import VLoRAError
 from vlora_engine.spectra.choose import Prediction
 from vlora_engine.spectra.size_curves import (
@@ -32,7 +33,7 @@ from vlora_tui.pipeline.forecast import (
 )
 from vlora_tui.tui.charts.size_plot import SizeData, SizeLine, SizeMarks
 from vlora_tui.tui.choose.text import percent, plain_percent
-from vlora_tui.tui.core.session import Choosing, Figures, Session
+from vlora_tui.tui.core.session import Figures, Session
 from vlora_tui.tui.text import clean, plural, size
 
 if TYPE_CHECKING:
@@ -205,14 +206,14 @@ class Sizes:
             return "being measured"
         return "not measured: R measures again"
 
-    def title(self, choosing: Choosing, *, worst: bool) -> str:
+    def title(self, choosing: CompressionTarget, *, worst: bool) -> str:
         """What the chart is about."""
         whose = "worst adapter" if worst else "mean"
         return f"Error of dW against codec ratio · {whose} · {choosing.method}"
 
     # a target between two forecasts
 
-    def estimate(self, choosing: Choosing) -> Figures | None:
+    def estimate(self, choosing: CompressionTarget) -> Figures | None:
         """About what a choice comes to, at once; None where that is not known yet."""
         rungs = self._ladders.get(choosing.method)
         if rungs is None:
@@ -331,7 +332,7 @@ def methods_text(methods: Sequence[Figures | None]) -> Text:
     return text.append("\n")
 
 
-def target_words(choosing: Choosing) -> str:
+def target_words(choosing: CompressionTarget) -> str:
     """What is aimed at, in two words."""
     name, value = choosing.goal
     return {

@@ -6,8 +6,10 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from vlora_engine.compression_target import CompressionTarget
+from vlora_engine.quantization.packing import NOT_PACKED
 from vlora_engine.utils.ranking import ranked, worst
-from vlora_tui.tui.core.session import Choosing, Figures
+from vlora_tui.tui.core.session import Figures
 from vlora_tui.tui.text import size
 
 if TYPE_CHECKING:
@@ -101,7 +103,7 @@ def spread(figures: Figures) -> tuple[int, int, int]:
     """
     name, value = figures.choosing.goal
     if name == "k":
-        ks = [int(value), *(k for _, k in figures.choosing.layers)]
+        ks = [int(value), *figures.choosing.layers.values()]
         return int(value), min(ks), max(ks)
     choice = figures.choice
     ks = [k for pair in choice.k.values() for k in pair] if choice is not None else [1]
@@ -121,7 +123,7 @@ def plain_percent(value: float) -> str:
     return f"{100 * value:g} %"
 
 
-def goal_words(choosing: Choosing) -> str:
+def goal_words(choosing: CompressionTarget) -> str:
     """The method and what was asked for, with the layers that have a k of their own."""
     name, value = choosing.goal
     wanted = {
@@ -132,7 +134,7 @@ def goal_words(choosing: Choosing) -> str:
         "budget": f"at most {size(value)}",
     }[name]
     own = f" +{len(choosing.layers)} own" if choosing.layers else ""
-    packed = f", as {choosing.quantize}" if choosing.quantize != "none" else ""
+    packed = f", as {choosing.quantize}" if choosing.quantize != NOT_PACKED else ""
     return f"{choosing.method}, {wanted}{own}{packed}"
 
 

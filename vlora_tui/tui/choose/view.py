@@ -333,7 +333,7 @@ class ChooseView(Moves):
         elif event.name == "k" and self.shown_as.editing and layer is not None:
             self.choose(now.with_layer(layer, value))
         else:
-            self.choose(replace(now, goal=(event.name, value)))
+            self.choose(now.with_goal(event.name, value))
 
     def on_ask_line_left(self, event: AskLine.Left) -> None:
         event.stop()

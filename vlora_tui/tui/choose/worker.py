@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from textual.message import Message
 
+from vlora_engine.compression_target import CompressionTarget
 from vlora_tui.tui.choose.data import Atlas, Shown
 from vlora_tui.tui.choose.sizes import Sizes
-from vlora_tui.tui.core.session import Choosing, Figures
+from vlora_tui.tui.core.session import Figures
 from vlora_tui.tui.core.view import View
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ class Figuring(View):
         self._sizes: Sizes | None = None
         self._last: Figures | None = None  # of the present choice, or of the one before it
         self._working = False
-        self._wanted: tuple[Choosing, bool] | None = None
+        self._wanted: tuple[CompressionTarget, bool] | None = None
         self._quiet: Timer | None = None
         self._more_arrived = False
         self._arriving: Timer | None = None
@@ -82,7 +83,7 @@ class Figuring(View):
         elif not self._is_arriving and self._lacks():
             self._quiet = self.set_timer(QUIET_SECONDS, self._compute)
 
-    def beside(self) -> list[Choosing]:
+    def beside(self) -> list[CompressionTarget]:
         """What stands beside the present choice: pins, and other methods at its bytes."""
         figures = self.session.known_figures()
         rivals = self.session.rivals(figures) if figures is not None else []
@@ -124,7 +125,7 @@ class Figuring(View):
             self._working = False
             self.post_message(self.Computed(True))
 
-    def _compute_beside(self, wanted: tuple[Choosing, bool]) -> None:
+    def _compute_beside(self, wanted: tuple[CompressionTarget, bool]) -> None:
         sizes = self._sizes
         if sizes is None:
             return

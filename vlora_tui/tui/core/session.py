@@ -12,11 +12,13 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vlora_engine.adapters.address import address_text, is_address, is_hub_place
+from vlora_engine.compression_target import CODED_METHODS, CompressionTarget
 from vlora_engine.errors import VLoRAError
-from vlora_engine.manifest.coding import METHODS as CODED_METHODS
+from vlora_engine.quantization.dtypes import AUTO_DTYPE, DTYPE_WORDS
+from vlora_engine.quantization.packing import NOT_PACKED
 from vlora_tui.utils import paths
 from vlora_tui.utils.formatting import size
 
@@ -27,70 +29,10 @@ if TYPE_CHECKING:
     from vlora_engine.spectra.choose import Choice, Prediction
     from vlora_engine.spectra.tables import Spectra
     from vlora_tui.pipeline.forecast import Coded
-    from vlora_tui.recipe.model import Compress, Export, Recipe
+    from vlora_tui.recipe.model import Export, Recipe
 
 MAX_PINS = 3
 MAX_RECENT = 12
-
-
-@dataclass(frozen=True)
-class Choosing:
-    """What is asked for on the Choose k screen.
-
-    Args:
-        goal: The name of the target and its value; ``k`` means the same k for every layer.
-        layers: Layers with a k of their own.
-        quantize: How bases and loadings are packed.
-    """
-
-    method: str = "delta"
-    goal: tuple[str, float] = ("max_error", 0.05)
-    layers: tuple[tuple[str, int], ...] = ()
-    dtype: str = "auto"
-    quantize: str = "none"
-
-    @property
-    def is_coded(self) -> bool:
-        """Whether every direction gets bits of its own, and there is no k."""
-        return self.method in CODED_METHODS
-
-    def arguments(self) -> dict[str, Any]:
-        """As keywords of `build_subspace`, and of `choose` where there is a k."""
-        name, value = self.goal
-        number = int(value) if name in ("k", "budget") else value
-        if self.is_coded:
-            return {"method": self.method, name: number}
-        return {
-            "method": self.method,
-            name: number,
-            "layers": dict(self.layers),
-            "dtype": self.dtype,
-            "quantize": self.quantize,
-        }
-
-    def compress(self) -> Compress:
-        """As the table of a recipe."""
-        name, value = self.goal
-        number = int(value) if name in ("k", "budget") else value
-        fields: dict[str, Any] = {name: number}
-        from vlora_tui.recipe.model import Compress
-
-        return Compress(
-            method=self.method,
-            layers=dict(self.layers),
-            dtype=self.dtype,
-            quantize=self.quantize,
-            **fields,
-        )
-
-    def with_layer(self, layer: str, k: int | None) -> Choosing:
-        """The same with the layer's own k set, or cleared."""
-        own = {**dict(self.layers)}
-        if k is None:
-            own.pop(layer, None)
-        else:
-            own[layer] = k
-        return replace(self, layers=tuple(sorted(own.items())))
 
 
 @dataclass(frozen=True)
@@ -102,7 +44,7 @@ class Figures:
         estimate: What it comes to by and large, until it is worked out.
     """
 
-    choosing: Choosing
+    choosing: CompressionTarget
     choice: Choice | None = None
     problem: str | None = None
     coded: Coded | None = None
@@ -117,7 +59,7 @@ class Figures:
     @property
     def is_exact(self) -> bool:
         """Whether a build has these errors, up to rounding; else they are within a few percent."""
-        return self.choice is not None and self.choosing.quantize == "none"
+        return self.choice is not None and self.choosing.quantize == NOT_PACKED
 
 
 @dataclass
@@ -145,10 +87,12 @@ class Session:
     bad: dict[str, Finding] = field(default_factory=dict)
     left_out: dict[str, None] = field(default_factory=dict)
     skip_bad: bool = False
-    choosing: Choosing = field(default_factory=Choosing)
-    pins: list[Choosing] = field(default_factory=list)
-    _history: list[Choosing] = field(default_factory=list, repr=False)
-    _figures: dict[tuple[Choosing, int, int], Figures] = field(default_factory=dict, repr=False)
+    choosing: CompressionTarget = field(default_factory=lambda: CompressionTarget().checked())
+    pins: list[CompressionTarget] = field(default_factory=list)
+    _history: list[CompressionTarget] = field(default_factory=list, repr=False)
+    _figures: dict[tuple[CompressionTarget, int, int], Figures] = field(
+        default_factory=dict, repr=False
+    )
     _generation: int = field(default=0, repr=False)
 
     # the collection
@@ -249,7 +193,7 @@ class Session:
         """Changes whenever the spectra do: which they are, and how many layers have arrived."""
         return self._generation, len(self.spectra.layers) if self.spectra is not None else 0
 
-    def choose(self, choosing: Choosing) -> None:
+    def choose(self, choosing: CompressionTarget) -> None:
         """Change the choice; `undo` takes it back."""
         if choosing != self.choosing:
             self._history.append(self.choosing)
@@ -281,7 +225,7 @@ class Session:
         coded = list(CODED_METHODS[::-1]) if self.spectra.codec is not None else []
         return [*self.spectra.methods[:1], *coded, *self.spectra.methods[1:]]
 
-    def figures(self, choosing: Choosing | None = None) -> Figures:
+    def figures(self, choosing: CompressionTarget | None = None) -> Figures:
         """What a choice costs on the spectra that are there: a table look-up, cached.
 
         Where k is given it takes milliseconds; a target may take a second on large collections.
@@ -299,26 +243,25 @@ class Session:
                 self._figures.pop(next(iter(self._figures)))
         return self._figures[key]
 
-    def known_figures(self, choosing: Choosing | None = None) -> Figures | None:
+    def known_figures(self, choosing: CompressionTarget | None = None) -> Figures | None:
         """The same if it was computed before, or is quickly done; else None."""
         wanted = choosing or self.choosing
         if wanted.goal[0] == "k" or self.spectra is None:
             return self.figures(wanted)
         return self._figures.get((wanted, *self.version))
 
-    def rivals(self, figures: Figures) -> list[Choosing]:
+    def rivals(self, figures: Figures) -> list[CompressionTarget]:
         """The other methods at the bytes of a choice."""
         own = figures.prediction
         if self.spectra is None or own is None:
             return []
-        budget = ("budget", float(own.nbytes))
-        dtype, packed = "auto", figures.choosing.quantize
+        budget, dtype, packed = own.nbytes, AUTO_DTYPE, figures.choosing.quantize
         if figures.choice is not None:
-            dtype = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}[figures.choice.dtype]
+            dtype = DTYPE_WORDS[figures.choice.dtype]
         return [
-            Choosing(method, budget)
+            CompressionTarget(method, budget=budget)
             if method in CODED_METHODS
-            else Choosing(method, budget, dtype=dtype, quantize=packed)
+            else CompressionTarget(method, budget=budget, dtype=dtype, quantize=packed)
             for method in self.methods
             if method != figures.choosing.method
         ]
@@ -327,7 +270,7 @@ class Session:
 
     def recipe(self) -> Recipe:
         """What Enter would run: the marked adapters, the choice, the output, the exports."""
-        from vlora_tui.recipe.model import AdapterInput, Input, Recipe
+        from vlora_tui.recipe.model import AdapterInput, Compress, Input, Recipe
 
         names = [info.name for info in self.chosen]
         adapters = tuple(
@@ -337,7 +280,7 @@ class Session:
         return Recipe(
             # Those left out stay named: the spectra were made, and are found again, by all of them.
             input=Input(adapters=adapters, skip_bad=self.skip_bad or len(self.kept) < len(names)),
-            compress=self.choosing.compress(),
+            compress=Compress(self.choosing),
             output=self.output or str(self.default_output()),
             exports=self.exports,
         )
@@ -360,45 +303,41 @@ class Session:
             words += ["--names", *[str(name) for name in given]]
         if recipe.input.skip_bad:
             words.append("--skip-bad")
-        compress = recipe.compress
-        if compress is not None:
-            words += ["--method", compress.method]
-            if compress.target is None:
-                words += ["-k", str(compress.k)]
-            else:
-                name, value = compress.target
-                words += [f"--{name.replace('_', '-')}", f"{value:g}" if value < 1 else str(value)]
-            for layer, k in compress.layers.items():
+        if recipe.compress is not None:
+            target = recipe.compress.target
+            name, value = target.goal
+            words += ["--method", target.method]
+            words.append("-k" if name == "k" else f"--{name.replace('_', '-')}")
+            words.append(f"{value:g}" if value < 1 else str(value))
+            for layer, k in target.layers.items():
                 words += ["--layers", f"{layer}={k}"]
-            if compress.dtype != "auto":
-                words += ["--dtype", compress.dtype]
-            if compress.quantize != "none":
-                words += ["--quantize", compress.quantize]
+            if target.dtype != AUTO_DTYPE:
+                words += ["--dtype", target.dtype]
+            if target.quantize != NOT_PACKED:
+                words += ["--quantize", target.quantize]
         if recipe.output is not None:
             words += ["-o", recipe.output]
         return shlex.join(words)
 
 
-def _worked_out(wanted: Choosing, spectra: Spectra) -> Figures:
+def _worked_out(wanted: CompressionTarget, spectra: Spectra) -> Figures:
     """A choice on the layers that are measured.
 
     Raises:
         VLoRAError: It cannot be had.
     """
     if wanted.is_coded:
-        from vlora_engine.codec.forecast import Target
         from vlora_tui.pipeline.forecast import Coded
 
         outlook = spectra.outlook() if spectra.complete else None
         if outlook is None:
             return Figures(wanted, problem=f"what {wanted.method} costs is not measured yet")
-        return Figures(wanted, coded=Coded.of(outlook, wanted.method, Target.of(*wanted.goal)))
+        return Figures(wanted, coded=Coded.of(outlook, wanted))
     from vlora_engine.spectra.choose import choose
 
     known = spectra if spectra.complete else spectra.measured()
-    arguments = wanted.arguments()
-    arguments["layers"] = {name: k for name, k in wanted.layers if name in known.layers}
-    return Figures(wanted, choose(known, **arguments))
+    layers = {name: k for name, k in wanted.layers.items() if name in known.layers}
+    return Figures(wanted, choose(known, replace(wanted, layers=layers)))
 
 
 def is_about(finding: Finding, path: str) -> bool:

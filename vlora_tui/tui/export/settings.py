@@ -15,8 +15,8 @@ from vlora_engine.adapters.address import is_address
 from vlora_engine.merging.methods import DEFAULT_METHOD
 from vlora_engine.merging.methods import MERGE_METHODS as METHODS
 from vlora_engine.merging.registry import MergeMethod, MergeParameter
+from vlora_engine.quantization.dtypes import STORAGE_DTYPES
 from vlora_engine.targets import TARGETS
-from vlora_engine.targets.fit import DTYPES as STORED
 from vlora_tui.pipeline.disk_space import adapter_bytes
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ Kind = Literal["subspace", "adapters"]
 Rule = Literal["rank", "energy", "server"]
 DOINGS: tuple[Doing, ...] = ("export", "merge", "resize")
 RULES: tuple[Rule, ...] = ("rank", "energy", "server")
-DTYPES = {None: "as they were", "fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}
+DTYPES: dict[str | None, str] = {None: "as they were", **{word: word for word in STORAGE_DTYPES}}
 
 MERGES: dict[str, MergeMethod] = {
     DEFAULT_METHOD if DEFAULT_METHOD in m.aliases else m.name: m for m in METHODS.values()
@@ -145,7 +145,7 @@ class Settings:
 def dtypes_of(target: str) -> list[str | None]:
     """What a target's A and B may be stored in, in the order in which they are offered."""
     taken = TARGETS[target].dtypes
-    return [word for word in DTYPES if word is None or STORED[word] in taken]
+    return [word for word in DTYPES if word is None or STORAGE_DTYPES[word] in taken]
 
 
 def next_of(choices: Sequence[T], value: T, by: int) -> T:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from rich.text import Text
 
+from vlora_engine.quantization.dtypes import DTYPE_WORDS
 from vlora_engine.utils.ranking import worst
 from vlora_tui.tui.inspect.data import (
     Apart,
@@ -22,7 +23,6 @@ from vlora_tui.tui.widgets.table import Cell, Column
 if TYPE_CHECKING:
     from vlora_engine.manifest.manifest import Manifest, TaskRecord
 
-_DTYPES = {"F32": "fp32", "F16": "fp16", "BF16": "bf16"}
 SORTS = ("score", "size", "name")
 TONES = {"error": "error", "warning": "warning", "note": "muted"}
 MARKS = {"error": "✗", "warning": "!", "note": "·"}
@@ -141,7 +141,7 @@ def _task_size(task: TaskRecord) -> list[tuple[str, str]]:
 
 def facts(manifest: Manifest) -> str:
     """A subspace in a sentence."""
-    stored, worst = _DTYPES.get(manifest.dtype, manifest.dtype), manifest.worst
+    stored, worst = DTYPE_WORDS.get(manifest.dtype, manifest.dtype), manifest.worst
     words = f"method {manifest.method}, stored as {stored}; mean dW error "
     if manifest.peer:
         return f"{words}not known to {manifest.peer}"

@@ -17,7 +17,8 @@ from vlora_engine.adapters.address import relative_source
 from vlora_engine.adapters.base_models import base_model_of
 from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.codec.floats import MODULE_HEAD
-from vlora_engine.codec.forecast import Forecast, Outlook, Target
+from vlora_engine.codec.forecast import Forecast, Outlook
+from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import SubspaceError, VLoRAError
 from vlora_engine.manifest.coding import LETTERS, Coding
 from vlora_engine.manifest.manifest import Manifest, TaskRecord
@@ -33,7 +34,7 @@ from vlora_engine.subspace.coded.layer_parts import (
 from vlora_engine.subspace.coded.layout import overhead_bytes, task_layout
 from vlora_engine.subspace.coded.measure import measure
 from vlora_engine.subspace.coded.store import CodedTask, write_coded
-from vlora_engine.subspace.request import BuildReport, Collection, Targets
+from vlora_engine.subspace.request import BuildReport, Collection
 from vlora_engine.subspace.store import task_files
 from vlora_engine.utils.device import pick_device
 from vlora_engine.utils.files import discard, publish
@@ -46,7 +47,7 @@ def outlook_of(
     collection: Collection,
     *,
     groups: bool = True,
-    aim: Target | None = None,
+    aim: CompressionTarget | None = None,
     device: str = "auto",
     progress: ProgressCallback | None = None,
     cancelled: CancelCheck | None = None,
@@ -70,16 +71,11 @@ def outlook_of(
     return outlook
 
 
-def target_of(targets: Targets) -> Target:
-    """The target of a coded collection."""
-    return Target(targets.budget, targets.max_error, targets.mean_error, targets.variance)
-
-
 def build_coded(
     partial: Path,
     out: Path,
     collection: Collection,
-    targets: Targets,
+    targets: CompressionTarget,
     outlook: Outlook | None,
     *,
     device: str = "auto",
@@ -113,7 +109,7 @@ def build_coded(
 
 def code_in_memory(
     collection: Collection,
-    targets: Targets,
+    targets: CompressionTarget,
     *,
     device: str = "auto",
     progress: ProgressCallback | None = None,
@@ -122,7 +118,7 @@ def code_in_memory(
     outlook = outlook_of(
         collection,
         groups=targets.method == "auto",
-        aim=target_of(targets),
+        aim=targets,
         device=device,
         progress=progress,
     )
@@ -138,7 +134,7 @@ def code_in_memory(
 
 def _coder(
     collection: Collection,
-    targets: Targets,
+    targets: CompressionTarget,
     outlook: Outlook,
     parts: Callable[[Forecast], Parts],
     out: Path | None,
@@ -161,8 +157,7 @@ def _coder(
     return Coder(
         collection,
         outlook,
-        targets.method,
-        target_of(targets),
+        targets,
         parts,
         size,
         pick_device(device),
@@ -197,7 +192,7 @@ def _record(
 
 def _size(
     collection: Collection,
-    targets: Targets,
+    targets: CompressionTarget,
     outlook: Outlook,
     records: dict[str, TaskRecord],
     coded: Coded,
@@ -236,7 +231,7 @@ def _size(
     return total + coded.payload
 
 
-def coding_of(targets: Targets, outlook: Outlook, forecast: Forecast) -> Coding:
+def coding_of(targets: CompressionTarget, outlook: Outlook, forecast: Forecast) -> Coding:
     """What the index says of how it was coded."""
     modes: dict[int, list[str]] = {}
     for i, layer in enumerate(forecast.modes):
@@ -245,7 +240,8 @@ def coding_of(targets: Targets, outlook: Outlook, forecast: Forecast) -> Coding:
             row[i] = LETTERS[mode.kind]
     steps = forecast.steps[outlook.alive]
     step = float(np.exp(np.log(steps).mean())) if len(steps) else 0.0
-    target = {k: float(v) for k, v in vars(target_of(targets)).items() if v is not None}
+    name, value = targets.goal
+    target = {name: float(value)}
     return Coding(figure(step), target, {n: "".join(row) for n, row in sorted(modes.items())})
 
 
@@ -280,7 +276,12 @@ def coded_task(shares: Sequence[TaskShare], rest: dict[str, torch.Tensor]) -> Co
 
 
 def _assemble(
-    directory: Path, out: Path, collection: Collection, targets: Targets, coder: Coder, coded: Coded
+    directory: Path,
+    out: Path,
+    collection: Collection,
+    targets: CompressionTarget,
+    coder: Coder,
+    coded: Coded,
 ) -> Manifest:
     directory.mkdir()
     coding = coding_of(targets, coder.outlook, coded.forecast)
@@ -313,7 +314,7 @@ def fingerprint(collection: Collection, method: str, forecast: Forecast, device:
 def _partial_outlook(
     partial: Path,
     collection: Collection,
-    targets: Targets,
+    targets: CompressionTarget,
     device: str,
     progress: ProgressCallback | None,
     cancelled: CancelCheck | None,
@@ -330,7 +331,7 @@ def _partial_outlook(
     made = outlook_of(
         collection,
         groups=targets.method == "auto",
-        aim=target_of(targets),
+        aim=targets,
         device=device,
         progress=progress,
         cancelled=cancelled,

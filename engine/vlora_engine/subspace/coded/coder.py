@@ -22,11 +22,11 @@ from vlora_engine.codec.forecast import (
     Correction,
     Forecast,
     Outlook,
-    Target,
 )
 from vlora_engine.codec.layer import CodedLayer, Group, code_layer
 from vlora_engine.codec.rate_control import Course, Passed, blocks
 from vlora_engine.codec.tables import Array
+from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import TargetError
 from vlora_engine.subspace.coded.layer_parts import Parts
 from vlora_engine.subspace.request import Collection
@@ -79,8 +79,7 @@ class Coder:
 
     collection: Collection
     outlook: Outlook
-    method: str
-    target: Target
+    target: CompressionTarget
     parts: Callable[[Forecast], Parts]
     size: Callable[[Coded], int]
     device: torch.device | str = "cpu"
@@ -187,15 +186,15 @@ class Coder:
         return sum(layer.shares.size * (layer.d_in + layer.d_out) for layer in self.outlook.layers)
 
     def _solve(self, aim: float, correction: Correction) -> Forecast:
-        target = self.target.of_allowed(aim, self.outlook.rest_bytes)
+        target = self.target.with_allowed(aim, self.outlook.rest_bytes)
         if self.target.budget is not None and target.budget is not None:
             self.outlook.require_room(self.target.budget)
             room = min(self.target.budget, self.outlook.floor)
-            target = Target(budget=max(target.budget, room))
-        return self.outlook.solve(self.method, target, correction)
+            target = target.with_goal("budget", max(target.budget, room))
+        return self.outlook.solve(target, correction)
 
     def _found(self, coded: Coded) -> float:
-        """What a coded collection comes to, in the terms of `Target.allowed`."""
+        """What a coded collection comes to, in the terms of `CompressionTarget.allowed`."""
         errors, target = coded.errors, self.target
         if target.budget is not None:
             return coded.nbytes - self.outlook.rest_bytes
@@ -211,7 +210,7 @@ class Coder:
 
     def _out_of_reach(self, least: float) -> TargetError:
         rest = self.outlook.rest_bytes
-        nearest = self.target.of_allowed(least, rest)
+        nearest = self.target.with_allowed(least, rest)
         return TargetError(
             "The target was not met within a few attempts.",
             expected=f"about {nearest.words()} or more room",

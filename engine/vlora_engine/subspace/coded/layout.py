@@ -10,6 +10,7 @@ from vlora_engine._version import __version__
 from vlora_engine.adapters.base_models import base_model_of
 from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.codec.floats import MODULE_HEAD
+from vlora_engine.compression_target import DEFAULT_MAX_ERROR
 from vlora_engine.manifest.card import model_card
 from vlora_engine.manifest.coding import Coding
 from vlora_engine.manifest.manifest import (
@@ -50,7 +51,7 @@ def overhead_bytes(
         basis=(BasisFile("basis.safetensors", "0" * 64, 10**7, 0, len(layers)),),
         tasks={name: replace(record, nbytes=10**6) for name, record in records.items()},
         engine=__version__,
-        coding=Coding(0.000123456789, {"max_error": 0.05}, {0: "-" * len(layers)}),
+        coding=Coding(0.000123456789, {"max_error": DEFAULT_MAX_ERROR}, {0: "-" * len(layers)}),
     )
     total = len(dump_json(manifest.as_json()).encode()) + len(model_card(manifest).encode())
     total += len(encode_header(shared_layout(len(layers), 10**6))[0]) + 4 * len(layers)

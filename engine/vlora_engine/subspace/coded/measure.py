@@ -29,18 +29,19 @@ from vlora_engine.codec.delta import (
 )
 from vlora_engine.codec.forecast import (
     COARSEST,
+    EVERYBODY,
     FINEST,
     Forecast,
     GroupTable,
     Outlook,
     OwnTable,
-    Target,
 )
 from vlora_engine.codec.klt import row_energies
 from vlora_engine.codec.layer import delta_rows
 from vlora_engine.codec.own import singular_values
 from vlora_engine.codec.rates import pair, single
 from vlora_engine.codec.tables import Array
+from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.manifest.manifest import LayerSpec
 from vlora_engine.manifest.records import rest_bytes
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback, map_ordered
@@ -48,7 +49,6 @@ from vlora_engine.utils.progress import CancelCheck, ProgressCallback, map_order
 COSINE = 0.5  # of A; where the line runs matters little: partitions are the same from .15 to .6
 GRID_FACTOR = 2.0**1.25
 BEST, WORST = 0.002, 0.97  # mean errors between which groups are looked at
-EVERYBODY = 0
 CORE_OVERHEAD = 8 * 14.0  # bits of a task's place in a group
 SHARE_OVERHEAD = 8 * 11.0
 LOOKED_AT = 5  # layers of a family on which groups are looked at; more are like their neighbours
@@ -63,7 +63,7 @@ def measure(
     weights: Mapping[str, float],
     *,
     groups: bool = True,
-    aim: Target | None = None,
+    aim: CompressionTarget | None = None,
     overhead: int = 0,
     device: torch.device | str = "cpu",
     progress: ProgressCallback | None = None,
@@ -145,20 +145,24 @@ class Look:
 
 
 def _middle(
-    outlook: Outlook, rows: Sequence[int], offers: Offers, aim: Target | None
+    outlook: Outlook, rows: Sequence[int], offers: Offers, aim: CompressionTarget | None
 ) -> list[Look]:
     """Everything on the middle layer of a family."""
     return [Look(rows[len(rows) // 2], offers)]
 
 
-def _ends(outlook: Outlook, rows: Sequence[int], offers: Offers, aim: Target | None) -> list[Look]:
+def _ends(
+    outlook: Outlook, rows: Sequence[int], offers: Offers, aim: CompressionTarget | None
+) -> list[Look]:
     """What promises something there, on the first and the last."""
     promising = _promising(outlook, rows[len(rows) // 2], aim)
     left = sorted({rows[0], rows[-1]} - outlook.groups.keys())
     return [Look(row, promising) for row in left if promising]
 
 
-def _some(outlook: Outlook, rows: Sequence[int], offers: Offers, aim: Target | None) -> list[Look]:
+def _some(
+    outlook: Outlook, rows: Sequence[int], offers: Offers, aim: CompressionTarget | None
+) -> list[Look]:
     """The same on some more, but where these three agree and looking takes long."""
     known = [row for row in rows if row in outlook.groups]
     offered = {_promising(outlook, row, aim) for row in known}
@@ -332,7 +336,9 @@ def _families(names: Sequence[str]) -> dict[str, list[int]]:
     return families
 
 
-def _promising(outlook: Outlook, layer: int, aim: Target | None) -> tuple[tuple[int, str], ...]:
+def _promising(
+    outlook: Outlook, layer: int, aim: CompressionTarget | None
+) -> tuple[tuple[int, str], ...]:
     """The groups that save anything on a layer, at any step of the grid that may be taken."""
     error = None if aim is None else aim.error
     found: set[tuple[int, str]] = set()
@@ -352,7 +358,7 @@ def _grid(outlook: Outlook) -> Array:
     return np.geomspace(finest, coarsest, points)
 
 
-def _grid_around(outlook: Outlook, aim: Target) -> Array:
+def _grid_around(outlook: Outlook, aim: CompressionTarget) -> Array:
     """A few steps from what the target comes to without sharing to what it may come to with it."""
     if aim.budget is not None:
         bits = 8 * max(1, aim.budget - outlook.rest_bytes - outlook.overhead)

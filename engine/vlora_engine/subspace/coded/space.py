@@ -25,6 +25,7 @@ from vlora_engine.adapters.model import (
 from vlora_engine.adapters.stack import read_stack
 from vlora_engine.codec.forecast import COARSEST, FINEST
 from vlora_engine.codec.layer import code_layer
+from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import SubspaceError
 from vlora_engine.manifest.coding import Coding
 from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
@@ -42,7 +43,7 @@ from vlora_engine.subspace.coded.store import (
 )
 from vlora_engine.subspace.loadings import EncodedTask, Storage
 from vlora_engine.subspace.projection import assembled, check_fits, shared_specs
-from vlora_engine.subspace.request import Collection, Targets
+from vlora_engine.subspace.request import Collection
 from vlora_engine.subspace.space import SpaceState
 from vlora_engine.subspace.tasks import TaskMap, TaskProjection
 from vlora_engine.utils.progress import ProgressCallback
@@ -64,7 +65,7 @@ def load_coded(manifest: Manifest, *, verify: bool = True) -> CodedSpace:
 
 def code_collection(
     collection: Collection,
-    targets: Targets,
+    targets: CompressionTarget,
     *,
     device: str = "auto",
     progress: ProgressCallback | None = None,

@@ -1,0 +1,218 @@
+"""What a collection is to be compressed to: the request of Python, recipes, commands and screens.
+
+Every default of it, and every word that may stand in it, is written down here. No torch, no numpy.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from vlora_engine.errors import ParameterError
+from vlora_engine.quantization.dtypes import AUTO_DTYPE, is_lossy, storage_dtype
+from vlora_engine.quantization.packing import NOT_PACKED, Quantization, named_quantization
+
+BASIS_METHODS = ("delta", "columns", "flat")  # share a basis of k directions a side
+CODED_METHODS = ("own", "auto")  # code every direction with the bits it earns
+METHODS = (*CODED_METHODS[::-1], *BASIS_METHODS)
+DEFAULT_METHOD = "auto"
+DEFAULT_BASIS_METHOD = "delta"  # where something is asked for that only a basis has
+DEFAULT_MAX_ERROR = 0.05
+ERROR_GOALS = ("variance", "max_error", "mean_error")
+GOALS = (*ERROR_GOALS, "budget")  # what k, or the bits, can be chosen for
+_OF_A_BASIS = ("k", "k_a", "k_b", "variance", "adaptive", "layers", "refine")
+
+
+@dataclass(frozen=True)
+class CompressionTarget:
+    """What to compress to: a method and one goal, which is k or what k (the bits) is chosen for.
+
+    Args:
+        method: By default `auto`, and `delta` where something is asked for that only a basis has.
+        k: The same k on both sides of every layer; ``k_a`` and ``k_b`` a side each.
+        layers: k for layers whose names match a pattern, later patterns winning.
+        variance: The least share of dW's energy to keep: one k for all layers, or with
+            ``adaptive`` the least k of each layer by itself.
+        max_error: The largest relative error any task may have; ``mean_error`` their mean.
+        budget: Bytes on disk, an upper bound.
+        refine: Rounds in which the bases of `delta` are fitted to each other.
+        quantize: ``none``, ``int8``, ``int4`` or ``nf4``: pack bases and loadings.
+        noise: The share of the captured energy that packing costs, where it is known better than
+            by `Quantization.noise`.
+    """
+
+    method: str = ""
+    k: int | None = None
+    k_a: int | None = None
+    k_b: int | None = None
+    # Left out of the hash, not of ==: what is equal has the same hash all the same.
+    layers: Mapping[str, int] = field(default_factory=dict, hash=False)
+    variance: float | None = None
+    adaptive: bool = False
+    max_error: float | None = None
+    mean_error: float | None = None
+    budget: int | None = None
+    dtype: str = AUTO_DTYPE
+    refine: int = 0
+    quantize: str = NOT_PACKED
+    noise: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.method:
+            object.__setattr__(self, "method", self._default_method())
+
+    def checked(self) -> CompressionTarget:
+        """The same with the default goal filled in.
+
+        Raises:
+            ParameterError: Unknown method, several goals, or one outside its range.
+        """
+        if self.method not in METHODS:
+            known = ", ".join((*BASIS_METHODS, *CODED_METHODS))
+            raise ParameterError(f"Unknown method {self.method!r}.", expected=known)
+        if self.is_coded:
+            self._check_coded()
+        filled = self.filled()
+        filled._check_goal()
+        if self.refine and self.method != "delta":
+            raise ParameterError("Only delta is refined.", found=self.method)
+        storage_dtype(self.dtype, ())
+        named_quantization(self.quantize)
+        return filled
+
+    def filled(self) -> CompressionTarget:
+        """The same with the default goal filled in, unchecked."""
+        return self if self._given_goals() else replace(self, max_error=DEFAULT_MAX_ERROR)
+
+    def with_goal(self, name: str, value: float) -> CompressionTarget:
+        """The same for another goal: ``k``, ``variance``, an error or ``budget``."""
+        fields: dict[str, Any] = dict.fromkeys(("k", "k_a", "k_b", *GOALS))
+        fields[name] = int(value) if name in ("k", "budget") else value
+        return replace(self, **fields)
+
+    def with_layer(self, layer: str, k: int | None) -> CompressionTarget:
+        """The same with the layer's own k set, or (None) cleared."""
+        others = {name: own for name, own in self.layers.items() if name != layer}
+        # The last one, so that it wins over a pattern.
+        return replace(self, layers=others if k is None else {**others, layer: k})
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether every direction gets bits of its own, and no k is chosen."""
+        return self.method in CODED_METHODS
+
+    @property
+    def fixed_pair(self) -> tuple[int, int] | None:
+        """(k_a, k_b) where k is given outright."""
+        if self.k is not None:
+            return self.k, self.k
+        return (self.k_a, self.k_b) if self.k_a is not None and self.k_b is not None else None
+
+    @property
+    def goal(self) -> tuple[str, float]:
+        """The goal by name and value, the default one where none is given.
+
+        Where both sides have a k of their own it is the larger one.
+        """
+        for name in GOALS:
+            value = getattr(self, name)
+            if value is not None:
+                return name, value
+        ks = [k for k in (self.k, self.k_a, self.k_b) if k is not None]
+        return ("k", max(ks)) if ks else ("max_error", DEFAULT_MAX_ERROR)
+
+    @property
+    def quantization(self) -> Quantization | None:
+        """How it is packed; None where it is not."""
+        return named_quantization(self.quantize)
+
+    @property
+    def lossy(self) -> bool:
+        """Whether fp16 storage is exact enough for the goal."""
+        return self.quantization is not None or is_lossy(
+            variance=self.variance,
+            max_error=self.max_error,
+            mean_error=self.mean_error,
+            budget=self.budget,
+        )
+
+    # the goal as a number
+
+    @property
+    def error(self) -> float | None:
+        """The mean error that the goal comes to about; None where it is a budget, or k."""
+        if self.variance is not None:
+            return math.sqrt(1 - self.variance)
+        return self.max_error if self.max_error is not None else self.mean_error
+
+    def allowed(self, rest_bytes: int) -> float:
+        """The goal as a number that must not be exceeded: bytes but the rest tensors', the error,
+        or the share of the energy that is missed.
+        """
+        name, value = self.goal
+        if name == "budget":
+            return value - rest_bytes
+        return 1 - value if name == "variance" else value
+
+    def with_allowed(self, value: float, rest_bytes: int) -> CompressionTarget:
+        """The same kind of goal with another `allowed`."""
+        name, _ = self.goal
+        if name == "budget":
+            return self.with_goal(name, int(value) + rest_bytes)
+        return self.with_goal(name, 1 - value if name == "variance" else value)
+
+    def words(self) -> str:
+        """The goal for a message."""
+        name, value = self.goal
+        return f"{name} {value:.9g}"
+
+    # what is asked for
+
+    def _default_method(self) -> str:
+        of_a_basis = any(getattr(self, name) for name in _OF_A_BASIS)
+        stored = self.dtype != AUTO_DTYPE or self.quantize not in (None, NOT_PACKED)
+        return DEFAULT_BASIS_METHOD if of_a_basis or stored else DEFAULT_METHOD
+
+    def _given_goals(self) -> dict[str, float]:
+        fixed = self.k if self.k is not None else (self.k_a or self.k_b)
+        goals = {"k": fixed, **{name: getattr(self, name) for name in GOALS}}
+        return {name: value for name, value in goals.items() if value is not None}
+
+    def _check_goal(self) -> None:
+        given = self._given_goals()
+        if len(given) != 1:
+            raise ParameterError(
+                f"Exactly one target is needed: {', '.join(('k', *GOALS))}.", found=", ".join(given)
+            )
+        name, value = next(iter(given.items()))
+        if name == "variance" and not 0 < value <= 1:
+            raise ParameterError("A variance to keep lies above 0 and up to 1.", found=str(value))
+        if name in ("max_error", "mean_error") and not 0 < value < 1:
+            raise ParameterError(
+                "A relative error to allow lies between 0 and 1.", found=str(value)
+            )
+        if name == "budget" and value <= 0:
+            raise ParameterError("A budget is a positive number of bytes.", found=str(value))
+        if (self.k_a is None) != (self.k_b is None) or (self.k is not None and self.k_a):
+            raise ParameterError("Give k, or k_a and k_b together.")
+        if min(v for v in (self.k, self.k_a, self.k_b, 1) if v is not None) < 1:
+            raise ParameterError("k is at least 1.", found=str(given.get("k")))
+
+    def _check_coded(self) -> None:
+        given = {
+            "k": self.k or self.k_a or self.k_b or self.layers or None,
+            "dtype": self.dtype if self.dtype != AUTO_DTYPE else None,
+            "refine": self.refine or None,
+            "adaptive": self.adaptive or None,
+            "quantize": self.quantize if self.quantize != NOT_PACKED else None,
+        }
+        wrong = [name for name, value in given.items() if value is not None]
+        if wrong:
+            raise ParameterError(
+                f"Method {self.method!r} chooses directions and their bits itself.",
+                expected="max_error, mean_error, variance or budget",
+                found=", ".join(wrong),
+                remedy="leave it out, or choose method delta, columns or flat",
+            )
