@@ -228,13 +228,13 @@ def test_what_coding_costs_is_told_without_torch(
     loaded = loaded_by(
         fresh_python,
         "from vlora_engine.spectra.size_curves import curves, ladder\n"
-        "from vlora_engine.codec.forecast import Target\n"
+        "from vlora_engine.compression_target import CompressionTarget\n"
         "from vlora_engine.spectra.tables import Spectra\n"
-        "from vlora_tui.forecasts import Coded\n"
+        "from vlora_tui.pipeline.forecast import Coded\n"
         f"spectra = Spectra.load({str(place)!r})\n"
         "outlook = spectra.outlook()\n"
         "assert {c.method for c in curves(spectra, outlook)} >= {'auto', 'own', 'delta', 'nf4'}\n"
-        "assert Coded.of(outlook, 'auto', Target(max_error=0.05)).losses\n"
+        "assert Coded.of(outlook, CompressionTarget('auto', max_error=0.05)).losses\n"
         "assert list(ladder(outlook, 'own'))",
     )
     assert "vlora_engine" in loaded

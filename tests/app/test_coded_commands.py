@@ -185,6 +185,6 @@ def test_a_recipe_says_auto_unless_it_says_k(related: Path, cli: Cli, tmp_path: 
         )
         recipe = load_recipe(file)
         assert recipe.compress is not None
-        assert recipe.compress.method == method
+        assert recipe.compress.target.method == method
         cli("run", file, "--headless")
         assert read_manifest(tmp_path / method).method == method

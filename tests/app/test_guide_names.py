@@ -18,9 +18,8 @@ import click
 import pytest
 
 import vlora_engine
+from vlora_engine.compression_target import METHODS
 from vlora_engine.formats.gguf_architectures import ARCHITECTURES
-from vlora_engine.manifest.coding import METHODS as CODED_METHODS
-from vlora_engine.manifest.manifest import METHODS
 from vlora_engine.merging.methods import MERGE_METHODS, PEFT_METHODS
 from vlora_engine.targets.registry import VLLM_RANKS
 from vlora_tui import guides
@@ -103,7 +102,7 @@ def check(span: str, text: str) -> None:
         known = {flag for command in COMMANDS for flag in flags(command)} | ROOT_FLAGS
         for flag in (word for word in span.split() if word.startswith("-")):
             assert flag in known or any(flag in line for line in others), flag
-    elif span not in THEIRS | FILES | {*METHODS, *CODED_METHODS, *COMMANDS} and is_python(span):
+    elif span not in THEIRS | FILES | {*METHODS, *COMMANDS} and is_python(span):
         check_python(span)
 
 

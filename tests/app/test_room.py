@@ -96,9 +96,9 @@ def test_an_export_that_does_not_fit_writes_nothing(
 def test_the_size_of_a_given_k_is_known_from_the_headers(
     cli: Cli, runs: Path, tmp_path: Path, method: str, dtype: str
 ) -> None:
-    compress = Compress(CompressionTarget(method=method, k=3, dtype=dtype))
+    target = CompressionTarget(method=method, k=3, dtype=dtype)
     collection = gather(resolve(Recipe(Input((AdapterInput(str(runs)),)))))
-    told = subspace_bytes(collection, compress)
+    told = subspace_bytes(collection, target)
     out = tmp_path / "out"
     cli("compress", runs, "-o", out, "-k", "3", "--method", method, "--dtype", dtype)
     made = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
@@ -108,8 +108,8 @@ def test_the_size_of_a_given_k_is_known_from_the_headers(
 
 def test_a_budget_is_what_is_needed_and_other_targets_are_not_known(runs: Path) -> None:
     collection = gather(resolve(Recipe(Input((AdapterInput(str(runs)),)))))
-    assert subspace_bytes(collection, Compress(CompressionTarget(budget=12_345))) == 12_345
-    assert subspace_bytes(collection, Compress(CompressionTarget(max_error=0.1))) is None
+    assert subspace_bytes(collection, CompressionTarget(budget=12_345)) == 12_345
+    assert subspace_bytes(collection, CompressionTarget(max_error=0.1)) is None
 
 
 def test_all_outputs_of_one_disk_are_added_up(built: Path, tmp_path: Path, free: Free) -> None:

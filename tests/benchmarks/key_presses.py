@@ -22,6 +22,7 @@ from textual.drivers.headless_driver import HeadlessDriver
 from textual.pilot import Pilot
 from textual.widgets import Static
 
+from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.spectra.tables import (
     LayerTable,
     MethodTable,
@@ -50,9 +51,9 @@ def main(file: Path, presses: int) -> None:
 def measure(presses: int, *, tasks: int = 100, blocks: int = 32) -> dict[str, list[float]]:
     """Milliseconds of each press, by what is shown."""
     from vlora_tui.tui.app.app import VLoRAApp
-    from vlora_tui.tui.core.session import Choosing, Session
+    from vlora_tui.tui.core.session import Session
 
-    session = Session(choosing=Choosing(goal=("k", 32)))
+    session = Session(choosing=CompressionTarget(k=32))
     session.set_spectra(synthetic(tasks, blocks))
     app = VLoRAApp(session=session)
     taken: dict[str, list[float]] = {}

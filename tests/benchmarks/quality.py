@@ -25,13 +25,11 @@ from vlora_engine.adapters.check import CheckReport, check_adapters
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights
 from vlora_engine.catalog.open import find_adapters, load_adapter, open_adapter
 from vlora_engine.compress.build import build_subspace
-from vlora_engine.compress.measure import METHODS as SPECTRA_METHODS
 from vlora_engine.compress.measure import compute_spectra
+from vlora_engine.compression_target import BASIS_METHODS, CODED_METHODS
 from vlora_engine.demo import make_demo_collection
 from vlora_engine.errors import TargetError
 from vlora_engine.linalg.low_rank import relative_error
-from vlora_engine.manifest.coding import METHODS as CODED_METHODS
-from vlora_engine.manifest.manifest import METHODS
 from vlora_engine.spectra.sizes import factor_bytes_16, rest_bytes
 from vlora_engine.spectra.tables import Spectra
 from vlora_engine.utils.naming import unique_names
@@ -77,7 +75,7 @@ def measure_ours(
 ) -> dict[str, list[Row]]:
     """Per method and ratio a subspace that is really built, in fp16 or coded."""
     found: dict[str, list[Row]] = {}
-    for method in (*CODED_METHODS[::-1], *METHODS):
+    for method in (*CODED_METHODS[::-1], *BASIS_METHODS):
         coded = method in CODED_METHODS
         found[method] = []
         for ratio in ratios:
@@ -89,7 +87,7 @@ def measure_ours(
                     method=method,
                     budget=int(factor_bytes_16(spectra) / ratio) + rest_bytes(spectra),
                     dtype="auto" if coded else "fp16",
-                    spectra=spectra if method in SPECTRA_METHODS or coded else None,
+                    spectra=spectra if method in BASIS_METHODS or coded else None,
                     check=collection.check,
                 )
             except TargetError:

@@ -27,8 +27,8 @@ from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.catalog.open import load_adapter
 from vlora_engine.compress.build import build_subspace
 from vlora_engine.compress.measure import compute_spectra
+from vlora_engine.compression_target import BASIS_METHODS
 from vlora_engine.errors import TargetError, VLoRAError
-from vlora_engine.manifest.manifest import METHODS
 from vlora_engine.spectra.tables import Spectra
 from vlora_engine.subspace.request import BuildReport
 from vlora_tui.pipeline.inputs import gather_adapters
@@ -107,7 +107,7 @@ def variance(real: Real) -> Table:
     """How much k directions hold."""
     table = Table(
         f"{real.name}: variance by k, {real.count} adapters",
-        ["k", "A, vLoRA's", "B, vLoRA's", *(f"dW, {method}" for method in METHODS)],
+        ["k", "A, vLoRA's", "B, vLoRA's", *(f"dW, {method}" for method in BASIS_METHODS)],
         notes=[
             "A and B: as vLoRA shows it, of the factors apart with their mean taken off; mean of "
             "all layers",
@@ -117,7 +117,7 @@ def variance(real: Real) -> Table:
         ],
     )
     for k in real.all_k():
-        own = [_energy(real.build(method=method, k=k, dtype="fp16")) for method in METHODS]
+        own = [_energy(real.build(method=method, k=k, dtype="fp16")) for method in BASIS_METHODS]
         table.rows.append([str(k), *(factor_variance(real, k, side) for side in "ab"), *own])
     return table
 
@@ -141,7 +141,14 @@ def error(real: Real) -> Table:
     """What k directions lose, and what `auto` loses in the same bytes."""
     table = Table(
         f"{real.name}: error by k, mean / worst of {real.count} adapters",
-        ["k", "A and B, vLoRA's", "dW, vLoRA's", *(f"dW, {m}" for m in METHODS), "flat kB", "auto"],
+        [
+            "k",
+            "A and B, vLoRA's",
+            "dW, vLoRA's",
+            *(f"dW, {m}" for m in BASIS_METHODS),
+            "flat kB",
+            "auto",
+        ],
         notes=[
             "A and B: all numbers of both together, as the factors happen to be; what a model sees "
             "is dW",
@@ -151,7 +158,7 @@ def error(real: Real) -> Table:
         ],
     )
     for k in real.all_k():
-        ours = {method: real.build(method=method, k=k, dtype="fp16") for method in METHODS}
+        ours = {method: real.build(method=method, k=k, dtype="fp16") for method in BASIS_METHODS}
         flat = ours["flat"]
         auto = real.build(method="auto", budget=flat.nbytes) if flat else None
         table.rows.append(

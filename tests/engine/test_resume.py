@@ -249,10 +249,11 @@ def test_built_layers_of_another_version_or_device_are_not_used(
     name: str, sources: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vlora_engine.compress.build import fingerprint, make_plan
-    from vlora_engine.subspace.request import Targets, prepare
+    from vlora_engine.compression_target import CompressionTarget
+    from vlora_engine.subspace.request import prepare
 
     collection = prepare(sources)
-    plan = make_plan(collection, Targets(k=3))
+    plan = make_plan(collection, CompressionTarget(k=3))
     before = fingerprint(collection, plan, "cpu")
     assert before == fingerprint(prepare(sources), plan, "cpu")
     other = "another" if name == "__version__" else lambda _: torch.device("cuda")

@@ -181,7 +181,7 @@ def test_targets_that_cannot_be_met_say_what_can() -> None:
     with pytest.raises(ParameterError, match="at most"):
         choose(spectra, CompressionTarget("delta", k=10_000))
     with pytest.raises(ParameterError, match="Exactly one target"):
-        choose(spectra, CompressionTarget("delta"))
+        choose(spectra, CompressionTarget("delta", max_error=0.1, mean_error=0.1))
 
 
 def test_spectra_on_disk_are_those_in_memory(tmp_path: Path) -> None:
@@ -217,7 +217,9 @@ def test_spectra_need_no_torch_to_choose(tmp_path: Path, fresh_python) -> None:
         "import sys\n"
         "from vlora_engine.spectra.tables import Spectra\n"
         "from vlora_engine.spectra.choose import choose\n"
-        f"choose(Spectra.load({str(tmp_path / 'spectra')!r}), 'delta', max_error=0.3)\n"
+        "from vlora_engine.compression_target import CompressionTarget\n"
+        f"spectra = Spectra.load({str(tmp_path / 'spectra')!r})\n"
+        "choose(spectra, CompressionTarget('delta', max_error=0.3))\n"
         "assert 'torch' not in sys.modules\n"
     )
 

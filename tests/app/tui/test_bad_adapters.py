@@ -21,7 +21,7 @@ from vlora_tui.recipe.model import (
     Recipe,
 )
 from vlora_tui.tui.app.app import VLoRAApp
-from vlora_tui.tui.core.session import Choosing, Session, is_about
+from vlora_tui.tui.core.session import Session, is_about
 from vlora_tui.tui.widgets.dialogs import ListProblems
 from vlora_tui.tui.widgets.table import Table
 
@@ -42,7 +42,7 @@ def paths(tmp_path: Path) -> list[Path]:
 @pytest.fixture
 def session(paths: list[Path], tmp_path: Path) -> Session:
     session = session_of(paths)
-    session.choose(Choosing(goal=("k", 3)))
+    session.choose(CompressionTarget(k=3))
     session.output = str(tmp_path / "out")
     return session
 

@@ -29,7 +29,7 @@ from vlora_tui.tui.choose.data import Atlas, Shown
 from vlora_tui.tui.choose.figures_pane import FiguresPane
 from vlora_tui.tui.choose.text import percent
 from vlora_tui.tui.choose.view import ChooseView
-from vlora_tui.tui.core.session import Choosing, Session
+from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.text import size
 from vlora_tui.tui.widgets.ask import AskLine
 from vlora_tui.tui.widgets.dialogs import Ask, Option
@@ -65,7 +65,8 @@ class Opened:
     """The screen with a session, and what a test asks of it."""
 
     def __init__(self, spectra: Spectra | None, **choosing: Any) -> None:
-        self.session = Session(choosing=Choosing(**choosing))
+        target = CompressionTarget(**choosing) if choosing else CompressionTarget("delta")
+        self.session = Session(choosing=target.checked())
         self.session.set_spectra(spectra)
         self.app = VLoRAApp(session=self.session)
 
@@ -108,7 +109,7 @@ def screen(measured: Path) -> Opened:
 
 @pytest.fixture
 def at_k(measured: Path) -> Opened:
-    return Opened(Spectra.load(measured), goal=("k", 3))
+    return Opened(Spectra.load(measured), k=3)
 
 
 class TestKeys:
@@ -296,7 +297,7 @@ class TestKeys:
     def test_undo_takes_back_step_by_step(self, at_k: Opened) -> None:
         async def steps(pilot: Any) -> None:
             await pilot.press("right_square_bracket", "m", "u")
-            assert at_k.session.choosing == Choosing(goal=("k", 4))
+            assert at_k.session.choosing == CompressionTarget(k=4)
             await pilot.press("u")
             assert at_k.goal == ("k", 3)
             await pilot.press("u")
@@ -342,16 +343,16 @@ class TestOwnK:
     def test_moving_on_ends_it(self, at_k: Opened) -> None:
         async def steps(pilot: Any) -> None:
             await pilot.press("space", "right_square_bracket", "down", "right_square_bracket")
-            assert at_k.session.choosing == Choosing(goal=("k", 4), layers=((LAYER, 4),))
+            assert at_k.session.choosing == CompressionTarget(k=4, layers={LAYER: 4})
 
         at_k.use(steps)
 
     def test_backspace_clears_it(self, at_k: Opened) -> None:
         async def steps(pilot: Any) -> None:
             await pilot.press("space", "right_square_bracket", "backspace")
-            assert at_k.session.choosing == Choosing(goal=("k", 3))
+            assert at_k.session.choosing == CompressionTarget(k=3)
             await pilot.press("backspace")  # nothing to clear: it says so
-            assert at_k.session.choosing == Choosing(goal=("k", 3))
+            assert at_k.session.choosing == CompressionTarget(k=3)
 
         at_k.use(steps)
 
@@ -507,7 +508,7 @@ class TestWhatIsShown:
         report = build_subspace(
             {path.name: open_adapter(path) for path in adapters},
             tmp_path / "out",
-            **choosing.arguments(),
+            targets=choosing,
         )
         assert report.mean_error == pytest.approx(shown.prediction.mean_error, rel=1e-3)
         assert report.max_error == pytest.approx(shown.prediction.max_error, rel=1e-3)
@@ -625,7 +626,7 @@ def test_names_from_files_draw_nothing_but_themselves(measured: Path) -> None:
     spectra.layers[evil] = replace(spectra.layers.pop(LAYER), name=evil)
     spectra.layer_names = [evil if name == LAYER else name for name in spectra.layer_names]
     spectra.tasks = [replace(task, name=f"[b]{task.name}\x1b[2J") for task in spectra.tasks]
-    opened = Opened(spectra, goal=("k", 3))
+    opened = Opened(spectra, k=3)
 
     async def steps(pilot: Any) -> None:
         for key in ("t", "p", "right_square_bracket", "tab", "down"):

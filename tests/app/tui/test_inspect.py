@@ -28,13 +28,14 @@ from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.catalog.scanner import scan
 from vlora_engine.compress.measure import compute_spectra
+from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import CorruptFileError, VLoRAError
 from vlora_engine.findings import Finding
 from vlora_engine.manifest.task_errors import task_figures
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.spectra.tables import Spectra
 from vlora_tui.tui.app.app import VLoRAApp
-from vlora_tui.tui.core.session import Choosing, Session
+from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.core.subcommand import ask_command
 from vlora_tui.tui.inspect import data as inspect_data
 from vlora_tui.tui.inspect import queries as screen
@@ -366,7 +367,7 @@ def test_layers_show_what_the_choice_loses(measured: Session) -> None:
         assert words(pilot, "#layers-said") != before
         assert "size" in str(pilot.app.query_one("#inspect-layers").border_title)
 
-    measured.choose(Choosing(goal=("k", 3)))
+    measured.choose(CompressionTarget(k=3))
     look(measured, steps)
 
 
@@ -425,7 +426,7 @@ def test_enter_on_a_layer_looks_closer(measured: Session) -> None:
         await settle(pilot)
         assert "Together" not in str(pilot.app.screen.query_one("#module-said", Static).render())
 
-    measured.choose(Choosing(goal=("k", 3)))
+    measured.choose(CompressionTarget(k=3))
     look(measured, steps)
 
 

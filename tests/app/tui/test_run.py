@@ -15,11 +15,12 @@ from tests import make
 from tests.app.tui.drive import run
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.catalog.scanner import scan
+from vlora_engine.compression_target import CompressionTarget
 from vlora_tui.jobs.store import Job, JobInfo
 from vlora_tui.jobs.watch import JobView, State, Told
 from vlora_tui.pipeline import events
 from vlora_tui.tui.app.app import VLoRAApp
-from vlora_tui.tui.core.session import Choosing, Session
+from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.run import job_text
 from vlora_tui.tui.widgets.dialogs import Ask
 from vlora_tui.tui.widgets.table import Table
@@ -57,7 +58,7 @@ def keys_of(app: VLoRAApp) -> set[str]:
 def test_start_watch_and_open_the_result(tmp_path: Path) -> None:
     paths = make.collection(tmp_path / "in", 4)
     app = VLoRAApp(session=session_of(paths))
-    app.session.choose(Choosing(goal=("k", 3)))
+    app.session.choose(CompressionTarget(k=3))
 
     async def steps(pilot: Pilot) -> None:
         await pilot.press("3")
@@ -131,7 +132,7 @@ def test_nothing_marked_says_what_to_do() -> None:
 def test_a_failed_job_says_what_failed(tmp_path: Path) -> None:
     paths = make.collection(tmp_path / "in", 3)
     session = session_of(paths)
-    session.choose(Choosing(goal=("k", 900)))
+    session.choose(CompressionTarget(k=900))
     session.output = str(tmp_path / "out")
     app = VLoRAApp(session=session)
 
@@ -221,7 +222,7 @@ def test_what_does_not_fit_on_the_disk_is_not_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session = session_of(make.collection(tmp_path / "in", 3))
-    session.choose(Choosing(goal=("k", 3)))
+    session.choose(CompressionTarget(k=3))
     session.output = str(tmp_path / "out")
     app = VLoRAApp(session=session)
     usage = shutil.disk_usage(tmp_path)._replace(free=2000)

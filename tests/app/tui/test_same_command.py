@@ -15,9 +15,9 @@ from tests.app.tui.test_bad_adapters import with_nan
 from tests.app.tui.test_run import session_of
 from tests.app.tui.test_sizes import related
 from vlora_engine.catalog.read import read_manifest
+from vlora_engine.compression_target import CompressionTarget
 from vlora_tui.cli import main
 from vlora_tui.pipeline.run import Run
-from vlora_tui.tui.core.session import Choosing
 from vlora_tui.tui.export.recipes import command_of, recipe_of
 from vlora_tui.tui.export.settings import (
     Settings,
@@ -32,17 +32,19 @@ LAYER = next(iter(make.MODULES))
 @pytest.mark.parametrize(
     "choosing",
     [
-        Choosing(),
-        Choosing(goal=("k", 3), layers=((LAYER, 5),)),
-        Choosing(method="columns", goal=("variance", 0.9), dtype="fp32"),
-        Choosing(goal=("budget", 30_000)),
-        Choosing(method="flat", goal=("mean_error", 0.3), dtype="bf16"),
-        Choosing(method="auto", goal=("max_error", 0.05)),
-        Choosing(method="own", goal=("mean_error", 0.1)),
+        CompressionTarget("delta", max_error=0.05),
+        CompressionTarget(k=3, layers={LAYER: 5}),
+        CompressionTarget("columns", variance=0.9, dtype="fp32"),
+        CompressionTarget("delta", budget=30_000),
+        CompressionTarget("flat", mean_error=0.3, dtype="bf16"),
+        CompressionTarget("auto", max_error=0.05),
+        CompressionTarget("own", mean_error=0.1),
     ],
     ids=lambda c: f"{c.method}-{c.goal[0]}",
 )
-def test_the_copied_command_makes_the_same_subspace(choosing: Choosing, tmp_path: Path) -> None:
+def test_the_copied_command_makes_the_same_subspace(
+    choosing: CompressionTarget, tmp_path: Path
+) -> None:
     folder = tmp_path / "a b"
     session = session_of(related(folder) if choosing.is_coded else make.collection(folder, 4))
     session.choose(choosing)
@@ -66,7 +68,7 @@ def assert_same(one: Path, two: Path) -> None:
 
 def test_the_copied_command_leaves_out_what_enter_leaves_out(tmp_path: Path) -> None:
     session = session_of([*make.collection(tmp_path / "in", 3), with_nan(tmp_path / "in")])
-    session.choose(Choosing(goal=("k", 3)))
+    session.choose(CompressionTarget(k=3))
     session.leave_out(path for path in session.infos if path.endswith("with-nan"))
     session.output = str(tmp_path / "out")
     assert main(shlex.split(session.command())[1:]) == 0

@@ -12,9 +12,9 @@ import torch
 from tests import make
 from tests.app.tui.test_choose import Opened
 from vlora_engine.catalog.open import open_adapter
-from vlora_engine.codec.forecast import Target
 from vlora_engine.compress.build import build_subspace
 from vlora_engine.compress.measure import compute_spectra
+from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.spectra.tables import Spectra, outlook_file
 from vlora_tui.pipeline.forecast import Coded
 from vlora_tui.pipeline.inputs import gather
@@ -41,7 +41,6 @@ from vlora_tui.tui.choose.sizes import (
 from vlora_tui.tui.choose.target_steps import moved
 from vlora_tui.tui.choose.text import percent
 from vlora_tui.tui.core import job_client as core_job_client
-from vlora_tui.tui.core.session import Choosing
 from vlora_tui.tui.text import size
 from vlora_tui.tui.widgets.table import Table
 
@@ -122,7 +121,7 @@ class TestMethods:
     def test_auto_is_one_key_away_at_the_error_of_the_k_that_was_chosen(
         self, measured: Path
     ) -> None:
-        opened = Opened(Spectra.load(measured), goal=("k", 12), quantize="nf4")
+        opened = Opened(Spectra.load(measured), k=12, quantize="nf4")
 
         async def steps(pilot: Any) -> None:
             worst = opened.session.figures().prediction.max_error
@@ -140,7 +139,9 @@ class TestMethods:
                 assert opened.session.figures().problem is None
                 methods.append(opened.session.choosing.method)
                 if methods[-1] == "columns":  # what was chosen before coding is there again
-                    assert opened.session.choosing == Choosing("columns", ("k", 12), quantize="nf4")
+                    assert opened.session.choosing == CompressionTarget(
+                        "columns", k=12, quantize="nf4"
+                    )
             assert methods == ["auto", "own", "columns", "flat", "delta"]
 
         opened.use(steps)
@@ -148,7 +149,7 @@ class TestMethods:
     def test_a_target_that_was_moved_meanwhile_is_kept(self, screen: Opened) -> None:
         async def steps(pilot: Any) -> None:
             await pilot.press("equals_sign", "4", "enter", "m", "e", "2", "0", "enter", "m", "m")
-            assert screen.session.choosing == Choosing("columns", ("max_error", 0.2))
+            assert screen.session.choosing == CompressionTarget("columns", max_error=0.2)
 
         screen.use(steps)
 
@@ -156,7 +157,7 @@ class TestMethods:
         async def steps(pilot: Any) -> None:
             outlook = auto.session.spectra.outlook()
             for method in ("auto", "own"):
-                forecast = outlook.solve(method, Target(max_error=0.05))
+                forecast = outlook.solve(CompressionTarget(method, max_error=0.05))
                 text = auto.text(FiguresPane)
                 assert f"~{percent(float(forecast.errors.mean()))}" in text
                 assert f"~{size(outlook.nbytes(forecast))}" in text
@@ -172,7 +173,7 @@ class TestMethods:
             nbytes = screen.session.figures().prediction.nbytes
             text = screen.text(FiguresPane)
             for method in ("auto", "own"):
-                forecast = outlook.solve(method, Target(budget=nbytes))
+                forecast = outlook.solve(CompressionTarget(method, budget=nbytes))
                 assert f"~{percent(float(forecast.errors.mean()))}" in text
             assert "auto is closer at the same bytes" in " ".join(text.split())
 
@@ -181,7 +182,7 @@ class TestMethods:
     def test_it_says_so_where_each_by_itself_is_cheaper(self, tmp_path: Path) -> None:
         paths = related(tmp_path / "in")[len(FAMILY) :]
         compute_spectra({p.name: open_adapter(p) for p in paths}, tmp_path / "out", codec=True)
-        opened = Opened(Spectra.load(tmp_path / "out"), goal=("budget", 20_000))
+        opened = Opened(Spectra.load(tmp_path / "out"), budget=20_000)
 
         async def steps(pilot: Any) -> None:
             await opened.settled(pilot)
@@ -245,7 +246,9 @@ class TestCurves:
             sizes = screen.view._sizes
             for ratio in (3.0, 4.0, 6.0):
                 one, own = (
-                    sizes.estimate(Choosing(m, ("budget", sizes.outlook.factor_bytes / ratio)))
+                    sizes.estimate(
+                        CompressionTarget(m, budget=int(sizes.outlook.factor_bytes / ratio))
+                    )
                     for m in ("auto", "own")
                 )
                 assert one.prediction.mean_error < 0.9 * own.prediction.mean_error
@@ -288,7 +291,7 @@ class TestCurves:
         auto.use(steps)
 
     def test_arrows_move_k_where_there_is_one(self, measured: Path) -> None:
-        opened = Opened(Spectra.load(measured), goal=("k", 5))
+        opened = Opened(Spectra.load(measured), k=5)
 
         async def steps(pilot: Any) -> None:
             await pilot.press("S", "right", "right", "left")
@@ -307,14 +310,14 @@ class TestCurves:
     ) -> None:
         spectra = Spectra.load(measured)
         sizes = Sizes(spectra, (0, 0))
-        choosing = Choosing(method, goal)
+        choosing = CompressionTarget(method).with_goal(*goal)
         assert sizes.estimate(choosing) is None
         sizes.read()
         calls = iter(range(1000))
         while sizes.work(lambda: next(calls) % 3 == 0):  # put off again and again
             pass
         about = sizes.estimate(choosing).prediction
-        exact = Coded.of(spectra.outlook(), method, Target.of(*goal)).prediction
+        exact = Coded.of(spectra.outlook(), choosing).prediction
         assert about.nbytes == pytest.approx(exact.nbytes, rel=0.05)
         assert about.mean_error == pytest.approx(exact.mean_error, rel=0.05)
         assert about.max_error == pytest.approx(exact.max_error, rel=0.15)
@@ -373,10 +376,14 @@ class TestWhoSharesWhoLoses:
         outlook = Spectra.load(measured).outlook()
         short = {name: name.removeprefix("transformer.h.") for name in MODULES}
         outlook.groups = {0: outlook.groups[0]}
-        told = sharing_text(Coded.of(outlook, "auto", Target(max_error=0.05)), short).plain
+        told = sharing_text(
+            Coded.of(outlook, CompressionTarget("auto", max_error=0.05)), short
+        ).plain
         assert f"in {short[outlook.layers[0].name]}\n" in told
         outlook.groups = {}
-        told = sharing_text(Coded.of(outlook, "auto", Target(max_error=0.05)), short).plain
+        told = sharing_text(
+            Coded.of(outlook, CompressionTarget("auto", max_error=0.05)), short
+        ).plain
         assert "share nothing: at this target each by itself costs less" in told
         assert "Sharing pays nowhere" in told
 
@@ -434,7 +441,10 @@ class TestRecipes:
             tables["input"] = {"adapters": ["somewhere"]}
             import tomli_w
 
-            assert parse_recipe(tomli_w.dumps(tables), where="").compress.method == table["method"]
+            assert (
+                parse_recipe(tomli_w.dumps(tables), where="").compress.target.method
+                == table["method"]
+            )
             await pilot.press("enter")
             assert screen.app.view.id == "run"
 
@@ -443,21 +453,21 @@ class TestRecipes:
     @pytest.mark.parametrize(
         "choosing",
         [
-            Choosing("auto", ("max_error", 0.05)),
-            Choosing("auto", ("budget", 40_000.0)),
-            Choosing("own", ("mean_error", 0.1)),
+            CompressionTarget("auto", max_error=0.05),
+            CompressionTarget("auto", budget=40_000),
+            CompressionTarget("own", mean_error=0.1),
         ],
         ids=lambda c: f"{c.method}-{c.goal[0]}",
     )
     def test_what_is_shown_is_nearly_what_a_build_reports(
-        self, measured: Path, adapters: list[Path], tmp_path: Path, choosing: Choosing
+        self, measured: Path, adapters: list[Path], tmp_path: Path, choosing: CompressionTarget
     ) -> None:
         opened = Opened(Spectra.load(measured))
         shown = opened.session.figures(choosing).prediction
         report = build_subspace(
             {path.name: open_adapter(path) for path in adapters},
             tmp_path / "out",
-            **choosing.arguments(),
+            targets=choosing,
         )
         # Adapters so small that a few bytes decide on a direction; others are nearer.
         assert shown.nbytes == pytest.approx(report.nbytes, rel=0.05)
@@ -526,7 +536,7 @@ class TestWhatIsMissing:
             for key in ("right", "m", "t", "p", "left_square_bracket", "tab", "S"):
                 await pilot.press(key)
             whole.refresh()
-            opened.session.choose(Choosing("auto"))
+            opened.session.choose(CompressionTarget("auto", max_error=0.05))
             opened.app.tell("spectra")
             await opened.settled(pilot)
             assert opened.session.figures().coded is not None

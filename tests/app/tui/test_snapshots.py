@@ -24,13 +24,14 @@ from tests.app.tui.drive import run
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.scanner import scan
 from vlora_engine.compress.measure import compute_spectra
+from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.spectra.tables import Spectra
 from vlora_tui.jobs.store import Job, JobInfo
 from vlora_tui.jobs.watch import JobView, State, Told
 from vlora_tui.pipeline import events
 from vlora_tui.tui.app.app import STEPS, VLoRAApp
 from vlora_tui.tui.choose import worker as choose_worker
-from vlora_tui.tui.core.session import Choosing, Session
+from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.export import plan as export_plan
 from vlora_tui.tui.run import job_text
 from vlora_tui.utils.config import load_config
@@ -95,7 +96,7 @@ def _job(id: str, title: str, state: State, **times: float) -> JobView:
 
 def opened(collection: Collection, theme: str) -> VLoRAApp:
     """The application on the collection: all marked, measured, k chosen."""
-    session = Session(choosing=Choosing(goal=("k", 3)))
+    session = Session(choosing=CompressionTarget(k=3))
     session.add_found(scan([str(collection.runs)]).adapters)
     for path in session.infos:
         session.mark(path, True)
