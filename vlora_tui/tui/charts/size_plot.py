@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from rich.text import Text
 
+from vlora_engine.compression_target import METHODS
 from vlora_tui.tui.charts.variance_plot import (
     Array,
     Canvas,
@@ -24,7 +25,7 @@ from vlora_tui.tui.charts.variance_plot import (
 )
 from vlora_tui.utils.formatting import size as byte_words
 
-DRAWN = ("flat", "columns", "delta", "own", "auto")  # in this order, so that auto is on top
+DRAWN = METHODS[::-1]  # in this order, so that auto is on top
 MARKS = {"auto": "●", "own": "○", "delta": "▲", "columns": "■", "flat": "◇"}
 ASCII_MARKS = {"auto": "A", "own": "O", "delta": "D", "columns": "C", "flat": "F"}
 PLAIN_MARKS = {"int8": "8", "nf4": "4"}

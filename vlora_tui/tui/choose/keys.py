@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from vlora_engine.compression_target import DEFAULT_MAX_ERROR, CompressionTarget
-from vlora_engine.quantization.dtypes import DTYPES
+from vlora_engine.quantization.dtypes import AUTO_DTYPE, STORAGE_DTYPES
 from vlora_engine.quantization.packing import PACKINGS
 from vlora_tui.tui.choose.data import Atlas
 from vlora_tui.tui.choose.questions import question
@@ -14,6 +14,8 @@ from vlora_tui.tui.choose.worker import Figuring
 from vlora_tui.tui.core.session import MAX_PINS, Figures
 from vlora_tui.tui.widgets.ask import AskLine
 
+# fp16 first, as it is mostly the one that is wanted
+DTYPE_RING = (AUTO_DTYPE, *sorted(STORAGE_DTYPES, key=lambda word: word != "fp16"))
 BY_EIGHT = 4  # rungs of a target that a key moves which moves k by eight
 
 
@@ -88,7 +90,8 @@ class Moves(Figuring):
         if now.is_coded:
             self.say(f"{self._has_no('dtype')} It codes every direction with the bits it earns.")
             return
-        self.choose(replace(now, dtype=DTYPES[(DTYPES.index(now.dtype) + 1) % len(DTYPES)]))
+        at = DTYPE_RING.index(now.dtype) + 1
+        self.choose(replace(now, dtype=DTYPE_RING[at % len(DTYPE_RING)]))
 
     def action_packing(self) -> None:
         """The next way of packing."""
