@@ -99,7 +99,9 @@ inputs = st.builds(
     skip_bad=st.booleans(),
 )
 compressions = st.builds(
-    lambda goal, **others: Compress(CompressionTarget(**goal, **others)),
+    lambda goal, device, spectra, **others: Compress(
+        CompressionTarget(**goal, **others), device, spectra
+    ),
     goals,
     method=st.sampled_from(["delta", "columns"]),
     layers=st.dictionaries(words, st.integers(1, 99), max_size=2),
