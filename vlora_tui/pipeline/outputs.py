@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from vlora_engine.errors import Cancelled, NotFoundError, ParameterError
 from vlora_engine.findings import Finding
 from vlora_engine.targets import Facts, check_fit, facts_of, facts_of_task, find_target
+from vlora_engine.utils.file_names import ADAPTER_CONFIG
 from vlora_engine.utils.files import check_output, directory_bytes, require_apart
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.inputs import Collection, read_places
@@ -279,7 +280,7 @@ class Writer:
         wanted = export.target_modules
         if wanted is None or self._targets_told or find_target(export.target).form != "peft":
             return
-        config = json.loads((path / "adapter_config.json").read_text("utf-8"))
+        config = json.loads((path / ADAPTER_CONFIG).read_text("utf-8"))
         if sorted(config.get("target_modules") or ()) != sorted(wanted):
             self._targets_told = True
             text = (

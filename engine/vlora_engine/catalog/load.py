@@ -11,9 +11,10 @@ from typing import TypeVar
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.errors import ConflictError, VLoRAError
 from vlora_engine.interop.store import open_peer
-from vlora_engine.manifest.manifest import INDEX, is_own_subspace
+from vlora_engine.manifest.manifest import is_own_subspace
 from vlora_engine.subspace.basis_space import BasisSpace, load_basis_space
 from vlora_engine.subspace.coded.space import CodedSpace, load_coded
+from vlora_engine.utils.file_names import SUBSPACE_INDEX
 
 AnySpace = BasisSpace | CodedSpace
 T = TypeVar("T")
@@ -107,7 +108,7 @@ def _identity(directory: Path) -> _Identity | None:
     if not is_own_subspace(directory):
         return None
     try:
-        index = (directory / INDEX).stat()
+        index = (directory / SUBSPACE_INDEX).stat()
     except OSError:
         return None
     place = os.path.realpath(directory)

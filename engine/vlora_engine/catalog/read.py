@@ -7,12 +7,12 @@ from pathlib import Path
 from vlora_engine.adapters.address import AdapterRef
 from vlora_engine.errors import NotFoundError
 from vlora_engine.manifest.manifest import (
-    INDEX,
     Manifest,
     is_own_subspace,
     parse_manifest,
     read_index,
 )
+from vlora_engine.utils.file_names import SUBSPACE_INDEX
 from vlora_engine.utils.files import how_to_put_back
 from vlora_engine.utils.safetensors_file import read_error
 
@@ -41,7 +41,7 @@ def read_manifest(path: str | Path | AdapterRef) -> Manifest:
         from vlora_engine.hub.fetch import local_path
 
         directory = local_path(ref)
-    file = directory / INDEX
+    file = directory / SUBSPACE_INDEX
     try:
         raw = read_index(directory)
     except (FileNotFoundError, NotADirectoryError):
@@ -53,7 +53,7 @@ def read_manifest(path: str | Path | AdapterRef) -> Manifest:
         raise NotFoundError(
             "There is no subspace here.",
             where=directory,
-            expected=f"a directory with {INDEX}",
+            expected=f"a directory with {SUBSPACE_INDEX}",
             remedy=how_to_put_back(directory)
             or "make one with `vlora-tui compress ADAPTERS -o DIR`",
         ) from None

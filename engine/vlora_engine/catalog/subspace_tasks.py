@@ -12,11 +12,11 @@ from vlora_engine.formats.config import read_settings
 from vlora_engine.interop import PEERS, peer_at
 from vlora_engine.manifest.manifest import (
     FORMAT,
-    INDEX,
     Manifest,
     is_own_subspace,
     unknown_task,
 )
+from vlora_engine.utils.file_names import SUBSPACE_INDEX
 from vlora_engine.utils.safetensors_file import read_error
 
 
@@ -27,7 +27,7 @@ class SubspaceFormat:
 
     def detect(self, probe: Probe) -> bool:
         """See `Format`."""
-        return INDEX in probe.names and is_own_subspace(probe.directory)
+        return SUBSPACE_INDEX in probe.names and is_own_subspace(probe.directory)
 
     def inspect(self, probe: Probe, *, allow_unsupported: bool = False) -> Inspection:
         """Always refuses: a subspace is not one adapter."""
@@ -76,7 +76,7 @@ def inspection_of(manifest: Manifest, task: str) -> Inspection:
     record = manifest.tasks.get(task)
     if record is None:
         raise unknown_task(task, manifest.tasks, directory)
-    index = directory / (PEERS[manifest.peer] if manifest.peer else INDEX)
+    index = directory / (PEERS[manifest.peer] if manifest.peer else SUBSPACE_INDEX)
     settings = read_settings(record.config, index)
     alpha = settings.alpha
     if record.config.get("lora_alpha") is None and record.scales:
@@ -111,6 +111,6 @@ def whole_subspace_error(where: Path) -> ParameterError:
         "This is a subspace, not one adapter.",
         where=where,
         expected="an adapter, or a task as DIR:TASK",
-        found=f"a directory with {PEERS.get(peer_at(where) or '', INDEX)}",
+        found=f"a directory with {PEERS.get(peer_at(where) or '', SUBSPACE_INDEX)}",
         remedy=f"name one of its tasks: {where}:TASK",
     )

@@ -36,12 +36,13 @@ from vlora_engine.compat.share_parts import (
 from vlora_engine.errors import DependencyError, NotFoundError, ParameterError, VLoRAError
 from vlora_engine.formats.peft_save import peft_tensors
 from vlora_engine.interop.lorashare import open_tasks
-from vlora_engine.interop.names import LORASHARE, SHARE_INDEX
+from vlora_engine.interop.names import LORASHARE
 from vlora_engine.interop.write import share_names, share_settings, write_lorashare
 from vlora_engine.linalg.low_rank import relative_error
 from vlora_engine.manifest.records import max_k, shared_layers
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.targets.save import save_adapter
+from vlora_engine.utils.file_names import SHARE_INDEX
 from vlora_engine.utils.files import new_directory
 
 __all__ = ["SHAREConfig", "SHAREModel"]

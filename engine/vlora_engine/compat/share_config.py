@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine.interop.common import read_index
-from vlora_engine.interop.names import SHARE_INDEX
+from vlora_engine.utils.file_names import SHARE_INDEX
 from vlora_engine.utils.files import write_json
 
 

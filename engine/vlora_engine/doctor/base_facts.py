@@ -17,9 +17,9 @@ from typing import Any
 from vlora_engine.adapters.model import ModuleShape
 from vlora_engine.catalog.locate import existing_path
 from vlora_engine.errors import CorruptFileError, NotFoundError, VLoRAError
+from vlora_engine.utils.file_names import MODEL_CONFIG
 from vlora_engine.utils.safetensors_file import FLOAT_DTYPES, read_error, read_header
 
-CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 MAX_JSON = 50_000_000
 Shape = tuple[int, ...]
@@ -170,12 +170,12 @@ def read_base(place: str | Path) -> BaseFacts:
         CorruptFileError: The config, the index or a header is not what it should be.
     """
     path = existing_path(place)
-    folder, config_path = (path, path / CONFIG) if path.is_dir() else (path.parent, path)
+    folder, config_path = (path, path / MODEL_CONFIG) if path.is_dir() else (path.parent, path)
     if not config_path.is_file() or config_path.suffix != ".json":
         raise NotFoundError(
             "There is no base model here.",
             where=path,
-            expected=f"a model's directory with {CONFIG}, or that file",
+            expected=f"a model's directory with {MODEL_CONFIG}, or that file",
             remedy="name the folder that transformers' save_pretrained wrote",
         )
     whole = _read_json(config_path)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vlora_engine.errors import place_words
 from vlora_engine.findings import SEVERITIES, Finding, Severity
+from vlora_engine.utils.file_names import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -128,7 +129,7 @@ class Subject:
     @property
     def at_config(self) -> str:
         """The place of its config, for findings."""
-        return str(self.path / "adapter_config.json") if self.path.is_dir() else str(self.path)
+        return str(self.path / ADAPTER_CONFIG) if self.path.is_dir() else str(self.path)
 
     @property
     def at_weights(self) -> str:

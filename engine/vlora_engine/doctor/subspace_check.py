@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.findings import Finding, finding_of
-from vlora_engine.manifest.manifest import INDEX
+from vlora_engine.manifest.manifest import SUBSPACE_INDEX
 
 if TYPE_CHECKING:
     from vlora_engine.errors import VLoRAError
@@ -36,7 +36,7 @@ def check_subspace(path: str | Path) -> list[Finding]:
     try:
         manifest = read_manifest(path)
     except (CorruptFileError, SubspaceError) as error:
-        return [_from_error(error, file=INDEX, place="index", adapter=str(path))]
+        return [_from_error(error, file=SUBSPACE_INDEX, place="index", adapter=str(path))]
     findings = _findings(manifest)
     if findings and manifest.is_outdated():
         return check_subspace(path)  # it was changed meanwhile: that is no fault
@@ -79,7 +79,7 @@ def _file_findings(manifest: Manifest) -> Iterator[Finding]:
         elif sha256_file(file) != sha256:
             what = "The file's bytes are not those that the index vouches for."
             yield Finding("checksum", "error", what, restore, file=name)
-    known = {*listed, "subspace.json", "README.md"}
+    known = {*listed, SUBSPACE_INDEX, "README.md"}
     for file in sorted(manifest.path.rglob("*")):
         name = file.relative_to(manifest.path).as_posix()
         if file.is_file() and name not in known and not name.startswith("."):

@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, Protocol
 from vlora_engine.adapters.model import AdapterSource, ModuleShape, content_digest
 from vlora_engine.errors import NotFoundError, VLoRAError
 from vlora_engine.findings import Finding
-from vlora_engine.formats.config import CONFIG_NAME, parse_config, read_config_bytes
+from vlora_engine.formats.config import parse_config, read_config_bytes
 from vlora_engine.formats.layout import Described
 from vlora_engine.formats.safetensors import SafetensorsContents
+from vlora_engine.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from vlora_engine.utils.safetensors_file import read_error
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # the preferred one first
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
@@ -129,8 +129,8 @@ class Probe:
     """
 
     def __init__(self, path: Path, names: frozenset[str] | None = None) -> None:
-        if path.name in (*WEIGHTS, CONFIG_NAME) and path.is_file():
-            self._named_weights = path if path.name in WEIGHTS else None
+        if path.name in (*ADAPTER_WEIGHTS, ADAPTER_CONFIG) and path.is_file():
+            self._named_weights = path if path.name in ADAPTER_WEIGHTS else None
             path = path.parent
         else:
             self._named_weights = None
@@ -144,13 +144,13 @@ class Probe:
     @cached_property
     def config_path(self) -> Path:
         """Where adapter_config.json is, or would be."""
-        return self.directory / CONFIG_NAME
+        return self.directory / ADAPTER_CONFIG
 
     @cached_property
     def has_config(self) -> bool:
         if self.file is not None:
             return self.config_path.is_file()
-        return CONFIG_NAME in self.names
+        return ADAPTER_CONFIG in self.names
 
     @cached_property
     def config_bytes(self) -> bytes:
@@ -177,7 +177,7 @@ class Probe:
             return self.file
         if self._named_weights is not None:
             return self._named_weights
-        return next((self.directory / name for name in WEIGHTS if name in self.names), None)
+        return next((self.directory / name for name in ADAPTER_WEIGHTS if name in self.names), None)
 
     @cached_property
     def tensor_file(self) -> Path | None:

@@ -10,8 +10,8 @@ from typing import Any
 from vlora_engine.adapters.address import expanded
 from vlora_engine.errors import AdapterError, CorruptFileError, NotFoundError
 from vlora_engine.formats.config import parse_config, read_config_bytes, shown
+from vlora_engine.utils.file_names import MODEL_CONFIG
 
-CONFIG = "config.json"
 _MENDS = "name the base model's folder, or its config.json: --base DIR"
 
 
@@ -49,12 +49,12 @@ def find_base(named: str | Path | None, base_model: str | None) -> BaseConfig:
     """
     if named is not None:
         path = expanded(str(named))
-        place = path / CONFIG if path.is_dir() else path
+        place = path / MODEL_CONFIG if path.is_dir() else path
         if not place.is_file():
             raise NotFoundError(
                 "There is no config of a base model here.",
                 where=named,
-                expected=f"a folder with {CONFIG}, or that file",
+                expected=f"a folder with {MODEL_CONFIG}, or that file",
                 found="a folder without it" if path.is_dir() else "no such file",
                 remedy=_MENDS,
             )
@@ -64,7 +64,8 @@ def find_base(named: str | Path | None, base_model: str | None) -> BaseConfig:
         raise NotFoundError(
             "The base model's config is needed for GGUF, and is not found.",
             where=base_model,
-            expected=f"{CONFIG} in the adapter's base_model_name_or_path, or in the Hub's cache",
+            expected=f"{MODEL_CONFIG} in the adapter's base_model_name_or_path, "
+            "or in the Hub's cache",
             found="neither" if base_model else "an adapter that names no base model",
             remedy=_MENDS,
         )
@@ -74,14 +75,14 @@ def find_base(named: str | Path | None, base_model: str | None) -> BaseConfig:
 def _of_adapter(base_model: str | None) -> Path | None:
     if not base_model or "\0" in base_model:
         return None
-    beside = expanded(base_model) / CONFIG
+    beside = expanded(base_model) / MODEL_CONFIG
     if beside.is_file():
         return beside
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        cached = try_to_load_from_cache(base_model, CONFIG)
+        cached = try_to_load_from_cache(base_model, MODEL_CONFIG)
     except HFValidationError:
         return None
     return Path(cached) if isinstance(cached, str) else None

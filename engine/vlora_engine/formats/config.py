@@ -17,7 +17,6 @@ from vlora_engine.errors import AdapterError, CorruptFileError, UnsupportedAdapt
 from vlora_engine.formats.patterns import PatternTable, is_safe_pattern
 from vlora_engine.utils.safetensors_file import LFS_POINTER, lfs_pointer_error, read_error
 
-CONFIG_NAME = "adapter_config.json"
 MAX_CONFIG_BYTES = 4_000_000
 PEFT_DEFAULT_RANK = 8
 PEFT_DEFAULT_ALPHA = 8

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 from vlora_engine.adapters.model import AdapterSource, ModuleShape
 from vlora_engine.errors import AdapterError, UnsupportedAdapterError
 from vlora_engine.findings import Finding
-from vlora_engine.formats.base import WEIGHTS, FileAdapter, Inspection, Probe
+from vlora_engine.formats.base import FileAdapter, Inspection, Probe
 from vlora_engine.formats.gguf_architectures import ARCHITECTURES, Architecture
 from vlora_engine.formats.gguf_header import GgufHeader, is_gguf, read_gguf_header
+from vlora_engine.utils.file_names import ADAPTER_WEIGHTS
 from vlora_engine.utils.safetensors_file import TensorEntry, read_tensor
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def _heads(
 def _file(probe: Probe) -> Path | None:
     if probe.file is not None:
         return probe.file
-    if probe.has_config or not probe.names.isdisjoint(WEIGHTS):
+    if probe.has_config or not probe.names.isdisjoint(ADAPTER_WEIGHTS):
         return None
     found = [name for name in probe.names if name.endswith(".gguf")]
     return probe.directory / found[0] if len(found) == 1 else None

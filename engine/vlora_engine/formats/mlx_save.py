@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.errors import UnsupportedAdapterError
-from vlora_engine.formats.config import CONFIG_NAME
 from vlora_engine.formats.mlx import MLX_FILE
 from vlora_engine.formats.peft_save import ORIGIN
+from vlora_engine.utils.file_names import ADAPTER_CONFIG
 from vlora_engine.utils.files import new_directory, write_json
 from vlora_engine.utils.safetensors_file import write_tensors
 
@@ -33,7 +33,7 @@ def save_mlx(weights: LoRAWeights, path: Path, *, force: bool = False) -> Path:
     tensors, scale, rank = mlx_tensors(weights)
     config = mlx_config(weights, scale, rank)
     with new_directory(path, job="save", force=force) as partial:
-        write_json(partial / CONFIG_NAME, config, indent=2)
+        write_json(partial / ADAPTER_CONFIG, config, indent=2)
         write_tensors(partial / MLX_FILE, dict(sorted(tensors.items())), {"format": "mlx"})
     return path
 

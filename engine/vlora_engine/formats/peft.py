@@ -13,7 +13,7 @@ from vlora_engine.errors import (
     UnsupportedAdapterError,
     VLoRAError,
 )
-from vlora_engine.formats.base import PICKLES, WEIGHTS, FileAdapter, Inspection, Probe
+from vlora_engine.formats.base import PICKLES, FileAdapter, Inspection, Probe
 from vlora_engine.formats.config import (
     Settings,
     check_peft_type,
@@ -30,6 +30,7 @@ from vlora_engine.formats.layout import Described, Layout, check_ranks, read_lay
 from vlora_engine.formats.mlx import MLX
 from vlora_engine.formats.plain import PlainFormat
 from vlora_engine.formats.safetensors import Contents, PickleContents
+from vlora_engine.utils.file_names import ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +64,7 @@ class PeftFormat:
     def detect(self, probe: Probe) -> bool:
         """A config, a tensor file under PEFT's name, or a file with PEFT's keys."""
         if probe.file is None:
-            return probe.has_config or not probe.names.isdisjoint(WEIGHTS)
+            return probe.has_config or not probe.names.isdisjoint(ADAPTER_WEIGHTS)
         if probe.file.suffix in PICKLES:
             return probe.has_config or probe.file.suffix == ".bin"
         return any(split_key(key) for key in probe.keys)
@@ -92,7 +93,7 @@ def _weights(probe: Probe) -> Path:
         raise NotFoundError(
             "The adapter has a config but no tensors.",
             where=probe.path,
-            expected=" or ".join(WEIGHTS),
+            expected=" or ".join(ADAPTER_WEIGHTS),
             found=_some_names(probe.names),
             remedy="copy or download the tensor file into that directory",
             code="no-tensors",

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters.model import LoRAWeights, match_pattern
 from vlora_engine.errors import AdapterError, ParameterError
-from vlora_engine.formats.base import WEIGHTS
-from vlora_engine.formats.config import CONFIG_NAME, Settings, read_settings
+from vlora_engine.formats.config import Settings, read_settings
 from vlora_engine.formats.findings import matching_targets
 from vlora_engine.formats.layout import PREFIX
 from vlora_engine.quantization.dtypes import STORAGE_DTYPES
+from vlora_engine.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from vlora_engine.utils.files import new_directory, write_json
 from vlora_engine.utils.safetensors_file import torch_dtype, write_tensors
 
@@ -36,7 +36,7 @@ def write_peft(
     tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
     with new_directory(path, job="save", force=force) as partial:
         try:
-            write_json(partial / CONFIG_NAME, config, indent=2)
+            write_json(partial / ADAPTER_CONFIG, config, indent=2)
         except (TypeError, ValueError) as error:
             raise ParameterError(
                 "The adapter's config cannot be written as JSON.",
@@ -44,7 +44,7 @@ def write_peft(
                 found=str(error),
                 remedy="remove what is not JSON from LoRAWeights.metadata",
             ) from None
-        write_tensors(partial / WEIGHTS[0], tensors, {"format": "pt"})
+        write_tensors(partial / ADAPTER_WEIGHTS[0], tensors, {"format": "pt"})
     return path
 
 
@@ -88,7 +88,7 @@ def peft_config(weights: LoRAWeights) -> dict[str, Any]:
         config["peft_type"] = "LORA"
     config["inference_mode"] = True
     ranks = {name: max(1, weights.lora_a[name].shape[0]) for name in weights.layer_names}
-    _correct(config, ranks, weights.scales, Path(weights.source or CONFIG_NAME))
+    _correct(config, ranks, weights.scales, Path(weights.source or ADAPTER_CONFIG))
     return config
 
 
@@ -103,7 +103,7 @@ def config_of_other_tool(
     What its tool said of it and PEFT has no place for stays under ``ORIGIN``.
     """
     config = {**fresh_config(), "base_model_name_or_path": base_model}
-    _correct(config, ranks, scales, Path(CONFIG_NAME))
+    _correct(config, ranks, scales, Path(ADAPTER_CONFIG))
     return {**config, ORIGIN: dict(origin)}
 
 

@@ -28,7 +28,8 @@ from vlora_engine.hub.listing import (
     list_repository,
     revisions_of,
 )
-from vlora_engine.manifest.manifest import INDEX, parse_manifest
+from vlora_engine.manifest.manifest import parse_manifest
+from vlora_engine.utils.file_names import ADAPTER_CONFIG, SUBSPACE_INDEX
 from vlora_engine.utils.files import write_file
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback
 from vlora_engine.utils.safetensors_file import read_header
@@ -140,15 +141,15 @@ def _whole_in_cache(address: AdapterRef) -> Listing | None:
     folder = listing.folder
     if not all(_is_sound(folder / name) for name in files):
         return None
-    if "subspace.json" in names:
+    if SUBSPACE_INDEX in names:
         return listing if _has_all_parts(folder / place) else None
-    alone = "adapter_config.json" in names and len(names) > 1
+    alone = ADAPTER_CONFIG in names and len(names) > 1
     return listing if alone else None
 
 
 def _has_all_parts(directory: Path) -> bool:
     try:
-        manifest = parse_manifest(directory, (directory / INDEX).read_bytes())
+        manifest = parse_manifest(directory, (directory / SUBSPACE_INDEX).read_bytes())
         wanted = {directory / b.name: b.nbytes for b in manifest.basis}
         wanted |= {directory / "tasks" / t.file: t.nbytes for t in manifest.tasks.values()}
         return all(path.stat().st_size == nbytes for path, nbytes in wanted.items())

@@ -12,13 +12,19 @@ from typing import Any
 from vlora_engine.adapters.address import AdapterRef, repo_folder, snapshot_folder
 from vlora_engine.errors import HubOfflineError, NotFoundError
 from vlora_engine.hub.client import SECONDS, api, endpoint, hub_errors
+from vlora_engine.utils.file_names import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    MODEL_CONFIG,
+    SHARE_INDEX,
+    SUBSPACE_INDEX,
+)
 
 MAX_DEPTH = 4
 CARD = "README.md"
-_CONFIG = "adapter_config.json"
-_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin", "adapters.safetensors")
+_WEIGHTS = (*ADAPTER_WEIGHTS, "adapters.safetensors")
 _BASE_SHARD = re.compile(r"-\d+-of-\d+\.safetensors$|^model\.safetensors$|^consolidated")
-_MODEL_CONFIGS = ("config.json", "model_index.json")
+_MODEL_CONFIGS = (MODEL_CONFIG, "model_index.json")
 
 
 @dataclass(frozen=True)
@@ -148,17 +154,17 @@ def _in_folder(names: Iterable[str]) -> list[str]:
     here = {name for name in names if "/" not in name}
     card = [CARD] if CARD in here else []
     tensors = [name for name in sorted(here) if name.endswith(".safetensors")]
-    if "subspace.json" in here:
+    if SUBSPACE_INDEX in here:
         parts = [n for n in names if re.fullmatch(r"basis[^/]*\.safetensors|tasks/[^/]+", n)]
-        return [*card, "subspace.json", *parts]
+        return [*card, SUBSPACE_INDEX, *parts]
     if "subspace_meta.json" in here:
         return [*card, "subspace_meta.json", *tensors]
-    if "share_config.json" in here:
+    if SHARE_INDEX in here:
         rest = [n for n in names if n.endswith((".json", ".safetensors"))]
         return [*card, *rest]
     weights = next((name for name in _WEIGHTS if name in here), None)
-    if _CONFIG in here or weights is not None:
-        config = [_CONFIG] if _CONFIG in here else []
+    if ADAPTER_CONFIG in here or weights is not None:
+        config = [ADAPTER_CONFIG] if ADAPTER_CONFIG in here else []
         return [*card, *config, *([weights] if weights else [])]
     if here.intersection(_MODEL_CONFIGS):
         return []  # a whole model
@@ -179,7 +185,7 @@ def _folders(names: Iterable[str]) -> list[str]:
 def _is_inside(folder: str, chosen: Iterable[str]) -> bool:
     """Whether the folder belongs to a subspace that was chosen above it (its tasks/)."""
     return any(
-        name.endswith(("subspace.json", "share_config.json"))
+        name.endswith((SUBSPACE_INDEX, SHARE_INDEX))
         and folder.startswith(f"{name.rpartition('/')[0]}/")
         for name in chosen
     )

@@ -21,7 +21,7 @@ from vlora_engine.errors import CorruptFileError, NotFoundError, VLoRAError
 from vlora_engine.findings import PLACES, Finding
 from vlora_engine.hub.client import SECONDS, endpoint, hub_errors
 from vlora_engine.hub.listing import Listing, adapter_files, adapter_folders, list_repository
-from vlora_engine.manifest.manifest import INDEX
+from vlora_engine.utils.file_names import SUBSPACE_INDEX
 from vlora_engine.utils.safetensors_file import MAX_HEADER_BYTES, write_error
 
 FIRST_BYTES = 128 * 1024  # enough for the headers of most adapters in one request
@@ -162,7 +162,7 @@ def _shade(listing: Listing, name: str, target: Path) -> None:
 def _is_told_by_index(listing: Listing, name: str) -> bool:
     """Whether the file is a part of a subspace, whose index says all that its header would."""
     folder = os.path.dirname(name.replace("tasks/", ""))
-    index = f"{folder}/{INDEX}" if folder else INDEX
+    index = f"{folder}/{SUBSPACE_INDEX}" if folder else SUBSPACE_INDEX
     return index in listing.sizes
 
 

@@ -9,12 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlora_engine.interop.names import (
-    LORASHARE,
-    SHARE_INDEX,
-    VLORA_DEV,
-    VLORA_INDEX,
-)
+from vlora_engine.interop.names import LORASHARE, VLORA_DEV
+from vlora_engine.utils.file_names import SHARE_INDEX, VLORA_INDEX
 
 if TYPE_CHECKING:
     from vlora_engine.manifest.manifest import Manifest

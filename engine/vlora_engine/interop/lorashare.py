@@ -22,8 +22,9 @@ from vlora_engine.interop.common import (
     shape_of,
     unsound,
 )
-from vlora_engine.interop.names import LORASHARE, SHARE_INDEX
+from vlora_engine.interop.names import LORASHARE
 from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
+from vlora_engine.utils.file_names import SHARE_INDEX
 from vlora_engine.utils.safetensors_file import Header, read_header
 
 COMPONENTS_FILE = "shared_components.safetensors"

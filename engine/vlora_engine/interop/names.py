@@ -1,6 +1,6 @@
-"""What the peers are called here, and the file that tells whose subspace a directory is."""
+"""What the peers are called here."""
 
 from __future__ import annotations
 
-VLORA_DEV, VLORA_INDEX = "vlora-dev", "subspace_meta.json"
-LORASHARE, SHARE_INDEX = "lorashare", "share_config.json"
+VLORA_DEV = "vlora-dev"
+LORASHARE = "lorashare"

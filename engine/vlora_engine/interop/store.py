@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vlora_engine.interop.common import read_index, shape_of, unsound
 from vlora_engine.interop.lorashare import COMPONENTS_FILE, HEADS_FILE, LOADINGS_FILE
-from vlora_engine.interop.names import VLORA_DEV, VLORA_INDEX
+from vlora_engine.interop.names import VLORA_DEV
 from vlora_engine.interop.vlora_dev import open_files
 from vlora_engine.linalg.low_rank import delta_norm2
 from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
@@ -28,6 +28,7 @@ from vlora_engine.subspace.loadings import (
 )
 from vlora_engine.subspace.store import StoredSubspace
 from vlora_engine.subspace.tasks import TaskMap
+from vlora_engine.utils.file_names import VLORA_INDEX
 from vlora_engine.utils.safetensors_file import (
     Header,
     close_below,

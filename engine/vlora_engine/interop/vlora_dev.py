@@ -24,8 +24,9 @@ from vlora_engine.interop.common import (
     texts,
     unsound,
 )
-from vlora_engine.interop.names import VLORA_DEV, VLORA_INDEX
+from vlora_engine.interop.names import VLORA_DEV
 from vlora_engine.manifest.manifest import LayerSpec, Manifest
+from vlora_engine.utils.file_names import VLORA_INDEX
 from vlora_engine.utils.safetensors_file import Header, read_header
 
 FLOAT_FILE = "subspace.safetensors"

@@ -25,11 +25,11 @@ from vlora_engine.interop.lorashare import (
     LOADINGS_FILE,
     META_FILE,
 )
-from vlora_engine.interop.names import SHARE_INDEX, VLORA_INDEX
 from vlora_engine.interop.vlora_dev import FLOAT_FILE
 from vlora_engine.manifest.manifest import TaskRecord
 from vlora_engine.subspace.space import Space
 from vlora_engine.subspace.tasks import TaskProjection
+from vlora_engine.utils.file_names import SHARE_INDEX, VLORA_INDEX
 from vlora_engine.utils.files import WRITTEN_BY, write_json
 from vlora_engine.utils.naming import slugs
 from vlora_engine.utils.safetensors_file import write_tensors

@@ -30,6 +30,7 @@ from vlora_engine.manifest.coded_index import (
 )
 from vlora_engine.manifest.coding import Coding, parse_coding
 from vlora_engine.quantization.packing import Quantization, parse_quantization
+from vlora_engine.utils.file_names import SUBSPACE_INDEX
 from vlora_engine.utils.files import is_being_replaced
 from vlora_engine.utils.json_reader import JsonFile, JsonObject, JsonValue, shown
 from vlora_engine.utils.ranking import foremost
@@ -39,7 +40,6 @@ T = TypeVar("T")
 
 FORMAT = "vlora-subspace"
 VERSION = 1
-INDEX = "subspace.json"
 CODED_VERSION = 2  # of directories that hold coded numbers
 _INSIDE = {"configs": "config", "kept": "kept"}  # what several tasks share: lists, and the key
 _TASK_FILE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors$")
@@ -378,7 +378,7 @@ def unknown_task(task_id: str, tasks: Mapping[str, Any], where: Path | str | Non
 def is_own_subspace(path: Path) -> bool:
     """Whether ``path`` is a directory whose subspace.json says that it is one of ours."""
     try:
-        with (path / INDEX).open("rb") as file:
+        with (path / SUBSPACE_INDEX).open("rb") as file:
             return f'"{FORMAT}"'.encode() in file.read(200)
     except OSError:
         return False
@@ -390,7 +390,7 @@ def read_index(directory: Path) -> bytes:
     Raises:
         OSError: It cannot be read.
     """
-    file = directory / INDEX
+    file = directory / SUBSPACE_INDEX
     while True:
         try:
             return file.read_bytes()
@@ -408,7 +408,7 @@ def parse_manifest(directory: Path, raw: bytes) -> Manifest:
         CorruptFileError: It is not sound; the error names the place in the file.
         SubspaceError: It is of another version.
     """
-    index = _index_file(directory / INDEX).parse(raw).object()
+    index = _index_file(directory / SUBSPACE_INDEX).parse(raw).object()
     said = index.get("format")
     if said is None or said.value != FORMAT:
         raise index.error(f"the format {FORMAT}", "no vlora-subspace")

@@ -19,6 +19,7 @@ from vlora_engine.manifest.manifest import (
     OwnModule,
     TaskRecord,
 )
+from vlora_engine.utils.file_names import BASIS_FILE
 from vlora_engine.utils.files import dump_json
 from vlora_engine.utils.naming import natural_key
 from vlora_engine.utils.safetensors_file import ITEM_BYTES, encode_header
@@ -127,7 +128,7 @@ def overhead_bytes(
         dtype=dtype,
         base_model=base_model_of(sources),
         layers=wide,
-        basis=(BasisFile("basis.safetensors", "0" * 64, 10**9, 0, len(layers)),),
+        basis=(BasisFile(BASIS_FILE, "0" * 64, 10**9, 0, len(layers)),),
         tasks=dict(records),
         engine=__version__,
     )

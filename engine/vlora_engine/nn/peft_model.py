@@ -29,10 +29,10 @@ from vlora_engine.errors import (
     ParameterError,
     UnsupportedAdapterError,
 )
-from vlora_engine.formats.config import CONFIG_NAME
 from vlora_engine.formats.peft_save import peft_config, peft_tensors
 from vlora_engine.quantization.dtypes import AUTO_DTYPE, DTYPES, STORAGE_DTYPES
 from vlora_engine.utils.device import pick_device
+from vlora_engine.utils.file_names import ADAPTER_CONFIG, MODEL_CONFIG
 from vlora_engine.utils.safetensors_file import torch_dtype
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def worn_by_peft(source: AdapterSource) -> Worn:
 
     Other formats, which PEFT does not read, come through our reader.
     """
-    if source.path is None or not (source.path / CONFIG_NAME).is_file():
+    if source.path is None or not (source.path / ADAPTER_CONFIG).is_file():
         return worn_by_us(to_memory(source))
     from peft import PeftConfig
     from peft.utils import load_peft_weights
@@ -327,7 +327,7 @@ def _place_of(base: str) -> str:
     """
     path = expanded(base)
     if path.is_dir():
-        if (path / "config.json").is_file():
+        if (path / MODEL_CONFIG).is_file():
             return str(path)
         raise NotFoundError(
             "There is no model in this folder.",

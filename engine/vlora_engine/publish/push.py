@@ -20,7 +20,7 @@ from vlora_engine.errors import (
 from vlora_engine.findings import Finding
 from vlora_engine.hub.client import api, endpoint_page, hub_errors, silence
 from vlora_engine.hub.listing import CARD, Listing, adapter_files, list_repository
-from vlora_engine.manifest.manifest import INDEX, Manifest
+from vlora_engine.manifest.manifest import Manifest
 from vlora_engine.publish.card import (
     Entry,
     adapters_card,
@@ -31,6 +31,7 @@ from vlora_engine.publish.card import (
 from vlora_engine.subspace.save import write_copy
 from vlora_engine.subspace.space import WritableSpace
 from vlora_engine.targets.save import save_adapter
+from vlora_engine.utils.file_names import ADAPTER_CONFIG, SUBSPACE_INDEX
 from vlora_engine.utils.files import dump_json
 from vlora_engine.utils.naming import slugs
 from vlora_engine.utils.progress import CancelCheck, Progress, ProgressCallback
@@ -194,7 +195,7 @@ def require_token(address: AdapterRef) -> None:
 
 def _subspace_parcel(place: Path, address: AdapterRef) -> Parcel:
     manifest = read_manifest(place)
-    files: dict[str, Path | bytes] = {INDEX: _public_index(manifest)}
+    files: dict[str, Path | bytes] = {SUBSPACE_INDEX: _public_index(manifest)}
     files |= {b.name: place / b.name for b in manifest.basis}
     files |= {f"tasks/{t.file}": place / "tasks" / t.file for t in manifest.tasks.values()}
     entries = _task_entries(manifest, list(manifest.tasks))
@@ -398,7 +399,7 @@ def _size(content: Path | bytes) -> int:
 
 
 def _what(parcel: Parcel) -> str:
-    if INDEX in parcel.files:
+    if SUBSPACE_INDEX in parcel.files:
         return "a subspace of LoRA adapters"
-    count = sum(name.endswith("adapter_config.json") for name in parcel.files)
+    count = sum(name.endswith(ADAPTER_CONFIG) for name in parcel.files)
     return "a LoRA adapter" if count == 1 else f"{count} LoRA adapters"

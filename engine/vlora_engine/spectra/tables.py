@@ -21,6 +21,7 @@ from vlora_engine.analysis.relations import Relations, is_current
 from vlora_engine.errors import CorruptFileError, NotFoundError, ParameterError, VLoRAError
 from vlora_engine.findings import Finding
 from vlora_engine.utils.array_file import Arrays, read_arrays
+from vlora_engine.utils.file_names import SPECTRA_INDEX
 from vlora_engine.utils.files import write_file, write_json
 from vlora_engine.utils.json_reader import JsonFile, JsonObject, shown
 
@@ -319,7 +320,7 @@ def write_index(
         fingerprint: What layers must have in common to be used together.
     """
     write_json(
-        directory / "spectra.json",
+        directory / SPECTRA_INDEX,
         {
             "format": FORMAT,
             "version": VERSION,
@@ -376,7 +377,7 @@ def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
 
 
 def _read_index(directory: Path) -> JsonObject:
-    path = directory / "spectra.json"
+    path = directory / SPECTRA_INDEX
     file = JsonFile(path, "The spectra's index cannot be read.", "compute the spectra again")
     try:
         raw = path.read_bytes()
@@ -384,7 +385,7 @@ def _read_index(directory: Path) -> JsonObject:
         raise NotFoundError(
             "There are no spectra here.",
             where=directory,
-            expected="a directory with spectra.json",
+            expected=f"a directory with {SPECTRA_INDEX}",
             remedy="make them with `vlora-tui spectra PATHS -o DIR`",
         ) from None
     except OSError as error:

@@ -22,7 +22,6 @@ from vlora_engine._version import __version__
 from vlora_engine.errors import CorruptFileError
 from vlora_engine.manifest.card import model_card
 from vlora_engine.manifest.manifest import (
-    INDEX,
     BasisFile,
     LayerSpec,
     Manifest,
@@ -39,6 +38,7 @@ from vlora_engine.subspace.loadings import (
     pack,
     unpack,
 )
+from vlora_engine.utils.file_names import BASIS_FILE, SUBSPACE_INDEX
 from vlora_engine.utils.files import (
     dump_json,
     sha256_file,
@@ -75,7 +75,7 @@ def write_basis(
     files = []
     for i, (first, last) in enumerate(ranges):
         many = len(ranges) > 1
-        name = _NUMBERED.format(i + 1, len(ranges)) if many else "basis.safetensors"
+        name = _NUMBERED.format(i + 1, len(ranges)) if many else BASIS_FILE
         sha256 = _write_shard(directory / name, storage, layers[first:last], waiting)
         files.append(BasisFile(name, sha256, (directory / name).stat().st_size, first, last))
     return tuple(files)
@@ -254,7 +254,7 @@ def write_subspace(
 def write_index(manifest: Manifest) -> None:
     """Write the card, and subspace.json last."""
     write_file(manifest.path / "README.md", model_card(manifest))
-    write_json(manifest.path / INDEX, manifest.as_json())
+    write_json(manifest.path / SUBSPACE_INDEX, manifest.as_json())
 
 
 def index_digest(manifest: Manifest) -> str:

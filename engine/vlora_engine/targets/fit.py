@@ -20,8 +20,8 @@ from vlora_engine.formats.gguf_architectures import (
     architecture_of,
 )
 from vlora_engine.quantization.dtypes import STORAGE_DTYPES
-from vlora_engine.targets.launch import GGUF_NAME
 from vlora_engine.targets.registry import Target
+from vlora_engine.utils.file_names import ADAPTER_GGUF
 from vlora_engine.utils.safetensors_file import ITEM_BYTES
 
 if TYPE_CHECKING:
@@ -310,7 +310,7 @@ def _other_architecture(facts: Facts, base: BaseConfig, out: Path | None) -> VLo
     place = out or Path("OUT")
     portable = place.with_name(f"{place.name}-portable")
     words = ["python", "convert_lora_to_gguf.py", str(portable), "--base", str(base.path.parent)]
-    words += ["--outfile", str(place / GGUF_NAME)]
+    words += ["--outfile", str(place / ADAPTER_GGUF)]
     models = sorted(kind for one in ARCHITECTURES.values() for kind in one.models)
     return UnsupportedAdapterError(
         "GGUF adapters of this architecture are not written here.",

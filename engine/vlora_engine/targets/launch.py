@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vlora_engine.targets.registry import find_target
+from vlora_engine.utils.file_names import ADAPTER_GGUF
 from vlora_engine.utils.naming import slugs
 
-GGUF_NAME = "adapter.gguf"
 MODELFILE = "Modelfile"
 BASE = "BASE_MODEL"  # where nothing names it
 BASE_GGUF = "BASE.gguf"
@@ -72,7 +72,7 @@ def _lorax(base: str, named: Named) -> list[str]:
 def _llamacpp(base: str, named: Named) -> list[str]:
     words = ["llama-server", "-m", BASE_GGUF]
     for _, one in named:
-        words += ["--lora", str(Path(one.path) / GGUF_NAME)]
+        words += ["--lora", str(Path(one.path) / ADAPTER_GGUF)]
     # Several would be added up; so each starts at scale 0 and a request raises its own.
     return [shlex.join([*words, *(["--lora-init-without-apply"] if len(named) > 1 else [])])]
 
@@ -100,5 +100,5 @@ def modelfile(base: str | None) -> str:
         "# FROM is the base model as Ollama knows it: a name such as llama3.2, a GGUF file or a\n"
         "# folder of safetensors. It has to be the model that the adapter was trained on.\n"
         f"FROM {base if base and base.isprintable() else BASE}\n"
-        f"ADAPTER ./{GGUF_NAME}\n"
+        f"ADAPTER ./{ADAPTER_GGUF}\n"
     )

@@ -10,9 +10,10 @@ from vlora_engine.formats.base_model_config import find_base
 from vlora_engine.formats.gguf_save import write_gguf
 from vlora_engine.formats.peft_save import _torch_dtype, write_peft
 from vlora_engine.targets.fit import architecture_for, check_fit, facts_of
-from vlora_engine.targets.launch import GGUF_NAME, MODELFILE, modelfile
+from vlora_engine.targets.launch import MODELFILE, modelfile
 from vlora_engine.targets.registry import Target, find_target
 from vlora_engine.targets.shape import shaped, without_rest
+from vlora_engine.utils.file_names import ADAPTER_GGUF
 from vlora_engine.utils.files import new_directory, write_file
 from vlora_engine.utils.safetensors_file import dtype_name
 
@@ -91,6 +92,6 @@ def _write_gguf(
     config = find_base(base, facts.base_model)
     architecture = architecture_for(facts, config, path)
     with new_directory(path, job="save", force=force) as partial:
-        write_gguf(partial / GGUF_NAME, weights, architecture, config)
+        write_gguf(partial / ADAPTER_GGUF, weights, architecture, config)
         if target.name == "ollama":
             write_file(partial / MODELFILE, modelfile(facts.base_model))

@@ -23,6 +23,14 @@ from vlora_engine.errors import (
     StorageError,
     VLoRAError,
 )
+from vlora_engine.utils.file_names import (
+    ADAPTER_CONFIG,
+    ADAPTER_GGUF,
+    SHARE_INDEX,
+    SPECTRA_INDEX,
+    SUBSPACE_INDEX,
+    VLORA_INDEX,
+)
 from vlora_engine.utils.locks import is_held, writing
 from vlora_engine.utils.safetensors_file import close_below, read_error, write_error
 
@@ -121,8 +129,8 @@ def _forms(path: Path) -> set[Path]:
 
 # In the index of a peer's format that this engine wrote: what a peer wrote is not ours to replace.
 WRITTEN_BY = {"written_by": "vlora-tui"}
-_PEERS_MARKERS = frozenset({"subspace_meta.json", "share_config.json"})
-_MARKERS = frozenset({"subspace.json", "adapter_config.json", "spectra.json", "adapter.gguf"})
+_PEERS_MARKERS = frozenset({VLORA_INDEX, SHARE_INDEX})
+_MARKERS = frozenset({SUBSPACE_INDEX, ADAPTER_CONFIG, SPECTRA_INDEX, ADAPTER_GGUF})
 _WRITTEN = re.compile(
     r"README\.md|subspace\.json|tasks|basis(-\d+-of-\d+)?\.safetensors"
     r"|adapter_config\.json|adapter_model\.(safetensors|bin)|adapters\.safetensors"

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vlora_engine.errors import InputError, VLoRAError
+from vlora_engine.utils.file_names import SPECTRA_INDEX
 from vlora_engine.utils.files import discard, partial_path
 from vlora_engine.utils.safetensors_file import write_error
 
@@ -25,7 +26,7 @@ def spectra_partial(final: Path) -> Path:
 
 def kept_layers(partial: Path) -> int:
     """How many finished layers lie in the partial directory of a build, or of spectra."""
-    finished = "*.safetensors" if (partial / "spectra.json").is_file() else "*.sha256"
+    finished = "*.safetensors" if (partial / SPECTRA_INDEX).is_file() else "*.sha256"
     return sum(1 for _ in (partial / "layers").glob(finished))
 
 

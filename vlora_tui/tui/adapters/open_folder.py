@@ -22,6 +22,7 @@ from vlora_engine.adapters.address import (
     is_hub_place,
 )
 from vlora_engine.errors import ParameterError, VLoRAError
+from vlora_engine.utils.file_names import ADAPTER_CONFIG, SUBSPACE_INDEX
 from vlora_tui.tui.text import clean, place_words, tilde
 from vlora_tui.tui.widgets.dialogs import Dialog
 from vlora_tui.tui.widgets.table import Cell, Column, Table
@@ -249,9 +250,9 @@ def _folders(folder: str) -> list[Entry]:
 
 def _kind(path: str) -> str:
     try:
-        if os.path.exists(os.path.join(path, "subspace.json")):
+        if os.path.exists(os.path.join(path, SUBSPACE_INDEX)):
             return "subspace"
-        if os.path.exists(os.path.join(path, "adapter_config.json")):
+        if os.path.exists(os.path.join(path, ADAPTER_CONFIG)):
             return "adapter"
         return "" if os.access(path, os.R_OK | os.X_OK) else "no permission"
     except OSError:

@@ -15,6 +15,7 @@ from vlora_engine.doctor.rules import SEVERITIES
 from vlora_engine.errors import VLoRAError
 from vlora_engine.targets import Facts, check_fit, find_target, target_bytes
 from vlora_engine.targets.registry import RANK_LIMITS
+from vlora_engine.utils.file_names import SUBSPACE_INDEX
 from vlora_engine.utils.files import foreign_entries, is_empty_directory
 from vlora_engine.utils.safetensors_file import ITEM_BYTES
 from vlora_tui.pipeline.disk_space import adapter_bytes, free_bytes, merged_bytes
@@ -241,7 +242,7 @@ def _judged(row: Row, inputs: set[Path], seen: set[Path]) -> Row:
             return replace(row, state="no", why="this is an input")
         if path in place.parents:
             return replace(row, state="no", why=f"an input lies in it: {place.name}")
-        if place in path.parents and (place / "subspace.json").exists():
+        if place in path.parents and (place / SUBSPACE_INDEX).exists():
             return replace(row, state="no", why="inside the subspace")
     try:
         if not os.path.lexists(path) or is_empty_directory(path):

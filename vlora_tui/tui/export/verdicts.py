@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vlora_engine.adapters.address import is_address
 from vlora_engine.errors import NotFoundError, VLoRAError
 from vlora_engine.targets import Facts, Target, facts_of_task
+from vlora_engine.utils.file_names import ADAPTER_GGUF
 from vlora_tui.tui.export.settings import Item
 
 if TYPE_CHECKING:
@@ -113,6 +114,6 @@ def written_verdict(path: Path, target: str) -> Opinion:
         from vlora_engine.findings import finding_of
 
         return Opinion((finding_of(error, str(path)).called(str(path)),))
-    if (path / "adapter.gguf").exists():
+    if (path / ADAPTER_GGUF).exists():
         found = [finding for finding in found if finding.code not in OF_SAFETENSORS]
     return Opinion(tuple(found))

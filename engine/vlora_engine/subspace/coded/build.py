@@ -37,6 +37,7 @@ from vlora_engine.subspace.coded.store import CodedTask, write_coded
 from vlora_engine.subspace.request import BuildReport, Collection
 from vlora_engine.subspace.store import task_files
 from vlora_engine.utils.device import pick_device
+from vlora_engine.utils.file_names import BASIS_FILE
 from vlora_engine.utils.files import discard, publish
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback
 from vlora_engine.utils.safetensors_file import encode_header
@@ -206,7 +207,7 @@ def _size(
     coding = coding_of(targets, outlook, coded.forecast)
     units, most = coding.units(), coded.payload
     whole = most + outlook.rest_bytes + 10**5
-    basis = (BasisFile("basis.safetensors", "0" * 64, whole, 0, len(collection.layers)),)
+    basis = (BasisFile(BASIS_FILE, "0" * 64, whole, 0, len(collection.layers)),)
     manifest = Manifest(
         path=Path("."),
         method=targets.method,

@@ -19,6 +19,7 @@ from vlora_engine.manifest.manifest import (
     Manifest,
     TaskRecord,
 )
+from vlora_engine.utils.file_names import BASIS_FILE
 from vlora_engine.utils.files import dump_json
 from vlora_engine.utils.safetensors_file import encode_header
 
@@ -48,7 +49,7 @@ def overhead_bytes(
         dtype="U8",
         base_model=base_model_of(sources),
         layers=tuple(layers),
-        basis=(BasisFile("basis.safetensors", "0" * 64, 10**7, 0, len(layers)),),
+        basis=(BasisFile(BASIS_FILE, "0" * 64, 10**7, 0, len(layers)),),
         tasks={name: replace(record, nbytes=10**6) for name, record in records.items()},
         engine=__version__,
         coding=Coding(0.000123456789, {"max_error": DEFAULT_MAX_ERROR}, {0: "-" * len(layers)}),

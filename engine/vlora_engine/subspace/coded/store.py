@@ -42,6 +42,7 @@ from vlora_engine.manifest.manifest import (
 )
 from vlora_engine.subspace.coded.layout import shared_layout, task_layout
 from vlora_engine.subspace.store import CheckedFiles, write_index
+from vlora_engine.utils.file_names import BASIS_FILE
 from vlora_engine.utils.safetensors_file import (
     ITEM_BYTES,
     Header,
@@ -52,7 +53,6 @@ from vlora_engine.utils.safetensors_file import (
     write_error,
 )
 
-SHARED_FILE = "basis.safetensors"
 _AT_ONCE = 32  # modules of a task that are decoded together
 _LARGEST = 1 << 31  # numbers of a factor; a zero one may be said to be of any size
 _KEPT_BYTES = 256 << 20  # of decoded groups: the next task asks for the same ones
@@ -296,13 +296,13 @@ def write_shared(
     units = list(shared)
     if not units:
         return ()
-    path = directory / SHARED_FILE
+    path = directory / BASIS_FILE
     layout = shared_layout(len(units), sum(map(len, units)))
     with TensorWriter(path, layout) as writer:
         writer.write_bytes(np.array([len(unit) for unit in units], dtype="<u4").tobytes())
         for unit in units:
             writer.write_bytes(unit)
-    return (BasisFile(SHARED_FILE, writer.sha256, path.stat().st_size, 0, layers),)
+    return (BasisFile(BASIS_FILE, writer.sha256, path.stat().st_size, 0, layers),)
 
 
 def write_task(path: Path, task: CodedTask) -> str:

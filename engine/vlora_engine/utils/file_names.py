@@ -1,0 +1,13 @@
+"""The names of files by which several packages know what a directory holds."""
+
+from __future__ import annotations
+
+SUBSPACE_INDEX = "subspace.json"
+SPECTRA_INDEX = "spectra.json"
+VLORA_INDEX = "subspace_meta.json"  # of vlora-dev
+SHARE_INDEX = "share_config.json"  # of lorashare
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # the preferred one first
+ADAPTER_GGUF = "adapter.gguf"
+BASIS_FILE = "basis.safetensors"
+MODEL_CONFIG = "config.json"
