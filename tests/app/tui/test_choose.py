@@ -323,15 +323,15 @@ class TestOwnK:
     def test_space_starts_it_and_the_same_keys_edit_it(self, at_k: Opened) -> None:
         async def steps(pilot: Any) -> None:
             await pilot.press("down", "space", "right_square_bracket", "right_square_bracket")
-            assert at_k.session.choosing.layers == ((BELOW, 5),)
+            assert at_k.session.choosing.layers == {BELOW: 5}
             assert at_k.goal == ("k", 3)
             assert "5*" not in at_k.text(Heatmap)
             assert "*" in at_k.text(Heatmap)
             assert "Own k 5" in at_k.text(FiguresPane)
             await pilot.press("equals_sign", "8", "enter")
-            assert at_k.session.choosing.layers == ((BELOW, 8),)
+            assert at_k.session.choosing.layers == {BELOW: 8}
             await pilot.press("space", "right_square_bracket")
-            assert at_k.session.choosing.layers == ((BELOW, 8),)
+            assert at_k.session.choosing.layers == {BELOW: 8}
             assert at_k.goal == ("k", 4)
             choice = at_k.session.figures().choice
             assert choice is not None
