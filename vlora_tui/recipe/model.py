@@ -1,8 +1,8 @@
 """The unit of work: a TOML file that names inputs, compression, merges and exports.
 
-A `Recipe` is plain data. `load_recipe` reads and checks a file, `Recipe.to_toml` writes one that
-reads back equal, `resolve` turns globs and ``~`` into the adapters that are really there. Reading
-recipes is `vlora_tui.recipe.reader`'s work; what may stand in one is written down here.
+A `Recipe` is plain data. `Recipe.to_toml` writes one that reads back equal, `resolve` turns globs
+and ``~`` into the adapters that are really there. Reading and checking files is the work of
+`vlora_tui.recipe.reader`; what may stand in one is written down here.
 """
 
 from __future__ import annotations
@@ -368,27 +368,6 @@ def check_place(text: str | AdapterRef) -> AdapterRef:
         )
     return ref
     return ref
-
-
-_UNITS = {"": 1, "b": 1}
-for _power, _letter in enumerate("kmgt", start=1):
-    _UNITS[_letter] = _UNITS[_letter + "b"] = 1000**_power
-    _UNITS[_letter + "ib"] = 1024**_power
-
-
-def _split_size(text: str) -> tuple[float, int]:
-    digits = text.strip().rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
-    unit = text.strip()[len(digits) :].lower()
-    try:
-        return float(digits), _UNITS[unit]
-    except (ValueError, KeyError):
-        raise _size_error(text) from None
-
-
-def _size_error(text: object) -> ParameterError:
-    return ParameterError(
-        "This is no size.", expected="bytes, or a number with KB, MB, MiB, GB...", found=repr(text)
-    )
 
 
 def _input_table(source: Input) -> dict[str, Any]:

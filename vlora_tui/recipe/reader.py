@@ -32,6 +32,25 @@ from vlora_tui.recipe.model import (
 from vlora_tui.recipe.table import REQUIRED, RecipeError, Table
 
 
+def load_recipe(path: str | Path) -> Recipe:
+    """Read and check the recipe file at ``path``; its paths become absolute.
+
+    Raises:
+        NotFoundError: There is no such file.
+        RecipeError: Something in it is wrong; the error names the place.
+    """
+    file = expanded(str(path))
+    try:
+        text = file.read_text("utf-8")
+    except FileNotFoundError:
+        raise NotFoundError(
+            "There is no such recipe.", where=file, remedy="write one with `run --print-recipe`"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("The recipe cannot be read.", where=file, found=str(error)) from None
+    return absolute(parse_recipe(text, where=str(file)), file.resolve().parent)
+
+
 def parse_recipe(text: str, *, where: str = "recipe") -> Recipe:
     """Read a recipe from TOML. Its paths stay as written.
 
@@ -388,24 +407,3 @@ def _finite(table: Table, key: str) -> float | None:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def load_recipe(path: str | Path) -> Recipe:
-    """Read and check the recipe file at ``path``; its paths become absolute.
-
-    Raises:
-        NotFoundError: There is no such file.
-        RecipeError: Something in it is wrong; the error names the place.
-    """
-    from vlora_tui.recipe.reader import parse_recipe
-
-    file = expanded(str(path))
-    try:
-        text = file.read_text("utf-8")
-    except FileNotFoundError:
-        raise NotFoundError(
-            "There is no such recipe.", where=file, remedy="write one with `run --print-recipe`"
-        ) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError("The recipe cannot be read.", where=file, found=str(error)) from None
-    return absolute(parse_recipe(text, where=str(file)), file.resolve().parent)

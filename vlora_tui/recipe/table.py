@@ -7,8 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
-from vlora_engine.errors import InputError, VLoRAError
-from vlora_tui.recipe.model import _size_error, _split_size
+from vlora_engine.errors import InputError, ParameterError, VLoRAError
 
 T = TypeVar("T")
 REQUIRED: Any = object()
@@ -196,3 +195,24 @@ def parse_bytes(text: str | int) -> int:
     if not 0 < number * factor < 2**60:
         raise _size_error(text)
     return int(number * factor)
+
+
+_UNITS = {"": 1, "b": 1}
+for _power, _letter in enumerate("kmgt", start=1):
+    _UNITS[_letter] = _UNITS[_letter + "b"] = 1000**_power
+    _UNITS[_letter + "ib"] = 1024**_power
+
+
+def _split_size(text: str) -> tuple[float, int]:
+    digits = text.strip().rstrip("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
+    unit = text.strip()[len(digits) :].lower()
+    try:
+        return float(digits), _UNITS[unit]
+    except (ValueError, KeyError):
+        raise _size_error(text) from None
+
+
+def _size_error(text: object) -> ParameterError:
+    return ParameterError(
+        "This is no size.", expected="bytes, or a number with KB, MB, MiB, GB...", found=repr(text)
+    )

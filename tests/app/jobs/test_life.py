@@ -243,7 +243,7 @@ LAUNCHER = """\
 import os, signal, sys, time
 from pathlib import Path
 from vlora_tui.jobs import JobStore, start
-from vlora_tui.recipe import load_recipe
+from vlora_tui.recipe.reader import load_recipe
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it comes ignored
 terminal = os.open(sys.argv[1], os.O_RDWR)  # a session leader's first: now its controlling one
 assert os.tcgetpgrp(terminal) == os.getpid()
