@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
+
+from rich.cells import cell_len
 
 from vlora_engine.adapters.address import CACHE_PLACE, SEARCH_PLACE
 from vlora_tui.utils.formatting import size as size
@@ -14,6 +17,27 @@ def clean(text: object) -> str:
     return "".join(
         c if c.isprintable() else " " if c in "\n\t" else f"\\x{ord(c):02x}" for c in str(text)
     )
+
+
+def cut(
+    text: str, width: int, *, ascii_only: bool, lost: Literal["start", "middle", "end"] = "end"
+) -> str:
+    """``text`` in at most ``width`` cells, with a mark where it was cut; ``~`` says "about" alone.
+
+    Args:
+        lost: Which part goes. Paths differ at their ends, other texts at their starts.
+    """
+    if cell_len(text) <= width:
+        return text
+    mark = (".." if ascii_only else "…")[: max(0, width)]
+    room = max(0, width) - len(mark)
+    tail = {"start": room, "middle": room // 2, "end": 0}[lost]
+    first, last = text, text if tail else ""
+    while cell_len(first) > room - tail:
+        first = first[:-1]
+    while cell_len(last) > tail:
+        last = last[1:]
+    return first + mark + last
 
 
 def number(value: object) -> str:

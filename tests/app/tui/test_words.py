@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from rich.text import Text
 
+from vlora_tui.tui.text import cut
 from vlora_tui.tui.widgets.folding import hanging
 from vlora_tui.tui.widgets.topbar import fitting
 
@@ -51,3 +52,23 @@ def test_a_word_without_a_gap_is_broken_and_nothing_lost() -> None:
     assert folded.plain.startswith("written   x")
     assert folded.plain.count("x") == 70
     assert max(map(len, folded.plain.split("\n"))) == 30
+
+
+@pytest.mark.parametrize(
+    ("lost", "plain", "ascii_only"),
+    [
+        ("start", "…-adapter", "..adapter"),
+        ("middle", "a-lo…pter", "a-lo..ter"),
+        ("end", "a-long-a…", "a-long-.."),
+    ],
+)
+def test_a_cut_text_says_where_it_was_cut(lost: str, plain: str, ascii_only: str) -> None:
+    assert cut("a-long-adapter", 9, ascii_only=False, lost=lost) == plain  # type: ignore[arg-type]
+    assert cut("a-long-adapter", 9, ascii_only=True, lost=lost) == ascii_only  # type: ignore[arg-type]
+    assert cut("adapter", 9, ascii_only=False, lost=lost) == "adapter"  # type: ignore[arg-type]
+    assert cut("a-long-adapter", 1, ascii_only=True, lost=lost) == "."  # type: ignore[arg-type]
+
+
+def test_wide_characters_are_cut_whole() -> None:
+    assert cut("数据适配器", 6, ascii_only=False) == "数据…"
+    assert cut("数据适配器", 6, ascii_only=False, lost="start") == "…配器"

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 NOT_CHECKED = "not checked"
 
 COLUMNS = (
-    Column("name", "name", least=20, keep=10, cut="left"),
-    Column("base", "base model", least=13, most=34, keep=6, cut="left"),
+    Column("name", "name", least=20, keep=10, lost="start"),
+    Column("base", "base model", least=13, most=34, keep=6, lost="start"),
     Column("rank", "rank", right=True, keep=8),
     Column("alpha", "alpha", right=True, keep=3),
     Column("modules", "mods", right=True, keep=2),

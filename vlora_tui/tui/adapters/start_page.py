@@ -17,7 +17,7 @@ from vlora_tui.tui.text import place_words, tilde
 from vlora_tui.tui.widgets.table import Cell, Column, Table
 
 COLUMNS = (
-    Column("what", "", least=18, most=64, keep=2, cut="left"),
+    Column("what", "", least=18, most=64, keep=2, lost="start"),
     Column("why", "", least=12, most=60, keep=1),
 )
 WELCOME = "Where are your LoRA adapters?"

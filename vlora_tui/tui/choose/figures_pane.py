@@ -18,7 +18,7 @@ from vlora_engine.quantization.dtypes import DTYPE_WORDS
 from vlora_engine.quantization.packing import NOT_PACKED
 from vlora_tui.tui.choose.text import goal_words, percent, spread
 from vlora_tui.tui.core.session import Figures
-from vlora_tui.tui.text import clean, size
+from vlora_tui.tui.text import clean, cut, size
 
 if TYPE_CHECKING:
     from vlora_engine.spectra.choose import Packed
@@ -171,11 +171,12 @@ class FiguresPane(Widget, can_focus=True):
             rows = [cells | {"on disk": unknown, "ratio": unknown} for cells in rows]
         columns = _columns(rows, width)
         heads = {name: name for name in columns}
-        out = [Text(_line(heads, columns), self._style("head"))]
+        out = [Text(_line(heads, columns, self.ascii_only), self._style("head"))]
         for i, cells in enumerate(rows):
             cursor = i == self._cursor and self.has_focus
             style = "cursor" if cursor else "now" if i == 0 else ""
-            out.append(Text(_line(cells, columns).ljust(width), self._style(style)))
+            line = _line(cells, columns, self.ascii_only).ljust(width)
+            out.append(Text(line, self._style(style)))
         return out
 
     def _below(self, width: int) -> list[Text]:
@@ -307,12 +308,10 @@ def _columns(rows: Sequence[dict[str, str]], width: int) -> dict[str, int]:
     return columns
 
 
-def _line(cells: dict[str, str], columns: dict[str, int]) -> str:
+def _line(cells: dict[str, str], columns: dict[str, int], ascii_only: bool) -> str:
     parts = []
     for name, width in columns.items():
-        text = cells[name]
-        if len(text) > width:
-            text = text[: width - 1] + "~"
+        text = cut(cells[name], width, ascii_only=ascii_only)
         parts.append(text.rjust(width) if name in _RIGHT else text.ljust(width))
     return "  ".join(parts).rstrip()
 

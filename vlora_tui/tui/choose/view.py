@@ -37,10 +37,10 @@ PANE_NAMES = {
     **{"sizes": "Size", "sharing": "Sharing", "losses": "Adapters"},
 }
 LOSSES = (
-    Column("task", "adapter", least=10, keep=5, cut="left"),
+    Column("task", "adapter", least=10, keep=5, lost="start"),
     Column("error", "error", right=True, keep=4),
     Column("nbytes", "own bytes", right=True, keep=2),
-    Column("layer", "worst module", least=12, keep=3, cut="left"),
+    Column("layer", "worst module", least=12, keep=3, lost="start"),
     Column("its", "its error", right=True, keep=1),
 )
 

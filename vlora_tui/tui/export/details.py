@@ -35,12 +35,12 @@ from vlora_tui.tui.widgets.table import Cell, Column, Table
 
 Tones = Mapping[str, str | Style]
 COLUMNS = (
-    Column("name", "kept of", least=18, most=40, keep=6, cut="left"),
+    Column("name", "kept of", least=18, most=40, keep=6, lost="start"),
     Column("cosine", "cosine", right=True, keep=5),
     Column("energy", "energy", right=True, keep=4),
     Column("strength", "strength", right=True, keep=3),
     Column("worst", "worst", right=True, keep=2),
-    Column("module", "in module", least=8, most=40, keep=1, cut="left"),
+    Column("module", "in module", least=8, most=40, keep=1, lost="start"),
 )
 FIGURES = ("cosine", "energy", "strength", "worst_cosine")
 MEANING = (

@@ -18,13 +18,13 @@ from vlora_tui.tui.text import clean, size
 from vlora_tui.tui.widgets.table import Cell, Column, Table
 
 COLUMNS = (
-    Column("name", "name", least=12, keep=5, cut="left"),
+    Column("name", "name", least=12, keep=5, lost="start"),
     Column("rank", "rank", right=True, keep=2),
     Column("error", "dW error", right=True, keep=3),
     Column("bytes", "size", right=True, keep=4),
 )
 MERGE_COLUMNS = (
-    Column("name", "name", least=12, keep=5, cut="left"),
+    Column("name", "name", least=12, keep=5, lost="start"),
     Column("rank", "rank", right=True, keep=1),
     Column("weight", "weight", right=True, keep=4),
     Column("share", "of all", right=True, keep=3),

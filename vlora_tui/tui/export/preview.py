@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from vlora_tui.jobs import JobView
 
 COLUMNS = (
-    Column("name", "what", least=14, most=34, keep=5, cut="left"),
-    Column("path", "goes to", least=12, most=200, keep=2, cut="left"),
+    Column("name", "what", least=14, most=34, keep=5, lost="start"),
+    Column("path", "goes to", least=12, most=200, keep=2, lost="start"),
     Column("bytes", "size", right=True, keep=3),
     Column("doctor", "doctor", least=9, most=40, keep=4),
     Column("state", "", least=10, most=40, keep=6),

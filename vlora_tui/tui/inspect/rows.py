@@ -34,7 +34,7 @@ GROUP_COLUMNS = (
     Column("least", "from", right=True, keep=2),
     Column("members", "adapters", least=12, most=200, keep=5),
 )
-GROUP_MARKS = {"identical": "=", "same change": "=", "multiple": "×", "run": "→", "start": "~"}
+GROUP_MARKS = {"identical": "=", "same change": "=", "multiple": "×", "run": "→", "start": "^"}
 GROUP_WORDS = {
     "alike": "alike",
     "identical": "copies",
@@ -45,19 +45,19 @@ GROUP_WORDS = {
 }
 _ASCII = {"×": "x", "→": ">"}
 APART_COLUMNS = (
-    Column("name", "adapter", least=10, most=32, keep=5, cut="left"),
+    Column("name", "adapter", least=10, most=32, keep=5, lost="start"),
     Column("why", "why", least=13, most=60, keep=4),
     Column("score", "score", right=True, keep=3),
 )
 TASK_COLUMNS = (
-    Column("name", "task", least=12, keep=5, cut="left"),
+    Column("name", "task", least=12, keep=5, lost="start"),
     Column("error", "dW error", right=True, keep=4),
     Column("norm", "size", right=True, keep=3),
     Column("rank", "rank", right=True, keep=2),
     Column("bytes", "stored", right=True, keep=1),
 )
 FINDING_COLUMNS = (
-    Column("about", "adapter", least=12, most=24, keep=4, cut="left"),
+    Column("about", "adapter", least=12, most=24, keep=4, lost="start"),
     Column("what", "finding", least=16, most=200, keep=5),
 )
 

@@ -14,6 +14,8 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
+from vlora_tui.tui.text import cut
+
 
 @dataclass(frozen=True)
 class Field:
@@ -203,14 +205,6 @@ class Form(Widget, can_focus=True):
         text = field.value
         if field.kind in ("choice", "list") and here:
             left, right = ("<", ">") if self.ascii_only else ("‹", "›")
-            return f"{left} {_cut(text, room - 4, self.ascii_only)} {right}"
-        return _cut(text, room, self.ascii_only)
-
-
-def _cut(text: str, room: int, ascii_only: bool) -> str:
-    """``text``, of one that is too long the end: places differ there."""
-    if cell_len(text) <= room:
-        return text
-    while text and cell_len(text) > room - 1:
-        text = text[1:]
-    return ("~" if ascii_only else "…") + text
+            text = cut(text, room - 4, ascii_only=self.ascii_only, lost="start")
+            return f"{left} {text} {right}"
+        return cut(text, room, ascii_only=self.ascii_only, lost="start")

@@ -18,7 +18,7 @@ from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
-from vlora_tui.tui.text import clean
+from vlora_tui.tui.text import clean, cut
 
 # From cheap to dear, in lightness too, so that it reads without colour and with any eyes. All are
 # of the 256 that every terminal beyond 16 colours shows alike.
@@ -398,6 +398,4 @@ def _head(name: str, columns: Sequence[str]) -> str:
 
 
 def _fit(text: str, width: int, ascii_only: bool) -> str:
-    if len(text) <= width:
-        return text
-    return text[: width - 1] + ("~" if ascii_only else "…")
+    return cut(text, width, ascii_only=ascii_only)

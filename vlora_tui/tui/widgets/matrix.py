@@ -16,6 +16,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from vlora_engine.utils.ranking import ranked
+from vlora_tui.tui.text import cut
 from vlora_tui.tui.widgets.heatmap import few_colours, heat_style
 
 if TYPE_CHECKING:
@@ -402,9 +403,4 @@ class Matrix(Widget, can_focus=True):
 
 def _fit(text: str, width: int, ascii_only: bool) -> str:
     """``text`` in exactly ``width`` cells; of one that is too long the middle goes."""
-    if cell_len(text) <= width:
-        return set_cell_size(text, width)
-    dots = "~" if ascii_only else "…"
-    tail = max(0, (width - 1) // 2)
-    kept = set_cell_size(text, width - 1 - tail) + dots + (text[-tail:] if tail else "")
-    return set_cell_size(kept, width)
+    return set_cell_size(cut(text, width, ascii_only=ascii_only, lost="middle"), width)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
@@ -15,6 +15,8 @@ from textual.geometry import Region, Size
 from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
+
+from vlora_tui.tui.text import cut
 
 Row = TypeVar("Row")
 Cell = tuple[str, str]  # the text, and its tone: "", muted, good, warning, error, accent
@@ -31,7 +33,7 @@ class Column:
         most: The widest that it may become.
         right: Set flush right, as figures are.
         keep: The higher, the longer it stays when room is short.
-        cut: Where a text that is too long is cut: ``left`` keeps the end of a path.
+        lost: Which part of a text that is too long goes: ``start`` keeps the end of a path.
     """
 
     key: str
@@ -40,7 +42,7 @@ class Column:
     most: int = 60
     right: bool = False
     keep: int = 0
-    cut: str = "right"
+    lost: Literal["start", "end"] = "end"
 
 
 class Table(ScrollView, Generic[Row], can_focus=True):
@@ -267,7 +269,7 @@ class Table(ScrollView, Generic[Row], can_focus=True):
             title = column.title
             if self.sorted_by is not None and self.sorted_by[0] == column.key:
                 title = f"{title}{down if self.sorted_by[1] else up}"
-            parts.append(_fit(title, room, column.right, "right", self._ascii) + " " * GAP)
+            parts.append(_fit(title, room, column.right, "end", self._ascii) + " " * GAP)
         text = set_cell_size("".join(parts), width)
         return Strip([Segment(text, self._style("header"))], width)
 
@@ -293,7 +295,7 @@ class Table(ScrollView, Generic[Row], can_focus=True):
         for index, room in self._widths:
             text, tone = cells[index]
             column = self.columns[index]
-            fitted = _fit(text, room, column.right, column.cut, self._ascii) + " " * GAP
+            fitted = _fit(text, room, column.right, column.lost, self._ascii) + " " * GAP
             segments.append(Segment(fitted, base if loud else base + self._style(tone)))
         return Strip(Segment.simplify(segments)).adjust_cell_length(width, base)
 
@@ -367,17 +369,10 @@ def _without_ground(style: Style) -> Style:
     )
 
 
-def _fit(text: str, width: int, right: bool, cut: str, ascii_only: bool) -> str:
+def _fit(
+    text: str, width: int, right: bool, lost: Literal["start", "end"], ascii_only: bool
+) -> str:
     """``text`` in exactly ``width`` cells."""
-    length = cell_len(text)
-    if length > width:
-        dots = "~" if ascii_only else "…"
-        if width <= 1:
-            return dots[:width]
-        if cut == "left":
-            kept = text
-            while cell_len(kept) > width - 1:
-                kept = kept[1:]
-            return dots + kept + " " * (width - 1 - cell_len(kept))
-        return set_cell_size(text, width - 1) + dots
-    return " " * (width - length) + text if right else text + " " * (width - length)
+    text = cut(text, width, ascii_only=ascii_only, lost=lost)
+    space = " " * (width - cell_len(text))
+    return space + text if right else text + space
