@@ -60,6 +60,7 @@ def picture(name: str, arguments: list[str], folder: str) -> None:
 async def interface(folder: str) -> None:
     """Walk through the five steps on the demo collection, as a user would, and look at each."""
     from vlora_tui.tui.app.app import VLoRAApp
+    from vlora_tui.tui.core.messages import CollectionChanged
 
     app = VLoRAApp([f"{folder}/vlora-demo/adapters"])
     app.session.output = f"{folder}/shared"
@@ -83,16 +84,16 @@ async def interface(folder: str) -> None:
         await until(lambda: len(app.session.infos) == len(DEMO_ADAPTERS))
         for info in app.session.infos.values():
             app.session.mark(str(info.path), info.name != "broken-nan")
-        app.tell("collection")
+        app.post_message(CollectionChanged())
         await pilot.pause(0.5)
         look("adapters")
         await pilot.press("2")
         await until(lambda: app.session.spectra is not None and app.session.spectra.complete)
         await until(lambda: app.session.spectra.outlook() is not None)
-        await until(lambda: not app.view.at_work)
+        await until(lambda: not app.view.figures.at_work)
         look("choose-k")
         await pilot.press("S")
-        await until(lambda: not app.view.at_work)
+        await until(lambda: not app.view.figures.at_work)
         look("sizes")
         await pilot.press("S")
         await pilot.press("4")

@@ -121,7 +121,7 @@ def test_stop_lets_go_and_asks_again_when_one_comes_back(session: Session) -> No
         await pilot.pause()
         assert session.spectra is None
         assert "Stopped: 1 adapter of 4" in text_of(app, "#choose-wait")
-        await until(pilot, lambda: not app.desk.running, "the end of the spectra job")
+        await until(pilot, lambda: not app.jobs.running, "the end of the spectra job")
         assert not is_asking(app)
         await pilot.press("1", "2")
         assert "with-nan" in await asked(pilot)
@@ -134,10 +134,10 @@ def test_stop_cancels_the_job_that_measures(session: Session) -> None:
     cancelled: list[tuple[str, bool]] = []
 
     async def steps(pilot: Pilot) -> None:
-        app.desk.spectra_job = "j"
-        app.desk.cancel = lambda job, *, discard: cancelled.append((job, discard))  # type: ignore
+        app.jobs.spectra_job = "j"
+        app.jobs.cancel = lambda job, *, discard: cancelled.append((job, discard))  # type: ignore
         session.bad = {next(reversed(session.infos)): finding()}
-        app.verdict.ask()
+        app.bad_adapters.ask()
         await pilot.press("x")
         await pilot.pause()
         assert cancelled == [("j", True)]

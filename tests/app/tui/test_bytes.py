@@ -29,14 +29,15 @@ MODULES = {
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from vlora_engine.catalog import scan
-from vlora_engine.surface import Spectra
-from vlora_tui import events
+from vlora_engine.catalog.scanner import scan
+from vlora_engine.spectra.tables import Spectra
 from vlora_tui.jobs.store import Job, JobInfo
 from vlora_tui.jobs.watch import JobView, State
-from vlora_tui.tui.app import VLoRAApp
-from vlora_tui.tui.desk import POLL_SECONDS
-from vlora_tui.tui.driver import Terminal
+from vlora_tui.pipeline import events
+from vlora_tui.tui.app.app import VLoRAApp
+from vlora_tui.tui.core.job_client import POLL_SECONDS
+from vlora_tui.tui.core.messages import JobsChanged, SpectraChanged
+from vlora_tui.tui.terminal.driver import Terminal
 
 runs, place = sys.argv[1:]
 app = VLoRAApp([runs])
@@ -45,7 +46,7 @@ session = app.session
 session.add_found(scan([runs]).adapters)
 for path in session.infos:
     session.mark(path, True)
-app.desk.spectra_of = tuple(sorted(session.marked))
+app.jobs.spectra_of = tuple(sorted(session.marked))
 spectra = Spectra.load(Path(place))
 late = list(spectra.layers.items())[4:]
 for name, _ in late:
@@ -62,11 +63,11 @@ def move():
         name, layer = late.pop(0)
         spectra.layers[name] = layer
         session.set_spectra(spectra)
-        app.tell("spectra")
+        app.post_message(SpectraChanged())
     view.progress = events.Progress("spectra", done, 10_000)
     view.stage_since, view.progress_time = 1.0, 1.0 + 0.7 * done
-    app.desk.views = [view]
-    app.tell("jobs")
+    app.jobs.views = [view]
+    app.post_message(JobsChanged())
 
 app.call_later(lambda: app.set_interval(POLL_SECONDS, move))
 app.run()

@@ -25,10 +25,11 @@ from vlora_engine.spectra.tables import Spectra
 from vlora_tui.tui.app.app import VLoRAApp
 from vlora_tui.tui.choose import worker as choose_worker
 from vlora_tui.tui.choose.curve_pane import CurvePane
-from vlora_tui.tui.choose.data import Atlas, Shown
+from vlora_tui.tui.choose.data import LayerTables, Shown
 from vlora_tui.tui.choose.figures_pane import FiguresPane
 from vlora_tui.tui.choose.text import percent
 from vlora_tui.tui.choose.view import ChooseView
+from vlora_tui.tui.core.messages import SpectraChanged
 from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.text import size
 from vlora_tui.tui.widgets.ask import AskLine
@@ -87,7 +88,11 @@ class Opened:
         """Nothing is worked out any more."""
         for _ in range(400):
             await pilot.pause()
-            if not (self.view._working or self.view._quiet or self.view._arriving):
+            if not (
+                self.view.figures._working
+                or self.view.figures._quiet
+                or self.view.figures._arriving
+            ):
                 return
             await asyncio.sleep(0)
         raise AssertionError("figures are still worked out")
@@ -153,13 +158,13 @@ class TestKeys:
             opened.app.push_screen(Ask("Bad adapters", "", [Option("x", "stop", "x")]))
             await pilot.pause()
             opened.session.set_spectra(Spectra.load(measured))
-            opened.app.tell("spectra")
+            opened.app.post_message(SpectraChanged())
             await opened.settled(pilot)
             await pilot.press("x")
             await opened.settled(pilot)
             assert opened.app.focused is opened.view.query_one(Heatmap)
             await pilot.press("space")
-            assert opened.view.shown_as.editing  # and no adapter of step 1 is marked
+            assert opened.view.editor.shown.editing  # and no adapter of step 1 is marked
             assert not opened.session.marked
 
         opened.use(steps)
@@ -180,7 +185,7 @@ class TestKeys:
             await pilot.press("right", "right", "left")
             assert at_k.goal == ("k", 4)
             await pilot.press("down")
-            assert at_k.view.shown_as.layer == BELOW
+            assert at_k.view.editor.shown.layer == BELOW
 
         at_k.use(steps)
 
@@ -429,10 +434,10 @@ class TestWhatIsShown:
     def test_a_side_alone_needs_no_more_than_both(self, at_k: Opened) -> None:
         spectra = at_k.session.spectra
         assert spectra is not None
-        atlas = Atlas(spectra, (0, 0))
+        tables = LayerTables(spectra, (0, 0))
         for method, layer in itertools.product(("delta", "columns"), spectra.layer_names):
             needs = {
-                side: atlas._values(
+                side: tables._values(
                     Shown(layer=layer, side=side), method, spectra.layer_names, None
                 )[layer]
                 for side in ("both", "a", "b")
@@ -459,7 +464,7 @@ class TestWhatIsShown:
             await pilot.press(*"c_proj", "enter")
             assert "c_attn" not in at_k.text(Heatmap)
             assert "median of 2 layers" in at_k.text(CurvePane)
-            assert str(at_k.view.shown_as.layer).endswith("c_proj")
+            assert str(at_k.view.editor.shown.layer).endswith("c_proj")
             await pilot.press("escape")
             assert "c_attn" in at_k.text(Heatmap)
 
@@ -539,7 +544,7 @@ class TestArriving:
             assert "pays" not in opened.text(FiguresPane)
             for name in whole.layer_names[1:]:
                 partial.layers[name] = whole.layers[name]
-                opened.app.tell("spectra")
+                opened.app.post_message(SpectraChanged())
                 await opened.settled(pilot)
             assert "median of 4 layers" in opened.text(CurvePane)
             assert "·" not in opened.text(Heatmap)
@@ -556,7 +561,7 @@ class TestArriving:
 
         async def steps(pilot: Any) -> None:
             opened.session.set_spectra(Spectra.load(measured))
-            opened.app.tell("spectra")
+            opened.app.post_message(SpectraChanged())
             await opened.settled(pilot)
             await pilot.press("right_square_bracket")
             assert opened.goal[0] == "k"
@@ -569,7 +574,7 @@ class TestArriving:
             other.layer_names = other.layer_names[:2]
             other.layers = {name: other.layers[name] for name in other.layer_names}
             screen.session.set_spectra(other)
-            screen.app.tell("spectra")
+            screen.app.post_message(SpectraChanged())
             await screen.settled(pilot)
             assert "median of 2 layers" in screen.text(CurvePane)
 

@@ -33,6 +33,7 @@ from vlora_tui.pipeline import events
 from vlora_tui.recipe.model import Export, Recipe
 from vlora_tui.recipe.reader import load_recipe
 from vlora_tui.tui.app.app import VLoRAApp
+from vlora_tui.tui.core.messages import JobsChanged
 from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.export import plan as export_plan
 from vlora_tui.tui.export import recipes as export_recipes
@@ -49,7 +50,7 @@ def _styles(app: type[VLoRAApp]) -> list[Any]:
     return app.CSS_PATH if isinstance(app.CSS_PATH, list) else [app.CSS_PATH]
 
 
-class Desk(VLoRAApp):
+class ExportApp(VLoRAApp):
     """The application with jobs that only a test moves on."""
 
     CSS_PATH: ClassVar[Any] = [
@@ -69,14 +70,14 @@ class Desk(VLoRAApp):
         outputs = [step.path for step in recipe.written]
         info = JobInfo(f"job-{len(self.views)}", "build", "t", time.time(), outputs=tuple(outputs))
         self.views.insert(0, JobView(Job(Path("/nowhere"), info), state=State.RUNNING))
-        self.tell("jobs")
+        self.post_message(JobsChanged())
 
     def hear(self, *told: events.Event, state: State = State.RUNNING) -> None:
         """What the job says."""
         for event in told:
             self.views[0].take(Told(0, 0.0, event))
         self.views[0].state = state
-        self.tell("jobs")
+        self.post_message(JobsChanged())
 
 
 @pytest.fixture
@@ -95,8 +96,10 @@ def marked(runs: Path) -> Session:
     return session
 
 
-def use(session: Session, steps: Steps, size: tuple[int, int] = (120, 36), **flags: Any) -> Desk:
-    app = Desk(session, **flags)
+def use(
+    session: Session, steps: Steps, size: tuple[int, int] = (120, 36), **flags: Any
+) -> ExportApp:
+    app = ExportApp(session, **flags)
 
     async def first(pilot: Pilot[Any]) -> None:
         await pilot.app.show_step("export")
@@ -342,8 +345,8 @@ def test_a_target_changes_sizes_and_files(opened: Session) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
         sizes = {}
         for name in ("peft", "portable", "vllm"):
-            assert view(pilot)._settings.target == name
-            sizes[name] = view(pilot)._plan.nbytes
+            assert view(pilot).editor.settings.target == name
+            sizes[name] = view(pilot).planner.plan.nbytes
             await pilot.press("s")
             await settle(pilot)
         assert sizes["portable"] < 0.8 * sizes["peft"]
@@ -409,7 +412,7 @@ def test_gguf_asks_for_the_base_and_says_how_to_start(opened: Session, tmp_path:
         await settle(pilot)
         export = pilot.app.started[0][0].exports[0]
         assert (export.target, export.base) == ("llamacpp", str(tmp_path))
-        first = str(view(pilot)._plan.rows[0].path)
+        first = str(view(pilot).planner.plan.rows[0].path)
         pilot.app.hear(
             events.Exported("task00", first, "llamacpp", 1234, 4, "gpt2"),
             events.Finished(1.0),
@@ -446,9 +449,9 @@ def test_enter_starts_a_job_and_shows_what_it_says(opened: Session) -> None:
         assert not force
         assert recipe.input.subspace == str(opened.manifest.path.absolute())
         export = recipe.exports[0]
-        assert export == Export(path=view(pilot)._settings.out)
+        assert export == Export(path=view(pilot).editor.settings.out)
         assert [row[-1] for row in rows(pilot)] == ["waits"] * 4
-        first = str(view(pilot)._plan.rows[0].path)
+        first = str(view(pilot).planner.plan.rows[0].path)
         app.hear(events.Exported("task00", first, "peft", 1234))
         assert rows(pilot)[0][2:] == ["1.23 kB", "nothing", "written"]
         app.hear(events.Verified("task00", first, 2e-4))
@@ -613,7 +616,7 @@ def test_the_subspace_that_a_job_has_built_of_the_marked_is_found(
         job = JobView(Job(folder, info), state=State.FINISHED)
         job.take(Told(1, 0.0, events.SubspaceWritten(str(subspace), {})))
         pilot.app.views.append(job)
-        pilot.app.tell("jobs")
+        pilot.app.post_message(JobsChanged())
         await settle(pilot)
         assert marked.manifest is not None
         assert marked.manifest.path == subspace
@@ -654,6 +657,6 @@ def test_hostile_names_are_harmless(opened: Session) -> None:
         table: Table[Any] = pilot.app.query_one("#item-table", Table)
         assert "\x1b" not in table.render_line(1).text
         assert "[bold]" in table.render_line(1).text
-        assert Path(view(pilot)._plan.rows[0].path).name.isprintable()
+        assert Path(view(pilot).planner.plan.rows[0].path).name.isprintable()
 
     use(opened, steps)

@@ -199,14 +199,14 @@ def test_other_ranks_are_asked_for_and_their_cost_is_told(runs: Path) -> None:
         await pilot.press("m")
         await settle(pilot)
         before = [item.nbytes for item in view(pilot)._source.items]  # type: ignore[union-attr]
-        after = [row.nbytes for row in view(pilot)._plan.rows]
+        after = [row.nbytes for row in view(pilot).planner.plan.rows]
         assert all(a < b for a, b in zip(after, before, strict=True))
         assert "rank 4 becomes 2" in words(pilot, "#details-said")
         await pilot.press("enter")
         await settle(pilot)
         resize = pilot.app.started[0][0].resizes[0]
         assert (resize.rank, resize.energy, resize.target) == (2, None, None)
-        first = str(view(pilot)._plan.rows[0].path)
+        first = str(view(pilot).planner.plan.rows[0].path)
         report = {"error": 0.25, "worst_module": "h.0", "worst_error": 0.5}
         pilot.app.hear(
             events.Resized("task00", first, 2222, report),
@@ -229,7 +229,7 @@ def test_a_failure_stands_out_among_what_was_written(opened: Session) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
         await pilot.press("enter")
         await settle(pilot)
-        paths = [str(row.path) for row in view(pilot)._plan.rows]
+        paths = [str(row.path) for row in view(pilot).planner.plan.rows]
         fault = {"what": "The adapter was not written as it was meant.", "where": paths[1]}
         pilot.app.hear(
             events.Exported("task00", paths[0], "peft", 1000, 4, "gpt2"),
@@ -246,7 +246,7 @@ def test_a_failure_stands_out_among_what_was_written(opened: Session) -> None:
             "not written",
         ]
         preview = view(pilot)._preview
-        tones = [preview._state(row)[1] for row in view(pilot)._plan.rows]
+        tones = [preview._state(row)[1] for row in view(pilot).planner.plan.rows]
         assert tones == ["good", "error", "error", "error"]
         assert "not written as it was meant" in words(pilot, "#preview-said")
 
@@ -259,7 +259,7 @@ def test_what_was_written_is_told_with_how_to_start_it(opened: Session) -> None:
         await settle(pilot)
         await pilot.press("enter")
         await settle(pilot)
-        first = str(view(pilot)._plan.rows[0].path)
+        first = str(view(pilot).planner.plan.rows[0].path)
         pilot.app.hear(
             events.Exported("task00", first, "vllm", 1234, 4, "gpt2"),
             events.Verified("task00", first, 3e-9),

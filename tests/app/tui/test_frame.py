@@ -19,7 +19,7 @@ from vlora_tui.jobs.drafts import Drafts
 from vlora_tui.recipe.reader import load_recipe
 from vlora_tui.tui.adapters.start_page import StartPage
 from vlora_tui.tui.app.app import VLoRAApp
-from vlora_tui.tui.app.base_app import Frame
+from vlora_tui.tui.app.base_app import BaseApp
 from vlora_tui.tui.terminal import typeahead
 from vlora_tui.tui.widgets.dialogs import Ask, Help, ListProblems, Option, Prompt
 from vlora_tui.tui.widgets.table import Table
@@ -102,8 +102,8 @@ def test_quitting_asks_only_while_a_job_runs(key: str, monkeypatch: pytest.Monke
 
     async def steps(pilot: Pilot[Any]) -> None:
         await settle(pilot)
-        monkeypatch.setattr(Frame, "running_jobs", lambda self: ["job-1"])
-        pilot.app.desk.cancel = lambda job, discard: cancelled.append(job)
+        monkeypatch.setattr(BaseApp, "running_jobs", lambda self: ["job-1"])
+        pilot.app.jobs.cancel = lambda job, discard: cancelled.append(job)
         await pilot.press(key)
         assert isinstance(pilot.app.screen, Ask)
         await pilot.press("s")
@@ -333,6 +333,6 @@ def test_why_nothing_could_be_measured_stays_in_sight(
         told = pilot.app.view.not_ready()
         assert "4 adapters could not be measured" in told
         assert "state directory" in told
-        assert not pilot.app.desk.spectra_of  # the next look tries again
+        assert not pilot.app.jobs.spectra_of  # the next look tries again
 
     run(app(runs), steps)

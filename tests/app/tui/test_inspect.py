@@ -35,18 +35,15 @@ from vlora_engine.manifest.task_errors import task_figures
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.spectra.tables import Spectra
 from vlora_tui.tui.app.app import VLoRAApp
+from vlora_tui.tui.core.job_client import JobClient
+from vlora_tui.tui.core.likeness import Likeness, likeness_of
+from vlora_tui.tui.core.messages import CollectionChanged
 from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.core.subcommand import ask_command
 from vlora_tui.tui.inspect import data as inspect_data
 from vlora_tui.tui.inspect import queries as screen
-from vlora_tui.tui.inspect.data import (
-    Diff,
-    Likeness,
-    kin_of,
-    likeness_of,
-)
+from vlora_tui.tui.inspect.data import Diff, kin_of
 from vlora_tui.tui.inspect.module import ModuleBox
-from vlora_tui.tui.inspect.panes import InspectPanes
 from vlora_tui.tui.inspect.view import InspectView
 from vlora_tui.tui.widgets.heatmap import Heatmap
 from vlora_tui.tui.widgets.matrix import Matrix
@@ -613,13 +610,14 @@ def test_while_a_job_measures_it_says_so_and_not_to_begin(
 ) -> None:
     measured.spectra = None
     measuring = True
-    monkeypatch.setattr(InspectPanes, "_measuring", property(lambda view: measuring))
+    monkeypatch.setattr(JobClient, "is_measuring", property(lambda jobs: measuring))
 
     async def steps(pilot: Pilot[Any]) -> None:
         nonlocal measuring
         assert "Being measured" in words(pilot, "#matrix-said")
         measuring = False
-        pilot.app.tell("collection")  # type: ignore[attr-defined]
+        pilot.app.post_message(CollectionChanged())
+        await pilot.pause()
         assert "mark adapters (1), then 2" in words(pilot, "#matrix-said")
 
     look(measured, steps)

@@ -33,15 +33,12 @@ from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.spectra.tables import Spectra
 from vlora_engine.subspace.coverage import coverage_total, subspace_coverage
 from vlora_tui.tui.app.keymap import known_bindings
+from vlora_tui.tui.core.likeness import likeness_of
+from vlora_tui.tui.core.messages import CollectionChanged, SubspaceChanged
 from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.inspect import queries as inspect_queries
 from vlora_tui.tui.inspect import similarity as inspect_similarity
-from vlora_tui.tui.inspect.data import (
-    Coverage,
-    Interference,
-    kin_of,
-    likeness_of,
-)
+from vlora_tui.tui.inspect.data import Coverage, Interference, kin_of
 from vlora_tui.tui.inspect.finding_rows import Remark, module_in, remarks_of
 from vlora_tui.tui.inspect.module import ModuleBox
 from vlora_tui.tui.widgets.heatmap import Heatmap
@@ -356,7 +353,8 @@ def test_of_many_only_marked_ones_are_measured_and_that_is_said(
         await pilot.press("n")  # the one pair that is known
         assert set(matrix(pilot).pair) == {1, 4}
         measured.marked.clear()
-        pilot.app.tell("collection")  # type: ignore[attr-defined]
+        pilot.app.post_message(CollectionChanged())
+        await pilot.pause()
         await pilot.press("i")
         assert len(asked) == 1
 
@@ -401,7 +399,8 @@ def test_coverage_is_a_measure_of_the_layers(
         await pilot.press("c")
         assert asked == []  # no subspace is open
         measured.manifest = read_manifest(built)
-        pilot.app.tell("subspace")  # type: ignore[attr-defined]
+        pilot.app.post_message(SubspaceChanged())
+        await pilot.pause()
         await pilot.press("c")
         await settle(pilot)
         assert asked == [["coverage", str(built), measured.spectra.tasks[2].path]]

@@ -12,12 +12,13 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Static
 
-from tests.app.tui.test_export import Desk, form_lines, opened, settle, use, view, words
+from tests.app.tui.test_export import ExportApp, form_lines, opened, settle, use, view, words
 from vlora_engine.analysis.relations import Relations
 from vlora_engine.errors import NotFoundError
 from vlora_tui.jobs.watch import State
 from vlora_tui.pipeline import events
 from vlora_tui.tui.app.keys import Keys
+from vlora_tui.tui.core.likeness import Likeness
 from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.core.subcommand import ask_command
 from vlora_tui.tui.export import details as export_details
@@ -25,7 +26,6 @@ from vlora_tui.tui.export.details import DetailsPane, Measured
 from vlora_tui.tui.export.items import ItemsPane
 from vlora_tui.tui.export.merge import MethodBox, likeness_words, method_text
 from vlora_tui.tui.export.settings import MERGES
-from vlora_tui.tui.inspect.data import Likeness
 from vlora_tui.tui.widgets.table import Table
 
 __all__ = ["opened"]  # the fixture
@@ -75,11 +75,11 @@ def test_weights_stand_beside_the_inputs_and_are_changed_there(opened: Session) 
 def test_shares_are_shown_where_only_ratios_matter(opened: Session) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
         await pilot.press("m", "w", "3", "enter")
-        view(pilot)._take(view(pilot)._settings.with_method("model_stock"))
+        view(pilot).editor.take(view(pilot).editor.settings.with_method("model_stock"))
         await settle(pilot)
         assert titles(pilot)[3] == "of all"
         assert [row[3] for row in items(pilot)] == ["80 %", "6.67 %", "6.67 %", "6.67 %"]
-        view(pilot)._take(view(pilot)._settings.with_method("iso_c"))
+        view(pilot).editor.take(view(pilot).editor.settings.with_method("iso_c"))
         assert [row[2] for row in items(pilot)] == ["3", "1", "1", "1"]  # its own default is 1
 
     use(opened, steps)
@@ -138,13 +138,13 @@ def test_every_setting_of_a_merge_reaches_the_recipe(opened: Session) -> None:
 
     async def steps(pilot: Pilot[Any]) -> None:
         await pilot.press("m", "d", "d")
-        view(pilot)._take(view(pilot)._settings.with_method("ties"))
+        view(pilot).editor.take(view(pilot).editor.settings.with_method("ties"))
         for key, text in typed.items():
-            view(pilot)._edit(key)
+            view(pilot).editor.edit(key)
             await pilot.pause()
             pilot.app.screen.query_one("Input").value = text
             await pilot.press("enter")
-        view(pilot)._turn_value("normalize", -1)
+        view(pilot).editor.turn_value("normalize", -1)
         await settle(pilot)
         merge = merge_of(pilot)
         assert (merge.scale, merge.energy, merge.normalize) == (1.5, 0.9, False)
@@ -299,7 +299,7 @@ def test_what_was_drawn_for_the_measurement_is_what_is_written(
 
     async def steps(pilot: Pilot[Any]) -> None:
         await pilot.press("m")
-        view(pilot)._take(view(pilot)._settings.with_method("dare"))
+        view(pilot).editor.take(view(pilot).editor.settings.with_method("dare"))
         await settle(pilot)
         await pilot.press("p")
         await settle(pilot)
@@ -316,7 +316,7 @@ def test_the_measurement_is_that_of_the_engine(opened: Session) -> None:
 
     async def steps(pilot: Pilot[Any]) -> None:
         await pilot.press("m", "space", "space")
-        view(pilot)._edit("rank")
+        view(pilot).editor.edit("rank")
         await pilot.pause()
         await pilot.press("2", "enter")
         await settle(pilot)
@@ -358,10 +358,10 @@ def test_what_spectra_show_already_is_told_before() -> None:
 def test_a_merge_is_read_back_and_opened(opened: Session, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[list[str]] = []
 
-    async def show(self: Desk, places: list[str]) -> None:
+    async def show(self: ExportApp, places: list[str]) -> None:
         shown.append(places)
 
-    monkeypatch.setattr(Desk, "show_adapters", show)
+    monkeypatch.setattr(ExportApp, "show_adapters", show)
 
     async def steps(pilot: Pilot[Any]) -> None:
         await pilot.press("m", "enter")
@@ -396,7 +396,7 @@ def test_the_footer_has_seven_keys_at_most(opened: Session, size: tuple[int, int
         for doing in ("merge", "resize", "export"):
             await pilot.press("m")
             await settle(pilot)
-            assert view(pilot)._settings.doing == doing
+            assert view(pilot).editor.settings.doing == doing
             assert 3 <= len(list(pilot.app.query_one(Keys).query("FooterKey"))) <= 7
 
     use(opened, steps, size)

@@ -79,7 +79,7 @@ def plain(monkeypatch: pytest.MonkeyPatch, places: tuple[Path, Path]) -> VLoRAAp
     app.session.add_found(scan([str(places[0])]).adapters)
     for path in app.session.infos:
         app.session.mark(path)
-    app.desk.spectra_of = tuple(sorted(app.session.marked))
+    app.jobs.spectra_of = tuple(sorted(app.session.marked))
     app.session.set_spectra(Spectra.load(places[1]))
     return app
 

@@ -20,6 +20,7 @@ from vlora_tui.jobs.store import Job, JobInfo
 from vlora_tui.jobs.watch import JobView, State, Told
 from vlora_tui.pipeline import events
 from vlora_tui.tui.app.app import VLoRAApp
+from vlora_tui.tui.core.messages import JobsChanged
 from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.run import job_text
 from vlora_tui.tui.widgets.dialogs import Ask
@@ -80,7 +81,7 @@ def test_start_watch_and_open_the_result(tmp_path: Path) -> None:
         assert "v opens the subspace" in said
         await until(pilot, lambda: "View result" in keys_of(app), "the key for the result")
         assert keys_of(app).isdisjoint({"Cancel", "Resume"})  # it is over, and complete
-        assert app.desk._timer is None  # nothing is polled once nothing runs
+        assert app.jobs._timer is None  # nothing is polled once nothing runs
         await pilot.press("v")
         assert app.session.manifest is not None
         assert len(app.session.manifest.tasks) == 4
@@ -256,8 +257,8 @@ def test_what_an_export_wrote_is_listed_among_the_adapters(tmp_path: Path) -> No
 
     async def steps(pilot: Pilot) -> None:
         await pilot.press("3")
-        app.desk.views = [view]
-        app.tell("jobs")
+        app.jobs.views = [view]
+        app.post_message(JobsChanged())
         await pilot.press("v")
         await until(pilot, lambda: len(app.session.infos) == 2, "both are listed")
         assert app.view is not None

@@ -41,6 +41,7 @@ from vlora_tui.tui.choose.sizes import (
 from vlora_tui.tui.choose.target_steps import moved
 from vlora_tui.tui.choose.text import percent
 from vlora_tui.tui.core import job_client as core_job_client
+from vlora_tui.tui.core.messages import SpectraChanged
 from vlora_tui.tui.text import size
 from vlora_tui.tui.widgets.table import Table
 
@@ -105,7 +106,7 @@ def auto(measured: Path) -> Opened:
 def said(opened: Opened) -> list[str]:
     """What the view tells from now on."""
     words: list[str] = []
-    opened.view.say = words.append  # type: ignore[method-assign]
+    opened.view.notify = lambda text, **_: words.append(text)  # type: ignore
     return words
 
 
@@ -243,7 +244,7 @@ class TestCurves:
             assert [name for name, _, _ in pane.data.points] == ["int8", "nf4"]
             text = screen.text(SizesPane)
             assert all(f"{mark} {method}" in text for method, mark in MARKS.items())
-            sizes = screen.view._sizes
+            sizes = screen.view.figures.sizes
             for ratio in (3.0, 4.0, 6.0):
                 one, own = (
                     sizes.estimate(
@@ -490,7 +491,7 @@ class TestWhatIsMissing:
             assert "R measures again" in untold.text(SizesPane)
             assert "R measures" in sharing(untold)
             wanted: list[int] = []
-            untold.app.desk.want_spectra = lambda: wanted.append(1)  # type: ignore[method-assign]
+            untold.app.jobs.want_spectra = lambda: wanted.append(1)  # type: ignore[method-assign]
             await pilot.press("R")
             assert wanted == [1]
             await pilot.press("m", "m", "m")
@@ -537,7 +538,7 @@ class TestWhatIsMissing:
                 await pilot.press(key)
             whole.refresh()
             opened.session.choose(CompressionTarget("auto", max_error=0.05))
-            opened.app.tell("spectra")
+            opened.app.post_message(SpectraChanged())
             await opened.settled(pilot)
             assert opened.session.figures().coded is not None
 

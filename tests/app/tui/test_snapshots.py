@@ -31,6 +31,7 @@ from vlora_tui.jobs.watch import JobView, State, Told
 from vlora_tui.pipeline import events
 from vlora_tui.tui.app.app import STEPS, VLoRAApp
 from vlora_tui.tui.choose import worker as choose_worker
+from vlora_tui.tui.core.messages import JobsChanged
 from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.export import plan as export_plan
 from vlora_tui.tui.run import job_text
@@ -107,7 +108,7 @@ def opened(collection: Collection, theme: str) -> VLoRAApp:
     outlook.overhead = 256  # less than there is, so that curves reach into the chart
     session.set_spectra(spectra)
     app = VLoRAApp([str(collection.runs)], session=session, config=load_config({"theme": theme}))
-    app.desk.spectra_of = tuple(sorted(session.marked))  # they are there: no job is wanted
+    app.jobs.spectra_of = tuple(sorted(session.marked))  # they are there: no job is wanted
     return app
 
 
@@ -115,7 +116,7 @@ async def worked_out(app: VLoRAApp, pilot: Pilot[Any]) -> None:
     """Choose k has nothing left to work out."""
     for _ in range(1200):
         await pilot.pause(0.05)
-        if not app.view.at_work:
+        if not app.view.figures.at_work:
             return await still(pilot)
     pytest.fail("figures are still worked out")
 
@@ -174,9 +175,9 @@ def test_the_steps_look_as_they_did(
     async def steps(pilot: Pilot[Any]) -> None:
         await still(pilot)
         for step in STEPS:
-            app.desk.views = jobs()
+            app.jobs.views = jobs()
             await app.show_step(step.id)
-            app.tell("jobs")
+            app.post_message(JobsChanged())
             await still(pilot)
             seen[step.id] = picture(app)
             if step.id == "choose":

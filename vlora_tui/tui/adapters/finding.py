@@ -3,62 +3,71 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from textual import work
 from textual.message import Message
 
 from vlora_engine.adapters.address import is_address, is_hub_place, is_pinned_form
 from vlora_engine.errors import VLoRAError
 from vlora_tui.tui.adapters.rows import Row
-from vlora_tui.tui.adapters.scanner import (
-    Batch,
-    Ended,
-    Scanner,
-    pasted_paths,
-    subspace_row,
-)
+from vlora_tui.tui.adapters.scanner import Batch, Ended, Scanner, subspace_row
 from vlora_tui.tui.core.session import remember_folder
-from vlora_tui.tui.core.view import View
 from vlora_tui.tui.text import clean, place_words
 
-DEMO_PLACE = "vlora-demo/adapters"
+if TYPE_CHECKING:
+    from vlora_tui.tui.core.view import View
 
 
-class FindingView(View):
-    """A view whose rows come from scans, one place after another.
+class ScanNews(Message):
+    """A scan has found more, or has ended."""
 
-    ``_found`` is called whenever there is something new to show.
+    def __init__(self, news: Batch | Ended, scanner: Scanner) -> None:
+        super().__init__()
+        self.news, self.scanner = news, scanner
+
+
+class DemoMade(Message):
+    """The demo collection is there, or could not be made."""
+
+    def __init__(self, path: str, problem: VLoRAError | None) -> None:
+        super().__init__()
+        self.path, self.problem = path, problem
+
+
+class AdapterFinder:
+    """Finds the rows of Adapters: by scans of one place after another, and in the session.
+
+    Threads do the looking; they post `ScanNews` and `DemoMade` to the view, which hands them back.
+
+    Args:
+        view: Lends its threads.
+        found: Called whenever there is something new to show.
+
+    Attributes:
+        rows: What is listed, by path.
+        scanning: Whether a place is being looked through; ``making``: whether the demo is made.
     """
 
-    class Told(Message):
-        """News from the scan."""
-
-        def __init__(self, news: Batch | Ended, scanner: Scanner) -> None:
-            super().__init__()
-            self.news, self.scanner = news, scanner
-
-    class DemoMade(Message):
-        """The demo collection is there, or could not be made."""
-
-        def __init__(self, place: str, problem: VLoRAError | None) -> None:
-            super().__init__()
-            self.place, self.problem = place, problem
-
-    def begin(self) -> None:
-        """Nothing was looked for yet."""
-        self._rows: dict[str, Row] = {}
+    def __init__(self, view: View, found: Callable[[], None]) -> None:
+        self.rows: dict[str, Row] = {}
+        self.scanning = False
+        self.making = False
+        self._view = view
+        self._host = view.host
+        self._session = view.session
+        self._found = found
         self._waiting: list[str] = []
         self._wanted_marks: list[str] = []
         self._given_names: dict[str, str] = {}
         self._scanner = self._new_scanner()
-        self._scanning = False
-        self._making = False
 
-    def _found(self) -> None:
-        """The rows, or what is being looked for, have changed."""
-        raise NotImplementedError
+    @property
+    def places(self) -> list[str]:
+        """The places that were looked into."""
+        return self._scanner.places
 
     # looking
 
@@ -66,24 +75,40 @@ class FindingView(View):
         """Scan these places, one after another."""
         places = [_absolute(place) for place in places]
         self._waiting += [p for p in places if p not in self._waiting]
-        if not self._scanning:
+        if not self.scanning:
             self._next()
         self._found()
 
-    def on_paste(self, event: object) -> None:
-        places = pasted_paths(str(getattr(event, "text", "")))
-        if places:
-            self.look_into(places)
+    def take(self, event: ScanNews) -> None:
+        """Take what a scan has found into the session and the rows."""
+        if event.scanner is not self._scanner:
+            return
+        news = event.news
+        if isinstance(news, Batch):
+            self._session.add_found(news.infos)
+            self.rows |= {row.path: row for row in news.closed}
+            for row in news.subspaces:
+                self.rows[row.path] = row
+                path = Path(row.path)
+                if not is_address(row.path) and path not in self._session.subspaces:
+                    self._session.subspaces.append(path)
+        else:
+            self._ended(news)
+        self.take_session()
+        self._found()
+        self._host.refresh_bar()
 
     def _next(self) -> None:
         if self._waiting:
-            self._scanning = True
-            self._look(self._waiting.pop(0), self._scanner)
+            self.scanning = True
+            look = partial(self._look, self._waiting.pop(0), self._scanner)
+            self._view.run_worker(look, thread=True, group="scan", exit_on_error=False)
 
-    @work(thread=True, group="scan", exit_on_error=False)
     def _look(self, place: str, scanner: Scanner) -> None:
+        """In a thread: look through a place."""
+
         def tell(news: Batch | Ended) -> None:
-            self.post_message(self.Told(news, scanner))
+            self._view.post_message(ScanNews(news, scanner))
 
         try:
             scanner.look(place, tell)
@@ -91,50 +116,32 @@ class FindingView(View):
             what = f"The scan failed: {type(error).__name__}: {error}"
             tell(Ended(place, 0, {}, problem=VLoRAError(what, where=place)))
 
-    def on_finding_view_told(self, event: Told) -> None:
-        if event.scanner is not self._scanner:
-            return
-        news = event.news
-        if isinstance(news, Batch):
-            self.session.add_found(news.infos)
-            self._rows |= {row.path: row for row in news.closed}
-            for row in news.subspaces:
-                self._rows[row.path] = row
-                place = Path(row.path)
-                if not is_address(row.path) and place not in self.session.subspaces:
-                    self.session.subspaces.append(Path(row.path))
-        else:
-            self._ended(news)
-        self._take_session()
-        self._found()
-        self.vlora.refresh_bar()
-
     def _ended(self, news: Ended) -> None:
-        self._scanning = False
-        self.session.rename({**news.names, **self._given_names})
+        self.scanning = False
+        self._session.rename({**news.names, **self._given_names})
         if news.problem is not None:
-            self.vlora.complain(clean_lines(news.problem))
+            self._host.complain(clean_lines(news.problem))
         elif not news.found and not news.stopped:
-            said = "nothing new" if news.place in self._scanner.places and self._rows else "nothing"
-            self.vlora.complain(
-                f"There is {said} in {place_words(news.place)}.\n"
+            what = "nothing new" if news.place in self.places and self.rows else "nothing"
+            self._host.complain(
+                f"There is {what} in {place_words(news.place)}.\n"
                 "Looked for folders with adapter_config.json and adapter_model.safetensors, "
-                f"{self.vlora.config['scan_depth']} levels deep."
+                f"{self._host.config['scan_depth']} levels deep."
             )
         elif is_hub_place(news.place):
             remember_folder(news.place)
         else:
             remember_folder(str(Path(news.place).expanduser().absolute()))
         for remark in news.remarks[:3]:
-            self.notify(clean(remark), markup=False)
+            self._view.notify(clean(remark), markup=False)
         if news.full:
-            self.vlora.complain(
-                f"Only the first {self.vlora.config['scan_limit']:,} are listed; "
+            self._host.complain(
+                f"Only the first {self._host.config['scan_limit']:,} are listed; "
                 "open folders further down, or raise scan_limit in the config file."
             )
         if not self._waiting:
             self._mark_wanted()
-            self.vlora.call_later(self.vlora.scanned)
+            self._host.call_later(self._host.scanned)
         self._next()
 
     def mark_when_found(self, names: Mapping[str, str | None]) -> None:
@@ -145,94 +152,83 @@ class FindingView(View):
     def _mark_wanted(self) -> None:
         for wanted in self._wanted_marks:
             below = os.path.join(wanted, "")
-            for path in self.session.infos:
+            for path in self._session.infos:
                 if path == wanted or path.startswith(below) or is_pinned_form(path, wanted):
-                    self.session.mark(path, True)
+                    self._session.mark(path, True)
         self._wanted_marks = []
 
-    def action_stop(self) -> None:
-        if self._scanning:
+    def stop(self) -> None:
+        """Let go of what is being looked through."""
+        if self.scanning:
             self._waiting.clear()
             self._scanner.stop()
 
-    def action_again(self) -> None:
-        places = list(self._scanner.places)
-        if places and not self._scanning:
-            self._forget()
-            self.vlora.desk.forget_spectra()
+    def look_again(self) -> None:
+        """Look through the same places anew."""
+        places = list(self.places)
+        if places and not self.scanning:
+            self.forget()
+            self._host.jobs.forget_spectra()
             self.look_into(places)
 
-    def _forget(self) -> None:
+    def forget(self) -> None:
+        """Clear the list."""
         self._scanner.stop()
-        self._scanner, self._scanning = self._new_scanner(), False
-        self._rows.clear()
-        self.session.infos.clear()
-        self.session.subspaces.clear()
+        self._scanner, self.scanning = self._new_scanner(), False
+        self.rows.clear()
+        self._session.infos.clear()
+        self._session.subspaces.clear()
 
     def _new_scanner(self) -> Scanner:
-        config = self.vlora.config
+        config = self._host.config
         return Scanner(max_depth=config["scan_depth"], max_adapters=config["scan_limit"])
 
-    def _take_session(self) -> bool:
-        """The rows of what the session knows; whether any of them is new."""
-        checked, new = self.session.checked, False
-        for path, info in self.session.infos.items():
-            row = self._rows.get(path)
+    def take_session(self) -> bool:
+        """List what the session knows, too; whether any of it is new."""
+        checked, new = self._session.checked, False
+        for path, info in self._session.infos.items():
+            row = self.rows.get(path)
             if row is None or row.info is not info or row.checked != checked.get(path):
-                self._rows[path] = Row(
+                self.rows[path] = Row(
                     path, info.name, info, None, info.error, info.nbytes, checked.get(path)
                 )
                 new = True
-        for place in self.session.subspaces:
-            if str(place) not in self._rows:
-                self._rows[str(place)] = subspace_row(place)
+        for subspace in self._session.subspaces:
+            if str(subspace) not in self.rows:
+                self.rows[str(subspace)] = subspace_row(subspace)
                 new = True
         return new
 
     # the demo
 
-    def make_demo(self, place: str | None = None) -> None:
-        """Make the demo collection, asking where; then list it."""
-        from vlora_tui.tui.widgets.dialogs import Prompt
-
-        if place is not None:
-            self._make_demo(place)
-            return
-        words = "19 small synthetic adapters, 14 MB, made on this machine. Where?"
-
-        def answered(place: str | None) -> None:
-            if place:
-                self._make_demo(place)
-
-        self.app.push_screen(Prompt("Make the demo", words, DEMO_PLACE), answered)
-
-    def _make_demo(self, place: str) -> None:
-        self._making = True
+    def make_demo(self, path: str) -> None:
+        """Make the demo collection, then list it."""
+        self.making = True
         self._found()
-        self._write_demo(str(Path(place).expanduser()))
+        make = partial(self._write_demo, str(Path(path).expanduser()))
+        self._view.run_worker(make, thread=True, exclusive=True, group="demo", exit_on_error=False)
 
-    @work(thread=True, exclusive=True, group="demo", exit_on_error=False)
-    def _write_demo(self, place: str) -> None:
+    def _write_demo(self, path: str) -> None:
+        """In a thread: make the demo collection."""
         from vlora_engine.demo import make_demo_collection
 
+        problem: VLoRAError | None = None
         try:
-            make_demo_collection(Path(place))
+            make_demo_collection(Path(path))
         except VLoRAError as error:
-            self.post_message(self.DemoMade(place, error))
-            return
+            problem = error
         except OSError as error:
-            problem = VLoRAError(f"The demo cannot be written: {error.strerror}.", where=place)
-            self.post_message(self.DemoMade(place, problem))
-            return
-        self.post_message(self.DemoMade(place, None))
+            problem = VLoRAError(f"The demo cannot be written: {error.strerror}.", where=path)
+        self._view.post_message(DemoMade(path, problem))
 
-    def on_finding_view_demo_made(self, event: DemoMade) -> None:
-        self._making = False
+    def take_demo(self, event: DemoMade) -> None:
+        """List the demo collection, or say why there is none."""
+        self.making = False
         if event.problem is not None:
-            self.vlora.complain(clean_lines(event.problem))
+            self._host.complain(clean_lines(event.problem))
             self._found()
         else:
-            self.look_into([event.place])
+            self.look_into([event.path])
 
 
 def clean_lines(error: VLoRAError) -> str:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar
 
+from textual import events
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import Input
 
 from vlora_engine.adapters.address import is_hub_place
 from vlora_tui.tui.adapters.body import Body
-from vlora_tui.tui.adapters.finding import FindingView
+from vlora_tui.tui.adapters.finding import AdapterFinder, DemoMade, ScanNews
 from vlora_tui.tui.adapters.rows import Row, keep, ordered
+from vlora_tui.tui.adapters.scanner import pasted_paths
 from vlora_tui.tui.adapters.start_page import StartPage
+from vlora_tui.tui.core.messages import CollectionChanged, SessionChanged, SpectraChanged
+from vlora_tui.tui.core.view import View
 from vlora_tui.tui.text import (
     clean,
     place_words,
@@ -24,8 +29,6 @@ from vlora_tui.tui.text import (
 from vlora_tui.tui.widgets.table import Cell, Table
 
 DEMO_PLACE = "vlora-demo/adapters"
-TONES = ("muted", "good", "warning", "error", "accent")
-
 
 _ON_ROWS = frozenset(
     (
@@ -35,8 +38,8 @@ _ON_ROWS = frozenset(
 )
 
 
-class AdaptersView(FindingView):
-    """The Adapters step."""
+class AdaptersView(View):
+    """The Adapters step: a table of what was found, and the marks on it."""
 
     step = 1
     title = "Adapters"
@@ -77,14 +80,14 @@ class AdaptersView(FindingView):
 
     def compose(self) -> ComposeResult:
         yield StartPage(self._draft_words, id="start")
-        if self.vlora.start_paths or self.session.infos:
+        if self.host.start_paths or self.session.infos:
             yield Body(self._mark)
 
     def on_mount(self) -> None:
-        self.begin()
+        self.finder = AdapterFinder(self, self._show)
         self._sort = ("name", False)
         self._marks_before: list[dict[str, None]] = []
-        self._take_session()
+        self.finder.take_session()
         self._show()
         self.call_after_refresh(self._complete)
 
@@ -93,8 +96,8 @@ class AdaptersView(FindingView):
         if not self._is_complete:
             await self.mount(Body(self._mark))
             self._show()
-        if self.vlora.start_paths:
-            self.look_into(self.vlora.start_paths)
+        if self.host.start_paths:
+            self.look_into(self.host.start_paths)
 
     @property
     def _is_complete(self) -> bool:
@@ -109,16 +112,17 @@ class AdaptersView(FindingView):
     def shown(self) -> None:
         if self._is_complete:
             self.query_one(Body).remove_class("-details")
-            self.changed("spectra")  # they may have arrived while another step was in view
+            self.changed(SpectraChanged())  # they may have come while another step was in view
         self._focus()
 
-    def changed(self, what: str) -> None:
-        if what == "collection" or (what == "spectra" and self._take_session()):
-            self._take_session()
-            self._show()
+    def changed(self, change: SessionChanged) -> None:
+        if isinstance(change, CollectionChanged | SpectraChanged):
+            new = self.finder.take_session()
+            if new or isinstance(change, CollectionChanged):
+                self._show()
 
     def row_text(self) -> str | None:
-        row = self.table.row if self._rows else None
+        row = self.table.row if self.finder.rows else None
         return None if row is None else row.text()
 
     def command_text(self) -> str | None:
@@ -126,20 +130,20 @@ class AdaptersView(FindingView):
 
         if self.session.marked:
             return self.session.command()
-        places = self._scanner.places
+        places = self.finder.places
         return shlex.join(["vlora-tui", "inspect", *places]) if places else None
 
     def action_filter(self) -> None:
         self.open_filter()
 
     def open_filter(self) -> None:
-        if self._rows and self._is_complete:
+        if self.finder.rows and self._is_complete:
             self._line.display = True
             self._line.focus()
 
     def show_only(self, words: str) -> None:
         """Set the filter, and look at the first row that it keeps."""
-        self._take_session()
+        self.finder.take_session()
         self._line.value = words
         self._line.display = True
         self._show()
@@ -156,16 +160,58 @@ class AdaptersView(FindingView):
         if chosen.action == "look":
             self.look_into([chosen.place])
         elif chosen.action == "demo":
-            self.make_demo()
+            self._ask_for_demo()
         elif chosen.action == "draft":
-            self.vlora.open_draft()
+            self.host.open_draft()
         else:
             self.action_open()
+
+    # looking
+
+    def look_into(self, places: list[str]) -> None:
+        """Scan these places, one after another."""
+        self.finder.look_into(places)
+
+    def mark_when_found(self, names: Mapping[str, str | None]) -> None:
+        """Mark the adapters at or below these paths once they are found, and name them so."""
+        self.finder.mark_when_found(names)
+
+    def make_demo(self, path: str) -> None:
+        """Make the demo collection there, then list it."""
+        self.finder.make_demo(path)
+
+    def on_scan_news(self, event: ScanNews) -> None:
+        self.finder.take(event)
+
+    def on_demo_made(self, event: DemoMade) -> None:
+        self.finder.take_demo(event)
+
+    def on_paste(self, event: events.Paste) -> None:
+        places = pasted_paths(event.text)
+        if places:
+            self.look_into(places)
+
+    def _ask_for_demo(self) -> None:
+        from vlora_tui.tui.widgets.dialogs import Prompt
+
+        words = "19 small synthetic adapters, 14 MB, made on this machine. Where?"
+
+        def answered(path: str | None) -> None:
+            if path:
+                self.make_demo(path)
+
+        self.app.push_screen(Prompt("Make the demo", words, DEMO_PLACE), answered)
+
+    def action_stop(self) -> None:
+        self.finder.stop()
+
+    def action_again(self) -> None:
+        self.finder.look_again()
 
     def action_open(self) -> None:
         from vlora_tui.tui.adapters.open_folder import OpenFolder
 
-        places = self._scanner.places
+        places = self.finder.places
         folders = [place for place in places if not is_hub_place(place)]
         start = str(Path(folders[-1]).expanduser().parent) if folders else _here()
 
@@ -182,12 +228,12 @@ class AdaptersView(FindingView):
     def action_close(self) -> None:
         self.action_stop()
         self._remember_marks()
-        self._forget()
+        self.finder.forget()
         self.session.marked.clear()
         self.session.skip_bad = False
         self.session.manifest = None
         self.query_one(StartPage).renew()
-        self.vlora.tell("collection")
+        self.post_message(CollectionChanged())
 
     # marking
 
@@ -209,7 +255,7 @@ class AdaptersView(FindingView):
         if row is None or row.group is None:
             self._why_not(row)
             return
-        members = [r for r in self._rows.values() if r.group == row.group]
+        members = [r for r in self.finder.rows.values() if r.group == row.group]
         self._mark_all(members, not all(r.path in self.session.marked for r in members))
 
     def action_all(self) -> None:
@@ -255,8 +301,8 @@ class AdaptersView(FindingView):
             self._show()
         self.table.refresh()
         self._hint()
-        self.vlora.refresh_bar()
-        self.vlora.draft_changed()
+        self.host.refresh_bar()
+        self.host.draft_changed()
 
     def _why_not(self, row: Row | None) -> None:
         if row is None:
@@ -278,9 +324,9 @@ class AdaptersView(FindingView):
         if row is None:
             return
         if row.is_subspace and row.error is None:
-            await self.vlora.open_subspace(row.path)
+            await self.host.open_subspace(row.path)
         elif self.session.marked:
-            await self.vlora.show_step("choose")
+            await self.host.show_step("choose")
         elif row.group is not None:
             self.action_group()
             self.notify("Marked all that fit together. Enter again goes on.", markup=False)
@@ -370,32 +416,29 @@ class AdaptersView(FindingView):
 
     def _mark(self, row: Row) -> Cell:
         if row.path in self.session.left_out:
-            return ("x" if self.vlora.ascii_only else "✕"), "warning"
+            return ("x" if self.host.ascii_only else "✕"), "warning"
         if row.path in self.session.marked:
-            return ("*" if self.vlora.ascii_only else "●"), "marked"
+            return ("*" if self.host.ascii_only else "●"), "marked"
         if row.error is not None:
-            return ("x" if self.vlora.ascii_only else "✕"), "error"
+            return ("x" if self.host.ascii_only else "✕"), "error"
         if row.is_subspace:
-            return ("#" if self.vlora.ascii_only else "◆"), "accent"
+            return ("#" if self.host.ascii_only else "◆"), "accent"
         return " ", ""
 
-    def _found(self) -> None:
-        self._show()
-
     def _show(self) -> None:
-        empty = not self._rows and not self._scanning and not self._making
+        empty = not self.finder.rows and not self.finder.scanning and not self.finder.making
         start = self.query_one(StartPage)
         if not self._is_complete:
             return
         body = self.query_one(Body)
         if start.display != empty or body.display == empty:
             start.display, body.display = empty, not empty
-            if self.vlora.view is self:
+            if self.is_in_view:
                 self._focus()
         if empty:
             return
-        fits = keep(self._line.value, self.session.marked, self._scanner.places)
-        rows = ordered([row for row in self._rows.values() if fits(row)], *self._sort)
+        fits = keep(self._line.value, self.session.marked, self.finder.places)
+        rows = ordered([row for row in self.finder.rows.values() if fits(row)], *self._sort)
         self.table.sorted_by = self._sort
         self.table.show(rows)
         self._details()
@@ -404,8 +447,8 @@ class AdaptersView(FindingView):
     def _details(self) -> None:
         row = self.table.row
         group = row.group if row is not None else None
-        members = sum(r.group == group for r in self._rows.values()) if group else 0
-        otherwise = "" if self._scanning else "No row fits the filter."
+        members = sum(r.group == group for r in self.finder.rows.values()) if group else 0
+        otherwise = "" if self.finder.scanning else "No row fits the filter."
         self.query_one(Body).describe(members, otherwise)
 
     def _hint(self) -> None:
@@ -413,17 +456,17 @@ class AdaptersView(FindingView):
         body.tell(self._title_words(), self._count_words(), self._hint_words())
 
     def _title_words(self) -> str:
-        places = [place_words(place) for place in self._scanner.places]
+        places = [place_words(place) for place in self.finder.places]
         if not places:
             return "Adapters"
         more = f" and {len(places) - 1} more" if len(places) > 1 else ""
         return f"Adapters in {places[0]}{more}"
 
     def _count_words(self) -> str:
-        shown, total = len(self.table.rows), len(self._rows)
-        if self._making:
+        shown, total = len(self.table.rows), len(self.finder.rows)
+        if self.finder.making:
             return "making the demo"
-        if self._scanning:
+        if self.finder.scanning:
             return f"looking: {total:,} found, x stops"
         return f"{total:,} found" if shown == total else f"{shown:,} of {total:,} shown"
 
@@ -432,9 +475,9 @@ class AdaptersView(FindingView):
             return f"{plural(len(self.table.range), 'row')} in the range: V marks them, esc lets go"
         chosen = self.session.chosen
         if not chosen:
-            if self._scanning or self._making or not self._rows:
+            if self.finder.scanning or self.finder.making or not self.finder.rows:
                 return ""
-            broken = sum(row.error is not None for row in self._rows.values())
+            broken = sum(row.error is not None for row in self.finder.rows.values())
             tail = f"   {broken} cannot be used" if broken else ""
             return f"space marks one, * its group, + all shown{tail}"
         groups = Counter(info.group for info in chosen)
@@ -446,7 +489,7 @@ class AdaptersView(FindingView):
         return f"{words}. Enter: choose k"
 
     def _draft_words(self) -> str | None:
-        return self.vlora.draft_words()
+        return self.host.draft_words()
 
 
 def _here() -> str:

@@ -7,14 +7,27 @@ import os
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
+from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import ContentSwitcher
 
-from vlora_tui.tui.app.base_app import Frame
+from vlora_tui.tui.app.base_app import BaseApp
 from vlora_tui.tui.app.keys import Keys
-from vlora_tui.tui.core.bad_adapters import Verdict
-from vlora_tui.tui.core.job_client import Desk
+from vlora_tui.tui.core.bad_adapters import BadAdapterPrompt
+from vlora_tui.tui.core.job_client import JobClient
+from vlora_tui.tui.core.messages import (
+    AdaptersWanted,
+    ChoiceChanged,
+    CollectionChanged,
+    Complaint,
+    DiskTooSmall,
+    JobsChanged,
+    MeasuringFailed,
+    SessionChanged,
+    SpectraChanged,
+    SubspaceChanged,
+)
 from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.core.view import View
 from vlora_tui.tui.text import size, tilde
@@ -24,7 +37,6 @@ from vlora_tui.utils.formatting import how_much
 
 if TYPE_CHECKING:
     from vlora_tui.jobs import JobView
-    from vlora_tui.pipeline.disk_space import Lack
     from vlora_tui.recipe.model import Recipe
 
 
@@ -47,7 +59,7 @@ STEPS = (
 )
 
 
-class VLoRAApp(Frame):
+class VLoRAApp(BaseApp):
     """The interface.
 
     Args:
@@ -119,8 +131,8 @@ class VLoRAApp(Frame):
         super().__init__(config or load_config({"ascii": ascii_only}))
         self.session = session or Session()
         self.start_paths = list(paths)
-        self.desk = Desk(self)
-        self.verdict = Verdict(self)
+        self.jobs = JobClient(self, self.session)
+        self.bad_adapters = BadAdapterPrompt(self, self.session, self.jobs)
         if os.environ.get("SSH_CONNECTION"):
             self.animation_level = "none"
 
@@ -137,11 +149,11 @@ class VLoRAApp(Frame):
         """The first step, once there is something to see; then what can wait."""
         await self.show_step("adapters")
         self.call_after_refresh(self.after_first_paint)
-        self.call_after_refresh(self.desk.open)
+        self.call_after_refresh(self.jobs.open)
 
     def job_views(self) -> list[JobView]:
         """All jobs as of the last look, the newest first."""
-        return self.desk.views
+        return self.jobs.views
 
     def start_job(self, recipe: Recipe, *, force: bool = False) -> None:
         """Start a job of this recipe in a process of its own."""
@@ -150,12 +162,13 @@ class VLoRAApp(Frame):
         of_it = figures is not None and target == figures.choosing
         known = figures.prediction if figures is not None and of_it else None
         nbytes = None if known is None else known.nbytes
-        self.desk.start(recipe, force=force, subspace_bytes=nbytes)
+        self.jobs.start(recipe, force=force, subspace_bytes=nbytes)
 
-    def refuse_for_room(self, lack: Lack) -> None:
+    def on_disk_too_small(self, event: DiskTooSmall) -> None:
         """Say that what was to be started does not fit, and offer to name another place."""
         from vlora_tui.tui.widgets.dialogs import Ask, Option
 
+        lack = event.lack
         words = (
             f"{tilde(lack.path)}\n"
             f"needs {size(lack.need)}, with the layers that are kept beside it until it is done; "
@@ -182,19 +195,15 @@ class VLoRAApp(Frame):
         except VLoRAError as error:
             self.complain(str(error))
             return
-        self.tell("subspace")
+        self.post_message(SubspaceChanged())
         await self.show_step("inspect")
 
-    async def show_bad(self) -> None:
-        """Go to the adapters that cannot be used, with what was found about them."""
-        await self.show_only("is:broken")
-
-    async def show_only(self, words: str) -> None:
-        """Go to the adapters that this filter keeps."""
+    async def on_adapters_wanted(self, event: AdaptersWanted) -> None:
+        """Go to the adapters that a filter keeps."""
         from vlora_tui.tui.adapters.view import AdaptersView
 
         await self.show_step("adapters")
-        self.query_one("#adapters", AdaptersView).show_only(words)
+        self.query_one("#adapters", AdaptersView).show_only(event.words)
 
     async def show_adapters(self, places: list[str]) -> None:
         """Go to the adapters, and look into these places too."""
@@ -222,18 +231,32 @@ class VLoRAApp(Frame):
         if self.view is not None:
             self.view.shown()
 
-    def tell(self, what: str) -> None:
-        """Something changed: ``collection``, ``spectra``, ``choice``, ``jobs`` or ``subspace``."""
+    @on(SessionChanged)
+    def show_change(self, change: SessionChanged) -> None:
+        """Let the status line, the draft and the step in view have their share of a change."""
+        spectra = self.session.spectra
+        if isinstance(change, SpectraChanged) and spectra is not None:
+            self.bad_adapters.spectra_came(spectra)
         self.refresh_bar()
-        if what in ("choice", "collection"):
+        if isinstance(change, ChoiceChanged | CollectionChanged):
             self.draft_changed()
         if self.view is not None:
-            self.view.changed(what)
+            self.view.changed(change)
+        if isinstance(change, JobsChanged):
+            self.bad_adapters.looked_at(self.jobs.views)
+
+    def on_measuring_failed(self, event: MeasuringFailed) -> None:
+        """Say why, where step 2 is not there to say it."""
+        if self.view is None or self.view.id != "choose":
+            self.complain(f"While measuring the adapters: {event.problem}")
+
+    def on_complaint(self, event: Complaint) -> None:
+        self.complain(event.text)
 
     def refresh_bar(self) -> None:
         """Draw the status line again."""
         view = self.view
-        job = _job_words(self.desk.running)
+        job = _job_words(self.jobs.running)
         self.query_one(TopBar).show(view.step if view else 1, self.session.title(), job)
 
     async def action_step(self, step_id: str) -> None:

@@ -16,6 +16,7 @@ from textual.screen import Screen
 from textual.worker import WorkerError
 
 from vlora_engine.errors import VLoRAError
+from vlora_tui.tui.core.job_client import WORKERS, JobClient
 from vlora_tui.tui.terminal.typeahead import KeysInOrder
 from vlora_tui.tui.text import clean, tilde
 from vlora_tui.utils.config import Config, load_config
@@ -23,7 +24,6 @@ from vlora_tui.utils.config import Config, load_config
 if TYPE_CHECKING:
     from vlora_tui.jobs.drafts import Draft, SavedDraft
     from vlora_tui.recipe.model import Recipe
-    from vlora_tui.tui.core.job_client import Desk
     from vlora_tui.tui.core.session import Session
 
 WIDTHS = [(0, "-tiny"), (60, "-narrow"), (80, "-medium"), (110, "-wide"), (150, "-huge")]
@@ -33,7 +33,7 @@ PLAIN_THEME = "ansi-dark"  # says with bold, dim and reverse what others say in 
 GONE = 129  # what a shell calls the end by SIGHUP
 
 
-class Frame(KeysInOrder):
+class BaseApp(KeysInOrder):
     """The part of the application that knows no step by name.
 
     Args:
@@ -47,7 +47,7 @@ class Frame(KeysInOrder):
     ESCAPE_TO_MINIMIZE = False  # the steps know best what Escape leaves first
 
     session: Session
-    desk: Desk
+    jobs: JobClient
 
     def __init__(self, config: Config | None = None) -> None:
         super().__init__()
@@ -59,7 +59,6 @@ class Frame(KeysInOrder):
         self._offered: SavedDraft | None = None
         self._dirty = False
         self._wanted_step: str | None = None
-        self._keys_told: set[str] = set()
         if self.config.keys:
             self.set_keymap(self.config.keys)
         wanted = str(self.config["theme"])
@@ -78,10 +77,6 @@ class Frame(KeysInOrder):
 
     async def show_step(self, step_id: str) -> None:
         """Bring a step into view."""
-        raise NotImplementedError
-
-    def tell(self, what: str) -> None:
-        """Something changed."""
         raise NotImplementedError
 
     async def open_subspace(self, path: str) -> None:
@@ -222,7 +217,7 @@ class Frame(KeysInOrder):
 
     def running_jobs(self) -> list[str]:
         """The ids of jobs that run or wait on this machine."""
-        return [view.job.id for view in self.desk.running]
+        return [view.job.id for view in self.jobs.running]
 
     def action_leave(self) -> None:
         """Back from what is only for a moment, else quit; a running job asks first."""
@@ -254,7 +249,7 @@ class Frame(KeysInOrder):
         def answered(answer: str | None) -> None:
             if answer == "cancel":
                 for job_id in running:
-                    self.desk.cancel(job_id, discard=False)
+                    self.jobs.cancel(job_id, discard=False)
                 self._end_when_asked()
             elif answer == "leave":
                 self.end()
@@ -263,8 +258,8 @@ class Frame(KeysInOrder):
 
     @work(exit_on_error=False)
     async def _end_when_asked(self) -> None:
-        """End once the desk has asked the jobs to stop; ending at once would leave them unasked."""
-        for asking in [worker for worker in self.workers if worker.group == "desk"]:
+        """End once the jobs were asked to stop; ending at once would leave them unasked."""
+        for asking in [worker for worker in self.workers if worker.group == WORKERS]:
             with suppress(WorkerError):
                 await asking.wait()
         self.end()

@@ -77,8 +77,8 @@ class Shown:
         return SIDES[(SIDES.index(self.side) + 1) % len(SIDES)]
 
 
-class Atlas:
-    """Everything that is worked out once for a version of the spectra.
+class LayerTables:
+    """Everything about curves, cells and figures that is worked out once for a version of spectra.
 
     Args:
         version: `Session.version` when it was made.

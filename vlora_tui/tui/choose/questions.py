@@ -10,11 +10,11 @@ from vlora_tui.tui.text import clean, size
 from vlora_tui.tui.widgets.ask import Question
 
 if TYPE_CHECKING:
-    from vlora_tui.tui.choose.data import Atlas, Shown
+    from vlora_tui.tui.choose.data import LayerTables, Shown
     from vlora_tui.tui.core.session import Session
 
 
-def question(what: str, atlas: Atlas, shown: Shown, session: Session) -> Question:
+def question(what: str, tables: LayerTables, shown: Shown, session: Session) -> Question:
     """The question behind a key: ``k``, ``variance``, ``max_error``, ``mean_error``, ``budget``
     or ``filter``; the present value is its default.
     """
@@ -22,8 +22,8 @@ def question(what: str, atlas: Atlas, shown: Shown, session: Session) -> Questio
     held = now.goal[1] if now.goal[0] == what else None
     if what == "k":
         own = shown.editing and shown.layer is not None
-        top = atlas.layer_top(shown.layer or "", now.method) if own else atlas.top(now.method)
-        label = f"k of {clean(atlas.short.get(shown.layer or '', ''))}" if own else "k"
+        top = tables.layer_top(shown.layer or "", now.method) if own else tables.top(now.method)
+        label = f"k of {clean(tables.short.get(shown.layer or '', ''))}" if own else "k"
         return Question(what, label, f"1 to {top}", lambda text: _k(text, top), _shown(held))
     if what == "variance":
         value = "" if held is None else f"{100 * held:g}"
@@ -34,7 +34,7 @@ def question(what: str, atlas: Atlas, shown: Shown, session: Session) -> Questio
         return Question(what, whose, "%, such as 5 or 0.5", _error, value)
     if what == "budget":
         value = "" if held is None else f"{held:.0f}"
-        hint = f"on disk, such as 64MB or 2MiB; the adapters take {size(atlas.stored)}"
+        hint = f"on disk, such as 64MB or 2MiB; the adapters take {size(tables.stored)}"
         return Question(what, "at most", hint, _budget, value)
     hint = "part of a layer's name, or a pattern such as *attn*; nothing shows all"
     return Question("filter", "only", hint, str, shown.pattern)

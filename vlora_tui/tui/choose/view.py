@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,11 +17,14 @@ from textual.widgets import Static
 from vlora_tui.pipeline.forecast import Loss
 from vlora_tui.tui.charts.variance_plot import prepare
 from vlora_tui.tui.choose.curve_pane import CurvePane, SizesPane
-from vlora_tui.tui.choose.data import Atlas
+from vlora_tui.tui.choose.data import LayerTables
 from vlora_tui.tui.choose.figures_pane import FiguresPane, brief_lines
-from vlora_tui.tui.choose.keys import Moves
+from vlora_tui.tui.choose.keys import ChoiceEditor
 from vlora_tui.tui.choose.sizes import loss_cells
+from vlora_tui.tui.choose.worker import BackgroundFigures, FiguresComputed
+from vlora_tui.tui.core.messages import JobsChanged, SessionChanged, SpectraChanged
 from vlora_tui.tui.core.session import Figures
+from vlora_tui.tui.core.view import View
 from vlora_tui.tui.text import clean, plural
 from vlora_tui.tui.widgets.ask import AskLine
 from vlora_tui.tui.widgets.folding import Hanging
@@ -45,8 +47,8 @@ LOSSES = (
 )
 
 
-class ChooseView(Moves):
-    """The curve, the layers, and the figures of the present choice."""
+class ChooseView(View):
+    """The Choose k step: the curve, the layers, and the figures of the present choice."""
 
     step = 2
     title = "Choose k"
@@ -135,11 +137,13 @@ class ChooseView(Moves):
         self._sharing = Text()
 
     def on_mount(self) -> None:
-        self.set_class(self.vlora.ascii_only, "-ascii")
+        self.figures = BackgroundFigures(self, self.redraw, self._wants_curves)
+        self.editor = ChoiceEditor(self.session, self.figures, self._say, self.redraw)
+        self.set_class(self.host.ascii_only, "-ascii")
         self.run_worker(prepare, thread=True, group="plots", exit_on_error=False)
 
     def compose(self) -> ComposeResult:
-        ascii_only = self.vlora.ascii_only
+        ascii_only = self.host.ascii_only
         yield Static("", id="choose-wait", markup=False)
         yield Static("", id="choose-tabs", markup=False)
         with Horizontal(id="choose-top"):
@@ -159,16 +163,17 @@ class ChooseView(Moves):
 
     def shown(self) -> None:
         if self.session.marked:
-            self.vlora.desk.want_spectra()
+            self.host.jobs.want_spectra()
         self._size_classes(*self.app.size)
         self.redraw()
         if self.not_ready() is None:
             self._focus_first()
 
-    def changed(self, what: str) -> None:
-        if what == "spectra" and self.session.spectra is not None:
-            self.spectra_changed(self.session.spectra)
-        elif what != "jobs" or self.not_ready() is not None or self._lacks_tables:
+    def changed(self, change: SessionChanged) -> None:
+        spectra, of_jobs = self.session.spectra, isinstance(change, JobsChanged)
+        if isinstance(change, SpectraChanged) and spectra is not None:
+            self.figures.layers_came(spectra)
+        elif not of_jobs or self.not_ready() is not None or self._lacks_tables:
             self.redraw()
 
     def not_ready(self) -> str | None:
@@ -181,9 +186,9 @@ class ChooseView(Moves):
                 "Press 1 and mark the adapters that shall share a basis\n"
                 "(space marks one, * the whole group), then come back with 2."
             )
-        view = self.vlora.desk.view(self.vlora.desk.spectra_job or "")
+        view = self.host.jobs.view(self.host.jobs.spectra_job or "")
         count = plural(len(self.session.chosen), "adapter")
-        problem = self.vlora.desk.spectra_problem
+        problem = self.host.jobs.spectra_problem
         if problem is not None:
             return f"{count} could not be measured.\n\n{problem}\n\n1, then 2 tries again."
         doing = f"Measuring {count}: no layer is done yet."
@@ -197,13 +202,13 @@ class ChooseView(Moves):
 
     def row_text(self) -> str | None:
         figures = self.query_one(FiguresPane)
-        if self._atlas is None:
+        if self.figures.tables is None:
             return None
         if figures.has_focus:
             return figures.row_text()
-        if self.shown_as.sizes:
+        if self.editor.shown.sizes:
             return self._size_row_text()
-        return self._atlas.layer_words(self.shown_as, self._last)
+        return self.figures.tables.layer_words(self.editor.shown, self.figures.last)
 
     def _size_row_text(self) -> str | None:
         """The adapter under the cursor, or what is shared, or the present choice."""
@@ -215,16 +220,61 @@ class ChooseView(Moves):
         return "\n".join(self._brief_lines(200))
 
     def open_filter(self) -> None:
-        if self.shown_as.sizes:
-            self.say("Layers are filtered on the other view: S.")
+        if self.editor.shown.sizes:
+            self._say("Layers are filtered on the other view: S.")
         else:
-            self.ask("filter")
+            self.action_ask("filter")
+
+    # keys that change the choice
+
+    def action_k(self, step: int) -> None:
+        """Move k, or the focused layer's own; where there is no k, the target."""
+        self.editor.move_k(step)
+
+    def action_ask(self, what: str) -> None:
+        """Open the line that asks for a value."""
+        question = self.editor.question(what)
+        if question is not None:
+            self.query_one(AskLine).ask(question)
+
+    def action_method(self) -> None:
+        """The next method that the spectra can tell of."""
+        self.editor.next_method()
+
+    def action_dtype(self) -> None:
+        """The next dtype to store in."""
+        self.editor.next_dtype()
+
+    def action_packing(self) -> None:
+        """The next way of packing."""
+        self.editor.next_packing()
+
+    def action_own(self) -> None:
+        """Start or end giving the focused layer a k of its own."""
+        self.editor.turn_own()
+
+    def action_clear_own(self) -> None:
+        """Let the focused layer follow the others again."""
+        self.editor.clear_own()
+
+    def action_undo(self) -> None:
+        """Take the last change of the choice back."""
+        self.editor.undo()
+
+    def action_pin(self) -> None:
+        """Keep the present choice for comparison, or let go of it."""
+        self.editor.pin()
+
+    async def action_run(self) -> None:
+        """Go on to Run with what is on screen."""
+        if self.editor.ready() is not None:
+            await self.host.show_step("run")
 
     # keys that change what is shown
 
     def action_sizes(self) -> None:
         """The other view: size against error, or k."""
-        self._show_as(sizes=not self.shown_as.sizes, editing=False)
+        self.editor.show_as(sizes=not self.editor.shown.sizes, editing=False)
         if self.not_ready() is None:
             self._front = self.panes[0]
             self._focus_first()
@@ -233,35 +283,33 @@ class ChooseView(Moves):
         """Measure the adapters again, where something is missing."""
         spectra = self.session.spectra
         if spectra is not None and spectra.codec is not None:
-            self.say("Everything is measured.")
-        elif self.vlora.desk.is_measuring:
-            self.say("They are being measured: 3 shows the job.")
+            self._say("Everything is measured.")
+        elif self.host.jobs.is_measuring:
+            self._say("They are being measured: 3 shows the job.")
         else:
-            self.vlora.desk.forget_spectra()
-            self.vlora.desk.want_spectra()
+            self.host.jobs.forget_spectra()
+            self.host.jobs.want_spectra()
             self.redraw()
 
     def action_done(self) -> None:
         """Leave what is transient."""
-        if self.shown_as.editing:
-            self.shown_as = replace(self.shown_as, editing=False)
-            self.redraw()
-        elif self.shown_as.pattern:
-            self.shown_as = replace(self.shown_as, pattern="")
-            self.redraw()
+        if self.editor.shown.editing:
+            self.editor.show_as(editing=False)
+        elif self.editor.shown.pattern:
+            self.editor.show_as(pattern="")
 
     def action_cells(self) -> None:
         """What the cells show, or whose errors the curves are."""
-        if self.shown_as.sizes:
-            self._show_as(worst=not self.shown_as.worst)
+        if self.editor.shown.sizes:
+            self.editor.show_as(worst=not self.editor.shown.worst)
             return
-        self._show_as(cells=self.shown_as.next_cells())
+        self.editor.show_as(cells=self.editor.shown.next_cells())
 
     def action_share(self) -> None:
         """The share that the cells are about."""
         if self._is_on_sizes():
             return
-        self._show_as(cells="needs", share=self.shown_as.next_share())
+        self.editor.show_as(cells="needs", share=self.editor.shown.next_share())
 
     def action_side(self) -> None:
         """Both sides, A alone, B alone."""
@@ -270,18 +318,18 @@ class ChooseView(Moves):
         if self._is_on_sizes():
             return
         if self.session.choosing.is_coded:
-            self.say(f"{self.session.choosing.method} codes both sides together.")
+            self._say(f"{self.session.choosing.method} codes both sides together.")
             return
         if not has_sides(self.session.choosing.method):
-            self.say("flat approximates both factors at once: a side has no error of its own.")
+            self._say("flat approximates both factors at once: a side has no error of its own.")
             return
-        self._show_as(side=self.shown_as.next_side())
+        self.editor.show_as(side=self.editor.shown.next_side())
 
     def action_axes(self) -> None:
         """Even axes, or stretched ones."""
         if self._is_on_sizes():
             return
-        self._show_as(stretched=not self.shown_as.stretched)
+        self.editor.show_as(stretched=not self.editor.shown.stretched)
 
     def action_pane(self, step: int) -> None:
         """The next pane."""
@@ -291,20 +339,23 @@ class ChooseView(Moves):
 
     def _is_on_sizes(self) -> bool:
         """Whether a key is about the other view; then it says so."""
-        if self.shown_as.sizes:
-            self.say("This key is about the other view: S.")
-        return self.shown_as.sizes
+        if self.editor.shown.sizes:
+            self._say("This key is about the other view: S.")
+        return self.editor.shown.sizes
 
-    def _show_as(self, **changes: Any) -> None:
-        self.shown_as = replace(self.shown_as, **changes)
-        self.redraw()
+    def _say(self, text: str) -> None:
+        """A word about a key that did nothing."""
+        self.notify(text, severity="warning", markup=False)
 
     # what the panes say
 
+    def on_figures_computed(self, event: FiguresComputed) -> None:
+        event.stop()
+        self.figures.computed(event)
+
     def on_heatmap_focused(self, event: Heatmap.Focused) -> None:
         event.stop()
-        self.shown_as = replace(self.shown_as, layer=event.layer, editing=False)
-        self.redraw()
+        self.editor.show_as(layer=event.layer, editing=False)
 
     def on_curve_pane_stepped(self, event: CurvePane.Stepped) -> None:
         event.stop()
@@ -312,7 +363,7 @@ class ChooseView(Moves):
 
     def on_sizes_pane_stepped(self, event: SizesPane.Stepped) -> None:
         event.stop()
-        self.move_target(event.step)
+        self.editor.move_target(event.step)
 
     def on_curve_pane_layer_stepped(self, event: CurvePane.LayerStepped) -> None:
         event.stop()
@@ -320,20 +371,12 @@ class ChooseView(Moves):
 
     def on_figures_pane_taken(self, event: FiguresPane.Taken) -> None:
         event.stop()
-        self.choose(event.choosing)
+        self.editor.choose(event.choosing)
 
     def on_ask_line_answered(self, event: AskLine.Answered) -> None:
         event.stop()
         self._focus_front(self._front)
-        now = self.session.choosing
-        value: Any = event.value
-        layer = self.shown_as.layer
-        if event.name == "filter":
-            self._show_as(pattern=value, editing=False)
-        elif event.name == "k" and self.shown_as.editing and layer is not None:
-            self.choose(now.with_layer(layer, value))
-        else:
-            self.choose(now.with_goal(event.name, value))
+        self.editor.answer(event.name, event.value)
 
     def on_ask_line_left(self, event: AskLine.Left) -> None:
         event.stop()
@@ -374,72 +417,72 @@ class ChooseView(Moves):
         arrived = problem is None and self.has_class("-wait")
         self.set_class(problem is not None, "-wait")
         if problem is not None:
-            self._atlas = self._sizes = None
+            self.figures.forget()
             self.query_one("#choose-wait", Static).update(problem)
             return
         spectra = self.session.spectra
         if spectra is None:
             return
-        self.set_class(self.shown_as.sizes, "-sizes")
-        figures = self.look_up(spectra)
+        self.set_class(self.editor.shown.sizes, "-sizes")
+        figures = self.figures.look_up(spectra)
         self._draw(figures)
-        self.work()
-        if arrived and self.vlora.view is self and self.screen.focused is None:
+        self.figures.work()
+        if arrived and self.is_in_view and self.screen.focused is None:
             self._focus_first()
 
     def _draw(self, figures: Figures | None) -> None:
-        atlas, choosing = self._atlas, self.session.choosing
-        if atlas is None:
+        tables, choosing = self.figures.tables, self.session.choosing
+        if tables is None:
             return
-        self.shown_as = atlas.settle(self.shown_as, choosing)
+        self.editor.shown = tables.settle(self.editor.shown, choosing)
         pane = self.query_one(FiguresPane)
-        pane.show(atlas.sheet(self.shown_as, self.session, figures))
+        pane.show(tables.sheet(self.editor.shown, self.session, figures))
         exact = figures is not None and figures.estimate is None
         pane.border_title = "This choice" if exact else "This choice, working it out"
-        if self.shown_as.sizes:
-            self._draw_sizes(atlas, figures)
+        if self.editor.shown.sizes:
+            self._draw_sizes(tables, figures)
         else:
-            self._draw_k(atlas)
-        if self.has_class("-narrow") or self.shown_as.sizes:
+            self._draw_k(tables)
+        if self.has_class("-narrow") or self.editor.shown.sizes:
             lines = self._brief_lines(self.size.width - 2)
             self.query_one("#choose-brief", Static).update("\n".join(lines))
 
     def _brief_lines(self, width: int) -> list[str]:
         sheet = self.query_one(FiguresPane).sheet
-        return brief_lines(sheet, width, ascii_only=self.vlora.ascii_only)
+        return brief_lines(sheet, width, ascii_only=self.host.ascii_only)
 
-    def _draw_k(self, atlas: Atlas) -> None:
+    def _draw_k(self, tables: LayerTables) -> None:
         """Explained variance against k, and the layers."""
         curve, layers = self.query_one(CurvePane), self.query_one(Heatmap)
-        shown, choosing, last = self.shown_as, self.session.choosing, self._last
-        curve.show(*atlas.curve(shown, self.session, last))
-        curve.border_title = self._words(atlas.curve_title(shown, choosing))
+        shown, choosing, last = self.editor.shown, self.session.choosing, self.figures.last
+        curve.show(*tables.curve(shown, self.session, last))
+        curve.border_title = self._words(tables.curve_title(shown, choosing))
         curve.border_subtitle = "S: size against error"
-        layers.show(*atlas.cells(shown, choosing, last))
-        layers.border_title = self._words(atlas.cells_title(shown, choosing))
-        layers.border_subtitle = self._words(atlas.layer_words(shown, last))
+        layers.show(*tables.cells(shown, choosing, last))
+        layers.border_title = self._words(tables.cells_title(shown, choosing))
+        layers.border_subtitle = self._words(tables.layer_words(shown, last))
 
-    def _draw_sizes(self, atlas: Atlas, figures: Figures | None) -> None:
+    def _draw_sizes(self, tables: LayerTables, figures: Figures | None) -> None:
         """Error against size, who shares, who loses."""
-        sizes, shown, choosing = self._sizes, self.shown_as, self.session.choosing
+        sizes, shown, choosing = self.figures.sizes, self.editor.shown, self.session.choosing
         if sizes is None:
             return
-        sizes.is_measured_now = self.vlora.desk.is_measuring
+        sizes.is_measured_now = self.host.jobs.is_measuring
         chart, sharing = self.query_one(SizesPane), self._pane("sharing")
-        marks = sizes.marks(self.session, figures or self._last, worst=shown.worst)
+        marks = sizes.marks(self.session, figures or self.figures.last, worst=shown.worst)
         chart.show(sizes.data(worst=shown.worst), marks)
         chart.border_title = self._words(sizes.title(choosing, worst=shown.worst))
         chart.border_subtitle = "S: k and layers"
         subject, working = self._auto(), figures is None or figures.estimate is not None
-        rivals = [] if self._last is None else self.session.rivals(self._last)
+        rivals = [] if self.figures.last is None else self.session.rivals(self.figures.last)
         known = (self.session.known_figures(own) or sizes.estimate(own) for own in rivals)
-        methods = [self._last, *known]
-        self._sharing = sizes.sharing(subject, methods, atlas.short)
+        methods = [self.figures.last, *known]
+        self._sharing = sizes.sharing(subject, methods, tables.short)
         self.query_one("#sharing-text", Static).update(Hanging(self._sharing))
         same = "" if choosing.method == "auto" else ", same bytes"
         sharing.border_title = f"What auto does{same}{', working it out' if working else ''}"
         losses: Table[Loss] = self.query_one("#losses", Table)
-        rows = sizes.losses(self._last)
+        rows = sizes.losses(self.figures.last)
         if rows is not losses.rows:
             losses.show(rows, cursor=None if losses.has_focus else 0)
         losses.border_title = self._words(
@@ -448,7 +491,7 @@ class ChooseView(Moves):
 
     def _auto(self) -> Figures | None:
         """What is known of auto: the present choice, or auto at its bytes."""
-        last = self._last
+        last = self.figures.last
         if last is None or last.choosing.method == "auto":
             return last
         rivals = self.session.rivals(last)
@@ -456,8 +499,10 @@ class ChooseView(Moves):
         return None if auto is None else self.session.known_figures(auto)
 
     def _loss_row(self, loss: Loss) -> list[tuple[str, str]]:
-        short = {} if self._atlas is None else self._atlas.short
-        return loss_cells(loss, short, exact=self._last is not None and self._last.is_exact)
+        short = {} if self.figures.tables is None else self.figures.tables.short
+        return loss_cells(
+            loss, short, exact=self.figures.last is not None and self.figures.last.is_exact
+        )
 
     # small things
 
@@ -465,7 +510,10 @@ class ChooseView(Moves):
     def _lacks_tables(self) -> bool:
         """Whether the view in sight waits for the tables of the codec."""
         spectra = self.session.spectra
-        return self.shown_as.sizes and spectra is not None and spectra.codec is None
+        return self.editor.shown.sizes and spectra is not None and spectra.codec is None
+
+    def _wants_curves(self) -> bool:
+        return self.editor.shown.sizes or self.session.choosing.is_coded
 
     @property
     def _asking(self) -> bool:
@@ -473,13 +521,13 @@ class ChooseView(Moves):
 
     def _words(self, text: str) -> str:
         """``text`` for a border: no markup, and plain where only ASCII is drawn."""
-        plain = text.replace(" · ", " - ") if self.vlora.ascii_only else text
+        plain = text.replace(" · ", " - ") if self.host.ascii_only else text
         return escape(plain)
 
     @property
     def panes(self) -> tuple[str, ...]:
         """The panes of the view in sight, in the order of Tab."""
-        return SIZE_PANES if self.shown_as.sizes else PANES
+        return SIZE_PANES if self.editor.shown.sizes else PANES
 
     def _pane(self, name: str) -> Widget:
         return self.query_one(f"#{name}")
@@ -491,7 +539,7 @@ class ChooseView(Moves):
 
     def _focus_first(self) -> None:
         """Where the keys go when the step comes into view."""
-        first = "sizes" if self.shown_as.sizes else "layers"
+        first = "sizes" if self.editor.shown.sizes else "layers"
         self._focus_front(self._front if self.has_class("-narrow") else first)
 
     def _front_classes(self) -> None:
@@ -503,5 +551,5 @@ class ChooseView(Moves):
         width = self.app.size.width
         keys = "   tab" if width < 48 else "   tab: next" if width < 64 else "   tab: next  S: "
         if width >= 64:
-            keys += "k" if self.shown_as.sizes else "size"
+            keys += "k" if self.editor.shown.sizes else "size"
         self.query_one("#choose-tabs", Static).update("  ".join(names) + keys)

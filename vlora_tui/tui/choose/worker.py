@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from textual.message import Message
 
 from vlora_engine.compression_target import CompressionTarget
-from vlora_tui.tui.choose.data import Atlas, Shown
+from vlora_tui.tui.choose.data import LayerTables
 from vlora_tui.tui.choose.sizes import Sizes
 from vlora_tui.tui.core.session import Figures
 from vlora_tui.tui.core.view import View
@@ -16,54 +17,75 @@ if TYPE_CHECKING:
     from textual.timer import Timer
 
     from vlora_engine.spectra.tables import Spectra
+    from vlora_tui.tui.core.view import View
 
 QUIET_SECONDS = 0.2  # after the last key, before what stands beside the choice is worked out
 ARRIVING_SECONDS = 2.0  # at most one repaint in this time while spectra arrive
 
 
-class Figuring(View):
-    """A view of the present choice that is drawn from what is known, and again when more is.
+class FiguresComputed(Message):
+    """A worker has figures: of the present choice, or of what stands beside it."""
 
-    Subclasses draw in ``redraw``, which calls ``look_up`` first and ``work`` afterwards.
+    def __init__(self, done: bool) -> None:
+        super().__init__()
+        self.done = done
+
+
+class BackgroundFigures:
+    """Has the figures that Choose k draws: looks up what is known, and has the rest worked out.
+
+    The view calls ``look_up`` before it draws and ``work`` afterwards; it is drawn again when more
+    is known (`FiguresComputed`), and now and then while layers arrive.
+
+    Args:
+        view: Lends its threads and timers.
+        redraw: Draws the view.
+        wants_curves: Whether it shows curves of size against error.
+
+    Attributes:
+        tables: What is worked out once for these spectra; ``sizes``: the same of the second view.
+        last: The figures of the present choice, or of the one before it.
     """
 
-    class Computed(Message):
-        """A worker has figures: of the present choice, or of what stands beside it."""
-
-        def __init__(self, done: bool) -> None:
-            super().__init__()
-            self.done = done
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.shown_as = Shown()
-        self._atlas: Atlas | None = None
-        self._sizes: Sizes | None = None
-        self._last: Figures | None = None  # of the present choice, or of the one before it
+    def __init__(
+        self, view: View, redraw: Callable[[], None], wants_curves: Callable[[], bool]
+    ) -> None:
+        self.tables: LayerTables | None = None
+        self.sizes: Sizes | None = None
+        self.last: Figures | None = None
+        self._view = view
+        self._session = view.session
+        self._redraw = redraw
+        self._wants_curves = wants_curves
         self._working = False
         self._wanted: tuple[CompressionTarget, bool] | None = None
         self._quiet: Timer | None = None
         self._more_arrived = False
         self._arriving: Timer | None = None
 
-    def redraw(self) -> None:
-        """Draw everything from the session, as far as it is known."""
-        raise NotImplementedError
+    def forget(self) -> None:
+        """There are no spectra to look anything up in."""
+        self.tables = self.sizes = None
+
+    @property
+    def at_work(self) -> bool:
+        """Whether anything is still to be worked out."""
+        return self._working or self._quiet is not None or self._lacks()
 
     def look_up(self, spectra: Spectra) -> Figures | None:
         """The figures of the present choice, about or exactly; None where nothing is known."""
-        if self._atlas is None or self._atlas.version != self.session.version:
-            self._atlas = Atlas(spectra, self.session.version)
-            self._sizes = Sizes(spectra, self.session.version)
-        figures, last = self.session.known_figures(), self._last
+        if self.tables is None or self.tables.version != self._session.version:
+            self.tables = LayerTables(spectra, self._session.version)
+            self.sizes = Sizes(spectra, self._session.version)
+        figures, last = self._session.known_figures(), self.last
         if figures is not None:
-            self._last = figures
+            self.last = figures
         elif last is not None:
-            same = last.choosing.method == self.session.choosing.method
+            same = last.choosing.method == self._session.choosing.method
             known = last.choice is None or last.choice.k.keys() <= spectra.layers.keys()
-            self._last = last if known and same else None
-        if figures is None and self._sizes is not None:
-            return self._sizes.estimate(self.session.choosing)
+            self.last = last if known and same else None
+        if figures is None and self.sizes is not None:
+            return self.sizes.estimate(self._session.choosing)
         return figures
 
     def work(self) -> None:
@@ -74,59 +96,54 @@ class Figuring(View):
         if self._quiet is not None:
             self._quiet.stop()
             self._quiet = None
-        if self.session.known_figures() is None:
-            about = self._sizes is not None and self._sizes.estimate(self.session.choosing)
+        if self._session.known_figures() is None:
+            about = self.sizes is not None and self.sizes.estimate(self._session.choosing)
             if about is None:
                 self._compute(beside=False)
             else:
-                self._quiet = self.set_timer(QUIET_SECONDS, self._compute)
+                self._quiet = self._view.set_timer(QUIET_SECONDS, self._compute)
         elif not self._is_arriving and self._lacks():
-            self._quiet = self.set_timer(QUIET_SECONDS, self._compute)
+            self._quiet = self._view.set_timer(QUIET_SECONDS, self._compute)
 
     def beside(self) -> list[CompressionTarget]:
         """What stands beside the present choice: pins, and other methods at its bytes."""
-        figures = self.session.known_figures()
-        rivals = self.session.rivals(figures) if figures is not None else []
-        return [*self.session.pins, *rivals]
-
-    @property
-    def at_work(self) -> bool:
-        """Whether anything is still to be worked out."""
-        return self._working or self._quiet is not None or self._lacks()
+        figures = self._session.known_figures()
+        rivals = self._session.rivals(figures) if figures is not None else []
+        return [*self._session.pins, *rivals]
 
     def _lacks(self) -> bool:
         """Whether anything beside the present choice is not worked out."""
-        unread = self._sizes is not None and self._sizes.is_unread
-        curves = self._wants_curves and self._sizes is not None and self._sizes.has_more
-        return unread or curves or any(self.session.known_figures(c) is None for c in self.beside())
-
-    @property
-    def _wants_curves(self) -> bool:
-        return self.shown_as.sizes or self.session.choosing.is_coded
+        unread = self.sizes is not None and self.sizes.is_unread
+        curves = self._wants_curves() and self.sizes is not None and self.sizes.has_more
+        return (
+            unread or curves or any(self._session.known_figures(c) is None for c in self.beside())
+        )
 
     def _compute(self, beside: bool = True) -> None:
         self._quiet = None
-        self._wanted = (self.session.choosing, beside)
+        self._wanted = (self._session.choosing, beside)
         if not self._working:
             self._working = True
-            self.run_worker(self._computing, thread=True, group="figures", exit_on_error=False)
+            self._view.run_worker(
+                self._computing, thread=True, group="figures", exit_on_error=False
+            )
 
     def _computing(self) -> None:
         """In a thread: the choice that is wanted, then what stands beside it, then curves."""
         try:
             while (wanted := self._wanted) is not None:
-                self.session.figures(wanted[0])
-                self.post_message(self.Computed(False))
+                self._session.figures(wanted[0])
+                self._view.post_message(FiguresComputed(False))
                 if wanted[1]:
                     self._compute_beside(wanted)
                 if self._wanted is wanted:
                     self._wanted = None
         finally:
             self._working = False
-            self.post_message(self.Computed(True))
+            self._view.post_message(FiguresComputed(True))
 
     def _compute_beside(self, wanted: tuple[CompressionTarget, bool]) -> None:
-        sizes = self._sizes
+        sizes = self.sizes
         if sizes is None:
             return
 
@@ -137,29 +154,29 @@ class Figuring(View):
         for choosing in self.beside():
             if changed():
                 return
-            self.session.figures(choosing)
-        while self._wants_curves and not changed() and sizes.work(changed):
-            self.post_message(self.Computed(False))
+            self._session.figures(choosing)
+        while self._wants_curves() and not changed() and sizes.work(changed):
+            self._view.post_message(FiguresComputed(False))
 
-    def on_figuring_computed(self, event: Computed) -> None:
-        event.stop()
+    def computed(self, event: FiguresComputed) -> None:
+        """A worker has figures: draw them."""
         # What stands beside the choice is old with the next layer: it is drawn once all are there.
-        if self.vlora.view is self and not (event.done and self._is_arriving):
-            self.redraw()
+        if self._view.is_in_view and not (event.done and self._is_arriving):
+            self._redraw()
 
     # layers that arrive
 
     @property
     def _is_arriving(self) -> bool:
-        spectra = self.session.spectra
+        spectra = self._session.spectra
         return spectra is not None and not spectra.complete
 
-    def spectra_changed(self, spectra: Spectra) -> None:
+    def layers_came(self, spectra: Spectra) -> None:
         """Draw layers that came, now and then while more are coming."""
         if spectra.complete:
-            self.redraw()
+            self._redraw()
         elif self._arriving is None:
-            self._arriving = self.set_timer(ARRIVING_SECONDS, self._arrived)
+            self._arriving = self._view.set_timer(ARRIVING_SECONDS, self._arrived)
             self._draw_arrived()
         else:
             self._more_arrived = True
@@ -167,13 +184,15 @@ class Figuring(View):
     def _arrived(self) -> None:
         """The time between two repaints is over; layers that came meanwhile are drawn now."""
         self._arriving = None
-        if self._more_arrived and self.vlora.view is self:
+        if self._more_arrived and self._view.is_in_view:
             self._more_arrived = False
-            self.changed("spectra")
+            spectra = self._session.spectra
+            if spectra is not None:
+                self.layers_came(spectra)
 
     def _draw_arrived(self) -> None:
         """Draw new layers once, together with their figures."""
-        if self._atlas is None or self.session.known_figures() is not None:
-            self.redraw()
+        if self.tables is None or self._session.known_figures() is not None:
+            self._redraw()
         else:
             self.work()

@@ -1,4 +1,4 @@
-"""The verdict on bad adapters: which a job's check ruled out and why, and the question what to do.
+"""Bad adapters: which of them a job's check ruled out and why, and the question what to do.
 
 A spectra job goes on without them by itself; a build stops before it writes anything. Either way
 the person is asked once: leave them out and go on, look at them, or stop.
@@ -13,35 +13,41 @@ from typing import TYPE_CHECKING, Any
 from textual.screen import ModalScreen
 
 from vlora_engine.findings import Finding
+from vlora_tui.tui.core.messages import AdaptersWanted, CollectionChanged
 from vlora_tui.tui.core.session import Session, is_about
 from vlora_tui.tui.text import clean, plural
 
 if TYPE_CHECKING:
+    from textual.app import App
+
     from vlora_engine.spectra.tables import Spectra
     from vlora_tui.jobs import JobView
-    from vlora_tui.tui.app.app import VLoRAApp
+    from vlora_tui.tui.core.job_client import JobClient
     from vlora_tui.tui.widgets.dialogs import Option
 
 LEAVE, SHOW, STOP = "leave", "show", "stop"
 CODE = "ruled-out"
 NAMES = 3  # so many are named in a line
+BROKEN = "is:broken"  # the filter of step 1 that keeps them alone
 
 
-class Verdict:
-    """Hears of bad adapters from spectra and from jobs that failed, and asks about them.
+class BadAdapterPrompt:
+    """Asks what to do with bad adapters that spectra, or jobs that failed, have found.
 
-    Everything here runs on the event loop; `Desk` reads the files.
+    Everything here runs on the event loop; `JobClient` reads the files.
     """
 
-    def __init__(self, app: VLoRAApp) -> None:
+    def __init__(self, app: App[Any], session: Session, jobs: JobClient) -> None:
         self._app = app
+        self._session = session
+        self._jobs = jobs
         self._asked: set[str] = set()  # paths of adapters, ids of jobs
 
-    # what is heard
+    # what was found
 
     def spectra_came(self, spectra: Spectra) -> None:
         """Adapters that are marked and not among these spectra's tasks are bad."""
-        session = self._app.session
+        session = self._session
         tasks = {task.name for task in spectra.tasks}
         missing = [str(info.path) for info in session.chosen if info.name not in tasks]
         session.bad |= ruled_out(spectra.skipped, missing)
@@ -59,12 +65,12 @@ class Verdict:
         """Jobs of this session that bad adapters have stopped are asked about, once each."""
         for view in views:
             job_id = view.job.id
-            if job_id not in self._app.desk.started or job_id in self._asked:
+            if job_id not in self._jobs.started or job_id in self._asked:
                 continue
             errors = stopped_by(view)
             if errors and self._may_ask():
                 self._asked.add(job_id)
-                session = self._app.session
+                session = self._session
                 session.bad |= ruled_out(errors, session.infos)
                 self._ask_about_job(view, errors)
 
@@ -76,13 +82,13 @@ class Verdict:
 
     def ask(self) -> bool:
         """Ask about bad adapters that are marked; False if there are none to decide on."""
-        session = self._app.session
+        session = self._session
         bad = session.undecided
         if not bad:
             return False
         self._asked |= bad.keys()
         left = len(session.kept) - len(bad)
-        running = self._app.desk.spectra_job is not None
+        running = self._jobs.spectra_job is not None
         options = [
             _option("l", "leave out and go on", LEAVE, f"with the other {left}"),
             _option("s", "show them", SHOW, "in Adapters, with what was found"),
@@ -97,14 +103,14 @@ class Verdict:
                 self._show()
             elif answer == STOP:
                 self._asked -= bad.keys()  # who comes back to this choice is asked again
-                self._app.desk.stop_spectra(f"Stopped: {words} {names_of(session, bad)}")
+                self._jobs.stop_spectra(f"Stopped: {words} {names_of(session, bad)}")
 
         self._push(words, problems(session, bad), options if left else options[1:], answered)
         return True
 
     def _ask_about_job(self, view: JobView, errors: Sequence[Mapping[str, Any]]) -> None:
-        bad = ruled_out(errors, self._app.session.infos)
-        listed = problems(self._app.session, bad) if bad else [_problem(e) for e in errors]
+        bad = ruled_out(errors, self._session.infos)
+        listed = problems(self._session, bad) if bad else [_problem(e) for e in errors]
         options = [
             _option("s", "show them", SHOW, "in Adapters, with what was found"),
             _option("x", "stop here", STOP, "the job stays in the list"),
@@ -131,23 +137,23 @@ class Verdict:
 
     def go_on_without(self, view: JobView) -> None:
         """Start the work of a job that bad adapters stopped again, without them."""
-        session = self._app.session
+        session = self._session
         bad = ruled_out(stopped_by(view), session.infos)
         session.bad |= bad
         self._leave_out(session.undecided.keys() & bad.keys())
-        self._app.desk.start_without_bad(view.job.id)
+        self._jobs.start_without_bad(view.job.id)
 
     def _leave_out(self, paths: Iterable[str]) -> None:
-        session, paths = self._app.session, list(paths)
+        session, paths = self._session, list(paths)
         session.leave_out(paths)
         if paths:
             left = plural(len(session.kept), "adapter")
             text = f"{len(paths)} left out ({names_of(session, paths)}); {left} go on."
             self._app.notify(text, markup=False)
-        self._app.tell("collection")
+        self._app.post_message(CollectionChanged())
 
     def _show(self) -> None:
-        self._app.call_later(self._app.show_bad)
+        self._app.post_message(AdaptersWanted(BROKEN))
 
 
 def stopped_by(view: JobView) -> list[Mapping[str, Any]]:

@@ -9,23 +9,34 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlora_engine.errors import VLoRAError
+from vlora_tui.tui.core.messages import (
+    Complaint,
+    DiskTooSmall,
+    JobsChanged,
+    MeasuringFailed,
+    SpectraChanged,
+)
 
 if TYPE_CHECKING:
+    from textual.app import App
     from textual.timer import Timer
 
     from vlora_engine.spectra.tables import Spectra
     from vlora_tui.jobs import JobStore, JobView, JobWatcher
     from vlora_tui.recipe.model import Recipe
-    from vlora_tui.tui.app.app import VLoRAApp
+    from vlora_tui.tui.core.session import Session
 
 POLL_SECONDS = 0.5
+WORKERS = "jobs"  # the group of the threads that ask and read
 
 
-class Desk:
-    """Jobs, for one application.
+class JobClient:
+    """Starts jobs for one application, asks them to stop, and reads what they write.
+
+    What is new it posts to the application.
 
     Attributes:
         views: All jobs as of the last look, the newest first.
@@ -34,7 +45,7 @@ class Desk:
         started: The ids of the jobs that this session started.
     """
 
-    def __init__(self, app: VLoRAApp, state_dir: Path | None = None) -> None:
+    def __init__(self, app: App[Any], session: Session, state_dir: Path | None = None) -> None:
         self.views: list[JobView] = []
         self.problem: str | None = None
         self.spectra_problem: str | None = None
@@ -42,6 +53,7 @@ class Desk:
         self.spectra_of: tuple[str, ...] = ()
         self.started: set[str] = set()
         self._app = app
+        self._session = session
         self._state_dir = state_dir
         self._store: JobStore | None = None
         self._watcher: JobWatcher | None = None
@@ -82,7 +94,7 @@ class Desk:
     def start(
         self, recipe: Recipe, *, force: bool = False, subspace_bytes: int | None = None
     ) -> None:
-        """Start a job; the screen that is in view hears of it by ``changed("jobs")``.
+        """Start a job; `JobsChanged` tells of it.
 
         Args:
             subspace_bytes: What it is going to write, where that was predicted; what does not fit
@@ -95,7 +107,7 @@ class Desk:
 
             lack = lack_of(recipe, subspace=subspace_bytes)
             if lack is not None:
-                self._app.call_from_thread(self._app.refuse_for_room, lack)
+                self._app.post_message(DiskTooSmall(lack))
                 return
             self.started.add(start(self.store(), recipe, force=force).id)
             text = "Started. Closing the terminal leaves it running."
@@ -157,7 +169,7 @@ class Desk:
         """Have the spectra of the marked adapters: from the cache, or by a job that is started."""
         from vlora_tui.recipe.model import AdapterInput, Input, Recipe
 
-        session = self._app.session
+        session = self._session
         chosen = tuple(sorted(path for path in session.marked if path in session.infos))
         if not chosen or chosen == self.spectra_of:
             return
@@ -167,9 +179,9 @@ class Desk:
         recipe = Recipe(input=Input(adapters=adapters, skip_bad=True))
 
         def work() -> None:
-            known = _cached(recipe)
-            if known is not None:
-                self._show(known, chosen)
+            cached = _cached(recipe)
+            if cached is not None:
+                self._show(cached, chosen)
                 return
             from vlora_tui.jobs import start
 
@@ -195,9 +207,9 @@ class Desk:
         """
         job_id, self.spectra_job = self.spectra_job, None
         self.spectra_of, self.spectra_problem = (), why
-        self._app.session.set_spectra(None)
-        self._app.tell("spectra")
-        self._app.tell("jobs")
+        self._session.set_spectra(None)
+        self._app.post_message(SpectraChanged())
+        self._app.post_message(JobsChanged())
         view = self.view(job_id or "")
         if job_id is not None and (view is None or not view.state.is_over):
             self.cancel(job_id, discard=True)
@@ -210,17 +222,14 @@ class Desk:
         """Say why on the step itself, and try again when it is next opened."""
         if self.spectra_of == chosen:
             self.spectra_of, self.spectra_problem = (), problem
-            self._app.tell("jobs")
-        view = self._app.view
-        if view is None or view.id != "choose":
-            self._app.complain(f"While measuring the adapters: {problem}")
+            self._app.post_message(JobsChanged())
+        self._app.post_message(MeasuringFailed(problem))
 
     def _show(self, spectra: Spectra, chosen: tuple[str, ...]) -> None:
         def show() -> None:
             if self.spectra_of == chosen:
-                self._app.session.set_spectra(spectra)
-                self._app.verdict.spectra_came(spectra)
-                self._app.tell("spectra")
+                self._session.set_spectra(spectra)
+                self._app.post_message(SpectraChanged())
 
         self._app.call_from_thread(show)
 
@@ -249,8 +258,7 @@ class Desk:
         elif not active and self._timer is not None:
             self._timer.stop()
             self._timer = None
-        self._app.tell("jobs")
-        self._app.verdict.looked_at(views)
+        self._app.post_message(JobsChanged())
 
     def _tick(self) -> None:
         if not self._busy:
@@ -264,10 +272,10 @@ class Desk:
         view = next((v for v in views if v.job.id == job_id), None)
         if view is None or view.spectra is None:
             return
-        place, held = Path(view.spectra), self._app.session.spectra
+        path, held = Path(view.spectra), self._session.spectra
         try:
-            if held is None or held.path != place:
-                self._show(Spectra.load(place), chosen)
+            if held is None or held.path != path:
+                self._show(Spectra.load(path), chosen)
             elif not held.complete and held.refresh():
                 self._show(held, chosen)
         except VLoRAError:
@@ -280,14 +288,14 @@ class Desk:
             try:
                 work()
             except VLoRAError as error:
-                self._app.call_from_thread(self._app.complain, f"While {what}: {error}")
+                self._app.post_message(Complaint(f"While {what}: {error}"))
             except RuntimeError:
                 return  # the application has ended meanwhile
             finally:
                 self._busy = False
 
         self._busy = True
-        self._app.run_worker(guarded, thread=True, group="desk", exit_on_error=False)
+        self._app.run_worker(guarded, thread=True, group=WORKERS, exit_on_error=False)
 
 
 def _cached(recipe: Recipe) -> Spectra | None:
@@ -296,9 +304,9 @@ def _cached(recipe: Recipe) -> Spectra | None:
     from vlora_tui.pipeline.inputs import gather
     from vlora_tui.recipe.model import MEASURED, resolve
 
-    place = gather(resolve(recipe)).spectra_dir(MEASURED)
+    path = gather(resolve(recipe)).spectra_dir(MEASURED)
     try:
-        spectra = Spectra.load(place)
+        spectra = Spectra.load(path)
     except VLoRAError:
         return None
     return spectra if spectra.is_whole else None

@@ -1,18 +1,19 @@
-"""What every step has in common."""
+"""What every step has in common: the session it shows, and what the application asks of it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from textual.containers import Vertical
 
 if TYPE_CHECKING:
-    from vlora_tui.tui.app.app import VLoRAApp
+    from vlora_tui.tui.core.host import Host
+    from vlora_tui.tui.core.messages import SessionChanged
     from vlora_tui.tui.core.session import Session
 
 
 class View(Vertical):
-    """One step. Subclasses say what they are for and redraw when they are told.
+    """One step: subclasses say what they are for, and redraw what has changed.
 
     The application calls ``shown`` each time the step comes into view and ``changed`` when what
     it shows may have changed while it is in view; what is out of view is never drawn.
@@ -24,15 +25,13 @@ class View(Vertical):
     place_action: ClassVar[str] = "place"  # the action that asks where the output goes
 
     @property
-    def vlora(self) -> VLoRAApp:
-        """The application, with its type."""
-        from typing import cast
-
-        return cast("VLoRAApp", self.app)
+    def host(self) -> Host:
+        """The application, as steps know it."""
+        return cast("Host", self.app)
 
     @property
     def session(self) -> Session:
-        return self.vlora.session
+        return self.host.session
 
     def not_ready(self) -> str | None:
         """Why this step has nothing to show yet and which key mends it; None if it is ready."""
@@ -41,8 +40,13 @@ class View(Vertical):
     def shown(self) -> None:
         """The step came into view: focus what the user most likely wants, draw."""
 
-    def changed(self, what: str) -> None:
-        """Something changed: ``collection``, ``spectra``, ``choice``, ``jobs`` or ``subspace``."""
+    @property
+    def is_in_view(self) -> bool:
+        """Whether this is the step in sight."""
+        return self.host.view is self
+
+    def changed(self, change: SessionChanged) -> None:
+        """Draw what has changed, while the step is in view."""
 
     def row_text(self) -> str | None:
         """What ``y`` copies: the row under the cursor as text."""

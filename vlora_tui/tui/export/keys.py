@@ -3,94 +3,91 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from vlora_tui.tui.export.form_rows import edit_of, edited, turned
 from vlora_tui.tui.export.merge import wrong_in
 from vlora_tui.tui.export.recipes import parse_weight
-from vlora_tui.tui.export.settings import Item, Settings, weights_of
-from vlora_tui.tui.export.worker import ExportWork
+from vlora_tui.tui.export.settings import Settings, weights_of
 from vlora_tui.tui.text import clean
-from vlora_tui.tui.widgets.form import Form
+
+if TYPE_CHECKING:
+    from textual.widget import Widget
+
+    from vlora_tui.tui.export.items import ItemsPane
 
 PLACE_OF = {"export": "out", "merge": "merged", "resize": "resized"}
 STEP = 0.05  # of a weight
 
 
-class ExportAsking(ExportWork):
-    """A view whose settings are changed by keys and by its form.
+class SettingsEditor:
+    """Changes what Export is told to do, by keys and by the lines of its form.
 
-    ``_edited`` is called with every change.
+    Args:
+        view: Asks its questions.
+        items: What is marked, and the cursor on it.
+        edited: Called with every change.
     """
 
-    def _edited(self) -> None:
-        """Something else is asked for."""
-        raise NotImplementedError
-
-    def action_start(self) -> None:
-        """Do it."""
-        raise NotImplementedError
+    def __init__(self, view: Widget, items: ItemsPane, edited: Callable[[], None]) -> None:
+        self.settings = Settings()
+        self._view = view
+        self._items = items
+        self._edited = edited
 
     @property
-    def _item(self) -> Item | None:
-        """The item under the cursor."""
-        raise NotImplementedError
+    def _marked(self) -> list[str]:
+        return list(self._items.marked)
 
     # the form
 
-    def on_form_turned(self, event: Form.Turned) -> None:
-        self._turn_value(event.key, event.by)
+    def turn_value(self, key: str, by: int) -> None:
+        """Go to the next of a setting's values."""
+        self.take(turned(self.settings, key, by))
 
-    def on_form_pressed(self, event: Form.Pressed) -> None:
-        if event.key == "start":
-            self.action_start()
-        elif event.key == "method":
-            self.action_methods()
-        else:
-            self._edit(event.key)
-
-    def _turn_value(self, key: str, by: int) -> None:
-        self._take(turned(self._settings, key, by))
-
-    def _edit(self, key: str) -> None:
+    def edit(self, key: str) -> None:
+        """Ask for a setting."""
         from vlora_tui.tui.widgets.dialogs import Prompt
 
-        edit = edit_of(self._settings, key, self._marked)
+        edit = edit_of(self.settings, key, self._marked)
 
         def answered(text: str | None) -> None:
             if text is not None:
-                self._take(edited(self._settings, key, text, self._marked))
+                self.take(edited(self.settings, key, text, self._marked))
 
         prompt = Prompt(
             edit.title, edit.words, edit.value, check=lambda text: edit.wrong(text) or None
         )
-        self.app.push_screen(prompt, answered)
+        self._view.app.push_screen(prompt, answered)
 
-    def _take(self, settings: Settings) -> None:
-        self._settings = settings
+    def take(self, settings: Settings) -> None:
+        """These are the settings from now on."""
+        self.settings = settings
         self._edited()
 
     # keys: weights
 
-    def action_weigh(self, by: int) -> None:
+    def weigh(self, by: int) -> None:
         """Move the weight of the line a step."""
         name = self._weighed()
         if name is not None:
-            now = dict(zip(self._marked, weights_of(self._settings, self._marked), strict=True))
-            self._take(self._settings.with_weight(name, round(now[name] + STEP * by, 6)))
+            now = dict(zip(self._marked, weights_of(self.settings, self._marked), strict=True))
+            self.take(self.settings.with_weight(name, round(now[name] + STEP * by, 6)))
 
-    def action_type_weight(self) -> None:
+    def type_weight(self) -> None:
         """Type the weight of the line."""
         from vlora_tui.tui.widgets.dialogs import Prompt
 
         name = self._weighed()
         if name is None:
             return
-        own = self._settings.weights.get(name)
+        own = self.settings.weights.get(name)
 
         def answered(text: str | None) -> None:
             if text is not None:
-                self._take(self._settings.with_weight(name, parse_weight(text)))
+                self.take(self.settings.with_weight(name, parse_weight(text)))
 
         prompt = Prompt(
             f"Weight of {clean(name)}",
@@ -98,60 +95,60 @@ class ExportAsking(ExportWork):
             "" if own is None else f"{own:g}",
             check=lambda text: wrong_in(lambda: parse_weight(text)) or None,
         )
-        self.app.push_screen(prompt, answered)
+        self._view.app.push_screen(prompt, answered)
 
     def _weighed(self) -> str | None:
         """The marked item under the cursor, where its weight matters."""
-        item = self._item
-        if self._settings.doing != "merge":
-            self.notify("Only a merge has weights: m.", markup=False)
+        item = self._items.table.row
+        if self.settings.doing != "merge":
+            self._view.notify("Only a merge has weights: m.", markup=False)
         elif item is None or item.name not in self._marked:
-            self.notify("This line is not marked; space marks it.", markup=False)
+            self._view.notify("This line is not marked; space marks it.", markup=False)
         else:
             return item.name
         return None
 
     # keys: settings
 
-    def action_turn(self) -> None:
+    def turn(self) -> None:
         """Between exporting, merging and resizing."""
-        self._turn_value("doing", 1)
+        self.turn_value("doing", 1)
 
-    def action_verify(self) -> None:
+    def verify(self) -> None:
         """Read back, or not."""
-        self._turn_value("verify", 1)
+        self.turn_value("verify", 1)
 
-    def action_dtype(self) -> None:
+    def next_dtype(self) -> None:
         """The next dtype."""
-        if self._settings.doing == "resize":
-            self.notify("Another rank keeps the dtype.", markup=False)
+        if self.settings.doing == "resize":
+            self._view.notify("Another rank keeps the dtype.", markup=False)
         else:
-            self._turn_value("dtype", 1)
+            self.turn_value("dtype", 1)
 
-    def action_target(self, by: int) -> None:
+    def next_target(self, by: int) -> None:
         """The next target."""
-        if self._settings.doing != "export":
-            self.notify("Only an export has a target: m.", markup=False)
+        if self.settings.doing != "export":
+            self._view.notify("Only an export has a target: m.", markup=False)
         else:
-            self._turn_value("target", by)
+            self.turn_value("target", by)
 
-    def action_place(self) -> None:
+    def ask_place(self) -> None:
         """Ask where it goes."""
-        self._edit(PLACE_OF[self._settings.doing])
+        self.edit(PLACE_OF[self.settings.doing])
 
-    def action_methods(self) -> None:
+    def ask_method(self) -> None:
         """All ways of merging, to choose one."""
         from vlora_tui.tui.export.merge import MethodBox
 
         def answered(name: str | None) -> None:
             if name is not None:
-                self._take(replace(self._settings, doing="merge").with_method(name))
+                self.take(replace(self.settings, doing="merge").with_method(name))
 
-        self.app.push_screen(MethodBox(self._settings.method), answered)
+        self._view.app.push_screen(MethodBox(self.settings.method), answered)
 
-    def _settle_seed(self) -> None:
+    def settle_seed(self) -> None:
         """Draw the seed of a merge that has none, so that what is measured is what is written."""
-        settings = self._settings
+        settings = self.settings
         draws = any(parameter.name == "seed" for parameter in settings.spec.parameters)
         if settings.doing == "merge" and draws and not settings.parameters.get("seed", "").strip():
-            self._take(settings.with_parameter("seed", str(secrets.randbelow(1 << 31))))
+            self.take(settings.with_parameter("seed", str(secrets.randbelow(1 << 31))))

@@ -17,6 +17,7 @@ from textual.widgets import Static
 from vlora_engine.errors import VLoRAError
 from vlora_engine.merging.registry import MergeMethod, MergeParameter
 from vlora_engine.utils.ranking import ranked
+from vlora_tui.tui.core.likeness import Likeness
 from vlora_tui.tui.export.recipes import parse_layers
 from vlora_tui.tui.export.settings import (
     DTYPES,
@@ -28,7 +29,6 @@ from vlora_tui.tui.export.settings import (
     next_of,
     weights_of,
 )
-from vlora_tui.tui.inspect.data import Likeness
 from vlora_tui.tui.text import clean, tilde
 from vlora_tui.tui.widgets.dialogs import Dialog
 from vlora_tui.tui.widgets.folding import hanging

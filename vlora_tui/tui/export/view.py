@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
 from textual.app import ComposeResult
@@ -12,27 +12,46 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.widgets import Input, Static
 
+from vlora_engine.errors import VLoRAError
+from vlora_tui.tui.core.likeness import likeness_of
+from vlora_tui.tui.core.messages import (
+    ChoiceChanged,
+    CollectionChanged,
+    JobsChanged,
+    SessionChanged,
+    SubspaceChanged,
+)
+from vlora_tui.tui.core.pane_view import PaneView
 from vlora_tui.tui.export.details import DetailsPane
 from vlora_tui.tui.export.form_rows import form_lines
 from vlora_tui.tui.export.items import ItemsPane
-from vlora_tui.tui.export.keys import ExportAsking
+from vlora_tui.tui.export.keys import SettingsEditor
 from vlora_tui.tui.export.merge import likeness_words
 from vlora_tui.tui.export.plan import Plan
 from vlora_tui.tui.export.preview import PreviewPane
-from vlora_tui.tui.export.recipes import command_of, export_of, preview_arguments
+from vlora_tui.tui.export.recipes import command_of, export_of, preview_arguments, recipe_of
 from vlora_tui.tui.export.settings import (
-    Item,
+    Settings,
     Source,
     adapters_of,
     first_settings,
     tasks_of,
 )
 from vlora_tui.tui.export.verdicts import Headers
-from vlora_tui.tui.inspect import data as inspect_data
+from vlora_tui.tui.export.worker import (
+    BuiltSubspace,
+    ExportJob,
+    ExportPlanned,
+    ExportPlanner,
+    SubspaceBuilt,
+)
 from vlora_tui.tui.text import plural, tilde
 from vlora_tui.tui.widgets.form import Form
 from vlora_tui.tui.widgets.table import Table
 from vlora_tui.tui.widgets.tabs import PaneTabs, Tab
+
+if TYPE_CHECKING:
+    from vlora_tui.recipe.model import Recipe
 
 STYLE = Path(__file__).with_suffix(".tcss").read_text("utf-8")
 NOTHING = (
@@ -43,8 +62,8 @@ NOTHING = (
 )
 
 
-class ExportView(ExportAsking):
-    """The Export step."""
+class ExportView(PaneView):
+    """The Export step: what is written of which tasks, how, and what came of it."""
 
     step = 5
     title = "Export"
@@ -98,7 +117,7 @@ class ExportView(ExportAsking):
     ]  # fmt: skip
 
     def compose(self) -> ComposeResult:
-        ascii_only = self.vlora.ascii_only
+        ascii_only = self.host.ascii_only
         yield Static(NOTHING, id="export-nothing", markup=False)
         yield PaneTabs(id="export-tabs")
         with Horizontal(id="export-body", classes="side"):
@@ -114,7 +133,11 @@ class ExportView(ExportAsking):
         yield line
 
     def on_mount(self) -> None:
-        self.begin()
+        self.editor = SettingsEditor(self, self._items, self._edited)
+        self.planner = ExportPlanner(self)
+        self.job = ExportJob(self.host)
+        self._built = BuiltSubspace(self)
+        self._wanted: str | None = None  # the kind of source that was asked for
         self._of: object = None
         self._footer: tuple[object, ...] = ()
         self.query_one("#export-how").border_title = "How"
@@ -125,26 +148,22 @@ class ExportView(ExportAsking):
         return None if self.session.manifest is not None or self.session.marked else NOTHING
 
     def shown(self) -> None:
-        self._look_for_subspace()
+        self._built.look()
         self._take_session()
         self._draw()
         self._replan()
         if self._source is not None:
             self.go_to_pane(self.pane or "export-items")
 
-    def changed(self, what: str) -> None:
-        if what == "jobs":
+    def changed(self, change: SessionChanged) -> None:
+        if isinstance(change, JobsChanged):
             self._follow_job()
-            self._look_for_subspace()
+            self._built.look()
             self._draw_preview()
-        elif what in ("collection", "subspace"):
+        elif isinstance(change, CollectionChanged | SubspaceChanged):
             self._take_session()
             self._draw()
             self._replan()
-
-    def planned(self) -> None:
-        self._draw_form()
-        self._draw_preview()
 
     def row_text(self) -> str | None:
         row = self._preview.row
@@ -155,7 +174,7 @@ class ExportView(ExportAsking):
         return self._items.row_text()
 
     def command_text(self) -> str | None:
-        self._settle_seed()
+        self.editor.settle_seed()
         recipe = self._recipe()
         if recipe is None or self._source is None:
             return None
@@ -222,8 +241,20 @@ class ExportView(ExportAsking):
         return list(self._items.marked)
 
     @property
-    def _item(self) -> Item | None:
-        return self._items.table.row
+    def _settings(self) -> Settings:
+        return self.editor.settings
+
+    @property
+    def _plan(self) -> Plan:
+        return self.planner.plan
+
+    def _recipe(self) -> Recipe | None:
+        if self._source is None:
+            return None
+        try:
+            return recipe_of(self._source, self._marked, self._settings)
+        except VLoRAError:
+            return None
 
     @property
     def _is_input(self) -> bool:
@@ -244,16 +275,17 @@ class ExportView(ExportAsking):
         if of == self._of:
             return
         self._of = of
-        self._plan, self._job, self._known = Plan(), None, None
+        self.planner.forget()
+        self.job.forget()
         if kind is None:
             self._items.take(None)
             return
         manifest = session.manifest if kind == "subspace" else None
         source = adapters_of(session.kept) if manifest is None else tasks_of(manifest)
-        self._headers = Headers(manifest)
+        self.planner.forget(Headers(manifest))
         self._items.take(source)
         first = first_settings(source)
-        self._settings = replace(
+        self.editor.settings = replace(
             self._settings, doing=first.doing, out=first.out, merged=first.merged,
             resized=first.resized, new_rank=first.new_rank, weights={}, layers="",
         )  # fmt: skip
@@ -284,7 +316,7 @@ class ExportView(ExportAsking):
             self._plan,
             self._marked,
             after_build=self._is_later,
-            ascii_only=self.vlora.ascii_only,
+            ascii_only=self.host.ascii_only,
         )
         self.query_one("#export-form", Form).show(lines)
         self._draw_hint()
@@ -298,10 +330,10 @@ class ExportView(ExportAsking):
     def _draw_preview(self) -> None:
         if self._source is None:
             return
-        starting = self._known is not None
+        starting = self.job.is_expected
         verify = self._settings.verify or self._settings.doing == "merge"
         self._preview.show(
-            self._plan, self._job_view, verify=verify, starting=starting, later=self._is_later
+            self._plan, self.job.view, verify=verify, starting=starting, later=self._is_later
         )
         self._draw_details()
         self.query_one(PaneTabs).show(self.panes(), self.pane)
@@ -317,7 +349,7 @@ class ExportView(ExportAsking):
             self._details.show_row(preview.row, target, preview.outcome)
             return
         recipe = self._recipe()
-        likeness = inspect_data.likeness_of(self.session.spectra) if self._is_input else None
+        likeness = likeness_of(self.session.spectra) if self._is_input else None
         hint = likeness_words(likeness, self._marked)
         self._details.show_merge(None if recipe is None else preview_arguments(recipe), hint)
 
@@ -353,6 +385,40 @@ class ExportView(ExportAsking):
         """Stop measuring, or leave the filter."""
         self.leave()
 
+    # keys: settings
+
+    def action_turn(self) -> None:
+        """Between exporting, merging and resizing."""
+        self.editor.turn()
+
+    def action_verify(self) -> None:
+        """Read back, or not."""
+        self.editor.verify()
+
+    def action_dtype(self) -> None:
+        """The next dtype."""
+        self.editor.next_dtype()
+
+    def action_target(self, by: int) -> None:
+        """The next target."""
+        self.editor.next_target(by)
+
+    def action_place(self) -> None:
+        """Ask where it goes."""
+        self.editor.ask_place()
+
+    def action_methods(self) -> None:
+        """All ways of merging, to choose one."""
+        self.editor.ask_method()
+
+    def action_weigh(self, by: int) -> None:
+        """Move the weight of the line a step."""
+        self.editor.weigh(by)
+
+    def action_type_weight(self) -> None:
+        """Type the weight of the line."""
+        self.editor.type_weight()
+
     # keys: measuring, writing, opening
 
     def action_measure(self) -> None:
@@ -360,7 +426,7 @@ class ExportView(ExportAsking):
         if self._settings.doing != "merge":
             self.notify("Only a merge is measured: m.", markup=False)
             return
-        self._settle_seed()
+        self.editor.settle_seed()
         if self._recipe() is None or self._plan.problem is not None:
             self.notify(self._plan.problem or "It cannot be merged so.", markup=False)
             return
@@ -380,14 +446,14 @@ class ExportView(ExportAsking):
             said, _ = self._preview.words()
             self.notify(said or "Nothing is marked.", severity="warning", markup=False)
             return
-        view = self._job_view
+        view = self.job.view
         if view is not None and not view.state.is_over:
             self.notify("The job is still writing; 3 shows it.", markup=False)
             return
         if self._is_later:
             self.session.exports = (export_of(source, self._marked, self._settings),)
             self.notify("Step 3 now writes them after the build.", markup=False)
-            self.vlora.tell("choice")
+            self.post_message(ChoiceChanged())
             return
         if plan.there:
             self._ask_to_replace(plan)
@@ -400,7 +466,7 @@ class ExportView(ExportAsking):
         if not written:
             self.notify("Nothing was written yet; enter writes.", markup=False)
             return
-        await self.vlora.show_adapters(written)
+        await self.host.show_adapters(written)
 
     def _ask_to_replace(self, plan: Plan) -> None:
         from vlora_tui.tui.widgets.dialogs import Prompt
@@ -417,23 +483,60 @@ class ExportView(ExportAsking):
         self.app.push_screen(Prompt(title, words, expect="replace"), answered)
 
     def _start(self, *, force: bool) -> None:
-        self._settle_seed()
+        self.editor.settle_seed()
         recipe = self._recipe()
         if recipe is None:
             return
-        self._known = {view.job.id for view in self.vlora.job_views()}
-        self._job = None
-        self.vlora.start_job(recipe, force=force)
+        self.job.expect()
+        self.host.start_job(recipe, force=force)
         self._draw_preview()
         self.go_to_pane("export-preview")
 
     def _edited(self) -> None:
         """Something is asked for anew: what the last job did is no longer what is shown."""
-        self._job, self._known = None, None
+        self.job.forget()
         self._draw()
         self._replan()
 
+    # what threads and jobs tell
+
+    def on_export_planned(self, event: ExportPlanned) -> None:
+        event.stop()
+        if self.planner.take(event):
+            self._draw_form()
+            self._draw_preview()
+
+    def on_subspace_built(self, event: SubspaceBuilt) -> None:
+        event.stop()
+        if self.session.manifest is None:
+            self.session.manifest = event.manifest
+            self._wanted = "subspace"
+            self.post_message(SubspaceChanged())
+
+    def _replan(self) -> None:
+        if self._source is not None:
+            self.planner.replan(self._source, self._marked, self._settings, self.job.written)
+
+    def _follow_job(self) -> None:
+        """Find the job that was started here; once it is over, look at the places anew."""
+        recipe = self._recipe()
+        if recipe is not None:
+            self.job.find({step.path for step in recipe.written})
+        if self.job.has_just_ended():
+            self._replan()  # what was new is there now
+
     # what the widgets tell
+
+    def on_form_turned(self, event: Form.Turned) -> None:
+        self.editor.turn_value(event.key, event.by)
+
+    def on_form_pressed(self, event: Form.Pressed) -> None:
+        if event.key == "start":
+            self.action_start()
+        elif event.key == "method":
+            self.editor.ask_method()
+        else:
+            self.editor.edit(event.key)
 
     def on_form_moved(self) -> None:
         self._draw_hint()

@@ -3,158 +3,173 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 from typing import TYPE_CHECKING
 
-from textual import work
 from textual.message import Message
 
 from vlora_engine.errors import VLoRAError
 from vlora_tui.pipeline import events
-from vlora_tui.tui.core.pane_view import PaneView
 from vlora_tui.tui.export import plan as export_plan
 from vlora_tui.tui.export.plan import Plan
-from vlora_tui.tui.export.recipes import recipe_of
 from vlora_tui.tui.export.settings import Settings, Source
 from vlora_tui.tui.export.verdicts import Headers
 
 if TYPE_CHECKING:
+    from textual.widget import Widget
+
     from vlora_engine.manifest.manifest import Manifest
     from vlora_tui.jobs import JobView
-    from vlora_tui.recipe.model import Recipe
+    from vlora_tui.tui.core.host import Host
+    from vlora_tui.tui.core.view import View
 
 
-class ExportWork(PaneView):
-    """A view with a source, marks and settings, a plan of them, and a job that carries it out.
+class ExportPlanned(Message):
+    """The places were looked at."""
 
-    ``planned`` is called with every new plan.
+    def __init__(self, plan: Plan, number: int) -> None:
+        super().__init__()
+        self.plan, self.number = plan, number
+
+
+class SubspaceBuilt(Message):
+    """A job has written the subspace of the marked adapters."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        super().__init__()
+        self.manifest = manifest
+
+
+class ExportPlanner:
+    """Keeps the plan of what would be written: a thread looks at places and headers.
+
+    Args:
+        view: Lends its threads, and hears `ExportPlanned`.
     """
 
-    class Planned(Message):
-        """The places were looked at."""
-
-        def __init__(self, plan: Plan, asked: int) -> None:
-            super().__init__()
-            self.plan, self.asked = plan, asked
-
-    class Built(Message):
-        """A job has written the subspace of the marked adapters."""
-
-        def __init__(self, manifest: Manifest) -> None:
-            super().__init__()
-            self.manifest = manifest
-
-    def begin(self) -> None:
-        """Nothing is planned yet."""
-        self._settings = Settings()
+    def __init__(self, view: Widget) -> None:
+        self.plan = Plan()
+        self._view = view
         self._headers = Headers()
-        self._wanted: str | None = None  # the kind of source that was asked for
-        self._plan = Plan()
         self._asked = 0
-        self._known: set[str] | None = None  # jobs there were before ours was started
-        self._job: str | None = None
-        self._planned_for: str | None = None
+
+    def forget(self, headers: Headers | None = None) -> None:
+        """Nothing is planned yet; ``headers``: of what is going to be written from now on."""
+        self.plan = Plan()
+        if headers is not None:
+            self._headers = headers
+
+    def replan(
+        self, source: Source, marked: list[str], settings: Settings, written: Collection[str]
+    ) -> None:
+        """Have a new plan.
+
+        Args:
+            written: Paths that the job of the last plan has written.
+        """
+        self._asked += 1
+        look = partial(self._look, source, marked, settings, self._headers, written, self._asked)
+        self._view.run_worker(look, thread=True, exclusive=True, group="plan", exit_on_error=False)
+
+    def _look(
+        self, source: Source, marked: list[str], settings: Settings, headers: Headers,
+        written: Collection[str], number: int,
+    ) -> None:  # fmt: skip
+        """In a thread: look at the places."""
+        plan = export_plan.plan(source, marked, settings, headers, written)
+        self._view.post_message(ExportPlanned(plan, number))
+
+    def take(self, event: ExportPlanned) -> bool:
+        """Take a new plan; False if it is not the one that was asked for last."""
+        if event.number != self._asked:
+            return False
+        self.plan = event.plan
+        return True
+
+
+class ExportJob:
+    """The job that Export started last, found among all jobs by what it writes."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._before: set[str] | None = None  # jobs there were before ours was started
+        self._id: str | None = None
+        self._ended: str | None = None  # the last one whose end was told
+
+    def expect(self) -> None:
+        """A job is going to be started."""
+        self._before, self._id = {view.job.id for view in self._host.job_views()}, None
+
+    def forget(self) -> None:
+        """Something else is asked for than what the last job did."""
+        self._before = self._id = None
+
+    @property
+    def is_expected(self) -> bool:
+        """Whether one was started, be it in the list already or not."""
+        return self._before is not None
+
+    @property
+    def view(self) -> JobView | None:
+        """The job, once it is in the list."""
+        return next((v for v in self._host.job_views() if v.job.id == self._id), None)
+
+    @property
+    def written(self) -> frozenset[str]:
+        """The paths that it has written, once it is over."""
+        view = self.view
+        if view is None or not view.state.is_over:
+            return frozenset()
+        return frozenset(event.path for event in view.all(events.Exported))
+
+    def find(self, paths: Collection[str]) -> None:
+        """It is the first that was not there before, and writes one of these paths."""
+        if self._before is None or self._id is not None:
+            return
+        for view in self._host.job_views():
+            if view.job.id not in self._before and set(paths) & set(view.job.info.outputs):
+                self._id = view.job.id
+
+    def has_just_ended(self) -> bool:
+        """Whether it is over; says so once."""
+        view = self.view
+        if view is None or not view.state.is_over or self._ended == view.job.id:
+            return False
+        self._ended = view.job.id
+        return True
+
+
+class BuiltSubspace:
+    """Finds the subspace that a job has built of the marked adapters, where none is open.
+
+    Args:
+        view: Lends its threads, and hears `SubspaceBuilt`.
+    """
+
+    def __init__(self, view: View) -> None:
+        self._view = view
         self._looked: set[str] = set()
 
-    def planned(self) -> None:
-        """There is a new plan."""
-        raise NotImplementedError
-
-    @property
-    def _source(self) -> Source | None:
-        raise NotImplementedError
-
-    @property
-    def _marked(self) -> list[str]:
-        raise NotImplementedError
-
-    @property
-    def _job_view(self) -> JobView | None:
-        """The job that this screen started last."""
-        return next((v for v in self.vlora.job_views() if v.job.id == self._job), None)
-
-    def _recipe(self) -> Recipe | None:
-        if self._source is None:
-            return None
-        try:
-            return recipe_of(self._source, self._marked, self._settings)
-        except VLoRAError:
-            return None
-
-    # plans
-
-    def _replan(self) -> None:
-        if self._source is None:
-            return
-        view, written = self._job_view, frozenset[str]()
-        if view is not None and view.state.is_over:
-            written = frozenset(event.path for event in view.all(events.Exported))
-        self._asked += 1
-        self._look_at_places(
-            self._source, self._marked, self._settings, self._headers, written, self._asked
-        )
-
-    @work(thread=True, exclusive=True, group="plan", exit_on_error=False)
-    def _look_at_places(
-        self, source: Source, marked: list[str], settings: Settings, headers: Headers,
-        written: Collection[str], asked: int,
-    ) -> None:  # fmt: skip
-        plan = export_plan.plan(source, marked, settings, headers, written)
-        self.post_message(self.Planned(plan, asked))
-
-    def on_export_work_planned(self, event: Planned) -> None:
-        if event.asked == self._asked:
-            self._plan = event.plan
-            self.planned()
-
-    # jobs
-
-    def _follow_job(self) -> None:
-        """Find the job that was started here; once it is over, look at the places anew."""
-        self._find_job()
-        view = self._job_view
-        if view is not None and view.state.is_over and self._planned_for != view.job.id:
-            self._planned_for = view.job.id
-            self._replan()  # what was new is there now
-
-    def _find_job(self) -> None:
-        """The job that was started here is the first one that was not there before."""
-        if self._known is None or self._job is not None:
-            return
-        recipe = self._recipe()
-        if recipe is None:
-            return
-        places = {step.path for step in recipe.written}
-        for view in self.vlora.job_views():
-            if view.job.id not in self._known and places & set(view.job.info.outputs):
-                self._job = view.job.id
-
-    # the subspace
-
-    def _look_for_subspace(self) -> None:
-        """Where none is open: the one that a job has built of the marked adapters."""
-        session = self.session
+    def look(self) -> None:
+        """Look at the next job that has written one."""
+        session = self._view.session
         if session.manifest is not None or not session.marked:
             return
-        for view in self.vlora.job_views():
+        for view in self._view.host.job_views():
             written = view.last(events.SubspaceWritten)
             if written is not None and view.job.id not in self._looked:
                 self._looked.add(view.job.id)
-                self._read_subspace(view, written.path, frozenset(session.marked))
+                read = partial(self._read, view, written.path, frozenset(session.marked))
+                self._view.run_worker(read, thread=True, group="subspace", exit_on_error=False)
                 return
 
-    @work(thread=True, group="subspace", exit_on_error=False)
-    def _read_subspace(self, view: JobView, path: str, marked: frozenset[str]) -> None:
+    def _read(self, view: JobView, path: str, marked: frozenset[str]) -> None:
+        """In a thread: read its index, if it was built of these adapters."""
         from vlora_engine.catalog.read import read_manifest
 
         try:
             inputs = {adapter.path for adapter in view.job.recipe().input.adapters}
             if inputs == marked:
-                self.post_message(self.Built(read_manifest(path)))
+                self._view.post_message(SubspaceBuilt(read_manifest(path)))
         except VLoRAError:
             return  # it was moved away since
-
-    def on_export_work_built(self, event: Built) -> None:
-        if self.session.manifest is None:
-            self.session.manifest = event.manifest
-            self._wanted = "subspace"
-            self.vlora.tell("subspace")

@@ -1,4 +1,4 @@
-"""What Inspect shows: likeness, groups, who stands apart, figures per layer. No widget.
+"""What Inspect shows: copies and runs, who stands apart, figures per layer. No widget.
 
 All of it is read from small files: spectra, the index and the task files of a subspace; what needs
 weights is told by a command of our own, whose JSON is taken apart here. What was found wrong is
@@ -11,9 +11,8 @@ import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,14 +20,11 @@ from vlora_engine.adapters.module_types import module_families
 from vlora_engine.analysis.outliers import Reason, outliers_in
 from vlora_engine.analysis.relations import (
     Array,
-    Relations,
-    clusters_of,
-    cosines_of,
-    order_by_likeness,
 )
 from vlora_engine.utils.json_reader import JsonValue
 from vlora_engine.utils.ranking import ranked, worst
 from vlora_tui.report.comparison import sameness, why
+from vlora_tui.tui.core.likeness import Group, Likeness
 from vlora_tui.tui.core.subcommand import read_answer
 from vlora_tui.tui.text import clean, plural
 
@@ -37,77 +33,6 @@ if TYPE_CHECKING:
     from vlora_engine.analysis.duplicates import Duplicates
     from vlora_engine.spectra.choose import Choice
     from vlora_engine.spectra.tables import Spectra
-
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-Kind = Literal["alike", "identical", "same change", "multiple", "run", "start"]
-
-
-@dataclass(frozen=True)
-class Likeness:
-    """How the adapters of a collection relate.
-
-    Args:
-        relations: Inner products of their weight changes, in all and per family of modules.
-        paths: Where each lies, None where that is not known.
-    """
-
-    names: tuple[str, ...]
-    relations: Relations
-    paths: tuple[str | None, ...] = ()
-
-    @cached_property
-    def cosines(self) -> Array:
-        return cosines_of(self.relations.total)
-
-    @cached_property
-    def norms(self) -> Array:
-        """(N,) ||dW||."""
-        return self.relations.norms
-
-    @cached_property
-    def by_likeness(self) -> list[int]:
-        """The adapters in an order in which those that are alike stand together."""
-        return order_by_likeness(self.cosines)
-
-    def groups(self, threshold: float) -> list[Group]:
-        """Those of two or more of which any two are at least that alike, the largest first."""
-        found = [m for m in clusters_of(self.cosines, threshold) if len(m) > 1]
-        alike = ranked(((self.least(m), m) for m in found), lambda row: row[0])
-        rows = sorted(alike, key=lambda row: -len(row[1]))
-        alone = len(self.names) - sum(len(members) for members in found)
-        return [
-            Group(
-                kind="alike",
-                members=tuple(members),
-                least=least,
-                how=f"every two at a cosine of {least:.2f} or more; {alone} like no other",
-                letter=LETTERS[i] if i < len(LETTERS) else "+",
-            )
-            for i, (least, members) in enumerate(rows)
-        ]
-
-    def least(self, members: Sequence[int]) -> float:
-        """The cosine of the two most different of some."""
-        return float(self.cosines[np.ix_(members, members)].min())
-
-
-@dataclass(frozen=True)
-class Group:
-    """Adapters that belong together.
-
-    Args:
-        kind: ``alike`` by their cosines; copies of three kinds (see `Duplicates`); a ``run`` of
-            checkpoints in its order, or those of one ``start``.
-        least: The cosine of dW of its two most different.
-        how: How that is known.
-        letter: Of those that are alike, for the matrix.
-    """
-
-    kind: Kind
-    members: tuple[int, ...]
-    least: float
-    how: str
-    letter: str = ""
 
 
 @dataclass(frozen=True)
@@ -161,17 +86,6 @@ class Kin:
 
     apart: tuple[Apart, ...]
     groups: tuple[Group, ...]
-
-
-def likeness_of(spectra: Spectra | None) -> Likeness | None:
-    """How the adapters of some spectra relate; None before all layers are there."""
-    if spectra is None or spectra.relations is None or not spectra.tasks:
-        return None
-    return Likeness(
-        names=tuple(clean(task.name) for task in spectra.tasks),
-        relations=spectra.relations,
-        paths=tuple(task.path for task in spectra.tasks),
-    )
 
 
 def kin_of(likeness: Likeness, spectra: Spectra) -> Kin:

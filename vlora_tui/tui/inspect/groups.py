@@ -8,7 +8,8 @@ from textual.app import ComposeResult
 from textual.containers import Vertical
 from textual.widgets import Static
 
-from vlora_tui.tui.inspect.data import Group, Kin, Likeness
+from vlora_tui.tui.core.likeness import Group, Likeness
+from vlora_tui.tui.inspect.data import Kin
 from vlora_tui.tui.inspect.rows import (
     GROUP_COLUMNS,
     GROUP_WORDS,

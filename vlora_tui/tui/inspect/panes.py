@@ -1,289 +1,227 @@
-"""What Inspect shows: its panes, what is in them, and what the layers are about."""
+"""The six panes of Inspect together: what is in them, and what the layers are about."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-from textual import work
-from textual.app import ComposeResult
-from textual.containers import Horizontal, Vertical
 from textual.message import Message
-from textual.widgets import Input, Static
+from textual.widgets import Static
 
-from vlora_tui.report.comparison import CLUSTERED
-from vlora_tui.tui.core.pane_view import PaneView
+from vlora_tui.tui.core.likeness import Likeness
 from vlora_tui.tui.inspect import data as inspect_data
-from vlora_tui.tui.inspect.data import Group, Kin, Likeness
-from vlora_tui.tui.inspect.finding_rows import Remark
+from vlora_tui.tui.inspect.data import Kin
 from vlora_tui.tui.inspect.findings import FindingsPane
 from vlora_tui.tui.inspect.groups import GroupsPane
 from vlora_tui.tui.inspect.layers import LayersPane
 from vlora_tui.tui.inspect.outliers import ApartPane
 from vlora_tui.tui.inspect.rows import Subject, why_no_likeness
 from vlora_tui.tui.inspect.similarity import AlikePane
+from vlora_tui.tui.inspect.state import InspectState
 from vlora_tui.tui.inspect.tasks import TasksPane
-from vlora_tui.tui.widgets.tabs import PaneTabs, Tab
+from vlora_tui.tui.widgets.tabs import Tab
 
 if TYPE_CHECKING:
     from vlora_engine.spectra.tables import Spectra
+    from vlora_tui.tui.core.pane_view import PaneView
 
 
-class InspectPanes(PaneView):
-    """Draws all panes from the session; `InspectView` adds the keys.
+class KinFound(Message):
+    """It is known who stands apart, who is a copy, who comes of one run."""
 
-    What takes a moment (outliers, copies, runs) is worked out by a thread and drawn when it is
-    there; what needs weights the panes ask of processes.
+    def __init__(self, likeness: Likeness, kin: Kin) -> None:
+        super().__init__()
+        self.likeness, self.kin = likeness, kin
+
+
+class InspectPanes:
+    """Draws the panes of Inspect from the session and from what Inspect is about.
+
+    What takes a moment (outliers, copies, runs) is worked out by a thread, and drawn when it is
+    there (`KinFound`); what needs weights the panes ask of processes.
+
+    Args:
+        view: The view that they are in; it lends its threads, and hears `KinFound`.
     """
 
-    class Related(Message):
-        """It is known who stands apart, who is a copy, who comes of one run."""
-
-        def __init__(self, likeness: Likeness, kin: Kin) -> None:
-            super().__init__()
-            self.likeness, self.kin = likeness, kin
-
-    def compose(self) -> ComposeResult:
-        ascii_only = self.vlora.ascii_only
-        yield Static(id="nothing", markup=False)
-        yield PaneTabs(id="inspect-tabs")
-        with Horizontal(id="inspect-body"):
-            with Vertical(id="inspect-left", classes="side"):
-                yield AlikePane(ascii_only=ascii_only)
-                yield TasksPane(ascii_only=ascii_only)
-                yield LayersPane(self.session, ascii_only=ascii_only)
-            with Vertical(id="inspect-right", classes="side"):
-                yield GroupsPane(ascii_only=ascii_only)
-                yield ApartPane()
-                yield FindingsPane(self.session, ascii_only=ascii_only)
-        line = Input(placeholder="part of a name", compact=True, id="inspect-filter")
-        line.cursor_blink = False
-        yield line
-
-    def on_mount(self) -> None:
-        self._threshold = CLUSTERED
-        self._ordered = True
-        self._sort = 0
-        self._words: tuple[str, ...] = ()
-        self._tasks_wanted: bool | None = None
-        self._pair: Subject | None = None
-        self._likeness: Likeness | None = None
-        self._kin: Kin | None = None
-        self._of_relations: object = None
-        self._remarks: list[Remark] = []
-        self.set_class(self.vlora.ascii_only, "ascii")
-
-    # what the application asks
-
-    def not_ready(self) -> str | None:
-        session = self.session
-        if session.infos or session.spectra is not None or session.manifest is not None:
-            return None
-        return "Nothing is open. 1 opens a folder of adapters, or a subspace."
-
-    def shown(self) -> None:
-        self._draw()
-        if not self.has_class("empty"):
-            self.go_to_pane(self.pane or self.panes()[0].id)
-
-    def changed(self, what: str) -> None:
-        if what != "jobs":
-            self._draw()
-
-    # what is there
+    def __init__(self, view: PaneView, state: InspectState) -> None:
+        self._view = view
+        self._state = state
+        self._session = state.session
 
     @property
-    def on_tasks(self) -> bool:
-        """Whether the tasks of the subspace are shown, and not the adapters of the spectra."""
-        session = self.session
-        if session.manifest is None:
-            return False
-        if session.spectra is None:
-            return True
-        return (not session.marked) if self._tasks_wanted is None else self._tasks_wanted
+    def alike(self) -> AlikePane:
+        """Who is alike."""
+        return self._view.query_one(AlikePane)
 
-    def panes(self) -> list[Tab]:
-        if self.on_tasks:
-            count = len(self.session.manifest.tasks) if self.session.manifest is not None else 0
+    @property
+    def layers(self) -> LayersPane:
+        """Where in the layers it lies."""
+        return self._view.query_one(LayersPane)
+
+    @property
+    def groups(self) -> GroupsPane:
+        """Who belongs together."""
+        return self._view.query_one(GroupsPane)
+
+    @property
+    def apart(self) -> ApartPane:
+        """Who stands apart."""
+        return self._view.query_one(ApartPane)
+
+    @property
+    def tasks(self) -> TasksPane:
+        """What the open subspace holds."""
+        return self._view.query_one(TasksPane)
+
+    @property
+    def findings(self) -> FindingsPane:
+        """What was found wrong."""
+        return self._view.query_one(FindingsPane)
+
+    def tabs(self) -> list[Tab]:
+        """The panes that there are now, in the order of Tab."""
+        if self._state.on_tasks:
+            count = len(self._session.manifest.tasks) if self._session.manifest is not None else 0
             tabs = [Tab("inspect-tasks", "Tasks", count), Tab("inspect-layers", "Layers")]
-        elif self.session.spectra is not None:
-            groups = len(self._all_groups) if self._likeness is not None else 0
+        elif self._session.spectra is not None:
+            groups = len(self._state.groups) if self._state.likeness is not None else 0
             tabs = [
                 Tab("inspect-alike", "Likeness"),
                 Tab("inspect-layers", "Layers"),
                 Tab("inspect-groups", "Groups", groups),
-                Tab("inspect-apart", "Apart", len(self._kin.apart) if self._kin else 0),
+                Tab("inspect-apart", "Apart", len(self._state.kin.apart) if self._state.kin else 0),
             ]
         else:
             tabs = [Tab("inspect-alike", "Likeness")]
-        return [*tabs, Tab("inspect-findings", "Findings", len(self._remarks))]
-
-    @property
-    def _alike(self) -> AlikePane:
-        return self.query_one(AlikePane)
-
-    @property
-    def _layers(self) -> LayersPane:
-        return self.query_one(LayersPane)
-
-    @property
-    def _groups(self) -> GroupsPane:
-        return self.query_one(GroupsPane)
-
-    @property
-    def _apart(self) -> ApartPane:
-        return self.query_one(ApartPane)
-
-    @property
-    def _tasks(self) -> TasksPane:
-        return self.query_one(TasksPane)
-
-    @property
-    def _findings(self) -> FindingsPane:
-        return self.query_one(FindingsPane)
-
-    @property
-    def _clusters(self) -> list[Group]:
-        """Those that are alike at the present bound."""
-        return self._likeness.groups(self._threshold) if self._likeness is not None else []
-
-    @property
-    def _all_groups(self) -> list[Group]:
-        """The clusters, then copies and runs as far as they are known."""
-        return [*self._clusters, *(self._kin.groups if self._kin is not None else ())]
-
-    def _found(self, name: str) -> bool:
-        return all(word in name.lower() for word in self._words)
+        return [*tabs, Tab("inspect-findings", "Findings", len(self._state.rows))]
 
     # drawing
 
-    def _draw(self) -> None:
-        session = self.session
-        reason = self.not_ready()
-        self.set_class(reason is not None, "empty")
-        self.query_one("#nothing", Static).update(reason or "")
+    def draw(self) -> None:
+        """Draw everything."""
+        session, state, view = self._session, self._state, self._view
+        reason = view.not_ready()
+        view.set_class(reason is not None, "empty")
+        view.query_one("#nothing", Static).update(reason or "")
         if reason is not None:
             return
-        relations = session.spectra.relations if session.spectra is not None else None
-        if relations is not self._of_relations:
-            self._of_relations, self._kin = relations, None
-            self._likeness = inspect_data.likeness_of(session.spectra)
-            if self._likeness is not None and session.spectra is not None:
-                self._relate(self._likeness, session.spectra)
-        self.set_class(self._likeness is None and not self.on_tasks, "bare")
-        self._remarks = self._findings.remarks(tasks=self.on_tasks)
-        self.draw_tabs()
-        self._draw_likeness()
-        self._draw_apart()
-        self._draw_tasks()
-        self._findings.judge()
-        self._findings.show(self._remarks, lambda r: self._found(f"{r.about} {r.what}"))
-        self._draw_layers()
+        if state.follow_spectra() and state.likeness is not None and session.spectra is not None:
+            relate = partial(self._relate, state.likeness, session.spectra)
+            view.run_worker(relate, thread=True, exclusive=True, group="kin", exit_on_error=False)
+        view.set_class(state.likeness is None and not state.on_tasks, "bare")
+        state.rows = self.findings.remarks(tasks=state.on_tasks)
+        view.draw_tabs()
+        self.draw_likeness()
+        self.draw_apart()
+        self.draw_tasks()
+        self.findings.judge()
+        self.findings.show(state.rows, lambda row: state.keeps(f"{row.about} {row.what}"))
+        self.draw_layers()
 
-    def arranged(self) -> None:
-        self._draw_layers()
-
-    def _share_out(self) -> None:
+    def share_out(self) -> None:
         """Give the matrix and the layers the lines that each can use."""
-        height = self.query_one("#inspect-left").size.height
-        pane = self._alike
-        if self.has_class("one") or self._likeness is None:
+        height = self._view.query_one("#inspect-left").size.height
+        pane = self.alike
+        if self._view.has_class("one") or self._state.likeness is None:
             pane.styles.height = "1fr"
             return
-        layers = min(self._layers.wanted_height, height // 2)
+        layers = min(self.layers.wanted_height, height // 2)
         pane.styles.height = min(pane.wanted_height, max(9, height - max(8, layers)))
 
-    def _draw_likeness(self) -> None:
+    def draw_likeness(self) -> None:
         """The matrix, and the groups."""
-        likeness, clusters = self._likeness, self._clusters
+        likeness, clusters = self._state.likeness, self._state.clusters
         order: list[int] = []
         if likeness is not None:
-            order = likeness.by_likeness if self._ordered else list(range(len(likeness.names)))
-        shown = [i for i in order if likeness is not None and self._found(likeness.names[i])]
+            order = (
+                likeness.by_likeness if self._state.ordered else list(range(len(likeness.names)))
+            )
+        shown = [i for i in order if likeness is not None and self._state.keeps(likeness.names[i])]
         hidden = len(order) - len(shown)
-        words = f"{len(shown)} adapters, {'the like together' if self._ordered else 'as found'}"
-        self._alike.show(
+        words = (
+            f"{len(shown)} adapters, {'the like together' if self._state.ordered else 'as found'}"
+        )
+        self.alike.show(
             likeness,
             shown,
             clusters,
-            marked=self.session.marked,
+            marked=self._session.marked,
             subtitle=(words + (f", {hidden} filtered out" if hidden else "")) if likeness else "",
             instead=self._why_no_matrix if likeness is None else "",
         )
-        rows = [g for g in self._all_groups if set(g.members) & set(shown)]
-        self._groups.show(likeness, rows, self._kin, self._threshold)
+        rows = [g for g in self._state.groups if set(g.members) & set(shown)]
+        self.groups.show(likeness, rows, self._state.kin, self._state.threshold)
 
     @property
     def _why_no_matrix(self) -> str:
-        if self.session.spectra is None and self._measuring:
+        if self._session.spectra is None and self._view.host.jobs.is_measuring:
             return "Being measured. 2 shows the layers that are done, 3 the job."
-        return why_no_likeness(self.session.spectra)
+        return why_no_likeness(self._session.spectra)
 
-    @property
-    def _measuring(self) -> bool:
-        """Whether a job computes the spectra of what is marked."""
-        desk = self.vlora.desk
-        view = desk.view(desk.spectra_job or "")
-        return view is not None and not view.state.is_over
+    def draw_apart(self) -> None:
+        """Who stands apart."""
+        state = self._state
+        measured = state.likeness is not None
+        self.apart.show(state.kin, state.keeps, state.sort, measured=measured)
 
-    def _draw_apart(self) -> None:
-        self._apart.show(
-            self._kin, self._found, self._sort, measured=self._likeness is not None
-        )  # fmt: skip
+    def draw_tasks(self) -> None:
+        """The tasks of the open subspace."""
+        if self._session.manifest is not None:
+            self.tasks.show(self._session.manifest, self._state.keeps, self._state.sort)
 
-    def _draw_tasks(self) -> None:
-        if self.session.manifest is not None:
-            self._tasks.show(self.session.manifest, self._found, self._sort)
-
-    def _draw_layers(self) -> None:
-        if self.is_mounted and not self.has_class("empty"):
-            self._layers.show(self.subject)
+    def draw_layers(self) -> None:
+        """The layers of what the cursor is on."""
+        if not self._view.has_class("empty"):
+            self.layers.show(self.subject)
 
     # work off the screen
 
-    @work(thread=True, exclusive=True, group="kin", exit_on_error=False)
     def _relate(self, likeness: Likeness, spectra: Spectra) -> None:
-        self.post_message(self.Related(likeness, inspect_data.kin_of(likeness, spectra)))
+        """In a thread: work out what takes a moment."""
+        self._view.post_message(KinFound(likeness, inspect_data.kin_of(likeness, spectra)))
 
-    def on_inspect_panes_related(self, event: Related) -> None:
-        if event.likeness is self._likeness:
-            self._kin = event.kin
-            self._draw()
+    def take_kin(self, event: KinFound) -> None:
+        """Draw what was worked out, unless it is about other spectra."""
+        if event.likeness is self._state.likeness:
+            self._state.kin = event.kin
+            self.draw()
 
     # what the layers are about
 
     @property
     def subject(self) -> Subject | None:
         """What the layers pane shows: the pair that is compared, else what the cursor is on."""
-        if self._pair is not None:
-            return self._pair
-        if self.on_tasks:
-            task = self._tasks.record
-            manifest = self.session.manifest
+        if self._state.pair is not None:
+            return self._state.pair
+        if self._state.on_tasks:
+            task = self.tasks.record
+            manifest = self._session.manifest
             if task is None or manifest is None:
                 return None
             return Subject(
                 "task", (task.id,), place=inspect_data.task_place(manifest.path, task.id)
             )
-        pair = self._alike.pair
-        if pair is None or self._likeness is None:
+        pair = self.alike.pair
+        if pair is None or self._state.likeness is None:
             return None
-        known = self._pair_here()
-        if known is not None and self._layers.knows(known.places):
+        known = self.pair_here()
+        if known is not None and self.layers.knows(known.places):
             return known
         at = pair[0]
-        place = self._likeness.paths[at] if self._likeness.paths else None
-        return Subject("adapter", (self._likeness.names[at],), index=at, place=place)
+        place = self._state.likeness.paths[at] if self._state.likeness.paths else None
+        return Subject("adapter", (self._state.likeness.names[at],), index=at, place=place)
 
-    def _pair_here(self) -> Subject | None:
+    def pair_here(self) -> Subject | None:
         """The two that the cursor means: a cell off the diagonal, or the kept task and this."""
-        if self.on_tasks:
-            task, manifest = self._tasks.record, self.session.manifest
-            if task is None or manifest is None or self._tasks.kept in (None, task.id):
+        if self._state.on_tasks:
+            task, manifest = self.tasks.record, self._session.manifest
+            if task is None or manifest is None or self.tasks.kept in (None, task.id):
                 return None
-            names = (str(self._tasks.kept), task.id)
+            names = (str(self.tasks.kept), task.id)
             first, second = (inspect_data.task_place(manifest.path, name) for name in names)
             return Subject("pair", names, places=(first, second))
-        pair, likeness = self._alike.pair, self._likeness
+        pair, likeness = self.alike.pair, self._state.likeness
         if pair is None or likeness is None or pair[0] == pair[1]:
             return None
         at = [likeness.paths[i] for i in pair]

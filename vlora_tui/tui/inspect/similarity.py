@@ -9,12 +9,8 @@ from textual.app import ComposeResult
 from textual.widgets import Static
 
 from vlora_engine.analysis.relations import Array
-from vlora_tui.tui.inspect.data import (
-    Group,
-    Interference,
-    Likeness,
-    interference_arguments,
-)
+from vlora_tui.tui.core.likeness import Group, Likeness
+from vlora_tui.tui.inspect.data import Interference, interference_arguments
 from vlora_tui.tui.inspect.queries import Arguments, AskingPane
 from vlora_tui.tui.inspect.rows import interference_words, pair_words
 from vlora_tui.tui.text import clean

@@ -13,6 +13,7 @@ from textual.widgets import Input, Static
 
 from vlora_tui.pipeline import events
 from vlora_tui.tui.core.bad_adapters import can_go_on
+from vlora_tui.tui.core.messages import ChoiceChanged, SessionChanged
 from vlora_tui.tui.core.pane_view import PaneView
 from vlora_tui.tui.run import job_text
 from vlora_tui.tui.widgets.folding import hanging
@@ -122,7 +123,7 @@ class RunView(PaneView):
     def panes(self) -> list[Tab]:
         return [
             Tab("run-review", "Start"),
-            Tab("run-jobs", "Jobs", len(self.vlora.job_views())),
+            Tab("run-jobs", "Jobs", len(self.host.job_views())),
             Tab("run-details", "Job"),
         ]
 
@@ -138,7 +139,7 @@ class RunView(PaneView):
         self.go_to_pane(self.pane if self._was_shown else first)
         self._was_shown = True
 
-    def changed(self, what: str) -> None:
+    def changed(self, change: SessionChanged) -> None:
         self._draw()
 
     def row_text(self) -> str | None:
@@ -177,7 +178,7 @@ class RunView(PaneView):
             review.append("replace   an output that is there (f takes it back)\n", "bold")
         self._say("#review", "review-text", review)
         table: Table[JobView] = self.query_one("#jobs", Table)
-        views = self.vlora.job_views()
+        views = self.host.job_views()
         came = 0 < self._awaited <= len(views) - 1
         table.show(views, cursor=0 if came else None)
         if came:
@@ -186,14 +187,14 @@ class RunView(PaneView):
         self.query_one(PaneTabs).show(self.panes(), self.pane)
 
     def _draw_details(self) -> None:
-        view, problem = self.job, self.vlora.desk.problem
+        view, problem = self.job, self.host.jobs.problem
         said = self.query_one("#said", Static)
         if problem:
             said.update(problem)
         elif view is None:
             said.update("No job yet. What is started here goes on when the terminal is closed.")
         else:
-            details = job_text.details(view, ascii_only=self.vlora.ascii_only)
+            details = job_text.details(view, ascii_only=self.host.ascii_only)
             self._say("#said", "details", details)
         self._draw_keys()
 
@@ -211,7 +212,7 @@ class RunView(PaneView):
         if not session.marked:
             self.notify("Nothing is marked: 1, then space on an adapter.", severity="warning")
             return
-        if self.vlora.verdict.ask():
+        if self.host.bad_adapters.ask():
             return
         if len(session.groups) > 1:
             self.notify(
@@ -224,8 +225,8 @@ class RunView(PaneView):
         if os.path.lexists(place) and not self._force:
             self.notify(f"{place} exists: o names another place, f replaces it.", markup=False)
             return
-        self._awaited = len(self.vlora.job_views())
-        self.vlora.start_job(session.recipe(), force=self._force)
+        self._awaited = len(self.host.job_views())
+        self.host.start_job(session.recipe(), force=self._force)
         self._force = False
         self.go_to_pane("run-jobs")
 
@@ -241,7 +242,7 @@ class RunView(PaneView):
         value = os.path.expanduser(event.value.strip())
         self.session.output = os.path.abspath(value) if value else None
         self._close_field()
-        self.vlora.tell("choice")
+        self.post_message(ChoiceChanged())
 
     def action_force(self) -> None:
         self._force = not self._force
@@ -276,14 +277,14 @@ class RunView(PaneView):
         if view is None or not view.can_resume:
             self.notify("Only a job that stopped before its end can go on.", severity="warning")
             return
-        self.vlora.desk.resume(view.job.id)
+        self.host.jobs.resume(view.job.id)
 
     def action_leave_out(self) -> None:
         view = self.job
         if view is None or not can_go_on(view):
             self.notify("This job was not stopped by bad adapters.", severity="warning")
             return
-        self.vlora.verdict.go_on_without(view)
+        self.host.bad_adapters.go_on_without(view)
 
     async def action_open(self) -> None:
         view = self.job
@@ -291,9 +292,9 @@ class RunView(PaneView):
             self.notify("This job has made nothing that could be opened.", severity="warning")
             return
         if view.last(events.SubspaceWritten) is not None:
-            await self.vlora.open_subspace(view.outputs[0])
+            await self.host.open_subspace(view.outputs[0])
         else:
-            await self.vlora.show_adapters(view.outputs)
+            await self.host.show_adapters(view.outputs)
 
     def _ask(self, what: str, text: str) -> None:
         self._asking = what
@@ -321,6 +322,6 @@ class RunView(PaneView):
         if view is None:
             return
         if what == "cancel" and event.key in ("k", "d"):
-            self.vlora.desk.cancel(view.job.id, discard=event.key == "d")
+            self.host.jobs.cancel(view.job.id, discard=event.key == "d")
         elif what == "remove" and event.key == "y":
-            self.vlora.desk.remove(view.job.id)
+            self.host.jobs.remove(view.job.id)

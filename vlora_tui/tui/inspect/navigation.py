@@ -1,0 +1,162 @@
+"""The ways of Inspect from one pane to another, down to a module, and back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from textual.widgets import Input
+
+from vlora_tui.tui.core.messages import AdaptersWanted
+from vlora_tui.tui.inspect import data as inspect_data
+from vlora_tui.tui.inspect.finding_rows import module_in
+from vlora_tui.tui.inspect.panes import InspectPanes
+from vlora_tui.tui.inspect.queries import AskingPane
+from vlora_tui.tui.inspect.rows import SIZE
+from vlora_tui.tui.inspect.state import InspectState
+
+if TYPE_CHECKING:
+    from vlora_tui.tui.core.pane_view import PaneView
+
+
+class Navigation:
+    """Goes from what the cursor of a pane is on to the pane that shows it closer."""
+
+    def __init__(self, view: PaneView, state: InspectState, panes: InspectPanes) -> None:
+        self._view = view
+        self._state = state
+        self._session = state.session
+        self._panes = panes
+
+    def enter(self) -> None:
+        """From what the cursor is on to its layers, from there to a module."""
+        match self._view.pane:
+            case "inspect-groups":
+                if self._panes.groups.group is not None:
+                    self._go_to(*self._panes.groups.group.members[:2])
+                    self._view.go_to_pane("inspect-alike")
+            case "inspect-apart":
+                self._go_to_outlier()
+            case "inspect-findings":
+                self._go_to_finding()
+            case "inspect-alike" | "inspect-tasks":
+                self._state.pair = self._panes.pair_here()
+                self._compare()
+                self._panes.draw_layers()
+                self._view.go_to_pane("inspect-layers")
+            case "inspect-layers":
+                self._panes.layers.look_closer()
+
+    def _go_to(self, first: int, second: int) -> None:
+        """Put the matrix's cursor on two adapters, whatever the filter hides."""
+        likeness = self._state.likeness
+        if likeness is None:
+            return
+        self._state.pair = None
+        if not all(self._state.keeps(likeness.names[i]) for i in (first, second)):
+            self.close_filter()
+        self._panes.alike.go_to(first, second)
+        self._panes.draw_layers()
+
+    def _go_to_outlier(self) -> None:
+        """Its layers, on the one of the family in which it stands apart."""
+        row, spectra = self._panes.apart.row, self._session.spectra
+        if row is None or spectra is None:
+            return
+        self._go_to(row.index, row.index)
+        self._panes.layers.point(inspect_data.module_of_family(spectra, row.index, row.place), SIZE)
+        self._view.go_to_pane("inspect-layers")
+
+    def _go_to_finding(self) -> None:
+        """The layers of the adapter or task that it is about, on the module that it names."""
+        remark, spectra, manifest = (
+            self._panes.findings.remark,
+            self._session.spectra,
+            self._session.manifest,
+        )
+        if remark is None:
+            return
+        if (
+            self._state.likeness is not None
+            and spectra is not None
+            and remark.path in self._state.likeness.paths
+        ):
+            if self._state.on_tasks:
+                self.turn()
+            at = self._state.likeness.paths.index(remark.path)
+            self._go_to(at, at)
+            self._panes.layers.point(module_in(remark, spectra.layer_names), SIZE)
+            self._view.go_to_pane("inspect-layers")
+        elif (
+            manifest is not None
+            and remark.path.startswith(str(manifest.path))
+            and self._state.on_tasks
+        ):
+            self.close_filter()
+            self._panes.tasks.go_to(remark.path, remark.finding.file)
+            self._panes.draw_layers()
+            self._panes.layers.point(module_in(remark, [layer.name for layer in manifest.layers]))
+            self._view.go_to_pane("inspect-layers")
+        elif remark.path in self._session.infos:
+            self._view.post_message(AdaptersWanted(remark.about))
+        else:
+            self._view.notify("It is about no one adapter that is open here.", markup=False)
+
+    def _compare(self) -> None:
+        """Have the pair compared."""
+        if self._state.pair is None:
+            return
+        if self._state.pair.places is None:
+            self._state.pair = None
+            self._view.notify(
+                "Where these adapters lie is not known.", severity="warning", markup=False
+            )
+            return
+        self._panes.layers.compare(self._state.pair)
+
+    def to_coverage(self) -> str | None:
+        """How much the open subspace holds of an adapter; why that cannot be told, or None."""
+        pair, manifest = self._panes.alike.pair, self._session.manifest
+        if manifest is None:
+            return "Coverage is by the bases of a subspace: open one first (1)."
+        if self._state.on_tasks and self._session.spectra is not None:
+            return "Coverage is of adapters: t turns to them."
+        if self._state.likeness is None or pair is None:
+            return "Coverage is of adapters: mark some (1), and have them measured (2)."
+        self._go_to(pair[0], pair[0])
+        self._panes.layers.cover()
+        self._view.go_to_pane("inspect-layers")
+        return None
+
+    def turn(self) -> None:
+        """Between the adapters and the tasks of the open subspace."""
+        self._state.tasks_wanted = not self._state.on_tasks
+        self._state.pair = None
+        self._panes.draw()
+        self._view.go_to_pane(self._panes.tabs()[0].id)
+
+    def step_back(self) -> bool:
+        """Stop what is being read, leave the filter or the pair; False if there is none."""
+        line = self._view.query_one("#inspect-filter", Input)
+        stopped = [pane for pane in self._view.query(AskingPane) if pane.stop()]
+        if stopped:
+            self._state.pair = None
+            self._panes.draw_layers()
+            return True
+        if line.has_class("open"):
+            self.close_filter()
+            self._view.go_to_pane(self._view.pane)
+            return True
+        if self._state.pair is not None:
+            self._state.pair = None
+            self._panes.draw_layers()
+            self._view.go_to_pane("inspect-tasks" if self._state.on_tasks else "inspect-alike")
+            return True
+        return False
+
+    def close_filter(self) -> None:
+        """Show everything again."""
+        line = self._view.query_one("#inspect-filter", Input)
+        line.value = ""
+        line.remove_class("open")
+        self._state.words = ()
+        self._panes.draw()
