@@ -77,7 +77,7 @@ class ExportApp(VLoRAApp):
         for event in told:
             self.views[0].take(Told(0, 0.0, event))
         self.views[0].state = state
-        self.post_message(JobsChanged())
+        self.show_change(JobsChanged())
 
 
 @pytest.fixture

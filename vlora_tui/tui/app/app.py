@@ -160,8 +160,8 @@ class VLoRAApp(BaseApp):
         figures = self.session.known_figures() if recipe.compress is not None else None
         target = None if recipe.compress is None else recipe.compress.target
         of_it = figures is not None and target == figures.choosing
-        known = figures.prediction if figures is not None and of_it else None
-        nbytes = None if known is None else known.nbytes
+        prediction = figures.prediction if figures is not None and of_it else None
+        nbytes = None if prediction is None else prediction.nbytes
         self.jobs.start(recipe, force=force, subspace_bytes=nbytes)
 
     def on_disk_too_small(self, event: DiskTooSmall) -> None:
@@ -214,9 +214,9 @@ class VLoRAApp(BaseApp):
 
     @property
     def view(self) -> View | None:
-        """The view of the step in sight."""
-        switcher = self.query_one("#steps", ContentSwitcher)
-        current = switcher.visible_content
+        """The view of the step in sight; None at the very beginning, and at the end."""
+        switchers = self.query(ContentSwitcher)
+        current = switchers.first().visible_content if switchers else None
         return current if isinstance(current, View) else None
 
     async def show_step(self, step_id: str) -> None:
@@ -257,7 +257,8 @@ class VLoRAApp(BaseApp):
         """Draw the status line again."""
         view = self.view
         job = _job_words(self.jobs.running)
-        self.query_one(TopBar).show(view.step if view else 1, self.session.title(), job)
+        for bar in self.query(TopBar):  # there is none while the application ends
+            bar.show(view.step if view else 1, self.session.title(), job)
 
     async def action_step(self, step_id: str) -> None:
         await self.show_step(step_id)

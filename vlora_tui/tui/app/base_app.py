@@ -147,9 +147,11 @@ class BaseApp(KeysInOrder):
             words = first.tooltip or first.description
             if words:
                 yield SystemCommand(words, keys, _runner(self, action, node))
-        for one in guides():
-            words = f"vlora-tui guide {one.name}"
-            yield SystemCommand(f"Guide: {one.title}", words, partial(self.show_guide, one.name))
+        for guide in guides():
+            words = f"vlora-tui guide {guide.name}"
+            yield SystemCommand(
+                f"Guide: {guide.title}", words, partial(self.show_guide, guide.name)
+            )
         for name in sorted(self.available_themes):
             if name != self.theme and (not self.no_color or name.startswith("ansi")):
                 yield SystemCommand(f"Theme: {name}", "for this session", _themer(self, name))

@@ -192,17 +192,17 @@ class LayerTables:
         layers = [name for name in wanted if name in self.spectra.layers]
         if not layers:
             return None
-        own = self._band(shown, method, layers)
+        curves = self._band(shown, method, layers)
         layer = shown.layer
         focus = None
         if layer is not None and layer in self.spectra.layers:
             focus = layer_curve(self.spectra, layer, method, shown.side)
         return VarianceData(
             version=(self.version, *key),
-            k=own.k,
-            median=own.median,
-            low=own.low,
-            high=own.high,
+            k=curves.k,
+            median=curves.median,
+            low=curves.low,
+            high=curves.high,
             layers=len(layers),
             expected=len(wanted),
             focus=focus,
@@ -242,18 +242,18 @@ class LayerTables:
         choice = figures.choice
         middle, low, high = spread(figures)
         pins = [session.known_figures(pin) for pin in session.pins]
-        own = None
+        own_k = None
         if shown.layer in choice.k and (session.choosing.goal[0] != "k" or session.choosing.layers):
-            own = self.k_of(shown.layer, figures)
+            own_k = self.k_of(shown.layer, figures)
         side = {"a": 0, "b": 1}.get(shown.side)
-        if side is not None and own is not None and shown.layer is not None:
-            own = choice.k[shown.layer][side]
+        if side is not None and own_k is not None and shown.layer is not None:
+            own_k = choice.k[shown.layer][side]
         both = shown.side == "both"
         return Marks(
             k=middle,
             low=low,
             high=high,
-            own=own,
+            own=own_k,
             pins=tuple(spread(p)[0] for p in pins if p is not None and p.choice is not None),
             levels=self._levels(session.choosing, choice.dtype)
             if both
@@ -270,19 +270,19 @@ class LayerTables:
         """The grid of layers, a cell for each that is measured, the focused one."""
         names = self.selected(shown.pattern)
         values = self._values(shown, self.basis(choosing.method), names, figures)
-        known = [value for value in values.values() if value is not None]
-        least, most = min(known, default=0.0), max(known, default=1.0)
+        measured = [value for value in values.values() if value is not None]
+        least, most = min(measured, default=0.0), max(measured, default=1.0)
         room = max(most - least, 0.35 * most, 1e-12)  # what differs little looks alike
-        own = set(choosing.layers)
+        with_own_k = set(choosing.layers)
         cells = {}
         for name, value in values.items():
             if value is None:
-                cells[name] = Cell("-", None, name in own)
+                cells[name] = Cell("-", None, name in with_own_k)
                 continue
             text = _error_text(value) if shown.cells == "error" else f"{value:.0f}"
             if shown.cells == "now" and figures is not None and figures.coded is not None:
                 text = "+".join(figures.coded.kinds[name]) or "own"
-            cells[name] = Cell(text, (value - least) / room, name in own)
+            cells[name] = Cell(text, (value - least) / room, name in with_own_k)
         return self._grid(shown.pattern), cells, shown.layer
 
     def _grid(self, pattern: str) -> LayerGrid:
@@ -356,19 +356,19 @@ class LayerTables:
         """Everything that the figures pane shows."""
         rows = [Row("now", session.choosing, figures, self._note(figures))]
         for number, pin in enumerate(session.pins, start=1):
-            own = session.known_figures(pin)
+            pinned = session.known_figures(pin)
             differs = ""
-            if figures is not None and own is not None:
-                differs = difference(figures, own, self.short)
-            rows.append(Row(f"pin {number}", pin, own, differs))
+            if figures is not None and pinned is not None:
+                differs = difference(figures, pinned, self.short)
+            rows.append(Row(f"pin {number}", pin, pinned, differs))
         missing = len(self.spectra.layer_names) - len(self.measured)
         rivals = [] if figures is None or missing else session.rivals(figures)
-        known = [session.known_figures(rival) for rival in rivals]
-        for i, (rival, own) in enumerate(zip(rivals, known, strict=True)):
-            rows.append(Row("" if i else "same bytes", rival, own, self._note(own), True))
+        figures_of_rivals = [session.known_figures(rival) for rival in rivals]
+        for i, (rival, of_rival) in enumerate(zip(rivals, figures_of_rivals, strict=True)):
+            rows.append(Row("" if i else "same bytes", rival, of_rival, self._note(of_rival), True))
         words, bad = "", False
         if not missing:
-            words, bad = verdict(figures, known, factor_bytes_16(self.spectra))
+            words, bad = verdict(figures, figures_of_rivals, factor_bytes_16(self.spectra))
         now = None if figures is None else figures.choice
         dtype = now.dtype if now is not None else "F16"
         coded = session.choosing.is_coded

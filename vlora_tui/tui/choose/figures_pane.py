@@ -265,25 +265,25 @@ def _cells(row: Row, ascii_only: bool) -> dict[str, str]:
     figures = row.figures
     if figures is None:
         return cells | dict.fromkeys(("k", "mean", "worst"), "..." if ascii_only else "…")
-    own, packed = figures.prediction, row.choosing.quantize
-    if own is None:
+    prediction, packed = figures.prediction, row.choosing.quantize
+    if prediction is None:
         return cells | {"worst task": "cannot be had"}
     about = "" if figures.is_exact else "~"  # what coding and packing cost is an estimate
     if figures.choice is None:
-        cells |= {"dtype": "coded", "on disk": about + size(own.nbytes)}
+        cells |= {"dtype": "coded", "on disk": about + size(prediction.nbytes)}
     else:
         _, low, high = spread(figures)
         dtype = DTYPE_WORDS.get(figures.choice.dtype, figures.choice.dtype)
         cells |= {
             "k": str(low) if low == high else f"{low}{dash}{high}",
             "dtype": dtype if packed == NOT_PACKED else packed,
-            "on disk": size(own.nbytes),
+            "on disk": size(prediction.nbytes),
         }
     return cells | {
-        "ratio": f"{own.ratio:.3g}{times}",
-        "mean": about + percent(own.mean_error),
-        "worst": about + percent(own.max_error),
-        "worst task": clean(own.worst_task),
+        "ratio": f"{prediction.ratio:.3g}{times}",
+        "mean": about + percent(prediction.mean_error),
+        "worst": about + percent(prediction.max_error),
+        "worst task": clean(prediction.worst_task),
     }
 
 
@@ -320,9 +320,9 @@ def packed_line(sheet: Sheet, ascii_only: bool) -> str:
     """What the same k would cost packed; errors are estimates, so the figures have a ~."""
     dot = " - " if ascii_only else " · "
     return dot.join(
-        f"as {own.name} ~{size(own.nbytes)}, mean ~{percent(own.mean_error)}, "
-        f"worst ~{percent(own.max_error)}"
-        for own in sheet.packed
+        f"as {packed.name} ~{size(packed.nbytes)}, mean ~{percent(packed.mean_error)}, "
+        f"worst ~{percent(packed.max_error)}"
+        for packed in sheet.packed
     )
 
 

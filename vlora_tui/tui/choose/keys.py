@@ -62,9 +62,9 @@ class ChoiceEditor:
             return
         layer, top = self.shown.layer, tables.top(now.method)
         if self.shown.editing and layer is not None:
-            own = now.layers.get(layer) or tables.k_of(layer, self._figures.last)
+            k = now.layers.get(layer) or tables.k_of(layer, self._figures.last)
             top = tables.layer_top(layer, now.method)
-            self.choose(now.with_layer(layer, min(max(1, own + step), top)))
+            self.choose(now.with_layer(layer, min(max(1, k + step), top)))
             return
         k = now.k if now.k is not None else tables.middle(self._figures.last)
         self.choose(now.with_goal("k", min(max(1, k + step), top)))
@@ -230,7 +230,7 @@ def as_method(
         return replace(now, method=method)
     name, value = now.goal
     if name == "k":
-        own = None if figures is None else figures.prediction
-        error = DEFAULT_MAX_ERROR if own is None else float(f"{own.max_error:.2g}")
+        prediction = None if figures is None else figures.prediction
+        error = DEFAULT_MAX_ERROR if prediction is None else float(f"{prediction.max_error:.2g}")
         name, value = "max_error", min(max(error, 0.001), 0.9)
     return CompressionTarget(method).with_goal(name, value)

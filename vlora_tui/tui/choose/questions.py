@@ -21,9 +21,11 @@ def question(what: str, tables: LayerTables, shown: Shown, session: Session) -> 
     now = session.choosing
     held = now.goal[1] if now.goal[0] == what else None
     if what == "k":
-        own = shown.editing and shown.layer is not None
-        top = tables.layer_top(shown.layer or "", now.method) if own else tables.top(now.method)
-        label = f"k of {clean(tables.short.get(shown.layer or '', ''))}" if own else "k"
+        of_layer = shown.editing and shown.layer is not None
+        top = (
+            tables.layer_top(shown.layer or "", now.method) if of_layer else tables.top(now.method)
+        )
+        label = f"k of {clean(tables.short.get(shown.layer or '', ''))}" if of_layer else "k"
         return Question(what, label, f"1 to {top}", lambda text: _k(text, top), _shown(held))
     if what == "variance":
         value = "" if held is None else f"{100 * held:g}"

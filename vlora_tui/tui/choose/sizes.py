@@ -183,10 +183,10 @@ class Sizes:
         goal = {"max_error": value, "mean_error": value, "variance": max(0.0, 1 - value) ** 0.5}
         pins = [session.known_figures(pin) for pin in session.pins]
         placed = [p.prediction for p in pins if p is not None and p.prediction is not None]
-        own = figures.prediction if figures is not None else None
+        prediction = figures.prediction if figures is not None else None
         return SizeMarks(
-            ratio=None if own is None else own.codec_ratio,
-            error=0.0 if own is None else _error(own, worst),
+            ratio=None if prediction is None else prediction.codec_ratio,
+            error=0.0 if prediction is None else _error(prediction, worst),
             about=figures is None or not figures.is_exact,
             goal_error=goal.get(name),
             goal_words=target_words(session.choosing),
@@ -320,13 +320,20 @@ def sharing_text(coded: Coded, short: dict[str, str]) -> Text:
 
 def methods_text(methods: Sequence[Figures | None]) -> Text:
     """The mean errors of all methods at the same bytes, the least first."""
-    known = [(own.prediction, own) for own in methods if own is not None and own.prediction]
+    predicted = [
+        (figures.prediction, figures)
+        for figures in methods
+        if figures is not None and figures.prediction
+    ]
     text = Text()
     text.append("at these bytes: ", "bold")
     text.append(
         ", ".join(
-            f"{own.choosing.method} {'' if own.is_exact else '~'}{percent(prediction.mean_error)}"
-            for prediction, own in ranked(known, lambda pair: pair[0].mean_error, largest=False)
+            f"{figures.choosing.method} "
+            f"{'' if figures.is_exact else '~'}{percent(prediction.mean_error)}"
+            for prediction, figures in ranked(
+                predicted, lambda pair: pair[0].mean_error, largest=False
+            )
         )
     )
     return text.append("\n")
@@ -367,10 +374,10 @@ def _rungs(outlook: Outlook, method: str) -> Iterator[tuple[float, float, float,
         )
 
 
-def _between(wanted: float, held: Array, told: Array) -> float:
-    """``told`` where ``held`` has the value wanted, straight in logarithms between two rungs."""
+def _between(wanted: float, held: Array, values: Array) -> float:
+    """``values`` where ``held`` has the value wanted, straight in logarithms between two rungs."""
     order = np.argsort(held, kind="stable")
-    log_held, log_told = (np.log(np.maximum(a[order], 1e-12)) for a in (held, told))
+    log_held, log_told = (np.log(np.maximum(a[order], 1e-12)) for a in (held, values))
     return float(np.exp(np.interp(np.log(max(wanted, 1e-12)), log_held, log_told)))
 
 

@@ -27,40 +27,40 @@ def verdict(
     Args:
         factors: Bytes of all A and B at 16 bit.
     """
-    own = None if figures is None else figures.prediction
-    if figures is None or own is None:
+    prediction = None if figures is None else figures.prediction
+    if figures is None or prediction is None:
         return "", False
-    closer = _closer(own, rivals)
+    closer = _closer(prediction, rivals)
     if figures.choosing.is_coded:
-        return " ".join([_coded_verdict(figures), closer]).strip(), own.codec_ratio < HARDLY
+        return " ".join([_coded_verdict(figures), closer]).strip(), prediction.codec_ratio < HARDLY
     words = []
     fp32 = figures.choice is not None and figures.choice.dtype == "F32"
     remedy = "Store in fp16 (d), or allow" if fp32 else "Allow"
-    if own.codec_ratio < 1:
+    if prediction.codec_ratio < 1:
         words.append(
             f"Sharing does not pay here: every adapter's own A and B at 16 bit take "
             f"{size(factors)} and lose nothing to speak of; this choice takes "
-            f"{1 / own.codec_ratio:.2f} times that. {remedy} more error (e), or leave these "
+            f"{1 / prediction.codec_ratio:.2f} times that. {remedy} more error (e), or leave these "
             "adapters as they are."
         )
-    elif own.codec_ratio < HARDLY:
+    elif prediction.codec_ratio < HARDLY:
         words.append(
-            f"Sharing hardly pays here: {own.codec_ratio:.2f} times smaller than every adapter's "
-            f"own A and B at 16 bit ({size(factors)}). They have little in common at "
+            f"Sharing hardly pays here: {prediction.codec_ratio:.2f} times smaller than every "
+            f"adapter's own A and B at 16 bit ({size(factors)}). They have little in common at "
             f"this error. {remedy} more error (e), or keep each adapter by itself."
         )
     if not words and not closer:
         words.append(
-            f"Sharing pays: {own.codec_ratio:.3g} times smaller than every adapter's own A and B "
-            "at 16 bit."
+            f"Sharing pays: {prediction.codec_ratio:.3g} times smaller than every adapter's own "
+            "A and B at 16 bit."
         )
-    return " ".join([*words, closer]).strip(), own.codec_ratio < HARDLY
+    return " ".join([*words, closer]).strip(), prediction.codec_ratio < HARDLY
 
 
-def _closer(own: Prediction, rivals: Sequence[Figures | None]) -> str:
+def _closer(prediction: Prediction, rivals: Sequence[Figures | None]) -> str:
     """Which other method has clearly less error at the same bytes."""
-    known = [(r, r.prediction) for r in rivals if r is not None and r.prediction is not None]
-    better = [(r, p) for r, p in known if p.mean_error < CLEARLY * own.mean_error]
+    predicted = [(r, r.prediction) for r in rivals if r is not None and r.prediction is not None]
+    better = [(r, p) for r, p in predicted if p.mean_error < CLEARLY * prediction.mean_error]
     if not better:
         return ""
     best, its = ranked(better, lambda pair: pair[1].mean_error, largest=False)[0]

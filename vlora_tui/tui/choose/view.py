@@ -475,8 +475,10 @@ class ChooseView(View):
         chart.border_subtitle = "S: k and layers"
         subject, working = self._auto(), figures is None or figures.estimate is not None
         rivals = [] if self.figures.last is None else self.session.rivals(self.figures.last)
-        known = (self.session.known_figures(own) or sizes.estimate(own) for own in rivals)
-        methods = [self.figures.last, *known]
+        figures_of_rivals = (
+            self.session.known_figures(rival) or sizes.estimate(rival) for rival in rivals
+        )
+        methods = [self.figures.last, *figures_of_rivals]
         self._sharing = sizes.sharing(subject, methods, tables.short)
         self.query_one("#sharing-text", Static).update(Hanging(self._sharing))
         same = "" if choosing.method == "auto" else ", same bytes"

@@ -159,7 +159,8 @@ class BadAdapterPrompt:
 def stopped_by(view: JobView) -> list[Mapping[str, Any]]:
     """The errors of the adapters that stopped a job; none if something else did."""
     errors = (view.error or {}).get("errors")
-    return [one for one in errors if isinstance(one, Mapping)] if isinstance(errors, list) else []
+    listed = errors if isinstance(errors, list) else []
+    return [error for error in listed if isinstance(error, Mapping)]
 
 
 def can_go_on(view: JobView) -> bool:

@@ -84,8 +84,8 @@ class PaneView(View):
             self.query_one(PaneTabs).show(self.panes(), pane.id)
 
     def _mark(self, pane: str) -> None:
-        for one in self.query(".pane"):
-            one.set_class(one.id == pane, "current")
+        for each in self.query(".pane"):
+            each.set_class(each.id == pane, "current")
         for side in self.query(".side"):
             side.set_class(not side.query(f"#{pane}"), "away")
 

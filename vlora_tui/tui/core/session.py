@@ -53,8 +53,8 @@ class Figures:
     @property
     def prediction(self) -> Prediction | None:
         """What it costs, whatever the method."""
-        known = self.choice or self.coded
-        return self.estimate if known is None else known.prediction
+        ready = self.choice or self.coded
+        return self.estimate if ready is None else ready.prediction
 
     @property
     def is_exact(self) -> bool:
@@ -252,10 +252,10 @@ class Session:
 
     def rivals(self, figures: Figures) -> list[CompressionTarget]:
         """The other methods at the bytes of a choice."""
-        own = figures.prediction
-        if self.spectra is None or own is None:
+        prediction = figures.prediction
+        if self.spectra is None or prediction is None:
             return []
-        budget, dtype, packed = own.nbytes, AUTO_DTYPE, figures.choosing.quantize
+        budget, dtype, packed = prediction.nbytes, AUTO_DTYPE, figures.choosing.quantize
         if figures.choice is not None:
             dtype = DTYPE_WORDS[figures.choice.dtype]
         return [

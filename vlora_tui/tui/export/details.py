@@ -99,7 +99,7 @@ class Measured(NamedTuple):
 class DetailsPane(Vertical):
     """All about the output under the cursor; of a merge what it keeps of each input."""
 
-    class Told(Message):
+    class MergeMeasured(Message):
         """A measurement ended."""
 
         def __init__(self, of: tuple[str, ...], found: Measured | str) -> None:
@@ -174,12 +174,12 @@ class DetailsPane(Vertical):
         try:
             answer = ask_command(arguments, lambda: worker.is_cancelled)
         except VLoRAError as error:
-            self.post_message(self.Told(arguments, clean(str(error))))
+            self.post_message(self.MergeMeasured(arguments, clean(str(error))))
             return
         if answer is not None:
-            self.post_message(self.Told(arguments, Measured.of(answer, names)))
+            self.post_message(self.MergeMeasured(arguments, Measured.of(answer, names)))
 
-    def on_details_pane_told(self, event: Told) -> None:
+    def on_details_pane_merge_measured(self, event: MergeMeasured) -> None:
         event.stop()
         if event.of != self._measuring:
             return

@@ -190,9 +190,9 @@ def edit_of(settings: Settings, key: str, names: Sequence[str]) -> Edit:
         words = "Other weights for some modules: *.attn.*=0.7,0.3; *.mlp.*=1,0"
         return Edit("Layers", words, settings.layers, lambda text: parse_layers(text, len(names)))
     named = {"new_rank": NEW_RANK, "share": SHARE, **MERGE_EDITS}
-    own = {parameter.name: parameter for parameter in settings.spec.parameters}
-    parameter = own.get(key) or named[key]
-    value = settings.parameters.get(key, "") if key in own else getattr(settings, key)
+    by_name = {parameter.name: parameter for parameter in settings.spec.parameters}
+    parameter = by_name.get(key) or named[key]
+    value = settings.parameters.get(key, "") if key in by_name else getattr(settings, key)
     words = f"{parameter.summary}; {parameter.range}; empty is the default."
     return Edit(parameter.name.replace("_", " ").capitalize(), words, value, parameter.parse)
 

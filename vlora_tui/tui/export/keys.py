@@ -83,7 +83,7 @@ class SettingsEditor:
         name = self._weighed()
         if name is None:
             return
-        own = self.settings.weights.get(name)
+        weight = self.settings.weights.get(name)
 
         def answered(text: str | None) -> None:
             if text is not None:
@@ -92,7 +92,7 @@ class SettingsEditor:
         prompt = Prompt(
             f"Weight of {clean(name)}",
             "Any number; empty: the method's own.",
-            "" if own is None else f"{own:g}",
+            "" if weight is None else f"{weight:g}",
             check=lambda text: wrong_in(lambda: parse_weight(text)) or None,
         )
         self._view.app.push_screen(prompt, answered)

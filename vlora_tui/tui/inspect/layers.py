@@ -248,8 +248,8 @@ class LayersPane(AskingPane):
         return "Not compared; enter on the pair compares them."
 
     def _diff(self, places: tuple[str, str] | None) -> Diff | None:
-        known = None if places is None else self.answer_to(inspect_data.diff_arguments(*places))
-        return known if isinstance(known, Diff) else None
+        answer = None if places is None else self.answer_to(inspect_data.diff_arguments(*places))
+        return answer if isinstance(answer, Diff) else None
 
     @property
     def _coverage_arguments(self) -> Arguments | None:
@@ -262,8 +262,8 @@ class LayersPane(AskingPane):
     @property
     def _coverage(self) -> Coverage | None:
         arguments = self._coverage_arguments
-        known = None if arguments is None else self.answer_to(arguments)
-        return known if isinstance(known, Coverage) else None
+        answer = None if arguments is None else self.answer_to(arguments)
+        return answer if isinstance(answer, Coverage) else None
 
     def _covered(self) -> Mapping[str, float] | str:
         """What the bases of the open subspace hold of an adapter."""

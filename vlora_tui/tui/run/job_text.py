@@ -175,9 +175,9 @@ def _say_error(text: Text, error: dict[str, object]) -> None:
         if error.get(key):
             text.append(f"  {label}: {clean(error[key])}\n")
     nested = error.get("errors")
-    for one in nested if isinstance(nested, list) else []:
-        if isinstance(one, dict):
-            text.append(f"  - {clean(one.get('what'))} {clean(one.get('where') or '')}\n")
+    for error in nested if isinstance(nested, list) else []:
+        if isinstance(error, dict):
+            text.append(f"  - {clean(error.get('what'))} {clean(error.get('where') or '')}\n")
 
 
 def review(session: Session) -> Text:

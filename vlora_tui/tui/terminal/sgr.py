@@ -27,7 +27,7 @@ def merged(text: str) -> str:
     if len(parts) == 1:
         return text
     out = [parts[0]]
-    told: Look | None = None  # what the terminal was told; None before it was told anything
+    current: Look | None = None  # what the terminal draws with; None before it was sent any
     wanted = _PLAIN
     for codes, words in zip(parts[1::2], parts[2::2], strict=True):
         look = _look(codes, wanted)
@@ -35,9 +35,9 @@ def merged(text: str) -> str:
             return text
         wanted = look
         if words:
-            out += [_change(told, wanted), words]
-            told = wanted
-    out.append(_change(told, wanted))
+            out += [_change(current, wanted), words]
+            current = wanted
+    out.append(_change(current, wanted))
     return "".join(out)
 
 
@@ -85,14 +85,14 @@ def _look(codes: str, before: Look) -> Look | None:
     return fore, back, marks
 
 
-def _change(told: Look | None, wanted: Look) -> str:
-    if told == wanted:
+def _change(current: Look | None, wanted: Look) -> str:
+    if current == wanted:
         return ""
     if wanted == _PLAIN:
         return "\x1b[0m"
     words: list[str] = []
-    if told is None or told[2] - wanted[2]:
-        words, told = ["0"], _PLAIN
-    words += sorted(wanted[2] - told[2])
-    words += [w for w, t in zip(wanted[:2], told[:2], strict=True) if w != t]
+    if current is None or current[2] - wanted[2]:
+        words, current = ["0"], _PLAIN
+    words += sorted(wanted[2] - current[2])
+    words += [w for w, t in zip(wanted[:2], current[:2], strict=True) if w != t]
     return f"\x1b[{';'.join(words)}m"

@@ -61,6 +61,7 @@ class GuidePage(Dialog):
 def which_guide() -> Ask:
     """The question which guide to show; its answer is a name."""
     options = [
-        Option(str((n + 1) % 10), one.title, one.name, one.name) for n, one in enumerate(guides())
+        Option(str((n + 1) % 10), guide.title, guide.name, guide.name)
+        for n, guide in enumerate(guides())
     ]
     return Ask("Guides", "Each does one thing, from its first line to its last.", options)

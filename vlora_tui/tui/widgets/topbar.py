@@ -30,9 +30,9 @@ class TopBar(Widget):
         step, title, job = self._shown
         text, self._spans = Text(no_wrap=True, overflow="ellipsis"), []
         narrow = self.size.width < 70
-        for i, one in enumerate(self._steps, start=1):
-            label = f" {one.key} " if narrow and i != step else f" {one.key} {one.name} "
-            self._spans.append((text.cell_len, text.cell_len + len(label), one.id))
+        for i, each in enumerate(self._steps, start=1):
+            label = f" {each.key} " if narrow and i != step else f" {each.key} {each.name} "
+            self._spans.append((text.cell_len, text.cell_len + len(label), each.id))
             text.append(label, style="reverse bold" if i == step else "")
         ascii_only = bool(getattr(self.app, "ascii_only", False))
         room = self.size.width - text.cell_len - 1
