@@ -13,6 +13,7 @@ from textual.binding import Binding, BindingType
 from textual.widgets import ContentSwitcher
 
 from vlora_tui.tui.app.base_app import BaseApp
+from vlora_tui.tui.app.drafts import DraftKeeper
 from vlora_tui.tui.app.keys import Keys
 from vlora_tui.tui.core.bad_adapters import BadAdapterPrompt
 from vlora_tui.tui.core.job_client import JobClient
@@ -131,6 +132,7 @@ class VLoRAApp(BaseApp):
         super().__init__(config or load_config({"ascii": ascii_only}))
         self.session = session or Session()
         self.start_paths = list(paths)
+        self.drafts = DraftKeeper(self, self.session, self._step_id, self.offer_draft)
         self.jobs = JobClient(self, self.session)
         self.bad_adapters = BadAdapterPrompt(self, self.session, self.jobs)
         if os.environ.get("SSH_CONNECTION"):
@@ -218,6 +220,9 @@ class VLoRAApp(BaseApp):
         switchers = self.query(ContentSwitcher)
         current = switchers.first().visible_content if switchers else None
         return current if isinstance(current, View) else None
+
+    def _step_id(self) -> str:
+        return "" if self.view is None else self.view.id or ""
 
     async def show_step(self, step_id: str) -> None:
         """Bring a step into view; its view is made when it is first wanted."""

@@ -1,4 +1,4 @@
-"""What holds the steps together: help, palette, leaving, drafts, keys and colours of one's own."""
+"""What holds the steps together: help, palette, leaving, recipes, keys and colours."""
 
 from __future__ import annotations
 
@@ -11,18 +11,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from textual import work
 from textual.app import App, SystemCommand
 from textual.binding import Binding
-from textual.css.query import NoMatches
 from textual.screen import Screen
 from textual.worker import WorkerError
 
 from vlora_engine.errors import VLoRAError
+from vlora_tui.tui.app.drafts import DraftKeeper
 from vlora_tui.tui.core.job_client import WORKERS, JobClient
 from vlora_tui.tui.terminal.typeahead import KeysInOrder
 from vlora_tui.tui.text import clean, tilde
 from vlora_tui.utils.config import Config, load_config
 
 if TYPE_CHECKING:
-    from vlora_tui.jobs.drafts import Draft, SavedDraft
     from vlora_tui.recipe.model import Recipe
     from vlora_tui.tui.core.session import Session
 
@@ -48,6 +47,7 @@ class BaseApp(KeysInOrder):
 
     session: Session
     jobs: JobClient
+    drafts: DraftKeeper
 
     def __init__(self, config: Config | None = None) -> None:
         super().__init__()
@@ -55,9 +55,6 @@ class BaseApp(KeysInOrder):
         self.ascii_only = bool(self.config["ascii"])
         self.recipe: Recipe | None = None
         self.demo: str | None = None
-        self._draft: Draft | None = None
-        self._offered: SavedDraft | None = None
-        self._dirty = False
         self._wanted_step: str | None = None
         if self.config.keys:
             self.set_keymap(self.config.keys)
@@ -90,7 +87,7 @@ class BaseApp(KeysInOrder):
     def after_first_paint(self) -> None:
         """What can wait until there is something to see."""
         self._check_keys()
-        self._look_for_drafts()
+        self.drafts.look()
         if self.recipe is not None:
             self.open_recipe(self.recipe)
         elif self.demo is not None:
@@ -268,9 +265,7 @@ class BaseApp(KeysInOrder):
 
     def end(self, code: int = 0) -> None:
         """Save what is worth it and end."""
-        self.save_draft()
-        if self._draft is not None:
-            self._draft.close()
+        self.drafts.close()
         self.workers.cancel_all()
         self.exit(code, return_code=code)
 
@@ -278,69 +273,25 @@ class BaseApp(KeysInOrder):
 
     def draft_changed(self) -> None:
         """Marks, k or targets changed: save the draft soon, off the event loop."""
-        self._dirty = True
-        self._save_soon()
-
-    @work(thread=True, exclusive=True, group="draft", exit_on_error=False)
-    def _save_soon(self) -> None:
-        if self._dirty:
-            self.save_draft()
-
-    def save_draft(self) -> None:
-        """Save marks and choices for the next start; a disk that refuses is no reason to fail."""
-        self._dirty = False
-        if not self.session.marked:
-            return
-        from vlora_tui.jobs.drafts import Drafts
-        from vlora_tui.utils import paths
-
-        try:
-            if self._draft is None:
-                self._draft = Drafts(paths.state_dir()).new()
-            self._draft.save(self.session.recipe(), {"step": getattr(self.view, "id", None) or ""})
-        except (VLoRAError, OSError, NoMatches):
-            return
+        self.drafts.changed()
 
     def draft_words(self) -> str | None:
         """What the last session left, in a few words; None if nothing."""
-        saved = self._offered
-        if saved is None:
-            return None
-        entries = saved.tables.get("input", {}).get("adapters", [])
-        return f"{len(entries)} marked adapters, {_ago(saved.saved)}" if entries else None
+        return self.drafts.words()
 
     def open_draft(self) -> None:
         """Go on where the last session was left."""
-        saved, self._offered = self._offered, None
-        if saved is None:
-            return
-        from vlora_tui.jobs.drafts import Drafts
-        from vlora_tui.utils import paths
-
         try:
-            recipe = saved.recipe()
-            self._draft = Drafts(paths.state_dir()).take(saved)
+            left = self.drafts.take()
         except (VLoRAError, OSError) as error:
             self.complain(f"The draft cannot be opened: {error}")
             return
-        self.open_recipe(recipe, step=str(saved.state.get("step") or "adapters"))
+        if left is not None:
+            recipe, step = left
+            self.open_recipe(recipe, step=step)
 
-    @work(thread=True, group="drafts", exit_on_error=False)
-    def _look_for_drafts(self) -> None:
-        from vlora_tui.jobs.drafts import Drafts
-        from vlora_tui.utils import paths
-
-        try:
-            drafts = Drafts(paths.state_dir())
-            offered = drafts.offered()
-            drafts.prune()
-        except (VLoRAError, OSError):
-            return
-        if offered:
-            self.call_from_thread(self._offer, offered[0])
-
-    def _offer(self, saved: SavedDraft) -> None:
-        self._offered = saved
+    def offer_draft(self) -> None:
+        """Show that there is a draft to go on with."""
         self._adapters().renew_start()
 
     # opening
@@ -400,14 +351,3 @@ def _themer(app: App[Any], name: str) -> Any:
         app.theme = name
 
     return change
-
-
-def _ago(when: float) -> str:
-    import time
-
-    seconds = max(0.0, time.time() - when)
-    for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
-        if seconds >= length:
-            count = int(seconds // length)
-            return f"{count} {unit}{'s' if count > 1 else ''} ago"
-    return "just now"
