@@ -1,236 +1,83 @@
-"""The keys of Choose k that change the choice; where one has no meaning, it says so."""
+"""The keys of Choose k: what each does, and the help."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from typing import Any
+from textual.binding import Binding, BindingType
 
-from vlora_engine.compression_target import DEFAULT_MAX_ERROR, CompressionTarget
-from vlora_engine.quantization.dtypes import AUTO_DTYPE, STORAGE_DTYPES
-from vlora_engine.quantization.packing import PACKINGS
-from vlora_tui.tui.choose.data import LayerTables, Shown
-from vlora_tui.tui.choose.questions import question
-from vlora_tui.tui.choose.target_steps import moved
-from vlora_tui.tui.choose.worker import BackgroundFigures
-from vlora_tui.tui.core.session import MAX_PINS, Figures, Session
-from vlora_tui.tui.widgets.ask import Question
+HELP = (
+    "How many directions (k) of the adapters' weight changes to keep. The curve shows how much "
+    "of dW each k captures: the median over the layers, from the lowest to the highest of "
+    "them, and the layer under the cursor. Its left axis gives every further nine the same "
+    "room; the right axis is the relative error that this means. The rule is the present "
+    "choice, diamonds are the k that 90, 95 and 99 % need over all layers.\n"
+    "[ ] move k by one, { } by eight, = types k.\n"
+    "e sets the largest error that any adapter may have, E their mean, v the least variance, "
+    "b the bytes on disk: k is then chosen for each layer and side.\n"
+    "m changes the method, d the dtype that is stored, c how it is packed: not, int8, int4, "
+    "nf4. What packing costs is an estimate until it is built, and has a ~. u takes the last "
+    "change back.\n"
+    "In the layers: arrows move, space starts a k of its own for that layer (edited with the "
+    "same keys; space again is done), backspace clears it. t changes what the cells show, T "
+    "the share that they are about, s looks at side A or B alone.\n"
+    "p pins the choice for comparison, or lets go of it. In the figures space takes the row "
+    "under the cursor. x makes the axes even, / narrows the curve and the layers to names "
+    "that match. Enter goes on to Run with what is on screen.\n"
+    "auto and own (m) have no k: they code every singular direction with the bits it earns, "
+    "own each adapter by itself, auto with what related adapters share wherever that costs "
+    "less. [ ] and { } then move the target along its curve. Their figures are estimates, "
+    "within a few percent, and have a ~.\n"
+    "S shows size against error: a curve for every method, plain int8 and nf4 of A and B, the "
+    "present choice with a rule at its size. The arrows move the target, t takes the worst "
+    "adapter instead of the mean. Beside it: which adapters are related and what auto shares; "
+    "below: what each adapter loses."
+)
 
-# fp16 first, as it is mostly the one that is wanted
-DTYPE_RING = (AUTO_DTYPE, *sorted(STORAGE_DTYPES, key=lambda word: word != "fp16"))
-BY_EIGHT = 4  # rungs of a target that a key moves which moves k by eight
-
-
-class ChoiceEditor:
-    """Changes the choice as the keys of Choose k ask; where one has no meaning, it says so.
-
-    Args:
-        figures: What the keys work on.
-        say: Shows a word about a key that did nothing.
-        redraw: Draws what was changed.
-
-    Attributes:
-        shown: How the screen shows the choice.
-    """
-
-    def __init__(
-        self,
-        session: Session,
-        figures: BackgroundFigures,
-        say: Callable[[str], None],
-        redraw: Callable[[], None],
-    ) -> None:
-        self.shown = Shown()
-        self._session = session
-        self._figures = figures
-        self._say = say
-        self._redraw = redraw
-        # a coded choice, and what it was made from
-        self._with_k: tuple[CompressionTarget, CompressionTarget] | None = None
-
-    # k and targets
-
-    def move_k(self, step: int) -> None:
-        """Move k, or the focused layer's own; where there is no k, the target."""
-        tables = self.ready()
-        if tables is None:
-            return
-        now = self._session.choosing
-        if now.is_coded:
-            rungs = 1 if abs(step) == 1 else BY_EIGHT
-            self.move_target(-rungs if step > 0 else rungs)
-            return
-        layer, top = self.shown.layer, tables.top(now.method)
-        if self.shown.editing and layer is not None:
-            k = now.layers.get(layer) or tables.k_of(layer, self._figures.last)
-            top = tables.layer_top(layer, now.method)
-            self.choose(now.with_layer(layer, min(max(1, k + step), top)))
-            return
-        k = now.k if now.k is not None else tables.middle(self._figures.last)
-        self.choose(now.with_goal("k", min(max(1, k + step), top)))
-
-    def move_target(self, step: int) -> None:
-        """Move what is aimed at: k or the target, with a positive ``step`` to fewer bytes."""
-        tables, now = self.ready(), self._session.choosing
-        if tables is None:
-            return
-        name, value = moved(now.goal, step)
-        if name == "k":
-            value = min(max(1, value), tables.top(now.method))
-        self.choose(now.with_goal(name, value))
-
-    def question(self, what: str) -> Question | None:
-        """What to ask for a value; None where it cannot be given."""
-        tables = self.ready()
-        if tables is None:
-            return None
-        if what == "k" and self._session.choosing.is_coded:
-            self._say(f"{self._has_no('k')} [ ] moves its target, e, E, v and b set one.")
-            return None
-        return question(what, tables, self.shown, self._session)
-
-    def answer(self, what: str, value: Any) -> None:
-        """Take what was typed."""
-        now, layer = self._session.choosing, self.shown.layer
-        if what == "filter":
-            self.show_as(pattern=value, editing=False)
-        elif what == "k" and self.shown.editing and layer is not None:
-            self.choose(now.with_layer(layer, value))
-        else:
-            self.choose(now.with_goal(what, value))
-
-    def next_method(self) -> None:
-        """The next method that the spectra can tell of."""
-        tables = self.ready()
-        if tables is None:
-            return
-        now = self._session.choosing
-        ring = [m for m in self._session.methods if m != now.method]
-        if now.method in self._session.methods:
-            at = self._session.methods.index(now.method)
-            ring = [*ring[at:], *ring[:at]]
-        chosen = as_method(now, ring[0], self._figures.last, self._with_k)
-        if chosen.is_coded and not now.is_coded:
-            self._with_k = chosen, now
-            self.shown = replace(self.shown, editing=False)
-        self.choose(tables.within(chosen))
-
-    def next_dtype(self) -> None:
-        """The next dtype to store in."""
-        now = self._session.choosing
-        if self.ready() is None:
-            return
-        if now.is_coded:
-            self._say(f"{self._has_no('dtype')} It codes every direction with the bits it earns.")
-            return
-        at = DTYPE_RING.index(now.dtype) + 1
-        self.choose(replace(now, dtype=DTYPE_RING[at % len(DTYPE_RING)]))
-
-    def next_packing(self) -> None:
-        """The next way of packing."""
-        now = self._session.choosing
-        if self.ready() is None:
-            return
-        if now.is_coded:
-            self._say(f"{self._has_no('packing')} It codes every direction with the bits it earns.")
-            return
-        packing = PACKINGS[(PACKINGS.index(now.quantize) + 1) % len(PACKINGS)]
-        self.choose(replace(now, quantize=packing))
-
-    # a layer's own k
-
-    def turn_own(self) -> None:
-        """Start or end giving the focused layer a k of its own."""
-        tables, layer = self.ready(), self.shown.layer
-        if tables is None or layer is None:
-            return
-        if self._session.choosing.is_coded:
-            self._say(f"{self._has_no('k')} m goes on to a method that has one.")
-            return
-        if self.shown.sizes:
-            self._say("A layer gets a k of its own on the other view: S.")
-            return
-        self.shown = replace(self.shown, editing=not self.shown.editing)
-        if self.shown.editing and layer not in self._session.choosing.layers:
-            k = max(1, tables.k_of(layer, self._figures.last))
-            self.choose(self._session.choosing.with_layer(layer, k))
-        else:
-            self._redraw()
-
-    def clear_own(self) -> None:
-        """Let the focused layer follow the others again."""
-        layer = self.shown.layer
-        self.shown = replace(self.shown, editing=False)
-        if layer is not None and layer in self._session.choosing.layers:
-            self.choose(self._session.choosing.with_layer(layer, None))
-        else:
-            self._say("This layer has no k of its own; space gives it one.")
-            self._redraw()
-
-    # back, beside, on
-
-    def undo(self) -> None:
-        """Take the last change of the choice back."""
-        if self._session.undo():
-            self._redraw()
-        else:
-            self._say("There is nothing to take back.")
-
-    def pin(self) -> None:
-        """Keep the present choice for comparison, or let go of it."""
-        if self.ready() is None:
-            return
-        if not self._session.pin():
-            self._say(
-                f"{MAX_PINS} choices are pinned. Take one (Tab to the figures, space) "
-                "and press p to let go of it."
-            )
-        self._redraw()
-
-    # what they have in common
-
-    def choose(self, choosing: CompressionTarget) -> None:
-        """Make this the present choice."""
-        self._session.choose(choosing)
-        self._redraw()
-
-    def show_as(self, **changes: Any) -> None:
-        """Show the same choice in another way."""
-        self.shown = replace(self.shown, **changes)
-        self._redraw()
-
-    def ready(self) -> LayerTables | None:
-        """What the keys work on, or a word why they cannot."""
-        if self._figures.tables is None:
-            self._say("No layer is measured yet.")
-        return self._figures.tables
-
-    def _has_no(self, what: str) -> str:
-        return f"{self._session.choosing.method} has no {what}."
-
-
-def as_method(
-    now: CompressionTarget,
-    method: str,
-    figures: Figures | None,
-    with_k: tuple[CompressionTarget, CompressionTarget] | None,
-) -> CompressionTarget:
-    """The present choice with another method, as far as that has the same things.
-
-    Coding has no k: a k becomes the worst error that it leads to. Back on a method with a k, what
-    was chosen before is there again (``with_k``: a coded choice and what it was made from), unless
-    the target was moved meanwhile.
-    """
-    coded = replace(now, method=method).is_coded
-    if now.is_coded and not coded:
-        if with_k is not None and with_k[0].goal == now.goal:
-            return replace(with_k[1], method=method)
-        return replace(now, method=method)
-    if not coded or now.is_coded:
-        return replace(now, method=method)
-    name, value = now.goal
-    if name == "k":
-        prediction = None if figures is None else figures.prediction
-        error = DEFAULT_MAX_ERROR if prediction is None else float(f"{prediction.max_error:.2g}")
-        name, value = "max_error", min(max(error, 0.001), 0.9)
-    return CompressionTarget(method).with_goal(name, value)
+KEYS: list[BindingType] = [
+    Binding("left_square_bracket", "k(-1)", "k", id="choose.k_down", key_display="[ ]",
+            tooltip="[ one direction fewer, ] one more; without k the target"),
+    Binding("right_square_bracket", "k(1)", "k up", show=False, id="choose.k_up",
+            tooltip="One direction more"),
+    Binding("left_curly_bracket", "k(-8)", "k by 8", show=False, id="choose.k_down_8",
+            tooltip="Eight directions fewer"),
+    Binding("right_curly_bracket", "k(8)", "k by 8", show=False, id="choose.k_up_8",
+            tooltip="Eight directions more"),
+    Binding("equals_sign", "ask('k')", "Type k", show=False, id="choose.k",
+            tooltip="Type k"),
+    Binding("e", "ask('max_error')", "Error", id="choose.error",
+            tooltip="The largest error that any adapter may have"),
+    Binding("E", "ask('mean_error')", "Mean error", show=False, id="choose.mean_error",
+            tooltip="The mean error that the adapters may have"),
+    Binding("v", "ask('variance')", "Variance", show=False, id="choose.variance",
+            tooltip="The least share of variance to keep"),
+    Binding("b", "ask('budget')", "Bytes", id="choose.budget",
+            tooltip="How much it may take on disk"),
+    Binding("m", "method", "Method", id="choose.method", tooltip="Another method"),
+    Binding("d", "dtype", "Dtype", show=False, id="choose.dtype",
+            tooltip="What numbers are stored as"),
+    Binding("c", "packing", "Packing", show=False, id="choose.packing",
+            tooltip="Whether numbers are packed: not, int8, int4, nf4"),
+    Binding("p", "pin", "Pin", show=False, id="choose.pin",
+            tooltip="Keep this choice beside the next ones"),
+    Binding("u", "undo", "Undo", show=False, id="choose.undo",
+            tooltip="Take the last change back"),
+    Binding("space", "own", "Own k", show=False, id="choose.own",
+            tooltip="Give the layer under the cursor a k of its own"),
+    Binding("backspace", "clear_own", "Clear own k", show=False, id="choose.clear_own",
+            tooltip="Let the layer under the cursor follow the others again"),
+    Binding("t", "cells", "Cells", show=False, id="choose.cells",
+            tooltip="What the cells show: k for a share, error, k chosen"),
+    Binding("T", "share", "Share", show=False, id="choose.share",
+            tooltip="The share that cells and marks are about: 90, 95, 99 %"),
+    Binding("s", "side", "Side", show=False, id="choose.side",
+            tooltip="Both sides, A alone, B alone"),
+    Binding("S", "sizes", "Size", show=False, id="choose.sizes",
+            tooltip="Size against error of every method, or back to k"),
+    Binding("R", "again", "Measure again", show=False, id="choose.again",
+            tooltip="Measure the adapters again, where something is missing"),
+    Binding("x", "axes", "Axes", show=False, id="choose.axes",
+            tooltip="Even axes, or as much room for each nine"),
+    Binding("tab", "pane(1)", "Next pane", show=False, id="choose.next_pane"),
+    Binding("shift+tab", "pane(-1)", "Previous pane", show=False, id="choose.previous_pane"),
+    Binding("escape", "done", "Done", show=False, id="choose.done"),
+    Binding("enter", "run", "Run", id="choose.run", tooltip="Go on to Run with this choice"),
+]  # fmt: skip

@@ -1,154 +1,54 @@
-"""The keys and lines by which Export is told what to do: settings, weights, what is typed."""
+"""The keys of Export: what each does, and the help."""
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from textual.binding import Binding, BindingType
 
-from vlora_tui.tui.export.form_rows import edit_of, edited, turned
-from vlora_tui.tui.export.merge import wrong_in
-from vlora_tui.tui.export.recipes import parse_weight
-from vlora_tui.tui.export.settings import Settings, weights_of
-from vlora_tui.tui.text import clean
+HELP = (
+    "Mark tasks, say how and where, look at what is going to be written, then Enter. A job of "
+    "its own writes; it reads every adapter back and compares dW.\n"
+    "s chooses who is to read it: PEFT, or a server. The doctor says of every line what that "
+    "program will refuse or get wrong; Details has all of it, with what mends it. {task} in "
+    "the place stands for each task's name; nothing that exists is touched unless you type "
+    "so.\n"
+    "m turns to merging: the marked ones become one adapter, each with its weight (w types "
+    "it, [ and ] move it). p measures what the merge keeps of each of them and writes "
+    "nothing. m once more: other ranks. v opens what a job has written."
+)
 
-if TYPE_CHECKING:
-    from textual.widget import Widget
-
-    from vlora_tui.tui.export.items import ItemsPane
-
-PLACE_OF = {"export": "out", "merge": "merged", "resize": "resized"}
-STEP = 0.05  # of a weight
-
-
-class SettingsEditor:
-    """Changes what Export is told to do, by keys and by the lines of its form.
-
-    Args:
-        view: Asks its questions.
-        items: What is marked, and the cursor on it.
-        edited: Called with every change.
-    """
-
-    def __init__(self, view: Widget, items: ItemsPane, edited: Callable[[], None]) -> None:
-        self.settings = Settings()
-        self._view = view
-        self._items = items
-        self._edited = edited
-
-    @property
-    def _marked(self) -> list[str]:
-        return list(self._items.marked)
-
-    # the form
-
-    def turn_value(self, key: str, by: int) -> None:
-        """Go to the next of a setting's values."""
-        self.take(turned(self.settings, key, by))
-
-    def edit(self, key: str) -> None:
-        """Ask for a setting."""
-        from vlora_tui.tui.widgets.dialogs import Prompt
-
-        edit = edit_of(self.settings, key, self._marked)
-
-        def answered(text: str | None) -> None:
-            if text is not None:
-                self.take(edited(self.settings, key, text, self._marked))
-
-        prompt = Prompt(
-            edit.title, edit.words, edit.value, check=lambda text: edit.wrong(text) or None
-        )
-        self._view.app.push_screen(prompt, answered)
-
-    def take(self, settings: Settings) -> None:
-        """These are the settings from now on."""
-        self.settings = settings
-        self._edited()
-
-    # keys: weights
-
-    def weigh(self, by: int) -> None:
-        """Move the weight of the line a step."""
-        name = self._weighed()
-        if name is not None:
-            now = dict(zip(self._marked, weights_of(self.settings, self._marked), strict=True))
-            self.take(self.settings.with_weight(name, round(now[name] + STEP * by, 6)))
-
-    def type_weight(self) -> None:
-        """Type the weight of the line."""
-        from vlora_tui.tui.widgets.dialogs import Prompt
-
-        name = self._weighed()
-        if name is None:
-            return
-        weight = self.settings.weights.get(name)
-
-        def answered(text: str | None) -> None:
-            if text is not None:
-                self.take(self.settings.with_weight(name, parse_weight(text)))
-
-        prompt = Prompt(
-            f"Weight of {clean(name)}",
-            "Any number; empty: the method's own.",
-            "" if weight is None else f"{weight:g}",
-            check=lambda text: wrong_in(lambda: parse_weight(text)) or None,
-        )
-        self._view.app.push_screen(prompt, answered)
-
-    def _weighed(self) -> str | None:
-        """The marked item under the cursor, where its weight matters."""
-        item = self._items.table.row
-        if self.settings.doing != "merge":
-            self._view.notify("Only a merge has weights: m.", markup=False)
-        elif item is None or item.name not in self._marked:
-            self._view.notify("This line is not marked; space marks it.", markup=False)
-        else:
-            return item.name
-        return None
-
-    # keys: settings
-
-    def turn(self) -> None:
-        """Between exporting, merging and resizing."""
-        self.turn_value("doing", 1)
-
-    def verify(self) -> None:
-        """Read back, or not."""
-        self.turn_value("verify", 1)
-
-    def next_dtype(self) -> None:
-        """The next dtype."""
-        if self.settings.doing == "resize":
-            self._view.notify("Another rank keeps the dtype.", markup=False)
-        else:
-            self.turn_value("dtype", 1)
-
-    def next_target(self, by: int) -> None:
-        """The next target."""
-        if self.settings.doing != "export":
-            self._view.notify("Only an export has a target: m.", markup=False)
-        else:
-            self.turn_value("target", by)
-
-    def ask_place(self) -> None:
-        """Ask where it goes."""
-        self.edit(PLACE_OF[self.settings.doing])
-
-    def ask_method(self) -> None:
-        """All ways of merging, to choose one."""
-        from vlora_tui.tui.export.merge import MethodBox
-
-        def answered(name: str | None) -> None:
-            if name is not None:
-                self.take(replace(self.settings, doing="merge").with_method(name))
-
-        self._view.app.push_screen(MethodBox(self.settings.method), answered)
-
-    def settle_seed(self) -> None:
-        """Draw the seed of a merge that has none, so that what is measured is what is written."""
-        settings = self.settings
-        draws = any(parameter.name == "seed" for parameter in settings.spec.parameters)
-        if settings.doing == "merge" and draws and not settings.parameters.get("seed", "").strip():
-            self.take(settings.with_parameter("seed", str(secrets.randbelow(1 << 31))))
+KEYS: list[BindingType] = [
+    Binding("enter", "start", "Write", id="export.start",
+            tooltip="Write what the preview says"),
+    Binding("space", "mark", "Mark", id="export.mark", tooltip="Mark or unmark the line"),
+    Binding("o", "place", show=False, id="export.place", tooltip="Where it is written"),
+    Binding("m", "turn", "Do", id="export.turn",
+            tooltip="Between exporting, merging and giving another rank"),
+    Binding("p", "measure", "Measure", id="export.measure",
+            tooltip="Measure what the merge keeps of each; write nothing"),
+    Binding("s", "target(1)", "Target", id="export.target",
+            tooltip="Another target: PEFT, or a server"),
+    Binding("v", "open", "Open", id="export.open", tooltip="Open what the job has written"),
+    Binding("tab", "next_pane(1)", "Pane", id="export.next_pane",
+            tooltip="Go to the next pane"),
+    Binding("shift+tab", "next_pane(-1)", show=False, id="export.pane_before",
+            tooltip="Go to the pane before"),
+    Binding("plus,asterisk", "all", show=False, id="export.all",
+            tooltip="Mark all that is shown"),
+    Binding("minus", "invert", show=False, id="export.invert", tooltip="Turn all marks round"),
+    Binding("w", "type_weight", show=False, id="export.weight",
+            tooltip="Type the weight of the line in a merge"),
+    Binding("left_square_bracket", "weigh(-1)", show=False, key_display="[",
+            id="export.lighter", tooltip="Less weight for the line in a merge"),
+    Binding("right_square_bracket", "weigh(1)", show=False, key_display="]",
+            id="export.heavier", tooltip="More weight for the line in a merge"),
+    Binding("M", "methods", show=False, id="export.methods", tooltip="All ways of merging"),
+    Binding("b", "verify", show=False, id="export.verify",
+            tooltip="Read back what was written, or not"),
+    Binding("d", "dtype", show=False, id="export.dtype", tooltip="Another dtype"),
+    Binding("t", "source", show=False, id="export.source",
+            tooltip="Between the tasks of the subspace and the marked adapters"),
+    Binding("slash", "app.filter", "Filter", show=False, id="export.filter",
+            tooltip="Filter by name"),
+    Binding("x,escape", "back", show=False, id="export.back",
+            tooltip="Stop measuring, or clear the filter"),
+]  # fmt: skip
