@@ -41,6 +41,15 @@ ONLY_IN = [
     ("typer", "vlora_tui.cli"),
 ]
 
+# The interface from the bottom up. Parts of one line do not know each other.
+INTERFACE = [
+    {"text"},
+    {"terminal", "charts", "widgets"},
+    {"core"},
+    {"adapters", "choose", "run", "inspect", "export"},
+    {"app"},
+]
+
 
 class Import(NamedTuple):
     importer: str
@@ -101,6 +110,24 @@ def imports() -> list[Import]:
             found += imports_in(path.read_text("utf-8"), module, is_package=is_package)
     assert {"vlora_engine", "vlora_tui"} <= {i.importer.split(".")[0] for i in found}
     return found
+
+
+def test_the_interface_imports_downwards_and_its_screens_do_not_know_each_other(
+    imports: list[Import],
+) -> None:
+    level = {part: number for number, parts in enumerate(INTERFACE) for part in parts}
+    inside = [
+        (i, i.importer.split(".")[2], i.imported.split(".")[2])
+        for i in imports
+        if is_within(i.importer, "vlora_tui.tui")
+        and i.imported.startswith("vlora_tui.tui.")
+        and i.importer != "vlora_tui.tui"
+    ]
+    assert {upper for _, upper, _ in inside} <= level.keys()
+    wrong = [
+        str(i) for i, upper, lower in inside if upper != lower and level[lower] >= level[upper]
+    ]
+    assert wrong == []
 
 
 def test_the_reader_of_imports_sees_every_form() -> None:
