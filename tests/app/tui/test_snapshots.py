@@ -130,7 +130,8 @@ async def still(pilot: Pilot[Any]) -> None:
         await pilot.app.workers.wait_for_complete()
         await pilot.pause(0.05)
         now = picture(pilot.app)
-        keys = pilot.app.query_one(Keys).children  # there are none while they are drawn anew
+        # While keys are made anew, their line is empty for a moment.
+        keys = any(key.size.width for key in pilot.app.query_one(Keys).children)
         same = now == before and keys and not pilot.app.animator._animations
         alike = alike + 1 if same else 0
         if alike == 3:  # a footer comes by two messages: on a busy machine once is too little

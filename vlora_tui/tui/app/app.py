@@ -39,6 +39,7 @@ from vlora_tui.utils.formatting import how_much
 if TYPE_CHECKING:
     from vlora_tui.jobs import JobView
     from vlora_tui.recipe.model import Recipe
+    from vlora_tui.tui.core.host import Host
 
 
 class Step(NamedTuple):
@@ -299,3 +300,10 @@ def _job_words(running: list[JobView]) -> str:
     eta = "" if view.eta is None else f", {view.eta:.0f} s left"
     at = view.progress
     return f"job: {at.stage} {how_much(at.stage, at.done, at.total)}{eta}{more}"
+
+
+if TYPE_CHECKING:
+
+    def _as_host(app: VLoRAApp) -> Host:
+        """The type checker holds the application against what the steps need of it."""
+        return app
