@@ -28,7 +28,12 @@ from vlora_engine.nn.peft_model import require_extra, wear, worn_by_us
 from vlora_engine.nn.stats import full_stack
 from vlora_engine.nn.training import trainable_params
 from vlora_engine.publish.push import push_space
-from vlora_engine.quantization.packing import BLOCK_SIZE, Quantization, chooses_bits, quantization
+from vlora_engine.quantization.packing import (
+    BLOCK_SIZE,
+    Quantization,
+    already_coded_error,
+    quantization,
+)
 from vlora_engine.subspace.basis import Bases, LayerBasis
 from vlora_engine.subspace.basis_space import BasisSpace
 from vlora_engine.subspace.coded.space import CodedSpace
@@ -531,7 +536,7 @@ class SharedSubspace:
             As `quantize` and `save`.
         """
         if not isinstance(self.space, BasisSpace):
-            raise chooses_bits(self.method)
+            raise already_coded_error(self.method)
         twin = SharedSubspace(self.space.copy())
         twin.quantize(method="nf4", block_size=block_size)
         twin.save(path, force=force)

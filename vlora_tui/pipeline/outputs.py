@@ -395,8 +395,8 @@ def with_overrides(weights: LoRAWeights, export: Export) -> LoRAWeights:
 
 def _require_packable(subspace: str) -> None:
     from vlora_engine.catalog.read import read_manifest
-    from vlora_engine.quantization.packing import chooses_bits
+    from vlora_engine.quantization.packing import already_coded_error
 
     manifest = read_manifest(subspace)
     if manifest.coding is not None:
-        raise chooses_bits(manifest.method)
+        raise already_coded_error(manifest.method)

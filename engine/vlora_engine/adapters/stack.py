@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vlora_engine.adapters.model import AdapterSource
-from vlora_engine.linalg.grams import halves, small_grams
+from vlora_engine.linalg.grams import gram_roots, small_grams
 
 
 @dataclass
@@ -74,7 +74,7 @@ class LayerStack:
             return own.reshape(-1, own.shape[2])
         if method == "delta":
             other = self.gram_b if side == "a" else self.gram_a
-            factor = halves(other) * (self.weight * self.scale).view(-1, 1, 1)
+            factor = gram_roots(other) * (self.weight * self.scale).view(-1, 1, 1)
             return torch.bmm(factor.transpose(1, 2), own).reshape(-1, own.shape[2])
         flat = flatten(own, side)
         mean = flat.mean(0)

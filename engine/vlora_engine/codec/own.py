@@ -19,7 +19,7 @@ from vlora_engine.codec.algebra import inner, least_squares, solve_symmetric
 from vlora_engine.codec.quantizer import PRICE, round_rows
 from vlora_engine.codec.rates import SIDE_OVERHEAD, bits_of
 from vlora_engine.codec.tables import Array
-from vlora_engine.linalg.grams import halves
+from vlora_engine.linalg.grams import gram_roots
 from vlora_engine.linalg.low_rank import canonical_svd_batch
 
 _NEAR = 1e-3  # pivots of a Gram's factor below this share of the largest: two rows nearly alike
@@ -74,7 +74,7 @@ def canonical(a: Tensor, bt: Tensor, scale: Tensor) -> tuple[Array, Array, Array
 
 def singular_values(gram_a: Tensor, gram_b: Tensor, scale: Tensor) -> Array:
     """Singular values (N, r) of N changes from the Grams of their factors (N, r, r)."""
-    core = halves(gram_b).mT @ halves(gram_a)
+    core = gram_roots(gram_b).mT @ gram_roots(gram_a)
     return (torch.linalg.svdvals(core) * scale.abs().view(-1, 1)).cpu().numpy()
 
 

@@ -28,7 +28,7 @@ from vlora_engine.adapters.stack import (
 from vlora_engine.analysis.relations import RelationsSum
 from vlora_engine.compression_target import BASIS_METHODS
 from vlora_engine.errors import ParameterError
-from vlora_engine.linalg.grams import cumulated_grams, full_basis, small_grams
+from vlora_engine.linalg.grams import cumulative_grams, full_basis, small_grams
 from vlora_engine.linalg.low_rank import module_grams
 from vlora_engine.manifest.manifest import TaskRecord
 from vlora_engine.manifest.records import overhead_bytes, shared_layers, task_record
@@ -339,8 +339,8 @@ def _nested_table(
     chunk = max(1, CHUNK_ELEMENTS // max(1, len(k) * stack.rank**2))
     for start in range(0, len(stack.tasks), chunk):
         part = slice(start, start + chunk)
-        c_a = cumulated_grams(stack.a[part] @ basis_a.components.T, _union(at_a, grid_a))
-        c_b = cumulated_grams(stack.bt[part] @ basis_b.components.T, _union(at_b, grid_b))
+        c_a = cumulative_grams(stack.a[part] @ basis_a.components.T, _union(at_a, grid_a))
+        c_b = cumulative_grams(stack.bt[part] @ basis_b.components.T, _union(at_b, grid_b))
         scale2 = stack.scale[part].square()
         own = energy[part]
         diagonal = (c_a.at(at_a) * c_b.at(at_b)).sum((2, 3)) * scale2[:, None]

@@ -10,7 +10,7 @@ from vlora_engine.catalog.read import read_manifest
 from vlora_engine.compress.absorb import reexpress
 from vlora_engine.errors import Cancelled
 from vlora_engine.manifest.manifest import Manifest
-from vlora_engine.quantization.packing import Quantization, chooses_bits
+from vlora_engine.quantization.packing import Quantization, already_coded_error
 from vlora_engine.subspace.basis import Bases
 from vlora_engine.subspace.basis_space import BasisSpace
 from vlora_engine.subspace.coded.space import CodedSpace
@@ -40,7 +40,7 @@ def quantize_subspace(
     """
     manifest = read_manifest(path)
     if manifest.coding is not None:
-        raise chooses_bits(manifest.method)
+        raise already_coded_error(manifest.method)
     check_output(out, force=force)
     space = load_space(path)
     requantize(space, quantization, progress, cancelled)
@@ -61,7 +61,7 @@ def requantize(
         Cancelled: Stopped between two tasks; the subspace is as it was.
     """
     if not isinstance(space, BasisSpace):
-        raise chooses_bits(space.method)
+        raise already_coded_error(space.method)
     if space.quantization == quantization:
         return
     storage = Storage(space.method, space.dtype, quantization)

@@ -1,0 +1,1 @@
+"""Linear algebra on low-rank factors and row matrices; tensors only, no adapters."""

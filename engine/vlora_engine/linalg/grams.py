@@ -1,7 +1,8 @@
-"""The few numerical kernels of the engine: Gram matrices, eigenbases, sign convention, residuals.
+"""Leading eigenbases of row matrices: by Gram matrices, by sampling, and updated with new rows.
 
-Everything is fp64. A *row matrix* X (rows x D) stands for what a basis has to capture; its basis
-is an orthonormal set of directions in D dimensions, most important first.
+Everything is fp64. A *row matrix* X (m, D) stacks what a basis has to capture, one vector a row;
+its basis is an orthonormal set of directions in D dimensions, the most important first. Which rows
+each method takes: docs/mathematics.md#shared-bases; thresholds: docs/mathematics.md#numerics.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from torch import Tensor
 
 from vlora_engine.linalg.low_rank import largest_entry_sign
 
-FULL_EIGH_LIMIT = 4096
-PARTIAL_COMPONENTS = 1024
-OVERSAMPLE = 12
+FULL_EIGH_LIMIT = 4096  # smaller side of X above which not all directions are computed, ...
+PARTIAL_COMPONENTS = 1024  # ... but this many
+OVERSAMPLE = 12  # columns of a random sample beyond k, with another k / 4
 EPS = torch.finfo(torch.float64).eps
 
 
@@ -26,8 +27,8 @@ class Basis:
     """Orthonormal directions and how much of the row matrix lies along each.
 
     Args:
-        components: (k, D), orthonormal rows, the largest entry of each positive.
-        singular_values: (k,), descending: of the row matrix.
+        components: (k, D), orthonormal rows; the entry of largest magnitude of each is positive.
+        singular_values: (k,), descending: those of the row matrix.
     """
 
     components: Tensor
@@ -39,40 +40,44 @@ class Basis:
 
 
 def small_grams(x: Tensor) -> Tensor:
-    """Per adapter X X^T: (N, r, d) to (N, r, r)."""
+    """The Gram matrices X X^T of a stack of factors: (N, r, d) to (N, r, r)."""
     return torch.bmm(x, x.transpose(1, 2))
 
 
-def halves(grams: Tensor) -> Tensor:
-    """Per matrix a factor H with H H^T = G: (N, r, r) to (N, r, r); G may be singular."""
+def gram_roots(grams: Tensor) -> Tensor:
+    """Square roots of a stack of Gram matrices: H with ``H H^T = G``, (N, r, r) to (N, r, r).
+
+    H is the lower Cholesky factor where G is well conditioned, else V sqrt(L) from G's
+    eigenvectors; G may be singular.
+    """
     factor, info = torch.linalg.cholesky_ex(grams)
-    # A Gram that is singular to rounding passes Cholesky with a noisy last pivot; the symmetric
-    # root is exact for those, and there are few.
+    # A Gram that is singular to rounding passes Cholesky with a noisy last pivot; the root from
+    # eigenvectors is exact for those, and there are few.
     pivots = factor.diagonal(dim1=1, dim2=2)
     floor = 1e-6 * grams.diagonal(dim1=1, dim2=2).amax(dim=1).clamp_min(0).sqrt()
-    doubtful = (info != 0) | (pivots.amin(dim=1) <= floor) | ~torch.isfinite(pivots).all(dim=1)
-    if doubtful.any():
-        values, vectors = torch.linalg.eigh(grams[doubtful])
-        factor[doubtful] = vectors * values.clamp_min(0).sqrt().unsqueeze(1)
+    near_singular = (info != 0) | (pivots.amin(dim=1) <= floor) | ~torch.isfinite(pivots).all(dim=1)
+    if near_singular.any():
+        values, vectors = torch.linalg.eigh(grams[near_singular])
+        factor[near_singular] = vectors * values.clamp_min(0).sqrt().unsqueeze(1)
     return factor
 
 
 def orthonormal_rows(components: Tensor) -> Tensor:
-    """Rows (k, D) made orthonormal without mixing later ones into earlier ones.
+    """Make rows (k, D) orthonormal without mixing later ones into earlier ones.
 
-    The largest entry of every row is positive (ties: the first). Rows that are orthogonal
-    already to half the digits go through Cholesky QR, which is as exact there and much faster
-    for long rows (Yamamoto et al. 2015); others through Householder QR.
+    Rows that are orthogonal already to half the digits go through Cholesky QR, which is as exact
+    there and much faster for long rows (Yamamoto et al. 2015, ETNA 44); others through Householder
+    QR. The entry of largest magnitude of every row is positive (of equals the first).
     """
     if not components.numel():
         return components
-    lengths = torch.linalg.vector_norm(components, dim=1, keepdim=True)
-    rows = components / lengths.clamp_min(torch.finfo(torch.float64).tiny)
+    norms = torch.linalg.vector_norm(components, dim=1, keepdim=True)
+    rows = components / norms.clamp_min(torch.finfo(torch.float64).tiny)
     gram = rows @ rows.T
-    off = (gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).abs().amax()
-    if off < 1e-8:
+    deviation = (gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).abs().amax()
+    if deviation < 1e-8:
         factor = torch.linalg.cholesky(gram)
-        rows = torch.linalg.solve_triangular(factor, rows, upper=False)
+        rows = torch.linalg.solve_triangular(factor, rows, upper=False)  # L^-1 X, X X^T = L L^T
     else:
         q, r = torch.linalg.qr(rows.T)
         signs = torch.where(r.diagonal() < 0, -1.0, 1.0)
@@ -83,9 +88,12 @@ def orthonormal_rows(components: Tensor) -> Tensor:
 def full_basis(rows: Tensor) -> tuple[Basis, Tensor]:
     """The eigenbasis of ``rows`` (m, D) through the smaller Gram matrix, and its eigenvectors.
 
-    The eigenvectors (min(m, D), k) let `basis_from_vectors` form the same basis again from the
-    same rows. Eigenvalues under ``max(m, D) * eps * L_1`` are dropped. Beyond
-    `FULL_EIGH_LIMIT` only the first `PARTIAL_COMPONENTS` directions are computed.
+    Eigenvalues under ``max(m, D) * eps * L_1`` are dropped. Beyond `FULL_EIGH_LIMIT` only the first
+    `PARTIAL_COMPONENTS` directions are computed.
+
+    Returns:
+        The basis, and the eigenvectors (min(m, D), k), from which `basis_from_vectors` forms the
+        same basis again out of the same rows.
     """
     m, d = rows.shape
     if min(m, d) > FULL_EIGH_LIMIT:
@@ -101,7 +109,9 @@ def basis_from_vectors(rows: Tensor, vectors: Tensor, values: Tensor | None = No
     """The basis of ``rows`` (m, D) from eigenvectors of its smaller Gram matrix.
 
     Args:
-        vectors: (min(m, D), k); values: (k,) their eigenvalues, where they are at hand.
+        rows: (m, D).
+        vectors: (min(m, D), k) eigenvectors as columns, the largest eigenvalue first.
+        values: (k,) the eigenvalues; computed from the rows where they are not given.
     """
     m, d = rows.shape
     if d < m:  # the eigenvectors are the directions themselves
@@ -109,15 +119,15 @@ def basis_from_vectors(rows: Tensor, vectors: Tensor, values: Tensor | None = No
         if values is not None:
             return Basis(components, values.clamp_min(0).sqrt())
         return Basis(components, torch.linalg.vector_norm(rows @ components.T, dim=0))
-    candidates = vectors.T @ rows
+    candidates = vectors.T @ rows  # v^T X = sqrt(L) times the direction
     return Basis(orthonormal_rows(candidates), torch.linalg.vector_norm(candidates, dim=1))
 
 
 def range_basis(rows: Tensor, k: int) -> Basis:
-    """The first ``k`` directions of ``rows`` (m, D), by whichever way is cheaper.
+    """The leading ``k`` directions of ``rows`` (m, D), by Gram matrix or by sampling.
 
-    A Gram matrix costs min(m, D) products with ``rows``, a range finder about eight of the width
-    of its sample.
+    Whichever is cheaper: a Gram matrix costs min(m, D) products with ``rows``, the range finder
+    about eight times the width of its sample.
     """
     if min(rows.shape) <= 8 * _sample_width(k):
         vectors, values = _gram_vectors(rows)
@@ -126,7 +136,7 @@ def range_basis(rows: Tensor, k: int) -> Basis:
 
 
 def _gram_vectors(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvectors (min(m, D), k) and values (k,) of the smaller Gram matrix, largest first."""
+    """Eigenvectors (min(m, D), k) and eigenvalues (k,) of the smaller Gram, largest first."""
     m, d = rows.shape
     gram = rows.T @ rows if d < m else rows @ rows.T
     values, vectors = torch.linalg.eigh(gram)
@@ -140,22 +150,22 @@ def _sample_width(k: int) -> int:
 
 
 def _sampled_basis(rows: Tensor, k: int) -> Basis:
-    """A seeded randomised range finder with Rayleigh-Ritz on the sample.
+    """The leading directions of ``rows`` by a seeded random range finder.
 
-    Halko, Martinsson, Tropp 2011, algorithm 4.4, with two power steps: the first in fp32, whose
-    noise the second, in fp64, takes out again.
+    Halko, Martinsson, Tropp 2011 (arXiv:0909.4061), algorithm 4.4, with two power steps, the first
+    in fp32, whose noise the second, in fp64, takes out again; then Rayleigh-Ritz on the range.
     """
     m, d = rows.shape
-    seeded = torch.Generator().manual_seed(0x5EED)
+    generator = torch.Generator().manual_seed(0x5EED)
     width = min(_sample_width(k), m, d)
-    sample = torch.randn(m, width, generator=seeded, dtype=torch.float32).to(rows.device)
-    peak = max(abs(float(edge)) for edge in rows.aminmax())
-    rough = (rows if 1e-12 < peak < 1e12 else rows / max(peak, 1e-300)).float()
+    sample = torch.randn(m, width, generator=generator, dtype=torch.float32).to(rows.device)
+    largest = max(abs(float(edge)) for edge in rows.aminmax())
+    rows32 = (rows if 1e-12 < largest < 1e12 else rows / max(largest, 1e-300)).float()
     # (Z^T X)^T is X^T Z at less than half the time: BLAS then reads X along its rows.
-    q = torch.linalg.qr((sample.T @ rough).T).Q
-    q = torch.linalg.qr(((rough @ q).T @ rough).T).Q.double()
+    q = torch.linalg.qr((sample.T @ rows32).T).Q  # (D, width): the range of X^T Z
+    q = torch.linalg.qr(((rows32 @ q).T @ rows32).T).Q.double()
     q = torch.linalg.qr(((rows @ q).T @ rows).T).Q
-    _, values, vectors = torch.linalg.svd(rows @ q, full_matrices=False)
+    _, values, vectors = torch.linalg.svd(rows @ q, full_matrices=False)  # X Q = U S W^T
     keep = min(k, int((values > max(m, d) * EPS * values[:1]).sum()))
     return Basis(orthonormal_rows(vectors[:keep] @ q.T), values[:keep])
 
@@ -163,19 +173,29 @@ def _sampled_basis(rows: Tensor, k: int) -> Basis:
 def update_basis(
     components: Tensor, singular_values: Tensor, new_rows: Tensor, k: int
 ) -> tuple[Tensor, Tensor]:
-    """The basis of the old rows and ``new_rows`` (m, D) together, at most ``k`` directions.
+    """Update a basis with new rows, without the old ones: at most ``k`` directions.
 
-    Exact when ``components`` (k0, D) held all of the old rows. Brand 2006; the augmented core is
-    rotated in full. Returns components (k', D) and singular values (k',).
+    Exact where ``components`` held all of the old rows: the SVD of the augmented core
+    ``[[diag(s), 0], [P, T^T]]`` rotates ``[C; Q^T]`` (Brand 2006;
+    docs/mathematics.md#growing).
+
+    Args:
+        components: C (k0, D), orthonormal rows.
+        singular_values: s (k0,).
+        new_rows: X (m, D).
+        k: Keep at most so many.
+
+    Returns:
+        components (k', D) and singular values (k',).
     """
-    inside = new_rows @ components.T
-    outside = new_rows - inside @ components
-    again = outside @ components.T
-    inside, outside = inside + again, outside - again @ components
-    q, t = torch.linalg.qr(outside.T)
-    none = singular_values.new_zeros(len(components), q.shape[1])
-    top = torch.cat([torch.diag(singular_values), none], 1)
-    core = torch.cat([top, torch.cat([inside, t.T], 1)], 0)
+    loadings = new_rows @ components.T  # P = X C^T, (m, k0)
+    residual = new_rows - loadings @ components  # R = X - P C
+    correction = residual @ components.T  # projected twice: once leaves rounding inside the span
+    loadings, residual = loadings + correction, residual - correction @ components
+    q, t = torch.linalg.qr(residual.T)  # R^T = Q T
+    zeros = singular_values.new_zeros(len(components), q.shape[1])
+    top = torch.cat([torch.diag(singular_values), zeros], 1)
+    core = torch.cat([top, torch.cat([loadings, t.T], 1)], 0)
     _, values, vectors = torch.linalg.svd(core, full_matrices=False)
     stacked = torch.cat([components, q.T], 0)
     keep = min(k, int((values > max(len(core), stacked.shape[1]) * EPS * values[:1]).sum()))
@@ -183,22 +203,31 @@ def update_basis(
 
 
 @dataclass
-class CumulatedGrams:
-    """``C[k] = sum over j <= k of p_j p_j^T`` of N tasks at chosen k: (N, points, r, r)."""
+class CumulativeGrams:
+    """The r x r Grams of a side's loadings up to each of some k, of N tasks.
+
+    ``C[k] = sum_{j <= k} p_j p_j^T``, from which the error surface follows
+    (docs/mathematics.md#the-error-surface).
+
+    Args:
+        k: (points,) ascending.
+        values: (N, points, r, r).
+    """
 
     k: np.ndarray[Any, np.dtype[np.int64]]
     values: Tensor
 
     def at(self, k: Any) -> Tensor:
+        """C at each of ``k``, which must be among the points: (N, len(k), r, r)."""
         return self.values[:, torch.from_numpy(np.searchsorted(self.k, k))]
 
 
-def cumulated_grams(p: Tensor, k: np.ndarray[Any, np.dtype[np.int64]]) -> CumulatedGrams:
-    """Cumulated r x r Grams of projected factors ``p`` (N, r, K) at ascending ``k``."""
+def cumulative_grams(p: Tensor, k: np.ndarray[Any, np.dtype[np.int64]]) -> CumulativeGrams:
+    """`CumulativeGrams` of loadings ``p`` (N, r, K), columns p_j, at ascending ``k``."""
     n, r, _ = p.shape
     steps = torch.zeros(n, len(k), r, r, dtype=p.dtype, device=p.device)
-    for i, (low, high) in enumerate(zip(np.concatenate([[0], k[:-1]]), k, strict=True)):
-        if high > low:
-            piece = p[:, :, int(low) : int(high)]
-            steps[:, i] = torch.bmm(piece, piece.transpose(1, 2))
-    return CumulatedGrams(k, steps.cumsum(1))
+    for i, (first, last) in enumerate(zip(np.concatenate([[0], k[:-1]]), k, strict=True)):
+        if last > first:
+            columns = p[:, :, int(first) : int(last)]
+            steps[:, i] = torch.bmm(columns, columns.transpose(1, 2))
+    return CumulativeGrams(k, steps.cumsum(1))

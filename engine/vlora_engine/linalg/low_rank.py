@@ -1,11 +1,12 @@
-"""Inner products, norms and errors of weight changes, never forming a d_out x d_in matrix.
+"""Inner products, norms, errors and SVDs of weight changes, without a d_out x d_in matrix.
 
 A weight change is given by its factors, ``dW = B @ A`` with A (r, d_in) and B (d_out, r); the
 caller folds the scale into either of them, or passes it where a function takes one.
 Everything is computed in fp64, whatever the dtype of the factors, on their device.
 Leading dimensions are a batch: A (..., r, d_in), B (..., d_out, r).
 
-The identity behind it all: ``<B1 A1, B2 A2> = sum((B1^T B2) * (A1 A2^T))``.
+All of it rests on one identity, ``<B1 A1, B2 A2> = sum((B1^T B2) * (A1 A2^T))``, entry by entry
+(docs/mathematics.md#low-rank-arithmetic).
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ Factors = tuple[Tensor, Tensor]  # A (r, d_in), B (d_out, r)
 # Below this share of the summands' magnitudes a sum of Gram products has lost half its digits:
 # the error it would give (relative, unsquared) is under 1e-5, and the QR path takes over.
 _CANCELLED = 1e-10
-_GRAM_ROWS = 1024  # rows of one block of `module_gram`: 8 MB of fp64 a Gram block
+_GRAM_ROWS = 1024  # stacked ranks of one block of `module_grams`: 8 MB of fp64 a Gram block
 
 
 def delta_inner(a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> Tensor:
-    """``<B1 A1, B2 A2>``, the Frobenius inner product of two weight changes.
+    """The Frobenius inner product ``<B1 A1, B2 A2>`` of two weight changes.
 
     Args:
         a1: (..., r1, d_in).
@@ -43,11 +44,12 @@ def delta_inner(a1: Tensor, b1: Tensor, a2: Tensor, b2: Tensor) -> Tensor:
 
 
 def delta_norm2(a: Tensor, b: Tensor) -> Tensor:
-    """``||B A||^2``, also where B A is far smaller than ``||B|| ||A||`` suggests.
+    """The squared Frobenius norm ``||B A||^2`` of a weight change, also where its terms cancel.
 
-    Where the Gram products cancel (a difference of two nearly equal changes does that), the
-    norm is taken through ``B = Q_b R_b``, ``A^T = Q_a R_a``: ``||R_b R_a^T||`` loses no more than
-    eps ``||B|| ||A||`` of the norm itself, where Grams lose that of its square.
+    Where the Gram products cancel (as in the difference of two nearly equal changes), the norm is
+    taken through ``B = Q_b R_b``, ``A^T = Q_a R_a``: ``||R_b R_a^T||`` loses no more than
+    eps ``||B|| ||A||`` of the norm itself, where Grams lose that of its square
+    (docs/mathematics.md#cancellation).
 
     Args:
         a: (..., r, d_in).
@@ -71,7 +73,9 @@ def delta_norm2(a: Tensor, b: Tensor) -> Tensor:
 
 
 def delta_error2(a: Tensor, b: Tensor, a_hat: Tensor, b_hat: Tensor) -> Tensor:
-    """``||B A - B^ A^||^2``, accurate down to rounding (exact copies give 0 or its equal).
+    """The squared error ``||B A - B^ A^||^2`` of an approximation, accurate down to rounding.
+
+    It is the norm of ``[B, -B^] [A; A^]``; exact copies give 0 up to rounding.
 
     Args:
         a: (..., r, d_in).
@@ -88,7 +92,9 @@ def delta_error2(a: Tensor, b: Tensor, a_hat: Tensor, b_hat: Tensor) -> Tensor:
 
 
 def relative_error(pairs: Iterable[tuple[Factors, Factors]]) -> float:
-    """``sqrt(sum ||dW - dW^||^2 / sum ||dW||^2)`` over the modules of one adapter.
+    """The relative error of one adapter's dW over its modules.
+
+    ``err = sqrt(sum ||dW - dW^||^2 / sum ||dW||^2)`` (docs/mathematics.md#relative-error).
 
     Args:
         pairs: Per module ``((A, B), (A^, B^))`` with the scales folded in.
@@ -110,12 +116,12 @@ def canonical_svd(a: Tensor, b: Tensor, scale: float = 1.0) -> tuple[Tensor, Ten
     """The thin SVD of one weight change: ``scale * B @ A = U diag(S) V^T``.
 
     Unlike A and B it does not depend on the gauge ``(B G, G^-1 A)`` that training happened to
-    end in (up to rotations among equal singular values).
+    end in, up to rotations among equal singular values (docs/mathematics.md#canonical-form).
 
     Args:
         a: (r, d_in).
         b: (d_out, r).
-        scale: The adapter's scale; it ends in S (a negative one in the signs).
+        scale: The adapter's scale; it goes into S, its sign into V.
 
     Returns:
         U (d_out, q), S (q,) descending and positive, V (d_in, q). Singular values up to
@@ -133,7 +139,7 @@ def canonical_svd(a: Tensor, b: Tensor, scale: float = 1.0) -> tuple[Tensor, Ten
 def canonical_svd_batch(
     a: Tensor, b: Tensor, scale: float | Tensor = 1.0
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`canonical_svd` of a stack of weight changes of one shape and rank.
+    """The thin SVDs of a stack of weight changes of one shape and rank; see `canonical_svd`.
 
     Args:
         a: (N, r, d_in).
@@ -150,8 +156,8 @@ def canonical_svd_batch(
     a, b = a.double(), b.double()
     scale = torch.as_tensor(scale, dtype=torch.float64, device=a.device).reshape(-1, 1, 1)
     q_b, r_b = torch.linalg.qr(b)  # [N, d_out, min(d_out, r)], [N, min(d_out, r), r]
-    q_a, r_a = torch.linalg.qr(a.mT)
-    core = scale * (r_b @ r_a.mT)
+    q_a, r_a = torch.linalg.qr(a.mT)  # [N, d_in, min(d_in, r)], [N, min(d_in, r), r]
+    core = scale * (r_b @ r_a.mT)  # dW = Q_b core Q_a^T
     if not bool(core.isfinite().all()):
         raise AdapterError(
             "A weight change is not finite.",
@@ -161,12 +167,15 @@ def canonical_svd_batch(
     P, S, Qh = torch.linalg.svd(core, full_matrices=False)  # [N, ., q], [N, q], [N, q, .]
     U, V = q_b @ P, q_a @ Qh.mT
     sign = largest_entry_sign(U)  # [N, q]
-    kept = max(b.shape[-2], a.shape[-1]) * torch.finfo(torch.float64).eps * S[..., :1] < S
-    return U * (sign * kept)[..., None, :], S * kept, V * (sign * kept)[..., None, :]
+    nonzero = max(b.shape[-2], a.shape[-1]) * torch.finfo(torch.float64).eps * S[..., :1] < S
+    return U * (sign * nonzero)[..., None, :], S * nonzero, V * (sign * nonzero)[..., None, :]
 
 
 def largest_entry_sign(columns: Tensor) -> Tensor:
-    """Per column of (..., d, q) the sign of its largest entry, 1 for a zero column: (..., q)."""
+    """The sign of each column's entry of largest magnitude: (..., d, q) to (..., q).
+
+    1 for a zero column; of equal magnitudes the first entry counts.
+    """
     if columns.shape[-2] == 0 or columns.shape[-1] == 0:
         return columns.new_ones(*columns.shape[:-2], columns.shape[-1])
     at = columns.abs().argmax(dim=-2, keepdim=True)  # the first of equals
@@ -181,7 +190,7 @@ def module_gram(
     ranks: Sequence[int] | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> Tensor:
-    """``G[i, j] = <dW_i, dW_j>`` of one module over n adapters; see `module_grams`."""
+    """The inner products ``G[i, j] = <dW_i, dW_j>`` of one module, (n, n); see `module_grams`."""
     return module_grams(factors, scales, ranks=ranks, dtype=dtype)[0]
 
 
@@ -192,11 +201,12 @@ def module_grams(
     ranks: Sequence[int] | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> tuple[Tensor, Tensor]:
-    """``<dW_i, dW_j>`` and ``<A_i, A_j>`` of one module over n adapters.
+    """The inner products ``<dW_i, dW_j>`` and ``<A_i, A_j>`` of one module over n adapters.
 
     Block by block: the factors of some adapters are stacked to (sum r, d), one Gram a side, the
-    entries of their elementwise product summed per pair of adapters. Costs (sum r)^2 (d_in +
-    d_out) multiplications, halved by symmetry; holds two blocks of 1024 rows in ``dtype``.
+    entries of their elementwise product summed per pair of adapters
+    (docs/mathematics.md#products-of-many-adapters). Costs (sum r)^2 (d_in + d_out)
+    multiplications, halved by symmetry; holds two blocks of 1024 rows in ``dtype``.
 
     Args:
         factors: Per adapter A (r_i, d_in) and B (d_out, r_i) in any dtype. May be lazy: each
@@ -206,7 +216,8 @@ def module_grams(
         dtype: fp64, or fp32 for twice the speed where a cosine to 1e-6 is enough.
 
     Returns:
-        Two of (n, n), symmetric, always fp64. A of different ranks have the product 0.
+        Two matrices (n, n), symmetric, always fp64: of dW and of A. Adapters whose ranks differ
+        have ``<A_i, A_j> = 0``.
     """
     n = len(factors)
     ranks = [a.shape[0] for a, _ in factors] if ranks is None else list(ranks)
@@ -221,16 +232,17 @@ def module_grams(
             a_y, b_y = (a_x, b_x) if same else _stack_block(factors, scales, columns, dtype)
             inner_a = a_x @ a_y.T  # [R, R']
             of_rows, of_columns = [ranks[i] for i in rows], [ranks[i] for i in columns]
-            starts = _trace_blocks(inner_a, of_rows, of_columns)
-            sums = _sum_blocks(inner_a.mul_(b_x @ b_y.T).double(), of_rows, of_columns)
-            for gram, part in zip(grams, (sums, starts), strict=True):
-                gram[rows.start : rows.stop, columns.start : columns.stop] = part
-                gram[columns.start : columns.stop, rows.start : rows.stop] = part.T
-    change, start = (grams + grams.mT) / 2
-    return change, start
+            traces = _trace_blocks(inner_a, of_rows, of_columns)
+            inner_dw = _sum_blocks(inner_a.mul_(b_x @ b_y.T).double(), of_rows, of_columns)
+            for gram, block in zip(grams, (inner_dw, traces), strict=True):
+                gram[rows.start : rows.stop, columns.start : columns.stop] = block
+                gram[columns.start : columns.stop, rows.start : rows.stop] = block.T
+    dw_gram, a_gram = (grams + grams.mT) / 2
+    return dw_gram, a_gram
 
 
 def _norm2_by_qr(a: Tensor, b: Tensor) -> Tensor:
+    """``||R_b R_a^T||^2`` with ``B = Q_b R_b`` and ``A^T = Q_a R_a``."""
     r_b = torch.linalg.qr(b, mode="r").R
     r_a = torch.linalg.qr(a.mT, mode="r").R
     return (r_b @ r_a.mT).square().sum(dim=(-2, -1))
@@ -253,6 +265,7 @@ def _row_blocks(ranks: Sequence[int]) -> list[range]:
 def _stack_block(
     factors: Sequence[Factors], scales: Sequence[float], block: range, dtype: torch.dtype
 ) -> Factors:
+    """A and scaled B^T of some adapters, stacked by rank: (sum r, d_in) and (sum r, d_out)."""
     pairs = [factors[i] for i in block]
     a = torch.cat([pair[0].to(dtype) for pair in pairs])
     b = torch.cat([pair[1].T.to(dtype) * scales[i] for i, pair in zip(block, pairs, strict=True)])
@@ -260,7 +273,7 @@ def _stack_block(
 
 
 def _sum_blocks(products: Tensor, rows: list[int], columns: list[int]) -> Tensor:
-    """(sum rows, sum columns) -> (len(rows), len(columns)), each block summed."""
+    """Sum each (r_i, r_j) block: (sum rows, sum columns) to (len(rows), len(columns))."""
     if len({*rows, *columns}) == 1:
         r = rows[0]
         return products.reshape(len(rows), r, len(columns), r).sum(dim=(1, 3))
@@ -270,18 +283,18 @@ def _sum_blocks(products: Tensor, rows: list[int], columns: list[int]) -> Tensor
 
 
 def _trace_blocks(products: Tensor, rows: list[int], columns: list[int]) -> Tensor:
-    """(sum rows, sum columns) -> (len(rows), len(columns)) fp64: the traces of square blocks.
+    """Trace each (r_i, r_j) block: (sum rows, sum columns) to (len(rows), len(columns)) fp64.
 
     Blocks that are not square give 0.
     """
     traces = products.new_zeros(len(rows), len(columns), dtype=torch.float64)
-    places = [torch.tensor(ranks).cumsum(0) - torch.tensor(ranks) for ranks in (rows, columns)]
+    offsets = [torch.tensor(ranks).cumsum(0) - torch.tensor(ranks) for ranks in (rows, columns)]
     for rank in sorted({*rows} & {*columns}):
         i = torch.tensor([k for k, r in enumerate(rows) if r == rank])
         j = torch.tensor([k for k, r in enumerate(columns) if r == rank])
-        along = torch.arange(rank)
-        down = places[0][i][:, None, None] + along  # [I, 1, rank]
-        across = places[1][j][:, None] + along  # [J, rank]
-        diagonals = products[down.to(products.device), across.to(products.device)]
+        diagonal = torch.arange(rank)
+        row_at = offsets[0][i][:, None, None] + diagonal  # [I, 1, rank]
+        column_at = offsets[1][j][:, None] + diagonal  # [J, rank]
+        diagonals = products[row_at.to(products.device), column_at.to(products.device)]
         traces[i[:, None], j] = diagonals.double().sum(-1)
     return traces

@@ -1,7 +1,7 @@
-"""Linear algebra on plain row matrices, under the first library's names and call forms.
+"""Principal component analysis of plain row matrices, with the function names of vLoRA.
 
 Stateless; nothing here knows adapters or subspaces. Everything is computed in fp64 and returned
-in the dtype of the data.
+in the dtype of the data. *The first library* below is vLoRA, whose call forms these are.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def compute_svd(
     _check_finite("data_matrix", data_matrix)
     rows = data_matrix.double()
     mean = rows.mean(dim=0) if center else torch.zeros_like(rows[0])
-    _, S, Vh = torch.linalg.svd(rows - mean, full_matrices=False)
+    _, S, Vh = torch.linalg.svd(rows - mean, full_matrices=False)  # X - mean = U S V^T
     k = len(S) if num_components is None else min(num_components, len(S))
     components = Vh[:k] * largest_entry_sign(Vh[:k].T)[:, None]
     dtype = data_matrix.dtype
@@ -64,7 +64,7 @@ def compute_svd(
 
 
 def project_onto_subspace(weights: Tensor, components: Tensor) -> Tensor:
-    """Loadings of vectors on an orthonormal basis.
+    """Loadings ``x C^T`` of vectors on an orthonormal basis.
 
     Args:
         weights: (D,) or (N, D).
@@ -77,7 +77,7 @@ def project_onto_subspace(weights: Tensor, components: Tensor) -> Tensor:
 
 
 def reconstruct_from_subspace(components: Tensor, loadings: Tensor) -> Tensor:
-    """Vectors from their loadings.
+    """Vectors from their loadings, ``p C``.
 
     Args:
         components: (k, D), orthonormal rows.
@@ -90,7 +90,7 @@ def reconstruct_from_subspace(components: Tensor, loadings: Tensor) -> Tensor:
 
 
 def gram_schmidt(basis: Tensor, new_vectors: Tensor) -> Tensor:
-    """Extend an orthonormal basis by what is new in some vectors.
+    """Extend an orthonormal basis by the directions that some vectors add to it.
 
     The basis comes back untouched in front (the first library's QR may flip its signs). A vector
     whose part outside the span is below the rounding of its own dtype, relative to the vector
@@ -103,15 +103,15 @@ def gram_schmidt(basis: Tensor, new_vectors: Tensor) -> Tensor:
     Returns:
         (k + n, D) with n <= m.
     """
-    known = basis.double()
+    extended = basis.double()
     rounding = 16 * torch.finfo(new_vectors.dtype).eps
     for vector in new_vectors.double():
-        rest = vector - (vector @ known.T) @ known
-        rest = rest - (rest @ known.T) @ known  # twice is enough (Kahan, Parlett)
+        rest = vector - (vector @ extended.T) @ extended
+        rest = rest - (rest @ extended.T) @ extended  # twice is enough (Kahan, Parlett)
         norm = torch.linalg.vector_norm(rest)
-        if norm > rounding * torch.linalg.vector_norm(vector) and len(known) < len(vector):
-            known = torch.cat([known, (rest / norm)[None]])
-    return torch.cat([basis, known[len(basis) :].to(basis.dtype)])
+        if norm > rounding * torch.linalg.vector_norm(vector) and len(extended) < len(vector):
+            extended = torch.cat([extended, (rest / norm)[None]])
+    return torch.cat([basis, extended[len(basis) :].to(basis.dtype)])
 
 
 def incremental_svd_update(
@@ -128,9 +128,9 @@ def incremental_svd_update(
 
     Exact: as long as no direction of the old data was cut off, the result is `compute_svd` of all
     rows together. New rows X with mean x0 enter as ``[X - x0; sqrt(n m / (n + m)) (mean - x0)]``,
-    the last row being the shift of the mean, and the augmented core
-    ``[[diag s, 0], [P, T^T]]`` is rotated in full (Brand 2006; Ross et al. 2008). The first
-    library leaves the core unrotated, which costs it half of the variance.
+    the last row being the shift of the mean (Ross et al. 2008), and the augmented core
+    ``[[diag s, 0], [P, T^T]]`` is rotated in full (Brand 2006; docs/mathematics.md#growing). The
+    first library leaves the core unrotated, which costs it half of the variance.
 
     Args:
         components: (k, D), orthonormal rows; k may be 0.
@@ -163,17 +163,17 @@ def incremental_svd_update(
         return components, singular_values, mean, n_seen
     rows, new_mean = new_data.double(), mean.double()
     if center:
-        middle = rows.mean(dim=0)
-        shift = math.sqrt(n_seen * m / (n_seen + m)) * (new_mean - middle)
-        rows = torch.cat([rows - middle, shift[None]])  # [m + 1, D]
-        new_mean = (n_seen * new_mean + m * middle) / (n_seen + m)
+        row_mean = rows.mean(dim=0)
+        shift = math.sqrt(n_seen * m / (n_seen + m)) * (new_mean - row_mean)
+        rows = torch.cat([rows - row_mean, shift[None]])  # [m + 1, D]
+        new_mean = (n_seen * new_mean + m * row_mean) / (n_seen + m)
     limit = max_components or len(components) + len(rows)
     basis, values = update_basis(components.double(), singular_values.double(), rows, limit)
     # What rounding made is no direction: rows far from the origin carry that of their mean.
     size = torch.maximum(values[:1].sum(), torch.linalg.vector_norm(new_mean))
     smallest = max(n_seen + m, basis.shape[1]) * torch.finfo(torch.float64).eps * size
-    real = int((values > smallest).sum())
-    basis, values = basis[:real], values[:real]
+    significant = int((values > smallest).sum())
+    basis, values = basis[:significant], values[:significant]
     dtype = components.dtype
     return basis.to(dtype), values.to(dtype), new_mean.to(mean.dtype), n_seen + m
 

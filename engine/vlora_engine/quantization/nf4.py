@@ -1,8 +1,8 @@
-"""NF4: four bits a number, at the levels that QLoRA chose for normally distributed weights.
+"""NF4 quantization: four bits a number, at QLoRA's levels for normally distributed weights.
 
 A block of numbers shares one scale, its largest magnitude; every number becomes the nearest of 16
 levels of it. Arithmetic is fp32, as in bitsandbytes, so that packing what was unpacked changes
-nothing. (Dettmers et al. 2023, arXiv:2305.14314.)
+nothing. (Dettmers et al. 2023, QLoRA, arXiv:2305.14314, section 3 and appendix E.)
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ def nf4_quantize_dequantize(
     double_quant: bool = False,
     double_quant_block_size: int = 256,
 ) -> Tensor:
-    """What of a tensor is left after NF4: `nf4_unpack` of `nf4_pack`.
+    """Round a tensor to NF4 and back, as `nf4_unpack` of `nf4_pack` does.
 
     Args:
         tensor: Any shape, any floating dtype.
         block_size: Numbers that share a scale; the last block may be shorter.
-        double_quant: Round the scales, too, to 127 steps of the largest of their own block.
+        double_quant: Also round the scales, to 127 steps of the largest of their own block.
         double_quant_block_size: Scales that share a second-level scale.
 
     Returns:
@@ -72,7 +72,7 @@ def nf4_quantize_dequantize(
 
 
 def nf4_pack(tensor: Tensor, block_size: int = 64) -> tuple[Tensor, Tensor, int]:
-    """Quantize a tensor and pack two levels into each byte.
+    """Quantize a tensor to NF4 and pack two levels into each byte.
 
     Args:
         tensor: Any shape, any floating dtype.
@@ -94,7 +94,7 @@ def nf4_pack(tensor: Tensor, block_size: int = 64) -> tuple[Tensor, Tensor, int]
 
 
 def nf4_unpack(packed: Tensor, scales: Tensor, numel: int, block_size: int = 64) -> Tensor:
-    """The numbers that `nf4_pack` packed, (numel,) fp32.
+    """Unpack what `nf4_pack` packed: (numel,) fp32.
 
     Args:
         packed: uint8, at least ceil(numel / 2) bytes (more are padding).
@@ -129,11 +129,12 @@ def _quantize(tensor: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
     scales = blocks.abs().amax(dim=1) if len(blocks) else blocks.new_zeros(0)
     table = NF4_QUANT_TABLE.to(flat.device)
     middles = (table[:-1] + table[1:]) / 2
-    levels = torch.bucketize(blocks / _divisor(scales)[:, None], middles)
+    levels = torch.bucketize(blocks / _divisor(scales)[:, None], middles)  # the nearest level
     return levels.to(torch.uint8), scales
 
 
 def _dequantize(levels: Tensor, scales: Tensor, numel: int, block_size: int) -> Tensor:
+    """The numbers (numel,) fp32 of level numbers (n, block_size) and scales (n,)."""
     table = NF4_QUANT_TABLE.to(levels.device)
     values = table[levels.long()] * scales[:, None]  # [n, block_size]
     return values.flatten()[:numel]

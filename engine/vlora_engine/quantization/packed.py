@@ -1,8 +1,8 @@
-"""Packed numbers: bases and loadings as bytes with scales, and back, module by module.
+"""Pack bases and loadings as integer codes with a scale for each block, and unpack them.
 
-Every block takes the scale that leaves the least squared error of it, where trying several pays
-(4 bits); codes are chosen for the scale as it is stored. Unpacking is fp32 arithmetic, element by
-element, so that it gives the same bits everywhere.
+Each block takes the scale that leaves the least squared error, where trying several pays (4 bits);
+codes are chosen for the scale as it is stored. Unpacking is fp32 arithmetic, element by element, so
+that it gives the same bits everywhere. The formats are in docs/mathematics.md#quantization.
 """
 
 from __future__ import annotations
@@ -21,23 +21,24 @@ from vlora_engine.quantization.packing import GROUP_SIZE, Packing
 STEPS = 127  # a scale is so many steps of its group's second-level scale at most
 BLOCKS_AT_ONCE = 1 << 15
 
-# Shares of the scale that just covers a block's largest number. A smaller one clips that number
-# and is finer for all others. Negative: int4 reaches one step further below zero than above. What
-# was unpacked has its own scale among them, so that packing it again changes nothing.
+# Candidate scales, as shares of the one that just covers a block's largest number. A smaller one
+# clips that number and is finer for all others. Negative: int4 reaches one step further below zero
+# than above. What was unpacked finds its own scale among them, so packing it again changes nothing.
 _NF4_SHARES = tuple(1 - 0.03 * i for i in range(10))
 _INT4_SHARES = tuple(sign * (24 - i) / 21 for i in range(10) for sign in (1, -1))
 
 
 @dataclass
 class PackedRows:
-    """Numbers of one side of a module.
+    """The packed numbers of one side of a module: codes, and scales of one or two levels.
 
     Args:
-        shape: That of the numbers.
+        packing: How they are packed.
+        shape: Of the unpacked numbers.
         codes: (bytes,) uint8; of two 4-bit numbers the first is in the high half.
         scales: (blocks,) fp16, or int8 multiples of ``steps`` where those are packed too.
         steps: (groups,) fp32, or empty.
-        exponent: All numbers are to be multiplied by this power of two.
+        exponent: All unpacked numbers are multiplied by 2 to this power.
     """
 
     packing: Packing
@@ -65,14 +66,14 @@ class PackedRows:
 
 
 def pack_rows(rows: Tensor, packing: Packing, *, exponent: int = 0) -> PackedRows:
-    """Pack numbers of any shape; ``exponent``: they come divided by this power of two."""
+    """Pack a tensor of any shape, whose numbers were divided by ``2**exponent`` before."""
     codes, scales, steps = pack_numbers(rows.reshape(1, -1), packing, search=True)
     return PackedRows(packing, tuple(rows.shape), codes[0], scales[0], steps[0], exponent)
 
 
 @dataclass
 class PackedBasis:
-    """The shared part of one layer, packed; see `vlora_engine.subspace.basis.LayerBasis`."""
+    """The packed basis of one layer; unpacked it is `vlora_engine.subspace.basis.LayerBasis`."""
 
     name: str
     a: PackedRows
@@ -110,6 +111,7 @@ def pack_numbers(
 
     Args:
         x: (N, n).
+        packing: How to pack them.
         search: Try several scales a block where that pays.
 
     Returns:
@@ -135,65 +137,65 @@ def unpack_numbers(
     if packing.bits == 4:
         codes = torch.stack([codes >> 4, codes & 0x0F], dim=2).flatten(1)
     levels = _levels(codes[:, :n], packing)
-    own = _used_scales(scales, steps).repeat_interleave(_block(packing, n), dim=1)[:, :n]
-    return levels * own
+    scale = _used_scales(scales, steps).repeat_interleave(_block(packing, n), dim=1)[:, :n]
+    return levels * scale
 
 
 def _best_scales(blocks: Tensor, packing: Packing, search: bool) -> Tensor:
-    """(N, blocks) fp32: the scale of every block, before it is rounded."""
+    """The scale of every block before it is rounded, (N, blocks) fp32; 4 bits may search."""
     if not blocks.numel():
         return blocks.new_zeros(blocks.shape[:2])
     largest = blocks.abs().amax(dim=2)
     shares: tuple[float, ...] = (1.0,)
     if packing.method == "nf4":
-        whole, shares = largest, _NF4_SHARES if search else shares
+        covering, shares = largest, _NF4_SHARES if search else shares
     elif packing.bits == 8:
         return largest / 127
     else:
-        whole = largest / (8 if search else 7)
+        covering = largest / (8 if search else 7)
         shares = _INT4_SHARES if search else shares
     if len(shares) == 1:
-        return whole
-    found = torch.empty_like(whole).flatten()
-    flat, covering = blocks.flatten(0, 1), whole.flatten()
+        return covering
+    chosen = torch.empty_like(covering).flatten()
+    flat, flat_covering = blocks.flatten(0, 1), covering.flatten()
     for part in _parts(len(flat)):
-        least, best = None, covering[part]
+        least, best = None, flat_covering[part]
         for share in shares:
-            scale = covering[part] * share
+            scale = flat_covering[part] * share
             if not packing.double_quant:
                 scale = scale.half().float()  # as it is stored
             levels = _levels(_codes(flat[part], scale, packing), packing)
-            error = (levels * scale[:, None] - flat[part]).square_().sum(dim=1)
+            error = (levels * scale[:, None] - flat[part]).square_().sum(dim=1)  # ||x^ - x||^2
             better = error < least if least is not None else torch.ones_like(error).bool()
             least = error if least is None else torch.minimum(least, error)
             best = torch.where(better, scale, best)
-        found[part] = best
-    return found.reshape(whole.shape)
+        chosen[part] = best
+    return chosen.reshape(covering.shape)
 
 
 def _stored_scales(scales: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
-    """Scales as they are stored, and the steps that they are multiples of, if they are."""
+    """Round scales (N, blocks) to fp16, or to int8 multiples of steps (N, groups) fp32."""
     if not packing.double_quant:
         return scales.half(), scales.new_zeros(len(scales), 0)
     groups = _blocks(scales, GROUP_SIZE)  # [N, groups, GROUP_SIZE]
     steps = (
         groups.abs().amax(dim=2) / STEPS if groups.numel() else groups.new_zeros(groups.shape[:2])
     )
-    whole = (groups / _divisor(steps)[:, :, None]).round()
-    # A scale of none would lose its block; the smallest one keeps what it can of it.
-    whole = torch.where((whole == 0) & (groups != 0), groups.sign(), whole)
-    return whole.flatten(1)[:, : scales.shape[1]].to(torch.int8), steps
+    multiples = (groups / _divisor(steps)[:, :, None]).round()
+    # A scale rounded to 0 would lose its block; the smallest step keeps what it can of it.
+    multiples = torch.where((multiples == 0) & (groups != 0), groups.sign(), multiples)
+    return multiples.flatten(1)[:, : scales.shape[1]].to(torch.int8), steps
 
 
 def _used_scales(scales: Tensor, steps: Tensor) -> Tensor:
-    """Scales in fp32."""
+    """The scales that codes are multiplied by, (N, blocks) fp32, from how they are stored."""
     if scales.dtype != torch.int8:
         return scales.float()
     return scales.float() * steps.repeat_interleave(GROUP_SIZE, dim=1)[:, : scales.shape[1]]
 
 
 def _codes(blocks: Tensor, scales: Tensor, packing: Packing) -> Tensor:
-    """(B, block_size) uint8: the level of every number that is nearest for its block's scale."""
+    """The nearest level of every number for its block's scale, (B, block_size) uint8."""
     shares = blocks / _divisor(scales)[:, None]
     if packing.method == "nf4":
         table = NF4_QUANT_TABLE.to(blocks.device)
@@ -204,14 +206,14 @@ def _codes(blocks: Tensor, scales: Tensor, packing: Packing) -> Tensor:
 
 
 def _levels(codes: Tensor, packing: Packing) -> Tensor:
-    """The number, in units of the scale, that every code stands for; fp32."""
+    """What every code stands for in units of the scale, fp32."""
     if packing.method == "nf4":
         return NF4_QUANT_TABLE.to(codes.device)[codes.int()]
     return codes.float() - (1 << (packing.bits - 1))
 
 
 def _bytes(codes: Tensor, packing: Packing) -> Tensor:
-    """(N, n) codes as (N, bytes)."""
+    """Codes (N, n) as bytes (N, bytes), two 4-bit codes a byte."""
     if packing.bits == 8:
         return codes
     pairs = torch.nn.functional.pad(codes, (0, codes.shape[1] % 2)).unflatten(1, (-1, 2))
@@ -219,12 +221,12 @@ def _bytes(codes: Tensor, packing: Packing) -> Tensor:
 
 
 def _blocks(x: Tensor, size: int) -> Tensor:
-    """(N, n) to (N, ceil(n / size), size), filled up with zeros."""
+    """Cut rows (N, n) into blocks (N, ceil(n / size), size), filled up with zeros."""
     return torch.nn.functional.pad(x, (0, -x.shape[1] % size)).unflatten(1, (-1, size))
 
 
 def _block(packing: Packing, n: int) -> int:
-    """The length of a block; one that is longer than all there is would only be filled up."""
+    """The length of a block: at most n, since a longer one would only be filled up."""
     return max(1, min(packing.block_size, n))
 
 
@@ -234,4 +236,5 @@ def _divisor(scales: Tensor) -> Tensor:
 
 
 def _parts(count: int) -> Iterator[slice]:
+    """Slices of so many blocks that temporaries stay small."""
     return (slice(i, i + BLOCKS_AT_ONCE) for i in range(0, count, BLOCKS_AT_ONCE))

@@ -1,4 +1,4 @@
-"""How the numbers of a subspace are packed, and how many bytes that takes. No torch.
+"""Which packings of bases and loadings there are, and how many bytes each takes. No torch.
 
 Numbers lie in blocks that share a scale. A block never crosses a side of a module, so that every
 module can be read alone; the last block of a side may be short.
@@ -27,14 +27,16 @@ LOADINGS_NOISE = 1e-4
 
 @dataclass(frozen=True)
 class Packing:
-    """One way of packing numbers.
+    """One way of packing numbers: levels, bits, block size, and how scales are stored.
 
     Args:
-        method: ``symmetric`` (whole multiples of the scale) or ``nf4`` (QLoRA's 16 levels of it).
-        bits: Of a number: 8 or 4.
+        method: ``symmetric`` (integer multiples of the scale) or ``nf4`` (QLoRA's 16 levels of it).
+        bits: Bits a number, 8 or 4.
         block_size: Numbers that share a scale.
-        double_quant: Scales are whole multiples of a scale of their own, eight bits instead of
-            sixteen.
+        double_quant: Scales are 8-bit multiples of a second-level scale, instead of fp16.
+
+    Raises:
+        ParameterError: No such combination of method and bits, or a block size out of range.
     """
 
     method: str
@@ -81,6 +83,7 @@ class Packing:
         return self.code_bytes(numbers) + scale * self.blocks(numbers) + 4 * self.groups(numbers)
 
     def as_json(self) -> dict[str, Any]:
+        """The packing as it stands in subspace.json."""
         return {
             "method": self.method,
             "bits": self.bits,
@@ -91,7 +94,7 @@ class Packing:
 
 @dataclass(frozen=True)
 class Quantization:
-    """How a subspace is packed: its bases, and its loadings where they are packed too.
+    """How a subspace is packed: its bases, and its loadings if they are packed too.
 
     Loadings and the means of `flat` are packed as int8 whatever the bases are: they are few, and
     at equal bytes that leaves less error (nine GPT-2 adapters at nf4: see `measure` in the tests).
@@ -105,7 +108,7 @@ class Quantization:
         return self.basis.name
 
     def words(self, dtype: str) -> str:
-        """What bases and loadings are stored as; ``dtype``: that of loadings not packed."""
+        """A label of what bases and loadings are stored as; ``dtype`` is that of the latter."""
         return f"{self.name} (loadings {self.loadings.name if self.loadings else dtype})"
 
     @property
@@ -115,7 +118,10 @@ class Quantization:
 
     @property
     def noise(self) -> float:
-        """The share of dW's captured energy that packing is expected to cost, both sides."""
+        """The share of dW's captured energy that packing is expected to cost, both sides.
+
+        ``n = 1 - (1 - eta)^2`` with eta the noise of one side (docs/mathematics.md#quantization).
+        """
         side = NOISE[self.name] + (LOADINGS_NOISE if self.loadings else 0.0)
         return 1 - (1 - side) ** 2
 
@@ -135,7 +141,9 @@ def quantization(
     double_quant: bool = False,
     loadings: bool = False,
 ) -> Quantization:
-    """A quantization from the words of `SharedSubspace.quantize`; nf4 has 4 bits if bits is 8.
+    """A quantization from the arguments of `SharedSubspace.quantize`.
+
+    ``nf4`` has 4 bits, also where ``bits`` is left at its default of 8.
 
     Raises:
         ParameterError: There is no such quantization.
@@ -191,8 +199,8 @@ def _eight_bits(basis: Packing) -> Packing:
     return replace(basis, method="symmetric", bits=8, double_quant=False)
 
 
-def chooses_bits(method: str) -> ParameterError:
-    """The error for packing what has bits of its own for every direction."""
+def already_coded_error(method: str) -> ParameterError:
+    """The error for packing what is entropy coded already, with bits chosen by direction."""
     return ParameterError(
         f"Method {method!r} has chosen its bits already.",
         remedy="compress the adapters again with a smaller budget, or with method delta",

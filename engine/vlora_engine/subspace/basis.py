@@ -15,7 +15,7 @@ from vlora_engine.linalg.grams import (
     Basis,
     basis_from_vectors,
     full_basis,
-    halves,
+    gram_roots,
     range_basis,
     small_grams,
 )
@@ -382,7 +382,7 @@ def _refine(stack: LayerStack, plan: LayerPlan, found: dict[str, Basis]) -> dict
     for _ in range(plan.refine):
         for side, other in (("b", "a"), ("a", "b")):
             inside = stack.side(other) @ current[other].components.T
-            factor = halves(small_grams(inside)) * (stack.weight * stack.scale).view(-1, 1, 1)
+            factor = gram_roots(small_grams(inside)) * (stack.weight * stack.scale).view(-1, 1, 1)
             own = stack.side(side)
             rows = torch.bmm(factor.transpose(1, 2), own).reshape(-1, own.shape[2])
             current = {**current, side: full_basis(rows)[0].cut(len(found[side].components))}

@@ -19,7 +19,7 @@ from vlora_engine.adapters.model import (
 )
 from vlora_engine.adapters.stack import LayerStack, read_stack
 from vlora_engine.errors import CollectionError, NotFoundError, ParameterError, SubspaceError
-from vlora_engine.linalg.grams import cumulated_grams
+from vlora_engine.linalg.grams import cumulative_grams
 from vlora_engine.manifest.manifest import LayerSpec, TaskRecord
 from vlora_engine.subspace.basis import LayerPlan, encode_tasks
 from vlora_engine.subspace.loadings import TaskLayer
@@ -209,8 +209,8 @@ def surface(space: Space, layer: str) -> dict[str, Any]:
             continue
         own_a = basis.straight("a", task.loadings_a[layer].double())
         own_b = basis.straight("b", task.loadings_b[layer].double())
-        a = cumulated_grams(own_a[None], steps_a).at(steps_a)[0]
-        b = cumulated_grams(own_b[None], steps_b).at(steps_b)[0]
+        a = cumulative_grams(own_a[None], steps_a).at(steps_a)[0]
+        b = cumulative_grams(own_b[None], steps_b).at(steps_b)[0]
         captured = b.flatten(1) @ a.flatten(1).T * task.scales[layer] ** 2
         energy = task.source_norms[layer] ** 2
         missed = energy * task.errors[layer] ** 2 + captured[-1, -1] - captured
