@@ -62,7 +62,7 @@ from vlora_engine.utils.files import (
     sole_writer,
 )
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback, map_ordered
-from vlora_engine.utils.unfinished import RESULT, SPECTRA, layers_kept
+from vlora_engine.utils.unfinished import RESULT, SPECTRA, keep_finished_layers
 
 logger = logging.getLogger(__name__)
 
@@ -318,7 +318,7 @@ def _build_in(
     def compute() -> Spectra:
         return _spectra_in(partial, collection, device, progress, cancelled)
 
-    with layers_kept(partial, out):
+    with keep_finished_layers(partial, out):
         targets: CompressionTarget | None = wanted
         while targets is not None:
             plan = make_plan(collection, targets, spectra=known, compute=compute)

@@ -59,7 +59,7 @@ from vlora_engine.utils.files import (
 )
 from vlora_engine.utils.memory import return_large_blocks
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback, map_ordered
-from vlora_engine.utils.unfinished import layers_kept, spectra_partial
+from vlora_engine.utils.unfinished import keep_finished_layers, spectra_partial
 
 if TYPE_CHECKING:
     from vlora_engine.codec.forecast import Outlook
@@ -130,7 +130,7 @@ def compute_spectra(
             spectra.codec = _outlook(good, check, device, progress, cancelled)
         return spectra
     partial = spectra_partial(out)
-    with sole_writer(partial, out), layers_kept(partial, out):
+    with sole_writer(partial, out), keep_finished_layers(partial, out):
         common = _fingerprint(spectra, device)
         kept = finished_layers(partial, common)
         for entry in list(partial.iterdir()) if not kept else []:

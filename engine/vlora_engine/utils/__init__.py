@@ -1,0 +1,1 @@
+"""Helpers without domain knowledge: files, safetensors, names, progress, devices, memory."""

@@ -1,4 +1,8 @@
-"""Writing so that nothing is ever half there: a temporary sibling, flushed, then renamed."""
+"""Write files and directories in one step, so that no output is ever left half written.
+
+Everything is written to a hidden sibling, flushed to the disk and then renamed; a lock keeps a
+second writer out.
+"""
 
 from __future__ import annotations
 
@@ -43,10 +47,14 @@ logger = logging.getLogger(__name__)
 
 
 def check_output(path: Path, *, force: bool = False) -> None:
-    """Raise ``OutputExistsError`` if ``path`` is there (an empty directory does not count).
+    """Check that an output may be written at ``path``, before any work is done.
 
-    With ``force`` too, if it holds what no output of this engine holds: that is never deleted.
-    An output that a replacement moved away and never came to replace is put back first.
+    An empty directory counts as free. With ``force`` an earlier output may be replaced, but nothing
+    that this engine did not write. If an earlier replacement was cut short, the former output is
+    put back first.
+
+    Raises:
+        OutputExistsError: ``path`` exists; with ``force``, it holds files of others.
     """
     put_back(path)
     if not os.path.lexists(path) or is_empty_directory(path):
@@ -72,10 +80,10 @@ def check_output(path: Path, *, force: bool = False) -> None:
 
 
 def check_output_file(path: Path, *, force: bool = False) -> None:
-    """Raise unless a single file may be written at ``path``; ``force`` replaces a file.
+    """Check that a single file may be written at ``path``; ``force`` allows to replace a file.
 
     Raises:
-        OutputExistsError: Something is there; with ``force`` only a directory and its like.
+        OutputExistsError: Something is there; with ``force``, something other than a file.
     """
     if not os.path.lexists(path) or (force and path.is_file()):
         return
@@ -140,7 +148,7 @@ _WRITTEN = re.compile(
 
 
 def foreign_entries(path: Path) -> list[str]:
-    """What at ``path`` cannot be an output of this engine, sorted; a link is only a link."""
+    """The names at ``path`` that no output of this engine has, sorted; none for a symbolic link."""
     if path.is_symlink():
         return []
     if not path.is_dir():
@@ -158,7 +166,7 @@ _PEERS_FILES = re.compile(
 
 
 def _is_peers_form_of_ours(path: Path, names: list[str]) -> bool:
-    """Whether this engine wrote the directory in a peer's format, and nothing came since."""
+    """Whether this engine wrote the directory in another library's format, with nothing added."""
     markers = _PEERS_MARKERS.intersection(names)
     if not markers or not all(_PEERS_FILES.fullmatch(name) for name in names):
         return False
@@ -189,9 +197,12 @@ def former_path(final: Path) -> Path:
 
 
 def put_back(final: Path) -> bool:
-    """Undo a replacement of ``final`` that was killed after the old one made way; True if so.
+    """Restore ``final`` if its replacement was killed between the two renames; True if restored.
 
-    Nothing is done while anybody is writing there: the new one may come this moment.
+    Nothing is done while another process writes there: the new output may come at any moment.
+
+    Raises:
+        StorageError: The former output cannot be moved back.
     """
     former = former_path(final)
     if os.path.lexists(final) or not os.path.lexists(former) or _is_being_written(final):
@@ -207,15 +218,15 @@ def put_back(final: Path) -> bool:
 
 
 def how_to_put_back(final: Path) -> str | None:
-    """What to do about a ``final`` that is missing as `put_back` would find it; None if it is not.
+    """The remedy for readers where `put_back` would restore ``final``; None where it would not.
 
-    For who only reads: that moves nothing.
+    A reader moves nothing itself; this gives the command that does.
     """
     former = former_path(final)
     if os.path.lexists(final) or not os.path.lexists(former):
         return None
-    words = shlex.join(["mv", str(former), str(final)])
-    return f"its replacement was cut short and the former one is still there: {words}"
+    command = shlex.join(["mv", str(former), str(final)])
+    return f"its replacement was cut short and the former one is still there: {command}"
 
 
 def is_being_replaced(final: Path) -> bool:
@@ -230,13 +241,13 @@ def _is_being_written(final: Path) -> bool:
         if partial == former_path(final) or not partial.is_dir():
             continue
         try:
-            held = _lock(partial)
+            lock = _lock(partial)
         except BlockingIOError:
             return True
         except OSError:
             continue  # not ours to open
-        if held is not None and held >= 0:
-            os.close(held)
+        if lock is not None and lock >= 0:
+            os.close(lock)
     return False
 
 
@@ -244,12 +255,19 @@ def _is_being_written(final: Path) -> bool:
 def new_directory(
     final: Path, *, job: str = "run", force: bool = False, keep_foreign: bool = False
 ) -> Iterator[Path]:
-    """Give an empty directory to fill; rename it to ``final`` when the block ends well.
+    """Write a directory in one step: yields an empty one and renames it to ``final`` at the end.
 
     On an exception the partial directory is removed and ``final`` is as it was.
 
     Args:
-        keep_foreign: ``final`` is there and is renewed: what others put into it stays.
+        final: Where the directory goes.
+        job: Tells the partial directories of different jobs apart.
+        force: Replace an earlier output.
+        keep_foreign: ``final`` exists and is renewed; files that others put into it stay.
+
+    Raises:
+        OutputExistsError: See `check_output`.
+        StorageError: Another process writes ``final``, or the disk does not take it.
     """
     if keep_foreign:
         put_back(final)
@@ -258,7 +276,7 @@ def new_directory(
     partial = partial_path(final, job)
     with sole_writer(partial, final):
         try:
-            for entry in list(partial.iterdir()):  # of an earlier one that was cut short
+            for entry in list(partial.iterdir()):  # left by a run that was killed
                 discard(entry)
             yield partial
             publish(partial, final, force=force, keep_foreign=keep_foreign)
@@ -276,8 +294,8 @@ def new_directory(
 def sole_writer(partial: Path, final: Path) -> Iterator[None]:
     """Make ``partial`` where it is missing, and hold it and ``final`` against every other writer.
 
-    The lock ends with the process, however that ends. A system or disk without such locks holds
-    nothing.
+    The lock ends with the process, however that ends. Systems and disks without such locks are not
+    protected.
 
     Raises:
         StorageError: Another process, or thread, is writing ``final`` right now.
@@ -329,14 +347,19 @@ def _lock(directory: Path) -> int | None:
 
 
 def discard(path: Path) -> None:
-    """Remove what is at ``path``, and let go of files of it that are still open for reading."""
+    """Delete ``path``, and close files below it that are still open for reading."""
     close_below(path)
     with suppress(OSError):
         _remove(path)
 
 
 def publish(partial: Path, final: Path, *, force: bool = False, keep_foreign: bool = False) -> None:
-    """Flush ``partial`` and rename it to ``final``; with ``force`` what is there makes way last."""
+    """Flush ``partial`` and rename it to ``final``; the former ``final`` is deleted last.
+
+    Raises:
+        OutputExistsError: See `check_output`.
+        StorageError: The disk does not take it; ``final`` is then as it was.
+    """
     try:
         for file in partial.rglob("*"):
             if file.is_file():
@@ -367,7 +390,11 @@ def publish(partial: Path, final: Path, *, force: bool = False, keep_foreign: bo
 
 
 def write_file(path: Path, data: bytes | str) -> None:
-    """Replace the file at ``path`` in one step."""
+    """Write a file in one step, replacing what is at ``path``.
+
+    Raises:
+        StorageError: The disk does not take it; the former file is then unchanged.
+    """
     raw = data.encode() if isinstance(data, str) else data
     partial = path.parent / f".{path.name}.part-{os.getpid()}"
     try:
@@ -383,12 +410,16 @@ def write_file(path: Path, data: bytes | str) -> None:
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
-    """Replace ``path`` by ``value`` as JSON: sorted by the caller, no NaN, one trailing newline."""
+    """Write ``value`` as JSON in one step: keys in the caller's order, no NaN, a final newline."""
     write_file(path, dump_json(value, indent=indent))
 
 
 def dump_json(value: Any, *, indent: int | None = None) -> str:
-    """``value`` as JSON text that is the same everywhere; NaN is an error."""
+    """``value`` as JSON text, the same bytes on every machine.
+
+    Raises:
+        ValueError: NaN or infinity in it.
+    """
     separators = (",", ":") if indent is None else None
     return (
         json.dumps(value, indent=indent, separators=separators, ensure_ascii=False, allow_nan=False)
@@ -423,7 +454,7 @@ def fsync(path: Path) -> None:
 
 
 def _hand_over(old: Path, new: Path) -> None:
-    """Move what others put into ``old`` to ``new``, and delete the rest of ``old``."""
+    """Move the files of others from ``old`` to ``new``, and delete the rest of ``old``."""
     if old.is_dir() and not old.is_symlink() and new.is_dir():
         for name in foreign_entries(old):
             if not os.path.lexists(new / name):

@@ -1,6 +1,6 @@
-"""Names of a package that load the module they live in on first use.
+"""Load the modules behind a package's public names on first use.
 
-A package's face stays light that way: `import vlora_engine` loads no torch.
+Importing the package stays cheap that way: `import vlora_engine` loads no torch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def lazy_names(package: str, homes: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
-    """The ``__getattr__`` of a package that hands on names.
+    """Make the ``__getattr__`` of a package that re-exports names of its modules lazily.
 
     Args:
         package: The package's ``__name__``.

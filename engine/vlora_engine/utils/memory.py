@@ -1,4 +1,4 @@
-"""Keeping the resident memory of long builds at what is really in use."""
+"""Keep the resident memory of long builds close to what is in use."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ _BLOCK = 4 << 20
 def return_large_blocks() -> None:
     """Have glibc give blocks of 4 MiB and more back to the system as soon as they are freed.
 
-    Its threshold grows with what a program frees, up to 32 MiB, and blocks below it stay in the
+    glibc's threshold grows with what a program frees, up to 32 MiB, and blocks below it stay in the
     arena of the thread that used them: eight layers of 100 adapters then hold 1.8 GB where
-    0.8 GB are in use. Does nothing elsewhere.
+    0.8 GB are in use. Does nothing with another C library.
     """
     if not sys.platform.startswith("linux"):
         return

@@ -1,4 +1,7 @@
-"""Names of tasks and names of files: the first are data of any kind, the second never are."""
+"""Task names from paths, and safe file names from task names.
+
+A task name is data and may hold any Unicode; it never becomes a path without `slug`.
+"""
 
 from __future__ import annotations
 
@@ -17,51 +20,53 @@ _RESERVED = frozenset(
 
 
 def unique_names(paths: Sequence[str | Path]) -> list[str]:
-    """For each path the shortest suffix of it, in whole components, that no other path ends in.
+    """Name paths by their shortest distinct suffixes, in whole components.
 
     ``["x/final", "y/final", "y/b"]`` gives ``["x/final", "y/final", "b"]``. A path that is itself
-    the end of another one keeps its whole self as name.
+    the end of another one is named by all of its components.
 
     Raises:
         ParameterError: A path is listed twice.
     """
     parts = [_components(path) for path in paths]
     if len(set(parts)) < len(parts):
-        twice = next(p for i, p in enumerate(parts) if p in parts[:i])
+        repeated = next(p for i, p in enumerate(parts) if p in parts[:i])
         raise ParameterError(
             "A path is listed twice.",
-            where=printable("/".join(twice)),
+            where=printable("/".join(repeated)),
             remedy="leave one of them out",
         )
     names: list[str | None] = [None] * len(parts)
-    waiting = list(range(len(parts)))
+    ambiguous = list(range(len(parts)))
     length = 1
-    while waiting:
+    while ambiguous:
         suffixes: dict[tuple[str, ...], list[int]] = {}
-        for i in waiting:
+        for i in ambiguous:
             suffixes.setdefault(parts[i][-length:], []).append(i)
-        waiting = []
+        ambiguous = []
         for suffix, owners in suffixes.items():
             for i in owners:
                 if len(owners) == 1 or len(parts[i]) <= length:
                     names[i] = "/".join(suffix)
                 else:
-                    waiting.append(i)
+                    ambiguous.append(i)
         length += 1
     return _distinct([printable(name or "/") for name in names])
 
 
 def slugs(names: Iterable[str], taken: Collection[str] = ()) -> dict[str, str]:
-    """For each name a file name that is safe everywhere, distinct by letters.
+    """Map names to file names that are safe on every system and distinct without regard to case.
 
-    It is of ``[a-zA-Z0-9._-]`` and begins with a letter or a digit.
-
-    The result depends on the set of names alone, not on their order. Names that are slugs already
-    keep themselves; the others give way.
+    A slug consists of ``[a-zA-Z0-9._-]`` and begins with a letter or a digit. The result depends on
+    the set of names alone, not on their order. Names that are slugs already stay as they are; the
+    others are numbered where they collide.
 
     Args:
         names: Any unicode.
         taken: Slugs that are in use already.
+
+    Returns:
+        The slug of each name.
     """
     used = {slug.casefold() for slug in taken}
     ordered = sorted(set(names), key=lambda name: (slug(name) != name, name))
@@ -78,7 +83,7 @@ def slugs(names: Iterable[str], taken: Collection[str] = ()) -> dict[str, str]:
 
 
 def slug(name: str) -> str:
-    """One name as a file name, not yet distinct from others."""
+    """Turn one name into a safe file name, not yet distinct from others."""
     ascii_only = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode()
     safe = re.sub(r"[^A-Za-z0-9._-]+", "-", ascii_only).lstrip("-._")[:MAX_SLUG].strip("-.")
     if not safe:
@@ -97,16 +102,16 @@ def printable(text: str) -> str:
 
 
 def _distinct(names: list[str]) -> list[str]:
-    """Number names that are still alike, which only undecodable bytes can make them."""
-    seen: set[str] = set(names)
+    """Number names that are still equal, as undecodable bytes can make them."""
+    originals: set[str] = set(names)
     result: list[str] = []
-    given: set[str] = set()
+    taken: set[str] = set()
     for name in names:
         candidate, number = name, 1
-        while candidate in given or (number > 1 and candidate in seen):
+        while candidate in taken or (number > 1 and candidate in originals):
             number += 1
             candidate = f"{name} ({number})"
-        given.add(candidate)
+        taken.add(candidate)
         result.append(candidate)
     return result
 

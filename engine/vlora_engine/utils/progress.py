@@ -1,4 +1,4 @@
-"""How long pieces of work say how far they are, and how they are asked to stop."""
+"""Report the progress of long work, run it in ordered worker threads, and cancel it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True)
 class Progress:
-    """One step of a stage: ``done`` of ``total`` units, and what was just finished."""
+    """One report of progress: ``done`` of ``total`` units of a stage, and which was last."""
 
     stage: str
     done: int
@@ -29,7 +29,7 @@ CancelCheck = Callable[[], bool]
 
 
 def cores() -> int:
-    """The processors this process may use."""
+    """The number of processors that this process may use."""
     try:
         return len(os.sched_getaffinity(0))
     except AttributeError:
@@ -48,10 +48,19 @@ def map_ordered(
 ) -> Generator[R, None, None]:
     """Apply ``function`` to ``items`` in worker threads; yield the results in order.
 
-    At most ``workers + 1`` items are in the air, so memory is bounded by a few of them. Every
-    worker runs torch on one thread: results do not depend on how many workers there are. Who may
-    leave before the end closes the generator (``contextlib.closing``): the workers end then, and
-    not when the garbage is collected, which may be in one of them.
+    At most ``workers + 1`` items are in progress, so memory is bounded by a few of them. Every
+    worker runs torch on one thread: results do not depend on how many workers there are. A caller
+    that may stop before the end wraps the generator in ``contextlib.closing``: the workers then end
+    at once, and not at garbage collection, which may run in one of them.
+
+    Args:
+        function: Called once for each item.
+        items: What to work on.
+        stage: The name of the work in progress reports.
+        describe: The detail of an item in progress reports.
+        progress: Called after each item, in order.
+        cancelled: Asked after each item whether to stop.
+        workers: Threads; by default as many as `cores`.
 
     Raises:
         Cancelled: ``cancelled()`` became true; items under way are finished first.
@@ -59,21 +68,21 @@ def map_ordered(
     import torch
 
     count = min(workers or cores(), max(1, len(items)))
-    before = torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            waiting = [pool.submit(function, item) for item in items[: count + 1]]
+            pending = [pool.submit(function, item) for item in items[: count + 1]]
             for i, item in enumerate(items):
-                result = waiting.pop(0).result()
+                result = pending.pop(0).result()
                 if i + count + 1 < len(items):
-                    waiting.append(pool.submit(function, items[i + count + 1]))
+                    pending.append(pool.submit(function, items[i + count + 1]))
                 if progress is not None:
                     progress(Progress(stage, i + 1, len(items), describe(item)))
                 yield result
                 if cancelled is not None and cancelled() and i + 1 < len(items):
-                    for future in waiting:
+                    for future in pending:
                         future.cancel()
                     raise Cancelled(f"Stopped at {i + 1} of {len(items)} ({stage}).")
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""Safetensors files, read without torch as far as headers go and without mapping as data go.
+"""Read and write safetensors files: headers without torch, data without memory mapping.
 
 A header is eight bytes of length and a JSON object; every number in it is checked against the
 file before it is used. Data are read with ``pread`` into fresh buffers: a mapped file would count
@@ -66,12 +66,12 @@ _TORCH_NAMES = {
 }
 
 
-Identity = tuple[int, int, int]  # device, inode, time of change: another file has another one
+Identity = tuple[int, int, int]  # device, inode, time of change: tells a replaced file
 
 
 @dataclass(frozen=True)
 class TensorEntry:
-    """One tensor of a file: its dtype in safetensors' words, its shape, its place in the file."""
+    """One tensor of a file: dtype (safetensors' name), shape, and byte range in the file."""
 
     name: str
     dtype: str
@@ -86,7 +86,7 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class Header:
-    """What the header of a safetensors file says, checked against the file's length."""
+    """The header of a safetensors file, checked against the file's length."""
 
     path: Path
     entries: Mapping[str, TensorEntry]
@@ -140,7 +140,7 @@ def read_header(path: Path) -> Header:
 
 
 def file_identity(status: os.stat_result) -> Identity:
-    """What tells a file from another one that took its place."""
+    """Identify a file, to notice when another one has taken its place."""
     return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
@@ -242,7 +242,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def missing_error(path: Path) -> NotFoundError:
-    """The error for a file that is not there, or is a link to one that is not."""
+    """The error for a file that does not exist, or a link whose target does not."""
     if path.is_symlink():
         return NotFoundError(
             "The symbolic link leads nowhere.",
@@ -257,7 +257,7 @@ def missing_error(path: Path) -> NotFoundError:
 
 
 def read_error(path: Path, error: OSError) -> StorageError:
-    """The error for a file that the operating system would not let us read."""
+    """The error for a file that cannot be read, from what the operating system reports."""
     return StorageError(
         f"The file cannot be read: {error.strerror or error}.",
         where=path,
@@ -266,7 +266,10 @@ def read_error(path: Path, error: OSError) -> StorageError:
 
 
 class FilePool:
-    """At most ``limit`` open files, the least recently used closed first. Safe between threads."""
+    """A pool of open files for reading: at most ``limit``, the least recently used closed first.
+
+    Safe between threads.
+    """
 
     def __init__(self, limit: int = 128) -> None:
         self._limit = limit
@@ -279,7 +282,8 @@ class FilePool:
         """Fill ``buffer`` from ``path`` at ``offset``; the file may not be shorter.
 
         Raises:
-            CorruptFileError: It is shorter, or another file than that of ``identity`` by now.
+            CorruptFileError: It is shorter, or was replaced since ``identity`` was taken.
+            StorageError: It cannot be read.
         """
         # The lock is held while reading: another thread could otherwise close the descriptor.
         with self._lock:
@@ -342,7 +346,7 @@ _POOL = FilePool()
 
 
 def read_bytes(header: Header, name: str, most: int | None = None) -> bytearray:
-    """The raw bytes of one tensor, or the first ``most`` of them."""
+    """Read the raw bytes of one tensor, or the first ``most`` of them."""
     entry = header.entry(name)
     data = bytearray(entry.nbytes if most is None else min(most, entry.nbytes))
     if data:
@@ -351,7 +355,7 @@ def read_bytes(header: Header, name: str, most: int | None = None) -> bytearray:
 
 
 def read_tensor(header: Header, name: str) -> Tensor:
-    """One tensor, in memory of its own, in the file's dtype and shape."""
+    """Read one tensor into fresh memory, in the file's dtype and shape."""
     import torch
 
     entry = header.entry(name)
@@ -362,39 +366,43 @@ def read_tensor(header: Header, name: str) -> Tensor:
 
 
 def read_elements(header: Header, name: str, first: int, count: int) -> Tensor:
-    """Elements ``first`` to ``first + count`` of a tensor seen as one row, without the others."""
+    """Read elements ``first`` to ``first + count`` of a flattened tensor, (count,).
+
+    Raises:
+        CorruptFileError: The tensor is shorter.
+    """
     import torch
 
     entry = header.entry(name)
     dtype = torch_dtype(entry.dtype)
     if count == 0:
         return torch.empty(0, dtype=dtype)
-    item = ITEM_BYTES[entry.dtype]
-    if first < 0 or (first + count) * item > entry.nbytes:
+    itemsize = ITEM_BYTES[entry.dtype]
+    if first < 0 or (first + count) * itemsize > entry.nbytes:
         raise CorruptFileError(
             f"Tensor {name!r} is shorter than the index of its file says.",
             where=header.path,
             expected=f"at least {first + count} elements",
-            found=f"{entry.nbytes // item} elements",
+            found=f"{entry.nbytes // itemsize} elements",
         )
-    data = bytearray(count * item)
-    start = entry.start + first * item
+    data = bytearray(count * itemsize)
+    start = entry.start + first * itemsize
     _POOL.pread_into(header.path, memoryview(data), start, header.identity)
     return torch.frombuffer(data, dtype=dtype)
 
 
 def close_file(path: Path) -> None:
-    """Let go of ``path``, before it is replaced or deleted."""
+    """Close ``path`` if the pool holds it open, before it is replaced or deleted."""
     _POOL.forget(path)
 
 
 def close_below(directory: Path) -> None:
-    """Let go of every file under ``directory``, before it is replaced or deleted."""
+    """Close every file under ``directory``, before it is replaced or deleted."""
     _POOL.forget_below(directory)
 
 
 class TensorWriter:
-    """A safetensors file written tensor by tensor, whose shapes are known before its data.
+    """Write a safetensors file tensor by tensor; all names and shapes are known in advance.
 
     Tensors may be written in pieces, in the order of ``layout``. The file is complete only when
     ``close`` has checked that every byte was written.
@@ -430,7 +438,7 @@ class TensorWriter:
         self._put(data)
 
     def close(self) -> None:
-        """Flush to the disk; ``sha256`` is that of the whole file from then on.
+        """Flush to the disk and set ``sha256``, that of the whole file.
 
         Raises:
             StorageError: The disk is full or gone, or not every byte was written.
@@ -471,7 +479,7 @@ class TensorWriter:
 def encode_header(
     layout: Sequence[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
 ) -> tuple[bytes, int]:
-    """The first bytes of a file with this layout, and the length that the whole file will have."""
+    """Encode the header of a layout: its bytes, and the length of the whole file."""
     table: dict[str, Any] = {}
     if metadata:
         table["__metadata__"] = dict(sorted(metadata.items()))
@@ -502,20 +510,20 @@ def write_tensors(
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """torch's dtype for safetensors' name of it."""
+    """The torch dtype of a safetensors name, such as ``BF16``."""
     import torch
 
     return getattr(torch, _TORCH_NAMES[name])
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """safetensors' name for torch's dtype."""
+    """The safetensors name of a torch dtype."""
     word = str(dtype).removeprefix("torch.")
     return next(name for name, torch_name in _TORCH_NAMES.items() if torch_name == word)
 
 
 def write_error(path: Path, error: OSError) -> StorageError:
-    """The error for a place that the operating system would not let us write to."""
+    """The error for an output that cannot be written, from what the operating system reports."""
     remedies = {
         errno.ENOSPC: "free some space or choose an output on another disk",
         errno.EDQUOT: "free some of your quota or choose an output on another disk",

@@ -1,7 +1,7 @@
-"""What unfinished work leaves beside its output: the layers that are done, for the next start.
+"""Finished layers of interrupted work, kept beside its output so that the next start resumes.
 
-A build keeps sealed layers (`parts`), spectra keep the tables that they are going to publish. Who
-only asks how much is there needs no torch.
+A build keeps sealed layers (`vlora_engine.subspace.layer_parts`), spectra keep the tables that they
+are going to publish. Counting them needs no torch.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ SPECTRA = "spectra"  # of a build: the spectra that its target needed
 
 
 def spectra_partial(final: Path) -> Path:
-    """Where unfinished spectra lie; whoever computes the same next goes on with them."""
+    """The directory of unfinished spectra of ``final``, from which the next run resumes."""
     return partial_path(final, SPECTRA)
 
 
 def kept_layers(partial: Path) -> int:
-    """How many finished layers lie in the partial directory of a build, or of spectra."""
+    """Count the finished layers in the partial directory of a build or of spectra."""
     finished = "*.safetensors" if (partial / SPECTRA_INDEX).is_file() else "*.sha256"
     return sum(1 for _ in (partial / "layers").glob(finished))
 
 
 @contextmanager
-def layers_kept(partial: Path, final: Path) -> Iterator[None]:
-    """Whatever ends the block before its time, the layers that are finished stay in ``partial``.
+def keep_finished_layers(partial: Path, final: Path) -> Iterator[None]:
+    """Keep the finished layers in ``partial`` if the block fails or is interrupted.
 
-    Where none is, and where the input is at fault (the same again would fail the same), nothing
-    stays. What fails without a word of its own is told as a refusal of the disk.
+    Nothing is kept where no layer is finished, or where the input is at fault: the next run would
+    fail in the same way. An error of the operating system becomes a `StorageError`.
 
     Raises:
         StorageError: An error of the operating system in the block.
@@ -52,5 +52,5 @@ def layers_kept(partial: Path, final: Path) -> Iterator[None]:
 
 
 def _is_worth_keeping(partial: Path) -> bool:
-    inner = partial / SPECTRA
-    return any(kept_layers(place) for place in (partial, inner, spectra_partial(inner)))
+    spectra = partial / SPECTRA
+    return any(kept_layers(directory) for directory in (partial, spectra, spectra_partial(spectra)))

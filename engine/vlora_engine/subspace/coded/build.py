@@ -41,7 +41,7 @@ from vlora_engine.utils.file_names import BASIS_FILE
 from vlora_engine.utils.files import discard, publish
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback
 from vlora_engine.utils.safetensors_file import encode_header
-from vlora_engine.utils.unfinished import RESULT, layers_kept
+from vlora_engine.utils.unfinished import RESULT, keep_finished_layers
 
 
 def outlook_of(
@@ -89,7 +89,7 @@ def build_coded(
 
     Raises: as `vlora_engine.compress.build.build_subspace`.
     """
-    with layers_kept(partial, out):
+    with keep_finished_layers(partial, out):
         known = outlook
         if known is None:
             known = _partial_outlook(partial, collection, targets, device, progress, cancelled)
