@@ -1,8 +1,8 @@
-"""One module of one task, or of one group, as bytes that explain themselves.
+"""Pack one module of one task, or of one group, as self-describing bytes, and read it back.
 
-The first byte says what it is. Of a task: nothing (dW is zero, or not worth a bit), directions of
-its own, its share in a group's transform, or its core in a group's columns. Of a group: the
-transform, or the columns. Numbers are little-endian.
+The first byte is the kind. Of a task: nothing (dW is zero, or not worth a bit), directions of its
+own, its share in a group's transform, or its core in a group's columns. Of a group: the transform,
+or the columns. Numbers are little-endian; docs/formats.md has the byte layout.
 """
 
 from __future__ import annotations
@@ -22,18 +22,22 @@ from vlora_engine.codec.tables import Array
 from vlora_engine.codec.vectors import decode_matrices, encode_matrices
 from vlora_engine.errors import CorruptFileError
 
+# The first byte of a task's module; "fine" kinds hold floats of four bytes, not three or two.
 NOTHING, OWN, SHARE, CORE, FINE_OWN, FINE_SHARE = range(6)
-LOW_RANK, DENSE, FINE_LOW_RANK = range(3)  # cores
-KLT, DELTA, FINE_KLT = 1, 2, 3
+LOW_RANK, DENSE, FINE_LOW_RANK = range(3)  # forms of a core
+KLT, DELTA, FINE_KLT = 1, 2, 3  # the first byte of a group's module
 
 
 @dataclass(frozen=True)
 class Share:
-    """A task's place in a group's transform.
+    """A task's coordinates in a group's transform.
 
     Args:
-        group: Its number. mix_a, mix_b: the task's row of either side's mix. step: what B was
-            divided by. fine: The mixes are fp32.
+        group: The group's number.
+        mix_a: (components,) the task's row of Z on side a.
+        mix_b: (components,) the same on side b.
+        step: What B was divided by.
+        fine: The mixes are stored as fp32, not fp16.
     """
 
     group: int
@@ -45,10 +49,15 @@ class Share:
 
 @dataclass(frozen=True)
 class SharedCore:
-    """A task's core in a group's columns, as bytes; ``step``: what dW was divided by.
+    """A task's core in a group's columns, not decoded yet.
 
     Args:
-        gains: (n,) of directions, or the one gain of a dense core.
+        group: The group's number.
+        step: What dW was divided by.
+        gains: (n,) of its directions, or the one gain of a dense core.
+        dense: Whether ``left`` is the whole core (k_b, k_a).
+        left: The coded integers of the left rows (n, k_b), or of a dense core.
+        right: Those of the right rows (n, k_a); empty for a dense core.
     """
 
     group: int
@@ -61,7 +70,7 @@ class SharedCore:
 
 @dataclass(frozen=True)
 class OpenedOwn:
-    """An adapter's own directions, not decoded yet."""
+    """A task's own directions, not decoded yet: gains (n,), coded left and right rows."""
 
     gains: Array
     left: bytes
@@ -70,42 +79,42 @@ class OpenedOwn:
 
 @dataclass(frozen=True)
 class Columns:
-    """The shared columns of both sides: (k_b, d_out) and (k_a, d_in) int32."""
+    """A group's shared columns of both sides as int32 rows: b (k_b, d_out) and a (k_a, d_in)."""
 
     b: Array
     a: Array
 
 
 def pack_own(directions: Sequence[Directions]) -> list[bytes]:
-    """The bytes of each; their matrices are entropy coded together."""
+    """Pack tasks' own directions as bytes; their matrices are entropy coded together."""
     coded = encode_matrices([m for d in directions for m in (d.left, d.right)])
     out = []
-    for i, own in enumerate(directions):
+    for i, change in enumerate(directions):
         left, right = coded[2 * i], coded[2 * i + 1]
-        if not len(own.gains):
+        if not len(change.gains):
             out.append(bytes([NOTHING]))
             continue
-        head = struct.pack("<BHI", FINE_OWN if own.fine else OWN, len(own.gains), len(left))
-        out.append(head + pack_floats(own.gains, own.fine) + left + right)
+        head = struct.pack("<BHI", FINE_OWN if change.fine else OWN, len(change.gains), len(left))
+        out.append(head + pack_floats(change.gains, change.fine) + left + right)
     return out
 
 
 def pack_share(share: Share) -> bytes:
-    """The bytes of a task's place in a group's transform."""
+    """Pack a task's coordinates in a group's transform as bytes."""
     kind, dtype = FINE_SHARE if share.fine else SHARE, stored_as(share.fine)
     head = struct.pack("<BHfHH", kind, share.group, share.step, len(share.mix_a), len(share.mix_b))
     return head + share.mix_a.astype(dtype).tobytes() + share.mix_b.astype(dtype).tobytes()
 
 
 def pack_cores(group: int, cores: Sequence[Core], steps: Sequence[float]) -> list[bytes]:
-    """The bytes of each core; their matrices are entropy coded together."""
+    """Pack cores in a group's columns as bytes; their matrices are entropy coded together."""
     matrices: list[Array] = []
     for core in cores:
-        own = core.directions
+        directions = core.directions
         if core.dense is not None:
             matrices.append(core.dense)
-        elif own is not None:
-            matrices += [own.left, own.right]
+        elif directions is not None:
+            matrices += [directions.left, directions.right]
     coded = iter(encode_matrices(matrices))
     out = []
     for core, step in zip(cores, steps, strict=True):
@@ -124,7 +133,7 @@ def pack_cores(group: int, cores: Sequence[Core], steps: Sequence[float]) -> lis
 
 
 def pack_transform(sides: tuple[SharedSide, SharedSide]) -> bytes:
-    """The bytes of a group's transform."""
+    """Pack a group's transform, sides a and b, as bytes."""
     coded = encode_matrices([side.rows for side in sides])
     fine = sides[0].fine
     parts = [struct.pack("<BH", FINE_KLT if fine else KLT, sides[0].turn.shape[1])]
@@ -137,16 +146,16 @@ def pack_transform(sides: tuple[SharedSide, SharedSide]) -> bytes:
 
 
 def pack_columns(columns: Columns) -> bytes:
-    """The bytes of a group's shared columns."""
+    """Pack a group's shared columns as bytes."""
     b, a = encode_matrices([columns.b, columns.a])
     return struct.pack("<BHHI", DELTA, len(columns.b), len(columns.a), len(b)) + b + a
 
 
 def open_blob(raw: bytes) -> OpenedOwn | Share | SharedCore | None:
-    """What the bytes of one module of one task say; None where dW is nothing.
+    """Read the bytes of one module of one task, matrices still coded; None where dW is zero.
 
     Raises:
-        CorruptFileError: They are not such bytes.
+        CorruptFileError: The bytes are not those of a task's module.
     """
     try:
         kind = raw[0]
@@ -189,39 +198,48 @@ def _open_core(raw: bytes) -> SharedCore:
 def decode_directions(
     opened: Sequence[tuple[OpenedOwn | SharedCore, int, int]],
 ) -> list[tuple[Array, Array, Array]]:
-    """Left rows (n, d_out), gains (n,) and right rows (n, d_in) of each, its widths given.
+    """Decode directions and cores: left rows (n, d_out), gains (n,), right rows (n, d_in) each.
 
-    Dense cores come by their SVD. All are decoded together, for speed.
+    Dense cores are given by their SVD. All are decoded together, for speed.
+
+    Args:
+        opened: Each with its widths d_out and d_in (k_b and k_a of a core).
+
+    Raises:
+        CorruptFileError: The coded matrices are not valid.
     """
     parts: list[tuple[bytes, int, int]] = []
-    for own, d_out, d_in in opened:
-        if _is_dense(own):
-            parts.append((own.left, d_out, d_in))
+    for blob, d_out, d_in in opened:
+        if _is_dense(blob):
+            parts.append((blob.left, d_out, d_in))
         else:
-            parts += [(own.left, len(own.gains), d_out), (own.right, len(own.gains), d_in)]
+            parts += [(blob.left, len(blob.gains), d_out), (blob.right, len(blob.gains), d_in)]
     matrices = iter(decode_matrices(parts))
     return [
-        _dense_directions(next(matrices), own.gains[0])
-        if _is_dense(own)
-        else (next(matrices), own.gains, next(matrices))
-        for own, _, _ in opened
+        _dense_directions(next(matrices), blob.gains[0])
+        if _is_dense(blob)
+        else (next(matrices), blob.gains, next(matrices))
+        for blob, _, _ in opened
     ]
 
 
-def _is_dense(own: OpenedOwn | SharedCore) -> bool:
-    return isinstance(own, SharedCore) and own.dense
+def _is_dense(blob: OpenedOwn | SharedCore) -> bool:
+    return isinstance(blob, SharedCore) and blob.dense
 
 
 def _dense_directions(rows: Array, gain: float) -> tuple[Array, Array, Array]:
     u, s, v = svd(rows * gain)
-    live = s > 1e-12 * max(s.max(initial=0), 0)
-    return u.T[live], s[live], v[live]
+    nonzero = s > 1e-12 * max(s.max(initial=0), 0)
+    return u.T[nonzero], s[nonzero], v[nonzero]
 
 
 def halved(left: Array, gains: Array, right: Array) -> tuple[Array, Array]:
-    """Rows left (n, d_out) and right (n, d_in) as B (d_out, n) and A (n, d_in), alike in size."""
-    lengths = np.linalg.norm(left, axis=1), np.linalg.norm(right, axis=1)
-    sizes = [np.where(x > 0, x, 1) for x in lengths]
+    """Factors B (d_out, n) and A (n, d_in) of equal column and row norms, from directions.
+
+    ``B A = sum_j gains_j left_j right_j^T``, with left (n, d_out), gains (n,), right (n, d_in).
+    """
+    norms = np.linalg.norm(left, axis=1), np.linalg.norm(right, axis=1)
+    sizes = [np.where(x > 0, x, 1) for x in norms]
     root = np.sqrt(np.abs(gains) * sizes[0] * sizes[1])
     b = left * (np.sign(gains) * root / sizes[0])[:, None]
     return b.T, right * (root / sizes[1])[:, None]
@@ -232,13 +250,18 @@ _HalfOpen = tuple[Callable[[Array, Array], Shared], list[tuple[bytes, int, int]]
 
 
 def open_groups(opened: Sequence[tuple[bytes, int, int]]) -> list[Shared]:
-    """The inverse of `pack_transform` (sides a and b; ``mix`` is the tasks' and left empty) and
-    of `pack_columns`, of (bytes, d_in, d_out) each; all are decoded together.
+    """Read groups packed by `pack_transform` or `pack_columns`; all are decoded together.
+
+    Args:
+        opened: Each as (bytes, d_in, d_out).
+
+    Returns:
+        Sides a and b of a transform (``mix`` is empty: it is stored with the tasks), or columns.
 
     Raises:
-        CorruptFileError: They are not such bytes.
+        CorruptFileError: The bytes are not those of a group.
     """
-    heads = [_open_group(*one) for one in opened]
+    heads = [_open_group(*group) for group in opened]
     rows = iter(decode_matrices([part for _, parts in heads for part in parts]))
     return [finish(next(rows), next(rows)) for finish, _ in heads]
 
@@ -258,18 +281,18 @@ def _open_group(raw: bytes, d_in: int, d_out: int) -> _HalfOpen:
 
 def _open_transform(raw: bytes, d_in: int, d_out: int, *, fine: bool) -> _HalfOpen:
     rank = struct.unpack_from("<BH", raw)[1]
-    width = rank * np.dtype(stored_as(fine)).itemsize
+    row_bytes = rank * np.dtype(stored_as(fine)).itemsize
     heads, coded, at = [], [], 3
     for d in (d_in, d_out):
         count, components, size = struct.unpack_from("<IHI", raw, at)
         at += 10
-        if at + count * (3 + width) + size > len(raw):
+        if at + count * (3 + row_bytes) + size > len(raw):
             raise ValueError
         component = np.frombuffer(raw, "<u2", count, at).astype(np.int64)
         exponents = np.frombuffer(raw, np.int8, count, at + 2 * count)
         values = np.frombuffer(raw, stored_as(fine), count * rank, at + 3 * count)
         turn = from_scaled(values.reshape(count, rank), exponents)
-        at += count * (3 + width)
+        at += count * (3 + row_bytes)
         if not np.isfinite(turn).all() or component.max(initial=-1) >= components:
             raise ValueError
         heads.append((component, turn, components))
@@ -289,7 +312,7 @@ def _open_transform(raw: bytes, d_in: int, d_out: int, *, fine: bool) -> _HalfOp
 
 
 def pack_floats(values: Array, fine: bool = False) -> bytes:
-    """Three bytes each, fp32 without its last eight bits; ``fine`` ones as they are."""
+    """Pack floats in three bytes each, fp32 without its last eight bits; ``fine``: in four."""
     rounded = round_gains(values, fine=fine).astype("<f4")
     return rounded.view(np.uint8).reshape(-1, 4)[:, 0 if fine else 1 :].tobytes()
 

@@ -1,4 +1,4 @@
-"""The floats of a coded module, packed and read back."""
+"""Read the packed floats of a coded module."""
 
 from __future__ import annotations
 
@@ -6,11 +6,21 @@ import numpy as np
 
 from vlora_engine.codec.tables import Array
 
-MODULE_HEAD = 10  # bytes of a module in its task's file: how many are coded, norm, error
+MODULE_HEAD = 10  # bytes before a module's in its task's file: coded bytes, norm, error
 
 
 def open_floats(raw: bytes, at: int, count: int, fine: bool = False) -> Array:
-    """The inverse of `blobs.pack_floats`: (count,) in fp64."""
+    """Unpack floats that `blobs.pack_floats` packed: (count,) in fp64.
+
+    Args:
+        raw: The module's bytes.
+        at: Where the floats begin.
+        count: How many there are.
+        fine: Four bytes each, not three.
+
+    Raises:
+        ValueError: Too few bytes.
+    """
     width = 4 if fine else 3
     whole = np.zeros((count, 4), dtype=np.uint8)
     whole[:, 4 - width :] = np.frombuffer(raw, np.uint8, width * count, at).reshape(-1, width)

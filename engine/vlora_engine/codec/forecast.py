@@ -1,9 +1,10 @@
-"""What coding a collection costs at every step, told from tables; reading it needs no torch.
+"""Forecast what coding a collection costs at every step, from tables; reading it needs no torch.
 
-A step is given relative to ||dW|| of a task. Of every task's own singular directions the energies
-are kept; of every group that may share, bits and errors on a grid of steps. At a step, each layer
-takes whatever has the least error plus price times bits, the price that the step itself stands
-for: one multiplier for everything (docs/mathematics.md#choosing-what-is-shared).
+A step is given relative to ||dW|| of a task. The tables hold the energies of every task's own
+singular directions and, for every group that may share, bits and errors on a grid of steps. At a
+step, each layer takes the mode of least cost ``J = missed energy + lambda step^2 bits``: the step
+stands for one Lagrange multiplier for everything (docs/mathematics.md#choosing-what-is-shared and
+#meeting-a-target).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from vlora_engine.codec.quantizer import PRICE
-from vlora_engine.codec.rates import pair
+from vlora_engine.codec.rates import direction_rate
 from vlora_engine.codec.tables import Array
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import TargetError
@@ -28,19 +29,22 @@ from vlora_engine.utils.json_reader import JsonFile, JsonObject, JsonValue
 from vlora_engine.utils.ranking import worst
 
 EVERYBODY = 0  # the number of the group that all adapters form
-FINEST, COARSEST = 2.0**-28, 2.0**1  # steps that are looked at
-FINEST_SHARED = 2.0**-22  # what is shared is larger than its members: integers are 32 bits wide
+FINEST, COARSEST = 2.0**-28, 2.0**1  # the range of steps
+FINEST_SHARED = 2.0**-22  # shared rows are larger than their members': integers have 32 bits
 OWN_OVERHEAD = 8 * 11.0  # bits of one module of one task beside its vectors
-HALVINGS = 28
+HALVINGS = 28  # of the range of steps, by bisection in the logarithm
 
 
 @dataclass(frozen=True)
 class OwnTable:
-    """One layer, every task by itself.
+    """One layer with every task coded by itself (method ``own``).
 
     Args:
-        tasks: (N,) indices into the collection's tasks. shares: (N, q) squared singular values
-            over ||dW_i||^2 of the whole adapter.
+        name: Of the layer.
+        d_in: Its input dimension.
+        d_out: Its output dimension.
+        tasks: (N,) indices into the collection's tasks.
+        shares: (N, q) squared singular values over ||dW_i||^2 of the whole adapter.
     """
 
     name: str
@@ -52,11 +56,15 @@ class OwnTable:
 
 @dataclass(frozen=True)
 class GroupTable:
-    """One layer, a group that shares on it, on the outlook's grid of steps.
+    """One layer with a group that shares on it, on the outlook's grid of steps.
 
     Args:
-        kind: ``klt`` or ``delta``. members: (n,) rows of the layer's own table.
-        shared: (G,) bits of what is shared. bits: (G, n). missed: (G, n) shares of ||dW_i||^2.
+        number: Of the group in the collection.
+        kind: ``klt`` or ``delta``.
+        members: (n,) rows of the layer's `OwnTable`.
+        shared: (G,) bits of what is shared.
+        bits: (G, n) of the members.
+        missed: (G, n) missed energy over ||dW_i||^2 of the whole adapter.
     """
 
     number: int
@@ -69,7 +77,7 @@ class GroupTable:
 
 @dataclass(frozen=True)
 class Mode:
-    """What a group does on a layer; ``members`` are rows of the layer's own table."""
+    """How a group is coded on a layer; ``members`` are rows of the layer's `OwnTable`."""
 
     number: int
     kind: str
@@ -78,13 +86,15 @@ class Mode:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What coding at certain steps is expected to come to.
+    """The expected size and errors of a collection coded at certain steps.
 
     Args:
-        steps: (N,) of every task. modes: Per layer the groups that share there.
-        bits: Payload, (N,) of every task and of what is shared.
+        steps: (N,) of every task, relative to its ||dW||.
+        modes: Per layer the groups that share there.
+        bits: (N,) payload of every task.
+        shared_bits: Payload of what is shared.
         errors: (N,) relative errors of dW.
-        layer_errors: (layers,) mean over the tasks that have it, relative to its own dW.
+        layer_errors: (layers,) mean error over the tasks that have a layer, relative to dW there.
     """
 
     steps: Array
@@ -96,19 +106,26 @@ class Forecast:
 
     @property
     def payload(self) -> float:
-        """Bytes."""
+        """Payload in bytes."""
         return (float(self.bits.sum()) + self.shared_bits) / 8
 
 
 @dataclass
 class Outlook:
-    """The tables of a collection.
+    """The tables from which every forecast of a collection is computed.
 
     Args:
-        tasks: Names. layers: By index. groups: Per layer index its groups' tables.
-        grid: (G,) steps, ascending. clusters: Groups by number, as indices of tasks; number 0 is
-            everybody.
-        overhead: Bytes on disk that no choice changes, rest tensors apart; rest_bytes: theirs.
+        tasks: Names.
+        layers: One table a layer.
+        groups: Per layer index the tables of its groups.
+        grid: (G,) steps, ascending.
+        clusters: Groups by number, as indices of tasks; number 0 is all tasks.
+        overhead: Bytes on disk that no choice changes, rest tensors apart.
+        rest_bytes: Bytes of the rest tensors.
+        factor_bytes: Bytes of all A and B at 16 bits.
+        input_bytes: Bytes of the inputs as stored.
+        cosines: (N, N) of the tasks' A, where they were computed.
+        digests: Of the tasks.
     """
 
     tasks: list[str]
@@ -125,7 +142,7 @@ class Outlook:
 
     @cached_property
     def energy(self) -> Array:
-        """(layers, N) share of ||dW_i||^2 in every layer, 0 where a task lacks it."""
+        """Share of ||dW_i||^2 in every layer, (layers, N); 0 where a task lacks it."""
         out = np.zeros((len(self.layers), len(self.tasks)))
         for i, layer in enumerate(self.layers):
             out[i, layer.tasks] = layer.shares.sum(axis=1, dtype=np.float64)
@@ -133,11 +150,11 @@ class Outlook:
 
     @cached_property
     def alive(self) -> Array:
-        """(N,) whether a task changes anything."""
+        """Whether each task has an effect (dW is not zero), (N,)."""
         return self.energy.sum(axis=0) > 0
 
     def only(self, layers: Sequence[int]) -> Outlook:
-        """The same of some layers alone."""
+        """The tables of some layers alone; energies stay relative to the whole adapters."""
         return replace(
             self,
             layers=[self.layers[i] for i in layers],
@@ -147,68 +164,71 @@ class Outlook:
     # forecasts
 
     def modes_at(self, step: float, method: str) -> tuple[tuple[Mode, ...], ...]:
-        """Per layer what is cheapest at a step; nothing is shared by ``own``."""
+        """The cheapest modes of every layer at a step; method ``own`` shares nothing."""
         if method == "own" or not any(self.groups.values()):
             return tuple(() for _ in self.layers)
         return tuple(self.layer_modes(i, step) for i in range(len(self.layers)))
 
     def layer_modes(self, index: int, step: float) -> tuple[Mode, ...]:
-        """What is cheapest on one layer at a step."""
+        """The groups that share on one layer at a step: all tasks together, or clusters."""
         tables = self.groups.get(index, ())
         if not tables:
             return ()
         price = PRICE * step * step
-        bits, missed = self._own(index, np.full(len(self.layers[index].tasks), step))
-        own = missed + price * bits
-        offers = [self._offer(table, step, own, price) for table in tables]
-        whole = [offer for offer in offers if offer[1].number == 0]
-        parts: dict[int, tuple[float, Mode]] = {}
+        bits, missed = self._per_task(index, np.full(len(self.layers[index].tasks), step))
+        alone = missed + price * bits  # J of every task coded by itself
+        offers = [self._offer(table, step, alone, price) for table in tables]
+        of_all = [offer for offer in offers if offer[1].number == 0]
+        by_cluster: dict[int, tuple[float, Mode]] = {}
         for gain, mode in offers:
-            if mode.number and gain > parts.get(mode.number, (0.0, mode))[0]:
-                parts[mode.number] = gain, mode
-        best = max(whole, key=lambda offer: offer[0], default=None)
-        if best is not None and best[0] > max(0.0, sum(gain for gain, _ in parts.values())):
+            if mode.number and gain > by_cluster.get(mode.number, (0.0, mode))[0]:
+                by_cluster[mode.number] = gain, mode
+        best = max(of_all, key=lambda offer: offer[0], default=None)
+        if best is not None and best[0] > max(0.0, sum(gain for gain, _ in by_cluster.values())):
             return (best[1],)
-        return tuple(mode for _, mode in parts.values())
+        return tuple(mode for _, mode in by_cluster.values())
 
     def _offer(
-        self, table: GroupTable, step: float, own: Array, price: float
+        self, table: GroupTable, step: float, alone: Array, price: float
     ) -> tuple[float, Mode]:
-        """What a group saves at a step, and who is in it then: those whom it helps."""
+        """What a group saves at a step, with the members that it helps.
+
+        ``gain = sum_i max(0, J_alone - J_in_group) - lambda step^2 shared bits``; it needs two.
+        """
         if step < FINEST_SHARED:
             return 0.0, Mode(table.number, table.kind, ())
         shared, bits, missed = self._group(table, np.full(len(table.members), step))
-        gains = own[table.members] - (missed + price * bits)
+        gains = alone[table.members] - (missed + price * bits)
         inside = gains > 0
         gain = float(gains[inside].sum()) - price * shared if inside.sum() > 1 else 0.0
         return gain, Mode(table.number, table.kind, tuple(table.members[inside].tolist()))
 
     def forecast(self, steps: Array, modes: Sequence[Sequence[Mode]]) -> Forecast:
-        """What those steps (N,) and modes come to."""
-        bits, missed2 = np.zeros(len(self.tasks)), np.zeros(len(self.tasks))
+        """Forecast size and errors at steps (N,) and modes of every layer."""
+        bits, missed = np.zeros(len(self.tasks)), np.zeros(len(self.tasks))
         shared_bits, layer_errors = 0.0, np.zeros(len(self.layers))
         for i, layer in enumerate(self.layers):
-            own_steps = steps[layer.tasks]
-            own_bits, own_missed = self._own(i, own_steps)
+            layer_steps = steps[layer.tasks]
+            layer_bits, layer_missed = self._per_task(i, layer_steps)
             for mode in modes[i]:
                 table = self._table(i, mode)
                 at = np.searchsorted(table.members, mode.members)
                 rows = list(mode.members)
-                whole = np.full(len(table.members), np.exp(np.log(own_steps[rows]).mean()))
-                whole[at] = own_steps[rows]
-                shared, group_bits, group_missed = self._group(table, whole)
-                own_bits[rows], own_missed[rows] = group_bits[at], group_missed[at]
+                group_steps = np.full(len(table.members), np.exp(np.log(layer_steps[rows]).mean()))
+                group_steps[at] = layer_steps[rows]
+                shared, group_bits, group_missed = self._group(table, group_steps)
+                layer_bits[rows], layer_missed[rows] = group_bits[at], group_missed[at]
                 shared_bits += shared
-            bits[layer.tasks] += own_bits
-            missed2[layer.tasks] += own_missed
+            bits[layer.tasks] += layer_bits
+            missed[layer.tasks] += layer_missed
             energy = self.energy[i, layer.tasks]
-            share = np.divide(own_missed, energy, out=np.zeros(len(energy)), where=energy > 0)
+            share = np.divide(layer_missed, energy, out=np.zeros(len(energy)), where=energy > 0)
             layer_errors[i] = np.sqrt(share.clip(0)).mean() if len(share) else 0.0
-        errors = np.sqrt(missed2.clip(0))
+        errors = np.sqrt(missed.clip(0))
         return Forecast(steps, tuple(map(tuple, modes)), bits, shared_bits, errors, layer_errors)
 
     def worst_layers(self, forecast: Forecast) -> list[tuple[str, float]]:
-        """Per task the layer that loses the largest share of its own dW, and that error."""
+        """For each task the layer with the largest relative error, and that error."""
         errors = np.zeros((len(self.layers), len(self.tasks)))
         for i, layer in enumerate(self.layers):
             part = self.only([i]).forecast(forecast.steps, [forecast.modes[i]])
@@ -225,33 +245,36 @@ class Outlook:
         return found
 
     def saved_bytes(self, index: int, mode: Mode, steps: Array) -> int:
-        """What a group saves on a layer against coding its members alone, the error in bytes."""
+        """Bytes that a group saves on a layer against coding its members alone.
+
+        A difference in error is counted at the price of a bit.
+        """
         step = float(np.exp(np.log(steps[self.layers[index].tasks[list(mode.members)]]).mean()))
-        bits, missed = self._own(index, np.full(len(self.layers[index].tasks), step))
+        bits, missed = self._per_task(index, np.full(len(self.layers[index].tasks), step))
         price = PRICE * step * step
         gain, _ = self._offer(self._table(index, mode), step, missed + price * bits, price)
         return int(gain / price / 8)
 
-    def _own(self, index: int, steps: Array) -> tuple[Array, Array]:
-        """Bits (N,) and missed shares (N,) of one layer, every task by itself."""
+    def _per_task(self, index: int, steps: Array) -> tuple[Array, Array]:
+        """Bits (N,) and missed energy (N,) of one layer with every task coded by itself."""
         layer = self.layers[index]
-        bits, missed = pair(layer.shares, layer.d_out, layer.d_in, steps[:, None])
+        bits, missed = direction_rate(layer.shares, layer.d_out, layer.d_in, steps[:, None])
         bits = bits.sum(axis=1)
         return bits + np.where(bits > 0, OWN_OVERHEAD, 8.0), missed.sum(axis=1)
 
     def _group(self, table: GroupTable, steps: Array) -> tuple[float, Array, Array]:
-        """Shared bits, bits (n,) and missed shares (n,) between the grid's steps.
+        """Shared bits, bits (n,) and missed energy (n,) of a group, interpolated in the grid.
 
-        Finer than the grid, bits grow by as much a halving as they do at its end, and errors
+        Below the grid's finest step, bits grow with each halving as they do at its end, and errors
         shrink with the step.
         """
         log, grid = np.log2(steps), np.log2(self.grid)
         columns = range(len(steps))
         bits = np.array([_interpolated(log[j], grid, table.bits[:, j]) for j in columns])
-        tiny = np.log2(np.maximum(table.missed, 1e-30))
-        missed = np.exp2(np.array([np.interp(log[j], grid, tiny[:, j]) for j in columns]))
-        below = np.exp2(np.minimum(0, log - grid[0]))
-        return _interpolated(log.mean(), grid, table.shared), bits, missed * below**2
+        log_missed = np.log2(np.maximum(table.missed, 1e-30))
+        missed = np.exp2(np.array([np.interp(log[j], grid, log_missed[:, j]) for j in columns]))
+        finer = np.exp2(np.minimum(0, log - grid[0]))
+        return _interpolated(log.mean(), grid, table.shared), bits, missed * finer**2
 
     def _table(self, index: int, mode: Mode) -> GroupTable:
         return next(t for t in self.groups[index] if (t.number, t.kind) == (mode.number, mode.kind))
@@ -259,48 +282,55 @@ class Outlook:
     # targets
 
     def solve(self, target: CompressionTarget, correction: Correction | None = None) -> Forecast:
-        """Steps and modes of a coded method that meet its target with the fewest bytes, or the
-        least error.
+        """Find steps and modes that meet a target with the fewest bytes, or the least error.
+
+        Args:
+            target: The coded method, and what has to be met.
+            correction: How far an earlier forecast was off.
 
         Raises:
             TargetError: It cannot be met; the message says what can.
         """
-        known = correction or Correction(np.ones(len(self.tasks)), 1.0)
+        applied = correction or Correction(np.ones(len(self.tasks)), 1.0)
         target = target.filled()
-        uniform = self._bisect(target, known)
+        uniform = self._bisect(target, applied)
         if target.max_error is None:
             return uniform
-        return self._even(uniform, target.max_error, known)
+        return self._equalize(uniform, target.max_error, applied)
 
     def at(self, method: str, step: float) -> Forecast:
-        """What one step for all comes to."""
+        """Forecast coding with one step for all tasks."""
         return self.forecast(np.full(len(self.tasks), step), self.modes_at(step, method))
 
-    def _bisect(self, target: CompressionTarget, known: Correction) -> Forecast:
-        """The coarsest step that meets an error, or the finest that meets a budget."""
+    def _bisect(self, target: CompressionTarget, correction: Correction) -> Forecast:
+        """The forecast at the coarsest step that meets an error, or the finest within a budget."""
         if target.budget is not None:
-            self.require_room(target.budget)
+            self.check_budget(target.budget)
         else:
-            self._require_reach(target, known)
+            self._require_reach(target, correction)
         low, high = np.log2(FINEST), np.log2(COARSEST)
         for _ in range(HALVINGS):
             middle = (low + high) / 2
-            found = self.at(target.method, 2.0**middle)
+            forecast = self.at(target.method, 2.0**middle)
             coarser = (
-                not self._fits(found, target, known)
+                not self._fits(forecast, target, correction)
                 if target.budget is not None
-                else self._is_close(found, target, known)
+                else self._meets_error(forecast, target, correction)
             )
             low, high = (middle, high) if coarser else (low, middle)
         return self.at(target.method, 2.0 ** (high if target.budget is not None else low))
 
     @property
     def floor(self) -> int:
-        """Bytes on disk that are needed whatever is coded."""
+        """Bytes on disk that are needed at any step: overhead, rest, a byte for each module."""
         return self.overhead + self.rest_bytes + sum(len(layer.tasks) for layer in self.layers)
 
-    def require_room(self, budget: int) -> None:
-        """Raises: TargetError: not even nothing fits."""
+    def check_budget(self, budget: int) -> None:
+        """Check that a budget holds at least `floor`.
+
+        Raises:
+            TargetError: It does not.
+        """
         if budget < self.floor:
             raise TargetError(
                 "The budget is smaller than what has to be stored whatever is coded.",
@@ -310,10 +340,10 @@ class Outlook:
                 remedy="allow more, or compress fewer adapters",
             )
 
-    def _require_reach(self, target: CompressionTarget, known: Correction) -> None:
+    def _require_reach(self, target: CompressionTarget, correction: Correction) -> None:
         finest = self.at(target.method, FINEST)
-        if not self._is_close(finest, target, known):
-            errors = finest.errors * known.errors
+        if not self._meets_error(finest, target, correction):
+            errors = finest.errors * correction.errors
             least = errors.mean() if target.max_error is None else errors.max()
             raise TargetError(
                 "The finest step does not reach this error.",
@@ -322,41 +352,43 @@ class Outlook:
                 remedy="allow more error, or store components in fp32: --method delta",
             )
 
-    def _fits(self, found: Forecast, target: CompressionTarget, known: Correction) -> bool:
+    def _fits(self, forecast: Forecast, target: CompressionTarget, correction: Correction) -> bool:
         assert target.budget is not None  # noqa: S101
-        return self.nbytes(found, known) <= target.budget
+        return self.nbytes(forecast, correction) <= target.budget
 
-    def _is_close(self, found: Forecast, target: CompressionTarget, known: Correction) -> bool:
-        errors = found.errors * known.errors
+    def _meets_error(
+        self, forecast: Forecast, target: CompressionTarget, correction: Correction
+    ) -> bool:
+        errors = forecast.errors * correction.errors
         if target.variance is not None:
             return bool(np.square(errors).mean() <= 1 - target.variance)
-        wanted = target.mean_error if target.mean_error is not None else target.max_error
-        return bool(errors.mean() <= wanted)
+        allowed = target.mean_error if target.mean_error is not None else target.max_error
+        return bool(errors.mean() <= allowed)
 
-    def _even(self, uniform: Forecast, wanted: float, known: Correction) -> Forecast:
-        """Every task at its own step, so that each just keeps to ``wanted``."""
+    def _equalize(self, uniform: Forecast, max_error: float, correction: Correction) -> Forecast:
+        """Give every task its own step, the coarsest at which it stays within ``max_error``."""
         low = np.full(len(self.tasks), np.log2(FINEST))
         high = np.full(len(self.tasks), np.log2(COARSEST))
         for _ in range(HALVINGS):
             middle = (low + high) / 2
-            errors = self.forecast(2.0**middle, uniform.modes).errors * known.errors
-            close = errors <= wanted
-            low, high = np.where(close, middle, low), np.where(close, high, middle)
+            errors = self.forecast(2.0**middle, uniform.modes).errors * correction.errors
+            within = errors <= max_error
+            low, high = np.where(within, middle, low), np.where(within, high, middle)
         return self.forecast(2.0**low, uniform.modes)
 
-    def nbytes(self, found: Forecast, known: Correction | None = None) -> float:
-        """Expected bytes on disk."""
-        factor = known.payload if known else 1.0
-        return self.overhead + self.rest_bytes + factor * found.payload
+    def nbytes(self, forecast: Forecast, correction: Correction | None = None) -> float:
+        """Expected bytes on disk, all in all."""
+        factor = correction.payload if correction else 1.0
+        return self.overhead + self.rest_bytes + factor * forecast.payload
 
-    def codec_ratio(self, found: Forecast) -> float:
-        """Expected codec ratio."""
-        return self.factor_bytes / max(1.0, self.nbytes(found) - self.rest_bytes)
+    def codec_ratio(self, forecast: Forecast) -> float:
+        """Expected codec ratio: A and B at 16 bits over all bytes but those of rest tensors."""
+        return self.factor_bytes / max(1.0, self.nbytes(forecast) - self.rest_bytes)
 
     # on disk
 
     def save(self, path: Path) -> None:
-        """Write the tables into one file, in one step."""
+        """Write the tables to one safetensors file, in one step."""
         from safetensors.numpy import save
 
         arrays: dict[str, Array] = {"grid": self.grid}
@@ -379,15 +411,15 @@ class Outlook:
             "clusters": {str(k): v for k, v in self.clusters.items()},
             "sizes": [self.overhead, self.rest_bytes, self.factor_bytes, self.input_bytes],
         }
-        whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        write_file(path, save(whole, metadata={"outlook": json.dumps(content)}))
+        contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        write_file(path, save(contiguous, metadata={"outlook": json.dumps(content)}))
 
     @classmethod
     def load(cls, path: Path) -> Outlook:
-        """The inverse.
+        """Read the tables that `save` wrote.
 
         Raises:
-            CorruptFileError: It is no such file, or one of another version.
+            CorruptFileError: The file cannot be read, or is of another version.
         """
         file = JsonFile(
             path, "The tables of the codec cannot be read.", "compute the spectra again"
@@ -407,18 +439,18 @@ VERSION = 1
 
 @dataclass(frozen=True)
 class Correction:
-    """What was measured over what was forecast: errors (N,) of the tasks, and the payload."""
+    """Measured over forecast: errors (N,) of the tasks, and the payload."""
 
     errors: Array
     payload: float
 
 
 def _interpolated(at: float, grid: Array, values: Array) -> float:
-    """`np.interp`, but on along the first piece where ``at`` lies before the grid."""
-    found = float(np.interp(at, grid, values))
+    """`np.interp`, extrapolated along the first piece where ``at`` lies before the grid."""
+    value = float(np.interp(at, grid, values))
     if at < grid[0] and len(grid) > 1 and grid[1] > grid[0]:
-        found += (grid[0] - at) * max(0.0, float(values[0] - values[1]) / (grid[1] - grid[0]))
-    return found
+        value += (grid[0] - at) * max(0.0, float(values[0] - values[1]) / (grid[1] - grid[0]))
+    return value
 
 
 def _from_arrays(content: JsonObject, arrays: Arrays) -> Outlook:

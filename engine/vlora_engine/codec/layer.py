@@ -1,4 +1,4 @@
-"""One module of all tasks through the codec: every task by itself, or in a group that shares."""
+"""Code one module of all tasks: each task by itself, or in a group that shares."""
 
 from __future__ import annotations
 
@@ -25,17 +25,19 @@ from vlora_engine.codec.own import Directions, canonical, code_changes
 from vlora_engine.codec.tables import Array
 from vlora_engine.linalg.low_rank import delta_error2
 
-_FINE = 2e-6  # below this share of the energy a transform in fp16 is felt
+_FINE = 2e-6  # squared error over energy below which a transform stored in fp16 is felt
 AT_ONCE = 32  # changes whose singular directions are in memory at a time
 PACKED_AT_ONCE = 128  # changes that are entropy coded together: fewer would take longer
 
 
 @dataclass(frozen=True)
 class Group:
-    """Tasks that share on one layer.
+    """Tasks that share a transform or columns on one layer.
 
     Args:
-        number: Of the group in the collection. kind: ``klt`` or ``delta``.
+        number: Of the group in the collection.
+        kind: ``klt`` or ``delta``.
+        members: The tasks' names.
     """
 
     number: int
@@ -45,12 +47,15 @@ class Group:
 
 @dataclass
 class CodedLayer:
-    """One layer, coded.
+    """One coded layer: its bytes, and the error of every task.
 
     Args:
-        tasks: Those that have it. blobs: Their bytes (empty where only figures were wanted).
+        name: Of the layer.
+        tasks: Those that have it.
+        blobs: Their bytes; a zero byte each where only the errors were asked for.
         shared: The bytes of every group by its number.
-        energy: (N,) ||dW_i||^2. residual: (N,) what the stored form misses of it.
+        energy: (N,) ||dW_i||^2.
+        residual: (N,) ||dW_i - dW^_i||^2 of the stored form.
     """
 
     name: str
@@ -68,12 +73,13 @@ class CodedLayer:
 def code_layer(
     stack: LayerStack, steps: Array, groups: Sequence[Group] = (), *, write: bool = True
 ) -> CodedLayer:
-    """Code one layer.
+    """Code one layer at given steps.
 
     Args:
+        stack: The layer's factors of all tasks that have it.
         steps: (N,) of every task, in units of dW; 0 for one without effect. Rounded to fp32.
-        groups: Disjoint; who is in none is coded by itself.
-        write: Make the bytes, too, and not the errors alone.
+        groups: Disjoint; a task in none of them is coded by itself.
+        write: Make the bytes as well as the errors.
     """
     count = len(stack.tasks)
     steps = np.asarray(steps, dtype=np.float32).astype(np.float64)
@@ -84,21 +90,22 @@ def code_layer(
         energy=stack.energy().cpu().numpy(),
         residual=np.zeros(count),
     )
-    places = {task: i for i, task in enumerate(stack.tasks)}
-    alone = set(range(count))
+    row_of = {task: i for i, task in enumerate(stack.tasks)}
+    ungrouped = set(range(count))
     for group in groups:
-        members = [places[task] for task in group.members if task in places]
-        alone -= set(members)
-        code = _code_klt if group.kind == "klt" else _code_delta
-        code(stack, steps, group, members, coded, write)
-    _code_own(stack, steps, sorted(i for i in alone if steps[i] > 0), coded, write)
+        members = [row_of[task] for task in group.members if task in row_of]
+        ungrouped -= set(members)
+        code_group = _code_klt if group.kind == "klt" else _code_delta
+        code_group(stack, steps, group, members, coded, write)
+    _code_own(stack, steps, sorted(i for i in ungrouped if steps[i] > 0), coded, write)
     return coded
 
 
 def _code_own(
     stack: LayerStack, steps: Array, rows: Sequence[int], coded: CodedLayer, write: bool
 ) -> None:
-    waiting: dict[int, Directions] = {}
+    """Code some tasks by their own directions; fills ``coded``."""
+    unpacked: dict[int, Directions] = {}
     for start in range(0, len(rows), AT_ONCE):
         part = list(rows[start : start + AT_ONCE])
         at = torch.tensor(part)
@@ -106,16 +113,16 @@ def _code_own(
         for row, directions in zip(part, code_changes(*changes, steps[part]), strict=True):
             coded.residual[row] = directions.missed
             if write:
-                waiting[row] = directions
-        if len(waiting) >= PACKED_AT_ONCE:
-            _pack(waiting, coded)
-    _pack(waiting, coded)
+                unpacked[row] = directions
+        if len(unpacked) >= PACKED_AT_ONCE:
+            _pack(unpacked, coded)
+    _pack(unpacked, coded)
 
 
-def _pack(waiting: dict[int, Directions], coded: CodedLayer) -> None:
-    for row, blob in zip(waiting, pack_own(list(waiting.values())), strict=True):
+def _pack(unpacked: dict[int, Directions], coded: CodedLayer) -> None:
+    for row, blob in zip(unpacked, pack_own(list(unpacked.values())), strict=True):
         coded.blobs[row] = blob
-    waiting.clear()
+    unpacked.clear()
 
 
 def _code_klt(
@@ -128,7 +135,7 @@ def _code_klt(
 ) -> None:
     at = torch.tensor(members)
     scale = stack.scale[at].cpu().numpy()
-    rank = max(stack.ranks[row] for row in members)  # of the stack: that of others, perhaps
+    rank = max(stack.ranks[row] for row in members)  # the stack may be padded to a larger one
     a = stack.a[at, :rank].cpu().numpy()
     bt = stack.bt[at, :rank].cpu().numpy() * (scale / steps[members])[:, None, None]
     sides = code_cluster(a, bt)
@@ -146,10 +153,10 @@ def _code_klt(
 
 
 def _missed_by(a: Array, bt: Array, sides: tuple[SharedSide, SharedSide]) -> Array:
-    """(N,) what a transform misses of the changes ``bt^T a``."""
+    """``||bt^T a - bt^^T a^||^2`` of the changes (N,) after a transform."""
     hat_a, hat_bt = (side.factors() for side in sides)
-    parts = a, bt.transpose(0, 2, 1), hat_a, hat_bt.transpose(0, 2, 1)
-    return delta_error2(*(torch.from_numpy(np.ascontiguousarray(x)) for x in parts)).numpy()
+    factors = a, bt.transpose(0, 2, 1), hat_a, hat_bt.transpose(0, 2, 1)
+    return delta_error2(*(torch.from_numpy(np.ascontiguousarray(x)) for x in factors)).numpy()
 
 
 def _code_delta(
@@ -160,30 +167,37 @@ def _code_delta(
     coded: CodedLayer,
     write: bool,
 ) -> None:
-    at, own_steps = torch.tensor(list(members)), steps[list(members)]
-    inverse = torch.from_numpy(1 / own_steps).to(stack.a.device)
+    at, member_steps = torch.tensor(list(members)), steps[list(members)]
+    inverse = torch.from_numpy(1 / member_steps).to(stack.a.device)
     sides = {side: delta_rows(stack, inverse, members, side) for side in ("b", "a")}
     columns = Columns(**{side: shared_columns(rows)[0] for side, rows in sides.items()})
-    found = code_cores(
+    cores_and_bits = code_cores(
         stack.a[at],
         stack.bt[at],
         stack.scale[at] * inverse,
-        coded.energy[list(members)] / own_steps**2,
+        coded.energy[list(members)] / member_steps**2,
         orthonormal(columns.b),
         orthonormal(columns.a),
         [stack.ranks[row] for row in members],
     )
-    cores = [core for core, _ in found]
-    coded.residual[list(members)] = np.array([core.missed for core in cores]) * own_steps**2
+    cores = [core for core, _ in cores_and_bits]
+    coded.residual[list(members)] = np.array([core.missed for core in cores]) * member_steps**2
     if write:
         coded.shared[group.number] = pack_columns(columns)
-        blobs = pack_cores(group.number, cores, own_steps.tolist())
+        blobs = pack_cores(group.number, cores, member_steps.tolist())
         for row, blob in zip(members, blobs, strict=True):
             coded.blobs[row] = blob
 
 
 def delta_rows(stack: LayerStack, weight: Tensor, members: Sequence[int], side: str) -> Tensor:
-    """Rows whose Gram is the members' energy on one side, ``weight`` (n,) theirs: (n r, d)."""
+    """The row matrix (n r, d) whose Gram is the members' weighted energy on one side.
+
+    Args:
+        stack: The layer's factors.
+        weight: (n,) of the members.
+        members: Rows of the stack.
+        side: ``a`` or ``b``.
+    """
     at = torch.tensor(list(members))
     part = LayerStack(
         stack.layer,

@@ -1,4 +1,4 @@
-"""Makes ``tables.npz``: ``python -m vlora_engine.codec.make_tables FILE``.
+"""Make ``tables.npz``, the models of the codec: ``python -m vlora_engine.codec.make_tables FILE``.
 
 The file is part of the format: what was coded with its frequencies is decoded with the very same
 ones, on any machine, so they are shipped and never computed where they are used. Run again, this
@@ -31,13 +31,14 @@ STARTS = 56
 
 
 def cdf(x: np.ndarray, scale: float, shape: float) -> np.ndarray:
-    """P(|X| < x) of the generalized normal distribution."""
+    """``P(|X| < x)`` of the generalized normal distribution, density ~ exp(-(x / scale)^shape)."""
     at = torch.from_numpy((np.maximum(x, 0) / scale) ** shape)
     return torch.special.gammainc(torch.full_like(at, 1 / shape), at).numpy()
 
 
 def magnitudes(scale: float, shape: float, count: int = 2000) -> np.ndarray:
-    """Probabilities of the magnitudes 0, 1, ... after quantization; the last is the tail."""
+    """Probabilities (count,) of magnitudes 0, 1, ... after quantization; the last is the tail."""
+    # Magnitude n is what shrinkage takes to (n - 1/2, n + 1/2).
     variance = scale**2 * gamma(3 / shape) / gamma(1 / shape)
     edges = (np.arange(count) - 0.5) / shrinkage(variance)
     edges[0] = 0
@@ -45,7 +46,7 @@ def magnitudes(scale: float, shape: float, count: int = 2000) -> np.ndarray:
 
 
 def scale_for(mean: float, shape: float) -> float:
-    """The scale at which the mean magnitude is ``mean``."""
+    """The scale at which the mean magnitude after quantization is ``mean``, by bisection."""
     low, high = 1e-3, 1e4
     for _ in range(100):
         middle = (low * high) ** 0.5
@@ -55,7 +56,7 @@ def scale_for(mean: float, shape: float) -> float:
 
 
 def integers(p: np.ndarray) -> np.ndarray:
-    """Frequencies that sum to 2^PRECISION, none of them 0: any symbol can follow any."""
+    """Integer frequencies (SYMBOLS,) that sum to 2^PRECISION; none is 0: any symbol can occur."""
     total = 1 << PRECISION
     p = np.append(p[: SYMBOLS - 1], p[SYMBOLS - 1 :].sum())
     frequency = np.maximum(1, np.floor(p * total + 0.5).astype(np.int64))
@@ -64,12 +65,12 @@ def integers(p: np.ndarray) -> np.ndarray:
 
 
 def context_means() -> np.ndarray:
-    """The running mean at the middle of each context, in magnitudes."""
+    """The running mean at the middle of each context, (CONTEXTS,), a third of an octave apart."""
     return 2.0 ** ((np.arange(CONTEXTS) - 18) / 3)
 
 
 def curves() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Bits and squared error (in steps) of a normal number, by log2 of its deviation in steps."""
+    """Bits b(sigma) and squared error D(sigma) of a normal number, by log2 of sigma in steps."""
     grid = np.arange(-5, 8.01, 0.125)  # above, a bit more for every doubling, and an error of 1/12
     bits, errors = [], []
     x = np.linspace(0, 9, 200_001)

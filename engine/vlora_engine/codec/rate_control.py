@@ -1,9 +1,9 @@
-"""Keeping to a target while a collection is coded once: what was measured tells the next steps.
+"""Rate control: meet a target while coding a collection once, by correcting steps on the way.
 
-The tables are a few percent off. Layers are coded block by block, every block spread over the
-whole depth, so that it is a sample of what is still to come; after each, the steps of the layers
-that are left are chosen anew, so that what they bring and what was measured come to the target
-together. The last block is small: what it brings is hardly uncertain.
+The forecast is a few percent off. Layers are coded block by block, every block spread over the
+whole depth, so that it is a sample of what is still to come; after each, the steps of the remaining
+layers are chosen anew, so that they and what was measured meet the target together. The last block
+is small: what it adds is hardly uncertain (docs/mathematics.md#meeting-a-target).
 """
 
 from __future__ import annotations
@@ -22,137 +22,155 @@ from vlora_engine.codec.forecast import (
 from vlora_engine.codec.tables import Array
 from vlora_engine.compression_target import CompressionTarget
 
-_GOLDEN = (5**0.5 - 1) / 2  # multiples of it, modulo 1, are spread evenly however many there are
-_FIRST = 16  # of one layer in so many it is measured how far the tables are off, ...
-_SHARE = 4  # ... then of one in so many of those that are left,
-_LEAST = 2  # and of so many at least: the same ones with any number of workers
-_REACH = 2.0  # octaves that a step may move
+_GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, are spread evenly, however many there are
+_FIRST = 16  # the first block is one layer in so many, ...
+_SHARE = 4  # ... each later block one in so many of the remaining layers,
+_LEAST = 2  # and no block is smaller; all this is the same with any number of workers
+_REACH = 2.0  # octaves by which a step may move
 _HALVINGS = 15
-_LOWER = 0.0005  # so much lower the second try of the last block aims, and each twice as much
+_LOWER = 0.0005  # how much lower the second try of the last block aims, doubled each time
 
 
 def blocks(count: int) -> list[list[int]]:
-    """The indices of ``count`` layers, in the blocks in which they are coded."""
+    """Divide ``count`` layers into the blocks in which they are coded, as indices."""
     order = sorted(range(count), key=lambda i: ((i + 1) * _GOLDEN) % 1)
-    found = []
+    result = []
     size = max(_LEAST, count // _FIRST)
     while order:
         if len(order) - size < _LEAST:
             size = len(order)
-        found.append(sorted(order[:size]))
+        result.append(sorted(order[:size]))
         order = order[size:]
         size = max(_LEAST, len(order) // _SHARE)
-    return found
+    return result
 
 
 @dataclass
-class Passed:
-    """What coded layers came to, and what the tables had said of them.
+class Measured:
+    """What coded layers came to, beside what the forecast predicted for them.
 
     Args:
-        missed, told: (N,) shares of ||dW||^2 that are missed. nbytes, told_bytes: payload.
+        missed: (N,) measured ||dW_i - dW^_i||^2 over the adapter's ||dW_i||^2.
+        predicted: (N,) the forecast of it.
+        nbytes: Measured payload in bytes.
+        predicted_bytes: The forecast of it.
     """
 
     missed: Array
-    told: Array
+    predicted: Array
     nbytes: float = 0.0
-    told_bytes: float = 0.0
+    predicted_bytes: float = 0.0
 
-    def plus(self, other: Passed) -> Passed:
-        """Both together."""
-        return Passed(
+    def plus(self, other: Measured) -> Measured:
+        """The sums of both."""
+        return Measured(
             self.missed + other.missed,
-            self.told + other.told,
+            self.predicted + other.predicted,
             self.nbytes + other.nbytes,
-            self.told_bytes + other.told_bytes,
+            self.predicted_bytes + other.predicted_bytes,
         )
 
     @property
-    def off(self) -> Array:
-        """(N,) measured over told, of what is missed."""
-        known = (self.told > 0) & (self.missed > 0)
-        return np.where(known, self.missed / np.where(known, self.told, 1), 1.0)
+    def missed_ratio(self) -> Array:
+        """Measured over predicted error energy, (N,); 1 where either is 0."""
+        both = (self.predicted > 0) & (self.missed > 0)
+        return np.where(both, self.missed / np.where(both, self.predicted, 1), 1.0)
 
     @property
-    def bytes_off(self) -> float:
-        """Measured over told, of the payload."""
-        return self.nbytes / self.told_bytes if self.nbytes and self.told_bytes else 1.0
+    def bytes_ratio(self) -> float:
+        """Measured over predicted payload; 1 where either is 0."""
+        return self.nbytes / self.predicted_bytes if self.nbytes and self.predicted_bytes else 1.0
 
 
 @dataclass
-class Course:
-    """Chooses steps for what is left of a collection.
+class RateController:
+    """Chooses the steps of the remaining layers from what the coded ones came to.
 
     Args:
-        forecast: The steps and modes to begin with. wanted: See `CompressionTarget.allowed`.
-        beside: Bytes on disk that are neither payload nor rest tensors.
+        outlook: The tables of the collection.
+        target: What has to be met.
+        aim: The number that must not be exceeded; see `CompressionTarget.allowed`.
+        forecast: The steps and modes to begin with.
+        overhead: Bytes on disk that are neither payload nor rest tensors.
     """
 
     outlook: Outlook
     target: CompressionTarget
-    wanted: float
+    aim: float
     forecast: Forecast
-    beside: float
-    passed: Passed = field(init=False)
+    overhead: float
+    measured: Measured = field(init=False)
     _lower: float = _LOWER
 
     def __post_init__(self) -> None:
         nothing = np.zeros(len(self.outlook.tasks))
-        self.passed = Passed(nothing, nothing)
+        self.measured = Measured(nothing, nothing)
 
-    def steps(self, left: Sequence[int], off: Passed | None = None) -> Array:
-        """(N,) steps with which the layers ``left`` bring all to the target.
+    def steps(self, remaining: Sequence[int], calibration: Measured | None = None) -> Array:
+        """Choose steps (N,) with which the remaining layers bring the collection to the target.
 
         Args:
-            off: What tells how far the tables are off, where not everything that has passed does.
+            remaining: Indices of the layers that are not coded yet.
+            calibration: Layers that show how far the forecast is off; by default all coded ones.
         """
-        known = off or self.passed
-        part, modes = self.outlook.only(left), [self.forecast.modes[i] for i in left]
-        alike = self.target.max_error is None  # one multiplier for all tasks
-        low, high = (np.full(1 if alike else len(self.outlook.tasks), x) for x in (-1.0, 1.0))
+        calibrated = calibration or self.measured
+        tables, modes = self.outlook.only(remaining), [self.forecast.modes[i] for i in remaining]
+        one_step = self.target.max_error is None  # one multiplier for all tasks
+        low, high = (np.full(1 if one_step else len(self.outlook.tasks), x) for x in (-1.0, 1.0))
         low, high = low * _REACH, high * _REACH
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
-            found = part.forecast(self._moved(middle), modes)
-            coarser = self._may_be_coarser(found, known)
+            forecast = tables.forecast(self._moved(middle), modes)
+            coarser = self._may_be_coarser(forecast, calibrated)
             low, high = np.where(coarser, middle, low), np.where(coarser, high, middle)
         return self._moved(high if self.target.budget is not None else low)
 
-    def steered_again(
-        self, last: Sequence[int], steps: Array, found: Passed, allowed: float
+    def retry_steps(
+        self, last: Sequence[int], steps: Array, tried: Measured, allowed: float
     ) -> Array:
-        """Steps for the last block once more, which came to ``found`` with ``steps``.
+        """Choose steps (N,) to code the last block once more, after it missed the target.
 
-        Every try aims a little lower: a direction that comes or goes with a step can upset what
-        was told of it. Of a bound for each task only those that exceed it move, unless something
+        Every try aims a little lower: a direction that comes or goes with a step can upset the
+        forecast. Under a bound for each task only the tasks that exceed it move, unless something
         is shared, which moves for all.
+
+        Args:
+            last: Indices of the block's layers.
+            steps: (N,) of the try before.
+            tried: What the block came to with them.
+            allowed: See `CompressionTarget.allowed`.
         """
-        self.wanted *= 1 - self._lower
+        self.aim *= 1 - self._lower
         self._lower *= 2
-        moved = self.steps(last, found)
+        moved = self.steps(last, tried)
         if self.target.max_error is None or any(self.forecast.modes[i] for i in last):
             return moved
-        exceeds = self.passed.missed + found.missed > allowed**2
+        exceeds = self.measured.missed + tried.missed > allowed**2
         return np.where(exceeds, moved, steps) if exceeds.any() else moved
 
-    def measured(self, layers: Sequence[int], steps: Array, missed: Array, nbytes: int) -> Passed:
-        """What ``layers`` came to with ``steps``, beside what the tables say of that."""
+    def measure(self, layers: Sequence[int], steps: Array, missed: Array, nbytes: int) -> Measured:
+        """Compare what ``layers`` came to with ``steps`` to the forecast for these steps."""
         modes = [self.forecast.modes[i] for i in layers]
-        told = self.outlook.only(layers).forecast(steps, modes)
-        return Passed(missed, np.square(told.errors), float(nbytes), told.payload)
+        predicted = self.outlook.only(layers).forecast(steps, modes)
+        return Measured(missed, np.square(predicted.errors), float(nbytes), predicted.payload)
 
     def _moved(self, octaves: Array) -> Array:
         moved: Array = self.forecast.steps * np.exp2(octaves)
         return moved.clip(FINEST, COARSEST)
 
-    def _may_be_coarser(self, found: Forecast, known: Passed) -> Array:
-        """Whether (1,) all, or (N,) each task, keeps to the target; of a budget, whether not."""
+    def _may_be_coarser(self, forecast: Forecast, calibration: Measured) -> Array:
+        """Whether steps may be coarser: (1,) for all tasks, or (N,) for each.
+
+        For a budget it is the reverse, whether they must be.
+        """
         if self.target.budget is not None:
-            whole = self.beside + self.passed.nbytes + known.bytes_off * found.payload
-            return np.array([whole > self.wanted])
-        missed = self.passed.missed + known.off * np.square(found.errors)
+            whole = (
+                self.overhead + self.measured.nbytes + calibration.bytes_ratio * forecast.payload
+            )
+            return np.array([whole > self.aim])
+        missed = self.measured.missed + calibration.missed_ratio * np.square(forecast.errors)
         if self.target.max_error is not None:
-            return missed <= self.wanted**2
+            return missed <= self.aim**2
         if self.target.variance is not None:
-            return np.array([missed.mean() <= self.wanted])
-        return np.array([np.sqrt(missed).mean() <= self.wanted])
+            return np.array([missed.mean() <= self.aim])
+        return np.array([np.sqrt(missed).mean() <= self.aim])

@@ -1,4 +1,7 @@
-"""The entropy coder's models, read from the file that is part of the format."""
+"""Load the tables of the codec: the entropy coder's models, and the cost of normal numbers.
+
+The file is part of the format (`vlora_engine.codec.make_tables`).
+"""
 
 from __future__ import annotations
 
@@ -21,13 +24,15 @@ _LARGEST_MEAN = ESCAPE << UNIT_BITS
 
 @dataclass(frozen=True)
 class Models:
-    """Static models of the magnitudes 0 to 62 and an escape.
+    """Static probability models of the magnitudes 0 to 62 and an escape.
 
     Args:
+        shapes: Number of shapes of a row's distribution.
+        contexts: Number of contexts by running mean.
         frequency: (models, 64) uint32, model = shape * contexts + context; sums to 2^14.
-        first: (models, 64) uint32 what stands before each symbol.
-        symbol: (models * 2^14,) uint8 the symbol of every slot.
-        context: (63 * 256 + 1,) uint8 the context of every running mean.
+        first: (models, 64) uint32 the sum of the frequencies before each symbol.
+        symbol: (models * 2^14,) uint8 the symbol of every slot of 2^14.
+        context: (63 * 256 + 1,) uint8 the context of every running mean, in 1/256.
         starts: (56,) int32 the running means that a vector can begin with.
         cost: (models, 64) fp32 bits of each symbol.
     """
@@ -44,7 +49,13 @@ class Models:
 
 @dataclass(frozen=True)
 class Curves:
-    """Bits and squared error (in steps^2) of a normal number, by log2 of its deviation in steps."""
+    """Bits and squared error (in steps^2) of a quantized normal number.
+
+    Args:
+        grid: (G,) log2 of the number's deviation in steps, in eighths of an octave.
+        bits: (G,).
+        errors: (G,).
+    """
 
     grid: Array
     bits: Array
@@ -53,7 +64,7 @@ class Curves:
 
 @cache
 def models() -> Models:
-    """The models, ready to code with."""
+    """Load the entropy coder's models."""
     with np.load(FILE) as file:
         frequencies, edges, starts = (file[k] for k in ("frequencies", "edges", "starts"))
     shapes, contexts, symbols = frequencies.shape
@@ -78,6 +89,6 @@ def models() -> Models:
 
 @cache
 def curves() -> Curves:
-    """What a normal number costs and loses."""
+    """Load the bits and errors of a normal number."""
     with np.load(FILE) as file:
         return Curves(file["grid"], file["bits"], file["errors"])

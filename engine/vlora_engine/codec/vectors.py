@@ -1,10 +1,10 @@
-"""Matrices of integers as bytes, and back: n vectors of length d that share a scale of their own.
+"""Encode integer matrices as bytes and decode them: n vectors of length d, each with its scale.
 
-A matrix of n vectors lies as: a byte a vector (what its running mean begins with, and its shape),
-then of every lane its state (uint32), the number of its words (uint16), the words; then the signs
-of all numbers that are not 0, the low bits, and what exceeds an escape (uint32 each). How many
-there are of each follows from n, d and what was read. Where low bits are kept apart, a mark stands
-first, and how many there are, a byte a vector, behind the bytes of the vectors.
+The bytes of a matrix are: a byte for each vector (its first running mean, and its shape), then all
+lanes' states (uint32), numbers of words (uint16) and words; then the signs of all nonzero numbers,
+the low bits, and the excess over an escape (uint32 each). How many there are of each follows from
+n, d and what was read before. Where low bits are stored apart, a mark comes first, and their
+number, a byte for each vector, after the bytes of the vectors (docs/formats.md#coded-matrices).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vlora_engine.errors import CorruptFileError
 
 LANE = 2048  # symbols of a lane at most: its state and length cost four bytes
 _LANES_AT_ONCE = 8192
-_HIGH_MEAN = 10.0  # magnitudes are cut down to about this mean; the low bits are noise
+_HIGH_MEAN = 10.0  # magnitudes are shifted down to about this mean; the bits below are noise
 _MAX_LOW_BITS = 24
 _LOW_BITS_FOLLOW = 0xFF  # where a vector's byte stands: no vector begins with so large a mean
 _NONE = np.zeros(0, dtype=np.int32)
@@ -33,24 +33,24 @@ _SAMPLE = 5  # the shape of a long vector is chosen by every fifth of its number
 
 @dataclass(frozen=True)
 class Layout:
-    """How n vectors of length d are dealt out to lanes."""
+    """How n vectors of length d are distributed over lanes."""
 
     n: int
     d: int
 
     @cached_property
     def pieces(self) -> int:
-        """Pieces that one vector is cut into."""
+        """The number of pieces that one vector is cut into."""
         return max(1, -(-self.d // LANE))
 
     @cached_property
     def period(self) -> int:
-        """Symbols of a piece."""
+        """The number of symbols in a piece."""
         return -(-self.d // self.pieces)
 
     @cached_property
     def per_lane(self) -> int:
-        """Pieces of one lane: whole vectors where they are short."""
+        """The number of pieces in a lane; more than one where vectors are short."""
         return max(1, LANE // self.period) if self.pieces == 1 else 1
 
     @cached_property
@@ -58,7 +58,7 @@ class Layout:
         return -(-self.n * self.pieces // self.per_lane)
 
     def lengths(self) -> Array:
-        """(lanes,) symbols of each lane."""
+        """The number of symbols in each lane, (lanes,)."""
         if self.pieces > 1:
             tail = self.d - (self.pieces - 1) * self.period
             return np.tile([self.period] * (self.pieces - 1) + [tail], self.n)
@@ -68,7 +68,7 @@ class Layout:
         return full
 
     def deal(self, rows: Array) -> Array:
-        """(n, d) to (lanes, longest lane), the ends filled up with zeros."""
+        """Arrange a matrix (n, d) by lanes: (lanes, longest lane), ends filled up with zeros."""
         width = self.period * self.per_lane
         flat = rows
         if self.pieces > 1:
@@ -76,7 +76,7 @@ class Layout:
         return _filled(flat.reshape(-1), self.lanes * width).reshape(self.lanes, width)
 
     def collect(self, dealt: Array) -> Array:
-        """The inverse of `deal`, of lanes (lanes, at least the longest or all there are)."""
+        """Undo `deal`: lanes (lanes, at least the longest or all there are) to a matrix (n, d)."""
         width = self.period * self.per_lane
         missing = max(0, width - dealt.shape[1])
         flat = np.pad(dealt[:, :width], ((0, 0), (0, missing))).reshape(-1)
@@ -85,13 +85,13 @@ class Layout:
         return flat[: self.n * self.d].reshape(self.n, self.d)
 
     def spread(self, values: Array) -> Array:
-        """One value a vector, (n,), to one a piece of every lane: (lanes, per_lane)."""
+        """Repeat a value for each vector (n,) for each piece of every lane: (lanes, per_lane)."""
         pieces = np.repeat(values, self.pieces) if self.pieces > 1 else values
         return _filled(pieces, self.lanes * self.per_lane).reshape(self.lanes, self.per_lane)
 
 
 def _filled(values: Array, count: int) -> Array:
-    """``values`` with zeros behind them, ``count`` in all; itself where it has so many."""
+    """Pad ``values`` (n,) with zeros to ``count``; returned as it is where it has so many."""
     if len(values) == count:
         return values
     out = np.zeros(count, dtype=values.dtype)
@@ -101,7 +101,7 @@ def _filled(values: Array, count: int) -> Array:
 
 @dataclass(frozen=True)
 class _Coded:
-    """The lanes of one matrix: states, words of each (their number), and all words."""
+    """One matrix's encoded lanes: states (lanes,), words in each (lanes,), and all words."""
 
     states: Array
     lengths: Array
@@ -110,6 +110,18 @@ class _Coded:
 
 @dataclass(frozen=True)
 class _Prepared:
+    """One matrix prepared for coding: magnitudes split into a coded part and low bits.
+
+    Args:
+        layout: Its lanes.
+        rows: (n, d) the integers.
+        magnitude: (n, d).
+        high: (n, d) uint8, the magnitude without its low bits, at most an escape.
+        low_bits: (n,) how many low bits are stored apart.
+        start: (n,) uint8, which running mean to start with.
+        shape: (n,) uint8, filled in while coding.
+    """
+
     layout: Layout
     rows: Array
     magnitude: Array
@@ -120,18 +132,24 @@ class _Prepared:
 
 
 def encode_matrices(matrices: Sequence[Array]) -> list[bytes]:
-    """Every integer matrix (n, d) as bytes of its own; all are coded together, for speed."""
+    """Encode integer matrices (n, d), each to its own bytes; all are coded together, for speed."""
     prepared = [_prepare(rows) for rows in matrices]
     coded: list[_Coded | None] = [None] * len(matrices)
     for members in _batches([p.layout for p in prepared]):
-        found = _encode_batch([prepared[i] for i in members])
-        for i, own in zip(members, found, strict=True):
-            coded[i] = own
-    return [_pack(p, own) for p, own in zip(prepared, coded, strict=True)]
+        batch = _encode_batch([prepared[i] for i in members])
+        for i, one in zip(members, batch, strict=True):
+            coded[i] = one
+    return [_pack(p, one) for p, one in zip(prepared, coded, strict=True)]
 
 
 def decode_matrices(parts: Sequence[tuple[bytes, int, int]]) -> list[Array]:
-    """The inverse of `encode_matrices`, of (bytes, n, d) each: int32 (n, d).
+    """Decode what `encode_matrices` encoded.
+
+    Args:
+        parts: Each as (bytes, n, d).
+
+    Returns:
+        Matrices (n, d) int32.
 
     Raises:
         CorruptFileError: The bytes are not those of such a matrix.
@@ -143,7 +161,7 @@ def decode_matrices(parts: Sequence[tuple[bytes, int, int]]) -> list[Array]:
 
 
 def _batches(layouts: Sequence[Layout]) -> list[list[int]]:
-    """Matrices to code at once."""
+    """Group the indices of matrices into batches that are coded at once; empty ones in none."""
     batches: list[list[int]] = [[]]
     lanes = 0
     for i, layout in enumerate(layouts):
@@ -178,7 +196,7 @@ def _prepare(rows: Array) -> _Prepared:
 
 
 def _lanes(layouts: Sequence[Layout], starts: Sequence[Array], shapes: Sequence[Array]) -> Lanes:
-    """The lanes of several matrices, in their order."""
+    """Join the lanes of several matrices, in their order."""
     return Lanes(
         lengths=np.concatenate([x.lengths() for x in layouts]),
         periods=np.repeat([x.period for x in layouts], [x.lanes for x in layouts]),
@@ -188,12 +206,12 @@ def _lanes(layouts: Sequence[Layout], starts: Sequence[Array], shapes: Sequence[
 
 
 def _spread(layouts: Sequence[Layout], values: Sequence[Array]) -> Array:
-    """One value a vector, (n,) of each matrix, to one a piece of every lane: (lanes, times)."""
-    wide = max(x.per_lane for x in layouts)
-    out = np.zeros((sum(x.lanes for x in layouts), wide), dtype=np.uint8)
+    """Repeat each matrix's values by vector (n,) for every piece of all lanes: (lanes, times)."""
+    most = max(x.per_lane for x in layouts)
+    out = np.zeros((sum(x.lanes for x in layouts), most), dtype=np.uint8)
     at = 0
-    for layout, own in zip(layouts, values, strict=True):
-        out[at : at + layout.lanes, : layout.per_lane] = layout.spread(own)
+    for layout, of_vectors in zip(layouts, values, strict=True):
+        out[at : at + layout.lanes, : layout.per_lane] = layout.spread(of_vectors)
         at += layout.lanes
     return out
 
@@ -211,10 +229,10 @@ def _encode_batch(members: Sequence[_Prepared]) -> list[_Coded]:
     spans = [slice(a, b) for a, b in pairwise(bounds)]
     symbols = np.zeros((lanes.steps, len(order)), dtype=np.uint16)
     for period in sorted({x.period for x in layouts}):
-        own = [i for i, layout in enumerate(layouts) if layout.period == period]
-        at = np.concatenate([back[spans[i]] for i in own])
-        found = _symbols([members[i] for i in own], lanes, at)
-        symbols[: len(found), np.sort(at)] = found
+        same_period = [i for i, layout in enumerate(layouts) if layout.period == period]
+        at = np.concatenate([back[spans[i]] for i in same_period])
+        block = _symbols([members[i] for i in same_period], lanes, at)
+        symbols[: len(block), np.sort(at)] = block
     states, words, written = encode(lanes, symbols, back)
     ends = np.concatenate([[0], np.cumsum(written)])
     return [
@@ -223,33 +241,35 @@ def _encode_batch(members: Sequence[_Prepared]) -> list[_Coded]:
     ]
 
 
-def _symbols(members: Sequence[_Prepared], lanes: Lanes, at: Array) -> Array:
-    """(steps, L) the symbols of matrices of one period, whose shapes are chosen by them.
+def _symbols(members: Sequence[_Prepared], lanes: Lanes, positions: Array) -> Array:
+    """The symbols (steps, L) of matrices of one period; chooses the shapes of their vectors.
 
     Args:
-        at: (L,) the places of their lanes among all ``lanes``; they come in the order of these.
+        members: The matrices.
+        lanes: The sorted lanes of all matrices in the batch.
+        positions: (L,) where the members' lanes are among them; symbols come in that order.
     """
-    order = np.argsort(at)
-    own, period = lanes.only(at[order]), members[0].layout.period
+    order = np.argsort(positions)
+    sorted_lanes, period = lanes.only(positions[order]), members[0].layout.period
     dealt = np.concatenate([m.layout.deal(m.high) for m in members])
-    dealt = transposed(dealt[order, : own.steps])
-    symbols = contexts(own, dealt).astype(np.uint16)
+    dealt = transposed(dealt[order, : sorted_lanes.steps])
+    symbols = contexts(sorted_lanes, dealt).astype(np.uint16)
     symbols <<= np.uint16(_SYMBOL_BITS)
     symbols |= dealt
-    costs, begin = _shape_costs(own, period, symbols)[:, np.argsort(order)], 0
+    costs, begin = _shape_costs(sorted_lanes, period, symbols)[:, np.argsort(order)], 0
     for member in members:
         layout = member.layout
         member.shape[:] = _best_shape(layout, costs[:, begin : begin + layout.lanes])
         begin += layout.lanes
     shapes = _spread([m.layout for m in members], [m.shape for m in members])[order]
     shapes = shapes.astype(np.uint16) * np.uint16(models().contexts << _SYMBOL_BITS)
-    for turn, first in enumerate(range(0, own.steps, period)):
+    for turn, first in enumerate(range(0, sorted_lanes.steps, period)):
         symbols[first : first + period] += shapes[:, turn]
     return symbols
 
 
 def _shape_costs(lanes: Lanes, period: int, symbols: Array) -> Array:
-    """(shapes, L, times) about the bits of every piece under every shape, from a sample."""
+    """Estimate the bits of every piece under every shape from a sample: (shapes, L, times)."""
     table = models()
     steps = np.arange(0, lanes.steps, _SAMPLE if period >= 16 * _SAMPLE else 1)
     index = symbols[steps].astype(np.intp)
@@ -265,11 +285,11 @@ def _shape_costs(lanes: Lanes, period: int, symbols: Array) -> Array:
 
 
 def _best_shape(layout: Layout, costs: Array) -> Array:
-    """(n,) the cheapest shape of every vector of one matrix."""
-    own = costs.reshape(len(costs), -1)
+    """Choose the cheapest shape of every vector of one matrix, (n,)."""
+    bits = costs.reshape(len(costs), -1)
     if layout.pieces > 1:
-        own = own.reshape(len(costs), layout.n, layout.pieces).sum(2)
-    return own[:, : layout.n].argmin(0)
+        bits = bits.reshape(len(costs), layout.n, layout.pieces).sum(2)
+    return bits[:, : layout.n].argmin(0)
 
 
 def _pack(p: _Prepared, coded: _Coded | None) -> bytes:
@@ -296,7 +316,7 @@ def _pack_low(magnitude: Array, low_bits: Array) -> Array:
 
 
 class _Opened:
-    """One coded matrix while it is read."""
+    """One encoded matrix while it is read."""
 
     def __init__(self, raw: memoryview, layout: Layout) -> None:
         self.layout, self._raw, self._at = layout, raw, 0
@@ -349,8 +369,8 @@ class _Opened:
         at = 0
         for i, width in enumerate(self.low_bits.tolist()):
             if width:
-                own = bits[at : at + width * self.layout.d].reshape(-1, width)
-                out[i] = own @ (1 << np.arange(width - 1, -1, -1))
+                digits = bits[at : at + width * self.layout.d].reshape(-1, width)
+                out[i] = digits @ (1 << np.arange(width - 1, -1, -1))
                 at += width * self.layout.d
         return out
 

@@ -24,7 +24,7 @@ from vlora_engine.codec.forecast import (
     Outlook,
 )
 from vlora_engine.codec.layer import CodedLayer, Group, code_layer
-from vlora_engine.codec.rate_control import Course, Passed, blocks
+from vlora_engine.codec.rate_control import Measured, RateController, blocks
 from vlora_engine.codec.tables import Array
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import TargetError
@@ -133,7 +133,7 @@ class Coder:
         parts = self.parts(forecast)
         nothing = np.zeros(len(self.outlook.tasks))
         coded = Coded(forecast, parts, nothing, 0, 0, 0)
-        course = Course(
+        controller = RateController(
             self.outlook,
             self.target,
             allowed * (1 - STEERED_SLACK),
@@ -145,28 +145,28 @@ class Coder:
         total = len(self.collection.layers)
         while rest:
             block, left = rest.pop(0), sorted(i for b in rest for i in b)
-            steps = course.steps(sorted(block + left))
+            steps = controller.steps(sorted(block + left))
             for _ in range(STEERED_AGAIN):
                 # What was steered again may be half of one try and half of another.
                 kept = [i for i in block if parts.has(i)] if left else []
                 missing = [i for i in block if i not in kept]
                 self._write(parts, replace(forecast, steps=steps), missing, done, total)
-                own = course.measured(block, steps, *self._figures(parts, block))
-                whole = course.passed.plus(own)
+                own = controller.measure(block, steps, *self._figures(parts, block))
+                whole = controller.measured.plus(own)
                 if left:
                     break
                 coded = self._steered(coded, whole)
                 if self._is_near(coded, allowed):
                     break
-                steps = course.steered_again(block, steps, own, allowed)
-            course.passed = whole
+                steps = controller.retry_steps(block, steps, own, allowed)
+            controller.measured = whole
             done, reused = done + len(block), reused + len(kept)
             logs = logs + len(block) * np.log(steps)
         # Adapters that are added later take the step that these took on average.
         steps = np.exp(logs / total)
         return replace(coded, forecast=replace(forecast, steps=steps), reused=reused)
 
-    def _steered(self, coded: Coded, whole: Passed) -> Coded:
+    def _steered(self, coded: Coded, whole: Measured) -> Coded:
         payload = int(whole.nbytes)
         coded = replace(coded, errors=np.sqrt(whole.missed.clip(0)), payload=payload)
         return replace(coded, nbytes=self.size(coded))
@@ -188,7 +188,7 @@ class Coder:
     def _solve(self, aim: float, correction: Correction) -> Forecast:
         target = self.target.with_allowed(aim, self.outlook.rest_bytes)
         if self.target.budget is not None and target.budget is not None:
-            self.outlook.require_room(self.target.budget)
+            self.outlook.check_budget(self.target.budget)
             room = min(self.target.budget, self.outlook.floor)
             target = target.with_goal("budget", max(target.budget, room))
         return self.outlook.solve(target, correction)

@@ -23,9 +23,9 @@ from vlora_engine.adapters.stack import LayerStack, read_stack
 from vlora_engine.codec.delta import (
     code_cores,
     energy_floor,
+    leading_directions,
     orthonormal,
     round_columns,
-    strongest,
 )
 from vlora_engine.codec.forecast import (
     COARSEST,
@@ -39,7 +39,7 @@ from vlora_engine.codec.forecast import (
 from vlora_engine.codec.klt import row_energies
 from vlora_engine.codec.layer import delta_rows
 from vlora_engine.codec.own import singular_values
-from vlora_engine.codec.rates import pair, single
+from vlora_engine.codec.rates import direction_rate, vector_rate
 from vlora_engine.codec.tables import Array
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.manifest.manifest import LayerSpec
@@ -192,7 +192,7 @@ def klt_table(stack: LayerStack, number: int, members: Sequence[int], grid: Arra
     shared, missed, components = np.zeros(len(grid)), np.zeros(len(grid)), np.zeros(len(grid))
     for energy, width in zip(row_energies(a, bt), (a.shape[2], bt.shape[2]), strict=True):
         for g, step in enumerate(grid):
-            bits, lost = single(energy, width, float(step))  # [components, r]
+            bits, lost = vector_rate(energy, width, float(step))  # [components, r]
             used = (bits > 0).any(axis=1).sum()
             shared[g] += bits.sum() + (bits > 0).sum() * (16 * rank + 24)
             components[g] += used
@@ -211,7 +211,9 @@ def delta_table(stack: LayerStack, number: int, members: Sequence[int], grid: Ar
     at = torch.tensor(list(members))
     weight, count = stack.weight[at], len(members)
     found = {
-        side: strongest(delta_rows(stack, weight, members, side), energy_floor(float(grid[0])))
+        side: leading_directions(
+            delta_rows(stack, weight, members, side), energy_floor(float(grid[0]))
+        )
         for side in ("a", "b")
     }
     energy = (stack.energy()[at] * weight.square()).cpu().numpy()
@@ -243,7 +245,7 @@ def _alone(stack: LayerStack, members: Sequence[int], grid: Array) -> tuple[Arra
     values = singular_values(stack.gram_a[at], stack.gram_b[at], stack.scale[at])
     shares = np.square(values * stack.weight[at].cpu().numpy()[:, None])
     widths = stack.bt.shape[2], stack.a.shape[2]
-    bits, missed = pair(shares[None], *widths, grid[:, None, None])
+    bits, missed = direction_rate(shares[None], *widths, grid[:, None, None])
     return bits.sum(axis=2), missed.sum(axis=2)
 
 
