@@ -30,7 +30,7 @@ from vlora_engine.errors import (
     StorageError,
     TargetError,
 )
-from vlora_engine.linalg.grams import halves, range_basis, update_basis
+from vlora_engine.linalg.grams import gram_roots, range_basis, update_basis
 from vlora_engine.manifest.records import max_k, shared_layers
 from vlora_engine.spectra.choose import choose
 from vlora_engine.subspace.loadings import LoadingsForm, decode_loadings, encode_loadings
@@ -685,7 +685,7 @@ def test_halves_are_exact_for_grams_that_cholesky_cannot_take() -> None:
         [[2, 0, 1], [0, 3, 0], [1, 0, 4]],
     ]
     grams = torch.tensor(rows, dtype=torch.float64)
-    factors = halves(grams)
+    factors = gram_roots(grams)
     # a decomposition of n rows and the product of its halves: n roundings each, of the norm
     rounding = 8 * 3 * torch.finfo(torch.float64).eps * float(grams.flatten(1).norm(dim=1).max())
     assert torch.allclose(factors @ factors.transpose(1, 2), grams, rtol=0, atol=rounding)

@@ -1,8 +1,9 @@
-"""Choosing k per layer on the exact error surface: fixed, by variance, by error, by bytes.
+"""Choose k for every layer on the exact error surface: fixed, or by variance, error or bytes.
 
-The allocation is Lagrangian (Shoham and Gersho 1988): per layer the lower convex hull of
+The allocation is Lagrangian (Shoham and Gersho 1988): for each layer the lower convex hull of
 residual energy over bytes, all hulls' increments in one order of gain per byte. A target on the
-worst task re-weights the tasks until the one that is hurt most is within it.
+worst task re-weights the tasks until the largest error is within it
+(docs/mathematics.md#choosing-k).
 """
 
 from __future__ import annotations
@@ -39,16 +40,20 @@ VERY_LARGE = 4096  # dimensions from which on spectra hold the first directions 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a choice of k costs, read off the surface; exact up to the storage dtype's rounding.
+    """The size and errors of a choice of k, from the surface; exact but for the dtype's rounding.
 
     Where numbers are packed, bytes are exact and errors an estimate: see `Quantization.noise`.
 
     Args:
         mean_error: Mean over tasks of the relative error of dW.
+        max_error: The largest relative error of any task.
+        worst_task: The task that has it.
         variance: Captured share of ||dW||^2, mean over tasks.
-        nbytes: Bytes on disk; ``ratio`` to the inputs as stored, ``codec_ratio`` to their A and B
-            at 16 bit, rest tensors left out of both sides.
-        layer_errors: Per layer the mean error over the tasks that have it.
+        nbytes: Bytes on disk.
+        ratio: Bytes of the inputs as stored, over ``nbytes``.
+        codec_ratio: Bytes of A and B at 16 bits over ``nbytes``, rest tensors left out of both.
+        task_errors: Relative error by task.
+        layer_errors: By layer the mean error over the tasks that have it.
     """
 
     mean_error: float
@@ -62,13 +67,13 @@ class Prediction:
     layer_errors: dict[str, float]
 
     def as_dict(self) -> dict[str, Any]:
-        """The same, for JSON."""
+        """The fields, for JSON."""
         return dict(vars(self))
 
 
 @dataclass(frozen=True)
 class Choice:
-    """k per layer, and what it is known to cost."""
+    """The chosen (k_a, k_b) of every layer, and the size and errors that they give."""
 
     method: str
     k: Choices
@@ -104,12 +109,12 @@ def choose(spectra: Spectra, target: CompressionTarget) -> Choice:
 
 
 def match_layers(names: Sequence[str], patterns: Mapping[str, int] | None) -> dict[str, int]:
-    """k by layer for the layers that a pattern matches; later patterns win.
+    """The k of every layer that a pattern (fnmatch) matches; later patterns win.
 
     Raises:
         ParameterError: A pattern matches no layer, or its k is below 1.
     """
-    found: dict[str, int] = {}
+    chosen: dict[str, int] = {}
     for pattern, k in (patterns or {}).items():
         matches = fnmatch.filter(names, pattern)
         if not matches:
@@ -118,12 +123,16 @@ def match_layers(names: Sequence[str], patterns: Mapping[str, int] | None) -> di
             )
         if k < 1:
             raise ParameterError("k is at least 1.", where=pattern, found=str(k))
-        found.update(dict.fromkeys(matches, k))
-    return found
+        chosen.update(dict.fromkeys(matches, k))
+    return chosen
 
 
 def check_k(spectra: Spectra, method: str, k: int) -> None:
-    """Raise ``ParameterError`` if ``k`` is beyond every layer's maximum."""
+    """Check that ``k`` is not above every layer's maximum.
+
+    Raises:
+        ParameterError: It is.
+    """
     tables = [spectra.table(layer, method) for layer in spectra.layer_names]
     top = max(max(table.max_a, table.max_b) for table in tables)
     if k > top:
@@ -148,7 +157,16 @@ def predict(
     quantization: Quantization | None = None,
     noise: float | None = None,
 ) -> Prediction:
-    """What the choice ``k`` costs; ``quantization`` and ``noise`` as `choose` takes them."""
+    """Predict the size and errors of a choice of k.
+
+    Args:
+        spectra: The error surface of the collection.
+        method: ``delta``, ``columns`` or ``flat``.
+        k: (k_a, k_b) of every layer.
+        dtype: What is stored, under safetensors' name.
+        quantization: How it is packed, if it is.
+        noise: The share of the captured energy that packing costs; by default its estimate.
+    """
     if noise is None:
         noise = quantization.noise if quantization else 0.0
     residual = np.zeros(len(spectra.tasks))
@@ -157,10 +175,10 @@ def predict(
     payload = 0
     for name in spectra.layer_names:
         layer, pair = spectra.layers[name], k[name]
-        own = spectra.table(name, method).at(*pair).astype(np.float64)
-        residual[layer.tasks] += own  # a layer names each task once
+        layer_residual = spectra.table(name, method).at(*pair).astype(np.float64)
+        residual[layer.tasks] += layer_residual  # a layer names each task once
         energy[layer.tasks] += layer.energy
-        layer_errors[name] = float(_relative(own, layer.energy, noise).mean())
+        layer_errors[name] = float(_relative(layer_residual, layer.energy, noise).mean())
         payload += int(layer_bytes(method, layer, *pair, dtype, quantization))
     errors = _relative(residual, energy, noise)
     task_errors = {t.name: float(e) for t, e in zip(spectra.tasks, errors, strict=True)}
@@ -181,7 +199,7 @@ def predict(
 
 @dataclass(frozen=True)
 class Packed:
-    """What a choice that is not packed would cost if it were; the errors are estimates."""
+    """The size and estimated errors of a choice of k if it were packed."""
 
     name: str
     nbytes: int
@@ -190,16 +208,16 @@ class Packed:
 
 
 def if_packed(spectra: Spectra, choice: Choice, quantization: Quantization) -> Packed:
-    """The same k, packed; from a choice that is at hand."""
-    alike: dict[Any, int] = {}  # most layers have the shapes and the k of some other
+    """Predict the size and errors of a choice, made for unpacked storage, if it is packed."""
+    bytes_of: dict[Any, int] = {}  # by shape and k: most layers have those of some other
     payload = 0
     for name, pair in choice.k.items():
         layer = spectra.layers[name]
         key = layer.d_in, layer.d_out, layer.ranks.tobytes(), pair
-        if key not in alike:
-            own = layer_bytes(choice.method, layer, *pair, choice.dtype, quantization)
-            alike[key] = int(own)
-        payload += alike[key]
+        if key not in bytes_of:
+            nbytes = layer_bytes(choice.method, layer, *pair, choice.dtype, quantization)
+            bytes_of[key] = int(nbytes)
+        payload += bytes_of[key]
     share = np.square(list(choice.prediction.task_errors.values()))
     norms = np.array([task.norm for task in spectra.tasks])
     errors = np.sqrt(np.where(norms > 0, share + quantization.noise * (1 - share), 0.0))
@@ -213,7 +231,7 @@ def if_packed(spectra: Spectra, choice: Choice, quantization: Quantization) -> P
 
 
 def _relative(residual: Array, energy: Array, noise: float = 0.0) -> Array:
-    """Relative errors where packing costs ``noise`` of what is captured."""
+    """Relative errors ``sqrt(e^2 + n (1 - e^2))`` where packing costs n of what is captured."""
     share = np.divide(residual, energy, out=np.zeros(len(energy)), where=energy > 0)
     if noise:
         share = np.where(energy > 0, share + noise * (1 - share), 0.0)
@@ -222,7 +240,7 @@ def _relative(residual: Array, energy: Array, noise: float = 0.0) -> Array:
 
 @dataclass
 class _Options:
-    """The choices of one layer: bytes (C,), residual (N, C), k_a (C,), k_b (C,)."""
+    """The choices of one layer: k_a, k_b and bytes (C,), residual (N, C) of ``tasks`` (N,)."""
 
     tasks: Array
     k_a: Array
@@ -232,6 +250,8 @@ class _Options:
 
 
 class _Solver:
+    """Finds (k_a, k_b) for every layer of one collection, method and storage."""
+
     def __init__(
         self,
         spectra: Spectra,
@@ -262,6 +282,7 @@ class _Solver:
         return {name: self._clamp(name, k_a, k_b) for name in self.spectra.layer_names}
 
     def by_variance(self, share: float, *, adaptive: bool) -> Choices:
+        """The least k, one for all layers or each its own, that captures ``share``."""
         names = self.spectra.layer_names
         if self.quantization is not None and share >= 1 - self.noise:
             raise self._too_noisy(f"a variance below {1 - self.noise:.4g}", share)
@@ -273,11 +294,12 @@ class _Solver:
         while low < high:
             middle = (low + high) // 2
             picked = self.fixed(int(ks[middle]), int(ks[middle]))
-            kept = self.predict(picked).variance
-            low, high = (low, middle) if kept >= share - 1e-9 else (middle + 1, high)
+            captured = self.predict(picked).variance
+            low, high = (low, middle) if captured >= share - 1e-9 else (middle + 1, high)
         return self.fixed(int(ks[low]), int(ks[low]))
 
     def by_bytes(self, budget: int) -> Choices:
+        """The choice of least loss within ``budget``: along the hulls, then single moves."""
         floor = self.fixed_bytes + sum(int(o.nbytes.min()) for o in self.options)
         if budget < floor:
             rest = rest_bytes(self.spectra)
@@ -298,6 +320,7 @@ class _Solver:
         return self._choices(self._fill(path.state(low), budget))
 
     def by_error(self, worst: float | None, mean: float | None) -> Choices:
+        """The choice of fewest bytes within the worst or the mean error."""
         target = worst if worst is not None else mean
         rounding = ROUNDING[self.dtype]
         if target is None or target <= rounding:
@@ -312,6 +335,7 @@ class _Solver:
         if target**2 - rounding**2 <= self.noise and self.quantization is not None:
             floor = float(np.sqrt(self.noise + rounding**2))
             raise self._too_noisy(f"an error target above {floor:.2g}", target)
+        # Storing rounds: T becomes sqrt(T^2 - rho^2) on the surface.
         goal = float(np.sqrt(target**2 - rounding**2))
         weights = self.spectra.weights
         best: tuple[int, Array] | None = None
@@ -324,6 +348,7 @@ class _Solver:
             if best is None or size < best[0]:
                 best = (size, state)
             errors = self._errors(state)
+            # w_i^2 <- w_i^2 exp(2 (min(err_i / goal, 1)^2 - 1))
             weights = weights * np.exp(2 * (np.minimum(errors / goal, 1) ** 2 - 1))
         if best is None:
             reached = self._errors(np.array([len(o.nbytes) - 1 for o in self.options]))
@@ -345,7 +370,7 @@ class _Solver:
         )
 
     def _cut(self) -> str:
-        """A word about layers so large that their spectra were cut, if there are any."""
+        """A remark on layers so large that their spectra were cut, if there are any."""
         for name in self.spectra.layer_names:
             layer, table = self.spectra.layers[name], self._table(name)
             rows = int(layer.ranks.sum())
@@ -355,7 +380,7 @@ class _Solver:
         return ""
 
     def _least(self, path: _Path, goal: float, worst: bool) -> Array | None:
-        """The cheapest state of ``path`` whose worst (or mean) error is within ``goal``."""
+        """The first state along ``path`` whose worst (or mean) error is within ``goal``."""
 
         def error(step: int) -> float:
             errors = self._errors(path.state(step))
@@ -370,23 +395,23 @@ class _Solver:
         return path.state(low)
 
     def _fill(self, state: Array, budget: int) -> Array:
-        """Spend what the convex hull left over, one best single move at a time."""
+        """Spend the bytes that the hulls left over, by the best single move at a time."""
         state = state.copy()
         weights = self.spectra.weights
         gains = [weights[o.tasks] @ o.residual for o in self.options]
-        room = budget - self._bytes(state)
-        while room > 0:
+        left = budget - self._bytes(state)
+        while left > 0:
             best = (0.0, -1, -1)
             for i, (option, gain) in enumerate(zip(self.options, gains, strict=True)):
                 extra = option.nbytes - option.nbytes[state[i]]
-                better = np.where((extra > 0) & (extra <= room), gain[state[i]] - gain, 0.0)
+                better = np.where((extra > 0) & (extra <= left), gain[state[i]] - gain, 0.0)
                 j = int(better.argmax())
                 if better[j] > best[0]:
                     best = (float(better[j]), i, j)
             if best[1] < 0:
                 break
             _, i, j = best
-            room -= int(self.options[i].nbytes[j] - self.options[i].nbytes[state[i]])
+            left -= int(self.options[i].nbytes[j] - self.options[i].nbytes[state[i]])
             state[i] = j
         return state
 
@@ -417,8 +442,8 @@ class _Solver:
         return min(k_a, table.max_a), min(k_b, table.max_b)
 
     def _layer_k(self, name: str, share: float) -> int:
-        k, kept = self.spectra.variance(name, self.method)
-        reached = np.flatnonzero(kept >= share - 1e-9)
+        k, captured = self.spectra.variance(name, self.method)
+        reached = np.flatnonzero(captured >= share - 1e-9)
         return int(k[reached[0]] if len(reached) else k[-1])
 
     def _bytes(self, state: Array) -> int:
@@ -439,12 +464,13 @@ class _Solver:
 
 
 class _Path:
-    """All layers' convex hulls walked together in the order of gain per byte."""
+    """The Lagrangian path: all layers' hull increments in descending order of gain per byte."""
 
     def __init__(self, options: Sequence[_Options], weights: Array) -> None:
         self._hulls = []
         slopes, owners = [], []
         for i, option in enumerate(options):
+            # D = sum_i w_i^2 residual_i, over bytes R
             loss = weights[option.tasks] @ option.residual
             hull = _lower_hull(option.nbytes, loss)
             self._hulls.append(hull)
@@ -453,17 +479,17 @@ class _Path:
             owners.append(np.full(len(hull) - 1, i))
         order = np.argsort(-np.concatenate(slopes), kind="stable")
         owner = np.concatenate(owners)[order]
-        self._places = [np.flatnonzero(owner == i) for i in range(len(options))]
+        self._increments = [np.flatnonzero(owner == i) for i in range(len(options))]
         self.steps = len(order)
 
     def state(self, step: int) -> Array:
-        """After ``step`` increments, the choice of every layer."""
-        taken = [int(np.searchsorted(places, step)) for places in self._places]
+        """The choice of every layer after ``step`` increments, (layers,)."""
+        taken = [int(np.searchsorted(increments, step)) for increments in self._increments]
         return np.array([hull[t] for hull, t in zip(self._hulls, taken, strict=True)])
 
 
 def _lower_hull(nbytes: Array, loss: Array) -> Array:
-    """Indices of the lower convex hull of (bytes, loss), from the cheapest to the best."""
+    """The lower convex hull of (bytes, loss), as indices from fewest bytes to least loss."""
     order = np.lexsort((loss, nbytes))
     falling = np.minimum.accumulate(loss[order])
     order = order[np.concatenate([[True], loss[order][1:] < falling[:-1]])]
@@ -476,5 +502,5 @@ def _lower_hull(nbytes: Array, loss: Array) -> Array:
                 break
             hull.pop()
         hull.append(j)
-    kept: Array = order[hull]
-    return kept
+    indices: Array = order[hull]
+    return indices

@@ -1,4 +1,4 @@
-"""What the plots show of the error surface: curves over k, over many layers at once. No torch."""
+"""Curves of captured variance and size over k, read off the error surface. No torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SIDES = ("both", "a", "b")
 
 @dataclass(frozen=True, eq=False)
 class Band:
-    """The captured share of dW against k (K,), over several layers: median, lowest, highest."""
+    """The captured share of dW over k (K,) of several layers: median, lowest and highest (K,)."""
 
     k: Array
     median: Array
@@ -29,11 +29,12 @@ class Band:
 
 @dataclass(frozen=True, eq=False)
 class Uniform:
-    """What the same k in every layer costs, for each k (K,) that the spectra keep.
+    """Variance and size of the same k in every layer, for each k in the spectra.
 
     Args:
-        variance: Captured share of ||dW||^2, mean over tasks; `Prediction.variance`.
-        nbytes: Bytes on disk.
+        k: (K,).
+        variance: (K,) captured share of ||dW||^2, mean over tasks; as `Prediction.variance`.
+        nbytes: (K,) bytes on disk.
     """
 
     k: Array
@@ -41,34 +42,37 @@ class Uniform:
     nbytes: Array
 
     def k_for(self, share: float) -> int | None:
-        """The least k whose variance reaches ``share``."""
+        """The least k whose variance reaches ``share``; None if none does."""
         return k_for(self.k, self.variance, share)
 
     def break_even(self, stored: int) -> int | None:
-        """The least k that takes ``stored`` bytes or more; None if there is none."""
+        """The least k that takes at least ``stored`` bytes; None if there is none."""
         beyond = np.flatnonzero(self.nbytes >= stored)
         return int(self.k[beyond[0]]) if len(beyond) else None
 
 
 def has_sides(method: str) -> bool:
-    """Whether a side has an error of its own: `flat` approximates both factors at once."""
+    """Whether each side has an error of its own; `flat` approximates both factors at once."""
     return method != "flat"
 
 
 def layer_curve(
     spectra: Spectra, layer: str, method: str, side: str = "both"
 ) -> tuple[Array, Array]:
-    """k (K,) and the captured share of one layer's dW (K,).
+    """The captured share of one layer's dW over k: k (K,) and share (K,).
 
     Args:
+        spectra: The error surface of the collection.
+        layer: Its name.
+        method: ``delta``, ``columns`` or ``flat``.
         side: ``both`` for k_a = k_b = k; ``a`` or ``b`` for that side at k and the other whole.
     """
     if side == "both" or not has_sides(method):
         return spectra.variance(layer, method)
     table = spectra.table(layer, method)
     if method == "delta":
-        # The rows of `delta` are dW's own, so their singular values are its energy, direction by
-        # direction; this is finer than the grid.
+        # The rows of `delta` have the Gram of dW, so their squared singular values are its energy
+        # direction by direction; this is finer than the grid.
         values = table.singular_values_a if side == "a" else table.singular_values_b
         energy = np.concatenate([[0.0], np.cumsum(values.astype(np.float64) ** 2)])
         total = energy[-1]
@@ -87,15 +91,15 @@ def k_for(k: Array, share: Array, level: float) -> int | None:
 
 
 def band(spectra: Spectra, layers: Sequence[str], method: str, side: str = "both") -> Band:
-    """Median and range over ``layers``, which are all computed; at least one.
+    """The band of `layer_curve` over at least one layer, all of which are computed.
 
-    A layer that ends at a smaller k stays at what it has reached.
+    A layer with a smaller largest k stays at the share that it has reached.
     """
     curves = [layer_curve(spectra, layer, method, side) for layer in layers]
-    k = np.unique(np.concatenate([own for own, _ in curves]))
+    k = np.unique(np.concatenate([curve_k for curve_k, _ in curves]))
     rows = np.empty((len(curves), len(k)))
-    for row, (own, share) in zip(rows, curves, strict=True):
-        row[:] = share if len(own) == len(k) else np.interp(k, own, share)
+    for row, (curve_k, share) in zip(rows, curves, strict=True):
+        row[:] = share if len(curve_k) == len(k) else np.interp(k, curve_k, share)
     rows.sort(axis=0)
     middle = len(rows) // 2
     median = rows[middle] if len(rows) % 2 else (rows[middle - 1] + rows[middle]) / 2
@@ -105,10 +109,12 @@ def band(spectra: Spectra, layers: Sequence[str], method: str, side: str = "both
 def uniform(
     spectra: Spectra, method: str, dtype: str, quantization: Quantization | None = None
 ) -> Uniform:
-    """The whole collection at one k for every layer; layers that are not computed are left out.
+    """Variance and size of one k for every layer; layers that are not computed are left out.
 
     Args:
-        dtype: What is stored, in safetensors' words.
+        spectra: The error surface of the collection.
+        method: ``delta``, ``columns`` or ``flat``.
+        dtype: What is stored, under safetensors' name.
         quantization: How it is packed, if it is; the variance is then an estimate.
     """
     names = [name for name in spectra.layer_names if name in spectra.layers]
@@ -120,15 +126,15 @@ def uniform(
     nbytes = np.full(len(k), fixed, dtype=np.int64)
     for name, table in tables.items():
         layer = spectra.layers[name]
-        kept = table.residual
+        layer_residual = table.residual
         if len(table.k) != len(k):
-            kept = kept[:, np.searchsorted(table.k, k, "right") - 1]
-        residual[layer.tasks] += kept
+            layer_residual = layer_residual[:, np.searchsorted(table.k, k, "right") - 1]
+        residual[layer.tasks] += layer_residual
         energy[layer.tasks] += layer.energy
         k_a, k_b = np.minimum(k, table.max_a), np.minimum(k, table.max_b)
         nbytes += np.asarray(layer_bytes(method, layer, k_a, k_b, dtype, quantization))
     share = np.divide(
         residual, energy[:, None], out=np.zeros_like(residual), where=energy[:, None] > 0
     )
-    left = 1 - quantization.noise if quantization is not None else 1.0
-    return Uniform(k=k, variance=left * (1 - share.mean(0)), nbytes=nbytes)
+    captured = 1 - quantization.noise if quantization is not None else 1.0
+    return Uniform(k=k, variance=captured * (1 - share.mean(0)), nbytes=nbytes)

@@ -1,7 +1,7 @@
-"""Size against error of every method on one collection: what a screen draws and `plan` prints.
+"""Curves of error over size of every method on one collection. No torch.
 
-`delta`, `columns` and `flat` are exact; `own` and `auto` are told from the outlook; plain int8 and
-NF4 of A and B as they are, without sharing anything, from the noise of their blocks. No torch.
+Those of `delta`, `columns` and `flat` are exact; those of `own` and `auto` come from the codec's
+forecast; plain int8 and NF4 of A and B, without sharing anything, from the noise of their blocks.
 """
 
 from __future__ import annotations
@@ -32,10 +32,13 @@ SAMPLES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # codec ratios that a curve i
 
 @dataclass(frozen=True)
 class Point:
-    """One size.
+    """The errors of one method at one size.
 
     Args:
-        ratio: Codec ratio that was asked for. nbytes: On disk.
+        ratio: The codec ratio that was asked for.
+        nbytes: On disk.
+        mean_error: Mean relative error of dW over tasks.
+        max_error: The largest of any task.
     """
 
     ratio: float
@@ -46,19 +49,19 @@ class Point:
 
 @dataclass(frozen=True)
 class Curve:
-    """One method. ``exact``: its errors are what a build will have, up to rounding."""
+    """The points of one method; ``exact`` if a build has these errors up to rounding."""
 
     method: str
     exact: bool
     points: tuple[Point, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """The same, for JSON."""
+        """The fields, for JSON."""
         return asdict(self)
 
 
 def curves(spectra: Spectra, outlook: Outlook) -> list[Curve]:
-    """The curves of all methods, best first in the order of their words."""
+    """The curves of all methods: coded ones, those of the spectra, then plain quantization."""
     return [curve_of(spectra, outlook, m) for m in (*CODED, *spectra.methods, *PLAIN)]
 
 
@@ -72,15 +75,15 @@ def curve_of(spectra: Spectra, outlook: Outlook, method: str) -> Curve:
 
 
 def ladder(outlook: Outlook, method: str) -> Iterator[Forecast]:
-    """What coding comes to at one step for all, half an octave apart, the finest first.
+    """Forecasts of coding with one step for all, half an octave apart, the finest first.
 
-    From these a curve can be drawn and any target between them be told at once; `Outlook.solve`
-    says it exactly. It ends where nothing is left to code.
+    From these a curve can be drawn and a target between them be estimated at once; `Outlook.solve`
+    gives it exactly. Ends where nothing is left to code.
     """
     for half in range(round(2 * np.log2(FINEST)), round(2 * np.log2(COARSEST)) + 1):
-        found = outlook.at(method, 2.0 ** (half / 2))
-        yield found
-        if not found.payload > len(outlook.tasks) * len(outlook.layers):
+        forecast = outlook.at(method, 2.0 ** (half / 2))
+        yield forecast
+        if not forecast.payload > len(outlook.tasks) * len(outlook.layers):
             return  # a byte for each module of each task: none has a direction any more
 
 
@@ -92,11 +95,11 @@ def bytes_at(outlook: Outlook, ratio: float) -> int:
 def _coded(outlook: Outlook, method: str) -> Iterator[Point]:
     for ratio in SAMPLES:
         try:
-            found = outlook.solve(CompressionTarget(method, budget=bytes_at(outlook, ratio)))
+            forecast = outlook.solve(CompressionTarget(method, budget=bytes_at(outlook, ratio)))
         except VLoRAError:
             return
-        errors = found.errors
-        nbytes = int(outlook.nbytes(found))
+        errors = forecast.errors
+        nbytes = int(outlook.nbytes(forecast))
         yield Point(ratio, nbytes, float(errors.mean()), float(errors.max(initial=0)))
 
 
@@ -104,15 +107,15 @@ def _shared(spectra: Spectra, outlook: Outlook, method: str) -> Iterator[Point]:
     for ratio in SAMPLES:
         try:
             nbytes = bytes_at(outlook, ratio)
-            found = choose(spectra, CompressionTarget(method, budget=nbytes, dtype="fp16"))
+            choice = choose(spectra, CompressionTarget(method, budget=nbytes, dtype="fp16"))
         except VLoRAError:
             return
-        own = found.prediction
-        yield Point(ratio, own.nbytes, own.mean_error, own.max_error)
+        prediction = choice.prediction
+        yield Point(ratio, prediction.nbytes, prediction.mean_error, prediction.max_error)
 
 
 def _plain(spectra: Spectra, outlook: Outlook, name: str) -> Point:
-    """A and B themselves, packed: both carry the noise, and dW that of both."""
+    """Plain quantization of A and B: ``err^2 = 1 - (1 - eta)^2``, eta the noise of a side."""
     quantization = named_quantization(name)
     assert quantization is not None  # noqa: S101
     numbers = sum(task.factor_elements for task in spectra.tasks)

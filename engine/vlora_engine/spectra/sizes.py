@@ -1,4 +1,4 @@
-"""How many bytes a choice of k takes on disk: exact for the payload, an estimate for the rest."""
+"""Bytes on disk of a choice of k: exact for the payload, an upper estimate for the index."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from vlora_engine.utils.safetensors_file import ITEM_BYTES
 Array = npt.NDArray[Any]
 
 SINGULAR_VALUE_BYTES = 4
-ENTRY_BYTES = 88  # one more tensor in the header of a safetensors file, at most
-CARD_BYTES = 64  # what the card says more of a packed subspace, at most
+ENTRY_BYTES = 88  # a tensor's entry in the header of a safetensors file, at most
+CARD_BYTES = 64  # by which the card of a packed subspace is longer, at most
 
 
 def basis_elements(method: str, layer: LayerTable, k_a: Any, k_b: Any) -> Any:
-    """Numbers in the shared basis of one layer (with the means of `flat`)."""
+    """The number of numbers in the basis of one layer, with the means of `flat`."""
     if method == "flat":
         return layer.rank * ((k_a + 1) * layer.d_in + (k_b + 1) * layer.d_out)
     return k_a * layer.d_in + k_b * layer.d_out
 
 
 def loadings_elements(method: str, ranks: Array, k_a: Any, k_b: Any) -> Any:
-    """Numbers in the loadings of all tasks of one layer, by rank of each."""
+    """The number of numbers in the loadings of all tasks of one layer, given their ranks."""
     if method == "flat":
         return len(ranks) * (k_a + k_b)
     total: Any = 0
     for rank, count in _counted(ranks):
         factors = rank * (k_a + k_b)
-        own = np.minimum(factors, k_a * k_b) if method == "delta" else factors
-        total = total + count * own
+        numbers = np.minimum(factors, k_a * k_b) if method == "delta" else factors
+        total = total + count * numbers
     return total
 
 
 def _counted(ranks: Array) -> list[tuple[int, int]]:
-    """Each rank and how often it occurs; mostly there is one, and then nothing is sorted."""
+    """Each rank and how often it occurs; without sorting in the usual case of one rank."""
     first = int(ranks[0]) if len(ranks) else 0
     if (ranks == first).all():
         return [(first, len(ranks))]
@@ -56,7 +56,16 @@ def layer_bytes(
     dtype: str,
     quantization: Quantization | None = None,
 ) -> Any:
-    """Payload of one layer in bytes: basis, its singular values, and the loadings of all tasks."""
+    """Payload of one layer in bytes: basis, its singular values, and the loadings of all tasks.
+
+    Args:
+        method: ``delta``, ``columns`` or ``flat``.
+        layer: The layer's table.
+        k_a: A number, or an array of them.
+        k_b: The same.
+        dtype: What is stored unpacked, under safetensors' name.
+        quantization: How basis and loadings are packed, if they are.
+    """
     item, singular_values = ITEM_BYTES[dtype], SINGULAR_VALUE_BYTES * (k_a + k_b)
     if quantization is None:
         basis = basis_elements(method, layer, k_a, k_b) * item
@@ -85,15 +94,15 @@ def _packed_loadings_bytes(method: str, ranks: Array, k_a: Any, k_b: Any, packin
         return len(ranks) * (packing.nbytes(k_a) + packing.nbytes(k_b))
     total: Any = 0
     for rank, count in _counted(ranks):
-        own = packing.nbytes(rank * k_a) + packing.nbytes(rank * k_b)
+        nbytes = packing.nbytes(rank * k_a) + packing.nbytes(rank * k_b)
         if method == "delta":
-            own = np.where(core_is_dense(rank, k_a, k_b), packing.nbytes(k_a * k_b), own)
-        total = total + count * own
+            nbytes = np.where(core_is_dense(rank, k_a, k_b), packing.nbytes(k_a * k_b), nbytes)
+        total = total + count * nbytes
     return total
 
 
 def overhead_bytes(spectra: Spectra, dtype: str, quantization: Quantization | None = None) -> int:
-    """Everything that is no payload and no rest tensor: index, headers, norms, errors, card."""
+    """Bytes that are neither payload nor rest tensors: index, headers, norms, errors, card."""
     if quantization is None or quantization.loadings is None:
         return spectra.overhead[dtype] + packing_overhead(quantization, len(spectra.tasks))
     # Packed loadings carry exponents as those in fp16 do.
@@ -101,7 +110,7 @@ def overhead_bytes(spectra: Spectra, dtype: str, quantization: Quantization | No
 
 
 def packing_overhead(quantization: Quantization | None, tasks: int) -> int:
-    """What index, card and headers grow by when numbers are packed; an upper bound."""
+    """By how many bytes index, card and headers grow when numbers are packed; an upper bound."""
     if quantization is None:
         return 0
     entries = 4 + (tasks if quantization.loadings else 0)

@@ -1,8 +1,9 @@
-"""The exact error surface of a collection, as small tables; reading it needs no torch.
+"""The exact error surface of a collection as small tables, on disk and in memory; no torch.
 
-For any orthonormal nested bases, what (k_a, k_b) captures of a task's dW is known for every k at
-once. A table keeps what is *not* captured (the residual energy), so that small errors keep their
-digits in fp32. The plots show these tables and the budget spends on them; nothing is estimated.
+For nested orthonormal bases, the energy of a task's dW that (k_a, k_b) captures is known for every
+k at once (docs/mathematics.md#the-error-surface). A table holds what is *not* captured, the
+residual energy, so that small errors keep their digits in fp32. Plots show these tables and k is
+chosen on them; nothing is estimated.
 """
 
 from __future__ import annotations
@@ -32,22 +33,24 @@ Array = npt.NDArray[Any]
 
 FORMAT = "vlora-spectra"
 VERSION = 1
-DENSE_DIAGONAL = 256
-SPARSE_DIAGONAL = 64
-GRID = 48
+DENSE_DIAGONAL = 256  # every k up to here is in a table, ...
+SPARSE_DIAGONAL = 64  # ... and so many above, evenly spaced in the logarithm
+GRID = 48  # k a side off the diagonal, at most
 
 
 @dataclass
 class MethodTable:
-    """One method on one layer.
+    """The residual energies of one method on one layer.
 
     Args:
         k: (K,) ascending, starting at 0: the k of the diagonal k_a = k_b = k (a side that has
             fewer directions stays at its maximum).
-        residual: (N, K) fp32: ||dW_i||^2 less what is captured at each k.
-        grid_a: (Ga,) and grid_b: (Gb,): the k of the off-diagonal grid.
+        residual: (N, K) fp32, ``||dW_i||^2 - captured_i(k, k)``.
+        grid_a: (Ga,) the k_a of the off-diagonal grid.
+        grid_b: (Gb,) the k_b of it.
         grid: (N, Gb, Ga) fp32 residual energies, or empty where only the diagonal exists.
-        singular_values_a: (k_max_a,) of the row matrix of each side, and b.
+        singular_values_a: (max_a,) of side a's row matrix.
+        singular_values_b: (max_b,) of side b's.
     """
 
     k: Array
@@ -67,7 +70,7 @@ class MethodTable:
         return len(self.singular_values_b)
 
     def at(self, k_a: int, k_b: int) -> Array:
-        """Residual energy (N,) at (k_a, k_b); between kept points that of the next lower one."""
+        """The residual energy (N,) at (k_a, k_b); between tabulated k, that of the lower."""
         top = max(self.max_a, self.max_b)
         k_a, k_b = min(k_a, self.max_a), min(k_b, self.max_b)
         diagonal = self._diagonal(k_a, k_b, top)
@@ -79,14 +82,14 @@ class MethodTable:
         return self.grid[:, j, i]
 
     def _diagonal(self, k_a: int, k_b: int, top: int) -> int | None:
-        """The diagonal k that means the same as (k_a, k_b), if there is one."""
+        """The diagonal k that is equivalent to (k_a, k_b), if there is one."""
         for k in {k_a, k_b, top}:
             if (min(k, self.max_a), min(k, self.max_b)) == (k_a, k_b):
                 return k
         return None
 
     def candidates(self) -> tuple[Array, Array, Array]:
-        """Every kept choice: k_a (C,), k_b (C,), residual (N, C)."""
+        """All tabulated choices: k_a (C,), k_b (C,), residual (N, C)."""
         k_a, k_b = np.minimum(self.k, self.max_a), np.minimum(self.k, self.max_b)
         if not self.grid.size:
             return k_a, k_b, self.residual
@@ -100,12 +103,16 @@ class MethodTable:
 
 @dataclass
 class LayerTable:
-    """One module of the collection.
+    """The tables of one layer, a module of the collection.
 
     Args:
+        name: Of the layer.
+        d_in: Its input dimension.
+        d_out: Its output dimension.
         tasks: (N,) indices into the collection's tasks: those that have the module.
-        ranks: (N,).
+        ranks: (N,) of their modules.
         energy: (N,) ||dW_i||^2 of the module.
+        methods: The table of each method.
     """
 
     name: str
@@ -124,13 +131,17 @@ class LayerTable:
 
 @dataclass
 class TaskEntry:
-    """A task of a collection, with what the choice of k has to know of it.
+    """What the choice of k needs to know about a task of the collection.
 
     Args:
+        name: Of the task.
+        digest: The sha256 of its content.
         norm: ||dW|| over all modules.
         nbytes: Its files as stored.
         factor_elements: Numbers in A and B.
         rest_bytes: Bytes of its rest tensors.
+        dtype: Of its factors, under safetensors' name.
+        path: Where it was read from.
     """
 
     name: str
@@ -148,14 +159,21 @@ class Spectra:
     """The spectra and error surfaces of a collection.
 
     Args:
-        overhead: Per storage dtype the bytes of a subspace that no choice of k changes, rest
-            tensors apart.
+        tasks: In the order of all arrays over tasks.
+        methods: Those that have tables.
+        layer_names: All layers, also those that are not computed yet.
+        layers: The tables of the computed layers.
+        relations: How the tasks relate, where that was affordable; spectra of an earlier version
+            hold only the inner products over all modules.
+        findings: What was noticed about the inputs.
         skipped: The errors of adapters that were left out (`VLoRAError.as_json`).
-        relations: How the tasks relate, where that was affordable; of spectra that an earlier
-            version wrote the inner products of all modules together alone.
-        vectors: Per layer index the eigenvectors that form the bases again; spectra on a disk
-            keep them in files instead.
-        reused_layers: How many were done already, by a run that was stopped.
+        path: The directory that they were read from.
+        overhead: By storage dtype the bytes of a subspace that no choice of k changes, rest tensors
+            apart.
+        vectors: By layer index the eigenvectors that form the bases again; spectra on disk keep
+            them in files instead.
+        reused_layers: How many a stopped run had computed before.
+        codec: The codec's tables.
     """
 
     tasks: list[TaskEntry]
@@ -172,7 +190,7 @@ class Spectra:
     codec: Outlook | None = field(default=None, repr=False)
 
     def refresh(self) -> bool:
-        """Read the layers that were written since; whether there were any."""
+        """Read the layers that were written since the last call; True if there were any."""
         if self.path is None:
             return False
         before = len(self.layers)
@@ -186,7 +204,7 @@ class Spectra:
         return len(self.layers) > before
 
     def outlook(self) -> Outlook | None:
-        """What coding the collection would cost, once that is measured."""
+        """The tables that forecast the size of coding, once they are computed."""
         if self.codec is None and self.path is not None and self.has_outlook:
             from vlora_engine.codec.forecast import Outlook
 
@@ -195,7 +213,7 @@ class Spectra:
 
     @property
     def has_outlook(self) -> bool:
-        """Whether it is measured what coding the collection would cost."""
+        """Whether the tables that forecast the size of coding are computed."""
         return self.codec is not None or (
             self.path is not None and outlook_file(self.path).exists()
         )
@@ -213,18 +231,18 @@ class Spectra:
 
     @property
     def is_whole(self) -> bool:
-        """Whether all that this version computes is there: whoever finds less computes it again."""
+        """Whether everything that this version computes is there; else it is computed again."""
         related = self.relations is None or bool(self.relations.families)
         return self.complete and self.has_outlook and related
 
     def measured(self) -> Spectra:
-        """The same over the layers that are computed, for figures while the others arrive."""
+        """The spectra restricted to computed layers, for figures while others are pending."""
         names = [name for name in self.layer_names if name in self.layers]
         return replace(self, layer_names=names)
 
     @property
     def weights(self) -> Array:
-        """(N,) 1 / ||dW_i||^2, 0 for a task without effect."""
+        """The tasks' weights ``w_i^2 = 1 / ||dW_i||^2`` (N,); 0 for a task without effect."""
         norms = np.array([task.norm for task in self.tasks])
         return np.divide(1.0, norms**2, out=np.zeros(len(norms)), where=norms > 0)
 
@@ -247,7 +265,7 @@ class Spectra:
         return methods[method]
 
     def variance(self, layer: str, method: str) -> tuple[Array, Array]:
-        """k (K,) and the captured share of a layer's dW (K,), tasks weighted by 1 / ||dW_i||^2."""
+        """The captured share of a layer's dW over k: k (K,) and share (K,), tasks by `weights`."""
         table, weights = self.table(layer, method), self.weights[self.layers[layer].tasks]
         total = float(weights @ self.layers[layer].energy)
         if total <= 0:
@@ -260,7 +278,7 @@ class Spectra:
 
         Raises:
             NotFoundError: There is no spectra directory at ``path``.
-            CorruptFileError: A file of it cannot be understood.
+            CorruptFileError: A file of it cannot be read.
         """
         directory = Path(path)
         index = _read_index(directory)
@@ -278,11 +296,11 @@ class Spectra:
 
     @property
     def inner(self) -> Array | None:
-        """(N, N) inner products of dW, where they were affordable."""
+        """The inner products of dW (N, N), where they were affordable."""
         return None if self.relations is None else self.relations.total
 
     def cosines(self) -> Array | None:
-        """(N, N) cosine of dW between tasks, where the spectra hold it; 0 for a zero dW."""
+        """The cosines of dW between tasks (N, N), if the spectra hold them; 0 for a zero dW."""
         if self.inner is None:
             return None
         norms = np.sqrt(self.inner.diagonal().clip(0))
@@ -291,22 +309,22 @@ class Spectra:
 
 
 def layer_file(directory: Path, index: int) -> Path:
-    """Where the table of the layer with this index lies."""
+    """The file of the tables of the layer with this index."""
     return directory / "layers" / f"{index:05d}.safetensors"
 
 
 def similarity_file(directory: Path) -> Path:
-    """Where it lies how the tasks relate."""
+    """The file of the relations between tasks."""
     return directory / "similarity.safetensors"
 
 
 def outlook_file(directory: Path) -> Path:
-    """Where the tables of the codec lie."""
+    """The file of the codec's tables."""
     return directory / "codec.safetensors"
 
 
 def vectors_file(directory: Path, index: int) -> Path:
-    """Where the eigenvectors of the layer with this index lie, for the build."""
+    """The file of the eigenvectors of the layer with this index, which a build uses."""
     return directory / "vectors" / f"{index:05d}.safetensors"
 
 
@@ -316,8 +334,10 @@ def write_index(
     """Write spectra.json: everything but the tables.
 
     Args:
+        directory: Of the spectra.
+        spectra: What to write.
         shapes: Layer to (d_in, d_out).
-        fingerprint: What layers must have in common to be used together.
+        fingerprint: Of inputs and settings: only layers of equal fingerprint are used together.
     """
     write_json(
         directory / SPECTRA_INDEX,
@@ -340,7 +360,7 @@ def write_index(
 
 
 def finished_layers(directory: Path, fingerprint: str) -> dict[str, LayerTable]:
-    """The layers of unfinished spectra, by name; none where they are of another fingerprint.
+    """The finished layers of interrupted spectra, by name; none if the fingerprint differs.
 
     A layer that cannot be read counts as not finished.
     """
@@ -360,10 +380,10 @@ def finished_layers(directory: Path, fingerprint: str) -> dict[str, LayerTable]:
 
 
 def write_layer(directory: Path, index: int, table: LayerTable) -> None:
-    """Write the table of one layer, in one step, for readers that may be looking."""
+    """Write the tables of one layer in one step, since others may be reading the directory."""
     arrays = {"tasks": table.tasks, "ranks": table.ranks, "energy": table.energy}
-    for method, own in table.methods.items():
-        for name, array in vars(own).items():
+    for method, method_table in table.methods.items():
+        for name, array in vars(method_table).items():
             arrays[f"{method}.{name}"] = array
     write_arrays(layer_file(directory, index), arrays)
 
@@ -478,7 +498,7 @@ def _method_table(arrays: Arrays, method: str, tasks: int) -> MethodTable:
 
 
 def diagonal_k(top: int) -> Array:
-    """The k that a diagonal keeps: 0 to 256, then at most 64 evenly spaced in the logarithm."""
+    """The tabulated k of a diagonal: 0 to 256, then at most 64 evenly spaced in the logarithm."""
     dense = np.arange(min(top, DENSE_DIAGONAL) + 1)
     if top <= DENSE_DIAGONAL:
         return dense
@@ -486,15 +506,15 @@ def diagonal_k(top: int) -> Array:
     return np.unique(np.concatenate([dense, sparse]))
 
 
-def grid_k(kept: Array, top: int, points: int) -> Array:
-    """At most ``points`` of the ``kept`` k between 0 and ``top``, denser where k is small."""
+def grid_k(diagonal: Array, top: int, points: int) -> Array:
+    """Choose at most ``points`` of the diagonal's k up to ``top``, denser where k is small."""
     if top <= 0:
         return np.zeros(1, dtype=np.int64)
-    inside = kept[kept <= top]
-    wanted = np.geomspace(1, top + 1, points) - 1
-    return np.unique(inside[np.abs(inside[None, :] - wanted[:, None]).argmin(1)])
+    inside = diagonal[diagonal <= top]
+    spaced = np.geomspace(1, top + 1, points) - 1
+    return np.unique(inside[np.abs(inside[None, :] - spaced[:, None]).argmin(1)])
 
 
 def grid_points(tasks: int, layers: int, methods: int, limit: int = 32_000_000) -> int:
-    """How many k a side of the off-diagonal grid may have so that all tables stay small."""
+    """How many k a side the off-diagonal grid may have, so that all tables fit in ``limit``."""
     return max(8, min(GRID, math.isqrt(limit // (4 * max(1, tasks * layers * methods)))))

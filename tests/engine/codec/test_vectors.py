@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlora_engine.codec.quantizer import quantize
-from vlora_engine.codec.rates import at, number_bits
+from vlora_engine.codec.rates import normal_rate, number_bits
 from vlora_engine.codec.tables import FILE
 from vlora_engine.codec.vectors import decode_matrices, encode_matrices
 from vlora_engine.errors import CorruptFileError
@@ -61,7 +61,7 @@ def test_normal_numbers_cost_about_their_entropy(bits: int) -> None:
 
 def test_what_a_number_costs_only_grows_with_it() -> None:
     deviation = np.exp2(np.arange(-6, 28, 0.1))
-    bits, error = at(deviation)
+    bits, error = normal_rate(deviation)
     assert (np.diff(bits) >= 0).all()
     high = deviation > 8
     assert np.diff(bits[high]) == pytest.approx(0.1, abs=0.01)  # of log2: a bit a doubling
