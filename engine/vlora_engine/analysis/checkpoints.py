@@ -1,15 +1,15 @@
-"""Which adapters come from one training run, and in what order; no torch.
+"""Find adapters of one training run, and their order; no torch.
 
-Training changes A slowly, so that adapters of one run keep much of one A: the cosine of their A as
-stored is high, and that of adapters of different beginnings is near 0. A common beginning alone is
-no common run (everybody's default seed is the same), so a **run** is said only where there is an
-order as well, and it is said how that is known:
+Training changes A slowly, so that adapters of one run share much of A: the cosine of their A as
+stored is high, and that of adapters with different initializations is near 0. A common
+initialization alone is no common run (default seeds are the same everywhere), so a **run** is
+reported only where there is an order as well, together with how it is known:
 
-- the steps in ``trainer_state.json`` beside the adapter, or in its name (``checkpoint-500``);
-- otherwise, of three or more, by growth: dW begins at 0, and in a run every adapter is farther from
-  an earlier one the later it is.
+- by the steps in ``trainer_state.json`` beside the adapter, or in its name (``checkpoint-500``);
+- otherwise, for three or more, by growth: dW begins at 0, and in a run every adapter is farther
+  from an earlier one the later it is.
 
-Where only the beginning is common, it is a common **start**.
+Where only the initialization is common, it is a common **start** (docs/mathematics.md#checkpoints).
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from vlora_engine.analysis.relations import (
     cosines_of,
 )
 
-COMMON = 0.5  # cosine of A above which a beginning is common; .15 to .6 all tell the same ones
+COMMON = 0.5  # cosine of A above which a start is common; .15 to .6 give the same ones
 _STEP = re.compile(r"(?i)(?<![a-z])(?:checkpoint|ckpt|step|iter|epoch)[-_ .]?(\d{1,12})(?!\d)")
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a place says of when an adapter was saved.
+    """The training step at which an adapter was saved, as its path tells it.
 
     Args:
-        run: Names the run among others, such as the folder of its checkpoints.
-        number: The step; None for what lies in the run's folder itself: its end.
+        run: Identifies the run, such as the folder of its checkpoints.
+        number: The step; None for an adapter in the run's folder itself, its end.
         source: ``trainer_state`` or ``names``.
     """
 
@@ -53,16 +53,16 @@ class Step:
 
 @dataclass(frozen=True)
 class Run:
-    """Adapters of one beginning.
+    """Adapters of one training run, or with a common start.
 
     Args:
         members: Indices, in the order of the run; of a start ascending.
-        kind: ``run``, or ``start`` where nothing but the beginning is known to be common.
+        kind: ``run``, or ``start`` where only the initialization is known to be common.
         ordered_by: ``trainer_state``, ``names`` or ``growth``; None for a start.
         steps: The step of each, None where it is not known.
-        cosine: The least cosine of A of any two.
+        cosine: The smallest cosine of A of any two.
         monotone: Whether every member is farther from an earlier one the later it is. None for two.
-        how: All that in a sentence.
+        how: The evidence, in one line.
     """
 
     members: tuple[int, ...]
@@ -74,30 +74,30 @@ class Run:
     how: str
 
     def as_dict(self) -> dict[str, Any]:
-        """The same, for JSON."""
+        """The fields, for JSON."""
         steps = None if self.steps is None else list(self.steps)
         return {**asdict(self), "members": list(self.members), "steps": steps}
 
 
 def step_of(path: str | Path | None) -> Step | None:
-    """What an adapter's place says of its step; None where it says nothing."""
+    """Read an adapter's training step from its path or trainer state; None if neither has one."""
     if path is None:
         return None
-    place = Path(path)
-    folder = place if place.is_dir() else place.parent
+    location = Path(path)
+    folder = location if location.is_dir() else location.parent
     number = _trainer_step(folder)
-    for named in (place, place.parent):  # PEFT puts a named adapter below its checkpoint
+    for named in (location, location.parent):  # PEFT puts a named adapter below its checkpoint
         last = max(_STEP.finditer(named.name), key=lambda match: match.start(), default=None)
-        if last is None or (named != place and last[0] != named.name):
+        if last is None or (named != location and last[0] != named.name):
             continue  # a folder further up that has a number somewhere says nothing
         pattern = named.with_name(named.name[: last.start()] + "*" + named.name[last.end() :])
-        run = str(pattern if named == place else pattern / place.name)
+        run = str(pattern if named == location else pattern / location.name)
         if number is not None:
             return Step(run, number, "trainer_state")
         return Step(run, int(last[1]), "names")
     if number is not None:
         return Step(str(folder.parent / "*"), number, "trainer_state")
-    return Step(str(folder), None, "names") if folder == place else None
+    return Step(str(folder), None, "names") if folder == location else None
 
 
 def _trainer_step(folder: Path) -> int | None:
@@ -113,32 +113,33 @@ def _trainer_step(folder: Path) -> int | None:
 def runs_in(
     relations: Relations, steps: Sequence[Step | None], dtypes: Sequence[str] | None = None
 ) -> list[Run]:
-    """The runs and the common starts of a collection, in the order of their first members.
+    """The runs and common starts of a collection, in the order of their first members.
 
     Args:
-        steps: (N,) what is known of each one's place; see `step_of`.
-        dtypes: (N,) of the adapters' factors: exact copies alone make no common start.
+        relations: Of the N adapters.
+        steps: (N,) from each one's path; see `step_of`.
+        dtypes: (N,) of the adapters' factors; used to exclude groups of exact copies.
     """
     if relations.starts is None:
         return []
     cosines = cosines_of(relations.starts)
-    found = []
+    runs = []
     for members in components_of(cosines > COMMON):
-        waiting = set(members)
+        ungrouped = set(members)
         for group in _by_hints(members, steps):
             if len(group) > 1:
-                found.append(_named_run(relations, cosines, group, steps))
-                waiting -= set(group)
-        left = sorted(waiting)
-        if len(left) == len(members) and len(left) > 2 and (order := _growing(relations, left)):
-            found.append(_grown_run(cosines, order))
-        elif len(left) > 1 and not _all_copies(relations, left, dtypes):
-            found.append(_start(cosines, left))
-    return sorted(found, key=lambda run: min(run.members))
+                runs.append(_named_run(relations, cosines, group, steps))
+                ungrouped -= set(group)
+        rest = sorted(ungrouped)
+        if len(rest) == len(members) and len(rest) > 2 and (order := _growing(relations, rest)):
+            runs.append(_grown_run(cosines, order))
+        elif len(rest) > 1 and not _all_copies(relations, rest, dtypes):
+            runs.append(_start(cosines, rest))
+    return sorted(runs, key=lambda run: min(run.members))
 
 
 def _by_hints(members: Sequence[int], steps: Sequence[Step | None]) -> list[list[int]]:
-    """Those of one run by their places, in the order of their steps, the end last."""
+    """Group members into runs by their paths, in the order of their steps, the end last."""
     runs: Mapping[str, list[tuple[int, int]]] = defaultdict(list)
     for i in members:
         step = steps[i]
@@ -148,7 +149,7 @@ def _by_hints(members: Sequence[int], steps: Sequence[Step | None]) -> list[list
     groups = []
     for run, numbered in sorted(runs.items()):
         if len({number for number, _ in numbered}) < len(numbered):
-            continue  # two of one step: the places do not tell
+            continue  # two of one step: the paths do not tell the order
         end = ends.get(str(Path(run).parent))
         order = [i for _, i in sorted(numbered)]
         groups.append(order if end is None else [*order, end])
@@ -163,7 +164,7 @@ def _named_run(
     least = _least(cosines, order)
     monotone = _is_monotone(_distances(relations), order) if len(order) > 2 else None
     where = "trainer_state.json" if source == "trainer_state" else "their names"
-    words = {
+    remarks = {
         True: "; dW moves on from step to step",
         False: "; dW does not move on from step to step",
         None: "",
@@ -175,7 +176,7 @@ def _named_run(
         steps=tuple(None if hint is None else hint.number for hint in hints),
         cosine=least,
         monotone=monotone,
-        how=f"one A (cosine from {least:.2f}), steps from {where}{words[monotone]}",
+        how=f"one A (cosine from {least:.2f}), steps from {where}{remarks[monotone]}",
     )
 
 
@@ -210,20 +211,20 @@ def _least(cosines: Array, members: Sequence[int]) -> float:
 
 
 def _distances(relations: Relations) -> Array:
-    """(N, N) ``||dW_i - dW_j||``."""
-    own = relations.total.diagonal()
-    distances: Array = np.sqrt((own[:, None] + own - 2 * relations.total).clip(0))
+    """The distances ``||dW_i - dW_j||``, (N, N)."""
+    norms2 = relations.total.diagonal()
+    distances: Array = np.sqrt((norms2[:, None] + norms2 - 2 * relations.total).clip(0))
     return distances
 
 
 def _growing(relations: Relations, members: Sequence[int]) -> list[int] | None:
-    """The members from small to large dW, where that is the order of a run."""
+    """The members in ascending order of ``||dW||``, if distances grow along it; else None."""
     order = sorted(members, key=lambda i: (float(relations.norms[i]), i))
     return order if _is_monotone(_distances(relations), order) else None
 
 
 def _is_monotone(distances: Array, order: Sequence[int]) -> bool:
-    """Whether distances only grow with the way in this order, seen from every member."""
+    """Whether, from every member, distances grow along this order in both directions."""
     along = distances[np.ix_(order, order)]
     return all(
         bool((np.diff(along[i, i:]) > 0).all()) and bool((np.diff(along[i, : i + 1]) < 0).all())
@@ -232,7 +233,7 @@ def _is_monotone(distances: Array, order: Sequence[int]) -> bool:
 
 
 def _all_copies(relations: Relations, members: Sequence[int], dtypes: Sequence[str] | None) -> bool:
-    """Whether all of them are one adapter."""
+    """Whether all of them are copies of one adapter, up to rounding."""
     if relations.difference is None:
         return False
     allowed = rounding_of(dtypes or ["F32"] * len(relations))[list(members)].max()

@@ -1,8 +1,9 @@
-"""How adapters relate: similarity, clusters, differences, outliers, coverage by a subspace.
+"""Compare adapters: differences, outliers, duplicates and runs, as plain dictionaries.
 
 Every figure is on the weight change that the model sees, ``dW = scale * B @ A``, and on exact
 inner products of it; A and B apart depend on the gauge ``(B G, G^-1 A)``: an adapter and its
-twin ``(-B, -A)`` are the same. ``space="factors"`` gives the first library's arithmetic.
+twin ``(-B, -A)`` are the same. ``space="factors"`` gives the arithmetic of vLoRA, called *the first
+library* below (docs/mathematics.md#relations).
 
 Adapters are `LoRAWeights` or `AdapterSource`s. A module that one of them lacks counts as zero.
 """
@@ -85,7 +86,7 @@ def adapter_diff(
 
 
 def diff_total(diff: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """The figures of `adapter_diff` (of weight changes) over all modules together."""
+    """Combine the figures of `adapter_diff` (of weight changes) over all modules."""
     total = {
         key: math.sqrt(math.fsum(measures[key] ** 2 for measures in diff.values()))
         for key in ("l2_distance", "norm_a", "norm_b")
@@ -117,7 +118,7 @@ def _ratios(distance: float, inner: float, norm_a: float, norm_b: float) -> dict
 
 
 def _factor_measures(sources: Sequence[AdapterSource], module: str) -> dict[str, float]:
-    """The first library's two figures of one module: of its A and B laid end to end."""
+    """The first library's two figures of one module, on A and B concatenated."""
     same_factor_shapes(sources, module)
     x, y = (torch.cat([t.double().flatten() for t in s.read(module)]) for s in sources)
     norm_x, norm_y = float(x.norm()), float(y.norm())
@@ -131,7 +132,7 @@ def _factor_measures(sources: Sequence[AdapterSource], module: str) -> dict[str,
 def find_outliers(
     adapters: Sequence[Adapter], threshold: float = THRESHOLD
 ) -> list[dict[str, Any]]:
-    """Adapters that stand apart from the rest, by the size or the direction of their effect.
+    """Find adapters whose change differs from all others in size or direction.
 
     Over all modules and in each family of modules (all ``q_proj``), ``log ||dW||`` and the mean
     cosine similarity to the others are held against the median and the median absolute deviation
@@ -140,26 +141,29 @@ def find_outliers(
     both ways, similarity only when it is low.
 
     Args:
-        adapters: With fewer than three, none can stand apart.
+        adapters: With fewer than three, none can be an outlier.
         threshold: In standard deviations of a normal variable, corrected for the size of the
-            collection and for all that is looked at: 2 means that 4.6 % of collections without any
+            collection and for the number of tests: 2 means that 4.6 % of collections without any
             outlier would show one; see `vlora_engine.analysis.outliers`.
 
     Returns:
         One dict for each outlier, in order: ``index``; ``distance`` of dW from the mean dW;
         ``z_score``, that of its strongest reason; that reason's ``family`` (None: all modules),
         ``feature`` (``"norm"`` or ``"similarity"``), ``value`` and ``typical``; ``norm`` and
-        ``mean_similarity`` of the whole; ``reasons``, all of them in the same words.
+        ``mean_similarity`` of the whole; ``reasons``, all of them with the same keys.
+
+    Raises:
+        ParameterError: A threshold that is not positive.
     """
     if not threshold > 0:
         raise ParameterError("The threshold is positive.", found=str(threshold))
     if len(adapters) < 3:
         return []
-    return [found.as_dict() for found in outliers_in(relate(adapters), threshold)]
+    return [outlier.as_dict() for outlier in outliers_in(relate(adapters), threshold)]
 
 
 def outliers_of(gram: Tensor, threshold: float = THRESHOLD) -> list[dict[str, Any]]:
-    """`find_outliers` from the (N, N) inner products, over all modules together."""
+    """Find outliers from inner products (N, N) over all modules; see `find_outliers`."""
     return outliers_of_array(gram.detach().cpu().double().numpy(), threshold)
 
 
@@ -167,7 +171,7 @@ def outliers_of(gram: Tensor, threshold: float = THRESHOLD) -> list[dict[str, An
 
 
 def find_duplicates(adapters: Sequence[Adapter]) -> list[dict[str, Any]]:
-    """Adapters that are the same: bit for bit, in their effect, or but for their strength.
+    """Find adapters that are the same: bit for bit, in their effect, or up to strength.
 
     Returns:
         One dict for each group: ``members`` (indices); ``kind`` (``"identical"``, ``"same change"``
@@ -181,17 +185,19 @@ def find_duplicates(adapters: Sequence[Adapter]) -> list[dict[str, Any]]:
 
 
 def duplicates_among(sources: Sequence[AdapterSource], relations: Relations) -> list[Duplicates]:
-    """The same, of adapters whose relations are known; reads again only those that are the same."""
+    """Find duplicates from known relations; reads again only adapters that seem the same."""
     dtypes = [coarsest(shape.dtype for shape in source.modules.values()) for source in sources]
     groups = duplicates_in(relations, dtypes)
-    still = [i for i in range(len(sources)) if relations.norms[i] == 0]
-    alike = {i for group in groups if group.kind != "multiple" for i in group.members} | {*still}
-    digests = [source.digest() if i in alike else str(i) for i, source in enumerate(sources)]
-    return duplicates_in(relations, dtypes, digests) if alike else groups
+    without_effect = [i for i in range(len(sources)) if relations.norms[i] == 0]
+    candidates = {i for group in groups if group.kind != "multiple" for i in group.members} | {
+        *without_effect
+    }
+    digests = [source.digest() if i in candidates else str(i) for i, source in enumerate(sources)]
+    return duplicates_in(relations, dtypes, digests) if candidates else groups
 
 
 def find_runs(adapters: Sequence[Adapter]) -> list[dict[str, Any]]:
-    """Adapters of one training run, in its order, and those that merely began alike.
+    """Find adapters of one training run, in its order, and those with a common start.
 
     Returns:
         One dict for each group, see `vlora_engine.analysis.checkpoints.Run`: ``members`` (indices),
@@ -203,6 +209,6 @@ def find_runs(adapters: Sequence[Adapter]) -> list[dict[str, Any]]:
 
 
 def runs_among(sources: Sequence[AdapterSource], relations: Relations) -> list[Run]:
-    """The same, of adapters whose relations are known."""
+    """Find runs and common starts from known relations."""
     dtypes = [coarsest(shape.dtype for shape in source.modules.values()) for source in sources]
     return runs_in(relations, [step_of(source.path) for source in sources], dtypes)

@@ -1,8 +1,9 @@
-"""Which adapters are the same, by what they do and not by how they are stored; numpy alone.
+"""Find adapters with the same weight change, however it is stored; no torch.
 
 Two adapters are the same change if in *every* module their dW differ by no more than the rounding
 of what they are stored in: another gauge ``(B G, G^-1 A)``, another split of the scale or another
-dtype then makes no difference, and a near-copy that was trained a little further does.
+dtype then makes no difference, and a near-copy that was trained a little further does
+(docs/mathematics.md#duplicates).
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from vlora_engine.analysis.relations import (
 
 Sameness = Literal["identical", "same change", "multiple"]
 
-# Rounding moves every number of A and of B by up to u relative, and so dW by about u in all; twice
-# that is allowed, and of fp32 enough for a gauge that is not well conditioned. Inner products in
-# fp64 tell differences from 1e-7 on.
+# u, the rounding unit. Rounding moves every number of A and of B by up to u relative, and so dW by
+# about u in all; twice that is allowed. In fp32 the floor leaves room for an ill-conditioned gauge;
+# inner products in fp64 resolve differences from 1e-7 on.
 _UNIT = {"F16": 2.0**-11, "BF16": 2.0**-8, "F8_E4M3": 2.0**-4, "F8_E5M2": 2.0**-3}
 _FINEST = 1e-6
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """Adapters of which each is the other.
+    """A group of adapters that are the same.
 
     Args:
         members: Their indices, ascending.
@@ -48,7 +49,7 @@ class Duplicates:
     factors: tuple[float, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """The same, for JSON."""
+        """The fields, for JSON."""
         return {
             **asdict(self),
             "members": list(self.members),
@@ -57,12 +58,15 @@ class Duplicates:
 
 
 def coarsest(dtypes: Iterable[str]) -> str:
-    """Of the dtypes of an adapter's factors the one that rounds most."""
+    """The dtype with the largest rounding unit among those of an adapter's factors."""
     return max(sorted(dtypes), key=lambda dtype: _UNIT.get(dtype, 0.0), default="F32")
 
 
 def rounding_of(dtypes: Sequence[str]) -> Array:
-    """(N,) up to which relative difference of dW adapters of these dtypes count as the same."""
+    """The relative difference of dW up to which adapters of these dtypes are the same, (N,).
+
+    ``max(1e-6, 2 u)`` with u the rounding unit.
+    """
     return np.array([max(_FINEST, 2 * _UNIT.get(dtype, 0.0)) for dtype in dtypes])
 
 
@@ -71,10 +75,11 @@ def duplicates_in(
 ) -> list[Duplicates]:
     """The duplicates of a collection, in the adapters' order.
 
-    An adapter without effect is nobody's duplicate unless they are identical.
+    An adapter without effect counts as a duplicate only where files are identical.
 
     Args:
-        dtypes: (N,) the coarsest dtype of each one's factors, in safetensors' words.
+        relations: Of the N adapters.
+        dtypes: (N,) the coarsest dtype of each one's factors, under safetensors' name.
         digests: (N,) the sha256 of each one's content, to tell identical ones.
     """
     if relations.difference is None or relations.turn is None:
@@ -82,23 +87,23 @@ def duplicates_in(
     rounding = rounding_of(dtypes)
     allowed = np.maximum.outer(rounding, rounding)
     acts = relations.norms > 0
-    acting = np.logical_and.outer(acts, acts)
-    same = (relations.difference <= allowed) & acting
+    both_act = np.logical_and.outer(acts, acts)
+    same = (relations.difference <= allowed) & both_act
     if digests is not None:
         same |= _equal(digests)
-    found = [
+    groups = [
         _group(relations, members, relations.difference, digests)
         for members in components_of(same)
         if len(members) > 1
     ]
     first = [min(members) for members in components_of(same)]
-    multiple = _multiples(relations, allowed) & acting & ~same
-    others = multiple[np.ix_(first, first)]  # of those that are the same, one stands for all
+    multiple = _multiples(relations, allowed) & both_act & ~same
+    others = multiple[np.ix_(first, first)]  # of adapters that are the same, one stands for all
     for members in components_of(others):
         if len(members) > 1:
             chosen = [first[i] for i in members]
-            found.append(_group(relations, chosen, relations.turn, None, "multiple"))
-    return sorted(found, key=lambda group: group.members)
+            groups.append(_group(relations, chosen, relations.turn, None, "multiple"))
+    return sorted(groups, key=lambda group: group.members)
 
 
 def _identical(relations: Relations, digests: Sequence[str] | None) -> list[Duplicates]:
@@ -112,28 +117,28 @@ def _identical(relations: Relations, digests: Sequence[str] | None) -> list[Dupl
 
 
 def _equal(digests: Sequence[str]) -> Array:
-    words = np.array(digests, dtype=object)
-    equal: Array = np.equal.outer(words, words).astype(bool)
+    values = np.array(digests, dtype=object)
+    equal: Array = np.equal.outer(values, values).astype(bool)
     return equal
 
 
 def _multiples(relations: Relations, allowed: Array) -> Array:
-    """Who points where another does in every module, at one ratio of lengths in all families."""
+    """Which pairs (N, N) are parallel in every module, with one ratio of norms in all families."""
     assert relations.turn is not None  # noqa: S101
-    alike: Array = relations.turn <= allowed
+    parallel: Array = relations.turn <= allowed
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = np.divide.outer(relations.norms, relations.norms)
         for gram in relations.families.values():
             norms = norms_of(gram)
-            own = np.divide.outer(norms, norms)
-            alike &= (np.abs(own / ratio - 1) <= allowed) | ~(own > 0)
-    return alike
+            family_ratio = np.divide.outer(norms, norms)
+            parallel &= (np.abs(family_ratio / ratio - 1) <= allowed) | ~(family_ratio > 0)
+    return parallel
 
 
 def _group(
     relations: Relations,
     members: Sequence[int],
-    apart: Array,
+    distances: Array,
     digests: Sequence[str] | None,
     kind: Sameness = "same change",
 ) -> Duplicates:
@@ -143,6 +148,6 @@ def _group(
     return Duplicates(
         members=tuple(members),
         kind=kind,
-        difference=float(apart[np.ix_(members, members)].max()),
+        difference=float(distances[np.ix_(members, members)].max()),
         factors=tuple((norms / norms[0]).tolist()) if norms[0] > 0 else (1.0,) * len(members),
     )

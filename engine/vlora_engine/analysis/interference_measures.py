@@ -1,18 +1,18 @@
-"""How adapters would get into each other's way if they were merged, pair by pair.
+"""Measure how adapters would interfere if they were merged, pair by pair.
 
-Every figure is on ``dW_i = U_i S_i V_i^T`` and the same for every gauge ``(B G, G^-1 A)``, for any
-size of an adapter, and whatever other adapters are looked at:
+Every figure is on ``dW_i = U_i S_i V_i^T``. It does not depend on the gauge ``(B G, G^-1 A)``, the
+size of an adapter or the other adapters of the collection (docs/mathematics.md#interference):
 
 - ``cosine`` of dW_i and dW_j;
 - ``writes``: the share of i's energy in j's output space, ``||U_j^T dW_i||^2 / ||dW_i||^2``;
 - ``reads``: the same of the input space, ``||dW_i V_j||^2 / ||dW_i||^2``;
-- ``overlap``: the share in both, ``||U_j^T dW_i V_j||^2 / ||dW_i||^2``: what of i the other one can
-  touch at all. These three are shares of i: row i, column j; their matrices are not symmetric;
+- ``overlap``: the share in both, ``||U_j^T dW_i V_j||^2 / ||dW_i||^2``, the part of i that j can
+  affect at all. These three are shares of i: row i, column j; their matrices are not symmetric;
 - ``sign_conflict``: ``<dW_i, dW_j>`` is the sum over singular directions a of i and b of j of
   ``t_ab = S_i[a] S_j[b] (U_i[a] . U_j[b]) (V_i[a] . V_j[b])``; the conflict is the share of
-  ``sum |t_ab|`` with a negative sign. 0 where all that is common pulls one way, 1 where all of it
-  is opposed, 0 where nothing is common. Directions are meant to be those of the adapters
-  themselves, so that it is defined where the singular values of each of the two differ.
+  ``sum |t_ab|`` with a negative sign: 0 where everything common has one sign or nothing is common,
+  1 where all of it is opposed. It is defined where the singular values of each adapter differ, so
+  that its directions are unique.
 
 Over several modules numerators and denominators are summed; a module that an adapter lacks counts
 as zero.
@@ -34,7 +34,7 @@ from vlora_engine.linalg.low_rank import canonical_svd_batch
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback, map_ordered
 
 _BLOCK_ROWS = 512  # singular directions of one block: 33 MB of fp64 a block at d = 4096 + 4096
-_NOTHING = 1e-12  # of the two norms: below it what is common is rounding
+_NOTHING = 1e-12  # of the product of the two norms: below it what is common is rounding
 
 MEASURES = {
     "cosine": "cosine of the two dW",
@@ -47,7 +47,7 @@ MEASURES = {
 
 @dataclass(frozen=True)
 class Interference:
-    """The matrices (N, N) in fp64; `MEASURES` says what each holds. ``norms`` (N,) are ||dW_i||."""
+    """The interference of N adapters: (N, N) fp64 each, see `MEASURES`; ``norms`` (N,) ||dW_i||."""
 
     cosine: Tensor
     writes: Tensor
@@ -63,7 +63,7 @@ class Interference:
 
 @dataclass
 class _Sums:
-    """What is summed over modules, (n, n) each: the diagonal of ``inner`` is ||dW||^2."""
+    """Sums over modules, (n, n) each; the diagonal of ``inner`` is ||dW||^2."""
 
     inner: Tensor
     writes: Tensor
@@ -83,7 +83,7 @@ def interference(
     progress: ProgressCallback | None = None,
     cancelled: CancelCheck | None = None,
 ) -> Interference:
-    """Measure every pair of adapters, module by module, in one pass.
+    """Measure the interference of every pair of adapters, module by module, in one pass.
 
     A module's singular directions are held in blocks of 512: each adapter is read once where all
     of them fit one block, and once per block otherwise; memory does not grow with the collection.
@@ -101,12 +101,12 @@ def interference(
         )
     holders = modules_of(sources)
 
-    def one(module: str) -> _Sums:
+    def measure(module: str) -> _Sums:
         return _of_module(sources, holders[module], module)
 
     total = _Sums.zeros(len(sources))
     results = map_ordered(
-        one, list(holders), stage="interference", progress=progress, cancelled=cancelled
+        measure, list(holders), stage="interference", progress=progress, cancelled=cancelled
     )
     for module, sums in zip(holders, results, strict=True):
         at = torch.tensor(holders[module])
@@ -116,18 +116,19 @@ def interference(
 
 
 def _shares(total: _Sums) -> Interference:
+    """Divide the sums: energies by ||dW_i||^2, opposed terms by all terms."""
     norm2 = total.inner.diagonal().clamp(min=0)
     norms = norm2.sqrt()
-    own = torch.where(norm2 > 0, 1 / norm2, torch.zeros_like(norm2))[:, None]
+    inverse = torch.where(norm2 > 0, 1 / norm2, torch.zeros_like(norm2))[:, None]
     both = norms[:, None] * norms
-    lively = total.common > _NOTHING * both
-    nothing = torch.zeros_like(both)
+    nonzero = total.common > _NOTHING * both
+    zeros = torch.zeros_like(both)
     return Interference(
-        cosine=torch.where(both > 0, total.inner / both, nothing).clamp(-1, 1),
-        writes=(total.writes * own).clamp(0, 1),
-        reads=(total.reads * own).clamp(0, 1),
-        overlap=(total.overlap * own).clamp(0, 1),
-        sign_conflict=torch.where(lively, total.opposed / total.common, nothing).clamp(0, 1),
+        cosine=torch.where(both > 0, total.inner / both, zeros).clamp(-1, 1),
+        writes=(total.writes * inverse).clamp(0, 1),
+        reads=(total.reads * inverse).clamp(0, 1),
+        overlap=(total.overlap * inverse).clamp(0, 1),
+        sign_conflict=torch.where(nonzero, total.opposed / total.common, zeros).clamp(0, 1),
         norms=norms,
     )
 
@@ -153,22 +154,22 @@ _Directions = tuple[Tensor, Tensor, Tensor]  # U (n, d_out, q), S (n, q), V (n, 
 def _add_pairs(
     sums: _Sums, rows: range, first: _Directions, columns: range, second: _Directions
 ) -> None:
-    """Fill the block (rows, columns) of every sum."""
+    """Fill the block (rows, columns) of every sum: n adapters of q directions, m of p."""
     out = _products(first[0], second[0])  # [n, m, q, p]
-    into = _products(first[2], second[2])
+    into = _products(first[2], second[2])  # V_i^T V_j
     S, T = first[1][:, None, :, None], second[1][None, :, None, :]  # [n, 1, q, 1], [1, m, 1, p]
     at = slice(rows.start, rows.stop), slice(columns.start, columns.stop)
-    common = S * T * out * into
-    sums.inner[at] = common.sum(dim=(-2, -1))
-    sums.common[at] = common.abs().sum(dim=(-2, -1))
-    sums.opposed[at] = common.clamp(max=0).abs().sum(dim=(-2, -1))
+    terms = S * T * out * into  # t_ab, whose sum is <dW_i, dW_j>
+    sums.inner[at] = terms.sum(dim=(-2, -1))
+    sums.common[at] = terms.abs().sum(dim=(-2, -1))
+    sums.opposed[at] = terms.clamp(max=0).abs().sum(dim=(-2, -1))
     sums.writes[at] = (S * out).square().sum(dim=(-2, -1))
     sums.reads[at] = (S * into).square().sum(dim=(-2, -1))
     sums.overlap[at] = ((S * out).mT @ into).square().sum(dim=(-2, -1))
 
 
 def _products(x: Tensor, y: Tensor) -> Tensor:
-    """Of (n, d, q) and (m, d, p) all inner products of columns, (n, m, q, p)."""
+    """All inner products of the columns of (n, d, q) and (m, d, p): (n, m, q, p)."""
     n, d, q = x.shape
     m, _, p = y.shape
     flat = x.mT.reshape(n * q, d) @ y.mT.reshape(m * p, d).T  # [n q, m p]
@@ -178,7 +179,7 @@ def _products(x: Tensor, y: Tensor) -> Tensor:
 def _directions(
     sources: Sequence[AdapterSource], owners: Sequence[int], module: str
 ) -> _Directions:
-    """The canonical directions of some adapters, those of smaller rank filled up with zeros."""
+    """The canonical SVDs of some adapters, those of smaller rank padded with zeros."""
     pairs = [sources[i].read(module) for i in owners]
     rank = max(a.shape[0] for a, _ in pairs)
     a = torch.stack([_filled(pair[0].double(), rank, 0) for pair in pairs])  # [n, r, d_in]
@@ -203,6 +204,6 @@ def _filled(side: Tensor, rank: int, dim: int) -> Tensor:
 
 
 def _blocks(ranks: Sequence[int]) -> list[range]:
-    """Consecutive adapters of about `_BLOCK_ROWS` directions together."""
+    """Divide adapters into blocks of about `_BLOCK_ROWS` directions together."""
     size = max(1, _BLOCK_ROWS // max(1, *ranks))
     return [range(i, min(i + size, len(ranks))) for i in range(0, len(ranks), size)]

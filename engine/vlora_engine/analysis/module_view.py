@@ -1,6 +1,7 @@
-"""One module looked at closely: the singular values of its dW, and what two adapters share there.
+"""Describe one module of an adapter in detail, or compare it between two adapters.
 
-Everything follows from the thin SVD ``dW = U diag(S) V^T``, so nothing depends on the gauge.
+Everything follows from the thin SVD ``dW = U diag(S) V^T``, so nothing depends on the gauge
+(docs/mathematics.md#canonical-form).
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ Changes = tuple[Tensor, Tensor, Tensor]  # U (d_out, q), S (q,), V (d_in, q)
 
 
 def module_portrait(adapter: Adapter, module: str) -> dict[str, Any]:
-    """What one module of an adapter does.
+    """Describe the weight change of one module: norm, singular values and ranks.
 
     Returns:
         ``d_in``, ``d_out``, ``rank`` as stored, ``scale``, ``dtype``; ``norm``, ``||dW||``;
-        ``singular_values`` of dW, descending; ``numerical_rank``, how many there are;
+        ``singular_values`` of dW, descending; ``numerical_rank``, their number;
         ``stable_rank``, ``||dW||^2 / S_1^2``; ``effective_rank``, the exponential of the entropy
         of the shares ``S_j^2 / ||dW||^2`` (Roy and Vetterli 2007 take S_j's own shares); both are
         0 where dW is zero.
@@ -39,16 +40,16 @@ def module_portrait(adapter: Adapter, module: str) -> dict[str, Any]:
 
 
 def module_comparison(first: Adapter, second: Adapter, module: str) -> dict[str, Any]:
-    """What two adapters do in one module, and how much of it is the same.
+    """Compare one module of two adapters: cosine, difference, principal angles, common energy.
 
     Returns:
-        ``a`` and ``b``, their portraits; ``cosine`` of the two dW; ``relative_difference``,
+        ``a`` and ``b``, as `module_portrait`; ``cosine`` of the two dW; ``relative_difference``,
         ``||dW_a - dW_b|| / ||dW_a||`` (over ``||dW_b||`` where dW_a is zero); ``angles_in`` and
         ``angles_out``, the cosines of the principal angles between the row and the column spaces,
-        descending; ``a_in_b`` and ``b_in_a``, the share of the one's ``||dW||^2`` that lies within
-        both spaces of the other; ``directions``, per singular direction of the first (the
-        strongest `DIRECTIONS`) ``|<u_i v_i^T, u_j v_j^T>|`` of the second's most alike and its
-        number ``j``.
+        descending (Bjoerck and Golub 1973); ``a_in_b`` and ``b_in_a``, the share of the one's
+        ``||dW||^2`` that lies within both spaces of the other; ``directions``, for each of the
+        strongest `DIRECTIONS` singular directions i of the first the largest
+        ``|<u_i v_i^T, u_j v_j^T>|`` with a direction of the second, and its number ``j``.
 
     Raises:
         NotFoundError: One of them has no such module.
@@ -81,7 +82,7 @@ def module_comparison(first: Adapter, second: Adapter, module: str) -> dict[str,
     }
 
 
-DIRECTIONS = 16
+DIRECTIONS = 16  # singular directions of the first that are compared
 
 
 def _changes(source: AdapterSource, module: str) -> Changes:
@@ -124,13 +125,13 @@ def _norm(S: Tensor) -> float:
 
 
 def _cosines(products: Tensor) -> list[float]:
-    """The cosines of the principal angles between two orthonormal bases, from U^T U2."""
+    """The cosines of the principal angles of two orthonormal bases: the SVD of ``U^T U2``."""
     values: list[float] = torch.linalg.svdvals(products).clamp(0, 1).tolist()
     return values
 
 
 def _within(S: Tensor, out: Tensor, within: Tensor) -> float:
-    """The share of ``||U S V^T||^2`` that both projections onto the other's spaces leave."""
+    """The share of ``||U S V^T||^2`` left after projecting on both spaces of the other."""
     energy = float(S.square().sum())
     if not energy:
         return 0.0
@@ -138,10 +139,11 @@ def _within(S: Tensor, out: Tensor, within: Tensor) -> float:
     return min(1.0, float(left.square().sum()) / energy)
 
 
-def _alike(alike: Tensor) -> list[dict[str, Any]]:
-    if not alike.numel():
+def _alike(products: Tensor) -> list[dict[str, Any]]:
+    """For each of the first's strongest directions the most similar one of the second."""
+    if not products.numel():
         return []
-    best = alike[:DIRECTIONS].max(dim=1)
+    best = products[:DIRECTIONS].max(dim=1)
     return [
         {"j": int(j), "alike": float(value)}
         for value, j in zip(best.values, best.indices, strict=True)

@@ -1,9 +1,8 @@
-"""How adapters relate, from the inner products of their weight changes; numpy alone.
+"""The relations of N adapters as (N, N) matrices, with clusters and an order from them; no torch.
 
-One pass over the modules of a collection sums up `Relations`: a few (N, N) matrices, from which
-similarity, clusters, outliers (`outliers`), duplicates (`duplicates`) and runs of checkpoints
-(`checkpoints`) follow without a weight at hand. The spectra hold them, so that whoever reads them
-needs no torch.
+One pass over the modules of a collection sums up `Relations`, from which similarity, clusters,
+outliers (`outliers`), duplicates (`duplicates`) and runs of checkpoints (`checkpoints`) follow
+without reading weights again. Spectra store them (docs/mathematics.md#relations).
 """
 
 from __future__ import annotations
@@ -26,18 +25,19 @@ _DIGITS = 9  # of cosines: those that differ later are equal, whatever machine s
 
 @dataclass(frozen=True)
 class Relations:
-    """Inner products of N adapters, and how far every two of them are apart.
+    """Inner products and differences of N adapters.
 
     A module that an adapter lacks counts as a change of zero.
 
     Args:
         total: (N, N) fp64 ``<dW_i, dW_j>`` over all modules.
-        families: Per family of modules the same over its modules.
-        holders: Per family (N,) bool: who has a module of it.
-        starts: (N, N) ``<A_i, A_j>`` of the factors as stored, over modules of equal rank: A keeps
-            much of what training began with. None where it is not known.
-        difference: (N, N) the largest of all modules' ``||dW_i - dW_j|| / max ||dW||``.
-        turn: (N, N) the same of the changes scaled to length 1: how far apart their directions are.
+        families: By family of modules the same over its modules.
+        holders: By family (N,) bool, which adapters have a module of it.
+        starts: (N, N) ``<A_i, A_j>`` of the factors as stored, over modules of equal rank: A stays
+            close to its initialization. None where it is not known.
+        difference: (N, N) the largest over modules of
+            ``||dW_i - dW_j|| / max(||dW_i||, ||dW_j||)``.
+        turn: (N, N) the same of the changes scaled to norm 1, ``sqrt(2 - 2 cos_ij)``.
     """
 
     total: Array
@@ -52,53 +52,53 @@ class Relations:
 
     @property
     def norms(self) -> Array:
-        """(N,) ``||dW||``."""
+        """The norms ``||dW_i||`` over all modules, (N,)."""
         return norms_of(self.total)
 
     def only(self, members: Sequence[int]) -> Relations:
-        """Those of some adapters, in this order."""
+        """The relations of some adapters, in this order."""
         at = np.ix_(members, members)
         chosen = np.asarray(members, dtype=np.int64)
 
         def cut(matrix: Array | None) -> Array | None:
             return None if matrix is None else matrix[at]
 
-        holders = {name: held[chosen] for name, held in self.holders.items()}
+        holders = {name: present[chosen] for name, present in self.holders.items()}
         return Relations(
             total=self.total[at],
             families={n: gram[at] for n, gram in self.families.items() if holders[n].any()},
-            holders={name: held for name, held in holders.items() if held.any()},
+            holders={name: present for name, present in holders.items() if present.any()},
             starts=cut(self.starts),
             difference=cut(self.difference),
             turn=cut(self.turn),
         )
 
     def arrays(self) -> dict[str, Array]:
-        """What a file keeps of them: all but the total in fp32."""
-        kept: dict[str, Array] = {"version": np.array([VERSION], dtype=np.int32)}
-        kept["inner"] = self.total
+        """The arrays that are stored in a file: all but the total in fp32."""
+        arrays: dict[str, Array] = {"version": np.array([VERSION], dtype=np.int32)}
+        arrays["inner"] = self.total
         for name in ("starts", "difference", "turn"):
             matrix = getattr(self, name)
             if matrix is not None:
-                kept[name] = matrix.astype(np.float32)
+                arrays[name] = matrix.astype(np.float32)
         for name, gram in self.families.items():
-            kept[f"{_FAMILY}{name}"] = gram.astype(np.float32)
-            kept[f"holders.{name}"] = self.holders[name].astype(np.uint8)
-        return kept
+            arrays[f"{_FAMILY}{name}"] = gram.astype(np.float32)
+            arrays[f"holders.{name}"] = self.holders[name].astype(np.uint8)
+        return arrays
 
     @classmethod
-    def of_arrays(cls, kept: Mapping[str, Array]) -> Relations:
-        """From what a file keeps; of an older or a newer version the total alone."""
-        if not is_current(kept):
-            return cls(kept["inner"])
-        names = [key.removeprefix(_FAMILY) for key in kept if key.startswith(_FAMILY)]
+    def of_arrays(cls, arrays: Mapping[str, Array]) -> Relations:
+        """The relations from stored arrays; of another version only the total."""
+        if not is_current(arrays):
+            return cls(arrays["inner"])
+        names = [key.removeprefix(_FAMILY) for key in arrays if key.startswith(_FAMILY)]
         return cls(
-            total=kept["inner"],
-            families={n: kept[f"{_FAMILY}{n}"].astype(np.float64) for n in names},
-            holders={n: kept[f"holders.{n}"].astype(bool) for n in names},
-            starts=kept.get("starts"),
-            difference=kept.get("difference"),
-            turn=kept.get("turn"),
+            total=arrays["inner"],
+            families={n: arrays[f"{_FAMILY}{n}"].astype(np.float64) for n in names},
+            holders={n: arrays[f"holders.{n}"].astype(bool) for n in names},
+            starts=arrays.get("starts"),
+            difference=arrays.get("difference"),
+            turn=arrays.get("turn"),
         )
 
 
@@ -109,11 +109,11 @@ def is_current(kept: Mapping[str, Array]) -> bool:
 
 
 class RelationsSum:
-    """Adds up `Relations` module by module; holds the (N, N) matrices and nothing else.
+    """Adds up `Relations` module by module, in the memory of a few (N, N) matrices.
 
     Args:
         count: N.
-        modules: All modules there will be.
+        modules: All modules that will be added.
     """
 
     def __init__(self, count: int, modules: Iterable[str]) -> None:
@@ -129,8 +129,10 @@ class RelationsSum:
         """Add one module.
 
         Args:
-            at: (n,) which adapters have it.
-            gram: (n, n) their ``<dW_i, dW_j>``. starts: (n, n) their ``<A_i, A_j>``.
+            module: Its name.
+            at: (n,) the indices of the adapters that have it.
+            gram: (n, n) their ``<dW_i, dW_j>``.
+            starts: (n, n) their ``<A_i, A_j>``.
         """
         rows, family = np.asarray(at, dtype=np.int64), self._family[module]
         block = np.ix_(rows, rows)
@@ -142,16 +144,16 @@ class RelationsSum:
         norms = norms_of(whole)
         larger = np.maximum.outer(norms, norms)
         squared = np.add.outer(norms**2, norms**2) - 2 * whole
-        distance = np.sqrt(squared.clip(0))
+        distance = np.sqrt(squared.clip(0))  # ||dW_i - dW_j||
         np.divide(distance, larger, out=distance, where=larger > 0)
         np.maximum(self._difference, distance, out=self._difference)
-        # one that does nothing here is at a right angle to all but its like
+        # An adapter whose dW is zero here is orthogonal to all but those whose dW is zero, too.
         unlike = np.not_equal.outer(norms > 0, norms > 0) | (np.multiply.outer(norms, norms) > 0)
         angle = np.sqrt((2 - 2 * _ratios(whole, norms)).clip(0), where=unlike, out=whole * 0)
         np.maximum(self._turn, angle, out=self._turn)
 
     def relations(self) -> Relations:
-        """What was added so far."""
+        """The relations over the modules added so far."""
         for matrix in (self._difference, self._turn):
             np.fill_diagonal(matrix, 0.0)
         return Relations(
@@ -165,13 +167,13 @@ class RelationsSum:
 
 
 def norms_of(gram: Array) -> Array:
-    """(N,) norms from inner products (N, N)."""
+    """The norms (N,) from inner products (N, N)."""
     norms: Array = np.sqrt(gram.diagonal().clip(0))
     return norms
 
 
 def cosines_of(gram: Array) -> Array:
-    """Cosines (N, N) from inner products, 1 on the diagonal; a zero dW is like no other."""
+    """The cosines (N, N) from inner products; 1 on the diagonal, 0 beside a zero dW."""
     matrix = _ratios(gram, norms_of(gram))
     np.fill_diagonal(matrix, 1.0)
     return matrix
@@ -184,62 +186,76 @@ def _ratios(gram: Array, norms: Array) -> Array:
 
 
 def clusters_of(cosines: Array, threshold: float) -> list[list[int]]:
-    """Indices grouped so that every two of a cluster are at least ``threshold`` alike.
+    """Cluster N adapters so that every two of a cluster have at least this cosine.
 
-    Complete linkage: the two clusters whose least alike members are most alike are joined first,
-    while those are alike enough. The order of the adapters changes nothing, ties apart. Costs N^2
-    (chains of nearest neighbours: Benzecri 1982, Murtagh 1983). Every index is in one cluster.
+    Complete linkage: the two clusters whose least similar members are most similar are merged
+    first, while that similarity reaches ``threshold``. The adapters' order has no effect except in
+    exact ties. N^2 steps, by chains of nearest neighbours (Benzecri 1982, Murtagh 1983;
+    docs/mathematics.md#similarity-and-clusters).
+
+    Args:
+        cosines: (N, N).
+        threshold: The smallest cosine within a cluster.
+
+    Returns:
+        The clusters as ascending indices; every index is in one.
     """
     n = len(cosines)
     threshold = round(threshold, _DIGITS)
-    alike = np.round(np.array(cosines, dtype=np.float64), _DIGITS)
-    np.fill_diagonal(alike, -np.inf)
+    similarity = np.round(np.array(cosines, dtype=np.float64), _DIGITS)
+    np.fill_diagonal(similarity, -np.inf)
     clusters = {i: [i] for i in range(n)}
-    waiting, chain = list(range(n)), list[int]()
-    while waiting or chain:
+    unvisited, chain = list(range(n)), list[int]()
+    while unvisited or chain:
         if not chain:
-            first = waiting.pop(0)
+            first = unvisited.pop(0)
             chain += [first] if first in clusters else []
             continue
         last = chain[-1]
-        nearest = int(alike[last].argmax())
-        if len(chain) > 1 and alike[last, chain[-2]] >= alike[last, nearest]:
-            nearest = chain[-2]  # of equals whoever led here, so that the chain ends
-        best = alike[last, nearest]
-        if best < threshold:  # joining makes no two clusters more alike: it stays as it is
+        nearest = int(similarity[last].argmax())
+        if len(chain) > 1 and similarity[last, chain[-2]] >= similarity[last, nearest]:
+            nearest = chain[-2]  # in a tie the one before in the chain, so that the chain ends
+        best = similarity[last, nearest]
+        if best < threshold:  # merging others never raises its similarity: it is final
             chain.pop()
-            alike[last], alike[:, last] = -np.inf, -np.inf
+            similarity[last], similarity[:, last] = -np.inf, -np.inf
         elif len(chain) > 1 and nearest == chain[-2]:
             chain = chain[:-2]
-            kept, gone = min(last, nearest), max(last, nearest)
-            alike[kept] = alike[:, kept] = np.minimum(alike[kept], alike[gone])
-            alike[gone], alike[:, gone], alike[kept, kept] = -np.inf, -np.inf, -np.inf
-            clusters[kept] += clusters.pop(gone)
-            waiting.insert(0, kept)
+            merged, absorbed = min(last, nearest), max(last, nearest)
+            similarity[merged] = similarity[:, merged] = np.minimum(
+                similarity[merged], similarity[absorbed]
+            )
+            similarity[absorbed], similarity[:, absorbed], similarity[merged, merged] = (
+                -np.inf,
+                -np.inf,
+                -np.inf,
+            )
+            clusters[merged] += clusters.pop(absorbed)
+            unvisited.insert(0, merged)
         else:
             chain.append(nearest)
     return sorted(sorted(members) for members in clusters.values())
 
 
 def components_of(linked: Array) -> list[list[int]]:
-    """The connected components of a graph (N, N) bool, each ascending."""
-    left, found = set(range(len(linked))), []
-    while left:
-        edge = [min(left)]
-        members = set(edge)
-        while edge:
-            near = set(np.flatnonzero(linked[edge.pop()]).tolist()) - members
-            members |= near
-            edge += near
-        left -= members
-        found.append(sorted(members))
-    return found
+    """The connected components of a graph (N, N) bool, each as ascending indices."""
+    remaining, components = set(range(len(linked))), []
+    while remaining:
+        frontier = [min(remaining)]
+        members = set(frontier)
+        while frontier:
+            neighbours = set(np.flatnonzero(linked[frontier.pop()]).tolist()) - members
+            members |= neighbours
+            frontier += neighbours
+        remaining -= members
+        components.append(sorted(members))
+    return components
 
 
 def order_by_likeness(cosines: Array) -> list[int]:
-    """An order in which those that are alike stand together.
+    """Order adapters so that similar ones are adjacent, from cosines (N, N).
 
-    Prim's order of the maximum spanning tree: next is whoever is most like one that is placed.
+    Prim's order of the maximum spanning tree: the next is the one most similar to any placed one.
     """
     n = len(cosines)
     if not n:
@@ -248,9 +264,11 @@ def order_by_likeness(cosines: Array) -> list[int]:
     placed = np.zeros(n, dtype=bool)
     placed[0], order = True, [0]
     while len(order) < n:
-        left = np.where(placed, -np.inf, best)
-        following = int((left >= left.max() - 10.0**-_DIGITS).argmax())  # of equals the first
-        placed[following] = True
-        order.append(following)
-        best = np.maximum(best, cosines[following])
+        open_ones = np.where(placed, -np.inf, best)
+        nearest = int(
+            (open_ones >= open_ones.max() - 10.0**-_DIGITS).argmax()
+        )  # the first of equals
+        placed[nearest] = True
+        order.append(nearest)
+        best = np.maximum(best, cosines[nearest])
     return order

@@ -1,4 +1,4 @@
-"""Which adapters are alike: inner products of weight changes, cosines, clusters."""
+"""Measure how similar adapters are: inner products of weight changes, cosines, clusters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vlora_engine.utils.progress import CancelCheck, ProgressCallback, map_order
 Adapter = LoRAWeights | AdapterSource
 Space = Literal["delta", "factors"]
 
-# One module of all adapters is read once and held up to here; beyond, blocks are read again.
+# One module of all adapters is read once and held in memory up to here; above, read per block.
 _HELD_BYTES = 256 << 20
 
 
@@ -31,15 +31,18 @@ def relate(
     progress: ProgressCallback | None = None,
     cancelled: CancelCheck | None = None,
 ) -> Relations:
-    """How N adapters relate, in one pass: every tensor is read once, module by module.
+    """Compute the relations of N adapters in one pass: every tensor is read once, by module.
 
-    Likeness, clusters, outliers, duplicates, runs of checkpoints and interference all start from
-    what this gives. Memory: some (N, N) matrices and the few modules that are in the air.
+    Similarity, clusters, outliers, duplicates and runs of checkpoints all start from the result.
+    Memory: some (N, N) matrices and the few modules in progress.
 
     Args:
-        dtype: What the Gram blocks are multiplied in (see `inner.module_grams`).
-        bad: Filled with what is wrong with adapters that cannot be read, or hold NaN or infinity,
-            by index; their rows are zero then. Without it they are an error.
+        sources: The adapters.
+        dtype: In which Gram blocks are multiplied (see `low_rank.module_grams`).
+        bad: Filled, by index, with the errors of adapters that cannot be read or hold NaN or
+            infinity; their rows are then zero. Without it they are raised.
+        progress: Called after each module.
+        cancelled: Asked after each module whether to stop.
 
     Raises:
         CollectionError: Two adapters disagree about a module's dimensions.
@@ -48,7 +51,7 @@ def relate(
     opened = [as_source(source) for source in sources]
     holders = modules_of(opened)
 
-    def one(module: str) -> tuple[Tensor, Tensor]:
+    def grams_of(module: str) -> tuple[Tensor, Tensor]:
         owners = [opened[i] for i in holders[module]]
         return module_grams(
             _factors_of(owners, module, holders[module], bad),
@@ -59,24 +62,24 @@ def relate(
 
     total = RelationsSum(len(opened), holders)
     grams = map_ordered(
-        one, list(holders), stage="similarity", progress=progress, cancelled=cancelled
+        grams_of, list(holders), stage="similarity", progress=progress, cancelled=cancelled
     )
     with closing(grams):
-        for module, (gram, starts) in zip(holders, grams, strict=True):
+        for module, (gram, a_gram) in zip(holders, grams, strict=True):
             at = holders[module]
             for k in _not_finite(gram):
                 if bad is None:
                     raise not_finite(opened[at[k]], at[k], module)
                 bad.setdefault(at[k], not_finite(opened[at[k]], at[k], module))
-                gram[k], gram[:, k], starts[k], starts[:, k] = 0, 0, 0, 0
-            total.add(module, at, gram.numpy(), starts.numpy())
+                gram[k], gram[:, k], a_gram[k], a_gram[:, k] = 0, 0, 0, 0
+            total.add(module, at, gram.numpy(), a_gram.numpy())
     return total.relations()
 
 
 def delta_grams(sources: Sequence[Adapter], **settings: Any) -> Tensor:
-    """``G[i, j] = <dW_i, dW_j>`` summed over all modules: (N, N) in fp64, symmetric.
+    """The inner products ``G[i, j] = <dW_i, dW_j>`` over all modules, (N, N) fp64, symmetric.
 
-    Arguments and errors are those of `relate`, which tells much more for the same work.
+    Arguments and errors are those of `relate`, which gives more for the same work.
     """
     return torch.from_numpy(relate(sources, **settings).total)
 
@@ -127,9 +130,9 @@ def compute_similarity_matrix(adapters: Sequence[Adapter], *, space: Space = "de
 def find_clusters(similarity_matrix: Tensor, threshold: float = 0.9) -> list[list[int]]:
     """Group adapters so that every two of a cluster are at least ``threshold`` alike.
 
-    Complete linkage: those that are most alike come together first. The first library lets each
-    adapter join the first cluster that takes it, so that its clusters depend on the adapters'
-    order; these do not (but for exact ties), and where only one grouping is possible both agree.
+    Complete linkage: the most similar are joined first. vLoRA lets each adapter join the first
+    cluster that takes it, so that its clusters depend on the adapters' order; these do not, except
+    in exact ties, and where only one grouping is possible both agree.
 
     Args:
         similarity_matrix: (N, N).
@@ -155,13 +158,17 @@ def find_clusters(similarity_matrix: Tensor, threshold: float = 0.9) -> list[lis
 
 
 def scaled_factors(source: AdapterSource, module: str) -> Factors:
-    """A and scale * B in fp64."""
+    """The factors A (r, d_in) and scale * B (d_out, r) of one module, in fp64."""
     a, b = source.read(module)
     return a.double(), b.double() * source.scales[module]
 
 
 def same_factor_shapes(sources: Sequence[AdapterSource], module: str) -> None:
-    """Raise CollectionError unless all sources have the module, at one rank."""
+    """Check that all sources have the module, at one rank.
+
+    Raises:
+        CollectionError: They do not.
+    """
     ranks = [s.modules[module].rank if module in s.modules else None for s in sources]
     if len(set(ranks)) > 1:
         raise CollectionError(
@@ -173,7 +180,11 @@ def same_factor_shapes(sources: Sequence[AdapterSource], module: str) -> None:
 
 
 def check_space(space: str) -> None:
-    """Raise ParameterError unless ``space`` is a space."""
+    """Check that ``space`` is ``delta`` or ``factors``.
+
+    Raises:
+        ParameterError: It is neither.
+    """
     if space not in ("delta", "factors"):
         raise ParameterError(
             "Adapters are compared in one of two spaces.",
@@ -183,7 +194,7 @@ def check_space(space: str) -> None:
 
 
 def not_finite(source: AdapterSource, position: int, module: str) -> AdapterError:
-    """The error to raise for NaN or infinity in a module."""
+    """The error for NaN or infinity in a module."""
     return AdapterError(
         f"The weight change of module {module!r} is not finite.",
         where=source.path or f"adapter {position}",
@@ -194,7 +205,7 @@ def not_finite(source: AdapterSource, position: int, module: str) -> AdapterErro
 
 
 def _factor_grams(sources: Sequence[AdapterSource]) -> Tensor:
-    """Inner products of the adapters' concatenated factors, (N, N)."""
+    """The inner products of the adapters' concatenated factors, (N, N)."""
     gram = torch.zeros(len(sources), len(sources), dtype=torch.float64)
     for module in modules_of(sources):
         same_factor_shapes(sources, module)
@@ -208,7 +219,7 @@ def _factor_grams(sources: Sequence[AdapterSource]) -> Tensor:
 class _Reread(Sequence[Factors]):
     """The factors of one module, read from their source each time they are asked for.
 
-    What cannot be read is zero, where there is a place to say so.
+    With ``bad``, what cannot be read is zero and its error is noted there.
     """
 
     def __init__(
@@ -244,9 +255,9 @@ def _factors_of(
     bad: dict[int, VLoRAError] | None,
 ) -> Sequence[Factors]:
     shapes = [owner.modules[module] for owner in owners]
-    held = sum(4 * shape.rank * (shape.d_in + shape.d_out) for shape in shapes)
-    lazy = _Reread(owners, module, positions, bad)
-    return lazy if held > _HELD_BYTES else list(lazy)
+    nbytes = sum(4 * shape.rank * (shape.d_in + shape.d_out) for shape in shapes)
+    reread = _Reread(owners, module, positions, bad)
+    return reread if nbytes > _HELD_BYTES else list(reread)
 
 
 def _not_finite(gram: Tensor) -> list[int]:
