@@ -1,10 +1,9 @@
-"""What a model notices of compression: its next-token distributions with an adapter as it was,
-and with the adapter that is left.
+"""Measure what compression does to a model: compare its next-token distributions before and after.
 
-Everything is a mean over the tokens of a text, in nats. The model with the original adapter is
-the reference; against it stand the model with the compressed adapter, the bare base (what there
-is to lose), and the compressed adapter of another task: a control that has to come out worse, or
-the figures tell nothing.
+Everything is a mean over the tokens of a text, in nats. The reference is the model with the
+original adapter. Compared with it are the model with the compressed adapter, the bare base (what
+there is to lose), and the model with the compressed adapter of another task: a control that has to
+be worse, or the figures mean nothing.
 """
 
 from __future__ import annotations
@@ -36,10 +35,10 @@ from vlora_engine.utils.ranking import ranked
 STAGE = "evaluate"
 MAX_TOKENS = 2048  # of a task
 LENGTH = 256  # tokens of one sequence
-GAIN = 0.01  # nats a token: an adapter that gains less on a text has no gain to keep
-LOGITS = 2**25  # numbers in the logits of one forward pass
+GAIN = 0.01  # nats a token: below this gain over the base, no share of it is reported
+LOGITS = 2**25  # numbers in the logits of one forward pass, at most
 PART = 2**21  # numbers of them that are compared at a time, in fp64
-SEQUENCES = 16  # of one forward pass
+SEQUENCES = 16  # in one forward pass, at most
 SAMPLED = "sampled from the original adapter"
 
 Adapter = Callable[[], Worn]
@@ -47,7 +46,7 @@ Adapter = Callable[[], Worn]
 
 @dataclass(frozen=True)
 class Pair:
-    """An adapter as it was and as it is left; either is made when its turn comes."""
+    """An original adapter and its compressed form; each is loaded only when it is needed."""
 
     original: Adapter
     compressed: Adapter
@@ -55,11 +54,12 @@ class Pair:
 
 @dataclass(frozen=True)
 class Figures:
-    """One model beside the reference.
+    """How one model compares with the reference.
 
     Args:
-        kl: KL(reference || this), nats a token. agreement: Share of tokens on which both find
-            the same one likeliest. loss: Its own mean loss on the text.
+        kl: KL(reference || this), nats a token.
+        agreement: Share of tokens on which both have the same most likely token.
+        loss: This model's mean loss on the text, nats a token.
     """
 
     kl: float
@@ -69,13 +69,17 @@ class Figures:
 
 @dataclass(frozen=True)
 class TaskScore:
-    """What the model notices of one task.
+    """The figures of one task.
 
     Args:
-        text: The file that it was measured on, or that it was sampled. tokens: How many.
-        loss: Of the reference, the original adapter.
-        shuffled: The compressed adapter of ``stranger`` in this one's place; None where the
-            collection has but one task.
+        task: Its name.
+        text: The file that was used, or that the text was sampled.
+        tokens: The number of tokens.
+        loss: The mean loss of the reference, nats a token.
+        compressed: With the compressed adapter.
+        base: Without an adapter.
+        shuffled: With the compressed adapter of ``stranger``; None in a collection of one task.
+        stranger: The task whose adapter is the control.
     """
 
     task: str
@@ -89,22 +93,25 @@ class TaskScore:
 
     @property
     def loss_change(self) -> float:
-        """What compression costs, nats a token."""
+        """By how much compression raises the loss, nats a token."""
         return self.compressed.loss - self.loss
 
     @property
     def gain_kept(self) -> float | None:
-        """The share of what the adapter gains over the base; None where it gains nothing."""
+        """The share kept of the adapter's gain over the base; None where there is no gain."""
         gain = self.base.loss - self.loss
         return (self.base.loss - self.compressed.loss) / gain if gain >= GAIN else None
 
     @property
     def control_fails(self) -> bool | None:
-        """Whether another task's adapter is farther from the original than its own."""
+        """Whether another task's adapter is farther from the original than the task's own.
+
+        True is as it should be; None in a collection of one task.
+        """
         return None if self.shuffled is None else self.shuffled.kl > self.compressed.kl
 
     def as_dict(self) -> dict[str, Any]:
-        """The same, for JSON."""
+        """The fields and derived figures, for JSON."""
         return {
             **asdict(self),
             "kl": self.compressed.kl,
@@ -117,10 +124,11 @@ class TaskScore:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The scores of some tasks, the worst first.
+    """The evaluation of some tasks.
 
     Args:
-        unplaced: Tensors that the base has no place for (heads of classifiers).
+        scores: Of the tasks, the largest KL first.
+        unplaced: Tensors that the base has no module for (classifier heads).
     """
 
     scores: list[TaskScore]
@@ -128,41 +136,41 @@ class Evaluation:
 
     @property
     def mean(self) -> dict[str, float | None]:
-        """Means over tasks."""
+        """The means over tasks."""
         return self._over_tasks(lambda values: sum(values) / len(values), lambda v: sum(v) / len(v))
 
     @property
     def worst(self) -> dict[str, float | None]:
-        """The largest KL and loss, the least agreement and gain kept, each of whichever task."""
+        """The worst figure of any task: largest KL and loss change, least agreement and gain."""
         return self._over_tasks(max, min)
 
     @property
     def control(self) -> dict[str, Any] | None:
-        """The shuffled names: their mean KL, and the tasks whose control did not come out worse."""
+        """The control: its KL, and the tasks for which it was no worse; None for one task."""
         shuffled = [s.shuffled.kl for s in self.scores if s.shuffled is not None]
         if not shuffled:
             return None
-        passed = [s.task for s in self.scores if s.control_fails is False]
+        no_worse = [s.task for s in self.scores if s.control_fails is False]
         return {
             "mean_kl": sum(shuffled) / len(shuffled),
             "min_kl": min(shuffled),
-            "fails": not passed,
-            "no_worse": passed,
+            "fails": not no_worse,
+            "no_worse": no_worse,
         }
 
     def _over_tasks(
         self, high: Callable[[list[float]], float], low: Callable[[list[float]], float]
     ) -> dict[str, float | None]:
-        kept = [s.gain_kept for s in self.scores if s.gain_kept is not None]
+        gains = [s.gain_kept for s in self.scores if s.gain_kept is not None]
         return {
             "kl": high([s.compressed.kl for s in self.scores]),
             "agreement": low([s.compressed.agreement for s in self.scores]),
             "loss_change": high([s.loss_change for s in self.scores]),
-            "gain_kept": low(kept) if kept else None,
+            "gain_kept": low(gains) if gains else None,
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """The same, for JSON."""
+        """All figures, for JSON."""
         return {
             "mean": self.mean,
             "worst": {**self.worst, "task": self.scores[0].task},
@@ -178,23 +186,32 @@ def evaluate_subspace(
     originals: Mapping[str, AdapterSource],
     **options: Any,
 ) -> Evaluation:
-    """Every task of ``originals``, reconstructed in the form that export writes, on ``base``.
+    """Evaluate tasks of a subspace against their original adapters, on one base model.
 
-    The original is read by PEFT itself where it lies in a PEFT directory. Takes the options of
-    `evaluate`.
+    Tasks are reconstructed as export writes them; originals in a PEFT directory are read by PEFT
+    itself.
+
+    Args:
+        base: The base model.
+        subspace: Whose tasks are evaluated.
+        originals: The original adapter of each task.
+        **options: Those of `evaluate`.
 
     Raises:
-        NotFoundError: A task is not in the subspace. And as `evaluate`.
+        NotFoundError: A task is not in the subspace.
+        ParameterError, CollectionError, Cancelled: As `evaluate`.
     """
 
-    def left(task: str) -> Adapter:
+    def reconstructed(task: str) -> Adapter:
         return lambda: worn_by_us(subspace.reconstruct(task))
 
-    def was(source: AdapterSource) -> Adapter:
+    def original_of(source: AdapterSource) -> Adapter:
         return lambda: worn_by_peft(source)
 
-    pairs = {task: Pair(was(source), left(task)) for task, source in originals.items()}
-    strangers = {task: left(task) for task in subspace.tasks}
+    pairs = {
+        task: Pair(original_of(source), reconstructed(task)) for task, source in originals.items()
+    }
+    strangers = {task: reconstructed(task) for task in subspace.tasks}
     return evaluate(base, pairs, strangers=strangers, **options)
 
 
@@ -210,20 +227,23 @@ def evaluate(
     progress: ProgressCallback | None = None,
     cancelled: CancelCheck | None = None,
 ) -> Evaluation:
-    """Compare adapters with what compression left of them, on one base model.
+    """Compare original adapters with their compressed form, on one base model.
 
     Args:
-        pairs: By task.
-        prompts: By task its text; without them every task's text is sampled from the model with
-            its original adapter, and its loss is then that model's own entropy.
+        base: The base model.
+        pairs: Original and compressed adapter by task.
+        prompts: The text of each task; without them it is sampled from the model with the original
+            adapter, whose loss is then its own entropy.
         strangers: The compressed adapters of all tasks, from which the control is taken; by
             default those of ``pairs``.
         max_tokens: How many tokens of each text count.
         length: Tokens of a sequence, at most what the model can take.
-        seed: Of the sampling and of who stands in for whom.
+        seed: For sampling and for the shuffled control.
+        progress: Called after each task.
+        cancelled: Asked before each task whether to stop.
 
     Raises:
-        ParameterError: A figure out of range, no pairs, no tokenizer, or logits that are NaN.
+        ParameterError: An option out of range, no pairs, no tokenizer, or logits that are NaN.
         CollectionError: An adapter does not fit the base.
         Cancelled: ``cancelled()`` became true between two tasks.
     """
@@ -256,7 +276,7 @@ def evaluate(
 
 
 def derangement(names: Sequence[str], seed: int) -> dict[str, str]:
-    """For each name another one, no one's own: one random circle of all. Empty for one name."""
+    """Map each name to another one, in one random cycle of all names; empty for one name."""
     if len(names) < 2:
         return {}
     circle = sorted(names)
@@ -267,15 +287,15 @@ def derangement(names: Sequence[str], seed: int) -> dict[str, str]:
 def _score(
     base: BaseModel, task: str, text: str, batches: Sequence[Tensor], stranger: str | None
 ) -> TaskScore:
-    """Run every model over the batches (S, T), one batch at a time."""
-    seats = {"compressed": "compressed", "base": None}
+    """Score one task: run every model over the batches of tokens (S, T), one at a time."""
+    models = {"compressed": "compressed", "base": None}
     if stranger is not None:
-        seats["shuffled"] = "shuffled"
-    meters = {name: _Meter() for name in seats}
+        models["shuffled"] = "shuffled"
+    meters = {name: _Meter() for name in models}
     for tokens in batches:
         reference = base.logits("original", tokens).logits
-        for name, seat in seats.items():
-            meters[name].add(reference, base.logits(seat, tokens).logits, tokens)
+        for name, adapter in models.items():
+            meters[name].add(reference, base.logits(adapter, tokens).logits, tokens)
     if any(meter.broken for meter in meters.values()):
         raise ParameterError(
             "The model's logits are not numbers.",
@@ -296,22 +316,22 @@ def _score(
 
 
 class _Meter:
-    """Sums over tokens of how one model's logits stand to the reference's."""
+    """Sums over tokens the figures of one model against the reference."""
 
     def __init__(self) -> None:
         self.tokens = 0
         self._sums = torch.zeros(4, dtype=torch.float64)  # KL, agreement, loss, reference's loss
 
-    def add(self, reference: Tensor, own: Tensor, tokens: Tensor) -> None:
-        """Take logits (S, T, V) of both on ``tokens`` (S, T); the last ones predict nothing."""
-        vocabulary = own.shape[-1]
-        following = tokens[:, 1:].reshape(-1).to(own.device)
+    def add(self, reference: Tensor, logits: Tensor, tokens: Tensor) -> None:
+        """Add logits (S, T, V) of both on ``tokens`` (S, T); the last position predicts nothing."""
+        vocabulary = logits.shape[-1]
+        following = tokens[:, 1:].reshape(-1).to(logits.device)
         reference = reference[:, :-1].reshape(-1, vocabulary)
-        own = own[:, :-1].reshape(-1, vocabulary)
+        logits = logits[:, :-1].reshape(-1, vocabulary)
         step = max(1, PART // vocabulary)
         for start in range(0, len(following), step):
             part = slice(start, start + step)
-            self._sums += _compare(reference[part], own[part], following[part]).cpu()
+            self._sums += _compare(reference[part], logits[part], following[part]).cpu()
         self.tokens += len(following)
 
     @property
@@ -328,42 +348,45 @@ class _Meter:
         return float(self._sums[3]) / self.tokens
 
 
-def _compare(reference: Tensor, own: Tensor, following: Tensor) -> Tensor:
-    """Sums over n tokens: KL, agreement, loss, loss of the reference; logits (n, V).
+def _compare(reference: Tensor, logits: Tensor, following: Tensor) -> Tensor:
+    """Sums (4,) over n tokens: KL, agreement, loss, loss of the reference; from logits (n, V).
 
-    In fp64, since a KL is a small difference of large terms: fp32 would leave 1e-6 of nothing.
+    In fp64, since a KL is a small difference of large terms: in fp32, two equal models would have
+    a KL of about 1e-6.
     """
     log_p = reference.double().log_softmax(-1)
-    log_q = own.double().log_softmax(-1)
+    log_q = logits.double().log_softmax(-1)
     p = log_p.exp()
-    kl = torch.where(p > 0, p * (log_p - log_q), p).sum()  # p of a padded token is 0, its log -inf
-    agreement = (reference.argmax(-1) == own.argmax(-1)).sum()
-    at = following[:, None]
-    loss, reference_loss = (-log.gather(1, at).sum() for log in (log_q, log_p))
+    # KL(p || q) = sum p (log p - log q); where p is 0, as for padded tokens, log p is -inf.
+    kl = torch.where(p > 0, p * (log_p - log_q), p).sum()
+    agreement = (reference.argmax(-1) == logits.argmax(-1)).sum()
+    targets = following[:, None]
+    loss, reference_loss = (-log.gather(1, targets).sum() for log in (log_q, log_p))
     return torch.stack([kl, agreement.double(), loss, reference_loss])
 
 
 def _sequences(base: BaseModel, prompt: Prompt, max_tokens: int, length: int) -> list[Tensor]:
-    """A text as batches (S, T) in which every token of it is predicted once.
+    """Cut a text into batches (S, T) in which each of its tokens is predicted once.
 
-    Where the model has a token that begins a text, every sequence begins with it; else with the
-    last token of the one before.
+    Every sequence begins with the model's beginning-of-text token, or, where it has none, with the
+    last token of the sequence before.
     """
     tokens = base.encode(prompt.text)[: max_tokens + 1]
-    strange = [token for token in tokens if not 0 <= token < base.vocabulary]
-    if strange:
+    unknown = [token for token in tokens if not 0 <= token < base.vocabulary]
+    if unknown:
         raise ParameterError(
             "The tokenizer has tokens that the base model lacks.",
             where=base.name,
             expected=f"tokens below {base.vocabulary}",
-            found=str(strange[0]),
+            found=str(unknown[0]),
         )
-    first = base.beginning
-    if first is not None:
+    beginning = base.beginning
+    if beginning is not None:
         tokens = tokens[:max_tokens]
-    step, lead = length - 1, [] if first is None else [first]
+    step, prefix = length - 1, [] if beginning is None else [beginning]
     pieces = [
-        lead + tokens[start : start + length - len(lead)] for start in range(0, len(tokens), step)
+        prefix + tokens[start : start + length - len(prefix)]
+        for start in range(0, len(tokens), step)
     ]
     pieces = [piece for piece in pieces if len(piece) > 1]
     if not pieces:
@@ -376,7 +399,7 @@ def _sequences(base: BaseModel, prompt: Prompt, max_tokens: int, length: int) ->
 
 
 def _batches(pieces: Sequence[list[int]], vocabulary: int) -> Iterator[Tensor]:
-    """Sequences of one length together, as many as the bound on logits allows."""
+    """Batch sequences of equal length, as many as the limit on logits allows."""
     at_once = _at_once(len(pieces[0]), vocabulary)
     full = [piece for piece in pieces if len(piece) == len(pieces[0])]
     for start in range(0, len(full), at_once):
@@ -386,33 +409,35 @@ def _batches(pieces: Sequence[list[int]], vocabulary: int) -> Iterator[Tensor]:
 
 
 def _sampled(base: BaseModel, max_tokens: int, length: int, seed: int) -> list[Tensor]:
-    """Batches (S, T) drawn from the model with the adapter of the seat ``original``."""
+    """Sample batches (S, T) from the model with the original adapter."""
     generator = torch.Generator().manual_seed(seed)
     at_once = _at_once(length, base.vocabulary)
-    left = math.ceil(max_tokens / (length - 1))
+    remaining = math.ceil(max_tokens / (length - 1))
     batches = []
-    while left > 0:
-        batches.append(_draw(base, min(at_once, left), min(length, max_tokens + 1), generator))
-        left -= at_once
+    while remaining > 0:
+        batches.append(_draw(base, min(at_once, remaining), min(length, max_tokens + 1), generator))
+        remaining -= at_once
     return batches
 
 
 def _draw(base: BaseModel, count: int, length: int, generator: torch.Generator) -> Tensor:
-    """Sequences (count, length) at temperature 1; drawn on the CPU, where the seed holds."""
+    """Sample sequences (count, length) at temperature 1, on the CPU so that the seed holds."""
     if base.beginning is not None:
         tokens = torch.full((count, 1), base.beginning)
     else:
         tokens = torch.randint(base.vocabulary, (count, 1), generator=generator)
     step, past = tokens, None
     while tokens.shape[1] < length:
-        known: dict[str, Any] = {} if past is None else {"past_key_values": past}
-        said = base.logits("original", step, use_cache=True, **known)
-        chances = said.logits[:, -1].float().softmax(-1).cpu()
-        if bool(chances.isnan().any()):
-            chances = torch.ones_like(chances)  # that there are no numbers is said by who measures
-        drawn = chances.multinomial(1, generator=generator)
+        cache: dict[str, Any] = {} if past is None else {"past_key_values": past}
+        output = base.logits("original", step, use_cache=True, **cache)
+        probabilities = output.logits[:, -1].float().softmax(-1).cpu()
+        if bool(probabilities.isnan().any()):
+            probabilities = torch.ones_like(
+                probabilities
+            )  # the NaN is reported when the task is scored
+        drawn = probabilities.multinomial(1, generator=generator)
         tokens = torch.cat([tokens, drawn], dim=1)
-        past = getattr(said, "past_key_values", None)
+        past = getattr(output, "past_key_values", None)
         step = tokens if past is None else drawn
     return tokens
 

@@ -1,4 +1,4 @@
-"""The texts that a model is evaluated on: one for all tasks, or one a task. No torch."""
+"""Read the texts that adapters are evaluated on: one for all tasks, or one for each. No torch."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from vlora_engine.utils.naming import slugs
 from vlora_engine.utils.safetensors_file import read_error
 
 SUFFIX = ".txt"
-BYTES_A_TOKEN = 64  # more of a file is not read than so many for each token that is wanted
+BYTES_A_TOKEN = 64  # so much of a file is read for each token wanted, at most
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A running text, and the file it came from."""
+    """A text for evaluation, and the file that it came from."""
 
     text: str
     file: str
@@ -27,36 +27,38 @@ class Prompt:
 def read_prompts(
     places: Sequence[str], tasks: Sequence[str], *, max_tokens: int
 ) -> dict[str, Prompt]:
-    """The text of every task.
+    """Read the text of every task.
 
     Args:
-        places: Each a text file (for all tasks), a folder with TASK.txt, or ``TASK=FILE``; what
-            is named for a task goes before a folder, and a folder before one file for all.
+        places: Each a text file (for all tasks), a folder with TASK.txt, or ``TASK=FILE``. A file
+            named for a task takes precedence over a folder, and a folder over a file for all.
         tasks: The tasks that need a text.
         max_tokens: How many tokens of it will be used.
 
     Raises:
-        NotFoundError: A place is not there, or a task is left without a text.
-        ParameterError: A file is empty or no text; a place names a task that is not evaluated.
+        NotFoundError: A path does not exist, or a task has no text.
+        ParameterError: A file is empty or not text, or TASK is not evaluated.
+        StorageError: A file cannot be read.
     """
     files = _assign(places, tasks)
-    without = [task for task in tasks if task not in files]
-    if without:
+    missing = [task for task in tasks if task not in files]
+    if missing:
         raise NotFoundError(
             "There is no text for some tasks.",
             where=", ".join(places),
-            expected=f"{slugs(tasks)[without[0]]}{SUFFIX} in a folder, TASK=FILE, or one file",
-            found=f"none for {', '.join(without[:8])}" + (", ..." if len(without) > 8 else ""),
+            expected=f"{slugs(tasks)[missing[0]]}{SUFFIX} in a folder, TASK=FILE, or one file",
+            found=f"none for {', '.join(missing[:8])}" + (", ..." if len(missing) > 8 else ""),
         )
-    read = {file: read_text(file, BYTES_A_TOKEN * max_tokens) for file in set(files.values())}
-    return {task: Prompt(read[files[task]], str(files[task])) for task in tasks}
+    texts = {file: read_text(file, BYTES_A_TOKEN * max_tokens) for file in set(files.values())}
+    return {task: Prompt(texts[files[task]], str(files[task])) for task in tasks}
 
 
 def read_text(file: Path, most: int) -> str:
-    """The beginning of a UTF-8 file, at most ``most`` bytes of it, whole characters only.
+    """Read the beginning of a UTF-8 file, at most ``most`` bytes, whole characters only.
 
     Raises:
-        ParameterError: It is empty or no text. StorageError: It cannot be read.
+        ParameterError: It is empty or not text.
+        StorageError: It cannot be read.
     """
     try:
         with file.open("rb") as stream:
@@ -78,7 +80,7 @@ def read_text(file: Path, most: int) -> str:
 
 
 def _assign(places: Sequence[str], tasks: Sequence[str]) -> Mapping[str, Path]:
-    """Which file each task gets; tasks without one are left out."""
+    """Assign a file to each task; tasks without one are absent."""
     shared: dict[str, Path] = {}
     folders: dict[str, Path] = {}
     named: dict[str, Path] = {}
@@ -102,35 +104,38 @@ def _assign(places: Sequence[str], tasks: Sequence[str]) -> Mapping[str, Path]:
 
 
 def _task_and_file(place: str, tasks: Sequence[str]) -> tuple[str, Path] | None:
-    """``TASK=FILE``, or None where ``place`` is there as it stands or has no ``=``."""
+    """Parse ``TASK=FILE``; None where ``place`` exists as a path or has no ``=``."""
     if "=" not in place or Path(place).exists():
         return None
     # A name may hold an = itself.
-    cuts = [i for i, letter in enumerate(place) if letter == "=" and place[:i] in tasks]
-    if not cuts:
+    separators = [i for i, letter in enumerate(place) if letter == "=" and place[:i] in tasks]
+    if not separators:
         raise ParameterError(
             "A text is named for a task that is not evaluated.",
             expected=f"TASK=FILE with one of {', '.join(tasks[:8])}",
             found=place,
         )
-    file = existing_path(place[cuts[-1] + 1 :])
+    file = existing_path(place[separators[-1] + 1 :])
     if file.is_dir():
         raise ParameterError("A task's text is a file.", where=file, found="a folder")
-    return place[: cuts[-1]], file
+    return place[: separators[-1]], file
 
 
 def _in_folder(folder: Path, tasks: Sequence[str]) -> dict[str, Path]:
-    """Files named like tasks. Task names never become paths: the folder is listed instead."""
+    """The files of a folder that are named like tasks.
+
+    Task names never become paths: the folder is listed instead.
+    """
     try:
-        there = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix == SUFFIX}
+        texts = {path.stem: path for path in sorted(folder.iterdir()) if path.suffix == SUFFIX}
     except OSError as error:
         raise read_error(folder, error) from None
     names = slugs(tasks)
     return {
-        task: there[name]
+        task: texts[name]
         for task in tasks
         for name in (names[task], task)  # the task's own name, where there is one, wins
-        if name in there
+        if name in texts
     }
 
 
