@@ -1,10 +1,10 @@
-"""Merging adapters into one, on their weight changes.
+"""Merge adapters into one, on their weight changes (docs/mathematics.md#merging).
 
 `MERGE_METHODS` is the registry: a frozen spec for each method, readable without torch, and one
-operator. Modules: ``methods`` (the table), ``weights`` (module by module), ``core_space`` (the
-core), ``operators`` and ``sparsify`` (what is computed), ``factors`` and ``peft`` (other packages'
-arithmetic), ``retention`` (what is left of each adapter), ``merge_adapters`` (running it),
-``result``.
+operator. Modules: ``methods`` (the table), ``registry`` (what a spec is), ``settings`` and
+``weights`` (the request, checked), ``core_space``, ``operators`` and ``sparsify`` (the arithmetic),
+``factors``, ``peft`` and ``factorwise`` (other packages' arithmetic on A and B apart),
+``retention`` (what is kept of each adapter), ``merge_adapters`` (runs a merge) and ``result``.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
     from vlora_engine.merging.methods import MERGE_METHODS, PEFT_METHODS
     from vlora_engine.merging.registry import IDENTITIES, MergeMethod, MergeParameter
     from vlora_engine.merging.result import MergeReport
-    from vlora_engine.merging.retention import Kept
+    from vlora_engine.merging.retention import Retention
     from vlora_engine.merging.shortcuts import dare_merge, task_arithmetic, ties_merge
 
 __all__ = [
     "IDENTITIES",
     "MERGE_METHODS",
     "PEFT_METHODS",
-    "Kept",
     "MergeMethod",
     "MergeParameter",
     "MergeReport",
+    "Retention",
     "dare_merge",
     "merge",
     "merge_with_report",
@@ -40,7 +40,7 @@ __all__ = [
 
 _HOMES = {
     "vlora_engine.merging.merge_adapters": ("merge", "merge_with_report"),
-    "vlora_engine.merging.retention": ("Kept",),
+    "vlora_engine.merging.retention": ("Retention",),
     "vlora_engine.merging.shortcuts": ("dare_merge", "task_arithmetic", "ties_merge"),
     "vlora_engine.merging.registry": ("IDENTITIES", "MergeMethod", "MergeParameter"),
     "vlora_engine.merging.result": ("MergeReport",),

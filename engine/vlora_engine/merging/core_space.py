@@ -1,11 +1,12 @@
-"""The small space in which the weight changes of one module can be merged without loss.
+"""The core space: small coordinates in which one module's weight changes merge without loss.
 
 For adapters ``dW_i = U_i S_i V_i^T`` let the columns of U be an orthonormal basis of all U_i and
 those of V of all V_i. Then ``M_i = U^T dW_i V`` has at most (sum r_i)^2 entries and
 ``dW_i = U M_i V^T`` exactly; whatever is done to the M_i entry by entry happens to the weight
-changes themselves, in coordinates chosen by the adapters (Core Space, arXiv:2509.17786).
+changes themselves, in coordinates chosen by the adapters (Core Space, arXiv:2509.17786;
+docs/mathematics.md#the-core-space).
 
-Which orthonormal basis matters to trims and signs. This one is that of the singular vectors of
+Trims and sign elections depend on the choice of basis. This one is that of the singular vectors of
 ``[U_1 S_1, ..., U_T S_T]``, each adapter at unit norm, most important first (as KnOTS aligns
 adapters, arXiv:2410.19735): it depends on the set of the dW_i alone, not on their gauges, nor
 on their order, nor on their norms, up to signs that elementwise methods do not see.
@@ -29,7 +30,7 @@ from vlora_engine.linalg.low_rank import (
 )
 
 EPS = torch.finfo(torch.float64).eps
-ROUNDING = 1e-12  # of an adapter's norm: below it an entry of its core is noise
+ROUNDING = 1e-12  # of an adapter's norm: smaller entries of its core count as 0
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Change:
 
     @classmethod
     def of(cls, a: Tensor, b: Tensor, scale: float) -> Change:
-        """From its factors A (r, d_in), B (d_out, r) and scale."""
+        """The change ``scale * B A`` of factors A (r, d_in) and B (d_out, r)."""
         return cls(*canonical_svd(a, b, scale))
 
     @property
@@ -50,15 +51,15 @@ class Change:
         return float(torch.linalg.vector_norm(self.S))
 
     def times(self, factor: float) -> Change:
-        """``factor * dW``; a negative one turns U round."""
+        """``factor * dW``; a negative factor flips the signs of U."""
         return Change(self.U * math.copysign(1.0, factor), self.S * abs(factor), self.V)
 
     def cut(self, rank: int) -> Change:
-        """Its best approximation of a rank."""
+        """The best approximation of this rank (Eckart and Young 1936)."""
         return Change(self.U[:, :rank], self.S[:rank], self.V[:, :rank])
 
     def without_rounding(self, size: float) -> Change:
-        """Without the directions that only rounding made, summing numbers of norm ``size``."""
+        """Drop directions that are only rounding of a sum whose terms have norm ``size``."""
         least = max(len(self.U), len(self.V)) * EPS * max(size, float(self.S[:1].sum()))
         return self.cut(int((least < self.S).sum()))
 
@@ -72,13 +73,13 @@ class CoreSpace:
 
     @classmethod
     def of(cls, changes: Sequence[Change]) -> CoreSpace:
-        """The space of some changes of one module; empty where all of them are zero."""
-        lively = [(change, change.S / change.norm) for change in changes if len(change.S)]
-        if not lively:
+        """The core space of one module's changes; empty where all of them are zero."""
+        nonzero = [(change, change.S / change.norm) for change in changes if len(change.S)]
+        if not nonzero:
             return cls(changes[0].U[:, :0], changes[0].V[:, :0])
         return cls(
-            _range(torch.cat([change.U * s for change, s in lively], dim=1)),
-            _range(torch.cat([change.V * s for change, s in lively], dim=1)),
+            _range(torch.cat([change.U * s for change, s in nonzero], dim=1)),
+            _range(torch.cat([change.V * s for change, s in nonzero], dim=1)),
         )
 
     def core(self, change: Change) -> Tensor:
@@ -86,7 +87,13 @@ class CoreSpace:
         return (self.U.T @ change.U * change.S) @ (self.V.T @ change.V).T
 
     def change(self, core: Tensor, size: float) -> Change:
-        """The weight change ``U M V^T`` of a core (k_b, k_a) made of summands of this size."""
+        """The weight change ``U M V^T`` of a core M (k_b, k_a).
+
+        Args:
+            core: (k_b, k_a).
+            size: The norm of the terms it was summed from, for rounding.
+        """
+        # M = P S Q^T: U M V^T = (U P) S (V Q)^T
         P, S, Qh = torch.linalg.svd(core, full_matrices=False)
         U, V = self.U @ P, self.V @ Qh.T
         sign = largest_entry_sign(U)
@@ -95,19 +102,19 @@ class CoreSpace:
 
 @dataclass(frozen=True)
 class ModuleInputs:
-    """One module as a method sees it: the adapters that have it, their weights, their core space.
+    """What a method gets for one module: the adapters that have it, weights, and their core space.
 
-    Changes, the space and cores are formed when asked for: a plain sum needs none of them, and for
+    Changes, the space and cores are computed on demand: a plain sum needs none of them, and for
     many adapters cores are far larger than the factors.
 
     Args:
         module: Its name.
         factors: A (r_i, d_in) and B (d_out, r_i) of each adapter that has the module.
         scales: Those adapters' scales.
-        weights: Their weights; where a method sums, divided by their sum already if so asked.
-        positions: Those adapters' places among all that are merged.
-        mean: Whether what agrees is averaged, not summed.
-        weights_of_all: The weights of all that are merged, those that lack the module included.
+        weights: Their weights, already divided by their sum where the request normalises sums.
+        positions: Those adapters' indices among all that are merged.
+        mean: Whether agreeing entries are averaged, not summed.
+        weights_of_all: The weights of all adapters, also of those that lack the module.
     """
 
     module: str
@@ -126,22 +133,22 @@ class ModuleInputs:
 
     @cached_property
     def space(self) -> CoreSpace:
-        """The common space of all of them."""
+        """The core space of all of them."""
         return CoreSpace.of(self.changes)
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(k_b, k_a)."""
+        """The shape (k_b, k_a) of a core."""
         return self.space.U.shape[1], self.space.V.shape[1]
 
     @property
     def size(self) -> float:
-        """The norm of what is summed: below its rounding nothing of a result is real."""
+        """The norm of the terms that are summed, which bounds the rounding of a result."""
         size = sum(abs(w) * c.norm for w, c in zip(self.weights, self.changes, strict=True))
         return size / (sum(map(abs, self.weights)) or 1.0) if self.mean else size
 
     def core(self, i: int) -> Tensor:
-        """M_i (k_b, k_a). Entries that only rounding made are 0, so that they have no sign."""
+        """The core M_i (k_b, k_a) of adapter i; entries that are rounding are 0, without a sign."""
         core = self.space.core(self.changes[i])
         return core.masked_fill_(core.abs() <= ROUNDING * self.changes[i].norm, 0.0)
 
@@ -150,25 +157,29 @@ class ModuleInputs:
         return self.space.U.new_zeros(self.shape)
 
     def combined(self, coefficients: Sequence[float]) -> Change:
-        """``sum_i c_i dW_i``, exactly."""
+        """The sum ``sum_i c_i dW_i``, exact, without the core space."""
         parts = zip(self.factors, self.scales, coefficients, strict=True)
         return summed([(a, b.double() * (s * c)) for (a, b), s, c in parts])
 
     def from_core(self, core: Tensor) -> Change:
-        """The weight change of a core of this space."""
+        """The weight change of a merged core (k_b, k_a)."""
         return self.space.change(core, self.size)
 
 
 def summed(factors: Sequence[Factors]) -> Change:
-    """``sum_i B_i A_i`` exactly; A_i (r_i, d_in), B_i (d_out, r_i) with scales folded in."""
+    """The exact sum ``sum_i B_i A_i = [B_1 .. B_T] [A_1; ..; A_T]``.
+
+    Args:
+        factors: A_i (r_i, d_in), B_i (d_out, r_i) with scales folded in.
+    """
     a = torch.cat([pair[0].double() for pair in factors])  # [sum r, d_in]
     b = torch.cat([pair[1].double() for pair in factors], dim=1)  # [d_out, sum r]
-    size = sum(float(delta_norm2(*pair)) ** 0.5 for pair in factors)
-    return Change.of(a, b, 1.0).without_rounding(size)
+    norm_sum = sum(float(delta_norm2(*pair)) ** 0.5 for pair in factors)
+    return Change.of(a, b, 1.0).without_rounding(norm_sum)
 
 
 def _range(columns: Tensor) -> Tensor:
-    """Orthonormal directions of the columns (d, m), most important first: (d, k)."""
+    """The left singular vectors (d, k) of columns (d, m), the strongest first."""
     q, r = torch.linalg.qr(columns)
     P, S, _ = torch.linalg.svd(r, full_matrices=False)
     return q @ P[:, max(columns.shape) * EPS * S[0] < S]

@@ -1,6 +1,6 @@
-"""The first library's arithmetic: A and B merged apart, scales ignored.
+"""Merge A and B apart as vLoRA, *the first library*, does, ignoring scales (``space="factors"``).
 
-It is here to reproduce that library's results (``space="factors"``). It is not a merge of weight
+It is here to reproduce that library's results. It is not a merge of weight
 changes: ``mean(B) @ mean(A)`` holds all cross terms ``B_i A_j`` and 1/T of each ``B_i A_i``, and it
 changes with the gauge: ``(A, B)`` and ``(-A, -B)`` are one adapter and average to nothing.
 """
@@ -23,7 +23,7 @@ def weighted_sum(
     parameters: Mapping[str, Any],
     generator: Generator,
 ) -> Tensor:
-    """``sum_i w_i X_i``."""
+    """The weighted sum ``sum_i w_i X_i`` of one side's factors."""
     total = torch.zeros_like(factors[0])
     for factor, weight in zip(factors, weights, strict=True):
         total = total + weight * factor
@@ -36,17 +36,19 @@ def ties(
     parameters: Mapping[str, Any],
     generator: Generator,
 ) -> Tensor:
-    """Trim, vote, then ``sum of the agreeing w_i X_i / how many agree``.
+    """TIES on one side: trim, elect signs, then sum agreeing ``w_i X_i`` over how many agree.
 
     Each adapter has one vote whatever its weight, a tied vote is positive, and the weights stay
     in the sum though it is divided by a count: T copies at weights 1/T come back 1/T as strong.
     """
-    kept = torch.stack([_trimmed(factor, parameters["density"]) for factor in factors])  # [N, ...]
-    votes = kept.sign().sum(dim=0)
-    elected = torch.where(votes < 0, -1.0, 1.0).to(kept.dtype)
-    agree = kept.sign() == elected
-    weight = torch.tensor(list(weights), dtype=kept.dtype).view(-1, *[1] * (kept.ndim - 1))
-    return (kept * weight * agree).sum(dim=0) / agree.sum(dim=0).clamp(min=1)
+    trimmed = torch.stack(
+        [_trimmed(factor, parameters["density"]) for factor in factors]
+    )  # [N, ...]
+    votes = trimmed.sign().sum(dim=0)
+    elected = torch.where(votes < 0, -1.0, 1.0).to(trimmed.dtype)
+    agree = trimmed.sign() == elected
+    weight = torch.tensor(list(weights), dtype=trimmed.dtype).view(-1, *[1] * (trimmed.ndim - 1))
+    return (trimmed * weight * agree).sum(dim=0) / agree.sum(dim=0).clamp(min=1)
 
 
 def dare(
@@ -55,7 +57,7 @@ def dare(
     parameters: Mapping[str, Any],
     generator: Generator,
 ) -> Tensor:
-    """Drop entries, rescale the others by 1 / (1 - p), then the weighted sum.
+    """DARE on one side: drop entries, rescale the others by 1 / (1 - p), and sum by weight.
 
     Draws in the first library's order from a generator of its own, where that library reseeds
     torch's global one.
@@ -71,7 +73,7 @@ def dare(
 
 
 def _trimmed(factor: Tensor, density: float) -> Tensor:
-    """The largest entries of a factor, the first library's count of them; zeros elsewhere."""
+    """The ``floor(density n)`` largest entries of a factor, at least one; zeros elsewhere."""
     magnitude = factor.abs()
     count = max(1, int(density * factor.numel()))
     smallest_kept = magnitude.flatten().topk(count).values[-1]

@@ -1,7 +1,7 @@
-"""Merging A and B apart, as two other packages do: for their users, and to reproduce their results.
+"""Run merges of A and B apart, to reproduce the results of two other packages.
 
-``space="factors"`` is the first library's arithmetic, ``dialect="peft"`` PEFT's. Neither merges
-weight changes: see the two modules that hold the arithmetic for what that costs.
+``space="factors"`` is the arithmetic of vLoRA (`factors`), ``dialect="peft"`` that of PEFT
+(`peft`). Neither merges weight changes (docs/mathematics.md#merging-a-and-b-apart).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vlora_engine.linalg.low_rank import Factors
 from vlora_engine.merging import factors, peft
 from vlora_engine.merging.core_space import Change
 from vlora_engine.merging.result import MergedModule
-from vlora_engine.merging.retention import module_kept
+from vlora_engine.merging.retention import module_retention
 from vlora_engine.merging.weights import ModuleSettings
 
 FIRST_LIBRARY: Mapping[str, factors.FactorFunction] = {
@@ -37,7 +37,11 @@ def as_first_library(
     scale: float,
     findings: list[Finding],
 ) -> dict[str, MergedModule]:
-    """The modules that all adapters have, in the first library's order."""
+    """Merge the modules that all adapters have as vLoRA does, drawing in its order.
+
+    Raises:
+        CollectionError: No common module, or ranks that differ.
+    """
     common = [module for module, owners in holders.items() if len(owners) == len(sources)]
     if not common:
         raise CollectionError("The adapters have no module in common.")
@@ -57,10 +61,10 @@ def as_first_library(
     ignored = 0
     for module in common:
         _require_one_rank(sources, module, range(len(sources)))
-        own = settings[module]
+        module_settings = settings[module]
         pairs = {i: source.read(module) for i, source in enumerate(sources)}
         a, b = (
-            function(side, own.weights, own.values, generator)
+            function(side, module_settings.weights, module_settings.values, generator)
             for side in zip(*pairs.values(), strict=True)
         )
         scales = {source.scales[module] for source in sources}
@@ -87,19 +91,24 @@ def as_peft(
     settings: Mapping[str, ModuleSettings],
     scale: float,
 ) -> dict[str, MergedModule]:
-    """Every module over the adapters that have it; A first, then B, modules in sorted order."""
+    """Merge every module as PEFT does, drawing in its order: modules sorted, A before B.
+
+    Raises:
+        CollectionError: Ranks of a module that differ.
+    """
     function = peft.SIDES["linear" if len(sources) == 1 else name]  # PEFT's own shortcut
     generator = torch.Generator().manual_seed(_seed(settings))
     merged = {}
     for module, owners in holders.items():
         _require_one_rank(sources, module, owners)
-        own = settings[module]
+        module_settings = settings[module]
         weights = peft.side_weights(
-            [own.weights[i] for i in owners], [sources[i].scales[module] for i in owners]
+            [module_settings.weights[i] for i in owners],
+            [sources[i].scales[module] for i in owners],
         )
         pairs = {i: sources[i].read(module) for i in owners}
         a, b = (
-            function(side, weight.to(side[0].dtype), own.values, generator)
+            function(side, weight.to(side[0].dtype), module_settings.values, generator)
             for side, weight in zip(zip(*pairs.values(), strict=True), weights, strict=True)
         )
         merged[module] = _measured(sources, module, pairs, a, b, scale)
@@ -115,8 +124,10 @@ def _measured(
     scale: float,
 ) -> MergedModule:
     change = Change.of(a, b, scale)
-    kept = {i: module_kept(change, pair, sources[i].scales[module]) for i, pair in pairs.items()}
-    return MergedModule(a, b, scale, norm2=change.norm**2, kept=kept)
+    retained = {
+        i: module_retention(change, pair, sources[i].scales[module]) for i, pair in pairs.items()
+    }
+    return MergedModule(a, b, scale, norm2=change.norm**2, kept=retained)
 
 
 def _require_one_rank(sources: Sequence[AdapterSource], module: str, owners: Sequence[int]) -> None:

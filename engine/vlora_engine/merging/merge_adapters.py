@@ -1,4 +1,4 @@
-"""Running a merge: check everything first, then module by module, then one adapter."""
+"""Run a merge: check the request, merge module by module, assemble one adapter."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from vlora_engine.merging.core_space import ModuleInputs
 from vlora_engine.merging.factorwise import as_first_library, as_peft
 from vlora_engine.merging.operators import OPERATORS
 from vlora_engine.merging.result import MergedModule, MergeReport, assemble, kept_rank
-from vlora_engine.merging.retention import module_kept
+from vlora_engine.merging.retention import module_retention
 from vlora_engine.merging.settings import MergeRequest, check_request
 from vlora_engine.merging.weights import (
     Layers,
@@ -69,11 +69,11 @@ def merge(
             table of ``weights`` and parameters: ``{"*.attn.*": [0.5, 0.5]}``.
         normalize: Divide the weights by their sum, or average what agrees; by default as the
             method says.
-        scale: Of the result.
-        space: ``"delta"`` merges weight changes; ``"factors"`` A and B apart (the old way).
+        scale: Multiplies the result.
+        space: ``"delta"`` merges weight changes; ``"factors"`` A and B apart, as vLoRA does.
         dialect: ``"peft"`` for the arithmetic of PEFT's ``add_weighted_adapter``.
-        rank: Cut every module of the result to this rank (of weight changes only).
-        energy: Or to as many directions as hold this share of its energy.
+        rank: Cut every module of the result to this rank; only where weight changes are merged.
+        energy: Cut to as many directions as hold this share of a module's energy, instead.
         **parameters: Those of the method.
 
     Returns:
@@ -117,7 +117,7 @@ def merge_with_report(
     cancelled: CancelCheck | None = None,
     **parameters: Any,
 ) -> tuple[LoRAWeights, MergeReport]:
-    """`merge`, and a report: parameters, ranks, what is kept of each adapter, what was left out."""
+    """Merge adapters as `merge` does, and report ranks, what is kept of each, what is left out."""
     sources = [as_source(adapter) for adapter in adapters]
     request, values = check_request(
         len(sources),
@@ -160,11 +160,11 @@ def merge_with_report(
     else:
         request = _with_rank_of(request, sources)
 
-        def one(module: str) -> MergedModule:
+        def merge_module(module: str) -> MergedModule:
             return _merge_module(request, sources, module, holders[module], settings[module])
 
         results = map_ordered(
-            one, list(holders), stage="merge", progress=progress, cancelled=cancelled
+            merge_module, list(holders), stage="merge", progress=progress, cancelled=cancelled
         )
         modules = dict(zip(holders, results, strict=True))
     merged = assemble(sources, modules, report)
@@ -206,17 +206,17 @@ def _merge_module(
     change = operator(inputs, settings.values).times(request.scale)
     rank = kept_rank(change, request.rank, request.energy)
     cut = change.cut(rank)
-    kept = {
-        i: module_kept(cut, pair, scale)
+    retained = {
+        i: module_retention(cut, pair, scale)
         for i, pair, scale in zip(holders, factors, scales, strict=True)
     }
-    return replace(MergedModule.of(change, rank, _result_dtype(factors)), kept=kept)
+    return replace(MergedModule.of(change, rank, _result_dtype(factors)), kept=retained)
 
 
 def _with_rank_of(request: MergeRequest, sources: Sequence[AdapterSource]) -> MergeRequest:
-    """PEFT's "svd" cuts to the largest rank of the adapters where it is told nothing."""
-    told = request.rank is not None or request.energy is not None
-    if request.dialect != "peft" or request.spec.name != "svd" or told:
+    """Set the rank of PEFT's "svd", which by default cuts to the adapters' largest rank."""
+    is_cut = request.rank is not None or request.energy is not None
+    if request.dialect != "peft" or request.spec.name != "svd" or is_cut:
         return request
     return replace(request, rank=max(nominal_rank(source) for source in sources))
 
@@ -236,7 +236,7 @@ def _check_adapters(sources: Sequence[AdapterSource]) -> None:
 def _differences(
     sources: Sequence[AdapterSource], holders: Mapping[str, Sequence[int]]
 ) -> list[Finding]:
-    """What the adapters do not share, and what that means for the merge."""
+    """Findings about base models and modules that the adapters do not share."""
     findings = []
     named = {str(source.config.get("base_model_name_or_path") or "") for source in sources}
     bases = sorted({normalise_base_model(name): name for name in sorted(named - {""})}.values())

@@ -1,4 +1,4 @@
-"""PEFT's arithmetic: `add_weighted_adapter` on A and B apart (``dialect="peft"``).
+"""Merge A and B apart as PEFT's `add_weighted_adapter` does (``dialect="peft"``).
 
 It is here to reproduce PEFT's results. Each side is weighted by ``sqrt(|weight * scale|)``, the
 sign goes to A, and A and B are then merged apart: a product of sums, which holds all cross terms
@@ -24,7 +24,7 @@ Side = Callable[[Sequence[Tensor], Tensor, Values, Generator], Tensor]
 
 
 def side_weights(weights: Sequence[float], scales: Sequence[float]) -> tuple[Tensor, Tensor]:
-    """The weights of A and of B."""
+    """The weights (T,) of A and of B: ``sqrt(|w s|)``, for A with the sign of ``w s``."""
     products = [w * s for w, s in zip(weights, scales, strict=True)]
     roots = torch.tensor([math.sqrt(abs(p)) for p in products])
     signs = torch.tensor([1.0 if p >= 0 else -1.0 for p in products])
@@ -46,20 +46,20 @@ def _dare_linear(sides: Sequence[Tensor], weights: Tensor, values: Values, g: Ge
 
 
 def _ties(sides: Sequence[Tensor], weights: Tensor, values: Values, g: Generator) -> Tensor:
-    kept = torch.stack([_largest(side, values["density"]) for side in sides])
-    return _agreeing(kept, weights, values["majority_sign"])
+    trimmed = torch.stack([_largest(side, values["density"]) for side in sides])
+    return _agreeing(trimmed, weights, values["majority_sign"])
 
 
 def _dare_ties(sides: Sequence[Tensor], weights: Tensor, values: Values, g: Generator) -> Tensor:
-    kept = torch.stack([_drawn(side, values["density"], g) for side in sides])
-    return _agreeing(kept, weights, values["majority_sign"])
+    drawn = torch.stack([_drawn(side, values["density"], g) for side in sides])
+    return _agreeing(drawn, weights, values["majority_sign"])
 
 
-def _agreeing(kept: Tensor, weights: Tensor, majority: str) -> Tensor:
-    """The weighted sum of the entries of the elected sign, over how many they are."""
-    votes = kept.sum(dim=0) if majority == "total" else kept.sign().sum(dim=0)
-    agrees = kept.sign() == torch.where(votes >= 0, 1, -1)
-    return (_weighted(kept, weights) * agrees).sum(dim=0) / agrees.sum(dim=0).clamp(min=1.0)
+def _agreeing(entries: Tensor, weights: Tensor, majority: str) -> Tensor:
+    """The weighted sum of the entries (T, ...) with the elected sign, over their number."""
+    votes = entries.sum(dim=0) if majority == "total" else entries.sign().sum(dim=0)
+    agrees = entries.sign() == torch.where(votes >= 0, 1, -1)
+    return (_weighted(entries, weights) * agrees).sum(dim=0) / agrees.sum(dim=0).clamp(min=1.0)
 
 
 def _weighted(stacked: Tensor, weights: Tensor) -> Tensor:

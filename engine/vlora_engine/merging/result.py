@@ -1,4 +1,4 @@
-"""What comes out of a merge: the factors, a clean config, the rest tensors, the report."""
+"""Assemble the result of a merge: factors, a clean config, the rest tensors and the report."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from vlora_engine.adapters.model import (
 )
 from vlora_engine.findings import Finding
 from vlora_engine.merging.core_space import Change
-from vlora_engine.merging.retention import Kept, ModuleKept, all_kept
+from vlora_engine.merging.retention import ModuleRetention, Retention, retentions
 
-# What of the first adapter's config still holds after a merge. Everything else is computed or
-# left out: a field carried over blindly (use_rslora) once made every such merge too strong.
-_KEPT = ("task_type", "base_model_name_or_path", "revision", "auto_mapping")
-# With one of these a list of leaf names would reach more modules than the adapters have.
+# Keys of the first adapter's config that still hold after a merge. Everything else is computed or
+# left out: use_rslora, for one, would make the result too strong.
+_COPIED_KEYS = ("task_type", "base_model_name_or_path", "revision", "auto_mapping")
+# With one of these keys, a list of leaf names would match more modules than the adapters have.
 _NARROWS = ("layers_to_transform", "layers_pattern", "exclude_modules")
 
 
@@ -37,13 +37,13 @@ class MergeReport:
         space: ``"delta"`` or ``"factors"``.
         parameters: The method's parameters as used, a drawn seed included.
         weights: The weights as given, or the method's default.
-        varied: Modules whose weights or parameters are others, by ``layers``.
+        varied: The number of modules with other weights or parameters, by ``layers``.
         kept: What is kept of each adapter, in order.
-        ranks: The result's rank per module.
+        ranks: The result's rank by module.
         cut_error: Relative error of dW that cutting to ``rank`` cost, over all modules.
         rest_kept: Keys of the rest tensors of the result.
         rest_left_out: Keys of rest tensors that differ between adapters and are not in it.
-        findings: What a person should know.
+        findings: What the user should know.
     """
 
     method: str
@@ -51,7 +51,7 @@ class MergeReport:
     parameters: dict[str, Any]
     weights: tuple[float, ...]
     varied: int = 0
-    kept: list[Kept] = field(default_factory=list)
+    kept: list[Retention] = field(default_factory=list)
     ranks: dict[str, int] = field(default_factory=dict)
     cut_error: float = 0.0
     rest_kept: list[str] = field(default_factory=list)
@@ -59,16 +59,21 @@ class MergeReport:
     findings: list[Finding] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """The same, for JSON."""
+        """The fields, for JSON."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class MergedModule:
-    """The result for one module: A (r, d_in), B (d_out, r) and its scale.
+    """The result for one module.
 
-    ``norm2`` and ``cut2`` are the squared norms of its dW before a cut and of what was cut;
-    ``kept`` says by adapter what of it is left.
+    Args:
+        a: (r, d_in).
+        b: (d_out, r).
+        scale: Of the module.
+        norm2: ``||dW||^2`` before its rank was cut.
+        cut2: ``||.||^2`` of what was cut.
+        kept: What is kept of each adapter, by its index.
     """
 
     a: Tensor
@@ -76,28 +81,28 @@ class MergedModule:
     scale: float = 1.0
     norm2: float = 0.0
     cut2: float = 0.0
-    kept: Mapping[int, ModuleKept] = field(default_factory=dict)
+    kept: Mapping[int, ModuleRetention] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, change: Change, kept: int, dtype: torch.dtype) -> MergedModule:
-        """Factor ``kept`` directions of ``U S V^T`` as ``B = U sqrt(S)``, ``A = sqrt(S) V^T``.
+    def of(cls, change: Change, rank: int, dtype: torch.dtype) -> MergedModule:
+        """Factor the first directions of ``U S V^T`` as ``B = U sqrt(S)``, ``A = sqrt(S) V^T``.
 
-        Both factors are of one size. A zero change gets rank 1 and zeros, since no consumer loads a
+        B and A then have equal norms. A zero change gets rank 1 and zeros, since no program loads a
         module of rank 0.
         """
         U, S, V = change.U, change.S, change.V
-        if kept == 0:
+        if rank == 0:
             a = torch.zeros(1, V.shape[0], dtype=dtype)
             return cls(a, torch.zeros(U.shape[0], 1, dtype=dtype))
-        root = S[:kept].sqrt()
-        a = (V[:, :kept] * root).T.to(dtype).contiguous()
-        b = (U[:, :kept] * root).to(dtype).contiguous()
+        root = S[:rank].sqrt()
+        a = (V[:, :rank] * root).T.to(dtype).contiguous()
+        b = (U[:, :rank] * root).to(dtype).contiguous()
         energy = S.square()
-        return cls(a, b, norm2=float(energy.sum()), cut2=float(energy[kept:].sum()))
+        return cls(a, b, norm2=float(energy.sum()), cut2=float(energy[rank:].sum()))
 
 
 def kept_rank(change: Change, rank: int | None, energy: float | None) -> int:
-    """How many directions stay: ``rank``, or as many as hold this share of the energy."""
+    """The rank to cut to: ``rank``, or as many directions as hold this share of the energy."""
     count = len(change.S)
     if energy is not None and energy < 1 and count:
         held = change.S.square().cumsum(0)
@@ -108,13 +113,13 @@ def kept_rank(change: Change, rank: int | None, energy: float | None) -> int:
 def assemble(
     sources: Sequence[AdapterSource], modules: Mapping[str, MergedModule], report: MergeReport
 ) -> LoRAWeights:
-    """One adapter from the merged modules; fills the report's ranks, cut error and rest."""
+    """Assemble the merged modules as one adapter; fills the report's ranks, cut error and rest."""
     ranks = {name: module.a.shape[0] for name, module in modules.items()}
     norm2 = math.fsum(module.norm2 for module in modules.values())
     cut2 = math.fsum(module.cut2 for module in modules.values())
     rest = _shared_rest(sources, report)
     report.ranks = ranks
-    report.kept = all_kept(
+    report.kept = retentions(
         len(sources),
         {name: module.kept for name, module in modules.items()},
         {name: max(0.0, module.norm2 - module.cut2) for name, module in modules.items()},
@@ -137,14 +142,14 @@ def assemble(
 def merged_config(
     sources: Sequence[AdapterSource], ranks: Mapping[str, int], scales: Mapping[str, float]
 ) -> dict[str, Any]:
-    """A PEFT config that gives exactly these ranks and scales.
+    """The PEFT config that gives exactly these ranks and scales.
 
     ``r`` is the largest rank and ``lora_alpha`` what that module's scale needs (r for a scale of
     1); modules that differ are named in ``rank_pattern`` and ``alpha_pattern``.
     """
     first = sources[0].config
     config: dict[str, Any] = {"peft_type": "LORA"}
-    config |= {key: first[key] for key in _KEPT if first.get(key) is not None}
+    config |= {key: first[key] for key in _COPIED_KEYS if first.get(key) is not None}
     alphas = {name: _whole(scales[name] * rank) for name, rank in ranks.items()}
     widest = max(ranks, key=lambda name: (ranks[name], name))
     config |= {
@@ -167,7 +172,7 @@ def merged_config(
 
 
 def _pattern(values: Mapping[str, float], default: float) -> dict[str, float]:
-    """PEFT matches a pattern against the end of a name, and takes the first that matches."""
+    """A rank or alpha pattern, as PEFT reads it: the first key that matches a name's end counts."""
     special = {name: value for name, value in values.items() if value != default}
     for chosen in (special, values):  # a name may be the end of another: then all are named
         by_length = sorted(chosen, key=lambda name: (-len(name), name))
@@ -187,7 +192,7 @@ def _whole(number: float) -> float | int:
 
 
 def _targets(sources: Sequence[AdapterSource], modules: list[str]) -> list[str]:
-    """The adapters' target lists together, or the modules' full names where those say too much."""
+    """The union of the adapters' target lists, or full module names where that matches too much."""
     given = [source.config.get("target_modules") for source in sources]
     narrowed = any(source.config.get(key) for source in sources for key in _NARROWS)
     if narrowed or not all(isinstance(names, (list, tuple, set)) for names in given):
@@ -200,16 +205,16 @@ def _targets(sources: Sequence[AdapterSource], modules: list[str]) -> list[str]:
 
 
 def _shapes(sources: Sequence[AdapterSource], ranks: Mapping[str, int]) -> dict[str, ModuleShape]:
-    """How modules that are not plain linear maps lie on disk, at their new rank."""
+    """The shapes on disk of modules that are not plain linear maps, at their new rank."""
     shapes = {}
     for name, rank in ranks.items():
-        known = next(s.modules[name] for s in sources if name in s.modules)
-        if known.kind != "linear":
+        shape = next(s.modules[name] for s in sources if name in s.modules)
+        if shape.kind != "linear":
             shapes[name] = replace(
-                known,
+                shape,
                 rank=rank,
-                shape_a=(rank, *known.shape_a[1:]),
-                shape_b=(known.shape_b[0], rank, *known.shape_b[2:]),
+                shape_a=(rank, *shape.shape_a[1:]),
+                shape_b=(shape.shape_b[0], rank, *shape.shape_b[2:]),
             )
     return shapes
 
@@ -243,20 +248,20 @@ def _shared_rest(sources: Sequence[AdapterSource], report: MergeReport) -> dict[
 
 
 def _rest_config(sources: Sequence[AdapterSource], report: MergeReport) -> dict[str, Any]:
-    """Of ``modules_to_save`` and ``bias`` what the kept rest tensors bear out."""
+    """The ``modules_to_save`` and ``bias`` that agree with the rest tensors of the result."""
     saved = {name for s in sources for name in s.config.get("modules_to_save") or ()}
-    kept = sorted(
+    saved_modules = sorted(
         name for name in saved if any(f".{name}." in f".{key}." for key in report.rest_kept)
     )
     biases = {s.config.get("bias") for s in sources} - {None, "none"}
     has_bias = any(key.endswith(".bias") for key in report.rest_kept)
-    whole = has_bias and not any(key.endswith(".bias") for key in report.rest_left_out)
-    config: dict[str, Any] = {"modules_to_save": kept} if kept else {}
-    return config | ({"bias": biases.pop()} if whole and len(biases) == 1 else {})
+    complete = has_bias and not any(key.endswith(".bias") for key in report.rest_left_out)
+    config: dict[str, Any] = {"modules_to_save": saved_modules} if saved_modules else {}
+    return config | ({"bias": biases.pop()} if complete and len(biases) == 1 else {})
 
 
-def _same_bits(one: Tensor, other: Tensor) -> bool:
-    if one.dtype != other.dtype or one.shape != other.shape:
+def _same_bits(first: Tensor, other: Tensor) -> bool:
+    if first.dtype != other.dtype or first.shape != other.shape:
         return False
-    left, right = (t.contiguous().reshape(-1).view(torch.uint8) for t in (one, other))
+    left, right = (t.contiguous().reshape(-1).view(torch.uint8) for t in (first, other))
     return torch.equal(left, right)

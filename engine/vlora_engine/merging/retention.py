@@ -1,13 +1,14 @@
-"""What a merge keeps of each adapter: how alike the two are, and how much of it is still there.
+"""Measure what a merge keeps of each adapter: cosine, strength and energy of its dW.
 
-All of it is on dW, from products of factors, and the same for every gauge:
+All of it comes from products of factors and is the same for every gauge
+(docs/mathematics.md#what-a-merge-keeps):
 
 - ``cosine`` of the adapter's dW and the result's;
 - ``strength``, ``<dW_i, dW> / ||dW_i||^2``: 1 where the result moves along dW_i as far as the
   adapter itself does, 0 where it does not;
-- ``energy``, ``||U U^T dW_i V V^T||^2 / ||dW_i||^2`` with U, V the directions the result writes
-  to and reads from: the share of the adapter that lies where the result acts at all. Without a cut
-  of the rank it is 1 for a plain sum; what a cut takes away is seen here.
+- ``energy``, ``||U U^T dW_i V V^T||^2 / ||dW_i||^2`` with U, V the result's singular directions:
+  the share of the adapter in the spaces in which the result acts at all. It is 1 for a plain sum
+  whose rank is not cut, and shows what a cut takes away.
 """
 
 from __future__ import annotations
@@ -22,8 +23,14 @@ from vlora_engine.utils.ranking import worst
 
 
 @dataclass(frozen=True)
-class ModuleKept:
-    """Of one module and one adapter: ``<dW_i, dW>``, the energy inside, ``||dW_i||^2``."""
+class ModuleRetention:
+    """The products for one module of one adapter.
+
+    Args:
+        inner: ``<dW_i, dW>``.
+        inside: ``||U U^T dW_i V V^T||^2``.
+        norm2: ``||dW_i||^2``.
+    """
 
     inner: float
     inside: float
@@ -31,10 +38,16 @@ class ModuleKept:
 
 
 @dataclass(frozen=True)
-class Kept:
+class Retention:
     """What a merge keeps of one adapter, over all modules and in the worst of them.
 
-    ``worst_module`` is the one of the smallest cosine; ``worst_energy`` the least energy of any.
+    Args:
+        cosine: Of dW_i and dW.
+        strength: ``<dW_i, dW> / ||dW_i||^2``.
+        energy: ``||U U^T dW_i V V^T||^2 / ||dW_i||^2``.
+        worst_module: The module with the smallest cosine.
+        worst_cosine: That cosine.
+        worst_energy: The smallest energy of any module.
     """
 
     cosine: float
@@ -45,47 +58,53 @@ class Kept:
     worst_energy: float
 
 
-def module_kept(change: Change, factors: Factors, scale: float) -> ModuleKept:
-    """The figures of one module, from the result's change and an adapter's factors and scale."""
+def module_retention(change: Change, factors: Factors, scale: float) -> ModuleRetention:
+    """The products for one module, from the result's change and an adapter's factors and scale."""
     a, b = factors[0].double(), factors[1].double() * scale
     left = change.U.T @ b  # [k, r]
     right = a @ change.V  # [r, k]
     inner = float((left.T * right * change.S).sum())
+    # ||U^T B A V||^2 = sum((L^T L) * (R R^T)) with L = U^T B, R = A V
     inside = float(((left.T @ left) * (right @ right.T)).sum())
-    return ModuleKept(inner, max(0.0, inside), float(delta_norm2(a, b)))
+    return ModuleRetention(inner, max(0.0, inside), float(delta_norm2(a, b)))
 
 
-def kept_of(modules: Mapping[str, ModuleKept], norms2: Mapping[str, float]) -> Kept:
-    """The figures of one adapter.
+def retention_of(modules: Mapping[str, ModuleRetention], norms2: Mapping[str, float]) -> Retention:
+    """Sum the products of one adapter over its modules.
 
     Args:
-        modules: Those of every module that it has.
+        modules: The products for every module that it has.
         norms2: ``||dW||^2`` of the result by module.
     """
-    lively = {name: one for name, one in modules.items() if one.norm2 > 0}
-    size2 = math.fsum(one.norm2 for one in lively.values())
+    nonzero = {name: module for name, module in modules.items() if module.norm2 > 0}
+    size2 = math.fsum(module.norm2 for module in nonzero.values())
     merged2 = math.fsum(norms2.values())
     if not size2:
-        return Kept(0.0, 0.0, 0.0, "", 0.0, 0.0)
-    inner = math.fsum(one.inner for one in lively.values())
-    cosines = {n: _share(one.inner, math.sqrt(one.norm2 * norms2[n])) for n, one in lively.items()}
-    module = worst(cosines, largest=False) or ""
-    return Kept(
+        return Retention(0.0, 0.0, 0.0, "", 0.0, 0.0)
+    inner = math.fsum(module.inner for module in nonzero.values())
+    cosines = {
+        n: _share(module.inner, math.sqrt(module.norm2 * norms2[n]))
+        for n, module in nonzero.items()
+    }
+    least = worst(cosines, largest=False) or ""
+    return Retention(
         cosine=_share(inner, math.sqrt(size2 * merged2)),
         strength=inner / size2,
-        energy=_share(math.fsum(one.inside for one in lively.values()), size2),
-        worst_module=module,
-        worst_cosine=cosines[module],
-        worst_energy=min(_share(one.inside, one.norm2) for one in lively.values()),
+        energy=_share(math.fsum(module.inside for module in nonzero.values()), size2),
+        worst_module=least,
+        worst_cosine=cosines[least],
+        worst_energy=min(_share(module.inside, module.norm2) for module in nonzero.values()),
     )
 
 
-def all_kept(
-    count: int, modules: Mapping[str, Mapping[int, ModuleKept]], norms2: Mapping[str, float]
-) -> list[Kept]:
-    """The figures of every adapter, in order, from those of the modules by adapter."""
+def retentions(
+    count: int, modules: Mapping[str, Mapping[int, ModuleRetention]], norms2: Mapping[str, float]
+) -> list[Retention]:
+    """The retention of every adapter, in order, from the products by module and adapter."""
     return [
-        kept_of({name: by[i] for name, by in modules.items() if i in by}, norms2)
+        retention_of(
+            {name: by_adapter[i] for name, by_adapter in modules.items() if i in by_adapter}, norms2
+        )
         for i in range(count)
     ]
 
