@@ -1,4 +1,4 @@
-"""The table of merge methods, and PEFT's under their own names; descriptions without torch.
+"""The table of merge methods, and of PEFT's under PEFT's names; no torch.
 
 Where a method works "entry by entry on the core", the core of adapter i is ``M_i = U^T dW_i V`` in
 the common space of all adapters of the merge (`vlora_engine.merging.core_space`): lossless, at most
@@ -18,7 +18,7 @@ apart, ``||core - dense|| / ||dense||`` with default parameters and equal weight
     magnitude_prune          0.21                0.11                0.25
     sce                      0.76                0.14                0.81
 
-What is drawn differs between the two, so that dare's row is the noise of two draws; in either
+The draws differ between the two, so that dare's row is the noise of two draws; in either
 coordinates its expectation is the sum. Trimming takes less away on the core (magnitude_prune: 2 %
 of the sum's length on GPT-2, against 21 % on dense entries), since a core has few large entries;
 dropping the largest (breadcrumbs) takes away far more.
@@ -40,7 +40,7 @@ PEFT_METHODS = MergeRegistry()
 DEFAULT_METHOD = "average"
 CORE = "the entries of the core U^T dW V"
 EXACT = frozenset({"one", "copies", "gauge", "order", "scaling"})
-DRAWN = EXACT - {"order"}  # what is drawn belongs to an adapter's place
+DRAWN = EXACT - {"order"}  # draws depend on an adapter's position
 
 DENSITY = MergeParameter(
     "density", "float", 0.5, "share of entries kept", low=0, high=1, low_open=True, each=True
@@ -58,7 +58,7 @@ GAMMA = MergeParameter(
     "gamma", "float", 0.01, "share of the largest entries dropped",
     low=0, high=1, high_open=True, each=True,
 )  # fmt: skip
-KEPT = MergeParameter(
+BREADCRUMBS_DENSITY = MergeParameter(
     "density", "float", 0.9, "share of entries kept", low=0, high=1, low_open=True, each=True
 )
 # Measured by merge_gap: with the default gamma of 0.01 next to nothing of four checkpoints of one
@@ -70,12 +70,18 @@ OUTLIERS = (
 
 
 def _chances(values: Mapping[str, Any]) -> None:
-    """DELLA draws with chances from density - epsilon to density + epsilon."""
+    """Check that DELLA's probabilities, density - epsilon to density + epsilon, are within (0, 1].
+
+    Raises:
+        ParameterError: They are not.
+    """
     densities, widths = (
         v if isinstance(v, tuple) else (v,) for v in (values["density"], values["epsilon"])
     )
-    many = max(len(densities), len(widths))
-    pairs = zip(densities * (many // len(densities)), widths * (many // len(widths)), strict=False)
+    longest = max(len(densities), len(widths))
+    pairs = zip(
+        densities * (longest // len(densities)), widths * (longest // len(widths)), strict=False
+    )
     for density, epsilon in pairs:
         if density < 1 and not (epsilon < density <= 1 - epsilon):
             raise ParameterError(
@@ -156,7 +162,7 @@ for _method in (
         "breadcrumbs",
         "drop the largest and the smallest entries, sum",
         CORE,
-        (KEPT, GAMMA),
+        (BREADCRUMBS_DENSITY, GAMMA),
         {"density": 1.0},
         identities=EXACT | {"linear"},
         reference="arXiv:2312.06795",
@@ -166,7 +172,7 @@ for _method in (
         "breadcrumbs_ties",
         "drop the largest and the smallest entries, elect signs, average what agrees",
         CORE,
-        (KEPT, GAMMA),
+        (BREADCRUMBS_DENSITY, GAMMA),
         {"density": 1.0},
         normalises="entry",
         identities=EXACT,
@@ -307,7 +313,7 @@ DENSE_IN_PEFT = tuple(
 
 
 def find_method(name: str, dialect: str | None = None) -> MergeMethod:
-    """The method of this name in a dialect: ours, or ``"peft"``.
+    """Find a method by name or alias, in the default dialect or in ``"peft"``.
 
     Raises:
         ParameterError: There is none, or no such dialect.
@@ -317,10 +323,10 @@ def find_method(name: str, dialect: str | None = None) -> MergeMethod:
     if dialect != "peft":
         raise ParameterError("There is no such dialect.", expected="peft", found=repr(dialect))
     if name.replace("-", "_") in DENSE_IN_PEFT:
-        ours = name.replace("-", "_").removesuffix("_svd")
+        method = name.replace("-", "_").removesuffix("_svd")
         raise ParameterError(
             f"PEFT's {name} works on whole d_out x d_in matrices, which are never formed here.",
-            remedy=f"--method {ours} --rank R, without the dialect: the same steps on the core",
+            remedy=f"--method {method} --rank R, without the dialect: the same steps on the core",
         )
     return PEFT_METHODS.find(DEFAULT_IN_PEFT if name == DEFAULT_METHOD else name)
 

@@ -1,7 +1,8 @@
-"""What each merge method computes for one module; the names are those of the specs.
+"""The arithmetic of every merge method for one module, by the names of the specs.
 
-Three kinds: sums of weight changes (exact, through their factors alone), singular directions and
-values (the same in every coordinates), and single entries (`vlora_engine.merging.sparsify`).
+Three kinds: sums of weight changes (exact, from their factors alone), singular directions and
+values (independent of coordinates), and single entries (`vlora_engine.merging.sparsify`). The
+formulas and their sources are in docs/mathematics.md#merging.
 """
 
 from __future__ import annotations
@@ -32,14 +33,14 @@ from vlora_engine.merging.sparsify import (
 )
 
 Operator = Callable[[ModuleInputs, Values], Change]
-# Below this a cosine is that of parallel changes: their great circle is no longer determined.
+# 1 - |cosine| below which two changes count as parallel: their great circle is not determined.
 _PARALLEL = 1e-9
-# Directions of a set of unit vectors that are nearer than this are one direction.
+# Singular values, over the largest, below which columns of unit vectors count as dependent.
 _SAME = 1e-7
 
 
 def weighted_sum(inputs: ModuleInputs, values: Values) -> Change:
-    """``sum_i w_i dW_i``."""
+    """Task arithmetic, ``sum_i w_i dW_i``, exact (Ilharco et al. 2023, arXiv:2212.04089)."""
     return inputs.combined(inputs.weights)
 
 
@@ -47,10 +48,11 @@ def weighted_sum(inputs: ModuleInputs, values: Values) -> Change:
 
 
 def slerp(inputs: ModuleInputs, values: Values) -> Change:
-    """``sin((1-t) a) / sin(a) dW_1 + sin(t a) / sin(a) dW_2``, a the angle of the two changes.
+    """Spherical interpolation of two changes, along their great circle (Shoemake 1985).
 
-    Without ``t`` it is the second's weight; the two add up to 1. Where there is no great circle
-    between them (parallel, opposite, or one of them zero or missing) it is the straight line.
+    ``sin((1-t) a) / sin(a) dW_1 + sin(t a) / sin(a) dW_2`` with a the angle between them. Without
+    ``t`` the second's weight is taken; the two add up to 1. Where there is no great circle
+    (parallel, opposite, or one of them zero or missing) it is the straight line.
     """
     t = inputs.weights_of_all[1] if values["t"] is None else values["t"]
     shares = 1.0 - t, t
@@ -61,35 +63,37 @@ def slerp(inputs: ModuleInputs, values: Values) -> Change:
             angle = math.acos(cosine)
             shares = math.sin((1.0 - t) * angle), math.sin(t * angle)
             shares = shares[0] / math.sin(angle), shares[1] / math.sin(angle)
-    return inputs.combined([shares[place] for place in inputs.positions])
+    return inputs.combined([shares[position] for position in inputs.positions])
 
 
 def model_stock(inputs: ModuleInputs, values: Values) -> Change:
-    """``t mean_i dW_i`` with ``t = T c / (1 + (T - 1) c)``, c the mean cosine of the pairs.
+    """Model Stock: the mean, shortened by the adapters' mean cosine (Jang et al. 2024).
 
-    The mean is weighted by weights that add up to 1; adapters of weight 0 take no part, and those
-    that lack the module count as zero. A mean cosine below 0 counts as 0: nothing is common, and
-    the base model stays.
+    ``t mean_i dW_i`` with ``t = T c / (1 + (T - 1) c)``, c the mean cosine of the pairs
+    (arXiv:2403.19522). The mean is weighted by weights that add up to 1; adapters of weight 0 are
+    ignored, and those that lack the module count as zero. A negative mean cosine counts as 0:
+    nothing is common, and the result is the base model.
     """
-    taking = [i for i, weight in enumerate(inputs.weights_of_all) if weight != 0]
-    places = {place: i for i, place in enumerate(inputs.positions)}
+    active = [i for i, weight in enumerate(inputs.weights_of_all) if weight != 0]
+    index_of = {position: i for i, position in enumerate(inputs.positions)}
     cosines = _cosines(_gram(inputs))
     pairs = [
-        float(cosines[places[i], places[j]]) if i in places and j in places else 0.0
-        for n, i in enumerate(taking)
-        for j in taking[:n]
+        float(cosines[index_of[i], index_of[j]]) if i in index_of and j in index_of else 0.0
+        for n, i in enumerate(active)
+        for j in active[:n]
     ]
     cosine = max(0.0, sum(pairs) / len(pairs)) if pairs else 1.0
-    shortened = len(taking) * cosine / (1.0 + (len(taking) - 1) * cosine)
-    return inputs.combined([shortened * weight for weight in inputs.weights])
+    t = len(active) * cosine / (1.0 + (len(active) - 1) * cosine)
+    return inputs.combined([t * weight for weight in inputs.weights])
 
 
 def _gram(inputs: ModuleInputs) -> Tensor:
+    """The inner products ``<dW_i, dW_j>``, (n, n)."""
     return module_gram(inputs.factors, inputs.scales)
 
 
 def _cosines(gram: Tensor) -> Tensor:
-    """Cosines from inner products (n, n); 0 beside a change that is zero."""
+    """The cosines from inner products (n, n); 0 for a change that is zero."""
     norms = gram.diagonal().clamp(min=0).sqrt()
     inverse = torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))
     return (gram * inverse[:, None] * inverse).clamp(-1.0, 1.0)
@@ -99,12 +103,12 @@ def _cosines(gram: Tensor) -> Tensor:
 
 
 def tsv_m(inputs: ModuleInputs, values: Values) -> Change:
-    """Task singular vectors: those of all adapters together, made orthogonal to each other.
+    """TSV-M: all adapters' singular vectors, made orthogonal to each other, and summed.
 
     ``[U_1 .. U_T]`` and ``[V_1 .. V_T]`` are replaced by the nearest matrices with orthonormal
-    columns (polar factors); the singular values stay, times the weights. Directions that adapters
-    share to rounding stay shared. An adapter of weight 0 takes no part. Computed in the core
-    space, in which nothing is lost and the polar factor is the same.
+    columns (polar factors); the singular values stay, times the weights (Gargiulo et al. 2024,
+    arXiv:2412.00081). Directions that coincide up to rounding stay shared. An adapter of weight 0
+    is ignored. Computed in the core space, which is lossless and has the same polar factors.
     """
     parts = []
     for weight, change in zip(inputs.weights, inputs.changes, strict=True):
@@ -114,15 +118,15 @@ def tsv_m(inputs: ModuleInputs, values: Values) -> Change:
         return inputs.combined([0.0] * len(inputs.weights))
     left = _nearest_orthonormal(torch.cat([inputs.space.U.T @ c.U for _, c in parts], dim=1))
     right = _nearest_orthonormal(torch.cat([inputs.space.V.T @ c.V for _, c in parts], dim=1))
-    strength = torch.cat([weight * c.S for weight, c in parts])
-    return inputs.from_core((left * strength) @ right.T)
+    singular_values = torch.cat([weight * c.S for weight, c in parts])
+    return inputs.from_core((left * singular_values) @ right.T)
 
 
 def iso_c(inputs: ModuleInputs, values: Values) -> Change:
-    """The weighted sum with every singular value replaced by their mean.
+    """Iso-C: the weighted sum with every singular value replaced by their mean.
 
-    The mean is over the sum's own rank: a sum of LoRAs has far fewer singular values than its
-    matrix has rows, and the zeros would shrink it.
+    Marczak et al. 2025, arXiv:2502.04959. The mean is over the sum's rank: a sum of LoRAs has far
+    fewer singular values than its matrix has rows, and the zeros would shrink it.
     """
     change = inputs.combined(inputs.weights)
     if not len(change.S):
@@ -131,17 +135,17 @@ def iso_c(inputs: ModuleInputs, values: Values) -> Change:
 
 
 def knots(inputs: ModuleInputs, values: Values) -> Change:
-    """TIES on the right factors of ``[dW_1 ... dW_T] = U S [V_1^T ... V_T^T]``.
+    """KnOTS: TIES on the right factors of ``[dW_1 ... dW_T] = U S [V_1^T ... V_T^T]``.
 
-    U S is the SVD of ``[U_1 S_1 ... U_T S_T]``, whose left Gram matrix is the same; the V_i^T are
-    R x d_in with R the rank of it all.
+    Stoica et al. 2024, arXiv:2410.19735. U and S come from the SVD of ``[U_1 S_1 ... U_T S_T]``,
+    which has the same left Gram matrix; the V_i^T are (R, d_in) with R the joint rank.
     """
     changes = inputs.changes
     stacked = torch.cat([change.U * change.S for change in changes], dim=1)  # [d_out, sum r]
     q, r = torch.linalg.qr(stacked)
     P, S, _ = torch.linalg.svd(r, full_matrices=False)
-    kept = max(stacked.shape) * EPS * S[:1] < S
-    U, S = q @ P[:, kept], S[kept]
+    nonzero = max(stacked.shape) * EPS * S[:1] < S
+    U, S = q @ P[:, nonzero], S[nonzero]
     if not len(S):
         return inputs.combined([0.0] * len(changes))
 
@@ -160,13 +164,14 @@ def knots(inputs: ModuleInputs, values: Values) -> Change:
 
 
 def _nearest_orthonormal(columns: Tensor) -> Tensor:
-    """The polar factor of (k, n): orthonormal columns where they are independent.
+    """The polar factor of columns (k, n), the nearest matrix with orthonormal columns.
 
-    Columns that coincide share one direction, each with its part of the length.
+    With ``X = P S Q^T`` it is ``P Q^T`` over the nonzero singular values; columns that coincide
+    share one direction, each with its part of the length.
     """
     P, S, Qh = torch.linalg.svd(columns, full_matrices=False)
-    kept = _SAME * S[0] < S
-    return P[:, kept] @ Qh[kept]
+    nonzero = _SAME * S[0] < S
+    return P[:, nonzero] @ Qh[nonzero]
 
 
 OPERATORS: Mapping[str, Operator] = {

@@ -1,7 +1,7 @@
-"""What a merge method is: a frozen spec with its parameters and the identities it obeys.
+"""Specs of merge methods: parameters, their ranges, and the identities that a method obeys.
 
-No torch here: an interface shows what can be merged, and how, without loading it. What a method
-computes stands in `vlora_engine.merging.operators`.
+No torch here, so that an interface can list methods without loading it. The arithmetic is in
+`vlora_engine.merging.operators`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 Value = float | int | str | None
 Functions = Mapping[str, Callable[..., "LoRAWeights"]]
 
-# The identities a method may claim; tests hold every method to every one it names.
-# "one" and "copies" are meant at the method's `neutral` parameters and default weights.
+# The identities that a method may claim; tests check every method against those it claims.
+# "one" and "copies" hold at the method's `neutral` parameters and default weights.
 IDENTITIES = {
     "one": "one adapter, alone or beside others of weight 0, gives its dW back",
     "copies": "merging T copies gives the dW of the copy",
@@ -34,13 +34,20 @@ IDENTITIES = {
 
 @dataclass(frozen=True)
 class MergeParameter:
-    """A parameter of a method: its default and the range it must lie in.
+    """A parameter of a merge method: its default and its range.
 
     Args:
-        low_open: Excludes the lower end of the range; ``high_open`` the upper one.
-        words: What a parameter of kind ``word`` may be.
-        each: May also be a list, one value for each adapter.
-        complement: The name of ``1 - value``, which is taken in its place.
+        name: As in recipes and commands.
+        kind: ``float``, ``int`` or ``word``.
+        default: The value where none is given.
+        summary: One line.
+        low: The lower end of the range.
+        high: The upper end.
+        low_open: Exclude the lower end.
+        high_open: Exclude the upper end.
+        words: The allowed values of a parameter of kind ``word``.
+        each: A list with one value for each adapter is allowed, too.
+        complement: The name under which ``1 - value`` may be given instead.
     """
 
     name: str
@@ -57,7 +64,7 @@ class MergeParameter:
 
     @property
     def range(self) -> str:
-        """The allowed values in words, such as ``(0, 1]``."""
+        """The allowed values as text, such as ``(0, 1]``."""
         if self.kind == "word":
             return " or ".join(self.words)
         if math.isinf(self.low) and math.isinf(self.high):
@@ -66,20 +73,20 @@ class MergeParameter:
         return f"{left[not self.low_open]}{self.low:g}, {self.high:g}{right[not self.high_open]}"
 
     def check(self, value: Any) -> Any:
-        """``value`` as the method takes it: a number, or a tuple with one for each adapter.
+        """Check a value; returns a number or word, or a tuple with one for each adapter.
 
         Raises:
-            ParameterError: It is no number, or outside the range.
+            ParameterError: It is not a number, or outside the range.
         """
         if self.each and isinstance(value, list | tuple) and value:
             return tuple(self._one(item) for item in value)
         return self._one(value)
 
     def parse(self, text: str) -> Any:
-        """The value that a typed text means; empty is the default.
+        """Parse and check a typed value; an empty one is the default.
 
         Raises:
-            ParameterError: It is no number, or outside the range.
+            ParameterError: It is not a number, or outside the range.
         """
         text = text.strip()
         if not text:
@@ -97,16 +104,16 @@ class MergeParameter:
         if value is None and self.default is None:
             return None
         if self.kind == "word":
-            good = value in self.words
+            valid = value in self.words
         else:
-            # numpy's scalars are registered as these, NaN fails every comparison
+            # NumPy's scalars are registered with these; NaN fails every comparison.
             kind = Integral if self.kind == "int" else Real
-            good = isinstance(value, kind) and not isinstance(value, bool)
-        if good and self.kind != "word":
+            valid = isinstance(value, kind) and not isinstance(value, bool)
+        if valid and self.kind != "word":
             above = value > self.low if self.low_open else value >= self.low
             below = value < self.high if self.high_open else value <= self.high
-            good = above and below
-        if not good:
+            valid = above and below
+        if not valid:
             raise ParameterError(
                 f"{self.name} is out of range.", expected=self.range, found=repr(value)
             )
@@ -117,26 +124,26 @@ class MergeParameter:
 
 @dataclass(frozen=True)
 class MergeMethod:
-    """One way of merging adapters.
+    """The spec of a merge method.
 
     Args:
-        name: What recipes and commands call it.
+        name: As in recipes and commands.
         summary: One line.
-        acts_on: What its arithmetic works on.
+        acts_on: On what its arithmetic works.
         parameters: Besides `SETTINGS`, which every method has.
         neutral: The parameters with which it changes nothing about a single adapter.
-        normalises: What becomes of the weights by default: nothing, they are divided by their
-            sum, or every entry is averaged over the weights that agree on it.
-        may_normalise: Whether ``normalize`` can say otherwise.
-        default_weights: What no weights mean: 1 / T each, or 1 each.
-        adapters: How many it takes, None for any number.
-        order_independent: Whether the adapters' order is without effect.
+        normalises: How weights are normalised by default: not at all, divided by their sum, or
+            every entry is averaged over the weights that agree on it.
+        may_normalise: Whether ``normalize`` can change that.
+        default_weights: The weights where none are given: 1 / T each, or 1 each.
+        adapters: The number of adapters that it takes; None for any number.
+        order_independent: Whether the adapters' order has no effect.
         identities: Those of `IDENTITIES` that it obeys.
         aliases: Other names for it.
-        factors: Whether it has the first library's arithmetic too (``space="factors"``).
-        reference: Where it is from.
-        caution: What its user should know before.
-        rule: What must hold between parameters; raises ParameterError.
+        factors: Whether vLoRA's arithmetic is available, too (``space="factors"``).
+        reference: The paper or program that it is from.
+        rule: Checks several parameters together; raises ParameterError.
+        caution: A warning for its users.
     """
 
     name: str
@@ -166,27 +173,27 @@ class MergeMethod:
 
     @property
     def weighting(self) -> str:
-        """What becomes of the weights, in words."""
+        """How weights are normalised, as text."""
         words = {"no": "as given", "sum": "over their sum", "entry": "averaged where they agree"}
         return words[self.normalises]
 
     def check(self, given: Mapping[str, Any], count: int | None = None) -> dict[str, Any]:
-        """Every parameter with its checked value, defaults filled in.
+        """Check all parameters and fill in defaults.
 
         Args:
             given: Values by parameter, or by the name of its complement.
-            count: How many adapters there are, where it is known.
+            count: The number of adapters, where it is known.
 
         Raises:
             ParameterError: A value out of range, or a parameter that the method does not have.
         """
         given = self._without_complements(given)
-        known = [parameter.name for parameter in self.parameters]
-        unknown = sorted(given.keys() - set(known))
+        names = [parameter.name for parameter in self.parameters]
+        unknown = sorted(given.keys() - set(names))
         if unknown:
             raise ParameterError(
                 f"Merging by {self.name} has no parameter {unknown[0]!r}.",
-                expected=", ".join([*SETTINGS, *known]),
+                expected=", ".join([*SETTINGS, *names]),
                 found=", ".join(unknown),
             )
         values = {p.name: p.check(given.get(p.name, p.default)) for p in self.parameters}
@@ -202,10 +209,10 @@ class MergeMethod:
         return values
 
     def check_count(self, count: int) -> None:
-        """Refuse a number of adapters that the method does not take.
+        """Check the number of adapters.
 
         Raises:
-            ParameterError: Too many, or too few.
+            ParameterError: The method takes another number.
         """
         if self.adapters is not None and count != self.adapters:
             raise ParameterError(
@@ -215,24 +222,24 @@ class MergeMethod:
             )
 
     def _without_complements(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """``density`` as ``1 - drop_rate`` where the method has the latter."""
-        own = dict(given)
+        """Replace complements by their parameters, such as ``density`` by ``drop_rate``."""
+        values = dict(given)
         for parameter in self.parameters:
             other = parameter.complement
-            if other is None or other not in own:
+            if other is None or other not in values:
                 continue
-            if parameter.name in own:
+            if parameter.name in values:
                 raise ParameterError(
                     f"{parameter.name} and {other} are both given.",
                     expected=f"one of them: {parameter.name} = 1 - {other}",
                 )
-            value = own.pop(other)
-            own[parameter.name] = (
+            value = values.pop(other)
+            values[parameter.name] = (
                 [_complement(v) for v in value]
                 if isinstance(value, list | tuple)
                 else _complement(value)
             )
-        return own
+        return values
 
 
 # What every method has besides its own parameters.
@@ -240,7 +247,7 @@ SETTINGS = ("weights", "layers", "normalize", "scale", "space", "dialect", "rank
 
 
 class MergeRegistry(Mapping[str, MergeMethod]):
-    """The methods by name, in the order they were added; looking up an alias works too."""
+    """The methods by name or alias, in the order in which they were added."""
 
     def __init__(self) -> None:
         self._methods: dict[str, MergeMethod] = {}
@@ -266,19 +273,19 @@ class MergeRegistry(Mapping[str, MergeMethod]):
         return method
 
     def find(self, name: str) -> MergeMethod:
-        """The method of that name or alias; ``-`` may stand for ``_``.
+        """Find a method by name or alias; ``-`` counts as ``_``.
 
         Raises:
-            ParameterError: There is none.
+            ParameterError: There is no such method.
         """
-        known = name.replace("-", "_")
-        if known not in self._names:
+        key = name.replace("-", "_")
+        if key not in self._names:
             raise ParameterError(
                 "There is no such merge method.",
                 expected=", ".join(sorted(self._names)),
                 found=repr(name),
             )
-        return self._methods[self._names[known]]
+        return self._methods[self._names[key]]
 
     def __getitem__(self, name: str) -> MergeMethod:
         return self._methods[self._names[name]]

@@ -1,4 +1,4 @@
-"""What a merge is asked to do, checked before an adapter is read; no torch."""
+"""The request of a merge, checked before any adapter is read; no torch."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def check_request(
     energy: float | None = None,
     parameters: Mapping[str, Any],
 ) -> tuple[MergeRequest, dict[str, Any]]:
-    """All that can be judged without the adapters: the request, and the method's parameters.
+    """Check everything about a merge that needs no adapter; returns the request and parameters.
 
     Raises:
-        ParameterError: An unknown method or parameter, a value out of range, a contradiction.
+        ParameterError: An unknown method or parameter, a value out of range, or a conflict.
         CollectionError: No adapters.
     """
     spec = find_method(method, dialect)
@@ -45,7 +45,7 @@ def check_request(
 
 @dataclass(frozen=True)
 class MergeRequest:
-    """What is asked for, beside adapters, weights and the method's own parameters."""
+    """The options of a merge that all methods have, apart from adapters and weights."""
 
     spec: MergeMethod
     space: str
@@ -68,7 +68,7 @@ class MergeRequest:
 
     @property
     def averages(self) -> bool:
-        """Whether what agrees is averaged, entry by entry."""
+        """Whether agreeing entries are averaged, not summed."""
         return self.spec.normalises == "entry" and self.normalises
 
     @property
@@ -83,7 +83,12 @@ class MergeRequest:
         return "task_arithmetic" if self.dialect == "peft" else self.spec.name
 
     def check(self, count: int) -> None:
-        """Refuse what contradicts itself or is out of range."""
+        """Check ranges and conflicts between options, for this number of adapters.
+
+        Raises:
+            ParameterError: An option out of range, or a conflict.
+            CollectionError: No adapters.
+        """
         if not count:
             raise CollectionError("There are no adapters to merge.", expected="at least one")
         self.spec.check_count(count)

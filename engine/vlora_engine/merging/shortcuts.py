@@ -1,4 +1,4 @@
-"""The first library's three functions, under its names and with its arguments in their order."""
+"""vLoRA's three merge functions, under its names and with its arguments in their order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def task_arithmetic(
     space: Space = "delta",
     rank: int | None = None,
 ) -> LoRAWeights:
-    """``dW = sum_i w_i dW_i``, exactly (Ilharco et al. 2023, arXiv:2212.04089).
+    """Merge by the exact sum ``dW = sum_i w_i dW_i`` (Ilharco et al. 2023, arXiv:2212.04089).
 
     Args:
         adapters: At least one; ranks, scales and module sets may differ. A module that an adapter
@@ -45,7 +45,7 @@ def ties_merge(
     space: Space = "delta",
     rank: int | None = None,
 ) -> LoRAWeights:
-    """Trim, elect signs, average what agrees (Yadav et al. 2023, arXiv:2306.01708).
+    """Merge by TIES: trim, elect signs, average what agrees (Yadav et al. 2023, arXiv:2306.01708).
 
     On the cores of the weight changes: per adapter and module the largest ``density`` of the
     entries stay, the sign of their weighted sum is elected entry by entry, and the weighted mean
@@ -75,7 +75,7 @@ def dare_merge(
     space: Space = "delta",
     rank: int | None = None,
 ) -> LoRAWeights:
-    """Drop entries at random, rescale the rest, sum (Yu et al. 2024, arXiv:2311.03099).
+    """Merge by DARE: drop entries at random, rescale, sum (Yu et al. 2024, arXiv:2311.03099).
 
     On the cores of the weight changes, so that the expectation is exactly `task_arithmetic`.
     What is dropped is drawn per (seed, module, position of the adapter): it depends neither on
@@ -105,7 +105,7 @@ def _by_name(name: str) -> Callable[..., LoRAWeights]:
     return merged
 
 
-# What calling a spec calls: the first library's functions where it has them.
+# The functions behind calling a spec: vLoRA's where it has one.
 FUNCTIONS: dict[str, Callable[..., LoRAWeights]] = {
     **{name: _by_name(name) for name in MERGE_METHODS},
     "task_arithmetic": task_arithmetic,

@@ -1,7 +1,8 @@
-"""Operators that look at single entries: what each keeps of an adapter, and how the kept combine.
+"""Merge methods that work on single entries: which each keeps of an adapter, and how they combine.
 
-A method is a sieve (trim, draw, ...) and a way to combine (sum, or elect signs). Both are written
-for any tensor, so that tests can hold them against plain arithmetic.
+A method is a sieve (trim, draw, ...) and a way to combine (sum, or elect signs). Both take any
+tensor, so that tests can compare them with plain arithmetic. docs/mathematics.md#the-core-space
+has a table of them.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from vlora_engine.merging.core_space import ROUNDING, Change, ModuleInputs
 Values = Mapping[str, Any]
 # (the entries, the parameters of this adapter, its generator) -> the entries kept, zeros elsewhere
 Sieve = Callable[[Tensor, Values, Generator | None], Tensor]
-# weighted entries of each adapter and its |weight|; asked for twice rather than kept, which takes
-# memory of two tensors and not of as many as there are adapters
+# () -> the weighted entries of each adapter and its |weight|; called twice, so that two tensors are
+# in memory and not as many as there are adapters
 Votes = Callable[[], Iterable[tuple[Tensor, float]]]
 
 
@@ -27,48 +28,49 @@ Votes = Callable[[], Iterable[tuple[Tensor, float]]]
 
 
 def trim(entries: Tensor, values: Values, generator: Generator | None = None) -> Tensor:
-    """The largest ``density`` of the entries; equal ones stay together."""
+    """TIES' sieve: the share ``density`` of largest magnitude; entries of equal magnitude stay."""
     return _largest(entries, entries.abs(), values["density"])
 
 
 def draw(entries: Tensor, values: Values, generator: Generator | None) -> Tensor:
-    """Each entry stays with the chance ``1 - drop_rate`` and grows by one over it."""
+    """DARE's sieve: each entry stays with probability ``1 - drop_rate`` and is divided by it."""
     drop_rate = values["drop_rate"]
     if drop_rate == 0:
         return entries
-    stays = _uniform(entries, generator) >= drop_rate
-    return entries * stays.to(entries) / (1.0 - drop_rate)
+    mask = _uniform(entries, generator) >= drop_rate
+    return entries * mask.to(entries) / (1.0 - drop_rate)
 
 
 def draw_by_size(entries: Tensor, values: Values, generator: Generator | None) -> Tensor:
-    """As `draw`, with a chance that grows with the entry's place among its row by magnitude.
+    """DELLA's sieve: as `draw`, with a probability that grows with the entry's rank in its row.
 
-    From ``density - epsilon`` for the smallest to ``density + epsilon`` for the largest; every
-    entry grows by one over its own chance, so that the expectation is exact.
+    From ``density - epsilon`` for the smallest magnitude to ``density + epsilon`` for the largest;
+    every entry is divided by its own probability, so that the expectation is exact.
     """
     density, epsilon = values["density"], values["epsilon"]
     if density >= 1:
         return entries
-    places = entries.abs().argsort(dim=-1, stable=True).argsort(dim=-1, stable=True)
+    ranks = entries.abs().argsort(dim=-1, stable=True).argsort(dim=-1, stable=True)
     last = entries.shape[-1] - 1
-    share = places.to(entries) / last if last else torch.full_like(entries, 0.5)
-    chance = density - epsilon + 2 * epsilon * share
-    return entries * (_uniform(entries, generator) < chance).to(entries) / chance
+    share = ranks.to(entries) / last if last else torch.full_like(entries, 0.5)
+    probability = density - epsilon + 2 * epsilon * share
+    return entries * (_uniform(entries, generator) < probability).to(entries) / probability
 
 
 def drop_tails(entries: Tensor, values: Values, generator: Generator | None = None) -> Tensor:
-    """Without the largest ``gamma`` of the entries and as many small ones as leave ``density``.
+    """Breadcrumbs' sieve: drop the share ``gamma`` of largest magnitude, and small ones.
 
-    Where both do not fit, fewer of the largest go: ``density`` of the entries stay in any case.
+    So many small ones are dropped that ``density`` of the entries stay; where ``gamma`` leaves less
+    than that, fewer of the largest are dropped.
     """
     density, gamma, n = values["density"], values["gamma"], entries.numel()
-    kept = min(n, max(1, round(density * n)))
-    if kept == n:
+    count = min(n, max(1, round(density * n)))
+    if count == n:
         return entries
-    top = min(round(gamma * n), n - kept)
+    top = min(round(gamma * n), n - count)
     order = entries.abs().flatten().argsort(descending=True, stable=True)
     mask = torch.zeros_like(entries).flatten()
-    mask[order[top : top + kept]] = 1.0
+    mask[order[top : top + count]] = 1.0
     return entries * mask.view_as(entries)
 
 
@@ -76,7 +78,7 @@ def drop_tails(entries: Tensor, values: Values, generator: Generator | None = No
 
 
 def add(votes: Votes) -> Tensor:
-    """The sum of all."""
+    """Combine by the sum."""
     each = iter(votes())
     total = next(each)[0].clone()
     for vote, _ in each:
@@ -85,10 +87,15 @@ def add(votes: Votes) -> Tensor:
 
 
 def elect(votes: Votes, *, mean: bool, ballots: Votes | None = None) -> Tensor:
-    """The entries with the sign of the sum of ``ballots`` (by default the votes themselves).
+    """Combine by sign election: only entries with the sign of the sum of ``ballots`` count.
 
-    Averaged by weight, or summed. Where the ballots cancel to rounding, nothing is elected and the
-    result is 0.
+    Args:
+        votes: The weighted entries.
+        mean: Average agreeing entries by ``|weight|``, instead of summing them.
+        ballots: What the sign is elected by; by default the votes themselves.
+
+    Returns:
+        The combined entries; 0 where the ballots cancel up to rounding.
     """
     cast = ballots or votes
     total = add(cast)
@@ -96,7 +103,7 @@ def elect(votes: Votes, *, mean: bool, ballots: Votes | None = None) -> Tensor:
     elected = total.sign().masked_fill_(total.abs() <= ROUNDING * size, 0.0)
     agreeing, weights = torch.zeros_like(total), torch.zeros_like(total)
     for vote, weight in votes():
-        # in fp64: a number times a mask would be rounded to torch's default dtype
+        # in the dtype of the entries: a float times a bool mask would have torch's default dtype
         agrees = ((vote.sign() == elected) & (elected != 0)).to(total)
         agreeing += vote * agrees
         weights += weight * agrees
@@ -109,13 +116,13 @@ def elect(votes: Votes, *, mean: bool, ballots: Votes | None = None) -> Tensor:
 
 
 def on_core(sieve: Sieve, *, elects: bool) -> Callable[[ModuleInputs, Values], Change]:
-    """The method that sieves every core and then sums, or elects signs."""
+    """Make the operator that applies a sieve to every core, then sums or elects signs."""
 
     def merged(inputs: ModuleInputs, values: Values) -> Change:
         def votes() -> Iterable[tuple[Tensor, float]]:
             for i, weight in enumerate(inputs.weights):
-                kept = sieve(inputs.core(i), *of_adapter(inputs, values, i))
-                yield weight * kept, abs(weight)
+                entries = sieve(inputs.core(i), *of_adapter(inputs, values, i))
+                yield weight * entries, abs(weight)
 
         core = elect(votes, mean=inputs.mean) if elects else add(votes)
         return inputs.from_core(core)
@@ -124,11 +131,12 @@ def on_core(sieve: Sieve, *, elects: bool) -> Callable[[ModuleInputs, Values], C
 
 
 def sce(inputs: ModuleInputs, values: Values) -> Change:
-    """Select, calculate, erase (FuseChat's SCE) on the cores.
+    """SCE on the cores: select, calculate, erase (Wan et al. 2024, FuseChat, arXiv:2408.07990).
 
     Select: entries whose variance over the adapters is among the largest ``select_topk``.
     Calculate: an adapter's coefficient is its weight times the energy of what was selected.
-    Erase: entries against the sign of the weighted sum go; the others are averaged by coefficient.
+    Erase: entries against the sign of the weighted sum are dropped, the others averaged by
+    coefficient.
     """
     count = range(len(inputs.weights))
     selected = _varying(inputs, values["select_topk"])
@@ -145,24 +153,24 @@ def sce(inputs: ModuleInputs, values: Values) -> Change:
 def of_adapter(inputs: ModuleInputs, values: Values, i: int) -> tuple[Values, Generator | None]:
     """The parameters of one adapter, and the generator of its draws.
 
-    What is drawn depends on seed, module and the adapter's place alone: neither on the other
-    modules nor on how many adapters there are.
+    Draws depend only on the seed, the module and the adapter's position: not on other modules or on
+    the number of adapters.
     """
-    place = inputs.positions[i]
-    own = {k: v[place] if isinstance(v, tuple) else v for k, v in values.items()}
-    if "seed" not in own:
-        return own, None
-    digest = hashlib.sha256(f"{own['seed']}\0{inputs.module}\0{place}".encode()).digest()
-    return own, Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    position = inputs.positions[i]
+    parameters = {k: v[position] if isinstance(v, tuple) else v for k, v in values.items()}
+    if "seed" not in parameters:
+        return parameters, None
+    digest = hashlib.sha256(f"{parameters['seed']}\0{inputs.module}\0{position}".encode()).digest()
+    return parameters, Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def _varying(inputs: ModuleInputs, share: float) -> Tensor:
-    """1 where the cores vary most over the adapters, 0 elsewhere; (k_b, k_a)."""
+    """The mask (k_b, k_a) of the share of entries that vary most over the adapters."""
     n = len(inputs.weights)
     mean = add(lambda: ((inputs.core(i) / n, 1.0) for i in range(n)))
     variance = add(lambda: (((inputs.core(i) - mean).square() / n, 1.0) for i in range(n)))
-    least = (ROUNDING * max((c.norm for c in inputs.changes), default=0.0)) ** 2
-    variance.masked_fill_(variance <= least, 0.0)
+    noise = (ROUNDING * max((c.norm for c in inputs.changes), default=0.0)) ** 2
+    variance.masked_fill_(variance <= noise, 0.0)
     return _largest(torch.ones_like(variance), variance, share)
 
 

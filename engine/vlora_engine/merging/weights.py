@@ -1,4 +1,4 @@
-"""Weights and parameters of a merge, module by module; no torch."""
+"""The weights and parameters of a merge for every module; no torch."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from typing import Any
 from vlora_engine.errors import ParameterError
 from vlora_engine.merging.registry import MergeMethod
 
-# What `layers` may say of the modules that a pattern matches: weights, or a table of what differs.
+# By pattern of module names: other weights, or a table of other weights and parameters.
 Layers = Mapping[str, Sequence[float] | Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class ModuleSettings:
-    """Of one module: a weight for each adapter, and the method's parameters."""
+    """The settings of one module: a weight for each adapter, and the method's parameters."""
 
     weights: tuple[float, ...]
     values: Mapping[str, Any]
@@ -34,22 +34,24 @@ def settings_of(
     normalise: bool,
     values: Mapping[str, Any],
 ) -> dict[str, ModuleSettings]:
-    """The settings of every module.
+    """The settings of every module, with the changes that patterns make.
 
     Args:
-        weights: One for each of the ``count`` adapters; None is the method's default.
-        layers: By pattern (fnmatch, later ones win) other weights or parameters.
-        normalise: Divide the weights by their sum. Methods that normalise by themselves need it
-            not, and get their weights as they are.
-        values: The parameters, checked.
+        method: The spec.
+        modules: Their names.
+        count: The number of adapters.
+        weights: One for each adapter; None for the method's default.
+        layers: Other weights or parameters by pattern (fnmatch, later ones win).
+        normalise: Divide the weights by their sum. Not for methods that normalise by themselves.
+        values: The checked parameters.
 
     Raises:
         ParameterError: Weights of the wrong number, not finite, all zero, or of sum 0 where they
             are normalised; a pattern that matches nothing; a parameter out of range.
     """
     base = check_weights(weights, count, method)
-    found = {module: ModuleSettings(base, values) for module in modules}
-    for pattern, said in (layers or {}).items():
+    settings = {module: ModuleSettings(base, values) for module in modules}
+    for pattern, change in (layers or {}).items():
         matches = fnmatch.filter(modules, pattern)
         if not matches:
             raise ParameterError(
@@ -57,24 +59,24 @@ def settings_of(
                 expected=f"such as {modules[0]!r}" if modules else "a module",
             )
         for module in matches:
-            found[module] = _changed(method, found[module], said, count, pattern)
+            settings[module] = _changed(method, settings[module], change, count, pattern)
     if normalise:
-        found = {
-            module: ModuleSettings(_normalised(one.weights), one.values)
-            for module, one in found.items()
+        settings = {
+            module: ModuleSettings(_normalised(module_settings.weights), module_settings.values)
+            for module, module_settings in settings.items()
         }
-    if not any(any(one.weights) for one in found.values()):
+    if not any(any(module_settings.weights) for module_settings in settings.values()):
         raise ParameterError("All weights are zero: nothing would be merged.")
-    return found
+    return settings
 
 
 def check_weights(
     weights: Sequence[float] | None, count: int, method: MergeMethod | None = None
 ) -> tuple[float, ...]:
-    """The weights as numbers; without any, the method's default.
+    """Check the weights; None gives the method's default.
 
     Raises:
-        ParameterError: Not one for each adapter, or one that is no finite number.
+        ParameterError: Not one for each adapter, or one that is not a finite number.
     """
     if weights is None:
         alone = method is not None and method.default_weights == "1"
@@ -85,8 +87,8 @@ def check_weights(
             "Every adapter needs one weight.", expected=f"{count} weights", found=f"{len(given)}"
         )
     for weight in given:
-        good = isinstance(weight, Real) and not isinstance(weight, bool)
-        if not good or not math.isfinite(weight):
+        is_number = isinstance(weight, Real) and not isinstance(weight, bool)
+        if not is_number or not math.isfinite(weight):
             raise ParameterError(
                 "A weight is no finite number.", expected="finite numbers", found=repr(weight)
             )
@@ -94,44 +96,44 @@ def check_weights(
 
 
 def varied_modules(modules: Sequence[str], layers: Layers) -> int:
-    """How many modules a pattern of ``layers`` matches."""
+    """The number of modules that a pattern of ``layers`` matches."""
     return len({module for pattern in layers for module in fnmatch.filter(modules, pattern)})
 
 
 def check_layers(method: MergeMethod, layers: Layers | None, count: int) -> None:
-    """What of ``layers`` can be judged before the modules are known.
+    """Check what can be checked of ``layers`` before the modules are known.
 
     Raises:
         ParameterError: As `settings_of`.
     """
-    nothing = ModuleSettings(check_weights(None, count, method), method.check({}, count))
-    for pattern, said in (layers or {}).items():
-        _changed(method, nothing, said, count, pattern)
+    default = ModuleSettings(check_weights(None, count, method), method.check({}, count))
+    for pattern, change in (layers or {}).items():
+        _changed(method, default, change, count, pattern)
 
 
 def _changed(
     method: MergeMethod,
     before: ModuleSettings,
-    said: Sequence[float] | Mapping[str, Any],
+    change: Sequence[float] | Mapping[str, Any],
     count: int,
     pattern: str,
 ) -> ModuleSettings:
-    table = dict(said) if isinstance(said, Mapping) else {"weights": said}
-    own = table.pop("weights", None)
+    table = dict(change) if isinstance(change, Mapping) else {"weights": change}
+    weights_given = table.pop("weights", None)
     if "seed" in table:
         raise ParameterError("The seed is one for the whole merge.", where=pattern)
     try:
-        weights = before.weights if own is None else check_weights(own, count)
-        kept = {k: v for k, v in before.values.items() if k not in _said(method, table)}
-        values = method.check({**kept, **table}, count) if table else before.values
+        weights = before.weights if weights_given is None else check_weights(weights_given, count)
+        unchanged = {k: v for k, v in before.values.items() if k not in _set_by(method, table)}
+        values = method.check({**unchanged, **table}, count) if table else before.values
     except ParameterError as error:
         error.where = error.where or f"layers {pattern!r}"
         raise
     return ModuleSettings(weights, values)
 
 
-def _said(method: MergeMethod, table: Mapping[str, Any]) -> set[str]:
-    """The parameters that a table sets, by their own names or those of their complements."""
+def _set_by(method: MergeMethod, table: Mapping[str, Any]) -> set[str]:
+    """The parameters that a table sets, by name or by complement."""
     return {p.name for p in method.parameters if p.name in table or p.complement in table}
 
 
