@@ -2,8 +2,8 @@
 
 Every figure is on the weight change that the model sees, ``dW = scale * B @ A``, and on exact
 inner products of it; A and B apart depend on the gauge ``(B G, G^-1 A)``: an adapter and its
-twin ``(-B, -A)`` are the same. ``space="factors"`` gives the arithmetic of vLoRA, called *the first
-library* below (docs/mathematics.md#relations).
+twin ``(-B, -A)`` are the same. ``space="factors"`` gives the arithmetic of vlora-dev
+(docs/mathematics.md#relations).
 
 Adapters are `LoRAWeights` or `AdapterSource`s. A module that one of them lacks counts as zero.
 """
@@ -51,7 +51,7 @@ def adapter_diff(
         adapter_a: The reference.
         adapter_b: The other one.
         space: What ``l2_distance`` and ``cosine_sim`` are taken of: the weight changes, or the
-            concatenated entries of A and B (the first library's, for modules of equal shapes).
+            concatenated entries of A and B (vlora-dev's, for modules of equal shapes).
 
     Returns:
         For each module of either adapter, sorted::
@@ -118,7 +118,7 @@ def _ratios(distance: float, inner: float, norm_a: float, norm_b: float) -> dict
 
 
 def _factor_measures(sources: Sequence[AdapterSource], module: str) -> dict[str, float]:
-    """The first library's two figures of one module, on A and B concatenated."""
+    """vlora-dev's two figures of one module, on A and B concatenated."""
     same_factor_shapes(sources, module)
     x, y = (torch.cat([t.double().flatten() for t in s.read(module)]) for s in sources)
     norm_x, norm_y = float(x.norm()), float(y.norm())
@@ -136,9 +136,9 @@ def find_outliers(
 
     Over all modules and in each family of modules (all ``q_proj``), ``log ||dW||`` and the mean
     cosine similarity to the others are held against the median and the median absolute deviation
-    of the *other* adapters, so that an outlier cannot hide itself by widening the spread (the first
-    library's mean and standard deviation allow no score above ``(N - 1) / sqrt(N)``). Sizes count
-    both ways, similarity only when it is low.
+    of the *other* adapters, so that an outlier cannot hide by widening the spread (vlora-dev's mean
+    and standard deviation allow no score above ``(N - 1) / sqrt(N)``). Sizes count both ways,
+    similarity only when it is low.
 
     Args:
         adapters: With fewer than three, none can be an outlier.

@@ -92,6 +92,7 @@ class Outlier:
 
     @property
     def score(self) -> float:
+        """The score of the strongest reason."""
         return self.reasons[0].score
 
     def as_dict(self) -> dict[str, Any]:

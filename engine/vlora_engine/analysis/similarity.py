@@ -101,12 +101,12 @@ def compute_similarity_matrix(adapters: Sequence[Adapter], *, space: Space = "de
     Args:
         adapters: At least two; ranks, scales and module sets may differ with ``"delta"``.
         space: ``"delta"`` compares weight changes; ``"factors"`` the concatenated entries of A
-            and B, as the first library does (it ignores scales and depends on the gauge).
+            and B, as vlora-dev does (it ignores scales and depends on the gauge).
 
     Returns:
         (N, N) in torch's default dtype, symmetric, 1 on the diagonal. An adapter without effect
-        has similarity 0 to every other (with ``"factors"`` the first library's 0 on the
-        diagonal, too).
+        has similarity 0 to every other (with ``"factors"`` vlora-dev's 0 on the diagonal,
+        too).
 
     Raises:
         CollectionError: Fewer than two adapters, or adapters that cannot be compared.
@@ -130,7 +130,7 @@ def compute_similarity_matrix(adapters: Sequence[Adapter], *, space: Space = "de
 def find_clusters(similarity_matrix: Tensor, threshold: float = 0.9) -> list[list[int]]:
     """Group adapters so that every two of a cluster are at least ``threshold`` alike.
 
-    Complete linkage: the most similar are joined first. vLoRA lets each adapter join the first
+    Complete linkage: the most similar are joined first. vlora-dev lets each adapter join the first
     cluster that takes it, so that its clusters depend on the adapters' order; these do not, except
     in exact ties, and where only one grouping is possible both agree.
 

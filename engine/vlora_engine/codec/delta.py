@@ -169,7 +169,9 @@ def code_cores(
     # What the projection loses: ||dW||^2 - ||Q_b dW Q_a^T||^2.
     outside = (energy - np.square(s).sum(axis=1)).clip(0)
     coded = code_changes(u, s, v, np.ones(len(s)))
-    return [_code_core(*one) for one in zip(u, s, v, coded, outside.tolist(), ranks, strict=True)]
+    return [
+        _code_core(*parts) for parts in zip(u, s, v, coded, outside.tolist(), ranks, strict=True)
+    ]
 
 
 def _code_core(

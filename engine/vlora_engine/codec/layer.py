@@ -67,6 +67,7 @@ class CodedLayer:
 
     @property
     def nbytes(self) -> int:
+        """The bytes of all tasks and groups."""
         return sum(map(len, self.blobs)) + sum(map(len, self.shared.values()))
 
 

@@ -123,10 +123,10 @@ def code_changes(u: Array, s: Array, v: Array, steps: Array) -> list[Directions]
     bits = np.full(sizes.shape, 2 * SIDE_OVERHEAD)
     for square, d in zip(squares, (u.shape[2], v.shape[2]), strict=True):
         bits += bits_of(np.diagonal(square, axis1=1, axis2=2), d)
-    kept = _worth_keeping(grams, along, bits, price)
-    exact = _least_squares(grams, along, kept)
+    worth = _worth_keeping(grams, along, bits, price)
+    exact = _least_squares(grams, along, worth)
     out = []
-    for i, mask in enumerate(kept):
+    for i, mask in enumerate(worth):
         parts = left[i, mask], right[i, mask]
         gains, missed, fine = exact[i, mask], float(energy[i]), False
         if mask.any():

@@ -48,6 +48,7 @@ class Lanes:
 
     @property
     def steps(self) -> int:
+        """The number of symbols in the longest lane."""
         return int(self.lengths.max(initial=0))
 
     def only(self, at: Array) -> Lanes:

@@ -55,6 +55,7 @@ class Layout:
 
     @cached_property
     def lanes(self) -> int:
+        """The number of lanes."""
         return -(-self.n * self.pieces // self.per_lane)
 
     def lengths(self) -> Array:
@@ -137,9 +138,9 @@ def encode_matrices(matrices: Sequence[Array]) -> list[bytes]:
     coded: list[_Coded | None] = [None] * len(matrices)
     for members in _batches([p.layout for p in prepared]):
         batch = _encode_batch([prepared[i] for i in members])
-        for i, one in zip(members, batch, strict=True):
-            coded[i] = one
-    return [_pack(p, one) for p, one in zip(prepared, coded, strict=True)]
+        for i, lanes in zip(members, batch, strict=True):
+            coded[i] = lanes
+    return [_pack(p, lanes) for p, lanes in zip(prepared, coded, strict=True)]
 
 
 def decode_matrices(parts: Sequence[tuple[bytes, int, int]]) -> list[Array]:

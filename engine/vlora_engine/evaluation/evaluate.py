@@ -336,15 +336,18 @@ class _Meter:
 
     @property
     def broken(self) -> bool:
+        """Whether a logit was NaN."""
         return bool(self._sums.isnan().any())
 
     @property
     def figures(self) -> Figures:
+        """The means over the tokens added."""
         kl, agreement, loss, _ = (self._sums / self.tokens).tolist()
         return Figures(max(0.0, kl), agreement, loss)
 
     @property
     def reference_loss(self) -> float:
+        """The reference's mean loss."""
         return float(self._sums[3]) / self.tokens
 
 

@@ -103,22 +103,22 @@ def _assign(places: Sequence[str], tasks: Sequence[str]) -> Mapping[str, Path]:
     return {**shared, **folders, **named}
 
 
-def _task_and_file(place: str, tasks: Sequence[str]) -> tuple[str, Path] | None:
-    """Parse ``TASK=FILE``; None where ``place`` exists as a path or has no ``=``."""
-    if "=" not in place or Path(place).exists():
+def _task_and_file(given: str, tasks: Sequence[str]) -> tuple[str, Path] | None:
+    """Parse ``TASK=FILE``; None where ``given`` exists as a path or has no ``=``."""
+    if "=" not in given or Path(given).exists():
         return None
     # A name may hold an = itself.
-    separators = [i for i, letter in enumerate(place) if letter == "=" and place[:i] in tasks]
+    separators = [i for i, letter in enumerate(given) if letter == "=" and given[:i] in tasks]
     if not separators:
         raise ParameterError(
             "A text is named for a task that is not evaluated.",
             expected=f"TASK=FILE with one of {', '.join(tasks[:8])}",
-            found=place,
+            found=given,
         )
-    file = existing_path(place[separators[-1] + 1 :])
+    file = existing_path(given[separators[-1] + 1 :])
     if file.is_dir():
         raise ParameterError("A task's text is a file.", where=file, found="a folder")
-    return place[: separators[-1]], file
+    return given[: separators[-1]], file
 
 
 def _in_folder(folder: Path, tasks: Sequence[str]) -> dict[str, Path]:

@@ -1,7 +1,7 @@
-"""Principal component analysis of plain row matrices, with the function names of vLoRA.
+"""Principal component analysis of plain row matrices, with the function names of vlora-dev.
 
 Stateless; nothing here knows adapters or subspaces. Everything is computed in fp64 and returned
-in the dtype of the data. *The first library* below is vLoRA, whose call forms these are.
+in the dtype of the data.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def reconstruct_from_subspace(components: Tensor, loadings: Tensor) -> Tensor:
 def gram_schmidt(basis: Tensor, new_vectors: Tensor) -> Tensor:
     """Extend an orthonormal basis by the directions that some vectors add to it.
 
-    The basis comes back untouched in front (the first library's QR may flip its signs). A vector
+    The basis comes back untouched in front (vlora-dev's QR may flip its signs). A vector
     whose part outside the span is below the rounding of its own dtype, relative to the vector
     itself, adds no direction.
 
@@ -129,8 +129,8 @@ def incremental_svd_update(
     Exact: as long as no direction of the old data was cut off, the result is `compute_svd` of all
     rows together. New rows X with mean x0 enter as ``[X - x0; sqrt(n m / (n + m)) (mean - x0)]``,
     the last row being the shift of the mean (Ross et al. 2008), and the augmented core
-    ``[[diag s, 0], [P, T^T]]`` is rotated in full (Brand 2006; docs/mathematics.md#growing). The
-    first library leaves the core unrotated, which costs it half of the variance.
+    ``[[diag s, 0], [P, T^T]]`` is rotated in full (Brand 2006; docs/mathematics.md#growing).
+    vlora-dev leaves the core unrotated, which costs it half of the variance.
 
     Args:
         components: (k, D), orthonormal rows; k may be 0.

@@ -48,6 +48,7 @@ class Change:
 
     @property
     def norm(self) -> float:
+        """``||dW||``, the norm of S."""
         return float(torch.linalg.vector_norm(self.S))
 
     def times(self, factor: float) -> Change:

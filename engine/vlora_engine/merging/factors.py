@@ -1,4 +1,4 @@
-"""Merge A and B apart as vLoRA, *the first library*, does, ignoring scales (``space="factors"``).
+"""Merge A and B apart as vlora-dev does, ignoring scales (``space="factors"``).
 
 It is here to reproduce that library's results. It is not a merge of weight
 changes: ``mean(B) @ mean(A)`` holds all cross terms ``B_i A_j`` and 1/T of each ``B_i A_i``, and it
@@ -59,7 +59,7 @@ def dare(
 ) -> Tensor:
     """DARE on one side: drop entries, rescale the others by 1 / (1 - p), and sum by weight.
 
-    Draws in the first library's order from a generator of its own, where that library reseeds
+    Draws in vlora-dev's order from a generator of its own, where that library reseeds
     torch's global one.
     """
     keep = 1.0 - parameters["drop_rate"]

@@ -1,6 +1,6 @@
 """Run merges of A and B apart, to reproduce the results of two other packages.
 
-``space="factors"`` is the arithmetic of vLoRA (`factors`), ``dialect="peft"`` that of PEFT
+``space="factors"`` is the arithmetic of vlora-dev (`factors`), ``dialect="peft"`` that of PEFT
 (`peft`). Neither merges weight changes (docs/mathematics.md#merging-a-and-b-apart).
 """
 
@@ -37,7 +37,7 @@ def as_first_library(
     scale: float,
     findings: list[Finding],
 ) -> dict[str, MergedModule]:
-    """Merge the modules that all adapters have as vLoRA does, drawing in its order.
+    """Merge the modules that all adapters have as vlora-dev does, drawing in its order.
 
     Raises:
         CollectionError: No common module, or ranks that differ.

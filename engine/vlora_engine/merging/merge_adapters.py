@@ -70,7 +70,7 @@ def merge(
         normalize: Divide the weights by their sum, or average what agrees; by default as the
             method says.
         scale: Multiplies the result.
-        space: ``"delta"`` merges weight changes; ``"factors"`` A and B apart, as vLoRA does.
+        space: ``"delta"`` merges weight changes; ``"factors"`` A and B apart, as vlora-dev does.
         dialect: ``"peft"`` for the arithmetic of PEFT's ``add_weighted_adapter``.
         rank: Cut every module of the result to this rank; only where weight changes are merged.
         energy: Cut to as many directions as hold this share of a module's energy, instead.

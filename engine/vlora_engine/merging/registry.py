@@ -140,7 +140,7 @@ class MergeMethod:
         order_independent: Whether the adapters' order has no effect.
         identities: Those of `IDENTITIES` that it obeys.
         aliases: Other names for it.
-        factors: Whether vLoRA's arithmetic is available, too (``space="factors"``).
+        factors: Whether vlora-dev's arithmetic is available, too (``space="factors"``).
         reference: The paper or program that it is from.
         rule: Checks several parameters together; raises ParameterError.
         caution: A warning for its users.

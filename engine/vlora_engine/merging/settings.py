@@ -64,6 +64,7 @@ class MergeRequest:
 
     @property
     def normalises(self) -> bool:
+        """Whether weights are normalised, as asked or as the method does by default."""
         return self.spec.normalises_weights if self.normalize is None else self.normalize
 
     @property
@@ -80,6 +81,7 @@ class MergeRequest:
 
     @property
     def operator(self) -> str:
+        """The name of the operator; PEFT's exact methods are sums."""
         return "task_arithmetic" if self.dialect == "peft" else self.spec.name
 
     def check(self, count: int) -> None:

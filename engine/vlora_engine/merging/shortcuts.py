@@ -1,4 +1,4 @@
-"""vLoRA's three merge functions, under its names and with its arguments in their order."""
+"""vlora-dev's three merge functions, under its names and with its arguments in their order."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def task_arithmetic(
         adapters: At least one; ranks, scales and module sets may differ. A module that an adapter
             lacks counts as zero with its weight as given.
         weights: One for each adapter, as they are; the average by default.
-        space: ``"factors"`` averages A and B apart, as the first library does.
+        space: ``"factors"`` averages A and B apart, as vlora-dev does.
         rank: Cut each module of the result to its best approximation of this rank; by default
             it has its numerical rank, at most the sum of the adapters'.
 
@@ -56,7 +56,7 @@ def ties_merge(
         adapters: As for `task_arithmetic`.
         density: Share of entries to keep, in (0, 1].
         weights: Equal by default.
-        space: ``"factors"`` works on A and B apart, as the first library does.
+        space: ``"factors"`` works on A and B apart, as vlora-dev does.
         rank: As for `task_arithmetic`.
 
     Raises:
@@ -86,7 +86,7 @@ def dare_merge(
         drop_rate: Probability of dropping an entry, in [0, 1).
         weights: The average by default.
         seed: Same seed, same result; a fresh one by default. torch's own state is not touched.
-        space: ``"factors"`` works on A and B apart, as the first library does.
+        space: ``"factors"`` works on A and B apart, as vlora-dev does.
         rank: As for `task_arithmetic`.
 
     Raises:
@@ -105,7 +105,7 @@ def _by_name(name: str) -> Callable[..., LoRAWeights]:
     return merged
 
 
-# The functions behind calling a spec: vLoRA's where it has one.
+# The functions behind calling a spec: vlora-dev's where it has one.
 FUNCTIONS: dict[str, Callable[..., LoRAWeights]] = {
     **{name: _by_name(name) for name in MERGE_METHODS},
     "task_arithmetic": task_arithmetic,

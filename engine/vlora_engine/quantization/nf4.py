@@ -14,7 +14,7 @@ from vlora_engine.errors import InputError, ParameterError
 
 __all__ = ["NF4_QUANT_TABLE", "nf4_pack", "nf4_quantize_dequantize", "nf4_unpack"]
 
-# bitsandbytes' levels, to the last bit of fp32. Rounded to four digits, as the first library has
+# bitsandbytes' levels, to the last bit of fp32. Rounded to four digits, as vlora-dev has
 # them, they are other numbers than those that QLoRA models were trained with.
 NF4_QUANT_TABLE = torch.tensor(
     [

@@ -50,6 +50,7 @@ class PackedRows:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of codes and scales."""
         return sum(t.numel() * t.element_size() for t in (self.codes, self.scales, self.steps))
 
     def dense(self) -> Tensor:

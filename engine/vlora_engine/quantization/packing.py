@@ -105,6 +105,7 @@ class Quantization:
 
     @property
     def name(self) -> str:
+        """The name of the bases' packing: ``int8``, ``int4`` or ``nf4``."""
         return self.basis.name
 
     def words(self, dtype: str) -> str:
@@ -148,7 +149,7 @@ def quantization(
     Raises:
         ParameterError: There is no such quantization.
     """
-    if method == "nf4" and bits == 8:  # how the first library's users leave them out
+    if method == "nf4" and bits == 8:  # how users of vlora-dev leave them out
         bits = 4
     basis = Packing(method, bits, block_size, double_quant)
     return Quantization(basis, _eight_bits(basis) if loadings else None)

@@ -63,10 +63,12 @@ class MethodTable:
 
     @property
     def max_a(self) -> int:
+        """The largest k of side a."""
         return len(self.singular_values_a)
 
     @property
     def max_b(self) -> int:
+        """The largest k of side b."""
         return len(self.singular_values_b)
 
     def at(self, k_a: int, k_b: int) -> Array:
@@ -227,6 +229,7 @@ class Spectra:
 
     @property
     def complete(self) -> bool:
+        """Whether all layers are computed."""
         return len(self.layers) == len(self.layer_names)
 
     @property

@@ -81,6 +81,7 @@ class TensorEntry:
 
     @property
     def nbytes(self) -> int:
+        """Bytes of its data."""
         return self.end - self.start
 
 
