@@ -2,8 +2,8 @@
 
 Every adapter, or cluster of related ones, is turned into vectors whose squared errors add up to the
 error of dW; all are quantized with one step, and the integers are entropy coded. That is reverse
-water-filling: a direction gets bits as long as they pay, the weakest none (docs/mathematics.md
-#the-codec).
+water-filling: a direction gets bits as long as they pay, the weakest none
+(docs/mathematics.md#the-codec).
 
 Modules, from the bytes up: ``tables`` (the models of the entropy coder), ``rans`` (symbols to
 bytes, in lanes), ``vectors`` (integer matrices to bytes), ``quantizer`` and ``rates`` (what a step
