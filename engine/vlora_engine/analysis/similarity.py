@@ -128,7 +128,7 @@ def compute_similarity_matrix(adapters: Sequence[Adapter], *, space: Space = "de
 
 
 def find_clusters(similarity_matrix: Tensor, threshold: float = 0.9) -> list[list[int]]:
-    """Group adapters so that every two of a cluster are at least ``threshold`` alike.
+    """Cluster adapters so that every two of a cluster have at least the cosine ``threshold``.
 
     Complete linkage: the most similar are joined first. vlora-dev lets each adapter join the first
     cluster that takes it, so that its clusters depend on the adapters' order; these do not, except

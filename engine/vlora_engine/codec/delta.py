@@ -28,7 +28,7 @@ SMALL = 768  # rows or columns up to which all directions are found at once
 _CLOSE = 1e-3  # pivots from which on Cholesky QR keeps its digits, ...
 _NEARLY = 0.1  # ... at once
 _NOISE = 1e-14  # of a Gram's largest eigenvalue: smaller ones are rounding
-_FAR_LARGER = 4  # a dense core of so many times the numbers of its factors is not tried
+_FAR_LARGER = 4  # a dense core is not tried with more than 4 times the numbers of its factors
 _DEPENDENT = 1e-6  # a rounded column with less than this of itself outside the others is dropped
 
 

@@ -27,7 +27,7 @@ _ADAPT = 4  # mean <- mean + (magnitude - mean) / 2^4
 _START_EIGHTHS = 2  # the context is that of (2 start + 6 mean) / 8
 _HALF = np.array(16, dtype=np.uint32)
 _STEPS_AT_ONCE = 128
-_PUSHED_AT_ONCE = 16  # what is looked up of so many steps stays in a core's cache
+_PUSHED_AT_ONCE = 16  # steps whose frequencies, looked up together, fit in a core's cache
 
 
 @dataclass(frozen=True)

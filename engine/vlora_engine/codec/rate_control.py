@@ -23,9 +23,9 @@ from vlora_engine.codec.tables import Array
 from vlora_engine.compression_target import CompressionTarget
 
 _GOLDEN = (5**0.5 - 1) / 2  # its multiples, modulo 1, are spread evenly, however many there are
-_FIRST = 16  # the first block is one layer in so many, ...
-_SHARE = 4  # ... each later block one in so many of the remaining layers,
-_LEAST = 2  # and no block is smaller; all this is the same with any number of workers
+_FIRST = 16  # the first block holds one layer in 16, ...
+_SHARE = 4  # ... each later one a quarter of the remaining layers,
+_LEAST = 2  # ... and each at least two; all independent of the number of workers
 _REACH = 2.0  # octaves by which a step may move
 _HALVINGS = 15
 _LOWER = 0.0005  # how much lower the second try of the last block aims, doubled each time

@@ -92,7 +92,7 @@ class Layout:
 
 
 def _filled(values: Array, count: int) -> Array:
-    """Pad ``values`` (n,) with zeros to ``count``; returned as it is where it has so many."""
+    """Pad ``values`` (n,) with zeros to ``count``; returned unchanged where n is ``count``."""
     if len(values) == count:
         return values
     out = np.zeros(count, dtype=values.dtype)

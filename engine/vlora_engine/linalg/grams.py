@@ -183,7 +183,7 @@ def update_basis(
         components: C (k0, D), orthonormal rows.
         singular_values: s (k0,).
         new_rows: X (m, D).
-        k: Keep at most so many.
+        k: The largest number of directions to keep.
 
     Returns:
         components (k', D) and singular values (k',).

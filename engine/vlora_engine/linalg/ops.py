@@ -138,7 +138,7 @@ def incremental_svd_update(
         mean: (D,) of the old rows.
         n_seen: Their number.
         new_data: (m, D).
-        max_components: Keep at most so many; by default every direction that holds anything.
+        max_components: The largest number to keep; by default every direction that is not empty.
         center: False for an analysis without a mean, whose ``mean`` is then returned as it is.
 
     Returns:

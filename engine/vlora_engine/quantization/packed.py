@@ -18,7 +18,7 @@ from torch import Tensor
 from vlora_engine.quantization.nf4 import NF4_QUANT_TABLE
 from vlora_engine.quantization.packing import GROUP_SIZE, Packing
 
-STEPS = 127  # a scale is so many steps of its group's second-level scale at most
+STEPS = 127  # the largest multiple of its group's step that a packed scale can be
 BLOCKS_AT_ONCE = 1 << 15
 
 # Candidate scales, as shares of the one that just covers a block's largest number. A smaller one
@@ -237,5 +237,5 @@ def _divisor(scales: Tensor) -> Tensor:
 
 
 def _parts(count: int) -> Iterator[slice]:
-    """Slices of so many blocks that temporaries stay small."""
+    """Slices of `BLOCKS_AT_ONCE` blocks, so that temporaries stay small."""
     return (slice(i, i + BLOCKS_AT_ONCE) for i in range(0, count, BLOCKS_AT_ONCE))

@@ -34,7 +34,7 @@ Array = npt.NDArray[Any]
 FORMAT = "vlora-spectra"
 VERSION = 1
 DENSE_DIAGONAL = 256  # every k up to here is in a table, ...
-SPARSE_DIAGONAL = 64  # ... and so many above, evenly spaced in the logarithm
+SPARSE_DIAGONAL = 64  # ... and 64 above, evenly spaced in the logarithm
 GRID = 48  # k a side off the diagonal, at most
 
 
