@@ -104,11 +104,17 @@ class Registry:
     def __init__(self) -> None:
         self._formats: dict[str, Format] = {}
 
-    def add(self, form: Format) -> None:
-        """Register ``form``; two of one name are a fault of the program."""
+    def add(self, form: Format, *, before: str | None = None) -> None:
+        """Register ``form``; two of one name are a fault of the program.
+
+        Args:
+            before: The format that is asked only after it; by default it is asked last.
+        """
         if form.name in self._formats:
             raise ValueError(f"two formats are called {form.name!r}")
-        self._formats[form.name] = form
+        forms = list(self._formats.values())
+        forms.insert(self.names().index(before) if before else len(forms), form)
+        self._formats = {each.name: each for each in forms}
 
     def find(self, probe: Probe) -> Format | None:
         """The first format that recognises ``probe``."""

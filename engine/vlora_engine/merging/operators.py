@@ -8,7 +8,7 @@ formulas and their sources are in docs/mathematics.md#merging.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -153,7 +153,8 @@ def knots(inputs: ModuleInputs, values: Values) -> Change:
         change = changes[i]
         rows = (U.T @ change.U * change.S) @ change.V.T  # [R, d_in], times S
         rows = rows.masked_fill_(rows.abs() <= ROUNDING * change.norm, 0.0)
-        return rows / S[:, None]
+        turned: Tensor = rows / S[:, None]
+        return turned
 
     def votes() -> Iterable[tuple[Tensor, float]]:
         for i, weight in enumerate(inputs.weights):
@@ -174,16 +175,28 @@ def _nearest_orthonormal(columns: Tensor) -> Tensor:
     return P[:, nonzero] @ Qh[nonzero]
 
 
-OPERATORS: Mapping[str, Operator] = {
+# ---- single entries of the cores ----------------------------------------------------------------
+
+ties = on_core(trim, elects=True)
+dare = on_core(draw, elects=False)
+dare_ties = on_core(draw, elects=True)
+della = on_core(draw_by_size, elects=True)
+della_linear = on_core(draw_by_size, elects=False)
+breadcrumbs = on_core(drop_tails, elects=False)
+breadcrumbs_ties = on_core(drop_tails, elects=True)
+magnitude_prune = on_core(trim, elects=False)
+
+
+OPERATORS: dict[str, Operator] = {
     "task_arithmetic": weighted_sum,
-    "ties": on_core(trim, elects=True),
-    "dare": on_core(draw, elects=False),
-    "dare_ties": on_core(draw, elects=True),
-    "della": on_core(draw_by_size, elects=True),
-    "della_linear": on_core(draw_by_size, elects=False),
-    "breadcrumbs": on_core(drop_tails, elects=False),
-    "breadcrumbs_ties": on_core(drop_tails, elects=True),
-    "magnitude_prune": on_core(trim, elects=False),
+    "ties": ties,
+    "dare": dare,
+    "dare_ties": dare_ties,
+    "della": della,
+    "della_linear": della_linear,
+    "breadcrumbs": breadcrumbs,
+    "breadcrumbs_ties": breadcrumbs_ties,
+    "magnitude_prune": magnitude_prune,
     "sce": sce,
     "slerp": slerp,
     "model_stock": model_stock,
