@@ -423,7 +423,8 @@ def _orthogonal(key: str, r: int) -> Floats:
     while len(H) < r:  # r is a power of 2
         H = np.block([[H, H], [H, -H]])
     signs = np.where(_uniform(key, 2, r) < 0, -1.0, 1.0)
-    return signs[0][:, None] * H * signs[1] / math.sqrt(r)
+    mix: Floats = signs[0][:, None] * H * signs[1] / math.sqrt(r)
+    return mix
 
 
 def _kaiming(key: str, rows: int, d_in: int) -> Floats:

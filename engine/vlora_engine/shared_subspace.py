@@ -578,7 +578,7 @@ class SharedSubspace:
 class _Lazy(Mapping[str, T]):
     """A mapping over fixed keys whose values are looked up."""
 
-    def __init__(self, keys: Sequence[str], look_up: Any) -> None:
+    def __init__(self, keys: Sequence[str], look_up: Callable[[str], T]) -> None:
         self._keys, self._look_up = dict.fromkeys(keys), look_up
 
     def __getitem__(self, key: str) -> T:

@@ -13,7 +13,8 @@ from tests.conftest import FreshPython
 from vlora_engine import __version__
 from vlora_tui.cli import output
 from vlora_tui.cli.app import COMMANDS
-from vlora_tui.cli.output import Output, percent, plural, printable, size, table_lines
+from vlora_tui.cli.output import Output, table_lines
+from vlora_tui.utils.formatting import percent, plural, printable, size
 
 READING = [
     "inspect {runs}",

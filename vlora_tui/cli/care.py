@@ -13,7 +13,8 @@ from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.hub_places import fetch_first
-from vlora_tui.cli.output import Output, plural, printable
+from vlora_tui.cli.output import Output
+from vlora_tui.utils.formatting import plural, printable
 
 REPEATS = 10
 SECONDS = 2.0  # an operation is repeated no longer than this

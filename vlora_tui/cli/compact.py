@@ -11,7 +11,8 @@ from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
 from vlora_tui.cli.execute import in_place
 from vlora_tui.cli.hub_places import fetch_first, require_own
-from vlora_tui.cli.output import Output, percent, plural, printable, size
+from vlora_tui.cli.output import Output
+from vlora_tui.utils.formatting import percent, plural, printable, size
 
 
 def compact(

@@ -13,7 +13,7 @@ from vlora_tui.cli.csv_file import Csv, CsvFile
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.flags import require_there
 from vlora_tui.cli.hub_places import fetch_first
-from vlora_tui.cli.output import Output, percent, plural, printable
+from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.recipe.model import expand_input, named_inputs
 from vlora_tui.report.comparison import (
@@ -24,6 +24,7 @@ from vlora_tui.report.comparison import (
     sameness,
     why,
 )
+from vlora_tui.utils.formatting import percent, plural, printable
 
 if TYPE_CHECKING:
     from vlora_tui.pipeline.inputs import Collection

@@ -10,9 +10,10 @@ from vlora_tui.cli import options as o
 from vlora_tui.cli.bundles import unbundle
 from vlora_tui.cli.execute import carry_out
 from vlora_tui.cli.flags import compress_recipe, say_once
-from vlora_tui.cli.output import Output, percent, plural, printable, size, times
+from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
+from vlora_tui.utils.formatting import percent, plural, printable, size, times
 
 
 @unbundle

@@ -14,7 +14,8 @@ import typer
 from vlora_engine.errors import InputError, StorageError
 from vlora_tui.cli import options as o
 from vlora_tui.cli.errors import FOUND
-from vlora_tui.cli.output import Output, is_terminal, printable
+from vlora_tui.cli.output import Output, is_terminal
+from vlora_tui.utils.formatting import printable
 
 
 def config(

@@ -11,9 +11,10 @@ import typer
 from vlora_tui.cli import options as o
 from vlora_tui.cli.flags import require_there
 from vlora_tui.cli.hub_places import on_disk
-from vlora_tui.cli.output import Output, plural, printable, size
+from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.recipe.model import AdapterInput, expand_input, named_inputs
+from vlora_tui.utils.formatting import plural, printable, size
 
 if TYPE_CHECKING:
     from vlora_engine.convert.convert import Conversion, Converted

@@ -11,7 +11,8 @@ from vlora_tui.cli import options as o
 from vlora_tui.cli.compare import find_all
 from vlora_tui.cli.csv_file import Csv, CsvFile
 from vlora_tui.cli.errors import FOUND
-from vlora_tui.cli.output import Output, percent, printable
+from vlora_tui.cli.output import Output
+from vlora_tui.utils.formatting import percent, printable
 
 SHARES = ("coverage", "coverage_a", "coverage_b")
 

@@ -17,9 +17,10 @@ from vlora_engine.findings import Finding
 from vlora_tui.cli import options as o
 from vlora_tui.cli.execute import execute
 from vlora_tui.cli.flags import from_tables
-from vlora_tui.cli.output import Output, percent, plural, size, times
+from vlora_tui.cli.output import Output
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.forecast import how
+from vlora_tui.utils.formatting import percent, plural, size, times
 
 if TYPE_CHECKING:
     from vlora_engine.catalog.scanner import Catalog

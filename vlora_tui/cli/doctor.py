@@ -15,9 +15,10 @@ from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.execute import stop_on_signals
 from vlora_tui.cli.hub_places import on_disk
 from vlora_tui.cli.look import expand
-from vlora_tui.cli.output import Output, plural, printable
+from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
+from vlora_tui.utils.formatting import plural, printable
 
 if TYPE_CHECKING:
     from vlora_engine.doctor import Report

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import typer
 
 from vlora_engine.errors import VLoRAError
-from vlora_tui.cli.output import JSON_VERSION, Output, dumps, paint, printable
+from vlora_tui.cli.output import JSON_VERSION, Output, dumps, paint
+from vlora_tui.utils.formatting import printable
 
 OK = 0
 FAILED = 1  # the work could not be done

@@ -10,8 +10,9 @@ from vlora_engine.errors import CollectionError, ParameterError
 from vlora_tui.cli import options as o
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.hub_places import fetch_first
-from vlora_tui.cli.output import Output, percent, plural, printable
+from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
+from vlora_tui.utils.formatting import percent, plural, printable
 
 if TYPE_CHECKING:
     from vlora_engine.adapters.model import AdapterSource

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.errors import StorageError
 from vlora_tui.cli.options import Writing
-from vlora_tui.cli.output import Output, plural, printable, size
+from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
 from vlora_tui.recipe.model import Recipe, as_tables
+from vlora_tui.utils.formatting import plural, printable, size
 
 if TYPE_CHECKING:
     from vlora_tui.pipeline.run import Run

@@ -11,8 +11,9 @@ import typer
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
 from vlora_tui.cli.execute import stop_on_signals
-from vlora_tui.cli.output import Output, plural, printable, size
+from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
+from vlora_tui.utils.formatting import plural, printable, size
 
 if TYPE_CHECKING:
     from vlora_engine.publish.push import Parcel

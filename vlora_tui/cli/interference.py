@@ -9,9 +9,10 @@ from vlora_engine.utils.ranking import ranked
 from vlora_tui.cli import options as o
 from vlora_tui.cli.compare import find_all
 from vlora_tui.cli.csv_file import Csv, CsvFile
-from vlora_tui.cli.output import Output, percent, plural
+from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.report.comparison import require_several
+from vlora_tui.utils.formatting import percent, plural
 
 SHOWN = 20  # pairs that are printed
 

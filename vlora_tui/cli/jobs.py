@@ -14,13 +14,13 @@ from vlora_engine.errors import ParameterError, told
 from vlora_tui.cli import options as o
 from vlora_tui.cli.app import new_typer
 from vlora_tui.cli.errors import FAILED, INTERRUPTED, OK
-from vlora_tui.cli.output import Output, is_terminal, plural, printable, size
+from vlora_tui.cli.output import Output, is_terminal
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.jobs import control
 from vlora_tui.jobs.store import Job, JobStore, is_spectra
 from vlora_tui.jobs.watch import JobView, State, follow, look
 from vlora_tui.pipeline import events
-from vlora_tui.utils.formatting import how_much
+from vlora_tui.utils.formatting import how_much, plural, printable, size
 
 JobId = Annotated[
     str, typer.Argument(help="Its id, the beginning or end of it, or: last.", metavar="JOB")

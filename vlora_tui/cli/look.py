@@ -19,7 +19,8 @@ from vlora_engine.adapters.address import (
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
 from vlora_tui.cli.hub_places import headers_of
-from vlora_tui.cli.output import Output, percent, plural, printable, size, times
+from vlora_tui.cli.output import Output
+from vlora_tui.utils.formatting import percent, plural, printable, size, times
 
 if TYPE_CHECKING:
     from vlora_engine.catalog.scanner import AdapterInfo, Catalog

@@ -13,12 +13,13 @@ from vlora_tui.cli.execute import carry_out, execute
 from vlora_tui.cli.flags import from_tables, require_there
 from vlora_tui.cli.merge_flags import Merging
 from vlora_tui.cli.merge_methods import show_methods
-from vlora_tui.cli.output import Output, percent, plural, printable, size
+from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
 from vlora_tui.recipe.mergekit import is_config, read_config
 from vlora_tui.recipe.model import Recipe
 from vlora_tui.recipe.reader import load_recipe
+from vlora_tui.utils.formatting import percent, plural, printable, size
 
 NOWHERE = "merged"  # where a preview would write: nowhere
 BESIDE_A_FILE = ("rank", "energy", "seed")  # flags that say what a mergekit file cannot

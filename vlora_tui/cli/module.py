@@ -9,7 +9,8 @@ import typer
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
 from vlora_tui.cli.compare import open_place
-from vlora_tui.cli.output import Output, percent, plural, printable
+from vlora_tui.cli.output import Output
+from vlora_tui.utils.formatting import percent, plural, printable
 
 SHOWN = 16  # singular values that are printed
 BAR = 30  # columns of the longest bar

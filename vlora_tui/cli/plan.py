@@ -11,8 +11,9 @@ from vlora_engine.utils.ranking import ranked
 from vlora_tui.cli import options as o
 from vlora_tui.cli.execute import execute
 from vlora_tui.cli.flags import compress_recipe
-from vlora_tui.cli.output import Output, percent, plural, printable, size, times
+from vlora_tui.cli.output import Output
 from vlora_tui.pipeline import events
+from vlora_tui.utils.formatting import percent, plural, printable, size, times
 
 if TYPE_CHECKING:
     from vlora_engine.compression_target import CompressionTarget

@@ -6,9 +6,9 @@ import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from vlora_tui.cli.output import Output, is_terminal, percent, plural, printable, size
+from vlora_tui.cli.output import Output, is_terminal
 from vlora_tui.pipeline import events
-from vlora_tui.utils.formatting import how_much
+from vlora_tui.utils.formatting import how_much, percent, plural, printable, size
 
 if TYPE_CHECKING:
     from vlora_engine.utils.progress import Progress

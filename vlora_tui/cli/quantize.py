@@ -13,8 +13,9 @@ from vlora_tui.cli.bundles import unbundle
 from vlora_tui.cli.compress import show_subspace
 from vlora_tui.cli.execute import carry_out
 from vlora_tui.cli.flags import from_tables
-from vlora_tui.cli.output import Output, plural
+from vlora_tui.cli.output import Output
 from vlora_tui.pipeline import events
+from vlora_tui.utils.formatting import plural
 
 
 @unbundle

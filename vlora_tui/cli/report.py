@@ -14,10 +14,11 @@ from vlora_engine.utils.files import check_output_file, write_file
 from vlora_tui.cli import options as o
 from vlora_tui.cli.compare import Outliers, check_thresholds, find_all, read_all
 from vlora_tui.cli.hub_places import on_disk
-from vlora_tui.cli.output import Output, plural, size
+from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
 from vlora_tui.report.comparison import CLUSTERED
+from vlora_tui.utils.formatting import plural, size
 
 if TYPE_CHECKING:
     from vlora_engine.spectra.tables import Spectra

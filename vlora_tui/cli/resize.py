@@ -11,9 +11,10 @@ from vlora_tui.cli import options as o
 from vlora_tui.cli.bundles import unbundle
 from vlora_tui.cli.execute import carry_out
 from vlora_tui.cli.flags import from_tables, require_there
-from vlora_tui.cli.output import Output, percent, printable, size
+from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
+from vlora_tui.utils.formatting import percent, printable, size
 
 MANY = 12  # adapters; more are told in a table
 

@@ -17,11 +17,12 @@ from vlora_tui.cli.execute import carry_out, execute_job
 from vlora_tui.cli.export import show_exports, starts
 from vlora_tui.cli.flags import compress_recipe, say_once
 from vlora_tui.cli.merge import is_recipe, preview_merges, show_merges
-from vlora_tui.cli.output import Output, printable
+from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.cli.resize import show_resizes
 from vlora_tui.pipeline import events
 from vlora_tui.recipe.reader import load_recipe
+from vlora_tui.utils.formatting import printable
 
 
 @unbundle

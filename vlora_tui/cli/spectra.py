@@ -12,9 +12,10 @@ from vlora_tui.cli import options as o
 from vlora_tui.cli.execute import dry_run as show_plan
 from vlora_tui.cli.execute import execute
 from vlora_tui.cli.flags import from_tables, require_there
-from vlora_tui.cli.output import Output, percent, plural, size, times
+from vlora_tui.cli.output import Output
 from vlora_tui.pipeline import events
 from vlora_tui.recipe.model import named_inputs
+from vlora_tui.utils.formatting import percent, plural, size, times
 
 if TYPE_CHECKING:
     from vlora_engine.spectra.tables import Spectra

@@ -39,7 +39,8 @@ class Table:
         if key not in self.rows:
             if default is REQUIRED:
                 self.fail(None, f"The recipe lacks {key!r} here.", expected=_kind_name(kind))
-            return default
+            fallback: T = default
+            return fallback
         value = self.rows[key]
         if kind is float and type(value) is int:
             value = float(value)

@@ -28,17 +28,12 @@ from vlora_engine.catalog.locate import (
     nothing_error,
     walk,
 )
-from vlora_engine.catalog.open import (
-    FORMATS,
-    Format,
-    Inspection,
-    Probe,
-    task_of_subspace,
-)
+from vlora_engine.catalog.open import FORMATS, task_of_subspace
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.catalog.subspace_tasks import inspect_task, inspection_of
 from vlora_engine.errors import NotFoundError, VLoRAError
 from vlora_engine.findings import Finding
+from vlora_engine.formats.base import Format, Inspection, Probe
 from vlora_engine.interop import PEERS, peer_at
 from vlora_engine.manifest.manifest import FORMAT, Manifest
 from vlora_engine.utils.naming import printable, unique_names

@@ -73,7 +73,7 @@ def shared_columns(rows: Tensor, step: float = 1.0) -> tuple[Array, float]:
 
 def energy_floor(step: float) -> float:
     """The energy below which a column is not even worth its overhead, ``lambda 44 step^2``."""
-    return PRICE * SIDE_OVERHEAD * step * step
+    return float(PRICE * SIDE_OVERHEAD * step * step)
 
 
 def round_columns(basis: Basis, step: float) -> tuple[Array, float]:
@@ -127,7 +127,8 @@ def orthonormal(columns: Array) -> Array:
         if pivot < _NEARLY:
             factor = torch.linalg.cholesky(rows @ rows.T)
             rows = torch.linalg.solve_triangular(factor, rows, upper=False)
-        return rows.numpy()
+        orthonormalised: Array = rows.numpy()
+        return orthonormalised
     q, r = qr(rows.numpy().T)
     signs = np.where(np.diagonal(r) < 0, -1.0, 1.0)
     independent = np.abs(np.diagonal(r)) > _DEPENDENT

@@ -151,7 +151,8 @@ class Outlook:
     @cached_property
     def alive(self) -> Array:
         """Whether each task has an effect (dW is not zero), (N,)."""
-        return self.energy.sum(axis=0) > 0
+        alive: Array = self.energy.sum(axis=0) > 0
+        return alive
 
     def only(self, layers: Sequence[int]) -> Outlook:
         """The tables of some layers alone; energies stay relative to the whole adapters."""

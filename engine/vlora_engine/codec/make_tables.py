@@ -33,7 +33,8 @@ STARTS = 56
 def cdf(x: np.ndarray, scale: float, shape: float) -> np.ndarray:
     """``P(|X| < x)`` of the generalized normal distribution, density ~ exp(-(x / scale)^shape)."""
     at = torch.from_numpy((np.maximum(x, 0) / scale) ** shape)
-    return torch.special.gammainc(torch.full_like(at, 1 / shape), at).numpy()
+    below: np.ndarray = torch.special.gammainc(torch.full_like(at, 1 / shape), at).numpy()
+    return below
 
 
 def magnitudes(scale: float, shape: float, count: int = 2000) -> np.ndarray:
@@ -52,7 +53,7 @@ def scale_for(mean: float, shape: float) -> float:
         middle = (low * high) ** 0.5
         p = magnitudes(middle, shape)
         low, high = (middle, high) if p @ np.arange(len(p)) < mean else (low, middle)
-    return (low * high) ** 0.5
+    return float((low * high) ** 0.5)
 
 
 def integers(p: np.ndarray) -> np.ndarray:

@@ -86,7 +86,8 @@ def canonical(a: Tensor, bt: Tensor, scale: Tensor) -> tuple[Array, Array, Array
 def singular_values(gram_a: Tensor, gram_b: Tensor, scale: Tensor) -> Array:
     """The singular values (N, r) of N changes, from the Grams (N, r, r) of their factors."""
     core = gram_roots(gram_b).mT @ gram_roots(gram_a)
-    return (torch.linalg.svdvals(core) * scale.abs().view(-1, 1)).cpu().numpy()
+    values: Array = (torch.linalg.svdvals(core) * scale.abs().view(-1, 1)).cpu().numpy()
+    return values
 
 
 def _cholesky(rows: Tensor) -> tuple[Tensor, Tensor]:

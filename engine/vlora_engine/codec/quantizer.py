@@ -30,11 +30,12 @@ def quantize(rows: Array) -> Array:
     if not rows.size:
         return np.zeros(rows.shape, dtype=np.int32)
     variance = np.square(rows).mean(axis=1, keepdims=True)
-    return np.rint(rows * shrinkage(variance)).astype(np.int32)
+    steps: Array = np.rint(rows * shrinkage(variance)).astype(np.int32)
+    return steps
 
 
 def round_rows(unit: Array, sizes: Array) -> Array:
     """Quantize unit rows (..., n, d) scaled to ``sizes`` (..., n) in steps; integers in fp64."""
     variance = np.square(sizes) / max(1, unit.shape[-1])
-    rows = unit * (sizes * shrinkage(variance))[..., None]
+    rows: Array = unit * (sizes * shrinkage(variance))[..., None]
     return np.rint(rows, out=rows)

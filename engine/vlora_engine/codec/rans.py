@@ -58,7 +58,8 @@ class Lanes:
     def active(self) -> list[int]:
         """The number of lanes that have a symbol at each step."""
         ends = np.bincount(self.lengths, minlength=self.steps + 1)[: self.steps + 1]
-        return (len(self.lengths) - np.cumsum(ends))[: self.steps].tolist()
+        active: list[int] = (len(self.lengths) - np.cumsum(ends))[: self.steps].tolist()
+        return active
 
 
 def contexts(lanes: Lanes, magnitudes: Array) -> Array:
@@ -116,7 +117,8 @@ class _Tracker:
         if step == self._next:
             self._begin(step, count)
         mixed = (self._start_share + (8 - _START_EIGHTHS) * self._mean) >> 3
-        return self._base + self._table.context[mixed]
+        context: Array = self._base + self._table.context[mixed]
+        return context
 
     def _begin(self, step: int, count: int) -> None:
         lanes = self._lanes

@@ -170,7 +170,8 @@ class RateController:
             return np.array([whole > self.aim])
         missed = self.measured.missed + calibration.missed_ratio * np.square(forecast.errors)
         if self.target.max_error is not None:
-            return missed <= self.aim**2
+            met: Array = missed <= self.aim**2
+            return met
         if self.target.variance is not None:
             return np.array([missed.mean() <= self.aim])
         return np.array([np.sqrt(missed).mean() <= self.aim])

@@ -290,13 +290,14 @@ def _best_shape(layout: Layout, costs: Array) -> Array:
     bits = costs.reshape(len(costs), -1)
     if layout.pieces > 1:
         bits = bits.reshape(len(costs), layout.n, layout.pieces).sum(2)
-    return bits[:, : layout.n].argmin(0)
+    cheapest: Array = bits[:, : layout.n].argmin(0)
+    return cheapest
 
 
 def _pack(p: _Prepared, coded: _Coded | None) -> bytes:
     if coded is None or not p.layout.n or not p.layout.d:
         return b""
-    head = (p.start | p.shape << 6).tobytes()
+    head: bytes = (p.start | p.shape << 6).tobytes()
     if p.low_bits.any():
         head = bytes([_LOW_BITS_FOLLOW]) + head + p.low_bits.astype(np.uint8).tobytes()
     signs = np.packbits((p.rows < 0)[p.rows != 0])

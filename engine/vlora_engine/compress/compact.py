@@ -6,9 +6,10 @@ from dataclasses import replace
 
 from vlora_engine.adapters.model import AdapterSource, MemorySource
 from vlora_engine.catalog.originals import original_if_there
+from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.manifest.records import figure
 from vlora_engine.subspace.coded.space import CodedSpace, code_collection
-from vlora_engine.subspace.request import CompressionTarget, prepare
+from vlora_engine.subspace.request import prepare
 from vlora_engine.utils.progress import ProgressCallback
 
 

@@ -12,13 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters.address import AdapterRef
-from vlora_engine.catalog.open import (
-    FORMATS,
-    Inspection,
-    Probe,
-    open_adapter,
-    task_of_subspace,
-)
+from vlora_engine.catalog.open import FORMATS, open_adapter, task_of_subspace
 from vlora_engine.catalog.subspace_tasks import inspect_task
 from vlora_engine.doctor import (  # noqa: F401  (importing them fills the table)
     base_rules,
@@ -37,6 +31,7 @@ from vlora_engine.errors import (
     VLoRAError,
 )
 from vlora_engine.findings import SEVERITIES, Finding, Severity
+from vlora_engine.formats.base import Inspection, Probe
 from vlora_engine.utils.naming import printable
 from vlora_engine.utils.progress import CancelCheck, Progress, ProgressCallback
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.findings import Finding, finding_of
-from vlora_engine.manifest.manifest import SUBSPACE_INDEX
+from vlora_engine.utils.file_names import SUBSPACE_INDEX
 
 if TYPE_CHECKING:
     from vlora_engine.errors import VLoRAError

@@ -50,6 +50,7 @@ def gram_roots(grams: Tensor) -> Tensor:
     H is the lower Cholesky factor where G is well conditioned, else V sqrt(L) from G's
     eigenvectors; G may be singular.
     """
+    factor: Tensor
     factor, info = torch.linalg.cholesky_ex(grams)
     # A Gram that is singular to rounding passes Cholesky with a noisy last pivot; the root from
     # eigenvectors is exact for those, and there are few.
@@ -82,7 +83,8 @@ def orthonormal_rows(components: Tensor) -> Tensor:
         q, r = torch.linalg.qr(rows.T)
         signs = torch.where(r.diagonal() < 0, -1.0, 1.0)
         rows = (q * signs).T
-    return rows * largest_entry_sign(rows.T).unsqueeze(1)
+    signed: Tensor = rows * largest_entry_sign(rows.T).unsqueeze(1)
+    return signed
 
 
 def full_basis(rows: Tensor) -> tuple[Basis, Tensor]:

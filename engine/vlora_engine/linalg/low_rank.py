@@ -245,7 +245,8 @@ def _norm2_by_qr(a: Tensor, b: Tensor) -> Tensor:
     """``||R_b R_a^T||^2`` with ``B = Q_b R_b`` and ``A^T = Q_a R_a``."""
     r_b = torch.linalg.qr(b, mode="r").R
     r_a = torch.linalg.qr(a.mT, mode="r").R
-    return (r_b @ r_a.mT).square().sum(dim=(-2, -1))
+    core: Tensor = r_b @ r_a.mT
+    return core.square().sum(dim=(-2, -1))
 
 
 def _row_blocks(ranks: Sequence[int]) -> list[range]:

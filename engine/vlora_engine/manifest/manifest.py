@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, cast, get_args
 
 from vlora_engine.adapters.model import Kind
 from vlora_engine.compression_target import BASIS_METHODS, CODED_METHODS
@@ -595,8 +595,7 @@ def _kept_tensor(value: JsonValue) -> KeptTensor:
 
 
 def _kind(value: JsonValue) -> Kind:
-    kind: Any = value.one_of(get_args(Kind))
-    return kind
+    return cast(Kind, value.one_of(get_args(Kind)))
 
 
 def _dtype(value: JsonValue) -> str:

@@ -183,4 +183,5 @@ def _range(columns: Tensor) -> Tensor:
     """The left singular vectors (d, k) of columns (d, m), the strongest first."""
     q, r = torch.linalg.qr(columns)
     P, S, _ = torch.linalg.svd(r, full_matrices=False)
-    return q @ P[:, max(columns.shape) * EPS * S[0] < S]
+    directions: Tensor = q @ P[:, max(columns.shape) * EPS * S[0] < S]
+    return directions

@@ -172,7 +172,8 @@ def _nearest_orthonormal(columns: Tensor) -> Tensor:
     """
     P, S, Qh = torch.linalg.svd(columns, full_matrices=False)
     nonzero = _SAME * S[0] < S
-    return P[:, nonzero] @ Qh[nonzero]
+    nearest: Tensor = P[:, nonzero] @ Qh[nonzero]
+    return nearest
 
 
 # ---- single entries of the cores ----------------------------------------------------------------

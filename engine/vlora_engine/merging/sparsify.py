@@ -38,7 +38,8 @@ def draw(entries: Tensor, values: Values, generator: Generator | None) -> Tensor
     if drop_rate == 0:
         return entries
     mask = _uniform(entries, generator) >= drop_rate
-    return entries * mask.to(entries) / (1.0 - drop_rate)
+    rescaled: Tensor = entries * mask.to(entries) / (1.0 - drop_rate)
+    return rescaled
 
 
 def draw_by_size(entries: Tensor, values: Values, generator: Generator | None) -> Tensor:
@@ -54,7 +55,10 @@ def draw_by_size(entries: Tensor, values: Values, generator: Generator | None) -
     last = entries.shape[-1] - 1
     share = ranks.to(entries) / last if last else torch.full_like(entries, 0.5)
     probability = density - epsilon + 2 * epsilon * share
-    return entries * (_uniform(entries, generator) < probability).to(entries) / probability
+    rescaled: Tensor = (
+        entries * (_uniform(entries, generator) < probability).to(entries) / probability
+    )
+    return rescaled
 
 
 def drop_tails(entries: Tensor, values: Values, generator: Generator | None = None) -> Tensor:

@@ -317,7 +317,7 @@ class VLoRAModel(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> VLoRAModel:
         """Called by ``to``, ``half``, ``cuda``: what is kept aside and in force moves along."""
         self._carrier.put_back()
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self._merged is not None:
             self._merged.move(fn)
         self._settle(again=True)

@@ -223,4 +223,5 @@ class TaskRouter(nn.Module):
 
 def _spread(rows: int, width: int) -> Tensor:
     """Random directions (rows, width) of the size that a linear layer begins with."""
-    return torch.empty(rows, width).uniform_(-1, 1) / width**0.5
+    drawn: Tensor = torch.empty(rows, width).uniform_(-1, 1) / width**0.5
+    return drawn

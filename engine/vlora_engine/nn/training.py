@@ -428,8 +428,10 @@ def _revive(la: Tensor, lb: Tensor, generator: torch.Generator) -> None:
 def _orthogonal(rows: Tensor) -> Tensor:
     """Orthonormal rows (or columns, where there are more rows) that span the same."""
     if rows.shape[0] > rows.shape[1]:
-        return torch.linalg.qr(rows).Q
-    return torch.linalg.qr(rows.T).Q.T
+        tall: Tensor = torch.linalg.qr(rows).Q
+        return tall
+    wide: Tensor = torch.linalg.qr(rows.T).Q.T
+    return wide
 
 
 def _generator(seed: int, *names: str) -> torch.Generator:

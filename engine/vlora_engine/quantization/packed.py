@@ -218,12 +218,15 @@ def _bytes(codes: Tensor, packing: Packing) -> Tensor:
     if packing.bits == 8:
         return codes
     pairs = torch.nn.functional.pad(codes, (0, codes.shape[1] % 2)).unflatten(1, (-1, 2))
-    return (pairs[:, :, 0] << 4) | pairs[:, :, 1]
+    packed: Tensor = (pairs[:, :, 0] << 4) | pairs[:, :, 1]
+    return packed
 
 
 def _blocks(x: Tensor, size: int) -> Tensor:
     """Cut rows (N, n) into blocks (N, ceil(n / size), size), filled up with zeros."""
-    return torch.nn.functional.pad(x, (0, -x.shape[1] % size)).unflatten(1, (-1, size))
+    padded = torch.nn.functional.pad(x, (0, -x.shape[1] % size))
+    blocks: Tensor = padded.unflatten(1, (-1, size))
+    return blocks
 
 
 def _block(packing: Packing, n: int) -> int:

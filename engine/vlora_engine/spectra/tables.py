@@ -247,7 +247,8 @@ class Spectra:
     def weights(self) -> Array:
         """The tasks' weights ``w_i^2 = 1 / ||dW_i||^2`` (N,); 0 for a task without effect."""
         norms = np.array([task.norm for task in self.tasks])
-        return np.divide(1.0, norms**2, out=np.zeros(len(norms)), where=norms > 0)
+        weights: Array = np.divide(1.0, norms**2, out=np.zeros(len(norms)), where=norms > 0)
+        return weights
 
     def table(self, layer: str, method: str) -> MethodTable:
         """The table of one method on one layer.
@@ -308,7 +309,8 @@ class Spectra:
             return None
         norms = np.sqrt(self.inner.diagonal().clip(0))
         inverse = np.divide(1.0, norms, out=np.zeros(len(norms)), where=norms > 0)
-        return self.inner * inverse[:, None] * inverse[None, :]
+        cosines: Array = self.inner * inverse[:, None] * inverse[None, :]
+        return cosines
 
 
 def layer_file(directory: Path, index: int) -> Path:

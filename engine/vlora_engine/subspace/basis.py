@@ -153,7 +153,8 @@ class LayerBasis:
         if self.packed is None:
             return loadings
         turn = torch.linalg.qr(self.side(side).double().cpu().T, mode="r").R
-        return loadings @ turn.T.to(loadings.device)
+        turned: Tensor = loadings @ turn.T.to(loadings.device)
+        return turned
 
     @cached_property
     def _metrics(self) -> dict[str, Tensor]:

@@ -102,7 +102,8 @@ class TaskMap(MutableMapping[str, TaskProjection]):
         if task_id in self._encoded:
             return self._encoded[task_id]
         assert self._stored is not None  # noqa: S101  (a record is encoded or stored)
-        return self._stored.task(record)
+        stored: EncodedTask = self._stored.task(record)
+        return stored
 
     def copy(self) -> TaskMap:
         """The same tasks in a mapping of their own."""

@@ -107,7 +107,7 @@ class JsonValue:
 
     def text(self) -> str:
         """A text."""
-        return self._checked(_is_text, "a text")
+        return str(self._checked(_is_text, "a text"))
 
     def one_of(self, choices: Collection[str]) -> str:
         """A text that is one of these."""
@@ -117,7 +117,7 @@ class JsonValue:
 
     def natural(self) -> int:
         """A whole number from 0 on."""
-        return self._checked(_is_natural, "a count")
+        return int(self._checked(_is_natural, "a count"))
 
     def number(self) -> float:
         """A finite number."""
@@ -125,7 +125,7 @@ class JsonValue:
 
     def flag(self) -> bool:
         """True or false."""
-        return self._checked(_is_flag, "true or false")
+        return bool(self._checked(_is_flag, "true or false"))
 
     def texts(self, count: int | None = None) -> list[str]:
         """A list of texts."""

@@ -514,7 +514,8 @@ def torch_dtype(name: str) -> torch.dtype:
     """The torch dtype of a safetensors name, such as ``BF16``."""
     import torch
 
-    return getattr(torch, _TORCH_NAMES[name])
+    dtype: torch.dtype = getattr(torch, _TORCH_NAMES[name])
+    return dtype
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -31,10 +31,10 @@ from vlora_tui.tui.choose.text import percent
 from vlora_tui.tui.choose.view import ChooseView
 from vlora_tui.tui.core.messages import SpectraChanged
 from vlora_tui.tui.core.session import Session
-from vlora_tui.tui.text import size
 from vlora_tui.tui.widgets.ask import AskLine
 from vlora_tui.tui.widgets.dialogs import Ask, Option
 from vlora_tui.tui.widgets.heatmap import Heatmap
+from vlora_tui.utils.formatting import size
 
 LAYER = "transformer.h.0.attn.c_attn"
 TOP = 24  # six adapters of rank 4

@@ -42,8 +42,8 @@ from vlora_tui.tui.choose.target_steps import moved
 from vlora_tui.tui.choose.text import percent
 from vlora_tui.tui.core import job_client as core_job_client
 from vlora_tui.tui.core.messages import SpectraChanged
-from vlora_tui.tui.text import size
 from vlora_tui.tui.widgets.table import Table
+from vlora_tui.utils.formatting import size
 
 MODULES = {
     f"transformer.h.{i}.attn.{kind}": shape

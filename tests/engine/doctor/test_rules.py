@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from tests import make
 from tests.conftest import FreshPython
 from tests.engine.doctor.cases import CASES, Build, write_base
-from vlora_engine.catalog.open import FORMATS, Probe
+from vlora_engine.catalog.open import FORMATS
 from vlora_engine.catalog.scanner import scan
 from vlora_engine.doctor import TARGETS, all_rules, diagnose, read_base, verdict
 from vlora_engine.findings import Finding
+from vlora_engine.formats.base import Probe
 
 RULES = {rule.code: rule for rule in all_rules()}
 

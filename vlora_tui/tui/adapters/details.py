@@ -9,13 +9,8 @@ from rich.text import Text
 
 from vlora_engine.manifest.card import stored_in
 from vlora_tui.tui.adapters.rows import Row
-from vlora_tui.tui.text import (
-    clean,
-    number,
-    plural,
-    size,
-    tilde,
-)
+from vlora_tui.tui.text import clean, number, plural, tilde
+from vlora_tui.utils.formatting import size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

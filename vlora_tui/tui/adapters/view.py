@@ -20,13 +20,9 @@ from vlora_tui.tui.adapters.scanner import pasted_paths
 from vlora_tui.tui.adapters.start_page import StartPage
 from vlora_tui.tui.core.messages import CollectionChanged, SessionChanged, SpectraChanged
 from vlora_tui.tui.core.view import View
-from vlora_tui.tui.text import (
-    clean,
-    place_words,
-    plural,
-    size,
-)
+from vlora_tui.tui.text import clean, place_words, plural
 from vlora_tui.tui.widgets.table import Cell, Table
+from vlora_tui.utils.formatting import size
 
 DEMO_PLACE = "vlora-demo/adapters"
 

@@ -31,10 +31,10 @@ from vlora_tui.tui.core.messages import (
 )
 from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.core.view import View
-from vlora_tui.tui.text import size, tilde
+from vlora_tui.tui.text import tilde
 from vlora_tui.tui.widgets.topbar import TopBar
 from vlora_tui.utils.config import Config, load_config
-from vlora_tui.utils.formatting import how_much
+from vlora_tui.utils.formatting import how_much, size
 
 if TYPE_CHECKING:
     from vlora_tui.jobs import JobView

@@ -6,7 +6,6 @@ import difflib
 import importlib
 import re
 from collections.abc import Iterator
-from typing import Any
 
 from textual.binding import Binding, BindingsMap
 
@@ -101,8 +100,7 @@ def _normals(binding: Binding) -> set[str]:
 
 
 def _normal(key: str) -> str:
-    made: Any = BindingsMap([Binding(key, "x")]).key_to_bindings
-    return next(iter(made))
+    return next(iter(BindingsMap([Binding(key, "x")]).key_to_bindings))
 
 
 def _wrong_key(key: str) -> str | None:

@@ -221,7 +221,7 @@ def _error_axis(chart: Canvas, frame: _Frame, look: Look) -> None:
 
 def _is_third(tick: float) -> bool:
     """Whether it stands between two powers of ten."""
-    return abs(np.log10(tick) - round(np.log10(tick))) > 0.1
+    return bool(abs(np.log10(tick) - round(np.log10(tick))) > 0.1)
 
 
 def _goal(chart: Canvas, frame: _Frame, marks: SizeMarks, look: Look) -> None:

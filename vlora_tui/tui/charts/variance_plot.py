@@ -99,7 +99,8 @@ def variance_chart(
 ) -> Text:
     """Explained variance against k, in ``size`` columns and lines; None draws what is unknown."""
     key = ("variance", None if data is None else data.version, marks, size, look)
-    return cached(texts, 64, key, lambda: _variance(data, marks, size, look))
+    made: Text = cached(texts, 64, key, lambda: _variance(data, marks, size, look))
+    return made
 
 
 def prepare() -> None:
@@ -170,7 +171,7 @@ class _Frame:
 
     def column(self, k: float) -> int:
         """The column of the chart in which k lies."""
-        return self.left + round(self.across(k) * (self.width - 1))
+        return self.left + round(float(self.across(k)) * (self.width - 1))
 
     def row(self, share: float) -> int:
         """The line of the chart on which a share lies."""

@@ -347,8 +347,9 @@ class LayerTables:
         choice = figures.choice
         if choice is None:
             return {}
-        pick = {"a": lambda pair: pair[0], "b": lambda pair: pair[1]}.get(shown.side, max)
-        return {name: float(pick(choice.k[name])) for name in measured if name in choice.k}
+        sides = {"a": (0,), "b": (1,)}.get(shown.side, (0, 1))
+        k = choice.k
+        return {name: float(max(k[name][i] for i in sides)) for name in measured if name in k}
 
     # the figures
 

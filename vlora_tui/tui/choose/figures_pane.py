@@ -18,7 +18,8 @@ from vlora_engine.quantization.dtypes import DTYPE_WORDS
 from vlora_engine.quantization.packing import NOT_PACKED
 from vlora_tui.tui.choose.text import goal_words, percent, spread
 from vlora_tui.tui.core.session import Figures
-from vlora_tui.tui.text import clean, cut, size
+from vlora_tui.tui.text import clean, cut
+from vlora_tui.utils.formatting import size
 
 if TYPE_CHECKING:
     from vlora_engine.spectra.choose import Packed

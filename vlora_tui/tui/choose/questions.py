@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 from vlora_engine.errors import ParameterError
 from vlora_tui.recipe.table import parse_bytes
-from vlora_tui.tui.text import clean, size
+from vlora_tui.tui.text import clean
 from vlora_tui.tui.widgets.ask import Question
+from vlora_tui.utils.formatting import size
 
 if TYPE_CHECKING:
     from vlora_tui.tui.choose.data import LayerTables, Shown

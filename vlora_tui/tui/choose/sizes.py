@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.text import Text
 
+from vlora_engine.codec.forecast import EVERYBODY
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import VLoRAError
 from vlora_engine.spectra.choose import Prediction
@@ -25,16 +26,12 @@ from vlora_engine.spectra.size_curves import (
 )
 from vlora_engine.spectra.sizes import factor_bytes_16, input_bytes, rest_bytes
 from vlora_engine.utils.ranking import ranked
-from vlora_tui.pipeline.forecast import (
-    EVERYBODY,
-    Coded,
-    Loss,
-    losses_of_choice,
-)
+from vlora_tui.pipeline.forecast import Coded, Loss, losses_of_choice
 from vlora_tui.tui.charts.size_plot import SizeData, SizeLine, SizeMarks
 from vlora_tui.tui.choose.text import percent, plain_percent
 from vlora_tui.tui.core.session import Figures, Session
-from vlora_tui.tui.text import clean, plural, size
+from vlora_tui.tui.text import clean, plural
+from vlora_tui.utils.formatting import size
 
 if TYPE_CHECKING:
     from vlora_engine.codec.forecast import Outlook

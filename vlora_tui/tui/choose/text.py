@@ -10,7 +10,7 @@ from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.quantization.packing import NOT_PACKED
 from vlora_engine.utils.ranking import ranked, worst
 from vlora_tui.tui.core.session import Figures
-from vlora_tui.tui.text import size
+from vlora_tui.utils.formatting import size
 
 if TYPE_CHECKING:
     from vlora_engine.spectra.choose import Choice, Prediction

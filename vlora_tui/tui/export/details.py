@@ -24,14 +24,10 @@ from vlora_engine.targets import find_target
 from vlora_tui.tui.core.subcommand import ask_command
 from vlora_tui.tui.export.plan import Row
 from vlora_tui.tui.export.result import Outcome, off
-from vlora_tui.tui.text import (
-    clean,
-    plural,
-    size,
-    tilde,
-)
+from vlora_tui.tui.text import clean, plural, tilde
 from vlora_tui.tui.widgets.folding import hanging
 from vlora_tui.tui.widgets.table import Cell, Column, Table
+from vlora_tui.utils.formatting import size
 
 Tones = Mapping[str, str | Style]
 COLUMNS = (

@@ -14,8 +14,9 @@ from vlora_tui.tui.export.settings import (
     shares_of,
     weights_of,
 )
-from vlora_tui.tui.text import clean, size
+from vlora_tui.tui.text import clean
 from vlora_tui.tui.widgets.table import Cell, Column, Table
+from vlora_tui.utils.formatting import size
 
 COLUMNS = (
     Column("name", "name", least=12, keep=5, lost="start"),

@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from vlora_engine.doctor.rules import SEVERITIES
 from vlora_engine.errors import VLoRAError
+from vlora_engine.findings import SEVERITIES
 from vlora_engine.targets import Facts, check_fit, find_target, target_bytes
 from vlora_engine.targets.registry import RANK_LIMITS
 from vlora_engine.utils.file_names import SUBSPACE_INDEX

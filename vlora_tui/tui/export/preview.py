@@ -11,13 +11,9 @@ from textual.widgets import Static
 
 from vlora_tui.tui.export.plan import Plan, Row
 from vlora_tui.tui.export.result import Outcome, off, result
-from vlora_tui.tui.text import (
-    clean,
-    plural,
-    size,
-    tilde,
-)
+from vlora_tui.tui.text import clean, plural, tilde
 from vlora_tui.tui.widgets.table import Cell, Column, Table
+from vlora_tui.utils.formatting import size
 
 if TYPE_CHECKING:
     from vlora_tui.jobs import JobView

@@ -9,7 +9,8 @@ from typing import Any
 from vlora_engine.targets import Served, start_lines
 from vlora_tui.jobs import JobView
 from vlora_tui.pipeline import events
-from vlora_tui.tui.text import clean, plural, size
+from vlora_tui.tui.text import clean, plural
+from vlora_tui.utils.formatting import size
 
 EXACT = 1e-12  # below that it is the rounding of the comparison itself
 

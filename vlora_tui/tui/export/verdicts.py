@@ -96,10 +96,12 @@ class Headers:
         from vlora_engine.doctor import verdict
 
         if self.manifest is not None:
-            return verdict(inspection_of(self.manifest, item.name), target)
+            of_task: list[Finding] = verdict(inspection_of(self.manifest, item.name), target)
+            return of_task
         if item.path is None or is_address(item.path):
             return []
-        return verdict(item.path, target)
+        of_file: list[Finding] = verdict(item.path, target)
+        return of_file
 
 
 def written_verdict(path: Path, target: str) -> Opinion:

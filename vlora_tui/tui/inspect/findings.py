@@ -11,8 +11,9 @@ from textual.message import Message
 from textual.widgets import Static
 from textual.worker import get_current_worker
 
+from vlora_engine.findings import SEVERITIES
 from vlora_tui.tui.inspect import finding_rows as inspect_finding_rows
-from vlora_tui.tui.inspect.finding_rows import SEVERITIES, Remark
+from vlora_tui.tui.inspect.finding_rows import Remark
 from vlora_tui.tui.inspect.queries import Arguments, AskingPane, shell_command
 from vlora_tui.tui.inspect.rows import (
     FINDING_COLUMNS,

@@ -10,15 +10,12 @@ from rich.text import Text
 
 from vlora_engine.quantization.dtypes import DTYPE_WORDS
 from vlora_engine.utils.ranking import worst
-from vlora_tui.tui.inspect.data import (
-    Apart,
-    Group,
-    Interference,
-    Likeness,
-)
+from vlora_tui.tui.core.likeness import Group, Likeness
+from vlora_tui.tui.inspect.data import Apart, Interference
 from vlora_tui.tui.inspect.finding_rows import Remark
-from vlora_tui.tui.text import clean, size, tilde
+from vlora_tui.tui.text import clean, tilde
 from vlora_tui.tui.widgets.table import Cell, Column
+from vlora_tui.utils.formatting import size
 
 if TYPE_CHECKING:
     from vlora_engine.manifest.manifest import Manifest, TaskRecord

@@ -9,13 +9,8 @@ from rich.text import Text
 
 from vlora_tui.pipeline import events
 from vlora_tui.tui.core.bad_adapters import can_go_on, names_of
-from vlora_tui.tui.text import (
-    clean,
-    plural,
-    size,
-    tilde,
-)
-from vlora_tui.utils.formatting import how_fast, how_much
+from vlora_tui.tui.text import clean, plural, tilde
+from vlora_tui.utils.formatting import how_fast, how_much, size
 
 if TYPE_CHECKING:
     from vlora_tui.jobs import JobView

@@ -28,7 +28,7 @@ class Terminal(LinuxDriver):
         self._file = _Watched(self._file, self._gone, plain=self._app.no_color)  # type: ignore[assignment]
 
     def start_application_mode(self) -> None:
-        super().start_application_mode()
+        super().start_application_mode()  # type: ignore[no-untyped-call]
         for number in (signal.SIGHUP, signal.SIGTERM):
             signal.signal(number, self._signalled)
 

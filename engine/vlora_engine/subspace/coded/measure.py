@@ -273,7 +273,8 @@ def _a_gram(stack: LayerStack) -> Tensor:
 def _cosines(gram: Array) -> Array:
     norms = np.sqrt(gram.diagonal().clip(0))
     inverse = np.divide(1.0, norms, out=np.zeros(len(norms)), where=norms > 0)
-    return gram * inverse[:, None] * inverse[None, :]
+    cosines: Array = gram * inverse[:, None] * inverse[None, :]
+    return cosines
 
 
 def _signature(source: AdapterSource) -> tuple[tuple[str, int], ...]:

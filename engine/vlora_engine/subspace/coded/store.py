@@ -25,12 +25,11 @@ from vlora_engine.codec.blobs import (
     decode_directions,
     halved,
     open_blob,
-    open_floats,
     open_groups,
     pack_floats,
 )
 from vlora_engine.codec.delta import orthonormal
-from vlora_engine.codec.floats import MODULE_HEAD
+from vlora_engine.codec.floats import MODULE_HEAD, open_floats
 from vlora_engine.codec.tables import Array
 from vlora_engine.errors import CorruptFileError
 from vlora_engine.manifest.coding import Coding
