@@ -1,4 +1,4 @@
-"""ARCHITECTURE.md is true: its lists are the packages on disk, its answers lead to what they name."""
+"""ARCHITECTURE.md is true: it lists the packages on disk, and its answers lead somewhere."""
 
 from __future__ import annotations
 
