@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.conftest import FreshPython
 
@@ -106,6 +107,10 @@ for module, rank in ranks.items():
     meant = 8 / rank * adapter.lora_b[module].double() @ adapter.lora_a[module].double()
     torch.testing.assert_close(b.double() @ a.double(), meant, rtol=2e-3, atol=2e-3)
 
+save_adapter(make.weights(rank=8, dtype=torch.float16), "even", target="tinyserve")
+config = json.loads(Path("even/adapter_config.json").read_text())
+assert config["r"] == config["lora_alpha"] == 8  # it was 16: the scale of 2 is in B
+
 def refused(weights):
     try:
         save_adapter(weights, "refused", target="tinyserve")
@@ -162,6 +167,15 @@ def test_every_example_is_checked() -> None:
 @pytest.mark.parametrize("heading", CHECKS)
 def test_an_example_works(heading: str, tmp_path: Path, fresh_python: FreshPython) -> None:
     fresh_python(EXAMPLES[heading] + CHECKS[heading], cwd=tmp_path)
+
+
+def test_the_hooks_run_what_make_lint_runs() -> None:
+    recipe = (ROOT / "Makefile").read_text("utf-8").split("\nlint:")[1].split("\n\n")[0]
+    lint = [line.strip().removesuffix(" .") for line in recipe.splitlines()[1:]]
+    (repo,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))["repos"]
+    hooks = [hook["entry"].replace(".venv/bin", "$(BIN)") for hook in repo["hooks"]]
+    assert repo["repo"] == "local"
+    assert hooks == lint
 
 
 def test_files_that_are_named_are_there() -> None:
