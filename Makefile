@@ -4,6 +4,8 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 BENCH_ARGS ?=
 ADAPTERS ?=
+BEFORE ?=
+GOLDEN_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +13,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format bench bench-real screenshots clean
+.PHONY: help venv demo test lint format bench bench-real golden screenshots clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' \
@@ -54,6 +56,13 @@ bench: $(VENV)/.ready-peers ## compare speed, memory and error with both peers (
 
 bench-real: $(VENV)/.ready-peers ## the first library's tables on real adapters (ADAPTERS='PATHS hf://...')
 	$(BIN)/python -m tests.benchmarks.real $(ADAPTERS)
+
+golden: $(VENV)/.ready ## show that no command does otherwise than in another checkout (BEFORE=../checkout)
+	@test -d '$(BEFORE)' || { echo 'Name the checkout to compare with: make golden BEFORE=../checkout' >&2; exit 1; }
+	@mkdir -p out
+	$(BIN)/python -m tests.golden_run record out/golden-before.json --repo '$(BEFORE)' $(GOLDEN_ARGS)
+	$(BIN)/python -m tests.golden_run record out/golden-after.json $(GOLDEN_ARGS)
+	$(BIN)/python -m tests.golden_run compare out/golden-before.json out/golden-after.json
 
 screenshots: $(VENV)/.ready ## make the pictures of this README again, from real runs
 	$(BIN)/python screenshots/make.py

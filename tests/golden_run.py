@@ -69,7 +69,7 @@ class Normaliser:
         self._rules = [(re.compile(pattern), by) for pattern, by in REPLACEMENTS]
         if version:
             self._rules.append(
-                (re.compile(rf"(?<![\w.]){re.escape(version)}(?![\w.])"), "<version>")
+                (re.compile(rf"(?<![\w.]){re.escape(version)}(?!\.?\w)"), "<version>")
             )
 
     def __call__(self, text: str) -> str:

@@ -39,6 +39,15 @@ normalise = Normaliser({"/tmp/w": "<work>", "/tmp/w/home": "<home>"}, "0.3.1")
         ("vlora-tui 0.3.1", "vlora-tui <version>"),
         ("made by 0.3.1.", "made by <version>."),
         ("[516181, 1795990208398239046]", "[516181, <ns>]"),
+        ("finished in 2 min 3 s", "finished in <duration>"),
+        ("20261129-222733-d9e3  finished  22:27:33", "<job>  finished  <time>"),
+        (
+            '{"seq": 1, "time": 1.5, "type": "started"}\n'
+            '{"seq": 2, "time": 1.6, "type": "progress", "done": 1}\n'
+            '{"seq": 3, "time": 1.7, "type": "finished"}\n',
+            '{"seq": <seq>, "time": <volatile>, "type": "started"}\n'
+            '{"seq": <seq>, "time": <volatile>, "type": "finished"}\n',
+        ),
     ],
 )
 def test_what_changes_from_run_to_run_is_replaced(text: str, meant: str) -> None:
