@@ -90,6 +90,8 @@ def real_steps(methods: Mapping[str, Sequence[str]], folder: Path) -> list[Step]
     ]
     for name in found:
         steps += _real_set(name, folder, methods)
+    if "roberta-checkpoints" in found:  # the quickest set to plan on
+        steps.append(Step("roberta-plan", ["plan @real/roberta-checkpoints --json"]))
     zoo = folder / "zoo"
     for adapter in sorted(zoo.iterdir()) if zoo.is_dir() else ():
         place, short = f"@real/zoo/{adapter.name}", f"zoo-{adapter.name.lower()}"
@@ -548,11 +550,11 @@ def _real_set(name: str, folder: Path, methods: Mapping[str, Sequence[str]]) -> 
     own = f"@{short}-compress"
     return [
         Step(f"{short}-analyze", [f"analyze {place} --json", f"interference {place} --json"]),
-        Step(f"{short}-plan", [f"plan {place} --json", f"report {place} -o report.md"]),
+        Step(f"{short}-report", [f"report {place} -o report.md"]),
         Step(f"{short}-compress-auto", [f"compress {place} -o out --events events.jsonl"]),
         Step(f"{short}-compress-own", [f"compress {place} --method own --max-error 0.2 -o out"]),
         Step(f"{short}-compress-delta", [f"compress {place} --method delta -k 16 -o out --json"]),
-        Step(f"{short}-compress-flat", [f"compress {place} --method flat -k 4 -o out"]),
+        Step(f"{short}-compress-flat", [f"compress {place} --method flat -k 2 -o out"]),
         Step(
             f"{short}-compress-nf4",
             [f"compress {place} --method columns -k 16 --quantize nf4 -o out"],
