@@ -287,7 +287,7 @@ def record(
         "commit": _commit(repo),
         "python": platform.python_version(),
         "machine": platform.platform(),
-        "adapters": str(adapters) if adapters else None,
+        "scope": [only, adapters is not None],
         "seconds": round(time.monotonic() - began, 1),
         "cpu_seconds": round(usage.ru_utime + usage.ru_stime, 1),
         "steps": {step.name: results[step.name] for step in steps}
@@ -349,7 +349,10 @@ def differences(
     A pattern is matched with the step's name and with ``step: part``.
     """
     found = []
-    for name in dict.fromkeys([*before["steps"], *after["steps"]]):
+    names = dict.fromkeys([*before["steps"], *after["steps"]])
+    if before.get("scope") != after.get("scope"):  # one is a quick one: what both have
+        names = {name: None for name in names if name in before["steps"] and name in after["steps"]}
+    for name in names:
         old, new = (record["steps"].get(name) for record in (before, after))
         if old is None or new is None:
             text = f"the step is only in the {'second' if old is None else 'first'} record\n"
@@ -482,6 +485,8 @@ def _compare(args: argparse.Namespace) -> int:
     for key in ("python", "machine"):
         if before[key] != after[key]:
             print(f"note: {key} differs: {before[key]}, {after[key]}")
+    if before["scope"] != after["scope"]:
+        print("note: the records are of different scope; only the steps of both are compared")
     found = differences(before, after, expected)
     if text := report(found, lines=args.lines):
         print(text)

@@ -103,7 +103,7 @@ def real_steps(methods: Mapping[str, Sequence[str]], folder: Path) -> list[Step]
 
 
 def _helps() -> Iterator[Step]:
-    yield Step("help", ["--help", "--version", "config show", "doctor rules:", "guide"])
+    yield Step("help", ["--help", "--version", "config show", "doctor rules", "guide"])
     for command in COMMANDS:
         yield Step(f"help-{command.replace(' ', '-')}", [f"{command} --help"])
     yield Step("guides", [f"guide {name}" for name in GUIDES])
@@ -420,9 +420,7 @@ method = "delta"
 k = 8
 layers = {{ "*.down_proj" = 4 }}
 spectra = "cache"
-
-[quantize]
-method = "nf4"
+quantize = "nf4"
 
 [output]
 subspace = "out/subspace"
@@ -474,7 +472,7 @@ subspace = "out"
         Step("run-text", [run, run], files={"recipe.toml": whole}, code=2),
         Step(
             "run-subspace",
-            [f"{run} --events events.jsonl", f"{run} --dry-run", f"{run} --preview"],
+            [f"{run} --dry-run", f"{run} --preview", f"{run} --events events.jsonl"],
             files={"recipe.toml": later},
         ),
         Step("run-flags", [f"run {THREE} --headless --method own --variance 0.99 -o out --json"]),

@@ -93,6 +93,7 @@ def _record(**steps: dict[str, str]) -> dict[str, Any]:
     return {
         "python": "3",
         "machine": "m",
+        "scope": ["*", False],
         "texts": {key: text for key, text in texts.items() if not text.startswith("#")},
         "steps": {
             name: {
@@ -136,6 +137,12 @@ def test_every_kind_of_difference_is_found() -> None:
     assert "+error 6 %" in text
     assert "the bytes differ" in text
     assert "only in the second record" in text
+
+
+def test_a_quick_record_is_compared_on_the_steps_of_both() -> None:
+    after = _record(info={"exit": "1", "stdout": "k 8\nerror 5 %\n"}, new={"exit": "0"})
+    after["scope"] = ["*", True]
+    assert [(d.step, d.part) for d in differences(BEFORE, after)] == [("info", "exit")]
 
 
 def test_a_long_diff_is_cut() -> None:
