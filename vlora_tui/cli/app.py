@@ -12,8 +12,10 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
+from vlora_engine import __version__
 from vlora_tui.cli import errors
 from vlora_tui.cli.argv import prepare
+from vlora_tui.cli.interface import are_places, open_interface
 from vlora_tui.cli.output import Output
 
 PROGRAM = "vlora-tui"
@@ -79,12 +81,9 @@ class LazyGroup(TyperGroup):
         return None if entry is None else load_command(cmd_name, entry)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        if args[0] not in COMMANDS and not args[0].startswith("-"):
-            from vlora_tui.cli.interface import are_places
-
-            if are_places(args):
-                entry = Entry("interface", "open_folders", "", "")
-                return OPEN, load_command(OPEN, entry), args
+        if args[0] not in COMMANDS and not args[0].startswith("-") and are_places(args):
+            entry = Entry("interface", "open_folders", "", "")
+            return OPEN, load_command(OPEN, entry), args
         names: Any = dict.fromkeys(COMMANDS)
         self.commands = names  # what "did you mean" looks through
         return super().resolve_command(ctx, args)
@@ -172,14 +171,10 @@ def _root(
     Every error shown is measured on the weight change dW = scale * B @ A that the model sees.
     """
     if version:
-        from vlora_engine import __version__
-
         print(f"{PROGRAM} {__version__}")
         raise typer.Exit
     ctx.obj = {"ascii_only": ascii_only or None, "theme": theme}
     if ctx.invoked_subcommand is None:
-        from vlora_tui.cli.interface import open_interface
-
         raise typer.Exit(open_interface(ctx))
 
 

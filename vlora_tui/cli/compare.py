@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from vlora_engine.catalog.open import open_adapter
 from vlora_engine.errors import ParameterError
 from vlora_engine.utils.ranking import ranked
 from vlora_tui.cli import options as o
@@ -15,10 +16,12 @@ from vlora_tui.cli.flags import require_there
 from vlora_tui.cli.hub_places import fetch_first
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
+from vlora_tui.pipeline.inputs import gather_adapters
 from vlora_tui.recipe.model import expand_input, named_inputs
 from vlora_tui.report.comparison import (
     CLUSTERED,
     Compared,
+    analysis_data,
     compare,
     require_several,
     sameness,
@@ -120,8 +123,6 @@ def analyze(
     quiet: o.Quiet = False,
 ) -> None:
     """Similarity of adapters, clusters, outliers and why, duplicates, checkpoints of one run."""
-    from vlora_tui.report.comparison import analysis_data
-
     out = Output(json=as_json, quiet=quiet)
     check_thresholds(threshold, outliers)
     sheet = CsvFile(csv, out, force=force)
@@ -153,8 +154,6 @@ def check_thresholds(threshold: float, outliers: float | None) -> None:
 
 def find_all(paths: list[str], out: Output, *, skip_bad: bool) -> Collection:
     """The adapters at these paths, open; those that headers rule out are told of."""
-    from vlora_tui.pipeline.inputs import gather_adapters
-
     require_there(paths)
     entries = [found for entry in named_inputs(paths) for found in expand_input(entry)]
     fetch_first(out, *(entry.path for entry in entries))
@@ -189,8 +188,6 @@ def two_places(places: list[str]) -> tuple[str, str]:
 
 def open_place(place: str) -> Any:
     """One adapter, or a task of a subspace."""
-    from vlora_engine.catalog.open import open_adapter
-
     return open_adapter(place)
 
 

@@ -6,6 +6,8 @@ import shlex
 from typing import Any
 
 from vlora_engine.errors import told
+from vlora_engine.quantization.packing import parse_quantization
+from vlora_engine.utils.json_reader import JsonFile
 from vlora_tui.cli import options as o
 from vlora_tui.cli.bundles import unbundle
 from vlora_tui.cli.execute import carry_out
@@ -57,8 +59,6 @@ def compress_data(watcher: Watcher) -> dict[str, Any]:
 
 def show_subspace(out: Output, watcher: Watcher) -> None:
     """The same for people: what was used, what it costs, what else it would have cost."""
-    from vlora_engine.quantization.packing import parse_quantization
-    from vlora_engine.utils.json_reader import JsonFile
     from vlora_tui.pipeline.forecast import how
 
     written = watcher.last(events.SubspaceWritten)

@@ -15,6 +15,7 @@ from vlora_engine.errors import InputError, StorageError
 from vlora_tui.cli import options as o
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.output import Output, is_terminal
+from vlora_tui.utils.config import SETTINGS, config_file, load_config, template
 from vlora_tui.utils.formatting import printable
 
 
@@ -30,8 +31,6 @@ def config(
 
     Flags win over VLORA_... variables, these over the file, the file over the defaults.
     """
-    from vlora_tui.utils.config import config_file
-
     out = Output(json=as_json, quiet=quiet)
     if action == "edit":
         edit()
@@ -51,8 +50,6 @@ def edit() -> None:
         InputError: There is no editor to be found, or no terminal for it.
         StorageError: The file cannot be made.
     """
-    from vlora_tui.utils.config import config_file, template
-
     file = config_file()
     words = shlex.split(os.environ.get("VISUAL") or os.environ.get("EDITOR") or "")
     if not words:
@@ -80,8 +77,6 @@ def edit() -> None:
 
 
 def _show(out: Output) -> int:
-    from vlora_tui.utils.config import SETTINGS, load_config
-
     settings = load_config()
     problems = list(settings.problems)
     if settings.keys:

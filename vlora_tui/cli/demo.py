@@ -11,13 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlora_engine.adapters.address import expanded
+from vlora_engine.catalog.scanner import scan
 from vlora_engine.compression_target import DEFAULT_MAX_ERROR
+from vlora_engine.demo import MANIFEST, make_demo_collection
 from vlora_engine.errors import place_words, told
 from vlora_engine.findings import Finding
+from vlora_engine.spectra.tables import Spectra
 from vlora_tui.cli import options as o
 from vlora_tui.cli.execute import execute
 from vlora_tui.cli.flags import from_tables
+from vlora_tui.cli.interface import could_open, open_interface
 from vlora_tui.cli.output import Output
+from vlora_tui.cli.spectra import cost_rows
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.forecast import how
 from vlora_tui.utils.formatting import percent, plural, size, times
@@ -46,8 +51,6 @@ def demo(
     Nothing is downloaded; every figure is measured while you wait. A second run starts afresh.
     On a terminal the interface opens on the collection; with any flag the story is told here.
     """
-    from vlora_tui.cli.interface import could_open, open_interface
-
     plain = not (headless or force or as_json or quiet or max_error != DEFAULT_MAX_ERROR)
     if plain and could_open():
         raise typer.Exit(open_interface(ctx, demo=f"{directory}/adapters"))
@@ -64,9 +67,6 @@ def run_demo(
     place: Path, out: Output, story: Story, *, max_error: float, force: bool
 ) -> dict[str, Any]:
     """Do all of it below ``place``; return the figures."""
-    from vlora_engine.catalog.scanner import scan
-    from vlora_engine.demo import MANIFEST, make_demo_collection
-
     adapters, subspace, exported = place / "adapters", place / "subspace", place / "exported"
     ours = (adapters / MANIFEST).is_file()  # an earlier demo may be replaced by this one
     recipe = from_tables(
@@ -82,9 +82,6 @@ def run_demo(
     story.begin(len(made.adapters), catalog)
     silent = _Silent(json=out.as_json, quiet=out.quiet)
     watcher = execute(recipe, silent, force=force or ours, story=story)
-    from vlora_engine.spectra.tables import Spectra
-    from vlora_tui.cli.spectra import cost_rows
-
     ready = watcher.last(events.SpectraReady)
     return {
         "path": str(place),
@@ -182,9 +179,6 @@ class Story:
         )
 
     def _ladder(self, path: str) -> None:
-        from vlora_engine.spectra.tables import Spectra
-        from vlora_tui.cli.spectra import cost_rows
-
         for row in cost_rows(Spectra.load(path)):
             if row["method"] == "delta" and row["k"] in (4, 16, 64, 256):
                 self._more(

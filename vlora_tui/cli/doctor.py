@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlora_engine.doctor import SEVERITIES
+from vlora_engine.doctor import SEVERITIES, all_rules, check_target, diagnose, read_base
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
+from vlora_tui.cli.doctor_env import show_environment
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.execute import stop_on_signals
 from vlora_tui.cli.hub_places import on_disk
@@ -66,8 +67,6 @@ def doctor(
     if fail_on not in FAIL_ON:
         raise ParameterError("--fail-on knows no such word.", expected=", ".join(FAIL_ON))
     if paths == [ENVIRONMENT]:
-        from vlora_tui.cli.doctor_env import show_environment
-
         failed = show_environment(out, fail_on)
     elif paths == [TABLE]:
         failed = False
@@ -103,8 +102,6 @@ def show_report(out: Output, report: Report) -> None:
 
 def show_rules(out: Output, target: str | None) -> None:
     """The table of rules, with what each of them is believed on."""
-    from vlora_engine.doctor import all_rules, check_target
-
     if target is not None:
         check_target(target)
     rules = [rule for rule in all_rules() if target is None or target in rule.targets]
@@ -123,8 +120,6 @@ def show_rules(out: Output, target: str | None) -> None:
 def _examine(
     out: Output, paths: Sequence[str], target: str | None, base: str | None, headers: bool
 ) -> Report:
-    from vlora_engine.doctor import check_target, diagnose, read_base
-
     if target is not None:
         check_target(target)
     facts = None if base is None else read_base(base)

@@ -15,6 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from vlora_engine import __version__
 from vlora_engine.findings import Finding
 from vlora_tui.jobs.environment import environment_notes
 from vlora_tui.pipeline.disk_space import free_bytes
@@ -28,8 +29,6 @@ ROOT = Path("/")
 
 def facts(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
     """What is here, by name, in the order in which a person would ask."""
-    from vlora_engine import __version__
-
     return {
         "vlora-tui": __version__,
         "python": f"{platform.python_version()} ({sys.executable})",

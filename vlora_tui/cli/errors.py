@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import typer
 
 from vlora_engine.errors import VLoRAError
+from vlora_engine.utils.safetensors_file import write_error
 from vlora_tui.cli.output import JSON_VERSION, Output, dumps, paint
 from vlora_tui.utils.formatting import printable
 
@@ -86,8 +87,6 @@ def _memory(error: Any) -> Verdict:
 
 
 def _system(error: OSError) -> Verdict:
-    from vlora_engine.utils.safetensors_file import write_error
-
     what = f"The operating system refused: {error.strerror or error}."
     place = error.filename if error.filename is not None else "the output"
     known = write_error(Path(os.fsdecode(place)), error)

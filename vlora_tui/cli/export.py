@@ -7,7 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
+from vlora_engine.catalog.read import read_manifest
 from vlora_engine.errors import ParameterError
+from vlora_engine.interop.names import VLORA_DEV, peer_at
+from vlora_engine.manifest.manifest import is_own_subspace
 from vlora_engine.targets import TARGETS, Served, start_lines
 from vlora_tui.cli import options as o
 from vlora_tui.cli.bundles import unbundle
@@ -110,9 +113,6 @@ def export(
 
 def _tell_no_alpha(subspace: str, out: Output) -> None:
     """Say that a scale of 1 is a guess, where a peer has dropped the alpha."""
-    from vlora_engine.catalog.read import read_manifest
-    from vlora_engine.interop import VLORA_DEV, peer_at
-
     if peer_at(Path(subspace)) != VLORA_DEV:
         return
     for finding in read_manifest(subspace).findings:
@@ -175,9 +175,6 @@ def _proof(error: float | None) -> str:
 
 
 def _is_one(chosen: list[str], subspace: str) -> bool:
-    from vlora_engine.catalog.read import read_manifest
-    from vlora_engine.manifest.manifest import is_own_subspace
-
     if len(chosen) != 1 or not any(c in chosen[0] for c in "*?["):
         return len(chosen) == 1
     place = Path(subspace).expanduser()  # there a task may have such a name

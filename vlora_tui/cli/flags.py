@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vlora_engine.catalog.locate import existing_path, locate
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli.options import Compressing
 from vlora_tui.cli.output import Output
@@ -73,8 +74,6 @@ def require_there(paths: Sequence[str]) -> None:
             what is on the Hub.
         ParameterError: It is on another machine, or no place that the Hub could have.
     """
-    from vlora_engine.catalog.locate import existing_path, locate
-
     for path in paths:
         ref = check_place(path)
         if ref.is_local and not glob.has_magic(path) and not locate(ref).task:

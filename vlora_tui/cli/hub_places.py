@@ -8,7 +8,12 @@ from pathlib import Path
 
 from vlora_engine.adapters.address import AdapterRef, address_of
 from vlora_engine.errors import ParameterError, VLoRAError
+from vlora_engine.hub.fetch import fetch
+from vlora_engine.hub.remote import as_remote, shadow
+from vlora_tui.cli.execute import stop_on_signals
 from vlora_tui.cli.output import Output
+from vlora_tui.cli.progress import Watcher
+from vlora_tui.pipeline.inputs import fetch_all
 
 
 def fetch_first(out: Output, *places: str) -> list[str]:
@@ -21,10 +26,6 @@ def fetch_first(out: Output, *places: str) -> list[str]:
     refs = [AdapterRef.parse(place) for place in places]
     if not any(ref.is_hub for ref in refs):
         return list(places)
-    from vlora_engine.hub.fetch import fetch
-    from vlora_tui.cli.execute import stop_on_signals
-    from vlora_tui.cli.progress import Watcher
-
     found = []
     with Watcher(out) as watcher, stop_on_signals(out) as stop:
         for ref in refs:
@@ -44,8 +45,6 @@ def on_disk(out: Output, *places: str) -> list[str]:
     Raises:
         As `fetch_first`.
     """
-    from vlora_tui.pipeline.inputs import fetch_all
-
     return [str(ref) for ref in fetch_all(fetch_first(out, *places))[0]]
 
 
@@ -71,8 +70,6 @@ def headers_of(place: str) -> Iterator[str | Path]:
     if not ref.is_hub:
         yield place
         return
-    from vlora_engine.hub.remote import as_remote, shadow
-
     with shadow(ref) as shade:
         try:
             yield shade.root

@@ -20,6 +20,7 @@ from vlora_tui.jobs import control
 from vlora_tui.jobs.store import Job, JobStore, is_spectra
 from vlora_tui.jobs.watch import JobView, State, follow, look
 from vlora_tui.pipeline import events
+from vlora_tui.recipe.reader import load_recipe
 from vlora_tui.utils.formatting import how_much, plural, printable, size
 
 JobId = Annotated[
@@ -111,8 +112,6 @@ def start(
     quiet: o.Quiet = False,
 ) -> None:
     """Start a recipe as a job, and leave it running."""
-    from vlora_tui.recipe.reader import load_recipe
-
     out = Output(json=as_json, quiet=quiet)
     found = load_recipe(recipe)
     if not is_spectra(found) and (output is not None or device is not None):

@@ -16,10 +16,15 @@ from vlora_engine.adapters.address import (
     AdapterRef,
     address_text,
 )
-from vlora_engine.errors import ParameterError
+from vlora_engine.catalog.read import read_manifest
+from vlora_engine.catalog.scanner import scan, tasks_of
+from vlora_engine.errors import ParameterError, VLoRAError
+from vlora_engine.manifest.card import stored_in
 from vlora_tui.cli import options as o
+from vlora_tui.cli.flags import require_there
 from vlora_tui.cli.hub_places import headers_of
 from vlora_tui.cli.output import Output
+from vlora_tui.recipe.model import expand_input, named_inputs
 from vlora_tui.utils.formatting import percent, plural, printable, size, times
 
 if TYPE_CHECKING:
@@ -49,8 +54,6 @@ def inspect(
 
     On the Hub headers alone are read; nothing is downloaded.
     """
-    from vlora_engine.catalog.scanner import scan
-
     out = Output(json=as_json, quiet=quiet)
     if limit is not None and search_base is None:
         raise ParameterError("--limit is for --search-base.")
@@ -67,9 +70,6 @@ def inspect(
 
 def _tasks_inside(catalog: Catalog) -> list[AdapterInfo]:
     """The tasks of every subspace that was found; one that cannot be read is a finding already."""
-    from vlora_engine.catalog.scanner import tasks_of
-    from vlora_engine.errors import VLoRAError
-
     tasks = []
     for path in catalog.subspaces:
         with suppress(VLoRAError), headers_of(str(path)) as place:
@@ -125,8 +125,6 @@ def show_catalog(out: Output, catalog: Catalog, tasks: Sequence[AdapterInfo] = (
 
 def info(subspace: o.Subspace, as_json: o.AsJson = False, quiet: o.Quiet = False) -> None:
     """Tell what a subspace holds: method, k, tasks with their errors, bytes. Headers only."""
-    from vlora_engine.catalog.read import read_manifest
-
     out = Output(json=as_json, quiet=quiet)
     with headers_of(subspace) as place:
         manifest = read_manifest(place)
@@ -153,7 +151,6 @@ def info_data(manifest: Manifest) -> dict[str, Any]:
 
 def show_manifest(out: Output, manifest: Manifest) -> None:
     """The same for people."""
-    from vlora_engine.manifest.card import stored_in
     from vlora_tui.pipeline.forecast import how, manifest_figures
 
     out.text(printable(f"subspace   {address_text(str(manifest.path))}"))
@@ -213,9 +210,6 @@ def _error(task: TaskRecord, manifest: Manifest) -> str:
 
 def expand(paths: Sequence[str]) -> list[str]:
     """Patterns that no shell expanded, as the paths that match them."""
-    from vlora_tui.cli.flags import require_there
-    from vlora_tui.recipe.model import expand_input, named_inputs
-
     require_there(paths)
     return [
         found.path

@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlora_engine.adapters.address import AdapterRef, expanded
+from vlora_engine.catalog.read import is_subspace
 from vlora_engine.errors import ParameterError
 from vlora_engine.utils.files import check_output_file, write_file
 from vlora_tui.cli import options as o
 from vlora_tui.cli.compare import Outliers, check_thresholds, find_all, read_all
+from vlora_tui.cli.execute import execute
+from vlora_tui.cli.flags import from_tables
 from vlora_tui.cli.hub_places import on_disk
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
 from vlora_tui.report.comparison import CLUSTERED
+from vlora_tui.report.markdown import markdown
 from vlora_tui.utils.formatting import plural, size
 
 if TYPE_CHECKING:
@@ -86,8 +90,6 @@ def report(
 
 def _as_subspace(paths: list[str]) -> str | None:
     """The one subspace that is meant, or None where these are adapters."""
-    from vlora_engine.catalog.read import is_subspace
-
     if len(paths) == 1 and is_subspace(expanded(paths[0])):
         return str(expanded(paths[0]))
     return None
@@ -110,8 +112,6 @@ def _spectra(
         return Spectra.load(expanded(named))
     if measure is None:
         return cached_spectra(collection)
-    from vlora_tui.cli.execute import execute
-    from vlora_tui.cli.flags import from_tables
     from vlora_tui.pipeline.run import SpectraRun
 
     recipe = from_tables({"input": {"adapters": list(paths), "skip_bad": skip_bad}})
@@ -192,7 +192,6 @@ def _write(
 ) -> None:
     """Write the plots, and last the report that shows them."""
     from vlora_tui.report.charts import charts_of
-    from vlora_tui.report.markdown import markdown
 
     charts = charts_of(data)
     plots = {name: names[name] for name in charts}

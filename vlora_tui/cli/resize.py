@@ -14,6 +14,8 @@ from vlora_tui.cli.flags import from_tables, require_there
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
+from vlora_tui.pipeline.inputs import gather
+from vlora_tui.recipe.model import Input, Recipe, absolute, named_inputs, resolve
 from vlora_tui.utils.formatting import percent, printable, size
 
 MANY = 12  # adapters; more are told in a table
@@ -127,15 +129,6 @@ def show_resizes(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
 
 
 def _several(adapters: list[str], *, skip_bad: bool) -> bool:
-    from vlora_tui.pipeline.inputs import gather
-    from vlora_tui.recipe.model import (
-        Input,
-        Recipe,
-        absolute,
-        named_inputs,
-        resolve,
-    )
-
     if len(adapters) > 1:
         return True
     wanted = Recipe(Input(named_inputs(adapters), skip_bad=skip_bad))

@@ -16,12 +16,15 @@ from vlora_tui.cli.compress import compress_data, show_subspace
 from vlora_tui.cli.execute import carry_out, execute_job
 from vlora_tui.cli.export import show_exports, starts
 from vlora_tui.cli.flags import compress_recipe, say_once
+from vlora_tui.cli.interface import open_interface
 from vlora_tui.cli.merge import is_recipe, preview_merges, show_merges
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.cli.resize import show_resizes
+from vlora_tui.jobs.worker import wait_for_job
 from vlora_tui.pipeline import events
 from vlora_tui.recipe.reader import load_recipe
+from vlora_tui.tui.app.start import require_terminal
 from vlora_tui.utils.formatting import printable
 
 
@@ -50,8 +53,6 @@ def run(
     """Execute a recipe: a TOML file, or flags as compress takes them."""
     out = Output(json=writing.as_json, quiet=writing.quiet)
     if warm is not None and headless:  # a process kept ready by an interface
-        from vlora_tui.jobs.worker import wait_for_job
-
         job, job_lock = wait_for_job(warm) or (None, None)
         if job is None:
             return
@@ -61,8 +62,6 @@ def run(
         return
     opens = not (headless or writing.print_recipe or writing.dry_run or preview)
     if opens:
-        from vlora_tui.tui.app.start import require_terminal
-
         instead = f"vlora-tui run --headless {shlex.join(sources[:3])} ..."
         require_terminal(instead)
     say_once(out, compressing)
@@ -81,8 +80,6 @@ def run(
     else:
         recipe = compress_recipe(sources, output, **compressing.flags())
     if opens:
-        from vlora_tui.cli.interface import open_interface
-
         raise typer.Exit(open_interface(ctx, recipe=recipe, instead=instead))
     if preview and not (writing.print_recipe or writing.dry_run):
         preview_merges(recipe, out)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlora_engine.adapters.address import expanded
+from vlora_engine.compression_target import CompressionTarget
+from vlora_engine.errors import VLoRAError
 from vlora_tui.cli import options as o
 from vlora_tui.cli.execute import dry_run as show_plan
 from vlora_tui.cli.execute import execute
@@ -86,8 +88,6 @@ def spectra(
 
 def cost_rows(spectra: Spectra) -> list[dict[str, Any]]:
     """What some k of every method would cost."""
-    from vlora_engine.compression_target import CompressionTarget
-    from vlora_engine.errors import VLoRAError
     from vlora_engine.spectra.choose import choose
 
     rows = []

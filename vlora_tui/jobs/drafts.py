@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine.errors import InputError, NotFoundError, StorageError
-from vlora_tui.recipe.model import Recipe, as_tables
+from vlora_tui.recipe.model import Recipe, absolute, as_tables
+from vlora_tui.recipe.reader import read_tables
 from vlora_tui.utils.locking import open_lock, try_lock
 
 KEPT_DRAFTS = 10
@@ -46,9 +47,6 @@ class SavedDraft:
         Raises:
             RecipeError: It is not yet one; the error says what is missing.
         """
-        from vlora_tui.recipe.model import absolute
-        from vlora_tui.recipe.reader import read_tables
-
         return absolute(read_tables(self.tables, where=str(self.path)), self.path.parent)
 
 

@@ -14,17 +14,18 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import StorageError, VLoRAError
-from vlora_engine.quantization.dtypes import STORAGE_DTYPES
+from vlora_engine.quantization.dtypes import STORAGE_DTYPES, storage_dtype
 from vlora_engine.targets import find_target, target_bytes
 from vlora_engine.utils.files import directory_bytes, partial_path
 from vlora_engine.utils.safetensors_file import ITEM_BYTES
-from vlora_tui.pipeline.inputs import Collection
+from vlora_tui.pipeline.inputs import Collection, gather
 from vlora_tui.pipeline.outputs import export_paths, facts_of_export, merge_inputs
 from vlora_tui.recipe.model import (
     Export,
     Merge,
     Recipe,
     Resize,
+    resolve,
 )
 from vlora_tui.utils.formatting import size
 
@@ -175,7 +176,6 @@ def subspace_bytes(collection: Collection, target: CompressionTarget) -> int | N
         shared_layers,
         task_record,
     )
-    from vlora_engine.quantization.dtypes import storage_dtype
     from vlora_engine.spectra.choose import match_layers
     from vlora_engine.spectra.sizes import layer_bytes, packing_overhead
     from vlora_engine.spectra.tables import LayerTable
@@ -287,9 +287,6 @@ def _config_bytes(config: Mapping[str, object]) -> int:
 
 def lack_of(recipe: Recipe, *, subspace: int | None = None) -> Lack | None:
     """The same check before a job is started; what is wrong with the inputs the job will say."""
-    from vlora_tui.pipeline.inputs import gather
-    from vlora_tui.recipe.model import resolve
-
     try:
         resolved = resolve(recipe)
         return lacking(needs_of(resolved, gather(resolved), subspace=subspace))

@@ -12,7 +12,7 @@ import numpy as np
 from vlora_engine.codec.forecast import EVERYBODY
 from vlora_engine.compression_target import CODED_METHODS, CompressionTarget
 from vlora_engine.errors import VLoRAError
-from vlora_engine.spectra.choose import Choice, Prediction
+from vlora_engine.spectra.choose import Choice, Prediction, choose
 from vlora_engine.utils.ranking import worst
 
 if TYPE_CHECKING:
@@ -49,8 +49,6 @@ def expect(target: CompressionTarget, spectra: Spectra) -> Expected | None:
     if target.is_coded:
         outlook = spectra.outlook()
         return None if outlook is None else expect_coded(outlook, target)
-    from vlora_engine.spectra.choose import choose
-
     prediction = (choice := choose(spectra, target)).prediction
     return Expected(
         target.method,
@@ -100,8 +98,6 @@ def others_at(
     """What the other methods would cost at the same bytes, where spectra are there to tell."""
     if spectra is None:
         return ()
-    from vlora_engine.spectra.choose import choose
-
     outlook, budget = spectra.outlook(), int(figures["nbytes"])
     rows: list[dict[str, Any]] = []
     for method in CODED_METHODS:

@@ -8,6 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlora_engine.adapters.address import AdapterRef, address_of
+from vlora_engine.catalog.locate import locate
+from vlora_engine.catalog.open import open_adapter
+from vlora_engine.catalog.read import read_manifest
+from vlora_engine.catalog.scanner import scan
 from vlora_engine.errors import (
     CollectionError,
     InputError,
@@ -15,6 +19,7 @@ from vlora_engine.errors import (
     ParameterError,
     VLoRAError,
 )
+from vlora_engine.hub.fetch import fetch
 from vlora_tui.recipe.model import AdapterInput, Recipe
 from vlora_tui.utils import paths
 
@@ -81,8 +86,6 @@ def gather(
         Cancelled: ``cancelled()`` became true while downloading.
     """
     if recipe.input.subspace is not None:
-        from vlora_engine.catalog.read import read_manifest
-
         (place,), remarks = fetch_all([recipe.input.subspace], progress, cancelled)
         return Collection(manifest=read_manifest(Path(place)), remarks=remarks)
     return gather_adapters(
@@ -101,9 +104,6 @@ def gather_adapters(
     cancelled: CancelCheck | None = None,
 ) -> Collection:
     """The adapters of these entries, a folder standing for all adapters in it."""
-    from vlora_engine.catalog.locate import locate
-    from vlora_engine.catalog.open import open_adapter
-
     collection = Collection()
     here, collection.remarks = fetch_all([e.ref for e in entries], progress, cancelled)
     found, collection.closed = _find(
@@ -147,8 +147,6 @@ def fetch_all(
         if not ref.is_hub:
             here.append(ref)
             continue
-        from vlora_engine.hub.fetch import fetch
-
         fetched = fetch(ref.base, progress=progress, cancelled=cancelled)
         here.append(AdapterRef.at(fetched.path, ref.task))
         remarks += fetched.remarks
@@ -157,8 +155,6 @@ def fetch_all(
 
 def read_places(places: Iterable[str]) -> set[Path]:
     """What on this disk is read for these places: of DIR:TASK that is the directory."""
-    from vlora_engine.catalog.locate import locate
-
     return {Path(ref.path) for ref in map(locate, places) if ref.is_local}
 
 
@@ -184,8 +180,6 @@ class _Found:
 
 
 def _find(entries: Sequence[_Asked]) -> tuple[list[_Found], list[Finding]]:
-    from vlora_engine.catalog.scanner import scan
-
     places = [entry.ref for entry in entries if entry.ref.task is None]
     catalog = scan(places) if places else None
     infos = list(catalog.adapters) if catalog is not None else []

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlora_engine.catalog.open import open_adapter
+from vlora_engine.catalog.read import read_manifest
 from vlora_engine.errors import Cancelled, NotFoundError, ParameterError
 from vlora_engine.findings import Finding
+from vlora_engine.merging import merge_with_report
+from vlora_engine.merging.settings import check_request
+from vlora_engine.quantization.packing import already_coded_error
 from vlora_engine.targets import Facts, check_fit, facts_of, facts_of_task, find_target
+from vlora_engine.targets.save import save_adapter
+from vlora_engine.targets.verify import verify_adapter, with_alpha
 from vlora_engine.utils.file_names import ADAPTER_CONFIG
 from vlora_engine.utils.files import check_output, directory_bytes, require_apart
+from vlora_engine.utils.naming import slugs
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.inputs import Collection, read_places
 from vlora_tui.recipe.model import (
@@ -109,8 +119,6 @@ def export_paths(export: Export | Resize, tasks: Sequence[str]) -> dict[str, Pat
                 remedy="put {task} into the path",
             )
         return {task: Path(export.path) for task in chosen}
-    from vlora_engine.utils.naming import slugs
-
     names = slugs(tasks)
     return {task: Path(export.path.replace("{task}", names[task])) for task in chosen}
 
@@ -133,8 +141,6 @@ def match_tasks(patterns: Sequence[str], tasks: Sequence[str]) -> list[str]:
 
 def unknown_task(name: str, tasks: Sequence[str]) -> NotFoundError:
     """The error for a task that is not there; it names those that are."""
-    import difflib
-
     close = difflib.get_close_matches(name, tasks, n=1)
     shown = ", ".join(list(tasks)[:12]) + (
         f" and {len(tasks) - 12} more" if len(tasks) > 12 else ""
@@ -176,8 +182,6 @@ def check_merge(merge: Merge, count: int) -> None:
     Raises:
         ParameterError: An unknown method or parameter, a value out of range, a contradiction.
     """
-    from vlora_engine.merging.settings import check_request
-
     check_request(count, merge.method, **_merge_settings(merge), parameters=merge.parameters)
 
 
@@ -235,9 +239,6 @@ class Writer:
         return written
 
     def _export(self, subspace: SharedSubspace, export: Export, task: str, path: Path) -> None:
-        from vlora_engine.targets.save import save_adapter
-        from vlora_engine.targets.verify import verify_adapter
-
         weights = with_overrides(subspace.reconstruct(task), export)
         if export.drop_rest and find_target(export.target).no_rest:
             self._tell_left_out(task, weights)
@@ -275,8 +276,6 @@ class Writer:
 
     def _tell_targets(self, export: Export, path: Path) -> None:
         """Say so if PEFT would not find the modules under the names that were asked for."""
-        import json
-
         wanted = export.target_modules
         if wanted is None or self._targets_told or find_target(export.target).form != "peft":
             return
@@ -299,9 +298,6 @@ class Writer:
             self.emit(events.MergePreviewed(**told))
 
     def _merge(self, merge: Merge) -> None:
-        from vlora_engine.targets.save import save_adapter
-        from vlora_engine.targets.verify import verify_adapter
-
         merged, event = self._merged(merge)
         path = Path(merge.path)
         save_adapter(merged, path, dtype=merge.dtype, force=self.force)
@@ -315,8 +311,6 @@ class Writer:
 
     def _merged(self, merge: Merge) -> tuple[LoRAWeights, events.Merged]:
         """The result, and what there is to say about it."""
-        from vlora_engine.merging import merge_with_report
-
         names = merge_inputs(merge, self.collection)
         merged, report = merge_with_report(
             [self._source(merge, name) for name in names],
@@ -337,8 +331,6 @@ class Writer:
 
     def _resize(self, wanted: Resize, task: str, path: Path) -> None:
         from vlora_engine.resizing import resize
-        from vlora_engine.targets.save import save_adapter
-        from vlora_engine.targets.verify import verify_adapter
 
         of_subspace = self.collection.manifest is not None
         weights, report = resize(
@@ -359,8 +351,6 @@ class Writer:
             self.emit(events.Verified(task, str(path), verify_adapter(weights, path)))
 
     def _source(self, merge: Merge, name: str) -> LoRAWeights | AdapterSource:
-        from vlora_engine.catalog.open import open_adapter
-
         if merge.source == "subspace" and not is_path(name):
             return self._subspace().reconstruct(name)
         known = self.collection.adapters.get(name)
@@ -382,8 +372,6 @@ class Writer:
 
 def with_overrides(weights: LoRAWeights, export: Export) -> LoRAWeights:
     """``weights`` with what an export says of the config; what the adapter does stays."""
-    from vlora_engine.targets.verify import with_alpha
-
     config = dict(weights.metadata)
     if export.base_model is not None:
         config["base_model_name_or_path"] = export.base_model
@@ -394,9 +382,6 @@ def with_overrides(weights: LoRAWeights, export: Export) -> LoRAWeights:
 
 
 def _require_packable(subspace: str) -> None:
-    from vlora_engine.catalog.read import read_manifest
-    from vlora_engine.quantization.packing import already_coded_error
-
     manifest = read_manifest(subspace)
     if manifest.coding is not None:
         raise already_coded_error(manifest.method)

@@ -15,7 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlora_engine import __version__
+from vlora_engine.adapters.base_models import normalise_base_model
 from vlora_engine.errors import Cancelled, InputError, ParameterError, VLoRAError
+from vlora_engine.spectra.tables import Spectra
 from vlora_engine.utils.files import check_output, partial_path, require_apart
 from vlora_engine.utils.unfinished import kept_layers, spectra_partial
 from vlora_tui.pipeline import events
@@ -81,8 +84,6 @@ class Run:
         Raises:
             VLoRAError: What stopped it, after an event that says the same.
         """
-        from vlora_engine import __version__
-
         start = time.perf_counter()
         fault: VLoRAError | None = None
         try:
@@ -179,8 +180,6 @@ class Run:
             )
 
     def _tell_mixed_bases(self) -> None:
-        from vlora_engine.adapters.base_models import normalise_base_model
-
         named = {normalise_base_model(name): name for name in self.collection.base_models}
         if len(named) > 1:
             text = "The adapters name different base models; a subspace is meant for one."
@@ -252,8 +251,6 @@ class Run:
 
     def _spectra(self, compress: Compress, check: CheckReport) -> Spectra | None:
         """The spectra that a choice is made on; with k given there is nothing to choose."""
-        from vlora_engine.spectra.tables import Spectra
-
         if compress.spectra not in (None, CACHE):
             spectra, reused = Spectra.load(str(compress.spectra)), True
         elif compress.target.goal[0] == "k" or self._codes_at_once(compress):
@@ -339,8 +336,6 @@ class Run:
         )
 
     def _cached_spectra(self) -> Spectra | None:
-        from vlora_engine.spectra.tables import Spectra
-
         place = self.collection.spectra_dir(MEASURED)
         if not place.is_dir():
             return None
@@ -379,7 +374,6 @@ class SpectraRun(Run):
     device: str = "auto"
 
     def _steps(self) -> None:
-        from vlora_engine.spectra.tables import Spectra
         from vlora_engine.utils.device import pick_device
 
         pick_device(self.device)

@@ -16,6 +16,8 @@ from pathlib import Path
 from reprlib import repr as short  # a few lines of YAML can stand for gigabytes
 from typing import Any, NamedTuple, NoReturn
 
+from vlora_engine.catalog.locate import locate
+from vlora_engine.catalog.open import open_adapter
 from vlora_engine.errors import InputError, NotFoundError
 from vlora_engine.merging.methods import MERGE_METHODS
 from vlora_engine.merging.registry import MergeMethod
@@ -181,8 +183,6 @@ class _Reader:
         for place in (self.path.parent / os.path.expanduser(name), Path(name)):
             if place.exists():
                 return str(place.absolute())
-        from vlora_engine.catalog.locate import locate
-
         beside = str(self.path.parent / name)
         return next((p for p in (beside, name) if locate(p).task), None)
 
@@ -351,8 +351,6 @@ class _Model:
 
 def _modules(models: Sequence[_Model]) -> list[str]:
     """The modules of all adapters, from their headers."""
-    from vlora_engine.catalog.open import open_adapter
-
     return sorted({name for model in models for name in open_adapter(model.place).modules})
 
 

@@ -18,8 +18,12 @@ from vlora_engine.adapters.address import (
     AdapterRef,
     hub_cache,
 )
+from vlora_engine.catalog.locate import locate
+from vlora_engine.catalog.read import is_subspace
 from vlora_engine.compression_target import BASIS_METHODS, CompressionTarget
 from vlora_engine.errors import NotFoundError, ParameterError
+from vlora_engine.hub.cache import cached_adapters
+from vlora_engine.hub.fetch import pin
 from vlora_engine.merging.methods import DEFAULT_METHOD
 from vlora_engine.quantization.packing import BLOCK_SIZE, Quantization, quantization
 
@@ -262,8 +266,6 @@ def pinned(place: str | AdapterRef) -> str:
     ref = AdapterRef.parse(place)
     if not ref.is_hub:
         return str(ref)
-    from vlora_engine.hub.fetch import pin
-
     return str(pin(ref))
 
 
@@ -296,16 +298,11 @@ def expand_input(entry: AdapterInput) -> list[AdapterInput]:
 
 def _is_task(path: str) -> bool:
     """Whether it is DIR:TASK of a subspace: the name of a task is no pattern."""
-    from vlora_engine.catalog.locate import locate
-    from vlora_engine.catalog.read import is_subspace
-
     ref = locate(path)
     return ref.task is not None and ref.is_local and is_subspace(Path(ref.path))
 
 
 def _cached_inputs(entry: AdapterInput) -> list[AdapterInput]:
-    from vlora_engine.hub.cache import cached_adapters
-
     found = [str(address) for address in cached_adapters()]
     if not found:
         raise NotFoundError(

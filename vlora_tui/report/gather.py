@@ -8,9 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vlora_engine.adapters.model import MemorySource
+from vlora_engine.catalog.read import read_manifest
+from vlora_engine.catalog.scanner import scan
+from vlora_engine.doctor.subspace_check import check_subspace
 from vlora_engine.errors import ParameterError, VLoRAError
+from vlora_engine.manifest.task_errors import task_figures
+from vlora_engine.spectra.size_curves import curves
+from vlora_engine.spectra.tables import Spectra
 from vlora_engine.utils.ranking import foremost
-from vlora_tui.report.comparison import Compared, analysis_data
+from vlora_tui.recipe.model import MEASURED
+from vlora_tui.report.comparison import Compared, analysis_data, compare
 
 if TYPE_CHECKING:
     from vlora_engine.manifest.manifest import Manifest
@@ -37,8 +45,6 @@ def collection_data(
         compared: How they relate; None of a single adapter.
         spectra: What every k costs, where that is measured.
     """
-    from vlora_engine.catalog.scanner import scan
-
     names = {path: name for name, path in collection.places.items()}
     local = [path for path in names if Path(path).exists()]
     catalog = scan(local) if local else None
@@ -85,9 +91,6 @@ def _row_of_task(name: str, collection: Collection) -> dict[str, Any]:
 
 def cached_spectra(collection: Collection) -> Spectra | None:
     """The spectra of these very adapters in the cache, if they are whole."""
-    from vlora_engine.spectra.tables import Spectra
-    from vlora_tui.recipe.model import MEASURED
-
     place = collection.spectra_dir(MEASURED)
     try:
         spectra = Spectra.load(place)
@@ -148,8 +151,6 @@ def _first_k(k: Any, shares: Any, share: float) -> int | None:
 
 def sizes_data(spectra: Spectra) -> dict[str, Any] | None:
     """Size against error of every method, where it is known what coding costs."""
-    from vlora_engine.spectra.size_curves import curves
-
     outlook = spectra.outlook()
     if outlook is None:
         return None
@@ -168,9 +169,6 @@ def subspace_data(
     progress: ProgressCallback | None = None,
 ) -> dict[str, Any]:
     """A report on a subspace: its tasks, their errors, its layers, how the tasks relate."""
-    from vlora_engine.catalog.read import read_manifest
-    from vlora_engine.doctor.subspace_check import check_subspace
-
     manifest = read_manifest(directory)
     compared = _compared_tasks(manifest, progress)
     analysis = None
@@ -187,8 +185,6 @@ def subspace_data(
 
 def layer_rows(manifest: Manifest) -> list[dict[str, Any]]:
     """Per shared layer the error of dW: over all tasks together, and of the worst."""
-    from vlora_engine.manifest.task_errors import task_figures
-
     energy: dict[str, list[tuple[float, float, str]]] = {spec.name: [] for spec in manifest.layers}
     for task in manifest.tasks:
         figures = task_figures(manifest, task)
@@ -219,9 +215,7 @@ def _compared_tasks(manifest: Manifest, progress: ProgressCallback | None) -> Co
     elements = sum(task.factor_elements for task in manifest.tasks.values())
     if len(manifest.tasks) < 2 or 4 * elements > HELD_BYTES:
         return None
-    from vlora_engine.adapters.model import MemorySource
     from vlora_engine.shared_subspace import SharedSubspace
-    from vlora_tui.report.comparison import compare
 
     opened = SharedSubspace.load(manifest.path)
     return compare(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+
+from vlora_engine import __version__
 
 APP = "vlora-tui"
 CACHE_BYTES = 4_000_000_000
@@ -38,10 +41,6 @@ def spectra_dir(adapters: Iterable[tuple[str, Sequence[object]]], methods: Seque
         methods: The methods that the spectra cover.
     """
     lines = sorted(f"{name}\0{[str(part) for part in identity]}" for name, identity in adapters)
-    import hashlib
-
-    from vlora_engine import __version__
-
     text = "\n".join([__version__, *sorted(methods), *lines])
     key = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:24]
     return spectra_root() / key

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from vlora_engine.errors import AdapterError, CollectionError, ParameterError
+from vlora_engine.utils.safetensors_file import dtype_name
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -152,8 +153,6 @@ class MemorySource:
     """An `AdapterSource` over weights in memory."""
 
     def __init__(self, weights: LoRAWeights) -> None:
-        from vlora_engine.utils.safetensors_file import dtype_name
-
         self.weights = weights
         self.path = Path(weights.source) if weights.source else None
         self.config = weights.metadata

@@ -17,6 +17,7 @@ from vlora_engine.adapters.address import (
 )
 from vlora_engine.errors import NotFoundError, ParameterError, VLoRAError
 from vlora_engine.formats.base import Format, Location, Probe, Registry
+from vlora_engine.hub.fetch import local_path
 from vlora_engine.utils.files import how_to_put_back
 from vlora_engine.utils.safetensors_file import read_error
 
@@ -161,8 +162,6 @@ def existing_path(place: str | os.PathLike[str]) -> Path:
     """
     ref = AdapterRef.parse(place)
     if ref.is_hub:
-        from vlora_engine.hub.fetch import local_path
-
         return local_path(ref)
     raw = str(ref)
     if not raw or "\0" in raw:

@@ -32,7 +32,7 @@ from vlora_engine.formats.foreign import FOREIGN, UNKNOWN
 from vlora_engine.formats.gguf import GgufFormat
 from vlora_engine.formats.mlx import MLX
 from vlora_engine.formats.peft import PeftFormat
-from vlora_engine.interop import PEERS
+from vlora_engine.interop.names import PEERS
 
 __all__ = [
     "FORMATS",

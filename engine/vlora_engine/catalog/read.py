@@ -6,6 +6,9 @@ from pathlib import Path
 
 from vlora_engine.adapters.address import AdapterRef
 from vlora_engine.errors import NotFoundError
+from vlora_engine.hub.fetch import local_path
+from vlora_engine.interop.names import peer_at
+from vlora_engine.interop.read import read_peer
 from vlora_engine.manifest.manifest import (
     Manifest,
     is_own_subspace,
@@ -19,8 +22,6 @@ from vlora_engine.utils.safetensors_file import read_error
 
 def is_subspace(path: Path) -> bool:
     """Whether ``path`` is a directory with a subspace, ours or a peer's."""
-    from vlora_engine.interop import peer_at
-
     return is_own_subspace(path) or peer_at(path) is not None
 
 
@@ -38,15 +39,11 @@ def read_manifest(path: str | Path | AdapterRef) -> Manifest:
     ref = AdapterRef.parse(path)
     directory = Path(ref)
     if ref.is_hub:
-        from vlora_engine.hub.fetch import local_path
-
         directory = local_path(ref)
     file = directory / SUBSPACE_INDEX
     try:
         raw = read_index(directory)
     except (FileNotFoundError, NotADirectoryError):
-        from vlora_engine.interop import peer_at, read_peer
-
         peer = peer_at(directory)
         if peer is not None:
             return read_peer(peer, directory)

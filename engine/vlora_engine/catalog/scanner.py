@@ -17,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 from vlora_engine.adapters.address import (
     AdapterRef,
     address_of,
+    hub_cache,
     shelf_name,
+    snapshot_folder,
 )
 from vlora_engine.adapters.base_models import normalise_base_model
 from vlora_engine.adapters.model import ModuleShape
@@ -34,7 +36,10 @@ from vlora_engine.catalog.subspace_tasks import inspect_task, inspection_of
 from vlora_engine.errors import NotFoundError, VLoRAError
 from vlora_engine.findings import Finding
 from vlora_engine.formats.base import Format, Inspection, Probe
-from vlora_engine.interop import PEERS, peer_at
+from vlora_engine.hub.cache import cached_adapters
+from vlora_engine.hub.remote import as_remote, shadows
+from vlora_engine.hub.search import LIMIT, search_adapters
+from vlora_engine.interop.names import PEERS, peer_at
 from vlora_engine.manifest.manifest import FORMAT, Manifest
 from vlora_engine.utils.naming import printable, unique_names
 
@@ -268,8 +273,6 @@ class Finder:
                 yield probe.path if subspace else self._inspected(_entry(probe, form))
 
     def _look_at_hub(self, places: Sequence[AdapterRef]) -> Iterator[AdapterInfo | Place]:
-        from vlora_engine.hub.remote import shadows
-
         self.places += places
         for address, shade in shadows(places):
             if not isinstance(shade, VLoRAError):
@@ -280,8 +283,6 @@ class Finder:
                 yield AdapterInfo(shelf_name(address), address, "unknown", error=shade)
 
     def _look_at_shadow(self, address: AdapterRef, shade: Shadow) -> Iterator[AdapterInfo | Place]:
-        from vlora_engine.hub.remote import as_remote
-
         self.remarks += shade.remarks()
         if address.task is None:
             found: Iterable[AdapterInfo | Place] = self._look_below(shade.root, self._max_depth)
@@ -301,15 +302,10 @@ class Finder:
             )
 
     def _search_hub(self, base_model: str) -> Iterator[AdapterInfo | Place]:
-        from vlora_engine.hub.search import LIMIT, search_adapters
-
         limit = LIMIT if self._search_limit is None else self._search_limit
         yield from self._look_at_hub(search_adapters(base_model, limit=limit))
 
     def _look_into_cache(self) -> Iterator[AdapterInfo | Place]:
-        from vlora_engine.adapters.address import hub_cache, snapshot_folder
-        from vlora_engine.hub.cache import cached_adapters
-
         self.places.append(hub_cache())
         for address in cached_adapters():
             folder = snapshot_folder(address.repo, str(address.revision)) / address.subfolder

@@ -9,7 +9,7 @@ from vlora_engine.catalog.read import read_manifest
 from vlora_engine.errors import ParameterError
 from vlora_engine.formats.base import Inspection, Probe
 from vlora_engine.formats.config import read_settings
-from vlora_engine.interop import PEERS, peer_at
+from vlora_engine.interop.names import PEERS, peer_at
 from vlora_engine.manifest.manifest import (
     FORMAT,
     Manifest,

@@ -21,7 +21,7 @@ from vlora_engine.codec.quantizer import PRICE, round_rows
 from vlora_engine.codec.rates import SIDE_OVERHEAD, bits_of
 from vlora_engine.codec.tables import Array
 from vlora_engine.linalg.grams import gram_roots
-from vlora_engine.linalg.low_rank import canonical_svd_batch
+from vlora_engine.linalg.low_rank import canonical_svd_batch, delta_error2
 
 _NEAR = 1e-3  # share of the largest pivot of a Gram's factor below which rows are near dependent
 _CANCELLED = 1e-7  # squared error over energy below which a difference of Grams has few digits left
@@ -204,7 +204,5 @@ def _least_squares(grams: Array, along: Array, kept: Array) -> Array:
 
 def _missed_exactly(us: Array, v: Array, left: Array, right: Array) -> float:
     """``||dW - dW^||^2`` by QR of the difference's factors, where Grams have too few digits."""
-    from vlora_engine.linalg.low_rank import delta_error2
-
     parts: Sequence[Array] = (v, us.T, right, left.T)
     return float(delta_error2(*(torch.from_numpy(np.ascontiguousarray(p)) for p in parts)))

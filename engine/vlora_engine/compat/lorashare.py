@@ -21,6 +21,7 @@ from typing import Any
 from torch import Tensor
 
 from vlora_engine.adapters.address import AdapterRef
+from vlora_engine.adapters.base_models import normalise_base_model
 from vlora_engine.adapters.check import check_adapters
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, MemorySource
 from vlora_engine.catalog.open import load_adapter, open_adapter
@@ -35,11 +36,13 @@ from vlora_engine.compat.share_parts import (
 )
 from vlora_engine.errors import DependencyError, NotFoundError, ParameterError, VLoRAError
 from vlora_engine.formats.peft_save import peft_tensors
+from vlora_engine.hub.client import api, hub_errors, silence
 from vlora_engine.interop.lorashare import open_tasks
-from vlora_engine.interop.names import LORASHARE
+from vlora_engine.interop.names import LORASHARE, peer_at
 from vlora_engine.interop.write import share_names, share_settings, write_lorashare
 from vlora_engine.linalg.low_rank import relative_error
 from vlora_engine.manifest.records import max_k, shared_layers
+from vlora_engine.publish.push import require_token
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.targets.save import save_adapter
 from vlora_engine.utils.file_names import SHARE_INDEX
@@ -370,8 +373,6 @@ class SHAREModel:
         Raises:
             OutputExistsError: Something else is there. StorageError: It cannot be written.
         """
-        from vlora_engine.interop import peer_at
-
         out = Path(output_dir)
         names = share_names(self.subspace.tasks)
         renewed = peer_at(out) == LORASHARE
@@ -392,9 +393,6 @@ class SHAREModel:
             HubError: The Hub cannot be reached, or refused.
         """
         from huggingface_hub import get_token
-
-        from vlora_engine.hub.client import api, hub_errors, silence
-        from vlora_engine.publish.push import require_token
 
         address = AdapterRef.on_hub(f"hf://{repo_id}")
         if token is None:
@@ -479,8 +477,6 @@ def _too_few(count: int) -> ParameterError:
 
 
 def _require_compatible(sources: Mapping[str, AdapterSource]) -> None:
-    from vlora_engine.adapters.base_models import normalise_base_model
-
     bases = {name: s.config.get("base_model_name_or_path") for name, s in sources.items()}
     named = {name: str(base) for name, base in bases.items() if base}
     if len({normalise_base_model(base) for base in named.values()}) > 1:

@@ -41,6 +41,7 @@ from vlora_engine.spectra.choose import (
 from vlora_engine.spectra.tables import Spectra
 from vlora_engine.subspace.basis import BuiltLayer, LayerPlan, build_layer
 from vlora_engine.subspace.basis_space import BasisSpace
+from vlora_engine.subspace.coded.build import build_coded
 from vlora_engine.subspace.coded.space import CodedSpace, code_collection
 from vlora_engine.subspace.layer_parts import LayerParts
 from vlora_engine.subspace.loadings import EncodedTask, Storage
@@ -285,8 +286,6 @@ def build_subspace(
     with sole_writer(partial, out):
         _make(partial, keep=resume)
         if wanted.is_coded:
-            from vlora_engine.subspace.coded.build import build_coded
-
             return build_coded(
                 partial,
                 out,

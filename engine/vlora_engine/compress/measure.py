@@ -49,7 +49,8 @@ from vlora_engine.spectra.tables import (
     write_index,
     write_layer,
 )
-from vlora_engine.subspace.request import canonical_order
+from vlora_engine.subspace.coded.build import outlook_of
+from vlora_engine.subspace.request import Collection, canonical_order
 from vlora_engine.utils.device import pick_device
 from vlora_engine.utils.files import (
     check_output,
@@ -151,9 +152,6 @@ def _outlook(
     progress: ProgressCallback | None,
     cancelled: CancelCheck | None,
 ) -> Outlook:
-    from vlora_engine.subspace.coded.build import outlook_of
-    from vlora_engine.subspace.request import Collection
-
     collection = Collection(dict(sources), check, shared_layers(sources), "F32")
     return outlook_of(collection, device=device, progress=progress, cancelled=cancelled)
 

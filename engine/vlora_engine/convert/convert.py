@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlora_engine.adapters.model import AdapterSource, LoRAWeights, MemorySource
+from vlora_engine.adapters.model import AdapterSource, LoRAWeights, MemorySource, to_memory
 from vlora_engine.catalog.read import is_subspace, read_manifest
 from vlora_engine.convert.losses import (
     Loss,
@@ -20,14 +20,18 @@ from vlora_engine.convert.losses import (
     outlines_of,
 )
 from vlora_engine.errors import ParameterError
+from vlora_engine.formats.mlx_save import save_mlx
 from vlora_engine.interop.names import LORASHARE, VLORA_DEV
 from vlora_engine.manifest.manifest import Manifest, TaskRecord
+from vlora_engine.targets.save import save_adapter
+from vlora_engine.targets.verify import require_alike, verify_adapter
 from vlora_engine.utils.files import (
     check_output,
     directory_bytes,
     new_directory,
     require_apart,
 )
+from vlora_engine.utils.naming import slugs
 from vlora_engine.utils.progress import Progress, ProgressCallback
 
 if TYPE_CHECKING:
@@ -158,8 +162,6 @@ def convert(
         OutputExistsError: An output is there, and not ``force``.
         StorageError: What was written does not read back as what was meant.
     """
-    from vlora_engine.adapters.model import to_memory
-
     refuse_losses(conversion, allow_loss)
     for path in conversion.outputs.values():
         check_output(path, force=force)
@@ -191,8 +193,6 @@ def refuse_losses(conversion: Conversion, allow_loss: bool) -> None:
 
 
 def _folders(names: Sequence[str], out: Path, *, single: bool) -> dict[str, Path]:
-    from vlora_engine.utils.naming import slugs
-
     if single:
         return {names[0]: out}
     places = slugs(names)
@@ -200,10 +200,6 @@ def _folders(names: Sequence[str], out: Path, *, single: bool) -> dict[str, Path
 
 
 def _adapter(to: str, weights: LoRAWeights, name: str, path: Path, force: bool) -> Converted:
-    from vlora_engine.formats.mlx_save import save_mlx
-    from vlora_engine.targets.save import save_adapter
-    from vlora_engine.targets.verify import verify_adapter
-
     if to == "peft":
         save_adapter(weights, path, force=force)
         meant = weights
@@ -320,8 +316,6 @@ def _meant(
     conversion: Conversion, source: SharedSubspace | None
 ) -> Iterator[tuple[str, LoRAWeights]]:
     """Every adapter as the target is to hold it."""
-    from vlora_engine.adapters.model import to_memory
-
     if source is not None:
         weights = ((name, source.reconstruct(name)) for name in source.tasks)
     else:
@@ -370,7 +364,6 @@ def _verified(
         StorageError: It differs from what was built by more than rounding.
     """
     from vlora_engine.shared_subspace import SharedSubspace
-    from vlora_engine.targets.verify import require_alike
 
     written = SharedSubspace.load(out)
     exact = conversion.k is None
@@ -381,8 +374,6 @@ def _verified(
         if source is not None:
             meant = source.reconstruct(name)
         else:
-            from vlora_engine.adapters.model import to_memory
-
             meant = to_memory(conversion.adapters[name])
         if conversion.to == VLORA_DEV:
             meant = replace(meant, rest={})

@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters.address import AdapterRef
+from vlora_engine.catalog.locate import existing_path
 from vlora_engine.catalog.open import FORMATS, open_adapter, task_of_subspace
+from vlora_engine.catalog.read import read_manifest
+from vlora_engine.catalog.scanner import scan
 from vlora_engine.catalog.subspace_tasks import inspect_task
 from vlora_engine.doctor import (  # noqa: F401  (importing them fills the table)
     base_rules,
@@ -24,13 +27,15 @@ from vlora_engine.doctor import (  # noqa: F401  (importing them fills the table
 )
 from vlora_engine.doctor.collection_rules import together
 from vlora_engine.doctor.rules import RULES, TARGETS, Stage, Subject, applied
+from vlora_engine.doctor.subspace_check import check_subspace
+from vlora_engine.doctor.tensor_rules import read_facts
 from vlora_engine.errors import (
     Cancelled,
     ParameterError,
     UnsupportedAdapterError,
     VLoRAError,
 )
-from vlora_engine.findings import SEVERITIES, Finding, Severity
+from vlora_engine.findings import SEVERITIES, Finding, Severity, finding_of
 from vlora_engine.formats.base import Inspection, Probe
 from vlora_engine.utils.naming import printable
 from vlora_engine.utils.progress import CancelCheck, Progress, ProgressCallback
@@ -157,9 +162,6 @@ def diagnose(
         ParameterError: An unknown target, or a path that is no local one.
         Cancelled: ``cancelled`` said so.
     """
-    from vlora_engine.catalog.locate import existing_path
-    from vlora_engine.catalog.scanner import scan
-
     if target is not None:
         check_target(target)
     catalog = scan(_on_disk(paths))
@@ -186,8 +188,6 @@ def diagnose(
 
 def _on_disk(places: Places) -> list[AdapterRef]:
     """The places with those on the Hub fetched into its cache."""
-    from vlora_engine.catalog.locate import existing_path
-
     given = [places] if isinstance(places, str | Path | AdapterRef) else places
     refs = [AdapterRef.parse(place) for place in given]
     return [AdapterRef.at(existing_path(ref), ref.task) if ref.is_hub else ref for ref in refs]
@@ -289,8 +289,6 @@ def _with_facts(name: str, subject: Subject) -> Subject:
 
     Of a pickle only now is known what is in it.
     """
-    from vlora_engine.doctor.tensor_rules import read_facts
-
     try:
         source = open_adapter(subject.path, allow_unsupported=subject.error is not None)
     except VLoRAError as error:
@@ -315,10 +313,6 @@ def _subspace(
     place: Path, target: str | None, base: BaseFacts | None, read_tensors: bool
 ) -> Examined:
     """A subspace's own health, and what every task of it would meet at the target."""
-    from vlora_engine.catalog.read import read_manifest
-    from vlora_engine.doctor.subspace_check import check_subspace
-    from vlora_engine.findings import finding_of
-
     findings = list(check_subspace(place)) if read_tensors else []
     try:
         tasks: Sequence[str] = list(read_manifest(place).tasks)

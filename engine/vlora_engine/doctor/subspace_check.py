@@ -7,8 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlora_engine.catalog.read import read_manifest
+from vlora_engine.errors import CorruptFileError, SubspaceError, VLoRAError
 from vlora_engine.findings import Finding, finding_of
 from vlora_engine.utils.file_names import SUBSPACE_INDEX
+from vlora_engine.utils.files import sha256_file
 
 if TYPE_CHECKING:
     from vlora_engine.errors import VLoRAError
@@ -30,9 +33,6 @@ def check_subspace(path: str | Path) -> list[Finding]:
         NotFoundError: There is no subspace at ``path``.
         StorageError: The operating system refuses to read it.
     """
-    from vlora_engine.catalog.read import read_manifest
-    from vlora_engine.errors import CorruptFileError, SubspaceError
-
     try:
         manifest = read_manifest(path)
     except (CorruptFileError, SubspaceError) as error:
@@ -64,8 +64,6 @@ def _content_findings(manifest: Manifest, broken: set[str]) -> list[Finding]:
 
 
 def _file_findings(manifest: Manifest) -> Iterator[Finding]:
-    from vlora_engine.utils.files import sha256_file
-
     restore = "restore the file from a copy, or compress the adapters again"
     listed = {b.name: (b.sha256, b.nbytes) for b in manifest.basis}
     listed |= {f"tasks/{t.file}": (t.sha256, t.nbytes) for t in manifest.tasks.values()}
@@ -89,8 +87,6 @@ def _file_findings(manifest: Manifest) -> Iterator[Finding]:
 
 def _basis_findings(stored: StoredSubspace, broken: set[str]) -> Iterator[Finding]:
     import torch
-
-    from vlora_engine.errors import VLoRAError
 
     manifest = stored.manifest
     # A packed basis need not be orthonormal: its loadings are fitted to what packing left of it.
@@ -128,8 +124,6 @@ def _basis_findings(stored: StoredSubspace, broken: set[str]) -> Iterator[Findin
 def _task_findings(stored: StoredSubspace, broken: set[str]) -> Iterator[Finding]:
     import torch
 
-    from vlora_engine.errors import VLoRAError
-
     for record in stored.manifest.tasks.values():
         name = f"tasks/{record.file}"
         if name in broken:
@@ -152,7 +146,6 @@ def _task_findings(stored: StoredSubspace, broken: set[str]) -> Iterator[Finding
 
 def _peer_findings(manifest: Manifest) -> Iterator[Finding]:
     """Of a peer's subspace: every basis and every task is read; it has no checksums."""
-    from vlora_engine.errors import VLoRAError
     from vlora_engine.interop.store import store_of
 
     yield from manifest.findings
@@ -179,7 +172,6 @@ def _coded_findings(manifest: Manifest, broken: set[str]) -> Iterator[Finding]:
     """Every module of every task is decoded."""
     import torch
 
-    from vlora_engine.errors import VLoRAError
     from vlora_engine.subspace.coded.store import CodedStore, Decoder
 
     stored = CodedStore(manifest, verify=False)

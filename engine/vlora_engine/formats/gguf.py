@@ -17,6 +17,7 @@ from vlora_engine.findings import Finding
 from vlora_engine.formats.base import FileAdapter, Inspection, Probe
 from vlora_engine.formats.gguf_architectures import ARCHITECTURES, Architecture
 from vlora_engine.formats.gguf_header import GgufHeader, is_gguf, read_gguf_header
+from vlora_engine.formats.gguf_save import to_halves
 from vlora_engine.utils.file_names import ADAPTER_WEIGHTS
 from vlora_engine.utils.safetensors_file import TensorEntry, read_tensor
 
@@ -55,8 +56,6 @@ class GgufAdapter(FileAdapter):
 
     def read(self, module: str) -> tuple[Tensor, Tensor]:
         """A (rank, d_in) and B (d_out, rank), its rows in transformers' order if that is known."""
-        from vlora_engine.formats.gguf_save import to_halves
-
         name = self._names.stored[module]
         a, b = (read_tensor(self._header.tensors, name + side) for side in _SIDES)
         heads = self._names.heads.get(module)

@@ -25,6 +25,7 @@ from vlora_engine.interop.common import (
 from vlora_engine.interop.names import LORASHARE
 from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
 from vlora_engine.utils.file_names import SHARE_INDEX
+from vlora_engine.utils.naming import natural_key
 from vlora_engine.utils.safetensors_file import Header, read_header
 
 COMPONENTS_FILE = "shared_components.safetensors"
@@ -139,8 +140,6 @@ def _config_of_all(index: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _layers(components: Header) -> list[LayerSpec]:
-    from vlora_engine.utils.naming import natural_key
-
     sides: dict[str, dict[str, Shape]] = {}
     for key in components.entries:
         name, _, side = key.rpartition(":")

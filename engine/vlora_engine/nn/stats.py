@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from vlora_engine.errors import ParameterError
+from vlora_engine.nn.host_modules import parameter_counts
 from vlora_engine.subspace.space import Space
 
 
@@ -63,8 +64,6 @@ def _base(params: int, original: float, quantized: float) -> dict[str, Any]:
 
 def _measured_base(model: Any, bits: int, quantized_bits: int) -> dict[str, Any]:
     """Bytes of a model at hand. A quantized one is measured as it is, another one as it was."""
-    from vlora_engine.nn.host_modules import parameter_counts
-
     params, nbytes, packed = parameter_counts(model)
     if packed:
         return _base(params, params * bits / 8, nbytes) | {"measured": "quantized_bytes"}

@@ -21,7 +21,7 @@ from vlora_engine.nn.host_modules import Place
 from vlora_engine.subspace.basis import LayerBasis
 from vlora_engine.subspace.loadings import EncodedTask
 from vlora_engine.subspace.space import Space
-from vlora_engine.subspace.tasks import TaskProjection
+from vlora_engine.subspace.tasks import TaskProjection, decode_projection
 
 _SIDES = ("a", "b")
 
@@ -282,8 +282,6 @@ class SubspaceTrainer:
         self, record: TaskRecord, encoded: EncodedTask, trained: Mapping[str, Factors]
     ) -> tuple[TaskRecord, EncodedTask]:
         """With the norm of what was learned, and what storing loses of it."""
-        from vlora_engine.subspace.tasks import decode_projection
-
         subspace = self.subspace
         stored = decode_projection(subspace.storage, subspace.layers, record, encoded)
         norms, losses = [], []

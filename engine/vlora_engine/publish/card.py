@@ -12,6 +12,7 @@ from vlora_engine.adapters.address import (
     snapshot_folder,
 )
 from vlora_engine.errors import VLoRAError
+from vlora_engine.formats.findings import looks_local
 from vlora_engine.hub.listing import CARD, list_repository
 from vlora_engine.manifest.card import stored_in
 from vlora_engine.manifest.manifest import Manifest
@@ -184,8 +185,6 @@ def _bases(entries: Sequence[Entry]) -> list[str]:
 
 def is_public(base_model: str) -> bool:
     """Whether a base model's name is one on the Hub, and no path."""
-    from vlora_engine.formats.findings import looks_local
-
     return not looks_local(base_model) and base_model.isprintable()
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 from vlora_engine.adapters.address import AdapterRef, absolute_source, is_address
 from vlora_engine.catalog.load import load_space
+from vlora_engine.catalog.locate import existing_path
+from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.read import is_subspace, read_manifest
 from vlora_engine.errors import (
     Cancelled,
@@ -233,9 +235,6 @@ def _tasks_parcel(
 
 def _adapters_parcel(place: Path, address: AdapterRef) -> Parcel:
     """An adapter, or a folder of them, as they lie."""
-    from vlora_engine.catalog.locate import existing_path
-    from vlora_engine.catalog.open import open_adapter
-
     place = existing_path(place)
     names: dict[str, int | None] = {
         path.relative_to(place).as_posix(): path.stat().st_size

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlora_engine.analysis.relations import Relations, is_current
+from vlora_engine.codec.forecast import Outlook
 from vlora_engine.errors import CorruptFileError, NotFoundError, ParameterError, VLoRAError
 from vlora_engine.findings import Finding
 from vlora_engine.utils.array_file import Arrays, read_arrays
@@ -208,8 +209,6 @@ class Spectra:
     def outlook(self) -> Outlook | None:
         """The tables that forecast the size of coding, once they are computed."""
         if self.codec is None and self.path is not None and self.has_outlook:
-            from vlora_engine.codec.forecast import Outlook
-
             self.codec = Outlook.load(outlook_file(self.path))
         return self.codec
 

@@ -13,12 +13,15 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters.model import AdapterSource, ModuleShape
 from vlora_engine.errors import AdapterError, ParameterError, UnsupportedAdapterError, VLoRAError
+from vlora_engine.formats.base_model_config import find_base
+from vlora_engine.formats.config import find_variant, shown, variant_error
 from vlora_engine.formats.gguf_architectures import (
     ARCHITECTURES,
     HEAD,
     Architecture,
     architecture_of,
 )
+from vlora_engine.formats.gguf_save import require_gguf
 from vlora_engine.quantization.dtypes import STORAGE_DTYPES
 from vlora_engine.targets.registry import Target
 from vlora_engine.utils.file_names import ADAPTER_GGUF
@@ -124,9 +127,6 @@ def check_fit(
     if target.every_layer:
         _check_layers(target, facts)
     if target.form == "gguf":
-        from vlora_engine.formats.base_model_config import find_base
-        from vlora_engine.formats.gguf_save import require_gguf
-
         architecture_for(facts, find_base(base, facts.base_model), out)
         require_gguf()
 
@@ -162,8 +162,6 @@ def _check_dtype(target: Target, dtype: str | None) -> None:
 
 
 def _check_config(target: Target, facts: Facts) -> None:
-    from vlora_engine.formats.config import find_variant, shown, variant_error
-
     variant = find_variant(facts.config)
     if variant is not None:
         found = f'"{variant.field}": {shown(facts.config.get(variant.field))}'

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters.model import LoRAWeights
+from vlora_engine.formats.peft_save import cast, fresh_config
 from vlora_engine.targets.fit import used_alpha
 from vlora_engine.targets.registry import Target
 from vlora_engine.utils.safetensors_file import dtype_name
@@ -58,8 +60,6 @@ def shaped(weights: LoRAWeights, target: Target, dtype: torch.dtype | None = Non
 
 
 def _plain_config(weights: LoRAWeights, rank: int, scale: float) -> dict[str, Any]:
-    from vlora_engine.formats.peft_save import fresh_config
-
     kept = {name: weights.metadata[name] for name in _KEPT if name in weights.metadata}
     # Leaf names: servers take them as kinds of modules. Where PEFT finds more modules by them than
     # were trained, these start with a B of zeros and change nothing.
@@ -97,8 +97,6 @@ def _one_alpha(weights: LoRAWeights, stored: torch.dtype | None) -> LoRAWeights:
 
 
 def _as_float32(value: float) -> float:
-    import struct
-
     return float(struct.unpack("<f", struct.pack("<f", value))[0])
 
 
@@ -120,8 +118,6 @@ def _folded(b: Tensor, factor: float, dtype: torch.dtype, name: str) -> Tensor:
 
 
 def _cast(factor: Tensor, dtype: torch.dtype, name: str) -> Tensor:
-    from vlora_engine.formats.peft_save import cast
-
     return factor if factor.dtype == dtype else cast(factor, dtype, name)
 
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlora_engine.adapters.model import AdapterSource, LoRAWeights, module_scales
+from vlora_engine.adapters.model import AdapterSource, LoRAWeights, MemorySource, module_scales
+from vlora_engine.catalog.open import open_adapter
 from vlora_engine.errors import ParameterError, StorageError, VLoRAError
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ def verify_adapter(meant: LoRAWeights, path: Path) -> float:
     Raises:
         StorageError: It lacks a module or tensor, or differs by more than its dtype explains.
     """
-    from vlora_engine.catalog.open import open_adapter
     from vlora_engine.linalg.low_rank import relative_error
 
     try:
@@ -81,7 +81,6 @@ def require_alike(
         StorageError: It lacks a module or a rest tensor, or, where it should be ``exact``, differs
             by more than rounding.
     """
-    from vlora_engine.adapters.model import MemorySource
     from vlora_engine.linalg.low_rank import relative_error
 
     missing = sorted(set(meant.layer_names) - set(back.layer_names))

@@ -21,6 +21,7 @@ from vlora_engine.adapters.address import (
     AdapterRef,
     is_hub_place,
 )
+from vlora_engine.catalog.locate import refuse_elsewhere
 from vlora_engine.errors import ParameterError, VLoRAError
 from vlora_engine.utils.file_names import ADAPTER_CONFIG, SUBSPACE_INDEX
 from vlora_tui.tui.text import clean, place_words, tilde
@@ -263,8 +264,6 @@ def _remote(value: str) -> str:
     """Why a place on another machine cannot be looked into; empty for others."""
     if ":" not in value and "@" not in value:
         return ""
-    from vlora_engine.catalog.locate import refuse_elsewhere
-
     if os.path.lexists(os.path.expanduser(value)):
         return ""
     try:

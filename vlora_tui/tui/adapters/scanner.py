@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote, urlsplit
 
 from vlora_engine.adapters.address import AdapterRef, address_of_page
+from vlora_engine.catalog.read import read_manifest
+from vlora_engine.catalog.scanner import AdapterInfo, Finder, closed_findings, with_names
 from vlora_engine.errors import VLoRAError
 from vlora_tui.tui.adapters.rows import Row
 
@@ -65,8 +69,6 @@ class Scanner:
         """Look through a place; ``tell`` hears of it batch by batch, from this thread."""
         self.stopped = False
         if self._finder is None:
-            from vlora_engine.catalog.scanner import Finder
-
             self._finder = Finder(max_depth=self._limits[0], max_adapters=self._limits[1])
         before, problem = self._finder.count, None
         remarked = len(self._finder.remarks)
@@ -84,8 +86,6 @@ class Scanner:
         tell(Ended(place, found, self._names(), self.stopped, full, problem, remarks))
 
     def _look(self, place: str, finder: Finder, tell: Callable[[Batch | Ended], None]) -> None:
-        from vlora_engine.catalog.scanner import AdapterInfo
-
         batch, last, known = Batch(), 0.0, len(finder.closed)
         for found in finder.look(place):
             if isinstance(found, AdapterInfo):
@@ -102,8 +102,6 @@ class Scanner:
         tell(batch)
 
     def _names(self) -> dict[str, str]:
-        from vlora_engine.catalog.scanner import with_names
-
         return {str(info.path): info.name for info in with_names(self._infos)}
 
 
@@ -113,8 +111,6 @@ def subspace_row(path: Path | AdapterRef) -> Row:
         pulled = f"vlora-tui pull {path} -o DIR"
         error = VLoRAError("A subspace on the Hub opens when it is here.", remedy=pulled)
         return Row(str(path), path.name, error=error)
-    from vlora_engine.catalog.read import read_manifest
-
     try:
         manifest = read_manifest(path)
         return Row(str(path), path.name, manifest=manifest, nbytes=manifest.nbytes)
@@ -127,8 +123,6 @@ def subspace_row(path: Path | AdapterRef) -> Row:
 
 def _closed_rows(paths: Sequence[Path]) -> Iterator[Row]:
     """Directories that may not be read, as rows: what is in them is not silently passed over."""
-    from vlora_engine.catalog.scanner import closed_findings
-
     for path, finding in zip(paths, closed_findings(paths), strict=True):
         error = VLoRAError(finding.what, where=path, remedy=finding.remedy)
         yield Row(str(path), path.name, error=error)
@@ -140,8 +134,6 @@ def pasted_paths(text: str) -> list[str]:
     Quotes, ``file://`` and escaped blanks are what terminals paste when a folder is dropped. The
     page of a model on the Hub means that model.
     """
-    import shlex
-
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     places: list[str] = []
     for line in lines:
@@ -157,8 +149,6 @@ def pasted_paths(text: str) -> list[str]:
 
 
 def _place(word: str) -> str:
-    from urllib.parse import unquote, urlsplit
-
     if word.startswith("file://"):
         return unquote(urlsplit(word).path)
     page = address_of_page(word)

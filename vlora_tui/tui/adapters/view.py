@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,12 +16,14 @@ from textual.widgets import Input
 from vlora_engine.adapters.address import is_hub_place
 from vlora_tui.tui.adapters.body import Body
 from vlora_tui.tui.adapters.finding import AdapterFinder, DemoMade, ScanNews
+from vlora_tui.tui.adapters.open_folder import OpenFolder
 from vlora_tui.tui.adapters.rows import Row, keep, ordered
 from vlora_tui.tui.adapters.scanner import pasted_paths
 from vlora_tui.tui.adapters.start_page import StartPage
 from vlora_tui.tui.core.messages import CollectionChanged, SessionChanged, SpectraChanged
 from vlora_tui.tui.core.view import View
 from vlora_tui.tui.text import clean, place_words, plural
+from vlora_tui.tui.widgets.dialogs import Prompt
 from vlora_tui.tui.widgets.table import Cell, Table
 from vlora_tui.utils.formatting import size
 
@@ -122,8 +125,6 @@ class AdaptersView(View):
         return None if row is None else row.text()
 
     def command_text(self) -> str | None:
-        import shlex
-
         if self.session.marked:
             return self.session.command()
         places = self.finder.places
@@ -188,8 +189,6 @@ class AdaptersView(View):
             self.look_into(places)
 
     def _ask_for_demo(self) -> None:
-        from vlora_tui.tui.widgets.dialogs import Prompt
-
         words = "19 small synthetic adapters, 14 MB, made on this machine. Where?"
 
         def answered(path: str | None) -> None:
@@ -205,8 +204,6 @@ class AdaptersView(View):
         self.finder.look_again()
 
     def action_open(self) -> None:
-        from vlora_tui.tui.adapters.open_folder import OpenFolder
-
         places = self.finder.places
         folders = [place for place in places if not is_hub_place(place)]
         start = str(Path(folders[-1]).expanduser().parent) if folders else _here()

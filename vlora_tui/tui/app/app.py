@@ -12,6 +12,9 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import ContentSwitcher
 
+from vlora_engine.catalog.read import read_manifest
+from vlora_engine.errors import VLoRAError
+from vlora_tui.tui.adapters.view import AdaptersView
 from vlora_tui.tui.app.base_app import BaseApp
 from vlora_tui.tui.app.drafts import DraftKeeper
 from vlora_tui.tui.app.keys import Keys
@@ -31,7 +34,9 @@ from vlora_tui.tui.core.messages import (
 )
 from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.core.view import View
+from vlora_tui.tui.terminal.clipboard import copy
 from vlora_tui.tui.text import tilde
+from vlora_tui.tui.widgets.dialogs import Ask, Option
 from vlora_tui.tui.widgets.topbar import TopBar
 from vlora_tui.utils.config import Config, load_config
 from vlora_tui.utils.formatting import how_much, size
@@ -169,8 +174,6 @@ class VLoRAApp(BaseApp):
 
     def on_disk_too_small(self, event: DiskTooSmall) -> None:
         """Say that what was to be started does not fit, and offer to name another place."""
-        from vlora_tui.tui.widgets.dialogs import Ask, Option
-
         lack = event.lack
         words = (
             f"{tilde(lack.path)}\n"
@@ -190,9 +193,6 @@ class VLoRAApp(BaseApp):
 
     async def open_subspace(self, path: str) -> None:
         """Open a subspace directory for Inspect and Export; a complaint where it is none."""
-        from vlora_engine.catalog.read import read_manifest
-        from vlora_engine.errors import VLoRAError
-
         try:
             self.session.manifest = read_manifest(path)
         except VLoRAError as error:
@@ -203,15 +203,11 @@ class VLoRAApp(BaseApp):
 
     async def on_adapters_wanted(self, event: AdaptersWanted) -> None:
         """Go to the adapters that a filter keeps."""
-        from vlora_tui.tui.adapters.view import AdaptersView
-
         await self.show_step("adapters")
         self.query_one("#adapters", AdaptersView).show_only(event.words)
 
     async def show_adapters(self, places: list[str]) -> None:
         """Go to the adapters, and look into these places too."""
-        from vlora_tui.tui.adapters.view import AdaptersView
-
         await self.show_step("adapters")
         self.query_one("#adapters", AdaptersView).look_into(places)
 
@@ -280,8 +276,6 @@ class VLoRAApp(BaseApp):
         if not text:
             self.notify(otherwise, severity="warning", markup=False)
             return
-        from vlora_tui.tui.terminal.clipboard import copy
-
         self.notify(f"{text}\n{copy(text, self.copy_to_clipboard)}", markup=False)
 
     def action_filter(self) -> None:

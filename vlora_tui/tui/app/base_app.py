@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
@@ -12,14 +13,21 @@ from textual import work
 from textual.app import App, SystemCommand
 from textual.binding import Binding
 from textual.screen import Screen
+from textual.scrollbar import ScrollBar, ScrollBarRender
 from textual.worker import WorkerError
 
 from vlora_engine.errors import VLoRAError
+from vlora_tui.guides import guide, guides
+from vlora_tui.recipe.model import resolve
+from vlora_tui.tui.adapters.opening import shown_target
 from vlora_tui.tui.app.drafts import DraftKeeper
+from vlora_tui.tui.app.keymap import check_keys
 from vlora_tui.tui.core.job_client import WORKERS, JobClient
 from vlora_tui.tui.terminal.typeahead import KeysInOrder
 from vlora_tui.tui.text import clean, tilde
-from vlora_tui.utils.config import Config, load_config
+from vlora_tui.tui.widgets.dialogs import Ask, Help, Option, help_sections
+from vlora_tui.tui.widgets.guide_page import GuidePage, which_guide
+from vlora_tui.utils.config import Config, Problem, load_config
 
 if TYPE_CHECKING:
     from vlora_tui.recipe.model import Recipe
@@ -96,8 +104,6 @@ class BaseApp(KeysInOrder):
     # help and palette
 
     def action_explain(self) -> None:
-        from vlora_tui.tui.widgets.dialogs import Help, help_sections
-
         view = self.view
         words = view.help_text if view is not None else ""
         nearer = getattr(self.focused, "help_text", "")
@@ -114,23 +120,16 @@ class BaseApp(KeysInOrder):
 
     def choose_guide(self) -> None:
         """Ask which guide, and show it."""
-        from vlora_tui.tui.widgets.guide_page import which_guide
-
         self.push_screen(which_guide(), self.show_guide)
 
     def show_guide(self, name: str | None) -> None:
         """Show a guide; nothing where none was chosen."""
         if name is None:
             return
-        from vlora_tui.guides import guide
-        from vlora_tui.tui.widgets.guide_page import GuidePage
-
         self.push_screen(GuidePage(guide(name)))
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """Every action that a key has, then guides, themes and the settings."""
-        from vlora_tui.guides import guides
-
         seen: dict[tuple[Any, str], list[Any]] = {}
         for active in screen.active_bindings.values():
             if active.enabled and not active.binding.system and active.binding.id:
@@ -144,11 +143,9 @@ class BaseApp(KeysInOrder):
             words = first.tooltip or first.description
             if words:
                 yield SystemCommand(words, keys, _runner(self, action, node))
-        for guide in guides():
-            words = f"vlora-tui guide {guide.name}"
-            yield SystemCommand(
-                f"Guide: {guide.title}", words, partial(self.show_guide, guide.name)
-            )
+        for page in guides():
+            words = f"vlora-tui guide {page.name}"
+            yield SystemCommand(f"Guide: {page.title}", words, partial(self.show_guide, page.name))
         for name in sorted(self.available_themes):
             if name != self.theme and (not self.no_color or name.startswith("ansi")):
                 yield SystemCommand(f"Theme: {name}", "for this session", _themer(self, name))
@@ -176,13 +173,9 @@ class BaseApp(KeysInOrder):
         """Tell what is wrong in the config file; keys are checked against every step's."""
         problems = list(self.config.problems)
         if str(self.config["theme"]) not in self.available_themes:
-            from vlora_tui.utils.config import Problem
-
             what = f"there is no theme {str(self.config['theme'])!r}"
             problems.append(Problem(None, what, "the palette (:) lists them"))
         if self.config.keys:
-            from vlora_tui.tui.app.keymap import check_keys
-
             problems += check_keys(self.config)
         if problems:
             lines = "\n".join(clean(p.text(Path(tilde(self.config.file)))) for p in problems[:6])
@@ -190,8 +183,6 @@ class BaseApp(KeysInOrder):
             self.call_from_thread(self.complain, f"In the settings:\n{lines}{more}")
 
     def _draw_in_ascii(self) -> None:
-        from textual.scrollbar import ScrollBar, ScrollBarRender
-
         class Plain(ScrollBarRender):
             """Scroll bars of whole cells."""
 
@@ -233,8 +224,6 @@ class BaseApp(KeysInOrder):
         if not running:
             self.end()
             return
-        from vlora_tui.tui.widgets.dialogs import Ask, Option
-
         many = len(running) > 1
         words = (
             f"{len(running)} jobs are running. They do" if many else "A job is running. It does"
@@ -298,9 +287,6 @@ class BaseApp(KeysInOrder):
 
     def open_recipe(self, recipe: Recipe, *, step: str = "run") -> None:
         """Look for a recipe's adapters, mark them, take its choices; then show the step."""
-        from vlora_tui.recipe.model import resolve
-        from vlora_tui.tui.adapters.opening import shown_target
-
         try:
             recipe = resolve(recipe)
         except VLoRAError as error:
@@ -336,8 +322,6 @@ class BaseApp(KeysInOrder):
 
 
 def _dialog_class() -> type:
-    import sys
-
     module = sys.modules.get("vlora_tui.tui.widgets.dialogs")
     return module.Dialog if module is not None else type(None)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from textual.css.query import NoMatches
 
 from vlora_engine.errors import VLoRAError
+from vlora_tui.jobs.drafts import Drafts
 from vlora_tui.utils import paths
 
 if TYPE_CHECKING:
@@ -57,8 +59,6 @@ class DraftKeeper:
         self._dirty = False
         if not self._session.marked:
             return
-        from vlora_tui.jobs.drafts import Drafts
-
         try:
             if self._draft is None:
                 self._draft = Drafts(paths.state_dir()).new()
@@ -79,8 +79,6 @@ class DraftKeeper:
         self._app.run_worker(self._look, thread=True, group="drafts", exit_on_error=False)
 
     def _look(self) -> None:
-        from vlora_tui.jobs.drafts import Drafts
-
         try:
             drafts = Drafts(paths.state_dir())
             left = drafts.offered()
@@ -110,16 +108,12 @@ class DraftKeeper:
         left, self._left = self._left, None
         if left is None:
             return None
-        from vlora_tui.jobs.drafts import Drafts
-
         recipe = left.recipe()
         self._draft = Drafts(paths.state_dir()).take(left)
         return recipe, str(left.state.get("step") or "adapters")
 
 
 def _ago(when: float) -> str:
-    import time
-
     seconds = max(0.0, time.time() - when)
     for unit, length in (("day", 86400), ("hour", 3600), ("minute", 60)):
         if seconds >= length:

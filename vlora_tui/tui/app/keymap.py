@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 
 from textual.binding import Binding, BindingsMap
+from textual.keys import _get_unicode_name_from_key, key_to_character
 
 from vlora_tui.utils.config import Config, Problem
 
@@ -127,6 +128,4 @@ _NAMED = frozenset(
 
 
 def _is_character_name(name: str) -> bool:
-    from textual.keys import _get_unicode_name_from_key, key_to_character
-
     return key_to_character(name) is not None or _get_unicode_name_from_key(name) != name

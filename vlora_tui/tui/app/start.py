@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlora_engine.errors import InputError
+from vlora_tui.recipe.reader import load_recipe
+from vlora_tui.utils.config import load_config
 
 if TYPE_CHECKING:
     from vlora_tui.recipe.model import Recipe
@@ -43,13 +45,9 @@ def start(
     require_terminal(instead)
     loaded = None
     if isinstance(recipe, str | Path):
-        from vlora_tui.recipe.reader import load_recipe
-
         loaded = load_recipe(recipe)
     elif recipe is not None:
         loaded = recipe
-    from vlora_tui.utils.config import load_config
-
     config = load_config({"ascii": ascii_only or None, "theme": theme})
     from vlora_tui.tui.app.app import VLoRAApp
     from vlora_tui.tui.terminal.driver import Terminal

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
@@ -349,6 +350,4 @@ def _joined(parts: Sequence[str], width: int) -> str:
 
 
 def _wrapped(text: str, width: int, limit: int) -> list[str]:
-    import textwrap
-
     return textwrap.wrap(text, max(10, width), max_lines=limit, placeholder=" ...")

@@ -14,6 +14,7 @@ from textual.markup import escape
 from textual.widget import Widget
 from textual.widgets import Static
 
+from vlora_engine.spectra.k_curves import has_sides
 from vlora_tui.pipeline.forecast import Loss
 from vlora_tui.tui.charts.variance_plot import prepare
 from vlora_tui.tui.choose.curve_pane import CurvePane, SizesPane
@@ -240,8 +241,6 @@ class ChooseView(View):
 
     def action_side(self) -> None:
         """Both sides, A alone, B alone."""
-        from vlora_engine.spectra.k_curves import has_sides
-
         if self._is_on_sizes():
             return
         if self.session.choosing.is_coded:

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 from textual.screen import ModalScreen
 
 from vlora_engine.findings import Finding
+from vlora_tui.pipeline import events
 from vlora_tui.tui.core.messages import AdaptersWanted, CollectionChanged
 from vlora_tui.tui.core.session import Session, is_about
 from vlora_tui.tui.text import clean, plural
+from vlora_tui.tui.widgets.dialogs import ListProblems, Option
 
 if TYPE_CHECKING:
     from textual.app import App
@@ -129,8 +131,6 @@ class BadAdapterPrompt:
         self._push(title, listed, options, answered)
 
     def _push(self, words: str, listed: Any, options: list[Option], answered: Any) -> None:
-        from vlora_tui.tui.widgets.dialogs import ListProblems
-
         self._app.push_screen(ListProblems("Bad adapters", words, listed, options), answered)
 
     # what is done
@@ -165,8 +165,6 @@ def stopped_by(view: JobView) -> list[Mapping[str, Any]]:
 
 def can_go_on(view: JobView) -> bool:
     """Whether a job that bad adapters stopped has others that it could go on with."""
-    from vlora_tui.pipeline import events
-
     checked, errors = view.last(events.Checked), stopped_by(view)
     return bool(errors) and (checked is None or checked.good > 0)
 
@@ -215,6 +213,4 @@ def _unexplained(path: str) -> Finding:
 
 
 def _option(key: str, label: str, value: str, more: str) -> Option:
-    from vlora_tui.tui.widgets.dialogs import Option
-
     return Option(key, label, value, more)

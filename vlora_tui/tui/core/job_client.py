@@ -12,6 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.errors import VLoRAError
+from vlora_tui.jobs import JobStore, JobWatcher, cancel, remove, resume, start
+from vlora_tui.pipeline.disk_space import lack_of
+from vlora_tui.pipeline.inputs import gather
+from vlora_tui.recipe.model import MEASURED, AdapterInput, Input, Recipe, resolve
 from vlora_tui.tui.core.messages import (
     Complaint,
     DiskTooSmall,
@@ -71,8 +75,6 @@ class JobClient:
             StorageError: The state directory cannot be used.
         """
         if self._store is None:
-            from vlora_tui.jobs import JobStore
-
             self._store = JobStore.open(self._state_dir)
         return self._store
 
@@ -102,9 +104,6 @@ class JobClient:
         """
 
         def work() -> None:
-            from vlora_tui.jobs import start
-            from vlora_tui.pipeline.disk_space import lack_of
-
             lack = lack_of(recipe, subspace=subspace_bytes)
             if lack is not None:
                 self._app.post_message(DiskTooSmall(lack))
@@ -120,8 +119,6 @@ class JobClient:
         """Start the recipe of a job again as a new one that leaves bad adapters out."""
 
         def work() -> None:
-            from vlora_tui.jobs import start
-
             job = self.store().find(job_id)
             recipe = job.recipe()
             recipe = replace(recipe, input=replace(recipe.input, skip_bad=True))
@@ -136,8 +133,6 @@ class JobClient:
         """Ask a job to stop at the next layer."""
 
         def work() -> None:
-            from vlora_tui.jobs import cancel
-
             cancel(self.store().find(job_id), discard=discard)
             self._look()
 
@@ -147,8 +142,6 @@ class JobClient:
         """Go on with a job that stopped."""
 
         def work() -> None:
-            from vlora_tui.jobs import resume
-
             resume(self.store(), self.store().find(job_id))
             self._look()
 
@@ -158,8 +151,6 @@ class JobClient:
         """Forget a job that is over, and the layers it left."""
 
         def work() -> None:
-            from vlora_tui.jobs import remove
-
             remove(self.store(), self.store().find(job_id))
             self._look()
 
@@ -167,8 +158,6 @@ class JobClient:
 
     def want_spectra(self) -> None:
         """Have the spectra of the marked adapters: from the cache, or by a job that is started."""
-        from vlora_tui.recipe.model import AdapterInput, Input, Recipe
-
         session = self._session
         chosen = tuple(sorted(path for path in session.marked if path in session.infos))
         if not chosen or chosen == self.spectra_of:
@@ -183,8 +172,6 @@ class JobClient:
             if cached is not None:
                 self._show(cached, chosen)
                 return
-            from vlora_tui.jobs import start
-
             job = start(self.store(), recipe)
             self.started.add(job.id)
             if self.spectra_of == chosen:
@@ -235,8 +222,6 @@ class JobClient:
 
     def _look(self) -> None:
         """Read what changed; in a worker thread."""
-        from vlora_tui.jobs import JobWatcher
-
         try:
             if self._watcher is None:
                 self._watcher = JobWatcher(self.store())
@@ -301,8 +286,6 @@ class JobClient:
 def _cached(recipe: Recipe) -> Spectra | None:
     """The cached spectra of a recipe's inputs, if nothing of them is missing."""
     from vlora_engine.spectra.tables import Spectra
-    from vlora_tui.pipeline.inputs import gather
-    from vlora_tui.recipe.model import MEASURED, resolve
 
     path = gather(resolve(recipe)).spectra_dir(MEASURED)
     try:

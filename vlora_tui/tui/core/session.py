@@ -10,6 +10,7 @@ import json
 import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,6 +20,8 @@ from vlora_engine.compression_target import CODED_METHODS, CompressionTarget
 from vlora_engine.errors import VLoRAError
 from vlora_engine.quantization.dtypes import AUTO_DTYPE, DTYPE_WORDS
 from vlora_engine.quantization.packing import NOT_PACKED
+from vlora_engine.utils.files import write_json
+from vlora_tui.recipe.model import AdapterInput, Compress, Input, Recipe
 from vlora_tui.utils import paths
 from vlora_tui.utils.formatting import size
 
@@ -270,8 +273,6 @@ class Session:
 
     def recipe(self) -> Recipe:
         """What Enter would run: the marked adapters, the choice, the output, the exports."""
-        from vlora_tui.recipe.model import AdapterInput, Compress, Input, Recipe
-
         names = [info.name for info in self.chosen]
         adapters = tuple(
             AdapterInput(str(info.path), name)
@@ -373,10 +374,6 @@ def recent_folders() -> list[str]:
 
 def remember_folder(folder: str) -> None:
     """Put a folder at the head of the recent ones; a state directory that refuses is no matter."""
-    from contextlib import suppress
-
-    from vlora_engine.utils.files import write_json
-
     known = [folder, *(known for known in recent_folders() if known != folder)]
     with suppress(OSError, VLoRAError):
         paths.state_dir().mkdir(parents=True, exist_ok=True)

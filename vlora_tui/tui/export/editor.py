@@ -8,10 +8,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vlora_tui.tui.export.form_rows import edit_of, edited, turned
-from vlora_tui.tui.export.merge import wrong_in
+from vlora_tui.tui.export.merge import MethodBox, wrong_in
 from vlora_tui.tui.export.recipes import parse_weight
 from vlora_tui.tui.export.settings import Settings, weights_of
 from vlora_tui.tui.text import clean
+from vlora_tui.tui.widgets.dialogs import Prompt
 
 if TYPE_CHECKING:
     from textual.widget import Widget
@@ -49,8 +50,6 @@ class SettingsEditor:
 
     def edit(self, key: str) -> None:
         """Ask for a setting."""
-        from vlora_tui.tui.widgets.dialogs import Prompt
-
         edit = edit_of(self.settings, key, self._marked)
 
         def answered(text: str | None) -> None:
@@ -78,8 +77,6 @@ class SettingsEditor:
 
     def type_weight(self) -> None:
         """Type the weight of the line."""
-        from vlora_tui.tui.widgets.dialogs import Prompt
-
         name = self._weighed()
         if name is None:
             return
@@ -138,7 +135,6 @@ class SettingsEditor:
 
     def ask_method(self) -> None:
         """All ways of merging, to choose one."""
-        from vlora_tui.tui.export.merge import MethodBox
 
         def answered(name: str | None) -> None:
             if name is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
+import numpy as np
 from rich.text import Text
 from textual import events
 from textual.app import ComposeResult
@@ -231,8 +232,6 @@ def likeness_words(likeness: Likeness | None, names: Sequence[str]) -> str:
     at = [known[name] for name in map(clean, names) if name in known]
     if likeness is None or len(at) < 2 or len(at) < len(names):
         return ""
-    import numpy as np
-
     names = [likeness.names[i] for i in at]
     cosines, sizes = likeness.cosines[np.ix_(at, at)], likeness.norms[at]
     pairs = itertools.combinations(range(len(at)), 2)

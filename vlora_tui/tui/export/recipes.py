@@ -11,6 +11,7 @@ from typing import Any
 from vlora_engine.errors import ParameterError
 from vlora_engine.resizing import Sizing
 from vlora_engine.targets import find_target
+from vlora_engine.utils.naming import slugs
 from vlora_tui.pipeline.outputs import check_merge
 from vlora_tui.recipe.model import (
     AdapterInput,
@@ -269,8 +270,6 @@ def _one_by_one(
     path: str,
     words: Callable[[str, str], list[str]],
 ) -> str:
-    from vlora_engine.utils.naming import slugs
-
     slug = slugs({*names, *tasks})
     return " && ".join(
         shlex.join(words(name, path.replace("{task}", slug[name]))) for name in names

@@ -15,6 +15,7 @@ from vlora_engine.adapters.address import is_address
 from vlora_engine.merging.methods import DEFAULT_METHOD
 from vlora_engine.merging.methods import MERGE_METHODS as METHODS
 from vlora_engine.merging.registry import MergeMethod, MergeParameter
+from vlora_engine.merging.settings import MergeRequest
 from vlora_engine.quantization.dtypes import STORAGE_DTYPES
 from vlora_engine.targets import TARGETS
 from vlora_tui.pipeline.disk_space import adapter_bytes
@@ -161,8 +162,6 @@ def weights_of(settings: Settings, names: Sequence[str]) -> list[float]:
 
 def shares_of(settings: Settings, names: Sequence[str]) -> list[float] | None:
     """What the weights become where only their ratios matter; None where they stay as they are."""
-    from vlora_engine.merging.settings import MergeRequest
-
     request = MergeRequest(settings.spec, settings.space, None, settings.normalize, 1, None, None)
     weights = weights_of(settings, names)
     total = sum(weights)

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vlora_engine.adapters.address import is_address
+from vlora_engine.catalog.subspace_tasks import inspection_of
+from vlora_engine.doctor import subject_at, verdict
 from vlora_engine.errors import NotFoundError, VLoRAError
 from vlora_engine.targets import Facts, Target, facts_of_task
 from vlora_engine.utils.file_names import ADAPTER_GGUF
 from vlora_tui.tui.export.settings import Item
 
 if TYPE_CHECKING:
-    from vlora_engine.findings import Finding
+    from vlora_engine.findings import Finding, finding_of
     from vlora_engine.manifest.manifest import Manifest
 
 OF_SAFETENSORS = frozenset({"ollama-safetensors"})  # no matter to an export that writes GGUF
@@ -74,8 +76,6 @@ class Headers:
             return facts_of_task(self.manifest, self.manifest.task(item.name))
         if item.path is None or is_address(item.path):
             return None
-        from vlora_engine.doctor import subject_at
-
         seen = subject_at(item.path)
         if seen.error is not None:
             raise seen.error
@@ -92,9 +92,6 @@ class Headers:
         return self._found[key]
 
     def _ask(self, item: Item, target: str) -> list[Finding]:
-        from vlora_engine.catalog.subspace_tasks import inspection_of
-        from vlora_engine.doctor import verdict
-
         if self.manifest is not None:
             of_task: list[Finding] = verdict(inspection_of(self.manifest, item.name), target)
             return of_task
@@ -106,15 +103,11 @@ class Headers:
 
 def written_verdict(path: Path, target: str) -> Opinion:
     """What the doctor says of files that an export has written."""
-    from vlora_engine.doctor import verdict
-
     try:
         found = verdict(path, target)
     except NotFoundError:
         return Opinion()  # moved away since
     except VLoRAError as error:
-        from vlora_engine.findings import finding_of
-
         return Opinion((finding_of(error, str(path)).called(str(path)),))
     if (path / ADAPTER_GGUF).exists():
         found = [finding for finding in found if finding.code not in OF_SAFETENSORS]

@@ -47,6 +47,7 @@ from vlora_tui.tui.export.worker import (
     SubspaceBuilt,
 )
 from vlora_tui.tui.text import plural, tilde
+from vlora_tui.tui.widgets.dialogs import Prompt
 from vlora_tui.tui.widgets.form import Form
 from vlora_tui.tui.widgets.table import Table
 from vlora_tui.tui.widgets.tabs import PaneTabs, Tab
@@ -425,8 +426,6 @@ class ExportView(PaneView):
         await self.host.show_adapters(written)
 
     def _ask_to_replace(self, plan: Plan) -> None:
-        from vlora_tui.tui.widgets.dialogs import Prompt
-
         places = [tilde(row.path) for row in plan.there]
         more = f"\nand {len(places) - 6} more" if len(places) > 6 else ""
         words = "These are there already and would be deleted:\n" + "\n".join(places[:6]) + more

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from textual.message import Message
 
+from vlora_engine.catalog.read import read_manifest
 from vlora_engine.errors import VLoRAError
 from vlora_tui.pipeline import events
 from vlora_tui.tui.export import plan as export_plan
@@ -165,8 +166,6 @@ class BuiltSubspace:
 
     def _read(self, view: JobView, path: str, marked: frozenset[str]) -> None:
         """In a thread: read its index, if it was built of these adapters."""
-        from vlora_engine.catalog.read import read_manifest
-
         try:
             inputs = {adapter.path for adapter in view.job.recipe().input.adapters}
             if inputs == marked:

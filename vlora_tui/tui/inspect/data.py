@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlora_engine.adapters.module_types import module_families
+from vlora_engine.analysis.checkpoints import runs_in, step_of
+from vlora_engine.analysis.duplicates import duplicates_in
 from vlora_engine.analysis.outliers import Reason, outliers_in
 from vlora_engine.analysis.relations import (
     Array,
@@ -90,9 +92,6 @@ class Kin:
 
 def kin_of(likeness: Likeness, spectra: Spectra) -> Kin:
     """Outliers, copies and runs; looks at the places of the adapters for the steps of runs."""
-    from vlora_engine.analysis.checkpoints import runs_in, step_of
-    from vlora_engine.analysis.duplicates import duplicates_in
-
     dtypes = [task.dtype for task in spectra.tasks]
     digests = [task.digest for task in spectra.tasks]
     copies = duplicates_in(likeness.relations, dtypes, digests)

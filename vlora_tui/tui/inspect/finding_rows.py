@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters.address import is_address
+from vlora_engine.doctor import verdict
 from vlora_engine.errors import VLoRAError
 from vlora_engine.findings import SEVERITIES, Finding, as_text, finding_of
 from vlora_engine.utils.json_reader import JsonObject
@@ -195,8 +196,6 @@ def target_remarks(
     places: Sequence[str], target: str, cancelled: Callable[[], bool] = lambda: False
 ) -> list[Remark]:
     """What ``target`` will refuse or silently get wrong, from headers alone."""
-    from vlora_engine.doctor import verdict
-
     rows: list[Remark] = []
     for place in places:
         if cancelled():

@@ -11,6 +11,7 @@ from textual.message import Message
 from textual.widgets import Static
 from textual.worker import get_current_worker
 
+from vlora_engine.doctor import TARGETS
 from vlora_engine.findings import SEVERITIES
 from vlora_tui.tui.inspect import finding_rows as inspect_finding_rows
 from vlora_tui.tui.inspect.finding_rows import Remark
@@ -117,8 +118,6 @@ class FindingsPane(AskingPane):
 
     def turn_target(self) -> None:
         """Hold the headers against the next target, after the last against none."""
-        from vlora_engine.doctor import TARGETS
-
         ring = ("", *TARGETS)
         self.target = ring[(ring.index(self.target) + 1) % len(ring)]
         self.judge()

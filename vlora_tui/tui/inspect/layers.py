@@ -12,9 +12,11 @@ from textual.message import Message
 from textual.widgets import Static
 
 from vlora_engine.errors import VLoRAError
+from vlora_engine.manifest.task_errors import task_figures
 from vlora_engine.utils.ranking import worst
 from vlora_tui.tui.inspect import data as inspect_data
 from vlora_tui.tui.inspect.data import Coverage, Diff
+from vlora_tui.tui.inspect.module import ModuleBox
 from vlora_tui.tui.inspect.queries import Arguments, AskingPane, shell_command
 from vlora_tui.tui.inspect.rows import (
     COSINE,
@@ -120,8 +122,6 @@ class LayersPane(AskingPane):
         if not subject.known_places:
             self.notify("Where this adapter lies is not known.", severity="warning")
             return
-        from vlora_tui.tui.inspect.module import ModuleBox
-
         self.app.push_screen(ModuleBox(layer, subject.names, subject.known_places))
 
     @property
@@ -307,8 +307,6 @@ class LayersPane(AskingPane):
 
     @work(thread=True, group="figures", exit_on_error=False)
     def _read_figures(self, key: tuple[str, str]) -> None:
-        from vlora_engine.manifest.task_errors import task_figures
-
         manifest = self.session.manifest
         if manifest is None:
             return

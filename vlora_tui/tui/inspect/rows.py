@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from rich.text import Text
 
 from vlora_engine.quantization.dtypes import DTYPE_WORDS
+from vlora_engine.spectra.tables import Spectra
 from vlora_engine.utils.ranking import worst
 from vlora_tui.tui.core.likeness import Group, Likeness
 from vlora_tui.tui.inspect.data import Apart, Interference
@@ -245,8 +246,6 @@ def finding_cells(row: Remark) -> list[Cell]:
 
 def why_no_likeness(spectra: object) -> str:
     """Why there is no matrix."""
-    from vlora_engine.spectra.tables import Spectra
-
     if not isinstance(spectra, Spectra):
         return "Not measured yet: mark adapters (1), then 2 measures them."
     if not spectra.complete:

@@ -20,8 +20,9 @@ from vlora_engine.codec.floats import MODULE_HEAD
 from vlora_engine.codec.forecast import Forecast, Outlook
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import SubspaceError, VLoRAError
+from vlora_engine.manifest.card import model_card
 from vlora_engine.manifest.coding import LETTERS, Coding
-from vlora_engine.manifest.manifest import Manifest, TaskRecord
+from vlora_engine.manifest.manifest import BasisFile, Manifest, TaskRecord
 from vlora_engine.manifest.records import figure, task_record
 from vlora_engine.subspace.coded.coder import Coded, Coder
 from vlora_engine.subspace.coded.layer_parts import (
@@ -31,14 +32,14 @@ from vlora_engine.subspace.coded.layer_parts import (
     TaskShare,
     partial_outlook,
 )
-from vlora_engine.subspace.coded.layout import overhead_bytes, task_layout
+from vlora_engine.subspace.coded.layout import overhead_bytes, shared_layout, task_layout
 from vlora_engine.subspace.coded.measure import measure
 from vlora_engine.subspace.coded.store import CodedTask, write_coded
 from vlora_engine.subspace.request import BuildReport, Collection
 from vlora_engine.subspace.store import task_files
 from vlora_engine.utils.device import pick_device
 from vlora_engine.utils.file_names import BASIS_FILE
-from vlora_engine.utils.files import discard, publish
+from vlora_engine.utils.files import discard, dump_json, publish
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback
 from vlora_engine.utils.safetensors_file import encode_header
 from vlora_engine.utils.unfinished import RESULT, keep_finished_layers
@@ -199,11 +200,6 @@ def _size(
     coded: Coded,
 ) -> int:
     """Bytes on disk that a coded collection will take, a few more at most."""
-    from vlora_engine.manifest.card import model_card
-    from vlora_engine.manifest.manifest import BasisFile
-    from vlora_engine.subspace.coded.layout import shared_layout
-    from vlora_engine.utils.files import dump_json
-
     coding = coding_of(targets, outlook, coded.forecast)
     units, most = coding.units(), coded.payload
     whole = most + outlook.rest_bytes + 10**5
