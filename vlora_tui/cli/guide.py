@@ -7,6 +7,7 @@ import sys
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from vlora_tui.cli import options as o
 from vlora_tui.cli.output import Output, is_terminal
@@ -51,7 +52,5 @@ def _list(out: Output) -> None:
 
 
 def _draw(found: Guide) -> None:
-    from rich.console import Console
-
     width = min(shutil.get_terminal_size().columns, WIDEST)
     Console(file=sys.stdout, width=width, theme=STYLES).print(page(found.text))
