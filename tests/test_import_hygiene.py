@@ -1,202 +1,22 @@
-"""Imports run one way, and what must answer at once loads nothing heavy.
+"""What must answer at once loads nothing heavy.
 
-The static tests read the source; the others import in a fresh interpreter, where nothing that this
-test session has loaded can hide a mistake.
+All import in a fresh interpreter, where nothing that this test session has loaded can hide a
+mistake. `test_layers` reads the imports in the source.
 """
 
 from __future__ import annotations
 
-import ast
 import importlib.util
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from tests.conftest import ROOT, FreshPython
+from tests.conftest import FreshPython
 
 SCREEN_LIBRARIES = ("rich", "textual", "typer")
-
-# importer, what it must not import, why
-FORBIDDEN = [
-    ("vlora_engine", "vlora_tui", "the engine knows no application"),
-    *(("vlora_engine", library, "the engine knows no screen") for library in SCREEN_LIBRARIES),
-    ("vlora_tui.recipe.model", "vlora_tui.jobs", "a recipe is below jobs"),
-    ("vlora_tui.recipe.model", "vlora_tui.cli", "a recipe is below the command line"),
-    ("vlora_tui.recipe.model", "vlora_tui.tui", "a recipe is below the interface"),
-    ("vlora_tui.jobs", "vlora_tui.cli", "jobs are below the command line"),
-    ("vlora_tui.jobs", "vlora_tui.tui", "jobs are below the interface"),
-    ("vlora_tui.tui", "vlora_tui.cli", "the two mouths do not know each other"),
-    ("vlora_tui.tui", "torch", "the interface process holds no weights"),
-]
-
-# library, the only place that may import it
-ONLY_IN = [
-    ("textual", "vlora_tui.tui"),
-    ("plotext", "vlora_tui.tui.charts.variance_plot"),
-    ("typer", "vlora_tui.cli"),
-]
-
-# The interface from the bottom up. Parts of one line do not know each other.
-INTERFACE = [
-    {"text"},
-    {"terminal", "charts", "widgets"},
-    {"core"},
-    {"adapters", "choose", "run", "inspect", "export"},
-    {"app"},
-]
-
-
-class Import(NamedTuple):
-    importer: str
-    imported: str
-    line: int
-    on_load: bool  # runs when the importer is imported, not first inside a function
-
-    def __str__(self) -> str:
-        return f"{self.importer}:{self.line} imports {self.imported}"
-
-
-def is_within(module: str, package: str) -> bool:
-    return module == package or module.startswith(package + ".")
-
-
-def imports_in(source: str, importer: str, *, is_package: bool = False) -> Iterator[Import]:
-    """Every import statement and `import_module("...")`, relative ones resolved.
-
-    ``from a import b`` counts as an import of ``a`` and of ``a.b``, as ``b`` may be a module.
-    """
-    parent = importer if is_package else importer.rpartition(".")[0]
-
-    def visit(node: ast.AST, on_load: bool) -> Iterator[Import]:
-        for child in ast.iter_child_nodes(node):
-            for name in names(child):
-                yield Import(importer, name, child.lineno, on_load)
-            is_function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-            yield from visit(child, on_load and not is_function)
-
-    def names(node: ast.AST) -> list[str]:
-        match node:
-            case ast.Import(names=aliases):
-                return [alias.name for alias in aliases]
-            case ast.ImportFrom(module=module, names=aliases, level=level):
-                above = parent.split(".")[: len(parent.split(".")) - level + 1] if level else []
-                base = ".".join([*above, *([module] if module else [])])
-                return [base, *(f"{base}.{alias.name}" for alias in aliases)]
-            case ast.Call(
-                func=ast.Attribute(attr="import_module")
-                | ast.Name(id="import_module" | "__import__"),
-                args=[ast.Constant(value=str(name)), *_],
-            ):
-                return [name if not name.startswith(".") else parent + name]
-        return []
-
-    return visit(ast.parse(source), on_load=True)
-
-
-@pytest.fixture(scope="module")
-def imports() -> list[Import]:
-    """All imports of both packages."""
-    found: list[Import] = []
-    for folder in (ROOT / "engine" / "vlora_engine", ROOT / "vlora_tui"):
-        for path in sorted(folder.rglob("*.py")):
-            parts = path.relative_to(folder.parent).with_suffix("").parts
-            is_package = parts[-1] == "__init__"
-            module = ".".join(parts[:-1] if is_package else parts)
-            found += imports_in(path.read_text("utf-8"), module, is_package=is_package)
-    assert {"vlora_engine", "vlora_tui"} <= {i.importer.split(".")[0] for i in found}
-    return found
-
-
-def test_the_interface_imports_downwards_and_its_screens_do_not_know_each_other(
-    imports: list[Import],
-) -> None:
-    level = {part: number for number, parts in enumerate(INTERFACE) for part in parts}
-    inside = [
-        (i, i.importer.split(".")[2], i.imported.split(".")[2])
-        for i in imports
-        if is_within(i.importer, "vlora_tui.tui")
-        and i.imported.startswith("vlora_tui.tui.")
-        and i.importer != "vlora_tui.tui"
-    ]
-    assert {upper for _, upper, _ in inside} <= level.keys()
-    wrong = [
-        str(i) for i, upper, lower in inside if upper != lower and level[lower] >= level[upper]
-    ]
-    assert wrong == []
-
-
-def test_the_reader_of_imports_sees_every_form() -> None:
-    source = """
-import a.b
-from . import c
-from ..d import e
-class K:
-    from f import g
-def lazily():
-    import h
-    importlib.import_module("i.j")
-    import_module(".k")
-"""
-    found = {(i.imported, i.on_load) for i in imports_in(source, "top.mid.leaf")}
-    assert found == {
-        ("a.b", True),
-        ("top.mid", True),
-        ("top.mid.c", True),
-        ("top.d", True),
-        ("top.d.e", True),
-        ("f", True),
-        ("f.g", True),
-        ("h", False),
-        ("i.j", False),
-        ("top.mid.k", False),
-    }
-    package = {i.imported for i in imports_in("from .x import y", "top.mid", is_package=True)}
-    assert package == {"top.mid.x", "top.mid.x.y"}
-
-
-@pytest.mark.parametrize(("importer", "imported", "why"), FORBIDDEN)
-def test_imports_run_one_way(imports: list[Import], importer: str, imported: str, why: str) -> None:
-    offenders = [
-        str(i)
-        for i in imports
-        if is_within(i.importer, importer) and is_within(i.imported, imported)
-    ]
-    assert not offenders, why
-
-
-@pytest.mark.parametrize(("library", "place"), ONLY_IN)
-def test_a_library_is_known_in_one_place(imports: list[Import], library: str, place: str) -> None:
-    users = [i for i in imports if is_within(i.imported, library)]
-    assert not [str(i) for i in users if not is_within(i.importer, place)]
-
-
-def test_only_the_command_line_opens_the_interface_and_lazily(imports: list[Import]) -> None:
-    offenders = [
-        str(i)
-        for i in imports
-        if is_within(i.imported, "vlora_tui.tui")
-        and not is_within(i.importer, "vlora_tui.tui")
-        and (i.on_load or not is_within(i.importer, "vlora_tui.cli"))
-    ]
-    assert not offenders
-
-
-def test_pickles_are_opened_only_with_weights_only() -> None:
-    # torch < 2.6 runs the code in a pickle unless told not to, so each call has to tell it.
-    offenders = []
-    for folder in ("engine/vlora_engine", "vlora_tui"):
-        for path in (ROOT / folder).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-                if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
-                    options = {o.arg: ast.unparse(o.value) for o in node.keywords}
-                    if options.get("weights_only") != "True":
-                        offenders.append(f"{path.relative_to(ROOT)}:{node.lineno}")
-    assert not offenders
 
 
 @pytest.mark.parametrize(

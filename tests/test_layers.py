@@ -75,6 +75,13 @@ ORDER = [
 ]
 # The steps of the interface know nothing of each other.
 STRANGERS = [f"vlora_tui.tui.{step}" for step in ("adapters", "choose", "run", "inspect", "export")]
+SCREEN_LIBRARIES = ("rich", "textual", "typer")
+# A library, and the only place that may import it.
+ONLY_IN = [
+    ("textual", "vlora_tui.tui"),
+    ("plotext", "vlora_tui.tui.charts.variance_plot"),
+    ("typer", "vlora_tui.cli"),
+]
 # What an import inside a function may keep away: each is slow to load, or need not be installed.
 SLOW = {
     "gguf",
@@ -295,6 +302,38 @@ def test_the_steps_of_the_interface_do_not_know_each_other(tree: Tree) -> None:
     assert not crossing
 
 
+def test_the_engine_knows_no_screen_and_the_interface_no_weights(tree: Tree) -> None:
+    offenders = [
+        str(found)
+        for found in tree.imports
+        if (is_within(found.importer, "vlora_engine") and found.imported in SCREEN_LIBRARIES)
+        or (is_within(found.importer, "vlora_tui.tui") and found.imported == "torch")
+    ]
+    assert not offenders
+
+
+@pytest.mark.parametrize(("library", "package"), ONLY_IN)
+def test_a_library_is_known_in_one_package(tree: Tree, library: str, package: str) -> None:
+    users = [found for found in tree.imports if found.imported == library]
+    assert users
+    assert not [str(found) for found in users if not is_within(found.importer, package)]
+
+
+def test_only_the_command_line_opens_the_interface_and_lazily(tree: Tree) -> None:
+    offenders = [
+        str(found)
+        for found in tree.imports
+        if is_within(found.imported, "vlora_tui.tui")
+        and not is_within(found.importer, "vlora_tui.tui")
+        and not (found.inside and is_within(found.importer, "vlora_tui.cli"))
+    ]
+    assert not offenders
+
+
+def is_within(module: str, package: str) -> bool:
+    return module == package or module.startswith(package + ".")
+
+
 def test_no_module_imports_itself_by_a_detour(tree: Tree) -> None:
     """Within a package, too; imports in functions and for types counted."""
     below: dict[str, set[str]] = {name: set() for name in tree.files}
@@ -323,3 +362,16 @@ def test_what_is_put_off_is_slow_to_load(tree: Tree) -> None:
                 without_reason.append(str(found))
     assert not without_reason
     assert {name: " ".join(sorted(saved)) for name, saved in put_off.items() if saved} == LAZY
+
+
+def test_pickles_are_opened_only_with_weights_only() -> None:
+    # torch < 2.6 runs the code in a pickle unless told not to, so each call has to tell it.
+    offenders = []
+    for folder in ("engine/vlora_engine", "vlora_tui"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                if isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+                    options = {o.arg: ast.unparse(o.value) for o in node.keywords}
+                    if options.get("weights_only") != "True":
+                        offenders.append(f"{path.relative_to(ROOT)}:{node.lineno}")
+    assert not offenders
