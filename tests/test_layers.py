@@ -319,15 +319,20 @@ def test_a_library_is_known_in_one_package(tree: Tree, library: str, package: st
     assert not [str(found) for found in users if not is_within(found.importer, package)]
 
 
-def test_only_the_command_line_opens_the_interface_and_lazily(tree: Tree) -> None:
+def test_only_the_command_line_opens_the_interface_and_by_its_start(tree: Tree) -> None:
+    """`start` loads Textual when it is called, and not before."""
     offenders = [
         str(found)
         for found in tree.imports
         if is_within(found.imported, "vlora_tui.tui")
         and not is_within(found.importer, "vlora_tui.tui")
-        and not (found.inside and is_within(found.importer, "vlora_tui.cli"))
+        and not (
+            is_within(found.importer, "vlora_tui.cli")
+            and (found.inside or found.imported == "vlora_tui.tui.app.start")
+        )
     ]
     assert not offenders
+    assert "textual" not in tree.on_load("vlora_tui.tui.app.start")
 
 
 def is_within(module: str, package: str) -> bool:
