@@ -1,1 +1,0 @@
-"""The five steps, one view each."""
