@@ -24,12 +24,15 @@ from vlora_engine.adapters.model import (
     nominal_rank,
 )
 from vlora_engine.analysis.similarity import not_finite
-from vlora_engine.errors import Cancelled, ParameterError
+from vlora_engine.errors import ParameterError
 from vlora_engine.formats.peft_save import peft_config
 from vlora_engine.linalg.low_rank import canonical_svd, delta_error2, delta_norm2
 from vlora_engine.targets.registry import RANK_LIMITS
-from vlora_engine.utils.progress import CancelCheck, Progress, ProgressCallback
+from vlora_engine.utils.progress import CancelCheck, ProgressCallback
 from vlora_engine.utils.ranking import worst
+from vlora_engine.utils.run_context import RunContext
+
+STOPPED = "Stopped as asked; nothing of this adapter was written."
 
 
 @dataclass(frozen=True)
@@ -138,17 +141,16 @@ def resize(
         AdapterError: NaN or infinity in a factor.
         Cancelled: ``cancelled`` said so.
     """
-    sizing = Sizing(rank, energy, dynamic, target)
+    run, sizing = RunContext(progress, cancelled), Sizing(rank, energy, dynamic, target)
     source = as_source(adapter)
-    spectra = {} if sizing.is_plain else _spectra(source, progress, cancelled)
+    spectra = {} if sizing.is_plain else _spectra(source, run)
     ranks, short = sizing.ranks(source.modules, spectra)
     uniform = one_scale(source.scales.values()) if sizing.is_uniform else None
     made: dict[str, _Made] = {}
     for done, name in enumerate(source.modules, start=1):
-        _stop_if_asked(cancelled)
+        run.stop_if_asked(STOPPED)
         made[name] = _resized(source, name, ranks[name], uniform, spectra.get(name))
-        if progress is not None:
-            progress(Progress("resize", done, len(source.modules), name))
+        run.report("resize", done, len(source.modules), name)
     return _assembled(source, made, target), _reported(made, short)
 
 
@@ -177,17 +179,14 @@ def one_scale(scales: Iterable[float]) -> float:
     return max(sorted(set(usable)), key=usable.count, default=1.0)
 
 
-def _spectra(
-    source: AdapterSource, progress: ProgressCallback | None, cancelled: CancelCheck | None
-) -> dict[str, Tensor]:
+def _spectra(source: AdapterSource, run: RunContext) -> dict[str, Tensor]:
     """The singular values of every module's dW."""
     spectra = {}
     for done, name in enumerate(source.modules):
-        _stop_if_asked(cancelled)
+        run.stop_if_asked(STOPPED)
         a, b = _read(source, name)
         spectra[name] = canonical_svd(a, b, source.scales[name])[1]
-        if progress is not None:
-            progress(Progress("spectra", done + 1, len(source.modules), name))
+        run.report("spectra", done + 1, len(source.modules), name)
     return spectra
 
 
@@ -302,11 +301,6 @@ def _shapes(modules: Mapping[str, ModuleShape], ranks: Mapping[str, int]) -> dic
         for name, shape in modules.items()
         if shape.kind != "linear"
     }
-
-
-def _stop_if_asked(cancelled: CancelCheck | None) -> None:
-    if cancelled is not None and cancelled():
-        raise Cancelled("Stopped as asked; nothing of this adapter was written.")
 
 
 DYNAMIC = ("sv_ratio", "sv_fro", "sv_cumulative")

@@ -44,6 +44,7 @@ from vlora_engine.subspace.tasks import TaskMap, TaskProjection, task_names
 from vlora_engine.utils.naming import unique_names
 from vlora_engine.utils.progress import ProgressCallback
 from vlora_engine.utils.ranking import worst
+from vlora_engine.utils.run_context import RunContext
 
 T = TypeVar("T")
 
@@ -243,10 +244,9 @@ class SharedSubspace:
             quantize=quantize,
         ).checked()
         sources = {name: as_source(a) for name, a in zip(names, adapters, strict=True)}
-        collection = prepare(
-            sources, dtype=dtype, lossy=targets.lossy, skip_bad=skip_bad, progress=progress
-        )
-        return cls(build_space(collection, targets, device=device, progress=progress))
+        run = RunContext(progress, device=device)
+        collection = prepare(sources, run, dtype=dtype, lossy=targets.lossy, skip_bad=skip_bad)
+        return cls(build_space(collection, targets, run))
 
     @classmethod
     def from_adapters_streaming(
@@ -327,7 +327,8 @@ class SharedSubspace:
         Returns:
             The ids of the tasks that had to be taken from their reconstructions.
         """
-        return absorb(self.space, as_source(new_adapter), new_task_id, device, progress)
+        run = RunContext(progress, device=device)
+        return absorb(self.space, as_source(new_adapter), new_task_id, run)
 
     def absorb_incremental(
         self, new_adapter: LoRAWeights | AdapterSource, new_task_id: str
@@ -571,7 +572,7 @@ class SharedSubspace:
                 "Only a coded collection is compacted (methods auto and own).",
                 found=f"method {self.method}",
             )
-        new, rebuilt = compact(self.space, device=device, progress=progress)
+        new, rebuilt = compact(self.space, RunContext(progress, device=device))
         return SharedSubspace(new), rebuilt
 
 

@@ -201,7 +201,7 @@ def test_memory_is_that_of_a_layer_not_of_the_collection(tmp_path: Path, monkeyp
         return stack
 
     monkeypatch.setattr(build_module, "read_stack", counting)
-    monkeypatch.setattr("vlora_engine.utils.progress.cores", lambda: 1)
+    monkeypatch.setattr("vlora_engine.utils.workers.cores", lambda: 1)
     build_subspace(sources, tmp_path / "out", k=2)
     assert 1 <= most <= 2
 

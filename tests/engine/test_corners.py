@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import vlora_engine.utils.progress as progress_module
+import vlora_engine.utils.workers as workers_module
 from tests import make
 from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.adapters.check import check_adapters
@@ -347,7 +347,7 @@ def test_the_same_bytes_with_one_worker_and_with_two(
     sources = {path.name: open_adapter(path) for path in make.collection(tmp_path / "in", 5)}
     written = []
     for workers in (1, 2):
-        monkeypatch.setattr(progress_module, "cores", lambda count=workers: count)
+        monkeypatch.setattr(workers_module, "cores", lambda count=workers: count)
         out = tmp_path / "made" / str(workers) / "s"
         before = torch.get_num_threads()
         torch.set_num_threads(workers)

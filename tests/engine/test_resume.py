@@ -39,7 +39,7 @@ def sources(tmp_path: Path) -> dict[str, object]:
 @pytest.fixture
 def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers one after the other, so that it is known which are finished when one fails."""
-    monkeypatch.setattr("vlora_engine.utils.progress.cores", lambda: 1)
+    monkeypatch.setattr("vlora_engine.utils.workers.cores", lambda: 1)
 
 
 Fail = Callable[[object, str, int, BaseException], list[int]]

@@ -20,6 +20,7 @@ from vlora_engine.errors import (
     VLoRAError,
 )
 from vlora_engine.hub.fetch import fetch
+from vlora_engine.utils.run_context import RunContext
 from vlora_tui.recipe.model import AdapterInput, Recipe
 from vlora_tui.utils import paths
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from vlora_engine.adapters.model import AdapterSource
     from vlora_engine.findings import Finding
     from vlora_engine.manifest.manifest import Manifest
-    from vlora_engine.utils.progress import CancelCheck, ProgressCallback
 
 
 @dataclass(frozen=True)
@@ -68,12 +68,7 @@ class Collection:
         return paths.spectra_dir(self.identities.items(), methods)
 
 
-def gather(
-    recipe: Recipe,
-    *,
-    progress: ProgressCallback | None = None,
-    cancelled: CancelCheck | None = None,
-) -> Collection:
+def gather(recipe: Recipe, run: RunContext = RunContext()) -> Collection:
     """Find and open the inputs of a resolved recipe; nothing of their data is read.
 
     What lies on the Hub is downloaded first, into the Hub's own cache.
@@ -83,29 +78,20 @@ def gather(
         CollectionError: Adapters that cannot be used, and not ``skip_bad``.
         ParameterError: Two adapters with one name.
         HubError, HubAccessError: The Hub does not give what is asked for.
-        Cancelled: ``cancelled()`` became true while downloading.
+        Cancelled: That was asked for while downloading.
     """
     if recipe.input.subspace is not None:
-        (place,), remarks = fetch_all([recipe.input.subspace], progress, cancelled)
+        (place,), remarks = fetch_all([recipe.input.subspace], run)
         return Collection(manifest=read_manifest(Path(place)), remarks=remarks)
-    return gather_adapters(
-        recipe.input.adapters,
-        skip_bad=recipe.input.skip_bad,
-        progress=progress,
-        cancelled=cancelled,
-    )
+    return gather_adapters(recipe.input.adapters, run, skip_bad=recipe.input.skip_bad)
 
 
 def gather_adapters(
-    entries: Sequence[AdapterInput],
-    *,
-    skip_bad: bool = False,
-    progress: ProgressCallback | None = None,
-    cancelled: CancelCheck | None = None,
+    entries: Sequence[AdapterInput], run: RunContext = RunContext(), *, skip_bad: bool = False
 ) -> Collection:
     """The adapters of these entries, a folder standing for all adapters in it."""
     collection = Collection()
-    here, collection.remarks = fetch_all([e.ref for e in entries], progress, cancelled)
+    here, collection.remarks = fetch_all([e.ref for e in entries], run)
     found, collection.closed = _find(
         [_Asked(locate(ref), e.name) for e, ref in zip(entries, here, strict=True)]
     )
@@ -132,9 +118,7 @@ def gather_adapters(
 
 
 def fetch_all(
-    places: Sequence[str | Path | AdapterRef],
-    progress: ProgressCallback | None = None,
-    cancelled: CancelCheck | None = None,
+    places: Sequence[str | Path | AdapterRef], run: RunContext = RunContext()
 ) -> tuple[list[AdapterRef], list[Finding]]:
     """The places with those on the Hub downloaded, as paths in the Hub's cache; and remarks.
 
@@ -147,7 +131,7 @@ def fetch_all(
         if not ref.is_hub:
             here.append(ref)
             continue
-        fetched = fetch(ref.base, progress=progress, cancelled=cancelled)
+        fetched = fetch(ref.base, progress=run.progress, cancelled=run.cancelled)
         here.append(AdapterRef.at(fetched.path, ref.task))
         remarks += fetched.remarks
     return here, remarks

@@ -5,14 +5,14 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.read import read_manifest
-from vlora_engine.errors import Cancelled, NotFoundError, ParameterError
+from vlora_engine.errors import NotFoundError, ParameterError
 from vlora_engine.findings import Finding
 from vlora_engine.merging import merge_with_report
 from vlora_engine.merging.settings import check_request
@@ -23,6 +23,7 @@ from vlora_engine.targets.verify import verify_adapter, with_alpha
 from vlora_engine.utils.file_names import ADAPTER_CONFIG
 from vlora_engine.utils.files import check_output, directory_bytes, require_apart
 from vlora_engine.utils.naming import slugs
+from vlora_engine.utils.run_context import RunContext
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.inputs import Collection, read_places
 from vlora_tui.recipe.model import (
@@ -37,7 +38,8 @@ if TYPE_CHECKING:
     from vlora_engine.adapters.model import AdapterSource, LoRAWeights
     from vlora_engine.manifest.manifest import Manifest
     from vlora_engine.shared_subspace import SharedSubspace
-    from vlora_engine.utils.progress import ProgressCallback
+
+STOPPED = "Stopped as asked; what was finished before is complete."
 
 
 def plan_outputs(
@@ -197,9 +199,7 @@ class Writer:
     recipe: Recipe
     collection: Collection
     emit: events.Emit
-    force: bool
-    on_progress: ProgressCallback
-    cancelled: Callable[[], bool]
+    context: RunContext
     done: frozenset[str] = frozenset()
     _loaded: SharedSubspace | None = None
     _targets_told: bool = False
@@ -213,7 +213,7 @@ class Writer:
         for export in self.recipe.exports:
             targets = export_paths(export, sorted(subspace.tasks))
             for done, (task, path) in enumerate(targets.items()):
-                self._stop_if_asked()
+                self.context.stop_if_asked(STOPPED)
                 self.emit(events.Progress("export", done, len(targets), task))
                 self._export(subspace, export, task, path)
                 written.append(str(path))
@@ -222,7 +222,7 @@ class Writer:
     def merge_all(self) -> list[str]:
         """Write every merge; return the paths."""
         for merge in self.recipe.merges:
-            self._stop_if_asked()
+            self.context.stop_if_asked(STOPPED)
             if merge.path not in self.done:
                 self._merge(merge)
         return [merge.path for merge in self.recipe.merges]
@@ -232,7 +232,7 @@ class Writer:
         written: list[str] = []
         for resize in self.recipe.resizes:
             for task, path in export_paths(resize, self.collection.tasks).items():
-                self._stop_if_asked()
+                self.context.stop_if_asked(STOPPED)
                 if str(path) not in self.done:
                     self._resize(resize, task, path)
                 written.append(str(path))
@@ -249,7 +249,7 @@ class Writer:
                 path,
                 target=export.target,
                 dtype=export.dtype,
-                force=self.force,
+                force=self.context.force,
                 drop_rest=export.drop_rest,
                 base=export.base,
             )
@@ -291,7 +291,7 @@ class Writer:
     def preview_all(self) -> None:
         """Tell what every merge would keep of its adapters; write nothing."""
         for merge in self.recipe.merges:
-            self._stop_if_asked()
+            self.context.stop_if_asked(STOPPED)
             _, event = self._merged(merge)
             self._tell_findings(event)
             told = {f.name: getattr(event, f.name) for f in fields(events.MergePreviewed)}
@@ -300,7 +300,7 @@ class Writer:
     def _merge(self, merge: Merge) -> None:
         merged, event = self._merged(merge)
         path = Path(merge.path)
-        save_adapter(merged, path, dtype=merge.dtype, force=self.force)
+        save_adapter(merged, path, dtype=merge.dtype, force=self.context.force)
         self._tell_findings(event)
         self.emit(replace(event, nbytes=directory_bytes(path)))
         self.emit(events.Verified(path.name, merge.path, verify_adapter(merged, path)))
@@ -317,8 +317,8 @@ class Writer:
             merge.method,
             **_merge_settings(merge),
             **merge.parameters,
-            progress=self.on_progress,
-            cancelled=self.cancelled,
+            progress=self.context.progress,
+            cancelled=self.context.cancelled,
         )
         return merged, events.Merged(
             path=merge.path,
@@ -339,10 +339,10 @@ class Writer:
             energy=wanted.energy,
             dynamic=wanted.dynamic,
             target=wanted.target,
-            progress=self.on_progress,
-            cancelled=self.cancelled,
+            progress=self.context.progress,
+            cancelled=self.context.cancelled,
         )
-        save_adapter(weights, path, force=self.force)
+        save_adapter(weights, path, force=self.context.force)
         self.emit(events.Resized(task, str(path), directory_bytes(path), report.as_dict()))
         if report.short:
             text = f"Less is kept than was asked for: {report.short}."
@@ -355,10 +355,6 @@ class Writer:
             return self._subspace().reconstruct(name)
         known = self.collection.adapters.get(name)
         return known if known is not None else open_adapter(name)
-
-    def _stop_if_asked(self) -> None:
-        if self.cancelled():
-            raise Cancelled("Stopped as asked; what was finished before is complete.")
 
     def _subspace(self) -> SharedSubspace:
         from vlora_engine.shared_subspace import SharedSubspace

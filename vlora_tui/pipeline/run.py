@@ -20,6 +20,7 @@ from vlora_engine.adapters.base_models import normalise_base_model
 from vlora_engine.errors import Cancelled, InputError, ParameterError, VLoRAError
 from vlora_engine.spectra.tables import Spectra
 from vlora_engine.utils.files import check_output, partial_path, require_apart
+from vlora_engine.utils.run_context import RunContext
 from vlora_engine.utils.unfinished import kept_layers, spectra_partial
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.disk_space import needs_of, require_room
@@ -134,7 +135,7 @@ class Run:
                 "The recipe has inputs and nothing to do with them.",
                 expected="a [compress], [quantize], [[export]], [[merge]] or [[resize]] table",
             )
-        self.collection = gather(recipe, progress=self._on_progress, cancelled=self.cancelled)
+        self.collection = gather(recipe, self._context)
         self._tell_collection()
         plan_outputs(self.recipe, self.collection, force=self.force, done=self.done)
         self._require_room()
@@ -148,9 +149,7 @@ class Run:
             self.recipe,
             self.collection,
             self.emit,
-            self.force,
-            self._on_progress,
-            self.cancelled,
+            self._context,
             self.done,
         )
         self.outputs += writer.export_all()
@@ -227,9 +226,7 @@ class Run:
             Path(str(self.recipe.input.subspace)),
             out,
             quantize.quantization(),
-            force=self.force,
-            progress=self._on_progress,
-            cancelled=self.cancelled,
+            self._context,
         )
         self.outputs.append(str(out))
         self.emit(events.SubspaceWritten(str(out), manifest_figures(manifest)))
@@ -317,8 +314,7 @@ class Run:
 
         place = paths.cache_dir() / "locks" / f"{target.name}.lock"
         with waiting_lock(place, cancelled=self.cancelled, waiting=waiting):
-            if self.cancelled():
-                raise Cancelled("Stopped as asked; no spectra were computed.")
+            self._context.stop_if_asked("Stopped as asked; no spectra were computed.")
             yield
 
     def _tell_begun(self, target: Path) -> None:
@@ -360,6 +356,10 @@ class Run:
         details = {} if error is None else error.as_json()
         self.emit(events.AdapterSkipped(name, reason(error), details))
 
+    @property
+    def _context(self) -> RunContext:
+        return RunContext(self._on_progress, self.cancelled, force=self.force)
+
     def _on_progress(self, progress: Progress) -> None:
         self.emit(events.Progress(progress.stage, progress.done, progress.total, progress.detail))
         if progress.stage == "build":
@@ -377,7 +377,7 @@ class SpectraRun(Run):
         from vlora_engine.utils.device import pick_device
 
         pick_device(self.device)
-        self.collection = gather(self.recipe, progress=self._on_progress, cancelled=self.cancelled)
+        self.collection = gather(self.recipe, self._context)
         self._tell_collection()
         self._tell_mixed_bases()
         target, reused = self.target or self.collection.spectra_dir(MEASURED), False
@@ -416,9 +416,7 @@ class PreviewRun(Run):
         self._tell_collection()
         for merge in self.recipe.merges:
             check_merge(merge, len(merge_inputs(merge, self.collection)))
-        Writer(
-            self.recipe, self.collection, self.emit, self.force, self._on_progress, self.cancelled
-        ).preview_all()
+        Writer(self.recipe, self.collection, self.emit, self._context).preview_all()
 
 
 def reason(error: VLoRAError | None) -> str:

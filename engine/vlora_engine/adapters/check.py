@@ -13,7 +13,9 @@ from torch import Tensor
 from vlora_engine.adapters.model import AdapterSource, ContentHash
 from vlora_engine.errors import AdapterError, CollectionError, VLoRAError
 from vlora_engine.findings import Finding
-from vlora_engine.utils.progress import CancelCheck, ProgressCallback, map_ordered
+from vlora_engine.utils.progress import CancelCheck, ProgressCallback
+from vlora_engine.utils.run_context import RunContext
+from vlora_engine.utils.workers import map_ordered
 
 
 @dataclass
@@ -97,7 +99,7 @@ def check_adapters(
             return AdapterCheck(name, error=misfits[name])
         return check_adapter(name, sources[name])
 
-    results = map_ordered(check, names, stage="check", progress=progress, cancelled=cancelled)
+    results = map_ordered(check, names, RunContext(progress, cancelled), stage="check")
     return CheckReport({result.name: result for result in results})
 
 

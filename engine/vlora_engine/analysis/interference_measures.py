@@ -31,7 +31,9 @@ from vlora_engine.adapters.model import AdapterSource, as_source
 from vlora_engine.analysis.similarity import Adapter, not_finite
 from vlora_engine.errors import AdapterError, CollectionError
 from vlora_engine.linalg.low_rank import canonical_svd_batch
-from vlora_engine.utils.progress import CancelCheck, ProgressCallback, map_ordered
+from vlora_engine.utils.progress import CancelCheck, ProgressCallback
+from vlora_engine.utils.run_context import RunContext
+from vlora_engine.utils.workers import map_ordered
 
 _BLOCK_ROWS = 512  # singular directions of one block: 33 MB of fp64 a block at d = 4096 + 4096
 _NOTHING = 1e-12  # of the product of the two norms: below it what is common is rounding
@@ -105,9 +107,8 @@ def interference(
         return _of_module(sources, holders[module], module)
 
     total = _Sums.zeros(len(sources))
-    results = map_ordered(
-        measure, list(holders), stage="interference", progress=progress, cancelled=cancelled
-    )
+    run = RunContext(progress, cancelled)
+    results = map_ordered(measure, list(holders), run, stage="interference")
     for module, sums in zip(holders, results, strict=True):
         at = torch.tensor(holders[module])
         for name in vars(total):

@@ -14,7 +14,9 @@ from vlora_engine.adapters.model import AdapterSource, LoRAWeights, as_source
 from vlora_engine.analysis.relations import Relations, RelationsSum, clusters_of
 from vlora_engine.errors import AdapterError, CollectionError, ParameterError, VLoRAError
 from vlora_engine.linalg.low_rank import Factors, module_grams
-from vlora_engine.utils.progress import CancelCheck, ProgressCallback, map_ordered
+from vlora_engine.utils.progress import CancelCheck, ProgressCallback
+from vlora_engine.utils.run_context import RunContext
+from vlora_engine.utils.workers import map_ordered
 
 Adapter = LoRAWeights | AdapterSource
 Space = Literal["delta", "factors"]
@@ -61,9 +63,8 @@ def relate(
         )
 
     total = RelationsSum(len(opened), holders)
-    grams = map_ordered(
-        grams_of, list(holders), stage="similarity", progress=progress, cancelled=cancelled
-    )
+    run = RunContext(progress, cancelled)
+    grams = map_ordered(grams_of, list(holders), run, stage="similarity")
     with closing(grams):
         for module, (gram, a_gram) in zip(holders, grams, strict=True):
             at = holders[module]

@@ -11,7 +11,8 @@ from vlora_engine.catalog.open import find_adapters, open_adapter
 from vlora_engine.errors import CollectionError, NotFoundError, VLoRAError
 from vlora_engine.hub.fetch import cached_path
 from vlora_engine.manifest.manifest import TaskRecord
-from vlora_engine.utils.progress import Progress, ProgressCallback
+from vlora_engine.utils.progress import ProgressCallback
+from vlora_engine.utils.run_context import RunContext
 
 STAGE = "originals"
 
@@ -69,6 +70,7 @@ def find_originals(
     Raises:
         NotFoundError: There is nothing, or no adapter, at one of the places.
     """
+    run = RunContext(progress)
     pool = _Pool(places) if places else None
     found: dict[str, AdapterSource] = {}
     missing: dict[str, VLoRAError] = {}
@@ -77,8 +79,7 @@ def find_originals(
             found[record.id] = pool.find(record) if pool else recorded_original(record)
         except VLoRAError as error:
             missing[record.id] = error
-        if progress is not None:
-            progress(Progress(STAGE, done, len(records), record.id))
+        run.report(STAGE, done, len(records), record.id)
     return found, missing
 
 

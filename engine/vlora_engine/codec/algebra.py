@@ -1,6 +1,6 @@
 """Linear algebra of NumPy arrays on torch's kernels, so that results do not depend on threads.
 
-Workers run torch on one thread (`vlora_engine.utils.progress`). NumPy's BLAS they cannot hold to
+Workers run torch on one thread (`vlora_engine.utils.workers`). NumPy's BLAS they cannot hold to
 one: its sums come in another order with another number of threads, and files would differ.
 """
 

@@ -40,7 +40,7 @@ from vlora_engine.subspace.projection import (
 from vlora_engine.subspace.request import Plan, prepare
 from vlora_engine.subspace.store import decode_task
 from vlora_engine.subspace.tasks import TaskMap, TaskProjection, collect_tasks
-from vlora_engine.utils.progress import ProgressCallback
+from vlora_engine.utils.run_context import RunContext
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +49,7 @@ def absorb(
     space: BasisSpace | CodedSpace,
     source: AdapterSource,
     task_id: str,
-    device: str = "auto",
-    progress: ProgressCallback | None = None,
+    run: RunContext = RunContext(),
 ) -> list[str]:
     """Take one more adapter in: bases are computed anew with it; a coded one stands by itself.
 
@@ -70,7 +69,7 @@ def absorb(
             rebuilt.append(record.id)
             sources[record.id] = MemorySource(space.reconstruct(record.id))
     sources[task_id] = source
-    collection = prepare(sources, dtype=DTYPE_WORDS[space.dtype], progress=progress)
+    collection = prepare(sources, run, dtype=DTYPE_WORDS[space.dtype])
     known = {spec.name: spec for spec in space.layers}
     plans = {}
     for spec in collection.layers:
@@ -81,7 +80,7 @@ def absorb(
         plans[spec.name] = LayerPlan(
             space.method, k_a, k_b, space.dtype, quantization=space.quantization
         )
-    built = build_layers(collection, Plan(plans), device=device, progress=progress)
+    built = build_layers(collection, Plan(plans), run)
     before = {record.id: record for record in space.tasks.records()}
     old_tasks = space.tasks
     space.bases, space.layers, tasks = collect_tasks(space.storage, collection, built)

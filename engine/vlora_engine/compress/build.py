@@ -62,8 +62,10 @@ from vlora_engine.utils.files import (
     publish,
     sole_writer,
 )
-from vlora_engine.utils.progress import CancelCheck, ProgressCallback, map_ordered
+from vlora_engine.utils.progress import CancelCheck, ProgressCallback
+from vlora_engine.utils.run_context import RunContext
 from vlora_engine.utils.unfinished import RESULT, SPECTRA, keep_finished_layers
+from vlora_engine.utils.workers import map_ordered
 
 logger = logging.getLogger(__name__)
 
@@ -157,11 +159,7 @@ def _same_collection(collection: Collection, spectra: Spectra) -> None:
 
 
 def build_space(
-    collection: Collection,
-    targets: CompressionTarget,
-    *,
-    device: str = "auto",
-    progress: ProgressCallback | None = None,
+    collection: Collection, targets: CompressionTarget, run: RunContext
 ) -> BasisSpace | CodedSpace:
     """Compress a checked collection in memory.
 
@@ -169,16 +167,17 @@ def build_space(
         ParameterError, TargetError: k or the target cannot be met.
     """
     if targets.is_coded:
-        return code_collection(collection, targets, device=device, progress=progress)
+        return code_collection(collection, targets, run)
 
     def compute() -> Spectra:
         return compute_spectra(
             collection.sources,
             methods=(targets.method,),
-            device=device,
+            device=run.device,
             check=collection.check,
             skip_bad=True,
-            progress=progress,
+            progress=run.progress,
+            cancelled=run.cancelled,
         )
 
     storage = collection.storage(targets)
@@ -186,7 +185,7 @@ def build_space(
     spectra: Spectra | None = None
     while aim is not None:
         plan = make_plan(collection, aim, spectra=spectra, compute=compute)
-        built = build_layers(collection, plan, device=device, progress=progress)
+        built = build_layers(collection, plan, run)
         bases, specs, tasks = collect_tasks(storage, collection, built)
         errors = {record.id: record.error for record in tasks.records()}
         spectra, aim = plan.spectra, within(aim, plan, errors)
@@ -206,14 +205,12 @@ def build_space(
 def build_layers(
     collection: Collection,
     plan: Plan,
+    run: RunContext,
     *,
     names: Sequence[str] | None = None,
-    device: str = "auto",
-    progress: ProgressCallback | None = None,
-    cancelled: CancelCheck | None = None,
 ) -> Generator[BuiltLayer, None, None]:
     """Build the layers ``names`` (default: all) in order."""
-    place, weights = pick_device(device), collection.weights
+    place, weights = pick_device(run.device), collection.weights
     indices = {spec.name: i for i, spec in enumerate(collection.layers)}
 
     def work(name: str) -> BuiltLayer:
@@ -223,13 +220,7 @@ def build_layers(
         vectors = {s: torch.from_numpy(v) for s, v in kept.items()} if kept else None
         return build_layer(stack, own, vectors)
 
-    return map_ordered(
-        work,
-        names if names is not None else list(indices),
-        stage="build",
-        progress=progress,
-        cancelled=cancelled,
-    )
+    return map_ordered(work, names if names is not None else list(indices), run, stage="build")
 
 
 def build_subspace(
@@ -269,38 +260,21 @@ def build_subspace(
     Finished layers are kept for ``resume`` whatever stops it, but for an input that is at fault;
     what was half written is removed.
     """
+    run = RunContext(progress, cancelled, device, force)
     wanted = (targets or CompressionTarget(**named_targets)).checked()
     check_output(out, force=force)
     pick_device(device)
     collection = prepare(
-        sources,
-        dtype=wanted.dtype,
-        lossy=wanted.lossy,
-        skip_bad=skip_bad,
-        check=check,
-        progress=progress,
-        cancelled=cancelled,
+        sources, run, dtype=wanted.dtype, lossy=wanted.lossy, skip_bad=skip_bad, check=check
     )
     known = Spectra.load(spectra) if isinstance(spectra, Path) else spectra
     partial = partial_path(out, job)
     with sole_writer(partial, out):
         _make(partial, keep=resume)
         if wanted.is_coded:
-            return build_coded(
-                partial,
-                out,
-                collection,
-                wanted,
-                known.outlook() if known else None,
-                device=device,
-                force=force,
-                progress=progress,
-                cancelled=cancelled,
-                room=room,
-            )
-        return _build_in(
-            partial, out, collection, wanted, known, device, force, progress, cancelled
-        )
+            outlook = known.outlook() if known else None
+            return build_coded(partial, out, collection, wanted, outlook, run, room=room)
+        return _build_in(partial, out, collection, wanted, known, run)
 
 
 def _build_in(
@@ -309,46 +283,33 @@ def _build_in(
     collection: Collection,
     wanted: CompressionTarget,
     known: Spectra | None,
-    device: str,
-    force: bool,
-    progress: ProgressCallback | None,
-    cancelled: CancelCheck | None,
+    run: RunContext,
 ) -> BuildReport:
     def compute() -> Spectra:
-        return _spectra_in(partial, collection, device, progress, cancelled)
+        return _spectra_in(partial, collection, run)
 
     with keep_finished_layers(partial, out):
         targets: CompressionTarget | None = wanted
         while targets is not None:
             plan = make_plan(collection, targets, spectra=known, compute=compute)
-            parts = LayerParts(partial, fingerprint(collection, plan, device))
-            reused = _build_parts(collection, plan, parts, device, progress, cancelled)
+            parts = LayerParts(partial, fingerprint(collection, plan, run.device))
+            reused = _build_parts(collection, plan, parts, run)
             storage = collection.storage(targets)
             discard(partial / RESULT)  # of an attempt that missed its target
             manifest = _assemble(partial / RESULT, out, collection, storage, parts)
             errors = {task.id: task.error for task in manifest.tasks.values()}
             known, targets = plan.spectra, within(targets, plan, errors)
         report = _report(out, collection, plan, manifest, parts, reused)
-        publish(partial / RESULT, out, force=force)
+        publish(partial / RESULT, out, force=run.force)
         discard(partial)
     return report
 
 
-def _build_parts(
-    collection: Collection,
-    plan: Plan,
-    parts: LayerParts,
-    device: str,
-    progress: ProgressCallback | None,
-    cancelled: CancelCheck | None,
-) -> int:
+def _build_parts(collection: Collection, plan: Plan, parts: LayerParts, run: RunContext) -> int:
     """Build the layers that are not there yet; the number of those that were."""
     names = [spec.name for spec in collection.layers]
     missing = [name for i, name in enumerate(names) if not parts.has(i)]
-    built = build_layers(
-        collection, plan, names=missing, device=device, progress=progress, cancelled=cancelled
-    )
-    with closing(built):
+    with closing(build_layers(collection, plan, run, names=missing)) as built:
         for layer in built:
             parts.write(names.index(layer.basis.name), layer)
     return len(names) - len(missing)
@@ -371,13 +332,7 @@ def _make(partial: Path, *, keep: bool) -> None:
         discard(entry)
 
 
-def _spectra_in(
-    partial: Path,
-    collection: Collection,
-    device: str,
-    progress: ProgressCallback | None,
-    cancelled: CancelCheck | None,
-) -> Spectra:
+def _spectra_in(partial: Path, collection: Collection, run: RunContext) -> Spectra:
     """The spectra of an interrupted build if they are complete, else new ones."""
     place = partial / SPECTRA
     if place.exists():
@@ -391,10 +346,10 @@ def _spectra_in(
         collection.sources,
         place,
         methods=BASIS_METHODS,
-        device=device,
+        device=run.device,
         check=CheckReport({n: collection.check.adapters[n] for n in collection.sources}),
-        progress=progress,
-        cancelled=cancelled,
+        progress=run.progress,
+        cancelled=run.cancelled,
     )
 
 

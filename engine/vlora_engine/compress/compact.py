@@ -10,12 +10,10 @@ from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.manifest.records import figure
 from vlora_engine.subspace.coded.space import CodedSpace, code_collection
 from vlora_engine.subspace.request import prepare
-from vlora_engine.utils.progress import ProgressCallback
+from vlora_engine.utils.run_context import RunContext
 
 
-def compact(
-    space: CodedSpace, *, device: str = "auto", progress: ProgressCallback | None = None
-) -> tuple[CodedSpace, list[str]]:
+def compact(space: CodedSpace, run: RunContext) -> tuple[CodedSpace, list[str]]:
     """The collection coded anew, for the target that it was coded for.
 
     Returns:
@@ -32,9 +30,7 @@ def compact(
         sources[record.id] = original
     target = {k: int(v) if k == "budget" else v for k, v in space.coding.target.items()}
     targets = CompressionTarget(method=space.method, **target).checked()  # type: ignore[arg-type]
-    new = code_collection(
-        prepare(sources, progress=progress), targets, device=device, progress=progress
-    )
+    new = code_collection(prepare(sources, run), targets, run)
     for name in rebuilt:
         old = space.tasks.record(name)
         record = new.tasks.record(name)

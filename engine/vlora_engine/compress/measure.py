@@ -59,8 +59,10 @@ from vlora_engine.utils.files import (
     sole_writer,
 )
 from vlora_engine.utils.memory import return_large_blocks
-from vlora_engine.utils.progress import CancelCheck, ProgressCallback, map_ordered
+from vlora_engine.utils.progress import CancelCheck, ProgressCallback
+from vlora_engine.utils.run_context import RunContext
 from vlora_engine.utils.unfinished import keep_finished_layers, spectra_partial
+from vlora_engine.utils.workers import map_ordered
 
 if TYPE_CHECKING:
     from vlora_engine.codec.forecast import Outlook
@@ -114,6 +116,7 @@ def compute_spectra(
     Whatever stops it, the layers that are finished are kept beside ``out``; the next call for the
     same adapters goes on with them.
     """
+    run = RunContext(progress, cancelled, device, force)
     unknown = [m for m in methods if m not in BASIS_METHODS]
     if unknown:
         raise ParameterError(f"Unknown method {unknown[0]!r}.", expected=", ".join(BASIS_METHODS))
@@ -126,9 +129,9 @@ def compute_spectra(
     spectra = _empty(good, check, methods)
     shapes = {spec.name: (spec.d_in, spec.d_out) for spec in shared_layers(good)}
     if out is None:
-        _fill(spectra, good, check, None, device, progress, cancelled)
+        _fill(spectra, good, check, None, run)
         if codec:
-            spectra.codec = _outlook(good, check, device, progress, cancelled)
+            spectra.codec = _outlook(good, check, run)
         return spectra
     partial = spectra_partial(out)
     with sole_writer(partial, out), keep_finished_layers(partial, out):
@@ -137,23 +140,17 @@ def compute_spectra(
         for entry in list(partial.iterdir()) if not kept else []:
             discard(entry)
         write_index(partial, spectra, shapes, common)
-        _fill(spectra, good, check, partial, device, progress, cancelled, kept)
+        _fill(spectra, good, check, partial, run, kept)
         if codec and not outlook_file(partial).exists():
-            _outlook(good, check, device, progress, cancelled).save(outlook_file(partial))
+            _outlook(good, check, run).save(outlook_file(partial))
         publish(partial, out, force=force)
     spectra.path, spectra.reused_layers = out, len(kept)
     return spectra
 
 
-def _outlook(
-    sources: Mapping[str, AdapterSource],
-    check: CheckReport,
-    device: str,
-    progress: ProgressCallback | None,
-    cancelled: CancelCheck | None,
-) -> Outlook:
+def _outlook(sources: Mapping[str, AdapterSource], check: CheckReport, run: RunContext) -> Outlook:
     collection = Collection(dict(sources), check, shared_layers(sources), "F32")
-    return outlook_of(collection, device=device, progress=progress, cancelled=cancelled)
+    return outlook_of(collection, run)
 
 
 def _fingerprint(spectra: Spectra, device: str) -> str:
@@ -217,16 +214,14 @@ def _fill(
     sources: Mapping[str, AdapterSource],
     check: CheckReport,
     out: Path | None,
-    device: str,
-    progress: ProgressCallback | None,
-    cancelled: CancelCheck | None,
+    run: RunContext,
     kept: Mapping[str, LayerTable] | None = None,
 ) -> None:
     """Compute every layer; of those that are ``kept`` in ``out`` only the similarity."""
     names = {task.name: i for i, task in enumerate(spectra.tasks)}
     weights = {name: check.adapters[name].weight for name in sources}
     points = grid_points(len(names), len(spectra.layer_names), len(spectra.methods))
-    place, known = pick_device(device), kept or {}
+    place, known = pick_device(run.device), kept or {}
 
     def work(layer: str) -> LayerSpectrum:
         table = known.get(layer)
@@ -237,9 +232,7 @@ def _fill(
             return LayerSpectrum(table, {}, _similarity(stack))
         return layer_spectrum(stack, names, spectra.methods, points)
 
-    results = map_ordered(
-        work, spectra.layer_names, stage="spectra", progress=progress, cancelled=cancelled
-    )
+    results = map_ordered(work, spectra.layer_names, run, stage="spectra")
     relations: RelationsSum | None = RelationsSum(len(names), spectra.layer_names)
     room = VECTORS_LIMIT_BYTES
     with closing(results):

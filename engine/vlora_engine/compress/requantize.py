@@ -8,7 +8,6 @@ from vlora_engine.catalog.load import load_space
 from vlora_engine.catalog.originals import original_if_there
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.compress.absorb import reexpress
-from vlora_engine.errors import Cancelled
 from vlora_engine.manifest.manifest import Manifest
 from vlora_engine.quantization.packing import Quantization, already_coded_error
 from vlora_engine.subspace.basis import Bases
@@ -18,41 +17,37 @@ from vlora_engine.subspace.loadings import Storage
 from vlora_engine.subspace.save import save
 from vlora_engine.subspace.tasks import TaskMap
 from vlora_engine.utils.files import check_output
-from vlora_engine.utils.progress import CancelCheck, Progress, ProgressCallback
+from vlora_engine.utils.run_context import RunContext
 
 
 def quantize_subspace(
     path: Path,
     out: Path,
     quantization: Quantization,
-    *,
-    force: bool = False,
-    progress: ProgressCallback | None = None,
-    cancelled: CancelCheck | None = None,
+    run: RunContext = RunContext(),
 ) -> Manifest:
     """Pack the subspace in ``path`` into the directory ``out``.
 
     Raises:
         NotFoundError, CorruptFileError: Of the subspace that is read.
         ParameterError: Its method chose the bits itself.
-        OutputExistsError: ``out`` is there and not ``force``.
+        OutputExistsError: ``out`` is there and not ``run.force``.
         Cancelled: Stopped between two tasks; nothing is written.
     """
     manifest = read_manifest(path)
     if manifest.coding is not None:
         raise already_coded_error(manifest.method)
-    check_output(out, force=force)
+    check_output(out, force=run.force)
     space = load_space(path)
-    requantize(space, quantization, progress, cancelled)
-    save(space, out, force=force)
+    requantize(space, quantization, run)
+    save(space, out, force=run.force)
     return read_manifest(out)
 
 
 def requantize(
     space: BasisSpace | CodedSpace,
     quantization: Quantization,
-    progress: ProgressCallback | None = None,
-    cancelled: CancelCheck | None = None,
+    run: RunContext = RunContext(),
 ) -> None:
     """Pack the bases of a subspace, and its loadings if asked, in place.
 
@@ -72,12 +67,10 @@ def requantize(
     tasks = TaskMap(storage, space.layers)
     records = space.tasks.records()
     for done, record in enumerate(records):
-        if cancelled is not None and cancelled():
-            raise Cancelled(f"Stopped at {done} of {len(records)} (quantize).")
+        run.stop_if_asked(f"Stopped at {done} of {len(records)} (quantize).")
         encoded = space.tasks.encoded(record.id)
         original = original_if_there(record)
         tasks.put(*reexpress(space, storage, space.layers, bases, record, encoded, original))
-        if progress is not None:
-            progress(Progress("quantize", done + 1, len(records), record.id))
+        run.report("quantize", done + 1, len(records), record.id)
     space.bases, space.tasks = Bases.of(bases.values()), tasks
     space.quantization, space.stored = quantization, None

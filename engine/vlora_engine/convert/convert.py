@@ -32,7 +32,8 @@ from vlora_engine.utils.files import (
     require_apart,
 )
 from vlora_engine.utils.naming import slugs
-from vlora_engine.utils.progress import Progress, ProgressCallback
+from vlora_engine.utils.progress import ProgressCallback
+from vlora_engine.utils.run_context import RunContext
 
 if TYPE_CHECKING:
     from vlora_engine.shared_subspace import SharedSubspace
@@ -162,16 +163,16 @@ def convert(
         OutputExistsError: An output is there, and not ``force``.
         StorageError: What was written does not read back as what was meant.
     """
+    run = RunContext(progress, force=force)
     refuse_losses(conversion, allow_loss)
     for path in conversion.outputs.values():
         check_output(path, force=force)
     if conversion.to not in ADAPTER_FORMATS:
-        return [_subspace(conversion, force, progress)]
+        return [_subspace(conversion, run)]
     source = _opened(conversion)
     written = []
     for done, (name, path) in enumerate(conversion.outputs.items()):
-        if progress is not None:
-            progress(Progress(STAGE, done, len(conversion.outputs), name))
+        run.report(STAGE, done, len(conversion.outputs), name)
         weights = source.reconstruct(name) if source else to_memory(conversion.adapters[name])
         written.append(_adapter(conversion.to, weights, name, path, force))
     return written
@@ -267,7 +268,7 @@ def _opened(conversion: Conversion) -> SharedSubspace | None:
     return None if conversion.whole is None else SharedSubspace.load(conversion.whole)
 
 
-def _subspace(conversion: Conversion, force: bool, progress: ProgressCallback | None) -> Converted:
+def _subspace(conversion: Conversion, run: RunContext) -> Converted:
     from vlora_engine.interop.write import share_names, write_lorashare, write_vlora_dev
 
     out = conversion.outputs[""]
@@ -276,10 +277,10 @@ def _subspace(conversion: Conversion, force: bool, progress: ProgressCallback | 
     if conversion.to == "subspace":
         assert source is not None  # noqa: S101  (`_require_sense`)
         built = source
-        built.save(out, force=force)
+        built.save(out, force=run.force)
     else:
-        built = _held(conversion, source, progress)
-        with new_directory(out, job="convert", force=force) as partial:
+        built = _held(conversion, source, run)
+        with new_directory(out, job="convert", force=run.force) as partial:
             if conversion.to == VLORA_DEV:
                 write_vlora_dev(built, partial)
             else:
@@ -289,9 +290,7 @@ def _subspace(conversion: Conversion, force: bool, progress: ProgressCallback | 
     return Converted("", out, directory_bytes(out), error)
 
 
-def _held(
-    conversion: Conversion, source: SharedSubspace | None, progress: ProgressCallback | None
-) -> SharedSubspace:
+def _held(conversion: Conversion, source: SharedSubspace | None, run: RunContext) -> SharedSubspace:
     """A subspace that the target's format can hold."""
     from vlora_engine.manifest.records import max_k, shared_layers
     from vlora_engine.shared_subspace import SharedSubspace
@@ -308,7 +307,7 @@ def _held(
         method=method,
         num_components=conversion.k or max(limits),
         dtype="fp32",
-        progress=progress,
+        progress=run.progress,
     )
 
 

@@ -30,7 +30,6 @@ from vlora_engine.doctor.rules import RULES, TARGETS, Stage, Subject, applied
 from vlora_engine.doctor.subspace_check import check_subspace
 from vlora_engine.doctor.tensor_rules import read_facts
 from vlora_engine.errors import (
-    Cancelled,
     ParameterError,
     UnsupportedAdapterError,
     VLoRAError,
@@ -38,7 +37,8 @@ from vlora_engine.errors import (
 from vlora_engine.findings import SEVERITIES, Finding, Severity, finding_of
 from vlora_engine.formats.base import Inspection, Probe
 from vlora_engine.utils.naming import printable
-from vlora_engine.utils.progress import CancelCheck, Progress, ProgressCallback
+from vlora_engine.utils.progress import CancelCheck, ProgressCallback
+from vlora_engine.utils.run_context import RunContext
 
 if TYPE_CHECKING:
     from vlora_engine.catalog.scanner import AdapterInfo
@@ -162,6 +162,7 @@ def diagnose(
         ParameterError: An unknown target, or a path that is no local one.
         Cancelled: ``cancelled`` said so.
     """
+    run = RunContext(progress, cancelled)
     if target is not None:
         check_target(target)
     catalog = scan(_on_disk(paths))
@@ -169,7 +170,7 @@ def diagnose(
     subjects: dict[str, Subject] = {}
     total = len(catalog.adapters) + len(catalog.subspaces)
     for info in catalog.adapters:
-        _step(progress, cancelled, len(report.examined), total, info.name)
+        _step(run, len(report.examined), total, info.name)
         subject = replace(subject_at(info.here, entry=info), base=base)
         if read_tensors and (subject.modules or subject.error is None):
             subject = _with_facts(info.name, subject)
@@ -178,7 +179,7 @@ def diagnose(
         findings = tuple(applied(subject, stages, target))
         report.examined.append(Examined(info.name, str(info.path), info.format, findings))
     for place in catalog.subspaces:
-        _step(progress, cancelled, len(report.examined), total, place.name)
+        _step(run, len(report.examined), total, place.name)
         here = place if isinstance(place, Path) else existing_path(place)
         report.examined.append(_subspace(here, target, base, read_tensors))
     report.findings = [*catalog.findings, *together(subjects)]
@@ -338,14 +339,6 @@ def _codes_of(stage: Stage) -> set[str]:
     return {code for code, (row, _) in RULES.items() if row.stage == stage}
 
 
-def _step(
-    progress: ProgressCallback | None,
-    cancelled: CancelCheck | None,
-    done: int,
-    total: int,
-    name: str,
-) -> None:
-    if cancelled is not None and cancelled():
-        raise Cancelled("Stopped as asked; nothing was changed.")
-    if progress is not None:
-        progress(Progress("diagnose", done, total, name))
+def _step(run: RunContext, done: int, total: int, name: str) -> None:
+    run.stop_if_asked("Stopped as asked; nothing was changed.")
+    run.report("diagnose", done, total, name)

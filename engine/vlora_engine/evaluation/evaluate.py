@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vlora_engine.adapters.model import AdapterSource
-from vlora_engine.errors import Cancelled, ParameterError
+from vlora_engine.errors import ParameterError
 from vlora_engine.evaluation.prompts import Prompt
 from vlora_engine.nn.peft_model import (
     BaseModel,
@@ -29,8 +29,9 @@ from vlora_engine.nn.peft_model import (
     worn_by_us,
 )
 from vlora_engine.subspace.space import Space
-from vlora_engine.utils.progress import CancelCheck, Progress, ProgressCallback
+from vlora_engine.utils.progress import CancelCheck, ProgressCallback
 from vlora_engine.utils.ranking import ranked
+from vlora_engine.utils.run_context import RunContext
 
 STAGE = "evaluate"
 MAX_TOKENS = 2048  # of a task
@@ -247,14 +248,14 @@ def evaluate(
         CollectionError: An adapter does not fit the base.
         Cancelled: ``cancelled()`` became true between two tasks.
     """
+    run = RunContext(progress, cancelled)
     _check(pairs, max_tokens, length)
     length = min(length, base.longest or length)
     others = strangers if strangers is not None else {t: p.compressed for t, p in pairs.items()}
     in_place_of = derangement(list(others), seed)
     scores = []
     for done, (task, pair) in enumerate(pairs.items(), start=1):
-        if cancelled is not None and cancelled():
-            raise Cancelled(f"Stopped at {done - 1} of {len(pairs)} ({STAGE}).")
+        run.stop_if_asked(f"Stopped at {done - 1} of {len(pairs)} ({STAGE}).")
         with quiet():
             base.put("original", pair.original())
             base.put("compressed", pair.compressed())
@@ -267,8 +268,7 @@ def evaluate(
                 texts = _sequences(base, prompts[task], max_tokens, length)
             text = SAMPLED if prompts is None else prompts[task].file
             scores.append(_score(base, task, text, texts, stranger))
-        if progress is not None:
-            progress(Progress(STAGE, done, len(pairs), task))
+        run.report(STAGE, done, len(pairs), task)
     return Evaluation(
         ranked(scores, lambda score: score.compressed.kl, lambda score: score.task),
         sorted(base.unplaced),

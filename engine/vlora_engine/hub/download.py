@@ -16,7 +16,7 @@ from typing import Any
 from vlora_engine.adapters.address import hub_cache
 from vlora_engine.errors import Cancelled
 from vlora_engine.hub.client import endpoint
-from vlora_engine.utils.progress import CancelCheck, Progress, ProgressCallback
+from vlora_engine.utils.run_context import RunContext
 
 STAGE = "download"  # its units are bytes
 POLL_SECONDS = 0.1
@@ -25,17 +25,10 @@ POLL_SECONDS = 0.1
 class Tally:
     """Bytes that came, of several files one after another."""
 
-    def __init__(
-        self,
-        total: int,
-        where: str,
-        progress: ProgressCallback | None,
-        cancelled: CancelCheck | None,
-    ) -> None:
+    def __init__(self, total: int, where: str, run: RunContext) -> None:
         self.total = total
         self.is_stopped = False
-        self._where = where
-        self._progress, self._cancelled = progress, cancelled
+        self._where, self._run = where, run
         self._before, self._of_file, self._name = 0, 0.0, ""
         self._told = -1
 
@@ -66,16 +59,16 @@ class Tally:
         Raises:
             Cancelled: It was.
         """
-        if self._cancelled is not None and self._cancelled():
+        if self._run.is_cancelled():
             self.is_stopped = True
             raise self._cancelled_error()
 
     def tell(self) -> None:
         """Say how far it is, if that is news."""
         done = min(self.total, self._before + int(self._of_file))
-        if self._progress is not None and self.total and done != self._told:
+        if self.total and done != self._told:
             self._told = done
-            self._progress(Progress(STAGE, done, self.total, self._name))
+            self._run.report(STAGE, done, self.total, self._name)
 
     def _cancelled_error(self) -> Cancelled:
         return Cancelled(

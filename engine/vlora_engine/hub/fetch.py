@@ -32,6 +32,7 @@ from vlora_engine.manifest.manifest import parse_manifest
 from vlora_engine.utils.file_names import ADAPTER_CONFIG, SUBSPACE_INDEX
 from vlora_engine.utils.files import write_file
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback
+from vlora_engine.utils.run_context import RunContext
 from vlora_engine.utils.safetensors_file import read_header
 
 logger = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ def fetch(
         raise _half_error(folder / lacking[0], listing)
     total = sum(listing.sizes[name] or 0 for name in lacking)
     _require_room(total)
-    tally = Tally(total, str(listing.address), progress, cancelled)
+    tally = Tally(total, str(listing.address), RunContext(progress, cancelled))
     for name in lacking:
         _download(listing, name, tally)
     if not listing.cached:

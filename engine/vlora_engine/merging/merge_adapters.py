@@ -37,7 +37,9 @@ from vlora_engine.merging.weights import (
     settings_of,
     varied_modules,
 )
-from vlora_engine.utils.progress import CancelCheck, ProgressCallback, map_ordered
+from vlora_engine.utils.progress import CancelCheck, ProgressCallback
+from vlora_engine.utils.run_context import RunContext
+from vlora_engine.utils.workers import map_ordered
 
 Space = Literal["delta", "factors"]
 Adapters = Sequence[LoRAWeights | AdapterSource]
@@ -163,9 +165,8 @@ def merge_with_report(
         def merge_module(module: str) -> MergedModule:
             return _merge_module(request, sources, module, holders[module], settings[module])
 
-        results = map_ordered(
-            merge_module, list(holders), stage="merge", progress=progress, cancelled=cancelled
-        )
+        run = RunContext(progress, cancelled)
+        results = map_ordered(merge_module, list(holders), run, stage="merge")
         modules = dict(zip(holders, results, strict=True))
     merged = assemble(sources, modules, report)
     for finding in report.findings:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ from vlora_engine.catalog.locate import existing_path
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.read import is_subspace, read_manifest
 from vlora_engine.errors import (
-    Cancelled,
     HubAccessError,
     NotFoundError,
     OutputExistsError,
@@ -36,10 +35,12 @@ from vlora_engine.targets.save import save_adapter
 from vlora_engine.utils.file_names import ADAPTER_CONFIG, SUBSPACE_INDEX
 from vlora_engine.utils.files import dump_json
 from vlora_engine.utils.naming import slugs
-from vlora_engine.utils.progress import CancelCheck, Progress, ProgressCallback
+from vlora_engine.utils.progress import CancelCheck, ProgressCallback
+from vlora_engine.utils.run_context import RunContext
 from vlora_engine.utils.safetensors_file import read_error
 
 STAGE = "upload"  # its units are bytes
+STOPPED = "Stopped before the commit: the repository is as it was."
 BATCH_FILES = 50
 BATCH_BYTES = 200_000_000
 OURS = (".gitattributes", CARD)  # what every repository may have before anything is pushed
@@ -119,7 +120,7 @@ def parcel_of(
         return _subspace_parcel(place, address)
     if staging is None:
         raise ValueError("tasks are exported into a staging folder")
-    return _tasks_parcel(place, address, tasks, staging, progress, cancelled)
+    return _tasks_parcel(place, address, tasks, staging, RunContext(progress, cancelled))
 
 
 def push(
@@ -153,7 +154,7 @@ def push(
         client.create_repo(address.repo, private=private, exist_ok=True)
         if address.revision is not None:
             client.create_branch(address.repo, branch=address.revision, exist_ok=True)
-        operations = list(_uploaded(client, parcel, files, progress, cancelled))
+        operations = list(_uploaded(client, parcel, files, RunContext(progress, cancelled)))
         made = client.create_commit(
             address.repo,
             [*operations, *stale],
@@ -210,15 +211,13 @@ def _tasks_parcel(
     address: AdapterRef,
     tasks: Sequence[str],
     staging: Path,
-    progress: ProgressCallback | None,
-    cancelled: CancelCheck | None,
+    run: RunContext,
 ) -> Parcel:
     space = load_space(place)
     folders = slugs(tasks)
     for done, task in enumerate(tasks):
-        _heed(cancelled)
-        if progress is not None:
-            progress(Progress("export", done, len(tasks), task))
+        run.stop_if_asked(STOPPED)
+        run.report("export", done, len(tasks), task)
         save_adapter(space.reconstruct(task), staging / folders[task])
     files: dict[str, Path | bytes] = {
         path.relative_to(staging).as_posix(): path
@@ -342,15 +341,14 @@ def _uploaded(
     client: Any,
     parcel: Parcel,
     files: Mapping[str, Path | bytes],
-    progress: ProgressCallback | None,
-    cancelled: CancelCheck | None,
+    run: RunContext,
 ) -> Iterator[Any]:
     """The commit's operations; what is large is sent on the way, some files at a time."""
     from huggingface_hub import CommitOperationAdd
 
     total, done = sum(map(_size, files.values())), 0
     for batch in _batches(files):
-        _heed(cancelled)
+        run.stop_if_asked(STOPPED)
         operations = [
             CommitOperationAdd(
                 path_in_repo=name,
@@ -362,10 +360,9 @@ def _uploaded(
             parcel.address.repo, additions=operations, revision=parcel.address.revision
         )
         done += sum(_size(content) for _, content in batch)
-        if progress is not None:
-            progress(Progress(STAGE, done, total, batch[-1][0]))
+        run.report(STAGE, done, total, batch[-1][0])
         yield from operations
-    _heed(cancelled)
+    run.stop_if_asked(STOPPED)
 
 
 def _batches(
@@ -381,11 +378,6 @@ def _batches(
         nbytes += _size(content)
     if batch:
         yield batch
-
-
-def _heed(cancelled: Callable[[], bool] | None) -> None:
-    if cancelled is not None and cancelled():
-        raise Cancelled("Stopped before the commit: the repository is as it was.")
 
 
 def _size(content: Path | bytes) -> int:

@@ -21,7 +21,7 @@ from vlora_engine.spectra.choose import Choice
 from vlora_engine.spectra.tables import Spectra
 from vlora_engine.subspace.basis import LayerPlan
 from vlora_engine.subspace.loadings import EncodedTask, Storage, TaskLayer
-from vlora_engine.utils.progress import CancelCheck, ProgressCallback
+from vlora_engine.utils.run_context import RunContext
 
 
 def canonical_order(check: CheckReport, names: Sequence[str]) -> list[str]:
@@ -93,20 +93,20 @@ class BuildReport:
 
 def prepare(
     sources: Mapping[str, AdapterSource],
+    run: RunContext = RunContext(),
     *,
     dtype: str = "auto",
     lossy: bool = False,
     skip_bad: bool = False,
     check: CheckReport | None = None,
-    progress: ProgressCallback | None = None,
-    cancelled: CancelCheck | None = None,
 ) -> Collection:
     """Check every adapter and order the good ones. ``dtype``, ``lossy``: see `storage_dtype`.
 
     Raises:
         CollectionError: There are bad ones and not ``skip_bad``, or nothing is left.
     """
-    check = check or check_adapters(sources, progress=progress, cancelled=cancelled)
+    if check is None:
+        check = check_adapters(sources, progress=run.progress, cancelled=run.cancelled)
     names = canonical_order(check, check.require(skip_bad=skip_bad))
     good = {name: sources[name] for name in names}
     found = {shape.dtype for source in good.values() for shape in source.modules.values()}

@@ -1,17 +1,9 @@
-"""Report the progress of long work, run it in ordered worker threads, and cancel it."""
+"""What long work tells of its progress, and asks about being cancelled."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
-
-from vlora_engine.errors import Cancelled
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -26,63 +18,3 @@ class Progress:
 
 ProgressCallback = Callable[[Progress], None]
 CancelCheck = Callable[[], bool]
-
-
-def cores() -> int:
-    """The number of processors that this process may use."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:
-        return os.cpu_count() or 1
-
-
-def map_ordered(
-    function: Callable[[T], R],
-    items: Sequence[T],
-    *,
-    stage: str,
-    describe: Callable[[T], str] = str,
-    progress: ProgressCallback | None = None,
-    cancelled: CancelCheck | None = None,
-    workers: int | None = None,
-) -> Generator[R, None, None]:
-    """Apply ``function`` to ``items`` in worker threads; yield the results in order.
-
-    At most ``workers + 1`` items are in progress, so memory is bounded by a few of them. Every
-    worker runs torch on one thread: results do not depend on how many workers there are. A caller
-    that may stop before the end wraps the generator in ``contextlib.closing``: the workers then end
-    at once, and not at garbage collection, which may run in one of them.
-
-    Args:
-        function: Called once for each item.
-        items: What to work on.
-        stage: The name of the work in progress reports.
-        describe: The detail of an item in progress reports.
-        progress: Called after each item, in order.
-        cancelled: Asked after each item whether to stop.
-        workers: Threads; by default as many as `cores`.
-
-    Raises:
-        Cancelled: ``cancelled()`` became true; items under way are finished first.
-    """
-    import torch
-
-    count = min(workers or cores(), max(1, len(items)))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            pending = [pool.submit(function, item) for item in items[: count + 1]]
-            for i, item in enumerate(items):
-                result = pending.pop(0).result()
-                if i + count + 1 < len(items):
-                    pending.append(pool.submit(function, items[i + count + 1]))
-                if progress is not None:
-                    progress(Progress(stage, i + 1, len(items), describe(item)))
-                yield result
-                if cancelled is not None and cancelled() and i + 1 < len(items):
-                    for future in pending:
-                        future.cancel()
-                    raise Cancelled(f"Stopped at {i + 1} of {len(items)} ({stage}).")
-    finally:
-        torch.set_num_threads(threads)

@@ -40,19 +40,17 @@ from vlora_engine.subspace.store import task_files
 from vlora_engine.utils.device import pick_device
 from vlora_engine.utils.file_names import BASIS_FILE
 from vlora_engine.utils.files import discard, dump_json, publish
-from vlora_engine.utils.progress import CancelCheck, ProgressCallback
+from vlora_engine.utils.run_context import RunContext
 from vlora_engine.utils.safetensors_file import encode_header
 from vlora_engine.utils.unfinished import RESULT, keep_finished_layers
 
 
 def outlook_of(
     collection: Collection,
+    run: RunContext,
     *,
     groups: bool = True,
     aim: CompressionTarget | None = None,
-    device: str = "auto",
-    progress: ProgressCallback | None = None,
-    cancelled: CancelCheck | None = None,
 ) -> Outlook:
     """The outlook of a collection, with what it takes on disk beside the coded numbers."""
     records = _records(collection, None)
@@ -60,12 +58,10 @@ def outlook_of(
         collection.sources,
         collection.layers,
         collection.weights,
+        run,
         groups=groups,
         aim=aim,
         overhead=overhead_bytes(collection.sources, records, collection.layers),
-        device=pick_device(device),
-        progress=progress,
-        cancelled=cancelled,
     )
     outlook.factor_bytes = 2 * sum(record.factor_elements for record in records.values())
     outlook.input_bytes = sum(record.source_bytes for record in records.values())
@@ -79,11 +75,8 @@ def build_coded(
     collection: Collection,
     targets: CompressionTarget,
     outlook: Outlook | None,
+    run: RunContext,
     *,
-    device: str = "auto",
-    force: bool = False,
-    progress: ProgressCallback | None = None,
-    cancelled: CancelCheck | None = None,
     room: Callable[[int], None] | None = None,
 ) -> BuildReport:
     """Code ``collection`` into the directory ``out``; ``partial`` is held by the caller.
@@ -93,40 +86,28 @@ def build_coded(
     with keep_finished_layers(partial, out):
         known = outlook
         if known is None:
-            known = _partial_outlook(partial, collection, targets, device, progress, cancelled)
+            known = _partial_outlook(partial, collection, targets, run)
         _same_tasks(collection, known)
 
         def parts(forecast: Forecast) -> Parts:
-            return FileParts(partial, fingerprint(collection, targets.method, forecast, device))
+            return FileParts(partial, fingerprint(collection, targets.method, forecast, run.device))
 
-        coder = _coder(collection, targets, known, parts, out, device, progress, cancelled)
+        coder = _coder(collection, targets, known, parts, out, run)
         coder.room = room
         coded = coder.run()
         manifest = _assemble(partial / RESULT, out, collection, targets, coder, coded)
         report = _report(out, collection, manifest, coded)
-        publish(partial / RESULT, out, force=force)
+        publish(partial / RESULT, out, force=run.force)
         discard(partial)
     return report
 
 
 def code_in_memory(
-    collection: Collection,
-    targets: CompressionTarget,
-    *,
-    device: str = "auto",
-    progress: ProgressCallback | None = None,
+    collection: Collection, targets: CompressionTarget, run: RunContext
 ) -> tuple[Coding, dict[tuple[int, int], bytes], list[tuple[TaskRecord, CodedTask]]]:
     """The same in memory: coding, what groups share by (layer, group), and the tasks."""
-    outlook = outlook_of(
-        collection,
-        groups=targets.method == "auto",
-        aim=targets,
-        device=device,
-        progress=progress,
-    )
-    coder = _coder(
-        collection, targets, outlook, lambda _: MemoryParts(), None, device, progress, None
-    )
+    outlook = outlook_of(collection, run, groups=targets.method == "auto", aim=targets)
+    coder = _coder(collection, targets, outlook, lambda _: MemoryParts(), None, run)
     coded = coder.run()
     coding = coding_of(targets, coder.outlook, coded.forecast)
     units = {(i, g): coded.parts.shared(i)[g] for i, g in coding.units()}
@@ -140,9 +121,7 @@ def _coder(
     outlook: Outlook,
     parts: Callable[[Forecast], Parts],
     out: Path | None,
-    device: str,
-    progress: ProgressCallback | None,
-    cancelled: CancelCheck | None,
+    run: RunContext,
 ) -> Coder:
     records = _records(collection, out)
     if out is None:  # where it will be saved is not known: the index may name the absolute path
@@ -156,16 +135,7 @@ def _coder(
     def size(coded: Coded) -> int:
         return _size(collection, targets, outlook, records, coded)
 
-    return Coder(
-        collection,
-        outlook,
-        targets,
-        parts,
-        size,
-        pick_device(device),
-        progress,
-        cancelled,
-    )
+    return Coder(collection, outlook, targets, parts, size, run)
 
 
 def _records(collection: Collection, out: Path | None) -> dict[str, TaskRecord]:
@@ -309,12 +279,7 @@ def fingerprint(collection: Collection, method: str, forecast: Forecast, device:
 
 
 def _partial_outlook(
-    partial: Path,
-    collection: Collection,
-    targets: CompressionTarget,
-    device: str,
-    progress: ProgressCallback | None,
-    cancelled: CancelCheck | None,
+    partial: Path, collection: Collection, targets: CompressionTarget, run: RunContext
 ) -> Outlook:
     """The outlook that an interrupted build left, or a new one."""
     place = partial_outlook(partial)
@@ -325,14 +290,7 @@ def _partial_outlook(
             return known
         except VLoRAError:
             place.unlink(missing_ok=True)
-    made = outlook_of(
-        collection,
-        groups=targets.method == "auto",
-        aim=targets,
-        device=device,
-        progress=progress,
-        cancelled=cancelled,
-    )
+    made = outlook_of(collection, run, groups=targets.method == "auto", aim=targets)
     made.save(place)
     return made
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-import torch
 
 from vlora_engine.adapters.stack import read_stack
 from vlora_engine.codec.forecast import (
@@ -30,12 +29,10 @@ from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import TargetError
 from vlora_engine.subspace.coded.layer_parts import Parts
 from vlora_engine.subspace.request import Collection
-from vlora_engine.utils.progress import (
-    CancelCheck,
-    Progress,
-    ProgressCallback,
-    map_ordered,
-)
+from vlora_engine.utils.device import pick_device
+from vlora_engine.utils.progress import Progress
+from vlora_engine.utils.run_context import RunContext
+from vlora_engine.utils.workers import map_ordered
 
 logger = logging.getLogger(__name__)
 
@@ -82,9 +79,7 @@ class Coder:
     target: CompressionTarget
     parts: Callable[[Forecast], Parts]
     size: Callable[[Coded], int]
-    device: torch.device | str = "cpu"
-    progress: ProgressCallback | None = None
-    cancelled: CancelCheck | None = None
+    context: RunContext
     room: Callable[[int], None] | None = None
 
     def run(self) -> Coded:
@@ -266,26 +261,22 @@ class Coder:
         steps = np.divide(forecast.steps, weights, out=np.zeros(len(weights)), where=weights > 0)
         by_name = dict(zip(self.outlook.tasks, steps.tolist(), strict=True))
         names = [spec.name for spec in self.collection.layers]
-        report = self.progress
+        sources, device = self.collection.sources, pick_device(self.context.device)
 
         def progress(step: Progress) -> None:
-            if report is not None:
-                report(replace(step, done=done + step.done, total=total))
+            self.context.report(step.stage, done + step.done, total, step.detail)
 
         def work(index: int) -> CodedLayer:
-            stack = read_stack(
-                names[index], self.collection.sources, self.collection.weights, self.device
-            )
+            stack = read_stack(names[index], sources, self.collection.weights, device)
             own = np.array([by_name[task] for task in stack.tasks])
             return code_layer(stack, own, self.groups_of(forecast, index))
 
         return map_ordered(
             work,
             list(chosen),
+            replace(self.context, progress=progress),
             stage="build",
             describe=names.__getitem__,
-            progress=progress,
-            cancelled=self.cancelled,
         )
 
     def groups_of(self, forecast: Forecast, index: int) -> list[Group]:

@@ -44,7 +44,9 @@ from vlora_engine.codec.tables import Array
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.manifest.manifest import LayerSpec
 from vlora_engine.manifest.records import rest_bytes
-from vlora_engine.utils.progress import CancelCheck, ProgressCallback, map_ordered
+from vlora_engine.utils.device import pick_device
+from vlora_engine.utils.run_context import RunContext
+from vlora_engine.utils.workers import map_ordered
 
 COSINE = 0.5  # of A; where the line runs matters little: partitions are the same from .15 to .6
 GRID_FACTOR = 2.0**1.25
@@ -61,13 +63,11 @@ def measure(
     sources: Mapping[str, AdapterSource],
     layers: Sequence[LayerSpec],
     weights: Mapping[str, float],
+    run: RunContext,
     *,
     groups: bool = True,
     aim: CompressionTarget | None = None,
     overhead: int = 0,
-    device: torch.device | str = "cpu",
-    progress: ProgressCallback | None = None,
-    cancelled: CancelCheck | None = None,
 ) -> Outlook:
     """The outlook of a checked collection, its sizes left open but for that of rest tensors.
 
@@ -78,7 +78,7 @@ def measure(
     """
     names = list(sources)
     places = {name: i for i, name in enumerate(names)}
-    order = [spec.name for spec in layers]
+    order, device = [spec.name for spec in layers], pick_device(run.device)
 
     def first(layer: str) -> tuple[OwnTable, Tensor | None]:
         stack = read_stack(layer, sources, weights, device)
@@ -86,7 +86,7 @@ def measure(
 
     tables: list[OwnTable] = []
     gram = np.zeros((len(names), len(names)))
-    passed = map_ordered(first, order, stage="codec", progress=progress, cancelled=cancelled)
+    passed = map_ordered(first, order, run, stage="codec")
     with closing(passed):
         for table, inner in passed:
             tables.append(table)
@@ -119,7 +119,7 @@ def measure(
     families = list(_families(order).values())
     for choose in (_middle, _ends, _some):
         works = [work for rows in families for work in choose(outlook, rows, offers, aim)]
-        seen = map_ordered(look, works, stage="groups", progress=progress, cancelled=cancelled)
+        seen = map_ordered(look, works, run, stage="groups")
         with closing(seen):
             outlook.groups |= seen
     for rows in families:

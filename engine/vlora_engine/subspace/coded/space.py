@@ -46,7 +46,7 @@ from vlora_engine.subspace.projection import assembled, check_fits, shared_specs
 from vlora_engine.subspace.request import Collection
 from vlora_engine.subspace.space import SpaceState
 from vlora_engine.subspace.tasks import TaskMap, TaskProjection
-from vlora_engine.utils.progress import ProgressCallback
+from vlora_engine.utils.run_context import RunContext
 
 _HALVINGS = 24
 
@@ -64,14 +64,10 @@ def load_coded(manifest: Manifest, *, verify: bool = True) -> CodedSpace:
 
 
 def code_collection(
-    collection: Collection,
-    targets: CompressionTarget,
-    *,
-    device: str = "auto",
-    progress: ProgressCallback | None = None,
+    collection: Collection, targets: CompressionTarget, run: RunContext
 ) -> CodedSpace:
     """Code a checked collection in memory."""
-    coding, units, coded = code_in_memory(collection, targets, device=device, progress=progress)
+    coding, units, coded = code_in_memory(collection, targets, run)
     shared = MemoryShared(units)
     tasks = CodedTasks(list(collection.layers), Decoder(shared))
     for record, task in coded:

@@ -1,0 +1,43 @@
+"""How a piece of long work is run: whom it tells, who may stop it, where it computes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vlora_engine.errors import Cancelled
+from vlora_engine.utils.progress import CancelCheck, Progress, ProgressCallback
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What public functions take as keywords, handed on as one to what they call.
+
+    Args:
+        progress: Told of every step.
+        cancelled: Asked between two steps whether to stop.
+        device: Where to compute.
+        force: Replace outputs that exist.
+    """
+
+    progress: ProgressCallback | None = None
+    cancelled: CancelCheck | None = None
+    device: str = "auto"
+    force: bool = False
+
+    def report(self, stage: str, done: int, total: int, detail: str = "") -> None:
+        """Tell that ``done`` of ``total`` units of a stage are done, and which was last."""
+        if self.progress is not None:
+            self.progress(Progress(stage, done, total, detail))
+
+    def is_cancelled(self) -> bool:
+        """Whether somebody asked to stop."""
+        return self.cancelled is not None and self.cancelled()
+
+    def stop_if_asked(self, what: str) -> None:
+        """Stop if that is asked.
+
+        Raises:
+            Cancelled: It was; ``what`` says what became of the work.
+        """
+        if self.is_cancelled():
+            raise Cancelled(what)
