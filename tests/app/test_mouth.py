@@ -154,16 +154,17 @@ def test_verbose_shows_the_engines_log_and_silence_is_the_default(
 ) -> None:
     import logging
 
-    from vlora_engine.manifest import manifest
+    from vlora_engine.manifest.manifest import Manifest
+    from vlora_tui.cli import look
 
-    original = manifest.read_manifest
+    original = look.read_manifest
 
-    def read(path: str | Path) -> manifest.Manifest:
+    def read(path: str | Path) -> Manifest:
         logging.getLogger("vlora_engine.manifest.manifest").info("reading it")
         logging.getLogger("vlora_engine.manifest.manifest").debug("every byte")
         return original(path)
 
-    monkeypatch.setattr(manifest, "read_manifest", read)
+    monkeypatch.setattr(look, "read_manifest", read)
     assert cli("info", built).err == ""
     assert cli("info", built, "-v").err == "vlora_engine.manifest.manifest: reading it\n"
     assert cli("-vv", "info", built).err.count("vlora_engine.manifest.manifest: ") == 2

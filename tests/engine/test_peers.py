@@ -365,7 +365,7 @@ def test_looking_at_a_peers_subspace_needs_no_torch(fresh_python, ours_as_vlora,
 
     said = fresh_python(
         "import sys; from vlora_engine.catalog.scanner import scan, tasks_of;"
-        "from vlora_engine.manifest.manifest import read_manifest;"
+        "from vlora_engine.catalog.read import read_manifest;"
         f"scan({places!r});"
         f"print([len(tasks_of(read_manifest(p).path)) for p in {places!r}],"
         "'torch' in sys.modules)"

@@ -119,7 +119,7 @@ class Gate:
 
 LAYER = "vlora_engine.subspace.layer_parts|LayerParts.write"
 SPECTRUM = "vlora_engine.compress.measure|write_layer"
-SAVE = "vlora_engine.catalog.open|save_adapter"
+SAVE = "vlora_engine.targets.save|save_adapter"
 
 
 @pytest.fixture
