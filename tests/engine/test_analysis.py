@@ -21,6 +21,7 @@ from vlora_engine.analysis.similarity import (
 )
 from vlora_engine.errors import AdapterError, CollectionError, ParameterError
 from vlora_engine.shared_subspace import SharedSubspace
+from vlora_engine.subspace.basis import LayerBasis
 from vlora_engine.subspace.coverage import coverage_total, subspace_coverage
 
 DIMS = {"layer.0.q": (7, 9), "layer.0.v": (6, 9), "layer.1.q": (7, 9)}  # (d_out, d_in)
@@ -224,11 +225,16 @@ def orthonormal(k: int, d: int, seed: int) -> Tensor:
 
 
 def projecting(method: str, k_a: int, k_b: int, layers: list[str]) -> SimpleNamespace:
+    a = {m: orthonormal(k_a, DIMS[m][1], 1) for m in layers}
+    b = {m: orthonormal(k_b, DIMS[m][0], 2) for m in layers}
+    return space_of(method, a, b)
+
+
+def space_of(method: str, a: dict[str, Tensor], b: dict[str, Tensor], **means: Tensor):
+    """What coverage reads of a subspace: a basis for each of its layers."""
+    bases = {m: LayerBasis(m, a[m], b[m], torch.ones(0), torch.ones(0), 1, **means) for m in a}
     return SimpleNamespace(
-        method=method,
-        layer_names=layers,
-        components_a={m: orthonormal(k_a, DIMS[m][1], 1) for m in layers},
-        components_b={m: orthonormal(k_b, DIMS[m][0], 2) for m in layers},
+        method=method, layer_names=list(a), bases=bases, components_a=a, components_b=b
     )
 
 
@@ -261,7 +267,7 @@ def test_a_full_basis_covers_everything_and_an_orthogonal_one_nothing():
     assert subspace_coverage(full, adapter)["layer.0.v"]["coverage"] == pytest.approx(1.0)
     module = "layer.0.v"
     _, _, Vh = torch.linalg.svd(adapter.delta(module), full_matrices=True)
-    full.components_a[module] = Vh[2:]
+    full.bases[module].a = Vh[2:]
     assert subspace_coverage(full, adapter)[module]["coverage"] == pytest.approx(0.0, abs=1e-12)
 
 
@@ -275,17 +281,13 @@ def test_flat_coverage_goes_through_the_mean_and_pads_lower_ranks():
     a, b = torch.zeros(rank, d_in).double(), torch.zeros(d_out, rank).double()
     a[:2], b[:, :2] = adapter.lora_a[module], adapter.lora_b[module]
     along_a, along_b = a - mean_a, b - mean_b
-    subspace = SimpleNamespace(
-        method="flat",
-        layer_names=[module],
-        components_a={module: (along_a / along_a.norm()).reshape(1, -1)},
-        components_b={module: (along_b / along_b.norm()).reshape(1, -1)},
-        means_a={module: mean_a.flatten()},
-        means_b={module: mean_b.flatten()},
-    )
+    means = {"mean_a": mean_a.flatten(), "mean_b": mean_b.flatten()}
+    directions_a = {module: (along_a / along_a.norm()).reshape(1, -1)}
+    directions_b = {module: (along_b / along_b.norm()).reshape(1, -1)}
+    subspace = space_of("flat", directions_a, directions_b, **means)
     covered = subspace_coverage(subspace, adapter)[module]
     assert covered["coverage"] == pytest.approx(1.0)
-    subspace.components_b[module] = orthonormal(1, d_out * rank, 3)
+    subspace = space_of("flat", directions_a, {module: orthonormal(1, d_out * rank, 3)}, **means)
     b_hat = (
         b
         - along_b
@@ -315,7 +317,7 @@ def test_coverage_is_what_a_task_of_a_built_subspace_keeps(method):
 
 def test_coverage_names_a_module_that_does_not_fit():
     subspace = projecting("delta", 2, 2, ["layer.0.q"])
-    subspace.components_a["layer.0.q"] = orthonormal(2, 12, 0)
+    subspace.bases["layer.0.q"].a = orthonormal(2, 12, 0)
     with pytest.raises(CollectionError) as caught:
         subspace_coverage(subspace, make(0))
     assert "d_in 12" in str(caught.value)
