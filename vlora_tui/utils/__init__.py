@@ -1,0 +1,1 @@
+"""Settings, paths, locks and the formatting of figures, for the whole application."""

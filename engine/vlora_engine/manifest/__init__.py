@@ -1,0 +1,1 @@
+"""What `subspace.json` records about a subspace. Nothing here imports torch."""

@@ -1,1 +1,1 @@
-"""What needs a model: wearing tasks, training them in a subspace, routing between them."""
+"""What needs a model: switching tasks in it, training them in a subspace, routing, merging."""

@@ -1,0 +1,1 @@
+"""Step 1, Adapters: find the adapters of a folder or a repository and choose among them."""

@@ -1,0 +1,1 @@
+"""The application around the steps: its start, its palette and its keys."""

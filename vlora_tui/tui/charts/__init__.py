@@ -1,0 +1,1 @@
+"""The plots of variance against k and of size against error."""

@@ -1,0 +1,1 @@
+"""What all steps share: the session, views and panes, and the client of the jobs."""

@@ -1,0 +1,1 @@
+"""Step 3, Run: the jobs, their progress and their messages."""

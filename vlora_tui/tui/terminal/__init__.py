@@ -1,0 +1,1 @@
+"""The terminal itself: its driver, colours, clipboard and what is typed ahead."""

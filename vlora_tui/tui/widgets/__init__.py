@@ -1,1 +1,1 @@
-"""What the five steps are made of."""
+"""Widgets that know no adapters: tables, dialogs, forms, heat maps, matrices and tabs."""

@@ -1,0 +1,1 @@
+"""A subspace whose tasks are stored entropy-coded: build it, measure it, read it."""
