@@ -9,9 +9,9 @@ from typing import Any
 from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.catalog.open import load_adapter
 from vlora_engine.nn.peft_model import (
+    as_peft_adapter,
     require_extra,
-    wear,
-    worn_by_us,
+    with_adapter,
 )
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.targets.save import save_adapter
@@ -72,4 +72,4 @@ def apply(base_model: Any, subspace: SharedSubspace | str | Path, task: str) -> 
     require_extra()
     if not isinstance(subspace, SharedSubspace):
         subspace = SharedSubspace.load(subspace)
-    return wear(base_model, worn_by_us(subspace.reconstruct(task)))
+    return with_adapter(base_model, as_peft_adapter(subspace.reconstruct(task)))

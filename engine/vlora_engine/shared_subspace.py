@@ -24,7 +24,7 @@ from vlora_engine.compress.requantize import requantize
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import NotFoundError, ParameterError
 from vlora_engine.manifest.manifest import LayerSpec
-from vlora_engine.nn.peft_model import require_extra, wear, worn_by_us
+from vlora_engine.nn.peft_model import as_peft_adapter, require_extra, with_adapter
 from vlora_engine.nn.stats import full_stack
 from vlora_engine.nn.training import trainable_params
 from vlora_engine.publish.push import push_space
@@ -428,7 +428,7 @@ class SharedSubspace:
             As `vlora_engine.apply`.
         """
         require_extra()
-        return wear(base_model, worn_by_us(self.reconstruct(task_id)))
+        return with_adapter(base_model, as_peft_adapter(self.reconstruct(task_id)))
 
     def quantize(
         self,

@@ -19,9 +19,9 @@ from vlora_engine.evaluation.evaluate import MAX_TOKENS, Pair, evaluate
 from vlora_engine.evaluation.prompts import read_prompts
 from vlora_engine.nn.peft_model import (
     BaseModel,
-    Worn,
-    worn_by_peft,
-    worn_by_us,
+    PeftAdapter,
+    as_peft_adapter,
+    read_by_peft,
 )
 
 Adapter = Path | LoRAWeights
@@ -42,7 +42,9 @@ def measure(
         texts: A folder with a text TASK.txt for every task.
     """
     pairs = {
-        task: Pair(lambda task=task: worn(originals[task]), lambda task=task: worn(made[task]))
+        task: Pair(
+            lambda task=task: as_peft(originals[task]), lambda task=task: as_peft(made[task])
+        )
         for task in originals
     }
     prompts = read_prompts([str(texts)], list(originals), max_tokens=max_tokens)
@@ -60,9 +62,13 @@ def measure(
     }
 
 
-def worn(adapter: Adapter) -> Worn:
+def as_peft(adapter: Adapter) -> PeftAdapter:
     """An adapter as PEFT takes it: read by PEFT from a directory, or in the form of our export."""
-    return worn_by_peft(open_adapter(adapter)) if isinstance(adapter, Path) else worn_by_us(adapter)
+    return (
+        read_by_peft(open_adapter(adapter))
+        if isinstance(adapter, Path)
+        else as_peft_adapter(adapter)
+    )
 
 
 def with_factors(

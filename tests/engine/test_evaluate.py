@@ -40,9 +40,9 @@ from vlora_engine.evaluation.evaluate import (
 )
 from vlora_engine.nn.peft_model import (
     BaseModel,
+    as_peft_adapter,
     load_base,
-    worn_by_peft,
-    worn_by_us,
+    read_by_peft,
 )
 
 HEAD = "base_model.model.score.weight"
@@ -76,7 +76,7 @@ def scores_of(
 
 def pair(original: Path, compressed: Path | LoRAWeights) -> Pair:
     left = compressed if isinstance(compressed, LoRAWeights) else load_adapter(compressed)
-    return Pair(lambda: worn_by_peft(open_adapter(original)), lambda: worn_by_us(left))
+    return Pair(lambda: read_by_peft(open_adapter(original)), lambda: as_peft_adapter(left))
 
 
 def changed(
@@ -221,7 +221,7 @@ def test_an_adapter_of_nothing_keeps_nothing_of_the_gain(
     assert (score.shuffled, score.stranger) == (None, None)
     # and where the adapter gains nothing over the base there is no share to speak of
     score = evaluate(
-        base, {"zero": Pair(lambda: worn_by_us(nothing), lambda: worn_by_us(nothing))}
+        base, {"zero": Pair(lambda: as_peft_adapter(nothing), lambda: as_peft_adapter(nothing))}
     ).scores[0]
     assert score.gain_kept is None
 
@@ -308,7 +308,7 @@ def test_a_module_that_the_adapter_lacks_says_nothing(
     whole = load_adapter(trained.adapter("add"))
     for name in set(whole.layer_names) - set(part.layer_names):
         whole.lora_b[name].zero_()
-    pairs = {"add": Pair(lambda: worn_by_us(whole), lambda: worn_by_us(part))}
+    pairs = {"add": Pair(lambda: as_peft_adapter(whole), lambda: as_peft_adapter(part))}
     assert evaluate(base, pairs, max_tokens=100).scores[0].compressed.kl == 0
 
 
@@ -342,7 +342,7 @@ def test_logits_that_are_no_numbers_are_an_error(
     for texts in (prompts, None):
         with pytest.raises(ParameterError, match="not numbers"):
             evaluate(base, pairs, prompts=texts, max_tokens=100)
-    sampled = {"add": Pair(lambda: worn_by_us(loud), lambda: worn_by_us(loud))}
+    sampled = {"add": Pair(lambda: as_peft_adapter(loud), lambda: as_peft_adapter(loud))}
     with pytest.raises(ParameterError, match="not numbers"):
         evaluate(base, sampled, max_tokens=100)
 

@@ -23,10 +23,10 @@ from vlora_engine.errors import ParameterError
 from vlora_engine.evaluation.prompts import Prompt
 from vlora_engine.nn.peft_model import (
     BaseModel,
-    Worn,
+    PeftAdapter,
+    as_peft_adapter,
     quiet,
-    worn_by_peft,
-    worn_by_us,
+    read_by_peft,
 )
 from vlora_engine.subspace.space import Space
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback
@@ -42,7 +42,7 @@ PART = 2**21  # numbers of them that are compared at a time, in fp64
 SEQUENCES = 16  # in one forward pass, at most
 SAMPLED = "sampled from the original adapter"
 
-Adapter = Callable[[], Worn]
+Adapter = Callable[[], PeftAdapter]
 
 
 @dataclass(frozen=True)
@@ -204,10 +204,10 @@ def evaluate_subspace(
     """
 
     def reconstructed(task: str) -> Adapter:
-        return lambda: worn_by_us(subspace.reconstruct(task))
+        return lambda: as_peft_adapter(subspace.reconstruct(task))
 
     def original_of(source: AdapterSource) -> Adapter:
-        return lambda: worn_by_peft(source)
+        return lambda: read_by_peft(source)
 
     pairs = {
         task: Pair(original_of(source), reconstructed(task)) for task, source in originals.items()

@@ -14,7 +14,7 @@ from vlora_engine.subspace.space import Space
 from vlora_engine.subspace.tasks import TaskProjection
 
 BLENDED = "__routed__"
-_OWN = Scaling()
+_MODULE_SCALES = Scaling()
 
 
 def blend_tasks(
@@ -42,20 +42,22 @@ def blend_tasks(
             "VLoRAModel.set_blend blends tasks of any method",
         )
     fills = [
-        decode(subspace, name, _OWN, lambda module: (torch.device("cpu"), torch.float32))
+        decode(subspace, name, _MODULE_SCALES, lambda module: (torch.device("cpu"), torch.float32))
         for name in task_ids
     ]
     weights = weights.to("cpu", torch.float32)
     blended = TaskProjection(task_id, {}, {})
     for module in sorted({name for fill in fills for name in fill.effects}):
-        held = [(fill.effects[module], i) for i, fill in enumerate(fills) if module in fill.effects]
-        parts, own = [part for part, _ in held], weights[[i for _, i in held]]
+        having = [
+            (fill.effects[module], i) for i, fill in enumerate(fills) if module in fill.effects
+        ]
+        parts, part_weights = [part for part, _ in having], weights[[i for _, i in having]]
         blended.scales[module] = 1.0
         if all(isinstance(part, Shared) for part in parts):
-            la, lb = _in_basis(parts, own)
+            la, lb = _in_basis(parts, part_weights)
             blended.loadings_a[module], blended.loadings_b[module] = la, lb
         else:
-            blended.own[module] = _whole(subspace, module, parts, own)
+            blended.own[module] = _whole(subspace, module, parts, part_weights)
     return blended
 
 
@@ -96,13 +98,13 @@ def _flat(
     tasks = [subspace.tasks.decoded(name) for name in task_ids]
     blended = TaskProjection(task_id, {}, {})
     for module in sorted({name for task in tasks for name in task.loadings_a}):
-        held = [i for i, task in enumerate(tasks) if module in task.loadings_a]
-        own = weights[held]
+        having = [i for i, task in enumerate(tasks) if module in task.loadings_a]
+        task_weights = weights[having]
         for side in ("loadings_a", "loadings_b"):
-            stack = torch.stack([getattr(tasks[i], side)[module] for i in held])
-            getattr(blended, side)[module] = own.to(stack) @ stack
-        scales = [tasks[i].scales[module] for i in held]
-        blended.scales[module] = float(own.detach().cpu() @ torch.tensor(scales))
+            stack = torch.stack([getattr(tasks[i], side)[module] for i in having])
+            getattr(blended, side)[module] = task_weights.to(stack) @ stack
+        scales = [tasks[i].scales[module] for i in having]
+        blended.scales[module] = float(task_weights.detach().cpu() @ torch.tensor(scales))
     return blended
 
 
@@ -110,10 +112,10 @@ def similarities(subspace: Space, task_ids: Sequence[str]) -> Tensor:
     """Cosines (T, T) between the dW of tasks in the basis; between loadings with `flat`."""
     gram = torch.zeros(len(task_ids), len(task_ids), dtype=torch.float64)
     rows = [_vectors(subspace, name) for name in task_ids]
-    for module in sorted({module for own in rows for module in own}):
-        held = [i for i, own in enumerate(rows) if module in own]
-        stack = torch.stack([rows[i][module] for i in held]).double()
-        at = torch.tensor(held)
+    for module in sorted({module for vectors in rows for module in vectors}):
+        having = [i for i, vectors in enumerate(rows) if module in vectors]
+        stack = torch.stack([rows[i][module] for i in having]).double()
+        at = torch.tensor(having)
         gram[at.unsqueeze(1), at] += stack @ stack.T
     norms = gram.diagonal().clamp_min(1e-300).sqrt()
     return (gram / norms / norms.unsqueeze(1)).float()
@@ -127,7 +129,9 @@ def _vectors(subspace: Space, task_id: str) -> dict[str, Tensor]:
             name: torch.cat([task.loadings_a[name], task.loadings_b[name]])
             for name in task.loadings_a
         }
-    fill = decode(subspace, task_id, _OWN, lambda module: (torch.device("cpu"), torch.float32))
+    fill = decode(
+        subspace, task_id, _MODULE_SCALES, lambda module: (torch.device("cpu"), torch.float32)
+    )
     found = {}
     for name, part in fill.effects.items():
         if isinstance(part, Shared):

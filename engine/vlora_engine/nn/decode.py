@@ -1,4 +1,4 @@
-"""A task as what it does to every module, decoded from its compressed form; and some of them kept.
+"""Decode a task into its effect on every module, and cache the tasks used last.
 
 Loadings of modules that are alike are decoded together, and moved to the model's device in one
 piece: what a switch costs does not depend on how many tasks there are.
@@ -35,7 +35,7 @@ Targets = Callable[[str], Target | None]  # where a module computes; None: not w
 
 @dataclass(frozen=True)
 class Scaling:
-    """Whose scale counts: each module's own, unless the caller gave one or an alpha."""
+    """The scale of each module: its own, unless the caller gave one scale or one alpha."""
 
     fixed: float | None = None
     alpha: float | None = None
@@ -57,7 +57,7 @@ class Scaling:
 
 @dataclass(frozen=True)
 class Fill:
-    """What one task puts into a model.
+    """A decoded task: its effect on every module, and its rest tensors.
 
     Args:
         record: What the index said of it when it was decoded.
@@ -122,13 +122,13 @@ def decode(subspace: Space, task_id: str, scaling: Scaling, targets: Targets) ->
     if subspace.method in SHARING:
         encoded = subspace.tasks.encoded(task_id)
         effects.update(_shared(subspace, record, encoded, scaling, targets))
-        own, scales, rest = encoded.own, {o.name: o.scale for o in record.own}, encoded.rest
+        outside, scales, rest = encoded.own, {o.name: o.scale for o in record.own}, encoded.rest
     else:
         task = subspace.tasks.decoded(task_id)
-        own, scales, rest = task.own, task.scales, task.rest
+        outside, scales, rest = task.own, task.scales, task.rest
         if subspace.method == "flat":
             effects.update(_flat(subspace, record, scaling, targets))
-    for name, (a, b) in own.items():
+    for name, (a, b) in outside.items():
         target = targets(name)
         if target is not None:
             scale = scaling.of(scales[name], len(a), record.config)
@@ -150,7 +150,7 @@ class _Piece:
     """Where one module's loadings lie in an encoded task."""
 
     name: str
-    place: int
+    position: int
     values: slice
     scales: slice
     scale: float
@@ -166,14 +166,14 @@ def _shared(
     groups: dict[tuple[LoadingsForm, Target], list[_Piece]] = {}
     start = first = 0
     storage, layers = subspace.storage, subspace.layers
-    for place, (index, rank) in enumerate(zip(record.layers, record.ranks, strict=True)):
+    for position, (index, rank) in enumerate(zip(record.layers, record.ranks, strict=True)):
         spec = layers[index]
         form = storage.form(rank, spec.k_a, spec.k_b)
         end, last = start + form.elements, first + form.scales
         target = targets(spec.name)
         if target is not None and form.elements:
-            scale = scaling.of(record.scales[place], rank, record.config)
-            piece = _Piece(spec.name, place, slice(start, end), slice(first, last), scale)
+            scale = scaling.of(record.scales[position], rank, record.config)
+            piece = _Piece(spec.name, position, slice(start, end), slice(first, last), scale)
             groups.setdefault((form, target), []).append(piece)
         start, first = end, last
     for (form, target), pieces in groups.items():
@@ -187,7 +187,7 @@ def _alike(
     device, dtype = target
     loadings = Loadings(
         torch.stack([encoded.values[p.values] for p in pieces]),
-        encoded.exponents[[p.place for p in pieces]],
+        encoded.exponents[[p.position for p in pieces]],
         torch.stack([encoded.scales[p.scales] for p in pieces]),
     )
     a, b = decode_sides(form, loadings)
@@ -195,15 +195,15 @@ def _alike(
     b = (b.mT if a is None else b) * scale  # a core becomes (k_a, k_b)
     lb = b.to(device, dtype).contiguous().unbind()
     la = a.to(device, dtype).contiguous().unbind() if a is not None else [None] * len(pieces)
-    for piece, one, other in zip(pieces, la, lb, strict=True):
-        yield piece.name, Shared(one, other)
+    for piece, task_la, task_lb in zip(pieces, la, lb, strict=True):
+        yield piece.name, Shared(task_la, task_lb)
 
 
 def _flat(
     subspace: Space, record: TaskRecord, scaling: Scaling, targets: Targets
 ) -> Iterator[tuple[str, Factors]]:
     task = subspace.tasks.decoded(record.id)
-    for place, (index, rank) in enumerate(zip(record.layers, record.ranks, strict=True)):
+    for position, (index, rank) in enumerate(zip(record.layers, record.ranks, strict=True)):
         spec = subspace.layers[index]
         target = targets(spec.name)
         if target is None or (record.digest and task.source_norms.get(spec.name) == 0):
@@ -213,7 +213,7 @@ def _flat(
             flat_factor(basis, s, loadings[spec.name], spec.rank)[:rank]
             for s, loadings in (("a", task.loadings_a), ("b", task.loadings_b))
         )
-        scale = scaling.of(record.scales[place], rank, record.config)
+        scale = scaling.of(record.scales[position], rank, record.config)
         yield spec.name, _factors(a, bt * scale, target)
 
 

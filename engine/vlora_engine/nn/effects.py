@@ -1,4 +1,4 @@
-"""What tasks do to one module, each in the form that is cheapest: never as a dense d x d matrix.
+"""The change that tasks make to one module's output, never as a dense d x d matrix.
 
 Through a shared basis a task is two small matrices: ``x Ca^T La^T Lb Cb`` with the bases Ca
 (k_a, d_in) and Cb (k_b, d_out) of the module, and the task's loadings La (r, k_a) and Lb (r, k_b),
@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from vlora_engine.errors import ParameterError
-from vlora_engine.nn.host_modules import Place
+from vlora_engine.nn.host_modules import HostModule
 
 
 class Basis(Protocol):
-    """The shared part of one module, where the module computes."""
+    """The shared basis of one module, on its device and in its dtype."""
 
     a: Tensor  # (k_a, d_in)
     b: Tensor  # (k_b, d_out)
@@ -29,7 +29,7 @@ class Basis(Protocol):
 class Effect(Protocol):
     """A change of one module's output."""
 
-    def change(self, place: Place, basis: Basis, x: Tensor) -> Tensor:
+    def change(self, host: HostModule, basis: Basis, x: Tensor) -> Tensor:
         """The change (..., d_out) that an input makes, features last."""
 
 
@@ -47,22 +47,22 @@ class Shared:
 
     @property
     def nbytes(self) -> int:
-        own = self.lb.numel() + (self.la.numel() if self.la is not None else 0)
-        return own * self.lb.element_size()
+        elements = self.lb.numel() + (self.la.numel() if self.la is not None else 0)
+        return elements * self.lb.element_size()
 
-    def change(self, place: Place, basis: Basis, x: Tensor) -> Tensor:
-        h = place.into(x, basis.a)  # (..., k_a)
+    def change(self, host: HostModule, basis: Basis, x: Tensor) -> Tensor:
+        h = host.into(x, basis.a)  # (..., k_a)
         if self.la is not None:
             h = h @ self.la.T  # (..., r)
         return (h @ self.lb) @ basis.b
 
     def factors(self, basis: Basis) -> Factors:
-        """The same without the basis."""
+        """The task's factors A and B transposed, multiplied out of the basis."""
         a = basis.a if self.la is None else self.la @ basis.a
         return Factors(a, self.lb @ basis.b)
 
     def whole(self) -> Shared:
-        """The same with an la of its own."""
+        """The same loadings with an explicit la: the identity where there is none."""
         if self.la is not None:
             return self
         k = self.lb.shape[0]
@@ -86,8 +86,8 @@ class Factors:
     def nbytes(self) -> int:
         return (self.a.numel() + self.bt.numel()) * self.a.element_size()
 
-    def change(self, place: Place, basis: Basis, x: Tensor) -> Tensor:
-        return place.into(x, self.a) @ self.bt
+    def change(self, host: HostModule, basis: Basis, x: Tensor) -> Tensor:
+        return host.into(x, self.a) @ self.bt
 
 
 Alone = Shared | Factors  # what one task does
@@ -105,9 +105,9 @@ class SharedRows:
     la: Tensor | None
     lb: Tensor
 
-    def change(self, place: Place, basis: Basis, x: Tensor) -> Tensor:
-        h = place.into(x, basis.a)
-        rows = by_row(h, len(self.lb), place.name)  # (N, P, k_a)
+    def change(self, host: HostModule, basis: Basis, x: Tensor) -> Tensor:
+        h = host.into(x, basis.a)
+        rows = by_row(h, len(self.lb), host.name)  # (N, P, k_a)
         if self.la is not None:
             rows = torch.bmm(rows, self.la.mT)  # (N, P, r)
         small = torch.bmm(rows, self.lb)  # (N, P, k_b)
@@ -125,9 +125,9 @@ class FactorRows:
     parts: Sequence[tuple[Tensor, Factors]]
     count: int
 
-    def change(self, place: Place, basis: Basis, x: Tensor) -> Tensor:
-        rows = x.reshape(self.count, -1, *x.shape[1:]) if divides(x, self.count, place.name) else x
-        made = [(at, part.change(place, basis, rows[at].flatten(0, 1))) for at, part in self.parts]
+    def change(self, host: HostModule, basis: Basis, x: Tensor) -> Tensor:
+        rows = x.reshape(self.count, -1, *x.shape[1:]) if divides(x, self.count, host.name) else x
+        made = [(at, part.change(host, basis, rows[at].flatten(0, 1))) for at, part in self.parts]
         first = made[0][1]  # (n P, ..., d_out)
         per_row = x.shape[0] // self.count
         whole = first.new_zeros(self.count, per_row, *first.shape[1:])
@@ -161,12 +161,12 @@ class Blend:
         la, lb = (torch.cat(side) for side in zip(*pairs, strict=True))
         return cls(la, lb, spread.to(lb.device, lb.dtype), shared)
 
-    def change(self, place: Place, basis: Basis, x: Tensor) -> Tensor:
+    def change(self, host: HostModule, basis: Basis, x: Tensor) -> Tensor:
         if self.shared:
-            h = place.into(x, basis.a) @ self.la.T
+            h = host.into(x, basis.a) @ self.la.T
         else:
-            h = place.into(x, self.la)  # (..., R)
-        rows = by_row(h, len(self.weights), place.name) * self.weights.unsqueeze(1)
+            h = host.into(x, self.la)  # (..., R)
+        rows = by_row(h, len(self.weights), host.name) * self.weights.unsqueeze(1)
         small = rows.reshape(h.shape) @ self.lb
         return small @ basis.b if self.shared else small
 
@@ -177,10 +177,10 @@ class Sum:
 
     parts: Sequence[Effect]
 
-    def change(self, place: Place, basis: Basis, x: Tensor) -> Tensor:
-        total = self.parts[0].change(place, basis, x)
+    def change(self, host: HostModule, basis: Basis, x: Tensor) -> Tensor:
+        total = self.parts[0].change(host, basis, x)
         for part in self.parts[1:]:
-            total = total + part.change(place, basis, x)
+            total = total + part.change(host, basis, x)
         return total
 
 
@@ -195,8 +195,10 @@ def rows_of(tasks: Sequence[Alone | None]) -> Effect | None:
         parts.append(_shared_rows(tasks, shared))
     alone = [task for task in distinct.values() if isinstance(task, Factors)]
     if alone:
-        held = {id(task): [i for i, own in enumerate(tasks) if own is task] for task in alone}
-        rows = [(torch.tensor(held[id(t)], device=t.a.device), t) for t in alone]
+        rows_with = {
+            id(task): [i for i, other in enumerate(tasks) if other is task] for task in alone
+        }
+        rows = [(torch.tensor(rows_with[id(t)], device=t.a.device), t) for t in alone]
         parts.append(FactorRows(rows, len(tasks)))
     return parts[0] if len(parts) == 1 else Sum(parts)
 
@@ -207,8 +209,8 @@ def blend_of(tasks: Sequence[Alone | None], weights: Tensor) -> Effect | None:
     for kind in (Shared, Factors):
         at = [i for i, task in enumerate(tasks) if isinstance(task, kind)]
         if at:
-            own = [task for i in at if (task := tasks[i]) is not None]
-            parts.append(Blend.of(own, weights[:, at]))
+            having = [task for i in at if (task := tasks[i]) is not None]
+            parts.append(Blend.of(having, weights[:, at]))
     if not parts:
         return None
     return parts[0] if len(parts) == 1 else Sum(parts)
@@ -245,8 +247,8 @@ def _shared_rows(tasks: Sequence[Alone | None], distinct: Sequence[Shared]) -> S
     rank = max(len(lb) for _, lb in pairs)
 
     def rows(side: int) -> Tensor:
-        own = [_padded(pair[side], rank) for pair in pairs]
-        return torch.stack([*own, torch.zeros_like(own[0])])[at]
+        padded = [_padded(pair[side], rank) for pair in pairs]
+        return torch.stack([*padded, torch.zeros_like(padded[0])])[at]
 
     if all(task.la is None for task in distinct):
         return SharedRows(None, rows(1))

@@ -17,8 +17,8 @@ _COMPILED = "_orig_mod."
 
 
 @dataclass
-class Carrier:
-    """Puts rest tensors in the place of a model's own, and these back.
+class TensorSwap:
+    """Exchanges a model's tensors for the rest tensors of tasks, and puts the model's back.
 
     Attributes:
         unplaced: Keys seen so far that name nothing in this model.
@@ -28,8 +28,8 @@ class Carrier:
     unplaced: set[str] = field(default_factory=set)
     _displaced: list[tuple[Tensor, Tensor]] = field(default_factory=list)
 
-    def placed(self, task_id: str, rest: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
-        """The model's tensors that a task replaces, each with what takes its place.
+    def pairs_for(self, task_id: str, rest: Mapping[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
+        """Pairs of a tensor of the model and the task's tensor that replaces it.
 
         Raises:
             CollectionError: One has another shape.
@@ -37,35 +37,35 @@ class Carrier:
         """
         if not rest:
             return []
-        own = self._tensors()
+        tensors = self._tensors()
         pairs = []
         for key, tensor in rest.items():
-            place = own.get(key.removeprefix(PREFIX))
-            if place is None or not place.is_floating_point():
+            target = tensors.get(key.removeprefix(PREFIX))
+            if target is None or not target.is_floating_point():
                 _refuse_parts(task_id, key)
                 self.unplaced.add(key)
                 continue
-            if place.shape != tensor.shape:
+            if target.shape != tensor.shape:
                 raise CollectionError(
                     f"A tensor of task {task_id!r} does not fit the model.",
                     where=key,
-                    expected=str(tuple(place.shape)),
+                    expected=str(tuple(target.shape)),
                     found=str(tuple(tensor.shape)),
                 )
-            pairs.append((place, tensor))
+            pairs.append((target, tensor))
         return pairs
 
-    def put(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
-        """Let these stand in; what stood in before is taken out first."""
-        self.put_back()
-        for place, tensor in pairs:
-            self._displaced.append((place, place.data))
-            place.data = tensor.to(place.device, place.dtype)
+    def swap_in(self, pairs: list[tuple[Tensor, Tensor]]) -> None:
+        """Put the second of each pair into the first; what was exchanged before is undone first."""
+        self.swap_back()
+        for target, tensor in pairs:
+            self._displaced.append((target, target.data))
+            target.data = tensor.to(target.device, target.dtype)
 
-    def put_back(self) -> None:
-        """The model's own tensors are where they were, bit for bit."""
-        for place, was in reversed(self._displaced):
-            place.data = was
+    def swap_back(self) -> None:
+        """Restore the model's own tensors, bit for bit."""
+        for target, original in reversed(self._displaced):
+            target.data = original
         self._displaced = []
 
     def _tensors(self) -> dict[str, Tensor]:

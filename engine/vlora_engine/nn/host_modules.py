@@ -1,7 +1,8 @@
-"""Where an adapter's modules lie in a model: what they are, and how a low-rank change enters them.
+"""The modules of a model that a low-rank change can enter, and how it enters each kind.
 
 A change is computed with features last, whatever the module: ``x -> W_in x -> ... -> W_out^T x``.
-A `Place` knows how the first step reads the module's input and how the last one meets its output.
+A `HostModule` knows how the first step reads the module's input and how the last one is added to
+its output.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _COMPILED = "_orig_mod."
 
 
 @dataclass
-class Place:
+class HostModule:
     """One module of a model that a low-rank change can enter.
 
     Args:
@@ -47,7 +48,7 @@ class Place:
 
     @property
     def device(self) -> torch.device:
-        """Where its weight is; weights that are somewhere else meanwhile count as on the CPU."""
+        """The device of its weight; offloaded weights (device ``meta``) count as on the CPU."""
         weight = getattr(self.module, "weight", None)
         if isinstance(weight, Tensor) and weight.device.type != "meta":
             return weight.device
@@ -55,7 +56,7 @@ class Place:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What a change is computed in, unless the caller says otherwise."""
+        """The dtype that a change is computed in, unless the caller says otherwise."""
         weight = getattr(self.module, "weight", None)
         if self.quantized is None and isinstance(weight, Tensor) and weight.is_floating_point():
             return weight.dtype
@@ -113,28 +114,39 @@ def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield (name + ".").replace(_COMPILED, "")[:-1], module
 
 
-def place_of(name: str, module: nn.Module) -> Place:
-    """The place that a module is.
+def host_module(name: str, module: nn.Module) -> HostModule:
+    """A module of a model as one that a low-rank change can enter.
 
     Raises:
         UnsupportedAdapterError: Nothing can be added to a module of this kind.
     """
     kind = type(module).__name__
-    own: Any = module
+    attributes: Any = module
     if isinstance(module, nn.Embedding):
-        _plain(name, module, not own.max_norm, "no max_norm")
-        sizes = own.num_embeddings, own.embedding_dim
-        return Place(name, module, "embedding", *sizes, transposed=True)
+        _plain(name, module, not attributes.max_norm, "no max_norm")
+        sizes = attributes.num_embeddings, attributes.embedding_dim
+        return HostModule(name, module, "embedding", *sizes, transposed=True)
     if isinstance(module, nn.Conv2d):
-        plain = own.groups == 1 and own.dilation == (1, 1) and own.padding_mode == "zeros"
+        plain = (
+            attributes.groups == 1
+            and attributes.dilation == (1, 1)
+            and attributes.padding_mode == "zeros"
+        )
         _plain(name, module, plain, "groups 1, dilation 1, padding with zeros")
-        d_in = own.in_channels * own.kernel_size[0] * own.kernel_size[1]
-        return Place(name, module, "conv2d", d_in, own.out_channels)
-    if kind == "Conv1D" and isinstance(getattr(own, "weight", None), Tensor):
-        d_in, d_out = own.weight.shape
-        return Place(name, module, "linear", d_in, d_out, transposed=True)
-    if hasattr(own, "in_features") and hasattr(own, "out_features"):
-        return Place(name, module, "linear", own.in_features, own.out_features, _packing(module))
+        d_in = attributes.in_channels * attributes.kernel_size[0] * attributes.kernel_size[1]
+        return HostModule(name, module, "conv2d", d_in, attributes.out_channels)
+    if kind == "Conv1D" and isinstance(getattr(attributes, "weight", None), Tensor):
+        d_in, d_out = attributes.weight.shape
+        return HostModule(name, module, "linear", d_in, d_out, transposed=True)
+    if hasattr(attributes, "in_features") and hasattr(attributes, "out_features"):
+        return HostModule(
+            name,
+            module,
+            "linear",
+            attributes.in_features,
+            attributes.out_features,
+            _packing(module),
+        )
     raise UnsupportedAdapterError(
         f"Adapters of a module of type {kind} are not built.",
         where=name,

@@ -1,4 +1,4 @@
-"""`VLoRAModel`: a base model that wears any task of a subspace, switched from its compressed form.
+"""`VLoRAModel`: a base model with the tasks of a subspace, switched from its compressed form.
 
 The name and call forms are those of the field's first library. What differs: the scale is each
 task's own, hooks are registered once, nothing of d x d is formed at inference, and what does not
@@ -21,8 +21,8 @@ from vlora_engine.errors import ParameterError, SubspaceError
 from vlora_engine.formats.config import find_variant, variant_error
 from vlora_engine.nn.decode import Fill, FillCache, Scaling, decode, factors_of
 from vlora_engine.nn.effects import Alone, Effect, blend_of, rows_of
-from vlora_engine.nn.extra_tensors import Carrier
-from vlora_engine.nn.hooks import Seats
+from vlora_engine.nn.extra_tensors import TensorSwap
+from vlora_engine.nn.hooks import LoRAHooks
 from vlora_engine.nn.weights import Merged, require_mergeable
 from vlora_engine.subspace.space import Space
 
@@ -70,17 +70,17 @@ class VLoRAModel(nn.Module):
         self.compute_dtype = compute_dtype
         self._scaling = Scaling(scaling, lora_alpha)
         self._cache = FillCache(cache_bytes)
-        self._carrier = Carrier(base_model)
+        self._tensor_swap = TensorSwap(base_model)
         self._rows: list[str | None] | None = None  # of the task, or the tasks, in force
         self._again: Callable[[], None] | None = None  # puts them in force once more
         self._records: list[Any] = []
         self._merged: Merged | None = None
-        self._seats = Seats(base_model, subspace, compute_dtype, self._settle_again)
+        self._hooks = LoRAHooks(base_model, subspace, compute_dtype, self._follow_again)
 
     @property
     def unmatched(self) -> list[str]:
         """Modules of the subspace that the model lacks; nothing is done for them."""
-        return sorted(self._seats.unmatched)
+        return sorted(self._hooks.unmatched)
 
     # tasks
 
@@ -112,7 +112,7 @@ class VLoRAModel(nn.Module):
         record = self.subspace.tasks.record(task_id)
         if self._rows == [task_id] and self._records and self._records[0] is record:
             return
-        self._put([task_id], partial(self._put_one, task_id))
+        self._put([task_id], partial(self._put_task, task_id))
 
     def set_tasks(self, task_ids: Sequence[str | None]) -> None:
         """Put one task (or None) in force per row of the batch.
@@ -192,13 +192,13 @@ class VLoRAModel(nn.Module):
                 "No task to merge.", remedy="name one, or put one in force with set_task"
             )
         fill = self._fill(name)
-        places = {module: seat.place for module, seat in self._seats.items()}
-        require_mergeable(self.base_model, [places[m] for m in fill.effects])
-        stands = self._carrier.placed(name, fill.rest)
+        hosts = {module: hook.host for module, hook in self._hooks.items()}
+        require_mergeable(self.base_model, [hosts[m] for m in fill.effects])
+        pairs = self._tensor_swap.pairs_for(name, fill.rest)
         self._clear()
-        self._carrier.put(stands)
+        self._tensor_swap.swap_in(pairs)
         self._merged = Merged(name)
-        self._merged.add(places, factors_of(self.subspace, name, self._scaling))
+        self._merged.add(hosts, factors_of(self.subspace, name, self._scaling))
         self._rows = [name]
 
     def unmerge(self) -> None:
@@ -273,12 +273,12 @@ class VLoRAModel(nn.Module):
         ``quantized``, ``method`` (``nf4``, ``fp4``, ``int8``, or the type of module; None),
         ``num_quantized_layers``, ``num_target_layers``.
         """
-        packed = Counter(s.place.quantized for s in self._seats.values() if s.place.quantized)
+        packed = Counter(s.host.quantized for s in self._hooks.values() if s.host.quantized)
         return {
             "quantized": bool(packed),
             "method": packed.most_common(1)[0][0] if packed else None,
             "num_quantized_layers": packed.total(),
-            "num_target_layers": len(self._seats),
+            "num_target_layers": len(self._hooks),
         }
 
     def compile(self, *args: Any, **kwargs: Any) -> VLoRAModel:  # type: ignore[override]
@@ -291,7 +291,7 @@ class VLoRAModel(nn.Module):
         if self.is_merged:
             self.unmerge()
         self._clear()
-        self._seats.leave()
+        self._hooks.remove()
         return self.base_model
 
     def __repr__(self) -> str:
@@ -302,7 +302,7 @@ class VLoRAModel(nn.Module):
             shown = repr(self.active_task)
         return (
             f"VLoRAModel(tasks={len(self.subspace.tasks)}, {state}={shown}, "
-            f"layers={len(self._seats)}, method={self.subspace.method!r})"
+            f"layers={len(self._hooks)}, method={self.subspace.method!r})"
         )
 
     def __getattr__(self, name: str) -> Any:
@@ -316,52 +316,52 @@ class VLoRAModel(nn.Module):
 
     def _apply(self, fn: Any, recurse: bool = True) -> VLoRAModel:
         """Called by ``to``, ``half``, ``cuda``: what is kept aside and in force moves along."""
-        self._carrier.put_back()
+        self._tensor_swap.swap_back()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self._merged is not None:
             self._merged.move(fn)
-        self._settle(again=True)
+        self._follow(again=True)
         return self
 
     # how it is done
 
-    def _settle_again(self) -> None:
-        self._settle(again=False)
+    def _follow_again(self) -> None:
+        self._follow(again=False)
 
-    def _settle(self, *, again: bool) -> None:
+    def _follow(self, *, again: bool) -> None:
         """Follow the base model to where it is; what was in force is put in force there."""
-        moved = self._seats.settle()
+        moved = self._hooks.follow()
         if moved:
             self._cache.clear()
         if self._merged is not None:
             name = self._merged.task_id
-            self._carrier.put(self._carrier.placed(name, self._fill(name).rest))
+            self._tensor_swap.swap_in(self._tensor_swap.pairs_for(name, self._fill(name).rest))
         elif self._again is not None and (again or moved):
             self._again()
 
     @torch.inference_mode(False)
     def _fill(self, task_id: str) -> Fill:
-        """What a task puts into this model: kept from an earlier time, or decoded."""
+        """A task decoded for this model, from the cache where it is there."""
         record = self.subspace.tasks.record(task_id)
         fill = self._cache.get(task_id, record)
         if fill is None:
             variant = find_variant(record.config)
             if variant is not None:
                 raise variant_error(variant, variant.field, task_id)
-            self._seats.make_room(record.own)
+            self._hooks.add_missing(record.own)
             with torch.no_grad():
-                fill = decode(self.subspace, task_id, self._scaling, self._seats.target)
-            self._check_own(task_id, fill)
+                fill = decode(self.subspace, task_id, self._scaling, self._hooks.target)
+            self._check_outside(task_id, fill)
             self._cache.put(task_id, fill)
         return fill
 
-    def _check_own(self, task_id: str, fill: Fill) -> None:
-        for own in fill.record.own:
-            effect: Any = fill.effects.get(own.name)
+    def _check_outside(self, task_id: str, fill: Fill) -> None:
+        for module in fill.record.own:
+            effect: Any = fill.effects.get(module.name)
             if effect is not None:
                 d_in, d_out = effect.a.shape[1], effect.bt.shape[1]
-                place = self._seats[own.name].place
-                place.check(f"task {task_id!r}", own.kind, d_in, d_out, own.tail_a)
+                host = self._hooks[module.name].host
+                host.check(f"task {task_id!r}", module.kind, d_in, d_out, module.tail_a)
 
     def _put(self, rows: list[str | None] | None, again: Callable[[], None]) -> None:
         """Put something in force; where it cannot be, what was there stays."""
@@ -370,70 +370,70 @@ class VLoRAModel(nn.Module):
         names = [name for name in dict.fromkeys(rows or []) if name is not None]
         self._records = [self.subspace.tasks.record(name) for name in names]
 
-    def _put_one(self, task_id: str) -> None:
+    def _put_task(self, task_id: str) -> None:
         fill = self._fill(task_id)
-        self._carry([(task_id, fill)], several=False)
-        self._seats.fill(fill.effects.get)
+        self._swap_tensors([(task_id, fill)], several=False)
+        self._hooks.fill(fill.effects.get)
 
     def _put_rows(self, rows: Sequence[str | None]) -> None:
         names = dict.fromkeys(name for name in rows if name is not None)
         fills = {name: self._fill(name) for name in names}
-        self._carry(list(fills.items()), several=len(set(rows)) > 1)
+        self._swap_tensors(list(fills.items()), several=len(set(rows)) > 1)
 
         def effect(module: str) -> Effect | None:
             return rows_of([fills[r].effects.get(module) if r is not None else None for r in rows])
 
-        self._seats.fill(effect)
+        self._hooks.fill(effect)
 
     def _put_blend(self, names: Sequence[str], weights: Tensor) -> None:
         fills = {name: self._fill(name) for name in names}
-        self._carry(list(fills.items()), several=True)
+        self._swap_tensors(list(fills.items()), several=True)
 
         def effect(module: str) -> Effect | None:
-            own: list[Alone | None] = [fills[name].effects.get(module) for name in names]
-            return blend_of(own, weights.to(self._seats[module].target[0]))
+            effects: list[Alone | None] = [fills[name].effects.get(module) for name in names]
+            return blend_of(effects, weights.to(self._hooks[module].target[0]))
 
-        self._seats.fill(effect)
+        self._hooks.fill(effect)
 
     def _put_training(self, trainer: SubspaceTrainer) -> None:
         fill = self._fill(trainer.task_id)
-        self._carry([(trainer.task_id, fill)], several=False)
+        self._swap_tensors([(trainer.task_id, fill)], several=False)
 
         def effect(module: str) -> Effect | None:
             rank = trainer.rank_of(module)
             if rank is None:
                 return fill.effects.get(module)
             scale = self._scaling.of(trainer.scales[module], rank, fill.record.config)
-            return trainer.effect(module, scale, self._seats[module].target)
+            return trainer.effect(module, scale, self._hooks[module].target)
 
-        self._seats.fill(effect)
+        self._hooks.fill(effect)
 
-    def _carry(self, fills: Sequence[tuple[str, Fill]], *, several: bool) -> None:
-        """Put the rest tensors in place of tasks that are going to be in force."""
-        known = set(self._carrier.unplaced)
-        stands = []
+    def _swap_tensors(self, fills: Sequence[tuple[str, Fill]], *, several: bool) -> None:
+        """Exchange the model's tensors for those that tasks about to be in force bring."""
+        seen_before = set(self._tensor_swap.unplaced)
+        all_pairs = []
         for name, fill in fills:
-            own = self._carrier.placed(name, fill.rest)
-            if own and several:
+            pairs = self._tensor_swap.pairs_for(name, fill.rest)
+            if pairs and several:
                 raise ParameterError(
                     f"Task {name!r} brings tensors of its own, which all rows would share.",
                     where=name,
-                    found=f"{len(own)} tensors, as {next(iter(fill.rest))}",
+                    found=f"{len(pairs)} tensors, as {next(iter(fill.rest))}",
                     remedy="run it in a batch of its own, with set_task",
                 )
-            stands += own
-        self._carrier.put(stands)
-        news = sorted(self._carrier.unplaced - known)
-        if news:
+            all_pairs += pairs
+        self._tensor_swap.swap_in(all_pairs)
+        unseen = sorted(self._tensor_swap.unplaced - seen_before)
+        if unseen:
             warnings.warn(
-                f"{len(news)} tensors of {fills[0][0]!r} name nothing in the model, such as "
-                f"{news[0]}: they are left out.",
+                f"{len(unseen)} tensors of {fills[0][0]!r} name nothing in the model, such as "
+                f"{unseen[0]}: they are left out.",
                 stacklevel=5,
             )
 
     def _clear(self) -> None:
-        self._carrier.put_back()
-        self._seats.fill(lambda module: None)
+        self._tensor_swap.swap_back()
+        self._hooks.fill(lambda module: None)
         self._rows, self._again, self._records = None, None, []
 
     def _require_unmerged(self, what: str) -> None:

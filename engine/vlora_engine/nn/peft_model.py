@@ -1,4 +1,4 @@
-"""A causal language model from transformers that adapters are put on and taken off, through PEFT.
+"""Adapters on a causal language model of transformers, through PEFT.
 
 transformers and peft (the extra ``peft``) are imported when a model is loaded, never before.
 """
@@ -42,7 +42,7 @@ BYTES = range(256, 513)  # the sizes of vocabulary in which a token may be a byt
 
 
 @dataclass(frozen=True)
-class Worn:
+class PeftAdapter:
     """An adapter in PEFT's own form: its config and tensors under PEFT's keys."""
 
     config: Mapping[str, Any]
@@ -51,37 +51,37 @@ class Worn:
 
     @property
     def fit(self) -> str:
-        """What two adapters must share for the tensors of one to take the place of the other's."""
-        told = {k: v for k, v in self.config.items() if k not in _NO_MATTER}
+        """A key: adapters with the same one can replace each other's tensors in the model."""
+        settings = {k: v for k, v in self.config.items() if k not in _NO_MATTER}
         shapes = sorted((key, tuple(t.shape)) for key, t in self.tensors.items())
-        return repr((sorted((k, _ordered(v)) for k, v in told.items()), shapes))
+        return repr((sorted((k, _ordered(v)) for k, v in settings.items()), shapes))
 
 
 _NO_MATTER = frozenset({"base_model_name_or_path", "inference_mode", "peft_version", "revision"})
 
 
-def worn_by_us(weights: LoRAWeights) -> Worn:
-    """``weights`` as `save_adapter` would write them."""
-    return Worn(peft_config(weights), peft_tensors(weights), str(weights.source or "a task"))
+def as_peft_adapter(weights: LoRAWeights) -> PeftAdapter:
+    """``weights`` in PEFT's form, as `save_adapter` would write them."""
+    return PeftAdapter(peft_config(weights), peft_tensors(weights), str(weights.source or "a task"))
 
 
-def worn_by_peft(source: AdapterSource) -> Worn:
-    """An adapter as PEFT itself reads it from its directory: a witness that is not our reader.
+def read_by_peft(source: AdapterSource) -> PeftAdapter:
+    """An adapter as PEFT itself reads it from its directory, independently of this library.
 
-    Other formats, which PEFT does not read, come through our reader.
+    Other formats, which PEFT does not read, are read by this library.
     """
     if source.path is None or not (source.path / ADAPTER_CONFIG).is_file():
-        return worn_by_us(to_memory(source))
+        return as_peft_adapter(to_memory(source))
     from peft import PeftConfig
     from peft.utils import load_peft_weights
 
     config = PeftConfig.from_pretrained(str(source.path)).to_dict()
-    return Worn(config, load_peft_weights(str(source.path), device="cpu"), str(source.path))
+    return PeftAdapter(config, load_peft_weights(str(source.path), device="cpu"), str(source.path))
 
 
 @dataclass
 class BaseModel:
-    """A base model with seats: each holds one adapter, and any can be switched on.
+    """A base model with named slots: each holds one adapter, and any can be switched on.
 
     Attributes:
         name: The path or Hub id it was loaded from.
@@ -96,10 +96,10 @@ class BaseModel:
     device: torch.device
     unplaced: set[str] = field(default_factory=set)
     _peft: Any = None
-    _seats: dict[str, tuple[str, str]] = field(default_factory=dict)  # PEFT's name, what fits
+    _slots: dict[str, tuple[str, str]] = field(default_factory=dict)  # PEFT's name, what fits
     _count: int = 0
-    _carried: dict[str, _Stand] = field(default_factory=dict)  # per seat: place, what goes there
-    _displaced: _Stand = field(default_factory=list)  # place, what was there
+    _carried: dict[str, _Stand] = field(default_factory=dict)  # per slot: tensor, what goes there
+    _displaced: _Stand = field(default_factory=list)  # tensor, what was there
     _carrying: str | None = None
 
     @property
@@ -138,17 +138,17 @@ class BaseModel:
             )
         return list(text.encode())
 
-    def put(self, seat: str, adapter: Worn) -> None:
-        """Let ``adapter`` take a seat; the tensors alone are changed where the old one was alike.
+    def put(self, slot: str, adapter: PeftAdapter) -> None:
+        """Put ``adapter`` into a slot; of one with the same config and shapes only tensors change.
 
         Raises:
             CollectionError: It does not fit this model.
             UnsupportedAdapterError: It trains biases, which PEFT cannot hold beside another one.
         """
         self._carry(None)
-        held = self._seats.get(seat)
-        if held is not None and held[1] == adapter.fit:
-            self._fill(seat, held[0], adapter)
+        current = self._slots.get(slot)
+        if current is not None and current[1] == adapter.fit:
+            self._fill(slot, current[0], adapter)
             return
         if adapter.config.get("bias") not in (None, "none"):
             raise UnsupportedAdapterError(
@@ -158,25 +158,25 @@ class BaseModel:
                 found=repr(adapter.config["bias"]),
             )
         self._count += 1
-        name = f"{seat}{self._count}"
+        name = f"{slot}{self._count}"
         with as_misfit(adapter, self.name), quiet():
             from peft import PeftConfig, PeftModel
 
             # Named, PEFT would look for the base on the Hub.
-            told = {**adapter.config, "base_model_name_or_path": None, "inference_mode": True}
-            config = PeftConfig.from_peft_type(**told)
+            settings = {**adapter.config, "base_model_name_or_path": None, "inference_mode": True}
+            config = PeftConfig.from_peft_type(**settings)
             if self._peft is None:
                 self._peft = PeftModel(self.model, config, name)
             else:
                 self._peft.add_adapter(name, config)
-        self._fill(seat, name, adapter)
+        self._fill(slot, name, adapter)
         self._peft.eval()
-        self._seats[seat] = name, adapter.fit
-        if held is not None:
+        self._slots[slot] = name, adapter.fit
+        if current is not None:
             self._peft.set_adapter(name)
-            self._peft.delete_adapter(held[0])
+            self._peft.delete_adapter(current[0])
 
-    def _fill(self, seat: str, name: str, adapter: Worn) -> None:
+    def _fill(self, slot: str, name: str, adapter: PeftAdapter) -> None:
         """Set the tensors of PEFT's adapter ``name``."""
         from peft import set_peft_model_state_dict
 
@@ -186,50 +186,50 @@ class BaseModel:
             if state[key].shape != tensor.shape:
                 found = f"{key} of {tuple(tensor.shape)}, the base's is {tuple(state[key].shape)}"
                 raise misfit(adapter, self.name, found)
-        self._carried[seat] = [(state[key], tensor) for key, tensor in brought.items()]
-        own = {key: tensor for key, tensor in adapter.tensors.items() if key not in brought}
+        self._carried[slot] = [(state[key], tensor) for key, tensor in brought.items()]
+        factors = {key: tensor for key, tensor in adapter.tensors.items() if key not in brought}
         with as_misfit(adapter, self.name), quiet():
-            told: Any = set_peft_model_state_dict(self._peft, own, name)
-        astray = [key for key in told.unexpected_keys if "lora_" in key]
-        if astray:
-            raise misfit(adapter, self.name, f"no place for {astray[0]}")
-        self.unplaced.update(told.unexpected_keys)
-        for key in told.missing_keys:
+            loaded: Any = set_peft_model_state_dict(self._peft, factors, name)
+        unmatched = [key for key in loaded.unexpected_keys if "lora_" in key]
+        if unmatched:
+            raise misfit(adapter, self.name, f"no place for {unmatched[0]}")
+        self.unplaced.update(loaded.unexpected_keys)
+        for key in loaded.missing_keys:
             if "lora_" in key and name in key.split("."):
                 state[key].zero_()  # a module that the config names and the adapter lacks
 
-    def _carry(self, seat: str | None) -> None:
-        """Let tensors of the base that a seat's adapter brings (embeddings) stand in for its own.
+    def _carry(self, slot: str | None) -> None:
+        """Exchange tensors of the base (embeddings) for those that a slot's adapter brings.
 
         PEFT itself would leave them in the base for good.
         """
-        if seat == self._carrying:
+        if slot == self._carrying:
             return
-        for place, was in reversed(self._displaced):
-            place.copy_(was)
-        brought = self._carried.get(seat, []) if seat is not None else []
+        for target, original in reversed(self._displaced):
+            target.copy_(original)
+        brought = self._carried.get(slot, []) if slot is not None else []
         self._displaced = []
-        for place, tensor in brought:
-            self._displaced.append((place, place.clone()))
-            place.copy_(tensor)
-        self._carrying = seat
+        for target, tensor in brought:
+            self._displaced.append((target, target.clone()))
+            target.copy_(tensor)
+        self._carrying = slot
 
     @torch.no_grad()
-    def logits(self, seat: str | None, tokens: Tensor, **inputs: Any) -> Any:
-        """What the model says to ``tokens`` (S, T) with the adapter of ``seat``, None: with none.
+    def logits(self, slot: str | None, tokens: Tensor, **inputs: Any) -> Any:
+        """The model's output for ``tokens`` (S, T) with the adapter of ``slot``; None: with none.
 
         Returns:
             The output of transformers; its logits are (S, T, vocabulary).
         """
         tokens = tokens.to(self.device)
-        self._carry(seat)
-        if seat is None:
+        self._carry(slot)
+        if slot is None:
             if self._peft is None:
                 return self.model(input_ids=tokens, **inputs)
             with self._peft.disable_adapter():
                 return self._peft(input_ids=tokens, **inputs)
-        if self._peft.active_adapter != self._seats[seat][0]:
-            self._peft.set_adapter(self._seats[seat][0])
+        if self._peft.active_adapter != self._slots[slot][0]:
+            self._peft.set_adapter(self._slots[slot][0])
         return self._peft(input_ids=tokens, **inputs)
 
 
@@ -249,11 +249,11 @@ def load_base(base: str | Path, *, device: str = "auto", dtype: str = "auto") ->
     if dtype not in DTYPES:
         raise ParameterError(f"Unknown dtype {dtype!r}.", expected=", ".join(DTYPES), found=dtype)
     require_extra()
-    place = pick_device(device)
-    name = _place_of(os.fspath(base))
+    target_device = pick_device(device)
+    name = _folder_or_id(os.fspath(base))
     import transformers
 
-    kind: torch.dtype | str = torch.float32 if place.type == "cpu" else "auto"
+    kind: torch.dtype | str = torch.float32 if target_device.type == "cpu" else "auto"
     if dtype != AUTO_DTYPE:
         kind = torch_dtype(STORAGE_DTYPES[dtype])
     word = "dtype" if int(transformers.__version__.split(".")[0]) >= 5 else "torch_dtype"
@@ -273,15 +273,16 @@ def load_base(base: str | Path, *, device: str = "auto", dtype: str = "auto") ->
         if isinstance(error, torch.cuda.OutOfMemoryError):
             raise
         raise _no_base(name, error) from error
-    model, told = loaded
-    if told["missing_keys"]:  # transformers would leave random numbers there
+    model, report = loaded
+    missing = report["missing_keys"]
+    if missing:  # transformers would leave random numbers there
         raise ParameterError(
             "The base's weights are not those of a whole causal language model.",
             where=name,
-            found=f"{len(told['missing_keys'])} tensors missing, as {min(told['missing_keys'])}",
+            found=f"{len(missing)} tensors missing, as {min(missing)}",
         )
     model.requires_grad_(False)
-    return BaseModel(str(base), model.eval().to(place), _tokenizer(name), place)
+    return BaseModel(str(base), model.eval().to(target_device), _tokenizer(name), target_device)
 
 
 def require_extra() -> None:
@@ -319,7 +320,7 @@ def quiet() -> Iterator[None]:
             talk.enable_progress_bar()
 
 
-def _place_of(base: str) -> str:
+def _folder_or_id(base: str) -> str:
     """The folder that ``base`` names, or ``base`` itself where it can only be a Hub id.
 
     Raises:
@@ -385,8 +386,8 @@ def _tokenizer(name: str) -> Any:
 
 
 @contextmanager
-def as_misfit(adapter: Worn, base: str) -> Iterator[None]:
-    """What PEFT raises where names or shapes do not fit, as an error that says so."""
+def as_misfit(adapter: PeftAdapter, base: str) -> Iterator[None]:
+    """Turn PEFT's errors about names or shapes that do not fit into a `CollectionError`."""
     try:
         yield
     except (ValueError, RuntimeError, TypeError, KeyError) as error:
@@ -396,7 +397,7 @@ def as_misfit(adapter: Worn, base: str) -> Iterator[None]:
         raise misfit(adapter, base, lines[-1][:300]) from error
 
 
-def misfit(adapter: Worn, base: str, found: str) -> CollectionError:
+def misfit(adapter: PeftAdapter, base: str, found: str) -> CollectionError:
     """The error for an adapter of another base."""
     return CollectionError(
         f"The adapter does not fit the base model {base}.",
@@ -414,7 +415,7 @@ def _ordered(value: Any) -> Any:
     return sorted(map(repr, value.items())) if isinstance(value, dict) else repr(value)
 
 
-def wear(base_model: Any, adapter: Worn) -> Any:
+def with_adapter(base_model: Any, adapter: PeftAdapter) -> Any:
     """``base_model`` in a ``peft.PeftModel`` with an adapter in PEFT's form.
 
     Raises:
@@ -424,14 +425,14 @@ def wear(base_model: Any, adapter: Worn) -> Any:
 
     name = str(getattr(base_model, "name_or_path", "") or type(base_model).__name__)
     with as_misfit(adapter, name), quiet():
-        told = {**adapter.config, "base_model_name_or_path": None}
-        model = get_peft_model(base_model, PeftConfig.from_peft_type(**told))
-        found: Any = set_peft_model_state_dict(model, dict(adapter.tensors))
-    astray = sorted(key for key in found.unexpected_keys if "lora_" in key)
-    if astray:
-        raise misfit(adapter, name, f"no place for {astray[0]}")
+        settings = {**adapter.config, "base_model_name_or_path": None}
+        model = get_peft_model(base_model, PeftConfig.from_peft_type(**settings))
+        loaded: Any = set_peft_model_state_dict(model, dict(adapter.tensors))
+    unmatched = sorted(key for key in loaded.unexpected_keys if "lora_" in key)
+    if unmatched:
+        raise misfit(adapter, name, f"no place for {unmatched[0]}")
     state = model.state_dict()
-    for key in found.missing_keys:
+    for key in loaded.missing_keys:
         if ".lora_" in key:
             state[key].zero_()  # a module that the config names and the adapter lacks
     return model.eval()

@@ -1,4 +1,4 @@
-"""`TaskRouter`: a small network that says from an input how much of each task it wants."""
+"""`TaskRouter`: a small network that gives every input weights over the tasks."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ INDEX, WEIGHTS, FORMAT = "router.json", "router.safetensors", "vlora-router"
 
 
 class TaskRouter(nn.Module):
-    """From features (B, input_dim) to one weight per task, (B, num_tasks), rows summing to 1.
+    """A network from features (B, input_dim) to weights (B, num_tasks), rows summing to 1.
 
     `VLoRAModel.set_blend(router(x), router.task_ids)` gives every row of a batch its own blend.
 
@@ -141,7 +141,7 @@ class TaskRouter(nn.Module):
                 found=str(tuple(embeddings.shape)),
             )
         device = next(self.parameters()).device
-        known = self._places(labels, len(embeddings)).to(device)
+        targets = self._label_indices(labels, len(embeddings)).to(device)
         inputs = embeddings.detach().to(device, torch.float32)
         optimizer = torch.optim.AdamW(self.parameters(), lr=lr, weight_decay=weight_decay)
         order, losses = torch.Generator().manual_seed(seed), []
@@ -149,7 +149,7 @@ class TaskRouter(nn.Module):
             total = 0.0
             for rows in torch.randperm(len(inputs), generator=order).split(batch_size):
                 rows = rows.to(device)
-                loss = F.cross_entropy(self.net(inputs[rows]) / self.temperature, known[rows])
+                loss = F.cross_entropy(self.net(inputs[rows]) / self.temperature, targets[rows])
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -207,10 +207,10 @@ class TaskRouter(nn.Module):
             ) from error
         return router
 
-    def _places(self, labels: Sequence[Any] | Tensor, count: int) -> Tensor:
-        places = {name: i for i, name in enumerate(self.task_ids)}
+    def _label_indices(self, labels: Sequence[Any] | Tensor, count: int) -> Tensor:
+        positions = {name: i for i, name in enumerate(self.task_ids)}
         listed = labels.tolist() if isinstance(labels, Tensor) else list(labels)
-        found = [places.get(x, -1) if isinstance(x, str) else int(x) for x in listed]
+        found = [positions.get(x, -1) if isinstance(x, str) else int(x) for x in listed]
         wrong = [x for x, at in zip(listed, found, strict=True) if not 0 <= at < self.num_tasks]
         if len(found) != count or wrong:
             raise ParameterError(

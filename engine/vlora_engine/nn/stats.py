@@ -1,4 +1,4 @@
-"""What a base model and its adapters take together."""
+"""The size of a base model and its adapters together, before and after compression."""
 
 from __future__ import annotations
 
@@ -16,7 +16,11 @@ def full_stack(
     quantized_bits: int,
     base_model: Any = None,
 ) -> dict[str, Any]:
-    """`SharedSubspace.full_stack_compression`."""
+    """Bytes of base model and adapters before and after (`SharedSubspace.full_stack_compression`).
+
+    Raises:
+        ParameterError: A number below 1, or a model and its number of parameters.
+    """
     stats = subspace.compression_stats()  # a coded collection has figures of its own
     before, after = stats["bytes_original"], stats["bytes_compressed"]
     adapters = {

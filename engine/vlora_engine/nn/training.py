@@ -17,7 +17,7 @@ from vlora_engine.manifest.manifest import LayerSpec, OwnModule, TaskRecord
 from vlora_engine.manifest.records import figure
 from vlora_engine.nn.decode import SHARING, Target, flat_factor
 from vlora_engine.nn.effects import Basis, Effect, Factors
-from vlora_engine.nn.host_modules import Place
+from vlora_engine.nn.host_modules import HostModule
 from vlora_engine.subspace.basis import LayerBasis
 from vlora_engine.subspace.loadings import EncodedTask
 from vlora_engine.subspace.space import Space
@@ -62,10 +62,10 @@ def orthogonal_init(
             loadings_a[spec.name] = scale * torch.randn(spec.k_a, generator=generator)
             loadings_b[spec.name] = torch.zeros(spec.k_b)
         else:
-            own = max(1, min(rank or spec.rank, spec.k_a, spec.k_b))
-            rows = torch.randn(own, spec.k_a, generator=generator)
+            own_rank = max(1, min(rank or spec.rank, spec.k_a, spec.k_b))
+            rows = torch.randn(own_rank, spec.k_a, generator=generator)
             loadings_a[spec.name] = scale * _orthogonal(rows) * max(1, spec.k_a) ** 0.5
-            loadings_b[spec.name] = torch.zeros(own, spec.k_b)
+            loadings_b[spec.name] = torch.zeros(own_rank, spec.k_b)
     projection = TaskProjection(
         task_id=task_id,
         loadings_a=loadings_a,
@@ -154,7 +154,7 @@ class SubspaceTrainer:
         return float(loss.detach())
 
     def count_step(self) -> None:
-        """Told by one who steps an optimizer of his own."""
+        """Count a step that the caller made with an optimizer of its own."""
         self._step_count += 1
 
     def write_back(self) -> None:
@@ -166,21 +166,21 @@ class SubspaceTrainer:
         task = subspace.tasks.decoded(self.task_id)
         values = {name: parameter.detach().cpu().float() for name, parameter in self.params.items()}
         trained = {name: self._factors(name, values) for name in self._modules()}
-        own, record = dict(task.own), replace(old, digest="", source=None, measured=True)
+        outside, record = dict(task.own), replace(old, digest="", source=None, measured=True)
         loadings: dict[str, dict[str, Tensor]] = {"a": {}, "b": {}}
         for name in self._modules():
             if self.num_expand:
-                own[name] = trained[name].a, trained[name].bt.T.contiguous()
+                outside[name] = trained[name].a, trained[name].bt.T.contiguous()
             else:
                 for side in _SIDES:
                     loadings[side][name] = values[f"{name}.loadings_{side}"]
         if self.num_expand:
-            record = _all_own(record, own, task.scales, self._specs)
+            record = _all_outside(record, outside, task.scales, self._specs)
         projection = replace(
             task,
             loadings_a=loadings["a"],
             loadings_b=loadings["b"],
-            own=own,
+            own=outside,
             record=record,
             encoded=None,
         )
@@ -188,7 +188,7 @@ class SubspaceTrainer:
         self.subspace.tasks.put(*self._measured(record, encoded, trained))
 
     def state_dict(self) -> dict[str, Any]:
-        """All that `load_state_dict` needs to go on."""
+        """The parameters, the optimizer's state and the settings, for `load_state_dict`."""
         return {
             "task_id": self.task_id,
             "num_expand": self.num_expand,
@@ -199,25 +199,25 @@ class SubspaceTrainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where a trainer of the same task left off.
+        """Take over the state of a trainer of the same task, to go on from there.
 
         Raises:
             ParameterError: It was of another task, another expansion, or other shapes.
         """
         ours = {name: tuple(p.shape) for name, p in self.params.items()}
         theirs = {name: tuple(p.shape) for name, p in state["params"].items()}
-        for what, mine, given in (
+        for what, mine, stated in (
             ("task", self.task_id, state["task_id"]),
             ("num_expand", self.num_expand, state["num_expand"]),
             ("seed", self.seed, state["seed"]),
             ("shapes", ours, theirs),
         ):
-            if mine != given:
+            if mine != stated:
                 raise ParameterError(
                     f"The state is of a trainer with another {what}.",
                     where=self.task_id,
                     expected=str(mine)[:200],
-                    found=str(given)[:200],
+                    found=str(stated)[:200],
                 )
         with torch.no_grad():
             for name, parameter in self.params.items():
@@ -287,19 +287,22 @@ class SubspaceTrainer:
         norms, losses = [], []
         total = lost = 0.0
         for name, scale in stored.scales.items():
-            meant = trained.get(name)
+            wanted = trained.get(name)
             if name in stored.own:
                 a, b = stored.own[name]
                 norm2, loss2 = float(delta_norm2(a, b)) * scale**2, 0.0
             else:
-                assert meant is not None  # noqa: S101  (what is in the basis was trained)
+                assert wanted is not None  # noqa: S101  (what is in the basis was trained)
                 values = {
                     f"{name}.loadings_{side}": getattr(stored, f"loadings_{side}")[name]
                     for side in _SIDES
                 }
-                kept = self._factors(name, values)
-                norm2 = float(delta_norm2(meant.a, meant.bt.T)) * scale**2
-                loss2 = float(delta_error2(meant.a, meant.bt.T, kept.a, kept.bt.T)) * scale**2
+                as_stored = self._factors(name, values)
+                norm2 = float(delta_norm2(wanted.a, wanted.bt.T)) * scale**2
+                loss2 = (
+                    float(delta_error2(wanted.a, wanted.bt.T, as_stored.a, as_stored.bt.T))
+                    * scale**2
+                )
                 norms.append(norm2**0.5)
                 losses.append((loss2 / norm2) ** 0.5 if norm2 else 0.0)
             total, lost = total + norm2, lost + loss2
@@ -325,17 +328,17 @@ class _Trained:
     extra_a: Tensor  # (num_expand, d_in)
     extra_b: Tensor
 
-    def change(self, place: Place, basis: Basis, x: Tensor) -> Tensor:
+    def change(self, host: HostModule, basis: Basis, x: Tensor) -> Tensor:
         a = self._rows(self.la, basis.a, self.extra_a)
         bt = self._rows(self.lb * self.scale, basis.b, self.extra_b)
-        return place.into(x, a) @ bt
+        return host.into(x, a) @ bt
 
     @staticmethod
     def _rows(loadings: Tensor, shared: Tensor, extra: Tensor) -> Tensor:
-        own = loadings.to(shared.device, shared.dtype)
+        moved = loadings.to(shared.device, shared.dtype)
         if not len(extra):
-            return own @ shared
-        return own[:, : len(shared)] @ shared + own[:, len(shared) :] @ extra
+            return moved @ shared
+        return moved[:, : len(shared)] @ shared + moved[:, len(shared) :] @ extra
 
 
 @dataclass(frozen=True)
@@ -348,17 +351,22 @@ class _TrainedFlat:
     basis: LayerBasis
     target: Target
 
-    def change(self, place: Place, basis: Basis, x: Tensor) -> Tensor:
+    def change(self, host: HostModule, basis: Basis, x: Tensor) -> Tensor:
         rank, (device, dtype) = self.basis.rank, self.target
         a = flat_factor(self.basis, "a", self.la.to(device), rank).to(dtype)
         bt = flat_factor(self.basis, "b", self.lb.to(device), rank) * self.scale
-        return place.into(x, a) @ bt.to(dtype)
+        return host.into(x, a) @ bt.to(dtype)
 
 
 def trainable_params(
     subspace: Space, task_id: str, num_expand: int = 0, *, seed: int = 0
 ) -> dict[str, nn.Parameter]:
-    """`SharedSubspace.get_trainable_params`."""
+    """The loadings of a task as parameters by module and side, padded for extra directions.
+
+    Raises:
+        SubspaceError: The subspace has no bases.
+        ParameterError: No module of the task is in the basis, or ``num_expand`` is negative.
+    """
     require_bases(subspace)
     if num_expand < 0:
         raise ParameterError("num_expand is not negative.", found=str(num_expand))
@@ -456,18 +464,18 @@ def _usual_config(subspace: Space) -> dict[str, Any]:
     return {**records[0].config, "modules_to_save": None, "bias": "none", "inference_mode": True}
 
 
-def _all_own(
+def _all_outside(
     record: TaskRecord,
-    own: Mapping[str, tuple[Tensor, Tensor]],
+    outside: Mapping[str, tuple[Tensor, Tensor]],
     scales: Mapping[str, float],
     specs: Mapping[str, LayerSpec],
 ) -> TaskRecord:
     """The record of a task whose modules are all its own."""
-    known = {o.name: o for o in record.own}
+    specs_outside = {o.name: o for o in record.own}
     modules = []
-    for name in sorted(own):
+    for name in sorted(outside):
         spec = specs.get(name)
-        if name not in known and spec is not None:
-            known[name] = OwnModule(name, scales[name], spec.kind, spec.tail_a)
-        modules.append(known[name])
+        if name not in specs_outside and spec is not None:
+            specs_outside[name] = OwnModule(name, scales[name], spec.kind, spec.tail_a)
+        modules.append(specs_outside[name])
     return replace(record, layers=(), ranks=(), scales=(), dtypes=(), own=tuple(modules))

@@ -1,4 +1,4 @@
-"""A task added to a model's weights, and the weights as they were."""
+"""Merge a task into a model's weights, and undo that bit for bit."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from vlora_engine.errors import SubspaceError
 from vlora_engine.nn.effects import Factors
-from vlora_engine.nn.host_modules import Place
+from vlora_engine.nn.host_modules import HostModule
 
 
 @dataclass
 class Merged:
-    """The weights that a task went into, each with what it was.
+    """The weights that a task was merged into, with their originals.
 
     The originals are kept and not computed back: in floating point no subtraction undoes a sum.
     """
@@ -25,16 +25,16 @@ class Merged:
     originals: dict[Tensor, Tensor] = field(default_factory=dict)
 
     @torch.no_grad()
-    def add(self, places: Mapping[str, Place], task: Iterable[tuple[str, Factors]]) -> None:
+    def add(self, hosts: Mapping[str, HostModule], task: Iterable[tuple[str, Factors]]) -> None:
         """Add what a task does to the modules that the model has."""
         for name, factors in task:
-            if name not in places:
+            if name not in hosts:
                 continue
-            place = places[name]
-            weight = place.module.weight
+            host = hosts[name]
+            weight = host.module.weight
             delta = factors.bt.to(weight.device).T @ factors.a.to(weight.device)
             self.originals[weight] = weight.data
-            weight.data = (weight.float() + place.as_weight(delta)).to(weight.dtype)
+            weight.data = (weight.float() + host.as_weight(delta)).to(weight.dtype)
 
     def undo(self) -> None:
         """The weights as they were, bit for bit."""
@@ -43,10 +43,10 @@ class Merged:
 
     def move(self, fn: Callable[[Tensor], Tensor]) -> None:
         """Do to the originals what was done to the weights."""
-        self.originals = {weight: fn(kept) for weight, kept in self.originals.items()}
+        self.originals = {weight: fn(original) for weight, original in self.originals.items()}
 
 
-def require_mergeable(model: nn.Module, places: Iterable[Place]) -> None:
+def require_mergeable(model: nn.Module, hosts: Iterable[HostModule]) -> None:
     """Raise unless a task can go into the weights of these modules.
 
     Raises:
@@ -54,18 +54,18 @@ def require_mergeable(model: nn.Module, places: Iterable[Place]) -> None:
             change with it.
     """
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    for place in places:
-        if place.quantized:
+    for host in hosts:
+        if host.quantized:
             raise SubspaceError(
                 "Quantized weights cannot take a task in.",
-                where=place.name,
-                found=type(place.module).__name__,
+                where=host.name,
+                found=type(host.module).__name__,
                 remedy="use set_task, which leaves the weights as they are",
             )
-        if uses[id(place.module.weight)] > 1:
+        if uses[id(host.module.weight)] > 1:
             raise SubspaceError(
                 "A weight that several modules share cannot take a task in.",
-                where=place.name,
+                where=host.name,
                 expected="a weight of its own",
                 remedy="use set_task, or untie the weights before",
             )

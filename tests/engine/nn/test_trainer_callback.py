@@ -12,7 +12,7 @@ from tests import make
 from tests.engine.nn.worn import LLAMA, TOKENS, logits, peft_adapters, whole
 from vlora_engine import SharedSubspace, VLoRAModel, orthogonal_init
 from vlora_engine.errors import ParameterError
-from vlora_engine.nn.hooks import Seat
+from vlora_engine.nn.hooks import LoRAHook
 
 pytest.importorskip("peft")
 pytest.importorskip("accelerate")
@@ -84,7 +84,7 @@ def test_the_loss_falls_and_the_task_says_what_was_trained(
     assert all(torch.equal(before[name], t) for name, t in state.items())
     assert all(p.requires_grad for p in base.parameters())
     hooks = [hook for module in base.modules() for hook in module._forward_hooks.values()]
-    assert not any(isinstance(hook, Seat) for hook in hooks)
+    assert not any(isinstance(hook, LoRAHook) for hook in hooks)
     subspace.save(tmp_path / "subspace")
     for own in (subspace, SharedSubspace.load(tmp_path / "subspace")):
         model = VLoRAModel(make.tiny_llama(), own)

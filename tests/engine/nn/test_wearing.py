@@ -318,7 +318,7 @@ def test_no_dense_change_is_formed_and_hooks_stay(adapters: dict[str, Path], met
     base = make.tiny_llama()
     model = VLoRAModel(base, subspace)
     gate = base.model.layers[0].mlp.gate_proj
-    hooks, bases = dict(gate._forward_hooks), [seat.a for seat in model._seats.values()]
+    hooks, bases = dict(gate._forward_hooks), [hook.a for hook in model._hooks.values()]
     with Watch(base) as watch, torch.no_grad():
         for task in adapters:
             model.set_task(task)
@@ -328,7 +328,7 @@ def test_no_dense_change_is_formed_and_hooks_stay(adapters: dict[str, Path], met
     assert (24, 16) not in watch.shapes
     assert (3, 12, 24) in watch.shapes  # it does watch
     assert dict(gate._forward_hooks) == hooks
-    assert all(a is seat.a for a, seat in zip(bases, model._seats.values(), strict=True))
+    assert all(a is hook.a for a, hook in zip(bases, model._hooks.values(), strict=True))
 
 
 def test_tasks_worn_are_kept_up_to_a_number_of_bytes(
@@ -406,7 +406,7 @@ def test_it_follows_the_base_model_and_gives_it_back(subspace: SharedSubspace) -
     worn = logits(model)
     model.to(torch.float64)
     assert far(logits(model), worn) < 1e-5
-    assert {seat.a.dtype for seat in model._seats.values()} == {torch.float64}
+    assert {hook.a.dtype for hook in model._hooks.values()} == {torch.float64}
     model.merge("task0")
     model.to(torch.float32)
     model.unmerge()
