@@ -9,7 +9,7 @@ from pathlib import Path
 from vlora_engine.adapters.address import AdapterRef, address_of
 from vlora_engine.errors import ParameterError, VLoRAError
 from vlora_engine.hub.fetch import fetch
-from vlora_engine.hub.remote import as_remote, shadow
+from vlora_engine.hub.remote import as_remote, remote_headers
 from vlora_tui.cli.execute import stop_on_signals
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
@@ -70,8 +70,8 @@ def headers_of(place: str) -> Iterator[str | Path]:
     if not ref.is_hub:
         yield place
         return
-    with shadow(ref) as shade:
+    with remote_headers(ref) as headers:
         try:
-            yield shade.root
+            yield headers.root
         except VLoRAError as error:
-            raise as_remote(error, shade) from None
+            raise as_remote(error, headers) from None

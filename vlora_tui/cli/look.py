@@ -78,7 +78,7 @@ def _tasks_inside(catalog: Catalog) -> list[AdapterInfo]:
 
 
 def _as_named(info: AdapterInfo, subspace: Path | AdapterRef) -> AdapterInfo:
-    """A task of a subspace on the Hub, of which only a shadow was looked at, by its address."""
+    """A task of a subspace on the Hub, of which only the headers were read, by its address."""
     if isinstance(subspace, Path):
         return info
     name = address_text(str(info.path))

@@ -1,4 +1,4 @@
-"""Opening a subspace: our own with a basis or coded, or another library's."""
+"""Open a subspace: this library's with a basis or coded, or another library's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def load_space(path: str | Path, *, verify: bool = True) -> AnySpace:
-    """The subspace in the directory ``path``, or at a Hub address.
+    """Open the subspace in the directory ``path``, or at a Hub address.
 
     Only its index is read now; every tensor file is checked against its checksum when it is first
     read (those of the other libraries have none).
@@ -38,7 +38,7 @@ def load_space(path: str | Path, *, verify: bool = True) -> AnySpace:
 
 
 def read_settled(space: AnySpace, read: Callable[[AnySpace], T]) -> tuple[AnySpace, T]:
-    """What ``read`` gives of a subspace; where its directory was changed meanwhile, of the new one.
+    """Read from a subspace, loading it again where its directory was replaced meanwhile.
 
     Returns:
         The subspace that was read, loaded anew if need be, and what was read of it.
@@ -85,7 +85,7 @@ def open_space(directory: Path) -> AnySpace:
         if space is None:
             space = load_space(directory)
         if key is not None:
-            for stale in [known for known in _open if known[0] == key[0]]:
+            for stale in [identity for identity in _open if identity[0] == key[0]]:
                 del _open[stale]
             _open[key] = space
             while len(_open) > MAX_OPEN:
@@ -111,5 +111,5 @@ def _identity(directory: Path) -> _Identity | None:
         index = (directory / SUBSPACE_INDEX).stat()
     except OSError:
         return None
-    place = os.path.realpath(directory)
-    return place, index.st_dev, index.st_ino, index.st_size, index.st_mtime_ns
+    path = os.path.realpath(directory)
+    return path, index.st_dev, index.st_ino, index.st_size, index.st_mtime_ns

@@ -1,4 +1,4 @@
-"""Finding adapters below a directory, and telling apart the words that name a place."""
+"""Find adapters below a directory, and resolve paths, addresses and ``DIR:TASK``."""
 
 from __future__ import annotations
 
@@ -80,10 +80,10 @@ def _adapters_in(
     for name in sorted(files):
         if not name.endswith((".safetensors", ".gguf")) or _BASE_SHARD.search(name):
             continue
-        one = Probe(path / name)
-        form = registry.find(one)
-        if form is not None and _is_adapter(one, form):
-            yield one, form
+        file_probe = Probe(path / name)
+        form = registry.find(file_probe)
+        if form is not None and _is_adapter(file_probe, form):
+            yield file_probe, form
 
 
 def _is_adapter(probe: Probe, form: Format) -> bool:
@@ -128,13 +128,13 @@ def _first_visit(path: Path, seen: set[tuple[int, int]]) -> bool:
 
 
 def location(probe: Probe, form: Format) -> Location:
-    """``probe`` as a place with a name: that of its directory, or its file without the suffix."""
+    """Where ``probe`` lies, named by its directory, or by its file without the suffix."""
     name = probe.path.stem if probe.file is not None else probe.path.name
     return Location(probe.path, name or str(probe.path), form.name)
 
 
 def locate(place: str | os.PathLike[str]) -> AdapterRef:
-    """The place, and its task told from its path: ``DIR:TASK``, where all of it is no path.
+    """Parse a place, splitting ``DIR:TASK`` into path and task where all of it is no path.
 
     The directory is the longest that exists. What is on the Hub says by itself where it ends.
 

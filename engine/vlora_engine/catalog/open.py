@@ -118,33 +118,33 @@ def find_adapters(
     Raises:
         NotFoundError: There is nothing there, or no adapter in it.
     """
-    place = existing_path(path)
-    if not place.is_dir():
-        probe = Probe(place)
+    root = existing_path(path)
+    if not root.is_dir():
+        probe = Probe(root)
         form = FORMATS.find(probe)
         if form is None:
-            raise _unrecognised_error(place)
+            raise _unrecognised_error(root)
         return [location(probe, form)]
-    found = [location(*each) for each in walk(FORMATS, place, max_depth, max_adapters)]
+    found = [location(*each) for each in walk(FORMATS, root, max_depth, max_adapters)]
     if not found:
-        raise nothing_error(place)
+        raise nothing_error(root)
     return found
 
 
-def _unrecognised_error(place: Path) -> Exception:
-    if place.is_dir():
-        below = list(walk(FORMATS, place, MAX_DEPTH, 1))
+def _unrecognised_error(path: Path) -> Exception:
+    if path.is_dir():
+        below = list(walk(FORMATS, path, MAX_DEPTH, 1))
         if below:
             return NotFoundError(
                 "This is a folder of adapters, not an adapter.",
-                where=place,
+                where=path,
                 found=f"adapters below, such as {below[0][0].path}",
                 remedy="name one of them",
             )
-        return nothing_error(place)
+        return nothing_error(path)
     return UnsupportedAdapterError(
         "The file is of no format known here.",
-        where=place,
+        where=path,
         expected="a PEFT directory or a .safetensors file",
         remedy="point at the directory that PEFT's model.save_pretrained wrote",
     )
@@ -176,7 +176,7 @@ def load_adapter_from_hub(
         AdapterError: As for `vlora_engine.load_adapter`.
     """
     address = AdapterRef.repository(repo_id)
-    asked = AdapterRef.of_repo(
+    wanted = AdapterRef.of_repo(
         address.repo, revision or address.revision, subfolder.strip("/") or address.subfolder
     )
-    return load_adapter(asked, allow_unsupported=allow_unsupported)
+    return load_adapter(wanted, allow_unsupported=allow_unsupported)

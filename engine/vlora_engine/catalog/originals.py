@@ -1,4 +1,4 @@
-"""The adapters that the tasks of a subspace were made from: found again, and proved by content."""
+"""Find the adapters that a subspace's tasks were made from, and check them by content hash."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STAGE = "originals"
 
 
 def recorded_original(record: TaskRecord) -> AdapterSource:
-    """The adapter that a task was made from, where the subspace says that it lies.
+    """Open the adapter that a task was made from, at the path that the subspace records.
 
     One that came from the Hub is looked for in the Hub's cache; it is not downloaded again.
 
@@ -30,16 +30,16 @@ def recorded_original(record: TaskRecord) -> AdapterSource:
         CollectionError: What lies there has another content.
         AdapterError: It cannot be read.
     """
-    place = _place_of(record)
-    if place is None or not place.exists():
+    path = _path_of(record)
+    if path is None or not path.exists():
         raise _not_found(record, record.source, "nothing there" if record.source else None)
-    source = open_adapter(place)
+    source = open_adapter(path)
     if source.digest() != record.digest:
-        raise _changed(record, record.source or place)
+        raise _changed(record, record.source or path)
     return source
 
 
-def _place_of(record: TaskRecord) -> Path | None:
+def _path_of(record: TaskRecord) -> Path | None:
     if record.source is None:
         return None
     source = AdapterRef.parse(record.source)
@@ -60,7 +60,7 @@ def find_originals(
     *,
     progress: ProgressCallback | None = None,
 ) -> tuple[dict[str, AdapterSource], dict[str, VLoRAError]]:
-    """The original of every task, and why those of the others could not be had.
+    """The originals that were found, by task, and an error for each of the others.
 
     Args:
         records: The tasks.

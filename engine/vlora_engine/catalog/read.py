@@ -1,4 +1,4 @@
-"""Reading the index of a subspace by path or address, our own or another library's."""
+"""Read the index of a subspace by path or address, this library's or another's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vlora_engine.utils.safetensors_file import read_error
 
 
 def is_subspace(path: Path) -> bool:
-    """Whether ``path`` is a directory with a subspace, ours or a peer's."""
+    """Whether ``path`` is a directory with a subspace, this library's or a peer's."""
     return is_own_subspace(path) or peer_at(path) is not None
 
 

@@ -1,4 +1,4 @@
-"""What lies in folders of adapters, from headers alone: no torch, no tensor data.
+"""List the adapters in folders and on the Hub from headers alone: no torch, no tensor data.
 
 NaN, a B of zeros and the like need the data: `vlora_engine.adapters.check` looks for them.
 """
@@ -37,14 +37,14 @@ from vlora_engine.errors import NotFoundError, VLoRAError
 from vlora_engine.findings import Finding
 from vlora_engine.formats.base import Format, Inspection, Probe
 from vlora_engine.hub.cache import cached_adapters
-from vlora_engine.hub.remote import as_remote, shadows
+from vlora_engine.hub.remote import all_remote_headers, as_remote
 from vlora_engine.hub.search import LIMIT, search_adapters
 from vlora_engine.interop.names import PEERS, peer_at
 from vlora_engine.manifest.manifest import FORMAT, Manifest
 from vlora_engine.utils.naming import printable, unique_names
 
 if TYPE_CHECKING:
-    from vlora_engine.hub.remote import Shadow
+    from vlora_engine.hub.remote import RemoteHeaders
 
 SUBSPACE = FORMAT
 SUBSPACES = frozenset({SUBSPACE, *PEERS})
@@ -73,7 +73,7 @@ class AdapterInfo:
         nbytes: Bytes of tensors and config.
         rest: How many tensors belong to no module.
         group: Number of the group that it fits into.
-        findings: What is remarkable.
+        findings: What is unusual or wrong about it.
         identity: Bytes, newest modification (ns), digest of header and config.
         error: Why it cannot be used.
     """
@@ -207,9 +207,9 @@ def scan(
 
 
 class Finder:
-    """A scan that tells of each adapter as soon as it was looked at.
+    """A scan that yields each adapter as soon as its headers were read.
 
-    Places are looked into one after another; what was found before is not told of again.
+    Places are scanned one after another; an adapter that was found before is not yielded again.
     """
 
     def __init__(
@@ -261,44 +261,46 @@ class Finder:
             if self._first_time(":".join((os.path.realpath(task[0]), task[1]))):
                 yield self._inspected(_task_entry(*task))
             return
-        place = existing_path(ref)
-        self.places.append(place)
-        yield from self._look_below(place, self._max_depth)
+        directory = existing_path(ref)
+        self.places.append(directory)
+        yield from self._look_below(directory, self._max_depth)
 
-    def _look_below(self, place: Path, max_depth: int) -> Iterator[AdapterInfo | Place]:
-        room = self._max_adapters - self.count
-        for probe, form in _below(place, max_depth, room, self.closed):
+    def _look_below(self, directory: Path, max_depth: int) -> Iterator[AdapterInfo | Place]:
+        limit = self._max_adapters - self.count
+        for probe, form in _below(directory, max_depth, limit, self.closed):
             if self._first_time(str(address_of(probe.path) or os.path.realpath(probe.path))):
                 subspace = form.name in SUBSPACES
                 yield probe.path if subspace else self._inspected(_entry(probe, form))
 
-    def _look_at_hub(self, places: Sequence[AdapterRef]) -> Iterator[AdapterInfo | Place]:
-        self.places += places
-        for address, shade in shadows(places):
-            if not isinstance(shade, VLoRAError):
-                yield from self._look_at_shadow(address, shade)
-            elif len(places) == 1:
-                raise shade
+    def _look_at_hub(self, addresses: Sequence[AdapterRef]) -> Iterator[AdapterInfo | Place]:
+        self.places += addresses
+        for address, remote in all_remote_headers(addresses):
+            if not isinstance(remote, VLoRAError):
+                yield from self._look_at_headers(address, remote)
+            elif len(addresses) == 1:
+                raise remote
             elif self._first_time(str(address)):
-                yield AdapterInfo(shelf_name(address), address, "unknown", error=shade)
+                yield AdapterInfo(shelf_name(address), address, "unknown", error=remote)
 
-    def _look_at_shadow(self, address: AdapterRef, shade: Shadow) -> Iterator[AdapterInfo | Place]:
-        self.remarks += shade.remarks()
+    def _look_at_headers(
+        self, address: AdapterRef, headers: RemoteHeaders
+    ) -> Iterator[AdapterInfo | Place]:
+        self.remarks += headers.remarks()
         if address.task is None:
-            found: Iterable[AdapterInfo | Place] = self._look_below(shade.root, self._max_depth)
+            found: Iterable[AdapterInfo | Place] = self._look_below(headers.root, self._max_depth)
         else:
-            found = [self._inspected(_task_entry(shade.root, address.task))]
-        for one in found:
-            if not isinstance(one, AdapterInfo):
-                if isinstance(one, Path):
-                    self.remarks.append(as_remote(_subspace_finding(one), shade))
-                yield address_of(one) or one
+            found = [self._inspected(_task_entry(headers.root, address.task))]
+        for item in found:
+            if not isinstance(item, AdapterInfo):
+                if isinstance(item, Path):
+                    self.remarks.append(as_remote(_subspace_finding(item), headers))
+                yield address_of(item) or item
                 continue
             yield replace(
-                one,
-                path=address_of(one.path) or one.path,
-                findings=tuple(as_remote(finding, shade) for finding in one.findings),
-                error=as_remote(one.error, shade),
+                item,
+                path=address_of(item.path) or item.path,
+                findings=tuple(as_remote(finding, headers) for finding in item.findings),
+                error=as_remote(item.error, headers),
             )
 
     def _search_hub(self, base_model: str) -> Iterator[AdapterInfo | Place]:
@@ -309,10 +311,10 @@ class Finder:
         self.places.append(hub_cache())
         for address in cached_adapters():
             folder = snapshot_folder(address.repo, str(address.revision)) / address.subfolder
-            for one in self._look_below(folder, 0):
-                if isinstance(one, AdapterInfo):
-                    one = replace(one, path=address_of(one.path) or one.path)
-                yield one
+            for item in self._look_below(folder, 0):
+                if isinstance(item, AdapterInfo):
+                    item = replace(item, path=address_of(item.path) or item.path)
+                yield item
 
     def groups(self, infos: Sequence[AdapterInfo]) -> tuple[Group, ...]:
         """The groups of what was found, under the names that ``infos`` have."""
@@ -326,9 +328,9 @@ class Finder:
         )
 
     def _first_time(self, key: str) -> bool:
-        known = key in self._seen
+        seen_before = key in self._seen
         self._seen.add(key)
-        return not known
+        return not seen_before
 
     def _inspected(self, entry: _Entry) -> AdapterInfo:
         info, modules = _look(entry)
@@ -372,14 +374,14 @@ def closed_findings(closed: Iterable[Path]) -> Iterator[Finding]:
 
 
 def _below(
-    place: Path, max_depth: int, room: int, closed: list[Path]
+    path: Path, max_depth: int, limit: int, closed: list[Path]
 ) -> Iterable[tuple[Probe, Format]]:
-    if os.path.isdir(place):
-        yield from walk(FORMATS, place, max_depth, room, closed)
+    if os.path.isdir(path):
+        yield from walk(FORMATS, path, max_depth, limit, closed)
         return
-    probe = Probe(place)
+    probe = Probe(path)
     form = FORMATS.find(probe)
-    if form is not None and room > 0:
+    if form is not None and limit > 0:
         yield probe, form
 
 

@@ -1,4 +1,4 @@
-"""The tasks of our own subspaces as adapters: ``DIR:TASK``."""
+"""Open the tasks of subspaces as adapters: ``DIR:TASK``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vlora_engine.utils.safetensors_file import read_error
 
 
 class SubspaceFormat:
-    """A directory with subspace.json; its tasks, not itself, are adapters."""
+    """The format of a directory with subspace.json, whose tasks are adapters."""
 
     name = FORMAT
 
@@ -39,7 +39,7 @@ class SubspaceFormat:
 
 
 class PeerFormat(SubspaceFormat):
-    """A directory of one of the peers, told by its index."""
+    """The format of another library's directory, recognised by its index."""
 
     def __init__(self, peer: str) -> None:
         self.name = peer
@@ -50,7 +50,7 @@ class PeerFormat(SubspaceFormat):
 
 
 def open_task(directory: Path, task: str) -> AdapterSource:
-    """The adapter that ``task`` of the subspace in ``directory`` stands for.
+    """Open ``task`` of the subspace in ``directory`` as an adapter.
 
     Raises:
         NotFoundError: There is no such task.
@@ -62,7 +62,7 @@ def open_task(directory: Path, task: str) -> AdapterSource:
 
 
 def inspect_task(directory: Path, task: str) -> Inspection:
-    """What the subspace's index says of ``task``.
+    """Inspect ``task`` by the subspace's index alone.
 
     Raises:
         NotFoundError: There is no such task.
@@ -71,7 +71,7 @@ def inspect_task(directory: Path, task: str) -> Inspection:
 
 
 def inspection_of(manifest: Manifest, task: str) -> Inspection:
-    """The same from an index at hand; of modules that are the task's own only their number."""
+    """Inspect ``task`` by an index at hand; of modules outside the basis only their number."""
     directory = manifest.path
     record = manifest.tasks.get(task)
     if record is None:

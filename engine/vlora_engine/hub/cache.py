@@ -1,4 +1,4 @@
-"""The adapters that huggingface_hub downloaded before, without asking the Hub."""
+"""List the adapters in huggingface_hub's cache, without asking the Hub."""
 
 from __future__ import annotations
 

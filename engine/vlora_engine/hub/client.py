@@ -1,4 +1,4 @@
-"""The one door to huggingface_hub: imported when it is used, its errors turned into ours.
+"""Access to huggingface_hub: imported when it is used, its errors turned into this package's.
 
 Its settings are the user's: HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE. A token
 is read by huggingface_hub itself and goes to the Hub alone; `harmless` keeps it out of messages.
@@ -40,7 +40,7 @@ _LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
 def endpoint() -> str:
-    """Where the Hub is: HF_ENDPOINT, or huggingface.co."""
+    """The URL of the Hub: HF_ENDPOINT, or huggingface.co."""
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
@@ -67,15 +67,15 @@ def hub_errors(where: Where) -> Iterator[None]:
     except VLoRAError:
         raise
     except Exception as error:
-        known = _translated(error, where)
-        if known is None:
+        translated = _translated(error, where)
+        if translated is None:
             raise
-        raise known from None
+        raise translated from None
 
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """huggingface_hub's own progress bars off for this block; ours tell."""
+    """Switch huggingface_hub's progress bars off for this block; progress is reported instead."""
     from huggingface_hub.utils import (
         are_progress_bars_disabled,
         disable_progress_bars,
@@ -102,7 +102,7 @@ def harmless(text: str) -> str:
 
 
 def _translated(error: Exception, where: Where) -> VLoRAError | None:
-    """The first judge in the table that knows the error's kind has the word."""
+    """This package's error for one of huggingface_hub, by the first row of the table that fits."""
     for kind, judge in _table():
         if isinstance(error, kind):
             return judge(where, error)
@@ -130,9 +130,9 @@ def _table() -> list[tuple[type[Exception], Judge]]:
 
 
 def _is_theirs(error: Exception) -> bool:
-    """Whether it is of those who download, or what the operating system told them."""
-    own = type(error).__module__.split(".")[0] in ("huggingface_hub", "hf_xet")
-    return own or isinstance(error, OSError | RuntimeError)
+    """Whether it was raised by a download library, or by the operating system below it."""
+    is_library = type(error).__module__.split(".")[0] in ("huggingface_hub", "hf_xet")
+    return is_library or isinstance(error, OSError | RuntimeError)
 
 
 def _is_transport(error: BaseException) -> bool:
@@ -242,16 +242,16 @@ def _no_repository_error(where: Where, error: Exception) -> NotFoundError:
 
 def _http_error(where: Where, error: Any) -> VLoRAError:
     status = getattr(error.response, "status_code", None)
-    said = harmless(error.server_message or "") or None
+    message = harmless(error.server_message or "") or None
     if status == 401:
         return HubAccessError(
-            "The Hub does not accept the token.", where=str(where), found=said, remedy=_LOG_IN
+            "The Hub does not accept the token.", where=str(where), found=message, remedy=_LOG_IN
         )
     if status == 403:
         return HubAccessError(
             "The token does not allow this.",
             where=str(where),
-            found=said,
+            found=message,
             remedy="use a token with the permission that it takes (write, to push): "
             + _LOG_IN.replace("log in", "log in anew"),
         )
@@ -267,7 +267,7 @@ def _http_error(where: Where, error: Any) -> VLoRAError:
             where=str(where),
             remedy="try again later; status.huggingface.co says more",
         )
-    return HubError(f"The Hub refused (HTTP {status}).", where=str(where), found=said)
+    return HubError(f"The Hub refused (HTTP {status}).", where=str(where), found=message)
 
 
 def _first_line(error: Exception) -> str:

@@ -1,4 +1,4 @@
-"""From the Hub into huggingface_hub's cache: the files of an adapter, at one known commit."""
+"""Download the files of an adapter from the Hub into huggingface_hub's cache, at one commit."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Fetched:
-    """What a fetch came to.
+    """The result of a fetch: where the files lie, and what was downloaded.
 
     Args:
         path: Where the place lies in the cache.
@@ -58,7 +58,7 @@ class Fetched:
 
 
 def pin(address: AdapterRef) -> AdapterRef:
-    """The same place at the commit that its revision stands for now.
+    """Pin an address to the commit that its revision stands for now.
 
     Raises:
         NotFoundError, HubAccessError, HubError: As `list_repository`.
@@ -72,7 +72,7 @@ def fetch(
     progress: ProgressCallback | None = None,
     cancelled: CancelCheck | None = None,
 ) -> Fetched:
-    """Have the adapter's files in the cache, downloading those that are not there whole.
+    """Download the adapter's files that are not whole in the cache.
 
     A place that is pinned and whole in the cache is not asked about on the Hub.
 
@@ -86,16 +86,16 @@ def fetch(
     listing = _whole_in_cache(address) or list_repository(address)
     files = adapter_files(listing)
     folder = listing.folder
-    lacking = [name for name in files if not _is_whole(folder / name, listing.sizes[name])]
+    missing = [name for name in files if not _is_whole(folder / name, listing.sizes[name])]
     if listing.cached:  # whose sizes are those of the files themselves
-        lacking = [name for name in files if not _is_sound(folder / name)]
-    remarks = list(_remarks(listing, folder, lacking, asked=address))
-    if lacking and listing.cached:
-        raise _half_error(folder / lacking[0], listing)
-    total = sum(listing.sizes[name] or 0 for name in lacking)
+        missing = [name for name in files if not _is_sound(folder / name)]
+    remarks = list(_remarks(listing, folder, missing, asked=address))
+    if missing and listing.cached:
+        raise _half_error(folder / missing[0], listing)
+    total = sum(listing.sizes[name] or 0 for name in missing)
     _require_room(total)
     tally = Tally(total, str(listing.address), RunContext(progress, cancelled))
-    for name in lacking:
+    for name in missing:
         _download(listing, name, tally)
     if not listing.cached:
         _remember_revisions(listing)
@@ -104,7 +104,7 @@ def fetch(
 
 
 def local_path(place: str | os.PathLike[str]) -> Path:
-    """Where a place on the Hub lies on this disk, fetched if it has to be; its task left out.
+    """The local path of a place on the Hub, fetched if it has to be; its task left out.
 
     Raises:
         ParameterError: This is no address.
@@ -117,7 +117,7 @@ def local_path(place: str | os.PathLike[str]) -> Path:
 
 
 def cached_path(address: AdapterRef) -> Path | None:
-    """Where a pinned place lies in the cache, if it is there whole. Asks nobody."""
+    """The path of a pinned place in the cache, if it is there whole; asks no network."""
     listing = _whole_in_cache(address)
     if listing is None:
         return None
@@ -137,15 +137,15 @@ def _whole_in_cache(address: AdapterRef) -> Listing | None:
         files = [name for name in adapter_files(listing) if not name.endswith(CARD)]
     except VLoRAError:
         return None
-    place = f"{address.subfolder}/" if address.subfolder else ""
-    names = {name.removeprefix(place) for name in files}
+    prefix = f"{address.subfolder}/" if address.subfolder else ""
+    names = {name.removeprefix(prefix) for name in files}
     folder = listing.folder
     if not all(_is_sound(folder / name) for name in files):
         return None
     if SUBSPACE_INDEX in names:
-        return listing if _has_all_parts(folder / place) else None
-    alone = ADAPTER_CONFIG in names and len(names) > 1
-    return listing if alone else None
+        return listing if _has_all_parts(folder / prefix) else None
+    is_one_adapter = ADAPTER_CONFIG in names and len(names) > 1
+    return listing if is_one_adapter else None
 
 
 def _has_all_parts(directory: Path) -> bool:
@@ -177,7 +177,7 @@ def _is_whole(path: Path, nbytes: int | None) -> bool:
     return nbytes is None or found == nbytes
 
 
-def _remarks(listing: Listing, folder: Path, lacking: Sequence[str], *, asked: AdapterRef) -> Any:
+def _remarks(listing: Listing, folder: Path, missing: Sequence[str], *, asked: AdapterRef) -> Any:
     if listing.moved_from is not None:
         yield Finding(
             "hub-moved",
@@ -192,7 +192,7 @@ def _remarks(listing: Listing, folder: Path, lacking: Sequence[str], *, asked: A
             "The Hub cannot be reached: this is what the cache has of it.",
             adapter=str(listing.address),
         )
-    for name in lacking:
+    for name in missing:
         if not listing.cached and (folder / name).exists():
             yield Finding(
                 "hub-mended",
@@ -224,11 +224,11 @@ def _remember_revisions(listing: Listing) -> None:
 
 def _require_room(nbytes: int) -> None:
     cache = hub_cache()
-    place = next((p for p in (cache, *cache.parents) if p.is_dir()), None)
-    if place is None or not nbytes:
+    directory = next((p for p in (cache, *cache.parents) if p.is_dir()), None)
+    if directory is None or not nbytes:
         return
     try:
-        free = shutil.disk_usage(place).free
+        free = shutil.disk_usage(directory).free
     except OSError:
         return
     if free < nbytes:
@@ -242,12 +242,12 @@ def _require_room(nbytes: int) -> None:
 
 
 def _half_error(path: Path, listing: Listing) -> VLoRAError:
-    there = f"{path.stat().st_size} bytes" if path.exists() else "a link to nothing"
-    wanted = listing.sizes.get(path.relative_to(listing.folder).as_posix())
+    found = f"{path.stat().st_size} bytes" if path.exists() else "a link to nothing"
+    expected = listing.sizes.get(path.relative_to(listing.folder).as_posix())
     return CorruptFileError(
         "A file in the Hub's cache is only half there.",
         where=path,
-        expected="the whole file" if wanted is None else f"{wanted} bytes",
-        found=there,
+        expected="the whole file" if expected is None else f"{expected} bytes",
+        found=found,
         remedy="run it again where the Hub can be reached: it is downloaded anew",
     )

@@ -1,4 +1,4 @@
-"""What a repository holds at one commit, asked of the Hub or, without it, of the cache."""
+"""List the files of a repository at one commit, from the Hub or, offline, from the cache."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MODEL_CONFIGS = (MODEL_CONFIG, "model_index.json")
 
 @dataclass(frozen=True)
 class Listing:
-    """A repository at one commit.
+    """The files of a repository at one commit.
 
     Args:
         address: The place that was asked for, pinned, under the repository's present name.
@@ -55,7 +55,7 @@ class Listing:
         return snapshot_folder(self.address.repo, self.commit)
 
 
-_known: dict[tuple[str, str, str], Listing] = {}  # a commit never changes
+_by_commit: dict[tuple[str, str, str], Listing] = {}  # a commit never changes
 _revisions: dict[tuple[str, str], set[str]] = {}  # by repository and commit: who led to it
 
 
@@ -65,7 +65,7 @@ def revisions_of(listing: Listing) -> set[str]:
 
 
 def list_repository(address: AdapterRef) -> Listing:
-    """What is in the repository, at the commit that the address stands for now.
+    """List the repository at the commit that the address stands for now.
 
     Without the Hub it is what the cache holds of it.
 
@@ -74,9 +74,9 @@ def list_repository(address: AdapterRef) -> Listing:
         HubOfflineError: The Hub cannot be reached and the cache has nothing of this revision.
     """
     if address.is_pinned:
-        known = _known.get((endpoint(), address.repo, str(address.revision)))
-        if known is not None:
-            return _at(known, address)
+        cached_commit = _by_commit.get((endpoint(), address.repo, str(address.revision)))
+        if cached_commit is not None:
+            return _at(cached_commit, address)
     try:
         with hub_errors(address.base):
             found = api().model_info(
@@ -89,7 +89,7 @@ def list_repository(address: AdapterRef) -> Listing:
             raise error from None
         return cached
     listing = _listing(found, address)
-    _known[endpoint(), listing.address.repo, listing.commit] = listing
+    _by_commit[endpoint(), listing.address.repo, listing.commit] = listing
     if not address.is_pinned:
         _revisions.setdefault((listing.address.repo, listing.commit), set()).add(
             address.revision or "main"
@@ -98,7 +98,7 @@ def list_repository(address: AdapterRef) -> Listing:
 
 
 def cached_listing(address: AdapterRef) -> Listing | None:
-    """What the cache holds of the commit that the address stands for; None if nothing."""
+    """List what the cache holds of the commit that the address stands for; None if nothing."""
     commit = address.revision if address.is_pinned else _cached_commit(address)
     if commit is None:
         return None
@@ -117,9 +117,9 @@ def adapter_files(listing: Listing) -> list[str]:
     Raises:
         NotFoundError: There is none, or no such folder.
     """
-    place = listing.address.subfolder
-    names = below(listing.sizes, place)
-    if place and not names:
+    subfolder = listing.address.subfolder
+    names = below(listing.sizes, subfolder)
+    if subfolder and not names:
         raise NotFoundError(
             "The repository has no such folder.",
             where=str(listing.address.base),
@@ -133,7 +133,7 @@ def adapter_files(listing: Listing) -> list[str]:
                 chosen += [f"{folder}/{name}" for name in _in_folder(below(names, folder))]
     if not chosen:
         raise _nothing_error(listing, names)
-    return sorted(f"{place}/{name}" if place else name for name in chosen)
+    return sorted(f"{subfolder}/{name}" if subfolder else name for name in chosen)
 
 
 def adapter_folders(sizes: Iterable[str]) -> list[str]:
@@ -208,8 +208,8 @@ def _is_name(name: str) -> bool:
 
 
 def _at(listing: Listing, address: AdapterRef) -> Listing:
-    place = replace(address, repo=listing.address.repo, revision=listing.commit)
-    return replace(listing, address=place)
+    pinned = replace(address, repo=listing.address.repo, revision=listing.commit)
+    return replace(listing, address=pinned)
 
 
 def _cached_commit(address: AdapterRef) -> str | None:
@@ -228,8 +228,8 @@ def _sizes_below(folder: Path) -> dict[str, int | None]:
     for root, _, files in os.walk(folder):
         for name in files:
             path = Path(root) / name
-            known = path.stat().st_size if path.exists() else None
-            sizes[path.relative_to(folder).as_posix()] = known
+            nbytes = path.stat().st_size if path.exists() else None
+            sizes[path.relative_to(folder).as_posix()] = nbytes
     return dict(sorted(sizes.items()))
 
 

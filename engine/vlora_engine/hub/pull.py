@@ -1,4 +1,4 @@
-"""From the Hub into a directory of one's own."""
+"""Copy an adapter or a subspace from the Hub into a local directory."""
 
 from __future__ import annotations
 

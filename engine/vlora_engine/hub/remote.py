@@ -1,8 +1,8 @@
-"""Looking at adapters on the Hub by their headers: nothing of their data is downloaded.
+"""Read the headers of adapters on the Hub without downloading their data.
 
-What the readers of local files need lies in a shadow of the repository: configs as they are, of
-tensor files the header and then a hole up to their length. So one reader says what is in them,
-wherever they lie.
+A temporary folder stands for the repository: configs are copied whole, of tensor files the header
+is copied and the rest up to their length left as a hole. So the readers of local files serve for
+the Hub, too.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ _NAMES_SHOWN = 1000
 
 
 @dataclass(frozen=True)
-class Shadow:
-    """A place on the Hub as headers alone.
+class RemoteHeaders:
+    """A folder of a repository on the Hub, copied as headers alone.
 
     Args:
-        root: Where the shadow of the place lies, for as long as the block that asked for it.
+        root: The local copy of that folder; it is there until the block ends that made it.
         listing: What the repository holds.
         elsewhere: Other folders of the repository with an adapter, that were not looked into.
     """
@@ -45,7 +45,7 @@ class Shadow:
     elsewhere: tuple[str, ...]
 
     def remarks(self) -> list[Finding]:
-        """What is remarkable about the place, beside its adapters."""
+        """Findings on the repository itself: that it was renamed, or holds more adapters."""
         found = []
         if self.listing.moved_from is not None:
             present = self.listing.address.repo
@@ -62,8 +62,8 @@ class Shadow:
 
 
 @contextmanager
-def shadow(address: AdapterRef) -> Iterator[Shadow]:
-    """The shadow of a place, in a folder of its own that is gone after the block.
+def remote_headers(address: AdapterRef) -> Iterator[RemoteHeaders]:
+    """Copy the headers of a place into a temporary folder, removed after the block.
 
     Raises:
         NotFoundError: There is no such repository, revision or adapter.
@@ -76,28 +76,30 @@ def shadow(address: AdapterRef) -> Iterator[Shadow]:
         # Laid out as the cache is, so that an adapter's name and place are told in one way.
         top = Path(home) / listing.folder.relative_to(listing.folder.parents[2])
         with ThreadPoolExecutor(AT_A_TIME, thread_name_prefix="hub") as pool:
-            list(pool.map(lambda name: _shade(listing, name, top / name), files))
+            list(pool.map(lambda name: _copy_headers(listing, name, top / name), files))
         _name_neighbours(listing, files, top)
         root = top / listing.address.subfolder
-        yield Shadow(root, listing, tuple(others))
+        yield RemoteHeaders(root, listing, tuple(others))
 
 
-def shadows(addresses: Sequence[AdapterRef]) -> Iterator[tuple[AdapterRef, Shadow | VLoRAError]]:
-    """The shadow of each place, in order, some asked for at a time; or why there is none.
+def all_remote_headers(
+    addresses: Sequence[AdapterRef],
+) -> Iterator[tuple[AdapterRef, RemoteHeaders | VLoRAError]]:
+    """The headers of each place, in order, several fetched at a time; or the error instead.
 
-    A shadow is there until the next one is asked for.
+    Those of one place are there until the next one is asked for.
     """
     pool = ThreadPoolExecutor(AT_A_TIME, thread_name_prefix="hub")
     try:
-        waiting = [pool.submit(_entered, address) for address in addresses]
+        waiting = [pool.submit(_enter, address) for address in addresses]
         for address, future in zip(addresses, waiting, strict=True):
             try:
-                stack, shade = future.result()
+                stack, headers = future.result()
             except VLoRAError as error:
                 yield address, error
                 continue
             with stack:
-                yield address, shade
+                yield address, headers
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
         for future in waiting:  # whoever left early has left them open
@@ -105,41 +107,41 @@ def shadows(addresses: Sequence[AdapterRef]) -> Iterator[tuple[AdapterRef, Shado
                 future.result()[0].close()
 
 
-def _entered(address: AdapterRef) -> tuple[ExitStack, Shadow]:
+def _enter(address: AdapterRef) -> tuple[ExitStack, RemoteHeaders]:
     stack = ExitStack()
-    return stack, stack.enter_context(shadow(address))
+    return stack, stack.enter_context(remote_headers(address))
 
 
-def as_remote(value: Any, shade: Shadow) -> Any:
-    """An error or a finding about a shadow, about the place on the Hub instead."""
+def as_remote(value: Any, headers: RemoteHeaders) -> Any:
+    """An error or a finding about copied headers, with paths replaced by the Hub's address."""
     if isinstance(value, Finding):
         places: dict[str, Any] = {name: address_text(getattr(value, name)) for name in PLACES}
-        return replace(value, **places, remedy=_unshaded(value.remedy, shade))
+        return replace(value, **places, remedy=_with_address(value.remedy, headers))
     if isinstance(value, VLoRAError):
         value.where = None if value.where is None else address_text(value.where)
         value.adapter, value.file = address_text(value.adapter), address_text(value.file)
         for name in ("what", "expected", "found", "remedy"):
             text = getattr(value, name)
             if text is not None:
-                setattr(value, name, _unshaded(text, shade))
+                setattr(value, name, _with_address(text, headers))
     return value
 
 
-def _unshaded(text: str, shade: Shadow) -> str:
-    top = str(shade.root).removesuffix(f"/{shade.listing.address.subfolder}")
-    return text.replace(top, str(replace(shade.listing.address, subfolder="", task=None)))
+def _with_address(text: str, headers: RemoteHeaders) -> str:
+    top = str(headers.root).removesuffix(f"/{headers.listing.address.subfolder}")
+    return text.replace(top, str(replace(headers.listing.address, subfolder="", task=None)))
 
 
 def _covers(listing: Listing, folder: str, files: list[str]) -> bool:
     """Whether what was chosen holds the adapter of this folder, or it is no part of the place."""
-    place = listing.address.subfolder
-    if place and folder != place and not folder.startswith(f"{place}/"):
+    subfolder = listing.address.subfolder
+    if subfolder and folder != subfolder and not folder.startswith(f"{subfolder}/"):
         return True
     start = f"{folder}/" if folder else ""
     return any(name.startswith(start) and "/" not in name[len(start) :] for name in files)
 
 
-def _shade(listing: Listing, name: str, target: Path) -> None:
+def _copy_headers(listing: Listing, name: str, target: Path) -> None:
     """The file as far as its header goes, then a hole."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if listing.cached:
@@ -159,7 +161,7 @@ def _shade(listing: Listing, name: str, target: Path) -> None:
     _write_start(target, _head(listing, name), nbytes)
 
 
-def _is_told_by_index(listing: Listing, name: str) -> bool:
+def _is_in_subspace(listing: Listing, name: str) -> bool:
     """Whether the file is a part of a subspace, whose index says all that its header would."""
     folder = os.path.dirname(name.replace("tasks/", ""))
     index = f"{folder}/{SUBSPACE_INDEX}" if folder else SUBSPACE_INDEX
@@ -168,7 +170,7 @@ def _is_told_by_index(listing: Listing, name: str) -> bool:
 
 def _head(listing: Listing, name: str) -> bytes:
     """The beginning of a tensor file, up to the end of its header."""
-    if _is_told_by_index(listing, name):
+    if _is_in_subspace(listing, name):
         return b""
     if not name.endswith((".safetensors", ".gguf")):
         return b""  # a pickle: only torch may open it, and not for a look
@@ -176,8 +178,8 @@ def _head(listing: Listing, name: str) -> bytes:
     if name.endswith(".gguf") or len(raw) < 8:
         return raw
     end = 8 + int.from_bytes(raw[:8], "little")
-    whole = listing.sizes[name]
-    if end > len(raw) and end <= MAX_HEADER_BYTES and (whole is None or end <= whole):
+    nbytes = listing.sizes[name]
+    if end > len(raw) and end <= MAX_HEADER_BYTES and (nbytes is None or end <= nbytes):
         raw += _read(listing, name, (len(raw), end))
     return raw[:end] if end <= len(raw) else raw
 
@@ -194,12 +196,12 @@ def _read(listing: Listing, name: str, span: tuple[int, int] | None) -> bytes:
     if span is not None:
         headers["Range"] = f"bytes={span[0]}-{span[1] - 1}"
     with hub_errors(address):
-        answer = get_session().get(url, headers=headers, timeout=SECONDS)
-        if answer.status_code == 416:  # an empty file has no span
+        response = get_session().get(url, headers=headers, timeout=SECONDS)
+        if response.status_code == 416:  # an empty file has no span
             return b""
-        hf_raise_for_status(answer)
-    raw = bytes(answer.content)
-    if span is not None and answer.status_code == 200:  # whoever answers knows no spans
+        hf_raise_for_status(response)
+    raw = bytes(response.content)
+    if span is not None and response.status_code == 200:  # whoever answers knows no spans
         return raw[span[0] : span[1]]
     return raw
 
@@ -233,11 +235,11 @@ def _write_start(target: Path, raw: bytes, nbytes: int | None) -> None:
 def _name_neighbours(listing: Listing, files: list[str], top: Path) -> None:
     """The names of what lies beside the adapters, as empty files: some of them are remarked on."""
     folders = {os.path.dirname(name) for name in files}
-    taken = set(files)
+    chosen = set(files)
     shown = 0
     for name in listing.sizes:
         pickle = name.endswith((".bin", ".pt", ".pth", ".ckpt", ".pkl"))
-        if pickle and os.path.dirname(name) in folders and name not in taken:
+        if pickle and os.path.dirname(name) in folders and name not in chosen:
             (top / name).touch()
             shown += 1
         if shown >= _NAMES_SHOWN:

@@ -1,4 +1,4 @@
-"""Looking for the adapters of a base model on the Hub."""
+"""Search the Hub for the adapters of a base model."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def search_adapters(base_model: str, *, limit: int = LIMIT) -> list[AdapterRef]:
             where=base,
             remedy="write the name as it stands on the Hub, capitals included: org/name",
         )
-    places = []
+    addresses = []
     for name in found:
         try:
-            places.append(AdapterRef.on_hub(f"hf://{name}"))
+            addresses.append(AdapterRef.on_hub(f"hf://{name}"))
         except ParameterError:
             continue  # a name of former times without an owner
-    if not places:
+    if not addresses:
         raise HubError("The Hub gave no name that can be read.", where=base)
-    return places
+    return addresses
