@@ -22,7 +22,7 @@ from vlora_tui.pipeline.outputs import match_tasks
 from vlora_tui.utils.formatting import plural, printable, size
 
 if TYPE_CHECKING:
-    from vlora_engine.publish.push import Parcel
+    from vlora_engine.publish.push import Upload
 
 SHOWN = 12  # files that a dry run names
 
@@ -60,8 +60,8 @@ def push(
     The token is that of `hf auth login`, or HF_TOKEN. Where adapters lay on this machine is not
     told; those that came from the Hub are named in the card, with their licences.
     """
-    from vlora_engine.publish.push import parcel_of
     from vlora_engine.publish.push import push as send
+    from vlora_engine.publish.push import upload_of
 
     out = Output(json=as_json, quiet=quiet)
     if tasks and not adapters:
@@ -72,7 +72,7 @@ def push(
         Watcher(out) as watcher,
         stop_on_signals(out) as stop,
     ):
-        parcel = parcel_of(
+        upload = upload_of(
             directory,
             repo,
             revision=revision,
@@ -81,15 +81,15 @@ def push(
             progress=watcher.on_progress,
             cancelled=stop.is_set,
         )
-        for remark in parcel.remarks:
+        for remark in upload.remarks:
             out.warn(printable(f"{remark.where}: {remark.what} To mend it: {remark.remedy}"))
-        data = _data(directory, parcel)
+        data = _data(directory, upload)
         if dry_run:
             watcher.pause()
-            _tell_plan(out, parcel, data)
+            _tell_plan(out, upload, data)
             return
         pushed = send(
-            parcel,
+            upload,
             private=private,
             message=message,
             force=force,
@@ -171,28 +171,28 @@ def _chosen(directory: str, patterns: list[str] | None) -> list[str]:
     return match_tasks(patterns, tasks) if patterns else tasks
 
 
-def _data(directory: str, parcel: Parcel) -> dict[str, Any]:
+def _data(directory: str, upload: Upload) -> dict[str, Any]:
     return {
         "path": directory,
-        "repo": parcel.address.repo,
-        "revision": parcel.address.revision,
-        "files": list(parcel.contents()),
-        "bytes": parcel.nbytes,
-        "remarks": [remark.as_dict() for remark in parcel.remarks],
+        "repo": upload.address.repo,
+        "revision": upload.address.revision,
+        "files": list(upload.contents()),
+        "bytes": upload.nbytes,
+        "remarks": [remark.as_dict() for remark in upload.remarks],
     }
 
 
-def _tell_plan(out: Output, parcel: Parcel, data: dict[str, Any]) -> None:
-    out.json("push", {**data, "card": parcel.card, "dry_run": True})
-    names = list(parcel.contents())
+def _tell_plan(out: Output, upload: Upload, data: dict[str, Any]) -> None:
+    out.json("push", {**data, "card": upload.card, "dry_run": True})
+    names = list(upload.contents())
     count = plural(len(names), "file")
-    out.text(f"Would push {count}, {size(parcel.nbytes)}, to {parcel.address}")
+    out.text(f"Would push {count}, {size(upload.nbytes)}, to {upload.address}")
     for name in names[:SHOWN]:
         out.text(f"  {name}")
     if len(names) > SHOWN:
         out.text(f"  and {len(names) - SHOWN} more")
     out.text()
-    for line in parcel.card.splitlines():
+    for line in upload.card.splitlines():
         out.text(f"  | {line}".rstrip())
     for name in names:
         out.essence(name)

@@ -1,4 +1,4 @@
-"""The model card of what is pushed: what it is, how exact, how to load it, under which licences."""
+"""Write the model card of a push: content, errors, how to load it, licences."""
 
 from __future__ import annotations
 
@@ -79,13 +79,17 @@ def subspace_card(manifest: Manifest, entries: Sequence[Entry], repo: str) -> st
 
 def adapters_card(entries: Sequence[Entry], repo: str, *, compressed: bool) -> str:
     """The card of adapters, each in a folder of its own, or one in the root."""
-    one = len(entries) == 1 and not entries[0].folder
-    what = "A LoRA adapter" if one else f"{len(entries)} LoRA adapters, each in a folder of its own"
+    is_single = len(entries) == 1 and not entries[0].folder
+    what = (
+        "A LoRA adapter"
+        if is_single
+        else f"{len(entries)} LoRA adapters, each in a folder of its own"
+    )
     bases = _bases(entries)
     errors = [entry.error for entry in entries if entry.error is not None]
     base = repr(bases[0]) if len(bases) == 1 else "BASE"
-    folder = "" if one else ', subfolder="FOLDER"'
-    below = "" if one else "/FOLDER"
+    folder = "" if is_single else ', subfolder="FOLDER"'
+    below = "" if is_single else "/FOLDER"
     lines = [
         *front_matter(entries, "peft", ["lora", "peft"]),
         f"# {repo.rpartition('/')[2]}",
@@ -94,7 +98,7 @@ def adapters_card(entries: Sequence[Entry], repo: str, *, compressed: bool) -> s
         + (" Written out of a compressed subspace by vlora-tui." if compressed else ""),
         "",
         *(_errors(sum(errors) / len(errors), max(errors)) if errors else []),
-        *([] if one else _table(entries)),
+        *([] if is_single else _table(entries)),
         "## Use",
         "",
         *_block(
@@ -173,7 +177,7 @@ def read_front_matter(path: Path) -> Mapping[str, Any]:
 def _named_licence(card: Mapping[str, Any]) -> str | None:
     name = card.get("license_name") if card.get("license") == "other" else card.get("license")
     if isinstance(name, list):
-        name = ", ".join(str(one) for one in name)
+        name = ", ".join(str(part) for part in name)
     return str(name).strip() or None if name else None
 
 
@@ -214,16 +218,16 @@ def _table(entries: Sequence[Entry]) -> list[str]:
 
 
 def _licences(entries: Sequence[Entry]) -> list[str]:
-    known = sorted({entry.licence for entry in entries if entry.licence})
-    unknown = sum(entry.licence is None for entry in entries)
+    named = sorted({entry.licence for entry in entries if entry.licence})
+    unnamed = sum(entry.licence is None for entry in entries)
     lines = ["## Licence", ""]
-    if known and not unknown and len(known) == 1:
-        lines.append(f"Every source is under `{known[0]}`.")
+    if named and not unnamed and len(named) == 1:
+        lines.append(f"Every source is under `{named[0]}`.")
     else:
-        if known:
-            lines.append(f"The sources name these licences: {', '.join(map(_code, known))}.")
-        if unknown:
-            lines.append(f"Of {unknown} of {len(entries)} sources no licence is known.")
+        if named:
+            lines.append(f"The sources name these licences: {', '.join(map(_code, named))}.")
+        if unnamed:
+            lines.append(f"Of {unnamed} of {len(entries)} sources no licence is known.")
         lines.append("What may be done with this depends on each source, and on the base model.")
     return [*lines, ""]
 

@@ -47,7 +47,7 @@ OURS = (".gitattributes", CARD)  # what every repository may have before anythin
 
 
 @dataclass(frozen=True)
-class Parcel:
+class Upload:
     """What is going to be pushed.
 
     Args:
@@ -81,7 +81,7 @@ class Pushed:
     nbytes: int
 
 
-def parcel_of(
+def upload_of(
     directory: str | Path,
     repo_id: str,
     *,
@@ -90,7 +90,7 @@ def parcel_of(
     staging: Path | None = None,
     progress: ProgressCallback | None = None,
     cancelled: CancelCheck | None = None,
-) -> Parcel:
+) -> Upload:
     """What pushing ``directory`` comes to: a subspace, or adapters. Nothing is sent.
 
     Of a subspace's sources only those on the Hub are told; where files lay here is left out.
@@ -124,7 +124,7 @@ def parcel_of(
 
 
 def push(
-    parcel: Parcel,
+    parcel: Upload,
     *,
     private: bool = False,
     message: str | None = None,
@@ -170,7 +170,7 @@ def push_space(space: WritableSpace, repo_id: str, staging: Path, **options: Any
     revision = options.pop("revision", None)
     tasks = options.pop("tasks", None)
     write_copy(space, staging / "subspace")
-    parcel = parcel_of(
+    parcel = upload_of(
         staging / "subspace", repo_id, revision=revision, tasks=tasks, staging=staging / "tasks"
     )
     return push(parcel, **options)
@@ -196,14 +196,14 @@ def require_token(address: AdapterRef) -> None:
 # what goes into a parcel
 
 
-def _subspace_parcel(place: Path, address: AdapterRef) -> Parcel:
+def _subspace_parcel(place: Path, address: AdapterRef) -> Upload:
     manifest = read_manifest(place)
     files: dict[str, Path | bytes] = {SUBSPACE_INDEX: _public_index(manifest)}
     files |= {b.name: place / b.name for b in manifest.basis}
     files |= {f"tasks/{t.file}": place / "tasks" / t.file for t in manifest.tasks.values()}
     entries = _task_entries(manifest, list(manifest.tasks))
     card = subspace_card(manifest, entries, address.repo)
-    return Parcel(address, files, card, tuple(_private_bases(entries)))
+    return Upload(address, files, card, tuple(_private_bases(entries)))
 
 
 def _tasks_parcel(
@@ -212,7 +212,7 @@ def _tasks_parcel(
     tasks: Sequence[str],
     staging: Path,
     run: RunContext,
-) -> Parcel:
+) -> Upload:
     space = load_space(place)
     folders = slugs(tasks)
     for done, task in enumerate(tasks):
@@ -229,10 +229,10 @@ def _tasks_parcel(
         for entry in _task_entries(read_manifest(place), tasks)
     ]
     card = adapters_card(entries, address.repo, compressed=True)
-    return Parcel(address, files, card, tuple(_private_bases(entries)))
+    return Upload(address, files, card, tuple(_private_bases(entries)))
 
 
-def _adapters_parcel(place: Path, address: AdapterRef) -> Parcel:
+def _adapters_parcel(place: Path, address: AdapterRef) -> Upload:
     """An adapter, or a folder of them, as they lie."""
     place = existing_path(place)
     names: dict[str, int | None] = {
@@ -252,7 +252,7 @@ def _adapters_parcel(place: Path, address: AdapterRef) -> Parcel:
     folders = sorted({name.rpartition("/")[0] for name in files})
     entries = [_adapter_entry(place, folder, open_adapter(place / folder)) for folder in folders]
     card = adapters_card(entries, address.repo, compressed=False)
-    return Parcel(address, files, card, tuple(_private_bases(entries)))
+    return Upload(address, files, card, tuple(_private_bases(entries)))
 
 
 def _adapter_entry(place: Path, folder: str, source: Any) -> Entry:
@@ -311,7 +311,7 @@ def _private_bases(entries: Sequence[Entry]) -> Iterator[Finding]:
 # sending it
 
 
-def _stale_files(parcel: Parcel, *, force: bool) -> list[Any]:
+def _stale_files(parcel: Upload, *, force: bool) -> list[Any]:
     """What of an earlier push has to go; refuse to touch a repository that holds anything else."""
     from huggingface_hub import CommitOperationDelete
 
@@ -339,7 +339,7 @@ def _stale_files(parcel: Parcel, *, force: bool) -> list[Any]:
 
 def _uploaded(
     client: Any,
-    parcel: Parcel,
+    parcel: Upload,
     files: Mapping[str, Path | bytes],
     run: RunContext,
 ) -> Iterator[Any]:
@@ -389,7 +389,7 @@ def _size(content: Path | bytes) -> int:
         raise read_error(content, error) from None
 
 
-def _what(parcel: Parcel) -> str:
+def _what(parcel: Upload) -> str:
     if SUBSPACE_INDEX in parcel.files:
         return "a subspace of LoRA adapters"
     count = sum(name.endswith(ADAPTER_CONFIG) for name in parcel.files)
