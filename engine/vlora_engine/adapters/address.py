@@ -1,4 +1,4 @@
-"""Where adapters are, on a disk or on the Hub, and where huggingface_hub keeps its copies."""
+"""Addresses of adapters, on a disk or on the Hub, and the paths of huggingface_hub's cache."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Kind = Literal["local", "hub", "cache", "search"]
 
 @dataclass(frozen=True)
 class AdapterRef:
-    """Where an adapter is, taken apart once; `str` puts it together again.
+    """The address of an adapter, parsed into its parts; `str` writes it again.
 
     Nothing here looks at a disk or asks the Hub. A folder may have a colon in its name, so that of
     a local ``DIR:TASK`` the path is all of it until `vlora_engine.catalog.locate.locate` has
@@ -61,7 +61,7 @@ class AdapterRef:
 
     @classmethod
     def parse(cls, place: str | os.PathLike[str]) -> AdapterRef:
-        """The place that a text or a path means; a reference is itself.
+        """Parse a text or a path; a reference is returned as it is.
 
         Raises:
             ParameterError: It begins as a place on the Hub, and is of another form.
@@ -79,7 +79,7 @@ class AdapterRef:
 
     @classmethod
     def on_hub(cls, place: str | os.PathLike[str]) -> AdapterRef:
-        """The same of what has to be ``hf://org/name[@revision][/subfolder][:task]``.
+        """Parse an address that has to be ``hf://org/name[@revision][/subfolder][:task]``.
 
         A revision with slashes in it is written with ``%2F`` for them, but for ``refs/pr/1``.
 
@@ -93,7 +93,7 @@ class AdapterRef:
 
     @classmethod
     def repository(cls, name: str) -> AdapterRef:
-        """The same of ``org/name``, which may have the rest of an address around it.
+        """Parse ``org/name``, or a whole address.
 
         Raises:
             ParameterError: This is no repository's name.
@@ -140,7 +140,7 @@ class AdapterRef:
 
     @property
     def name(self) -> str:
-        """The last word of it, as a folder would be called."""
+        """The last part of the path or of the repository's name."""
         if not self.is_hub:
             return Path(self.base).name
         return (self.subfolder or self.repo).rpartition("/")[2]
@@ -183,15 +183,15 @@ def _parsed_address(raw: str) -> AdapterRef:
     match = _ADDRESS.match(raw)
     if match is None:
         raise _form_error(raw)
-    place, colon, task = raw[match.end() :].partition(":")
-    repo, at, rest = place.partition("@")
+    location, colon, task = raw[match.end() :].partition(":")
+    repo, at, rest = location.partition("@")
     if at:
         found = _LONG_REVISION.match(rest)
         if found is None:
             raise _form_error(raw)
         revision, below = unquote(found[0]), rest[found.end() :]
     else:
-        parts = place.split("/", 2)
+        parts = location.split("/", 2)
         repo, revision, below = "/".join(parts[:2]), "", "".join(parts[2:])
     folders = [part for part in below.split("/") if part]
     sound = _REPO.fullmatch(repo) and "--" not in repo and ".." not in repo
@@ -203,7 +203,7 @@ def _parsed_address(raw: str) -> AdapterRef:
 
 
 def address_of_page(url: str) -> AdapterRef | None:
-    """The place whose page this is: ``https://huggingface.co/org/name[/tree/revision/folder]``."""
+    """The address of a page ``https://huggingface.co/org/name[/tree/revision/folder]``; or None."""
     match = _PAGE.fullmatch(url.split("?")[0].rstrip("/"))
     if match is None:
         return None
@@ -215,7 +215,7 @@ def address_of_page(url: str) -> AdapterRef | None:
 
 
 def address_of(path: str | os.PathLike[str]) -> AdapterRef | None:
-    """The place on the Hub that ``path`` of huggingface_hub's cache is a copy of; else None."""
+    """The Hub's address of a ``path`` in huggingface_hub's cache; None for any other path."""
     if isinstance(path, AdapterRef) and path.is_hub:
         return path
     match = _CACHED.fullmatch(os.path.abspath(path))
@@ -226,7 +226,7 @@ def address_of(path: str | os.PathLike[str]) -> AdapterRef | None:
 
 
 def is_pinned_form(path: str, address: str) -> bool:
-    """Whether ``path`` is what ``address``, whose revision is open, came to be pinned to."""
+    """Whether ``path`` is ``address`` pinned to a commit."""
     if not is_address(path) or not is_address(address):
         return False
     found, wanted = AdapterRef.parse(path), AdapterRef.parse(address)
@@ -235,7 +235,7 @@ def is_pinned_form(path: str, address: str) -> bool:
 
 
 def address_text(text: str) -> str:
-    """``text``, which begins with a path, with the address instead if it lies in that cache."""
+    """``text`` with a leading path in huggingface_hub's cache replaced by the Hub's address."""
     match = _CACHED.match(text)
     if match is None:
         return text
@@ -244,7 +244,7 @@ def address_text(text: str) -> str:
 
 
 def hub_cache() -> Path:
-    """Where huggingface_hub keeps what it downloaded: HF_HUB_CACHE, HF_HOME, or the usual place."""
+    """The directory of huggingface_hub's cache: HF_HUB_CACHE, HF_HOME, or the default."""
     for variable in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):
         if os.environ.get(variable):
             return Path(os.path.expanduser(os.environ[variable]))
@@ -265,7 +265,7 @@ def snapshot_folder(repo: str, commit: str) -> Path:
 
 
 def shelf_name(address: AdapterRef) -> str:
-    """What an adapter's task name is the end of: ``/commit/org/name/subfolder``."""
+    """A path-like name of an address, ``/commit/org/name/subfolder``, that names are cut from."""
     below = f"/{address.subfolder}" if address.subfolder else ""
     return f"/{(address.revision or 'main')[:8]}/{address.repo}{below}"
 
@@ -296,7 +296,7 @@ def expanded(raw: str) -> Path:
 
 
 def relative_source(path: str | Path | None, out: Path) -> str | None:
-    """Where a source lies, seen from the directory that holds the subspace; never absolute.
+    """A source's path relative to the directory that holds the subspace; never absolute.
 
     What came from the Hub is named by its address and commit, which hold on every machine.
     """
@@ -309,7 +309,7 @@ def relative_source(path: str | Path | None, out: Path) -> str | None:
 
 
 def absolute_source(source: str | None, home: Path) -> str | None:
-    """The same as it holds here, for the subspace in the directory ``home``."""
+    """The inverse of `relative_source`, for the subspace in the directory ``home``."""
     if source is None or is_address(source):
         return source
     return os.path.normpath(home.absolute().parent / source)

@@ -1,4 +1,4 @@
-"""The base model that adapters name: one spelling, one answer for a collection."""
+"""The base model that adapters name: of a collection, and in one spelling."""
 
 from __future__ import annotations
 

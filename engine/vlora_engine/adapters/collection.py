@@ -1,4 +1,4 @@
-"""What the adapters of a collection have in common: their modules and dimensions."""
+"""The modules of a collection, and which adapters have each."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def modules_of(sources: Sequence[AdapterSource]) -> dict[str, list[int]]:
     holders: dict[str, list[int]] = {}
     for i, source in enumerate(sources):
         for name, shape in source.modules.items():
-            first, known = seen.setdefault(name, (i, shape))
-            if known.fits != shape.fits:
+            first, first_shape = seen.setdefault(name, (i, shape))
+            if first_shape.fits != shape.fits:
                 raise CollectionError(
                     f"Module {name!r} has different shapes: the adapters are not of one base.",
                     where=f"{source_label(sources, first)} and {source_label(sources, i)}",
-                    expected=_describe(known),
+                    expected=_describe(first_shape),
                     found=_describe(shape),
                     remedy="leave one of the two out",
                 )

@@ -1,4 +1,4 @@
-"""What an adapter is: per module A, B and a scale; the rest tensors; the config as found.
+"""An adapter's data: per module A, B and a scale; the rest tensors; the config as found.
 
 An adapter's effect on module m is ``dW = scale * B @ A`` with A (r, d_in) and B (d_out, r).
 Two forms of it: `LoRAWeights` holds everything in memory, an `AdapterSource` reads one module at
@@ -43,7 +43,7 @@ class ModuleShape:
 
     @property
     def fits(self) -> tuple[str, int, int]:
-        """What two adapters must share to be compressed together; their ranks may differ."""
+        """A key that is equal for modules that can be compressed together; ranks may differ."""
         return (form_word(self.kind, self.shape_a[1:]), self.d_in, self.d_out)
 
 
@@ -183,15 +183,15 @@ class MemorySource:
 
     def _shape(self, name: str, dtype: str) -> ModuleShape:
         a, b = self.weights.lora_a[name], self.weights.lora_b[name]
-        known = self.weights.shapes.get(name)
+        shape = self.weights.shapes.get(name)
         return ModuleShape(
             rank=a.shape[0],
             d_in=a.shape[1],
             d_out=b.shape[0],
             dtype=dtype,
-            kind=known.kind if known else "linear",
-            shape_a=known.shape_a if known else tuple(a.shape),
-            shape_b=known.shape_b if known else tuple(b.shape),
+            kind=shape.kind if shape else "linear",
+            shape_a=shape.shape_a if shape else tuple(a.shape),
+            shape_b=shape.shape_b if shape else tuple(b.shape),
         )
 
 
@@ -261,11 +261,11 @@ def module_scales(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[s
     rslora = bool(config.get("use_rslora"))
     scales = {}
     for module, rank in ranks.items():
-        own = match_pattern(pattern, module, alpha)
-        if own is None or rank == 0:
+        module_alpha = match_pattern(pattern, module, alpha)
+        if module_alpha is None or rank == 0:
             scales[module] = 1.0
         else:
-            scales[module] = float(own) / (math.sqrt(rank) if rslora else rank)
+            scales[module] = float(module_alpha) / (math.sqrt(rank) if rslora else rank)
     return scales
 
 

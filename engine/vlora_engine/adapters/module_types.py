@@ -1,4 +1,4 @@
-"""Families of modules: all ``q_proj`` of all layers are one. No torch."""
+"""Group modules by type: all ``q_proj`` of all layers are one family. No torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One module of all adapters at once: what every per-layer computation starts from."""
+"""The factors of one module of all adapters, stacked for per-layer computations."""
 
 from __future__ import annotations
 
@@ -69,23 +69,23 @@ class LayerStack:
         ``sum_i w_i^2 dW_i dW_i^T`` (side b): (N r, d).
         ``flat``: the flattened factors less their mean: (N, r d), B in the order (d_out, r).
         """
-        own = self.side(side)
+        factors = self.side(side)
         if method == "columns":
-            return own.reshape(-1, own.shape[2])
+            return factors.reshape(-1, factors.shape[2])
         if method == "delta":
             other = self.gram_b if side == "a" else self.gram_a
             factor = gram_roots(other) * (self.weight * self.scale).view(-1, 1, 1)
-            return torch.bmm(factor.transpose(1, 2), own).reshape(-1, own.shape[2])
-        flat = flatten(own, side)
+            return torch.bmm(factor.transpose(1, 2), factors).reshape(-1, factors.shape[2])
+        flat = flatten(factors, side)
         mean = flat.mean(0)
         # B is copied when it is flattened; a second copy would be one too many at 1,000 tasks.
-        return flat - mean if flat.data_ptr() == own.data_ptr() else flat.sub_(mean)
+        return flat - mean if flat.data_ptr() == factors.data_ptr() else flat.sub_(mean)
 
 
 def flatten(factors: Tensor, side: str) -> Tensor:
     """(N, r, d) to (N, r * d_in) for A, and to (N, d_out * r) for B, as A and B lie on disk."""
-    own = factors if side == "a" else factors.transpose(1, 2)
-    return own.reshape(len(factors), -1)
+    rows = factors if side == "a" else factors.transpose(1, 2)
+    return rows.reshape(len(factors), -1)
 
 
 def unflatten(flat: Tensor, side: str, rank: int) -> Tensor:
@@ -108,9 +108,9 @@ def read_stack(
     a = torch.zeros(len(tasks), rank, shapes[0].d_in, dtype=torch.float64)
     bt = torch.zeros(len(tasks), rank, shapes[0].d_out, dtype=torch.float64)
     for i, (name, shape) in enumerate(zip(tasks, shapes, strict=True)):
-        own_a, own_b = sources[name].read(layer)
-        a[i, : shape.rank] = own_a
-        bt[i, : shape.rank] = own_b.T
+        a_of_task, b_of_task = sources[name].read(layer)
+        a[i, : shape.rank] = a_of_task
+        bt[i, : shape.rank] = b_of_task.T
     return LayerStack(
         layer=layer,
         tasks=tasks,

@@ -1,4 +1,4 @@
-"""The model card that lies in every subspace directory."""
+"""Write the model card in every subspace directory."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def model_card(manifest: Manifest) -> str:
 
 
 def stored_in(manifest: Manifest) -> str:
-    """What the numbers are stored as, in a few words."""
+    """How the numbers are stored, in a few words for a sentence."""
     quantization = manifest.quantization
     if manifest.coding is not None:
         return "as coded bits"

@@ -1,4 +1,4 @@
-"""The rows of subspace.json of a coded collection, in a form that says nothing twice. No torch.
+"""Pack the rows of a coded collection's subspace.json without repetition. No torch.
 
 Of small adapters the index is no small share. Names of layers are numbers in a template; what all
 tasks have in common is said once, what each has lies in columns; checksums are base64.
@@ -21,7 +21,7 @@ _HOLE = "#"
 
 
 def pack_layers(rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
-    """Rows that begin with a name as families, and of each its family and its numbers."""
+    """Pack layers' rows: names become templates (families) and the numbers in them."""
     families: list[list[Any]] = []
     layers = []
     for name, *rest in rows:
@@ -34,7 +34,7 @@ def pack_layers(rows: Sequence[Sequence[Any]]) -> dict[str, Any]:
 
 
 def open_layers(index: JsonObject) -> list[tuple[str, list[JsonValue]]]:
-    """The inverse: names, and what follows them in the rows.
+    """The inverse of `pack_layers`: each name with the values behind it.
 
     Raises:
         CorruptFileError: It makes no sense.
@@ -58,20 +58,20 @@ def open_layers(index: JsonObject) -> list[tuple[str, list[JsonValue]]]:
 
 
 def pack_tasks(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Tasks' rows, by column: ``same`` for all of them, or of ``each``; None where one has none."""
+    """Pack tasks' rows by column: ``same`` for all, or a list of ``each``, None where missing."""
     flat = [_flat(row) for row in rows]
     folder = _folder([row["path"] for row in flat])
     for row in flat:
         row["path"] = row["path"] and row["path"][len(folder) :]
     keys = dict.fromkeys(key for row in flat for key in row)
     columns = {key: [row.get(key) for row in flat] for key in keys}
-    each = {k: v for k, v in columns.items() if k in EACH or any(own != v[0] for own in v)}
+    each = {k: v for k, v in columns.items() if k in EACH or any(value != v[0] for value in v)}
     same = {k: v[0] for k, v in columns.items() if k not in each and v[0] is not None}
     return {"count": len(rows), "folder": folder, "same": same, "each": each}
 
 
 def open_tasks(packed: JsonObject) -> list[tuple[JsonObject, JsonObject]]:
-    """The inverse: of every task its row, and the row inside of its source.
+    """The inverse of `pack_tasks`: of every task its row and the row of its source.
 
     Raises:
         CorruptFileError: It makes no sense.
@@ -123,10 +123,10 @@ def _file(name: Any) -> str:
 
 def _folder(paths: Sequence[str | None]) -> str:
     """What all paths begin with, up to a slash; nothing where one is not known."""
-    known = [path for path in paths if path is not None]
-    if len(known) < max(1, len(paths)):
+    present = [path for path in paths if path is not None]
+    if len(present) < max(1, len(paths)):
         return ""
-    first, last = min(known), max(known)
+    first, last = min(present), max(present)
     same = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), None)
     return first[: first.rfind("/", 0, len(first) if same is None else same) + 1]
 

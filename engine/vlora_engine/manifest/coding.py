@@ -1,4 +1,4 @@
-"""How a collection was coded, as subspace.json tells it. No torch, no numpy."""
+"""The coding of a collection as subspace.json records it. No torch, no numpy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LETTERS = {kind: letter for letter, kind in KINDS.items()}
 
 @dataclass(frozen=True)
 class Coding:
-    """How a collection was coded.
+    """The settings that a collection was coded with.
 
     Args:
         step: Of new adapters, relative to their ||dW||. target: What it was coded for, by name.
@@ -33,7 +33,7 @@ class Coding:
         return [(i, n) for i in range(layers) for n in numbers if self.kind(i, n)]
 
     def kind(self, layer: int, number: int) -> str:
-        """What a group does on a layer: ``klt``, ``delta`` or nothing."""
+        """The transform of a group on a layer: ``klt``, ``delta`` or nothing."""
         return KINDS[self.modes[number][layer]]
 
     def as_json(self) -> dict[str, Any]:
@@ -45,7 +45,7 @@ class Coding:
 
 
 def parse_coding(row: JsonObject, layers: int) -> Coding:
-    """What subspace.json says, checked.
+    """Parse and check the coding of a subspace.json.
 
     Raises:
         CorruptFileError: It makes no sense.

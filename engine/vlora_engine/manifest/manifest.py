@@ -1,4 +1,4 @@
-"""subspace.json: what a subspace directory says of itself. Reading it needs no torch.
+"""The index of a subspace directory, subspace.json: its model, parser and writer. No torch.
 
 Everything in the file is untrusted: names never become paths, counts are checked before use.
 """
@@ -194,7 +194,7 @@ class Manifest:
 
     Args:
         peer: Whose subspace it is, empty for ours; of a peer's no error is known.
-        findings: What is remarkable about a peer's.
+        findings: What is unusual about a peer's.
         digest: The sha256 of the file itself, as it was read; empty where it was not.
     """
 
@@ -213,7 +213,7 @@ class Manifest:
     digest: str = field(default="", compare=False, repr=False)
 
     def is_outdated(self) -> bool:
-        """Whether the index on disk is another by now, or just about to be."""
+        """Whether the index on disk has been replaced since it was read, or is being replaced."""
         if not self.digest or is_being_replaced(self.path):
             return bool(self.digest)
         try:
@@ -228,7 +228,7 @@ class Manifest:
 
     @property
     def version(self) -> int:
-        """Of the format."""
+        """The version of the file format."""
         return VERSION if self.coding is None else CODED_VERSION
 
     @property
@@ -273,9 +273,9 @@ class Manifest:
         return self.tasks[task_id]
 
     def as_dict(self) -> dict[str, Any]:
-        """What `info` shows, for JSON."""
+        """The index and its figures as `info` shows them, for JSON."""
         worst = self.worst
-        known = not self.peer
+        is_measured = not self.peer
         return {
             "path": str(self.path),
             "format": self.peer or FORMAT,
@@ -285,13 +285,13 @@ class Manifest:
             "base_model": self.base_model,
             "engine": self.engine,
             "bytes": self.nbytes,
-            "input_bytes": self.input_bytes if known else None,
-            "ratio": self.ratio if known else None,
+            "input_bytes": self.input_bytes if is_measured else None,
+            "ratio": self.ratio if is_measured else None,
             "codec_ratio": self.codec_ratio,
-            "mean_error": self.mean_error if known else None,
-            "max_error": (worst.error if worst else 0.0) if known else None,
-            "worst_task": worst.id if worst and known else None,
-            "variance": self.variance if known else None,
+            "mean_error": self.mean_error if is_measured else None,
+            "max_error": (worst.error if worst else 0.0) if is_measured else None,
+            "worst_task": worst.id if worst and is_measured else None,
+            "variance": self.variance if is_measured else None,
             "layers": [
                 {"name": x.name, "d_in": x.d_in, "d_out": x.d_out, "k_a": x.k_a, "k_b": x.k_b}
                 for x in self.layers
@@ -304,9 +304,9 @@ class Manifest:
                     "modules": len(t.layers) + len(t.own),
                     "own_modules": len(t.own),
                     "rest_tensors": t.rest,
-                    "norm": t.norm if known else None,
-                    "error": t.error if known else None,
-                    "measured": t.measured and known,
+                    "norm": t.norm if is_measured else None,
+                    "error": t.error if is_measured else None,
+                    "measured": t.measured and is_measured,
                     "origin": t.origin or None,
                     "bytes": t.nbytes,
                     "source": t.source,
@@ -333,20 +333,20 @@ class Manifest:
     def _coded_json(self, coding: Coding) -> dict[str, Any]:
         """A shorter form, in which the index of small adapters is no large share of them."""
         rows = []
-        said: dict[str, list[Any]] = {"configs": [], "kept": []}
+        tables: dict[str, list[Any]] = {"configs": [], "kept": []}
         for task in self.tasks.values():
             row = task.as_json(len(self.layers))
             for key, value in (("configs", task.config), ("kept", list(map(list, task.kept)))):
-                if value not in said[key]:
-                    said[key].append(value)
-                row[_INSIDE[key]] = said[key].index(value)
+                if value not in tables[key]:
+                    tables[key].append(value)
+                row[_INSIDE[key]] = tables[key].index(value)
             rows.append(row)
         return {
             **self._head(),
             "coding": coding.as_json(),
             **pack_layers([_layer_row(layer) for layer in self.layers]),
             "basis": self._basis_json(),
-            **said,
+            **tables,
             "tasks": pack_tasks(rows),
         }
 
@@ -376,7 +376,7 @@ def unknown_task(task_id: str, tasks: Mapping[str, Any], where: Path | str | Non
 
 
 def is_own_subspace(path: Path) -> bool:
-    """Whether ``path`` is a directory whose subspace.json says that it is one of ours."""
+    """Whether ``path`` is a directory with a subspace.json of this library."""
     try:
         with (path / SUBSPACE_INDEX).open("rb") as file:
             return f'"{FORMAT}"'.encode() in file.read(200)
@@ -402,15 +402,15 @@ def read_index(directory: Path) -> bytes:
 
 
 def parse_manifest(directory: Path, raw: bytes) -> Manifest:
-    """The index of a directory of ours from the bytes of its subspace.json.
+    """Parse and check the bytes of a subspace.json.
 
     Raises:
         CorruptFileError: It is not sound; the error names the place in the file.
         SubspaceError: It is of another version.
     """
     index = _index_file(directory / SUBSPACE_INDEX).parse(raw).object()
-    said = index.get("format")
-    if said is None or said.value != FORMAT:
+    format_value = index.get("format")
+    if format_value is None or format_value.value != FORMAT:
         raise index.error(f"the format {FORMAT}", "no vlora-subspace")
     coded = _version(directory, index) == CODED_VERSION
     method = index["method"].one_of(CODED_METHODS if coded else BASIS_METHODS)
@@ -427,7 +427,7 @@ def parse_manifest(directory: Path, raw: bytes) -> Manifest:
         dtype=dtype,
         base_model=None if base.is_null else base.text(),
         layers=layers,
-        basis=_parse_basis(index["basis"], len(layers), may_lack=coded),
+        basis=_parse_basis(index["basis"], len(layers), may_be_empty=coded),
         tasks=_parse_tasks(index, len(layers), coded=coded),
         engine=index.read("engine", JsonValue.text, ""),
         coding=parse_coding(index["coding"].object(), len(layers)) if coded else None,
@@ -490,7 +490,7 @@ def _task_rows(index: JsonObject, *, coded: bool) -> Iterator[tuple[JsonObject, 
         yield JsonObject(values, row.file, row.place), source
 
 
-def _parse_basis(value: JsonValue, layers: int, *, may_lack: bool) -> tuple[BasisFile, ...]:
+def _parse_basis(value: JsonValue, layers: int, *, may_be_empty: bool) -> tuple[BasisFile, ...]:
     files, covered = [], 0
     for entry in value.items():
         row = entry.object()
@@ -505,7 +505,7 @@ def _parse_basis(value: JsonValue, layers: int, *, may_lack: bool) -> tuple[Basi
                 f"layers from {covered} up to {layers} at most", f"{[first, last]}"
             )
         covered = last
-    if covered != layers and not (may_lack and not files):
+    if covered != layers and not (may_be_empty and not files):
         raise value.error(f"files that cover {layers} layers", f"{covered} layers")
     return tuple(files)
 
@@ -571,7 +571,7 @@ def _parse_task(row: JsonObject, source: JsonObject, layer_count: int) -> TaskRe
         error=row["error"].number(),
         rank=row["rank"].natural(),
         config=row["config"].raw_object(),
-        own=tuple(map(_own_module, row.list_of("own"))),
+        own=tuple(map(_parse_own_module, row.list_of("own"))),
         rest=rest,
         rest_bytes=rest_bytes,
         source=None if path.is_null else path.text(),
@@ -579,17 +579,17 @@ def _parse_task(row: JsonObject, source: JsonObject, layer_count: int) -> TaskRe
         factor_elements=source["elements"].natural(),
         measured=row.read("measured", JsonValue.flag, True),
         cluster=row.read("cluster", JsonValue.natural, 0),
-        kept=tuple(map(_kept_tensor, row.list_of("kept"))),
+        kept=tuple(map(_parse_kept_tensor, row.list_of("kept"))),
         origin=row.read("origin", JsonValue.text, ""),
     )
 
 
-def _own_module(value: JsonValue) -> OwnModule:
+def _parse_own_module(value: JsonValue) -> OwnModule:
     name, scale, kind, tail = value.items(4)
     return OwnModule(name.text(), scale.number(), _kind(kind), tuple(tail.naturals()))
 
 
-def _kept_tensor(value: JsonValue) -> KeptTensor:
+def _parse_kept_tensor(value: JsonValue) -> KeptTensor:
     key, dtype, shape = value.items(3)
     return key.text(), _dtype(dtype), tuple(shape.naturals())
 

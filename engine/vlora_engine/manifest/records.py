@@ -1,4 +1,4 @@
-"""What a subspace's index will say of a collection, known before any k is chosen. No torch."""
+"""The records of a collection for a subspace's index, before any k is chosen. No torch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LONGEST_FIGURE = 0.000123456789  # a float whose decimal form is as long as any 
 
 
 def figure(value: float) -> float:
-    """A float with the digits that the index keeps."""
+    """Round a float to the nine digits that the index keeps."""
     return float(f"{value:.9g}")
 
 
@@ -39,14 +39,14 @@ def shared_layers(sources: Mapping[str, AdapterSource]) -> list[LayerSpec]:
     specs: dict[str, LayerSpec] = {}
     for source in sources.values():
         for name, shape in source.modules.items():
-            known, rank = specs.get(name), max(1, shape.rank)
-            if known is None:
+            spec, rank = specs.get(name), max(1, shape.rank)
+            if spec is None:
                 tail = shape.shape_a[1:] if len(shape.shape_a) > 2 else ()
                 specs[name] = LayerSpec(
                     name, shape.d_in, shape.d_out, rank, 0, 0, shape.kind, tuple(tail)
                 )
-            elif rank > known.rank:
-                specs[name] = replace(known, rank=rank)
+            elif rank > spec.rank:
+                specs[name] = replace(spec, rank=rank)
     return [specs[name] for name in sorted(specs, key=natural_key)]
 
 
@@ -70,13 +70,13 @@ def task_record(
     location: str | None = None,
 ) -> TaskRecord:
     """The record of one adapter; modules that ``layers`` lacks become its own."""
-    places = {spec.name: i for i, spec in enumerate(layers)}
-    shared = sorted(places[m] for m in source.modules if m in places)
+    positions = {spec.name: i for i, spec in enumerate(layers)}
+    shared = sorted(positions[m] for m in source.modules if m in positions)
     shapes = [source.modules[layers[i].name] for i in shared]
-    own = tuple(
+    outside = tuple(
         OwnModule(m, source.scales[m], s.kind, s.shape_a[1:] if len(s.shape_a) > 2 else ())
         for m, s in source.modules.items()
-        if m not in places
+        if m not in positions
     )
     return TaskRecord(
         id=name,
@@ -92,7 +92,7 @@ def task_record(
         error=error,
         rank=nominal_rank(source),
         config=dict(source.config),
-        own=own,
+        own=outside,
         rest=len(source.rest),
         source=location,
         source_bytes=source.nbytes,

@@ -1,4 +1,4 @@
-"""What was measured of a stored task, module by module; reading it needs no torch."""
+"""Read the norm and the error of every module of a stored task. No torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class TaskFigures:
-    """One task of a subspace.
+    """The measured norms and errors of one task of a subspace.
 
     Args:
         layers: The shared modules that the task has.

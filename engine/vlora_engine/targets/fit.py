@@ -1,4 +1,4 @@
-"""Whether an adapter fits a target, judged by headers alone: nothing is read, nothing written."""
+"""Check by headers alone whether a target takes an adapter."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ STORED = {"fp64": "F64", **STORAGE_DTYPES}  # what adapters may be stored in
 
 @dataclass(frozen=True)
 class Facts:
-    """What headers tell of an adapter.
+    """The facts about an adapter that a target's rules need, from its headers.
 
     Args:
         modules: By name; a rank of 0 is one that only the data know.
@@ -59,7 +59,7 @@ class Facts:
 
     @property
     def base_model(self) -> str | None:
-        """What its config calls the base model."""
+        """The base model that its config names."""
         name = self.config.get("base_model_name_or_path")
         return name if isinstance(name, str) and name else None
 
@@ -84,7 +84,9 @@ def facts_of_task(manifest: Manifest, task: TaskRecord) -> Facts:
         for layer, rank, dtype in zip(shared, task.ranks, task.dtypes, strict=True)
     }
     dtype = task.dtypes[0] if task.dtypes else "F32"
-    modules.update({own.name: ModuleShape(0, 0, 0, dtype, own.kind) for own in task.own})
+    modules.update(
+        {outside.name: ModuleShape(0, 0, 0, dtype, outside.kind) for outside in task.own}
+    )
     config = {"base_model_name_or_path": manifest.base_model, **task.config}
     return Facts(modules, task.rest, None, config, task.factor_elements, task.id)
 
@@ -132,12 +134,12 @@ def check_fit(
 
 
 def target_bytes(target: Target, facts: Facts, dtype: str | None = None) -> int:
-    """About how many bytes the export takes, for a target that takes A and B alone."""
-    known = [shape for shape in facts.modules.values() if shape.rank]
-    elements = sum(s.rank * (s.d_in + s.d_out) for s in known)
+    """Estimate the bytes of an export to a target that takes A and B alone."""
+    shapes = [shape for shape in facts.modules.values() if shape.rank]
+    elements = sum(s.rank * (s.d_in + s.d_out) for s in shapes)
     rank = facts.rank
-    padded = sum(rank * (s.d_in + s.d_out) for s in known) if target.uniform else elements
-    stored = known[0].dtype if known else "F32"
+    padded = sum(rank * (s.d_in + s.d_out) for s in shapes) if target.uniform else elements
+    stored = shapes[0].dtype if shapes else "F32"
     item = ITEM_BYTES[STORED[dtype] if dtype in STORED else _default_dtype(target, stored)]
     payload = (padded + max(0, facts.elements - elements)) * item
     return payload + 2 * _HEADER_BYTES * len(facts.modules) + _CONFIG_BYTES
@@ -255,11 +257,11 @@ def architecture_for(facts: Facts, base: BaseConfig, out: Path | None = None) ->
     for module, shape in facts.modules.items():
         name = architecture.gguf_name(module)
         if name is None:
-            leaves = ", ".join(architecture.leaves)
+            leaf_names = ", ".join(architecture.leaves)
             raise UnsupportedAdapterError(
                 f"llama.cpp has no module of this name in a model of {architecture.name}.",
                 where=facts.name,
-                expected=f"{architecture.block.format('N')} and one of {leaves}",
+                expected=f"{architecture.block.format('N')} and one of {leaf_names}",
                 found=module,
                 remedy="is this the base model that the adapter was trained on? --base names it",
             )
@@ -305,11 +307,11 @@ def _wrong_base(facts: Facts, base: BaseConfig, expected: str, found: str) -> VL
 
 
 def _other_architecture(facts: Facts, base: BaseConfig, out: Path | None) -> VLoRAError:
-    place = out or Path("OUT")
-    portable = place.with_name(f"{place.name}-portable")
+    directory = out or Path("OUT")
+    portable = directory.with_name(f"{directory.name}-portable")
     words = ["python", "convert_lora_to_gguf.py", str(portable), "--base", str(base.path.parent)]
-    words += ["--outfile", str(place / ADAPTER_GGUF)]
-    models = sorted(kind for one in ARCHITECTURES.values() for kind in one.models)
+    words += ["--outfile", str(directory / ADAPTER_GGUF)]
+    models = sorted(kind for architecture in ARCHITECTURES.values() for kind in architecture.models)
     return UnsupportedAdapterError(
         "GGUF adapters of this architecture are not written here.",
         where=facts.name,

@@ -1,4 +1,4 @@
-"""The exact line that serves what was exported."""
+"""The command lines that start a server with exported adapters."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def start_lines(target: str, adapters: Sequence[Served]) -> list[str]:
     """
     if find_target(target).name in ("peft", "portable"):
         return []
-    names = slugs(one.task for one in adapters)
-    bases = dict.fromkeys(one.base for one in adapters)
+    names = slugs(adapter.task for adapter in adapters)
+    bases = dict.fromkeys(adapter.base for adapter in adapters)
     lines = []
     for base in bases:
-        group = [one for one in adapters if one.base == base]
-        lines += _LINES[target](base or BASE, [(names[one.task], one) for one in group])
+        group = [adapter for adapter in adapters if adapter.base == base]
+        lines += _LINES[target](base or BASE, [(names[adapter.task], adapter) for adapter in group])
     return lines
 
 
@@ -45,19 +45,21 @@ Named = Sequence[tuple[str, Served]]
 
 
 def _vllm(base: str, named: Named) -> list[str]:
-    option = find_target("vllm").rank_option(max(one.rank for _, one in named))
-    modules = [f"{name}={one.path}" for name, one in named]
+    option = find_target("vllm").rank_option(max(adapter.rank for _, adapter in named))
+    modules = [f"{name}={adapter.path}" for name, adapter in named]
     words = ["vllm", "serve", base, "--enable-lora", "--max-lora-rank", str(option)]
     return [shlex.join([*words, "--lora-modules", *modules])]
 
 
 def _sglang(base: str, named: Named) -> list[str]:
     words = ["python", "-m", "sglang.launch_server", "--model-path", base, "--enable-lora"]
-    return [shlex.join([*words, "--lora-paths", *(f"{name}={one.path}" for name, one in named)])]
+    return [
+        shlex.join([*words, "--lora-paths", *(f"{name}={adapter.path}" for name, adapter in named)])
+    ]
 
 
 def _tgi(base: str, named: Named) -> list[str]:
-    adapters = ",".join(f"{name}={one.path}" for name, one in named)
+    adapters = ",".join(f"{name}={adapter.path}" for name, adapter in named)
     words = ["text-generation-launcher", "--model-id", base, "--lora-adapters", adapters]
     return [shlex.join(words)]
 
@@ -71,16 +73,16 @@ def _lorax(base: str, named: Named) -> list[str]:
 
 def _llamacpp(base: str, named: Named) -> list[str]:
     words = ["llama-server", "-m", BASE_GGUF]
-    for _, one in named:
-        words += ["--lora", str(Path(one.path) / ADAPTER_GGUF)]
+    for _, adapter in named:
+        words += ["--lora", str(Path(adapter.path) / ADAPTER_GGUF)]
     # Several would be added up; so each starts at scale 0 and a request raises its own.
     return [shlex.join([*words, *(["--lora-init-without-apply"] if len(named) > 1 else [])])]
 
 
 def _ollama(base: str, named: Named) -> list[str]:
     return [
-        shlex.join(["ollama", "create", name, "-f", str(Path(one.path) / MODELFILE)])
-        for name, one in named
+        shlex.join(["ollama", "create", name, "-f", str(Path(adapter.path) / MODELFILE)])
+        for name, adapter in named
     ]
 
 
@@ -95,7 +97,7 @@ _LINES = {
 
 
 def modelfile(base: str | None) -> str:
-    """What Ollama makes a model from: its own name of the base, and the adapter beside it."""
+    """The text of a Modelfile, from which Ollama makes a model of base and adapter."""
     return (
         "# FROM is the base model as Ollama knows it: a name such as llama3.2, a GGUF file or a\n"
         "# folder of safetensors. It has to be the model that the adapter was trained on.\n"

@@ -1,4 +1,4 @@
-"""One frozen spec for each target: what it takes of an adapter, and why it takes no more."""
+"""The table of serving targets: what each takes of an adapter, and its rank limits."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def find_target(name: str) -> Target:
 
 
 class RankLimit(NamedTuple):
-    """What a server takes: ``choices`` for the largest rank, and which one it starts with.
+    """A server's choices for the largest rank, its default among them, and the option's name.
 
     No choices: any rank will do.
     """

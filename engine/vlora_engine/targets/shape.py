@@ -1,4 +1,4 @@
-"""An adapter brought into the form that a target reads, with the effect that it had."""
+"""Change an adapter into the form that a target reads, with dW unchanged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-_KEPT = ("base_model_name_or_path", "fan_in_fan_out", "revision", "task_type")
+_CONFIG_KEYS = ("base_model_name_or_path", "fan_in_fan_out", "revision", "task_type")
 
 
 def without_rest(weights: LoRAWeights) -> LoRAWeights:
@@ -60,13 +60,13 @@ def shaped(weights: LoRAWeights, target: Target, dtype: torch.dtype | None = Non
 
 
 def _plain_config(weights: LoRAWeights, rank: int, scale: float) -> dict[str, Any]:
-    kept = {name: weights.metadata[name] for name in _KEPT if name in weights.metadata}
+    carried = {name: weights.metadata[name] for name in _CONFIG_KEYS if name in weights.metadata}
     # Leaf names: servers take them as kinds of modules. Where PEFT finds more modules by them than
     # were trained, these start with a B of zeros and change nothing.
-    leaves = sorted({name.rpartition(".")[2] for name in weights.layer_names})
+    leaf_names = sorted({name.rpartition(".")[2] for name in weights.layer_names})
     alpha = round(scale * rank)  # it is a whole number, by _common_scale
-    told = {"r": rank, "lora_alpha": alpha, "target_modules": leaves}
-    return dict(sorted({**fresh_config(), **kept, **told}.items()))
+    stated = {"r": rank, "lora_alpha": alpha, "target_modules": leaf_names}
+    return dict(sorted({**fresh_config(), **carried, **stated}.items()))
 
 
 def _common_scale(weights: LoRAWeights, rank: int) -> float:

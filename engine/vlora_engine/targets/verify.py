@@ -1,4 +1,4 @@
-"""Writing a task as an adapter: another alpha without another effect, and reading it back."""
+"""Check a written adapter by reading it back; and change an adapter's alpha without changing dW."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def with_alpha(weights: LoRAWeights, alpha: float) -> LoRAWeights:
     """
     if not 0 < alpha < float("inf"):
         raise ParameterError("lora_alpha is a positive number.", found=str(alpha))
-    known = weights.metadata.get("lora_alpha") is not None
+    has_alpha = weights.metadata.get("lora_alpha") is not None
     config = dict(weights.metadata)
     config["lora_alpha"] = int(alpha) if float(alpha).is_integer() else alpha
     config.pop("alpha_pattern", None)
     scales = module_scales(config, {name: a.shape[0] for name, a in weights.lora_a.items()})
     lora_b = dict(weights.lora_b)
-    if known:
+    if has_alpha:
         for name, scale in weights.scales.items():
             lora_b[name] = (lora_b[name].double() * (scale / scales[name])).to(lora_b[name].dtype)
     return replace(weights, metadata=config, scales=scales, lora_b=lora_b)
@@ -114,16 +114,14 @@ def _pairs(meant: LoRAWeights, written: AdapterSource) -> Iterator[Any]:
         )
 
 
-def _same_bits(one: Tensor, other: Tensor) -> bool:
+def _same_bits(a: Tensor, b: Tensor) -> bool:
     import torch
 
-    if one.dtype != other.dtype or one.shape != other.shape:
+    if a.dtype != b.dtype or a.shape != b.shape:
         return False
-    if not one.numel():
+    if not a.numel():
         return True
-    first, second = (
-        t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in (one, other)
-    )
+    first, second = (t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in (a, b))
     return torch.equal(first, second)
 
 
