@@ -152,7 +152,7 @@ class AdapterRef:
 
     @property
     def base(self) -> AdapterRef:
-        """The same without a task."""
+        """The address without a task."""
         return self.with_task(None)
 
     @property

@@ -59,7 +59,7 @@ class AdapterSource(Protocol):
 
     @property
     def path(self) -> Path | None:
-        """Where it lies, if it lies on a disk."""
+        """Its path, if it is on a disk."""
 
     @property
     def config(self) -> Mapping[str, Any]:

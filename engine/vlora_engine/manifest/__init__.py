@@ -1,1 +1,1 @@
-"""What `subspace.json` records about a subspace. Nothing here imports torch."""
+"""The index of a subspace, `subspace.json`: read, checked and written. Imports no torch."""

@@ -1,1 +1,1 @@
-"""What needs a model: switching tasks in it, training them in a subspace, routing, merging."""
+"""Tasks in a torch model: switching them, training them in a subspace, routing, merging."""

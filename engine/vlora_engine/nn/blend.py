@@ -9,7 +9,7 @@ from torch import Tensor
 
 from vlora_engine.errors import SubspaceError
 from vlora_engine.nn.decode import SHARING, Scaling, decode
-from vlora_engine.nn.effects import Alone, Factors, Shared
+from vlora_engine.nn.effects import Factors, Shared, TaskEffect
 from vlora_engine.subspace.space import Space
 from vlora_engine.subspace.tasks import TaskProjection
 
@@ -41,15 +41,15 @@ def blend_tasks(
             remedy="compress the adapters again with method delta; "
             "VLoRAModel.set_blend blends tasks of any method",
         )
-    fills = [
+    tasks = [
         decode(subspace, name, _MODULE_SCALES, lambda module: (torch.device("cpu"), torch.float32))
         for name in task_ids
     ]
     weights = weights.to("cpu", torch.float32)
     blended = TaskProjection(task_id, {}, {})
-    for module in sorted({name for fill in fills for name in fill.effects}):
+    for module in sorted({name for task in tasks for name in task.effects}):
         having = [
-            (fill.effects[module], i) for i, fill in enumerate(fills) if module in fill.effects
+            (task.effects[module], i) for i, task in enumerate(tasks) if module in task.effects
         ]
         parts, part_weights = [part for part, _ in having], weights[[i for _, i in having]]
         blended.scales[module] = 1.0
@@ -61,7 +61,7 @@ def blend_tasks(
     return blended
 
 
-def _in_basis(parts: Sequence[Alone], weights: Tensor) -> tuple[Tensor, Tensor]:
+def _in_basis(parts: Sequence[TaskEffect], weights: Tensor) -> tuple[Tensor, Tensor]:
     """Loadings la (r, k_a) and lb (r, k_b) of the sum, r at most min(sum r, k_a, k_b)."""
     sides = [part.whole() for part in parts if isinstance(part, Shared)]
     las = [side.la for side in sides if side.la is not None]
@@ -77,7 +77,7 @@ def _in_basis(parts: Sequence[Alone], weights: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _whole(
-    subspace: Space, module: str, parts: Sequence[Alone], weights: Tensor
+    subspace: Space, module: str, parts: Sequence[TaskEffect], weights: Tensor
 ) -> tuple[Tensor, Tensor]:
     """A (r, d_in) and B (d_out, r) of the sum, where a task has the module outside the basis."""
     rows = []
@@ -129,11 +129,11 @@ def _vectors(subspace: Space, task_id: str) -> dict[str, Tensor]:
             name: torch.cat([task.loadings_a[name], task.loadings_b[name]])
             for name in task.loadings_a
         }
-    fill = decode(
+    decoded = decode(
         subspace, task_id, _MODULE_SCALES, lambda module: (torch.device("cpu"), torch.float32)
     )
     found = {}
-    for name, part in fill.effects.items():
+    for name, part in decoded.effects.items():
         if isinstance(part, Shared):
             whole = part.whole()
             assert whole.la is not None  # noqa: S101  (that is what whole means)

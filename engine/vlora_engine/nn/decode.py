@@ -18,7 +18,7 @@ from torch import Tensor
 from vlora_engine.adapters.stack import unflatten
 from vlora_engine.errors import ParameterError
 from vlora_engine.manifest.manifest import TaskRecord
-from vlora_engine.nn.effects import Alone, Factors, Shared
+from vlora_engine.nn.effects import Factors, Shared, TaskEffect
 from vlora_engine.subspace.basis import LayerBasis
 from vlora_engine.subspace.loadings import (
     EncodedTask,
@@ -56,7 +56,7 @@ class Scaling:
 
 
 @dataclass(frozen=True)
-class Fill:
+class DecodedTask:
     """A decoded task: its effect on every module, and its rest tensors.
 
     Args:
@@ -65,7 +65,7 @@ class Fill:
     """
 
     record: TaskRecord
-    effects: Mapping[str, Alone]
+    effects: Mapping[str, TaskEffect]
     rest: Mapping[str, Tensor]
 
     @property
@@ -74,51 +74,51 @@ class Fill:
         return rest + sum(effect.nbytes for effect in self.effects.values())
 
 
-class FillCache:
+class TaskCache:
     """The tasks used last, up to a number of bytes."""
 
     def __init__(self, limit: int) -> None:
         if limit < 0:
             raise ParameterError("cache_bytes is not negative.", found=str(limit))
         self.limit, self.nbytes = limit, 0
-        self._fills: OrderedDict[str, Fill] = OrderedDict()
+        self._tasks: OrderedDict[str, DecodedTask] = OrderedDict()
 
-    def get(self, task_id: str, record: TaskRecord) -> Fill | None:
-        """The fill of a task, if it is kept and the task is still the one it was made from."""
-        fill = self._fills.get(task_id)
-        if fill is None or fill.record is not record:
+    def get(self, task_id: str, record: TaskRecord) -> DecodedTask | None:
+        """A task from the cache, if it is there and was decoded from this very record."""
+        task = self._tasks.get(task_id)
+        if task is None or task.record is not record:
             return None
-        self._fills.move_to_end(task_id)
-        return fill
+        self._tasks.move_to_end(task_id)
+        return task
 
-    def put(self, task_id: str, fill: Fill) -> None:
-        """Keep a fill; let go of those that were not used for the longest time."""
+    def put(self, task_id: str, task: DecodedTask) -> None:
+        """Cache a task; drop those that were not used for the longest time."""
         self._drop(task_id)
-        if fill.nbytes > self.limit:
+        if task.nbytes > self.limit:
             return
-        self._fills[task_id] = fill
-        self.nbytes += fill.nbytes
+        self._tasks[task_id] = task
+        self.nbytes += task.nbytes
         while self.nbytes > self.limit:
-            self._drop(next(iter(self._fills)))
+            self._drop(next(iter(self._tasks)))
 
     def clear(self) -> None:
-        """Let go of all."""
-        self._fills.clear()
+        """Empty the cache."""
+        self._tasks.clear()
         self.nbytes = 0
 
     def _drop(self, task_id: str) -> None:
-        gone = self._fills.pop(task_id, None)
+        gone = self._tasks.pop(task_id, None)
         self.nbytes -= gone.nbytes if gone is not None else 0
 
 
-def decode(subspace: Space, task_id: str, scaling: Scaling, targets: Targets) -> Fill:
-    """A task as effects, each where its module computes.
+def decode(subspace: Space, task_id: str, scaling: Scaling, targets: Targets) -> DecodedTask:
+    """Decode a task into effects, each on the device and in the dtype of its module.
 
     Raises:
         NotFoundError: There is no such task.
     """
     record = subspace.tasks.record(task_id)
-    effects: dict[str, Alone] = {}
+    effects: dict[str, TaskEffect] = {}
     if subspace.method in SHARING:
         encoded = subspace.tasks.encoded(task_id)
         effects.update(_shared(subspace, record, encoded, scaling, targets))
@@ -133,13 +133,13 @@ def decode(subspace: Space, task_id: str, scaling: Scaling, targets: Targets) ->
         if target is not None:
             scale = scaling.of(scales[name], len(a), record.config)
             effects[name] = _factors(a.float(), b.T.float() * scale, target)
-    return Fill(record, effects, rest)
+    return DecodedTask(record, effects, rest)
 
 
 def factors_of(subspace: Space, task_id: str, scaling: Scaling) -> Iterator[tuple[str, Factors]]:
     """Every module of a task as factors in fp32 on the CPU, the scale in B."""
-    fill = decode(subspace, task_id, scaling, lambda name: (torch.device("cpu"), torch.float32))
-    for name, effect in fill.effects.items():
+    task = decode(subspace, task_id, scaling, lambda name: (torch.device("cpu"), torch.float32))
+    for name, effect in task.effects.items():
         if isinstance(effect, Shared):
             effect = effect.factors(subspace.bases.numbers(name).moved("cpu", torch.float32))
         yield name, effect

@@ -90,7 +90,7 @@ class Factors:
         return host.into(x, self.a) @ self.bt
 
 
-Alone = Shared | Factors  # what one task does
+TaskEffect = Shared | Factors  # what one task does
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,8 @@ class Blend:
     shared: bool
 
     @classmethod
-    def of(cls, parts: Sequence[Alone], weights: Tensor) -> Blend:
-        """Of tasks and the weights (N, T) that the rows give them."""
+    def of(cls, parts: Sequence[TaskEffect], weights: Tensor) -> Blend:
+        """Blend T tasks with the weights (N, T) of the N rows."""
         shared = isinstance(parts[0], Shared)
         pairs = [_pair(part) for part in parts]
         ranks = torch.tensor([len(lb) for _, lb in pairs], device=weights.device)
@@ -184,7 +184,7 @@ class Sum:
         return total
 
 
-def rows_of(tasks: Sequence[Alone | None]) -> Effect | None:
+def rows_of(tasks: Sequence[TaskEffect | None]) -> Effect | None:
     """The effect of one task (or none) per row of a batch; the same object counts as one task."""
     distinct = {id(task): task for task in tasks if task is not None}
     if not distinct:
@@ -193,17 +193,17 @@ def rows_of(tasks: Sequence[Alone | None]) -> Effect | None:
     shared = [task for task in distinct.values() if isinstance(task, Shared)]
     if shared:
         parts.append(_shared_rows(tasks, shared))
-    alone = [task for task in distinct.values() if isinstance(task, Factors)]
-    if alone:
+    by_factors = [task for task in distinct.values() if isinstance(task, Factors)]
+    if by_factors:
         rows_with = {
-            id(task): [i for i, other in enumerate(tasks) if other is task] for task in alone
+            id(task): [i for i, other in enumerate(tasks) if other is task] for task in by_factors
         }
-        rows = [(torch.tensor(rows_with[id(t)], device=t.a.device), t) for t in alone]
+        rows = [(torch.tensor(rows_with[id(t)], device=t.a.device), t) for t in by_factors]
         parts.append(FactorRows(rows, len(tasks)))
     return parts[0] if len(parts) == 1 else Sum(parts)
 
 
-def blend_of(tasks: Sequence[Alone | None], weights: Tensor) -> Effect | None:
+def blend_of(tasks: Sequence[TaskEffect | None], weights: Tensor) -> Effect | None:
     """The effect of weights (N, T) over T tasks, None for a task that lacks the module."""
     parts: list[Effect] = []
     for kind in (Shared, Factors):
@@ -223,7 +223,7 @@ def by_row(h: Tensor, count: int, where: str) -> Tensor:
 
 
 def divides(x: Tensor, count: int, where: str) -> bool:
-    """True; of an input whose first dimension holds N rows, each as often as the others.
+    """True where the first dimension is a multiple of ``count`` rows.
 
     Raises:
         ParameterError: It does not.
@@ -239,7 +239,7 @@ def divides(x: Tensor, count: int, where: str) -> bool:
     )
 
 
-def _shared_rows(tasks: Sequence[Alone | None], distinct: Sequence[Shared]) -> SharedRows:
+def _shared_rows(tasks: Sequence[TaskEffect | None], distinct: Sequence[Shared]) -> SharedRows:
     order = {id(task): i for i, task in enumerate(distinct)}
     none = len(distinct)  # in the stacks below: a task of zeros, for rows without one
     at = torch.tensor([order.get(id(task), none) for task in tasks], device=distinct[0].lb.device)
@@ -259,7 +259,7 @@ def _padded(rows: Tensor, rank: int) -> Tensor:
     return torch.nn.functional.pad(rows, (0, 0, 0, rank - len(rows)))
 
 
-def _pair(part: Alone) -> tuple[Tensor, Tensor]:
+def _pair(part: TaskEffect) -> tuple[Tensor, Tensor]:
     if isinstance(part, Factors):
         return part.a, part.bt
     whole = part.whole()

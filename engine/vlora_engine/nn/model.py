@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from vlora_engine.errors import ParameterError, SubspaceError
 from vlora_engine.formats.config import find_variant, variant_error
-from vlora_engine.nn.decode import Fill, FillCache, Scaling, decode, factors_of
-from vlora_engine.nn.effects import Alone, Effect, blend_of, rows_of
+from vlora_engine.nn.decode import DecodedTask, Scaling, TaskCache, decode, factors_of
+from vlora_engine.nn.effects import Effect, TaskEffect, blend_of, rows_of
 from vlora_engine.nn.extra_tensors import TensorSwap
 from vlora_engine.nn.hooks import LoRAHooks
 from vlora_engine.nn.weights import Merged, require_mergeable
@@ -69,7 +69,7 @@ class VLoRAModel(nn.Module):
         self.subspace = subspace
         self.compute_dtype = compute_dtype
         self._scaling = Scaling(scaling, lora_alpha)
-        self._cache = FillCache(cache_bytes)
+        self._cache = TaskCache(cache_bytes)
         self._tensor_swap = TensorSwap(base_model)
         self._rows: list[str | None] | None = None  # of the task, or the tasks, in force
         self._again: Callable[[], None] | None = None  # puts them in force once more
@@ -191,10 +191,10 @@ class VLoRAModel(nn.Module):
             raise ParameterError(
                 "No task to merge.", remedy="name one, or put one in force with set_task"
             )
-        fill = self._fill(name)
+        task = self._decoded_task(name)
         hosts = {module: hook.host for module, hook in self._hooks.items()}
-        require_mergeable(self.base_model, [hosts[m] for m in fill.effects])
-        pairs = self._tensor_swap.pairs_for(name, fill.rest)
+        require_mergeable(self.base_model, [hosts[m] for m in task.effects])
+        pairs = self._tensor_swap.pairs_for(name, task.rest)
         self._clear()
         self._tensor_swap.swap_in(pairs)
         self._merged = Merged(name)
@@ -245,7 +245,7 @@ class VLoRAModel(nn.Module):
             self.end_training(frozen)
 
     def begin_training(self, trainer: SubspaceTrainer) -> list[nn.Parameter]:
-        """`train_task` without a block; returns what `end_training` takes."""
+        """`train_task` without a block; returns the frozen parameters for `end_training`."""
         self._require_unmerged("train")
         if trainer.subspace is not self.subspace:
             raise ParameterError("The trainer belongs to another subspace than the model.")
@@ -259,7 +259,7 @@ class VLoRAModel(nn.Module):
         return frozen
 
     def end_training(self, frozen: Sequence[nn.Parameter]) -> None:
-        """Out of training: the base's parameters take gradients again, no task is in force."""
+        """End training: the base's parameters take gradients again, no task is in force."""
         for parameter in frozen:
             parameter.requires_grad_(True)
         self._clear()
@@ -268,7 +268,7 @@ class VLoRAModel(nn.Module):
 
     @property
     def qlora_info(self) -> dict[str, Any]:
-        """What is quantized among the modules that the subspace has.
+        """Count the quantized modules among those that the subspace has.
 
         ``quantized``, ``method`` (``nf4``, ``fp4``, ``int8``, or the type of module; None),
         ``num_quantized_layers``, ``num_target_layers``.
@@ -335,29 +335,31 @@ class VLoRAModel(nn.Module):
             self._cache.clear()
         if self._merged is not None:
             name = self._merged.task_id
-            self._tensor_swap.swap_in(self._tensor_swap.pairs_for(name, self._fill(name).rest))
+            self._tensor_swap.swap_in(
+                self._tensor_swap.pairs_for(name, self._decoded_task(name).rest)
+            )
         elif self._again is not None and (again or moved):
             self._again()
 
     @torch.inference_mode(False)
-    def _fill(self, task_id: str) -> Fill:
+    def _decoded_task(self, task_id: str) -> DecodedTask:
         """A task decoded for this model, from the cache where it is there."""
         record = self.subspace.tasks.record(task_id)
-        fill = self._cache.get(task_id, record)
-        if fill is None:
+        task = self._cache.get(task_id, record)
+        if task is None:
             variant = find_variant(record.config)
             if variant is not None:
                 raise variant_error(variant, variant.field, task_id)
             self._hooks.add_missing(record.own)
             with torch.no_grad():
-                fill = decode(self.subspace, task_id, self._scaling, self._hooks.target)
-            self._check_outside(task_id, fill)
-            self._cache.put(task_id, fill)
-        return fill
+                task = decode(self.subspace, task_id, self._scaling, self._hooks.target)
+            self._check_outside(task_id, task)
+            self._cache.put(task_id, task)
+        return task
 
-    def _check_outside(self, task_id: str, fill: Fill) -> None:
-        for module in fill.record.own:
-            effect: Any = fill.effects.get(module.name)
+    def _check_outside(self, task_id: str, task: DecodedTask) -> None:
+        for module in task.record.own:
+            effect: Any = task.effects.get(module.name)
             if effect is not None:
                 d_in, d_out = effect.a.shape[1], effect.bt.shape[1]
                 host = self._hooks[module.name].host
@@ -371,54 +373,54 @@ class VLoRAModel(nn.Module):
         self._records = [self.subspace.tasks.record(name) for name in names]
 
     def _put_task(self, task_id: str) -> None:
-        fill = self._fill(task_id)
-        self._swap_tensors([(task_id, fill)], several=False)
-        self._hooks.fill(fill.effects.get)
+        task = self._decoded_task(task_id)
+        self._swap_tensors([(task_id, task)], several=False)
+        self._hooks.fill(task.effects.get)
 
     def _put_rows(self, rows: Sequence[str | None]) -> None:
         names = dict.fromkeys(name for name in rows if name is not None)
-        fills = {name: self._fill(name) for name in names}
-        self._swap_tensors(list(fills.items()), several=len(set(rows)) > 1)
+        tasks = {name: self._decoded_task(name) for name in names}
+        self._swap_tensors(list(tasks.items()), several=len(set(rows)) > 1)
 
         def effect(module: str) -> Effect | None:
-            return rows_of([fills[r].effects.get(module) if r is not None else None for r in rows])
+            return rows_of([tasks[r].effects.get(module) if r is not None else None for r in rows])
 
         self._hooks.fill(effect)
 
     def _put_blend(self, names: Sequence[str], weights: Tensor) -> None:
-        fills = {name: self._fill(name) for name in names}
-        self._swap_tensors(list(fills.items()), several=True)
+        tasks = {name: self._decoded_task(name) for name in names}
+        self._swap_tensors(list(tasks.items()), several=True)
 
         def effect(module: str) -> Effect | None:
-            effects: list[Alone | None] = [fills[name].effects.get(module) for name in names]
+            effects: list[TaskEffect | None] = [tasks[name].effects.get(module) for name in names]
             return blend_of(effects, weights.to(self._hooks[module].target[0]))
 
         self._hooks.fill(effect)
 
     def _put_training(self, trainer: SubspaceTrainer) -> None:
-        fill = self._fill(trainer.task_id)
-        self._swap_tensors([(trainer.task_id, fill)], several=False)
+        task = self._decoded_task(trainer.task_id)
+        self._swap_tensors([(trainer.task_id, task)], several=False)
 
         def effect(module: str) -> Effect | None:
             rank = trainer.rank_of(module)
             if rank is None:
-                return fill.effects.get(module)
-            scale = self._scaling.of(trainer.scales[module], rank, fill.record.config)
+                return task.effects.get(module)
+            scale = self._scaling.of(trainer.scales[module], rank, task.record.config)
             return trainer.effect(module, scale, self._hooks[module].target)
 
         self._hooks.fill(effect)
 
-    def _swap_tensors(self, fills: Sequence[tuple[str, Fill]], *, several: bool) -> None:
+    def _swap_tensors(self, tasks: Sequence[tuple[str, DecodedTask]], *, several: bool) -> None:
         """Exchange the model's tensors for those that tasks about to be in force bring."""
         seen_before = set(self._tensor_swap.unplaced)
         all_pairs = []
-        for name, fill in fills:
-            pairs = self._tensor_swap.pairs_for(name, fill.rest)
+        for name, task in tasks:
+            pairs = self._tensor_swap.pairs_for(name, task.rest)
             if pairs and several:
                 raise ParameterError(
                     f"Task {name!r} brings tensors of its own, which all rows would share.",
                     where=name,
-                    found=f"{len(pairs)} tensors, as {next(iter(fill.rest))}",
+                    found=f"{len(pairs)} tensors, as {next(iter(task.rest))}",
                     remedy="run it in a batch of its own, with set_task",
                 )
             all_pairs += pairs
@@ -426,7 +428,7 @@ class VLoRAModel(nn.Module):
         unseen = sorted(self._tensor_swap.unplaced - seen_before)
         if unseen:
             warnings.warn(
-                f"{len(unseen)} tensors of {fills[0][0]!r} name nothing in the model, such as "
+                f"{len(unseen)} tensors of {tasks[0][0]!r} name nothing in the model, such as "
                 f"{unseen[0]}: they are left out.",
                 stacklevel=5,
             )

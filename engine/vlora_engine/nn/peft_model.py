@@ -37,7 +37,7 @@ from vlora_engine.utils.safetensors_file import torch_dtype
 
 logger = logging.getLogger(__name__)
 
-_Stand = list[tuple[Tensor, Tensor]]
+_Swaps = list[tuple[Tensor, Tensor]]
 BYTES = range(256, 513)  # the sizes of vocabulary in which a token may be a byte
 
 
@@ -98,8 +98,8 @@ class BaseModel:
     _peft: Any = None
     _slots: dict[str, tuple[str, str]] = field(default_factory=dict)  # PEFT's name, what fits
     _count: int = 0
-    _carried: dict[str, _Stand] = field(default_factory=dict)  # per slot: tensor, what goes there
-    _displaced: _Stand = field(default_factory=list)  # tensor, what was there
+    _carried: dict[str, _Swaps] = field(default_factory=dict)  # per slot: tensor, what goes there
+    _displaced: _Swaps = field(default_factory=list)  # tensor, what was there
     _carrying: str | None = None
 
     @property

@@ -236,7 +236,7 @@ class SubspaceTrainer:
         return len(self.params[f"{module}.loadings_a"])
 
     def effect(self, module: str, scale: float, target: Target) -> Effect:
-        """What the parameters do to a module that computes at ``target``; gradients reach them."""
+        """The effect of the parameters on a module that computes at ``target``, with gradients."""
         la, lb = (self.params[f"{module}.loadings_{side}"] for side in _SIDES)
         basis = self._basis(module)
         if self.subspace.method == "flat":

@@ -182,7 +182,7 @@ def _named_licence(card: Mapping[str, Any]) -> str | None:
 
 
 def _bases(entries: Sequence[Entry]) -> list[str]:
-    """The base models that are names on the Hub; a path of somebody's disk is nobody's business."""
+    """The base models that are names on the Hub; local paths are private and left out."""
     named = dict.fromkeys(entry.base_model for entry in entries if entry.base_model)
     return [name for name in named if name and is_public(name)]
 
