@@ -127,7 +127,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A Hub on loopback that this process and its children ask, with a cache of its own."""
     from vlora_engine.hub import listing
 
-    monkeypatch.setattr(listing, "_known", {})
+    monkeypatch.setattr(listing, "_by_commit", {})
     monkeypatch.setattr(listing, "_revisions", {})
     with running(tmp_path / "hf", monkeypatch) as hub:
         yield hub

@@ -300,7 +300,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     from vlora_engine.hub import listing
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(listing, "_known", {})
+    monkeypatch.setattr(listing, "_by_commit", {})
 
 
 @pytest.mark.parametrize("way", ["switched off", "out of reach"])

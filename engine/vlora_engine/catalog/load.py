@@ -101,7 +101,7 @@ _lock = threading.Lock()
 
 
 def _identity(directory: Path) -> _Identity | None:
-    """What tells whether our subspace at a place is still the same; None for a peer's.
+    """A key that changes when the subspace in a directory is written anew; None for a peer's.
 
     Whatever changes a subspace writes its index anew. A peer's index may stay as it is.
     """

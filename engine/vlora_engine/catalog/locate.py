@@ -128,7 +128,7 @@ def _first_visit(path: Path, seen: set[tuple[int, int]]) -> bool:
 
 
 def location(probe: Probe, form: Format) -> Location:
-    """Where ``probe`` lies, named by its directory, or by its file without the suffix."""
+    """The location of ``probe``, named by its directory, or by its file without the suffix."""
     name = probe.path.stem if probe.file is not None else probe.path.name
     return Location(probe.path, name or str(probe.path), form.name)
 

@@ -98,7 +98,7 @@ class AdapterInfo:
 
     @property
     def here(self) -> Path:
-        """Where it lies on this disk; what is on the Hub is fetched into its cache."""
+        """Its path on this disk; what is on the Hub is fetched into its cache."""
         return self.path if isinstance(self.path, Path) else existing_path(self.path)
 
     def as_dict(self) -> dict[str, Any]:
@@ -145,7 +145,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Catalog:
-    """What `scan` found: adapters in the order of their paths, groups, remarks on the places."""
+    """The result of a scan: adapters in the order of their paths, groups, findings on places."""
 
     adapters: tuple[AdapterInfo, ...]
     groups: tuple[Group, ...]
@@ -467,7 +467,7 @@ def _info(name: str, form: str, seen: Inspection) -> AdapterInfo:
 
 
 def _identity(seen: Inspection) -> tuple[int, int, str]:
-    """What caches go by: of a copy of a commit its address, which says all, wherever it lies."""
+    """The key of caches: for a copy of a commit its address, which determines its content."""
     address = address_of(seen.path)
     if address is None:
         return seen.identity

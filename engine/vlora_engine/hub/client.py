@@ -1,7 +1,8 @@
 """Access to huggingface_hub: imported when it is used, its errors turned into this package's.
 
 Its settings are the user's: HF_ENDPOINT, HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_HUB_OFFLINE. A token
-is read by huggingface_hub itself and goes to the Hub alone; `harmless` keeps it out of messages.
+is read by huggingface_hub itself and goes to the Hub alone; `without_secrets` keeps it out of
+messages.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def silence() -> Iterator[None]:
             enable_progress_bars()
 
 
-def harmless(text: str) -> str:
+def without_secrets(text: str) -> str:
     """``text`` without anything that could be a token or a password."""
     for secret in (os.environ.get("HF_TOKEN"), os.environ.get("HUGGING_FACE_HUB_TOKEN")):
         if secret and len(secret) > 3:
@@ -184,7 +185,7 @@ def _no_revision_error(where: Where, error: Exception) -> VLoRAError:
 
 
 def _name_error(where: Where, error: Exception) -> VLoRAError:
-    found = harmless(_first_line(error))
+    found = without_secrets(_first_line(error))
     return ParameterError("The Hub takes no such name.", where=str(where), found=found)
 
 
@@ -211,7 +212,7 @@ def _broken_off_error(where: Where, error: Exception) -> VLoRAError:
     return HubError(
         "The transfer did not come to its end.",
         where=str(where),
-        found=harmless(_first_line(error)),
+        found=without_secrets(_first_line(error)),
         remedy="run the same again: the files that are whole stay",
     )
 
@@ -242,7 +243,7 @@ def _no_repository_error(where: Where, error: Exception) -> NotFoundError:
 
 def _http_error(where: Where, error: Any) -> VLoRAError:
     status = getattr(error.response, "status_code", None)
-    message = harmless(error.server_message or "") or None
+    message = without_secrets(error.server_message or "") or None
     if status == 401:
         return HubAccessError(
             "The Hub does not accept the token.", where=str(where), found=message, remedy=_LOG_IN
