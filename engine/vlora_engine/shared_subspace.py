@@ -117,7 +117,7 @@ class SharedSubspace:
 
     @property
     def notes(self) -> list[str]:
-        """What building or opening it remarked."""
+        """Remarks from building or opening it."""
         return self.space.notes
 
     @property
@@ -127,7 +127,7 @@ class SharedSubspace:
 
     @property
     def storage(self) -> Storage:
-        """What its numbers are stored as."""
+        """How its numbers are stored."""
         return self.space.storage
 
     @property
@@ -471,7 +471,7 @@ class SharedSubspace:
         return self
 
     def _settled(self, read: Callable[[AnySpace], T]) -> T:
-        """What ``read`` gives of what this holds, as it lies on disk by now."""
+        """Read from the space, loaded again where its directory was replaced meanwhile."""
         self.space, result = read_settled(self.space, read)
         return result
 

@@ -265,7 +265,7 @@ def test_full_stack_counts_real_bytes() -> None:
     stored = sum(
         rows.nbytes + 4 * rows.shape[0]
         for name in subspace.layer_names
-        for rows in (subspace.bases.kept(name).a, subspace.bases.kept(name).b)
+        for rows in (subspace.bases.as_stored(name).a, subspace.bases.as_stored(name).b)
     )
     for task in map(subspace.tasks.encoded, subspace.tasks):
         stored += task.values.numel() + 2 * task.scales.numel()
@@ -293,7 +293,7 @@ def test_packed_subspaces_grow(method: str, how: str, tmp_path: Path) -> None:
     subspace.save(tmp_path / "s", force=True)
     loaded = SharedSubspace.load(tmp_path / "s")
     assert loaded.quantization == subspace.quantization is not None
-    assert all(isinstance(loaded.bases.kept(n), PackedBasis) for n in loaded.layer_names)
+    assert all(isinstance(loaded.bases.as_stored(n), PackedBasis) for n in loaded.layer_names)
     assert check_subspace(tmp_path / "s") == []
     for name, source in sources.items():
         record = loaded.tasks.record(name)
@@ -459,7 +459,7 @@ def test_what_version_1_wrote_is_read_still(name: str, tmp_path: Path) -> None:
         for side in ("a", "b"):
             own = loaded.bases[layer].side(side)
             assert torch.equal(own, made.bases[layer].side(side))
-            kept = loaded.bases.kept(layer)
+            kept = loaded.bases.as_stored(layer)
             if isinstance(kept, PackedBasis):
                 assert own.flatten().tolist() == by_hand(getattr(kept, side))
     loaded.save(tmp_path / "again")  # bytes are carried over, not computed again

@@ -51,7 +51,7 @@ from vlora_engine.utils.files import new_directory
 __all__ = ["SHAREConfig", "SHAREModel"]
 
 # Fields of the config that follow from what is there.
-_FOLLOWING = (
+_DERIVED_FIELDS = (
     "num_components",
     "adapter_names",
     "num_adapters",
@@ -63,7 +63,7 @@ logger = logging.getLogger(__name__)
 
 
 class UnknownAdapter(NotFoundError, KeyError):
-    """There is no adapter of that name; lorashare raises a ``KeyError`` here."""
+    """The error for an adapter that is not there; lorashare raises a ``KeyError`` here."""
 
 
 class SHAREModel:
@@ -124,8 +124,8 @@ class SHAREModel:
         if isinstance(num_components, str) and num_components != "auto":
             raise ParameterError("num_components is a number or 'auto'.", found=num_components)
         skip = on_error == "skip"
-        places = _named(adapters)
-        sources = _sound(_opened(places, skip)) if skip else _opened(places, skip)
+        paths = _named(adapters)
+        sources = _sound(_opened(paths, skip)) if skip else _opened(paths, skip)
         _require_compatible(sources)
         by_variance = num_components == "auto"
         limits = [max(max_k("columns", spec, sources)) for spec in shared_layers(sources)]
@@ -138,10 +138,10 @@ class SHAREModel:
             dtype="fp32",
             device=device or "auto",
         )
-        places = {name: places[name] for name in subspace.tasks}
+        paths = {name: paths[name] for name in subspace.tasks}
         return cls._of(
             subspace,
-            places,
+            paths,
             component_selection="auto" if by_variance else "fixed",
             variance_threshold=variance_threshold,
         )
@@ -171,11 +171,9 @@ class SHAREModel:
         return model
 
     @classmethod
-    def _of(
-        cls, subspace: SharedSubspace, places: Mapping[str, str], **settings: Any
-    ) -> SHAREModel:
+    def _of(cls, subspace: SharedSubspace, paths: Mapping[str, str], **settings: Any) -> SHAREModel:
         model = cls.__new__(cls)
-        model.subspace, model.adapter_sources = subspace, dict(places)
+        model.subspace, model.adapter_sources = subspace, dict(paths)
         model.config = SHAREConfig(**{**share_settings(subspace), **settings})
         return model
 
@@ -209,10 +207,10 @@ class SHAREModel:
     def all_classifier_heads(self) -> dict[str, dict[str, Tensor]]:
         """By adapter the tensors that are no factors; only adapters that have any."""
         heads = {name: task.rest for name, task in self.subspace.tasks.items()}
-        return {name: dict(own) for name, own in heads.items() if own}
+        return {name: dict(tensors) for name, tensors in heads.items() if tensors}
 
     def summary(self) -> None:
-        """Print what the compression came to."""
+        """Print a summary of the compression."""
         sys.stdout.write(self.summary_text() + "\n")
 
     def summary_text(self) -> str:
@@ -268,8 +266,8 @@ class SHAREModel:
                 "Applying an adapter needs peft.", remedy="pip install 'vlora-tui[peft]'"
             ) from None
         with tempfile.TemporaryDirectory() as folder:
-            place = save_adapter(weights, Path(folder) / "adapter")
-            return PeftModel.from_pretrained(base_model, str(place))
+            directory = save_adapter(weights, Path(folder) / "adapter")
+            return PeftModel.from_pretrained(base_model, str(directory))
 
     def reconstruction_error(
         self,
@@ -277,7 +275,7 @@ class SHAREModel:
         original_weights: Mapping[str, Tensor] | None = None,
         original_path: str | Path | None = None,
     ) -> dict[str, Any]:
-        """How far an adapter is from its original.
+        """Measure how far a reconstructed adapter is from its original.
 
         Returns:
             lorashare's figures, errors of the factors A and B apart: ``per_layer`` (by key),
@@ -293,13 +291,13 @@ class SHAREModel:
                 expected="original_weights or original_path",
                 found="neither",
             )
-        own = self._weights(adapter_name)
+        reconstructed = self._weights(adapter_name)
         original = load_adapter(original_path) if original_path is not None else None
         if original_weights is None:
             assert original is not None  # noqa: S101
             factors = peft_tensors(original)
             original_weights = {k: v for k, v in factors.items() if ".lora_" in k}
-        per_layer = factor_errors(original_weights, peft_tensors(own))
+        per_layer = factor_errors(original_weights, peft_tensors(reconstructed))
         errors = list(per_layer.values())
         report: dict[str, Any] = {
             "per_layer": per_layer,
@@ -307,7 +305,7 @@ class SHAREModel:
             "max": max(errors, default=0.0),
         }
         if original is not None:
-            report["dw"] = relative_error(deltas(original, own))
+            report["dw"] = relative_error(deltas(original, reconstructed))
         return report
 
     # ---- adapters into it
@@ -336,15 +334,17 @@ class SHAREModel:
                 f"There is an adapter {name!r} already.", remedy="give it another name"
             )
         _require_compatible({**self._some_source(), name: source})
-        least = self.config.variance_threshold if variance_threshold is None else variance_threshold
-        kept = [] if force_recompute else list(explained(self.subspace, source))
+        threshold = (
+            self.config.variance_threshold if variance_threshold is None else variance_threshold
+        )
+        variances = [] if force_recompute else list(explained(self.subspace, source))
         result: dict[str, Any] = {"method": "recompute", "adapter_name": name}
-        if kept and min(kept) >= least:
+        if variances and min(variances) >= threshold:
             self.subspace.add_task(self.subspace.project(source, name))
             result |= {
                 "method": "projection",
-                "min_explained_variance": min(kept),
-                "mean_explained_variance": sum(kept) / len(kept),
+                "min_explained_variance": min(variances),
+                "mean_explained_variance": sum(variances) / len(variances),
             }
         else:
             self.subspace.absorb(source, name, device=device or "auto")
@@ -358,7 +358,7 @@ class SHAREModel:
         Raises:
             UnknownAdapter: There is none of that name. ParameterError: It is the last one.
         """
-        self._known(adapter_name)
+        self._require_known(adapter_name)
         if len(self.subspace.tasks) == 1:
             raise ParameterError("The last adapter cannot be removed.", where=adapter_name)
         self.subspace.remove_task(adapter_name)
@@ -398,24 +398,24 @@ class SHAREModel:
         if token is None:
             require_token(address)
         with tempfile.TemporaryDirectory() as folder, hub_errors(address), silence():
-            place = Path(folder) / "checkpoint"
-            self.save_pretrained(place)
+            checkpoint = Path(folder) / "checkpoint"
+            self.save_pretrained(checkpoint)
             client = api()
             client.token = token or get_token()
             made = client.create_repo(repo_id, exist_ok=True, private=private)
-            client.upload_folder(folder_path=str(place), repo_id=repo_id)
+            client.upload_folder(folder_path=str(checkpoint), repo_id=repo_id)
         return str(made)
 
     # ---- within
 
-    def _known(self, name: str) -> None:
+    def _require_known(self, name: str) -> None:
         if name not in self.subspace.tasks:
             raise UnknownAdapter(
                 f"There is no adapter {name!r}.", expected=", ".join(self.adapter_names[:12])
             )
 
     def _weights(self, name: str) -> LoRAWeights:
-        self._known(name)
+        self._require_known(name)
         return self.subspace.reconstruct(name)
 
     def _some_source(self) -> dict[str, AdapterSource]:
@@ -424,29 +424,29 @@ class SHAREModel:
 
     def _note_adapters(self) -> None:
         """The config's fields that follow from what is there."""
-        now = share_settings(self.subspace)
-        for name in _FOLLOWING:
-            setattr(self.config, name, now[name])
+        current = share_settings(self.subspace)
+        for name in _DERIVED_FIELDS:
+            setattr(self.config, name, current[name])
 
 
 def _named(adapters: Sequence[str | Path] | Mapping[str, str | Path]) -> dict[str, str]:
     """Names as lorashare gives them: the folder's, numbered where it is taken."""
     if isinstance(adapters, Mapping):
         return {name: str(path) for name, path in adapters.items()}
-    places: dict[str, str] = {}
+    paths: dict[str, str] = {}
     for path in adapters:
         stem = name = Path(path).name
         number = 0
-        while name in places:
+        while name in paths:
             number += 1
             name = f"{stem}_{number}"
-        places[name] = str(path)
-    return places
+        paths[name] = str(path)
+    return paths
 
 
-def _opened(places: Mapping[str, str], skip: bool) -> dict[str, AdapterSource]:
+def _opened(paths: Mapping[str, str], skip: bool) -> dict[str, AdapterSource]:
     sources = {}
-    for name, path in places.items():
+    for name, path in paths.items():
         try:
             sources[name] = open_adapter(path)
         except VLoRAError as error:

@@ -13,7 +13,7 @@ from vlora_engine.utils.files import write_json
 
 @dataclass
 class SHAREConfig:
-    """What ``share_config.json`` says; the fields are lorashare's."""
+    """The settings of a lorashare checkpoint, as ``share_config.json`` holds them."""
 
     share_version: str = "0.1.0"
     num_components: int = 32
@@ -36,14 +36,14 @@ class SHAREConfig:
 
     @classmethod
     def load(cls, checkpoint_dir: str | Path) -> SHAREConfig:
-        """Read it; fields that are not known are left out.
+        """Read ``share_config.json``; fields that are not known are left out.
 
         Raises:
             NotFoundError, CorruptFileError: It is not there, or is no JSON object.
         """
         index = read_index(Path(checkpoint_dir) / SHARE_INDEX)
-        known = {f.name for f in fields(cls)}
-        return cls(**{name: value for name, value in index.items() if name in known})
+        field_names = {f.name for f in fields(cls)}
+        return cls(**{name: value for name, value in index.items() if name in field_names})
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as a dictionary."""

@@ -1,4 +1,4 @@
-"""From lorashare's tensors to a `SharedSubspace` in memory and back, and lorashare's figures."""
+"""Convert lorashare's tensors to a `SharedSubspace` and back, and compute lorashare's figures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights
 from vlora_engine.formats.config import read_settings
-from vlora_engine.interop.store import straight
+from vlora_engine.interop.store import orthonormalized
 from vlora_engine.linalg.low_rank import delta_norm2
 from vlora_engine.manifest.manifest import LayerSpec
 from vlora_engine.shared_subspace import SharedSubspace
@@ -33,7 +33,7 @@ def share_loadings(task: TaskProjection) -> dict[str, Tensor]:
 
 
 def in_memory(subspace: SharedSubspace) -> SharedSubspace:
-    """The same without its files: a checkpoint may be replaced while its model is in use."""
+    """Copy a subspace into memory: its checkpoint may be replaced while the model is in use."""
     tasks = TaskMap(subspace.storage, subspace.layers)
     for record in subspace.tasks.records():
         tasks.put(record, subspace.tasks.encoded(record.id))
@@ -41,7 +41,7 @@ def in_memory(subspace: SharedSubspace) -> SharedSubspace:
         method=subspace.method,
         dtype=subspace.dtype,
         layers=subspace.layers,
-        bases=Bases.of([subspace.bases.kept(name) for name in subspace.layer_names]),
+        bases=Bases.of([subspace.bases.as_stored(name) for name in subspace.layer_names]),
         tasks=tasks,
         base_model=subspace.base_model,
         quantization=subspace.quantization,
@@ -56,14 +56,14 @@ def subspace_of(
     configs: Mapping[str, dict[str, Any]],
     heads: Mapping[str, dict[str, Tensor]],
 ) -> SharedSubspace:
-    """From ``components`` (d, k) and loadings (k, r) of every adapter, keyed as lorashare does."""
+    """A subspace of ``components`` (d, k) and loadings (k, r) of adapters by lorashare's keys."""
     names = sorted({key.rpartition(":")[0] for key in components}, key=natural_key)
     specs, bases = [], []
     turns: dict[tuple[str, str], Tensor | None] = {}
     for name in names:
-        basis, own_turns = _basis(name, components, list(all_loadings.values()))
+        basis, layer_turns = _basis(name, components, list(all_loadings.values()))
         bases.append(basis)
-        turns |= own_turns
+        turns |= layer_turns
         (k_a, d_in), (k_b, d_out) = basis.a.shape, basis.b.shape
         specs.append(LayerSpec(name, d_in, d_out, basis.rank, k_a, k_b))
     space = BasisSpace(
@@ -75,9 +75,11 @@ def subspace_of(
         base_model=base_model,
     )
     for task, loadings in all_loadings.items():
-        own = {side: _side(loadings, names, side, turns) for side in ("a", "b")}
+        per_side = {side: _side(loadings, names, side, turns) for side in ("a", "b")}
         config = dict(configs.get(task, {}))
-        space.tasks[task] = _projection(task, own["a"], own["b"], config, heads.get(task, {}))
+        space.tasks[task] = _projection(
+            task, per_side["a"], per_side["b"], config, heads.get(task, {})
+        )
     return SharedSubspace(space)
 
 
@@ -87,13 +89,13 @@ def _basis(
     """An orthonormal basis of one layer, and what turns loadings into it."""
     parts: dict[str, Any] = {}
     turns = {}
-    members = [own for own in all_loadings if f"{name}:A" in own]
+    members = [loadings for loadings in all_loadings if f"{name}:A" in loadings]
     for side in ("a", "b"):
         key = f"{name}:{side.upper()}"
         rows = components[key].float().T.contiguous()
-        parts[side], turns[name, side] = straight(rows)
+        parts[side], turns[name, side] = orthonormalized(rows)
         parts[f"singular_values_{side}"] = torch.zeros(len(rows))
-    rank = max((own[f"{name}:A"].shape[1] for own in members), default=1)
+    rank = max((loadings[f"{name}:A"].shape[1] for loadings in members), default=1)
     return LayerBasis(name=name, rank=rank, **parts), turns
 
 
@@ -103,9 +105,9 @@ def _side(
     """One side's loadings (r, k) of every layer that the adapter has."""
     found = {}
     for name in names:
-        own = loadings.get(f"{name}:{side.upper()}")
-        if own is not None:
-            turn, rows = turns[name, side], own.T
+        stored = loadings.get(f"{name}:{side.upper()}")
+        if stored is not None:
+            turn, rows = turns[name, side], stored.T
             turned = rows.float() if turn is None else (rows.double() @ turn).float()
             found[name] = turned.contiguous()
     return found
@@ -119,12 +121,12 @@ def _projection(
     rest: Mapping[str, Tensor],
 ) -> TaskProjection:
     settings = read_settings(config, Path(task))
-    scales = {name: settings.scale_of(name, own.shape[0]) for name, own in a.items()}
+    scales = {name: settings.scale_of(name, rows.shape[0]) for name, rows in a.items()}
     norms = {
         # In orthonormal bases the loadings have the norm of dW.
         name: abs(scales[name])
-        * float(delta_norm2(own[None].double(), b[name].T[None].double())[0]) ** 0.5
-        for name, own in a.items()
+        * float(delta_norm2(rows[None].double(), b[name].T[None].double())[0]) ** 0.5
+        for name, rows in a.items()
     }
     return TaskProjection(
         task_id=task,
@@ -152,7 +154,7 @@ def explained(subspace: SharedSubspace, source: AdapterSource) -> Iterator[float
 
 
 def factor_errors(original: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> dict[str, float]:
-    """Relative errors of A and B apart, by key."""
+    """Relative errors of the factors A and B, each by itself, by key."""
     errors = {}
     for key, tensor in original.items():
         if key not in found:
@@ -163,12 +165,18 @@ def factor_errors(original: Mapping[str, Tensor], found: Mapping[str, Tensor]) -
     return errors
 
 
-def deltas(original: LoRAWeights, own: LoRAWeights) -> Iterator[Any]:
+def deltas(original: LoRAWeights, reconstructed: LoRAWeights) -> Iterator[Any]:
     """Pairs of dW for `relative_error`; a module that is missing has none."""
     for name in original.layer_names:
         scaled = original.scales[name] * original.lora_b[name].double()
-        meant = original.lora_a[name].double(), scaled
-        if name in own.lora_a:
-            yield meant, (own.lora_a[name].double(), own.scales[name] * own.lora_b[name].double())
+        expected = original.lora_a[name].double(), scaled
+        if name in reconstructed.lora_a:
+            yield (
+                expected,
+                (
+                    reconstructed.lora_a[name].double(),
+                    reconstructed.scales[name] * reconstructed.lora_b[name].double(),
+                ),
+            )
         else:
-            yield meant, (torch.zeros_like(meant[0]), torch.zeros_like(meant[1]))
+            yield expected, (torch.zeros_like(expected[0]), torch.zeros_like(expected[1]))

@@ -1,4 +1,4 @@
-"""What each format cannot hold of an adapter, from headers and indexes alone."""
+"""Find what a format cannot hold of an adapter, from headers and indexes alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vlora_engine.interop.names import LORASHARE, VLORA_DEV
 
 @dataclass(frozen=True)
 class Loss:
-    """What a format cannot hold of what is converted.
+    """Something of an adapter that a format cannot hold.
 
     Args:
         what: One sentence. serious: Whether the adapter would act otherwise without it.
@@ -28,7 +28,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Outline:
-    """What of an adapter decides whether a format can hold it."""
+    """The facts about an adapter that decide whether a format can hold it."""
 
     name: str
     kinds: frozenset[str]
@@ -41,7 +41,7 @@ class Outline:
 
 
 def losses(to: str, outlines: Sequence[Outline]) -> list[Loss]:
-    """What the format ``to`` cannot hold of these adapters.
+    """List what the format ``to`` cannot hold of these adapters.
 
     Raises:
         UnsupportedAdapterError: It has no place for a kind of module.
@@ -50,7 +50,7 @@ def losses(to: str, outlines: Sequence[Outline]) -> list[Loss]:
 
 
 def outline_of(name: str, source: AdapterSource) -> Outline:
-    """What of an adapter decides whether a format can hold it."""
+    """The outline of an adapter whose headers were read."""
     shapes = source.modules.values()
     return Outline(
         name,
@@ -73,12 +73,12 @@ def outlines_of(whole: Path) -> list[Outline]:
         found.append(
             Outline(
                 record.id,
-                frozenset([*(s.kind for s in specs), *(own.kind for own in record.own)]),
+                frozenset([*(s.kind for s in specs), *(module.kind for module in record.own)]),
                 frozenset(record.ranks),
-                frozenset([*record.scales, *(own.scale for own in record.own)]),
+                frozenset([*record.scales, *(module.scale for module in record.own)]),
                 record.rest,
                 record.config,
-                frozenset([*(s.name for s in specs), *(own.name for own in record.own)]),
+                frozenset([*(s.name for s in specs), *(module.name for module in record.own)]),
                 frozenset(record.dtypes),
             )
         )
@@ -122,10 +122,10 @@ def _share_losses(outlines: Sequence[Outline]) -> Iterator[Loss]:
     from vlora_engine.interop.write import share_names
 
     _refuse_kinds(outlines, LORASHARE, {"linear"})
-    places = share_names([o.name for o in outlines])
-    for name, place in places.items():
-        if name != place:
-            yield Loss(f"{name}: its name is no directory's name; it is called {place}.")
+    names = share_names([o.name for o in outlines])
+    for task, directory in names.items():
+        if task != directory:
+            yield Loss(f"{task}: its name is no directory's name; it is called {directory}.")
     if len(frozenset[int]().union(*(o.ranks for o in outlines))) > 1:
         yield Loss("Ranks differ: lorashare reads that, but adds no adapter to it.")
     yield from _fp32_losses(outlines)

@@ -155,7 +155,7 @@ def _peer_findings(manifest: Manifest) -> Iterator[Finding]:
     try:
         for index, spec in enumerate(manifest.layers):
             try:
-                store.kept_basis(index)
+                store.stored_basis(index)
             except VLoRAError as error:
                 yield _from_error(error, module=spec.name)
                 return

@@ -1,4 +1,4 @@
-"""What a format is, the registry of all of them, and the look at a place that they share."""
+"""The interface of a file format, the registry of formats, and `Probe`, their view of a place."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 @dataclass(frozen=True)
 class Location:
-    """Where an adapter lies, and which format recognised it."""
+    """The path and name of an adapter, and the format that recognised it."""
 
     path: Path
     name: str
@@ -36,7 +36,7 @@ class Location:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What can be said of an adapter without tensor data and without torch.
+    """An adapter as its headers and config show it, without tensor data and without torch.
 
     ``modules`` is None where the tensors lie in a pickle, which only torch may open.
     """
@@ -56,7 +56,7 @@ class Inspection:
 
 
 class FileAdapter:
-    """What every `AdapterSource` over a file has from the look at its headers."""
+    """The base of every `AdapterSource` over a file, filled from its inspection."""
 
     def __init__(self, inspection: Inspection) -> None:
         self.path: Path | None = inspection.path
@@ -82,7 +82,7 @@ class FileAdapter:
 
 
 class Format(Protocol):
-    """One way in which adapters lie on a disk."""
+    """The interface of a file format of adapters."""
 
     @property
     def name(self) -> str:
@@ -99,7 +99,7 @@ class Format(Protocol):
 
 
 class Registry:
-    """The formats in the order in which they are asked."""
+    """The formats, in the order in which they are tried."""
 
     def __init__(self) -> None:
         self._formats: dict[str, Format] = {}
@@ -108,7 +108,7 @@ class Registry:
         """Register ``form``; two of one name are a fault of the program.
 
         Args:
-            before: The format that is asked only after it; by default it is asked last.
+            before: The format that is tried only after it; by default it is tried last.
         """
         if form.name in self._formats:
             raise ValueError(f"two formats are called {form.name!r}")
@@ -129,7 +129,7 @@ class Registry:
 
 
 class Probe:
-    """A look at a file or directory, whose parts are read once and only when asked for.
+    """A file or directory that formats examine; its parts are read once, when first needed.
 
     A path to PEFT's own files means the directory they lie in.
     """
@@ -149,7 +149,7 @@ class Probe:
 
     @cached_property
     def config_path(self) -> Path:
-        """Where adapter_config.json is, or would be."""
+        """The path of adapter_config.json, there or not."""
         return self.directory / ADAPTER_CONFIG
 
     @cached_property
@@ -187,7 +187,7 @@ class Probe:
 
     @cached_property
     def tensor_file(self) -> Path | None:
-        """The one file by whose keys a format can be told: ``weights`` or the only safetensors."""
+        """The file by whose keys formats are recognised: ``weights`` or the only safetensors."""
         if self.weights is not None:
             return self.weights
         candidates = sorted(name for name in self.names if name.endswith(".safetensors"))

@@ -1,4 +1,4 @@
-"""What a GGUF adapter needs to know of its base model, from the model's config.json alone."""
+"""The shape of a base model, from its config.json alone, for writing GGUF adapters."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class BaseConfig:
 
 
 def find_base(named: str | Path | None, base_model: str | None) -> BaseConfig:
-    """The base model's config: where ``named`` says, else where the adapter's base model lies.
+    """Find and read the base model's config: at ``named``, else at the adapter's base model.
 
     Args:
         named: A model's folder, or its config.json.
@@ -49,8 +49,8 @@ def find_base(named: str | Path | None, base_model: str | None) -> BaseConfig:
     """
     if named is not None:
         path = expanded(str(named))
-        place = path / MODEL_CONFIG if path.is_dir() else path
-        if not place.is_file():
+        config_file = path / MODEL_CONFIG if path.is_dir() else path
+        if not config_file.is_file():
             raise NotFoundError(
                 "There is no config of a base model here.",
                 where=named,
@@ -58,9 +58,9 @@ def find_base(named: str | Path | None, base_model: str | None) -> BaseConfig:
                 found="a folder without it" if path.is_dir() else "no such file",
                 remedy=_MENDS,
             )
-        return read_base(place)
-    place_of = _of_adapter(base_model)
-    if place_of is None:
+        return read_base(config_file)
+    found = _of_adapter(base_model)
+    if found is None:
         raise NotFoundError(
             "The base model's config is needed for GGUF, and is not found.",
             where=base_model,
@@ -69,15 +69,15 @@ def find_base(named: str | Path | None, base_model: str | None) -> BaseConfig:
             found="neither" if base_model else "an adapter that names no base model",
             remedy=_MENDS,
         )
-    return read_base(place_of)
+    return read_base(found)
 
 
 def _of_adapter(base_model: str | None) -> Path | None:
     if not base_model or "\0" in base_model:
         return None
-    beside = expanded(base_model) / MODEL_CONFIG
-    if beside.is_file():
-        return beside
+    local = expanded(base_model) / MODEL_CONFIG
+    if local.is_file():
+        return local
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 

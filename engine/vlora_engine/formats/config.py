@@ -1,7 +1,7 @@
-"""adapter_config.json: reading it with suspicion, and what of it this engine acts on.
+"""Read adapter_config.json, and check the fields that this engine acts on.
 
-Fields that are not understood ride along untouched; those that decide the meaning of the tensors
-are checked here, so that nothing later has to doubt them.
+Fields that are not understood are carried along untouched; those that decide the meaning of the
+tensors are checked here, once for all.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PEFT_DEFAULT_ALPHA = 8
 
 
 def read_config_bytes(path: Path) -> bytes:
-    """The bytes of a config file, never more than a config can have."""
+    """Read a config file's bytes, refusing one larger than a config can be."""
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_CONFIG_BYTES + 1)
@@ -46,7 +46,11 @@ def read_config_bytes(path: Path) -> bytes:
 
 
 def parse_config(raw: bytes, path: Path) -> dict[str, Any]:
-    """``raw`` as a JSON object."""
+    """Parse ``raw`` as a JSON object with finite numbers.
+
+    Raises:
+        CorruptFileError: It is none.
+    """
     try:
         config = load_json(raw)
     except (ValueError, RecursionError) as error:
@@ -109,7 +113,7 @@ def missing_config_error(path: Path) -> AdapterError:
 
 @dataclass(frozen=True)
 class Settings:
-    """What decides the meaning of an adapter's tensors, checked; PEFT's defaults filled in."""
+    """The checked fields that decide the meaning of an adapter's tensors, with PEFT's defaults."""
 
     rank: int
     alpha: float

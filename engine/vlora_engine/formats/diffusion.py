@@ -1,4 +1,4 @@
-"""Files of the image generators: kohya and ComfyUI, diffusers, cloneofsimo.
+"""Read LoRA files of image generators: kohya and ComfyUI, diffusers, cloneofsimo.
 
 Down is A, up is B. A module's scale is alpha / r, and 1 where the file names no alpha. The names
 of kohya's modules are flattened (``lora_unet_mid_block_...``) and stay as they are: nothing in the
@@ -185,11 +185,10 @@ def _alpha_findings(
 ) -> tuple[Finding, ...]:
     found = []
     if alphas:
-        one = min(alphas.values())
+        example = min(alphas.values())
         count = len(alphas)
-        what = (
-            f"{count:,} alpha{'s' * (count > 1)}, such as {one}, read as scale{'s' * (count > 1)}."
-        )
+        plural = "s" * (count > 1)
+        what = f"{count:,} alpha{plural}, such as {example}, read as scale{plural}."
         found.append(Finding("alpha-tensors", "note", what, file=str(contents.path)))
     without = len(factors) - len(alphas)
     if without:

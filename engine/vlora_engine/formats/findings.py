@@ -20,7 +20,7 @@ WHOLE_MATRIX = 64  # rows and columns; what is narrower is a head
 def adapter_findings(
     probe: Probe, contents: Contents, layout: Layout, settings: Settings
 ) -> tuple[Finding, ...]:
-    """What is remarkable about an adapter whose header has been read."""
+    """The findings about an adapter whose header has been read."""
     where = str(contents.path)
     return (
         *_config_findings(probe, settings),
@@ -33,7 +33,7 @@ def adapter_findings(
 
 
 def pickle_findings(probe: Probe, weights: Path, settings: Settings) -> tuple[Finding, ...]:
-    """What is remarkable about an adapter whose tensors are in a pickle, not opened yet."""
+    """The findings about an adapter whose tensors are in a pickle, not opened yet."""
     unread = Finding(
         "pickle-weights",
         "warning",
@@ -141,7 +141,7 @@ def _layout_findings(layout: Layout, where: str) -> Iterable[Finding]:
 
 
 def _pattern_findings(layout: Layout, settings: Settings, where: str) -> Iterable[Finding]:
-    """PEFT sorts its tables when it saves, though their order decides: what was meant is lost."""
+    """Modules that several entries match: PEFT sorts them on saving, though their order decides."""
     for name, table in (
         ("rank_pattern", settings.rank_pattern),
         ("alpha_pattern", settings.alpha_pattern),
@@ -240,5 +240,5 @@ def _rest_findings(layout: Layout, where: str) -> Iterable[Finding]:
 _BASE_COPY = re.compile(r"\.(base_layer\.weight$|original_module\.)")
 
 
-def _count(number: int, one: str, many: str | None = None) -> str:
-    return f"{number:,} {one if number == 1 else many or one + 's'}"
+def _count(number: int, singular: str, plural: str | None = None) -> str:
+    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"

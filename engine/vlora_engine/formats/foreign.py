@@ -1,4 +1,4 @@
-"""Formats of other tools: recognised by what is in them, refused by name with a way out."""
+"""Recognise files of other tools that are not read, and refuse them with a remedy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LATER = "it is not read"
 
 @dataclass(frozen=True)
 class Foreign:
-    """A format that is known by name only.
+    """A format that is recognised but not read.
 
     ``marks`` says whether a file with these keys and metadata is of it; ``files`` are names whose
     presence in a directory settles it.
@@ -97,7 +97,7 @@ FOREIGN: tuple[Foreign, ...] = (
 
 
 class UnknownTensors(Foreign):
-    """A safetensors file (or a directory with only one) whose names tell nothing."""
+    """The last format tried: a safetensors file whose tensor names belong to no other format."""
 
     def detect(self, probe: Probe) -> bool:
         """See `Format`."""

@@ -1,4 +1,4 @@
-"""Architectures whose GGUF adapters are written here: llama.cpp's names of their modules.
+"""The architectures that GGUF adapters are written for, with llama.cpp's names of their modules.
 
 Only those stand here whose files are proved by a test that runs the model as llama.cpp does. The
 names are those of the PyPI package ``gguf`` (a test compares them); they stand here so that an
@@ -110,7 +110,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 def architecture_of(model_type: str, class_name: str | None) -> Architecture | None:
     """The architecture of a model of transformers, if it is one of those that are proved."""
     for architecture in ARCHITECTURES.values():
-        known = architecture.models.get(model_type)
-        if known is not None and class_name in (None, known):
+        expected_class = architecture.models.get(model_type)
+        if expected_class is not None and class_name in (None, expected_class):
             return architecture
     return None

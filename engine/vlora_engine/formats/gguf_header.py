@@ -1,4 +1,4 @@
-"""The header of a GGUF file, read without torch and with suspicion; tensors as in any other file.
+"""Read and check the header of a GGUF file, without torch.
 
 Versions 2 and 3, little-endian: magic, version, two counts, the key-value pairs, one row for each
 tensor, then the data from the next multiple of ``general.alignment``. Every length is checked
@@ -44,7 +44,7 @@ _TEXT, _ARRAY = 8, 9
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What the header says: scalar values by key (arrays are passed over), and the tensors."""
+    """The parsed header: scalar values by key (arrays are passed over), and the tensors."""
 
     values: Mapping[str, Any]
     tensors: Header

@@ -1,4 +1,4 @@
-"""Writing a GGUF adapter through the package ``gguf``, under llama.cpp's names and row order.
+"""Write a GGUF adapter through the package ``gguf``, under llama.cpp's names and row order.
 
 llama.cpp computes ``W x + alpha / rank * B (A x)`` with rank the one of the tensor; the file has
 one alpha. For llama (mistral too) it rotates adjacent pairs of a head's rows, where transformers

@@ -1,4 +1,4 @@
-"""From the keys and shapes of a PEFT file to modules and rest tensors; no tensor data, no torch.
+"""Group the keys and shapes of a PEFT file into modules and rest tensors; no data, no torch.
 
 Key forms are those of PEFT: ``<module>.lora_A.weight`` and ``.lora_B.weight`` of linear maps and
 convolutions, ``<module>.lora_embedding_A`` and ``_B`` of embeddings, each perhaps with an adapter's
@@ -219,7 +219,11 @@ def _conv_dimensions(
 
 
 def check_name(key: str, where: Path) -> None:
-    """Raise if a tensor's name would move the cursor, or hides what it is."""
+    """Raise if a tensor's name has characters that cannot be printed.
+
+    Raises:
+        CorruptFileError: It has.
+    """
     if not key.isprintable():
         raise CorruptFileError(
             "A tensor's name has characters that no module has.",
@@ -267,14 +271,14 @@ def _half_error(module: str, keys: Iterable[str], where: Path) -> AdapterError:
     )
 
 
-def _several_error(module: str, one: str, two: str, where: Path) -> AdapterError:
+def _several_error(module: str, first: str, second: str, where: Path) -> AdapterError:
     return AdapterError(
         f"The file holds two tensors for the same factor of module {module!r}.",
         module=module,
         file=where,
-        tensor=two,
+        tensor=second,
         expected="one adapter per file",
-        found=f"{one} and {two}",
+        found=f"{first} and {second}",
         remedy="save each adapter into its own directory: model.save_pretrained(dir) in PEFT",
         code="several-in-one-file",
     )

@@ -1,4 +1,4 @@
-"""Writing MLX-LM adapters: factors transposed, one scale, one rank, the config that it reads."""
+"""Write MLX-LM adapters: factors transposed, one scale, one rank, the config that it reads."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def mlx_tensors(weights: LoRAWeights) -> tuple[dict[str, Tensor], float, int]:
     scale = common_scale(weights)
     tensors = {}
     for name in weights.layer_names:
-        known = weights.shapes.get(name)
-        if known is not None and known.kind == "conv2d":
+        shape = weights.shapes.get(name)
+        if shape is not None and shape.kind == "conv2d":
             raise UnsupportedAdapterError(
                 "MLX-LM has no LoRA on convolutions.",
                 where=name,
@@ -75,7 +75,7 @@ def common_scale(weights: LoRAWeights) -> float:
 
 
 def mlx_config(weights: LoRAWeights, scale: float, rank: int) -> dict[str, Any]:
-    """adapter_config.json for MLX-LM: what it said before, where it came from there."""
+    """adapter_config.json for MLX-LM, based on the former one of an adapter from there."""
     origin = weights.metadata.get(ORIGIN)
     former = origin.get("config") if isinstance(origin, dict) else None
     config: dict[str, Any] = dict(former) if isinstance(former, dict) else {}

@@ -24,31 +24,31 @@ class PatternTable:
         self._values = list(pattern.values())
         self._by_leaf: dict[str, list[tuple[int, str]]] = {}
         self._regexes: list[tuple[int, re.Pattern[str]]] = []
-        for place, key in enumerate(pattern):
+        for position, key in enumerate(pattern):
             if _PLAIN.match(key):
-                self._by_leaf.setdefault(key.rpartition(".")[2], []).append((place, key))
+                self._by_leaf.setdefault(key.rpartition(".")[2], []).append((position, key))
             else:
-                self._regexes.append((place, re.compile(rf"(.*\.)?({key})$")))
+                self._regexes.append((position, re.compile(rf"(.*\.)?({key})$")))
 
     def __bool__(self) -> bool:
         return bool(self._values)
 
     def get(self, module: str, default: Any) -> Any:
         """The value of the first key that matches ``module``."""
-        place = min(self._places(module), default=None)
-        return default if place is None else self._values[place]
+        position = min(self._positions(module), default=None)
+        return default if position is None else self._values[position]
 
     def all(self, module: str) -> list[Any]:
         """The values of all keys that match ``module``, in the order of the table."""
-        return [self._values[place] for place in sorted(self._places(module))]
+        return [self._values[position] for position in sorted(self._positions(module))]
 
-    def _places(self, module: str) -> Iterator[int]:
+    def _positions(self, module: str) -> Iterator[int]:
         for leaf, keys in self._by_leaf.items():
             if module.endswith(leaf):
-                yield from (place for place, key in keys if _plain_match(key, module))
-        for place, regex in self._regexes:
+                yield from (position for position, key in keys if _plain_match(key, module))
+        for position, regex in self._regexes:
             if regex.match(module):
-                yield place
+                yield position
 
 
 def _plain_match(key: str, module: str) -> bool:
@@ -63,7 +63,7 @@ def _plain_match(key: str, module: str) -> bool:
 
 @lru_cache(4096)
 def is_safe_pattern(pattern: str) -> bool:
-    """Whether matching ``pattern`` ends soon: it comes from a stranger's file.
+    """Whether matching ``pattern``, which comes from an untrusted file, ends soon.
 
     Repeated groups are what makes backtracking exponential, many repetitions what makes it slow.
     """

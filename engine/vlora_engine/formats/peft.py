@@ -1,4 +1,4 @@
-"""PEFT adapters: one directory with adapter_config.json and the tensors in one file."""
+"""Read PEFT adapters: a directory with adapter_config.json and the tensors in one file."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def _weights(probe: Probe) -> Path:
 def _examine(
     probe: Probe, contents: Contents, allow_unsupported: bool
 ) -> tuple[Inspection, Layout]:
-    """Every check that headers allow, in the order in which a person would want to hear of it."""
+    """Check an adapter by its headers; the first fault raised is the one most useful to know."""
     if not probe.has_config:
         # A foreign file under PEFT's name deserves its own name before its config is missed.
         _refuse_foreign(probe, contents)
@@ -185,7 +185,7 @@ def _check_supported(probe: Probe, contents: Contents | None, allow_unsupported:
 
 
 def _check_marks(contents: Contents) -> None:
-    """Refuse by tensors what the config does not own up to."""
+    """Refuse variants that show in the tensors although the config does not name them."""
     for key in contents.tensors:
         for mark, field in _MARKS.items():
             if mark in key:

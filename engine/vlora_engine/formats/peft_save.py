@@ -1,4 +1,4 @@
-"""Writing PEFT directories: the config corrected as little as possible, the tensors as they are."""
+"""Write PEFT directories: the config corrected as little as possible, the tensors as they are."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-ORIGIN = "source_format"  # of a config: what another tool said of the adapter
+ORIGIN = "source_format"  # of a config: the metadata that another tool wrote beside the adapter
 
 
 def write_peft(
@@ -98,9 +98,9 @@ def config_of_other_tool(
     base_model: str | None,
     origin: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The config that PEFT would need for an adapter that came without one of its own.
+    """The config that PEFT would need for an adapter of another tool.
 
-    What its tool said of it and PEFT has no place for stays under ``ORIGIN``.
+    That tool's metadata, which PEFT has no place for, stays under ``ORIGIN``.
     """
     config = {**fresh_config(), "base_model_name_or_path": base_model}
     _correct(config, ranks, scales, Path(ADAPTER_CONFIG))
@@ -194,8 +194,8 @@ def _correct_targets(config: dict[str, Any], settings: Settings, modules: list[s
     """
     targets = settings.targets
     if isinstance(targets, tuple) and targets:
-        known = frozenset(targets)
-        if all(matching_targets(module, known) for module in modules):
+        listed = frozenset(targets)
+        if all(matching_targets(module, listed) for module in modules):
             return
     config["target_modules"] = sorted(modules)
     for name in ("layers_to_transform", "layers_pattern", "exclude_modules"):

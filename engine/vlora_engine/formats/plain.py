@@ -1,7 +1,7 @@
-"""Adapters of other tools whose modules are products of two factors under other names.
+"""Read adapters of other tools whose modules are products of two factors under other names.
 
-A format says which tensors belong together and what their scale is (`Parts`); reading, inspecting
-and the config that PEFT would need are the same for all of them.
+A format gives the tensors that belong together and their scale (`Parts`); reading, inspecting and
+the config that PEFT would need are the same for all of them.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ Marks = Callable[[Iterable[str], Mapping[str, str]], bool]
 
 @dataclass(frozen=True)
 class Parts:
-    """Every tensor of a file, accounted for.
+    """The tensors of a file, grouped into factors, scales and the rest.
 
     Args:
         pairs: The factors of every module, sorted by module.
         scales: The scale of every module.
         rest: Every tensor that is neither a factor nor a scale.
         base_model: Where the file says so.
-        origin: What the tool said of the adapter that PEFT's config has no place for.
-        findings: What is remarkable; tensors that are read as scales are named here.
+        origin: The tool's metadata that PEFT's config has no place for.
+        findings: What is unusual or wrong; tensors that are read as scales are named here.
     """
 
     pairs: Mapping[str, Pair]
@@ -222,10 +222,10 @@ def paired(
                 found="no such tensor",
                 remedy="save or download the adapter again: it is not complete",
             )
-        own = {key: tensors[key] for key in sides.values()}
+        described = {key: tensors[key] for key in sides.values()}
         if transposed:
-            own = {key: (dtype, shape[::-1]) for key, (dtype, shape) in own.items()}
-        pairs[module] = pair_of(module, sides, own, where)
+            described = {key: (dtype, shape[::-1]) for key, (dtype, shape) in described.items()}
+        pairs[module] = pair_of(module, sides, described, where)
     return pairs
 
 
@@ -289,15 +289,15 @@ def _beside(form: PlainFormat, probe: Probe) -> Sequence[Finding]:
     """Other tensor files in the directory, such as the checkpoints of MLX-LM, are not read."""
     if not form.files or probe.file is not None:
         return ()
-    own = form.file(probe).name
+    read_file = form.file(probe).name
     others = sorted(
         name
         for name in probe.names
-        if name.endswith((".safetensors", ".npz", *PICKLES)) and name != own
+        if name.endswith((".safetensors", ".npz", *PICKLES)) and name != read_file
     )
     if not others:
         return ()
-    what = f"{len(others)} more tensor files beside {own}, not read: {', '.join(others[:4])}."
+    what = f"{len(others)} more tensor files beside {read_file}, not read: {', '.join(others[:4])}."
     return (
         Finding("files-beside", "note", what, "name one to read it", file=str(probe.directory)),
     )

@@ -1,4 +1,4 @@
-"""The tensors of one file, whichever way they are stored: what they are, and reading one by one."""
+"""List and read the tensors of one file, safetensors or pickle, one at a time."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Contents(Protocol):
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """What safetensors files carry beside tensors."""
+        """The file's metadata; empty for a pickle."""
 
     @property
     def nbytes(self) -> int:

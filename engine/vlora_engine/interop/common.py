@@ -1,4 +1,4 @@
-"""What reading either peer's index has in common. Nothing in their files is trusted."""
+"""Helpers for reading either peer's index. Nothing in their files is trusted."""
 
 from __future__ import annotations
 
@@ -121,14 +121,14 @@ def peer_record(
     rest: Mapping[str, tuple[str, Shape]] | None = None,
     source: str | None = None,
 ) -> TaskRecord:
-    """One task of a peer.
+    """The record of one task of a peer.
 
     Args:
         modules: By index in ``layers`` its rank and scale.
         rest: dtype and shape of the rest tensors.
     """
-    places = tuple(sorted(modules))
-    elements = sum(modules[i][0] * (layers[i].d_in + layers[i].d_out) for i in places)
+    indices = tuple(sorted(modules))
+    elements = sum(modules[i][0] * (layers[i].d_in + layers[i].d_out) for i in indices)
     rest = rest or {}
     rest_bytes = 0
     for dtype, shape in rest.values():
@@ -142,10 +142,10 @@ def peer_record(
         sha256="",
         nbytes=nbytes,
         digest="",
-        layers=places,
-        ranks=tuple(modules[i][0] for i in places),
-        scales=tuple(modules[i][1] for i in places),
-        dtypes=("F32",) * len(places),
+        layers=indices,
+        ranks=tuple(modules[i][0] for i in indices),
+        scales=tuple(modules[i][1] for i in indices),
+        dtypes=("F32",) * len(indices),
         norm=0.0,
         error=0.0,
         rank=rank,

@@ -1,7 +1,7 @@
-"""The index of a lorashare checkpoint: ``share_config.json`` and the headers below it.
+"""Read the index of a lorashare checkpoint: ``share_config.json`` and the headers below it.
 
-``A = (C @ L).T``, ``B = C @ L`` with C (d, k) shared and L (k, r) of an adapter, which is our
-method `columns`; there is no mean. k may differ per group. Adapters are the directories below
+``A = (C @ L).T``, ``B = C @ L`` with C (d, k) shared and L (k, r) of an adapter, which is the
+method `columns` here; there is no mean. k may differ per group. Adapters are the directories below
 ``adapters/``, whatever the config says.
 """
 
@@ -51,7 +51,7 @@ class ShareTask:
 
 
 def read_lorashare(directory: Path) -> Manifest:
-    """See `read_peer`."""
+    """Read the index of a lorashare checkpoint as a manifest; see `read_peer`."""
     path = directory / SHARE_INDEX
     index = read_index(path)
     components = read_header(directory / COMPONENTS_FILE)
@@ -84,8 +84,8 @@ def read_lorashare(directory: Path) -> Manifest:
 def open_tasks(directory: Path, index: Mapping[str, Any]) -> Iterator[ShareTask]:
     """Every adapter of a checkpoint, sorted by name."""
     root = directory / ADAPTERS
-    for place in sorted(_adapter_directories(root, DEEPEST)):
-        yield _open_task(place, place.relative_to(root).as_posix(), index)
+    for task_directory in sorted(_adapter_directories(root, DEEPEST)):
+        yield _open_task(task_directory, task_directory.relative_to(root).as_posix(), index)
 
 
 def _adapter_directories(root: Path, depth: int) -> Iterator[Path]:
@@ -100,29 +100,29 @@ def _adapter_directories(root: Path, depth: int) -> Iterator[Path]:
             yield from _adapter_directories(entry, depth - 1)
 
 
-def _open_task(place: Path, name: str, index: Mapping[str, Any]) -> ShareTask:
+def _open_task(task_directory: Path, name: str, index: Mapping[str, Any]) -> ShareTask:
     findings = []
-    meta = read_index(place / META_FILE) if (place / META_FILE).is_file() else {}
+    meta = read_index(task_directory / META_FILE) if (task_directory / META_FILE).is_file() else {}
     config = meta.get("original_config")
     if not isinstance(config, dict) or not config:
         config = _config_of_all(index)
         what = f"{name!r} has no config of its own; the checkpoint's rank and alpha are taken."
-        findings.append(Finding("no-config", "warning", what, file=str(place)))
+        findings.append(Finding("no-config", "warning", what, file=str(task_directory)))
     if not name.isprintable():
-        raise unsound(place, "a printable name", ascii(name))
+        raise unsound(task_directory, "a printable name", ascii(name))
     variant = find_variant(config)
     if variant is not None:
         what = f"{name!r} was {variant.name}: {variant.why}. lorashare kept only its A and B."
-        findings.append(Finding("variant", "warning", what, file=str(place)))
-    heads = place / HEADS_FILE
+        findings.append(Finding("variant", "warning", what, file=str(task_directory)))
+    heads = task_directory / HEADS_FILE
     source = meta.get("original_adapter_path")
     return ShareTask(
         name=name,
-        directory=place,
-        loadings=read_header(place / LOADINGS_FILE),
+        directory=task_directory,
+        loadings=read_header(task_directory / LOADINGS_FILE),
         heads=read_header(heads) if heads.is_file() else None,
         config=config,
-        settings=read_settings(config, place / META_FILE),
+        settings=read_settings(config, task_directory / META_FILE),
         source=source if isinstance(source, str) else None,
         findings=tuple(findings),
     )
@@ -130,13 +130,13 @@ def _open_task(place: Path, name: str, index: Mapping[str, Any]) -> ShareTask:
 
 def _config_of_all(index: Mapping[str, Any]) -> dict[str, Any]:
     """What the checkpoint says of all its adapters, as a config."""
-    known = {
+    stated = {
         "r": index.get("lora_rank") or None,
         "lora_alpha": index.get("lora_alpha") or None,
         "base_model_name_or_path": index.get("base_model_name_or_path") or None,
         "target_modules": index.get("target_modules") or None,
     }
-    return {"peft_type": "LORA", **{name: value for name, value in known.items() if value}}
+    return {"peft_type": "LORA", **{name: value for name, value in stated.items() if value}}
 
 
 def _layers(components: Header) -> list[LayerSpec]:
@@ -174,19 +174,19 @@ def _with_ranks(
 
 
 def _record(directory: Path, task: ShareTask, layers: tuple[LayerSpec, ...]) -> TaskRecord:
-    places = {spec.name: i for i, spec in enumerate(layers)}
+    positions = {spec.name: i for i, spec in enumerate(layers)}
     modules: dict[int, tuple[int, float]] = {}
     for key in task.loadings.entries:
         name, _, side = key.rpartition(":")
-        if side not in ("A", "B") or name not in places:
+        if side not in ("A", "B") or name not in positions:
             raise unsound(task.loadings.path, "loadings of shared layers", ascii(key))
-        spec = layers[places[name]]
+        spec = layers[positions[name]]
         k, rank = shape_of(task.loadings, key, 2)
         other = shape_of(task.loadings, f"{name}:{'B' if side == 'A' else 'A'}", 2)
         if k != (spec.k_a if side == "A" else spec.k_b) or other[1] != rank or not rank:
             expected = f"{key}: ({spec.k_a if side == 'A' else spec.k_b}, r), one r for A and B"
             raise unsound(task.loadings.path, expected, f"{(k, rank)} beside {other}")
-        modules[places[name]] = (rank, task.settings.scale_of(name, rank))
+        modules[positions[name]] = (rank, task.settings.scale_of(name, rank))
     ranks = [rank for rank, _ in modules.values()]
     nominal = task.config.get("r")
     heads = task.heads.entries if task.heads is not None else {}

@@ -1,4 +1,4 @@
-"""What the peers are called here."""
+"""The names of the two peers, and the files that they are recognised by."""
 
 from __future__ import annotations
 
@@ -14,5 +14,5 @@ PEERS = {VLORA_DEV: VLORA_INDEX, LORASHARE: SHARE_INDEX}
 
 
 def peer_at(directory: Path) -> str | None:
-    """Whose subspace lies in ``directory``, if it is a peer's."""
+    """The peer whose subspace lies in ``directory``; None where it is none's."""
     return next((peer for peer, index in PEERS.items() if (directory / index).is_file()), None)

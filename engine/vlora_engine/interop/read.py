@@ -1,4 +1,4 @@
-"""Reading the index of another library's subspace as a `Manifest`, without torch."""
+"""Read the index of another library's subspace as a `Manifest`, without torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def read_peer(peer: str, directory: Path) -> Manifest:
-    """The index of a peer's subspace: what `read_manifest` gives of ours.
+    """Read the index of a peer's subspace as a manifest.
 
     Errors count from what the peer holds, so that they are 0: no peer keeps what its tasks lost.
 

@@ -1,4 +1,4 @@
-"""A peer's subspace in memory: bases and tasks read when they are asked for, in our terms."""
+"""Open a peer's subspace as a `BasisSpace`; bases and tasks are read when they are asked for."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from vlora_engine.utils.safetensors_file import (
     read_tensor,
 )
 
-STRAIGHT = 1e-5  # how far components may be from orthonormal to be taken as they are
+ORTHONORMAL = 1e-5  # how far components may be from orthonormal to be taken as they are
 
 
 class Raw(NamedTuple):
@@ -72,7 +72,7 @@ class PeerStore(StoredSubspace):
         close_below(self.manifest.path)
 
     def raw(self, index: int, side: str) -> Raw:
-        """One side of a layer as it lies there."""
+        """One side of a layer as the peer's file has it."""
         raise NotImplementedError
 
     def raw_loadings(self, record: TaskRecord, spec: LayerSpec, side: str) -> Tensor:
@@ -83,13 +83,13 @@ class PeerStore(StoredSubspace):
         """A task's rest tensors."""
         return {}
 
-    def kept_basis(self, index: int) -> LayerBasis:
+    def stored_basis(self, index: int) -> LayerBasis:
         """The orthonormal basis of a layer."""
         spec = self.manifest.layers[index]
         parts: dict[str, Any] = {}
         for side in ("a", "b"):
             raw = self.raw(index, side)
-            parts[side], self._turns[index, side] = straight(raw.rows)
+            parts[side], self._turns[index, side] = orthonormalized(raw.rows)
             parts |= {f"singular_values_{side}": raw.values, f"mean_{side}": raw.mean}
         return LayerBasis(name=spec.name, rank=spec.rank, **parts)
 
@@ -108,8 +108,8 @@ class PeerStore(StoredSubspace):
             form = self.storage.form(rank, spec.k_a, spec.k_b)
             loadings.append(encode_loadings(form, sides[0][None], sides[1][None], "F32").of(0))
             a, bt = (
-                basis.expand(self.manifest.method, side, own[None])[:, :rank]
-                for side, own in zip("ab", sides, strict=True)
+                basis.expand(self.manifest.method, side, loadings_of_side[None])[:, :rank]
+                for side, loadings_of_side in zip("ab", sides, strict=True)
             )
             norms.append(abs(scale) * float(delta_norm2(a, bt.transpose(1, 2))[0]) ** 0.5)
         return EncodedTask(
@@ -121,9 +121,9 @@ class PeerStore(StoredSubspace):
 
     def _loadings(self, record: TaskRecord, index: int, side: str) -> Tensor:
         """In the orthonormal basis, fp64."""
-        own = self.raw_loadings(record, self.manifest.layers[index], side).double()
+        raw = self.raw_loadings(record, self.manifest.layers[index], side).double()
         turn = self._turn(index, side)
-        return own if turn is None else own @ turn
+        return raw if turn is None else raw @ turn
 
     def _turn(self, index: int, side: str) -> Tensor | None:
         if (index, side) not in self._turns:
@@ -137,8 +137,8 @@ class PeerStore(StoredSubspace):
     def bases(self) -> Bases:
         """The bases of all layers, each read once."""
         if not hasattr(self, "_bases"):
-            places = {spec.name: i for i, spec in enumerate(self.manifest.layers)}
-            self._bases = Bases(list(places), lambda name: self.kept_basis(places[name]))
+            positions = {spec.name: i for i, spec in enumerate(self.manifest.layers)}
+            self._bases = Bases(list(positions), lambda name: self.stored_basis(positions[name]))
         return self._bases
 
     def _header(self, path: Path) -> Header:
@@ -148,7 +148,7 @@ class PeerStore(StoredSubspace):
 
 
 class VloraStore(PeerStore):
-    """Of vlora-dev."""
+    """The files of a vlora-dev subspace."""
 
     def __init__(self, manifest: Manifest) -> None:
         super().__init__(manifest)
@@ -163,8 +163,8 @@ class VloraStore(PeerStore):
             mean = _tensor(numbers, f"{spec.name}.mean_{side}", (width,))
         values = torch.zeros(k)
         if f"{spec.name}.sv_{side}" in numbers.entries:
-            kept = read_tensor(numbers, f"{spec.name}.sv_{side}").float().reshape(-1)[:k]
-            values[: len(kept)] = kept
+            stored = read_tensor(numbers, f"{spec.name}.sv_{side}").float().reshape(-1)[:k]
+            values[: len(stored)] = stored
         if self._files.codes is None:
             rows = _tensor(numbers, f"{spec.name}.components_{side}", (k, width))
         else:
@@ -187,7 +187,7 @@ class VloraStore(PeerStore):
 
 
 class ShareStore(PeerStore):
-    """Of lorashare."""
+    """The files of a lorashare checkpoint."""
 
     def raw(self, index: int, side: str) -> Raw:
         spec = self.manifest.layers[index]
@@ -199,7 +199,7 @@ class ShareStore(PeerStore):
     def raw_loadings(self, record: TaskRecord, spec: LayerSpec, side: str) -> Tensor:
         header = self._header(self.manifest.path / record.file / LOADINGS_FILE)
         k = spec.k_a if side == "a" else spec.k_b
-        rank = record.ranks[record.layers.index(self._places[spec.name])]
+        rank = record.ranks[record.layers.index(self._positions[spec.name])]
         return _tensor(header, f"{spec.name}:{side.upper()}", (k, rank)).T.contiguous()
 
     def rest(self, record: TaskRecord) -> dict[str, Tensor]:
@@ -210,7 +210,7 @@ class ShareStore(PeerStore):
         return {name: read_tensor(header, name) for name in sorted(header.entries)}
 
     @property
-    def _places(self) -> Mapping[str, int]:
+    def _positions(self) -> Mapping[str, int]:
         return {spec.name: i for i, spec in enumerate(self.manifest.layers)}
 
 
@@ -238,7 +238,7 @@ def store_of(manifest: Manifest) -> PeerStore:
 
 
 def open_peer(manifest: Manifest) -> BasisSpace:
-    """A peer's subspace as ours, to be saved elsewhere: it has no home."""
+    """Open a peer's subspace; it has no home, so that it is saved elsewhere."""
     store = store_of(manifest)
     space = BasisSpace(
         method=manifest.method,
@@ -252,13 +252,16 @@ def open_peer(manifest: Manifest) -> BasisSpace:
     return space
 
 
-def straight(rows: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Orthonormal rows, and what turns loadings (k) of the old rows into those of the new."""
+def orthonormalized(rows: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Orthonormal rows (k, d) of the same span, and the matrix (k, k) that converts loadings.
+
+    The matrix is None where the rows are orthonormal as they are.
+    """
     if not len(rows):
         return rows, None
     wide = rows.double()
     off = (wide @ wide.T - torch.eye(len(rows), dtype=torch.float64)).abs().amax()
-    if float(off) <= STRAIGHT:
+    if float(off) <= ORTHONORMAL:
         return rows, None
     q, r = torch.linalg.qr(wide.T)  # rows^T = q r, so that l @ rows = (l @ r^T) @ q^T
     return q.T.float().contiguous(), r.T

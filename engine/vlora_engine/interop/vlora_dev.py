@@ -1,9 +1,9 @@
-"""The index of a vlora-dev subspace: ``subspace_meta.json`` and the headers beside it.
+"""Read the index of a vlora-dev subspace: ``subspace_meta.json`` and the headers beside it.
 
 ``W = (mean + loadings @ components).reshape(shape)`` for A (r, d_in) and B (d_out, r), which is
-our method `flat`. Components are numbers, or NF4 codes with scales; older files lack shapes, file
-names, even means. It keeps no alpha, config or rest tensors: a scale of 1 is what its own export
-stands for (``lora_alpha = r``).
+the method `flat` here. Components are numbers, or NF4 codes with scales; older files lack shapes,
+file names, even means. It keeps no alpha, config or rest tensors: a scale of 1 is what its own
+export stands for (``lora_alpha = r``).
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def open_files(directory: Path, index: Mapping[str, Any]) -> VloraFiles:
 
 
 def read_vlora_dev(directory: Path) -> Manifest:
-    """See `read_peer`."""
+    """Read the index of a vlora-dev subspace as a manifest; see `read_peer`."""
     path = directory / VLORA_INDEX
     index = read_index(path)
     files = open_files(directory, index)

@@ -1,4 +1,4 @@
-"""Writing the peers' formats, so that their own programs load what they find.
+"""Write subspaces in the peers' formats, for their own programs to load.
 
 Both writers take a subspace that the format can hold as it is (`convert` sees to that) and
 an empty directory. Each leaves a mark in its index that this engine wrote it: only then ``--force``
@@ -47,14 +47,14 @@ def write_vlora_dev(subspace: Space, directory: Path) -> None:
     for spec in subspace.layers:
         basis = subspace.bases[spec.name]
         scale = scales[subspace.layer_names.index(spec.name)]
-        for side, by in (("a", 1.0), ("b", scale)):
+        for side, factor in (("a", 1.0), ("b", scale)):
             mean = basis.mean(side)
-            rows = _at_least_one(basis.side(side).float())
-            values = _longer(getattr(basis, f"singular_values_{side}").float(), len(rows))
+            rows = _nonempty_rows(basis.side(side).float())
+            values = _zero_padded(getattr(basis, f"singular_values_{side}").float(), len(rows))
             tensors[f"{spec.name}.components_{side}"] = rows
             tensors[f"{spec.name}.sv_{side}"] = values
             tensors[f"{spec.name}.mean_{side}"] = (
-                torch.zeros(rows.shape[1]) if mean is None else (by * mean.double()).float()
+                torch.zeros(rows.shape[1]) if mean is None else (factor * mean.double()).float()
             )
     _write(directory / FLOAT_FILE, tensors)
     files = slugs(subspace.tasks)
@@ -86,9 +86,11 @@ def _flat_loadings(
 ) -> dict[str, Tensor]:
     tensors = {}
     for (name, a), scale in zip(task.loadings_a.items(), scales, strict=True):
-        for side, own, by in (("a", a, 1.0), ("b", task.loadings_b[name], scale)):
+        for side, side_loadings, factor in (("a", a, 1.0), ("b", task.loadings_b[name], scale)):
             k = len(shared[f"{name}.components_{side}"])
-            tensors[f"{name}.loadings_{side}"] = _longer((by * own.double()).float(), k)
+            tensors[f"{name}.loadings_{side}"] = _zero_padded(
+                (factor * side_loadings.double()).float(), k
+            )
     return tensors
 
 
@@ -107,7 +109,7 @@ def write_lorashare(
         settings: Fields of its config that are known better than from the subspace.
         sources: Where adapters came from, where that is not what the tasks' records say.
     """
-    places = share_names(subspace.tasks) if names is None else names
+    folders = share_names(subspace.tasks) if names is None else names
     components = {}
     for name in subspace.layer_names:
         basis = subspace.bases[name]
@@ -116,25 +118,25 @@ def write_lorashare(
     _write(directory / COMPONENTS_FILE, components)
     for task_id, task in subspace.tasks.items():
         record = subspace.tasks.record(task_id)
-        place = directory / ADAPTERS / places[task_id]
-        place.mkdir(parents=True)
+        directory_of_task = directory / ADAPTERS / folders[task_id]
+        directory_of_task.mkdir(parents=True)
         loadings = {}
         for name, a in task.loadings_a.items():
             loadings[f"{name}:A"] = a.float().T.contiguous()
             loadings[f"{name}:B"] = task.loadings_b[name].float().T.contiguous()
-        _write(place / LOADINGS_FILE, loadings)
+        _write(directory_of_task / LOADINGS_FILE, loadings)
         if task.rest:
-            _write(place / HEADS_FILE, task.rest)
+            _write(directory_of_task / HEADS_FILE, task.rest)
         meta = {
-            "adapter_name": places[task_id],
+            "adapter_name": folders[task_id],
             "original_config": share_config_of(subspace, record),
         }
         source = (sources or {}).get(task_id, record.source)
         if source:
             meta["original_adapter_path"] = source
-        write_json(place / META_FILE, meta, indent=2)
+        write_json(directory_of_task / META_FILE, meta, indent=2)
     config = {**share_settings(subspace), **(settings or {})}
-    config["adapter_names"] = [places[name] for name in subspace.tasks]
+    config["adapter_names"] = [folders[name] for name in subspace.tasks]
     config["compression_stats"] = {**config["compression_stats"], **WRITTEN_BY}
     write_json(directory / SHARE_INDEX, config, indent=2)
 
@@ -143,10 +145,10 @@ def share_names(tasks: Iterable[str]) -> dict[str, str]:
     """A directory name for every task: itself where it is one, else a slug."""
     names = list(tasks)
     plain = [n for n in names if re.fullmatch(r"[^/\\:\0.][^/\\:\0]{0,99}", n) and n.isprintable()]
-    kept = {name: name for name in plain}
+    as_is = {name: name for name in plain}
     if len({name.casefold() for name in plain}) < len(plain):
-        kept = {}
-    return kept | slugs([name for name in names if name not in kept], list(kept.values()))
+        as_is = {}
+    return as_is | slugs([name for name in names if name not in as_is], list(as_is.values()))
 
 
 def share_config_of(subspace: Space, record: TaskRecord) -> dict[str, Any]:
@@ -172,7 +174,7 @@ def share_settings(subspace: Space) -> dict[str, Any]:
     first: Mapping[str, Any] = records[0].config if records else {}
     targets, alpha = first.get("target_modules"), first.get("lora_alpha", 0)
     stats = subspace.compression_stats()
-    kept = [1 - record.error**2 for record in records]
+    variances = [1 - record.error**2 for record in records]
     loadings = sum(
         rank * (subspace.layers[i].k_a + subspace.layers[i].k_b)
         for record in records
@@ -198,8 +200,8 @@ def share_settings(subspace: Space) -> dict[str, Any]:
             "compression_ratio": total / max(1, shared + loadings),
             "shared_component_params": shared,
             "per_adapter_loading_params": loadings,
-            "mean_explained_variance": sum(kept) / max(1, len(kept)),
-            "min_explained_variance": min(kept, default=0.0),
+            "mean_explained_variance": sum(variances) / max(1, len(variances)),
+            "min_explained_variance": min(variances, default=0.0),
         },
     }
 
@@ -208,10 +210,10 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     write_tensors(path, dict(sorted(tensors.items())), {"format": "pt"})
 
 
-def _at_least_one(rows: Tensor) -> Tensor:
+def _nonempty_rows(rows: Tensor) -> Tensor:
     """vlora-dev knows no k of 0: a direction of zeros is none."""
     return rows.contiguous() if len(rows) else rows.new_zeros(1, rows.shape[1])
 
 
-def _longer(values: Tensor, count: int) -> Tensor:
+def _zero_padded(values: Tensor, count: int) -> Tensor:
     return torch.cat([values, values.new_zeros(count - len(values))])

@@ -1,4 +1,4 @@
-"""Building one layer: its basis, the loadings of every task, and the error of what is stored."""
+"""Build one layer: its basis, the loadings of every task, and the error of what is stored."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ CHUNK = 64
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """What to build on one layer.
+    """The settings that one layer is built with.
 
     Args:
         refine: HOOI sweeps of `delta`.
@@ -98,7 +98,7 @@ class LayerBasis:
         )
 
     def packed_as(self, quantization: Quantization) -> LayerBasis:
-        """The same basis packed, its numbers those that are left of it."""
+        """The same basis packed; its numbers are those that unpacking gives."""
         means: dict[str, Any] = {}
         for side in ("a", "b"):
             if (mean := self.mean(side)) is not None:
@@ -143,12 +143,13 @@ class LayerBasis:
     def fit(self, side: str, inner: Tensor) -> Tensor:
         """The loadings of least squares from inner products (..., k) with the components.
 
-        Of an orthonormal basis they are the same; what packing has bent is solved for. As dW is
-        linear in the factors of either side, this is the least error of dW, too (not of `flat`).
+        Of an orthonormal basis they are the same; of a packed one, whose rows are not orthonormal,
+        a linear system is solved. As dW is linear in the factors of either side, this is the least
+        error of dW, too (not of `flat`).
         """
         return inner if self.packed is None else inner @ self._metrics[side].to(inner.device)
 
-    def straight(self, side: str, loadings: Tensor) -> Tensor:
+    def orthonormal_loadings(self, side: str, loadings: Tensor) -> Tensor:
         """Loadings (r, k) in the orthonormal basis whose first j directions span those of ours."""
         if self.packed is None:
             return loadings
@@ -207,14 +208,14 @@ class Bases(Mapping[str, LayerBasis]):
         dtype: torch.dtype | None = None,
     ) -> None:
         self._names, self._look_up, self._dtype = dict.fromkeys(names), look_up, dtype
-        self._known: dict[str, LayerBasis | PackedBasis] = {}
+        self._loaded: dict[str, LayerBasis | PackedBasis] = {}
         self._last: LayerBasis | None = None
 
     @classmethod
     def of(cls, bases: Iterable[LayerBasis | PackedBasis]) -> Bases:
-        """Of bases at hand; of packed ones the numbers are let go."""
-        kept = {b.name: b.packed or b if isinstance(b, LayerBasis) else b for b in bases}
-        return cls(list(kept), kept.__getitem__)
+        """The bases given, in memory; of packed ones the unpacked numbers are dropped."""
+        by_name = {b.name: b.packed or b if isinstance(b, LayerBasis) else b for b in bases}
+        return cls(list(by_name), by_name.__getitem__)
 
     def __getitem__(self, name: str) -> LayerBasis:
         if name not in self._names:
@@ -222,24 +223,24 @@ class Bases(Mapping[str, LayerBasis]):
         last = self._last
         if last is not None and last.name == name:
             return last
-        known = self.kept(name)
-        if isinstance(known, LayerBasis):
-            return known
-        self._last = unpacked = LayerBasis.unpacked(known).moved(dtype=self._dtype)
+        basis = self.as_stored(name)
+        if isinstance(basis, LayerBasis):
+            return basis
+        self._last = unpacked = LayerBasis.unpacked(basis).moved(dtype=self._dtype)
         return unpacked
 
-    def kept(self, name: str) -> LayerBasis | PackedBasis:
-        """A basis as it is held in memory."""
-        if name not in self._known:
-            self._known[name] = self._look_up(name)
-        return self._known[name]
+    def as_stored(self, name: str) -> LayerBasis | PackedBasis:
+        """A basis in the form that it is stored in: packed, or as numbers."""
+        if name not in self._loaded:
+            self._loaded[name] = self._look_up(name)
+        return self._loaded[name]
 
     def numbers(self, name: str) -> LayerBasis:
-        """A basis as numbers, for one who keeps them elsewhere: here nothing more is kept."""
-        known = self._known.get(name) or self._look_up(name)
-        if isinstance(known, LayerBasis):
-            return known
-        return LayerBasis.unpacked(known).moved(dtype=self._dtype)
+        """A basis as numbers for a caller that stores them itself; they are not cached here."""
+        basis = self._loaded.get(name) or self._look_up(name)
+        if isinstance(basis, LayerBasis):
+            return basis
+        return LayerBasis.unpacked(basis).moved(dtype=self._dtype)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -253,7 +254,7 @@ class Bases(Mapping[str, LayerBasis]):
         """The same on another device, or in another dtype; packed ones when they are asked for."""
 
         def look_up(name: str) -> LayerBasis | PackedBasis:
-            basis = self.kept(name)
+            basis = self.as_stored(name)
             if isinstance(basis, PackedBasis):
                 return basis.to(device)
             return basis.moved(device, dtype)
@@ -378,23 +379,23 @@ def _find_basis(stack: LayerStack, plan: LayerPlan, side: str, vectors: Tensor |
 
 def _refine(stack: LayerStack, plan: LayerPlan, found: dict[str, Basis]) -> dict[str, Basis]:
     """HOOI sweeps (De Lathauwer et al. 2000): each side fitted to what the other side keeps."""
-    best, best_kept = found, _kept(stack, found)
+    best, best_captured = found, _captured(stack, found)
     current = found
     for _ in range(plan.refine):
         for side, other in (("b", "a"), ("a", "b")):
             inside = stack.side(other) @ current[other].components.T
             factor = gram_roots(small_grams(inside)) * (stack.weight * stack.scale).view(-1, 1, 1)
-            own = stack.side(side)
-            rows = torch.bmm(factor.transpose(1, 2), own).reshape(-1, own.shape[2])
+            factors = stack.side(side)
+            rows = torch.bmm(factor.transpose(1, 2), factors).reshape(-1, factors.shape[2])
             current = {**current, side: full_basis(rows)[0].cut(len(found[side].components))}
-        kept = _kept(stack, current)
-        if kept <= best_kept * (1 + 1e-9):
+        captured = _captured(stack, current)
+        if captured <= best_captured * (1 + 1e-9):
             break
-        best, best_kept = current, kept
+        best, best_captured = current, captured
     return best
 
 
-def _kept(stack: LayerStack, found: dict[str, Basis]) -> float:
+def _captured(stack: LayerStack, found: dict[str, Basis]) -> float:
     """The weighted energy of dW between both bases."""
     a = small_grams(stack.a @ found["a"].components.T)
     b = small_grams(stack.bt @ found["b"].components.T)

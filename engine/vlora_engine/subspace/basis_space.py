@@ -110,7 +110,7 @@ class BasisSpace(SpaceState):
             storage=self.storage,
             base_model=self.base_model,
             layers=self.layers,
-            bases=(self.bases.kept(name) for name in self.layer_names),
+            bases=(self.bases.as_stored(name) for name in self.layer_names),
             tasks=tasks,
         )
 
@@ -126,12 +126,12 @@ class BasisSpace(SpaceState):
 def load_basis_space(manifest: Manifest, *, verify: bool = True) -> BasisSpace:
     """The subspace of a manifest; tensor files are read when a basis or task is asked for."""
     stored = StoredSubspace(manifest, verify)
-    places = {spec.name: i for i, spec in enumerate(manifest.layers)}
+    positions = {spec.name: i for i, spec in enumerate(manifest.layers)}
     space = BasisSpace(
         method=manifest.method,
         dtype=manifest.dtype,
         layers=manifest.layers,
-        bases=Bases(list(places), lambda name: stored.kept_basis(places[name])),
+        bases=Bases(list(positions), lambda name: stored.stored_basis(positions[name])),
         tasks=TaskMap(stored.storage, manifest.layers, stored),
         base_model=manifest.base_model,
         quantization=manifest.quantization,

@@ -1,4 +1,4 @@
-"""How much of an adapter the bases of a subspace can express."""
+"""Measure how much of an adapter the bases of a subspace can express."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vlora_engine.subspace.space import Space
 
 
 def subspace_coverage(subspace: Space, adapter: Adapter) -> dict[str, dict[str, float]]:
-    """How much of an adapter's weight change the bases of a subspace can express.
+    """Measure how much of an adapter's weight change the bases of a subspace can express.
 
     Args:
         subspace: One with shared bases (``flat``, ``columns`` or ``delta``).
@@ -37,7 +37,7 @@ def subspace_coverage(subspace: Space, adapter: Adapter) -> dict[str, dict[str, 
         SubspaceError: The subspace has no shared bases.
     """
     source = as_source(adapter)
-    known = set(subspace.layer_names)
+    layer_names = set(subspace.layer_names)
     result = {}
     for module in source.modules:
         a, b = scaled_factors(source, module)
@@ -46,7 +46,7 @@ def subspace_coverage(subspace: Space, adapter: Adapter) -> dict[str, dict[str, 
             raise not_finite(source, 0, module)
         if energy == 0:
             shares = [1.0, 1.0, 1.0]
-        elif module not in known:
+        elif module not in layer_names:
             shares = [0.0, 0.0, 0.0]
         else:
             a_hat, b_hat = _projected(subspace, source, module)
@@ -103,8 +103,8 @@ def _project_flat(factor: Tensor, axis: int, basis: Tensor, mean: Tensor, module
     Lower ranks than the basis was made of are filled up with zeros.
     """
     rank, d = factor.shape[axis], factor.shape[1 - axis]
-    widest = basis.shape[1] // d
-    if widest * d != basis.shape[1] or rank > widest:
+    largest_rank = basis.shape[1] // d
+    if largest_rank * d != basis.shape[1] or rank > largest_rank:
         raise CollectionError(
             f"Module {module!r} has another shape than the subspace's flat basis.",
             expected=f"a factor of {basis.shape[1]} entries",
@@ -113,7 +113,9 @@ def _project_flat(factor: Tensor, axis: int, basis: Tensor, mean: Tensor, module
         )
     mean = mean.double().cpu()
     filling = (
-        factor.new_zeros(widest - rank, d) if axis == 0 else factor.new_zeros(d, widest - rank)
+        factor.new_zeros(largest_rank - rank, d)
+        if axis == 0
+        else factor.new_zeros(d, largest_rank - rank)
     )
     padded = torch.cat([factor, filling], dim=axis)
     centred = padded.flatten() - mean

@@ -1,4 +1,4 @@
-"""The finished layers of a build that is under way, each in a file that vouches for itself."""
+"""Store the finished layers of a build in progress, each in a file with its checksum."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class SealedLayers:
         return False
 
     def put(self, index: int, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
-        """Write one layer, then what vouches for it."""
+        """Write one layer, then its checksum."""
         path = self._file(index)
         close_file(path)
         path.unlink(missing_ok=True)
@@ -85,7 +85,7 @@ class LayerParts(SealedLayers):
     """Finished layers of a build: basis, loadings of all tasks, figures."""
 
     def write(self, index: int, layer: BuiltLayer) -> None:
-        """Keep one layer."""
+        """Write one finished layer."""
         basis = layer.basis
         tensors = {"sv_a": basis.singular_values_a, "sv_b": basis.singular_values_b}
         rows: dict[str, Any] = {"a": basis.a, "b": basis.b}
@@ -102,9 +102,9 @@ class LayerParts(SealedLayers):
                 "exponent": packed.exponent,
             }
         tensors |= {
-            "values": torch.cat([own.values for own in layer.loadings]),
-            "scales": torch.cat([own.scales for own in layer.loadings]),
-            "exponents": torch.stack([own.exponents for own in layer.loadings]),
+            "values": torch.cat([loadings.values for loadings in layer.loadings]),
+            "scales": torch.cat([loadings.scales for loadings in layer.loadings]),
+            "exponents": torch.stack([loadings.exponents for loadings in layer.loadings]),
         }
         tensors |= {"energy": layer.energy, "residual": layer.residual}
         content = {
@@ -112,8 +112,8 @@ class LayerParts(SealedLayers):
             "rank": basis.rank,
             "tasks": layer.tasks,
             "k": [len(basis.a), len(basis.b)],
-            "lengths": [len(own.values) for own in layer.loadings],
-            "scales": [len(own.scales) for own in layer.loadings],
+            "lengths": [len(loadings.values) for loadings in layer.loadings],
+            "scales": [len(loadings.scales) for loadings in layer.loadings],
             "packed": rows if basis.packed is not None else None,
         }
         self.put(index, tensors, content)

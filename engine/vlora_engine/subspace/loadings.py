@@ -1,4 +1,4 @@
-"""How loadings and means become numbers on disk, and back.
+"""Encode loadings and means as the numbers on disk, and decode them.
 
 fp16 keeps eleven bits but little range, so every factor is stored with a power of two of its own;
 a power of two changes no digit. What is read back is what every reported error was measured on.
@@ -35,7 +35,7 @@ class LoadingsForm:
 
     @property
     def is_core(self) -> bool:
-        """A dense core (k_b, k_a) instead of its two factors, where that is smaller."""
+        """Whether a dense core (k_b, k_a) is stored instead of its two factors, being smaller."""
         return self.method == "delta" and bool(core_is_dense(self.rank, self.k_a, self.k_b))
 
     @property
@@ -62,7 +62,7 @@ class LoadingsForm:
 
 @dataclass(frozen=True)
 class Storage:
-    """What the numbers of a subspace are stored as: by which method, dtype and packing."""
+    """How the numbers of a subspace are stored: method, dtype and packing."""
 
     method: str
     dtype: str
@@ -79,11 +79,11 @@ class Storage:
         return self.quantization.loadings if self.quantization else None
 
     def form(self, rank: int, k_a: int, k_b: int) -> LoadingsForm:
-        """That of the loadings of a task of this rank."""
+        """The form of the loadings of a task of this rank."""
         return LoadingsForm(self.method, rank, k_a, k_b, self.loadings_packing)
 
     def payload_bytes(self, layers: Sequence[LayerSpec], tasks: Iterable[TaskRecord]) -> int:
-        """What bases with their singular values, means and loadings take."""
+        """The bytes of bases with their singular values, means and loadings."""
         item, total = ITEM_BYTES[self.dtype], 0
         for spec in layers:
             numbers, means = spec.basis_elements(self.method), spec.mean_elements(self.method)
@@ -102,7 +102,7 @@ class Storage:
 
 @dataclass
 class EncodedTask:
-    """One task as it lies on disk.
+    """One task in its encoded form, as it is on disk.
 
     Args:
         values: (n,) all loadings, module after module, in the storage dtype; bytes where they are
@@ -180,7 +180,7 @@ def unpack(values: Tensor, exponents: Tensor) -> Tensor:
 
 
 def encode_loadings(form: LoadingsForm, a: Tensor, b: Tensor, dtype: str) -> Loadings:
-    """Loadings of N tasks of one form.
+    """Encode the loadings of N tasks of one form.
 
     Args:
         a: (N, r, k_a), or (N, k_a) for `flat`; b likewise.
@@ -208,7 +208,7 @@ def _encode_side(form: LoadingsForm, x: Tensor, dtype: str) -> tuple[Tensor, Ten
 
 
 def decode_loadings(form: LoadingsForm, loadings: Loadings) -> tuple[Tensor, Tensor]:
-    """The inverse: a (N, r, k_a) and b (N, r, k_b) in fp64, or (N, k) each for `flat`.
+    """The inverse of `encode_loadings`: a (N, r, k_a), b (N, r, k_b) in fp64; `flat`: (N, k) each.
 
     A dense core comes back as balanced factors of its SVD, padded with zero rows to the rank.
     """
@@ -250,9 +250,9 @@ def join_loadings(storage: Storage, loadings: Sequence[Loadings]) -> dict[str, A
             "exponents": torch.zeros(0, 2, dtype=torch.int8),
         }
     return {
-        "values": torch.cat([own.values for own in loadings]),
-        "exponents": torch.stack([own.exponents for own in loadings]),
-        "scales": torch.cat([own.scales for own in loadings]),
+        "values": torch.cat([of_module.values for of_module in loadings]),
+        "exponents": torch.stack([of_module.exponents for of_module in loadings]),
+        "scales": torch.cat([of_module.scales for of_module in loadings]),
     }
 
 

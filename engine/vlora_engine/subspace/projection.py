@@ -1,4 +1,4 @@
-"""One task in a subspace's coordinates: projecting, encoding, decoding, reconstructing."""
+"""Project an adapter into a subspace, and reconstruct tasks from it."""
 
 from __future__ import annotations
 
@@ -35,7 +35,12 @@ def project(
     task_id: str,
     warn_threshold: float | None = None,
 ) -> TaskProjection:
-    """`SharedSubspace.project`."""
+    """Project an adapter into the bases of a space (`SharedSubspace.project`).
+
+    Raises:
+        CollectionError, ParameterError, SubspaceError: It does not fit the space.
+        AdapterError: NaN or Inf.
+    """
     check = check_adapter(task_id, source)
     if check.error is not None:
         raise check.error
@@ -47,10 +52,11 @@ def project(
     record, encoded = assemble_task(collection, task_id, shares, file="", out=None)
     path = str(source.path.absolute()) if source.path else None
     record = replace(record, source=path)
-    kept = 1 - record.error**2
-    if warn_threshold is not None and kept < warn_threshold:
+    captured = 1 - record.error**2
+    if warn_threshold is not None and captured < warn_threshold:
         warnings.warn(
-            f"The subspace holds {kept:.1%} of adapter {task_id!r}: absorb it to extend the basis.",
+            f"The subspace holds {captured:.1%} of adapter {task_id!r}: "
+            "absorb it to extend the basis.",
             stacklevel=3,
         )
     return decode_projection(space.storage, space.layers, record, encoded)
@@ -59,7 +65,7 @@ def project(
 def shared_specs(
     layers: Sequence[LayerSpec], source: AdapterSource, task_id: str
 ) -> list[LayerSpec]:
-    """The layers that an adapter has, too.
+    """The layers of a subspace that an adapter has, too.
 
     Raises:
         SubspaceError: There is none: it is made for another base model.
@@ -118,7 +124,7 @@ def _share(
 
 
 def reconstruct(space: Space, projection: TaskProjection) -> LoRAWeights:
-    """`SharedSubspace.reconstruct`."""
+    """Reconstruct a task as an adapter (`SharedSubspace.reconstruct`)."""
     record = projection.record or space.tasks.record(projection.task_id)
 
     def factors(spec: LayerSpec, rank: int) -> tuple[Tensor, Tensor]:
@@ -179,14 +185,14 @@ def _factor(
 ) -> Tensor:
     """A (r, d_in), or B transposed (r, d_out), in fp64."""
     loadings = projection.loadings_a if side == "a" else projection.loadings_b
-    own = loadings[spec.name].double().unsqueeze(0)
-    return space.bases[spec.name].expand(space.method, side, own)[0, :rank]
+    rows = loadings[spec.name].double().unsqueeze(0)
+    return space.bases[spec.name].expand(space.method, side, rows)[0, :rank]
 
 
 def shape_on_disk(
     kind: Any, tail: tuple[int, ...], rank: int, a: Tensor, b: Tensor, dtype: str
 ) -> ModuleShape:
-    """How a module that is no plain linear map lies on disk; ``b``: (r, d_out)."""
+    """The shapes on disk of a module that is no plain linear map; ``b``: (r, d_out)."""
     ones = (1,) * (len(tail) - 1) if kind == "conv2d" else ()
     return ModuleShape(
         rank=rank,
@@ -200,17 +206,21 @@ def shape_on_disk(
 
 
 def surface(space: Space, layer: str) -> dict[str, Any]:
-    """`SharedSubspace.surface`."""
+    """The errors of every task of a layer for every k_a and k_b (`SharedSubspace.surface`).
+
+    Raises:
+        NotFoundError: No task has the layer.
+    """
     spec, basis = next(s for s in space.layers if s.name == layer), space.bases[layer]
     names, rows = [], []
     steps_a, steps_b = torch.arange(spec.k_a + 1).numpy(), torch.arange(spec.k_b + 1).numpy()
     for name, task in space.tasks.items():
         if layer not in task.loadings_a:
             continue
-        own_a = basis.straight("a", task.loadings_a[layer].double())
-        own_b = basis.straight("b", task.loadings_b[layer].double())
-        a = cumulative_grams(own_a[None], steps_a).at(steps_a)[0]
-        b = cumulative_grams(own_b[None], steps_b).at(steps_b)[0]
+        loadings_a = basis.orthonormal_loadings("a", task.loadings_a[layer].double())
+        loadings_b = basis.orthonormal_loadings("b", task.loadings_b[layer].double())
+        a = cumulative_grams(loadings_a[None], steps_a).at(steps_a)[0]
+        b = cumulative_grams(loadings_b[None], steps_b).at(steps_b)[0]
         captured = b.flatten(1) @ a.flatten(1).T * task.scales[layer] ** 2
         energy = task.source_norms[layer] ** 2
         missed = energy * task.errors[layer] ** 2 + captured[-1, -1] - captured

@@ -1,4 +1,4 @@
-"""Saving a subspace: a new directory in one step, or only what changed in its own."""
+"""Save a subspace: to a new directory in one step, or only what changed in its own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,12 @@ from vlora_engine.utils.safetensors_file import close_file, write_error
 
 
 def save(space: WritableSpace, path: Path, *, force: bool = False) -> None:
-    """`SharedSubspace.save`."""
+    """Save a space to a directory (`SharedSubspace.save`).
+
+    Raises:
+        SubspaceError: It is empty. ConflictError: The directory was changed since it was loaded.
+        OutputExistsError: Something else is there, and not ``force``. StorageError: The disk.
+    """
     if not len(space.tasks) and not space.layers:
         raise SubspaceError("There is nothing to save: no layer and no task.")
     with changing(path) if _is_own(space, path) else nullcontext():
@@ -30,13 +35,13 @@ def save(space: WritableSpace, path: Path, *, force: bool = False) -> None:
 def _save(space: WritableSpace, path: Path, *, force: bool) -> None:
     if space.opened is not None and _is_own(space, path):
         _require_unchanged(space.opened, path)
-    if space.stored is not None and _same_place(space.stored.manifest.path, path):
+    if space.stored is not None and _same_directory(space.stored.manifest.path, path):
         manifest = _update(space, space.stored.manifest)
     else:
-        own = space.home is not None and _same_place(space.home, path)
+        replaces_own = space.home is not None and _same_directory(space.home, path)
         # Of its own directory that is named by a link, the directory is renewed, not the link.
-        place = Path(os.path.realpath(path)) if own else path
-        manifest = _write(space, place, force=force, own=own)
+        target = Path(os.path.realpath(path)) if replaces_own else path
+        manifest = _write(space, target, force=force, replaces_own=replaces_own)
     if space.stored is not None:
         space.stored.close()
     manifest = replace(manifest, digest=index_digest(manifest))
@@ -47,11 +52,11 @@ def _save(space: WritableSpace, path: Path, *, force: bool) -> None:
 
 def _is_own(space: WritableSpace, path: Path) -> bool:
     """Whether ``path`` is the directory that the subspace was loaded from, or saved to."""
-    return space.opened is not None and _same_place(space.opened.path, path)
+    return space.opened is not None and _same_directory(space.opened.path, path)
 
 
 def _require_unchanged(opened: Manifest, path: Path) -> None:
-    """Refuse to write over what somebody else has saved meanwhile.
+    """Refuse to overwrite a subspace that was saved again since it was loaded.
 
     Raises:
         ConflictError: The index on disk is not the one that was loaded.
@@ -63,33 +68,33 @@ def _require_unchanged(opened: Manifest, path: Path) -> None:
         "added": [name for name in disk.tasks if name not in opened.tasks],
         "removed": [name for name in opened.tasks if name not in disk.tasks],
     }
-    told = [f"{what} since: {', '.join(names)}" for what, names in changes.items() if names]
+    listed = [f"{what} since: {', '.join(names)}" for what, names in changes.items() if names]
     raise ConflictError(
         "The subspace was changed since it was loaded; nothing was saved.",
         where=path,
         expected="the tasks that were loaded",
-        found="; ".join(told) or "the same tasks with other content",
+        found="; ".join(listed) or "the same tasks with other content",
         remedy="load it again and repeat the change",
     )
 
 
 def write_copy(space: WritableSpace, path: Path) -> Manifest:
     """Write all of it to a new directory; the subspace stays bound to where it came from."""
-    return _write(space, path, force=False, own=False)
+    return _write(space, path, force=False, replaces_own=False)
 
 
-def _same_place(one: Path, other: Path) -> bool:
-    return other.exists() and os.path.samefile(one, other) if one.exists() else False
+def _same_directory(path: Path, other_path: Path) -> bool:
+    return other_path.exists() and os.path.samefile(path, other_path) if path.exists() else False
 
 
-def _write(space: WritableSpace, path: Path, *, force: bool, own: bool) -> Manifest:
+def _write(space: WritableSpace, path: Path, *, force: bool, replaces_own: bool) -> Manifest:
     files = task_files(list(space.tasks))
 
     def tasks() -> Iterator[tuple[TaskRecord, EncodedTask]]:
         for record in space.tasks.records():
             yield _placed(record, files[record.id], path), space.tasks.encoded(record.id)
 
-    with new_directory(path, force=force, keep_foreign=own) as directory:
+    with new_directory(path, force=force, keep_foreign=replaces_own) as directory:
         manifest = space.write(directory, tasks())
     return replace(manifest, path=path)
 
@@ -98,11 +103,11 @@ def _update(space: WritableSpace, old: Manifest) -> Manifest:
     """Write the files of new tasks, then the index, then drop the files of tasks that went."""
     path, changed = old.path, space.tasks.changed
     records: dict[str, TaskRecord] = {}
-    taken = {record.file for record in old.tasks.values()}
+    used_files = {record.file for record in old.tasks.values()}
     for record in space.tasks.records():
         if record.id in changed:
-            file = free_task_file(record.id, taken)
-            taken.add(file)
+            file = free_task_file(record.id, used_files)
+            used_files.add(file)
             target = path / "tasks" / file
             try:
                 target.unlink(missing_ok=True)  # of an earlier update that was cut short
@@ -115,8 +120,8 @@ def _update(space: WritableSpace, old: Manifest) -> Manifest:
             records[record.id] = old.tasks[record.id]
     manifest = space.index(replace(old, tasks=records))
     write_index(manifest)
-    kept = {record.file for record in records.values()}
-    for file in sorted(taken - kept):
+    current_files = {record.file for record in records.values()}
+    for file in sorted(used_files - current_files):
         close_file(path / "tasks" / file)
         (path / "tasks" / file).unlink(missing_ok=True)
     return manifest

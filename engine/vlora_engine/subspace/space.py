@@ -1,4 +1,4 @@
-"""What every subspace gives, however its numbers are stored, and the state that all share."""
+"""The interface of every subspace, however its numbers are stored, and the state all share."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from vlora_engine.subspace.tasks import TaskMap, TaskProjection
 
 
 class Space(Protocol):
-    """A subspace as those see it who read tasks out of it: models, exports, evaluation.
+    """The interface of a subspace for reading tasks: used by models, exports and evaluation.
 
-    `SharedSubspace`, `BasisSpace` and `CodedSpace` are such.
+    `SharedSubspace`, `BasisSpace` and `CodedSpace` implement it.
     """
 
     @property
@@ -73,7 +73,7 @@ class Space(Protocol):
 
 
 class WritableSpace(Space, Protocol):
-    """A subspace as saving sees it: each way of storing it writes its own files."""
+    """The interface of a subspace for saving: each way of storing writes its own files."""
 
     stored: Store | None
     opened: Manifest | None
@@ -99,12 +99,12 @@ class WritableSpace(Space, Protocol):
         ...
 
     def index(self, manifest: Manifest) -> Manifest:
-        """The index to write after tasks came or went."""
+        """The index to write after tasks were added or removed."""
         ...
 
 
 class SpaceState:
-    """What a subspace is made of, whichever way its numbers are stored.
+    """The state of a subspace, whichever way its numbers are stored.
 
     Attributes:
         layers: The shared modules: their shapes and k.
@@ -112,7 +112,7 @@ class SpaceState:
         stored: The files that unchanged tasks are read from, None for one in memory.
         home: The directory that it was loaded from or saved to.
         opened: The index as it was loaded, or saved last.
-        notes: What building or opening it remarked.
+        notes: Remarks from building or opening it.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class SpaceState:
 
     @property
     def storage(self) -> Storage:
-        """What its numbers are stored as."""
+        """How its numbers are stored."""
         return Storage(self.method, self.dtype, self.quantization)
 
     @property
@@ -157,7 +157,7 @@ class SpaceState:
         return max((max(spec.k_a, spec.k_b) for spec in self.layers), default=0)
 
     def bind(self, stored: Store) -> None:
-        """Say that it is what ``stored`` holds."""
+        """Note that its content is that of ``stored``."""
         self.stored = stored
         self.home, self.opened = stored.manifest.path, stored.manifest
 

@@ -1,4 +1,4 @@
-"""What a subspace takes, in parameters and in bytes."""
+"""The size of a subspace, in parameters and in bytes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vlora_engine.subspace.space import Space
 
 
 def compression_stats(space: Space) -> dict[str, Any]:
-    """`SharedSubspace.compression_stats`."""
+    """Count parameters and bytes before and after (`SharedSubspace.compression_stats`)."""
     compressed = original = 0
     for spec in space.layers:
         compressed += sum(spec.basis_elements(space.method)) + spec.k_a + spec.k_b

@@ -1,4 +1,4 @@
-"""A subspace on disk: writing it in one step, opening it lazily, checking every byte read.
+"""Write a subspace's directory, open it lazily, and check every byte read.
 
 ``basis.safetensors`` holds one pooled tensor of all components (layer after layer, side a before
 side b), ``tasks/<slug>.safetensors`` one pooled tensor of a task's loadings; where each module
@@ -85,15 +85,15 @@ def _shards(storage: Storage, layers: Sequence[LayerSpec]) -> list[tuple[int, in
     ranges, first, size = [], 0, 0
     for i, layer in enumerate(layers):
         counts, packing = layer.basis_elements(storage.method), storage.basis_packing
-        own = (
+        layer_bytes = (
             sum(counts) * ITEM_BYTES[storage.dtype]
             if packing is None
             else sum(map(packing.nbytes, counts))
         )
-        if i > first and size + own > MAX_SHARD_BYTES:
+        if i > first and size + layer_bytes > MAX_SHARD_BYTES:
             ranges.append((first, i))
             first, size = i, 0
-        size += own
+        size += layer_bytes
     return [*ranges, (first, len(layers))]
 
 
@@ -108,19 +108,19 @@ def _write_shard(
 ) -> str:
     packs = storage.quantization is not None
     layout = _packed_layout(storage, layers) if packs else _plain_layout(storage, layers)
-    kept: dict[str, list[Tensor]] = {name: [] for name, _, _ in layout[1:]}
+    small: dict[str, list[Tensor]] = {name: [] for name, _, _ in layout[1:]}
     with TensorWriter(path, layout) as writer:
         for _ in layers:
             basis = next(bases)
             # The components go straight to the disk; the rest is small and waits for its turn.
             components = (
-                _packed_tensors(basis, kept)
+                _packed_tensors(basis, small)
                 if packs
-                else _plain_tensors(basis, storage.dtype, kept)
+                else _plain_tensors(basis, storage.dtype, small)
             )
             for tensor in components:
                 writer.write(tensor)
-        for tensors in kept.values():
+        for tensors in small.values():
             for tensor in tensors:
                 writer.write(tensor)
     return writer.sha256
@@ -141,15 +141,15 @@ def _plain_layout(storage: Storage, layers: Sequence[LayerSpec]) -> Layout:
 
 
 def _plain_tensors(
-    basis: LayerBasis | PackedBasis, dtype: str, kept: dict[str, list[Tensor]]
+    basis: LayerBasis | PackedBasis, dtype: str, small: dict[str, list[Tensor]]
 ) -> Iterator[Tensor]:
     assert isinstance(basis, LayerBasis)  # noqa: S101  (what is packed is not stored as numbers)
-    kept["singular_values"] += [basis.singular_values_a, basis.singular_values_b]
+    small["singular_values"] += [basis.singular_values_a, basis.singular_values_b]
     for mean in (basis.mean_a, basis.mean_b):
         if mean is not None:
             rounded, powers = pack(mean.double().unsqueeze(0), dtype)
-            kept["means"].append(rounded[0])
-            kept["mean_exponents"].append(powers)
+            small["means"].append(rounded[0])
+            small["mean_exponents"].append(powers)
     return (side.to(torch_dtype(dtype)) for side in (basis.a, basis.b))
 
 
@@ -183,18 +183,18 @@ def _pool(prefix: str, packing: Packing, counts: Sequence[int]) -> Layout:
 
 
 def _packed_tensors(
-    basis: LayerBasis | PackedBasis, kept: dict[str, list[Tensor]]
+    basis: LayerBasis | PackedBasis, small: dict[str, list[Tensor]]
 ) -> Iterator[Tensor]:
     packed = basis if isinstance(basis, PackedBasis) else basis.packed
     assert packed is not None  # noqa: S101  (a subspace is packed as a whole)
-    kept["singular_values"] += [packed.singular_values_a, packed.singular_values_b]
+    small["singular_values"] += [packed.singular_values_a, packed.singular_values_b]
     for prefix, rows in [("", packed.a), ("", packed.b), *(("mean_", m) for m in packed.means)]:
-        kept[f"{prefix}scales"].append(rows.scales)
+        small[f"{prefix}scales"].append(rows.scales)
         if rows.packing.double_quant:
-            kept[f"{prefix}steps"].append(rows.steps)
+            small[f"{prefix}steps"].append(rows.steps)
         if prefix:
-            kept["mean_codes"].append(rows.codes)
-            kept["mean_exponents"].append(torch.tensor([rows.exponent], dtype=torch.int8))
+            small["mean_codes"].append(rows.codes)
+            small["mean_exponents"].append(torch.tensor([rows.exponent], dtype=torch.int8))
     return iter((packed.a.codes, packed.b.codes))
 
 
@@ -267,16 +267,16 @@ def task_files(names: Sequence[str]) -> dict[str, str]:
     return {name: f"{slug}.safetensors" for name, slug in slugs(names).items()}
 
 
-def free_task_file(name: str, taken: Iterable[str]) -> str:
+def free_task_file(name: str, existing: Iterable[str]) -> str:
     """A file name for one more task."""
-    used = {file.lower() for file in taken}
+    used = {file.lower() for file in existing}
     slug = slugs([name])[name]
     candidates = (slug if i == 1 else f"{slug}-{i}" for i in range(1, len(used) + 2))
     return next(f"{c}.safetensors" for c in candidates if f"{c}.safetensors".lower() not in used)
 
 
 class Store(Protocol):
-    """Where the tasks of a subspace on disk are read from."""
+    """The interface of what reads tasks from a subspace's directory."""
 
     manifest: Manifest
     verify: bool
@@ -291,7 +291,7 @@ class Store(Protocol):
 
 
 class CheckedFiles:
-    """The tensor files behind a manifest. A file's checksum is verified when it is first read."""
+    """The tensor files of a manifest; a file's checksum is verified when it is first read."""
 
     def __init__(self, manifest: Manifest, verify: bool = True) -> None:
         self.manifest, self.verify = manifest, verify
@@ -322,10 +322,10 @@ class StoredSubspace(CheckedFiles):
 
     def basis(self, index: int) -> LayerBasis:
         """The basis of the layer with this index, as numbers."""
-        kept = self.kept_basis(index)
-        return kept if isinstance(kept, LayerBasis) else LayerBasis.unpacked(kept)
+        stored = self.stored_basis(index)
+        return stored if isinstance(stored, LayerBasis) else LayerBasis.unpacked(stored)
 
-    def kept_basis(self, index: int) -> LayerBasis | PackedBasis:
+    def stored_basis(self, index: int) -> LayerBasis | PackedBasis:
         """The basis of the layer with this index as it lies on disk."""
         spec = self.manifest.layers[index]
         shard = next(b for b in self.manifest.basis if b.first <= index < b.last)
@@ -344,7 +344,7 @@ class StoredSubspace(CheckedFiles):
             rank=spec.rank,
         )
 
-    def _plain_rows(self, header: Header, index: int, place: int, **known: Any) -> LayerBasis:
+    def _plain_rows(self, header: Header, index: int, position: int, **fields: Any) -> LayerBasis:
         spec, method, at = self.manifest.layers[index], self.manifest.method, self._offsets[index]
         size_a, size_b = spec.basis_elements(method)
         both = read_elements(header, "components", at.components, size_a + size_b).float()
@@ -352,15 +352,15 @@ class StoredSubspace(CheckedFiles):
         if method == "flat":
             sizes = spec.mean_elements("flat")
             raw = read_elements(header, "means", at.means, sum(sizes)).split(sizes)
-            powers = read_elements(header, "mean_exponents", 2 * place, 2)
+            powers = read_elements(header, "mean_exponents", 2 * position, 2)
             for i, name in enumerate(("mean_a", "mean_b")):
                 means[name] = unpack(raw[i].unsqueeze(0), powers[i : i + 1])[0].float()
         shape_a, shape_b = spec.basis_shapes(method)
         return LayerBasis(
-            a=both[:size_a].reshape(shape_a), b=both[size_a:].reshape(shape_b), **means, **known
+            a=both[:size_a].reshape(shape_a), b=both[size_a:].reshape(shape_b), **means, **fields
         )
 
-    def _packed_rows(self, header: Header, index: int, place: int, **known: Any) -> PackedBasis:
+    def _packed_rows(self, header: Header, index: int, position: int, **fields: Any) -> PackedBasis:
         quantization, spec = self.storage.quantization, self.manifest.layers[index]
         assert quantization is not None  # noqa: S101
         at, method = self._offsets[index], self.manifest.method
@@ -374,13 +374,13 @@ class StoredSubspace(CheckedFiles):
             )
         )
         if method == "flat":
-            powers = read_elements(header, "mean_exponents", 2 * place, 2).tolist()
+            powers = read_elements(header, "mean_exponents", 2 * position, 2).tolist()
             shapes = [(size,) for size in spec.mean_elements("flat")]
             means = _read_packed(
                 header, "mean_", quantization.means, at.packed_means, shapes, powers
             )
             rows |= dict(zip(("mean_a", "mean_b"), means, strict=True))
-        return PackedBasis(**rows, **known)
+        return PackedBasis(**rows, **fields)
 
     def task(self, record: TaskRecord) -> EncodedTask:
         """One task as it lies on disk."""

@@ -1,4 +1,4 @@
-"""The tasks of a subspace: one in its coordinates, and all of them by name."""
+"""The tasks of a subspace: a task's loadings, and all tasks by id."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class TaskProjection:
         source_norms: Per module ||dW|| of the adapter it stands for.
         errors: Per module the relative error of dW, on what is stored.
         own: Modules that the basis lacks, as factors.
-        record: What the index says of it.
-        encoded: What packed loadings were decoded from.
+        record: Its row of the index.
+        encoded: The packed form that its loadings were decoded from.
     """
 
     task_id: str
@@ -88,16 +88,16 @@ class TaskMap(MutableMapping[str, TaskProjection]):
         self._changed.add(record.id)
 
     def record(self, task_id: str) -> TaskRecord:
-        """What the index says of a task."""
+        """A task's row of the index."""
         if task_id not in self._records:
-            raise unknown_task(task_id, self._records, self._place())
+            raise unknown_task(task_id, self._records, self._directory())
         return self._records[task_id]
 
     def records(self) -> list[TaskRecord]:
         return list(self._records.values())
 
     def encoded(self, task_id: str) -> EncodedTask:
-        """A task as it lies, or will lie, on disk."""
+        """A task in its encoded form, as it is or will be on disk."""
         record = self.record(task_id)
         if task_id in self._encoded:
             return self._encoded[task_id]
@@ -106,7 +106,7 @@ class TaskMap(MutableMapping[str, TaskProjection]):
         return stored
 
     def copy(self) -> TaskMap:
-        """The same tasks in a mapping of their own."""
+        """A second mapping of the same tasks, which may be changed without this one."""
         twin = TaskMap(self._storage, self._layers)
         twin._stored = self._stored
         twin._records, twin._encoded = dict(self._records), dict(self._encoded)
@@ -115,11 +115,11 @@ class TaskMap(MutableMapping[str, TaskProjection]):
 
     @property
     def changed(self) -> set[str]:
-        """Tasks whose files are not those of the directory this came from."""
+        """The ids of tasks that were changed since the directory was loaded or saved."""
         return set(self._changed)
 
     def rebind(self, stored: Store) -> None:
-        """From now on, unchanged tasks are those of ``stored``."""
+        """Read all tasks from ``stored`` from now on; none counts as changed."""
         self._stored = stored
         self._records = _stored_records(stored)
         self._encoded.clear()
@@ -134,9 +134,9 @@ class TaskMap(MutableMapping[str, TaskProjection]):
         return self._projections[task_id]
 
     def decoded(self, task_id: str) -> TaskProjection:
-        """A task as a projection that is not kept: for one who reads many."""
-        known = self._projections.get(task_id)
-        return known or self._decode(self.record(task_id), self.encoded(task_id))
+        """A task as a projection that is not cached, for callers that read many."""
+        projection = self._projections.get(task_id)
+        return projection or self._decode(self.record(task_id), self.encoded(task_id))
 
     def _decode(self, record: TaskRecord, encoded: EncodedTask) -> TaskProjection:
         return decode_projection(self._storage, self._layers, record, encoded)
@@ -167,7 +167,7 @@ class TaskMap(MutableMapping[str, TaskProjection]):
     def __len__(self) -> int:
         return len(self._records)
 
-    def _place(self) -> Path | None:
+    def _directory(self) -> Path | None:
         return self._stored.manifest.path if self._stored else None
 
 
@@ -175,12 +175,12 @@ def collect_tasks(
     storage: Storage, collection: Collection, built: Iterable[BuiltLayer]
 ) -> tuple[Bases, list[LayerSpec], TaskMap]:
     """Built layers as bases, layer specs and tasks in memory."""
-    kept: list[LayerBasis | PackedBasis] = []
+    bases: list[LayerBasis | PackedBasis] = []
     k: dict[str, tuple[int, int]] = {}
     shares: dict[str, list[TaskLayer]] = {}
     for layer in built:
         basis = layer.basis
-        kept.append(basis.packed or basis)  # what is packed stays so
+        bases.append(basis.packed or basis)  # what is packed stays so
         k[basis.name] = len(basis.a), len(basis.b)
         for i, name in enumerate(layer.tasks):
             share = TaskLayer(layer.loadings[i], float(layer.energy[i]), float(layer.residual[i]))
@@ -191,7 +191,7 @@ def collect_tasks(
         record, encoded = assemble_task(collection, name, shares[name], file="", out=None)
         location = str(source.path.absolute()) if source.path else None
         tasks.put(replace(record, source=location), encoded)
-    return Bases.of(kept), specs, tasks
+    return Bases.of(bases), specs, tasks
 
 
 def task_names(task_ids: Sequence[str] | None, count: int) -> list[str]:
@@ -218,7 +218,7 @@ def task_names(task_ids: Sequence[str] | None, count: int) -> list[str]:
 def decode_projection(
     storage: Storage, layers: Sequence[LayerSpec], record: TaskRecord, encoded: EncodedTask
 ) -> TaskProjection:
-    """A task as it lies on disk, as tensors in fp32."""
+    """Decode a task into tensors in fp32."""
     loadings_a, loadings_b = {}, {}
     for spec, a, b in decode_task(storage, layers, record, encoded):
         loadings_a[spec.name], loadings_b[spec.name] = a.float(), b.float()
@@ -247,20 +247,20 @@ def encode_projection(
     Raises:
         SubspaceError: A loading does not have the shape that the basis asks for.
     """
-    places = {spec.name: i for i, spec in enumerate(layers)}
-    kept = _kept_form(storage, layers, projection)
-    if kept is not None:
-        return kept
-    names = sorted(projection.loadings_a, key=lambda n: places.get(n, -1))
+    positions = {spec.name: i for i, spec in enumerate(layers)}
+    unchanged = _unchanged_form(storage, layers, projection)
+    if unchanged is not None:
+        return unchanged
+    names = sorted(projection.loadings_a, key=lambda n: positions.get(n, -1))
     method, loadings, ranks = storage.method, [], []
     for name in names:
-        if name not in places:
+        if name not in positions:
             raise SubspaceError(f"The subspace has no module {name!r}.", where=projection.task_id)
         a, b = projection.loadings_a[name], projection.loadings_b[name]
-        rank = layers[places[name]].rank if method == "flat" else a.shape[0]
-        form = _checked_form(storage, layers[places[name]], rank, a, b, projection)
-        own = encode_loadings(form, a.double()[None], b.double()[None], storage.dtype)
-        loadings.append(own.of(0))
+        rank = layers[positions[name]].rank if method == "flat" else a.shape[0]
+        form = _checked_form(storage, layers[positions[name]], rank, a, b, projection)
+        encoded_module = encode_loadings(form, a.double()[None], b.double()[None], storage.dtype)
+        loadings.append(encoded_module.of(0))
         ranks.append(rank)
     encoded = EncodedTask(
         **join_loadings(storage, loadings),
@@ -270,17 +270,17 @@ def encode_projection(
         rest=projection.rest,
     )
     record = projection.record or _new_record(projection, names, ranks)
-    own_ranks = record.ranks if method == "flat" and projection.record else tuple(ranks)
-    shared = tuple(places[n] for n in names)
+    task_ranks = record.ranks if method == "flat" and projection.record else tuple(ranks)
+    shared = tuple(positions[n] for n in names)
     scales = tuple(float(projection.scales.get(n, 1.0)) for n in names)
-    record = replace(record, layers=shared, ranks=own_ranks, scales=scales)
+    record = replace(record, layers=shared, ranks=task_ranks, scales=scales)
     return replace(record, id=projection.task_id, config=dict(projection.config)), encoded
 
 
-def _kept_form(
+def _unchanged_form(
     storage: Storage, layers: Sequence[LayerSpec], projection: TaskProjection
 ) -> tuple[TaskRecord, EncodedTask] | None:
-    """What packed loadings were decoded from, where nothing was changed since.
+    """The packed form of a projection, where nothing was changed since it was decoded.
 
     Packing a core that was cut to its rank again would add to the error that was measured.
     """
@@ -296,14 +296,14 @@ def _kept_form(
         if getattr(same, name) != getattr(projection, name):
             return None
     for side in ("loadings_a", "loadings_b"):
-        ours, theirs = getattr(same, side), getattr(projection, side)
-        if ours.keys() != theirs.keys() or not all(_same(ours[n], theirs[n]) for n in ours):
+        current, given = getattr(same, side), getattr(projection, side)
+        if current.keys() != given.keys() or not all(_same(current[n], given[n]) for n in current):
             return None
     return record, replace(encoded, own=projection.own, rest=projection.rest)
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
-    return one.dtype == other.dtype and one.device == other.device and torch.equal(one, other)
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
 
 
 def _checked_form(

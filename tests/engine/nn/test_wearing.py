@@ -342,7 +342,7 @@ def test_tasks_worn_are_kept_up_to_a_number_of_bytes(
     each = model._cache.nbytes // 3
     assert each > 0
     assert not subspace.tasks._projections  # the engine's own cache, which has no bound
-    assert not subspace.bases._known
+    assert not subspace.bases._loaded
     small = VLoRAModel(make.tiny_llama(), subspace, cache_bytes=2 * each)
     for task in [*adapters, *adapters]:
         small.set_task(task)

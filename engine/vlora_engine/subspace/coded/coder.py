@@ -1,8 +1,8 @@
-"""Coding a collection until a target is met on what was measured.
+"""Code a collection until the measured result meets a target.
 
-The tables tell a step, and what was coded tells how far the tables are off. Large collections are
-coded once, the layers that are left with what those before have taught (`steer`); small ones as
-often as it takes. Bytes and errors are bounds that are kept, and used up but for little.
+The tables give a step, and the coded layers show how far the tables are off. Large collections are
+coded once, each block of layers with corrections from those before; small ones as often as it
+takes. Bytes and errors are bounds that are kept, and used up but for little.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from vlora_engine.utils.workers import map_ordered
 
 logger = logging.getLogger(__name__)
 
-# Room that an attempt leaves below its target: what a change of the step does to single tasks.
+# The margin that an attempt leaves below its target: a change of the step moves single tasks.
 SLACK = {"budget": 0.0015, "error": 0.005}
 USED = 0.99
 CORRECTED = 3  # attempts that are told by how far the one before was off ...
@@ -101,7 +101,7 @@ class Coder:
         return self._approach(allowed, allowed * (1 - slack), correction)
 
     def _approach(self, allowed: float, wanted: float, correction: Correction) -> Coded:
-        """Code the whole again and again, each attempt told by those before."""
+        """Code the whole again and again, each attempt corrected by those before."""
         aims, best, least = _Aims(wanted), None, np.inf
         for attempt in range(ATTEMPTS):
             forecast = self._solve(aims.current, correction)
@@ -143,19 +143,19 @@ class Coder:
             steps = controller.steps(sorted(block + left))
             for _ in range(STEERED_AGAIN):
                 # What was steered again may be half of one try and half of another.
-                kept = [i for i in block if parts.has(i)] if left else []
-                missing = [i for i in block if i not in kept]
+                present = [i for i in block if parts.has(i)] if left else []
+                missing = [i for i in block if i not in present]
                 self._write(parts, replace(forecast, steps=steps), missing, done, total)
-                own = controller.measure(block, steps, *self._figures(parts, block))
-                whole = controller.measured.plus(own)
+                measured = controller.measure(block, steps, *self._figures(parts, block))
+                whole = controller.measured.plus(measured)
                 if left:
                     break
                 coded = self._steered(coded, whole)
                 if self._is_near(coded, allowed):
                     break
-                steps = controller.retry_steps(block, steps, own, allowed)
+                steps = controller.retry_steps(block, steps, measured, allowed)
             controller.measured = whole
-            done, reused = done + len(block), reused + len(kept)
+            done, reused = done + len(block), reused + len(present)
             logs = logs + len(block) * np.log(steps)
         # Adapters that are added later take the step that these took on average.
         steps = np.exp(logs / total)
@@ -172,7 +172,7 @@ class Coder:
         return found <= allowed and (found >= USED * allowed or self._is_spent(coded.forecast))
 
     def _ask_for_room(self, nbytes: float) -> None:
-        """Tell once about how many bytes it is going to take."""
+        """Report once about how many bytes it is going to take."""
         if self.room is not None:
             self.room(int(nbytes))
             self.room = None
@@ -233,20 +233,20 @@ class Coder:
 
     def _figures(self, parts: Parts, layers: Iterable[int]) -> tuple[Array, int]:
         """Of coded layers: (N,) shares of ||dW||^2 that they miss, and their bytes."""
-        places = {name: i for i, name in enumerate(self.outlook.tasks)}
-        missed, payload = np.zeros(len(places)), 0
+        positions = {name: i for i, name in enumerate(self.outlook.tasks)}
+        missed, payload = np.zeros(len(positions)), 0
         for index in layers:
             tasks, _, residual, nbytes = parts.figures(index)
-            missed[[places[task] for task in tasks]] += residual
+            missed[[positions[task] for task in tasks]] += residual
             payload += nbytes
         return missed.clip(0) * np.square(self._weights), payload
 
     def _corrected(self, coded: Coded) -> Correction:
-        told = coded.forecast
-        payload = coded.payload / told.payload if told.payload else 1.0
+        forecast = coded.forecast
+        payload = coded.payload / forecast.payload if forecast.payload else 1.0
         overhead = coded.nbytes - self.outlook.rest_bytes - coded.payload
         self.outlook = replace(self.outlook, overhead=overhead)
-        return Correction(_ratio(coded.errors, told.errors), payload)
+        return Correction(_ratio(coded.errors, forecast.errors), payload)
 
     @cached_property
     def _weights(self) -> Array:
@@ -268,8 +268,8 @@ class Coder:
 
         def work(index: int) -> CodedLayer:
             stack = read_stack(names[index], sources, self.collection.weights, device)
-            own = np.array([by_name[task] for task in stack.tasks])
-            return code_layer(stack, own, self.groups_of(forecast, index))
+            task_steps = np.array([by_name[task] for task in stack.tasks])
+            return code_layer(stack, task_steps, self.groups_of(forecast, index))
 
         return map_ordered(
             work,
@@ -289,9 +289,9 @@ class Coder:
 
 
 class _Aims:
-    """What to aim at, where aiming a little lower or higher is known to help.
+    """A bisection for the aim whose result comes closest to the target.
 
-    What comes of an aim rises with it, though not evenly: it jumps where a direction, or sharing
+    The result of an aim rises with it, though not evenly: it jumps where a direction, or sharing
     on a layer, comes or goes.
     """
 
@@ -317,5 +317,7 @@ class _Aims:
         return True
 
 
-def _ratio(measured: Array, told: Array) -> Array:
-    return np.where((told > 0) & (measured > 0), measured / np.where(told > 0, told, 1), 1.0)
+def _ratio(measured: Array, predicted: Array) -> Array:
+    return np.where(
+        (predicted > 0) & (measured > 0), measured / np.where(predicted > 0, predicted, 1), 1.0
+    )

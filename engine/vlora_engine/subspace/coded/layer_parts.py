@@ -1,4 +1,4 @@
-"""Coded layers while a collection is being coded: in memory, or in sealed files."""
+"""Store coded layers while a collection is being coded: in memory, or in checksummed files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TaskShare:
 
 
 class Parts(Protocol):
-    """Where coded layers are kept, by index."""
+    """The interface of a store of coded layers, by index."""
 
     def has(self, index: int) -> bool:
         """Whether the layer is there and sound."""

@@ -1,4 +1,4 @@
-"""The files of a coded collection: what lies in them, and the bytes that no choice changes."""
+"""The layout of a coded collection's files, and the bytes of them that no choice changes."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""A subspace over a coded collection: the same tasks, no components.
+"""`CodedSpace`: a subspace whose tasks are entropy-coded, without components.
 
-Tasks come and go without touching the others' bytes: a new adapter is coded by itself, in the
-step that the collection was coded in. `compact` plans anew.
+Tasks are added and removed without changing the others' bytes: a new adapter is coded by itself,
+in the step that the collection was coded in. `compact` plans anew.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def code_collection(
 
 
 class CodedSpace(SpaceState):
-    """A collection whose every direction has bits of its own (methods `own` and `auto`).
+    """A subspace of which every direction is coded with bits of its own (`own` and `auto`).
 
     Attributes:
         coding: The step, the modes and the target that it was coded with.
@@ -134,7 +134,7 @@ class CodedSpace(SpaceState):
         task_id: str,
         warn_threshold: float | None = None,
     ) -> TaskProjection:
-        """An adapter coded by itself, in the collection's step; nothing else changes.
+        """Code an adapter by itself, in the collection's step; nothing else changes.
 
         Where the collection was coded for a largest error, the adapter gets a finer step if it
         needs one to stay below it.
@@ -193,14 +193,14 @@ class CodedSpace(SpaceState):
     def _layers_with(self, source: AdapterSource) -> list[LayerSpec]:
         """The layers with the modules and ranks that ``source`` brings."""
         layers = list(self.layers)
-        places = {spec.name: i for i, spec in enumerate(layers)}
+        positions = {spec.name: i for i, spec in enumerate(layers)}
         for spec in shared_layers({"": source}):
-            if spec.name not in places:
+            if spec.name not in positions:
                 layers.append(spec)
                 continue
-            known = layers[places[spec.name]]
-            check_fits(known, source, self.method)
-            layers[places[spec.name]] = replace(known, rank=max(known.rank, spec.rank))
+            existing = layers[positions[spec.name]]
+            check_fits(existing, source, self.method)
+            layers[positions[spec.name]] = replace(existing, rank=max(existing.rank, spec.rank))
         return layers
 
     def _take_layers(self, layers: list[LayerSpec]) -> None:
@@ -256,11 +256,11 @@ class CodedTasks(TaskMap):
         return self._layers
 
     def read_from(self, shared: SharedBytes) -> None:
-        """Decode with what groups share as it lies in ``shared`` from now on."""
+        """Take the bytes that groups share from ``shared`` from now on."""
         self._decoder = Decoder(shared)
 
     def decode(self, record: TaskRecord, task: CodedTask) -> TaskProjection:
-        """A task's own factors, out of its bytes."""
+        """Decode a task's factors from its bytes."""
         return self._decode(record, cast(EncodedTask, task))
 
     def _decode(self, record: TaskRecord, encoded: EncodedTask) -> TaskProjection:
@@ -268,10 +268,10 @@ class CodedTasks(TaskMap):
         task = cast(CodedTask, encoded)
         names = [self._layers[i].name for i in record.layers]
         scales = dict(zip(names, record.scales, strict=True))
-        own: dict[str, tuple[Tensor, Tensor]] = {}
+        factors: dict[str, tuple[Tensor, Tensor]] = {}
         for name, (a, b) in self._decoder.factors(self._layers, record, task.blobs).items():
             scale = scales[name]
-            own[name] = a.float(), (b / scale if scale else torch.zeros_like(b)).float()
+            factors[name] = a.float(), (b / scale if scale else torch.zeros_like(b)).float()
         return TaskProjection(
             task_id=record.id,
             loadings_a={},
@@ -281,7 +281,7 @@ class CodedTasks(TaskMap):
             config=dict(record.config),
             source_norms=dict(zip(names, task.norms.tolist(), strict=True)),
             errors=dict(zip(names, task.errors.tolist(), strict=True)),
-            own=own,
+            own=factors,
             record=record,
             encoded=encoded,
         )
@@ -332,7 +332,7 @@ def _error(shares: list[Share], norm: float) -> float:
 
 
 def no_basis() -> SubspaceError:
-    """The error for one who asks a coded collection for its components."""
+    """The error for asking a coded collection for components."""
     return SubspaceError(
         "A coded collection has no components: every direction has bits of its own.",
         expected="a subspace of method delta, columns or flat",

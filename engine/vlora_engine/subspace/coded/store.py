@@ -1,4 +1,4 @@
-"""A coded collection on disk: writing it, reading one task of it, decoding one module at a time."""
+"""Write a coded collection to disk, read its tasks, and decode them module by module."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ from vlora_engine.utils.safetensors_file import (
 
 _AT_ONCE = 32  # modules of a task that are decoded together
 _LARGEST = 1 << 31  # numbers of a factor; a zero one may be said to be of any size
-_KEPT_BYTES = 256 << 20  # of decoded groups: the next task asks for the same ones
+_CACHE_BYTES = 256 << 20  # of decoded groups: the next task asks for the same ones
 
 Factors = tuple[Tensor, Tensor]  # A (r, d_in), B (d_out, r) with the scale folded in
 
 
 @dataclass
 class CodedTask:
-    """One task as it lies on disk.
+    """A coded task: the bytes of its modules, their figures and its rest tensors.
 
     Args:
         blobs: Bytes of each of its modules. norms: (modules,) fp32 ||dW||.
@@ -75,7 +75,7 @@ class CodedTask:
 
 
 class SharedBytes(Protocol):
-    """Where what groups share is had from."""
+    """The interface of what gives the bytes that groups share."""
 
     def shared(self, layer: int, group: int) -> bytes:
         """The bytes of one group on one layer."""
@@ -92,7 +92,7 @@ class MemoryShared:
 
 
 class Decoder:
-    """Turns coded modules back into factors."""
+    """Decodes coded modules into factors, caching the groups used last."""
 
     def __init__(self, source: SharedBytes) -> None:
         self._source = source
@@ -166,9 +166,9 @@ class Decoder:
         for key in wanted:
             self._groups.move_to_end(key)
             out[key] = self._groups[key]
-        held = sum(map(_nbytes, self._groups.values()))
-        while held > _KEPT_BYTES:
-            held -= _nbytes(self._groups.popitem(last=False)[1])
+        cached_bytes = sum(map(_nbytes, self._groups.values()))
+        while cached_bytes > _CACHE_BYTES:
+            cached_bytes -= _nbytes(self._groups.popitem(last=False)[1])
         return out
 
 
@@ -214,10 +214,10 @@ class CodedStore(CheckedFiles):
     def __init__(self, manifest: Manifest, verify: bool = True) -> None:
         assert manifest.coding is not None  # noqa: S101
         super().__init__(manifest, verify)
-        self._places: dict[tuple[int, int], tuple[int, int]] | None = None
+        self._positions: dict[tuple[int, int], tuple[int, int]] | None = None
 
     def task(self, record: TaskRecord) -> CodedTask:
-        """One task as it lies on disk."""
+        """Read one task from its file."""
         header = self._open(f"tasks/{record.file}", record.sha256, record.nbytes)
         raw, modules = _bytes_of(header, "coded"), len(record.layers)
         head = MODULE_HEAD * modules
@@ -238,14 +238,14 @@ class CodedStore(CheckedFiles):
         if not basis:
             raise _unlike("no shared part", self.manifest.path)
         header = self._open(basis[0].name, basis[0].sha256, basis[0].nbytes)
-        if self._places is None:
+        if self._positions is None:
             units = coding.units()
             sizes = _named(header, "sizes", (len(units),)).tolist()
             ends = np.cumsum([0, *sizes]).tolist()
-            self._places = {u: (ends[i], sizes[i]) for i, u in enumerate(units)}
-        if (layer, group) not in self._places:
+            self._positions = {u: (ends[i], sizes[i]) for i, u in enumerate(units)}
+        if (layer, group) not in self._positions:
             raise _unlike(f"no group {group} on layer {layer}", header.path)
-        return read_elements(header, "coded", *self._places[layer, group]).numpy().tobytes()
+        return read_elements(header, "coded", *self._positions[layer, group]).numpy().tobytes()
 
 
 def write_coded(
@@ -291,7 +291,7 @@ def write_coded(
 def write_shared(
     directory: Path, coding: Coding, shared: Iterable[bytes], layers: int
 ) -> tuple[BasisFile, ...]:
-    """Write what groups share, if any do."""
+    """Write the file of what groups share; no file where none do."""
     units = list(shared)
     if not units:
         return ()
