@@ -90,8 +90,8 @@ class Architecture:
 
 
 ARCHITECTURES: dict[str, Architecture] = {
-    one.name: one
-    for one in (
+    architecture.name: architecture
+    for architecture in (
         Architecture(
             "llama",
             {"llama": "LlamaForCausalLM", "mistral": "MistralForCausalLM"},

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests import make, train
-from tests.engine.nn.worn import LLAMA, TOKENS, logits, on_every_device, peft_adapters, whole
+from tests.engine.nn.tiny_models import LLAMA, TOKENS, logits, on_every_device, peft_adapters, whole
 from tests.train import Trained
 from vlora_engine import SharedSubspace, SubspaceTrainer, VLoRAModel, orthogonal_init
 from vlora_engine.errors import NotFoundError, ParameterError, SubspaceError

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests import make
-from tests.engine.nn.worn import LLAMA, TOKENS, logits, peft_adapters, whole
+from tests.engine.nn.tiny_models import LLAMA, TOKENS, logits, peft_adapters, whole
 from vlora_engine import SharedSubspace, VLoRAModel, orthogonal_init
 from vlora_engine.errors import ParameterError
 from vlora_engine.nn.hooks import LoRAHook

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import make
-from tests.engine.nn.worn import (
+from tests.engine.nn.tiny_models import (
     GPT2,
     LLAMA,
     TOKENS,
