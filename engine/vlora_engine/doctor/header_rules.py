@@ -73,7 +73,7 @@ def _quantized_base(subject: Subject) -> Iterable[Hit]:
     "wide-dtype",
     "note",
     "Factors in fp64 take twice the bytes of fp32 and give nothing.",
-    source=f"{ENGINE}.tensorfile",
+    source=f"{ENGINE}.utils.safetensors_file",
 )
 def _wide_dtype(subject: Subject) -> Iterable[Hit]:
     wide = [name for name, shape in (subject.modules or {}).items() if shape.dtype == "F64"]
@@ -87,7 +87,7 @@ def _wide_dtype(subject: Subject) -> Iterable[Hit]:
     "warning",
     "Factors in eight bits: PEFT and servers do not compute in them.",
     remedy="save the adapter again in bf16",
-    source=f"{ENGINE}.tensorfile",
+    source=f"{ENGINE}.utils.safetensors_file",
 )
 def _narrow_dtype(subject: Subject) -> Iterable[Hit]:
     narrow = [n for n, (dtype, _) in subject.tensors.items() if dtype.startswith("F8")]

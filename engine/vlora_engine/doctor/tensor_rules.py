@@ -32,7 +32,7 @@ def _checked(subject: Subject) -> AdapterCheck | None:
     "not-finite",
     "error",
     "A factor or the scale holds NaN or infinity.",
-    source=f"{ENGINE}.check",
+    source=f"{ENGINE}.adapters.check",
     stage="tensors",
 )
 def _not_finite(subject: Subject) -> Iterable[Hit]:
@@ -46,7 +46,7 @@ def _not_finite(subject: Subject) -> Iterable[Hit]:
     "rest-not-finite",
     "warning",
     "A tensor that is kept as it is holds NaN or infinity.",
-    source=f"{ENGINE}.check",
+    source=f"{ENGINE}.adapters.check",
     stage="tensors",
 )
 def _rest_not_finite(subject: Subject) -> Iterable[Hit]:

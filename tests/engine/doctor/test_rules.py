@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,8 @@ def test_a_row_says_on_what_it_is_believed(code: str) -> None:
     assert rule.since
     known = ("https://", "arXiv:", "IEEE", "vlora_engine")
     assert rule.source.startswith(known)
+    if rule.source.startswith("vlora_engine"):
+        assert importlib.util.find_spec(rule.source) is not None
     assert set(rule.targets) <= set(TARGETS)
     assert (rule.stage == "target") == bool(rule.targets)
 
