@@ -13,8 +13,9 @@ from tests import make
 from vlora_engine.adapters.model import LoRAWeights, ModuleShape
 from vlora_engine.catalog.open import load_adapter, open_adapter
 from vlora_engine.errors import AdapterError, ParameterError
-from vlora_engine.resizing import cheapest, resize
+from vlora_engine.resizing import resize
 from vlora_engine.targets.save import save_adapter
+from vlora_engine.targets.sizing import cheapest
 from vlora_engine.targets.verify import verify_adapter
 
 

@@ -14,7 +14,6 @@ from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.errors import NotFoundError, ParameterError
 from vlora_engine.findings import Finding
-from vlora_engine.merging import merge_with_report
 from vlora_engine.merging.settings import check_request
 from vlora_engine.quantization.packing import already_coded_error
 from vlora_engine.targets import Facts, check_fit, facts_of, facts_of_task, find_target
@@ -311,6 +310,8 @@ class Writer:
 
     def _merged(self, merge: Merge) -> tuple[LoRAWeights, events.Merged]:
         """The result, and what there is to say about it."""
+        from vlora_engine.merging import merge_with_report
+
         names = merge_inputs(merge, self.collection)
         merged, report = merge_with_report(
             [self._source(merge, name) for name in names],

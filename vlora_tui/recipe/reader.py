@@ -17,6 +17,7 @@ from vlora_engine.merging.methods import DEFAULT_METHOD
 from vlora_engine.quantization.dtypes import AUTO_DTYPE, DTYPES
 from vlora_engine.quantization.packing import NOT_PACKED, PACKINGS
 from vlora_engine.targets.registry import TARGETS
+from vlora_engine.targets.sizing import Sizing
 from vlora_tui.recipe.model import (
     AdapterInput,
     Compress,
@@ -357,8 +358,6 @@ def _read_resize(table: Table) -> Resize:
 
 
 def _check_sizing(wanted: Resize) -> None:
-    from vlora_engine.resizing import Sizing
-
     Sizing(wanted.rank, wanted.energy, wanted.dynamic, wanted.target)
 
 

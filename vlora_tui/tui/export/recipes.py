@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from vlora_engine.errors import ParameterError
-from vlora_engine.resizing import Sizing
 from vlora_engine.targets import find_target
+from vlora_engine.targets.sizing import Sizing
 from vlora_engine.utils.naming import slugs
 from vlora_tui.pipeline.outputs import check_merge
 from vlora_tui.recipe.model import (
