@@ -166,7 +166,6 @@ LAZY = {
     "vlora_tui.pipeline.run": "torch",
     "vlora_tui.recipe.mergekit": "yaml",
     "vlora_tui.recipe.model": "tomli_w",
-    "vlora_tui.recipe.reader": "numpy torch",
     "vlora_tui.report.comparison": "numpy torch",
     "vlora_tui.report.gather": "safetensors torch",
     "vlora_tui.tui.adapters.finding": "numpy",

@@ -310,7 +310,7 @@ class Writer:
 
     def _merged(self, merge: Merge) -> tuple[LoRAWeights, events.Merged]:
         """The result, and what there is to say about it."""
-        from vlora_engine.merging import merge_with_report
+        from vlora_engine.merging.merge_adapters import merge_with_report
 
         names = merge_inputs(merge, self.collection)
         merged, report = merge_with_report(
