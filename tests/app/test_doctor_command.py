@@ -167,12 +167,12 @@ def test_what_gets_in_the_way_is_named(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "dev/nvidia0").touch()
     monkeypatch.setattr(environment, "cuda_devices", list)
     environ = {"TERM": "dumb", "SLURM_JOB_ID": "7", "SSH_CONNECTION": "1 2 3 4"}
-    codes = {f.code: f for f in environment.remarks(environ, tmp_path)}
+    codes = {f.code: f for f in environment.environment_findings(environ, tmp_path)}
     assert {"slurm", "dumb-terminal", "remote-shell", "cuda-unused"} <= codes.keys()
     assert all(finding.remedy for finding in codes.values())
     assert "jobs resume" in codes["slurm"].remedy
     assert "remote-shell" not in {
-        f.code for f in environment.remarks({**environ, "TMUX": "/tmp/x"}, tmp_path)
+        f.code for f in environment.environment_findings({**environ, "TMUX": "/tmp/x"}, tmp_path)
     }
 
 

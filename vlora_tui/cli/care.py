@@ -14,7 +14,7 @@ from vlora_engine.doctor.subspace_check import check_subspace
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
 from vlora_tui.cli.errors import FOUND
-from vlora_tui.cli.hub_places import fetch_first
+from vlora_tui.cli.hub_inputs import fetch_first
 from vlora_tui.cli.output import Output
 from vlora_tui.utils.formatting import plural, printable
 

@@ -12,7 +12,7 @@ from vlora_engine.errors import ParameterError
 from vlora_engine.utils.files import check_output, require_apart
 from vlora_tui.cli import options as o
 from vlora_tui.cli.execute import in_place
-from vlora_tui.cli.hub_places import fetch_first, require_own
+from vlora_tui.cli.hub_inputs import fetch_first, require_own
 from vlora_tui.cli.output import Output
 from vlora_tui.utils.formatting import percent, plural, printable, size
 
@@ -59,33 +59,33 @@ def _compact_at(
         )
     if not manifest.tasks:
         raise ParameterError("The subspace has no task.", where=subspace)
-    place = Path(subspace if output is None else output)
+    target = Path(subspace if output is None else output)
     if output is not None:
-        require_apart([place], [Path(subspace)])
-        check_output(place, force=force)
-    data = {"path": str(place), "tasks": len(manifest.tasks), "bytes_before": manifest.nbytes}
+        require_apart([target], [Path(subspace)])
+        check_output(target, force=force)
+    data = {"path": str(target), "tasks": len(manifest.tasks), "bytes_before": manifest.nbytes}
     if dry_run:
         out.json("compact", {**data, "dry_run": True})
-        out.text(f"Would plan {plural(len(manifest.tasks), 'task')} anew and write {place}")
+        out.text(f"Would plan {plural(len(manifest.tasks), 'task')} anew and write {target}")
         return
-    rebuilt = _compact(Path(subspace), place, device, force=force or output is None)
-    after = read_manifest(place)
+    rebuilt = _compact(Path(subspace), target, device, force=force or output is None)
+    after = read_manifest(target)
     worst = after.worst
     lost = {"mean_error": after.mean_error, "max_error": worst.error if worst else 0.0}
-    told = {"bytes": after.nbytes, **lost, "from_reconstructions": rebuilt, "dry_run": False}
-    out.json("compact", {**data, **told})
+    result = {"bytes": after.nbytes, **lost, "from_reconstructions": rebuilt, "dry_run": False}
+    out.json("compact", {**data, **result})
     for name in rebuilt:
         out.note(printable(f"{name}: its original was not found; taken from the subspace"))
     out.text(
         f"{size(manifest.nbytes)} -> {size(after.nbytes)}; error {percent(after.mean_error)} on "
         f"average, {percent(lost['max_error'])} at worst"
     )
-    out.essence(str(place))
+    out.essence(str(target))
 
 
-def _compact(subspace: Path, place: Path, device: str, *, force: bool) -> list[str]:
+def _compact(subspace: Path, target: Path, device: str, *, force: bool) -> list[str]:
     from vlora_engine.shared_subspace import SharedSubspace
 
     new, rebuilt = SharedSubspace.load(subspace).compact(device=device)
-    new.save(place, force=force)
+    new.save(target, force=force)
     return rebuilt

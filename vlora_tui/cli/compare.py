@@ -13,7 +13,7 @@ from vlora_tui.cli import options as o
 from vlora_tui.cli.csv_file import Csv, CsvFile
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.flags import require_there
-from vlora_tui.cli.hub_places import fetch_first
+from vlora_tui.cli.hub_inputs import fetch_first
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline.inputs import gather_adapters
@@ -71,11 +71,11 @@ def diff(
     sheet = CsvFile(csv, out, force=force)
     if fail_above is not None and not fail_above >= 0:
         raise ParameterError("--fail-above is a share, 0 or more.", found=str(fail_above))
-    first, second = fetch_first(out, *two_places(places))
-    modules = adapter_diff(open_place(first), open_place(second), space="delta")
+    first, second = fetch_first(out, *two_adapters(places))
+    modules = adapter_diff(open_side(first), open_side(second), space="delta")
     total = diff_total(modules)
     if space == "factors":
-        modules = adapter_diff(open_place(first), open_place(second), space="factors")
+        modules = adapter_diff(open_side(first), open_side(second), space="factors")
     exceeds = fail_above is not None and not total["relative_difference"] <= fail_above
     out.json(
         "diff",
@@ -172,23 +172,23 @@ def read_all(collection: Collection, out: Output, *, skip_bad: bool) -> Compared
     return compared
 
 
-def two_places(places: list[str]) -> tuple[str, str]:
+def two_adapters(paths: list[str]) -> tuple[str, str]:
     """``A B``, or ``DIR TASK TASK`` as ``DIR:TASK DIR:TASK``."""
-    if len(places) == 3:
-        directory, first, second = places
+    if len(paths) == 3:
+        directory, first, second = paths
         return f"{directory}:{first}", f"{directory}:{second}"
-    if len(places) != 2:
+    if len(paths) != 2:
         raise ParameterError(
             "diff compares two adapters.",
             expected="A B, or DIR TASK_A TASK_B",
-            found=plural(len(places), "place"),
+            found=plural(len(paths), "place"),
         )
-    return places[0], places[1]
+    return paths[0], paths[1]
 
 
-def open_place(place: str) -> Any:
+def open_side(path: str) -> Any:
     """One adapter, or a task of a subspace."""
-    return open_adapter(place)
+    return open_adapter(path)
 
 
 def _show_similarity(out: Output, names: list[str], values: list[list[float]]) -> None:
@@ -226,8 +226,8 @@ def _show_remarkable(out: Output, data: dict[str, Any]) -> None:
         reasons = row["reasons"][:REASONS]
         more = len(row["reasons"]) - len(reasons)
         also = f"; and in {more} more ways" if more else ""
-        told = "; ".join(why(reason) for reason in reasons)
-        out.text(f"outlier (score {row['z_score']:.1f}): {row['name']}: {told}{also}")
+        listed = "; ".join(why(reason) for reason in reasons)
+        out.text(f"outlier (score {row['z_score']:.1f}): {row['name']}: {listed}{also}")
 
 
 def _listed(names: list[str]) -> str:

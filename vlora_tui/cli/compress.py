@@ -38,8 +38,8 @@ def compress(
     out.json("compress", compress_data(watcher))
     show_subspace(out, watcher)
     out.essence(watcher.last(events.SubspaceWritten).path)
-    place = shlex.quote(output)
-    out.note(f"next: vlora-tui info {place}, or vlora-tui export {place} --all -o DIR")
+    quoted = shlex.quote(output)
+    out.note(f"next: vlora-tui info {quoted}, or vlora-tui export {quoted} --all -o DIR")
 
 
 def compress_data(watcher: Watcher) -> dict[str, Any]:

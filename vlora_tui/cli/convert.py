@@ -14,7 +14,7 @@ from vlora_engine.convert.convert import format_named, is_whole_subspace, plan, 
 from vlora_engine.utils.files import check_output
 from vlora_tui.cli import options as o
 from vlora_tui.cli.flags import require_there
-from vlora_tui.cli.hub_places import on_disk
+from vlora_tui.cli.hub_inputs import on_disk
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline.inputs import gather_adapters, read_places
@@ -122,15 +122,17 @@ def _show_written(out: Output, conversion: Conversion, written: Sequence[Convert
         for w in written
     ]
     out.json("convert", {**conversion.as_dict(), "written": rows, "dry_run": False})
-    for one in written[:12]:
-        what = printable(one.name) if one.name else "the subspace"
+    for adapter in written[:12]:
+        what = printable(adapter.name) if adapter.name else "the subspace"
         out.text(
-            printable(f"converted {what} to {conversion.to}: {one.path} ({size(one.nbytes)}); ")
-            + f"read again, dW differs by {one.error:.2g}"
+            printable(
+                f"converted {what} to {conversion.to}: {adapter.path} ({size(adapter.nbytes)}); "
+            )
+            + f"read again, dW differs by {adapter.error:.2g}"
         )
     if len(written) > 12:
-        worst = max(one.error for one in written)
+        worst = max(adapter.error for adapter in written)
         more = plural(len(written) - 12, "more adapter")
         out.text(f"and {more}; dW differs by at most {worst:.2g}")
-    for one in written:
-        out.essence(printable(str(one.path)))
+    for adapter in written:
+        out.essence(printable(str(adapter.path)))

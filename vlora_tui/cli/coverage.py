@@ -48,9 +48,14 @@ def coverage(
     sheet.write(
         ("adapter", "module", *SHARES, "energy"),
         [
-            (row["name"], module, *(own[share] for share in SHARES), own["energy"])
+            (
+                row["name"],
+                module,
+                *(figures[share] for share in SHARES),
+                figures["energy"],
+            )
             for row in rows
-            for module, own in row["modules"].items()
+            for module, figures in row["modules"].items()
         ],
     )
     _show(out, rows)
@@ -79,7 +84,7 @@ def coverage_rows(
             out.warn(printable(f"{name} is left out: {error.what}"))
             continue
         shares = {share: coverage_total(modules, share) for share in SHARES}
-        energy = sum(own["energy"] for own in modules.values())
+        energy = sum(figures["energy"] for figures in modules.values())
         rows.append({"name": name, **shares, "energy": energy, "modules": modules})
     return rows
 
@@ -96,11 +101,17 @@ def _show(out: Output, rows: list[dict[str, Any]]) -> None:
         out.table(
             ("module", *heads, "||dW||"),
             [
-                (module, *(percent(own[s]) for s in SHARES), f"{own['energy'] ** 0.5:.4g}")
-                for module, own in modules.items()
+                (
+                    module,
+                    *(percent(figures[s]) for s in SHARES),
+                    f"{figures['energy'] ** 0.5:.4g}",
+                )
+                for module, figures in modules.items()
             ],
         )
-    lacking = {m for row in rows for m, own in row["modules"].items() if own["coverage"] == 0}
+    lacking = {
+        m for row in rows for m, figures in row["modules"].items() if figures["coverage"] == 0
+    }
     if lacking:
         first = printable(min(lacking))
         out.note(f"nothing of {len(lacking)} modules is held, such as {first}")

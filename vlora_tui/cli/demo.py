@@ -55,19 +55,19 @@ def demo(
     if plain and could_open():
         raise typer.Exit(open_interface(ctx, demo=f"{directory}/adapters"))
     out = Output(json=as_json, quiet=quiet)
-    place = expanded(directory)
-    story = Story(out, place, max_error)
-    data = run_demo(place, out, story, max_error=max_error, force=force)
+    folder = expanded(directory)
+    story = Story(out, folder, max_error)
+    data = run_demo(folder, out, story, max_error=max_error, force=force)
     story.end(data)
     out.json("demo", data)
     out.essence(data["path"])
 
 
 def run_demo(
-    place: Path, out: Output, story: Story, *, max_error: float, force: bool
+    folder: Path, out: Output, story: Story, *, max_error: float, force: bool
 ) -> dict[str, Any]:
-    """Do all of it below ``place``; return the figures."""
-    adapters, subspace, exported = place / "adapters", place / "subspace", place / "exported"
+    """Do all of it below ``folder``; return the figures."""
+    adapters, subspace, exported = folder / "adapters", folder / "subspace", folder / "exported"
     ours = (adapters / MANIFEST).is_file()  # an earlier demo may be replaced by this one
     recipe = from_tables(
         {
@@ -84,7 +84,7 @@ def run_demo(
     watcher = execute(recipe, silent, force=force or ours, story=story)
     ready = watcher.last(events.SpectraReady)
     return {
-        "path": str(place),
+        "path": str(folder),
         "adapters": len(made.adapters),
         "input_bytes": sum(info.nbytes for info in catalog.adapters),
         "catalog": catalog.as_dict(),
@@ -112,18 +112,18 @@ class Story:
     """What the demo does, told as it happens.
 
     Args:
-        place: Where it happens.
+        folder: Where it happens.
         max_error: What it aims at.
     """
 
-    def __init__(self, out: Output, place: Path, max_error: float) -> None:
-        self.out, self.place, self.max_error = out, place, max_error
+    def __init__(self, out: Output, folder: Path, max_error: float) -> None:
+        self.out, self.folder, self.max_error = out, folder, max_error
         self._verified: list[float] = []
 
     def begin(self, made: int, catalog: Catalog) -> None:
         """What there is, before the run."""
         ranks = sorted({rank for info in catalog.adapters for rank in info.ranks or ()})
-        self._step(1, "made", f"{plural(made, 'adapter')} in {self.place}/adapters")
+        self._step(1, "made", f"{plural(made, 'adapter')} in {self.folder}/adapters")
         self._step(
             2,
             "inspected",
@@ -156,7 +156,7 @@ class Story:
                 self._step(
                     6,
                     "exported",
-                    f"{exported} to {self.place}/exported, each read back: off by {worst:.0e} "
+                    f"{exported} to {self.folder}/exported, each read back: off by {worst:.0e} "
                     "at most",
                 )
 
@@ -197,9 +197,9 @@ def why(error: dict[str, Any]) -> tuple[str, str]:
     """An error in one line, what and how much of it; and in which tensor."""
     what = str(error.get("what", "")).rstrip(".")
     found = f" ({error['found']})" if error.get("found") else ""
-    place = Finding.from_json(error)
-    tensor = f"tensor {place.tensor}" if place.tensor else f"module {place.module}"
-    return f"{what}{found}", tensor if place.tensor or place.module else ""
+    finding = Finding.from_json(error)
+    tensor = f"tensor {finding.tensor}" if finding.tensor else f"module {finding.module}"
+    return f"{what}{found}", tensor if finding.tensor or finding.module else ""
 
 
 def where_in_short(finding: Finding) -> str:
@@ -219,16 +219,16 @@ def program() -> str:
 
 def next_commands(data: dict[str, Any]) -> list[list[str]]:
     """What to try next, on what the demo left."""
-    place, worst = data["path"], data["subspace"]["worst_task"]
-    adapters, subspace = f"{place}/adapters", f"{place}/subspace"
+    folder, worst = data["path"], data["subspace"]["worst_task"]
+    adapters, subspace = f"{folder}/adapters", f"{folder}/subspace"
     original = next(i["path"] for i in data["catalog"]["adapters"] if i["name"] == worst)
     return [
         ["inspect", adapters],
         ["info", subspace],
         ["analyze", adapters, "--skip-bad"],
-        ["compress", adapters, "--skip-bad", "--budget", "2MB", "-o", f"{place}/small"],
+        ["compress", adapters, "--skip-bad", "--budget", "2MB", "-o", f"{folder}/small"],
         ["diff", original, f"{subspace}:{worst}"],
-        ["merge", f"{subspace}:french", f"{subspace}:german", "-o", f"{place}/merged"],
+        ["merge", f"{subspace}:french", f"{subspace}:german", "-o", f"{folder}/merged"],
     ]
 
 

@@ -14,7 +14,7 @@ from vlora_tui.cli import options as o
 from vlora_tui.cli.doctor_env import show_environment
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.execute import stop_on_signals
-from vlora_tui.cli.hub_places import on_disk
+from vlora_tui.cli.hub_inputs import on_disk
 from vlora_tui.cli.look import expand
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
@@ -83,9 +83,9 @@ def doctor(
 def show_report(out: Output, report: Report) -> None:
     """Findings, the gravest first; what several adapters share stands there once."""
     alike: dict[tuple[str, str, str, str], list[tuple[str, str, Finding]]] = {}
-    told = [(p.name, p.path, finding) for p in report.examined for finding in p.findings]
-    told += [("", "", finding) for finding in report.findings]
-    for name, path, finding in told:
+    findings = [(p.name, p.path, finding) for p in report.examined for finding in p.findings]
+    findings += [("", "", finding) for finding in report.findings]
+    for name, path, finding in findings:
         key = (finding.severity, finding.code, finding.what, finding.remedy)
         alike.setdefault(key, []).append((name, path, finding))
         out.essence(f"{finding.severity} {finding.code} {finding.where}")
@@ -123,11 +123,11 @@ def _examine(
     if target is not None:
         check_target(target)
     facts = None if base is None else read_base(base)
-    places = on_disk(out, *expand(paths))
+    fetched = on_disk(out, *expand(paths))
     watcher = Watcher(out)
     with watcher, stop_on_signals(out) as stop:
         return diagnose(
-            places,
+            fetched,
             target=target,
             base=facts,
             read_tensors=not headers,
@@ -142,9 +142,9 @@ def _show(out: Output, same: Sequence[tuple[str, str, Finding]]) -> None:
     _, path, finding = same[0]
     out.text(f"{finding.severity:<8} {finding.code}: {finding.what}")
     names = list(dict.fromkeys(name for name, _, _ in same if name))
-    place = _below(finding.where, path) if len(names) < 2 else ""
-    if names or place:
-        out.text(f"         where: {_few(names)}{': ' if names and place else ''}{place}")
+    where = _below(finding.where, path) if len(names) < 2 else ""
+    if names or where:
+        out.text(f"         where: {_few(names)}{': ' if names and where else ''}{where}")
     if finding.remedy:
         out.text(f"         to mend it: {finding.remedy}")
     if finding.fix:

@@ -23,7 +23,7 @@ from vlora_tui.utils import paths
 from vlora_tui.utils.formatting import size
 
 LIBRARIES = ("safetensors", "numpy", "textual", "peft", "transformers", "gguf", "ray")
-LITTLE_ROOM = 1_000_000_000
+LOW_SPACE = 1_000_000_000
 ROOT = Path("/")
 
 
@@ -39,21 +39,23 @@ def facts(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
         "devices": ", ".join(cuda_devices()) or "cpu",
         "libraries": ", ".join(f"{n} {v}" for n in LIBRARIES if (v := _version(n))),
         "terminal": _terminal(environ),
-        "state": _place(paths.state_dir()),
-        "cache": _place(paths.cache_dir()),
+        "state": _path_and_free_space(paths.state_dir()),
+        "cache": _path_and_free_space(paths.cache_dir()),
     }
 
 
-def remarks(environ: Mapping[str, str] = os.environ, root: Path = ROOT) -> list[Finding]:
+def environment_findings(
+    environ: Mapping[str, str] = os.environ, root: Path = ROOT
+) -> list[Finding]:
     """What may get in the way, gravest first."""
     return [
-        *_state_remarks(paths.state_dir()),
-        *_device_remarks(root),
+        *_state_findings(paths.state_dir()),
+        *_device_findings(root),
         *[
             Finding(note.code, "warning", note.what, note.remedy, place="jobs")
             for note in environment_notes(environ, root)
         ],
-        *_terminal_remarks(environ),
+        *_terminal_findings(environ),
     ]
 
 
@@ -67,19 +69,19 @@ def cuda_devices() -> list[str]:
     return []
 
 
-def _state_remarks(state: Path) -> list[Finding]:
+def _state_findings(state: Path) -> list[Finding]:
     free = free_bytes(state)
     if not _can_be_written(state):
         what = "The state directory cannot be written: jobs cannot be kept."
         remedy = "name another with --state-dir DIR (or XDG_STATE_HOME)"
         return [Finding("no-state", "error", what, remedy, place=str(state))]
-    if free is not None and free < LITTLE_ROOM:
+    if free is not None and free < LOW_SPACE:
         what = f"Only {size(free)} are free where jobs are kept."
         return [Finding("little-room", "warning", what, "make room there", place=str(state))]
     return []
 
 
-def _device_remarks(root: Path) -> list[Finding]:
+def _device_findings(root: Path) -> list[Finding]:
     if (root / "dev/nvidia0").exists() and not cuda_devices():
         what = "There is an NVIDIA GPU, and torch does not see it: work goes to the processor."
         remedy = "install a torch with CUDA (https://pytorch.org/get-started/locally)"
@@ -87,7 +89,7 @@ def _device_remarks(root: Path) -> list[Finding]:
     return []
 
 
-def _terminal_remarks(environ: Mapping[str, str]) -> list[Finding]:
+def _terminal_findings(environ: Mapping[str, str]) -> list[Finding]:
     found = []
     if environ.get("TERM", "dumb") == "dumb":
         what = "The terminal cannot place text: the interface does not open here."
@@ -115,7 +117,7 @@ def _terminal(environ: Mapping[str, str]) -> str:
     return ", ".join(word for word in words if word)
 
 
-def _place(path: Path) -> str:
+def _path_and_free_space(path: Path) -> str:
     free = free_bytes(path)
     return str(path) if free is None else f"{path} ({size(free)} free)"
 
@@ -128,9 +130,9 @@ def _memory() -> str:
     return "unknown"
 
 
-def _can_be_written(place: Path) -> bool:
+def _can_be_written(path: Path) -> bool:
     """Whether a directory is there, or can be made, and takes files."""
-    there = next((folder for folder in (place, *place.parents) if folder.exists()), None)
+    there = next((folder for folder in (path, *path.parents) if folder.exists()), None)
     return there is not None and there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 

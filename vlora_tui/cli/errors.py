@@ -24,7 +24,7 @@ INTERRUPTED = 130
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]  # wherever typer keeps its click
 
 
-class Verdict(NamedTuple):
+class ErrorReport(NamedTuple):
     """What an exception comes to."""
 
     exit_code: int
@@ -32,7 +32,7 @@ class Verdict(NamedTuple):
     lines: list[str]
 
 
-def verdict_on(error: BaseException) -> Verdict:
+def report_on(error: BaseException) -> ErrorReport:
     """The exit code and the words for ``error``."""
     for kind, judge in _TABLE:
         if isinstance(error, kind):
@@ -44,15 +44,15 @@ def report(error: BaseException, out: Output, *, verbose: int = 0) -> int:
     """Say on stderr what went wrong; return the exit code."""
     if isinstance(error, BrokenPipeError):
         return _reader_gone()
-    verdict = verdict_on(error)
+    reported = report_on(error)
     if sys.stderr is None:  # closed by whoever started us: print would fall back on stdout
-        return verdict.exit_code
+        return reported.exit_code
     if out.as_json:
-        row = {"schema": "vlora-tui/error", "version": JSON_VERSION, **verdict.details}
-        row["exit_code"] = verdict.exit_code
+        row = {"schema": "vlora-tui/error", "version": JSON_VERSION, **reported.details}
+        row["exit_code"] = reported.exit_code
         print(dumps(row, sys.stderr), file=sys.stderr)
     else:
-        head, *rest = [printable(line) for line in verdict.lines]
+        head, *rest = [printable(line) for line in reported.lines]
         print(f"{paint('error:', 'error', sys.stderr)} {head}", file=sys.stderr)
         for line in rest:
             print(line, file=sys.stderr)
@@ -60,52 +60,58 @@ def report(error: BaseException, out: Output, *, verbose: int = 0) -> int:
         import traceback
 
         traceback.print_exception(error, file=sys.stderr)
-    return verdict.exit_code
+    return reported.exit_code
 
 
-def _known(error: Any) -> Verdict:
-    return Verdict(error.exit_code, error.as_dict(), error.lines())
+def _our_error(error: Any) -> ErrorReport:
+    return ErrorReport(error.exit_code, error.as_dict(), error.lines())
 
 
-def _usage(error: Any) -> Verdict:
+def _usage(error: Any) -> ErrorReport:
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "vlora-tui"
     what = str(error.format_message())
     remedy = f"`{command} --help` shows what it takes"
-    return Verdict(USAGE, _details("UsageError", what, remedy), [what, f"  to mend it: {remedy}"])
+    return ErrorReport(
+        USAGE, _details("UsageError", what, remedy), [what, f"  to mend it: {remedy}"]
+    )
 
 
-def _interrupted(error: Any) -> Verdict:
+def _interrupted(error: Any) -> ErrorReport:
     what = "Interrupted; nothing half-written was left in place."
-    return Verdict(INTERRUPTED, _details("Cancelled", what), [what])
+    return ErrorReport(INTERRUPTED, _details("Cancelled", what), [what])
 
 
-def _memory(error: Any) -> Verdict:
+def _memory(error: Any) -> ErrorReport:
     what = "The memory of this machine was not enough."
     remedy = "close other programs, or work on fewer adapters at a time"
-    return Verdict(FAILED, _details("MemoryError", what, remedy), [what, f"  to mend it: {remedy}"])
+    return ErrorReport(
+        FAILED, _details("MemoryError", what, remedy), [what, f"  to mend it: {remedy}"]
+    )
 
 
-def _system(error: OSError) -> Verdict:
+def _system(error: OSError) -> ErrorReport:
     what = f"The operating system refused: {error.strerror or error}."
-    place = error.filename if error.filename is not None else "the output"
-    known = write_error(Path(os.fsdecode(place)), error)
-    details = {**_details("StorageError", what, known.remedy), "where": known.where}
-    return Verdict(FAILED, details, [what, *known.lines()[1:]])
+    path = error.filename if error.filename is not None else "the output"
+    write_failure = write_error(Path(os.fsdecode(path)), error)
+    details = {**_details("StorageError", what, write_failure.remedy), "where": write_failure.where}
+    return ErrorReport(FAILED, details, [what, *write_failure.lines()[1:]])
 
 
-def _missing(error: ImportError) -> Verdict:
+def _missing(error: ImportError) -> ErrorReport:
     if (error.name or "").split(".")[0] in ("vlora_engine", "vlora_tui"):
         return _fault(error)
     what = f"A library is missing: {error.name or error}."
     remedy = "install vlora-tui again with what it needs (pip install vlora-tui)"
-    return Verdict(FAILED, _details("ImportError", what, remedy), [what, f"  to mend it: {remedy}"])
+    return ErrorReport(
+        FAILED, _details("ImportError", what, remedy), [what, f"  to mend it: {remedy}"]
+    )
 
 
-def _fault(error: BaseException) -> Verdict:
+def _fault(error: BaseException) -> ErrorReport:
     what = f"A fault of vlora-tui, not of your input: {type(error).__name__}: {error}"
     remedy = "run it again with -vv, which shows where it happened, and report it"
-    return Verdict(FAILED, _details("Fault", what, remedy), [what, f"  to mend it: {remedy}"])
+    return ErrorReport(FAILED, _details("Fault", what, remedy), [what, f"  to mend it: {remedy}"])
 
 
 def _details(kind: str, what: str, remedy: str | None = None) -> dict[str, Any]:
@@ -125,8 +131,8 @@ def _reader_gone() -> int:
     return OK
 
 
-_TABLE: list[tuple[type[BaseException], Callable[[Any], Verdict]]] = [
-    (VLoRAError, _known),
+_TABLE: list[tuple[type[BaseException], Callable[[Any], ErrorReport]]] = [
+    (VLoRAError, _our_error),
     (UsageError, _usage),
     (KeyboardInterrupt, _interrupted),
     (typer.Abort, _interrupted),

@@ -12,7 +12,7 @@ from vlora_engine.errors import CollectionError, ParameterError
 from vlora_engine.evaluation.prompts import read_prompts
 from vlora_tui.cli import options as o
 from vlora_tui.cli.errors import FOUND
-from vlora_tui.cli.hub_places import fetch_first
+from vlora_tui.cli.hub_inputs import fetch_first
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline.outputs import match_tasks

@@ -134,14 +134,14 @@ def stop_on_signals(out: Output) -> Iterator[threading.Event]:
 
 
 def in_place(
-    place: str, out: Output, *, no_wait: bool, dry_run: bool = False
+    subspace: str, out: Output, *, no_wait: bool, dry_run: bool = False
 ) -> AbstractContextManager[None]:
     """Keep other commands from a subspace while one changes it; a dry run changes nothing.
 
     Raises:
         ConflictError: Another command has it, and ``no_wait``.
     """
-    return nullcontext() if dry_run else changing(place, wait=not no_wait, tell=out.warn)
+    return nullcontext() if dry_run else changing(subspace, wait=not no_wait, tell=out.warn)
 
 
 def dry_run(recipe: Recipe, out: Output, *, force: bool = False, also: Sequence[Path] = ()) -> None:

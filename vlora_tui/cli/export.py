@@ -98,7 +98,7 @@ def export(
         }
     )
     if alpha is None and not (writing.print_recipe or writing.dry_run):
-        _tell_no_alpha(subspace, out)
+        _show_no_alpha(subspace, out)
     watcher = carry_out(recipe, out, writing)
     if watcher is None:
         return
@@ -111,7 +111,7 @@ def export(
         out.essence(row["path"])
 
 
-def _tell_no_alpha(subspace: str, out: Output) -> None:
+def _show_no_alpha(subspace: str, out: Output) -> None:
     """Say that a scale of 1 is a guess, where a peer has dropped the alpha."""
     if peer_at(Path(subspace)) != VLORA_DEV:
         return
@@ -177,5 +177,5 @@ def _proof(error: float | None) -> str:
 def _is_one(chosen: list[str], subspace: str) -> bool:
     if len(chosen) != 1 or not any(c in chosen[0] for c in "*?["):
         return len(chosen) == 1
-    place = Path(subspace).expanduser()  # there a task may have such a name
-    return is_own_subspace(place) and chosen[0] in read_manifest(place).tasks
+    folder = Path(subspace).expanduser()  # there a task may have such a name
+    return is_own_subspace(folder) and chosen[0] in read_manifest(folder).tasks

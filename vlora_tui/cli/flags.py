@@ -80,10 +80,10 @@ def require_there(paths: Sequence[str]) -> None:
             existing_path(ref)
 
 
-def say_once(out: Output, given: Compressing) -> None:
+def say_once(out: Output, compressing: Compressing) -> None:
     """What the flags of lorashare that have nothing to do here come to."""
-    flags = ["--layer-by-layer"] * given.layer_by_layer
-    flags += ["--chunk-size"] * (given.chunk_size is not None)
+    flags = ["--layer-by-layer"] * compressing.layer_by_layer
+    flags += ["--chunk-size"] * (compressing.chunk_size is not None)
     if flags:
         out.once(
             f"{' and '.join(flags)}: no effect; the build is always layer by layer, "

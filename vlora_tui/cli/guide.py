@@ -43,12 +43,12 @@ def guide(
 
 def _list(out: Output) -> None:
     found = guides()
-    rows = [{"name": one.name, "title": one.title} for one in found]
+    rows = [{"name": guide.name, "title": guide.title} for guide in found]
     out.json("guides", {"guides": rows})
-    out.table(["guide", "what it shows"], [[one.name, one.title] for one in found])
+    out.table(["guide", "what it shows"], [[guide.name, guide.title] for guide in found])
     out.note("vlora-tui guide NAME prints one; piped, as Markdown.")
-    for one in found:
-        out.essence(one.name)
+    for guide in found:
+        out.essence(guide.name)
 
 
 def _draw(found: Guide) -> None:

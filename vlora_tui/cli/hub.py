@@ -86,7 +86,7 @@ def push(
         data = _data(directory, upload)
         if dry_run:
             watcher.pause()
-            _tell_plan(out, upload, data)
+            _show_plan(out, upload, data)
             return
         pushed = send(
             upload,
@@ -117,13 +117,13 @@ def pull(
     Only its own files come, through the Hub's cache: what is there already is not sent again.
     """
     out = Output(json=as_json, quiet=quiet)
-    place = AdapterRef.on_hub(address)
+    ref = AdapterRef.on_hub(address)
     if dry_run:
-        _tell_pull(out, address, output, force=force)
+        _show_pull(out, address, output, force=force)
         return
     with Watcher(out) as watcher, stop_on_signals(out) as stop:
         found = get(
-            place,
+            ref,
             output,
             force=force,
             progress=watcher.on_progress,
@@ -148,7 +148,7 @@ def pull(
     out.essence(printable(output))
 
 
-def _tell_pull(out: Output, address: str, output: str, *, force: bool) -> None:
+def _show_pull(out: Output, address: str, output: str, *, force: bool) -> None:
     check_output(Path(output), force=force)
     listing = list_repository(AdapterRef.on_hub(address))
     files = adapter_files(listing)
@@ -162,8 +162,8 @@ def _tell_pull(out: Output, address: str, output: str, *, force: bool) -> None:
 
 
 def _below(found: Any, name: str) -> str:
-    place = found.address.subfolder
-    return name.removeprefix(f"{place}/") if place else name
+    subfolder = found.address.subfolder
+    return name.removeprefix(f"{subfolder}/") if subfolder else name
 
 
 def _chosen(directory: str, patterns: list[str] | None) -> list[str]:
@@ -182,7 +182,7 @@ def _data(directory: str, upload: Upload) -> dict[str, Any]:
     }
 
 
-def _tell_plan(out: Output, upload: Upload, data: dict[str, Any]) -> None:
+def _show_plan(out: Output, upload: Upload, data: dict[str, Any]) -> None:
     out.json("push", {**data, "card": upload.card, "dry_run": True})
     names = list(upload.contents())
     count = plural(len(names), "file")

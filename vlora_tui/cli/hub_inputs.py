@@ -1,4 +1,4 @@
-"""What commands do with a place on the Hub: fetch it, read its headers, never change it."""
+"""Paths and Hub addresses given to commands: fetched first, or read by their headers alone."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline.inputs import fetch_all
 
 
-def fetch_first(out: Output, *places: str) -> list[str]:
-    """The places with those on the Hub downloaded and pinned to their commits.
+def fetch_first(out: Output, *addresses: str) -> list[str]:
+    """Download what lies on the Hub, pinned to its commit; paths on disk stay as they are.
 
     Raises:
         NotFoundError, HubError, HubAccessError: The Hub does not give them.
         Cancelled: SIGTERM or Ctrl-C came while downloading.
     """
-    refs = [AdapterRef.parse(place) for place in places]
+    refs = [AdapterRef.parse(address) for address in addresses]
     if not any(ref.is_hub for ref in refs):
-        return list(places)
+        return list(addresses)
     found = []
     with Watcher(out) as watcher, stop_on_signals(out) as stop:
         for ref in refs:
@@ -39,36 +39,36 @@ def fetch_first(out: Output, *places: str) -> list[str]:
     return found
 
 
-def on_disk(out: Output, *places: str) -> list[str]:
-    """The places with those on the Hub downloaded, as paths in the Hub's cache.
+def on_disk(out: Output, *addresses: str) -> list[str]:
+    """Paths on disk for all: what lies on the Hub is downloaded into its cache.
 
     Raises:
         As `fetch_first`.
     """
-    return [str(ref) for ref in fetch_all(fetch_first(out, *places))[0]]
+    return [str(ref) for ref in fetch_all(fetch_first(out, *addresses))[0]]
 
 
-def require_own(place: str) -> None:
+def require_own(subspace: str) -> None:
     """Refuse to change a subspace that is the Hub's, or the copy of it in the cache.
 
     Raises:
         ParameterError: It is.
     """
-    address = address_of(AdapterRef.parse(place))
+    address = address_of(AdapterRef.parse(subspace))
     if address is not None:
         raise ParameterError(
             "A subspace on the Hub is not changed in place.",
-            where=place,
+            where=subspace,
             remedy=f"vlora-tui pull {address} -o DIR, change that, and push it",
         )
 
 
 @contextmanager
-def headers_of(place: str) -> Iterator[str | Path]:
-    """A directory; of one on the Hub as much as its headers take, for as long as the block."""
-    ref = AdapterRef.parse(place)
+def headers_of(path: str) -> Iterator[str | Path]:
+    """Open a directory for its headers: of one on the Hub only these are fetched, into a copy."""
+    ref = AdapterRef.parse(path)
     if not ref.is_hub:
-        yield place
+        yield path
         return
     with remote_headers(ref) as headers:
         try:

@@ -222,13 +222,13 @@ def remove(
     """
     out = Output(json=as_json, quiet=quiet)
     store = JobStore.open(state_dir)
-    found = {one.id: one for one in [store.find(word) for word in job]}
-    for one in found.values():
-        layers = one.kept_layers()
-        control.remove(store, one, gone=gone)
+    found = {entry.id: entry for entry in [store.find(word) for word in job]}
+    for entry in found.values():
+        layers = entry.kept_layers()
+        control.remove(store, entry, gone=gone)
         with_it = f" and {plural(layers, 'layer')} that it had built" if layers else ""
-        out.text(f"removed {one.id}{with_it}")
-        out.essence(one.id)
+        out.text(f"removed {entry.id}{with_it}")
+        out.essence(entry.id)
     out.json("jobs-removed", {"removed": list(found)})
 
 
@@ -331,19 +331,19 @@ def exit_code(view: JobView) -> int:
 
 def _follow(job: Job, out: Output) -> JobView:
     with Watcher(out) as watcher:
-        for view, told in follow(job):  # noqa: B007  # the last one is what is asked for
-            for one in told:
-                if isinstance(one.event, events.Queued) and one.event.ahead:
-                    ahead = ", ".join(one.event.ahead)
-                    out.note(f"waiting for {one.event.device}: {ahead} comes first")
-                watcher(one.event)
+        for view, new_events in follow(job):  # noqa: B007  # the last one is what is asked for
+            for timed in new_events:
+                if isinstance(timed.event, events.Queued) and timed.event.ahead:
+                    ahead = ", ".join(timed.event.ahead)
+                    out.note(f"waiting for {timed.event.device}: {ahead} comes first")
+                watcher(timed.event)
     return view
 
 
 def _ending(view: JobView) -> list[str]:
     """How it ended, and what can be done now."""
     resume = f"         go on with it: vlora-tui jobs resume {view.job.id}"
-    kept = view.job.kept_layers() if view.can_resume else 0
+    built = view.job.kept_layers() if view.can_resume else 0
     lines = []
     match view.end:
         case events.Finished():
@@ -360,7 +360,7 @@ def _ending(view: JobView) -> list[str]:
         case events.Cancelled():
             lines.append(f"cancelled {view.end.text}")
     if view.state is State.VANISHED:
-        lines.append(f"vanished with {plural(kept, 'layer')} built" if kept else "vanished")
+        lines.append(f"vanished with {plural(built, 'layer')} built" if built else "vanished")
     if view.state in (State.VANISHED, State.CANCELLED):
         lines.append(resume)
     return lines

@@ -22,7 +22,7 @@ from vlora_engine.errors import ParameterError, VLoRAError
 from vlora_engine.manifest.card import stored_in
 from vlora_tui.cli import options as o
 from vlora_tui.cli.flags import require_there
-from vlora_tui.cli.hub_places import headers_of
+from vlora_tui.cli.hub_inputs import headers_of
 from vlora_tui.cli.output import Output
 from vlora_tui.recipe.model import expand_input, named_inputs
 from vlora_tui.utils.formatting import percent, plural, printable, size, times
@@ -57,10 +57,10 @@ def inspect(
     out = Output(json=as_json, quiet=quiet)
     if limit is not None and search_base is None:
         raise ParameterError("--limit is for --search-base.")
-    places = expand(paths or ())
-    places += [CACHE_PLACE] * hf_cache
-    places += [] if search_base is None else [SEARCH_PLACE + search_base]
-    catalog = scan(places, search_limit=limit)
+    addresses = expand(paths or ())
+    addresses += [CACHE_PLACE] * hf_cache
+    addresses += [] if search_base is None else [SEARCH_PLACE + search_base]
+    catalog = scan(addresses, search_limit=limit)
     tasks = _tasks_inside(catalog)
     out.json("inspect", {**catalog.as_dict(), "tasks": [info.as_dict() for info in tasks]})
     show_catalog(out, catalog, tasks)
@@ -72,8 +72,8 @@ def _tasks_inside(catalog: Catalog) -> list[AdapterInfo]:
     """The tasks of every subspace that was found; one that cannot be read is a finding already."""
     tasks = []
     for path in catalog.subspaces:
-        with suppress(VLoRAError), headers_of(str(path)) as place:
-            tasks += [_as_named(info, path) for info in tasks_of(Path(place))]
+        with suppress(VLoRAError), headers_of(str(path)) as folder:
+            tasks += [_as_named(info, path) for info in tasks_of(Path(folder))]
     return tasks
 
 
@@ -126,8 +126,8 @@ def show_catalog(out: Output, catalog: Catalog, tasks: Sequence[AdapterInfo] = (
 def info(subspace: o.Subspace, as_json: o.AsJson = False, quiet: o.Quiet = False) -> None:
     """Tell what a subspace holds: method, k, tasks with their errors, bytes. Headers only."""
     out = Output(json=as_json, quiet=quiet)
-    with headers_of(subspace) as place:
-        manifest = read_manifest(place)
+    with headers_of(subspace) as folder:
+        manifest = read_manifest(folder)
         out.json("info", info_data(manifest))
         show_manifest(out, manifest)
     for task in manifest.tasks:

@@ -77,8 +77,8 @@ def _recipe(adapters: list[str], given: dict[str, Any], output: str, out: Output
     configs = [path for path in adapters if is_config(path)]
     if not configs:
         require_there(adapters)
-        places = [path if "/" in path else f"./{path}" for path in adapters]
-        return _of_table({"adapters": places, "path": output, **given})
+        paths = [path if "/" in path else f"./{path}" for path in adapters]
+        return _of_table({"adapters": paths, "path": output, **given})
     if len(adapters) > 1:
         raise ParameterError("A mergekit file says by itself what is merged.", where=configs[0])
     _refuse_flags(configs[0], {k: v for k, v in given.items() if k not in BESIDE_A_FILE})
@@ -89,13 +89,13 @@ def _recipe(adapters: list[str], given: dict[str, Any], output: str, out: Output
 
 
 def _of_table(table: dict[str, Any]) -> Recipe:
-    places = list(dict.fromkeys(table["adapters"]))
-    return from_tables({"input": {"adapters": places}, "merge": [table]})
+    adapters = list(dict.fromkeys(table["adapters"]))
+    return from_tables({"input": {"adapters": adapters}, "merge": [table]})
 
 
-def is_recipe(places: list[str]) -> bool:
+def is_recipe(paths: list[str]) -> bool:
     """Whether the one place is a recipe file."""
-    return len(places) == 1 and places[0].endswith(".toml")
+    return len(paths) == 1 and paths[0].endswith(".toml")
 
 
 def _refuse_flags(path: str, given: dict[str, Any]) -> None:
@@ -116,9 +116,11 @@ def preview_merges(recipe: Recipe, out: Output, *, nowhere: bool = False) -> Non
     rows = []
     for event in watcher.all(events.MergePreviewed):
         _say_merge(out, event, "would merge")
-        _show_kept(out, event)
+        _show_retention(out, event)
         rows.append(_row(event) | ({"path": None} if nowhere else {}))
-        out.essence(f"{min((kept['cosine'] for kept in event.report['kept']), default=0):.6g}")
+        out.essence(
+            f"{min((retention['cosine'] for retention in event.report['kept']), default=0):.6g}"
+        )
     out.json("merge-preview", {"merges": rows})
     out.note("preview: nothing was written")
 
@@ -137,7 +139,7 @@ def show_merges(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
                     f"{event.report['rest_left_out'][0]}"
                 )
             )
-        _show_kept(out, event)
+        _show_retention(out, event)
         error = verified.get(event.path)
         read_back = "" if error is None else ", read back and the same"
         out.text(printable(f"written to {event.path} ({size(event.nbytes)}{read_back})"))
@@ -162,24 +164,24 @@ def _say_merge(out: Output, event: events.Merged | events.MergePreviewed, verb: 
         out.text(f"cutting the rank changed dW by {percent(report['cut_error'])}")
 
 
-def _show_kept(out: Output, event: events.Merged | events.MergePreviewed) -> None:
+def _show_retention(out: Output, event: events.Merged | events.MergePreviewed) -> None:
     rows = [
         (
             name,
-            f"{kept['cosine']:.3f}",
-            f"{kept['strength']:.3f}",
-            percent(kept["energy"]),
-            f"{kept['worst_cosine']:.3f}",
-            kept["worst_module"],
+            f"{retention['cosine']:.3f}",
+            f"{retention['strength']:.3f}",
+            percent(retention["energy"]),
+            f"{retention['worst_cosine']:.3f}",
+            retention["worst_module"],
         )
-        for name, kept in zip(event.adapters, event.report["kept"], strict=True)
+        for name, retention in zip(event.adapters, event.report["kept"], strict=True)
     ]
     out.table(("kept of", "cosine", "strength", "energy", "worst", "in module"), rows)
 
 
 def _row(event: events.Merged | events.MergePreviewed) -> dict[str, Any]:
     report = event.report
-    kept = dict(zip(event.adapters, report["kept"], strict=True))
+    retention = dict(zip(event.adapters, report["kept"], strict=True))
     return {
         "path": event.path,
         "method": event.method,
@@ -188,11 +190,11 @@ def _row(event: events.Merged | events.MergePreviewed) -> dict[str, Any]:
         "modules": event.modules,
         "parameters": report["parameters"],
         **{name: report[name] for name in ("weights", "cut_error", "rest_kept", "rest_left_out")},
-        "kept": kept,
+        "kept": retention,
     }
 
 
 def _value(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return "/".join(f"{one:g}" for one in value)
+        return "/".join(f"{item:g}" for item in value)
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -8,7 +8,7 @@ import typer
 
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
-from vlora_tui.cli.compare import open_place
+from vlora_tui.cli.compare import open_side
 from vlora_tui.cli.output import Output
 from vlora_tui.utils.formatting import percent, plural, printable
 
@@ -30,32 +30,32 @@ def module(
     from vlora_engine.analysis.module_view import module_comparison, module_portrait
 
     out = Output(json=as_json, quiet=quiet)
-    *places, name = words
-    if len(places) not in (1, 2):
+    *paths, name = words
+    if len(paths) not in (1, 2):
         raise ParameterError(
             "One adapter or two, and then a module.",
             expected="A MODULE, or A B MODULE",
             found=plural(len(words), "word"),
         )
-    opened = [open_place(place) for place in places]
+    opened = [open_side(path) for path in paths]
     if len(opened) == 1:
         portrait = module_portrait(opened[0], name)
-        out.json("module", {"places": places, **portrait})
-        show_portrait(out, places[0], portrait)
+        out.json("module", {"places": paths, **portrait})
+        show_portrait(out, paths[0], portrait)
         out.essence(f"{portrait['norm']:.6g}")
         return
     found = module_comparison(opened[0], opened[1], name)
-    out.json("module", {"places": places, **found})
-    for place, side in zip(places, ("a", "b"), strict=True):
-        show_portrait(out, place, found[side])
+    out.json("module", {"places": paths, **found})
+    for path, side in zip(paths, ("a", "b"), strict=True):
+        show_portrait(out, path, found[side])
         out.text()
     show_shared(out, found)
     out.essence(f"{found['cosine']:.6g}")
 
 
-def show_portrait(out: Output, place: str, portrait: dict[str, Any]) -> None:
+def show_portrait(out: Output, path: str, portrait: dict[str, Any]) -> None:
     """What one adapter does there."""
-    out.text(printable(f"{place}  {portrait['module']}"))
+    out.text(printable(f"{path}  {portrait['module']}"))
     out.text(
         f"{portrait['d_out']} x {portrait['d_in']}, {portrait['dtype']}; rank {portrait['rank']}, "
         f"of which {portrait['numerical_rank']} in use; scale {portrait['scale']:g}"
@@ -65,11 +65,11 @@ def show_portrait(out: Output, place: str, portrait: dict[str, Any]) -> None:
         f"effective rank {portrait['effective_rank']:.2f}"
     )
     values = portrait["singular_values"]
-    total, held, rows = portrait["norm"] ** 2, 0.0, []
+    total, cumulative, rows = portrait["norm"] ** 2, 0.0, []
     for number, value in enumerate(values[:SHOWN], start=1):
-        held += value**2
+        cumulative += value**2
         bar = "#" * max(1, round(BAR * value / values[0]))
-        rows.append((number, f"{value:.4g}", percent(held / total), bar))
+        rows.append((number, f"{value:.4g}", percent(cumulative / total), bar))
     out.table(("", "singular value", "energy so far", ""), rows)
     if len(values) > SHOWN:
         out.text(f"and {len(values) - SHOWN} more")

@@ -87,19 +87,19 @@ def dumps(row: dict[str, Any], stream: Any, *, indent: int | None = None) -> str
 
 
 def table_lines(
-    headers: Sequence[str], rows: Iterable[Sequence[object]], room: int | None = None
+    headers: Sequence[str], rows: Iterable[Sequence[object]], max_width: int | None = None
 ) -> list[str]:
     """The lines of a table; a column of figures is set flush right.
 
     Args:
-        room: The width of the screen: where the table is wider, its longest texts are cut.
+        max_width: The width of the screen: where the table is wider, its longest texts are cut.
     """
     body = [["" if cell is None else printable(str(cell)) for cell in row] for row in rows]
     cells = [list(headers), *body]
     widths = [max(_width(row[i]) for row in cells) for i in range(len(headers))]
     right = [_is_figures([row[i] for row in body]) for i in range(len(headers))]
-    if room is not None:
-        _narrow(widths, right, room)
+    if max_width is not None:
+        _narrow(widths, right, max_width)
     lines = []
     for row in cells:
         row = [cut(cell, width) for cell, width in zip(row, widths, strict=True)]
@@ -124,9 +124,9 @@ def cut(text: str, width: int) -> str:
     return f"{head}…{tail}"
 
 
-def _narrow(widths: list[int], right: Sequence[bool], room: int) -> None:
+def _narrow(widths: list[int], right: Sequence[bool], width: int) -> None:
     """Take from the widest column of texts until the table fits, or none is left to take from."""
-    over = sum(widths) + 2 * (len(widths) - 1) - room
+    over = sum(widths) + 2 * (len(widths) - 1) - width
     while over > 0:
         texts = [i for i, flush in enumerate(right) if not flush and widths[i] > NARROWEST]
         if not texts:

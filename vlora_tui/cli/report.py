@@ -16,7 +16,7 @@ from vlora_tui.cli import options as o
 from vlora_tui.cli.compare import Outliers, check_thresholds, find_all, read_all
 from vlora_tui.cli.execute import execute
 from vlora_tui.cli.flags import from_tables
-from vlora_tui.cli.hub_places import on_disk
+from vlora_tui.cli.hub_inputs import on_disk
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
@@ -63,7 +63,7 @@ def report(
     out = Output(json=as_json, quiet=quiet)
     check_thresholds(threshold, outliers)
     target = expanded(output)
-    asked, paths = paths, on_disk(out, *paths)
+    named, paths = paths, on_disk(out, *paths)
     subspace = _as_subspace(paths)
     if subspace is not None and (spectra is not None or measure):
         raise ParameterError(
@@ -78,14 +78,14 @@ def report(
     files = {name: target.with_name(f"{target.stem}-{name}.svg") for name in PLOTS}
     _require_free(target, files, force=force)
     if dry_run:
-        _tell_plan(out, collection, subspace, target)
+        _show_plan(out, collection, subspace, target)
         return
     if collection is not None and found is None and measure:
         found = _spectra(collection, paths, None, out, skip_bad=skip_bad, measure=device)
     data = _gather(
         collection, subspace, found, out, threshold=threshold, outliers=outliers, skip_bad=skip_bad
     )
-    _write(out, target, title or _title(asked, data), data, {n: f.name for n, f in files.items()})
+    _write(out, target, title or _title(named, data), data, {n: f.name for n, f in files.items()})
 
 
 def _as_subspace(paths: list[str]) -> str | None:
@@ -132,7 +132,7 @@ def _require_free(target: Path, files: dict[str, Path], *, force: bool) -> None:
         check_output_file(path, force=force)
 
 
-def _tell_plan(
+def _show_plan(
     out: Output, collection: Collection | None, subspace: str | None, target: Path
 ) -> None:
     names = list(collection.adapters) if collection is not None else []

@@ -80,8 +80,8 @@ def resize(
         return
     resized = show_resizes(out, watcher)
     out.json("resize", {"resized": resized})
-    for one in resized:
-        out.essence(one["path"])
+    for item in resized:
+        out.essence(item["path"])
 
 
 def show_resizes(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
@@ -99,16 +99,16 @@ def show_resizes(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
                 **proof,
             }
         )
-    for one in rows if len(rows) <= MANY else []:
-        before, after = _span(one["former_ranks"]), _span(one["ranks"])
+    for item in rows if len(rows) <= MANY else []:
+        before, after = _span(item["former_ranks"]), _span(item["ranks"])
         out.text(
             printable(
-                f"resized {one['task']} from rank {before} to {after}: dW changed by "
-                f"{percent(one['error'])}{_worst(one)}"
+                f"resized {item['task']} from rank {before} to {after}: dW changed by "
+                f"{percent(item['error'])}{_worst(item)}"
             )
         )
-        read_back = ", read back and the same" if one["verified"] else ""
-        out.text(printable(f"written to {one['path']} ({size(one['nbytes'])}{read_back})"))
+        read_back = ", read back and the same" if item["verified"] else ""
+        out.text(printable(f"written to {item['path']} ({size(item['nbytes'])}{read_back})"))
     if len(rows) > MANY:
         out.table(
             ("adapter", "rank", "was", "error of dW", "worst module", "its error", "size"),
@@ -131,8 +131,8 @@ def show_resizes(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
 def _several(adapters: list[str], *, skip_bad: bool) -> bool:
     if len(adapters) > 1:
         return True
-    wanted = Recipe(Input(named_inputs(adapters), skip_bad=skip_bad))
-    return len(gather(resolve(absolute(wanted, Path.cwd()))).tasks) > 1
+    recipe = Recipe(Input(named_inputs(adapters), skip_bad=skip_bad))
+    return len(gather(resolve(absolute(recipe, Path.cwd()))).tasks) > 1
 
 
 def _worst(row: dict[str, Any]) -> str:

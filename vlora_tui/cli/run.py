@@ -66,12 +66,12 @@ def run(
         require_terminal(instead)
     say_once(out, compressing)
     if is_recipe(sources):
-        given = [p for p in _FLAGS if _was_given(ctx, p)]
-        if given:
+        flags = [p for p in _FLAGS if _is_from_command_line(ctx, p)]
+        if flags:
             raise ParameterError(
                 "A recipe file says all; flags that change it are not taken.",
                 where=sources[0],
-                found=", ".join(given),
+                found=", ".join(flags),
                 remedy="change the file, or run the adapters with flags",
             )
         recipe = load_recipe(sources[0])
@@ -86,10 +86,10 @@ def run(
         return
     watcher = carry_out(recipe, out, writing)
     if watcher is not None:
-        tell(watcher, out)
+        show_results(watcher, out)
 
 
-def tell(watcher: Watcher, out: Output) -> None:
+def show_results(watcher: Watcher, out: Output) -> None:
     """What came of a recipe."""
     finished = watcher.last(events.Finished)
     data = {"outputs": list(finished.outputs), "seconds": finished.seconds}
@@ -108,6 +108,6 @@ def tell(watcher: Watcher, out: Output) -> None:
 _FLAGS = ("output", *(f.name for f in fields(o.Compressing) if f.name not in o.WITHOUT_EFFECT))
 
 
-def _was_given(ctx: typer.Context, parameter: str) -> bool:
+def _is_from_command_line(ctx: typer.Context, parameter: str) -> bool:
     source = ctx.get_parameter_source(parameter)
     return source is not None and source.name == "COMMANDLINE"

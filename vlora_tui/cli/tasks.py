@@ -16,7 +16,7 @@ from vlora_engine.errors import CollectionError, ParameterError, SubspaceError
 from vlora_tui.cli import options as o
 from vlora_tui.cli.execute import in_place
 from vlora_tui.cli.flags import require_there
-from vlora_tui.cli.hub_places import fetch_first, require_own
+from vlora_tui.cli.hub_inputs import fetch_first, require_own
 from vlora_tui.cli.output import Output
 from vlora_tui.pipeline.outputs import match_tasks
 from vlora_tui.utils.formatting import percent, plural, printable, size
@@ -52,7 +52,7 @@ def add(
         raise ParameterError("--incremental and --project are two ways of adding.")
     require_own(subspace)
     require_there([adapter])
-    _own(read_manifest(subspace), "add", adapter)
+    _require_ours(read_manifest(subspace), "add", adapter)
     (adapter,) = fetch_first(out, adapter)
     how = "project" if project else "incremental" if incremental else "absorb"
     with in_place(subspace, out, no_wait=no_wait, dry_run=dry_run):
@@ -65,8 +65,8 @@ def _add_to(
     """Add it and tell what it came to; the index is as it was when it is read here."""
     manifest = read_manifest(subspace)
     ref = AdapterRef.parse(adapter)
-    own_name = ref.name if ref.is_hub else Path(adapter).resolve().name
-    name = task_id if task_id is not None else own_name
+    default_name = ref.name if ref.is_hub else Path(adapter).resolve().name
+    name = task_id if task_id is not None else default_name
     if not name.strip():
         raise ParameterError("A task needs a name.", found=repr(name))
     if name in manifest.tasks:
@@ -76,10 +76,12 @@ def _add_to(
             remedy="choose another name with --task-id, or remove the old one first",
         )
     source = open_adapter(adapter)
-    own = source.config.get("base_model_name_or_path")
-    if own and manifest.base_model and _base(str(own)) != _base(manifest.base_model):
+    base_model = source.config.get("base_model_name_or_path")
+    if base_model and manifest.base_model and _base(str(base_model)) != _base(manifest.base_model):
         out.warn(
-            printable(f"{adapter} names the base model {own}, the subspace {manifest.base_model}")
+            printable(
+                f"{adapter} names the base model {base_model}, the subspace {manifest.base_model}"
+            )
         )
     data = {"path": subspace, "task": name, "how": how, "tasks": len(manifest.tasks) + 1}
     if dry_run:
@@ -125,7 +127,7 @@ def remove(
     """Take tasks out of a subspace; the basis and the others stay as they are."""
     out = Output(json=as_json, quiet=quiet)
     require_own(subspace)
-    _own(read_manifest(subspace), "remove", *tasks)
+    _require_ours(read_manifest(subspace), "remove", *tasks)
     with in_place(subspace, out, no_wait=no_wait, dry_run=dry_run):
         _remove_from(subspace, tasks, out, dry_run=dry_run)
 
@@ -146,13 +148,13 @@ def _remove_from(subspace: str, tasks: list[str], out: Output, *, dry_run: bool)
         "remove",
         {"path": subspace, "removed": names, "tasks": left, "bytes": nbytes, "dry_run": dry_run},
     )
-    said = "Would remove" if dry_run else "removed"
-    out.text(printable(f"{said} {', '.join(names)}; {plural(left, 'task')} left"))
+    action = "Would remove" if dry_run else "removed"
+    out.text(printable(f"{action} {', '.join(names)}; {plural(left, 'task')} left"))
     for name in names:
         out.essence(printable(name))
 
 
-def _own(manifest: Manifest, command: str, *words: str) -> Manifest:
+def _require_ours(manifest: Manifest, command: str, *words: str) -> Manifest:
     """``manifest`` if it is ours: what another program owns is not changed under its hands.
 
     Raises:
