@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tests.app.conftest import Cli
 from vlora_engine.catalog.open import load_adapter
-from vlora_tui.jobs.watch import Told, written_paths
+from vlora_tui.jobs.watch import TimedEvent, written_paths
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.run import Run
 from vlora_tui.recipe.model import (
@@ -88,7 +88,7 @@ def test_what_an_earlier_attempt_wrote_is_not_made_again(runs: Path, tmp_path: P
     )
     told: list[events.Event] = []
     Run(recipe, told.append).execute()
-    rows = [Told(i, 0.0, event) for i, event in enumerate(told)]
+    rows = [TimedEvent(i, 0.0, event) for i, event in enumerate(told)]
     done = written_paths(rows)
     assert len(done) == 4
     (tmp_path / "task01" / "adapter_model.safetensors").write_bytes(b"mine now")

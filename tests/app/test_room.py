@@ -15,10 +15,10 @@ from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import StorageError
 from vlora_tui.pipeline.disk_space import (
     Need,
-    lack_of,
-    lacking,
+    first_shortage,
     needs_of,
     require_room,
+    shortage_of,
     subspace_bytes,
 )
 from vlora_tui.pipeline.inputs import gather
@@ -123,12 +123,12 @@ def test_all_outputs_of_one_disk_are_added_up(built: Path, tmp_path: Path, free:
     assert len(needs) == len(manifest.tasks) + 1
     total = sum(need.nbytes for need in needs)
     free(total)
-    assert lacking(needs) is None
+    assert first_shortage(needs) is None
     free(total - 1)
-    lack = lacking(needs)
+    lack = first_shortage(needs)
     assert lack is not None
     assert (lack.need, lack.free) == (total, total - 1)
-    assert lack_of(recipe) == lack
+    assert shortage_of(recipe) == lack
     with pytest.raises(StorageError) as refused:
         require_room(needs)
     assert refused.value.exit_code == 1

@@ -201,7 +201,7 @@ def resume(
     out = Output(json=as_json, quiet=quiet)
     store = JobStore.open(state_dir)
     found = store.find(job)
-    for remark in control.resume_remarks(found):
+    for remark in control.resume_notes(found):
         out.warn(remark)
     layers = found.kept_layers()
     control.resume(store, found, gone=gone)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from vlora_tui.jobs.control import cancel, remove, resume, start, wait
 from vlora_tui.jobs.store import Job, JobStore
-from vlora_tui.jobs.watch import EventReader, JobView, JobWatcher, State, Told, follow, look
+from vlora_tui.jobs.watch import EventReader, JobView, JobWatcher, State, TimedEvent, follow, look
 from vlora_tui.jobs.worker import WarmWorker
 
 __all__ = [
@@ -19,7 +19,7 @@ __all__ = [
     "JobView",
     "JobWatcher",
     "State",
-    "Told",
+    "TimedEvent",
     "WarmWorker",
     "cancel",
     "follow",

@@ -96,16 +96,16 @@ def resume(store: JobStore, job: Job, *, gone: bool = False) -> Job:
     return job
 
 
-def resume_remarks(job: Job) -> list[str]:
+def resume_notes(job: Job) -> list[str]:
     """Why a resume would begin anew instead of going on: other versions make other bytes."""
-    remarks = []
+    notes = []
     for name, then, now in (
         ("vlora-tui", job.info.program, __version__),
         ("torch", job.info.torch, torch_version()),
     ):
         if then != now and job.kept_layers():
-            remarks.append(f"the layers were built by {name} {then}, not {now}: it begins anew")
-    return remarks
+            notes.append(f"the layers were built by {name} {then}, not {now}: it begins anew")
+    return notes
 
 
 def cancel(job: Job, *, discard: bool = False) -> None:
@@ -194,12 +194,12 @@ def discard_partial(job: Job) -> int:
 
     Spectra that another process goes on with meanwhile stay.
     """
-    place = job.partial()
-    if place is not None:
+    folder = job.partial()
+    if folder is not None:
         count = job.kept_layers()
-        with suppress(StorageError), sole_writer(place, place):
-            shutil.rmtree(place, ignore_errors=True)
-            with suppress(InputError), writing(output_of(place)):
+        with suppress(StorageError), sole_writer(folder, folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(InputError), writing(output_of(folder)):
                 pass  # the lock that a killed job left goes too
             return count
     return 0
@@ -216,7 +216,7 @@ def _discard_now(job: Job, view: JobView) -> None:
         _discard_half_saved(view)
         if view.state is State.VANISHED or count:
             text = f"The job was {view.state}. {layers(count)} discarded."
-            _tell(job, events.Cancelled(text, resumable=False))
+            _append_event(job, events.Cancelled(text, resumable=False))
 
 
 def _discard_half_saved(view: JobView) -> None:
@@ -230,9 +230,9 @@ def _discard_half_saved(view: JobView) -> None:
         recipe = view.job.recipe()
         for path in [step.path for step in recipe.written]:
             pattern = glob.escape(str(partial_path(Path(path), "save"))).replace("{task}", "*")
-            for place in map(Path, glob.glob(pattern, include_hidden=True)):
-                if place.stat().st_mtime < view.lock.heartbeat + HEARTBEAT_SECONDS:
-                    shutil.rmtree(place, ignore_errors=True)
+            for unfinished in map(Path, glob.glob(pattern, include_hidden=True)):
+                if unfinished.stat().st_mtime < view.lock.heartbeat + HEARTBEAT_SECONDS:
+                    shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _launch(job: Job, lock: JobLock, worker: WarmWorker | None = None) -> None:
@@ -241,7 +241,7 @@ def _launch(job: Job, lock: JobLock, worker: WarmWorker | None = None) -> None:
     queue = DeviceQueue(job.state_dir, device)
     is_free = queue.is_free()  # a job that has to wait does so without torch in its memory
     queue.enter(job.id)
-    _tell(job, events.Queued(device))
+    _append_event(job, events.Queued(device))
     if worker is not None and is_free and worker.hand_over(job, lock):
         lock.release()
         return
@@ -260,7 +260,7 @@ def _launch(job: Job, lock: JobLock, worker: WarmWorker | None = None) -> None:
         fault = StorageError(
             f"The job's process could not be started: {error.strerror or error}.", where=job.folder
         )
-        _tell(job, events.Failed(fault.as_dict()))
+        _append_event(job, events.Failed(fault.as_dict()))
         raise fault from None
     finally:
         lock.release()
@@ -275,7 +275,7 @@ def command(job: Job, descriptor: int) -> list[str]:
     return [*words, "--job", str(job.folder), "--job-lock", str(descriptor)]
 
 
-def _tell(job: Job, event: events.Event) -> None:
+def _append_event(job: Job, event: events.Event) -> None:
     """Append an event in the job's name; the caller holds its lock."""
     with suppress(OSError):
         writer = events.EventWriter(job.events_path)
@@ -307,14 +307,16 @@ def _elsewhere(view: JobView, done: str) -> JobStateError:
 
 def _require_own_outputs(store: JobStore, job: Job) -> None:
     """Refuse a job that writes where another one is going to, so that neither fails late."""
-    wanted = {os.path.realpath(path) for path in job.info.outputs}
+    outputs = {os.path.realpath(path) for path in job.info.outputs}
     for other in store.jobs():
-        if other.id == job.id or not wanted & {os.path.realpath(p) for p in other.info.outputs}:
+        if other.id == job.id or not outputs & {os.path.realpath(p) for p in other.info.outputs}:
             continue
         if not look(other).state.is_over:
             raise ParameterError(
                 "Another job is writing there.",
-                where=", ".join(sorted(wanted & {os.path.realpath(p) for p in other.info.outputs})),
+                where=", ".join(
+                    sorted(outputs & {os.path.realpath(p) for p in other.info.outputs})
+                ),
                 found=f"job {other.id}",
                 remedy="choose another output, or wait for that job",
             )

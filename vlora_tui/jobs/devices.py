@@ -127,7 +127,7 @@ class DeviceQueue:
         cancelled: Callable[[], bool],
         waiting: Callable[[tuple[str, ...]], None],
     ) -> None:
-        told: tuple[str, ...] = ()
+        reported: tuple[str, ...] = ()
         while True:
             ahead = self.ahead_of(job, is_alive)
             if not ahead and try_lock(descriptor):
@@ -137,9 +137,9 @@ class DeviceQueue:
             holder = os.pread(descriptor, 256, 0).decode("utf-8", "replace")
             first = [holder] if holder and is_alive(holder) else []
             now = tuple(dict.fromkeys([*first, *ahead]))
-            if now != told:
+            if now != reported:
                 waiting(now)
-                told = now
+                reported = now
             time.sleep(POLL_SECONDS)
 
     def _in_order(self) -> list[str]:

@@ -22,7 +22,7 @@ from vlora_tui.recipe.model import Recipe, absolute, as_tables
 from vlora_tui.recipe.reader import read_tables
 from vlora_tui.utils.locking import open_lock, try_lock
 
-KEPT_DRAFTS = 10
+MAX_DRAFTS = 10
 OLD_SECONDS = 3600.0
 
 
@@ -180,7 +180,7 @@ class Drafts:
         """Delete a draft that nobody wants."""
         _delete(saved.path)
 
-    def prune(self, keep: int = KEPT_DRAFTS) -> None:
+    def prune(self, keep: int = MAX_DRAFTS) -> None:
         """Delete all but the latest."""
         for old in self.offered()[keep:]:
             _delete(old.path)

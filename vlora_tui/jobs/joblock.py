@@ -49,10 +49,10 @@ class LockState:
     @property
     def is_here(self) -> bool:
         """Whether the holder belongs to this machine, so that the lock itself can be believed."""
-        own = self.identity
-        if own is None:
+        identity = self.identity
+        if identity is None:
             return True
-        return own.boot == boot_id() if own.boot else own.host == host_name()
+        return identity.boot == boot_id() if identity.boot else identity.host == host_name()
 
     @property
     def can_be_signalled(self) -> bool:

@@ -15,7 +15,7 @@ from vlora_tui.jobs.control import DISCARD, discard_partial, layers
 from vlora_tui.jobs.devices import DeviceQueue, device_key
 from vlora_tui.jobs.joblock import JobLock, probe
 from vlora_tui.jobs.store import SPECTRA, Job
-from vlora_tui.jobs.watch import EventReader, Told, written_paths
+from vlora_tui.jobs.watch import EventReader, TimedEvent, written_paths
 from vlora_tui.pipeline import events
 
 if TYPE_CHECKING:
@@ -41,18 +41,21 @@ def run_job(
         VLoRAError: What stopped it, after an event that says the same.
     """
     job = Job.load(folder)
-    with JobLock.take(job.lock_path, inherited=lock) as held, Teller(job, held, listen) as tell:
-        held.publish()
+    with (
+        JobLock.take(job.lock_path, inherited=lock) as job_lock,
+        JobEventLog(job, job_lock, listen) as emit,
+    ):
+        job_lock.publish()
         try:
-            with _turn(job, tell, cancelled):
-                _make_run(job, tell, cancelled).execute()
+            with _turn(job, emit, cancelled):
+                _make_run(job, emit, cancelled).execute()
         except BaseException as error:
-            if not tell.is_over:  # before the run could say so itself
-                tell(_end_of(error))
+            if not emit.is_over:  # before the run could say so itself
+                emit(_end_of(error))
             raise
 
 
-class Teller:
+class JobEventLog:
     """Writes a job's events, and sees to what must not get lost when the disk is full.
 
     What found no room is written before the next event; progress is not. How it ended stands in
@@ -66,7 +69,7 @@ class Teller:
         self._writer: events.EventWriter | None = None
         self._owed: list[events.Event] = []
 
-    def __enter__(self) -> Teller:
+    def __enter__(self) -> JobEventLog:
         with suppress(OSError):
             self._writer = events.EventWriter(self._job.events_path)
         return self
@@ -84,8 +87,8 @@ class Teller:
             event = self._after_cancel(event)
         if isinstance(event, _ENDS):
             self.is_over = True
-        told = self._pay() and self._write(event)
-        if not told and not isinstance(event, events.Progress):
+        written = self._pay() and self._write(event)
+        if not written and not isinstance(event, events.Progress):
             self._owed.append(event)
         if isinstance(event, _ENDS):
             self._lock.end(event.type)
@@ -93,7 +96,7 @@ class Teller:
             self._listen(event)
 
     def _after_cancel(self, event: events.Cancelled) -> events.Cancelled:
-        if self._job.asked_to() == DISCARD:
+        if self._job.cancel_request() == DISCARD:
             count = discard_partial(self._job)
             text = f"{event.text} {layers(count)} discarded."
             return replace(event, text=text, resumable=False)
@@ -115,7 +118,9 @@ class Teller:
         return self._writer.dropped == before
 
 
-def _turn(job: Job, tell: Teller, cancelled: Callable[[], bool]) -> AbstractContextManager[None]:
+def _turn(
+    job: Job, emit: JobEventLog, cancelled: Callable[[], bool]
+) -> AbstractContextManager[None]:
     device = device_key(job.info.device)
     jobs = job.folder.parent
 
@@ -126,18 +131,18 @@ def _turn(job: Job, tell: Teller, cancelled: Callable[[], bool]) -> AbstractCont
         job.id,
         is_alive=is_alive,
         cancelled=cancelled,
-        waiting=lambda ahead: tell(events.Queued(device, ahead)),
+        waiting=lambda ahead: emit(events.Queued(device, ahead)),
     )
 
 
-def _make_run(job: Job, tell: Teller, cancelled: Callable[[], bool]) -> Run:
+def _make_run(job: Job, emit: JobEventLog, cancelled: Callable[[], bool]) -> Run:
     from vlora_tui.pipeline.run import Run, SpectraRun
 
     recipe, info = job.recipe(), job.info
     if info.kind == SPECTRA:
         return SpectraRun(
             recipe,
-            tell,
+            emit,
             force=info.force,
             job=job.id,
             cancelled=cancelled,
@@ -145,16 +150,16 @@ def _make_run(job: Job, tell: Teller, cancelled: Callable[[], bool]) -> Run:
             device=info.device,
         )
     return Run(
-        recipe, tell, force=info.force, job=job.id, cancelled=cancelled, done=_done_before(job)
+        recipe, emit, force=info.force, job=job.id, cancelled=cancelled, done=_done_before(job)
     )
 
 
 def _done_before(job: Job) -> frozenset[str]:
     """What earlier attempts have put into its place: it is not made again."""
-    reader, told = EventReader(job.events_path), list[Told]()
+    reader, timed_events = EventReader(job.events_path), list[TimedEvent]()
     while new := reader.poll():
-        told += new
-    return frozenset(path for path in written_paths(told) if os.path.lexists(path))
+        timed_events += new
+    return frozenset(path for path in written_paths(timed_events) if os.path.lexists(path))
 
 
 def _end_of(error: BaseException) -> events.Event:

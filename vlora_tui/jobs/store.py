@@ -87,8 +87,8 @@ def _job_info(value: JsonValue) -> JobInfo:
     """What job.json says; what this version does not know of is passed over."""
     row = value.object()
     words = ("device", "host", "program", "torch")
-    told: dict[str, Any] = {name: row.read(name, JsonValue.text, "") for name in words}
-    known = {name: text for name, text in told.items() if row.get(name) is not None}
+    texts: dict[str, Any] = {name: row.read(name, JsonValue.text, "") for name in words}
+    named = {name: text for name, text in texts.items() if row.get(name) is not None}
     spectra = row.get("spectra")
     return JobInfo(
         id=row["id"].text(),
@@ -98,7 +98,7 @@ def _job_info(value: JsonValue) -> JobInfo:
         force=row.read("force", JsonValue.flag, False),
         outputs=tuple(row.read("outputs", lambda outputs: outputs.texts(), [])),
         spectra=None if spectra is None or spectra.is_null else spectra.text(),
-        **known,
+        **named,
     )
 
 
@@ -168,7 +168,7 @@ class Job:
         except OSError:
             return []
 
-    def asked_to(self) -> str:
+    def cancel_request(self) -> str:
         """What a cancel asked for: ``keep``, ``discard``, or nothing."""
         with suppress(OSError):
             return (self.folder / "cancel").read_text("utf-8").strip()
@@ -176,21 +176,23 @@ class Job:
 
     def partial(self) -> Path | None:
         """Where the finished layers of an unfinished build or of spectra lie, if there are any."""
-        place = self._spectra_place() if self.info.kind == SPECTRA else self._build_place()
-        return place if place is not None and place.is_dir() else None
+        folder = (
+            self._unfinished_spectra() if self.info.kind == SPECTRA else self._unfinished_build()
+        )
+        return folder if folder is not None and folder.is_dir() else None
 
     def kept_layers(self) -> int:
         """How many layers lie there for a resume."""
-        place = self.partial()
-        return 0 if place is None else kept_layers(place)
+        folder = self.partial()
+        return 0 if folder is None else kept_layers(folder)
 
-    def _build_place(self) -> Path | None:
+    def _unfinished_build(self) -> Path | None:
         with suppress(InputError):
             output = self.recipe().output
             return None if output is None else partial_path(Path(output), self.id)
         return None
 
-    def _spectra_place(self) -> Path | None:
+    def _unfinished_spectra(self) -> Path | None:
         """Those in the cache lie where the job said that it computes them."""
         if self.info.spectra is not None:
             return spectra_partial(Path(self.info.spectra))
@@ -296,7 +298,7 @@ class JobStore:
             created=round(time.time(), 3),
             device=device,
             force=force,
-            outputs=tuple(known_outputs(recipe, spectra)),
+            outputs=tuple(outputs_of(recipe, spectra)),
             spectra=None if spectra is None else str(Path(spectra).expanduser().absolute()),
             host=host_name(),
             program=__version__,
@@ -353,10 +355,10 @@ class JobStore:
     def _try_out(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            place = self.folder / f".try-{os.getpid()}-{secrets.token_hex(2)}"
-            descriptor = open_lock(place)
+            probe = self.folder / f".try-{os.getpid()}-{secrets.token_hex(2)}"
+            descriptor = open_lock(probe)
             try:
-                os.unlink(place)
+                os.unlink(probe)
                 try_lock(descriptor)
             finally:
                 os.close(descriptor)
@@ -398,7 +400,7 @@ def _called(path: str) -> str:
     return AdapterRef.parse(path).name
 
 
-def known_outputs(recipe: Recipe, spectra: Path | None) -> list[str]:
+def outputs_of(recipe: Recipe, spectra: Path | None) -> list[str]:
     """The paths that a recipe writes; those of exports as they stand, ``{task}`` in them."""
     ends = [recipe.output, *(step.path for step in recipe.written)]
     return [*(end for end in ends if end is not None), *([str(spectra)] if spectra else [])]

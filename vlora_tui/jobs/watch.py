@@ -20,10 +20,10 @@ E = TypeVar("E", bound=events.Event)
 
 POLL_BYTES = 1_000_000
 FOLLOW_SECONDS = 0.2
-KEPT_EVENTS = 20_000  # each export of a task is two
+MAX_EVENTS = 20_000  # each export of a task is two
 
 
-class Told(NamedTuple):
+class TimedEvent(NamedTuple):
     """One event as it stands in the file."""
 
     seq: int
@@ -42,7 +42,7 @@ class EventReader:
         self._offset = 0
         self._file: tuple[int, int] | None = None
 
-    def poll(self, limit: int = POLL_BYTES) -> list[Told]:
+    def poll(self, limit: int = POLL_BYTES) -> list[TimedEvent]:
         """The new events, of at most about ``limit`` bytes; one stat where nothing is new."""
         try:
             found = os.stat(self.path)
@@ -63,7 +63,7 @@ class EventReader:
         whole = chunk[: chunk.rfind(b"\n") + 1]
         self._offset += len(whole)
         rows = (decode_timed(line.decode("utf-8", "replace")) for line in whole.splitlines())
-        return [Told(*row) for row in rows if row is not None]
+        return [TimedEvent(*row) for row in rows if row is not None]
 
 
 class State(StrEnum):
@@ -95,8 +95,8 @@ class JobView:
     """A job as it can be shown.
 
     Args:
-        told: Every event but progress and layers, of all attempts, without what nobody looks at
-            here (`_slim`); the last `KEPT_EVENTS`.
+        history: Every event but progress and layers, of all attempts, without what nobody looks at
+            here (`_slim`); the last `MAX_EVENTS`.
         attempts: How often it was started.
         progress: The last progress of this attempt.
         stage_since: When the stage under way began, by its first progress, and ``stage_from`` what
@@ -107,7 +107,7 @@ class JobView:
     job: Job
     state: State = State.QUEUED
     lock: LockState = field(default_factory=lambda: LockState(held=False))
-    told: list[Told] = field(default_factory=list)
+    history: list[TimedEvent] = field(default_factory=list)
     seq: int = 0
     attempts: int = 0
     ahead: tuple[str, ...] = ()
@@ -122,14 +122,14 @@ class JobView:
 
     def last(self, kind: type[E]) -> E | None:
         """The last event of one type."""
-        for told in reversed(self.told):
-            if isinstance(told.event, kind):
-                return told.event
+        for timed in reversed(self.history):
+            if isinstance(timed.event, kind):
+                return timed.event
         return None
 
     def all(self, kind: type[E]) -> list[E]:
         """Every event of one type."""
-        return [told.event for told in self.told if isinstance(told.event, kind)]
+        return [timed.event for timed in self.history if isinstance(timed.event, kind)]
 
     @property
     def rate(self) -> float | None:
@@ -164,7 +164,7 @@ class JobView:
         """What the job has written so far."""
         if isinstance(self.end, events.Finished):
             return list(self.end.outputs)
-        return sorted(written_paths(self.told))
+        return sorted(written_paths(self.history))
 
     @property
     def spectra(self) -> str | None:
@@ -179,9 +179,9 @@ class JobView:
         """Whether starting it again makes sense."""
         return self.state in (State.VANISHED, State.CANCELLED, State.FAILED)
 
-    def take(self, told: Told) -> None:
+    def take(self, timed: TimedEvent) -> None:
         """Take one more event."""
-        self.seq, event = told.seq, told.event
+        self.seq, event = timed.seq, timed.event
         match event:
             case events.Queued():
                 if not event.ahead:
@@ -190,18 +190,18 @@ class JobView:
             case events.Started():
                 self._forget_attempt()
                 self.attempts += 1
-                self.begun = told.time
+                self.begun = timed.time
             case events.Progress():
-                self._progress(event, told.time)
+                self._progress(event, timed.time)
                 return
             case events.LayerDone():
                 self._progress(events.Progress("build", event.done, event.total, event.layer),
-                               told.time)  # fmt: skip
+                               timed.time)  # fmt: skip
                 return
             case events.Finished() | events.Failed() | events.Cancelled():
-                self.end, self.ended, self.ahead = event, told.time, ()
-        self.told.append(told._replace(event=_slim(event)))
-        del self.told[:-KEPT_EVENTS]
+                self.end, self.ended, self.ahead = event, timed.time, ()
+        self.history.append(timed._replace(event=_slim(event)))
+        del self.history[:-MAX_EVENTS]
 
     def judge(self, lock: LockState) -> None:
         """Say how the job stands, by its events and its lock."""
@@ -281,27 +281,27 @@ def look(job: Job) -> JobView:
 
 def follow(
     job: Job, *, interval: float = FOLLOW_SECONDS, sleep: Callable[[float], None] = time.sleep
-) -> Iterator[tuple[JobView, list[Told]]]:
+) -> Iterator[tuple[JobView, list[TimedEvent]]]:
     """The job with what is new of it, each time something is, until it is over."""
     view, reader = JobView(job), EventReader(job.events_path)
     first = True
     while True:
         before = view.state
-        told: list[Told] = []
-        _take_all(view, reader, told)
-        _judge(view, reader, told)
-        if told or first or view.state is not before:
-            yield view, told
+        timed_events: list[TimedEvent] = []
+        _take_all(view, reader, timed_events)
+        _judge(view, reader, timed_events)
+        if timed_events or first or view.state is not before:
+            yield view, timed_events
         first = False
         if view.state.is_over:
             return
         sleep(interval)
 
 
-def written_paths(told: list[Told]) -> set[str]:
+def written_paths(timed_events: list[TimedEvent]) -> set[str]:
     """The outputs that are in their places, by the events of all attempts."""
     kinds = (events.SubspaceWritten, events.Exported, events.Merged, events.Resized)
-    return {t.event.path for t in told if isinstance(t.event, kinds)}
+    return {t.event.path for t in timed_events if isinstance(t.event, kinds)}
 
 
 def _slim(event: events.Event) -> events.Event:
@@ -318,18 +318,18 @@ def _slim(event: events.Event) -> events.Event:
     return event
 
 
-def _take_all(view: JobView, reader: EventReader, into: list[Told] | None = None) -> bool:
+def _take_all(view: JobView, reader: EventReader, into: list[TimedEvent] | None = None) -> bool:
     changed = False
     while new := reader.poll():
         changed = True
-        for told in new:
-            view.take(told)
+        for timed in new:
+            view.take(timed)
         if into is not None:
             into += new
     return changed
 
 
-def _judge(view: JobView, reader: EventReader, into: list[Told] | None = None) -> bool:
+def _judge(view: JobView, reader: EventReader, into: list[TimedEvent] | None = None) -> bool:
     """Judge by the lock; events that came just before it was let go are read first."""
     lock = view.job.standing()
     changed = not lock.held and view.end is None and _take_all(view, reader, into)

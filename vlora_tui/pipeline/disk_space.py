@@ -44,7 +44,7 @@ class Need(NamedTuple):
     nbytes: int
 
 
-class Lack(NamedTuple):
+class Shortage(NamedTuple):
     """A disk that has less room than is needed on it.
 
     Args:
@@ -74,12 +74,12 @@ def require_room(needs: Iterable[Need]) -> None:
     Raises:
         StorageError: It says how much is needed, how much is free, and where.
     """
-    lack = lacking(needs)
-    if lack is not None:
-        raise lack.error()
+    shortage = first_shortage(needs)
+    if shortage is not None:
+        raise shortage.error()
 
 
-def lacking(needs: Iterable[Need]) -> Lack | None:
+def first_shortage(needs: Iterable[Need]) -> Shortage | None:
     """The first disk on which all that is going to be written there does not fit."""
     disks: dict[int, list[tuple[Need, Path]]] = {}
     for need in needs:
@@ -87,10 +87,10 @@ def lacking(needs: Iterable[Need]) -> Lack | None:
         if there is not None:
             disks.setdefault(os.stat(there).st_dev, []).append((need, there))
     for on_disk in disks.values():
-        (first, there), wanted = on_disk[0], sum(need.nbytes for need, _ in on_disk)
+        (first, there), needed = on_disk[0], sum(need.nbytes for need, _ in on_disk)
         free = free_bytes(there)
-        if free is not None and wanted > free:
-            return Lack(first.path, there, wanted, free)
+        if free is not None and needed > free:
+            return Shortage(first.path, there, needed, free)
     return None
 
 
@@ -106,7 +106,7 @@ def free_bytes(path: Path) -> int | None:
 
 def _nearest(path: Path) -> Path | None:
     """The path itself, or the directory above it, that is there."""
-    return next((place for place in (path, *path.parents) if place.exists()), None)
+    return next((candidate for candidate in (path, *path.parents) if candidate.exists()), None)
 
 
 # what a recipe needs
@@ -130,13 +130,15 @@ def needs_of(
     """
     needs: list[Need] = []
     if recipe.compress is not None and recipe.output is not None and recipe.output not in done:
-        known = (
+        predicted = (
             subspace if subspace is not None else subspace_bytes(collection, recipe.compress.target)
         )
-        if known is not None:
+        if predicted is not None:
             out = Path(recipe.output)
             # The layers stay beside the subspace until it is complete.
-            needs.append(Need(out, max(0, 2 * known - _kept(partial_path(out, job)))))
+            needs.append(
+                Need(out, max(0, 2 * predicted - _unfinished_bytes(partial_path(out, job))))
+            )
     if recipe.quantize is not None and recipe.output is not None and recipe.output not in done:
         manifest = collection.manifest
         needs.append(Need(Path(recipe.output), 0 if manifest is None else manifest.nbytes))
@@ -181,7 +183,7 @@ def subspace_bytes(collection: Collection, target: CompressionTarget) -> int | N
     from vlora_engine.spectra.tables import LayerTable
 
     layers = shared_layers(sources)
-    own = match_layers([spec.name for spec in layers], target.layers)
+    per_layer = match_layers([spec.name for spec in layers], target.layers)
     found = {shape.dtype for source in sources.values() for shape in source.modules.values()}
     packed = target.quantization
     dtype, total = storage_dtype(target.dtype, found, lossy=packed is not None), 0
@@ -190,9 +192,9 @@ def subspace_bytes(collection: Collection, target: CompressionTarget) -> int | N
         table = LayerTable(
             spec.name, spec.d_in, spec.d_out, np.arange(len(ranks)), np.array(ranks), np.empty(0)
         )
-        wanted = (own[spec.name],) * 2 if spec.name in own else pair
+        layer_k = (per_layer[spec.name],) * 2 if spec.name in per_layer else pair
         limits = max_k(target.method, spec, sources)
-        k_a, k_b = (min(k, limit) for k, limit in zip(wanted, limits, strict=True))
+        k_a, k_b = (min(k, limit) for k, limit in zip(layer_k, limits, strict=True))
         total += int(layer_bytes(target.method, table, k_a, k_b, dtype, packed))
     records = {
         name: task_record(name, source, layers, file=name, digest=_DIGEST, norm=1.0)
@@ -206,11 +208,11 @@ def subspace_bytes(collection: Collection, target: CompressionTarget) -> int | N
 def adapter_bytes(manifest: Manifest, task: TaskRecord, dtype: str | None = None) -> int:
     """About how many bytes a task takes as an adapter of its own, config and header included."""
     payload, elements = 0, 0
-    for index, rank, own in zip(task.layers, task.ranks, task.dtypes, strict=True):
+    for index, rank, stored_dtype in zip(task.layers, task.ranks, task.dtypes, strict=True):
         layer = manifest.layers[index]
         count = rank * (layer.d_in + layer.d_out)
         elements += count
-        payload += count * ITEM_BYTES[STORAGE_DTYPES.get(dtype or "", own)]
+        payload += count * ITEM_BYTES[STORAGE_DTYPES.get(dtype or "", stored_dtype)]
     rest_of_factors = max(0, task.factor_elements - elements)  # modules that the basis lacks
     common = task.dtypes[0] if task.dtypes else "F32"
     payload += rest_of_factors * ITEM_BYTES[STORAGE_DTYPES.get(dtype or "", common)]
@@ -274,7 +276,7 @@ def _resized_bytes(resize: Resize, task: str, collection: Collection) -> int:
     )
 
 
-def _kept(partial: Path) -> int:
+def _unfinished_bytes(partial: Path) -> int:
     try:
         return directory_bytes(partial) if partial.is_dir() else 0
     except OSError:  # it is changing under us
@@ -285,10 +287,10 @@ def _config_bytes(config: Mapping[str, object]) -> int:
     return len(json.dumps(dict(config), indent=2, default=str))
 
 
-def lack_of(recipe: Recipe, *, subspace: int | None = None) -> Lack | None:
+def shortage_of(recipe: Recipe, *, subspace: int | None = None) -> Shortage | None:
     """The same check before a job is started; what is wrong with the inputs the job will say."""
     try:
         resolved = resolve(recipe)
-        return lacking(needs_of(resolved, gather(resolved), subspace=subspace))
+        return first_shortage(needs_of(resolved, gather(resolved), subspace=subspace))
     except (VLoRAError, OSError):
         return None

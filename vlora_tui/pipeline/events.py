@@ -90,8 +90,8 @@ class Remark(Event):
     @property
     def found(self) -> Finding:
         """The finding; what an earlier version wrote holds less of it."""
-        told = {"what": self.text, "where": self.where, "code": self.code}
-        return Finding.from_json(self.finding or told)
+        fields_of_text = {"what": self.text, "where": self.where, "code": self.code}
+        return Finding.from_json(self.finding or fields_of_text)
 
 
 @dataclass(frozen=True)
@@ -338,8 +338,8 @@ def decode_timed(line: str | bytes) -> tuple[int, float, Event] | None:
     cls = EVENT_TYPES.get(str(row.get("type"))) if isinstance(row, dict) else None
     if cls is None:
         return None
-    seq, told_at = row.get("seq"), row.get("time", 0)
-    if type(seq) is not int or type(told_at) not in (int, float):
+    seq, seconds = row.get("seq"), row.get("time", 0)
+    if type(seq) is not int or type(seconds) not in (int, float):
         return None
     values = {}
     for name, (hint, required) in _fields_of(cls.type).items():
@@ -349,7 +349,7 @@ def decode_timed(line: str | bytes) -> tuple[int, float, Event] | None:
                 return None
         elif required:
             return None
-    return seq, float(told_at), cls(**values)
+    return seq, float(seconds), cls(**values)
 
 
 _UNFIT = object()  # what is not of its field's type

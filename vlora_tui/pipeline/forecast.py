@@ -78,13 +78,13 @@ def expect_coded(outlook: Outlook, target: CompressionTarget) -> Expected:
 
 def manifest_figures(manifest: Manifest) -> dict[str, Any]:
     """What a subspace says of itself, in the words of a build's report."""
-    known = manifest.as_dict()
+    index = manifest.as_dict()
     return {
-        **{key: known[key] for key in ("method", "dtype", "quantization", "variance")},
-        **{key: known[key] for key in ("mean_error", "max_error", "worst_task", "input_bytes")},
-        **{key: known[key] for key in ("ratio", "codec_ratio")},
-        "nbytes": known["bytes"],
-        "coding": known["coding"],
+        **{key: index[key] for key in ("method", "dtype", "quantization", "variance")},
+        **{key: index[key] for key in ("mean_error", "max_error", "worst_task", "input_bytes")},
+        **{key: index[key] for key in ("ratio", "codec_ratio")},
+        "nbytes": index["bytes"],
+        "coding": index["coding"],
         "tasks": list(manifest.tasks),
         "k": {layer.name: (layer.k_a, layer.k_b) for layer in manifest.layers},
         "task_errors": {task.id: task.error for task in manifest.tasks.values()},
@@ -105,16 +105,16 @@ def others_at(
             continue
         row: dict[str, Any] = dict.fromkeys(("k", "mean_error", "max_error", "nbytes"))
         with suppress(VLoRAError):
-            own = CompressionTarget(method, budget=budget)
-            row = vars(expect_coded(outlook, own)).copy()
+            same_bytes = CompressionTarget(method, budget=budget)
+            row = vars(expect_coded(outlook, same_bytes)).copy()
         rows.append({**row, "method": method})
     for method in (m for m in spectra.methods if m != target.method):
         row = dict.fromkeys(("k", "mean_error", "max_error", "nbytes"))
         with suppress(VLoRAError):  # no k of it fits: the row says so
-            own = CompressionTarget(
+            same_bytes = CompressionTarget(
                 method, budget=budget, dtype=target.dtype, quantize=target.quantize
             )
-            choice = choose(spectra, own)
+            choice = choose(spectra, same_bytes)
             prediction = choice.prediction
             row = {
                 "k": k_text(choice.k),
@@ -295,9 +295,9 @@ def losses_of_choice(spectra: Spectra, choice: Choice) -> tuple[Loss, ...]:
             losses[i][name] = error
     errors = choice.prediction.task_errors
     return tuple(
-        Loss(task.name, errors[task.name], None, name, own.get(name, 0.0))
-        for task, own in zip(spectra.tasks, losses, strict=True)
-        for name in [worst(own) or ""]
+        Loss(task.name, errors[task.name], None, name, layer_errors.get(name, 0.0))
+        for task, layer_errors in zip(spectra.tasks, losses, strict=True)
+        for name in [worst(layer_errors) or ""]
     )
 
 
@@ -319,16 +319,16 @@ def choice_data(outlook: Outlook, target: CompressionTarget) -> dict[str, Any]:
     """What auto would do, layer by layer, and what each adapter would lose, for JSON."""
     forecast = outlook.solve(replace(target, method="auto"))
     whole = prediction_of(outlook, forecast)
-    own = prediction_of(outlook, outlook.solve(replace(target, method="own")))
+    unshared = prediction_of(outlook, outlook.solve(replace(target, method="own")))
     return {
         "nbytes": whole.nbytes,
         "codec_ratio": whole.codec_ratio,
         "mean_error": whole.mean_error,
         "max_error": whole.max_error,
         "own": {
-            "nbytes": own.nbytes,
-            "mean_error": own.mean_error,
-            "max_error": own.max_error,
+            "nbytes": unshared.nbytes,
+            "mean_error": unshared.mean_error,
+            "max_error": unshared.max_error,
         },
         "layers": [
             {

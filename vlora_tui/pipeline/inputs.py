@@ -93,7 +93,7 @@ def gather_adapters(
     collection = Collection()
     here, collection.remarks = fetch_all([e.ref for e in entries], run)
     found, collection.closed = _find(
-        [_Asked(locate(ref), e.name) for e, ref in zip(entries, here, strict=True)]
+        [_Entry(locate(ref), e.name) for e, ref in zip(entries, here, strict=True)]
     )
     _require_names_apart(found)
     bases: dict[str, None] = {}
@@ -143,7 +143,7 @@ def read_places(places: Iterable[str]) -> set[Path]:
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Entry:
     """A place where adapters are, its task told apart, and the name that is given to it."""
 
     ref: AdapterRef
@@ -155,7 +155,7 @@ class _Asked:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _FoundAdapter:
     name: str
     ref: AdapterRef
     identity: tuple[object, ...] = ()
@@ -163,13 +163,13 @@ class _Found:
     error: VLoRAError | None = None
 
 
-def _find(entries: Sequence[_Asked]) -> tuple[list[_Found], list[Finding]]:
+def _find(entries: Sequence[_Entry]) -> tuple[list[_FoundAdapter], list[Finding]]:
     places = [entry.ref for entry in entries if entry.ref.task is None]
     catalog = scan(places) if places else None
     infos = list(catalog.adapters) if catalog is not None else []
     names = _given_names(entries, [_key(info.path) for info in infos])
     found = [
-        _Found(
+        _FoundAdapter(
             name=names.get(_key(info.path), info.name),
             ref=AdapterRef.parse(info.path),
             identity=tuple(info.identity or ()),
@@ -183,7 +183,7 @@ def _find(entries: Sequence[_Asked]) -> tuple[list[_Found], list[Finding]]:
         if task is not None:
             taken = {one.name for one in found}
             name = entry.name or (task if task not in taken else f"{entry.ref.name}:{task}")
-            found.append(_Found(name, entry.ref))
+            found.append(_FoundAdapter(name, entry.ref))
     if not found:
         raise NotFoundError(
             "There is no adapter here.",
@@ -195,7 +195,7 @@ def _find(entries: Sequence[_Asked]) -> tuple[list[_Found], list[Finding]]:
     return found, [finding for finding in remarks if finding.code == "closed-directory"]
 
 
-def _given_names(entries: Sequence[_Asked], found: Sequence[str]) -> dict[str, str]:
+def _given_names(entries: Sequence[_Entry], found: Sequence[str]) -> dict[str, str]:
     """The names that the recipe gives, by key, to what was ``found``, also by key."""
     names = {}
     for entry in entries:
@@ -213,8 +213,8 @@ def _given_names(entries: Sequence[_Asked], found: Sequence[str]) -> dict[str, s
     return names
 
 
-def _require_names_apart(found: Sequence[_Found]) -> None:
-    seen: dict[str, _Found] = {}
+def _require_names_apart(found: Sequence[_FoundAdapter]) -> None:
+    seen: dict[str, _FoundAdapter] = {}
     for one in found:
         if one.name in seen:
             raise ParameterError(

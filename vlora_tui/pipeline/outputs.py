@@ -62,9 +62,9 @@ def plan_outputs(
         _require_packable(recipe.input.subspace)
     outputs = [Path(recipe.output)] if recipe.output is not None else []
     for export in recipe.exports:
-        places = export_paths(export, collection.tasks)
-        _require_fit(export, places, collection)
-        outputs += places.values()
+        paths = export_paths(export, collection.tasks)
+        _require_fit(export, paths, collection)
+        outputs += paths.values()
     for merge in recipe.merges:
         check_merge(merge, len(merge_inputs(merge, collection)))
         outputs.append(Path(merge.path))
@@ -78,10 +78,10 @@ def plan_outputs(
     return outputs
 
 
-def _require_fit(export: Export, places: Mapping[str, Path], collection: Collection) -> None:
+def _require_fit(export: Export, paths: Mapping[str, Path], collection: Collection) -> None:
     """Refuse a task that the target would refuse, before the first one is written."""
     target = find_target(export.target)
-    for task, path in places.items():
+    for task, path in paths.items():
         facts = facts_of_export(export, task, collection.manifest, collection.adapters)
         check_fit(
             target,
@@ -158,8 +158,8 @@ def merge_inputs(merge: Merge, collection: Collection) -> list[str]:
     names: list[str] = []
     for word in merge.adapters:
         if is_path(word):
-            known = [n for n, place in collection.places.items() if Path(place) == Path(word)]
-            names.append(known[0] if known else word)
+            named = [n for n, ref in collection.places.items() if Path(ref) == Path(word)]
+            names.append(named[0] if named else word)
         else:
             names += match_tasks([word], collection.tasks)
     if len(names) < 2:
@@ -201,7 +201,7 @@ class Writer:
     context: RunContext
     done: frozenset[str] = frozenset()
     _loaded: SharedSubspace | None = None
-    _targets_told: bool = False
+    _targets_reported: bool = False
 
     def export_all(self) -> list[str]:
         """Write every exported task, read it back where the recipe says so; return the paths."""
@@ -240,7 +240,7 @@ class Writer:
     def _export(self, subspace: SharedSubspace, export: Export, task: str, path: Path) -> None:
         weights = with_overrides(subspace.reconstruct(task), export)
         if export.drop_rest and find_target(export.target).no_rest:
-            self._tell_left_out(task, weights)
+            self._report_left_out(task, weights)
             weights = replace(weights, rest={})
         if str(path) not in self.done:
             save_adapter(
@@ -252,7 +252,7 @@ class Writer:
                 drop_rest=export.drop_rest,
                 base=export.base,
             )
-            self._tell_targets(export, path)
+            self._report_targets(export, path)
         self.emit(
             events.Exported(
                 task,
@@ -266,23 +266,23 @@ class Writer:
         if export.verify:
             self.emit(events.Verified(task, str(path), verify_adapter(weights, path)))
 
-    def _tell_left_out(self, task: str, weights: LoRAWeights) -> None:
+    def _report_left_out(self, task: str, weights: LoRAWeights) -> None:
         if weights.rest:
             many = len(weights.rest)
             tensors = "1 tensor" if many == 1 else f"{many} tensors"
             text = f"Left out, as asked: {tensors} besides A and B."
             self.emit(events.Remark(text, task, "rest-left-out"))
 
-    def _tell_targets(self, export: Export, path: Path) -> None:
+    def _report_targets(self, export: Export, path: Path) -> None:
         """Say so if PEFT would not find the modules under the names that were asked for."""
-        wanted = export.target_modules
-        if wanted is None or self._targets_told or find_target(export.target).form != "peft":
+        modules = export.target_modules
+        if modules is None or self._targets_reported or find_target(export.target).form != "peft":
             return
         config = json.loads((path / ADAPTER_CONFIG).read_text("utf-8"))
-        if sorted(config.get("target_modules") or ()) != sorted(wanted):
-            self._targets_told = True
+        if sorted(config.get("target_modules") or ()) != sorted(modules):
+            self._targets_reported = True
             text = (
-                f"target_modules {', '.join(wanted)} do not cover the modules that were trained, "
+                f"target_modules {', '.join(modules)} do not cover the modules that were trained, "
                 "and PEFT would load the adapter without them; the modules' own names are written."
             )
             self.emit(events.Remark(text, str(path), "targets-not-covered"))
@@ -292,19 +292,19 @@ class Writer:
         for merge in self.recipe.merges:
             self.context.stop_if_asked(STOPPED)
             _, event = self._merged(merge)
-            self._tell_findings(event)
-            told = {f.name: getattr(event, f.name) for f in fields(events.MergePreviewed)}
-            self.emit(events.MergePreviewed(**told))
+            self._report_findings(event)
+            values = {f.name: getattr(event, f.name) for f in fields(events.MergePreviewed)}
+            self.emit(events.MergePreviewed(**values))
 
     def _merge(self, merge: Merge) -> None:
         merged, event = self._merged(merge)
         path = Path(merge.path)
         save_adapter(merged, path, dtype=merge.dtype, force=self.context.force)
-        self._tell_findings(event)
+        self._report_findings(event)
         self.emit(replace(event, nbytes=directory_bytes(path)))
         self.emit(events.Verified(path.name, merge.path, verify_adapter(merged, path)))
 
-    def _tell_findings(self, event: events.Merged) -> None:
+    def _report_findings(self, event: events.Merged) -> None:
         for finding in event.report["findings"]:
             self.emit(events.Remark.of(Finding.from_json(finding)))
 
@@ -330,16 +330,16 @@ class Writer:
             report=report.as_dict(),
         )
 
-    def _resize(self, wanted: Resize, task: str, path: Path) -> None:
+    def _resize(self, request: Resize, task: str, path: Path) -> None:
         from vlora_engine.resizing import resize
 
         of_subspace = self.collection.manifest is not None
         weights, report = resize(
             self._subspace().reconstruct(task) if of_subspace else self.collection.adapters[task],
-            rank=wanted.rank,
-            energy=wanted.energy,
-            dynamic=wanted.dynamic,
-            target=wanted.target,
+            rank=request.rank,
+            energy=request.energy,
+            dynamic=request.dynamic,
+            target=request.target,
             progress=self.context.progress,
             cancelled=self.context.cancelled,
         )
@@ -348,14 +348,14 @@ class Writer:
         if report.short:
             text = f"Less is kept than was asked for: {report.short}."
             self.emit(events.Remark(text, str(path), "kept-less"))
-        if wanted.verify:
+        if request.verify:
             self.emit(events.Verified(task, str(path), verify_adapter(weights, path)))
 
     def _source(self, merge: Merge, name: str) -> LoRAWeights | AdapterSource:
         if merge.source == "subspace" and not is_path(name):
             return self._subspace().reconstruct(name)
-        known = self.collection.adapters.get(name)
-        return known if known is not None else open_adapter(name)
+        source = self.collection.adapters.get(name)
+        return source if source is not None else open_adapter(name)
 
     def _subspace(self) -> SharedSubspace:
         from vlora_engine.shared_subspace import SharedSubspace

@@ -20,14 +20,14 @@ from tests.conftest import FreshPython
 from tests.test_import_hygiene import import_all, loaded_by
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import Cancelled, InputError, NotFoundError, ParameterError, StorageError
-from vlora_tui.jobs import EventReader, Job, JobStore, State, Told, look, start, wait
+from vlora_tui.jobs import EventReader, Job, JobStore, State, TimedEvent, look, start, wait
 from vlora_tui.jobs import control as control_module
 from vlora_tui.jobs.control import prune
 from vlora_tui.jobs.devices import DeviceQueue, device_key
 from vlora_tui.jobs.drafts import Drafts, load_draft, save_draft
 from vlora_tui.jobs.environment import environment_notes
 from vlora_tui.jobs.joblock import JobLock
-from vlora_tui.jobs.runner import Teller, run_job
+from vlora_tui.jobs.runner import JobEventLog, run_job
 from vlora_tui.pipeline import events
 from vlora_tui.recipe.model import (
     AdapterInput,
@@ -67,7 +67,7 @@ def test_a_reader_gives_what_is_new_and_waits_for_the_end_of_a_line(tmp_path: Pa
     whole = line(1, events.LayerDone("ü", 1, 3))
     torn = line(2, events.LayerDone("b", 2, 3))
     place.write_bytes(whole + torn[:10])
-    assert reader.poll() == [Told(1, 1.0, events.LayerDone("ü", 1, 3))]
+    assert reader.poll() == [TimedEvent(1, 1.0, events.LayerDone("ü", 1, 3))]
     assert reader.poll() == []
     with place.open("ab") as file:
         file.write(torn[10:])
@@ -340,7 +340,7 @@ def test_a_full_log_fails_no_job(store: JobStore, job: Job, tmp_path: Path) -> N
 
 
 def test_events_that_found_no_room_come_later_but_not_progress(job: Job) -> None:
-    with JobLock.take(job.lock_path) as lock, Teller(job, lock, lambda _: None) as teller:
+    with JobLock.take(job.lock_path) as lock, JobEventLog(job, lock, lambda _: None) as teller:
         assert teller._writer is not None
         disk = FullDisk(teller._writer._file)
         teller._writer._file = disk  # type: ignore[assignment]

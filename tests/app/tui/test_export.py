@@ -28,7 +28,7 @@ from vlora_engine.merging import MERGE_METHODS
 from vlora_engine.utils.files import directory_bytes
 from vlora_tui.cli import main
 from vlora_tui.jobs.store import Job, JobInfo
-from vlora_tui.jobs.watch import JobView, State, Told
+from vlora_tui.jobs.watch import JobView, State, TimedEvent
 from vlora_tui.pipeline import events
 from vlora_tui.recipe.model import Export, Recipe
 from vlora_tui.recipe.reader import load_recipe
@@ -75,7 +75,7 @@ class ExportApp(VLoRAApp):
     def hear(self, *told: events.Event, state: State = State.RUNNING) -> None:
         """What the job says."""
         for event in told:
-            self.views[0].take(Told(0, 0.0, event))
+            self.views[0].take(TimedEvent(0, 0.0, event))
         self.views[0].state = state
         self.show_change(JobsChanged())
 
@@ -614,7 +614,7 @@ def test_the_subspace_that_a_job_has_built_of_the_marked_is_found(
         (folder / "recipe.toml").write_text(recipe.to_toml())
         info = JobInfo("built", "build", "t", time.time())
         job = JobView(Job(folder, info), state=State.FINISHED)
-        job.take(Told(1, 0.0, events.SubspaceWritten(str(subspace), {})))
+        job.take(TimedEvent(1, 0.0, events.SubspaceWritten(str(subspace), {})))
         pilot.app.views.append(job)
         pilot.app.post_message(JobsChanged())
         await settle(pilot)

@@ -17,7 +17,7 @@ from vlora_engine.catalog.read import read_manifest
 from vlora_engine.catalog.scanner import scan
 from vlora_engine.compression_target import CompressionTarget
 from vlora_tui.jobs.store import Job, JobInfo
-from vlora_tui.jobs.watch import JobView, State, Told
+from vlora_tui.jobs.watch import JobView, State, TimedEvent
 from vlora_tui.pipeline import events
 from vlora_tui.tui.app.app import VLoRAApp
 from vlora_tui.tui.core.messages import JobsChanged
@@ -250,8 +250,8 @@ def test_what_an_export_wrote_is_listed_among_the_adapters(tmp_path: Path) -> No
     job = Job(tmp_path / "job", JobInfo("e1", "build", "export 2 tasks", 1000.0))
     view = JobView(job, state=State.FINISHED)
     for n, path in enumerate(written):
-        view.take(Told(n, 1.0, events.Exported(path.name, str(path), "peft", 4)))
-    view.take(Told(9, 2.0, events.Finished(1.0, outputs=tuple(map(str, written)))))
+        view.take(TimedEvent(n, 1.0, events.Exported(path.name, str(path), "peft", 4)))
+    view.take(TimedEvent(9, 2.0, events.Finished(1.0, outputs=tuple(map(str, written)))))
     view.state = State.FINISHED
     app = VLoRAApp()
 

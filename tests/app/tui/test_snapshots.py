@@ -27,7 +27,7 @@ from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.spectra.tables import Spectra
 from vlora_tui.jobs.store import Job, JobInfo
-from vlora_tui.jobs.watch import JobView, State, Told
+from vlora_tui.jobs.watch import JobView, State, TimedEvent
 from vlora_tui.pipeline import events
 from vlora_tui.tui.app.app import STEPS, VLoRAApp
 from vlora_tui.tui.app.keys import Keys
@@ -81,8 +81,8 @@ def _frozen(collection: Collection, monkeypatch: pytest.MonkeyPatch) -> None:
 def jobs() -> list[JobView]:
     """One that runs, one that is finished, one that failed."""
     running = _job("b2", "compress 5 adapters", State.RUNNING, begun=1000.0)
-    running.take(Told(1, 1000.0, events.AdaptersFound(("task00",) * 5, 18_400, 4)))
-    running.take(Told(2, 1001.0, events.Checked(good=5)))
+    running.take(TimedEvent(1, 1000.0, events.AdaptersFound(("task00",) * 5, 18_400, 4)))
+    running.take(TimedEvent(2, 1001.0, events.Checked(good=5)))
     running.progress = events.Progress("layers", 3, 4, "")
     running.stage_since, running.progress_time = 1001.0, 1004.0
     running.state = State.RUNNING

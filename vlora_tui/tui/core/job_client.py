@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.errors import VLoRAError
 from vlora_tui.jobs import JobStore, JobWatcher, cancel, remove, resume, start
-from vlora_tui.pipeline.disk_space import lack_of
+from vlora_tui.pipeline.disk_space import shortage_of
 from vlora_tui.pipeline.inputs import gather
 from vlora_tui.recipe.model import MEASURED, AdapterInput, Input, Recipe, resolve
 from vlora_tui.tui.core.messages import (
@@ -104,7 +104,7 @@ class JobClient:
         """
 
         def work() -> None:
-            lack = lack_of(recipe, subspace=subspace_bytes)
+            lack = shortage_of(recipe, subspace=subspace_bytes)
             if lack is not None:
                 self._app.post_message(DiskTooSmall(lack))
                 return

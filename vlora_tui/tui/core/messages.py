@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from textual.message import Message
 
 if TYPE_CHECKING:
-    from vlora_tui.pipeline.disk_space import Lack
+    from vlora_tui.pipeline.disk_space import Shortage
 
 
 class SessionChanged(Message):
@@ -61,6 +61,6 @@ class MeasuringFailed(Message):
 class DiskTooSmall(Message):
     """A job was not started, because what it would write does not fit on the disk."""
 
-    def __init__(self, lack: Lack) -> None:
+    def __init__(self, lack: Shortage) -> None:
         super().__init__()
         self.lack = lack

@@ -80,7 +80,7 @@ def details(view: JobView, *, ascii_only: bool = False) -> Text:
 def _last_lines(view: JobView) -> list[str]:
     """What the job said, a line each; of a job that said much the last of it."""
     lines: list[str] = []
-    for told in reversed(view.told):
+    for told in reversed(view.history):
         if len(lines) == LINES:
             lines.append("          what came before stands in events.jsonl, beside the log")
             break
