@@ -14,8 +14,8 @@ from vlora_tui.cli.output import Output
 from vlora_tui.recipe.model import (
     Recipe,
     absolute,
-    check_place,
     named_inputs,
+    startable,
 )
 from vlora_tui.recipe.reader import read_tables
 
@@ -75,7 +75,7 @@ def require_there(paths: Sequence[str]) -> None:
         ParameterError: It is on another machine, or no place that the Hub could have.
     """
     for path in paths:
-        ref = check_place(path)
+        ref = startable(path)
         if ref.is_local and not glob.has_magic(path) and not locate(ref).task:
             existing_path(ref)
 

@@ -117,7 +117,7 @@ class _Reader:
         alias, method = self._method(data.get("merge_method"))
         models = self._models(data, method)
         shared = self._table(data.get("parameters"), "parameters")
-        config = Config({"adapters": [m.place for m in models], "method": alias.method})
+        config = Config({"adapters": [m.path for m in models], "method": alias.method})
         self._add_general(config, data, shared, alias, method)
         self._add_varying(config, models, shared, method)
         return config
@@ -179,17 +179,17 @@ class _Reader:
             models.sort(key=lambda model: model.name != base)  # t = 0 is the base model
         return models
 
-    def _place(self, name: str) -> str | None:
-        for place in (self.path.parent / os.path.expanduser(name), Path(name)):
-            if place.exists():
-                return str(place.absolute())
+    def _find(self, name: str) -> str | None:
+        for path in (self.path.parent / os.path.expanduser(name), Path(name)):
+            if path.exists():
+                return str(path.absolute())
         beside = str(self.path.parent / name)
         return next((p for p in (beside, name) if locate(p).task), None)
 
     def _existing(self, name: str, key: str) -> str:
-        place = self._place(name)
-        if place is not None:
-            return place
+        path = self._find(name)
+        if path is not None:
+            return path
         if "+" in name:
             self.fail(
                 "A model with a LoRA on it is no adapter.",
@@ -223,8 +223,8 @@ class _Reader:
             self.fail("normalize is true or false.", "parameters", found=short(normalize))
         if normalize is not None and (method.may_normalise or normalize is False):
             config.table["normalize"] = normalize
-        told = Alias(alias.method, normalize)
-        config.notes.append(f"merge_method {data['merge_method']}: {told.text}")
+        mapped = Alias(alias.method, normalize)
+        config.notes.append(f"merge_method {data['merge_method']}: {mapped.text}")
         scale = shared.pop("lambda", None)
         if scale is not None:
             config.table["scale"] = self._number(scale, "parameters.lambda")
@@ -262,18 +262,18 @@ class _Reader:
     def _names(
         self, models: Sequence[_Model], shared: Mapping[str, Any], method: MergeMethod
     ) -> list[str]:
-        known = {"weight", *(p.name for p in method.parameters if p.name != "seed")}
-        known |= {p.complement for p in method.parameters if p.complement}
-        known -= {"drop_rate"}
-        said = [*shared, *(name for model in models for name in model.parameters)]
-        unknown = sorted(set(said) - known)
+        allowed = {"weight", *(p.name for p in method.parameters if p.name != "seed")}
+        allowed |= {p.complement for p in method.parameters if p.complement}
+        allowed -= {"drop_rate"}
+        given = [*shared, *(name for model in models for name in model.parameters)]
+        unknown = sorted(set(given) - allowed)
         if unknown:
             self.fail(
                 f"Merging by {method.name} has no parameter {unknown[0]!r}.",
                 "parameters",
-                expected=", ".join(sorted(known)),
+                expected=", ".join(sorted(allowed)),
             )
-        return sorted({*said, *(_KEEPS_ALL.keys() & known)})
+        return sorted({*given, *(_KEEPS_ALL.keys() & allowed)})
 
     def _put(
         self, table: dict[str, Any], name: str, values: list[float], method: MergeMethod
@@ -345,13 +345,13 @@ class _Reader:
 @dataclass(frozen=True)
 class _Model:
     name: str
-    place: str
+    path: str
     parameters: dict[str, Any]
 
 
 def _modules(models: Sequence[_Model]) -> list[str]:
     """The modules of all adapters, from their headers."""
-    return sorted({name for model in models for name in open_adapter(model.place).modules})
+    return sorted({name for model in models for name in open_adapter(model.path).modules})
 
 
 def _depth(module: str) -> int | None:

@@ -247,7 +247,7 @@ def resolve(recipe: Recipe) -> Recipe:
         ParameterError: A name is given to a pattern that matches several paths.
         HubError, HubAccessError: The Hub does not say what a revision stands for.
     """
-    found = [one for entry in recipe.input.adapters for one in expand_input(entry)]
+    found = [adapter for entry in recipe.input.adapters for adapter in expand_input(entry)]
     unique = list({(a.path, a.name): a for a in found}.values())
     subspace = recipe.input.subspace
     return replace(
@@ -261,9 +261,9 @@ def resolve(recipe: Recipe) -> Recipe:
     )
 
 
-def pinned(place: str | AdapterRef) -> str:
+def pinned(path: str | AdapterRef) -> str:
     """A place on the Hub at the commit that it stands for now; any other path as it is."""
-    ref = AdapterRef.parse(place)
+    ref = AdapterRef.parse(path)
     if not ref.is_hub:
         return str(ref)
     return str(pin(ref))
@@ -276,7 +276,7 @@ def expand_input(entry: AdapterInput) -> list[AdapterInput]:
         NotFoundError: The pattern matches nothing.
         ParameterError: One name for several paths.
     """
-    ref = check_place(entry.path)
+    ref = startable(entry.path)
     if ref.is_hub:
         return [AdapterInput(pinned(ref), entry.name)]
     if ref.kind == "cache":
@@ -341,8 +341,8 @@ def named_inputs(paths: Sequence[str], names: Sequence[str] = ()) -> tuple[Adapt
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ParameterError(f"Two adapters are both named {twice!r}.")
-    given: Sequence[str | None] = names or [None] * len(paths)
-    return tuple(AdapterInput(path, name) for path, name in zip(paths, given, strict=True))
+    task_names: Sequence[str | None] = names or [None] * len(paths)
+    return tuple(AdapterInput(path, name) for path, name in zip(paths, task_names, strict=True))
 
 
 def is_path(text: str) -> bool:
@@ -350,7 +350,7 @@ def is_path(text: str) -> bool:
     return "/" in text or text.startswith((".", "~"))
 
 
-def check_place(text: str | AdapterRef) -> AdapterRef:
+def startable(text: str | AdapterRef) -> AdapterRef:
     """The place that a text means, where work can start from it: a search on the Hub is none.
 
     Raises:

@@ -28,7 +28,7 @@ from vlora_tui.recipe.model import (
     Recipe,
     Resize,
     absolute,
-    check_place,
+    startable,
 )
 from vlora_tui.recipe.table import REQUIRED, RecipeError, Table
 
@@ -116,7 +116,7 @@ def _read_adapter(table: Table, entry: Any) -> AdapterInput:
             expected='"runs/*" or { path = "...", name = "..." }',
             found=repr(entry),
         )
-    table.located("adapters", check_place, adapter.path)
+    table.located("adapters", startable, adapter.path)
     return adapter
 
 
@@ -217,7 +217,7 @@ def _read_layers(table: Table) -> dict[str, int]:
 def _read_quantize(table: Table) -> Quantize:
     method = table.choice("method", ("symmetric", "nf4"), "symmetric")
     bits, block_size = table.natural("bits"), table.natural("block_size")
-    wanted = Quantize(
+    quantize = Quantize(
         method=method,
         bits=bits or (4 if method == "nf4" else 8),
         block_size=block_size or Quantize.block_size,
@@ -226,12 +226,12 @@ def _read_quantize(table: Table) -> Quantize:
     )
     table.end()
     default = Quantize(method, bits=4 if method == "nf4" else 8)
-    for key, known in (
-        ("bits", replace(default, bits=wanted.bits)),
-        ("block_size", replace(default, block_size=wanted.block_size)),
+    for key, checked in (
+        ("bits", replace(default, bits=quantize.bits)),
+        ("block_size", replace(default, block_size=quantize.block_size)),
     ):
-        table.located(key, Quantize.quantization, known)
-    return wanted
+        table.located(key, Quantize.quantization, checked)
+    return quantize
 
 
 def _read_output(table: Table) -> str:
@@ -286,12 +286,12 @@ def _read_merge(table: Table) -> Merge:
 def _read_layer_weights(table: Table, count: int) -> dict[str, Any]:
     """``"*.attn.*" = [0.5, 0.5]``, or ``{ weights = [...], density = 0.3 }``."""
     layers = table.get("layers", dict, {})
-    for said in layers.values():
-        own = said.get("weights") if isinstance(said, dict) else said
-        if own is not None:
-            _check_weights(table, "layers", own, count)
-        if isinstance(said, dict):
-            for key, value in said.items():
+    for settings in layers.values():
+        weights = settings.get("weights") if isinstance(settings, dict) else settings
+        if weights is not None:
+            _check_weights(table, "layers", weights, count)
+        if isinstance(settings, dict):
+            for key, value in settings.items():
                 if key != "weights":
                     _check_parameter(table, "layers", key, value, count)
     return layers
@@ -317,18 +317,18 @@ def _with_parameters(merge: Merge, table: Table) -> Merge:
     return replace(merge, parameters=parameters)
 
 
-def _check_parameter(table: Table, place: str, key: str, value: Any, count: int) -> None:
+def _check_parameter(table: Table, where: str, key: str, value: Any, count: int) -> None:
     """A number, a word, or numbers one for each adapter."""
     numbers = isinstance(value, list) and value and all(map(_is_number, value))
     if numbers and len(value) != count:
         table.fail(
-            place,
+            where,
             f"There must be one {key} for each adapter.",
             expected=f"one number, or {count}",
             found=f"{len(value)}",
         )
     if not (_is_number(value) or isinstance(value, bool | str) or numbers):
-        table.fail(place, f"{key!r} has a value of the wrong kind.", found=repr(value))
+        table.fail(where, f"{key!r} has a value of the wrong kind.", found=repr(value))
 
 
 def _read_resize(table: Table) -> Resize:
@@ -342,7 +342,7 @@ def _read_resize(table: Table) -> Resize:
             expected='["sv_fro", 0.97]',
             found=repr(dynamic),
         )
-    wanted = Resize(
+    resize = Resize(
         tasks=table.words("tasks", []),
         path=table.path_at("path"),
         rank=table.natural("rank"),
@@ -352,13 +352,13 @@ def _read_resize(table: Table) -> Resize:
         verify=table.get("verify", bool, True),
     )
     table.end()
-    given = [n for n in ("dynamic", "energy", "target", "rank") if getattr(wanted, n) is not None]
-    table.located(given[0] if given else "rank", _check_sizing, wanted)
-    return wanted
+    given = [n for n in ("dynamic", "energy", "target", "rank") if getattr(resize, n) is not None]
+    table.located(given[0] if given else "rank", _check_sizing, resize)
+    return resize
 
 
-def _check_sizing(wanted: Resize) -> None:
-    Sizing(wanted.rank, wanted.energy, wanted.dynamic, wanted.target)
+def _check_sizing(resize: Resize) -> None:
+    Sizing(resize.rank, resize.energy, resize.dynamic, resize.target)
 
 
 def _check_whole(recipe: Recipe, root: Table) -> None:

@@ -28,9 +28,9 @@ class Table:
 
     def fail(self, key: str | None, what: str, **details: Any) -> NoReturn:
         """Raise with the place of ``key`` in the file."""
-        place = self.path if key is None else f"{self.path}.{key}" if self.path else key
+        key_path = self.path if key is None else f"{self.path}.{key}" if self.path else key
         line = line_of(self._text, self.path, key)
-        at = f"{self._where}, line {line}, {place}" if line else f"{self._where}, {place}"
+        at = f"{self._where}, line {line}, {key_path}" if line else f"{self._where}, {key_path}"
         raise RecipeError(what, where=at, **details)
 
     def get(self, key: str, kind: type[T], default: Any = None) -> T:
@@ -138,13 +138,13 @@ class Table:
 
     def end(self) -> None:
         """Refuse keys that nobody asked for."""
-        known = list(self._read)
+        allowed = list(self._read)
         for key in self.others():
-            close = difflib.get_close_matches(key, known, n=1)
+            close = difflib.get_close_matches(key, allowed, n=1)
             self.fail(
                 key,
                 f"{key!r} is not known here.",
-                expected=", ".join(known),
+                expected=", ".join(allowed),
                 remedy=f"did you mean {close[0]!r}?" if close else None,
             )
 
@@ -152,18 +152,18 @@ class Table:
 def line_of(text: str, path: str, key: str | None) -> int | None:
     """The line of a key in a TOML text, as far as a plain reading of lines can tell."""
     name, _, index = path.partition("[")
-    wanted = int(index.rstrip("]")) if index else 0
+    position = int(index.rstrip("]")) if index else 0
     current, seen, header_line = "", -1, None
     for number, line in enumerate(text.splitlines(), start=1):
         header = re.match(r"\s*\[\[?\s*([\w.-]+)\s*\]\]?", line)
         if header:
             current = header[1]
             seen += current == name
-            if current == name and seen == wanted:
+            if current == name and seen == position:
                 header_line = number
             if key and current == (f"{name}.{key}" if name else key):
                 return number
-        elif key and current == name and (not name or seen == wanted):
+        elif key and current == name and (not name or seen == position):
             found = re.match(r"""\s*["']?([^"'=]+?)["']?\s*=""", line)
             if found and found[1].split(".")[0] == key:
                 return number

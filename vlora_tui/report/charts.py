@@ -60,9 +60,9 @@ def _norms(analysis: dict[str, Any]) -> str:
 
 def _variance(variance: dict[str, Any]) -> str:
     series = [
-        svg.Series(method, own["k"], own["median"], own["least"], own["most"])
-        for method, own in variance["methods"].items()
-        if own["k"]
+        svg.Series(method, curve["k"], curve["median"], curve["least"], curve["most"])
+        for method, curve in variance["methods"].items()
+        if curve["k"]
     ]
     title = "Share of dW that k directions hold: median layer, and all layers"
     return svg.lines(title, series, x="k", y="share of ||dW||²")

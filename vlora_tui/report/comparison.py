@@ -103,7 +103,7 @@ def analysis_data(
     cosines = cosines_in(compared, space)
     clusters = [[names[i] for i in cluster] for cluster in clusters_of(cosines, threshold)]
     score = THRESHOLD if outliers is None else outliers
-    known = space == "delta"
+    on_delta = space == "delta"
     return {
         "space": space,
         "threshold": threshold,
@@ -116,9 +116,9 @@ def analysis_data(
         "norms": dict(zip(names, relations.norms.tolist(), strict=True)),
         "family_norms": _families(names, relations),
         "outlier_threshold": score,
-        "outliers": _outlier_rows(names, outliers_in(relations, score)) if known else [],
-        "duplicates": _duplicate_rows(compared) if known else [],
-        "runs": _run_rows(compared) if known else [],
+        "outliers": _outlier_rows(names, outliers_in(relations, score)) if on_delta else [],
+        "duplicates": _duplicate_rows(compared) if on_delta else [],
+        "runs": _run_rows(compared) if on_delta else [],
         "left_out": [{"name": name, **error.as_dict()} for name, error in compared.bad.items()],
     }
 
@@ -142,10 +142,10 @@ def _families(names: Sequence[str], relations: Relations) -> dict[str, Any]:
     from vlora_engine.analysis.relations import norms_of
 
     found = {}
-    for family, held in relations.holders.items():
+    for family, holders in relations.holders.items():
         norms = norms_of(relations.families[family]).tolist()
         found[family] = {
-            name: norm for name, norm, has in zip(names, norms, held, strict=True) if has
+            name: norm for name, norm, has in zip(names, norms, holders, strict=True) if has
         }
     return found
 
@@ -174,22 +174,22 @@ def _named(row: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 def why(reason: Mapping[str, Any]) -> str:
     """A reason of an outlier in words: what, where, against what is usual."""
-    place = "" if reason["family"] is None else f" of {reason['family']}"
+    of_family = "" if reason["family"] is None else f" of {reason['family']}"
     value, typical = reason["value"], reason["typical"]
     if reason["feature"] == "similarity":
-        return f"direction{place}: mean cosine {value:.2f}, where {typical:.2f} is usual"
+        return f"direction{of_family}: mean cosine {value:.2f}, where {typical:.2f} is usual"
     if value == 0:
-        return f"size{place}: no effect, where {typical:.3g} is usual"
+        return f"size{of_family}: no effect, where {typical:.3g} is usual"
     ratio = f" ({value / typical:.2g}x)" if typical > 0 else ""
-    return f"size{place}: ||dW|| {value:.3g}, where {typical:.3g} is usual{ratio}"
+    return f"size{of_family}: ||dW|| {value:.3g}, where {typical:.3g} is usual{ratio}"
 
 
 def sameness(row: Mapping[str, Any]) -> str:
     """What is the same of duplicates, in words."""
     if row["kind"] == "identical":
         return "the same bits"
-    apart = f"apart by {row['difference']:.0e} of dW at most"
+    difference = f"apart by {row['difference']:.0e} of dW at most"
     if row["kind"] == "same change":
-        return f"the same change in another form, {apart}"
+        return f"the same change in another form, {difference}"
     factors = ", ".join(f"{factor:.3g}" for factor in row["factors"])
-    return f"one change at the strengths {factors}; otherwise {apart}"
+    return f"one change at the strengths {factors}; otherwise {difference}"

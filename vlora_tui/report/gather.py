@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 K_SHOWN = 256  # beyond it a curve of variance is not drawn
 SHARES = (0.9, 0.95, 0.99)
-HELD_BYTES = 2_000_000_000  # of a subspace's tasks as adapters; beyond, they are not compared
+# A subspace's tasks are compared as adapters while they take no more than this.
+MAX_COMPARED_BYTES = 2_000_000_000
 
 
 def collection_data(
@@ -91,9 +92,9 @@ def _row_of_task(name: str, collection: Collection) -> dict[str, Any]:
 
 def cached_spectra(collection: Collection) -> Spectra | None:
     """The spectra of these very adapters in the cache, if they are whole."""
-    place = collection.spectra_dir(MEASURED)
+    folder = collection.spectra_dir(MEASURED)
     try:
-        spectra = Spectra.load(place)
+        spectra = Spectra.load(folder)
     except VLoRAError:
         return None
     return spectra if spectra.complete else None
@@ -102,9 +103,13 @@ def cached_spectra(collection: Collection) -> Spectra | None:
 def require_same(spectra: Spectra, compared: Compared) -> None:
     """Raise ParameterError unless the spectra are those of the adapters that were read."""
     norms = dict(zip(compared.names, compared.relations.norms.tolist(), strict=True))
-    known = {task.name: task.norm for task in spectra.tasks}
-    other = sorted(norms.keys() ^ known.keys())
-    other += [n for n in norms if n in known and not np.isclose(norms[n], known[n], rtol=1e-6)]
+    spectra_norms = {task.name: task.norm for task in spectra.tasks}
+    other = sorted(norms.keys() ^ spectra_norms.keys())
+    other += [
+        n
+        for n in norms
+        if n in spectra_norms and not np.isclose(norms[n], spectra_norms[n], rtol=1e-6)
+    ]
     if other:
         raise ParameterError(
             "The spectra are of other adapters.",
@@ -125,10 +130,10 @@ def variance_data(spectra: Spectra) -> dict[str, Any]:
     for method in spectra.methods:
         curves = [spectra.variance(layer, method) for layer in spectra.layer_names]
         top = min(K_SHOWN, max(int(k[-1]) for k, _ in curves))
-        k = np.unique(np.concatenate([own for own, _ in curves]))
+        k = np.unique(np.concatenate([curve_k for curve_k, _ in curves]))
         k = k[(k >= 1) & (k <= top)]
         # between kept k the share of the next lower one, as `MethodTable.at`
-        at = [share[np.searchsorted(own, k, "right") - 1] for own, share in curves]
+        at = [share[np.searchsorted(curve_k, k, "right") - 1] for curve_k, share in curves]
         shares = np.stack(at).clip(0, 1)
         middle, least = np.median(shares, axis=0), shares.min(axis=0)
         found[method] = {
@@ -192,16 +197,16 @@ def layer_rows(manifest: Manifest) -> list[dict[str, Any]]:
             energy[name].append((float(norm), float(error), task))
     rows = []
     for spec in manifest.layers:
-        own = energy[spec.name]
-        total = sum(norm**2 for norm, _, _ in own)
-        lost = sum((norm * error) ** 2 for norm, error, _ in own)
-        worst = foremost(own, lambda row: row[1], lambda row: row[2]) or (0.0, 0.0, None)
+        layer_energy = energy[spec.name]
+        total = sum(norm**2 for norm, _, _ in layer_energy)
+        lost = sum((norm * error) ** 2 for norm, error, _ in layer_energy)
+        worst = foremost(layer_energy, lambda row: row[1], lambda row: row[2]) or (0.0, 0.0, None)
         rows.append(
             {
                 "name": spec.name,
                 "k_a": spec.k_a,
                 "k_b": spec.k_b,
-                "tasks": len(own),
+                "tasks": len(layer_energy),
                 "error": (lost / total) ** 0.5 if total > 0 else 0.0,
                 "worst_error": worst[1],
                 "worst_task": worst[2],
@@ -213,7 +218,7 @@ def layer_rows(manifest: Manifest) -> list[dict[str, Any]]:
 def _compared_tasks(manifest: Manifest, progress: ProgressCallback | None) -> Compared | None:
     """How the tasks relate as they are stored; None of one task, or where they are too many."""
     elements = sum(task.factor_elements for task in manifest.tasks.values())
-    if len(manifest.tasks) < 2 or 4 * elements > HELD_BYTES:
+    if len(manifest.tasks) < 2 or 4 * elements > MAX_COMPARED_BYTES:
         return None
     from vlora_engine.shared_subspace import SharedSubspace
 

@@ -69,14 +69,14 @@ def _adapters(data: Mapping[str, Any]) -> list[str]:
 
 
 def _subspace(data: Mapping[str, Any], plots: Mapping[str, str]) -> list[str]:
-    own = data["subspace"]
-    tasks, layers = own["tasks"], data["layers"]
+    index = data["subspace"]
+    tasks, layers = index["tasks"], data["layers"]
     words = [
-        f"A subspace of method `{own['method']}`: {plural(len(tasks), 'task')}, "
-        f"{plural(len(layers), 'layer')}, base model {_plain(own['base_model'] or 'not named')}. "
-        f"{size(own['bytes'])} on disk, {times(own['ratio'] if tasks else None)} smaller than the "
-        f"adapters (codec ratio {times(own['codec_ratio'] if tasks else None)}). Error of dW: "
-        f"{percent(own['mean_error'])} on average, {percent(own['max_error'])} at worst.",
+        f"A subspace of method `{index['method']}`: {plural(len(tasks), 'task')}, "
+        f"{plural(len(layers), 'layer')}, base model {_plain(index['base_model'] or 'not named')}. "
+        f"{size(index['bytes'])} on disk, {times(index['ratio'] if tasks else None)} smaller than the "
+        f"adapters (codec ratio {times(index['codec_ratio'] if tasks else None)}). Error of dW: "
+        f"{percent(index['mean_error'])} on average, {percent(index['max_error'])} at worst.",
         "",
         "## Tasks",
         "",
@@ -211,8 +211,8 @@ def _runs(analysis: Mapping[str, Any]) -> list[str]:
 def _variance(variance: Mapping[str, Any], plots: Mapping[str, str]) -> list[str]:
     rows = [
         (method, f"{100 * row['share']:g} %", row["median"], row["every"])
-        for method, own in variance["methods"].items()
-        for row in own["k_for"]
+        for method, curves in variance["methods"].items()
+        for row in curves["k_for"]
     ]
     return [
         "## Explained variance",

@@ -159,21 +159,21 @@ def lines(
     heights = [v for s in series for v in (*s.y, *s.least, *s.most)]
     up = _Axis.over(heights, 360 - BOTTOM, TOP, log=log_y, whole=not log_y)
     _frame(drawing, across, up, x, y, percent=percent)
-    for i, one in enumerate(series):
+    for i, line in enumerate(series):
         colour = i % SERIES
-        if one.least:
-            there = [*zip(one.x, one.most, strict=True)]
-            back = [*zip(one.x, one.least, strict=True)][::-1]
+        if line.least:
+            there = [*zip(line.x, line.most, strict=True)]
+            back = [*zip(line.x, line.least, strict=True)][::-1]
             area = _path([(across.at(a), up.at(b)) for a, b in [*there, *back]])
             drawing.add(f'<path class="f{colour}" fill-opacity="0.15" d="{area}Z"/>')
-        points = [(across.at(a), up.at(b)) for a, b in zip(one.x, one.y, strict=True)]
+        points = [(across.at(a), up.at(b)) for a, b in zip(line.x, line.y, strict=True)]
         if len(points) == 1:
             drawing.add(_dot(*points[0], 4, f"f{colour}"))
         else:
             drawing.add(f'<path class="line s{colour}" d="{_path(points)}"/>')
         at = TOP + 14 + 20 * i
         drawing.box(WIDTH - RIGHT - 138, at - 8, 14, 8, f"f{colour}")
-        drawing.text(WIDTH - RIGHT - 118, at, _short(one.name, 18))
+        drawing.text(WIDTH - RIGHT - 118, at, _short(line.name, 18))
     return drawing.svg()
 
 
@@ -193,11 +193,11 @@ def strips(
         drawing.text(LEFT - 8, up.at(tick) + 4, f"{tick:g}", "dim", anchor="end")
     drawing.text(16, TOP - 6, y, "dim")
     step = (WIDTH - LEFT - RIGHT) / max(1, len(columns))
-    for i, (column, own) in enumerate(zip(columns, dots, strict=True)):
+    for i, (column, column_dots) in enumerate(zip(columns, dots, strict=True)):
         middle = LEFT + (i + 0.5) * step
         drawing.text(middle, 360 - BOTTOM + 20, _short(column, int(step / 7)), anchor="middle")
         taken: list[float] = []
-        for k, (value, name) in enumerate(own):
+        for k, (value, name) in enumerate(column_dots):
             at = up.at(max(value, up.low))
             beside = middle + ((k * 0.618) % 1 - 0.5) * min(26, step / 3)
             if not name:
@@ -217,17 +217,17 @@ def bars(
     row = 20 if len(names) <= 60 else 9
     drawing = Drawing(title, 56 + row * len(names) + 16)
     most = max([*values, *tops, 1e-12])
-    left, room = 250.0, WIDTH - 250.0 - (120 if tops else 70)
+    left, width = 250.0, WIDTH - 250.0 - (120 if tops else 70)
     for i, (name, value) in enumerate(zip(names, values, strict=True)):
         y = 44.0 + i * row
         small = "" if row > 12 else "small"
         drawing.text(left - 8, y + row * 0.65, _short(name, 34, head=False), small, anchor="end")
-        drawing.box(left, y + 2, room * value / most, row - 5, "more", 0.8)
+        drawing.box(left, y + 2, width * value / most, row - 5, "more", 0.8)
         words = f"{100 * value:.3g} %"
         if tops:
-            drawing.box(left + room * tops[i] / most - 1, y + 1, 2.5, row - 3, "mark")
+            drawing.box(left + width * tops[i] / most - 1, y + 1, 2.5, row - 3, "mark")
             words += f", {100 * tops[i]:.3g} %"
-        end = left + room * max(value, tops[i] if tops else 0) / most
+        end = left + width * max(value, tops[i] if tops else 0) / most
         drawing.text(end + 6, y + row * 0.65, words, f"dim {small}")
     return drawing.svg()
 
@@ -338,12 +338,12 @@ def _dot(x: float, y: float, radius: float, kind: str, opacity: float = 1.0) -> 
     return f'<circle class="{kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"{faint}/>'
 
 
-def _short(text: str, room: int, *, head: bool = True) -> str:
-    """``text`` in at most ``room`` letters: its beginning and end, or its end alone."""
-    room = max(3, room)
-    if len(text) <= room:
+def _short(text: str, limit: int, *, head: bool = True) -> str:
+    """``text`` in at most ``limit`` letters: its beginning and end, or its end alone."""
+    limit = max(3, limit)
+    if len(text) <= limit:
         return text
     if not head:
-        return "…" + text[-(room - 1) :]
-    kept = room - 1
-    return text[: kept - kept // 2] + "…" + text[len(text) - kept // 2 :]
+        return "…" + text[-(limit - 1) :]
+    left = limit - 1
+    return text[: left - left // 2] + "…" + text[len(text) - left // 2 :]

@@ -66,8 +66,8 @@ class Problem(NamedTuple):
 
     def text(self, file: Path) -> str:
         """The problem in one line."""
-        place = f"{file}, line {self.line}" if self.line else str(file)
-        return f"{place}: {self.what}" + (f" ({self.remedy})" if self.remedy else "")
+        where = f"{file}, line {self.line}" if self.line else str(file)
+        return f"{where}: {self.what}" + (f" ({self.remedy})" if self.remedy else "")
 
 
 @dataclass
@@ -162,8 +162,8 @@ def _read(config: Config) -> dict[str, Any]:
     try:
         return tomllib.loads(config.text)
     except tomllib.TOMLDecodeError as error:
-        what, _, place = str(error).partition(" (at line ")
-        line = place.split(",")[0]
+        what, _, where = str(error).partition(" (at line ")
+        line = where.split(",")[0]
         last = config.text.count("\n") + 1
         number = int(line) if line.isdecimal() else last
         config.problems.append(Problem(number, f"this is no TOML: {what}"))

@@ -50,12 +50,12 @@ def waiting_lock(
     except OSError:
         yield False
         return
-    held = told = False
+    held = reported = False
     try:
         with suppress(OSError):
             while not (held := try_lock(descriptor)) and not cancelled():
-                if not told:
-                    told = True
+                if not reported:
+                    reported = True
                     waiting()
                 time.sleep(POLL_SECONDS)
         yield held
