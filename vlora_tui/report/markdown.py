@@ -75,8 +75,8 @@ def _subspace(data: Mapping[str, Any], plots: Mapping[str, str]) -> list[str]:
         f"A subspace of method `{index['method']}`: {plural(len(tasks), 'task')}, "
         f"{plural(len(layers), 'layer')}, base model {_plain(index['base_model'] or 'not named')}. "
         f"{size(index['bytes'])} on disk, {times(index['ratio'] if tasks else None)} smaller than "
-        f"the adapters (codec ratio {times(index['codec_ratio'] if tasks else None)}). Error of dW: "
-        f"{percent(index['mean_error'])} on average, {percent(index['max_error'])} at worst.",
+        f"the adapters (codec ratio {times(index['codec_ratio'] if tasks else None)}). Error of "
+        f"dW: {percent(index['mean_error'])} on average, {percent(index['max_error'])} at worst.",
         "",
         "## Tasks",
         "",

@@ -86,15 +86,15 @@ def test_what_is_said_to_stay_stays_and_what_is_said_to_be_mended_is(
     Run(recipe_of(source, names, settings), lambda event: None).execute()
     for row in plan.rows:
         assert row.opinion is not None
-        codes = {finding.code for finding in export_plan.written_verdict(row.path, target).stays}
+        codes = {finding.code for finding in export_plan.written_opinion(row.path, target).stays}
         known = {finding.code for finding in row.opinion.stays}
         # A GGUF file has no place for the task that the adapter was trained for.
         assert known - codes <= ({"not-generating"} if TARGETS[target].form == "gguf" else set())
         assert codes <= known
-        assert {finding.code for finding in row.opinion.mended}.isdisjoint(codes)
+        assert {finding.code for finding in row.opinion.fixed}.isdisjoint(codes)
     if target == "vllm":
         told = {row.name: row.opinion for row in plan.rows}
-        assert [f.code for f in told["patterns"].mended] == ["vllm-patterns"]  # type: ignore[union-attr]
+        assert [f.code for f in told["patterns"].fixed] == ["vllm-patterns"]  # type: ignore[union-attr]
         assert [f.code for f in told["wide"].stays] == ["vllm-default-rank"]  # type: ignore[union-attr]
 
 
@@ -111,10 +111,10 @@ def test_adapters_are_judged_before_the_build(mixed: Path, tmp_path: Path) -> No
     assert [f.code for f in found["classifier"].findings] == ["not-generating"]
     opinion = found["patterns"].opinion
     assert opinion is not None
-    assert [f.code for f in opinion.mended] == [
+    assert [f.code for f in opinion.fixed] == [
         f.code for f in verdict(mixed / "patterns", "tgi") if f.severity == "error"
     ]
-    assert len(opinion.mended) == 1
+    assert len(opinion.fixed) == 1
     assert [f.code for f in found["head"].findings] == ["tgi-heads"]
     left_out = export_plan.plan(source, names, replace(settings, drop_rest=True))
     assert left_out.refused == []

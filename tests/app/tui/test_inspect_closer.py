@@ -32,7 +32,7 @@ from vlora_engine.findings import Finding
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.spectra.tables import Spectra
 from vlora_engine.subspace.coverage import coverage_total, subspace_coverage
-from vlora_tui.tui.app.keymap import known_bindings
+from vlora_tui.tui.app.keymap import all_bindings
 from vlora_tui.tui.core.likeness import likeness_of
 from vlora_tui.tui.core.messages import CollectionChanged, SubspaceChanged
 from vlora_tui.tui.core.session import Session
@@ -626,7 +626,7 @@ def test_every_pane_has_at_most_seven_keys_and_room_for_its_words(
 
 
 def test_every_key_of_inspect_has_an_id_and_says_what_it_does() -> None:
-    known = known_bindings()
+    known = all_bindings()
     for key in ("inspect.interference", "inspect.coverage", "inspect.doctor", "inspect.target"):
         assert known[key][1].tooltip
     assert known["matrix.next"][1].tooltip

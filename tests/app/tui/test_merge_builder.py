@@ -333,8 +333,8 @@ def test_the_measurement_is_that_of_the_engine(opened: Session) -> None:
         found = pane._found
         assert isinstance(found, Measured)
         wanted = answer["merges"][0]["kept"]
-        assert [row.energy for row in found.kept] == [row["energy"] for row in wanted.values()]
-        assert all(0 < row.energy < 1 for row in found.kept)
+        assert [row.energy for row in found.retained] == [row["energy"] for row in wanted.values()]
+        assert all(0 < row.energy < 1 for row in found.retained)
         assert found.rank == 2
 
     use(opened, steps)

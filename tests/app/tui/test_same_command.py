@@ -83,7 +83,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Source]:
     place = folder / "subspace"
     assert main(["compress", *map(str, paths), "-o", str(place), "-k", "4", "-q"]) == 0
     twin = make.write(folder / "other" / paths[0].name, make.factors(seed=9))
-    infos = session_of([*paths, twin]).kept
+    infos = session_of([*paths, twin]).included
     return {"subspace": tasks_of(read_manifest(place)), "adapters": adapters_of(infos)}
 
 

@@ -287,7 +287,7 @@ class TestCurves:
             await pilot.press("left", "down", "up")
             assert auto.goal == ("max_error", 0.07)
             await auto.settled(pilot)
-            assert auto.session.known_figures().coded is not None
+            assert auto.session.cached_figures().coded is not None
 
         auto.use(steps)
 

@@ -81,14 +81,14 @@ class Body(Horizontal):
         row, table = self.table.row, self.table
         tones = Tones({tone: table.tone(tone) for tone in TONES})
         tones["title"] = "bold"
-        words, remarks = Text(self._otherwise), Text()
+        words, finding_lines = Text(self._otherwise), Text()
         if row is not None:
-            words, remarks = facts(row, self._members, tones), findings(row, tones)
-        known = self.query_one("#adapters-facts", Static)
-        known.update(hanging(words, known.size.width, LABEL))
-        self.query_one("#adapters-findings", Static).update(remarks)
+            words, finding_lines = facts(row, self._members, tones), findings(row, tones)
+        panel = self.query_one("#adapters-facts", Static)
+        panel.update(hanging(words, panel.size.width, LABEL))
+        self.query_one("#adapters-findings", Static).update(finding_lines)
 
-    def tell(self, title: str, count: str, hint: str) -> None:
+    def show_header(self, title: str, count: str, hint: str) -> None:
         """Say where the list is from, how long it is, and what can be done with it."""
         pane = self.query_one("#adapters-list")
         pane.border_title, pane.border_subtitle = Text(title), Text(count)

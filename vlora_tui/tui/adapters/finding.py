@@ -71,10 +71,10 @@ class AdapterFinder:
 
     # looking
 
-    def look_into(self, places: list[str]) -> None:
+    def look_into(self, folders: list[str]) -> None:
         """Scan these places, one after another."""
-        places = [_absolute(place) for place in places]
-        self._waiting += [p for p in places if p not in self._waiting]
+        folders = [_absolute(folder) for folder in folders]
+        self._waiting += [p for p in folders if p not in self._waiting]
         if not self.scanning:
             self._next()
         self._found()
@@ -104,17 +104,17 @@ class AdapterFinder:
             look = partial(self._look, self._waiting.pop(0), self._scanner)
             self._view.run_worker(look, thread=True, group="scan", exit_on_error=False)
 
-    def _look(self, place: str, scanner: Scanner) -> None:
+    def _look(self, folder: str, scanner: Scanner) -> None:
         """In a thread: look through a place."""
 
-        def tell(news: Batch | Ended) -> None:
+        def on_news(news: Batch | Ended) -> None:
             self._view.post_message(ScanNews(news, scanner))
 
         try:
-            scanner.look(place, tell)
+            scanner.look(folder, on_news)
         except Exception as error:
             what = f"The scan failed: {type(error).__name__}: {error}"
-            tell(Ended(place, 0, {}, problem=VLoRAError(what, where=place)))
+            on_news(Ended(folder, 0, {}, problem=VLoRAError(what, where=folder)))
 
     def _ended(self, news: Ended) -> None:
         self.scanning = False
@@ -140,7 +140,7 @@ class AdapterFinder:
                 "open folders further down, or raise scan_limit in the config file."
             )
         if not self._waiting:
-            self._mark_wanted()
+            self._mark_requested()
             self._host.call_later(self._host.scanned)
         self._next()
 
@@ -149,11 +149,11 @@ class AdapterFinder:
         self._wanted_marks = list(names)
         self._given_names = {path: name for path, name in names.items() if name}
 
-    def _mark_wanted(self) -> None:
-        for wanted in self._wanted_marks:
-            below = os.path.join(wanted, "")
+    def _mark_requested(self) -> None:
+        for requested in self._wanted_marks:
+            below = os.path.join(requested, "")
             for path in self._session.infos:
-                if path == wanted or path.startswith(below) or is_pinned_form(path, wanted):
+                if path == requested or path.startswith(below) or is_pinned_form(path, requested):
                     self._session.mark(path, True)
         self._wanted_marks = []
 
@@ -165,11 +165,11 @@ class AdapterFinder:
 
     def look_again(self) -> None:
         """Look through the same places anew."""
-        places = list(self.places)
-        if places and not self.scanning:
+        folders = list(self.places)
+        if folders and not self.scanning:
             self.forget()
             self._host.jobs.forget_spectra()
-            self.look_into(places)
+            self.look_into(folders)
 
     def forget(self) -> None:
         """Clear the list."""
@@ -236,7 +236,7 @@ def clean_lines(error: VLoRAError) -> str:
     return "\n".join(clean(line) for line in error.lines())
 
 
-def _absolute(place: str) -> str:
+def _absolute(folder: str) -> str:
     """A local path in full, so that a recipe means the same from anywhere; others as they are."""
-    path = os.path.expanduser(place)
-    return os.path.abspath(path) if os.path.lexists(path) else place
+    path = os.path.expanduser(folder)
+    return os.path.abspath(path) if os.path.lexists(path) else folder

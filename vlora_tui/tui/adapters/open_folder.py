@@ -92,8 +92,8 @@ class OpenFolder(Dialog):
 
     def on_mount(self) -> None:
         super().on_mount()
-        room = self.app.size.height
-        self.query_one("#folders").styles.height = max(3, min(16, room - 10))
+        height = self.app.size.height
+        self.query_one("#folders").styles.height = max(3, min(16, height - 10))
         self.query_one(Input).focus()
         self.query_one(Input).cursor_position = len(self._start)
         self._renew(self._start)
@@ -133,18 +133,18 @@ class OpenFolder(Dialog):
     def _enter(self) -> None:
         row = self._table.row
         if row is None or row.action == "look":
-            place = self._value.strip() if row is None else row.path
-            if place:
-                self.dismiss(place)
+            folder = self._value.strip() if row is None else row.path
+            if folder:
+                self.dismiss(folder)
         elif row.name == "..":
             self._go(os.path.join(os.path.dirname(self._typed_folder().rstrip("/")) or "/", ""))
         else:
             self._go(os.path.join(self._typed_folder(), row.name, ""))
 
-    def _go(self, place: str) -> None:
+    def _go(self, folder: str) -> None:
         line = self.query_one(Input)
-        line.value = place
-        line.cursor_position = len(place)
+        line.value = folder
+        line.cursor_position = len(folder)
 
     @property
     def _table(self) -> Table[Entry]:

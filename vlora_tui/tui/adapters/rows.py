@@ -126,8 +126,8 @@ class Row:
     def text(self) -> str:
         """The row for copying: the path, then what is known."""
         cells = self.cells()
-        known = [f"{c.key}={t}" for c, (t, _) in zip(COLUMNS[1:], cells[1:], strict=True) if t]
-        return "  ".join([clean(self.path), *(text for text in known if not text.endswith("=-"))])
+        facts = [f"{c.key}={t}" for c, (t, _) in zip(COLUMNS[1:], cells[1:], strict=True) if t]
+        return "  ".join([clean(self.path), *(text for text in facts if not text.endswith("=-"))])
 
     def _rank(self) -> str:
         info = self.info
@@ -170,47 +170,45 @@ class Row:
         return ("sound", "good") if not self.checked else ("see findings", "warning")
 
 
-def keep(text: str, marked: Iterable[str], places: Sequence[str] = ()) -> Callable[[Row], bool]:
+def keep(text: str, marked: Iterable[str], roots: Sequence[str] = ()) -> Callable[[Row], bool]:
     """The rows that a filter keeps: all its words must fit; ``!word`` must not.
 
-    Words are looked for in name, base model and path below ``places``; ``rank>=16``,
+    Words are looked for in name, base model and path below ``roots``; ``rank>=16``,
     ``size>10MB``, ``group:1``, ``base:gpt2``, ``dtype:F16`` and ``is:marked`` ask for more.
     """
-    tests = [_test(word, set(marked), places) for word in text.split()]
+    tests = [_test(word, set(marked), roots) for word in text.split()]
     return lambda row: all(test(row) for test in tests)
 
 
-def _test(word: str, marked: set[str], places: Sequence[str]) -> Callable[[Row], bool]:
+def _test(word: str, marked: set[str], roots: Sequence[str]) -> Callable[[Row], bool]:
     if word.startswith("!") and len(word) > 1:
-        inner = _test(word[1:], marked, places)
+        inner = _test(word[1:], marked, roots)
         return lambda row: not inner(row)
-    asked = re.fullmatch(r"(\w+)(>=|<=|>|<|=|:)(.+)", word)
-    if asked and asked[1] in _FACTS:
-        return _comparison(asked[1], asked[2], asked[3], marked)
-    wanted = word.casefold()
-    return lambda row: (
-        wanted in f"{row.name} {_below(row.path, places)} {row.base or ''}".casefold()
-    )
+    condition = re.fullmatch(r"(\w+)(>=|<=|>|<|=|:)(.+)", word)
+    if condition and condition[1] in _FACTS:
+        return _comparison(condition[1], condition[2], condition[3], marked)
+    needle = word.casefold()
+    return lambda row: needle in f"{row.name} {_below(row.path, roots)} {row.base or ''}".casefold()
 
 
-def _below(path: str, places: Sequence[str]) -> str:
+def _below(path: str, roots: Sequence[str]) -> str:
     """The part of a path below the place that was looked into; what lies above is no matter."""
-    roots = [place for place in places if path.startswith(place)]
-    return path[max((len(root) for root in roots), default=0) :]
+    matching = [folder for folder in roots if path.startswith(folder)]
+    return path[max((len(root) for root in matching), default=0) :]
 
 
-def _comparison(name: str, sign: str, wanted: str, marked: set[str]) -> Callable[[Row], bool]:
+def _comparison(name: str, sign: str, value: str, marked: set[str]) -> Callable[[Row], bool]:
     fact = _FACTS[name]
     if name == "is":
-        kinds = [kind for kind in _KINDS if kind.startswith(wanted)]
+        kinds = [kind for kind in _KINDS if kind.startswith(value)]
         return lambda row: any(_KINDS[kind](row, marked) for kind in kinds)
     limit: float | None
     try:
-        limit = parse_bytes(wanted) if name == "size" else float(wanted)
+        limit = parse_bytes(value) if name == "size" else float(value)
     except (ValueError, ParameterError):
         limit = None
     if name in ("base", "dtype"):
-        return lambda row: wanted.casefold() in str(fact(row) or "").casefold()
+        return lambda row: value.casefold() in str(fact(row) or "").casefold()
     if limit is None:
         return lambda row: False
     compare = _SIGNS[sign]

@@ -65,29 +65,29 @@ class Scanner:
         """Let go of the place that is being looked through, after the adapter in hand."""
         self.stopped = True
 
-    def look(self, place: str, tell: Callable[[Batch | Ended], None]) -> None:
-        """Look through a place; ``tell`` hears of it batch by batch, from this thread."""
+    def look(self, folder: str, on_news: Callable[[Batch | Ended], None]) -> None:
+        """Look through a place; ``on_news`` hears of it batch by batch, from this thread."""
         self.stopped = False
         if self._finder is None:
             self._finder = Finder(max_depth=self._limits[0], max_adapters=self._limits[1])
         before, problem = self._finder.count, None
-        remarked = len(self._finder.remarks)
+        notes_before = len(self._finder.remarks)
         try:
-            self._look(place, self._finder, tell)
+            self._look(folder, self._finder, on_news)
         except VLoRAError as error:
             problem = error
         except OSError as error:
-            problem = VLoRAError(f"The place cannot be read: {error.strerror}.", where=place)
+            problem = VLoRAError(f"The place cannot be read: {error.strerror}.", where=folder)
         found = self._finder.count - before
-        if problem is None and place not in self.places:
-            self.places.append(place)
+        if problem is None and folder not in self.places:
+            self.places.append(folder)
         full = self._finder.count >= self._limits[1]
-        remarks = tuple(f"{r.where}: {r.what}" for r in self._finder.remarks[remarked:])
-        tell(Ended(place, found, self._names(), self.stopped, full, problem, remarks))
+        notes = tuple(f"{r.where}: {r.what}" for r in self._finder.remarks[notes_before:])
+        on_news(Ended(folder, found, self._names(), self.stopped, full, problem, notes))
 
-    def _look(self, place: str, finder: Finder, tell: Callable[[Batch | Ended], None]) -> None:
-        batch, last, known = Batch(), 0.0, len(finder.closed)
-        for found in finder.look(place):
+    def _look(self, folder: str, finder: Finder, on_news: Callable[[Batch | Ended], None]) -> None:
+        batch, last, closed_before = Batch(), 0.0, len(finder.closed)
+        for found in finder.look(folder):
             if isinstance(found, AdapterInfo):
                 self._infos.append(found)
                 batch.infos.append(replace(found, name=os.path.basename(found.name) or found.name))
@@ -96,10 +96,10 @@ class Scanner:
             if self.stopped:
                 break
             if time.monotonic() - last > BATCH_SECONDS:
-                tell(batch)
+                on_news(batch)
                 batch, last = Batch(), time.monotonic()
-        batch.closed.extend(_closed_rows(finder.closed[known:]))
-        tell(batch)
+        batch.closed.extend(_closed_rows(finder.closed[closed_before:]))
+        on_news(batch)
 
     def _names(self) -> dict[str, str]:
         return {str(info.path): info.name for info in with_names(self._infos)}
@@ -135,20 +135,20 @@ def pasted_paths(text: str) -> list[str]:
     page of a model on the Hub means that model.
     """
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    places: list[str] = []
+    paths: list[str] = []
     for line in lines:
         if os.path.exists(os.path.expanduser(line)):
-            places.append(line)
+            paths.append(line)
             continue
         try:
             words: Sequence[str] = shlex.split(line)
         except ValueError:
             words = [line]
-        places += [_place(word) for word in words]
-    return list(dict.fromkeys(places))
+        paths += [_path(word) for word in words]
+    return list(dict.fromkeys(paths))
 
 
-def _place(word: str) -> str:
+def _path(word: str) -> str:
     if word.startswith("file://"):
         return unquote(urlsplit(word).path)
     page = address_of_page(word)

@@ -27,7 +27,7 @@ from vlora_tui.tui.widgets.dialogs import Prompt
 from vlora_tui.tui.widgets.table import Cell, Table
 from vlora_tui.utils.formatting import size
 
-DEMO_PLACE = "vlora-demo/adapters"
+DEMO_FOLDER = "vlora-demo/adapters"
 
 _ON_ROWS = frozenset(
     (
@@ -127,8 +127,8 @@ class AdaptersView(View):
     def command_text(self) -> str | None:
         if self.session.marked:
             return self.session.command()
-        places = self.finder.places
-        return shlex.join(["vlora-tui", "inspect", *places]) if places else None
+        folders = self.finder.places
+        return shlex.join(["vlora-tui", "inspect", *folders]) if folders else None
 
     def action_filter(self) -> None:
         self.open_filter()
@@ -184,9 +184,9 @@ class AdaptersView(View):
         self.finder.take_demo(event)
 
     def on_paste(self, event: events.Paste) -> None:
-        places = pasted_paths(event.text)
-        if places:
-            self.look_into(places)
+        pasted = pasted_paths(event.text)
+        if pasted:
+            self.look_into(pasted)
 
     def _ask_for_demo(self) -> None:
         words = "19 small synthetic adapters, 14 MB, made on this machine. Where?"
@@ -195,7 +195,7 @@ class AdaptersView(View):
             if path:
                 self.make_demo(path)
 
-        self.app.push_screen(Prompt("Make the demo", words, DEMO_PLACE), answered)
+        self.app.push_screen(Prompt("Make the demo", words, DEMO_FOLDER), answered)
 
     def action_stop(self) -> None:
         self.finder.stop()
@@ -446,14 +446,14 @@ class AdaptersView(View):
 
     def _hint(self) -> None:
         body = self.query_one(Body)
-        body.tell(self._title_words(), self._count_words(), self._hint_words())
+        body.show_header(self._title_words(), self._count_words(), self._hint_words())
 
     def _title_words(self) -> str:
-        places = [place_words(place) for place in self.finder.places]
-        if not places:
+        folders = [place_words(folder) for folder in self.finder.places]
+        if not folders:
             return "Adapters"
-        more = f" and {len(places) - 1} more" if len(places) > 1 else ""
-        return f"Adapters in {places[0]}{more}"
+        more = f" and {len(folders) - 1} more" if len(folders) > 1 else ""
+        return f"Adapters in {folders[0]}{more}"
 
     def _count_words(self) -> str:
         shown, total = len(self.table.rows), len(self.finder.rows)
@@ -475,7 +475,7 @@ class AdaptersView(View):
             return f"space marks one, * its group, + all shown{tail}"
         groups = Counter(info.group for info in chosen)
         words = f"{len(chosen)} marked, {size(sum(info.nbytes for info in chosen))}"
-        out = len(chosen) - len(self.session.kept)
+        out = len(chosen) - len(self.session.included)
         words += f", {out} of them left out" if out else ""
         if len(groups) > 1:
             return f"{words}, {len(groups)} groups: one recipe for each. Enter: choose k"

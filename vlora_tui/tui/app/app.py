@@ -165,7 +165,7 @@ class VLoRAApp(BaseApp):
 
     def start_job(self, recipe: Recipe, *, force: bool = False) -> None:
         """Start a job of this recipe in a process of its own."""
-        figures = self.session.known_figures() if recipe.compress is not None else None
+        figures = self.session.cached_figures() if recipe.compress is not None else None
         target = None if recipe.compress is None else recipe.compress.target
         of_it = figures is not None and target == figures.choosing
         prediction = figures.prediction if figures is not None and of_it else None
@@ -174,11 +174,12 @@ class VLoRAApp(BaseApp):
 
     def on_disk_too_small(self, event: DiskTooSmall) -> None:
         """Say that what was to be started does not fit, and offer to name another place."""
-        lack = event.lack
+        shortage = event.shortage
         words = (
-            f"{tilde(lack.path)}\n"
-            f"needs {size(lack.need)}, with the layers that are kept beside it until it is done; "
-            f"{size(lack.free)} are free on the disk of {tilde(lack.disk)}. Nothing was started."
+            f"{tilde(shortage.path)}\n"
+            f"needs {size(shortage.need)}, with the layers that are kept beside it until it is "
+            f"done; {size(shortage.free)} are free on the disk of {tilde(shortage.disk)}. "
+            "Nothing was started."
         )
         options = [
             Option("o", "name another place", "place"),

@@ -66,10 +66,10 @@ class BaseApp(KeysInOrder):
         self._wanted_step: str | None = None
         if self.config.keys:
             self.set_keymap(self.config.keys)
-        wanted = str(self.config["theme"])
-        if self.no_color and not wanted.startswith("ansi"):
-            wanted = PLAIN_THEME
-        self.theme = wanted if wanted in self.available_themes else FALLBACK_THEME
+        theme = str(self.config["theme"])
+        if self.no_color and not theme.startswith("ansi"):
+            theme = PLAIN_THEME
+        self.theme = theme if theme in self.available_themes else FALLBACK_THEME
         if self.ascii_only:
             self._draw_in_ascii()
 
@@ -313,9 +313,9 @@ class BaseApp(KeysInOrder):
 
     async def scanned(self) -> None:
         """All places were looked into: go where the recipe or the draft wanted to be."""
-        wanted, self._wanted_step = self._wanted_step, None
-        if wanted and wanted != "adapters" and self.session.marked:
-            await self.show_step(wanted)
+        step, self._wanted_step = self._wanted_step, None
+        if step and step != "adapters" and self.session.marked:
+            await self.show_step(step)
 
     def _adapters(self) -> Any:
         return self.query_one("#adapters")

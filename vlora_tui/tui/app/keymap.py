@@ -32,7 +32,7 @@ MODULES = (
 )
 
 
-def known_bindings() -> dict[str, tuple[str, Binding]]:
+def all_bindings() -> dict[str, tuple[str, Binding]]:
     """Every binding with an id: the class it belongs to, and the binding with all its keys."""
     found: dict[str, tuple[str, Binding]] = {}
     for module in MODULES:
@@ -40,23 +40,23 @@ def known_bindings() -> dict[str, tuple[str, Binding]]:
             loaded = importlib.import_module(module)
         except ModuleNotFoundError:
             continue
-        for thing in vars(loaded).values():
-            if isinstance(thing, type) and thing.__module__ == module:
-                for binding in _own(thing):
+        for defined in vars(loaded).values():
+            if isinstance(defined, type) and defined.__module__ == module:
+                for binding in _declared_bindings(defined):
                     if binding.id:
-                        found.setdefault(binding.id, (thing.__name__, binding))
+                        found.setdefault(binding.id, (defined.__name__, binding))
     return found
 
 
 def check_keys(config: Config) -> list[Problem]:
     """What is wrong with the keys of the config file, each with its line."""
-    known = known_bindings()
+    bindings = all_bindings()
     problems = []
     taken: dict[tuple[str, str], str] = {}
     for binding_id, keys in config.keys.items():
         line = config.key_line(binding_id)
-        if binding_id not in known:
-            near = difflib.get_close_matches(binding_id, known, 1)
+        if binding_id not in bindings:
+            near = difflib.get_close_matches(binding_id, bindings, 1)
             remedy = f"did you mean {near[0]}?" if near else "`?` in the interface shows the ids"
             problems.append(Problem(line, f"no binding is called {binding_id!r}", remedy))
             continue
@@ -65,18 +65,18 @@ def check_keys(config: Config) -> list[Problem]:
             if wrong:
                 problems.append(Problem(line, f"{binding_id}: {wrong}"))
                 continue
-            owner = known[binding_id][0]
+            owner = bindings[binding_id][0]
             other: str | None = taken.setdefault((owner, key), binding_id)
             if other == binding_id:
-                other = _default_owner(known, owner, key, config)
+                other = _default_owner(bindings, owner, key, config)
             if other and other != binding_id:
                 what = f"{binding_id}: the key {key!r} is that of {other} already"
                 problems.append(Problem(line, what))
     return problems
 
 
-def _own(thing: type) -> Iterator[Binding]:
-    for binding in vars(thing).get("BINDINGS", ()):
+def _declared_bindings(cls: type) -> Iterator[Binding]:
+    for binding in vars(cls).get("BINDINGS", ()):
         if isinstance(binding, Binding):
             yield binding
 
@@ -86,12 +86,12 @@ def _split(keys: str) -> list[str]:
 
 
 def _default_owner(
-    known: dict[str, tuple[str, Binding]], owner: str, key: str, config: Config
+    bindings: dict[str, tuple[str, Binding]], owner: str, key: str, config: Config
 ) -> str | None:
     """The binding of the same class that has this key by default and was not given another."""
-    wanted = _normal(key)
-    for binding_id, (cls, binding) in known.items():
-        if cls == owner and binding_id not in config.keys and wanted in _normals(binding):
+    normal = _normal(key)
+    for binding_id, (cls, binding) in bindings.items():
+        if cls == owner and binding_id not in config.keys and normal in _normals(binding):
             return binding_id
     return None
 

@@ -20,13 +20,13 @@ class Keys(Footer):
     def compose(self) -> ComposeResult:
         view: View | None = getattr(self.app, "view", None)
         shown = [key for key in super().compose() if view is None or view.is_of_use(_action(key))]
-        room = (self.size.width or self.app.size.width) - sum(
+        width_left = (self.size.width or self.app.size.width) - sum(
             _width(key) for key in shown if _action(key) in ALWAYS
         )
         for key in shown:
             if _action(key) not in ALWAYS:
-                room -= _width(key)
-                if room < -1:  # the last needs no space behind it
+                width_left -= _width(key)
+                if width_left < -1:  # the last needs no space behind it
                     continue
             yield key
 

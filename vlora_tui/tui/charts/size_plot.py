@@ -33,7 +33,7 @@ LEAST, MOST = 1.0, 64.0  # codec ratios at the ends of the axis
 RATIOS = (1, 2, 4, 8, 16, 32, 64)
 FLOORS = (1e-3, 1e-4, 1e-5)  # where the axis of errors may begin
 TICKS = tuple(m * 10.0**e for e in range(-5, 1) for m in (1, 3))
-APART = 0.22  # marks of two methods stand so many octaves apart, and do not hide each other
+MARK_OFFSET = 0.22  # marks of two methods stand so many octaves apart, and do not hide each other
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +174,7 @@ def _curves(data: SizeData, frame: _Frame, look: Look) -> Canvas:
     canvas = rasterise(series, frame.width, frame.height, roles, letters if look.ascii_only else "")
     signs = ASCII_MARKS if look.ascii_only else MARKS
     for line in lines:
-        octaves = np.arange(0.5, np.log2(MOST), 1.5) + APART * DRAWN[::-1].index(line.method)
+        octaves = np.arange(0.5, np.log2(MOST), 1.5) + MARK_OFFSET * DRAWN[::-1].index(line.method)
         for ratio in np.exp2(octaves).tolist():
             error = _error_at(line, ratio)
             if frame.floor <= error < 1:
@@ -310,10 +310,10 @@ class _Labels:
 
 def _legend(chart: Canvas, frame: _Frame, data: SizeData, look: Look) -> None:
     signs, dots = (ASCII_MARKS, "...") if look.ascii_only else (MARKS, "…")
-    known = {line.method for line in data.lines}
+    drawn = {line.method for line in data.lines}
     x, end = frame.left + 1, frame.left + frame.width
     for method in DRAWN[::-1]:
-        if method not in known and method not in data.waiting:
+        if method not in drawn and method not in data.waiting:
             continue
         text = f"{signs[method]} {method}" + (dots if method in data.waiting else "")
         if x + len(text) <= end:

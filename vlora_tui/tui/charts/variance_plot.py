@@ -437,8 +437,8 @@ def _k_ticks(frame: _Frame) -> Iterator[int]:
             yield k
             k *= 2
         return
-    wanted = frame.last_k * 8 / max(8, frame.width)
-    step = next((s for s in (1, 2, 4, 8, 16, 32, 64) if s >= wanted), 128)
+    spacing = frame.last_k * 8 / max(8, frame.width)
+    step = next((s for s in (1, 2, 4, 8, 16, 32, 64) if s >= spacing), 128)
     yield from range(step, frame.last_k, step)
 
 

@@ -150,9 +150,9 @@ class LayerTables:
         if choosing.is_coded:
             return choosing
         top = self.top(choosing.method)
-        own = {name: min(k, top) for name, k in choosing.layers.items()}
+        layers = {name: min(k, top) for name, k in choosing.layers.items()}
         k = None if choosing.k is None else min(choosing.k, top)
-        return replace(choosing, layers=own, k=k)
+        return replace(choosing, layers=layers, k=k)
 
     def k_of(self, layer: str, figures: Figures | None) -> int:
         """The k that a layer has in a choice."""
@@ -188,8 +188,8 @@ class LayerTables:
         return made
 
     def _make_curves(self, shown: Shown, method: str, key: tuple[Any, ...]) -> VarianceData | None:
-        wanted = self.selected(shown.pattern)
-        layers = [name for name in wanted if name in self.spectra.layers]
+        selected = self.selected(shown.pattern)
+        layers = [name for name in selected if name in self.spectra.layers]
         if not layers:
             return None
         curves = self._band(shown, method, layers)
@@ -204,7 +204,7 @@ class LayerTables:
             low=curves.low,
             high=curves.high,
             layers=len(layers),
-            expected=len(wanted),
+            expected=len(selected),
             focus=focus,
             focus_name=self.short.get(layer or "", ""),
         )
@@ -241,19 +241,19 @@ class LayerTables:
             return Marks(stretched=shown.stretched)
         choice = figures.choice
         middle, low, high = spread(figures)
-        pins = [session.known_figures(pin) for pin in session.pins]
-        own_k = None
+        pins = [session.cached_figures(pin) for pin in session.pins]
+        layer_k = None
         if shown.layer in choice.k and (session.choosing.goal[0] != "k" or session.choosing.layers):
-            own_k = self.k_of(shown.layer, figures)
+            layer_k = self.k_of(shown.layer, figures)
         side = {"a": 0, "b": 1}.get(shown.side)
-        if side is not None and own_k is not None and shown.layer is not None:
-            own_k = choice.k[shown.layer][side]
+        if side is not None and layer_k is not None and shown.layer is not None:
+            layer_k = choice.k[shown.layer][side]
         both = shown.side == "both"
         return Marks(
             k=middle,
             low=low,
             high=high,
-            own=own_k,
+            own=layer_k,
             pins=tuple(spread(p)[0] for p in pins if p is not None and p.choice is not None),
             levels=self._levels(session.choosing, choice.dtype)
             if both
@@ -272,7 +272,7 @@ class LayerTables:
         values = self._values(shown, self.basis(choosing.method), names, figures)
         measured = [value for value in values.values() if value is not None]
         least, most = min(measured, default=0.0), max(measured, default=1.0)
-        room = max(most - least, 0.35 * most, 1e-12)  # what differs little looks alike
+        span = max(most - least, 0.35 * most, 1e-12)  # what differs little looks alike
         with_own_k = set(choosing.layers)
         cells = {}
         for name, value in values.items():
@@ -282,7 +282,7 @@ class LayerTables:
             text = _error_text(value) if shown.cells == "error" else f"{value:.0f}"
             if shown.cells == "now" and figures is not None and figures.coded is not None:
                 text = "+".join(figures.coded.kinds[name]) or "own"
-            cells[name] = Cell(text, (value - least) / room, name in with_own_k)
+            cells[name] = Cell(text, (value - least) / span, name in with_own_k)
         return self._grid(shown.pattern), cells, shown.layer
 
     def _grid(self, pattern: str) -> LayerGrid:
@@ -357,14 +357,14 @@ class LayerTables:
         """Everything that the figures pane shows."""
         rows = [Row("now", session.choosing, figures, self._note(figures))]
         for number, pin in enumerate(session.pins, start=1):
-            pinned = session.known_figures(pin)
+            pinned = session.cached_figures(pin)
             differs = ""
             if figures is not None and pinned is not None:
                 differs = difference(figures, pinned, self.short)
             rows.append(Row(f"pin {number}", pin, pinned, differs))
         missing = len(self.spectra.layer_names) - len(self.measured)
         rivals = [] if figures is None or missing else session.rivals(figures)
-        figures_of_rivals = [session.known_figures(rival) for rival in rivals]
+        figures_of_rivals = [session.cached_figures(rival) for rival in rivals]
         for i, (rival, of_rival) in enumerate(zip(rivals, figures_of_rivals, strict=True)):
             rows.append(Row("" if i else "same bytes", rival, of_rival, self._note(of_rival), True))
         words, bad = "", False
@@ -393,8 +393,10 @@ class LayerTables:
         """What the choice would cost packed; nothing where it is already."""
         if choice is None or choosing.quantize != NOT_PACKED:
             return ()
-        wanted = [named_quantization(name) for name in PACKED]
-        return tuple(if_packed(self.spectra, choice, own) for own in wanted if own is not None)
+        packings = [named_quantization(name) for name in PACKED]
+        return tuple(
+            if_packed(self.spectra, choice, packing) for packing in packings if packing is not None
+        )
 
     def _mode(self, shown: Shown, session: Session) -> str:
         if not shown.editing or shown.layer is None:

@@ -120,9 +120,9 @@ class FiguresPane(Widget, can_focus=True):
 
     def action_move(self, step: int) -> None:
         """Another row under the cursor; beyond the last one the words below come into view."""
-        wanted = self._cursor + step
-        if 0 <= wanted < len(self.sheet.rows) and not (step < 0 and self._top):
-            self._cursor = wanted
+        line = self._cursor + step
+        if 0 <= line < len(self.sheet.rows) and not (step < 0 and self._top):
+            self._cursor = line
         else:
             self._top += step
         self.refresh()
@@ -300,13 +300,13 @@ def _columns(rows: Sequence[dict[str, str]], width: int) -> dict[str, int]:
     for name in _DROPPED:
         if least(shown) > width:
             shown.remove(name)
-    room = width - least(shown)
+    width_left = width - least(shown)
     columns = {name: min(wide[name], _FLEXIBLE.get(name, wide[name])) for name in shown}
     for name in ("choice", "worst module", "worst task"):
         if name in columns:
-            extra = min(max(0, room), wide[name] - columns[name])
+            extra = min(max(0, width_left), wide[name] - columns[name])
             columns[name] += extra
-            room -= extra
+            width_left -= extra
     return columns
 
 

@@ -20,23 +20,23 @@ def question(what: str, tables: LayerTables, shown: Shown, session: Session) -> 
     or ``filter``; the present value is its default.
     """
     now = session.choosing
-    held = now.goal[1] if now.goal[0] == what else None
+    current = now.goal[1] if now.goal[0] == what else None
     if what == "k":
         of_layer = shown.editing and shown.layer is not None
         top = (
             tables.layer_top(shown.layer or "", now.method) if of_layer else tables.top(now.method)
         )
         label = f"k of {clean(tables.short.get(shown.layer or '', ''))}" if of_layer else "k"
-        return Question(what, label, f"1 to {top}", lambda text: _k(text, top), _shown(held))
+        return Question(what, label, f"1 to {top}", lambda text: _k(text, top), _shown(current))
     if what == "variance":
-        value = "" if held is None else f"{100 * held:g}"
+        value = "" if current is None else f"{100 * current:g}"
         return Question(what, "keep at least", "% of variance, such as 95 or 99.5", _share, value)
     if what in ("max_error", "mean_error"):
-        value = "" if held is None else f"{100 * held:g}"
+        value = "" if current is None else f"{100 * current:g}"
         whose = "no adapter's error above" if what == "max_error" else "mean error at most"
         return Question(what, whose, "%, such as 5 or 0.5", _error, value)
     if what == "budget":
-        value = "" if held is None else f"{held:.0f}"
+        value = "" if current is None else f"{current:.0f}"
         hint = f"on disk, such as 64MB or 2MiB; the adapters take {size(tables.stored)}"
         return Question(what, "at most", hint, _budget, value)
     hint = "part of a layer's name, or a pattern such as *attn*; nothing shows all"

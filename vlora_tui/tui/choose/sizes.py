@@ -154,14 +154,16 @@ class Sizes:
         key = (worst, len(self.waiting))
         if key not in self._data:
             at = 2 if worst else 1
-            lines = {name: (own[0], own[at]) for name, own in self._lines.items()}
+            lines = {name: (curve[0], curve[at]) for name, curve in self._lines.items()}
             self._data = {
                 key: SizeData(
                     version=(self._serial, *key),
-                    lines=tuple(SizeLine(m, *own) for m, own in lines.items() if m not in PLAIN),
+                    lines=tuple(
+                        SizeLine(m, *curve) for m, curve in lines.items() if m not in PLAIN
+                    ),
                     points=tuple(
-                        (m, float(own[0][0]), float(own[1][0]))
-                        for m, own in lines.items()
+                        (m, float(curve[0][0]), float(curve[1][0]))
+                        for m, curve in lines.items()
                         if m in PLAIN
                     ),
                     waiting=tuple(m for m in self.waiting if m not in PLAIN),
@@ -178,7 +180,7 @@ class Sizes:
             return SizeMarks(note=self.note())
         name, value = session.choosing.goal
         goal = {"max_error": value, "mean_error": value, "variance": max(0.0, 1 - value) ** 0.5}
-        pins = [session.known_figures(pin) for pin in session.pins]
+        pins = [session.cached_figures(pin) for pin in session.pins]
         placed = [p.prediction for p in pins if p is not None and p.prediction is not None]
         prediction = figures.prediction if figures is not None else None
         return SizeMarks(
@@ -223,10 +225,11 @@ class Sizes:
             mean = worst = value
             nbytes = _between(value, rungs.mean, rungs.nbytes)
         else:
-            held = rungs.missed if name == "variance" else rungs.mean
-            wanted = 1 - value if name == "variance" else value
+            goal_values = rungs.missed if name == "variance" else rungs.mean
+            goal_value = 1 - value if name == "variance" else value
             nbytes, mean, worst = (
-                _between(wanted, held, own) for own in (rungs.nbytes, rungs.mean, rungs.worst)
+                _between(goal_value, goal_values, curve)
+                for curve in (rungs.nbytes, rungs.mean, rungs.worst)
             )
         return Figures(
             choosing,
@@ -371,11 +374,11 @@ def _rungs(outlook: Outlook, method: str) -> Iterator[tuple[float, float, float,
         )
 
 
-def _between(wanted: float, held: Array, values: Array) -> float:
-    """``values`` where ``held`` has the value wanted, straight in logarithms between two rungs."""
-    order = np.argsort(held, kind="stable")
-    log_held, log_told = (np.log(np.maximum(a[order], 1e-12)) for a in (held, values))
-    return float(np.exp(np.interp(np.log(max(wanted, 1e-12)), log_held, log_told)))
+def _between(x: float, xs: Array, values: Array) -> float:
+    """``values`` where ``xs`` has the value wanted, straight in logarithms between two rungs."""
+    order = np.argsort(xs, kind="stable")
+    log_xs, log_values = (np.log(np.maximum(a[order], 1e-12)) for a in (xs, values))
+    return float(np.exp(np.interp(np.log(max(x, 1e-12)), log_xs, log_values)))
 
 
 def _error(prediction: Prediction, worst: bool) -> float:

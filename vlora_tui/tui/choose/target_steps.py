@@ -33,8 +33,8 @@ def on_rungs(value: float, step: int) -> float:
     decade = math.floor(math.log10(max(value, 1e-12)) + 1e-9)
     lead = value / 10.0**decade
     if step > 0:
-        place = bisect_right(RUNGS, lead * (1 + 1e-6)) - 1 + step
+        index = bisect_right(RUNGS, lead * (1 + 1e-6)) - 1 + step
     else:
-        place = bisect_left(RUNGS, lead * (1 - 1e-6)) + step
-    decade += place // len(RUNGS)
-    return float(f"{RUNGS[place % len(RUNGS)]:g}e{decade}")
+        index = bisect_left(RUNGS, lead * (1 - 1e-6)) + step
+    decade += index // len(RUNGS)
+    return float(f"{RUNGS[index % len(RUNGS)]:g}e{decade}")

@@ -126,16 +126,16 @@ def plain_percent(value: float) -> str:
 def goal_words(choosing: CompressionTarget) -> str:
     """The method and what was asked for, with the layers that have a k of their own."""
     name, value = choosing.goal
-    wanted = {
+    goal = {
         "k": f"k {value:.0f}",
         "variance": f"variance {plain_percent(value)}",
         "max_error": f"worst {plain_percent(value)}",
         "mean_error": f"mean {plain_percent(value)}",
         "budget": f"at most {size(value)}",
     }[name]
-    own = f" +{len(choosing.layers)} own" if choosing.layers else ""
+    own_k = f" +{len(choosing.layers)} own" if choosing.layers else ""
     packed = f", as {choosing.quantize}" if choosing.quantize != NOT_PACKED else ""
-    return f"{choosing.method}, {wanted}{own}{packed}"
+    return f"{choosing.method}, {goal}{own_k}{packed}"
 
 
 def difference(now: Figures, other: Figures, short: dict[str, str]) -> str:

@@ -326,10 +326,10 @@ class ChooseView(View):
     def on_click(self, event: events.Click) -> None:
         tabs = self.query_one("#choose-tabs", Static)
         if event.widget is tabs:
-            place = event.x
+            column = event.x
             for name in self.panes:
-                place -= len(PANE_NAMES[name]) + 4
-                if place < 0:
+                column -= len(PANE_NAMES[name]) + 4
+                if column < 0:
                     self._focus_front(name)
                     return
         elif event.widget is not None and not event.widget.focusable and not self._asking:
@@ -402,7 +402,7 @@ class ChooseView(View):
         subject, working = self._auto(), figures is None or figures.estimate is not None
         rivals = [] if self.figures.last is None else self.session.rivals(self.figures.last)
         figures_of_rivals = (
-            self.session.known_figures(rival) or sizes.estimate(rival) for rival in rivals
+            self.session.cached_figures(rival) or sizes.estimate(rival) for rival in rivals
         )
         methods = [self.figures.last, *figures_of_rivals]
         self._sharing = sizes.sharing(subject, methods, tables.short)
@@ -424,7 +424,7 @@ class ChooseView(View):
             return last
         rivals = self.session.rivals(last)
         auto = next((rival for rival in rivals if rival.method == "auto"), None)
-        return None if auto is None else self.session.known_figures(auto)
+        return None if auto is None else self.session.cached_figures(auto)
 
     def _loss_row(self, loss: Loss) -> list[tuple[str, str]]:
         short = {} if self.figures.tables is None else self.figures.tables.short

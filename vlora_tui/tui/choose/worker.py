@@ -77,13 +77,13 @@ class BackgroundFigures:
         if self.tables is None or self.tables.version != self._session.version:
             self.tables = LayerTables(spectra, self._session.version)
             self.sizes = Sizes(spectra, self._session.version)
-        figures, last = self._session.known_figures(), self.last
+        figures, last = self._session.cached_figures(), self.last
         if figures is not None:
             self.last = figures
         elif last is not None:
             same = last.choosing.method == self._session.choosing.method
-            known = last.choice is None or last.choice.k.keys() <= spectra.layers.keys()
-            self.last = last if known and same else None
+            measured = last.choice is None or last.choice.k.keys() <= spectra.layers.keys()
+            self.last = last if measured and same else None
         if figures is None and self.sizes is not None:
             return self.sizes.estimate(self._session.choosing)
         return figures
@@ -96,7 +96,7 @@ class BackgroundFigures:
         if self._quiet is not None:
             self._quiet.stop()
             self._quiet = None
-        if self._session.known_figures() is None:
+        if self._session.cached_figures() is None:
             about = self.sizes is not None and self.sizes.estimate(self._session.choosing)
             if about is None:
                 self._compute(beside=False)
@@ -107,7 +107,7 @@ class BackgroundFigures:
 
     def beside(self) -> list[CompressionTarget]:
         """What stands beside the present choice: pins, and other methods at its bytes."""
-        figures = self._session.known_figures()
+        figures = self._session.cached_figures()
         rivals = self._session.rivals(figures) if figures is not None else []
         return [*self._session.pins, *rivals]
 
@@ -116,7 +116,7 @@ class BackgroundFigures:
         unread = self.sizes is not None and self.sizes.is_unread
         curves = self._wants_curves() and self.sizes is not None and self.sizes.has_more
         return (
-            unread or curves or any(self._session.known_figures(c) is None for c in self.beside())
+            unread or curves or any(self._session.cached_figures(c) is None for c in self.beside())
         )
 
     def _compute(self, beside: bool = True) -> None:
@@ -192,7 +192,7 @@ class BackgroundFigures:
 
     def _draw_arrived(self) -> None:
         """Draw new layers once, together with their figures."""
-        if self.tables is None or self._session.known_figures() is not None:
+        if self.tables is None or self._session.cached_figures() is not None:
             self._redraw()
         else:
             self.work()

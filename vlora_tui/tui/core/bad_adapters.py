@@ -89,14 +89,14 @@ class BadAdapterPrompt:
         if not bad:
             return False
         self._asked |= bad.keys()
-        left = len(session.kept) - len(bad)
+        left = len(session.included) - len(bad)
         running = self._jobs.spectra_job is not None
         options = [
             _option("l", "leave out and go on", LEAVE, f"with the other {left}"),
             _option("s", "show them", SHOW, "in Adapters, with what was found"),
             _option("x", "stop", STOP, "measuring the others too" if running else "choose nothing"),
         ]
-        words = f"{plural(len(bad), 'adapter')} of {len(session.kept)} cannot be used."
+        words = f"{plural(len(bad), 'adapter')} of {len(session.included)} cannot be used."
 
         def answered(answer: str | None) -> None:
             if answer == LEAVE:
@@ -147,7 +147,7 @@ class BadAdapterPrompt:
         session, paths = self._session, list(paths)
         session.leave_out(paths)
         if paths:
-            left = plural(len(session.kept), "adapter")
+            left = plural(len(session.included), "adapter")
             text = f"{len(paths)} left out ({names_of(session, paths)}); {left} go on."
             self._app.notify(text, markup=False)
         self._app.post_message(CollectionChanged())

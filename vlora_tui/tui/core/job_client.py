@@ -104,9 +104,9 @@ class JobClient:
         """
 
         def work() -> None:
-            lack = shortage_of(recipe, subspace=subspace_bytes)
-            if lack is not None:
-                self._app.post_message(DiskTooSmall(lack))
+            shortage = shortage_of(recipe, subspace=subspace_bytes)
+            if shortage is not None:
+                self._app.post_message(DiskTooSmall(shortage))
                 return
             self.started.add(start(self.store(), recipe, force=force).id)
             text = "Started. Closing the terminal leaves it running."
@@ -257,12 +257,12 @@ class JobClient:
         view = next((v for v in views if v.job.id == job_id), None)
         if view is None or view.spectra is None:
             return
-        path, held = Path(view.spectra), self._session.spectra
+        path, current = Path(view.spectra), self._session.spectra
         try:
-            if held is None or held.path != path:
+            if current is None or current.path != path:
                 self._show(Spectra.load(path), chosen)
-            elif not held.complete and held.refresh():
-                self._show(held, chosen)
+            elif not current.complete and current.refresh():
+                self._show(current, chosen)
         except VLoRAError:
             return  # it moves to its final place this moment; the next look finds it
         if view.state.is_over:

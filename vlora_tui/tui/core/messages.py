@@ -61,6 +61,6 @@ class MeasuringFailed(Message):
 class DiskTooSmall(Message):
     """A job was not started, because what it would write does not fit on the disk."""
 
-    def __init__(self, lack: Shortage) -> None:
+    def __init__(self, shortage: Shortage) -> None:
         super().__init__()
-        self.lack = lack
+        self.shortage = shortage

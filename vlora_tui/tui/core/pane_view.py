@@ -63,9 +63,9 @@ class PaneView(View):
         self._mark(pane)
         self.query_one(PaneTabs).show(self.panes(), pane)
         inside = self.query_one(f"#{pane}").query("*")
-        wanted = next((w for w in inside if w.can_focus and w.display), None)
-        if wanted is not None:
-            wanted.focus()
+        target = next((w for w in inside if w.can_focus and w.display), None)
+        if target is not None:
+            target.focus()
 
     def action_next_pane(self, by: int) -> None:
         """The next pane, or the one before."""

@@ -131,7 +131,7 @@ class Session:
         }
 
     @property
-    def kept(self) -> list[AdapterInfo]:
+    def included(self) -> list[AdapterInfo]:
         """The marked adapters without those that are left out."""
         return [info for info in self.chosen if str(info.path) not in self.left_out]
 
@@ -151,8 +151,8 @@ class Session:
     def mark(self, path: str, on: bool | None = None) -> None:
         """Mark an adapter, unmark it, or (None) turn it over. Broken ones cannot be marked."""
         info = self.infos.get(path)
-        wanted = path not in self.marked if on is None else on
-        if not wanted:
+        marks = path not in self.marked if on is None else on
+        if not marks:
             self.marked.pop(path, None)
             self.left_out.pop(path, None)
         elif info is not None and info.error is None:
@@ -166,7 +166,7 @@ class Session:
     @property
     def groups(self) -> set[int | None]:
         """The groups that the adapters in use belong to."""
-        return {info.group for info in self.kept}
+        return {info.group for info in self.included}
 
     def title(self) -> str:
         """One line about what is open: base model, number, size."""
@@ -175,13 +175,13 @@ class Session:
             return f"{self.manifest.path.name} · {count} tasks · {size(self.manifest.nbytes)}"
         if not self.chosen:
             return f"{len(self.infos)} adapters found" if self.infos else "nothing open"
-        kept = self.kept
-        bases = {info.base_model or "?" for info in kept}
+        included = self.included
+        bases = {info.base_model or "?" for info in included}
         base = bases.pop() if len(bases) == 1 else f"{len(bases)} base models"
-        nbytes = size(sum(info.nbytes for info in kept))
-        out = len(self.chosen) - len(kept)
+        nbytes = size(sum(info.nbytes for info in included))
+        out = len(self.chosen) - len(included)
         without = f" · {out} left out" if out else ""
-        return f"{base} · {len(kept)} adapters · {nbytes}{without}"
+        return f"{base} · {len(included)} adapters · {nbytes}{without}"
 
     # the choice of k
 
@@ -233,25 +233,25 @@ class Session:
 
         Where k is given it takes milliseconds; a target may take a second on large collections.
         """
-        wanted, version, spectra = choosing or self.choosing, self.version, self.spectra
+        target, version, spectra = choosing or self.choosing, self.version, self.spectra
         if spectra is None or not spectra.layers:
-            return Figures(wanted, problem="no layer is measured yet")
-        key = (wanted, *version)
+            return Figures(target, problem="no layer is measured yet")
+        key = (target, *version)
         if key not in self._figures:
             try:
-                self._figures[key] = _worked_out(wanted, spectra)
+                self._figures[key] = _worked_out(target, spectra)
             except VLoRAError as error:
-                self._figures[key] = Figures(wanted, problem=str(error))
+                self._figures[key] = Figures(target, problem=str(error))
             if len(self._figures) > 4000:
                 self._figures.pop(next(iter(self._figures)))
         return self._figures[key]
 
-    def known_figures(self, choosing: CompressionTarget | None = None) -> Figures | None:
+    def cached_figures(self, choosing: CompressionTarget | None = None) -> Figures | None:
         """The same if it was computed before, or is quickly done; else None."""
-        wanted = choosing or self.choosing
-        if wanted.goal[0] == "k" or self.spectra is None:
-            return self.figures(wanted)
-        return self._figures.get((wanted, *self.version))
+        target = choosing or self.choosing
+        if target.goal[0] == "k" or self.spectra is None:
+            return self.figures(target)
+        return self._figures.get((target, *self.version))
 
     def rivals(self, figures: Figures) -> list[CompressionTarget]:
         """The other methods at the bytes of a choice."""
@@ -280,7 +280,9 @@ class Session:
         )
         return Recipe(
             # Those left out stay named: the spectra were made, and are found again, by all of them.
-            input=Input(adapters=adapters, skip_bad=self.skip_bad or len(self.kept) < len(names)),
+            input=Input(
+                adapters=adapters, skip_bad=self.skip_bad or len(self.included) < len(names)
+            ),
             compress=Compress(self.choosing),
             output=self.output or str(self.default_output()),
             exports=self.exports,
@@ -299,9 +301,9 @@ class Session:
         """The headless command that does the same."""
         recipe = recipe or self.recipe()
         words = ["vlora-tui", "run", "--headless", *[a.path for a in recipe.input.adapters]]
-        given = [a.name for a in recipe.input.adapters]
-        if all(given):
-            words += ["--names", *[str(name) for name in given]]
+        paths = [a.name for a in recipe.input.adapters]
+        if all(paths):
+            words += ["--names", *[str(name) for name in paths]]
         if recipe.input.skip_bad:
             words.append("--skip-bad")
         if recipe.compress is not None:
@@ -321,24 +323,24 @@ class Session:
         return shlex.join(words)
 
 
-def _worked_out(wanted: CompressionTarget, spectra: Spectra) -> Figures:
+def _worked_out(target: CompressionTarget, spectra: Spectra) -> Figures:
     """A choice on the layers that are measured.
 
     Raises:
         VLoRAError: It cannot be had.
     """
-    if wanted.is_coded:
+    if target.is_coded:
         from vlora_tui.pipeline.forecast import Coded
 
         outlook = spectra.outlook() if spectra.complete else None
         if outlook is None:
-            return Figures(wanted, problem=f"what {wanted.method} costs is not measured yet")
-        return Figures(wanted, coded=Coded.of(outlook, wanted))
+            return Figures(target, problem=f"what {target.method} costs is not measured yet")
+        return Figures(target, coded=Coded.of(outlook, target))
     from vlora_engine.spectra.choose import choose
 
-    known = spectra if spectra.complete else spectra.measured()
-    layers = {name: k for name, k in wanted.layers.items() if name in known.layers}
-    return Figures(wanted, choose(known, replace(wanted, layers=layers)))
+    measured = spectra if spectra.complete else spectra.measured()
+    layers = {name: k for name, k in target.layers.items() if name in measured.layers}
+    return Figures(target, choose(measured, replace(target, layers=layers)))
 
 
 def is_about(finding: Finding, path: str) -> bool:
@@ -346,13 +348,13 @@ def is_about(finding: Finding, path: str) -> bool:
 
     An adapter of the Hub is named by its address, and read in the Hub's cache.
     """
-    places = [place for place in (finding.adapter, finding.file) if place]
+    names = [name for name in (finding.adapter, finding.file) if name]
     if is_address(path):
-        places = [address_text(place) for place in places]
-    return any(place == path or place.startswith(os.path.join(path, "")) for place in places)
+        names = [address_text(name) for name in names]
+    return any(name == path or name.startswith(os.path.join(path, "")) for name in names)
 
 
-def place_of(finding: Finding, paths: Iterable[str]) -> str:
+def path_of(finding: Finding, paths: Iterable[str]) -> str:
     """The innermost of ``paths`` that a finding is about; empty where there is none."""
     return max((path for path in paths if is_about(finding, path)), key=len, default="")
 
@@ -360,24 +362,24 @@ def place_of(finding: Finding, paths: Iterable[str]) -> str:
 def recent_folders() -> list[str]:
     """Folders that were opened before, the latest first, those that are still there."""
     try:
-        known = json.loads((paths.state_dir() / "recent.json").read_text())
+        folders = json.loads((paths.state_dir() / "recent.json").read_text())
     except (OSError, ValueError):
         return []
-    if not isinstance(known, list):
+    if not isinstance(folders, list):
         return []
     return [
         folder
-        for folder in known
+        for folder in folders
         if isinstance(folder, str) and (is_hub_place(folder) or Path(folder).exists())
     ]
 
 
 def remember_folder(folder: str) -> None:
     """Put a folder at the head of the recent ones; a state directory that refuses is no matter."""
-    known = [folder, *(known for known in recent_folders() if known != folder)]
+    folders = [folder, *(other for other in recent_folders() if other != folder)]
     with suppress(OSError, VLoRAError):
         paths.state_dir().mkdir(parents=True, exist_ok=True)
-        write_json(paths.state_dir() / "recent.json", known[:MAX_RECENT])
+        write_json(paths.state_dir() / "recent.json", folders[:MAX_RECENT])
 
 
 def _common(roots: Sequence[Path]) -> tuple[str, ...]:

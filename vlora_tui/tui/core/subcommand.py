@@ -41,7 +41,7 @@ def ask_command(
         try:
             while True:
                 with suppress(subprocess.TimeoutExpired):
-                    out, told = process.communicate(timeout=POLL_SECONDS)
+                    stdout, stderr = process.communicate(timeout=POLL_SECONDS)
                     break
                 if cancelled():
                     return None
@@ -49,11 +49,11 @@ def ask_command(
             if process.poll() is None:
                 process.kill()
     if process.returncode:
-        raise _failure(process.returncode, told)
+        raise _failure(process.returncode, stderr)
     try:
-        answer = json.loads(out)
+        answer = json.loads(stdout)
     except ValueError:
-        raise VLoRAError("The command's answer cannot be read.", found=out[:200]) from None
+        raise VLoRAError("The command's answer cannot be read.", found=stdout[:200]) from None
     return answer if isinstance(answer, dict) else {}
 
 
@@ -62,18 +62,18 @@ def read_answer(answer: Mapping[str, Any]) -> JsonObject:
     return JsonFile("the command's JSON", "The answer cannot be read.").value(answer).object()
 
 
-def _failure(code: int, told: str) -> VLoRAError:
+def _failure(code: int, stderr: str) -> VLoRAError:
     """The error that the command printed as JSON on stderr, or its last line."""
-    start = told.find("{")
+    start = stderr.find("{")
     with suppress(ValueError):
-        row = json.loads(told[start:]) if start >= 0 else {}
+        row = json.loads(stderr[start:]) if start >= 0 else {}
         if isinstance(row, dict) and isinstance(row.get("what"), str):
-            given = {
+            details = {
                 key: str(row[key])
                 for key in ("where", "expected", "found", "remedy")
                 if row.get(key) is not None
             }
-            return VLoRAError(row["what"], **given)
-    lines = [line for line in told.splitlines() if line.strip()]
+            return VLoRAError(row["what"], **details)
+    lines = [line for line in stderr.splitlines() if line.strip()]
     what = f"signal {-code}" if code < 0 else f"exit code {code}"
     return VLoRAError(f"The command ended with {what}.", found=lines[-1] if lines else None)

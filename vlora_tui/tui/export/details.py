@@ -45,7 +45,7 @@ MEANING = (
 )
 
 
-class Kept(NamedTuple):
+class Retained(NamedTuple):
     """What a merge keeps of one of its inputs, as the engine measured it on dW."""
 
     name: str
@@ -56,7 +56,7 @@ class Kept(NamedTuple):
     module: str
 
     @classmethod
-    def of(cls, name: str, row: Mapping[str, Any]) -> Kept:
+    def of(cls, name: str, row: Mapping[str, Any]) -> Retained:
         """From its row in the command's JSON."""
         cosine, energy, strength, worst = (float(row.get(key) or 0) for key in FIGURES)
         return cls(name, cosine, energy, strength, worst, str(row.get("worst_module") or ""))
@@ -65,7 +65,7 @@ class Kept(NamedTuple):
 class Measured(NamedTuple):
     """What a preview of a merge told: per input, and of the result."""
 
-    kept: tuple[Kept, ...]
+    retained: tuple[Retained, ...]
     rank: int
     modules: int
     cut_error: float
@@ -76,10 +76,10 @@ class Measured(NamedTuple):
         """From ``vlora-tui merge --preview --json``, the inputs under the names of the screen."""
         merge = (answer.get("merges") or [{}])[0]
         rows = list((merge.get("kept") or {}).values())
-        kept = tuple(Kept.of(name, row) for name, row in zip(names, rows, strict=False))
+        retained = tuple(Retained.of(name, row) for name, row in zip(names, rows, strict=False))
         left_out = len(merge.get("rest_left_out") or ())
         cut = float(merge.get("cut_error") or 0)
-        return cls(kept, int(merge.get("rank", 0)), int(merge.get("modules", 0)), cut, left_out)
+        return cls(retained, int(merge.get("rank", 0)), int(merge.get("modules", 0)), cut, left_out)
 
     @property
     def words(self) -> str:
@@ -113,7 +113,7 @@ class DetailsPane(Vertical):
         self._text = Text()
 
     def compose(self) -> ComposeResult:
-        yield Table(COLUMNS, self._cells, key=lambda kept: kept.name, id="kept-table")
+        yield Table(COLUMNS, self._cells, key=lambda row: row.name, id="kept-table")
         with VerticalScroll(id="details-scroll"):
             yield Static(id="details-said", markup=False)
 
@@ -143,11 +143,11 @@ class DetailsPane(Vertical):
 
     def measure(self, names: Sequence[str]) -> None:
         """Have the merge on the screen measured, unless it is, or was."""
-        wanted = self._wanted
-        if wanted is None or wanted == self._measuring or self.knows(wanted):
+        request = self._wanted
+        if request is None or request == self._measuring or self.knows(request):
             return
-        self._measuring = wanted
-        self._ask(wanted, tuple(names))
+        self._measuring = request
+        self._ask(request, tuple(names))
         self._draw_merge()
 
     def stop(self) -> bool:
@@ -161,8 +161,8 @@ class DetailsPane(Vertical):
 
     def knows(self, arguments: Sequence[str] | None) -> bool:
         """Whether a merge was measured as it stands."""
-        known = self._of is not None and isinstance(self._found, Measured)
-        return known and arguments is not None and tuple(arguments) == self._of
+        measured = self._of is not None and isinstance(self._found, Measured)
+        return measured and arguments is not None and tuple(arguments) == self._of
 
     @work(thread=True, exclusive=True, group="measure", exit_on_error=False)
     def _ask(self, arguments: tuple[str, ...], names: tuple[str, ...]) -> None:
@@ -186,7 +186,7 @@ class DetailsPane(Vertical):
         if not self.has_class("merging"):
             return
         found = self._found
-        rows = found.kept if isinstance(found, Measured) else ()
+        rows = found.retained if isinstance(found, Measured) else ()
         stale = self._of != self._wanted
         self.border_title = "What the merge keeps"
         self.border_subtitle = "of other settings" if rows and stale else ""
@@ -211,26 +211,26 @@ class DetailsPane(Vertical):
 
     def _worst_words(self) -> str:
         """Where of the input under the cursor least is kept."""
-        kept = self.query_one("#kept-table", Table).row
-        if kept is None or not kept.module:
+        row = self.query_one("#kept-table", Table).row
+        if row is None or not row.module:
             return ""
-        place = f"{clean(kept.module)}, cosine {kept.worst:.3f}"
-        return f"{clean(kept.name)} fares worst in {place}. "
+        module = f"{clean(row.module)}, cosine {row.worst:.3f}"
+        return f"{clean(row.name)} fares worst in {module}. "
 
     def on_table_moved(self, event: Table.Moved) -> None:
         event.stop()
         self._say(self._merge_words(self._of != self._wanted))
 
-    def _cells(self, kept: Kept) -> list[Cell]:
+    def _cells(self, row: Retained) -> list[Cell]:
         muted = "muted" if self._of != self._wanted else ""
-        low = "warning" if kept.energy < 0.5 or kept.cosine <= 0 else ""
+        low = "warning" if row.energy < 0.5 or row.cosine <= 0 else ""
         return [
-            (clean(kept.name), muted),
-            (f"{kept.cosine:.3f}", muted or low),
-            (f"{100 * kept.energy:.3g} %", muted or low),
-            (f"{kept.strength:.3f}", muted),
-            (f"{kept.worst:.3f}", muted),
-            (clean(kept.module), "muted"),
+            (clean(row.name), muted),
+            (f"{row.cosine:.3f}", muted or low),
+            (f"{100 * row.energy:.3g} %", muted or low),
+            (f"{row.strength:.3f}", muted),
+            (f"{row.worst:.3f}", muted),
+            (clean(row.module), "muted"),
         ]
 
     # drawing
@@ -242,8 +242,8 @@ class DetailsPane(Vertical):
 
     def _say(self, text: Text) -> None:
         self._text = text
-        room = self.size.width - 1  # a scroll bar
-        self.query_one("#details-said", Static).update(hanging(text, room) if room > 8 else text)
+        width = self.size.width - 1  # a scroll bar
+        self.query_one("#details-said", Static).update(hanging(text, width) if width > 8 else text)
 
     def on_resize(self) -> None:
         self._say(self._text)
@@ -273,11 +273,11 @@ def row_text(row: Row, target: str | None, outcome: Outcome, tones: Tones) -> Te
     label = find_target(target).label
     for finding in row.opinion.stays:
         _finding(text, finding, tones)
-    if row.opinion.mended:
+    if row.opinion.fixed:
         text.append(f"The export mends, for {label}:\n", style=tones["good"])
-        for finding in row.opinion.mended:
+        for finding in row.opinion.fixed:
             text.append(f"  {clean(finding.what)}\n", style=tones["muted"])
-    if not row.opinion.stays and not row.opinion.mended:
+    if not row.opinion.stays and not row.opinion.fixed:
         text.append(f"Its headers show nothing that {label} would mind.\n", style=tones["good"])
     text.rstrip()
     return text

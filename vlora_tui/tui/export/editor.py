@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from vlora_tui.tui.export.items import ItemsPane
 
-PLACE_OF = {"export": "out", "merge": "merged", "resize": "resized"}
+OUTPUT_SETTING = {"export": "out", "merge": "merged", "resize": "resized"}
 STEP = 0.05  # of a weight
 
 
@@ -129,9 +129,9 @@ class SettingsEditor:
         else:
             self.turn_value("target", by)
 
-    def ask_place(self) -> None:
+    def ask_output(self) -> None:
         """Ask where it goes."""
-        self.edit(PLACE_OF[self.settings.doing])
+        self.edit(OUTPUT_SETTING[self.settings.doing])
 
     def ask_method(self) -> None:
         """All ways of merging, to choose one."""

@@ -110,13 +110,13 @@ def _target_lines(settings: Settings) -> list[Field]:
     """What only some targets ask."""
     target, fields = TARGETS[settings.target], []
     if target.form == "gguf":
-        said = "The base model's folder or config.json: llama.cpp's names and row order follow it."
+        about = "The base model's folder or config.json: llama.cpp's names and row order follow it."
         value = tilde(settings.base) if settings.base else "as the adapter says"
-        fields.append(Field("base", "base", value, "text", said))
+        fields.append(Field("base", "base", value, "text", about))
     if target.no_rest:
-        said = f"Tensors besides A and B: {target.no_rest}."
+        about = f"Tensors besides A and B: {target.no_rest}."
         value = "left out" if settings.drop_rest else "refused"
-        fields.append(Field("drop_rest", "the rest", value, "choice", said))
+        fields.append(Field("drop_rest", "the rest", value, "choice", about))
     return fields
 
 
@@ -139,17 +139,17 @@ def _resize_lines(settings: Settings, names: Sequence[str]) -> list[Field]:
     ]
 
 
-def _out_line(key: str, place: str, marked: int) -> Field:
-    said = "{task} stands for each task's name. Enter changes it (o from anywhere)."
-    alone = "{task}" not in place and marked > 1
+def _out_line(key: str, path: str, marked: int) -> Field:
+    about = "{task} stands for each task's name. Enter changes it (o from anywhere)."
+    alone = "{task}" not in path and marked > 1
     wrong = "Several tasks need {task} in the place." if alone else ""
-    return Field(key, "goes to", tilde(place), "text", said, wrong)
+    return Field(key, "goes to", tilde(path), "text", about, wrong)
 
 
 def _verify_line(settings: Settings) -> Field:
-    said = "Each is opened again and its dW compared with what was meant. b changes this."
+    about = "Each is opened again and its dW compared with what was meant. b changes this."
     return Field(
-        "verify", "read back", "yes, all of dW" if settings.verify else "no", "choice", said
+        "verify", "read back", "yes, all of dW" if settings.verify else "no", "choice", about
     )
 
 
@@ -167,7 +167,7 @@ class Edit(NamedTuple):
 
 
 FOLDERS = "A folder for each task; {task} is its name."
-PLACES: Mapping[str, tuple[str, str]] = {
+PATH_SETTINGS: Mapping[str, tuple[str, str]] = {
     "out": ("Where it goes", FOLDERS),
     "resized": ("Where it goes", FOLDERS),
     "merged": ("Where it goes", "A folder."),
@@ -180,8 +180,8 @@ PLACES: Mapping[str, tuple[str, str]] = {
 
 def edit_of(settings: Settings, key: str, names: Sequence[str]) -> Edit:
     """How a line of the form is edited."""
-    if key in PLACES:
-        return Edit(*PLACES[key], getattr(settings, key), str)
+    if key in PATH_SETTINGS:
+        return Edit(*PATH_SETTINGS[key], getattr(settings, key), str)
     if key == "weights":
         words = "One number for each marked line, from top to bottom, as in 0.7, 0.3; empty: all."
         value = weights_text(settings, names)

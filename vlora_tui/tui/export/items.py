@@ -57,19 +57,19 @@ class ItemsPane(Vertical):
         self.source = source
         self.marked = {item.name: None for item in source.items} if source is not None else {}
 
-    def show(self, settings: Settings, said: str = "") -> None:
+    def show(self, settings: Settings, note: str = "") -> None:
         """Draw the items that the filter keeps, and a line below them; of a merge the weights."""
         if self.source is None:
             return
         self._settings = settings
         self._weigh()
         self.table.columns = list(self._columns)
-        items, place = self.source.items, self.source.place
+        items, subspace = self.source.items, self.source.subspace
         shown = [i for i in items if all(word in i.name.lower() for word in self._words)]
         self.table.show(shown)
-        self.border_title = f"Tasks of {clean(place.name)}" if place else "Marked adapters"
+        self.border_title = f"Tasks of {clean(subspace.name)}" if subspace else "Marked adapters"
         self.border_subtitle = f"{len(self.marked)} of {len(items)} marked"
-        self.query_one("#items-said", Static).update(said)
+        self.query_one("#items-said", Static).update(note)
 
     def filter(self, text: str) -> None:
         """Keep the items whose names have all these words."""

@@ -48,26 +48,26 @@ def merge_lines(settings: Settings, names: Sequence[str]) -> list[Field]:
     fields += [
         _text_line(settings, p, settings.parameters.get(p.name, "")) for p in spec.parameters
     ]
-    said = "w types the weight of one line, [ and ] move it; here all at once."
+    about = "w types the weight of one line, [ and ] move it; here all at once."
     fields.append(
-        Field("weights", "weights", weights_text(settings, names) or "all the same", "text", said)
+        Field("weights", "weights", weights_text(settings, names) or "all the same", "text", about)
     )
     fields.append(_layers_line(settings, len(names)))
     if spec.may_normalise:
-        said = f"Whether only the weights' ratios matter; by itself {spec.name}: {spec.weighting}."
+        about = f"Whether only the weights' ratios matter; by itself {spec.name}: {spec.weighting}."
         value = NORMALIZE[settings.normalize]
-        fields.append(Field("normalize", "normalize", value, "choice", said))
+        fields.append(Field("normalize", "normalize", value, "choice", about))
     fields.append(_text_line(settings, SCALE, settings.scale))
     if settings.space == "delta":
         fields.append(_text_line(settings, RANK, settings.rank))
         fields.append(_text_line(settings, ENERGY, settings.energy))
     if spec.factors:
-        said = "What is merged: the weight changes, or A and B apart, as the first library does."
-        fields.append(Field("space", "of", SPACE[settings.space], "choice", said))
-    said = "The dtype of A and B; as they were: the widest of the adapters'."
+        about = "What is merged: the weight changes, or A and B apart, as the first library does."
+        fields.append(Field("space", "of", SPACE[settings.space], "choice", about))
+    about = "The dtype of A and B; as they were: the widest of the adapters'."
     return [
         *fields,
-        Field("dtype", "numbers", DTYPES[settings.dtype], "choice", said),
+        Field("dtype", "numbers", DTYPES[settings.dtype], "choice", about),
         Field("merged", "goes to", tilde(settings.merged), "text", "Enter changes it (also o)."),
     ]
 
@@ -88,8 +88,8 @@ def turned_merge(settings: Settings, key: str, by: int) -> Settings:
             return replace(settings, normalize=next_of((None, True, False), settings.normalize, by))
         case "space":
             changed = replace(settings, space=next_of(list(SPACE), settings.space, by))
-            apart = changed.space == "factors"  # which keeps the adapters' rank
-            return replace(changed, rank="", energy="") if apart else changed
+            on_factors = changed.space == "factors"  # which keeps the adapters' rank
+            return replace(changed, rank="", energy="") if on_factors else changed
     return settings
 
 
@@ -118,9 +118,9 @@ def _text_line(settings: Settings, parameter: MergeParameter, value: str) -> Fie
 
 
 def _layers_line(settings: Settings, marked: int) -> Field:
-    said = "Other weights for some modules: *.attn.*=0.7,0.3; *.mlp.*=1,0"
+    about = "Other weights for some modules: *.attn.*=0.7,0.3; *.mlp.*=1,0"
     wrong = wrong_in(lambda: parse_layers(settings.layers, marked))
-    return Field("layers", "layers", settings.layers or "all alike", "text", said, wrong)
+    return Field("layers", "layers", settings.layers or "all alike", "text", about, wrong)
 
 
 def wrong_in(parse: Callable[[], object]) -> str:
@@ -195,8 +195,8 @@ class MethodBox(Dialog):
     def _say(self) -> None:
         if self._table.row is None:
             return
-        said = self.query_one("#method-said", Static)
-        said.update(hanging(method_text(MERGES[self._table.row]), said.size.width))
+        panel = self.query_one("#method-said", Static)
+        panel.update(hanging(method_text(MERGES[self._table.row]), panel.size.width))
 
 
 def method_text(spec: MergeMethod) -> Text:
@@ -228,8 +228,8 @@ def _cells(name: str) -> list[Cell]:
 
 def likeness_words(likeness: Likeness | None, names: Sequence[str]) -> str:
     """What spectra show already of adapters that are going to be merged; nothing without any."""
-    known = {name: at for at, name in enumerate(likeness.names)} if likeness is not None else {}
-    at = [known[name] for name in map(clean, names) if name in known]
+    index_of = {name: at for at, name in enumerate(likeness.names)} if likeness is not None else {}
+    at = [index_of[name] for name in map(clean, names) if name in index_of]
     if likeness is None or len(at) < 2 or len(at) < len(names):
         return ""
     names = [likeness.names[i] for i in at]

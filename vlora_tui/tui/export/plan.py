@@ -28,7 +28,7 @@ from vlora_tui.tui.export.settings import (
     Source,
     paths_of,
 )
-from vlora_tui.tui.export.verdicts import Headers, Opinion, written_verdict
+from vlora_tui.tui.export.verdicts import Headers, Opinion, written_opinion
 from vlora_tui.utils.formatting import size
 
 if TYPE_CHECKING:
@@ -112,34 +112,34 @@ def plan(
         names = [item.name for item in items]
         if settings.doing == "merge":
             merge = recipe_of(source, names, settings).merges[0]
-            return _with_room([_merged_row(merge, items)], source)
+            return _with_free_space([_merged_row(merge, items)], source)
         if settings.doing == "resize":
             resize = recipe_of(source, names, settings).resizes[0]
-            kept = names if source.place is None else [item.name for item in source.items]
-            places = export_paths(resize, kept)
-            rows = [_resized_row(item, places[item.name], resize, headers) for item in items]
-            return _with_room(rows, source)
-        places = export_paths(
+            tasks = names if source.subspace is None else [item.name for item in source.items]
+            paths = export_paths(resize, tasks)
+            rows = [_resized_row(item, paths[item.name], resize, headers) for item in items]
+            return _with_free_space(rows, source)
+        paths = export_paths(
             export_of(source, names, settings), sorted(item.name for item in source.items)
         )
     except VLoRAError as error:
-        return Plan(problem=said(error))
-    rows = [_exported_row(item, places[item.name], settings, headers) for item in items]
+        return Plan(problem=error_text(error))
+    rows = [_exported_row(item, paths[item.name], settings, headers) for item in items]
     rows = [_proved(row, settings.target) if str(row.path) in written else row for row in rows]
-    return _with_room(rows, source, FILES.get(settings.target, FILES["peft"]))
+    return _with_free_space(rows, source, FILES.get(settings.target, FILES["peft"]))
 
 
-def said(error: VLoRAError) -> str:
+def error_text(error: VLoRAError) -> str:
     """An error in one sentence."""
     found = f" ({error.found})" if error.found else ""
-    wanted = f"; expected: {error.expected}" if error.expected else ""
-    return f"{error.what.rstrip('.')}{found}{wanted}."
+    expected = f"; expected: {error.expected}" if error.expected else ""
+    return f"{error.what.rstrip('.')}{found}{expected}."
 
 
-def _exported_row(item: Item, place: Path, settings: Settings, headers: Headers) -> Row:
+def _exported_row(item: Item, path: Path, settings: Settings, headers: Headers) -> Row:
     """An item as the target gets it, with the doctor's verdict, or why it would be refused."""
     target = find_target(settings.target)
-    row = Row(item.name, place, item.nbytes)
+    row = Row(item.name, path, item.nbytes)
     try:
         facts = headers.facts(item)
         if target.name == "peft":
@@ -172,7 +172,7 @@ def _mend(error: VLoRAError, otherwise: str) -> str:
 def _proved(row: Row, target: str) -> Row:
     """A row that was written: what the doctor finds in the files joins what was known before."""
     codes = {finding.code for finding in row.findings}
-    new = [f for f in written_verdict(row.path, target).stays if f.code not in codes]
+    new = [f for f in written_opinion(row.path, target).stays if f.code not in codes]
     found = sorted((*row.findings, *new), key=lambda f: SEVERITIES.index(f.severity))
     return replace(row, opinion=Opinion(tuple(found)))
 
@@ -184,18 +184,18 @@ def _merged_row(merge: Merge, items: Sequence[Item]) -> Row:
     return Row(f"{merge.method} of {len(items)}", Path(merge.path), nbytes, at_most=at_most)
 
 
-def _resized_row(item: Item, place: Path, resize: Resize, headers: Headers) -> Row:
+def _resized_row(item: Item, path: Path, resize: Resize, headers: Headers) -> Row:
     try:
         facts = headers.facts(item)
     except VLoRAError as error:
         why, mend = _why(error), _mend(error, "the others")
-        return Row(item.name, place, item.nbytes, "no", why, mend)
+        return Row(item.name, path, item.nbytes, "no", why, mend)
     nbytes = item.nbytes if facts is None else item.nbytes + resized_change(facts, resize)
     most = resize.rank is None
     about = f"{size(item.nbytes)} become {'at most' if most else 'about'} {size(nbytes)}"
     if item.rank is not None and resize.rank is not None:
         about = f"rank {item.rank} becomes {resize.rank}, {about}"
-    return Row(item.name, place, nbytes, at_most=most, about=about)
+    return Row(item.name, path, nbytes, at_most=most, about=about)
 
 
 def resized_change(facts: Facts, resize: Resize) -> int:
@@ -219,10 +219,10 @@ def _new_rank(resize: Resize, rank: int, largest: int) -> int:
     return next((choice for choice in allowed if choice >= largest), max(allowed, default=largest))
 
 
-def _with_room(rows: list[Row], source: Source, files: str = FILES["peft"]) -> Plan:
+def _with_free_space(rows: list[Row], source: Source, files: str = FILES["peft"]) -> Plan:
     inputs = {Path(path) for path in paths_of(source)}
-    if source.place is not None:
-        inputs.add(source.place)
+    if source.subspace is not None:
+        inputs.add(source.subspace)
     seen: set[Path] = set()
     judged = []
     for row in rows:
@@ -237,12 +237,12 @@ def _judged(row: Row, inputs: set[Path], seen: set[Path]) -> Row:
         return row
     if path in seen:
         return replace(row, state="no", why="a second output at this place")
-    for place in inputs:
-        if path == place:
+    for read_path in inputs:
+        if path == read_path:
             return replace(row, state="no", why="this is an input")
-        if path in place.parents:
-            return replace(row, state="no", why=f"an input lies in it: {place.name}")
-        if place in path.parents and (place / SUBSPACE_INDEX).exists():
+        if path in read_path.parents:
+            return replace(row, state="no", why=f"an input lies in it: {read_path.name}")
+        if read_path in path.parents and (read_path / SUBSPACE_INDEX).exists():
             return replace(row, state="no", why="inside the subspace")
     try:
         if not os.path.lexists(path) or is_empty_directory(path):

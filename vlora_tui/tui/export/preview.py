@@ -73,10 +73,10 @@ class PreviewPane(Vertical):
         total = f"{plural(len(plan.rows), 'adapter')}, ~{size(plan.nbytes)}" if plan.rows else ""
         free = f"; {size(plan.free)} free" if plan.rows and plan.free is not None else ""
         self.border_subtitle = total + free
-        said, wrong = self.words(starting)
+        text, wrong = self.words(starting)
         line = self.query_one("#preview-said", Static)
         line.set_class(wrong, "wrong")
-        line.update(Text(said))
+        line.update(Text(text))
 
     @property
     def is_done(self) -> bool:
@@ -141,8 +141,8 @@ class PreviewPane(Vertical):
         if row.findings:
             first, more = row.findings[0], len(row.findings) - 1
             return clean(first.what) + (f" +{more}" if more else ""), TONES[first.severity]
-        if row.opinion.mended:
-            return f"mends {len(row.opinion.mended)}", "good"
+        if row.opinion.fixed:
+            return f"mends {len(row.opinion.fixed)}", "good"
         return "nothing", "muted"
 
     def _state(self, row: Row) -> Cell:

@@ -45,10 +45,10 @@ def recipe_of(source: Source, marked: Sequence[str], settings: Settings) -> Reci
         return _merge_recipe(source, marked, settings)
     if settings.doing == "resize":
         return _resize_recipe(source, marked, settings)
-    if source.place is None:
+    if source.subspace is None:
         raise ParameterError("There is no subspace yet to export from")
     export = export_of(source, marked, settings)
-    return Recipe(input=Input(subspace=str(source.place)), exports=(export,))
+    return Recipe(input=Input(subspace=str(source.subspace)), exports=(export,))
 
 
 def export_of(source: Source, marked: Sequence[str], settings: Settings) -> Export:
@@ -58,7 +58,7 @@ def export_of(source: Source, marked: Sequence[str], settings: Settings) -> Expo
         ParameterError: Nothing is marked, or there is no place.
     """
     return Export(
-        path=_place(settings.out),
+        path=_absolute(settings.out),
         tasks=_tasks(source, marked),
         target=settings.target,
         dtype=settings.dtype,
@@ -81,19 +81,19 @@ def _tasks(source: Source, marked: Sequence[str]) -> tuple[str, ...]:
 
 
 def _resize_recipe(source: Source, marked: Sequence[str], settings: Settings) -> Recipe:
-    given: dict[str, Any] = {"target": settings.server}
+    sizing: dict[str, Any] = {"target": settings.server}
     if settings.rule == "rank":
-        given = {"rank": NEW_RANK.parse(settings.new_rank)}
+        sizing = {"rank": NEW_RANK.parse(settings.new_rank)}
     elif settings.rule == "energy":
-        given = {"energy": SHARE.parse(settings.share)}
-    Sizing(**given)
+        sizing = {"energy": SHARE.parse(settings.share)}
+    Sizing(**sizing)
     chosen = [item for item in source.items if item.name in set(marked)]
     tasks = _tasks(source, marked)
-    if source.place is None:  # adapters that are not marked are no business of the job
+    if source.subspace is None:  # adapters that are not marked are no business of the job
         tasks, inputs = (), Input(adapters=_inputs(chosen))
     else:
-        inputs = Input(subspace=str(source.place))
-    resize = Resize(path=_place(settings.resized), tasks=tasks, verify=settings.verify, **given)
+        inputs = Input(subspace=str(source.subspace))
+    resize = Resize(path=_absolute(settings.resized), tasks=tasks, verify=settings.verify, **sizing)
     return Recipe(input=inputs, resizes=(resize,))
 
 
@@ -105,7 +105,7 @@ def _merge_recipe(source: Source, marked: Sequence[str], settings: Settings) -> 
     if len(groups) > 1:
         raise ParameterError("These adapters do not fit together", found="different groups")
     names = [item.name for item in chosen]
-    own = any(name in settings.weights for name in names)
+    weighted = any(name in settings.weights for name in names)
     parameters = {
         p.name: list(value) if isinstance(value, tuple) else value
         for p in settings.spec.parameters
@@ -114,10 +114,10 @@ def _merge_recipe(source: Source, marked: Sequence[str], settings: Settings) -> 
     }
     merge = Merge(
         adapters=tuple(_word(source, item) for item in chosen),
-        path=_place(settings.merged),
-        source="input" if source.place is None else "subspace",
+        path=_absolute(settings.merged),
+        source="input" if source.subspace is None else "subspace",
         method=settings.method,
-        weights=tuple(weights_of(settings, names)) if own else None,
+        weights=tuple(weights_of(settings, names)) if weighted else None,
         layers=parse_layers(settings.layers, len(chosen)),
         normalize=settings.normalize,
         scale=SCALE.parse(settings.scale),
@@ -128,8 +128,8 @@ def _merge_recipe(source: Source, marked: Sequence[str], settings: Settings) -> 
         parameters=parameters,
     )
     check_merge(merge, len(chosen))
-    if source.place is not None:
-        return Recipe(input=Input(subspace=str(source.place)), merges=(merge,))
+    if source.subspace is not None:
+        return Recipe(input=Input(subspace=str(source.subspace)), merges=(merge,))
     return Recipe(input=Input(adapters=_inputs(chosen)), merges=(merge,))
 
 
@@ -141,10 +141,10 @@ def _word(source: Source, item: Item) -> str:
     """How a recipe names an item: by its name, or by its place where the name looks like one."""
     if not is_path(item.name):
         return item.name
-    return str(item.path) if source.place is None else f"{source.place}:{item.name}"
+    return str(item.path) if source.subspace is None else f"{source.subspace}:{item.name}"
 
 
-def _place(text: str) -> str:
+def _absolute(text: str) -> str:
     if not text.strip():
         raise ParameterError("There is no place to write to; o names one")
     return os.path.abspath(os.path.expanduser(text.strip()))
@@ -278,12 +278,12 @@ def _one_by_one(
 
 def _merge_words(recipe: Recipe) -> list[str]:
     merge = recipe.merges[0]
-    known = {adapter.name: adapter.path for adapter in recipe.input.adapters}
-    places = [
-        known.get(word) or (word if is_path(word) else f"{recipe.input.subspace}:{word}")
+    paths = {adapter.name: adapter.path for adapter in recipe.input.adapters}
+    arguments = [
+        paths.get(word) or (word if is_path(word) else f"{recipe.input.subspace}:{word}")
         for word in merge.adapters
     ]
-    return ["vlora-tui", "merge", *places]
+    return ["vlora-tui", "merge", *arguments]
 
 
 def _merge_flags(merge: Merge) -> list[str]:

@@ -47,10 +47,12 @@ class Outcome:
 
     def start_line(self, path: str) -> str:
         """How a server is started with one output; empty where no line says it."""
-        told = self.exported.get(path)
-        if told is None:
+        exported = self.exported.get(path)
+        if exported is None:
             return ""
-        lines = start_lines(told.target, [Served(told.task, told.path, told.rank, told.base)])
+        lines = start_lines(
+            exported.target, [Served(exported.task, exported.path, exported.rank, exported.base)]
+        )
         return clean(lines[0]) if lines else ""
 
 

@@ -70,7 +70,7 @@ class Source:
     """Where the items come from."""
 
     kind: Kind
-    place: Path | None
+    subspace: Path | None
     items: tuple[Item, ...]
 
 
@@ -156,8 +156,8 @@ def next_of(choices: Sequence[T], value: T, by: int) -> T:
 
 def weights_of(settings: Settings, names: Sequence[str]) -> list[float]:
     """The weight of each of ``names`` in a merge of them all."""
-    own = 1.0 if settings.spec.default_weights == "1" else 1.0 / max(1, len(names))
-    return [settings.weights.get(name, own) for name in names]
+    default = 1.0 if settings.spec.default_weights == "1" else 1.0 / max(1, len(names))
+    return [settings.weights.get(name, default) for name in names]
 
 
 def shares_of(settings: Settings, names: Sequence[str]) -> list[float] | None:
@@ -194,8 +194,8 @@ def first_settings(source: Source) -> Settings:
     """Places beside the source, which nobody has to type, and half of the largest rank."""
     rank = max((item.rank or 0 for item in source.items), default=0)
     half = str(max(1, rank // 2)) if rank else ""
-    if source.place is not None:
-        beside, above = f"{source.place.parent}/{source.place.name}", source.place.parent
+    if source.subspace is not None:
+        beside, above = f"{source.subspace.parent}/{source.subspace.name}", source.subspace.parent
         return Settings(
             out=f"{beside}-adapters/{{task}}", merged=f"{above}/merged",
             resized=f"{beside}-resized/{{task}}", new_rank=half,

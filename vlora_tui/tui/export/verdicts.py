@@ -28,11 +28,11 @@ class Opinion(NamedTuple):
 
     Args:
         stays: What holds of the files that are going to be written too.
-        mended: What holds of the adapter as it lies, and the export mends.
+        fixed: What holds of the adapter as it lies, and the export mends.
     """
 
     stays: tuple[Finding, ...] = ()
-    mended: tuple[Finding, ...] = ()
+    fixed: tuple[Finding, ...] = ()
 
 
 class Headers:
@@ -59,15 +59,15 @@ class Headers:
         An export writes whatever the target reads rightly, or it is refused; so of what fits all
         errors are mended by it, and what only deserves a look stays.
         """
-        found = self._verdict(item, target.name)
+        found = self._findings(item, target.name)
         no_matter = OF_SAFETENSORS if target.form == "gguf" else frozenset()
-        mended = [f for f in found if f.severity == "error" or f.code in no_matter]
-        return Opinion(tuple(f for f in found if f not in mended), tuple(mended))
+        fixed = [f for f in found if f.severity == "error" or f.code in no_matter]
+        return Opinion(tuple(f for f in found if f not in fixed), tuple(fixed))
 
     def of_refused(self, item: Item, target: Target) -> Opinion:
         """What the doctor says of an item that ``target`` does not take: nothing is mended."""
         try:
-            return Opinion(self._verdict(item, target.name))
+            return Opinion(self._findings(item, target.name))
         except VLoRAError:
             return Opinion()  # why it cannot be read is told already
 
@@ -85,7 +85,7 @@ class Headers:
         example = next(iter(seen.rest), None)
         return Facts(seen.modules, len(seen.rest), example, seen.config, elements, item.name)
 
-    def _verdict(self, item: Item, target: str) -> tuple[Finding, ...]:
+    def _findings(self, item: Item, target: str) -> tuple[Finding, ...]:
         key = (item.name, target)
         if key not in self._found:
             self._found[key] = tuple(self._ask(item, target))
@@ -101,7 +101,7 @@ class Headers:
         return of_file
 
 
-def written_verdict(path: Path, target: str) -> Opinion:
+def written_opinion(path: Path, target: str) -> Opinion:
     """What the doctor says of files that an export has written."""
     try:
         found = verdict(path, target)

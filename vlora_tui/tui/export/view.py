@@ -228,7 +228,10 @@ class ExportView(PaneView):
         kinds = [k for k, there in (("subspace", session.manifest), ("adapters", session.marked))
                  if there]  # fmt: skip
         kind = self._wanted if self._wanted in kinds else (kinds[0] if kinds else None)
-        of = (kind, session.manifest if kind == "subspace" else tuple(i.path for i in session.kept))
+        of = (
+            kind,
+            session.manifest if kind == "subspace" else tuple(i.path for i in session.included),
+        )
         if of == self._of:
             return
         self._of = of
@@ -238,7 +241,7 @@ class ExportView(PaneView):
             self._items.take(None)
             return
         manifest = session.manifest if kind == "subspace" else None
-        source = adapters_of(session.kept) if manifest is None else tasks_of(manifest)
+        source = adapters_of(session.included) if manifest is None else tasks_of(manifest)
         self.planner.forget(Headers(manifest))
         self._items.take(source)
         first = first_settings(source)
@@ -262,10 +265,10 @@ class ExportView(PaneView):
     def _draw_items(self) -> None:
         others = self.session.manifest is not None and self.session.marked
         other = "the tasks of the subspace" if self._is_input else "the marked adapters"
-        said = [f"t lists {other} instead"] if others else []
+        notes = [f"t lists {other} instead"] if others else []
         if self._settings.doing == "merge":
-            said.append("w types a weight, [ ] move it")
-        self._items.show(self._settings, "; ".join(said))
+            notes.append("w types a weight, [ ] move it")
+        self._items.show(self._settings, "; ".join(notes))
 
     def _draw_form(self) -> None:
         lines = form_lines(
@@ -280,9 +283,9 @@ class ExportView(PaneView):
 
     def _draw_hint(self) -> None:
         field = self.query_one("#export-form", Form).field
-        said = self.query_one("#form-said", Static)
-        said.set_class(bool(field and field.wrong), "wrong")
-        said.update(Text((field.wrong or field.hint) if field is not None else ""))
+        panel = self.query_one("#form-said", Static)
+        panel.set_class(bool(field and field.wrong), "wrong")
+        panel.update(Text((field.wrong or field.hint) if field is not None else ""))
 
     def _draw_preview(self) -> None:
         if self._source is None:
@@ -362,7 +365,7 @@ class ExportView(PaneView):
 
     def action_place(self) -> None:
         """Ask where it goes."""
-        self.editor.ask_place()
+        self.editor.ask_output()
 
     def action_methods(self) -> None:
         """All ways of merging, to choose one."""
@@ -400,8 +403,8 @@ class ExportView(PaneView):
             self.call_later(self.action_open)
             return
         if plan.problem is not None or plan.refused or not plan.rows:
-            said, _ = self._preview.words()
-            self.notify(said or "Nothing is marked.", severity="warning", markup=False)
+            text, _ = self._preview.words()
+            self.notify(text or "Nothing is marked.", severity="warning", markup=False)
             return
         view = self.job.view
         if view is not None and not view.state.is_over:
@@ -426,15 +429,15 @@ class ExportView(PaneView):
         await self.host.show_adapters(written)
 
     def _ask_to_replace(self, plan: Plan) -> None:
-        places = [tilde(row.path) for row in plan.there]
-        more = f"\nand {len(places) - 6} more" if len(places) > 6 else ""
-        words = "These are there already and would be deleted:\n" + "\n".join(places[:6]) + more
+        existing = [tilde(row.path) for row in plan.there]
+        more = f"\nand {len(existing) - 6} more" if len(existing) > 6 else ""
+        words = "These are there already and would be deleted:\n" + "\n".join(existing[:6]) + more
 
         def answered(answer: str | None) -> None:
             if answer == "replace":
                 self._start(force=True)
 
-        title = f"Replace {plural(len(places), 'adapter')}"
+        title = f"Replace {plural(len(existing), 'adapter')}"
         self.app.push_screen(Prompt(title, words, expect="replace"), answered)
 
     def _start(self, *, force: bool) -> None:

@@ -16,7 +16,7 @@ from vlora_engine.doctor import verdict
 from vlora_engine.errors import VLoRAError
 from vlora_engine.findings import SEVERITIES, Finding, as_text, finding_of
 from vlora_engine.utils.json_reader import JsonObject
-from vlora_tui.tui.core.session import place_of
+from vlora_tui.tui.core.session import path_of
 from vlora_tui.tui.core.subcommand import read_answer
 from vlora_tui.tui.inspect.data import task_place
 from vlora_tui.tui.text import clean
@@ -141,7 +141,7 @@ def _renamed(remark: Remark, about: Mapping[str, str]) -> Remark:
 
 def _row(finding: Finding, about: Mapping[str, str], path: str = "", target: str = "") -> Remark:
     """A finding as a row, of the adapter at ``path`` or else of the one that it names."""
-    path = path or place_of(finding, about)
+    path = path or path_of(finding, about)
     name = about.get(path) or _leaf(path or finding.adapter or finding.file or finding.where)
     return Remark(finding, clean(name), path, target)
 
@@ -160,7 +160,7 @@ def places_to_look_at(session: Session, *, tasks: bool) -> list[str]:
     """
     if tasks and session.manifest is not None:
         return [str(session.manifest.path)]
-    paths = [str(info.path) for info in session.kept] or [str(path) for path in session.infos]
+    paths = [str(info.path) for info in session.included] or [str(path) for path in session.infos]
     return [path for path in paths if not is_address(path)]
 
 

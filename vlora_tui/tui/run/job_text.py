@@ -178,7 +178,7 @@ def _say_error(text: Text, error: dict[str, object]) -> None:
 def review(session: Session) -> Text:
     """What Enter is going to do."""
     text = Text()
-    chosen = session.kept
+    chosen = session.included
     if not chosen:
         text.append("Nothing is marked yet.\n", "bold")
         text.append("1 goes to the adapters; space marks one, * its whole group.")
@@ -206,7 +206,7 @@ def review(session: Session) -> Text:
         text.append(f", {plural(len(session.choosing.layers), 'layer')} with a k of its own")
     text.append("\n")
     coded = session.choosing.is_coded
-    figures = session.known_figures() if coded else session.figures()  # a key waits for no solving
+    figures = session.cached_figures() if coded else session.figures()  # a key waits for no solving
     if figures is None:
         text.append("expected  2 shows what it costs before it is built\n", "dim")
     elif (p := figures.prediction) is not None:
