@@ -30,10 +30,10 @@ def cut(
     if cell_len(text) <= width:
         return text
     mark = (".." if ascii_only else "…")[: max(0, width)]
-    room = max(0, width) - len(mark)
-    tail = {"start": room, "middle": room // 2, "end": 0}[lost]
+    limit = max(0, width) - len(mark)
+    tail = {"start": limit, "middle": limit // 2, "end": 0}[lost]
     first, last = text, text if tail else ""
-    while cell_len(first) > room - tail:
+    while cell_len(first) > limit - tail:
         first = first[:-1]
     while cell_len(last) > tail:
         last = last[1:]

@@ -156,8 +156,8 @@ def test_likeness_is_that_of_the_engine(folder: Path, spectra: Path) -> None:
     assert groups == [sorted(c) for c in find_clusters(expected, 0.9) if len(c) > 1]
     kin = kin_of(likeness, kept)
     outliers = {row["index"]: len(row["reasons"]) for row in find_outliers(sources)}
-    assert {row.index: len(row.reasons) for row in kin.apart} == outliers
-    assert kin.apart[0].name == "strong"
+    assert {row.index: len(row.reasons) for row in kin.outliers} == outliers
+    assert kin.outliers[0].name == "strong"
     (copies,) = find_duplicates(sources)
     assert [(g.kind, list(g.members)) for g in kin.groups] == [("identical", copies["members"])]
 

@@ -39,7 +39,7 @@ from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.inspect import queries as inspect_queries
 from vlora_tui.tui.inspect import similarity as inspect_similarity
 from vlora_tui.tui.inspect.data import Coverage, Interference, kin_of
-from vlora_tui.tui.inspect.finding_rows import Remark, module_in, remarks_of
+from vlora_tui.tui.inspect.finding_rows import Remark, module_in, remarks_in
 from vlora_tui.tui.inspect.module import ModuleBox
 from vlora_tui.tui.widgets.heatmap import Heatmap
 from vlora_tui.tui.widgets.table import Table
@@ -156,10 +156,10 @@ def test_an_outlier_of_one_family_leads_to_a_layer_of_it_and_to_its_module(odd: 
             assert (reason.value, reason.score) == pytest.approx(
                 (wanted["value"], wanted["score"]), rel=1e-4
             )
-        assert row.place.family == "c_proj"
+        assert row.foremost_reason.family == "c_proj"
         said = words(pilot, "#apart-said")
         assert "size of c_proj: ||dW||" in said
-        assert f"where {row.place.typical:.3g} is usual" in said
+        assert f"where {row.foremost_reason.typical:.3g} is usual" in said
         await pilot.press("enter")
         await settle(pilot)
         assert view(pilot).pane == "inspect-layers"
@@ -185,7 +185,7 @@ def test_spectra_of_an_earlier_version_tell_outliers_of_the_whole_and_equal_file
     likeness = likeness_of(spectra)
     assert likeness is not None
     told = kin_of(likeness, spectra)
-    assert not any(reason.family for row in told.apart for reason in row.reasons)
+    assert not any(reason.family for row in told.outliers for reason in row.reasons)
     assert [group.kind for group in told.groups] == ["identical"]
 
 
@@ -599,7 +599,7 @@ def test_findings_of_two_of_one_name_are_not_one(measured: Session) -> None:
     first, second = list(measured.infos)[:2]
     odd = Finding("odd", "note", "Odd.")
     told = [Remark(odd, "x", path=path) for path in (first, second)]
-    assert len(remarks_of(measured, told)) == len(remarks_of(measured)) + 2
+    assert len(remarks_in(measured, told)) == len(remarks_in(measured)) + 2
 
 
 # keys and sizes

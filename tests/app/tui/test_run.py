@@ -209,7 +209,7 @@ def test_every_event_has_words_or_is_left_out_on_purpose() -> None:
         }
         fields = {f: ({} if str(kind.__annotations__[f]).startswith("dict") else v)
                   for f, v in fields.items()}  # fmt: skip
-        assert job_text.said(kind(**fields)), name
+        assert job_text.event_line(kind(**fields)), name
 
 
 def test_durations_read_well() -> None:

@@ -253,13 +253,13 @@ def _resize_commands(recipe: Recipe, tasks: Sequence[str], more: list[str]) -> s
     options += [] if resize.target is None else ["--for", resize.target]
     options += [] if resize.verify else ["--no-verify"]
     options += more
-    known = {str(adapter.name): adapter.path for adapter in recipe.input.adapters}
-    all_names = sorted(known or tasks)
+    paths = {str(adapter.name): adapter.path for adapter in recipe.input.adapters}
+    all_names = sorted(paths or tasks)
     names = list(resize.tasks) or all_names
 
     def words(name: str, path: str) -> list[str]:
-        place = known.get(name) or f"{recipe.input.subspace}:{name}"
-        return ["vlora-tui", "resize", place, "-o", path, *options]
+        ref = paths.get(name) or f"{recipe.input.subspace}:{name}"
+        return ["vlora-tui", "resize", ref, "-o", path, *options]
 
     return _one_by_one(names, all_names, resize.path, words)
 

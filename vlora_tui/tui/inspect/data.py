@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Apart:
+class Outlier:
     """An adapter that stands apart: in which modules, by size or by direction.
 
     Args:
@@ -58,7 +58,7 @@ class Apart:
         return self.reasons[0].score
 
     @property
-    def place(self) -> Reason:
+    def foremost_reason(self) -> Reason:
         """The strongest reason that names a family of modules, else the strongest."""
         return next((reason for reason in self.reasons if reason.family), self.reasons[0])
 
@@ -86,7 +86,7 @@ class Apart:
 class Kin:
     """What takes a moment to tell: who stands apart (furthest first), copies, runs."""
 
-    apart: tuple[Apart, ...]
+    outliers: tuple[Outlier, ...]
     groups: tuple[Group, ...]
 
 
@@ -96,8 +96,8 @@ def kin_of(likeness: Likeness, spectra: Spectra) -> Kin:
     digests = [task.digest for task in spectra.tasks]
     copies = duplicates_in(likeness.relations, dtypes, digests)
     runs = runs_in(likeness.relations, [step_of(path) for path in likeness.paths], dtypes)
-    apart = [
-        Apart(
+    outliers = [
+        Outlier(
             index=found.index,
             name=likeness.names[found.index],
             reasons=found.reasons,
@@ -106,8 +106,8 @@ def kin_of(likeness: Likeness, spectra: Spectra) -> Kin:
         )
         for found in outliers_in(likeness.relations)
     ]
-    groups = [_copies(likeness, one) for one in copies] + [_run(likeness, run) for run in runs]
-    return Kin(tuple(ranked(apart, lambda row: row.score, lambda row: row.name)), tuple(groups))
+    groups = [_copies(likeness, copy) for copy in copies] + [_run(likeness, run) for run in runs]
+    return Kin(tuple(ranked(outliers, lambda row: row.score, lambda row: row.name)), tuple(groups))
 
 
 def _copies(likeness: Likeness, found: Duplicates) -> Group:
@@ -128,7 +128,7 @@ def losses_of(spectra: Spectra, choice: Choice, task: int) -> dict[str, float]:
     """Per layer the relative error of a task's dW at a choice of k."""
     errors = {}
     for name, (k_a, k_b) in choice.k.items():
-        at = _place(spectra, name, task)
+        at = _row_of(spectra, name, task)
         if at is None:
             continue
         energy = float(spectra.layers[name].energy[at])
@@ -141,7 +141,7 @@ def sizes_of(spectra: Spectra, task: int) -> dict[str, float]:
     """Per layer ||dW|| of a task."""
     sizes = {}
     for name in spectra.layers:
-        at = _place(spectra, name, task)
+        at = _row_of(spectra, name, task)
         if at is not None:
             sizes[name] = float(np.sqrt(max(0.0, float(spectra.layers[name].energy[at]))))
     return sizes
@@ -151,9 +151,9 @@ def module_of_family(spectra: Spectra, task: int, reason: Reason) -> str | None:
     """Of a family of modules the one in which a task acts most; least, where it is too small."""
     sizes = sizes_of(spectra, task)
     families = module_families(spectra.layer_names)
-    own = [name for name in sizes if families.get(name) == reason.family]
+    of_family = [name for name in sizes if families.get(name) == reason.family]
     small = reason.feature == "norm" and reason.value < reason.typical
-    return worst({name: sizes[name] for name in own}, largest=not small)
+    return worst({name: sizes[name] for name in of_family}, largest=not small)
 
 
 def natural(names: Iterable[str]) -> list[str]:
@@ -166,7 +166,7 @@ def natural(names: Iterable[str]) -> list[str]:
     )
 
 
-def _place(spectra: Spectra, layer: str, task: int) -> int | None:
+def _row_of(spectra: Spectra, layer: str, task: int) -> int | None:
     """Where a task stands in the tables of a layer; None where it lacks the module."""
     if layer not in spectra.layers:
         return None
@@ -189,12 +189,12 @@ class Diff:
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> Diff:
         """From the command's JSON."""
-        told = read_answer(answer)
-        modules = told.get("modules")
+        row = read_answer(answer)
+        modules = row.get("modules")
         return cls(
-            first=told.read("a", JsonValue.text, ""),
-            second=told.read("b", JsonValue.text, ""),
-            total=told.read("total", _figures, {}),
+            first=row.read("a", JsonValue.text, ""),
+            second=row.read("b", JsonValue.text, ""),
+            total=row.read("total", _figures, {}),
             modules={k: _figures(v) for k, v in modules.object().items()} if modules else {},
         )
 
@@ -216,7 +216,7 @@ def diff_arguments(first: str, second: str) -> list[str]:
     return ["diff", first, second]
 
 
-def task_place(subspace: Path, task: str) -> str:
+def task_ref(subspace: Path, task: str) -> str:
     """A task of a subspace as the commands take it."""
     return f"{subspace}:{task}"
 
@@ -226,9 +226,9 @@ def analyze_command(paths: Sequence[str], threshold: float) -> str:
     return shlex.join(["vlora-tui", "analyze", *paths, "--threshold", f"{threshold:g}"])
 
 
-def coverage_arguments(subspace: Path, place: str) -> list[str]:
+def coverage_arguments(subspace: Path, ref: str) -> list[str]:
     """The command that tells how much of an adapter the bases of a subspace hold."""
-    return ["coverage", str(subspace), place]
+    return ["coverage", str(subspace), ref]
 
 
 @dataclass(frozen=True)
@@ -250,7 +250,8 @@ class Coverage:
         (first,) = read_answer(answer)["adapters"].items(1)
         row = first.object()
         shares = {
-            name: own.object()["coverage"].number() for name, own in row["modules"].object().items()
+            name: figures.object()["coverage"].number()
+            for name, figures in row["modules"].object().items()
         }
         total, a, b = (row[key].number() for key in ("coverage", "coverage_a", "coverage_b"))
         return cls(total, a, b, shares)
@@ -290,12 +291,12 @@ class Interference:
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> Interference:
         """From the command's JSON."""
-        told = read_answer(answer)
-        names = told["adapters"].texts()
+        row = read_answer(answer)
+        names = row["adapters"].texts()
         return cls(
             {
                 measure: np.array([_row(matrix.object()[name], names) for name in names])
-                for measure, matrix in told["matrices"].object().items()
+                for measure, matrix in row["matrices"].object().items()
             }
         )
 

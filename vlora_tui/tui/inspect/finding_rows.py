@@ -18,7 +18,7 @@ from vlora_engine.findings import SEVERITIES, Finding, as_text, finding_of
 from vlora_engine.utils.json_reader import JsonObject
 from vlora_tui.tui.core.session import path_of
 from vlora_tui.tui.core.subcommand import read_answer
-from vlora_tui.tui.inspect.data import task_place
+from vlora_tui.tui.inspect.data import task_ref
 from vlora_tui.tui.text import clean
 
 if TYPE_CHECKING:
@@ -84,14 +84,14 @@ class Remark:
         return as_text(replace(self.finding, **shown), self.about)
 
 
-def remarks_of(session: Session, told: Sequence[Remark] = ()) -> list[Remark]:
-    """What headers and spectra jobs have found, and what was ``told`` since, the gravest first."""
+def remarks_in(session: Session, answers: Sequence[Remark] = ()) -> list[Remark]:
+    """What headers, spectra jobs and the later ``answers`` have found, the gravest first."""
     about = names_of(session)
-    known = [_renamed(remark, about) for remark in told]
-    told_of = {(r.path, word) for r in known if r.path and not r.target for word in _words(r)}
-    older = [r for r in _found(session, about) if not told_of & {(r.path, w) for w in _words(r)}]
+    renamed = [_renamed(remark, about) for remark in answers]
+    reported = {(r.path, word) for r in renamed if r.path and not r.target for word in _words(r)}
+    older = [r for r in _found(session, about) if not reported & {(r.path, w) for w in _words(r)}]
     found: dict[tuple[str, str], Remark] = {}
-    for remark in (*older, *known):
+    for remark in (*older, *renamed):
         found.setdefault((remark.about, remark.what), remark)
     return sorted(found.values(), key=lambda r: (SEVERITIES.index(r.finding.severity), r.about))
 
@@ -108,7 +108,7 @@ def names_of(session: Session) -> dict[str, str]:
     if spectra is not None:
         names |= {task.path: task.name for task in spectra.tasks if task.path is not None}
     if manifest is not None:
-        names |= {task_place(manifest.path, task): task for task in manifest.tasks}
+        names |= {task_ref(manifest.path, task): task for task in manifest.tasks}
         names[str(manifest.path)] = manifest.path.name
     return names
 
@@ -146,14 +146,14 @@ def _row(finding: Finding, about: Mapping[str, str], path: str = "", target: str
     return Remark(finding, clean(name), path, target)
 
 
-def _leaf(place: str) -> str:
-    return Path(place).name if "/" in place else place
+def _leaf(path: str) -> str:
+    return Path(path).name if "/" in path else path
 
 
 # the doctor and the targets
 
 
-def places_to_look_at(session: Session, *, tasks: bool) -> list[str]:
+def paths_for_doctor(session: Session, *, tasks: bool) -> list[str]:
     """What the doctor is asked about: the tasks' subspace, else what is marked, else all found.
 
     What lies on the Hub would have to be fetched first, and is left out.
@@ -164,47 +164,47 @@ def places_to_look_at(session: Session, *, tasks: bool) -> list[str]:
     return [path for path in paths if not is_address(path)]
 
 
-def places_to_judge(session: Session, *, tasks: bool) -> list[str]:
+def refs_for_target(session: Session, *, tasks: bool) -> list[str]:
     """The same for a target, which is asked task by task."""
     if tasks and session.manifest is not None:
-        return [task_place(session.manifest.path, task) for task in session.manifest.tasks]
-    return places_to_look_at(session, tasks=False)
+        return [task_ref(session.manifest.path, task) for task in session.manifest.tasks]
+    return paths_for_doctor(session, tasks=False)
 
 
-def doctor_arguments(places: Sequence[str]) -> list[str]:
+def doctor_arguments(paths: Sequence[str]) -> list[str]:
     """The command that reads every tensor and says what is wrong."""
-    return ["doctor", *places, "--fail-on", "never"]
+    return ["doctor", *paths, "--fail-on", "never"]
 
 
-def doctor_remarks(answer: Mapping[str, Any]) -> list[Remark]:
+def doctor_findings(answer: Mapping[str, Any]) -> list[Remark]:
     """From the JSON of ``vlora-tui doctor``."""
-    told = read_answer(answer)
+    report = read_answer(answer)
     rows, about = [], {}
-    for value in told["adapters"].items():
+    for value in report["adapters"].items():
         adapter = value.object()
         path, name = adapter["path"].text(), adapter["name"].text()
         about[path] = name
         rows += [_row(finding, {path: name}, path) for finding in _findings(adapter)]
-    return rows + [_row(finding, about) for finding in _findings(told)]
+    return rows + [_row(finding, about) for finding in _findings(report)]
 
 
 def _findings(row: JsonObject) -> list[Finding]:
     return [Finding.from_json(value.raw_object()) for value in row["findings"].items()]
 
 
-def target_remarks(
-    places: Sequence[str], target: str, cancelled: Callable[[], bool] = lambda: False
+def target_findings(
+    refs: Sequence[str], target: str, cancelled: Callable[[], bool] = lambda: False
 ) -> list[Remark]:
     """What ``target`` will refuse or silently get wrong, from headers alone."""
     rows: list[Remark] = []
-    for place in places:
+    for ref in refs:
         if cancelled():
             break
         try:
-            found = verdict(place, target)
+            found = verdict(ref, target)
         except VLoRAError as error:
             found = [finding_of(error)]
-        rows += [_row(finding, {}, place, target) for finding in found]
+        rows += [_row(finding, {}, ref, target) for finding in found]
     return rows
 
 

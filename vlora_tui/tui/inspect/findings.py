@@ -71,9 +71,9 @@ class FindingsPane(AskingPane):
     def remarks(self, *, tasks: bool) -> list[Remark]:
         """All that is known of the open subspace (``tasks``), or of the adapters."""
         self._on_tasks = tasks
-        told = self.answer_to(self._doctor) or []
-        return inspect_finding_rows.remarks_of(
-            self.session, [*told, *self._judged.get(self._key, [])]
+        answers = self.answer_to(self._doctor) or []
+        return inspect_finding_rows.remarks_in(
+            self.session, [*answers, *self._judged.get(self._key, [])]
         )
 
     def show(self, rows: Sequence[Remark], found: Callable[[Remark], bool]) -> None:
@@ -102,15 +102,15 @@ class FindingsPane(AskingPane):
     @property
     def command(self) -> str | None:
         """The command that prints the same findings, and more."""
-        places = inspect_finding_rows.places_to_look_at(self.session, tasks=self._on_tasks)
-        wanted = ["--target", self.target] if self.target else []
-        return shell_command(["doctor", *places, *wanted]) if places else None
+        paths = inspect_finding_rows.paths_for_doctor(self.session, tasks=self._on_tasks)
+        target = ["--target", self.target] if self.target else []
+        return shell_command(["doctor", *paths, *target]) if paths else None
 
     def call_doctor(self) -> str | None:
         """Have every tensor looked at; why that cannot be, or None."""
-        if not inspect_finding_rows.places_to_look_at(self.session, tasks=self._on_tasks):
+        if not inspect_finding_rows.paths_for_doctor(self.session, tasks=self._on_tasks):
             return "There is nothing here that the doctor could look at."
-        self.ask(self._doctor, inspect_finding_rows.doctor_remarks, again=True)
+        self.ask(self._doctor, inspect_finding_rows.doctor_findings, again=True)
         self._judged.clear()  # something may have been mended since
         self.judge()
         self._say()
@@ -133,13 +133,13 @@ class FindingsPane(AskingPane):
 
     @property
     def _doctor(self) -> Arguments:
-        places = inspect_finding_rows.places_to_look_at(self.session, tasks=self._on_tasks)
+        places = inspect_finding_rows.paths_for_doctor(self.session, tasks=self._on_tasks)
         return tuple(inspect_finding_rows.doctor_arguments(places))
 
     @property
     def _key(self) -> Judged:
         return self.target, tuple(
-            inspect_finding_rows.places_to_judge(self.session, tasks=self._on_tasks)
+            inspect_finding_rows.refs_for_target(self.session, tasks=self._on_tasks)
         )
 
     def on_table_moved(self, event: Table.Moved) -> None:
@@ -192,7 +192,7 @@ class FindingsPane(AskingPane):
     def _judge(self, key: Judged) -> None:
         worker = get_current_worker()
         target, places = key
-        rows = inspect_finding_rows.target_remarks(places, target, lambda: worker.is_cancelled)
+        rows = inspect_finding_rows.target_findings(places, target, lambda: worker.is_cancelled)
         if not worker.is_cancelled:
             self.post_message(self.TargetRead(key, rows))
 

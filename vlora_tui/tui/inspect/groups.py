@@ -68,8 +68,8 @@ class GroupsPane(Vertical):
         return group_cells(group, self._likeness, self._ascii_only)
 
     def _say(self) -> None:
-        said = self.row_text()
-        if said is None and self._likeness is not None:
-            said = "No two are that alike; [ moves the bound."
-            said += "" if self._is_known else " Copies and runs are being looked for."
-        self.query_one("#groups-said", Static).update(said or "")
+        text = self.row_text()
+        if text is None and self._likeness is not None:
+            text = "No two are that alike; [ moves the bound."
+            text += "" if self._is_known else " Copies and runs are being looked for."
+        self.query_one("#groups-said", Static).update(text or "")

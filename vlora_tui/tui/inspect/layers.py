@@ -92,8 +92,8 @@ class LayersPane(AskingPane):
 
     def compare(self, pair: Subject) -> None:
         """Have two compared, unless that is known already; ``pair`` says where they lie."""
-        if pair.places is not None:
-            self.ask(inspect_data.diff_arguments(*pair.places), Diff.of)
+        if pair.pair_refs is not None:
+            self.ask(inspect_data.diff_arguments(*pair.pair_refs), Diff.of)
             self._draw()
 
     def cover(self) -> None:
@@ -104,9 +104,9 @@ class LayersPane(AskingPane):
             self.ask(arguments, Coverage.of)
         self._draw()
 
-    def knows(self, places: tuple[str, str] | None) -> bool:
+    def knows(self, refs: tuple[str, str] | None) -> bool:
         """Whether the two at these places were compared."""
-        return places is not None and self._diff(places) is not None
+        return refs is not None and self._diff(refs) is not None
 
     def turn_measure(self) -> None:
         """Another figure for what is shown."""
@@ -119,28 +119,28 @@ class LayersPane(AskingPane):
         subject, layer = self._subject, self._layer
         if subject is None or layer is None or isinstance(self._values(), str):
             return
-        if not subject.known_places:
+        if not subject.refs:
             self.notify("Where this adapter lies is not known.", severity="warning")
             return
-        self.app.push_screen(ModuleBox(layer, subject.names, subject.known_places))
+        self.app.push_screen(ModuleBox(layer, subject.names, subject.refs))
 
     @property
-    def wanted_height(self) -> int:
+    def full_height(self) -> int:
         """The lines that the pane can use."""
         return len(self._heatmap.grid.rows) + FRAME
 
     @property
     def measure(self) -> Measure:
         """The figure that is shown."""
-        wanted = self._measures.get("" if self._subject is None else self._subject.kind)
-        return wanted if wanted in self._ring else self._ring[0]
+        chosen = self._measures.get("" if self._subject is None else self._subject.kind)
+        return chosen if chosen in self._ring else self._ring[0]
 
     @property
     def command(self) -> str | None:
         """The command that tells what is shown, where there is one for it."""
         subject = self._subject
-        if subject is not None and subject.places is not None:
-            return shell_command(inspect_data.diff_arguments(*subject.places))
+        if subject is not None and subject.pair_refs is not None:
+            return shell_command(inspect_data.diff_arguments(*subject.pair_refs))
         if self.measure is COVERAGE and self._coverage_arguments is not None:
             return shell_command(self._coverage_arguments)
         return None
@@ -226,7 +226,7 @@ class LayersPane(AskingPane):
     def _whole(self) -> str:
         """What is known of all layers together."""
         subject = self._subject
-        diff = self._diff(subject.places) if subject is not None else None
+        diff = self._diff(subject.pair_refs) if subject is not None else None
         if diff is not None:
             return f"in all {figure(self.measure, diff.total.get(self.measure.key, 0.0))}"
         coverage = self._coverage
@@ -234,12 +234,12 @@ class LayersPane(AskingPane):
 
     def _compared(self, pair: Subject) -> Mapping[str, float] | str:
         """The figures of two."""
-        if pair.places is None:
+        if pair.pair_refs is None:
             return "Where these adapters lie is not known."
-        diff = self._diff(pair.places)
+        diff = self._diff(pair.pair_refs)
         if diff is not None:
             return diff.measure(self.measure.key)
-        arguments = inspect_data.diff_arguments(*pair.places)
+        arguments = inspect_data.diff_arguments(*pair.pair_refs)
         problem = self.problem_of(arguments)
         if problem is not None:
             return f"The comparison failed: {problem}"
@@ -247,17 +247,17 @@ class LayersPane(AskingPane):
             return "Comparing, layer by layer; x stops it."
         return "Not compared; enter on the pair compares them."
 
-    def _diff(self, places: tuple[str, str] | None) -> Diff | None:
-        answer = None if places is None else self.answer_to(inspect_data.diff_arguments(*places))
+    def _diff(self, refs: tuple[str, str] | None) -> Diff | None:
+        answer = None if refs is None else self.answer_to(inspect_data.diff_arguments(*refs))
         return answer if isinstance(answer, Diff) else None
 
     @property
     def _coverage_arguments(self) -> Arguments | None:
         """The command that holds the adapter against the open subspace, where both are known."""
         subject, manifest = self._subject, self.session.manifest
-        if subject is None or subject.kind != "adapter" or not subject.place or manifest is None:
+        if subject is None or subject.kind != "adapter" or not subject.ref or manifest is None:
             return None
-        return tuple(inspect_data.coverage_arguments(manifest.path, subject.place))
+        return tuple(inspect_data.coverage_arguments(manifest.path, subject.ref))
 
     @property
     def _coverage(self) -> Coverage | None:

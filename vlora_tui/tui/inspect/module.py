@@ -22,7 +22,7 @@ from vlora_tui.tui.widgets.folding import hanging
 
 SHOWN = 16  # singular values of one adapter
 BAR = 24  # columns of the longest bar
-ROOM = 84  # columns inside the box, where there is room
+BOX_WIDTH = 84  # columns inside the box, where there is room
 
 
 class ModuleBox(Dialog):
@@ -43,14 +43,14 @@ class ModuleBox(Dialog):
         Binding("k", "up", show=False, id="module.up", tooltip="Scroll up"),
     ]
 
-    def __init__(self, module: str, names: Sequence[str], places: Sequence[str]) -> None:
+    def __init__(self, module: str, names: Sequence[str], refs: Sequence[str]) -> None:
         super().__init__()
-        self._module, self._names, self._places = module, list(names), list(places)
+        self._module, self._names, self._refs = module, list(names), list(refs)
 
     @property
     def arguments(self) -> list[str]:
         """The command that tells the same."""
-        return ["module", *self._places, self._module]
+        return ["module", *self._refs, self._module]
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="box") as box:
@@ -86,7 +86,7 @@ class ModuleBox(Dialog):
     def _say(self, words: Text) -> None:
         if not self.is_attached:
             return
-        inside = min(ROOM, self.app.size.width * 96 // 100 - 8)
+        inside = min(BOX_WIDTH, self.app.size.width * 96 // 100 - 8)
         self.query_one("#module-said", Static).update(hanging(words, inside))
 
 
@@ -119,11 +119,11 @@ def _portrait(row: Mapping[str, Any], name: str, ascii_only: bool) -> Text:
         f"effective rank {row['effective_rank']:.1f}",
         style="not bold",
     )
-    values, energy, held = row["singular_values"], row["norm"] ** 2, 0.0
+    values, energy, cumulative = row["singular_values"], row["norm"] ** 2, 0.0
     for number, value in enumerate(values[:SHOWN], start=1):
-        held += value**2
+        cumulative += value**2
         bar = ("#" if ascii_only else "█") * max(1, round(BAR * value / values[0]))
-        words = f"\n{number:>3} {bar:<{BAR}} {value:<9.4g}{share(held / energy):>8} so far"
+        words = f"\n{number:>3} {bar:<{BAR}} {value:<9.4g}{share(cumulative / energy):>8} so far"
         text.append(words, style="not bold")
     if len(values) > SHOWN:
         text.append(f"\n    and {len(values) - SHOWN} more", style="not bold")

@@ -59,11 +59,13 @@ class Navigation:
 
     def _go_to_outlier(self) -> None:
         """Its layers, on the one of the family in which it stands apart."""
-        row, spectra = self._panes.apart.row, self._session.spectra
+        row, spectra = self._panes.outliers.row, self._session.spectra
         if row is None or spectra is None:
             return
         self._go_to(row.index, row.index)
-        self._panes.layers.point(inspect_data.module_of_family(spectra, row.index, row.place), SIZE)
+        self._panes.layers.point(
+            inspect_data.module_of_family(spectra, row.index, row.foremost_reason), SIZE
+        )
         self._view.go_to_pane("inspect-layers")
 
     def _go_to_finding(self) -> None:
@@ -105,7 +107,7 @@ class Navigation:
         """Have the pair compared."""
         if self._state.pair is None:
             return
-        if self._state.pair.places is None:
+        if self._state.pair.pair_refs is None:
             self._state.pair = None
             self._view.notify(
                 "Where these adapters lie is not known.", severity="warning", markup=False

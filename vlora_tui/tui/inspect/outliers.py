@@ -9,14 +9,14 @@ from textual.containers import Vertical
 from textual.widgets import Static
 
 from vlora_engine.utils.ranking import ranked
-from vlora_tui.tui.inspect.data import Apart, Kin
-from vlora_tui.tui.inspect.rows import APART_COLUMNS, SORTS, apart_cells
+from vlora_tui.tui.inspect.data import Kin, Outlier
+from vlora_tui.tui.inspect.rows import OUTLIER_COLUMNS, SORTS, outlier_cells
 from vlora_tui.tui.widgets.table import Table
 
 REASONS = 3  # that are said below the table
 
 
-class ApartPane(Vertical):
+class OutliersPane(Vertical):
     """The outliers in a table, below why the one under the cursor is one."""
 
     def __init__(self) -> None:
@@ -25,11 +25,11 @@ class ApartPane(Vertical):
         self._otherwise = ""
 
     def compose(self) -> ComposeResult:
-        yield Table(APART_COLUMNS, apart_cells, key=lambda a: a.name, id="apart-table")
+        yield Table(OUTLIER_COLUMNS, outlier_cells, key=lambda a: a.name, id="apart-table")
         yield Static(id="apart-said", classes="said", markup=False)
 
     @property
-    def row(self) -> Apart | None:
+    def row(self) -> Outlier | None:
         """The outlier under the cursor."""
         return self._table.row
 
@@ -37,8 +37,8 @@ class ApartPane(Vertical):
         self, kin: Kin | None, found: Callable[[str], bool], sort: int, *, measured: bool
     ) -> None:
         """Show the outliers whose names are found, sorted by the column of that number."""
-        rows = [row for row in kin.apart if found(row.name)] if kin else []
-        figures: tuple[Callable[[Apart], float], ...] = (
+        rows = [row for row in kin.outliers if found(row.name)] if kin else []
+        figures: tuple[Callable[[Outlier], float], ...] = (
             lambda row: row.score,
             lambda row: row.norm,
             lambda row: 0.0,  # all alike: the names alone decide
@@ -61,13 +61,13 @@ class ApartPane(Vertical):
         self._say()
 
     @property
-    def _table(self) -> Table[Apart]:
+    def _table(self) -> Table[Outlier]:
         return self.query_one("#apart-table", Table)
 
     def _say(self) -> None:
-        said = self._otherwise
+        text = self._otherwise
         if self.row is not None:
             reasons = self.row.why
             more = f"\nand in {len(reasons) - REASONS} more ways" if len(reasons) > REASONS else ""
-            said = "\n".join(reasons[:REASONS]) + more
-        self.query_one("#apart-said", Static).update(said)
+            text = "\n".join(reasons[:REASONS]) + more
+        self.query_one("#apart-said", Static).update(text)

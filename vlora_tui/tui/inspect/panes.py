@@ -14,7 +14,7 @@ from vlora_tui.tui.inspect.data import Kin
 from vlora_tui.tui.inspect.findings import FindingsPane
 from vlora_tui.tui.inspect.groups import GroupsPane
 from vlora_tui.tui.inspect.layers import LayersPane
-from vlora_tui.tui.inspect.outliers import ApartPane
+from vlora_tui.tui.inspect.outliers import OutliersPane
 from vlora_tui.tui.inspect.rows import Subject, why_no_likeness
 from vlora_tui.tui.inspect.similarity import AlikePane
 from vlora_tui.tui.inspect.state import InspectState
@@ -65,9 +65,9 @@ class InspectPanes:
         return self._view.query_one(GroupsPane)
 
     @property
-    def apart(self) -> ApartPane:
+    def outliers(self) -> OutliersPane:
         """Who stands apart."""
-        return self._view.query_one(ApartPane)
+        return self._view.query_one(OutliersPane)
 
     @property
     def tasks(self) -> TasksPane:
@@ -90,7 +90,11 @@ class InspectPanes:
                 Tab("inspect-alike", "Likeness"),
                 Tab("inspect-layers", "Layers"),
                 Tab("inspect-groups", "Groups", groups),
-                Tab("inspect-apart", "Apart", len(self._state.kin.apart) if self._state.kin else 0),
+                Tab(
+                    "inspect-apart",
+                    "Apart",
+                    len(self._state.kin.outliers) if self._state.kin else 0,
+                ),
             ]
         else:
             tabs = [Tab("inspect-alike", "Likeness")]
@@ -113,7 +117,7 @@ class InspectPanes:
         state.rows = self.findings.remarks(tasks=state.on_tasks)
         view.draw_tabs()
         self.draw_likeness()
-        self.draw_apart()
+        self.draw_outliers()
         self.draw_tasks()
         self.findings.judge()
         self.findings.show(state.rows, lambda row: state.keeps(f"{row.about} {row.what}"))
@@ -126,8 +130,8 @@ class InspectPanes:
         if self._view.has_class("one") or self._state.likeness is None:
             pane.styles.height = "1fr"
             return
-        layers = min(self.layers.wanted_height, height // 2)
-        pane.styles.height = min(pane.wanted_height, max(9, height - max(8, layers)))
+        layers = min(self.layers.full_height, height // 2)
+        pane.styles.height = min(pane.full_height, max(9, height - max(8, layers)))
 
     def draw_likeness(self) -> None:
         """The matrix, and the groups."""
@@ -159,11 +163,11 @@ class InspectPanes:
             return "Being measured. 2 shows the layers that are done, 3 the job."
         return why_no_likeness(self._session.spectra)
 
-    def draw_apart(self) -> None:
+    def draw_outliers(self) -> None:
         """Who stands apart."""
         state = self._state
         measured = state.likeness is not None
-        self.apart.show(state.kin, state.keeps, state.sort, measured=measured)
+        self.outliers.show(state.kin, state.keeps, state.sort, measured=measured)
 
     def draw_tasks(self) -> None:
         """The tasks of the open subspace."""
@@ -199,31 +203,29 @@ class InspectPanes:
             manifest = self._session.manifest
             if task is None or manifest is None:
                 return None
-            return Subject(
-                "task", (task.id,), place=inspect_data.task_place(manifest.path, task.id)
-            )
+            return Subject("task", (task.id,), ref=inspect_data.task_ref(manifest.path, task.id))
         pair = self.alike.pair
         if pair is None or self._state.likeness is None:
             return None
-        known = self.pair_here()
-        if known is not None and self.layers.knows(known.places):
-            return known
+        compared = self.pair_here()
+        if compared is not None and self.layers.knows(compared.pair_refs):
+            return compared
         at = pair[0]
-        place = self._state.likeness.paths[at] if self._state.likeness.paths else None
-        return Subject("adapter", (self._state.likeness.names[at],), index=at, place=place)
+        path = self._state.likeness.paths[at] if self._state.likeness.paths else None
+        return Subject("adapter", (self._state.likeness.names[at],), index=at, ref=path)
 
     def pair_here(self) -> Subject | None:
         """The two that the cursor means: a cell off the diagonal, or the kept task and this."""
         if self._state.on_tasks:
             task, manifest = self.tasks.record, self._session.manifest
-            if task is None or manifest is None or self.tasks.kept in (None, task.id):
+            if task is None or manifest is None or self.tasks.compared_with in (None, task.id):
                 return None
-            names = (str(self.tasks.kept), task.id)
-            first, second = (inspect_data.task_place(manifest.path, name) for name in names)
-            return Subject("pair", names, places=(first, second))
+            names = (str(self.tasks.compared_with), task.id)
+            first, second = (inspect_data.task_ref(manifest.path, name) for name in names)
+            return Subject("pair", names, pair_refs=(first, second))
         pair, likeness = self.alike.pair, self._state.likeness
         if pair is None or likeness is None or pair[0] == pair[1]:
             return None
         at = [likeness.paths[i] for i in pair]
-        places = (at[0], at[1]) if at[0] and at[1] else None
-        return Subject("pair", tuple(likeness.names[i] for i in pair), places=places)
+        refs = (at[0], at[1]) if at[0] and at[1] else None
+        return Subject("pair", tuple(likeness.names[i] for i in pair), pair_refs=refs)

@@ -71,7 +71,7 @@ class AskingPane(Vertical):
         worker = get_current_worker()
         try:
             answer = ask_command(list(command), lambda: worker.is_cancelled)
-            kept = None if answer is None else read(answer)
+            value = None if answer is None else read(answer)
         except VLoRAError as error:
             self.post_message(self.Answered(command, None, str(error)))
         except Exception as error:
@@ -79,8 +79,8 @@ class AskingPane(Vertical):
             self.post_message(self.Answered(command, None, problem))
             raise
         else:
-            if kept is not None:
-                self.post_message(self.Answered(command, kept, ""))
+            if value is not None:
+                self.post_message(self.Answered(command, value, ""))
 
     def on_asking_pane_answered(self, event: Answered) -> None:
         event.stop()

@@ -12,7 +12,7 @@ from vlora_engine.quantization.dtypes import DTYPE_WORDS
 from vlora_engine.spectra.tables import Spectra
 from vlora_engine.utils.ranking import worst
 from vlora_tui.tui.core.likeness import Group, Likeness
-from vlora_tui.tui.inspect.data import Apart, Interference
+from vlora_tui.tui.inspect.data import Interference, Outlier
 from vlora_tui.tui.inspect.finding_rows import Remark
 from vlora_tui.tui.text import clean, tilde
 from vlora_tui.tui.widgets.table import Cell, Column
@@ -42,7 +42,7 @@ GROUP_WORDS = {
     "start": "one start",
 }
 _ASCII = {"×": "x", "→": ">"}
-APART_COLUMNS = (
+OUTLIER_COLUMNS = (
     Column("name", "adapter", least=10, most=32, keep=5, lost="start"),
     Column("why", "why", least=13, most=60, keep=4),
     Column("score", "score", right=True, keep=3),
@@ -67,20 +67,20 @@ class Subject:
     Args:
         kind: ``adapter`` of the spectra, ``task`` of the subspace, or two of either.
         names: One or two.
-        places: Where they lie, as ``diff`` takes it, where there are two.
-        place: Where it lies, where there is one; None where that is not known.
+        pair_refs: Where they lie, as ``diff`` takes it, where there are two.
+        ref: Where it lies, where there is one; None where that is not known.
     """
 
     kind: Literal["adapter", "task", "pair"]
     names: tuple[str, ...]
     index: int = 0
-    places: tuple[str, str] | None = None
-    place: str | None = None
+    pair_refs: tuple[str, str] | None = None
+    ref: str | None = None
 
     @property
-    def known_places(self) -> tuple[str, ...]:
+    def refs(self) -> tuple[str, ...]:
         """Where one or two lie; empty where that is not known."""
-        return self.places or ((self.place,) if self.place else ())
+        return self.pair_refs or ((self.ref,) if self.ref else ())
 
 
 @dataclass(frozen=True)
@@ -161,17 +161,19 @@ def pair_words(likeness: Likeness, pair: tuple[int, int] | None, more: str = "")
     return text
 
 
-def interference_words(known: Interference, first: int, second: int, measure: str) -> str:
+def interference_words(interference: Interference, first: int, second: int, measure: str) -> str:
     """How two would interfere, one measure before the others; shares of each of the two."""
-    words = {"sign_conflict": f"sign conflict {share(_at(known, 'sign_conflict', first, second))}"}
+    words = {
+        "sign_conflict": f"sign conflict {share(_at(interference, 'sign_conflict', first, second))}"
+    }
     for name in ("overlap", "writes", "reads"):
-        there, back = _at(known, name, first, second), _at(known, name, second, first)
+        there, back = _at(interference, name, first, second), _at(interference, name, second, first)
         words[name] = f"{name} {percent(there)} / {share(back)}"
     return ", ".join([words.pop(measure, ""), *words.values()]).lstrip(", ")
 
 
-def _at(known: Interference, measure: str, first: int, second: int) -> float:
-    return float(known.matrices[measure][first, second])
+def _at(interference: Interference, measure: str, first: int, second: int) -> float:
+    return float(interference.matrices[measure][first, second])
 
 
 def layer_words(
@@ -213,7 +215,7 @@ def remedy_words(row: Remark | None, otherwise: str) -> Text:
     return text
 
 
-def apart_cells(row: Apart) -> list[Cell]:
+def outlier_cells(row: Outlier) -> list[Cell]:
     """Who stands apart."""
     tone = "warning" if row.score >= 10 else ""
     score = f"{row.score:.0f}" if row.score >= 9.95 else f"{row.score:.1f}"

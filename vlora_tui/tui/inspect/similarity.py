@@ -72,7 +72,7 @@ class AlikePane(AskingPane):
         self._at = list(range(len(likeness.names) if likeness is not None else 0))
         if likeness is not None and len(self._at) > MANY:
             self._at = [i for i in self._at if likeness.paths[i] in marked]
-        if not self._is_known_or_told:
+        if not self._is_asked_for:
             self._measure = "cosine"
         self._draw()
 
@@ -135,28 +135,30 @@ class AlikePane(AskingPane):
         self._matrix.go_to(first, second)
 
     @property
-    def wanted_height(self) -> int:
+    def full_height(self) -> int:
         """Lines that the pane can use."""
-        return self._matrix.wanted_height + (5 if self._interference is not None else 4)
+        return self._matrix.full_height + (5 if self._interference is not None else 4)
 
     def text(self) -> Text:
         """What the cell under the cursor says."""
         if self._likeness is None:
             return Text(self._instead)
-        pair, known, more = self.pair, self._interference, ""
-        if known is not None and pair is not None and set(pair) <= set(self._at):
+        pair, interference, more = self.pair, self._interference, ""
+        if interference is not None and pair is not None and set(pair) <= set(self._at):
             first, second = (self._at.index(i) for i in pair)
-            more = interference_words(known, first, second, self._measure)
+            more = interference_words(interference, first, second, self._measure)
         return pair_words(self._likeness, pair, more).append_text(self._state())
 
     @property
-    def _is_known_or_told(self) -> bool:
+    def _is_asked_for(self) -> bool:
         """Whether interference is known, is being measured, or failed."""
-        asked = self.arguments
-        if asked is None:
+        arguments = self.arguments
+        if arguments is None:
             return False
-        known = self.answer_to(asked) is not None or self.problem_of(asked) is not None
-        return known or asked == self.asking
+        is_answered = (
+            self.answer_to(arguments) is not None or self.problem_of(arguments) is not None
+        )
+        return is_answered or arguments == self.asking
 
     def _state(self) -> Text:
         """Whether interference is being measured, or why it is not."""
@@ -175,20 +177,20 @@ class AlikePane(AskingPane):
 
     @property
     def _interference(self) -> Interference | None:
-        known = None if self.arguments is None else self.answer_to(self.arguments)
-        return known if isinstance(known, Interference) else None
+        answer = None if self.arguments is None else self.answer_to(self.arguments)
+        return answer if isinstance(answer, Interference) else None
 
     @property
     def _values(self) -> Array | None:
         """What the cells show; None while it is not known."""
-        likeness, known = self._likeness, self._interference
+        likeness, interference = self._likeness, self._interference
         if likeness is None:
             return None
         if not self.is_of_interference:
             return likeness.cosines
-        if known is None:
+        if interference is None:
             return None
-        return known.spread(self._measure, self._at, len(likeness.names))
+        return interference.spread(self._measure, self._at, len(likeness.names))
 
     def _draw(self) -> None:
         likeness = self._likeness

@@ -26,7 +26,7 @@ class TasksPane(Vertical):
     def __init__(self, *, ascii_only: bool = False) -> None:
         super().__init__(id="inspect-tasks", classes="pane")
         self._kept_mark = "=" if ascii_only else "◆"
-        self.kept: str | None = None  # the id of the task that another is compared with
+        self.compared_with: str | None = None  # the id of the task that another is compared with
 
     def compose(self) -> ComposeResult:
         yield Table(TASK_COLUMNS, task_cells, key=lambda t: t.id, mark=self._mark, id="task-table")
@@ -56,17 +56,17 @@ class TasksPane(Vertical):
         self.border_title = f"Tasks of {clean(manifest.path.name)}"
         self.query_one("#task-facts", Static).update(facts(manifest))
 
-    def go_to(self, place: str, file: str) -> None:
-        """Put the cursor on the task at ``place`` (``DIR:TASK``), or whose file it is."""
+    def go_to(self, path: str, file: str) -> None:
+        """Put the cursor on the task at ``path`` (``DIR:TASK``), or whose file it is."""
         for row, task in enumerate(self._table.rows):
-            if place.endswith(f":{task.id}") or file in (task.file, f"tasks/{task.file}"):
+            if path.endswith(f":{task.id}") or file in (task.file, f"tasks/{task.file}"):
                 self._table.move_to(row)
                 return
 
     def keep(self) -> None:
         """Keep the task under the cursor, or let go of it."""
         if self.record is not None:
-            self.kept = None if self.kept == self.record.id else self.record.id
+            self.compared_with = None if self.compared_with == self.record.id else self.record.id
             self._table.refresh()
 
     @property
@@ -74,4 +74,4 @@ class TasksPane(Vertical):
         return self.query_one("#task-table", Table)
 
     def _mark(self, task: TaskRecord) -> Cell:
-        return (self._kept_mark, "accent") if task.id == self.kept else (" ", "")
+        return (self._kept_mark, "accent") if task.id == self.compared_with else (" ", "")

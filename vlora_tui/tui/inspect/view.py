@@ -18,7 +18,7 @@ from vlora_tui.tui.inspect.groups import GroupsPane
 from vlora_tui.tui.inspect.keys import HELP, KEYS, OF_USE
 from vlora_tui.tui.inspect.layers import LayersPane
 from vlora_tui.tui.inspect.navigation import Navigation
-from vlora_tui.tui.inspect.outliers import ApartPane
+from vlora_tui.tui.inspect.outliers import OutliersPane
 from vlora_tui.tui.inspect.panes import InspectPanes, KinFound
 from vlora_tui.tui.inspect.queries import shell_command
 from vlora_tui.tui.inspect.similarity import AlikePane
@@ -50,7 +50,7 @@ class InspectView(PaneView):
                 yield LayersPane(self.session, ascii_only=ascii_only)
             with Vertical(id="inspect-right", classes="side"):
                 yield GroupsPane(ascii_only=ascii_only)
-                yield ApartPane()
+                yield OutliersPane()
                 yield FindingsPane(self.session, ascii_only=ascii_only)
         line = Input(placeholder="part of a name", compact=True, id="inspect-filter")
         line.cursor_blink = False
@@ -100,7 +100,7 @@ class InspectView(PaneView):
             case "inspect-groups":
                 return self.contents.groups.row_text()
             case "inspect-apart":
-                return self.contents.apart.row_text()
+                return self.contents.outliers.row_text()
             case "inspect-findings":
                 return self.contents.findings.row_text()
         return None
@@ -115,8 +115,8 @@ class InspectView(PaneView):
             return self.contents.layers.command
         pair = self.contents.pair_here()
         on_pair = self.pane in ("inspect-layers", "inspect-alike", "inspect-tasks")
-        if on_pair and pair is not None and pair.places is not None:
-            return shell_command(inspect_data.diff_arguments(*pair.places))
+        if on_pair and pair is not None and pair.pair_refs is not None:
+            return shell_command(inspect_data.diff_arguments(*pair.pair_refs))
         if self.state.on_tasks and self.session.manifest is not None:
             return shell_command(["info", str(self.session.manifest.path)])
         paths = (
@@ -214,14 +214,14 @@ class InspectView(PaneView):
     def action_sort(self) -> None:
         """By the next column."""
         self.state.next_sort()
-        self.contents.draw_apart()
+        self.contents.draw_outliers()
         self.contents.draw_tasks()
 
     def action_keep(self) -> None:
         """Keep a task, to compare the next one with it."""
         if self.pane == "inspect-tasks":
             self.contents.tasks.keep()
-            if self.contents.tasks.kept is not None:
+            if self.contents.tasks.compared_with is not None:
                 self.notify("Kept. Enter on another task compares the two.", markup=False)
 
     def action_turn(self) -> None:

@@ -80,11 +80,11 @@ def details(view: JobView, *, ascii_only: bool = False) -> Text:
 def _last_lines(view: JobView) -> list[str]:
     """What the job said, a line each; of a job that said much the last of it."""
     lines: list[str] = []
-    for told in reversed(view.history):
+    for timed in reversed(view.history):
         if len(lines) == LINES:
             lines.append("          what came before stands in events.jsonl, beside the log")
             break
-        line = said(told.event)
+        line = event_line(timed.event)
         if line:
             lines.append(line)
     return lines[::-1]
@@ -112,7 +112,7 @@ def _say_progress(text: Text, view: JobView, ascii_only: bool) -> None:
     text.append("\n")
 
 
-def said(event: events.Event) -> str | None:
+def event_line(event: events.Event) -> str | None:
     """One event as a line; None for those that say nothing to a reader."""
     match event:
         case events.AdaptersFound():

@@ -188,22 +188,22 @@ class RunView(PaneView):
 
     def _draw_details(self) -> None:
         view, problem = self.job, self.host.jobs.problem
-        said = self.query_one("#said", Static)
+        panel = self.query_one("#said", Static)
         if problem:
-            said.update(problem)
+            panel.update(problem)
         elif view is None:
-            said.update("No job yet. What is started here goes on when the terminal is closed.")
+            panel.update("No job yet. What is started here goes on when the terminal is closed.")
         else:
             details = job_text.details(view, ascii_only=self.host.ascii_only)
             self._say("#said", "details", details)
         self._draw_keys()
 
-    def _say(self, place: str, around: str, text: Text) -> None:
+    def _say(self, selector: str, around: str, text: Text) -> None:
         """Show ``text``, folded to the width that there is, be it scrolled or not."""
         text.rstrip()
-        static = self.query_one(place, Static)
-        room = self.query_one(f"#{around}").region.width or self.app.size.width - 4
-        static.update(hanging(text, room - SCROLL_BAR))
+        static = self.query_one(selector, Static)
+        width = self.query_one(f"#{around}").region.width or self.app.size.width - 4
+        static.update(hanging(text, width - SCROLL_BAR))
 
     # what is going to be done
 
@@ -221,9 +221,9 @@ class RunView(PaneView):
                 severity="warning",
             )
             return
-        place = session.output or str(session.default_output())
-        if os.path.lexists(place) and not self._force:
-            self.notify(f"{place} exists: o names another place, f replaces it.", markup=False)
+        output = session.output or str(session.default_output())
+        if os.path.lexists(output) and not self._force:
+            self.notify(f"{output} exists: o names another place, f replaces it.", markup=False)
             return
         self._awaited = len(self.host.job_views())
         self.host.start_job(session.recipe(), force=self._force)
@@ -235,7 +235,7 @@ class RunView(PaneView):
         field.value = self.session.output or str(self.session.default_output())
         field.add_class("asked")
         field.focus()
-        self._tell("Where the subspace goes: a new folder. enter takes it, esc goes back")
+        self._show_line("Where the subspace goes: a new folder. enter takes it, esc goes back")
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         event.stop()
@@ -298,9 +298,9 @@ class RunView(PaneView):
 
     def _ask(self, what: str, text: str) -> None:
         self._asking = what
-        self._tell(text)
+        self._show_line(text)
 
-    def _tell(self, text: str) -> None:
+    def _show_line(self, text: str) -> None:
         """A line below the panes, until there is an answer."""
         line = self.query_one("#line", Static)
         line.update(text)

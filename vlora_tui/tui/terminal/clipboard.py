@@ -33,10 +33,10 @@ def _through_tmux(text: str) -> bool:
 
 
 def _into_file(text: str) -> str:
-    place = paths.state_dir() / "copied.txt"
+    path = paths.state_dir() / "copied.txt"
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        place.write_text(text + "\n")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
     except OSError as error:
         return f"could not be copied: {error.strerror}"
-    return f"written to {place}"
+    return f"written to {path}"

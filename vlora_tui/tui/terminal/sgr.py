@@ -28,16 +28,16 @@ def merged(text: str) -> str:
         return text
     out = [parts[0]]
     current: Look | None = None  # what the terminal draws with; None before it was sent any
-    wanted = _PLAIN
+    look = _PLAIN
     for codes, words in zip(parts[1::2], parts[2::2], strict=True):
-        look = _look(codes, wanted)
-        if look is None:
+        parsed = _look(codes, look)
+        if parsed is None:
             return text
-        wanted = look
+        look = parsed
         if words:
-            out += [_change(current, wanted), words]
-            current = wanted
-    out.append(_change(current, wanted))
+            out += [_change(current, look), words]
+            current = look
+    out.append(_change(current, look))
     return "".join(out)
 
 
@@ -48,16 +48,16 @@ def without_colour(text: str) -> str:
 
 def _attributes(found: re.Match[str]) -> str:
     words = found[1].split(";")
-    kept, at = [], 0
+    left, at = [], 0
     while at < len(words):
         if words[at] in ("38", "48"):
             kind = words[at + 1] if at + 1 < len(words) else ""
             at += 1 + _COLOUR_LENGTH.get(kind, 0)
             continue
         if not _COLOUR.fullmatch(words[at]):
-            kept.append(words[at])
+            left.append(words[at])
         at += 1
-    return f"\x1b[{';'.join(kept)}m" if kept else ""
+    return f"\x1b[{';'.join(left)}m" if left else ""
 
 
 def _look(codes: str, before: Look) -> Look | None:
@@ -85,14 +85,14 @@ def _look(codes: str, before: Look) -> Look | None:
     return fore, back, marks
 
 
-def _change(current: Look | None, wanted: Look) -> str:
-    if current == wanted:
+def _change(current: Look | None, look: Look) -> str:
+    if current == look:
         return ""
-    if wanted == _PLAIN:
+    if look == _PLAIN:
         return "\x1b[0m"
     words: list[str] = []
-    if current is None or current[2] - wanted[2]:
+    if current is None or current[2] - look[2]:
         words, current = ["0"], _PLAIN
-    words += sorted(wanted[2] - current[2])
-    words += [w for w, t in zip(wanted[:2], current[:2], strict=True) if w != t]
+    words += sorted(look[2] - current[2])
+    words += [w for w, t in zip(look[:2], current[:2], strict=True) if w != t]
     return f"\x1b[{';'.join(words)}m"

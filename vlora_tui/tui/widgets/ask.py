@@ -84,8 +84,8 @@ class AskLine(Horizontal):
         try:
             value = question.read(event.value.strip())
         except VLoRAError as error:
-            told = f", {error.expected}" if error.expected else ""
-            self._hint(f"! {error.what.rstrip('.')}{told}", wrong=True)
+            expected = f", {error.expected}" if error.expected else ""
+            self._hint(f"! {error.what.rstrip('.')}{expected}", wrong=True)
             return
         self._close()
         self.post_message(self.Answered(question.name, value))

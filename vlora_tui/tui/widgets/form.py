@@ -191,20 +191,20 @@ class Form(Widget, can_focus=True):
         if field.kind == "action":
             segments = [Segment(point + field.value, styles["action"])]
         else:
-            room = max(cell_len(f.label) for f in self._fields) + 2
+            label_width = max(cell_len(f.label) for f in self._fields) + 2
             kind = "wrong" if field.wrong else "fixed" if field.kind == "fixed" else "value"
-            value = self._value(field, here, max(4, width - room - 3))
+            value = self._value(field, here, max(4, width - label_width - 3))
             segments = [
-                Segment(point + set_cell_size(field.label, room), styles["label"]),
+                Segment(point + set_cell_size(field.label, label_width), styles["label"]),
                 Segment(value, styles[kind]),
             ]
         blank = self.get_component_rich_style("form--cursor") if loud else base
         return Strip(segments).adjust_cell_length(width, blank)
 
-    def _value(self, field: Field, here: bool, room: int) -> str:
+    def _value(self, field: Field, here: bool, label_width: int) -> str:
         text = field.value
         if field.kind in ("choice", "list") and here:
             left, right = ("<", ">") if self.ascii_only else ("‹", "›")
-            text = cut(text, room - 4, ascii_only=self.ascii_only, lost="start")
+            text = cut(text, label_width - 4, ascii_only=self.ascii_only, lost="start")
             return f"{left} {text} {right}"
-        return cut(text, room, ascii_only=self.ascii_only, lost="start")
+        return cut(text, label_width, ascii_only=self.ascii_only, lost="start")

@@ -69,21 +69,21 @@ _NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
 
 def arrange(names: Sequence[str]) -> LayerGrid:
     """Lay module names out by the first number in them."""
-    places: dict[str, tuple[str, str]] = {}
+    positions: dict[str, tuple[str, str]] = {}
     for name in names:
         found = _NUMBER.search(name)
         if found is None:
-            places[name] = ("", name)
+            positions[name] = ("", name)
         else:
             block = name[: found.start()] + "." + found[1]
-            places[name] = (block, name[found.end() :].lstrip(".") or found[1])
-    blocks = list(dict.fromkeys(block for block, _ in places.values()))
-    kinds = list(dict.fromkeys(kind for _, kind in places.values()))
-    by_place = {place: name for name, place in places.items()}
+            positions[name] = (block, name[found.end() :].lstrip(".") or found[1])
+    blocks = list(dict.fromkeys(block for block, _ in positions.values()))
+    kinds = list(dict.fromkeys(kind for _, kind in positions.values()))
+    name_at = {position: name for name, position in positions.items()}
     return LayerGrid(
         rows=tuple(clean(label) for label in _row_labels(blocks)),
         columns=tuple(clean(label) for label in _short(kinds)),
-        names=tuple(tuple(by_place.get((block, kind)) for kind in kinds) for block in blocks),
+        names=tuple(tuple(name_at.get((block, kind)) for kind in kinds) for block in blocks),
     )
 
 
@@ -161,10 +161,10 @@ class Heatmap(Widget, can_focus=True):
 
     def show(self, grid: LayerGrid, cells: Mapping[str, Cell], focus: str | None) -> None:
         """Show these cells, the focus on that layer; what is the same is not painted again."""
-        place = grid.find(focus) or (0, 0)
-        if grid is self.grid and cells == self._cells and place == self._cursor:
+        position = grid.find(focus) or (0, 0)
+        if grid is self.grid and cells == self._cells and position == self._cursor:
             return
-        self.grid, self._cells, self._cursor = grid, cells, place
+        self.grid, self._cells, self._cursor = grid, cells, position
         self._measure()
         self._keep_in_view()
         self._repaint()
@@ -191,8 +191,8 @@ class Heatmap(Widget, can_focus=True):
     def action_page(self, direction: int) -> None:
         """A screenful of layers on."""
         y, x = self._cursor
-        wanted = y + direction * max(1, self._lines - 1)
-        self._nearest(min(max(0, wanted), len(self.grid.rows) - 1), x)
+        line = y + direction * max(1, self._lines - 1)
+        self._nearest(min(max(0, line), len(self.grid.rows) - 1), x)
 
     def action_edge(self, direction: int) -> None:
         """The first or the last layer."""
@@ -267,8 +267,8 @@ class Heatmap(Widget, can_focus=True):
         least = max(5, numbers + 2)
         heads = max((len(_head(column, columns)) for column in columns), default=0) + 1
         self._label_width = max([3, *(len(row) + 2 for row in self.grid.rows)])
-        room = (self.size.width - self._label_width) // max(1, len(columns))
-        self._cell_width = max(least, min(room, max(heads, least)))
+        cell_width = (self.size.width - self._label_width) // max(1, len(columns))
+        self._cell_width = max(least, min(cell_width, max(heads, least)))
 
     @property
     def _shown_columns(self) -> int:
@@ -358,10 +358,10 @@ class Heatmap(Widget, can_focus=True):
 
     def cell_region(self, layer: str) -> Region | None:
         """Where a layer's cell is drawn inside the widget, if it is in view."""
-        place = self.grid.find(layer)
-        if place is None:
+        position = self.grid.find(layer)
+        if position is None:
             return None
-        y, x = place[0] - self._top + 1, place[1] - self._left
+        y, x = position[0] - self._top + 1, position[1] - self._left
         if not (1 <= y <= self._lines and 0 <= x < self._shown_columns):
             return None
         return Region(self._label_width + x * self._cell_width, y, self._cell_width, 1)

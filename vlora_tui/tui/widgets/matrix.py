@@ -113,9 +113,9 @@ class Matrix(Widget, can_focus=True):
         pair = self.pair
         self._names, self._values, self._letters = names, values, letters
         self.order = order
-        places = {adapter: place for place, adapter in enumerate(order)}
-        if pair is not None and pair[0] in places and pair[1] in places:
-            self.cursor = (places[pair[0]], places[pair[1]])
+        position_of = {adapter: position for position, adapter in enumerate(order)}
+        if pair is not None and pair[0] in position_of and pair[1] in position_of:
+            self.cursor = (position_of[pair[0]], position_of[pair[1]])
         else:
             self.cursor = (0, 1) if len(order) > 1 else (0, 0)
         self._keep_in_view()
@@ -163,24 +163,24 @@ class Matrix(Widget, can_focus=True):
         ]
         if not pairs:
             return
-        places = [(y, x) for _, y, x in ranked(pairs, lambda pair: pair[0])]
-        at = places.index(here) + 1 if here in places else 0
-        self._go(*places[at % len(places)])
+        positions = [(y, x) for _, y, x in ranked(pairs, lambda pair: pair[0])]
+        at = positions.index(here) + 1 if here in positions else 0
+        self._go(*positions[at % len(positions)])
 
     def _larger(self, first: int, second: int) -> float | None:
         """Of a pair's two cells the larger value; None where neither is known."""
         if self._values is None:
             return None
         there, back = float(self._values[first, second]), float(self._values[second, first])
-        known = [value for value in (there, back) if not math.isnan(value)]
-        return max(known, default=None)
+        measured = [value for value in (there, back) if not math.isnan(value)]
+        return max(measured, default=None)
 
     def _go(self, y: int, x: int) -> None:
         last = len(self.order) - 1
-        place = (max(0, min(y, last)), max(0, min(x, last)))
-        if last < 0 or place == self.cursor:
+        position = (max(0, min(y, last)), max(0, min(x, last)))
+        if last < 0 or position == self.cursor:
             return
-        self.cursor = place
+        self.cursor = position
         self._keep_in_view()
         self.refresh()
         self.post_message(self.Moved())
@@ -221,7 +221,7 @@ class Matrix(Widget, can_focus=True):
     # measures
 
     @property
-    def wanted_height(self) -> int:
+    def full_height(self) -> int:
         """Lines that the whole matrix takes."""
         return len(self.order) + 1
 
@@ -261,13 +261,13 @@ class Matrix(Widget, can_focus=True):
     @property
     def _cell_width(self) -> int:
         """The widest cells that let every column in beside the names."""
-        room = self.size.width - self._least_label
-        return next((w for w in WIDTHS if w * len(self.order) <= room), WIDTHS[-1])
+        width = self.size.width - self._least_label
+        return next((w for w in WIDTHS if w * len(self.order) <= width), WIDTHS[-1])
 
     @property
     def _label_width(self) -> int:
-        room = self.size.width - self._cell_width * len(self.order)
-        return min(self._fixed_width + self._longest, max(room, self._least_label))
+        width = self.size.width - self._cell_width * len(self.order)
+        return min(self._fixed_width + self._longest, max(width, self._least_label))
 
     @property
     def _shown_columns(self) -> int:
@@ -319,10 +319,10 @@ class Matrix(Widget, can_focus=True):
         style = self._part("here") if here else self._part("head")
         point = (">" if self.ascii_only else "▌") if here else " "
         number = str(row + 1).rjust(self._number_width)
-        room = self._label_width - self._number_width - 5
+        width = self._label_width - self._number_width - 5
         segments = [
             Segment(f"{point}{number} ", style),
-            Segment(_fit(self._names[adapter], room, self.ascii_only), style if here else base),
+            Segment(_fit(self._names[adapter], width, self.ascii_only), style if here else base),
             Segment(f" {self._letters.get(adapter, ' ')} ", self._part("group")),
         ]
         for x in range(*self.in_view[2:]):

@@ -326,18 +326,18 @@ class Table(ScrollView, Generic[Row], can_focus=True):
         """Choose the columns that fit, then share out what is left among those that can grow."""
         if not self._wanted:
             self._wanted = self._measure()
-        room = self.size.width - GAP - 1 - 1
+        width = self.size.width - GAP - 1 - 1
         if len(self.rows) + self._head > self.size.height and not self.show_vertical_scrollbar:
-            room -= 1  # for the scroll bar, which is about to come
+            width -= 1  # for the scroll bar, which is about to come
         shown = sorted(range(len(self.columns)), key=lambda i: -self.columns[i].keep)
         least = [min(c.least or w, w) for c, w in zip(self.columns, self._wanted, strict=True)]
-        while len(shown) > 1 and sum(least[i] + GAP for i in shown) - GAP > room:
+        while len(shown) > 1 and sum(least[i] + GAP for i in shown) - GAP > width:
             shown.pop()
-        spare = room - sum(least[i] + GAP for i in shown) + GAP
+        spare = width - sum(least[i] + GAP for i in shown) + GAP
         widths = {}
         for i in shown:
             more = max(0, min(self._wanted[i] - least[i], spare))
-            widths[i] = min(least[i] + more, max(1, room))
+            widths[i] = min(least[i] + more, max(1, width))
             spare -= more
         self._widths = [(i, widths[i]) for i in sorted(shown)]
 

@@ -35,14 +35,14 @@ class TopBar(Widget):
             self._spans.append((text.cell_len, text.cell_len + len(label), each.id))
             text.append(label, style="reverse bold" if i == step else "")
         ascii_only = bool(getattr(self.app, "ascii_only", False))
-        room = self.size.width - text.cell_len - 1
-        right = fitting(title, job, room)
+        width = self.size.width - text.cell_len - 1
+        right = fitting(title, job, width)
         if ascii_only:
             right = right.replace("·", "-")
-        if room > 8 and right:
+        if width > 8 and right:
             shown = Text(right, no_wrap=True)
-            shown.truncate(room, overflow="crop" if ascii_only else "ellipsis")
-            text.append(" " * (room - shown.cell_len))
+            shown.truncate(width, overflow="crop" if ascii_only else "ellipsis")
+            text.append(" " * (width - shown.cell_len))
             text.append_text(shown)
         return text
 
@@ -52,7 +52,7 @@ class TopBar(Widget):
                 await self.app.run_action(f"step('{step}')")
 
 
-def fitting(title: str, job: str, room: int) -> str:
+def fitting(title: str, job: str, width: int) -> str:
     """As much of what is open and of the job as fits: the job stays longest, for it moves.
 
     The title gives up the owner of the base model first, then the model, then all but the count.
@@ -64,4 +64,4 @@ def fitting(title: str, job: str, room: int) -> str:
     jobs = [(job, title) for title in titles] + [(brief, ""), (brief.partition(",")[0], "")]
     lines = ["  ".join(part for part in (title, job) if part) for job, title in jobs]
     lines = [line for line in lines if line]
-    return next((line for line in lines if cell_len(line) <= room), lines[-1] if lines else "")
+    return next((line for line in lines if cell_len(line) <= width), lines[-1] if lines else "")
