@@ -11,6 +11,7 @@ import pytest
 from tests.app.conftest import Cli
 from tests.conftest import FreshPython
 from vlora_engine import __version__
+from vlora_engine.manifest.manifest import Manifest
 from vlora_tui.cli import output
 from vlora_tui.cli.app import COMMANDS
 from vlora_tui.cli.output import Output, table_lines
@@ -154,20 +155,19 @@ def test_verbose_shows_the_engines_log_and_silence_is_the_default(
 ) -> None:
     import logging
 
-    from vlora_engine.manifest.manifest import Manifest
     from vlora_tui.cli import look
 
     original = look.read_manifest
 
     def read(path: str | Path) -> Manifest:
-        logging.getLogger("vlora_engine.manifest.manifest").info("reading it")
-        logging.getLogger("vlora_engine.manifest.manifest").debug("every byte")
+        logging.getLogger("vlora_engine.catalog.read").info("reading it")
+        logging.getLogger("vlora_engine.catalog.read").debug("every byte")
         return original(path)
 
     monkeypatch.setattr(look, "read_manifest", read)
     assert cli("info", built).err == ""
-    assert cli("info", built, "-v").err == "vlora_engine.manifest.manifest: reading it\n"
-    assert cli("-vv", "info", built).err.count("vlora_engine.manifest.manifest: ") == 2
+    assert cli("info", built, "-v").err == "vlora_engine.catalog.read: reading it\n"
+    assert cli("-vv", "info", built).err.count("vlora_engine.catalog.read: ") == 2
     assert cli("info", built).err == ""  # and nothing stays behind
 
 
