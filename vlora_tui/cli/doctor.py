@@ -1,4 +1,4 @@
-"""``doctor``: what is wrong with adapters, what a target will make of them, and what mends it."""
+"""``doctor``: what is wrong with adapters, what a target will make of them, and the fix."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this machine is like: versions, devices, terminal, places; and what of it gets in the way.
+"""Describes this machine (versions, devices, terminal, paths) and what of it gets in the way.
 
 `doctor env` prints it. torch is asked for its devices, and nothing else is imported.
 """

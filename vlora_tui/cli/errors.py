@@ -1,4 +1,4 @@
-"""The one table from what went wrong to what is said and which code the process ends with."""
+"""Maps every exception to its error message and exit code, in one table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``eval``: what a model notices of compression, beside the error of dW."""
+"""``eval``: how compression changes a model's outputs, beside the error of dW."""
 
 from __future__ import annotations
 

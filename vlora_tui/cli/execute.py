@@ -1,4 +1,4 @@
-"""How a command runs its recipe: events to the screen and a file, signals heard, dry runs."""
+"""Runs a command's recipe: events to the screen and a file, signals, dry runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flags are another way to write a recipe: they become its tables and are checked as one."""
+"""Turns command-line flags into a recipe, which is checked like one from a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opening the interface from the command line: alone, on folders, on a recipe, on the demo."""
+"""Opens the interface from the command line: alone, on folders, on a recipe, on the demo."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``interference``: which adapters would get into each other's way if they were merged."""
+"""``interference``: which adapters would interfere if they were merged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one sink: data go to stdout, as text, as JSON or as little as can be; all else to stderr."""
+"""The output of every command: data on stdout, as text, JSON or one value; all else on stderr."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a person sees of a running recipe, on stderr: bars on a terminal, else a line a step."""
+"""Shows the progress of a running recipe on stderr: bars on a terminal, else a line a step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What can be done with jobs: start, cancel, resume, remove. The work itself is in `runner`."""
+"""Starts, cancels, resumes and removes jobs. The work itself is in `runner`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Drafts: what somebody is choosing, saved at every change, so that a dropped line loses nothing.
+"""Drafts: choices saved at every change, so that a lost connection loses nothing.
 
 A draft is a recipe in the making: the tables of a recipe as far as they are known, and one table
 ``draft`` with what the interface alone has to remember (the folder, the screen, the marks).

@@ -1,4 +1,4 @@
-"""What around a job may end it although its session is its own, and what can be done about it."""
+"""Finds what around a job may end it although its session is its own, and what helps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which process is meant: host, boot, pid and start time together, as pids come round again."""
+"""Identifies a process by host, boot, pid and start time, as pids are used again."""
 
 from __future__ import annotations
 

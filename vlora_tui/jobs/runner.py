@@ -1,4 +1,4 @@
-"""What runs in a job's own process: hold the lock, wait for the device, run the recipe, tell."""
+"""Runs a job in its own process: takes the lock, waits for the device, runs the recipe."""
 
 from __future__ import annotations
 

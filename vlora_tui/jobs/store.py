@@ -1,4 +1,4 @@
-"""Where jobs lie: one directory each, ``jobs/<id>`` in the state directory.
+"""Stores jobs: one directory each, ``jobs/<id>`` in the state directory.
 
 | file | what |
 |---|---|

@@ -1,4 +1,4 @@
-"""Looking on: what a job's events and lock tell, read cheaply enough for a screen's timer."""
+"""Reads a job's events and lock into a view of its state, cheaply enough for a screen's timer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Room on the disk: what a recipe is going to write and where, and whether it fits there.
+"""Disk space: what a recipe is going to write and where, and whether it fits there.
 
 Sizes follow from headers and from what was predicted; no weight is read, and nothing is written.
 """

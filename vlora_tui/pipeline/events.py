@@ -1,4 +1,4 @@
-"""What a running recipe tells: typed events, and their form as JSON lines.
+"""The typed events of a running recipe, and their form as JSON lines.
 
 An event is a frozen dataclass of plain values. On disk it is one line with a rising ``seq``, the
 time and its ``type``; readers skip what they do not know and ignore a torn last line.

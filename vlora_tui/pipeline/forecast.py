@@ -1,4 +1,4 @@
-"""What a recipe's choice comes to: targets, forecasts, what other methods would cost."""
+"""Forecasts a recipe's compression: sizes and errors, and those of the other methods."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading recipes: every key known, every value of the right kind, every fault with its place."""
+"""Reads recipes from TOML: every key known, every value checked, every fault with its line."""
 
 from __future__ import annotations
 

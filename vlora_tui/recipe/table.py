@@ -1,4 +1,4 @@
-"""One table of a recipe, read key by key; every complaint names its place in the file."""
+"""One table of a recipe, read key by key; every error names its line in the file."""
 
 from __future__ import annotations
 

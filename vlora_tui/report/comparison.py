@@ -1,4 +1,4 @@
-"""What ``analyze`` and ``report`` say of a collection: one pass over it, one JSON form."""
+"""Compares the adapters of a collection for ``analyze`` and ``report``: one pass, one JSON form."""
 
 from __future__ import annotations
 

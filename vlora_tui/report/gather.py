@@ -1,4 +1,4 @@
-"""What a report says, as plain data: of a collection of adapters, or of a subspace."""
+"""Gathers the data of a report: of a collection of adapters, or of a subspace."""
 
 from __future__ import annotations
 

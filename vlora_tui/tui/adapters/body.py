@@ -1,4 +1,4 @@
-"""What Adapters shows of what was found: the table, its filter, the details of a row."""
+"""The Adapters step with adapters listed: the table, its filter, the details of a row."""
 
 from __future__ import annotations
 

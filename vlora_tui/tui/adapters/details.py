@@ -1,4 +1,4 @@
-"""The words of the details pane: an adapter, a subspace, what is remarkable and what mends it."""
+"""The text of the details pane: an adapter, a subspace, its findings and their fixes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How Adapters finds what it lists: scans that stream rows in, the demo, what a session knows."""
+"""Fills the list of Adapters: scans that stream rows in, the demo, earlier sessions."""
 
 from __future__ import annotations
 

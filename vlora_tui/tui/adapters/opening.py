@@ -1,4 +1,4 @@
-"""A recipe as the interface shows it."""
+"""A recipe's target as the interface shows it, and what of it cannot be shown."""
 
 from __future__ import annotations
 

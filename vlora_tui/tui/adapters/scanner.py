@@ -1,4 +1,4 @@
-"""Looking for adapters in a thread: what is found is told in batches, a stop is heeded at once."""
+"""Scans for adapters in a thread: reports in batches, stops at once when asked."""
 
 from __future__ import annotations
 

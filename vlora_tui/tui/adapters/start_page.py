@@ -1,4 +1,4 @@
-"""What stands where no adapter is listed yet: where to begin."""
+"""The start page of Adapters, shown while no adapter is listed: where to begin."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What holds the steps together: help, palette, leaving, recipes, keys and colours."""
+"""The application without its steps: help, palette, quitting, recipes, keys and colours."""
 
 from __future__ import annotations
 

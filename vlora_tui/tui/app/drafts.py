@@ -1,4 +1,4 @@
-"""The draft of this session: marks and choices saved for the next start, the last ones offered."""
+"""Saves this session's marks and choices as a draft, and offers the last ones at the start."""
 
 from __future__ import annotations
 

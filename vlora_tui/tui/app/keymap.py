@@ -1,4 +1,4 @@
-"""Keys of one's own: every binding's id, and what is wrong with a user's keys for them."""
+"""The user's own keys: every binding's id, and what is wrong with the keys configured for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The last line: keys of use now; on a narrow terminal those that fit, help and quit always."""
+"""The key line: keys of use now; on a narrow terminal those that fit, help and quit always."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The way into the interface: what must hold is looked at before textual is imported."""
+"""Starts the interface: checks the terminal, recipe and config before Textual is imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Choose k shows, worked out from spectra and a choice; no widget, each part made once."""
+"""Data for Choose k, computed from spectra and a choice; no widget, each part made once."""
 
 from __future__ import annotations
 

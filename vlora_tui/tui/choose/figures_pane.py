@@ -1,4 +1,4 @@
-"""What a choice of k costs, beside what else the same bytes would buy and the pinned choices."""
+"""The figures of a choice of k: its cost, alternatives at the same bytes, pinned choices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Choose k asks in its one line, and how answers are read."""
+"""The questions that Choose k asks in its one line, and how answers are parsed."""
 
 from __future__ import annotations
 

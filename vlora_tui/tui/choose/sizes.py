@@ -1,4 +1,4 @@
-"""What the second view of Choose k shows: curves of size against error, who shares, who loses.
+"""Data for Choose k's second view: size against error, sharing, and losses per adapter.
 
 No widget. The curves are worked out in a thread, one after the other; of `auto` and `own` a ladder
 of forecasts is kept, between which any target can be told at once while a key is held down.

@@ -1,4 +1,4 @@
-"""Moving a target by a key: along rungs that a person would type, a tenth apart or so."""
+"""Steps a target up or down by a key: along round values, about a tenth apart."""
 
 from __future__ import annotations
 

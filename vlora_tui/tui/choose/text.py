@@ -1,4 +1,4 @@
-"""A choice of k in words: what it is, how it differs, and whether sharing pays."""
+"""Describes a choice of k in words: what it is, how it differs, and whether sharing pays."""
 
 from __future__ import annotations
 

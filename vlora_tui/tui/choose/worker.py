@@ -1,4 +1,4 @@
-"""Figures that take longer than a key may: worked out in a thread, the latest wish first."""
+"""Computes figures that take longer than a key may, in a thread, the latest request first."""
 
 from __future__ import annotations
 

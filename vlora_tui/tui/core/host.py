@@ -1,4 +1,4 @@
-"""What the steps need from the application, so that none of them has to import it."""
+"""The protocol of what steps need from the application, so that none has to import it."""
 
 from __future__ import annotations
 

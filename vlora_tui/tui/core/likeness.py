@@ -1,4 +1,4 @@
-"""How alike the adapters of a collection are, and which form groups. No widget."""
+"""Similarities between the adapters of a collection, and the groups they form. No widget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the parts of the interface tell the application, which passes it on to the step in view."""
+"""Messages from parts of the interface to the application, which hands them to the step in view."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the interface knows: the collection, the marks, the choice of k, the drafts. No widget.
+"""The session: the collection, the marks, the choice of k, the drafts. No widget.
 
 Everything here is plain data over files that jobs write, so that every figure can be tested
 without a terminal and computed without torch.

@@ -1,4 +1,4 @@
-"""A command of our own in a process of its own, for what needs weights; its JSON comes back."""
+"""Runs a command of our own in another process, for what needs weights; returns its JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every step has in common: the session it shows, and what the application asks of it."""
+"""The base of every step: the session it shows, and what the application asks of it."""
 
 from __future__ import annotations
 

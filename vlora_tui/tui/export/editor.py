@@ -1,4 +1,4 @@
-"""The keys and lines by which Export is told what to do: settings, weights, what is typed."""
+"""The keys and inputs that change Export's settings: target, weights, typed values."""
 
 from __future__ import annotations
 

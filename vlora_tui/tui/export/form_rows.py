@@ -1,4 +1,4 @@
-"""The lines of Export's form: what is asked for, what a line takes, what its arrows turn to."""
+"""The rows of Export's form: label, value, help, and the choices that arrow keys step through."""
 
 from __future__ import annotations
 

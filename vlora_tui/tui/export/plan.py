@@ -1,4 +1,4 @@
-"""What Export plans: which outputs go where, how large, what is in the way, what servers say.
+"""The plan of an export: outputs, sizes, what is in the way, which servers refuse what.
 
 Nothing here writes. Sizes follow from headers; places are looked at as the job will look at them.
 """

@@ -1,4 +1,4 @@
-"""Export's preview: what is going to be written where, then what was written, and read back."""
+"""Export's preview: which outputs will be written where, then which were, and read back."""
 
 from __future__ import annotations
 

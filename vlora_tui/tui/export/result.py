@@ -1,4 +1,4 @@
-"""What a job of Export has come to: per output, and in a line."""
+"""The result of an Export job: per output, and in one line."""
 
 from __future__ import annotations
 

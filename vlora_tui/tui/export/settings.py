@@ -1,4 +1,4 @@
-"""What Export is asked for: what there is to write, and how; plain data, texts as they were typed.
+"""Export's settings: what there is to write, and how; plain data, texts as they were typed.
 
 Merge methods come from the engine's own table, which needs no torch.
 """

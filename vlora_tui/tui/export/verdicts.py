@@ -1,4 +1,4 @@
-"""What headers tell of the items of Export, and what the doctor says of them for a target.
+"""What headers say of Export's items, and what the doctor says of them for a target.
 
 Every item is read once; no tensor is, and torch is not needed.
 """

@@ -1,4 +1,4 @@
-"""What Export does off the screen: looking at places and headers, finding its jobs."""
+"""Reads folders and headers for Export, and finds its jobs, in threads."""
 
 from __future__ import annotations
 

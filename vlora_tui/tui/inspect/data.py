@@ -1,4 +1,4 @@
-"""What Inspect shows: copies and runs, who stands apart, figures per layer. No widget.
+"""Data for Inspect: copies, runs, outliers, figures per layer. No widget.
 
 All of it is read from small files: spectra, the index and the task files of a subspace; what needs
 weights is told by a command of our own, whose JSON is taken apart here. What was found wrong is

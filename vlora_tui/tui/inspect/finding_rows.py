@@ -1,4 +1,4 @@
-"""What was found wrong, as rows: by headers, by spectra jobs, by the doctor, for a target.
+"""Findings as rows: from headers, spectra jobs, the doctor, and for a target.
 
 Each is told once: what the doctor says of an adapter, with the command that mends it, takes the
 place of what was found under the same code before.

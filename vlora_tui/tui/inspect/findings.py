@@ -1,4 +1,4 @@
-"""Inspect's pane of findings: what was found wrong, where, what mends it, and the doctor."""
+"""Inspect's findings pane: what is wrong, where, the fix, and the doctor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inspect's pane of groups: who is alike, who is whose copy, who comes of one run."""
+"""Inspect's groups pane: similar adapters, copies, and checkpoints of one run."""
 
 from __future__ import annotations
 

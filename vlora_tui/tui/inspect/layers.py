@@ -1,4 +1,4 @@
-"""Inspect's layers pane: where in the layers it lies, for one adapter or task, or between two."""
+"""Inspect's layers pane: one figure per layer, of an adapter or task, or of a pair."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One module in a box: the singular values of its dW, and what two adapters share there."""
+"""A dialog on one module: the singular values of its dW, and what two adapters share there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ways of Inspect from one pane to another, down to a module, and back."""
+"""Navigation in Inspect: from one pane to another, down to a module, and back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inspect's pane of outliers: who stands apart, in which modules, against what is usual."""
+"""Inspect's outliers pane: which adapters stand out, in which modules, against what is usual."""
 
 from __future__ import annotations
 

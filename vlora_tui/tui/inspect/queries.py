@@ -1,4 +1,4 @@
-"""Inspect's panes that have weights looked at: by commands of our own, in their own processes."""
+"""Panes of Inspect that need weights: they run commands of our own in other processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lines of Inspect: columns and cells of its tables, figures per layer, what is said below."""
+"""Rows and cells of Inspect's tables, figures per layer, and the text below them."""
 
 from __future__ import annotations
 

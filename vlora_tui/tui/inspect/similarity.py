@@ -1,4 +1,4 @@
-"""Inspect's matrix: everyone against everyone, by likeness or by how they would interfere."""
+"""Inspect's matrix: every pair of adapters, by similarity or by interference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Inspect is about: adapters or tasks, how they relate, what the filter keeps. No widget."""
+"""The state of Inspect: adapters or tasks, how they relate, what the filter keeps. No widget."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Inspect's pane of tasks: what a subspace holds, and which task is kept to compare with."""
+"""Inspect's tasks pane: the tasks of a subspace, and the one that others are compared with."""
 
 from __future__ import annotations
 

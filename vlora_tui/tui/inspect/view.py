@@ -1,4 +1,4 @@
-"""Step 4, Inspect: which adapters are alike, who stands apart, where in the layers it lies."""
+"""Step 4, Inspect: similar adapters, outliers, and the layers in which they differ."""
 
 from __future__ import annotations
 

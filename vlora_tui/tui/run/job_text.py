@@ -1,4 +1,4 @@
-"""Jobs in words: one line each for the table, and all there is to say about one of them."""
+"""Jobs as text: one line each for the table, and the details of one of them."""
 
 from __future__ import annotations
 

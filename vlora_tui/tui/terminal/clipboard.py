@@ -1,4 +1,4 @@
-"""Copying over SSH: through tmux, else by the terminal (OSC 52), else into a file."""
+"""Copies text over SSH: through tmux, else by the terminal (OSC 52), else into a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The terminal, and what happens when it goes away: the draft is saved and the process ends."""
+"""The terminal driver: when the terminal goes away, the draft is saved and the process ends."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is asked and told in a box above the screen: questions, texts, problems, help."""
+"""Dialogs above the screen: questions, texts, problems, help."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text folded to a width so that what goes on does not look like a line of its own."""
+"""Folds text to a width so that a continued line does not look like a line of its own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Everyone against everyone: a square of figures, drawn cell by cell, of any number of adapters."""
+"""A square matrix of figures, one row and column an adapter, drawn cell by cell."""
 
 from __future__ import annotations
 
