@@ -58,10 +58,10 @@ def tilde(path: str | Path) -> str:
     return clean(text)
 
 
-def place_words(place: str) -> str:
+def place_words(address: str) -> str:
     """A place that is looked into: a path, the Hub's cache, or a search on the Hub."""
-    if place.startswith(CACHE_PLACE):
+    if address.startswith(CACHE_PLACE):
         return "the Hub's cache"
-    if place.startswith(SEARCH_PLACE):
-        return f"the Hub, of {clean(place.removeprefix(SEARCH_PLACE))}"
-    return tilde(place)
+    if address.startswith(SEARCH_PLACE):
+        return f"the Hub, of {clean(address.removeprefix(SEARCH_PLACE))}"
+    return tilde(address)

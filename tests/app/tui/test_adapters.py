@@ -212,7 +212,7 @@ def test_the_first_run_offers_ways_to_begin_and_a_pasted_path_is_looked_into(fol
         assert len(names(pilot)) == 6
         await pilot.press("C")
         assert page.display
-        assert str(folder) in [b.place for b in page.table.rows]  # a recent folder now
+        assert str(folder) in [b.folder for b in page.table.rows]  # a recent folder now
 
     run(app(), steps)
 

@@ -61,7 +61,7 @@ def test_the_cache_is_a_way_to_begin(hub: Hub, tasks: list[str]) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
         await settle(pilot)
         page = pilot.app.query_one(StartPage)
-        row = next(b for b in page.table.rows if b.place == "hf-cache:")
+        row = next(b for b in page.table.rows if b.folder == "hf-cache:")
         page.table.move_to(page.table.rows.index(row))
         await pilot.press("enter")
         await settle(pilot)

@@ -74,7 +74,7 @@ def test_marks_pins_and_the_break_even_are_there() -> None:
         k=16,
         low=4,
         high=31,
-        own=56,
+        layer_k=56,
         pins=(32, 44),
         levels=((0.9, 28), (0.95, 36), (0.99, 56)),
         dear=66,
@@ -96,7 +96,7 @@ def test_what_is_not_known_is_said() -> None:
 
 
 def test_ascii_means_ascii() -> None:
-    marks = Marks(k=16, low=4, high=31, own=9, pins=(40,), levels=((0.9, 28),), dear=60)
+    marks = Marks(k=16, low=4, high=31, layer_k=9, pins=(40,), levels=((0.9, 28),), dear=60)
     for size in ((90, 24), (40, 8)):
         assert variance_chart(curves(("ascii", size)), marks, size, ASCII).plain.isascii()
 

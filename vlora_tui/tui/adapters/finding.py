@@ -122,16 +122,16 @@ class AdapterFinder:
         if news.problem is not None:
             self._host.complain(clean_lines(news.problem))
         elif not news.found and not news.stopped:
-            what = "nothing new" if news.place in self.places and self.rows else "nothing"
+            what = "nothing new" if news.folder in self.places and self.rows else "nothing"
             self._host.complain(
-                f"There is {what} in {place_words(news.place)}.\n"
+                f"There is {what} in {place_words(news.folder)}.\n"
                 "Looked for folders with adapter_config.json and adapter_model.safetensors, "
                 f"{self._host.config['scan_depth']} levels deep."
             )
-        elif is_hub_place(news.place):
-            remember_folder(news.place)
+        elif is_hub_place(news.folder):
+            remember_folder(news.folder)
         else:
-            remember_folder(str(Path(news.place).expanduser().absolute()))
+            remember_folder(str(Path(news.folder).expanduser().absolute()))
         for remark in news.remarks[:3]:
             self._view.notify(clean(remark), markup=False)
         if news.full:

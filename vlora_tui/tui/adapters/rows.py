@@ -219,9 +219,9 @@ def ordered(rows: Sequence[Row], column: str, descending: bool) -> list[Row]:
     """The rows sorted by a column; what is not known stays last either way."""
     keyed = [(row.sort_key(column), row) for row in rows]
     keyed.sort(key=lambda entry: entry[0], reverse=descending)
-    known = [row for key, row in keyed if not key[0]]
-    unknown = [row for key, row in keyed if key[0]]
-    return [*known, *(reversed(unknown) if descending else unknown)]
+    with_value = [row for key, row in keyed if not key[0]]
+    without_value = [row for key, row in keyed if key[0]]
+    return [*with_value, *(reversed(without_value) if descending else without_value)]
 
 
 _GRAVITY = ("error", "warning", "note")

@@ -42,7 +42,7 @@ class Ended:
         remarks: What is remarkable about the place.
     """
 
-    place: str
+    folder: str
     found: int
     names: dict[str, str]
     stopped: bool = False

@@ -34,7 +34,7 @@ class Beginning:
     what: str
     why: str
     action: str
-    place: str = ""
+    folder: str = ""
 
 
 class StartPage(Vertical):
@@ -55,7 +55,7 @@ class StartPage(Vertical):
         yield Static(WELCOME, id="welcome", markup=False)
         yield Static(WELCOME_MORE, id="welcome-more", markup=False)
         yield Table(
-            COLUMNS, _cells, key=lambda b: f"{b.action} {b.place}", header=False, id="beginnings"
+            COLUMNS, _cells, key=lambda b: f"{b.action} {b.folder}", header=False, id="beginnings"
         )
 
     def on_mount(self) -> None:

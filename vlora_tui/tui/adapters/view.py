@@ -155,7 +155,7 @@ class AdaptersView(View):
     def on_start_page_chosen(self, event: StartPage.Chosen) -> None:
         chosen = event.beginning
         if chosen.action == "look":
-            self.look_into([chosen.place])
+            self.look_into([chosen.folder])
         elif chosen.action == "demo":
             self._ask_for_demo()
         elif chosen.action == "draft":
@@ -165,9 +165,9 @@ class AdaptersView(View):
 
     # looking
 
-    def look_into(self, places: list[str]) -> None:
+    def look_into(self, folders: list[str]) -> None:
         """Scan these places, one after another."""
-        self.finder.look_into(places)
+        self.finder.look_into(folders)
 
     def mark_when_found(self, names: Mapping[str, str | None]) -> None:
         """Mark the adapters at or below these paths once they are found, and name them so."""

@@ -188,7 +188,7 @@ class VLoRAApp(BaseApp):
 
         async def answered(answer: str | None) -> None:
             if answer == "place" and self.view is not None:
-                await self.run_action(self.view.place_action, self.view)
+                await self.run_action(self.view.output_action, self.view)
 
         self.push_screen(Ask("Not enough room", words, options), answered)
 

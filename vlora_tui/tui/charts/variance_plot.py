@@ -87,7 +87,7 @@ class Marks:
     k: int | None = None
     low: int | None = None
     high: int | None = None
-    own: int | None = None
+    layer_k: int | None = None
     pins: tuple[int, ...] = ()
     levels: tuple[tuple[float, int | None], ...] = ()
     dear: int | None = None
@@ -383,8 +383,8 @@ def _rules(chart: Canvas, frame: _Frame, marks: Marks, look: Look) -> None:
             continue  # of a method that has more directions
         x = rule(k, dashed, "ghost")
         chart.put(x, frame.top, str(number), "ghost")
-    if marks.own is not None and marks.own != marks.k:
-        rule(marks.own, dotted, "focus")
+    if marks.layer_k is not None and marks.layer_k != marks.k:
+        rule(marks.layer_k, dotted, "focus")
     if marks.k is not None:
         rule(marks.k, solid, "rule")
     if marks.dear is not None:
@@ -420,8 +420,8 @@ def _k_axis(chart: Canvas, frame: _Frame, marks: Marks, look: Look) -> None:
         chart.put(frame.column(marks.k), bottom, "^" if look.ascii_only else "▲", "rule")
         words = "k" if low == high else "median k"
         label(marks.k, f" {words} {marks.k} ", "rule-label")
-        if marks.own is not None and marks.own != marks.k:
-            label(marks.own, str(marks.own), "focus")
+        if marks.layer_k is not None and marks.layer_k != marks.k:
+            label(marks.layer_k, str(marks.layer_k), "focus")
     label(1, "1", "axis")
     label(frame.last_k, str(frame.last_k), "axis")
     for k in _k_ticks(frame):

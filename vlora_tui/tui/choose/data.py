@@ -27,7 +27,7 @@ from vlora_tui.tui.choose.text import (
     difference,
     percent,
     spread,
-    verdict,
+    summary,
     worst_layer,
 )
 from vlora_tui.tui.core.session import Figures, Session
@@ -253,7 +253,7 @@ class LayerTables:
             k=middle,
             low=low,
             high=high,
-            own=layer_k,
+            layer_k=layer_k,
             pins=tuple(spread(p)[0] for p in pins if p is not None and p.choice is not None),
             levels=self._levels(session.choosing, choice.dtype)
             if both
@@ -369,7 +369,7 @@ class LayerTables:
             rows.append(Row("" if i else "same bytes", rival, of_rival, self._note(of_rival), True))
         words, bad = "", False
         if not missing:
-            words, bad = verdict(figures, figures_of_rivals, factor_bytes_16(self.spectra))
+            words, bad = summary(figures, figures_of_rivals, factor_bytes_16(self.spectra))
         now = None if figures is None else figures.choice
         dtype = now.dtype if now is not None else "F16"
         coded = session.choosing.is_coded

@@ -139,7 +139,7 @@ class ChoiceEditor:
 
     # a layer's own k
 
-    def turn_own(self) -> None:
+    def toggle_layer_k(self) -> None:
         """Start or end giving the focused layer a k of its own."""
         tables, layer = self.ready(), self.shown.layer
         if tables is None or layer is None:
@@ -157,7 +157,7 @@ class ChoiceEditor:
         else:
             self._redraw()
 
-    def clear_own(self) -> None:
+    def clear_layer_k(self) -> None:
         """Let the focused layer follow the others again."""
         layer = self.shown.layer
         self.shown = replace(self.shown, editing=False)

@@ -19,7 +19,7 @@ CLEARLY = 0.95  # an error under this share of another is worth a word
 HARDLY = 1.2  # under this ratio sharing hardly pays
 
 
-def verdict(
+def summary(
     figures: Figures | None, rivals: Sequence[Figures | None], factors: int
 ) -> tuple[str, bool]:
     """What the figures say about sharing, and whether that is a warning.
@@ -32,7 +32,7 @@ def verdict(
         return "", False
     closer = _closer(prediction, rivals)
     if figures.choosing.is_coded:
-        return " ".join([_coded_verdict(figures), closer]).strip(), prediction.codec_ratio < HARDLY
+        return " ".join([_coded_summary(figures), closer]).strip(), prediction.codec_ratio < HARDLY
     words = []
     fp32 = figures.choice is not None and figures.choice.dtype == "F32"
     remedy = "Store in fp16 (d), or allow" if fp32 else "Allow"
@@ -78,7 +78,7 @@ def _sharing(figures: Figures) -> int:
     return 0 if figures.coded is None else sum(map(bool, figures.coded.kinds.values()))
 
 
-def _coded_verdict(figures: Figures) -> str:
+def _coded_summary(figures: Figures) -> str:
     """What coding comes to beside A and B, and what sharing has to do with it."""
     coded = figures.coded
     if coded is None:

@@ -179,11 +179,11 @@ class ChooseView(View):
 
     def action_own(self) -> None:
         """Start or end giving the focused layer a k of its own."""
-        self.editor.turn_own()
+        self.editor.toggle_layer_k()
 
     def action_clear_own(self) -> None:
         """Let the focused layer follow the others again."""
-        self.editor.clear_own()
+        self.editor.clear_layer_k()
 
     def action_undo(self) -> None:
         """Take the last change of the choice back."""

@@ -22,7 +22,7 @@ class View(Vertical):
     step: ClassVar[int] = 0
     title: ClassVar[str] = ""
     help_text: ClassVar[str] = ""
-    place_action: ClassVar[str] = "place"  # the action that asks where the output goes
+    output_action: ClassVar[str] = "place"  # the action that asks where the output goes
 
     @property
     def host(self) -> Host:

@@ -240,7 +240,7 @@ def _export_commands(recipe: Recipe, tasks: Sequence[str], more: list[str]) -> s
         if len(names) > 1:
             return shlex.join([*head, *names, "-o", folder, *options])
     names = names or sorted(tasks)
-    return _one_by_one(
+    return _per_task(
         names, tasks, export.path, lambda name, path: [*head, name, "-o", path, *options]
     )
 
@@ -261,10 +261,10 @@ def _resize_commands(recipe: Recipe, tasks: Sequence[str], more: list[str]) -> s
         ref = paths.get(name) or f"{recipe.input.subspace}:{name}"
         return ["vlora-tui", "resize", ref, "-o", path, *options]
 
-    return _one_by_one(names, all_names, resize.path, words)
+    return _per_task(names, all_names, resize.path, words)
 
 
-def _one_by_one(
+def _per_task(
     names: Sequence[str],
     tasks: Sequence[str],
     path: str,

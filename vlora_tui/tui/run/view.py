@@ -38,7 +38,7 @@ class RunView(PaneView):
 
     step = 3
     title = "Run"
-    place_action = "output"
+    output_action = "output"
     least = (60, 20)
     help_text = (
         "Enter starts what the upper pane says. Jobs are processes of their own: closing the "

@@ -264,12 +264,12 @@ class Table(ScrollView, Generic[Row], can_focus=True):
     def _header(self, width: int) -> Strip:
         parts = [" " * (GAP + 1)]
         up, down = ("^", "v") if self._ascii else ("▴", "▾")
-        for index, room in self._widths:
+        for index, column_width in self._widths:
             column = self.columns[index]
             title = column.title
             if self.sorted_by is not None and self.sorted_by[0] == column.key:
                 title = f"{title}{down if self.sorted_by[1] else up}"
-            parts.append(_fit(title, room, column.right, "end", self._ascii) + " " * GAP)
+            parts.append(_fit(title, column_width, column.right, "end", self._ascii) + " " * GAP)
         text = set_cell_size("".join(parts), width)
         return Strip([Segment(text, self._style("header"))], width)
 
@@ -292,10 +292,10 @@ class Table(ScrollView, Generic[Row], can_focus=True):
             Segment(mark + " ", base if loud else base + self._style(mark_tone)),
         ]
         cells = self._draw(item)
-        for index, room in self._widths:
+        for index, column_width in self._widths:
             text, tone = cells[index]
             column = self.columns[index]
-            fitted = _fit(text, room, column.right, column.lost, self._ascii) + " " * GAP
+            fitted = _fit(text, column_width, column.right, column.lost, self._ascii) + " " * GAP
             segments.append(Segment(fitted, base if loud else base + self._style(tone)))
         return Strip(Segment.simplify(segments)).adjust_cell_length(width, base)
 
