@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import train
-from tests.hub import Hub, running
-from tests.train import Trained
+from tests.witnesses import train
+from tests.witnesses.hub import Hub, running
+from tests.witnesses.train import Trained
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests import make
 from tests.benchmarks.first_paint import seconds_until
 from tests.benchmarks.measure import Bench, ChildFailed
 from tests.benchmarks.run import SECTIONS
-from tests.train import Trained
+from tests.witnesses import make
+from tests.witnesses.train import Trained
 from vlora_engine.catalog.open import load_adapter
 from vlora_engine.targets.save import save_adapter
 from vlora_tui.pipeline.inputs import gather_adapters

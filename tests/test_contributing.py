@@ -21,7 +21,7 @@ EXAMPLES = {heading: "\n".join(CODE.findall(text)) for heading, _, text in SECTI
 CHECKS = {
     "A merge method": """
 import torch
-from tests import make
+from tests.witnesses import make
 from vlora_engine import merge
 
 def dense(adapter, module):
@@ -73,7 +73,7 @@ else:
 """,
     "A doctor rule": """
 from pathlib import Path
-from tests import make
+from tests.witnesses import make
 from vlora_engine import diagnose
 
 make.write(Path("high"), settings=make.config(lora_dropout=0.9))
@@ -90,7 +90,7 @@ import json
 from pathlib import Path
 import torch
 from safetensors.torch import load_file
-from tests import make
+from tests.witnesses import make
 from vlora_engine import save_adapter
 from vlora_engine.errors import VLoRAError
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests import train
-from tests.train import Trained
+from tests.witnesses import train
+from tests.witnesses.train import Trained
 from vlora_engine.catalog.open import open_adapter
 
 pytest.importorskip("peft")

@@ -8,11 +8,7 @@ from typing import Any
 
 from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.catalog.open import load_adapter
-from vlora_engine.nn.peft_model import (
-    as_peft_adapter,
-    require_extra,
-    with_adapter,
-)
+from vlora_engine.nn.peft_model import as_peft_adapter, require_extra, with_adapter
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.targets.save import save_adapter
 

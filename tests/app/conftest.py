@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from tests import make
+from tests.witnesses import make
 from vlora_tui.cli import main
 
 

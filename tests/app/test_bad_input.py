@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import make
 from tests.app.conftest import Cli
 from tests.conftest import FreshPython
+from tests.witnesses import make
 
 
 def tree(folder: Path) -> dict[str, bytes]:

@@ -12,8 +12,8 @@ import pytest
 import vlora_engine
 import vlora_tui
 from tests.app.conftest import Cli
-from tests.app.tui.test_run import session_of
-from tests.engine.test_subspace import files
+from tests.app.tui.run.test_run import session_of
+from tests.engine.test_shared_subspace import files
 from vlora_engine import SharedSubspace, open_adapter
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.compress.build import build_subspace

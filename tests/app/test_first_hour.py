@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests import make
 from tests.app.conftest import Cli
 from tests.conftest import FreshPython
+from tests.witnesses import make
 from vlora_tui.cli import output
 from vlora_tui.cli.output import cut, table_lines
 from vlora_tui.recipe.model import Recipe

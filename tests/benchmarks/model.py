@@ -17,12 +17,7 @@ from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.evaluation.evaluate import MAX_TOKENS, Pair, evaluate
 from vlora_engine.evaluation.prompts import read_prompts
-from vlora_engine.nn.peft_model import (
-    BaseModel,
-    PeftAdapter,
-    as_peft_adapter,
-    read_by_peft,
-)
+from vlora_engine.nn.peft_model import BaseModel, PeftAdapter, as_peft_adapter, read_by_peft
 
 Adapter = Path | LoRAWeights
 

@@ -51,9 +51,9 @@ def section(bench: Bench) -> list[Table]:
 
 def main(trained: Path, work: Path, result: Path, ratios: list[int]) -> None:
     """Measure everything once."""
-    from tests import train
     from tests.benchmarks.model import measure, with_factors
     from tests.benchmarks.quality import LoRAShare, VLoRA, collect, largest
+    from tests.witnesses import train
     from vlora_engine.catalog.open import load_adapter
     from vlora_engine.compress.build import build_subspace
     from vlora_engine.errors import TargetError

@@ -44,7 +44,7 @@ def section(bench: Bench) -> list[Table]:
 
 def main(trained: Path, tasks: list[str]) -> dict[str, Any]:
     """Train every task in every subspace."""
-    from tests import train
+    from tests.witnesses import train
 
     made = train.trained(trained) or train.train(trained)
     rows: dict[str, Any] = {}
@@ -59,7 +59,7 @@ def _gain(made: Any, task: str, name: str) -> tuple[float, float]:
     """The share of the loss gain, and of the parameters of a full LoRA."""
     from transformers import LlamaForCausalLM
 
-    from tests import train
+    from tests.witnesses import train
     from vlora_engine import (
         SharedSubspace,
         SubspaceTrainer,

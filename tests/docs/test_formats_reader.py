@@ -13,22 +13,15 @@ import pytest
 import torch
 
 import vlora_engine
-from tests import make
 from tests.engine.codec import made
+from tests.witnesses import make
 from vlora_engine import SharedSubspace
 from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.catalog.read import read_manifest
 from vlora_tui.jobs.joblock import JobLock
 from vlora_tui.jobs.store import JobInfo
 from vlora_tui.pipeline.events import EVENT_TYPES
-from vlora_tui.recipe.model import (
-    Compress,
-    Export,
-    Input,
-    Merge,
-    Quantize,
-    Resize,
-)
+from vlora_tui.recipe.model import Compress, Export, Input, Merge, Quantize, Resize
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "formats.md").read_text("utf-8")

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import vlora_engine.utils.workers as workers_module
-from tests import make
+from tests.witnesses import make
 from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.adapters.check import check_adapters
 from vlora_engine.adapters.model import LoRAWeights, MemorySource, ModuleShape

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import vlora_engine
-from tests import make
-from tests.engine.test_subspace import dense_error
+from tests.engine.test_shared_subspace import dense_error
+from tests.witnesses import make
 from vlora_engine import absorb_task, extract_adapter, init_subspace, load_adapter
 from vlora_engine.errors import NotFoundError, OutputExistsError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import make
+from tests.witnesses import make
 from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights
 from vlora_engine.catalog.open import open_adapter

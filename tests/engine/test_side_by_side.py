@@ -16,7 +16,7 @@ from types import ModuleType
 import pytest
 from torch import Tensor
 
-from tests.make import collection, config, factors, write
+from tests.witnesses.make import collection, config, factors, write
 from vlora_engine.adapters.check import check_adapters
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights
 from vlora_engine.catalog.open import load_adapter, open_adapter

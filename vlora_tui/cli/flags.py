@@ -11,12 +11,7 @@ from vlora_engine.catalog.locate import existing_path, locate
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli.options import Compressing
 from vlora_tui.cli.output import Output
-from vlora_tui.recipe.model import (
-    Recipe,
-    absolute,
-    named_inputs,
-    startable,
-)
+from vlora_tui.recipe.model import Recipe, absolute, named_inputs, startable
 from vlora_tui.recipe.reader import read_tables
 
 WHERE = "the command line"

@@ -10,12 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlora_engine.adapters.address import (
-    CACHE_PLACE,
-    SEARCH_PLACE,
-    AdapterRef,
-    address_text,
-)
+from vlora_engine.adapters.address import CACHE_PLACE, SEARCH_PLACE, AdapterRef, address_text
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.catalog.scanner import scan, tasks_of
 from vlora_engine.errors import ParameterError, VLoRAError

@@ -35,12 +35,7 @@ from vlora_engine.errors import (
     ParameterError,
     StorageError,
 )
-from vlora_engine.utils.files import (
-    directory_bytes,
-    dump_json,
-    partial_path,
-    write_file,
-)
+from vlora_engine.utils.files import directory_bytes, dump_json, partial_path, write_file
 from vlora_engine.utils.json_reader import JsonFile, JsonValue
 from vlora_engine.utils.unfinished import kept_layers, spectra_partial
 from vlora_tui.jobs.identity import host_name

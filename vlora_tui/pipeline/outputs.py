@@ -25,13 +25,7 @@ from vlora_engine.utils.naming import slugs
 from vlora_engine.utils.run_context import RunContext
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.inputs import Collection, read_places
-from vlora_tui.recipe.model import (
-    Export,
-    Merge,
-    Recipe,
-    Resize,
-    is_path,
-)
+from vlora_tui.recipe.model import Export, Merge, Recipe, Resize, is_path
 
 if TYPE_CHECKING:
     from vlora_engine.adapters.model import AdapterSource, LoRAWeights

@@ -14,10 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from vlora_engine.adapters.address import (
-    AdapterRef,
-    hub_cache,
-)
+from vlora_engine.adapters.address import AdapterRef, hub_cache
 from vlora_engine.catalog.locate import locate
 from vlora_engine.catalog.read import is_subspace
 from vlora_engine.compression_target import BASIS_METHODS, CompressionTarget

@@ -48,12 +48,7 @@ def compare(
     Raises:
         CollectionError: Adapters that cannot be compared, and not ``skip_bad``; or none is left.
     """
-    from vlora_engine.adapters.check import (
-        AdapterCheck,
-        CheckReport,
-        check_adapter,
-        misfits_of,
-    )
+    from vlora_engine.adapters.check import AdapterCheck, CheckReport, check_adapter, misfits_of
     from vlora_engine.analysis.similarity import relate
 
     checks = {name: AdapterCheck(name, error=e) for name, e in misfits_of(sources).items()}

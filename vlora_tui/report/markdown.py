@@ -8,13 +8,7 @@ from typing import Any
 
 from vlora_engine.utils.ranking import ranked
 from vlora_tui.report.comparison import sameness, why
-from vlora_tui.utils.formatting import (
-    percent,
-    plural,
-    printable,
-    size,
-    times,
-)
+from vlora_tui.utils.formatting import percent, plural, printable, size, times
 
 MATRIX = 12  # adapters whose cosines are printed as a table
 PAIRS = 15  # otherwise the pairs most alike

@@ -25,12 +25,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vlora_engine.analysis.duplicates import rounding_of
-from vlora_engine.analysis.relations import (
-    Array,
-    Relations,
-    components_of,
-    cosines_of,
-)
+from vlora_engine.analysis.relations import Array, Relations, components_of, cosines_of
 
 COMMON = 0.5  # cosine of A above which a start is common; .15 to .6 give the same ones
 _STEP = re.compile(r"(?i)(?<![a-z])(?:checkpoint|ckpt|step|iter|epoch)[-_ .]?(\d{1,12})(?!\d)")

@@ -34,12 +34,7 @@ from vlora_engine.analysis.similarity import (
     scaled_factors,
 )
 from vlora_engine.errors import ParameterError
-from vlora_engine.linalg.low_rank import (
-    Factors,
-    delta_error2,
-    delta_inner,
-    delta_norm2,
-)
+from vlora_engine.linalg.low_rank import Factors, delta_error2, delta_inner, delta_norm2
 
 
 def adapter_diff(

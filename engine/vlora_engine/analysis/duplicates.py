@@ -14,12 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from vlora_engine.analysis.relations import (
-    Array,
-    Relations,
-    components_of,
-    norms_of,
-)
+from vlora_engine.analysis.relations import Array, Relations, components_of, norms_of
 
 Sameness = Literal["identical", "same change", "multiple"]
 

@@ -8,13 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from vlora_engine.adapters.address import (
-    FORM,
-    AdapterRef,
-    address_of_page,
-    expanded,
-    is_address,
-)
+from vlora_engine.adapters.address import FORM, AdapterRef, address_of_page, expanded, is_address
 from vlora_engine.errors import NotFoundError, ParameterError, VLoRAError
 from vlora_engine.formats.base import Format, Location, Probe, Registry
 from vlora_engine.hub.fetch import local_path

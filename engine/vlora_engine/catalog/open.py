@@ -9,11 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlora_engine.adapters.address import AdapterRef
-from vlora_engine.adapters.model import (
-    AdapterSource,
-    LoRAWeights,
-    to_memory,
-)
+from vlora_engine.adapters.model import AdapterSource, LoRAWeights, to_memory
 from vlora_engine.catalog.locate import (
     MAX_ADAPTERS,
     MAX_DEPTH,

@@ -23,13 +23,7 @@ from vlora_engine.adapters.address import (
 )
 from vlora_engine.adapters.base_models import normalise_base_model
 from vlora_engine.adapters.model import ModuleShape
-from vlora_engine.catalog.locate import (
-    MAX_ADAPTERS,
-    MAX_DEPTH,
-    existing_path,
-    nothing_error,
-    walk,
-)
+from vlora_engine.catalog.locate import MAX_ADAPTERS, MAX_DEPTH, existing_path, nothing_error, walk
 from vlora_engine.catalog.open import FORMATS, task_of_subspace
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.catalog.subspace_tasks import inspect_task, inspection_of

@@ -10,12 +10,7 @@ from vlora_engine.errors import ParameterError
 from vlora_engine.formats.base import Inspection, Probe
 from vlora_engine.formats.config import read_settings
 from vlora_engine.interop.names import PEERS, peer_at
-from vlora_engine.manifest.manifest import (
-    FORMAT,
-    Manifest,
-    is_own_subspace,
-    unknown_task,
-)
+from vlora_engine.manifest.manifest import FORMAT, Manifest, is_own_subspace, unknown_task
 from vlora_engine.utils.file_names import SUBSPACE_INDEX
 from vlora_engine.utils.safetensors_file import read_error
 

@@ -13,12 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vlora_engine.codec.forecast import (
-    COARSEST,
-    FINEST,
-    Forecast,
-    Outlook,
-)
+from vlora_engine.codec.forecast import COARSEST, FINEST, Forecast, Outlook
 from vlora_engine.codec.tables import Array
 from vlora_engine.compression_target import CompressionTarget
 

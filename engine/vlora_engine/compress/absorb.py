@@ -33,10 +33,7 @@ from vlora_engine.subspace.loadings import (
     round_to,
     unpack,
 )
-from vlora_engine.subspace.projection import (
-    check_fits,
-    padded_stack,
-)
+from vlora_engine.subspace.projection import check_fits, padded_stack
 from vlora_engine.subspace.request import Plan, prepare
 from vlora_engine.subspace.store import decode_task
 from vlora_engine.subspace.tasks import TaskMap, TaskProjection, collect_tasks

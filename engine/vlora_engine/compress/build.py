@@ -26,18 +26,9 @@ from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.compression_target import BASIS_METHODS, CompressionTarget
 from vlora_engine.errors import ParameterError, SubspaceError
 from vlora_engine.findings import Finding
-from vlora_engine.manifest.manifest import (
-    Manifest,
-    TaskRecord,
-)
-from vlora_engine.manifest.records import (
-    max_k,
-)
-from vlora_engine.spectra.choose import (
-    choose,
-    match_layers,
-    too_large,
-)
+from vlora_engine.manifest.manifest import Manifest, TaskRecord
+from vlora_engine.manifest.records import max_k
+from vlora_engine.spectra.choose import choose, match_layers, too_large
 from vlora_engine.spectra.tables import Spectra
 from vlora_engine.subspace.basis import BuiltLayer, LayerPlan, build_layer
 from vlora_engine.subspace.basis_space import BasisSpace
@@ -45,23 +36,11 @@ from vlora_engine.subspace.coded.build import build_coded
 from vlora_engine.subspace.coded.space import CodedSpace, code_collection
 from vlora_engine.subspace.layer_parts import LayerParts
 from vlora_engine.subspace.loadings import EncodedTask, Storage
-from vlora_engine.subspace.request import (
-    BuildReport,
-    Collection,
-    Plan,
-    assemble_task,
-    prepare,
-)
+from vlora_engine.subspace.request import BuildReport, Collection, Plan, assemble_task, prepare
 from vlora_engine.subspace.store import task_files, write_subspace
 from vlora_engine.subspace.tasks import collect_tasks
 from vlora_engine.utils.device import pick_device
-from vlora_engine.utils.files import (
-    check_output,
-    discard,
-    partial_path,
-    publish,
-    sole_writer,
-)
+from vlora_engine.utils.files import check_output, discard, partial_path, publish, sole_writer
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback
 from vlora_engine.utils.run_context import RunContext
 from vlora_engine.utils.unfinished import RESULT, SPECTRA, keep_finished_layers

@@ -19,12 +19,7 @@ from torch import Tensor
 from vlora_engine._version import __version__
 from vlora_engine.adapters.check import CheckReport, check_adapters
 from vlora_engine.adapters.model import AdapterSource
-from vlora_engine.adapters.stack import (
-    LayerStack,
-    flatten,
-    read_stack,
-    unflatten,
-)
+from vlora_engine.adapters.stack import LayerStack, flatten, read_stack, unflatten
 from vlora_engine.analysis.relations import RelationsSum
 from vlora_engine.compression_target import BASIS_METHODS
 from vlora_engine.errors import ParameterError
@@ -52,12 +47,7 @@ from vlora_engine.spectra.tables import (
 from vlora_engine.subspace.coded.build import outlook_of
 from vlora_engine.subspace.request import Collection, canonical_order
 from vlora_engine.utils.device import pick_device
-from vlora_engine.utils.files import (
-    check_output,
-    discard,
-    publish,
-    sole_writer,
-)
+from vlora_engine.utils.files import check_output, discard, publish, sole_writer
 from vlora_engine.utils.memory import return_large_blocks
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback
 from vlora_engine.utils.run_context import RunContext

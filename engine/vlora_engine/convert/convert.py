@@ -13,24 +13,14 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, MemorySource, to_memory
 from vlora_engine.catalog.read import is_subspace, read_manifest
-from vlora_engine.convert.losses import (
-    Loss,
-    losses,
-    outline_of,
-    outlines_of,
-)
+from vlora_engine.convert.losses import Loss, losses, outline_of, outlines_of
 from vlora_engine.errors import ParameterError
 from vlora_engine.formats.mlx_save import save_mlx
 from vlora_engine.interop.names import LORASHARE, VLORA_DEV
 from vlora_engine.manifest.manifest import Manifest, TaskRecord
 from vlora_engine.targets.save import save_adapter
 from vlora_engine.targets.verify import require_alike, verify_adapter
-from vlora_engine.utils.files import (
-    check_output,
-    directory_bytes,
-    new_directory,
-    require_apart,
-)
+from vlora_engine.utils.files import check_output, directory_bytes, new_directory, require_apart
 from vlora_engine.utils.naming import slugs
 from vlora_engine.utils.progress import ProgressCallback
 from vlora_engine.utils.run_context import RunContext

@@ -29,11 +29,7 @@ from vlora_engine.doctor.collection_rules import together
 from vlora_engine.doctor.rules import RULES, TARGETS, Stage, Subject, applied
 from vlora_engine.doctor.subspace_check import check_subspace
 from vlora_engine.doctor.tensor_rules import read_facts
-from vlora_engine.errors import (
-    ParameterError,
-    UnsupportedAdapterError,
-    VLoRAError,
-)
+from vlora_engine.errors import ParameterError, UnsupportedAdapterError, VLoRAError
 from vlora_engine.findings import SEVERITIES, Finding, Severity, finding_of
 from vlora_engine.formats.base import Inspection, Probe
 from vlora_engine.utils.naming import printable

@@ -21,13 +21,7 @@ from torch import Tensor
 from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.errors import ParameterError
 from vlora_engine.evaluation.prompts import Prompt
-from vlora_engine.nn.peft_model import (
-    BaseModel,
-    PeftAdapter,
-    as_peft_adapter,
-    quiet,
-    read_by_peft,
-)
+from vlora_engine.nn.peft_model import BaseModel, PeftAdapter, as_peft_adapter, quiet, read_by_peft
 from vlora_engine.subspace.space import Space
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback
 from vlora_engine.utils.ranking import ranked

@@ -7,12 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters.model import AdapterSource
-from vlora_engine.errors import (
-    AdapterError,
-    NotFoundError,
-    UnsupportedAdapterError,
-    VLoRAError,
-)
+from vlora_engine.errors import AdapterError, NotFoundError, UnsupportedAdapterError, VLoRAError
 from vlora_engine.formats.base import PICKLES, FileAdapter, Inspection, Probe
 from vlora_engine.formats.config import (
     Settings,

@@ -8,11 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from vlora_engine.errors import (
-    AdapterError,
-    CorruptFileError,
-    UnsupportedAdapterError,
-)
+from vlora_engine.errors import AdapterError, CorruptFileError, UnsupportedAdapterError
 from vlora_engine.formats.layout import Described
 from vlora_engine.utils.safetensors_file import (
     LFS_POINTER,

@@ -7,11 +7,7 @@ to be worked on is fetched into huggingface_hub's own cache (`fetch`), at one co
 
 from __future__ import annotations
 
-from vlora_engine.adapters.address import (
-    AdapterRef,
-    address_of,
-    is_address,
-)
+from vlora_engine.adapters.address import AdapterRef, address_of, is_address
 
 __all__ = [
     "AdapterRef",

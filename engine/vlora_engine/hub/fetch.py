@@ -11,11 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from vlora_engine.adapters.address import (
-    AdapterRef,
-    hub_cache,
-    repo_folder,
-)
+from vlora_engine.adapters.address import AdapterRef, hub_cache, repo_folder
 from vlora_engine.errors import CorruptFileError, StorageError, VLoRAError
 from vlora_engine.findings import Finding
 from vlora_engine.hub.client import hub_errors, silence

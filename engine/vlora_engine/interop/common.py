@@ -11,12 +11,7 @@ from vlora_engine.errors import CorruptFileError, NotFoundError
 from vlora_engine.formats.config import endless, load_json
 from vlora_engine.manifest.manifest import LayerSpec, TaskRecord
 from vlora_engine.utils.files import how_to_put_back
-from vlora_engine.utils.safetensors_file import (
-    FLOAT_DTYPES,
-    ITEM_BYTES,
-    Header,
-    read_error,
-)
+from vlora_engine.utils.safetensors_file import FLOAT_DTYPES, ITEM_BYTES, Header, read_error
 
 MAX_INDEX_BYTES = 64_000_000
 MAX_SIZE = 1 << 40

@@ -14,14 +14,7 @@ from typing import Any
 
 from vlora_engine.findings import Finding
 from vlora_engine.formats.config import Settings, find_variant, read_settings
-from vlora_engine.interop.common import (
-    Shape,
-    natural,
-    peer_record,
-    read_index,
-    shape_of,
-    unsound,
-)
+from vlora_engine.interop.common import Shape, natural, peer_record, read_index, shape_of, unsound
 from vlora_engine.interop.names import LORASHARE
 from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
 from vlora_engine.utils.file_names import SHARE_INDEX

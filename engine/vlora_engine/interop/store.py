@@ -20,21 +20,11 @@ from vlora_engine.manifest.records import figure
 from vlora_engine.quantization.nf4 import NF4_QUANT_TABLE
 from vlora_engine.subspace.basis import Bases, LayerBasis
 from vlora_engine.subspace.basis_space import BasisSpace
-from vlora_engine.subspace.loadings import (
-    EncodedTask,
-    Storage,
-    encode_loadings,
-    join_loadings,
-)
+from vlora_engine.subspace.loadings import EncodedTask, Storage, encode_loadings, join_loadings
 from vlora_engine.subspace.store import StoredSubspace
 from vlora_engine.subspace.tasks import TaskMap
 from vlora_engine.utils.file_names import VLORA_INDEX
-from vlora_engine.utils.safetensors_file import (
-    Header,
-    close_below,
-    read_header,
-    read_tensor,
-)
+from vlora_engine.utils.safetensors_file import Header, close_below, read_header, read_tensor
 
 ORTHONORMAL = 1e-5  # how far components may be from orthonormal to be taken as they are
 

@@ -17,17 +17,9 @@ from typing import Any, TypeVar, cast, get_args
 
 from vlora_engine.adapters.model import Kind
 from vlora_engine.compression_target import BASIS_METHODS, CODED_METHODS
-from vlora_engine.errors import (
-    NotFoundError,
-    SubspaceError,
-)
+from vlora_engine.errors import NotFoundError, SubspaceError
 from vlora_engine.findings import Finding
-from vlora_engine.manifest.coded_index import (
-    open_layers,
-    open_tasks,
-    pack_layers,
-    pack_tasks,
-)
+from vlora_engine.manifest.coded_index import open_layers, open_tasks, pack_layers, pack_tasks
 from vlora_engine.manifest.coding import Coding, parse_coding
 from vlora_engine.quantization.packing import Quantization, parse_quantization
 from vlora_engine.utils.file_names import SUBSPACE_INDEX

@@ -22,12 +22,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from vlora_engine.linalg.low_rank import (
-    Factors,
-    canonical_svd,
-    delta_norm2,
-    largest_entry_sign,
-)
+from vlora_engine.linalg.low_rank import Factors, canonical_svd, delta_norm2, largest_entry_sign
 
 EPS = torch.finfo(torch.float64).eps
 ROUNDING = 1e-12  # of an adapter's norm: smaller entries of its core count as 0

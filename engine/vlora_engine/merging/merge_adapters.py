@@ -13,16 +13,8 @@ from torch import Tensor
 
 from vlora_engine.adapters.base_models import normalise_base_model
 from vlora_engine.adapters.collection import modules_of, source_label
-from vlora_engine.adapters.model import (
-    AdapterSource,
-    LoRAWeights,
-    as_source,
-    nominal_rank,
-)
-from vlora_engine.errors import (
-    AdapterError,
-    UnsupportedAdapterError,
-)
+from vlora_engine.adapters.model import AdapterSource, LoRAWeights, as_source, nominal_rank
+from vlora_engine.errors import AdapterError, UnsupportedAdapterError
 from vlora_engine.findings import Finding
 from vlora_engine.merging.core_space import ModuleInputs
 from vlora_engine.merging.factorwise import as_first_library, as_peft

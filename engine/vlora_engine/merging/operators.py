@@ -14,12 +14,7 @@ import torch
 from torch import Tensor
 
 from vlora_engine.linalg.low_rank import module_gram
-from vlora_engine.merging.core_space import (
-    EPS,
-    ROUNDING,
-    Change,
-    ModuleInputs,
-)
+from vlora_engine.merging.core_space import EPS, ROUNDING, Change, ModuleInputs
 from vlora_engine.merging.sparsify import (
     Values,
     draw,

@@ -11,12 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vlora_engine.adapters.model import (
-    AdapterSource,
-    LoRAWeights,
-    ModuleShape,
-    match_pattern,
-)
+from vlora_engine.adapters.model import AdapterSource, LoRAWeights, ModuleShape, match_pattern
 from vlora_engine.findings import Finding
 from vlora_engine.merging.core_space import Change
 from vlora_engine.merging.retention import ModuleRetention, Retention, retentions

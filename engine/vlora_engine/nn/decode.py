@@ -20,12 +20,7 @@ from vlora_engine.errors import ParameterError
 from vlora_engine.manifest.manifest import TaskRecord
 from vlora_engine.nn.effects import Factors, Shared, TaskEffect
 from vlora_engine.subspace.basis import LayerBasis
-from vlora_engine.subspace.loadings import (
-    EncodedTask,
-    Loadings,
-    LoadingsForm,
-    decode_sides,
-)
+from vlora_engine.subspace.loadings import EncodedTask, Loadings, LoadingsForm, decode_sides
 from vlora_engine.subspace.space import Space
 
 SHARING = ("delta", "columns")  # methods whose tasks are small matrices in a basis of dW's sides

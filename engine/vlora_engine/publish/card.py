@@ -7,10 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlora_engine.adapters.address import (
-    AdapterRef,
-    snapshot_folder,
-)
+from vlora_engine.adapters.address import AdapterRef, snapshot_folder
 from vlora_engine.errors import VLoRAError
 from vlora_engine.formats.findings import looks_local
 from vlora_engine.hub.listing import CARD, list_repository

@@ -12,23 +12,12 @@ from vlora_engine.catalog.load import load_space
 from vlora_engine.catalog.locate import existing_path
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.read import is_subspace, read_manifest
-from vlora_engine.errors import (
-    HubAccessError,
-    NotFoundError,
-    OutputExistsError,
-    ParameterError,
-)
+from vlora_engine.errors import HubAccessError, NotFoundError, OutputExistsError, ParameterError
 from vlora_engine.findings import Finding
 from vlora_engine.hub.client import api, endpoint_page, hub_errors, silence
 from vlora_engine.hub.listing import CARD, Listing, adapter_files, list_repository
 from vlora_engine.manifest.manifest import Manifest
-from vlora_engine.publish.card import (
-    Entry,
-    adapters_card,
-    is_public,
-    source_licence,
-    subspace_card,
-)
+from vlora_engine.publish.card import Entry, adapters_card, is_public, source_licence, subspace_card
 from vlora_engine.subspace.save import write_copy
 from vlora_engine.subspace.space import WritableSpace
 from vlora_engine.targets.save import save_adapter

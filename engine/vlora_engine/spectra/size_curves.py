@@ -12,12 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vlora_engine.codec.forecast import (
-    COARSEST,
-    FINEST,
-    Forecast,
-    Outlook,
-)
+from vlora_engine.codec.forecast import COARSEST, FINEST, Forecast, Outlook
 from vlora_engine.compression_target import CODED_METHODS, CompressionTarget
 from vlora_engine.errors import VLoRAError
 from vlora_engine.quantization.packing import NOISE, named_quantization

@@ -11,12 +11,7 @@ import torch
 from torch import Tensor
 
 from vlora_engine.adapters.check import CheckReport, check_adapter
-from vlora_engine.adapters.model import (
-    AdapterSource,
-    LoRAWeights,
-    ModuleShape,
-    form_word,
-)
+from vlora_engine.adapters.model import AdapterSource, LoRAWeights, ModuleShape, form_word
 from vlora_engine.adapters.stack import LayerStack, read_stack
 from vlora_engine.errors import CollectionError, NotFoundError, ParameterError, SubspaceError
 from vlora_engine.linalg.grams import cumulative_grams

@@ -21,12 +21,7 @@ from torch import Tensor
 from vlora_engine._version import __version__
 from vlora_engine.errors import CorruptFileError
 from vlora_engine.manifest.card import model_card
-from vlora_engine.manifest.manifest import (
-    BasisFile,
-    LayerSpec,
-    Manifest,
-    TaskRecord,
-)
+from vlora_engine.manifest.manifest import BasisFile, LayerSpec, Manifest, TaskRecord
 from vlora_engine.quantization.packed import PackedBasis, PackedRows
 from vlora_engine.quantization.packing import Packing
 from vlora_engine.subspace.basis import LayerBasis
@@ -39,12 +34,7 @@ from vlora_engine.subspace.loadings import (
     unpack,
 )
 from vlora_engine.utils.file_names import BASIS_FILE, SUBSPACE_INDEX
-from vlora_engine.utils.files import (
-    dump_json,
-    sha256_file,
-    write_file,
-    write_json,
-)
+from vlora_engine.utils.files import dump_json, sha256_file, write_file, write_json
 from vlora_engine.utils.naming import slugs
 from vlora_engine.utils.safetensors_file import (
     ITEM_BYTES,

@@ -12,12 +12,7 @@ from torch import Tensor
 
 from vlora_engine.adapters.address import absolute_source
 from vlora_engine.errors import ParameterError, SubspaceError
-from vlora_engine.manifest.manifest import (
-    LayerSpec,
-    OwnModule,
-    TaskRecord,
-    unknown_task,
-)
+from vlora_engine.manifest.manifest import LayerSpec, OwnModule, TaskRecord, unknown_task
 from vlora_engine.manifest.records import figure
 from vlora_engine.quantization.packed import PackedBasis
 from vlora_engine.subspace.basis import Bases, BuiltLayer, LayerBasis

@@ -17,16 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from tests import make
+from tests.witnesses import make
 from vlora_engine.compression_target import CompressionTarget
 from vlora_tui.jobs import Job, JobStore, look
-from vlora_tui.recipe.model import (
-    AdapterInput,
-    Compress,
-    Export,
-    Input,
-    Recipe,
-)
+from vlora_tui.recipe.model import AdapterInput, Compress, Export, Input, Recipe
 
 PATIENCE = 60.0  # only a broken test waits so long
 MODULES = {f"transformer.h.{i}.attn.c_attn": (12, 36) for i in range(6)}

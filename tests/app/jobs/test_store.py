@@ -29,12 +29,7 @@ from vlora_tui.jobs.environment import environment_notes
 from vlora_tui.jobs.joblock import JobLock
 from vlora_tui.jobs.runner import JobEventLog, run_job
 from vlora_tui.pipeline import events
-from vlora_tui.recipe.model import (
-    AdapterInput,
-    Compress,
-    Input,
-    Recipe,
-)
+from vlora_tui.recipe.model import AdapterInput, Compress, Input, Recipe
 from vlora_tui.tui.run import job_text
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import make
-from tests.app.tui.test_start import Terminal
+from tests.app.tui.app.test_start import Terminal
+from tests.witnesses import make
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.compress.measure import compute_spectra
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 
+from tests.app.tui.adapters.test_adapters import app, names, settle, view
+from tests.app.tui.app.test_start import COMMAND, Terminal
 from tests.app.tui.drive import run
-from tests.app.tui.test_adapters import app, names, settle, view
-from tests.app.tui.test_start import COMMAND, Terminal
 from vlora_tui.tui.app.app import STEPS
 
 Close = Callable[[Path], None]

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from textual.widgets import Static
 
+from tests.app.tui.app.test_start import Terminal
 from tests.app.tui.drive import run
 from tests.app.tui.test_bytes import PROGRAM, places
-from tests.app.tui.test_start import Terminal
 from vlora_tui.tui.app.app import VLoRAApp
 from vlora_tui.tui.widgets.dialogs import Ask, Option
 from vlora_tui.tui.widgets.heatmap import Heatmap

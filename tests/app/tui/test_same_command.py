@@ -10,21 +10,16 @@ from typing import Any
 
 import pytest
 
-from tests import make
-from tests.app.tui.test_bad_adapters import with_nan
-from tests.app.tui.test_run import session_of
-from tests.app.tui.test_sizes import related
+from tests.app.tui.choose.test_sizes import related
+from tests.app.tui.core.test_bad_adapters import with_nan
+from tests.app.tui.run.test_run import session_of
+from tests.witnesses import make
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.compression_target import CompressionTarget
 from vlora_tui.cli import main
 from vlora_tui.pipeline.run import Run
 from vlora_tui.tui.export.recipes import command_of, recipe_of
-from vlora_tui.tui.export.settings import (
-    Settings,
-    Source,
-    adapters_of,
-    tasks_of,
-)
+from vlora_tui.tui.export.settings import Settings, Source, adapters_of, tasks_of
 
 LAYER = next(iter(make.MODULES))
 

@@ -19,8 +19,8 @@ from textual.app import App
 from textual.pilot import Pilot
 from textual.scrollbar import ScrollBar, ScrollBarRender
 
-from tests import make
 from tests.app.tui.drive import run
+from tests.witnesses import make
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.scanner import scan
 from vlora_engine.compress.measure import compute_spectra

@@ -22,8 +22,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import make
 from tests.app.jobs.conftest import LAYER, MODULES, Gate, kill, pid_of, state, tree, until
+from tests.witnesses import make
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.demo import demo_base_config, make_demo_collection
 from vlora_tui.jobs import Job, JobStore, State, start, wait

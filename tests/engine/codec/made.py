@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from tests import make
+from tests.witnesses import make
 from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.adapters.stack import LayerStack
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests import make
 from tests.engine.codec import made
-from tests.engine.test_build import Stop
-from tests.engine.test_subspace import compress, dense_error, files
+from tests.engine.compress.test_build import Stop
+from tests.engine.test_shared_subspace import compress, dense_error, files
+from tests.witnesses import make
 from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.adapters.model import LoRAWeights, as_source
 from vlora_engine.catalog.open import open_adapter

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.engine.test_subspace import files
+from tests.engine.test_shared_subspace import files
 from vlora_engine import SharedSubspace
 from vlora_engine.codec.blobs import (
     Columns,

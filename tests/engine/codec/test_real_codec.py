@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.engine.test_real_sets import sources_of
-from tests.engine.test_subspace import dense_error
-from tests.train import Trained
+from tests.engine.test_shared_subspace import dense_error
+from tests.witnesses.train import Trained
 from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.compress.build import build_subspace

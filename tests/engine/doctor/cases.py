@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests import make
+from tests.witnesses import make
 
 Build = Callable[[Path], Path | None]  # writes below a folder; returns the place, if it is another
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n"

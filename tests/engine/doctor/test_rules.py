@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests import make
 from tests.conftest import FreshPython
 from tests.engine.doctor.cases import CASES, Build, write_base
+from tests.witnesses import make
 from vlora_engine.catalog.open import FORMATS
 from vlora_engine.catalog.scanner import scan
 from vlora_engine.doctor import TARGETS, all_rules, diagnose, read_base, verdict

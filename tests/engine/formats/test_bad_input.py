@@ -11,7 +11,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests import make
+from tests.witnesses import make
 from vlora_engine.catalog.open import load_adapter, open_adapter
 from vlora_engine.catalog.scanner import scan
 from vlora_engine.errors import (

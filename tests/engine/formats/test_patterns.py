@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests import make
+from tests.witnesses import make
 from vlora_engine.adapters.model import match_pattern
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.formats import patterns

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from tests import make
+from tests.witnesses import make
 from vlora_engine.catalog.open import load_adapter, open_adapter
 from vlora_engine.targets.save import save_adapter
 from vlora_engine.utils.safetensors_file import read_header

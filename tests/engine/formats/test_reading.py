@@ -8,14 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests import make
+from tests.witnesses import make
 from vlora_engine.adapters.model import MemorySource, content_digest
-from vlora_engine.catalog.open import (
-    FORMATS,
-    find_adapters,
-    load_adapter,
-    open_adapter,
-)
+from vlora_engine.catalog.open import FORMATS, find_adapters, load_adapter, open_adapter
 from vlora_engine.errors import (
     AdapterError,
     CorruptFileError,

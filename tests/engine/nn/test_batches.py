@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests import make
 from tests.engine.nn.tiny_models import LLAMA, TOKENS, logits, on_every_device, peft_adapters, whole
+from tests.witnesses import make
 from vlora_engine import SharedSubspace, TaskRouter, VLoRAModel
 from vlora_engine.errors import CorruptFileError, NotFoundError, ParameterError, SubspaceError
 from vlora_engine.nn.blend import blend_tasks

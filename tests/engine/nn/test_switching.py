@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests import make
 from tests.engine.nn.tiny_models import (
     GPT2,
     LLAMA,
@@ -26,6 +25,7 @@ from tests.engine.nn.tiny_models import (
     peft_logits,
     whole,
 )
+from tests.witnesses import make
 from vlora_engine import SharedSubspace, VLoRAModel, apply, load_adapter, save_adapter
 from vlora_engine.errors import (
     CollectionError,

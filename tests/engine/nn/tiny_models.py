@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests import make
+from tests.witnesses import make
 from vlora_engine import SharedSubspace, open_adapter
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]

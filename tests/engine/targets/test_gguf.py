@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests import make
-from tests.llama_cpp import Lora, Model, log_probabilities, write_base
+from tests.witnesses import make
+from tests.witnesses.llama_cpp import Lora, Model, log_probabilities, write_base
 from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.catalog.open import find_adapters, load_adapter, open_adapter
 from vlora_engine.catalog.scanner import scan

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests import make
+from tests.witnesses import make
 from vlora_engine.adapters.model import LoRAWeights, MemorySource, ModuleShape
 from vlora_engine.catalog.open import load_adapter
 from vlora_engine.errors import AdapterError, ParameterError, UnsupportedAdapterError

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests import make
+from tests.witnesses import make
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.doctor import verdict
 from vlora_engine.errors import VLoRAError

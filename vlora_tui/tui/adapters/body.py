@@ -9,12 +9,7 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import Input, Static
 
-from vlora_tui.tui.adapters.details import (
-    LABEL,
-    Tones,
-    facts,
-    findings,
-)
+from vlora_tui.tui.adapters.details import LABEL, Tones, facts, findings
 from vlora_tui.tui.adapters.rows import COLUMNS, Row
 from vlora_tui.tui.widgets.folding import hanging
 from vlora_tui.tui.widgets.table import Cell, Table

@@ -15,12 +15,7 @@ from textual.containers import Vertical
 from textual.message import Message
 from textual.widgets import Input, Static
 
-from vlora_engine.adapters.address import (
-    CACHE_PLACE,
-    SEARCH_PLACE,
-    AdapterRef,
-    is_hub_place,
-)
+from vlora_engine.adapters.address import CACHE_PLACE, SEARCH_PLACE, AdapterRef, is_hub_place
 from vlora_engine.catalog.locate import refuse_elsewhere
 from vlora_engine.errors import ParameterError, VLoRAError
 from vlora_engine.utils.file_names import ADAPTER_CONFIG, SUBSPACE_INDEX

@@ -13,13 +13,7 @@ from textual.strip import Strip
 from textual.widget import Widget
 
 from vlora_tui.tui.charts.size_plot import SizeData, SizeMarks, size_chart
-from vlora_tui.tui.charts.variance_plot import (
-    ROLES,
-    Look,
-    Marks,
-    VarianceData,
-    variance_chart,
-)
+from vlora_tui.tui.charts.variance_plot import ROLES, Look, Marks, VarianceData, variance_chart
 
 
 class ChartPane(Widget, can_focus=True):

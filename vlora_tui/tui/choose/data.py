@@ -23,13 +23,7 @@ from vlora_engine.spectra.k_curves import (
 from vlora_engine.spectra.sizes import factor_bytes_16, input_bytes
 from vlora_tui.tui.charts.variance_plot import Marks, VarianceData
 from vlora_tui.tui.choose.figures_pane import LEVELS, Row, Sheet
-from vlora_tui.tui.choose.text import (
-    difference,
-    percent,
-    spread,
-    summary,
-    worst_layer,
-)
+from vlora_tui.tui.choose.text import difference, percent, spread, summary, worst_layer
 from vlora_tui.tui.core.session import Figures, Session
 from vlora_tui.tui.text import clean
 from vlora_tui.tui.widgets.heatmap import Cell, LayerGrid, arrange

@@ -18,12 +18,7 @@ from vlora_engine.codec.forecast import EVERYBODY
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import VLoRAError
 from vlora_engine.spectra.choose import Prediction
-from vlora_engine.spectra.size_curves import (
-    CODED,
-    PLAIN,
-    curve_of,
-    ladder,
-)
+from vlora_engine.spectra.size_curves import CODED, PLAIN, curve_of, ladder
 from vlora_engine.spectra.sizes import factor_bytes_16, input_bytes, rest_bytes
 from vlora_engine.utils.ranking import ranked
 from vlora_tui.pipeline.forecast import Coded, Loss, losses_of_choice

@@ -7,13 +7,7 @@ from textual.containers import Vertical
 from textual.message import Message
 from textual.widgets import Static
 
-from vlora_tui.tui.export.settings import (
-    Item,
-    Settings,
-    Source,
-    shares_of,
-    weights_of,
-)
+from vlora_tui.tui.export.settings import Item, Settings, Source, shares_of, weights_of
 from vlora_tui.tui.text import clean
 from vlora_tui.tui.widgets.table import Cell, Column, Table
 from vlora_tui.utils.formatting import size

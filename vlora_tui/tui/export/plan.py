@@ -22,12 +22,7 @@ from vlora_tui.pipeline.disk_space import adapter_bytes, free_bytes, merged_byte
 from vlora_tui.pipeline.outputs import export_paths
 from vlora_tui.recipe.model import Merge, Resize
 from vlora_tui.tui.export.recipes import base_of, export_of, recipe_of
-from vlora_tui.tui.export.settings import (
-    Item,
-    Settings,
-    Source,
-    paths_of,
-)
+from vlora_tui.tui.export.settings import Item, Settings, Source, paths_of
 from vlora_tui.tui.export.verdicts import Headers, Opinion, written_opinion
 from vlora_tui.utils.formatting import size
 

@@ -31,13 +31,7 @@ from vlora_tui.tui.export.merge import likeness_words
 from vlora_tui.tui.export.plan import Plan
 from vlora_tui.tui.export.preview import PreviewPane
 from vlora_tui.tui.export.recipes import command_of, export_of, preview_arguments, recipe_of
-from vlora_tui.tui.export.settings import (
-    Settings,
-    Source,
-    adapters_of,
-    first_settings,
-    tasks_of,
-)
+from vlora_tui.tui.export.settings import Settings, Source, adapters_of, first_settings, tasks_of
 from vlora_tui.tui.export.verdicts import Headers
 from vlora_tui.tui.export.worker import (
     BuiltSubspace,

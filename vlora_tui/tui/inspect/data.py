@@ -20,9 +20,7 @@ from vlora_engine.adapters.module_types import module_families
 from vlora_engine.analysis.checkpoints import runs_in, step_of
 from vlora_engine.analysis.duplicates import duplicates_in
 from vlora_engine.analysis.outliers import Reason, outliers_in
-from vlora_engine.analysis.relations import (
-    Array,
-)
+from vlora_engine.analysis.relations import Array
 from vlora_engine.utils.json_reader import JsonValue
 from vlora_engine.utils.ranking import ranked, worst
 from vlora_tui.report.comparison import sameness, why

@@ -10,12 +10,7 @@ from textual.widgets import Static
 
 from vlora_tui.tui.core.likeness import Group, Likeness
 from vlora_tui.tui.inspect.data import Kin
-from vlora_tui.tui.inspect.rows import (
-    GROUP_COLUMNS,
-    GROUP_WORDS,
-    group_cells,
-    group_names,
-)
+from vlora_tui.tui.inspect.rows import GROUP_COLUMNS, GROUP_WORDS, group_cells, group_names
 from vlora_tui.tui.widgets.table import Cell, Table
 
 

@@ -16,12 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from vlora_engine.adapters.stack import read_stack
-from vlora_engine.codec.forecast import (
-    FINEST,
-    Correction,
-    Forecast,
-    Outlook,
-)
+from vlora_engine.codec.forecast import FINEST, Correction, Forecast, Outlook
 from vlora_engine.codec.layer import CodedLayer, Group, code_layer
 from vlora_engine.codec.rate_control import Measured, RateController, blocks
 from vlora_engine.codec.tables import Array

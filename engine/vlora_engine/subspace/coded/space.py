@@ -18,10 +18,7 @@ from torch import Tensor
 
 from vlora_engine.adapters.base_models import base_model_of
 from vlora_engine.adapters.check import check_adapter
-from vlora_engine.adapters.model import (
-    AdapterSource,
-    LoRAWeights,
-)
+from vlora_engine.adapters.model import AdapterSource, LoRAWeights
 from vlora_engine.adapters.stack import read_stack
 from vlora_engine.codec.forecast import COARSEST, FINEST
 from vlora_engine.codec.layer import code_layer

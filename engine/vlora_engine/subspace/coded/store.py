@@ -33,12 +33,7 @@ from vlora_engine.codec.floats import MODULE_HEAD, open_floats
 from vlora_engine.codec.tables import Array
 from vlora_engine.errors import CorruptFileError
 from vlora_engine.manifest.coding import Coding
-from vlora_engine.manifest.manifest import (
-    BasisFile,
-    LayerSpec,
-    Manifest,
-    TaskRecord,
-)
+from vlora_engine.manifest.manifest import BasisFile, LayerSpec, Manifest, TaskRecord
 from vlora_engine.subspace.coded.layout import shared_layout, task_layout
 from vlora_engine.subspace.store import CheckedFiles, write_index
 from vlora_engine.utils.file_names import BASIS_FILE

@@ -1,0 +1,391 @@
+"""Step 1: finding, filtering, sorting, marking, opening; what goes wrong is said."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual import events
+from textual.pilot import Pilot
+from textual.widgets import Input
+
+from tests.app.tui.drive import run
+from tests.witnesses import make
+from vlora_tui.tui.adapters.rows import NOT_CHECKED
+from vlora_tui.tui.adapters.scanner import pasted_paths
+from vlora_tui.tui.adapters.start_page import StartPage
+from vlora_tui.tui.adapters.view import AdaptersView
+from vlora_tui.tui.app.app import VLoRAApp
+from vlora_tui.utils.config import load_config
+
+
+@pytest.fixture
+def folder(runs: Path, tmp_path: Path) -> Path:
+    """Four adapters that fit together, one of another base model, one that is cut short."""
+    folder = Path(shutil.copytree(runs, tmp_path / "runs"))
+    make.write(
+        folder / "other",
+        make.factors({"model.layers.0.q_proj": (8, 8)}, rank=2),
+        make.config(base_model_name_or_path="llama", r=2),
+    )
+    cut = make.write(folder / "cut-short") / "adapter_model.safetensors"
+    cut.write_bytes(cut.read_bytes()[:200])
+    return folder
+
+
+def app(*paths: object, **flags: Any) -> VLoRAApp:
+    return VLoRAApp([str(path) for path in paths], config=load_config(flags))
+
+
+async def settle(pilot: Pilot[Any]) -> None:
+    """Until every thread has told what it found and the screen shows it."""
+    for _ in range(3):
+        await pilot.app.workers.wait_for_complete()
+        await pilot.pause()
+
+
+def view(pilot: Pilot[Any]) -> AdaptersView:
+    return pilot.app.query_one(AdaptersView)
+
+
+def names(pilot: Pilot[Any]) -> list[str]:
+    return [row.name for row in view(pilot).table.rows]
+
+
+def marked(pilot: Pilot[Any]) -> set[str]:
+    return {Path(path).name for path in pilot.app.session.marked}
+
+
+def test_a_folder_is_listed_with_what_its_headers_tell(folder: Path) -> None:
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        assert names(pilot) == ["cut-short", "other", "task00", "task01", "task02", "task03"]
+        task = next(row for row in view(pilot).table.rows if row.name == "task00")
+        cells = [text for text, _ in task.cells()]
+        assert cells[:4] == ["task00", "gpt2", "4", "8"]
+        assert cells[-1] == NOT_CHECKED
+        assert {row.group for row in view(pilot).table.rows} == {None, 1, 2}
+
+    run(app(folder), steps)
+
+
+def test_marks_by_key(folder: Path) -> None:
+    tasks = {"task00", "task01", "task02", "task03"}
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        await pilot.press("down", "space")
+        assert marked(pilot) == {"other"}
+        await pilot.press("minus")
+        assert marked(pilot) == tasks
+        await pilot.press("plus")
+        assert marked(pilot) == tasks | {"other"}
+        await pilot.press("plus")
+        assert not marked(pilot)
+        await pilot.press("G", "asterisk")
+        assert marked(pilot) == tasks
+        await pilot.press("asterisk")
+        assert not marked(pilot)
+        await pilot.press("V", "up", "up", "V")
+        assert marked(pilot) == {"task01", "task02", "task03"}
+        await pilot.press("u")
+        assert not marked(pilot)
+
+    run(app(folder), steps)
+
+
+def test_what_cannot_be_used_cannot_be_marked(folder: Path) -> None:
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        await pilot.press("g", "space")
+        assert view(pilot).table.row.name == "cut-short"
+        assert not marked(pilot)
+        await pilot.press("asterisk")
+        assert not marked(pilot)
+
+    run(app(folder), steps)
+
+
+@pytest.mark.parametrize(
+    ("typed", "left"),
+    [
+        ("task", ["task00", "task01", "task02", "task03"]),
+        ("!task", ["cut-short", "other"]),
+        ("group:2", ["task00", "task01", "task02", "task03"]),
+        ("rank<4", ["other"]),
+        ("base:lla", ["other"]),
+        ("is:broken", ["cut-short"]),
+        ("size>1GB", []),
+        ("task is:marked", []),
+    ],
+)
+def test_the_filter(folder: Path, typed: str, left: list[str]) -> None:
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        await pilot.press("slash")
+        pilot.app.query_one("#adapters-filter", Input).value = typed
+        await pilot.pause()
+        assert names(pilot) == left
+        await pilot.press("enter", "plus")
+        assert marked(pilot) <= set(left)
+        await pilot.press("escape")
+        assert len(names(pilot)) == 6
+
+    run(app(folder), steps)
+
+
+def test_sorting_keeps_what_is_not_known_last(folder: Path) -> None:
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        columns = [column.key for column in view(pilot).table.shown_columns]
+        for _ in range(columns.index("rank")):
+            await pilot.press("s")
+        assert names(pilot)[0] == "other"
+        assert names(pilot)[-1] == "cut-short"
+        await pilot.press("S")
+        assert names(pilot)[-2:] == ["other", "cut-short"]
+
+    run(app(folder), steps)
+
+
+def test_enter_marks_the_group_and_the_second_goes_on(folder: Path) -> None:
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        gone: list[str] = []
+
+        async def show_step(step: str) -> None:
+            gone.append(step)
+
+        pilot.app.show_step = show_step  # type: ignore[attr-defined]
+        await pilot.press("G", "enter")
+        assert len(marked(pilot)) == 4
+        assert not gone
+        await pilot.press("enter")
+        assert gone == ["choose"]
+
+    run(app(folder), steps)
+
+
+def test_enter_opens_a_subspace(subspace: Path) -> None:
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        opened: list[str] = []
+
+        async def open_subspace(path: str) -> None:
+            opened.append(path)
+
+        pilot.app.open_subspace = open_subspace  # type: ignore[attr-defined]
+        assert view(pilot).table.row.is_subspace
+        await pilot.press("space", "enter")
+        assert opened == [str(subspace)]
+        assert not marked(pilot)
+
+    run(app(subspace), steps)
+
+
+def test_names_grow_when_another_folder_has_the_same(folder: Path, tmp_path: Path) -> None:
+    again = Path(shutil.copytree(folder, tmp_path / "again"))
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        await pilot.press("G", "space")
+        view(pilot).look_into([str(again)])
+        await settle(pilot)
+        assert "again/task03" in names(pilot)
+        assert "runs/task03" in names(pilot)
+        assert len(marked(pilot)) == 1
+
+    run(app(folder), steps)
+
+
+def test_the_first_run_offers_ways_to_begin_and_a_pasted_path_is_looked_into(folder: Path) -> None:
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        page = pilot.app.query_one(StartPage)
+        assert page.display
+        assert {b.action for b in page.table.rows} >= {"open", "look", "demo"}
+        pilot.app.post_message(events.Paste(f"'{folder}'"))
+        await settle(pilot)
+        assert not page.display
+        assert len(names(pilot)) == 6
+        await pilot.press("C")
+        assert page.display
+        assert str(folder) in [b.folder for b in page.table.rows]  # a recent folder now
+
+    run(app(), steps)
+
+
+def test_pasted_texts_name_places() -> None:
+    assert pasted_paths("'/a b/c'\n") == ["/a b/c"]
+    assert pasted_paths("/a\\ b /c\n/d") == ["/a b", "/c", "/d"]
+    assert pasted_paths("file:///a%20b") == ["/a b"]
+    assert pasted_paths("it's") == ["it's"]
+
+
+@pytest.mark.parametrize("place", ["hf://org/name", "s3://bucket/x", "me@host:/x", "/no/such"])
+def test_what_cannot_be_looked_into_is_said(place: str) -> None:
+    async def steps(pilot: Pilot[Any]) -> None:
+        said: list[str] = []
+        pilot.app.complain = said.append  # type: ignore[attr-defined, method-assign]
+        view(pilot).look_into([place])
+        await settle(pilot)
+        assert len(said) == 1
+        assert "to mend it" in said[0]
+        assert pilot.app.query_one(StartPage).display
+
+    run(app(), steps)
+
+
+def test_a_folder_that_goes_away_while_it_is_scanned(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vlora_engine.catalog.scanner import Finder
+
+    whole = Finder.look
+
+    def look(self: Finder, path: str) -> Any:
+        for found in whole(self, path):
+            shutil.rmtree(folder, ignore_errors=True)
+            yield found
+
+    monkeypatch.setattr(Finder, "look", look)
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        assert len(names(pilot)) >= 1
+        await pilot.press("G", "space", "r")
+        await settle(pilot)
+        assert pilot.app.is_running
+
+    run(app(folder), steps)
+
+
+def test_a_scan_stops_at_a_key(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+
+    from vlora_engine.catalog.scanner import Finder
+
+    whole, go_on = Finder.look, threading.Event()
+
+    def look(self: Finder, path: str) -> Any:
+        for i, found in enumerate(whole(self, path)):
+            if i == 2:
+                go_on.wait(10)
+            yield found
+
+    monkeypatch.setattr(Finder, "look", look)
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        await pilot.pause()
+        await pilot.press("x")
+        go_on.set()
+        await settle(pilot)
+        assert len(names(pilot)) == 3
+        assert "found" in str(pilot.app.query_one("#adapters-list").border_subtitle)
+
+    run(app(folder), steps)
+
+
+def test_a_limit_is_told(folder: Path) -> None:
+    said: list[str] = []
+    limited = app(folder, scan_limit=2)
+    limited.complain = said.append  # type: ignore[method-assign]
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        assert len(names(pilot)) == 2
+        assert "first 2" in said[0]
+
+    run(limited, steps)
+
+
+def test_the_demo_is_made_and_listed(tmp_path: Path) -> None:
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        view(pilot).make_demo(str(tmp_path / "demo"))
+        await settle(pilot)
+        await settle(pilot)
+        assert len(names(pilot)) == 19
+
+    run(app(), steps)
+
+
+@pytest.mark.parametrize("size", [(120, 36), (80, 24), (60, 20), (40, 12), (20, 5), (1, 1)])
+def test_every_size_shows_the_rows_and_takes_keys(folder: Path, size: tuple[int, int]) -> None:
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        table = view(pilot).table
+        assert table.shown_columns[0].key == "name"
+        if size >= (40, 12):
+            shown = "\n".join(table.render_line(y).text for y in range(table.size.height))
+            assert "cut-short" in shown
+        await pilot.press("G", "space", "z", "z", "slash", "x", "escape")
+        assert marked(pilot) == {"task03"}
+
+    run(app(folder), steps, size=size)
+
+
+def test_ascii_only_draws_ascii_only(folder: Path) -> None:
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        await pilot.press("G", "asterisk")
+        lines = pilot.app.screen._compositor.render_strips(pilot.app.size)
+        text = "\n".join(strip.text for strip in lines)
+        odd = {c for c in text if not c.isascii()}
+        assert not odd, odd
+
+    run(app(folder, ascii=True), steps)
+
+
+def test_a_name_cannot_draw_on_the_screen(folder: Path) -> None:
+    evil = folder / "evil\x1b[31m\u202ename"
+    shutil.copytree(folder / "task00", evil)
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        row = next(row for row in view(pilot).table.rows if "evil" in row.name)
+        view(pilot).table.move_to(list(view(pilot).table.rows).index(row))
+        await pilot.pause()
+        text = "\n".join(s.text for s in pilot.app.screen._compositor.render_strips(pilot.app.size))
+        assert "\x1b" not in text
+        assert "\u202e" not in text
+        assert "\x1b" not in row.text()
+
+    run(app(folder), steps)
+
+
+def test_the_open_dialog_walks_completes_and_looks(folder: Path) -> None:
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        await pilot.press("o")
+        await settle(pilot)
+        line = pilot.app.screen.query_one(Input)
+        line.value = str(folder.parent) + "/ru"
+        await settle(pilot)
+        await pilot.press("tab")
+        assert line.value == f"{folder}/"
+        await settle(pilot)
+        await pilot.press("enter")
+        await settle(pilot)
+        assert len(names(pilot)) == 6
+
+    run(app(), steps)
+
+
+def test_on_a_small_terminal_the_details_take_the_lists_place(folder: Path) -> None:
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        listed = view(pilot).query_one("#adapters-list")
+        details = view(pilot).query_one("#adapters-details")
+        assert (bool(listed.region), bool(details.region)) == (True, False)
+        await pilot.press("tab")
+        await pilot.pause()
+        assert (bool(listed.region), bool(details.region)) == (False, True)
+        assert details.has_focus
+        await pilot.press("tab")
+        await pilot.pause()
+        assert (bool(listed.region), bool(details.region)) == (True, False)
+
+    run(app(folder), steps, (40, 12))

@@ -1,0 +1,267 @@
+"""The Run screen: real jobs in real processes, watched, cancelled, found again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import Input, Static
+from textual.widgets._footer import FooterKey
+
+from tests.app.tui.drive import run
+from tests.witnesses import make
+from vlora_engine.catalog.read import read_manifest
+from vlora_engine.catalog.scanner import scan
+from vlora_engine.compression_target import CompressionTarget
+from vlora_tui.jobs.store import Job, JobInfo
+from vlora_tui.jobs.watch import JobView, State, TimedEvent
+from vlora_tui.pipeline import events
+from vlora_tui.tui.app.app import VLoRAApp
+from vlora_tui.tui.core.messages import JobsChanged
+from vlora_tui.tui.core.session import Session
+from vlora_tui.tui.run import job_text
+from vlora_tui.tui.widgets.dialogs import Ask
+from vlora_tui.tui.widgets.table import Table
+
+WAIT = 400  # looks, a tenth of a second apart
+
+
+def session_of(paths: list[Path]) -> Session:
+    """A session in which these adapters were found and marked."""
+    session = Session()
+    session.add_found(scan([str(path) for path in paths]).adapters)
+    for path in session.infos:
+        session.mark(path)
+    return session
+
+
+async def until(pilot: Pilot, holds: Callable[[], bool], what: str) -> None:
+    """Look again and again, for a bounded time, until ``holds``."""
+    for _ in range(WAIT):
+        if holds():
+            return
+        await pilot.pause(0.1)
+    pytest.fail(f"never came: {what}")
+
+
+def text_of(app: VLoRAApp, selector: str) -> str:
+    return str(app.query_one(selector, Static).content)
+
+
+def keys_of(app: VLoRAApp) -> set[str]:
+    """The words of the keys in the last line."""
+    return {key.description for key in app.query(FooterKey)}
+
+
+def test_start_watch_and_open_the_result(tmp_path: Path) -> None:
+    paths = make.collection(tmp_path / "in", 4)
+    app = VLoRAApp(session=session_of(paths))
+    app.session.choose(CompressionTarget(k=3))
+
+    async def steps(pilot: Pilot) -> None:
+        await pilot.press("3")
+        assert "4 adapters" in text_of(app, "#review")
+        assert "k = 3 for every layer" in text_of(app, "#review")
+        await pilot.press("o")
+        assert "Where the subspace goes" in text_of(app, "#line")
+        app.query_one("#place", Input).value = str(tmp_path / "out")
+        await pilot.press("enter")
+        assert "out" in text_of(app, "#review")
+        await pilot.press("enter")
+        await until(pilot, lambda: bool(app.job_views()), "a job")
+        await until(pilot, lambda: app.job_views()[0].state.is_over, "its end")
+        assert str(app.job_views()[0].state) == "finished"
+        await pilot.pause()
+        said = text_of(app, "#said")
+        assert "found     4 adapters" in said
+        assert "written" in said
+        assert "v opens the subspace" in said
+        await until(pilot, lambda: "View result" in keys_of(app), "the key for the result")
+        assert keys_of(app).isdisjoint({"Cancel", "Resume"})  # it is over, and complete
+        assert app.jobs._timer is None  # nothing is polled once nothing runs
+        await pilot.press("v")
+        assert app.session.manifest is not None
+        assert len(app.session.manifest.tasks) == 4
+
+    run(app, steps)
+    assert read_manifest(tmp_path / "out").layers[0].k_a == 3
+    again = VLoRAApp()
+
+    async def later(pilot: Pilot) -> None:
+        await pilot.press("3")
+        await until(pilot, lambda: bool(again.job_views()), "the job of the first session")
+        assert str(again.job_views()[0].state) == "finished"
+
+    run(again, later)
+
+
+def test_an_output_that_exists_is_not_replaced_unasked(tmp_path: Path) -> None:
+    paths = make.collection(tmp_path / "in", 3)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("x")
+    app = VLoRAApp(session=session_of(paths))
+    app.session.output = str(tmp_path / "out")
+
+    async def steps(pilot: Pilot) -> None:
+        await pilot.press("3", "enter")
+        await pilot.pause()
+        assert app.job_views() == []
+        await pilot.press("f")
+        assert "replace" in text_of(app, "#review")
+
+    run(app, steps)
+    assert (tmp_path / "out" / "precious").exists()
+
+
+def test_nothing_marked_says_what_to_do() -> None:
+    app = VLoRAApp()
+
+    async def steps(pilot: Pilot) -> None:
+        await pilot.press("3", "enter")
+        assert "Nothing is marked" in text_of(app, "#review")
+        assert app.job_views() == []
+        assert keys_of(app).isdisjoint({"Cancel", "Resume", "View result"})
+        await pilot.press("c")  # still answered
+        assert any("This job is over" in str(n.message) for n in app._notifications)
+
+    run(app, steps)
+
+
+def test_a_failed_job_says_what_failed(tmp_path: Path) -> None:
+    paths = make.collection(tmp_path / "in", 3)
+    session = session_of(paths)
+    session.choose(CompressionTarget(k=900))
+    session.output = str(tmp_path / "out")
+    app = VLoRAApp(session=session)
+
+    async def steps(pilot: Pilot) -> None:
+        await pilot.press("3", "enter")
+        await until(pilot, lambda: bool(app.job_views()), "a job")
+        await until(pilot, lambda: app.job_views()[0].state.is_over, "its end")
+        await pilot.pause()
+        said = text_of(app, "#said")
+        assert "k is beyond every layer's maximum" in said
+        assert "to mend it" in said
+
+    run(app, steps)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("size", [(120, 36), (80, 24), (60, 20), (40, 12)])
+def test_it_fits(size: tuple[int, int], tmp_path: Path) -> None:
+    app = VLoRAApp(session=session_of(make.collection(tmp_path / "in", 3)))
+
+    async def steps(pilot: Pilot) -> None:
+        await pilot.press("3")
+        await pilot.pause()
+        seen = set()
+        for _ in range(3):  # every pane can be had, and scrolls as far as its text goes
+            for pane in app.query("RunView .pane"):
+                if pane.region.height >= 1:
+                    assert pane.region.bottom <= size[1] - 1
+                    seen.add(pane.id)
+            await pilot.press("tab")
+            await pilot.pause()
+        assert seen == {"run-review", "run-jobs", "run-details"}
+        assert app.query_one("#jobs", Table).row is None
+        review = app.query_one("#review-text")
+        text = app.query_one("#review", Static)
+        assert review.virtual_size.height >= text.size.height
+        await pilot.press("q")
+        await pilot.pause()
+        assert app.return_code == 0
+
+    run(app, steps, size=size)
+
+
+def test_on_a_small_terminal_the_review_scrolls_to_its_end(tmp_path: Path) -> None:
+    app = VLoRAApp(session=session_of(make.collection(tmp_path / "in", 3)))
+    app.session.output = str(tmp_path / "a-folder-with-a-very-long-name" / "output-at-the-end")
+
+    async def steps(pilot: Pilot) -> None:
+        await pilot.press("3")
+        await pilot.pause()
+        review = app.query_one("#review-text")
+        assert review.has_focus
+        assert review.max_scroll_y > 0
+        await pilot.press(*["down"] * 12)
+        await pilot.pause()
+        assert review.scroll_y == review.max_scroll_y
+
+    run(app, steps, size=(40, 12))
+
+
+def test_every_event_has_words_or_is_left_out_on_purpose() -> None:
+    silent = {"started", "progress", "layer_done", "other_methods", "spectra_begun", "queued"}
+    silent |= {"failed"}  # shown as an error, with all that is known
+    for name, kind in vars(events).items():
+        if not (isinstance(kind, type) and issubclass(kind, events.Event)) or not kind.type:
+            continue
+        if kind.type in silent:
+            continue
+        fields = {
+            f: {"int": 1, "float": 0.5, "str": "x", "bool": True}.get(str(t), ())
+            for f, t in kind.__annotations__.items()
+            if not str(t).startswith("ClassVar")
+        }
+        fields = {f: ({} if str(kind.__annotations__[f]).startswith("dict") else v)
+                  for f, v in fields.items()}  # fmt: skip
+        assert job_text.event_line(kind(**fields)), name
+
+
+def test_durations_read_well() -> None:
+    assert job_text.duration(0.34) == "0.3 s"
+    assert job_text.duration(59) == "59 s"
+    assert job_text.duration(600) == "10 min"
+    assert job_text.duration(3 * 3600) == "3.0 h"
+
+
+def test_what_does_not_fit_on_the_disk_is_not_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = session_of(make.collection(tmp_path / "in", 3))
+    session.choose(CompressionTarget(k=3))
+    session.output = str(tmp_path / "out")
+    app = VLoRAApp(session=session)
+    usage = shutil.disk_usage(tmp_path)._replace(free=2000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage)
+
+    async def steps(pilot: Pilot) -> None:
+        await pilot.press("3", "enter")
+        await until(pilot, lambda: isinstance(app.screen, Ask), "the refusal")
+        await pilot.pause()
+        told = "\n".join(str(static.content) for static in app.screen.query(Static))
+        assert "2 kB are free" in told
+        assert str(tmp_path / "out") in told
+        assert app.job_views() == []
+        await pilot.press("o")
+        await pilot.pause()
+        assert app.query_one("#place", Input).has_focus
+
+    run(app, steps)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_an_export_wrote_is_listed_among_the_adapters(tmp_path: Path) -> None:
+    written = make.collection(tmp_path / "out", 2)
+    job = Job(tmp_path / "job", JobInfo("e1", "build", "export 2 tasks", 1000.0))
+    view = JobView(job, state=State.FINISHED)
+    for n, path in enumerate(written):
+        view.take(TimedEvent(n, 1.0, events.Exported(path.name, str(path), "peft", 4)))
+    view.take(TimedEvent(9, 2.0, events.Finished(1.0, outputs=tuple(map(str, written)))))
+    view.state = State.FINISHED
+    app = VLoRAApp()
+
+    async def steps(pilot: Pilot) -> None:
+        await pilot.press("3")
+        app.jobs.views = [view]
+        app.post_message(JobsChanged())
+        await pilot.press("v")
+        await until(pilot, lambda: len(app.session.infos) == 2, "both are listed")
+        assert app.view is not None
+        assert app.view.id == "adapters"
+
+    run(app, steps)
