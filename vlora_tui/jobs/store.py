@@ -204,7 +204,7 @@ class JobStore:
     def __init__(self, state_dir: Path) -> None:
         self.state_dir = state_dir
         self.folder = state_dir / "jobs"
-        self._known: dict[str, Job] = {}
+        self._loaded: dict[str, Job] = {}
 
     @classmethod
     def open(cls, state_dir: Path | None = None, *, write: bool = True) -> JobStore:
@@ -227,12 +227,12 @@ class JobStore:
             names = sorted(e.name for e in os.scandir(self.folder) if not e.name.startswith("."))
         except OSError:
             return []
-        self._known = {name: self._known[name] for name in names if name in self._known}
+        self._loaded = {name: self._loaded[name] for name in names if name in self._loaded}
         for name in names:
-            if name not in self._known:
+            if name not in self._loaded:
                 with suppress(NotFoundError):  # written once: what was read stays true
-                    self._known[name] = Job.load(self.folder / name)
-        return [self._known[name] for name in names if name in self._known]
+                    self._loaded[name] = Job.load(self.folder / name)
+        return [self._loaded[name] for name in names if name in self._loaded]
 
     def find(self, word: str) -> Job:
         """The job that a person means: its id, the beginning or the end of it, or ``last``.

@@ -14,7 +14,7 @@ JOB = "job: layers 3/28, 4 s left"
 
 
 @pytest.mark.parametrize(
-    ("job", "room", "shown"),
+    ("job", "width", "shown"),
     [
         (JOB, 80, f"{TITLE}  {JOB}"),
         (JOB, 60, f"model · 19 adapters · 10.1 MB  {JOB}"),
@@ -27,8 +27,8 @@ JOB = "job: layers 3/28, 4 s left"
         ("", 3, "19 adapters"),  # the bar cuts it off
     ],
 )
-def test_the_status_line_gives_up_what_matters_least(job: str, room: int, shown: str) -> None:
-    assert fitting(TITLE, job, room) == shown
+def test_the_status_line_gives_up_what_matters_least(job: str, width: int, shown: str) -> None:
+    assert fitting(TITLE, job, width) == shown
 
 
 def test_what_is_open_may_be_nothing() -> None:

@@ -132,7 +132,7 @@ class AdapterFinder:
             remember_folder(news.folder)
         else:
             remember_folder(str(Path(news.folder).expanduser().absolute()))
-        for remark in news.remarks[:3]:
+        for remark in news.notes[:3]:
             self._view.notify(clean(remark), markup=False)
         if news.full:
             self._host.complain(

@@ -39,7 +39,7 @@ class Ended:
     Args:
         names: The shortest unique name of every adapter found so far, by path.
         problem: Why the place could not be looked into, if it could not.
-        remarks: What is remarkable about the place.
+        notes: What is remarkable about the place.
     """
 
     folder: str
@@ -48,7 +48,7 @@ class Ended:
     stopped: bool = False
     full: bool = False
     problem: VLoRAError | None = None
-    remarks: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Scanner:

@@ -114,11 +114,6 @@ class Settings:
         """The merge method."""
         return MERGES[self.method]
 
-    @property
-    def place(self) -> str:
-        """Where what is done goes, as it was typed."""
-        return {"export": self.out, "merge": self.merged, "resize": self.resized}[self.doing]
-
     def with_target(self, name: str) -> Settings:
         """The same for another target; a dtype that it does not take gives way."""
         changed = replace(self, target=name)
