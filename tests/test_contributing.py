@@ -79,7 +79,7 @@ from vlora_engine import diagnose
 make.write(Path("high"), settings=make.config(lora_dropout=0.9))
 make.write(Path("usual"), settings=make.config(lora_dropout=0.5))
 found = {p.name: [f for f in p.findings if f.code == "high-dropout"]
-         for p in diagnose(["high", "usual"]).patients}
+         for p in diagnose(["high", "usual"]).examined}
 assert found.keys() == {"high", "usual"} and found["usual"] == []
 (finding,) = found["high"]
 assert finding.severity == "note" and "0.9" in finding.what and finding.remedy
