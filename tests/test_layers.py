@@ -125,7 +125,7 @@ LAZY = {
     "vlora_engine.formats.gguf_save": "gguf torch",
     "vlora_engine.formats.mlx_save": "torch",
     "vlora_engine.formats.peft_save": "torch",
-    "vlora_engine.formats.safetensors": "torch",
+    "vlora_engine.formats.contents": "torch",
     "vlora_engine.hub.client": "huggingface_hub",
     "vlora_engine.hub.download": "huggingface_hub",
     "vlora_engine.hub.remote": "huggingface_hub",

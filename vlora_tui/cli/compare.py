@@ -17,7 +17,8 @@ from vlora_tui.cli.hub_inputs import fetch_first
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline.inputs import gather_adapters
-from vlora_tui.recipe.model import expand_input, named_inputs
+from vlora_tui.recipe.model import named_inputs
+from vlora_tui.recipe.resolve import expand_input
 from vlora_tui.report.comparison import (
     CLUSTERED,
     Compared,

@@ -18,7 +18,8 @@ from vlora_tui.cli.hub_inputs import on_disk
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline.inputs import gather_adapters, read_places
-from vlora_tui.recipe.model import AdapterInput, expand_input, named_inputs
+from vlora_tui.recipe.model import AdapterInput, named_inputs
+from vlora_tui.recipe.resolve import expand_input
 from vlora_tui.utils.formatting import plural, printable, size
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from vlora_tui.jobs.runner import run_job
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.inputs import gather
 from vlora_tui.pipeline.outputs import plan_outputs
-from vlora_tui.recipe.model import Recipe, as_tables, resolve
+from vlora_tui.recipe.model import Recipe, as_tables
+from vlora_tui.recipe.resolve import resolve
 from vlora_tui.utils.formatting import plural, printable, size
 
 if TYPE_CHECKING:

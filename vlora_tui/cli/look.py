@@ -14,12 +14,13 @@ from vlora_engine.adapters.address import CACHE_PLACE, SEARCH_PLACE, AdapterRef,
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.catalog.scanner import scan, tasks_of
 from vlora_engine.errors import ParameterError, VLoRAError
-from vlora_engine.manifest.card import stored_in
+from vlora_engine.manifest.readme import stored_in
 from vlora_tui.cli import options as o
 from vlora_tui.cli.flags import require_there
 from vlora_tui.cli.hub_inputs import headers_of
 from vlora_tui.cli.output import Output
-from vlora_tui.recipe.model import expand_input, named_inputs
+from vlora_tui.recipe.model import named_inputs
+from vlora_tui.recipe.resolve import expand_input
 from vlora_tui.utils.formatting import percent, plural, printable, size, times
 
 if TYPE_CHECKING:

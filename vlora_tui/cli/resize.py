@@ -15,7 +15,8 @@ from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.inputs import gather
-from vlora_tui.recipe.model import Input, Recipe, absolute, named_inputs, resolve
+from vlora_tui.recipe.model import Input, Recipe, absolute, named_inputs
+from vlora_tui.recipe.resolve import resolve
 from vlora_tui.utils.formatting import percent, printable, size
 
 MANY = 12  # adapters; more are told in a table

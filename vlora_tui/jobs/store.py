@@ -41,8 +41,9 @@ from vlora_engine.utils.unfinished import kept_layers, spectra_partial
 from vlora_tui.jobs.identity import host_name
 from vlora_tui.jobs.joblock import JobLock, LockState, probe
 from vlora_tui.pipeline.events import SpectraBegun, read_events
-from vlora_tui.recipe.model import Recipe, resolve
+from vlora_tui.recipe.model import Recipe
 from vlora_tui.recipe.reader import load_recipe
+from vlora_tui.recipe.resolve import resolve
 from vlora_tui.utils import paths
 from vlora_tui.utils.locking import open_lock, try_lock
 

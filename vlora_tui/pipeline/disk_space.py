@@ -20,7 +20,8 @@ from vlora_engine.utils.files import directory_bytes, partial_path
 from vlora_engine.utils.safetensors_file import ITEM_BYTES
 from vlora_tui.pipeline.inputs import Collection, gather
 from vlora_tui.pipeline.outputs import export_paths, facts_of_export, merge_inputs
-from vlora_tui.recipe.model import Export, Merge, Recipe, Resize, resolve
+from vlora_tui.recipe.model import Export, Merge, Recipe, Resize
+from vlora_tui.recipe.resolve import resolve
 from vlora_tui.utils.formatting import size
 
 if TYPE_CHECKING:

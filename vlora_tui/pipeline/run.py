@@ -27,7 +27,8 @@ from vlora_tui.pipeline.disk_space import needs_of, require_room
 from vlora_tui.pipeline.forecast import expect, manifest_figures, others_at
 from vlora_tui.pipeline.inputs import Collection, gather, read_places
 from vlora_tui.pipeline.outputs import Writer, check_merge, merge_inputs, plan_outputs
-from vlora_tui.recipe.model import CACHE, MEASURED, Compress, Quantize, Recipe, resolve
+from vlora_tui.recipe.model import CACHE, MEASURED, Compress, Quantize, Recipe
+from vlora_tui.recipe.resolve import resolve
 from vlora_tui.utils import paths
 from vlora_tui.utils.locking import waiting_lock
 

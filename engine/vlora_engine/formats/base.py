@@ -14,8 +14,8 @@ from vlora_engine.adapters.model import AdapterSource, ModuleShape, content_dige
 from vlora_engine.errors import NotFoundError, VLoRAError
 from vlora_engine.findings import Finding
 from vlora_engine.formats.config import parse_config, read_config_bytes
+from vlora_engine.formats.contents import SafetensorsContents
 from vlora_engine.formats.layout import Described
-from vlora_engine.formats.safetensors import SafetensorsContents
 from vlora_engine.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from vlora_engine.utils.safetensors_file import read_error
 

@@ -16,9 +16,9 @@ from vlora_engine.errors import UnsupportedAdapterError, VLoRAError
 from vlora_engine.findings import Finding
 from vlora_engine.formats.base import Probe
 from vlora_engine.formats.config import Settings, read_settings
+from vlora_engine.formats.contents import Contents
 from vlora_engine.formats.layout import Described
 from vlora_engine.formats.plain import Parts, PlainFormat, paired, scalar
-from vlora_engine.formats.safetensors import Contents
 
 DIFFUSERS_FILES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.bin")
 _MAX_NOTES = 4_000_000  # characters of JSON in a file's metadata that are parsed

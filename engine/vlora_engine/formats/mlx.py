@@ -13,10 +13,10 @@ from typing import Any, TypeGuard
 from vlora_engine.errors import UnsupportedAdapterError
 from vlora_engine.findings import Finding
 from vlora_engine.formats.base import Probe
+from vlora_engine.formats.contents import Contents
 from vlora_engine.formats.layout import Described
 from vlora_engine.formats.peft_save import ORIGIN
 from vlora_engine.formats.plain import Parts, PlainFormat, paired, unreadable_number
-from vlora_engine.formats.safetensors import Contents
 
 MLX_FILE = "adapters.safetensors"
 MLX_SCALE = 20.0  # MLX-LM's default

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.errors import AdapterError, NotFoundError, UnsupportedAdapterError, VLoRAError
+from vlora_engine.formats.adapter_findings import adapter_findings, pickle_findings
 from vlora_engine.formats.base import PICKLES, FileAdapter, Inspection, Probe
 from vlora_engine.formats.config import (
     Settings,
@@ -18,13 +19,12 @@ from vlora_engine.formats.config import (
     shown,
     variant_error,
 )
+from vlora_engine.formats.contents import Contents, PickleContents
 from vlora_engine.formats.diffusion import DIFFUSERS, KOHYA, NUMBERED
-from vlora_engine.formats.findings import adapter_findings, pickle_findings
 from vlora_engine.formats.foreign import foreign_error, recognise
 from vlora_engine.formats.layout import Described, Layout, check_ranks, read_layout, split_key
 from vlora_engine.formats.mlx import MLX
 from vlora_engine.formats.plain import PlainFormat
-from vlora_engine.formats.safetensors import Contents, PickleContents
 from vlora_engine.utils.file_names import ADAPTER_WEIGHTS
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters.model import LoRAWeights, match_pattern
 from vlora_engine.errors import AdapterError, ParameterError
+from vlora_engine.formats.adapter_findings import matching_targets
 from vlora_engine.formats.config import Settings, read_settings
-from vlora_engine.formats.findings import matching_targets
 from vlora_engine.formats.layout import PREFIX
 from vlora_engine.quantization.dtypes import STORAGE_DTYPES
 from vlora_engine.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS

@@ -17,9 +17,9 @@ from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.errors import AdapterError, CorruptFileError
 from vlora_engine.findings import Finding
 from vlora_engine.formats.base import PICKLES, FileAdapter, Inspection, Probe
+from vlora_engine.formats.contents import Contents, PickleContents, SafetensorsContents
 from vlora_engine.formats.layout import Described, Pair, check_name, pair_of
 from vlora_engine.formats.peft_save import ORIGIN, config_of_other_tool
-from vlora_engine.formats.safetensors import Contents, PickleContents, SafetensorsContents
 from vlora_engine.utils.safetensors_file import read_bytes
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import numpy as np
 from vlora_engine._version import __version__
 from vlora_engine.adapters.base_models import base_model_of
 from vlora_engine.adapters.model import AdapterSource, nominal_rank
-from vlora_engine.manifest.card import model_card
 from vlora_engine.manifest.manifest import BasisFile, LayerSpec, Manifest, OwnModule, TaskRecord
+from vlora_engine.manifest.readme import model_card
 from vlora_engine.utils.file_names import BASIS_FILE
 from vlora_engine.utils.files import dump_json
 from vlora_engine.utils.naming import natural_key

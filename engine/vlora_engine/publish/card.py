@@ -9,10 +9,10 @@ from typing import Any
 
 from vlora_engine.adapters.address import AdapterRef, snapshot_folder
 from vlora_engine.errors import VLoRAError
-from vlora_engine.formats.findings import looks_local
+from vlora_engine.formats.adapter_findings import looks_local
 from vlora_engine.hub.listing import CARD, list_repository
-from vlora_engine.manifest.card import stored_in
 from vlora_engine.manifest.manifest import Manifest
+from vlora_engine.manifest.readme import stored_in
 
 _FENCE = "---"
 _MAX_CARD = 2_000_000

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from vlora_engine._version import __version__
 from vlora_engine.errors import CorruptFileError
-from vlora_engine.manifest.card import model_card
 from vlora_engine.manifest.manifest import BasisFile, LayerSpec, Manifest, TaskRecord
+from vlora_engine.manifest.readme import model_card
 from vlora_engine.quantization.packed import PackedBasis, PackedRows
 from vlora_engine.quantization.packing import Packing
 from vlora_engine.subspace.basis import LayerBasis

@@ -22,7 +22,8 @@ from vlora_tui.pipeline.disk_space import (
     subspace_bytes,
 )
 from vlora_tui.pipeline.inputs import gather
-from vlora_tui.recipe.model import AdapterInput, Compress, Export, Input, Merge, Recipe, resolve
+from vlora_tui.recipe.model import AdapterInput, Compress, Export, Input, Merge, Recipe
+from vlora_tui.recipe.resolve import resolve
 
 
 class Usage(NamedTuple):

@@ -22,10 +22,9 @@ from vlora_tui.recipe.model import (
     Recipe,
     Resize,
     absolute,
-    expand_input,
-    resolve,
 )
 from vlora_tui.recipe.reader import load_recipe, parse_recipe
+from vlora_tui.recipe.resolve import expand_input, resolve
 from vlora_tui.recipe.table import RecipeError, parse_bytes
 
 EXAMPLE = """\

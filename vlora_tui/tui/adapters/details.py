@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.style import Style
 from rich.text import Text
 
-from vlora_engine.manifest.card import stored_in
+from vlora_engine.manifest.readme import stored_in
 from vlora_tui.tui.adapters.rows import Row
 from vlora_tui.tui.text import clean, number, plural, tilde
 from vlora_tui.utils.formatting import size

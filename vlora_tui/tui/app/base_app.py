@@ -5,23 +5,23 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from textual import work
-from textual.app import App, SystemCommand
+from textual.app import SystemCommand
 from textual.binding import Binding
 from textual.screen import Screen
 from textual.scrollbar import ScrollBar, ScrollBarRender
 from textual.worker import WorkerError
 
 from vlora_engine.errors import VLoRAError
-from vlora_tui.guides import guide, guides
-from vlora_tui.recipe.model import resolve
+from vlora_tui.guides import guide
+from vlora_tui.recipe.resolve import resolve
 from vlora_tui.tui.adapters.opening import shown_target
 from vlora_tui.tui.app.drafts import DraftKeeper
 from vlora_tui.tui.app.keymap import check_keys
+from vlora_tui.tui.app.palette import palette_entries
 from vlora_tui.tui.core.job_client import WORKERS, JobClient
 from vlora_tui.tui.terminal.typeahead import KeysInOrder
 from vlora_tui.tui.text import clean, tilde
@@ -129,28 +129,15 @@ class BaseApp(KeysInOrder):
         self.push_screen(GuidePage(guide(name)))
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
-        """Every action that a key has, then guides, themes and the settings."""
-        seen: dict[tuple[Any, str], list[Any]] = {}
-        for active in screen.active_bindings.values():
-            if active.enabled and not active.binding.system and active.binding.id:
-                where = active.node, active.binding.action
-                seen.setdefault(where, []).append(active.binding)
-        for (node, action), bindings in seen.items():
-            first = bindings[0]
-            if action in ("command_palette", "app.filter") or first.id.startswith("table."):
-                continue
-            keys = ", ".join(dict.fromkeys(self.get_key_display(b) for b in bindings))
-            words = first.tooltip or first.description
-            if words:
-                yield SystemCommand(words, keys, _runner(self, action, node))
-        for page in guides():
-            words = f"vlora-tui guide {page.name}"
-            yield SystemCommand(f"Guide: {page.title}", words, partial(self.show_guide, page.name))
-        for name in sorted(self.available_themes):
-            if name != self.theme and (not self.no_color or name.startswith("ansi")):
-                yield SystemCommand(f"Theme: {name}", "for this session", _themer(self, name))
+        """The palette's entries; Textual asks for them by this name."""
         file = tilde(self.config.file)
-        yield SystemCommand("Where the settings are", file, lambda: self._say_settings(file))
+        return palette_entries(
+            self,
+            screen,
+            show_guide=self.show_guide,
+            settings_file=file,
+            say_settings=lambda: self._say_settings(file),
+        )
 
     def _say_settings(self, file: str) -> None:
         self.notify(f"{file}\n`vlora-tui config edit` opens it in your editor.", markup=False)
@@ -324,14 +311,3 @@ class BaseApp(KeysInOrder):
 def _dialog_class() -> type:
     module = sys.modules.get("vlora_tui.tui.widgets.dialogs")
     return module.Dialog if module is not None else type(None)
-
-
-def _runner(app: App[Any], action: str, node: Any) -> Any:
-    return lambda: app.call_later(app.run_action, action, node)
-
-
-def _themer(app: App[Any], name: str) -> Any:
-    def change() -> None:
-        app.theme = name
-
-    return change

@@ -15,7 +15,8 @@ from vlora_engine.errors import VLoRAError
 from vlora_tui.jobs import JobStore, JobWatcher, cancel, remove, resume, start
 from vlora_tui.pipeline.disk_space import shortage_of
 from vlora_tui.pipeline.inputs import gather
-from vlora_tui.recipe.model import MEASURED, AdapterInput, Input, Recipe, resolve
+from vlora_tui.recipe.model import MEASURED, AdapterInput, Input, Recipe
+from vlora_tui.recipe.resolve import resolve
 from vlora_tui.tui.core.messages import (
     Complaint,
     DiskTooSmall,

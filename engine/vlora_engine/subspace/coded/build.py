@@ -20,9 +20,9 @@ from vlora_engine.codec.floats import MODULE_HEAD
 from vlora_engine.codec.forecast import Forecast, Outlook
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import SubspaceError, VLoRAError
-from vlora_engine.manifest.card import model_card
 from vlora_engine.manifest.coding import LETTERS, Coding
 from vlora_engine.manifest.manifest import BasisFile, Manifest, TaskRecord
+from vlora_engine.manifest.readme import model_card
 from vlora_engine.manifest.records import figure, task_record
 from vlora_engine.subspace.coded.coder import Coded, Coder
 from vlora_engine.subspace.coded.layer_parts import (

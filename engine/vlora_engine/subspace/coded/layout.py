@@ -11,9 +11,9 @@ from vlora_engine.adapters.base_models import base_model_of
 from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.codec.floats import MODULE_HEAD
 from vlora_engine.compression_target import DEFAULT_MAX_ERROR
-from vlora_engine.manifest.card import model_card
 from vlora_engine.manifest.coding import Coding
 from vlora_engine.manifest.manifest import BasisFile, LayerSpec, Manifest, TaskRecord
+from vlora_engine.manifest.readme import model_card
 from vlora_engine.utils.file_names import BASIS_FILE
 from vlora_engine.utils.files import dump_json
 from vlora_engine.utils.safetensors_file import encode_header

@@ -10,8 +10,8 @@ from pathlib import Path
 from vlora_engine.findings import Finding
 from vlora_engine.formats.base import PICKLES, Probe
 from vlora_engine.formats.config import PEFT_DEFAULT_ALPHA, PEFT_DEFAULT_RANK, Settings
+from vlora_engine.formats.contents import Contents
 from vlora_engine.formats.layout import Layout
-from vlora_engine.formats.safetensors import Contents
 from vlora_engine.utils.safetensors_file import ITEM_BYTES
 
 WHOLE_MATRIX = 64  # rows and columns; what is narrower is a head
