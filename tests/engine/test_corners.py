@@ -15,6 +15,7 @@ import torch
 
 import vlora_engine.utils.workers as workers_module
 from tests.witnesses import make
+from tests.witnesses.dense import dense_error
 from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.adapters.check import check_adapters
 from vlora_engine.adapters.model import LoRAWeights, MemorySource, ModuleShape
@@ -47,18 +48,6 @@ Adapters = dict[str, LoRAWeights]
 
 def compress(adapters: Mapping[str, LoRAWeights], **options: object) -> SharedSubspace:
     return SharedSubspace.from_adapters(list(adapters.values()), list(adapters), **options)
-
-
-def dense_error(original: LoRAWeights, approximation: LoRAWeights) -> float:
-    """Relative error of dW by dense arithmetic; infinite where nothing became something."""
-    missed = total = 0.0
-    for name in original.layer_names:
-        own = original.delta(name)
-        missed += float((own - approximation.delta(name)).square().sum())
-        total += float(own.square().sum())
-    if total == 0:
-        return 0.0 if missed == 0 else math.inf
-    return math.sqrt(missed / total)
 
 
 def top_k(adapters: Mapping[str, LoRAWeights], method: str) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
+from tests.witnesses.dense import dense_error
 from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.adapters.check import check_adapters
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights
@@ -35,15 +35,6 @@ def originals(demo: dict[str, AdapterSource]) -> dict[str, LoRAWeights]:
     """What was trained, in memory."""
     names = [name for name in demo if name not in (BROKEN, UNTRAINED)]
     return {name: load_adapter(demo[name].path) for name in names}
-
-
-def dense_error(original: LoRAWeights, approximation: LoRAWeights) -> float:
-    missed = total = 0.0
-    for name in original.layer_names:
-        own = original.delta(name)
-        missed += float((own - approximation.delta(name)).square().sum())
-        total += float(own.square().sum())
-    return math.sqrt(missed / total)
 
 
 def mean_dense_error(subspace: SharedSubspace, originals: dict[str, LoRAWeights]) -> float:

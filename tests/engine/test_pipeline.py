@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import vlora_engine
-from tests.engine.test_shared_subspace import dense_error
 from tests.witnesses import make
+from tests.witnesses.dense import dense_error
 from vlora_engine import absorb_task, extract_adapter, init_subspace, load_adapter
 from vlora_engine.errors import NotFoundError, OutputExistsError
 

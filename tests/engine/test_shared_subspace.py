@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 
 from tests.witnesses import make
+from tests.witnesses.dense import dense_error
 from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.adapters.model import LoRAWeights, ModuleShape
 from vlora_engine.catalog.open import open_adapter
@@ -25,16 +25,6 @@ from vlora_engine.errors import (
 
 METHODS = ["delta", "columns", "flat"]
 WIDE = {"model.layers.0.q_proj": (40, 48), "model.layers.0.v_proj": (40, 24)}
-
-
-def dense_error(original: LoRAWeights, approximation: LoRAWeights) -> float:
-    """The relative error of dW by dense arithmetic, over all modules of the original."""
-    missed = total = 0.0
-    for name in original.layer_names:
-        own = original.delta(name)
-        missed += float((own - approximation.delta(name)).square().sum())
-        total += float(own.square().sum())
-    return math.sqrt(missed / total)
 
 
 def mixed_collection() -> dict[str, LoRAWeights]:

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from tests.app.conftest import Cli
-from tests.engine.test_shared_subspace import dense_error, files
+from tests.engine.test_shared_subspace import files
 from tests.witnesses import make
+from tests.witnesses.dense import dense_error
 from vlora_engine import load_adapter
 from vlora_engine.catalog.read import read_manifest
 from vlora_tui.recipe.reader import load_recipe

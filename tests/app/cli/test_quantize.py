@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.app.conftest import Cli
-from tests.engine.test_shared_subspace import dense_error, files
+from tests.engine.test_shared_subspace import files
 from tests.witnesses import make
+from tests.witnesses.dense import dense_error
 from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.quantization.packing import named_quantization, quantization

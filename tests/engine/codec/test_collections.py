@@ -11,8 +11,9 @@ import torch
 
 from tests.engine.codec import made
 from tests.engine.compress.test_build import Stop
-from tests.engine.test_shared_subspace import compress, dense_error, files
+from tests.engine.test_shared_subspace import compress, files
 from tests.witnesses import make
+from tests.witnesses.dense import dense_error
 from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.adapters.model import LoRAWeights, as_source
 from vlora_engine.catalog.open import open_adapter

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.engine.test_real_sets import sources_of
-from tests.engine.test_shared_subspace import dense_error
+from tests.witnesses.dense import dense_error
 from tests.witnesses.train import Trained
 from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.catalog.read import read_manifest

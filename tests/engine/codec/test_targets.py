@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.engine.codec import made
-from tests.engine.test_shared_subspace import dense_error
 from tests.witnesses import make
+from tests.witnesses.dense import dense_error
 from vlora_engine import SharedSubspace
 from vlora_engine.adapters.model import LoRAWeights, as_source
 from vlora_engine.compress.build import build_subspace
