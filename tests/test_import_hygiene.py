@@ -97,6 +97,22 @@ def test_asking_for_help_loads_no_torch(fresh_python: FreshPython, arguments: li
     assert not {"torch", "textual"} & loaded
 
 
+@pytest.mark.parametrize(
+    ("code", "most"),
+    [
+        ("from vlora_tui.cli import main; main(['--help'])", 20),
+        ("from vlora_tui.cli import main; main(['inspect', '--help'])", 30),
+        ("import vlora_tui.tui.app.app", 45),
+    ],
+)
+def test_what_answers_at_once_loads_few_modules_of_ours(
+    fresh_python: FreshPython, code: str, most: int
+) -> None:
+    """Of about 390: each costs a millisecond or two before the first line or screen."""
+    report = "\nimport sys; print('LOADED', sum(m.startswith('vlora') for m in sys.modules))"
+    assert int(fresh_python(code + report).stdout.splitlines()[-1].split()[1]) <= most
+
+
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_inspect_reads_headers_without_torch(
     fresh_python: FreshPython, adapters: list[Path], options: list[str]

@@ -15,7 +15,6 @@ from typer.main import get_command
 from vlora_engine import __version__
 from vlora_tui.cli import errors
 from vlora_tui.cli.argv import prepare
-from vlora_tui.cli.interface import are_places, open_interface
 from vlora_tui.cli.output import Output
 
 PROGRAM = "vlora-tui"
@@ -81,6 +80,8 @@ class LazyGroup(TyperGroup):
         return None if entry is None else load_command(cmd_name, entry)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        from vlora_tui.cli.interface import are_places
+
         if args[0] not in COMMANDS and not args[0].startswith("-") and are_places(args):
             entry = Entry("interface", "open_folders", "", "")
             return OPEN, load_command(OPEN, entry), args
@@ -170,6 +171,8 @@ def _root(
 
     Every error shown is measured on the weight change dW = scale * B @ A that the model sees.
     """
+    from vlora_tui.cli.interface import open_interface
+
     if version:
         print(f"{PROGRAM} {__version__}")
         raise typer.Exit

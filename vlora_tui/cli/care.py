@@ -9,8 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from vlora_engine.catalog.read import read_manifest
-from vlora_engine.doctor.subspace_check import check_subspace
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
 from vlora_tui.cli.errors import FOUND
@@ -27,6 +25,8 @@ def validate(subspace: o.Subspace, as_json: o.AsJson = False, quiet: o.Quiet = F
 
     Exit code 3 if anything is wrong; notes are not.
     """
+    from vlora_engine.doctor.subspace_check import check_subspace
+
     out = Output(json=as_json, quiet=quiet)
     (subspace,) = fetch_first(out, subspace)
     findings = check_subspace(subspace)
@@ -76,6 +76,7 @@ def benchmark(
 
 def time_subspace(path: str, repeats: int = REPEATS) -> list[dict[str, Any]]:
     """The timings, in seconds."""
+    from vlora_engine.catalog.read import read_manifest
     from vlora_engine.shared_subspace import SharedSubspace
 
     manifest = read_manifest(path)

@@ -7,11 +7,8 @@ from typing import Annotated
 
 import typer
 
-from vlora_engine.catalog.read import read_manifest
 from vlora_engine.errors import ParameterError
-from vlora_engine.utils.files import check_output, require_apart
 from vlora_tui.cli import options as o
-from vlora_tui.cli.execute import in_place
 from vlora_tui.cli.hub_inputs import fetch_first, require_own
 from vlora_tui.cli.output import Output
 from vlora_tui.utils.formatting import percent, plural, printable, size
@@ -36,6 +33,9 @@ def compact(
     Originals that are still in their places are read again; other tasks are taken from what was
     kept of them, and their errors are bounds from then on.
     """
+    from vlora_engine.catalog.read import read_manifest
+    from vlora_tui.cli.execute import in_place
+
     out = Output(json=as_json, quiet=quiet)
     if output is None:
         require_own(subspace)
@@ -49,6 +49,9 @@ def _compact_at(
     subspace: str, output: str | None, device: str, out: Output, *, force: bool, dry_run: bool
 ) -> None:
     """Plan and code it anew and tell what that came to."""
+    from vlora_engine.catalog.read import read_manifest
+    from vlora_engine.utils.files import check_output, require_apart
+
     manifest = read_manifest(subspace)
     if manifest.coding is None:
         raise ParameterError(

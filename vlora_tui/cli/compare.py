@@ -6,19 +6,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vlora_engine.catalog.open import open_adapter
 from vlora_engine.errors import ParameterError
 from vlora_engine.utils.ranking import ranked
 from vlora_tui.cli import options as o
 from vlora_tui.cli.csv_file import Csv, CsvFile
 from vlora_tui.cli.errors import FOUND
-from vlora_tui.cli.flags import require_there
 from vlora_tui.cli.hub_inputs import fetch_first
 from vlora_tui.cli.output import Output
-from vlora_tui.cli.progress import Watcher
-from vlora_tui.pipeline.inputs import gather_adapters
-from vlora_tui.recipe.model import named_inputs
-from vlora_tui.recipe.resolve import expand_input
 from vlora_tui.report.comparison import (
     CLUSTERED,
     Compared,
@@ -155,6 +149,11 @@ def check_thresholds(threshold: float, outliers: float | None) -> None:
 
 def find_all(paths: list[str], out: Output, *, skip_bad: bool) -> Collection:
     """The adapters at these paths, open; those that headers rule out are told of."""
+    from vlora_tui.cli.flags import require_there
+    from vlora_tui.pipeline.inputs import gather_adapters
+    from vlora_tui.recipe.model import named_inputs
+    from vlora_tui.recipe.resolve import expand_input
+
     require_there(paths)
     entries = [found for entry in named_inputs(paths) for found in expand_input(entry)]
     fetch_first(out, *(entry.path for entry in entries))
@@ -166,6 +165,8 @@ def find_all(paths: list[str], out: Output, *, skip_bad: bool) -> Collection:
 
 def read_all(collection: Collection, out: Output, *, skip_bad: bool) -> Compared:
     """Every tensor of them read once, and how they relate."""
+    from vlora_tui.cli.progress import Watcher
+
     with Watcher(out) as watcher:
         compared = compare(collection.adapters, skip_bad=skip_bad, progress=watcher.on_progress)
     for name, error in compared.bad.items():
@@ -189,6 +190,8 @@ def two_adapters(paths: list[str]) -> tuple[str, str]:
 
 def open_side(path: str) -> Any:
     """One adapter, or a task of a subspace."""
+    from vlora_engine.catalog.open import open_adapter
+
     return open_adapter(path)
 
 

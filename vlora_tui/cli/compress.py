@@ -6,12 +6,8 @@ import shlex
 from typing import Any
 
 from vlora_engine.errors import told
-from vlora_engine.quantization.packing import parse_quantization
-from vlora_engine.utils.json_reader import JsonFile
 from vlora_tui.cli import options as o
 from vlora_tui.cli.bundles import unbundle
-from vlora_tui.cli.execute import carry_out
-from vlora_tui.cli.flags import compress_recipe, say_once
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
@@ -29,6 +25,9 @@ def compress(
 
     Without k and without a target, k is chosen so that no task's error exceeds 5 %.
     """
+    from vlora_tui.cli.execute import carry_out
+    from vlora_tui.cli.flags import compress_recipe, say_once
+
     out = Output(json=writing.as_json, quiet=writing.quiet)
     say_once(out, compressing)
     recipe = compress_recipe(adapters, output, **compressing.flags())
@@ -59,6 +58,8 @@ def compress_data(watcher: Watcher) -> dict[str, Any]:
 
 def show_subspace(out: Output, watcher: Watcher) -> None:
     """The same for people: what was used, what it costs, what else it would have cost."""
+    from vlora_engine.quantization.packing import parse_quantization
+    from vlora_engine.utils.json_reader import JsonFile
     from vlora_tui.pipeline.forecast import how
 
     written = watcher.last(events.SubspaceWritten)

@@ -8,18 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlora_engine.catalog.read import is_subspace, read_manifest
-from vlora_engine.convert.convert import convert as convert_planned
-from vlora_engine.convert.convert import format_named, is_whole_subspace, plan, refuse_losses
-from vlora_engine.utils.files import check_output
 from vlora_tui.cli import options as o
-from vlora_tui.cli.flags import require_there
 from vlora_tui.cli.hub_inputs import on_disk
 from vlora_tui.cli.output import Output
-from vlora_tui.cli.progress import Watcher
-from vlora_tui.pipeline.inputs import gather_adapters, read_places
 from vlora_tui.recipe.model import AdapterInput, named_inputs
-from vlora_tui.recipe.resolve import expand_input
 from vlora_tui.utils.formatting import plural, printable, size
 
 if TYPE_CHECKING:
@@ -55,6 +47,12 @@ def convert(
     What the format cannot hold is said, and refused where the adapter would act otherwise. What
     was written is read again, and its dW compared.
     """
+    from vlora_engine.convert.convert import convert as convert_planned
+    from vlora_engine.convert.convert import format_named, is_whole_subspace, plan
+    from vlora_tui.cli.flags import require_there
+    from vlora_tui.cli.progress import Watcher
+    from vlora_tui.pipeline.inputs import read_places
+
     out = Output(json=as_json, quiet=quiet)
     format_named(to)
     require_there(paths)
@@ -80,6 +78,9 @@ def _collection(
     paths: Sequence[str], names: Sequence[str], out: Output, *, skip_bad: bool
 ) -> Collection:
     """The adapters at these paths by name, a subspace among them standing for its tasks."""
+    from vlora_tui.pipeline.inputs import gather_adapters
+    from vlora_tui.recipe.resolve import expand_input
+
     entries: list[AdapterInput] = []
     for entry in named_inputs(list(paths), list(names)):
         for found in expand_input(entry):
@@ -91,6 +92,8 @@ def _collection(
 
 
 def _tasks_of(entry: AdapterInput) -> list[AdapterInput]:
+    from vlora_engine.catalog.read import is_subspace, read_manifest
+
     if not is_subspace(Path(entry.path)):
         return []
     return [AdapterInput(f"{entry.path}:{task}") for task in read_manifest(entry.path).tasks]
@@ -107,6 +110,9 @@ def _say_losses(out: Output, conversion: Conversion) -> None:
 
 
 def _show_plan(out: Output, conversion: Conversion, *, allow_loss: bool, force: bool) -> None:
+    from vlora_engine.convert.convert import refuse_losses
+    from vlora_engine.utils.files import check_output
+
     refuse_losses(conversion, allow_loss)
     for path in conversion.outputs.values():
         check_output(path, force=force)

@@ -8,7 +8,6 @@ import typer
 
 from vlora_engine.errors import AdapterError, ParameterError
 from vlora_tui.cli import options as o
-from vlora_tui.cli.compare import find_all
 from vlora_tui.cli.csv_file import Csv, CsvFile
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.output import Output
@@ -72,6 +71,7 @@ def coverage_rows(
     """Per adapter its shares as a whole and per module."""
     from vlora_engine.shared_subspace import SharedSubspace
     from vlora_engine.subspace.coverage import coverage_total, subspace_coverage
+    from vlora_tui.cli.compare import find_all
 
     opened = SharedSubspace.load(subspace)
     rows = []

@@ -13,7 +13,6 @@ import typer
 
 from vlora_engine.adapters.address import expanded
 from vlora_engine.errors import ParameterError
-from vlora_engine.utils.files import check_output_file, write_file
 from vlora_tui.cli.output import Output
 
 STDOUT = "-"
@@ -36,6 +35,8 @@ class CsvFile:
     """
 
     def __init__(self, target: str | None, out: Output, *, force: bool) -> None:
+        from vlora_engine.utils.files import check_output_file
+
         self.target, self.out = target, out
         self.path: Path | None = None
         if target == STDOUT:
@@ -52,6 +53,8 @@ class CsvFile:
 
     def write(self, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """Write the table: texts quoted where need be, figures so that they read back equal."""
+        from vlora_engine.utils.files import write_file
+
         if self.target is None:
             return
         text = io.StringIO()

@@ -11,20 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlora_engine.adapters.address import expanded
-from vlora_engine.catalog.scanner import scan
 from vlora_engine.compression_target import DEFAULT_MAX_ERROR
-from vlora_engine.demo import MANIFEST, make_demo_collection
 from vlora_engine.errors import place_words, told
 from vlora_engine.findings import Finding
-from vlora_engine.spectra.tables import Spectra
 from vlora_tui.cli import options as o
-from vlora_tui.cli.execute import execute
-from vlora_tui.cli.flags import from_tables
-from vlora_tui.cli.interface import could_open, open_interface
 from vlora_tui.cli.output import Output
-from vlora_tui.cli.spectra import cost_rows
 from vlora_tui.pipeline import events
-from vlora_tui.pipeline.forecast import how
 from vlora_tui.utils.formatting import percent, plural, size, times
 
 if TYPE_CHECKING:
@@ -51,6 +43,8 @@ def demo(
     Nothing is downloaded; every figure is measured while you wait. A second run starts afresh.
     On a terminal the interface opens on the collection; with any flag the story is told here.
     """
+    from vlora_tui.cli.interface import could_open, open_interface
+
     plain = not (headless or force or as_json or quiet or max_error != DEFAULT_MAX_ERROR)
     if plain and could_open():
         raise typer.Exit(open_interface(ctx, demo=f"{directory}/adapters"))
@@ -67,6 +61,13 @@ def run_demo(
     folder: Path, out: Output, story: Story, *, max_error: float, force: bool
 ) -> dict[str, Any]:
     """Do all of it below ``folder``; return the figures."""
+    from vlora_engine.catalog.scanner import scan
+    from vlora_engine.demo import MANIFEST, make_demo_collection
+    from vlora_engine.spectra.tables import Spectra
+    from vlora_tui.cli.execute import execute
+    from vlora_tui.cli.flags import from_tables
+    from vlora_tui.cli.spectra import cost_rows
+
     adapters, subspace, exported = folder / "adapters", folder / "subspace", folder / "exported"
     ours = (adapters / MANIFEST).is_file()  # an earlier demo may be replaced by this one
     recipe = from_tables(
@@ -167,6 +168,8 @@ class Story:
             self.out.text(f"   {program()} {shlex.join(words)}")
 
     def _compressed(self, figures: dict[str, Any]) -> None:
+        from vlora_tui.pipeline.forecast import how
+
         self._step(
             5,
             "compressed",
@@ -179,6 +182,9 @@ class Story:
         )
 
     def _ladder(self, path: str) -> None:
+        from vlora_engine.spectra.tables import Spectra
+        from vlora_tui.cli.spectra import cost_rows
+
         for row in cost_rows(Spectra.load(path)):
             if row["method"] == "delta" and row["k"] in (4, 16, 64, 256):
                 self._more(

@@ -8,16 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vlora_engine.doctor import SEVERITIES, all_rules, check_target, diagnose, read_base
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
-from vlora_tui.cli.doctor_env import show_environment
 from vlora_tui.cli.errors import FOUND
-from vlora_tui.cli.execute import stop_on_signals
 from vlora_tui.cli.hub_inputs import on_disk
-from vlora_tui.cli.look import expand
 from vlora_tui.cli.output import Output
-from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
 from vlora_tui.utils.formatting import plural, printable
 
@@ -63,6 +58,8 @@ def doctor(
 
     Exit code 3 if anything as grave as --fail-on is found.
     """
+    from vlora_tui.cli.doctor_env import show_environment
+
     out = Output(json=as_json, quiet=quiet)
     if fail_on not in FAIL_ON:
         raise ParameterError("--fail-on knows no such word.", expected=", ".join(FAIL_ON))
@@ -82,6 +79,8 @@ def doctor(
 
 def show_report(out: Output, report: Report) -> None:
     """Findings, the gravest first; what several adapters share stands there once."""
+    from vlora_engine.doctor import SEVERITIES
+
     alike: dict[tuple[str, str, str, str], list[tuple[str, str, Finding]]] = {}
     findings = [(p.name, p.path, finding) for p in report.examined for finding in p.findings]
     findings += [("", "", finding) for finding in report.findings]
@@ -102,6 +101,8 @@ def show_report(out: Output, report: Report) -> None:
 
 def show_rules(out: Output, target: str | None) -> None:
     """The table of rules, with what each of them is believed on."""
+    from vlora_engine.doctor import all_rules, check_target
+
     if target is not None:
         check_target(target)
     rules = [rule for rule in all_rules() if target is None or target in rule.targets]
@@ -120,6 +121,11 @@ def show_rules(out: Output, target: str | None) -> None:
 def _examine(
     out: Output, paths: Sequence[str], target: str | None, base: str | None, headers: bool
 ) -> Report:
+    from vlora_engine.doctor import check_target, diagnose, read_base
+    from vlora_tui.cli.execute import stop_on_signals
+    from vlora_tui.cli.look import expand
+    from vlora_tui.cli.progress import Watcher
+
     if target is not None:
         check_target(target)
     facts = None if base is None else read_base(base)
@@ -160,6 +166,8 @@ def _below(where: str, path: str) -> str:
 
 
 def _counted(findings: Iterable[Finding]) -> str:
+    from vlora_engine.doctor import SEVERITIES
+
     severities = [finding.severity for finding in findings]
     counts = [(severity, severities.count(severity)) for severity in SEVERITIES]
     return ", ".join(plural(number, severity) for severity, number in counts if number)

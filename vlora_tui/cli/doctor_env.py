@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from vlora_engine.doctor import SEVERITIES
-from vlora_tui.cli.environment import environment_findings, facts
 from vlora_tui.cli.output import Output
 
 
 def show_environment(out: Output, fail_on: str) -> bool:
     """Print what is here and what gets in the way; whether anything is as grave as ``fail_on``."""
+    from vlora_engine.doctor import SEVERITIES
+    from vlora_tui.cli.environment import environment_findings, facts
+
     environment, findings = facts(), environment_findings()
     out.json("doctor-env", {"facts": environment, "findings": [f.as_dict() for f in findings]})
     width = max(map(len, environment))

@@ -17,9 +17,6 @@ from typing import Any
 
 from vlora_engine import __version__
 from vlora_engine.findings import Finding
-from vlora_tui.jobs.environment import environment_notes
-from vlora_tui.pipeline.disk_space import free_bytes
-from vlora_tui.utils import paths
 from vlora_tui.utils.formatting import size
 
 LIBRARIES = ("safetensors", "numpy", "textual", "peft", "transformers", "gguf", "ray")
@@ -29,6 +26,8 @@ ROOT = Path("/")
 
 def facts(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:
     """What is here, by name, in the order in which a person would ask."""
+    from vlora_tui.utils import paths
+
     return {
         "vlora-tui": __version__,
         "python": f"{platform.python_version()} ({sys.executable})",
@@ -48,6 +47,9 @@ def environment_findings(
     environ: Mapping[str, str] = os.environ, root: Path = ROOT
 ) -> list[Finding]:
     """What may get in the way, gravest first."""
+    from vlora_tui.jobs.environment import environment_notes
+    from vlora_tui.utils import paths
+
     return [
         *_state_findings(paths.state_dir()),
         *_device_findings(root),
@@ -70,6 +72,8 @@ def cuda_devices() -> list[str]:
 
 
 def _state_findings(state: Path) -> list[Finding]:
+    from vlora_tui.pipeline.disk_space import free_bytes
+
     free = free_bytes(state)
     if not _can_be_written(state):
         what = "The state directory cannot be written: jobs cannot be kept."
@@ -118,6 +122,8 @@ def _terminal(environ: Mapping[str, str]) -> str:
 
 
 def _path_and_free_space(path: Path) -> str:
+    from vlora_tui.pipeline.disk_space import free_bytes
+
     free = free_bytes(path)
     return str(path) if free is None else f"{path} ({size(free)} free)"
 

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import typer
 
 from vlora_engine.errors import VLoRAError
-from vlora_engine.utils.safetensors_file import write_error
 from vlora_tui.cli.output import JSON_VERSION, Output, dumps, paint
 from vlora_tui.utils.formatting import printable
 
@@ -91,6 +90,8 @@ def _memory(error: Any) -> ErrorReport:
 
 
 def _system(error: OSError) -> ErrorReport:
+    from vlora_engine.utils.safetensors_file import write_error
+
     what = f"The operating system refused: {error.strerror or error}."
     path = error.filename if error.filename is not None else "the output"
     write_failure = write_error(Path(os.fsdecode(path)), error)

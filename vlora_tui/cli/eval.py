@@ -6,16 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlora_engine.catalog.originals import find_originals
-from vlora_engine.catalog.read import read_manifest
 from vlora_engine.errors import CollectionError, ParameterError
-from vlora_engine.evaluation.prompts import read_prompts
 from vlora_tui.cli import options as o
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.hub_inputs import fetch_first
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
-from vlora_tui.pipeline.outputs import match_tasks
 from vlora_tui.utils.formatting import percent, plural, printable
 
 if TYPE_CHECKING:
@@ -75,6 +71,8 @@ def evaluate(
     Each task's original adapter is the reference, KL is in nats a token. Beside the compressed
     adapter stand the bare base, and another task's adapter: a control that must come out worse.
     """
+    from vlora_engine.evaluation.prompts import read_prompts
+
     out = Output(json=as_json, quiet=quiet)
     _check_figures(fail_above, max_tokens, length)
     subspace, *places = fetch_first(out, subspace, *(originals or ()))
@@ -193,6 +191,9 @@ def _show_control(out: Output, result: Evaluation) -> None:
 
 def _chosen(subspace: str, patterns: list[str] | None) -> tuple[Manifest, list[str]]:
     """The index, and the tasks to evaluate in its order."""
+    from vlora_engine.catalog.read import read_manifest
+    from vlora_tui.pipeline.outputs import match_tasks
+
     manifest = read_manifest(subspace)
     if not manifest.tasks:
         raise ParameterError("The subspace has no task to evaluate.", where=subspace)
@@ -210,6 +211,8 @@ def _find_originals(
     skip_bad: bool,
 ) -> tuple[dict[str, AdapterSource], list[str]]:
     """The originals of the tasks, and the tasks that are left out for want of one."""
+    from vlora_engine.catalog.originals import find_originals
+
     records = [subspace.tasks.record(name) for name in tasks]
     found, missing = find_originals(records, places or (), progress=watcher.on_progress)
     if missing and (not skip_bad or not found):

@@ -11,17 +11,11 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.errors import StorageError
-from vlora_engine.utils.files import check_output
-from vlora_engine.utils.locks import changing
 from vlora_tui.cli.options import Writing
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
-from vlora_tui.jobs.runner import run_job
 from vlora_tui.pipeline import events
-from vlora_tui.pipeline.inputs import gather
-from vlora_tui.pipeline.outputs import plan_outputs
 from vlora_tui.recipe.model import Recipe, as_tables
-from vlora_tui.recipe.resolve import resolve
 from vlora_tui.utils.formatting import plural, printable, size
 
 if TYPE_CHECKING:
@@ -75,6 +69,8 @@ def execute(
 
 def carry_out(recipe: Recipe, out: Output, writing: Writing) -> Watcher | None:
     """Run a recipe, or only show it or what it would do; what was told, if it was run."""
+    from vlora_tui.recipe.resolve import resolve
+
     if writing.print_recipe:
         print(resolve(recipe).to_toml(), end="")
         return None
@@ -90,6 +86,8 @@ def execute_job(folder: Path, out: Output, *, lock: int | None = None) -> Watche
     Raises:
         VLoRAError: What stopped it.
     """
+    from vlora_tui.jobs.runner import run_job
+
     watcher = Watcher(out)
     with watcher, stop_on_signals(out) as stop:
         run_job(folder, listen=watcher, cancelled=stop.is_set, lock=lock)
@@ -142,6 +140,8 @@ def in_place(
     Raises:
         ConflictError: Another command has it, and ``no_wait``.
     """
+    from vlora_engine.utils.locks import changing
+
     return nullcontext() if dry_run else changing(subspace, wait=not no_wait, tell=out.warn)
 
 
@@ -151,6 +151,11 @@ def dry_run(recipe: Recipe, out: Output, *, force: bool = False, also: Sequence[
     Args:
         also: What the command writes besides what its recipe says.
     """
+    from vlora_engine.utils.files import check_output
+    from vlora_tui.pipeline.inputs import gather
+    from vlora_tui.pipeline.outputs import plan_outputs
+    from vlora_tui.recipe.resolve import resolve
+
     resolved = resolve(recipe)
     collection = gather(resolved)
     outputs = [*plan_outputs(resolved, collection, force=force), *also]

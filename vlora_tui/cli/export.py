@@ -7,15 +7,10 @@ from typing import Annotated, Any
 
 import typer
 
-from vlora_engine.catalog.read import read_manifest
 from vlora_engine.errors import ParameterError
-from vlora_engine.interop.names import VLORA_DEV, peer_at
-from vlora_engine.manifest.manifest import is_own_subspace
 from vlora_engine.targets import TARGETS, Served, start_lines
 from vlora_tui.cli import options as o
 from vlora_tui.cli.bundles import unbundle
-from vlora_tui.cli.execute import carry_out
-from vlora_tui.cli.flags import from_tables
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
@@ -69,6 +64,9 @@ def export(
 
     One task goes to the output itself; several, or --all, to a folder each inside it.
     """
+    from vlora_tui.cli.execute import carry_out
+    from vlora_tui.cli.flags import from_tables
+
     out = Output(json=writing.as_json, quiet=writing.quiet)
     chosen = [*(tasks or []), *(adapter or [])]
     if every == bool(chosen):
@@ -113,6 +111,9 @@ def export(
 
 def _show_no_alpha(subspace: str, out: Output) -> None:
     """Say that a scale of 1 is a guess, where a peer has dropped the alpha."""
+    from vlora_engine.catalog.read import read_manifest
+    from vlora_engine.interop.names import VLORA_DEV, peer_at
+
     if peer_at(Path(subspace)) != VLORA_DEV:
         return
     for finding in read_manifest(subspace).findings:
@@ -175,6 +176,9 @@ def _proof(error: float | None) -> str:
 
 
 def _is_one(chosen: list[str], subspace: str) -> bool:
+    from vlora_engine.catalog.read import read_manifest
+    from vlora_engine.manifest.manifest import is_own_subspace
+
     if len(chosen) != 1 or not any(c in chosen[0] for c in "*?["):
         return len(chosen) == 1
     folder = Path(subspace).expanduser()  # there a task may have such a name

@@ -7,12 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vlora_engine.catalog.locate import existing_path, locate
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli.options import Compressing
 from vlora_tui.cli.output import Output
 from vlora_tui.recipe.model import Recipe, absolute, named_inputs, startable
-from vlora_tui.recipe.reader import read_tables
 
 WHERE = "the command line"
 LORASHARE_VARIANCE = 0.95  # what `-k auto` means where lorashare's users come from
@@ -58,6 +56,8 @@ def compress_recipe(
 
 def from_tables(tables: dict[str, Any]) -> Recipe:
     """A recipe from tables whose paths are relative to the current directory."""
+    from vlora_tui.recipe.reader import read_tables
+
     return absolute(read_tables(tables, where=WHERE), Path.cwd())
 
 
@@ -69,6 +69,8 @@ def require_there(paths: Sequence[str]) -> None:
             what is on the Hub.
         ParameterError: It is on another machine, or no place that the Hub could have.
     """
+    from vlora_engine.catalog.locate import existing_path, locate
+
     for path in paths:
         ref = startable(path)
         if ref.is_local and not glob.has_magic(path) and not locate(ref).task:

@@ -13,7 +13,6 @@ from vlora_tui.cli import options as o
 from vlora_tui.cli.output import Output, is_terminal
 from vlora_tui.guides import Guide, guides
 from vlora_tui.guides import guide as find_guide
-from vlora_tui.guides.drawing import STYLES, WIDEST, page
 
 
 def guide(
@@ -52,5 +51,7 @@ def _list(out: Output) -> None:
 
 
 def _draw(found: Guide) -> None:
+    from vlora_tui.guides.drawing import STYLES, WIDEST, page
+
     width = min(shutil.get_terminal_size().columns, WIDEST)
     Console(file=sys.stdout, width=width, theme=STYLES).print(page(found.text))

@@ -8,17 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vlora_engine.catalog.read import read_manifest
 from vlora_engine.errors import ParameterError
-from vlora_engine.hub import AdapterRef
-from vlora_engine.hub.listing import adapter_files, list_repository
-from vlora_engine.hub.pull import pull as get
-from vlora_engine.utils.files import check_output
 from vlora_tui.cli import options as o
-from vlora_tui.cli.execute import stop_on_signals
 from vlora_tui.cli.output import Output
-from vlora_tui.cli.progress import Watcher
-from vlora_tui.pipeline.outputs import match_tasks
 from vlora_tui.utils.formatting import plural, printable, size
 
 if TYPE_CHECKING:
@@ -62,6 +54,8 @@ def push(
     """
     from vlora_engine.publish.push import push as send
     from vlora_engine.publish.push import upload_of
+    from vlora_tui.cli.execute import stop_on_signals
+    from vlora_tui.cli.progress import Watcher
 
     out = Output(json=as_json, quiet=quiet)
     if tasks and not adapters:
@@ -116,6 +110,11 @@ def pull(
 
     Only its own files come, through the Hub's cache: what is there already is not sent again.
     """
+    from vlora_engine.hub import AdapterRef
+    from vlora_engine.hub.pull import pull as get
+    from vlora_tui.cli.execute import stop_on_signals
+    from vlora_tui.cli.progress import Watcher
+
     out = Output(json=as_json, quiet=quiet)
     ref = AdapterRef.on_hub(address)
     if dry_run:
@@ -149,6 +148,10 @@ def pull(
 
 
 def _show_pull(out: Output, address: str, output: str, *, force: bool) -> None:
+    from vlora_engine.hub import AdapterRef
+    from vlora_engine.hub.listing import adapter_files, list_repository
+    from vlora_engine.utils.files import check_output
+
     check_output(Path(output), force=force)
     listing = list_repository(AdapterRef.on_hub(address))
     files = adapter_files(listing)
@@ -167,6 +170,9 @@ def _below(found: Any, name: str) -> str:
 
 
 def _chosen(directory: str, patterns: list[str] | None) -> list[str]:
+    from vlora_engine.catalog.read import read_manifest
+    from vlora_tui.pipeline.outputs import match_tasks
+
     tasks = list(read_manifest(directory).tasks)
     return match_tasks(patterns, tasks) if patterns else tasks
 

@@ -8,12 +8,7 @@ from pathlib import Path
 
 from vlora_engine.adapters.address import AdapterRef, address_of
 from vlora_engine.errors import ParameterError, VLoRAError
-from vlora_engine.hub.fetch import fetch
-from vlora_engine.hub.remote import as_remote, remote_headers
-from vlora_tui.cli.execute import stop_on_signals
 from vlora_tui.cli.output import Output
-from vlora_tui.cli.progress import Watcher
-from vlora_tui.pipeline.inputs import fetch_all
 
 
 def fetch_first(out: Output, *addresses: str) -> list[str]:
@@ -23,6 +18,10 @@ def fetch_first(out: Output, *addresses: str) -> list[str]:
         NotFoundError, HubError, HubAccessError: The Hub does not give them.
         Cancelled: SIGTERM or Ctrl-C came while downloading.
     """
+    from vlora_engine.hub.fetch import fetch
+    from vlora_tui.cli.execute import stop_on_signals
+    from vlora_tui.cli.progress import Watcher
+
     refs = [AdapterRef.parse(address) for address in addresses]
     if not any(ref.is_hub for ref in refs):
         return list(addresses)
@@ -45,6 +44,8 @@ def on_disk(out: Output, *addresses: str) -> list[str]:
     Raises:
         As `fetch_first`.
     """
+    from vlora_tui.pipeline.inputs import fetch_all
+
     return [str(ref) for ref in fetch_all(fetch_first(out, *addresses))[0]]
 
 
@@ -66,6 +67,8 @@ def require_own(subspace: str) -> None:
 @contextmanager
 def headers_of(path: str) -> Iterator[str | Path]:
     """Open a directory for its headers: of one on the Hub only these are fetched, into a copy."""
+    from vlora_engine.hub.remote import as_remote, remote_headers
+
     ref = AdapterRef.parse(path)
     if not ref.is_hub:
         yield path

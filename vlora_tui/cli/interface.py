@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlora_tui.cli.output import is_terminal
-from vlora_tui.recipe.model import is_path
-from vlora_tui.tui.app.start import start
 
 if TYPE_CHECKING:
     from vlora_tui.recipe.model import Recipe
@@ -38,6 +36,8 @@ def open_interface(
     instead: str = HEADLESS,
 ) -> int:
     """Open it with the flags that stand before the command; return its exit code."""
+    from vlora_tui.tui.app.start import start
+
     flags = (ctx.obj if ctx is not None else None) or {}
     return start(paths, recipe, demo=demo, instead=instead, **flags)
 
@@ -50,6 +50,8 @@ def could_open() -> bool:
 
 def are_places(words: Sequence[str]) -> bool:
     """Whether the words can only be meant as places: each has a slash, or is there, or both."""
+    from vlora_tui.recipe.model import is_path
+
     return bool(words) and all(
         not word.startswith("-") and (is_path(word) or "://" in word or os.path.isdir(word))
         for word in words

@@ -7,11 +7,8 @@ from typing import Any
 
 from vlora_engine.utils.ranking import ranked
 from vlora_tui.cli import options as o
-from vlora_tui.cli.compare import find_all
 from vlora_tui.cli.csv_file import Csv, CsvFile
 from vlora_tui.cli.output import Output
-from vlora_tui.cli.progress import Watcher
-from vlora_tui.report.comparison import require_several
 from vlora_tui.utils.formatting import percent, plural
 
 SHOWN = 20  # pairs that are printed
@@ -29,6 +26,9 @@ def interference(
     from vlora_engine.adapters.check import check_adapters
     from vlora_engine.analysis.interference_measures import MEASURES
     from vlora_engine.analysis.interference_measures import interference as measure
+    from vlora_tui.cli.compare import find_all
+    from vlora_tui.cli.progress import Watcher
+    from vlora_tui.report.comparison import require_several
 
     out = Output(json=as_json, quiet=quiet)
     sheet = CsvFile(csv, out, force=force)

@@ -15,7 +15,6 @@ from vlora_tui.cli import options as o
 from vlora_tui.cli.app import new_typer
 from vlora_tui.cli.errors import FAILED, INTERRUPTED, OK
 from vlora_tui.cli.output import Output, is_terminal
-from vlora_tui.cli.progress import Watcher
 from vlora_tui.jobs import control
 from vlora_tui.jobs.store import Job, JobStore, is_spectra
 from vlora_tui.jobs.watch import JobView, State, follow, look
@@ -330,6 +329,8 @@ def exit_code(view: JobView) -> int:
 
 
 def _follow(job: Job, out: Output) -> JobView:
+    from vlora_tui.cli.progress import Watcher
+
     with Watcher(out) as watcher:
         for view, new_events in follow(job):  # noqa: B007  # the last one is what is asked for
             for timed in new_events:

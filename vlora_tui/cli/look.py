@@ -11,16 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlora_engine.adapters.address import CACHE_PLACE, SEARCH_PLACE, AdapterRef, address_text
-from vlora_engine.catalog.read import read_manifest
-from vlora_engine.catalog.scanner import scan, tasks_of
 from vlora_engine.errors import ParameterError, VLoRAError
-from vlora_engine.manifest.readme import stored_in
 from vlora_tui.cli import options as o
-from vlora_tui.cli.flags import require_there
 from vlora_tui.cli.hub_inputs import headers_of
 from vlora_tui.cli.output import Output
-from vlora_tui.recipe.model import named_inputs
-from vlora_tui.recipe.resolve import expand_input
 from vlora_tui.utils.formatting import percent, plural, printable, size, times
 
 if TYPE_CHECKING:
@@ -50,6 +44,8 @@ def inspect(
 
     On the Hub headers alone are read; nothing is downloaded.
     """
+    from vlora_engine.catalog.scanner import scan
+
     out = Output(json=as_json, quiet=quiet)
     if limit is not None and search_base is None:
         raise ParameterError("--limit is for --search-base.")
@@ -66,6 +62,8 @@ def inspect(
 
 def _tasks_inside(catalog: Catalog) -> list[AdapterInfo]:
     """The tasks of every subspace that was found; one that cannot be read is a finding already."""
+    from vlora_engine.catalog.scanner import tasks_of
+
     tasks = []
     for path in catalog.subspaces:
         with suppress(VLoRAError), headers_of(str(path)) as folder:
@@ -121,6 +119,8 @@ def show_catalog(out: Output, catalog: Catalog, tasks: Sequence[AdapterInfo] = (
 
 def info(subspace: o.Subspace, as_json: o.AsJson = False, quiet: o.Quiet = False) -> None:
     """Tell what a subspace holds: method, k, tasks with their errors, bytes. Headers only."""
+    from vlora_engine.catalog.read import read_manifest
+
     out = Output(json=as_json, quiet=quiet)
     with headers_of(subspace) as folder:
         manifest = read_manifest(folder)
@@ -147,6 +147,7 @@ def info_data(manifest: Manifest) -> dict[str, Any]:
 
 def show_manifest(out: Output, manifest: Manifest) -> None:
     """The same for people."""
+    from vlora_engine.manifest.readme import stored_in
     from vlora_tui.pipeline.forecast import how, manifest_figures
 
     out.text(printable(f"subspace   {address_text(str(manifest.path))}"))
@@ -206,6 +207,10 @@ def _error(task: TaskRecord, manifest: Manifest) -> str:
 
 def expand(paths: Sequence[str]) -> list[str]:
     """Patterns that no shell expanded, as the paths that match them."""
+    from vlora_tui.cli.flags import require_there
+    from vlora_tui.recipe.model import named_inputs
+    from vlora_tui.recipe.resolve import expand_input
+
     require_there(paths)
     return [
         found.path

@@ -9,16 +9,11 @@ import typer
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
 from vlora_tui.cli.bundles import unbundle
-from vlora_tui.cli.execute import carry_out, execute
-from vlora_tui.cli.flags import from_tables, require_there
 from vlora_tui.cli.merge_flags import Merging
-from vlora_tui.cli.merge_methods import show_methods
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
-from vlora_tui.recipe.mergekit import is_config, read_config
 from vlora_tui.recipe.model import Recipe
-from vlora_tui.recipe.reader import load_recipe
 from vlora_tui.utils.formatting import percent, plural, printable, size
 
 NOWHERE = "merged"  # where a preview would write: nowhere
@@ -49,6 +44,10 @@ def merge(
     writing: o.Writing,
 ) -> None:
     """Merge adapters into one, on the weight change that the model sees."""
+    from vlora_tui.cli.execute import carry_out
+    from vlora_tui.cli.merge_methods import show_methods
+    from vlora_tui.recipe.reader import load_recipe
+
     out = Output(json=writing.as_json, quiet=writing.quiet)
     if list_methods:
         show_methods(out)
@@ -74,6 +73,9 @@ def merge(
 
 def _recipe(adapters: list[str], given: dict[str, Any], output: str, out: Output) -> Recipe:
     """The recipe that the arguments stand for."""
+    from vlora_tui.cli.flags import require_there
+    from vlora_tui.recipe.mergekit import is_config, read_config
+
     configs = [path for path in adapters if is_config(path)]
     if not configs:
         require_there(adapters)
@@ -89,6 +91,8 @@ def _recipe(adapters: list[str], given: dict[str, Any], output: str, out: Output
 
 
 def _of_table(table: dict[str, Any]) -> Recipe:
+    from vlora_tui.cli.flags import from_tables
+
     adapters = list(dict.fromkeys(table["adapters"]))
     return from_tables({"input": {"adapters": adapters}, "merge": [table]})
 
@@ -110,6 +114,7 @@ def _refuse_flags(path: str, given: dict[str, Any]) -> None:
 
 def preview_merges(recipe: Recipe, out: Output, *, nowhere: bool = False) -> None:
     """Print what every merge of a recipe keeps of its adapters; write nothing."""
+    from vlora_tui.cli.execute import execute
     from vlora_tui.pipeline.run import PreviewRun
 
     watcher = execute(recipe, out, make=PreviewRun)

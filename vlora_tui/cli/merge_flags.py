@@ -10,7 +10,6 @@ import typer
 
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli.bundles import Bundle
-from vlora_tui.cli.flags import numbers
 
 Each = str | None  # one number, or one for each adapter with commas between
 
@@ -83,6 +82,8 @@ class Merging(Bundle):
 
     def table(self) -> dict[str, Any]:
         """What was given, as a recipe's ``[[merge]]`` table has it."""
+        from vlora_tui.cli.flags import numbers
+
         read = {
             "weights": numbers(self.weights, "--weights"),
             "layers": _layers(self.layers),
@@ -96,6 +97,8 @@ class Merging(Bundle):
 
 def _layers(texts: Sequence[str] | None) -> dict[str, list[float]] | None:
     """``'*.attn.*=0.5,0.5'`` as weights by pattern."""
+    from vlora_tui.cli.flags import numbers
+
     layers = {}
     for text in texts or ():
         pattern, equals, weights = text.rpartition("=")
@@ -110,5 +113,7 @@ def _layers(texts: Sequence[str] | None) -> dict[str, list[float]] | None:
 
 
 def _one_or_each(text: str | None, flag: str) -> float | list[float] | None:
+    from vlora_tui.cli.flags import numbers
+
     values = numbers(text, flag)
     return values[0] if values is not None and len(values) == 1 else values

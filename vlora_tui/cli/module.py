@@ -8,7 +8,6 @@ import typer
 
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
-from vlora_tui.cli.compare import open_side
 from vlora_tui.cli.output import Output
 from vlora_tui.utils.formatting import percent, plural, printable
 
@@ -28,6 +27,7 @@ def module(
 ) -> None:
     """Look closely at one module: the singular values of its dW; what two adapters share there."""
     from vlora_engine.analysis.module_view import module_comparison, module_portrait
+    from vlora_tui.cli.compare import open_side
 
     out = Output(json=as_json, quiet=quiet)
     *paths, name = words

@@ -9,8 +9,6 @@ import typer
 
 from vlora_engine.utils.ranking import ranked
 from vlora_tui.cli import options as o
-from vlora_tui.cli.execute import execute
-from vlora_tui.cli.flags import compress_recipe
 from vlora_tui.cli.output import Output
 from vlora_tui.pipeline import events
 from vlora_tui.utils.formatting import percent, plural, printable, size, times
@@ -42,6 +40,8 @@ def plan(
     told from tables, within a few percent. Nothing but the cache is written.
     """
     from vlora_engine.spectra.tables import Spectra
+    from vlora_tui.cli.execute import execute
+    from vlora_tui.cli.flags import compress_recipe
     from vlora_tui.pipeline.run import SpectraRun
 
     out = Output(json=as_json, quiet=quiet)

@@ -10,9 +10,6 @@ import typer
 from vlora_engine.quantization.packing import BLOCK_SIZE, quantization
 from vlora_tui.cli import options as o
 from vlora_tui.cli.bundles import unbundle
-from vlora_tui.cli.compress import show_subspace
-from vlora_tui.cli.execute import carry_out
-from vlora_tui.cli.flags import from_tables
 from vlora_tui.cli.output import Output
 from vlora_tui.pipeline import events
 from vlora_tui.utils.formatting import plural
@@ -40,6 +37,10 @@ def quantize(
 
     Errors are measured again where the adapters still are in their places, else bounded.
     """
+    from vlora_tui.cli.compress import show_subspace
+    from vlora_tui.cli.execute import carry_out
+    from vlora_tui.cli.flags import from_tables
+
     out = Output(json=writing.as_json, quiet=writing.quiet)
     packed = quantization(method, 8 if bits is None else bits, block_size=block_size)
     recipe = from_tables(

@@ -9,19 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlora_engine.adapters.address import AdapterRef, expanded
-from vlora_engine.catalog.read import is_subspace
 from vlora_engine.errors import ParameterError
-from vlora_engine.utils.files import check_output_file, write_file
 from vlora_tui.cli import options as o
 from vlora_tui.cli.compare import Outliers, check_thresholds, find_all, read_all
-from vlora_tui.cli.execute import execute
-from vlora_tui.cli.flags import from_tables
 from vlora_tui.cli.hub_inputs import on_disk
 from vlora_tui.cli.output import Output
-from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
 from vlora_tui.report.comparison import CLUSTERED
-from vlora_tui.report.markdown import markdown
 from vlora_tui.utils.formatting import plural, size
 
 if TYPE_CHECKING:
@@ -90,6 +84,8 @@ def report(
 
 def _as_subspace(paths: list[str]) -> str | None:
     """The one subspace that is meant, or None where these are adapters."""
+    from vlora_engine.catalog.read import is_subspace
+
     if len(paths) == 1 and is_subspace(expanded(paths[0])):
         return str(expanded(paths[0]))
     return None
@@ -106,6 +102,8 @@ def _spectra(
 ) -> Spectra | None:
     """The spectra that are named, or cached, or measured now on the device ``measure``."""
     from vlora_engine.spectra.tables import Spectra
+    from vlora_tui.cli.execute import execute
+    from vlora_tui.cli.flags import from_tables
     from vlora_tui.report.gather import cached_spectra
 
     if named is not None:
@@ -121,6 +119,8 @@ def _spectra(
 
 def _require_free(target: Path, files: dict[str, Path], *, force: bool) -> None:
     """Refuse before anything is read what cannot be written afterwards."""
+    from vlora_engine.utils.files import check_output_file
+
     if target.suffix.lower() not in (".md", ".markdown"):
         raise ParameterError(
             "A report is a Markdown file.",
@@ -164,6 +164,7 @@ def _gather(
     outliers: float | None,
     skip_bad: bool,
 ) -> dict[str, Any]:
+    from vlora_tui.cli.progress import Watcher
     from vlora_tui.report.gather import collection_data, require_same, subspace_data
 
     if subspace is not None:
@@ -191,7 +192,9 @@ def _write(
     out: Output, target: Path, title: str, data: dict[str, Any], names: dict[str, str]
 ) -> None:
     """Write the plots, and last the report that shows them."""
+    from vlora_engine.utils.files import write_file
     from vlora_tui.report.charts import charts_of
+    from vlora_tui.report.markdown import markdown
 
     charts = charts_of(data)
     plots = {name: names[name] for name in charts}

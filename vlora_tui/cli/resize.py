@@ -9,14 +9,9 @@ import typer
 
 from vlora_tui.cli import options as o
 from vlora_tui.cli.bundles import unbundle
-from vlora_tui.cli.execute import carry_out
-from vlora_tui.cli.flags import from_tables, require_there
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
-from vlora_tui.pipeline.inputs import gather
-from vlora_tui.recipe.model import Input, Recipe, absolute, named_inputs
-from vlora_tui.recipe.resolve import resolve
 from vlora_tui.utils.formatting import percent, printable, size
 
 MANY = 12  # adapters; more are told in a table
@@ -58,6 +53,9 @@ def resize(
 
     One adapter goes to the output itself; several, or a folder of them, to a folder each inside.
     """
+    from vlora_tui.cli.execute import carry_out
+    from vlora_tui.cli.flags import from_tables, require_there
+
     out = Output(json=writing.as_json, quiet=writing.quiet)
     require_there(adapters)
     row: dict[str, Any] = {
@@ -130,6 +128,10 @@ def show_resizes(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
 
 
 def _several(adapters: list[str], *, skip_bad: bool) -> bool:
+    from vlora_tui.pipeline.inputs import gather
+    from vlora_tui.recipe.model import Input, Recipe, absolute, named_inputs
+    from vlora_tui.recipe.resolve import resolve
+
     if len(adapters) > 1:
         return True
     recipe = Recipe(Input(named_inputs(adapters), skip_bad=skip_bad))

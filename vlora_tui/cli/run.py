@@ -12,19 +12,9 @@ import typer
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
 from vlora_tui.cli.bundles import unbundle
-from vlora_tui.cli.compress import compress_data, show_subspace
-from vlora_tui.cli.execute import carry_out, execute_job
-from vlora_tui.cli.export import show_exports, starts
-from vlora_tui.cli.flags import compress_recipe, say_once
-from vlora_tui.cli.interface import open_interface
-from vlora_tui.cli.merge import is_recipe, preview_merges, show_merges
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
-from vlora_tui.cli.resize import show_resizes
-from vlora_tui.jobs.worker import wait_for_job
 from vlora_tui.pipeline import events
-from vlora_tui.recipe.reader import load_recipe
-from vlora_tui.tui.app.start import require_terminal
 from vlora_tui.utils.formatting import printable
 
 
@@ -51,6 +41,14 @@ def run(
     warm: Annotated[int | None, typer.Option("--warm", hidden=True)] = None,
 ) -> None:
     """Execute a recipe: a TOML file, or flags as compress takes them."""
+    from vlora_tui.cli.execute import carry_out, execute_job
+    from vlora_tui.cli.flags import compress_recipe, say_once
+    from vlora_tui.cli.interface import open_interface
+    from vlora_tui.cli.merge import is_recipe, preview_merges
+    from vlora_tui.jobs.worker import wait_for_job
+    from vlora_tui.recipe.reader import load_recipe
+    from vlora_tui.tui.app.start import require_terminal
+
     out = Output(json=writing.as_json, quiet=writing.quiet)
     if warm is not None and headless:  # a process kept ready by an interface
         job, job_lock = wait_for_job(warm) or (None, None)
@@ -91,6 +89,11 @@ def run(
 
 def show_results(watcher: Watcher, out: Output) -> None:
     """What came of a recipe."""
+    from vlora_tui.cli.compress import compress_data, show_subspace
+    from vlora_tui.cli.export import show_exports, starts
+    from vlora_tui.cli.merge import show_merges
+    from vlora_tui.cli.resize import show_resizes
+
     finished = watcher.last(events.Finished)
     data = {"outputs": list(finished.outputs), "seconds": finished.seconds}
     if watcher.last(events.SubspaceWritten) is not None:

@@ -11,12 +11,8 @@ from vlora_engine.adapters.address import expanded
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import VLoRAError
 from vlora_tui.cli import options as o
-from vlora_tui.cli.execute import dry_run as show_plan
-from vlora_tui.cli.execute import execute
-from vlora_tui.cli.flags import from_tables, require_there
 from vlora_tui.cli.output import Output
 from vlora_tui.pipeline import events
-from vlora_tui.recipe.model import named_inputs
 from vlora_tui.utils.formatting import percent, plural, size, times
 
 if TYPE_CHECKING:
@@ -44,6 +40,11 @@ def spectra(
 
     The figures are exact: they are what a build will store, but for the rounding of its dtype.
     """
+    from vlora_tui.cli.execute import dry_run as show_plan
+    from vlora_tui.cli.execute import execute
+    from vlora_tui.cli.flags import from_tables, require_there
+    from vlora_tui.recipe.model import named_inputs
+
     out = Output(json=as_json, quiet=quiet)
     require_there(adapters)
     recipe = from_tables(

@@ -9,16 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlora_engine.adapters.address import AdapterRef
-from vlora_engine.adapters.base_models import normalise_base_model
-from vlora_engine.catalog.open import load_adapter, open_adapter
-from vlora_engine.catalog.read import read_manifest
 from vlora_engine.errors import CollectionError, ParameterError, SubspaceError
 from vlora_tui.cli import options as o
-from vlora_tui.cli.execute import in_place
-from vlora_tui.cli.flags import require_there
 from vlora_tui.cli.hub_inputs import fetch_first, require_own
 from vlora_tui.cli.output import Output
-from vlora_tui.pipeline.outputs import match_tasks
 from vlora_tui.utils.formatting import percent, plural, printable, size
 
 if TYPE_CHECKING:
@@ -47,6 +41,10 @@ def add(
     quiet: o.Quiet = False,
 ) -> None:
     """Add an adapter to a subspace, and say what its task lost."""
+    from vlora_engine.catalog.read import read_manifest
+    from vlora_tui.cli.execute import in_place
+    from vlora_tui.cli.flags import require_there
+
     out = Output(json=as_json, quiet=quiet)
     if incremental and project:
         raise ParameterError("--incremental and --project are two ways of adding.")
@@ -63,6 +61,9 @@ def _add_to(
     subspace: str, adapter: str, task_id: str | None, how: str, out: Output, *, dry_run: bool
 ) -> None:
     """Add it and tell what it came to; the index is as it was when it is read here."""
+    from vlora_engine.catalog.open import open_adapter
+    from vlora_engine.catalog.read import read_manifest
+
     manifest = read_manifest(subspace)
     ref = AdapterRef.parse(adapter)
     default_name = ref.name if ref.is_hub else Path(adapter).resolve().name
@@ -125,6 +126,9 @@ def remove(
     quiet: o.Quiet = False,
 ) -> None:
     """Take tasks out of a subspace; the basis and the others stay as they are."""
+    from vlora_engine.catalog.read import read_manifest
+    from vlora_tui.cli.execute import in_place
+
     out = Output(json=as_json, quiet=quiet)
     require_own(subspace)
     _require_ours(read_manifest(subspace), "remove", *tasks)
@@ -134,6 +138,9 @@ def remove(
 
 def _remove_from(subspace: str, tasks: list[str], out: Output, *, dry_run: bool) -> None:
     """Remove them and tell what is left; the index is as it was when it is read here."""
+    from vlora_engine.catalog.read import read_manifest
+    from vlora_tui.pipeline.outputs import match_tasks
+
     manifest = read_manifest(subspace)
     names = match_tasks(tasks, list(manifest.tasks))
     if len(names) == len(manifest.tasks):
@@ -187,11 +194,14 @@ def error_grown_most(before: Manifest, after: Manifest) -> tuple[str, float, flo
 
 
 def _base(name: str) -> str | None:
+    from vlora_engine.adapters.base_models import normalise_base_model
+
     return normalise_base_model(name)
 
 
 def _add(subspace: Path, adapter: str, name: str, how: str) -> list[str]:
     """Add it; the tasks that were taken from their reconstructions."""
+    from vlora_engine.catalog.open import load_adapter
     from vlora_engine.shared_subspace import SharedSubspace
 
     opened = SharedSubspace.load(subspace)

@@ -12,9 +12,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import ContentSwitcher
 
-from vlora_engine.catalog.read import read_manifest
 from vlora_engine.errors import VLoRAError
-from vlora_tui.tui.adapters.view import AdaptersView
 from vlora_tui.tui.app.base_app import BaseApp
 from vlora_tui.tui.app.drafts import DraftKeeper
 from vlora_tui.tui.app.keys import Keys
@@ -36,7 +34,6 @@ from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.core.view import View
 from vlora_tui.tui.terminal.clipboard import copy
 from vlora_tui.tui.text import tilde
-from vlora_tui.tui.widgets.dialogs import Ask, Option
 from vlora_tui.tui.widgets.topbar import TopBar
 from vlora_tui.utils.config import Config, load_config
 from vlora_tui.utils.formatting import how_much, size
@@ -45,6 +42,10 @@ if TYPE_CHECKING:
     from vlora_tui.jobs import JobView
     from vlora_tui.recipe.model import Recipe
     from vlora_tui.tui.core.host import Host
+
+    def _as_host(app: VLoRAApp) -> Host:
+        """The type checker holds the application against what the steps need of it."""
+        return app
 
 
 class Step(NamedTuple):
@@ -174,6 +175,8 @@ class VLoRAApp(BaseApp):
 
     def on_disk_too_small(self, event: DiskTooSmall) -> None:
         """Say that what was to be started does not fit, and offer to name another place."""
+        from vlora_tui.tui.widgets.dialogs import Ask, Option
+
         shortage = event.shortage
         words = (
             f"{tilde(shortage.path)}\n"
@@ -194,6 +197,8 @@ class VLoRAApp(BaseApp):
 
     async def open_subspace(self, path: str) -> None:
         """Open a subspace directory for Inspect and Export; a complaint where it is none."""
+        from vlora_engine.catalog.read import read_manifest
+
         try:
             self.session.manifest = read_manifest(path)
         except VLoRAError as error:
@@ -204,11 +209,15 @@ class VLoRAApp(BaseApp):
 
     async def on_adapters_wanted(self, event: AdaptersWanted) -> None:
         """Go to the adapters that a filter keeps."""
+        from vlora_tui.tui.adapters.view import AdaptersView
+
         await self.show_step("adapters")
         self.query_one("#adapters", AdaptersView).show_only(event.words)
 
     async def show_adapters(self, places: list[str]) -> None:
         """Go to the adapters, and look into these places too."""
+        from vlora_tui.tui.adapters.view import AdaptersView
+
         await self.show_step("adapters")
         self.query_one("#adapters", AdaptersView).look_into(places)
 
@@ -295,10 +304,3 @@ def _job_words(running: list[JobView]) -> str:
     eta = "" if view.eta is None else f", {view.eta:.0f} s left"
     at = view.progress
     return f"job: {at.stage} {how_much(at.stage, at.done, at.total)}{eta}{more}"
-
-
-if TYPE_CHECKING:
-
-    def _as_host(app: VLoRAApp) -> Host:
-        """The type checker holds the application against what the steps need of it."""
-        return app

@@ -16,17 +16,11 @@ from textual.scrollbar import ScrollBar, ScrollBarRender
 from textual.worker import WorkerError
 
 from vlora_engine.errors import VLoRAError
-from vlora_tui.guides import guide
-from vlora_tui.recipe.resolve import resolve
-from vlora_tui.tui.adapters.opening import shown_target
 from vlora_tui.tui.app.drafts import DraftKeeper
-from vlora_tui.tui.app.keymap import check_keys
 from vlora_tui.tui.app.palette import palette_entries
 from vlora_tui.tui.core.job_client import WORKERS, JobClient
 from vlora_tui.tui.terminal.typeahead import KeysInOrder
 from vlora_tui.tui.text import clean, tilde
-from vlora_tui.tui.widgets.dialogs import Ask, Help, Option, help_sections
-from vlora_tui.tui.widgets.guide_page import GuidePage, which_guide
 from vlora_tui.utils.config import Config, Problem, load_config
 
 if TYPE_CHECKING:
@@ -104,6 +98,8 @@ class BaseApp(KeysInOrder):
     # help and palette
 
     def action_explain(self) -> None:
+        from vlora_tui.tui.widgets.dialogs import Help, help_sections
+
         view = self.view
         words = view.help_text if view is not None else ""
         nearer = getattr(self.focused, "help_text", "")
@@ -120,10 +116,15 @@ class BaseApp(KeysInOrder):
 
     def choose_guide(self) -> None:
         """Ask which guide, and show it."""
+        from vlora_tui.tui.widgets.guide_page import which_guide
+
         self.push_screen(which_guide(), self.show_guide)
 
     def show_guide(self, name: str | None) -> None:
         """Show a guide; nothing where none was chosen."""
+        from vlora_tui.guides import guide
+        from vlora_tui.tui.widgets.guide_page import GuidePage
+
         if name is None:
             return
         self.push_screen(GuidePage(guide(name)))
@@ -158,6 +159,8 @@ class BaseApp(KeysInOrder):
     @work(thread=True, group="keys", exit_on_error=False)
     def _check_keys(self) -> None:
         """Tell what is wrong in the config file; keys are checked against every step's."""
+        from vlora_tui.tui.app.keymap import check_keys
+
         problems = list(self.config.problems)
         if str(self.config["theme"]) not in self.available_themes:
             what = f"there is no theme {str(self.config['theme'])!r}"
@@ -198,6 +201,8 @@ class BaseApp(KeysInOrder):
 
     def action_leave(self) -> None:
         """Back from what is only for a moment, else quit; a running job asks first."""
+        from vlora_tui.tui.widgets.dialogs import Ask, Option
+
         if isinstance(self.screen, _dialog_class()):
             self.screen.dismiss(None)
             return
@@ -274,6 +279,9 @@ class BaseApp(KeysInOrder):
 
     def open_recipe(self, recipe: Recipe, *, step: str = "run") -> None:
         """Look for a recipe's adapters, mark them, take its choices; then show the step."""
+        from vlora_tui.recipe.resolve import resolve
+        from vlora_tui.tui.adapters.opening import shown_target
+
         try:
             recipe = resolve(recipe)
         except VLoRAError as error:

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 from textual.css.query import NoMatches
 
 from vlora_engine.errors import VLoRAError
-from vlora_tui.jobs.drafts import Drafts
-from vlora_tui.utils import paths
 
 if TYPE_CHECKING:
     from textual.app import App
@@ -56,6 +54,9 @@ class DraftKeeper:
 
     def save(self) -> None:
         """Save marks and choices; a disk that refuses is no reason to fail."""
+        from vlora_tui.jobs.drafts import Drafts
+        from vlora_tui.utils import paths
+
         self._dirty = False
         if not self._session.marked:
             return
@@ -79,6 +80,9 @@ class DraftKeeper:
         self._app.run_worker(self._look, thread=True, group="drafts", exit_on_error=False)
 
     def _look(self) -> None:
+        from vlora_tui.jobs.drafts import Drafts
+        from vlora_tui.utils import paths
+
         try:
             drafts = Drafts(paths.state_dir())
             left = drafts.offered()
@@ -105,6 +109,9 @@ class DraftKeeper:
         Raises:
             VLoRAError, OSError: It cannot be read, or is another's by now.
         """
+        from vlora_tui.jobs.drafts import Drafts
+        from vlora_tui.utils import paths
+
         left, self._left = self._left, None
         if left is None:
             return None

@@ -9,8 +9,6 @@ from typing import Any
 from textual.app import App, SystemCommand
 from textual.screen import Screen
 
-from vlora_tui.guides import guides
-
 
 def palette_entries(
     app: App[Any],
@@ -26,6 +24,8 @@ def palette_entries(
         show_guide: Shows the guide of this name.
         settings_file: Where the settings lie, as a person reads it; ``say_settings`` says it.
     """
+    from vlora_tui.guides import guides
+
     seen: dict[tuple[Any, str], list[Any]] = {}
     for active in screen.active_bindings.values():
         if active.enabled and not active.binding.system and active.binding.id:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlora_engine.errors import InputError
-from vlora_tui.recipe.reader import load_recipe
 from vlora_tui.utils.config import load_config
 
 if TYPE_CHECKING:
@@ -42,6 +41,8 @@ def start(
     Raises:
         NoTerminalError: stdin or stderr is no terminal, or it is a dumb one.
     """
+    from vlora_tui.recipe.reader import load_recipe
+
     require_terminal(instead)
     loaded = None
     if isinstance(recipe, str | Path):

@@ -17,7 +17,6 @@ from vlora_tui.pipeline import events
 from vlora_tui.tui.core.messages import AdaptersWanted, CollectionChanged
 from vlora_tui.tui.core.session import Session, is_about
 from vlora_tui.tui.text import clean, plural
-from vlora_tui.tui.widgets.dialogs import ListProblems, Option
 
 if TYPE_CHECKING:
     from textual.app import App
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
     from vlora_tui.jobs import JobView
     from vlora_tui.tui.core.job_client import JobClient
     from vlora_tui.tui.widgets.dialogs import Option
+
 
 LEAVE, SHOW, STOP = "leave", "show", "stop"
 CODE = "ruled-out"
@@ -131,6 +131,8 @@ class BadAdapterPrompt:
         self._push(title, listed, options, answered)
 
     def _push(self, words: str, listed: Any, options: list[Option], answered: Any) -> None:
+        from vlora_tui.tui.widgets.dialogs import ListProblems
+
         self._app.push_screen(ListProblems("Bad adapters", words, listed, options), answered)
 
     # what is done
@@ -213,4 +215,6 @@ def _unexplained(path: str) -> Finding:
 
 
 def _option(key: str, label: str, value: str, more: str) -> Option:
+    from vlora_tui.tui.widgets.dialogs import Option
+
     return Option(key, label, value, more)

@@ -12,11 +12,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.errors import VLoRAError
-from vlora_tui.jobs import JobStore, JobWatcher, cancel, remove, resume, start
-from vlora_tui.pipeline.disk_space import shortage_of
-from vlora_tui.pipeline.inputs import gather
-from vlora_tui.recipe.model import MEASURED, AdapterInput, Input, Recipe
-from vlora_tui.recipe.resolve import resolve
 from vlora_tui.tui.core.messages import (
     Complaint,
     DiskTooSmall,
@@ -33,6 +28,7 @@ if TYPE_CHECKING:
     from vlora_tui.jobs import JobStore, JobView, JobWatcher
     from vlora_tui.recipe.model import Recipe
     from vlora_tui.tui.core.session import Session
+
 
 POLL_SECONDS = 0.5
 WORKERS = "jobs"  # the group of the threads that ask and read
@@ -75,6 +71,8 @@ class JobClient:
         Raises:
             StorageError: The state directory cannot be used.
         """
+        from vlora_tui.jobs import JobStore
+
         if self._store is None:
             self._store = JobStore.open(self._state_dir)
         return self._store
@@ -103,6 +101,8 @@ class JobClient:
             subspace_bytes: What it is going to write, where that was predicted; what does not fit
                 on its disk is not started.
         """
+        from vlora_tui.jobs import start
+        from vlora_tui.pipeline.disk_space import shortage_of
 
         def work() -> None:
             shortage = shortage_of(recipe, subspace=subspace_bytes)
@@ -118,6 +118,7 @@ class JobClient:
 
     def start_without_bad(self, job_id: str) -> None:
         """Start the recipe of a job again as a new one that leaves bad adapters out."""
+        from vlora_tui.jobs import start
 
         def work() -> None:
             job = self.store().find(job_id)
@@ -132,6 +133,7 @@ class JobClient:
 
     def cancel(self, job_id: str, *, discard: bool) -> None:
         """Ask a job to stop at the next layer."""
+        from vlora_tui.jobs import cancel
 
         def work() -> None:
             cancel(self.store().find(job_id), discard=discard)
@@ -141,6 +143,7 @@ class JobClient:
 
     def resume(self, job_id: str) -> None:
         """Go on with a job that stopped."""
+        from vlora_tui.jobs import resume
 
         def work() -> None:
             resume(self.store(), self.store().find(job_id))
@@ -150,6 +153,7 @@ class JobClient:
 
     def remove(self, job_id: str) -> None:
         """Forget a job that is over, and the layers it left."""
+        from vlora_tui.jobs import remove
 
         def work() -> None:
             remove(self.store(), self.store().find(job_id))
@@ -159,6 +163,9 @@ class JobClient:
 
     def want_spectra(self) -> None:
         """Have the spectra of the marked adapters: from the cache, or by a job that is started."""
+        from vlora_tui.jobs import start
+        from vlora_tui.recipe.model import AdapterInput, Input, Recipe
+
         session = self._session
         chosen = tuple(sorted(path for path in session.marked if path in session.infos))
         if not chosen or chosen == self.spectra_of:
@@ -223,6 +230,8 @@ class JobClient:
 
     def _look(self) -> None:
         """Read what changed; in a worker thread."""
+        from vlora_tui.jobs import JobWatcher
+
         try:
             if self._watcher is None:
                 self._watcher = JobWatcher(self.store())
@@ -287,6 +296,9 @@ class JobClient:
 def _cached(recipe: Recipe) -> Spectra | None:
     """The cached spectra of a recipe's inputs, if nothing of them is missing."""
     from vlora_engine.spectra.tables import Spectra
+    from vlora_tui.pipeline.inputs import gather
+    from vlora_tui.recipe.model import MEASURED
+    from vlora_tui.recipe.resolve import resolve
 
     path = gather(resolve(recipe)).spectra_dir(MEASURED)
     try:

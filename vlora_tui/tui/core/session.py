@@ -20,8 +20,6 @@ from vlora_engine.compression_target import CODED_METHODS, CompressionTarget
 from vlora_engine.errors import VLoRAError
 from vlora_engine.quantization.dtypes import AUTO_DTYPE, DTYPE_WORDS
 from vlora_engine.quantization.packing import NOT_PACKED
-from vlora_engine.utils.files import write_json
-from vlora_tui.recipe.model import AdapterInput, Compress, Input, Recipe
 from vlora_tui.utils import paths
 from vlora_tui.utils.formatting import size
 
@@ -33,6 +31,7 @@ if TYPE_CHECKING:
     from vlora_engine.spectra.tables import Spectra
     from vlora_tui.pipeline.forecast import Coded
     from vlora_tui.recipe.model import Export, Recipe
+
 
 MAX_PINS = 3
 MAX_RECENT = 12
@@ -273,6 +272,8 @@ class Session:
 
     def recipe(self) -> Recipe:
         """What Enter would run: the marked adapters, the choice, the output, the exports."""
+        from vlora_tui.recipe.model import AdapterInput, Compress, Input, Recipe
+
         names = [info.name for info in self.chosen]
         adapters = tuple(
             AdapterInput(str(info.path), name)
@@ -376,6 +377,8 @@ def recent_folders() -> list[str]:
 
 def remember_folder(folder: str) -> None:
     """Put a folder at the head of the recent ones; a state directory that refuses is no matter."""
+    from vlora_engine.utils.files import write_json
+
     folders = [folder, *(other for other in recent_folders() if other != folder)]
     with suppress(OSError, VLoRAError):
         paths.state_dir().mkdir(parents=True, exist_ok=True)
