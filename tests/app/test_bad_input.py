@@ -342,7 +342,7 @@ def test_a_fault_of_ours_says_so_and_hides_its_traceback(
     def fail(*_: object, **__: object) -> None:
         raise ZeroDivisionError("oops")
 
-    monkeypatch.setattr("vlora_tui.cli.look.scan", fail)
+    monkeypatch.setattr("vlora_engine.catalog.scanner.scan", fail)
     found = cli("inspect", runs, code=1)
     assert "A fault of vlora-tui" in found.err
     assert "ZeroDivisionError: oops" in found.err
@@ -363,7 +363,7 @@ def test_very_verbose_shows_where_it_happened(
 ) -> None:
     from vlora_tui.cli import main
 
-    monkeypatch.setattr("vlora_tui.cli.look.scan", lambda *_: 1 / 0)
+    monkeypatch.setattr("vlora_engine.catalog.scanner.scan", lambda *_: 1 / 0)
     assert main(["-vv", "inspect", str(runs)]) == 1
     assert "Traceback" in capsys.readouterr().err
 

@@ -57,7 +57,7 @@ def test_all_ask_for_the_same_where_they_are_told_nothing(
         assert manifest.coding is not None, who
         assert (manifest.method, manifest.coding.target) == ("auto", {"max_error": 0.05}), who
         assert files(outs[who]) == files(outs["python"]), who
-    assert (held.method, held.coding.target) == ("auto", {"max_error": 0.05})
+    assert (held.method, held.space.coding.target) == ("auto", {"max_error": 0.05})
 
 
 @pytest.mark.parametrize(

@@ -52,9 +52,30 @@ def add(
     require_there([adapter])
     _require_ours(read_manifest(subspace), "add", adapter)
     (adapter,) = fetch_first(out, adapter)
+    _new_name(read_manifest(subspace), adapter, task_id)  # refused before anything is locked
     how = "project" if project else "incremental" if incremental else "absorb"
     with in_place(subspace, out, no_wait=no_wait, dry_run=dry_run):
         _add_to(subspace, adapter, task_id, how, out, dry_run=dry_run)
+
+
+def _new_name(manifest: Manifest, adapter: str, task_id: str | None) -> str:
+    """The name of a task to be added.
+
+    Raises:
+        ParameterError: It is empty, or there is a task of that name.
+    """
+    ref = AdapterRef.parse(adapter)
+    default_name = ref.name if ref.is_hub else Path(adapter).resolve().name
+    name = task_id if task_id is not None else default_name
+    if not name.strip():
+        raise ParameterError("A task needs a name.", found=repr(name))
+    if name in manifest.tasks:
+        raise ParameterError(
+            f"The subspace has a task {name!r} already.",
+            where=manifest.path,
+            remedy="choose another name with --task-id, or remove the old one first",
+        )
+    return name
 
 
 def _add_to(
@@ -65,17 +86,7 @@ def _add_to(
     from vlora_engine.catalog.read import read_manifest
 
     manifest = read_manifest(subspace)
-    ref = AdapterRef.parse(adapter)
-    default_name = ref.name if ref.is_hub else Path(adapter).resolve().name
-    name = task_id if task_id is not None else default_name
-    if not name.strip():
-        raise ParameterError("A task needs a name.", found=repr(name))
-    if name in manifest.tasks:
-        raise ParameterError(
-            f"The subspace has a task {name!r} already.",
-            where=subspace,
-            remedy="choose another name with --task-id, or remove the old one first",
-        )
+    name = _new_name(manifest, adapter, task_id)
     source = open_adapter(adapter)
     base_model = source.config.get("base_model_name_or_path")
     if base_model and manifest.base_model and _base(str(base_model)) != _base(manifest.base_model):

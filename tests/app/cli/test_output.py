@@ -155,16 +155,16 @@ def test_verbose_shows_the_engines_log_and_silence_is_the_default(
 ) -> None:
     import logging
 
-    from vlora_tui.cli import look
+    from vlora_engine.catalog import read as catalog_read
 
-    original = look.read_manifest
+    original = catalog_read.read_manifest
 
     def read(path: str | Path) -> Manifest:
         logging.getLogger("vlora_engine.catalog.read").info("reading it")
         logging.getLogger("vlora_engine.catalog.read").debug("every byte")
         return original(path)
 
-    monkeypatch.setattr(look, "read_manifest", read)
+    monkeypatch.setattr(catalog_read, "read_manifest", read)
     assert cli("info", built).err == ""
     assert cli("info", built, "-v").err == "vlora_engine.catalog.read: reading it\n"
     assert cli("-vv", "info", built).err.count("vlora_engine.catalog.read: ") == 2

@@ -239,7 +239,7 @@ def test_an_interrupt_elsewhere_is_130_too(
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vlora_tui.cli.look.scan", interrupt)
+    monkeypatch.setattr("vlora_engine.catalog.scanner.scan", interrupt)
     assert "Interrupted" in cli("inspect", runs, code=130).err
 
 
