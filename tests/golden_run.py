@@ -496,9 +496,8 @@ def _compare(args: argparse.Namespace) -> int:
             print(f"note: nothing differs for {pattern!r}; take it out of {args.expect}")
     wrong = [difference for difference in found if not difference.reason]
     steps = len({difference.step for difference in wrong})
-    print(
-        f"{len(after['steps'])} steps; {steps} differ, {len(found) - len(wrong)} parts as expected"
-    )
+    compared = len(before["steps"].keys() & after["steps"].keys())
+    print(f"{compared} steps compared; {steps} differ, {len(found) - len(wrong)} parts as expected")
     return 1 if wrong else 0
 
 
