@@ -112,6 +112,7 @@ class Gate:
 
 
 LAYER = "vlora_engine.subspace.layer_parts|LayerParts.write"
+CODED_LAYER = "vlora_engine.subspace.coded.layer_parts|FileParts.write"
 SPECTRUM = "vlora_engine.compress.measure|write_layer"
 SAVE = "vlora_engine.targets.save|save_adapter"
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.app.jobs.conftest import LAYER, MODULES, Gate, kill, pid_of, state, tree, until
+from tests.app.jobs.conftest import CODED_LAYER, MODULES, Gate, kill, pid_of, state, tree, until
 from tests.witnesses import make
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.demo import demo_base_config, make_demo_collection
@@ -149,6 +149,12 @@ def choose_k(tui: Terminal, layers: int, k: int) -> None:
         lambda screen: f"median of {layers} layers" in screen and "job:" not in screen,
         "the spectra of all layers, and their job ended",
     )
+    for method in ("own", "columns", "flat", "delta"):  # m goes round; auto has no k
+        tui.press("m")
+        tui.until(
+            lambda screen, method=method: re.search(rf"now\s+{method}\b", screen) is not None,
+            f"the method {method}",
+        )
     tui.press("=")
     tui.until(lambda screen: "Pin" not in screen and "enter Run" not in screen, "k is asked for")
     tui.type(str(k))
@@ -247,7 +253,7 @@ def held(terminal: Open, store: JobStore, gate: Gate, home: Path) -> tuple[Termi
     folder = home / "runs"
     for i in range(4):
         make.write(folder / f"task{i}", make.factors(MODULES, seed=i))
-    gate.close_after(LAYER, 2)
+    gate.close_after(CODED_LAYER, 2)
     tui = terminal(folder)
     tui.sees("4 found", "* Group")
     tui.press("*")
