@@ -320,6 +320,8 @@ class EventWriter:
 def encode(event: Event, *, seq: int, time: float) -> str:
     """``event`` as one line of JSON; figures that are not finite become null."""
     row = {"seq": seq, "time": round(time, 3), "type": event.type, **asdict(event)}
+    if not row.get("finding", True):  # a remark that is no finding
+        del row["finding"]
     return json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n"
 
 

@@ -55,7 +55,7 @@ class MergeReport:
 
     def as_dict(self) -> dict[str, Any]:
         """The fields, for JSON."""
-        return asdict(self)
+        return {**asdict(self), "findings": [finding.as_json() for finding in self.findings]}
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from tests.engine.merging.made import (
 )
 from vlora_engine.adapters.model import LoRAWeights, MemorySource
 from vlora_engine.errors import CollectionError, ParameterError
+from vlora_engine.findings import Finding
 from vlora_engine.merging import PEFT_METHODS, merge, merge_with_report, task_arithmetic
 from vlora_engine.merging.core_space import Change
 
@@ -278,3 +279,10 @@ def test_rslora_is_right_where_peft_takes_the_first_configs_scale():
 def test_the_dialect_needs_one_rank():
     with pytest.raises(CollectionError, match="cannot be merged apart"):
         merge([make(0, 2), make(1, 3)], "ties", dialect="peft")
+
+
+def test_a_reports_findings_are_told_in_the_form_of_all_others():
+    _, report = merge_with_report(MIXED, "breadcrumbs")
+    rows = report.as_dict()["findings"]
+    assert [Finding.from_json(row) for row in rows] == report.findings
+    assert {row["where"] for row in rows if row["code"] == "caution"} == {"breadcrumbs"}
