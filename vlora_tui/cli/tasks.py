@@ -52,7 +52,6 @@ def add(
     require_there([adapter])
     _require_ours(read_manifest(subspace), "add", adapter)
     (adapter,) = fetch_first(out, adapter)
-    _new_name(read_manifest(subspace), adapter, task_id)  # refused before anything is locked
     how = "project" if project else "incremental" if incremental else "absorb"
     with in_place(subspace, out, no_wait=no_wait, dry_run=dry_run):
         _add_to(subspace, adapter, task_id, how, out, dry_run=dry_run)

@@ -137,12 +137,15 @@ def lock_path(path: str | Path) -> Path:
 def _holding(
     own: tuple[Path, int], lock: tuple[int, bool], *, tidy: bool = False
 ) -> Iterator[None]:
+    """Hold a lock that was taken; a file that this made goes where the work was refused."""
+    refused = True
     _held.add(own)
     try:
         yield
+        refused = False
     finally:
         _held.discard(own)
-        if tidy:  # before it is let go: nobody else can have it yet
+        if tidy or (refused and lock[1]):  # before it is let go: nobody else can have it yet
             with suppress(OSError):
                 own[0].unlink()
         _let_go(lock[0])
