@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,8 +13,10 @@ from vlora_tui.cli.merge_flags import Merging
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
-from vlora_tui.recipe.model import Recipe
 from vlora_tui.utils.formatting import percent, plural, printable, size
+
+if TYPE_CHECKING:
+    from vlora_tui.recipe.model import Recipe
 
 NOWHERE = "merged"  # where a preview would write: nowhere
 BESIDE_A_FILE = ("rank", "energy", "seed")  # flags that say what a mergekit file cannot
@@ -44,14 +46,15 @@ def merge(
     writing: o.Writing,
 ) -> None:
     """Merge adapters into one, on the weight change that the model sees."""
-    from vlora_tui.cli.execute import carry_out
-    from vlora_tui.cli.merge_methods import show_methods
-    from vlora_tui.recipe.reader import load_recipe
-
     out = Output(json=writing.as_json, quiet=writing.quiet)
     if list_methods:
+        from vlora_tui.cli.merge_methods import show_methods
+
         show_methods(out)
         return
+    from vlora_tui.cli.execute import carry_out
+    from vlora_tui.recipe.reader import load_recipe
+
     if not adapters:
         raise ParameterError("There is nothing to merge.", expected="ADAPTERS, or a mergekit file")
     if output is None and not preview:
