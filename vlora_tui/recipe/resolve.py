@@ -6,6 +6,7 @@ import glob
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from fnmatch import fnmatch
 from pathlib import Path
 
 from vlora_engine.adapters.address import AdapterRef, hub_cache
@@ -14,6 +15,7 @@ from vlora_engine.catalog.read import is_subspace
 from vlora_engine.errors import NotFoundError, ParameterError
 from vlora_engine.hub.cache import cached_adapters
 from vlora_engine.hub.fetch import pin
+from vlora_engine.utils.files import FORMER, how_to_put_back, output_of
 from vlora_tui.recipe.model import AdapterInput, Recipe, startable
 
 
@@ -67,6 +69,7 @@ def expand_input(entry: AdapterInput) -> list[AdapterInput]:
     matches = sorted(glob.glob(path, recursive=True))
     # What is hidden was not meant; a plain file beside adapters is no mistake of the pattern.
     matches = [m for m in matches if os.path.isdir(m) or m.endswith((".safetensors", ".bin"))]
+    matches += _lost_matches(path)
     if not matches:
         raise NotFoundError(
             "The pattern matches no adapter.",
@@ -74,6 +77,15 @@ def expand_input(entry: AdapterInput) -> list[AdapterInput]:
             remedy="check the path, or quote the pattern if the shell changed it",
         )
     return _as_inputs(entry, matches)
+
+
+def _lost_matches(pattern: str) -> list[str]:
+    """What the pattern would match, had a replacement not been cut short: opening it says so."""
+    folder, name = os.path.split(pattern)
+    finals = map(output_of, map(Path, glob.glob(os.path.join(folder, f".*{FORMER}"))))
+    return sorted(
+        str(path) for path in finals if fnmatch(path.name, name) and how_to_put_back(path)
+    )
 
 
 def _is_task(path: str) -> bool:

@@ -12,7 +12,7 @@ from vlora_engine.adapters.address import FORM, AdapterRef, address_of_page, exp
 from vlora_engine.errors import NotFoundError, ParameterError, VLoRAError
 from vlora_engine.formats.base import Format, Location, Probe, Registry
 from vlora_engine.hub.fetch import local_path
-from vlora_engine.utils.files import how_to_put_back
+from vlora_engine.utils.files import FORMER, how_to_put_back, output_of
 from vlora_engine.utils.safetensors_file import read_error
 
 MAX_DEPTH = 4
@@ -26,12 +26,14 @@ def walk(
     max_depth: int,
     max_adapters: int,
     closed: list[Path] | None = None,
+    lost: list[Path] | None = None,
 ) -> Iterator[tuple[Probe, Format]]:
     """Every adapter at or below ``root``, sorted by path, each with the format that knows it.
 
     The root's adapter is PEFT's ``default``; named adapters and checkpoints lie in directories
     below it. Hidden directories are left out; a directory reached twice (a loop of symbolic
-    links) is looked at once. Directories below ``root`` that may not be read go to ``closed``.
+    links) is looked at once. Directories below ``root`` that may not be read go to ``closed``,
+    outputs of which a killed replacement left the former one alone, hidden, to ``lost``.
     """
     seen: set[tuple[int, int]] = set()
     waiting = [(root, 0)]
@@ -41,7 +43,7 @@ def walk(
         try:
             if not _first_visit(path, seen):
                 continue
-            files, directories = _list(path)
+            files, directories = _list(path, lost)
         except OSError as error:
             if depth == 0:
                 raise read_error(path, error) from None
@@ -97,8 +99,8 @@ def _is_adapter(probe: Probe, form: Format) -> bool:
 _BASE_SHARD = re.compile(r"-\d+-of-\d+\.safetensors$|^model\.safetensors$|^consolidated")
 
 
-def _list(path: Path) -> tuple[frozenset[str], list[str]]:
-    files, directories = [], []
+def _list(path: Path, lost: list[Path] | None) -> tuple[frozenset[str], list[str]]:
+    files, directories, formers = [], [], []
     with os.scandir(path) as entries:
         for entry in entries:
             try:
@@ -109,6 +111,10 @@ def _list(path: Path) -> tuple[frozenset[str], list[str]]:
                 files.append(entry.name)
             elif not entry.name.startswith(".") and entry.name not in _SKIPPED:
                 directories.append(entry.name)
+            elif lost is not None and entry.name.endswith(FORMER):
+                formers.append(output_of(path / entry.name))
+    if lost is not None:
+        lost += sorted(final for final in formers if how_to_put_back(final))
     return frozenset(files), directories
 
 

@@ -35,6 +35,7 @@ from vlora_engine.hub.remote import all_remote_headers, as_remote
 from vlora_engine.hub.search import LIMIT, search_adapters
 from vlora_engine.interop.names import PEERS, peer_at
 from vlora_engine.manifest.manifest import FORMAT, Manifest
+from vlora_engine.utils.files import former_path, how_to_put_back
 from vlora_engine.utils.naming import printable, unique_names
 
 if TYPE_CHECKING:
@@ -261,10 +262,15 @@ class Finder:
 
     def _look_below(self, directory: Path, max_depth: int) -> Iterator[AdapterInfo | Place]:
         limit = self._max_adapters - self.count
-        for probe, form in _below(directory, max_depth, limit, self.closed):
+        lost: list[Path] = []
+        for probe, form in _below(directory, max_depth, limit, self.closed, lost):
             if self._first_time(str(address_of(probe.path) or os.path.realpath(probe.path))):
                 subspace = form.name in SUBSPACES
                 yield probe.path if subspace else self._inspected(_entry(probe, form))
+        for path in lost:
+            known = FORMATS.find(Probe(former_path(path)))
+            if known is not None and self._first_time(os.path.realpath(path)):
+                yield AdapterInfo(os.path.abspath(path), path, known.name, error=_lost_error(path))
 
     def _look_at_hub(self, addresses: Sequence[AdapterRef]) -> Iterator[AdapterInfo | Place]:
         self.places += addresses
@@ -368,15 +374,26 @@ def closed_findings(closed: Iterable[Path]) -> Iterator[Finding]:
 
 
 def _below(
-    path: Path, max_depth: int, limit: int, closed: list[Path]
+    path: Path, max_depth: int, limit: int, closed: list[Path], lost: list[Path]
 ) -> Iterable[tuple[Probe, Format]]:
     if os.path.isdir(path):
-        yield from walk(FORMATS, path, max_depth, limit, closed)
+        yield from walk(FORMATS, path, max_depth, limit, closed, lost)
         return
     probe = Probe(path)
     form = FORMATS.find(probe)
     if form is not None and limit > 0:
         yield probe, form
+
+
+def _lost_error(path: Path) -> VLoRAError:
+    """What to say of an output whose former state alone is there, hidden."""
+    return NotFoundError(
+        "It is not in its place.",
+        where=path,
+        found=f"the former one, hidden, at {former_path(path)}",
+        remedy=how_to_put_back(path),
+        adapter=path,
+    )
 
 
 @dataclass(frozen=True)

@@ -279,8 +279,7 @@ def _build_in(
             errors = {task.id: task.error for task in manifest.tasks.values()}
             known, targets = plan.spectra, within(targets, plan, errors)
         report = _report(out, collection, plan, manifest, parts, reused)
-        publish(partial / RESULT, out, force=run.force)
-        discard(partial)
+        publish(partial / RESULT, out, within=partial, force=run.force)
     return report
 
 

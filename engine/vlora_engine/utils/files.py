@@ -9,12 +9,14 @@ from __future__ import annotations
 import errno
 import glob
 import hashlib
+import itertools
 import json
 import logging
 import os
 import re
 import shlex
 import shutil
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -27,6 +29,7 @@ from vlora_engine.errors import (
     StorageError,
     VLoRAError,
 )
+from vlora_engine.utils.exchange import exchange
 from vlora_engine.utils.file_names import (
     ADAPTER_CONFIG,
     ADAPTER_GGUF,
@@ -44,6 +47,9 @@ except ImportError:  # Windows has no such locks
     fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
+
+FORMER = ".part-old"  # ends the hidden name of an output that is being replaced
+_UNLOCKED = -1  # in the place of a descriptor: there are no locks here
 
 
 def check_output(path: Path, *, force: bool = False) -> None:
@@ -144,6 +150,7 @@ _WRITTEN = re.compile(
     r"|adapter_config\.json|adapter_model\.(safetensors|bin)|adapters\.safetensors"
     r"|adapter\.gguf|Modelfile"
     r"|spectra\.json|layers|vectors|similarity\.safetensors"
+    r"|\.(README\.md|[a-z_]+\.(json|safetensors|gguf))\.part(-\w+)?"  # half written, then killed
 )
 
 
@@ -193,7 +200,7 @@ def output_of(partial: Path) -> Path:
 
 def former_path(final: Path) -> Path:
     """Where the former ``final`` waits while the new one takes its place."""
-    return partial_path(final, "old")
+    return final.with_name(f".{final.name}{FORMER}")
 
 
 def put_back(final: Path) -> bool:
@@ -246,7 +253,7 @@ def _is_being_written(final: Path) -> bool:
             return True
         except OSError:
             continue  # not ours to open
-        if lock is not None and lock >= 0:
+        if lock is not None and lock != _UNLOCKED:
             os.close(lock)
     return False
 
@@ -294,6 +301,7 @@ def new_directory(
 def sole_writer(partial: Path, final: Path) -> Iterator[None]:
     """Make ``partial`` where it is missing, and hold it and ``final`` against every other writer.
 
+    What killed writers left of ``final`` is deleted (`sweep`).
     The lock ends with the process, however that ends. Systems and disks without such locks are not
     protected.
 
@@ -316,15 +324,16 @@ def sole_writer(partial: Path, final: Path) -> Iterator[None]:
             ) from None
         except OSError as error:
             raise write_error(final, error) from None
-        if held >= 0:
+        if held != _UNLOCKED:
             locks.callback(os.close, held)
+        sweep(final)
         yield
 
 
 def _lock(directory: Path) -> int | None:
-    """A descriptor that locks ``directory``, -1 without locks, None if it was just replaced."""
+    """A descriptor that locks ``directory``, None if it was just replaced."""
     if fcntl is None:
-        return -1
+        return _UNLOCKED
     try:
         descriptor = os.open(directory, os.O_RDONLY)
     except FileNotFoundError:
@@ -353,40 +362,170 @@ def discard(path: Path) -> None:
         _remove(path)
 
 
-def publish(partial: Path, final: Path, *, force: bool = False, keep_foreign: bool = False) -> None:
-    """Flush ``partial`` and rename it to ``final``; the former ``final`` is deleted last.
+def publish(
+    made: Path,
+    final: Path,
+    *,
+    within: Path | None = None,
+    force: bool = False,
+    keep_foreign: bool = False,
+) -> None:
+    """Flush ``made`` and let it take the place of ``final`` in one step.
+
+    First it gets a name that nothing resumes or puts back, together with what lies around it in
+    ``within``; then it and the former ``final`` exchange their names. So a kill at any point leaves
+    ``final`` old or new, and nothing else that could be taken for it. Where names cannot be
+    exchanged, two renames stand in, and `put_back` heals what a kill leaves between them. The
+    former ``final`` is deleted last: if that fails, it is a warning.
+
+    Args:
+        within: The unfinished directory that holds ``made``; it goes as a whole.
 
     Raises:
         OutputExistsError: See `check_output`.
         StorageError: The disk does not take it; ``final`` is then as it was.
     """
+    whole = within or made
     try:
-        for file in partial.rglob("*"):
-            if file.is_file():
-                fsync(file)
-        fsync(partial)
-        old = None
+        for path in (*made.rglob("*"), made):
+            if not path.is_symlink():
+                fsync(path)
         if not keep_foreign:
             check_output(final, force=force)
-        if os.path.lexists(final):
-            if not os.path.islink(final) and not os.access(final, os.W_OK):
-                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(final))
-            old = former_path(final)
-            _hand_over(old, final)  # of an earlier replacement that was cut short
-            os.rename(final, old)
+        replaces = os.path.lexists(final)
+        if replaces and not os.path.islink(final) and not os.access(final, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(final))
+        gone = _gone_path(final)
+        os.rename(whole, gone)
+        place = gone / made.relative_to(whole)
         try:
-            os.rename(partial, final)
-        except OSError:
-            if old is not None:
-                os.rename(old, final)
+            if not replaces:
+                os.rename(place, final)
+            elif not exchange(place, final):
+                _rename_twice(place, final)
+        except BaseException:
+            with suppress(OSError):
+                os.rename(gone, whole)
             raise
         fsync(final.parent)
-        if old is not None:
-            _hand_over(old, final)
     except OSError as error:
         if isinstance(error, VLoRAError):
             raise
         raise write_error(final, error) from None
+    close_below(whole)
+    close_below(final)  # the former files have been open under these names
+    try:
+        if replaces:
+            _hand_over(place, final)
+            _remove_marked(place)
+        if os.path.lexists(gone):
+            _remove(gone)
+    except OSError as error:
+        logger.warning(
+            "%s is complete and in place, but what was there before could not be deleted (%s). "
+            "To delete it: %s",
+            final,
+            error.strerror or error,
+            shlex.join(["rm", "-r", str(gone)]),
+        )
+
+
+def _rename_twice(place: Path, final: Path) -> None:
+    """What `exchange` does, in two steps: between them ``final`` is not there."""
+    former = former_path(final)
+    os.rename(final, former)
+    try:
+        os.rename(place, final)
+    except OSError:
+        os.rename(former, final)
+        raise
+    os.rename(former, place)
+
+
+def _gone_path(final: Path) -> Path:
+    """A free name for what is to be deleted; if it stays, the next writer there sweeps it."""
+    names = (f".{final.name}.gone-{os.getpid()}-{i}" for i in itertools.count(1))
+    return next(path for path in map(final.with_name, names) if not os.path.lexists(path))
+
+
+def _hand_over(old: Path, new: Path) -> None:
+    """Move the files of others from ``old`` to ``new``."""
+    if old.is_dir() and not old.is_symlink() and new.is_dir():
+        for name in foreign_entries(old):
+            if not os.path.lexists(new / name):
+                os.rename(old / name, new / name)
+
+
+def _remove_marked(path: Path) -> None:
+    """Delete an output, its index first: half of it is no output any more."""
+    if path.is_dir() and not path.is_symlink():
+        for name in _MARKERS | _PEERS_MARKERS:
+            (path / name).unlink(missing_ok=True)
+    _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    elif os.path.lexists(path):
+        path.unlink()
+
+
+# ---- what killed writers left
+
+
+def strays(final: Path) -> list[Path]:
+    """What writers of ``final`` that were killed left beside and in it, sorted.
+
+    Finished layers of an interrupted build are none: the same command goes on with them.
+    """
+    found = [path for path in _hidden(final.parent, final.name) if _is_stray(path, final)]
+    if final.is_dir() and not final.is_symlink() and _is_output(final):
+        for folder in (final, final / "tasks"):
+            found += [path for path in _hidden(folder) if not path.is_dir()]
+    return sorted(found)
+
+
+def sweep(final: Path) -> None:
+    """Delete the `strays` of ``final``; whoever calls this holds its lock.
+
+    What was to replace ``final`` and holds files of others gives them back first. Where that or
+    the deleting fails, it is left to the next one.
+    """
+    for path in strays(final):
+        lock = None
+        try:
+            lock = _lock(path) if path.is_dir() else None
+            if lock == _UNLOCKED:
+                continue  # nothing tells whether somebody is at it
+            if is_output := path.is_dir() and _is_output(path):
+                if not final.is_dir() and foreign_entries(path):
+                    continue
+                _hand_over(path, final)
+            close_below(path)
+            (_remove_marked if is_output else _remove)(path)
+        except OSError as error:
+            logger.debug("%s was not deleted: %s", path, error)
+        finally:
+            if lock is not None and lock != _UNLOCKED:
+                os.close(lock)
+
+
+def _hidden(folder: Path, name: str = "*") -> Iterator[Path]:
+    """The unfinished and the former forms of an output, or of all, in a folder."""
+    exact = "*" if name == "*" else glob.escape(name)
+    for pattern in (f".{exact}.part", f".{exact}.part-*", f".{exact}.gone-*"):
+        yield from folder.glob(pattern)
+
+
+def _is_stray(path: Path, final: Path) -> bool:
+    if path == former_path(final):
+        return os.path.lexists(final)  # else `put_back` is for it
+    return not any(path.glob("**/layers/*.safetensors")) or ".gone-" in path.name
+
+
+def _is_output(path: Path) -> bool:
+    return any((path / name).is_file() for name in _MARKERS | _PEERS_MARKERS)
 
 
 def write_file(path: Path, data: bytes | str) -> None:
@@ -396,17 +535,40 @@ def write_file(path: Path, data: bytes | str) -> None:
         StorageError: The disk does not take it; the former file is then unchanged.
     """
     raw = data.encode() if isinstance(data, str) else data
-    partial = path.parent / f".{path.name}.part-{os.getpid()}"
+    partial = None
     try:
-        with partial.open("wb") as file:
+        descriptor, partial = _open_partial(path)
+        with os.fdopen(descriptor, "wb") as file:
             file.write(raw)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+            os.replace(partial, path)
     except OSError as error:
-        with suppress(OSError):
-            partial.unlink()
+        if partial is not None:
+            with suppress(OSError):
+                partial.unlink()
         raise write_error(path, error) from None
+
+
+def _open_partial(path: Path) -> tuple[int, Path]:
+    """An empty hidden sibling of a file, open for writing and locked.
+
+    It has one name, so that the next writer uses what a killed one left; only where another is
+    writing the same file right now, or nothing tells, it is one of its own.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    partial = path.with_name(f".{path.name}.part")
+    if fcntl is not None:
+        descriptor = os.open(partial, flags, 0o666)
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The former holder may have renamed it between the opening and the lock.
+            if os.path.samestat(os.fstat(descriptor), os.stat(partial)):
+                os.ftruncate(descriptor, 0)
+                return descriptor, partial
+        os.close(descriptor)
+    own = path.with_name(f".{path.name}.part-{os.getpid()}-{threading.get_ident()}")
+    return os.open(own, flags | os.O_TRUNC, 0o666), own
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
@@ -451,21 +613,3 @@ def fsync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-def _hand_over(old: Path, new: Path) -> None:
-    """Move the files of others from ``old`` to ``new``, and delete the rest of ``old``."""
-    if old.is_dir() and not old.is_symlink() and new.is_dir():
-        for name in foreign_entries(old):
-            if not os.path.lexists(new / name):
-                os.rename(old / name, new / name)
-    close_below(old)
-    close_below(new)  # its former files have been open under these names
-    _remove(old)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    elif os.path.lexists(path):
-        path.unlink()

@@ -95,7 +95,7 @@ def test_writers_of_one_output_are_one_whatever_their_partials(tmp_path: Path) -
             other.result()
     with new_directory(final, job="save") as partial:
         (partial / "file").touch()
-    assert sorted(os.listdir(tmp_path)) == [".out.part-convert", "out"]
+    assert os.listdir(tmp_path) == ["out"]
 
 
 def test_a_lock_that_was_removed_is_no_lock(place: Path) -> None:

@@ -39,7 +39,7 @@ from vlora_engine.subspace.request import BuildReport, Collection
 from vlora_engine.subspace.store import task_files
 from vlora_engine.utils.device import pick_device
 from vlora_engine.utils.file_names import BASIS_FILE
-from vlora_engine.utils.files import discard, dump_json, publish
+from vlora_engine.utils.files import dump_json, publish
 from vlora_engine.utils.run_context import RunContext
 from vlora_engine.utils.safetensors_file import encode_header
 from vlora_engine.utils.unfinished import RESULT, keep_finished_layers
@@ -97,8 +97,7 @@ def build_coded(
         coded = coder.run()
         manifest = _assemble(partial / RESULT, out, collection, targets, coder, coded)
         report = _report(out, collection, manifest, coded)
-        publish(partial / RESULT, out, force=run.force)
-        discard(partial)
+        publish(partial / RESULT, out, within=partial, force=run.force)
     return report
 
 
