@@ -23,6 +23,7 @@ from vlora_engine.adapters.model import (
     as_source,
     nominal_rank,
 )
+from vlora_engine.adapters.unchanged import require_unchanged
 from vlora_engine.analysis.similarity import not_finite
 from vlora_engine.formats.peft_save import peft_config
 from vlora_engine.linalg.low_rank import canonical_svd, delta_error2, delta_norm2
@@ -150,6 +151,7 @@ def resize(
         run.stop_if_asked(STOPPED)
         made[name] = _resized(source, name, ranks[name], uniform, spectra.get(name))
         run.report("resize", done, len(source.modules), name)
+    require_unchanged([source])
     return _assembled(source, made, target), _reported(made, short)
 
 

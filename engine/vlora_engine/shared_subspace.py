@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, as_source
+from vlora_engine.adapters.unchanged import require_unchanged
 from vlora_engine.catalog.load import AnySpace, load_space, read_settled
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.compress.absorb import absorb, absorb_incremental
@@ -285,7 +286,9 @@ class SharedSubspace:
             ParameterError: `flat`, and the rank is above the basis's.
         """
         source = as_source(adapter)
-        return self._settled(lambda space: space.project(source, task_id, warn_threshold))
+        projection = self._settled(lambda space: space.project(source, task_id, warn_threshold))
+        require_unchanged([source])
+        return projection
 
     def add_task(self, projection: TaskProjection) -> None:
         """Register a projected task.

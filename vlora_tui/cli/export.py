@@ -132,6 +132,7 @@ def show_exports(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
             "nbytes": event.nbytes,
             "verified": event.path in verified,
             "verify_error": verified.get(event.path),
+            "skipped": event.skipped,
             "start": start_lines(event.target, [_served(event)]),
         }
         for event in watcher.all(events.Exported)
@@ -141,10 +142,15 @@ def show_exports(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
         folder = Path(rows[0]["path"]).parent
         total = size(sum(row["nbytes"] for row in rows))
         tasks = plural(len(rows), "task")
-        out.text(printable(f"exported {tasks} to {folder} ({total}), {checked} verified"))
+        skipped = sum(row["skipped"] for row in rows)
+        same = f"; {skipped} were there already, the same" if skipped else ""
+        out.text(printable(f"exported {tasks} to {folder} ({total}), {checked} verified{same}"))
     else:
         for row in rows:
             proof, nbytes = _proof(row["verify_error"]), size(row["nbytes"])
+            if row["skipped"]:
+                out.text(printable(f"left {row['task']} as it is, the same: {row['path']}"))
+                continue
             out.text(printable(f"exported {row['task']} to {row['path']} ({nbytes}{proof})"))
     lines = starts(watcher)
     for line in lines[:12]:

@@ -94,6 +94,7 @@ def show_resizes(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
                 "task": event.task,
                 "path": event.path,
                 "nbytes": event.nbytes,
+                "skipped": event.skipped,
                 **event.report,
                 **proof,
             }
@@ -107,7 +108,8 @@ def show_resizes(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
             )
         )
         read_back = ", read back and the same" if item["verified"] else ""
-        out.text(printable(f"written to {item['path']} ({size(item['nbytes'])}{read_back})"))
+        how = "the same is there already:" if item["skipped"] else "written to"
+        out.text(printable(f"{how} {item['path']} ({size(item['nbytes'])}{read_back})"))
     if len(rows) > MANY:
         out.table(
             ("adapter", "rank", "was", "error of dW", "worst module", "its error", "size"),

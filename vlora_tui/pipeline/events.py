@@ -182,7 +182,10 @@ class OtherMethods(Event):
 
 @dataclass(frozen=True)
 class Exported(Event):
-    """One task was written as an adapter; ``base`` is what it calls its base model."""
+    """One task was written as an adapter; ``base`` is what it calls its base model.
+
+    ``skipped``: the same was there already, and stayed as it was.
+    """
 
     type: ClassVar[str] = "exported"
     task: str
@@ -191,6 +194,7 @@ class Exported(Event):
     nbytes: int
     rank: int = 0
     base: str | None = None
+    skipped: bool = False
 
 
 @dataclass(frozen=True)
@@ -232,13 +236,17 @@ class MergePreviewed(Event):
 
 @dataclass(frozen=True)
 class Resized(Event):
-    """One adapter was written at another rank; the report holds its errors, of dW."""
+    """One adapter was written at another rank; the report holds its errors, of dW.
+
+    ``skipped``: the same was there already, and stayed as it was.
+    """
 
     type: ClassVar[str] = "resized"
     task: str
     path: str
     nbytes: int
     report: dict[str, Any] = field(default_factory=dict)
+    skipped: bool = False
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import fnmatch
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.read import read_manifest
-from vlora_engine.errors import NotFoundError, ParameterError
+from vlora_engine.errors import NotFoundError, OutputExistsError, ParameterError
 from vlora_engine.findings import Finding
 from vlora_engine.merging.settings import check_request
 from vlora_engine.quantization.packing import already_coded_error
@@ -20,7 +21,7 @@ from vlora_engine.targets import Facts, check_fit, facts_of, facts_of_task, find
 from vlora_engine.targets.save import save_adapter
 from vlora_engine.targets.verify import verify_adapter, with_alpha
 from vlora_engine.utils.file_names import ADAPTER_CONFIG
-from vlora_engine.utils.files import check_output, directory_bytes, require_apart
+from vlora_engine.utils.files import check_output, directory_bytes, require_apart, same_content
 from vlora_engine.utils.naming import slugs
 from vlora_engine.utils.run_context import RunContext
 from vlora_tui.pipeline import events
@@ -31,6 +32,19 @@ if TYPE_CHECKING:
     from vlora_engine.adapters.model import AdapterSource, LoRAWeights
     from vlora_engine.manifest.manifest import Manifest
     from vlora_engine.shared_subspace import SharedSubspace
+
+
+@dataclass
+class _Saved:
+    """How writing an adapter went: the error that was read back, and whether it was there."""
+
+    error: float = 0.0
+    skipped: bool = False
+
+
+class _SameThere(Exception):
+    """Ends the writing of what is there already."""
+
 
 STOPPED = "Stopped as asked; what was finished before is complete."
 
@@ -44,7 +58,8 @@ def plan_outputs(
 ) -> list[Path]:
     """Every path that the recipe is going to write, checked: apart, and not there yet.
 
-    Those that are ``done`` may be there: an earlier attempt wrote them.
+    Those that are ``done`` may be there: an earlier attempt wrote them. So may those of several
+    exports and resizes: the command may simply be run again (`Writer`).
 
     Raises:
         NotFoundError: A task or adapter that an export or merge names is not there.
@@ -55,21 +70,30 @@ def plan_outputs(
     if recipe.quantize is not None and recipe.input.subspace is not None:
         _require_packable(recipe.input.subspace)
     outputs = [Path(recipe.output)] if recipe.output is not None else []
+    repeatable: set[Path] = set()
     for export in recipe.exports:
         paths = export_paths(export, collection.tasks)
         _require_fit(export, paths, collection)
         outputs += paths.values()
+        repeatable |= repeatable_paths(export, paths)
     for merge in recipe.merges:
         check_merge(merge, len(merge_inputs(merge, collection)))
         outputs.append(Path(merge.path))
     for resize in recipe.resizes:
-        outputs += export_paths(resize, collection.tasks).values()
+        paths = export_paths(resize, collection.tasks)
+        outputs += paths.values()
+        repeatable |= repeatable_paths(resize, paths)
     read = [*collection.places.values(), recipe.input.subspace or ""]
     read += [name for m in recipe.merges for name in m.adapters if is_path(name)]
     require_apart(outputs, read_places(filter(None, read)))
     for path in outputs:
-        check_output(path, force=force or str(path) in done)
+        check_output(path, force=force or str(path) in done or path in repeatable)
     return outputs
+
+
+def repeatable_paths(request: Export | Resize, paths: Mapping[str, Path]) -> set[Path]:
+    """Those that may be there already: of several, what is there and the same is left as it is."""
+    return set(paths.values()) if "{task}" in request.path else set()
 
 
 def _require_fit(export: Export, paths: Mapping[str, Path], collection: Collection) -> None:
@@ -187,7 +211,12 @@ def _merge_settings(merge: Merge) -> dict[str, Any]:
 
 @dataclass
 class Writer:
-    """Writes what the recipe exports, merges and resizes; between two it asks whether to stop."""
+    """Writes what the recipe exports, merges and resizes; between two it asks whether to stop.
+
+    Everything is read back, where that is asked for, before it takes its place. Of several exports
+    or resizes, those that are there already come first: the same one stays as it is, another ends
+    the work before anything new is written.
+    """
 
     recipe: Recipe
     collection: Collection
@@ -205,7 +234,7 @@ class Writer:
         subspace = self._subspace()
         for export in self.recipe.exports:
             targets = export_paths(export, sorted(subspace.tasks))
-            for done, (task, path) in enumerate(targets.items()):
+            for done, (task, path) in enumerate(self._in_order(targets)):
                 self.context.stop_if_asked(STOPPED)
                 self.emit(events.Progress("export", done, len(targets), task))
                 self._export(subspace, export, task, path)
@@ -224,7 +253,8 @@ class Writer:
         """Write every adapter that gets another rank; return the paths."""
         written: list[str] = []
         for resize in self.recipe.resizes:
-            for task, path in export_paths(resize, self.collection.tasks).items():
+            paths = export_paths(resize, self.collection.tasks)
+            for task, path in self._in_order(paths):
                 self.context.stop_if_asked(STOPPED)
                 if str(path) not in self.done:
                     self._resize(resize, task, path)
@@ -236,17 +266,21 @@ class Writer:
         if export.drop_rest and find_target(export.target).no_rest:
             self._report_left_out(task, weights)
             weights = replace(weights, rest={})
+        saved = _Saved()
         if str(path) not in self.done:
-            save_adapter(
+            saved = self._save(
                 weights,
                 path,
+                verify=export.verify,
+                repeatable="{task}" in export.path,
                 target=export.target,
                 dtype=export.dtype,
-                force=self.context.force,
                 drop_rest=export.drop_rest,
                 base=export.base,
             )
             self._report_targets(export, path)
+        elif export.verify:
+            saved.error = verify_adapter(weights, path)
         self.emit(
             events.Exported(
                 task,
@@ -255,10 +289,54 @@ class Writer:
                 directory_bytes(path),
                 rank=max((a.shape[0] for a in weights.lora_a.values()), default=0),
                 base=weights.metadata.get("base_model_name_or_path"),
+                skipped=saved.skipped,
             )
         )
         if export.verify:
-            self.emit(events.Verified(task, str(path), verify_adapter(weights, path)))
+            self.emit(events.Verified(task, str(path), saved.error))
+
+    def _in_order(self, paths: Mapping[str, Path]) -> list[tuple[str, Path]]:
+        """Tasks and their paths, those first that are there and were not written by this work."""
+        done = self.done if not self.context.force else frozenset(map(str, paths.values()))
+        return sorted(
+            paths.items(), key=lambda item: str(item[1]) in done or not os.path.lexists(item[1])
+        )
+
+    def _save(
+        self,
+        weights: LoRAWeights,
+        path: Path,
+        *,
+        verify: bool,
+        repeatable: bool = False,
+        **settings: Any,
+    ) -> _Saved:
+        """Write an adapter, unless the same is there.
+
+        Raises:
+            OutputExistsError: Something else is there. StorageError: It does not read back.
+        """
+        force, saved = self.context.force, _Saved()
+        there = repeatable and not force and os.path.lexists(path)
+
+        def check(made: Path) -> None:
+            if verify:
+                saved.error = verify_adapter(weights, made, final=path)
+            if there and same_content(made, path):
+                raise _SameThere
+            if there:
+                raise OutputExistsError(
+                    "Another adapter is in the place of an output; nothing was written there.",
+                    where=path,
+                    expected="nothing, or what this command writes: that would be left as it is",
+                    remedy="choose another output, or pass --force to replace it",
+                )
+
+        try:
+            save_adapter(weights, path, force=force or there, check=check, **settings)
+        except _SameThere:
+            saved.skipped = True
+        return saved
 
     def _report_left_out(self, task: str, weights: LoRAWeights) -> None:
         if weights.rest:
@@ -293,10 +371,10 @@ class Writer:
     def _merge(self, merge: Merge) -> None:
         merged, event = self._merged(merge)
         path = Path(merge.path)
-        save_adapter(merged, path, dtype=merge.dtype, force=self.context.force)
+        saved = self._save(merged, path, verify=True, dtype=merge.dtype)
         self._report_findings(event)
         self.emit(replace(event, nbytes=directory_bytes(path)))
-        self.emit(events.Verified(path.name, merge.path, verify_adapter(merged, path)))
+        self.emit(events.Verified(path.name, merge.path, saved.error))
 
     def _report_findings(self, event: events.Merged) -> None:
         for finding in event.report["findings"]:
@@ -337,13 +415,16 @@ class Writer:
             progress=self.context.progress,
             cancelled=self.context.cancelled,
         )
-        save_adapter(weights, path, force=self.context.force)
-        self.emit(events.Resized(task, str(path), directory_bytes(path), report.as_dict()))
+        saved = self._save(
+            weights, path, verify=request.verify, repeatable="{task}" in request.path
+        )
+        nbytes = directory_bytes(path)
+        self.emit(events.Resized(task, str(path), nbytes, report.as_dict(), saved.skipped))
         if report.short:
             text = f"Less is kept than was asked for: {report.short}."
             self.emit(events.Remark(text, str(path), "kept-less"))
         if request.verify:
-            self.emit(events.Verified(task, str(path), verify_adapter(weights, path)))
+            self.emit(events.Verified(task, str(path), saved.error))
 
     def _source(self, merge: Merge, name: str) -> LoRAWeights | AdapterSource:
         if merge.source == "subspace" and not is_path(name):

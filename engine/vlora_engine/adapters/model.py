@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+from vlora_engine.adapters.unchanged import require_unchanged
 from vlora_engine.errors import AdapterError, CollectionError, ParameterError
 from vlora_engine.utils.safetensors_file import dtype_name
 
@@ -351,6 +352,8 @@ def to_memory(source: AdapterSource) -> LoRAWeights:
     if isinstance(source, MemorySource):
         return source.weights
     pairs = {name: source.read(name) for name in source.modules}
+    rest = source.read_rest()
+    require_unchanged([source])
     return LoRAWeights(
         layer_names=list(pairs),
         lora_a={name: a for name, (a, _) in pairs.items()},
@@ -358,7 +361,7 @@ def to_memory(source: AdapterSource) -> LoRAWeights:
         rank=nominal_rank(source),
         metadata=dict(source.config),
         scales=dict(source.scales),
-        rest=source.read_rest(),
+        rest=rest,
         shapes={name: s for name, s in source.modules.items() if s.kind != "linear"},
         source=None if source.path is None else str(source.path),
         stored_bytes=source.nbytes,

@@ -12,6 +12,7 @@ import torch
 from vlora_engine.adapters.check import check_adapter
 from vlora_engine.adapters.model import AdapterSource, MemorySource
 from vlora_engine.adapters.stack import LayerStack, flatten
+from vlora_engine.adapters.unchanged import require_unchanged
 from vlora_engine.catalog.originals import recorded_original
 from vlora_engine.compress.build import build_layers
 from vlora_engine.errors import VLoRAError
@@ -80,7 +81,9 @@ def absorb(
     built = build_layers(collection, Plan(plans), run)
     before = {record.id: record for record in space.tasks.records()}
     old_tasks = space.tasks
-    space.bases, space.layers, tasks = collect_tasks(space.storage, collection, built)
+    bases, layers, tasks = collect_tasks(space.storage, collection, built)
+    require_unchanged(sources.values())
+    space.bases, space.layers = bases, layers
     for name in rebuilt:
         record, encoded = tasks.record(name), tasks.encoded(name)
         modules = [space.layers[i].name for i in record.layers]

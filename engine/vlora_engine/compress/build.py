@@ -22,6 +22,7 @@ from vlora_engine.adapters.base_models import base_model_of
 from vlora_engine.adapters.check import CheckReport
 from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.adapters.stack import read_stack
+from vlora_engine.adapters.unchanged import require_unchanged
 from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.compression_target import BASIS_METHODS, CompressionTarget
 from vlora_engine.errors import ParameterError, SubspaceError
@@ -178,6 +179,7 @@ def build_space(
         quantization=storage.quantization,
     )
     space.notes = [finding.what for finding in plan.findings]
+    require_unchanged(collection.sources.values())
     return space
 
 
@@ -279,6 +281,7 @@ def _build_in(
             errors = {task.id: task.error for task in manifest.tasks.values()}
             known, targets = plan.spectra, within(targets, plan, errors)
         report = _report(out, collection, plan, manifest, parts, reused)
+        require_unchanged(collection.sources.values())
         publish(partial / RESULT, out, within=partial, force=run.force)
     return report
 

@@ -20,6 +20,7 @@ from vlora_engine._version import __version__
 from vlora_engine.adapters.check import CheckReport, check_adapters
 from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.adapters.stack import LayerStack, flatten, read_stack, unflatten
+from vlora_engine.adapters.unchanged import require_unchanged
 from vlora_engine.analysis.relations import RelationsSum
 from vlora_engine.compression_target import BASIS_METHODS
 from vlora_engine.errors import ParameterError
@@ -122,6 +123,7 @@ def compute_spectra(
         _fill(spectra, good, check, None, run)
         if codec:
             spectra.codec = _outlook(good, check, run)
+        require_unchanged(good.values())
         return spectra
     partial = spectra_partial(out)
     with sole_writer(partial, out), keep_finished_layers(partial, out):
@@ -133,6 +135,7 @@ def compute_spectra(
         _fill(spectra, good, check, partial, run, kept)
         if codec and not outlook_file(partial).exists():
             _outlook(good, check, run).save(outlook_file(partial))
+        require_unchanged(good.values())
         publish(partial, out, force=force)
     spectra.path, spectra.reused_layers = out, len(kept)
     return spectra

@@ -6,7 +6,9 @@ loadings as they are where the target has the same ones, else computed anew, exa
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +16,19 @@ from typing import TYPE_CHECKING, Any
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, MemorySource, to_memory
 from vlora_engine.catalog.read import is_subspace, read_manifest
 from vlora_engine.convert.losses import Loss, losses, outline_of, outlines_of
-from vlora_engine.errors import ParameterError
+from vlora_engine.errors import ParameterError, VLoRAError
 from vlora_engine.formats.mlx_save import save_mlx
 from vlora_engine.interop.names import LORASHARE, VLORA_DEV
 from vlora_engine.manifest.manifest import Manifest, TaskRecord
 from vlora_engine.targets.save import save_adapter
 from vlora_engine.targets.verify import require_alike, verify_adapter
-from vlora_engine.utils.files import check_output, directory_bytes, new_directory, require_apart
+from vlora_engine.utils.files import (
+    check_output,
+    directory_bytes,
+    discard,
+    new_directory,
+    require_apart,
+)
 from vlora_engine.utils.naming import slugs
 from vlora_engine.utils.progress import ProgressCallback
 from vlora_engine.utils.run_context import RunContext
@@ -160,12 +168,26 @@ def convert(
     if conversion.to not in ADAPTER_FORMATS:
         return [_subspace(conversion, run)]
     source = _opened(conversion)
-    written = []
-    for done, (name, path) in enumerate(conversion.outputs.items()):
-        run.report(STAGE, done, len(conversion.outputs), name)
-        weights = source.reconstruct(name) if source else to_memory(conversion.adapters[name])
-        written.append(_adapter(conversion.to, weights, name, path, force))
+    written: list[Converted] = []
+    new = [path for path in conversion.outputs.values() if not os.path.lexists(path)]
+    try:
+        for done, (name, path) in enumerate(conversion.outputs.items()):
+            run.report(STAGE, done, len(conversion.outputs), name)
+            weights = source.reconstruct(name) if source else to_memory(conversion.adapters[name])
+            written.append(_adapter(conversion.to, weights, name, path, force))
+    except (VLoRAError, OSError):
+        _take_back([one.path for one in written if one.path in new])
+        raise
     return written
+
+
+def _take_back(paths: Sequence[Path]) -> None:
+    """Delete what was just written, and the folder that holds it if nothing else is in there."""
+    for path in paths:
+        discard(path)
+    with suppress(OSError):
+        for folder in {path.parent for path in paths}:
+            folder.rmdir()
 
 
 def refuse_losses(conversion: Conversion, allow_loss: bool) -> None:
@@ -191,13 +213,14 @@ def _folders(names: Sequence[str], out: Path, *, single: bool) -> dict[str, Path
 
 
 def _adapter(to: str, weights: LoRAWeights, name: str, path: Path, force: bool) -> Converted:
-    if to == "peft":
-        save_adapter(weights, path, force=force)
-        meant = weights
-    else:
-        save_mlx(weights, path, force=force)
-        meant = replace(weights, rest={})
-    error = verify_adapter(meant, path)
+    error = 0.0
+
+    def check(made: Path) -> None:
+        nonlocal error
+        meant = weights if to == "peft" else replace(weights, rest={})
+        error = verify_adapter(meant, made, final=path)
+
+    (save_adapter if to == "peft" else save_mlx)(weights, path, force=force, check=check)
     return Converted(name, path, directory_bytes(path), error)
 
 
@@ -260,23 +283,29 @@ def _opened(conversion: Conversion) -> SharedSubspace | None:
 
 def _subspace(conversion: Conversion, run: RunContext) -> Converted:
     from vlora_engine.interop.write import share_names, write_lorashare, write_vlora_dev
+    from vlora_engine.subspace.save import save
 
     out = conversion.outputs[""]
     source = _opened(conversion)
     names: dict[str, str] = {}
+    error = 0.0
+
+    def check(made: Path) -> None:
+        nonlocal error
+        error = _verified(conversion, built, made, names)
+
     if conversion.to == "subspace":
         assert source is not None  # noqa: S101  (`_require_sense`)
         built = source
-        built.save(out, force=run.force)
+        save(built.space, out, force=run.force, check=check)
     else:
         built = _held(conversion, source, run)
-        with new_directory(out, job="convert", force=run.force) as partial:
+        with new_directory(out, job="convert", force=run.force, check=check) as partial:
             if conversion.to == VLORA_DEV:
                 write_vlora_dev(built, partial)
             else:
-                names = share_names(built.tasks)
+                names |= share_names(built.tasks)
                 write_lorashare(built, partial, names=names)
-    error = _verified(conversion, built, out, names)
     return Converted("", out, directory_bytes(out), error)
 
 
@@ -345,7 +374,7 @@ def _for_vlora_dev(weights: LoRAWeights, every: Mapping[str, tuple[int, int]]) -
 
 
 def _verified(
-    conversion: Conversion, built: SharedSubspace, out: Path, names: Mapping[str, str]
+    conversion: Conversion, built: SharedSubspace, made: Path, names: Mapping[str, str]
 ) -> float:
     """Read what was written; the largest error of a task against what went in.
 
@@ -354,7 +383,7 @@ def _verified(
     """
     from vlora_engine.shared_subspace import SharedSubspace
 
-    written = SharedSubspace.load(out)
+    written = SharedSubspace.load(made)
     exact = conversion.k is None
     source = _opened(conversion)
     worst = 0.0
@@ -366,6 +395,7 @@ def _verified(
             meant = to_memory(conversion.adapters[name])
         if conversion.to == VLORA_DEV:
             meant = replace(meant, rest={})
+        out = conversion.outputs[""]
         worst = max(worst, require_alike(meant, back, out, name, exact=exact))
     return worst
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vlora_engine.adapters.model import AdapterSource, ModuleShape, content_digest
+from vlora_engine.adapters.unchanged import file_states
 from vlora_engine.errors import NotFoundError, VLoRAError
 from vlora_engine.findings import Finding
 from vlora_engine.formats.config import parse_config, read_config_bytes
@@ -67,6 +68,7 @@ class FileAdapter:
         self.nbytes = inspection.nbytes
         self.findings = inspection.findings
         self.rank = inspection.rank
+        self.files = file_states(inspection.weights, *_config_at(inspection.path))
 
     def read(self, module: str) -> tuple[Tensor, Tensor]:
         """A (rank, d_in) and B (d_out, rank)."""
@@ -79,6 +81,11 @@ class FileAdapter:
     def digest(self) -> str:
         """sha256 over the tensors and scales, the same as of the adapter in memory."""
         return content_digest(self)
+
+
+def _config_at(path: Path) -> list[Path]:
+    config = path / ADAPTER_CONFIG
+    return [config] if config.is_file() else []
 
 
 class Format(Protocol):

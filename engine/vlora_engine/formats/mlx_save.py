@@ -12,7 +12,7 @@ from vlora_engine.errors import UnsupportedAdapterError
 from vlora_engine.formats.mlx import MLX_FILE
 from vlora_engine.formats.peft_save import ORIGIN
 from vlora_engine.utils.file_names import ADAPTER_CONFIG
-from vlora_engine.utils.files import new_directory, write_json
+from vlora_engine.utils.files import MadeCheck, new_directory, write_json
 from vlora_engine.utils.safetensors_file import write_tensors
 
 if TYPE_CHECKING:
@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 _LAYER = re.compile(r"(?:^|\.)(?:layers|h)\.(\d+)\.")
 
 
-def save_mlx(weights: LoRAWeights, path: Path, *, force: bool = False) -> Path:
+def save_mlx(
+    weights: LoRAWeights, path: Path, *, force: bool = False, check: MadeCheck | None = None
+) -> Path:
     """Write ``weights`` as a directory that MLX-LM loads with the same effect.
 
-    Rest tensors are left out: MLX-LM would load them over the model's own.
+    Rest tensors are left out: MLX-LM would load them over the model's own. ``check`` is shown the
+    directory before it takes its place (`new_directory`).
 
     Raises:
         UnsupportedAdapterError: A module is a convolution.
@@ -32,7 +35,7 @@ def save_mlx(weights: LoRAWeights, path: Path, *, force: bool = False) -> Path:
     """
     tensors, scale, rank = mlx_tensors(weights)
     config = mlx_config(weights, scale, rank)
-    with new_directory(path, job="save", force=force) as partial:
+    with new_directory(path, job="save", force=force, check=check) as partial:
         write_json(partial / ADAPTER_CONFIG, config, indent=2)
         write_tensors(partial / MLX_FILE, dict(sorted(tensors.items())), {"format": "mlx"})
     return path

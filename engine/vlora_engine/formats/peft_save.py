@@ -16,7 +16,7 @@ from vlora_engine.formats.config import Settings, read_settings
 from vlora_engine.formats.layout import PREFIX
 from vlora_engine.quantization.dtypes import STORAGE_DTYPES
 from vlora_engine.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from vlora_engine.utils.files import new_directory, write_json
+from vlora_engine.utils.files import MadeCheck, new_directory, write_json
 from vlora_engine.utils.safetensors_file import torch_dtype, write_tensors
 
 if TYPE_CHECKING:
@@ -27,14 +27,22 @@ ORIGIN = "source_format"  # of a config: the metadata that another tool wrote be
 
 
 def write_peft(
-    weights: LoRAWeights, path: Path, *, dtype: torch.dtype | None = None, force: bool = False
+    weights: LoRAWeights,
+    path: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    force: bool = False,
+    check: MadeCheck | None = None,
 ) -> Path:
-    """Write ``weights`` as a PEFT directory; A and B in ``dtype``, or as they are."""
+    """Write ``weights`` as a PEFT directory; A and B in ``dtype``, or as they are.
+
+    ``check`` is shown the directory before it takes its place (`new_directory`).
+    """
     config = peft_config(weights)
     tensors = peft_tensors(weights, dtype)
     # Wide dtypes first keeps every tensor aligned; then by name, as PEFT's own files are.
     tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
-    with new_directory(path, job="save", force=force) as partial:
+    with new_directory(path, job="save", force=force, check=check) as partial:
         try:
             write_json(partial / ADAPTER_CONFIG, config, indent=2)
         except (TypeError, ValueError) as error:

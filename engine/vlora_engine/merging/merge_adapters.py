@@ -14,6 +14,7 @@ from torch import Tensor
 from vlora_engine.adapters.base_models import normalise_base_model
 from vlora_engine.adapters.collection import modules_of, source_label
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, as_source, nominal_rank
+from vlora_engine.adapters.unchanged import require_unchanged
 from vlora_engine.errors import AdapterError, UnsupportedAdapterError
 from vlora_engine.findings import Finding
 from vlora_engine.merging.core_space import ModuleInputs
@@ -161,6 +162,7 @@ def merge_with_report(
         results = map_ordered(merge_module, list(holders), run, stage="merge")
         modules = dict(zip(holders, results, strict=True))
     merged = assemble(sources, modules, report)
+    require_unchanged(sources)
     for finding in report.findings:
         if finding.severity == "warning":
             logger.warning("%s: %s", finding.where, finding.what)

@@ -14,13 +14,17 @@ from vlora_engine.manifest.manifest import Manifest, TaskRecord, parse_manifest,
 from vlora_engine.subspace.loadings import EncodedTask
 from vlora_engine.subspace.space import WritableSpace
 from vlora_engine.subspace.store import free_task_file, index_digest, task_files, write_index
-from vlora_engine.utils.files import new_directory
+from vlora_engine.utils.files import MadeCheck, new_directory
 from vlora_engine.utils.locks import changing
 from vlora_engine.utils.safetensors_file import close_file, write_error
 
 
-def save(space: WritableSpace, path: Path, *, force: bool = False) -> None:
+def save(
+    space: WritableSpace, path: Path, *, force: bool = False, check: MadeCheck | None = None
+) -> None:
     """Save a space to a directory (`SharedSubspace.save`).
+
+    ``check`` is shown a directory that is written anew before it takes its place.
 
     Raises:
         SubspaceError: It is empty. ConflictError: The directory was changed since it was loaded.
@@ -29,10 +33,10 @@ def save(space: WritableSpace, path: Path, *, force: bool = False) -> None:
     if not len(space.tasks) and not space.layers:
         raise SubspaceError("There is nothing to save: no layer and no task.")
     with changing(path) if _is_own(space, path) else nullcontext():
-        _save(space, path, force=force)
+        _save(space, path, force=force, check=check)
 
 
-def _save(space: WritableSpace, path: Path, *, force: bool) -> None:
+def _save(space: WritableSpace, path: Path, *, force: bool, check: MadeCheck | None) -> None:
     if space.opened is not None and _is_own(space, path):
         _require_unchanged(space.opened, path)
     if space.stored is not None and _same_directory(space.stored.manifest.path, path):
@@ -41,7 +45,7 @@ def _save(space: WritableSpace, path: Path, *, force: bool) -> None:
         replaces_own = space.home is not None and _same_directory(space.home, path)
         # Of its own directory that is named by a link, the directory is renewed, not the link.
         target = Path(os.path.realpath(path)) if replaces_own else path
-        manifest = _write(space, target, force=force, replaces_own=replaces_own)
+        manifest = _write(space, target, force=force, replaces_own=replaces_own, check=check)
     if space.stored is not None:
         space.stored.close()
     manifest = replace(manifest, digest=index_digest(manifest))
@@ -87,14 +91,21 @@ def _same_directory(path: Path, other_path: Path) -> bool:
     return other_path.exists() and os.path.samefile(path, other_path) if path.exists() else False
 
 
-def _write(space: WritableSpace, path: Path, *, force: bool, replaces_own: bool) -> Manifest:
+def _write(
+    space: WritableSpace,
+    path: Path,
+    *,
+    force: bool,
+    replaces_own: bool,
+    check: MadeCheck | None = None,
+) -> Manifest:
     files = task_files(list(space.tasks))
 
     def tasks() -> Iterator[tuple[TaskRecord, EncodedTask]]:
         for record in space.tasks.records():
             yield _placed(record, files[record.id], path), space.tasks.encoded(record.id)
 
-    with new_directory(path, force=force, keep_foreign=replaces_own) as directory:
+    with new_directory(path, force=force, keep_foreign=replaces_own, check=check) as directory:
         manifest = space.write(directory, tasks())
     return replace(manifest, path=path)
 

@@ -14,7 +14,7 @@ from vlora_engine.targets.launch import MODELFILE, modelfile
 from vlora_engine.targets.registry import Target, find_target
 from vlora_engine.targets.shape import shaped, without_rest
 from vlora_engine.utils.file_names import ADAPTER_GGUF
-from vlora_engine.utils.files import new_directory, write_file
+from vlora_engine.utils.files import MadeCheck, new_directory, write_file
 from vlora_engine.utils.safetensors_file import dtype_name
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ def save_adapter(
     force: bool = False,
     drop_rest: bool = False,
     base: str | Path | None = None,
+    check: MadeCheck | None = None,
 ) -> Path:
     """Write ``weights`` as a directory that PEFT, or another target, loads with the same effect.
 
@@ -46,6 +47,8 @@ def save_adapter(
         drop_rest: Leave out tensors besides A and B where the target takes none.
         base: The base model's folder or config.json, for GGUF; by default it is looked for where
             the adapter says.
+        check: Is shown the finished directory before it takes its place; if it raises, nothing is
+            written.
 
     Raises:
         ParameterError: An unknown target or dtype.
@@ -56,9 +59,16 @@ def save_adapter(
     wanted = find_target(target)
     stored = _torch_dtype(dtype)
     if wanted.name == "peft":
-        return write_peft(weights, Path(path), dtype=stored, force=force)
+        return write_peft(weights, Path(path), dtype=stored, force=force, check=check)
     return save_for(
-        wanted, weights, Path(path), dtype=stored, force=force, drop_rest=drop_rest, base=base
+        wanted,
+        weights,
+        Path(path),
+        dtype=stored,
+        force=force,
+        drop_rest=drop_rest,
+        base=base,
+        check=check,
     )
 
 
@@ -71,6 +81,7 @@ def save_for(
     force: bool = False,
     drop_rest: bool = False,
     base: str | Path | None = None,
+    check: MadeCheck | None = None,
 ) -> Path:
     """Write ``weights`` for a target other than PEFT; see `save_adapter`."""
     word = None if dtype is None else dtype_name(dtype)
@@ -80,18 +91,24 @@ def save_for(
         weights = without_rest(weights)
     fitted = shaped(weights, target, dtype)
     if target.form == "peft":
-        return write_peft(fitted, path, force=force)
-    _write_gguf(target, fitted, path, force=force, base=base)
+        return write_peft(fitted, path, force=force, check=check)
+    _write_gguf(target, fitted, path, force=force, base=base, check=check)
     return path
 
 
 def _write_gguf(
-    target: Target, weights: LoRAWeights, path: Path, *, force: bool, base: str | Path | None
+    target: Target,
+    weights: LoRAWeights,
+    path: Path,
+    *,
+    force: bool,
+    base: str | Path | None,
+    check: MadeCheck | None,
 ) -> None:
     facts = facts_of(MemorySource(weights))
     config = find_base(base, facts.base_model)
     architecture = architecture_for(facts, config, path)
-    with new_directory(path, job="save", force=force) as partial:
+    with new_directory(path, job="save", force=force, check=check) as partial:
         write_gguf(partial / ADAPTER_GGUF, weights, architecture, config)
         if target.name == "ollama":
             write_file(partial / MODELFILE, modelfile(facts.base_model))

@@ -42,31 +42,34 @@ def with_alpha(weights: LoRAWeights, alpha: float) -> LoRAWeights:
     return replace(weights, metadata=config, scales=scales, lora_b=lora_b)
 
 
-def verify_adapter(meant: LoRAWeights, path: Path) -> float:
+def verify_adapter(meant: LoRAWeights, path: Path, *, final: Path | None = None) -> float:
     """Read the adapter at ``path`` back; its relative dW error against what was meant.
+
+    Errors name ``final``, where it is going to be, if that is another place.
 
     Raises:
         StorageError: It lacks a module or tensor, or differs by more than its dtype explains.
     """
     from vlora_engine.linalg.low_rank import relative_error
 
+    where = final or path
     try:
         written = open_adapter(path)
         rest = written.read_rest()
         difference = sorted(set(written.modules) ^ set(meant.layer_names))
         if difference:
-            raise _unlike(path, f"{len(meant.layer_names)} modules", f"not so: {difference[0]}")
+            raise _unlike(where, f"{len(meant.layer_names)} modules", f"not so: {difference[0]}")
         for name, tensor in meant.rest.items():
             if name not in rest or not _same_bits(tensor, rest[name]):
-                raise _unlike(path, f"tensor {name} bit for bit", "another one, or none")
+                raise _unlike(where, f"tensor {name} bit for bit", "another one, or none")
         error = relative_error(_pairs(meant, written))
     except StorageError:
         raise
     except VLoRAError as fault:
-        raise _unlike(path, "an adapter that can be read", fault.what) from None
+        raise _unlike(where, "an adapter that can be read", fault.what) from None
     tolerance = max(TOLERANCE.get(shape.dtype, 1e-6) for shape in written.modules.values())
     if not error <= tolerance:
-        raise _unlike(path, f"a dW error of at most {tolerance:g}", f"{error:.3g}")
+        raise _unlike(where, f"a dW error of at most {tolerance:g}", f"{error:.3g}")
     return error
 
 
@@ -127,9 +130,9 @@ def _same_bits(a: Tensor, b: Tensor) -> bool:
 
 def _unlike(path: Path, expected: str, found: str) -> StorageError:
     return StorageError(
-        "What was written does not read back as what was meant.",
+        "What was written does not read back as what was meant; it was deleted again.",
         where=path,
         expected=expected,
         found=found,
-        remedy="check the disk, then export again with --force",
+        remedy="check the disk, then run the same again",
     )

@@ -7,6 +7,7 @@ second writer out.
 from __future__ import annotations
 
 import errno
+import filecmp
 import glob
 import hashlib
 import itertools
@@ -17,7 +18,7 @@ import re
 import shlex
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ except ImportError:  # Windows has no such locks
 logger = logging.getLogger(__name__)
 
 FORMER = ".part-old"  # ends the hidden name of an output that is being replaced
-_UNLOCKED = -1  # in the place of a descriptor: there are no locks here
+_UNLOCKED = -1  # in the place of a descriptor: nothing can be locked here
 
 
 def check_output(path: Path, *, force: bool = False) -> None:
@@ -258,9 +259,17 @@ def _is_being_written(final: Path) -> bool:
     return False
 
 
+MadeCheck = Callable[[Path], object]
+
+
 @contextmanager
 def new_directory(
-    final: Path, *, job: str = "run", force: bool = False, keep_foreign: bool = False
+    final: Path,
+    *,
+    job: str = "run",
+    force: bool = False,
+    keep_foreign: bool = False,
+    check: MadeCheck | None = None,
 ) -> Iterator[Path]:
     """Write a directory in one step: yields an empty one and renames it to ``final`` at the end.
 
@@ -271,6 +280,7 @@ def new_directory(
         job: Tells the partial directories of different jobs apart.
         force: Replace an earlier output.
         keep_foreign: ``final`` exists and is renewed; files that others put into it stay.
+        check: Is shown the finished directory before it is renamed; if it raises, nothing is.
 
     Raises:
         OutputExistsError: See `check_output`.
@@ -286,6 +296,8 @@ def new_directory(
             for entry in list(partial.iterdir()):  # left by a run that was killed
                 discard(entry)
             yield partial
+            if check is not None:
+                check(partial)
             publish(partial, final, force=force, keep_foreign=keep_foreign)
         except OSError as error:
             discard(partial)
@@ -344,6 +356,8 @@ def _lock(directory: Path) -> int | None:
         except OSError as error:
             if isinstance(error, BlockingIOError):
                 raise
+            os.close(descriptor)
+            return _UNLOCKED
         # The former holder may have renamed or removed it between the opening and the lock.
         with suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(directory)):
@@ -596,6 +610,14 @@ def sha256_file(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise read_error(path, error) from None
+
+
+def same_content(one: Path, other: Path) -> bool:
+    """Whether two directories hold the same files, byte for byte."""
+    names = [sorted(p.relative_to(d) for p in d.rglob("*") if p.is_file()) for d in (one, other)]
+    return names[0] == names[1] and all(
+        filecmp.cmp(one / name, other / name, shallow=False) for name in names[0]
+    )
 
 
 def directory_bytes(path: Path) -> int:

@@ -16,6 +16,7 @@ from vlora_engine._version import __version__
 from vlora_engine.adapters.address import relative_source
 from vlora_engine.adapters.base_models import base_model_of
 from vlora_engine.adapters.model import AdapterSource
+from vlora_engine.adapters.unchanged import require_unchanged
 from vlora_engine.codec.floats import MODULE_HEAD
 from vlora_engine.codec.forecast import Forecast, Outlook
 from vlora_engine.compression_target import CompressionTarget
@@ -97,6 +98,7 @@ def build_coded(
         coded = coder.run()
         manifest = _assemble(partial / RESULT, out, collection, targets, coder, coded)
         report = _report(out, collection, manifest, coded)
+        require_unchanged(collection.sources.values())
         publish(partial / RESULT, out, within=partial, force=run.force)
     return report
 
@@ -111,6 +113,7 @@ def code_in_memory(
     coding = coding_of(targets, coder.outlook, coded.forecast)
     units = {(i, g): coded.parts.shared(i)[g] for i, g in coding.units()}
     tasks = list(_tasks(collection, coder.outlook, coded, None))
+    require_unchanged(collection.sources.values())
     return coding, units, tasks
 
 
