@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -132,17 +132,24 @@ def stop_on_signals(out: Output) -> Iterator[threading.Event]:
                 signal.signal(number, handler)
 
 
-def in_place(
-    subspace: str, out: Output, *, no_wait: bool, dry_run: bool = False
-) -> AbstractContextManager[None]:
+@contextmanager
+def in_place(subspace: str, out: Output, *, no_wait: bool, dry_run: bool = False) -> Iterator[None]:
     """Keep other commands from a subspace while one changes it; a dry run changes nothing.
+
+    What killed commands left there is swept first.
 
     Raises:
         ConflictError: Another command has it, and ``no_wait``.
     """
+    from vlora_engine.utils.files import sweep
     from vlora_engine.utils.locks import changing
 
-    return nullcontext() if dry_run else changing(subspace, wait=not no_wait, tell=out.warn)
+    if dry_run:
+        yield
+        return
+    with changing(subspace, wait=not no_wait, tell=out.warn):
+        sweep(Path(subspace).expanduser().resolve())
+        yield
 
 
 def dry_run(recipe: Recipe, out: Output, *, force: bool = False, also: Sequence[Path] = ()) -> None:

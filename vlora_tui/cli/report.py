@@ -79,7 +79,8 @@ def report(
     data = _gather(
         collection, subspace, found, out, threshold=threshold, outliers=outliers, skip_bad=skip_bad
     )
-    _write(out, target, title or _title(named, data), data, {n: f.name for n, f in files.items()})
+    plots = {name: file.name for name, file in files.items()}
+    _write(out, target, title or _title(named, data), data, plots, force=force)
 
 
 def _as_subspace(paths: list[str]) -> str | None:
@@ -128,7 +129,8 @@ def _require_free(target: Path, files: dict[str, Path], *, force: bool) -> None:
             found=target.name,
             remedy=f"-o {target / 'report.md' if target.is_dir() else target.with_suffix('.md')}",
         )
-    for path in (target, *files.values()):
+    # Plots without their report are of one that was cut short: `_write` looks at what they are.
+    for path in (target, *(files.values() if target.exists() else ())):
         check_output_file(path, force=force)
 
 
@@ -189,10 +191,16 @@ def _title(paths: list[str], data: dict[str, Any]) -> str:
 
 
 def _write(
-    out: Output, target: Path, title: str, data: dict[str, Any], names: dict[str, str]
+    out: Output,
+    target: Path,
+    title: str,
+    data: dict[str, Any],
+    names: dict[str, str],
+    *,
+    force: bool,
 ) -> None:
     """Write the plots, and last the report that shows them."""
-    from vlora_engine.utils.files import write_file
+    from vlora_engine.utils.files import check_output_file, write_file
     from vlora_tui.report.charts import charts_of
     from vlora_tui.report.markdown import markdown
 
@@ -200,6 +208,10 @@ def _write(
     plots = {name: names[name] for name in charts}
     text = markdown(title, data, {name: file.replace(" ", "%20") for name, file in plots.items()})
     target.parent.mkdir(parents=True, exist_ok=True)
+    for name, svg in charts.items():
+        place = target.with_name(plots[name])
+        if not place.is_file() or place.read_bytes() != svg.encode():
+            check_output_file(place, force=force)
     for name, svg in charts.items():
         write_file(target.with_name(plots[name]), svg)
     write_file(target, text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +13,8 @@ from vlora_engine.catalog.read import read_manifest
 from vlora_engine.errors import CorruptFileError, SubspaceError, VLoRAError
 from vlora_engine.findings import Finding, finding_of
 from vlora_engine.utils.file_names import SUBSPACE_INDEX
-from vlora_engine.utils.files import sha256_file
+from vlora_engine.utils.files import sha256_file, strays
+from vlora_engine.utils.locks import is_held
 
 if TYPE_CHECKING:
     from vlora_engine.errors import VLoRAError
@@ -64,6 +67,8 @@ def _content_findings(manifest: Manifest, broken: set[str]) -> list[Finding]:
 
 
 def _file_findings(manifest: Manifest) -> Iterator[Finding]:
+    from vlora_engine.subspace.store import unlisted_task_files
+
     restore = "restore the file from a copy, or compress the adapters again"
     listed = {b.name: (b.sha256, b.nbytes) for b in manifest.basis}
     listed |= {f"tasks/{t.file}": (t.sha256, t.nbytes) for t in manifest.tasks.values()}
@@ -77,10 +82,22 @@ def _file_findings(manifest: Manifest) -> Iterator[Finding]:
         elif sha256_file(file) != sha256:
             what = "The file's bytes are not those that the index vouches for."
             yield Finding("checksum", "error", what, restore, file=name)
-    known = {*listed, SUBSPACE_INDEX, "README.md"}
+    if is_held(manifest.path):
+        return  # what the index does not name yet, or any more, is somebody's work
+    known = {manifest.path / name for name in (*listed, SUBSPACE_INDEX, "README.md")}
+    left = {*strays(manifest.path), *unlisted_task_files(manifest)}
+    for file in sorted(left):
+        yield Finding(
+            "stray-file",
+            "warning",
+            "A command that was cut short left this; the next one that changes the subspace "
+            "deletes it.",
+            shlex.join(["rm", "-r", str(file)]),
+            file=os.path.relpath(file, manifest.path),
+        )
     for file in sorted(manifest.path.rglob("*")):
         name = file.relative_to(manifest.path).as_posix()
-        if file.is_file() and name not in known and not name.startswith("."):
+        if file.is_file() and file not in known | left and not name.startswith("."):
             what = "The index does not know this file."
             yield Finding("stray-file", "warning", what, "delete it if it is not yours", file=name)
 

@@ -16,10 +16,11 @@ from vlora_engine.nn.blend import blend_tasks, similarities
 from vlora_engine.nn.training import require_bases
 from vlora_engine.subspace.space import Space
 from vlora_engine.subspace.tasks import TaskProjection
+from vlora_engine.utils.file_names import ROUTER_INDEX
 from vlora_engine.utils.files import new_directory, write_json
 from vlora_engine.utils.safetensors_file import read_header, read_tensor, write_tensors
 
-INDEX, WEIGHTS, FORMAT = "router.json", "router.safetensors", "vlora-router"
+WEIGHTS, FORMAT = "router.safetensors", "vlora-router"
 
 
 class TaskRouter(nn.Module):
@@ -173,7 +174,7 @@ class TaskRouter(nn.Module):
         }
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
         with new_directory(Path(path), job="router", force=force) as partial:
-            write_json(partial / INDEX, index, indent=1)
+            write_json(partial / ROUTER_INDEX, index, indent=1)
             write_tensors(partial / WEIGHTS, tensors, {"format": "pt"})
 
     @classmethod
@@ -184,10 +185,10 @@ class TaskRouter(nn.Module):
             NotFoundError: There is none. CorruptFileError: It is not sound.
         """
         folder = Path(path)
-        if not (folder / INDEX).is_file():
-            raise NotFoundError("There is no router here.", where=folder, expected=INDEX)
+        if not (folder / ROUTER_INDEX).is_file():
+            raise NotFoundError("There is no router here.", where=folder, expected=ROUTER_INDEX)
         try:
-            index = json.loads((folder / INDEX).read_text("utf-8"))
+            index = json.loads((folder / ROUTER_INDEX).read_text("utf-8"))
             if index["format"] != FORMAT or index["version"] != 1:
                 raise ValueError(f"{index['format']} {index['version']}")
             names = [str(name) for name in index["task_ids"]]

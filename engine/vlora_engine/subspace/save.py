@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -13,10 +14,18 @@ from vlora_engine.errors import ConflictError, SubspaceError
 from vlora_engine.manifest.manifest import Manifest, TaskRecord, parse_manifest, read_index
 from vlora_engine.subspace.loadings import EncodedTask
 from vlora_engine.subspace.space import WritableSpace
-from vlora_engine.subspace.store import free_task_file, index_digest, task_files, write_index
-from vlora_engine.utils.files import MadeCheck, new_directory
+from vlora_engine.subspace.store import (
+    free_task_file,
+    index_digest,
+    task_files,
+    unlisted_task_files,
+    write_index,
+)
+from vlora_engine.utils.files import MadeCheck, new_directory, sweep
 from vlora_engine.utils.locks import changing
 from vlora_engine.utils.safetensors_file import close_file, write_error
+
+logger = logging.getLogger(__name__)
 
 
 def save(
@@ -33,6 +42,8 @@ def save(
     if not len(space.tasks) and not space.layers:
         raise SubspaceError("There is nothing to save: no layer and no task.")
     with changing(path) if _is_own(space, path) else nullcontext():
+        if _is_own(space, path):
+            sweep(Path(os.path.realpath(path)))
         _save(space, path, force=force, check=check)
 
 
@@ -131,10 +142,17 @@ def _update(space: WritableSpace, old: Manifest) -> Manifest:
             records[record.id] = old.tasks[record.id]
     manifest = space.index(replace(old, tasks=records))
     write_index(manifest)
-    current_files = {record.file for record in records.values()}
-    for file in sorted(used_files - current_files):
-        close_file(path / "tasks" / file)
-        (path / "tasks" / file).unlink(missing_ok=True)
+    for gone in unlisted_task_files(manifest):
+        close_file(gone)
+        try:
+            gone.unlink(missing_ok=True)
+        except OSError as error:
+            logger.warning(
+                "%s is saved, but a file of a former task could not be deleted (%s): %s",
+                path,
+                error.strerror or error,
+                gone,
+            )
     return manifest
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vlora_engine._version import __version__
-from vlora_engine.errors import CorruptFileError
+from vlora_engine.errors import CorruptFileError, VLoRAError
 from vlora_engine.manifest.manifest import BasisFile, LayerSpec, Manifest, TaskRecord
 from vlora_engine.manifest.readme import model_card
 from vlora_engine.quantization.packed import PackedBasis, PackedRows
@@ -263,6 +263,29 @@ def free_task_file(name: str, existing: Iterable[str]) -> str:
     slug = slugs([name])[name]
     candidates = (slug if i == 1 else f"{slug}-{i}" for i in range(1, len(used) + 2))
     return next(f"{c}.safetensors" for c in candidates if f"{c}.safetensors".lower() not in used)
+
+
+_TASK_TENSORS = ({"loadings", "norms", "errors"}, {"coded"})
+
+
+def unlisted_task_files(manifest: Manifest) -> list[Path]:
+    """Files of tasks that no index names: what a command that was killed had written, or dropped.
+
+    Files of others are none, whatever their names.
+    """
+    listed = {record.file for record in manifest.tasks.values()}
+    files = sorted((manifest.path / "tasks").glob("*.safetensors"))
+    return [file for file in files if file.name not in listed and _is_task_file(file)]
+
+
+def _is_task_file(path: Path) -> bool:
+    try:
+        tensors = set(read_header(path).entries)
+    except CorruptFileError:
+        return True  # the writing was cut short
+    except VLoRAError:
+        return False
+    return any(names <= tensors for names in _TASK_TENSORS)
 
 
 class Store(Protocol):

@@ -9,5 +9,6 @@ SHARE_INDEX = "share_config.json"  # of lorashare
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # the preferred one first
 ADAPTER_GGUF = "adapter.gguf"
+ROUTER_INDEX = "router.json"
 BASIS_FILE = "basis.safetensors"
 MODEL_CONFIG = "config.json"

@@ -34,6 +34,7 @@ from vlora_engine.utils.exchange import exchange
 from vlora_engine.utils.file_names import (
     ADAPTER_CONFIG,
     ADAPTER_GGUF,
+    ROUTER_INDEX,
     SHARE_INDEX,
     SPECTRA_INDEX,
     SUBSPACE_INDEX,
@@ -145,12 +146,13 @@ def _forms(path: Path) -> set[Path]:
 # In the index of a peer's format that this engine wrote: what a peer wrote is not ours to replace.
 WRITTEN_BY = {"written_by": "vlora-tui"}
 _PEERS_MARKERS = frozenset({VLORA_INDEX, SHARE_INDEX})
-_MARKERS = frozenset({SUBSPACE_INDEX, ADAPTER_CONFIG, SPECTRA_INDEX, ADAPTER_GGUF})
+_MARKERS = frozenset({SUBSPACE_INDEX, ADAPTER_CONFIG, SPECTRA_INDEX, ADAPTER_GGUF, ROUTER_INDEX})
 _WRITTEN = re.compile(
     r"README\.md|subspace\.json|tasks|basis(-\d+-of-\d+)?\.safetensors"
     r"|adapter_config\.json|adapter_model\.(safetensors|bin)|adapters\.safetensors"
     r"|adapter\.gguf|Modelfile"
-    r"|spectra\.json|layers|vectors|similarity\.safetensors"
+    r"|router\.(json|safetensors)"
+    r"|spectra\.json|layers|vectors|(similarity|codec)\.safetensors"
     r"|\.(README\.md|[a-z_]+\.(json|safetensors|gguf))\.part(-\w+)?"  # half written, then killed
 )
 

@@ -1,0 +1,1 @@
+"""Kills, faults of the disk and rivals at every point where a command writes."""

@@ -1,0 +1,41 @@
+"""A fixed sample of what `make soak` tries whole: nothing is lost, half written or left over."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked")
+
+
+def run(*words: str) -> str:
+    """The last line of a suite, which ended well."""
+    done = subprocess.run(
+        [sys.executable, "-m", *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return done.stdout.splitlines()[-1]
+
+
+def test_kills_and_faults_of_the_disk_at_write_points() -> None:
+    said = run("tests.faults.run", "--sample", "100")
+    assert re.match(r"100 of \d{4,} points of 30 commands .*: 0 not sound", said), said
+
+
+def test_kills_where_names_cannot_be_exchanged() -> None:
+    said = run(
+        "tests.faults.run", "--two-renames", "--acts", "kill", "--only", "force", "--sample", "40"
+    )
+    assert re.match(r"40 of \d{2,} points .*: 0 not sound", said), said
+
+
+def test_two_commands_on_one_subspace() -> None:
+    said = run("tests.faults.pairs", "--sample", "40")
+    assert re.match(r"40 points of 40 pairs: 0 not sound", said), said
