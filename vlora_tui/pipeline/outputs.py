@@ -7,7 +7,7 @@ import fnmatch
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -215,7 +215,7 @@ class Writer:
 
     Everything is read back, where that is asked for, before it takes its place. Of several exports
     or resizes, those that are there already come first: the same one stays as it is, another ends
-    the work before anything new is written.
+    the work before anything new is written. Each path goes to ``outputs`` once it is in its place.
     """
 
     recipe: Recipe
@@ -223,14 +223,14 @@ class Writer:
     emit: events.Emit
     context: RunContext
     done: frozenset[str] = frozenset()
+    outputs: list[str] = field(default_factory=list)
     _loaded: SharedSubspace | None = None
     _targets_reported: bool = False
 
-    def export_all(self) -> list[str]:
-        """Write every exported task, read it back where the recipe says so; return the paths."""
-        written: list[str] = []
+    def export_all(self) -> None:
+        """Write every exported task, and read it back where the recipe says so."""
         if not self.recipe.exports:
-            return written
+            return
         subspace = self._subspace()
         for export in self.recipe.exports:
             targets = export_paths(export, sorted(subspace.tasks))
@@ -238,28 +238,25 @@ class Writer:
                 self.context.stop_if_asked(STOPPED)
                 self.emit(events.Progress("export", done, len(targets), task))
                 self._export(subspace, export, task, path)
-                written.append(str(path))
-        return written
+                self.outputs.append(str(path))
 
-    def merge_all(self) -> list[str]:
-        """Write every merge; return the paths."""
+    def merge_all(self) -> None:
+        """Write every merge."""
         for merge in self.recipe.merges:
             self.context.stop_if_asked(STOPPED)
             if merge.path not in self.done:
                 self._merge(merge)
-        return [merge.path for merge in self.recipe.merges]
+            self.outputs.append(merge.path)
 
-    def resize_all(self) -> list[str]:
-        """Write every adapter that gets another rank; return the paths."""
-        written: list[str] = []
+    def resize_all(self) -> None:
+        """Write every adapter that gets another rank."""
         for resize in self.recipe.resizes:
             paths = export_paths(resize, self.collection.tasks)
             for task, path in self._in_order(paths):
                 self.context.stop_if_asked(STOPPED)
                 if str(path) not in self.done:
                     self._resize(resize, task, path)
-                written.append(str(path))
-        return written
+                self.outputs.append(str(path))
 
     def _export(self, subspace: SharedSubspace, export: Export, task: str, path: Path) -> None:
         weights = with_overrides(subspace.reconstruct(task), export)

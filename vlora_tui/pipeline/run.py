@@ -96,6 +96,11 @@ class Run:
                 if not isinstance(error, InputError) and self._keeps_layers():
                     first = f"{error.remedy}; then " if error.remedy else ""
                     error.remedy = first + self._how_to_go_on()
+                if self.outputs:
+                    shown = ", ".join(self.outputs[:3])
+                    more = f" and {len(self.outputs) - 3} more" if len(self.outputs) > 3 else ""
+                    complete = f"written before, and complete: {shown}{more}"
+                    error.found = f"{error.found}; {complete}" if error.found else complete
                 details = error.as_json()
             self.emit(events.Failed(details, getattr(error, "exit_code", 1)))
             raise
@@ -136,10 +141,11 @@ class Run:
             self.emit,
             self._context,
             self.done,
+            self.outputs,
         )
-        self.outputs += writer.export_all()
-        self.outputs += writer.merge_all()
-        self.outputs += writer.resize_all()
+        writer.export_all()
+        writer.merge_all()
+        writer.resize_all()
 
     def _require_room(self, subspace: int | None = None) -> None:
         """Refuse what will not fit: before anything is read, and again when k is chosen."""

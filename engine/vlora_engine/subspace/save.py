@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vlora_engine.adapters.address import relative_source
-from vlora_engine.errors import ConflictError, SubspaceError
+from vlora_engine.errors import ConflictError, StorageError, SubspaceError
 from vlora_engine.manifest.manifest import Manifest, TaskRecord, parse_manifest, read_index
 from vlora_engine.subspace.loadings import EncodedTask
 from vlora_engine.subspace.space import WritableSpace
@@ -51,7 +51,12 @@ def _save(space: WritableSpace, path: Path, *, force: bool, check: MadeCheck | N
     if space.opened is not None and _is_own(space, path):
         _require_unchanged(space.opened, path)
     if space.stored is not None and _same_directory(space.stored.manifest.path, path):
-        manifest = _update(space, space.stored.manifest)
+        try:
+            manifest = _update(space, space.stored.manifest)
+        except StorageError as error:
+            if error.found is None and Path(str(error.where)).is_relative_to(path):
+                error.found = "the subspace as it was; nothing was saved"
+            raise
     else:
         replaces_own = space.home is not None and _same_directory(space.home, path)
         # Of its own directory that is named by a link, the directory is renewed, not the link.

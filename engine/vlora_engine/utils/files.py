@@ -303,12 +303,29 @@ def new_directory(
             publish(partial, final, force=force, keep_foreign=keep_foreign)
         except OSError as error:
             discard(partial)
-            if isinstance(error, VLoRAError):
-                raise
-            raise write_error(final, error) from None
+            if not isinstance(error, VLoRAError):
+                raise unwritten(write_error(final, error), final) from None
+            if isinstance(error, StorageError):
+                unwritten(error, final)
+            raise
         except BaseException:
             discard(partial)
             raise
+
+
+def unwritten(error: StorageError, final: Path) -> StorageError:
+    """An error of the disk while ``final`` was in the making: it says what is in place now.
+
+    One that names another place, such as an input that cannot be read, stays as it is.
+    """
+    place = str(error.where)
+    if place != str(final) and f"{partial_path(final, '')}" not in place:
+        return error
+    error.where = str(final)
+    if error.found is None:
+        there = os.path.lexists(final)
+        error.found = "the former one, unchanged" if there else "nothing: it was not written"
+    return error
 
 
 @contextmanager

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vlora_engine.errors import InputError, VLoRAError
+from vlora_engine.errors import InputError, StorageError, VLoRAError
 from vlora_engine.utils.file_names import SPECTRA_INDEX
-from vlora_engine.utils.files import discard, partial_path
+from vlora_engine.utils.files import discard, partial_path, unwritten
 from vlora_engine.utils.safetensors_file import write_error
 
 RESULT = "result"  # of a build: the output itself while it is put together
@@ -47,7 +47,9 @@ def keep_finished_layers(partial: Path, final: Path) -> Iterator[None]:
         if isinstance(error, InputError) or not _is_worth_keeping(partial):
             discard(partial)
         if isinstance(error, OSError) and not isinstance(error, VLoRAError):
-            raise write_error(final, error) from None
+            raise unwritten(write_error(final, error), final) from None
+        if isinstance(error, StorageError):
+            unwritten(error, final)
         raise
 
 
