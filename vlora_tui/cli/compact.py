@@ -50,7 +50,8 @@ def _compact_at(
 ) -> None:
     """Plan and code it anew and tell what that came to."""
     from vlora_engine.catalog.read import read_manifest
-    from vlora_engine.utils.files import check_output, require_apart
+    from vlora_engine.utils.files import check_output
+    from vlora_tui.pipeline.inputs import require_apart_from
 
     manifest = read_manifest(subspace)
     if manifest.coding is None:
@@ -64,7 +65,7 @@ def _compact_at(
         raise ParameterError("The subspace has no task.", where=subspace)
     target = Path(subspace if output is None else output)
     if output is not None:
-        require_apart([target], [Path(subspace)])
+        require_apart_from([target], [subspace])
         check_output(target, force=force)
     data = {"path": str(target), "tasks": len(manifest.tasks), "bytes_before": manifest.nbytes}
     if dry_run:

@@ -51,7 +51,7 @@ def convert(
     from vlora_engine.convert.convert import format_named, is_whole_subspace, plan
     from vlora_tui.cli.flags import require_there
     from vlora_tui.cli.progress import Watcher
-    from vlora_tui.pipeline.inputs import read_places
+    from vlora_tui.pipeline.inputs import require_apart_from
 
     out = Output(json=as_json, quiet=quiet)
     format_named(to)
@@ -59,10 +59,12 @@ def convert(
     paths = on_disk(out, *paths)
     if is_whole_subspace(paths) and not names:
         conversion = plan(to, Path(output), whole=Path(paths[0]), k=k)
+        read = paths
     else:
         found = _collection(paths, names or [], out, skip_bad=skip_bad)
-        read = read_places(found.places.values())
-        conversion = plan(to, Path(output), adapters=found.adapters, k=k, inputs=read)
+        read = list(found.places.values())
+        conversion = plan(to, Path(output), adapters=found.adapters, k=k)
+    require_apart_from(list(conversion.outputs.values()), read)
     _say_losses(out, conversion)
     if dry_run:
         _show_plan(out, conversion, allow_loss=allow_loss, force=force)

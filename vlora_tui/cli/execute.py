@@ -10,7 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from vlora_engine.errors import StorageError
+from vlora_engine.errors import ParameterError, StorageError
 from vlora_tui.cli.options import Writing
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
@@ -98,9 +98,16 @@ def open_events(path: Path) -> events.EventWriter:
     """The file that events are appended to.
 
     Raises:
-        StorageError: It cannot be opened.
+        StorageError: It cannot be opened. ParameterError: It holds something else than events.
     """
     try:
+        if path.is_file() and not events.is_events_file(path):
+            raise ParameterError(
+                "The file for events holds something else; it was left as it is.",
+                where=path,
+                expected="a new file, or events as JSON lines, to append to",
+                remedy="name another file",
+            )
         return events.EventWriter(path)
     except OSError as error:
         raise StorageError(

@@ -281,6 +281,19 @@ Emit = Callable[[Event], None]
 EVENT_TYPES: dict[str, type[Event]] = {cls.type: cls for cls in Event.__subclasses__()}
 
 
+def is_events_file(path: Path) -> bool:
+    """Whether a file is empty or begins as events do, so that more may be appended."""
+    with path.open("rb") as file:
+        first = file.readline(1 << 20)
+    if not first:
+        return True
+    try:
+        row = json.loads(first)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(row, dict) and {"seq", "type"} <= row.keys()
+
+
 class EventWriter:
     """Appends events to a file as JSON lines, progress at most twice a second.
 

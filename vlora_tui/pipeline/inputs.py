@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from vlora_engine.adapters.address import AdapterRef, address_of
 from vlora_engine.catalog.locate import locate
 from vlora_engine.catalog.open import open_adapter
+from vlora_engine.catalog.originals import original_places
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.catalog.scanner import scan
 from vlora_engine.errors import (
@@ -20,6 +21,7 @@ from vlora_engine.errors import (
     VLoRAError,
 )
 from vlora_engine.hub.fetch import fetch
+from vlora_engine.utils.files import require_apart
 from vlora_engine.utils.run_context import RunContext
 from vlora_tui.recipe.model import AdapterInput, Recipe
 from vlora_tui.utils import paths
@@ -137,9 +139,18 @@ def fetch_all(
     return here, remarks
 
 
-def read_places(places: Iterable[str]) -> set[Path]:
-    """What on this disk is read for these places: of DIR:TASK that is the directory."""
-    return {Path(ref.path) for ref in map(locate, places) if ref.is_local}
+def require_apart_from(outputs: Sequence[Path], places: Iterable[str]) -> None:
+    """Refuse outputs that are, contain or lie in what these places stand for (`require_apart`).
+
+    The adapters that a subspace's tasks were made from are not to be written over either.
+
+    Raises:
+        ParameterError: One is.
+    """
+    refs = [ref for ref in map(locate, places) if ref.is_local]
+    require_apart(outputs, {Path(ref.path) for ref in refs})
+    originals = {path for ref in refs for path in original_places(ref)}
+    require_apart(outputs, originals, called="the adapter that a task was made from")
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from vlora_engine.targets import Facts, check_fit, facts_of, facts_of_task, find
 from vlora_engine.targets.save import save_adapter
 from vlora_engine.targets.verify import verify_adapter, with_alpha
 from vlora_engine.utils.file_names import ADAPTER_CONFIG
-from vlora_engine.utils.files import check_output, directory_bytes, require_apart, same_content
+from vlora_engine.utils.files import check_output, directory_bytes, same_content
 from vlora_engine.utils.naming import slugs
 from vlora_engine.utils.run_context import RunContext
 from vlora_tui.pipeline import events
-from vlora_tui.pipeline.inputs import Collection, read_places
+from vlora_tui.pipeline.inputs import Collection, require_apart_from
 from vlora_tui.recipe.model import Export, Merge, Recipe, Resize, is_path
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def plan_outputs(
         repeatable |= repeatable_paths(resize, paths)
     read = [*collection.places.values(), recipe.input.subspace or ""]
     read += [name for m in recipe.merges for name in m.adapters if is_path(name)]
-    require_apart(outputs, read_places(filter(None, read)))
+    require_apart_from(outputs, filter(None, read))
     for path in outputs:
         check_output(path, force=force or str(path) in done or path in repeatable)
     return outputs

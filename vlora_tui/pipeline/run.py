@@ -19,13 +19,13 @@ from vlora_engine import __version__
 from vlora_engine.adapters.base_models import normalise_base_model
 from vlora_engine.errors import Cancelled, InputError, ParameterError, VLoRAError
 from vlora_engine.spectra.tables import Spectra
-from vlora_engine.utils.files import check_output, partial_path, require_apart
+from vlora_engine.utils.files import check_output, partial_path
 from vlora_engine.utils.run_context import RunContext
 from vlora_engine.utils.unfinished import kept_layers, spectra_partial
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.disk_space import needs_of, require_room
 from vlora_tui.pipeline.forecast import expect, manifest_figures, others_at
-from vlora_tui.pipeline.inputs import Collection, gather, read_places
+from vlora_tui.pipeline.inputs import Collection, gather, require_apart_from
 from vlora_tui.pipeline.outputs import Writer, check_merge, merge_inputs, plan_outputs
 from vlora_tui.recipe.model import CACHE, MEASURED, Compress, Quantize, Recipe
 from vlora_tui.recipe.resolve import resolve
@@ -373,7 +373,7 @@ class SpectraRun(Run):
         self._tell_mixed_bases()
         target, reused = self.target or self.collection.spectra_dir(MEASURED), False
         if self.target is not None:
-            require_apart([target], read_places(self.collection.places.values()))
+            require_apart_from([target], self.collection.places.values())
             check_output(target, force=self.force)
             self._compute_spectra(target, self._check(), self.device, force=self.force)
         else:

@@ -43,7 +43,10 @@ def walk(
         try:
             if not _first_visit(path, seen):
                 continue
-            files, directories = _list(path, lost)
+            files, directories = _list(path)
+            if lost is not None:
+                formers = map(output_of, path.glob(f".*{FORMER}"))
+                lost += sorted(final for final in formers if how_to_put_back(final))
         except OSError as error:
             if depth == 0:
                 raise read_error(path, error) from None
@@ -99,8 +102,8 @@ def _is_adapter(probe: Probe, form: Format) -> bool:
 _BASE_SHARD = re.compile(r"-\d+-of-\d+\.safetensors$|^model\.safetensors$|^consolidated")
 
 
-def _list(path: Path, lost: list[Path] | None) -> tuple[frozenset[str], list[str]]:
-    files, directories, formers = [], [], []
+def _list(path: Path) -> tuple[frozenset[str], list[str]]:
+    files, directories = [], []
     with os.scandir(path) as entries:
         for entry in entries:
             try:
@@ -111,10 +114,6 @@ def _list(path: Path, lost: list[Path] | None) -> tuple[frozenset[str], list[str
                 files.append(entry.name)
             elif not entry.name.startswith(".") and entry.name not in _SKIPPED:
                 directories.append(entry.name)
-            elif lost is not None and entry.name.endswith(FORMER):
-                formers.append(output_of(path / entry.name))
-    if lost is not None:
-        lost += sorted(final for final in formers if how_to_put_back(final))
     return frozenset(files), directories
 
 

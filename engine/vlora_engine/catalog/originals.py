@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
-from vlora_engine.adapters.address import AdapterRef, is_address
+from vlora_engine.adapters.address import AdapterRef, absolute_source, is_address
 from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.catalog.open import find_adapters, open_adapter
+from vlora_engine.catalog.read import read_manifest
 from vlora_engine.errors import CollectionError, NotFoundError, VLoRAError
 from vlora_engine.hub.fetch import cached_path
-from vlora_engine.manifest.manifest import TaskRecord
+from vlora_engine.manifest.manifest import TaskRecord, is_own_subspace
 from vlora_engine.utils.progress import ProgressCallback
 from vlora_engine.utils.run_context import RunContext
 
@@ -44,6 +45,24 @@ def _path_of(record: TaskRecord) -> Path | None:
         return None
     source = AdapterRef.parse(record.source)
     return cached_path(source) if source.is_hub else Path(record.source)
+
+
+def original_places(place: str | Path | AdapterRef) -> list[Path]:
+    """Where on this disk the adapters lay that a subspace, or its task ``DIR:TASK``, was made of.
+
+    What is no subspace of ours, or cannot be read, has none.
+    """
+    ref = AdapterRef.parse(place)
+    if not ref.is_local or not is_own_subspace(Path(ref.path)):
+        return []
+    try:
+        manifest = read_manifest(ref.path)
+    except VLoRAError:
+        return []
+    home = manifest.path.absolute()
+    records = [r for r in manifest.tasks.values() if ref.task is None or r.id == ref.task]
+    sources = [r.source for r in records if r.source and not is_address(r.source)]
+    return [Path(path) for source in sources if (path := absolute_source(source, home))]
 
 
 def original_if_there(record: TaskRecord) -> AdapterSource | None:

@@ -92,7 +92,15 @@ def check_output_file(path: Path, *, force: bool = False) -> None:
 
     Raises:
         OutputExistsError: Something is there; with ``force``, something other than a file.
+        ParameterError: It would lie in an adapter, a subspace or spectra.
     """
+    folder = Path(os.path.realpath(path)).parent
+    if _is_output(folder):
+        raise ParameterError(
+            "An output would lie in an adapter, a subspace or spectra.",
+            where=path,
+            remedy="choose a place beside it",
+        )
     if not os.path.lexists(path) or (force and path.is_file()):
         return
     raise OutputExistsError(
@@ -106,8 +114,13 @@ def check_output_file(path: Path, *, force: bool = False) -> None:
     )
 
 
-def require_apart(outputs: Sequence[Path], inputs: Iterable[Path]) -> None:
+def require_apart(
+    outputs: Sequence[Path], inputs: Iterable[Path], *, called: str = "one of the inputs"
+) -> None:
     """Refuse outputs that are, contain or lie in an input, or one another, by whatever name.
+
+    Args:
+        called: What the inputs are, in the error.
 
     Raises:
         ParameterError: It would be written over what is read, ``force`` or not.
@@ -121,7 +134,7 @@ def require_apart(outputs: Sequence[Path], inputs: Iterable[Path]) -> None:
                 raise ParameterError("Two outputs go to one place.", where=output)
             if path in read:
                 raise ParameterError(
-                    "An output is one of the inputs.",
+                    f"An output is {called}.",
                     where=output,
                     remedy="choose another output; nothing is changed in place",
                 )
