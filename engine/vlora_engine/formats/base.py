@@ -18,6 +18,7 @@ from vlora_engine.formats.config import parse_config, read_config_bytes
 from vlora_engine.formats.contents import SafetensorsContents
 from vlora_engine.formats.layout import Described
 from vlora_engine.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from vlora_engine.utils.files import how_to_put_back
 from vlora_engine.utils.safetensors_file import read_error
 
 if TYPE_CHECKING:
@@ -243,6 +244,8 @@ def _file_names(path: Path) -> frozenset[str] | None:
     except NotADirectoryError:
         return None
     except FileNotFoundError:
-        raise NotFoundError("There is no such file or directory.", where=path) from None
+        raise NotFoundError(
+            "There is no such file or directory.", where=path, remedy=how_to_put_back(path)
+        ) from None
     except OSError as error:
         raise read_error(path, error) from None

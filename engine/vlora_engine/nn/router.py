@@ -17,7 +17,7 @@ from vlora_engine.nn.training import require_bases
 from vlora_engine.subspace.space import Space
 from vlora_engine.subspace.tasks import TaskProjection
 from vlora_engine.utils.file_names import ROUTER_INDEX
-from vlora_engine.utils.files import new_directory, write_json
+from vlora_engine.utils.files import how_to_put_back, new_directory, write_json
 from vlora_engine.utils.safetensors_file import read_header, read_tensor, write_tensors
 
 WEIGHTS, FORMAT = "router.safetensors", "vlora-router"
@@ -186,7 +186,12 @@ class TaskRouter(nn.Module):
         """
         folder = Path(path)
         if not (folder / ROUTER_INDEX).is_file():
-            raise NotFoundError("There is no router here.", where=folder, expected=ROUTER_INDEX)
+            raise NotFoundError(
+                "There is no router here.",
+                where=folder,
+                expected=ROUTER_INDEX,
+                remedy=how_to_put_back(folder),
+            )
         try:
             index = json.loads((folder / ROUTER_INDEX).read_text("utf-8"))
             if index["format"] != FORMAT or index["version"] != 1:

@@ -24,7 +24,7 @@ from vlora_engine.errors import CorruptFileError, NotFoundError, ParameterError,
 from vlora_engine.findings import Finding
 from vlora_engine.utils.array_file import Arrays, read_arrays
 from vlora_engine.utils.file_names import SPECTRA_INDEX
-from vlora_engine.utils.files import write_file, write_json
+from vlora_engine.utils.files import how_to_put_back, write_file, write_json
 from vlora_engine.utils.json_reader import JsonFile, JsonObject, shown
 
 if TYPE_CHECKING:
@@ -410,7 +410,7 @@ def _read_index(directory: Path) -> JsonObject:
             "There are no spectra here.",
             where=directory,
             expected=f"a directory with {SPECTRA_INDEX}",
-            remedy="make them with `vlora-tui spectra PATHS -o DIR`",
+            remedy=how_to_put_back(directory) or "make them with `vlora-tui spectra PATHS -o DIR`",
         ) from None
     except OSError as error:
         raise file.error("", "a file that can be read", str(error)) from None

@@ -166,7 +166,7 @@ _WRITTEN = re.compile(
     r"|adapter\.gguf|Modelfile"
     r"|router\.(json|safetensors)"
     r"|spectra\.json|layers|vectors|(similarity|codec)\.safetensors"
-    r"|\.(README\.md|[a-z_]+\.(json|safetensors|gguf))\.part(-\w+)?"  # half written, then killed
+    r"|\..+\.part(-[\w-]+)?"  # half written, then killed
 )
 
 
@@ -331,13 +331,13 @@ def unwritten(error: StorageError, final: Path) -> StorageError:
 
     One that names another place, such as an input that cannot be read, stays as it is.
     """
-    place = str(error.where)
-    if place != str(final) and f"{partial_path(final, '')}" not in place:
+    place, unfinished = str(error.where), f".{final.name}.part"
+    if place != str(final) and unfinished not in place:
         return error
-    error.where = str(final)
-    if error.found is None:
+    if error.found is None or unfinished in place:
         there = os.path.lexists(final)
         error.found = "the former one, unchanged" if there else "nothing: it was not written"
+    error.where = str(final)
     return error
 
 
@@ -593,7 +593,7 @@ def write_file(path: Path, data: bytes | str) -> None:
         if partial is not None:
             with suppress(OSError):
                 partial.unlink()
-        raise write_error(path, error) from None
+        raise unwritten(write_error(path, error), path) from None
 
 
 def _open_partial(path: Path) -> tuple[int, Path]:
