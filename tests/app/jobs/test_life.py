@@ -367,7 +367,8 @@ def test_a_job_that_fails_says_so(store: JobStore, adapters: Path, tmp_path: Pat
     assert view.state is State.FAILED
     assert view.error is not None
     assert "already exists" in view.error["what"]
-    assert "already exists" in "\n".join(job.log_tail())
+    # The last event is told before the process writes its last line.
+    until(lambda: "already exists" in "\n".join(job.log_tail()), "the log said so too")
     assert tree(tmp_path / "s") == {"mine.txt": b"precious"}
 
 
