@@ -8,6 +8,7 @@ from functools import partial
 from vlora_engine.doctor.rule_helpers import (
     MERGE,
     NO_HEAD,
+    TGI,
     add_rows,
     as_remarked,
     convolutions,
@@ -25,27 +26,21 @@ from vlora_engine.targets.registry import RANK_LIMITS, smallest_choice
 
 _LLAMACPP = "https://github.com/ggml-org/llama.cpp/blob/master/convert_lora_to_gguf.py"
 _OLLAMA = "https://github.com/ollama/ollama/blob/main/convert/convert.go"
-_TGI = (
-    "https://github.com/huggingface/text-generation-inference/blob/main/"
-    "server/text_generation_server/adapters/lora.py"
-)
 _OLLAMA_TAKES = frozenset({"llama", "mistral", "gemma2"})  # mistral is converted as llama
 
 
 # ---- llama.cpp and Ollama, which ships its files
 
 _GGUF = ("llamacpp", "ollama")
+_gguf_rule = partial(rule, since="llama.cpp, autumn 2026", targets=_GGUF, stage="target")
 
 
-@rule(
+@_gguf_rule(
     "gguf-rslora",
     "error",
     "llama.cpp's converter ignores use_rslora: the scale goes silently wrong.",
     remedy="fold the scale into B",
     source=_LLAMACPP,
-    since="llama.cpp, autumn 2026",
-    targets=_GGUF,
-    stage="target",
 )
 def _gguf_rslora(subject: Subject) -> Iterable[Hit]:
     if subject.config.get("use_rslora"):
@@ -53,15 +48,12 @@ def _gguf_rslora(subject: Subject) -> Iterable[Hit]:
         yield from scales_hit(subject, wrong, "llamacpp")
 
 
-@rule(
+@_gguf_rule(
     "gguf-alpha-pattern",
     "error",
     "llama.cpp's converter ignores alpha_pattern: scales go silently wrong.",
     remedy="fold the scales into B",
     source=_LLAMACPP,
-    since="llama.cpp, autumn 2026",
-    targets=_GGUF,
-    stage="target",
 )
 def _gguf_alpha_pattern(subject: Subject) -> Iterable[Hit]:
     if subject.config.get("alpha_pattern") and not subject.config.get("use_rslora"):
@@ -69,15 +61,12 @@ def _gguf_alpha_pattern(subject: Subject) -> Iterable[Hit]:
         yield from scales_hit(subject, wrong, "llamacpp")
 
 
-@rule(
+@_gguf_rule(
     "gguf-zero-alpha",
     "error",
     "llama.cpp takes an alpha of 0 for a scale of 1.",
     remedy="leave the adapter out: in PEFT it does nothing",
     source="https://github.com/ggml-org/llama.cpp/blob/master/src/llama-adapter.h",
-    since="llama.cpp, autumn 2026",
-    targets=_GGUF,
-    stage="target",
 )
 def _gguf_zero_alpha(subject: Subject) -> Iterable[Hit]:
     if subject.config.get("lora_alpha") == 0:
@@ -180,16 +169,16 @@ add_rows(
         "heads",
         "Whole tensors are refused by some servers and passed over in silence by others.",
         "leave them out on purpose: --drop-rest, when exporting",
-        _TGI,
+        TGI,
         heads,
     ),
-    ("convolutions", "Servers do not take convolutions.", MERGE, _TGI, convolutions),
-    ("embeddings", "Servers do not agree on embeddings.", MERGE, _TGI, embeddings),
+    ("convolutions", "Servers do not take convolutions.", MERGE, TGI, convolutions),
+    ("embeddings", "Servers do not agree on embeddings.", MERGE, TGI, embeddings),
     (
         "missing-layer",
         "Some servers drop a module type everywhere that is missing in one layer.",
         "add the missing module with a B of zeros",
-        _TGI,
+        TGI,
         gaps,
     ),
     (

@@ -14,8 +14,9 @@ from vlora_engine.utils.file_names import SUBSPACE_INDEX
 from vlora_engine.utils.files import sha256_file
 
 if TYPE_CHECKING:
-    from vlora_engine.errors import VLoRAError
-    from vlora_engine.manifest.manifest import Manifest
+    from vlora_engine.manifest.manifest import Manifest, TaskRecord
+    from vlora_engine.subspace.coded.store import CodedTask
+    from vlora_engine.subspace.loadings import EncodedTask
     from vlora_engine.subspace.store import StoredSubspace
 
 
@@ -139,9 +140,7 @@ def _task_findings(stored: StoredSubspace, broken: set[str]) -> Iterator[Finding
                 what = f"The loadings of {record.id!r} hold NaN or infinity."
                 yield Finding("not-finite", "error", what, "compress the adapters again", file=name)
                 break
-        if len(task.rest) != record.rest:
-            what = f"{len(task.rest)} rest tensors; the index says {record.rest}."
-            yield Finding("rest-tensors", "error", what, "compress the adapters again", file=name)
+        yield from _rest_findings(task, record)
 
 
 def _peer_findings(manifest: Manifest) -> Iterator[Finding]:
@@ -191,13 +190,16 @@ def _coded_findings(manifest: Manifest, broken: set[str]) -> Iterator[Finding]:
             if not all(bool(torch.isfinite(x).all()) for x in (*numbers, task.norms, task.errors)):
                 what = f"What {record.id!r} decodes to is not finite."
                 yield Finding("not-finite", "error", what, "compress the adapters again", file=name)
-            if len(task.rest) != record.rest:
-                what = f"{len(task.rest)} rest tensors; the index says {record.rest}."
-                yield Finding(
-                    "rest-tensors", "error", what, "compress the adapters again", file=name
-                )
+            yield from _rest_findings(task, record)
     finally:
         stored.close()
+
+
+def _rest_findings(task: EncodedTask | CodedTask, record: TaskRecord) -> Iterator[Finding]:
+    if len(task.rest) != record.rest:
+        what = f"{len(task.rest)} rest tensors; the index says {record.rest}."
+        file = f"tasks/{record.file}"
+        yield Finding("rest-tensors", "error", what, "compress the adapters again", file=file)
 
 
 def _from_error(error: VLoRAError, **place: str) -> Finding:
