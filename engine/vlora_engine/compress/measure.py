@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlora_engine._version import __version__
 from vlora_engine.adapters.check import CheckReport, check_adapters
 from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.adapters.stack import LayerStack, flatten, read_stack, unflatten
@@ -45,7 +42,7 @@ from vlora_engine.spectra.tables import (
     write_layer,
 )
 from vlora_engine.subspace.coded.build import outlook_of
-from vlora_engine.subspace.request import Collection, canonical_order
+from vlora_engine.subspace.request import Collection, canonical_order, fingerprint_of
 from vlora_engine.utils.device import pick_device
 from vlora_engine.utils.files import check_output, discard, publish, sole_writer
 from vlora_engine.utils.memory import return_large_blocks
@@ -145,16 +142,13 @@ def _outlook(sources: Mapping[str, AdapterSource], check: CheckReport, run: RunC
 
 def _fingerprint(spectra: Spectra, device: str) -> str:
     """What layers must have in common to be used together: all that decides on their bytes."""
-    content = {
-        "engine": __version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "device": pick_device(device).type,
-        "methods": spectra.methods,
-        "layers": spectra.layer_names,
-        "tasks": [(task.name, task.digest) for task in spectra.tasks],
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return fingerprint_of(
+        device,
+        numpy=np.__version__,
+        methods=spectra.methods,
+        layers=spectra.layer_names,
+        tasks=[(task.name, task.digest) for task in spectra.tasks],
+    )
 
 
 def _empty(

@@ -233,7 +233,7 @@ def open_peer(manifest: Manifest) -> BasisSpace:
     space = BasisSpace(
         method=manifest.method,
         dtype=manifest.dtype,
-        layers=manifest.layers,
+        layers=list(manifest.layers),
         bases=store.bases,
         tasks=PeerTasks(store.storage, manifest.layers, store),
         base_model=manifest.base_model,

@@ -28,7 +28,8 @@ from vlora_engine.manifest.coding import Coding
 from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
 from vlora_engine.manifest.records import figure, shared_layers, task_record
 from vlora_engine.subspace.basis import Bases
-from vlora_engine.subspace.coded.build import code_in_memory
+from vlora_engine.subspace.coded.build import code_in_memory, coded_task
+from vlora_engine.subspace.coded.layer_parts import TaskShare
 from vlora_engine.subspace.coded.store import (
     CodedStore,
     CodedTask,
@@ -42,6 +43,7 @@ from vlora_engine.subspace.loadings import EncodedTask, Storage
 from vlora_engine.subspace.projection import assembled, check_fits, shared_specs
 from vlora_engine.subspace.request import Collection
 from vlora_engine.subspace.space import SpaceState
+from vlora_engine.subspace.stats import size_stats
 from vlora_engine.subspace.tasks import TaskMap, TaskProjection
 from vlora_engine.utils.run_context import RunContext
 
@@ -156,15 +158,7 @@ class CodedSpace(SpaceState):
         record = task_record(task_id, source, layers, file="", digest=check.digest, norm=check.norm)
         location = str(source.path.absolute()) if source.path else None
         record = replace(record, error=figure(error), source=location)
-        energy = np.array([energy for _, energy, _ in shares])
-        missed = np.array([residual for _, _, residual in shares]).clip(0)
-        share = np.divide(missed, energy, out=np.zeros(len(energy)), where=energy > 0)
-        task = CodedTask(
-            [blob for blob, _, _ in shares],
-            torch.from_numpy(np.sqrt(energy)).float(),
-            torch.from_numpy(np.sqrt(share)).float(),
-            source.read_rest(),
-        )
+        task = coded_task(shares, source.read_rest())
         self._take_layers(layers)
         return self._coded_tasks.decode(record, task)
 
@@ -175,17 +169,7 @@ class CodedSpace(SpaceState):
         )
         stored += sum(len(self._shared.shared(*unit)) for unit in self.coding.units())
         original = sum(record.factor_elements for record in self.tasks.records())
-        return {
-            "components_per_layer": {},
-            "total_params_compressed": stored / 2,
-            "total_params_original": original,
-            "compression_ratio": 2 * original / stored if stored else 0.0,
-            "bytes_compressed": stored,
-            "bytes_original": 2 * original,
-            "bytes_ratio": 2 * original / stored if stored else 0.0,
-            "num_tasks": len(self.tasks),
-            "num_layers": len(self.layers),
-        }
+        return {"components_per_layer": {}} | size_stats(self, stored / 2, stored, original)
 
     def _layers_with(self, source: AdapterSource) -> list[LayerSpec]:
         """The layers with the modules and ranks that ``source`` brings."""
@@ -295,24 +279,22 @@ class CodedTasks(TaskMap):
         return replace(record, id=projection.task_id, config=config), cast(EncodedTask, encoded)
 
 
-Share = tuple[bytes, float, float]  # a module's bytes, ||dW||^2, what they miss of it
-
-
 def _code_alone(
     layers: list[LayerSpec], source: AdapterSource, norm: float, step: float, *, write: bool = True
-) -> list[Share]:
+) -> list[TaskShare]:
     shares = []
     for spec in layers:
         if spec.name in source.modules:
             stack = read_stack(spec.name, {"": source}, {"": 1 / norm if norm else 0.0})
             coded = code_layer(stack, np.array([step * norm]), write=write)
-            shares.append((coded.blobs[0], float(coded.energy[0]), float(coded.residual[0])))
+            energy, residual = float(coded.energy[0]), float(coded.residual[0])
+            shares.append(TaskShare(coded.blobs[0], energy, residual))
     return shares
 
 
 def _code_within(
     layers: list[LayerSpec], source: AdapterSource, norm: float, limit: float
-) -> list[Share]:
+) -> list[TaskShare]:
     """Coded in the coarsest step that keeps to an error."""
     low, high = np.log2(FINEST), np.log2(COARSEST)
     for _ in range(_HALVINGS):
@@ -324,8 +306,8 @@ def _code_within(
     return _code_alone(layers, source, norm, 2.0**low)
 
 
-def _error(shares: list[Share], norm: float) -> float:
-    return float(sum(share[2] for share in shares) ** 0.5 / norm) if norm > 0 else 0.0
+def _error(shares: list[TaskShare], norm: float) -> float:
+    return float(sum(share.residual for share in shares) ** 0.5 / norm) if norm > 0 else 0.0
 
 
 def no_basis() -> SubspaceError:

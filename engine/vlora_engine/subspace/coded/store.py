@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -35,7 +35,7 @@ from vlora_engine.errors import CorruptFileError
 from vlora_engine.manifest.coding import Coding
 from vlora_engine.manifest.manifest import BasisFile, LayerSpec, Manifest, TaskRecord
 from vlora_engine.subspace.coded.layout import shared_layout, task_layout
-from vlora_engine.subspace.store import CheckedFiles, write_index
+from vlora_engine.subspace.store import CheckedFiles, write_index, write_tasks
 from vlora_engine.utils.file_names import BASIS_FILE
 from vlora_engine.utils.safetensors_file import (
     ITEM_BYTES,
@@ -44,7 +44,6 @@ from vlora_engine.utils.safetensors_file import (
     read_elements,
     read_tensor,
     torch_dtype,
-    write_error,
 )
 
 _AT_ONCE = 32  # modules of a task that are decoded together
@@ -259,15 +258,6 @@ def write_coded(
         shared: The bytes of `Coding.units`, in their order. tasks: One in memory at a time.
     """
     basis = write_shared(directory, coding, shared, len(layers))
-    try:
-        (directory / "tasks").mkdir()
-    except OSError as error:
-        raise write_error(directory, error) from None
-    records: dict[str, TaskRecord] = {}
-    for record, task in tasks:
-        path = directory / "tasks" / record.file
-        sha256 = write_task(path, task)
-        records[record.id] = replace(record, sha256=sha256, nbytes=path.stat().st_size)
     manifest = Manifest(
         path=directory,
         method=method,
@@ -275,7 +265,7 @@ def write_coded(
         base_model=base_model,
         layers=tuple(layers),
         basis=basis,
-        tasks=records,
+        tasks=write_tasks(directory, tasks, write_task),
         engine=__version__,
         coding=coding,
     )
