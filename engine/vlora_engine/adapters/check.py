@@ -122,15 +122,10 @@ def check_adapter(
         for key, tensor in sorted(source.read_rest().items()):
             content.add_rest(key, tensor)
             if tensor.is_floating_point() and not _finite(tensor):
+                what = "A tensor that is kept as it is holds NaN or Inf."
+                remedy = "look at how the adapter was trained"
                 check.findings.append(
-                    Finding(
-                        "rest-not-finite",
-                        "warning",
-                        "A tensor that is kept as it is holds NaN or Inf.",
-                        "look at how the adapter was trained",
-                        adapter=where,
-                        tensor=key,
-                    )
+                    Finding("rest-not-finite", "warning", what, remedy, adapter=where, tensor=key)
                 )
         check.digest = content.hexdigest()
     except VLoRAError as error:
@@ -138,15 +133,9 @@ def check_adapter(
         check.error = error
         return check
     if check.norm == 0:
-        check.findings.append(
-            Finding(
-                "no-effect",
-                "warning",
-                "The adapter changes nothing: B (or A, or the scale) is zero in every module.",
-                "it may never have been trained; it is kept, with error 0",
-                adapter=where,
-            )
-        )
+        what = "The adapter changes nothing: B (or A, or the scale) is zero in every module."
+        remedy = "it may never have been trained; it is kept, with error 0"
+        check.findings.append(Finding("no-effect", "warning", what, remedy, adapter=where))
     return check
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.errors import AdapterError, CorruptFileError
 from vlora_engine.findings import Finding
+from vlora_engine.formats.adapter_findings import unread_pickle
 from vlora_engine.formats.base import PICKLES, FileAdapter, Inspection, Probe
 from vlora_engine.formats.contents import Contents, PickleContents, SafetensorsContents
 from vlora_engine.formats.layout import Described, Pair, check_name, pair_of
@@ -164,13 +165,6 @@ class PlainFormat:
 
     def _unread(self, probe: Probe, path: Path) -> Inspection:
         identity = probe.identity(path)
-        unread = Finding(
-            "pickle-weights",
-            "warning",
-            "The tensors are in a pickle; modules and shapes are read only when it is used.",
-            "save the adapter again as safetensors",
-            file=str(path),
-        )
         return Inspection(
             path=probe.path,
             weights=path,
@@ -182,7 +176,7 @@ class PlainFormat:
             scales={},
             rest={},
             nbytes=identity[0],
-            findings=(unread,),
+            findings=(unread_pickle(path),),
             identity=identity,
         )
 

@@ -46,11 +46,12 @@ def as_first_library(
     if not common:
         raise CollectionError("The adapters have no module in common.")
     if len(common) < len(holders):
+        what = "Merging A and B apart leaves out modules that an adapter lacks."
         findings.append(
             Finding(
                 "modules-left-out",
                 "warning",
-                "Merging A and B apart leaves out modules that an adapter lacks.",
+                what,
                 _REMEDY,
                 place=f"{len(holders) - len(common)} module(s)",
             )
@@ -72,14 +73,9 @@ def as_first_library(
         common_scale = scales.pop() if len(scales) == 1 else 1.0
         merged[module] = _measured(sources, module, pairs, a, b, common_scale * scale)
     if ignored:
+        what = "Merging A and B apart ignores scales; where the adapters' differ, 1 is set."
         findings.append(
-            Finding(
-                "scales-ignored",
-                "warning",
-                "Merging A and B apart ignores scales; where the adapters' differ, 1 is set.",
-                _REMEDY,
-                place=f"{ignored} module(s)",
-            )
+            Finding("scales-ignored", "warning", what, _REMEDY, place=f"{ignored} module(s)")
         )
     return merged
 

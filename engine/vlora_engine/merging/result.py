@@ -229,15 +229,13 @@ def _shared_rest(sources: Sequence[AdapterSource], report: MergeReport) -> dict[
     report.rest_left_out = sorted(differing)
     report.rest_kept = sorted(rest.keys() - differing)
     if differing:
+        what = (
+            f"{len(differing)} tensor(s) beside the LoRA modules differ between the adapters "
+            "and are not in the result."
+        )
+        remedy = "take them from the adapter whose head is wanted"
         report.findings.append(
-            Finding(
-                "rest-left-out",
-                "warning",
-                f"{len(differing)} tensor(s) beside the LoRA modules differ between the adapters "
-                "and are not in the result.",
-                "take them from the adapter whose head is wanted",
-                place=", ".join(report.rest_left_out),
-            )
+            Finding("rest-left-out", "warning", what, remedy, place=", ".join(report.rest_left_out))
         )
     return {key: rest[key] for key in report.rest_kept}
 
