@@ -272,11 +272,7 @@ def _mean_cosines(gram: Array) -> Array:
 
 
 def _scores(
-    feature: str,
-    values: Array,
-    others: Array,
-    tests: int,
-    strengths: _Strengths | None = None,
+    feature: str, values: Array, others: Array, tests: int, strengths: _Strengths | None = None
 ) -> tuple[Array, Array]:
     """The score of each value (n,) against its others (n, n - 1), and the others' median (n,)."""
     n = len(values)

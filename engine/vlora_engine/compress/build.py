@@ -169,11 +169,7 @@ def build_space(
 
 
 def build_layers(
-    collection: Collection,
-    plan: Plan,
-    run: RunContext,
-    *,
-    names: Sequence[str] | None = None,
+    collection: Collection, plan: Plan, run: RunContext, *, names: Sequence[str] | None = None
 ) -> Generator[BuiltLayer, None, None]:
     """Build the layers ``names`` (default: all) in order."""
     place, weights = pick_device(run.device), collection.weights

@@ -176,10 +176,7 @@ class Evaluation:
 
 
 def evaluate_subspace(
-    base: BaseModel,
-    subspace: Space,
-    originals: Mapping[str, AdapterSource],
-    **options: Any,
+    base: BaseModel, subspace: Space, originals: Mapping[str, AdapterSource], **options: Any
 ) -> Evaluation:
     """Evaluate tasks of a subspace against their original adapters, on one base model.
 

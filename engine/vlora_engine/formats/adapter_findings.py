@@ -34,7 +34,11 @@ def adapter_findings(
 
 def pickle_findings(probe: Probe, weights: Path, settings: Settings) -> tuple[Finding, ...]:
     """The findings about an adapter whose tensors are in a pickle, not opened yet."""
-    return (unread_pickle(weights), *_config_findings(probe, settings), *_pickles_beside(probe, weights))
+    return (
+        unread_pickle(weights),
+        *_config_findings(probe, settings),
+        *_pickles_beside(probe, weights),
+    )
 
 
 def unread_pickle(weights: Path) -> Finding:

@@ -253,11 +253,7 @@ def _half_error(module: str, keys: Iterable[str], where: Path) -> AdapterError:
     keys = sorted(keys)
     other = {"A": "B", "B": "A"}
     missing = ", ".join(
-        re.sub(
-            r"lora_(embedding_)?([AB])",
-            lambda m: f"lora_{m[1] or ''}{other[m[2]]}",
-            key,
-        )
+        re.sub(r"lora_(embedding_)?([AB])", lambda m: f"lora_{m[1] or ''}{other[m[2]]}", key)
         for key in keys
     )
     return AdapterError(

@@ -47,15 +47,8 @@ def as_first_library(
         raise CollectionError("The adapters have no module in common.")
     if len(common) < len(holders):
         what = "Merging A and B apart leaves out modules that an adapter lacks."
-        findings.append(
-            Finding(
-                "modules-left-out",
-                "warning",
-                what,
-                _REMEDY,
-                place=f"{len(holders) - len(common)} module(s)",
-            )
-        )
+        place = f"{len(holders) - len(common)} module(s)"
+        findings.append(Finding("modules-left-out", "warning", what, _REMEDY, place=place))
     function = FIRST_LIBRARY[name]
     generator = torch.Generator().manual_seed(_seed(settings))
     merged = {}
@@ -74,9 +67,8 @@ def as_first_library(
         merged[module] = _measured(sources, module, pairs, a, b, common_scale * scale)
     if ignored:
         what = "Merging A and B apart ignores scales; where the adapters' differ, 1 is set."
-        findings.append(
-            Finding("scales-ignored", "warning", what, _REMEDY, place=f"{ignored} module(s)")
-        )
+        place = f"{ignored} module(s)"
+        findings.append(Finding("scales-ignored", "warning", what, _REMEDY, place=place))
     return merged
 
 

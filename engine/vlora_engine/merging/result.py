@@ -234,9 +234,8 @@ def _shared_rest(sources: Sequence[AdapterSource], report: MergeReport) -> dict[
             "and are not in the result."
         )
         remedy = "take them from the adapter whose head is wanted"
-        report.findings.append(
-            Finding("rest-left-out", "warning", what, remedy, place=", ".join(report.rest_left_out))
-        )
+        place = ", ".join(report.rest_left_out)
+        report.findings.append(Finding("rest-left-out", "warning", what, remedy, place=place))
     return {key: rest[key] for key in report.rest_kept}
 
 

@@ -152,11 +152,7 @@ class _Piece:
 
 
 def _shared(
-    subspace: Space,
-    record: TaskRecord,
-    encoded: EncodedTask,
-    scaling: Scaling,
-    targets: Targets,
+    subspace: Space, record: TaskRecord, encoded: EncodedTask, scaling: Scaling, targets: Targets
 ) -> Iterator[tuple[str, Shared]]:
     groups: dict[tuple[LoadingsForm, Target], list[_Piece]] = {}
     start = first = 0

@@ -27,12 +27,7 @@ _SIDES = ("a", "b")
 
 
 def orthogonal_init(
-    subspace: Space,
-    task_id: str,
-    scale: float = 0.01,
-    *,
-    rank: int | None = None,
-    seed: int = 0,
+    subspace: Space, task_id: str, scale: float = 0.01, *, rank: int | None = None, seed: int = 0
 ) -> TaskProjection:
     """A new task of no effect yet, registered in the subspace, for a trainer to start from.
 

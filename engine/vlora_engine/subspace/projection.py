@@ -25,10 +25,7 @@ from vlora_engine.utils.safetensors_file import dtype_name, torch_dtype
 
 
 def project(
-    space: Space,
-    source: AdapterSource,
-    task_id: str,
-    warn_threshold: float | None = None,
+    space: Space, source: AdapterSource, task_id: str, warn_threshold: float | None = None
 ) -> TaskProjection:
     """Project an adapter into the bases of a space (`SharedSubspace.project`).
 

@@ -208,9 +208,7 @@ def write_task(path: Path, task: EncodedTask) -> str:
 
 
 def write_tasks(
-    directory: Path,
-    tasks: Iterable[tuple[TaskRecord, Task]],
-    write: Callable[[Path, Task], str],
+    directory: Path, tasks: Iterable[tuple[TaskRecord, Task]], write: Callable[[Path, Task], str]
 ) -> dict[str, TaskRecord]:
     """Write every task's file into ``directory``; the records by id, with checksums and sizes."""
     try:

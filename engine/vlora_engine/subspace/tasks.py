@@ -63,10 +63,7 @@ class TaskMap(MutableMapping[str, TaskProjection]):
     """Tasks by id. Those on disk or freshly encoded become projections when asked for."""
 
     def __init__(
-        self,
-        storage: Storage,
-        layers: Sequence[LayerSpec],
-        stored: Store | None = None,
+        self, storage: Storage, layers: Sequence[LayerSpec], stored: Store | None = None
     ) -> None:
         self._storage, self._layers = storage, list(layers)
         self._stored = stored

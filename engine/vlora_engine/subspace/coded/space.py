@@ -128,10 +128,7 @@ class CodedSpace(SpaceState):
         )
 
     def project(
-        self,
-        source: AdapterSource,
-        task_id: str,
-        warn_threshold: float | None = None,
+        self, source: AdapterSource, task_id: str, warn_threshold: float | None = None
     ) -> TaskProjection:
         """Code an adapter by itself, in the collection's step; nothing else changes.
 
