@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from vlora_engine.analysis.relations import Array, Relations, norms_of
+from vlora_engine.analysis.relations import Array, Relations, norms_of, ratios_of
 from vlora_engine.utils.ranking import ranked
 
 FEATURES = ("norm", "similarity")
@@ -263,9 +263,7 @@ def _angles(gram: Array) -> tuple[Array, Array]:
 
 def _mean_cosines(gram: Array) -> Array:
     """The mean cosine of each with the others, (N,); 0 for one without effect."""
-    norms = norms_of(gram)
-    inverse = np.divide(1.0, norms, out=np.zeros(len(norms)), where=norms > 0)
-    cosines = (gram * inverse[:, None] * inverse).clip(-1, 1)
+    cosines = ratios_of(gram).clip(-1, 1)
     np.fill_diagonal(cosines, 0.0)
     mean: Array = cosines.sum(axis=1) / (len(gram) - 1)
     return mean

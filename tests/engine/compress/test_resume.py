@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import vlora_engine.compress.build as build_module
 import vlora_engine.compress.measure as spectrum_module
 import vlora_engine.subspace.request as request_module
 from tests.engine.compress.test_build import Stop, inputs
