@@ -5,22 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 
-from vlora_engine.doctor.rule_helpers import (
-    MERGE,
-    NO_HEAD,
-    TGI,
-    add_rows,
-    as_remarked,
-    convolutions,
-    dora,
-    embeddings,
-    gaps,
-    heads,
-    largest_rank,
-    other_scales,
-    prefix,
-    scales_hit,
-)
+from vlora_engine.doctor import rule_helpers as helpers
+from vlora_engine.doctor.rule_helpers import MERGE, NO_HEAD, TGI, add_rows
 from vlora_engine.doctor.rules import PEFT, Hit, Subject, rule
 from vlora_engine.targets.registry import RANK_LIMITS, smallest_choice
 
@@ -44,8 +30,8 @@ _gguf_rule = partial(rule, since="llama.cpp, autumn 2026", targets=_GGUF, stage=
 )
 def _gguf_rslora(subject: Subject) -> Iterable[Hit]:
     if subject.config.get("use_rslora"):
-        wrong = other_scales(subject, of_tensors=True, rslora=False)
-        yield from scales_hit(subject, wrong, "llamacpp")
+        wrong = helpers.other_scales(subject, of_tensors=True, rslora=False)
+        yield from helpers.scales_hit(subject, wrong, "llamacpp")
 
 
 @_gguf_rule(
@@ -57,8 +43,8 @@ def _gguf_rslora(subject: Subject) -> Iterable[Hit]:
 )
 def _gguf_alpha_pattern(subject: Subject) -> Iterable[Hit]:
     if subject.config.get("alpha_pattern") and not subject.config.get("use_rslora"):
-        wrong = other_scales(subject, of_tensors=True)
-        yield from scales_hit(subject, wrong, "llamacpp")
+        wrong = helpers.other_scales(subject, of_tensors=True)
+        yield from helpers.scales_hit(subject, wrong, "llamacpp")
 
 
 @_gguf_rule(
@@ -82,17 +68,23 @@ add_rows(
         "llama.cpp has no place for modules_to_save and whole tensors.",
         NO_HEAD,
         _LLAMACPP,
-        heads,
+        helpers.heads,
     ),
-    ("dora", "llama.cpp knows no DoRA.", MERGE, _LLAMACPP, dora),
+    ("dora", "llama.cpp knows no DoRA.", MERGE, _LLAMACPP, helpers.dora),
     (
         "named-keys",
         "llama.cpp's converter refuses keys with the adapter's name inside.",
         "",
         _LLAMACPP,
-        partial(as_remarked, "named-keys"),
+        partial(helpers.as_remarked, "named-keys"),
     ),
-    ("convolutions", "llama.cpp has no place for convolutions.", MERGE, _LLAMACPP, convolutions),
+    (
+        "convolutions",
+        "llama.cpp has no place for convolutions.",
+        MERGE,
+        _LLAMACPP,
+        helpers.convolutions,
+    ),
 )
 
 
@@ -134,27 +126,27 @@ add_rows(
         "PEFT finds no module under other keys: nothing is applied.",
         "",
         _SAVE_LOAD,
-        prefix,
+        helpers.prefix,
     ),
     (
         "ignores",
         "PEFT ignores modules that target_modules leaves out.",
         "",
         _SAVE_LOAD,
-        partial(as_remarked, "unlisted-modules"),
+        partial(helpers.as_remarked, "unlisted-modules"),
     ),
     (
         "no-type",
         "PEFT cannot load a config without peft_type.",
         "",
         _SAVE_LOAD,
-        partial(as_remarked, "no-peft-type"),
+        partial(helpers.as_remarked, "no-peft-type"),
     ),
 )
 
 
 def _beyond_every_server(subject: Subject) -> Iterable[Hit]:
-    limit, rank = RANK_LIMITS["vllm"], largest_rank(subject)
+    limit, rank = RANK_LIMITS["vllm"], helpers.largest_rank(subject)
     if smallest_choice(limit, rank) is None:
         fix = subject.command("resize", "--rank", str(max(limit.choices)), suffix="r512")
         yield Hit(f"A rank of {rank}.", fix=fix, file=subject.at_weights)
@@ -170,16 +162,16 @@ add_rows(
         "Whole tensors are refused by some servers and passed over in silence by others.",
         "leave them out on purpose: --drop-rest, when exporting",
         TGI,
-        heads,
+        helpers.heads,
     ),
-    ("convolutions", "Servers do not take convolutions.", MERGE, TGI, convolutions),
-    ("embeddings", "Servers do not agree on embeddings.", MERGE, TGI, embeddings),
+    ("convolutions", "Servers do not take convolutions.", MERGE, TGI, helpers.convolutions),
+    ("embeddings", "Servers do not agree on embeddings.", MERGE, TGI, helpers.embeddings),
     (
         "missing-layer",
         "Some servers drop a module type everywhere that is missing in one layer.",
         "add the missing module with a B of zeros",
         TGI,
-        gaps,
+        helpers.gaps,
     ),
     (
         "rank",

@@ -9,23 +9,8 @@ from collections.abc import Iterable
 from functools import partial
 
 from vlora_engine.catalog.scanner import SUBSPACE
-from vlora_engine.doctor.rule_helpers import (
-    MERGE,
-    NO_HEAD,
-    TGI,
-    add_rows,
-    convolutions,
-    dora,
-    embeddings,
-    gaps,
-    heads,
-    keys,
-    largest_rank,
-    prefix,
-    shaped,
-    without_number,
-    wrong_scales,
-)
+from vlora_engine.doctor import rule_helpers as helpers
+from vlora_engine.doctor.rule_helpers import MERGE, NO_HEAD, TGI, add_rows
 from vlora_engine.doctor.rules import PEFT, TARGETS, Hit, Subject, count, rule
 from vlora_engine.targets.registry import RANK_LIMITS, smallest_choice
 
@@ -45,10 +30,12 @@ _server_rule = partial(rule, since="peft 0.21", targets=_SERVERS, stage="target"
 
 @_vllm_rule("vllm-rank", "error", "vLLM takes ranks up to 512.", source=f"{_VLLM}/config/lora.py")
 def _vllm_rank(subject: Subject) -> Iterable[Hit]:
-    limit, rank = RANK_LIMITS["vllm"], largest_rank(subject)
+    limit, rank = RANK_LIMITS["vllm"], helpers.largest_rank(subject)
     if smallest_choice(limit, rank) is None:
         remedy = f"cut it to {max(limit.choices)}"
-        yield Hit(f"A rank of {rank}.", remedy, shaped(subject, "vllm"), file=subject.at_weights)
+        yield Hit(
+            f"A rank of {rank}.", remedy, helpers.shaped(subject, "vllm"), file=subject.at_weights
+        )
 
 
 @_vllm_rule(
@@ -58,7 +45,7 @@ def _vllm_rank(subject: Subject) -> Iterable[Hit]:
     source=f"{_VLLM}/config/lora.py",
 )
 def _vllm_default_rank(subject: Subject) -> Iterable[Hit]:
-    limit, rank = RANK_LIMITS["vllm"], largest_rank(subject)
+    limit, rank = RANK_LIMITS["vllm"], helpers.largest_rank(subject)
     choice = smallest_choice(limit, rank)
     if rank > limit.default and choice is not None:
         remedy = f"start the server with {limit.flag} {choice}, or cut the rank"
@@ -89,23 +76,29 @@ add_rows(
         "vLLM drops rank_pattern and alpha_pattern: scales go silently wrong.",
         _FOLD,
         _PEFT_HELPER,
-        partial(wrong_scales, "vllm"),
+        partial(helpers.wrong_scales, "vllm"),
     ),
-    ("heads", "vLLM refuses modules_to_save and whole tensors.", NO_HEAD, _PEFT_HELPER, heads),
-    ("dora", "vLLM refuses DoRA.", MERGE, _PEFT_HELPER, dora),
+    (
+        "heads",
+        "vLLM refuses modules_to_save and whole tensors.",
+        NO_HEAD,
+        _PEFT_HELPER,
+        helpers.heads,
+    ),
+    ("dora", "vLLM refuses DoRA.", MERGE, _PEFT_HELPER, helpers.dora),
     (
         "convolutions",
         "vLLM refuses convolutions.",
         MERGE,
         f"{_VLLM}/lora/lora_model.py",
-        convolutions,
+        helpers.convolutions,
     ),
     (
         "prefix",
         "vLLM finds no module under other keys: it serves the base model.",
         "",
         f"{_VLLM}/lora/utils.py",
-        prefix,
+        helpers.prefix,
     ),
 )
 
@@ -122,7 +115,7 @@ add_rows(
 def _sglang_pattern(subject: Subject) -> Iterable[Hit]:
     targets = subject.config.get("target_modules")
     if isinstance(targets, str) and targets != "all-linear":
-        fix = shaped(subject, "sglang")
+        fix = helpers.shaped(subject, "sglang")
         yield Hit(f"target_modules is {targets[:80]!r}.", fix=fix, file=subject.at_config)
 
 
@@ -138,7 +131,7 @@ def _sglang_paths(subject: Subject) -> Iterable[Hit]:
     dotted = [str(t) for t in targets if "." in str(t)] if isinstance(targets, list) else []
     if dotted:
         what = f"{count(len(dotted), 'full path')} in target_modules, such as {dotted[0][:80]}."
-        yield Hit(what, fix=shaped(subject, "sglang"), file=subject.at_config)
+        yield Hit(what, fix=helpers.shaped(subject, "sglang"), file=subject.at_config)
 
 
 add_rows(
@@ -150,14 +143,14 @@ add_rows(
         "SGLang serves A and B alone: whole tensors are not read.",
         NO_HEAD,
         f"{_SGLANG}/lora.py",
-        heads,
+        helpers.heads,
     ),
     (
         "convolutions",
         "SGLang's LoRA layers are linear maps.",
         MERGE,
         f"{_SGLANG}/layers.py",
-        convolutions,
+        helpers.convolutions,
     ),
 )
 
@@ -170,12 +163,12 @@ def _loader_ranks(target: str, subject: Subject) -> Iterable[Hit]:
     kinds: dict[str, set[int]] = {}
     for name, shape in (subject.modules or {}).items():
         padded = 8 if shape.rank <= 8 else -(-shape.rank // 16) * 16
-        kinds.setdefault(without_number(name), set()).add(padded)
+        kinds.setdefault(helpers.without_number(name), set()).add(padded)
     mixed = [(kind, ranks) for kind, ranks in kinds.items() if len(ranks) > 1]
     if mixed:
         kind, ranks = mixed[0]
         what = f"Ranks {min(ranks)} to {max(ranks)} (padded) for {kind}."
-        yield Hit(what, fix=shaped(subject, target), file=subject.at_weights)
+        yield Hit(what, fix=helpers.shaped(subject, target), file=subject.at_weights)
 
 
 for _name, _source, _since in (
@@ -191,7 +184,7 @@ for _name, _source, _since in (
             "rank_pattern and alpha_pattern are ignored: scales go silently wrong.",
             _FOLD,
             _source,
-            partial(wrong_scales, _name),
+            partial(helpers.wrong_scales, _name),
         ),
         (
             "mixed-ranks",
@@ -205,19 +198,19 @@ for _name, _source, _since in (
             "A module type that is missing in one layer is dropped in every layer.",
             "add the missing module with a B of zeros, or serve it elsewhere",
             _source,
-            gaps,
+            helpers.gaps,
         ),
         (
             "keys",
             "Keys must be exactly base_model.model.<module>.lora_A.weight.",
             "",
             _source,
-            keys,
+            helpers.keys,
         ),
-        ("dora", "DoRA is ignored: only B @ A is applied.", MERGE, _source, dora),
-        ("embeddings", "Embeddings are ignored.", MERGE, _source, embeddings),
-        ("heads", "Heads, biases and saved modules are ignored.", NO_HEAD, _source, heads),
-        ("convolutions", "Convolutions are ignored.", MERGE, _source, convolutions),
+        ("dora", "DoRA is ignored: only B @ A is applied.", MERGE, _source, helpers.dora),
+        ("embeddings", "Embeddings are ignored.", MERGE, _source, helpers.embeddings),
+        ("heads", "Heads, biases and saved modules are ignored.", NO_HEAD, _source, helpers.heads),
+        ("convolutions", "Convolutions are ignored.", MERGE, _source, helpers.convolutions),
     )
 
 

@@ -18,13 +18,7 @@ from torch import Tensor
 from vlora_engine.errors import VLoRAError
 from vlora_engine.formats.config import read_settings
 from vlora_engine.formats.peft_save import peft_config
-from vlora_engine.interop.lorashare import (
-    ADAPTERS,
-    COMPONENTS_FILE,
-    HEADS_FILE,
-    LOADINGS_FILE,
-    META_FILE,
-)
+from vlora_engine.interop import lorashare
 from vlora_engine.interop.vlora_dev import FLOAT_FILE
 from vlora_engine.manifest.manifest import TaskRecord
 from vlora_engine.subspace.space import Space
@@ -115,18 +109,18 @@ def write_lorashare(
         basis = subspace.bases[name]
         components[f"{name}:A"] = basis.a.float().T.contiguous()
         components[f"{name}:B"] = basis.b.float().T.contiguous()
-    _write(directory / COMPONENTS_FILE, components)
+    _write(directory / lorashare.COMPONENTS_FILE, components)
     for task_id, task in subspace.tasks.items():
         record = subspace.tasks.record(task_id)
-        directory_of_task = directory / ADAPTERS / folders[task_id]
+        directory_of_task = directory / lorashare.ADAPTERS / folders[task_id]
         directory_of_task.mkdir(parents=True)
         loadings = {}
         for name, a in task.loadings_a.items():
             loadings[f"{name}:A"] = a.float().T.contiguous()
             loadings[f"{name}:B"] = task.loadings_b[name].float().T.contiguous()
-        _write(directory_of_task / LOADINGS_FILE, loadings)
+        _write(directory_of_task / lorashare.LOADINGS_FILE, loadings)
         if task.rest:
-            _write(directory_of_task / HEADS_FILE, task.rest)
+            _write(directory_of_task / lorashare.HEADS_FILE, task.rest)
         meta = {
             "adapter_name": folders[task_id],
             "original_config": share_config_of(subspace, record),
@@ -134,7 +128,7 @@ def write_lorashare(
         source = (sources or {}).get(task_id, record.source)
         if source:
             meta["original_adapter_path"] = source
-        write_json(directory_of_task / META_FILE, meta, indent=2)
+        write_json(directory_of_task / lorashare.META_FILE, meta, indent=2)
     config = {**share_settings(subspace), **(settings or {})}
     config["adapter_names"] = [folders[name] for name in subspace.tasks]
     config["compression_stats"] = {**config["compression_stats"], **WRITTEN_BY}

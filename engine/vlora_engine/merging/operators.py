@@ -14,18 +14,9 @@ import torch
 from torch import Tensor
 
 from vlora_engine.linalg.low_rank import module_gram
+from vlora_engine.merging import sparsify
 from vlora_engine.merging.core_space import EPS, ROUNDING, Change, ModuleInputs
-from vlora_engine.merging.sparsify import (
-    Values,
-    draw,
-    draw_by_size,
-    drop_tails,
-    elect,
-    of_adapter,
-    on_core,
-    sce,
-    trim,
-)
+from vlora_engine.merging.sparsify import Values, sce
 
 Operator = Callable[[ModuleInputs, Values], Change]
 # 1 - |cosine| below which two changes count as parallel: their great circle is not determined.
@@ -153,9 +144,12 @@ def knots(inputs: ModuleInputs, values: Values) -> Change:
 
     def votes() -> Iterable[tuple[Tensor, float]]:
         for i, weight in enumerate(inputs.weights):
-            yield weight * trim(aligned(i), *of_adapter(inputs, values, i)), abs(weight)
+            yield (
+                weight * sparsify.trim(aligned(i), *sparsify.of_adapter(inputs, values, i)),
+                abs(weight),
+            )
 
-    merged = elect(votes, mean=inputs.mean)
+    merged = sparsify.elect(votes, mean=inputs.mean)
     return Change.of(merged, U * S, 1.0).without_rounding(inputs.size)
 
 
@@ -173,14 +167,14 @@ def _nearest_orthonormal(columns: Tensor) -> Tensor:
 
 # ---- single entries of the cores ----------------------------------------------------------------
 
-ties = on_core(trim, elects=True)
-dare = on_core(draw, elects=False)
-dare_ties = on_core(draw, elects=True)
-della = on_core(draw_by_size, elects=True)
-della_linear = on_core(draw_by_size, elects=False)
-breadcrumbs = on_core(drop_tails, elects=False)
-breadcrumbs_ties = on_core(drop_tails, elects=True)
-magnitude_prune = on_core(trim, elects=False)
+ties = sparsify.on_core(sparsify.trim, elects=True)
+dare = sparsify.on_core(sparsify.draw, elects=False)
+dare_ties = sparsify.on_core(sparsify.draw, elects=True)
+della = sparsify.on_core(sparsify.draw_by_size, elects=True)
+della_linear = sparsify.on_core(sparsify.draw_by_size, elects=False)
+breadcrumbs = sparsify.on_core(sparsify.drop_tails, elects=False)
+breadcrumbs_ties = sparsify.on_core(sparsify.drop_tails, elects=True)
+magnitude_prune = sparsify.on_core(sparsify.trim, elects=False)
 
 
 OPERATORS: dict[str, Operator] = {

@@ -21,13 +21,7 @@ from torch import Tensor
 from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.adapters.stack import LayerStack, read_stack
 from vlora_engine.analysis.relations import components_of, ratios_of
-from vlora_engine.codec.delta import (
-    code_cores,
-    energy_floor,
-    leading_directions,
-    orthonormal,
-    round_columns,
-)
+from vlora_engine.codec import delta
 from vlora_engine.codec.forecast import (
     COARSEST,
     EVERYBODY,
@@ -212,8 +206,8 @@ def delta_table(stack: LayerStack, number: int, members: Sequence[int], grid: Ar
     at = torch.tensor(list(members))
     weight, count = stack.weight[at], len(members)
     found = {
-        side: leading_directions(
-            delta_rows(stack, weight, members, side), energy_floor(float(grid[0]))
+        side: delta.leading_directions(
+            delta_rows(stack, weight, members, side), delta.energy_floor(float(grid[0]))
         )
         for side in ("a", "b")
     }
@@ -223,15 +217,15 @@ def delta_table(stack: LayerStack, number: int, members: Sequence[int], grid: Ar
     alone = _alone(stack, members, grid)
     shared, bits, missed = np.zeros(len(grid)), *np.full((2, len(grid), count), CORE_OVERHEAD)
     for g, step in enumerate(grid.tolist()):
-        (b, bits_b), (a, bits_a) = (round_columns(found[side], step) for side in ("b", "a"))
+        (b, bits_b), (a, bits_a) = (delta.round_columns(found[side], step) for side in ("b", "a"))
         shared[g] = bits_b + bits_a
-        cores = code_cores(
+        cores = delta.code_cores(
             stack.a[rows],
             stack.bt[rows],
             stack.scale[rows] * weight[some] / step,
             energy[some] / step**2,
-            orthonormal(b),
-            orthonormal(a),
+            delta.orthonormal(b),
+            delta.orthonormal(a),
             [stack.ranks[row] for row in rows.tolist()],
         )
         bits[g] += _like(alone[0][g], some, [core_bits for _, core_bits in cores])
