@@ -19,7 +19,6 @@ from torch import Tensor
 from vlora_engine.adapters.model import (
     AdapterSource,
     LoRAWeights,
-    ModuleShape,
     as_source,
     nominal_rank,
 )
@@ -280,23 +279,9 @@ def _assembled(source: AdapterSource, made: Mapping[str, _Made], target: str | N
         metadata=config,
         scales={name: one.scale for name, one in made.items()},
         rest=source.read_rest(),
-        shapes=_shapes(source.modules, ranks),
+        shapes={n: s.at_rank(ranks[n]) for n, s in source.modules.items() if s.kind != "linear"},
         source=None if source.path is None else str(source.path),
     )
     written = peft_config(weights)
     rank = written.get("r")
     return replace(weights, metadata=written, rank=rank if type(rank) is int else weights.rank)
-
-
-def _shapes(modules: Mapping[str, ModuleShape], ranks: Mapping[str, int]) -> dict[str, ModuleShape]:
-    """How modules that are not plain linear maps lie on disk, at their new rank."""
-    return {
-        name: replace(
-            shape,
-            rank=ranks[name],
-            shape_a=(ranks[name], *shape.shape_a[1:]),
-            shape_b=(shape.shape_b[0], ranks[name], *shape.shape_b[2:]),
-        )
-        for name, shape in modules.items()
-        if shape.kind != "linear"
-    }

@@ -121,7 +121,7 @@ def check_adapter(
                 observe(module, a, b)
         for key, tensor in sorted(source.read_rest().items()):
             content.add_rest(key, tensor)
-            if tensor.is_floating_point() and not _finite(tensor):
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
                 what = "A tensor that is kept as it is holds NaN or Inf."
                 remedy = "look at how the adapter was trained"
                 check.findings.append(
@@ -167,10 +167,6 @@ def _norm(a: Tensor, b: Tensor, scale: float, where: str, module: str) -> float:
             module=module,
         )
     return abs(scale) * math.sqrt(max(0.0, float((gram_a * gram_b).sum())))
-
-
-def _finite(tensor: Tensor) -> bool:
-    return bool(torch.isfinite(tensor.float()).all())
 
 
 def misfits_of(sources: Mapping[str, AdapterSource]) -> dict[str, CollectionError]:

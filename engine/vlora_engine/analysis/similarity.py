@@ -68,7 +68,7 @@ def relate(
     with closing(grams):
         for module, (gram, a_gram) in zip(holders, grams, strict=True):
             at = holders[module]
-            for k in _not_finite(gram):
+            for k in (~gram.diagonal().isfinite()).nonzero().flatten().tolist():
                 if bad is None:
                     raise not_finite(opened[at[k]], at[k], module)
                 bad.setdefault(at[k], not_finite(opened[at[k]], at[k], module))
@@ -259,7 +259,3 @@ def _factors_of(
     nbytes = sum(4 * shape.rank * (shape.d_in + shape.d_out) for shape in shapes)
     reread = _Reread(owners, module, positions, bad)
     return reread if nbytes > _HELD_BYTES else list(reread)
-
-
-def _not_finite(gram: Tensor) -> list[int]:
-    return (~gram.diagonal().isfinite()).nonzero().flatten().tolist()

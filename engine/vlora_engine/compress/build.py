@@ -136,15 +136,7 @@ def build_space(
         return code_collection(collection, targets, run)
 
     def compute() -> Spectra:
-        return compute_spectra(
-            collection.sources,
-            methods=(targets.method,),
-            device=run.device,
-            check=collection.check,
-            skip_bad=True,
-            progress=run.progress,
-            cancelled=run.cancelled,
-        )
+        return _computed(collection, (targets.method,), run)
 
     storage = collection.storage(targets)
     aim: CompressionTarget | None = targets
@@ -309,10 +301,16 @@ def _spectra_in(partial: Path, collection: Collection, run: RunContext) -> Spect
             return known
         except SubspaceError:
             discard(place)
+    return _computed(collection, BASIS_METHODS, run, place)
+
+
+def _computed(
+    collection: Collection, methods: Sequence[str], run: RunContext, out: Path | None = None
+) -> Spectra:
     return compute_spectra(
         collection.sources,
-        place,
-        methods=BASIS_METHODS,
+        out,
+        methods=methods,
         device=run.device,
         check=CheckReport({n: collection.check.adapters[n] for n in collection.sources}),
         progress=run.progress,

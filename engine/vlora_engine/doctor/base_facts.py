@@ -7,6 +7,7 @@ shape; from a config alone the number of layers and, for common architectures, t
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -233,10 +234,7 @@ def _not_json(path: Path, found: str) -> VLoRAError:
 
 def _fits(shape: ModuleShape, weight: Shape, transposed: bool) -> bool:
     if shape.kind == "conv2d":
-        product = 1
-        for size in weight[1:]:
-            product *= size
-        return (shape.d_out, shape.d_in) == (weight[0], product)
+        return (shape.d_out, shape.d_in) == (weight[0], math.prod(weight[1:]))
     if shape.kind == "embedding" or transposed:
         return (shape.d_in, shape.d_out) == weight
     return (shape.d_out, shape.d_in) == weight

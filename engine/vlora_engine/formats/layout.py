@@ -7,6 +7,7 @@ name inside (``lora_A.default.weight``). Everything else is a rest tensor, under
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -212,10 +213,7 @@ def _conv_dimensions(
         )
     if not convolution or shape_b[1] != rank:
         raise _product_error(key_a, shape_a, shape_b, where)
-    d_in = 1
-    for size in shape_a[1:]:
-        d_in *= size
-    return d_in, shape_b[0]
+    return math.prod(shape_a[1:]), shape_b[0]
 
 
 def check_name(key: str, where: Path) -> None:

@@ -51,17 +51,21 @@ class Parts:
 
 
 class PlainAdapter(FileAdapter):
-    """An `AdapterSource` over such a file.
+    """An `AdapterSource` over a file of such pairs.
 
     Args:
         transposed: A lies there as (d_in, rank), B as (rank, d_out).
     """
 
     def __init__(
-        self, inspection: Inspection, contents: Contents, parts: Parts, transposed: bool
+        self,
+        inspection: Inspection,
+        contents: Contents,
+        pairs: Mapping[str, Pair],
+        transposed: bool = False,
     ) -> None:
         super().__init__(inspection)
-        self._contents, self._pairs, self._transposed = contents, parts.pairs, transposed
+        self._contents, self._pairs, self._transposed = contents, pairs, transposed
 
     def read(self, module: str) -> tuple[Tensor, Tensor]:
         """A (rank, d_in) and B (d_out, rank); a convolution's kernel is flattened into d_in."""
@@ -124,7 +128,7 @@ class PlainFormat:
         """The adapter whose tensors are in ``contents``."""
         parts = self.parts(probe, contents)
         inspection = self._inspection(probe, contents, parts)
-        return PlainAdapter(inspection, contents, parts, self.transposed)
+        return PlainAdapter(inspection, contents, parts.pairs, self.transposed)
 
     def file(self, probe: Probe) -> Path:
         """The file that holds the tensors."""

@@ -85,9 +85,8 @@ def read_vlora_dev(directory: Path) -> Manifest:
     for task in texts(path, index, "task_ids"):
         file = plain_name(path, f"task_{named.get(task, task)}.safetensors")
         config = {"peft_type": "LORA", "r": nominal}
-        tasks[task] = peer_record(
-            task, file, _size(directory / file), VLORA_DEV, modules, layers, config, nominal
-        )
+        nbytes = read_header(directory / file).file_bytes
+        tasks[task] = peer_record(task, file, nbytes, VLORA_DEV, modules, layers, config, nominal)
     return Manifest(
         path=directory,
         method="flat",
@@ -153,10 +152,6 @@ def _components(
             files.codes.path, f"{k * width} codes of {name!r}", f"{codes}, {blocks} scales"
         )
     return k, width
-
-
-def _size(path: Path) -> int:
-    return read_header(path).file_bytes
 
 
 def _findings(path: Path, names: Mapping[str, str], files: VloraFiles) -> list[Finding]:

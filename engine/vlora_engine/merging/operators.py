@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from vlora_engine.linalg.low_rank import module_gram
+from vlora_engine.linalg.low_rank import module_grams
 from vlora_engine.merging import sparsify
 from vlora_engine.merging.core_space import EPS, ROUNDING, Change, ModuleInputs
 from vlora_engine.merging.sparsify import Values, sce
@@ -75,7 +75,7 @@ def model_stock(inputs: ModuleInputs, values: Values) -> Change:
 
 def _gram(inputs: ModuleInputs) -> Tensor:
     """The inner products ``<dW_i, dW_j>``, (n, n)."""
-    return module_gram(inputs.factors, inputs.scales)
+    return module_grams(inputs.factors, inputs.scales)[0]
 
 
 def _cosines(gram: Tensor) -> Tensor:

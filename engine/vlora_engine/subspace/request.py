@@ -18,7 +18,7 @@ from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.findings import Finding
 from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
-from vlora_engine.manifest.records import figure, shared_layers, task_record
+from vlora_engine.manifest.records import LONGEST_FIGURE, figure, shared_layers, task_record
 from vlora_engine.quantization.dtypes import storage_dtype
 from vlora_engine.spectra.choose import Choice
 from vlora_engine.spectra.tables import Spectra
@@ -76,6 +76,22 @@ class Collection:
             target.refine,
             exact=exact,
             quantization=target.quantization,
+        )
+
+    def record(
+        self, name: str, *, file: str, out: Path | None, error: float = LONGEST_FIGURE
+    ) -> TaskRecord:
+        """A task's row of the index; ``out`` is where it will lie, if that is known."""
+        source, check = self.sources[name], self.check.adapters[name]
+        return task_record(
+            name,
+            source,
+            self.layers,
+            file=file,
+            digest=check.digest,
+            norm=check.norm,
+            error=error,
+            location=relative_source(source.path, out) if out else None,
         )
 
     def report(
@@ -173,21 +189,14 @@ def assemble_task(
     collection: Collection, name: str, layers: Sequence[TaskLayer], *, file: str, out: Path | None
 ) -> tuple[TaskRecord, EncodedTask]:
     """One task from its share of every layer that it has."""
-    source, check = collection.sources[name], collection.check.adapters[name]
+    source = collection.sources[name]
     energy = torch.tensor([layer.energy for layer in layers], dtype=torch.float64)
     residual = torch.tensor([layer.residual for layer in layers], dtype=torch.float64)
-    total = check.norm**2  # with the modules that are the task's own, which lose nothing
+    total = (
+        collection.check.adapters[name].norm ** 2
+    )  # with the modules that are the task's own, which lose nothing
     error = (float(residual.sum()) / total) ** 0.5 if total > 0 else 0.0
-    record = task_record(
-        name,
-        source,
-        collection.layers,
-        file=file,
-        digest=check.digest,
-        norm=check.norm,
-        error=figure(error),
-        location=relative_source(source.path, out) if out else None,
-    )
+    record = collection.record(name, file=file, out=out, error=figure(error))
     shares = torch.where(energy > 0, residual / energy, torch.zeros_like(energy)).sqrt()
     encoded = EncodedTask(
         values=torch.cat([layer.loadings.values for layer in layers]),

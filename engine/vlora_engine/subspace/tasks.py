@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -82,7 +81,8 @@ class TaskMap(MutableMapping[str, TaskProjection]):
     def record(self, task_id: str) -> TaskRecord:
         """A task's row of the index."""
         if task_id not in self._records:
-            raise unknown_task(task_id, self._records, self._directory())
+            directory = self._stored.manifest.path if self._stored else None
+            raise unknown_task(task_id, self._records, directory)
         return self._records[task_id]
 
     def records(self) -> list[TaskRecord]:
@@ -158,9 +158,6 @@ class TaskMap(MutableMapping[str, TaskProjection]):
 
     def __len__(self) -> int:
         return len(self._records)
-
-    def _directory(self) -> Path | None:
-        return self._stored.manifest.path if self._stored else None
 
 
 def collect_tasks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +11,13 @@ import numpy as np
 import torch
 
 from vlora_engine._version import __version__
-from vlora_engine.adapters.address import relative_source
 from vlora_engine.adapters.base_models import base_model_of
-from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.codec.forecast import Forecast, Outlook
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import SubspaceError, VLoRAError
 from vlora_engine.manifest.coding import LETTERS, Coding
 from vlora_engine.manifest.manifest import BasisFile, Manifest, TaskRecord
-from vlora_engine.manifest.records import figure, task_record
+from vlora_engine.manifest.records import figure
 from vlora_engine.subspace.coded.coder import Coded, Coder
 from vlora_engine.subspace.coded.layer_parts import (
     FileParts,
@@ -124,35 +123,13 @@ def _coder(
                 records.items(), collection.sources.values(), strict=True
             )
         }
-
-    def size(coded: Coded) -> int:
-        return _size(collection, targets, outlook, records, coded)
-
+    size = functools.partial(_size, collection, targets, outlook, records)
     return Coder(collection, outlook, targets, parts, size, run)
 
 
 def _records(collection: Collection, out: Path | None) -> dict[str, TaskRecord]:
     files = task_files(list(collection.sources))
-    return {
-        name: _record(collection, name, files[name], out, source)
-        for name, source in collection.sources.items()
-    }
-
-
-def _record(
-    collection: Collection, name: str, file: str, out: Path | None, source: AdapterSource
-) -> TaskRecord:
-    check = collection.check.adapters[name]
-    location = relative_source(source.path, out) if out else None
-    return task_record(
-        name,
-        source,
-        collection.layers,
-        file=file,
-        digest=check.digest,
-        norm=check.norm,
-        location=location,
-    )
+    return {name: collection.record(name, file=file, out=out) for name, file in files.items()}
 
 
 def _size(
