@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -177,17 +177,12 @@ def misfits_of(sources: Mapping[str, AdapterSource]) -> dict[str, CollectionErro
             votes.setdefault(module, Counter())[shape.fits] += 1
     # The majority decides; a tie goes to the smaller shape, so that order does not matter.
     usual = {m: max(sorted(count), key=count.__getitem__) for m, count in votes.items()}
-    return {
-        name: _misfit(name, source, module, usual[module])
-        for name, source in sources.items()
-        for module in _first_misfit(source, usual)
-    }
-
-
-def _first_misfit(
-    source: AdapterSource, usual: Mapping[str, tuple[str, int, int]]
-) -> Sequence[str]:
-    return [m for m, shape in source.modules.items() if shape.fits != usual[m]][:1]
+    found = {}
+    for name, source in sources.items():
+        wrong = [m for m, shape in source.modules.items() if shape.fits != usual[m]]
+        if wrong:
+            found[name] = _misfit(name, source, wrong[0], usual[wrong[0]])
+    return found
 
 
 def _misfit(

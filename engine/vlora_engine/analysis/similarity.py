@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -55,10 +56,13 @@ def relate(
 
     def grams_of(module: str) -> tuple[Tensor, Tensor]:
         owners = [opened[i] for i in holders[module]]
+        shapes = [owner.modules[module] for owner in owners]
+        nbytes = sum(4 * shape.rank * (shape.d_in + shape.d_out) for shape in shapes)
+        reread = _Reread(owners, module, holders[module], bad)
         return module_grams(
-            _factors_of(owners, module, holders[module], bad),
+            reread if nbytes > _HELD_BYTES else list(reread),
             [owner.scales[module] for owner in owners],
-            ranks=[owner.modules[module].rank for owner in owners],
+            ranks=[shape.rank for shape in shapes],
             dtype=dtype,
         )
 
@@ -217,23 +221,17 @@ def _factor_grams(sources: Sequence[AdapterSource]) -> Tensor:
     return gram
 
 
+@dataclass
 class _Reread(Sequence[Factors]):
     """The factors of one module, read from their source each time they are asked for.
 
     With ``bad``, what cannot be read is zero and its error is noted there.
     """
 
-    def __init__(
-        self,
-        owners: Sequence[AdapterSource],
-        module: str,
-        positions: Sequence[int],
-        bad: dict[int, VLoRAError] | None,
-    ) -> None:
-        self.owners = owners
-        self.module = module
-        self.positions = positions
-        self.bad = bad
+    owners: Sequence[AdapterSource]
+    module: str
+    positions: Sequence[int]
+    bad: dict[int, VLoRAError] | None
 
     def __len__(self) -> int:
         return len(self.owners)
@@ -247,15 +245,3 @@ class _Reread(Sequence[Factors]):
             self.bad.setdefault(self.positions[i], error)
             shape = self.owners[i].modules[self.module]
             return torch.zeros(shape.rank, shape.d_in), torch.zeros(shape.d_out, shape.rank)
-
-
-def _factors_of(
-    owners: Sequence[AdapterSource],
-    module: str,
-    positions: Sequence[int],
-    bad: dict[int, VLoRAError] | None,
-) -> Sequence[Factors]:
-    shapes = [owner.modules[module] for owner in owners]
-    nbytes = sum(4 * shape.rank * (shape.d_in + shape.d_out) for shape in shapes)
-    reread = _Reread(owners, module, positions, bad)
-    return reread if nbytes > _HELD_BYTES else list(reread)

@@ -224,7 +224,8 @@ def build_subspace(
     known = Spectra.load(spectra) if isinstance(spectra, Path) else spectra
     partial = partial_path(out, job)
     with sole_writer(partial, out):
-        _make(partial, keep=resume)
+        for entry in [partial / RESULT] if resume else list(partial.iterdir()):
+            discard(entry)
         if wanted.is_coded:
             outlook = known.outlook() if known else None
             return build_coded(partial, out, collection, wanted, outlook, run, room=room)
@@ -284,11 +285,6 @@ def fingerprint(collection: Collection, plan: Plan, device: str) -> str:
     """What layers must have in common to be used together: all that decides on their bytes."""
     layers = {name: asdict(own) for name, own in plan.layers.items()}
     return fingerprint_of(device, tasks=collection.digests, layers=layers)
-
-
-def _make(partial: Path, *, keep: bool) -> None:
-    for entry in [partial / RESULT] if keep else list(partial.iterdir()):
-        discard(entry)
 
 
 def _spectra_in(partial: Path, collection: Collection, run: RunContext) -> Spectra:

@@ -66,7 +66,8 @@ class BaseFacts:
     def knows(self, module: str) -> bool | None:
         """Whether it has a module of this name; None where nothing tells."""
         if self.weights:
-            return self._found(module) is not None or self._is_tied_head(module)
+            # A head's weight may be the embedding's.
+            return self._found(module) is not None or module.rpartition(".")[2] == "lm_head"
         number = layer_number(module)
         if number is not None and self.layers is not None and number >= self.layers:
             return False
@@ -92,9 +93,6 @@ class BaseFacts:
     @property
     def _is_conv1d(self) -> bool:
         return self.model_type in ("gpt2", "openai-gpt", "imagegpt")
-
-    def _is_tied_head(self, module: str) -> bool:
-        return module.rpartition(".")[2] == "lm_head"  # its weight may be the embedding's
 
     def _found(self, module: str) -> tuple[str, Shape] | None:
         """The base's weight for a module, whatever wrapper stands before either name."""

@@ -142,11 +142,11 @@ def read_settings(config: Mapping[str, Any], where: Path) -> Settings:
         AdapterError: A field has the wrong type or a value that no adapter can have.
     """
     targets = _field(config, "target_modules", where, _is_targets, "a string or a list of strings")
+    rank = _field(config, "r", where, _is_rank, "a positive whole number") or PEFT_DEFAULT_RANK
+    alpha = _field(config, "lora_alpha", where, _is_number, "a finite number")
     return Settings(
-        rank=_field(config, "r", where, _is_rank, "a positive whole number") or PEFT_DEFAULT_RANK,
-        alpha=_or(
-            _field(config, "lora_alpha", where, _is_number, "a finite number"), PEFT_DEFAULT_ALPHA
-        ),
+        rank=rank,
+        alpha=PEFT_DEFAULT_ALPHA if alpha is None else alpha,
         rslora=bool(_field(config, "use_rslora", where, _is_bool, "true or false")),
         rank_pattern=_pattern(config, "rank_pattern", where, _is_rank, "positive whole numbers"),
         alpha_pattern=_pattern(config, "alpha_pattern", where, _is_number, "finite numbers"),
@@ -297,10 +297,6 @@ _JSON_WORDS = {
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
-
-
-def _or(value: Any, default: Any) -> Any:
-    return default if value is None else value
 
 
 def _field(

@@ -13,15 +13,13 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+Values = Mapping[str, Any]
 # (A or B of one module of every adapter, weights, parameters, generator) -> the merged factor
-FactorFunction = Callable[[Sequence[Tensor], Sequence[float], Mapping[str, Any], Generator], Tensor]
+FactorFunction = Callable[[Sequence[Tensor], Sequence[float], Values, Generator], Tensor]
 
 
 def weighted_sum(
-    factors: Sequence[Tensor],
-    weights: Sequence[float],
-    parameters: Mapping[str, Any],
-    generator: Generator,
+    factors: Sequence[Tensor], weights: Sequence[float], parameters: Values, generator: Generator
 ) -> Tensor:
     """The weighted sum ``sum_i w_i X_i`` of one side's factors."""
     total = torch.zeros_like(factors[0])
@@ -31,10 +29,7 @@ def weighted_sum(
 
 
 def ties(
-    factors: Sequence[Tensor],
-    weights: Sequence[float],
-    parameters: Mapping[str, Any],
-    generator: Generator,
+    factors: Sequence[Tensor], weights: Sequence[float], parameters: Values, generator: Generator
 ) -> Tensor:
     """TIES on one side: trim, elect signs, then sum agreeing ``w_i X_i`` over how many agree.
 
@@ -52,10 +47,7 @@ def ties(
 
 
 def dare(
-    factors: Sequence[Tensor],
-    weights: Sequence[float],
-    parameters: Mapping[str, Any],
-    generator: Generator,
+    factors: Sequence[Tensor], weights: Sequence[float], parameters: Values, generator: Generator
 ) -> Tensor:
     """DARE on one side: drop entries, rescale the others by 1 / (1 - p), and sum by weight.
 

@@ -87,9 +87,19 @@ def build_coded(
         coder = _coder(collection, targets, known, parts, out, run)
         coder.room = room
         coded = coder.run()
-        manifest = _assemble(partial / RESULT, out, collection, targets, coder, coded)
+        result, coding = partial / RESULT, coding_of(targets, coder.outlook, coded.forecast)
+        result.mkdir()
+        manifest = write_coded(
+            result,
+            method=targets.method,
+            base_model=base_model_of(collection.sources),
+            layers=collection.layers,
+            coding=coding,
+            shared=(coded.parts.shared(i)[group] for i, group in coding.units()),
+            tasks=_tasks(collection, coder.outlook, coded, out),
+        )
         report = _report(out, collection, manifest, coded)
-        publish(partial / RESULT, out, force=run.force)
+        publish(result, out, force=run.force)
         discard(partial)
     return report
 
@@ -203,27 +213,6 @@ def coded_task(shares: Sequence[TaskShare], rest: dict[str, torch.Tensor]) -> Co
         torch.from_numpy(np.sqrt(energy)).float(),
         torch.from_numpy(np.sqrt(missed)).float(),
         rest,
-    )
-
-
-def _assemble(
-    directory: Path,
-    out: Path,
-    collection: Collection,
-    targets: CompressionTarget,
-    coder: Coder,
-    coded: Coded,
-) -> Manifest:
-    directory.mkdir()
-    coding = coding_of(targets, coder.outlook, coded.forecast)
-    return write_coded(
-        directory,
-        method=targets.method,
-        base_model=base_model_of(collection.sources),
-        layers=collection.layers,
-        coding=coding,
-        shared=(coded.parts.shared(i)[group] for i, group in coding.units()),
-        tasks=_tasks(collection, coder.outlook, coded, out),
     )
 
 

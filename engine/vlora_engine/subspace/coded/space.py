@@ -7,8 +7,8 @@ in the step that the collection was coded in. `compact` plans anew.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -56,7 +56,12 @@ def load_coded(manifest: Manifest, *, verify: bool = True) -> CodedSpace:
     stored = CodedStore(manifest, verify)
     tasks = CodedTasks(list(manifest.layers), Decoder(stored), stored)
     space = CodedSpace(
-        manifest.method, manifest.layers, manifest.coding, tasks, stored, manifest.base_model
+        method=manifest.method,
+        layers=tasks.layers,
+        coding=manifest.coding,
+        tasks=tasks,
+        shared=stored,
+        base_model=manifest.base_model,
     )
     space.bind(stored)
     return space
@@ -74,9 +79,17 @@ def code_collection(
         location = str(source.path.absolute()) if source.path else None
         tasks.put(replace(record, source=location), cast(EncodedTask, task))
     base = base_model_of(collection.sources)
-    return CodedSpace(targets.method, collection.layers, coding, tasks, shared, base)
+    return CodedSpace(
+        method=targets.method,
+        layers=tasks.layers,
+        coding=coding,
+        tasks=tasks,
+        shared=shared,
+        base_model=base,
+    )
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class CodedSpace(SpaceState):
     """A subspace of which every direction is coded with bits of its own (`own` and `auto`).
 
@@ -85,23 +98,13 @@ class CodedSpace(SpaceState):
     """
 
     has_basis = False
+    dtype: str = "U8"
+    tasks: CodedTasks
+    coding: Coding
+    shared: SharedBytes
 
-    def __init__(
-        self,
-        method: str,
-        layers: Iterable[LayerSpec],
-        coding: Coding,
-        tasks: CodedTasks,
-        shared: SharedBytes,
-        base_model: str | None,
-    ) -> None:
-        super().__init__(
-            method=method, dtype="U8", layers=list(layers), tasks=tasks, base_model=base_model
-        )
-        self.coding = coding
-        self.layers = tasks.layers
-        self._coded_tasks = tasks
-        self._shared = shared
+    def __post_init__(self) -> None:
+        self.layers = self.tasks.layers  # the very same, which grow with new tasks
 
     @property
     def bases(self) -> Bases:
@@ -157,14 +160,14 @@ class CodedSpace(SpaceState):
         record = replace(record, error=figure(error), source=location)
         task = coded_task(shares, source.read_rest())
         self._take_layers(layers)
-        return self._coded_tasks.decode(record, task)
+        return self.tasks.decode(record, task)
 
     def compression_stats(self) -> dict[str, Any]:
         """Bytes stored for A and B of all tasks, and what they are at 16 bit."""
         stored = sum(
             sum(map(len, cast(CodedTask, self.tasks.encoded(name)).blobs)) for name in self.tasks
         )
-        stored += sum(len(self._shared.shared(*unit)) for unit in self.coding.units())
+        stored += sum(len(self.shared.shared(*unit)) for unit in self.coding.units())
         original = sum(record.factor_elements for record in self.tasks.records())
         return {"components_per_layer": {}} | size_stats(self, stored / 2, stored, original)
 
@@ -192,8 +195,8 @@ class CodedSpace(SpaceState):
     def open_store(self, manifest: Manifest) -> CodedStore:
         """See `WritableSpace`."""
         stored = CodedStore(manifest)
-        self._shared = stored
-        self._coded_tasks.read_from(stored)
+        self.shared = stored
+        self.tasks.read_from(stored)
         return stored
 
     def write(self, directory: Path, tasks: Iterator[tuple[TaskRecord, EncodedTask]]) -> Manifest:
@@ -204,7 +207,7 @@ class CodedSpace(SpaceState):
             base_model=self.base_model,
             layers=self.layers,
             coding=self.coding,
-            shared=(self._shared.shared(*unit) for unit in self.coding.units()),
+            shared=(self.shared.shared(*unit) for unit in self.coding.units()),
             tasks=cast("Iterator[tuple[TaskRecord, CodedTask]]", tasks),
         )
 
