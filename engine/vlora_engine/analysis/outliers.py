@@ -193,9 +193,8 @@ def _strengths(
     measured = present.any(axis=0)
     effect[measured] = np.nanmedian(sizes[:, measured], axis=0)
     residuals = np.abs(sizes - effect)[present]
-    residuals = (
-        residuals[residuals > 0] if residuals.any() else residuals
-    )  # of an odd number one is the median itself
+    if residuals.any():
+        residuals = residuals[residuals > 0]  # of an odd number one is the median itself
     families, adapters = sizes.shape
     # Fitting the row and column effects removed some of the spread.
     correction = families * adapters / ((families - 1) * (adapters - 1))

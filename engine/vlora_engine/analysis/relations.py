@@ -267,9 +267,8 @@ def order_by_likeness(cosines: Array) -> list[int]:
     placed[0], order = True, [0]
     while len(order) < n:
         open_ones = np.where(placed, -np.inf, best)
-        nearest = int(
-            (open_ones >= open_ones.max() - 10.0**-_DIGITS).argmax()
-        )  # the first of equals
+        # The first of equals.
+        nearest = int((open_ones >= open_ones.max() - 10.0**-_DIGITS).argmax())
         placed[nearest] = True
         order.append(nearest)
         best = np.maximum(best, cosines[nearest])

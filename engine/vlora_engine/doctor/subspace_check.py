@@ -112,11 +112,8 @@ def _basis_findings(stored: StoredSubspace, broken: set[str]) -> Iterator[Findin
                     yield Finding("not-finite", "error", what, "compress again", **place)
                     continue
                 gram = rows.double() @ rows.double().T
-                off = (
-                    float((gram - torch.eye(len(gram), dtype=gram.dtype)).abs().amax())
-                    if len(gram)
-                    else 0.0
-                )
+                from_unit = (gram - torch.eye(len(gram), dtype=gram.dtype)).abs()
+                off = float(from_unit.amax()) if len(gram) else 0.0
                 if off > limit:
                     what = f"The basis is not orthonormal: off by {off:.2g}."
                     yield Finding("not-orthonormal", "warning", what, "compress again", **place)

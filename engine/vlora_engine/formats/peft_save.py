@@ -230,21 +230,15 @@ def cast(factor: Tensor, dtype: torch.dtype, key: str) -> Tensor:
 def _torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     import torch
 
-    if dtype is None:
-        return None
     if isinstance(dtype, str):
         word = STORAGE_DTYPES.get(dtype)
-        found = getattr(torch, dtype, None) if word is None else torch_dtype(word)
-        if isinstance(found, torch.dtype) and found in _stored(torch):
-            return found
-    elif dtype in _stored(torch):
-        return dtype
+        found = getattr(torch, dtype, "none") if word is None else torch_dtype(word)
+    else:
+        found = dtype
+    if found in (None, torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        return found
     raise ParameterError(
         "Adapters are not stored in this dtype.",
         expected=", ".join(STORAGE_DTYPES),
         found=str(dtype),
     )
-
-
-def _stored(torch: Any) -> tuple[Any, ...]:
-    return (torch.float64, torch.float32, torch.float16, torch.bfloat16)

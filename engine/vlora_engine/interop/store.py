@@ -112,13 +112,10 @@ class PeerStore(StoredSubspace):
     def _loadings(self, record: TaskRecord, index: int, side: str) -> Tensor:
         """In the orthonormal basis, fp64."""
         raw = self.raw_loadings(record, self.manifest.layers[index], side).double()
-        turn = self._turn(index, side)
-        return raw if turn is None else raw @ turn
-
-    def _turn(self, index: int, side: str) -> Tensor | None:
         if (index, side) not in self._turns:
             self._basis(index)
-        return self._turns[index, side]
+        turn = self._turns[index, side]
+        return raw if turn is None else raw @ turn
 
     def _basis(self, index: int) -> LayerBasis:
         return self.bases[self.manifest.layers[index].name]

@@ -36,9 +36,8 @@ def ties(
     Each adapter has one vote whatever its weight, a tied vote is positive, and the weights stay
     in the sum though it is divided by a count: T copies at weights 1/T come back 1/T as strong.
     """
-    trimmed = torch.stack(
-        [_trimmed(factor, parameters["density"]) for factor in factors]
-    )  # [N, ...]
+    density = parameters["density"]
+    trimmed = torch.stack([_trimmed(factor, density) for factor in factors])  # [N, ...]
     votes = trimmed.sign().sum(dim=0)
     elected = torch.where(votes < 0, -1.0, 1.0).to(trimmed.dtype)
     agree = trimmed.sign() == elected

@@ -160,11 +160,10 @@ class LayerBasis:
             gram = rows @ rows.T
             factor, failed = torch.linalg.cholesky_ex(gram)
             singular = bool(failed) or (len(gram) and float(factor.diagonal().min()) < 1e-4)
-            found[side] = (
-                torch.linalg.pinv(gram, hermitian=True, rtol=1e-6)
-                if singular
-                else torch.cholesky_inverse(factor)
-            )
+            if singular:
+                found[side] = torch.linalg.pinv(gram, hermitian=True, rtol=1e-6)
+            else:
+                found[side] = torch.cholesky_inverse(factor)
         return found
 
     def inner(self, method: str, side: str, factors: Tensor) -> Tensor:

@@ -112,11 +112,8 @@ def _project_flat(factor: Tensor, axis: int, basis: Tensor, mean: Tensor, module
             remedy="a delta subspace holds adapters of any rank",
         )
     mean = mean.double().cpu()
-    filling = (
-        factor.new_zeros(largest_rank - rank, d)
-        if axis == 0
-        else factor.new_zeros(d, largest_rank - rank)
-    )
+    missing = largest_rank - rank
+    filling = factor.new_zeros((missing, d) if axis == 0 else (d, missing))
     padded = torch.cat([factor, filling], dim=axis)
     centred = padded.flatten() - mean
     # The filled-up rows may come back filled: cut there, as reconstruction does.

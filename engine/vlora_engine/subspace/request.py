@@ -192,9 +192,8 @@ def assemble_task(
     source = collection.sources[name]
     energy = torch.tensor([layer.energy for layer in layers], dtype=torch.float64)
     residual = torch.tensor([layer.residual for layer in layers], dtype=torch.float64)
-    total = (
-        collection.check.adapters[name].norm ** 2
-    )  # with the modules that are the task's own, which lose nothing
+    # With the modules that are the task's own, which lose nothing.
+    total = collection.check.adapters[name].norm ** 2
     error = (float(residual.sum()) / total) ** 0.5 if total > 0 else 0.0
     record = collection.record(name, file=file, out=out, error=figure(error))
     shares = torch.where(energy > 0, residual / energy, torch.zeros_like(energy)).sqrt()

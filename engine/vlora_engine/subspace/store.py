@@ -76,11 +76,10 @@ def _shards(storage: Storage, layers: Sequence[LayerSpec]) -> list[tuple[int, in
     ranges, first, size = [], 0, 0
     for i, layer in enumerate(layers):
         counts, packing = layer.basis_elements(storage.method), storage.basis_packing
-        layer_bytes = (
-            sum(counts) * ITEM_BYTES[storage.dtype]
-            if packing is None
-            else sum(map(packing.nbytes, counts))
-        )
+        if packing is None:
+            layer_bytes = sum(counts) * ITEM_BYTES[storage.dtype]
+        else:
+            layer_bytes = sum(map(packing.nbytes, counts))
         if i > first and size + layer_bytes > MAX_SHARD_BYTES:
             ranges.append((first, i))
             first, size = i, 0
@@ -104,11 +103,10 @@ def _write_shard(
         for _ in layers:
             basis = next(bases)
             # The components go straight to the disk; the rest is small and waits for its turn.
-            components = (
-                _packed_tensors(basis, small)
-                if packs
-                else _plain_tensors(basis, storage.dtype, small)
-            )
+            if packs:
+                components = _packed_tensors(basis, small)
+            else:
+                components = _plain_tensors(basis, storage.dtype, small)
             for tensor in components:
                 writer.write(tensor)
         for tensors in small.values():

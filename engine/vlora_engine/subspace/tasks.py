@@ -299,11 +299,8 @@ def _checked_form(
     storage: Storage, spec: LayerSpec, rank: int, a: Tensor, b: Tensor, projection: TaskProjection
 ) -> LoadingsForm:
     form = storage.form(rank, spec.k_a, spec.k_b)
-    wanted = (
-        [(spec.k_a,), (spec.k_b,)]
-        if form.method == "flat"
-        else [(rank, spec.k_a), (rank, spec.k_b)]
-    )
+    rows = () if form.method == "flat" else (rank,)
+    wanted = [(*rows, spec.k_a), (*rows, spec.k_b)]
     if [tuple(a.shape), tuple(b.shape)] != wanted:
         raise SubspaceError(
             f"The loadings of task {projection.task_id!r} do not fit the basis.",

@@ -159,7 +159,10 @@ class CodedSpace(SpaceState):
         location = str(source.path.absolute()) if source.path else None
         record = replace(record, error=figure(error), source=location)
         task = coded_task(shares, source.read_rest())
-        self._take_layers(layers)
+        added = len(layers) - len(self.layers)
+        modes = {n: text + "-" * added for n, text in self.coding.modes.items()}
+        self.coding = replace(self.coding, modes=modes)
+        self.layers[:] = layers
         return self.tasks.decode(record, task)
 
     def compression_stats(self) -> dict[str, Any]:
@@ -183,12 +186,6 @@ class CodedSpace(SpaceState):
             check_fits(existing, source, self.method)
             layers[positions[spec.name]] = replace(existing, rank=max(existing.rank, spec.rank))
         return layers
-
-    def _take_layers(self, layers: list[LayerSpec]) -> None:
-        added = len(layers) - len(self.layers)
-        modes = {n: text + "-" * added for n, text in self.coding.modes.items()}
-        self.coding = replace(self.coding, modes=modes)
-        self.layers[:] = layers
 
     # saving
 
