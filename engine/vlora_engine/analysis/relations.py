@@ -183,8 +183,7 @@ def ratios_of(gram: Array) -> Array:
     """Inner products (N, N) over the norms; 0 beside a zero dW, rounded beyond 1 at times."""
     norms = norms_of(gram)
     inverse = np.divide(1.0, norms, out=np.zeros(len(norms)), where=norms > 0)
-    ratios: Array = gram * inverse[:, None] * inverse
-    return ratios
+    return gram * inverse[:, None] * inverse
 
 
 def clusters_of(cosines: Array, threshold: float) -> list[list[int]]:

@@ -330,7 +330,8 @@ class SHAREModel:
             raise ParameterError(
                 f"There is an adapter {name!r} already.", remedy="give it another name"
             )
-        _require_compatible({**self._some_source(), name: source})
+        first = self.adapter_names[0]
+        _require_compatible({first: MemorySource(self.subspace.reconstruct(first)), name: source})
         threshold = (
             self.config.variance_threshold if variance_threshold is None else variance_threshold
         )
@@ -371,16 +372,11 @@ class SHAREModel:
             OutputExistsError: Something else is there. StorageError: It cannot be written.
         """
         out = Path(output_dir)
-        names = share_names(self.subspace.tasks)
+        names, settings = share_names(self.subspace.tasks), self.config.to_dict()
         renewed = peer_at(out) == LORASHARE
         with new_directory(out, job="share", force=renewed, keep_foreign=renewed) as partial:
-            write_lorashare(
-                self.subspace,
-                partial,
-                names=names,
-                settings=self.config.to_dict(),
-                sources=self.adapter_sources,
-            )
+            sources = self.adapter_sources
+            write_lorashare(self.subspace, partial, names=names, settings=settings, sources=sources)
 
     def push_to_hub(self, repo_id: str, token: str | None = None, private: bool = False) -> str:
         """Upload a checkpoint to the Hugging Face Hub; returns the repository's address.
@@ -414,10 +410,6 @@ class SHAREModel:
     def _weights(self, name: str) -> LoRAWeights:
         self._require_known(name)
         return self.subspace.reconstruct(name)
-
-    def _some_source(self) -> dict[str, AdapterSource]:
-        first = self.adapter_names[0]
-        return {first: MemorySource(self.subspace.reconstruct(first))}
 
     def _note_adapters(self) -> None:
         """The config's fields that follow from what is there."""

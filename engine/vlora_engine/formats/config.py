@@ -186,7 +186,7 @@ class Variant:
     field: str
     why: str
     remedy: str
-    product: bool
+    product: bool = False
     start: str = ""
 
     def applies(self, config: Mapping[str, Any]) -> bool:
@@ -223,28 +223,24 @@ VARIANTS = (
         "kasa_config",
         "it has a diagonal between B and A and truncates its base weights",
         "retrain it without kasa_config",
-        False,
     ),
     Variant(
         "BD-LoRA",
         "use_bdlora",
         "one of its factors is block-diagonal, so B @ A is not its update",
         _REMERGE,
-        False,
     ),
     Variant(
         "QA-LoRA",
         "use_qalora",
         "its A works on pooled inputs, so B @ A is not its update",
         _REMERGE,
-        False,
     ),
     Variant(
         "LoRA on expert parameters (target_parameters)",
         "target_parameters",
         "the ranks of all experts lie interleaved in one pair, so B @ A is not its update",
         "retrain it on modules (target_modules), or leave it out of the collection",
-        False,
     ),
     Variant("PiSSA", "init_lora_weights", _MOVES_BASE, _CONVERT_INIT, True, "pissa"),
     Variant("OLoRA", "init_lora_weights", _MOVES_BASE, _CONVERT_INIT, True, "olora"),

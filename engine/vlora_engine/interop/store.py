@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -186,7 +185,8 @@ class ShareStore(PeerStore):
     def raw_loadings(self, record: TaskRecord, spec: LayerSpec, side: str) -> Tensor:
         header = self._header(self.manifest.path / record.file / LOADINGS_FILE)
         k = spec.k_a if side == "a" else spec.k_b
-        rank = record.ranks[record.layers.index(self._positions[spec.name])]
+        names = [layer.name for layer in self.manifest.layers]
+        rank = record.ranks[record.layers.index(names.index(spec.name))]
         return _tensor(header, f"{spec.name}:{side.upper()}", (k, rank)).T.contiguous()
 
     def rest(self, record: TaskRecord) -> dict[str, Tensor]:
@@ -195,10 +195,6 @@ class ShareStore(PeerStore):
             return {}
         header = self._header(path)
         return {name: read_tensor(header, name) for name in sorted(header.entries)}
-
-    @property
-    def _positions(self) -> Mapping[str, int]:
-        return {spec.name: i for i, spec in enumerate(self.manifest.layers)}
 
 
 class PeerTasks(TaskMap):

@@ -120,8 +120,13 @@ def reconstruct(space: Space, projection: TaskProjection) -> LoRAWeights:
     record = projection.record or space.tasks.record(projection.task_id)
 
     def factors(spec: LayerSpec, rank: int) -> tuple[Tensor, Tensor]:
-        a, b = (_factor(space, spec, side, projection, rank) for side in ("a", "b"))
-        if space.method == "flat" and _is_nothing(projection, record, spec.name):
+        """A (r, d_in) and B (d_out, r), in fp64."""
+        basis, method, layer = space.bases[spec.name], space.method, spec.name
+        a = basis.expand(method, "a", projection.loadings_a[layer].double()[None])[0, :rank]
+        b = basis.expand(method, "b", projection.loadings_b[layer].double()[None])[0, :rank]
+        # Whether the adapter's own dW was zero; of a blend that is not known.
+        is_nothing = bool(record.digest) and projection.source_norms.get(layer) == 0
+        if method == "flat" and is_nothing:
             b = torch.zeros_like(b)  # approximated factors of nothing would be something
         return a, b.T
 
@@ -165,20 +170,6 @@ def assembled(
         rest=dict(projection.rest),
         shapes=shapes,
     )
-
-
-def _is_nothing(projection: TaskProjection, record: TaskRecord, layer: str) -> bool:
-    """Whether the adapter's own dW of this layer was zero; of a blend that is not known."""
-    return bool(record.digest) and projection.source_norms.get(layer) == 0
-
-
-def _factor(
-    space: Space, spec: LayerSpec, side: str, projection: TaskProjection, rank: int
-) -> Tensor:
-    """A (r, d_in), or B transposed (r, d_out), in fp64."""
-    loadings = projection.loadings_a if side == "a" else projection.loadings_b
-    rows = loadings[spec.name].double().unsqueeze(0)
-    return space.bases[spec.name].expand(space.method, side, rows)[0, :rank]
 
 
 def shape_on_disk(

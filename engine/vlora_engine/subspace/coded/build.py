@@ -208,12 +208,8 @@ def coded_task(shares: Sequence[TaskShare], rest: dict[str, torch.Tensor]) -> Co
     energy = np.array([share.energy for share in shares])
     residual = np.array([share.residual for share in shares]).clip(0)
     missed = np.divide(residual, energy, out=np.zeros(len(energy)), where=energy > 0)
-    return CodedTask(
-        [share.blob for share in shares],
-        torch.from_numpy(np.sqrt(energy)).float(),
-        torch.from_numpy(np.sqrt(missed)).float(),
-        rest,
-    )
+    norms, errors = (torch.from_numpy(np.sqrt(squares)).float() for squares in (energy, missed))
+    return CodedTask([share.blob for share in shares], norms, errors, rest)
 
 
 def fingerprint(collection: Collection, method: str, forecast: Forecast, device: str) -> str:

@@ -125,13 +125,8 @@ class Coder:
         parts = self.parts(forecast)
         nothing = np.zeros(len(self.outlook.tasks))
         coded = Coded(forecast, parts, nothing, 0, 0, 0)
-        controller = RateController(
-            self.outlook,
-            self.target,
-            allowed * (1 - STEERED_SLACK),
-            forecast,
-            self.size(coded) - self.outlook.rest_bytes,
-        )
+        aim, overhead = allowed * (1 - STEERED_SLACK), self.size(coded) - self.outlook.rest_bytes
+        controller = RateController(self.outlook, self.target, aim, forecast, overhead)
         self._ask_for_room(self.outlook.nbytes(forecast))
         rest, done, reused, logs = blocks(len(self.collection.layers)), 0, 0, nothing
         total = len(self.collection.layers)
@@ -262,13 +257,8 @@ class Coder:
             task_steps = np.array([by_name[task] for task in stack.tasks])
             return code_layer(stack, task_steps, self.groups_of(forecast, index))
 
-        return map_ordered(
-            work,
-            list(chosen),
-            replace(self.context, progress=progress),
-            stage="build",
-            describe=names.__getitem__,
-        )
+        context = replace(self.context, progress=progress)
+        return map_ordered(work, list(chosen), context, stage="build", describe=names.__getitem__)
 
     def groups_of(self, forecast: Forecast, index: int) -> list[Group]:
         """The groups that share on a layer, by the names of their tasks."""

@@ -32,7 +32,6 @@ from vlora_engine.codec.forecast import (
     OwnTable,
 )
 from vlora_engine.codec.klt import row_energies
-from vlora_engine.codec.layer import delta_rows
 from vlora_engine.codec.own import singular_values
 from vlora_engine.codec.rates import direction_rate, vector_rate
 from vlora_engine.codec.tables import Array
@@ -205,12 +204,8 @@ def delta_table(stack: LayerStack, number: int, members: Sequence[int], grid: Ar
     """
     at = torch.tensor(list(members))
     weight, count = stack.weight[at], len(members)
-    found = {
-        side: delta.leading_directions(
-            delta_rows(stack, weight, members, side), delta.energy_floor(float(grid[0]))
-        )
-        for side in ("a", "b")
-    }
+    part, floor = stack.only(members, weight), delta.energy_floor(float(grid[0]))
+    found = {side: delta.leading_directions(part.rows("delta", side), floor) for side in ("a", "b")}
     energy = (stack.energy()[at] * weight.square()).cpu().numpy()
     some = _spread(range(count), CORES_LOOKED_AT)
     rows = at[some]

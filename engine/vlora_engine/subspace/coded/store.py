@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vlora_engine._version import __version__
@@ -305,21 +306,13 @@ def write_task(path: Path, task: CodedTask) -> str:
     return writer.sha256
 
 
-def pad_factors(a: Tensor, b: Tensor, rank: int) -> Factors:
-    """Factors A (n, d_in) and B (d_out, n) with rows of zeros up to ``rank``."""
-    missing = rank - a.shape[0]
-    if missing <= 0:
-        return a, b
-    return (
-        torch.nn.functional.pad(a, (0, 0, 0, missing)),
-        torch.nn.functional.pad(b, (0, missing)),
-    )
-
-
 def _padded(a: Array, b: Array, rank: int) -> Factors:
-    return pad_factors(
-        torch.from_numpy(np.ascontiguousarray(a)), torch.from_numpy(np.ascontiguousarray(b)), rank
-    )
+    """Factors A (n, d_in) and B (d_out, n) with rows of zeros up to ``rank``."""
+    first, second = (torch.from_numpy(np.ascontiguousarray(factor)) for factor in (a, b))
+    missing = rank - len(first)
+    if missing <= 0:
+        return first, second
+    return F.pad(first, (0, 0, 0, missing)), F.pad(second, (0, missing))
 
 
 def _rest(header: Header, record: TaskRecord) -> dict[str, Tensor]:
