@@ -266,6 +266,18 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     return torch.equal(first, second)
 
 
+def padded(factor: Tensor, rank: int, dim: int) -> Tensor:
+    """``factor`` with zeros up to ``rank`` along a dimension."""
+    missing = rank - factor.shape[dim]
+    if missing <= 0:
+        return factor
+    import torch
+
+    shape = list(factor.shape)
+    shape[dim] = missing
+    return torch.cat([factor, factor.new_zeros(shape)], dim)
+
+
 def module_scales(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str, float]:
     """The scale of every module by PEFT's rule.
 

@@ -14,6 +14,7 @@ from vlora_engine.adapters.collection import modules_of
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, as_source
 from vlora_engine.analysis.relations import Relations, RelationsSum, clusters_of
 from vlora_engine.errors import AdapterError, CollectionError, ParameterError, VLoRAError
+from vlora_engine.linalg.grams import gram_cosines
 from vlora_engine.linalg.low_rank import Factors, module_grams
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback
 from vlora_engine.utils.run_context import RunContext
@@ -94,10 +95,7 @@ def cosines(gram: Tensor) -> Tensor:
 
     The diagonal is 1. An adapter without effect has similarity 0 to all others.
     """
-    norms = gram.diagonal().clamp(min=0).sqrt()
-    inverse = torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))
-    matrix = (gram * inverse[:, None] * inverse).clamp(-1, 1)
-    return matrix.fill_diagonal_(1.0)
+    return gram_cosines(gram).fill_diagonal_(1.0)
 
 
 def compute_similarity_matrix(adapters: Sequence[Adapter], *, space: Space = "delta") -> Tensor:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
+from vlora_engine.linalg.grams import gram_cosines
 from vlora_engine.linalg.low_rank import module_grams
 from vlora_engine.merging import sparsify
 from vlora_engine.merging.core_space import EPS, ROUNDING, Change, ModuleInputs
@@ -44,7 +45,7 @@ def slerp(inputs: ModuleInputs, values: Values) -> Change:
     shares = 1.0 - t, t
     gram = _gram(inputs)
     if len(gram) == 2 and bool((gram.diagonal() > 0).all()):
-        cosine = float(_cosines(gram)[0, 1])
+        cosine = float(gram_cosines(gram)[0, 1])
         if abs(cosine) < 1.0 - _PARALLEL:
             angle = math.acos(cosine)
             shares = math.sin((1.0 - t) * angle), math.sin(t * angle)
@@ -62,7 +63,7 @@ def model_stock(inputs: ModuleInputs, values: Values) -> Change:
     """
     active = [i for i, weight in enumerate(inputs.weights_of_all) if weight != 0]
     index_of = {position: i for i, position in enumerate(inputs.positions)}
-    cosines = _cosines(_gram(inputs))
+    cosines = gram_cosines(_gram(inputs))
     pairs = [
         float(cosines[index_of[i], index_of[j]]) if i in index_of and j in index_of else 0.0
         for n, i in enumerate(active)
@@ -76,13 +77,6 @@ def model_stock(inputs: ModuleInputs, values: Values) -> Change:
 def _gram(inputs: ModuleInputs) -> Tensor:
     """The inner products ``<dW_i, dW_j>``, (n, n)."""
     return module_grams(inputs.factors, inputs.scales)[0]
-
-
-def _cosines(gram: Tensor) -> Tensor:
-    """The cosines from inner products (n, n); 0 for a change that is zero."""
-    norms = gram.diagonal().clamp(min=0).sqrt()
-    inverse = torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))
-    return (gram * inverse[:, None] * inverse).clamp(-1.0, 1.0)
 
 
 # ---- singular directions and values -------------------------------------------------------------

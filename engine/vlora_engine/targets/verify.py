@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vlora_engine.adapters.model import (
     AdapterSource,
@@ -16,9 +16,6 @@ from vlora_engine.adapters.model import (
 )
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.errors import ParameterError, StorageError, VLoRAError
-
-if TYPE_CHECKING:
-    pass
 
 # What a written adapter may differ by from what was meant: the rounding of its dtype.
 ROUNDING = {"torch.float16": 2e-3, "torch.bfloat16": 1.6e-2}

@@ -12,10 +12,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vlora_engine._version import __version__
+from vlora_engine.adapters.model import padded
 from vlora_engine.codec.algebra import product
 from vlora_engine.codec.blobs import (
     Columns,
@@ -108,8 +108,9 @@ class Decoder:
             opened = [(i, layers[i], rank, open_blob(raw)) for i, rank, raw in part]
             if any(rank * max(layers[i].d_in, layers[i].d_out) > _LARGEST for i, rank, _ in part):
                 raise _unlike("a module larger than any")
-            for (_, spec, rank, _), (a, b) in zip(opened, self._decoded(opened), strict=True):
-                found[spec.name] = _padded(a, b, rank)
+            for (_, spec, rank, _), pair in zip(opened, self._decoded(opened), strict=True):
+                a, b = (torch.from_numpy(np.ascontiguousarray(factor)) for factor in pair)
+                found[spec.name] = padded(a, rank, 0), padded(b, rank, 1)
         return found
 
     def _decoded(
@@ -304,15 +305,6 @@ def write_task(path: Path, task: CodedTask) -> str:
         for blob in task.blobs:
             writer.write_bytes(blob)
     return writer.sha256
-
-
-def _padded(a: Array, b: Array, rank: int) -> Factors:
-    """Factors A (n, d_in) and B (d_out, n) with rows of zeros up to ``rank``."""
-    first, second = (torch.from_numpy(np.ascontiguousarray(factor)) for factor in (a, b))
-    missing = rank - len(first)
-    if missing <= 0:
-        return first, second
-    return F.pad(first, (0, 0, 0, missing)), F.pad(second, (0, missing))
 
 
 def _rest(header: Header, record: TaskRecord) -> dict[str, Tensor]:
