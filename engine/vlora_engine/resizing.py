@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from vlora_engine.adapters.model import (
@@ -21,6 +20,7 @@ from vlora_engine.adapters.model import (
     LoRAWeights,
     as_source,
     nominal_rank,
+    padded,
 )
 from vlora_engine.analysis.similarity import not_finite
 from vlora_engine.formats.peft_save import peft_config
@@ -165,10 +165,7 @@ def at_rank(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor | N
         U, S, V = canonical_svd(a, b)
         root = S[:rank].sqrt()
         a, b = (V[:, :rank] * root).T.to(a.dtype), (U[:, :rank] * root).to(b.dtype)
-    missing = rank - a.shape[0]
-    a = torch.cat([a, a.new_zeros(missing, a.shape[1])])
-    b = torch.cat([b, b.new_zeros(b.shape[0], missing)], dim=1)
-    return a.contiguous(), b.contiguous(), S
+    return padded(a, rank, 0).contiguous(), padded(b, rank, 1).contiguous(), S
 
 
 def one_scale(scales: Iterable[float]) -> float:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlora_engine.adapters.model import padded
 from vlora_engine.errors import VLoRAError
 from vlora_engine.formats.config import read_settings
 from vlora_engine.formats.peft_save import peft_config
@@ -43,8 +44,9 @@ def write_vlora_dev(subspace: Space, directory: Path) -> None:
         scale = scales[subspace.layer_names.index(spec.name)]
         for side, factor in (("a", 1.0), ("b", scale)):
             mean = basis.mean(side)
-            rows = _nonempty_rows(basis.side(side).float())
-            values = _zero_padded(getattr(basis, f"singular_values_{side}").float(), len(rows))
+            # vlora-dev knows no k of 0: a direction of zeros is none.
+            rows = padded(basis.side(side).float(), 1, 0).contiguous()
+            values = padded(getattr(basis, f"singular_values_{side}").float(), len(rows), 0)
             tensors[f"{spec.name}.components_{side}"] = rows
             tensors[f"{spec.name}.sv_{side}"] = values
             tensors[f"{spec.name}.mean_{side}"] = (
@@ -82,9 +84,8 @@ def _flat_loadings(
     for (name, a), scale in zip(task.loadings_a.items(), scales, strict=True):
         for side, side_loadings, factor in (("a", a, 1.0), ("b", task.loadings_b[name], scale)):
             k = len(shared[f"{name}.components_{side}"])
-            tensors[f"{name}.loadings_{side}"] = _zero_padded(
-                (factor * side_loadings.double()).float(), k
-            )
+            values = (factor * side_loadings.double()).float()
+            tensors[f"{name}.loadings_{side}"] = padded(values, k, 0)
     return tensors
 
 
@@ -202,12 +203,3 @@ def share_settings(subspace: Space) -> dict[str, Any]:
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     write_tensors(path, dict(sorted(tensors.items())), {"format": "pt"})
-
-
-def _nonempty_rows(rows: Tensor) -> Tensor:
-    """vlora-dev knows no k of 0: a direction of zeros is none."""
-    return rows.contiguous() if len(rows) else rows.new_zeros(1, rows.shape[1])
-
-
-def _zero_padded(values: Tensor, count: int) -> Tensor:
-    return torch.cat([values, values.new_zeros(count - len(values))])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vlora_engine.adapters.check import CheckReport, check_adapter
-from vlora_engine.adapters.model import AdapterSource, LoRAWeights, ModuleShape, form_word
+from vlora_engine.adapters.model import AdapterSource, LoRAWeights, ModuleShape, form_word, padded
 from vlora_engine.adapters.stack import LayerStack, read_stack
 from vlora_engine.errors import CollectionError, NotFoundError, ParameterError, SubspaceError
 from vlora_engine.linalg.grams import cumulative_grams
@@ -97,10 +97,8 @@ def padded_stack(
 ) -> LayerStack:
     """One module of one adapter; for `flat` padded to the layer's rank."""
     stack = read_stack(spec.name, {name: source}, {name: weight})
-    missing = spec.rank - stack.rank
-    if method == "flat" and missing > 0:
-        stack.a = torch.nn.functional.pad(stack.a, (0, 0, 0, missing))
-        stack.bt = torch.nn.functional.pad(stack.bt, (0, 0, 0, missing))
+    if method == "flat":
+        stack.a, stack.bt = (padded(factor, spec.rank, 1) for factor in (stack.a, stack.bt))
     return stack
 
 
