@@ -15,13 +15,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from vlora_engine.adapters.model import (
-    AdapterSource,
-    LoRAWeights,
-    as_source,
-    nominal_rank,
-    padded,
-)
+from vlora_engine.adapters.model import AdapterSource, LoRAWeights, as_source, nominal_rank, padded
 from vlora_engine.analysis.similarity import not_finite
 from vlora_engine.formats.peft_save import peft_config
 from vlora_engine.linalg.low_rank import canonical_svd, delta_error2, delta_norm2

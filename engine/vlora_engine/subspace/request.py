@@ -69,13 +69,9 @@ class Collection:
         self, target: CompressionTarget, k: tuple[int, int], *, exact: bool
     ) -> LayerPlan:
         """The settings that a layer of these is built with at (k_a, k_b)."""
+        packing = target.quantization
         return LayerPlan(
-            target.method,
-            *k,
-            self.dtype,
-            target.refine,
-            exact=exact,
-            quantization=target.quantization,
+            target.method, *k, self.dtype, target.refine, exact=exact, quantization=packing
         )
 
     def record(
