@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vlora_engine.errors import ParameterError
-from vlora_engine.quantization.dtypes import AUTO_DTYPE, is_lossy, storage_dtype
+from vlora_engine.quantization.dtypes import AUTO_DTYPE, ROUNDING, storage_dtype
 from vlora_engine.quantization.packing import NOT_PACKED, Quantization, named_quantization
 
 BASIS_METHODS = ("delta", "columns", "flat")  # share a basis of k directions a side
@@ -130,13 +130,12 @@ class CompressionTarget:
 
     @property
     def lossy(self) -> bool:
-        """Whether fp16 storage is exact enough for the goal."""
-        return self.quantization is not None or is_lossy(
-            variance=self.variance,
-            max_error=self.max_error,
-            mean_error=self.mean_error,
-            budget=self.budget,
-        )
+        """Whether fp16 is exact enough: ten times what it rounds off is allowed, or bytes count."""
+        errors = [e for e in (self.max_error, self.mean_error) if e is not None]
+        if self.variance is not None:
+            errors.append((1 - self.variance) ** 0.5)
+        allows = any(error >= 10 * ROUNDING["F16"] for error in errors)
+        return self.quantization is not None or self.budget is not None or allows
 
     # the goal as a number
 

@@ -159,9 +159,7 @@ DEMO_ADAPTERS: tuple[DemoAdapter, ...] = (
         gain=25.0,
     ),
     DemoAdapter(
-        name="broken-nan",
-        purpose=f"broken: one NaN in {BROKEN_TENSOR}",
-        nan_in=BROKEN_TENSOR,
+        name="broken-nan", purpose=f"broken: one NaN in {BROKEN_TENSOR}", nan_in=BROKEN_TENSOR
     ),
     DemoAdapter(
         name="untrained-zero-b",

@@ -118,12 +118,10 @@ class CollectionError(InputError):
         self.errors = tuple(errors)
 
     def lines(self) -> list[str]:
-        nested = [f"  - {line}" if first else f"    {line}" for line, first in self._nested()]
+        each = [enumerate(error.lines()) for error in self.errors]
+        nested = [f"    {line}" if i else f"  - {line}" for lines in each for i, line in lines]
         head, *rest = super().lines()
         return [head, *nested, *rest]
-
-    def _nested(self) -> list[tuple[str, bool]]:
-        return [(line, i == 0) for error in self.errors for i, line in enumerate(error.lines())]
 
     def as_dict(self) -> dict[str, Any]:
         return {**super().as_dict(), "errors": [error.as_dict() for error in self.errors]}

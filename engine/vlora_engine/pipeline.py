@@ -26,11 +26,7 @@ def init_subspace(
     than 5 % of its dW.
     """
     return SharedSubspace.from_adapters_streaming(
-        adapter_paths,
-        task_ids,
-        num_components,
-        variance_threshold=variance_threshold,
-        **options,
+        adapter_paths, task_ids, num_components, variance_threshold=variance_threshold, **options
     )
 
 

@@ -13,16 +13,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
-from vlora_engine.adapters.model import (
-    AdapterSource,
-    LoRAWeights,
-    ModuleShape,
-    as_source,
-    nominal_rank,
-)
+from vlora_engine.adapters.model import AdapterSource, LoRAWeights, as_source, nominal_rank, padded
 from vlora_engine.adapters.unchanged import require_unchanged
 from vlora_engine.analysis.similarity import not_finite
 from vlora_engine.formats.peft_save import peft_config
@@ -168,10 +161,7 @@ def at_rank(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor | N
         U, S, V = canonical_svd(a, b)
         root = S[:rank].sqrt()
         a, b = (V[:, :rank] * root).T.to(a.dtype), (U[:, :rank] * root).to(b.dtype)
-    missing = rank - a.shape[0]
-    a = torch.cat([a, a.new_zeros(missing, a.shape[1])])
-    b = torch.cat([b, b.new_zeros(b.shape[0], missing)], dim=1)
-    return a.contiguous(), b.contiguous(), S
+    return padded(a, rank, 0).contiguous(), padded(b, rank, 1).contiguous(), S
 
 
 def one_scale(scales: Iterable[float]) -> float:
@@ -282,23 +272,9 @@ def _assembled(source: AdapterSource, made: Mapping[str, _Made], target: str | N
         metadata=config,
         scales={name: one.scale for name, one in made.items()},
         rest=source.read_rest(),
-        shapes=_shapes(source.modules, ranks),
+        shapes={n: s.at_rank(ranks[n]) for n, s in source.modules.items() if s.kind != "linear"},
         source=None if source.path is None else str(source.path),
     )
     written = peft_config(weights)
     rank = written.get("r")
     return replace(weights, metadata=written, rank=rank if type(rank) is int else weights.rank)
-
-
-def _shapes(modules: Mapping[str, ModuleShape], ranks: Mapping[str, int]) -> dict[str, ModuleShape]:
-    """How modules that are not plain linear maps lie on disk, at their new rank."""
-    return {
-        name: replace(
-            shape,
-            rank=ranks[name],
-            shape_a=(ranks[name], *shape.shape_a[1:]),
-            shape_b=(shape.shape_b[0], ranks[name], *shape.shape_b[2:]),
-        )
-        for name, shape in modules.items()
-        if shape.kind != "linear"
-    }

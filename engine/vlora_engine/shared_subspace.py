@@ -264,10 +264,7 @@ class SharedSubspace:
         """
         names = task_ids or unique_names([str(path) for path in paths])
         return cls.from_adapters(
-            [open_adapter(path) for path in paths],
-            names,
-            num_components=num_components,
-            **options,
+            [open_adapter(path) for path in paths], names, num_components=num_components, **options
         )
 
     def project(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -121,16 +121,11 @@ def check_adapter(
                 observe(module, a, b)
         for key, tensor in sorted(source.read_rest().items()):
             content.add_rest(key, tensor)
-            if tensor.is_floating_point() and not _finite(tensor):
+            if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
+                what = "A tensor that is kept as it is holds NaN or Inf."
+                remedy = "look at how the adapter was trained"
                 check.findings.append(
-                    Finding(
-                        "rest-not-finite",
-                        "warning",
-                        "A tensor that is kept as it is holds NaN or Inf.",
-                        "look at how the adapter was trained",
-                        adapter=where,
-                        tensor=key,
-                    )
+                    Finding("rest-not-finite", "warning", what, remedy, adapter=where, tensor=key)
                 )
         check.digest = content.hexdigest()
     except VLoRAError as error:
@@ -138,15 +133,9 @@ def check_adapter(
         check.error = error
         return check
     if check.norm == 0:
-        check.findings.append(
-            Finding(
-                "no-effect",
-                "warning",
-                "The adapter changes nothing: B (or A, or the scale) is zero in every module.",
-                "it may never have been trained; it is kept, with error 0",
-                adapter=where,
-            )
-        )
+        what = "The adapter changes nothing: B (or A, or the scale) is zero in every module."
+        remedy = "it may never have been trained; it is kept, with error 0"
+        check.findings.append(Finding("no-effect", "warning", what, remedy, adapter=where))
     return check
 
 
@@ -180,10 +169,6 @@ def _norm(a: Tensor, b: Tensor, scale: float, where: str, module: str) -> float:
     return abs(scale) * math.sqrt(max(0.0, float((gram_a * gram_b).sum())))
 
 
-def _finite(tensor: Tensor) -> bool:
-    return bool(torch.isfinite(tensor.float()).all())
-
-
 def misfits_of(sources: Mapping[str, AdapterSource]) -> dict[str, CollectionError]:
     """Adapters whose modules have other dimensions than most others have; from headers alone."""
     votes: dict[str, Counter[tuple[str, int, int]]] = {}
@@ -192,17 +177,12 @@ def misfits_of(sources: Mapping[str, AdapterSource]) -> dict[str, CollectionErro
             votes.setdefault(module, Counter())[shape.fits] += 1
     # The majority decides; a tie goes to the smaller shape, so that order does not matter.
     usual = {m: max(sorted(count), key=count.__getitem__) for m, count in votes.items()}
-    return {
-        name: _misfit(name, source, module, usual[module])
-        for name, source in sources.items()
-        for module in _first_misfit(source, usual)
-    }
-
-
-def _first_misfit(
-    source: AdapterSource, usual: Mapping[str, tuple[str, int, int]]
-) -> Sequence[str]:
-    return [m for m, shape in source.modules.items() if shape.fits != usual[m]][:1]
+    found = {}
+    for name, source in sources.items():
+        wrong = [m for m, shape in source.modules.items() if shape.fits != usual[m]]
+        if wrong:
+            found[name] = _misfit(name, source, wrong[0], usual[wrong[0]])
+    return found
 
 
 def _misfit(

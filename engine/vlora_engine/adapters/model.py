@@ -12,7 +12,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -46,6 +46,11 @@ class ModuleShape:
     def fits(self) -> tuple[str, int, int]:
         """A key that is equal for modules that can be compressed together; ranks may differ."""
         return (form_word(self.kind, self.shape_a[1:]), self.d_in, self.d_out)
+
+    def at_rank(self, rank: int) -> ModuleShape:
+        """The same module at another rank."""
+        shape_a, shape_b = (rank, *self.shape_a[1:]), (self.shape_b[0], rank, *self.shape_b[2:])
+        return replace(self, rank=rank, shape_a=shape_a, shape_b=shape_b)
 
 
 def form_word(kind: Kind, tail_a: Sequence[int]) -> str:
@@ -248,6 +253,30 @@ def content_digest(source: AdapterSource) -> str:
     for name, tensor in sorted(source.read_rest().items()):
         content.add_rest(name, tensor)
     return content.hexdigest()
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors are the same, bit for bit."""
+    import torch
+
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    if not a.numel():
+        return True
+    first, second = (t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in (a, b))
+    return torch.equal(first, second)
+
+
+def padded(factor: Tensor, rank: int, dim: int) -> Tensor:
+    """``factor`` with zeros up to ``rank`` along a dimension."""
+    missing = rank - factor.shape[dim]
+    if missing <= 0:
+        return factor
+    import torch
+
+    shape = list(factor.shape)
+    shape[dim] = missing
+    return torch.cat([factor, factor.new_zeros(shape)], dim)
 
 
 def module_scales(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[str, float]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -37,6 +37,19 @@ class LayerStack:
     @property
     def rank(self) -> int:
         return self.a.shape[1]
+
+    def only(self, rows: Sequence[int], weight: Tensor) -> LayerStack:
+        """The factors of some of the tasks, with other weights (n,)."""
+        at = torch.tensor(list(rows))
+        return replace(
+            self,
+            tasks=[self.tasks[row] for row in rows],
+            ranks=[self.ranks[row] for row in rows],
+            a=self.a[at],
+            bt=self.bt[at],
+            scale=self.scale[at],
+            weight=weight,
+        )
 
     def side(self, side: str) -> Tensor:
         """The factor of one side, (N, r, d)."""

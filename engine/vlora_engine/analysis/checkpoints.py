@@ -177,28 +177,14 @@ def _named_run(
 
 def _grown_run(cosines: Array, order: Sequence[int]) -> Run:
     least = _least(cosines, order)
-    return Run(
-        members=tuple(order),
-        kind="run",
-        ordered_by="growth",
-        steps=None,
-        cosine=least,
-        monotone=True,
-        how=f"one A (cosine from {least:.2f}), and dW grows away from the first in this order",
-    )
+    how = f"one A (cosine from {least:.2f}), and dW grows away from the first in this order"
+    return Run(tuple(order), "run", "growth", None, least, True, how)
 
 
 def _start(cosines: Array, members: Sequence[int]) -> Run:
     least = _least(cosines, members)
-    return Run(
-        members=tuple(members),
-        kind="start",
-        ordered_by=None,
-        steps=None,
-        cosine=least,
-        monotone=None,
-        how=f"A begins alike (cosine from {least:.2f}): one run, or one seed; no order tells which",
-    )
+    how = f"A begins alike (cosine from {least:.2f}): one run, or one seed; no order tells which"
+    return Run(tuple(members), "start", None, None, least, None, how)
 
 
 def _least(cosines: Array, members: Sequence[int]) -> float:

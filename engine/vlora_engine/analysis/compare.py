@@ -19,20 +19,13 @@ from torch import Tensor
 
 from vlora_engine.adapters.collection import modules_of
 from vlora_engine.adapters.model import AdapterSource, ModuleShape, as_source
+from vlora_engine.analysis import similarity
 from vlora_engine.analysis.checkpoints import Run, runs_in, step_of
 from vlora_engine.analysis.duplicates import Duplicates, coarsest, duplicates_in
 from vlora_engine.analysis.outliers import THRESHOLD, outliers_in
 from vlora_engine.analysis.outliers import outliers_of as outliers_of_array
 from vlora_engine.analysis.relations import Relations
-from vlora_engine.analysis.similarity import (
-    Adapter,
-    Space,
-    check_space,
-    not_finite,
-    relate,
-    same_factor_shapes,
-    scaled_factors,
-)
+from vlora_engine.analysis.similarity import Adapter, Space, relate
 from vlora_engine.errors import ParameterError
 from vlora_engine.linalg.low_rank import Factors, delta_error2, delta_inner, delta_norm2
 
@@ -61,19 +54,19 @@ def adapter_diff(
             or a module that one of them lacks).
         AdapterError: NaN or infinity in an adapter.
     """
-    check_space(space)
+    similarity.check_space(space)
     sources = [as_source(adapter_a), as_source(adapter_b)]
     result = {}
     for module, holders in modules_of(sources).items():
         shape = sources[holders[0]].modules[module]
         pair = [
-            scaled_factors(source, module) if i in holders else _nothing(shape)
+            similarity.scaled_factors(source, module) if i in holders else _nothing(shape)
             for i, source in enumerate(sources)
         ]
         measures = _delta_measures(*pair)
         if not math.isfinite(measures["norm_a"] + measures["norm_b"]):
             bad = 0 if not math.isfinite(measures["norm_a"]) else 1
-            raise not_finite(sources[bad], bad, module)
+            raise similarity.not_finite(sources[bad], bad, module)
         if space == "factors":
             measures.update(_factor_measures(sources, module))
         result[module] = measures
@@ -114,7 +107,7 @@ def _ratios(distance: float, inner: float, norm_a: float, norm_b: float) -> dict
 
 def _factor_measures(sources: Sequence[AdapterSource], module: str) -> dict[str, float]:
     """vlora-dev's two figures of one module, on A and B concatenated."""
-    same_factor_shapes(sources, module)
+    similarity.same_factor_shapes(sources, module)
     x, y = (torch.cat([t.double().flatten() for t in s.read(module)]) for s in sources)
     norm_x, norm_y = float(x.norm()), float(y.norm())
     cosine = float(x @ y) / (max(norm_x, 1e-8) * max(norm_y, 1e-8))

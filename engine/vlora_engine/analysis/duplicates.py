@@ -45,11 +45,7 @@ class Duplicates:
 
     def as_dict(self) -> dict[str, Any]:
         """The fields, for JSON."""
-        return {
-            **asdict(self),
-            "members": list(self.members),
-            "factors": list(self.factors),
-        }
+        return {**asdict(self), "members": list(self.members), "factors": list(self.factors)}
 
 
 def coarsest(dtypes: Iterable[str]) -> str:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from vlora_engine.adapters.collection import modules_of
-from vlora_engine.adapters.model import AdapterSource, as_source
+from vlora_engine.adapters.model import AdapterSource, as_source, padded
 from vlora_engine.analysis.similarity import Adapter, not_finite
 from vlora_engine.errors import AdapterError, CollectionError
 from vlora_engine.linalg.low_rank import canonical_svd_batch
@@ -183,8 +183,8 @@ def _directions(
     """The canonical SVDs of some adapters, those of smaller rank padded with zeros."""
     pairs = [sources[i].read(module) for i in owners]
     rank = max(a.shape[0] for a, _ in pairs)
-    a = torch.stack([_filled(pair[0].double(), rank, 0) for pair in pairs])  # [n, r, d_in]
-    b = torch.stack([_filled(pair[1].double(), rank, 1) for pair in pairs])  # [n, d_out, r]
+    a = torch.stack([padded(pair[0].double(), rank, 0) for pair in pairs])  # [n, r, d_in]
+    b = torch.stack([padded(pair[1].double(), rank, 1) for pair in pairs])  # [n, d_out, r]
     scales = torch.tensor([sources[i].scales[module] for i in owners], dtype=torch.float64)
     try:
         return canonical_svd_batch(a, b, scales)
@@ -193,15 +193,6 @@ def _directions(
             if not bool((sum(t.double().sum() for t in pair) * scale).isfinite()):
                 raise not_finite(sources[i], i, module) from None
         raise
-
-
-def _filled(side: Tensor, rank: int, dim: int) -> Tensor:
-    missing = rank - side.shape[dim]
-    if not missing:
-        return side
-    shape = list(side.shape)
-    shape[dim] = missing
-    return torch.cat([side, side.new_zeros(shape)], dim=dim)
 
 
 def _blocks(ranks: Sequence[int]) -> list[range]:

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from vlora_engine.analysis.relations import Array, Relations, norms_of
+from vlora_engine.analysis.relations import Array, Relations, norms_of, ratios_of
 from vlora_engine.utils.ranking import ranked
 
 FEATURES = ("norm", "similarity")
@@ -193,9 +193,8 @@ def _strengths(
     measured = present.any(axis=0)
     effect[measured] = np.nanmedian(sizes[:, measured], axis=0)
     residuals = np.abs(sizes - effect)[present]
-    residuals = (
-        residuals[residuals > 0] if residuals.any() else residuals
-    )  # of an odd number one is the median itself
+    if residuals.any():
+        residuals = residuals[residuals > 0]  # of an odd number one is the median itself
     families, adapters = sizes.shape
     # Fitting the row and column effects removed some of the spread.
     correction = families * adapters / ((families - 1) * (adapters - 1))
@@ -263,20 +262,14 @@ def _angles(gram: Array) -> tuple[Array, Array]:
 
 def _mean_cosines(gram: Array) -> Array:
     """The mean cosine of each with the others, (N,); 0 for one without effect."""
-    norms = norms_of(gram)
-    inverse = np.divide(1.0, norms, out=np.zeros(len(norms)), where=norms > 0)
-    cosines = (gram * inverse[:, None] * inverse).clip(-1, 1)
+    cosines = ratios_of(gram).clip(-1, 1)
     np.fill_diagonal(cosines, 0.0)
     mean: Array = cosines.sum(axis=1) / (len(gram) - 1)
     return mean
 
 
 def _scores(
-    feature: str,
-    values: Array,
-    others: Array,
-    tests: int,
-    strengths: _Strengths | None = None,
+    feature: str, values: Array, others: Array, tests: int, strengths: _Strengths | None = None
 ) -> tuple[Array, Array]:
     """The score of each value (n,) against its others (n, n - 1), and the others' median (n,)."""
     n = len(values)

@@ -149,7 +149,7 @@ class RelationsSum:
         np.maximum(self._difference, distance, out=self._difference)
         # An adapter whose dW is zero here is orthogonal to all but those whose dW is zero, too.
         unlike = np.not_equal.outer(norms > 0, norms > 0) | (np.multiply.outer(norms, norms) > 0)
-        angle = np.sqrt((2 - 2 * _ratios(whole, norms)).clip(0), where=unlike, out=whole * 0)
+        angle = np.sqrt((2 - 2 * ratios_of(whole).clip(-1, 1)).clip(0), where=unlike, out=whole * 0)
         np.maximum(self._turn, angle, out=self._turn)
 
     def relations(self) -> Relations:
@@ -174,15 +174,16 @@ def norms_of(gram: Array) -> Array:
 
 def cosines_of(gram: Array) -> Array:
     """The cosines (N, N) from inner products; 1 on the diagonal, 0 beside a zero dW."""
-    matrix = _ratios(gram, norms_of(gram))
+    matrix = ratios_of(gram).clip(-1, 1)
     np.fill_diagonal(matrix, 1.0)
     return matrix
 
 
-def _ratios(gram: Array, norms: Array) -> Array:
+def ratios_of(gram: Array) -> Array:
+    """Inner products (N, N) over the norms; 0 beside a zero dW, rounded beyond 1 at times."""
+    norms = norms_of(gram)
     inverse = np.divide(1.0, norms, out=np.zeros(len(norms)), where=norms > 0)
-    ratios: Array = (gram * inverse[:, None] * inverse).clip(-1, 1)
-    return ratios
+    return gram * inverse[:, None] * inverse
 
 
 def clusters_of(cosines: Array, threshold: float) -> list[list[int]]:
@@ -265,9 +266,8 @@ def order_by_likeness(cosines: Array) -> list[int]:
     placed[0], order = True, [0]
     while len(order) < n:
         open_ones = np.where(placed, -np.inf, best)
-        nearest = int(
-            (open_ones >= open_ones.max() - 10.0**-_DIGITS).argmax()
-        )  # the first of equals
+        # The first of equals.
+        nearest = int((open_ones >= open_ones.max() - 10.0**-_DIGITS).argmax())
         placed[nearest] = True
         order.append(nearest)
         best = np.maximum(best, cosines[nearest])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from vlora_engine.adapters.collection import modules_of
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, as_source
 from vlora_engine.analysis.relations import Relations, RelationsSum, clusters_of
 from vlora_engine.errors import AdapterError, CollectionError, ParameterError, VLoRAError
+from vlora_engine.linalg.grams import gram_cosines
 from vlora_engine.linalg.low_rank import Factors, module_grams
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback
 from vlora_engine.utils.run_context import RunContext
@@ -55,10 +57,13 @@ def relate(
 
     def grams_of(module: str) -> tuple[Tensor, Tensor]:
         owners = [opened[i] for i in holders[module]]
+        shapes = [owner.modules[module] for owner in owners]
+        nbytes = sum(4 * shape.rank * (shape.d_in + shape.d_out) for shape in shapes)
+        reread = _Reread(owners, module, holders[module], bad)
         return module_grams(
-            _factors_of(owners, module, holders[module], bad),
+            reread if nbytes > _HELD_BYTES else list(reread),
             [owner.scales[module] for owner in owners],
-            ranks=[owner.modules[module].rank for owner in owners],
+            ranks=[shape.rank for shape in shapes],
             dtype=dtype,
         )
 
@@ -68,7 +73,7 @@ def relate(
     with closing(grams):
         for module, (gram, a_gram) in zip(holders, grams, strict=True):
             at = holders[module]
-            for k in _not_finite(gram):
+            for k in (~gram.diagonal().isfinite()).nonzero().flatten().tolist():
                 if bad is None:
                     raise not_finite(opened[at[k]], at[k], module)
                 bad.setdefault(at[k], not_finite(opened[at[k]], at[k], module))
@@ -90,10 +95,7 @@ def cosines(gram: Tensor) -> Tensor:
 
     The diagonal is 1. An adapter without effect has similarity 0 to all others.
     """
-    norms = gram.diagonal().clamp(min=0).sqrt()
-    inverse = torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))
-    matrix = (gram * inverse[:, None] * inverse).clamp(-1, 1)
-    return matrix.fill_diagonal_(1.0)
+    return gram_cosines(gram).fill_diagonal_(1.0)
 
 
 def compute_similarity_matrix(adapters: Sequence[Adapter], *, space: Space = "delta") -> Tensor:
@@ -217,23 +219,17 @@ def _factor_grams(sources: Sequence[AdapterSource]) -> Tensor:
     return gram
 
 
+@dataclass
 class _Reread(Sequence[Factors]):
     """The factors of one module, read from their source each time they are asked for.
 
     With ``bad``, what cannot be read is zero and its error is noted there.
     """
 
-    def __init__(
-        self,
-        owners: Sequence[AdapterSource],
-        module: str,
-        positions: Sequence[int],
-        bad: dict[int, VLoRAError] | None,
-    ) -> None:
-        self.owners = owners
-        self.module = module
-        self.positions = positions
-        self.bad = bad
+    owners: Sequence[AdapterSource]
+    module: str
+    positions: Sequence[int]
+    bad: dict[int, VLoRAError] | None
 
     def __len__(self) -> int:
         return len(self.owners)
@@ -247,19 +243,3 @@ class _Reread(Sequence[Factors]):
             self.bad.setdefault(self.positions[i], error)
             shape = self.owners[i].modules[self.module]
             return torch.zeros(shape.rank, shape.d_in), torch.zeros(shape.d_out, shape.rank)
-
-
-def _factors_of(
-    owners: Sequence[AdapterSource],
-    module: str,
-    positions: Sequence[int],
-    bad: dict[int, VLoRAError] | None,
-) -> Sequence[Factors]:
-    shapes = [owner.modules[module] for owner in owners]
-    nbytes = sum(4 * shape.rank * (shape.d_in + shape.d_out) for shape in shapes)
-    reread = _Reread(owners, module, positions, bad)
-    return reread if nbytes > _HELD_BYTES else list(reread)
-
-
-def _not_finite(gram: Tensor) -> list[int]:
-    return (~gram.diagonal().isfinite()).nonzero().flatten().tolist()

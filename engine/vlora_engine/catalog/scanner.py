@@ -364,13 +364,9 @@ def with_names(infos: Sequence[AdapterInfo]) -> list[AdapterInfo]:
 def closed_findings(closed: Iterable[Path]) -> Iterator[Finding]:
     """One finding for each directory that could not be looked into."""
     for path in closed:
-        yield Finding(
-            "closed-directory",
-            "warning",
-            "The directory may not be read: what is in it is not listed.",
-            "check its permissions",
-            file=printable(str(path)),
-        )
+        what = "The directory may not be read: what is in it is not listed."
+        remedy = "check its permissions"
+        yield Finding("closed-directory", "warning", what, remedy, file=printable(str(path)))
 
 
 def _below(
@@ -501,12 +497,9 @@ def _place_findings(found: int, subspaces: Sequence[Place], max_adapters: int) -
         if isinstance(path, Path):  # of one on the Hub it was said when it was looked at
             yield _subspace_finding(path)
     if found >= max_adapters:
-        yield Finding(
-            "too-many",
-            "warning",
-            f"Only the first {max_adapters:,} adapters are listed.",
-            "name folders further down",
-        )
+        what = f"Only the first {max_adapters:,} adapters are listed."
+        remedy = "name folders further down"
+        yield Finding("too-many", "warning", what, remedy)
 
 
 def _subspace_finding(path: Path) -> Finding:

@@ -92,5 +92,4 @@ def _tensor(array: Array) -> Tensor:
 
 
 def _array(tensor: Tensor) -> Array:
-    array: Array = tensor.numpy()
-    return array
+    return tensor.numpy()

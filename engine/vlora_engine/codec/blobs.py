@@ -15,12 +15,11 @@ import numpy as np
 
 from vlora_engine.codec.algebra import svd
 from vlora_engine.codec.delta import Core
-from vlora_engine.codec.floats import open_floats
+from vlora_engine.codec.floats import open_floats, unsound
 from vlora_engine.codec.klt import SharedSide, from_scaled, stored_as, to_scaled
 from vlora_engine.codec.own import Directions, round_gains
 from vlora_engine.codec.tables import Array
 from vlora_engine.codec.vectors import decode_matrices, encode_matrices
-from vlora_engine.errors import CorruptFileError
 
 # The first byte of a task's module; "fine" kinds hold floats of four bytes, not three or two.
 NOTHING, OWN, SHARE, CORE, FINE_OWN, FINE_SHARE = range(6)
@@ -170,7 +169,7 @@ def open_blob(raw: bytes) -> OpenedOwn | Share | SharedCore | None:
             return _open_core(raw)
     except (ValueError, IndexError, struct.error):
         pass
-    raise _unsound()
+    raise unsound("A coded module is not sound.", "others")
 
 
 def _open_share(raw: bytes, *, fine: bool) -> Share:
@@ -276,7 +275,7 @@ def _open_group(raw: bytes, d_in: int, d_out: int) -> _HalfOpen:
             return Columns, [(b, k_b, d_out), (a, k_a, d_in)]
     except (ValueError, IndexError, struct.error):
         pass
-    raise _unsound()
+    raise unsound("A coded module is not sound.", "others")
 
 
 def _open_transform(raw: bytes, d_in: int, d_out: int, *, fine: bool) -> _HalfOpen:
@@ -331,12 +330,3 @@ def _split(raw: bytes, at: int, size: int) -> tuple[bytes, bytes]:
     if size > len(raw) - at:
         raise ValueError
     return raw[at : at + size], raw[at + size :]
-
-
-def _unsound() -> CorruptFileError:
-    return CorruptFileError(
-        "A coded module is not sound.",
-        expected="the bytes that were written",
-        found="others",
-        remedy="restore the file from a copy, or compress the adapters again",
-    )

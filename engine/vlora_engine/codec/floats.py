@@ -5,8 +5,21 @@ from __future__ import annotations
 import numpy as np
 
 from vlora_engine.codec.tables import Array
+from vlora_engine.errors import CorruptFileError
 
 MODULE_HEAD = 10  # bytes before a module's in its task's file: coded bytes, norm, error
+
+
+def unsound(
+    what: str, found: str, expected: str = "the bytes that were written"
+) -> CorruptFileError:
+    """The error for coded bytes that are not what was written."""
+    return CorruptFileError(
+        what,
+        expected=expected,
+        found=found,
+        remedy="restore the file from a copy, or compress the adapters again",
+    )
 
 
 def open_floats(raw: bytes, at: int, count: int, fine: bool = False) -> Array:

@@ -313,11 +313,10 @@ class Outlook:
         for _ in range(HALVINGS):
             middle = (low + high) / 2
             forecast = self.at(target.method, 2.0**middle)
-            coarser = (
-                not self._fits(forecast, target, correction)
-                if target.budget is not None
-                else self._meets_error(forecast, target, correction)
-            )
+            if target.budget is not None:
+                coarser = self.nbytes(forecast, correction) > target.budget
+            else:
+                coarser = self._meets_error(forecast, target, correction)
             low, high = (middle, high) if coarser else (low, middle)
         return self.at(target.method, 2.0 ** (high if target.budget is not None else low))
 
@@ -352,10 +351,6 @@ class Outlook:
                 found=target.words(),
                 remedy="allow more error, or store components in fp32: --method delta",
             )
-
-    def _fits(self, forecast: Forecast, target: CompressionTarget, correction: Correction) -> bool:
-        assert target.budget is not None  # noqa: S101
-        return self.nbytes(forecast, correction) <= target.budget
 
     def _meets_error(
         self, forecast: Forecast, target: CompressionTarget, correction: Correction

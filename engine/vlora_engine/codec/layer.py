@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from vlora_engine.adapters.stack import LayerStack
 from vlora_engine.codec.blobs import (
@@ -28,6 +27,8 @@ from vlora_engine.linalg.low_rank import delta_error2
 _FINE = 2e-6  # squared error over energy below which a transform stored in fp16 is felt
 AT_ONCE = 32  # changes whose singular directions are in memory at a time
 PACKED_AT_ONCE = 128  # changes that are entropy coded together: fewer would take longer
+
+CodedGroup = tuple[Array, bytes, list[bytes]]  # residual (n,), what is shared, and the members'
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,17 @@ class CodedLayer:
         name: Of the layer.
         tasks: Those that have it.
         blobs: Their bytes; a zero byte each where only the errors were asked for.
-        shared: The bytes of every group by its number.
         energy: (N,) ||dW_i||^2.
         residual: (N,) ||dW_i - dW^_i||^2 of the stored form.
+        shared: The bytes of every group by its number.
     """
 
     name: str
     tasks: list[str]
     blobs: list[bytes]
+    energy: Array
+    residual: Array
     shared: dict[int, bytes] = field(default_factory=dict)
-    energy: Array = field(default_factory=lambda: np.zeros(0))
-    residual: Array = field(default_factory=lambda: np.zeros(0))
 
     @property
     def nbytes(self) -> int:
@@ -84,20 +85,22 @@ def code_layer(
     """
     count = len(stack.tasks)
     steps = np.asarray(steps, dtype=np.float32).astype(np.float64)
-    coded = CodedLayer(
-        stack.layer,
-        stack.tasks,
-        [b"\0"] * count,
-        energy=stack.energy().cpu().numpy(),
-        residual=np.zeros(count),
-    )
+    blobs, energy = [b"\0"] * count, stack.energy().cpu().numpy()
+    coded = CodedLayer(stack.layer, stack.tasks, blobs, energy, np.zeros(count))
     row_of = {task: i for i, task in enumerate(stack.tasks)}
     ungrouped = set(range(count))
     for group in groups:
         members = [row_of[task] for task in group.members if task in row_of]
         ungrouped -= set(members)
         code_group = _code_klt if group.kind == "klt" else _code_delta
-        code_group(stack, steps, group, members, coded, write)
+        energy, inverse = coded.energy[members], torch.from_numpy(1 / steps[members])
+        part = stack.only(members, inverse.to(stack.a.device))
+        found = code_group(part, steps[members], energy, group.number, write)
+        coded.residual[members], shared, blobs = found
+        if write:
+            coded.shared[group.number] = shared
+            for row, blob in zip(members, blobs, strict=True):
+                coded.blobs[row] = blob
     _code_own(stack, steps, sorted(i for i in ungrouped if steps[i] > 0), coded, write)
     return coded
 
@@ -127,30 +130,22 @@ def _pack(unpacked: dict[int, Directions], coded: CodedLayer) -> None:
 
 
 def _code_klt(
-    stack: LayerStack,
-    steps: Array,
-    group: Group,
-    members: Sequence[int],
-    coded: CodedLayer,
-    write: bool,
-) -> None:
-    at = torch.tensor(members)
-    scale = stack.scale[at].cpu().numpy()
-    rank = max(stack.ranks[row] for row in members)  # the stack may be padded to a larger one
-    a = stack.a[at, :rank].cpu().numpy()
-    bt = stack.bt[at, :rank].cpu().numpy() * (scale / steps[members])[:, None, None]
+    part: LayerStack, steps: Array, energy: Array, number: int, write: bool
+) -> CodedGroup:
+    rank = max(part.ranks)  # the stack may be padded to a larger one
+    a = part.a[:, :rank].contiguous().cpu().numpy()
+    bt = part.bt[:, :rank].cpu().numpy() * (part.scale.cpu().numpy() / steps)[:, None, None]
     sides = code_cluster(a, bt)
     missed = _missed_by(a, bt, sides)  # in steps
-    if missed.sum() < _FINE * (coded.energy[members] / steps[members] ** 2).sum():
+    if missed.sum() < _FINE * (energy / steps**2).sum():
         sides = code_cluster(a, bt, fine=True)
         missed = _missed_by(a, bt, sides)
-    coded.residual[members] = missed * steps[members] ** 2
-    if write:
-        coded.shared[group.number] = pack_transform(sides)
-        for i, row in enumerate(members):
-            mix_a, mix_b = (side.mix[i] for side in sides)
-            share = Share(group.number, mix_a, mix_b, float(steps[row]), sides[0].fine)
-            coded.blobs[row] = pack_share(share)
+    residual = missed * steps**2
+    if not write:
+        return residual, b"", []
+    mixes = zip(sides[0].mix, sides[1].mix, steps.tolist(), strict=True)
+    shares = [Share(number, mix_a, mix_b, step, sides[0].fine) for mix_a, mix_b, step in mixes]
+    return residual, pack_transform(sides), [pack_share(share) for share in shares]
 
 
 def _missed_by(a: Array, bt: Array, sides: tuple[SharedSide, SharedSide]) -> Array:
@@ -161,52 +156,20 @@ def _missed_by(a: Array, bt: Array, sides: tuple[SharedSide, SharedSide]) -> Arr
 
 
 def _code_delta(
-    stack: LayerStack,
-    steps: Array,
-    group: Group,
-    members: Sequence[int],
-    coded: CodedLayer,
-    write: bool,
-) -> None:
-    at, member_steps = torch.tensor(list(members)), steps[list(members)]
-    inverse = torch.from_numpy(1 / member_steps).to(stack.a.device)
-    sides = {side: delta_rows(stack, inverse, members, side) for side in ("b", "a")}
-    columns = Columns(**{side: shared_columns(rows)[0] for side, rows in sides.items()})
+    part: LayerStack, steps: Array, energy: Array, number: int, write: bool
+) -> CodedGroup:
+    columns = Columns(**{side: shared_columns(part.rows("delta", side))[0] for side in ("b", "a")})
     cores_and_bits = code_cores(
-        stack.a[at],
-        stack.bt[at],
-        stack.scale[at] * inverse,
-        coded.energy[list(members)] / member_steps**2,
+        part.a,
+        part.bt,
+        part.scale * part.weight,
+        energy / steps**2,
         orthonormal(columns.b),
         orthonormal(columns.a),
-        [stack.ranks[row] for row in members],
+        part.ranks,
     )
     cores = [core for core, _ in cores_and_bits]
-    coded.residual[list(members)] = np.array([core.missed for core in cores]) * member_steps**2
-    if write:
-        coded.shared[group.number] = pack_columns(columns)
-        blobs = pack_cores(group.number, cores, member_steps.tolist())
-        for row, blob in zip(members, blobs, strict=True):
-            coded.blobs[row] = blob
-
-
-def delta_rows(stack: LayerStack, weight: Tensor, members: Sequence[int], side: str) -> Tensor:
-    """The row matrix (n r, d) whose Gram is the members' weighted energy on one side.
-
-    Args:
-        stack: The layer's factors.
-        weight: (n,) of the members.
-        members: Rows of the stack.
-        side: ``a`` or ``b``.
-    """
-    at = torch.tensor(list(members))
-    part = LayerStack(
-        stack.layer,
-        [stack.tasks[i] for i in members],
-        [stack.ranks[i] for i in members],
-        stack.a[at],
-        stack.bt[at],
-        stack.scale[at],
-        weight,
-    )
-    return part.rows("delta", side)
+    residual = np.array([core.missed for core in cores]) * steps**2
+    if not write:
+        return residual, b"", []
+    return residual, pack_columns(columns), pack_cores(number, cores, steps.tolist())

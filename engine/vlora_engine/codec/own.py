@@ -186,8 +186,7 @@ def _worth_keeping(grams: Array, along: Array, bits: Array, price: Array) -> Arr
     """
     diagonal = np.diagonal(grams, axis1=1, axis2=2)
     gain = np.where(diagonal > 0, np.square(along) / np.where(diagonal > 0, diagonal, 1), 0)
-    worth: Array = (gain > price[:, None] * bits) & (along > 0)
-    return worth
+    return (gain > price[:, None] * bits) & (along > 0)
 
 
 def _least_squares(grams: Array, along: Array, kept: Array) -> Array:

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from vlora_engine.codec.algebra import transposed
+from vlora_engine.codec.floats import unsound
 from vlora_engine.codec.tables import PRECISION, UNIT_BITS, Array, models
-from vlora_engine.errors import CorruptFileError
 
 LOW = 1 << 16  # a state x stays in [2^16, 2^32)
 _SHIFT = np.uint64(PRECISION)
@@ -241,10 +241,9 @@ def decode(lanes: Lanes, states: Array, words: Sequence[Array]) -> Array:
         out[step, :count] = symbol
         tracker.update(symbol)
     if not ((state == low).all() and (position == np.cumsum(lengths)).all()):
-        raise CorruptFileError(
+        what, expected = (
             "Coded numbers do not end where they should.",
-            expected="the words that were written",
-            found="other words, or too few",
-            remedy="restore the file from a copy, or compress the adapters again",
+            "the words that were written",
         )
+        raise unsound(what, "other words, or too few", expected)
     return out

@@ -17,9 +17,9 @@ from itertools import pairwise
 import numpy as np
 
 from vlora_engine.codec.algebra import transposed
+from vlora_engine.codec.floats import unsound
 from vlora_engine.codec.rans import Lanes, contexts, decode, encode
 from vlora_engine.codec.tables import ESCAPE, UNIT_BITS, Array, models
-from vlora_engine.errors import CorruptFileError
 
 LANE = 2048  # symbols of a lane at most: its state and length cost four bytes
 _LANES_AT_ONCE = 8192
@@ -28,6 +28,7 @@ _MAX_LOW_BITS = 24
 _LOW_BITS_FOLLOW = 0xFF  # where a vector's byte stands: no vector begins with so large a mean
 _NONE = np.zeros(0, dtype=np.int32)
 _SYMBOL_BITS = 6
+_UNSOUND = "Coded numbers are not sound."
 _SAMPLE = 5  # the shape of a long vector is chosen by every fifth of its numbers
 
 
@@ -325,7 +326,7 @@ class _Opened:
         self.high: Array = np.zeros((0, 0), dtype=np.uint8)
         if not layout.n or not layout.d:
             if raw:
-                raise _unsound(f"{len(raw)} bytes for a matrix without numbers")
+                raise unsound(_UNSOUND, f"{len(raw)} bytes for a matrix without numbers")
             return
         follow = bytes(raw[:1]) == bytes([_LOW_BITS_FOLLOW])
         self._at = int(follow)
@@ -335,7 +336,7 @@ class _Opened:
         self.low_bits = low_bits.astype(np.int64)
         table = models()
         if self.start.max() >= len(table.starts) or self.low_bits.max() > _MAX_LOW_BITS:
-            raise _unsound("a scale that there is not")
+            raise unsound(_UNSOUND, "a scale that there is not")
         self.states = self._take(layout.lanes, "<u4")
         lengths = self._take(layout.lanes, "<u2").astype(np.int64)
         words = self._take(int(lengths.sum()), "<u2")
@@ -352,7 +353,7 @@ class _Opened:
         tail = 4 * int(escaped.sum())
         rest = self._raw[self._at :]
         if len(rest) < -(-count // 8) + tail:
-            raise _unsound(f"{len(rest)} bytes for what follows the words")
+            raise unsound(_UNSOUND, f"{len(rest)} bytes for what follows the words")
         end = len(rest) - tail
         low = np.frombuffer(rest[end - -(-count // 8) : end], dtype=np.uint8)
         magnitude[escaped] += np.frombuffer(rest[end:], dtype="<u4").astype(np.int64)
@@ -360,7 +361,7 @@ class _Opened:
         nonzero = magnitude > 0
         signs = self._take(-(-int(nonzero.sum()) // 8), np.uint8)
         if self._at + len(low) + tail != len(self._raw) or magnitude.max(initial=0) >= 1 << 31:
-            raise _unsound("other lengths")
+            raise unsound(_UNSOUND, "other lengths")
         negative = np.zeros(magnitude.shape, dtype=bool)
         negative[nonzero] = np.unpackbits(signs)[: int(nonzero.sum())]
         return np.where(negative, -magnitude, magnitude).astype(np.int32)
@@ -379,7 +380,7 @@ class _Opened:
     def _take(self, count: int, dtype: str | type) -> Array:
         size = count * np.dtype(dtype).itemsize
         if self._at + size > len(self._raw):
-            raise _unsound(f"{len(self._raw)} bytes")
+            raise unsound(_UNSOUND, f"{len(self._raw)} bytes")
         values = np.frombuffer(self._raw[self._at : self._at + size], dtype=dtype)
         self._at += size
         return values
@@ -394,12 +395,3 @@ def _decode_group(members: Sequence[_Opened]) -> None:
     bounds = np.cumsum([0] + [x.lanes for x in layouts]).tolist()
     for member, (a, b) in zip(members, pairwise(bounds), strict=True):
         member.high = member.layout.collect(dealt[a:b])
-
-
-def _unsound(found: str) -> CorruptFileError:
-    return CorruptFileError(
-        "Coded numbers are not sound.",
-        expected="the bytes that were written",
-        found=found,
-        remedy="restore the file from a copy, or compress the adapters again",
-    )

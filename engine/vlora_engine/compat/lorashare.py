@@ -25,15 +25,8 @@ from vlora_engine.adapters.base_models import normalise_base_model
 from vlora_engine.adapters.check import check_adapters
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, MemorySource
 from vlora_engine.catalog.open import load_adapter, open_adapter
+from vlora_engine.compat import share_parts
 from vlora_engine.compat.share_config import SHAREConfig
-from vlora_engine.compat.share_parts import (
-    deltas,
-    explained,
-    factor_errors,
-    in_memory,
-    share_loadings,
-    subspace_of,
-)
 from vlora_engine.errors import DependencyError, NotFoundError, ParameterError, VLoRAError
 from vlora_engine.formats.peft_save import peft_tensors
 from vlora_engine.hub.client import api, hub_errors, silence
@@ -89,7 +82,9 @@ class SHAREModel:
     ) -> None:
         heads = all_classifier_heads or {}
         base = config.base_model_name_or_path or None
-        self.subspace = subspace_of(base, components, all_loadings, adapter_configs, heads)
+        self.subspace = share_parts.subspace_of(
+            base, components, all_loadings, adapter_configs, heads
+        )
         self.config = config
         self.adapter_sources: dict[str, str] = dict(adapter_sources or {})
 
@@ -155,7 +150,7 @@ class SHAREModel:
             ParameterError: A subspace whose method lorashare does not have.
         """
         directory = Path(path)
-        subspace = in_memory(SharedSubspace.load(directory))
+        subspace = share_parts.in_memory(SharedSubspace.load(directory))
         if subspace.method not in ("columns", "delta"):
             raise ParameterError(
                 f"A subspace of method {subspace.method!r} is none of lorashare's.",
@@ -196,7 +191,9 @@ class SHAREModel:
     @property
     def all_loadings(self) -> dict[str, dict[str, Tensor]]:
         """By adapter ``{"<layer>:A": (k, r), "<layer>:B": (k, r)}``."""
-        return {name: share_loadings(task) for name, task in self.subspace.tasks.items()}
+        return {
+            name: share_parts.share_loadings(task) for name, task in self.subspace.tasks.items()
+        }
 
     @property
     def adapter_configs(self) -> dict[str, dict[str, Any]]:
@@ -297,7 +294,7 @@ class SHAREModel:
             assert original is not None  # noqa: S101
             factors = peft_tensors(original)
             original_weights = {k: v for k, v in factors.items() if ".lora_" in k}
-        per_layer = factor_errors(original_weights, peft_tensors(reconstructed))
+        per_layer = share_parts.factor_errors(original_weights, peft_tensors(reconstructed))
         errors = list(per_layer.values())
         report: dict[str, Any] = {
             "per_layer": per_layer,
@@ -305,7 +302,7 @@ class SHAREModel:
             "max": max(errors, default=0.0),
         }
         if original is not None:
-            report["dw"] = relative_error(deltas(original, reconstructed))
+            report["dw"] = relative_error(share_parts.deltas(original, reconstructed))
         return report
 
     # ---- adapters into it
@@ -333,11 +330,12 @@ class SHAREModel:
             raise ParameterError(
                 f"There is an adapter {name!r} already.", remedy="give it another name"
             )
-        _require_compatible({**self._some_source(), name: source})
+        first = self.adapter_names[0]
+        _require_compatible({first: MemorySource(self.subspace.reconstruct(first)), name: source})
         threshold = (
             self.config.variance_threshold if variance_threshold is None else variance_threshold
         )
-        variances = [] if force_recompute else list(explained(self.subspace, source))
+        variances = [] if force_recompute else list(share_parts.explained(self.subspace, source))
         result: dict[str, Any] = {"method": "recompute", "adapter_name": name}
         if variances and min(variances) >= threshold:
             self.subspace.add_task(self.subspace.project(source, name))
@@ -374,16 +372,11 @@ class SHAREModel:
             OutputExistsError: Something else is there. StorageError: It cannot be written.
         """
         out = Path(output_dir)
-        names = share_names(self.subspace.tasks)
+        names, settings = share_names(self.subspace.tasks), self.config.to_dict()
         renewed = peer_at(out) == LORASHARE
         with new_directory(out, job="share", force=renewed, keep_foreign=renewed) as partial:
-            write_lorashare(
-                self.subspace,
-                partial,
-                names=names,
-                settings=self.config.to_dict(),
-                sources=self.adapter_sources,
-            )
+            sources = self.adapter_sources
+            write_lorashare(self.subspace, partial, names=names, settings=settings, sources=sources)
 
     def push_to_hub(self, repo_id: str, token: str | None = None, private: bool = False) -> str:
         """Upload a checkpoint to the Hugging Face Hub; returns the repository's address.
@@ -417,10 +410,6 @@ class SHAREModel:
     def _weights(self, name: str) -> LoRAWeights:
         self._require_known(name)
         return self.subspace.reconstruct(name)
-
-    def _some_source(self) -> dict[str, AdapterSource]:
-        first = self.adapter_names[0]
-        return {first: MemorySource(self.subspace.reconstruct(first))}
 
     def _note_adapters(self) -> None:
         """The config's fields that follow from what is there."""

@@ -139,13 +139,9 @@ def absorb_incremental(space: BasisSpace | CodedSpace, source: AdapterSource, ta
         check_fits(spec, source, space.method)
         stack = padded_stack(spec, task_id, source, check.weight, space.method)
         count = sum(i in record.layers for record in space.tasks.records())
-        bases[spec.name] = _turned(space, spec, bases[spec.name], stack, count)
-        specs[i] = replace(
-            spec,
-            k_a=len(bases[spec.name].a),
-            k_b=len(bases[spec.name].b),
-            rank=max(spec.rank, stack.ranks[0]),
-        )
+        basis = bases[spec.name] = _turned(space, spec, bases[spec.name], stack, count)
+        rank = max(spec.rank, stack.ranks[0])
+        specs[i] = replace(spec, k_a=len(basis.a), k_b=len(basis.b), rank=rank)
     tasks = TaskMap(space.storage, specs)
     for record in space.tasks.records():
         encoded = space.tasks.encoded(record.id)
@@ -221,12 +217,9 @@ def reexpress(
         old_a = old_basis.expand(method, "a", a[None])
         old_b = old_basis.expand(method, "b", b[None])
         form = storage.form(rank, new_spec.k_a, new_spec.k_b)
-        new = encode_loadings(
-            form,
-            new_basis.project(method, "a", old_a),
-            new_basis.project(method, "b", old_b),
-            storage.dtype,
-        )
+        loadings_a = new_basis.project(method, "a", old_a)
+        loadings_b = new_basis.project(method, "b", old_b)
+        new = encode_loadings(form, loadings_a, loadings_b, storage.dtype)
         new_a, new_b = decode_loadings(form, new)
         hat_a = new_basis.expand(method, "a", new_a)[:, :rank]
         hat_b = new_basis.expand(method, "b", new_b)[:, :rank]

@@ -6,8 +6,6 @@ an interrupted one finds them again and goes on. The output appears in one step.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -17,7 +15,6 @@ from typing import Any
 
 import torch
 
-from vlora_engine._version import __version__
 from vlora_engine.adapters.base_models import base_model_of
 from vlora_engine.adapters.check import CheckReport
 from vlora_engine.adapters.model import AdapterSource
@@ -31,13 +28,20 @@ from vlora_engine.manifest.manifest import Manifest, TaskRecord
 from vlora_engine.manifest.records import max_k
 from vlora_engine.spectra.choose import choose, match_layers, too_large
 from vlora_engine.spectra.tables import Spectra
-from vlora_engine.subspace.basis import BuiltLayer, LayerPlan, build_layer
+from vlora_engine.subspace.basis import BuiltLayer, build_layer
 from vlora_engine.subspace.basis_space import BasisSpace
 from vlora_engine.subspace.coded.build import build_coded
 from vlora_engine.subspace.coded.space import CodedSpace, code_collection
 from vlora_engine.subspace.layer_parts import LayerParts
 from vlora_engine.subspace.loadings import EncodedTask, Storage
-from vlora_engine.subspace.request import BuildReport, Collection, Plan, assemble_task, prepare
+from vlora_engine.subspace.request import (
+    BuildReport,
+    Collection,
+    Plan,
+    assemble_task,
+    fingerprint_of,
+    prepare,
+)
 from vlora_engine.subspace.store import task_files, write_subspace
 from vlora_engine.subspace.tasks import collect_tasks
 from vlora_engine.utils.device import pick_device
@@ -75,17 +79,7 @@ def make_plan(
         return _fixed_plan(collection, targets, pair, spectra)
     assert spectra is not None  # noqa: S101
     choice = choose(spectra, targets)
-    plans = {
-        name: LayerPlan(
-            targets.method,
-            *k,
-            collection.dtype,
-            targets.refine,
-            exact=True,
-            quantization=targets.quantization,
-        )
-        for name, k in choice.k.items()
-    }
+    plans = {name: collection.layer_plan(targets, k, exact=True) for name, k in choice.k.items()}
     return Plan(plans, spectra, choice)
 
 
@@ -109,14 +103,7 @@ def _fixed_plan(
         k = min(wanted[0], limit[0]), min(wanted[1], limit[1])
         if k != tuple(wanted):
             clamped.append(name)
-        plans[name] = LayerPlan(
-            targets.method,
-            *k,
-            collection.dtype,
-            targets.refine,
-            exact=spectra is not None,
-            quantization=targets.quantization,
-        )
+        plans[name] = collection.layer_plan(targets, k, exact=spectra is not None)
     findings = []
     if clamped:
         what = f"k is clamped to the maximum of {len(clamped)} of {len(names)} layers."
@@ -127,7 +114,7 @@ def _fixed_plan(
 
 def _same_collection(collection: Collection, spectra: Spectra) -> None:
     known = {task.name: task.digest for task in spectra.tasks}
-    ours = {name: collection.check.adapters[name].digest for name in collection.sources}
+    ours = dict(collection.digests)
     if known != ours:
         wrong = sorted(n for n in known.keys() | ours.keys() if known.get(n) != ours.get(n))
         raise SubspaceError(
@@ -150,15 +137,7 @@ def build_space(
         return code_collection(collection, targets, run)
 
     def compute() -> Spectra:
-        return compute_spectra(
-            collection.sources,
-            methods=(targets.method,),
-            device=run.device,
-            check=collection.check,
-            skip_bad=True,
-            progress=run.progress,
-            cancelled=run.cancelled,
-        )
+        return _computed(collection, (targets.method,), run)
 
     storage = collection.storage(targets)
     aim: CompressionTarget | None = targets
@@ -184,11 +163,7 @@ def build_space(
 
 
 def build_layers(
-    collection: Collection,
-    plan: Plan,
-    run: RunContext,
-    *,
-    names: Sequence[str] | None = None,
+    collection: Collection, plan: Plan, run: RunContext, *, names: Sequence[str] | None = None
 ) -> Generator[BuiltLayer, None, None]:
     """Build the layers ``names`` (default: all) in order."""
     place, weights = pick_device(run.device), collection.weights
@@ -251,7 +226,8 @@ def build_subspace(
     known = Spectra.load(spectra) if isinstance(spectra, Path) else spectra
     partial = partial_path(out, job)
     with sole_writer(partial, out):
-        _make(partial, keep=resume)
+        for entry in [partial / RESULT] if resume else list(partial.iterdir()):
+            discard(entry)
         if wanted.is_coded:
             outlook = known.outlook() if known else None
             return build_coded(partial, out, collection, wanted, outlook, run, room=room)
@@ -280,7 +256,18 @@ def _build_in(
             manifest = _assemble(partial / RESULT, out, collection, storage, parts)
             errors = {task.id: task.error for task in manifest.tasks.values()}
             known, targets = plan.spectra, within(targets, plan, errors)
-        report = _report(out, collection, plan, manifest, parts, reused)
+        specs = enumerate(manifest.layers)
+        report = collection.report(
+            out,
+            manifest,
+            plan.findings,
+            k={spec.name: (spec.k_a, spec.k_b) for spec in manifest.layers},
+            layer_errors={spec.name: parts.layer_error(i) for i, spec in specs},
+            reused_layers=reused,
+            quantization=manifest.as_dict()["quantization"],
+            choice=plan.choice,
+            spectra=plan.spectra,
+        )
         require_unchanged(collection.sources.values())
         publish(partial / RESULT, out, within=partial, force=run.force)
     return report
@@ -298,19 +285,8 @@ def _build_parts(collection: Collection, plan: Plan, parts: LayerParts, run: Run
 
 def fingerprint(collection: Collection, plan: Plan, device: str) -> str:
     """What layers must have in common to be used together: all that decides on their bytes."""
-    content = {
-        "engine": __version__,
-        "torch": torch.__version__,
-        "device": pick_device(device).type,
-        "tasks": [(n, collection.check.adapters[n].digest) for n in collection.sources],
-        "layers": {name: asdict(own) for name, own in plan.layers.items()},
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _make(partial: Path, *, keep: bool) -> None:
-    for entry in [partial / RESULT] if keep else list(partial.iterdir()):
-        discard(entry)
+    layers = {name: asdict(own) for name, own in plan.layers.items()}
+    return fingerprint_of(device, tasks=collection.digests, layers=layers)
 
 
 def _spectra_in(partial: Path, collection: Collection, run: RunContext) -> Spectra:
@@ -323,10 +299,16 @@ def _spectra_in(partial: Path, collection: Collection, run: RunContext) -> Spect
             return known
         except SubspaceError:
             discard(place)
+    return _computed(collection, BASIS_METHODS, run, place)
+
+
+def _computed(
+    collection: Collection, methods: Sequence[str], run: RunContext, out: Path | None = None
+) -> Spectra:
     return compute_spectra(
         collection.sources,
-        place,
-        methods=BASIS_METHODS,
+        out,
+        methods=methods,
         device=run.device,
         check=CheckReport({n: collection.check.adapters[n] for n in collection.sources}),
         progress=run.progress,
@@ -353,40 +335,6 @@ def _assemble(
         layers=specs,
         bases=(parts.basis(i) for i in range(len(specs))),
         tasks=tasks(),
-    )
-
-
-def _report(
-    out: Path,
-    collection: Collection,
-    plan: Plan,
-    manifest: Manifest,
-    parts: LayerParts,
-    reused: int,
-) -> BuildReport:
-    worst = manifest.worst
-    return BuildReport(
-        path=out,
-        method=manifest.method,
-        dtype=manifest.dtype,
-        tasks=list(manifest.tasks),
-        k={spec.name: (spec.k_a, spec.k_b) for spec in manifest.layers},
-        mean_error=manifest.mean_error,
-        max_error=worst.error if worst else 0.0,
-        worst_task=worst.id if worst else "",
-        variance=manifest.variance,
-        task_errors={task.id: task.error for task in manifest.tasks.values()},
-        layer_errors={s.name: parts.layer_error(i) for i, s in enumerate(manifest.layers)},
-        nbytes=manifest.nbytes,
-        input_bytes=manifest.input_bytes,
-        ratio=manifest.ratio,
-        codec_ratio=manifest.codec_ratio,
-        skipped=[error.as_dict() for error in collection.check.bad],
-        reused_layers=reused,
-        findings=[*collection.check.findings, *plan.findings],
-        quantization=manifest.as_dict()["quantization"],
-        choice=plan.choice,
-        spectra=plan.spectra,
     )
 
 

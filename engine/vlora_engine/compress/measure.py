@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Mapping, Sequence
@@ -16,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlora_engine._version import __version__
 from vlora_engine.adapters.check import CheckReport, check_adapters
 from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.adapters.stack import LayerStack, flatten, read_stack, unflatten
@@ -29,24 +26,10 @@ from vlora_engine.linalg.low_rank import module_grams
 from vlora_engine.manifest.manifest import TaskRecord
 from vlora_engine.manifest.records import overhead_bytes, shared_layers, task_record
 from vlora_engine.quantization.dtypes import STORAGE_DTYPES
-from vlora_engine.spectra.tables import (
-    LayerTable,
-    MethodTable,
-    Spectra,
-    TaskEntry,
-    diagonal_k,
-    finished_layers,
-    grid_k,
-    grid_points,
-    outlook_file,
-    similarity_file,
-    vectors_file,
-    write_arrays,
-    write_index,
-    write_layer,
-)
+from vlora_engine.spectra import tables
+from vlora_engine.spectra.tables import LayerTable, MethodTable, Spectra, TaskEntry, write_layer
 from vlora_engine.subspace.coded.build import outlook_of
-from vlora_engine.subspace.request import Collection, canonical_order
+from vlora_engine.subspace.request import Collection, canonical_order, fingerprint_of
 from vlora_engine.utils.device import pick_device
 from vlora_engine.utils.files import check_output, discard, publish, sole_writer
 from vlora_engine.utils.memory import return_large_blocks
@@ -128,13 +111,13 @@ def compute_spectra(
     partial = spectra_partial(out)
     with sole_writer(partial, out), keep_finished_layers(partial, out):
         common = _fingerprint(spectra, device)
-        kept = finished_layers(partial, common)
+        kept = tables.finished_layers(partial, common)
         for entry in list(partial.iterdir()) if not kept else []:
             discard(entry)
-        write_index(partial, spectra, shapes, common)
+        tables.write_index(partial, spectra, shapes, common)
         _fill(spectra, good, check, partial, run, kept)
-        if codec and not outlook_file(partial).exists():
-            _outlook(good, check, run).save(outlook_file(partial))
+        if codec and not tables.outlook_file(partial).exists():
+            _outlook(good, check, run).save(tables.outlook_file(partial))
         require_unchanged(good.values())
         publish(partial, out, force=force)
     spectra.path, spectra.reused_layers = out, len(kept)
@@ -148,16 +131,13 @@ def _outlook(sources: Mapping[str, AdapterSource], check: CheckReport, run: RunC
 
 def _fingerprint(spectra: Spectra, device: str) -> str:
     """What layers must have in common to be used together: all that decides on their bytes."""
-    content = {
-        "engine": __version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "device": pick_device(device).type,
-        "methods": spectra.methods,
-        "layers": spectra.layer_names,
-        "tasks": [(task.name, task.digest) for task in spectra.tasks],
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return fingerprint_of(
+        device,
+        numpy=np.__version__,
+        methods=spectra.methods,
+        layers=spectra.layer_names,
+        tasks=[(task.name, task.digest) for task in spectra.tasks],
+    )
 
 
 def _empty(
@@ -213,7 +193,7 @@ def _fill(
     """Compute every layer; of those that are ``kept`` in ``out`` only the similarity."""
     names = {task.name: i for i, task in enumerate(spectra.tasks)}
     weights = {name: check.adapters[name].weight for name in sources}
-    points = grid_points(len(names), len(spectra.layer_names), len(spectra.methods))
+    points = tables.grid_points(len(names), len(spectra.layer_names), len(spectra.methods))
     place, known = pick_device(run.device), kept or {}
 
     def work(layer: str) -> LayerSpectrum:
@@ -240,12 +220,12 @@ def _fill(
             if out is None:
                 spectra.vectors[i] = arrays
             elif table.name in known:
-                room = _room_after(vectors_file(out, i), room)
+                room = _room_after(tables.vectors_file(out, i), room)
             else:
                 room -= sum(array.nbytes for array in arrays.values())
                 # Before the table: a finished layer without vectors says that there is no room.
                 if room >= 0:
-                    write_arrays(vectors_file(out, i), arrays)
+                    tables.write_arrays(tables.vectors_file(out, i), arrays)
                 else:
                     shutil.rmtree(out / "vectors", ignore_errors=True)
                 write_layer(out, i, table)
@@ -254,7 +234,7 @@ def _fill(
     if relations is not None:
         spectra.relations = relations.relations()
         if out is not None:
-            write_arrays(similarity_file(out), spectra.relations.arrays())
+            tables.write_arrays(tables.similarity_file(out), spectra.relations.arrays())
 
 
 def _room_after(file: Path, room: int) -> int:
@@ -316,8 +296,8 @@ def _nested_table(
     basis_a, vectors_a = full_basis(stack.rows(method, "a"))
     basis_b, vectors_b = full_basis(stack.rows(method, "b"))
     max_a, max_b = len(basis_a.components), len(basis_b.components)
-    k = diagonal_k(max(max_a, max_b))
-    grid_a, grid_b = grid_k(k, max_a, points), grid_k(k, max_b, points)
+    k = tables.diagonal_k(max(max_a, max_b))
+    grid_a, grid_b = tables.grid_k(k, max_a, points), tables.grid_k(k, max_b, points)
     at_a, at_b = np.minimum(k, max_a), np.minimum(k, max_b)
     residual, grid, narrow = [], [], _table_dtype(energy)
     chunk = max(1, CHUNK_ELEMENTS // max(1, len(k) * stack.rank**2))

@@ -21,10 +21,7 @@ from vlora_engine.utils.run_context import RunContext
 
 
 def quantize_subspace(
-    path: Path,
-    out: Path,
-    quantization: Quantization,
-    run: RunContext = RunContext(),
+    path: Path, out: Path, quantization: Quantization, run: RunContext = RunContext()
 ) -> Manifest:
     """Pack the subspace in ``path`` into the directory ``out``.
 
@@ -45,9 +42,7 @@ def quantize_subspace(
 
 
 def requantize(
-    space: BasisSpace | CodedSpace,
-    quantization: Quantization,
-    run: RunContext = RunContext(),
+    space: BasisSpace | CodedSpace, quantization: Quantization, run: RunContext = RunContext()
 ) -> None:
     """Pack the bases of a subspace, and its loadings if asked, in place.
 

@@ -7,6 +7,7 @@ shape; from a config alone the number of layers and, for common architectures, t
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -65,7 +66,8 @@ class BaseFacts:
     def knows(self, module: str) -> bool | None:
         """Whether it has a module of this name; None where nothing tells."""
         if self.weights:
-            return self._found(module) is not None or self._is_tied_head(module)
+            # A head's weight may be the embedding's.
+            return self._found(module) is not None or module.rpartition(".")[2] == "lm_head"
         number = layer_number(module)
         if number is not None and self.layers is not None and number >= self.layers:
             return False
@@ -91,9 +93,6 @@ class BaseFacts:
     @property
     def _is_conv1d(self) -> bool:
         return self.model_type in ("gpt2", "openai-gpt", "imagegpt")
-
-    def _is_tied_head(self, module: str) -> bool:
-        return module.rpartition(".")[2] == "lm_head"  # its weight may be the embedding's
 
     def _found(self, module: str) -> tuple[str, Shape] | None:
         """The base's weight for a module, whatever wrapper stands before either name."""
@@ -233,10 +232,7 @@ def _not_json(path: Path, found: str) -> VLoRAError:
 
 def _fits(shape: ModuleShape, weight: Shape, transposed: bool) -> bool:
     if shape.kind == "conv2d":
-        product = 1
-        for size in weight[1:]:
-            product *= size
-        return (shape.d_out, shape.d_in) == (weight[0], product)
+        return (shape.d_out, shape.d_in) == (weight[0], math.prod(weight[1:]))
     if shape.kind == "embedding" or transposed:
         return (shape.d_in, shape.d_out) == weight
     return (shape.d_out, shape.d_in) == weight

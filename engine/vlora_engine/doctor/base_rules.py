@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 
 from vlora_engine.adapters.base_models import normalise_base_model
 from vlora_engine.doctor.rules import PEFT, Hit, Subject, count, rule
 
 _INJECT = f"{PEFT}/blob/main/src/peft/tuners/tuners_utils.py"
+_injected = partial(rule, source=_INJECT, since="peft 0.21", stage="base")
 _VOCABULARY = ("embed_tokens", "wte", "lm_head", "embeddings", "word_embeddings")
 
 
-@rule(
+@_injected(
     "no-module-fits",
     "error",
     "No module of the adapter is one of the base: it would do nothing.",
     remedy="name the base that it was trained on with --base, or mend the modules' names",
-    source=_INJECT,
-    since="peft 0.21",
-    stage="base",
 )
 def _none(subject: Subject) -> Iterable[Hit]:
     unknown = _unknown(subject)
@@ -27,14 +26,11 @@ def _none(subject: Subject) -> Iterable[Hit]:
         yield Hit(what, file=subject.at_weights, module=unknown[0])
 
 
-@rule(
+@_injected(
     "unknown-modules",
     "error",
     "Some modules of the adapter are not in the base.",
     remedy="name the base that it was trained on with --base",
-    source=_INJECT,
-    since="peft 0.21",
-    stage="base",
 )
 def _some(subject: Subject) -> Iterable[Hit]:
     unknown = _unknown(subject)
@@ -50,14 +46,11 @@ def _unknown(subject: Subject) -> list[str]:
     return [module for module in subject.modules or {} if base.knows(module) is False]
 
 
-@rule(
+@_injected(
     "wrong-shape",
     "error",
     "A module's dimensions are not those of the base.",
     remedy="name the base that it was trained on with --base",
-    source=_INJECT,
-    since="peft 0.21",
-    stage="base",
 )
 def _shapes(subject: Subject) -> Iterable[Hit]:
     if subject.base is None:

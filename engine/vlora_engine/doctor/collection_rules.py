@@ -5,11 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from vlora_engine.adapters.base_models import normalise_base_model
-from vlora_engine.doctor.rules import RULES, Hit, Rule, Subject, add_rule
+from vlora_engine.doctor.rules import Hit, Rule, Subject, add_rule
 from vlora_engine.findings import Finding
 
 Named = Mapping[str, Subject]
+Find = Callable[[Named], Iterable[Hit]]
 _FEW = 6  # names in one sentence
+
+
+TOGETHER: list[tuple[Rule, Find]] = []
+
+
+def _of_one(subject: Subject) -> Iterable[Hit]:
+    """One adapter alone has no others to differ from."""
+    return ()
+
+
+def _rule(code: str, what: str, remedy: str, source: str) -> Callable[[Find], Find]:
+    """Register the decorated function, which looks at several adapters, under a new row."""
+
+    def register(find: Find) -> Find:
+        row = Rule(code, "warning", what, remedy, source, stage="together")
+        TOGETHER.append((row, find))
+        add_rule(row, _of_one)
+        return find
+
+    return register
 
 
 def together(subjects: Named) -> list[Finding]:
@@ -17,6 +38,12 @@ def together(subjects: Named) -> list[Finding]:
     return [hit.as_finding(row, "") for row, find in TOGETHER for hit in find(subjects)]
 
 
+@_rule(
+    "base-models-differ",
+    "The adapters name different base models; a subspace is meant for one.",
+    "keep each group of `vlora-tui inspect` by itself",
+    "vlora_engine.catalog.scanner",
+)
 def _bases(subjects: Named) -> Iterable[Hit]:
     by_base: dict[str, list[str]] = {}
     said: dict[str, str] = {}
@@ -33,6 +60,12 @@ def _bases(subjects: Named) -> Iterable[Hit]:
         )
 
 
+@_rule(
+    "dimensions-differ",
+    "Two adapters of one base model disagree about a module's dimensions.",
+    "one of them was trained on another size of it: mend base_model_name_or_path",
+    "vlora_engine.catalog.scanner",
+)
 def _dimensions(subjects: Named) -> Iterable[Hit]:
     """Within one base model a module has one shape."""
     seen: dict[tuple[str, str], tuple[str, tuple[str, int, int]]] = {}
@@ -50,6 +83,12 @@ def _dimensions(subjects: Named) -> Iterable[Hit]:
                 break
 
 
+@_rule(
+    "duplicates",
+    "Adapters are the same, bit for bit.",
+    "keep one of them",
+    "vlora_engine.adapters.check",
+)
 def _duplicates(subjects: Named) -> Iterable[Hit]:
     same: dict[str, list[str]] = {}
     for name, subject in subjects.items():
@@ -65,50 +104,3 @@ def _duplicates(subjects: Named) -> Iterable[Hit]:
 def _names(names: Sequence[str]) -> str:
     more = f" and {len(names) - _FEW} more" if len(names) > _FEW else ""
     return ", ".join(names[:_FEW]) + more
-
-
-TOGETHER: list[tuple[Rule, Callable[[Named], Iterable[Hit]]]] = [
-    (
-        Rule(
-            "base-models-differ",
-            "warning",
-            "The adapters name different base models; a subspace is meant for one.",
-            "keep each group of `vlora-tui inspect` by itself",
-            source="vlora_engine.catalog.scanner",
-            stage="together",
-        ),
-        _bases,
-    ),
-    (
-        Rule(
-            "dimensions-differ",
-            "warning",
-            "Two adapters of one base model disagree about a module's dimensions.",
-            "one of them was trained on another size of it: mend base_model_name_or_path",
-            source="vlora_engine.catalog.scanner",
-            stage="together",
-        ),
-        _dimensions,
-    ),
-    (
-        Rule(
-            "duplicates",
-            "warning",
-            "Adapters are the same, bit for bit.",
-            "keep one of them",
-            source="vlora_engine.adapters.check",
-            stage="together",
-        ),
-        _duplicates,
-    ),
-]
-
-
-def _of_one(subject: Subject) -> Iterable[Hit]:
-    """One adapter alone has no others to differ from."""
-    return ()
-
-
-for _row, _ in TOGETHER:
-    if _row.code not in RULES:
-        add_rule(_row, _of_one)

@@ -128,10 +128,9 @@ def verdict(
     else:
         subject = subject_at(adapter.path)
     findings = applied(subject, ("reading", "target"), target)
-    about_target = _codes_of("target") | set(
-        reading_rules.REFUSALS
-    )  # remarks are no business of it
-    return [finding for finding in findings if finding.code in about_target]
+    about_target = {code for code, (row, _) in RULES.items() if row.stage == "target"}
+    refusals = reading_rules.REFUSALS  # remarks are no business of it
+    return [finding for finding in findings if finding.code in {*about_target, *refusals}]
 
 
 def diagnose(
@@ -329,10 +328,6 @@ def _with_rule(finding: Finding) -> Finding:
     """With the sentence of the rule of this code, where there is one."""
     row, _ = RULES.get(finding.code, (None, None))
     return finding if row is None or finding.rule else replace(finding, rule=row.what)
-
-
-def _codes_of(stage: Stage) -> set[str]:
-    return {code for code, (row, _) in RULES.items() if row.stage == stage}
 
 
 def _step(run: RunContext, done: int, total: int, name: str) -> None:

@@ -5,79 +5,54 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import partial
 
-from vlora_engine.doctor.rule_helpers import (
-    MERGE,
-    NO_HEAD,
-    add_rows,
-    as_remarked,
-    convolutions,
-    dora,
-    embeddings,
-    gaps,
-    heads,
-    largest_rank,
-    other_scales,
-    prefix,
-    scales_hit,
-)
+from vlora_engine.doctor import rule_helpers as helpers
+from vlora_engine.doctor.rule_helpers import MERGE, NO_HEAD, TGI, add_rows
 from vlora_engine.doctor.rules import PEFT, Hit, Subject, rule
 from vlora_engine.targets.registry import RANK_LIMITS, smallest_choice
 
 _LLAMACPP = "https://github.com/ggml-org/llama.cpp/blob/master/convert_lora_to_gguf.py"
 _OLLAMA = "https://github.com/ollama/ollama/blob/main/convert/convert.go"
-_TGI = (
-    "https://github.com/huggingface/text-generation-inference/blob/main/"
-    "server/text_generation_server/adapters/lora.py"
-)
 _OLLAMA_TAKES = frozenset({"llama", "mistral", "gemma2"})  # mistral is converted as llama
 
 
 # ---- llama.cpp and Ollama, which ships its files
 
 _GGUF = ("llamacpp", "ollama")
+_gguf_rule = partial(rule, since="llama.cpp, autumn 2026", targets=_GGUF, stage="target")
 
 
-@rule(
+@_gguf_rule(
     "gguf-rslora",
     "error",
     "llama.cpp's converter ignores use_rslora: the scale goes silently wrong.",
     remedy="fold the scale into B",
     source=_LLAMACPP,
-    since="llama.cpp, autumn 2026",
-    targets=_GGUF,
-    stage="target",
 )
 def _gguf_rslora(subject: Subject) -> Iterable[Hit]:
     if subject.config.get("use_rslora"):
-        wrong = other_scales(subject, of_tensors=True, rslora=False)
-        yield from scales_hit(subject, wrong, "llamacpp")
+        wrong = helpers.other_scales(subject, of_tensors=True, rslora=False)
+        yield from helpers.scales_hit(subject, wrong, "llamacpp")
 
 
-@rule(
+@_gguf_rule(
     "gguf-alpha-pattern",
     "error",
     "llama.cpp's converter ignores alpha_pattern: scales go silently wrong.",
     remedy="fold the scales into B",
     source=_LLAMACPP,
-    since="llama.cpp, autumn 2026",
-    targets=_GGUF,
-    stage="target",
 )
 def _gguf_alpha_pattern(subject: Subject) -> Iterable[Hit]:
     if subject.config.get("alpha_pattern") and not subject.config.get("use_rslora"):
-        wrong = other_scales(subject, of_tensors=True)
-        yield from scales_hit(subject, wrong, "llamacpp")
+        wrong = helpers.other_scales(subject, of_tensors=True)
+        yield from helpers.scales_hit(subject, wrong, "llamacpp")
 
 
-@rule(
+@_gguf_rule(
     "gguf-zero-alpha",
     "error",
     "llama.cpp takes an alpha of 0 for a scale of 1.",
     remedy="leave the adapter out: in PEFT it does nothing",
     source="https://github.com/ggml-org/llama.cpp/blob/master/src/llama-adapter.h",
-    since="llama.cpp, autumn 2026",
-    targets=_GGUF,
-    stage="target",
 )
 def _gguf_zero_alpha(subject: Subject) -> Iterable[Hit]:
     if subject.config.get("lora_alpha") == 0:
@@ -93,17 +68,23 @@ add_rows(
         "llama.cpp has no place for modules_to_save and whole tensors.",
         NO_HEAD,
         _LLAMACPP,
-        heads,
+        helpers.heads,
     ),
-    ("dora", "llama.cpp knows no DoRA.", MERGE, _LLAMACPP, dora),
+    ("dora", "llama.cpp knows no DoRA.", MERGE, _LLAMACPP, helpers.dora),
     (
         "named-keys",
         "llama.cpp's converter refuses keys with the adapter's name inside.",
         "",
         _LLAMACPP,
-        partial(as_remarked, "named-keys"),
+        partial(helpers.as_remarked, "named-keys"),
     ),
-    ("convolutions", "llama.cpp has no place for convolutions.", MERGE, _LLAMACPP, convolutions),
+    (
+        "convolutions",
+        "llama.cpp has no place for convolutions.",
+        MERGE,
+        _LLAMACPP,
+        helpers.convolutions,
+    ),
 )
 
 
@@ -145,27 +126,27 @@ add_rows(
         "PEFT finds no module under other keys: nothing is applied.",
         "",
         _SAVE_LOAD,
-        prefix,
+        helpers.prefix,
     ),
     (
         "ignores",
         "PEFT ignores modules that target_modules leaves out.",
         "",
         _SAVE_LOAD,
-        partial(as_remarked, "unlisted-modules"),
+        partial(helpers.as_remarked, "unlisted-modules"),
     ),
     (
         "no-type",
         "PEFT cannot load a config without peft_type.",
         "",
         _SAVE_LOAD,
-        partial(as_remarked, "no-peft-type"),
+        partial(helpers.as_remarked, "no-peft-type"),
     ),
 )
 
 
 def _beyond_every_server(subject: Subject) -> Iterable[Hit]:
-    limit, rank = RANK_LIMITS["vllm"], largest_rank(subject)
+    limit, rank = RANK_LIMITS["vllm"], helpers.largest_rank(subject)
     if smallest_choice(limit, rank) is None:
         fix = subject.command("resize", "--rank", str(max(limit.choices)), suffix="r512")
         yield Hit(f"A rank of {rank}.", fix=fix, file=subject.at_weights)
@@ -180,17 +161,17 @@ add_rows(
         "heads",
         "Whole tensors are refused by some servers and passed over in silence by others.",
         "leave them out on purpose: --drop-rest, when exporting",
-        _TGI,
-        heads,
+        TGI,
+        helpers.heads,
     ),
-    ("convolutions", "Servers do not take convolutions.", MERGE, _TGI, convolutions),
-    ("embeddings", "Servers do not agree on embeddings.", MERGE, _TGI, embeddings),
+    ("convolutions", "Servers do not take convolutions.", MERGE, TGI, helpers.convolutions),
+    ("embeddings", "Servers do not agree on embeddings.", MERGE, TGI, helpers.embeddings),
     (
         "missing-layer",
         "Some servers drop a module type everywhere that is missing in one layer.",
         "add the missing module with a B of zeros",
-        _TGI,
-        gaps,
+        TGI,
+        helpers.gaps,
     ),
     (
         "rank",

@@ -33,11 +33,7 @@ REFUSALS: dict[str, tuple[str, str, str]] = {
         "torch 2.6",
     ),
     "not-tensors": ("The file is no flat table of named tensors.", _FORMATS, _OWN),
-    "no-config": (
-        "There is no adapter_config.json: the scale is not known.",
-        _SAVE_LOAD,
-        _PEFT,
-    ),
+    "no-config": ("There is no adapter_config.json: the scale is not known.", _SAVE_LOAD, _PEFT),
     "bad-config": ("A field of the config cannot be what it is.", _LORA_CONFIG, _PEFT),
     "no-tensors": ("There is a config and no tensors.", _SAVE_LOAD, _PEFT),
     "no-factors": ("No tensor is a factor of LoRA.", _SAVE_LOAD, _PEFT),
@@ -55,11 +51,7 @@ REFUSALS: dict[str, tuple[str, str, str]] = {
         f"{PEFT}/blob/main/src/peft/tuners/lora/layer.py",
         _PEFT,
     ),
-    "rank-disagrees": (
-        "The rank of a tensor is not what the config says.",
-        _SAVE_LOAD,
-        _PEFT,
-    ),
+    "rank-disagrees": ("The rank of a tensor is not what the config says.", _SAVE_LOAD, _PEFT),
     "other-peft-type": ("It is no LoRA but another type of PEFT's.", _LORA_CONFIG, _PEFT),
     "dora": ("DoRA: its update is not linear in the factors.", "arXiv:2402.09353", _PEFT),
     "moves-base": (

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import partial
 
 from vlora_engine.doctor.base_facts import layer_number
 from vlora_engine.doctor.rules import Find, Hit, Rule, Subject, add_rule, count
 from vlora_engine.formats.config import PEFT_DEFAULT_ALPHA, PEFT_DEFAULT_RANK, shown
 from vlora_engine.targets.registry import RANK_LIMITS, smallest_choice
 
+TGI = (
+    "https://github.com/huggingface/text-generation-inference/blob/main/"
+    "server/text_generation_server/adapters/lora.py"
+)
 NO_HEAD = "serve it where heads are read (PEFT), or leave them out on purpose when exporting"
 MERGE = "merge it into its base model and serve that, or retrain it as plain LoRA"
 _TOLERANCE = 1e-6  # of scales: files round alphas
@@ -57,6 +62,11 @@ def scales_hit(subject: Subject, wrong: list[str], target: str) -> Iterable[Hit]
         yield Hit(what, fix=shaped(subject, target), file=subject.at_config, module=wrong[0])
 
 
+def wrong_scales(target: str, subject: Subject) -> Iterable[Hit]:
+    """Scales that a server gets wrong which reads r and lora_alpha of the config alone."""
+    yield from scales_hit(subject, other_scales(subject, of_tensors=False), target)
+
+
 def shaped(subject: Subject, target: str) -> str:
     """What folds scales into B and gives every module one rank, cutting as little as can be."""
     limit = RANK_LIMITS[target]
@@ -80,20 +90,15 @@ def heads(subject: Subject) -> Iterable[Hit]:
         yield Hit(f"It brings whole tensors along: {named[:120]}.", file=subject.at_weights)
 
 
-def convolutions(subject: Subject) -> Iterable[Hit]:
-    """Factors of convolutions."""
-    found = [name for name, s in (subject.modules or {}).items() if s.kind == "conv2d"]
+def _of_kind(kind: str, noun: str, subject: Subject) -> Iterable[Hit]:
+    found = [name for name, s in (subject.modules or {}).items() if s.kind == kind]
     if found:
-        what = f"{count(len(found), 'convolution')}, such as {found[0]}."
+        what = f"{count(len(found), noun)}, such as {found[0]}."
         yield Hit(what, file=subject.at_weights, module=found[0])
 
 
-def embeddings(subject: Subject) -> Iterable[Hit]:
-    """Factors of embeddings."""
-    found = [name for name, s in (subject.modules or {}).items() if s.kind == "embedding"]
-    if found:
-        what = f"{count(len(found), 'embedding')}, such as {found[0]}."
-        yield Hit(what, file=subject.at_weights, module=found[0])
+convolutions = partial(_of_kind, "conv2d", "convolution")
+embeddings = partial(_of_kind, "embedding", "embedding")
 
 
 def dora(subject: Subject) -> Iterable[Hit]:
@@ -105,23 +110,20 @@ def dora(subject: Subject) -> Iterable[Hit]:
 def keys(subject: Subject) -> Iterable[Hit]:
     """Keys that are not exactly PEFT's."""
     for code in ("no-prefix", "named-keys"):
-        for finding in subject.remarked(code):
-            fix = subject.command("convert", "--to", "peft", suffix="peft")
-            yield Hit.of(finding, fix=fix, remedy="")
+        yield from as_remarked(code, subject, remedy="")
 
 
-def as_remarked(code: str, subject: Subject) -> Iterable[Hit]:
+def as_remarked(code: str, subject: Subject, **changed: str) -> Iterable[Hit]:
     """What reading has remarked under ``code``, with the command that writes PEFT's files."""
     for finding in subject.remarked(code):
         fix = subject.command("convert", "--to", "peft", suffix="peft")
-        yield Hit.of(finding, fix=fix)
+        yield Hit.of(finding, fix=fix, **changed)
 
 
 def prefix(subject: Subject) -> Iterable[Hit]:
     """Keys without PEFT's prefix."""
-    for finding in subject.remarked("no-prefix"):
-        fix = subject.command("convert", "--to", "peft", suffix="peft")
-        yield Hit.of(finding, what="Keys do not begin with base_model.model.", fix=fix, remedy="")
+    what = "Keys do not begin with base_model.model."
+    yield from as_remarked("no-prefix", subject, what=what, remedy="")
 
 
 def gaps(subject: Subject) -> Iterable[Hit]:

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from vlora_engine.adapters.check import AdapterCheck
-
-if TYPE_CHECKING:
     from vlora_engine.adapters.model import ModuleShape
     from vlora_engine.doctor.base_facts import BaseFacts
     from vlora_engine.errors import VLoRAError

@@ -17,8 +17,9 @@ from vlora_engine.utils.files import sha256_file, strays
 from vlora_engine.utils.locks import is_held
 
 if TYPE_CHECKING:
-    from vlora_engine.errors import VLoRAError
-    from vlora_engine.manifest.manifest import Manifest
+    from vlora_engine.manifest.manifest import Manifest, TaskRecord
+    from vlora_engine.subspace.coded.store import CodedTask
+    from vlora_engine.subspace.loadings import EncodedTask
     from vlora_engine.subspace.store import StoredSubspace
 
 
@@ -128,11 +129,8 @@ def _basis_findings(stored: StoredSubspace, broken: set[str]) -> Iterator[Findin
                     yield Finding("not-finite", "error", what, "compress again", **place)
                     continue
                 gram = rows.double() @ rows.double().T
-                off = (
-                    float((gram - torch.eye(len(gram), dtype=gram.dtype)).abs().amax())
-                    if len(gram)
-                    else 0.0
-                )
+                from_unit = (gram - torch.eye(len(gram), dtype=gram.dtype)).abs()
+                off = float(from_unit.amax()) if len(gram) else 0.0
                 if off > limit:
                     what = f"The basis is not orthonormal: off by {off:.2g}."
                     yield Finding("not-orthonormal", "warning", what, "compress again", **place)
@@ -156,9 +154,7 @@ def _task_findings(stored: StoredSubspace, broken: set[str]) -> Iterator[Finding
                 what = f"The loadings of {record.id!r} hold NaN or infinity."
                 yield Finding("not-finite", "error", what, "compress the adapters again", file=name)
                 break
-        if len(task.rest) != record.rest:
-            what = f"{len(task.rest)} rest tensors; the index says {record.rest}."
-            yield Finding("rest-tensors", "error", what, "compress the adapters again", file=name)
+        yield from _rest_findings(task, record)
 
 
 def _peer_findings(manifest: Manifest) -> Iterator[Finding]:
@@ -208,13 +204,16 @@ def _coded_findings(manifest: Manifest, broken: set[str]) -> Iterator[Finding]:
             if not all(bool(torch.isfinite(x).all()) for x in (*numbers, task.norms, task.errors)):
                 what = f"What {record.id!r} decodes to is not finite."
                 yield Finding("not-finite", "error", what, "compress the adapters again", file=name)
-            if len(task.rest) != record.rest:
-                what = f"{len(task.rest)} rest tensors; the index says {record.rest}."
-                yield Finding(
-                    "rest-tensors", "error", what, "compress the adapters again", file=name
-                )
+            yield from _rest_findings(task, record)
     finally:
         stored.close()
+
+
+def _rest_findings(task: EncodedTask | CodedTask, record: TaskRecord) -> Iterator[Finding]:
+    if len(task.rest) != record.rest:
+        what = f"{len(task.rest)} rest tensors; the index says {record.rest}."
+        file = f"tasks/{record.file}"
+        yield Finding("rest-tensors", "error", what, "compress the adapters again", file=file)
 
 
 def _from_error(error: VLoRAError, **place: str) -> Finding:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vlora_engine.doctor.rules import ENGINE, PEFT, Hit, Subject, TensorFacts, count, rule
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from vlora_engine.adapters.model import AdapterSource
 
 _LAYER = f"{PEFT}/blob/main/src/peft/tuners/lora/layer.py"
+
+_layer_rule = partial(rule, source=_LAYER, since="peft 0.21", stage="tensors")
+_check_rule = partial(rule, source=f"{ENGINE}.adapters.check", stage="tensors")
 
 
 def read_facts(name: str, source: AdapterSource) -> TensorFacts:
@@ -28,13 +32,7 @@ def _checked(subject: Subject) -> AdapterCheck | None:
     return None if subject.facts is None else subject.facts.check
 
 
-@rule(
-    "not-finite",
-    "error",
-    "A factor or the scale holds NaN or infinity.",
-    source=f"{ENGINE}.adapters.check",
-    stage="tensors",
-)
+@_check_rule("not-finite", "error", "A factor or the scale holds NaN or infinity.")
 def _not_finite(subject: Subject) -> Iterable[Hit]:
     check = _checked(subject)
     if check is not None and check.error is not None and check.error.code == "not-finite":
@@ -42,13 +40,7 @@ def _not_finite(subject: Subject) -> Iterable[Hit]:
         yield Hit.of(finding, remedy="use an earlier checkpoint of it, or leave it out")
 
 
-@rule(
-    "rest-not-finite",
-    "warning",
-    "A tensor that is kept as it is holds NaN or infinity.",
-    source=f"{ENGINE}.adapters.check",
-    stage="tensors",
-)
+@_check_rule("rest-not-finite", "warning", "A tensor that is kept as it is holds NaN or infinity.")
 def _rest_not_finite(subject: Subject) -> Iterable[Hit]:
     check = _checked(subject)
     for finding in check.findings if check is not None else ():
@@ -56,14 +48,7 @@ def _rest_not_finite(subject: Subject) -> Iterable[Hit]:
             yield Hit.of(finding)
 
 
-@rule(
-    "no-effect",
-    "warning",
-    "The adapter changes nothing: dW is zero in every module.",
-    source=_LAYER,
-    since="peft 0.21",
-    stage="tensors",
-)
+@_layer_rule("no-effect", "warning", "The adapter changes nothing: dW is zero in every module.")
 def _no_effect(subject: Subject) -> Iterable[Hit]:
     check = _checked(subject)
     for finding in check.findings if check is not None else ():
@@ -74,14 +59,11 @@ def _no_effect(subject: Subject) -> Iterable[Hit]:
             yield Hit.of(finding, what=finding.what + more, remedy=remedy)
 
 
-@rule(
+@_layer_rule(
     "idle-modules",
     "warning",
     "Some modules change nothing: their B or A is zero.",
     remedy="look whether the training reached them; they cost bytes and time for nothing",
-    source=_LAYER,
-    since="peft 0.21",
-    stage="tensors",
 )
 def _idle(subject: Subject) -> Iterable[Hit]:
     idle = [] if subject.facts is None else subject.facts.idle
@@ -90,14 +72,11 @@ def _idle(subject: Subject) -> Iterable[Hit]:
         yield Hit(what, file=subject.at_weights, module=idle[0])
 
 
-@rule(
+@_layer_rule(
     "fresh-a",
     "note",
     "Every A is as PEFT initialises it: it was frozen, or hardly trained.",
     remedy="nothing, where A was frozen on purpose (LoRA-FA); else look at the training",
-    source=_LAYER,
-    since="peft 0.21",
-    stage="tensors",
 )
 def _fresh(subject: Subject) -> Iterable[Hit]:
     facts = subject.facts

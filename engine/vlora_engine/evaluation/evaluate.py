@@ -176,10 +176,7 @@ class Evaluation:
 
 
 def evaluate_subspace(
-    base: BaseModel,
-    subspace: Space,
-    originals: Mapping[str, AdapterSource],
-    **options: Any,
+    base: BaseModel, subspace: Space, originals: Mapping[str, AdapterSource], **options: Any
 ) -> Evaluation:
     """Evaluate tasks of a subspace against their original adapters, on one base model.
 
@@ -428,10 +425,8 @@ def _draw(base: BaseModel, count: int, length: int, generator: torch.Generator) 
         cache: dict[str, Any] = {} if past is None else {"past_key_values": past}
         output = base.logits("original", step, use_cache=True, **cache)
         probabilities = output.logits[:, -1].float().softmax(-1).cpu()
-        if bool(probabilities.isnan().any()):
-            probabilities = torch.ones_like(
-                probabilities
-            )  # the NaN is reported when the task is scored
+        if bool(probabilities.isnan().any()):  # it is reported when the task is scored
+            probabilities = torch.ones_like(probabilities)
         drawn = probabilities.multinomial(1, generator=generator)
         tokens = torch.cat([tokens, drawn], dim=1)
         past = getattr(output, "past_key_values", None)

@@ -34,56 +34,44 @@ def adapter_findings(
 
 def pickle_findings(probe: Probe, weights: Path, settings: Settings) -> tuple[Finding, ...]:
     """The findings about an adapter whose tensors are in a pickle, not opened yet."""
-    unread = Finding(
-        "pickle-weights",
-        "warning",
-        "The tensors are in a pickle; modules and shapes are read only when it is used.",
-        "save the adapter again as safetensors",
-        file=str(weights),
+    return (
+        unread_pickle(weights),
+        *_config_findings(probe, settings),
+        *_pickles_beside(probe, weights),
     )
-    return (unread, *_config_findings(probe, settings), *_pickles_beside(probe, weights))
+
+
+def unread_pickle(weights: Path) -> Finding:
+    """The finding about tensors in a pickle, which was not opened."""
+    what = "The tensors are in a pickle; modules and shapes are read only when it is used."
+    remedy = "save the adapter again as safetensors"
+    return Finding("pickle-weights", "warning", what, remedy, file=str(weights))
 
 
 def _config_findings(probe: Probe, settings: Settings) -> Iterable[Finding]:
     config, where = probe.config, str(probe.config_path)
     if config.get("peft_type") is None:
-        yield Finding(
-            "no-peft-type",
-            "warning",
-            "The config names no peft_type: PEFT itself cannot load it.",
-            'add "peft_type": "LORA"',
-            file=where,
-        )
+        what = "The config names no peft_type: PEFT itself cannot load it."
+        remedy = 'add "peft_type": "LORA"'
+        yield Finding("no-peft-type", "warning", what, remedy, file=where)
     for name, value in (("r", PEFT_DEFAULT_RANK), ("lora_alpha", PEFT_DEFAULT_ALPHA)):
         if config.get(name) is None:
-            yield Finding(
-                f"no-{name.replace('_', '-')}",
-                "warning",
-                f"The config names no {name}; PEFT takes {value}, and so does this engine.",
-                f"write the {name} that it was trained with",
-                file=where,
-            )
+            what = f"The config names no {name}; PEFT takes {value}, and so does this engine."
+            remedy = f"write the {name} that it was trained with"
+            yield Finding(f"no-{name.replace('_', '-')}", "warning", what, remedy, file=where)
     if settings.alpha == 0:
         yield Finding(
             "zero-alpha", "warning", "An alpha of 0: the adapter does nothing.", file=where
         )
     base = settings.base_model
     if base is None:
-        yield Finding(
-            "no-base-model",
-            "note",
-            "The config names no base model.",
-            "write base_model_name_or_path",
-            file=where,
-        )
+        what = "The config names no base model."
+        remedy = "write base_model_name_or_path"
+        yield Finding("no-base-model", "note", what, remedy, file=where)
     elif looks_local(base):
-        yield Finding(
-            "local-base-model",
-            "note",
-            f"The base model is a path on the machine of the training: {base}.",
-            "write its public name into base_model_name_or_path",
-            file=where,
-        )
+        what = f"The base model is a path on the machine of the training: {base}."
+        remedy = "write its public name into base_model_name_or_path"
+        yield Finding("local-base-model", "note", what, remedy, file=where)
 
 
 def looks_local(base_model: str) -> bool:
@@ -98,46 +86,30 @@ def looks_local(base_model: str) -> bool:
 def _pickles_beside(probe: Probe, weights: Path) -> Iterable[Finding]:
     beside = sorted(name for name in probe.names if name.endswith(PICKLES) and name != weights.name)
     if beside:
-        yield Finding(
-            "pickle-beside",
-            "note",
+        what = (
             f"{_count(len(beside), 'pickle')} beside the adapter, never opened: "
-            f"{', '.join(beside[:4])}.",
-            file=str(probe.directory / beside[0]),
+            f"{', '.join(beside[:4])}."
         )
+        yield Finding("pickle-beside", "note", what, file=str(probe.directory / beside[0]))
 
 
 def _layout_findings(layout: Layout, where: str) -> Iterable[Finding]:
     if not layout.pairs:
-        yield Finding(
-            "no-modules",
-            "warning",
-            "No module is read as a product of factors; all tensors are kept as they are.",
-            file=where,
-        )
+        what = "No module is read as a product of factors; all tensors are kept as they are."
+        yield Finding("no-modules", "warning", what, file=where)
     if not layout.prefixed:
-        yield Finding(
-            "no-prefix",
-            "warning",
-            "Keys without base_model.model.: PEFT would load the adapter and apply none of it.",
-            "export it again; this engine writes the prefix",
-            file=where,
-        )
+        what = "Keys without base_model.model.: PEFT would load the adapter and apply none of it."
+        remedy = "export it again; this engine writes the prefix"
+        yield Finding("no-prefix", "warning", what, remedy, file=where)
     if layout.adapter_name:
-        yield Finding(
-            "named-keys",
-            "note",
-            f"Keys with the adapter's name inside ({layout.adapter_name}), as in a raw state dict.",
-            file=where,
+        what = (
+            f"Keys with the adapter's name inside ({layout.adapter_name}), as in a raw state dict."
         )
+        yield Finding("named-keys", "note", what, file=where)
     ranks = {pair.shape.rank for pair in layout.pairs.values()}
     if len(ranks) > 1:
-        yield Finding(
-            "mixed-ranks",
-            "note",
-            f"Ranks from {min(ranks)} to {max(ranks)} in one adapter.",
-            file=where,
-        )
+        what = f"Ranks from {min(ranks)} to {max(ranks)} in one adapter."
+        yield Finding("mixed-ranks", "note", what, file=where)
 
 
 def _pattern_findings(layout: Layout, settings: Settings, where: str) -> Iterable[Finding]:
@@ -150,14 +122,13 @@ def _pattern_findings(layout: Layout, settings: Settings, where: str) -> Iterabl
             continue
         unsure = [module for module in layout.pairs if len(set(table.all(module))) > 1]
         if unsure:
-            yield Finding(
-                "overlapping-patterns",
-                "warning",
+            what = (
                 f"Several entries of {name} match {_count(len(unsure), 'module')}, such as "
-                f"{unsure[0]}; the first one counts, and PEFT has sorted them when it saved.",
-                "write full module names if another one was meant",
-                module=unsure[0],
-                file=where,
+                f"{unsure[0]}; the first one counts, and PEFT has sorted them when it saved."
+            )
+            remedy = "write full module names if another one was meant"
+            yield Finding(
+                "overlapping-patterns", "warning", what, remedy, module=unsure[0], file=where
             )
 
 
@@ -174,23 +145,16 @@ def _target_findings(layout: Layout, settings: Settings, where: str) -> Iterable
             unlisted.append(module)
     stale = sorted(targets - hit)
     if stale:
-        yield Finding(
-            "stale-targets",
-            "note",
-            f"target_modules lists what no tensor belongs to: {', '.join(stale[:6])}.",
-            "remove them from target_modules; some servers refuse or pad them",
-            file=where,
-        )
+        what = f"target_modules lists what no tensor belongs to: {', '.join(stale[:6])}."
+        remedy = "remove them from target_modules; some servers refuse or pad them"
+        yield Finding("stale-targets", "note", what, remedy, file=where)
     if unlisted:
-        yield Finding(
-            "unlisted-modules",
-            "warning",
+        what = (
             f"{_count(len(unlisted), 'module')} not in target_modules, such as {unlisted[0]}: "
-            "PEFT would ignore them.",
-            "export it again; this engine lists what is there",
-            module=unlisted[0],
-            file=where,
+            "PEFT would ignore them."
         )
+        remedy = "export it again; this engine lists what is there"
+        yield Finding("unlisted-modules", "warning", what, remedy, module=unlisted[0], file=where)
 
 
 def matching_targets(module: str, targets: frozenset[str]) -> list[str]:
@@ -206,35 +170,27 @@ def matching_targets(module: str, targets: frozenset[str]) -> list[str]:
 def _rest_findings(layout: Layout, where: str) -> Iterable[Finding]:
     if not layout.rest:
         return
-    yield Finding(
-        "rest-tensors",
-        "note",
+    what = (
         f"{_count(len(layout.rest), 'tensor')} outside the modules (heads, biases, and so on), "
-        "kept bit for bit.",
-        file=where,
+        "kept bit for bit."
     )
+    yield Finding("rest-tensors", "note", what, file=where)
     whole = [
         (name, math.prod(shape) * ITEM_BYTES[dtype])
         for name, (dtype, shape) in layout.rest.items()
         if len(shape) > 1 and min(shape) >= WHOLE_MATRIX and not _BASE_COPY.search(name)
     ]
     if whole:
-        yield Finding(
-            "whole-matrices",
-            "note",
+        what = (
             f"{_count(len(whole), 'whole matrix', 'whole matrices')} "
             f"({sum(size for _, size in whole) / 1e6:.1f} MB), such as {whole[0][0]}: "
-            "no low rank, so no saving there.",
-            file=where,
+            "no low rank, so no saving there."
         )
+        yield Finding("whole-matrices", "note", what, file=where)
     copies = [name for name in layout.rest if _BASE_COPY.search(name)]
     if copies:
-        yield Finding(
-            "base-copies",
-            "note",
-            f"{_count(len(copies), 'tensor')} of the base model inside, such as {copies[0]}.",
-            file=where,
-        )
+        what = f"{_count(len(copies), 'tensor')} of the base model inside, such as {copies[0]}."
+        yield Finding("base-copies", "note", what, file=where)
 
 
 _BASE_COPY = re.compile(r"\.(base_layer\.weight$|original_module\.)")

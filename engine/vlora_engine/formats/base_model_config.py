@@ -130,9 +130,8 @@ def read_base(path: Path) -> BaseConfig:
     )
 
 
-_TIED = frozenset(
-    {"gpt2", "gemma2", "gemma3_text"}
-)  # what their classes in transformers do by default
+# What their classes in transformers do by default.
+_TIED = frozenset({"gpt2", "gemma2", "gemma3_text"})
 
 
 def _count(config: Mapping[str, Any], path: Path, *names: str, default: int | None = None) -> int:

@@ -142,11 +142,11 @@ def read_settings(config: Mapping[str, Any], where: Path) -> Settings:
         AdapterError: A field has the wrong type or a value that no adapter can have.
     """
     targets = _field(config, "target_modules", where, _is_targets, "a string or a list of strings")
+    rank = _field(config, "r", where, _is_rank, "a positive whole number") or PEFT_DEFAULT_RANK
+    alpha = _field(config, "lora_alpha", where, _is_number, "a finite number")
     return Settings(
-        rank=_field(config, "r", where, _is_rank, "a positive whole number") or PEFT_DEFAULT_RANK,
-        alpha=_or(
-            _field(config, "lora_alpha", where, _is_number, "a finite number"), PEFT_DEFAULT_ALPHA
-        ),
+        rank=rank,
+        alpha=PEFT_DEFAULT_ALPHA if alpha is None else alpha,
         rslora=bool(_field(config, "use_rslora", where, _is_bool, "true or false")),
         rank_pattern=_pattern(config, "rank_pattern", where, _is_rank, "positive whole numbers"),
         alpha_pattern=_pattern(config, "alpha_pattern", where, _is_number, "finite numbers"),
@@ -178,15 +178,23 @@ class Variant:
     """A kind of LoRA that this engine refuses.
 
     ``product`` says whether ``scale * B @ A`` still is the update that its factors stand for; if
-    not, ``allow_unsupported`` keeps all its tensors as rest tensors.
+    not, ``allow_unsupported`` keeps all its tensors as rest tensors. ``start`` is what the value
+    of its field begins with; without one any that is true tells it.
     """
 
     name: str
-    applies: Callable[[Mapping[str, Any]], bool]
     field: str
     why: str
     remedy: str
-    product: bool
+    product: bool = False
+    start: str = ""
+
+    def applies(self, config: Mapping[str, Any]) -> bool:
+        """Whether ``config`` describes it."""
+        value = config.get(self.field)
+        if self.start:
+            return isinstance(value, str) and value.lower().startswith(self.start)
+        return bool(value)
 
     @property
     def code(self) -> str:
@@ -201,25 +209,10 @@ _CONVERT_INIT = (
     "model.save_pretrained(..., path_initial_model_for_weight_conversion=...)"
 )
 _MOVES_BASE = "its base weights are moved when it is loaded, so it shares no subspace with LoRA"
-
-
-def _initialised(prefix: str) -> Callable[[Mapping[str, Any]], bool]:
-    def applies(config: Mapping[str, Any]) -> bool:
-        value = config.get("init_lora_weights")
-        return isinstance(value, str) and value.lower().startswith(prefix)
-
-    return applies
-
-
-def _truthy(name: str) -> Callable[[Mapping[str, Any]], bool]:
-    return lambda config: bool(config.get(name))
-
-
 _REMERGE = "merge it into its base model and extract a plain LoRA of the difference, or retrain it"
 VARIANTS = (
     Variant(
         "DoRA",
-        _truthy("use_dora"),
         "use_dora",
         "its update divides by a norm of base weight and update together, which is not linear",
         "retrain it with use_dora=False, or convert it with PEFT's save_as_lora",
@@ -227,49 +220,39 @@ VARIANTS = (
     ),
     Variant(
         "KaSA",
-        _truthy("kasa_config"),
         "kasa_config",
         "it has a diagonal between B and A and truncates its base weights",
         "retrain it without kasa_config",
-        False,
     ),
     Variant(
         "BD-LoRA",
-        _truthy("use_bdlora"),
         "use_bdlora",
         "one of its factors is block-diagonal, so B @ A is not its update",
         _REMERGE,
-        False,
     ),
     Variant(
         "QA-LoRA",
-        _truthy("use_qalora"),
         "use_qalora",
         "its A works on pooled inputs, so B @ A is not its update",
         _REMERGE,
-        False,
     ),
     Variant(
         "LoRA on expert parameters (target_parameters)",
-        _truthy("target_parameters"),
         "target_parameters",
         "the ranks of all experts lie interleaved in one pair, so B @ A is not its update",
         "retrain it on modules (target_modules), or leave it out of the collection",
-        False,
     ),
-    Variant("PiSSA", _initialised("pissa"), "init_lora_weights", _MOVES_BASE, _CONVERT_INIT, True),
-    Variant("OLoRA", _initialised("olora"), "init_lora_weights", _MOVES_BASE, _CONVERT_INIT, True),
-    Variant("CorDA", _initialised("corda"), "init_lora_weights", _MOVES_BASE, _CONVERT_INIT, True),
-    Variant(
-        "LoRA-GA", _initialised("lora_ga"), "init_lora_weights", _MOVES_BASE, _CONVERT_INIT, True
-    ),
+    Variant("PiSSA", "init_lora_weights", _MOVES_BASE, _CONVERT_INIT, True, "pissa"),
+    Variant("OLoRA", "init_lora_weights", _MOVES_BASE, _CONVERT_INIT, True, "olora"),
+    Variant("CorDA", "init_lora_weights", _MOVES_BASE, _CONVERT_INIT, True, "corda"),
+    Variant("LoRA-GA", "init_lora_weights", _MOVES_BASE, _CONVERT_INIT, True, "lora_ga"),
     Variant(
         "LoftQ",
-        _initialised("loftq"),
         "init_lora_weights",
         "its base weights are replaced by quantized ones when it is loaded",
         "if it was trained on the saved quantized base, set init_lora_weights to true",
         True,
+        "loftq",
     ),
 )
 
@@ -310,10 +293,6 @@ _JSON_WORDS = {
 
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
-
-
-def _or(value: Any, default: Any) -> Any:
-    return default if value is None else value
 
 
 def _field(

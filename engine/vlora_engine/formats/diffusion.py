@@ -60,9 +60,7 @@ def kohya_parts(probe: Probe, contents: Contents) -> Parts:
     """See `PlainFormat`; ``ss_*`` metadata stay in the config's ``source_format``."""
     factors, alphas, rest = _sorted_out(contents, dotted=False)
     pairs = paired(factors, contents.tensors, contents.path)
-    scales = _scales_by_alpha(
-        contents, factors, alphas, {m: p.shape.rank for m, p in pairs.items()}
-    )
+    scales = {m: _alpha_scale(contents, alphas.get(m), p.shape.rank) for m, p in pairs.items()}
     base = contents.metadata.get("ss_sd_model_name") or contents.metadata.get(
         "ss_base_model_version"
     )
@@ -82,12 +80,12 @@ def diffusers_parts(probe: Probe, contents: Contents) -> Parts:
     pairs = paired(factors, contents.tensors, contents.path)
     ranks = {module: pair.shape.rank for module, pair in pairs.items()}
     noted = _noted_settings(contents)
-    scales = {} if noted else _scales_by_alpha(contents, factors, alphas, ranks)
+    scales: dict[str, float] = {}
     for module, rank in ranks.items():
         component, _, inner = module.partition(".")
         if component in noted:
             scales[module] = noted[component].scale_of(inner, rank)
-    for module in ranks.keys() - scales.keys():
+    for module in sorted(ranks.keys() - scales.keys()):
         scales[module] = _alpha_scale(contents, alphas.get(module), ranks[module])
     findings = () if noted and not alphas else _alpha_findings(contents, factors, alphas)
     return Parts(
@@ -165,15 +163,6 @@ def _current_name(module: str) -> str:
         return ".to_out.0" if match[1] == "out" else f".to_{match[1]}"
 
     return _PROCESSOR.sub(modern, module)
-
-
-def _scales_by_alpha(
-    contents: Contents,
-    factors: Mapping[str, Any],
-    alphas: Mapping[str, str],
-    ranks: Mapping[str, int],
-) -> dict[str, float]:
-    return {m: _alpha_scale(contents, alphas.get(m), ranks[m]) for m in sorted(factors)}
 
 
 def _alpha_scale(contents: Contents, key: str | None, rank: int) -> float:

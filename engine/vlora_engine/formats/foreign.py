@@ -41,11 +41,15 @@ class Foreign:
 
     def inspect(self, probe: Probe, *, allow_unsupported: bool = False) -> Inspection:
         """Always refuses."""
-        raise foreign_error(self, probe.tensor_file or probe.path)
+        raise self.error(probe)
 
     def open(self, probe: Probe, *, allow_unsupported: bool = False) -> AdapterSource:
         """Always refuses."""
-        raise foreign_error(self, probe.tensor_file or probe.path)
+        raise self.error(probe)
+
+    def error(self, probe: Probe) -> UnsupportedAdapterError:
+        """The refusal of what lies there."""
+        return foreign_error(self, probe.tensor_file or probe.path)
 
 
 def recognise(keys: Keys, metadata: Mapping[str, str]) -> Foreign | None:
@@ -104,15 +108,8 @@ class UnknownTensors(Foreign):
         path = probe.tensor_file
         return path is not None and path.suffix == ".safetensors"
 
-    def inspect(self, probe: Probe, *, allow_unsupported: bool = False) -> Inspection:
-        """Always refuses, saying whether the file is damaged or just no adapter."""
-        raise self._error(probe)
-
-    def open(self, probe: Probe, *, allow_unsupported: bool = False) -> AdapterSource:
-        """Always refuses, saying whether the file is damaged or just no adapter."""
-        raise self._error(probe)
-
-    def _error(self, probe: Probe) -> UnsupportedAdapterError:
+    def error(self, probe: Probe) -> UnsupportedAdapterError:
+        """The refusal, which says whether the file is damaged or just no adapter."""
         contents = probe.contents  # a damaged file says so here
         names = sorted(contents.tensors)
         return UnsupportedAdapterError(

@@ -7,6 +7,7 @@ name inside (``lora_A.default.weight``). Everything else is a rest tensor, under
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -212,10 +213,7 @@ def _conv_dimensions(
         )
     if not convolution or shape_b[1] != rank:
         raise _product_error(key_a, shape_a, shape_b, where)
-    d_in = 1
-    for size in shape_a[1:]:
-        d_in *= size
-    return d_in, shape_b[0]
+    return math.prod(shape_a[1:]), shape_b[0]
 
 
 def check_name(key: str, where: Path) -> None:
@@ -253,11 +251,7 @@ def _half_error(module: str, keys: Iterable[str], where: Path) -> AdapterError:
     keys = sorted(keys)
     other = {"A": "B", "B": "A"}
     missing = ", ".join(
-        re.sub(
-            r"lora_(embedding_)?([AB])",
-            lambda m: f"lora_{m[1] or ''}{other[m[2]]}",
-            key,
-        )
+        re.sub(r"lora_(embedding_)?([AB])", lambda m: f"lora_{m[1] or ''}{other[m[2]]}", key)
         for key in keys
     )
     return AdapterError(

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlora_engine.adapters.model import LoRAWeights
+from vlora_engine.adapters.model import LoRAWeights, padded
 from vlora_engine.errors import UnsupportedAdapterError
 from vlora_engine.formats.mlx import MLX_FILE
 from vlora_engine.formats.peft_save import ORIGIN
@@ -47,8 +47,6 @@ def mlx_tensors(weights: LoRAWeights) -> tuple[dict[str, Tensor], float, int]:
     MLX-LM has one scale and one rank: what differs is padded with zeros, and a scale that is not
     the common one goes into B.
     """
-    import torch
-
     rank = max((a.shape[0] for a in weights.lora_a.values()), default=1) or 1
     scale = common_scale(weights)
     tensors = {}
@@ -65,9 +63,8 @@ def mlx_tensors(weights: LoRAWeights) -> tuple[dict[str, Tensor], float, int]:
         a, b = weights.lora_a[name], weights.lora_b[name]
         if weights.scales[name] != scale:
             b = (b.double() * (weights.scales[name] / scale)).to(b.dtype)
-        missing = rank - a.shape[0]
-        tensors[f"{name}.lora_a"] = torch.nn.functional.pad(a.T, (0, missing)).contiguous()
-        tensors[f"{name}.lora_b"] = torch.nn.functional.pad(b.T, (0, 0, 0, missing)).contiguous()
+        tensors[f"{name}.lora_a"] = padded(a, rank, 0).T.contiguous()
+        tensors[f"{name}.lora_b"] = padded(b, rank, 1).T.contiguous()
     return tensors, scale, rank
 
 

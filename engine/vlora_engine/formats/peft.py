@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.errors import AdapterError, NotFoundError, UnsupportedAdapterError, VLoRAError
 from vlora_engine.formats.adapter_findings import adapter_findings, pickle_findings
-from vlora_engine.formats.base import PICKLES, FileAdapter, Inspection, Probe
+from vlora_engine.formats.base import PICKLES, Inspection, Probe
 from vlora_engine.formats.config import (
     Settings,
     check_peft_type,
@@ -24,31 +24,12 @@ from vlora_engine.formats.diffusion import DIFFUSERS, KOHYA, NUMBERED
 from vlora_engine.formats.foreign import foreign_error, recognise
 from vlora_engine.formats.layout import Described, Layout, check_ranks, read_layout, split_key
 from vlora_engine.formats.mlx import MLX
-from vlora_engine.formats.plain import PlainFormat
+from vlora_engine.formats.plain import PlainAdapter, PlainFormat
 from vlora_engine.utils.file_names import ADAPTER_WEIGHTS
 
-if TYPE_CHECKING:
-    from torch import Tensor
 
-
-class PeftAdapter(FileAdapter):
+class PeftAdapter(PlainAdapter):
     """An `AdapterSource` over a PEFT directory."""
-
-    def __init__(self, inspection: Inspection, contents: Contents, layout: Layout) -> None:
-        super().__init__(inspection)
-        self._contents = contents
-        self._layout = layout
-
-    def read(self, module: str) -> tuple[Tensor, Tensor]:
-        """A (rank, d_in) and B (d_out, rank); a convolution's kernel is flattened into d_in."""
-        pair = self._layout.pairs[module]
-        shape = pair.shape
-        a, b = self._contents.read(pair.key_a), self._contents.read(pair.key_b)
-        return a.reshape(shape.rank, shape.d_in), b.reshape(shape.d_out, shape.rank)
-
-    def read_rest(self) -> dict[str, Tensor]:
-        """The rest tensors, bit for bit."""
-        return {name: self._contents.read(name) for name in self.rest}
 
 
 class PeftFormat:
@@ -80,7 +61,7 @@ class PeftFormat:
         if other is not None:  # a pickle whose keys could not be seen before
             return other.read(probe, contents)
         inspection, layout = _examine(probe, contents, allow_unsupported)
-        return PeftAdapter(inspection, contents, layout)
+        return PeftAdapter(inspection, contents, layout.pairs)
 
 
 def _weights(probe: Probe) -> Path:

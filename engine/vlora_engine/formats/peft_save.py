@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlora_engine.adapters.model import LoRAWeights, match_pattern
+from vlora_engine.adapters.model import LoRAWeights, match_pattern, padded
 from vlora_engine.errors import AdapterError, ParameterError
 from vlora_engine.formats.adapter_findings import matching_targets
 from vlora_engine.formats.config import Settings, read_settings
@@ -65,7 +65,8 @@ def peft_tensors(weights: LoRAWeights, dtype: torch.dtype | None = None) -> dict
     """
     tensors: dict[str, Tensor] = {}
     for name in weights.layer_names:
-        a, b = _at_least_rank_one(weights.lora_a[name], weights.lora_b[name])
+        # PEFT knows no rank 0: an update of nothing is a zero row and a zero column.
+        a, b = padded(weights.lora_a[name], 1, 0), padded(weights.lora_b[name], 1, 1)
         rank = a.shape[0]
         shape = weights.shapes.get(name)
         kind = shape.kind if shape else "linear"
@@ -211,13 +212,6 @@ def _correct_targets(config: dict[str, Any], settings: Settings, modules: list[s
             config[name] = None
 
 
-def _at_least_rank_one(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """PEFT knows no rank 0: an update of nothing is a zero row and a zero column."""
-    if a.shape[0]:
-        return a, b
-    return a.new_zeros(1, a.shape[1]), b.new_zeros(b.shape[0], 1)
-
-
 def cast(factor: Tensor, dtype: torch.dtype, key: str) -> Tensor:
     """``factor`` in another dtype.
 
@@ -238,21 +232,15 @@ def cast(factor: Tensor, dtype: torch.dtype, key: str) -> Tensor:
 def _torch_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     import torch
 
-    if dtype is None:
-        return None
     if isinstance(dtype, str):
         word = STORAGE_DTYPES.get(dtype)
-        found = getattr(torch, dtype, None) if word is None else torch_dtype(word)
-        if isinstance(found, torch.dtype) and found in _stored(torch):
-            return found
-    elif dtype in _stored(torch):
-        return dtype
+        found = getattr(torch, dtype, "none") if word is None else torch_dtype(word)
+    else:
+        found = dtype
+    if found in (None, torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        return found
     raise ParameterError(
         "Adapters are not stored in this dtype.",
         expected=", ".join(STORAGE_DTYPES),
         found=str(dtype),
     )
-
-
-def _stored(torch: Any) -> tuple[Any, ...]:
-    return (torch.float64, torch.float32, torch.float16, torch.bfloat16)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.errors import AdapterError, CorruptFileError
 from vlora_engine.findings import Finding
+from vlora_engine.formats.adapter_findings import unread_pickle
 from vlora_engine.formats.base import PICKLES, FileAdapter, Inspection, Probe
 from vlora_engine.formats.contents import Contents, PickleContents, SafetensorsContents
 from vlora_engine.formats.layout import Described, Pair, check_name, pair_of
@@ -50,17 +51,21 @@ class Parts:
 
 
 class PlainAdapter(FileAdapter):
-    """An `AdapterSource` over such a file.
+    """An `AdapterSource` over a file of such pairs.
 
     Args:
         transposed: A lies there as (d_in, rank), B as (rank, d_out).
     """
 
     def __init__(
-        self, inspection: Inspection, contents: Contents, parts: Parts, transposed: bool
+        self,
+        inspection: Inspection,
+        contents: Contents,
+        pairs: Mapping[str, Pair],
+        transposed: bool = False,
     ) -> None:
         super().__init__(inspection)
-        self._contents, self._pairs, self._transposed = contents, parts.pairs, transposed
+        self._contents, self._pairs, self._transposed = contents, pairs, transposed
 
     def read(self, module: str) -> tuple[Tensor, Tensor]:
         """A (rank, d_in) and B (d_out, rank); a convolution's kernel is flattened into d_in."""
@@ -123,7 +128,7 @@ class PlainFormat:
         """The adapter whose tensors are in ``contents``."""
         parts = self.parts(probe, contents)
         inspection = self._inspection(probe, contents, parts)
-        return PlainAdapter(inspection, contents, parts, self.transposed)
+        return PlainAdapter(inspection, contents, parts.pairs, self.transposed)
 
     def file(self, probe: Probe) -> Path:
         """The file that holds the tensors."""
@@ -164,13 +169,6 @@ class PlainFormat:
 
     def _unread(self, probe: Probe, path: Path) -> Inspection:
         identity = probe.identity(path)
-        unread = Finding(
-            "pickle-weights",
-            "warning",
-            "The tensors are in a pickle; modules and shapes are read only when it is used.",
-            "save the adapter again as safetensors",
-            file=str(path),
-        )
         return Inspection(
             path=probe.path,
             weights=path,
@@ -182,7 +180,7 @@ class PlainFormat:
             scales={},
             rest={},
             nbytes=identity[0],
-            findings=(unread,),
+            findings=(unread_pickle(path),),
             identity=identity,
         )
 

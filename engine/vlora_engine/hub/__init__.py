@@ -9,8 +9,4 @@ from __future__ import annotations
 
 from vlora_engine.adapters.address import AdapterRef, address_of, is_address
 
-__all__ = [
-    "AdapterRef",
-    "address_of",
-    "is_address",
-]
+__all__ = ["AdapterRef", "address_of", "is_address"]

@@ -15,16 +15,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from vlora_engine import errors
 from vlora_engine._version import __version__
 from vlora_engine.adapters.address import AdapterRef, hub_cache
-from vlora_engine.errors import (
-    HubAccessError,
-    HubError,
-    HubOfflineError,
-    NotFoundError,
-    ParameterError,
-    VLoRAError,
-)
+from vlora_engine.errors import VLoRAError
 from vlora_engine.utils.safetensors_file import write_error
 
 if TYPE_CHECKING:
@@ -77,20 +71,16 @@ def hub_errors(where: Where) -> Iterator[None]:
 @contextmanager
 def silence() -> Iterator[None]:
     """Switch huggingface_hub's progress bars off for this block; progress is reported instead."""
-    from huggingface_hub.utils import (
-        are_progress_bars_disabled,
-        disable_progress_bars,
-        enable_progress_bars,
-    )
+    from huggingface_hub import utils
 
-    were_off = are_progress_bars_disabled()
+    were_off = utils.are_progress_bars_disabled()
     if not were_off:
-        disable_progress_bars()
+        utils.disable_progress_bars()
     try:
         yield
     finally:
         if not were_off:
-            enable_progress_bars()
+            utils.enable_progress_bars()
 
 
 def without_secrets(text: str) -> str:
@@ -156,7 +146,7 @@ def _nowhere_error(where: Where, error: Exception) -> VLoRAError:
 
 
 def _unreachable_error(where: Where, error: Exception) -> VLoRAError:
-    return HubOfflineError(
+    return errors.HubOfflineError(
         "The Hub cannot be reached.",
         where=str(where),
         found=f"{type(error).__name__} from {host()}",
@@ -166,7 +156,7 @@ def _unreachable_error(where: Where, error: Exception) -> VLoRAError:
 
 
 def _switched_off_error(where: Where, error: Exception) -> VLoRAError:
-    return HubOfflineError(
+    return errors.HubOfflineError(
         "The Hub is switched off here (HF_HUB_OFFLINE).",
         where=str(where),
         remedy="unset HF_HUB_OFFLINE, or work with what is in the cache: "
@@ -176,7 +166,7 @@ def _switched_off_error(where: Where, error: Exception) -> VLoRAError:
 
 def _no_revision_error(where: Where, error: Exception) -> VLoRAError:
     revision = where.revision if isinstance(where, AdapterRef) else None
-    return NotFoundError(
+    return errors.NotFoundError(
         f"The repository has no revision {revision or 'main'!r}.",
         where=str(where),
         expected="a branch, a tag or a whole commit hash",
@@ -186,11 +176,11 @@ def _no_revision_error(where: Where, error: Exception) -> VLoRAError:
 
 def _name_error(where: Where, error: Exception) -> VLoRAError:
     found = without_secrets(_first_line(error))
-    return ParameterError("The Hub takes no such name.", where=str(where), found=found)
+    return errors.ParameterError("The Hub takes no such name.", where=str(where), found=found)
 
 
 def _no_file_error(where: Where, error: Exception) -> VLoRAError:
-    return NotFoundError(
+    return errors.NotFoundError(
         "The repository has no such file.",
         where=str(where),
         remedy="the repository may have changed just now: try again",
@@ -198,7 +188,7 @@ def _no_file_error(where: Where, error: Exception) -> VLoRAError:
 
 
 def _not_the_hub_error(where: Where, error: Exception) -> VLoRAError:
-    return HubError(
+    return errors.HubError(
         "What answers is not the Hub.",
         where=str(where),
         found=f"an answer of {host()} without commit or checksum",
@@ -209,7 +199,7 @@ def _not_the_hub_error(where: Where, error: Exception) -> VLoRAError:
 def _broken_off_error(where: Where, error: Exception) -> VLoRAError:
     if isinstance(error, OSError) and error.errno in _REFUSED:
         return write_error(hub_cache(), error)
-    return HubError(
+    return errors.HubError(
         "The transfer did not come to its end.",
         where=str(where),
         found=without_secrets(_first_line(error)),
@@ -217,9 +207,9 @@ def _broken_off_error(where: Where, error: Exception) -> VLoRAError:
     )
 
 
-def _gated_error(where: Where, error: Exception) -> HubAccessError:
+def _gated_error(where: Where, error: Exception) -> errors.HubAccessError:
     repo = where.repo if isinstance(where, AdapterRef) else ""
-    return HubAccessError(
+    return errors.HubAccessError(
         "The repository is gated: its owner decides who may read it.",
         where=str(where),
         remedy=f"ask for access on {endpoint_page(repo)}, then {_LOG_IN}",
@@ -233,8 +223,8 @@ def endpoint_page(repo: str) -> str:
     return f"{parts.scheme}://{parts.hostname or ''}{port}/{repo}"
 
 
-def _no_repository_error(where: Where, error: Exception) -> NotFoundError:
-    return NotFoundError(
+def _no_repository_error(where: Where, error: Exception) -> errors.NotFoundError:
+    return errors.NotFoundError(
         "There is no such repository on the Hub, or it is private.",
         where=str(where),
         remedy=f"check the spelling; if it is private, {_LOG_IN}",
@@ -245,11 +235,11 @@ def _http_error(where: Where, error: Any) -> VLoRAError:
     status = getattr(error.response, "status_code", None)
     message = without_secrets(error.server_message or "") or None
     if status == 401:
-        return HubAccessError(
+        return errors.HubAccessError(
             "The Hub does not accept the token.", where=str(where), found=message, remedy=_LOG_IN
         )
     if status == 403:
-        return HubAccessError(
+        return errors.HubAccessError(
             "The token does not allow this.",
             where=str(where),
             found=message,
@@ -257,18 +247,18 @@ def _http_error(where: Where, error: Any) -> VLoRAError:
             + _LOG_IN.replace("log in", "log in anew"),
         )
     if status == 429:
-        return HubError(
+        return errors.HubError(
             "The Hub answers no more for a while: too many requests.",
             where=str(where),
             remedy="wait some minutes; with a token the limit is higher",
         )
     if status is not None and status >= 500:
-        return HubError(
+        return errors.HubError(
             f"The Hub has a fault of its own (HTTP {status}).",
             where=str(where),
             remedy="try again later; status.huggingface.co says more",
         )
-    return HubError(f"The Hub refused (HTTP {status}).", where=str(where), found=message)
+    return errors.HubError(f"The Hub refused (HTTP {status}).", where=str(where), found=message)
 
 
 def _first_line(error: Exception) -> str:

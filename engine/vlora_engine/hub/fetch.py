@@ -175,27 +175,15 @@ def _is_whole(path: Path, nbytes: int | None) -> bool:
 
 def _remarks(listing: Listing, folder: Path, missing: Sequence[str], *, asked: AdapterRef) -> Any:
     if listing.moved_from is not None:
-        yield Finding(
-            "hub-moved",
-            "note",
-            f"The repository {listing.moved_from} is called {listing.address.repo} now.",
-            adapter=str(listing.address),
-        )
+        what = f"The repository {listing.moved_from} is called {listing.address.repo} now."
+        yield Finding("hub-moved", "note", what, adapter=str(listing.address))
     if listing.cached and not asked.is_pinned:
-        yield Finding(
-            "hub-cached",
-            "warning",
-            "The Hub cannot be reached: this is what the cache has of it.",
-            adapter=str(listing.address),
-        )
+        what = "The Hub cannot be reached: this is what the cache has of it."
+        yield Finding("hub-cached", "warning", what, adapter=str(listing.address))
     for name in missing:
         if not listing.cached and (folder / name).exists():
-            yield Finding(
-                "hub-mended",
-                "note",
-                "The file was only half there, and is downloaded again.",
-                file=str(folder / name),
-            )
+            what = "The file was only half there, and is downloaded again."
+            yield Finding("hub-mended", "note", what, file=str(folder / name))
 
 
 def _download(listing: Listing, name: str, tally: Tally) -> None:

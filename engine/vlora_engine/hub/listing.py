@@ -12,19 +12,13 @@ from typing import Any
 from vlora_engine.adapters.address import AdapterRef, repo_folder, snapshot_folder
 from vlora_engine.errors import HubOfflineError, NotFoundError
 from vlora_engine.hub.client import SECONDS, api, endpoint, hub_errors
-from vlora_engine.utils.file_names import (
-    ADAPTER_CONFIG,
-    ADAPTER_WEIGHTS,
-    MODEL_CONFIG,
-    SHARE_INDEX,
-    SUBSPACE_INDEX,
-)
+from vlora_engine.utils import file_names
 
 MAX_DEPTH = 4
 CARD = "README.md"
-_WEIGHTS = (*ADAPTER_WEIGHTS, "adapters.safetensors")
+_WEIGHTS = (*file_names.ADAPTER_WEIGHTS, "adapters.safetensors")
 _BASE_SHARD = re.compile(r"-\d+-of-\d+\.safetensors$|^model\.safetensors$|^consolidated")
-_MODEL_CONFIGS = (MODEL_CONFIG, "model_index.json")
+_MODEL_CONFIGS = (file_names.MODEL_CONFIG, "model_index.json")
 
 
 @dataclass(frozen=True)
@@ -154,17 +148,17 @@ def _in_folder(names: Iterable[str]) -> list[str]:
     here = {name for name in names if "/" not in name}
     card = [CARD] if CARD in here else []
     tensors = [name for name in sorted(here) if name.endswith(".safetensors")]
-    if SUBSPACE_INDEX in here:
+    if file_names.SUBSPACE_INDEX in here:
         parts = [n for n in names if re.fullmatch(r"basis[^/]*\.safetensors|tasks/[^/]+", n)]
-        return [*card, SUBSPACE_INDEX, *parts]
+        return [*card, file_names.SUBSPACE_INDEX, *parts]
     if "subspace_meta.json" in here:
         return [*card, "subspace_meta.json", *tensors]
-    if SHARE_INDEX in here:
+    if file_names.SHARE_INDEX in here:
         rest = [n for n in names if n.endswith((".json", ".safetensors"))]
         return [*card, *rest]
     weights = next((name for name in _WEIGHTS if name in here), None)
-    if ADAPTER_CONFIG in here or weights is not None:
-        config = [ADAPTER_CONFIG] if ADAPTER_CONFIG in here else []
+    if file_names.ADAPTER_CONFIG in here or weights is not None:
+        config = [file_names.ADAPTER_CONFIG] if file_names.ADAPTER_CONFIG in here else []
         return [*card, *config, *([weights] if weights else [])]
     if here.intersection(_MODEL_CONFIGS):
         return []  # a whole model
@@ -185,7 +179,7 @@ def _folders(names: Iterable[str]) -> list[str]:
 def _is_inside(folder: str, chosen: Iterable[str]) -> bool:
     """Whether the folder belongs to a subspace that was chosen above it (its tasks/)."""
     return any(
-        name.endswith((SUBSPACE_INDEX, SHARE_INDEX))
+        name.endswith((file_names.SUBSPACE_INDEX, file_names.SHARE_INDEX))
         and folder.startswith(f"{name.rpartition('/')[0]}/")
         for name in chosen
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -125,12 +126,7 @@ def peer_record(
     indices = tuple(sorted(modules))
     elements = sum(modules[i][0] * (layers[i].d_in + layers[i].d_out) for i in indices)
     rest = rest or {}
-    rest_bytes = 0
-    for dtype, shape in rest.values():
-        count = 1
-        for size in shape:
-            count *= size
-        rest_bytes += count * ITEM_BYTES[dtype]
+    rest_bytes = sum(math.prod(shape) * ITEM_BYTES[dtype] for dtype, shape in rest.values())
     return TaskRecord(
         id=name,
         file=file,

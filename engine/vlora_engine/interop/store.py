@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -112,13 +111,10 @@ class PeerStore(StoredSubspace):
     def _loadings(self, record: TaskRecord, index: int, side: str) -> Tensor:
         """In the orthonormal basis, fp64."""
         raw = self.raw_loadings(record, self.manifest.layers[index], side).double()
-        turn = self._turn(index, side)
-        return raw if turn is None else raw @ turn
-
-    def _turn(self, index: int, side: str) -> Tensor | None:
         if (index, side) not in self._turns:
             self._basis(index)
-        return self._turns[index, side]
+        turn = self._turns[index, side]
+        return raw if turn is None else raw @ turn
 
     def _basis(self, index: int) -> LayerBasis:
         return self.bases[self.manifest.layers[index].name]
@@ -189,7 +185,8 @@ class ShareStore(PeerStore):
     def raw_loadings(self, record: TaskRecord, spec: LayerSpec, side: str) -> Tensor:
         header = self._header(self.manifest.path / record.file / LOADINGS_FILE)
         k = spec.k_a if side == "a" else spec.k_b
-        rank = record.ranks[record.layers.index(self._positions[spec.name])]
+        names = [layer.name for layer in self.manifest.layers]
+        rank = record.ranks[record.layers.index(names.index(spec.name))]
         return _tensor(header, f"{spec.name}:{side.upper()}", (k, rank)).T.contiguous()
 
     def rest(self, record: TaskRecord) -> dict[str, Tensor]:
@@ -198,10 +195,6 @@ class ShareStore(PeerStore):
             return {}
         header = self._header(path)
         return {name: read_tensor(header, name) for name in sorted(header.entries)}
-
-    @property
-    def _positions(self) -> Mapping[str, int]:
-        return {spec.name: i for i, spec in enumerate(self.manifest.layers)}
 
 
 class PeerTasks(TaskMap):
@@ -233,7 +226,7 @@ def open_peer(manifest: Manifest) -> BasisSpace:
     space = BasisSpace(
         method=manifest.method,
         dtype=manifest.dtype,
-        layers=manifest.layers,
+        layers=list(manifest.layers),
         bases=store.bases,
         tasks=PeerTasks(store.storage, manifest.layers, store),
         base_model=manifest.base_model,

@@ -85,9 +85,8 @@ def read_vlora_dev(directory: Path) -> Manifest:
     for task in texts(path, index, "task_ids"):
         file = plain_name(path, f"task_{named.get(task, task)}.safetensors")
         config = {"peft_type": "LORA", "r": nominal}
-        tasks[task] = peer_record(
-            task, file, _size(directory / file), VLORA_DEV, modules, layers, config, nominal
-        )
+        nbytes = read_header(directory / file).file_bytes
+        tasks[task] = peer_record(task, file, nbytes, VLORA_DEV, modules, layers, config, nominal)
     return Manifest(
         path=directory,
         method="flat",
@@ -113,12 +112,7 @@ def _layer(
 
 
 def _side(
-    path: Path,
-    name: str,
-    side: str,
-    index: Mapping[str, Any],
-    files: VloraFiles,
-    rank: int | None,
+    path: Path, name: str, side: str, index: Mapping[str, Any], files: VloraFiles, rank: int | None
 ) -> tuple[int, int, int]:
     """The two dimensions of a factor as vlora-dev has it, and its k."""
     k, width = _components(path, name, side, index, files)
@@ -160,20 +154,10 @@ def _components(
     return k, width
 
 
-def _size(path: Path) -> int:
-    return read_header(path).file_bytes
-
-
 def _findings(path: Path, names: Mapping[str, str], files: VloraFiles) -> list[Finding]:
-    found = [
-        Finding(
-            "no-alpha",
-            "note",
-            "vlora-dev keeps no alpha, config or heads: a scale of 1 is taken, as its export does.",
-            "name the alpha of the training when you export: --alpha",
-            file=str(path),
-        )
-    ]
+    what = "vlora-dev keeps no alpha, config or heads: a scale of 1 is taken, as its export does."
+    remedy = "name the alpha of the training when you export: --alpha"
+    found = [Finding("no-alpha", "note", what, remedy, file=str(path))]
     if files.codes is not None:
         what = "The components are packed as NF4; what that cost is not known any more."
         found.append(Finding("packed", "note", what, file=str(path)))

@@ -15,16 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vlora_engine.adapters.model import padded
 from vlora_engine.errors import VLoRAError
 from vlora_engine.formats.config import read_settings
 from vlora_engine.formats.peft_save import peft_config
-from vlora_engine.interop.lorashare import (
-    ADAPTERS,
-    COMPONENTS_FILE,
-    HEADS_FILE,
-    LOADINGS_FILE,
-    META_FILE,
-)
+from vlora_engine.interop import lorashare
 from vlora_engine.interop.vlora_dev import FLOAT_FILE
 from vlora_engine.manifest.manifest import TaskRecord
 from vlora_engine.subspace.space import Space
@@ -49,8 +44,9 @@ def write_vlora_dev(subspace: Space, directory: Path) -> None:
         scale = scales[subspace.layer_names.index(spec.name)]
         for side, factor in (("a", 1.0), ("b", scale)):
             mean = basis.mean(side)
-            rows = _nonempty_rows(basis.side(side).float())
-            values = _zero_padded(getattr(basis, f"singular_values_{side}").float(), len(rows))
+            # vlora-dev knows no k of 0: a direction of zeros is none.
+            rows = padded(basis.side(side).float(), 1, 0).contiguous()
+            values = padded(getattr(basis, f"singular_values_{side}").float(), len(rows), 0)
             tensors[f"{spec.name}.components_{side}"] = rows
             tensors[f"{spec.name}.sv_{side}"] = values
             tensors[f"{spec.name}.mean_{side}"] = (
@@ -88,9 +84,8 @@ def _flat_loadings(
     for (name, a), scale in zip(task.loadings_a.items(), scales, strict=True):
         for side, side_loadings, factor in (("a", a, 1.0), ("b", task.loadings_b[name], scale)):
             k = len(shared[f"{name}.components_{side}"])
-            tensors[f"{name}.loadings_{side}"] = _zero_padded(
-                (factor * side_loadings.double()).float(), k
-            )
+            values = (factor * side_loadings.double()).float()
+            tensors[f"{name}.loadings_{side}"] = padded(values, k, 0)
     return tensors
 
 
@@ -115,18 +110,18 @@ def write_lorashare(
         basis = subspace.bases[name]
         components[f"{name}:A"] = basis.a.float().T.contiguous()
         components[f"{name}:B"] = basis.b.float().T.contiguous()
-    _write(directory / COMPONENTS_FILE, components)
+    _write(directory / lorashare.COMPONENTS_FILE, components)
     for task_id, task in subspace.tasks.items():
         record = subspace.tasks.record(task_id)
-        directory_of_task = directory / ADAPTERS / folders[task_id]
+        directory_of_task = directory / lorashare.ADAPTERS / folders[task_id]
         directory_of_task.mkdir(parents=True)
         loadings = {}
         for name, a in task.loadings_a.items():
             loadings[f"{name}:A"] = a.float().T.contiguous()
             loadings[f"{name}:B"] = task.loadings_b[name].float().T.contiguous()
-        _write(directory_of_task / LOADINGS_FILE, loadings)
+        _write(directory_of_task / lorashare.LOADINGS_FILE, loadings)
         if task.rest:
-            _write(directory_of_task / HEADS_FILE, task.rest)
+            _write(directory_of_task / lorashare.HEADS_FILE, task.rest)
         meta = {
             "adapter_name": folders[task_id],
             "original_config": share_config_of(subspace, record),
@@ -134,7 +129,7 @@ def write_lorashare(
         source = (sources or {}).get(task_id, record.source)
         if source:
             meta["original_adapter_path"] = source
-        write_json(directory_of_task / META_FILE, meta, indent=2)
+        write_json(directory_of_task / lorashare.META_FILE, meta, indent=2)
     config = {**share_settings(subspace), **(settings or {})}
     config["adapter_names"] = [folders[name] for name in subspace.tasks]
     config["compression_stats"] = {**config["compression_stats"], **WRITTEN_BY}
@@ -208,12 +203,3 @@ def share_settings(subspace: Space) -> dict[str, Any]:
 
 def _write(path: Path, tensors: Mapping[str, Tensor]) -> None:
     write_tensors(path, dict(sorted(tensors.items())), {"format": "pt"})
-
-
-def _nonempty_rows(rows: Tensor) -> Tensor:
-    """vlora-dev knows no k of 0: a direction of zeros is none."""
-    return rows.contiguous() if len(rows) else rows.new_zeros(1, rows.shape[1])
-
-
-def _zero_padded(values: Tensor, count: int) -> Tensor:
-    return torch.cat([values, values.new_zeros(count - len(values))])

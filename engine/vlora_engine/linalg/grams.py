@@ -63,6 +63,13 @@ def gram_roots(grams: Tensor) -> Tensor:
     return factor
 
 
+def gram_cosines(gram: Tensor) -> Tensor:
+    """The cosines from inner products (n, n); 0 beside a zero on the diagonal."""
+    norms = gram.diagonal().clamp(min=0).sqrt()
+    inverse = torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))
+    return (gram * inverse[:, None] * inverse).clamp(-1, 1)
+
+
 def orthonormal_rows(components: Tensor) -> Tensor:
     """Make rows (k, D) orthonormal without mixing later ones into earlier ones.
 

@@ -183,17 +183,6 @@ def largest_entry_sign(columns: Tensor) -> Tensor:
     return torch.where(sign == 0, torch.ones_like(sign), sign)
 
 
-def module_gram(
-    factors: Sequence[Factors],
-    scales: Sequence[float] | None = None,
-    *,
-    ranks: Sequence[int] | None = None,
-    dtype: torch.dtype = torch.float64,
-) -> Tensor:
-    """The inner products ``G[i, j] = <dW_i, dW_j>`` of one module, (n, n); see `module_grams`."""
-    return module_grams(factors, scales, ranks=ranks, dtype=dtype)[0]
-
-
 def module_grams(
     factors: Sequence[Factors],
     scales: Sequence[float] | None = None,

@@ -10,33 +10,9 @@ operator. Modules: ``methods`` (the table), ``registry`` (what a spec is), ``set
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING
 
 from vlora_engine.merging.registry import Functions, use_functions
 from vlora_engine.utils.lazy import lazy_names
-
-if TYPE_CHECKING:
-    from vlora_engine.merging.merge_adapters import merge, merge_with_report
-    from vlora_engine.merging.methods import MERGE_METHODS, PEFT_METHODS
-    from vlora_engine.merging.registry import IDENTITIES, MergeMethod, MergeParameter
-    from vlora_engine.merging.result import MergeReport
-    from vlora_engine.merging.retention import Retention
-    from vlora_engine.merging.shortcuts import dare_merge, task_arithmetic, ties_merge
-
-__all__ = [
-    "IDENTITIES",
-    "MERGE_METHODS",
-    "PEFT_METHODS",
-    "MergeMethod",
-    "MergeParameter",
-    "MergeReport",
-    "Retention",
-    "dare_merge",
-    "merge",
-    "merge_with_report",
-    "task_arithmetic",
-    "ties_merge",
-]
 
 _HOMES = {
     "vlora_engine.merging.merge_adapters": ("merge", "merge_with_report"),
@@ -47,6 +23,7 @@ _HOMES = {
     "vlora_engine.merging.methods": ("MERGE_METHODS", "PEFT_METHODS"),
 }
 
+__all__ = sorted(name for names in _HOMES.values() for name in names)
 __getattr__ = lazy_names(__name__, _HOMES)
 
 

@@ -13,15 +13,13 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+Values = Mapping[str, Any]
 # (A or B of one module of every adapter, weights, parameters, generator) -> the merged factor
-FactorFunction = Callable[[Sequence[Tensor], Sequence[float], Mapping[str, Any], Generator], Tensor]
+FactorFunction = Callable[[Sequence[Tensor], Sequence[float], Values, Generator], Tensor]
 
 
 def weighted_sum(
-    factors: Sequence[Tensor],
-    weights: Sequence[float],
-    parameters: Mapping[str, Any],
-    generator: Generator,
+    factors: Sequence[Tensor], weights: Sequence[float], parameters: Values, generator: Generator
 ) -> Tensor:
     """The weighted sum ``sum_i w_i X_i`` of one side's factors."""
     total = torch.zeros_like(factors[0])
@@ -31,19 +29,15 @@ def weighted_sum(
 
 
 def ties(
-    factors: Sequence[Tensor],
-    weights: Sequence[float],
-    parameters: Mapping[str, Any],
-    generator: Generator,
+    factors: Sequence[Tensor], weights: Sequence[float], parameters: Values, generator: Generator
 ) -> Tensor:
     """TIES on one side: trim, elect signs, then sum agreeing ``w_i X_i`` over how many agree.
 
     Each adapter has one vote whatever its weight, a tied vote is positive, and the weights stay
     in the sum though it is divided by a count: T copies at weights 1/T come back 1/T as strong.
     """
-    trimmed = torch.stack(
-        [_trimmed(factor, parameters["density"]) for factor in factors]
-    )  # [N, ...]
+    density = parameters["density"]
+    trimmed = torch.stack([_trimmed(factor, density) for factor in factors])  # [N, ...]
     votes = trimmed.sign().sum(dim=0)
     elected = torch.where(votes < 0, -1.0, 1.0).to(trimmed.dtype)
     agree = trimmed.sign() == elected
@@ -52,10 +46,7 @@ def ties(
 
 
 def dare(
-    factors: Sequence[Tensor],
-    weights: Sequence[float],
-    parameters: Mapping[str, Any],
-    generator: Generator,
+    factors: Sequence[Tensor], weights: Sequence[float], parameters: Values, generator: Generator
 ) -> Tensor:
     """DARE on one side: drop entries, rescale the others by 1 / (1 - p), and sum by weight.
 

@@ -46,15 +46,9 @@ def as_first_library(
     if not common:
         raise CollectionError("The adapters have no module in common.")
     if len(common) < len(holders):
-        findings.append(
-            Finding(
-                "modules-left-out",
-                "warning",
-                "Merging A and B apart leaves out modules that an adapter lacks.",
-                _REMEDY,
-                place=f"{len(holders) - len(common)} module(s)",
-            )
-        )
+        what = "Merging A and B apart leaves out modules that an adapter lacks."
+        place = f"{len(holders) - len(common)} module(s)"
+        findings.append(Finding("modules-left-out", "warning", what, _REMEDY, place=place))
     function = FIRST_LIBRARY[name]
     generator = torch.Generator().manual_seed(_seed(settings))
     merged = {}
@@ -72,15 +66,9 @@ def as_first_library(
         common_scale = scales.pop() if len(scales) == 1 else 1.0
         merged[module] = _measured(sources, module, pairs, a, b, common_scale * scale)
     if ignored:
-        findings.append(
-            Finding(
-                "scales-ignored",
-                "warning",
-                "Merging A and B apart ignores scales; where the adapters' differ, 1 is set.",
-                _REMEDY,
-                place=f"{ignored} module(s)",
-            )
-        )
+        what = "Merging A and B apart ignores scales; where the adapters' differ, 1 is set."
+        place = f"{ignored} module(s)"
+        findings.append(Finding("scales-ignored", "warning", what, _REMEDY, place=place))
     return merged
 
 

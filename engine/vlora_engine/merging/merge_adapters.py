@@ -236,25 +236,17 @@ def _differences(
     named = {str(source.config.get("base_model_name_or_path") or "") for source in sources}
     bases = sorted({normalise_base_model(name): name for name in sorted(named - {""})}.values())
     if len(bases) > 1:
+        what = "The adapters name different base models; their sum is meaningful only on one."
+        remedy = "make sure that the names mean the same model"
         findings.append(
-            Finding(
-                "base-models-differ",
-                "warning",
-                "The adapters name different base models; their sum is meaningful only on one.",
-                "make sure that the names mean the same model",
-                place=", ".join(bases),
-            )
+            Finding("base-models-differ", "warning", what, remedy, place=", ".join(bases))
         )
     for i, source in enumerate(sources):
         missing = len(holders) - len(source.modules)
         if missing:
+            what = f"It lacks {missing} of {len(holders)} modules; they count as zero."
             findings.append(
-                Finding(
-                    "modules-missing",
-                    "note",
-                    f"It lacks {missing} of {len(holders)} modules; they count as zero.",
-                    place=source_label(sources, i),
-                )
+                Finding("modules-missing", "note", what, place=source_label(sources, i))
             )
     return findings
 

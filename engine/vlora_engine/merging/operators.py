@@ -13,19 +13,11 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from vlora_engine.linalg.low_rank import module_gram
+from vlora_engine.linalg.grams import gram_cosines
+from vlora_engine.linalg.low_rank import module_grams
+from vlora_engine.merging import sparsify
 from vlora_engine.merging.core_space import EPS, ROUNDING, Change, ModuleInputs
-from vlora_engine.merging.sparsify import (
-    Values,
-    draw,
-    draw_by_size,
-    drop_tails,
-    elect,
-    of_adapter,
-    on_core,
-    sce,
-    trim,
-)
+from vlora_engine.merging.sparsify import Values, sce
 
 Operator = Callable[[ModuleInputs, Values], Change]
 # 1 - |cosine| below which two changes count as parallel: their great circle is not determined.
@@ -53,7 +45,7 @@ def slerp(inputs: ModuleInputs, values: Values) -> Change:
     shares = 1.0 - t, t
     gram = _gram(inputs)
     if len(gram) == 2 and bool((gram.diagonal() > 0).all()):
-        cosine = float(_cosines(gram)[0, 1])
+        cosine = float(gram_cosines(gram)[0, 1])
         if abs(cosine) < 1.0 - _PARALLEL:
             angle = math.acos(cosine)
             shares = math.sin((1.0 - t) * angle), math.sin(t * angle)
@@ -71,7 +63,7 @@ def model_stock(inputs: ModuleInputs, values: Values) -> Change:
     """
     active = [i for i, weight in enumerate(inputs.weights_of_all) if weight != 0]
     index_of = {position: i for i, position in enumerate(inputs.positions)}
-    cosines = _cosines(_gram(inputs))
+    cosines = gram_cosines(_gram(inputs))
     pairs = [
         float(cosines[index_of[i], index_of[j]]) if i in index_of and j in index_of else 0.0
         for n, i in enumerate(active)
@@ -84,14 +76,7 @@ def model_stock(inputs: ModuleInputs, values: Values) -> Change:
 
 def _gram(inputs: ModuleInputs) -> Tensor:
     """The inner products ``<dW_i, dW_j>``, (n, n)."""
-    return module_gram(inputs.factors, inputs.scales)
-
-
-def _cosines(gram: Tensor) -> Tensor:
-    """The cosines from inner products (n, n); 0 for a change that is zero."""
-    norms = gram.diagonal().clamp(min=0).sqrt()
-    inverse = torch.where(norms > 0, 1 / norms, torch.zeros_like(norms))
-    return (gram * inverse[:, None] * inverse).clamp(-1.0, 1.0)
+    return module_grams(inputs.factors, inputs.scales)[0]
 
 
 # ---- singular directions and values -------------------------------------------------------------
@@ -153,9 +138,12 @@ def knots(inputs: ModuleInputs, values: Values) -> Change:
 
     def votes() -> Iterable[tuple[Tensor, float]]:
         for i, weight in enumerate(inputs.weights):
-            yield weight * trim(aligned(i), *of_adapter(inputs, values, i)), abs(weight)
+            yield (
+                weight * sparsify.trim(aligned(i), *sparsify.of_adapter(inputs, values, i)),
+                abs(weight),
+            )
 
-    merged = elect(votes, mean=inputs.mean)
+    merged = sparsify.elect(votes, mean=inputs.mean)
     return Change.of(merged, U * S, 1.0).without_rounding(inputs.size)
 
 
@@ -173,14 +161,14 @@ def _nearest_orthonormal(columns: Tensor) -> Tensor:
 
 # ---- single entries of the cores ----------------------------------------------------------------
 
-ties = on_core(trim, elects=True)
-dare = on_core(draw, elects=False)
-dare_ties = on_core(draw, elects=True)
-della = on_core(draw_by_size, elects=True)
-della_linear = on_core(draw_by_size, elects=False)
-breadcrumbs = on_core(drop_tails, elects=False)
-breadcrumbs_ties = on_core(drop_tails, elects=True)
-magnitude_prune = on_core(trim, elects=False)
+ties = sparsify.on_core(sparsify.trim, elects=True)
+dare = sparsify.on_core(sparsify.draw, elects=False)
+dare_ties = sparsify.on_core(sparsify.draw, elects=True)
+della = sparsify.on_core(sparsify.draw_by_size, elects=True)
+della_linear = sparsify.on_core(sparsify.draw_by_size, elects=False)
+breadcrumbs = sparsify.on_core(sparsify.drop_tails, elects=False)
+breadcrumbs_ties = sparsify.on_core(sparsify.drop_tails, elects=True)
+magnitude_prune = sparsify.on_core(sparsify.trim, elects=False)
 
 
 OPERATORS: dict[str, Operator] = {

@@ -5,13 +5,19 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlora_engine.adapters.model import AdapterSource, LoRAWeights, ModuleShape, match_pattern
+from vlora_engine.adapters.model import (
+    AdapterSource,
+    LoRAWeights,
+    ModuleShape,
+    match_pattern,
+    same_bits,
+)
 from vlora_engine.findings import Finding
 from vlora_engine.merging.core_space import Change
 from vlora_engine.merging.retention import ModuleRetention, Retention, retentions
@@ -205,12 +211,7 @@ def _shapes(sources: Sequence[AdapterSource], ranks: Mapping[str, int]) -> dict[
     for name, rank in ranks.items():
         shape = next(s.modules[name] for s in sources if name in s.modules)
         if shape.kind != "linear":
-            shapes[name] = replace(
-                shape,
-                rank=rank,
-                shape_a=(rank, *shape.shape_a[1:]),
-                shape_b=(shape.shape_b[0], rank, *shape.shape_b[2:]),
-            )
+            shapes[name] = shape.at_rank(rank)
     return shapes
 
 
@@ -223,22 +224,19 @@ def _shared_rest(sources: Sequence[AdapterSource], report: MergeReport) -> dict[
     differing: set[str] = set()
     for source in sources:
         for key, tensor in source.read_rest().items():
-            if key in rest and not _same_bits(rest[key], tensor):
+            if key in rest and not same_bits(rest[key], tensor):
                 differing.add(key)
             rest.setdefault(key, tensor)
     report.rest_left_out = sorted(differing)
     report.rest_kept = sorted(rest.keys() - differing)
     if differing:
-        report.findings.append(
-            Finding(
-                "rest-left-out",
-                "warning",
-                f"{len(differing)} tensor(s) beside the LoRA modules differ between the adapters "
-                "and are not in the result.",
-                "take them from the adapter whose head is wanted",
-                place=", ".join(report.rest_left_out),
-            )
+        what = (
+            f"{len(differing)} tensor(s) beside the LoRA modules differ between the adapters "
+            "and are not in the result."
         )
+        remedy = "take them from the adapter whose head is wanted"
+        place = ", ".join(report.rest_left_out)
+        report.findings.append(Finding("rest-left-out", "warning", what, remedy, place=place))
     return {key: rest[key] for key in report.rest_kept}
 
 
@@ -253,10 +251,3 @@ def _rest_config(sources: Sequence[AdapterSource], report: MergeReport) -> dict[
     complete = has_bias and not any(key.endswith(".bias") for key in report.rest_left_out)
     config: dict[str, Any] = {"modules_to_save": saved_modules} if saved_modules else {}
     return config | ({"bias": biases.pop()} if complete and len(biases) == 1 else {})
-
-
-def _same_bits(first: Tensor, other: Tensor) -> bool:
-    if first.dtype != other.dtype or first.shape != other.shape:
-        return False
-    left, right = (t.contiguous().reshape(-1).view(torch.uint8) for t in (first, other))
-    return torch.equal(left, right)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vlora_engine.errors import SubspaceError
-from vlora_engine.nn.decode import SHARING, Scaling, decode
+from vlora_engine.nn.decode import SHARING, Scaling, decode, on_cpu
 from vlora_engine.nn.effects import Factors, Shared, TaskEffect
 from vlora_engine.subspace.space import Space
 from vlora_engine.subspace.tasks import TaskProjection
@@ -41,10 +41,7 @@ def blend_tasks(
             remedy="compress the adapters again with method delta; "
             "VLoRAModel.set_blend blends tasks of any method",
         )
-    tasks = [
-        decode(subspace, name, _MODULE_SCALES, lambda module: (torch.device("cpu"), torch.float32))
-        for name in task_ids
-    ]
+    tasks = [decode(subspace, name, _MODULE_SCALES, on_cpu) for name in task_ids]
     weights = weights.to("cpu", torch.float32)
     blended = TaskProjection(task_id, {}, {})
     for module in sorted({name for task in tasks for name in task.effects}):
@@ -129,9 +126,7 @@ def _vectors(subspace: Space, task_id: str) -> dict[str, Tensor]:
             name: torch.cat([task.loadings_a[name], task.loadings_b[name]])
             for name in task.loadings_a
         }
-    decoded = decode(
-        subspace, task_id, _MODULE_SCALES, lambda module: (torch.device("cpu"), torch.float32)
-    )
+    decoded = decode(subspace, task_id, _MODULE_SCALES, on_cpu)
     found = {}
     for name, part in decoded.effects.items():
         if isinstance(part, Shared):

@@ -131,9 +131,14 @@ def decode(subspace: Space, task_id: str, scaling: Scaling, targets: Targets) ->
     return DecodedTask(record, effects, rest)
 
 
+def on_cpu(module: str) -> Target:
+    """Every module on the CPU, in fp32."""
+    return torch.device("cpu"), torch.float32
+
+
 def factors_of(subspace: Space, task_id: str, scaling: Scaling) -> Iterator[tuple[str, Factors]]:
     """Every module of a task as factors in fp32 on the CPU, the scale in B."""
-    task = decode(subspace, task_id, scaling, lambda name: (torch.device("cpu"), torch.float32))
+    task = decode(subspace, task_id, scaling, on_cpu)
     for name, effect in task.effects.items():
         if isinstance(effect, Shared):
             effect = effect.factors(subspace.bases.numbers(name).moved("cpu", torch.float32))
@@ -152,11 +157,7 @@ class _Piece:
 
 
 def _shared(
-    subspace: Space,
-    record: TaskRecord,
-    encoded: EncodedTask,
-    scaling: Scaling,
-    targets: Targets,
+    subspace: Space, record: TaskRecord, encoded: EncodedTask, scaling: Scaling, targets: Targets
 ) -> Iterator[tuple[str, Shared]]:
     groups: dict[tuple[LoadingsForm, Target], list[_Piece]] = {}
     start = first = 0

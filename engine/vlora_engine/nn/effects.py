@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from vlora_engine.errors import ParameterError
 from vlora_engine.nn.host_modules import HostModule
@@ -247,16 +248,12 @@ def _shared_rows(tasks: Sequence[TaskEffect | None], distinct: Sequence[Shared])
     rank = max(len(lb) for _, lb in pairs)
 
     def rows(side: int) -> Tensor:
-        padded = [_padded(pair[side], rank) for pair in pairs]
+        padded = [pad(pair[side], (0, 0, 0, rank - len(pair[side]))) for pair in pairs]
         return torch.stack([*padded, torch.zeros_like(padded[0])])[at]
 
     if all(task.la is None for task in distinct):
         return SharedRows(None, rows(1))
     return SharedRows(rows(0), rows(1))
-
-
-def _padded(rows: Tensor, rank: int) -> Tensor:
-    return torch.nn.functional.pad(rows, (0, 0, 0, rank - len(rows)))
 
 
 def _pair(part: TaskEffect) -> tuple[Tensor, Tensor]:

@@ -93,7 +93,8 @@ class HostModule:
         """
         wanted = (kind, d_in, d_out)
         kernel = () if kind != "conv2d" else tuple(tail[1:])
-        if wanted == (self.kind, self.d_in, self.d_out) and kernel == self._kernel:
+        own_kernel = () if self.kind != "conv2d" else tuple(self.module.kernel_size)
+        if wanted == (self.kind, self.d_in, self.d_out) and kernel == own_kernel:
             return
         raise CollectionError(
             f"The subspace does not fit the model: module {self.name!r} has another shape.",
@@ -102,10 +103,6 @@ class HostModule:
             found=f"{type(self.module).__name__} {self.d_in} -> {self.d_out}",
             remedy="wrap the base model that the adapters were trained on",
         )
-
-    @property
-    def _kernel(self) -> tuple[int, ...]:
-        return tuple(self.module.kernel_size) if self.kind == "conv2d" else ()
 
 
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -139,14 +136,8 @@ def host_module(name: str, module: nn.Module) -> HostModule:
         d_in, d_out = attributes.weight.shape
         return HostModule(name, module, "linear", d_in, d_out, transposed=True)
     if hasattr(attributes, "in_features") and hasattr(attributes, "out_features"):
-        return HostModule(
-            name,
-            module,
-            "linear",
-            attributes.in_features,
-            attributes.out_features,
-            _packing(module),
-        )
+        sizes = attributes.in_features, attributes.out_features
+        return HostModule(name, module, "linear", *sizes, _packing(module))
     raise UnsupportedAdapterError(
         f"Adapters of a module of type {kind} are not built.",
         where=name,

@@ -91,7 +91,9 @@ class TaskRouter(nn.Module):
             alike = vectors * values.clamp_min(0).sqrt()  # rows whose Gram is that of the tasks
             last: Any = router.net[-1]
             with torch.no_grad():
-                last.weight.copy_(alike.float() @ _spread(len(names), hidden_dim))
+                # Random directions, of the size that a linear layer begins with.
+                spread = torch.empty(len(names), hidden_dim).uniform_(-1, 1) / hidden_dim**0.5
+                last.weight.copy_(alike.float() @ spread)
         return router
 
     @property
@@ -225,9 +227,3 @@ class TaskRouter(nn.Module):
                 found=repr(wrong[0]) if wrong else f"{len(found)} labels",
             )
         return torch.tensor(found)
-
-
-def _spread(rows: int, width: int) -> Tensor:
-    """Random directions (rows, width) of the size that a linear layer begins with."""
-    drawn: Tensor = torch.empty(rows, width).uniform_(-1, 1) / width**0.5
-    return drawn

@@ -40,11 +40,8 @@ def full_stack(
             raise ParameterError("Give the base model or its number of parameters, not both.")
         base = _measured_base(base_model, base_model_bits, quantized_bits)
     elif base_model_params is not None:
-        base = _base(
-            base_model_params,
-            base_model_params * base_model_bits / 8,
-            base_model_params * quantized_bits / 8,
-        )
+        params = base_model_params
+        base = _base(params, params * base_model_bits / 8, params * quantized_bits / 8)
     else:
         return adapters
     total_before = base["original_bytes"] + before

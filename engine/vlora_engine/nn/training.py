@@ -27,12 +27,7 @@ _SIDES = ("a", "b")
 
 
 def orthogonal_init(
-    subspace: Space,
-    task_id: str,
-    scale: float = 0.01,
-    *,
-    rank: int | None = None,
-    seed: int = 0,
+    subspace: Space, task_id: str, scale: float = 0.01, *, rank: int | None = None, seed: int = 0
 ) -> TaskProjection:
     """A new task of no effect yet, registered in the subspace, for a trainer to start from.
 
@@ -167,23 +162,16 @@ class SubspaceTrainer:
         values = {name: parameter.detach().cpu().float() for name, parameter in self.params.items()}
         trained = {name: self._factors(name, values) for name in self._modules()}
         outside, record = dict(task.own), replace(old, digest="", source=None, measured=True)
-        loadings: dict[str, dict[str, Tensor]] = {"a": {}, "b": {}}
+        loadings: dict[str, Any] = {"loadings_a": {}, "loadings_b": {}}
         for name in self._modules():
             if self.num_expand:
                 outside[name] = trained[name].a, trained[name].bt.T.contiguous()
             else:
                 for side in _SIDES:
-                    loadings[side][name] = values[f"{name}.loadings_{side}"]
+                    loadings[f"loadings_{side}"][name] = values[f"{name}.loadings_{side}"]
         if self.num_expand:
             record = _all_outside(record, outside, task.scales, self._specs)
-        projection = replace(
-            task,
-            loadings_a=loadings["a"],
-            loadings_b=loadings["b"],
-            own=outside,
-            record=record,
-            encoded=None,
-        )
+        projection = replace(task, **loadings, own=outside, record=record, encoded=None)
         record, encoded = subspace.tasks._encode(projection)
         self.subspace.tasks.put(*self._measured(record, encoded, trained))
 

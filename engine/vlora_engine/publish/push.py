@@ -196,11 +196,7 @@ def _subspace_parcel(place: Path, address: AdapterRef) -> Upload:
 
 
 def _tasks_parcel(
-    place: Path,
-    address: AdapterRef,
-    tasks: Sequence[str],
-    staging: Path,
-    run: RunContext,
+    place: Path, address: AdapterRef, tasks: Sequence[str], staging: Path, run: RunContext
 ) -> Upload:
     space = load_space(place)
     folders = slugs(tasks)
@@ -288,13 +284,9 @@ def _public_index(manifest: Manifest) -> bytes:
 def _private_bases(entries: Sequence[Entry]) -> Iterator[Finding]:
     for name in dict.fromkeys(entry.base_model for entry in entries):
         if name and not is_public(name):
-            yield Finding(
-                "private-base",
-                "warning",
-                "The adapters' config names a base model by a path; everybody will read it.",
-                "export them with --base-model NAME, and push those",
-                place=name,
-            )
+            what = "The adapters' config names a base model by a path; everybody will read it."
+            remedy = "export them with --base-model NAME, and push those"
+            yield Finding("private-base", "warning", what, remedy, place=name)
 
 
 # sending it
@@ -327,10 +319,7 @@ def _stale_files(parcel: Upload, *, force: bool) -> list[Any]:
 
 
 def _uploaded(
-    client: Any,
-    parcel: Upload,
-    files: Mapping[str, Path | bytes],
-    run: RunContext,
+    client: Any, parcel: Upload, files: Mapping[str, Path | bytes], run: RunContext
 ) -> Iterator[Any]:
     """The commit's operations; what is large is sent on the way, some files at a time."""
     from huggingface_hub import CommitOperationAdd
@@ -354,9 +343,7 @@ def _uploaded(
     run.stop_if_asked(STOPPED)
 
 
-def _batches(
-    files: Mapping[str, Path | bytes],
-) -> Iterator[list[tuple[str, Path | bytes]]]:
+def _batches(files: Mapping[str, Path | bytes]) -> Iterator[list[tuple[str, Path | bytes]]]:
     batch: list[tuple[str, Path | bytes]] = []
     nbytes = 0
     for name, content in files.items():

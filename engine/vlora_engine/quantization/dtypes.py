@@ -27,7 +27,7 @@ def storage_dtype(dtype: str, inputs: Iterable[str], *, lossy: bool = False) -> 
     Args:
         dtype: ``auto``, ``fp32``, ``fp16`` or ``bf16``.
         inputs: The dtypes of the input adapters, under safetensors' names.
-        lossy: See `is_lossy`.
+        lossy: See `CompressionTarget.lossy`.
 
     Raises:
         ParameterError: ``dtype`` is none of auto, fp32, fp16, bf16.
@@ -37,17 +37,3 @@ def storage_dtype(dtype: str, inputs: Iterable[str], *, lossy: bool = False) -> 
     if dtype not in STORAGE_DTYPES:
         raise ParameterError(f"Unknown storage dtype {dtype!r}.", expected=", ".join(DTYPES))
     return STORAGE_DTYPES[dtype]
-
-
-def is_lossy(
-    *,
-    variance: float | None = None,
-    max_error: float | None = None,
-    mean_error: float | None = None,
-    budget: int | None = None,
-) -> bool:
-    """Whether a target allows ten times the error that rounding to fp16 adds, or asks for bytes."""
-    errors = [e for e in (max_error, mean_error) if e is not None]
-    if variance is not None:
-        errors.append((1 - variance) ** 0.5)
-    return budget is not None or any(error >= 10 * ROUNDING["F16"] for error in errors)

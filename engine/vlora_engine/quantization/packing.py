@@ -155,10 +155,8 @@ def quantization(
     return Quantization(basis, _eight_bits(basis) if loadings else None)
 
 
-def named_quantization(
-    name: str, *, loadings: bool = True, double_quant: bool = True
-) -> Quantization | None:
-    """A quantization by its short name; None for ``none``.
+def named_quantization(name: str) -> Quantization | None:
+    """A quantization by its short name, of bases and loadings; None for ``none``.
 
     Raises:
         ParameterError: No such name.
@@ -168,7 +166,7 @@ def named_quantization(
     if name not in QUANTIZATIONS:
         raise ParameterError(f"Unknown quantization {name!r}.", expected=", ".join(PACKINGS))
     method, bits = ("nf4", 4) if name == "nf4" else ("symmetric", int(name[3:]))
-    return quantization(method, bits, double_quant=double_quant, loadings=loadings)
+    return quantization(method, bits, double_quant=True, loadings=True)
 
 
 def parse_quantization(value: JsonValue | None) -> Quantization | None:

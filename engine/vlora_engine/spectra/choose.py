@@ -424,13 +424,8 @@ class _Solver:
             k_a, k_b, residual = table.candidates()
         nbytes = layer_bytes(self.method, layer, k_a, k_b, self.dtype, self.quantization)
         order = np.argsort(nbytes, kind="stable")
-        return _Options(
-            layer.tasks,
-            k_a[order],
-            k_b[order],
-            nbytes[order],
-            residual[:, order].astype(np.float64),
-        )
+        residual = residual[:, order].astype(np.float64)
+        return _Options(layer.tasks, k_a[order], k_b[order], nbytes[order], residual)
 
     def _table(self, name: str) -> Any:
         return self.spectra.table(name, self.method)

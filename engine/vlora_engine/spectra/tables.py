@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from vlora_engine.analysis.relations import Relations, is_current
+from vlora_engine.analysis.relations import Relations, is_current, ratios_of
 from vlora_engine.codec.forecast import Outlook
 from vlora_engine.errors import CorruptFileError, NotFoundError, ParameterError, VLoRAError
 from vlora_engine.findings import Finding
@@ -304,12 +304,7 @@ class Spectra:
 
     def cosines(self) -> Array | None:
         """The cosines of dW between tasks (N, N), if the spectra hold them; 0 for a zero dW."""
-        if self.inner is None:
-            return None
-        norms = np.sqrt(self.inner.diagonal().clip(0))
-        inverse = np.divide(1.0, norms, out=np.zeros(len(norms)), where=norms > 0)
-        cosines: Array = self.inner * inverse[:, None] * inverse[None, :]
-        return cosines
+        return None if self.inner is None else ratios_of(self.inner)
 
 
 def layer_file(directory: Path, index: int) -> Path:

@@ -11,14 +11,8 @@ import torch
 from torch import Tensor
 
 from vlora_engine.adapters.stack import LayerStack, flatten, unflatten
-from vlora_engine.linalg.grams import (
-    Basis,
-    basis_from_vectors,
-    full_basis,
-    gram_roots,
-    range_basis,
-    small_grams,
-)
+from vlora_engine.linalg import grams
+from vlora_engine.linalg.grams import Basis
 from vlora_engine.linalg.low_rank import delta_error2
 from vlora_engine.quantization.packed import PackedBasis, pack_rows
 from vlora_engine.quantization.packing import Quantization
@@ -166,11 +160,10 @@ class LayerBasis:
             gram = rows @ rows.T
             factor, failed = torch.linalg.cholesky_ex(gram)
             singular = bool(failed) or (len(gram) and float(factor.diagonal().min()) < 1e-4)
-            found[side] = (
-                torch.linalg.pinv(gram, hermitian=True, rtol=1e-6)
-                if singular
-                else torch.cholesky_inverse(factor)
-            )
+            if singular:
+                found[side] = torch.linalg.pinv(gram, hermitian=True, rtol=1e-6)
+            else:
+                found[side] = torch.cholesky_inverse(factor)
         return found
 
     def inner(self, method: str, side: str, factors: Tensor) -> Tensor:
@@ -337,7 +330,7 @@ def encode_tasks(
         hat_a = basis.expand(method, "a", stored_a)[:, :rank]
         hat_b = basis.expand(method, "b", stored_b)[:, :rank]
         cross = _inner(a, hat_a), _inner(bt, hat_b)
-        square = small_grams(hat_a), small_grams(hat_b)
+        square = grams.small_grams(hat_a), grams.small_grams(hat_b)
     else:
         # A^ = loadings @ C, so A A^^T = (A C^T) loadings^T: nothing of width d is formed again.
         cross = _inner(inner_a, stored_a), _inner(inner_b, stored_b)
@@ -371,10 +364,10 @@ def _find_basis(stack: LayerStack, plan: LayerPlan, side: str, vectors: Tensor |
     if plan.method == "flat":
         k = min(k, len(stack.tasks) - 1)
     if vectors is not None:
-        return basis_from_vectors(rows, vectors[:, :k].to(rows.device, torch.float64))
+        return grams.basis_from_vectors(rows, vectors[:, :k].to(rows.device, torch.float64))
     if plan.exact or k >= min(rows.shape):
-        return full_basis(rows)[0].cut(k)
-    return range_basis(rows, k)
+        return grams.full_basis(rows)[0].cut(k)
+    return grams.range_basis(rows, k)
 
 
 def _refine(stack: LayerStack, plan: LayerPlan, found: dict[str, Basis]) -> dict[str, Basis]:
@@ -384,10 +377,12 @@ def _refine(stack: LayerStack, plan: LayerPlan, found: dict[str, Basis]) -> dict
     for _ in range(plan.refine):
         for side, other in (("b", "a"), ("a", "b")):
             inside = stack.side(other) @ current[other].components.T
-            factor = gram_roots(small_grams(inside)) * (stack.weight * stack.scale).view(-1, 1, 1)
+            factor = grams.gram_roots(grams.small_grams(inside)) * (
+                stack.weight * stack.scale
+            ).view(-1, 1, 1)
             factors = stack.side(side)
             rows = torch.bmm(factor.transpose(1, 2), factors).reshape(-1, factors.shape[2])
-            current = {**current, side: full_basis(rows)[0].cut(len(found[side].components))}
+            current = {**current, side: grams.full_basis(rows)[0].cut(len(found[side].components))}
         captured = _captured(stack, current)
         if captured <= best_captured * (1 + 1e-9):
             break
@@ -397,8 +392,8 @@ def _refine(stack: LayerStack, plan: LayerPlan, found: dict[str, Basis]) -> dict
 
 def _captured(stack: LayerStack, found: dict[str, Basis]) -> float:
     """The weighted energy of dW between both bases."""
-    a = small_grams(stack.a @ found["a"].components.T)
-    b = small_grams(stack.bt @ found["b"].components.T)
+    a = grams.small_grams(stack.a @ found["a"].components.T)
+    b = grams.small_grams(stack.bt @ found["b"].components.T)
     return float(((a * b).sum((1, 2)) * (stack.weight * stack.scale).square()).sum())
 
 

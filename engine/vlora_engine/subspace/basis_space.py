@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights
-from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
-from vlora_engine.quantization.packing import Quantization
+from vlora_engine.manifest.manifest import Manifest, TaskRecord
 from vlora_engine.subspace.basis import Bases
 from vlora_engine.subspace.loadings import EncodedTask
 from vlora_engine.subspace.projection import project, reconstruct, surface
@@ -20,6 +20,7 @@ from vlora_engine.subspace.store import Store, StoredSubspace, write_subspace, w
 from vlora_engine.subspace.tasks import TaskMap, TaskProjection
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class BasisSpace(SpaceState):
     """Bases and loadings (methods `delta`, `columns` and `flat`), in memory or in a directory.
 
@@ -28,28 +29,8 @@ class BasisSpace(SpaceState):
     """
 
     has_basis = True
-
-    def __init__(
-        self,
-        *,
-        method: str,
-        dtype: str,
-        layers: Sequence[LayerSpec],
-        bases: Bases,
-        tasks: TaskMap,
-        base_model: str | None = None,
-        quantization: Quantization | None = None,
-    ) -> None:
-        super().__init__(
-            method=method,
-            dtype=dtype,
-            layers=layers,
-            tasks=tasks,
-            base_model=base_model,
-            quantization=quantization,
-        )
-        self.bases = bases
-        self._stored_bases: Bases | None = None
+    bases: Bases
+    _stored_bases: Bases | None = field(default=None, init=False)
 
     def bind(self, stored: Store) -> None:
         """Say that it is what ``stored`` holds."""
@@ -63,15 +44,7 @@ class BasisSpace(SpaceState):
 
     def copy(self) -> BasisSpace:
         """The same bases and tasks in a space of its own, in memory."""
-        twin = BasisSpace(
-            method=self.method,
-            dtype=self.dtype,
-            layers=self.layers,
-            bases=self.bases,
-            tasks=self.tasks.copy(),
-            base_model=self.base_model,
-            quantization=self.quantization,
-        )
+        twin = replace(self, tasks=self.tasks.copy())
         twin.opened = self.opened
         return twin
 
@@ -130,7 +103,7 @@ def load_basis_space(manifest: Manifest, *, verify: bool = True) -> BasisSpace:
     space = BasisSpace(
         method=manifest.method,
         dtype=manifest.dtype,
-        layers=manifest.layers,
+        layers=list(manifest.layers),
         bases=Bases(list(positions), lambda name: stored.stored_basis(positions[name])),
         tasks=TaskMap(stored.storage, manifest.layers, stored),
         base_model=manifest.base_model,

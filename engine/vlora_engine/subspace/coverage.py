@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-from vlora_engine.adapters.model import AdapterSource, as_source
+from vlora_engine.adapters.model import AdapterSource, as_source, padded
 from vlora_engine.analysis.similarity import Adapter, not_finite, scaled_factors
 from vlora_engine.errors import CollectionError
 from vlora_engine.linalg.low_rank import Factors, delta_error2, delta_norm2
@@ -112,13 +111,8 @@ def _project_flat(factor: Tensor, axis: int, basis: Tensor, mean: Tensor, module
             remedy="a delta subspace holds adapters of any rank",
         )
     mean = mean.double().cpu()
-    filling = (
-        factor.new_zeros(largest_rank - rank, d)
-        if axis == 0
-        else factor.new_zeros(d, largest_rank - rank)
-    )
-    padded = torch.cat([factor, filling], dim=axis)
-    centred = padded.flatten() - mean
+    filled = padded(factor, largest_rank, axis)
+    centred = filled.flatten() - mean
     # The filled-up rows may come back filled: cut there, as reconstruction does.
-    projected = ((basis @ centred) @ basis + mean).reshape(padded.shape)
+    projected = ((basis @ centred) @ basis + mean).reshape(filled.shape)
     return projected.narrow(axis, 0, rank)

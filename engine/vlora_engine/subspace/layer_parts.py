@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,7 @@ from vlora_engine.utils.safetensors_file import (
 )
 
 TASKS_AT_ONCE = 64
+Share = TypeVar("Share")  # one task's part of one layer
 _PACKED = ("codes", "scales", "steps")
 
 
@@ -65,6 +66,16 @@ class SealedLayers:
     def indices(self) -> list[int]:
         """The layers that are there, in order."""
         return sorted(int(path.stem) for path in self.directory.glob("*.safetensors"))
+
+    def by_task(
+        self, names: Sequence[str], collect: Callable[[int, dict[str, list[Share]]], None]
+    ) -> Iterator[tuple[str, list[Share]]]:
+        """Every task with what ``collect`` finds of it in each layer, some tasks at a time."""
+        for start in range(0, len(names), TASKS_AT_ONCE):
+            shares: dict[str, list[Share]] = {n: [] for n in names[start : start + TASKS_AT_ONCE]}
+            for index in self.indices():
+                collect(index, shares)
+            yield from shares.items()
 
     def open(self, index: int) -> tuple[Header, dict[str, Any]]:
         """A layer's header, and its content that is no tensor."""
@@ -174,12 +185,7 @@ class LayerParts(SealedLayers):
 
     def tasks(self, names: Sequence[str]) -> Iterator[tuple[str, list[TaskLayer]]]:
         """Every task with its share of each layer that has it, some tasks in memory at a time."""
-        for start in range(0, len(names), TASKS_AT_ONCE):
-            block = names[start : start + TASKS_AT_ONCE]
-            shares: dict[str, list[TaskLayer]] = {name: [] for name in block}
-            for index in self.indices():
-                self._collect(index, shares)
-            yield from shares.items()
+        return self.by_task(names, self._collect)
 
     def _collect(self, index: int, shares: dict[str, list[TaskLayer]]) -> None:
         header, content = self.open(index)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vlora_engine.adapters.check import CheckReport, check_adapter
-from vlora_engine.adapters.model import AdapterSource, LoRAWeights, ModuleShape, form_word
+from vlora_engine.adapters.model import AdapterSource, LoRAWeights, ModuleShape, form_word, padded
 from vlora_engine.adapters.stack import LayerStack, read_stack
 from vlora_engine.errors import CollectionError, NotFoundError, ParameterError, SubspaceError
 from vlora_engine.linalg.grams import cumulative_grams
@@ -25,10 +25,7 @@ from vlora_engine.utils.safetensors_file import dtype_name, torch_dtype
 
 
 def project(
-    space: Space,
-    source: AdapterSource,
-    task_id: str,
-    warn_threshold: float | None = None,
+    space: Space, source: AdapterSource, task_id: str, warn_threshold: float | None = None
 ) -> TaskProjection:
     """Project an adapter into the bases of a space (`SharedSubspace.project`).
 
@@ -100,10 +97,8 @@ def padded_stack(
 ) -> LayerStack:
     """One module of one adapter; for `flat` padded to the layer's rank."""
     stack = read_stack(spec.name, {name: source}, {name: weight})
-    missing = spec.rank - stack.rank
-    if method == "flat" and missing > 0:
-        stack.a = torch.nn.functional.pad(stack.a, (0, 0, 0, missing))
-        stack.bt = torch.nn.functional.pad(stack.bt, (0, 0, 0, missing))
+    if method == "flat":
+        stack.a, stack.bt = (padded(factor, spec.rank, 1) for factor in (stack.a, stack.bt))
     return stack
 
 
@@ -123,8 +118,13 @@ def reconstruct(space: Space, projection: TaskProjection) -> LoRAWeights:
     record = projection.record or space.tasks.record(projection.task_id)
 
     def factors(spec: LayerSpec, rank: int) -> tuple[Tensor, Tensor]:
-        a, b = (_factor(space, spec, side, projection, rank) for side in ("a", "b"))
-        if space.method == "flat" and _is_nothing(projection, record, spec.name):
+        """A (r, d_in) and B (d_out, r), in fp64."""
+        basis, method, layer = space.bases[spec.name], space.method, spec.name
+        a = basis.expand(method, "a", projection.loadings_a[layer].double()[None])[0, :rank]
+        b = basis.expand(method, "b", projection.loadings_b[layer].double()[None])[0, :rank]
+        # Whether the adapter's own dW was zero; of a blend that is not known.
+        is_nothing = bool(record.digest) and projection.source_norms.get(layer) == 0
+        if method == "flat" and is_nothing:
             b = torch.zeros_like(b)  # approximated factors of nothing would be something
         return a, b.T
 
@@ -168,20 +168,6 @@ def assembled(
         rest=dict(projection.rest),
         shapes=shapes,
     )
-
-
-def _is_nothing(projection: TaskProjection, record: TaskRecord, layer: str) -> bool:
-    """Whether the adapter's own dW of this layer was zero; of a blend that is not known."""
-    return bool(record.digest) and projection.source_norms.get(layer) == 0
-
-
-def _factor(
-    space: Space, spec: LayerSpec, side: str, projection: TaskProjection, rank: int
-) -> Tensor:
-    """A (r, d_in), or B transposed (r, d_out), in fp64."""
-    loadings = projection.loadings_a if side == "a" else projection.loadings_b
-    rows = loadings[spec.name].double().unsqueeze(0)
-    return space.bases[spec.name].expand(space.method, side, rows)[0, :rank]
 
 
 def shape_on_disk(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,19 +11,31 @@ from typing import Any
 
 import torch
 
+from vlora_engine._version import __version__
 from vlora_engine.adapters.address import relative_source
 from vlora_engine.adapters.check import CheckReport, check_adapters
 from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.findings import Finding
-from vlora_engine.manifest.manifest import LayerSpec, TaskRecord
-from vlora_engine.manifest.records import figure, shared_layers, task_record
+from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
+from vlora_engine.manifest.records import LONGEST_FIGURE, figure, shared_layers, task_record
 from vlora_engine.quantization.dtypes import storage_dtype
 from vlora_engine.spectra.choose import Choice
 from vlora_engine.spectra.tables import Spectra
 from vlora_engine.subspace.basis import LayerPlan
 from vlora_engine.subspace.loadings import EncodedTask, Storage, TaskLayer
+from vlora_engine.utils.device import pick_device
 from vlora_engine.utils.run_context import RunContext
+
+
+def fingerprint_of(device: str, **content: Any) -> str:
+    """The sha256 of ``content`` with all else that decides on the bytes of a layer."""
+    content |= {
+        "engine": __version__,
+        "torch": torch.__version__,
+        "device": pick_device(device).type,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def canonical_order(check: CheckReport, names: Sequence[str]) -> list[str]:
@@ -42,9 +56,63 @@ class Collection:
     def weights(self) -> dict[str, float]:
         return {name: self.check.adapters[name].weight for name in self.sources}
 
+    @property
+    def digests(self) -> list[tuple[str, str]]:
+        """Every task with the digest of its adapter."""
+        return [(name, self.check.adapters[name].digest) for name in self.sources]
+
     def storage(self, target: CompressionTarget) -> Storage:
         """What the numbers of a subspace of these are stored as."""
         return Storage(target.method, self.dtype, target.quantization)
+
+    def layer_plan(
+        self, target: CompressionTarget, k: tuple[int, int], *, exact: bool
+    ) -> LayerPlan:
+        """The settings that a layer of these is built with at (k_a, k_b)."""
+        packing = target.quantization
+        return LayerPlan(
+            target.method, *k, self.dtype, target.refine, exact=exact, quantization=packing
+        )
+
+    def record(
+        self, name: str, *, file: str, out: Path | None, error: float = LONGEST_FIGURE
+    ) -> TaskRecord:
+        """A task's row of the index; ``out`` is where it will lie, if that is known."""
+        source, check = self.sources[name], self.check.adapters[name]
+        return task_record(
+            name,
+            source,
+            self.layers,
+            file=file,
+            digest=check.digest,
+            norm=check.norm,
+            error=error,
+            location=relative_source(source.path, out) if out else None,
+        )
+
+    def report(
+        self, out: Path, manifest: Manifest, findings: Sequence[Finding] = (), **measured: Any
+    ) -> BuildReport:
+        """The report on a build: what its index says, and what was ``measured`` besides."""
+        worst = manifest.worst
+        return BuildReport(
+            path=out,
+            method=manifest.method,
+            dtype=manifest.dtype,
+            tasks=list(manifest.tasks),
+            mean_error=manifest.mean_error,
+            max_error=worst.error if worst else 0.0,
+            worst_task=worst.id if worst else "",
+            variance=manifest.variance,
+            task_errors={task.id: task.error for task in manifest.tasks.values()},
+            nbytes=manifest.nbytes,
+            input_bytes=manifest.input_bytes,
+            ratio=manifest.ratio,
+            codec_ratio=manifest.codec_ratio,
+            skipped=[error.as_dict() for error in self.check.bad],
+            findings=[*self.check.findings, *findings],
+            **measured,
+        )
 
 
 @dataclass
@@ -117,21 +185,13 @@ def assemble_task(
     collection: Collection, name: str, layers: Sequence[TaskLayer], *, file: str, out: Path | None
 ) -> tuple[TaskRecord, EncodedTask]:
     """One task from its share of every layer that it has."""
-    source, check = collection.sources[name], collection.check.adapters[name]
+    source = collection.sources[name]
     energy = torch.tensor([layer.energy for layer in layers], dtype=torch.float64)
     residual = torch.tensor([layer.residual for layer in layers], dtype=torch.float64)
-    total = check.norm**2  # with the modules that are the task's own, which lose nothing
+    # With the modules that are the task's own, which lose nothing.
+    total = collection.check.adapters[name].norm ** 2
     error = (float(residual.sum()) / total) ** 0.5 if total > 0 else 0.0
-    record = task_record(
-        name,
-        source,
-        collection.layers,
-        file=file,
-        digest=check.digest,
-        norm=check.norm,
-        error=figure(error),
-        location=relative_source(source.path, out) if out else None,
-    )
+    record = collection.record(name, file=file, out=out, error=figure(error))
     shares = torch.where(energy > 0, residual / energy, torch.zeros_like(energy)).sqrt()
     encoded = EncodedTask(
         values=torch.cat([layer.loadings.values for layer in layers]),

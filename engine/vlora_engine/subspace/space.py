@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -103,6 +104,7 @@ class WritableSpace(Space, Protocol):
         ...
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class SpaceState:
     """The state of a subspace, whichever way its numbers are stored.
 
@@ -115,26 +117,19 @@ class SpaceState:
         notes: Remarks from building or opening it.
     """
 
-    def __init__(
-        self,
-        *,
-        method: str,
-        dtype: str,
-        layers: Sequence[LayerSpec],
-        tasks: TaskMap,
-        base_model: str | None = None,
-        quantization: Quantization | None = None,
-    ) -> None:
-        self.method = method
-        self.dtype = dtype
-        self.base_model = base_model
-        self.quantization = quantization
-        self.layers = list(layers)
-        self.tasks = tasks
-        self.stored: Store | None = None
-        self.home: Path | None = None
-        self.opened: Manifest | None = None
-        self.notes: list[str] = []
+    method: str
+    dtype: str
+    layers: list[LayerSpec]
+    tasks: TaskMap
+    base_model: str | None = None
+    quantization: Quantization | None = None
+    stored: Store | None = field(default=None, init=False)
+    home: Path | None = field(default=None, init=False)
+    opened: Manifest | None = field(default=None, init=False)
+    notes: list[str] = field(default_factory=list, init=False)
+
+    def __post_init__(self) -> None:
+        self.layers = list(self.layers)
 
     @property
     def storage(self) -> Storage:

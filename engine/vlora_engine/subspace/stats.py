@@ -18,14 +18,19 @@ def compression_stats(space: Space) -> dict[str, Any]:
             compressed += space.layers[i].loadings_elements(space.method, rank)
         original += record.factor_elements
     stored = space.storage.payload_bytes(space.layers, space.tasks.records())
+    components = {s.name: (s.k_a, s.k_b) for s in space.layers}
+    return {"components_per_layer": components} | size_stats(space, compressed, stored, original)
+
+
+def size_stats(space: Space, params: float, nbytes: int, original: int) -> dict[str, Any]:
+    """Parameters and bytes of all tasks, ``original`` being the parameters that they had."""
     return {
-        "components_per_layer": {s.name: (s.k_a, s.k_b) for s in space.layers},
-        "total_params_compressed": compressed,
+        "total_params_compressed": params,
         "total_params_original": original,
-        "compression_ratio": original / compressed if compressed else 0.0,
-        "bytes_compressed": stored,
+        "compression_ratio": original / params if params else 0.0,
+        "bytes_compressed": nbytes,
         "bytes_original": 2 * original,
-        "bytes_ratio": 2 * original / stored if stored else 0.0,
+        "bytes_ratio": 2 * original / nbytes if nbytes else 0.0,
         "num_tasks": len(space.tasks),
         "num_layers": len(space.layers),
     }

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -50,6 +50,7 @@ from vlora_engine.utils.safetensors_file import (
 )
 
 MAX_SHARD_BYTES = 4_000_000_000
+Task = TypeVar("Task")  # a task in the form that one way of storing writes
 _NUMBERED = "basis-{:05d}-of-{:05d}.safetensors"
 
 
@@ -75,11 +76,10 @@ def _shards(storage: Storage, layers: Sequence[LayerSpec]) -> list[tuple[int, in
     ranges, first, size = [], 0, 0
     for i, layer in enumerate(layers):
         counts, packing = layer.basis_elements(storage.method), storage.basis_packing
-        layer_bytes = (
-            sum(counts) * ITEM_BYTES[storage.dtype]
-            if packing is None
-            else sum(map(packing.nbytes, counts))
-        )
+        if packing is None:
+            layer_bytes = sum(counts) * ITEM_BYTES[storage.dtype]
+        else:
+            layer_bytes = sum(map(packing.nbytes, counts))
         if i > first and size + layer_bytes > MAX_SHARD_BYTES:
             ranges.append((first, i))
             first, size = i, 0
@@ -103,11 +103,10 @@ def _write_shard(
         for _ in layers:
             basis = next(bases)
             # The components go straight to the disk; the rest is small and waits for its turn.
-            components = (
-                _packed_tensors(basis, small)
-                if packs
-                else _plain_tensors(basis, storage.dtype, small)
-            )
+            if packs:
+                components = _packed_tensors(basis, small)
+            else:
+                components = _plain_tensors(basis, storage.dtype, small)
             for tensor in components:
                 writer.write(tensor)
         for tensors in small.values():
@@ -206,6 +205,22 @@ def write_task(path: Path, task: EncodedTask) -> str:
     return writer.sha256
 
 
+def write_tasks(
+    directory: Path, tasks: Iterable[tuple[TaskRecord, Task]], write: Callable[[Path, Task], str]
+) -> dict[str, TaskRecord]:
+    """Write every task's file into ``directory``; the records by id, with checksums and sizes."""
+    try:
+        (directory / "tasks").mkdir()
+    except OSError as error:
+        raise write_error(directory, error) from None
+    records: dict[str, TaskRecord] = {}
+    for record, task in tasks:
+        path = directory / "tasks" / record.file
+        sha256 = write(path, task)
+        records[record.id] = replace(record, sha256=sha256, nbytes=path.stat().st_size)
+    return records
+
+
 def write_subspace(
     directory: Path,
     *,
@@ -217,15 +232,6 @@ def write_subspace(
 ) -> Manifest:
     """Fill the empty ``directory``; ``tasks`` come in order, one in memory at a time."""
     basis = write_basis(directory, storage, layers, bases)
-    try:
-        (directory / "tasks").mkdir()
-    except OSError as error:
-        raise write_error(directory, error) from None
-    records: dict[str, TaskRecord] = {}
-    for record, encoded in tasks:
-        path = directory / "tasks" / record.file
-        sha256 = write_task(path, encoded)
-        records[record.id] = replace(record, sha256=sha256, nbytes=path.stat().st_size)
     manifest = Manifest(
         path=directory,
         method=storage.method,
@@ -233,7 +239,7 @@ def write_subspace(
         base_model=base_model,
         layers=tuple(layers),
         basis=basis,
-        tasks=records,
+        tasks=write_tasks(directory, tasks, write_task),
         engine=__version__,
         quantization=storage.quantization,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,10 +62,7 @@ class TaskMap(MutableMapping[str, TaskProjection]):
     """Tasks by id. Those on disk or freshly encoded become projections when asked for."""
 
     def __init__(
-        self,
-        storage: Storage,
-        layers: Sequence[LayerSpec],
-        stored: Store | None = None,
+        self, storage: Storage, layers: Sequence[LayerSpec], stored: Store | None = None
     ) -> None:
         self._storage, self._layers = storage, list(layers)
         self._stored = stored
@@ -85,7 +81,8 @@ class TaskMap(MutableMapping[str, TaskProjection]):
     def record(self, task_id: str) -> TaskRecord:
         """A task's row of the index."""
         if task_id not in self._records:
-            raise unknown_task(task_id, self._records, self._directory())
+            directory = self._stored.manifest.path if self._stored else None
+            raise unknown_task(task_id, self._records, directory)
         return self._records[task_id]
 
     def records(self) -> list[TaskRecord]:
@@ -161,9 +158,6 @@ class TaskMap(MutableMapping[str, TaskProjection]):
 
     def __len__(self) -> int:
         return len(self._records)
-
-    def _directory(self) -> Path | None:
-        return self._stored.manifest.path if self._stored else None
 
 
 def collect_tasks(
@@ -305,11 +299,8 @@ def _checked_form(
     storage: Storage, spec: LayerSpec, rank: int, a: Tensor, b: Tensor, projection: TaskProjection
 ) -> LoadingsForm:
     form = storage.form(rank, spec.k_a, spec.k_b)
-    wanted = (
-        [(spec.k_a,), (spec.k_b,)]
-        if form.method == "flat"
-        else [(rank, spec.k_a), (rank, spec.k_b)]
-    )
+    rows = () if form.method == "flat" else (rank,)
+    wanted = [(*rows, spec.k_a), (*rows, spec.k_b)]
     if [tuple(a.shape), tuple(b.shape)] != wanted:
         raise SubspaceError(
             f"The loadings of task {projection.task_id!r} do not fit the basis.",

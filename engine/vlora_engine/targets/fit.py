@@ -276,24 +276,12 @@ def architecture_for(facts: Facts, base: BaseConfig, out: Path | None = None) ->
                 found=module,
                 remedy="train without lm_head, or export to peft and merge it there",
             )
-        _check_rotation(architecture, name, module, shape, facts, base)
+        rotated = architecture.rotation_of(name)
+        if rotated is not None and shape.d_out:
+            rows = (base.heads if rotated == "q" else base.kv_heads) * base.head_dim
+            if shape.d_out != rows or base.head_dim % 2:
+                raise _wrong_base(facts, base, f"{module} with {rows} rows", f"{shape.d_out} rows")
     return architecture
-
-
-def _check_rotation(
-    architecture: Architecture,
-    name: str,
-    module: str,
-    shape: ModuleShape,
-    facts: Facts,
-    base: BaseConfig,
-) -> None:
-    side = architecture.rotation_of(name)
-    if side is None or not shape.d_out:
-        return
-    rows = (base.heads if side == "q" else base.kv_heads) * base.head_dim
-    if shape.d_out != rows or base.head_dim % 2:
-        raise _wrong_base(facts, base, f"{module} with {rows} rows", f"{shape.d_out} rows")
 
 
 def _wrong_base(facts: Facts, base: BaseConfig, expected: str, found: str) -> VLoRAError:

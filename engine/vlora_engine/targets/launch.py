@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vlora_engine.targets.registry import find_target
+from vlora_engine.targets.registry import RANK_LIMITS, find_target, smallest_choice
 from vlora_engine.utils.file_names import ADAPTER_GGUF
 from vlora_engine.utils.naming import slugs
 
@@ -45,7 +45,7 @@ Named = Sequence[tuple[str, Served]]
 
 
 def _vllm(base: str, named: Named) -> list[str]:
-    option = find_target("vllm").rank_option(max(adapter.rank for _, adapter in named))
+    option = smallest_choice(RANK_LIMITS["vllm"], max(adapter.rank for _, adapter in named))
     modules = [f"{name}={adapter.path}" for name, adapter in named]
     words = ["vllm", "serve", base, "--enable-lora", "--max-lora-rank", str(option)]
     return [shlex.join([*words, "--lora-modules", *modules])]

@@ -44,10 +44,6 @@ class Target:
         """The largest rank that is served; None where there is no limit."""
         return self.ranks[-1] if self.ranks else None
 
-    def rank_option(self, rank: int) -> int | None:
-        """The smallest value of the server's rank option that ``rank`` fits in."""
-        return next((allowed for allowed in self.ranks if rank <= allowed), None)
-
 
 VLLM_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # the choices of --max-lora-rank
 _IGNORED = "other keys than lora_A.weight and lora_B.weight are passed over in silence"

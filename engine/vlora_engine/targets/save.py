@@ -56,44 +56,20 @@ def save_adapter(
         OutputExistsError: ``path`` is there and ``force`` is not given.
         StorageError: It cannot be written.
     """
-    wanted = find_target(target)
+    wanted, out = find_target(target), Path(path)
     stored = _torch_dtype(dtype)
     if wanted.name == "peft":
-        return write_peft(weights, Path(path), dtype=stored, force=force, check=check)
-    return save_for(
-        wanted,
-        weights,
-        Path(path),
-        dtype=stored,
-        force=force,
-        drop_rest=drop_rest,
-        base=base,
-        check=check,
-    )
-
-
-def save_for(
-    target: Target,
-    weights: LoRAWeights,
-    path: Path,
-    *,
-    dtype: torch.dtype | None = None,
-    force: bool = False,
-    drop_rest: bool = False,
-    base: str | Path | None = None,
-    check: MadeCheck | None = None,
-) -> Path:
-    """Write ``weights`` for a target other than PEFT; see `save_adapter`."""
-    word = None if dtype is None else dtype_name(dtype)
+        return write_peft(weights, out, dtype=stored, force=force, check=check)
+    word = None if stored is None else dtype_name(stored)
     facts = facts_of(MemorySource(weights))
-    check_fit(target, facts, drop_rest=drop_rest, dtype=word, base=base, out=path)
-    if target.no_rest:
+    check_fit(wanted, facts, drop_rest=drop_rest, dtype=word, base=base, out=out)
+    if wanted.no_rest:
         weights = without_rest(weights)
-    fitted = shaped(weights, target, dtype)
-    if target.form == "peft":
-        return write_peft(fitted, path, force=force, check=check)
-    _write_gguf(target, fitted, path, force=force, base=base, check=check)
-    return path
+    fitted = shaped(weights, wanted, stored)
+    if wanted.form == "peft":
+        return write_peft(fitted, out, force=force, check=check)
+    _write_gguf(wanted, fitted, out, force=force, base=base, check=check)
+    return out
 
 
 def _write_gguf(

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from vlora_engine.adapters.model import LoRAWeights
+from vlora_engine.adapters.model import LoRAWeights, padded
 from vlora_engine.formats.peft_save import cast, fresh_config
 from vlora_engine.targets.fit import used_alpha
 from vlora_engine.targets.registry import Target
@@ -45,9 +45,9 @@ def shaped(weights: LoRAWeights, target: Target, dtype: torch.dtype | None = Non
     lora_a, lora_b = {}, {}
     for name in weights.layer_names:
         a, b = weights.lora_a[name], weights.lora_b[name]
-        lora_a[name] = _padded(_cast(a, stored or a.dtype, name), rank, 0)
+        lora_a[name] = padded(_cast(a, stored or a.dtype, name), rank, 0)
         scaled = _folded(b, weights.scales[name] / scale, stored or b.dtype, name)
-        lora_b[name] = _padded(scaled, rank, 1)
+        lora_b[name] = padded(scaled, rank, 1)
     return replace(
         weights,
         lora_a=lora_a,
@@ -89,8 +89,8 @@ def _one_alpha(weights: LoRAWeights, stored: torch.dtype | None) -> LoRAWeights:
         factor = weights.scales[name] / (alpha / rank)
         # An alpha that is rounded to fp32 is no reason to touch B: 6e-8 of it.
         factor = 1.0 if abs(factor - 1) < 1e-6 else factor
-        lora_a[name] = _padded(_cast(a, stored or a.dtype, name), rank, 0)
-        lora_b[name] = _padded(_folded(b, factor, stored or b.dtype, name), rank, 1)
+        lora_a[name] = padded(_cast(a, stored or a.dtype, name), rank, 0)
+        lora_b[name] = padded(_folded(b, factor, stored or b.dtype, name), rank, 1)
     metadata = {**weights.metadata, "lora_alpha": alpha}
     scales = {name: alpha / rank for name, rank in ranks.items()}
     return replace(weights, lora_a=lora_a, lora_b=lora_b, metadata=metadata, scales=scales)
@@ -98,17 +98,6 @@ def _one_alpha(weights: LoRAWeights, stored: torch.dtype | None) -> LoRAWeights:
 
 def _as_float32(value: float) -> float:
     return float(struct.unpack("<f", struct.pack("<f", value))[0])
-
-
-def _padded(factor: Tensor, rank: int, dim: int) -> Tensor:
-    missing = rank - factor.shape[dim]
-    if not missing:
-        return factor
-    import torch
-
-    shape = list(factor.shape)
-    shape[dim] = missing
-    return torch.cat([factor, factor.new_zeros(shape)], dim)
 
 
 def _folded(b: Tensor, factor: float, dtype: torch.dtype, name: str) -> Tensor:

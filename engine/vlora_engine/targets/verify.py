@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vlora_engine.adapters.model import AdapterSource, LoRAWeights, MemorySource, module_scales
+from vlora_engine.adapters.model import (
+    AdapterSource,
+    LoRAWeights,
+    MemorySource,
+    module_scales,
+    same_bits,
+)
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.errors import ParameterError, StorageError, VLoRAError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 # What a written adapter may differ by from what was meant: the rounding of its dtype.
 ROUNDING = {"torch.float16": 2e-3, "torch.bfloat16": 1.6e-2}
@@ -60,7 +63,7 @@ def verify_adapter(meant: LoRAWeights, path: Path, *, final: Path | None = None)
         if difference:
             raise _unlike(where, f"{len(meant.layer_names)} modules", f"not so: {difference[0]}")
         for name, tensor in meant.rest.items():
-            if name not in rest or not _same_bits(tensor, rest[name]):
+            if name not in rest or not same_bits(tensor, rest[name]):
                 raise _unlike(where, f"tensor {name} bit for bit", "another one, or none")
         error = relative_error(_pairs(meant, written))
     except StorageError:
@@ -90,7 +93,7 @@ def require_alike(
     if missing:
         raise _unlike(where, f"the modules of {name}", f"not so: {missing[0]}")
     for key, tensor in meant.rest.items():
-        if key not in back.rest or not _same_bits(tensor, back.rest[key]):
+        if key not in back.rest or not same_bits(tensor, back.rest[key]):
             raise _unlike(where, f"tensor {key} of {name} bit for bit", "another one, or none")
     error = relative_error((*_pairs(meant, MemorySource(back)), *_besides(meant, back)))
     wide = {torch_name.dtype for torch_name in (*meant.lora_a.values(), *back.lora_a.values())}
@@ -115,17 +118,6 @@ def _pairs(meant: LoRAWeights, written: AdapterSource) -> Iterator[Any]:
             (meant.lora_a[name].double(), meant.scales[name] * meant.lora_b[name].double()),
             (a.double(), written.scales[name] * b.double()),
         )
-
-
-def _same_bits(a: Tensor, b: Tensor) -> bool:
-    import torch
-
-    if a.dtype != b.dtype or a.shape != b.shape:
-        return False
-    if not a.numel():
-        return True
-    first, second = (t.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for t in (a, b))
-    return torch.equal(first, second)
 
 
 def _unlike(path: Path, expected: str, found: str) -> StorageError:

@@ -12,6 +12,7 @@ import torch
 
 import vlora_engine.compress.build as build_module
 import vlora_engine.compress.measure as spectrum_module
+import vlora_engine.subspace.request as request_module
 from tests.engine.compress.test_build import Stop, inputs
 from vlora_engine.compress.build import build_subspace
 from vlora_engine.compress.measure import compute_spectra
@@ -158,7 +159,7 @@ def test_spectra_of_anything_else_begin_anew(
     elif other == "methods":
         settings = {"methods": ["delta", "flat"]}
     else:
-        monkeypatch.setattr(spectrum_module, "__version__", "another")
+        monkeypatch.setattr(request_module, "__version__", "another")
     assert compute_spectra(sources, tmp_path / "out", **settings).reused_layers == 0
     compute_spectra(sources, tmp_path / "anew", **settings)
     assert tree(tmp_path / "out") == tree(tmp_path / "anew")
@@ -167,7 +168,7 @@ def test_spectra_of_anything_else_begin_anew(
 def test_layers_of_another_device_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     spectra = Spectra([], [], [])
     before = spectrum_module._fingerprint(spectra, "cpu")
-    monkeypatch.setattr(spectrum_module, "pick_device", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(request_module, "pick_device", lambda _: torch.device("cuda"))
     assert spectrum_module._fingerprint(spectra, "cpu") != before
 
 
@@ -257,5 +258,5 @@ def test_built_layers_of_another_version_or_device_are_not_used(
     before = fingerprint(collection, plan, "cpu")
     assert before == fingerprint(prepare(sources), plan, "cpu")
     other = "another" if name == "__version__" else lambda _: torch.device("cuda")
-    monkeypatch.setattr(build_module, name, other)
+    monkeypatch.setattr(request_module, name, other)
     assert fingerprint(collection, plan, "cpu") != before

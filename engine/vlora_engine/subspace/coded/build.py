@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from vlora_engine._version import __version__
-from vlora_engine.adapters.address import relative_source
 from vlora_engine.adapters.base_models import base_model_of
-from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.adapters.unchanged import require_unchanged
-from vlora_engine.codec.floats import MODULE_HEAD
 from vlora_engine.codec.forecast import Forecast, Outlook
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import SubspaceError, VLoRAError
 from vlora_engine.manifest.coding import LETTERS, Coding
 from vlora_engine.manifest.manifest import BasisFile, Manifest, TaskRecord
-from vlora_engine.manifest.readme import model_card
-from vlora_engine.manifest.records import figure, task_record
+from vlora_engine.manifest.records import figure
 from vlora_engine.subspace.coded.coder import Coded, Coder
 from vlora_engine.subspace.coded.layer_parts import (
     FileParts,
@@ -33,16 +27,14 @@ from vlora_engine.subspace.coded.layer_parts import (
     TaskShare,
     partial_outlook,
 )
-from vlora_engine.subspace.coded.layout import overhead_bytes, shared_layout, task_layout
+from vlora_engine.subspace.coded.layout import bytes_around, overhead_bytes
 from vlora_engine.subspace.coded.measure import measure
 from vlora_engine.subspace.coded.store import CodedTask, write_coded
-from vlora_engine.subspace.request import BuildReport, Collection
+from vlora_engine.subspace.request import BuildReport, Collection, fingerprint_of
 from vlora_engine.subspace.store import task_files
-from vlora_engine.utils.device import pick_device
 from vlora_engine.utils.file_names import BASIS_FILE
-from vlora_engine.utils.files import dump_json, publish
+from vlora_engine.utils.files import publish
 from vlora_engine.utils.run_context import RunContext
-from vlora_engine.utils.safetensors_file import encode_header
 from vlora_engine.utils.unfinished import RESULT, keep_finished_layers
 
 
@@ -66,7 +58,7 @@ def outlook_of(
     )
     outlook.factor_bytes = 2 * sum(record.factor_elements for record in records.values())
     outlook.input_bytes = sum(record.source_bytes for record in records.values())
-    outlook.digests = _digests(collection)
+    outlook.digests = [digest for _, digest in collection.digests]
     return outlook
 
 
@@ -96,10 +88,20 @@ def build_coded(
         coder = _coder(collection, targets, known, parts, out, run)
         coder.room = room
         coded = coder.run()
-        manifest = _assemble(partial / RESULT, out, collection, targets, coder, coded)
+        result, coding = partial / RESULT, coding_of(targets, coder.outlook, coded.forecast)
+        result.mkdir()
+        manifest = write_coded(
+            result,
+            method=targets.method,
+            base_model=base_model_of(collection.sources),
+            layers=collection.layers,
+            coding=coding,
+            shared=(coded.parts.shared(i)[group] for i, group in coding.units()),
+            tasks=_tasks(collection, coder.outlook, coded, out),
+        )
         report = _report(out, collection, manifest, coded)
         require_unchanged(collection.sources.values())
-        publish(partial / RESULT, out, within=partial, force=run.force)
+        publish(result, out, within=partial, force=run.force)
     return report
 
 
@@ -133,35 +135,13 @@ def _coder(
                 records.items(), collection.sources.values(), strict=True
             )
         }
-
-    def size(coded: Coded) -> int:
-        return _size(collection, targets, outlook, records, coded)
-
+    size = functools.partial(_size, collection, targets, outlook, records)
     return Coder(collection, outlook, targets, parts, size, run)
 
 
 def _records(collection: Collection, out: Path | None) -> dict[str, TaskRecord]:
     files = task_files(list(collection.sources))
-    return {
-        name: _record(collection, name, files[name], out, source)
-        for name, source in collection.sources.items()
-    }
-
-
-def _record(
-    collection: Collection, name: str, file: str, out: Path | None, source: AdapterSource
-) -> TaskRecord:
-    check = collection.check.adapters[name]
-    location = relative_source(source.path, out) if out else None
-    return task_record(
-        name,
-        source,
-        collection.layers,
-        file=file,
-        digest=check.digest,
-        norm=check.norm,
-        location=location,
-    )
+    return {name: collection.record(name, file=file, out=out) for name, file in files.items()}
 
 
 def _size(
@@ -190,14 +170,8 @@ def _size(
         engine=__version__,
         coding=coding,
     )
-    total = len(dump_json(manifest.as_json()).encode()) + len(model_card(manifest).encode())
-    if units:
-        total += len(encode_header(shared_layout(len(units), most))[0]) + 4 * len(units)
-    for record in records.values():
-        count = len(record.layers)
-        header, _ = encode_header(task_layout(count, most, record.rest_bytes))
-        total += len(header) + MODULE_HEAD * count + record.rest_bytes
-    return total + coded.payload
+    rest = sum(record.rest_bytes for record in records.values())
+    return bytes_around(manifest, len(units), most) + rest + most
 
 
 def coding_of(targets: CompressionTarget, outlook: Outlook, forecast: Forecast) -> Coding:
@@ -236,48 +210,20 @@ def coded_task(shares: Sequence[TaskShare], rest: dict[str, torch.Tensor]) -> Co
     energy = np.array([share.energy for share in shares])
     residual = np.array([share.residual for share in shares]).clip(0)
     missed = np.divide(residual, energy, out=np.zeros(len(energy)), where=energy > 0)
-    return CodedTask(
-        [share.blob for share in shares],
-        torch.from_numpy(np.sqrt(energy)).float(),
-        torch.from_numpy(np.sqrt(missed)).float(),
-        rest,
-    )
-
-
-def _assemble(
-    directory: Path,
-    out: Path,
-    collection: Collection,
-    targets: CompressionTarget,
-    coder: Coder,
-    coded: Coded,
-) -> Manifest:
-    directory.mkdir()
-    coding = coding_of(targets, coder.outlook, coded.forecast)
-    return write_coded(
-        directory,
-        method=targets.method,
-        base_model=base_model_of(collection.sources),
-        layers=collection.layers,
-        coding=coding,
-        shared=(coded.parts.shared(i)[group] for i, group in coding.units()),
-        tasks=_tasks(collection, coder.outlook, coded, out),
-    )
+    norms, errors = (torch.from_numpy(np.sqrt(squares)).float() for squares in (energy, missed))
+    return CodedTask([share.blob for share in shares], norms, errors, rest)
 
 
 def fingerprint(collection: Collection, method: str, forecast: Forecast, device: str) -> str:
     """What coded layers must have in common to be used together."""
-    content = {
-        "engine": __version__,
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "device": pick_device(device).type,
-        "method": method,
-        "tasks": [(n, collection.check.adapters[n].digest) for n in collection.sources],
-        "steps": [float(np.float32(step)) for step in forecast.steps],
-        "modes": [[(m.number, m.kind, m.members) for m in layer] for layer in forecast.modes],
-    }
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return fingerprint_of(
+        device,
+        numpy=np.__version__,
+        method=method,
+        tasks=collection.digests,
+        steps=[float(np.float32(step)) for step in forecast.steps],
+        modes=[[(m.number, m.kind, m.members) for m in layer] for layer in forecast.modes],
+    )
 
 
 def _partial_outlook(
@@ -297,13 +243,9 @@ def _partial_outlook(
     return made
 
 
-def _digests(collection: Collection) -> list[str]:
-    return [collection.check.adapters[name].digest for name in collection.sources]
-
-
 def _same_tasks(collection: Collection, outlook: Outlook) -> None:
     if outlook.tasks != list(collection.sources) or (
-        outlook.digests and outlook.digests != _digests(collection)
+        outlook.digests and outlook.digests != [digest for _, digest in collection.digests]
     ):
         raise SubspaceError(
             "The tables of the codec were computed on other adapters.",
@@ -312,31 +254,16 @@ def _same_tasks(collection: Collection, outlook: Outlook) -> None:
 
 
 def _report(out: Path, collection: Collection, manifest: Manifest, coded: Coded) -> BuildReport:
-    worst = manifest.worst
     layer_errors = {}
     for i, spec in enumerate(manifest.layers):
         _, energy, residual, _ = coded.parts.figures(i)
         share = np.divide(residual.clip(0), energy, out=np.zeros(len(energy)), where=energy > 0)
         layer_errors[spec.name] = float(np.sqrt(share).mean()) if len(share) else 0.0
-    coding: Any = manifest.coding and manifest.coding.as_json()
-    return BuildReport(
-        path=out,
-        method=manifest.method,
-        dtype=manifest.dtype,
-        tasks=list(manifest.tasks),
+    return collection.report(
+        out,
+        manifest,
         k={},
-        mean_error=manifest.mean_error,
-        max_error=worst.error if worst else 0.0,
-        worst_task=worst.id if worst else "",
-        variance=manifest.variance,
-        task_errors={task.id: task.error for task in manifest.tasks.values()},
         layer_errors=layer_errors,
-        nbytes=manifest.nbytes,
-        input_bytes=manifest.input_bytes,
-        ratio=manifest.ratio,
-        codec_ratio=manifest.codec_ratio,
-        skipped=[error.as_dict() for error in collection.check.bad],
         reused_layers=coded.reused,
-        findings=list(collection.check.findings),
-        coding=coding,
+        coding=manifest.coding and manifest.coding.as_json(),
     )

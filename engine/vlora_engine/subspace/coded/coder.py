@@ -18,7 +18,7 @@ import numpy as np
 from vlora_engine.adapters.stack import read_stack
 from vlora_engine.codec.forecast import FINEST, Correction, Forecast, Outlook
 from vlora_engine.codec.layer import CodedLayer, Group, code_layer
-from vlora_engine.codec.rate_control import Measured, RateController, blocks
+from vlora_engine.codec.rate_control import RateController, blocks
 from vlora_engine.codec.tables import Array
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import TargetError
@@ -87,7 +87,9 @@ class Coder:
         allowed = self.target.allowed(self.outlook.rest_bytes)
         slack = SLACK["budget" if self.target.budget is not None else "error"]
         correction = Correction(np.ones(len(self.outlook.tasks)), 1.0)
-        if self._numbers() > WHOLE and len(self.collection.layers) >= STEERED:
+        layers = self.outlook.layers
+        numbers = sum(layer.shares.size * (layer.d_in + layer.d_out) for layer in layers)
+        if numbers > WHOLE and len(self.collection.layers) >= STEERED:
             coded = self._steer(self._solve(allowed * (1 - STEERED_SLACK), correction), allowed)
             if self._is_near(coded, allowed):
                 return coded
@@ -123,13 +125,8 @@ class Coder:
         parts = self.parts(forecast)
         nothing = np.zeros(len(self.outlook.tasks))
         coded = Coded(forecast, parts, nothing, 0, 0, 0)
-        controller = RateController(
-            self.outlook,
-            self.target,
-            allowed * (1 - STEERED_SLACK),
-            forecast,
-            self.size(coded) - self.outlook.rest_bytes,
-        )
+        aim, overhead = allowed * (1 - STEERED_SLACK), self.size(coded) - self.outlook.rest_bytes
+        controller = RateController(self.outlook, self.target, aim, forecast, overhead)
         self._ask_for_room(self.outlook.nbytes(forecast))
         rest, done, reused, logs = blocks(len(self.collection.layers)), 0, 0, nothing
         total = len(self.collection.layers)
@@ -145,7 +142,9 @@ class Coder:
                 whole = controller.measured.plus(measured)
                 if left:
                     break
-                coded = self._steered(coded, whole)
+                errors, payload = np.sqrt(whole.missed.clip(0)), int(whole.nbytes)
+                coded = replace(coded, errors=errors, payload=payload)
+                coded = replace(coded, nbytes=self.size(coded))
                 if self._is_near(coded, allowed):
                     break
                 steps = controller.retry_steps(block, steps, measured, allowed)
@@ -155,11 +154,6 @@ class Coder:
         # Adapters that are added later take the step that these took on average.
         steps = np.exp(logs / total)
         return replace(coded, forecast=replace(forecast, steps=steps), reused=reused)
-
-    def _steered(self, coded: Coded, whole: Measured) -> Coded:
-        payload = int(whole.nbytes)
-        coded = replace(coded, errors=np.sqrt(whole.missed.clip(0)), payload=payload)
-        return replace(coded, nbytes=self.size(coded))
 
     def _is_near(self, coded: Coded, allowed: float) -> bool:
         """Whether the target is kept, and used up as far as it can be."""
@@ -171,9 +165,6 @@ class Coder:
         if self.room is not None:
             self.room(int(nbytes))
             self.room = None
-
-    def _numbers(self) -> int:
-        return sum(layer.shares.size * (layer.d_in + layer.d_out) for layer in self.outlook.layers)
 
     def _solve(self, aim: float, correction: Correction) -> Forecast:
         target = self.target.with_allowed(aim, self.outlook.rest_bytes)
@@ -266,13 +257,8 @@ class Coder:
             task_steps = np.array([by_name[task] for task in stack.tasks])
             return code_layer(stack, task_steps, self.groups_of(forecast, index))
 
-        return map_ordered(
-            work,
-            list(chosen),
-            replace(self.context, progress=progress),
-            stage="build",
-            describe=names.__getitem__,
-        )
+        context = replace(self.context, progress=progress)
+        return map_ordered(work, list(chosen), context, stage="build", describe=names.__getitem__)
 
     def groups_of(self, forecast: Forecast, index: int) -> list[Group]:
         """The groups that share on a layer, by the names of their tasks."""

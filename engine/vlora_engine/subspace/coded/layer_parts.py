@@ -12,7 +12,7 @@ import torch
 
 from vlora_engine.codec.layer import CodedLayer
 from vlora_engine.codec.tables import Array
-from vlora_engine.subspace.layer_parts import TASKS_AT_ONCE, SealedLayers
+from vlora_engine.subspace.layer_parts import SealedLayers
 from vlora_engine.utils.safetensors_file import read_elements, read_tensor
 
 
@@ -105,12 +105,7 @@ class FileParts(SealedLayers):
         return {g: raw[a:b] for g, a, b in zip(content["groups"], starts, ends, strict=True)}
 
     def tasks(self, names: Sequence[str]) -> Iterator[tuple[str, list[TaskShare]]]:
-        for start in range(0, len(names), TASKS_AT_ONCE):
-            block = names[start : start + TASKS_AT_ONCE]
-            shares: dict[str, list[TaskShare]] = {name: [] for name in block}
-            for index in self.indices():
-                self._take(index, shares)
-            yield from shares.items()
+        return self.by_task(names, self._take)
 
     def _take(self, index: int, shares: Mapping[str, list[TaskShare]]) -> None:
         header, content = self.open(index)

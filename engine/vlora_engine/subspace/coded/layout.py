@@ -49,10 +49,16 @@ def overhead_bytes(
         engine=__version__,
         coding=Coding(0.000123456789, {"max_error": DEFAULT_MAX_ERROR}, {0: "-" * len(layers)}),
     )
+    return bytes_around(manifest, len(layers), 10**6)
+
+
+def bytes_around(manifest: Manifest, units: int, payload: int) -> int:
+    """Bytes of index and card, and of the files' heads: ``units`` shared, ``payload`` in each."""
     total = len(dump_json(manifest.as_json()).encode()) + len(model_card(manifest).encode())
-    total += len(encode_header(shared_layout(len(layers), 10**6))[0]) + 4 * len(layers)
-    for record in records.values():
+    if manifest.basis:
+        total += len(encode_header(shared_layout(units, payload))[0]) + 4 * units
+    for record in manifest.tasks.values():
         count = len(record.layers)
-        header, _ = encode_header(task_layout(count, 10**6, record.rest_bytes))
+        header, _ = encode_header(task_layout(count, payload, record.rest_bytes))
         total += len(header) + MODULE_HEAD * count
     return total

@@ -20,13 +20,8 @@ from torch import Tensor
 
 from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.adapters.stack import LayerStack, read_stack
-from vlora_engine.codec.delta import (
-    code_cores,
-    energy_floor,
-    leading_directions,
-    orthonormal,
-    round_columns,
-)
+from vlora_engine.analysis.relations import components_of, ratios_of
+from vlora_engine.codec import delta
 from vlora_engine.codec.forecast import (
     COARSEST,
     EVERYBODY,
@@ -37,7 +32,6 @@ from vlora_engine.codec.forecast import (
     OwnTable,
 )
 from vlora_engine.codec.klt import row_energies
-from vlora_engine.codec.layer import delta_rows
 from vlora_engine.codec.own import singular_values
 from vlora_engine.codec.rates import direction_rate, vector_rate
 from vlora_engine.codec.tables import Array
@@ -97,7 +91,7 @@ def measure(
     outlook.grid = _grid(outlook) if aim is None else _grid_around(outlook, aim)
     if not groups or len(names) < 2:
         return outlook
-    outlook.cosines = _cosines(gram)
+    outlook.cosines = ratios_of(gram)
     signatures = [_signature(sources[name]) for name in names]
     outlook.clusters = _clusters(outlook.cosines, signatures)
 
@@ -113,7 +107,7 @@ def measure(
                 found.append(make(stack, number, members, outlook.grid))
         return work.layer, found
 
-    one = _is_one(outlook.cosines) and len(set(signatures)) == 1
+    one = len(components_of(outlook.cosines > COSINE)) == 1 and len(set(signatures)) == 1
     related = set(outlook.clusters) - (set() if one else {EVERYBODY})
     offers = [(n, "delta") for n in outlook.clusters] + [(n, "klt") for n in sorted(related)]
     families = list(_families(order).values())
@@ -210,27 +204,23 @@ def delta_table(stack: LayerStack, number: int, members: Sequence[int], grid: Ar
     """
     at = torch.tensor(list(members))
     weight, count = stack.weight[at], len(members)
-    found = {
-        side: leading_directions(
-            delta_rows(stack, weight, members, side), energy_floor(float(grid[0]))
-        )
-        for side in ("a", "b")
-    }
+    part, floor = stack.only(members, weight), delta.energy_floor(float(grid[0]))
+    found = {side: delta.leading_directions(part.rows("delta", side), floor) for side in ("a", "b")}
     energy = (stack.energy()[at] * weight.square()).cpu().numpy()
     some = _spread(range(count), CORES_LOOKED_AT)
     rows = at[some]
     alone = _alone(stack, members, grid)
     shared, bits, missed = np.zeros(len(grid)), *np.full((2, len(grid), count), CORE_OVERHEAD)
     for g, step in enumerate(grid.tolist()):
-        (b, bits_b), (a, bits_a) = (round_columns(found[side], step) for side in ("b", "a"))
+        (b, bits_b), (a, bits_a) = (delta.round_columns(found[side], step) for side in ("b", "a"))
         shared[g] = bits_b + bits_a
-        cores = code_cores(
+        cores = delta.code_cores(
             stack.a[rows],
             stack.bt[rows],
             stack.scale[rows] * weight[some] / step,
             energy[some] / step**2,
-            orthonormal(b),
-            orthonormal(a),
+            delta.orthonormal(b),
+            delta.orthonormal(a),
             [stack.ranks[row] for row in rows.tolist()],
         )
         bits[g] += _like(alone[0][g], some, [core_bits for _, core_bits in cores])
@@ -270,13 +260,6 @@ def _a_gram(stack: LayerStack) -> Tensor:
     return rows @ rows.T
 
 
-def _cosines(gram: Array) -> Array:
-    norms = np.sqrt(gram.diagonal().clip(0))
-    inverse = np.divide(1.0, norms, out=np.zeros(len(norms)), where=norms > 0)
-    cosines: Array = gram * inverse[:, None] * inverse[None, :]
-    return cosines
-
-
 def _signature(source: AdapterSource) -> tuple[tuple[str, int], ...]:
     """Modules and ranks: only adapters that have all of them in common can be a cluster."""
     return tuple((name, shape.rank) for name, shape in source.modules.items())
@@ -284,34 +267,11 @@ def _signature(source: AdapterSource) -> tuple[tuple[str, int], ...]:
 
 def _clusters(cosines: Array, signatures: Sequence[object]) -> dict[int, list[int]]:
     """Connected components of cosines above the line, by number; number 0 is everybody."""
-    count = len(cosines)
-    component = list(range(count))
-
-    def root(i: int) -> int:
-        while component[i] != i:
-            component[i] = component[component[i]]
-            i = component[i]
-        return i
-
-    for i in range(count):
-        for j in range(i):
-            if cosines[i, j] > COSINE and signatures[i] == signatures[j]:
-                component[root(i)] = root(j)
-    members: dict[int, list[int]] = defaultdict(list)
-    for i in range(count):
-        members[root(i)].append(i)
-    found = [group for group in members.values() if 1 < len(group) < count]
+    count, kinds = len(cosines), {s: n for n, s in enumerate(dict.fromkeys(signatures))}
+    kind = np.array([kinds[signature] for signature in signatures])
+    close = np.tril((cosines > COSINE) & (kind[:, None] == kind), -1)
+    found = [group for group in components_of(close | close.T) if 1 < len(group) < count]
     return {EVERYBODY: list(range(count)), **dict(enumerate(found, 1))}
-
-
-def _is_one(cosines: Array) -> bool:
-    """Whether everybody is one cluster."""
-    seen, edge = {0}, [0]
-    while edge:
-        near = set(np.flatnonzero(cosines[edge.pop()] > COSINE).tolist()) - seen
-        seen |= near
-        edge += near
-    return len(seen) == len(cosines)
 
 
 def _spread(rows: Sequence[int], count: int) -> list[int]:

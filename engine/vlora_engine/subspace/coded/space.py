@@ -7,8 +7,8 @@ in the step that the collection was coded in. `compact` plans anew.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,7 +28,8 @@ from vlora_engine.manifest.coding import Coding
 from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
 from vlora_engine.manifest.records import figure, shared_layers, task_record
 from vlora_engine.subspace.basis import Bases
-from vlora_engine.subspace.coded.build import code_in_memory
+from vlora_engine.subspace.coded.build import code_in_memory, coded_task
+from vlora_engine.subspace.coded.layer_parts import TaskShare
 from vlora_engine.subspace.coded.store import (
     CodedStore,
     CodedTask,
@@ -42,6 +43,7 @@ from vlora_engine.subspace.loadings import EncodedTask, Storage
 from vlora_engine.subspace.projection import assembled, check_fits, shared_specs
 from vlora_engine.subspace.request import Collection
 from vlora_engine.subspace.space import SpaceState
+from vlora_engine.subspace.stats import size_stats
 from vlora_engine.subspace.tasks import TaskMap, TaskProjection
 from vlora_engine.utils.run_context import RunContext
 
@@ -54,7 +56,12 @@ def load_coded(manifest: Manifest, *, verify: bool = True) -> CodedSpace:
     stored = CodedStore(manifest, verify)
     tasks = CodedTasks(list(manifest.layers), Decoder(stored), stored)
     space = CodedSpace(
-        manifest.method, manifest.layers, manifest.coding, tasks, stored, manifest.base_model
+        method=manifest.method,
+        layers=tasks.layers,
+        coding=manifest.coding,
+        tasks=tasks,
+        shared=stored,
+        base_model=manifest.base_model,
     )
     space.bind(stored)
     return space
@@ -72,9 +79,17 @@ def code_collection(
         location = str(source.path.absolute()) if source.path else None
         tasks.put(replace(record, source=location), cast(EncodedTask, task))
     base = base_model_of(collection.sources)
-    return CodedSpace(targets.method, collection.layers, coding, tasks, shared, base)
+    return CodedSpace(
+        method=targets.method,
+        layers=tasks.layers,
+        coding=coding,
+        tasks=tasks,
+        shared=shared,
+        base_model=base,
+    )
 
 
+@dataclass(kw_only=True, eq=False, repr=False)
 class CodedSpace(SpaceState):
     """A subspace of which every direction is coded with bits of its own (`own` and `auto`).
 
@@ -83,23 +98,13 @@ class CodedSpace(SpaceState):
     """
 
     has_basis = False
+    dtype: str = "U8"
+    tasks: CodedTasks
+    coding: Coding
+    shared: SharedBytes
 
-    def __init__(
-        self,
-        method: str,
-        layers: Iterable[LayerSpec],
-        coding: Coding,
-        tasks: CodedTasks,
-        shared: SharedBytes,
-        base_model: str | None,
-    ) -> None:
-        super().__init__(
-            method=method, dtype="U8", layers=list(layers), tasks=tasks, base_model=base_model
-        )
-        self.coding = coding
-        self.layers = tasks.layers
-        self._coded_tasks = tasks
-        self._shared = shared
+    def __post_init__(self) -> None:
+        self.layers = self.tasks.layers  # the very same, which grow with new tasks
 
     @property
     def bases(self) -> Bases:
@@ -126,10 +131,7 @@ class CodedSpace(SpaceState):
         )
 
     def project(
-        self,
-        source: AdapterSource,
-        task_id: str,
-        warn_threshold: float | None = None,
+        self, source: AdapterSource, task_id: str, warn_threshold: float | None = None
     ) -> TaskProjection:
         """Code an adapter by itself, in the collection's step; nothing else changes.
 
@@ -156,36 +158,21 @@ class CodedSpace(SpaceState):
         record = task_record(task_id, source, layers, file="", digest=check.digest, norm=check.norm)
         location = str(source.path.absolute()) if source.path else None
         record = replace(record, error=figure(error), source=location)
-        energy = np.array([energy for _, energy, _ in shares])
-        missed = np.array([residual for _, _, residual in shares]).clip(0)
-        share = np.divide(missed, energy, out=np.zeros(len(energy)), where=energy > 0)
-        task = CodedTask(
-            [blob for blob, _, _ in shares],
-            torch.from_numpy(np.sqrt(energy)).float(),
-            torch.from_numpy(np.sqrt(share)).float(),
-            source.read_rest(),
-        )
-        self._take_layers(layers)
-        return self._coded_tasks.decode(record, task)
+        task = coded_task(shares, source.read_rest())
+        added = len(layers) - len(self.layers)
+        modes = {n: text + "-" * added for n, text in self.coding.modes.items()}
+        self.coding = replace(self.coding, modes=modes)
+        self.layers[:] = layers
+        return self.tasks.decode(record, task)
 
     def compression_stats(self) -> dict[str, Any]:
         """Bytes stored for A and B of all tasks, and what they are at 16 bit."""
         stored = sum(
             sum(map(len, cast(CodedTask, self.tasks.encoded(name)).blobs)) for name in self.tasks
         )
-        stored += sum(len(self._shared.shared(*unit)) for unit in self.coding.units())
+        stored += sum(len(self.shared.shared(*unit)) for unit in self.coding.units())
         original = sum(record.factor_elements for record in self.tasks.records())
-        return {
-            "components_per_layer": {},
-            "total_params_compressed": stored / 2,
-            "total_params_original": original,
-            "compression_ratio": 2 * original / stored if stored else 0.0,
-            "bytes_compressed": stored,
-            "bytes_original": 2 * original,
-            "bytes_ratio": 2 * original / stored if stored else 0.0,
-            "num_tasks": len(self.tasks),
-            "num_layers": len(self.layers),
-        }
+        return {"components_per_layer": {}} | size_stats(self, stored / 2, stored, original)
 
     def _layers_with(self, source: AdapterSource) -> list[LayerSpec]:
         """The layers with the modules and ranks that ``source`` brings."""
@@ -200,19 +187,13 @@ class CodedSpace(SpaceState):
             layers[positions[spec.name]] = replace(existing, rank=max(existing.rank, spec.rank))
         return layers
 
-    def _take_layers(self, layers: list[LayerSpec]) -> None:
-        added = len(layers) - len(self.layers)
-        modes = {n: text + "-" * added for n, text in self.coding.modes.items()}
-        self.coding = replace(self.coding, modes=modes)
-        self.layers[:] = layers
-
     # saving
 
     def open_store(self, manifest: Manifest) -> CodedStore:
         """See `WritableSpace`."""
         stored = CodedStore(manifest)
-        self._shared = stored
-        self._coded_tasks.read_from(stored)
+        self.shared = stored
+        self.tasks.read_from(stored)
         return stored
 
     def write(self, directory: Path, tasks: Iterator[tuple[TaskRecord, EncodedTask]]) -> Manifest:
@@ -223,7 +204,7 @@ class CodedSpace(SpaceState):
             base_model=self.base_model,
             layers=self.layers,
             coding=self.coding,
-            shared=(self._shared.shared(*unit) for unit in self.coding.units()),
+            shared=(self.shared.shared(*unit) for unit in self.coding.units()),
             tasks=cast("Iterator[tuple[TaskRecord, CodedTask]]", tasks),
         )
 
@@ -295,24 +276,22 @@ class CodedTasks(TaskMap):
         return replace(record, id=projection.task_id, config=config), cast(EncodedTask, encoded)
 
 
-Share = tuple[bytes, float, float]  # a module's bytes, ||dW||^2, what they miss of it
-
-
 def _code_alone(
     layers: list[LayerSpec], source: AdapterSource, norm: float, step: float, *, write: bool = True
-) -> list[Share]:
+) -> list[TaskShare]:
     shares = []
     for spec in layers:
         if spec.name in source.modules:
             stack = read_stack(spec.name, {"": source}, {"": 1 / norm if norm else 0.0})
             coded = code_layer(stack, np.array([step * norm]), write=write)
-            shares.append((coded.blobs[0], float(coded.energy[0]), float(coded.residual[0])))
+            energy, residual = float(coded.energy[0]), float(coded.residual[0])
+            shares.append(TaskShare(coded.blobs[0], energy, residual))
     return shares
 
 
 def _code_within(
     layers: list[LayerSpec], source: AdapterSource, norm: float, limit: float
-) -> list[Share]:
+) -> list[TaskShare]:
     """Coded in the coarsest step that keeps to an error."""
     low, high = np.log2(FINEST), np.log2(COARSEST)
     for _ in range(_HALVINGS):
@@ -324,8 +303,8 @@ def _code_within(
     return _code_alone(layers, source, norm, 2.0**low)
 
 
-def _error(shares: list[Share], norm: float) -> float:
-    return float(sum(share[2] for share in shares) ** 0.5 / norm) if norm > 0 else 0.0
+def _error(shares: list[TaskShare], norm: float) -> float:
+    return float(sum(share.residual for share in shares) ** 0.5 / norm) if norm > 0 else 0.0
 
 
 def no_basis() -> SubspaceError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from vlora_engine._version import __version__
+from vlora_engine.adapters.model import padded
 from vlora_engine.codec.algebra import product
 from vlora_engine.codec.blobs import (
     Columns,
@@ -35,7 +36,7 @@ from vlora_engine.errors import CorruptFileError
 from vlora_engine.manifest.coding import Coding
 from vlora_engine.manifest.manifest import BasisFile, LayerSpec, Manifest, TaskRecord
 from vlora_engine.subspace.coded.layout import shared_layout, task_layout
-from vlora_engine.subspace.store import CheckedFiles, write_index
+from vlora_engine.subspace.store import CheckedFiles, write_index, write_tasks
 from vlora_engine.utils.file_names import BASIS_FILE
 from vlora_engine.utils.safetensors_file import (
     ITEM_BYTES,
@@ -44,7 +45,6 @@ from vlora_engine.utils.safetensors_file import (
     read_elements,
     read_tensor,
     torch_dtype,
-    write_error,
 )
 
 _AT_ONCE = 32  # modules of a task that are decoded together
@@ -108,8 +108,9 @@ class Decoder:
             opened = [(i, layers[i], rank, open_blob(raw)) for i, rank, raw in part]
             if any(rank * max(layers[i].d_in, layers[i].d_out) > _LARGEST for i, rank, _ in part):
                 raise _unlike("a module larger than any")
-            for (_, spec, rank, _), (a, b) in zip(opened, self._decoded(opened), strict=True):
-                found[spec.name] = _padded(a, b, rank)
+            for (_, spec, rank, _), pair in zip(opened, self._decoded(opened), strict=True):
+                a, b = (torch.from_numpy(np.ascontiguousarray(factor)) for factor in pair)
+                found[spec.name] = padded(a, rank, 0), padded(b, rank, 1)
         return found
 
     def _decoded(
@@ -259,15 +260,6 @@ def write_coded(
         shared: The bytes of `Coding.units`, in their order. tasks: One in memory at a time.
     """
     basis = write_shared(directory, coding, shared, len(layers))
-    try:
-        (directory / "tasks").mkdir()
-    except OSError as error:
-        raise write_error(directory, error) from None
-    records: dict[str, TaskRecord] = {}
-    for record, task in tasks:
-        path = directory / "tasks" / record.file
-        sha256 = write_task(path, task)
-        records[record.id] = replace(record, sha256=sha256, nbytes=path.stat().st_size)
     manifest = Manifest(
         path=directory,
         method=method,
@@ -275,7 +267,7 @@ def write_coded(
         base_model=base_model,
         layers=tuple(layers),
         basis=basis,
-        tasks=records,
+        tasks=write_tasks(directory, tasks, write_task),
         engine=__version__,
         coding=coding,
     )
@@ -313,23 +305,6 @@ def write_task(path: Path, task: CodedTask) -> str:
         for blob in task.blobs:
             writer.write_bytes(blob)
     return writer.sha256
-
-
-def pad_factors(a: Tensor, b: Tensor, rank: int) -> Factors:
-    """Factors A (n, d_in) and B (d_out, n) with rows of zeros up to ``rank``."""
-    missing = rank - a.shape[0]
-    if missing <= 0:
-        return a, b
-    return (
-        torch.nn.functional.pad(a, (0, 0, 0, missing)),
-        torch.nn.functional.pad(b, (0, missing)),
-    )
-
-
-def _padded(a: Array, b: Array, rank: int) -> Factors:
-    return pad_factors(
-        torch.from_numpy(np.ascontiguousarray(a)), torch.from_numpy(np.ascontiguousarray(b)), rank
-    )
 
 
 def _rest(header: Header, record: TaskRecord) -> dict[str, Tensor]:
