@@ -7,7 +7,14 @@ from functools import partial
 from typing import Any
 
 from textual.app import App, SystemCommand
+from textual.command import CommandPalette
 from textual.screen import Screen
+
+from vlora_tui.tui.widgets.closing import ClosesOnce
+
+
+class Palette(CommandPalette, ClosesOnce[None]):
+    """Textual's palette, closed once however often it is asked to."""
 
 
 def palette_entries(

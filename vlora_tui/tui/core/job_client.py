@@ -88,6 +88,11 @@ class JobClient:
         view = self.view(self.spectra_job or "")
         return view is not None and not view.state.is_over
 
+    def is_own(self, view: JobView) -> bool:
+        """Whether this window started a job; of one that does not say who did, it did not."""
+        starter = view.job.info.started_by
+        return starter is not None and starter.is_this_process
+
     def view(self, job_id: str) -> JobView | None:
         """One job by its id."""
         return next((view for view in self.views if view.job.id == job_id), None)
@@ -146,7 +151,7 @@ class JobClient:
         from vlora_tui.jobs import resume
 
         def work() -> None:
-            resume(self.store(), self.store().find(job_id))
+            self.started.add(resume(self.store(), self.store().find(job_id)).id)
             self._look()
 
         self._later(work, "resuming the job")
@@ -285,12 +290,14 @@ class JobClient:
             except VLoRAError as error:
                 self._app.post_message(Complaint(f"While {what}: {error}"))
             except RuntimeError:
+                if self._app.is_running:
+                    raise
                 return  # the application has ended meanwhile
             finally:
                 self._busy = False
 
         self._busy = True
-        self._app.run_worker(guarded, thread=True, group=WORKERS, exit_on_error=False)
+        self._app.run_worker(guarded, thread=True, group=WORKERS)
 
 
 def _cached(recipe: Recipe) -> Spectra | None:
