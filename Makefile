@@ -13,7 +13,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format bench bench-real golden screenshots clean
+.PHONY: help venv demo test soak lint format bench bench-real golden screenshots clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' \
@@ -41,6 +41,9 @@ demo: $(VENV)/.ready ## see it work on adapters it makes itself
 
 test: $(VENV)/.ready ## run the tests (PYTEST_ARGS='-k catalog -n 2' chooses and adds options)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+soak: $(VENV)/.ready ## 100,000 random keys at the interface, some 20 minutes of CPU (ADAPTERS=DIR has real ones)
+	$(BIN)/python -m tests.monkey $(if $(ADAPTERS),--adapters '$(ADAPTERS)')
 
 lint: $(VENV)/.ready ## ruff and mypy; changes nothing
 	$(BIN)/ruff check .

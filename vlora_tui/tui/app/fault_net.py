@@ -26,6 +26,7 @@ from textual.app import ScreenError
 from textual.await_complete import AwaitComplete
 from textual.css.query import QueryError
 from textual.dom import DOMNode
+from textual.errors import NoWidget
 from textual.message import Message
 from textual.message_pump import MessagePump
 from textual.worker import NoActiveWorker, WorkerFailed, get_current_worker
@@ -68,7 +69,20 @@ class FaultNet(KeysInOrder):
     async def on_event(self, event: events.Event) -> None:
         if isinstance(event, events.InputEvent):
             self._recent.clear()  # who holds a key down whose action fails is no flood
+        if isinstance(event, events.MouseDown) and self._is_on_gone_widget(event):
+            return
         await super().on_event(event)
+
+    def _is_on_gone_widget(self, event: events.MouseEvent) -> bool:
+        """Whether a click hits what is drawn and not there any more, such as a message's box.
+
+        Textual looks for the container of what was hit.
+        """
+        try:
+            widget, _ = self.screen.get_widget_at(event.x, event.y)
+        except (NoWidget, ScreenError):
+            return False
+        return widget is not self.screen and widget.parent is None
 
     def pop_screen(self) -> AwaitComplete:
         """Close the screen on top; the first one stays, whoever asks for it."""

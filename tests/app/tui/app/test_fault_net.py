@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from rich.text import Text
 from textual import work
+from textual.events import MouseDown
 from textual.message import Message
 from textual.pilot import Pilot
 from textual.screen import ModalScreen
@@ -400,5 +401,48 @@ def test_a_late_message_to_a_closed_dialog_is_no_fault(runs: Path) -> None:
         await pilot.pause()
         assert len(application.screen_stack) == 1
         assert application.query_one("#adapters-table", Table)
+
+    run(application, steps)
+
+
+@pytest.mark.parametrize("step", ["choose", "run", "inspect", "export"])
+def test_a_step_that_is_asked_for_while_it_is_being_made(step: str, runs: Path) -> None:
+    """Keys are faster than views: two of them ask for one, or a key is meant for what is coming."""
+    application = app(runs)
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        making = asyncio.ensure_future(application.show_step(step))
+        again = asyncio.ensure_future(application.show_step(step))
+        while not application.query(f"#{step}"):
+            await asyncio.sleep(0)
+        application.action_copy_row()  # of a view that cannot answer yet
+        application.action_copy_command()
+        application.action_filter()
+        application.refresh_bar()
+        await asyncio.gather(making, again, application.show_step("run"))
+        await application.show_step(step)
+        assert application.view is not None
+        assert application.view.id == step
+        assert len(application.query(f"#{step}")) == 1
+
+    run(application, steps)
+
+
+def test_a_click_on_what_is_no_longer_there(runs: Path) -> None:
+    application = app(runs)
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        gone = Static("words")
+        await application.view.mount(gone, before=0)
+        await pilot.pause()
+        x, y = gone.region.offset
+        gone._detach()  # as it stands between its removal and the next picture
+        assert application.screen.get_widget_at(x, y)[0] is gone
+        application.post_message(MouseDown(gone, x, y, 0, 0, 1, False, False, False, x, y))
+        await pilot.pause()
+        gone._attach(application.view)
+        assert application.is_running
 
     run(application, steps)
