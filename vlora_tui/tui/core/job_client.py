@@ -110,7 +110,9 @@ class JobClient:
         from vlora_tui.pipeline.disk_space import shortage_of
 
         def work() -> None:
-            shortage = shortage_of(recipe, subspace=subspace_bytes)
+            shortage = None
+            if not self._takes_torch(recipe):  # else the job finds out, and says so
+                shortage = shortage_of(recipe, subspace=subspace_bytes)
             if shortage is not None:
                 self._app.post_message(DiskTooSmall(shortage))
                 return
@@ -181,7 +183,7 @@ class JobClient:
         recipe = Recipe(input=Input(adapters=adapters, skip_bad=True))
 
         def work() -> None:
-            cached = _cached(recipe)
+            cached = None if self._takes_torch(recipe) else _cached(recipe)
             if cached is not None:
                 self._show(cached, chosen)
                 return
@@ -198,6 +200,14 @@ class JobClient:
                 self._app.call_from_thread(self._not_measured, chosen, str(error))
 
         self._later(measured, "measuring the adapters")
+
+    def _takes_torch(self, recipe: Recipe) -> bool:
+        """Whether inputs lie in pickles: only torch opens those, which has no place in here.
+
+        What their headers would tell (how many modules, say) is then not known.
+        """
+        infos = (self._session.infos.get(entry.path) for entry in recipe.input.adapters)
+        return any(info is not None and info.modules is None for info in infos)
 
     def stop_spectra(self, why: str) -> None:
         """Let go of the spectra, and cancel the job that computes them; opening step 2 asks anew.

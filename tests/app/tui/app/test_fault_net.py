@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from rich.text import Text
 from textual import work
+from textual.command import CommandList
 from textual.events import MouseDown
 from textual.message import Message
 from textual.pilot import Pilot
@@ -299,7 +300,15 @@ def test_the_palette_that_finds_nothing(runs: Path) -> None:
         await pilot.press("enter", *["backspace"] * 5, "enter", "escape", "escape")
         await pilot.pause()
         assert len(application.screen_stack) == 1
-        await pilot.press("ctrl+p", "ctrl+q")
+        await pilot.press("ctrl+p", *"zzqx")
+        await pilot.pause(0.6)
+        commands = application.screen.query_one(CommandList)
+        commands.clear_options()
+        commands.add_option("there, and not drawn")
+        commands.styles.width = 0
+        await pilot.pause()
+        commands.highlighted = 0
+        await pilot.press("pageup", "pagedown", "ctrl+home", "ctrl+end", "up", "down", "ctrl+q")
         assert application.is_running
         assert len(application.screen_stack) == 1
 
