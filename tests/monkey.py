@@ -10,7 +10,7 @@ same share of a shorter run). It prints keys, restarts, faults and memory; exit 
 was wrong.
 
 Nothing waits for a length of time: the next keys go when the program has read the last ones, says
-nothing more and its main thread rests. What it does with them still depends on how fast threads
+nothing more and its threads rest. What it does with them still depends on how fast threads
 and jobs are, so a seed repeats the keys, not every state.
 
 The user's own files, jobs and settings are safe: home and working directory are temporary, a hook
@@ -53,10 +53,10 @@ SETTLED = 5_000  # keys after which memory is first looked at ...
 SETTLED_SHARE = 0.15  # ... or so much of a run that is shorter
 GROWTH = 1.2  # of the memory since then
 BATCH = 12  # keys at most that are sent at once
-QUIET_SECONDS = 0.012  # so long without output and work it is taken to rest
-BUSY_NS = 300_000  # less than that in such a time is rest: timers look after themselves
+QUIET_SECONDS = 0.045  # so long without output and work it rests: more than two frames
+BUSY_NS = 1_000_000  # less than that in such a time is rest: timers look after themselves
 PATIENCE = 60.0  # seconds until a program that does not rest, or read, is taken to hang
-BUSY_PATIENCE = 3.0  # a job that reports keeps it busy for ever: then keys go all the same
+BUSY_PATIENCE = 10.0  # a job that reports keeps it busy for ever: then keys go all the same
 JOBS_ALIVE, JOBS_KEPT = 3, 20
 
 HOOK = '''
@@ -303,14 +303,16 @@ class Program:
         return int(struct.unpack("i", found)[0])
 
     def _ran(self) -> int:
-        """How long its main thread has worked, or waited for a processor to work on.
+        """How long its threads have worked, or waited for a processor to work on.
 
-        In nanoseconds; 0 where the system does not say.
+        In nanoseconds; 0 where the system does not say. All threads: the main one may wait for
+        another to let go of the interpreter.
         """
-        pid = self.process.pid
-        with suppress(OSError, ValueError, IndexError):
-            return sum(map(int, Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[:2]))
-        return 0
+        total = 0
+        for task in Path(f"/proc/{self.process.pid}/task").glob("*/schedstat"):
+            with suppress(OSError, ValueError):
+                total += sum(map(int, task.read_text().split()[:2]))
+        return total
 
     def resident(self) -> int:
         """The memory it holds, in bytes; 0 where the system does not say."""
