@@ -51,10 +51,11 @@ format: $(VENV)/.ready ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-soak: $(VENV)/.ready ## what takes hours: kills, disk faults and rivals at every write point
+soak: $(VENV)/.ready ## what takes hours: faults at every write point, 100,000 random keys (ADAPTERS=DIR has real ones)
 	$(BIN)/python -m tests.faults.run
 	$(BIN)/python -m tests.faults.run --two-renames --acts kill --only force
 	$(BIN)/python -m tests.faults.pairs
+	$(BIN)/python -m tests.monkey $(if $(ADAPTERS),--adapters '$(ADAPTERS)')
 
 bench: $(VENV)/.ready-peers ## compare speed, memory and error with both peers (installs them)
 	$(BIN)/python -m tests.benchmarks.run $(BENCH_ARGS)

@@ -87,6 +87,11 @@ def resume(store: JobStore, job: Job, *, gone: bool = False) -> Job:
     lock.clear()
     with suppress(OSError):
         (job.folder / "cancel").unlink(missing_ok=True)
+    try:
+        job = store.take_over(job)
+    except BaseException:
+        lock.release()
+        raise
     _launch(job, lock)
     return job
 

@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 PROC = Path("/proc")
+TERMINAL_STREAMS = (0, 2, 1)  # stdout last: it may be a file
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,48 @@ class Identity:
     boot: str
     pid: int
     started: str
+
+
+@dataclass(frozen=True)
+class Starter:
+    """Who started a job: a process, and the terminal that it was started from.
+
+    Args:
+        tty: The terminal's device; empty where there was none.
+    """
+
+    identity: Identity
+    tty: str = ""
+
+    @property
+    def is_this_process(self) -> bool:
+        """Whether it was started by this very process, which for the interface is its window."""
+        return self.identity == of_process(os.getpid())
+
+    def words(self) -> str:
+        """Where a job was started, for people; ``this window`` for this process."""
+        identity = self.identity
+        terminal = f", {self.tty}" if self.tty else ""
+        if identity.host != host_name():
+            return f"on {identity.host} (process {identity.pid}{terminal})"
+        if self.is_this_process:
+            return f"in this window (process {identity.pid}{terminal})"
+        ended = "" if is_running(identity) else ", which has ended"
+        where = "in another window" if self.tty else "without a terminal"
+        return f"{where} (process {identity.pid}{terminal}{ended})"
+
+
+def this_process() -> Starter | None:
+    """This process as the one that starts a job; None where the system does not tell of it."""
+    identity = of_process(os.getpid())
+    return None if identity is None else Starter(identity, _terminal())
+
+
+def _terminal() -> str:
+    for stream in TERMINAL_STREAMS:
+        with suppress(OSError):
+            return os.ttyname(stream)
+    return ""
 
 
 def of_process(pid: int) -> Identity | None:

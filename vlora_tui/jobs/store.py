@@ -2,7 +2,7 @@
 
 | file | what |
 |---|---|
-| job.json | what kind of work, when, by which program; written once |
+| job.json | what kind of work, when, by which program, started by whom; a resume renews the last |
 | recipe.toml | absolute, patterns resolved |
 | events.jsonl | what happens, append only |
 | log.txt | what the process prints |
@@ -20,7 +20,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -38,7 +38,7 @@ from vlora_engine.errors import (
 from vlora_engine.utils.files import directory_bytes, dump_json, partial_path, write_file
 from vlora_engine.utils.json_reader import JsonFile, JsonValue
 from vlora_engine.utils.unfinished import kept_layers, spectra_partial
-from vlora_tui.jobs.identity import host_name
+from vlora_tui.jobs.identity import Identity, Starter, host_name, this_process
 from vlora_tui.jobs.joblock import JobLock, LockState, probe
 from vlora_tui.pipeline.events import SpectraBegun, read_events
 from vlora_tui.recipe.model import Recipe
@@ -55,7 +55,7 @@ LAST = "last"
 
 @dataclass(frozen=True)
 class JobInfo:
-    """What is known of a job when it is made, and never changes.
+    """What is known of a job when it is made; `started_by` alone changes, with a resume.
 
     Args:
         kind: ``build`` (all that a recipe says) or ``spectra``.
@@ -64,6 +64,7 @@ class JobInfo:
         outputs: The paths it is going to write, as far as they are known before it runs.
         spectra: Where a spectra job writes; None is the cache.
         torch: The version that its layers are built with; they are of no use to another.
+        started_by: Who started it; None where an earlier version did, which did not say.
     """
 
     id: str
@@ -77,6 +78,17 @@ class JobInfo:
     host: str = ""
     program: str = ""
     torch: str = ""
+    started_by: Starter | None = None
+
+
+def _starter(value: JsonValue) -> Starter | None:
+    """Who started a job. What cannot be read is nobody known: no reason to hide the job."""
+    with suppress(CorruptFileError):
+        row = value.object()
+        identity = row["identity"].object()
+        host, boot, started = (identity[name].text() for name in ("host", "boot", "started"))
+        return Starter(Identity(host, boot, identity["pid"].natural(), started), row["tty"].text())
+    return None
 
 
 def _job_info(value: JsonValue) -> JobInfo:
@@ -94,6 +106,7 @@ def _job_info(value: JsonValue) -> JobInfo:
         force=row.read("force", JsonValue.flag, False),
         outputs=tuple(row.read("outputs", lambda outputs: outputs.texts(), [])),
         spectra=None if spectra is None or spectra.is_null else spectra.text(),
+        started_by=row.read("started_by", _starter, None),
         **named,
     )
 
@@ -231,7 +244,7 @@ class JobStore:
         self._loaded = {name: self._loaded[name] for name in names if name in self._loaded}
         for name in names:
             if name not in self._loaded:
-                with suppress(NotFoundError):  # written once: what was read stays true
+                with suppress(NotFoundError):  # what was read stays true until a resume
                     self._loaded[name] = Job.load(self.folder / name)
         return [self._loaded[name] for name in names if name in self._loaded]
 
@@ -299,13 +312,13 @@ class JobStore:
             host=host_name(),
             program=__version__,
             torch=torch_version(),
+            started_by=this_process(),
         )
         try:
             lock = JobLock.take(new / "lock")
             try:
                 write_file(new / "recipe.toml", _utf8(recipe.to_toml()))
-                row = {"schema": SCHEMA, "version": VERSION, **asdict(info)}
-                write_file(new / "job.json", dump_json(row, indent=1))
+                _write_info(new, info)
                 new.rename(self.folder / job_id)
             except BaseException:
                 lock.release()
@@ -314,6 +327,18 @@ class JobStore:
             shutil.rmtree(new, ignore_errors=True)
             raise
         return Job(self.folder / job_id, info), lock
+
+    def take_over(self, job: Job) -> Job:
+        """Note that this process has started the job again. The caller holds its lock."""
+        _write_info(job.folder, replace(job.info, started_by=this_process()))
+        return self.renewed(job)
+
+    def renewed(self, job: Job) -> Job:
+        """The job with what its directory says now; as it was where that cannot be read."""
+        with suppress(NotFoundError):
+            job = Job.load(job.folder)
+            self._loaded[job.id] = job
+        return job
 
     def delete(self, job: Job) -> None:
         """Take a job's directory away. The caller holds its lock."""
@@ -368,6 +393,11 @@ class JobStore:
             expected="a directory that can be written, on a file system that locks files",
             remedy="name another with --state-dir DIR (or XDG_STATE_HOME)",
         )
+
+
+def _write_info(folder: Path, info: JobInfo) -> None:
+    row = {"schema": SCHEMA, "version": VERSION, **asdict(info)}
+    write_file(folder / "job.json", dump_json(row, indent=1))
 
 
 def is_spectra(recipe: Recipe) -> bool:

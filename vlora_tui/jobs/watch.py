@@ -260,7 +260,10 @@ class JobWatcher:
         new = job.id not in self.views
         view = self.views.setdefault(job.id, JobView(job))
         reader = self._readers.setdefault(job.id, EventReader(job.events_path))
+        queued = view.last(events.Queued)
         changed = _take_all(view, reader)
+        if changed and not new and view.last(events.Queued) is not queued:
+            view.job = self.store.renewed(job)  # a resume says who started it
         if not changed and not new and view.end is not None:
             return None
         before = (view.state, view.lock, view.memory)

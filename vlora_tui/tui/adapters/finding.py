@@ -102,7 +102,7 @@ class AdapterFinder:
         if self._waiting:
             self.scanning = True
             look = partial(self._look, self._waiting.pop(0), self._scanner)
-            self._view.run_worker(look, thread=True, group="scan", exit_on_error=False)
+            self._view.run_worker(look, thread=True, group="scan")
 
     def _look(self, folder: str, scanner: Scanner) -> None:
         """In a thread: look through a place."""
@@ -206,7 +206,7 @@ class AdapterFinder:
         self.making = True
         self._found()
         make = partial(self._write_demo, str(Path(path).expanduser()))
-        self._view.run_worker(make, thread=True, exclusive=True, group="demo", exit_on_error=False)
+        self._view.run_worker(make, thread=True, exclusive=True, group="demo")
 
     def _write_demo(self, path: str) -> None:
         """In a thread: make the demo collection."""

@@ -166,7 +166,7 @@ class OpenFolder(Dialog):
         else:
             self._show()
 
-    @work(thread=True, exclusive=True, group="list", exit_on_error=False)
+    @work(thread=True, exclusive=True, group="list")
     def _list(self, folder: str) -> None:
         try:
             self.post_message(self.Listed(folder, _folders(folder), ""))

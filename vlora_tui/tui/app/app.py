@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import os
 from collections.abc import Callable, Iterable
@@ -142,6 +143,7 @@ class VLoRAApp(BaseApp):
         self.drafts = DraftKeeper(self, self.session, self._step_id, self.offer_draft)
         self.jobs = JobClient(self, self.session)
         self.bad_adapters = BadAdapterPrompt(self, self.session, self.jobs)
+        self._showing = asyncio.Lock()
         if os.environ.get("SSH_CONNECTION"):
             self.animation_level = "none"
 
@@ -223,10 +225,13 @@ class VLoRAApp(BaseApp):
 
     @property
     def view(self) -> View | None:
-        """The view of the step in sight; None at the very beginning, and at the end."""
+        """The view of the step in sight; None at the very beginning, and at the end.
+
+        A view that is still being made is none yet: it could not answer.
+        """
         switchers = self.query(ContentSwitcher)
         current = switchers.first().visible_content if switchers else None
-        return current if isinstance(current, View) else None
+        return current if isinstance(current, View) and current.is_mounted else None
 
     def _step_id(self) -> str:
         return "" if self.view is None else self.view.id or ""
@@ -234,11 +239,12 @@ class VLoRAApp(BaseApp):
     async def show_step(self, step_id: str) -> None:
         """Bring a step into view; its view is made when it is first wanted."""
         switcher = self.query_one("#steps", ContentSwitcher)
-        if not switcher.query(f"#{step_id}"):
-            step = next(step for step in STEPS if step.id == step_id)
-            make: Callable[..., View] = getattr(importlib.import_module(step.module), step.view)
-            await switcher.add_content(make(id=step_id), set_current=True)
-        switcher.current = step_id
+        async with self._showing:  # a key may ask for a view that is just being made
+            if not switcher.query(f"#{step_id}"):
+                step = next(step for step in STEPS if step.id == step_id)
+                make: Callable[..., View] = getattr(importlib.import_module(step.module), step.view)
+                await switcher.add_content(make(id=step_id), set_current=True)
+            switcher.current = step_id
         self.refresh_bar()
         if self.view is not None:
             self.view.shown()

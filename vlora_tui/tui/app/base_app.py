@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from rich.text import Text
 from textual import work
 from textual.app import SystemCommand
 from textual.binding import Binding
-from textual.screen import Screen
+from textual.screen import ModalScreen, Screen
 from textual.scrollbar import ScrollBar, ScrollBarRender
 from textual.worker import WorkerError
 
 from vlora_engine.errors import VLoRAError
 from vlora_tui.tui.app.drafts import DraftKeeper
-from vlora_tui.tui.app.palette import palette_entries
+from vlora_tui.tui.app.fault_net import FaultNet
+from vlora_tui.tui.app.palette import Palette, palette_entries
 from vlora_tui.tui.core.job_client import WORKERS, JobClient
-from vlora_tui.tui.terminal.typeahead import KeysInOrder
 from vlora_tui.tui.text import clean, tilde
 from vlora_tui.utils.config import Config, Problem, load_config
 
@@ -34,7 +34,7 @@ PLAIN_THEME = "ansi-dark"  # says with bold, dim and reverse what others say in 
 GONE = 129  # what a shell calls the end by SIGHUP
 
 
-class BaseApp(KeysInOrder):
+class BaseApp(FaultNet):
     """The part of the application that knows no step by name.
 
     Args:
@@ -82,10 +82,6 @@ class BaseApp(KeysInOrder):
         """Open a subspace."""
         raise NotImplementedError
 
-    def complain(self, text: str) -> None:
-        """Say that something failed; the interface goes on."""
-        self.notify(text, severity="error", timeout=12, markup=False)
-
     def after_first_paint(self) -> None:
         """What can wait until there is something to see."""
         self._check_keys()
@@ -113,6 +109,10 @@ class BaseApp(KeysInOrder):
                 self.choose_guide()
 
         self.push_screen(Help(title, words, sections), answered)
+
+    def action_command_palette(self) -> None:
+        if not isinstance(self.screen, ModalScreen):
+            self.push_screen(Palette())
 
     def choose_guide(self) -> None:
         """Ask which guide, and show it."""
@@ -156,7 +156,7 @@ class BaseApp(KeysInOrder):
             return named[key]
         return super().get_key_display(binding)
 
-    @work(thread=True, group="keys", exit_on_error=False)
+    @work(thread=True, group="keys")
     def _check_keys(self) -> None:
         """Tell what is wrong in the config file; keys are checked against every step's."""
         from vlora_tui.tui.app.keymap import check_keys
@@ -195,15 +195,9 @@ class BaseApp(KeysInOrder):
 
     # leaving
 
-    def running_jobs(self) -> list[str]:
-        """The ids of jobs that run or wait on this machine."""
-        return [view.job.id for view in self.jobs.running]
-
     def action_leave(self) -> None:
         """Back from what is only for a moment, else quit; a running job asks first."""
-        from vlora_tui.tui.widgets.dialogs import Ask, Option
-
-        if isinstance(self.screen, _dialog_class()):
+        if isinstance(self.screen, ModalScreen):
             self.screen.dismiss(None)
             return
         if self.screen.maximized is not None:
@@ -212,31 +206,25 @@ class BaseApp(KeysInOrder):
         leave = getattr(self.view, "leave", None)
         if leave is not None and leave():
             return
-        running = self.running_jobs()
+        running = self.jobs.running
         if not running:
             self.end()
             return
-        many = len(running) > 1
-        words = (
-            f"{len(running)} jobs are running. They do" if many else "A job is running. It does"
-        ) + " not need this terminal; the next start finds it again."
-        options = [
-            Option("l", "leave it running", "leave", "and quit"),
-            Option("c", "cancel it", "cancel", "and quit; built layers are kept"),
-            Option("s", "stay", "stay"),
-        ]
+        from vlora_tui.tui.app.quitting import CANCEL, LEAVE, quit_dialog
+
+        own = [view for view in running if self.jobs.is_own(view)]
 
         def answered(answer: str | None) -> None:
-            if answer == "cancel":
-                for job_id in running:
-                    self.jobs.cancel(job_id, discard=False)
+            if answer == CANCEL:
+                for view in own:
+                    self.jobs.cancel(view.job.id, discard=False)
                 self._end_when_asked()
-            elif answer == "leave":
+            elif answer == LEAVE:
                 self.end()
 
-        self.push_screen(Ask("Quit", words, options), answered)
+        self.push_screen(quit_dialog(running, own), answered)
 
-    @work(exit_on_error=False)
+    @work
     async def _end_when_asked(self) -> None:
         """End once the jobs were asked to stop; ending at once would leave them unasked."""
         for asking in [worker for worker in self.workers if worker.group == WORKERS]:
@@ -244,11 +232,13 @@ class BaseApp(KeysInOrder):
                 await asking.wait()
         self.end()
 
-    def end(self, code: int = 0) -> None:
+    def end(self, code: int = 0, message: Text | None = None) -> None:
         """Save what is worth it and end."""
-        self.drafts.close()
-        self.workers.cancel_all()
-        self.exit(code, return_code=code)
+        try:
+            self.drafts.close()
+        finally:
+            self.workers.cancel_all()
+            super().end(code, message)
 
     # drafts
 
@@ -314,8 +304,3 @@ class BaseApp(KeysInOrder):
 
     def _adapters(self) -> Any:
         return self.query_one("#adapters")
-
-
-def _dialog_class() -> type:
-    module = sys.modules.get("vlora_tui.tui.widgets.dialogs")
-    return module.Dialog if module is not None else type(None)

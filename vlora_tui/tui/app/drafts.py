@@ -44,9 +44,7 @@ class DraftKeeper:
     def changed(self) -> None:
         """Save the draft soon."""
         self._dirty = True
-        self._app.run_worker(
-            self._save_soon, thread=True, exclusive=True, group="draft", exit_on_error=False
-        )
+        self._app.run_worker(self._save_soon, thread=True, exclusive=True, group="draft")
 
     def _save_soon(self) -> None:
         if self._dirty:
@@ -77,7 +75,7 @@ class DraftKeeper:
 
     def look(self) -> None:
         """Look for what the last session left."""
-        self._app.run_worker(self._look, thread=True, group="drafts", exit_on_error=False)
+        self._app.run_worker(self._look, thread=True, group="drafts")
 
     def _look(self) -> None:
         from vlora_tui.jobs.drafts import Drafts

@@ -7,7 +7,20 @@ from functools import partial
 from typing import Any
 
 from textual.app import App, SystemCommand
+from textual.command import CommandList, CommandPalette
 from textual.screen import Screen
+
+from vlora_tui.tui.widgets.closing import ClosesOnce
+
+
+class Palette(CommandPalette, ClosesOnce[None]):
+    """Textual's palette, closed once however often it is asked to."""
+
+    def _action_command_list(self, action: str) -> None:
+        """Move in the list. One that is not drawn, as nothing was found, has no lines to move in."""
+        commands = self.query_one(CommandList)
+        if action == "select" or (commands.option_count and commands.size):
+            super()._action_command_list(action)
 
 
 def palette_entries(

@@ -68,7 +68,7 @@ class ChooseView(View):
         self.figures = BackgroundFigures(self, self.redraw, self._wants_curves)
         self.editor = ChoiceEditor(self.session, self.figures, self._say, self.redraw)
         self.set_class(self.host.ascii_only, "-ascii")
-        self.run_worker(prepare, thread=True, group="plots", exit_on_error=False)
+        self.run_worker(prepare, thread=True, group="plots")
 
     def compose(self) -> ComposeResult:
         ascii_only = self.host.ascii_only

@@ -124,9 +124,7 @@ class BackgroundFigures:
         self._wanted = (self._session.choosing, beside)
         if not self._working:
             self._working = True
-            self._view.run_worker(
-                self._computing, thread=True, group="figures", exit_on_error=False
-            )
+            self._view.run_worker(self._computing, thread=True, group="figures")
 
     def _computing(self) -> None:
         """In a thread: the choice that is wanted, then what stands beside it, then curves."""

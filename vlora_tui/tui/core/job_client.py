@@ -88,6 +88,11 @@ class JobClient:
         view = self.view(self.spectra_job or "")
         return view is not None and not view.state.is_over
 
+    def is_own(self, view: JobView) -> bool:
+        """Whether this window started a job; of one that does not say who did, it did not."""
+        starter = view.job.info.started_by
+        return starter is not None and starter.is_this_process
+
     def view(self, job_id: str) -> JobView | None:
         """One job by its id."""
         return next((view for view in self.views if view.job.id == job_id), None)
@@ -105,7 +110,9 @@ class JobClient:
         from vlora_tui.pipeline.disk_space import shortage_of
 
         def work() -> None:
-            shortage = shortage_of(recipe, subspace=subspace_bytes)
+            shortage = None
+            if not self._takes_torch(recipe):  # else the job finds out, and says so
+                shortage = shortage_of(recipe, subspace=subspace_bytes)
             if shortage is not None:
                 self._app.post_message(DiskTooSmall(shortage))
                 return
@@ -146,7 +153,7 @@ class JobClient:
         from vlora_tui.jobs import resume
 
         def work() -> None:
-            resume(self.store(), self.store().find(job_id))
+            self.started.add(resume(self.store(), self.store().find(job_id)).id)
             self._look()
 
         self._later(work, "resuming the job")
@@ -176,7 +183,7 @@ class JobClient:
         recipe = Recipe(input=Input(adapters=adapters, skip_bad=True))
 
         def work() -> None:
-            cached = _cached(recipe)
+            cached = None if self._takes_torch(recipe) else _cached(recipe)
             if cached is not None:
                 self._show(cached, chosen)
                 return
@@ -193,6 +200,14 @@ class JobClient:
                 self._app.call_from_thread(self._not_measured, chosen, str(error))
 
         self._later(measured, "measuring the adapters")
+
+    def _takes_torch(self, recipe: Recipe) -> bool:
+        """Whether inputs lie in pickles: only torch opens those, which has no place in here.
+
+        What their headers would tell (how many modules, say) is then not known.
+        """
+        infos = (self._session.infos.get(entry.path) for entry in recipe.input.adapters)
+        return any(info is not None and info.modules is None for info in infos)
 
     def stop_spectra(self, why: str) -> None:
         """Let go of the spectra, and cancel the job that computes them; opening step 2 asks anew.
@@ -285,12 +300,14 @@ class JobClient:
             except VLoRAError as error:
                 self._app.post_message(Complaint(f"While {what}: {error}"))
             except RuntimeError:
+                if self._app.is_running:
+                    raise
                 return  # the application has ended meanwhile
             finally:
                 self._busy = False
 
         self._busy = True
-        self._app.run_worker(guarded, thread=True, group=WORKERS, exit_on_error=False)
+        self._app.run_worker(guarded, thread=True, group=WORKERS)
 
 
 def _cached(recipe: Recipe) -> Spectra | None:

@@ -57,13 +57,18 @@ class PaneView(View):
         self.query_one(PaneTabs).show(tabs, self.pane)
 
     def go_to_pane(self, pane: str) -> None:
-        """Bring a pane into view and give it the focus."""
+        """Bring a pane into view and give it the focus; nothing where there is none of this id.
+
+        Which pane had the focus is not known before the first was shown.
+        """
+        wanted = self._pane_called(pane)
+        if wanted is None:
+            return
         if self.app.screen.maximized is not None:
             self.app.screen.minimize()
         self._mark(pane)
         self.query_one(PaneTabs).show(self.panes(), pane)
-        inside = self.query_one(f"#{pane}").query("*")
-        target = next((w for w in inside if w.can_focus and w.display), None)
+        target = next((w for w in wanted.query("*") if w.can_focus and w.display), None)
         if target is not None:
             target.focus()
 
@@ -86,8 +91,13 @@ class PaneView(View):
     def _mark(self, pane: str) -> None:
         for each in self.query(".pane"):
             each.set_class(each.id == pane, "current")
+        wanted = self._pane_called(pane)
         for side in self.query(".side"):
-            side.set_class(not side.query(f"#{pane}"), "away")
+            side.set_class(wanted is None or side not in wanted.ancestors_with_self, "away")
+
+    def _pane_called(self, pane: str) -> Widget | None:
+        """A pane by its id. Compared, not queried: no text is a selector that fails."""
+        return next((each for each in self.query(".pane") if pane and each.id == pane), None)
 
 
 def _upwards(widget: Widget) -> list[Widget]:

@@ -164,7 +164,7 @@ class DetailsPane(Vertical):
         measured = self._of is not None and isinstance(self._found, Measured)
         return measured and arguments is not None and tuple(arguments) == self._of
 
-    @work(thread=True, exclusive=True, group="measure", exit_on_error=False)
+    @work(thread=True, exclusive=True, group="measure")
     def _ask(self, arguments: tuple[str, ...], names: tuple[str, ...]) -> None:
         worker = get_current_worker()
         try:

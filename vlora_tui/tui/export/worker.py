@@ -70,7 +70,7 @@ class ExportPlanner:
         """
         self._asked += 1
         look = partial(self._look, source, marked, settings, self._headers, written, self._asked)
-        self._view.run_worker(look, thread=True, exclusive=True, group="plan", exit_on_error=False)
+        self._view.run_worker(look, thread=True, exclusive=True, group="plan")
 
     def _look(
         self, source: Source, marked: list[str], settings: Settings, headers: Headers,
@@ -161,7 +161,7 @@ class BuiltSubspace:
             if written is not None and view.job.id not in self._looked:
                 self._looked.add(view.job.id)
                 read = partial(self._read, view, written.path, frozenset(session.marked))
-                self._view.run_worker(read, thread=True, group="subspace", exit_on_error=False)
+                self._view.run_worker(read, thread=True, group="subspace")
                 return
 
     def _read(self, view: JobView, path: str, marked: frozenset[str]) -> None:

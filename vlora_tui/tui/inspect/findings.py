@@ -182,7 +182,7 @@ class FindingsPane(AskingPane):
             self._say()
         return stopped
 
-    @work(thread=True, exclusive=True, group="target", exit_on_error=False)
+    @work(thread=True, exclusive=True, group="target")
     def _judge(self, key: Judged) -> None:
         worker = get_current_worker()
         target, places = key

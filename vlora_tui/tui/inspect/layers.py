@@ -305,7 +305,7 @@ class LayersPane(AskingPane):
             self._draw()
         return stopped
 
-    @work(thread=True, group="figures", exit_on_error=False)
+    @work(thread=True, group="figures")
     def _read_figures(self, key: tuple[str, str]) -> None:
         manifest = self.session.manifest
         if manifest is None:

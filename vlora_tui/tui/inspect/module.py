@@ -70,7 +70,7 @@ class ModuleBox(Dialog):
     def action_up(self) -> None:
         self.query_one(VerticalScroll).scroll_up(animate=False)
 
-    @work(thread=True, exclusive=True, exit_on_error=False)
+    @work(thread=True, exclusive=True)
     def _ask(self) -> None:
         worker = get_current_worker()
         try:

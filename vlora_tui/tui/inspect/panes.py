@@ -112,7 +112,7 @@ class InspectPanes:
             return
         if state.follow_spectra() and state.likeness is not None and session.spectra is not None:
             relate = partial(self._relate, state.likeness, session.spectra)
-            view.run_worker(relate, thread=True, exclusive=True, group="kin", exit_on_error=False)
+            view.run_worker(relate, thread=True, exclusive=True, group="kin")
         view.set_class(state.likeness is None and not state.on_tasks, "bare")
         state.rows = self.findings.remarks(tasks=state.on_tasks)
         view.draw_tabs()

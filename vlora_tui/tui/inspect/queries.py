@@ -66,7 +66,7 @@ class AskingPane(Vertical):
     def answered(self, arguments: Arguments) -> None:
         """A command has answered, or failed: show it."""
 
-    @work(thread=True, exclusive=True, group="asking", exit_on_error=False)
+    @work(thread=True, exclusive=True, group="asking")
     def _ask(self, command: Arguments, read: Read) -> None:
         worker = get_current_worker()
         try:

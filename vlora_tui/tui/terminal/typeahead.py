@@ -50,8 +50,10 @@ class KeysInOrder(App[int]):
     async def _answer(self, key: events.Key) -> None:
         self._answering = self.set_timer(PATIENCE, self._next_key)
         target = self.focused or self.screen
-        await super().on_event(key)
-        await self._follow(target, LAPS)
+        try:
+            await super().on_event(key)
+        finally:  # a key whose action fails holds up no other
+            await self._follow(target, LAPS)
 
     def on_key_answered(self, event: KeyAnswered) -> None:
         event.stop()

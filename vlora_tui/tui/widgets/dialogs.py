@@ -14,10 +14,12 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
 from vlora_tui.tui.text import clean
+from vlora_tui.tui.widgets.closing import ClosesOnce
 from vlora_tui.tui.widgets.folding import hanging
 from vlora_tui.tui.widgets.table import Cell, Column, Table
 
 WIDTH = 76  # columns of a box, where there is room
+LISTED = 20  # lines of a list in it
 
 
 class Option(NamedTuple):
@@ -30,7 +32,7 @@ class Option(NamedTuple):
     tone: str = ""
 
 
-class Dialog(ModalScreen[str | None]):
+class Dialog(ModalScreen[str | None], ClosesOnce[str | None]):
     """A box in the middle; Escape and q leave it without an answer."""
 
     DEFAULT_CSS = """
@@ -49,7 +51,7 @@ class Dialog(ModalScreen[str | None]):
         }
         &.-short > .box { padding: 0 1; }
         & .words { height: auto; max-height: 100%; margin-bottom: 1; }
-        & .many { height: auto; max-height: 20; margin-bottom: 1; }
+        & .many { height: auto; max-height: 20; /* LISTED */ margin-bottom: 1; }
         & .many > Static { padding-right: 1; }
         & .keys { color: $text-muted; height: auto; margin-top: 1; }
         & Table { background: $surface; height: auto; }
@@ -121,6 +123,14 @@ class ListProblems(Ask):
         problems: Per problem what it is about, and the lines that say what is wrong.
     """
 
+    DEFAULT_CSS = """
+    ListProblems.-short {
+        & .words { margin-bottom: 0; }
+        & .many { margin-bottom: 0; }
+        & .keys { display: none; }
+    }
+    """
+
     def __init__(
         self,
         title: str,
@@ -131,6 +141,26 @@ class ListProblems(Ask):
         super().__init__(title, words, options)
         self._problems = problems
 
+    def on_mount(self) -> None:
+        super().on_mount()
+        self._fit()
+
+    def on_resize(self) -> None:
+        self._fit()
+
+    def _fit(self) -> None:
+        """Leave the list what the words and the answers do not need, so that these are in sight."""
+        short = self.has_class("-short")
+        room = self.app.size.height * 92 // 100 - (2 if short else 8)  # frame, padding, margins
+        words = hanging(Text(self._words), self._inside + 3).plain.count("\n") + 1
+        room -= words * bool(self._words) + len(self._options) + (not short)
+        self.query_one(".many").styles.max_height = max(1, min(room, LISTED))
+
+    @property
+    def _inside(self) -> int:
+        """Columns for the list: without border, padding and scroll bar."""
+        return min(WIDTH, self.app.size.width * 96 // 100) - 8
+
     def compose(self) -> ComposeResult:
         text = Text()
         for about, lines in self._problems:
@@ -138,13 +168,12 @@ class ListProblems(Ask):
             for line in lines:
                 text.append(f"  {clean(line)}\n")
         text.rstrip()
-        inside = min(WIDTH, self.app.size.width * 96 // 100) - 8  # border, padding, scroll bar
         with Vertical(classes="box") as box:
             box.border_title = Text(self._title)
             if self._words:
                 yield Static(self._words, classes="words", markup=False)
             with VerticalScroll(classes="many"):
-                yield Static(hanging(text, inside), markup=False)
+                yield Static(hanging(text, self._inside), markup=False)
             yield Table(_OPTION_COLUMNS, _option_cells, key=lambda o: o.key, header=False)
             yield Static("enter takes the line, esc goes back", classes="keys", markup=False)
 

@@ -19,7 +19,6 @@ from vlora_tui.jobs.drafts import Drafts
 from vlora_tui.recipe.reader import load_recipe
 from vlora_tui.tui.adapters.start_page import StartPage
 from vlora_tui.tui.app.app import VLoRAApp
-from vlora_tui.tui.app.base_app import BaseApp
 from vlora_tui.tui.terminal import typeahead
 from vlora_tui.tui.widgets.dialogs import Ask, Help, ListProblems, Option, Prompt
 from vlora_tui.tui.widgets.table import Table
@@ -89,28 +88,6 @@ def test_every_binding_has_an_id_words_and_no_key_of_the_terminals() -> None:
                     assert binding.id, binding
                     assert binding.tooltip or binding.description or not binding.show, binding
                     assert not _normals(binding) & set(TERMINAL_KEYS), binding
-
-
-@pytest.mark.parametrize("key", ["q", "ctrl+q"])
-def test_quitting_asks_only_while_a_job_runs(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    cancelled: list[str] = []
-
-    async def steps(pilot: Pilot[Any]) -> None:
-        await settle(pilot)
-        monkeypatch.setattr(BaseApp, "running_jobs", lambda self: ["job-1"])
-        pilot.app.jobs.cancel = lambda job, discard: cancelled.append(job)
-        await pilot.press(key)
-        assert isinstance(pilot.app.screen, Ask)
-        await pilot.press("s")
-        assert pilot.app.is_running
-        assert not cancelled
-        await pilot.press(key, "c")
-        await pilot.pause()
-        assert cancelled == ["job-1"]
-
-    application = app()
-    run(application, steps)
-    assert application.return_code == 0
 
 
 def test_q_leaves_what_is_for_a_moment_first(runs: Path) -> None:

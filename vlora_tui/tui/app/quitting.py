@@ -1,0 +1,43 @@
+"""The question that quitting asks while jobs run: which they are, and whose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from vlora_tui.tui.text import clean, tilde
+from vlora_tui.tui.widgets.dialogs import ListProblems, Option
+
+if TYPE_CHECKING:
+    from vlora_tui.jobs import Job, JobView
+
+LEAVE, CANCEL, STAY = "leave", "cancel", "stay"
+
+
+def quit_dialog(running: Sequence[JobView], own: Sequence[JobView]) -> ListProblems:
+    """Ask whether to leave the jobs running, which is the default, or to cancel this window's.
+
+    Args:
+        running: All jobs that run or wait.
+        own: Those of them that this window started; no others can be cancelled here.
+    """
+    many = len(running) > 1
+    words = f"{len(running)} jobs are running. They do" if many else "A job is running. It does"
+    words += " not need this terminal; the next start finds it again."
+    options = [Option("l", f"leave {'them' if many else 'it'} running", LEAVE, "and quit")]
+    if own:
+        others = len(running) - len(own)
+        which = f"the {len(own)} of this window" if others else "them" if many else "it"
+        more = "and quit; built layers are kept" + ("; others go on" if others else "")
+        options.append(Option("c", f"cancel {which}", CANCEL, more))
+    options.append(Option("s", "stay", STAY))
+    return ListProblems("Quit", words, [_told(view.job) for view in running], options)
+
+
+def _told(job: Job) -> tuple[str, list[str]]:
+    """A job: its title; what it writes, and where it was started."""
+    info = job.info
+    output = ", ".join(tilde(path) for path in info.outputs) or "the cache of spectra"
+    starter = info.started_by
+    where = "where is not known" if starter is None else starter.words()
+    return clean(info.title), [f"writes   {output}", f"started  {where}"]
