@@ -17,6 +17,7 @@ from types import UnionType
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 from vlora_engine.findings import Finding
+from vlora_engine.utils.reading import open_file
 
 SCHEMA = "vlora-tui/events"
 VERSION = 1
@@ -388,9 +389,9 @@ def _as(hint: Any, value: Any) -> Any:
 
 def read_events(path: Path) -> Iterator[tuple[int, Event]]:
     """The events of a file in order, with their sequence numbers."""
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with open_file(path) as file:
         for line in file:
-            found = decode(line)
+            found = decode(line.decode("utf-8", "replace"))
             if found is not None:
                 yield found
 
@@ -415,7 +416,7 @@ def _last_seq(path: Path) -> int:
 
 def _ends_torn(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             if file.seek(0, 2) == 0:
                 return False
             file.seek(-1, 2)

@@ -18,6 +18,7 @@ from vlora_engine.quantization.dtypes import AUTO_DTYPE, DTYPES
 from vlora_engine.quantization.packing import NOT_PACKED, PACKINGS
 from vlora_engine.targets.registry import TARGETS
 from vlora_engine.targets.sizing import Sizing
+from vlora_engine.utils.reading import read_text
 from vlora_tui.recipe.model import (
     AdapterInput,
     Compress,
@@ -42,7 +43,7 @@ def load_recipe(path: str | Path) -> Recipe:
     """
     file = expanded(str(path))
     try:
-        text = file.read_text("utf-8")
+        text = read_text(file)
     except FileNotFoundError:
         raise NotFoundError(
             "There is no such recipe.", where=file, remedy="write one with `run --print-recipe`"
@@ -60,8 +61,9 @@ def parse_recipe(text: str, *, where: str = "recipe") -> Recipe:
     """
     try:
         tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError("The recipe is not TOML.", where=where, found=str(error)) from None
+    except (ValueError, RecursionError) as error:  # numbers of too many digits, lists too deep
+        found = str(error) or "tables or lists too deep"
+        raise RecipeError("The recipe is not TOML.", where=where, found=found) from None
     return read_tables(tables, text=text, where=where)
 
 

@@ -14,6 +14,8 @@ from vlora_engine.utils.file_names import SUBSPACE_INDEX
 from vlora_engine.utils.files import sha256_file
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vlora_engine.errors import VLoRAError
     from vlora_engine.manifest.manifest import Manifest
     from vlora_engine.subspace.store import StoredSubspace
@@ -170,8 +172,6 @@ def _peer_findings(manifest: Manifest) -> Iterator[Finding]:
 
 def _coded_findings(manifest: Manifest, broken: set[str]) -> Iterator[Finding]:
     """Every module of every task is decoded."""
-    import torch
-
     from vlora_engine.subspace.coded.store import CodedStore, Decoder
 
     stored = CodedStore(manifest, verify=False)
@@ -183,12 +183,12 @@ def _coded_findings(manifest: Manifest, broken: set[str]) -> Iterator[Finding]:
                 continue
             try:
                 task = stored.task(record)
-                factors = decoder.factors(manifest.layers, record, task.blobs)
+                decoded = decoder.factors(manifest.layers, record, task.blobs)
+                numbers = all(_finite(*pair) for _, pair in decoded)
             except VLoRAError as error:
                 yield _from_error(error, file=name)
                 continue
-            numbers = [x for pair in factors.values() for x in pair]
-            if not all(bool(torch.isfinite(x).all()) for x in (*numbers, task.norms, task.errors)):
+            if not (numbers and _finite(task.norms, task.errors)):
                 what = f"What {record.id!r} decodes to is not finite."
                 yield Finding("not-finite", "error", what, "compress the adapters again", file=name)
             if len(task.rest) != record.rest:
@@ -198,6 +198,12 @@ def _coded_findings(manifest: Manifest, broken: set[str]) -> Iterator[Finding]:
                 )
     finally:
         stored.close()
+
+
+def _finite(*tensors: Tensor) -> bool:
+    import torch
+
+    return all(bool(torch.isfinite(x).all()) for x in tensors)
 
 
 def _from_error(error: VLoRAError, **place: str) -> Finding:

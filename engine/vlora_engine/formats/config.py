@@ -15,6 +15,7 @@ from typing import Any
 
 from vlora_engine.errors import AdapterError, CorruptFileError, UnsupportedAdapterError
 from vlora_engine.formats.patterns import PatternTable, is_safe_pattern
+from vlora_engine.utils.reading import open_file
 from vlora_engine.utils.safetensors_file import LFS_POINTER, lfs_pointer_error, read_error
 
 MAX_CONFIG_BYTES = 4_000_000
@@ -25,7 +26,7 @@ PEFT_DEFAULT_ALPHA = 8
 def read_config_bytes(path: Path) -> bytes:
     """Read a config file's bytes, refusing one larger than a config can be."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             raw = file.read(MAX_CONFIG_BYTES + 1)
     except FileNotFoundError:
         raise missing_config_error(path) from None

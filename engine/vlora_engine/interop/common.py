@@ -11,6 +11,7 @@ from vlora_engine.errors import CorruptFileError, NotFoundError
 from vlora_engine.formats.config import endless, load_json
 from vlora_engine.manifest.manifest import LayerSpec, TaskRecord
 from vlora_engine.utils.files import how_to_put_back
+from vlora_engine.utils.reading import open_file
 from vlora_engine.utils.safetensors_file import FLOAT_DTYPES, ITEM_BYTES, Header, read_error
 
 MAX_INDEX_BYTES = 64_000_000
@@ -27,7 +28,7 @@ def read_index(path: Path) -> dict[str, Any]:
         CorruptFileError: It is none, or too large to be one.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             raw = file.read(MAX_INDEX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         raise NotFoundError(

@@ -17,6 +17,7 @@ from vlora_engine.nn.training import require_bases
 from vlora_engine.subspace.space import Space
 from vlora_engine.subspace.tasks import TaskProjection
 from vlora_engine.utils.files import new_directory, write_json
+from vlora_engine.utils.reading import read_text
 from vlora_engine.utils.safetensors_file import read_header, read_tensor, write_tensors
 
 INDEX, WEIGHTS, FORMAT = "router.json", "router.safetensors", "vlora-router"
@@ -187,7 +188,7 @@ class TaskRouter(nn.Module):
         if not (folder / INDEX).is_file():
             raise NotFoundError("There is no router here.", where=folder, expected=INDEX)
         try:
-            index = json.loads((folder / INDEX).read_text("utf-8"))
+            index = json.loads(read_text(folder / INDEX))
             if index["format"] != FORMAT or index["version"] != 1:
                 raise ValueError(f"{index['format']} {index['version']}")
             names = [str(name) for name in index["task_ids"]]

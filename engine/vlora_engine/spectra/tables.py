@@ -26,6 +26,7 @@ from vlora_engine.utils.array_file import Arrays, read_arrays
 from vlora_engine.utils.file_names import SPECTRA_INDEX
 from vlora_engine.utils.files import write_file, write_json
 from vlora_engine.utils.json_reader import JsonFile, JsonObject, shown
+from vlora_engine.utils.reading import read_file
 
 if TYPE_CHECKING:
     from vlora_engine.codec.forecast import Outlook
@@ -404,7 +405,7 @@ def _read_index(directory: Path) -> JsonObject:
     path = directory / SPECTRA_INDEX
     file = JsonFile(path, "The spectra's index cannot be read.", "compute the spectra again")
     try:
-        raw = path.read_bytes()
+        raw = read_file(path)
     except FileNotFoundError:
         raise NotFoundError(
             "There are no spectra here.",

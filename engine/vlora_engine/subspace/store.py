@@ -33,6 +33,7 @@ from vlora_engine.subspace.loadings import (
     pack,
     unpack,
 )
+from vlora_engine.subspace.soundness import check_size
 from vlora_engine.utils.file_names import BASIS_FILE, SUBSPACE_INDEX
 from vlora_engine.utils.files import dump_json, sha256_file, write_file, write_json
 from vlora_engine.utils.naming import slugs
@@ -292,6 +293,12 @@ class CheckedFiles:
         for name in self._headers:
             close_file(self.manifest.path / name)
 
+    def _check_size(self, record: TaskRecord) -> None:
+        """Refuse a task that is said to be larger than its files can stand for."""
+        path, task = self.manifest.path, self.manifest.path / "tasks" / record.file
+        files = [task, *(path / basis.name for basis in self.manifest.basis)]
+        check_size(record, self.manifest.layers, files, task)
+
     def _open(self, name: str, sha256: str, nbytes: int) -> Header:
         if name not in self._headers:
             path = self.manifest.path / name
@@ -374,6 +381,7 @@ class StoredSubspace(CheckedFiles):
 
     def task(self, record: TaskRecord) -> EncodedTask:
         """One task as it lies on disk."""
+        self._check_size(record)
         header = self._open(f"tasks/{record.file}", record.sha256, record.nbytes)
         modules = len(record.layers)
         forms = [

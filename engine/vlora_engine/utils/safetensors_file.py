@@ -20,7 +20,8 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard
 
-from vlora_engine.errors import CorruptFileError, NotFoundError, StorageError
+from vlora_engine.errors import CorruptFileError, NotFoundError, StorageError, VLoRAError
+from vlora_engine.utils.reading import open_descriptor, open_file
 
 if TYPE_CHECKING:
     import torch
@@ -234,7 +235,7 @@ def _corrupt(path: Path, expected: str, found: str) -> CorruptFileError:
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             yield file
     except FileNotFoundError:
         raise missing_error(path) from None
@@ -257,8 +258,10 @@ def missing_error(path: Path) -> NotFoundError:
     )
 
 
-def read_error(path: Path, error: OSError) -> StorageError:
+def read_error(path: Path, error: OSError) -> VLoRAError:
     """The error for a file that cannot be read, from what the operating system reports."""
+    if isinstance(error, VLoRAError):  # it says so already
+        return error
     return StorageError(
         f"The file cannot be read: {error.strerror or error}.",
         where=path,
@@ -302,7 +305,7 @@ class FilePool:
                         )
                     done += count
             except OSError as error:
-                if isinstance(error, StorageError):
+                if isinstance(error, VLoRAError):
                     raise
                 raise read_error(path, error) from None
 
@@ -330,7 +333,7 @@ class FilePool:
             return self._files[path][0]
         while len(self._files) >= self._limit:
             self._close(next(iter(self._files)))
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        descriptor = open_descriptor(path)
         identity = file_identity(os.fstat(descriptor))
         if wanted not in (None, identity):
             os.close(descriptor)

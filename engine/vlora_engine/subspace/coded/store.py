@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
@@ -35,6 +35,7 @@ from vlora_engine.errors import CorruptFileError
 from vlora_engine.manifest.coding import Coding
 from vlora_engine.manifest.manifest import BasisFile, LayerSpec, Manifest, TaskRecord
 from vlora_engine.subspace.coded.layout import shared_layout, task_layout
+from vlora_engine.subspace.soundness import require_held
 from vlora_engine.subspace.store import CheckedFiles, write_index
 from vlora_engine.utils.file_names import BASIS_FILE
 from vlora_engine.utils.safetensors_file import (
@@ -48,7 +49,6 @@ from vlora_engine.utils.safetensors_file import (
 )
 
 _AT_ONCE = 32  # modules of a task that are decoded together
-_LARGEST = 1 << 31  # numbers of a factor; a zero one may be said to be of any size
 _CACHE_BYTES = 256 << 20  # of decoded groups: the next task asks for the same ones
 
 Factors = tuple[Tensor, Tensor]  # A (r, d_in), B (d_out, r) with the scale folded in
@@ -95,22 +95,18 @@ class Decoder:
 
     def factors(
         self, layers: Sequence[LayerSpec], record: TaskRecord, blobs: Sequence[bytes]
-    ) -> dict[str, Factors]:
+    ) -> Iterator[tuple[str, Factors]]:
         """Every module of a task as A (r, d_in) and B (d_out, r) in fp64, padded to its rank.
 
         Raises:
             CorruptFileError: The bytes are not sound.
         """
-        found: dict[str, Factors] = {}
         rows = list(zip(record.layers, record.ranks, blobs, strict=True))
         for start in range(0, len(rows), _AT_ONCE):
             part = rows[start : start + _AT_ONCE]
             opened = [(i, layers[i], rank, open_blob(raw)) for i, rank, raw in part]
-            if any(rank * max(layers[i].d_in, layers[i].d_out) > _LARGEST for i, rank, _ in part):
-                raise _unlike("a module larger than any")
             for (_, spec, rank, _), (a, b) in zip(opened, self._decoded(opened), strict=True):
-                found[spec.name] = _padded(a, b, rank)
-        return found
+                yield spec.name, _padded(a, b, rank)
 
     def _decoded(
         self, opened: Sequence[tuple[int, LayerSpec, int, Any]]
@@ -153,9 +149,13 @@ class Decoder:
         """Groups by (layer, number), decoded where they are not held yet."""
         missing = [key for key in wanted if key not in self._groups]
         raw = [(self._source.shared(*k), wanted[k].d_in, wanted[k].d_out) for k in missing]
-        for key, found in zip(missing, open_groups(raw), strict=True):
+        for key, part, found in zip(missing, raw, open_groups(raw), strict=True):
             if isinstance(found, Columns):
                 found = Columns(orthonormal(found.b), orthonormal(found.a))
+            else:
+                spec = wanted[key]
+                numbers = max(s.turn.shape[1] for s in found) * (spec.d_in + spec.d_out)
+                require_held(numbers, len(part[0]))
             self._groups[key] = found
         out = {}
         for key in wanted:
@@ -213,6 +213,7 @@ class CodedStore(CheckedFiles):
 
     def task(self, record: TaskRecord) -> CodedTask:
         """Read one task from its file."""
+        self._check_size(record)
         header = self._open(f"tasks/{record.file}", record.sha256, record.nbytes)
         raw, modules = _bytes_of(header, "coded"), len(record.layers)
         head = MODULE_HEAD * modules
@@ -316,14 +317,19 @@ def write_task(path: Path, task: CodedTask) -> str:
 
 
 def pad_factors(a: Tensor, b: Tensor, rank: int) -> Factors:
-    """Factors A (n, d_in) and B (d_out, n) with rows of zeros up to ``rank``."""
-    missing = rank - a.shape[0]
-    if missing <= 0:
+    """Factors A (n, d_in) and B (d_out, n) with rows of zeros up to ``rank``.
+
+    Zeros take no memory until they are copied: both are rows of an array that numpy has not touched
+    yet, B as its transpose.
+    """
+    if rank <= len(a):
         return a, b
-    return (
-        torch.nn.functional.pad(a, (0, 0, 0, missing)),
-        torch.nn.functional.pad(b, (0, missing)),
-    )
+    out = []
+    for rows in (a, b.T):
+        padded = np.zeros((rank, rows.shape[1]), dtype=rows.numpy().dtype)
+        padded[: len(rows)] = rows.numpy()
+        out.append(torch.from_numpy(padded))
+    return out[0], out[1].T
 
 
 def _padded(a: Array, b: Array, rank: int) -> Factors:
