@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 from vlora_engine.findings import Finding
 from vlora_engine.utils.reading import open_file
+from vlora_tui.utils.formatting import escaped_json
 
 SCHEMA = "vlora-tui/events"
 VERSION = 1
@@ -323,7 +324,7 @@ def encode(event: Event, *, seq: int, time: float) -> str:
     row = {"seq": seq, "time": round(time, 3), "type": event.type, **asdict(event)}
     if not row.get("finding", True):  # a remark that is no finding
         del row["finding"]
-    return json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n"
+    return escaped_json(json.dumps(finite(row), ensure_ascii=False, allow_nan=False)) + "\n"
 
 
 def decode(line: str) -> tuple[int, Event] | None:

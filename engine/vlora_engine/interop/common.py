@@ -62,12 +62,17 @@ def unsound(path: Path, expected: str, found: str) -> CorruptFileError:
 
 
 def texts(path: Path, index: Mapping[str, Any], name: str) -> list[str]:
-    """A list of distinct printable texts."""
+    """A list of distinct texts; whoever prints them escapes what does not print."""
     value = index.get(name)
-    good = isinstance(value, list) and all(isinstance(v, str) and v.isprintable() for v in value)
+    good = isinstance(value, list) and all(isinstance(v, str) and is_text(v) for v in value)
     if not good or not isinstance(value, list) or len(set(value)) < len(value):
         raise unsound(path, f"{name}: a list of distinct names", repr(value))
     return value
+
+
+def is_text(value: str) -> bool:
+    """Whether UTF-8 can hold ``value``: half a surrogate pair is no text."""
+    return not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def natural(path: Path, name: str, value: Any) -> int:
