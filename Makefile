@@ -13,7 +13,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format bench bench-real golden screenshots clean
+.PHONY: help venv demo test lint format soak bench bench-real golden screenshots clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' \
@@ -50,6 +50,9 @@ lint: $(VENV)/.ready ## ruff and mypy; changes nothing
 format: $(VENV)/.ready ## let ruff mend what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+soak: $(VENV)/.ready ## the long runs that CI makes a sample of
+	$(BIN)/python -W ignore -m tests.fuzz.readers --calls 20000 --seconds 300
 
 bench: $(VENV)/.ready-peers ## compare speed, memory and error with both peers (installs them)
 	$(BIN)/python -m tests.benchmarks.run $(BENCH_ARGS)

@@ -402,5 +402,5 @@ def _seconds(seconds: float) -> str:
 def _text(path: Path) -> str:
     try:
         return read_text(path)
-    except OSError:
+    except (OSError, UnicodeDecodeError):
         return ""

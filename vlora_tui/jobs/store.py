@@ -167,7 +167,7 @@ class Job:
 
     def cancel_request(self) -> str:
         """What a cancel asked for: ``keep``, ``discard``, or nothing."""
-        with suppress(OSError):
+        with suppress(OSError, UnicodeDecodeError):
             return read_text(self.folder / "cancel").strip()
         return ""
 

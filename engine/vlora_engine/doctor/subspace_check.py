@@ -183,7 +183,7 @@ def _coded_findings(manifest: Manifest, broken: set[str]) -> Iterator[Finding]:
                 continue
             try:
                 task = stored.task(record)
-                decoded = decoder.factors(manifest.layers, record, task.blobs)
+                decoded = decoder.each(manifest.layers, record, task.blobs)
                 numbers = all(_finite(*pair) for _, pair in decoded)
             except VLoRAError as error:
                 yield _from_error(error, file=name)

@@ -326,7 +326,7 @@ class StoredSubspace(CheckedFiles):
         """The basis of the layer with this index as it lies on disk."""
         spec = self.manifest.layers[index]
         shard = next(b for b in self.manifest.basis if b.first <= index < b.last)
-        header = self._open(shard.name, shard.sha256, shard.nbytes)
+        header = self._shard(shard)
         values = read_elements(
             header, "singular_values", self._offsets[index].singular_values, spec.k_a + spec.k_b
         )
@@ -340,6 +340,25 @@ class StoredSubspace(CheckedFiles):
             singular_values_b=values[spec.k_a :],
             rank=spec.rank,
         )
+
+    def _shard(self, shard: BasisFile) -> Header:
+        """A file of the basis whose tensors hold the kind of numbers that they should."""
+        if shard.name in self._headers:
+            return self._headers[shard.name]
+        header = self._open(shard.name, shard.sha256, shard.nbytes)
+        packs = self.storage.quantization is not None
+        layout = _packed_layout if packs else _plain_layout
+        for name, dtype, _ in layout(self.storage, self.manifest.layers[shard.first : shard.last]):
+            entry = header.entries.get(name)
+            if entry is not None and entry.dtype != dtype:
+                del self._headers[shard.name]
+                raise CorruptFileError(
+                    f"Tensor {name!r} is not what subspace.json says.",
+                    where=header.path,
+                    expected=dtype,
+                    found=entry.dtype,
+                )
+        return header
 
     def _plain_rows(self, header: Header, index: int, position: int, **fields: Any) -> LayerBasis:
         spec, method, at = self.manifest.layers[index], self.manifest.method, self._offsets[index]

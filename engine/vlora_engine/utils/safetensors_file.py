@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_HEADER_BYTES = 100_000_000
+MAX_SIZE = 1 << 58  # of the product of a tensor's dimensions, so that its bytes can be counted
 LFS_POINTER = b"version https://git-lfs"
 
 ITEM_BYTES = {
@@ -202,6 +203,8 @@ def _parse_entry(path: Path, name: str, row: Any, data_start: int) -> TensorEntr
             f"{math.prod(shape) * ITEM_BYTES[dtype]} bytes for tensor {name!r} {dtype} {shape}",
             f"{end - start} bytes",
         )
+    if math.prod(max(1, n) for n in shape) >= MAX_SIZE:  # no array has such a shape, empty or not
+        raise _corrupt(path, f"a shape that an array can have for tensor {name!r}", f"{shape}")
     return TensorEntry(name, dtype, tuple(shape), data_start + start, data_start + end)
 
 

@@ -267,7 +267,7 @@ class CodedTasks(TaskMap):
         names = [self._layers[i].name for i in record.layers]
         scales = dict(zip(names, record.scales, strict=True))
         factors: dict[str, tuple[Tensor, Tensor]] = {}
-        for name, (a, b) in self._decoder.factors(self._layers, record, task.blobs):
+        for name, (a, b) in self._decoder.each(self._layers, record, task.blobs):
             scale = scales[name]
             narrow = a.float(), (b / scale if scale else torch.zeros_like(b)).float().contiguous()
             require_finite(name, *narrow)

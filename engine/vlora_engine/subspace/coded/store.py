@@ -95,12 +95,18 @@ class Decoder:
 
     def factors(
         self, layers: Sequence[LayerSpec], record: TaskRecord, blobs: Sequence[bytes]
-    ) -> Iterator[tuple[str, Factors]]:
+    ) -> dict[str, Factors]:
         """Every module of a task as A (r, d_in) and B (d_out, r) in fp64, padded to its rank.
 
         Raises:
             CorruptFileError: The bytes are not sound.
         """
+        return dict(self.each(layers, record, blobs))
+
+    def each(
+        self, layers: Sequence[LayerSpec], record: TaskRecord, blobs: Sequence[bytes]
+    ) -> Iterator[tuple[str, Factors]]:
+        """The same one by one, which takes less memory."""
         rows = list(zip(record.layers, record.ranks, blobs, strict=True))
         for start in range(0, len(rows), _AT_ONCE):
             part = rows[start : start + _AT_ONCE]
@@ -236,11 +242,12 @@ class CodedStore(CheckedFiles):
         header = self._open(basis[0].name, basis[0].sha256, basis[0].nbytes)
         if self._positions is None:
             units = coding.units()
-            sizes = _named(header, "sizes", (len(units),)).tolist()
+            sizes = _named(header, "sizes", "U32", (len(units),)).tolist()
             ends = np.cumsum([0, *sizes]).tolist()
             self._positions = {u: (ends[i], sizes[i]) for i, u in enumerate(units)}
         if (layer, group) not in self._positions:
             raise _unlike(f"no group {group} on layer {layer}", header.path)
+        _bytes_entry(header, "coded")
         return read_elements(header, "coded", *self._positions[layer, group]).numpy().tobytes()
 
 
@@ -355,16 +362,21 @@ def _rest(header: Header, record: TaskRecord) -> dict[str, Tensor]:
 
 
 def _bytes_of(header: Header, name: str) -> bytes:
-    entry = header.entries.get(name)
-    if entry is None or entry.dtype != "U8" or len(entry.shape) != 1:
-        raise _unlike("no such bytes", header.path, name)
+    _bytes_entry(header, name)
     return read_tensor(header, name).numpy().tobytes()
 
 
-def _named(header: Header, name: str, shape: tuple[int, ...]) -> Tensor:
+def _bytes_entry(header: Header, name: str) -> None:
     entry = header.entries.get(name)
-    if entry is None or entry.shape != shape:
-        raise _unlike("no such tensor" if entry is None else f"{entry.shape}", header.path, name)
+    if entry is None or entry.dtype != "U8" or len(entry.shape) != 1:
+        raise _unlike("no such bytes", header.path, name)
+
+
+def _named(header: Header, name: str, dtype: str, shape: tuple[int, ...]) -> Tensor:
+    entry = header.entries.get(name)
+    if entry is None or (entry.dtype, entry.shape) != (dtype, shape):
+        found = "no such tensor" if entry is None else f"{entry.dtype} {entry.shape}"
+        raise _unlike(found, header.path, name)
     return read_tensor(header, name)
 
 
