@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from vlora_engine.errors import OutputExistsError
 from vlora_engine.utils.files import check_output, dump_json, new_directory
+from vlora_engine.utils.reading import read_file
 from vlora_engine.utils.safetensors_file import encode_header
 
 Floats: TypeAlias = NDArray[np.float64]
@@ -252,13 +253,13 @@ def _own_files() -> set[str]:
 def _is_complete(path: Path) -> bool:
     """Whether ``path`` holds this version of the demo, every file as it was written."""
     try:
-        manifest = json.loads((path / MANIFEST).read_bytes())
+        manifest = json.loads(read_file(path / MANIFEST))
         files = manifest["files"]
         return (
             manifest["version"] == DEMO_VERSION
             and set(files) == _own_files()
             and all(
-                hashlib.sha256((path / name).read_bytes()).hexdigest() == row["sha256"]
+                hashlib.sha256(read_file(path / name)).hexdigest() == row["sha256"]
                 for name, row in files.items()
             )
         )

@@ -106,6 +106,13 @@ class CorruptFileError(AdapterError):
     """A file whose bytes are not what its format says: truncated, altered, a Git LFS pointer."""
 
 
+class FileKindError(InputError, OSError):
+    """No file that can be read: a pipe, a socket or a device in its place, or one far too large."""
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines())
+
+
 class UnsupportedAdapterError(AdapterError):
     """An adapter that is sound but of a kind this engine refuses (DoRA, another peft_type...)."""
 

@@ -13,7 +13,7 @@ import typer
 
 from vlora_engine.adapters.address import expanded
 from vlora_engine.errors import ParameterError
-from vlora_tui.cli.output import Output
+from vlora_tui.cli.output import Output, printable
 
 STDOUT = "-"
 
@@ -60,6 +60,8 @@ class CsvFile:
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(header)
+        if self.path is None:  # perhaps a terminal: a name may hold what moves its cursor
+            rows = ([printable(x) if isinstance(x, str) else x for x in row] for row in rows)
         writer.writerows(rows)
         if self.path is None:
             sys.stdout.write(text.getvalue())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -89,14 +90,30 @@ def _memory(error: Any) -> ErrorReport:
     )
 
 
+def _runtime(error: RuntimeError) -> ErrorReport:
+    """torch says in words alone that there was not memory enough."""
+    text = str(error)
+    return _memory(error) if any(words in text for words in _NO_MEMORY) else _fault(error)
+
+
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory")
+
+
 def _system(error: OSError) -> ErrorReport:
     from vlora_engine.utils.safetensors_file import write_error
 
     what = f"The operating system refused: {error.strerror or error}."
+    if error.errno in _NO_NAME:
+        remedy = "give a shorter path, without NUL"
+        details = _details("InputError", what, remedy)
+        return ErrorReport(USAGE, details, [what, f"  to mend it: {remedy}"])
     path = error.filename if error.filename is not None else "the output"
     write_failure = write_error(Path(os.fsdecode(path)), error)
     details = {**_details("StorageError", what, write_failure.remedy), "where": write_failure.where}
     return ErrorReport(FAILED, details, [what, *write_failure.lines()[1:]])
+
+
+_NO_NAME = (errno.ENAMETOOLONG, errno.EILSEQ)  # of no file: the input names it
 
 
 def _missing(error: ImportError) -> ErrorReport:
@@ -138,6 +155,7 @@ _TABLE: list[tuple[type[BaseException], Callable[[Any], ErrorReport]]] = [
     (KeyboardInterrupt, _interrupted),
     (typer.Abort, _interrupted),
     (MemoryError, _memory),
+    (RuntimeError, _runtime),
     (ImportError, _missing),
     (OSError, _system),
     (Exception, _fault),

@@ -16,7 +16,7 @@ from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
 from vlora_tui.recipe.model import Recipe, as_tables
-from vlora_tui.utils.formatting import plural, printable, size
+from vlora_tui.utils.formatting import escaped_toml, plural, printable, size
 
 if TYPE_CHECKING:
     from vlora_tui.pipeline.run import Run
@@ -72,7 +72,7 @@ def carry_out(recipe: Recipe, out: Output, writing: Writing) -> Watcher | None:
     from vlora_tui.recipe.resolve import resolve
 
     if writing.print_recipe:
-        print(resolve(recipe).to_toml(), end="")
+        print(escaped_toml(resolve(recipe).to_toml()), end="")
         return None
     if writing.dry_run:
         dry_run(recipe, out, force=writing.force)

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from vlora_engine.errors import ParameterError, told
+from vlora_engine.utils.reading import read_text
 from vlora_tui.cli import options as o
 from vlora_tui.cli.app import new_typer
 from vlora_tui.cli.errors import FAILED, INTERRUPTED, OK
@@ -400,6 +401,6 @@ def _seconds(seconds: float) -> str:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text("utf-8")
-    except OSError:
+        return read_text(path)
+    except (OSError, UnicodeDecodeError):
         return ""

@@ -102,7 +102,9 @@ def _of_table(table: dict[str, Any]) -> Recipe:
 
 def is_recipe(paths: list[str]) -> bool:
     """Whether the one place is a recipe file."""
-    return len(paths) == 1 and paths[0].endswith(".toml")
+    from vlora_tui.recipe.reader import is_handed_over
+
+    return len(paths) == 1 and (paths[0].endswith(".toml") or is_handed_over(paths[0]))
 
 
 def _refuse_flags(path: str, given: dict[str, Any]) -> None:

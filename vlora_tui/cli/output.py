@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from vlora_tui.pipeline.events import finite
+from vlora_tui.utils.formatting import escaped_json
 from vlora_tui.utils.formatting import percent as percent
 from vlora_tui.utils.formatting import plural as plural
 from vlora_tui.utils.formatting import printable as printable
@@ -81,9 +82,13 @@ class Output:
 
 
 def dumps(row: dict[str, Any], stream: Any, *, indent: int | None = None) -> str:
-    """``row`` as JSON that ``stream`` can hold, figures that JSON cannot hold as null."""
+    """``row`` as JSON that ``stream`` can hold, figures that JSON cannot hold as null.
+
+    What does not print (control characters, marks of direction, half surrogates) is escaped.
+    """
     unicode = (getattr(stream, "encoding", None) or "").lower().replace("-", "") == "utf8"
-    return json.dumps(finite(row), ensure_ascii=not unicode, allow_nan=False, indent=indent)
+    text = json.dumps(finite(row), ensure_ascii=not unicode, allow_nan=False, indent=indent)
+    return escaped_json(text)
 
 
 def table_lines(

@@ -22,7 +22,8 @@ from vlora_tui.utils.formatting import printable
 def run(
     ctx: typer.Context,
     sources: Annotated[
-        list[str], typer.Argument(help="A recipe file, or adapters.", metavar="RECIPE | PATHS")
+        list[str],
+        typer.Argument(help="A recipe file (- is stdin), or adapters.", metavar="RECIPE | PATHS"),
     ],
     *,
     headless: Annotated[

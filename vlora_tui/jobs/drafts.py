@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine.errors import InputError, NotFoundError, StorageError
+from vlora_engine.utils.reading import read_text
 from vlora_tui.recipe.model import Recipe, absolute, as_tables
 from vlora_tui.recipe.reader import read_tables
 from vlora_tui.utils.locking import open_lock, try_lock
@@ -87,11 +88,11 @@ def load_draft(path: Path) -> SavedDraft:
         InputError: It cannot be read.
     """
     try:
-        tables = tomllib.loads(path.read_text("utf-8"))
+        tables = tomllib.loads(read_text(path))
         saved = path.stat().st_mtime
     except FileNotFoundError:
         raise NotFoundError("There is no such draft.", where=path) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError("The draft cannot be read.", where=path, found=str(error)) from None
     state = tables.pop("draft", {})
     return SavedDraft(path, tables, state if isinstance(state, dict) else {}, saved)

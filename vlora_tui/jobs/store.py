@@ -37,6 +37,7 @@ from vlora_engine.errors import (
 )
 from vlora_engine.utils.files import directory_bytes, dump_json, partial_path, write_file
 from vlora_engine.utils.json_reader import JsonFile, JsonValue
+from vlora_engine.utils.reading import open_file, read_file, read_text
 from vlora_engine.utils.unfinished import kept_layers, spectra_partial
 from vlora_tui.jobs.identity import Identity, Starter, host_name, this_process
 from vlora_tui.jobs.joblock import JobLock, LockState, probe
@@ -127,7 +128,7 @@ class Job:
         """
         path = folder / "job.json"
         try:
-            info = _job_info(JsonFile(path, "The job cannot be read.").parse(path.read_bytes()))
+            info = _job_info(JsonFile(path, "The job cannot be read.").parse(read_file(path)))
         except (OSError, CorruptFileError) as error:
             found = str(error) if isinstance(error, OSError) else " ".join(error.lines())
             raise NotFoundError(
@@ -170,7 +171,7 @@ class Job:
     def log_tail(self, lines: int = 20) -> list[str]:
         """The last lines that the process printed."""
         try:
-            with self.log_path.open("rb") as file:
+            with open_file(self.log_path) as file:
                 size = file.seek(0, os.SEEK_END)
                 file.seek(max(0, size - 200 * lines))
                 return file.read().decode("utf-8", "replace").splitlines()[-lines:]
@@ -179,8 +180,8 @@ class Job:
 
     def cancel_request(self) -> str:
         """What a cancel asked for: ``keep``, ``discard``, or nothing."""
-        with suppress(OSError):
-            return (self.folder / "cancel").read_text("utf-8").strip()
+        with suppress(OSError, UnicodeDecodeError):
+            return read_text(self.folder / "cancel").strip()
         return ""
 
     def partial(self) -> Path | None:

@@ -10,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from vlora_engine.utils.reading import open_file
 from vlora_tui.jobs.identity import resident_bytes
 from vlora_tui.jobs.joblock import SILENT_SECONDS, LockState
 from vlora_tui.jobs.store import Job, JobStore
@@ -53,7 +54,7 @@ class EventReader:
         if found.st_size == self._offset:
             return []
         try:
-            with self.path.open("rb") as file:
+            with open_file(self.path) as file:
                 file.seek(self._offset)
                 chunk = file.read(limit)
                 if b"\n" not in chunk and len(chunk) == limit:

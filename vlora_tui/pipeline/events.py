@@ -17,6 +17,8 @@ from types import UnionType
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 from vlora_engine.findings import Finding
+from vlora_engine.utils.reading import open_file
+from vlora_tui.utils.formatting import escaped_json
 
 SCHEMA = "vlora-tui/events"
 VERSION = 1
@@ -343,7 +345,7 @@ def encode(event: Event, *, seq: int, time: float) -> str:
     row = {"seq": seq, "time": round(time, 3), "type": event.type, **asdict(event)}
     if not row.get("finding", True):  # a remark that is no finding
         del row["finding"]
-    return json.dumps(finite(row), ensure_ascii=False, allow_nan=False) + "\n"
+    return escaped_json(json.dumps(finite(row), ensure_ascii=False, allow_nan=False)) + "\n"
 
 
 def decode(line: str) -> tuple[int, Event] | None:
@@ -409,9 +411,9 @@ def _as(hint: Any, value: Any) -> Any:
 
 def read_events(path: Path) -> Iterator[tuple[int, Event]]:
     """The events of a file in order, with their sequence numbers."""
-    with path.open(encoding="utf-8", errors="replace") as file:
+    with open_file(path) as file:
         for line in file:
-            found = decode(line)
+            found = decode(line.decode("utf-8", "replace"))
             if found is not None:
                 yield found
 
@@ -436,7 +438,7 @@ def _last_seq(path: Path) -> int:
 
 def _ends_torn(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             if file.seek(0, 2) == 0:
                 return False
             file.seek(-1, 2)

@@ -23,6 +23,7 @@ from vlora_engine.targets.verify import verify_adapter, with_alpha
 from vlora_engine.utils.file_names import ADAPTER_CONFIG
 from vlora_engine.utils.files import check_output, directory_bytes, same_content
 from vlora_engine.utils.naming import slugs
+from vlora_engine.utils.reading import read_text
 from vlora_engine.utils.run_context import RunContext
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.inputs import Collection, require_apart_from
@@ -347,7 +348,7 @@ class Writer:
         modules = export.target_modules
         if modules is None or self._targets_reported or find_target(export.target).form != "peft":
             return
-        config = json.loads((path / ADAPTER_CONFIG).read_text("utf-8"))
+        config = json.loads(read_text(path / ADAPTER_CONFIG))
         if sorted(config.get("target_modules") or ()) != sorted(modules):
             self._targets_reported = True
             text = (

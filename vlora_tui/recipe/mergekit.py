@@ -18,9 +18,10 @@ from typing import Any, NamedTuple, NoReturn
 
 from vlora_engine.catalog.locate import locate
 from vlora_engine.catalog.open import open_adapter
-from vlora_engine.errors import InputError, NotFoundError
+from vlora_engine.errors import FileKindError, InputError, NotFoundError
 from vlora_engine.merging.methods import MERGE_METHODS
 from vlora_engine.merging.registry import MergeMethod
+from vlora_engine.utils.reading import read_text
 
 
 class Alias(NamedTuple):
@@ -128,7 +129,9 @@ class _Reader:
         try:
             if self.path.stat().st_size > _LARGEST_FILE:
                 self.fail("This is no merge file: it is too large.", expected="at most 1 MiB")
-            data = yaml.safe_load(self.path.read_text("utf-8"))
+            data = yaml.safe_load(read_text(self.path))
+        except FileKindError:
+            raise
         except FileNotFoundError:
             raise NotFoundError("There is no such merge file.", where=self.path) from None
         except (OSError, UnicodeDecodeError) as error:

@@ -12,12 +12,13 @@ from typing import Any
 
 from vlora_engine.adapters.address import expanded
 from vlora_engine.compression_target import GOALS, METHODS, CompressionTarget
-from vlora_engine.errors import InputError, NotFoundError
+from vlora_engine.errors import FileKindError, InputError, NotFoundError
 from vlora_engine.merging.methods import DEFAULT_METHOD
 from vlora_engine.quantization.dtypes import AUTO_DTYPE, DTYPES
 from vlora_engine.quantization.packing import NOT_PACKED, PACKINGS
 from vlora_engine.targets.registry import TARGETS
 from vlora_engine.targets.sizing import Sizing
+from vlora_engine.utils.reading import read_text
 from vlora_tui.recipe.model import (
     AdapterInput,
     Compress,
@@ -32,17 +33,28 @@ from vlora_tui.recipe.model import (
 )
 from vlora_tui.recipe.table import REQUIRED, RecipeError, Table
 
+STDIN = "-"
+MOST_RECIPE = 16 << 20  # bytes
+
 
 def load_recipe(path: str | Path) -> Recipe:
     """Read and check the recipe file at ``path``; its paths become absolute.
+
+    ``-`` is standard input. What the shell hands over as a descriptor (``<(...)``) is read too; any
+    other pipe is refused, as nobody may ever write to it.
 
     Raises:
         NotFoundError: There is no such file.
         RecipeError: Something in it is wrong; the error names the place.
     """
+    if is_handed_over(str(path)):
+        where = "standard input" if str(path) == STDIN else str(path)
+        return absolute(parse_recipe(_handed_over(str(path), where), where=where), Path.cwd())
     file = expanded(str(path))
     try:
-        text = file.read_text("utf-8")
+        text = read_text(file, MOST_RECIPE)
+    except FileKindError:
+        raise
     except FileNotFoundError:
         raise NotFoundError(
             "There is no such recipe.", where=file, remedy="write one with `run --print-recipe`"
@@ -50,6 +62,24 @@ def load_recipe(path: str | Path) -> Recipe:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError("The recipe cannot be read.", where=file, found=str(error)) from None
     return absolute(parse_recipe(text, where=str(file)), file.resolve().parent)
+
+
+def is_handed_over(path: str) -> bool:
+    """Whether ``path`` is standard input or a descriptor that this process was started with."""
+    return path == STDIN or re.fullmatch(r"/dev/stdin|/(dev|proc/self)/fd/\d+", path) is not None
+
+
+def _handed_over(path: str, where: str) -> str:
+    try:
+        with open(0 if path == STDIN else path, "rb", closefd=path != STDIN) as file:
+            raw = file.read(MOST_RECIPE + 1)
+        if len(raw) > MOST_RECIPE:
+            raise InputError(
+                "The recipe is too large.", where=where, expected=f"at most {MOST_RECIPE} bytes"
+            )
+        return raw.decode("utf-8").replace("\r\n", "\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError("The recipe cannot be read.", where=where, found=str(error)) from None
 
 
 def parse_recipe(text: str, *, where: str = "recipe") -> Recipe:
@@ -60,8 +90,9 @@ def parse_recipe(text: str, *, where: str = "recipe") -> Recipe:
     """
     try:
         tables = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise RecipeError("The recipe is not TOML.", where=where, found=str(error)) from None
+    except (ValueError, RecursionError) as error:  # numbers of too many digits, lists too deep
+        found = str(error) or "tables or lists too deep"
+        raise RecipeError("The recipe is not TOML.", where=where, found=found) from None
     return read_tables(tables, text=text, where=where)
 
 

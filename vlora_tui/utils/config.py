@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vlora_engine.utils.reading import read_text
 from vlora_tui.utils import paths
 
 KEYS = "keys"
@@ -153,7 +154,7 @@ def template() -> str:
 
 def _read(config: Config) -> dict[str, Any]:
     try:
-        config.text = config.file.read_text("utf-8")
+        config.text = read_text(config.file)
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
@@ -161,7 +162,7 @@ def _read(config: Config) -> dict[str, Any]:
         return {}
     try:
         return tomllib.loads(config.text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         what, _, where = str(error).partition(" (at line ")
         line = where.split(",")[0]
         last = config.text.count("\n") + 1

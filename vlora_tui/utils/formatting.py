@@ -2,10 +2,41 @@
 
 from __future__ import annotations
 
+import re
+
 
 def printable(text: str) -> str:
     """``text`` without what would move the cursor or colour the screen: names come from files."""
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def escaped_json(text: str) -> str:
+    """JSON of the same value whose characters all print: no control, no change of direction.
+
+    Names come from files: a terminal would take such characters in them for commands.
+    """
+    return _RARE.sub(lambda found: _json_escapes(found[0]), text)
+
+
+def escaped_toml(text: str) -> str:
+    """TOML of the same value whose characters all print, as `escaped_json`."""
+    return _RARE.sub(lambda found: _toml_escape(found[0]), text)
+
+
+_RARE = re.compile(r"[^\n -~]")  # all but ASCII that prints
+
+
+def _json_escapes(c: str) -> str:
+    if c.isprintable():
+        return c
+    units = c.encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{high:02x}{low:02x}" for high, low in zip(*[iter(units)] * 2, strict=True))
+
+
+def _toml_escape(c: str) -> str:
+    if c.isprintable():
+        return c
+    return f"\\u{ord(c):04x}" if ord(c) < 1 << 16 else f"\\U{ord(c):08x}"
 
 
 def percent(share: float | None) -> str:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from vlora_engine.adapters.unchanged import require_unchanged
 from vlora_engine.errors import AdapterError, CollectionError, ParameterError
+from vlora_engine.utils.regex import PLAIN, Budget, bounded, matches_end
 from vlora_engine.utils.safetensors_file import dtype_name
 
 if TYPE_CHECKING:
@@ -290,8 +291,9 @@ def module_scales(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[s
     pattern = config.get("alpha_pattern") or {}
     rslora = bool(config.get("use_rslora"))
     scales = {}
+    budget = Budget()
     for module, rank in ranks.items():
-        module_alpha = match_pattern(pattern, module, alpha)
+        module_alpha = match_pattern(pattern, module, alpha, budget)
         if module_alpha is None or rank == 0:
             scales[module] = 1.0
         else:
@@ -299,14 +301,25 @@ def module_scales(config: Mapping[str, Any], ranks: Mapping[str, int]) -> dict[s
     return scales
 
 
-def match_pattern(pattern: Mapping[str, Any], module: str, default: Any) -> Any:
-    """The value of the first pattern that matches the end of a module's name, as PEFT matches."""
+def match_pattern(
+    pattern: Mapping[str, Any], module: str, default: Any, budget: Budget | None = None
+) -> Any:
+    """The value of the first pattern that matches the end of a module's name, as PEFT matches.
+
+    Raises:
+        ParameterError: A pattern takes too long to match.
+    """
     for key, value in pattern.items():
-        try:
-            if re.match(rf"(.*\.)?({key})$", module):
+        if PLAIN.match(key):
+            if matches_end(key, module):
                 return value
-        except re.error:
             continue
+        try:
+            regex = bounded(rf"(.*\.)?({key})$")
+        except ParameterError:  # it is none
+            continue
+        if regex.matches(module, budget):
+            return value
     return default
 
 

@@ -26,6 +26,7 @@ import numpy as np
 
 from vlora_engine.analysis.duplicates import rounding_of
 from vlora_engine.analysis.relations import Array, Relations, components_of, cosines_of
+from vlora_engine.utils.reading import read_text
 
 COMMON = 0.5  # cosine of A above which a start is common; .15 to .6 give the same ones
 _STEP = re.compile(r"(?i)(?<![a-z])(?:checkpoint|ckpt|step|iter|epoch)[-_ .]?(\d{1,12})(?!\d)")
@@ -98,8 +99,8 @@ def step_of(path: str | Path | None) -> Step | None:
 def _trainer_step(folder: Path) -> int | None:
     """``global_step`` of the state that transformers' Trainer leaves beside a checkpoint."""
     try:
-        state = json.loads((folder / "trainer_state.json").read_text("utf-8"))
-    except (OSError, ValueError):
+        state = json.loads(read_text(folder / "trainer_state.json"))
+    except (OSError, ValueError, RecursionError):
         return None
     step = state.get("global_step") if isinstance(state, dict) else None
     return step if type(step) is int and step >= 0 else None

@@ -34,6 +34,7 @@ from vlora_engine.utils.device import pick_device
 from vlora_engine.utils.files import check_output, discard, publish, sole_writer
 from vlora_engine.utils.memory import return_large_blocks
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback
+from vlora_engine.utils.reading import open_file
 from vlora_engine.utils.run_context import RunContext
 from vlora_engine.utils.unfinished import keep_finished_layers, spectra_partial
 from vlora_engine.utils.workers import map_ordered
@@ -240,7 +241,7 @@ def _fill(
 def _room_after(file: Path, room: int) -> int:
     """What of ``room`` the vectors in a file leave; less than nothing where they were too many."""
     try:
-        with file.open("rb") as opened:
+        with open_file(file) as opened:
             header = int.from_bytes(opened.read(8), "little")
         return room - (file.stat().st_size - 8 - header)
     except OSError:

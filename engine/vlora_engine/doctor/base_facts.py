@@ -19,6 +19,7 @@ from vlora_engine.adapters.model import ModuleShape
 from vlora_engine.catalog.locate import existing_path
 from vlora_engine.errors import CorruptFileError, NotFoundError, VLoRAError
 from vlora_engine.utils.file_names import MODEL_CONFIG
+from vlora_engine.utils.reading import open_file
 from vlora_engine.utils.safetensors_file import FLOAT_DTYPES, read_error, read_header
 
 INDEX = "model.safetensors.index.json"
@@ -210,7 +211,7 @@ def _weights(folder: Path) -> dict[str, tuple[str, Shape]]:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             value = json.loads(file.read(MAX_JSON))
     except OSError as error:
         raise read_error(path, error) from None

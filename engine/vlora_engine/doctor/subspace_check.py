@@ -17,6 +17,8 @@ from vlora_engine.utils.files import sha256_file, strays
 from vlora_engine.utils.locks import is_held
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vlora_engine.manifest.manifest import Manifest, TaskRecord
     from vlora_engine.subspace.coded.store import CodedTask
     from vlora_engine.subspace.loadings import EncodedTask
@@ -183,8 +185,6 @@ def _peer_findings(manifest: Manifest) -> Iterator[Finding]:
 
 def _coded_findings(manifest: Manifest, broken: set[str]) -> Iterator[Finding]:
     """Every module of every task is decoded."""
-    import torch
-
     from vlora_engine.subspace.coded.store import CodedStore, Decoder
 
     stored = CodedStore(manifest, verify=False)
@@ -196,12 +196,12 @@ def _coded_findings(manifest: Manifest, broken: set[str]) -> Iterator[Finding]:
                 continue
             try:
                 task = stored.task(record)
-                factors = decoder.factors(manifest.layers, record, task.blobs)
+                decoded = decoder.each(manifest.layers, record, task.blobs)
+                numbers = all(_finite(*pair) for _, pair in decoded)
             except VLoRAError as error:
                 yield _from_error(error, file=name)
                 continue
-            numbers = [x for pair in factors.values() for x in pair]
-            if not all(bool(torch.isfinite(x).all()) for x in (*numbers, task.norms, task.errors)):
+            if not (numbers and _finite(task.norms, task.errors)):
                 what = f"What {record.id!r} decodes to is not finite."
                 yield Finding("not-finite", "error", what, "compress the adapters again", file=name)
             yield from _rest_findings(task, record)
@@ -214,6 +214,12 @@ def _rest_findings(task: EncodedTask | CodedTask, record: TaskRecord) -> Iterato
         what = f"{len(task.rest)} rest tensors; the index says {record.rest}."
         file = f"tasks/{record.file}"
         yield Finding("rest-tensors", "error", what, "compress the adapters again", file=file)
+
+
+def _finite(*tensors: Tensor) -> bool:
+    import torch
+
+    return all(bool(torch.isfinite(x).all()) for x in tensors)
 
 
 def _from_error(error: VLoRAError, **place: str) -> Finding:

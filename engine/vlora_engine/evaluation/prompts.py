@@ -10,6 +10,7 @@ from pathlib import Path
 from vlora_engine.catalog.locate import existing_path
 from vlora_engine.errors import NotFoundError, ParameterError
 from vlora_engine.utils.naming import slugs
+from vlora_engine.utils.reading import open_file
 from vlora_engine.utils.safetensors_file import read_error
 
 SUFFIX = ".txt"
@@ -61,7 +62,7 @@ def read_text(file: Path, most: int) -> str:
         StorageError: It cannot be read.
     """
     try:
-        with file.open("rb") as stream:
+        with open_file(file) as stream:
             raw = stream.read(most + 1)
     except OSError as error:
         raise read_error(file, error) from None

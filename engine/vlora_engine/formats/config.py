@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine.errors import AdapterError, CorruptFileError, UnsupportedAdapterError
-from vlora_engine.formats.patterns import PatternTable, is_safe_pattern
+from vlora_engine.formats.patterns import PatternTable
+from vlora_engine.utils.reading import open_file
 from vlora_engine.utils.safetensors_file import LFS_POINTER, lfs_pointer_error, read_error
 
 MAX_CONFIG_BYTES = 4_000_000
@@ -25,7 +26,7 @@ PEFT_DEFAULT_ALPHA = 8
 def read_config_bytes(path: Path) -> bytes:
     """Read a config file's bytes, refusing one larger than a config can be."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             raw = file.read(MAX_CONFIG_BYTES + 1)
     except FileNotFoundError:
         raise missing_config_error(path) from None
@@ -324,16 +325,7 @@ def _pattern(
     for key, value in table.items():
         if not good(value):
             raise _field_error(name, where, f"{values} for {shown(key)}", value)
-        if not is_safe_pattern(key):
-            raise AdapterError(
-                f"A module pattern in {name!r} of the adapter's config cannot be used.",
-                where=where,
-                expected="a module name or a simple regular expression",
-                found=shown(key),
-                remedy=f"write the modules' names in {name!r}",
-                code="bad-config",
-            )
-    return PatternTable(table)
+    return PatternTable(table, name, where)
 
 
 def _is_rank(value: Any) -> bool:

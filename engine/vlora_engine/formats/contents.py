@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vlora_engine.errors import AdapterError, CorruptFileError, UnsupportedAdapterError
 from vlora_engine.formats.layout import Described
+from vlora_engine.utils.reading import open_file
 from vlora_engine.utils.safetensors_file import (
     LFS_POINTER,
     Header,
@@ -87,7 +88,7 @@ class PickleContents:
 def _check_pickle_file(path: Path) -> int:
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_file(path) as file:
             start = file.read(len(LFS_POINTER))
     except FileNotFoundError:
         raise missing_error(path) from None

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vlora_engine.errors import CorruptFileError, UnsupportedAdapterError
+from vlora_engine.utils.reading import open_file
 from vlora_engine.utils.safetensors_file import (
     ITEM_BYTES,
     Header,
@@ -53,7 +54,7 @@ class GgufHeader:
 def is_gguf(path: Path) -> bool:
     """Whether the file starts as a GGUF file does."""
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             return file.read(4) == MAGIC
     except OSError:
         return False
@@ -68,7 +69,7 @@ def read_gguf_header(path: Path) -> GgufHeader:
         UnsupportedAdapterError: A version or a type of numbers that is not read here.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             status = os.fstat(file.fileno())
             return _Parser(path, file, status).parse()
     except FileNotFoundError:

@@ -7,74 +7,81 @@ are plain names are looked up by their last component, and only the others are t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-_PLAIN = re.compile(r"[\w.\-]*\Z")
-_REPEATED_GROUP = re.compile(r"\)\s*[*+{]")
-_UNBOUNDED = re.compile(r"(?<!\\)[*+{]")
+from vlora_engine.errors import AdapterError, ParameterError
+from vlora_engine.utils.regex import PLAIN, BoundedPattern, Budget, bounded, matches_end
 
 
 class PatternTable:
-    """A pattern table whose keys have passed `is_safe_pattern`."""
+    """A pattern table of a config; all its matching together is bounded.
 
-    def __init__(self, pattern: Mapping[str, Any]) -> None:
+    Args:
+        pattern: Its keys and values. name: Of the table in the config. where: The config's file.
+
+    Raises:
+        AdapterError: A key is no regular expression that can be used.
+    """
+
+    def __init__(
+        self, pattern: Mapping[str, Any], name: str = "", where: Path | str | None = None
+    ) -> None:
+        self._name, self._where = name, where
         self._values = list(pattern.values())
         self._by_leaf: dict[str, list[tuple[int, str]]] = {}
-        self._regexes: list[tuple[int, re.Pattern[str]]] = []
+        self._regexes: list[tuple[int, BoundedPattern]] = []
+        self._budget = Budget()
         for position, key in enumerate(pattern):
-            if _PLAIN.match(key):
+            if PLAIN.match(key):
                 self._by_leaf.setdefault(key.rpartition(".")[2], []).append((position, key))
-            else:
-                self._regexes.append((position, re.compile(rf"(.*\.)?({key})$")))
+                continue
+            try:
+                self._regexes.append((position, bounded(rf"(.*\.)?({key})$")))
+            except ParameterError as error:
+                raise self._error(key, error) from None
 
     def __bool__(self) -> bool:
         return bool(self._values)
 
     def get(self, module: str, default: Any) -> Any:
-        """The value of the first key that matches ``module``."""
+        """The value of the first key that matches ``module``.
+
+        Raises:
+            AdapterError: The patterns take too long to match.
+        """
         position = min(self._positions(module), default=None)
         return default if position is None else self._values[position]
 
     def all(self, module: str) -> list[Any]:
-        """The values of all keys that match ``module``, in the order of the table."""
+        """The values of all keys that match ``module``, in the order of the table.
+
+        Raises:
+            AdapterError: The patterns take too long to match.
+        """
         return [self._values[position] for position in sorted(self._positions(module))]
 
     def _positions(self, module: str) -> Iterator[int]:
         for leaf, keys in self._by_leaf.items():
             if module.endswith(leaf):
-                yield from (position for position, key in keys if _plain_match(key, module))
+                yield from (position for position, key in keys if matches_end(key, module))
         for position, regex in self._regexes:
-            if regex.match(module):
+            try:
+                found = regex.matches(module, self._budget)
+            except ParameterError as error:
+                raise self._error(regex.pattern[len(r"(.*\.)?(") : -len(")$")], error) from None
+            if found:
                 yield position
 
-
-def _plain_match(key: str, module: str) -> bool:
-    """Whether a key of letters and dots matches the end of ``module``; a dot matches any letter."""
-    start = len(module) - len(key)
-    if start < 0 or (start > 0 and module[start - 1] != "."):
-        return False
-    if module.endswith(key):
-        return True
-    return all(k in (".", m) for k, m in zip(key, module[start:], strict=True))
-
-
-@lru_cache(4096)
-def is_safe_pattern(pattern: str) -> bool:
-    """Whether matching ``pattern``, which comes from an untrusted file, ends soon.
-
-    Repeated groups are what makes backtracking exponential, many repetitions what makes it slow.
-    """
-    if _PLAIN.match(pattern):
-        return True
-    if len(pattern) > 500 or _REPEATED_GROUP.search(pattern):
-        return False
-    if len(_UNBOUNDED.findall(pattern)) > 4:
-        return False
-    try:
-        re.compile(pattern)
-    except (re.error, RecursionError, OverflowError):
-        return False
-    return True
+    def _error(self, key: str, error: ParameterError) -> AdapterError:
+        found = ascii(key) if len(key) <= 80 else f"{key[:77]!a}..."
+        return AdapterError(
+            f"A module pattern in {self._name!r} of the adapter's config cannot be used: "
+            f"{error.what[:1].lower()}{error.what[1:]}",
+            where=self._where,
+            expected="a module name or a simple regular expression",
+            found=found,
+            remedy=f"write the modules' names in {self._name!r}",
+            code="bad-config",
+        )

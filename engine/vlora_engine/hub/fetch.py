@@ -28,6 +28,7 @@ from vlora_engine.manifest.manifest import parse_manifest
 from vlora_engine.utils.file_names import ADAPTER_CONFIG, SUBSPACE_INDEX
 from vlora_engine.utils.files import write_file
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback
+from vlora_engine.utils.reading import read_file
 from vlora_engine.utils.run_context import RunContext
 from vlora_engine.utils.safetensors_file import read_header
 
@@ -146,7 +147,7 @@ def _whole_in_cache(address: AdapterRef) -> Listing | None:
 
 def _has_all_parts(directory: Path) -> bool:
     try:
-        manifest = parse_manifest(directory, (directory / SUBSPACE_INDEX).read_bytes())
+        manifest = parse_manifest(directory, read_file(directory / SUBSPACE_INDEX))
         wanted = {directory / b.name: b.nbytes for b in manifest.basis}
         wanted |= {directory / "tasks" / t.file: t.nbytes for t in manifest.tasks.values()}
         return all(path.stat().st_size == nbytes for path, nbytes in wanted.items())

@@ -13,6 +13,7 @@ from vlora_engine.adapters.address import AdapterRef, repo_folder, snapshot_fold
 from vlora_engine.errors import HubOfflineError, NotFoundError
 from vlora_engine.hub.client import SECONDS, api, endpoint, hub_errors
 from vlora_engine.utils import file_names
+from vlora_engine.utils.reading import read_text
 
 MAX_DEPTH = 4
 CARD = "README.md"
@@ -210,7 +211,7 @@ def _cached_commit(address: AdapterRef) -> str | None:
     """The commit that a branch or tag stood for when it was last looked up."""
     file = repo_folder(address.repo) / "refs" / (address.revision or "main")
     try:
-        commit = file.read_text("utf-8").strip()
+        commit = read_text(file).strip()
     except (OSError, UnicodeDecodeError):
         return None
     return commit if re.fullmatch(r"[0-9a-f]{40}", commit) else None

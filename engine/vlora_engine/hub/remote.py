@@ -22,6 +22,7 @@ from vlora_engine.findings import PLACES, Finding
 from vlora_engine.hub.client import SECONDS, endpoint, hub_errors
 from vlora_engine.hub.listing import Listing, adapter_files, adapter_folders, list_repository
 from vlora_engine.utils.file_names import SUBSPACE_INDEX
+from vlora_engine.utils.reading import open_file
 from vlora_engine.utils.safetensors_file import MAX_HEADER_BYTES, write_error
 
 FIRST_BYTES = 128 * 1024  # enough for the headers of most adapters in one request
@@ -208,7 +209,7 @@ def _read(listing: Listing, name: str, span: tuple[int, int] | None) -> bytes:
 
 def _copy_start(source: Path, target: Path) -> None:
     try:
-        with source.open("rb") as file:
+        with open_file(source) as file:
             raw = file.read() if source.suffix == ".json" else file.read(FIRST_BYTES)
             end = 8 + int.from_bytes(raw[:8], "little")
             if source.suffix == ".safetensors" and FIRST_BYTES < end <= MAX_HEADER_BYTES:

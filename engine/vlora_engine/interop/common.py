@@ -12,6 +12,7 @@ from vlora_engine.errors import CorruptFileError, NotFoundError
 from vlora_engine.formats.config import endless, load_json
 from vlora_engine.manifest.manifest import LayerSpec, TaskRecord
 from vlora_engine.utils.files import how_to_put_back
+from vlora_engine.utils.reading import open_file
 from vlora_engine.utils.safetensors_file import FLOAT_DTYPES, ITEM_BYTES, Header, read_error
 
 MAX_INDEX_BYTES = 64_000_000
@@ -28,7 +29,7 @@ def read_index(path: Path) -> dict[str, Any]:
         CorruptFileError: It is none, or too large to be one.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             raw = file.read(MAX_INDEX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         raise NotFoundError(
@@ -62,12 +63,17 @@ def unsound(path: Path, expected: str, found: str) -> CorruptFileError:
 
 
 def texts(path: Path, index: Mapping[str, Any], name: str) -> list[str]:
-    """A list of distinct printable texts."""
+    """A list of distinct texts; whoever prints them escapes what does not print."""
     value = index.get(name)
-    good = isinstance(value, list) and all(isinstance(v, str) and v.isprintable() for v in value)
+    good = isinstance(value, list) and all(isinstance(v, str) and is_text(v) for v in value)
     if not good or not isinstance(value, list) or len(set(value)) < len(value):
         raise unsound(path, f"{name}: a list of distinct names", repr(value))
     return value
+
+
+def is_text(value: str) -> bool:
+    """Whether UTF-8 can hold ``value``: half a surrogate pair is no text."""
+    return not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def natural(path: Path, name: str, value: Any) -> int:

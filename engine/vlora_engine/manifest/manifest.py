@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
@@ -26,7 +26,8 @@ from vlora_engine.utils.file_names import SUBSPACE_INDEX
 from vlora_engine.utils.files import is_being_replaced
 from vlora_engine.utils.json_reader import JsonFile, JsonObject, JsonValue, shown
 from vlora_engine.utils.ranking import foremost
-from vlora_engine.utils.safetensors_file import ITEM_BYTES
+from vlora_engine.utils.reading import open_file, read_file
+from vlora_engine.utils.safetensors_file import FLOAT_DTYPES, ITEM_BYTES
 
 T = TypeVar("T")
 
@@ -370,7 +371,7 @@ def unknown_task(task_id: str, tasks: Mapping[str, Any], where: Path | str | Non
 def is_own_subspace(path: Path) -> bool:
     """Whether ``path`` is a directory with a subspace.json of this library."""
     try:
-        with (path / SUBSPACE_INDEX).open("rb") as file:
+        with open_file(path / SUBSPACE_INDEX) as file:
             return f'"{FORMAT}"'.encode() in file.read(200)
     except OSError:
         return False
@@ -385,7 +386,7 @@ def read_index(directory: Path) -> bytes:
     file = directory / SUBSPACE_INDEX
     while True:
         try:
-            return file.read_bytes()
+            return read_file(file)
         except (FileNotFoundError, NotADirectoryError):
             # In this order: it may come between the two looks, and is there by the second.
             if not is_being_replaced(directory) and not file.is_file():
@@ -410,7 +411,7 @@ def parse_manifest(directory: Path, raw: bytes) -> Manifest:
     layers = tuple(
         (_parse_row(name, rest) for name, rest in open_layers(index))
         if coded
-        else (_parse_layer(row.object()) for row in index["layers"].items())
+        else (_parse_layer(row.object(), method) for row in index["layers"].items())
     )
     base = index["base_model"]
     return Manifest(
@@ -502,9 +503,9 @@ def _parse_basis(value: JsonValue, layers: int, *, may_be_empty: bool) -> tuple[
     return tuple(files)
 
 
-def _parse_layer(row: JsonObject) -> LayerSpec:
+def _parse_layer(row: JsonObject, method: str) -> LayerSpec:
     k_a, k_b = row["k"].naturals(2)
-    return LayerSpec(
+    layer = LayerSpec(
         name=row["name"].text(),
         d_in=row["d_in"].natural(),
         d_out=row["d_out"].natural(),
@@ -514,6 +515,10 @@ def _parse_layer(row: JsonObject) -> LayerSpec:
         kind=row.read("kind", _kind, "linear"),
         tail_a=tuple(row.read("tail_a", JsonValue.naturals, [])),
     )
+    for k, width in layer.basis_shapes(method):
+        if k > width:  # directions of a basis are orthonormal
+            raise row["k"].error(f"at most {width} directions in rows of {width}")
+    return layer
 
 
 def _parse_row(name: str, rest: Sequence[JsonValue]) -> LayerSpec:
@@ -544,9 +549,11 @@ def _layer_json(layer: LayerSpec) -> dict[str, Any]:
 
 
 def _parse_task(row: JsonObject, source: JsonObject, layer_count: int) -> TaskRecord:
-    layers = tuple(row.read("layers", JsonValue.naturals, list(range(layer_count))))
-    if any(b <= a for a, b in pairwise(layers)) or any(i >= layer_count for i in layers):
-        raise row["layers"].error(f"numbers below {layer_count} that rise")
+    layers = _all_layers(layer_count)
+    if (some := row.get("layers")) is not None:
+        layers = tuple(some.naturals())
+        if any(b <= a for a, b in pairwise(layers)) or any(i >= layer_count for i in layers):
+            raise some.error(f"numbers below {layer_count} that rise")
     rest, rest_bytes = source["rest"].naturals(2)
     path = source["path"]
     return TaskRecord(
@@ -558,7 +565,7 @@ def _parse_task(row: JsonObject, source: JsonObject, layer_count: int) -> TaskRe
         layers=layers,
         ranks=_spread(row["ranks"], len(layers), JsonValue.natural),
         scales=_spread(row["scales"], len(layers), JsonValue.number),
-        dtypes=_spread(row["dtypes"], len(layers), _dtype),
+        dtypes=_spread(row["dtypes"], len(layers), _float_dtype),
         norm=row["norm"].number(),
         error=row["error"].number(),
         rank=row["rank"].natural(),
@@ -574,6 +581,12 @@ def _parse_task(row: JsonObject, source: JsonObject, layer_count: int) -> TaskRe
         kept=tuple(map(_parse_kept_tensor, row.list_of("kept"))),
         origin=row.read("origin", JsonValue.text, ""),
     )
+
+
+@lru_cache(1)
+def _all_layers(count: int) -> tuple[int, ...]:
+    """Every layer's index; one tuple for all tasks, which are many."""
+    return tuple(range(count))
 
 
 def _parse_own_module(value: JsonValue) -> OwnModule:
@@ -592,6 +605,10 @@ def _kind(value: JsonValue) -> Kind:
 
 def _dtype(value: JsonValue) -> str:
     return value.one_of(ITEM_BYTES)
+
+
+def _float_dtype(value: JsonValue) -> str:
+    return value.one_of(sorted(FLOAT_DTYPES))
 
 
 def _spread(value: JsonValue, count: int, read: Callable[[JsonValue], T]) -> tuple[T, ...]:

@@ -18,6 +18,7 @@ from vlora_engine.subspace.space import Space
 from vlora_engine.subspace.tasks import TaskProjection
 from vlora_engine.utils.file_names import ROUTER_INDEX
 from vlora_engine.utils.files import how_to_put_back, new_directory, write_json
+from vlora_engine.utils.reading import read_text
 from vlora_engine.utils.safetensors_file import read_header, read_tensor, write_tensors
 
 WEIGHTS, FORMAT = "router.safetensors", "vlora-router"
@@ -195,7 +196,7 @@ class TaskRouter(nn.Module):
                 remedy=how_to_put_back(folder),
             )
         try:
-            index = json.loads((folder / ROUTER_INDEX).read_text("utf-8"))
+            index = json.loads(read_text(folder / ROUTER_INDEX))
             if index["format"] != FORMAT or index["version"] != 1:
                 raise ValueError(f"{index['format']} {index['version']}")
             names = [str(name) for name in index["task_ids"]]

@@ -13,6 +13,7 @@ from vlora_engine.formats.adapter_findings import looks_local
 from vlora_engine.hub.listing import CARD, list_repository
 from vlora_engine.manifest.manifest import Manifest
 from vlora_engine.manifest.readme import stored_in
+from vlora_engine.utils.reading import open_file
 
 _FENCE = "---"
 _MAX_CARD = 2_000_000
@@ -157,7 +158,7 @@ def read_front_matter(path: Path) -> Mapping[str, Any]:
     import yaml
 
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             text = file.read(_MAX_CARD).decode("utf-8", "replace")
     except OSError:
         return {}

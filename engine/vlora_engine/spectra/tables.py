@@ -22,10 +22,12 @@ from vlora_engine.analysis.relations import Relations, is_current, ratios_of
 from vlora_engine.codec.forecast import Outlook
 from vlora_engine.errors import CorruptFileError, NotFoundError, ParameterError, VLoRAError
 from vlora_engine.findings import Finding
+from vlora_engine.quantization.dtypes import STORAGE_DTYPES
 from vlora_engine.utils.array_file import Arrays, read_arrays
 from vlora_engine.utils.file_names import SPECTRA_INDEX
 from vlora_engine.utils.files import how_to_put_back, write_file, write_json
 from vlora_engine.utils.json_reader import JsonFile, JsonObject, shown
+from vlora_engine.utils.reading import read_file
 
 if TYPE_CHECKING:
     from vlora_engine.codec.forecast import Outlook
@@ -285,13 +287,14 @@ class Spectra:
         """
         directory = Path(path)
         index = _read_index(directory)
+        overhead = index["overhead"].object()
         spectra = cls(
             tasks=[_task_entry(task.object()) for task in index["tasks"].items()],
             methods=index["methods"].texts(),
             layer_names=[layer.name for layer in _layers_of(index)],
             findings=[Finding.from_json(row.raw_object()) for row in index["findings"].items()],
             skipped=[row.raw_object() for row in index["skipped"].items()],
-            overhead={name: n.natural() for name, n in index["overhead"].object().items()},
+            overhead={dtype: overhead[dtype].natural() for dtype in STORAGE_DTYPES.values()},
             path=directory,
         )
         spectra.refresh()
@@ -399,7 +402,7 @@ def _read_index(directory: Path) -> JsonObject:
     path = directory / SPECTRA_INDEX
     file = JsonFile(path, "The spectra's index cannot be read.", "compute the spectra again")
     try:
-        raw = path.read_bytes()
+        raw = read_file(path)
     except FileNotFoundError:
         raise NotFoundError(
             "There are no spectra here.",
@@ -468,14 +471,16 @@ def _read_relations(path: Path, tasks: int) -> Relations:
 def _read_layer(path: Path, layer: _Layer, tasks: int) -> LayerTable:
     arrays = read_arrays(_file_of(path))
     holders = arrays.indices("tasks", tasks)
+    ranks = arrays.indices("ranks", 1 << 31)
+    arrays.numbers("ranks", len(holders))
     methods = sorted({method for method, dot, _ in (k.partition(".") for k in arrays) if dot})
     return LayerTable(
         name=layer.name,
         d_in=layer.d_in,
         d_out=layer.d_out,
         tasks=holders,
-        ranks=arrays.numbers("ranks", len(holders)),
-        energy=arrays.numbers("energy", len(holders)),
+        ranks=ranks,
+        energy=arrays.shares("energy", len(holders)),
         methods={method: _method_table(arrays, method, len(holders)) for method in methods},
     )
 
@@ -484,13 +489,13 @@ def _method_table(arrays: Arrays, method: str, tasks: int) -> MethodTable:
     def numbers(name: str, *shape: int | None) -> Array:
         return arrays.numbers(f"{method}.{name}", *shape)
 
-    k, grid_a, grid_b = numbers("k", None), numbers("grid_a", None), numbers("grid_b", None)
+    k, grid_a, grid_b = (arrays.rising(f"{method}.{name}") for name in ("k", "grid_a", "grid_b"))
     return MethodTable(
         k=k,
-        residual=numbers("residual", tasks, len(k)),
+        residual=arrays.shares(f"{method}.residual", tasks, len(k)),
         grid_a=grid_a,
         grid_b=grid_b,
-        grid=numbers("grid", tasks, len(grid_b), len(grid_a)),
+        grid=arrays.shares(f"{method}.grid", tasks, len(grid_b), len(grid_a)),
         singular_values_a=numbers("singular_values_a", None),
         singular_values_b=numbers("singular_values_b", None),
     )

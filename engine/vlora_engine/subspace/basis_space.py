@@ -14,6 +14,7 @@ from vlora_engine.manifest.manifest import Manifest, TaskRecord
 from vlora_engine.subspace.basis import Bases
 from vlora_engine.subspace.loadings import EncodedTask
 from vlora_engine.subspace.projection import project, reconstruct, surface
+from vlora_engine.subspace.soundness import finite_basis
 from vlora_engine.subspace.space import SpaceState
 from vlora_engine.subspace.stats import compression_stats
 from vlora_engine.subspace.store import Store, StoredSubspace, write_subspace, write_task
@@ -104,7 +105,9 @@ def load_basis_space(manifest: Manifest, *, verify: bool = True) -> BasisSpace:
         method=manifest.method,
         dtype=manifest.dtype,
         layers=list(manifest.layers),
-        bases=Bases(list(positions), lambda name: stored.stored_basis(positions[name])),
+        bases=Bases(
+            list(positions), lambda name: finite_basis(stored.stored_basis(positions[name]))
+        ),
         tasks=TaskMap(stored.storage, manifest.layers, stored),
         base_model=manifest.base_model,
         quantization=manifest.quantization,

@@ -20,6 +20,7 @@ from vlora_engine.quantization.packing import Packing
 from vlora_engine.subspace.basis import BuiltLayer, LayerBasis
 from vlora_engine.subspace.loadings import Loadings, TaskLayer
 from vlora_engine.utils.files import sha256_file, write_file
+from vlora_engine.utils.reading import read_file
 from vlora_engine.utils.safetensors_file import (
     Header,
     close_file,
@@ -40,7 +41,8 @@ class SealedLayers:
     def __init__(self, directory: Path, fingerprint: str) -> None:
         self.directory = directory / "layers"
         mark = self.directory / "fingerprint"
-        if self.directory.exists() and (not mark.exists() or mark.read_text() != fingerprint):
+        same = mark.exists() and read_file(mark) == fingerprint.encode()
+        if self.directory.exists() and not same:
             shutil.rmtree(self.directory)
         self.directory.mkdir(exist_ok=True)
         write_file(mark, fingerprint)
@@ -51,7 +53,7 @@ class SealedLayers:
         """Whether the layer is there and its bytes are those that were written."""
         path, seal = self._file(index), self._seal(index)
         with suppress(OSError, VLoRAError):
-            return seal.read_text() == sha256_file(path)
+            return read_file(seal) == sha256_file(path).encode()
         return False
 
     def put(self, index: int, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:

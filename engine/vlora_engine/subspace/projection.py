@@ -19,6 +19,7 @@ from vlora_engine.manifest.manifest import LayerSpec, TaskRecord
 from vlora_engine.subspace.basis import LayerPlan, encode_tasks
 from vlora_engine.subspace.loadings import TaskLayer
 from vlora_engine.subspace.request import Collection, assemble_task
+from vlora_engine.subspace.soundness import require_finite
 from vlora_engine.subspace.space import Space
 from vlora_engine.subspace.tasks import TaskProjection, decode_projection
 from vlora_engine.utils.safetensors_file import dtype_name, torch_dtype
@@ -149,6 +150,7 @@ def assembled(
     for index, rank, own in zip(record.layers, record.ranks, record.dtypes, strict=True):
         spec, dtype = layers[index], "F32" if exact else own
         a, b = (x.to(torch_dtype(dtype)).contiguous() for x in factors(spec, rank))
+        require_finite(spec.name, a, b)
         lora_a[spec.name], lora_b[spec.name] = a, b
         if spec.kind != "linear":
             shapes[spec.name] = shape_on_disk(spec.kind, spec.tail_a, rank, a, b.T, dtype)

@@ -33,6 +33,7 @@ from vlora_engine.subspace.loadings import (
     pack,
     unpack,
 )
+from vlora_engine.subspace.soundness import check_size
 from vlora_engine.utils.file_names import BASIS_FILE, SUBSPACE_INDEX
 from vlora_engine.utils.files import dump_json, sha256_file, write_file, write_json
 from vlora_engine.utils.naming import slugs
@@ -321,6 +322,12 @@ class CheckedFiles:
         for name in self._headers:
             close_file(self.manifest.path / name)
 
+    def _check_size(self, record: TaskRecord) -> None:
+        """Refuse a task that is said to be larger than its files can stand for."""
+        path, task = self.manifest.path, self.manifest.path / "tasks" / record.file
+        files = [task, *(path / basis.name for basis in self.manifest.basis)]
+        check_size(record, self.manifest.layers, files, task)
+
     def _open(self, name: str, sha256: str, nbytes: int) -> Header:
         if name not in self._headers:
             path = self.manifest.path / name
@@ -348,7 +355,7 @@ class StoredSubspace(CheckedFiles):
         """The basis of the layer with this index as it lies on disk."""
         spec = self.manifest.layers[index]
         shard = next(b for b in self.manifest.basis if b.first <= index < b.last)
-        header = self._open(shard.name, shard.sha256, shard.nbytes)
+        header = self._shard(shard)
         values = read_elements(
             header, "singular_values", self._offsets[index].singular_values, spec.k_a + spec.k_b
         )
@@ -362,6 +369,25 @@ class StoredSubspace(CheckedFiles):
             singular_values_b=values[spec.k_a :],
             rank=spec.rank,
         )
+
+    def _shard(self, shard: BasisFile) -> Header:
+        """A file of the basis whose tensors hold the kind of numbers that they should."""
+        if shard.name in self._headers:
+            return self._headers[shard.name]
+        header = self._open(shard.name, shard.sha256, shard.nbytes)
+        packs = self.storage.quantization is not None
+        layout = _packed_layout if packs else _plain_layout
+        for name, dtype, _ in layout(self.storage, self.manifest.layers[shard.first : shard.last]):
+            entry = header.entries.get(name)
+            if entry is not None and entry.dtype != dtype:
+                del self._headers[shard.name]
+                raise CorruptFileError(
+                    f"Tensor {name!r} is not what subspace.json says.",
+                    where=header.path,
+                    expected=dtype,
+                    found=entry.dtype,
+                )
+        return header
 
     def _plain_rows(self, header: Header, index: int, position: int, **fields: Any) -> LayerBasis:
         spec, method, at = self.manifest.layers[index], self.manifest.method, self._offsets[index]
@@ -403,6 +429,7 @@ class StoredSubspace(CheckedFiles):
 
     def task(self, record: TaskRecord) -> EncodedTask:
         """One task as it lies on disk."""
+        self._check_size(record)
         header = self._open(f"tasks/{record.file}", record.sha256, record.nbytes)
         modules = len(record.layers)
         forms = [

@@ -24,6 +24,7 @@ from vlora_engine.subspace.loadings import (
     join_loadings,
 )
 from vlora_engine.subspace.request import Collection, assemble_task
+from vlora_engine.subspace.soundness import finite_task
 from vlora_engine.subspace.store import Store, decode_task
 
 
@@ -94,8 +95,11 @@ class TaskMap(MutableMapping[str, TaskProjection]):
         if task_id in self._encoded:
             return self._encoded[task_id]
         assert self._stored is not None  # noqa: S101  (a record is encoded or stored)
-        stored: EncodedTask = self._stored.task(record)
-        return stored
+        return self._checked(record, self._stored.task(record))
+
+    def _checked(self, record: TaskRecord, stored: EncodedTask) -> EncodedTask:
+        """A task as it was read, its numbers checked."""
+        return finite_task(record, stored)
 
     def copy(self) -> TaskMap:
         """A second mapping of the same tasks, which may be changed without this one."""

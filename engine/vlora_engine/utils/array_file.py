@@ -11,13 +11,24 @@ import numpy.typing as npt
 
 from vlora_engine.errors import CorruptFileError
 from vlora_engine.utils.json_reader import JsonFile
-from vlora_engine.utils.safetensors_file import read_header
+from vlora_engine.utils.safetensors_file import read_bytes, read_header
 
 Array = npt.NDArray[Any]
 
-_NUMPY = frozenset(
-    {"F64", "F32", "F16", "I64", "I32", "I16", "I8", "U64", "U32", "U16", "U8", "BOOL"}
-)
+_NUMPY = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "I64": "<i8",
+    "I32": "<i4",
+    "I16": "<i2",
+    "I8": "<i1",
+    "U64": "<u8",
+    "U32": "<u4",
+    "U16": "<u2",
+    "U8": "<u1",
+    "BOOL": "?",
+}
 
 
 class Arrays(dict[str, Array]):
@@ -48,6 +59,25 @@ class Arrays(dict[str, Array]):
             raise self.file.error(
                 name, f"numbers of shape ({sizes})", f"{array.dtype} {list(array.shape)}"
             )
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise self.file.error(name, "finite numbers", "NaN or infinity")
+        return array
+
+    def shares(self, name: str, *shape: int | None) -> Array:
+        """An array of numbers of this shape, none below 0."""
+        array = self.numbers(name, *shape)
+        if array.size and array.min() < 0:
+            raise self.file.error(name, "numbers from 0 on", str(array.min()))
+        return array
+
+    def rising(self, name: str) -> Array:
+        """A row of whole numbers from 0 on, each larger than the one before."""
+        array = self.numbers(name, None)
+        whole = np.issubdtype(array.dtype, np.integer)
+        if not whole or (array.size and array[0] < 0) or not (array[1:] > array[:-1]).all():
+            raise self.file.error(
+                name, "whole numbers from 0 on that rise", f"{array.dtype} {array[:6]}"
+            )
         return array
 
     def indices(self, name: str, count: int) -> Array:
@@ -68,9 +98,6 @@ def read_arrays(file: JsonFile) -> Arrays:
         NotFoundError, StorageError: It is not there, or may not be read.
         CorruptFileError: It is not sound, or holds what numpy has no numbers for.
     """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
     try:
         header = read_header(Path(file.path))
     except CorruptFileError as error:
@@ -79,8 +106,8 @@ def read_arrays(file: JsonFile) -> Arrays:
     for name, entry in header.entries.items():
         if entry.dtype not in _NUMPY:
             raise file.error(name, f"one of {', '.join(sorted(_NUMPY))}", entry.dtype)
-    try:
-        arrays = load_file(file.path)
-    except (SafetensorError, OSError) as error:
-        raise file.error("", "a safetensors file", str(error)) from None
+    arrays = {
+        name: np.frombuffer(read_bytes(header, name), _NUMPY[entry.dtype]).reshape(entry.shape)
+        for name, entry in header.entries.items()
+    }
     return Arrays(file, arrays, header.metadata)

@@ -20,13 +20,15 @@ from pathlib import Path
 from threading import Lock
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard
 
-from vlora_engine.errors import CorruptFileError, NotFoundError, StorageError
+from vlora_engine.errors import CorruptFileError, NotFoundError, StorageError, VLoRAError
+from vlora_engine.utils.reading import open_descriptor, open_file
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
 MAX_HEADER_BYTES = 100_000_000
+MAX_SIZE = 1 << 58  # of the product of a tensor's dimensions, so that its bytes can be counted
 LFS_POINTER = b"version https://git-lfs"
 
 ITEM_BYTES = {
@@ -201,6 +203,8 @@ def _parse_entry(path: Path, name: str, row: Any, data_start: int) -> TensorEntr
             f"{math.prod(shape) * ITEM_BYTES[dtype]} bytes for tensor {name!r} {dtype} {shape}",
             f"{end - start} bytes",
         )
+    if math.prod(max(1, n) for n in shape) >= MAX_SIZE:  # no array has such a shape, empty or not
+        raise _corrupt(path, f"a shape that an array can have for tensor {name!r}", f"{shape}")
     return TensorEntry(name, dtype, tuple(shape), data_start + start, data_start + end)
 
 
@@ -234,7 +238,7 @@ def _corrupt(path: Path, expected: str, found: str) -> CorruptFileError:
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             yield file
     except FileNotFoundError:
         raise missing_error(path) from None
@@ -257,8 +261,10 @@ def missing_error(path: Path) -> NotFoundError:
     )
 
 
-def read_error(path: Path, error: OSError) -> StorageError:
+def read_error(path: Path, error: OSError) -> VLoRAError:
     """The error for a file that cannot be read, from what the operating system reports."""
+    if isinstance(error, VLoRAError):  # it says so already
+        return error
     return StorageError(
         f"The file cannot be read: {error.strerror or error}.",
         where=path,
@@ -302,7 +308,7 @@ class FilePool:
                         )
                     done += count
             except OSError as error:
-                if isinstance(error, StorageError):
+                if isinstance(error, VLoRAError):
                     raise
                 raise read_error(path, error) from None
 
@@ -330,7 +336,7 @@ class FilePool:
             return self._files[path][0]
         while len(self._files) >= self._limit:
             self._close(next(iter(self._files)))
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        descriptor = open_descriptor(path)
         identity = file_identity(os.fstat(descriptor))
         if wanted not in (None, identity):
             os.close(descriptor)

@@ -223,11 +223,25 @@ def test_fields_of_the_wrong_type(field, value, tmp_path):
     assert f"mend '{field}' in that file" in text
 
 
-@pytest.mark.parametrize("pattern", ["(a+)+$", "(x|x)*y", "[", "a" * 600 + "|b", ".*.*.*.*.*x"])
-def test_patterns_that_would_never_end_are_not_tried(pattern, tmp_path):
+@pytest.mark.parametrize("pattern", ["[", "a" * 6000 + "|b", r"(\w+)+\1\1x", "((a{99}){99}){99}"])
+def test_patterns_that_cannot_be_used_are_named(pattern, tmp_path):
     path = make.write(tmp_path, settings=make.config(alpha_pattern={pattern: 2}))
 
-    assert "A module pattern in 'alpha_pattern'" in refusal(path)
+    text = refusal(path)
+
+    assert "A module pattern in 'alpha_pattern'" in text
+    assert str(tmp_path / CONFIG) in text
+
+
+@pytest.mark.parametrize(
+    "pattern", ["(a+)+$", "(x|x)*y", ".*.*.*.*.*x", "a?" * 26 + "a" * 26, "(a|a)" * 26]
+)
+def test_patterns_that_python_would_try_for_ever_are_matched_at_once(pattern, tmp_path):
+    name = "h." + "a" * 60 + ".b"
+    settings = make.config(alpha_pattern={pattern: 2, ".*b": 16}, target_modules=["b"])
+    make.write(tmp_path, make.factors({name: (4, 4)}), settings=settings)
+
+    assert open_adapter(tmp_path).scales == {name: 16 / 4}
 
 
 # --- kinds that are refused ---------------------------------------------------------------------

@@ -20,6 +20,7 @@ from vlora_engine.compression_target import CODED_METHODS, CompressionTarget
 from vlora_engine.errors import VLoRAError
 from vlora_engine.quantization.dtypes import AUTO_DTYPE, DTYPE_WORDS
 from vlora_engine.quantization.packing import NOT_PACKED
+from vlora_engine.utils.reading import read_text
 from vlora_tui.utils import paths
 from vlora_tui.utils.formatting import size
 
@@ -363,8 +364,8 @@ def path_of(finding: Finding, paths: Iterable[str]) -> str:
 def recent_folders() -> list[str]:
     """Folders that were opened before, the latest first, those that are still there."""
     try:
-        folders = json.loads((paths.state_dir() / "recent.json").read_text())
-    except (OSError, ValueError):
+        folders = json.loads(read_text(paths.state_dir() / "recent.json"))
+    except (OSError, ValueError, RecursionError):
         return []
     if not isinstance(folders, list):
         return []

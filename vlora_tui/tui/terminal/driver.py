@@ -33,16 +33,16 @@ class Terminal(LinuxDriver):
             signal.signal(number, self._signalled)
 
     def stop_application_mode(self) -> None:
-        """Give the terminal back.
+        r"""Give the terminal back.
 
         Keys that were typed ahead come as signals from here on. The interface has ended already:
-        Ctrl-C and Ctrl-\\ cut short what is left, without a traceback and with its exit code.
+        Ctrl-C and Ctrl-\ cut short what is left, without a traceback and with its exit code.
         """
         if self._app._exit and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGQUIT):
                 signal.signal(number, self._cut_short)
             signal.signal(signal.SIGTSTP, signal.SIG_IGN)
-        super().stop_application_mode()  # type: ignore[no-untyped-call]
+        super().stop_application_mode()
 
     def _cut_short(self, number: int, frame: Any) -> None:
         os._exit(self._app.return_code or 0)

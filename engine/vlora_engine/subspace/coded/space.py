@@ -42,6 +42,7 @@ from vlora_engine.subspace.coded.store import (
 from vlora_engine.subspace.loadings import EncodedTask, Storage
 from vlora_engine.subspace.projection import assembled, check_fits, shared_specs
 from vlora_engine.subspace.request import Collection
+from vlora_engine.subspace.soundness import require_finite
 from vlora_engine.subspace.space import SpaceState
 from vlora_engine.subspace.stats import size_stats
 from vlora_engine.subspace.tasks import TaskMap, TaskProjection
@@ -247,9 +248,11 @@ class CodedTasks(TaskMap):
         names = [self._layers[i].name for i in record.layers]
         scales = dict(zip(names, record.scales, strict=True))
         factors: dict[str, tuple[Tensor, Tensor]] = {}
-        for name, (a, b) in self._decoder.factors(self._layers, record, task.blobs).items():
+        for name, (a, b) in self._decoder.each(self._layers, record, task.blobs):
             scale = scales[name]
-            factors[name] = a.float(), (b / scale if scale else torch.zeros_like(b)).float()
+            narrow = a.float(), (b / scale if scale else torch.zeros_like(b)).float().contiguous()
+            require_finite(name, *narrow)
+            factors[name] = narrow
         return TaskProjection(
             task_id=record.id,
             loadings_a={},
@@ -263,6 +266,9 @@ class CodedTasks(TaskMap):
             record=record,
             encoded=encoded,
         )
+
+    def _checked(self, record: TaskRecord, stored: EncodedTask) -> EncodedTask:
+        return stored  # its numbers are known once they are decoded
 
     def _encode(self, projection: TaskProjection) -> tuple[TaskRecord, EncodedTask]:
         record, encoded = projection.record, projection.encoded

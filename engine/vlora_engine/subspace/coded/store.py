@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from vlora_engine._version import __version__
-from vlora_engine.adapters.model import padded
 from vlora_engine.codec.algebra import product
 from vlora_engine.codec.blobs import (
     Columns,
@@ -36,6 +35,7 @@ from vlora_engine.errors import CorruptFileError
 from vlora_engine.manifest.coding import Coding
 from vlora_engine.manifest.manifest import BasisFile, LayerSpec, Manifest, TaskRecord
 from vlora_engine.subspace.coded.layout import shared_layout, task_layout
+from vlora_engine.subspace.soundness import require_held
 from vlora_engine.subspace.store import CheckedFiles, write_index, write_tasks
 from vlora_engine.utils.file_names import BASIS_FILE
 from vlora_engine.utils.safetensors_file import (
@@ -48,7 +48,6 @@ from vlora_engine.utils.safetensors_file import (
 )
 
 _AT_ONCE = 32  # modules of a task that are decoded together
-_LARGEST = 1 << 31  # numbers of a factor; a zero one may be said to be of any size
 _CACHE_BYTES = 256 << 20  # of decoded groups: the next task asks for the same ones
 
 Factors = tuple[Tensor, Tensor]  # A (r, d_in), B (d_out, r) with the scale folded in
@@ -101,17 +100,18 @@ class Decoder:
         Raises:
             CorruptFileError: The bytes are not sound.
         """
-        found: dict[str, Factors] = {}
+        return dict(self.each(layers, record, blobs))
+
+    def each(
+        self, layers: Sequence[LayerSpec], record: TaskRecord, blobs: Sequence[bytes]
+    ) -> Iterator[tuple[str, Factors]]:
+        """The same one by one, which takes less memory."""
         rows = list(zip(record.layers, record.ranks, blobs, strict=True))
         for start in range(0, len(rows), _AT_ONCE):
             part = rows[start : start + _AT_ONCE]
             opened = [(i, layers[i], rank, open_blob(raw)) for i, rank, raw in part]
-            if any(rank * max(layers[i].d_in, layers[i].d_out) > _LARGEST for i, rank, _ in part):
-                raise _unlike("a module larger than any")
-            for (_, spec, rank, _), pair in zip(opened, self._decoded(opened), strict=True):
-                a, b = (torch.from_numpy(np.ascontiguousarray(factor)) for factor in pair)
-                found[spec.name] = padded(a, rank, 0), padded(b, rank, 1)
-        return found
+            for (_, spec, rank, _), (a, b) in zip(opened, self._decoded(opened), strict=True):
+                yield spec.name, _padded(a, b, rank)
 
     def _decoded(
         self, opened: Sequence[tuple[int, LayerSpec, int, Any]]
@@ -154,9 +154,13 @@ class Decoder:
         """Groups by (layer, number), decoded where they are not held yet."""
         missing = [key for key in wanted if key not in self._groups]
         raw = [(self._source.shared(*k), wanted[k].d_in, wanted[k].d_out) for k in missing]
-        for key, found in zip(missing, open_groups(raw), strict=True):
+        for key, part, found in zip(missing, raw, open_groups(raw), strict=True):
             if isinstance(found, Columns):
                 found = Columns(orthonormal(found.b), orthonormal(found.a))
+            else:
+                spec = wanted[key]
+                numbers = max(s.turn.shape[1] for s in found) * (spec.d_in + spec.d_out)
+                require_held(numbers, len(part[0]))
             self._groups[key] = found
         out = {}
         for key in wanted:
@@ -214,6 +218,7 @@ class CodedStore(CheckedFiles):
 
     def task(self, record: TaskRecord) -> CodedTask:
         """Read one task from its file."""
+        self._check_size(record)
         header = self._open(f"tasks/{record.file}", record.sha256, record.nbytes)
         raw, modules = _bytes_of(header, "coded"), len(record.layers)
         head = MODULE_HEAD * modules
@@ -236,11 +241,12 @@ class CodedStore(CheckedFiles):
         header = self._open(basis[0].name, basis[0].sha256, basis[0].nbytes)
         if self._positions is None:
             units = coding.units()
-            sizes = _named(header, "sizes", (len(units),)).tolist()
+            sizes = _named(header, "sizes", "U32", (len(units),)).tolist()
             ends = np.cumsum([0, *sizes]).tolist()
             self._positions = {u: (ends[i], sizes[i]) for i, u in enumerate(units)}
         if (layer, group) not in self._positions:
             raise _unlike(f"no group {group} on layer {layer}", header.path)
+        _bytes_entry(header, "coded")
         return read_elements(header, "coded", *self._positions[layer, group]).numpy().tobytes()
 
 
@@ -307,6 +313,28 @@ def write_task(path: Path, task: CodedTask) -> str:
     return writer.sha256
 
 
+def pad_factors(a: Tensor, b: Tensor, rank: int) -> Factors:
+    """Factors A (n, d_in) and B (d_out, n) with rows of zeros up to ``rank``.
+
+    Zeros take no memory until they are copied: both are rows of an array that numpy has not touched
+    yet, B as its transpose.
+    """
+    if rank <= len(a):
+        return a, b
+    out = []
+    for rows in (a, b.T):
+        padded = np.zeros((rank, rows.shape[1]), dtype=rows.numpy().dtype)
+        padded[: len(rows)] = rows.numpy()
+        out.append(torch.from_numpy(padded))
+    return out[0], out[1].T
+
+
+def _padded(a: Array, b: Array, rank: int) -> Factors:
+    return pad_factors(
+        torch.from_numpy(np.ascontiguousarray(a)), torch.from_numpy(np.ascontiguousarray(b)), rank
+    )
+
+
 def _rest(header: Header, record: TaskRecord) -> dict[str, Tensor]:
     """The rest tensors of a task, which lie one after the other."""
     raw = bytearray(_bytes_of(header, "rest") if "rest" in header.entries else b"")
@@ -324,16 +352,21 @@ def _rest(header: Header, record: TaskRecord) -> dict[str, Tensor]:
 
 
 def _bytes_of(header: Header, name: str) -> bytes:
-    entry = header.entries.get(name)
-    if entry is None or entry.dtype != "U8" or len(entry.shape) != 1:
-        raise _unlike("no such bytes", header.path, name)
+    _bytes_entry(header, name)
     return read_tensor(header, name).numpy().tobytes()
 
 
-def _named(header: Header, name: str, shape: tuple[int, ...]) -> Tensor:
+def _bytes_entry(header: Header, name: str) -> None:
     entry = header.entries.get(name)
-    if entry is None or entry.shape != shape:
-        raise _unlike("no such tensor" if entry is None else f"{entry.shape}", header.path, name)
+    if entry is None or entry.dtype != "U8" or len(entry.shape) != 1:
+        raise _unlike("no such bytes", header.path, name)
+
+
+def _named(header: Header, name: str, dtype: str, shape: tuple[int, ...]) -> Tensor:
+    entry = header.entries.get(name)
+    if entry is None or (entry.dtype, entry.shape) != (dtype, shape):
+        found = "no such tensor" if entry is None else f"{entry.dtype} {entry.shape}"
+        raise _unlike(found, header.path, name)
     return read_tensor(header, name)
 
 

@@ -1,0 +1,119 @@
+"""What is asked of the numbers of a stored subspace before anything is made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vlora_engine.errors import CorruptFileError
+from vlora_engine.manifest.manifest import LayerSpec, TaskRecord
+from vlora_engine.quantization.packed import PackedBasis
+from vlora_engine.subspace.basis import LayerBasis
+from vlora_engine.subspace.loadings import EncodedTask
+
+# Modules without effect take no bytes, whatever their rank: so many numbers are let pass in any
+# case (an untrained adapter of rank 64 on a model of 7 billion has 160 million), and beyond them
+# as many as a few bytes of codes, or a basis of one direction, have ever stood for.
+MOST_OF_NOTHING = 1 << 28
+MOST_A_BYTE = 4096
+
+
+def check_size(
+    record: TaskRecord, layers: Sequence[LayerSpec], files: Iterable[Path], where: Path
+) -> None:
+    """Refuse a task whose A and B are said to be larger than its files can stand for.
+
+    Args:
+        record: The task. layers: Of the subspace.
+        files: Those that its numbers come from; one that is missing holds nothing.
+        where: The task's file.
+
+    Raises:
+        CorruptFileError: They are.
+    """
+    numbers = sum(
+        rank * (layers[i].d_in + layers[i].d_out)
+        for i, rank in zip(record.layers, record.ranks, strict=True)
+    )
+    if numbers <= MOST_OF_NOTHING:
+        return
+    held = sum(file.stat().st_size for file in files if file.is_file())
+    require_held(numbers, held, where)
+
+
+def require_held(numbers: int, held: int, where: Path | None = None) -> None:
+    """Refuse ``numbers`` of factors that ``held`` bytes cannot stand for.
+
+    Raises:
+        CorruptFileError: They cannot.
+    """
+    if numbers > MOST_OF_NOTHING + MOST_A_BYTE * held:
+        raise CorruptFileError(
+            "More numbers are claimed than the files can hold.",
+            where=where,
+            expected=f"at most {MOST_OF_NOTHING + MOST_A_BYTE * held:,} numbers for {held:,} bytes",
+            found=f"{numbers:,} numbers in A and B",
+            remedy="restore the file from a copy, or compress the adapters again",
+        )
+
+
+def finite_task(record: TaskRecord, task: EncodedTask) -> EncodedTask:
+    """``task``, if its loadings and figures are finite.
+
+    Raises:
+        CorruptFileError: They are not.
+    """
+    own = [factor for pair in task.own.values() for factor in pair]
+    if not _finite(task.values, task.scales, task.norms, task.errors, *own):
+        raise CorruptFileError(
+            f"The loadings of {record.id!r} hold NaN or infinity.",
+            where=record.file,
+            expected="finite numbers",
+            remedy="compress the adapters again",
+        )
+    return task
+
+
+def finite_basis(basis: LayerBasis | PackedBasis) -> LayerBasis | PackedBasis:
+    """``basis``, if its numbers, or the scales that they are packed with, are finite.
+
+    Raises:
+        CorruptFileError: They are not.
+    """
+    if isinstance(basis, PackedBasis):
+        numbers = [
+            x for rows in (basis.a, basis.b, *basis.means) for x in (rows.scales, rows.steps)
+        ]
+    else:
+        numbers = [x for x in (basis.a, basis.b, basis.mean_a, basis.mean_b) if x is not None]
+    if not _finite(*numbers, basis.singular_values_a, basis.singular_values_b):
+        raise CorruptFileError(
+            "The basis holds NaN or infinity.",
+            where=basis.name,
+            expected="finite numbers",
+            remedy="compress the adapters again",
+        )
+    return basis
+
+
+def require_finite(module: str, *factors: Tensor) -> None:
+    """Refuse factors that came out as NaN or infinity.
+
+    Raises:
+        CorruptFileError: They did.
+    """
+    if not _finite(*factors):
+        raise CorruptFileError(
+            f"The factors of module {module!r} come out as NaN or infinity.",
+            expected="finite numbers that fit the task's dtype",
+            remedy="check the subspace (vlora-tui validate), or compress the adapters again",
+            module=module,
+        )
+
+
+def _finite(*tensors: Tensor) -> bool:
+    narrow = (t.float() if t.element_size() == 1 and t.is_floating_point() else t for t in tensors)
+    return all(bool(torch.isfinite(t).all()) for t in narrow)
