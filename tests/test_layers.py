@@ -150,6 +150,7 @@ LAZY = {
     "vlora_tui.report.gather": "safetensors torch",
     "vlora_tui.tui.adapters.finding": "numpy",
     "vlora_tui.tui.charts.variance_plot": "plotext",
+    "vlora_tui.utils.config": "tomllib",
 }
 
 

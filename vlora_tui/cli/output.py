@@ -9,12 +9,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from vlora_tui.pipeline.events import finite
-from vlora_tui.utils.formatting import percent as percent
-from vlora_tui.utils.formatting import plural as plural
-from vlora_tui.utils.formatting import printable as printable
-from vlora_tui.utils.formatting import size as size
-from vlora_tui.utils.formatting import times as times
+from vlora_tui.utils.formatting import printable
+from vlora_tui.utils.json_text import finite
 
 JSON_VERSION = 1
 NARROWEST = 8  # a column of texts is not cut below this

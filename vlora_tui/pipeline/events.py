@@ -17,6 +17,7 @@ from types import UnionType
 from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 
 from vlora_engine.findings import Finding
+from vlora_tui.utils.json_text import finite
 
 SCHEMA = "vlora-tui/events"
 VERSION = 1
@@ -393,17 +394,6 @@ def read_events(path: Path) -> Iterator[tuple[int, Event]]:
             found = decode(line)
             if found is not None:
                 yield found
-
-
-def finite(value: Any) -> Any:
-    """``value`` with every figure that JSON cannot hold (NaN, infinite) as None."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value
 
 
 def _last_seq(path: Path) -> int:

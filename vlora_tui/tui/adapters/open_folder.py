@@ -19,7 +19,8 @@ from vlora_engine.adapters.address import CACHE_PLACE, SEARCH_PLACE, AdapterRef,
 from vlora_engine.catalog.locate import refuse_elsewhere
 from vlora_engine.errors import ParameterError, VLoRAError
 from vlora_engine.utils.file_names import ADAPTER_CONFIG, SUBSPACE_INDEX
-from vlora_tui.tui.text import clean, place_words, tilde
+from vlora_tui.tui.adapters.places import place_words
+from vlora_tui.tui.text import clean, tilde
 from vlora_tui.tui.widgets.dialogs import Dialog
 from vlora_tui.tui.widgets.table import Cell, Column, Table
 

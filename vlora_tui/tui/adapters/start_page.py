@@ -12,8 +12,8 @@ from textual.message import Message
 from textual.widgets import Static
 
 from vlora_engine.adapters.address import CACHE_PLACE, hub_cache
-from vlora_tui.tui.core.session import recent_folders
-from vlora_tui.tui.text import place_words, tilde
+from vlora_tui.tui.adapters.places import place_words, recent_folders
+from vlora_tui.tui.text import tilde
 from vlora_tui.tui.widgets.table import Cell, Column, Table
 
 COLUMNS = (

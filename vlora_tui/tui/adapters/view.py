@@ -17,12 +17,13 @@ from vlora_engine.adapters.address import is_hub_place
 from vlora_tui.tui.adapters.body import Body
 from vlora_tui.tui.adapters.finding import AdapterFinder, DemoMade, ScanNews
 from vlora_tui.tui.adapters.open_folder import OpenFolder
+from vlora_tui.tui.adapters.places import place_words
 from vlora_tui.tui.adapters.rows import Row, keep, ordered
 from vlora_tui.tui.adapters.scanner import pasted_paths
 from vlora_tui.tui.adapters.start_page import StartPage
 from vlora_tui.tui.core.messages import CollectionChanged, SessionChanged, SpectraChanged
 from vlora_tui.tui.core.view import View
-from vlora_tui.tui.text import clean, place_words, plural
+from vlora_tui.tui.text import clean, plural
 from vlora_tui.tui.widgets.dialogs import Prompt
 from vlora_tui.tui.widgets.table import Cell, Table
 from vlora_tui.utils.formatting import size

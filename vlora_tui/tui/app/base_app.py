@@ -17,7 +17,6 @@ from textual.worker import WorkerError
 
 from vlora_engine.errors import VLoRAError
 from vlora_tui.tui.app.drafts import DraftKeeper
-from vlora_tui.tui.app.palette import palette_entries
 from vlora_tui.tui.core.job_client import WORKERS, JobClient
 from vlora_tui.tui.terminal.typeahead import KeysInOrder
 from vlora_tui.tui.text import clean, tilde
@@ -131,6 +130,8 @@ class BaseApp(KeysInOrder):
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """The palette's entries; Textual asks for them by this name."""
+        from vlora_tui.tui.app.palette import palette_entries
+
         file = tilde(self.config.file)
         return palette_entries(
             self,

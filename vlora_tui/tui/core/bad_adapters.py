@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from textual.screen import ModalScreen
 
 from vlora_engine.findings import Finding
-from vlora_tui.pipeline import events
 from vlora_tui.tui.core.messages import AdaptersWanted, CollectionChanged
 from vlora_tui.tui.core.session import Session, is_about
 from vlora_tui.tui.text import clean, plural
@@ -167,7 +166,9 @@ def stopped_by(view: JobView) -> list[Mapping[str, Any]]:
 
 def can_go_on(view: JobView) -> bool:
     """Whether a job that bad adapters stopped has others that it could go on with."""
-    checked, errors = view.last(events.Checked), stopped_by(view)
+    from vlora_tui.pipeline.events import Checked
+
+    checked, errors = view.last(Checked), stopped_by(view)
     return bool(errors) and (checked is None or checked.good > 0)
 
 
