@@ -15,6 +15,7 @@ from typer.main import get_command
 from vlora_engine import __version__
 from vlora_tui.cli import errors
 from vlora_tui.cli.argv import prepare
+from vlora_tui.cli.bundles import unbundle
 from vlora_tui.cli.output import Output
 
 PROGRAM = "vlora-tui"
@@ -102,7 +103,7 @@ def load_command(name: str, entry: Entry) -> Any:
     if isinstance(function, typer.Typer):  # a command with commands of its own
         return get_command(function)
     single = new_typer()
-    single.command(name)(function)
+    single.command(name)(unbundle(function))
     return get_command(single)
 
 
@@ -110,7 +111,7 @@ def run_app(argv: list[str]) -> int:
     """Parse and run; every error ends here."""
     words = prepare(argv)
     verbose = sum(word.count("v") if word != "--verbose" else 1 for word in words if word in _LOUD)
-    out = Output(json="--json" in words)
+    out = Output(as_json="--json" in words)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names come from files, of any bytes

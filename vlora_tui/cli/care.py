@@ -20,14 +20,13 @@ REPEATS = 10
 SECONDS = 2.0  # an operation is repeated no longer than this
 
 
-def validate(subspace: o.Subspace, as_json: o.AsJson = False, quiet: o.Quiet = False) -> None:
+def validate(out: Output, subspace: o.Subspace) -> None:
     """Check a subspace: checksums, index, shapes, finite figures, orthonormal bases.
 
     Exit code 3 if anything is wrong; notes are not.
     """
     from vlora_engine.doctor.subspace_check import check_subspace
 
-    out = Output(json=as_json, quiet=quiet)
     (subspace,) = fetch_first(out, subspace)
     findings = check_subspace(subspace)
     wrong = [f for f in findings if f.severity != "note"]
@@ -48,12 +47,11 @@ def validate(subspace: o.Subspace, as_json: o.AsJson = False, quiet: o.Quiet = F
 
 
 def benchmark(
+    out: Output,
     subspace: o.Subspace,
     repeats: Annotated[int, typer.Option("--repeats", help="Repeat each operation so often.")] = (
         REPEATS
     ),
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Time what a subspace does: open, reconstruct a task, project an adapter.
 
@@ -61,7 +59,6 @@ def benchmark(
     """
     if repeats < 1:
         raise ParameterError("--repeats is at least 1.", found=str(repeats))
-    out = Output(json=as_json, quiet=quiet)
     (subspace,) = fetch_first(out, subspace)
     rows = time_subspace(subspace, repeats)
     out.json("benchmark", {"path": subspace, "operations": rows})

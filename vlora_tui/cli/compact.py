@@ -15,6 +15,7 @@ from vlora_tui.utils.formatting import percent, plural, printable, size
 
 
 def compact(
+    out: Output,
     subspace: o.Subspace,
     output: Annotated[
         str | None,
@@ -24,8 +25,6 @@ def compact(
     force: o.Force = False,
     no_wait: o.NoWait = False,
     dry_run: o.DryRun = False,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Plan and code a collection anew, for the target that it was coded for.
 
@@ -36,7 +35,6 @@ def compact(
     from vlora_engine.catalog.read import read_manifest
     from vlora_tui.cli.execute import in_place
 
-    out = Output(json=as_json, quiet=quiet)
     if output is None:
         require_own(subspace)
     (subspace,) = fetch_first(out, subspace)

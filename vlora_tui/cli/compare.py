@@ -45,6 +45,7 @@ MEASURES = ("l2_distance", "relative_difference", "cosine_sim", "norm_a", "norm_
 
 
 def diff(
+    out: Output,
     places: Annotated[
         list[str],
         typer.Argument(help="Two of adapter and DIR:TASK; or DIR TASK TASK.", metavar="A B"),
@@ -56,13 +57,10 @@ def diff(
     space: Space = "delta",
     csv: Csv = None,
     force: o.Force = False,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Compare two adapters or tasks, module by module and as a whole."""
     from vlora_engine.analysis.compare import adapter_diff, diff_total
 
-    out = Output(json=as_json, quiet=quiet)
     sheet = CsvFile(csv, out, force=force)
     if fail_above is not None and not fail_above >= 0:
         raise ParameterError("--fail-above is a share, 0 or more.", found=str(fail_above))
@@ -105,6 +103,7 @@ def diff(
 
 
 def analyze(
+    out: Output,
     adapters: o.Adapters,
     threshold: Annotated[
         float, typer.Option("--threshold", help="The cosine from which on adapters are alike.")
@@ -114,11 +113,8 @@ def analyze(
     csv: Csv = None,
     force: o.Force = False,
     skip_bad: o.SkipBad = False,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Similarity of adapters, clusters, outliers and why, duplicates, checkpoints of one run."""
-    out = Output(json=as_json, quiet=quiet)
     check_thresholds(threshold, outliers)
     sheet = CsvFile(csv, out, force=force)
     collection = find_all(adapters, out, skip_bad=skip_bad)

@@ -7,15 +7,14 @@ from typing import Any
 
 from vlora_engine.errors import told
 from vlora_tui.cli import options as o
-from vlora_tui.cli.bundles import unbundle
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
 from vlora_tui.utils.formatting import percent, plural, printable, size, times
 
 
-@unbundle
 def compress(
+    out: Output,
     adapters: o.Adapters,
     output: o.OutputDir,
     compressing: o.Compressing,
@@ -28,7 +27,6 @@ def compress(
     from vlora_tui.cli.execute import carry_out
     from vlora_tui.cli.flags import compress_recipe, say_once
 
-    out = Output(json=writing.as_json, quiet=writing.quiet)
     say_once(out, compressing)
     recipe = compress_recipe(adapters, output, **compressing.flags())
     watcher = carry_out(recipe, out, writing)

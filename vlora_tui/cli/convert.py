@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 def convert(
+    out: Output,
     paths: Annotated[
         list[str],
         typer.Argument(help="Adapters, folders of them, subspaces, DIR:TASK.", metavar="PATHS"),
@@ -39,8 +40,6 @@ def convert(
     skip_bad: o.SkipBad = False,
     force: o.Force = False,
     dry_run: o.DryRun = False,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Write adapters as PEFT or MLX-LM, subspaces as ours, vlora-dev's or lorashare's.
 
@@ -53,7 +52,6 @@ def convert(
     from vlora_tui.cli.progress import Watcher
     from vlora_tui.pipeline.inputs import read_places
 
-    out = Output(json=as_json, quiet=quiet)
     format_named(to)
     require_there(paths)
     paths = on_disk(out, *paths)

@@ -17,6 +17,7 @@ SHARES = ("coverage", "coverage_a", "coverage_b")
 
 
 def coverage(
+    out: Output,
     subspace: o.Subspace,
     adapters: o.Adapters,
     fail_below: Annotated[
@@ -26,15 +27,12 @@ def coverage(
     csv: Csv = None,
     force: o.Force = False,
     skip_bad: o.SkipBad = False,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """The share of each adapter's ||dW||^2 that the bases hold: in all, per side, per module.
 
     A share of 0.9 means that projecting the adapter would lose 10 % of its energy: an error of
     sqrt(0.1) = 32 %.
     """
-    out = Output(json=as_json, quiet=quiet)
     if fail_below is not None and not 0 <= fail_below <= 1:
         raise ParameterError("--fail-below is a share, 0 to 1.", found=str(fail_below))
     sheet = CsvFile(csv, out, force=force)

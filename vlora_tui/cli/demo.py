@@ -26,6 +26,7 @@ DEFAULT = "vlora-demo"
 
 
 def demo(
+    out: Output,
     ctx: typer.Context,
     directory: Annotated[str, typer.Argument(help="Where to make it.", metavar="[DIR]")] = DEFAULT,
     max_error: Annotated[
@@ -35,8 +36,6 @@ def demo(
         bool, typer.Option("--headless", help="Tell the story here, without the interface.")
     ] = False,
     force: o.Force = False,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Make a small collection, look at it, compress it, export from it, and check the result.
 
@@ -45,10 +44,9 @@ def demo(
     """
     from vlora_tui.cli.interface import could_open, open_interface
 
-    plain = not (headless or force or as_json or quiet or max_error != DEFAULT_MAX_ERROR)
+    plain = not (headless or force or out.as_json or out.quiet or max_error != DEFAULT_MAX_ERROR)
     if plain and could_open():
         raise typer.Exit(open_interface(ctx, demo=f"{directory}/adapters"))
-    out = Output(json=as_json, quiet=quiet)
     folder = expanded(directory)
     story = Story(out, folder, max_error)
     data = run_demo(folder, out, story, max_error=max_error, force=force)
@@ -81,7 +79,7 @@ def run_demo(
     made = make_demo_collection(adapters, force=force)
     catalog = scan(adapters)
     story.begin(len(made.adapters), catalog)
-    silent = _Silent(json=out.as_json, quiet=out.quiet)
+    silent = _Silent(out.as_json, out.quiet)
     watcher = execute(recipe, silent, force=force or ours, story=story)
     ready = watcher.last(events.SpectraReady)
     return {

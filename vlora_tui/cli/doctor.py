@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlora_engine.errors import ParameterError
-from vlora_tui.cli import options as o
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.hub_inputs import on_disk
 from vlora_tui.cli.output import Output
@@ -25,6 +24,7 @@ ENVIRONMENT, TABLE = "env", "rules"  # words that are no paths; ./env names a fo
 
 
 def doctor(
+    out: Output,
     paths: Annotated[
         list[str],
         typer.Argument(
@@ -51,8 +51,6 @@ def doctor(
     headers: Annotated[
         bool, typer.Option("--headers", help="Read headers alone: fast, no numbers are looked at.")
     ] = False,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Find what is wrong with adapters, and say what mends it; change nothing.
 
@@ -60,7 +58,6 @@ def doctor(
     """
     from vlora_tui.cli.doctor_env import show_environment
 
-    out = Output(json=as_json, quiet=quiet)
     if fail_on not in FAIL_ON:
         raise ParameterError("--fail-on knows no such word.", expected=", ".join(FAIL_ON))
     if paths == [ENVIRONMENT]:

@@ -25,6 +25,7 @@ LENGTH = 256
 
 
 def evaluate(
+    out: Output,
     subspace: o.Subspace,
     base: Annotated[
         str | None,
@@ -63,8 +64,6 @@ def evaluate(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out tasks whose original is not found.")
     ] = False,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Measure on the base model what compression changed: KL of logits, top-1 agreement, loss.
 
@@ -73,7 +72,6 @@ def evaluate(
     """
     from vlora_engine.evaluation.prompts import read_prompts
 
-    out = Output(json=as_json, quiet=quiet)
     _check_figures(fail_above, max_tokens, length)
     subspace, *places = fetch_first(out, subspace, *(originals or ()))
     manifest, tasks = _chosen(subspace, task)

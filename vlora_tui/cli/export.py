@@ -10,15 +10,14 @@ import typer
 from vlora_engine.errors import ParameterError
 from vlora_engine.targets import TARGETS, Served, start_lines
 from vlora_tui.cli import options as o
-from vlora_tui.cli.bundles import unbundle
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
 from vlora_tui.utils.formatting import percent, plural, printable, size
 
 
-@unbundle
 def export(
+    out: Output,
     subspace: o.Subspace,
     output: o.OutputDir,
     *,
@@ -67,7 +66,6 @@ def export(
     from vlora_tui.cli.execute import carry_out
     from vlora_tui.cli.flags import from_tables
 
-    out = Output(json=writing.as_json, quiet=writing.quiet)
     chosen = [*(tasks or []), *(adapter or [])]
     if every == bool(chosen):
         raise ParameterError(

@@ -20,6 +20,7 @@ SHOWN = 12  # files that a dry run names
 
 
 def push(
+    out: Output,
     directory: Annotated[
         str, typer.Argument(help="A subspace, an adapter, a folder of adapters.", metavar="DIR")
     ],
@@ -44,8 +45,6 @@ def push(
         typer.Option("--force", help="Files of an earlier push make way; its history keeps them."),
     ] = False,
     dry_run: o.DryRun = False,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Publish a subspace or adapters on the Hub in one commit, with a model card.
 
@@ -57,7 +56,6 @@ def push(
     from vlora_tui.cli.execute import stop_on_signals
     from vlora_tui.cli.progress import Watcher
 
-    out = Output(json=as_json, quiet=quiet)
     if tasks and not adapters:
         raise ParameterError("--task chooses among the adapters.", remedy="add --adapters")
     chosen = _chosen(directory, tasks) if adapters else None
@@ -97,14 +95,13 @@ def push(
 
 
 def pull(
+    out: Output,
     address: Annotated[
         str, typer.Argument(help="hf://org/name[@revision][/subfolder]", metavar="ADDRESS")
     ],
     output: o.OutputDir,
     force: o.Force = False,
     dry_run: o.DryRun = False,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Download an adapter, a folder of adapters or a subspace from the Hub.
 
@@ -115,7 +112,6 @@ def pull(
     from vlora_tui.cli.execute import stop_on_signals
     from vlora_tui.cli.progress import Watcher
 
-    out = Output(json=as_json, quiet=quiet)
     ref = AdapterRef.on_hub(address)
     if dry_run:
         _show_pull(out, address, output, force=force)

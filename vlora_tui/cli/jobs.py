@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ import typer
 from vlora_engine.errors import ParameterError, told
 from vlora_tui.cli import options as o
 from vlora_tui.cli.app import new_typer
+from vlora_tui.cli.bundles import Command, unbundle
 from vlora_tui.cli.errors import FAILED, INTERRUPTED, OK
 from vlora_tui.cli.output import Output, is_terminal
 from vlora_tui.jobs import control
@@ -35,27 +37,30 @@ Gone = Annotated[
 jobs = new_typer(invoke_without_command=True)
 
 
+def _command(name: str) -> Callable[[Command], Command]:
+    """Makes a function the command ``jobs NAME``."""
+
+    def register(function: Command) -> Command:
+        jobs.command(name)(unbundle(function))
+        return function
+
+    return register
+
+
 @jobs.callback()
-def _jobs(
-    ctx: typer.Context,
-    state_dir: StateDir = None,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
-) -> None:
+@unbundle
+def _jobs(out: Output, ctx: typer.Context, state_dir: StateDir = None) -> None:
     """Jobs are recipes that run in processes of their own and outlive the terminal.
 
     Without a command they are listed.
     """
     if ctx.invoked_subcommand is None:
-        list_jobs(state_dir, as_json, quiet)
+        list_jobs(out, state_dir)
 
 
-@jobs.command("list")
-def list_jobs(
-    state_dir: StateDir = None, as_json: o.AsJson = False, quiet: o.Quiet = False
-) -> None:
+@_command("list")
+def list_jobs(out: Output, state_dir: StateDir = None) -> None:
     """List all jobs, the oldest first."""
-    out = Output(json=as_json, quiet=quiet)
     store = JobStore.open(state_dir, write=False)
     views = [look(job) for job in store.jobs()]
     out.json("jobs", {"state_dir": str(store.state_dir), "jobs": [job_data(v) for v in views]})
@@ -79,12 +84,9 @@ def list_jobs(
             )
 
 
-@jobs.command("show")
-def show(
-    job: JobId, state_dir: StateDir = None, as_json: o.AsJson = False, quiet: o.Quiet = False
-) -> None:
+@_command("show")
+def show(out: Output, job: JobId, state_dir: StateDir = None) -> None:
     """Tell all that is known of a job."""
-    out = Output(json=as_json, quiet=quiet)
     view = look(JobStore.open(state_dir, write=False).find(job))
     out.json("job", job_data(view, whole=True))
     for line in job_lines(view):
@@ -92,8 +94,9 @@ def show(
     out.essence(view.state)
 
 
-@jobs.command("start")
+@_command("start")
 def start(
+    out: Output,
     recipe: Annotated[
         str,
         typer.Argument(help="A file; inputs alone ask for spectra.", metavar="RECIPE"),
@@ -107,11 +110,8 @@ def start(
     ] = None,
     force: o.Force = False,
     state_dir: StateDir = None,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Start a recipe as a job, and leave it running."""
-    out = Output(json=as_json, quiet=quiet)
     found = load_recipe(recipe)
     if not is_spectra(found) and (output is not None or device is not None):
         raise ParameterError(
@@ -130,15 +130,12 @@ def start(
     _show_started(out, job, "started")
 
 
-@jobs.command("follow")
-def follow_job(
-    job: JobId, state_dir: StateDir = None, as_json: o.AsJson = False, quiet: o.Quiet = False
-) -> None:
+@_command("follow")
+def follow_job(out: Output, job: JobId, state_dir: StateDir = None) -> None:
     """Show what a job does until it is over; the exit code is the job's.
 
     Ctrl-C ends the looking on, not the job.
     """
-    out = Output(json=as_json, quiet=quiet)
     found = JobStore.open(state_dir, write=False).find(job)
     try:
         view = _follow(found, out)
@@ -152,8 +149,9 @@ def follow_job(
     raise typer.Exit(exit_code(view))
 
 
-@jobs.command("cancel")
+@_command("cancel")
 def cancel(
+    out: Output,
     job: JobId,
     discard: Annotated[
         bool | None,
@@ -163,14 +161,11 @@ def cancel(
         bool, typer.Option("--no-wait", help="Do not wait until it has stopped.")
     ] = False,
     state_dir: StateDir = None,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Stop a job at the next layer. What is built is kept for a resume, or discarded."""
-    out = Output(json=as_json, quiet=quiet)
     found = JobStore.open(state_dir).find(job)
     if discard is None:
-        discard = _ask_discard(found, as_json=as_json)
+        discard = _ask_discard(found, as_json=out.as_json)
     control.cancel(found, discard=discard)
     if no_wait:
         view = look(found)
@@ -188,16 +183,9 @@ def cancel(
     out.essence(view.state)
 
 
-@jobs.command("resume")
-def resume(
-    job: JobId,
-    gone: Gone = False,
-    state_dir: StateDir = None,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
-) -> None:
+@_command("resume")
+def resume(out: Output, job: JobId, gone: Gone = False, state_dir: StateDir = None) -> None:
     """Go on with a job that vanished, was cancelled or failed, from the layers that are built."""
-    out = Output(json=as_json, quiet=quiet)
     store = JobStore.open(state_dir)
     found = store.find(job)
     for remark in control.resume_notes(found):
@@ -207,19 +195,17 @@ def resume(
     _show_started(out, found, f"resumed with {plural(layers, 'layer')}" if layers else "resumed")
 
 
-@jobs.command("remove")
+@_command("remove")
 def remove(
+    out: Output,
     job: Annotated[list[str], typer.Argument(help="Their ids.", metavar="JOB...")],
     gone: Gone = False,
     state_dir: StateDir = None,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Delete jobs that are over, and the layers of those that never finished.
 
     What a job has written to its outputs stays.
     """
-    out = Output(json=as_json, quiet=quiet)
     store = JobStore.open(state_dir)
     found = {entry.id: entry for entry in [store.find(word) for word in job]}
     for entry in found.values():

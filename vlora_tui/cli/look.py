@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 def inspect(
+    out: Output,
     paths: Annotated[
         list[str] | None,
         typer.Argument(help="Adapter folders, patterns, hf://org/name.", metavar="PATHS"),
@@ -37,8 +38,6 @@ def inspect(
     limit: Annotated[
         int | None, typer.Option("--limit", help="How many the search may find; 20.")
     ] = None,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """List adapters: which are sound as far as headers tell, which fit together.
 
@@ -46,7 +45,6 @@ def inspect(
     """
     from vlora_engine.catalog.scanner import scan
 
-    out = Output(json=as_json, quiet=quiet)
     if limit is not None and search_base is None:
         raise ParameterError("--limit is for --search-base.")
     addresses = expand(paths or ())
@@ -117,11 +115,10 @@ def show_catalog(out: Output, catalog: Catalog, tasks: Sequence[AdapterInfo] = (
         out.text(f"{first.severity:<8} {f'{where}: ' if where else ''}{first.what}{more}")
 
 
-def info(subspace: o.Subspace, as_json: o.AsJson = False, quiet: o.Quiet = False) -> None:
+def info(out: Output, subspace: o.Subspace) -> None:
     """Tell what a subspace holds: method, k, tasks with their errors, bytes. Headers only."""
     from vlora_engine.catalog.read import read_manifest
 
-    out = Output(json=as_json, quiet=quiet)
     with headers_of(subspace) as folder:
         manifest = read_manifest(folder)
         out.json("info", info_data(manifest))

@@ -8,7 +8,6 @@ import typer
 
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
-from vlora_tui.cli.bundles import unbundle
 from vlora_tui.cli.merge_flags import Merging
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
@@ -22,8 +21,8 @@ NOWHERE = "merged"  # where a preview would write: nowhere
 BESIDE_A_FILE = ("rank", "energy", "seed")  # flags that say what a mergekit file cannot
 
 
-@unbundle
 def merge(
+    out: Output,
     adapters: Annotated[
         list[str] | None,
         typer.Argument(
@@ -46,7 +45,6 @@ def merge(
     writing: o.Writing,
 ) -> None:
     """Merge adapters into one, on the weight change that the model sees."""
-    out = Output(json=writing.as_json, quiet=writing.quiet)
     if list_methods:
         from vlora_tui.cli.merge_methods import show_methods
 

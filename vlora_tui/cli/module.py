@@ -7,7 +7,6 @@ from typing import Annotated, Any
 import typer
 
 from vlora_engine.errors import ParameterError
-from vlora_tui.cli import options as o
 from vlora_tui.cli.output import Output
 from vlora_tui.utils.formatting import percent, plural, printable
 
@@ -16,20 +15,18 @@ BAR = 30  # columns of the longest bar
 
 
 def module(
+    out: Output,
     words: Annotated[
         list[str],
         typer.Argument(
             help="One adapter or DIR:TASK, or two; then the module's name.", metavar="A [B] MODULE"
         ),
     ],
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Look closely at one module: the singular values of its dW; what two adapters share there."""
     from vlora_engine.analysis.module_view import module_comparison, module_portrait
     from vlora_tui.cli.compare import open_side
 
-    out = Output(json=as_json, quiet=quiet)
     *paths, name = words
     if len(paths) not in (1, 2):
         raise ParameterError(

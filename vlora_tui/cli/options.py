@@ -19,8 +19,6 @@ Adapters = Annotated[
 Subspace = Annotated[
     str, typer.Argument(help="A subspace directory, or hf://org/name.", metavar="DIR")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="The data as one JSON object.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only what a script would want.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]
 NoWait = Annotated[
@@ -131,5 +129,3 @@ class Writing(Bundle):
     dry_run: DryRun = False
     print_recipe: PrintRecipe = False
     events_file: EventsFile = None
-    as_json: AsJson = False
-    quiet: Quiet = False

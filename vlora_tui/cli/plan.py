@@ -21,6 +21,7 @@ SHOWN = 6  # adapters of a cluster that are named
 
 
 def plan(
+    out: Output,
     adapters: o.Adapters,
     max_error: o.MaxError = None,
     mean_error: o.MeanError = None,
@@ -31,8 +32,6 @@ def plan(
     names: o.Names = None,
     device: o.Device = "auto",
     skip_bad: o.SkipBad = False,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Size against error for every method on these adapters, and what auto would do for a target.
 
@@ -44,7 +43,6 @@ def plan(
     from vlora_tui.cli.flags import compress_recipe
     from vlora_tui.pipeline.run import SpectraRun
 
-    out = Output(json=as_json, quiet=quiet)
     recipe = compress_recipe(
         adapters,
         "unused",

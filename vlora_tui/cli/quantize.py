@@ -9,14 +9,13 @@ import typer
 
 from vlora_engine.quantization.packing import BLOCK_SIZE, quantization
 from vlora_tui.cli import options as o
-from vlora_tui.cli.bundles import unbundle
 from vlora_tui.cli.output import Output
 from vlora_tui.pipeline import events
 from vlora_tui.utils.formatting import plural
 
 
-@unbundle
 def quantize(
+    out: Output,
     subspace: o.Subspace,
     output: o.OutputDir,
     *,
@@ -41,7 +40,6 @@ def quantize(
     from vlora_tui.cli.execute import carry_out
     from vlora_tui.cli.flags import from_tables
 
-    out = Output(json=writing.as_json, quiet=writing.quiet)
     packed = quantization(method, 8 if bits is None else bits, block_size=block_size)
     recipe = from_tables(
         {

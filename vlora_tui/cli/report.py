@@ -26,6 +26,7 @@ PLOTS = ("similarity", "norms", "errors", "layers", "variance", "sizes")
 
 
 def report(
+    out: Output,
     paths: Annotated[
         list[str],
         typer.Argument(help="Adapters as `analyze` takes them, or one subspace.", metavar="PATHS"),
@@ -46,15 +47,12 @@ def report(
     skip_bad: o.SkipBad = False,
     force: o.Force = False,
     dry_run: o.DryRun = False,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Write a report: table, similarity, clusters, outliers, duplicates, runs, findings, plots.
 
     What k and size cost is in it where the spectra are in the cache, with --spectra, or with
     --measure. The plots are SVG files beside the report that are named after it.
     """
-    out = Output(json=as_json, quiet=quiet)
     check_thresholds(threshold, outliers)
     target = expanded(output)
     named, paths = paths, on_disk(out, *paths)

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from vlora_tui.cli import options as o
-from vlora_tui.cli.bundles import unbundle
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
@@ -17,8 +16,8 @@ from vlora_tui.utils.formatting import percent, printable, size
 MANY = 12  # adapters; more are told in a table
 
 
-@unbundle
 def resize(
+    out: Output,
     adapters: Annotated[
         list[str], typer.Argument(help="Adapters, or DIR:TASK of subspaces.", metavar="ADAPTERS")
     ],
@@ -56,7 +55,6 @@ def resize(
     from vlora_tui.cli.execute import carry_out
     from vlora_tui.cli.flags import from_tables, require_there
 
-    out = Output(json=writing.as_json, quiet=writing.quiet)
     require_there(adapters)
     row: dict[str, Any] = {
         "path": output,

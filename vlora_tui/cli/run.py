@@ -11,15 +11,14 @@ import typer
 
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
-from vlora_tui.cli.bundles import unbundle
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
 from vlora_tui.utils.formatting import printable
 
 
-@unbundle
 def run(
+    out: Output,
     ctx: typer.Context,
     sources: Annotated[
         list[str], typer.Argument(help="A recipe file, or adapters.", metavar="RECIPE | PATHS")
@@ -49,7 +48,6 @@ def run(
     from vlora_tui.recipe.reader import load_recipe
     from vlora_tui.tui.app.start import require_terminal
 
-    out = Output(json=writing.as_json, quiet=writing.quiet)
     if warm is not None and headless:  # a process kept ready by an interface
         job, job_lock = wait_for_job(warm) or (None, None)
         if job is None:

@@ -22,6 +22,7 @@ LADDER = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 def spectra(
+    out: Output,
     adapters: o.Adapters,
     output: Annotated[
         str | None,
@@ -33,8 +34,6 @@ def spectra(
     force: o.Force = False,
     dry_run: o.DryRun = False,
     events_file: o.EventsFile = None,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Read every adapter, check it, and measure what every k of every method would cost.
 
@@ -45,7 +44,6 @@ def spectra(
     from vlora_tui.cli.flags import from_tables, require_there
     from vlora_tui.recipe.model import named_inputs
 
-    out = Output(json=as_json, quiet=quiet)
     require_there(adapters)
     recipe = from_tables(
         {

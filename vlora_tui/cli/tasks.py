@@ -23,6 +23,7 @@ LOST = 0.5  # an error of dW above which adding a task is remarked on
 
 
 def add(
+    out: Output,
     subspace: o.Subspace,
     adapter: Annotated[str, typer.Argument(help="The adapter to add.", metavar="ADAPTER")],
     task_id: Annotated[
@@ -37,15 +38,12 @@ def add(
     ] = False,
     no_wait: o.NoWait = False,
     dry_run: o.DryRun = False,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Add an adapter to a subspace, and say what its task lost."""
     from vlora_engine.catalog.read import read_manifest
     from vlora_tui.cli.execute import in_place
     from vlora_tui.cli.flags import require_there
 
-    out = Output(json=as_json, quiet=quiet)
     if incremental and project:
         raise ParameterError("--incremental and --project are two ways of adding.")
     require_own(subspace)
@@ -128,18 +126,16 @@ def _add_to(
 
 
 def remove(
+    out: Output,
     subspace: o.Subspace,
     tasks: Annotated[list[str], typer.Argument(help="Tasks or patterns.", metavar="TASK...")],
     no_wait: o.NoWait = False,
     dry_run: o.DryRun = False,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Take tasks out of a subspace; the basis and the others stay as they are."""
     from vlora_engine.catalog.read import read_manifest
     from vlora_tui.cli.execute import in_place
 
-    out = Output(json=as_json, quiet=quiet)
     require_own(subspace)
     _require_ours(read_manifest(subspace), "remove", *tasks)
     with in_place(subspace, out, no_wait=no_wait, dry_run=dry_run):

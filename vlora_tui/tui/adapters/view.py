@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from textual import events
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.widgets import Input
 
 from vlora_engine.adapters.address import is_hub_place
@@ -24,6 +24,7 @@ from vlora_tui.tui.adapters.start_page import StartPage
 from vlora_tui.tui.core.messages import CollectionChanged, SessionChanged, SpectraChanged
 from vlora_tui.tui.core.view import View
 from vlora_tui.tui.text import clean, plural
+from vlora_tui.tui.widgets.bindings import hidden, shown
 from vlora_tui.tui.widgets.dialogs import Prompt
 from vlora_tui.tui.widgets.table import Cell, Table
 from vlora_tui.utils.formatting import size
@@ -52,30 +53,22 @@ class AdaptersView(View):
         "dtype:F16, is:marked, is:broken, is:subspace; !word leaves out."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "go", "Next", id="adapters.go", tooltip="Open it, or go on to choose k"),
-        Binding("o", "open", "Open", id="adapters.open", tooltip="Another folder, or the Hub"),
-        Binding("space", "mark", "Mark", id="adapters.mark", tooltip="Mark or unmark the adapter"),
-        Binding(
-            "asterisk", "group", "Group", id="adapters.group", tooltip="Mark the adapter's group"
-        ),
-        Binding("slash", "filter", "Filter", id="adapters.filter", tooltip="Filter the rows"),
-        Binding(
-            "plus", "all", "All", show=False, id="adapters.all", tooltip="Mark all that is shown"
-        ),
-        Binding(
-            "minus", "invert", show=False, id="adapters.invert", tooltip="Turn all marks round"
-        ),
-        Binding("V", "range", show=False, id="adapters.range", tooltip="Begin a range, or mark it"),
-        Binding("u", "undo", show=False, id="adapters.undo", tooltip="Take the last marking back"),
-        Binding("s", "sort(1)", show=False, id="adapters.sort", tooltip="Sort by the next column"),
-        Binding("S", "turn", show=False, id="adapters.turn", tooltip="Turn the order round"),
-        Binding("r", "again", show=False, id="adapters.again", tooltip="Look again"),
-        Binding("x", "stop", show=False, id="adapters.stop", tooltip="Stop looking"),
-        Binding(
-            "C", "close", show=False, id="adapters.close", tooltip="Clear the list, begin anew"
-        ),
-        Binding("tab", "pane", show=False, id="adapters.pane", tooltip="The details, and back"),
-        Binding("escape", "back", show=False, id="adapters.back", tooltip="Leave range or filter"),
+        shown("enter", "go", "Next", "adapters.go", "Open it, or go on to choose k"),
+        shown("o", "open", "Open", "adapters.open", "Another folder, or the Hub"),
+        shown("space", "mark", "Mark", "adapters.mark", "Mark or unmark the adapter"),
+        shown("asterisk", "group", "Group", "adapters.group", "Mark the adapter's group"),
+        shown("slash", "filter", "Filter", "adapters.filter", "Filter the rows"),
+        hidden("plus", "all", "adapters.all", "Mark all that is shown"),
+        hidden("minus", "invert", "adapters.invert", "Turn all marks round"),
+        hidden("V", "range", "adapters.range", "Begin a range, or mark it"),
+        hidden("u", "undo", "adapters.undo", "Take the last marking back"),
+        hidden("s", "sort(1)", "adapters.sort", "Sort by the next column"),
+        hidden("S", "turn", "adapters.turn", "Turn the order round"),
+        hidden("r", "again", "adapters.again", "Look again"),
+        hidden("x", "stop", "adapters.stop", "Stop looking"),
+        hidden("C", "close", "adapters.close", "Clear the list, begin anew"),
+        hidden("tab", "pane", "adapters.pane", "The details, and back"),
+        hidden("escape", "back", "adapters.back", "Leave range or filter"),
     ]
 
     def compose(self) -> ComposeResult:

@@ -7,13 +7,14 @@ from typing import ClassVar
 from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
 from vlora_tui.tui.charts.size_plot import SizeData, SizeMarks, size_chart
 from vlora_tui.tui.charts.variance_plot import ROLES, Look, Marks, VarianceData, variance_chart
+from vlora_tui.tui.widgets.bindings import hidden
 
 
 class ChartPane(Widget, can_focus=True):
@@ -87,10 +88,10 @@ class CurvePane(ChartPane):
     """Explained variance against k."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left", "step(-1)", "k down", show=False, id="curve.left"),
-        Binding("right", "step(1)", "k up", show=False, id="curve.right"),
-        Binding("up,k", "layer(-1)", "Layer up", show=False, id="curve.up"),
-        Binding("down,j", "layer(1)", "Layer down", show=False, id="curve.down"),
+        hidden("left", "step(-1)", "curve.left", "k down"),
+        hidden("right", "step(1)", "curve.right", "k up"),
+        hidden("up,k", "layer(-1)", "curve.up", "Layer up"),
+        hidden("down,j", "layer(1)", "curve.down", "Layer down"),
     ]
 
     class Stepped(Message):
@@ -134,14 +135,14 @@ class SizesPane(ChartPane):
     """Error against size, of every method."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left", "step(-1)", "Larger", show=False, id="sizes.left",
-                tooltip="Move the target to the left: more bytes, less error"),
-        Binding("right", "step(1)", "Smaller", show=False, id="sizes.right",
-                tooltip="Move the target to the right: fewer bytes, more error"),
-        Binding("up,k", "step(1)", "More error", show=False, id="sizes.up",
-                tooltip="Move the target up the curve: more error, fewer bytes"),
-        Binding("down,j", "step(-1)", "Less error", show=False, id="sizes.down",
-                tooltip="Move the target down the curve: less error, more bytes"),
+        hidden("left", "step(-1)", "sizes.left",
+               "Move the target to the left: more bytes, less error"),
+        hidden("right", "step(1)", "sizes.right",
+               "Move the target to the right: fewer bytes, more error"),
+        hidden("up,k", "step(1)", "sizes.up",
+               "Move the target up the curve: more error, fewer bytes"),
+        hidden("down,j", "step(-1)", "sizes.down",
+               "Move the target down the curve: less error, more bytes"),
     ]  # fmt: skip
 
     class Stepped(Message):

@@ -10,13 +10,14 @@ from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
 from rich.style import Style
 from textual import events
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
 from vlora_engine.utils.ranking import ranked
 from vlora_tui.tui.text import cut
+from vlora_tui.tui.widgets.bindings import hidden
 from vlora_tui.tui.widgets.heatmap import few_colours, heat_style
 
 if TYPE_CHECKING:
@@ -63,26 +64,15 @@ class Matrix(Widget, can_focus=True):
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up,k", "move(-1, 0)", "Up", show=False, id="matrix.up",
-                tooltip="The adapter above"),
-        Binding("down,j", "move(1, 0)", "Down", show=False, id="matrix.down",
-                tooltip="The adapter below"),
-        Binding("left,h", "move(0, -1)", "Left", show=False, id="matrix.left",
-                tooltip="The column before"),
-        Binding("right,l", "move(0, 1)", "Right", show=False, id="matrix.right",
-                tooltip="The next column"),
-        Binding("pageup", "page(-1)", "Page up", show=False, id="matrix.page_up",
-                tooltip="A page up"),
-        Binding("pagedown", "page(1)", "Page down", show=False, id="matrix.page_down",
-                tooltip="A page down"),
-        Binding("g,home", "edge(0)", "First row", show=False, id="matrix.first",
-                tooltip="First row"),
-        Binding("G,end", "edge(1)", "Last row", show=False, id="matrix.last",
-                tooltip="Last row"),
-        Binding(
-            "n", "next", "Next alike", show=False, id="matrix.next",
-            tooltip="The pair of the largest figure, then the next",
-        ),
+        hidden("up,k", "move(-1, 0)", "matrix.up", "The adapter above"),
+        hidden("down,j", "move(1, 0)", "matrix.down", "The adapter below"),
+        hidden("left,h", "move(0, -1)", "matrix.left", "The column before"),
+        hidden("right,l", "move(0, 1)", "matrix.right", "The next column"),
+        hidden("pageup", "page(-1)", "matrix.page_up", "A page up"),
+        hidden("pagedown", "page(1)", "matrix.page_down", "A page down"),
+        hidden("g,home", "edge(0)", "matrix.first", "First row"),
+        hidden("G,end", "edge(1)", "matrix.last", "Last row"),
+        hidden("n", "next", "matrix.next", "The pair of the largest figure, then the next"),
     ]  # fmt: skip
 
     class Moved(Message):
