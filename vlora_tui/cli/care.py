@@ -31,8 +31,7 @@ def validate(out: Output, subspace: o.Subspace) -> None:
     findings = check_subspace(subspace)
     wrong = [f for f in findings if f.severity != "note"]
     out.json(
-        "validate",
-        {"path": subspace, "ok": not wrong, "findings": [f.as_dict() for f in findings]},
+        "validate", {"path": subspace, "ok": not wrong, "findings": [f.as_dict() for f in findings]}
     )
     for finding in findings:
         out.text(printable(f"{finding.severity:<8} {finding.where}: {finding.what}"))

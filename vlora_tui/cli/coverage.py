@@ -45,12 +45,7 @@ def coverage(
     sheet.write(
         ("adapter", "module", *SHARES, "energy"),
         [
-            (
-                row["name"],
-                module,
-                *(figures[share] for share in SHARES),
-                figures["energy"],
-            )
+            (row["name"], module, *(figures[share] for share in SHARES), figures["energy"])
             for row in rows
             for module, figures in row["modules"].items()
         ],
@@ -99,11 +94,7 @@ def _show(out: Output, rows: list[dict[str, Any]]) -> None:
         out.table(
             ("module", *heads, "||dW||"),
             [
-                (
-                    module,
-                    *(percent(figures[s]) for s in SHARES),
-                    f"{figures['energy'] ** 0.5:.4g}",
-                )
+                (module, *(percent(figures[s]) for s in SHARES), f"{figures['energy'] ** 0.5:.4g}")
                 for module, figures in modules.items()
             ],
         )

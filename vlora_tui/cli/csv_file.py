@@ -18,8 +18,7 @@ from vlora_tui.cli.output import Output
 STDOUT = "-"
 
 Csv = Annotated[
-    str | None,
-    typer.Option("--csv", help="Write the figures as CSV; - is stdout.", metavar="FILE"),
+    str | None, typer.Option("--csv", help="Write the figures as CSV; - is stdout.", metavar="FILE")
 ]
 
 

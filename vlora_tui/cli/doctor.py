@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlora_engine.errors import ParameterError
+from vlora_engine.findings import SEVERITIES
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.hub_inputs import on_disk
 from vlora_tui.cli.output import Output
@@ -56,7 +57,7 @@ def doctor(
 
     Exit code 3 if anything as grave as --fail-on is found.
     """
-    from vlora_tui.cli.doctor_env import show_environment
+    from vlora_tui.cli.environment import show_environment
 
     if fail_on not in FAIL_ON:
         raise ParameterError("--fail-on knows no such word.", expected=", ".join(FAIL_ON))
@@ -76,8 +77,6 @@ def doctor(
 
 def show_report(out: Output, report: Report) -> None:
     """Findings, the gravest first; what several adapters share stands there once."""
-    from vlora_engine.doctor import SEVERITIES
-
     alike: dict[tuple[str, str, str, str], list[tuple[str, str, Finding]]] = {}
     findings = [(p.name, p.path, finding) for p in report.examined for finding in p.findings]
     findings += [("", "", finding) for finding in report.findings]
@@ -163,8 +162,6 @@ def _below(where: str, path: str) -> str:
 
 
 def _counted(findings: Iterable[Finding]) -> str:
-    from vlora_engine.doctor import SEVERITIES
-
     severities = [finding.severity for finding in findings]
     counts = [(severity, severities.count(severity)) for severity in SEVERITIES]
     return ", ".join(plural(number, severity) for severity, number in counts if number)

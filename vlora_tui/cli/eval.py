@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlora_engine.errors import CollectionError, ParameterError
+from vlora_engine.evaluation.prompts import LENGTH, MAX_TOKENS, read_prompts
 from vlora_tui.cli import options as o
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.hub_inputs import fetch_first
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
     from vlora_engine.evaluation.evaluate import Evaluation
     from vlora_engine.manifest.manifest import Manifest
     from vlora_engine.shared_subspace import SharedSubspace
-
-MAX_TOKENS = 2048
-LENGTH = 256
 
 
 def evaluate(
@@ -70,8 +68,6 @@ def evaluate(
     Each task's original adapter is the reference, KL is in nats a token. Beside the compressed
     adapter stand the bare base, and another task's adapter: a control that must come out worse.
     """
-    from vlora_engine.evaluation.prompts import read_prompts
-
     _check_figures(fail_above, max_tokens, length)
     subspace, *places = fetch_first(out, subspace, *(originals or ()))
     manifest, tasks = _chosen(subspace, task)

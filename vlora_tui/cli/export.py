@@ -47,8 +47,7 @@ def export(
         str | None, typer.Option("--dtype", help="fp32, fp16 or bf16; by default the original's.")
     ] = None,
     drop_rest: Annotated[
-        bool,
-        typer.Option("--drop-rest", help="Leave out tensors that the target does not take."),
+        bool, typer.Option("--drop-rest", help="Leave out tensors that the target does not take.")
     ] = False,
     base: Annotated[
         str | None,
@@ -100,8 +99,7 @@ def export(
         return
     exported = show_exports(out, watcher)
     out.json(
-        "export",
-        {"subspace": str(Path(subspace)), "exported": exported, "start": starts(watcher)},
+        "export", {"subspace": str(Path(subspace)), "exported": exported, "start": starts(watcher)}
     )
     for row in exported:
         out.essence(row["path"])

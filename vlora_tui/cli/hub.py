@@ -117,13 +117,7 @@ def pull(
         _show_pull(out, address, output, force=force)
         return
     with Watcher(out) as watcher, stop_on_signals(out) as stop:
-        found = get(
-            ref,
-            output,
-            force=force,
-            progress=watcher.on_progress,
-            cancelled=stop.is_set,
-        )
+        found = get(ref, output, force=force, progress=watcher.on_progress, cancelled=stop.is_set)
     for remark in found.remarks:
         out.note(f"note: {remark.where}: {remark.what}")
     nbytes = sum((Path(output) / _below(found, name)).stat().st_size for name in found.files)

@@ -98,8 +98,7 @@ def show(out: Output, job: JobId, state_dir: StateDir = None) -> None:
 def start(
     out: Output,
     recipe: Annotated[
-        str,
-        typer.Argument(help="A file; inputs alone ask for spectra.", metavar="RECIPE"),
+        str, typer.Argument(help="A file; inputs alone ask for spectra.", metavar="RECIPE")
     ],
     output: Annotated[
         Path | None,

@@ -154,7 +154,7 @@ def show_merges(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
     return rows
 
 
-def _say_merge(out: Output, event: events.Merged | events.MergePreviewed, verb: str) -> None:
+def _say_merge(out: Output, event: events.MergeComputed, verb: str) -> None:
     report = event.report
     weights = ", ".join(f"{weight:.3g}" for weight in report["weights"])
     if report["varied"]:
@@ -170,7 +170,7 @@ def _say_merge(out: Output, event: events.Merged | events.MergePreviewed, verb: 
         out.text(f"cutting the rank changed dW by {percent(report['cut_error'])}")
 
 
-def _show_retention(out: Output, event: events.Merged | events.MergePreviewed) -> None:
+def _show_retention(out: Output, event: events.MergeComputed) -> None:
     rows = [
         (
             name,
@@ -185,7 +185,7 @@ def _show_retention(out: Output, event: events.Merged | events.MergePreviewed) -
     out.table(("kept of", "cosine", "strength", "energy", "worst", "in module"), rows)
 
 
-def _row(event: events.Merged | events.MergePreviewed) -> dict[str, Any]:
+def _row(event: events.MergeComputed) -> dict[str, Any]:
     report = event.report
     retention = dict(zip(event.adapters, report["kept"], strict=True))
     return {

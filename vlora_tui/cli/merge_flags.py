@@ -82,10 +82,8 @@ class Merging(Bundle):
 
     def table(self) -> dict[str, Any]:
         """What was given, as a recipe's ``[[merge]]`` table has it."""
-        from vlora_tui.cli.flags import numbers
-
         read = {
-            "weights": numbers(self.weights, "--weights"),
+            "weights": _numbers(self.weights, "--weights"),
             "layers": _layers(self.layers),
             **{
                 name: _one_or_each(getattr(self, name), f"--{name.replace('_', '-')}")
@@ -97,8 +95,6 @@ class Merging(Bundle):
 
 def _layers(texts: Sequence[str] | None) -> dict[str, list[float]] | None:
     """``'*.attn.*=0.5,0.5'`` as weights by pattern."""
-    from vlora_tui.cli.flags import numbers
-
     layers = {}
     for text in texts or ():
         pattern, equals, weights = text.rpartition("=")
@@ -108,12 +104,26 @@ def _layers(texts: Sequence[str] | None) -> dict[str, list[float]] | None:
                 expected="'*.attn.*=0.5,0.5'",
                 found=repr(text),
             )
-        layers[pattern] = numbers(weights, "--layers") or []
+        layers[pattern] = _numbers(weights, "--layers") or []
     return layers or None
 
 
 def _one_or_each(text: str | None, flag: str) -> float | list[float] | None:
-    from vlora_tui.cli.flags import numbers
-
-    values = numbers(text, flag)
+    values = _numbers(text, flag)
     return values[0] if values is not None and len(values) == 1 else values
+
+
+def _numbers(text: str | None, flag: str) -> list[float] | None:
+    """``0.7,0.3`` as numbers.
+
+    Raises:
+        ParameterError: Something in it is no number.
+    """
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ParameterError(
+            f"{flag} takes numbers with commas between.", expected="0.7,0.3", found=repr(text)
+        ) from None

@@ -102,12 +102,12 @@ def _spectra(
     from vlora_engine.spectra.tables import Spectra
     from vlora_tui.cli.execute import execute
     from vlora_tui.cli.flags import from_tables
-    from vlora_tui.report.gather import cached_spectra
 
     if named is not None:
         return Spectra.load(expanded(named))
     if measure is None:
-        return cached_spectra(collection)
+        cached = collection.cached_spectra()
+        return cached if cached is not None and cached.complete else None
     from vlora_tui.pipeline.run import SpectraRun
 
     recipe = from_tables({"input": {"adapters": list(paths), "skip_bad": skip_bad}})

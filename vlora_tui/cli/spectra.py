@@ -41,21 +41,9 @@ def spectra(
     """
     from vlora_tui.cli.execute import dry_run as show_plan
     from vlora_tui.cli.execute import execute
-    from vlora_tui.cli.flags import from_tables, require_there
-    from vlora_tui.recipe.model import named_inputs
+    from vlora_tui.cli.flags import from_tables, input_table
 
-    require_there(adapters)
-    recipe = from_tables(
-        {
-            "input": {
-                "adapters": [
-                    e.path if e.name is None else {"path": e.path, "name": e.name}
-                    for e in named_inputs(adapters, names or [])
-                ],
-                "skip_bad": skip_bad,
-            },
-        }
-    )
+    recipe = from_tables({"input": input_table(adapters, names, skip_bad=skip_bad)})
     target = None if output is None else expanded(output).absolute()
     if dry_run:
         show_plan(recipe, out, force=force, also=[] if target is None else [target])

@@ -30,8 +30,7 @@ def add(
         str | None, typer.Option("--task-id", "--name", help="Its task name; else its folder's.")
     ] = None,
     incremental: Annotated[
-        bool,
-        typer.Option("--incremental", help="Extend the basis instead of computing it anew."),
+        bool, typer.Option("--incremental", help="Extend the basis instead of computing it anew.")
     ] = False,
     project: Annotated[
         bool, typer.Option("--project", help="Keep the basis: writes one small file.")

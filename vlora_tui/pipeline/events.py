@@ -205,30 +205,30 @@ class Verified(Event):
 
 
 @dataclass(frozen=True)
-class Merged(Event):
-    """A merged adapter was written."""
+class MergeComputed:
+    """The fields that the two events of a merge have in common."""
 
-    type: ClassVar[str] = "merged"
     path: str
     method: str
     adapters: tuple[str, ...]
     rank: int
     modules: int
     report: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Merged(MergeComputed, Event):
+    """A merged adapter was written."""
+
+    type: ClassVar[str] = "merged"
     nbytes: int = 0
 
 
 @dataclass(frozen=True)
-class MergePreviewed(Event):
+class MergePreviewed(MergeComputed, Event):
     """A merge was computed and not written: what it would keep of its adapters."""
 
     type: ClassVar[str] = "merge_previewed"
-    path: str
-    method: str
-    adapters: tuple[str, ...]
-    rank: int
-    modules: int
-    report: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

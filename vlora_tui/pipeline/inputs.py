@@ -23,13 +23,14 @@ from vlora_engine.errors import (
 )
 from vlora_engine.hub.fetch import fetch
 from vlora_engine.utils.run_context import RunContext
-from vlora_tui.recipe.model import AdapterInput, Recipe
+from vlora_tui.recipe.model import MEASURED, AdapterInput, Recipe
 from vlora_tui.utils import paths
 
 if TYPE_CHECKING:
     from vlora_engine.adapters.model import AdapterSource
     from vlora_engine.findings import Finding
     from vlora_engine.manifest.manifest import Manifest
+    from vlora_engine.spectra.tables import Spectra
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,15 @@ class Collection:
         text = "\n".join([__version__, *sorted(methods), *lines])
         key = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:24]
         return paths.spectra_root() / key
+
+    def cached_spectra(self) -> Spectra | None:
+        """The spectra of these adapters in the cache; None where they are not, or not readable."""
+        from vlora_engine.spectra.tables import Spectra
+
+        try:
+            return Spectra.load(self.spectra_dir(MEASURED))
+        except VLoRAError:
+            return None  # a cache: what cannot be read is made again
 
 
 def gather(recipe: Recipe, run: RunContext = RunContext()) -> Collection:

@@ -6,7 +6,7 @@ import difflib
 import fnmatch
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,11 +36,7 @@ STOPPED = "Stopped as asked; what was finished before is complete."
 
 
 def plan_outputs(
-    recipe: Recipe,
-    collection: Collection,
-    *,
-    force: bool,
-    done: frozenset[str] = frozenset(),
+    recipe: Recipe, collection: Collection, *, force: bool, done: frozenset[str] = frozenset()
 ) -> list[Path]:
     """Every path that the recipe is going to write, checked: apart, and not there yet.
 
@@ -88,10 +84,7 @@ def _require_fit(export: Export, paths: Mapping[str, Path], collection: Collecti
 
 
 def facts_of_export(
-    export: Export,
-    task: str,
-    manifest: Manifest | None,
-    adapters: Mapping[str, AdapterSource],
+    export: Export, task: str, manifest: Manifest | None, adapters: Mapping[str, AdapterSource]
 ) -> Facts:
     """What headers tell of a task, with the base model that the export names."""
     if manifest is not None:
@@ -285,24 +278,23 @@ class Writer:
         """Tell what every merge would keep of its adapters; write nothing."""
         for merge in self.recipe.merges:
             self.context.stop_if_asked(STOPPED)
-            _, event = self._merged(merge)
-            self._report_findings(event)
-            values = {f.name: getattr(event, f.name) for f in fields(events.MergePreviewed)}
-            self.emit(events.MergePreviewed(**values))
+            _, computed = self._merged(merge)
+            self._report_findings(computed)
+            self.emit(events.MergePreviewed(**vars(computed)))
 
     def _merge(self, merge: Merge) -> None:
-        merged, event = self._merged(merge)
+        merged, computed = self._merged(merge)
         path = Path(merge.path)
         save_adapter(merged, path, dtype=merge.dtype, force=self.context.force)
-        self._report_findings(event)
-        self.emit(replace(event, nbytes=directory_bytes(path)))
+        self._report_findings(computed)
+        self.emit(events.Merged(**vars(computed), nbytes=directory_bytes(path)))
         self.emit(events.Verified(path.name, merge.path, verify_adapter(merged, path)))
 
-    def _report_findings(self, event: events.Merged) -> None:
-        for finding in event.report["findings"]:
+    def _report_findings(self, merge: events.MergeComputed) -> None:
+        for finding in merge.report["findings"]:
             self.emit(events.Remark.of(Finding.from_json(finding)))
 
-    def _merged(self, merge: Merge) -> tuple[LoRAWeights, events.Merged]:
+    def _merged(self, merge: Merge) -> tuple[LoRAWeights, events.MergeComputed]:
         """The result, and what there is to say about it."""
         from vlora_engine.merging.merge_adapters import merge_with_report
 
@@ -315,7 +307,7 @@ class Writer:
             progress=self.context.progress,
             cancelled=self.context.cancelled,
         )
-        return merged, events.Merged(
+        return merged, events.MergeComputed(
             path=merge.path,
             method=report.method,
             adapters=tuple(names),

@@ -8,6 +8,8 @@ from typing import Literal
 
 from rich.cells import cell_len
 
+TONES = {"error": "error", "warning": "warning", "note": "muted"}  # of a finding, in a table
+
 
 def clean(text: object) -> str:
     """``text`` in one line, without what would move the cursor, turn text round or colour it."""

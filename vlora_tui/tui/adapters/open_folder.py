@@ -77,14 +77,7 @@ class OpenFolder(Dialog):
             line.cursor_blink = False
             yield line
             yield Static("", id="said", classes="keys", markup=False)
-            yield Table(
-                COLUMNS,
-                _cells,
-                key=_key,
-                header=False,
-                loud=True,
-                id="folders",
-            )
+            yield Table(COLUMNS, _cells, key=_key, header=False, loud=True, id="folders")
             yield Static(KEYS, classes="keys", markup=False)
 
     def on_mount(self) -> None:

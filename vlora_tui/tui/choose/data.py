@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.quantization.packing import NOT_PACKED, named_quantization
-from vlora_engine.spectra.choose import if_packed
+from vlora_engine.spectra.choose import Choice, Packed, if_packed
 from vlora_engine.spectra.k_curves import (
     SIDES,
     Band,
@@ -29,7 +29,6 @@ from vlora_tui.tui.text import clean
 from vlora_tui.tui.widgets.heatmap import Cell, LayerGrid, arrange
 
 if TYPE_CHECKING:
-    from vlora_engine.spectra.choose import Choice, Packed
     from vlora_engine.spectra.tables import Spectra
 
 CELLS = ("needs", "error", "now")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.text import Text
 
-from vlora_engine.codec.forecast import EVERYBODY
+from vlora_engine.codec.forecast import EVERYBODY, Outlook
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import VLoRAError
 from vlora_engine.spectra.choose import Prediction
@@ -29,7 +29,6 @@ from vlora_tui.tui.text import clean, plural
 from vlora_tui.utils.formatting import size
 
 if TYPE_CHECKING:
-    from vlora_engine.codec.forecast import Outlook
     from vlora_engine.spectra.tables import Spectra
     from vlora_tui.tui.charts.variance_plot import Array
 

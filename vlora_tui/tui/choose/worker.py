@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from textual.timer import Timer
 
     from vlora_engine.spectra.tables import Spectra
-    from vlora_tui.tui.core.view import View
 
 QUIET_SECONDS = 0.2  # after the last key, before what stands beside the choice is worked out
 ARRIVING_SECONDS = 2.0  # at most one repaint in this time while spectra arrive

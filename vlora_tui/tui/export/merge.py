@@ -149,7 +149,7 @@ class MethodBox(Dialog):
     MethodBox #method-said { height: auto; max-height: 40%; margin-top: 1; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        shown("escape,q", "cancel", "Back", "method.cancel", "Keep the method"),
+        shown("escape,q", "cancel", "Back", "method.cancel", "Keep the method")
     ]
 
     def __init__(self, method: str) -> None:

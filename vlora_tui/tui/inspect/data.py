@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlora_engine.adapters.module_types import module_families
-from vlora_engine.analysis.checkpoints import runs_in, step_of
-from vlora_engine.analysis.duplicates import duplicates_in
+from vlora_engine.analysis.checkpoints import Run, runs_in, step_of
+from vlora_engine.analysis.duplicates import Duplicates, duplicates_in
 from vlora_engine.analysis.outliers import Reason, outliers_in
 from vlora_engine.analysis.relations import Array
 from vlora_engine.utils.json_reader import JsonValue
@@ -29,8 +29,6 @@ from vlora_tui.tui.core.subcommand import read_answer
 from vlora_tui.tui.text import clean, plural
 
 if TYPE_CHECKING:
-    from vlora_engine.analysis.checkpoints import Run
-    from vlora_engine.analysis.duplicates import Duplicates
     from vlora_engine.spectra.choose import Choice
     from vlora_engine.spectra.tables import Spectra
 

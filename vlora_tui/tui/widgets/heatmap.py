@@ -13,7 +13,6 @@ from rich.style import Style
 from textual import events
 from textual.app import App
 from textual.binding import BindingType
-from textual.geometry import Region
 from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
@@ -356,16 +355,6 @@ class Heatmap(Widget, can_focus=True):
     @property
     def _few_colours(self) -> bool:
         return few_colours(self.app)
-
-    def cell_region(self, layer: str) -> Region | None:
-        """Where a layer's cell is drawn inside the widget, if it is in view."""
-        position = self.grid.find(layer)
-        if position is None:
-            return None
-        y, x = position[0] - self._top + 1, position[1] - self._left
-        if not (1 <= y <= self._lines and 0 <= x < self._shown_columns):
-            return None
-        return Region(self._label_width + x * self._cell_width, y, self._cell_width, 1)
 
 
 def few_colours(app: App[Any]) -> bool:
