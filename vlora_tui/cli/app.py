@@ -16,6 +16,7 @@ from vlora_engine import __version__
 from vlora_tui.cli import errors
 from vlora_tui.cli.argv import prepare
 from vlora_tui.cli.bundles import unbundle
+from vlora_tui.cli.declare import option
 from vlora_tui.cli.output import Output
 
 PROGRAM = "vlora-tui"
@@ -155,15 +156,13 @@ def new_typer(**settings: Any) -> typer.Typer:
 
 def _root(
     ctx: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[bool, option("--version", "Print the version.")] = False,
     verbose: Annotated[
-        int, typer.Option("-v", "--verbose", count=True, help="What the engine logs; -vv for more.")
+        int, option("-v", "--verbose", "What the engine logs; -vv for more.", count=True)
     ] = 0,
-    ascii_only: Annotated[
-        bool, typer.Option("--ascii", help="Draw the interface with ASCII only.")
-    ] = False,
+    ascii_only: Annotated[bool, option("--ascii", "Draw the interface with ASCII only.")] = False,
     theme: Annotated[
-        str | None, typer.Option("--theme", help="Colours of the interface: textual-light, ...")
+        str | None, option("--theme", "Colours of the interface: textual-light, ...")
     ] = None,
 ) -> None:
     """A workbench for collections of LoRA adapters: inspect, compress, merge, export.

@@ -11,6 +11,7 @@ import typer
 
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
+from vlora_tui.cli.declare import option
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.hub_inputs import fetch_first
 from vlora_tui.cli.output import Output
@@ -48,9 +49,7 @@ def validate(out: Output, subspace: o.Subspace) -> None:
 def benchmark(
     out: Output,
     subspace: o.Subspace,
-    repeats: Annotated[int, typer.Option("--repeats", help="Repeat each operation so often.")] = (
-        REPEATS
-    ),
+    repeats: Annotated[int, option("--repeats", "Repeat each operation so often.")] = (REPEATS),
 ) -> None:
     """Time what a subspace does: open, reconstruct a task, project an adapter.
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
+from vlora_tui.cli.declare import option
 from vlora_tui.cli.hub_inputs import fetch_first, require_own
 from vlora_tui.cli.output import Output
 from vlora_tui.utils.formatting import percent, plural, printable, size
@@ -18,8 +17,7 @@ def compact(
     out: Output,
     subspace: o.Subspace,
     output: Annotated[
-        str | None,
-        typer.Option("-o", "--output", help="Where to write; else in its place.", metavar="DIR"),
+        str | None, option("-o", "--output", "Where to write; else in its place.", metavar="DIR")
     ] = None,
     device: o.Device = "auto",
     force: o.Force = False,

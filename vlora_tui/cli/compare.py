@@ -10,6 +10,7 @@ from vlora_engine.errors import ParameterError
 from vlora_engine.utils.ranking import ranked
 from vlora_tui.cli import options as o
 from vlora_tui.cli.csv_file import Csv, CsvFile
+from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.hub_inputs import fetch_first
 from vlora_tui.cli.output import Output
@@ -29,13 +30,13 @@ if TYPE_CHECKING:
 
 Space = Annotated[
     Literal["delta", "factors"],
-    typer.Option("--space", help="delta: compares dW; factors: A and B apart, as vLoRA."),
+    option("--space", "delta: compares dW; factors: A and B apart, as vLoRA."),
 ]
 Outliers = Annotated[
     float | None,
-    typer.Option(
+    option(
         "--outliers",
-        help="The score from which on one stands apart; 2 shows one in 5 % of sound collections.",
+        "The score from which on one stands apart; 2 shows one in 5 % of sound collections.",
         metavar="SCORE",
     ),
 ]
@@ -47,12 +48,10 @@ MEASURES = ("l2_distance", "relative_difference", "cosine_sim", "norm_a", "norm_
 def diff(
     out: Output,
     places: Annotated[
-        list[str],
-        typer.Argument(help="Two of adapter and DIR:TASK; or DIR TASK TASK.", metavar="A B"),
+        list[str], argument("Two of adapter and DIR:TASK; or DIR TASK TASK.", metavar="A B")
     ],
     fail_above: Annotated[
-        float | None,
-        typer.Option("--fail-above", help="Exit 3 if the relative difference exceeds this."),
+        float | None, option("--fail-above", "Exit 3 if the relative difference exceeds this.")
     ] = None,
     space: Space = "delta",
     csv: Csv = None,
@@ -106,7 +105,7 @@ def analyze(
     out: Output,
     adapters: o.Adapters,
     threshold: Annotated[
-        float, typer.Option("--threshold", help="The cosine from which on adapters are alike.")
+        float, option("--threshold", "The cosine from which on adapters are alike.")
     ] = CLUSTERED,
     outliers: Outliers = None,
     space: Space = "delta",

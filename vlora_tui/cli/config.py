@@ -9,9 +9,8 @@ import subprocess
 import sys
 from typing import Annotated, Literal
 
-import typer
-
 from vlora_engine.errors import InputError, StorageError
+from vlora_tui.cli.declare import argument
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.output import Output, is_terminal
 from vlora_tui.utils.config import SETTINGS, config_file, load_config, template
@@ -22,7 +21,7 @@ def config(
     out: Output,
     action: Annotated[
         Literal["show", "path", "edit"],
-        typer.Argument(help="show the settings, the file's path, or edit the file."),
+        argument("show the settings, the file's path, or edit the file."),
     ] = "show",
 ) -> int:
     """Show the settings with their sources, name the file, or open it in an editor.

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from vlora_tui.cli import options as o
+from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.hub_inputs import on_disk
 from vlora_tui.cli.output import Output
 from vlora_tui.recipe.model import AdapterInput, named_inputs
@@ -22,20 +21,16 @@ if TYPE_CHECKING:
 def convert(
     out: Output,
     paths: Annotated[
-        list[str],
-        typer.Argument(help="Adapters, folders of them, subspaces, DIR:TASK.", metavar="PATHS"),
+        list[str], argument("Adapters, folders of them, subspaces, DIR:TASK.", metavar="PATHS")
     ],
-    to: Annotated[
-        str, typer.Option("--to", help="peft, mlx, subspace (ours), vlora-dev or lorashare.")
-    ],
+    to: Annotated[str, option("--to", "peft, mlx, subspace (ours), vlora-dev or lorashare.")],
     output: o.OutputDir,
     names: o.Names = None,
     k: Annotated[
-        int | None,
-        typer.Option("-k", help="Directions, where bases are computed anew; else all: exact."),
+        int | None, option("-k", "Directions, where bases are computed anew; else all: exact.")
     ] = None,
     allow_loss: Annotated[
-        bool, typer.Option("--allow-loss", help="Leave out what the format cannot hold.")
+        bool, option("--allow-loss", "Leave out what the format cannot hold.")
     ] = False,
     skip_bad: o.SkipBad = False,
     force: o.Force = False,

@@ -9,6 +9,7 @@ import typer
 from vlora_engine.errors import AdapterError, ParameterError
 from vlora_tui.cli import options as o
 from vlora_tui.cli.csv_file import Csv, CsvFile
+from vlora_tui.cli.declare import option
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.output import Output
 from vlora_tui.utils.formatting import percent, printable
@@ -21,8 +22,7 @@ def coverage(
     subspace: o.Subspace,
     adapters: o.Adapters,
     fail_below: Annotated[
-        float | None,
-        typer.Option("--fail-below", help="Exit 3 if the bases hold less of an adapter's dW."),
+        float | None, option("--fail-below", "Exit 3 if the bases hold less of an adapter's dW.")
     ] = None,
     csv: Csv = None,
     force: o.Force = False,

@@ -15,6 +15,7 @@ from vlora_engine.compression_target import DEFAULT_MAX_ERROR
 from vlora_engine.errors import place_words, told
 from vlora_engine.findings import Finding
 from vlora_tui.cli import options as o
+from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.output import Output
 from vlora_tui.pipeline import events
 from vlora_tui.utils.formatting import percent, plural, size, times
@@ -28,12 +29,12 @@ DEFAULT = "vlora-demo"
 def demo(
     out: Output,
     ctx: typer.Context,
-    directory: Annotated[str, typer.Argument(help="Where to make it.", metavar="[DIR]")] = DEFAULT,
+    directory: Annotated[str, argument("Where to make it.", metavar="[DIR]")] = DEFAULT,
     max_error: Annotated[
-        float, typer.Option("--max-error", help="The error that no task may exceed.")
+        float, option("--max-error", "The error that no task may exceed.")
     ] = DEFAULT_MAX_ERROR,
     headless: Annotated[
-        bool, typer.Option("--headless", help="Tell the story here, without the interface.")
+        bool, option("--headless", "Tell the story here, without the interface.")
     ] = False,
     force: o.Force = False,
 ) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from vlora_engine.errors import ParameterError
 from vlora_engine.findings import SEVERITIES
+from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.hub_inputs import on_disk
 from vlora_tui.cli.output import Output
@@ -28,29 +29,27 @@ def doctor(
     out: Output,
     paths: Annotated[
         list[str],
-        typer.Argument(
-            help="Adapters, folders of them, subspaces; or env: this machine; or rules: the table.",
+        argument(
+            "Adapters, folders of them, subspaces; or env: this machine; or rules: the table.",
             metavar="PATHS",
         ),
     ],
     target: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--target",
-            help="Who is to load them: vllm, sglang, tgi, lorax, llamacpp, ollama, peft, portable.",
+            "Who is to load them: vllm, sglang, tgi, lorax, llamacpp, ollama, peft, portable.",
         ),
     ] = None,
     base: Annotated[
         str | None,
-        typer.Option(
-            "--base", help="The base model's folder, or its config.json.", metavar="MODEL"
-        ),
+        option("--base", "The base model's folder, or its config.json.", metavar="MODEL"),
     ] = None,
     fail_on: Annotated[
-        str, typer.Option("--fail-on", help="error, warning, note or never: what exits with 3.")
+        str, option("--fail-on", "error, warning, note or never: what exits with 3.")
     ] = "error",
     headers: Annotated[
-        bool, typer.Option("--headers", help="Read headers alone: fast, no numbers are looked at.")
+        bool, option("--headers", "Read headers alone: fast, no numbers are looked at.")
     ] = False,
 ) -> None:
     """Find what is wrong with adapters, and say what mends it; change nothing.

@@ -6,9 +6,9 @@ import shutil
 import sys
 from typing import Annotated
 
-import typer
 from rich.console import Console
 
+from vlora_tui.cli.declare import argument
 from vlora_tui.cli.output import Output, is_terminal
 from vlora_tui.guides import Guide, guides
 from vlora_tui.guides import guide as find_guide
@@ -16,9 +16,7 @@ from vlora_tui.guides import guide as find_guide
 
 def guide(
     out: Output,
-    name: Annotated[
-        str | None, typer.Argument(help="Which one; without a name they are listed.")
-    ] = None,
+    name: Annotated[str | None, argument("Which one; without a name they are listed.")] = None,
 ) -> None:
     """Print a guide: Python, PEFT, training, servers; coming from PEFT, vLoRA or lorashare.
 

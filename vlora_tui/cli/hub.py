@@ -6,10 +6,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
+from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.output import Output
 from vlora_tui.utils.formatting import plural, printable, size
 
@@ -22,27 +21,22 @@ SHOWN = 12  # files that a dry run names
 def push(
     out: Output,
     directory: Annotated[
-        str, typer.Argument(help="A subspace, an adapter, a folder of adapters.", metavar="DIR")
+        str, argument("A subspace, an adapter, a folder of adapters.", metavar="DIR")
     ],
-    repo: Annotated[str, typer.Argument(help="Where to, on the Hub.", metavar="ORG/NAME")],
+    repo: Annotated[str, argument("Where to, on the Hub.", metavar="ORG/NAME")],
     adapters: Annotated[
-        bool,
-        typer.Option("--adapters", help="Tasks of the subspace as PEFT adapters, a folder each."),
+        bool, option("--adapters", "Tasks of the subspace as PEFT adapters, a folder each.")
     ] = False,
     tasks: Annotated[
-        list[str] | None,
-        typer.Option("--task", help="Only these tasks or patterns; with --adapters."),
+        list[str] | None, option("--task", "Only these tasks or patterns; with --adapters.")
     ] = None,
-    private: Annotated[
-        bool, typer.Option("--private", help="Where the repository is new.")
-    ] = False,
+    private: Annotated[bool, option("--private", "Where the repository is new.")] = False,
     revision: Annotated[
-        str | None, typer.Option("--revision", "--branch", help="The branch; else the main one.")
+        str | None, option("--revision", "--branch", "The branch; else the main one.")
     ] = None,
-    message: Annotated[str | None, typer.Option("--message", "-m", help="Of the commit.")] = None,
+    message: Annotated[str | None, option("--message", "-m", "Of the commit.")] = None,
     force: Annotated[
-        bool,
-        typer.Option("--force", help="Files of an earlier push make way; its history keeps them."),
+        bool, option("--force", "Files of an earlier push make way; its history keeps them.")
     ] = False,
     dry_run: o.DryRun = False,
 ) -> None:
@@ -96,9 +90,7 @@ def push(
 
 def pull(
     out: Output,
-    address: Annotated[
-        str, typer.Argument(help="hf://org/name[@revision][/subfolder]", metavar="ADDRESS")
-    ],
+    address: Annotated[str, argument("hf://org/name[@revision][/subfolder]", metavar="ADDRESS")],
     output: o.OutputDir,
     force: o.Force = False,
     dry_run: o.DryRun = False,

@@ -15,6 +15,7 @@ from vlora_engine.errors import ParameterError, told
 from vlora_tui.cli import options as o
 from vlora_tui.cli.app import new_typer
 from vlora_tui.cli.bundles import Command, unbundle
+from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.errors import FAILED, INTERRUPTED, OK
 from vlora_tui.cli.output import Output, is_terminal
 from vlora_tui.jobs import control
@@ -24,15 +25,9 @@ from vlora_tui.pipeline import events
 from vlora_tui.recipe.reader import load_recipe
 from vlora_tui.utils.formatting import how_much, plural, printable, size
 
-JobId = Annotated[
-    str, typer.Argument(help="Its id, the beginning or end of it, or: last.", metavar="JOB")
-]
-StateDir = Annotated[
-    Path | None, typer.Option("--state-dir", help="Where jobs are kept.", metavar="DIR")
-]
-Gone = Annotated[
-    bool, typer.Option("--gone", help="The machine that the job ran on is gone for good.")
-]
+JobId = Annotated[str, argument("Its id, the beginning or end of it, or: last.", metavar="JOB")]
+StateDir = Annotated[Path | None, option("--state-dir", "Where jobs are kept.", metavar="DIR")]
+Gone = Annotated[bool, option("--gone", "The machine that the job ran on is gone for good.")]
 
 jobs = new_typer(invoke_without_command=True)
 
@@ -97,15 +92,12 @@ def show(out: Output, job: JobId, state_dir: StateDir = None) -> None:
 @_command("start")
 def start(
     out: Output,
-    recipe: Annotated[
-        str, typer.Argument(help="A file; inputs alone ask for spectra.", metavar="RECIPE")
-    ],
+    recipe: Annotated[str, argument("A file; inputs alone ask for spectra.", metavar="RECIPE")],
     output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", help="Where spectra go; else the cache.", metavar="DIR"),
+        Path | None, option("-o", "--output", "Where spectra go; else the cache.", metavar="DIR")
     ] = None,
     device: Annotated[
-        str | None, typer.Option("--device", help="For spectra: auto, cpu, cuda or cuda:N.")
+        str | None, option("--device", "For spectra: auto, cpu, cuda or cuda:N.")
     ] = None,
     force: o.Force = False,
     state_dir: StateDir = None,
@@ -153,12 +145,9 @@ def cancel(
     out: Output,
     job: JobId,
     discard: Annotated[
-        bool | None,
-        typer.Option("--discard/--keep", help="What becomes of the layers that are built."),
+        bool | None, option("--discard/--keep", "What becomes of the layers that are built.")
     ] = None,
-    no_wait: Annotated[
-        bool, typer.Option("--no-wait", help="Do not wait until it has stopped.")
-    ] = False,
+    no_wait: Annotated[bool, option("--no-wait", "Do not wait until it has stopped.")] = False,
     state_dir: StateDir = None,
 ) -> None:
     """Stop a job at the next layer. What is built is kept for a resume, or discarded."""
@@ -197,7 +186,7 @@ def resume(out: Output, job: JobId, gone: Gone = False, state_dir: StateDir = No
 @_command("remove")
 def remove(
     out: Output,
-    job: Annotated[list[str], typer.Argument(help="Their ids.", metavar="JOB...")],
+    job: Annotated[list[str], argument("Their ids.", metavar="JOB...")],
     gone: Gone = False,
     state_dir: StateDir = None,
 ) -> None:

@@ -8,11 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from vlora_engine.adapters.address import CACHE_PLACE, SEARCH_PLACE, AdapterRef, address_text
 from vlora_engine.errors import ParameterError, VLoRAError
 from vlora_tui.cli import options as o
+from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.hub_inputs import headers_of
 from vlora_tui.cli.output import Output
 from vlora_tui.utils.formatting import percent, plural, printable, size, times
@@ -25,19 +24,15 @@ if TYPE_CHECKING:
 def inspect(
     out: Output,
     paths: Annotated[
-        list[str] | None,
-        typer.Argument(help="Adapter folders, patterns, hf://org/name.", metavar="PATHS"),
+        list[str] | None, argument("Adapter folders, patterns, hf://org/name.", metavar="PATHS")
     ] = None,
     hf_cache: Annotated[
-        bool, typer.Option("--hf-cache", help="Those that were downloaded from the Hub before.")
+        bool, option("--hf-cache", "Those that were downloaded from the Hub before.")
     ] = False,
     search_base: Annotated[
-        str | None,
-        typer.Option("--search-base", help="Those on the Hub of this model.", metavar="ORG/NAME"),
+        str | None, option("--search-base", "Those on the Hub of this model.", metavar="ORG/NAME")
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", help="How many the search may find; 20.")
-    ] = None,
+    limit: Annotated[int | None, option("--limit", "How many the search may find; 20.")] = None,
 ) -> None:
     """List adapters: which are sound as far as headers tell, which fit together.
 

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
+from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.merge_flags import Merging
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
@@ -25,22 +24,22 @@ def merge(
     out: Output,
     adapters: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="Adapters, or DIR:TASK of subspaces; or one mergekit file (.yml).",
+        argument(
+            "Adapters, or DIR:TASK of subspaces; or one mergekit file (.yml).",
             metavar="ADAPTERS",
             show_default=False,
         ),
     ] = None,
     output: Annotated[
-        str | None, typer.Option("-o", "--output", help="Where to write.", metavar="DIR")
+        str | None, option("-o", "--output", "Where to write.", metavar="DIR")
     ] = None,
     *,
     merging: Merging,
     preview: Annotated[
-        bool, typer.Option("--preview", help="Say what it keeps of each; write nothing.")
+        bool, option("--preview", "Say what it keeps of each; write nothing.")
     ] = False,
     list_methods: Annotated[
-        bool, typer.Option("--list-methods", help="Tell what methods there are, and stop.")
+        bool, option("--list-methods", "Tell what methods there are, and stop.")
     ] = False,
     writing: o.Writing,
 ) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
-
 from vlora_engine.errors import ParameterError
+from vlora_tui.cli.declare import argument
 from vlora_tui.cli.output import Output
 from vlora_tui.utils.formatting import percent, plural, printable
 
@@ -18,8 +17,8 @@ def module(
     out: Output,
     words: Annotated[
         list[str],
-        typer.Argument(
-            help="One adapter or DIR:TASK, or two; then the module's name.", metavar="A [B] MODULE"
+        argument(
+            "One adapter or DIR:TASK, or two; then the module's name.", metavar="A [B] MODULE"
         ),
     ],
 ) -> None:

@@ -10,9 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import typer
-
 from vlora_tui.cli.bundles import Bundle
+from vlora_tui.cli.declare import option
 from vlora_tui.utils.formatting import printable
 from vlora_tui.utils.json_text import finite
 
@@ -34,10 +33,8 @@ class Output(Bundle):
 
     comes_last = True
 
-    as_json: Annotated[bool, typer.Option("--json", help="The data as one JSON object.")] = False
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Only what a script would want.")] = (
-        False
-    )
+    as_json: Annotated[bool, option("--json", "The data as one JSON object.")] = False
+    quiet: Annotated[bool, option("-q", "--quiet", "Only what a script would want.")] = False
 
     def __post_init__(self) -> None:
         self.only_data = False  # stdout is taken, by CSV: nothing for people goes there

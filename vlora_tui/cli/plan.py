@@ -5,10 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from vlora_engine.utils.ranking import ranked
 from vlora_tui.cli import options as o
+from vlora_tui.cli.declare import option
 from vlora_tui.cli.output import Output
 from vlora_tui.pipeline import events
 from vlora_tui.utils.formatting import percent, plural, printable, size, times
@@ -26,7 +25,7 @@ def plan(
     max_error: o.MaxError = None,
     mean_error: o.MeanError = None,
     variance: Annotated[
-        float | None, typer.Option("--variance", help="The share of dW's energy to keep.")
+        float | None, option("--variance", "The share of dW's energy to keep.")
     ] = None,
     budget: o.Budget = None,
     names: o.Names = None,

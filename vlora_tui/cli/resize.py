@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from vlora_tui.cli import options as o
+from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
@@ -19,33 +18,29 @@ MANY = 12  # adapters; more are told in a table
 def resize(
     out: Output,
     adapters: Annotated[
-        list[str], typer.Argument(help="Adapters, or DIR:TASK of subspaces.", metavar="ADAPTERS")
+        list[str], argument("Adapters, or DIR:TASK of subspaces.", metavar="ADAPTERS")
     ],
     output: o.OutputDir,
     *,
     rank: Annotated[
-        int | None,
-        typer.Option("--rank", help="The rank of every module; with a rule, the largest."),
+        int | None, option("--rank", "The rank of every module; with a rule, the largest.")
     ] = None,
     energy: Annotated[
-        float | None, typer.Option("--energy", help="The share of dW's energy to keep: 0.99.")
+        float | None, option("--energy", "The share of dW's energy to keep: 0.99.")
     ] = None,
     dynamic: Annotated[
         tuple[str, float] | None,
-        typer.Option(
+        option(
             "--dynamic",
-            help="kohya's rules, module by module: sv_fro 0.97, sv_ratio 10, sv_cumulative 0.9.",
+            "kohya's rules, module by module: sv_fro 0.97, sv_ratio 10, sv_cumulative 0.9.",
             metavar="RULE VALUE",
         ),
     ] = None,
     target: Annotated[
-        str | None,
-        typer.Option("--for", help="One rank, one scale, no patterns: vllm, tgi, portable..."),
+        str | None, option("--for", "One rank, one scale, no patterns: vllm, tgi, portable...")
     ] = None,
     skip_bad: o.SkipBad = False,
-    verify: Annotated[
-        bool, typer.Option("--verify/--no-verify", help="Read back what was written.")
-    ] = True,
+    verify: Annotated[bool, option("--verify/--no-verify", "Read back what was written.")] = True,
     writing: o.Writing,
 ) -> None:
     """Give adapters another rank: cut where dW loses least, or raised without changing it.

@@ -11,6 +11,7 @@ import typer
 
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
+from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
@@ -21,18 +22,16 @@ def run(
     out: Output,
     ctx: typer.Context,
     sources: Annotated[
-        list[str], typer.Argument(help="A recipe file, or adapters.", metavar="RECIPE | PATHS")
+        list[str], argument("A recipe file, or adapters.", metavar="RECIPE | PATHS")
     ],
     *,
-    headless: Annotated[
-        bool, typer.Option("--headless", help="Without the interface, here and now.")
-    ] = False,
+    headless: Annotated[bool, option("--headless", "Without the interface, here and now.")] = False,
     output: Annotated[
-        str | None, typer.Option("-o", "--output", help="The subspace to write.", metavar="DIR")
+        str | None, option("-o", "--output", "The subspace to write.", metavar="DIR")
     ] = None,
     compressing: o.Compressing,
     preview: Annotated[
-        bool, typer.Option("--preview", help="Say what its merges keep; write nothing.")
+        bool, option("--preview", "Say what its merges keep; write nothing.")
     ] = False,
     writing: o.Writing,
     job: Annotated[Path | None, typer.Option("--job", hidden=True)] = None,

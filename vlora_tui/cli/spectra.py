@@ -5,12 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from vlora_engine.adapters.address import expanded
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import VLoRAError
 from vlora_tui.cli import options as o
+from vlora_tui.cli.declare import option
 from vlora_tui.cli.output import Output
 from vlora_tui.pipeline import events
 from vlora_tui.utils.formatting import percent, plural, size, times
@@ -25,8 +24,7 @@ def spectra(
     out: Output,
     adapters: o.Adapters,
     output: Annotated[
-        str | None,
-        typer.Option("-o", "--output", help="Where to keep them; else the cache.", metavar="DIR"),
+        str | None, option("-o", "--output", "Where to keep them; else the cache.", metavar="DIR")
     ] = None,
     names: o.Names = None,
     device: o.Device = "auto",

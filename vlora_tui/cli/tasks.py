@@ -6,11 +6,10 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from vlora_engine.adapters.address import AdapterRef
 from vlora_engine.errors import CollectionError, ParameterError, SubspaceError
 from vlora_tui.cli import options as o
+from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.hub_inputs import fetch_first, require_own
 from vlora_tui.cli.output import Output
 from vlora_tui.utils.formatting import percent, plural, printable, size
@@ -25,16 +24,14 @@ LOST = 0.5  # an error of dW above which adding a task is remarked on
 def add(
     out: Output,
     subspace: o.Subspace,
-    adapter: Annotated[str, typer.Argument(help="The adapter to add.", metavar="ADAPTER")],
+    adapter: Annotated[str, argument("The adapter to add.", metavar="ADAPTER")],
     task_id: Annotated[
-        str | None, typer.Option("--task-id", "--name", help="Its task name; else its folder's.")
+        str | None, option("--task-id", "--name", "Its task name; else its folder's.")
     ] = None,
     incremental: Annotated[
-        bool, typer.Option("--incremental", help="Extend the basis instead of computing it anew.")
+        bool, option("--incremental", "Extend the basis instead of computing it anew.")
     ] = False,
-    project: Annotated[
-        bool, typer.Option("--project", help="Keep the basis: writes one small file.")
-    ] = False,
+    project: Annotated[bool, option("--project", "Keep the basis: writes one small file.")] = False,
     no_wait: o.NoWait = False,
     dry_run: o.DryRun = False,
 ) -> None:
@@ -127,7 +124,7 @@ def _add_to(
 def remove(
     out: Output,
     subspace: o.Subspace,
-    tasks: Annotated[list[str], typer.Argument(help="Tasks or patterns.", metavar="TASK...")],
+    tasks: Annotated[list[str], argument("Tasks or patterns.", metavar="TASK...")],
     no_wait: o.NoWait = False,
     dry_run: o.DryRun = False,
 ) -> None:
