@@ -35,10 +35,10 @@ def validate(out: Output, subspace: o.Subspace) -> None:
         "validate", {"path": subspace, "ok": not wrong, "findings": [f.as_dict() for f in findings]}
     )
     for finding in findings:
-        out.text(printable(f"{finding.severity:<8} {finding.where}: {finding.what}"))
+        out.text(f"{finding.severity:<8} {finding.where}: {finding.what}")
         if finding.remedy:
             out.text(f"         to mend it: {finding.remedy}")
-        out.essence(printable(f"{finding.severity} {finding.code} {finding.where}"))
+        out.essence(f"{finding.severity} {finding.code} {finding.where}")
     if wrong:
         out.note(plural(len(wrong), "finding"))
         raise typer.Exit(FOUND)

@@ -10,7 +10,7 @@ from vlora_tui.cli import options as o
 from vlora_tui.cli.declare import option
 from vlora_tui.cli.hub_inputs import fetch_first, require_own
 from vlora_tui.cli.output import Output
-from vlora_tui.utils.formatting import percent, plural, printable, size
+from vlora_tui.utils.formatting import percent, plural, size
 
 
 def compact(
@@ -74,7 +74,7 @@ def _compact_at(
     result = {"bytes": after.nbytes, **lost, "from_reconstructions": rebuilt, "dry_run": False}
     out.json("compact", {**data, **result})
     for name in rebuilt:
-        out.note(printable(f"{name}: its original was not found; taken from the subspace"))
+        out.note(f"{name}: its original was not found; taken from the subspace")
     out.text(
         f"{size(manifest.nbytes)} -> {size(after.nbytes)}; error {percent(after.mean_error)} on "
         f"average, {percent(lost['max_error'])} at worst"

@@ -23,7 +23,7 @@ from vlora_tui.report.comparison import (
     sameness,
     why,
 )
-from vlora_tui.utils.formatting import percent, plural, printable
+from vlora_tui.utils.formatting import percent, plural
 
 if TYPE_CHECKING:
     from vlora_tui.pipeline.inputs import Collection
@@ -91,7 +91,7 @@ def diff(
     )
     out.text()
     out.text(
-        f"{printable(first)} and {printable(second)} differ by "
+        f"{first} and {second} differ by "
         f"{percent(total['relative_difference'])} of the first's dW, "
         f"cosine {total['cosine_sim']:.4f}"
     )
@@ -154,7 +154,7 @@ def find_all(paths: list[str], out: Output, *, skip_bad: bool) -> Collection:
     fetch_first(out, *(entry.path for entry in entries))
     collection = gather_adapters(entries, skip_bad=skip_bad)
     for bad in collection.unusable:
-        out.warn(printable(f"{bad.name} is left out: {bad.error.what}"))
+        out.warn(f"{bad.name} is left out: {bad.error.what}")
     return collection
 
 
@@ -165,7 +165,7 @@ def read_all(collection: Collection, out: Output, *, skip_bad: bool) -> Compared
     with Watcher(out) as watcher:
         compared = compare(collection.adapters, skip_bad=skip_bad, progress=watcher.on_progress)
     for name, error in compared.bad.items():
-        out.warn(printable(f"{name} is left out: {error.what}"))
+        out.warn(f"{name} is left out: {error.what}")
     return compared
 
 

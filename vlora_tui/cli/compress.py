@@ -10,7 +10,7 @@ from vlora_tui.cli import options as o
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
-from vlora_tui.utils.formatting import percent, plural, printable, size, times
+from vlora_tui.utils.formatting import percent, plural, size, times
 
 
 def compress(
@@ -70,7 +70,7 @@ def show_subspace(out: Output, watcher: Watcher) -> None:
     out.text(f"{how(figures)}: {tasks}, {layers}{stored}")
     out.text(
         f"error of dW  {percent(figures['mean_error'])} on average, "
-        f"{percent(figures['max_error'])} at worst ({printable(figures['worst_task'])})"
+        f"{percent(figures['max_error'])} at worst ({figures['worst_task']})"
     )
     out.text(
         f"on disk      {size(figures['nbytes'])} of {size(figures['input_bytes'])} "
@@ -82,7 +82,7 @@ def show_subspace(out: Output, watcher: Watcher) -> None:
         out.text(f"same bytes   {'; '.join(other_text(row) for row in others.methods)}")
     elif watcher.last(events.Checked) is not None:  # adapters were read, and can be again
         out.note("what other methods would cost, at any size: vlora-tui plan ADAPTERS")
-    out.text(printable(f"written to   {written.path}"))
+    out.text(f"written to   {written.path}")
     if figures["codec_ratio"] < 1 and not figures.get("coding"):
         out.note(
             "that is more than the adapters in 16 bit: allow more error, or store in fp16 or bf16 "

@@ -93,7 +93,7 @@ def _show(out: Output) -> int:
         },
     )
     state = "" if settings.file.exists() else " (not there; `vlora-tui config edit` makes it)"
-    out.text(printable(f"{settings.file}{state}"))
+    out.text(f"{settings.file}{state}")
     out.text()
     shown = [
         (r["name"], _value(r["value"]), r["source"], s.help)
@@ -107,7 +107,7 @@ def _show(out: Output) -> int:
             [(i, keys, f"line {settings.key_line(i)}") for i, keys in settings.keys.items()],
         )
     for problem in problems:
-        out.warn(printable(problem.text(settings.file)))
+        out.warn(problem.text(settings.file))
     return FOUND if problems else 0
 
 

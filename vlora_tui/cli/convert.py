@@ -80,7 +80,7 @@ def _collection(
             entries += _tasks_of(found) or [found]
     collection = gather_adapters(entries, skip_bad=skip_bad)
     for bad in collection.unusable:
-        out.warn(printable(f"{bad.name} is left out: {bad.error.what}"))
+        out.warn(f"{bad.name} is left out: {bad.error.what}")
     return collection
 
 
@@ -111,8 +111,8 @@ def _show_plan(out: Output, conversion: Conversion, *, allow_loss: bool, force: 
         check_output(path, force=force)
     out.json("convert", {**conversion.as_dict(), "written": [], "dry_run": True})
     for path in conversion.outputs.values():
-        out.text(printable(f"Would write {path} ({conversion.to})"))
-        out.essence(printable(str(path)))
+        out.text(f"Would write {path} ({conversion.to})")
+        out.essence(str(path))
     out.note("dry run: nothing was written")
 
 
@@ -125,9 +125,7 @@ def _show_written(out: Output, conversion: Conversion, written: Sequence[Convert
     for adapter in written[:12]:
         what = printable(adapter.name) if adapter.name else "the subspace"
         out.text(
-            printable(
-                f"converted {what} to {conversion.to}: {adapter.path} ({size(adapter.nbytes)}); "
-            )
+            f"converted {what} to {conversion.to}: {adapter.path} ({size(adapter.nbytes)}); "
             + f"read again, dW differs by {adapter.error:.2g}"
         )
     if len(written) > 12:
@@ -135,4 +133,4 @@ def _show_written(out: Output, conversion: Conversion, written: Sequence[Convert
         more = plural(len(written) - 12, "more adapter")
         out.text(f"and {more}; dW differs by at most {worst:.2g}")
     for adapter in written:
-        out.essence(printable(str(adapter.path)))
+        out.essence(str(adapter.path))

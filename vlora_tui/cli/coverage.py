@@ -74,7 +74,7 @@ def coverage_rows(
         except AdapterError as error:
             if not skip_bad:
                 raise
-            out.warn(printable(f"{name} is left out: {error.what}"))
+            out.warn(f"{name} is left out: {error.what}")
             continue
         shares = {share: coverage_total(modules, share) for share in SHARES}
         energy = sum(figures["energy"] for figures in modules.values())

@@ -214,7 +214,7 @@ def _find_originals(
             + (", or leave these tasks out with --skip-bad" if found else ""),
         )
     for name, error in missing.items():
-        out.warn(printable(f"{name} is left out: {error.what}"))
+        out.warn(f"{name} is left out: {error.what}")
     return found, list(missing)
 
 

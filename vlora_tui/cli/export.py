@@ -12,7 +12,7 @@ from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
-from vlora_tui.utils.formatting import percent, plural, printable, size
+from vlora_tui.utils.formatting import percent, plural, size
 
 
 def export(
@@ -128,11 +128,11 @@ def show_exports(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
         folder = Path(rows[0]["path"]).parent
         total = size(sum(row["nbytes"] for row in rows))
         tasks = plural(len(rows), "task")
-        out.text(printable(f"exported {tasks} to {folder} ({total}), {checked} verified"))
+        out.text(f"exported {tasks} to {folder} ({total}), {checked} verified")
     else:
         for row in rows:
             proof, nbytes = _proof(row["verify_error"]), size(row["nbytes"])
-            out.text(printable(f"exported {row['task']} to {row['path']} ({nbytes}{proof})"))
+            out.text(f"exported {row['task']} to {row['path']} ({nbytes}{proof})")
     lines = starts(watcher)
     for line in lines[:12]:
         out.text(f"start it with: {line}")

@@ -10,7 +10,7 @@ from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
 from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.output import Output
-from vlora_tui.utils.formatting import plural, printable, size
+from vlora_tui.utils.formatting import plural, size
 
 if TYPE_CHECKING:
     from vlora_engine.publish.push import Upload
@@ -68,7 +68,7 @@ def push(
             cancelled=stop.is_set,
         )
         for remark in upload.remarks:
-            out.warn(printable(f"{remark.where}: {remark.what} To mend it: {remark.remedy}"))
+            out.warn(f"{remark.where}: {remark.what} To mend it: {remark.remedy}")
         data = _data(directory, upload)
         if dry_run:
             watcher.pause()
@@ -123,10 +123,10 @@ def pull(
     }
     out.json("pull", data)
     files = plural(len(found.files), "file")
-    out.text(printable(f"pulled {found.address}: {files}, {size(nbytes)}, to {output}"))
+    out.text(f"pulled {found.address}: {files}, {size(nbytes)}, to {output}")
     if found.downloaded < nbytes:
         out.text(f"of it {size(nbytes - found.downloaded)} were in the Hub's cache already")
-    out.essence(printable(output))
+    out.essence(output)
 
 
 def _show_pull(out: Output, address: str, output: str, *, force: bool) -> None:
@@ -142,7 +142,7 @@ def _show_pull(out: Output, address: str, output: str, *, force: bool) -> None:
     data = {"address": pinned, "path": output, "files": files, "bytes": nbytes, "dry_run": True}
     out.json("pull", data)
     count = plural(len(files), "file")
-    out.text(printable(f"Would pull {pinned}: {count}, {size(nbytes)}, to {output}"))
+    out.text(f"Would pull {pinned}: {count}, {size(nbytes)}, to {output}")
     out.note("dry run: nothing was downloaded")
 
 

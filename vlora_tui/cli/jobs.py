@@ -23,7 +23,7 @@ from vlora_tui.jobs.store import Job, JobStore, is_spectra
 from vlora_tui.jobs.watch import JobView, State, follow, look
 from vlora_tui.pipeline import events
 from vlora_tui.recipe.reader import load_recipe
-from vlora_tui.utils.formatting import how_much, plural, printable, size
+from vlora_tui.utils.formatting import how_much, plural, size
 
 JobId = Annotated[str, argument("Its id, the beginning or end of it, or: last.", metavar="JOB")]
 StateDir = Annotated[Path | None, option("--state-dir", "Where jobs are kept.", metavar="DIR")]
@@ -60,7 +60,7 @@ def list_jobs(out: Output, state_dir: StateDir = None) -> None:
     views = [look(job) for job in store.jobs()]
     out.json("jobs", {"state_dir": str(store.state_dir), "jobs": [job_data(v) for v in views]})
     if not views:
-        out.note(f"no jobs in {printable(str(store.state_dir))}")
+        out.note(f"no jobs in {store.state_dir}")
         return
     out.table(
         ("job", "state", "what", "progress", "started"),
@@ -85,7 +85,7 @@ def show(out: Output, job: JobId, state_dir: StateDir = None) -> None:
     view = look(JobStore.open(state_dir, write=False).find(job))
     out.json("job", job_data(view, whole=True))
     for line in job_lines(view):
-        out.text(printable(line))
+        out.text(line)
     out.essence(view.state)
 
 
@@ -135,7 +135,7 @@ def follow_job(out: Output, job: JobId, state_dir: StateDir = None) -> None:
         raise typer.Exit(INTERRUPTED) from None
     out.json("job", job_data(view, whole=True))
     for line in _ending(view):
-        out.text(printable(line))
+        out.text(line)
     out.essence(view.state)
     raise typer.Exit(exit_code(view))
 
@@ -163,7 +163,7 @@ def cancel(
     if not view.state.is_over:
         out.text(f"{found.id} was asked to stop")
     elif isinstance(view.end, events.Cancelled):
-        out.text(printable(f"{found.id} {view.state}: {view.end.text}"))
+        out.text(f"{found.id} {view.state}: {view.end.text}")
     else:
         out.text(f"{found.id} had {view.state} before it could stop")
     if view.state.is_over and found.kept_layers():

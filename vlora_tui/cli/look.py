@@ -14,7 +14,7 @@ from vlora_tui.cli import options as o
 from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.hub_inputs import headers_of
 from vlora_tui.cli.output import Output
-from vlora_tui.utils.formatting import percent, plural, printable, size, times
+from vlora_tui.utils.formatting import percent, plural, size, times
 
 if TYPE_CHECKING:
     from vlora_engine.catalog.scanner import AdapterInfo, Catalog
@@ -50,7 +50,7 @@ def inspect(
     out.json("inspect", {**catalog.as_dict(), "tasks": [info.as_dict() for info in tasks]})
     show_catalog(out, catalog, tasks)
     for info in (*catalog.usable, *tasks):
-        out.essence(printable(info.name))
+        out.essence(info.name)
 
 
 def _tasks_inside(catalog: Catalog) -> list[AdapterInfo]:
@@ -119,7 +119,7 @@ def info(out: Output, subspace: o.Subspace) -> None:
         out.json("info", info_data(manifest))
         show_manifest(out, manifest)
     for task in manifest.tasks:
-        out.essence(printable(task))
+        out.essence(task)
 
 
 def info_data(manifest: Manifest) -> dict[str, Any]:
@@ -142,10 +142,10 @@ def show_manifest(out: Output, manifest: Manifest) -> None:
     from vlora_engine.manifest.readme import stored_in
     from vlora_tui.pipeline.forecast import how, manifest_figures
 
-    out.text(printable(f"subspace   {address_text(str(manifest.path))}"))
+    out.text(f"subspace   {address_text(str(manifest.path))}")
     stored = f"stored {'' if manifest.coding else 'in '}{stored_in(manifest)}"
     out.text(f"method     {how(manifest_figures(manifest))}, {stored}")
-    out.text(printable(f"base       {manifest.base_model or 'not named'}"))
+    out.text(f"base       {manifest.base_model or 'not named'}")
     out.text(
         f"holds      {plural(len(manifest.tasks), 'task')}, {plural(len(manifest.layers), 'layer')}"
     )
@@ -156,7 +156,7 @@ def show_manifest(out: Output, manifest: Manifest) -> None:
         out.text(f"on disk    {size(manifest.nbytes)}; {codec}")
         out.text(f"error      not known: {manifest.peer} does not keep what its tasks lost")
         for finding in manifest.findings:
-            out.text(printable(f"{finding.severity:<10} {finding.what}"))
+            out.text(f"{finding.severity:<10} {finding.what}")
     else:
         out.text(
             f"on disk    {size(manifest.nbytes)} of {size(manifest.input_bytes)} "

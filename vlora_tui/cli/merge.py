@@ -11,7 +11,7 @@ from vlora_tui.cli.merge_flags import Merging
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
-from vlora_tui.utils.formatting import percent, plural, printable, size
+from vlora_tui.utils.formatting import percent, plural, size
 
 if TYPE_CHECKING:
     from vlora_tui.recipe.model import Recipe
@@ -139,15 +139,13 @@ def show_merges(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
         if event.report["rest_left_out"]:
             left = plural(len(event.report["rest_left_out"]), "tensor")
             out.text(
-                printable(
-                    f"left out, as the adapters differ in them: {left}, such as "
-                    f"{event.report['rest_left_out'][0]}"
-                )
+                f"left out, as the adapters differ in them: {left}, such as "
+                f"{event.report['rest_left_out'][0]}"
             )
         _show_retention(out, event)
         error = verified.get(event.path)
         read_back = "" if error is None else ", read back and the same"
-        out.text(printable(f"written to {event.path} ({size(event.nbytes)}{read_back})"))
+        out.text(f"written to {event.path} ({size(event.nbytes)}{read_back})")
         proof = {"nbytes": event.nbytes, "verified": error is not None, "verify_error": error}
         rows.append(_row(event) | proof)
     return rows
@@ -160,10 +158,8 @@ def _say_merge(out: Output, event: events.MergeComputed, verb: str) -> None:
         weights += f"; others in {plural(report['varied'], 'module')}"
     values = "".join(f", {name} {_value(v)}" for name, v in report["parameters"].items())
     out.text(
-        printable(
-            f"{verb} {', '.join(event.adapters)} by {event.method} (weights {weights}{values}): "
-            f"rank {event.rank}, {plural(event.modules, 'module')}"
-        )
+        f"{verb} {', '.join(event.adapters)} by {event.method} (weights {weights}{values}): "
+        f"rank {event.rank}, {plural(event.modules, 'module')}"
     )
     if report["cut_error"] > 0:
         out.text(f"cutting the rank changed dW by {percent(report['cut_error'])}")

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli.declare import argument
 from vlora_tui.cli.output import Output
-from vlora_tui.utils.formatting import percent, plural, printable
+from vlora_tui.utils.formatting import percent, plural
 
 SHOWN = 16  # singular values that are printed
 BAR = 30  # columns of the longest bar
@@ -51,7 +51,7 @@ def module(
 
 def show_portrait(out: Output, path: str, portrait: dict[str, Any]) -> None:
     """What one adapter does there."""
-    out.text(printable(f"{path}  {portrait['module']}"))
+    out.text(f"{path}  {portrait['module']}")
     out.text(
         f"{portrait['d_out']} x {portrait['d_in']}, {portrait['dtype']}; rank {portrait['rank']}, "
         f"of which {portrait['numerical_rank']} in use; scale {portrait['scale']:g}"

@@ -10,7 +10,7 @@ from vlora_tui.cli import options as o
 from vlora_tui.cli.declare import option
 from vlora_tui.cli.output import Output
 from vlora_tui.pipeline import events
-from vlora_tui.utils.formatting import percent, plural, printable, size, times
+from vlora_tui.utils.formatting import percent, plural, size, times
 
 if TYPE_CHECKING:
     from vlora_engine.compression_target import CompressionTarget
@@ -123,7 +123,7 @@ def show_plan(out: Output, data: dict[str, Any]) -> None:
         ]
         names = ", ".join(row["tasks"][:SHOWN]) + (", ..." if len(row["tasks"]) > SHOWN else "")
         used = ", ".join(f"{kind} in {kinds.count(kind)}" for kind in sorted(set(kinds)))
-        out.text(printable(f"cluster {row['group']}: {names}: {used or 'nothing shared'}"))
+        out.text(f"cluster {row['group']}: {names}: {used or 'nothing shared'}")
     if sharing and saved > 0:
         out.text(f"sharing saves {size(saved)} against coding each by itself")
     out.text()

@@ -10,7 +10,7 @@ from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
-from vlora_tui.utils.formatting import percent, printable, size
+from vlora_tui.utils.formatting import percent, size
 
 MANY = 12  # adapters; more are told in a table
 
@@ -94,13 +94,11 @@ def show_resizes(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
     for item in rows if len(rows) <= MANY else []:
         before, after = _span(item["former_ranks"]), _span(item["ranks"])
         out.text(
-            printable(
-                f"resized {item['task']} from rank {before} to {after}: dW changed by "
-                f"{percent(item['error'])}{_worst(item)}"
-            )
+            f"resized {item['task']} from rank {before} to {after}: dW changed by "
+            f"{percent(item['error'])}{_worst(item)}"
         )
         read_back = ", read back and the same" if item["verified"] else ""
-        out.text(printable(f"written to {item['path']} ({size(item['nbytes'])}{read_back})"))
+        out.text(f"written to {item['path']} ({size(item['nbytes'])}{read_back})")
     if len(rows) > MANY:
         out.table(
             ("adapter", "rank", "was", "error of dW", "worst module", "its error", "size"),

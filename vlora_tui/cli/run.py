@@ -15,7 +15,6 @@ from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
-from vlora_tui.utils.formatting import printable
 
 
 def run(
@@ -53,7 +52,7 @@ def run(
             return
     if job is not None and headless:  # how vlora_tui.jobs starts this very process
         for path in execute_job(job, out, lock=job_lock).last(events.Finished).outputs:
-            out.text(printable(f"written to {path}"))
+            out.text(f"written to {path}")
         return
     opens = not (headless or writing.print_recipe or writing.dry_run or preview)
     if opens:

@@ -12,7 +12,7 @@ from vlora_tui.cli import options as o
 from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.hub_inputs import fetch_first, require_own
 from vlora_tui.cli.output import Output
-from vlora_tui.utils.formatting import percent, plural, printable, size
+from vlora_tui.utils.formatting import percent, plural, size
 
 if TYPE_CHECKING:
     from vlora_engine.manifest.manifest import Manifest
@@ -83,42 +83,32 @@ def _add_to(
     source = open_adapter(adapter)
     base_model = source.config.get("base_model_name_or_path")
     if base_model and manifest.base_model and _base(str(base_model)) != _base(manifest.base_model):
-        out.warn(
-            printable(
-                f"{adapter} names the base model {base_model}, the subspace {manifest.base_model}"
-            )
-        )
+        out.warn(f"{adapter} names the base model {base_model}, the subspace {manifest.base_model}")
     data = {"path": subspace, "task": name, "how": how, "tasks": len(manifest.tasks) + 1}
     if dry_run:
         out.json("add", {**data, "dry_run": True, "adapter_bytes": source.nbytes})
-        out.text(
-            printable(f"Would add {adapter} as {name!r} ({size(source.nbytes)}) to {subspace}")
-        )
+        out.text(f"Would add {adapter} as {name!r} ({size(source.nbytes)}) to {subspace}")
         return
     from vlora_engine.adapters.check import check_adapters
 
     check_adapters({name: source}).require()
     for other in _add(Path(subspace), adapter, name, how):
-        out.note(printable(f"{other}: its original was not found; taken from the subspace"))
+        out.note(f"{other}: its original was not found; taken from the subspace")
     after = read_manifest(subspace)
     record = after.task(name)
     out.json("add", {**data, "error": record.error, "bytes": after.nbytes, "dry_run": False})
     out.text(
-        printable(f"added {name!r}: error {percent(record.error)} of dW; ")
+        f"added {name!r}: error {percent(record.error)} of dW; "
         + f"{plural(len(after.tasks), 'task')}, {size(after.nbytes)}"
     )
     grown = error_grown_most(manifest, after)
     if grown is not None:
         other, before, now = grown
-        out.text(
-            printable(f"of the others {other!r} lost most: {percent(before)} -> {percent(now)}")
-        )
+        out.text(f"of the others {other!r} lost most: {percent(before)} -> {percent(now)}")
     if record.error > LOST:
         remedy = "leave --project out" if how == "project" else "compress again with a larger k"
-        out.warn(
-            printable(f"most of what {name!r} does is not in this basis; to mend it: {remedy}")
-        )
-    out.essence(printable(name))
+        out.warn(f"most of what {name!r} does is not in this basis; to mend it: {remedy}")
+    out.essence(name)
 
 
 def remove(
@@ -158,9 +148,9 @@ def _remove_from(subspace: str, tasks: list[str], out: Output, *, dry_run: bool)
         {"path": subspace, "removed": names, "tasks": left, "bytes": nbytes, "dry_run": dry_run},
     )
     action = "Would remove" if dry_run else "removed"
-    out.text(printable(f"{action} {', '.join(names)}; {plural(left, 'task')} left"))
+    out.text(f"{action} {', '.join(names)}; {plural(left, 'task')} left")
     for name in names:
-        out.essence(printable(name))
+        out.essence(name)
 
 
 def _require_ours(manifest: Manifest, command: str, *words: str) -> Manifest:

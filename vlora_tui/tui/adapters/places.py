@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,6 +23,14 @@ def place_words(address: str) -> str:
     if address.startswith(SEARCH_PLACE):
         return f"the Hub, of {clean(address.removeprefix(SEARCH_PLACE))}"
     return tilde(address)
+
+
+def current_folder() -> str:
+    """The folder that this process is in; empty where it is gone."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return ""
 
 
 def recent_folders() -> list[str]:

@@ -17,7 +17,7 @@ from vlora_engine.adapters.address import is_hub_place
 from vlora_tui.tui.adapters.body import Body
 from vlora_tui.tui.adapters.finding import AdapterFinder, DemoMade, ScanNews
 from vlora_tui.tui.adapters.open_folder import OpenFolder
-from vlora_tui.tui.adapters.places import place_words
+from vlora_tui.tui.adapters.places import current_folder, place_words
 from vlora_tui.tui.adapters.rows import Row, keep, ordered
 from vlora_tui.tui.adapters.scanner import pasted_paths
 from vlora_tui.tui.adapters.start_page import StartPage
@@ -72,7 +72,7 @@ class AdaptersView(View):
     ]
 
     def compose(self) -> ComposeResult:
-        yield StartPage(self._draft_words, id="start")
+        yield StartPage(self.host.draft_words, id="start")
         if self.host.start_paths or self.session.infos:
             yield Body(self._mark)
 
@@ -200,13 +200,13 @@ class AdaptersView(View):
     def action_open(self) -> None:
         places = self.finder.places
         folders = [place for place in places if not is_hub_place(place)]
-        start = str(Path(folders[-1]).expanduser().parent) if folders else _here()
+        start = str(Path(folders[-1]).expanduser().parent) if folders else ""
 
         def opened(place: str | None) -> None:
             if place:
                 self.look_into([place])
 
-        self.app.push_screen(OpenFolder(start), opened)
+        self.app.push_screen(OpenFolder(start or current_folder() or str(Path.home())), opened)
 
     @property
     def _line(self) -> Input:
@@ -474,13 +474,3 @@ class AdaptersView(View):
         if len(groups) > 1:
             return f"{words}, {len(groups)} groups: one recipe for each. Enter: choose k"
         return f"{words}. Enter: choose k"
-
-    def _draft_words(self) -> str | None:
-        return self.host.draft_words()
-
-
-def _here() -> str:
-    try:
-        return str(Path.cwd())
-    except OSError:
-        return str(Path.home())

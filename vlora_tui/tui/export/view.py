@@ -343,11 +343,11 @@ class ExportView(PaneView):
 
     def action_turn(self) -> None:
         """Between exporting, merging and resizing."""
-        self.editor.turn()
+        self.editor.turn_value("doing", 1)
 
     def action_verify(self) -> None:
         """Read back, or not."""
-        self.editor.verify()
+        self.editor.turn_value("verify", 1)
 
     def action_dtype(self) -> None:
         """The next dtype."""

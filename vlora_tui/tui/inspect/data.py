@@ -222,11 +222,6 @@ def analyze_command(paths: Sequence[str], threshold: float) -> str:
     return shlex.join(["vlora-tui", "analyze", *paths, "--threshold", f"{threshold:g}"])
 
 
-def coverage_arguments(subspace: Path, ref: str) -> list[str]:
-    """The command that tells how much of an adapter the bases of a subspace hold."""
-    return ["coverage", str(subspace), ref]
-
-
 @dataclass(frozen=True)
 class Coverage:
     """What ``vlora-tui coverage`` says of one adapter: shares of ``||dW||^2``, in all and per side.
@@ -268,11 +263,6 @@ def _row(value: JsonValue, names: Sequence[str]) -> list[float]:
     """One row of a matrix; what was not measured is null."""
     row = value.object()
     return [math.nan if row[name].is_null else row[name].number() for name in names]
-
-
-def interference_arguments(paths: Sequence[str]) -> list[str]:
-    """The command that measures how adapters would get into each other's way."""
-    return ["interference", *paths]
 
 
 @dataclass(frozen=True)

@@ -168,11 +168,6 @@ def refs_for_target(session: Session, *, tasks: bool) -> list[str]:
     return paths_for_doctor(session, tasks=False)
 
 
-def doctor_arguments(paths: Sequence[str]) -> list[str]:
-    """The command that reads every tensor and says what is wrong."""
-    return ["doctor", *paths, "--fail-on", "never"]
-
-
 def doctor_findings(answer: Mapping[str, Any]) -> list[Remark]:
     """From the JSON of ``vlora-tui doctor``."""
     report = read_answer(answer)

@@ -128,7 +128,7 @@ class FindingsPane(AskingPane):
     @property
     def _doctor(self) -> Arguments:
         places = inspect_finding_rows.paths_for_doctor(self.session, tasks=self._on_tasks)
-        return tuple(inspect_finding_rows.doctor_arguments(places))
+        return ("doctor", *places, "--fail-on", "never")
 
     @property
     def _key(self) -> Judged:

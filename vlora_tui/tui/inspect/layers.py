@@ -256,7 +256,7 @@ class LayersPane(AskingPane):
         subject, manifest = self._subject, self.session.manifest
         if subject is None or subject.kind != "adapter" or not subject.ref or manifest is None:
             return None
-        return tuple(inspect_data.coverage_arguments(manifest.path, subject.ref))
+        return ("coverage", str(manifest.path), subject.ref)
 
     @property
     def _coverage(self) -> Coverage | None:

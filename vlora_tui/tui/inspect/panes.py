@@ -48,36 +48,12 @@ class InspectPanes:
         self._view = view
         self._state = state
         self._session = state.session
-
-    @property
-    def alike(self) -> AlikePane:
-        """Who is alike."""
-        return self._view.query_one(AlikePane)
-
-    @property
-    def layers(self) -> LayersPane:
-        """Where in the layers it lies."""
-        return self._view.query_one(LayersPane)
-
-    @property
-    def groups(self) -> GroupsPane:
-        """Who belongs together."""
-        return self._view.query_one(GroupsPane)
-
-    @property
-    def outliers(self) -> OutliersPane:
-        """Who stands apart."""
-        return self._view.query_one(OutliersPane)
-
-    @property
-    def tasks(self) -> TasksPane:
-        """What the open subspace holds."""
-        return self._view.query_one(TasksPane)
-
-    @property
-    def findings(self) -> FindingsPane:
-        """What was found wrong."""
-        return self._view.query_one(FindingsPane)
+        self.alike = view.query_one(AlikePane)
+        self.layers = view.query_one(LayersPane)
+        self.groups = view.query_one(GroupsPane)
+        self.outliers = view.query_one(OutliersPane)
+        self.tasks = view.query_one(TasksPane)
+        self.findings = view.query_one(FindingsPane)
 
     def tabs(self) -> list[Tab]:
         """The panes that there are now, in the order of Tab."""

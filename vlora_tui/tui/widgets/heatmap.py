@@ -347,14 +347,10 @@ class Heatmap(Widget, can_focus=True):
                 style = self.get_component_rich_style("heatmap--unknown")
             else:
                 dark = self.app.current_theme.dark
-                heat_alone = heat_style(heat, dark=dark, ansi=self._few_colours)
+                heat_alone = heat_style(heat, dark=dark, ansi=few_colours(self.app))
                 style = self.rich_style + heat_alone  # few colours have none for the least
             self._styles[key] = style
         return self._styles[key]
-
-    @property
-    def _few_colours(self) -> bool:
-        return few_colours(self.app)
 
 
 def few_colours(app: App[Any]) -> bool:

@@ -331,7 +331,7 @@ class Matrix(Widget, can_focus=True):
             text, style = self._unknown(width, cursor), self._part("quiet")
         else:
             text = self._text(value, width, cursor)
-            style = base if width <= 2 and self._few_colours else self._heat(value)
+            style = base if width <= 2 and few_colours(self.app) else self._heat(value)
             if width > 2 and not any(c.isdigit() for c in text):
                 style = self._part("quiet")  # nothing, to the digits that there is room for
         if cursor and self.has_focus:
@@ -353,7 +353,7 @@ class Matrix(Widget, can_focus=True):
 
     def _text(self, value: float, width: int, cursor: bool) -> str:
         if width <= 2:
-            if not self._few_colours:
+            if not few_colours(self.app):
                 return " " * width
             shades = ASCII_SHADES if self.ascii_only else SHADES
             return shades[round(max(0.0, value) * (len(shades) - 1))] * width
@@ -377,7 +377,7 @@ class Matrix(Widget, can_focus=True):
         key = ("heat", round(value * 50))
         if key not in self._styles:
             dark = self.app.current_theme.dark
-            heat = heat_style(value, dark=dark, ansi=self._few_colours)
+            heat = heat_style(value, dark=dark, ansi=few_colours(self.app))
             self._styles[key] = self.rich_style + heat  # few colours have none for the least
         return self._styles[key]
 
@@ -385,10 +385,6 @@ class Matrix(Widget, can_focus=True):
         if (name, 0) not in self._styles:
             self._styles[name, 0] = self.get_component_rich_style(f"matrix--{name}")
         return self._styles[name, 0]
-
-    @property
-    def _few_colours(self) -> bool:
-        return few_colours(self.app)
 
 
 def _fit(text: str, width: int, ascii_only: bool) -> str:
