@@ -23,7 +23,7 @@ from vlora_tui.report.comparison import (
     sameness,
     why,
 )
-from vlora_tui.utils.formatting import percent, plural
+from vlora_tui.utils.formatting import listed, percent, plural
 
 if TYPE_CHECKING:
     from vlora_tui.pipeline.inputs import Collection
@@ -208,7 +208,7 @@ def _show_similarity(out: Output, names: list[str], values: list[list[float]]) -
 def _show_clusters(out: Output, data: dict[str, Any]) -> None:
     threshold, clusters = data["threshold"], data["clusters"]
     for number, cluster in enumerate((c for c in clusters if len(c) > 1), start=1):
-        members = _listed(cluster)
+        members = listed(cluster)
         out.text(f"cluster {number} (cosine of {threshold:g} and above): {members}")
     alone = sum(len(cluster) == 1 for cluster in clusters)
     redundant = data["redundant_count"]
@@ -217,21 +217,16 @@ def _show_clusters(out: Output, data: dict[str, Any]) -> None:
 
 def _show_remarkable(out: Output, data: dict[str, Any]) -> None:
     for row in data["duplicates"]:
-        out.text(f"duplicates: {_listed(row['names'])} ({sameness(row)})")
+        out.text(f"duplicates: {listed(row['names'])} ({sameness(row)})")
     for row in data["runs"]:
         kind = "checkpoints of one run" if row["kind"] == "run" else "of one beginning"
-        out.text(f"{kind}: {_listed(row['names'])} ({row['how']})")
+        out.text(f"{kind}: {listed(row['names'])} ({row['how']})")
     for row in data["outliers"]:
         reasons = row["reasons"][:REASONS]
         more = len(row["reasons"]) - len(reasons)
         also = f"; and in {more} more ways" if more else ""
-        listed = "; ".join(why(reason) for reason in reasons)
-        out.text(f"outlier (score {row['z_score']:.1f}): {row['name']}: {listed}{also}")
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - WIDE} more" if len(names) > WIDE else ""
-    return ", ".join(names[:WIDE]) + more
+        whys = "; ".join(why(reason) for reason in reasons)
+        out.text(f"outlier (score {row['z_score']:.1f}): {row['name']}: {whys}{also}")
 
 
 def _figures(row: dict[str, float]) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.hub_inputs import on_disk
 from vlora_tui.cli.output import Output
 from vlora_tui.pipeline import events
-from vlora_tui.utils.formatting import plural, printable
+from vlora_tui.utils.formatting import listed, plural
 
 if TYPE_CHECKING:
     from vlora_engine.doctor import Report
@@ -89,7 +89,7 @@ def show_report(out: Output, report: Report) -> None:
                 _show(out, same)
     sound = [adapter.name for adapter in report.examined if not adapter.findings]
     if sound:
-        out.text(f"nothing found in {plural(len(sound), 'adapter')}: {_few(sound)}")
+        out.text(f"nothing found in {plural(len(sound), 'adapter')}: {listed(sound)}")
     total = plural(len(report.examined), "adapter")
     out.note(f"{total} looked at: {_counted(report.all_findings) or 'nothing found'}")
 
@@ -145,7 +145,7 @@ def _show(out: Output, same: Sequence[tuple[str, str, Finding]]) -> None:
     names = list(dict.fromkeys(name for name, _, _ in same if name))
     where = _below(finding.where, path) if len(names) < 2 else ""
     if names or where:
-        out.text(f"         where: {_few(names)}{': ' if names and where else ''}{where}")
+        out.text(f"         where: {listed(names)}{': ' if names and where else ''}{where}")
     if finding.remedy:
         out.text(f"         to mend it: {finding.remedy}")
     if finding.fix:
@@ -164,8 +164,3 @@ def _counted(findings: Iterable[Finding]) -> str:
     severities = [finding.severity for finding in findings]
     counts = [(severity, severities.count(severity)) for severity in SEVERITIES]
     return ", ".join(plural(number, severity) for severity, number in counts if number)
-
-
-def _few(names: Sequence[str], most: int = 12) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return printable(", ".join(names[:most]) + more)

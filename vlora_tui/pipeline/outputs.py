@@ -26,6 +26,7 @@ from vlora_engine.utils.run_context import RunContext
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.inputs import Collection, read_places
 from vlora_tui.recipe.model import Export, Merge, Recipe, Resize, is_path
+from vlora_tui.utils.formatting import listed
 
 if TYPE_CHECKING:
     from vlora_engine.adapters.model import AdapterSource, LoRAWeights
@@ -130,12 +131,9 @@ def match_tasks(patterns: Sequence[str], tasks: Sequence[str]) -> list[str]:
 def unknown_task(name: str, tasks: Sequence[str]) -> NotFoundError:
     """The error for a task that is not there; it names those that are."""
     close = difflib.get_close_matches(name, tasks, n=1)
-    shown = ", ".join(list(tasks)[:12]) + (
-        f" and {len(tasks) - 12} more" if len(tasks) > 12 else ""
-    )
     return NotFoundError(
         f"There is no task {name!r}.",
-        expected=shown or "no task at all: the subspace is empty",
+        expected=listed(tasks) or "no task at all: the subspace is empty",
         remedy=f"did you mean {close[0]!r}?" if close else None,
     )
 

@@ -26,7 +26,7 @@ from vlora_tui.tui.charts.size_plot import SizeData, SizeLine, SizeMarks
 from vlora_tui.tui.choose.text import percent, plain_percent
 from vlora_tui.tui.core.session import Figures, Session
 from vlora_tui.tui.text import clean, plural
-from vlora_tui.utils.formatting import size
+from vlora_tui.utils.formatting import listed, size
 
 if TYPE_CHECKING:
     from vlora_engine.spectra.tables import Spectra
@@ -380,8 +380,7 @@ def _error(prediction: Prediction, worst: bool) -> float:
 
 
 def _names(tasks: tuple[str, ...]) -> str:
-    more = f" and {len(tasks) - NAMED} more" if len(tasks) > NAMED else ""
-    return ", ".join(clean(task) for task in tasks[:NAMED]) + more
+    return listed([clean(task) for task in tasks], NAMED)
 
 
 def _where(layers: tuple[str, ...], total: int, short: dict[str, str]) -> str:

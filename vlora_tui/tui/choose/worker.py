@@ -114,9 +114,8 @@ class BackgroundFigures:
         """Whether anything beside the present choice is not worked out."""
         unread = self.sizes is not None and self.sizes.is_unread
         curves = self._wants_curves() and self.sizes is not None and self.sizes.has_more
-        return (
-            unread or curves or any(self._session.cached_figures(c) is None for c in self.beside())
-        )
+        cached = self._session.cached_figures
+        return unread or curves or any(cached(choice) is None for choice in self.beside())
 
     def _compute(self, beside: bool = True) -> None:
         self._quiet = None

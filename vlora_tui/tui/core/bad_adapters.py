@@ -16,6 +16,7 @@ from vlora_engine.findings import Finding
 from vlora_tui.tui.core.messages import AdaptersWanted, CollectionChanged
 from vlora_tui.tui.core.session import Session, is_about
 from vlora_tui.tui.text import clean, plural
+from vlora_tui.utils.formatting import listed
 
 if TYPE_CHECKING:
     from textual.app import App
@@ -196,8 +197,7 @@ def problems(session: Session, bad: Mapping[str, Finding]) -> list[tuple[str, li
 def names_of(session: Session, paths: Iterable[str]) -> str:
     """A few names, and how many more there are."""
     names = [clean(session.infos[path].name) for path in paths if path in session.infos]
-    more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
-    return ", ".join(names[:NAMES]) + more
+    return listed(names, NAMES)
 
 
 def _problem(error: Mapping[str, Any]) -> tuple[str, list[str]]:

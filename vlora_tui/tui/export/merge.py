@@ -106,9 +106,8 @@ def default_words(parameter: MergeParameter) -> str:
     if parameter.default is None:
         words = {"seed": "drawn when it is used", "rank": "as needed", "energy": "all of it"}
         return words.get(parameter.name, "from the weights")
-    return (
-        f"{parameter.default:g}" if isinstance(parameter.default, float) else str(parameter.default)
-    )
+    default = parameter.default
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 def _text_line(settings: Settings, parameter: MergeParameter, value: str) -> Field:

@@ -62,15 +62,12 @@ class InspectPanes:
             tabs = [Tab("inspect-tasks", "Tasks", count), Tab("inspect-layers", "Layers")]
         elif self._session.spectra is not None:
             groups = len(self._state.groups) if self._state.likeness is not None else 0
+            apart = len(self._state.kin.outliers) if self._state.kin else 0
             tabs = [
                 Tab("inspect-alike", "Likeness"),
                 Tab("inspect-layers", "Layers"),
                 Tab("inspect-groups", "Groups", groups),
-                Tab(
-                    "inspect-apart",
-                    "Apart",
-                    len(self._state.kin.outliers) if self._state.kin else 0,
-                ),
+                Tab("inspect-apart", "Apart", apart),
             ]
         else:
             tabs = [Tab("inspect-alike", "Likeness")]
@@ -111,24 +108,24 @@ class InspectPanes:
 
     def draw_likeness(self) -> None:
         """The matrix, and the groups."""
-        likeness, clusters = self._state.likeness, self._state.clusters
-        order: list[int] = []
-        if likeness is not None:
-            order = (
-                likeness.by_likeness if self._state.ordered else list(range(len(likeness.names)))
-            )
-        shown = [i for i in order if likeness is not None and self._state.keeps(likeness.names[i])]
-        hidden = len(order) - len(shown)
-        words = (
-            f"{len(shown)} adapters, {'the like together' if self._state.ordered else 'as found'}"
-        )
+        likeness, ordered = self._state.likeness, self._state.ordered
+        shown: list[int] = []
+        subtitle = instead = ""
+        if likeness is None:
+            instead = self._why_no_matrix
+        else:
+            order = likeness.by_likeness if ordered else list(range(len(likeness.names)))
+            shown = [i for i in order if self._state.keeps(likeness.names[i])]
+            subtitle = f"{len(shown)} adapters, {'the like together' if ordered else 'as found'}"
+            hidden = len(order) - len(shown)
+            subtitle += f", {hidden} filtered out" if hidden else ""
         self.alike.show(
             likeness,
             shown,
-            clusters,
+            self._state.clusters,
             marked=self._session.marked,
-            subtitle=(words + (f", {hidden} filtered out" if hidden else "")) if likeness else "",
-            instead=self._why_no_matrix if likeness is None else "",
+            subtitle=subtitle,
+            instead=instead,
         )
         rows = [g for g in self._state.groups if set(g.members) & set(shown)]
         self.groups.show(likeness, rows, self._state.kin, self._state.threshold)

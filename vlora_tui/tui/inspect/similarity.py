@@ -155,10 +155,8 @@ class AlikePane(AskingPane):
         arguments = self.arguments
         if arguments is None:
             return False
-        is_answered = (
-            self.answer_to(arguments) is not None or self.problem_of(arguments) is not None
-        )
-        return is_answered or arguments == self.asking
+        known = (self.answer_to(arguments), self.problem_of(arguments))
+        return known != (None, None) or arguments == self.asking
 
     def _state(self) -> Text:
         """Whether interference is being measured, or why it is not."""
