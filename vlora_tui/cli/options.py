@@ -25,42 +25,16 @@ OutputDir = Annotated[str, option("-o", "--output", "Where to write.", metavar="
 EventsFile = Annotated[
     Path | None, option("--events", "Append what happens as JSON lines.", metavar="FILE")
 ]
-PrintRecipe = Annotated[bool, option("--print-recipe", "Print the recipe that this is, and stop.")]
 
 # ---- how to compress: the same flags in `compress`, `run` and `demo`
 
-Method = Annotated[
-    str | None,
-    option("--method", "auto, own, delta, columns or flat; auto where no k and no basis is named."),
-]
-K = Annotated[
-    str | None, option("-k", "--num-components", "Directions a side, or auto (see --variance).")
-]
-KA = Annotated[int | None, option("--k-a", "Directions of the input side alone.")]
-KB = Annotated[int | None, option("--k-b", "Directions of the output side alone.")]
-Variance = Annotated[
-    float | None, option("--variance", "--variance-threshold", "The share of dW's energy to keep.")
-]
-Adaptive = Annotated[bool, option("--adaptive-k", "With a variance: every layer its own k.")]
 MaxError = Annotated[float | None, option("--max-error", "The error that no task may exceed.")]
 MeanError = Annotated[
     float | None, option("--mean-error", "The error that tasks may have on average.")
 ]
 Budget = Annotated[str | None, option("--budget", "Bytes on disk, such as 40MB.", metavar="SIZE")]
-Layers = Annotated[
-    list[str] | None, option("--layers", "k for some layers; may be repeated.", metavar="PATTERN=K")
-]
 Names = Annotated[list[str] | None, option("--names", "Task names, in the adapters' order.")]
-Dtype = Annotated[str, option("--dtype", "auto, fp32, fp16 or bf16 on disk.")]
-Refine = Annotated[int, option("--refine", "Sweeps that refine delta's bases.")]
-Quantize = Annotated[
-    str | None, option("--quantize", "none, int8, int4 or nf4: pack what is stored.")
-]
 SpectraAt = Annotated[str | None, option("--spectra", "Spectra to choose on.", metavar="DIR")]
-LayerByLayer = Annotated[
-    bool, option("--layer-by-layer", "Accepted: the build is always layer by layer.")
-]
-ChunkSize = Annotated[int | None, option("--chunk-size", "Accepted: memory is always bounded.")]
 
 WITHOUT_EFFECT = ("layer_by_layer", "chunk_size")
 
@@ -69,25 +43,46 @@ WITHOUT_EFFECT = ("layer_by_layer", "chunk_size")
 class Compressing(Bundle):
     """How to compress."""
 
-    k: K = None
-    k_a: KA = None
-    k_b: KB = None
-    variance: Variance = None
-    adaptive: Adaptive = False
+    k: Annotated[
+        str | None, option("-k", "--num-components", "Directions a side, or auto (see --variance).")
+    ] = None
+    k_a: Annotated[int | None, option("--k-a", "Directions of the input side alone.")] = None
+    k_b: Annotated[int | None, option("--k-b", "Directions of the output side alone.")] = None
+    variance: Annotated[
+        float | None,
+        option("--variance", "--variance-threshold", "The share of dW's energy to keep."),
+    ] = None
+    adaptive: Annotated[bool, option("--adaptive-k", "With a variance: every layer its own k.")] = (
+        False
+    )
     max_error: MaxError = None
     mean_error: MeanError = None
     budget: Budget = None
-    method: Method = None
-    layers: Layers = None
+    method: Annotated[
+        str | None,
+        option(
+            "--method", "auto, own, delta, columns or flat; auto where no k and no basis is named."
+        ),
+    ] = None
+    layers: Annotated[
+        list[str] | None,
+        option("--layers", "k for some layers; may be repeated.", metavar="PATTERN=K"),
+    ] = None
     names: Names = None
-    dtype: Dtype = "auto"
-    quantize: Quantize = None
-    refine: Refine = 0
+    dtype: Annotated[str, option("--dtype", "auto, fp32, fp16 or bf16 on disk.")] = "auto"
+    quantize: Annotated[
+        str | None, option("--quantize", "none, int8, int4 or nf4: pack what is stored.")
+    ] = None
+    refine: Annotated[int, option("--refine", "Sweeps that refine delta's bases.")] = 0
     spectra: SpectraAt = None
     device: Device = "auto"
     skip_bad: SkipBad = False
-    layer_by_layer: LayerByLayer = False
-    chunk_size: ChunkSize = None
+    layer_by_layer: Annotated[
+        bool, option("--layer-by-layer", "Accepted: the build is always layer by layer.")
+    ] = False
+    chunk_size: Annotated[
+        int | None, option("--chunk-size", "Accepted: memory is always bounded.")
+    ] = None
 
     def flags(self) -> dict[str, Any]:
         """What `compress_recipe` takes: all that have an effect."""
@@ -100,5 +95,7 @@ class Writing(Bundle):
 
     force: Force = False
     dry_run: DryRun = False
-    print_recipe: PrintRecipe = False
+    print_recipe: Annotated[
+        bool, option("--print-recipe", "Print the recipe that this is, and stop.")
+    ] = False
     events_file: EventsFile = None

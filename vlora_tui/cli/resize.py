@@ -82,15 +82,8 @@ def show_resizes(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
     rows = []
     for event in watcher.all(events.Resized):
         proof = {"verified": event.path in verified, "verify_error": verified.get(event.path)}
-        rows.append(
-            {
-                "task": event.task,
-                "path": event.path,
-                "nbytes": event.nbytes,
-                **event.report,
-                **proof,
-            }
-        )
+        written = {"task": event.task, "path": event.path, "nbytes": event.nbytes}
+        rows.append(written | event.report | proof)
     for item in rows if len(rows) <= MANY else []:
         before, after = _span(item["former_ranks"]), _span(item["ranks"])
         out.text(

@@ -27,29 +27,15 @@ def expect(target: CompressionTarget, spectra: Spectra) -> Chosen | None:
     Raises:
         VLoRAError: It cannot be met.
     """
-    if target.is_coded:
-        outlook = spectra.outlook()
-        return None if outlook is None else _expect_coded(outlook, target)
-    prediction = (choice := choose(spectra, target)).prediction
-    return Chosen(
-        target.method,
-        k_text(choice.k),
-        prediction.mean_error,
-        prediction.max_error,
-        prediction.nbytes,
-    )
-
-
-def _expect_coded(outlook: Outlook, target: CompressionTarget) -> Chosen:
-    forecast: Forecast = outlook.solve(target)
-    errors = forecast.errors
-    return Chosen(
-        target.method,
-        "",
-        float(errors.mean()),
-        float(errors.max(initial=0)),
-        int(outlook.nbytes(forecast)),
-    )
+    k = ""
+    if not target.is_coded:
+        choice = choose(spectra, target)
+        k, cost = k_text(choice.k), choice.prediction
+    elif (outlook := spectra.outlook()) is not None:
+        cost = prediction_of(outlook, outlook.solve(target))
+    else:
+        return None
+    return Chosen(target.method, k, cost.mean_error, cost.max_error, cost.nbytes)
 
 
 def manifest_figures(manifest: Manifest) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from vlora_engine.spectra.sizes import factor_bytes_16, input_bytes, rest_bytes
 from vlora_engine.utils.ranking import ranked
 from vlora_tui.pipeline.forecast import Coded, Loss, losses_of_choice
 from vlora_tui.tui.charts.size_plot import SizeData, SizeLine, SizeMarks
-from vlora_tui.tui.choose.text import percent, plain_percent
+from vlora_tui.tui.choose.text import percent, target_words
 from vlora_tui.tui.core.session import Figures, Session
 from vlora_tui.tui.text import clean, plural
 from vlora_tui.utils.formatting import listed, size
@@ -331,18 +331,6 @@ def methods_text(methods: Sequence[Figures | None]) -> Text:
         )
     )
     return text.append("\n")
-
-
-def target_words(choosing: CompressionTarget) -> str:
-    """What is aimed at, in two words."""
-    name, value = choosing.goal
-    return {
-        "k": f"k {value:.0f}",
-        "variance": f"variance {plain_percent(value)}",
-        "max_error": f"worst {plain_percent(value)}",
-        "mean_error": f"mean {plain_percent(value)}",
-        "budget": f"at most {size(value)}",
-    }[name]
 
 
 def loss_cells(loss: Loss, short: dict[str, str], *, exact: bool) -> list[tuple[str, str]]:
