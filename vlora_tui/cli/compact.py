@@ -67,7 +67,10 @@ def _compact_at(
         out.json("compact", {**data, "dry_run": True})
         out.text(f"Would plan {plural(len(manifest.tasks), 'task')} anew and write {target}")
         return
-    rebuilt = _compact(Path(subspace), target, device, force=force or output is None)
+    from vlora_engine.shared_subspace import SharedSubspace
+
+    new, rebuilt = SharedSubspace.load(Path(subspace)).compact(device=device)
+    new.save(target, force=force or output is None)
     after = read_manifest(target)
     worst = after.worst
     lost = {"mean_error": after.mean_error, "max_error": worst.error if worst else 0.0}
@@ -80,11 +83,3 @@ def _compact_at(
         f"average, {percent(lost['max_error'])} at worst"
     )
     out.essence(str(target))
-
-
-def _compact(subspace: Path, target: Path, device: str, *, force: bool) -> list[str]:
-    from vlora_engine.shared_subspace import SharedSubspace
-
-    new, rebuilt = SharedSubspace.load(subspace).compact(device=device)
-    new.save(target, force=force)
-    return rebuilt

@@ -59,15 +59,16 @@ def diff(
 ) -> None:
     """Compare two adapters or tasks, module by module and as a whole."""
     from vlora_engine.analysis.compare import adapter_diff, diff_total
+    from vlora_engine.catalog.open import open_adapter
 
     sheet = CsvFile(csv, out, force=force)
     if fail_above is not None and not fail_above >= 0:
         raise ParameterError("--fail-above is a share, 0 or more.", found=str(fail_above))
     first, second = fetch_first(out, *two_adapters(places))
-    modules = adapter_diff(open_side(first), open_side(second), space="delta")
+    modules = adapter_diff(open_adapter(first), open_adapter(second), space="delta")
     total = diff_total(modules)
     if space == "factors":
-        modules = adapter_diff(open_side(first), open_side(second), space="factors")
+        modules = adapter_diff(open_adapter(first), open_adapter(second), space="factors")
     exceeds = fail_above is not None and not total["relative_difference"] <= fail_above
     out.json(
         "diff",
@@ -181,13 +182,6 @@ def two_adapters(paths: list[str]) -> tuple[str, str]:
             found=plural(len(paths), "place"),
         )
     return paths[0], paths[1]
-
-
-def open_side(path: str) -> Any:
-    """One adapter, or a task of a subspace."""
-    from vlora_engine.catalog.open import open_adapter
-
-    return open_adapter(path)
 
 
 def _show_similarity(out: Output, names: list[str], values: list[list[float]]) -> None:

@@ -14,7 +14,6 @@ from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.hub_inputs import on_disk
 from vlora_tui.cli.output import Output
-from vlora_tui.pipeline import events
 from vlora_tui.utils.formatting import listed, plural
 
 if TYPE_CHECKING:
@@ -125,16 +124,13 @@ def _examine(
         check_target(target)
     facts = None if base is None else read_base(base)
     fetched = on_disk(out, *expand(paths))
-    watcher = Watcher(out)
-    with watcher, stop_on_signals(out) as stop:
+    with Watcher(out) as watcher, stop_on_signals(out) as stop:
         return diagnose(
             fetched,
             target=target,
             base=facts,
             read_tensors=not headers,
-            progress=lambda step: watcher(
-                events.Progress(step.stage, step.done, step.total, step.detail)
-            ),
+            progress=watcher.on_progress,
             cancelled=stop.is_set,
         )
 

@@ -187,8 +187,7 @@ def _chosen(subspace: str, patterns: list[str] | None) -> tuple[Manifest, list[s
     manifest = read_manifest(subspace)
     if not manifest.tasks:
         raise ParameterError("The subspace has no task to evaluate.", where=subspace)
-    tasks = list(manifest.tasks)
-    return manifest, match_tasks(patterns, tasks) if patterns else tasks
+    return manifest, match_tasks(patterns or (), list(manifest.tasks))
 
 
 def _find_originals(

@@ -155,8 +155,7 @@ def _chosen(directory: str, patterns: list[str] | None) -> list[str]:
     from vlora_engine.catalog.read import read_manifest
     from vlora_tui.pipeline.outputs import match_tasks
 
-    tasks = list(read_manifest(directory).tasks)
-    return match_tasks(patterns, tasks) if patterns else tasks
+    return match_tasks(patterns or (), list(read_manifest(directory).tasks))
 
 
 def _data(directory: str, upload: Upload) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def module(
 ) -> None:
     """Look closely at one module: the singular values of its dW; what two adapters share there."""
     from vlora_engine.analysis.module_view import module_comparison, module_portrait
-    from vlora_tui.cli.compare import open_side
+    from vlora_engine.catalog.open import open_adapter
 
     *paths, name = words
     if len(paths) not in (1, 2):
@@ -33,7 +33,7 @@ def module(
             expected="A MODULE, or A B MODULE",
             found=plural(len(words), "word"),
         )
-    opened = [open_side(path) for path in paths]
+    opened = [open_adapter(path) for path in paths]
     if len(opened) == 1:
         portrait = module_portrait(opened[0], name)
         out.json("module", {"places": paths, **portrait})

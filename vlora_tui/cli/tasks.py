@@ -75,14 +75,15 @@ def _add_to(
     subspace: str, adapter: str, task_id: str | None, how: str, out: Output, *, dry_run: bool
 ) -> None:
     """Add it and tell what it came to; the index is as it was when it is read here."""
+    from vlora_engine.adapters.base_models import normalise_base_model
     from vlora_engine.catalog.open import open_adapter
     from vlora_engine.catalog.read import read_manifest
 
     manifest = read_manifest(subspace)
     name = _new_name(manifest, adapter, task_id)
     source = open_adapter(adapter)
-    base_model = source.config.get("base_model_name_or_path")
-    if base_model and manifest.base_model and _base(str(base_model)) != _base(manifest.base_model):
+    base_model, own = source.config.get("base_model_name_or_path"), manifest.base_model
+    if base_model and own and normalise_base_model(str(base_model)) != normalise_base_model(own):
         out.warn(f"{adapter} names the base model {base_model}, the subspace {manifest.base_model}")
     data = {"path": subspace, "task": name, "how": how, "tasks": len(manifest.tasks) + 1}
     if dry_run:
@@ -140,7 +141,12 @@ def _remove_from(subspace: str, tasks: list[str], out: Output, *, dry_run: bool)
             "That would leave no task.", where=subspace, remedy="delete the directory instead"
         )
     if not dry_run:
-        _remove(Path(subspace), names)
+        from vlora_engine.shared_subspace import SharedSubspace
+
+        opened = SharedSubspace.load(Path(subspace))
+        for name in names:
+            opened.remove_task(name)
+        opened.save(Path(subspace), force=True)
     left = len(manifest.tasks) - len(names)
     nbytes = read_manifest(subspace).nbytes
     out.json(
@@ -153,14 +159,14 @@ def _remove_from(subspace: str, tasks: list[str], out: Output, *, dry_run: bool)
         out.essence(name)
 
 
-def _require_ours(manifest: Manifest, command: str, *words: str) -> Manifest:
-    """``manifest`` if it is ours: what another program owns is not changed under its hands.
+def _require_ours(manifest: Manifest, command: str, *words: str) -> None:
+    """Refuse a subspace that is not ours: it is not changed under another program's hands.
 
     Raises:
         SubspaceError: It is a peer's; the remedy is the two commands that lead on.
     """
     if not manifest.peer:
-        return manifest
+        return
     path = manifest.path
     ours = f"{path}-{PROGRAM}"
     convert = shlex.join([PROGRAM, "convert", str(path), "--to", "subspace", "-o", ours])
@@ -185,12 +191,6 @@ def error_grown_most(before: Manifest, after: Manifest) -> tuple[str, float, flo
     return (name, before.tasks[name].error, after.tasks[name].error) if most > 1e-4 else None
 
 
-def _base(name: str) -> str | None:
-    from vlora_engine.adapters.base_models import normalise_base_model
-
-    return normalise_base_model(name)
-
-
 def _add(subspace: Path, adapter: str, name: str, how: str) -> list[str]:
     """Add it; the tasks that were taken from their reconstructions."""
     from vlora_engine.catalog.open import load_adapter
@@ -208,12 +208,3 @@ def _add(subspace: Path, adapter: str, name: str, how: str) -> list[str]:
         raise (error.errors[0] if len(error.errors) == 1 else error) from None
     opened.save(subspace, force=True)
     return inexact
-
-
-def _remove(subspace: Path, names: list[str]) -> None:
-    from vlora_engine.shared_subspace import SharedSubspace
-
-    opened = SharedSubspace.load(subspace)
-    for name in names:
-        opened.remove_task(name)
-    opened.save(subspace, force=True)

@@ -99,7 +99,7 @@ def facts_of_export(
 
 def export_paths(export: Export | Resize, tasks: Sequence[str]) -> dict[str, Path]:
     """Where each exported or resized task goes."""
-    chosen = match_tasks(export.tasks, tasks) if export.tasks else list(tasks)
+    chosen = match_tasks(export.tasks, tasks)
     if "{task}" not in export.path:
         if len(chosen) > 1:
             raise ParameterError(
@@ -113,14 +113,16 @@ def export_paths(export: Export | Resize, tasks: Sequence[str]) -> dict[str, Pat
 
 
 def match_tasks(patterns: Sequence[str], tasks: Sequence[str]) -> list[str]:
-    """The tasks that the patterns name, in the order of ``tasks``; an exact name goes first.
+    """The tasks that the patterns name, in the order of ``tasks``; all where there is no pattern.
 
     Raises:
         NotFoundError: A pattern matches none.
     """
+    if not patterns:
+        return list(tasks)
     chosen: set[str] = set()
     for pattern in patterns:
-        exact = [task for task in tasks if task == pattern]
+        exact = [task for task in tasks if task == pattern]  # it goes before what it matches
         matches = exact or [task for task in tasks if fnmatch.fnmatchcase(task, pattern)]
         if not matches:
             raise unknown_task(pattern, tasks)
