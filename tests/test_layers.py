@@ -141,6 +141,7 @@ LAZY = {
     "vlora_tui.jobs.drafts": "tomli_w",
     "vlora_tui.jobs.runner": "numpy",
     "vlora_tui.pipeline.disk_space": "numpy",
+    "vlora_tui.pipeline.inputs": "numpy",
     "vlora_tui.pipeline.outputs": "numpy safetensors torch",
     "vlora_tui.pipeline.run": "torch",
     "vlora_tui.recipe.mergekit": "yaml",
@@ -149,6 +150,7 @@ LAZY = {
     "vlora_tui.report.gather": "safetensors torch",
     "vlora_tui.tui.adapters.finding": "numpy",
     "vlora_tui.tui.charts.variance_plot": "plotext",
+    "vlora_tui.utils.config": "tomllib",
 }
 
 

@@ -15,6 +15,8 @@ from typer.main import get_command
 from vlora_engine import __version__
 from vlora_tui.cli import errors
 from vlora_tui.cli.argv import prepare
+from vlora_tui.cli.bundles import unbundle
+from vlora_tui.cli.declare import option
 from vlora_tui.cli.output import Output
 
 PROGRAM = "vlora-tui"
@@ -102,7 +104,7 @@ def load_command(name: str, entry: Entry) -> Any:
     if isinstance(function, typer.Typer):  # a command with commands of its own
         return get_command(function)
     single = new_typer()
-    single.command(name)(function)
+    single.command(name)(unbundle(function))
     return get_command(single)
 
 
@@ -110,7 +112,7 @@ def run_app(argv: list[str]) -> int:
     """Parse and run; every error ends here."""
     words = prepare(argv)
     verbose = sum(word.count("v") if word != "--verbose" else 1 for word in words if word in _LOUD)
-    out = Output(json="--json" in words)
+    out = Output(as_json="--json" in words)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # names come from files, of any bytes
@@ -154,15 +156,13 @@ def new_typer(**settings: Any) -> typer.Typer:
 
 def _root(
     ctx: typer.Context,
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+    version: Annotated[bool, option("--version", "Print the version.")] = False,
     verbose: Annotated[
-        int, typer.Option("-v", "--verbose", count=True, help="What the engine logs; -vv for more.")
+        int, option("-v", "--verbose", "What the engine logs; -vv for more.", count=True)
     ] = 0,
-    ascii_only: Annotated[
-        bool, typer.Option("--ascii", help="Draw the interface with ASCII only.")
-    ] = False,
+    ascii_only: Annotated[bool, option("--ascii", "Draw the interface with ASCII only.")] = False,
     theme: Annotated[
-        str | None, typer.Option("--theme", help="Colours of the interface: textual-light, ...")
+        str | None, option("--theme", "Colours of the interface: textual-light, ...")
     ] = None,
 ) -> None:
     """A workbench for collections of LoRA adapters: inspect, compress, merge, export.

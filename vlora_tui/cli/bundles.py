@@ -6,13 +6,19 @@ import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields, is_dataclass
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, ClassVar, TypeVar, get_type_hints
 
-Command = TypeVar("Command", bound=Callable[..., None])
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class Bundle:
-    """Base of the dataclasses that `unbundle` takes apart."""
+    """Base of the dataclasses that `unbundle` takes apart.
+
+    Attributes:
+        comes_last: Its options stand behind all others in the help, wherever the parameter is.
+    """
+
+    comes_last: ClassVar[bool] = False
 
 
 def unbundle(command: Command) -> Command:
@@ -23,21 +29,24 @@ def unbundle(command: Command) -> Command:
     kinds = get_type_hints(command, include_extras=True)
     bundles: dict[str, type[Any]] = {}
     parameters: list[inspect.Parameter] = []
+    last: list[inspect.Parameter] = []
     for parameter in inspect.signature(command).parameters.values():
         kind = kinds[parameter.name]
         if isinstance(kind, type) and issubclass(kind, Bundle):
             bundles[parameter.name] = kind
-            parameters += _options(kind)
+            (last if kind.comes_last else parameters).extend(_options(kind))
         else:
             parameters.append(
                 parameter.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY)
             )
 
+    parameters += last
+
     @functools.wraps(command)
-    def call(**given: Any) -> None:
+    def call(**given: Any) -> Any:
         for name, kind in bundles.items():
             given[name] = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
-        command(**given)
+        return command(**given)
 
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {p.name: p.annotation for p in parameters}

@@ -11,6 +11,7 @@ import typer
 
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
+from vlora_tui.cli.declare import option
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.hub_inputs import fetch_first
 from vlora_tui.cli.output import Output
@@ -20,26 +21,24 @@ REPEATS = 10
 SECONDS = 2.0  # an operation is repeated no longer than this
 
 
-def validate(subspace: o.Subspace, as_json: o.AsJson = False, quiet: o.Quiet = False) -> None:
+def validate(out: Output, subspace: o.Subspace) -> None:
     """Check a subspace: checksums, index, shapes, finite figures, orthonormal bases.
 
     Exit code 3 if anything is wrong; notes are not.
     """
     from vlora_engine.doctor.subspace_check import check_subspace
 
-    out = Output(json=as_json, quiet=quiet)
     (subspace,) = fetch_first(out, subspace)
     findings = check_subspace(subspace)
     wrong = [f for f in findings if f.severity != "note"]
     out.json(
-        "validate",
-        {"path": subspace, "ok": not wrong, "findings": [f.as_dict() for f in findings]},
+        "validate", {"path": subspace, "ok": not wrong, "findings": [f.as_dict() for f in findings]}
     )
     for finding in findings:
-        out.text(printable(f"{finding.severity:<8} {finding.where}: {finding.what}"))
+        out.text(f"{finding.severity:<8} {finding.where}: {finding.what}")
         if finding.remedy:
             out.text(f"         to mend it: {finding.remedy}")
-        out.essence(printable(f"{finding.severity} {finding.code} {finding.where}"))
+        out.essence(f"{finding.severity} {finding.code} {finding.where}")
     if wrong:
         out.note(plural(len(wrong), "finding"))
         raise typer.Exit(FOUND)
@@ -48,12 +47,9 @@ def validate(subspace: o.Subspace, as_json: o.AsJson = False, quiet: o.Quiet = F
 
 
 def benchmark(
+    out: Output,
     subspace: o.Subspace,
-    repeats: Annotated[int, typer.Option("--repeats", help="Repeat each operation so often.")] = (
-        REPEATS
-    ),
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
+    repeats: Annotated[int, option("--repeats", "Repeat each operation so often.")] = (REPEATS),
 ) -> None:
     """Time what a subspace does: open, reconstruct a task, project an adapter.
 
@@ -61,7 +57,6 @@ def benchmark(
     """
     if repeats < 1:
         raise ParameterError("--repeats is at least 1.", found=str(repeats))
-    out = Output(json=as_json, quiet=quiet)
     (subspace,) = fetch_first(out, subspace)
     rows = time_subspace(subspace, repeats)
     out.json("benchmark", {"path": subspace, "operations": rows})

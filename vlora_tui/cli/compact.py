@@ -5,27 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
+from vlora_tui.cli.declare import option
 from vlora_tui.cli.hub_inputs import fetch_first, require_own
 from vlora_tui.cli.output import Output
-from vlora_tui.utils.formatting import percent, plural, printable, size
+from vlora_tui.utils.formatting import percent, plural, size
 
 
 def compact(
+    out: Output,
     subspace: o.Subspace,
     output: Annotated[
-        str | None,
-        typer.Option("-o", "--output", help="Where to write; else in its place.", metavar="DIR"),
+        str | None, option("-o", "--output", "Where to write; else in its place.", metavar="DIR")
     ] = None,
     device: o.Device = "auto",
     force: o.Force = False,
     no_wait: o.NoWait = False,
     dry_run: o.DryRun = False,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Plan and code a collection anew, for the target that it was coded for.
 
@@ -36,7 +33,6 @@ def compact(
     from vlora_engine.catalog.read import read_manifest
     from vlora_tui.cli.execute import in_place
 
-    out = Output(json=as_json, quiet=quiet)
     if output is None:
         require_own(subspace)
     (subspace,) = fetch_first(out, subspace)
@@ -72,24 +68,19 @@ def _compact_at(
         out.json("compact", {**data, "dry_run": True})
         out.text(f"Would plan {plural(len(manifest.tasks), 'task')} anew and write {target}")
         return
-    rebuilt = _compact(Path(subspace), target, device, force=force or output is None)
+    from vlora_engine.shared_subspace import SharedSubspace
+
+    new, rebuilt = SharedSubspace.load(Path(subspace)).compact(device=device)
+    new.save(target, force=force or output is None)
     after = read_manifest(target)
     worst = after.worst
     lost = {"mean_error": after.mean_error, "max_error": worst.error if worst else 0.0}
     result = {"bytes": after.nbytes, **lost, "from_reconstructions": rebuilt, "dry_run": False}
     out.json("compact", {**data, **result})
     for name in rebuilt:
-        out.note(printable(f"{name}: its original was not found; taken from the subspace"))
+        out.note(f"{name}: its original was not found; taken from the subspace")
     out.text(
         f"{size(manifest.nbytes)} -> {size(after.nbytes)}; error {percent(after.mean_error)} on "
         f"average, {percent(lost['max_error'])} at worst"
     )
     out.essence(str(target))
-
-
-def _compact(subspace: Path, target: Path, device: str, *, force: bool) -> list[str]:
-    from vlora_engine.shared_subspace import SharedSubspace
-
-    new, rebuilt = SharedSubspace.load(subspace).compact(device=device)
-    new.save(target, force=force)
-    return rebuilt

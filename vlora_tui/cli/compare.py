@@ -10,6 +10,7 @@ from vlora_engine.errors import ParameterError
 from vlora_engine.utils.ranking import ranked
 from vlora_tui.cli import options as o
 from vlora_tui.cli.csv_file import Csv, CsvFile
+from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.hub_inputs import fetch_first
 from vlora_tui.cli.output import Output
@@ -22,20 +23,20 @@ from vlora_tui.report.comparison import (
     sameness,
     why,
 )
-from vlora_tui.utils.formatting import percent, plural, printable
+from vlora_tui.utils.formatting import listed, percent, plural
 
 if TYPE_CHECKING:
     from vlora_tui.pipeline.inputs import Collection
 
 Space = Annotated[
     Literal["delta", "factors"],
-    typer.Option("--space", help="delta: compares dW; factors: A and B apart, as vLoRA."),
+    option("--space", "delta: compares dW; factors: A and B apart, as vLoRA."),
 ]
 Outliers = Annotated[
     float | None,
-    typer.Option(
+    option(
         "--outliers",
-        help="The score from which on one stands apart; 2 shows one in 5 % of sound collections.",
+        "The score from which on one stands apart; 2 shows one in 5 % of sound collections.",
         metavar="SCORE",
     ),
 ]
@@ -45,32 +46,29 @@ MEASURES = ("l2_distance", "relative_difference", "cosine_sim", "norm_a", "norm_
 
 
 def diff(
+    out: Output,
     places: Annotated[
-        list[str],
-        typer.Argument(help="Two of adapter and DIR:TASK; or DIR TASK TASK.", metavar="A B"),
+        list[str], argument("Two of adapter and DIR:TASK; or DIR TASK TASK.", metavar="A B")
     ],
     fail_above: Annotated[
-        float | None,
-        typer.Option("--fail-above", help="Exit 3 if the relative difference exceeds this."),
+        float | None, option("--fail-above", "Exit 3 if the relative difference exceeds this.")
     ] = None,
     space: Space = "delta",
     csv: Csv = None,
     force: o.Force = False,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Compare two adapters or tasks, module by module and as a whole."""
     from vlora_engine.analysis.compare import adapter_diff, diff_total
+    from vlora_engine.catalog.open import open_adapter
 
-    out = Output(json=as_json, quiet=quiet)
     sheet = CsvFile(csv, out, force=force)
     if fail_above is not None and not fail_above >= 0:
         raise ParameterError("--fail-above is a share, 0 or more.", found=str(fail_above))
     first, second = fetch_first(out, *two_adapters(places))
-    modules = adapter_diff(open_side(first), open_side(second), space="delta")
+    modules = adapter_diff(open_adapter(first), open_adapter(second), space="delta")
     total = diff_total(modules)
     if space == "factors":
-        modules = adapter_diff(open_side(first), open_side(second), space="factors")
+        modules = adapter_diff(open_adapter(first), open_adapter(second), space="factors")
     exceeds = fail_above is not None and not total["relative_difference"] <= fail_above
     out.json(
         "diff",
@@ -94,7 +92,7 @@ def diff(
     )
     out.text()
     out.text(
-        f"{printable(first)} and {printable(second)} differ by "
+        f"{first} and {second} differ by "
         f"{percent(total['relative_difference'])} of the first's dW, "
         f"cosine {total['cosine_sim']:.4f}"
     )
@@ -105,20 +103,18 @@ def diff(
 
 
 def analyze(
+    out: Output,
     adapters: o.Adapters,
     threshold: Annotated[
-        float, typer.Option("--threshold", help="The cosine from which on adapters are alike.")
+        float, option("--threshold", "The cosine from which on adapters are alike.")
     ] = CLUSTERED,
     outliers: Outliers = None,
     space: Space = "delta",
     csv: Csv = None,
     force: o.Force = False,
     skip_bad: o.SkipBad = False,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Similarity of adapters, clusters, outliers and why, duplicates, checkpoints of one run."""
-    out = Output(json=as_json, quiet=quiet)
     check_thresholds(threshold, outliers)
     sheet = CsvFile(csv, out, force=force)
     collection = find_all(adapters, out, skip_bad=skip_bad)
@@ -159,7 +155,7 @@ def find_all(paths: list[str], out: Output, *, skip_bad: bool) -> Collection:
     fetch_first(out, *(entry.path for entry in entries))
     collection = gather_adapters(entries, skip_bad=skip_bad)
     for bad in collection.unusable:
-        out.warn(printable(f"{bad.name} is left out: {bad.error.what}"))
+        out.warn(f"{bad.name} is left out: {bad.error.what}")
     return collection
 
 
@@ -170,7 +166,7 @@ def read_all(collection: Collection, out: Output, *, skip_bad: bool) -> Compared
     with Watcher(out) as watcher:
         compared = compare(collection.adapters, skip_bad=skip_bad, progress=watcher.on_progress)
     for name, error in compared.bad.items():
-        out.warn(printable(f"{name} is left out: {error.what}"))
+        out.warn(f"{name} is left out: {error.what}")
     return compared
 
 
@@ -186,13 +182,6 @@ def two_adapters(paths: list[str]) -> tuple[str, str]:
             found=plural(len(paths), "place"),
         )
     return paths[0], paths[1]
-
-
-def open_side(path: str) -> Any:
-    """One adapter, or a task of a subspace."""
-    from vlora_engine.catalog.open import open_adapter
-
-    return open_adapter(path)
 
 
 def _show_similarity(out: Output, names: list[str], values: list[list[float]]) -> None:
@@ -213,7 +202,7 @@ def _show_similarity(out: Output, names: list[str], values: list[list[float]]) -
 def _show_clusters(out: Output, data: dict[str, Any]) -> None:
     threshold, clusters = data["threshold"], data["clusters"]
     for number, cluster in enumerate((c for c in clusters if len(c) > 1), start=1):
-        members = _listed(cluster)
+        members = listed(cluster)
         out.text(f"cluster {number} (cosine of {threshold:g} and above): {members}")
     alone = sum(len(cluster) == 1 for cluster in clusters)
     redundant = data["redundant_count"]
@@ -222,21 +211,16 @@ def _show_clusters(out: Output, data: dict[str, Any]) -> None:
 
 def _show_remarkable(out: Output, data: dict[str, Any]) -> None:
     for row in data["duplicates"]:
-        out.text(f"duplicates: {_listed(row['names'])} ({sameness(row)})")
+        out.text(f"duplicates: {listed(row['names'])} ({sameness(row)})")
     for row in data["runs"]:
         kind = "checkpoints of one run" if row["kind"] == "run" else "of one beginning"
-        out.text(f"{kind}: {_listed(row['names'])} ({row['how']})")
+        out.text(f"{kind}: {listed(row['names'])} ({row['how']})")
     for row in data["outliers"]:
         reasons = row["reasons"][:REASONS]
         more = len(row["reasons"]) - len(reasons)
         also = f"; and in {more} more ways" if more else ""
-        listed = "; ".join(why(reason) for reason in reasons)
-        out.text(f"outlier (score {row['z_score']:.1f}): {row['name']}: {listed}{also}")
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - WIDE} more" if len(names) > WIDE else ""
-    return ", ".join(names[:WIDE]) + more
+        whys = "; ".join(why(reason) for reason in reasons)
+        out.text(f"outlier (score {row['z_score']:.1f}): {row['name']}: {whys}{also}")
 
 
 def _figures(row: dict[str, float]) -> tuple[str, ...]:

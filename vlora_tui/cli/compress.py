@@ -7,15 +7,14 @@ from typing import Any
 
 from vlora_engine.errors import told
 from vlora_tui.cli import options as o
-from vlora_tui.cli.bundles import unbundle
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
-from vlora_tui.utils.formatting import percent, plural, printable, size, times
+from vlora_tui.utils.formatting import percent, plural, size, times
 
 
-@unbundle
 def compress(
+    out: Output,
     adapters: o.Adapters,
     output: o.OutputDir,
     compressing: o.Compressing,
@@ -28,7 +27,6 @@ def compress(
     from vlora_tui.cli.execute import carry_out
     from vlora_tui.cli.flags import compress_recipe, say_once
 
-    out = Output(json=writing.as_json, quiet=writing.quiet)
     say_once(out, compressing)
     recipe = compress_recipe(adapters, output, **compressing.flags())
     watcher = carry_out(recipe, out, writing)
@@ -72,7 +70,7 @@ def show_subspace(out: Output, watcher: Watcher) -> None:
     out.text(f"{how(figures)}: {tasks}, {layers}{stored}")
     out.text(
         f"error of dW  {percent(figures['mean_error'])} on average, "
-        f"{percent(figures['max_error'])} at worst ({printable(figures['worst_task'])})"
+        f"{percent(figures['max_error'])} at worst ({figures['worst_task']})"
     )
     out.text(
         f"on disk      {size(figures['nbytes'])} of {size(figures['input_bytes'])} "
@@ -84,7 +82,7 @@ def show_subspace(out: Output, watcher: Watcher) -> None:
         out.text(f"same bytes   {'; '.join(other_text(row) for row in others.methods)}")
     elif watcher.last(events.Checked) is not None:  # adapters were read, and can be again
         out.note("what other methods would cost, at any size: vlora-tui plan ADAPTERS")
-    out.text(printable(f"written to   {written.path}"))
+    out.text(f"written to   {written.path}")
     if figures["codec_ratio"] < 1 and not figures.get("coding"):
         out.note(
             "that is more than the adapters in 16 bit: allow more error, or store in fp16 or bf16 "

@@ -9,10 +9,8 @@ import subprocess
 import sys
 from typing import Annotated, Literal
 
-import typer
-
 from vlora_engine.errors import InputError, StorageError
-from vlora_tui.cli import options as o
+from vlora_tui.cli.declare import argument
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.output import Output, is_terminal
 from vlora_tui.utils.config import SETTINGS, config_file, load_config, template
@@ -20,24 +18,22 @@ from vlora_tui.utils.formatting import printable
 
 
 def config(
+    out: Output,
     action: Annotated[
         Literal["show", "path", "edit"],
-        typer.Argument(help="show the settings, the file's path, or edit the file."),
+        argument("show the settings, the file's path, or edit the file."),
     ] = "show",
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> int:
     """Show the settings with their sources, name the file, or open it in an editor.
 
     Flags win over VLORA_... variables, these over the file, the file over the defaults.
     """
-    out = Output(json=as_json, quiet=quiet)
     if action == "edit":
         edit()
-        return _show(out) if not quiet else 0
+        return _show(out) if not out.quiet else 0
     if action == "path":
         out.json("config-path", {"path": str(config_file())})
-        if not as_json:
+        if not out.as_json:
             print(printable(str(config_file())))
         return 0
     return _show(out)
@@ -97,7 +93,7 @@ def _show(out: Output) -> int:
         },
     )
     state = "" if settings.file.exists() else " (not there; `vlora-tui config edit` makes it)"
-    out.text(printable(f"{settings.file}{state}"))
+    out.text(f"{settings.file}{state}")
     out.text()
     shown = [
         (r["name"], _value(r["value"]), r["source"], s.help)
@@ -111,7 +107,7 @@ def _show(out: Output) -> int:
             [(i, keys, f"line {settings.key_line(i)}") for i, keys in settings.keys.items()],
         )
     for problem in problems:
-        out.warn(printable(problem.text(settings.file)))
+        out.warn(problem.text(settings.file))
     return FOUND if problems else 0
 
 

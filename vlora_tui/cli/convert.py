@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from vlora_tui.cli import options as o
+from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.hub_inputs import on_disk
 from vlora_tui.cli.output import Output
 from vlora_tui.recipe.model import AdapterInput, named_inputs
@@ -20,27 +19,22 @@ if TYPE_CHECKING:
 
 
 def convert(
+    out: Output,
     paths: Annotated[
-        list[str],
-        typer.Argument(help="Adapters, folders of them, subspaces, DIR:TASK.", metavar="PATHS"),
+        list[str], argument("Adapters, folders of them, subspaces, DIR:TASK.", metavar="PATHS")
     ],
-    to: Annotated[
-        str, typer.Option("--to", help="peft, mlx, subspace (ours), vlora-dev or lorashare.")
-    ],
+    to: Annotated[str, option("--to", "peft, mlx, subspace (ours), vlora-dev or lorashare.")],
     output: o.OutputDir,
     names: o.Names = None,
     k: Annotated[
-        int | None,
-        typer.Option("-k", help="Directions, where bases are computed anew; else all: exact."),
+        int | None, option("-k", "Directions, where bases are computed anew; else all: exact.")
     ] = None,
     allow_loss: Annotated[
-        bool, typer.Option("--allow-loss", help="Leave out what the format cannot hold.")
+        bool, option("--allow-loss", "Leave out what the format cannot hold.")
     ] = False,
     skip_bad: o.SkipBad = False,
     force: o.Force = False,
     dry_run: o.DryRun = False,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Write adapters as PEFT or MLX-LM, subspaces as ours, vlora-dev's or lorashare's.
 
@@ -53,7 +47,6 @@ def convert(
     from vlora_tui.cli.progress import Watcher
     from vlora_tui.pipeline.inputs import require_apart_from
 
-    out = Output(json=as_json, quiet=quiet)
     format_named(to)
     require_there(paths)
     paths = on_disk(out, *paths)
@@ -89,7 +82,7 @@ def _collection(
             entries += _tasks_of(found) or [found]
     collection = gather_adapters(entries, skip_bad=skip_bad)
     for bad in collection.unusable:
-        out.warn(printable(f"{bad.name} is left out: {bad.error.what}"))
+        out.warn(f"{bad.name} is left out: {bad.error.what}")
     return collection
 
 
@@ -120,8 +113,8 @@ def _show_plan(out: Output, conversion: Conversion, *, allow_loss: bool, force: 
         check_output(path, force=force)
     out.json("convert", {**conversion.as_dict(), "written": [], "dry_run": True})
     for path in conversion.outputs.values():
-        out.text(printable(f"Would write {path} ({conversion.to})"))
-        out.essence(printable(str(path)))
+        out.text(f"Would write {path} ({conversion.to})")
+        out.essence(str(path))
     out.note("dry run: nothing was written")
 
 
@@ -134,9 +127,7 @@ def _show_written(out: Output, conversion: Conversion, written: Sequence[Convert
     for adapter in written[:12]:
         what = printable(adapter.name) if adapter.name else "the subspace"
         out.text(
-            printable(
-                f"converted {what} to {conversion.to}: {adapter.path} ({size(adapter.nbytes)}); "
-            )
+            f"converted {what} to {conversion.to}: {adapter.path} ({size(adapter.nbytes)}); "
             + f"read again, dW differs by {adapter.error:.2g}"
         )
     if len(written) > 12:
@@ -144,4 +135,4 @@ def _show_written(out: Output, conversion: Conversion, written: Sequence[Convert
         more = plural(len(written) - 12, "more adapter")
         out.text(f"and {more}; dW differs by at most {worst:.2g}")
     for adapter in written:
-        out.essence(printable(str(adapter.path)))
+        out.essence(str(adapter.path))

@@ -9,6 +9,7 @@ import typer
 from vlora_engine.errors import AdapterError, ParameterError
 from vlora_tui.cli import options as o
 from vlora_tui.cli.csv_file import Csv, CsvFile
+from vlora_tui.cli.declare import option
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.output import Output
 from vlora_tui.utils.formatting import percent, printable
@@ -17,24 +18,21 @@ SHARES = ("coverage", "coverage_a", "coverage_b")
 
 
 def coverage(
+    out: Output,
     subspace: o.Subspace,
     adapters: o.Adapters,
     fail_below: Annotated[
-        float | None,
-        typer.Option("--fail-below", help="Exit 3 if the bases hold less of an adapter's dW."),
+        float | None, option("--fail-below", "Exit 3 if the bases hold less of an adapter's dW.")
     ] = None,
     csv: Csv = None,
     force: o.Force = False,
     skip_bad: o.SkipBad = False,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """The share of each adapter's ||dW||^2 that the bases hold: in all, per side, per module.
 
     A share of 0.9 means that projecting the adapter would lose 10 % of its energy: an error of
     sqrt(0.1) = 32 %.
     """
-    out = Output(json=as_json, quiet=quiet)
     if fail_below is not None and not 0 <= fail_below <= 1:
         raise ParameterError("--fail-below is a share, 0 to 1.", found=str(fail_below))
     sheet = CsvFile(csv, out, force=force)
@@ -47,12 +45,7 @@ def coverage(
     sheet.write(
         ("adapter", "module", *SHARES, "energy"),
         [
-            (
-                row["name"],
-                module,
-                *(figures[share] for share in SHARES),
-                figures["energy"],
-            )
+            (row["name"], module, *(figures[share] for share in SHARES), figures["energy"])
             for row in rows
             for module, figures in row["modules"].items()
         ],
@@ -81,7 +74,7 @@ def coverage_rows(
         except AdapterError as error:
             if not skip_bad:
                 raise
-            out.warn(printable(f"{name} is left out: {error.what}"))
+            out.warn(f"{name} is left out: {error.what}")
             continue
         shares = {share: coverage_total(modules, share) for share in SHARES}
         energy = sum(figures["energy"] for figures in modules.values())
@@ -101,11 +94,7 @@ def _show(out: Output, rows: list[dict[str, Any]]) -> None:
         out.table(
             ("module", *heads, "||dW||"),
             [
-                (
-                    module,
-                    *(percent(figures[s]) for s in SHARES),
-                    f"{figures['energy'] ** 0.5:.4g}",
-                )
+                (module, *(percent(figures[s]) for s in SHARES), f"{figures['energy'] ** 0.5:.4g}")
                 for module, figures in modules.items()
             ],
         )

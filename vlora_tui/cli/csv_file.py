@@ -9,17 +9,16 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
 from vlora_engine.adapters.address import expanded
 from vlora_engine.errors import ParameterError
-from vlora_tui.cli.output import Output, printable
+from vlora_tui.cli.declare import option
+from vlora_tui.cli.output import Output
+from vlora_tui.utils.formatting import printable
 
 STDOUT = "-"
 
 Csv = Annotated[
-    str | None,
-    typer.Option("--csv", help="Write the figures as CSV; - is stdout.", metavar="FILE"),
+    str | None, option("--csv", "Write the figures as CSV; - is stdout.", metavar="FILE")
 ]
 
 

@@ -15,6 +15,7 @@ from vlora_engine.compression_target import DEFAULT_MAX_ERROR
 from vlora_engine.errors import place_words, told
 from vlora_engine.findings import Finding
 from vlora_tui.cli import options as o
+from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.output import Output
 from vlora_tui.pipeline import events
 from vlora_tui.utils.formatting import percent, plural, size, times
@@ -26,17 +27,16 @@ DEFAULT = "vlora-demo"
 
 
 def demo(
+    out: Output,
     ctx: typer.Context,
-    directory: Annotated[str, typer.Argument(help="Where to make it.", metavar="[DIR]")] = DEFAULT,
+    directory: Annotated[str, argument("Where to make it.", metavar="[DIR]")] = DEFAULT,
     max_error: Annotated[
-        float, typer.Option("--max-error", help="The error that no task may exceed.")
+        float, option("--max-error", "The error that no task may exceed.")
     ] = DEFAULT_MAX_ERROR,
     headless: Annotated[
-        bool, typer.Option("--headless", help="Tell the story here, without the interface.")
+        bool, option("--headless", "Tell the story here, without the interface.")
     ] = False,
     force: o.Force = False,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Make a small collection, look at it, compress it, export from it, and check the result.
 
@@ -45,10 +45,9 @@ def demo(
     """
     from vlora_tui.cli.interface import could_open, open_interface
 
-    plain = not (headless or force or as_json or quiet or max_error != DEFAULT_MAX_ERROR)
+    plain = not (headless or force or out.as_json or out.quiet or max_error != DEFAULT_MAX_ERROR)
     if plain and could_open():
         raise typer.Exit(open_interface(ctx, demo=f"{directory}/adapters"))
-    out = Output(json=as_json, quiet=quiet)
     folder = expanded(directory)
     story = Story(out, folder, max_error)
     data = run_demo(folder, out, story, max_error=max_error, force=force)
@@ -81,7 +80,7 @@ def run_demo(
     made = make_demo_collection(adapters, force=force)
     catalog = scan(adapters)
     story.begin(len(made.adapters), catalog)
-    silent = _Silent(json=out.as_json, quiet=out.quiet)
+    silent = _Silent(out.as_json, out.quiet)
     watcher = execute(recipe, silent, force=force or ours, story=story)
     ready = watcher.last(events.SpectraReady)
     return {

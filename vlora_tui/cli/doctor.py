@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlora_engine.errors import ParameterError
-from vlora_tui.cli import options as o
+from vlora_engine.findings import SEVERITIES
+from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.hub_inputs import on_disk
 from vlora_tui.cli.output import Output
-from vlora_tui.pipeline import events
-from vlora_tui.utils.formatting import plural, printable
+from vlora_tui.utils.formatting import listed, plural
 
 if TYPE_CHECKING:
     from vlora_engine.doctor import Report
@@ -25,42 +25,38 @@ ENVIRONMENT, TABLE = "env", "rules"  # words that are no paths; ./env names a fo
 
 
 def doctor(
+    out: Output,
     paths: Annotated[
         list[str],
-        typer.Argument(
-            help="Adapters, folders of them, subspaces; or env: this machine; or rules: the table.",
+        argument(
+            "Adapters, folders of them, subspaces; or env: this machine; or rules: the table.",
             metavar="PATHS",
         ),
     ],
     target: Annotated[
         str | None,
-        typer.Option(
+        option(
             "--target",
-            help="Who is to load them: vllm, sglang, tgi, lorax, llamacpp, ollama, peft, portable.",
+            "Who is to load them: vllm, sglang, tgi, lorax, llamacpp, ollama, peft, portable.",
         ),
     ] = None,
     base: Annotated[
         str | None,
-        typer.Option(
-            "--base", help="The base model's folder, or its config.json.", metavar="MODEL"
-        ),
+        option("--base", "The base model's folder, or its config.json.", metavar="MODEL"),
     ] = None,
     fail_on: Annotated[
-        str, typer.Option("--fail-on", help="error, warning, note or never: what exits with 3.")
+        str, option("--fail-on", "error, warning, note or never: what exits with 3.")
     ] = "error",
     headers: Annotated[
-        bool, typer.Option("--headers", help="Read headers alone: fast, no numbers are looked at.")
+        bool, option("--headers", "Read headers alone: fast, no numbers are looked at.")
     ] = False,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Find what is wrong with adapters, and say what mends it; change nothing.
 
     Exit code 3 if anything as grave as --fail-on is found.
     """
-    from vlora_tui.cli.doctor_env import show_environment
+    from vlora_tui.cli.environment import show_environment
 
-    out = Output(json=as_json, quiet=quiet)
     if fail_on not in FAIL_ON:
         raise ParameterError("--fail-on knows no such word.", expected=", ".join(FAIL_ON))
     if paths == [ENVIRONMENT]:
@@ -79,8 +75,6 @@ def doctor(
 
 def show_report(out: Output, report: Report) -> None:
     """Findings, the gravest first; what several adapters share stands there once."""
-    from vlora_engine.doctor import SEVERITIES
-
     alike: dict[tuple[str, str, str, str], list[tuple[str, str, Finding]]] = {}
     findings = [(p.name, p.path, finding) for p in report.examined for finding in p.findings]
     findings += [("", "", finding) for finding in report.findings]
@@ -94,7 +88,7 @@ def show_report(out: Output, report: Report) -> None:
                 _show(out, same)
     sound = [adapter.name for adapter in report.examined if not adapter.findings]
     if sound:
-        out.text(f"nothing found in {plural(len(sound), 'adapter')}: {_few(sound)}")
+        out.text(f"nothing found in {plural(len(sound), 'adapter')}: {listed(sound)}")
     total = plural(len(report.examined), "adapter")
     out.note(f"{total} looked at: {_counted(report.all_findings) or 'nothing found'}")
 
@@ -130,16 +124,13 @@ def _examine(
         check_target(target)
     facts = None if base is None else read_base(base)
     fetched = on_disk(out, *expand(paths))
-    watcher = Watcher(out)
-    with watcher, stop_on_signals(out) as stop:
+    with Watcher(out) as watcher, stop_on_signals(out) as stop:
         return diagnose(
             fetched,
             target=target,
             base=facts,
             read_tensors=not headers,
-            progress=lambda step: watcher(
-                events.Progress(step.stage, step.done, step.total, step.detail)
-            ),
+            progress=watcher.on_progress,
             cancelled=stop.is_set,
         )
 
@@ -150,7 +141,7 @@ def _show(out: Output, same: Sequence[tuple[str, str, Finding]]) -> None:
     names = list(dict.fromkeys(name for name, _, _ in same if name))
     where = _below(finding.where, path) if len(names) < 2 else ""
     if names or where:
-        out.text(f"         where: {_few(names)}{': ' if names and where else ''}{where}")
+        out.text(f"         where: {listed(names)}{': ' if names and where else ''}{where}")
     if finding.remedy:
         out.text(f"         to mend it: {finding.remedy}")
     if finding.fix:
@@ -166,13 +157,6 @@ def _below(where: str, path: str) -> str:
 
 
 def _counted(findings: Iterable[Finding]) -> str:
-    from vlora_engine.doctor import SEVERITIES
-
     severities = [finding.severity for finding in findings]
     counts = [(severity, severities.count(severity)) for severity in SEVERITIES]
     return ", ".join(plural(number, severity) for severity, number in counts if number)
-
-
-def _few(names: Sequence[str], most: int = 12) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return printable(", ".join(names[:most]) + more)

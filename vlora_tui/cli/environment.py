@@ -16,12 +16,33 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine import __version__
-from vlora_engine.findings import Finding
+from vlora_engine.findings import SEVERITIES, Finding
+from vlora_tui.cli.output import Output
 from vlora_tui.utils.formatting import size
 
 LIBRARIES = ("safetensors", "numpy", "textual", "peft", "transformers", "gguf", "ray")
 LOW_SPACE = 1_000_000_000
 ROOT = Path("/")
+
+
+def show_environment(out: Output, fail_on: str) -> bool:
+    """Print what is here and what gets in the way; whether anything is as grave as ``fail_on``."""
+    environment, findings = facts(), environment_findings()
+    out.json("doctor-env", {"facts": environment, "findings": [f.as_dict() for f in findings]})
+    width = max(map(len, environment))
+    for name, value in environment.items():
+        out.text(f"{name:<{width}}  {value if value not in ('', None) else '-'}")
+    if findings:
+        out.text()
+    for finding in findings:
+        out.text(f"{finding.severity:<8} {finding.code}: {finding.what}")
+        if finding.remedy:
+            out.text(f"         to mend it: {finding.remedy}")
+        out.essence(f"{finding.severity} {finding.code}")
+    if fail_on == "never":
+        return False
+    grave = SEVERITIES[: SEVERITIES.index(fail_on) + 1]
+    return any(finding.severity in grave for finding in findings)
 
 
 def facts(environ: Mapping[str, str] = os.environ) -> dict[str, Any]:

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vlora_engine.errors import CollectionError, ParameterError
+from vlora_engine.evaluation.prompts import LENGTH, MAX_TOKENS, read_prompts
 from vlora_tui.cli import options as o
+from vlora_tui.cli.declare import option
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.hub_inputs import fetch_first
 from vlora_tui.cli.output import Output
@@ -20,60 +22,48 @@ if TYPE_CHECKING:
     from vlora_engine.manifest.manifest import Manifest
     from vlora_engine.shared_subspace import SharedSubspace
 
-MAX_TOKENS = 2048
-LENGTH = 256
-
 
 def evaluate(
+    out: Output,
     subspace: o.Subspace,
     base: Annotated[
-        str | None,
-        typer.Option("--base", help="The base model: a folder or a Hub id.", metavar="MODEL"),
+        str | None, option("--base", "The base model: a folder or a Hub id.", metavar="MODEL")
     ] = None,
     prompts: Annotated[
         list[str] | None,
-        typer.Option(
+        option(
             "--prompts",
-            help="Text: FILE for all, a folder with TASK.txt, or TASK=FILE. Else it is sampled.",
+            "Text: FILE for all, a folder with TASK.txt, or TASK=FILE. Else it is sampled.",
             metavar="PLACE",
         ),
     ] = None,
     task: Annotated[
-        list[str] | None, typer.Option("--task", help="Tasks or patterns; by default all.")
+        list[str] | None, option("--task", "Tasks or patterns; by default all.")
     ] = None,
     originals: Annotated[
-        list[str] | None,
-        typer.Option("--originals", help="Where the adapters lie now.", metavar="PATH"),
+        list[str] | None, option("--originals", "Where the adapters lie now.", metavar="PATH")
     ] = None,
     max_tokens: Annotated[
-        int, typer.Option("--max-tokens", help="How many tokens of a task count.")
+        int, option("--max-tokens", "How many tokens of a task count.")
     ] = MAX_TOKENS,
-    length: Annotated[int, typer.Option("--length", help="Tokens of one sequence.")] = LENGTH,
-    seed: Annotated[
-        int, typer.Option("--seed", help="Of sampling, and of who stands in for whom.")
-    ] = 0,
+    length: Annotated[int, option("--length", "Tokens of one sequence.")] = LENGTH,
+    seed: Annotated[int, option("--seed", "Of sampling, and of who stands in for whom.")] = 0,
     device: o.Device = "auto",
     dtype: Annotated[
-        str, typer.Option("--dtype", help="What the base runs in: auto, fp32, fp16 or bf16.")
+        str, option("--dtype", "What the base runs in: auto, fp32, fp16 or bf16.")
     ] = "auto",
     fail_above: Annotated[
-        float | None,
-        typer.Option("--fail-above", help="Exit 3 if the KL of any task exceeds this."),
+        float | None, option("--fail-above", "Exit 3 if the KL of any task exceeds this.")
     ] = None,
     skip_bad: Annotated[
-        bool, typer.Option("--skip-bad", help="Leave out tasks whose original is not found.")
+        bool, option("--skip-bad", "Leave out tasks whose original is not found.")
     ] = False,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Measure on the base model what compression changed: KL of logits, top-1 agreement, loss.
 
     Each task's original adapter is the reference, KL is in nats a token. Beside the compressed
     adapter stand the bare base, and another task's adapter: a control that must come out worse.
     """
-    from vlora_engine.evaluation.prompts import read_prompts
-
-    out = Output(json=as_json, quiet=quiet)
     _check_figures(fail_above, max_tokens, length)
     subspace, *places = fetch_first(out, subspace, *(originals or ()))
     manifest, tasks = _chosen(subspace, task)
@@ -197,8 +187,7 @@ def _chosen(subspace: str, patterns: list[str] | None) -> tuple[Manifest, list[s
     manifest = read_manifest(subspace)
     if not manifest.tasks:
         raise ParameterError("The subspace has no task to evaluate.", where=subspace)
-    tasks = list(manifest.tasks)
-    return manifest, match_tasks(patterns, tasks) if patterns else tasks
+    return manifest, match_tasks(patterns or (), list(manifest.tasks))
 
 
 def _find_originals(
@@ -224,7 +213,7 @@ def _find_originals(
             + (", or leave these tasks out with --skip-bad" if found else ""),
         )
     for name, error in missing.items():
-        out.warn(printable(f"{name} is left out: {error.what}"))
+        out.warn(f"{name} is left out: {error.what}")
     return found, list(missing)
 
 

@@ -16,7 +16,7 @@ from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
 from vlora_tui.recipe.model import Recipe, as_tables
-from vlora_tui.utils.formatting import escaped_toml, plural, printable, size
+from vlora_tui.utils.formatting import escaped_toml, plural, size
 
 if TYPE_CHECKING:
     from vlora_tui.pipeline.run import Run
@@ -63,7 +63,7 @@ def execute(
                 listener.close()
                 if listener.dropped:
                     lost = plural(listener.dropped, "event")
-                    out.warn(f"{lost} could not be written to {printable(str(events_file))}")
+                    out.warn(f"{lost} could not be written to {events_file}")
     return watcher
 
 
@@ -176,7 +176,7 @@ def dry_run(recipe: Recipe, out: Output, *, force: bool = False, also: Sequence[
     for path in also:
         check_output(path, force=force)
     for bad in collection.unusable:
-        out.warn(printable(f"{bad.name} would be left out: {bad.error.what}"))
+        out.warn(f"{bad.name} would be left out: {bad.error.what}")
     nbytes = sum(source.nbytes for source in collection.adapters.values())
     out.json(
         "dry-run",
@@ -191,8 +191,8 @@ def dry_run(recipe: Recipe, out: Output, *, force: bool = False, also: Sequence[
     )
     read = f" ({size(nbytes)})" if nbytes else ""
     tasks = plural(len(collection.tasks), "task")
-    out.text(printable(f"Would read {tasks}{read}: {', '.join(collection.tasks)}"))
+    out.text(f"Would read {tasks}{read}: {', '.join(collection.tasks)}")
     for path in outputs:
-        out.text(printable(f"Would write {path}"))
-        out.essence(printable(str(path)))
+        out.text(f"Would write {path}")
+        out.essence(str(path))
     out.note("dry run: nothing was written")

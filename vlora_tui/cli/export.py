@@ -5,59 +5,48 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from vlora_engine.errors import ParameterError
 from vlora_engine.targets import TARGETS, Served, start_lines
 from vlora_tui.cli import options as o
-from vlora_tui.cli.bundles import unbundle
+from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
-from vlora_tui.utils.formatting import percent, plural, printable, size
+from vlora_tui.utils.formatting import percent, plural, size
 
 
-@unbundle
 def export(
+    out: Output,
     subspace: o.Subspace,
     output: o.OutputDir,
     *,
     tasks: Annotated[
-        list[str] | None, typer.Argument(help="Task names or patterns.", metavar="[TASK]...")
+        list[str] | None, argument("Task names or patterns.", metavar="[TASK]...")
     ] = None,
     adapter: Annotated[
-        list[str] | None, typer.Option("--adapter", help="The same, as lorashare has it.")
+        list[str] | None, option("--adapter", "The same, as lorashare has it.")
     ] = None,
-    every: Annotated[
-        bool, typer.Option("--all", help="Every task, each in its own folder.")
-    ] = False,
-    target: Annotated[
-        str, typer.Option("--target", help=f"Who reads it: {', '.join(TARGETS)}.")
-    ] = "peft",
+    every: Annotated[bool, option("--all", "Every task, each in its own folder.")] = False,
+    target: Annotated[str, option("--target", f"Who reads it: {', '.join(TARGETS)}.")] = "peft",
     alpha: Annotated[
-        float | None,
-        typer.Option("--alpha", help="lora_alpha to write; B is scaled so that dW stays."),
+        float | None, option("--alpha", "lora_alpha to write; B is scaled so that dW stays.")
     ] = None,
     base_model: Annotated[
-        str | None, typer.Option("--base-model", help="The base model's name to write.")
+        str | None, option("--base-model", "The base model's name to write.")
     ] = None,
     target_modules: Annotated[
-        str | None, typer.Option("--target-modules", help="Modules to write, with commas between.")
+        str | None, option("--target-modules", "Modules to write, with commas between.")
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option("--dtype", help="fp32, fp16 or bf16; by default the original's.")
+        str | None, option("--dtype", "fp32, fp16 or bf16; by default the original's.")
     ] = None,
     drop_rest: Annotated[
-        bool,
-        typer.Option("--drop-rest", help="Leave out tensors that the target does not take."),
+        bool, option("--drop-rest", "Leave out tensors that the target does not take.")
     ] = False,
     base: Annotated[
-        str | None,
-        typer.Option("--base", help="GGUF: the base model's folder or config.json.", metavar="DIR"),
+        str | None, option("--base", "GGUF: the base model's folder or config.json.", metavar="DIR")
     ] = None,
-    verify: Annotated[
-        bool, typer.Option("--verify/--no-verify", help="Read back what was written.")
-    ] = True,
+    verify: Annotated[bool, option("--verify/--no-verify", "Read back what was written.")] = True,
     writing: o.Writing,
 ) -> None:
     """Write tasks of a subspace as adapters for PEFT, or for a server: vLLM, llama.cpp, Ollama...
@@ -67,7 +56,6 @@ def export(
     from vlora_tui.cli.execute import carry_out
     from vlora_tui.cli.flags import from_tables
 
-    out = Output(json=writing.as_json, quiet=writing.quiet)
     chosen = [*(tasks or []), *(adapter or [])]
     if every == bool(chosen):
         raise ParameterError(
@@ -102,8 +90,7 @@ def export(
         return
     exported = show_exports(out, watcher)
     out.json(
-        "export",
-        {"subspace": str(Path(subspace)), "exported": exported, "start": starts(watcher)},
+        "export", {"subspace": str(Path(subspace)), "exported": exported, "start": starts(watcher)}
     )
     for row in exported:
         out.essence(row["path"])
@@ -144,14 +131,14 @@ def show_exports(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
         tasks = plural(len(rows), "task")
         skipped = sum(row["skipped"] for row in rows)
         same = f"; {skipped} were there already, the same" if skipped else ""
-        out.text(printable(f"exported {tasks} to {folder} ({total}), {checked} verified{same}"))
+        out.text(f"exported {tasks} to {folder} ({total}), {checked} verified{same}")
     else:
         for row in rows:
             proof, nbytes = _proof(row["verify_error"]), size(row["nbytes"])
             if row["skipped"]:
-                out.text(printable(f"left {row['task']} as it is, the same: {row['path']}"))
+                out.text(f"left {row['task']} as it is, the same: {row['path']}")
                 continue
-            out.text(printable(f"exported {row['task']} to {row['path']} ({nbytes}{proof})"))
+            out.text(f"exported {row['task']} to {row['path']} ({nbytes}{proof})")
     lines = starts(watcher)
     for line in lines[:12]:
         out.text(f"start it with: {line}")

@@ -38,20 +38,20 @@ def compress_recipe(
         table["layers"] = dict(_layer(text) for text in layers)
     if refine:
         table["refine"] = refine
-    require_there(adapters)
-    entries = named_inputs(list(adapters), list(names or []))
-    tables: dict[str, Any] = {
-        "input": {
-            "adapters": [
-                e.path if e.name is None else {"path": e.path, "name": e.name} for e in entries
-            ],
-            "skip_bad": skip_bad,
-        },
-        "compress": table,
-    }
+    tables = {"input": input_table(adapters, names, skip_bad=skip_bad), "compress": table}
     if output is not None:
         tables["output"] = {"subspace": output}
     return from_tables(tables)
+
+
+def input_table(
+    adapters: Sequence[str], names: Sequence[str] | None, *, skip_bad: bool
+) -> dict[str, Any]:
+    """The ``[input]`` of a recipe on adapters, which have to be there."""
+    require_there(adapters)
+    entries = named_inputs(list(adapters), list(names or []))
+    named = [e.path if e.name is None else {"path": e.path, "name": e.name} for e in entries]
+    return {"adapters": named, "skip_bad": skip_bad}
 
 
 def from_tables(tables: dict[str, Any]) -> Recipe:
@@ -86,22 +86,6 @@ def say_once(out: Output, compressing: Compressing) -> None:
             f"{' and '.join(flags)}: no effect; the build is always layer by layer, "
             "in bounded memory"
         )
-
-
-def numbers(text: str | None, flag: str) -> list[float] | None:
-    """``0.7,0.3`` as numbers.
-
-    Raises:
-        ParameterError: Something in it is no number.
-    """
-    if text is None:
-        return None
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ParameterError(
-            f"{flag} takes numbers with commas between.", expected="0.7,0.3", found=repr(text)
-        ) from None
 
 
 def _k_table(

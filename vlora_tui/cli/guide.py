@@ -6,33 +6,28 @@ import shutil
 import sys
 from typing import Annotated
 
-import typer
 from rich.console import Console
 
-from vlora_tui.cli import options as o
+from vlora_tui.cli.declare import argument
 from vlora_tui.cli.output import Output, is_terminal
 from vlora_tui.guides import Guide, guides
 from vlora_tui.guides import guide as find_guide
 
 
 def guide(
-    name: Annotated[
-        str | None, typer.Argument(help="Which one; without a name they are listed.")
-    ] = None,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
+    out: Output,
+    name: Annotated[str | None, argument("Which one; without a name they are listed.")] = None,
 ) -> None:
     """Print a guide: Python, PEFT, training, servers; coming from PEFT, vLoRA or lorashare.
 
     A terminal gets it drawn, a pipe gets the Markdown as it is.
     """
-    out = Output(json=as_json, quiet=quiet)
     if name is None:
         _list(out)
         return
     found = find_guide(name)
     out.json("guide", found._asdict())
-    if as_json:
+    if out.as_json:
         return
     if is_terminal(sys.stdout):
         _draw(found)

@@ -6,12 +6,11 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
+from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.output import Output
-from vlora_tui.utils.formatting import plural, printable, size
+from vlora_tui.utils.formatting import plural, size
 
 if TYPE_CHECKING:
     from vlora_engine.publish.push import Upload
@@ -20,32 +19,26 @@ SHOWN = 12  # files that a dry run names
 
 
 def push(
+    out: Output,
     directory: Annotated[
-        str, typer.Argument(help="A subspace, an adapter, a folder of adapters.", metavar="DIR")
+        str, argument("A subspace, an adapter, a folder of adapters.", metavar="DIR")
     ],
-    repo: Annotated[str, typer.Argument(help="Where to, on the Hub.", metavar="ORG/NAME")],
+    repo: Annotated[str, argument("Where to, on the Hub.", metavar="ORG/NAME")],
     adapters: Annotated[
-        bool,
-        typer.Option("--adapters", help="Tasks of the subspace as PEFT adapters, a folder each."),
+        bool, option("--adapters", "Tasks of the subspace as PEFT adapters, a folder each.")
     ] = False,
     tasks: Annotated[
-        list[str] | None,
-        typer.Option("--task", help="Only these tasks or patterns; with --adapters."),
+        list[str] | None, option("--task", "Only these tasks or patterns; with --adapters.")
     ] = None,
-    private: Annotated[
-        bool, typer.Option("--private", help="Where the repository is new.")
-    ] = False,
+    private: Annotated[bool, option("--private", "Where the repository is new.")] = False,
     revision: Annotated[
-        str | None, typer.Option("--revision", "--branch", help="The branch; else the main one.")
+        str | None, option("--revision", "--branch", "The branch; else the main one.")
     ] = None,
-    message: Annotated[str | None, typer.Option("--message", "-m", help="Of the commit.")] = None,
+    message: Annotated[str | None, option("--message", "-m", "Of the commit.")] = None,
     force: Annotated[
-        bool,
-        typer.Option("--force", help="Files of an earlier push make way; its history keeps them."),
+        bool, option("--force", "Files of an earlier push make way; its history keeps them.")
     ] = False,
     dry_run: o.DryRun = False,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Publish a subspace or adapters on the Hub in one commit, with a model card.
 
@@ -57,7 +50,6 @@ def push(
     from vlora_tui.cli.execute import stop_on_signals
     from vlora_tui.cli.progress import Watcher
 
-    out = Output(json=as_json, quiet=quiet)
     if tasks and not adapters:
         raise ParameterError("--task chooses among the adapters.", remedy="add --adapters")
     chosen = _chosen(directory, tasks) if adapters else None
@@ -76,7 +68,7 @@ def push(
             cancelled=stop.is_set,
         )
         for remark in upload.remarks:
-            out.warn(printable(f"{remark.where}: {remark.what} To mend it: {remark.remedy}"))
+            out.warn(f"{remark.where}: {remark.what} To mend it: {remark.remedy}")
         data = _data(directory, upload)
         if dry_run:
             watcher.pause()
@@ -97,14 +89,11 @@ def push(
 
 
 def pull(
-    address: Annotated[
-        str, typer.Argument(help="hf://org/name[@revision][/subfolder]", metavar="ADDRESS")
-    ],
+    out: Output,
+    address: Annotated[str, argument("hf://org/name[@revision][/subfolder]", metavar="ADDRESS")],
     output: o.OutputDir,
     force: o.Force = False,
     dry_run: o.DryRun = False,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Download an adapter, a folder of adapters or a subspace from the Hub.
 
@@ -115,19 +104,12 @@ def pull(
     from vlora_tui.cli.execute import stop_on_signals
     from vlora_tui.cli.progress import Watcher
 
-    out = Output(json=as_json, quiet=quiet)
     ref = AdapterRef.on_hub(address)
     if dry_run:
         _show_pull(out, address, output, force=force)
         return
     with Watcher(out) as watcher, stop_on_signals(out) as stop:
-        found = get(
-            ref,
-            output,
-            force=force,
-            progress=watcher.on_progress,
-            cancelled=stop.is_set,
-        )
+        found = get(ref, output, force=force, progress=watcher.on_progress, cancelled=stop.is_set)
     for remark in found.remarks:
         out.note(f"note: {remark.where}: {remark.what}")
     nbytes = sum((Path(output) / _below(found, name)).stat().st_size for name in found.files)
@@ -141,10 +123,10 @@ def pull(
     }
     out.json("pull", data)
     files = plural(len(found.files), "file")
-    out.text(printable(f"pulled {found.address}: {files}, {size(nbytes)}, to {output}"))
+    out.text(f"pulled {found.address}: {files}, {size(nbytes)}, to {output}")
     if found.downloaded < nbytes:
         out.text(f"of it {size(nbytes - found.downloaded)} were in the Hub's cache already")
-    out.essence(printable(output))
+    out.essence(output)
 
 
 def _show_pull(out: Output, address: str, output: str, *, force: bool) -> None:
@@ -160,7 +142,7 @@ def _show_pull(out: Output, address: str, output: str, *, force: bool) -> None:
     data = {"address": pinned, "path": output, "files": files, "bytes": nbytes, "dry_run": True}
     out.json("pull", data)
     count = plural(len(files), "file")
-    out.text(printable(f"Would pull {pinned}: {count}, {size(nbytes)}, to {output}"))
+    out.text(f"Would pull {pinned}: {count}, {size(nbytes)}, to {output}")
     out.note("dry run: nothing was downloaded")
 
 
@@ -173,8 +155,7 @@ def _chosen(directory: str, patterns: list[str] | None) -> list[str]:
     from vlora_engine.catalog.read import read_manifest
     from vlora_tui.pipeline.outputs import match_tasks
 
-    tasks = list(read_manifest(directory).tasks)
-    return match_tasks(patterns, tasks) if patterns else tasks
+    return match_tasks(patterns or (), list(read_manifest(directory).tasks))
 
 
 def _data(directory: str, upload: Upload) -> dict[str, Any]:

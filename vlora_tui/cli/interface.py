@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vlora_tui.cli.declare import argument
 from vlora_tui.cli.output import is_terminal
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ HEADLESS = "vlora-tui run --headless PATHS -o DIR"
 
 def open_folders(
     ctx: typer.Context,
-    paths: Annotated[list[str], typer.Argument(help="Folders of adapters.", metavar="PATHS")],
+    paths: Annotated[list[str], argument("Folders of adapters.", metavar="PATHS")],
 ) -> int:
     """Open the interface on folders: ``vlora-tui runs/``."""
     shown = shlex.join(paths[:3])

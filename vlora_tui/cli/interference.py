@@ -15,12 +15,11 @@ SHOWN = 20  # pairs that are printed
 
 
 def interference(
+    out: Output,
     adapters: o.Adapters,
     skip_bad: o.SkipBad = False,
     csv: Csv = None,
     force: o.Force = False,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Which adapters share directions, and where they pull against each other."""
     from vlora_engine.adapters.check import check_adapters
@@ -30,7 +29,6 @@ def interference(
     from vlora_tui.cli.progress import Watcher
     from vlora_tui.report.comparison import require_several
 
-    out = Output(json=as_json, quiet=quiet)
     sheet = CsvFile(csv, out, force=force)
     collection = find_all(adapters, out, skip_bad=skip_bad)
     require_several(list(collection.adapters))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,6 +15,8 @@ from vlora_engine.errors import ParameterError, told
 from vlora_engine.utils.reading import read_text
 from vlora_tui.cli import options as o
 from vlora_tui.cli.app import new_typer
+from vlora_tui.cli.bundles import Command, unbundle
+from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.errors import FAILED, INTERRUPTED, OK
 from vlora_tui.cli.output import Output, is_terminal
 from vlora_tui.jobs import control
@@ -21,47 +24,44 @@ from vlora_tui.jobs.store import Job, JobStore, is_spectra
 from vlora_tui.jobs.watch import JobView, State, follow, look
 from vlora_tui.pipeline import events
 from vlora_tui.recipe.reader import load_recipe
-from vlora_tui.utils.formatting import how_much, plural, printable, size
+from vlora_tui.utils.formatting import how_much, plural, size
 
-JobId = Annotated[
-    str, typer.Argument(help="Its id, the beginning or end of it, or: last.", metavar="JOB")
-]
-StateDir = Annotated[
-    Path | None, typer.Option("--state-dir", help="Where jobs are kept.", metavar="DIR")
-]
-Gone = Annotated[
-    bool, typer.Option("--gone", help="The machine that the job ran on is gone for good.")
-]
+JobId = Annotated[str, argument("Its id, the beginning or end of it, or: last.", metavar="JOB")]
+StateDir = Annotated[Path | None, option("--state-dir", "Where jobs are kept.", metavar="DIR")]
+Gone = Annotated[bool, option("--gone", "The machine that the job ran on is gone for good.")]
 
 jobs = new_typer(invoke_without_command=True)
 
 
+def _command(name: str) -> Callable[[Command], Command]:
+    """Makes a function the command ``jobs NAME``."""
+
+    def register(function: Command) -> Command:
+        jobs.command(name)(unbundle(function))
+        return function
+
+    return register
+
+
 @jobs.callback()
-def _jobs(
-    ctx: typer.Context,
-    state_dir: StateDir = None,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
-) -> None:
+@unbundle
+def _jobs(out: Output, ctx: typer.Context, state_dir: StateDir = None) -> None:
     """Jobs are recipes that run in processes of their own and outlive the terminal.
 
     Without a command they are listed.
     """
     if ctx.invoked_subcommand is None:
-        list_jobs(state_dir, as_json, quiet)
+        list_jobs(out, state_dir)
 
 
-@jobs.command("list")
-def list_jobs(
-    state_dir: StateDir = None, as_json: o.AsJson = False, quiet: o.Quiet = False
-) -> None:
+@_command("list")
+def list_jobs(out: Output, state_dir: StateDir = None) -> None:
     """List all jobs, the oldest first."""
-    out = Output(json=as_json, quiet=quiet)
     store = JobStore.open(state_dir, write=False)
     views = [look(job) for job in store.jobs()]
     out.json("jobs", {"state_dir": str(store.state_dir), "jobs": [job_data(v) for v in views]})
     if not views:
-        out.note(f"no jobs in {printable(str(store.state_dir))}")
+        out.note(f"no jobs in {store.state_dir}")
         return
     out.table(
         ("job", "state", "what", "progress", "started"),
@@ -80,39 +80,30 @@ def list_jobs(
             )
 
 
-@jobs.command("show")
-def show(
-    job: JobId, state_dir: StateDir = None, as_json: o.AsJson = False, quiet: o.Quiet = False
-) -> None:
+@_command("show")
+def show(out: Output, job: JobId, state_dir: StateDir = None) -> None:
     """Tell all that is known of a job."""
-    out = Output(json=as_json, quiet=quiet)
     view = look(JobStore.open(state_dir, write=False).find(job))
     out.json("job", job_data(view, whole=True))
     for line in job_lines(view):
-        out.text(printable(line))
+        out.text(line)
     out.essence(view.state)
 
 
-@jobs.command("start")
+@_command("start")
 def start(
-    recipe: Annotated[
-        str,
-        typer.Argument(help="A file; inputs alone ask for spectra.", metavar="RECIPE"),
-    ],
+    out: Output,
+    recipe: Annotated[str, argument("A file; inputs alone ask for spectra.", metavar="RECIPE")],
     output: Annotated[
-        Path | None,
-        typer.Option("-o", "--output", help="Where spectra go; else the cache.", metavar="DIR"),
+        Path | None, option("-o", "--output", "Where spectra go; else the cache.", metavar="DIR")
     ] = None,
     device: Annotated[
-        str | None, typer.Option("--device", help="For spectra: auto, cpu, cuda or cuda:N.")
+        str | None, option("--device", "For spectra: auto, cpu, cuda or cuda:N.")
     ] = None,
     force: o.Force = False,
     state_dir: StateDir = None,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Start a recipe as a job, and leave it running."""
-    out = Output(json=as_json, quiet=quiet)
     found = load_recipe(recipe)
     if not is_spectra(found) and (output is not None or device is not None):
         raise ParameterError(
@@ -131,15 +122,12 @@ def start(
     _show_started(out, job, "started")
 
 
-@jobs.command("follow")
-def follow_job(
-    job: JobId, state_dir: StateDir = None, as_json: o.AsJson = False, quiet: o.Quiet = False
-) -> None:
+@_command("follow")
+def follow_job(out: Output, job: JobId, state_dir: StateDir = None) -> None:
     """Show what a job does until it is over; the exit code is the job's.
 
     Ctrl-C ends the looking on, not the job.
     """
-    out = Output(json=as_json, quiet=quiet)
     found = JobStore.open(state_dir, write=False).find(job)
     try:
         view = _follow(found, out)
@@ -148,30 +136,25 @@ def follow_job(
         raise typer.Exit(INTERRUPTED) from None
     out.json("job", job_data(view, whole=True))
     for line in _ending(view):
-        out.text(printable(line))
+        out.text(line)
     out.essence(view.state)
     raise typer.Exit(exit_code(view))
 
 
-@jobs.command("cancel")
+@_command("cancel")
 def cancel(
+    out: Output,
     job: JobId,
     discard: Annotated[
-        bool | None,
-        typer.Option("--discard/--keep", help="What becomes of the layers that are built."),
+        bool | None, option("--discard/--keep", "What becomes of the layers that are built.")
     ] = None,
-    no_wait: Annotated[
-        bool, typer.Option("--no-wait", help="Do not wait until it has stopped.")
-    ] = False,
+    no_wait: Annotated[bool, option("--no-wait", "Do not wait until it has stopped.")] = False,
     state_dir: StateDir = None,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Stop a job at the next layer. What is built is kept for a resume, or discarded."""
-    out = Output(json=as_json, quiet=quiet)
     found = JobStore.open(state_dir).find(job)
     if discard is None:
-        discard = _ask_discard(found, as_json=as_json)
+        discard = _ask_discard(found, as_json=out.as_json)
     control.cancel(found, discard=discard)
     if no_wait:
         view = look(found)
@@ -181,7 +164,7 @@ def cancel(
     if not view.state.is_over:
         out.text(f"{found.id} was asked to stop")
     elif isinstance(view.end, events.Cancelled):
-        out.text(printable(f"{found.id} {view.state}: {view.end.text}"))
+        out.text(f"{found.id} {view.state}: {view.end.text}")
     else:
         out.text(f"{found.id} had {view.state} before it could stop")
     if view.state.is_over and found.kept_layers():
@@ -189,16 +172,9 @@ def cancel(
     out.essence(view.state)
 
 
-@jobs.command("resume")
-def resume(
-    job: JobId,
-    gone: Gone = False,
-    state_dir: StateDir = None,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
-) -> None:
+@_command("resume")
+def resume(out: Output, job: JobId, gone: Gone = False, state_dir: StateDir = None) -> None:
     """Go on with a job that vanished, was cancelled or failed, from the layers that are built."""
-    out = Output(json=as_json, quiet=quiet)
     store = JobStore.open(state_dir)
     found = store.find(job)
     for remark in control.resume_notes(found):
@@ -208,19 +184,17 @@ def resume(
     _show_started(out, found, f"resumed with {plural(layers, 'layer')}" if layers else "resumed")
 
 
-@jobs.command("remove")
+@_command("remove")
 def remove(
-    job: Annotated[list[str], typer.Argument(help="Their ids.", metavar="JOB...")],
+    out: Output,
+    job: Annotated[list[str], argument("Their ids.", metavar="JOB...")],
     gone: Gone = False,
     state_dir: StateDir = None,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Delete jobs that are over, and the layers of those that never finished.
 
     What a job has written to its outputs stays.
     """
-    out = Output(json=as_json, quiet=quiet)
     store = JobStore.open(state_dir)
     found = {entry.id: entry for entry in [store.find(word) for word in job]}
     for entry in found.values():

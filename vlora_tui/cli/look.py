@@ -8,14 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from vlora_engine.adapters.address import CACHE_PLACE, SEARCH_PLACE, AdapterRef, address_text
 from vlora_engine.errors import ParameterError, VLoRAError
 from vlora_tui.cli import options as o
+from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.hub_inputs import headers_of
 from vlora_tui.cli.output import Output
-from vlora_tui.utils.formatting import percent, plural, printable, size, times
+from vlora_tui.utils.formatting import percent, plural, size, times
 
 if TYPE_CHECKING:
     from vlora_engine.catalog.scanner import AdapterInfo, Catalog
@@ -23,22 +22,17 @@ if TYPE_CHECKING:
 
 
 def inspect(
+    out: Output,
     paths: Annotated[
-        list[str] | None,
-        typer.Argument(help="Adapter folders, patterns, hf://org/name.", metavar="PATHS"),
+        list[str] | None, argument("Adapter folders, patterns, hf://org/name.", metavar="PATHS")
     ] = None,
     hf_cache: Annotated[
-        bool, typer.Option("--hf-cache", help="Those that were downloaded from the Hub before.")
+        bool, option("--hf-cache", "Those that were downloaded from the Hub before.")
     ] = False,
     search_base: Annotated[
-        str | None,
-        typer.Option("--search-base", help="Those on the Hub of this model.", metavar="ORG/NAME"),
+        str | None, option("--search-base", "Those on the Hub of this model.", metavar="ORG/NAME")
     ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", help="How many the search may find; 20.")
-    ] = None,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
+    limit: Annotated[int | None, option("--limit", "How many the search may find; 20.")] = None,
 ) -> None:
     """List adapters: which are sound as far as headers tell, which fit together.
 
@@ -46,7 +40,6 @@ def inspect(
     """
     from vlora_engine.catalog.scanner import scan
 
-    out = Output(json=as_json, quiet=quiet)
     if limit is not None and search_base is None:
         raise ParameterError("--limit is for --search-base.")
     addresses = expand(paths or ())
@@ -57,7 +50,7 @@ def inspect(
     out.json("inspect", {**catalog.as_dict(), "tasks": [info.as_dict() for info in tasks]})
     show_catalog(out, catalog, tasks)
     for info in (*catalog.usable, *tasks):
-        out.essence(printable(info.name))
+        out.essence(info.name)
 
 
 def _tasks_inside(catalog: Catalog) -> list[AdapterInfo]:
@@ -117,17 +110,16 @@ def show_catalog(out: Output, catalog: Catalog, tasks: Sequence[AdapterInfo] = (
         out.text(f"{first.severity:<8} {f'{where}: ' if where else ''}{first.what}{more}")
 
 
-def info(subspace: o.Subspace, as_json: o.AsJson = False, quiet: o.Quiet = False) -> None:
+def info(out: Output, subspace: o.Subspace) -> None:
     """Tell what a subspace holds: method, k, tasks with their errors, bytes. Headers only."""
     from vlora_engine.catalog.read import read_manifest
 
-    out = Output(json=as_json, quiet=quiet)
     with headers_of(subspace) as folder:
         manifest = read_manifest(folder)
         out.json("info", info_data(manifest))
         show_manifest(out, manifest)
     for task in manifest.tasks:
-        out.essence(printable(task))
+        out.essence(task)
 
 
 def info_data(manifest: Manifest) -> dict[str, Any]:
@@ -150,10 +142,10 @@ def show_manifest(out: Output, manifest: Manifest) -> None:
     from vlora_engine.manifest.readme import stored_in
     from vlora_tui.pipeline.forecast import how, manifest_figures
 
-    out.text(printable(f"subspace   {address_text(str(manifest.path))}"))
+    out.text(f"subspace   {address_text(str(manifest.path))}")
     stored = f"stored {'' if manifest.coding else 'in '}{stored_in(manifest)}"
     out.text(f"method     {how(manifest_figures(manifest))}, {stored}")
-    out.text(printable(f"base       {manifest.base_model or 'not named'}"))
+    out.text(f"base       {manifest.base_model or 'not named'}")
     out.text(
         f"holds      {plural(len(manifest.tasks), 'task')}, {plural(len(manifest.layers), 'layer')}"
     )
@@ -164,7 +156,7 @@ def show_manifest(out: Output, manifest: Manifest) -> None:
         out.text(f"on disk    {size(manifest.nbytes)}; {codec}")
         out.text(f"error      not known: {manifest.peer} does not keep what its tasks lost")
         for finding in manifest.findings:
-            out.text(printable(f"{finding.severity:<10} {finding.what}"))
+            out.text(f"{finding.severity:<10} {finding.what}")
     else:
         out.text(
             f"on disk    {size(manifest.nbytes)} of {size(manifest.input_bytes)} "

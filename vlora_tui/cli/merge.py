@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
-from vlora_tui.cli.bundles import unbundle
+from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.merge_flags import Merging
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
-from vlora_tui.utils.formatting import percent, plural, printable, size
+from vlora_tui.utils.formatting import percent, plural, size
 
 if TYPE_CHECKING:
     from vlora_tui.recipe.model import Recipe
@@ -22,31 +20,30 @@ NOWHERE = "merged"  # where a preview would write: nowhere
 BESIDE_A_FILE = ("rank", "energy", "seed")  # flags that say what a mergekit file cannot
 
 
-@unbundle
 def merge(
+    out: Output,
     adapters: Annotated[
         list[str] | None,
-        typer.Argument(
-            help="Adapters, or DIR:TASK of subspaces; or one mergekit file (.yml).",
+        argument(
+            "Adapters, or DIR:TASK of subspaces; or one mergekit file (.yml).",
             metavar="ADAPTERS",
             show_default=False,
         ),
     ] = None,
     output: Annotated[
-        str | None, typer.Option("-o", "--output", help="Where to write.", metavar="DIR")
+        str | None, option("-o", "--output", "Where to write.", metavar="DIR")
     ] = None,
     *,
     merging: Merging,
     preview: Annotated[
-        bool, typer.Option("--preview", help="Say what it keeps of each; write nothing.")
+        bool, option("--preview", "Say what it keeps of each; write nothing.")
     ] = False,
     list_methods: Annotated[
-        bool, typer.Option("--list-methods", help="Tell what methods there are, and stop.")
+        bool, option("--list-methods", "Tell what methods there are, and stop.")
     ] = False,
     writing: o.Writing,
 ) -> None:
     """Merge adapters into one, on the weight change that the model sees."""
-    out = Output(json=writing.as_json, quiet=writing.quiet)
     if list_methods:
         from vlora_tui.cli.merge_methods import show_methods
 
@@ -144,37 +141,33 @@ def show_merges(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
         if event.report["rest_left_out"]:
             left = plural(len(event.report["rest_left_out"]), "tensor")
             out.text(
-                printable(
-                    f"left out, as the adapters differ in them: {left}, such as "
-                    f"{event.report['rest_left_out'][0]}"
-                )
+                f"left out, as the adapters differ in them: {left}, such as "
+                f"{event.report['rest_left_out'][0]}"
             )
         _show_retention(out, event)
         error = verified.get(event.path)
         read_back = "" if error is None else ", read back and the same"
-        out.text(printable(f"written to {event.path} ({size(event.nbytes)}{read_back})"))
+        out.text(f"written to {event.path} ({size(event.nbytes)}{read_back})")
         proof = {"nbytes": event.nbytes, "verified": error is not None, "verify_error": error}
         rows.append(_row(event) | proof)
     return rows
 
 
-def _say_merge(out: Output, event: events.Merged | events.MergePreviewed, verb: str) -> None:
+def _say_merge(out: Output, event: events.MergeComputed, verb: str) -> None:
     report = event.report
     weights = ", ".join(f"{weight:.3g}" for weight in report["weights"])
     if report["varied"]:
         weights += f"; others in {plural(report['varied'], 'module')}"
     values = "".join(f", {name} {_value(v)}" for name, v in report["parameters"].items())
     out.text(
-        printable(
-            f"{verb} {', '.join(event.adapters)} by {event.method} (weights {weights}{values}): "
-            f"rank {event.rank}, {plural(event.modules, 'module')}"
-        )
+        f"{verb} {', '.join(event.adapters)} by {event.method} (weights {weights}{values}): "
+        f"rank {event.rank}, {plural(event.modules, 'module')}"
     )
     if report["cut_error"] > 0:
         out.text(f"cutting the rank changed dW by {percent(report['cut_error'])}")
 
 
-def _show_retention(out: Output, event: events.Merged | events.MergePreviewed) -> None:
+def _show_retention(out: Output, event: events.MergeComputed) -> None:
     rows = [
         (
             name,
@@ -189,7 +182,7 @@ def _show_retention(out: Output, event: events.Merged | events.MergePreviewed) -
     out.table(("kept of", "cosine", "strength", "energy", "worst", "in module"), rows)
 
 
-def _row(event: events.Merged | events.MergePreviewed) -> dict[str, Any]:
+def _row(event: events.MergeComputed) -> dict[str, Any]:
     report = event.report
     retention = dict(zip(event.adapters, report["kept"], strict=True))
     return {

@@ -11,7 +11,7 @@ from vlora_tui.cli.output import Output
 def show_methods(out: Output) -> None:
     """The methods, their parameters, and mergekit's names for them."""
     from vlora_engine.merging.methods import DEFAULT_METHOD, MERGE_METHODS, PEFT_METHODS
-    from vlora_tui.recipe.mergekit import ALIASES
+    from vlora_tui.recipe.mergekit_methods import ALIASES
 
     out.json(
         "merge-methods",

@@ -4,32 +4,28 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
-
 from vlora_engine.errors import ParameterError
-from vlora_tui.cli import options as o
+from vlora_tui.cli.declare import argument
 from vlora_tui.cli.output import Output
-from vlora_tui.utils.formatting import percent, plural, printable
+from vlora_tui.utils.formatting import percent, plural
 
 SHOWN = 16  # singular values that are printed
 BAR = 30  # columns of the longest bar
 
 
 def module(
+    out: Output,
     words: Annotated[
         list[str],
-        typer.Argument(
-            help="One adapter or DIR:TASK, or two; then the module's name.", metavar="A [B] MODULE"
+        argument(
+            "One adapter or DIR:TASK, or two; then the module's name.", metavar="A [B] MODULE"
         ),
     ],
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Look closely at one module: the singular values of its dW; what two adapters share there."""
     from vlora_engine.analysis.module_view import module_comparison, module_portrait
-    from vlora_tui.cli.compare import open_side
+    from vlora_engine.catalog.open import open_adapter
 
-    out = Output(json=as_json, quiet=quiet)
     *paths, name = words
     if len(paths) not in (1, 2):
         raise ParameterError(
@@ -37,7 +33,7 @@ def module(
             expected="A MODULE, or A B MODULE",
             found=plural(len(words), "word"),
         )
-    opened = [open_side(path) for path in paths]
+    opened = [open_adapter(path) for path in paths]
     if len(opened) == 1:
         portrait = module_portrait(opened[0], name)
         out.json("module", {"places": paths, **portrait})
@@ -55,7 +51,7 @@ def module(
 
 def show_portrait(out: Output, path: str, portrait: dict[str, Any]) -> None:
     """What one adapter does there."""
-    out.text(printable(f"{path}  {portrait['module']}"))
+    out.text(f"{path}  {portrait['module']}")
     out.text(
         f"{portrait['d_out']} x {portrait['d_in']}, {portrait['dtype']}; rank {portrait['rank']}, "
         f"of which {portrait['numerical_rank']} in use; scale {portrait['scale']:g}"

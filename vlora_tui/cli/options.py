@@ -6,90 +6,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from vlora_tui.cli.bundles import Bundle
+from vlora_tui.cli.declare import argument, option
 
 Adapters = Annotated[
     list[str],
-    typer.Argument(
-        help="Adapter folders, folders of them, patterns, hf://org/name.", metavar="PATHS"
-    ),
+    argument("Adapter folders, folders of them, patterns, hf://org/name.", metavar="PATHS"),
 ]
-Subspace = Annotated[
-    str, typer.Argument(help="A subspace directory, or hf://org/name.", metavar="DIR")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="The data as one JSON object.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Only what a script would want.")]
-Force = Annotated[bool, typer.Option("--force", help="Replace an output that exists.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; write nothing.")]
+Subspace = Annotated[str, argument("A subspace directory, or hf://org/name.", metavar="DIR")]
+Force = Annotated[bool, option("--force", "Replace an output that exists.")]
+DryRun = Annotated[bool, option("--dry-run", "Say what would be done; write nothing.")]
 NoWait = Annotated[
-    bool,
-    typer.Option("--no-wait", help="While another command is changing it: refuse, do not wait."),
+    bool, option("--no-wait", "While another command is changing it: refuse, do not wait.")
 ]
-SkipBad = Annotated[
-    bool, typer.Option("--skip-bad", help="Leave broken adapters out instead of stopping.")
-]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-OutputDir = Annotated[str, typer.Option("-o", "--output", help="Where to write.", metavar="DIR")]
+SkipBad = Annotated[bool, option("--skip-bad", "Leave broken adapters out instead of stopping.")]
+Device = Annotated[str, option("--device", "auto, cpu, cuda or cuda:N.")]
+OutputDir = Annotated[str, option("-o", "--output", "Where to write.", metavar="DIR")]
 EventsFile = Annotated[
-    Path | None, typer.Option("--events", help="Append what happens as JSON lines.", metavar="FILE")
-]
-PrintRecipe = Annotated[
-    bool, typer.Option("--print-recipe", help="Print the recipe that this is, and stop.")
+    Path | None, option("--events", "Append what happens as JSON lines.", metavar="FILE")
 ]
 
 # ---- how to compress: the same flags in `compress`, `run` and `demo`
 
-Method = Annotated[
-    str | None,
-    typer.Option(
-        "--method", help="auto, own, delta, columns or flat; auto where no k and no basis is named."
-    ),
-]
-K = Annotated[
-    str | None,
-    typer.Option("-k", "--num-components", help="Directions a side, or auto (see --variance)."),
-]
-KA = Annotated[int | None, typer.Option("--k-a", help="Directions of the input side alone.")]
-KB = Annotated[int | None, typer.Option("--k-b", help="Directions of the output side alone.")]
-Variance = Annotated[
-    float | None,
-    typer.Option("--variance", "--variance-threshold", help="The share of dW's energy to keep."),
-]
-Adaptive = Annotated[
-    bool, typer.Option("--adaptive-k", help="With a variance: every layer its own k.")
-]
-MaxError = Annotated[
-    float | None, typer.Option("--max-error", help="The error that no task may exceed.")
-]
+MaxError = Annotated[float | None, option("--max-error", "The error that no task may exceed.")]
 MeanError = Annotated[
-    float | None, typer.Option("--mean-error", help="The error that tasks may have on average.")
+    float | None, option("--mean-error", "The error that tasks may have on average.")
 ]
-Budget = Annotated[
-    str | None, typer.Option("--budget", help="Bytes on disk, such as 40MB.", metavar="SIZE")
-]
-Layers = Annotated[
-    list[str] | None,
-    typer.Option("--layers", help="k for some layers; may be repeated.", metavar="PATTERN=K"),
-]
-Names = Annotated[
-    list[str] | None, typer.Option("--names", help="Task names, in the adapters' order.")
-]
-Dtype = Annotated[str, typer.Option("--dtype", help="auto, fp32, fp16 or bf16 on disk.")]
-Refine = Annotated[int, typer.Option("--refine", help="Sweeps that refine delta's bases.")]
-Quantize = Annotated[
-    str | None, typer.Option("--quantize", help="none, int8, int4 or nf4: pack what is stored.")
-]
-SpectraAt = Annotated[
-    str | None, typer.Option("--spectra", help="Spectra to choose on.", metavar="DIR")
-]
-LayerByLayer = Annotated[
-    bool, typer.Option("--layer-by-layer", help="Accepted: the build is always layer by layer.")
-]
-ChunkSize = Annotated[
-    int | None, typer.Option("--chunk-size", help="Accepted: memory is always bounded.")
-]
+Budget = Annotated[str | None, option("--budget", "Bytes on disk, such as 40MB.", metavar="SIZE")]
+Names = Annotated[list[str] | None, option("--names", "Task names, in the adapters' order.")]
+SpectraAt = Annotated[str | None, option("--spectra", "Spectra to choose on.", metavar="DIR")]
 
 WITHOUT_EFFECT = ("layer_by_layer", "chunk_size")
 
@@ -98,25 +43,46 @@ WITHOUT_EFFECT = ("layer_by_layer", "chunk_size")
 class Compressing(Bundle):
     """How to compress."""
 
-    k: K = None
-    k_a: KA = None
-    k_b: KB = None
-    variance: Variance = None
-    adaptive: Adaptive = False
+    k: Annotated[
+        str | None, option("-k", "--num-components", "Directions a side, or auto (see --variance).")
+    ] = None
+    k_a: Annotated[int | None, option("--k-a", "Directions of the input side alone.")] = None
+    k_b: Annotated[int | None, option("--k-b", "Directions of the output side alone.")] = None
+    variance: Annotated[
+        float | None,
+        option("--variance", "--variance-threshold", "The share of dW's energy to keep."),
+    ] = None
+    adaptive: Annotated[bool, option("--adaptive-k", "With a variance: every layer its own k.")] = (
+        False
+    )
     max_error: MaxError = None
     mean_error: MeanError = None
     budget: Budget = None
-    method: Method = None
-    layers: Layers = None
+    method: Annotated[
+        str | None,
+        option(
+            "--method", "auto, own, delta, columns or flat; auto where no k and no basis is named."
+        ),
+    ] = None
+    layers: Annotated[
+        list[str] | None,
+        option("--layers", "k for some layers; may be repeated.", metavar="PATTERN=K"),
+    ] = None
     names: Names = None
-    dtype: Dtype = "auto"
-    quantize: Quantize = None
-    refine: Refine = 0
+    dtype: Annotated[str, option("--dtype", "auto, fp32, fp16 or bf16 on disk.")] = "auto"
+    quantize: Annotated[
+        str | None, option("--quantize", "none, int8, int4 or nf4: pack what is stored.")
+    ] = None
+    refine: Annotated[int, option("--refine", "Sweeps that refine delta's bases.")] = 0
     spectra: SpectraAt = None
     device: Device = "auto"
     skip_bad: SkipBad = False
-    layer_by_layer: LayerByLayer = False
-    chunk_size: ChunkSize = None
+    layer_by_layer: Annotated[
+        bool, option("--layer-by-layer", "Accepted: the build is always layer by layer.")
+    ] = False
+    chunk_size: Annotated[
+        int | None, option("--chunk-size", "Accepted: memory is always bounded.")
+    ] = None
 
     def flags(self) -> dict[str, Any]:
         """What `compress_recipe` takes: all that have an effect."""
@@ -129,7 +95,7 @@ class Writing(Bundle):
 
     force: Force = False
     dry_run: DryRun = False
-    print_recipe: PrintRecipe = False
+    print_recipe: Annotated[
+        bool, option("--print-recipe", "Print the recipe that this is, and stop.")
+    ] = False
     events_file: EventsFile = None
-    as_json: AsJson = False
-    quiet: Quiet = False

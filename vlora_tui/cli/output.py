@@ -7,32 +7,36 @@ import os
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from vlora_tui.pipeline.events import finite
-from vlora_tui.utils.formatting import escaped_json
-from vlora_tui.utils.formatting import percent as percent
-from vlora_tui.utils.formatting import plural as plural
-from vlora_tui.utils.formatting import printable as printable
-from vlora_tui.utils.formatting import size as size
-from vlora_tui.utils.formatting import times as times
+from vlora_tui.cli.bundles import Bundle
+from vlora_tui.cli.declare import option
+from vlora_tui.utils.formatting import escaped_json, printable
+from vlora_tui.utils.json_text import finite
 
 JSON_VERSION = 1
 NARROWEST = 8  # a column of texts is not cut below this
 MARKS = {"error": "31", "warning": "33", "good": "32", "dim": "2", "strong": "1"}
 
 
-class Output:
+@dataclass
+class Output(Bundle):
     """Where a command's words go. They may hold names out of files: nothing moves the cursor.
 
+    A command takes it as a parameter: these are its last two options.
+
     Args:
-        json: Data are one JSON object; texts for people are left out.
+        as_json: Data are one JSON object; texts for people are left out.
         quiet: Of the data only what a script would want; no notes.
     """
 
-    def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
-        self.as_json = json
-        self.quiet = quiet
+    comes_last = True
+
+    as_json: Annotated[bool, option("--json", "The data as one JSON object.")] = False
+    quiet: Annotated[bool, option("-q", "--quiet", "Only what a script would want.")] = False
+
+    def __post_init__(self) -> None:
         self.only_data = False  # stdout is taken, by CSV: nothing for people goes there
         self._said: set[str] = set()
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from vlora_engine.utils.ranking import ranked
 from vlora_tui.cli import options as o
+from vlora_tui.cli.declare import option
 from vlora_tui.cli.output import Output
 from vlora_tui.pipeline import events
-from vlora_tui.utils.formatting import percent, plural, printable, size, times
+from vlora_tui.utils.formatting import percent, plural, size, times
 
 if TYPE_CHECKING:
     from vlora_engine.compression_target import CompressionTarget
@@ -21,18 +20,17 @@ SHOWN = 6  # adapters of a cluster that are named
 
 
 def plan(
+    out: Output,
     adapters: o.Adapters,
     max_error: o.MaxError = None,
     mean_error: o.MeanError = None,
     variance: Annotated[
-        float | None, typer.Option("--variance", help="The share of dW's energy to keep.")
+        float | None, option("--variance", "The share of dW's energy to keep.")
     ] = None,
     budget: o.Budget = None,
     names: o.Names = None,
     device: o.Device = "auto",
     skip_bad: o.SkipBad = False,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Size against error for every method on these adapters, and what auto would do for a target.
 
@@ -44,7 +42,6 @@ def plan(
     from vlora_tui.cli.flags import compress_recipe
     from vlora_tui.pipeline.run import SpectraRun
 
-    out = Output(json=as_json, quiet=quiet)
     recipe = compress_recipe(
         adapters,
         "unused",
@@ -126,7 +123,7 @@ def show_plan(out: Output, data: dict[str, Any]) -> None:
         ]
         names = ", ".join(row["tasks"][:SHOWN]) + (", ..." if len(row["tasks"]) > SHOWN else "")
         used = ", ".join(f"{kind} in {kinds.count(kind)}" for kind in sorted(set(kinds)))
-        out.text(printable(f"cluster {row['group']}: {names}: {used or 'nothing shared'}"))
+        out.text(f"cluster {row['group']}: {names}: {used or 'nothing shared'}")
     if sharing and saved > 0:
         out.text(f"sharing saves {size(saved)} against coding each by itself")
     out.text()

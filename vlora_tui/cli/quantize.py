@@ -5,31 +5,25 @@ from __future__ import annotations
 import shlex
 from typing import Annotated
 
-import typer
-
 from vlora_engine.quantization.packing import BLOCK_SIZE, quantization
 from vlora_tui.cli import options as o
-from vlora_tui.cli.bundles import unbundle
+from vlora_tui.cli.declare import option
 from vlora_tui.cli.output import Output
 from vlora_tui.pipeline import events
 from vlora_tui.utils.formatting import plural
 
 
-@unbundle
 def quantize(
+    out: Output,
     subspace: o.Subspace,
     output: o.OutputDir,
     *,
-    bits: Annotated[int | None, typer.Option("--bits", help="8 or 4; nf4 has 4.")] = None,
-    method: Annotated[str, typer.Option("--method", help="symmetric or nf4.")] = "symmetric",
-    block_size: Annotated[
-        int, typer.Option("--block-size", help="Numbers that share a scale.")
-    ] = BLOCK_SIZE,
-    loadings: Annotated[
-        bool, typer.Option("--loadings", help="Pack the loadings too, as int8.")
-    ] = False,
+    bits: Annotated[int | None, option("--bits", "8 or 4; nf4 has 4.")] = None,
+    method: Annotated[str, option("--method", "symmetric or nf4.")] = "symmetric",
+    block_size: Annotated[int, option("--block-size", "Numbers that share a scale.")] = BLOCK_SIZE,
+    loadings: Annotated[bool, option("--loadings", "Pack the loadings too, as int8.")] = False,
     double_quant: Annotated[
-        bool, typer.Option("--double-quant", help="Scales of 8 bits instead of 16.")
+        bool, option("--double-quant", "Scales of 8 bits instead of 16.")
     ] = False,
     writing: o.Writing,
 ) -> None:
@@ -41,7 +35,6 @@ def quantize(
     from vlora_tui.cli.execute import carry_out
     from vlora_tui.cli.flags import from_tables
 
-    out = Output(json=writing.as_json, quiet=writing.quiet)
     packed = quantization(method, 8 if bits is None else bits, block_size=block_size)
     recipe = from_tables(
         {

@@ -6,12 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from vlora_engine.adapters.address import AdapterRef, expanded
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
 from vlora_tui.cli.compare import Outliers, check_thresholds, find_all, read_all
+from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.hub_inputs import on_disk
 from vlora_tui.cli.output import Output
 from vlora_tui.pipeline import events
@@ -26,35 +25,32 @@ PLOTS = ("similarity", "norms", "errors", "layers", "variance", "sizes")
 
 
 def report(
+    out: Output,
     paths: Annotated[
-        list[str],
-        typer.Argument(help="Adapters as `analyze` takes them, or one subspace.", metavar="PATHS"),
+        list[str], argument("Adapters as `analyze` takes them, or one subspace.", metavar="PATHS")
     ],
     output: Annotated[
-        str, typer.Option("-o", "--output", help="The Markdown file.", metavar="FILE")
+        str, option("-o", "--output", "The Markdown file.", metavar="FILE")
     ] = "report.md",
     threshold: Annotated[
-        float, typer.Option("--threshold", help="The cosine from which on adapters are alike.")
+        float, option("--threshold", "The cosine from which on adapters are alike.")
     ] = CLUSTERED,
     outliers: Outliers = None,
-    title: Annotated[str | None, typer.Option("--title", help="What stands on top.")] = None,
+    title: Annotated[str | None, option("--title", "What stands on top.")] = None,
     spectra: o.SpectraAt = None,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Measure what k and size cost, where it is not yet.")
+        bool, option("--measure", "Measure what k and size cost, where it is not yet.")
     ] = False,
     device: o.Device = "auto",
     skip_bad: o.SkipBad = False,
     force: o.Force = False,
     dry_run: o.DryRun = False,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Write a report: table, similarity, clusters, outliers, duplicates, runs, findings, plots.
 
     What k and size cost is in it where the spectra are in the cache, with --spectra, or with
     --measure. The plots are SVG files beside the report that are named after it.
     """
-    out = Output(json=as_json, quiet=quiet)
     check_thresholds(threshold, outliers)
     target = expanded(output)
     named, paths = paths, on_disk(out, *paths)
@@ -105,12 +101,12 @@ def _spectra(
     from vlora_engine.spectra.tables import Spectra
     from vlora_tui.cli.execute import execute
     from vlora_tui.cli.flags import from_tables
-    from vlora_tui.report.gather import cached_spectra
 
     if named is not None:
         return Spectra.load(expanded(named))
     if measure is None:
-        return cached_spectra(collection)
+        cached = collection.cached_spectra()
+        return cached if cached is not None and cached.complete else None
     from vlora_tui.pipeline.run import SpectraRun
 
     recipe = from_tables({"input": {"adapters": list(paths), "skip_bad": skip_bad}})

@@ -5,48 +5,42 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
 from vlora_tui.cli import options as o
-from vlora_tui.cli.bundles import unbundle
+from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
-from vlora_tui.utils.formatting import percent, printable, size
+from vlora_tui.utils.formatting import percent, size
 
 MANY = 12  # adapters; more are told in a table
 
 
-@unbundle
 def resize(
+    out: Output,
     adapters: Annotated[
-        list[str], typer.Argument(help="Adapters, or DIR:TASK of subspaces.", metavar="ADAPTERS")
+        list[str], argument("Adapters, or DIR:TASK of subspaces.", metavar="ADAPTERS")
     ],
     output: o.OutputDir,
     *,
     rank: Annotated[
-        int | None,
-        typer.Option("--rank", help="The rank of every module; with a rule, the largest."),
+        int | None, option("--rank", "The rank of every module; with a rule, the largest.")
     ] = None,
     energy: Annotated[
-        float | None, typer.Option("--energy", help="The share of dW's energy to keep: 0.99.")
+        float | None, option("--energy", "The share of dW's energy to keep: 0.99.")
     ] = None,
     dynamic: Annotated[
         tuple[str, float] | None,
-        typer.Option(
+        option(
             "--dynamic",
-            help="kohya's rules, module by module: sv_fro 0.97, sv_ratio 10, sv_cumulative 0.9.",
+            "kohya's rules, module by module: sv_fro 0.97, sv_ratio 10, sv_cumulative 0.9.",
             metavar="RULE VALUE",
         ),
     ] = None,
     target: Annotated[
-        str | None,
-        typer.Option("--for", help="One rank, one scale, no patterns: vllm, tgi, portable..."),
+        str | None, option("--for", "One rank, one scale, no patterns: vllm, tgi, portable...")
     ] = None,
     skip_bad: o.SkipBad = False,
-    verify: Annotated[
-        bool, typer.Option("--verify/--no-verify", help="Read back what was written.")
-    ] = True,
+    verify: Annotated[bool, option("--verify/--no-verify", "Read back what was written.")] = True,
     writing: o.Writing,
 ) -> None:
     """Give adapters another rank: cut where dW loses least, or raised without changing it.
@@ -56,7 +50,6 @@ def resize(
     from vlora_tui.cli.execute import carry_out
     from vlora_tui.cli.flags import from_tables, require_there
 
-    out = Output(json=writing.as_json, quiet=writing.quiet)
     require_there(adapters)
     row: dict[str, Any] = {
         "path": output,
@@ -89,27 +82,18 @@ def show_resizes(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
     rows = []
     for event in watcher.all(events.Resized):
         proof = {"verified": event.path in verified, "verify_error": verified.get(event.path)}
-        rows.append(
-            {
-                "task": event.task,
-                "path": event.path,
-                "nbytes": event.nbytes,
-                "skipped": event.skipped,
-                **event.report,
-                **proof,
-            }
-        )
+        written = {"task": event.task, "path": event.path, "nbytes": event.nbytes}
+        written["skipped"] = event.skipped
+        rows.append(written | event.report | proof)
     for item in rows if len(rows) <= MANY else []:
         before, after = _span(item["former_ranks"]), _span(item["ranks"])
         out.text(
-            printable(
-                f"resized {item['task']} from rank {before} to {after}: dW changed by "
-                f"{percent(item['error'])}{_worst(item)}"
-            )
+            f"resized {item['task']} from rank {before} to {after}: dW changed by "
+            f"{percent(item['error'])}{_worst(item)}"
         )
         read_back = ", read back and the same" if item["verified"] else ""
         how = "the same is there already:" if item["skipped"] else "written to"
-        out.text(printable(f"{how} {item['path']} ({size(item['nbytes'])}{read_back})"))
+        out.text(f"{how} {item['path']} ({size(item['nbytes'])}{read_back})")
     if len(rows) > MANY:
         out.table(
             ("adapter", "rank", "was", "error of dW", "worst module", "its error", "size"),

@@ -11,30 +11,26 @@ import typer
 
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
-from vlora_tui.cli.bundles import unbundle
+from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
-from vlora_tui.utils.formatting import printable
 
 
-@unbundle
 def run(
+    out: Output,
     ctx: typer.Context,
     sources: Annotated[
-        list[str],
-        typer.Argument(help="A recipe file (- is stdin), or adapters.", metavar="RECIPE | PATHS"),
+        list[str], argument("A recipe file (- is stdin), or adapters.", metavar="RECIPE | PATHS")
     ],
     *,
-    headless: Annotated[
-        bool, typer.Option("--headless", help="Without the interface, here and now.")
-    ] = False,
+    headless: Annotated[bool, option("--headless", "Without the interface, here and now.")] = False,
     output: Annotated[
-        str | None, typer.Option("-o", "--output", help="The subspace to write.", metavar="DIR")
+        str | None, option("-o", "--output", "The subspace to write.", metavar="DIR")
     ] = None,
     compressing: o.Compressing,
     preview: Annotated[
-        bool, typer.Option("--preview", help="Say what its merges keep; write nothing.")
+        bool, option("--preview", "Say what its merges keep; write nothing.")
     ] = False,
     writing: o.Writing,
     job: Annotated[Path | None, typer.Option("--job", hidden=True)] = None,
@@ -50,14 +46,13 @@ def run(
     from vlora_tui.recipe.reader import load_recipe
     from vlora_tui.tui.app.start import require_terminal
 
-    out = Output(json=writing.as_json, quiet=writing.quiet)
     if warm is not None and headless:  # a process kept ready by an interface
         job, job_lock = wait_for_job(warm) or (None, None)
         if job is None:
             return
     if job is not None and headless:  # how vlora_tui.jobs starts this very process
         for path in execute_job(job, out, lock=job_lock).last(events.Finished).outputs:
-            out.text(printable(f"written to {path}"))
+            out.text(f"written to {path}")
         return
     opens = not (headless or writing.print_recipe or writing.dry_run or preview)
     if opens:

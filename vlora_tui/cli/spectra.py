@@ -5,12 +5,11 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from vlora_engine.adapters.address import expanded
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import VLoRAError
 from vlora_tui.cli import options as o
+from vlora_tui.cli.declare import option
 from vlora_tui.cli.output import Output
 from vlora_tui.pipeline import events
 from vlora_tui.utils.formatting import percent, plural, size, times
@@ -22,10 +21,10 @@ LADDER = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
 def spectra(
+    out: Output,
     adapters: o.Adapters,
     output: Annotated[
-        str | None,
-        typer.Option("-o", "--output", help="Where to keep them; else the cache.", metavar="DIR"),
+        str | None, option("-o", "--output", "Where to keep them; else the cache.", metavar="DIR")
     ] = None,
     names: o.Names = None,
     device: o.Device = "auto",
@@ -33,8 +32,6 @@ def spectra(
     force: o.Force = False,
     dry_run: o.DryRun = False,
     events_file: o.EventsFile = None,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Read every adapter, check it, and measure what every k of every method would cost.
 
@@ -42,22 +39,9 @@ def spectra(
     """
     from vlora_tui.cli.execute import dry_run as show_plan
     from vlora_tui.cli.execute import execute
-    from vlora_tui.cli.flags import from_tables, require_there
-    from vlora_tui.recipe.model import named_inputs
+    from vlora_tui.cli.flags import from_tables, input_table
 
-    out = Output(json=as_json, quiet=quiet)
-    require_there(adapters)
-    recipe = from_tables(
-        {
-            "input": {
-                "adapters": [
-                    e.path if e.name is None else {"path": e.path, "name": e.name}
-                    for e in named_inputs(adapters, names or [])
-                ],
-                "skip_bad": skip_bad,
-            },
-        }
-    )
+    recipe = from_tables({"input": input_table(adapters, names, skip_bad=skip_bad)})
     target = None if output is None else expanded(output).absolute()
     if dry_run:
         show_plan(recipe, out, force=force, also=[] if target is None else [target])

@@ -6,14 +6,13 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
 from vlora_engine.adapters.address import AdapterRef
 from vlora_engine.errors import CollectionError, ParameterError, SubspaceError
 from vlora_tui.cli import options as o
+from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.hub_inputs import fetch_first, require_own
 from vlora_tui.cli.output import Output
-from vlora_tui.utils.formatting import percent, plural, printable, size
+from vlora_tui.utils.formatting import percent, plural, size
 
 if TYPE_CHECKING:
     from vlora_engine.manifest.manifest import Manifest
@@ -23,29 +22,24 @@ LOST = 0.5  # an error of dW above which adding a task is remarked on
 
 
 def add(
+    out: Output,
     subspace: o.Subspace,
-    adapter: Annotated[str, typer.Argument(help="The adapter to add.", metavar="ADAPTER")],
+    adapter: Annotated[str, argument("The adapter to add.", metavar="ADAPTER")],
     task_id: Annotated[
-        str | None, typer.Option("--task-id", "--name", help="Its task name; else its folder's.")
+        str | None, option("--task-id", "--name", "Its task name; else its folder's.")
     ] = None,
     incremental: Annotated[
-        bool,
-        typer.Option("--incremental", help="Extend the basis instead of computing it anew."),
+        bool, option("--incremental", "Extend the basis instead of computing it anew.")
     ] = False,
-    project: Annotated[
-        bool, typer.Option("--project", help="Keep the basis: writes one small file.")
-    ] = False,
+    project: Annotated[bool, option("--project", "Keep the basis: writes one small file.")] = False,
     no_wait: o.NoWait = False,
     dry_run: o.DryRun = False,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Add an adapter to a subspace, and say what its task lost."""
     from vlora_engine.catalog.read import read_manifest
     from vlora_tui.cli.execute import in_place
     from vlora_tui.cli.flags import require_there
 
-    out = Output(json=as_json, quiet=quiet)
     if incremental and project:
         raise ParameterError("--incremental and --project are two ways of adding.")
     require_own(subspace)
@@ -81,65 +75,54 @@ def _add_to(
     subspace: str, adapter: str, task_id: str | None, how: str, out: Output, *, dry_run: bool
 ) -> None:
     """Add it and tell what it came to; the index is as it was when it is read here."""
+    from vlora_engine.adapters.base_models import normalise_base_model
     from vlora_engine.catalog.open import open_adapter
     from vlora_engine.catalog.read import read_manifest
 
     manifest = read_manifest(subspace)
     name = _new_name(manifest, adapter, task_id)
     source = open_adapter(adapter)
-    base_model = source.config.get("base_model_name_or_path")
-    if base_model and manifest.base_model and _base(str(base_model)) != _base(manifest.base_model):
-        out.warn(
-            printable(
-                f"{adapter} names the base model {base_model}, the subspace {manifest.base_model}"
-            )
-        )
+    base_model, own = source.config.get("base_model_name_or_path"), manifest.base_model
+    if base_model and own and normalise_base_model(str(base_model)) != normalise_base_model(own):
+        out.warn(f"{adapter} names the base model {base_model}, the subspace {manifest.base_model}")
     data = {"path": subspace, "task": name, "how": how, "tasks": len(manifest.tasks) + 1}
     if dry_run:
         out.json("add", {**data, "dry_run": True, "adapter_bytes": source.nbytes})
-        out.text(
-            printable(f"Would add {adapter} as {name!r} ({size(source.nbytes)}) to {subspace}")
-        )
+        out.text(f"Would add {adapter} as {name!r} ({size(source.nbytes)}) to {subspace}")
         return
     from vlora_engine.adapters.check import check_adapters
 
     check_adapters({name: source}).require()
     for other in _add(Path(subspace), adapter, name, how):
-        out.note(printable(f"{other}: its original was not found; taken from the subspace"))
+        out.note(f"{other}: its original was not found; taken from the subspace")
     after = read_manifest(subspace)
     record = after.task(name)
     out.json("add", {**data, "error": record.error, "bytes": after.nbytes, "dry_run": False})
     out.text(
-        printable(f"added {name!r}: error {percent(record.error)} of dW; ")
+        f"added {name!r}: error {percent(record.error)} of dW; "
         + f"{plural(len(after.tasks), 'task')}, {size(after.nbytes)}"
     )
     grown = error_grown_most(manifest, after)
     if grown is not None:
         other, before, now = grown
-        out.text(
-            printable(f"of the others {other!r} lost most: {percent(before)} -> {percent(now)}")
-        )
+        out.text(f"of the others {other!r} lost most: {percent(before)} -> {percent(now)}")
     if record.error > LOST:
         remedy = "leave --project out" if how == "project" else "compress again with a larger k"
-        out.warn(
-            printable(f"most of what {name!r} does is not in this basis; to mend it: {remedy}")
-        )
-    out.essence(printable(name))
+        out.warn(f"most of what {name!r} does is not in this basis; to mend it: {remedy}")
+    out.essence(name)
 
 
 def remove(
+    out: Output,
     subspace: o.Subspace,
-    tasks: Annotated[list[str], typer.Argument(help="Tasks or patterns.", metavar="TASK...")],
+    tasks: Annotated[list[str], argument("Tasks or patterns.", metavar="TASK...")],
     no_wait: o.NoWait = False,
     dry_run: o.DryRun = False,
-    as_json: o.AsJson = False,
-    quiet: o.Quiet = False,
 ) -> None:
     """Take tasks out of a subspace; the basis and the others stay as they are."""
     from vlora_engine.catalog.read import read_manifest
     from vlora_tui.cli.execute import in_place
 
-    out = Output(json=as_json, quiet=quiet)
     require_own(subspace)
     _require_ours(read_manifest(subspace), "remove", *tasks)
     with in_place(subspace, out, no_wait=no_wait, dry_run=dry_run):
@@ -158,7 +141,12 @@ def _remove_from(subspace: str, tasks: list[str], out: Output, *, dry_run: bool)
             "That would leave no task.", where=subspace, remedy="delete the directory instead"
         )
     if not dry_run:
-        _remove(Path(subspace), names)
+        from vlora_engine.shared_subspace import SharedSubspace
+
+        opened = SharedSubspace.load(Path(subspace))
+        for name in names:
+            opened.remove_task(name)
+        opened.save(Path(subspace), force=True)
     left = len(manifest.tasks) - len(names)
     nbytes = read_manifest(subspace).nbytes
     out.json(
@@ -166,19 +154,19 @@ def _remove_from(subspace: str, tasks: list[str], out: Output, *, dry_run: bool)
         {"path": subspace, "removed": names, "tasks": left, "bytes": nbytes, "dry_run": dry_run},
     )
     action = "Would remove" if dry_run else "removed"
-    out.text(printable(f"{action} {', '.join(names)}; {plural(left, 'task')} left"))
+    out.text(f"{action} {', '.join(names)}; {plural(left, 'task')} left")
     for name in names:
-        out.essence(printable(name))
+        out.essence(name)
 
 
-def _require_ours(manifest: Manifest, command: str, *words: str) -> Manifest:
-    """``manifest`` if it is ours: what another program owns is not changed under its hands.
+def _require_ours(manifest: Manifest, command: str, *words: str) -> None:
+    """Refuse a subspace that is not ours: it is not changed under another program's hands.
 
     Raises:
         SubspaceError: It is a peer's; the remedy is the two commands that lead on.
     """
     if not manifest.peer:
-        return manifest
+        return
     path = manifest.path
     ours = f"{path}-{PROGRAM}"
     convert = shlex.join([PROGRAM, "convert", str(path), "--to", "subspace", "-o", ours])
@@ -203,12 +191,6 @@ def error_grown_most(before: Manifest, after: Manifest) -> tuple[str, float, flo
     return (name, before.tasks[name].error, after.tasks[name].error) if most > 1e-4 else None
 
 
-def _base(name: str) -> str | None:
-    from vlora_engine.adapters.base_models import normalise_base_model
-
-    return normalise_base_model(name)
-
-
 def _add(subspace: Path, adapter: str, name: str, how: str) -> list[str]:
     """Add it; the tasks that were taken from their reconstructions."""
     from vlora_engine.catalog.open import load_adapter
@@ -226,12 +208,3 @@ def _add(subspace: Path, adapter: str, name: str, how: str) -> list[str]:
         raise (error.errors[0] if len(error.errors) == 1 else error) from None
     opened.save(subspace, force=True)
     return inexact
-
-
-def _remove(subspace: Path, names: list[str]) -> None:
-    from vlora_engine.shared_subspace import SharedSubspace
-
-    opened = SharedSubspace.load(subspace)
-    for name in names:
-        opened.remove_task(name)
-    opened.save(subspace, force=True)

@@ -125,15 +125,13 @@ def needs_of(
     """
     needs: list[Need] = []
     if recipe.compress is not None and recipe.output is not None and recipe.output not in done:
-        predicted = (
-            subspace if subspace is not None else subspace_bytes(collection, recipe.compress.target)
-        )
-        if predicted is not None:
+        if subspace is None:
+            subspace = subspace_bytes(collection, recipe.compress.target)
+        if subspace is not None:
             out = Path(recipe.output)
+            there = _unfinished_bytes(partial_path(out, job))
             # The layers stay beside the subspace until it is complete.
-            needs.append(
-                Need(out, max(0, 2 * predicted - _unfinished_bytes(partial_path(out, job))))
-            )
+            needs.append(Need(out, max(0, 2 * subspace - there)))
     if recipe.quantize is not None and recipe.output is not None and recipe.output not in done:
         manifest = collection.manifest
         needs.append(Need(Path(recipe.output), 0 if manifest is None else manifest.nbytes))

@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
 from vlora_engine.findings import Finding
 from vlora_engine.utils.reading import open_file
 from vlora_tui.utils.formatting import escaped_json
+from vlora_tui.utils.json_text import finite
 
 SCHEMA = "vlora-tui/events"
 VERSION = 1
@@ -210,30 +211,30 @@ class Verified(Event):
 
 
 @dataclass(frozen=True)
-class Merged(Event):
-    """A merged adapter was written."""
+class MergeComputed:
+    """The fields that the two events of a merge have in common."""
 
-    type: ClassVar[str] = "merged"
     path: str
     method: str
     adapters: tuple[str, ...]
     rank: int
     modules: int
     report: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Merged(MergeComputed, Event):
+    """A merged adapter was written."""
+
+    type: ClassVar[str] = "merged"
     nbytes: int = 0
 
 
 @dataclass(frozen=True)
-class MergePreviewed(Event):
+class MergePreviewed(MergeComputed, Event):
     """A merge was computed and not written: what it would keep of its adapters."""
 
     type: ClassVar[str] = "merge_previewed"
-    path: str
-    method: str
-    adapters: tuple[str, ...]
-    rank: int
-    modules: int
-    report: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -416,17 +417,6 @@ def read_events(path: Path) -> Iterator[tuple[int, Event]]:
             found = decode(line.decode("utf-8", "replace"))
             if found is not None:
                 yield found
-
-
-def finite(value: Any) -> Any:
-    """``value`` with every figure that JSON cannot hold (NaN, infinite) as None."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value
 
 
 def _last_seq(path: Path) -> int:

@@ -9,71 +9,33 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlora_engine.codec.forecast import EVERYBODY
+from vlora_engine.codec.forecast import EVERYBODY, Forecast, Outlook
 from vlora_engine.compression_target import CODED_METHODS, CompressionTarget
 from vlora_engine.errors import VLoRAError
 from vlora_engine.spectra.choose import Choice, Prediction, choose
 from vlora_engine.utils.ranking import worst
+from vlora_tui.pipeline.events import Chosen
 
 if TYPE_CHECKING:
-    from vlora_engine.codec.forecast import Forecast, Outlook
-    from vlora_engine.spectra.tables import Spectra
-
-if TYPE_CHECKING:
-    from vlora_engine.codec.forecast import Forecast, Outlook
     from vlora_engine.manifest.manifest import Manifest
     from vlora_engine.spectra.tables import Spectra
 
 
-@dataclass(frozen=True)
-class Expected:
-    """What a choice is going to cost.
-
-    Args:
-        k: In a few words; empty where every direction gets bits of its own.
-    """
-
-    method: str
-    k: str
-    mean_error: float
-    max_error: float
-    nbytes: int
-
-
-def expect(target: CompressionTarget, spectra: Spectra) -> Expected | None:
+def expect(target: CompressionTarget, spectra: Spectra) -> Chosen | None:
     """What a target is going to cost, None where these spectra cannot tell.
 
     Raises:
         VLoRAError: It cannot be met.
     """
-    if target.is_coded:
-        outlook = spectra.outlook()
-        return None if outlook is None else expect_coded(outlook, target)
-    prediction = (choice := choose(spectra, target)).prediction
-    return Expected(
-        target.method,
-        k_text(choice.k),
-        prediction.mean_error,
-        prediction.max_error,
-        prediction.nbytes,
-    )
-
-
-def expect_coded(outlook: Outlook, target: CompressionTarget) -> Expected:
-    """What coding is going to cost.
-
-    Raises:
-        TargetError: It cannot be met.
-    """
-    forecast: Forecast = outlook.solve(target)
-    errors = forecast.errors
-    return Expected(
-        target.method,
-        "",
-        float(errors.mean()),
-        float(errors.max(initial=0)),
-        int(outlook.nbytes(forecast)),
-    )
+    k = ""
+    if not target.is_coded:
+        choice = choose(spectra, target)
+        k, cost = k_text(choice.k), choice.prediction
+    elif (outlook := spectra.outlook()) is not None:
+        cost = prediction_of(outlook, outlook.solve(target))
+    else:
+        return None
+    return Chosen(target.method, k, cost.mean_error, cost.max_error, cost.nbytes)
 
 
 def manifest_figures(manifest: Manifest) -> dict[str, Any]:
@@ -98,31 +60,20 @@ def others_at(
     """What the other methods would cost at the same bytes, where spectra are there to tell."""
     if spectra is None:
         return ()
-    outlook, budget = spectra.outlook(), int(figures["nbytes"])
+    budget = int(figures["nbytes"])
+    coded = [] if spectra.outlook() is None else [CompressionTarget(m) for m in CODED_METHODS]
+    based = [
+        CompressionTarget(method, dtype=target.dtype, quantize=target.quantize)
+        for method in spectra.methods
+    ]
     rows: list[dict[str, Any]] = []
-    for method in CODED_METHODS:
-        if method == target.method or outlook is None:
+    for other in (*coded, *based):
+        if other.method == target.method:
             continue
         row: dict[str, Any] = dict.fromkeys(("k", "mean_error", "max_error", "nbytes"))
-        with suppress(VLoRAError):
-            same_bytes = CompressionTarget(method, budget=budget)
-            row = vars(expect_coded(outlook, same_bytes)).copy()
-        rows.append({**row, "method": method})
-    for method in (m for m in spectra.methods if m != target.method):
-        row = dict.fromkeys(("k", "mean_error", "max_error", "nbytes"))
-        with suppress(VLoRAError):  # no k of it fits: the row says so
-            same_bytes = CompressionTarget(
-                method, budget=budget, dtype=target.dtype, quantize=target.quantize
-            )
-            choice = choose(spectra, same_bytes)
-            prediction = choice.prediction
-            row = {
-                "k": k_text(choice.k),
-                "mean_error": prediction.mean_error,
-                "max_error": prediction.max_error,
-                "nbytes": prediction.nbytes,
-            }
-        rows.append({"method": method, **row})
+        with suppress(VLoRAError):  # nothing of it fits: the row says so
+            row = vars(expect(other.with_goal("budget", budget), spectra)).copy()
+        rows.append({"method": other.method, **row})
     return tuple(rows)
 
 

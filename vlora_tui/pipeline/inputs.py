@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlora_engine import __version__
 from vlora_engine.adapters.address import AdapterRef, address_of
 from vlora_engine.catalog.locate import locate
 from vlora_engine.catalog.open import open_adapter
@@ -23,13 +25,14 @@ from vlora_engine.errors import (
 from vlora_engine.hub.fetch import fetch
 from vlora_engine.utils.files import require_apart
 from vlora_engine.utils.run_context import RunContext
-from vlora_tui.recipe.model import AdapterInput, Recipe
+from vlora_tui.recipe.model import MEASURED, AdapterInput, Recipe
 from vlora_tui.utils import paths
 
 if TYPE_CHECKING:
     from vlora_engine.adapters.model import AdapterSource
     from vlora_engine.findings import Finding
     from vlora_engine.manifest.manifest import Manifest
+    from vlora_engine.spectra.tables import Spectra
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,8 @@ class Collection:
     Args:
         adapters: By task name, open, in the order of the recipe.
         places: The resolved path of every adapter, by task name.
+        identities: What tells each adapter's file from an earlier one (size, mtime, header
+            digest), by task name.
         manifest: The subspace, where the input is one.
     """
 
@@ -66,8 +71,27 @@ class Collection:
         return list(self.manifest.tasks) if self.manifest is not None else list(self.adapters)
 
     def spectra_dir(self, methods: Sequence[str]) -> Path:
-        """Where the spectra of these adapters are cached."""
-        return paths.spectra_dir(self.identities.items(), methods)
+        """Where the spectra of these adapters are cached: the same inputs, the same folder.
+
+        Args:
+            methods: The methods that the spectra cover.
+        """
+        lines = sorted(
+            f"{name}\0{[str(part) for part in identity]}"
+            for name, identity in self.identities.items()
+        )
+        text = "\n".join([__version__, *sorted(methods), *lines])
+        key = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:24]
+        return paths.spectra_root() / key
+
+    def cached_spectra(self) -> Spectra | None:
+        """The spectra of these adapters in the cache; None where they are not, or not readable."""
+        from vlora_engine.spectra.tables import Spectra
+
+        try:
+            return Spectra.load(self.spectra_dir(MEASURED))
+        except VLoRAError:
+            return None  # a cache: what cannot be read is made again
 
 
 def gather(recipe: Recipe, run: RunContext = RunContext()) -> Collection:

@@ -7,7 +7,7 @@ import fnmatch
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,7 @@ from vlora_engine.utils.run_context import RunContext
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.inputs import Collection, require_apart_from
 from vlora_tui.recipe.model import Export, Merge, Recipe, Resize, is_path
+from vlora_tui.utils.formatting import listed
 
 if TYPE_CHECKING:
     from vlora_engine.adapters.model import AdapterSource, LoRAWeights
@@ -51,11 +52,7 @@ STOPPED = "Stopped as asked; what was finished before is complete."
 
 
 def plan_outputs(
-    recipe: Recipe,
-    collection: Collection,
-    *,
-    force: bool,
-    done: frozenset[str] = frozenset(),
+    recipe: Recipe, collection: Collection, *, force: bool, done: frozenset[str] = frozenset()
 ) -> list[Path]:
     """Every path that the recipe is going to write, checked: apart, and not there yet.
 
@@ -113,10 +110,7 @@ def _require_fit(export: Export, paths: Mapping[str, Path], collection: Collecti
 
 
 def facts_of_export(
-    export: Export,
-    task: str,
-    manifest: Manifest | None,
-    adapters: Mapping[str, AdapterSource],
+    export: Export, task: str, manifest: Manifest | None, adapters: Mapping[str, AdapterSource]
 ) -> Facts:
     """What headers tell of a task, with the base model that the export names."""
     if manifest is not None:
@@ -130,7 +124,7 @@ def facts_of_export(
 
 def export_paths(export: Export | Resize, tasks: Sequence[str]) -> dict[str, Path]:
     """Where each exported or resized task goes."""
-    chosen = match_tasks(export.tasks, tasks) if export.tasks else list(tasks)
+    chosen = match_tasks(export.tasks, tasks)
     if "{task}" not in export.path:
         if len(chosen) > 1:
             raise ParameterError(
@@ -144,14 +138,16 @@ def export_paths(export: Export | Resize, tasks: Sequence[str]) -> dict[str, Pat
 
 
 def match_tasks(patterns: Sequence[str], tasks: Sequence[str]) -> list[str]:
-    """The tasks that the patterns name, in the order of ``tasks``; an exact name goes first.
+    """The tasks that the patterns name, in the order of ``tasks``; all where there is no pattern.
 
     Raises:
         NotFoundError: A pattern matches none.
     """
+    if not patterns:
+        return list(tasks)
     chosen: set[str] = set()
     for pattern in patterns:
-        exact = [task for task in tasks if task == pattern]
+        exact = [task for task in tasks if task == pattern]  # it goes before what it matches
         matches = exact or [task for task in tasks if fnmatch.fnmatchcase(task, pattern)]
         if not matches:
             raise unknown_task(pattern, tasks)
@@ -162,12 +158,9 @@ def match_tasks(patterns: Sequence[str], tasks: Sequence[str]) -> list[str]:
 def unknown_task(name: str, tasks: Sequence[str]) -> NotFoundError:
     """The error for a task that is not there; it names those that are."""
     close = difflib.get_close_matches(name, tasks, n=1)
-    shown = ", ".join(list(tasks)[:12]) + (
-        f" and {len(tasks) - 12} more" if len(tasks) > 12 else ""
-    )
     return NotFoundError(
         f"There is no task {name!r}.",
-        expected=shown or "no task at all: the subspace is empty",
+        expected=listed(tasks) or "no task at all: the subspace is empty",
         remedy=f"did you mean {close[0]!r}?" if close else None,
     )
 
@@ -361,24 +354,23 @@ class Writer:
         """Tell what every merge would keep of its adapters; write nothing."""
         for merge in self.recipe.merges:
             self.context.stop_if_asked(STOPPED)
-            _, event = self._merged(merge)
-            self._report_findings(event)
-            values = {f.name: getattr(event, f.name) for f in fields(events.MergePreviewed)}
-            self.emit(events.MergePreviewed(**values))
+            _, computed = self._merged(merge)
+            self._report_findings(computed)
+            self.emit(events.MergePreviewed(**vars(computed)))
 
     def _merge(self, merge: Merge) -> None:
-        merged, event = self._merged(merge)
+        merged, computed = self._merged(merge)
         path = Path(merge.path)
         saved = self._save(merged, path, verify=True, dtype=merge.dtype)
-        self._report_findings(event)
-        self.emit(replace(event, nbytes=directory_bytes(path)))
+        self._report_findings(computed)
+        self.emit(events.Merged(**vars(computed), nbytes=directory_bytes(path)))
         self.emit(events.Verified(path.name, merge.path, saved.error))
 
-    def _report_findings(self, event: events.Merged) -> None:
-        for finding in event.report["findings"]:
+    def _report_findings(self, merge: events.MergeComputed) -> None:
+        for finding in merge.report["findings"]:
             self.emit(events.Remark.of(Finding.from_json(finding)))
 
-    def _merged(self, merge: Merge) -> tuple[LoRAWeights, events.Merged]:
+    def _merged(self, merge: Merge) -> tuple[LoRAWeights, events.MergeComputed]:
         """The result, and what there is to say about it."""
         from vlora_engine.merging.merge_adapters import merge_with_report
 
@@ -391,7 +383,7 @@ class Writer:
             progress=self.context.progress,
             cancelled=self.context.cancelled,
         )
-        return merged, events.Merged(
+        return merged, events.MergeComputed(
             path=merge.path,
             method=report.method,
             adapters=tuple(names),

@@ -35,7 +35,6 @@ from vlora_tui.utils.locking import waiting_lock
 if TYPE_CHECKING:
     from vlora_engine.adapters.check import CheckReport
     from vlora_engine.findings import Finding
-    from vlora_engine.spectra.tables import Spectra
     from vlora_engine.utils.progress import Progress
 
 CancelCheck = Callable[[], bool]
@@ -135,14 +134,8 @@ class Run:
             self._compress(self.recipe.compress, Path(str(self.recipe.output)))
         elif self.recipe.quantize is not None:
             self._quantize(self.recipe.quantize, Path(str(self.recipe.output)))
-        writer = Writer(
-            self.recipe,
-            self.collection,
-            self.emit,
-            self._context,
-            self.done,
-            self.outputs,
-        )
+        outputs = self.outputs
+        writer = Writer(self.recipe, self.collection, self.emit, self._context, self.done, outputs)
         writer.export_all()
         writer.merge_all()
         writer.resize_all()
@@ -214,10 +207,7 @@ class Run:
         from vlora_engine.compress.requantize import quantize_subspace
 
         manifest = quantize_subspace(
-            Path(str(self.recipe.input.subspace)),
-            out,
-            quantize.quantization(),
-            self._context,
+            Path(str(self.recipe.input.subspace)), out, quantize.quantization(), self._context
         )
         self.outputs.append(str(out))
         self.emit(events.SubspaceWritten(str(out), manifest_figures(manifest)))
@@ -323,21 +313,15 @@ class Run:
         )
 
     def _cached_spectra(self) -> Spectra | None:
-        place = self.collection.spectra_dir(MEASURED)
-        if not place.is_dir():
-            return None
-        try:
-            spectra = Spectra.load(place)
-        except VLoRAError:
-            return None  # a cache: what cannot be read is made again
-        return spectra if spectra.is_whole else None
+        spectra = self.collection.cached_spectra()
+        return spectra if spectra is not None and spectra.is_whole else None
 
     def _tell_choice(self, compress: Compress, spectra: Spectra) -> int | None:
         """Tell what is going to be built; its bytes, where the spectra know them."""
         expected = expect(compress.target, spectra)
         if expected is None:
             return None
-        self.emit(events.Chosen(**vars(expected)))
+        self.emit(expected)
         return expected.nbytes
 
     def _remark(self, finding: Finding) -> None:

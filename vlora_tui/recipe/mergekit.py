@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from reprlib import repr as short  # a few lines of YAML can stand for gigabytes
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 from vlora_engine.catalog.locate import locate
 from vlora_engine.catalog.open import open_adapter
@@ -22,39 +22,8 @@ from vlora_engine.errors import FileKindError, InputError, NotFoundError
 from vlora_engine.merging.methods import MERGE_METHODS
 from vlora_engine.merging.registry import MergeMethod
 from vlora_engine.utils.reading import read_text
+from vlora_tui.recipe.mergekit_methods import ALIASES, Alias
 
-
-class Alias(NamedTuple):
-    """What a ``merge_method`` of mergekit is here, and whether mergekit normalises its weights."""
-
-    method: str
-    normalize: bool | None = None
-
-    @property
-    def text(self) -> str:
-        """The alias in words, as it is printed."""
-        words = {True: ", weights normalised", False: ", weights as given", None: ""}
-        return f"{self.method}{words[self.normalize]}"
-
-
-ALIASES: Mapping[str, Alias] = {
-    "linear": Alias("task_arithmetic", True),
-    "task_arithmetic": Alias("task_arithmetic", False),
-    "ties": Alias("ties", True),
-    "dare_linear": Alias("dare", False),
-    "dare_ties": Alias("dare_ties", False),
-    "della": Alias("della", True),
-    "della_linear": Alias("della_linear", False),
-    "breadcrumbs": Alias("breadcrumbs", False),
-    "breadcrumbs_ties": Alias("breadcrumbs_ties", False),
-    "sce": Alias("sce"),
-    "slerp": Alias("slerp"),
-    "nuslerp": Alias("slerp"),
-    "model_stock": Alias("model_stock"),
-    "tsv": Alias("tsv_m"),
-    "iso_c": Alias("iso_c"),
-    "knots": Alias("knots"),
-}
 _KEEPS_ALL = {"density": 1.0}  # mergekit keeps all where it is told nothing
 _REFUSED = {
     "slices": "the layers of an adapter belong to its base model's",

@@ -12,12 +12,10 @@ from vlora_engine.adapters.model import MemorySource
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.catalog.scanner import scan
 from vlora_engine.doctor.subspace_check import check_subspace
-from vlora_engine.errors import ParameterError, VLoRAError
+from vlora_engine.errors import ParameterError
 from vlora_engine.manifest.task_errors import task_figures
 from vlora_engine.spectra.size_curves import curves
-from vlora_engine.spectra.tables import Spectra
 from vlora_engine.utils.ranking import foremost
-from vlora_tui.recipe.model import MEASURED
 from vlora_tui.report.comparison import Compared, analysis_data, compare
 
 if TYPE_CHECKING:
@@ -88,16 +86,6 @@ def _row_of_task(name: str, collection: Collection) -> dict[str, Any]:
         "bytes": source.nbytes,
         "findings": [],
     }
-
-
-def cached_spectra(collection: Collection) -> Spectra | None:
-    """The spectra of these very adapters in the cache, if they are whole."""
-    folder = collection.spectra_dir(MEASURED)
-    try:
-        spectra = Spectra.load(folder)
-    except VLoRAError:
-        return None
-    return spectra if spectra.complete else None
 
 
 def require_same(spectra: Spectra, compared: Compared) -> None:
@@ -224,8 +212,7 @@ def _compared_tasks(manifest: Manifest, progress: ProgressCallback | None) -> Co
 
     opened = SharedSubspace.load(manifest.path)
     return compare(
-        {task: MemorySource(opened.reconstruct(task)) for task in manifest.tasks},
-        progress=progress,
+        {task: MemorySource(opened.reconstruct(task)) for task in manifest.tasks}, progress=progress
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from vlora_engine.utils.ranking import ranked
 from vlora_tui.report.comparison import sameness, why
-from vlora_tui.utils.formatting import percent, plural, printable, size, times
+from vlora_tui.utils.formatting import listed, percent, plural, printable, size, times
 
 MATRIX = 12  # adapters whose cosines are printed as a table
 PAIRS = 15  # otherwise the pairs most alike
@@ -276,8 +276,7 @@ def _table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = ", ".join(_plain(name) for name in names[:ROWS])
-    return shown + (f" and {len(names) - ROWS} more" if len(names) > ROWS else "")
+    return listed([_plain(name) for name in names], ROWS)
 
 
 def _plain(text: object) -> str:

@@ -178,11 +178,7 @@ def lines(
 
 
 def strips(
-    title: str,
-    columns: Sequence[str],
-    dots: Sequence[Sequence[tuple[float, str]]],
-    *,
-    y: str,
+    title: str, columns: Sequence[str], dots: Sequence[Sequence[tuple[float, str]]], *, y: str
 ) -> str:
     """Per column one dot a value, on a logarithmic axis; dots with a name are marked."""
     drawing = Drawing(title, 360, about=y)

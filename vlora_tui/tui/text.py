@@ -8,8 +8,7 @@ from typing import Literal
 
 from rich.cells import cell_len
 
-from vlora_engine.adapters.address import CACHE_PLACE, SEARCH_PLACE
-from vlora_tui.utils.formatting import size as size
+TONES = {"error": "error", "warning": "warning", "note": "muted"}  # of a finding, in a table
 
 
 def clean(text: object) -> str:
@@ -56,12 +55,3 @@ def tilde(path: str | Path) -> str:
     if home not in ("/", "~") and (text == home or text.startswith(home + "/")):
         text = "~" + text[len(home) :]
     return clean(text)
-
-
-def place_words(address: str) -> str:
-    """A place that is looked into: a path, the Hub's cache, or a search on the Hub."""
-    if address.startswith(CACHE_PLACE):
-        return "the Hub's cache"
-    if address.startswith(SEARCH_PLACE):
-        return f"the Hub, of {clean(address.removeprefix(SEARCH_PLACE))}"
-    return tilde(address)

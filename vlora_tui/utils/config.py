@@ -15,7 +15,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,6 +159,8 @@ def _read(config: Config) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         config.problems.append(Problem(None, f"the file cannot be read: {error}"))
         return {}
+    import tomllib
+
     try:
         return tomllib.loads(config.text)
     except (ValueError, RecursionError) as error:

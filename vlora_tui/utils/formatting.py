@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 
 def printable(text: str) -> str:
@@ -56,6 +57,12 @@ def times(ratio: float | None) -> str:
 def plural(count: int, noun: str, many: str | None = None) -> str:
     """``1 task``, ``3 tasks``."""
     return f"{count} {noun if count == 1 else many or noun + 's'}"
+
+
+def listed(names: Sequence[str], most: int = 12) -> str:
+    """``a, b and 3 more``: the first of some names, and how many there are besides."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 IN_BYTES = ("download", "upload")  # stages whose units are bytes

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-from vlora_engine import __version__
 
 APP = "vlora-tui"
 CACHE_BYTES = 4_000_000_000
@@ -31,19 +27,6 @@ def state_dir() -> Path:
 def spectra_root() -> Path:
     """Where the spectra of all collections are cached."""
     return cache_dir() / "spectra"
-
-
-def spectra_dir(adapters: Iterable[tuple[str, Sequence[object]]], methods: Sequence[str]) -> Path:
-    """The cached spectra of a collection: the same inputs under the same names, the same folder.
-
-    Args:
-        adapters: Per adapter its task name and its identity (size, mtime, header digest).
-        methods: The methods that the spectra cover.
-    """
-    lines = sorted(f"{name}\0{[str(part) for part in identity]}" for name, identity in adapters)
-    text = "\n".join([__version__, *sorted(methods), *lines])
-    key = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:24]
-    return spectra_root() / key
 
 
 def make_room(cache: Path, limit: int = CACHE_BYTES) -> bool:

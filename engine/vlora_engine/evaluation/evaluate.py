@@ -20,7 +20,7 @@ from torch import Tensor
 
 from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.errors import ParameterError
-from vlora_engine.evaluation.prompts import Prompt
+from vlora_engine.evaluation.prompts import LENGTH, MAX_TOKENS, Prompt
 from vlora_engine.nn.peft_model import BaseModel, PeftAdapter, as_peft_adapter, quiet, read_by_peft
 from vlora_engine.subspace.space import Space
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback
@@ -28,8 +28,6 @@ from vlora_engine.utils.ranking import ranked
 from vlora_engine.utils.run_context import RunContext
 
 STAGE = "evaluate"
-MAX_TOKENS = 2048  # of a task
-LENGTH = 256  # tokens of one sequence
 GAIN = 0.01  # nats a token: below this gain over the base, no share of it is reported
 LOGITS = 2**25  # numbers in the logits of one forward pass, at most
 PART = 2**21  # numbers of them that are compared at a time, in fp64

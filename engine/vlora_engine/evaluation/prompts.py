@@ -13,6 +13,8 @@ from vlora_engine.utils.naming import slugs
 from vlora_engine.utils.reading import open_file
 from vlora_engine.utils.safetensors_file import read_error
 
+MAX_TOKENS = 2048  # of a task
+LENGTH = 256  # tokens of one sequence
 SUFFIX = ".txt"
 BYTES_A_TOKEN = 64  # so much of a file is read for each token wanted, at most
 

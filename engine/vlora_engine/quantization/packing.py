@@ -7,10 +7,12 @@ module can be read alone; the last block of a side may be short.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlora_engine.errors import ParameterError
-from vlora_engine.utils.json_reader import JsonValue
+
+if TYPE_CHECKING:
+    from vlora_engine.utils.json_reader import JsonValue
 
 QUANTIZATIONS = ("int8", "int4", "nf4")
 NOT_PACKED = "none"

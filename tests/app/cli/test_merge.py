@@ -15,7 +15,7 @@ from tests.app.conftest import Cli
 from tests.witnesses import make
 from vlora_engine.catalog.open import load_adapter, open_adapter
 from vlora_engine.merging import MERGE_METHODS, PEFT_METHODS, merge
-from vlora_tui.recipe.mergekit import ALIASES
+from vlora_tui.recipe.mergekit_methods import ALIASES
 
 MODULES = {
     f"model.layers.{layer}.self_attn.{name}": (12, 12)

@@ -236,7 +236,7 @@ def test_small_words() -> None:
 
 
 def test_a_figure_that_json_cannot_hold_is_null(capsys: pytest.CaptureFixture[str]) -> None:
-    Output(json=True).json("x", {"a": float("nan"), "b": [float("-inf"), 1.5], 3: {"c": (1,)}})
+    Output(as_json=True).json("x", {"a": float("nan"), "b": [float("-inf"), 1.5], 3: {"c": (1,)}})
     assert json.loads(capsys.readouterr().out) == {
         "schema": "vlora-tui/x",
         "version": 1,

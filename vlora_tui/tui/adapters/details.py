@@ -78,10 +78,8 @@ def _adapter(text: Text, row: Row, members: int, tones: Mapping[str, str | Style
     fits += f": {members} fit together" if members > 1 else ", alone in it"
     _line(text, "base", clean(info.base_model or "not named"), tones)
     _line(text, "fits", fits, tones)
-    ranks = info.ranks
-    rank = number(info.rank) if ranks is None or ranks[0] == ranks[1] else f"{ranks[0]}-{ranks[1]}"
     scale = f"   scale {number(info.scale)}" if info.scale is not None else ""
-    _line(text, "rank", f"{rank}   alpha {number(info.alpha)}{scale}", tones)
+    _line(text, "rank", f"{row.rank}   alpha {number(info.alpha)}{scale}", tones)
     if info.modules is not None:
         types = ", ".join(clean(kind) for kind in info.module_types)
         _line(text, "modules", f"{info.modules}: {types}", tones)

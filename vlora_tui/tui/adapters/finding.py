@@ -12,10 +12,10 @@ from textual.message import Message
 
 from vlora_engine.adapters.address import is_address, is_hub_place, is_pinned_form
 from vlora_engine.errors import VLoRAError
+from vlora_tui.tui.adapters.places import place_words, remember_folder
 from vlora_tui.tui.adapters.rows import Row
 from vlora_tui.tui.adapters.scanner import Batch, Ended, Scanner, subspace_row
-from vlora_tui.tui.core.session import remember_folder
-from vlora_tui.tui.text import clean, place_words
+from vlora_tui.tui.text import clean
 
 if TYPE_CHECKING:
     from vlora_tui.tui.core.view import View

@@ -19,7 +19,9 @@ from vlora_engine.adapters.address import CACHE_PLACE, SEARCH_PLACE, AdapterRef,
 from vlora_engine.catalog.locate import refuse_elsewhere
 from vlora_engine.errors import ParameterError, VLoRAError
 from vlora_engine.utils.file_names import ADAPTER_CONFIG, SUBSPACE_INDEX
-from vlora_tui.tui.text import clean, place_words, tilde
+from vlora_tui.tui.adapters.places import place_words
+from vlora_tui.tui.text import clean, tilde
+from vlora_tui.tui.widgets.bindings import shown
 from vlora_tui.tui.widgets.dialogs import Dialog
 from vlora_tui.tui.widgets.table import Cell, Column, Table
 
@@ -45,7 +47,7 @@ class OpenFolder(Dialog):
     """Asks for a folder, or a place on the Hub; the result is what was typed or chosen."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "cancel", "Back", id="open.cancel", tooltip="Close, open nothing"),
+        shown("escape", "cancel", "Back", "open.cancel", "Close, open nothing"),
         Binding("up", "move(-1)", show=False, priority=True, id="open.up"),
         Binding("down", "move(1)", show=False, priority=True, id="open.down"),
         Binding("pageup", "move(-10)", show=False, priority=True, id="open.page_up"),
@@ -75,14 +77,7 @@ class OpenFolder(Dialog):
             line.cursor_blink = False
             yield line
             yield Static("", id="said", classes="keys", markup=False)
-            yield Table(
-                COLUMNS,
-                _cells,
-                key=_key,
-                header=False,
-                loud=True,
-                id="folders",
-            )
+            yield Table(COLUMNS, _cells, key=_key, header=False, loud=True, id="folders")
             yield Static(KEYS, classes="keys", markup=False)
 
     def on_mount(self) -> None:

@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.errors import ParameterError, VLoRAError
+from vlora_engine.findings import SEVERITIES, Finding
 from vlora_engine.utils.ranking import by_number
 from vlora_tui.recipe.table import parse_bytes
 from vlora_tui.tui.text import clean, number, plural
@@ -18,7 +19,6 @@ from vlora_tui.utils.formatting import size
 
 if TYPE_CHECKING:
     from vlora_engine.catalog.scanner import AdapterInfo
-    from vlora_engine.findings import Finding
     from vlora_engine.manifest.manifest import Manifest
 
 NOT_CHECKED = "not checked"
@@ -35,16 +35,6 @@ COLUMNS = (
     Column("findings", "findings", most=12, keep=7),
     Column("tensors", "tensors", keep=1),
 )
-
-HINTS = {
-    "name": "words in the name or path",
-    "base": "base:gpt2",
-    "rank": "rank:8, rank>=16",
-    "size": "size>10MB",
-    "group": "group:1",
-    "dtype": "dtype:F16",
-    "is": "is:marked, is:broken, is:subspace, is:sound, is:remarkable",
-}
 
 
 @dataclass(frozen=True)
@@ -87,7 +77,7 @@ class Row:
     def findings(self) -> tuple[Finding, ...]:
         """What headers and, where it ran, the check remark; the gravest first."""
         found = (*(self.info.findings if self.info else ()), *(self.checked or ()))
-        return tuple(sorted(found, key=lambda f: _GRAVITY.index(f.severity)))
+        return tuple(sorted(found, key=lambda f: SEVERITIES.index(f.severity)))
 
     def cells(self) -> list[Cell]:
         """One cell for each of `COLUMNS`."""
@@ -95,7 +85,7 @@ class Row:
         return [
             (clean(self.name), "muted" if self.error is not None else "accent" * self.is_subspace),
             (clean(self.base or "-"), quiet or "muted" * (self.base is None)),
-            (self._rank(), quiet),
+            (self.rank, quiet),
             (number(self.info.alpha) if self.info else "-", quiet),
             (self._modules(), quiet),
             ((self.info.dtype if self.info else self._stored()) or "-", quiet),
@@ -129,7 +119,9 @@ class Row:
         facts = [f"{c.key}={t}" for c, (t, _) in zip(COLUMNS[1:], cells[1:], strict=True) if t]
         return "  ".join([clean(self.path), *(text for text in facts if not text.endswith("=-"))])
 
-    def _rank(self) -> str:
+    @property
+    def rank(self) -> str:
+        """The rank, or the least and the largest."""
         info = self.info
         if info is None:
             return "-"
@@ -148,7 +140,7 @@ class Row:
     def _gravity(self) -> int:
         if self.error is not None:
             return 0
-        return 1 + _GRAVITY.index(self.findings[0].severity) if self.findings else 9
+        return 1 + SEVERITIES.index(self.findings[0].severity) if self.findings else 9
 
     def _findings_cell(self) -> Cell:
         if self.error is not None:
@@ -224,7 +216,6 @@ def ordered(rows: Sequence[Row], column: str, descending: bool) -> list[Row]:
     return [*with_value, *(reversed(without_value) if descending else without_value)]
 
 
-_GRAVITY = ("error", "warning", "note")
 _SIGNS: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge,
     "<=": operator.le,

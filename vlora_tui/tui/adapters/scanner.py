@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
 
 from vlora_engine.adapters.address import AdapterRef, address_of_page
@@ -16,9 +15,6 @@ from vlora_engine.catalog.read import read_manifest
 from vlora_engine.catalog.scanner import AdapterInfo, Finder, closed_findings, with_names
 from vlora_engine.errors import VLoRAError
 from vlora_tui.tui.adapters.rows import Row
-
-if TYPE_CHECKING:
-    from vlora_engine.catalog.scanner import AdapterInfo, Finder
 
 BATCH_SECONDS = 0.15
 

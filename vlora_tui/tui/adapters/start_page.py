@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,8 +11,8 @@ from textual.message import Message
 from textual.widgets import Static
 
 from vlora_engine.adapters.address import CACHE_PLACE, hub_cache
-from vlora_tui.tui.core.session import recent_folders
-from vlora_tui.tui.text import place_words, tilde
+from vlora_tui.tui.adapters.places import current_folder, place_words, recent_folders
+from vlora_tui.tui.text import tilde
 from vlora_tui.tui.widgets.table import Cell, Column, Table
 
 COLUMNS = (
@@ -90,7 +89,7 @@ def beginnings(draft: str | None) -> list[Beginning]:
         found.append(Beginning("Go on where you left", draft, "draft"))
     recent = recent_folders()
     found.append(Beginning("Open a folder", "or hf://org/name: type, paste or walk to it", "open"))
-    here = os.getcwd() if _exists_cwd() else ""
+    here = current_folder()
     if here and here not in recent:
         found.append(Beginning(tilde(here), "look in this folder", "look", here))
     for folder in recent:
@@ -107,11 +106,3 @@ def beginnings(draft: str | None) -> list[Beginning]:
 
 def _cells(beginning: Beginning) -> list[Cell]:
     return [(beginning.what, ""), (beginning.why, "muted")]
-
-
-def _exists_cwd() -> bool:
-    try:
-        os.getcwd()
-    except OSError:
-        return False
-    return True

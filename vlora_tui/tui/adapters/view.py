@@ -10,19 +10,21 @@ from typing import ClassVar
 
 from textual import events
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.widgets import Input
 
 from vlora_engine.adapters.address import is_hub_place
 from vlora_tui.tui.adapters.body import Body
 from vlora_tui.tui.adapters.finding import AdapterFinder, DemoMade, ScanNews
 from vlora_tui.tui.adapters.open_folder import OpenFolder
+from vlora_tui.tui.adapters.places import current_folder, place_words
 from vlora_tui.tui.adapters.rows import Row, keep, ordered
 from vlora_tui.tui.adapters.scanner import pasted_paths
 from vlora_tui.tui.adapters.start_page import StartPage
 from vlora_tui.tui.core.messages import CollectionChanged, SessionChanged, SpectraChanged
 from vlora_tui.tui.core.view import View
-from vlora_tui.tui.text import clean, place_words, plural
+from vlora_tui.tui.text import clean, plural
+from vlora_tui.tui.widgets.bindings import hidden, shown
 from vlora_tui.tui.widgets.dialogs import Prompt
 from vlora_tui.tui.widgets.table import Cell, Table
 from vlora_tui.utils.formatting import size
@@ -51,34 +53,26 @@ class AdaptersView(View):
         "dtype:F16, is:marked, is:broken, is:subspace; !word leaves out."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "go", "Next", id="adapters.go", tooltip="Open it, or go on to choose k"),
-        Binding("o", "open", "Open", id="adapters.open", tooltip="Another folder, or the Hub"),
-        Binding("space", "mark", "Mark", id="adapters.mark", tooltip="Mark or unmark the adapter"),
-        Binding(
-            "asterisk", "group", "Group", id="adapters.group", tooltip="Mark the adapter's group"
-        ),
-        Binding("slash", "filter", "Filter", id="adapters.filter", tooltip="Filter the rows"),
-        Binding(
-            "plus", "all", "All", show=False, id="adapters.all", tooltip="Mark all that is shown"
-        ),
-        Binding(
-            "minus", "invert", show=False, id="adapters.invert", tooltip="Turn all marks round"
-        ),
-        Binding("V", "range", show=False, id="adapters.range", tooltip="Begin a range, or mark it"),
-        Binding("u", "undo", show=False, id="adapters.undo", tooltip="Take the last marking back"),
-        Binding("s", "sort(1)", show=False, id="adapters.sort", tooltip="Sort by the next column"),
-        Binding("S", "turn", show=False, id="adapters.turn", tooltip="Turn the order round"),
-        Binding("r", "again", show=False, id="adapters.again", tooltip="Look again"),
-        Binding("x", "stop", show=False, id="adapters.stop", tooltip="Stop looking"),
-        Binding(
-            "C", "close", show=False, id="adapters.close", tooltip="Clear the list, begin anew"
-        ),
-        Binding("tab", "pane", show=False, id="adapters.pane", tooltip="The details, and back"),
-        Binding("escape", "back", show=False, id="adapters.back", tooltip="Leave range or filter"),
+        shown("enter", "go", "Next", "adapters.go", "Open it, or go on to choose k"),
+        shown("o", "open", "Open", "adapters.open", "Another folder, or the Hub"),
+        shown("space", "mark", "Mark", "adapters.mark", "Mark or unmark the adapter"),
+        shown("asterisk", "group", "Group", "adapters.group", "Mark the adapter's group"),
+        shown("slash", "filter", "Filter", "adapters.filter", "Filter the rows"),
+        hidden("plus", "all", "adapters.all", "Mark all that is shown"),
+        hidden("minus", "invert", "adapters.invert", "Turn all marks round"),
+        hidden("V", "range", "adapters.range", "Begin a range, or mark it"),
+        hidden("u", "undo", "adapters.undo", "Take the last marking back"),
+        hidden("s", "sort(1)", "adapters.sort", "Sort by the next column"),
+        hidden("S", "turn", "adapters.turn", "Turn the order round"),
+        hidden("r", "again", "adapters.again", "Look again"),
+        hidden("x", "stop", "adapters.stop", "Stop looking"),
+        hidden("C", "close", "adapters.close", "Clear the list, begin anew"),
+        hidden("tab", "pane", "adapters.pane", "The details, and back"),
+        hidden("escape", "back", "adapters.back", "Leave range or filter"),
     ]
 
     def compose(self) -> ComposeResult:
-        yield StartPage(self._draft_words, id="start")
+        yield StartPage(self.host.draft_words, id="start")
         if self.host.start_paths or self.session.infos:
             yield Body(self._mark)
 
@@ -206,13 +200,13 @@ class AdaptersView(View):
     def action_open(self) -> None:
         places = self.finder.places
         folders = [place for place in places if not is_hub_place(place)]
-        start = str(Path(folders[-1]).expanduser().parent) if folders else _here()
+        start = str(Path(folders[-1]).expanduser().parent) if folders else ""
 
         def opened(place: str | None) -> None:
             if place:
                 self.look_into([place])
 
-        self.app.push_screen(OpenFolder(start), opened)
+        self.app.push_screen(OpenFolder(start or current_folder() or str(Path.home())), opened)
 
     @property
     def _line(self) -> Input:
@@ -480,13 +474,3 @@ class AdaptersView(View):
         if len(groups) > 1:
             return f"{words}, {len(groups)} groups: one recipe for each. Enter: choose k"
         return f"{words}. Enter: choose k"
-
-    def _draft_words(self) -> str | None:
-        return self.host.draft_words()
-
-
-def _here() -> str:
-    try:
-        return str(Path.cwd())
-    except OSError:
-        return str(Path.home())

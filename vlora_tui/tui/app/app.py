@@ -6,6 +6,7 @@ import asyncio
 import importlib
 import os
 from collections.abc import Callable, Iterable
+from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from textual import on
@@ -17,7 +18,6 @@ from vlora_engine.errors import VLoRAError
 from vlora_tui.tui.app.base_app import BaseApp
 from vlora_tui.tui.app.drafts import DraftKeeper
 from vlora_tui.tui.app.keys import Keys
-from vlora_tui.tui.core.bad_adapters import BadAdapterPrompt
 from vlora_tui.tui.core.job_client import JobClient
 from vlora_tui.tui.core.messages import (
     AdaptersWanted,
@@ -33,7 +33,6 @@ from vlora_tui.tui.core.messages import (
 )
 from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.core.view import View
-from vlora_tui.tui.terminal.clipboard import copy
 from vlora_tui.tui.text import tilde
 from vlora_tui.tui.widgets.topbar import TopBar
 from vlora_tui.utils.config import Config, load_config
@@ -42,6 +41,7 @@ from vlora_tui.utils.formatting import how_much, size
 if TYPE_CHECKING:
     from vlora_tui.jobs import JobView
     from vlora_tui.recipe.model import Recipe
+    from vlora_tui.tui.core.bad_adapters import BadAdapterPrompt
     from vlora_tui.tui.core.host import Host
 
     def _as_host(app: VLoRAApp) -> Host:
@@ -142,7 +142,6 @@ class VLoRAApp(BaseApp):
         self.start_paths = list(paths)
         self.drafts = DraftKeeper(self, self.session, self._step_id, self.offer_draft)
         self.jobs = JobClient(self, self.session)
-        self.bad_adapters = BadAdapterPrompt(self, self.session, self.jobs)
         self._showing = asyncio.Lock()
         if os.environ.get("SSH_CONNECTION"):
             self.animation_level = "none"
@@ -161,6 +160,13 @@ class VLoRAApp(BaseApp):
         await self.show_step("adapters")
         self.call_after_refresh(self.after_first_paint)
         self.call_after_refresh(self.jobs.open)
+
+    @cached_property
+    def bad_adapters(self) -> BadAdapterPrompt:
+        """What asks about bad adapters; nothing does before the first paint."""
+        from vlora_tui.tui.core.bad_adapters import BadAdapterPrompt
+
+        return BadAdapterPrompt(self, self.session, self.jobs)
 
     def job_views(self) -> list[JobView]:
         """All jobs as of the last look, the newest first."""
@@ -289,6 +295,8 @@ class VLoRAApp(BaseApp):
         self._copy(text, "There is no command for this yet: mark adapters first (space).")
 
     def _copy(self, text: str | None, otherwise: str) -> None:
+        from vlora_tui.tui.terminal.clipboard import copy
+
         if not text:
             self.notify(otherwise, severity="warning", markup=False)
             return

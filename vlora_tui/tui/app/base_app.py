@@ -18,7 +18,6 @@ from textual.worker import WorkerError
 from vlora_engine.errors import VLoRAError
 from vlora_tui.tui.app.drafts import DraftKeeper
 from vlora_tui.tui.app.fault_net import FaultNet
-from vlora_tui.tui.app.palette import Palette, palette_entries
 from vlora_tui.tui.core.job_client import WORKERS, JobClient
 from vlora_tui.tui.text import clean, tilde
 from vlora_tui.utils.config import Config, Problem, load_config
@@ -112,6 +111,8 @@ class BaseApp(FaultNet):
 
     def action_command_palette(self) -> None:
         if not isinstance(self.screen, ModalScreen):
+            from vlora_tui.tui.app.palette import Palette
+
             self.push_screen(Palette())
 
     def choose_guide(self) -> None:
@@ -131,6 +132,8 @@ class BaseApp(FaultNet):
 
     def get_system_commands(self, screen: Screen[Any]) -> Iterable[SystemCommand]:
         """The palette's entries; Textual asks for them by this name."""
+        from vlora_tui.tui.app.palette import palette_entries
+
         file = tilde(self.config.file)
         return palette_entries(
             self,

@@ -41,11 +41,11 @@ def start(
     Raises:
         NoTerminalError: stdin or stderr is no terminal, or it is a dumb one.
     """
-    from vlora_tui.recipe.reader import load_recipe
-
     require_terminal(instead)
     loaded = None
     if isinstance(recipe, str | Path):
+        from vlora_tui.recipe.reader import load_recipe
+
         loaded = load_recipe(recipe)
     elif recipe is not None:
         loaded = recipe

@@ -17,9 +17,12 @@ from vlora_engine.compression_target import METHODS
 from vlora_tui.tui.charts.variance_plot import (
     Array,
     Canvas,
+    Frame,
+    Labels,
     Look,
     cached,
     canvases,
+    draw_axes,
     rasterise,
     texts,
 )
@@ -94,13 +97,9 @@ def size_chart(data: SizeData | None, marks: SizeMarks, size: tuple[int, int], l
 
 
 @dataclass(frozen=True)
-class _Frame:
-    """Where the canvas lies in the chart and how data land on it."""
+class _Frame(Frame):
+    """Codec ratios across, errors upwards from ``floor``."""
 
-    left: int
-    top: int
-    width: int
-    height: int
     floor: float
 
     def across(self, ratio: Any) -> Any:
@@ -111,12 +110,6 @@ class _Frame:
     def up(self, error: Any) -> Any:
         """An error as a position from 0 (the floor) to 1 (100 %)."""
         return 1 - np.log10(np.clip(error, self.floor, 1.0)) / np.log10(self.floor)
-
-    def column(self, ratio: float) -> int:
-        return self.left + round(float(self.across(ratio)) * (self.width - 1))
-
-    def row(self, error: float) -> int:
-        return self.top + round((1 - float(self.up(error))) * (self.height - 1))
 
 
 def _chart(data: SizeData | None, marks: SizeMarks, size: tuple[int, int], look: Look) -> Text:
@@ -178,8 +171,7 @@ def _curves(data: SizeData, frame: _Frame, look: Look) -> Canvas:
         for ratio in np.exp2(octaves).tolist():
             error = _error_at(line, ratio)
             if frame.floor <= error < 1:
-                x = round(float(frame.across(ratio)) * (frame.width - 1))
-                y = round((1 - float(frame.up(error))) * (frame.height - 1))
+                x, y = frame.column(ratio) - frame.left, frame.row(error) - frame.top
                 canvas.put(x, y, signs[line.method], line.method)
     return canvas
 
@@ -197,13 +189,8 @@ def _inside(line: SizeLine, frame: _Frame) -> tuple[Array, Array]:
 
 
 def _error_axis(chart: Canvas, frame: _Frame, look: Look) -> None:
-    bar, tick, corner = ("|", "+", "+") if look.ascii_only else ("│", "┤", "└")
-    dots = "." if look.ascii_only else "┈"
-    bottom = frame.top + frame.height
-    for y in range(frame.top, bottom):
-        chart.put(frame.left - 1, y, bar, "axis")
-    line = "-" if look.ascii_only else "─"
-    chart.put(frame.left - 1, bottom, corner + line * frame.width, "axis")
+    tick, dots = ("+", ".") if look.ascii_only else ("┤", "┈")
+    draw_axes(chart, frame, look)
     chart.put(0, 0, "err %" if frame.left > 4 else "%", "axis")
     taken: set[int] = set()
     for error in sorted((t for t in TICKS if t >= frame.floor * 0.99), key=_is_third):
@@ -256,7 +243,7 @@ def _choices(chart: Canvas, frame: _Frame, marks: SizeMarks, look: Look) -> None
 
 
 def _rule(chart: Canvas, frame: _Frame, x: int, char: str, role: str) -> None:
-    for y in range(frame.top, frame.top + frame.height):
+    for y in range(frame.top, frame.bottom):
         if chart.roles[y][x] in ("", "guide"):
             chart.put(x, y, char, role)
 
@@ -265,9 +252,9 @@ def _ratio_axis(
     chart: Canvas, frame: _Frame, marks: SizeMarks, look: Look, data: SizeData | None
 ) -> None:
     """Codec ratios below the chart, and below these the bytes that they come to."""
-    bottom = frame.top + frame.height
+    bottom = frame.bottom
     times, tick = ("x", "+") if look.ascii_only else ("×", "┬")
-    ratios, sizes = _Labels(chart, frame, bottom + 1), _Labels(chart, frame, bottom + 2)
+    ratios, sizes = Labels(chart, frame, bottom + 1), Labels(chart, frame, bottom + 2)
     if marks.ratio is not None:
         x = frame.column(marks.ratio)
         about = "~" if marks.about else ""
@@ -286,26 +273,6 @@ def _ratio_axis(
 
 def _bytes_at(data: SizeData, ratio: float) -> str:
     return byte_words(data.rest_bytes + data.factor_bytes / ratio)
-
-
-class _Labels:
-    """Labels in one line below the chart, the first come kept."""
-
-    def __init__(self, chart: Canvas, frame: _Frame, y: int) -> None:
-        self._chart, self._frame, self._y = chart, frame, y
-        self._free = [True] * len(chart.chars[0])
-
-    def put(self, x: int, text: str, role: str) -> bool:
-        """Write ``text`` around x, if nothing stands there."""
-        frame = self._frame
-        x = min(max(frame.left, x - len(text) // 2), frame.left + frame.width - len(text))
-        span = range(max(0, x - 1), min(len(self._free), x + len(text) + 1))
-        if not all(self._free[i] for i in span):
-            return False
-        for i in span:
-            self._free[i] = False
-        self._chart.put(x, self._y, text, role)
-        return True
 
 
 def _legend(chart: Canvas, frame: _Frame, data: SizeData, look: Look) -> None:

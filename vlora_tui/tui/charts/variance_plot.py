@@ -159,23 +159,42 @@ class Canvas:
 
 
 @dataclass(frozen=True)
-class _Frame:
-    """Where the canvas lies in the chart and how data land on it."""
+class Frame:
+    """Where the canvas lies in a chart; subclasses say how data land on it."""
 
     left: int
     top: int
     width: int
     height: int
+
+    @property
+    def bottom(self) -> int:
+        """The line of the axis below the canvas."""
+        return self.top + self.height
+
+    def across(self, x: Any) -> Any:
+        """A value of the axis across as a position from 0 to 1."""
+        raise NotImplementedError
+
+    def up(self, y: Any) -> Any:
+        """A value of the axis upwards as a position from 0 to 1."""
+        raise NotImplementedError
+
+    def column(self, x: float) -> int:
+        """The column of the chart in which a value lies."""
+        return self.left + round(float(self.across(x)) * (self.width - 1))
+
+    def row(self, y: float) -> int:
+        """The line of the chart on which a value lies."""
+        return self.top + round((1 - float(self.up(y))) * (self.height - 1))
+
+
+@dataclass(frozen=True)
+class _Frame(Frame):
+    """k across, shares of variance upwards."""
+
     last_k: int
     stretched: bool
-
-    def column(self, k: float) -> int:
-        """The column of the chart in which k lies."""
-        return self.left + round(float(self.across(k)) * (self.width - 1))
-
-    def row(self, share: float) -> int:
-        """The line of the chart on which a share lies."""
-        return self.top + round((1 - float(self.up(share))) * (self.height - 1))
 
     def across(self, k: Any) -> Any:
         """k as a position from 0 (k = 1) to 1; what is beyond either end stands there."""
@@ -328,14 +347,17 @@ def _role(codes: str, roles: Sequence[str]) -> str:
 # what lies over it
 
 
-def _axes(chart: Canvas, frame: _Frame, look: Look, *, errors: bool) -> None:
-    bar, tick, corner = ("|", "+", "+") if look.ascii_only else ("│", "┤", "└")
-    bottom = frame.top + frame.height
-    for y in range(frame.top, bottom):
+def draw_axes(chart: Canvas, frame: Frame, look: Look) -> None:
+    """The two lines left of the canvas and below it."""
+    bar, corner, line = ("|", "+", "-") if look.ascii_only else ("│", "└", "─")
+    for y in range(frame.top, frame.bottom):
         chart.put(frame.left - 1, y, bar, "axis")
-    chart.put(
-        frame.left - 1, bottom, corner + ("-" if look.ascii_only else "─") * frame.width, "axis"
-    )
+    chart.put(frame.left - 1, frame.bottom, corner + line * frame.width, "axis")
+
+
+def _axes(chart: Canvas, frame: _Frame, look: Look, *, errors: bool) -> None:
+    tick = "+" if look.ascii_only else "┤"
+    draw_axes(chart, frame, look)
     taken: set[int] = set()
     ticks = TICKS if frame.stretched else EVEN_TICKS
     for share, label in sorted(ticks, key=lambda tick: tick[0] not in (0.9, 0.99, 0.0)):
@@ -369,7 +391,7 @@ def _rules(chart: Canvas, frame: _Frame, marks: Marks, look: Look) -> None:
 
     def rule(k: int, char: str, role: str) -> int:
         x = frame.column(k)
-        for y in range(frame.top, frame.top + frame.height):
+        for y in range(frame.top, frame.bottom):
             if chart.roles[y][x] in ("", "guide") or (
                 role == "rule" and chart.roles[y][x] != "mark"
             ):
@@ -396,22 +418,29 @@ def _rules(chart: Canvas, frame: _Frame, marks: Marks, look: Look) -> None:
             chart.put(start, y, words, "dear")
 
 
-def _k_axis(chart: Canvas, frame: _Frame, marks: Marks, look: Look) -> None:
-    bottom = frame.top + frame.height
-    free = [True] * len(chart.chars[0])
+class Labels:
+    """Labels in one line below the chart, the first come kept."""
 
-    def label(k: int, text: str, role: str) -> bool:
-        x = min(
-            max(frame.left, frame.column(k) - len(text) // 2), frame.left + frame.width - len(text)
-        )
-        span = range(max(0, x - 1), min(len(free), x + len(text) + 1))
-        if not all(free[i] for i in span):
+    def __init__(self, chart: Canvas, frame: Frame, y: int) -> None:
+        self._chart, self._frame, self._y = chart, frame, y
+        self._free = [True] * len(chart.chars[0])
+
+    def put(self, x: int, text: str, role: str) -> bool:
+        """Write ``text`` around x, if nothing stands there."""
+        frame = self._frame
+        x = min(max(frame.left, x - len(text) // 2), frame.left + frame.width - len(text))
+        span = range(max(0, x - 1), min(len(self._free), x + len(text) + 1))
+        if not all(self._free[i] for i in span):
             return False
         for i in span:
-            free[i] = False
-        chart.put(x, bottom + 1, text, role)
+            self._free[i] = False
+        self._chart.put(x, self._y, text, role)
         return True
 
+
+def _k_axis(chart: Canvas, frame: _Frame, marks: Marks, look: Look) -> None:
+    bottom = frame.bottom
+    labels = Labels(chart, frame, bottom + 1)
     if marks.k is not None:
         low, high = marks.low or marks.k, marks.high or marks.k
         if low != high:
@@ -419,14 +448,15 @@ def _k_axis(chart: Canvas, frame: _Frame, marks: Marks, look: Look) -> None:
             chart.put(start, bottom, ("=" if look.ascii_only else "━") * (end - start + 1), "rule")
         chart.put(frame.column(marks.k), bottom, "^" if look.ascii_only else "▲", "rule")
         words = "k" if low == high else "median k"
-        label(marks.k, f" {words} {marks.k} ", "rule-label")
+        labels.put(frame.column(marks.k), f" {words} {marks.k} ", "rule-label")
         if marks.layer_k is not None and marks.layer_k != marks.k:
-            label(marks.layer_k, str(marks.layer_k), "focus")
-    label(1, "1", "axis")
-    label(frame.last_k, str(frame.last_k), "axis")
+            labels.put(frame.column(marks.layer_k), str(marks.layer_k), "focus")
+    labels.put(frame.column(1), "1", "axis")
+    labels.put(frame.column(frame.last_k), str(frame.last_k), "axis")
     for k in _k_ticks(frame):
-        if label(k, str(k), "axis") and chart.roles[bottom][frame.column(k)] == "axis":
-            chart.put(frame.column(k), bottom, "+" if look.ascii_only else "┬", "axis")
+        x = frame.column(k)
+        if labels.put(x, str(k), "axis") and chart.roles[bottom][x] == "axis":
+            chart.put(x, bottom, "+" if look.ascii_only else "┬", "axis")
 
 
 def _k_ticks(frame: _Frame) -> Iterator[int]:

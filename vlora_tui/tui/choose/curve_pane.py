@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Generic, TypeVar
 
 from rich.segment import Segment
 from rich.style import Style
 from rich.text import Text
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
 from vlora_tui.tui.charts.size_plot import SizeData, SizeMarks, size_chart
 from vlora_tui.tui.charts.variance_plot import ROLES, Look, Marks, VarianceData, variance_chart
+from vlora_tui.tui.widgets.bindings import hidden
+
+Data = TypeVar("Data")
+Over = TypeVar("Over")
 
 
-class ChartPane(Widget, can_focus=True):
-    """A chart in the colours of the theme; subclasses say what is drawn."""
+class ChartPane(Widget, Generic[Data, Over], can_focus=True):
+    """A chart in the colours of the theme; subclasses say what is drawn.
+
+    Args:
+        marks: What lies over the curves at first.
+    """
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {
         *(f"curve--{role}" for role in ROLES),
@@ -25,11 +33,19 @@ class ChartPane(Widget, can_focus=True):
         "curve--band",
     }
 
-    def __init__(self, *, ascii_only: bool = False, id: str | None = None) -> None:
+    def __init__(self, marks: Over, *, ascii_only: bool = False, id: str | None = None) -> None:
         super().__init__(id=id)
         self.ascii_only = ascii_only
+        self.data: Data | None = None
+        self.marks = marks
         self._look: Look | None = None
         self._lines: list[Strip] | None = None
+
+    def show(self, data: Data | None, marks: Over) -> None:
+        """Show these curves and marks; what is the same is not painted again."""
+        if data is not self.data or marks != self.marks:
+            self.data, self.marks = data, marks
+            self.repaint()
 
     def draw(self, size: tuple[int, int], look: Look) -> Text:
         """The chart in so many columns and lines."""
@@ -83,14 +99,14 @@ class ChartPane(Widget, can_focus=True):
         self.refresh()
 
 
-class CurvePane(ChartPane):
+class CurvePane(ChartPane[VarianceData, Marks]):
     """Explained variance against k."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left", "step(-1)", "k down", show=False, id="curve.left"),
-        Binding("right", "step(1)", "k up", show=False, id="curve.right"),
-        Binding("up,k", "layer(-1)", "Layer up", show=False, id="curve.up"),
-        Binding("down,j", "layer(1)", "Layer down", show=False, id="curve.down"),
+        hidden("left", "step(-1)", "curve.left", "k down"),
+        hidden("right", "step(1)", "curve.right", "k up"),
+        hidden("up,k", "layer(-1)", "curve.up", "Layer up"),
+        hidden("down,j", "layer(1)", "curve.down", "Layer down"),
     ]
 
     class Stepped(Message):
@@ -108,18 +124,10 @@ class CurvePane(ChartPane):
             self.step = step
 
     def __init__(self, *, ascii_only: bool = False, id: str | None = None) -> None:
-        super().__init__(ascii_only=ascii_only, id=id)
-        self._data: VarianceData | None = None
-        self._marks = Marks()
-
-    def show(self, data: VarianceData | None, marks: Marks) -> None:
-        """Show these curves and marks; what is the same is not painted again."""
-        if data is not self._data or marks != self._marks:
-            self._data, self._marks = data, marks
-            self.repaint()
+        super().__init__(Marks(), ascii_only=ascii_only, id=id)
 
     def draw(self, size: tuple[int, int], look: Look) -> Text:
-        return variance_chart(self._data, self._marks, size, look)
+        return variance_chart(self.data, self.marks, size, look)
 
     def action_step(self, step: int) -> None:
         """Move k."""
@@ -130,18 +138,18 @@ class CurvePane(ChartPane):
         self.post_message(self.LayerStepped(step))
 
 
-class SizesPane(ChartPane):
+class SizesPane(ChartPane[SizeData, SizeMarks]):
     """Error against size, of every method."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left", "step(-1)", "Larger", show=False, id="sizes.left",
-                tooltip="Move the target to the left: more bytes, less error"),
-        Binding("right", "step(1)", "Smaller", show=False, id="sizes.right",
-                tooltip="Move the target to the right: fewer bytes, more error"),
-        Binding("up,k", "step(1)", "More error", show=False, id="sizes.up",
-                tooltip="Move the target up the curve: more error, fewer bytes"),
-        Binding("down,j", "step(-1)", "Less error", show=False, id="sizes.down",
-                tooltip="Move the target down the curve: less error, more bytes"),
+        hidden("left", "step(-1)", "sizes.left",
+               "Move the target to the left: more bytes, less error"),
+        hidden("right", "step(1)", "sizes.right",
+               "Move the target to the right: fewer bytes, more error"),
+        hidden("up,k", "step(1)", "sizes.up",
+               "Move the target up the curve: more error, fewer bytes"),
+        hidden("down,j", "step(-1)", "sizes.down",
+               "Move the target down the curve: less error, more bytes"),
     ]  # fmt: skip
 
     class Stepped(Message):
@@ -152,15 +160,7 @@ class SizesPane(ChartPane):
             self.step = step
 
     def __init__(self, *, ascii_only: bool = False, id: str | None = None) -> None:
-        super().__init__(ascii_only=ascii_only, id=id)
-        self.data: SizeData | None = None
-        self.marks = SizeMarks()
-
-    def show(self, data: SizeData | None, marks: SizeMarks) -> None:
-        """Show these curves and marks; what is the same is not painted again."""
-        if data is not self.data or marks != self.marks:
-            self.data, self.marks = data, marks
-            self.repaint()
+        super().__init__(SizeMarks(), ascii_only=ascii_only, id=id)
 
     def draw(self, size: tuple[int, int], look: Look) -> Text:
         return size_chart(self.data, self.marks, size, look)

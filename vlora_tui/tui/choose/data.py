@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.quantization.packing import NOT_PACKED, named_quantization
-from vlora_engine.spectra.choose import if_packed
+from vlora_engine.spectra.choose import Choice, Packed, if_packed
 from vlora_engine.spectra.k_curves import (
     SIDES,
     Band,
@@ -29,8 +30,9 @@ from vlora_tui.tui.text import clean
 from vlora_tui.tui.widgets.heatmap import Cell, LayerGrid, arrange
 
 if TYPE_CHECKING:
-    from vlora_engine.spectra.choose import Choice, Packed
     from vlora_engine.spectra.tables import Spectra
+
+T = TypeVar("T")
 
 CELLS = ("needs", "error", "now")
 PACKED = ("int8", "nf4")  # what a choice that is not packed is compared with
@@ -99,6 +101,13 @@ class LayerTables:
     def stored(self) -> int:
         """The bytes of the adapters as they are."""
         return input_bytes(self.spectra)
+
+    def _once(self, key: tuple[Any, ...], make: Callable[[], T]) -> T:
+        """What was made under this key before, else what ``make`` makes now."""
+        if key not in self._made:
+            self._made[key] = make()
+        made: T = self._made[key]
+        return made
 
     # what the keys need
 
@@ -176,10 +185,7 @@ class LayerTables:
 
     def _curves(self, shown: Shown, method: str) -> VarianceData | None:
         key = ("curves", method, shown.side, shown.pattern, shown.layer)
-        if key not in self._made:
-            self._made[key] = self._make_curves(shown, method, key)
-        made: VarianceData | None = self._made[key]
-        return made
+        return self._once(key, lambda: self._make_curves(shown, method, key))
 
     def _make_curves(self, shown: Shown, method: str, key: tuple[Any, ...]) -> VarianceData | None:
         selected = self.selected(shown.pattern)
@@ -205,18 +211,12 @@ class LayerTables:
 
     def _band(self, shown: Shown, method: str, layers: list[str]) -> Band:
         key = ("band", method, shown.side, shown.pattern)
-        if key not in self._made:
-            self._made[key] = band(self.spectra, layers, method, shown.side)
-        made: Band = self._made[key]
-        return made
+        return self._once(key, lambda: band(self.spectra, layers, method, shown.side))
 
     def _uniform(self, choosing: CompressionTarget, dtype: str) -> Uniform:
         key = ("uniform", choosing.method, dtype, choosing.quantize)
-        if key not in self._made:
-            packed = named_quantization(choosing.quantize)
-            self._made[key] = uniform(self.spectra, choosing.method, dtype, packed)
-        made: Uniform = self._made[key]
-        return made
+        packed = named_quantization(choosing.quantize)
+        return self._once(key, lambda: uniform(self.spectra, choosing.method, dtype, packed))
 
     def _levels(
         self, choosing: CompressionTarget, dtype: str
@@ -280,11 +280,7 @@ class LayerTables:
         return self._grid(shown.pattern), cells, shown.layer
 
     def _grid(self, pattern: str) -> LayerGrid:
-        key = ("grid", pattern)
-        if key not in self._made:
-            self._made[key] = arrange(self.selected(pattern))
-        made: LayerGrid = self._made[key]
-        return made
+        return self._once(("grid", pattern), lambda: arrange(self.selected(pattern)))
 
     def cells_title(self, shown: Shown, choosing: CompressionTarget) -> str:
         """What the cells are about."""
@@ -323,13 +319,13 @@ class LayerTables:
         measured = [name for name in names if name in self.spectra.layers]
         if shown.cells == "needs":
             key = ("needs", method, shown.side, shown.share, shown.pattern)
-            if key not in self._made:
-                self._made[key] = {
+            return self._once(
+                key,
+                lambda: {
                     name: k_for(*layer_curve(self.spectra, name, method, shown.side), shown.share)
                     for name in measured
-                }
-            needs: dict[str, float | None] = self._made[key]
-            return needs
+                },
+            )
         if figures is None or figures.prediction is None:
             return {}
         if shown.cells == "error":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -117,25 +117,22 @@ class ChoiceEditor:
 
     def next_dtype(self) -> None:
         """The next dtype to store in."""
-        now = self._session.choosing
-        if self.ready() is None:
-            return
-        if now.is_coded:
-            self._say(f"{self._has_no('dtype')} It codes every direction with the bits it earns.")
-            return
-        at = DTYPE_RING.index(now.dtype) + 1
-        self.choose(replace(now, dtype=DTYPE_RING[at % len(DTYPE_RING)]))
+        self._next_stored("dtype", "dtype", DTYPE_RING)
 
     def next_packing(self) -> None:
         """The next way of packing."""
+        self._next_stored("packing", "quantize", PACKINGS)
+
+    def _next_stored(self, what: str, field: str, ring: Sequence[str]) -> None:
+        """The next of the ways in which numbers can be stored."""
         now = self._session.choosing
         if self.ready() is None:
             return
         if now.is_coded:
-            self._say(f"{self._has_no('packing')} It codes every direction with the bits it earns.")
+            self._say(f"{self._has_no(what)} It codes every direction with the bits it earns.")
             return
-        packing = PACKINGS[(PACKINGS.index(now.quantize) + 1) % len(PACKINGS)]
-        self.choose(replace(now, quantize=packing))
+        value: Any = ring[(ring.index(getattr(now, field)) + 1) % len(ring)]
+        self.choose(replace(now, **{field: value}))
 
     # a layer's own k
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from rich.style import Style
 from rich.text import Text
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.geometry import Size
 from textual.message import Message
 from textual.widget import Widget
@@ -20,6 +20,7 @@ from vlora_engine.quantization.packing import NOT_PACKED
 from vlora_tui.tui.choose.text import goal_words, percent, spread
 from vlora_tui.tui.core.session import Figures
 from vlora_tui.tui.text import clean, cut
+from vlora_tui.tui.widgets.bindings import hidden
 from vlora_tui.utils.formatting import size
 
 if TYPE_CHECKING:
@@ -80,16 +81,9 @@ class FiguresPane(Widget, can_focus=True):
     }
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up,k", "move(-1)", "Row up", show=False, id="figures.up"),
-        Binding("down,j", "move(1)", "Row down", show=False, id="figures.down"),
-        Binding(
-            "space",
-            "take",
-            "Take this row",
-            show=False,
-            id="figures.take",
-            tooltip="Make the choice under the cursor the present one",
-        ),
+        hidden("up,k", "move(-1)", "figures.up", "Row up"),
+        hidden("down,j", "move(1)", "figures.down", "Row down"),
+        hidden("space", "take", "figures.take", "Make the choice under the cursor the present one"),
     ]
 
     class Taken(Message):

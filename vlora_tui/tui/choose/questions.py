@@ -22,11 +22,10 @@ def question(what: str, tables: LayerTables, shown: Shown, session: Session) -> 
     now = session.choosing
     current = now.goal[1] if now.goal[0] == what else None
     if what == "k":
-        of_layer = shown.editing and shown.layer is not None
-        top = (
-            tables.layer_top(shown.layer or "", now.method) if of_layer else tables.top(now.method)
-        )
-        label = f"k of {clean(tables.short.get(shown.layer or '', ''))}" if of_layer else "k"
+        top, label = tables.top(now.method), "k"
+        if shown.editing and shown.layer is not None:
+            top = tables.layer_top(shown.layer, now.method)
+            label = f"k of {clean(tables.short.get(shown.layer, ''))}"
         return Question(what, label, f"1 to {top}", lambda text: _k(text, top), _shown(current))
     if what == "variance":
         value = "" if current is None else f"{100 * current:g}"

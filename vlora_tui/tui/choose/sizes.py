@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from rich.text import Text
 
-from vlora_engine.codec.forecast import EVERYBODY
+from vlora_engine.codec.forecast import EVERYBODY, Outlook
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import VLoRAError
 from vlora_engine.spectra.choose import Prediction
@@ -23,13 +23,12 @@ from vlora_engine.spectra.sizes import factor_bytes_16, input_bytes, rest_bytes
 from vlora_engine.utils.ranking import ranked
 from vlora_tui.pipeline.forecast import Coded, Loss, losses_of_choice
 from vlora_tui.tui.charts.size_plot import SizeData, SizeLine, SizeMarks
-from vlora_tui.tui.choose.text import percent, plain_percent
+from vlora_tui.tui.choose.text import percent, target_words
 from vlora_tui.tui.core.session import Figures, Session
 from vlora_tui.tui.text import clean, plural
-from vlora_tui.utils.formatting import size
+from vlora_tui.utils.formatting import listed, size
 
 if TYPE_CHECKING:
-    from vlora_engine.codec.forecast import Outlook
     from vlora_engine.spectra.tables import Spectra
     from vlora_tui.tui.charts.variance_plot import Array
 
@@ -334,18 +333,6 @@ def methods_text(methods: Sequence[Figures | None]) -> Text:
     return text.append("\n")
 
 
-def target_words(choosing: CompressionTarget) -> str:
-    """What is aimed at, in two words."""
-    name, value = choosing.goal
-    return {
-        "k": f"k {value:.0f}",
-        "variance": f"variance {plain_percent(value)}",
-        "max_error": f"worst {plain_percent(value)}",
-        "mean_error": f"mean {plain_percent(value)}",
-        "budget": f"at most {size(value)}",
-    }[name]
-
-
 def loss_cells(loss: Loss, short: dict[str, str], *, exact: bool) -> list[tuple[str, str]]:
     """The cells of an adapter's row."""
     about = "" if exact else "~"
@@ -381,8 +368,7 @@ def _error(prediction: Prediction, worst: bool) -> float:
 
 
 def _names(tasks: tuple[str, ...]) -> str:
-    more = f" and {len(tasks) - NAMED} more" if len(tasks) > NAMED else ""
-    return ", ".join(clean(task) for task in tasks[:NAMED]) + more
+    return listed([clean(task) for task in tasks], NAMED)
 
 
 def _where(layers: tuple[str, ...], total: int, short: dict[str, str]) -> str:

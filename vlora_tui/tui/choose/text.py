@@ -10,7 +10,7 @@ from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.quantization.packing import NOT_PACKED
 from vlora_engine.utils.ranking import ranked, worst
 from vlora_tui.tui.core.session import Figures
-from vlora_tui.utils.formatting import size
+from vlora_tui.utils.formatting import listed, size
 
 if TYPE_CHECKING:
     from vlora_engine.spectra.choose import Choice, Prediction
@@ -123,19 +123,23 @@ def plain_percent(value: float) -> str:
     return f"{100 * value:g} %"
 
 
-def goal_words(choosing: CompressionTarget) -> str:
-    """The method and what was asked for, with the layers that have a k of their own."""
+def target_words(choosing: CompressionTarget) -> str:
+    """What is aimed at, in two words."""
     name, value = choosing.goal
-    goal = {
+    return {
         "k": f"k {value:.0f}",
         "variance": f"variance {plain_percent(value)}",
         "max_error": f"worst {plain_percent(value)}",
         "mean_error": f"mean {plain_percent(value)}",
         "budget": f"at most {size(value)}",
     }[name]
+
+
+def goal_words(choosing: CompressionTarget) -> str:
+    """The method and what was asked for, with the layers that have a k of their own."""
     own_k = f" +{len(choosing.layers)} own" if choosing.layers else ""
     packed = f", as {choosing.quantize}" if choosing.quantize != NOT_PACKED else ""
-    return f"{choosing.method}, {goal}{own_k}{packed}"
+    return f"{choosing.method}, {target_words(choosing)}{own_k}{packed}"
 
 
 def difference(now: Figures, other: Figures, short: dict[str, str]) -> str:
@@ -153,12 +157,8 @@ def _layer_difference(now: Choice, other: Choice, short: dict[str, str]) -> str:
         return "same k everywhere"
     if len(layers) == len(now.k) and len(layers) > 3:
         return f"all {len(layers)} layers differ"
-    named = ", ".join(
-        f"{short.get(name, name)} {max(other.k.get(name, (0, 0))) - max(now.k[name]):+d}"
-        for name in layers[:2]
-    )
-    more = f" and {len(layers) - 2} more" if len(layers) > 2 else ""
-    return f"{named}{more}"
+    changes = {name: max(other.k.get(name, (0, 0))) - max(now.k[name]) for name in layers}
+    return listed([f"{short.get(name, name)} {by:+d}" for name, by in changes.items()], 2)
 
 
 def worst_layer(prediction: Prediction, short: dict[str, str]) -> str:

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from textual.timer import Timer
 
     from vlora_engine.spectra.tables import Spectra
-    from vlora_tui.tui.core.view import View
 
 QUIET_SECONDS = 0.2  # after the last key, before what stands beside the choice is worked out
 ARRIVING_SECONDS = 2.0  # at most one repaint in this time while spectra arrive
@@ -115,9 +114,8 @@ class BackgroundFigures:
         """Whether anything beside the present choice is not worked out."""
         unread = self.sizes is not None and self.sizes.is_unread
         curves = self._wants_curves() and self.sizes is not None and self.sizes.has_more
-        return (
-            unread or curves or any(self._session.cached_figures(c) is None for c in self.beside())
-        )
+        cached = self._session.cached_figures
+        return unread or curves or any(cached(choice) is None for choice in self.beside())
 
     def _compute(self, beside: bool = True) -> None:
         self._quiet = None

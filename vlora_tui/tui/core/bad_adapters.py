@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from textual.screen import ModalScreen
 
 from vlora_engine.findings import Finding
-from vlora_tui.pipeline import events
 from vlora_tui.tui.core.messages import AdaptersWanted, CollectionChanged
 from vlora_tui.tui.core.session import Session, is_about
 from vlora_tui.tui.text import clean, plural
+from vlora_tui.utils.formatting import listed
 
 if TYPE_CHECKING:
     from textual.app import App
@@ -167,7 +167,9 @@ def stopped_by(view: JobView) -> list[Mapping[str, Any]]:
 
 def can_go_on(view: JobView) -> bool:
     """Whether a job that bad adapters stopped has others that it could go on with."""
-    checked, errors = view.last(events.Checked), stopped_by(view)
+    from vlora_tui.pipeline.events import Checked
+
+    checked, errors = view.last(Checked), stopped_by(view)
     return bool(errors) and (checked is None or checked.good > 0)
 
 
@@ -195,8 +197,7 @@ def problems(session: Session, bad: Mapping[str, Finding]) -> list[tuple[str, li
 def names_of(session: Session, paths: Iterable[str]) -> str:
     """A few names, and how many more there are."""
     names = [clean(session.infos[path].name) for path in paths if path in session.infos]
-    more = f" and {len(names) - NAMES} more" if len(names) > NAMES else ""
-    return ", ".join(names[:NAMES]) + more
+    return listed(names, NAMES)
 
 
 def _problem(error: Mapping[str, Any]) -> tuple[str, list[str]]:

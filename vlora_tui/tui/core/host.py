@@ -27,10 +27,13 @@ class Host(Protocol):
 
     session: Session
     jobs: JobClient
-    bad_adapters: BadAdapterPrompt
     config: Config
     ascii_only: bool
     start_paths: list[str]
+
+    @property
+    def bad_adapters(self) -> BadAdapterPrompt:
+        """What asks about bad adapters."""
 
     @property
     def view(self) -> Widget | None:

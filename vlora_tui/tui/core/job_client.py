@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from textual.timer import Timer
 
     from vlora_engine.spectra.tables import Spectra
-    from vlora_tui.jobs import JobStore, JobView, JobWatcher
+    from vlora_tui.jobs import Job, JobStore, JobView, JobWatcher
     from vlora_tui.recipe.model import Recipe
     from vlora_tui.tui.core.session import Session
 
@@ -142,31 +142,28 @@ class JobClient:
         """Ask a job to stop at the next layer."""
         from vlora_tui.jobs import cancel
 
-        def work() -> None:
-            cancel(self.store().find(job_id), discard=discard)
-            self._look()
-
-        self._later(work, "cancelling the job")
+        self._change(lambda job: cancel(job, discard=discard), job_id, "cancelling the job")
 
     def resume(self, job_id: str) -> None:
         """Go on with a job that stopped."""
         from vlora_tui.jobs import resume
 
-        def work() -> None:
-            self.started.add(resume(self.store(), self.store().find(job_id)).id)
-            self._look()
-
-        self._later(work, "resuming the job")
+        self._change(lambda job: self.started.add(resume(self.store(), job).id), job_id, "resuming")
 
     def remove(self, job_id: str) -> None:
         """Forget a job that is over, and the layers it left."""
         from vlora_tui.jobs import remove
 
+        self._change(lambda job: remove(self.store(), job), job_id, "removing the job")
+
+    def _change(self, act: Callable[[Job], object], job_id: str, what: str) -> None:
+        """In a thread: do something to a job, then look at what became of it."""
+
         def work() -> None:
-            remove(self.store(), self.store().find(job_id))
+            act(self.store().find(job_id))
             self._look()
 
-        self._later(work, "removing the job")
+        self._later(work, what)
 
     def want_spectra(self) -> None:
         """Have the spectra of the marked adapters: from the cache, or by a job that is started."""
@@ -312,14 +309,8 @@ class JobClient:
 
 def _cached(recipe: Recipe) -> Spectra | None:
     """The cached spectra of a recipe's inputs, if nothing of them is missing."""
-    from vlora_engine.spectra.tables import Spectra
     from vlora_tui.pipeline.inputs import gather
-    from vlora_tui.recipe.model import MEASURED
     from vlora_tui.recipe.resolve import resolve
 
-    path = gather(resolve(recipe)).spectra_dir(MEASURED)
-    try:
-        spectra = Spectra.load(path)
-    except VLoRAError:
-        return None
-    return spectra if spectra.is_whole else None
+    spectra = gather(resolve(recipe)).cached_spectra()
+    return spectra if spectra is not None and spectra.is_whole else None

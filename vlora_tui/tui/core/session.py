@@ -6,22 +6,17 @@ without a terminal and computed without torch.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlora_engine.adapters.address import address_text, is_address, is_hub_place
 from vlora_engine.compression_target import CODED_METHODS, CompressionTarget
 from vlora_engine.errors import VLoRAError
 from vlora_engine.quantization.dtypes import AUTO_DTYPE, DTYPE_WORDS
 from vlora_engine.quantization.packing import NOT_PACKED
-from vlora_engine.utils.reading import read_text
-from vlora_tui.utils import paths
 from vlora_tui.utils.formatting import size
 
 if TYPE_CHECKING:
@@ -35,7 +30,6 @@ if TYPE_CHECKING:
 
 
 MAX_PINS = 3
-MAX_RECENT = 12
 
 
 @dataclass(frozen=True)
@@ -350,6 +344,8 @@ def is_about(finding: Finding, path: str) -> bool:
 
     An adapter of the Hub is named by its address, and read in the Hub's cache.
     """
+    from vlora_engine.adapters.address import address_text, is_address
+
     names = [name for name in (finding.adapter, finding.file) if name]
     if is_address(path):
         names = [address_text(name) for name in names]
@@ -359,31 +355,6 @@ def is_about(finding: Finding, path: str) -> bool:
 def path_of(finding: Finding, paths: Iterable[str]) -> str:
     """The innermost of ``paths`` that a finding is about; empty where there is none."""
     return max((path for path in paths if is_about(finding, path)), key=len, default="")
-
-
-def recent_folders() -> list[str]:
-    """Folders that were opened before, the latest first, those that are still there."""
-    try:
-        folders = json.loads(read_text(paths.state_dir() / "recent.json"))
-    except (OSError, ValueError, RecursionError):
-        return []
-    if not isinstance(folders, list):
-        return []
-    return [
-        folder
-        for folder in folders
-        if isinstance(folder, str) and (is_hub_place(folder) or Path(folder).exists())
-    ]
-
-
-def remember_folder(folder: str) -> None:
-    """Put a folder at the head of the recent ones; a state directory that refuses is no matter."""
-    from vlora_engine.utils.files import write_json
-
-    folders = [folder, *(other for other in recent_folders() if other != folder)]
-    with suppress(OSError, VLoRAError):
-        paths.state_dir().mkdir(parents=True, exist_ok=True)
-        write_json(paths.state_dir() / "recent.json", folders[:MAX_RECENT])
 
 
 def _common(roots: Sequence[Path]) -> tuple[str, ...]:

@@ -107,14 +107,6 @@ class SettingsEditor:
 
     # keys: settings
 
-    def turn(self) -> None:
-        """Between exporting, merging and resizing."""
-        self.turn_value("doing", 1)
-
-    def verify(self) -> None:
-        """Read back, or not."""
-        self.turn_value("verify", 1)
-
     def next_dtype(self) -> None:
         """The next dtype."""
         if self.settings.doing == "resize":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
+
+from vlora_tui.tui.widgets.bindings import hidden, shown
 
 HELP = (
     "Mark tasks, say how and where, look at what is going to be written, then Enter. A job of "
@@ -17,38 +19,28 @@ HELP = (
 )
 
 KEYS: list[BindingType] = [
-    Binding("enter", "start", "Write", id="export.start",
-            tooltip="Write what the preview says"),
-    Binding("space", "mark", "Mark", id="export.mark", tooltip="Mark or unmark the line"),
-    Binding("o", "place", show=False, id="export.place", tooltip="Where it is written"),
-    Binding("m", "turn", "Do", id="export.turn",
-            tooltip="Between exporting, merging and giving another rank"),
-    Binding("p", "measure", "Measure", id="export.measure",
-            tooltip="Measure what the merge keeps of each; write nothing"),
-    Binding("s", "target(1)", "Target", id="export.target",
-            tooltip="Another target: PEFT, or a server"),
-    Binding("v", "open", "Open", id="export.open", tooltip="Open what the job has written"),
-    Binding("tab", "next_pane(1)", "Pane", id="export.next_pane",
-            tooltip="Go to the next pane"),
-    Binding("shift+tab", "next_pane(-1)", show=False, id="export.pane_before",
-            tooltip="Go to the pane before"),
-    Binding("plus,asterisk", "all", show=False, id="export.all",
-            tooltip="Mark all that is shown"),
-    Binding("minus", "invert", show=False, id="export.invert", tooltip="Turn all marks round"),
-    Binding("w", "type_weight", show=False, id="export.weight",
-            tooltip="Type the weight of the line in a merge"),
-    Binding("left_square_bracket", "weigh(-1)", show=False, key_display="[",
-            id="export.lighter", tooltip="Less weight for the line in a merge"),
-    Binding("right_square_bracket", "weigh(1)", show=False, key_display="]",
-            id="export.heavier", tooltip="More weight for the line in a merge"),
-    Binding("M", "methods", show=False, id="export.methods", tooltip="All ways of merging"),
-    Binding("b", "verify", show=False, id="export.verify",
-            tooltip="Read back what was written, or not"),
-    Binding("d", "dtype", show=False, id="export.dtype", tooltip="Another dtype"),
-    Binding("t", "source", show=False, id="export.source",
-            tooltip="Between the tasks of the subspace and the marked adapters"),
-    Binding("slash", "app.filter", "Filter", show=False, id="export.filter",
-            tooltip="Filter by name"),
-    Binding("x,escape", "back", show=False, id="export.back",
-            tooltip="Stop measuring, or clear the filter"),
+    shown("enter", "start", "Write", "export.start", "Write what the preview says"),
+    shown("space", "mark", "Mark", "export.mark", "Mark or unmark the line"),
+    hidden("o", "place", "export.place", "Where it is written"),
+    shown("m", "turn", "Do", "export.turn", "Between exporting, merging and giving another rank"),
+    shown("p", "measure", "Measure", "export.measure",
+          "Measure what the merge keeps of each; write nothing"),
+    shown("s", "target(1)", "Target", "export.target", "Another target: PEFT, or a server"),
+    shown("v", "open", "Open", "export.open", "Open what the job has written"),
+    shown("tab", "next_pane(1)", "Pane", "export.next_pane", "Go to the next pane"),
+    hidden("shift+tab", "next_pane(-1)", "export.pane_before", "Go to the pane before"),
+    hidden("plus,asterisk", "all", "export.all", "Mark all that is shown"),
+    hidden("minus", "invert", "export.invert", "Turn all marks round"),
+    hidden("w", "type_weight", "export.weight", "Type the weight of the line in a merge"),
+    hidden("left_square_bracket", "weigh(-1)", "export.lighter",
+           "Less weight for the line in a merge", display="["),
+    hidden("right_square_bracket", "weigh(1)", "export.heavier",
+           "More weight for the line in a merge", display="]"),
+    hidden("M", "methods", "export.methods", "All ways of merging"),
+    hidden("b", "verify", "export.verify", "Read back what was written, or not"),
+    hidden("d", "dtype", "export.dtype", "Another dtype"),
+    hidden("t", "source", "export.source",
+           "Between the tasks of the subspace and the marked adapters"),
+    hidden("slash", "app.filter", "export.filter", "Filter by name"),
+    hidden("x,escape", "back", "export.back", "Stop measuring, or clear the filter"),
 ]  # fmt: skip

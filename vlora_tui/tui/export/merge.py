@@ -11,7 +11,7 @@ import numpy as np
 from rich.text import Text
 from textual import events
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.containers import Vertical
 from textual.widgets import Static
 
@@ -31,6 +31,7 @@ from vlora_tui.tui.export.settings import (
     weights_of,
 )
 from vlora_tui.tui.text import clean, tilde
+from vlora_tui.tui.widgets.bindings import shown
 from vlora_tui.tui.widgets.dialogs import Dialog
 from vlora_tui.tui.widgets.folding import hanging
 from vlora_tui.tui.widgets.form import Field
@@ -105,9 +106,8 @@ def default_words(parameter: MergeParameter) -> str:
     if parameter.default is None:
         words = {"seed": "drawn when it is used", "rank": "as needed", "energy": "all of it"}
         return words.get(parameter.name, "from the weights")
-    return (
-        f"{parameter.default:g}" if isinstance(parameter.default, float) else str(parameter.default)
-    )
+    default = parameter.default
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 def _text_line(settings: Settings, parameter: MergeParameter, value: str) -> Field:
@@ -148,7 +148,7 @@ class MethodBox(Dialog):
     MethodBox #method-said { height: auto; max-height: 40%; margin-top: 1; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,q", "cancel", "Back", id="method.cancel", tooltip="Keep the method"),
+        shown("escape,q", "cancel", "Back", "method.cancel", "Keep the method")
     ]
 
     def __init__(self, method: str) -> None:

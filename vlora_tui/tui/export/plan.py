@@ -9,10 +9,10 @@ import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from vlora_engine.errors import VLoRAError
-from vlora_engine.findings import SEVERITIES
+from vlora_engine.findings import SEVERITIES, Finding
 from vlora_engine.targets import Facts, check_fit, find_target, target_bytes
 from vlora_engine.targets.registry import RANK_LIMITS
 from vlora_engine.utils.file_names import SUBSPACE_INDEX
@@ -25,9 +25,6 @@ from vlora_tui.tui.export.recipes import base_of, export_of, recipe_of
 from vlora_tui.tui.export.settings import Item, Settings, Source, paths_of
 from vlora_tui.tui.export.verdicts import Headers, Opinion, written_opinion
 from vlora_tui.utils.formatting import size
-
-if TYPE_CHECKING:
-    from vlora_engine.findings import Finding
 
 FILES = {
     "peft": "adapter_config.json and adapter_model.safetensors",

@@ -11,7 +11,7 @@ from textual.widgets import Static
 
 from vlora_tui.tui.export.plan import Plan, Row
 from vlora_tui.tui.export.result import Outcome, off, result
-from vlora_tui.tui.text import clean, plural, tilde
+from vlora_tui.tui.text import TONES, clean, plural, tilde
 from vlora_tui.tui.widgets.table import Cell, Column, Table
 from vlora_tui.utils.formatting import size
 
@@ -25,7 +25,6 @@ COLUMNS = (
     Column("doctor", "doctor", least=9, most=40, keep=4),
     Column("state", "", least=10, most=40, keep=6),
 )
-TONES = {"error": "error", "warning": "warning", "note": "muted"}
 FANCY = {"good": "✓", "error": "✗", "warning": "!"}
 PLAIN = {"good": "+", "error": "x", "warning": "!"}
 

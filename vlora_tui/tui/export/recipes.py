@@ -257,10 +257,7 @@ def _resize_commands(recipe: Recipe, tasks: Sequence[str], more: list[str]) -> s
 
 
 def _per_task(
-    names: Sequence[str],
-    tasks: Sequence[str],
-    path: str,
-    words: Callable[[str, str], list[str]],
+    names: Sequence[str], tasks: Sequence[str], path: str, words: Callable[[str, str], list[str]]
 ) -> str:
     slug = slugs({*names, *tasks})
     return " && ".join(

@@ -12,12 +12,12 @@ from vlora_engine.adapters.address import is_address
 from vlora_engine.catalog.subspace_tasks import inspection_of
 from vlora_engine.doctor import subject_at, verdict
 from vlora_engine.errors import NotFoundError, VLoRAError
+from vlora_engine.findings import Finding, finding_of
 from vlora_engine.targets import Facts, Target, facts_of_task
 from vlora_engine.utils.file_names import ADAPTER_GGUF
 from vlora_tui.tui.export.settings import Item
 
 if TYPE_CHECKING:
-    from vlora_engine.findings import Finding, finding_of
     from vlora_engine.manifest.manifest import Manifest
 
 OF_SAFETENSORS = frozenset({"ollama-safetensors"})  # no matter to an export that writes GGUF

@@ -222,10 +222,8 @@ class ExportView(PaneView):
         kinds = [k for k, there in (("subspace", session.manifest), ("adapters", session.marked))
                  if there]  # fmt: skip
         kind = self._wanted if self._wanted in kinds else (kinds[0] if kinds else None)
-        of = (
-            kind,
-            session.manifest if kind == "subspace" else tuple(i.path for i in session.included),
-        )
+        paths = tuple(info.path for info in session.included)
+        of = (kind, session.manifest if kind == "subspace" else paths)
         if of == self._of:
             return
         self._of = of
@@ -343,11 +341,11 @@ class ExportView(PaneView):
 
     def action_turn(self) -> None:
         """Between exporting, merging and resizing."""
-        self.editor.turn()
+        self.editor.turn_value("doing", 1)
 
     def action_verify(self) -> None:
         """Read back, or not."""
-        self.editor.verify()
+        self.editor.turn_value("verify", 1)
 
     def action_dtype(self) -> None:
         """The next dtype."""

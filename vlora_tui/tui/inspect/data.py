@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vlora_engine.adapters.module_types import module_families
-from vlora_engine.analysis.checkpoints import runs_in, step_of
-from vlora_engine.analysis.duplicates import duplicates_in
+from vlora_engine.analysis.checkpoints import Run, runs_in, step_of
+from vlora_engine.analysis.duplicates import Duplicates, duplicates_in
 from vlora_engine.analysis.outliers import Reason, outliers_in
 from vlora_engine.analysis.relations import Array
 from vlora_engine.utils.json_reader import JsonValue
@@ -29,8 +29,6 @@ from vlora_tui.tui.core.subcommand import read_answer
 from vlora_tui.tui.text import clean, plural
 
 if TYPE_CHECKING:
-    from vlora_engine.analysis.checkpoints import Run
-    from vlora_engine.analysis.duplicates import Duplicates
     from vlora_engine.spectra.choose import Choice
     from vlora_engine.spectra.tables import Spectra
 
@@ -224,11 +222,6 @@ def analyze_command(paths: Sequence[str], threshold: float) -> str:
     return shlex.join(["vlora-tui", "analyze", *paths, "--threshold", f"{threshold:g}"])
 
 
-def coverage_arguments(subspace: Path, ref: str) -> list[str]:
-    """The command that tells how much of an adapter the bases of a subspace hold."""
-    return ["coverage", str(subspace), ref]
-
-
 @dataclass(frozen=True)
 class Coverage:
     """What ``vlora-tui coverage`` says of one adapter: shares of ``||dW||^2``, in all and per side.
@@ -270,11 +263,6 @@ def _row(value: JsonValue, names: Sequence[str]) -> list[float]:
     """One row of a matrix; what was not measured is null."""
     row = value.object()
     return [math.nan if row[name].is_null else row[name].number() for name in names]
-
-
-def interference_arguments(paths: Sequence[str]) -> list[str]:
-    """The command that measures how adapters would get into each other's way."""
-    return ["interference", *paths]
 
 
 @dataclass(frozen=True)

@@ -9,20 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vlora_engine.adapters.address import is_address
 from vlora_engine.doctor import verdict
 from vlora_engine.errors import VLoRAError
 from vlora_engine.findings import SEVERITIES, Finding, as_text, finding_of
 from vlora_engine.utils.json_reader import JsonObject
-from vlora_tui.tui.core.session import path_of
+from vlora_tui.tui.core.session import Session, path_of
 from vlora_tui.tui.core.subcommand import read_answer
 from vlora_tui.tui.inspect.data import task_ref
 from vlora_tui.tui.text import clean
-
-if TYPE_CHECKING:
-    from vlora_tui.tui.core.session import Session
 
 
 @dataclass(frozen=True)
@@ -169,11 +166,6 @@ def refs_for_target(session: Session, *, tasks: bool) -> list[str]:
     if tasks and session.manifest is not None:
         return [task_ref(session.manifest.path, task) for task in session.manifest.tasks]
     return paths_for_doctor(session, tasks=False)
-
-
-def doctor_arguments(paths: Sequence[str]) -> list[str]:
-    """The command that reads every tensor and says what is wrong."""
-    return ["doctor", *paths, "--fail-on", "never"]
 
 
 def doctor_findings(answer: Mapping[str, Any]) -> list[Remark]:

@@ -16,8 +16,8 @@ from vlora_engine.findings import SEVERITIES
 from vlora_tui.tui.inspect import finding_rows as inspect_finding_rows
 from vlora_tui.tui.inspect.finding_rows import Remark
 from vlora_tui.tui.inspect.queries import Arguments, AskingPane, shell_command
-from vlora_tui.tui.inspect.rows import FINDING_COLUMNS, MARKS, TONES, finding_cells, remedy_words
-from vlora_tui.tui.text import clean, plural
+from vlora_tui.tui.inspect.rows import FINDING_COLUMNS, MARKS, finding_cells, remedy_words
+from vlora_tui.tui.text import TONES, clean, plural
 from vlora_tui.tui.widgets.table import Cell, Table
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ class FindingsPane(AskingPane):
     @property
     def _doctor(self) -> Arguments:
         places = inspect_finding_rows.paths_for_doctor(self.session, tasks=self._on_tasks)
-        return tuple(inspect_finding_rows.doctor_arguments(places))
+        return ("doctor", *places, "--fail-on", "never")
 
     @property
     def _key(self) -> Judged:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
+
+from vlora_tui.tui.widgets.bindings import hidden, shown
 
 HELP = (
     "How alike adapters are (the cosine of their weight changes dW: 1 is the same direction, 0 "
@@ -21,41 +23,34 @@ HELP = (
 )
 
 KEYS: list[BindingType] = [
-    Binding("enter", "enter", "Go in", id="inspect.enter",
-            tooltip="From pairs, groups, outliers and findings to layers, from there to a module"),
-    Binding("i", "interference", "Interfere", id="inspect.interference",
-            tooltip="Turn the matrix: cosine, sign conflict, overlap, writes, reads"),
-    Binding("m", "measure", "Measure", id="inspect.measure",
-            tooltip="Another figure for the layers"),
-    Binding("c", "coverage", "Coverage", id="inspect.coverage",
-            tooltip="How much of the adapter the bases of the open subspace hold"),
-    Binding("d", "doctor", "Doctor", id="inspect.doctor",
-            tooltip="Have every tensor read, and say what is wrong and what mends it"),
-    Binding("T", "target", "Target", id="inspect.target",
-            tooltip="Add what the next target (vLLM, llama.cpp, PEFT, ...) would get wrong"),
-    Binding("space", "keep", "Keep", id="inspect.keep",
-            tooltip="Keep this task to compare another with"),
-    Binding("s", "sort", "Sort", id="inspect.sort",
-            tooltip="Sort by score, size or name"),
-    Binding("left_square_bracket", "threshold(-0.01)", "Bound", key_display="[ ]",
-            id="inspect.lower", tooltip="Count adapters as alike from a lower cosine on"),
-    Binding("right_square_bracket", "threshold(0.01)", show=False, key_display="]",
-            id="inspect.higher", tooltip="Count adapters as alike from a higher cosine on"),
-    Binding("left_curly_bracket", "threshold(-0.1)", show=False, key_display="{",
-            id="inspect.lower_much", tooltip="The same in steps of 0.1"),
-    Binding("right_curly_bracket", "threshold(0.1)", show=False, key_display="}",
-            id="inspect.higher_much", tooltip="The same in steps of 0.1"),
-    Binding("slash", "app.filter", "Filter", id="inspect.filter", tooltip="Filter by name"),
-    Binding("tab", "next_pane(1)", "Pane", id="inspect.next_pane",
-            tooltip="Go to the next pane"),
-    Binding("shift+tab", "next_pane(-1)", show=False, id="inspect.pane_before",
-            tooltip="Go to the pane before"),
-    Binding("o", "order", show=False, id="inspect.order",
-            tooltip="Order by likeness, or as found"),
-    Binding("t", "turn", show=False, id="inspect.turn",
-            tooltip="Turn between the adapters and the tasks of the open subspace"),
-    Binding("x,escape", "stop", show=False, id="inspect.stop",
-            tooltip="Stop what is being read, or clear the filter"),
+    shown("enter", "enter", "Go in", "inspect.enter",
+          "From pairs, groups, outliers and findings to layers, from there to a module"),
+    shown("i", "interference", "Interfere", "inspect.interference",
+          "Turn the matrix: cosine, sign conflict, overlap, writes, reads"),
+    shown("m", "measure", "Measure", "inspect.measure", "Another figure for the layers"),
+    shown("c", "coverage", "Coverage", "inspect.coverage",
+          "How much of the adapter the bases of the open subspace hold"),
+    shown("d", "doctor", "Doctor", "inspect.doctor",
+          "Have every tensor read, and say what is wrong and what mends it"),
+    shown("T", "target", "Target", "inspect.target",
+          "Add what the next target (vLLM, llama.cpp, PEFT, ...) would get wrong"),
+    shown("space", "keep", "Keep", "inspect.keep", "Keep this task to compare another with"),
+    shown("s", "sort", "Sort", "inspect.sort", "Sort by score, size or name"),
+    shown("left_square_bracket", "threshold(-0.01)", "Bound", "inspect.lower",
+          "Count adapters as alike from a lower cosine on", display="[ ]"),
+    hidden("right_square_bracket", "threshold(0.01)", "inspect.higher",
+           "Count adapters as alike from a higher cosine on", display="]"),
+    hidden("left_curly_bracket", "threshold(-0.1)", "inspect.lower_much",
+           "The same in steps of 0.1", display="{"),
+    hidden("right_curly_bracket", "threshold(0.1)", "inspect.higher_much",
+           "The same in steps of 0.1", display="}"),
+    shown("slash", "app.filter", "Filter", "inspect.filter", "Filter by name"),
+    shown("tab", "next_pane(1)", "Pane", "inspect.next_pane", "Go to the next pane"),
+    hidden("shift+tab", "next_pane(-1)", "inspect.pane_before", "Go to the pane before"),
+    hidden("o", "order", "inspect.order", "Order by likeness, or as found"),
+    hidden("t", "turn", "inspect.turn",
+           "Turn between the adapters and the tasks of the open subspace"),
+    hidden("x,escape", "stop", "inspect.stop", "Stop what is being read, or clear the filter"),
 ]  # fmt: skip
 
 # Actions that have something to act on in some panes alone; the others have it everywhere.

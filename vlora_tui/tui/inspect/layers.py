@@ -12,7 +12,7 @@ from textual.message import Message
 from textual.widgets import Static
 
 from vlora_engine.errors import VLoRAError
-from vlora_engine.manifest.task_errors import task_figures
+from vlora_engine.manifest.task_errors import TaskFigures, task_figures
 from vlora_engine.utils.ranking import worst
 from vlora_tui.tui.inspect import data as inspect_data
 from vlora_tui.tui.inspect.data import Coverage, Diff
@@ -33,7 +33,6 @@ from vlora_tui.tui.text import clean
 from vlora_tui.tui.widgets.heatmap import Cell, Heatmap, arrange
 
 if TYPE_CHECKING:
-    from vlora_engine.manifest.task_errors import TaskFigures
     from vlora_tui.tui.core.session import Session
 
 FRAME = 5  # lines of the pane that are no layers: borders, head, what is said
@@ -257,7 +256,7 @@ class LayersPane(AskingPane):
         subject, manifest = self._subject, self.session.manifest
         if subject is None or subject.kind != "adapter" or not subject.ref or manifest is None:
             return None
-        return tuple(inspect_data.coverage_arguments(manifest.path, subject.ref))
+        return ("coverage", str(manifest.path), subject.ref)
 
     @property
     def _coverage(self) -> Coverage | None:

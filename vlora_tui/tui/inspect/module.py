@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from rich.text import Text
 from textual import work
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.widgets import Static
 from textual.worker import get_current_worker
@@ -17,6 +17,7 @@ from vlora_engine.errors import VLoRAError
 from vlora_tui.tui.core.subcommand import ask_command
 from vlora_tui.tui.inspect.rows import plain, share
 from vlora_tui.tui.text import clean
+from vlora_tui.tui.widgets.bindings import hidden, shown
 from vlora_tui.tui.widgets.dialogs import Dialog
 from vlora_tui.tui.widgets.folding import hanging
 
@@ -38,9 +39,9 @@ class ModuleBox(Dialog):
     ModuleBox .many { max-height: 100%; margin-bottom: 0; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,q,enter", "cancel", "Back", id="module.cancel", tooltip="Close"),
-        Binding("j", "down", show=False, id="module.down", tooltip="Scroll down"),
-        Binding("k", "up", show=False, id="module.up", tooltip="Scroll up"),
+        shown("escape,q,enter", "cancel", "Back", "module.cancel", "Close"),
+        hidden("j", "down", "module.down", "Scroll down"),
+        hidden("k", "up", "module.up", "Scroll up"),
     ]
 
     def __init__(self, module: str, names: Sequence[str], refs: Sequence[str]) -> None:

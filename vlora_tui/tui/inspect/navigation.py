@@ -63,36 +63,25 @@ class Navigation:
         if row is None or spectra is None:
             return
         self._go_to(row.index, row.index)
-        self._panes.layers.point(
-            inspect_data.module_of_family(spectra, row.index, row.foremost_reason), SIZE
-        )
+        module = inspect_data.module_of_family(spectra, row.index, row.foremost_reason)
+        self._panes.layers.point(module, SIZE)
         self._view.go_to_pane("inspect-layers")
 
     def _go_to_finding(self) -> None:
         """The layers of the adapter or task that it is about, on the module that it names."""
-        remark, spectra, manifest = (
-            self._panes.findings.remark,
-            self._session.spectra,
-            self._session.manifest,
-        )
+        remark = self._panes.findings.remark
+        likeness, on_tasks = self._state.likeness, self._state.on_tasks
+        spectra, manifest = self._session.spectra, self._session.manifest
         if remark is None:
             return
-        if (
-            self._state.likeness is not None
-            and spectra is not None
-            and remark.path in self._state.likeness.paths
-        ):
-            if self._state.on_tasks:
+        if likeness is not None and spectra is not None and remark.path in likeness.paths:
+            if on_tasks:
                 self.turn()
-            at = self._state.likeness.paths.index(remark.path)
+            at = likeness.paths.index(remark.path)
             self._go_to(at, at)
             self._panes.layers.point(module_in(remark, spectra.layer_names), SIZE)
             self._view.go_to_pane("inspect-layers")
-        elif (
-            manifest is not None
-            and remark.path.startswith(str(manifest.path))
-            and self._state.on_tasks
-        ):
+        elif manifest is not None and on_tasks and remark.path.startswith(str(manifest.path)):
             self.close_filter()
             self._panes.tasks.go_to(remark.path, remark.finding.file)
             self._panes.draw_layers()

@@ -48,36 +48,12 @@ class InspectPanes:
         self._view = view
         self._state = state
         self._session = state.session
-
-    @property
-    def alike(self) -> AlikePane:
-        """Who is alike."""
-        return self._view.query_one(AlikePane)
-
-    @property
-    def layers(self) -> LayersPane:
-        """Where in the layers it lies."""
-        return self._view.query_one(LayersPane)
-
-    @property
-    def groups(self) -> GroupsPane:
-        """Who belongs together."""
-        return self._view.query_one(GroupsPane)
-
-    @property
-    def outliers(self) -> OutliersPane:
-        """Who stands apart."""
-        return self._view.query_one(OutliersPane)
-
-    @property
-    def tasks(self) -> TasksPane:
-        """What the open subspace holds."""
-        return self._view.query_one(TasksPane)
-
-    @property
-    def findings(self) -> FindingsPane:
-        """What was found wrong."""
-        return self._view.query_one(FindingsPane)
+        self.alike = view.query_one(AlikePane)
+        self.layers = view.query_one(LayersPane)
+        self.groups = view.query_one(GroupsPane)
+        self.outliers = view.query_one(OutliersPane)
+        self.tasks = view.query_one(TasksPane)
+        self.findings = view.query_one(FindingsPane)
 
     def tabs(self) -> list[Tab]:
         """The panes that there are now, in the order of Tab."""
@@ -86,15 +62,12 @@ class InspectPanes:
             tabs = [Tab("inspect-tasks", "Tasks", count), Tab("inspect-layers", "Layers")]
         elif self._session.spectra is not None:
             groups = len(self._state.groups) if self._state.likeness is not None else 0
+            apart = len(self._state.kin.outliers) if self._state.kin else 0
             tabs = [
                 Tab("inspect-alike", "Likeness"),
                 Tab("inspect-layers", "Layers"),
                 Tab("inspect-groups", "Groups", groups),
-                Tab(
-                    "inspect-apart",
-                    "Apart",
-                    len(self._state.kin.outliers) if self._state.kin else 0,
-                ),
+                Tab("inspect-apart", "Apart", apart),
             ]
         else:
             tabs = [Tab("inspect-alike", "Likeness")]
@@ -135,24 +108,24 @@ class InspectPanes:
 
     def draw_likeness(self) -> None:
         """The matrix, and the groups."""
-        likeness, clusters = self._state.likeness, self._state.clusters
-        order: list[int] = []
-        if likeness is not None:
-            order = (
-                likeness.by_likeness if self._state.ordered else list(range(len(likeness.names)))
-            )
-        shown = [i for i in order if likeness is not None and self._state.keeps(likeness.names[i])]
-        hidden = len(order) - len(shown)
-        words = (
-            f"{len(shown)} adapters, {'the like together' if self._state.ordered else 'as found'}"
-        )
+        likeness, ordered = self._state.likeness, self._state.ordered
+        shown: list[int] = []
+        subtitle = instead = ""
+        if likeness is None:
+            instead = self._why_no_matrix
+        else:
+            order = likeness.by_likeness if ordered else list(range(len(likeness.names)))
+            shown = [i for i in order if self._state.keeps(likeness.names[i])]
+            subtitle = f"{len(shown)} adapters, {'the like together' if ordered else 'as found'}"
+            hidden = len(order) - len(shown)
+            subtitle += f", {hidden} filtered out" if hidden else ""
         self.alike.show(
             likeness,
             shown,
-            clusters,
+            self._state.clusters,
             marked=self._session.marked,
-            subtitle=(words + (f", {hidden} filtered out" if hidden else "")) if likeness else "",
-            instead=self._why_no_matrix if likeness is None else "",
+            subtitle=subtitle,
+            instead=instead,
         )
         rows = [g for g in self._state.groups if set(g.members) & set(shown)]
         self.groups.show(likeness, rows, self._state.kin, self._state.threshold)

@@ -14,7 +14,7 @@ from vlora_engine.utils.ranking import worst
 from vlora_tui.tui.core.likeness import Group, Likeness
 from vlora_tui.tui.inspect.data import Interference, Outlier
 from vlora_tui.tui.inspect.finding_rows import Remark
-from vlora_tui.tui.text import clean, tilde
+from vlora_tui.tui.text import TONES, clean, tilde
 from vlora_tui.tui.widgets.table import Cell, Column
 from vlora_tui.utils.formatting import size
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from vlora_engine.manifest.manifest import Manifest, TaskRecord
 
 SORTS = ("score", "size", "name")
-TONES = {"error": "error", "warning": "warning", "note": "muted"}
 MARKS = {"error": "✗", "warning": "!", "note": "·"}
 
 GROUP_COLUMNS = (
@@ -125,12 +124,7 @@ def task_cells(task: TaskRecord) -> list[Cell]:
     error = share(task.error) if task.measured else f"<{share(task.error)}"
     if task.origin and not task.norm:  # in a peer's directory, which keeps neither
         return [(clean(task.id), ""), ("-", ""), ("-", ""), *_task_size(task)]
-    return [
-        (clean(task.id), ""),
-        (error, ""),
-        (plain(task.norm), ""),
-        *_task_size(task),
-    ]
+    return [(clean(task.id), ""), (error, ""), (plain(task.norm), ""), *_task_size(task)]
 
 
 def _task_size(task: TaskRecord) -> list[tuple[str, str]]:

@@ -10,7 +10,7 @@ from textual.widgets import Static
 
 from vlora_engine.analysis.relations import Array
 from vlora_tui.tui.core.likeness import Group, Likeness
-from vlora_tui.tui.inspect.data import Interference, interference_arguments
+from vlora_tui.tui.inspect.data import Interference
 from vlora_tui.tui.inspect.queries import Arguments, AskingPane
 from vlora_tui.tui.inspect.rows import interference_words, pair_words
 from vlora_tui.tui.text import clean
@@ -108,7 +108,7 @@ class AlikePane(AskingPane):
         paths = [self._likeness.paths[i] for i in self._at] if self._likeness else []
         if len(paths) < 2 or not all(paths):
             return None
-        return tuple(interference_arguments([str(path) for path in paths]))
+        return ("interference", *map(str, paths))
 
     @property
     def is_of_interference(self) -> bool:
@@ -155,10 +155,8 @@ class AlikePane(AskingPane):
         arguments = self.arguments
         if arguments is None:
             return False
-        is_answered = (
-            self.answer_to(arguments) is not None or self.problem_of(arguments) is not None
-        )
-        return is_answered or arguments == self.asking
+        known = (self.answer_to(arguments), self.problem_of(arguments))
+        return known != (None, None) or arguments == self.asking
 
     def _state(self) -> Text:
         """Whether interference is being measured, or why it is not."""

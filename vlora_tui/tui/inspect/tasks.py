@@ -39,9 +39,8 @@ class TasksPane(Vertical):
 
     def row_text(self) -> str | None:
         """The row under the cursor as text."""
-        return (
-            None if self.record is None else "  ".join(text for text, _ in task_cells(self.record))
-        )
+        task = self.record
+        return None if task is None else "  ".join(text for text, _ in task_cells(task))
 
     def show(self, manifest: Manifest, found: Callable[[str], bool], sort: int) -> None:
         """Show the tasks whose names are found, sorted by the column of that number."""

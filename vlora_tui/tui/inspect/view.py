@@ -119,9 +119,8 @@ class InspectView(PaneView):
             return shell_command(inspect_data.diff_arguments(*pair.pair_refs))
         if self.state.on_tasks and self.session.manifest is not None:
             return shell_command(["info", str(self.session.manifest.path)])
-        paths = (
-            [p for p in self.state.likeness.paths if p] if self.state.likeness is not None else []
-        )
+        likeness = self.state.likeness
+        paths = [path for path in likeness.paths if path] if likeness is not None else []
         return inspect_data.analyze_command(paths, self.state.threshold) if len(paths) > 1 else None
 
     def open_filter(self) -> None:

@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.containers import Horizontal
 from textual.message import Message
 from textual.widgets import Input, Static
 
 from vlora_engine.errors import VLoRAError
+from vlora_tui.tui.widgets.bindings import hidden
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,7 @@ class AskLine(Horizontal):
     class Left(Message):
         """Nothing was answered."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "leave", "Cancel", show=False, id="ask.leave")
-    ]
+    BINDINGS: ClassVar[list[BindingType]] = [hidden("escape", "leave", "ask.leave", "Cancel")]
 
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)

@@ -8,12 +8,13 @@ from typing import Any, ClassVar, NamedTuple
 from rich.text import Text
 from textual import events
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
 from vlora_tui.tui.text import clean
+from vlora_tui.tui.widgets.bindings import hidden, shown
 from vlora_tui.tui.widgets.closing import ClosesOnce
 from vlora_tui.tui.widgets.folding import hanging
 from vlora_tui.tui.widgets.table import Cell, Column, Table
@@ -61,7 +62,7 @@ class Dialog(ModalScreen[str | None], ClosesOnce[str | None]):
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,q", "cancel", "Back", id="dialog.cancel", tooltip="Close without an answer")
+        shown("escape,q", "cancel", "Back", "dialog.cancel", "Close without an answer")
     ]
 
     def on_mount(self) -> None:
@@ -187,7 +188,7 @@ class Prompt(Dialog):
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "cancel", "Back", id="prompt.cancel", tooltip="Close without an answer")
+        shown("escape", "cancel", "Back", "prompt.cancel", "Close without an answer")
     ]
 
     def __init__(
@@ -244,12 +245,10 @@ class Help(Dialog):
     Help .many { max-height: 100%; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding(
-            "escape,q,question_mark,enter", "cancel", "Back", id="help.cancel", tooltip="Close"
-        ),
-        Binding("g", "guides", "Guides", id="help.guides", tooltip="Guides, one for each aim"),
-        Binding("j", "down", show=False, id="help.down"),
-        Binding("k", "up", show=False, id="help.up"),
+        shown("escape,q,question_mark,enter", "cancel", "Back", "help.cancel", "Close"),
+        shown("g", "guides", "Guides", "help.guides", "Guides, one for each aim"),
+        hidden("j", "down", "help.down"),
+        hidden("k", "up", "help.up"),
     ]
 
     def __init__(self, title: str, words: str, sections: Sequence[HelpSection]) -> None:

@@ -9,12 +9,13 @@ from typing import ClassVar, Literal
 from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
 from textual import events
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
 from vlora_tui.tui.text import cut
+from vlora_tui.tui.widgets.bindings import hidden, shown
 
 
 @dataclass(frozen=True)
@@ -71,15 +72,13 @@ class Form(Widget, can_focus=True):
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up,k", "move(-1)", "Up", show=False, id="form.up", tooltip="The line above"),
-        Binding("down,j", "move(1)", "Down", show=False, id="form.down", tooltip="The line below"),
-        Binding("left,h", "turn(-1)", "Before", show=False, id="form.before",
-                tooltip="The value before"),
-        Binding("right,l,space", "turn(1)", "Next", show=False, id="form.next",
-                tooltip="The next value"),
-        Binding("enter", "press", "Change", id="form.change", tooltip="Change this line"),
-        Binding("g,home", "edge(0)", show=False, id="form.first", tooltip="The first line"),
-        Binding("G,end", "edge(-1)", show=False, id="form.last", tooltip="The last line"),
+        hidden("up,k", "move(-1)", "form.up", "The line above"),
+        hidden("down,j", "move(1)", "form.down", "The line below"),
+        hidden("left,h", "turn(-1)", "form.before", "The value before"),
+        hidden("right,l,space", "turn(1)", "form.next", "The next value"),
+        shown("enter", "press", "Change", "form.change", "Change this line"),
+        hidden("g,home", "edge(0)", "form.first", "The first line"),
+        hidden("G,end", "edge(-1)", "form.last", "The last line"),
     ]  # fmt: skip
 
     class Moved(Message):

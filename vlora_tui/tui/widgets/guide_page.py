@@ -7,12 +7,13 @@ from typing import ClassVar
 from rich.text import Text
 from textual import events
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.widgets import Static
 
 from vlora_tui.guides import Guide, guides
 from vlora_tui.guides.drawing import WIDEST, drawn
+from vlora_tui.tui.widgets.bindings import hidden, shown
 from vlora_tui.tui.widgets.dialogs import Ask, Dialog, Option
 
 AROUND = 9  # columns of border, padding and scroll bar
@@ -26,9 +27,9 @@ class GuidePage(Dialog):
     GuidePage .many { max-height: 100%; margin-bottom: 0; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,q,enter,question_mark", "cancel", "Back", id="guide.cancel"),
-        Binding("j", "down", show=False, id="guide.down"),
-        Binding("k", "up", show=False, id="guide.up"),
+        shown("escape,q,enter,question_mark", "cancel", "Back", "guide.cancel"),
+        hidden("j", "down", "guide.down"),
+        hidden("k", "up", "guide.up"),
     ]
 
     def __init__(self, guide: Guide) -> None:

@@ -12,13 +12,13 @@ from rich.segment import Segment
 from rich.style import Style
 from textual import events
 from textual.app import App
-from textual.binding import Binding, BindingType
-from textual.geometry import Region
+from textual.binding import BindingType
 from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
 from vlora_tui.tui.text import clean, cut
+from vlora_tui.tui.widgets.bindings import hidden
 
 # From cheap to dear, in lightness too, so that it reads without colour and with any eyes. All are
 # of the 256 that every terminal beyond 16 colours shows alike.
@@ -130,14 +130,14 @@ class Heatmap(Widget, can_focus=True):
     }
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up,k", "move(-1, 0)", "Layer up", show=False, id="layers.up"),
-        Binding("down,j", "move(1, 0)", "Layer down", show=False, id="layers.down"),
-        Binding("left,h", "move(0, -1)", "Module left", show=False, id="layers.left"),
-        Binding("right,l", "move(0, 1)", "Module right", show=False, id="layers.right"),
-        Binding("pageup", "page(-1)", "Page up", show=False, id="layers.page_up"),
-        Binding("pagedown", "page(1)", "Page down", show=False, id="layers.page_down"),
-        Binding("g,home", "edge(-1)", "First layer", show=False, id="layers.first"),
-        Binding("G,end", "edge(1)", "Last layer", show=False, id="layers.last"),
+        hidden("up,k", "move(-1, 0)", "layers.up", "Layer up"),
+        hidden("down,j", "move(1, 0)", "layers.down", "Layer down"),
+        hidden("left,h", "move(0, -1)", "layers.left", "Module left"),
+        hidden("right,l", "move(0, 1)", "layers.right", "Module right"),
+        hidden("pageup", "page(-1)", "layers.page_up", "Page up"),
+        hidden("pagedown", "page(1)", "layers.page_down", "Page down"),
+        hidden("g,home", "edge(-1)", "layers.first", "First layer"),
+        hidden("G,end", "edge(1)", "layers.last", "Last layer"),
     ]
 
     class Focused(Message):
@@ -347,24 +347,10 @@ class Heatmap(Widget, can_focus=True):
                 style = self.get_component_rich_style("heatmap--unknown")
             else:
                 dark = self.app.current_theme.dark
-                heat_alone = heat_style(heat, dark=dark, ansi=self._few_colours)
+                heat_alone = heat_style(heat, dark=dark, ansi=few_colours(self.app))
                 style = self.rich_style + heat_alone  # few colours have none for the least
             self._styles[key] = style
         return self._styles[key]
-
-    @property
-    def _few_colours(self) -> bool:
-        return few_colours(self.app)
-
-    def cell_region(self, layer: str) -> Region | None:
-        """Where a layer's cell is drawn inside the widget, if it is in view."""
-        position = self.grid.find(layer)
-        if position is None:
-            return None
-        y, x = position[0] - self._top + 1, position[1] - self._left
-        if not (1 <= y <= self._lines and 0 <= x < self._shown_columns):
-            return None
-        return Region(self._label_width + x * self._cell_width, y, self._cell_width, 1)
 
 
 def few_colours(app: App[Any]) -> bool:

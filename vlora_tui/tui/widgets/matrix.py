@@ -10,13 +10,14 @@ from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
 from rich.style import Style
 from textual import events
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.message import Message
 from textual.strip import Strip
 from textual.widget import Widget
 
 from vlora_engine.utils.ranking import ranked
 from vlora_tui.tui.text import cut
+from vlora_tui.tui.widgets.bindings import hidden
 from vlora_tui.tui.widgets.heatmap import few_colours, heat_style
 
 if TYPE_CHECKING:
@@ -63,26 +64,15 @@ class Matrix(Widget, can_focus=True):
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up,k", "move(-1, 0)", "Up", show=False, id="matrix.up",
-                tooltip="The adapter above"),
-        Binding("down,j", "move(1, 0)", "Down", show=False, id="matrix.down",
-                tooltip="The adapter below"),
-        Binding("left,h", "move(0, -1)", "Left", show=False, id="matrix.left",
-                tooltip="The column before"),
-        Binding("right,l", "move(0, 1)", "Right", show=False, id="matrix.right",
-                tooltip="The next column"),
-        Binding("pageup", "page(-1)", "Page up", show=False, id="matrix.page_up",
-                tooltip="A page up"),
-        Binding("pagedown", "page(1)", "Page down", show=False, id="matrix.page_down",
-                tooltip="A page down"),
-        Binding("g,home", "edge(0)", "First row", show=False, id="matrix.first",
-                tooltip="First row"),
-        Binding("G,end", "edge(1)", "Last row", show=False, id="matrix.last",
-                tooltip="Last row"),
-        Binding(
-            "n", "next", "Next alike", show=False, id="matrix.next",
-            tooltip="The pair of the largest figure, then the next",
-        ),
+        hidden("up,k", "move(-1, 0)", "matrix.up", "The adapter above"),
+        hidden("down,j", "move(1, 0)", "matrix.down", "The adapter below"),
+        hidden("left,h", "move(0, -1)", "matrix.left", "The column before"),
+        hidden("right,l", "move(0, 1)", "matrix.right", "The next column"),
+        hidden("pageup", "page(-1)", "matrix.page_up", "A page up"),
+        hidden("pagedown", "page(1)", "matrix.page_down", "A page down"),
+        hidden("g,home", "edge(0)", "matrix.first", "First row"),
+        hidden("G,end", "edge(1)", "matrix.last", "Last row"),
+        hidden("n", "next", "matrix.next", "The pair of the largest figure, then the next"),
     ]  # fmt: skip
 
     class Moved(Message):
@@ -341,7 +331,7 @@ class Matrix(Widget, can_focus=True):
             text, style = self._unknown(width, cursor), self._part("quiet")
         else:
             text = self._text(value, width, cursor)
-            style = base if width <= 2 and self._few_colours else self._heat(value)
+            style = base if width <= 2 and few_colours(self.app) else self._heat(value)
             if width > 2 and not any(c.isdigit() for c in text):
                 style = self._part("quiet")  # nothing, to the digits that there is room for
         if cursor and self.has_focus:
@@ -363,7 +353,7 @@ class Matrix(Widget, can_focus=True):
 
     def _text(self, value: float, width: int, cursor: bool) -> str:
         if width <= 2:
-            if not self._few_colours:
+            if not few_colours(self.app):
                 return " " * width
             shades = ASCII_SHADES if self.ascii_only else SHADES
             return shades[round(max(0.0, value) * (len(shades) - 1))] * width
@@ -387,7 +377,7 @@ class Matrix(Widget, can_focus=True):
         key = ("heat", round(value * 50))
         if key not in self._styles:
             dark = self.app.current_theme.dark
-            heat = heat_style(value, dark=dark, ansi=self._few_colours)
+            heat = heat_style(value, dark=dark, ansi=few_colours(self.app))
             self._styles[key] = self.rich_style + heat  # few colours have none for the least
         return self._styles[key]
 
@@ -395,10 +385,6 @@ class Matrix(Widget, can_focus=True):
         if (name, 0) not in self._styles:
             self._styles[name, 0] = self.get_component_rich_style(f"matrix--{name}")
         return self._styles[name, 0]
-
-    @property
-    def _few_colours(self) -> bool:
-        return few_colours(self.app)
 
 
 def _fit(text: str, width: int, ascii_only: bool) -> str:

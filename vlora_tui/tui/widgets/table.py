@@ -10,13 +10,14 @@ from rich.cells import cell_len, set_cell_size
 from rich.segment import Segment
 from rich.style import Style
 from textual import events
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.geometry import Region, Size
 from textual.message import Message
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from vlora_tui.tui.text import cut
+from vlora_tui.tui.widgets.bindings import hidden
 
 Row = TypeVar("Row")
 Cell = tuple[str, str]  # the text, and its tone: "", muted, good, warning, error, accent
@@ -96,12 +97,12 @@ class Table(ScrollView, Generic[Row], can_focus=True):
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up,k", "move(-1)", "Up", show=False, id="table.up", tooltip="One row up"),
-        Binding("down,j", "move(1)", "Down", show=False, id="table.down", tooltip="One row down"),
-        Binding("pageup", "page(-1)", show=False, id="table.page_up", tooltip="A page up"),
-        Binding("pagedown", "page(1)", show=False, id="table.page_down", tooltip="A page down"),
-        Binding("home,g", "edge(0)", "First", show=False, id="table.first", tooltip="First row"),
-        Binding("end,G", "edge(1)", "Last", show=False, id="table.last", tooltip="Last row"),
+        hidden("up,k", "move(-1)", "table.up", "One row up"),
+        hidden("down,j", "move(1)", "table.down", "One row down"),
+        hidden("pageup", "page(-1)", "table.page_up", "A page up"),
+        hidden("pagedown", "page(1)", "table.page_down", "A page down"),
+        hidden("home,g", "edge(0)", "table.first", "First row"),
+        hidden("end,G", "edge(1)", "table.last", "Last row"),
     ]
 
     class Moved(Message):

@@ -143,9 +143,10 @@ def test_a_click_focuses_the_layer_under_it() -> None:
     async def steps(pilot: Any) -> None:
         app.show(NAMES)
         await pilot.pause()
-        place = app.heatmap.cell_region("model.layers.4.self_attn.o_proj")
-        assert place is not None
-        await pilot.click(app.heatmap, offset=(place.x + 1, place.y))
+        name = "model.layers.4.self_attn.o_proj"
+        y, x = app.heatmap.grid.find(name) or (-1, -1)
+        place = (app.heatmap._label_width + x * app.heatmap._cell_width + 1, y + 1)
+        await pilot.click(app.heatmap, offset=place)
         assert app.heatmap.focused_layer == "model.layers.4.self_attn.o_proj"
 
     run(app, steps, (60, 12))
