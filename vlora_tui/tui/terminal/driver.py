@@ -42,7 +42,7 @@ class Terminal(LinuxDriver):
             for number in (signal.SIGINT, signal.SIGQUIT):
                 signal.signal(number, self._cut_short)
             signal.signal(signal.SIGTSTP, signal.SIG_IGN)
-        super().stop_application_mode()  # type: ignore[no-untyped-call]
+        super().stop_application_mode()
 
     def _cut_short(self, number: int, frame: Any) -> None:
         os._exit(self._app.return_code or 0)
