@@ -279,8 +279,12 @@ class Program:
         return got
 
     def rest(self) -> bool:
-        """Wait until it has read its keys and done with them; False if it hangs."""
-        begun = time.monotonic()
+        """Wait until it has read its keys and done with them; False if it hangs.
+
+        All threads rest for a while, or the main one for twice as long: what another computes for
+        it may take its time.
+        """
+        begun, idle = time.monotonic(), 0
         while self.is_alive:
             before, ran = time.monotonic(), self._ran()
             said = self.drain(QUIET_SECONDS)
@@ -288,7 +292,9 @@ class Program:
                 said = self.drain(QUIET_SECONDS - (time.monotonic() - before))
             waited = time.monotonic() - begun
             if self._unread() == 0:
-                if not said and self._ran() - ran < BUSY_NS:
+                main, others = (now - then for now, then in zip(self._ran(), ran, strict=True))
+                idle = idle + 1 if not said and main < BUSY_NS else 0
+                if idle and (others < BUSY_NS or idle > 1):
                     return True
                 if waited > BUSY_PATIENCE:
                     return True
@@ -302,17 +308,20 @@ class Program:
         fcntl.ioctl(self._slave, termios.FIONREAD, found)
         return int(struct.unpack("i", found)[0])
 
-    def _ran(self) -> int:
-        """How long its threads have worked, or waited for a processor to work on.
+    def _ran(self) -> tuple[int, int]:
+        """How long its main thread and its others have worked, or waited for a processor.
 
-        In nanoseconds; 0 where the system does not say. All threads: the main one may wait for
-        another to let go of the interpreter.
+        In nanoseconds; 0 where the system does not say.
         """
-        total = 0
-        for task in Path(f"/proc/{self.process.pid}/task").glob("*/schedstat"):
+        pid, main, others = self.process.pid, 0, 0
+        for task in Path(f"/proc/{pid}/task").glob("*/schedstat"):
             with suppress(OSError, ValueError):
-                total += sum(map(int, task.read_text().split()[:2]))
-        return total
+                ran = sum(map(int, task.read_text().split()[:2]))
+                if task.parent.name == str(pid):
+                    main = ran
+                else:
+                    others += ran
+        return main, others
 
     def resident(self) -> int:
         """The memory it holds, in bytes; 0 where the system does not say."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.cells import cell_len
 from textual.app import ComposeResult
+from textual.dom import DOMNode
 from textual.events import Resize
 from textual.widget import Widget
 from textual.widgets import Footer
@@ -29,6 +30,14 @@ class Keys(Footer):
                 if width_left < -1:  # the last needs no space behind it
                     continue
             yield key
+
+    async def recompose(self) -> None:
+        await super().recompose()
+        # Each key watches the footer, and Textual forgets those that are gone only when what they
+        # watch changes, which is never: every key that was ever shown would stay in memory.
+        watchers: dict[str, list[tuple[DOMNode, object]]] = getattr(self, "__watchers", {})
+        for entries in watchers.values():
+            entries[:] = [entry for entry in entries if entry[0].is_attached]
 
     async def on_resize(self, event: Resize) -> None:
         if self._bindings_ready:

@@ -17,7 +17,7 @@ class Palette(CommandPalette, ClosesOnce[None]):
     """Textual's palette, closed once however often it is asked to."""
 
     def _action_command_list(self, action: str) -> None:
-        """Move in the list; one that is not drawn, as nothing was found, has no lines."""
+        """Move in the list; one that is not drawn, as nothing was found, has no lines for it."""
         commands = self.query_one(CommandList)
         if action == "select" or (commands.option_count and commands.size):
             super()._action_command_list(action)

@@ -33,10 +33,10 @@ class Terminal(LinuxDriver):
             signal.signal(number, self._signalled)
 
     def stop_application_mode(self) -> None:
-        r"""Give the terminal back.
+        """Give the terminal back.
 
         Keys that were typed ahead come as signals from here on. The interface has ended already:
-        Ctrl-C and Ctrl-\ cut short what is left, without a traceback and with its exit code.
+        Those for SIGINT and SIGQUIT cut short what is left: no traceback, the same exit code.
         """
         if self._app._exit and threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGQUIT):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from textual.pilot import Pilot
 from textual.screen import ModalScreen
 from textual.widget import Widget
 from textual.widgets import Static
+from textual.widgets._footer import FooterKey
 
 from tests.app.tui.adapters.test_adapters import app, marked, settle
 from tests.app.tui.drive import run
@@ -453,5 +455,26 @@ def test_a_click_on_what_is_no_longer_there(runs: Path) -> None:
         await pilot.pause()
         gone._attach(application.view)
         assert application.is_running
+
+    run(application, steps)
+
+
+def test_keys_of_the_footer_that_are_gone_are_not_kept(runs: Path) -> None:
+    application = app(runs)
+
+    def kept() -> int:
+        gc.collect()
+        return sum(type(thing) is FooterKey for thing in gc.get_objects())
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        await pilot.press("3", "1")
+        await pilot.pause()
+        before = kept()
+        for _ in range(6):
+            await pilot.press("3", "1")
+        await pilot.pause()
+        assert before
+        assert kept() <= before + 2  # in between, those that are just going
 
     run(application, steps)

@@ -193,3 +193,20 @@ def test_a_recipe_opens_the_interface(runs: Path, tmp_path: Path) -> None:
         assert there.ends() == 0
     finally:
         there.close()
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGQUIT", "SIGTSTP"])
+def test_keys_typed_ahead_of_the_end_come_as_signals_and_do_no_harm(name: str, runs: Path) -> None:
+    code = (
+        "import os, signal, sys\nfrom vlora_tui.cli import main\ncode = main(sys.argv[1:])\n"
+        f"os.kill(os.getpid(), signal.{name})\nprint('through')\nsys.exit(code)"
+    )
+    there = Terminal(str(runs), code=code)
+    try:
+        there.read(b"task03")
+        there.press("q")
+        said = there.read(b"1049l")  # the terminal is given back
+        assert there.ends() == 0
+        assert b"Traceback" not in said
+    finally:
+        there.close()
