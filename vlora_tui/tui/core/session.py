@@ -372,7 +372,7 @@ def recent_folders() -> list[str]:
     return [
         folder
         for folder in folders
-        if isinstance(folder, str) and (is_hub_place(folder) or Path(folder).exists())
+        if isinstance(folder, str) and (is_hub_place(folder) or os.path.exists(folder))
     ]
 
 
