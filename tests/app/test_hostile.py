@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tomli_w
+import torch
+from safetensors.torch import load_file, save_file
 
 from tests.app.conftest import Cli
 from tests.witnesses import make
@@ -210,3 +215,178 @@ def test_what_is_escaped_is_the_same_value() -> None:
     assert shown.replace("\n", "").isprintable()
     kept = {f"k{text}": text for text in texts if not "\ud800" <= text <= "\udfff"}
     assert tomllib.loads(escaped_toml(tomli_w.dumps(kept))) == kept
+
+
+# --- paths and recipes -----------------------------------------------------------------------
+
+LONG = ["x" * 300, "abc/" * 1500]
+
+
+@pytest.mark.parametrize("path", LONG)
+@pytest.mark.parametrize(
+    "line",
+    [
+        "inspect {long}",
+        "info {long}",
+        "validate {long}",
+        "compress {runs} -o {long} -k 2",
+        "compress {runs} -o {out} -k 2 --spectra {long}",
+        "export {built} task00 -o {long}",
+        "merge {runs}/task00 {runs}/task01 -o {long}",
+        "convert {runs}/task00 --to mlx -o {long}",
+        "spectra {runs} -o {long}",
+        "run --headless {long}.toml",
+        "merge {long}.yml -o {out}",
+    ],
+)
+def test_paths_that_no_system_has(
+    line: str, path: str, runs: Path, built: Path, tmp_path: Path, cli: Cli
+) -> None:
+    found = cli(
+        *line.format(long=path, runs=runs, built=built, out=tmp_path / "out").split(), code=2
+    )
+
+    assert "A fault" not in found.err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        'adapters = ["a\\u0000b", "{runs}/task01"]',
+        'adapters = ["{long}", "{runs}/task01"]',
+        "adapters = " + "[" * 5000,
+        "adapters = " + "[" * 900 + "]" * 900,
+        "adapters = [" + "{a = " * 3000 + "1" + "}" * 3000 + "]",
+        "adapters = 1" + "0" * 5000,
+        ".".join(["a"] * 5000) + " = 1",
+    ],
+)
+def test_recipes_that_no_reader_was_made_for(
+    changed: str, runs: Path, tmp_path: Path, cli: Cli
+) -> None:
+    text = RECIPE.format(runs=runs, out=tmp_path / "out").splitlines()
+    text[1] = changed.replace("{runs}", str(runs)).replace("{long}", LONG[0])
+    (tmp_path / "r.toml").write_text("\n".join(text))
+
+    found = cli("run", "--headless", tmp_path / "r.toml", code=2)
+
+    assert "A fault" not in found.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_recipe_comes_from_standard_input(
+    runs: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(runs, tmp_path / "runs")
+    recipe = RECIPE.format(runs="runs", out="made").encode()  # from where it is read
+
+    for place in ("-", "/dev/fd/{}"):
+        reading, writing = os.pipe()
+        os.write(writing, recipe)
+        os.close(writing)
+        before = os.dup(0)
+        os.dup2(reading, 0)
+        try:
+            with in_time():
+                cli("run", "--headless", place.format(reading), "--force")
+        finally:
+            os.dup2(before, 0)
+            os.close(before)
+            os.close(reading)
+        assert cli("validate", tmp_path / "made")
+        shutil.rmtree(tmp_path / "made")
+
+
+# --- numbers and sizes -----------------------------------------------------------------------
+
+
+def repack(space: Path, change: Callable[[dict[str, Any], dict[str, torch.Tensor]], None]) -> None:
+    """Change the index and the first task of a subspace, and put its checksum right."""
+    index = json.loads((space / "subspace.json").read_bytes())
+    row = index["tasks"][0] if isinstance(index["tasks"], list) else None
+    name = row["file"] if row else f"{index['tasks']['each']['id'][0]}.safetensors"
+    file = space / "tasks" / name
+    tensors = load_file(file)
+    change(index, tensors)
+    save_file(tensors, file)
+    digest, nbytes = hashlib.sha256(file.read_bytes()), file.stat().st_size
+    if row:
+        row |= {"sha256": digest.hexdigest(), "bytes": nbytes}
+    else:
+        each = index["tasks"]["each"]
+        each["sha256"][0] = digest.hexdigest()
+        each["bytes"][0] = nbytes
+    (space / "subspace.json").write_text(json.dumps(index))
+
+
+@pytest.mark.parametrize(
+    ("packing", "name"),
+    [("none", "loadings"), ("none", "norms"), ("int8", "scales"), ("nf4", "errors")],
+)
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_numbers_that_are_none_are_never_exported(
+    value: float, name: str, packing: str, runs: Path, tmp_path: Path, cli: Cli
+) -> None:
+    space = tmp_path / "s"
+    cli("compress", runs, "-o", space, "-k", "3", "--quantize", packing)
+
+    def spoil(index: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        tensors[name][0] = value
+
+    repack(space, spoil)
+    cli("export", space, "task00", "-o", tmp_path / "out", code=2)
+    assert not (tmp_path / "out").exists()
+    cli("validate", space, code=3)
+    cli("diff", f"{space}:task00", runs / "task00", code=2)
+
+
+@pytest.mark.parametrize("method", ["own", "delta"])
+@pytest.mark.parametrize("rank", [512, 2047, 1 << 40])
+def test_sizes_are_bounded_by_the_bytes_that_are_there(
+    rank: int, method: str, tmp_path: Path, cli: Cli
+) -> None:
+    tensors = make.factors()
+    nothing = {k: torch.zeros_like(t) if "lora_B" in k else t for k, t in tensors.items()}
+    paths = [make.write(tmp_path / name, nothing) for name in "ab"]
+    space, wide = tmp_path / "s", 1 << 20
+    cli("compress", *paths, "-o", space, "--method", method, *(["-k", "1"] * (method == "delta")))
+    index = json.loads((space / "subspace.json").read_bytes())
+    if method == "own":
+        for family in index["families"]:
+            family[1:4] = [wide, wide, rank]
+        index["tasks"]["same"]["ranks"] = rank
+    else:
+        for layer in index["layers"]:
+            layer |= {"rank": rank}
+        for task in index["tasks"]:
+            task["ranks"] = rank
+    (space / "subspace.json").write_text(json.dumps(index))
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    checked = cli("validate", space, code=None)
+    exported = cli("export", space, "a", "-o", tmp_path / "out", code=None)
+
+    few = method == "delta" and rank < 1 << 30  # in modules of at most 36: nothing to refuse
+    assert checked.code == (0 if few else 3)
+    if few:
+        return
+    assert exported.code in (1, 2)  # 1 where there is no room on the disk for so much
+    assert "A fault" not in exported.err
+    assert not (tmp_path / "out").exists()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2_000_000  # kB
+
+
+def test_what_has_no_effect_still_comes_back(tmp_path: Path, cli: Cli) -> None:
+    modules = {f"h.{i}.up": (512, 1024) for i in range(4)}
+    tensors = make.factors(modules, rank=64)
+    nothing = {k: torch.zeros_like(t) if "lora_B" in k else t for k, t in tensors.items()}
+    settings = make.config(r=64, target_modules=["up"])
+    paths = [make.write(tmp_path / name, nothing, settings) for name in "ab"]
+    cli("compress", *paths, "-o", tmp_path / "s", "--method", "own")
+
+    cli("validate", tmp_path / "s")
+    cli("export", tmp_path / "s", "a", "-o", tmp_path / "out")
+
+    assert load_file(tmp_path / "out" / "adapter_model.safetensors").keys() == nothing.keys()

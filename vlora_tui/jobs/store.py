@@ -41,7 +41,7 @@ from vlora_engine.utils.reading import open_file, read_file, read_text
 from vlora_engine.utils.unfinished import kept_layers, spectra_partial
 from vlora_tui.jobs.identity import Identity, Starter, host_name, this_process
 from vlora_tui.jobs.joblock import JobLock, LockState, probe
-from vlora_tui.pipeline.events import SpectraBegun, read_events
+from vlora_tui.pipeline.events import SpectraBegun, is_time, read_events
 from vlora_tui.recipe.model import Recipe
 from vlora_tui.recipe.reader import load_recipe
 from vlora_tui.recipe.resolve import resolve
@@ -99,6 +99,8 @@ def _job_info(value: JsonValue) -> JobInfo:
     texts: dict[str, Any] = {name: row.read(name, JsonValue.text, "") for name in words}
     named = {name: text for name, text in texts.items() if row.get(name) is not None}
     spectra = row.get("spectra")
+    if not is_time(row["created"].value):
+        raise row["created"].error("a time in seconds since 1970")
     return JobInfo(
         id=row["id"].text(),
         kind=row["kind"].text(),
@@ -189,7 +191,7 @@ class Job:
         folder = (
             self._unfinished_spectra() if self.info.kind == SPECTRA else self._unfinished_build()
         )
-        return folder if folder is not None and folder.is_dir() else None
+        return folder if folder is not None and os.path.isdir(folder) else None
 
     def kept_layers(self) -> int:
         """How many layers lie there for a resume."""

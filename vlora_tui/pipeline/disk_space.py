@@ -101,7 +101,7 @@ def free_bytes(path: Path) -> int | None:
 
 def _nearest(path: Path) -> Path | None:
     """The path itself, or the directory above it, that is there."""
-    return next((candidate for candidate in (path, *path.parents) if candidate.exists()), None)
+    return next((place for place in (path, *path.parents) if os.path.exists(place)), None)
 
 
 # what a recipe needs
@@ -249,7 +249,7 @@ def _merged_bytes(merge: Merge, collection: Collection) -> int:
             source = collection.adapters[name]
             sizes.append(source.nbytes + (_cast_bytes(source, item) if item else 0))
             ranks.append(max((shape.rank for shape in source.modules.values()), default=0))
-        elif Path(name).is_dir():
+        elif os.path.isdir(name):
             sizes.append(directory_bytes(Path(name)))
     return merged_bytes(sizes, ranks, merge.rank)
 
@@ -271,7 +271,7 @@ def _resized_bytes(resize: Resize, task: str, collection: Collection) -> int:
 
 def _unfinished_bytes(partial: Path) -> int:
     try:
-        return directory_bytes(partial) if partial.is_dir() else 0
+        return directory_bytes(partial) if os.path.isdir(partial) else 0
     except OSError:  # it is changing under us
         return 0
 

@@ -365,7 +365,7 @@ def decode_timed(line: str | bytes) -> tuple[int, float, Event] | None:
     if cls is None:
         return None
     seq, seconds = row.get("seq"), row.get("time", 0)
-    if type(seq) is not int or type(seconds) not in (int, float):
+    if type(seq) is not int or not is_time(seconds):
         return None
     values = {}
     for name, (hint, required) in _fields_of(cls.type).items():
@@ -378,6 +378,12 @@ def decode_timed(line: str | bytes) -> tuple[int, float, Event] | None:
     return seq, float(seconds), cls(**values)
 
 
+def is_time(seconds: Any) -> bool:
+    """Whether a value is a time in seconds since 1970 that a calendar has."""
+    return type(seconds) in (int, float) and 0 <= seconds < LATEST
+
+
+LATEST = 253_402_214_400  # the last day of the year 9999
 _UNFIT = object()  # what is not of its field's type
 
 

@@ -153,7 +153,7 @@ class _Reader:
 
     def _find(self, name: str) -> str | None:
         for path in (self.path.parent / os.path.expanduser(name), Path(name)):
-            if path.exists():
+            if os.path.exists(path):
                 return str(path.absolute())
         beside = str(self.path.parent / name)
         return next((p for p in (beside, name) if locate(p).task), None)

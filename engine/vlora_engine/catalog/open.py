@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from vlora_engine.adapters.address import AdapterRef
@@ -115,7 +116,7 @@ def find_adapters(
         NotFoundError: There is nothing there, or no adapter in it.
     """
     root = existing_path(path)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         probe = Probe(root)
         form = FORMATS.find(probe)
         if form is None:
@@ -128,7 +129,7 @@ def find_adapters(
 
 
 def _unrecognised_error(path: Path) -> Exception:
-    if path.is_dir():
+    if os.path.isdir(path):
         below = list(walk(FORMATS, path, MAX_DEPTH, 1))
         if below:
             return NotFoundError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -32,7 +33,7 @@ def recorded_original(record: TaskRecord) -> AdapterSource:
         AdapterError: It cannot be read.
     """
     path = _path_of(record)
-    if path is None or not path.exists():
+    if path is None or not os.path.exists(path):
         raise _not_found(record, record.source, "nothing there" if record.source else None)
     source = open_adapter(path)
     if source.digest() != record.digest:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -170,8 +171,9 @@ def read_base(place: str | Path) -> BaseFacts:
         CorruptFileError: The config, the index or a header is not what it should be.
     """
     path = existing_path(place)
-    folder, config_path = (path, path / MODEL_CONFIG) if path.is_dir() else (path.parent, path)
-    if not config_path.is_file() or config_path.suffix != ".json":
+    is_folder = os.path.isdir(path)
+    folder, config_path = (path, path / MODEL_CONFIG) if is_folder else (path.parent, path)
+    if not os.path.isfile(config_path) or config_path.suffix != ".json":
         raise NotFoundError(
             "There is no base model here.",
             where=path,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,8 +50,8 @@ def find_base(named: str | Path | None, base_model: str | None) -> BaseConfig:
     """
     if named is not None:
         path = expanded(str(named))
-        config_file = path / MODEL_CONFIG if path.is_dir() else path
-        if not config_file.is_file():
+        config_file = path / MODEL_CONFIG if os.path.isdir(path) else path
+        if not os.path.isfile(config_file):
             raise NotFoundError(
                 "There is no config of a base model here.",
                 where=named,
@@ -76,7 +77,7 @@ def _of_adapter(base_model: str | None) -> Path | None:
     if not base_model or "\0" in base_model:
         return None
     local = expanded(base_model) / MODEL_CONFIG
-    if local.is_file():
+    if os.path.isfile(local):
         return local
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError

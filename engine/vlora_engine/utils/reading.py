@@ -33,7 +33,7 @@ def open_descriptor(path: str | Path) -> int:
     try:
         status = os.stat(path)
     except ValueError:  # a NUL, or half a surrogate pair
-        raise OSError(errno.EINVAL, "no file can have such a name", ascii(str(path))) from None
+        raise OSError(errno.EILSEQ, "no file can have such a name", ascii(str(path))) from None
     _check_kind(path, status)
     flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
     descriptor = os.open(path, flags)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from contextlib import suppress
-from pathlib import Path
 
 from vlora_engine.adapters.address import CACHE_PLACE, SEARCH_PLACE, is_hub_place
 from vlora_engine.errors import VLoRAError
@@ -45,7 +44,7 @@ def recent_folders() -> list[str]:
     return [
         folder
         for folder in folders
-        if isinstance(folder, str) and (is_hub_place(folder) or Path(folder).exists())
+        if isinstance(folder, str) and (is_hub_place(folder) or os.path.exists(folder))
     ]
 
 
