@@ -129,6 +129,7 @@ NAMED = {
 }  # fmt: skip
 TOUR = ("1", "+", "2", "3", "4", "5", "?", "\x1b", ":", "\x1b", "1")  # all is loaded then
 QUITS = ("q", "\x11")  # they end it at once where nothing runs
+QUIT_DIALOG = (b"choices are kept", b"leave it running", b"leave them running")
 PASTES = ("12", "0.05", "task01", "~/", "replace", "/", "..", "hf://", "x" * 300, "a\nb\n\n",
           "\u202e\x07\x1b[2J", "é漢字🙂", "-1", "1e999", "nan", "%", "#", "[b]", "sort:bytes",
           "is:broken")  # fmt: skip
@@ -156,7 +157,7 @@ class Alphabet:
 
     def __init__(self, seed: int, columns: int, lines: int) -> None:
         self._random = random.Random(seed)
-        self._size = columns, lines
+        self.terminal = columns, lines  # as it is now; a click goes somewhere in it
         bound = [key for _, b in all_bindings().values() for key in b.key.split(",")]
         self._bound = sorted({found for key in bound if (found := bytes_of(key.strip()))})
         moves = ("up", "down", "left", "right", "tab", "shift+tab", "home", "end", "pageup",
@@ -183,7 +184,8 @@ class Alphabet:
 
     def _mouse(self) -> str:
         """A click, a turn of the wheel or a movement. The last line has a key that quits."""
-        x, y = self._random.randint(1, self._size[0]), self._random.randint(1, self._size[1] - 1)
+        columns, lines = self.terminal
+        x, y = self._random.randint(1, columns), self._random.randint(1, lines - 1)
         button = self._random.choice((0, 0, 0, 2, 35, 64, 65))
         pressed = f"\x1b[<{button};{x};{y}M"
         return pressed + (f"\x1b[<{button};{x};{y}m" if button < 3 else "")
@@ -509,7 +511,8 @@ def play(
                         break
                 other = alphabet.size(columns, lines)
                 if other is not None or not usual:
-                    program.resize(*((columns, lines) if other is None else other))
+                    alphabet.terminal = (columns, lines) if other is None else other
+                    program.resize(*alphabet.terminal)
                     usual = other is None
                 count = alphabet.batch(keys - outcome.keys)
                 batch = [alphabet.key(may_quit=outcome.keys < quitting) for _ in range(count)]
@@ -523,6 +526,7 @@ def play(
                     outcome.faults.append(fault)
                     tell(f"FAULT {fault}")
                 if not program.is_alive or not rested:
+                    tell(f"it ended after {program.keys:,} keys: {list(last)[-12:]!r}")
                     outcome.restarts += 1
                     _compare(program, settled, outcome)
                     program.close()
@@ -552,7 +556,7 @@ def _wrong(program: Program, place: Place, last: deque[str], rested: bool) -> st
     elif not program.is_alive:
         code = program.process.wait()
         program.drain(0.05)
-        asked = any(key in QUITS for key in last) or any("\r" in key for key in last)
+        asked = any(key in QUITS for key in last) or any(w in program.tail for w in QUIT_DIALOG)
         if code != 0 or not asked:
             words = program.tail[-1500:].decode("utf-8", "replace")
             wrong = f"it ended unasked, exit code {code}: {words!r}"

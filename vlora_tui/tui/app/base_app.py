@@ -198,8 +198,12 @@ class BaseApp(FaultNet):
 
     # leaving
 
-    def action_leave(self) -> None:
-        """Back from what is only for a moment, else quit; a running job asks first."""
+    def action_leave(self, ask: bool = False) -> None:
+        """Back from what is only for a moment, else quit; a running job asks first.
+
+        Args:
+            ask: Ask in any case: the palette does, where one Enter too many takes its first line.
+        """
         if isinstance(self.screen, ModalScreen):
             self.screen.dismiss(None)
             return
@@ -210,7 +214,7 @@ class BaseApp(FaultNet):
         if leave is not None and leave():
             return
         running = self.jobs.running
-        if not running:
+        if not running and not ask:
             self.end()
             return
         from vlora_tui.tui.app.quitting import CANCEL, LEAVE, quit_dialog

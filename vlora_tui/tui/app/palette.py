@@ -51,6 +51,7 @@ def palette_entries(
         keys = ", ".join(dict.fromkeys(app.get_key_display(b) for b in bindings))
         words = first.tooltip or first.description
         if words:
+            action = "leave(True)" if action == "leave" else action
             yield SystemCommand(words, keys, _runner(app, action, node))
     for page in guides():
         words = f"vlora-tui guide {page.name}"

@@ -21,6 +21,9 @@ def quit_dialog(running: Sequence[JobView], own: Sequence[JobView]) -> ListProbl
         running: All jobs that run or wait.
         own: Those of them that this window started; no others can be cancelled here.
     """
+    if not running:  # whoever presses Enter once too often stays
+        options = [Option("s", "stay", STAY), Option("l", "leave", LEAVE, "and quit")]
+        return ListProblems("Quit", "No job is running. Marks and choices are kept.", [], options)
     many = len(running) > 1
     words = f"{len(running)} jobs are running. They do" if many else "A job is running. It does"
     words += " not need this terminal; the next start finds it again."

@@ -120,6 +120,27 @@ def test_the_question_can_be_answered_on_every_terminal(size: tuple[int, int]) -
     run(application, steps, size=size)
 
 
+@pytest.mark.parametrize("keys", [("s",), ("enter",), ("escape",), ("l",)])
+def test_the_palette_never_quits_at_one_key(keys: tuple[str, ...]) -> None:
+    """Its first line is "Back, or quit": Enter on an open palette ended the interface."""
+    application = app()
+
+    async def steps(pilot: Pilot[Any]) -> None:
+        await settle(pilot)
+        entries = {
+            entry.title: entry for entry in application.get_system_commands(application.screen)
+        }
+        entries["Back, or quit"].callback()
+        await pilot.pause()
+        assert isinstance(application.screen, ListProblems)
+        assert application.is_running
+        await pilot.press(*keys)
+        await pilot.pause()
+        assert application._exit == (keys == ("l",))
+
+    run(application, steps)
+
+
 def test_each_job_is_named_with_its_output_and_where_it_was_started() -> None:
     views = [*jobs_of(OWN, OTHER), running("unknown", None)]
     views.append(running("gone", elsewhere(started="1")))
