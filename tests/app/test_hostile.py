@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from tests.app.conftest import Cli
 from tests.witnesses import make
 from vlora_tui.cli import main
+from vlora_tui.cli.errors import report_on
 from vlora_tui.utils.formatting import escaped_json, escaped_toml
 
 SECONDS = 20  # after which whatever waits for a pipe is a failure
@@ -390,3 +391,18 @@ def test_what_has_no_effect_still_comes_back(tmp_path: Path, cli: Cli) -> None:
     cli("export", tmp_path / "s", "a", "-o", tmp_path / "out")
 
     assert load_file(tmp_path / "out" / "adapter_model.safetensors").keys() == nothing.keys()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 17171480576 bytes"),
+        RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+    ],
+)
+def test_too_little_memory_is_no_fault_of_the_program(error: Exception) -> None:
+    reported = report_on(error)
+
+    assert reported.details["error"] == "MemoryError"
+    assert "memory of this machine" in reported.lines[0]
