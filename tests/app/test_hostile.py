@@ -397,7 +397,7 @@ def test_what_has_no_effect_still_comes_back(tmp_path: Path, cli: Cli) -> None:
     "error",
     [
         MemoryError(),
-        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 17171480576 bytes"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 17171480576 bytes"),
         RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB"),
     ],
 )
