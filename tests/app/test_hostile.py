@@ -23,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from tests.app.conftest import Cli
 from tests.witnesses import make
 from vlora_tui.cli import main
+from vlora_tui.cli.errors import report_on
 from vlora_tui.utils.formatting import escaped_json, escaped_toml
 
 SECONDS = 20  # after which whatever waits for a pipe is a failure
@@ -390,3 +391,45 @@ def test_what_has_no_effect_still_comes_back(tmp_path: Path, cli: Cli) -> None:
     cli("export", tmp_path / "s", "a", "-o", tmp_path / "out")
 
     assert load_file(tmp_path / "out" / "adapter_model.safetensors").keys() == nothing.keys()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried 17171480576 bytes"),
+        RuntimeError("CUDA out of memory. Tried to allocate 20.00 GiB"),
+    ],
+)
+def test_too_little_memory_is_no_fault_of_the_program(error: Exception) -> None:
+    reported = report_on(error)
+
+    assert reported.details["error"] == "MemoryError"
+    assert "memory of this machine" in reported.lines[0]
+
+
+LAUGHS = "name: [&a0 [q, q], " + ", ".join(
+    f"&a{i + 1} [{', '.join([f'*a{i}'] * 9)}]" for i in range(12)
+)
+MERGES = {
+    "a list that holds itself": "merge_method: linear\nmodels: &m [*m]\n",
+    "a weight that holds itself": (
+        "merge_method: linear\nmodels:\n- model: {a}\n  parameters: {weight: &w [{value: *w}]}\n"
+        "- model: {b}\n  parameters: {weight: 1}\n"
+    ),
+    "aliases of aliases": LAUGHS + "]\nmerge_method: linear\nmodels: *a12\n",
+    "a dtype that is a list": "merge_method: linear\ndtype: [1]\n" + MERGE,
+    "deep lists": "merge_method: linear\nmodels: " + "[" * 3000 + "]" * 3000,
+}
+
+
+@pytest.mark.parametrize("name", MERGES)
+def test_merge_files_without_end(name: str, runs: Path, tmp_path: Path, cli: Cli) -> None:
+    text = MERGES[name].replace("{runs}", str(runs))
+    text = text.replace("{a}", str(runs / "task00")).replace("{b}", str(runs / "task01"))
+    (tmp_path / "m.yml").write_text(text)
+
+    found = cli("merge", tmp_path / "m.yml", "-o", tmp_path / "out", code=2)
+
+    assert "A fault" not in found.err
+    assert not (tmp_path / "out").exists()

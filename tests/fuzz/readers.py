@@ -363,7 +363,7 @@ def _read_spectra(folder: Path) -> None:
     from vlora_engine.spectra.tables import Spectra
 
     spectra = Spectra.load(folder / "spectra")
-    targets = [{"k": 2}, {"max_error": 0.1}, {"budget": 3000}, {"variance": 0.9}]
+    targets = [{"k": 2}, {"max_error": 0.1}, {"budget": 30_000}, {"variance": 0.9}]
     for target in targets:
         with tolerated():
             choose(spectra, CompressionTarget(method="delta", **target))

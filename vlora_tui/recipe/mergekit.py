@@ -39,6 +39,7 @@ _DTYPES = {
 }  # fmt: skip
 _WITHOUT_EFFECT = ("int8_mask",)  # how mergekit stores a mask meanwhile
 _LARGEST_FILE = 1 << 20
+_MOST_VALUES, _DEEPEST = 1 << 20, 50
 _LARGEST_NUMBER = 1e30
 _LAYER = re.compile(r"(?:^|\.)(\d+)(?:\.|$)")
 
@@ -109,6 +110,11 @@ class _Reader:
             self.fail("The merge file is not YAML.", found=" ".join(str(error).split())[:200])
         if not isinstance(data, dict) or not all(isinstance(key, str) for key in data):
             self.fail("This is no merge file.", expected="models, merge_method", found=_kind(data))
+        if not _is_bounded(data):
+            self.fail(
+                "The merge file holds too much: its aliases repeat each other.",
+                expected=f"at most {_MOST_VALUES} values, {_DEEPEST} levels deep",
+            )
         return data
 
     def _method(self, name: Any) -> tuple[Alias, MergeMethod]:
@@ -208,7 +214,7 @@ class _Reader:
                 config.notes.append(f"{name}: no effect here")
         dtype = data.get("out_dtype") or data.get("dtype")
         if dtype is not None and dtype != "auto":
-            if dtype not in _DTYPES:
+            if not isinstance(dtype, str) or dtype not in _DTYPES:
                 self.fail("There is no such dtype.", "dtype", expected=", ".join(_DTYPES))
             config.table["dtype"] = _DTYPES[dtype]
 
@@ -319,6 +325,23 @@ class _Model:
     name: str
     path: str
     parameters: dict[str, Any]
+
+
+def _is_bounded(data: Any) -> bool:
+    """Whether a reader comes to an end: YAML's aliases can make lists that hold themselves."""
+    waiting, left = [(data, 0)], _MOST_VALUES
+    while waiting:
+        value, depth = waiting.pop()
+        inside = value.values() if isinstance(value, dict) else value
+        if isinstance(value, _CONTAINERS):
+            left -= len(value)
+            if left < 0 or depth > _DEEPEST:
+                return False
+            waiting += [(item, depth + 1) for item in inside if isinstance(item, _CONTAINERS)]
+    return True
+
+
+_CONTAINERS = (dict, list, tuple, set)
 
 
 def _modules(models: Sequence[_Model]) -> list[str]:

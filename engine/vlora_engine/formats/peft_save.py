@@ -177,6 +177,8 @@ def _alpha(scale: float, divisor: float) -> int | float:
     if not math.isfinite(scale):
         raise AdapterError("A scale is not a finite number.", found=str(scale))
     middle = scale * divisor
+    if not math.isfinite(middle):
+        raise AdapterError("A scale is too large for an alpha.", found=str(scale))
     near = (round(middle), middle, math.nextafter(middle, math.inf), math.nextafter(middle, -1e308))
     best = min(near, key=lambda alpha: abs(alpha / divisor - scale))
     return int(best) if float(best).is_integer() and abs(best) < 2**53 else best

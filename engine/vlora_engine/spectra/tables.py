@@ -288,6 +288,8 @@ class Spectra:
         directory = Path(path)
         index = _read_index(directory)
         overhead = index["overhead"].object()
+        if not index.list_of("layers"):
+            raise index.file.error("layers", "one layer or more", "none")
         spectra = cls(
             tasks=[_task_entry(task.object()) for task in index["tasks"].items()],
             methods=index["methods"].texts(),
