@@ -125,7 +125,6 @@ LAZY = {
     "vlora_engine.formats.base_model_config": "huggingface_hub",
     "vlora_engine.formats.contents": "torch",
     "vlora_engine.formats.gguf_save": "gguf torch",
-    "vlora_engine.formats.mlx_save": "torch",
     "vlora_engine.formats.peft_save": "torch",
     "vlora_engine.hub.client": "huggingface_hub",
     "vlora_engine.hub.download": "huggingface_hub",
