@@ -573,7 +573,7 @@ def _wrong(program: Program, place: Place, last: deque[str], rested: bool) -> st
 def _answered_unseen(last: list[str]) -> bool:
     """Whether the keys may have taken "quit" in the palette and answered its question.
 
-    In one go, that is, before the question was drawn: an Enter for the one, Enter or l for the other.
+    In one go, that is, before it was drawn: an Enter for the one, Enter or l for the other.
     """
     opened = [at for at, key in enumerate(last) if key in (":", "\x10")]
     after = last[opened[-1] :] if opened else []
