@@ -505,7 +505,7 @@ def play(
                 if program is None:
                     words = list(map(str, place.places))
                     program = Program(words, place.work, place.environ, columns, lines)
-                    usual = True
+                    usual, alphabet.terminal = True, (columns, lines)
                     if not program.start():
                         outcome.faults.append("it does not read its keys after the start")
                         break
@@ -556,7 +556,8 @@ def _wrong(program: Program, place: Place, last: deque[str], rested: bool) -> st
     elif not program.is_alive:
         code = program.process.wait()
         program.drain(0.05)
-        asked = any(key in QUITS for key in last) or any(w in program.tail for w in QUIT_DIALOG)
+        seen = any(words in program.tail for words in QUIT_DIALOG)
+        asked = seen or any(key in QUITS for key in last) or _answered_unseen(list(last))
         if code != 0 or not asked:
             words = program.tail[-1500:].decode("utf-8", "replace")
             wrong = f"it ended unasked, exit code {code}: {words!r}"
@@ -567,6 +568,16 @@ def _wrong(program: Program, place: Place, last: deque[str], rested: bool) -> st
         wrong += f" in the log: {place.log.read_text('utf-8', 'replace')}"
         place.log.unlink()
     return f"{wrong}\n    after {list(last)[-40:]!r}" if wrong else ""
+
+
+def _answered_unseen(last: list[str]) -> bool:
+    """Whether the keys may have taken "quit" in the palette and answered its question.
+
+    In one go, that is, before it was drawn: an Enter for the one, Enter or l for the other.
+    """
+    opened = [at for at, key in enumerate(last) if key in (":", "\x10")]
+    after = last[opened[-1] :] if opened else []
+    return "\r" in after and sum(key in ("\r", "l") for key in after) > 1
 
 
 def _compare(program: Program, settled: int, outcome: Outcome) -> None:
