@@ -606,15 +606,26 @@ def _open_partial(path: Path) -> tuple[int, Path]:
     partial = path.with_name(f".{path.name}.part")
     if fcntl is not None:
         descriptor = os.open(partial, flags, 0o666)
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The former holder may have renamed it between the opening and the lock.
-            if os.path.samestat(os.fstat(descriptor), os.stat(partial)):
+        if _is_ours(descriptor, partial):
+            try:
                 os.ftruncate(descriptor, 0)
-                return descriptor, partial
+            except OSError:
+                os.close(descriptor)
+                partial.unlink(missing_ok=True)
+                raise
+            return descriptor, partial
         os.close(descriptor)
     own = path.with_name(f".{path.name}.part-{os.getpid()}-{threading.get_ident()}")
     return os.open(own, flags | os.O_TRUNC, 0o666), own
+
+
+def _is_ours(descriptor: int, path: Path) -> bool:
+    """Lock an open file; False where another has it, or renamed it since, or nothing locks here."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except OSError:
+        return False
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = None) -> None:
