@@ -16,7 +16,7 @@ from textual.pilot import Pilot
 from tests.app.tui.adapters.test_adapters import app, settle
 from tests.app.tui.drive import run
 from vlora_tui.jobs import Job, JobStore, JobView, State
-from vlora_tui.jobs.identity import Identity, Starter, this_process
+from vlora_tui.jobs.identity import Identity, Starter, of_process, this_process
 from vlora_tui.jobs.store import JobInfo
 from vlora_tui.tui.app.quitting import quit_dialog
 from vlora_tui.tui.widgets.dialogs import ListProblems
@@ -37,7 +37,9 @@ def here() -> Starter:
 
 def elsewhere(**fields: Any) -> Starter:
     """Another process of this machine: the one that started this one."""
-    return Starter(replace(here().identity, pid=os.getppid(), **fields), "/dev/pts/77")
+    parent = of_process(os.getppid())
+    assert parent is not None
+    return Starter(replace(parent, **fields), "/dev/pts/77")
 
 
 OWN, OTHER, UNKNOWN = "own", "other", "unknown"
@@ -157,9 +159,11 @@ def test_each_job_is_named_with_its_output_and_where_it_was_started() -> None:
     assert "on gpu-box" in lines[4]
 
 
-def test_a_job_says_who_started_it_and_who_resumed_it(runs: Path, tmp_path: Path) -> None:
+def test_a_job_says_who_started_it_and_who_resumed_it(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The record as another process reads it, and a job of an earlier version."""
-    from tests.app.jobs.conftest import kill
+    from tests.app.jobs.conftest import SPECTRUM, Gate, kill
     from vlora_tui.jobs import JobWatcher, resume, start
     from vlora_tui.recipe.model import AdapterInput, Input, Recipe
 
@@ -173,9 +177,16 @@ def test_a_job_says_who_started_it_and_who_resumed_it(runs: Path, tmp_path: Path
         "print(job.id)\n"
     )
     root = Path(__file__).resolve().parents[4]
+    gate = Gate(tmp_path, monkeypatch)
+    gate.close_after(SPECTRUM)  # no job ends before it is killed
     done = subprocess.run(
         [sys.executable, "-c", other, str(runs / "task00")],
-        env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{root / 'engine'}"},
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(
+                [os.environ["PYTHONPATH"], str(root), str(root / "engine")]
+            ),
+        },
         stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
