@@ -41,6 +41,7 @@ from vlora_engine.utils.file_names import (
     VLORA_INDEX,
 )
 from vlora_engine.utils.locks import is_held, writing
+from vlora_engine.utils.reading import open_descriptor, read_file
 from vlora_engine.utils.safetensors_file import close_below, read_error, write_error
 
 try:
@@ -194,7 +195,7 @@ def _is_peers_form_of_ours(path: Path, names: list[str]) -> bool:
     if not markers or not all(_PEERS_FILES.fullmatch(name) for name in names):
         return False
     try:
-        return all(b'"written_by": "vlora-tui"' in (path / name).read_bytes() for name in markers)
+        return all(b'"written_by": "vlora-tui"' in read_file(path / name) for name in markers)
     except OSError:
         return False
 
@@ -649,7 +650,7 @@ def dump_json(value: Any, *, indent: int | None = None) -> str:
 def sha256_file(path: Path) -> str:
     """The sha256 of a file's bytes, in hexadecimal."""
     try:
-        with path.open("rb") as file:
+        with open(open_descriptor(path), "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise read_error(path, error) from None
