@@ -95,14 +95,14 @@ def check_output_file(path: Path, *, force: bool = False) -> None:
         OutputExistsError: Something is there; with ``force``, something other than a file.
         ParameterError: It would lie in an adapter, a subspace or spectra.
     """
-    folder = Path(os.path.realpath(path)).parent
-    if _is_output(folder):
-        raise ParameterError(
-            "An output would lie in an adapter, a subspace or spectra.",
-            where=path,
-            remedy="choose a place beside it",
-        )
+    lies_in_output = _is_output(Path(os.path.realpath(path)).parent)
     if not os.path.lexists(path) or (force and path.is_file()):
+        if lies_in_output:
+            raise ParameterError(
+                "An output would lie in an adapter, a subspace or spectra.",
+                where=path,
+                remedy="choose a place beside it",
+            )
         return
     raise OutputExistsError(
         "The output already exists; nothing was written.",
@@ -110,7 +110,7 @@ def check_output_file(path: Path, *, force: bool = False) -> None:
         expected="a file, or nothing",
         found="a file" if path.is_file() else "a directory" if path.is_dir() else "no file",
         remedy="choose another output, or pass --force to replace it"
-        if path.is_file()
+        if path.is_file() and not lies_in_output
         else "choose another output",
     )
 
