@@ -43,10 +43,10 @@ def walk(
         try:
             if not _first_visit(path, seen):
                 continue
-            files, directories = _list(path)
+            files, directories, formers = _list(path)
             if lost is not None:
-                formers = map(output_of, path.glob(f".*{FORMER}"))
-                lost += sorted(final for final in formers if how_to_put_back(final))
+                finals = sorted(output_of(path / name) for name in formers)
+                lost += [final for final in finals if how_to_put_back(final)]
         except OSError as error:
             if depth == 0:
                 raise read_error(path, error) from None
@@ -102,8 +102,9 @@ def _is_adapter(probe: Probe, form: Format) -> bool:
 _BASE_SHARD = re.compile(r"-\d+-of-\d+\.safetensors$|^model\.safetensors$|^consolidated")
 
 
-def _list(path: Path) -> tuple[frozenset[str], list[str]]:
-    files, directories = [], []
+def _list(path: Path) -> tuple[frozenset[str], list[str], list[str]]:
+    """The files in a directory, its folders, and the hidden ones that a replacement left."""
+    files, directories, formers = [], [], []
     with os.scandir(path) as entries:
         for entry in entries:
             try:
@@ -114,7 +115,9 @@ def _list(path: Path) -> tuple[frozenset[str], list[str]]:
                 files.append(entry.name)
             elif not entry.name.startswith(".") and entry.name not in _SKIPPED:
                 directories.append(entry.name)
-    return frozenset(files), directories
+            elif entry.name.endswith(FORMER):
+                formers.append(entry.name)
+    return frozenset(files), directories, formers
 
 
 def _first_visit(path: Path, seen: set[tuple[int, int]]) -> bool:
