@@ -650,7 +650,7 @@ def dump_json(value: Any, *, indent: int | None = None) -> str:
 def sha256_file(path: Path) -> str:
     """The sha256 of a file's bytes, in hexadecimal."""
     try:
-        with open(open_descriptor(path), "rb") as file:
+        with open(path, "rb", opener=lambda name, _: open_descriptor(name)) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise read_error(path, error) from None
