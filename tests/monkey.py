@@ -598,9 +598,11 @@ def main() -> int:
     parser.add_argument("--adapters", type=Path, help="a folder of adapters; small ones are made")
     parser.add_argument("-v", "--verbose", action="store_true")
     args = parser.parse_args()
-    tell = (
-        (lambda words: print(f"  {words}", file=sys.stderr, flush=True)) if args.verbose else None
-    )
+
+    def tell(words: str) -> None:
+        if args.verbose:
+            print(f"  {words}", file=sys.stderr, flush=True)
+
     sizes = SIZES if args.size == "all" else (args.size,)
     good, total, faults = True, 0, 0
     for number, size in enumerate(sizes):
