@@ -403,7 +403,11 @@ class ExportView(PaneView):
             self.notify("The job is still writing; 3 shows it.", markup=False)
             return
         if self._is_later:
-            self.session.exports = (export_of(source, self._marked, self._settings),)
+            try:
+                self.session.exports = (export_of(source, self._marked, self._settings),)
+            except VLoRAError as error:  # the plan is of a moment ago
+                self.notify(error.what, severity="warning", markup=False)
+                return
             self.notify("Step 3 now writes them after the build.", markup=False)
             self.post_message(ChoiceChanged())
             return

@@ -326,6 +326,20 @@ def test_marks_move_the_preview(opened: Session) -> None:
     use(opened, steps)
 
 
+def test_a_start_that_overtakes_the_plan_says_that_nothing_is_marked(marked: Session) -> None:
+    async def steps(pilot: Pilot[Any]) -> None:
+        screen = view(pilot)
+        screen.editor.settings = replace(screen.editor.settings, doing="export")
+        screen.planner.replan = lambda *_: None  # type: ignore[method-assign]  # it comes later
+        await pilot.press("plus", "enter")
+        await settle(pilot)
+        said = [notification.message for notification in pilot.app._notifications]
+        assert any("Nothing is marked" in message for message in said), said
+        assert not marked.exports
+
+    use(marked, steps)
+
+
 def test_settings_by_keys_and_in_the_form(opened: Session) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
         await pilot.press("b", "d")
