@@ -194,8 +194,6 @@ class Bench:
     def _judged_first(self, command: Command, act: str, cut: Outcome, work: Path) -> Iterator[str]:
         before, (after, _) = self.before(command), self.after(command)
         allowed = {"kill": (KILLED,), "short": (0,)}.get(act, (0, *ERRORS))
-        if act == "kill":
-            allowed = (KILLED,)
         if cut.code not in allowed:
             yield f"exit {cut.code}: {cut.said.strip()}"
         if "Traceback" in cut.said or "fault of vlora-tui" in cut.said:

@@ -136,7 +136,7 @@ def show_exports(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
         for row in rows:
             proof, nbytes = _proof(row["verify_error"]), size(row["nbytes"])
             if row["skipped"]:
-                out.text(f"left {row['task']} as it is, the same: {row['path']}")
+                out.text(f"skipped {row['task']}: the same is there already, {row['path']}")
                 continue
             out.text(f"exported {row['task']} to {row['path']} ({nbytes}{proof})")
     lines = starts(watcher)

@@ -92,7 +92,7 @@ def show_resizes(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
             f"{percent(item['error'])}{_worst(item)}"
         )
         read_back = ", read back and the same" if item["verified"] else ""
-        how = "the same is there already:" if item["skipped"] else "written to"
+        how = "skipped, the same is there already:" if item["skipped"] else "written to"
         out.text(f"{how} {item['path']} ({size(item['nbytes'])}{read_back})")
     if len(rows) > MANY:
         out.table(

@@ -384,7 +384,7 @@ def _below(
 def _lost_error(path: Path) -> VLoRAError:
     """What to say of an output whose former state alone is there, hidden."""
     return NotFoundError(
-        "It is not in its place.",
+        "The adapter is missing: replacing it was interrupted.",
         where=path,
         found=f"the former one, hidden, at {former_path(path)}",
         remedy=how_to_put_back(path),

@@ -131,7 +131,7 @@ def event_line(event: events.Event) -> str | None:
         case events.SubspaceWritten():
             return f"written   {tilde(event.path)}{_measured(event.figures)}"
         case events.Exported():
-            how = "as it is: " if event.skipped else "exported  "
+            how = "skipped   " if event.skipped else "exported  "
             return f"{how}{clean(event.task)} to {tilde(event.path)}, {size(event.nbytes)}"
         case events.Verified():
             return f"verified  {clean(event.task)}: off by {event.error:.1g}"
