@@ -7,7 +7,7 @@ loadings as they are where the target has the same ones, else computed anew, exa
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -114,7 +114,6 @@ def plan(
     adapters: Mapping[str, AdapterSource] | None = None,
     whole: Path | None = None,
     k: int | None = None,
-    inputs: Iterable[Path] = (),
 ) -> Conversion:
     """Say what would be written where, and what would be lost; writes nothing.
 
@@ -123,7 +122,6 @@ def plan(
         out: The directory to make; of several adapters the one that holds a directory for each.
         adapters: What is converted, by name; or ``whole``, the directory of a subspace.
         k: Where bases are computed anew: how many directions; by default all, which is exact.
-        inputs: What is read besides the adapters' own places, such as the subspace of a task.
 
     Raises:
         ParameterError: The target makes no sense for what is given, or is what is read.
@@ -142,7 +140,7 @@ def plan(
         _require_sense(conversion)
         conversion.how = _how(conversion)
     own = [whole, *(source.path for source in given.values())]
-    require_apart([*conversion.outputs.values()], [*inputs, *(path for path in own if path)])
+    require_apart([*conversion.outputs.values()], [path for path in own if path])
     conversion.losses = losses(to, outlines)
     return conversion
 

@@ -41,8 +41,9 @@ def save(
     """
     if not len(space.tasks) and not space.layers:
         raise SubspaceError("There is nothing to save: no layer and no task.")
-    with changing(path) if _is_own(space, path) else nullcontext():
-        if _is_own(space, path):
+    is_own = _is_own(space, path)
+    with changing(path) if is_own else nullcontext():
+        if is_own:
             sweep(Path(os.path.realpath(path)))
         _save(space, path, force=force, check=check)
 
