@@ -18,7 +18,7 @@ from vlora_engine.adapters.model import AdapterSource, LoRAWeights, as_source
 from vlora_engine.adapters.unchanged import require_unchanged
 from vlora_engine.catalog.load import AnySpace, load_space, read_settled
 from vlora_engine.catalog.open import open_adapter
-from vlora_engine.compress.absorb import absorb, absorb_incremental
+from vlora_engine.compress.absorb import absorb, absorb_incremental, rebased
 from vlora_engine.compress.build import build_space
 from vlora_engine.compress.compact import compact
 from vlora_engine.compress.requantize import requantize
@@ -37,6 +37,7 @@ from vlora_engine.quantization.packing import (
 )
 from vlora_engine.subspace.basis import Bases, LayerBasis
 from vlora_engine.subspace.basis_space import BasisSpace
+from vlora_engine.subspace.coded.basis import BasisTarget, make_basis
 from vlora_engine.subspace.coded.space import CodedSpace
 from vlora_engine.subspace.loadings import Storage
 from vlora_engine.subspace.request import prepare
@@ -53,8 +54,8 @@ T = TypeVar("T")
 class SharedSubspace:
     """A collection of adapters in one shared basis. Make one with the ``from_`` constructors.
 
-    It holds a `BasisSpace` or, for the methods `own` and `auto`, a `CodedSpace`, which has no
-    components: what asks for them raises SubspaceError there.
+    It holds a `BasisSpace` or, for the methods `own` and `auto`, a `CodedSpace`: a shared basis
+    of its tasks is then made when something first asks for components (`with_basis`).
 
     Attributes:
         space: What it holds.
@@ -113,8 +114,49 @@ class SharedSubspace:
 
     @property
     def has_basis(self) -> bool:
-        """Whether there are components and loadings; else every task is coded by itself."""
+        """Whether components are there; a coded collection makes them when they are asked for."""
         return self.space.has_basis
+
+    def in_basis(self) -> BasisSpace:
+        """The same with every task as loadings: of a coded collection, projected into its basis.
+
+        A task that is put there, or trained there, is one of the collection, as loadings.
+        """
+        return self.space.in_basis()
+
+    def with_basis(
+        self,
+        k: int | None = None,
+        variance: float | None = None,
+        *,
+        progress: ProgressCallback | None = None,
+    ) -> SharedSubspace:
+        """The same tasks with a shared basis made of them, which `save` writes beside them.
+
+        Its bases are those of `delta`, computed layer by layer from what is stored: one layer of
+        all tasks is in memory at a time. Coded tasks stay as they are; tasks that are loadings in
+        another basis are expressed in the new one, with what that loses in their errors. What it
+        came to stands in ``notes``. Of a subspace of another method all tasks become loadings in
+        the new basis; without ``k`` and ``variance`` one that has a basis stays as it is.
+
+        Args:
+            k: Directions a side of every layer, at most as many as there are.
+            variance: Else the least k of each layer that holds this share of the tasks' energy;
+                by default 99 %.
+
+        Raises:
+            ParameterError: Both, or a number out of range.
+        """
+        target = BasisTarget(k, variance)
+        run = RunContext(progress)
+        if isinstance(self.space, BasisSpace):
+            if k is None and variance is None:
+                return SharedSubspace(self.space.copy())
+            return SharedSubspace(rebased(self.space, target, run))
+        twin = self.space.copy()
+        twin.set_basis(make_basis(twin.tasks, target, run))
+        twin.keeps_basis = True
+        return SharedSubspace(twin)
 
     @property
     def notes(self) -> list[str]:
@@ -179,7 +221,7 @@ class SharedSubspace:
 
     def _of_bases(self, part: Callable[[LayerBasis], Tensor]) -> Mapping[str, Tensor]:
         bases = self.space.bases
-        return _Lazy(self.layer_names, lambda name: part(bases[name]))
+        return _Lazy(list(bases), lambda name: part(bases[name]))
 
     def _means(self, side: str) -> Mapping[str, Tensor]:
         bases = self.space.bases

@@ -14,15 +14,24 @@ from vlora_engine.adapters.model import AdapterSource, MemorySource
 from vlora_engine.adapters.stack import LayerStack, flatten
 from vlora_engine.adapters.unchanged import require_unchanged
 from vlora_engine.catalog.originals import recorded_original
-from vlora_engine.compress.build import build_layers
+from vlora_engine.compress.build import build_layers, build_space
+from vlora_engine.compression_target import DEFAULT_BASIS_METHOD, CompressionTarget
 from vlora_engine.errors import VLoRAError
+from vlora_engine.linalg.grams import Basis as GramBasis
 from vlora_engine.linalg.grams import full_basis, update_basis
 from vlora_engine.linalg.low_rank import delta_error2
 from vlora_engine.manifest.manifest import LayerSpec, TaskRecord
 from vlora_engine.manifest.records import figure, max_k
 from vlora_engine.quantization.dtypes import DTYPE_WORDS
-from vlora_engine.subspace.basis import Bases, LayerBasis, LayerPlan
+from vlora_engine.subspace.basis import Bases, LayerBasis, LayerPlan, store_basis
 from vlora_engine.subspace.basis_space import BasisSpace
+from vlora_engine.subspace.coded.basis import (
+    DEFAULT_VARIANCE,
+    BasisTarget,
+    SharedBasis,
+    decoded_stack,
+    make_basis,
+)
 from vlora_engine.subspace.coded.space import CodedSpace
 from vlora_engine.subspace.loadings import (
     EncodedTask,
@@ -57,6 +66,9 @@ def absorb(
     space.require_new(task_id)
     if isinstance(space, CodedSpace):
         space.add_task(space.project(source, task_id))
+        basis = space.tasks.basis
+        if basis is not None:
+            space.set_basis(make_basis(space.tasks, BasisTarget(basis.k), run))
         return []
     sources: dict[str, AdapterSource] = {}
     rebuilt = []
@@ -85,15 +97,42 @@ def absorb(
     require_unchanged(sources.values())
     space.bases, space.layers = bases, layers
     for name in rebuilt:
-        record, encoded = tasks.record(name), tasks.encoded(name)
-        modules = [space.layers[i].name for i in record.layers]
-        bounded = _bounded_layers(old_tasks[name], modules, encoded)
-        tasks.put(_bounded(before[name], record), bounded)
+        _put_bounded(tasks, layers, before[name], old_tasks[name])
     space.tasks = tasks
     space.stored = None
     if rebuilt:
         logger.info("absorbed from reconstructions: %s", ", ".join(rebuilt))
     return rebuilt
+
+
+def rebased(space: BasisSpace, target: BasisTarget, run: RunContext = RunContext()) -> BasisSpace:
+    """The tasks of a subspace, as they are stored, in a `delta` basis made of them."""
+    sources: dict[str, AdapterSource] = {
+        name: MemorySource(space.reconstruct(name)) for name in space.tasks
+    }
+    by_k = isinstance(target.k, int)
+    share = None if by_k else (target.variance or DEFAULT_VARIANCE)
+    wanted = CompressionTarget(
+        method=DEFAULT_BASIS_METHOD,
+        k=target.k if isinstance(target.k, int) else None,
+        variance=share,
+        adaptive=not by_k,
+        dtype=DTYPE_WORDS[space.dtype],
+    ).checked()
+    built = build_space(prepare(sources, run, dtype=wanted.dtype), wanted, run)
+    assert isinstance(built, BasisSpace)  # noqa: S101  (delta has a basis)
+    for name in sources:
+        _put_bounded(built.tasks, built.layers, space.tasks.record(name), space.tasks[name])
+    return built
+
+
+def _put_bounded(
+    tasks: TaskMap, layers: Sequence[LayerSpec], record: TaskRecord, task: TaskProjection
+) -> None:
+    """Say of a task that was rebuilt from its reconstruction what is known of it."""
+    made, encoded = tasks.record(record.id), tasks.encoded(record.id)
+    modules = [layers[i].name for i in made.layers]
+    tasks.put(_bounded(record, made), _bounded_layers(task, modules, encoded))
 
 
 def _bounded(old: TaskRecord, new: TaskRecord) -> TaskRecord:
@@ -123,9 +162,9 @@ def _bounded_layers(old: TaskProjection, modules: Sequence[str], new: EncodedTas
 
 
 def absorb_incremental(space: BasisSpace | CodedSpace, source: AdapterSource, task_id: str) -> None:
-    """Turn the bases towards one more adapter; a coded collection has none to turn."""
+    """Turn the bases towards one more adapter; a coded one stands by itself beside them."""
     if isinstance(space, CodedSpace):
-        absorb(space, source, task_id)
+        _absorb_coded(space, source, task_id)
         return
     space.require_new(task_id)
     check = check_adapter(task_id, source)
@@ -149,6 +188,35 @@ def absorb_incremental(space: BasisSpace | CodedSpace, source: AdapterSource, ta
     space.bases, space.layers, space.tasks = Bases.of(bases.values()), specs, tasks
     space.stored = None
     space.add_task(space.project(source, task_id))
+
+
+def _absorb_coded(space: CodedSpace, source: AdapterSource, task_id: str) -> None:
+    """Code an adapter, and turn the basis towards it where there is one.
+
+    The directions of a layer stay as many as they are. A layer that is new has none.
+    """
+    space.require_new(task_id)
+    space.add_task(space.project(source, task_id))
+    basis, record = space.tasks.basis, space.tasks.record(task_id)
+    if basis is None:
+        return
+    turned = {name: basis.bases.numbers(name) for name in basis.k}
+    for index in record.layers:
+        spec = space.layers[index]
+        stack = decoded_stack(space.tasks, index, [record]) if spec.name in basis.k else None
+        if stack is None:
+            continue
+        own, found = turned[spec.name], {}
+        for side, k in zip("ab", basis.k[spec.name], strict=True):
+            values = getattr(own, f"singular_values_{side}").double()
+            rows = stack.rows(basis.storage.method, side)
+            components, values = update_basis(own.side(side).double(), values, rows, k)
+            found[side] = GramBasis(components, values)
+        sides = [len(found[side].components) for side in "ab"]
+        plan = LayerPlan(basis.storage.method, sides[0], sides[1], basis.dtype)
+        turned[spec.name] = store_basis(stack, plan, found)
+    kept = {name: (len(of_layer.a), len(of_layer.b)) for name, of_layer in turned.items()}
+    space.set_basis(SharedBasis(kept, Bases.of(turned.values()), basis.dtype))
 
 
 def _turned(

@@ -73,7 +73,7 @@ def _file_findings(manifest: Manifest) -> Iterator[Finding]:
     from vlora_engine.subspace.store import unlisted_task_files
 
     restore = "restore the file from a copy, or compress the adapters again"
-    listed = {b.name: (b.sha256, b.nbytes) for b in manifest.basis}
+    listed = {b.name: (b.sha256, b.nbytes) for b in manifest.files}
     listed |= {f"tasks/{t.file}": (t.sha256, t.nbytes) for t in manifest.tasks.values()}
     for name, (sha256, nbytes) in listed.items():
         file = manifest.path / name
@@ -190,12 +190,19 @@ def _coded_findings(manifest: Manifest, broken: set[str]) -> Iterator[Finding]:
     stored = CodedStore(manifest, verify=False)
     decoder = Decoder(stored)
     try:
+        if manifest.beside is not None:
+            yield from _basis_findings(stored.of_basis, broken)
+            yield from _task_findings(stored.of_basis, broken)
         for record in manifest.tasks.values():
             name = f"tasks/{record.file}"
-            if name in broken or any(basis.name in broken for basis in manifest.basis):
+            if (
+                record.in_basis
+                or name in broken
+                or any(basis.name in broken for basis in manifest.basis)
+            ):
                 continue
             try:
-                task = stored.task(record)
+                task = stored.coded_task(record)
                 decoded = decoder.each(manifest.layers, record, task.blobs)
                 numbers = all(_finite(*pair) for _, pair in decoded)
             except VLoRAError as error:

@@ -9,14 +9,14 @@ import hashlib
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_args
 
 from vlora_engine.adapters.model import Kind
-from vlora_engine.compression_target import BASIS_METHODS, CODED_METHODS
+from vlora_engine.compression_target import BASIS_METHODS, CODED_METHODS, DEFAULT_BASIS_METHOD
 from vlora_engine.errors import NotFoundError, SubspaceError
 from vlora_engine.findings import Finding
 from vlora_engine.manifest.coded_index import open_layers, open_tasks, pack_layers, pack_tasks
@@ -34,8 +34,10 @@ T = TypeVar("T")
 FORMAT = "vlora-subspace"
 VERSION = 1
 CODED_VERSION = 2  # of directories that hold coded numbers
+BASIS_VERSION = 3  # of coded tasks beside a shared basis
 _INSIDE = {"configs": "config", "kept": "kept"}  # what several tasks share: lists, and the key
 _TASK_FILE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors$")
+_BESIDE_FILE = re.compile(r"^components(-\d{5}-of-\d{5})?\.safetensors$")
 _BASIS_FILE = re.compile(r"^basis(-\d{5}-of-\d{5})?\.safetensors$")
 
 KeptTensor = tuple[str, str, tuple[int, ...]]
@@ -108,6 +110,7 @@ class TaskRecord:
         cluster: Of a coded collection: the number of the task's cluster, 0 for none of its own.
         kept: Of a coded collection: key, dtype and shape of its rest tensors, in their order.
         origin: The peer that the task was taken over from: norm and error count from what it held.
+        in_basis: Of a coded collection: whether the task is loadings in the basis beside it.
     """
 
     id: str
@@ -133,6 +136,7 @@ class TaskRecord:
     cluster: int = 0
     kept: tuple[KeptTensor, ...] = ()
     origin: str = ""
+    in_basis: bool = False
 
     def as_json(self, layer_count: int) -> dict[str, Any]:
         """The record in its compact form: what is the same for all modules is said once."""
@@ -167,6 +171,8 @@ class TaskRecord:
             row["cluster"] = self.cluster
         if self.origin:
             row["origin"] = self.origin
+        if self.in_basis:
+            row["loadings"] = True
         return row
 
 
@@ -182,10 +188,25 @@ class BasisFile:
 
 
 @dataclass(frozen=True)
+class BasisBeside:
+    """The shared `delta` basis beside coded tasks.
+
+    Args:
+        dtype: Of its components, and of loadings in it. k: (k_a, k_b) of every layer, 0 where it
+            has no basis. files: As those of a subspace with a basis.
+    """
+
+    dtype: str
+    k: tuple[tuple[int, int], ...]
+    files: tuple[BasisFile, ...]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """A subspace directory's index.
 
     Args:
+        beside: Of a coded collection: its shared basis, where one was saved with it.
         peer: Whose subspace it is, empty for ours; of a peer's no error is known.
         findings: What is unusual about a peer's.
         digest: The sha256 of the file itself, as it was read; empty where it was not.
@@ -200,6 +221,7 @@ class Manifest:
     tasks: Mapping[str, TaskRecord]
     engine: str = ""
     coding: Coding | None = None
+    beside: BasisBeside | None = None
     quantization: Quantization | None = None
     peer: str = ""
     findings: tuple[Finding, ...] = ()
@@ -222,7 +244,30 @@ class Manifest:
     @property
     def version(self) -> int:
         """The version of the file format."""
-        return VERSION if self.coding is None else CODED_VERSION
+        if self.coding is None:
+            return VERSION
+        return CODED_VERSION if self.beside is None else BASIS_VERSION
+
+    @property
+    def files(self) -> tuple[BasisFile, ...]:
+        """The files beside those of the tasks."""
+        return (*self.basis, *(self.beside.files if self.beside else ()))
+
+    def of_basis(self) -> Manifest:
+        """The basis beside coded tasks, and the tasks that are loadings in it, as a subspace."""
+        beside = self.beside
+        assert beside is not None  # noqa: S101  (asked for where there is one)
+        pairs = zip(self.layers, beside.k, strict=True)
+        return replace(
+            self,
+            method=DEFAULT_BASIS_METHOD,
+            dtype=beside.dtype,
+            layers=tuple(replace(spec, k_a=k_a, k_b=k_b) for spec, (k_a, k_b) in pairs),
+            basis=beside.files,
+            tasks={task.id: task for task in self.tasks.values() if task.in_basis},
+            coding=None,
+            beside=None,
+        )
 
     @property
     def input_bytes(self) -> int:
@@ -301,6 +346,7 @@ class Manifest:
                     "error": t.error if is_measured else None,
                     "measured": t.measured and is_measured,
                     "origin": t.origin or None,
+                    "in_basis": t.in_basis or self.coding is None,
                     "bytes": t.nbytes,
                     "source": t.source,
                     "digest": t.digest,
@@ -308,6 +354,7 @@ class Manifest:
                 for t in self.tasks.values()
             ],
             "coding": self.coding and self.coding.as_json(),
+            "basis": self.beside and _beside_dict(self, self.beside),
             "findings": [finding.as_dict() for finding in self.findings],
         }
 
@@ -318,7 +365,7 @@ class Manifest:
         return {
             **self._head(),
             "layers": [_layer_json(layer) for layer in self.layers],
-            "basis": self._basis_json(),
+            "basis": _files_json(self.basis),
             "tasks": [task.as_json(len(self.layers)) for task in self.tasks.values()],
             "quantization": self.quantization.as_json() if self.quantization else None,
         }
@@ -338,9 +385,10 @@ class Manifest:
             **self._head(),
             "coding": coding.as_json(),
             **pack_layers([_layer_row(layer) for layer in self.layers]),
-            "basis": self._basis_json(),
+            "basis": _files_json(self.basis),
             **tables,
             "tasks": pack_tasks(rows),
+            **({} if self.beside is None else {"beside": _beside_json(self.beside)}),
         }
 
     def _head(self) -> dict[str, Any]:
@@ -352,12 +400,6 @@ class Manifest:
             "dtype": self.dtype,
             "base_model": self.base_model,
         }
-
-    def _basis_json(self) -> list[dict[str, Any]]:
-        return [
-            {"file": b.name, "sha256": b.sha256, "bytes": b.nbytes, "layers": [b.first, b.last]}
-            for b in self.basis
-        ]
 
 
 def unknown_task(task_id: str, tasks: Mapping[str, Any], where: Path | str | None) -> NotFoundError:
@@ -405,7 +447,8 @@ def parse_manifest(directory: Path, raw: bytes) -> Manifest:
     format_value = index.get("format")
     if format_value is None or format_value.value != FORMAT:
         raise index.error(f"the format {FORMAT}", "no vlora-subspace")
-    coded = _version(directory, index) == CODED_VERSION
+    version = _version(directory, index)
+    coded = version != VERSION
     method = index["method"].one_of(CODED_METHODS if coded else BASIS_METHODS)
     dtype = index["dtype"].one_of(ITEM_BYTES)
     layers = tuple(
@@ -414,6 +457,9 @@ def parse_manifest(directory: Path, raw: bytes) -> Manifest:
         else (_parse_layer(row.object(), method) for row in index["layers"].items())
     )
     base = index["base_model"]
+    beside = None
+    if version == BASIS_VERSION:
+        beside = _parse_beside(index["beside"].object(), layers)
     return Manifest(
         path=directory,
         method=method,
@@ -421,9 +467,10 @@ def parse_manifest(directory: Path, raw: bytes) -> Manifest:
         base_model=None if base.is_null else base.text(),
         layers=layers,
         basis=_parse_basis(index["basis"], len(layers), may_be_empty=coded),
-        tasks=_parse_tasks(index, len(layers), coded=coded),
+        tasks=_parse_tasks(index, len(layers), coded=coded, basis=beside is not None),
         engine=index.read("engine", JsonValue.text, ""),
         coding=parse_coding(index["coding"].object(), len(layers)) if coded else None,
+        beside=beside,
         quantization=parse_quantization(index.get("quantization")),
         digest=hashlib.sha256(raw).hexdigest(),
     )
@@ -440,24 +487,28 @@ def _index_file(path: Path) -> JsonFile:
 def _version(directory: Path, index: JsonObject) -> int:
     version = index.get("version")
     found = None if version is None else version.value
-    if type(found) is not int or found not in (VERSION, CODED_VERSION):
+    if type(found) is not int or not VERSION <= found <= BASIS_VERSION:
         raise SubspaceError(
             "The subspace is of another format version.",
             where=directory,
-            expected=f"{VERSION} or {CODED_VERSION}",
+            expected=f"{VERSION} to {BASIS_VERSION}",
             found="None" if version is None else str(found) if type(found) is int else shown(found),
             remedy="open it with the version of vlora-tui that wrote it, or a newer one",
         )
     return found
 
 
-def _parse_tasks(index: JsonObject, layers: int, *, coded: bool) -> dict[str, TaskRecord]:
+def _parse_tasks(
+    index: JsonObject, layers: int, *, coded: bool, basis: bool
+) -> dict[str, TaskRecord]:
     tasks: dict[str, TaskRecord] = {}
     files: set[str] = set()
     for row, source in _task_rows(index, coded=coded):
         task = _parse_task(row, source, layers)
         if not _TASK_FILE.match(task.file) or task.file.lower() in files:
             raise row["file"].error("the name of a task's own file, such as a.safetensors")
+        if task.in_basis and not basis:
+            raise row["loadings"].error("no loadings where there is no basis")
         if task.id in tasks:
             raise row["id"].error("a task of another name than the others")
         files.add(task.file.lower())
@@ -483,12 +534,30 @@ def _task_rows(index: JsonObject, *, coded: bool) -> Iterator[tuple[JsonObject, 
         yield JsonObject(values, row.file, row.place), source
 
 
-def _parse_basis(value: JsonValue, layers: int, *, may_be_empty: bool) -> tuple[BasisFile, ...]:
+def _parse_beside(row: JsonObject, layers: Sequence[LayerSpec]) -> BasisBeside:
+    """The shared basis beside coded tasks."""
+    pairs = []
+    for spec, value in zip(layers, row["k"].items(len(layers)), strict=True):
+        k_a, k_b = value.naturals(2)
+        if k_a > spec.d_in or k_b > spec.d_out or (k_a > 0) != (k_b > 0):
+            raise value.error(f"at most {spec.d_in} and {spec.d_out} directions, or none")
+        pairs.append((k_a, k_b))
+    files = _parse_basis(row["files"], len(layers), pattern=_BESIDE_FILE)
+    return BasisBeside(_float_dtype(row["dtype"]), tuple(pairs), files)
+
+
+def _parse_basis(
+    value: JsonValue,
+    layers: int,
+    *,
+    may_be_empty: bool = False,
+    pattern: re.Pattern[str] = _BASIS_FILE,
+) -> tuple[BasisFile, ...]:
     files, covered = [], 0
     for entry in value.items():
         row = entry.object()
         name = row["file"].text()
-        if not _BASIS_FILE.match(name):
+        if not pattern.match(name):
             raise row["file"].error("the name of a basis file, such as basis.safetensors")
         first, last = row["layers"].naturals(2)
         nbytes = row["bytes"].natural()
@@ -533,6 +602,36 @@ def _parse_row(name: str, rest: Sequence[JsonValue]) -> LayerSpec:
 def _layer_row(layer: LayerSpec) -> list[Any]:
     row: list[Any] = [layer.name, layer.d_in, layer.d_out, layer.rank]
     return row if layer.kind == "linear" else [*row, layer.kind, list(layer.tail_a)]
+
+
+def _files_json(files: Sequence[BasisFile]) -> list[dict[str, Any]]:
+    return [
+        {"file": b.name, "sha256": b.sha256, "bytes": b.nbytes, "layers": [b.first, b.last]}
+        for b in files
+    ]
+
+
+def _beside_json(beside: BasisBeside) -> dict[str, Any]:
+    return {
+        "dtype": beside.dtype,
+        "k": list(map(list, beside.k)),
+        "files": _files_json(beside.files),
+    }
+
+
+def _beside_dict(manifest: Manifest, beside: BasisBeside) -> dict[str, Any]:
+    """The basis beside coded tasks as `info` shows it."""
+    sides = [side for pair in beside.k for side in pair if side]
+    return {
+        "method": DEFAULT_BASIS_METHOD,
+        "dtype": beside.dtype,
+        "bytes": sum(file.nbytes for file in beside.files),
+        "k": [min(sides, default=0), max(sides, default=0)],
+        "layers": [
+            {"name": spec.name, "k_a": k_a, "k_b": k_b}
+            for spec, (k_a, k_b) in zip(manifest.layers, beside.k, strict=True)
+        ],
+    }
 
 
 def _layer_json(layer: LayerSpec) -> dict[str, Any]:
@@ -580,6 +679,7 @@ def _parse_task(row: JsonObject, source: JsonObject, layer_count: int) -> TaskRe
         cluster=row.read("cluster", JsonValue.natural, 0),
         kept=tuple(map(_parse_kept_tensor, row.list_of("kept"))),
         origin=row.read("origin", JsonValue.text, ""),
+        in_basis=row.read("loadings", JsonValue.flag, False),
     )
 
 

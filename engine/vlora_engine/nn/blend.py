@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from vlora_engine.errors import SubspaceError
-from vlora_engine.nn.decode import SHARING, Scaling, decode, on_cpu
+from vlora_engine.linalg.low_rank import delta_error2, delta_norm2
+from vlora_engine.nn.decode import SHARING, Scaling, decode, factors_of, on_cpu
 from vlora_engine.nn.effects import Factors, Shared, TaskEffect
 from vlora_engine.subspace.space import Space
 from vlora_engine.subspace.tasks import TaskProjection
@@ -23,24 +24,21 @@ def blend_tasks(
     """One task that is the weighted sum of others; gradients flow back to the weights.
 
     With `delta` and `columns` the sum is one of dW, scales folded in, and exact: the rank of a
-    module is at most min(sum r, k). With `flat` it is one of the loadings, so it is exact in the
+    module is at most min(sum r, k). Of a coded collection it is that of its tasks projected into
+    its basis; ``errors`` and ``error`` of the result, and a warning, say what the blend loses
+    (`VLoRAModel.set_blend` blends what is stored). With `flat` it is one of the loadings, so it is exact in the
     space of the factors only, not in dW, as the first library's is.
 
     Args:
         weights: (T,), one per task.
 
     Raises:
-        NotFoundError: There is no such task. SubspaceError: The subspace has no bases.
+        NotFoundError: There is no such task.
     """
     if subspace.method == "flat":
         return _flat(subspace, task_ids, weights, task_id)
     if subspace.method not in SHARING:
-        raise SubspaceError(
-            f"Tasks of method {subspace.method!r} have no loadings to blend.",
-            expected="a subspace of method delta, columns or flat",
-            remedy="compress the adapters again with method delta; "
-            "VLoRAModel.set_blend blends tasks of any method",
-        )
+        return _projected(subspace, task_ids, weights, task_id)
     tasks = [decode(subspace, name, _MODULE_SCALES, on_cpu) for name in task_ids]
     weights = weights.to("cpu", torch.float32)
     blended = TaskProjection(task_id, {}, {})
@@ -55,6 +53,33 @@ def blend_tasks(
             blended.loadings_a[module], blended.loadings_b[module] = la, lb
         else:
             blended.own[module] = _whole(subspace, module, parts, part_weights)
+    return blended
+
+
+def _projected(
+    subspace: Space, task_ids: Sequence[str], weights: Tensor, task_id: str
+) -> TaskProjection:
+    """The blend of coded tasks in the collection's basis, and what it misses of the exact one."""
+    of_basis = subspace.in_basis()
+    blended = blend_tasks(of_basis, task_ids, weights, task_id)
+    exact = [dict(factors_of(subspace, name, _MODULE_SCALES)) for name in task_ids]
+    shares = weights.detach().to("cpu", torch.float32)
+    for module in blended.scales:
+        having = [(task[module], i) for i, task in enumerate(exact) if module in task]
+        a = torch.cat([part.a for part, _ in having]).double()
+        b = torch.cat([shares[i] * part.bt for part, i in having]).double().T
+        norm2, lost2 = float(delta_norm2(a, b)), 0.0
+        if module in blended.loadings_a:
+            basis = of_basis.bases.numbers(module).moved("cpu", torch.float64)
+            la = blended.loadings_a[module].detach().double() @ basis.a
+            lb = blended.loadings_b[module].detach().double() @ basis.b
+            lost2 = float(delta_error2(a, b, la, lb.T))
+        blended.source_norms[module] = norm2**0.5
+        blended.errors[module] = (lost2 / norm2) ** 0.5 if norm2 > 0 else 0.0
+    warnings.warn(
+        f"The blend loses {blended.error:.2%} of its dW in the basis of the collection.",
+        stacklevel=3,
+    )
     return blended
 
 
@@ -107,6 +132,7 @@ def _flat(
 
 def similarities(subspace: Space, task_ids: Sequence[str]) -> Tensor:
     """Cosines (T, T) between the dW of tasks in the basis; between loadings with `flat`."""
+    subspace = subspace.in_basis()
     gram = torch.zeros(len(task_ids), len(task_ids), dtype=torch.float64)
     rows = [_vectors(subspace, name) for name in task_ids]
     for module in sorted({module for vectors in rows for module in vectors}):

@@ -73,6 +73,7 @@ class VLoRAModel(nn.Module):
         self._tensor_swap = TensorSwap(base_model)
         self._rows: list[str | None] | None = None  # of the task, or the tasks, in force
         self._again: Callable[[], None] | None = None  # puts them in force once more
+        self._trainer: SubspaceTrainer | None = None  # whose parameters are in force
         self._records: list[Any] = []
         self._merged: Merged | None = None
         self._hooks = LoRAHooks(base_model, subspace, compute_dtype, self._follow_again)
@@ -103,6 +104,10 @@ class VLoRAModel(nn.Module):
     def set_task(self, task_id: str) -> None:
         """Put one task in force for every input.
 
+        From when a `SubspaceTrainer` of the task is made until `train_task` ends, or another task
+        of that name is put in its place, the model computes with the trainer's parameters, so that
+        a loss has their gradients. `train_task` freezes the base's meanwhile, too.
+
         Raises:
             NotFoundError: There is no such task. SubspaceError: The model is merged.
             CollectionError, UnsupportedAdapterError: The task does not fit the model, or is no
@@ -111,6 +116,7 @@ class VLoRAModel(nn.Module):
         self._require_unmerged("switch tasks")
         record = self.subspace.tasks.record(task_id)
         if self._rows == [task_id] and self._records and self._records[0] is record:
+            self._follow_training()
             return
         self._put([task_id], partial(self._put_task, task_id))
 
@@ -166,6 +172,7 @@ class VLoRAModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The base model's forward, with what is in force."""
+        self._follow_training()
         return self.base_model(*args, **kwargs)
 
     # weights
@@ -249,9 +256,8 @@ class VLoRAModel(nn.Module):
         self._require_unmerged("train")
         if trainer.subspace is not self.subspace:
             raise ParameterError("The trainer belongs to another subspace than the model.")
+        self.subspace.tasks.in_training[trainer.task_id] = trainer
         self.set_task(trainer.task_id)
-        self._again = partial(self._put_training, trainer)
-        self._again()
         ours = {id(parameter) for parameter in trainer.params.values()}
         frozen = [p for p in self.parameters() if p.requires_grad and id(p) not in ours]
         for parameter in frozen:
@@ -262,6 +268,8 @@ class VLoRAModel(nn.Module):
         """End training: the base's parameters take gradients again, no task is in force."""
         for parameter in frozen:
             parameter.requires_grad_(True)
+        if self._trainer is not None:
+            self.subspace.tasks.in_training.pop(self._trainer.task_id, None)
         self._clear()
 
     # the model as such
@@ -372,7 +380,20 @@ class VLoRAModel(nn.Module):
         names = [name for name in dict.fromkeys(rows or []) if name is not None]
         self._records = [self.subspace.tasks.record(name) for name in names]
 
+    def _follow_training(self) -> None:
+        """Compute with the trainer of the task in force, if one has come, or gone, since."""
+        name = self.active_task
+        if name is None or self._merged is not None or self._again is None:
+            return
+        trainer = self.subspace.tasks.in_training.get(name)
+        if trainer is not self._trainer:
+            self._again()
+
     def _put_task(self, task_id: str) -> None:
+        self._trainer = self.subspace.tasks.in_training.get(task_id)
+        if self._trainer is not None:
+            self._put_training(self._trainer)
+            return
         task = self._decoded_task(task_id)
         self._swap_tensors([(task_id, task)], several=False)
         self._hooks.fill(task.effects.get)
@@ -436,7 +457,7 @@ class VLoRAModel(nn.Module):
     def _clear(self) -> None:
         self._tensor_swap.swap_back()
         self._hooks.fill(lambda module: None)
-        self._rows, self._again, self._records = None, None, []
+        self._rows, self._again, self._records, self._trainer = None, None, [], None
 
     def _require_unmerged(self, what: str) -> None:
         if self.is_merged:

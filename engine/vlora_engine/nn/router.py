@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from vlora_engine.errors import CorruptFileError, NotFoundError, ParameterError
 from vlora_engine.nn.blend import blend_tasks, similarities
-from vlora_engine.nn.training import require_bases
 from vlora_engine.subspace.space import Space
 from vlora_engine.subspace.tasks import TaskProjection
 from vlora_engine.utils.file_names import ROUTER_INDEX
@@ -80,11 +79,7 @@ class TaskRouter(nn.Module):
         Args:
             init_from_loadings: Let tasks whose dW point the same way begin with output weights
                 that do: what is learned about one then also moves its relatives.
-
-        Raises:
-            SubspaceError: The subspace has no bases.
         """
-        require_bases(subspace)
         names = sorted(subspace.tasks)
         router = cls(input_dim, len(names), hidden_dim, names, temperature)
         if init_from_loadings and len(names) > 1:
@@ -115,7 +110,6 @@ class TaskRouter(nn.Module):
 
         Raises:
             NotFoundError: A task of the router is not in the subspace.
-            SubspaceError: The subspace has no bases.
         """
         return blend_tasks(subspace, self.task_ids, self.forward(x).mean(0))
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vlora_engine.errors import ParameterError, SubspaceError
+from vlora_engine.errors import ParameterError
 from vlora_engine.linalg.low_rank import delta_error2, delta_norm2
 from vlora_engine.manifest.manifest import LayerSpec, OwnModule, TaskRecord
 from vlora_engine.manifest.records import figure
@@ -41,9 +41,7 @@ def orthogonal_init(
 
     Raises:
         ParameterError: There is such a task already, or a number out of range.
-        SubspaceError: The subspace has no bases.
     """
-    require_bases(subspace)
     if task_id in subspace.tasks:
         raise ParameterError(
             f"There is already a task {task_id!r}.", remedy="remove it first, or train that one"
@@ -51,7 +49,10 @@ def orthogonal_init(
     if rank is not None and rank < 1:
         raise ParameterError("A rank is at least 1.", found=str(rank))
     loadings_a, loadings_b = {}, {}
-    for spec in subspace.layers:
+    of_basis = subspace.in_basis()
+    for spec in of_basis.layers:
+        if not spec.k_a:
+            continue  # a module that came after the basis
         generator = _generator(seed, spec.name, "init")
         if subspace.method == "flat":
             loadings_a[spec.name] = scale * torch.randn(spec.k_a, generator=generator)
@@ -65,8 +66,8 @@ def orthogonal_init(
         task_id=task_id,
         loadings_a=loadings_a,
         loadings_b=loadings_b,
-        scales=_usual_scales(subspace),
-        config=_usual_config(subspace),
+        scales=_usual_scales(of_basis),
+        config=_usual_config(of_basis),
     )
     subspace.add_task(projection)
     return projection
@@ -91,7 +92,7 @@ class SubspaceTrainer:
         scales: Per module the scale in front of B @ A.
 
     Raises:
-        NotFoundError: There is no such task. SubspaceError: The subspace has no bases.
+        NotFoundError: There is no such task.
         ParameterError: Not one module of the task is in the basis, or a number out of range.
     """
 
@@ -108,12 +109,14 @@ class SubspaceTrainer:
     ) -> None:
         self.subspace, self.task_id = subspace, task_id
         self.num_expand, self.seed = num_expand, seed
-        self.params = trainable_params(subspace, task_id, num_expand, seed=seed)
-        self.scales = dict(subspace.tasks.decoded(task_id).scales)
-        self._specs = {spec.name: spec for spec in subspace.layers}
+        self._space = subspace.in_basis()
+        self.params = trainable_params(self._space, task_id, num_expand, seed=seed)
+        self.scales = dict(self._space.tasks.decoded(task_id).scales)
+        self._specs = {spec.name: spec for spec in self._space.layers}
         self._step_count = 0
         settings: dict[str, Any] = {**(optimizer_kwargs or {}), "lr": lr}
         self.optimizer = optimizer_cls(list(self.params.values()), **settings)
+        subspace.tasks.in_training[task_id] = self
 
     def __repr__(self) -> str:
         return (
@@ -135,15 +138,14 @@ class SubspaceTrainer:
         """One step of the optimizer on a loss; returns it as a number.
 
         Raises:
-            ParameterError: The loss does not depend on the parameters.
+            ParameterError: The loss does not depend on the parameters; nothing was changed.
         """
         if not loss.requires_grad:
-            raise ParameterError(
-                "The loss does not depend on the loadings.",
-                remedy="compute it within VLoRAModel.train_task(trainer), with gradients on",
-            )
+            raise self._untrained()
         self.optimizer.zero_grad()
         loss.backward()
+        if all(parameter.grad is None for parameter in self.params.values()):
+            raise self._untrained()
         self.optimizer.step()
         self.count_step()
         return float(loss.detach())
@@ -157,7 +159,7 @@ class SubspaceTrainer:
 
         The task's error then says what storing costs (zero in fp32, without expansion's need).
         """
-        subspace, old = self.subspace, self.subspace.tasks.record(self.task_id)
+        subspace, old = self._space, self._space.tasks.record(self.task_id)
         task = subspace.tasks.decoded(self.task_id)
         values = {name: parameter.detach().cpu().float() for name, parameter in self.params.items()}
         trained = {name: self._factors(name, values) for name in self._modules()}
@@ -173,7 +175,8 @@ class SubspaceTrainer:
             record = _all_outside(record, outside, task.scales, self._specs)
         projection = replace(task, **loadings, own=outside, record=record, encoded=None)
         record, encoded = subspace.tasks._encode(projection)
-        self.subspace.tasks.put(*self._measured(record, encoded, trained))
+        subspace.tasks.put(*self._measured(record, encoded, trained))
+        self.subspace.tasks.in_training[self.task_id] = self
 
     def state_dict(self) -> dict[str, Any]:
         """The parameters, the optimizer's state and the settings, for `load_state_dict`."""
@@ -219,7 +222,7 @@ class SubspaceTrainer:
         """The rank of a module that is trained; None of any other."""
         if f"{module}.loadings_a" not in self.params:
             return None
-        if self.subspace.method == "flat":
+        if self._space.method == "flat":
             return self._specs[module].rank
         return len(self.params[f"{module}.loadings_a"])
 
@@ -227,11 +230,13 @@ class SubspaceTrainer:
         """The effect of the parameters on a module that computes at ``target``, with gradients."""
         la, lb = (self.params[f"{module}.loadings_{side}"] for side in _SIDES)
         basis = self._basis(module)
-        if self.subspace.method == "flat":
+        if self._space.method == "flat":
             whole = self._widened(module, basis).moved(target[0])
             return _TrainedFlat(la, lb, scale, whole, target)
         extra = [self._extra(module, side, basis).to(*target) for side in _SIDES]
-        return _Trained(la, lb, scale, extra[0], extra[1])
+        # The model's hooks hold the bases, but of a coded collection.
+        own = None if self.subspace.method in SHARING else basis.moved(*target)
+        return _Trained(la, lb, scale, extra[0], extra[1], own)
 
     def to(self, device: torch.device | str) -> SubspaceTrainer:
         """Move the parameters, their gradients and the optimizer's state in place."""
@@ -243,11 +248,20 @@ class SubspaceTrainer:
             self.optimizer.load_state_dict(self.optimizer.state_dict())
         return self
 
+    def _untrained(self) -> ParameterError:
+        return ParameterError(
+            "The loss does not depend on the loadings: none of them received a gradient.",
+            where=self.task_id,
+            expected="a loss of a VLoRAModel on this subspace that computes with the task",
+            remedy=f"call model.set_task({self.task_id!r}) before the model's forward, or compute "
+            "the loss within model.train_task(trainer), with gradients on",
+        )
+
     def _modules(self) -> list[str]:
         return [n.removesuffix(".loadings_a") for n in self.params if n.endswith(".loadings_a")]
 
     def _basis(self, module: str) -> LayerBasis:
-        return self.subspace.bases.numbers(module).moved("cpu", torch.float32)
+        return self._space.bases.numbers(module).moved("cpu", torch.float32)
 
     def _extra(self, module: str, side: str, basis: LayerBasis) -> Tensor:
         return extra_directions(basis, side, self.num_expand, seed=self.seed)
@@ -261,7 +275,7 @@ class SubspaceTrainer:
         """A (r, d_in) and B transposed (r, d_out), without the scale."""
         basis = self._widened(module, self._basis(module))
         la, lb = (values[f"{module}.loadings_{side}"] for side in _SIDES)
-        if self.subspace.method == "flat":
+        if self._space.method == "flat":
             rank = basis.rank
             return Factors(flat_factor(basis, "a", la, rank), flat_factor(basis, "b", lb, rank))
         return Factors(la @ basis.a, lb @ basis.b)
@@ -270,7 +284,7 @@ class SubspaceTrainer:
         self, record: TaskRecord, encoded: EncodedTask, trained: Mapping[str, Factors]
     ) -> tuple[TaskRecord, EncodedTask]:
         """With the norm of what was learned, and what storing loses of it."""
-        subspace = self.subspace
+        subspace = self._space
         stored = decode_projection(subspace.storage, subspace.layers, record, encoded)
         norms, losses = [], []
         total = lost = 0.0
@@ -315,8 +329,10 @@ class _Trained:
     scale: float
     extra_a: Tensor  # (num_expand, d_in)
     extra_b: Tensor
+    basis: Basis | None = None  # instead of the one that the hook has
 
     def change(self, host: HostModule, basis: Basis, x: Tensor) -> Tensor:
+        basis = self.basis or basis
         a = self._rows(self.la, basis.a, self.extra_a)
         bt = self._rows(self.lb * self.scale, basis.b, self.extra_b)
         return host.into(x, a) @ bt
@@ -352,10 +368,9 @@ def trainable_params(
     """The loadings of a task as parameters by module and side, padded for extra directions.
 
     Raises:
-        SubspaceError: The subspace has no bases.
         ParameterError: No module of the task is in the basis, or ``num_expand`` is negative.
     """
-    require_bases(subspace)
+    subspace = subspace.in_basis()
     if num_expand < 0:
         raise ParameterError("num_expand is not negative.", found=str(num_expand))
     task = subspace.tasks.decoded(task_id)
@@ -391,20 +406,6 @@ def extra_directions(basis: LayerBasis, side: str, count: int, *, seed: int = 0)
         new = new - (new @ frame) @ frame.T
         new = torch.linalg.qr(new.T).Q.T
     return new.float()
-
-
-def require_bases(subspace: Space) -> None:
-    """Raise unless tasks of the subspace have loadings.
-
-    Raises:
-        SubspaceError: Its method is `own` or `auto`.
-    """
-    if subspace.method not in (*SHARING, "flat"):
-        raise SubspaceError(
-            f"A subspace of method {subspace.method!r} has no bases to train or blend in.",
-            expected="a subspace of method delta, columns or flat",
-            remedy="compress the adapters again with method delta",
-        )
 
 
 def _revive(la: Tensor, lb: Tensor, generator: torch.Generator) -> None:

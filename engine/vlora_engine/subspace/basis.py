@@ -287,7 +287,7 @@ def build_layer(
     }
     if plan.method == "delta" and plan.refine:
         found = _refine(stack, plan, found)
-    basis = _store_basis(stack, plan, found)
+    basis = store_basis(stack, plan, found)
     loadings: dict[int, Loadings] = {}
     energy = stack.energy().cpu()
     residual = torch.zeros_like(energy)
@@ -372,7 +372,7 @@ def _find_basis(stack: LayerStack, plan: LayerPlan, side: str, vectors: Tensor |
 
 def _refine(stack: LayerStack, plan: LayerPlan, found: dict[str, Basis]) -> dict[str, Basis]:
     """HOOI sweeps (De Lathauwer et al. 2000): each side fitted to what the other side keeps."""
-    best, best_captured = found, _captured(stack, found)
+    best, best_captured = found, captured_energy(stack, found)
     current = found
     for _ in range(plan.refine):
         for side, other in (("b", "a"), ("a", "b")):
@@ -383,21 +383,22 @@ def _refine(stack: LayerStack, plan: LayerPlan, found: dict[str, Basis]) -> dict
             factors = stack.side(side)
             rows = torch.bmm(factor.transpose(1, 2), factors).reshape(-1, factors.shape[2])
             current = {**current, side: grams.full_basis(rows)[0].cut(len(found[side].components))}
-        captured = _captured(stack, current)
+        captured = captured_energy(stack, current)
         if captured <= best_captured * (1 + 1e-9):
             break
         best, best_captured = current, captured
     return best
 
 
-def _captured(stack: LayerStack, found: dict[str, Basis]) -> float:
-    """The weighted energy of dW between both bases."""
+def captured_energy(stack: LayerStack, found: Mapping[str, Basis]) -> float:
+    """The weighted energy of dW between both bases: sum_i w_i^2 ||Pb dW_i Pa||^2."""
     a = grams.small_grams(stack.a @ found["a"].components.T)
     b = grams.small_grams(stack.bt @ found["b"].components.T)
     return float(((a * b).sum((1, 2)) * (stack.weight * stack.scale).square()).sum())
 
 
-def _store_basis(stack: LayerStack, plan: LayerPlan, found: dict[str, Basis]) -> LayerBasis:
+def store_basis(stack: LayerStack, plan: LayerPlan, found: Mapping[str, Basis]) -> LayerBasis:
+    """The directions ``found`` for either side as they are stored: rounded, or packed."""
     packs = plan.quantization is not None
     means: dict[str, Any] = {}
     if plan.method == "flat":

@@ -49,6 +49,10 @@ class BasisSpace(SpaceState):
         twin.opened = self.opened
         return twin
 
+    def in_basis(self) -> BasisSpace:
+        """Itself: its tasks are loadings."""
+        return self
+
     def project(
         self, source: AdapterSource, task_id: str, warn_threshold: float | None = None
     ) -> TaskProjection:

@@ -18,7 +18,7 @@ def subspace_coverage(subspace: Space, adapter: Adapter) -> dict[str, dict[str, 
     """Measure how much of an adapter's weight change the bases of a subspace can express.
 
     Args:
-        subspace: One with shared bases (``flat``, ``columns`` or ``delta``).
+        subspace: Any; of a coded collection the shared basis of its tasks counts.
         adapter: Any adapter of the same base model; it need not be a task of the subspace.
 
     Returns:
@@ -33,10 +33,10 @@ def subspace_coverage(subspace: Space, adapter: Adapter) -> dict[str, dict[str, 
 
     Raises:
         CollectionError: The dimensions of a module differ, or its rank does not fit ``flat``.
-        SubspaceError: The subspace has no shared bases.
     """
-    source = as_source(adapter)
-    layer_names = set(subspace.layer_names)
+    source, subspace = as_source(adapter), subspace.in_basis()
+    is_flat = subspace.method == "flat"  # whose means are something without any component
+    layer_names = {spec.name for spec in subspace.layers if is_flat or spec.k_a}
     result = {}
     for module in source.modules:
         a, b = scaled_factors(source, module)

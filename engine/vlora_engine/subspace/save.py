@@ -51,7 +51,8 @@ def save(
 def _save(space: WritableSpace, path: Path, *, force: bool, check: MadeCheck | None) -> None:
     if space.opened is not None and _is_own(space, path):
         _require_unchanged(space.opened, path)
-    if space.stored is not None and _same_directory(space.stored.manifest.path, path):
+    own = space.stored.manifest.path if space.stored is not None and space.is_update else None
+    if space.stored is not None and own is not None and _same_directory(own, path):
         try:
             manifest = _update(space, space.stored.manifest)
         except StorageError as error:

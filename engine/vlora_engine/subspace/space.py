@@ -58,12 +58,16 @@ class Space(Protocol):
 
     @property
     def has_basis(self) -> bool:
-        """Whether there are components and loadings; else every task is coded by itself."""
+        """Whether components are there; a coded collection makes them when they are asked for."""
         ...
 
     @property
     def bases(self) -> Bases:
-        """The basis of every layer. Raises SubspaceError where there is none."""
+        """The basis of every layer, made where there is none yet."""
+        ...
+
+    def in_basis(self) -> Space:
+        """The same with every task as loadings: itself, or of a coded collection a view of it."""
         ...
 
     def add_task(self, projection: TaskProjection) -> None: ...
@@ -97,6 +101,11 @@ class WritableSpace(Space, Protocol):
 
     def write_task(self, path: Path, encoded: EncodedTask) -> str:
         """Write one task's file; its sha256."""
+        ...
+
+    @property
+    def is_update(self) -> bool:
+        """Whether saving to its own directory writes the tasks that changed alone."""
         ...
 
     def index(self, manifest: Manifest) -> Manifest:
@@ -155,6 +164,11 @@ class SpaceState:
         """Note that its content is that of ``stored``."""
         self.stored = stored
         self.home, self.opened = stored.manifest.path, stored.manifest
+
+    @property
+    def is_update(self) -> bool:
+        """Whether saving to its own directory writes the tasks that changed alone."""
+        return True
 
     @property
     def is_as_stored(self) -> bool:

@@ -52,7 +52,7 @@ from vlora_engine.utils.safetensors_file import (
 
 MAX_SHARD_BYTES = 4_000_000_000
 Task = TypeVar("Task")  # a task in the form that one way of storing writes
-_NUMBERED = "basis-{:05d}-of-{:05d}.safetensors"
+_NUMBERED = "{}-{:05d}-of-{:05d}.safetensors"
 
 
 def write_basis(
@@ -60,14 +60,19 @@ def write_basis(
     storage: Storage,
     layers: Sequence[LayerSpec],
     bases: Iterable[LayerBasis | PackedBasis],
+    file: str = BASIS_FILE,
 ) -> tuple[BasisFile, ...]:
-    """Write the shared bases, layer by layer; shards break between layers."""
+    """Write the shared bases, layer by layer; shards break between layers.
+
+    Args:
+        file: The name of the file, where there is one.
+    """
     ranges = _shards(storage, layers)
     waiting = iter(bases)
     files = []
     for i, (first, last) in enumerate(ranges):
         many = len(ranges) > 1
-        name = _NUMBERED.format(i + 1, len(ranges)) if many else BASIS_FILE
+        name = _NUMBERED.format(Path(file).stem, i + 1, len(ranges)) if many else file
         sha256 = _write_shard(directory / name, storage, layers[first:last], waiting)
         files.append(BasisFile(name, sha256, (directory / name).stat().st_size, first, last))
     return tuple(files)
@@ -325,7 +330,7 @@ class CheckedFiles:
     def _check_size(self, record: TaskRecord) -> None:
         """Refuse a task that is said to be larger than its files can stand for."""
         path, task = self.manifest.path, self.manifest.path / "tasks" / record.file
-        files = [task, *(path / basis.name for basis in self.manifest.basis)]
+        files = [task, *(path / basis.name for basis in self.manifest.files)]
         check_size(record, self.manifest.layers, files, task)
 
     def _open(self, name: str, sha256: str, nbytes: int) -> Header:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -55,12 +56,28 @@ class TaskProjection:
     record: TaskRecord | None = None
     encoded: EncodedTask | None = field(default=None, repr=False)
 
+    @property
+    def error(self) -> float:
+        """The relative error of dW over all modules, on what is stored."""
+        if self.record is not None:
+            return self.record.error
+        norm2 = sum(norm**2 for norm in self.source_norms.values())
+        lost2 = sum(
+            (self.errors.get(name, 0.0) * norm) ** 2 for name, norm in self.source_norms.items()
+        )
+        return float((lost2 / norm2) ** 0.5) if norm2 > 0 else 0.0
+
     def __repr__(self) -> str:
         return f"TaskProjection(task_id={self.task_id!r}, layers={len(self.loadings_a)})"
 
 
 class TaskMap(MutableMapping[str, TaskProjection]):
-    """Tasks by id. Those on disk or freshly encoded become projections when asked for."""
+    """Tasks by id. Those on disk or freshly encoded become projections when asked for.
+
+    Attributes:
+        in_training: What trains a task, by the task's id, while that lives and the task is not
+            replaced: models compute with its parameters.
+    """
 
     def __init__(
         self, storage: Storage, layers: Sequence[LayerSpec], stored: Store | None = None
@@ -71,6 +88,7 @@ class TaskMap(MutableMapping[str, TaskProjection]):
         self._encoded: dict[str, EncodedTask] = {}
         self._projections: dict[str, TaskProjection] = {}
         self._changed: set[str] = set()
+        self.in_training: WeakValueDictionary[str, Any] = WeakValueDictionary()
 
     def put(self, record: TaskRecord, encoded: EncodedTask) -> None:
         """Add a task in its encoded form."""
@@ -78,6 +96,7 @@ class TaskMap(MutableMapping[str, TaskProjection]):
         self._encoded[record.id] = encoded
         self._projections.pop(record.id, None)
         self._changed.add(record.id)
+        self.in_training.pop(record.id, None)
 
     def record(self, task_id: str) -> TaskRecord:
         """A task's row of the index."""
@@ -153,6 +172,7 @@ class TaskMap(MutableMapping[str, TaskProjection]):
         self._encoded.pop(task_id, None)
         self._projections.pop(task_id, None)
         self._changed.discard(task_id)
+        self.in_training.pop(task_id, None)
 
     def __contains__(self, task_id: object) -> bool:
         return task_id in self._records
@@ -319,7 +339,7 @@ def _new_record(
     projection: TaskProjection, names: Sequence[str], ranks: Sequence[int]
 ) -> TaskRecord:
     """The record of a task that stands for no adapter at hand (a blend, a trained one)."""
-    norm = sum(v * v for v in projection.source_norms.values()) ** 0.5
+    norm2 = sum(v * v for v in projection.source_norms.values())
     return TaskRecord(
         id=projection.task_id,
         file="",
@@ -330,8 +350,8 @@ def _new_record(
         ranks=(),
         scales=(),
         dtypes=("F32",) * len(names),
-        norm=figure(norm),
-        error=0.0,
+        norm=figure(norm2**0.5),
+        error=figure(projection.error),
         rank=max(ranks, default=0),
         config=projection.config,
         own=tuple(OwnModule(n, projection.scales.get(n, 1.0)) for n in sorted(projection.own)),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tests.engine.nn.tiny_models import LLAMA, TOKENS, logits, on_every_device, peft_adapters, whole
 from tests.witnesses import make
 from vlora_engine import SharedSubspace, TaskRouter, VLoRAModel
-from vlora_engine.errors import CorruptFileError, NotFoundError, ParameterError, SubspaceError
+from vlora_engine.errors import CorruptFileError, NotFoundError, ParameterError
 from vlora_engine.nn.blend import blend_tasks
 
 pytest.importorskip("peft")
@@ -146,7 +146,7 @@ def test_a_blend_as_a_task_is_exact_and_of_small_rank(
     torch.testing.assert_close(logits(again), said, rtol=0, atol=2e-5)
 
 
-def test_flat_blends_are_exact_for_factors_and_coded_ones_refuse(
+def test_flat_blends_are_exact_for_factors_and_coded_ones_say_their_error(
     adapters: dict[str, Path],
 ) -> None:
     flat = whole(adapters, "flat")
@@ -155,11 +155,26 @@ def test_flat_blends_are_exact_for_factors_and_coded_ones_refuse(
         assert torch.equal(loadings, flat.tasks["task1"].loadings_a[name])
         assert blend.scales[name] == flat.tasks["task1"].scales[name]
     coded = whole(adapters, "auto")
-    with pytest.raises(SubspaceError, match="no loadings") as caught:
-        blend_tasks(coded, sorted(adapters), torch.ones(3))
-    assert "method delta" in str(caught.value)
-    with pytest.raises(SubspaceError, match="no bases"):
-        TaskRouter.from_subspace(coded, 16)
+    weights = torch.tensor([0.5, 0.2, 0.3])
+    with pytest.warns(UserWarning, match="loses"):
+        blend = blend_tasks(coded, sorted(adapters), weights)
+    norm2 = lost2 = 0.0
+    projected = coded.in_basis().reconstruct
+    coded.tasks[blend.task_id] = blend
+    parts = [coded.reconstruct(name) for name in sorted(adapters)]
+    for name in coded.layer_names:
+        exact = sum(
+            w * part.scales[name] * part.lora_b[name].double() @ part.lora_a[name].double()
+            for w, part in zip(weights.tolist(), parts, strict=True)
+        )
+        of_blend = projected(blend.task_id)
+        dense = of_blend.lora_b[name].double() @ of_blend.lora_a[name].double()
+        norm2 += float((exact**2).sum())
+        lost2 += float(((exact - dense * of_blend.scales[name]) ** 2).sum())
+    assert blend.error == pytest.approx((lost2 / norm2) ** 0.5, abs=2e-3)
+    assert 0 < blend.error < 0.2
+    router = TaskRouter.from_subspace(coded, 16)
+    assert router.task_ids == sorted(coded.tasks)
 
 
 def test_a_router_learns_which_task_a_text_wants(subspace: SharedSubspace, tmp_path: Path) -> None:

@@ -1,20 +1,23 @@
-"""`CodedSpace`: a subspace whose tasks are entropy-coded, without components.
+"""`CodedSpace`: a subspace whose tasks are entropy-coded, with or without a basis beside them.
 
 Tasks are added and removed without changing the others' bytes: a new adapter is coded by itself,
 in the step that the collection was coded in. `compact` plans anew.
+
+What needs components is given a shared basis of the tasks, made when it is first asked for. It is
+saved beside the tasks where that was asked for, or where a task is loadings in it.
 """
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from vlora_engine.adapters.base_models import base_model_of
 from vlora_engine.adapters.check import check_adapter
@@ -23,12 +26,14 @@ from vlora_engine.adapters.stack import read_stack
 from vlora_engine.codec.forecast import COARSEST, FINEST
 from vlora_engine.codec.layer import code_layer
 from vlora_engine.compression_target import CompressionTarget
-from vlora_engine.errors import SubspaceError
 from vlora_engine.manifest.coding import Coding
 from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
 from vlora_engine.manifest.records import figure, shared_layers, task_record
 from vlora_engine.subspace.basis import Bases
+from vlora_engine.subspace.basis_space import BasisSpace
+from vlora_engine.subspace.coded.basis import SharedBasis, make_basis
 from vlora_engine.subspace.coded.build import code_in_memory, coded_task
+from vlora_engine.subspace.coded.in_basis import expressed, seen_in_basis
 from vlora_engine.subspace.coded.layer_parts import TaskShare
 from vlora_engine.subspace.coded.store import (
     CodedStore,
@@ -39,14 +44,18 @@ from vlora_engine.subspace.coded.store import (
     write_coded,
     write_task,
 )
-from vlora_engine.subspace.loadings import EncodedTask, Storage
+from vlora_engine.subspace.coded.tasks import CodedTasks
+from vlora_engine.subspace.loadings import EncodedTask
 from vlora_engine.subspace.projection import assembled, check_fits, shared_specs
 from vlora_engine.subspace.request import Collection
-from vlora_engine.subspace.soundness import require_finite
+from vlora_engine.subspace.soundness import finite_basis
 from vlora_engine.subspace.space import SpaceState
 from vlora_engine.subspace.stats import size_stats
-from vlora_engine.subspace.tasks import TaskMap, TaskProjection
+from vlora_engine.subspace.store import Store
+from vlora_engine.subspace.tasks import TaskProjection
 from vlora_engine.utils.run_context import RunContext
+
+logger = logging.getLogger(__name__)
 
 _HALVINGS = 24
 
@@ -55,7 +64,7 @@ def load_coded(manifest: Manifest, *, verify: bool = True) -> CodedSpace:
     """The coded collection of a manifest; tensor files are read when a task is asked for."""
     assert manifest.coding is not None  # noqa: S101
     stored = CodedStore(manifest, verify)
-    tasks = CodedTasks(list(manifest.layers), Decoder(stored), stored)
+    tasks = CodedTasks(list(manifest.layers), Decoder(stored), stored, _stored_basis(stored))
     space = CodedSpace(
         method=manifest.method,
         layers=tasks.layers,
@@ -64,8 +73,23 @@ def load_coded(manifest: Manifest, *, verify: bool = True) -> CodedSpace:
         shared=stored,
         base_model=manifest.base_model,
     )
+    space.keeps_basis = manifest.beside is not None
     space.bind(stored)
     return space
+
+
+def _stored_basis(stored: CodedStore) -> SharedBasis | None:
+    """The basis beside the tasks of a directory, read layer by layer when it is asked for."""
+    manifest = stored.manifest
+    if manifest.beside is None:
+        return None
+    rows = enumerate(zip(manifest.layers, manifest.beside.k, strict=True))
+    positions = {spec.name: i for i, (spec, k) in rows if max(k)}
+    bases = Bases(
+        list(positions), lambda name: finite_basis(stored.of_basis.stored_basis(positions[name]))
+    )
+    k = {name: manifest.beside.k[i] for name, i in positions.items()}
+    return SharedBasis(k, bases, manifest.beside.dtype)
 
 
 def code_collection(
@@ -96,28 +120,108 @@ class CodedSpace(SpaceState):
 
     Attributes:
         coding: The step, the modes and the target that it was coded with.
+        keeps_basis: Whether the basis is saved beside the tasks even if no task needs it.
     """
 
-    has_basis = False
     dtype: str = "U8"
     tasks: CodedTasks
     coding: Coding
     shared: SharedBytes
+    keeps_basis: bool = field(default=False, init=False)
+    _stored_basis: SharedBasis | None = field(default=None, init=False)
+    _seen: BasisSpace | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.layers = self.tasks.layers  # the very same, which grow with new tasks
 
     @property
+    def has_basis(self) -> bool:
+        """Whether a basis is there already; it is made when it is first asked for."""
+        return self.tasks.basis is not None
+
+    @property
+    def basis(self) -> SharedBasis:
+        """The shared basis of the tasks, made where there is none yet: then a warning says so."""
+        if self.tasks.basis is None:
+            self.set_basis(make_basis(self.tasks))
+            what = f"The collection is coded: {self.notes[-1]} (in memory; keep it: with_basis)"
+            warnings.warn(what, stacklevel=4)
+        assert self.tasks.basis is not None  # noqa: S101  (made just now)
+        return self.tasks.basis
+
+    def set_basis(self, basis: SharedBasis) -> None:
+        """Give the collection a basis; tasks that are loadings are expressed in it."""
+        before, names = self.tasks.basis, [r.id for r in self.tasks.records() if r.in_basis]
+        whole = [(self.tasks.record(name), self.tasks[name]) for name in names]
+        self.tasks.basis, self._seen = basis, None
+        if basis.figures is not None:
+            self.notes.append(basis.figures.words())
+            logger.info("%s", self.notes[-1])
+        if before is not None:
+            for record, task in whole:
+                self.tasks.put(*expressed(self.tasks, basis, record, task))
+
+    def in_basis(self) -> BasisSpace:
+        """The collection as one with a basis: its tasks as loadings, which are projected.
+
+        A task that is put there is one of the collection, as loadings.
+        """
+        basis, seen = self.basis, self._seen
+        if seen is None or [spec.name for spec in seen.layers] != self.layer_names:
+            seen = self._seen = seen_in_basis(self.tasks, basis, self.base_model)
+            seen.home = self.home
+        return seen
+
+    @property
     def bases(self) -> Bases:
-        """Raises: there is none."""
-        raise no_basis()
+        """The basis of every layer, made where there is none yet."""
+        return self.in_basis().bases
+
+    @property
+    def num_components(self) -> int:
+        """The largest k of any side of the basis; 0 where none is there."""
+        basis = self.tasks.basis
+        return max((max(pair) for pair in basis.k.values()), default=0) if basis else 0
 
     def surface(self, layer: str) -> dict[str, Any]:
-        """Raises: there is no basis."""
-        raise no_basis()
+        """The error of one layer for every (k_b, k_a) in the basis. As `projection.surface`."""
+        return self.in_basis().surface(layer)
+
+    def bind(self, stored: Store) -> None:
+        """Note that its content is that of ``stored``."""
+        super().bind(stored)
+        self._stored_basis = self.tasks.basis if stored.manifest.beside is not None else None
+
+    @property
+    def is_as_stored(self) -> bool:
+        """Whether nothing was changed in memory since it was loaded or saved."""
+        same_basis = not self.keeps_basis or self.tasks.basis is self._stored_basis
+        return super().is_as_stored and same_basis
+
+    @property
+    def is_update(self) -> bool:
+        """Whether saving writes the tasks that changed alone: the basis on disk is still its own.
+
+        Where a basis is to be written that is not there, all is written anew.
+        """
+        wanted = self.tasks.basis if self.keeps_basis or self.tasks.any_in_basis else None
+        return wanted is self._stored_basis
+
+    def copy(self) -> CodedSpace:
+        """The same tasks in a space of its own; what is done there changes nothing here."""
+        tasks = self.tasks.copy()
+        twin = replace(self, tasks=tasks)
+        twin.home, twin.opened = self.home, self.opened
+        twin.stored, twin._stored_basis = self.stored, self._stored_basis
+        twin.keeps_basis = self.keeps_basis
+        return twin
 
     def move(self, device: str | torch.device | None, dtype: torch.dtype | None) -> None:
-        """Nothing is moved: tasks are decoded on the CPU, one when it is asked for."""
+        """Move the basis, where there is one; tasks are decoded on the CPU when asked for."""
+        basis = self.tasks.basis
+        if basis is not None:
+            self.tasks.basis = replace(basis, bases=basis.bases.moved(device, dtype))
+            self._seen = None
 
     def reconstruct(self, task_id: str, *, exact: bool = False) -> LoRAWeights:
         """The adapter of a task: its rank, alpha, config, dtype and rest tensors.
@@ -168,9 +272,7 @@ class CodedSpace(SpaceState):
 
     def compression_stats(self) -> dict[str, Any]:
         """Bytes stored for A and B of all tasks, and what they are at 16 bit."""
-        stored = sum(
-            sum(map(len, cast(CodedTask, self.tasks.encoded(name)).blobs)) for name in self.tasks
-        )
+        stored = sum(_stored_bytes(self.tasks.encoded(name)) for name in self.tasks)
         stored += sum(len(self.shared.shared(*unit)) for unit in self.coding.units())
         original = sum(record.factor_elements for record in self.tasks.records())
         return {"components_per_layer": {}} | size_stats(self, stored / 2, stored, original)
@@ -195,6 +297,8 @@ class CodedSpace(SpaceState):
         stored = CodedStore(manifest)
         self.shared = stored
         self.tasks.read_from(stored)
+        if manifest.beside is not None:
+            self.tasks.basis, self._seen, self.keeps_basis = _stored_basis(stored), None, True
         return stored
 
     def write(self, directory: Path, tasks: Iterator[tuple[TaskRecord, EncodedTask]]) -> Manifest:
@@ -206,80 +310,31 @@ class CodedSpace(SpaceState):
             layers=self.layers,
             coding=self.coding,
             shared=(self.shared.shared(*unit) for unit in self.coding.units()),
-            tasks=cast("Iterator[tuple[TaskRecord, CodedTask]]", tasks),
+            tasks=tasks,
+            beside=self.tasks.basis if self.keeps_basis or self.tasks.any_in_basis else None,
         )
 
     def write_task(self, path: Path, encoded: EncodedTask) -> str:
         """See `WritableSpace`."""
-        return write_task(path, cast(CodedTask, encoded))
+        return write_task(path, encoded)
 
     def index(self, manifest: Manifest) -> Manifest:
         """See `WritableSpace`."""
         basis = tuple(replace(b, last=len(self.layers)) for b in manifest.basis)
-        return replace(manifest, layers=tuple(self.layers), coding=self.coding, basis=basis)
+        beside = manifest.beside
+        if beside is not None:  # layers that came with new tasks have no basis
+            files = (*beside.files[:-1], replace(beside.files[-1], last=len(self.layers)))
+            none = ((0, 0),) * (len(self.layers) - len(beside.k))
+            beside = replace(beside, k=(*beside.k, *none), files=files)
+        coding, layers = self.coding, tuple(self.layers)
+        return replace(manifest, layers=layers, coding=coding, basis=basis, beside=beside)
 
 
-class CodedTasks(TaskMap):
-    """Tasks of a coded collection: decoded when asked for, one kept at a time."""
-
-    def __init__(
-        self, layers: list[LayerSpec], decoder: Decoder, stored: CodedStore | None = None
-    ) -> None:
-        super().__init__(Storage("own", "F32"), layers, stored)
-        self._layers = layers  # grows with adapters that bring new modules
-        self._decoder = decoder
-
-    @property
-    def layers(self) -> list[LayerSpec]:
-        """The modules that the tasks have; it grows with adapters that bring new ones."""
-        return self._layers
-
-    def read_from(self, shared: SharedBytes) -> None:
-        """Take the bytes that groups share from ``shared`` from now on."""
-        self._decoder = Decoder(shared)
-
-    def decode(self, record: TaskRecord, task: CodedTask) -> TaskProjection:
-        """Decode a task's factors from its bytes."""
-        return self._decode(record, cast(EncodedTask, task))
-
-    def _decode(self, record: TaskRecord, encoded: EncodedTask) -> TaskProjection:
-        self._projections.clear()
-        task = cast(CodedTask, encoded)
-        names = [self._layers[i].name for i in record.layers]
-        scales = dict(zip(names, record.scales, strict=True))
-        factors: dict[str, tuple[Tensor, Tensor]] = {}
-        for name, (a, b) in self._decoder.each(self._layers, record, task.blobs):
-            scale = scales[name]
-            narrow = a.float(), (b / scale if scale else torch.zeros_like(b)).float().contiguous()
-            require_finite(name, *narrow)
-            factors[name] = narrow
-        return TaskProjection(
-            task_id=record.id,
-            loadings_a={},
-            loadings_b={},
-            scales=scales,
-            rest=task.rest,
-            config=dict(record.config),
-            source_norms=dict(zip(names, task.norms.tolist(), strict=True)),
-            errors=dict(zip(names, task.errors.tolist(), strict=True)),
-            own=factors,
-            record=record,
-            encoded=encoded,
-        )
-
-    def _checked(self, record: TaskRecord, stored: EncodedTask) -> EncodedTask:
-        return stored  # its numbers are known once they are decoded
-
-    def _encode(self, projection: TaskProjection) -> tuple[TaskRecord, EncodedTask]:
-        record, encoded = projection.record, projection.encoded
-        if record is None or not isinstance(encoded, CodedTask):
-            raise SubspaceError(
-                "A coded collection takes adapters, not loadings.",
-                where=projection.task_id,
-                remedy="make the task with project(adapter, id)",
-            )
-        config = dict(projection.config)
-        return replace(record, id=projection.task_id, config=config), cast(EncodedTask, encoded)
+def _stored_bytes(task: CodedTask | EncodedTask) -> int:
+    """The bytes of a task's factors as they are stored."""
+    if isinstance(task, EncodedTask):
+        return task.values.nbytes + sum(a.nbytes + b.nbytes for a, b in task.own.values())
+    return sum(map(len, task.blobs))
 
 
 def _code_alone(
@@ -311,12 +366,3 @@ def _code_within(
 
 def _error(shares: list[TaskShare], norm: float) -> float:
     return float(sum(share.residual for share in shares) ** 0.5 / norm) if norm > 0 else 0.0
-
-
-def no_basis() -> SubspaceError:
-    """The error for asking a coded collection for components."""
-    return SubspaceError(
-        "A coded collection has no components: every direction has bits of its own.",
-        expected="a subspace of method delta, columns or flat",
-        remedy="compress the adapters again with method delta",
-    )

@@ -6,6 +6,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,11 +34,26 @@ from vlora_engine.codec.floats import MODULE_HEAD, open_floats
 from vlora_engine.codec.tables import Array
 from vlora_engine.errors import CorruptFileError
 from vlora_engine.manifest.coding import Coding
-from vlora_engine.manifest.manifest import BasisFile, LayerSpec, Manifest, TaskRecord
+from vlora_engine.manifest.manifest import (
+    BasisBeside,
+    BasisFile,
+    LayerSpec,
+    Manifest,
+    TaskRecord,
+)
+from vlora_engine.subspace.coded.basis import SharedBasis
 from vlora_engine.subspace.coded.layout import shared_layout, task_layout
+from vlora_engine.subspace.loadings import EncodedTask
 from vlora_engine.subspace.soundness import require_held
-from vlora_engine.subspace.store import CheckedFiles, write_index, write_tasks
-from vlora_engine.utils.file_names import BASIS_FILE
+from vlora_engine.subspace.store import (
+    CheckedFiles,
+    StoredSubspace,
+    write_basis,
+    write_index,
+    write_tasks,
+)
+from vlora_engine.subspace.store import write_task as write_loadings
+from vlora_engine.utils.file_names import BASIS_FILE, BESIDE_FILE
 from vlora_engine.utils.safetensors_file import (
     ITEM_BYTES,
     Header,
@@ -112,6 +128,17 @@ class Decoder:
             opened = [(i, layers[i], rank, open_blob(raw)) for i, rank, raw in part]
             for (_, spec, rank, _), (a, b) in zip(opened, self._decoded(opened), strict=True):
                 yield spec.name, _padded(a, b, rank)
+
+    def of_layer(
+        self, layers: Sequence[LayerSpec], index: int, coded: Sequence[tuple[int, bytes]]
+    ) -> list[Factors]:
+        """One layer of several tasks, from the rank and the bytes of each: A and B, not padded."""
+        spec, out = layers[index], []
+        for start in range(0, len(coded), _AT_ONCE):
+            part = coded[start : start + _AT_ONCE]
+            opened = [(index, spec, rank, open_blob(raw)) for rank, raw in part]
+            out += [_padded(a, b, 0) for a, b in self._decoded(opened)]
+        return out
 
     def _decoded(
         self, opened: Sequence[tuple[int, LayerSpec, int, Any]]
@@ -215,22 +242,47 @@ class CodedStore(CheckedFiles):
         assert manifest.coding is not None  # noqa: S101
         super().__init__(manifest, verify)
         self._positions: dict[tuple[int, int], tuple[int, int]] | None = None
+        self._ends: dict[str, Array] = {}  # where the modules of a task's file begin and end
 
-    def task(self, record: TaskRecord) -> CodedTask:
-        """Read one task from its file."""
+    @cached_property
+    def of_basis(self) -> StoredSubspace:
+        """The basis beside the tasks, and the tasks that are loadings in it."""
+        return StoredSubspace(self.manifest.of_basis(), self.verify)
+
+    def close(self) -> None:
+        """Let go of the files."""
+        super().close()
+        if "of_basis" in vars(self):
+            self.of_basis.close()
+
+    def task(self, record: TaskRecord) -> CodedTask | EncodedTask:
+        """Read one task from its file: coded, or loadings in the basis."""
+        return self.of_basis.task(record) if record.in_basis else self.coded_task(record)
+
+    def coded_task(self, record: TaskRecord) -> CodedTask:
+        """Read one task that is coded."""
         self._check_size(record)
         header = self._open(f"tasks/{record.file}", record.sha256, record.nbytes)
         raw, modules = _bytes_of(header, "coded"), len(record.layers)
         head = MODULE_HEAD * modules
-        if len(raw) < head:
-            raise _unlike(f"{len(raw)} bytes for {modules} modules", header.path)
-        sizes = np.frombuffer(raw, "<u4", modules).tolist()
-        if sum(sizes) != len(raw) - head:
-            raise _unlike(f"{len(raw)} bytes for modules of {sum(sizes)}", header.path)
+        sizes = _sizes(header, raw, modules, len(raw))
         norms, errors = torch.from_numpy(open_floats(raw, 4 * modules, 2 * modules)).view(2, -1)
         ends = np.cumsum([head, *sizes]).tolist()
         blobs = [raw[a:b] for a, b in pairwise(ends)]
         return CodedTask(blobs, norms.float(), errors.float(), _rest(header, record))
+
+    def blob(self, record: TaskRecord, position: int) -> bytes:
+        """The bytes of one module of a coded task, by its position among the task's."""
+        header = self._open(f"tasks/{record.file}", record.sha256, record.nbytes)
+        _bytes_entry(header, "coded")
+        if record.file not in self._ends:
+            modules = len(record.layers)
+            count = min(4 * modules, header.entries["coded"].nbytes)
+            raw = read_elements(header, "coded", 0, count).numpy().tobytes()
+            sizes = _sizes(header, raw, modules, header.entries["coded"].nbytes)
+            self._ends[record.file] = np.cumsum([MODULE_HEAD * modules, *sizes])
+        first, last = self._ends[record.file][position : position + 2].tolist()
+        return read_elements(header, "coded", first, last - first).numpy().tobytes()
 
     def shared(self, layer: int, group: int) -> bytes:
         """The bytes of one group on one layer."""
@@ -258,12 +310,14 @@ def write_coded(
     layers: Sequence[LayerSpec],
     coding: Coding,
     shared: Iterable[bytes],
-    tasks: Iterable[tuple[TaskRecord, CodedTask]],
+    tasks: Iterable[tuple[TaskRecord, CodedTask | EncodedTask]],
+    beside: SharedBasis | None = None,
 ) -> Manifest:
     """Fill the empty ``directory``.
 
     Args:
         shared: The bytes of `Coding.units`, in their order. tasks: One in memory at a time.
+        beside: The basis that is written beside the tasks.
     """
     basis = write_shared(directory, coding, shared, len(layers))
     manifest = Manifest(
@@ -276,9 +330,17 @@ def write_coded(
         tasks=write_tasks(directory, tasks, write_task),
         engine=__version__,
         coding=coding,
+        beside=None if beside is None else write_beside(directory, beside, layers),
     )
     write_index(manifest)
     return manifest
+
+
+def write_beside(directory: Path, basis: SharedBasis, layers: Sequence[LayerSpec]) -> BasisBeside:
+    """Write the files of the basis that a coded collection has beside its tasks."""
+    specs = basis.layers_of(layers)
+    files = write_basis(directory, basis.storage, specs, basis.all_bases(layers), BESIDE_FILE)
+    return BasisBeside(basis.dtype, tuple((spec.k_a, spec.k_b) for spec in specs), files)
 
 
 def write_shared(
@@ -297,8 +359,10 @@ def write_shared(
     return (BasisFile(BASIS_FILE, writer.sha256, path.stat().st_size, 0, layers),)
 
 
-def write_task(path: Path, task: CodedTask) -> str:
+def write_task(path: Path, task: CodedTask | EncodedTask) -> str:
     """Write one task's file; return its sha256."""
+    if isinstance(task, EncodedTask):
+        return write_loadings(path, task)
     rest = [task.rest[key] for key in sorted(task.rest)]
     rest_bytes = sum(t.numel() * t.element_size() for t in rest)
     layout = task_layout(len(task.blobs), sum(map(len, task.blobs)), rest_bytes)
@@ -333,6 +397,20 @@ def _padded(a: Array, b: Array, rank: int) -> Factors:
     return pad_factors(
         torch.from_numpy(np.ascontiguousarray(a)), torch.from_numpy(np.ascontiguousarray(b)), rank
     )
+
+
+def _sizes(header: Header, raw: bytes, modules: int, nbytes: int) -> list[int]:
+    """The bytes of each module, from the ``raw`` ones that a coded task of ``nbytes`` begins with.
+
+    Raises:
+        CorruptFileError: They do not fill the task.
+    """
+    if nbytes < MODULE_HEAD * modules:
+        raise _unlike(f"{nbytes} bytes for {modules} modules", header.path)
+    sizes: list[int] = np.frombuffer(raw, "<u4", modules).tolist()
+    if sum(sizes) != nbytes - MODULE_HEAD * modules:
+        raise _unlike(f"{nbytes} bytes for modules of {sum(sizes)}", header.path)
+    return sizes
 
 
 def _rest(header: Header, record: TaskRecord) -> dict[str, Tensor]:
