@@ -7,6 +7,7 @@ changing the import. What differs is said where it differs.
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,12 +33,11 @@ from vlora_engine.publish.push import push_space
 from vlora_engine.quantization.packing import (
     BLOCK_SIZE,
     Quantization,
-    already_coded_error,
     quantization,
 )
 from vlora_engine.subspace.basis import Bases, LayerBasis
 from vlora_engine.subspace.basis_space import BasisSpace
-from vlora_engine.subspace.coded.basis import BasisTarget, make_basis
+from vlora_engine.subspace.coded.basis import BasisFigures, BasisTarget, make_basis
 from vlora_engine.subspace.coded.space import CodedSpace
 from vlora_engine.subspace.loadings import Storage
 from vlora_engine.subspace.request import prepare
@@ -117,12 +117,19 @@ class SharedSubspace:
         """Whether components are there; a coded collection makes them when they are asked for."""
         return self.space.has_basis
 
-    def in_basis(self) -> BasisSpace:
+    @property
+    def basis_figures(self) -> BasisFigures | None:
+        """What making the basis of a coded collection came to; None where it was not made here."""
+        basis = self.space.tasks.basis if isinstance(self.space, CodedSpace) else None
+        return basis.figures if basis is not None else None
+
+    def in_basis(self) -> SharedSubspace:
         """The same with every task as loadings: of a coded collection, projected into its basis.
 
         A task that is put there, or trained there, is one of the collection, as loadings.
         """
-        return self.space.in_basis()
+        of_basis = self.space.in_basis()
+        return self if of_basis is self.space else SharedSubspace(of_basis)
 
     def with_basis(
         self,
@@ -224,14 +231,16 @@ class SharedSubspace:
         return _Lazy(list(bases), lambda name: part(bases[name]))
 
     def _means(self, side: str) -> Mapping[str, Tensor]:
+        if self.method != "flat":
+            return {}
         bases = self.space.bases
 
         def mean(name: str) -> Tensor:
             found = bases[name].mean(side)
-            assert found is not None  # noqa: S101  (only flat has keys here)
+            assert found is not None  # noqa: S101  (flat has means)
             return found
 
-        return _Lazy(self.layer_names if self.method == "flat" else [], mean)
+        return _Lazy(self.layer_names, mean)
 
     @classmethod
     def from_adapters(
@@ -482,6 +491,10 @@ class SharedSubspace:
     ) -> SharedSubspace:
         """Pack the bases, and the loadings if asked, in place; returns itself.
 
+        A coded collection is coded anew to at most the bytes that A and B of its adapters take at
+        so many bits with scales, or left as it is where it takes no more already; a warning and
+        ``notes`` say which.
+
         Bytes in memory and on disk shrink (the first library only rounds). ``symmetric`` has 8 or
         4 bits; ``nf4`` has QLoRA's 16 levels. Every block of ``block_size`` numbers has a scale
         of its own, with ``double_quant`` of 8 bits instead of 16. Loadings, where packed, have 8
@@ -491,6 +504,7 @@ class SharedSubspace:
 
         Raises:
             ParameterError: Bits, method or block size out of range.
+            TargetError: A coded collection cannot be coded to so few bytes.
         """
         wanted = quantization(
             method,
@@ -499,7 +513,10 @@ class SharedSubspace:
             double_quant=double_quant,
             loadings=quantize_loadings,
         )
-        requantize(self.space, wanted)
+        self.space, remarks = requantize(self.space, wanted)
+        for remark in remarks:
+            self.space.notes.append(remark)
+            warnings.warn(remark, stacklevel=2)
         return self
 
     def to(
@@ -575,11 +592,11 @@ class SharedSubspace:
     ) -> None:
         """Write a subspace directory with the bases as NF4; this subspace stays as it is.
 
+        A coded collection is written in at most the bytes of NF4, as `quantize` does.
+
         Raises:
             As `quantize` and `save`.
         """
-        if not isinstance(self.space, BasisSpace):
-            raise already_coded_error(self.method)
         twin = SharedSubspace(self.space.copy())
         twin.quantize(method="nf4", block_size=block_size)
         twin.save(path, force=force)

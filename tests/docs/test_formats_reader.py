@@ -15,7 +15,7 @@ import torch
 import vlora_engine
 from tests.engine.codec import made
 from tests.witnesses import make
-from vlora_engine import SharedSubspace
+from vlora_engine import SharedSubspace, SubspaceTrainer
 from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.compression_target import CompressionTarget
@@ -75,6 +75,24 @@ def test_a_shared_basis(
     reader: types.SimpleNamespace, tmp_path: Path, method: str, dtype: str
 ) -> None:
     read_all(reader, saved(mixed(), tmp_path / "s", method=method, num_components=5, dtype=dtype))
+
+
+@pytest.mark.parametrize("method", ["auto", "own"])
+def test_a_basis_beside_coded_tasks(
+    reader: types.SimpleNamespace, tmp_path: Path, method: str
+) -> None:
+    made = SharedSubspace.load(saved(mixed(), tmp_path / "s", method=method)).with_basis(k=3)
+    made.absorb_incremental(make.weights({**make.MODULES, **LONG}, rank=3, seed=30), "wider")
+    seen = made.in_basis()
+    wide = make.weights({**make.MODULES, **LONG}, rank=3, seed=31)
+    made.add_task(seen.project(wide, "in the basis"))
+    trainer = SubspaceTrainer(made, "task 1", num_expand=2)
+    trainer.write_back()
+    made.save(tmp_path / "s")
+    manifest = read_manifest(tmp_path / "s")
+    assert (manifest.version, manifest.beside.k[-1]) == (3, (0, 0))
+    assert sum(task.in_basis for task in manifest.tasks.values()) == 2
+    read_all(reader, tmp_path / "s")
 
 
 def test_dense_cores_and_factors_are_both_read(

@@ -53,7 +53,8 @@ COMMANDS = {
     "benchmark": Entry("care", "benchmark", "Time the operations of a subspace.", "Look"),
     "compress": Entry("compress", "compress", "Compress adapters into one subspace.", "Work"),
     "compact": Entry("compact", "compact", "Plan a coded collection anew.", "Work"),
-    "quantize": Entry("quantize", "quantize", "Pack a subspace as int8, int4 or NF4.", "Work"),
+    "basis": Entry("basis", "basis", "Make a coded collection's shared basis.", "Work"),
+    "quantize": Entry("quantize", "quantize", "Bring a subspace to 8 or 4 bits a number.", "Work"),
     "convert": Entry("convert", "convert", "Adapters and subspaces in other formats.", "Work"),
     "export": Entry(
         "export", "export", "Write tasks of a subspace as adapters, for PEFT or a server.", "Work"

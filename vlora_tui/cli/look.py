@@ -124,7 +124,8 @@ def info(out: Output, subspace: o.Subspace) -> None:
 
 def info_data(manifest: Manifest) -> dict[str, Any]:
     """What ``info`` tells a program; vLoRA's words for it are kept beside ours."""
-    top = max((max(layer.k_a, layer.k_b) for layer in manifest.layers), default=0)
+    layers = manifest.layers if manifest.beside is None else manifest.of_basis().layers
+    top = max((max(layer.k_a, layer.k_b) for layer in layers), default=0)
     return {
         **manifest.as_dict(),
         "path": address_text(str(manifest.path)),
@@ -139,6 +140,7 @@ def info_data(manifest: Manifest) -> dict[str, Any]:
 
 def show_manifest(out: Output, manifest: Manifest) -> None:
     """The same for people."""
+    from vlora_engine.manifest.manifest import basis_beside
     from vlora_engine.manifest.readme import stored_in
     from vlora_tui.pipeline.forecast import how, manifest_figures
 
@@ -149,6 +151,13 @@ def show_manifest(out: Output, manifest: Manifest) -> None:
     out.text(
         f"holds      {plural(len(manifest.tasks), 'task')}, {plural(len(manifest.layers), 'layer')}"
     )
+    if manifest.beside is not None:
+        shown = basis_beside(manifest, manifest.beside)
+        count = sum(task.in_basis for task in manifest.tasks.values())
+        out.text(
+            f"basis      {shown['method']}, k {shown['k'][0]} to {shown['k'][1]}, "
+            f"{size(shown['bytes'])} beside the tasks; {plural(count, 'task')} as loadings in it"
+        )
     if not manifest.tasks:
         return
     codec = f"codec ratio {times(manifest.codec_ratio)} (against A and B in 16 bit)"

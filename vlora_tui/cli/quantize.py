@@ -1,4 +1,4 @@
-"""``quantize``: a subspace that is there, packed."""
+"""``quantize``: a subspace that is there, at 8 or 4 bits a number."""
 
 from __future__ import annotations
 
@@ -27,7 +27,11 @@ def quantize(
     ] = False,
     writing: o.Writing,
 ) -> None:
-    """Pack a subspace: its bases as int8, int4 or NF4 bytes with scales, its loadings as int8.
+    """Bring a subspace to 8 or 4 bits a number.
+
+    Bases become int8, int4 or NF4 bytes with scales, loadings int8. What methods auto and own
+    coded is coded anew to at most the bytes that its adapters' A and B would take so packed, or
+    left as it is where it takes no more already.
 
     Errors are measured again where the adapters still are in their places, else bounded.
     """

@@ -12,11 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.catalog.open import open_adapter
-from vlora_engine.catalog.read import read_manifest
 from vlora_engine.errors import NotFoundError, OutputExistsError, ParameterError
 from vlora_engine.findings import Finding
 from vlora_engine.merging.settings import check_request
-from vlora_engine.quantization.packing import already_coded_error
 from vlora_engine.targets import Facts, check_fit, facts_of, facts_of_task, find_target
 from vlora_engine.targets.save import save_adapter
 from vlora_engine.targets.verify import verify_adapter, with_alpha
@@ -62,11 +60,8 @@ def plan_outputs(
     Raises:
         NotFoundError: A task or adapter that an export or merge names is not there.
         OutputExistsError: An output exists, and not ``force``.
-        ParameterError: Two outputs are one, an output is an input, or what is to be packed has
-            bits of its own.
+        ParameterError: Two outputs are one, or an output is an input.
     """
-    if recipe.quantize is not None and recipe.input.subspace is not None:
-        _require_packable(recipe.input.subspace)
     outputs = [Path(recipe.output)] if recipe.output is not None else []
     repeatable: set[Path] = set()
     for export in recipe.exports:
@@ -441,9 +436,3 @@ def with_overrides(weights: LoRAWeights, export: Export) -> LoRAWeights:
         config["target_modules"] = list(export.target_modules)
     changed = replace(weights, metadata=config)
     return changed if export.alpha is None else with_alpha(changed, export.alpha)
-
-
-def _require_packable(subspace: str) -> None:
-    manifest = read_manifest(subspace)
-    if manifest.coding is not None:
-        raise already_coded_error(manifest.method)

@@ -207,7 +207,11 @@ class Run:
         from vlora_engine.compress.requantize import quantize_subspace
 
         manifest = quantize_subspace(
-            Path(str(self.recipe.input.subspace)), out, quantize.quantization(), self._context
+            Path(str(self.recipe.input.subspace)),
+            out,
+            quantize.quantization(),
+            self._context,
+            tell=lambda text: self.emit(events.Remark(text, str(out), "quantize")),
         )
         self.outputs.append(str(out))
         self.emit(events.SubspaceWritten(str(out), manifest_figures(manifest)))

@@ -1,4 +1,4 @@
-"""Planning and coding a coded collection anew, after tasks came and went."""
+"""Coding a coded collection anew: after tasks came and went, or for another target."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 from vlora_engine.adapters.model import AdapterSource, MemorySource
 from vlora_engine.catalog.originals import original_if_there
 from vlora_engine.compression_target import CompressionTarget
+from vlora_engine.errors import ParameterError
 from vlora_engine.manifest.records import figure
 from vlora_engine.subspace.coded.space import CodedSpace, code_collection
 from vlora_engine.subspace.request import prepare
@@ -19,18 +20,38 @@ def compact(space: CodedSpace, run: RunContext) -> tuple[CodedSpace, list[str]]:
     Returns:
         The new collection, and the ids of tasks whose originals are gone or changed: they
         were taken from their reconstructions, and their errors are bounds.
+
+    Raises:
+        ParameterError: No task of it is coded.
+    """
+    target = {k: int(v) if k == "budget" else v for k, v in space.coding.target.items()}
+    return recode(space, CompressionTarget(method=space.method, **target).checked(), run)  # type: ignore[arg-type]
+
+
+def recode(
+    space: CodedSpace, target: CompressionTarget, run: RunContext
+) -> tuple[CodedSpace, list[str]]:
+    """The collection coded anew for a target; returns and raises as `compact`.
+
+    Tasks that are loadings stay so, in the basis that they are in.
     """
     sources: dict[str, AdapterSource] = {}
     rebuilt = []
     for record in space.tasks.records():
+        if record.in_basis:
+            continue
         original = original_if_there(record)
         if original is None:
             rebuilt.append(record.id)
             original = MemorySource(space.reconstruct(record.id, exact=True))
         sources[record.id] = original
-    target = {k: int(v) if k == "budget" else v for k, v in space.coding.target.items()}
-    targets = CompressionTarget(method=space.method, **target).checked()  # type: ignore[arg-type]
-    new = code_collection(prepare(sources, run), targets, run)
+    if not sources:
+        raise ParameterError(
+            "No task of the collection is coded.",
+            where=space.home,
+            found=f"{len(space.tasks)} tasks that are loadings in its basis",
+        )
+    new = code_collection(prepare(sources, run), target, run)
     for name in rebuilt:
         old = space.tasks.record(name)
         record = new.tasks.record(name)
@@ -47,5 +68,19 @@ def compact(space: CodedSpace, run: RunContext) -> tuple[CodedSpace, list[str]]:
             measured=False,
         )
         new.tasks.put(known, new.tasks.encoded(name))
+    _carry_over(space, new)
     new.home, new.opened = space.home, space.opened
     return new, rebuilt
+
+
+def _carry_over(old: CodedSpace, new: CodedSpace) -> None:
+    """The basis, if it is kept, and the tasks that are loadings in it."""
+    basis = old.tasks.basis
+    names = [record.id for record in old.tasks.records() if record.in_basis]
+    if basis is None or not (names or old.keeps_basis):
+        return
+    new.tasks.basis, new.keeps_basis = basis, old.keeps_basis
+    used = {old.layers[i].name for name in names for i in old.tasks.record(name).layers}
+    new.add_layers([s for s in old.layers if s.name in used - set(new.layer_names)])
+    for name in names:
+        new.tasks[name] = old.tasks[name]

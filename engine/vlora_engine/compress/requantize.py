@@ -1,15 +1,22 @@
-"""Packing a subspace that is there: its bases as bytes, its loadings fitted to what is left."""
+"""Quantizing a subspace that is there.
+
+Its bases are packed as bytes and its loadings fitted to what is left; a coded collection is coded
+anew to at most the bytes that its adapters would take when they were packed.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
-from vlora_engine.catalog.load import load_space
+from vlora_engine.catalog.load import AnySpace, load_space
 from vlora_engine.catalog.originals import original_if_there
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.compress.absorb import reexpress
+from vlora_engine.compress.compact import recode
+from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.manifest.manifest import Manifest
-from vlora_engine.quantization.packing import Quantization, already_coded_error
+from vlora_engine.quantization.packing import Packing, Quantization
 from vlora_engine.subspace.basis import Bases
 from vlora_engine.subspace.basis_space import BasisSpace
 from vlora_engine.subspace.coded.space import CodedSpace
@@ -21,39 +28,81 @@ from vlora_engine.utils.run_context import RunContext
 
 
 def quantize_subspace(
-    path: Path, out: Path, quantization: Quantization, run: RunContext = RunContext()
+    path: Path,
+    out: Path,
+    quantization: Quantization,
+    run: RunContext = RunContext(),
+    *,
+    tell: Callable[[str], None] = lambda remark: None,
 ) -> Manifest:
-    """Pack the subspace in ``path`` into the directory ``out``.
+    """Quantize the subspace in ``path`` into the directory ``out``.
+
+    Args:
+        tell: Given what there is to remark on it.
 
     Raises:
         NotFoundError, CorruptFileError: Of the subspace that is read.
-        ParameterError: Its method chose the bits itself.
+        TargetError: A coded collection cannot be coded to so few bytes.
         OutputExistsError: ``out`` is there and not ``run.force``.
         Cancelled: Stopped between two tasks; nothing is written.
     """
-    manifest = read_manifest(path)
-    if manifest.coding is not None:
-        raise already_coded_error(manifest.method)
     check_output(out, force=run.force)
     space = load_space(path)
-    requantize(space, quantization, run)
+    space, remarks = requantize(space, quantization, run)
     save(space, out, force=run.force)
+    for remark in remarks:
+        tell(remark)
     return read_manifest(out)
 
 
 def requantize(
-    space: BasisSpace | CodedSpace, quantization: Quantization, run: RunContext = RunContext()
-) -> None:
-    """Pack the bases of a subspace, and its loadings if asked, in place.
+    space: AnySpace, quantization: Quantization, run: RunContext = RunContext()
+) -> tuple[AnySpace, list[str]]:
+    """Pack the bases of a subspace in place, and its loadings if asked; or code it anew.
+
+    A coded collection that takes no more than `packed_bytes` stays as it is.
+
+    Returns:
+        The subspace, another one where it was coded anew, and remarks on what was done.
 
     Raises:
-        ParameterError: Its method chose the bits itself.
+        TargetError: A coded collection cannot be coded to so few bytes.
         Cancelled: Stopped between two tasks; the subspace is as it was.
     """
-    if not isinstance(space, BasisSpace):
-        raise already_coded_error(space.method)
-    if space.quantization == quantization:
-        return
+    if isinstance(space, CodedSpace):
+        return _coded_within(space, quantization.basis, run)
+    if space.quantization != quantization:
+        _pack(space, quantization, run)
+    return space, []
+
+
+def packed_bytes(space: CodedSpace, packing: Packing) -> int:
+    """The bytes that A and B of a collection's coded tasks would take packed, with scales."""
+    return sum(
+        int(packing.nbytes(rank * spec.d_in) + packing.nbytes(rank * spec.d_out))
+        for record in space.tasks.records()
+        if not record.in_basis
+        for spec, rank in zip((space.layers[i] for i in record.layers), record.ranks, strict=True)
+    )
+
+
+def _coded_within(
+    space: CodedSpace, packing: Packing, run: RunContext
+) -> tuple[CodedSpace, list[str]]:
+    """The collection in at most the bytes of its packed adapters, index and all."""
+    allowed, now = packed_bytes(space, packing), space.nbytes
+    if now <= allowed:
+        return space, [
+            f"left as it is: it takes {now:,} bytes, {packing.name} would take {allowed:,}"
+        ]
+    rest = sum(record.rest_bytes for record in space.tasks.records() if not record.in_basis)
+    target = CompressionTarget(method=space.method, budget=allowed + rest).checked()
+    new, _ = recode(space, target, run)
+    what = f"coded anew: {now:,} bytes -> {new.nbytes:,}, at most the {allowed:,} of {packing.name}"
+    return new, [what]
+
+
+def _pack(space: BasisSpace, quantization: Quantization, run: RunContext) -> None:
     storage = Storage(space.method, space.dtype, quantization)
     # As numbers, too, while every task is fitted to all of them.
     bases = {

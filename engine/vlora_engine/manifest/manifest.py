@@ -354,7 +354,7 @@ class Manifest:
                 for t in self.tasks.values()
             ],
             "coding": self.coding and self.coding.as_json(),
-            "basis": self.beside and _beside_dict(self, self.beside),
+            "basis": self.beside and basis_beside(self, self.beside),
             "findings": [finding.as_dict() for finding in self.findings],
         }
 
@@ -619,7 +619,7 @@ def _beside_json(beside: BasisBeside) -> dict[str, Any]:
     }
 
 
-def _beside_dict(manifest: Manifest, beside: BasisBeside) -> dict[str, Any]:
+def basis_beside(manifest: Manifest, beside: BasisBeside) -> dict[str, Any]:
     """The basis beside coded tasks as `info` shows it."""
     sides = [side for pair in beside.k for side in pair if side]
     return {

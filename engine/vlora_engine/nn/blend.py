@@ -26,8 +26,8 @@ def blend_tasks(
     With `delta` and `columns` the sum is one of dW, scales folded in, and exact: the rank of a
     module is at most min(sum r, k). Of a coded collection it is that of its tasks projected into
     its basis; ``errors`` and ``error`` of the result, and a warning, say what the blend loses
-    (`VLoRAModel.set_blend` blends what is stored). With `flat` it is one of the loadings, so it is exact in the
-    space of the factors only, not in dW, as the first library's is.
+    (`VLoRAModel.set_blend` blends what is stored). With `flat` it is one of the loadings, so it is
+    exact in the space of the factors only, not in dW, as the first library's is.
 
     Args:
         weights: (T,), one per task.

@@ -198,11 +198,3 @@ def _parse_packing(value: JsonValue) -> Packing:
 
 def _eight_bits(basis: Packing) -> Packing:
     return replace(basis, method="symmetric", bits=8, double_quant=False)
-
-
-def already_coded_error(method: str) -> ParameterError:
-    """The error for packing what is entropy coded already, with bits chosen by direction."""
-    return ParameterError(
-        f"Method {method!r} has chosen its bits already.",
-        remedy="compress the adapters again with a smaller budget, or with method delta",
-    )

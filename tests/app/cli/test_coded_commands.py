@@ -54,12 +54,43 @@ def test_without_a_word_every_direction_gets_bits_of_its_own(
     assert data["task_errors"]["run1"] == pytest.approx(true, rel=1e-3)
 
 
-def test_what_chose_its_bits_is_not_packed(related: Path, cli: Cli, tmp_path: Path) -> None:
-    cli("compress", related, "-o", tmp_path / "s")
-    for flags in ((), ("--dry-run",)):
-        told = cli("quantize", tmp_path / "s", "-o", tmp_path / "q", *flags, code=2).err
-        assert "has chosen its bits already" in told
+def test_a_coded_collection_is_quantized_to_the_bytes_of_its_packed_adapters(
+    related: Path, cli: Cli, tmp_path: Path
+) -> None:
+    cli("compress", related, "-o", tmp_path / "s", "--max-error", "0.001")
+    cli("quantize", tmp_path / "s", "-o", tmp_path / "q", "--dry-run")
     assert not (tmp_path / "q").exists()
+    told = cli("quantize", tmp_path / "s", "-o", tmp_path / "q").err
+    assert "coded anew" in told
+    nbytes = sum(p.stat().st_size for p in (tmp_path / "q").rglob("*") if p.is_file())
+    manifest = read_manifest(tmp_path / "s")
+    factors = sum(task.factor_elements for task in manifest.tasks.values())
+    assert nbytes < factors * (1 + 2 / 64) + 1000
+    assert "left as it is" in cli("quantize", tmp_path / "q", "-o", tmp_path / "again").err
+    assert read_manifest(tmp_path / "again").tasks == read_manifest(tmp_path / "q").tasks
+    cli("validate", tmp_path / "again")
+
+
+def test_a_basis_is_made_in_place_and_used(related: Path, cli: Cli, tmp_path: Path) -> None:
+    cli("compress", related, "-o", tmp_path / "s")
+    before = files(tmp_path / "s" / "tasks")
+    assert "Would make a basis" in cli("basis", tmp_path / "s", "--dry-run").out
+    assert read_manifest(tmp_path / "s").version == 2
+    data = cli("basis", tmp_path / "s", "--json").data
+    assert data["variance"] >= 0.99
+    assert data["error"] == pytest.approx((1 - data["variance"]) ** 0.5)
+    assert files(tmp_path / "s" / "tasks") == before
+    assert "beside the tasks" in cli("info", tmp_path / "s").out
+    assert cli("info", tmp_path / "s", "--json").data["basis"]["k"] == data["k"]
+    adapter = next(related.iterdir())
+    assert cli("coverage", tmp_path / "s", adapter, "--json").data["adapters"][0]["coverage"] > 0.9
+    assert cli("basis", tmp_path / "s", "-k", "2", "--json").data["k"] == [2, 2]
+    cli("validate", tmp_path / "s")
+    for wrong in (("-k", "0"), ("--variance", "2"), ("-k", "2", "--variance", "0.5")):
+        cli("basis", tmp_path / "s", *wrong, code=2)
+    cli("compress", related, "-o", tmp_path / "delta", "-k", "3")
+    assert "has a basis" in cli("basis", tmp_path / "delta", code=2).err
+    assert not list(tmp_path.glob(".*part*"))
 
 
 def test_own_and_budgets(related: Path, cli: Cli, tmp_path: Path) -> None:

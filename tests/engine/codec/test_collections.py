@@ -221,13 +221,14 @@ def test_without_the_originals_errors_are_bounds(copy: Path, tmp_path: Path) -> 
     assert loaded.reconstruct("half").lora_a[next(iter(made.SQUARE))].dtype == torch.bfloat16
 
 
-def test_there_are_no_components(coded: Path) -> None:
+def test_components_are_made_when_they_are_asked_for(coded: Path) -> None:
     subspace = SharedSubspace.load(coded)
-    for name in ("components_a", "singular_values_b", "means_a"):
-        with pytest.raises(SubspaceError, match="method delta"):
-            getattr(subspace, name)
-    with pytest.raises(ParameterError):
-        subspace.quantize()
+    assert not subspace.has_basis
+    assert dict(subspace.means_a) == {}
+    assert not subspace.has_basis, "there are no means to look up"
+    with pytest.warns(UserWarning, match="made a shared basis"):
+        assert set(subspace.components_a) == set(subspace.layer_names)
+    assert subspace.has_basis
 
 
 def test_any_altered_byte_is_found(copy: Path) -> None:

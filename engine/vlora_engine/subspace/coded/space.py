@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +19,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from vlora_engine._version import __version__
 from vlora_engine.adapters.base_models import base_model_of
 from vlora_engine.adapters.check import check_adapter
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights
@@ -27,7 +28,7 @@ from vlora_engine.codec.forecast import COARSEST, FINEST
 from vlora_engine.codec.layer import code_layer
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.manifest.coding import Coding
-from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
+from vlora_engine.manifest.manifest import BasisFile, LayerSpec, Manifest, TaskRecord
 from vlora_engine.manifest.records import figure, shared_layers, task_record
 from vlora_engine.subspace.basis import Bases
 from vlora_engine.subspace.basis_space import BasisSpace
@@ -35,6 +36,7 @@ from vlora_engine.subspace.coded.basis import SharedBasis, make_basis
 from vlora_engine.subspace.coded.build import code_in_memory, coded_task
 from vlora_engine.subspace.coded.in_basis import expressed, seen_in_basis
 from vlora_engine.subspace.coded.layer_parts import TaskShare
+from vlora_engine.subspace.coded.layout import bytes_around
 from vlora_engine.subspace.coded.store import (
     CodedStore,
     CodedTask,
@@ -53,6 +55,7 @@ from vlora_engine.subspace.space import SpaceState
 from vlora_engine.subspace.stats import size_stats
 from vlora_engine.subspace.store import Store
 from vlora_engine.subspace.tasks import TaskProjection
+from vlora_engine.utils.file_names import BASIS_FILE
 from vlora_engine.utils.run_context import RunContext
 
 logger = logging.getLogger(__name__)
@@ -264,11 +267,16 @@ class CodedSpace(SpaceState):
         location = str(source.path.absolute()) if source.path else None
         record = replace(record, error=figure(error), source=location)
         task = coded_task(shares, source.read_rest())
-        added = len(layers) - len(self.layers)
-        modes = {n: text + "-" * added for n, text in self.coding.modes.items()}
-        self.coding = replace(self.coding, modes=modes)
-        self.layers[:] = layers
+        added = layers[len(self.layers) :]
+        self.layers[:] = layers[: len(self.layers)]
+        self.add_layers(added)
         return self.tasks.decode(record, task)
+
+    def add_layers(self, layers: Sequence[LayerSpec]) -> None:
+        """Modules that new tasks bring; no group shares anything on them."""
+        modes = {n: text + "-" * len(layers) for n, text in self.coding.modes.items()}
+        self.coding = replace(self.coding, modes=modes)
+        self.layers.extend(layers)
 
     def compression_stats(self) -> dict[str, Any]:
         """Bytes stored for A and B of all tasks, and what they are at 16 bit."""
@@ -276,6 +284,25 @@ class CodedSpace(SpaceState):
         stored += sum(len(self.shared.shared(*unit)) for unit in self.coding.units())
         original = sum(record.factor_elements for record in self.tasks.records())
         return {"components_per_layer": {}} | size_stats(self, stored / 2, stored, original)
+
+    @property
+    def nbytes(self) -> int:
+        """About the bytes that it takes on disk, without rest tensors and without a basis."""
+        tasks = [self.tasks.encoded(r.id) for r in self.tasks.records() if not r.in_basis]
+        units = [self.shared.shared(*unit) for unit in self.coding.units()]
+        payload = sum(map(_stored_bytes, tasks)) + sum(map(len, units))
+        manifest = Manifest(
+            path=self.home or Path("."),
+            method=self.method,
+            dtype=self.dtype,
+            base_model=self.base_model,
+            layers=tuple(self.layers),
+            basis=(BasisFile(BASIS_FILE, "0" * 64, payload, 0, len(self.layers)),) if units else (),
+            tasks={r.id: replace(r, sha256="0" * 64) for r in self.tasks.records()},
+            engine=__version__,
+            coding=self.coding,
+        )
+        return payload + bytes_around(manifest, len(units), payload)
 
     def _layers_with(self, source: AdapterSource) -> list[LayerSpec]:
         """The layers with the modules and ranks that ``source`` brings."""
