@@ -51,8 +51,6 @@ def orthogonal_init(
     loadings_a, loadings_b = {}, {}
     of_basis = subspace.in_basis()
     for spec in of_basis.layers:
-        if not spec.k_a:
-            continue  # a module that came after the basis
         generator = _generator(seed, spec.name, "init")
         if subspace.method == "flat":
             loadings_a[spec.name] = scale * torch.randn(spec.k_a, generator=generator)

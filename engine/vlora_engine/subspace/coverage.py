@@ -35,8 +35,7 @@ def subspace_coverage(subspace: Space, adapter: Adapter) -> dict[str, dict[str, 
         CollectionError: The dimensions of a module differ, or its rank does not fit ``flat``.
     """
     source, subspace = as_source(adapter), subspace.in_basis()
-    is_flat = subspace.method == "flat"  # whose means are something without any component
-    layer_names = {spec.name for spec in subspace.layers if is_flat or spec.k_a}
+    layer_names = set(subspace.layer_names)
     result = {}
     for module in source.modules:
         a, b = scaled_factors(source, module)

@@ -130,12 +130,6 @@ class SharedBasis:
         for spec in layers:
             yield self.bases.numbers(spec.name) if spec.name in self.k else _empty(spec)
 
-    def bases_of(self, layers: Sequence[LayerSpec]) -> Bases:
-        """The same by name, looked up when asked for."""
-        empty = {spec.name: _empty(spec) for spec in layers if spec.name not in self.k}
-        names = [spec.name for spec in layers]
-        return Bases(names, lambda name: empty.get(name) or self.bases.as_stored(name))
-
 
 class DecodedTasks(Protocol):
     """The interface of tasks that are decoded one layer at a time."""

@@ -24,13 +24,13 @@ def seen_in_basis(tasks: CodedTasks, basis: SharedBasis, base_model: str | None)
 
     Modules that the basis lacks are the tasks' own.
     """
-    layers = basis.layers_of(tasks.layers)
+    seen = TasksInBasis(tasks, basis)
     return BasisSpace(
         method=basis.storage.method,
         dtype=basis.dtype,
-        layers=layers,
-        bases=basis.bases_of(layers),
-        tasks=TasksInBasis(tasks, basis, layers),
+        layers=seen.layers,
+        bases=basis.bases,
+        tasks=seen,
         base_model=base_model,
     )
 
@@ -42,7 +42,9 @@ def expressed(
 
     Its error is a bound from now on: what was lost before, and what is lost now.
     """
-    return TasksInBasis(tasks, basis, basis.layers_of(tasks.layers)).projected(task, record)
+    seen = TasksInBasis(tasks, basis)
+    made, encoded = seen.projected(task, record)
+    return seen.of_collection(made), encoded
 
 
 @dataclass(frozen=True)
@@ -60,10 +62,22 @@ class TasksInBasis(TaskMap):
     The errors of a coded task are bounds: what coding lost, and what the projection loses.
     """
 
-    def __init__(self, coded: CodedTasks, basis: SharedBasis, layers: list[LayerSpec]) -> None:
-        super().__init__(basis.storage, layers)
+    def __init__(self, coded: CodedTasks, basis: SharedBasis) -> None:
+        layers = basis.layers_of(coded.layers)
+        self._places = [i for i, spec in enumerate(layers) if spec.name in basis.k]
+        super().__init__(basis.storage, [layers[i] for i in self._places])
         self._coded, self._basis = coded, basis
         self._seen: dict[str, _Seen] = {}
+
+    @property
+    def layers(self) -> list[LayerSpec]:
+        """The layers that the basis has."""
+        return list(self._layers)
+
+    def of_collection(self, record: TaskRecord) -> TaskRecord:
+        """The record of a task as one of the collection, whose layers are more."""
+        layers = tuple(self._places[i] for i in record.layers)
+        return replace(record, layers=layers, in_basis=True, cluster=0, kept=())
 
     def record(self, task_id: str) -> TaskRecord:
         """A task's row, as of a subspace with a basis."""
@@ -85,7 +99,7 @@ class TasksInBasis(TaskMap):
 
     def put(self, record: TaskRecord, encoded: EncodedTask) -> None:
         """Make loadings a task of the collection."""
-        self._coded.put(replace(record, in_basis=True, cluster=0, kept=()), encoded)
+        self._coded.put(self.of_collection(record), encoded)
 
     def copy(self) -> TaskMap:
         """All tasks as loadings, in memory, apart from the collection."""
@@ -124,20 +138,16 @@ class TasksInBasis(TaskMap):
     def _of(self, task_id: str) -> _Seen:
         known, record = self._seen.get(task_id), self._coded.record(task_id)
         if known is None or known.of is not record:
-            seen = record if record.in_basis else self._restricted(record)
-            known = self._seen[task_id] = _Seen(record, seen)
+            known = self._seen[task_id] = _Seen(record, self._restricted(record))
         return known
 
     def _restricted(self, record: TaskRecord) -> TaskRecord:
         """The record with the modules that the basis lacks as the task's own."""
+        places = {place: i for i, place in enumerate(self._places)}
         rows = list(zip(record.layers, record.ranks, record.scales, record.dtypes, strict=True))
-        inside = [row for row in rows if self._layers[row[0]].name in self._basis.k]
-        specs = [(self._layers[i], scale) for i, _, scale, _ in rows]
-        own = [
-            OwnModule(spec.name, scale, spec.kind, spec.tail_a)
-            for spec, scale in specs
-            if spec.name not in self._basis.k
-        ]
+        inside = [(places[row[0]], *row[1:]) for row in rows if row[0] in places]
+        lacking = [(self._coded.layers[i], scale) for i, _, scale, _ in rows if i not in places]
+        own = [OwnModule(spec.name, scale, spec.kind, spec.tail_a) for spec, scale in lacking]
         layers, ranks, scales, dtypes = zip(*inside, strict=True) if inside else ((),) * 4
         return replace(
             record,
@@ -146,7 +156,7 @@ class TasksInBasis(TaskMap):
             scales=scales,
             dtypes=dtypes,
             own=(*record.own, *own),
-            measured=False,
+            measured=record.measured and record.in_basis,
         )
 
     def projected(self, task: TaskProjection, whole: TaskRecord) -> tuple[TaskRecord, EncodedTask]:
@@ -171,7 +181,7 @@ class TasksInBasis(TaskMap):
             rest=task.rest,
         )
         bound = whole.error + (lost2**0.5 / whole.norm if whole.norm > 0 else 0.0)
-        return replace(record, error=figure(bound)), encoded
+        return replace(record, error=figure(bound), measured=False), encoded
 
     def _share(
         self, spec: LayerSpec, a: Tensor, b: Tensor, scale: float, rank: int

@@ -170,7 +170,7 @@ class CodedSpace(SpaceState):
         A task that is put there is one of the collection, as loadings.
         """
         basis, seen = self.basis, self._seen
-        if seen is None or [spec.name for spec in seen.layers] != self.layer_names:
+        if seen is None:
             seen = self._seen = seen_in_basis(self.tasks, basis, self.base_model)
             seen.home = self.home
         return seen
