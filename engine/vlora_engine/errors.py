@@ -90,6 +90,14 @@ class NotFoundError(InputError):
     """A path, task or module that was named does not exist."""
 
 
+class MissingPathError(NotFoundError, FileNotFoundError):
+    """A file or directory that was named is not there, or holds nothing of what was meant."""
+
+
+class UnknownTaskError(NotFoundError, KeyError):
+    """A task that was named is not in the subspace."""
+
+
 class ParameterError(InputError):
     """A parameter is outside what it may be (k of 0, an unknown method, two names alike)."""
 
@@ -139,6 +147,10 @@ class CollectionError(InputError):
 
 class SubspaceError(InputError):
     """A subspace directory or object that cannot be used as asked."""
+
+
+class ModelStateError(SubspaceError, RuntimeError):
+    """A model that cannot do this as it is: merged, not merged, or of quantized weights."""
 
 
 class OutputExistsError(InputError):

@@ -41,7 +41,7 @@ def extract_adapter(
     """Write a task as a PEFT directory, with its alpha, targets, task type and rest tensors.
 
     Raises:
-        NotFoundError: There is no such task. OutputExistsError: ``output_path`` is there.
+        UnknownTaskError: There is no such task. OutputExistsError: ``output_path`` is there.
     """
     weights = subspace.reconstruct(task_id)
     save_adapter(weights, output_path, force=force)

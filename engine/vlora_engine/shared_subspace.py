@@ -6,6 +6,7 @@ changing the import. What differs is said where it differs.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -48,6 +49,8 @@ from vlora_engine.utils.ranking import worst
 from vlora_engine.utils.run_context import RunContext
 
 T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
 
 
 class SharedSubspace:
@@ -223,7 +226,8 @@ class SharedSubspace:
         an error of 63 % and is therefore not ours. ``adaptive_k`` with ``variance_threshold``
         chooses k per layer; without it one k for all. ``quantize`` packs bases and loadings as
         ``int8``, ``int4`` or ``nf4``; targets and budgets then count what that costs and saves. As
-        in the first library, ``num_components`` wins over ``variance_threshold``.
+        in the first library, ``num_components`` wins over ``variance_threshold``. A k beyond what a
+        layer has is clamped to all it has; a warning in the log and `notes` say so.
 
         Raises:
             CollectionError: Bad adapters. ParameterError, TargetError: k or the target.
@@ -247,7 +251,10 @@ class SharedSubspace:
         sources = {name: as_source(a) for name, a in zip(names, adapters, strict=True)}
         run = RunContext(progress, device=device)
         collection = prepare(sources, run, dtype=dtype, lossy=targets.lossy, skip_bad=skip_bad)
-        return cls(build_space(collection, targets, run))
+        space = build_space(collection, targets, run)
+        for note in space.notes:
+            logger.warning(note)
+        return cls(space)
 
     @classmethod
     def from_adapters_streaming(
@@ -299,7 +306,7 @@ class SharedSubspace:
         """Forget a task; the basis stays as it is.
 
         Raises:
-            NotFoundError: There is no such task.
+            UnknownTaskError: There is no such task.
         """
         del self.tasks[task_id]
 
@@ -307,7 +314,7 @@ class SharedSubspace:
         """The adapter of a task: its rank, alpha, config, dtype and rest tensors.
 
         Raises:
-            NotFoundError: There is no such task.
+            UnknownTaskError: There is no such task.
         """
         return self._settled(lambda space: space.reconstruct(task_id))
 
@@ -416,7 +423,7 @@ class SharedSubspace:
         library extends it for good, and with it every task). `SubspaceTrainer` trains them.
 
         Raises:
-            NotFoundError: There is no such task. SubspaceError: Methods `own` and `auto` have no
+            UnknownTaskError: There is no such task. SubspaceError: Methods `own` and `auto` have no
                 bases. ParameterError: ``num_expand`` is negative.
         """
         return dict(trainable_params(self, task_id, num_expand, seed=seed))

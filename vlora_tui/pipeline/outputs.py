@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.read import read_manifest
-from vlora_engine.errors import NotFoundError, OutputExistsError, ParameterError
+from vlora_engine.errors import OutputExistsError, ParameterError, UnknownTaskError
 from vlora_engine.findings import Finding
 from vlora_engine.merging.settings import check_request
 from vlora_engine.quantization.packing import already_coded_error
@@ -141,7 +141,7 @@ def match_tasks(patterns: Sequence[str], tasks: Sequence[str]) -> list[str]:
     """The tasks that the patterns name, in the order of ``tasks``; all where there is no pattern.
 
     Raises:
-        NotFoundError: A pattern matches none.
+        UnknownTaskError: A pattern matches none.
     """
     if not patterns:
         return list(tasks)
@@ -155,10 +155,10 @@ def match_tasks(patterns: Sequence[str], tasks: Sequence[str]) -> list[str]:
     return [task for task in tasks if task in chosen]
 
 
-def unknown_task(name: str, tasks: Sequence[str]) -> NotFoundError:
+def unknown_task(name: str, tasks: Sequence[str]) -> UnknownTaskError:
     """The error for a task that is not there; it names those that are."""
     close = difflib.get_close_matches(name, tasks, n=1)
-    return NotFoundError(
+    return UnknownTaskError(
         f"There is no task {name!r}.",
         expected=listed(tasks) or "no task at all: the subspace is empty",
         remedy=f"did you mean {close[0]!r}?" if close else None,

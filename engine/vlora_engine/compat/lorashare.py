@@ -27,7 +27,7 @@ from vlora_engine.adapters.model import AdapterSource, LoRAWeights, MemorySource
 from vlora_engine.catalog.open import load_adapter, open_adapter
 from vlora_engine.compat import share_parts
 from vlora_engine.compat.share_config import SHAREConfig
-from vlora_engine.errors import DependencyError, NotFoundError, ParameterError, VLoRAError
+from vlora_engine.errors import DependencyError, ParameterError, UnknownTaskError, VLoRAError
 from vlora_engine.formats.peft_save import peft_tensors
 from vlora_engine.hub.client import api, hub_errors, silence
 from vlora_engine.interop.lorashare import open_tasks
@@ -55,7 +55,7 @@ _DERIVED_FIELDS = (
 logger = logging.getLogger(__name__)
 
 
-class UnknownAdapter(NotFoundError, KeyError):
+class UnknownAdapter(UnknownTaskError):
     """The error for an adapter that is not there; lorashare raises a ``KeyError`` here."""
 
 

@@ -30,7 +30,7 @@ def blend_tasks(
         weights: (T,), one per task.
 
     Raises:
-        NotFoundError: There is no such task. SubspaceError: The subspace has no bases.
+        UnknownTaskError: There is no such task. SubspaceError: The subspace has no bases.
     """
     if subspace.method == "flat":
         return _flat(subspace, task_ids, weights, task_id)

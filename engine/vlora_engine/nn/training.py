@@ -91,7 +91,7 @@ class SubspaceTrainer:
         scales: Per module the scale in front of B @ A.
 
     Raises:
-        NotFoundError: There is no such task. SubspaceError: The subspace has no bases.
+        UnknownTaskError: There is no such task. SubspaceError: The subspace has no bases.
         ParameterError: Not one module of the task is in the basis, or a number out of range.
     """
 

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import ParameterError, TargetError
+from vlora_engine.findings import Finding
 from vlora_engine.quantization.dtypes import ROUNDING, storage_dtype
 from vlora_engine.quantization.packing import Quantization
 from vlora_engine.spectra.sizes import (
@@ -97,7 +98,6 @@ def choose(spectra: Spectra, target: CompressionTarget) -> Choice:
     pinned = match_layers(spectra.layer_names, target.layers)
     solver = _Solver(spectra, method, stored, pinned, target.quantization, target.noise)
     if target.fixed_pair is not None:
-        check_k(spectra, method, max(target.fixed_pair))
         picked = solver.fixed(*target.fixed_pair)
     elif target.variance is not None:
         picked = solver.by_variance(target.variance, adaptive=target.adaptive)
@@ -127,26 +127,28 @@ def match_layers(names: Sequence[str], patterns: Mapping[str, int] | None) -> di
     return chosen
 
 
-def check_k(spectra: Spectra, method: str, k: int) -> None:
-    """Check that ``k`` is not above every layer's maximum.
+def clamped(wanted: Choices, limits: Choices) -> tuple[Choices, Finding | None]:
+    """The k of every layer, at most what the layer has; one line where that is less than wanted.
 
-    Raises:
-        ParameterError: It is.
+    Args:
+        wanted: (k_a, k_b) by layer. limits: The largest k of either side, by layer (`max_k`).
     """
-    tables = [spectra.table(layer, method) for layer in spectra.layer_names]
-    top = max(max(table.max_a, table.max_b) for table in tables)
-    if k > top:
-        raise too_large(method, k, top)
-
-
-def too_large(method: str, k: int, top: int) -> ParameterError:
-    """The error for a k above every layer's maximum."""
-    return ParameterError(
-        f"k is beyond every layer's maximum for method {method!r}.",
-        expected=f"at most {top} for this collection",
-        found=str(k),
-        remedy=f"use -k {top}, which is exact",
-    )
+    picked = {
+        name: (min(pair[0], limits[name][0]), min(pair[1], limits[name][1]))
+        for name, pair in wanted.items()
+    }
+    cut = [name for name, pair in wanted.items() if pair != picked[name]]
+    if not cut:
+        return picked, None
+    sides = [
+        (k, top)
+        for name in cut
+        for k, top in zip(wanted[name], limits[name], strict=True)
+        if k > top
+    ]
+    most, top = max(k for k, _ in sides), max(top for _, top in sides)
+    what = f"k = {most} is clamped: {len(cut)} of {len(wanted)} layers have less, at most {top}."
+    return picked, Finding("k-clamped", "note", what)
 
 
 def predict(
