@@ -1,8 +1,8 @@
 """vlora_engine: compress, measure, merge and compare collections of LoRA adapters.
 
 Names load on first use, so that importing the package (or `vlora_engine.catalog.scanner`) does not
-import torch. The package logs under ``vlora_engine``: what its caller has to know is a warning there,
-which Python prints wherever nobody has set up logging.
+import torch. The package logs under ``vlora_engine``: what its caller has to know is a warning
+there, which Python prints wherever nobody has set up logging.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, MemorySource, to_memory
 from vlora_engine.catalog.read import is_subspace, read_manifest
+from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.convert.losses import Loss, losses, outline_of, outlines_of
 from vlora_engine.errors import ParameterError, VLoRAError
 from vlora_engine.formats.mlx_save import save_mlx
@@ -312,7 +313,6 @@ def _subspace(conversion: Conversion, run: RunContext) -> Converted:
 def _held(conversion: Conversion, source: SharedSubspace | None, run: RunContext) -> SharedSubspace:
     """A subspace that the target's format can hold."""
     from vlora_engine.compress.build import build_space
-    from vlora_engine.compression_target import CompressionTarget
     from vlora_engine.manifest.records import max_k, shared_layers
     from vlora_engine.shared_subspace import SharedSubspace
     from vlora_engine.subspace.request import prepare

@@ -78,6 +78,15 @@ class VLoRAModel(nn.Module):
         self._hooks = LoRAHooks(base_model, subspace, compute_dtype, self._follow_again)
 
     @property
+    def scaling(self) -> float | None:
+        """The scale that was given for all modules, or that an alpha comes to at the subspace's
+        rank; None: each module has its own.
+        """
+        if self._scaling.fixed is None and self._scaling.alpha is not None:
+            return self._scaling.alpha / max(1, self.subspace.rank)
+        return self._scaling.fixed
+
+    @property
     def unmatched(self) -> list[str]:
         """Modules of the subspace that the model lacks; nothing is done for them."""
         return sorted(self._hooks.unmatched)

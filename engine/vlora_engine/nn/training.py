@@ -20,14 +20,20 @@ from vlora_engine.nn.effects import Basis, Effect, Factors
 from vlora_engine.nn.host_modules import HostModule
 from vlora_engine.subspace.basis import LayerBasis
 from vlora_engine.subspace.loadings import EncodedTask
-from vlora_engine.subspace.space import Space
+from vlora_engine.subspace.space import Space, require_new
 from vlora_engine.subspace.tasks import TaskProjection, decode_projection
 
 _SIDES = ("a", "b")
 
 
 def orthogonal_init(
-    subspace: Space, task_id: str, scale: float = 0.01, *, rank: int | None = None, seed: int = 0
+    subspace: Space,
+    task_id: str,
+    scale: float = 0.01,
+    *,
+    rank: int | None = None,
+    seed: int = 0,
+    replace: bool = False,
 ) -> TaskProjection:
     """A new task of no effect yet, registered in the subspace, for a trainer to start from.
 
@@ -38,16 +44,14 @@ def orthogonal_init(
     Args:
         rank: Of every module, at most min(k_a, k_b); by default as much of the modules' own.
         seed: Of the random directions.
+        replace: A task of that name makes way.
 
     Raises:
-        ParameterError: There is such a task already, or a number out of range.
+        ParameterError: There is such a task, and not ``replace``; or a number out of range.
         SubspaceError: The subspace has no bases.
     """
     require_bases(subspace)
-    if task_id in subspace.tasks:
-        raise ParameterError(
-            f"There is already a task {task_id!r}.", remedy="remove it first, or train that one"
-        )
+    require_new(subspace.tasks, task_id, replace=replace)
     if rank is not None and rank < 1:
         raise ParameterError("A rank is at least 1.", found=str(rank))
     loadings_a, loadings_b = {}, {}
@@ -68,7 +72,7 @@ def orthogonal_init(
         scales=_usual_scales(subspace),
         config=_usual_config(subspace),
     )
-    subspace.add_task(projection)
+    subspace.add_task(projection, replace=replace)
     return projection
 
 

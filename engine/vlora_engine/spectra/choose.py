@@ -96,6 +96,7 @@ def choose(spectra: Spectra, target: CompressionTarget) -> Choice:
         spectra.table(name, method)  # raises where spectra under way have no table yet
     stored = storage_dtype(target.dtype, (t.dtype for t in spectra.tasks), lossy=target.lossy)
     pinned = match_layers(spectra.layer_names, target.layers)
+    require_reach(target, stored)
     solver = _Solver(spectra, method, stored, pinned, target.quantization, target.noise)
     if target.fixed_pair is not None:
         picked = solver.fixed(*target.fixed_pair)
@@ -125,6 +126,63 @@ def match_layers(names: Sequence[str], patterns: Mapping[str, int] | None) -> di
             raise ParameterError("k is at least 1.", where=pattern, found=str(k))
         chosen.update(dict.fromkeys(matches, k))
     return chosen
+
+
+def require_reach(target: CompressionTarget, dtype: str) -> None:
+    """Raise where storing alone costs more than a target of variance or error allows.
+
+    Args:
+        dtype: What is stored, under safetensors' name.
+
+    Raises:
+        TargetError: It does.
+    """
+    packed = target.quantization
+    noise = target.noise if target.noise is not None else packed.noise if packed else 0.0
+    if target.fixed_pair is not None or target.budget is not None:
+        return
+    if target.variance is not None:
+        if packed is not None and target.variance >= 1 - noise:
+            raise _too_noisy(packed, f"a variance below {1 - noise:.4g}", target.variance)
+        return
+    rounding = ROUNDING[dtype]
+    error = target.max_error if target.max_error is not None else target.mean_error
+    if error is None or error <= rounding:
+        raise TargetError(
+            f"Storing in {dtype} alone costs up to {rounding:.1g}.",
+            expected=f"an error target above {rounding:.1g}",
+            found=str(error),
+            remedy="allow more error"
+            if dtype == "F32"
+            else "store in fp32 (--dtype fp32) or allow more error",
+        )
+    if error**2 - rounding**2 <= noise and packed is not None:
+        floor = float(np.sqrt(noise + rounding**2))
+        raise _too_noisy(packed, f"an error target above {floor:.2g}", error)
+
+
+def _too_noisy(packed: Quantization, expected: str, found: float) -> TargetError:
+    return TargetError(
+        f"Packing as {packed.name} alone costs more than the target allows.",
+        expected=expected,
+        found=f"{found:g}",
+        remedy="allow more error, give k or a budget, or pack with more bits or not at all",
+    )
+
+
+def require_budget(budget: int, floor: int, rest: int) -> None:
+    """Raise unless a budget holds ``floor``, what has to be stored whatever k is.
+
+    Raises:
+        TargetError: It does not.
+    """
+    if budget < floor:
+        raise TargetError(
+            "The budget is smaller than what has to be stored whatever k is.",
+            expected=f"at least {floor} bytes ({rest} of them rest tensors kept bit for bit)",
+            found=f"{budget} bytes",
+            remedy="allow more, or compress fewer adapters",
+        )
 
 
 def clamped(wanted: Choices, limits: Choices) -> tuple[Choices, Finding | None]:
@@ -286,8 +344,6 @@ class _Solver:
     def by_variance(self, share: float, *, adaptive: bool) -> Choices:
         """The least k, one for all layers or each its own, that captures ``share``."""
         names = self.spectra.layer_names
-        if self.quantization is not None and share >= 1 - self.noise:
-            raise self._too_noisy(f"a variance below {1 - self.noise:.4g}", share)
         if adaptive:
             share /= 1 - self.noise  # of what is captured, that much is left
             return {name: self._clamp(name, *[self._layer_k(name, share)] * 2) for name in names}
@@ -303,14 +359,7 @@ class _Solver:
     def by_bytes(self, budget: int) -> Choices:
         """The choice of least loss within ``budget``: along the hulls, then single moves."""
         floor = self.fixed_bytes + sum(int(o.nbytes.min()) for o in self.options)
-        if budget < floor:
-            rest = rest_bytes(self.spectra)
-            raise TargetError(
-                "The budget is smaller than what has to be stored whatever k is.",
-                expected=f"at least {floor} bytes ({rest} of them rest tensors kept bit for bit)",
-                found=f"{budget} bytes",
-                remedy="allow more, or compress fewer adapters",
-            )
+        require_budget(budget, floor, rest_bytes(self.spectra))
         path = _Path(self.options, self.spectra.weights)
         low, high = 0, path.steps
         while low < high:
@@ -325,18 +374,7 @@ class _Solver:
         """The choice of fewest bytes within the worst or the mean error."""
         target = worst if worst is not None else mean
         rounding = ROUNDING[self.dtype]
-        if target is None or target <= rounding:
-            raise TargetError(
-                f"Storing in {self.dtype} alone costs up to {rounding:.1g}.",
-                expected=f"an error target above {rounding:.1g}",
-                found=str(target),
-                remedy="allow more error"
-                if self.dtype == "F32"
-                else "store in fp32 (--dtype fp32) or allow more error",
-            )
-        if target**2 - rounding**2 <= self.noise and self.quantization is not None:
-            floor = float(np.sqrt(self.noise + rounding**2))
-            raise self._too_noisy(f"an error target above {floor:.2g}", target)
+        assert target is not None  # noqa: S101  (`require_reach`)
         # Storing rounds: T becomes sqrt(T^2 - rho^2) on the surface.
         goal = float(np.sqrt(target**2 - rounding**2))
         weights = self.spectra.weights
@@ -361,15 +399,6 @@ class _Solver:
                 remedy="allow more error, or give a fixed k" + self._cut(),
             )
         return self._choices(best[1])
-
-    def _too_noisy(self, expected: str, found: float) -> TargetError:
-        name = self.quantization.name if self.quantization else "none"
-        return TargetError(
-            f"Packing as {name} alone costs more than the target allows.",
-            expected=expected,
-            found=f"{found:g}",
-            remedy="allow more error, give k or a budget, or pack with more bits or not at all",
-        )
 
     def _cut(self) -> str:
         """A remark on layers so large that their spectra were cut, if there are any."""

@@ -167,13 +167,16 @@ class CodedSpace(SpaceState):
         return self.tasks.decode(record, task)
 
     def compression_stats(self) -> dict[str, Any]:
-        """Bytes stored for A and B of all tasks, and what they are at 16 bit."""
+        """Bytes stored for A and B of all tasks, and what they are at 16 bit.
+
+        Coded numbers have no parameters to count: their bytes count as parameters of 16 bit.
+        """
         stored = sum(
             sum(map(len, cast(CodedTask, self.tasks.encoded(name)).blobs)) for name in self.tasks
         )
         stored += sum(len(self.shared.shared(*unit)) for unit in self.coding.units())
         original = sum(record.factor_elements for record in self.tasks.records())
-        return {"components_per_layer": {}} | size_stats(self, stored / 2, stored, original)
+        return {"components_per_layer": {}} | size_stats(self, (stored + 1) // 2, stored, original)
 
     def _layers_with(self, source: AdapterSource) -> list[LayerSpec]:
         """The layers with the modules and ranks that ``source`` brings."""
