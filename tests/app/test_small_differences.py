@@ -209,16 +209,13 @@ def test_on_a_basis_these_flags_work_and_nothing_is_said(
     assert "no effect" not in found.err
 
 
-def test_k_beside_adaptive_k_has_no_effect_and_says_so(
+def test_flags_of_the_second_library_without_effect_are_in_the_json_too(
     cli: Cli, runs: Path, tmp_path: Path
 ) -> None:
-    one = cli("compress", runs, "-o", tmp_path / "a", "-k", "1", "--adaptive-k", "--json")
-    assert one.data["notes"] == [
-        "-k: no effect beside --adaptive-k, which gives every layer a k of its own"
-    ]
-    other = cli("compress", runs, "-o", tmp_path / "b", "--adaptive-k", "--json")
-    assert one.data["k"] == other.data["k"]
-    assert other.data["notes"] == []
+    words = ["compress", runs, "-o", tmp_path / "s", "-k", "2"]
+    (note,) = cli(*words, "--layer-by-layer", "--chunk-size", "8", "--json").data["notes"]
+    assert note.startswith("--layer-by-layer and --chunk-size: no effect")
+    assert cli(*words, "--force", "--json").data["notes"] == []
 
 
 # ---- figures

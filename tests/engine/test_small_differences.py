@@ -382,7 +382,8 @@ def test_the_share_model_logs_what_it_does(
 ) -> None:
     make.collection(tmp_path / "in", 4)
     paths = [str(p) for p in sorted((tmp_path / "in").iterdir())]
-    caplog.set_level(logging.INFO)
+    for name in ("vlora_engine", "lorashare"):
+        caplog.set_level(logging.INFO, logger=name)
     ours = "vlora_engine.compat"
     model = SHAREModel.from_adapters(paths[:3], num_components=2)
     text = "\n".join(moments(caplog, ours))

@@ -87,8 +87,6 @@ def say_once(out: Output, compressing: Compressing) -> list[str]:
             f"{' and '.join(flags)}: no effect; the build is always layer by layer, "
             "in bounded memory"
         )
-    if compressing.adaptive and compressing.k not in (None, "auto"):
-        notes.append("-k: no effect beside --adaptive-k, which gives every layer a k of its own")
     for note in notes:
         out.once(note)
     return notes
@@ -98,8 +96,6 @@ def _k_table(
     k: str | None, variance: float | None, adaptive: bool, *, aimed: bool
 ) -> dict[str, Any]:
     table: dict[str, Any] = {}
-    if adaptive and not aimed and k is not None:
-        k = None  # as in vLoRA: every layer's own k goes before one for all
     if k is not None and k != "auto":
         if not k.lstrip("+-").isdecimal():
             raise ParameterError("k is a whole number or auto.", found=repr(k))
