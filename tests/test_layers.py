@@ -135,6 +135,7 @@ LAZY = {
     "vlora_engine.spectra.tables": "safetensors",
     "vlora_engine.targets.shape": "torch",
     "vlora_engine.targets.verify": "torch",
+    "vlora_engine.utils.device": "torch",
     "vlora_engine.utils.safetensors_file": "torch",
     "vlora_engine.utils.workers": "torch",
     "vlora_tui.jobs.drafts": "tomli_w",

@@ -1,17 +1,14 @@
 """vlora_engine: compress, measure, merge and compare collections of LoRA adapters.
 
 Names load on first use, so that importing the package (or `vlora_engine.catalog.scanner`) does not
-import torch. The package logs under ``vlora_engine`` and is silent by default.
+import torch. The package logs under ``vlora_engine``: what its caller has to know is a warning
+there, which Python prints wherever nobody has set up logging.
 """
 
 from __future__ import annotations
 
-import logging
-
 from vlora_engine._version import __version__
 from vlora_engine.utils.lazy import lazy_names
-
-logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 _HOMES = {
     "vlora_engine.adapters.model": ["LoRAWeights", "parse_state_dict", "stack_lora_weights"],
@@ -70,12 +67,15 @@ _HOMES = {
         "HubError",
         "HubOfflineError",
         "InputError",
+        "MissingPathError",
+        "ModelStateError",
         "NotFoundError",
         "OutputExistsError",
         "ParameterError",
         "StorageError",
         "SubspaceError",
         "TargetError",
+        "UnknownTaskError",
         "UnsupportedAdapterError",
         "VLoRAError",
     ],

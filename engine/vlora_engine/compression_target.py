@@ -20,6 +20,7 @@ METHODS = (*CODED_METHODS[::-1], *BASIS_METHODS)
 DEFAULT_METHOD = "auto"
 DEFAULT_BASIS_METHOD = "delta"  # where something is asked for that only a basis has
 DEFAULT_MAX_ERROR = 0.05
+ADAPTIVE_VARIANCE = 0.6  # what k for every layer by itself means alone, as in the first library
 ERROR_GOALS = ("variance", "max_error", "mean_error")
 GOALS = (*ERROR_GOALS, "budget")  # what k, or the bits, can be chosen for
 _OF_A_BASIS = ("k", "k_a", "k_b", "variance", "adaptive", "layers", "refine")

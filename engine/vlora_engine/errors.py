@@ -25,6 +25,7 @@ class VLoRAError(Exception):
     """
 
     exit_code = 1
+    kind = ""  # the name that programs are told, where it is not the class's own
 
     def __init__(
         self,
@@ -67,7 +68,7 @@ class VLoRAError(Exception):
     def as_dict(self) -> dict[str, Any]:
         """The same, for JSON."""
         return {
-            "error": type(self).__name__,
+            "error": self.kind or type(self).__name__,
             "what": self.what,
             "where": self.where,
             "expected": self.expected,
@@ -88,6 +89,18 @@ class InputError(VLoRAError, ValueError):
 
 class NotFoundError(InputError):
     """A path, task or module that was named does not exist."""
+
+
+class MissingPathError(NotFoundError, FileNotFoundError):
+    """A file or directory that was named is not there, or holds nothing of what was meant."""
+
+    kind = "NotFoundError"
+
+
+class UnknownTaskError(NotFoundError, KeyError):
+    """A task that was named is not in the subspace."""
+
+    kind = "NotFoundError"
 
 
 class ParameterError(InputError):
@@ -139,6 +152,12 @@ class CollectionError(InputError):
 
 class SubspaceError(InputError):
     """A subspace directory or object that cannot be used as asked."""
+
+
+class ModelStateError(SubspaceError, RuntimeError):
+    """A model that cannot do this as it is: merged, not merged, or of quantized weights."""
+
+    kind = "SubspaceError"
 
 
 class OutputExistsError(InputError):

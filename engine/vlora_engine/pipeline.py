@@ -30,9 +30,15 @@ def init_subspace(
     )
 
 
-def absorb_task(subspace: SharedSubspace, adapter_path: str | Path, task_id: str) -> None:
-    """Take the adapter at ``adapter_path`` into ``subspace``, recomputing its bases."""
-    subspace.absorb(load_adapter(adapter_path), task_id)
+def absorb_task(
+    subspace: SharedSubspace, adapter_path: str | Path, task_id: str, *, replace: bool = False
+) -> None:
+    """Take the adapter at ``adapter_path`` into ``subspace``, recomputing its bases.
+
+    Raises:
+        ParameterError: There is a task of that name already, and not ``replace``.
+    """
+    subspace.absorb(load_adapter(adapter_path), task_id, replace=replace)
 
 
 def extract_adapter(
@@ -41,7 +47,7 @@ def extract_adapter(
     """Write a task as a PEFT directory, with its alpha, targets, task type and rest tensors.
 
     Raises:
-        NotFoundError: There is no such task. OutputExistsError: ``output_path`` is there.
+        UnknownTaskError: There is no such task. OutputExistsError: ``output_path`` is there.
     """
     weights = subspace.reconstruct(task_id)
     save_adapter(weights, output_path, force=force)

@@ -6,6 +6,7 @@ changing the import. What differs is said where it differs.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,7 +24,7 @@ from vlora_engine.compress.absorb import absorb, absorb_incremental, rebased
 from vlora_engine.compress.build import build_space
 from vlora_engine.compress.compact import compact
 from vlora_engine.compress.requantize import requantize
-from vlora_engine.compression_target import CompressionTarget
+from vlora_engine.compression_target import ADAPTIVE_VARIANCE, CompressionTarget
 from vlora_engine.errors import NotFoundError, ParameterError
 from vlora_engine.manifest.manifest import LayerSpec
 from vlora_engine.nn.peft_model import as_peft_adapter, require_extra, with_adapter
@@ -43,12 +44,17 @@ from vlora_engine.subspace.loadings import Storage
 from vlora_engine.subspace.request import prepare
 from vlora_engine.subspace.save import save
 from vlora_engine.subspace.tasks import TaskMap, TaskProjection, task_names
+from vlora_engine.utils.device import pick_device
 from vlora_engine.utils.naming import unique_names
 from vlora_engine.utils.progress import ProgressCallback
 from vlora_engine.utils.ranking import worst
 from vlora_engine.utils.run_context import RunContext
 
 T = TypeVar("T")
+
+LOW_COVERAGE = 0.5  # the share of an adapter's energy below which `project` warns
+
+logger = logging.getLogger(__name__)
 
 
 class SharedSubspace:
@@ -271,15 +277,22 @@ class SharedSubspace:
         is ``auto``, which gives every direction bits of its own and shares what pays; `delta`
         where k, a variance or a way of storing it is given, for those mean components.
         ``method="flat"`` gives the shapes of the first library; its default variance of 0.6 leaves
-        an error of 63 % and is therefore not ours. ``adaptive_k`` with ``variance_threshold``
-        chooses k per layer; without it one k for all. ``quantize`` packs bases and loadings as
-        ``int8``, ``int4`` or ``nf4``; targets and budgets then count what that costs and saves. As
-        in the first library, ``num_components`` wins over ``variance_threshold``.
+        an error of 63 % and is therefore not ours. ``adaptive_k`` chooses k per layer for
+        ``variance_threshold``, without one for 0.6, and wins over ``num_components``, which wins
+        over ``variance_threshold``: all as in the first library. ``quantize`` packs bases and
+        loadings as ``int8``, ``int4`` or ``nf4``; targets and budgets then count what that costs
+        and saves. A k beyond what a layer has is clamped to all it has; a warning in the log and
+        `notes` say so.
 
         Raises:
             CollectionError: Bad adapters. ParameterError, TargetError: k or the target.
         """
         names = task_names(task_ids, len(adapters))
+        if adaptive_k:
+            num_components = None
+            aims = (variance_threshold, k_a, k_b, budget, max_error, mean_error)
+            if all(aim is None for aim in aims):
+                variance_threshold = ADAPTIVE_VARIANCE
         targets = CompressionTarget(
             method=method or "",
             k=num_components,
@@ -298,12 +311,15 @@ class SharedSubspace:
         sources = {name: as_source(a) for name, a in zip(names, adapters, strict=True)}
         run = RunContext(progress, device=device)
         collection = prepare(sources, run, dtype=dtype, lossy=targets.lossy, skip_bad=skip_bad)
-        return cls(build_space(collection, targets, run))
+        space = build_space(collection, targets, run)
+        for note in space.notes:
+            logger.warning(note)
+        return cls(space)
 
     @classmethod
     def from_adapters_streaming(
         cls,
-        paths: Sequence[str | Path],
+        adapter_paths: Sequence[str | Path],
         task_ids: Sequence[str] | None = None,
         num_components: int | None = None,
         **options: Any,
@@ -313,44 +329,56 @@ class SharedSubspace:
         Only one layer of all adapters is in memory at a time; the first library's function of
         this name is an approximation, this one is not. Takes the options of `from_adapters`.
         """
-        names = task_ids or unique_names([str(path) for path in paths])
+        names = task_ids or unique_names([str(path) for path in adapter_paths])
         return cls.from_adapters(
-            [open_adapter(path) for path in paths], names, num_components=num_components, **options
+            [open_adapter(path) for path in adapter_paths],
+            names,
+            num_components=num_components,
+            **options,
         )
 
     def project(
         self,
         adapter: LoRAWeights | AdapterSource,
         task_id: str,
-        warn_threshold: float | None = None,
+        warn_threshold: float | None = LOW_COVERAGE,
     ) -> TaskProjection:
         """An adapter in this subspace's coordinates; the subspace stays as it is.
 
         Modules that the basis lacks ride along as they are. ``errors`` of the result says what
-        is lost; below ``warn_threshold`` of captured energy a warning is issued.
+        is lost; where less than ``warn_threshold`` of the energy of its dW is captured, a
+        ``UserWarning`` says so (None: never).
 
         Raises:
             CollectionError: A module has other dimensions. AdapterError: NaN or Inf.
             ParameterError: `flat`, and the rank is above the basis's.
         """
         source = as_source(adapter)
-        projection = self._settled(lambda space: space.project(source, task_id, warn_threshold))
+        projection = self._settled(lambda space: space.project(source, task_id))
         require_unchanged([source])
+        lost = projection.record.error if projection.record is not None else 0.0
+        captured = max(0.0, 1 - lost**2)
+        if warn_threshold is not None and captured < warn_threshold:
+            warnings.warn(
+                f"Low coverage: the subspace holds {captured:.1%} of adapter {task_id!r}; "
+                "absorb it to extend the basis.",
+                stacklevel=2,
+            )
         return projection
 
-    def add_task(self, projection: TaskProjection) -> None:
+    def add_task(self, projection: TaskProjection, *, replace: bool = False) -> None:
         """Register a projected task.
 
         Raises:
-            ParameterError: There is a task of that name already.
+            ParameterError: There is a task of that name already, and not ``replace``.
         """
-        self.space.add_task(projection)
+        self.space.add_task(projection, replace=replace)
 
     def remove_task(self, task_id: str) -> None:
         """Forget a task; the basis stays as it is.
 
         Raises:
-            NotFoundError: There is no such task.
+            UnknownTaskError: There is no such task.
         """
         del self.tasks[task_id]
 
@@ -358,7 +386,7 @@ class SharedSubspace:
         """The adapter of a task: its rank, alpha, config, dtype and rest tensors.
 
         Raises:
-            NotFoundError: There is no such task.
+            UnknownTaskError: There is no such task.
         """
         return self._settled(lambda space: space.reconstruct(task_id))
 
@@ -367,6 +395,7 @@ class SharedSubspace:
         new_adapter: LoRAWeights | AdapterSource,
         new_task_id: str,
         *,
+        replace: bool = False,
         device: str = "auto",
         progress: ProgressCallback | None = None,
     ) -> list[str]:
@@ -375,22 +404,36 @@ class SharedSubspace:
         Tasks are read from their original folders where these still are and their content hash
         matches, else from their reconstructions.
 
+        Args:
+            replace: A task of that name makes way.
+
         Returns:
             The ids of the tasks that had to be taken from their reconstructions.
+
+        Raises:
+            ParameterError: There is a task of that name already, and not ``replace``.
         """
         run = RunContext(progress, device=device)
-        return absorb(self.space, as_source(new_adapter), new_task_id, run)
+        source = as_source(new_adapter)
+        return absorb(self.space, source, new_task_id, run, replacing=replace)
 
     def absorb_incremental(
-        self, new_adapter: LoRAWeights | AdapterSource, new_task_id: str
+        self,
+        new_adapter: LoRAWeights | AdapterSource,
+        new_task_id: str,
+        *,
+        replace: bool = False,
     ) -> None:
         """Turn the basis towards one more adapter without reading the others, k as it is.
 
         The incremental update is exact (Brand 2006, with the mean row of Ross et al. 2008; see
         docs/mathematics.md#growing): where k covers the rank it equals a full rebuild. What the
         other tasks lose is bounded, not measured.
+
+        Raises:
+            ParameterError: There is a task of that name already, and not ``replace``.
         """
-        absorb_incremental(self.space, as_source(new_adapter), new_task_id)
+        absorb_incremental(self.space, as_source(new_adapter), new_task_id, replacing=replace)
 
     def errors(self) -> dict[str, Any]:
         """Relative errors of dW as stored: ``mean``, ``max``, ``worst_task``, and per task."""
@@ -467,7 +510,7 @@ class SharedSubspace:
         library extends it for good, and with it every task). `SubspaceTrainer` trains them.
 
         Raises:
-            NotFoundError: There is no such task. SubspaceError: Methods `own` and `auto` have no
+            UnknownTaskError: There is no such task. SubspaceError: Methods `own` and `auto` have no
                 bases. ParameterError: ``num_expand`` is negative.
         """
         return dict(trainable_params(self, task_id, num_expand, seed=seed))
@@ -492,7 +535,7 @@ class SharedSubspace:
         """Pack the bases, and the loadings if asked, in place; returns itself.
 
         A coded collection is coded anew to at most the bytes that A and B of its adapters take at
-        so many bits with scales, or left as it is where it takes no more already; a warning and
+        so many bits with scales, or left as it is where it takes no more already; the log and
         ``notes`` say which.
 
         Bytes in memory and on disk shrink (the first library only rounds). ``symmetric`` has 8 or
@@ -516,17 +559,21 @@ class SharedSubspace:
         self.space, remarks = requantize(self.space, wanted)
         for remark in remarks:
             self.space.notes.append(remark)
-            warnings.warn(remark, stacklevel=2)
+            logger.warning("%s", remark)
         return self
 
     def to(
         self, device: str | torch.device | None = None, dtype: torch.dtype | None = None
     ) -> SharedSubspace:
-        """Move the bases (and what is reconstructed from them) in place; returns itself.
+        """Move the bases and the loadings (and what is reconstructed) in place; returns itself.
 
         A dtype narrower than fp32 loses digits; what is saved afterwards is what was kept.
+
+        Raises:
+            ParameterError: There is no such device here.
         """
-        self.space.move(device, dtype)
+        place = None if device is None else pick_device(device)
+        self.space.move(place, dtype)
         return self
 
     def _settled(self, read: Callable[[AnySpace], T]) -> T:

@@ -399,7 +399,6 @@ def test_names_are_data(tmp_path: Path) -> None:
     [
         ({"num_components": 0}, "k is at least 1"),
         ({"num_components": -3}, "k is at least 1"),
-        ({"num_components": 999}, "beyond every layer's maximum"),
         ({"variance_threshold": 0.0}, "variance"),
         ({"max_error": 1.5}, "relative error"),
         ({"budget": 10}, "budget is smaller"),
@@ -422,6 +421,24 @@ def test_k_beyond_some_layers_is_clamped_and_said() -> None:
     assert subspace.shapes_a["tiny"] == (4, 3)
     assert len(subspace.components_a["tiny"]) == 3
     assert any("clamped" in note for note in subspace.notes)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_k_beyond_what_there_is_is_all_there_is_and_said_once(
+    method: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    adapters = {str(i): make.weights(WIDE, rank=4, seed=i) for i in range(3)}
+    most = 2 if method == "flat" else 12
+    subspace = compress(adapters, method=method, num_components=32)
+    assert {(spec.k_a, spec.k_b) for spec in subspace.layers} == {(most, most)}
+    assert subspace.notes == [f"k = 32 is clamped: 2 of 2 layers have less, at most {most}."]
+    said = [r for r in caplog.records if r.name.startswith("vlora_engine")]
+    assert [(r.levelname, r.getMessage()) for r in said] == [("WARNING", subspace.notes[0])]
+    caplog.clear()
+    exact = compress(adapters, method=method, num_components=most)
+    assert not exact.notes
+    assert not caplog.records
+    assert exact.errors()["max"] == pytest.approx(subspace.errors()["max"], abs=1e-9)
 
 
 def test_bad_adapters_are_all_named() -> None:

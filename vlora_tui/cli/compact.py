@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from vlora_engine.errors import ParameterError
+from vlora_engine.utils.device import require_device
 from vlora_tui.cli import options as o
 from vlora_tui.cli.declare import option
 from vlora_tui.cli.hub_inputs import fetch_first, require_own
@@ -33,6 +34,7 @@ def compact(
     from vlora_engine.catalog.read import read_manifest
     from vlora_tui.cli.execute import in_place
 
+    require_device(device)
     if output is None:
         require_own(subspace)
     (subspace,) = fetch_first(out, subspace)

@@ -27,12 +27,12 @@ def compress(
     from vlora_tui.cli.execute import carry_out
     from vlora_tui.cli.flags import compress_recipe, say_once
 
-    say_once(out, compressing)
+    notes = say_once(out, compressing)
     recipe = compress_recipe(adapters, output, **compressing.flags())
     watcher = carry_out(recipe, out, writing)
     if watcher is None:
         return
-    out.json("compress", compress_data(watcher))
+    out.json("compress", {**compress_data(watcher), "notes": notes})
     show_subspace(out, watcher)
     out.essence(watcher.last(events.SubspaceWritten).path)
     quoted = shlex.quote(output)

@@ -111,7 +111,7 @@ def _show_plan(out: Output, conversion: Conversion, *, allow_loss: bool, force: 
     refuse_losses(conversion, allow_loss)
     for path in conversion.outputs.values():
         check_output(path, force=force)
-    out.json("convert", {**conversion.as_dict(), "written": [], "dry_run": True})
+    out.json("convert", {**conversion.as_dict(), "written": [], "notes": [], "dry_run": True})
     for path in conversion.outputs.values():
         out.text(f"Would write {path} ({conversion.to})")
         out.essence(str(path))
@@ -123,7 +123,10 @@ def _show_written(out: Output, conversion: Conversion, written: Sequence[Convert
         {"name": w.name or None, "path": str(w.path), "bytes": w.nbytes, "error": w.error}
         for w in written
     ]
-    out.json("convert", {**conversion.as_dict(), "written": rows, "dry_run": False})
+    notes = [note for w in written for note in w.notes]
+    for note in notes:
+        out.note(f"note: {note}")
+    out.json("convert", {**conversion.as_dict(), "written": rows, "notes": notes, "dry_run": False})
     for adapter in written[:12]:
         what = printable(adapter.name) if adapter.name else "the subspace"
         out.text(

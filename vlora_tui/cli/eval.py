@@ -8,6 +8,7 @@ import typer
 
 from vlora_engine.errors import CollectionError, ParameterError
 from vlora_engine.evaluation.prompts import LENGTH, MAX_TOKENS, read_prompts
+from vlora_engine.utils.device import require_device
 from vlora_tui.cli import options as o
 from vlora_tui.cli.declare import option
 from vlora_tui.cli.errors import FOUND
@@ -64,6 +65,7 @@ def evaluate(
     Each task's original adapter is the reference, KL is in nats a token. Beside the compressed
     adapter stand the bare base, and another task's adapter: a control that must come out worse.
     """
+    require_device(device)
     _check_figures(fail_above, max_tokens, length)
     subspace, *places = fetch_first(out, subspace, *(originals or ()))
     manifest, tasks = _chosen(subspace, task)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vlora_engine.errors import ParameterError, StorageError
 from vlora_tui.cli.options import Writing
 from vlora_tui.cli.output import Output
-from vlora_tui.cli.progress import Watcher
+from vlora_tui.cli.progress import Watcher, line_about
 from vlora_tui.pipeline import events
 from vlora_tui.recipe.model import Recipe, as_tables
 from vlora_tui.utils.formatting import escaped_toml, plural, size
@@ -75,6 +75,8 @@ def carry_out(recipe: Recipe, out: Output, writing: Writing) -> Watcher | None:
         print(escaped_toml(resolve(recipe).to_toml()), end="")
         return None
     if writing.dry_run:
+        if writing.events_file is not None:
+            refuse_other_file(writing.events_file)
         dry_run(recipe, out, force=writing.force)
         return None
     return execute(recipe, out, force=writing.force, events_file=writing.events_file)
@@ -101,18 +103,27 @@ def open_events(path: Path) -> events.EventWriter:
         StorageError: It cannot be opened. ParameterError: It holds something else than events.
     """
     try:
-        if path.is_file() and not events.is_events_file(path):
-            raise ParameterError(
-                "The file for events holds something else; it was left as it is.",
-                where=path,
-                expected="a new file, or events as JSON lines, to append to",
-                remedy="name another file",
-            )
+        refuse_other_file(path)
         return events.EventWriter(path)
     except OSError as error:
         raise StorageError(
             f"The events file cannot be written: {error.strerror or error}.", where=path
         ) from None
+
+
+def refuse_other_file(path: Path) -> None:
+    """Refuse to append events to a file that holds something else.
+
+    Raises:
+        ParameterError: It does.
+    """
+    if path.is_file() and not events.is_events_file(path):
+        raise ParameterError(
+            "The file for events holds something else; it was left as it is.",
+            where=path,
+            expected="a new file, or events as JSON lines, to append to",
+            remedy="name another file",
+        )
 
 
 @contextmanager
@@ -160,23 +171,31 @@ def in_place(subspace: str, out: Output, *, no_wait: bool, dry_run: bool = False
 
 
 def dry_run(recipe: Recipe, out: Output, *, force: bool = False, also: Sequence[Path] = ()) -> None:
-    """Check everything that headers can show, and say what would be written; write nothing.
+    """Refuse what the run would refuse, and say what would be written; write nothing.
 
     Args:
         also: What the command writes besides what its recipe says.
+
+    Raises:
+        VLoRAError: What the run would be refused for.
     """
     from vlora_engine.utils.files import check_output
-    from vlora_tui.pipeline.inputs import gather
-    from vlora_tui.pipeline.outputs import plan_outputs
+    from vlora_engine.utils.run_context import RunContext
+    from vlora_tui.pipeline.inputs import require_apart_from
+    from vlora_tui.pipeline.rehearsal import rehearse
     from vlora_tui.recipe.resolve import resolve
 
     resolved = resolve(recipe)
-    collection = gather(resolved)
-    outputs = [*plan_outputs(resolved, collection, force=force), *also]
+    with Watcher(out) as watcher:
+        found = rehearse(resolved, RunContext(watcher.on_progress), force=force)
+    collection, outputs = found.collection, [*found.outputs, *also]
+    require_apart_from(also, collection.places.values())
     for path in also:
         check_output(path, force=force)
-    for bad in collection.unusable:
-        out.warn(f"{bad.name} would be left out: {bad.error.what}")
+    for name, error in found.left_out.items():
+        out.warn(f"{name} would be left out: {error.what}")
+    for finding in found.findings:
+        out.note(line_about(events.Remark.of(finding)) or "")
     nbytes = sum(source.nbytes for source in collection.adapters.values())
     out.json(
         "dry-run",
@@ -184,7 +203,8 @@ def dry_run(recipe: Recipe, out: Output, *, force: bool = False, also: Sequence[
             "dry_run": True,
             "recipe": as_tables(resolved),
             "tasks": collection.tasks,
-            "left_out": [bad.name for bad in collection.unusable],
+            "left_out": list(found.left_out),
+            "findings": [finding.as_dict() for finding in found.findings],
             "input_bytes": nbytes,
             "outputs": [str(path) for path in outputs],
         },

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vlora_engine.compression_target import ADAPTIVE_VARIANCE
 from vlora_engine.errors import ParameterError
 from vlora_tui.cli.options import Compressing
 from vlora_tui.cli.output import Output
@@ -14,7 +15,6 @@ from vlora_tui.recipe.model import Recipe, absolute, named_inputs, startable
 
 WHERE = "the command line"
 LORASHARE_VARIANCE = 0.95  # what `-k auto` means where lorashare's users come from
-VLORA_VARIANCE = 0.6  # what `--adaptive-k` alone means in vLoRA
 
 
 def compress_recipe(
@@ -77,15 +77,19 @@ def require_there(paths: Sequence[str]) -> None:
             existing_path(ref)
 
 
-def say_once(out: Output, compressing: Compressing) -> None:
-    """What the flags of lorashare that have nothing to do here come to."""
+def say_once(out: Output, compressing: Compressing) -> list[str]:
+    """What the flags that have nothing to do here come to: a line each, which is said once."""
     flags = ["--layer-by-layer"] * compressing.layer_by_layer
     flags += ["--chunk-size"] * (compressing.chunk_size is not None)
+    notes = []
     if flags:
-        out.once(
+        notes.append(
             f"{' and '.join(flags)}: no effect; the build is always layer by layer, "
             "in bounded memory"
         )
+    for note in notes:
+        out.once(note)
+    return notes
 
 
 def _k_table(
@@ -100,7 +104,7 @@ def _k_table(
     if variance is None and k == "auto" and not aimed:
         variance = LORASHARE_VARIANCE
     if variance is None and adaptive and k is None and not aimed:
-        variance = VLORA_VARIANCE
+        variance = ADAPTIVE_VARIANCE
     if variance is not None:
         table["variance"] = variance
     if adaptive:

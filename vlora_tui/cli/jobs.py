@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from vlora_engine.errors import ParameterError, told
+from vlora_engine.utils.device import require_device
 from vlora_engine.utils.reading import read_text
 from vlora_tui.cli import options as o
 from vlora_tui.cli.app import new_typer
@@ -111,6 +112,8 @@ def start(
             where=recipe,
             expected="-o and --device only with a recipe of inputs alone",
         )
+    named = found.compress.device if found.compress is not None else "auto"
+    require_device(device or named)
     store = JobStore.open(state_dir)
     job = control.start(
         store,

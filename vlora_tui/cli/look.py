@@ -124,6 +124,9 @@ def info(out: Output, subspace: o.Subspace) -> None:
 
 def info_data(manifest: Manifest) -> dict[str, Any]:
     """What ``info`` tells a program; vLoRA's words for it are kept beside ours."""
+    from vlora_engine.manifest.explained import explained
+
+    shares = explained(manifest)
     layers = manifest.layers if manifest.beside is None else manifest.of_basis().layers
     top = max((max(layer.k_a, layer.k_b) for layer in layers), default=0)
     return {
@@ -134,6 +137,9 @@ def info_data(manifest: Manifest) -> dict[str, Any]:
         "num_layers": len(manifest.layers),
         "num_tasks": len(manifest.tasks),
         "task_ids": list(manifest.tasks),
+        "variance_explained_a": shares.a,
+        "variance_explained_b": shares.b,
+        "variance_explained_note": shares.note or None,
         "compression_ratio": manifest.ratio if manifest.tasks and not manifest.peer else None,
     }
 

@@ -22,6 +22,7 @@ STAGES = {
     "codec": "measuring",
     "groups": "comparing",
     "build": "building",
+    "benchmark": "timing",
     "quantize": "packing",
     "export": "exporting",
     "merge": "merging",

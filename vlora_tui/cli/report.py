@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from vlora_engine.adapters.address import AdapterRef, expanded
 from vlora_engine.errors import ParameterError
+from vlora_engine.utils.device import require_device
 from vlora_tui.cli import options as o
 from vlora_tui.cli.compare import Outliers, check_thresholds, find_all, read_all
 from vlora_tui.cli.declare import argument, option
@@ -51,6 +52,7 @@ def report(
     What k and size cost is in it where the spectra are in the cache, with --spectra, or with
     --measure. The plots are SVG files beside the report that are named after it.
     """
+    require_device(device)
     check_thresholds(threshold, outliers)
     target = expanded(output)
     named, paths = paths, on_disk(out, *paths)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from vlora_engine.adapters.address import expanded
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import VLoRAError
+from vlora_engine.utils.device import require_device
 from vlora_tui.cli import options as o
 from vlora_tui.cli.declare import option
 from vlora_tui.cli.output import Output
@@ -41,6 +42,7 @@ def spectra(
     from vlora_tui.cli.execute import execute
     from vlora_tui.cli.flags import from_tables, input_table
 
+    require_device(device)
     recipe = from_tables({"input": input_table(adapters, names, skip_bad=skip_bad)})
     target = None if output is None else expanded(output).absolute()
     if dry_run:

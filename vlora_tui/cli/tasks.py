@@ -44,11 +44,18 @@ def add(
         raise ParameterError("--incremental and --project are two ways of adding.")
     require_own(subspace)
     require_there([adapter])
-    _require_ours(read_manifest(subspace), "add", adapter)
+    manifest = read_manifest(subspace)
+    _require_ours(manifest, "add", adapter)
     (adapter,) = fetch_first(out, adapter)
     how = "project" if project else "incremental" if incremental else "absorb"
+    notes = []
+    if how != "absorb" and manifest.coding is not None:
+        why = f"method {manifest.method} codes every task by itself"
+        notes = [f"--{how}: no effect; {why}"]
+        out.once(notes[0])
+        how = "absorb"
     with in_place(subspace, out, no_wait=no_wait, dry_run=dry_run):
-        _add_to(subspace, adapter, task_id, how, out, dry_run=dry_run)
+        _add_to(subspace, adapter, task_id, how, notes, out, dry_run=dry_run)
 
 
 def _new_name(manifest: Manifest, adapter: str, task_id: str | None) -> str:
@@ -72,7 +79,14 @@ def _new_name(manifest: Manifest, adapter: str, task_id: str | None) -> str:
 
 
 def _add_to(
-    subspace: str, adapter: str, task_id: str | None, how: str, out: Output, *, dry_run: bool
+    subspace: str,
+    adapter: str,
+    task_id: str | None,
+    how: str,
+    notes: list[str],
+    out: Output,
+    *,
+    dry_run: bool,
 ) -> None:
     """Add it and tell what it came to; the index is as it was when it is read here."""
     from vlora_engine.adapters.base_models import normalise_base_model
@@ -85,7 +99,13 @@ def _add_to(
     base_model, own = source.config.get("base_model_name_or_path"), manifest.base_model
     if base_model and own and normalise_base_model(str(base_model)) != normalise_base_model(own):
         out.warn(f"{adapter} names the base model {base_model}, the subspace {manifest.base_model}")
-    data = {"path": subspace, "task": name, "how": how, "tasks": len(manifest.tasks) + 1}
+    data = {
+        "path": subspace,
+        "task": name,
+        "how": how,
+        "tasks": len(manifest.tasks) + 1,
+        "notes": notes,
+    }
     if dry_run:
         out.json("add", {**data, "dry_run": True, "adapter_bytes": source.nbytes})
         out.text(f"Would add {adapter} as {name!r} ({size(source.nbytes)}) to {subspace}")
@@ -199,7 +219,7 @@ def _add(subspace: Path, adapter: str, name: str, how: str) -> list[str]:
     opened = SharedSubspace.load(subspace)
     weights = load_adapter(adapter)
     if how == "project":
-        opened.add_task(opened.project(weights, name))
+        opened.add_task(opened.project(weights, name, None))
     elif how == "incremental":
         opened.absorb_incremental(weights, name)
     try:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlora_engine.errors import InputError, NotFoundError, StorageError
+from vlora_engine.errors import InputError, MissingPathError, StorageError
 from vlora_engine.utils.reading import read_text
 from vlora_tui.recipe.model import Recipe, absolute, as_tables
 from vlora_tui.recipe.reader import read_tables
@@ -91,7 +91,7 @@ def load_draft(path: Path) -> SavedDraft:
         tables = tomllib.loads(read_text(path))
         saved = path.stat().st_mtime
     except FileNotFoundError:
-        raise NotFoundError("There is no such draft.", where=path) from None
+        raise MissingPathError("There is no such draft.", where=path) from None
     except (OSError, ValueError, RecursionError) as error:
         raise InputError("The draft cannot be read.", where=path, found=str(error)) from None
     state = tables.pop("draft", {})

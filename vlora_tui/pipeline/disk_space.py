@@ -160,8 +160,13 @@ def subspace_bytes(collection: Collection, target: CompressionTarget) -> int | N
     if target.budget is not None:
         return target.budget
     pair, sources = target.fixed_pair, collection.adapters
-    if pair is None or not sources:
-        return None
+    return bytes_at(sources, target, pair) if pair is not None and sources else None
+
+
+def bytes_at(
+    sources: Mapping[str, AdapterSource], target: CompressionTarget, pair: tuple[int, int]
+) -> int:
+    """The bytes of a subspace of (k_a, k_b), by the headers alone."""
     import numpy as np
 
     from vlora_engine.manifest.records import (
@@ -179,7 +184,7 @@ def subspace_bytes(collection: Collection, target: CompressionTarget) -> int | N
     per_layer = match_layers([spec.name for spec in layers], target.layers)
     found = {shape.dtype for source in sources.values() for shape in source.modules.values()}
     packed = target.quantization
-    dtype, total = storage_dtype(target.dtype, found, lossy=packed is not None), 0
+    dtype, total = storage_dtype(target.dtype, found, lossy=target.lossy), 0
     for spec in layers:
         ranks = [s.modules[spec.name].rank for s in sources.values() if spec.name in s.modules]
         table = LayerTable(

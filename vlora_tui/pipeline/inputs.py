@@ -18,7 +18,7 @@ from vlora_engine.catalog.scanner import scan
 from vlora_engine.errors import (
     CollectionError,
     InputError,
-    NotFoundError,
+    MissingPathError,
     ParameterError,
     VLoRAError,
 )
@@ -220,7 +220,7 @@ def _find(entries: Sequence[_Entry]) -> tuple[list[_FoundAdapter], list[Finding]
             name = entry.name or (task if task not in taken else f"{entry.ref.name}:{task}")
             found.append(_FoundAdapter(name, entry.ref))
     if not found:
-        raise NotFoundError(
+        raise MissingPathError(
             "There is no adapter here.",
             where=", ".join(str(entry.ref) for entry in entries),
             expected="folders with adapter_config.json and adapter_model.safetensors",

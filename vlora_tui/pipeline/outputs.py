@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.catalog.open import open_adapter
-from vlora_engine.errors import NotFoundError, OutputExistsError, ParameterError
+from vlora_engine.errors import OutputExistsError, ParameterError, UnknownTaskError
 from vlora_engine.findings import Finding
 from vlora_engine.merging.settings import check_request
 from vlora_engine.targets import Facts, check_fit, facts_of, facts_of_task, find_target
@@ -136,7 +136,7 @@ def match_tasks(patterns: Sequence[str], tasks: Sequence[str]) -> list[str]:
     """The tasks that the patterns name, in the order of ``tasks``; all where there is no pattern.
 
     Raises:
-        NotFoundError: A pattern matches none.
+        UnknownTaskError: A pattern matches none.
     """
     if not patterns:
         return list(tasks)
@@ -150,10 +150,10 @@ def match_tasks(patterns: Sequence[str], tasks: Sequence[str]) -> list[str]:
     return [task for task in tasks if task in chosen]
 
 
-def unknown_task(name: str, tasks: Sequence[str]) -> NotFoundError:
+def unknown_task(name: str, tasks: Sequence[str]) -> UnknownTaskError:
     """The error for a task that is not there; it names those that are."""
     close = difflib.get_close_matches(name, tasks, n=1)
-    return NotFoundError(
+    return UnknownTaskError(
         f"There is no task {name!r}.",
         expected=listed(tasks) or "no task at all: the subspace is empty",
         remedy=f"did you mean {close[0]!r}?" if close else None,

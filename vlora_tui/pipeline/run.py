@@ -19,6 +19,7 @@ from vlora_engine import __version__
 from vlora_engine.adapters.base_models import normalise_base_model
 from vlora_engine.errors import Cancelled, InputError, ParameterError, VLoRAError
 from vlora_engine.spectra.tables import Spectra
+from vlora_engine.utils.device import require_device
 from vlora_engine.utils.files import check_output, partial_path
 from vlora_engine.utils.run_context import RunContext
 from vlora_engine.utils.unfinished import kept_layers, spectra_partial
@@ -124,6 +125,8 @@ class Run:
                 "The recipe has inputs and nothing to do with them.",
                 expected="a [compress], [quantize], [[export]], [[merge]] or [[resize]] table",
             )
+        if recipe.compress is not None:
+            require_device(recipe.compress.device)
         self.collection = gather(recipe, self._context)
         self._tell_collection()
         plan_outputs(self.recipe, self.collection, force=self.force, done=self.done)
@@ -170,9 +173,7 @@ class Run:
 
     def _compress(self, compress: Compress, out: Path) -> None:
         from vlora_engine.compress.build import build_subspace
-        from vlora_engine.utils.device import pick_device
 
-        pick_device(compress.device)  # before anything is read
         self._tell_mixed_bases()
         check = self._check()
         spectra = self._spectra(compress, check)
@@ -353,9 +354,7 @@ class SpectraRun(Run):
     device: str = "auto"
 
     def _steps(self) -> None:
-        from vlora_engine.utils.device import pick_device
-
-        pick_device(self.device)
+        require_device(self.device)
         self.collection = gather(self.recipe, self._context)
         self._tell_collection()
         self._tell_mixed_bases()

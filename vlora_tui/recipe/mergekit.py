@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 
 from vlora_engine.catalog.locate import locate
 from vlora_engine.catalog.open import open_adapter
-from vlora_engine.errors import FileKindError, InputError, NotFoundError
+from vlora_engine.errors import FileKindError, InputError, MissingPathError
 from vlora_engine.merging.methods import MERGE_METHODS
 from vlora_engine.merging.registry import MergeMethod
 from vlora_engine.utils.reading import read_text
@@ -103,7 +103,7 @@ class _Reader:
         except FileKindError:
             raise
         except FileNotFoundError:
-            raise NotFoundError("There is no such merge file.", where=self.path) from None
+            raise MissingPathError("There is no such merge file.", where=self.path) from None
         except (OSError, UnicodeDecodeError) as error:
             self.fail("The merge file cannot be read.", found=str(error))
         except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -176,7 +176,7 @@ class _Reader:
                 found=short(name),
                 remedy="name what stands behind the +",
             )
-        raise NotFoundError(
+        raise MissingPathError(
             "There is no such adapter.",
             where=f"{self.path}, {key}",
             expected="a path from where the file lies, or from here",

@@ -12,7 +12,7 @@ from typing import Any
 
 from vlora_engine.adapters.address import expanded
 from vlora_engine.compression_target import GOALS, METHODS, CompressionTarget
-from vlora_engine.errors import FileKindError, InputError, NotFoundError
+from vlora_engine.errors import FileKindError, InputError, MissingPathError
 from vlora_engine.merging.methods import DEFAULT_METHOD
 from vlora_engine.quantization.dtypes import AUTO_DTYPE, DTYPES
 from vlora_engine.quantization.packing import NOT_PACKED, PACKINGS
@@ -56,7 +56,7 @@ def load_recipe(path: str | Path) -> Recipe:
     except FileKindError:
         raise
     except FileNotFoundError:
-        raise NotFoundError(
+        raise MissingPathError(
             "There is no such recipe.", where=file, remedy="write one with `run --print-recipe`"
         ) from None
     except (OSError, UnicodeDecodeError) as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 from vlora_engine.adapters.address import AdapterRef, hub_cache
 from vlora_engine.catalog.locate import locate
 from vlora_engine.catalog.read import is_subspace
-from vlora_engine.errors import NotFoundError, ParameterError
+from vlora_engine.errors import MissingPathError, ParameterError
 from vlora_engine.hub.cache import cached_adapters
 from vlora_engine.hub.fetch import pin
 from vlora_engine.utils.files import FORMER, how_to_put_back, output_of
@@ -71,7 +71,7 @@ def expand_input(entry: AdapterInput) -> list[AdapterInput]:
     matches = [m for m in matches if os.path.isdir(m) or m.endswith((".safetensors", ".bin"))]
     matches += _lost_matches(path)
     if not matches:
-        raise NotFoundError(
+        raise MissingPathError(
             "The pattern matches no adapter.",
             where=entry.path,
             remedy="check the path, or quote the pattern if the shell changed it",
@@ -97,7 +97,7 @@ def _is_task(path: str) -> bool:
 def _cached_inputs(entry: AdapterInput) -> list[AdapterInput]:
     found = [str(address) for address in cached_adapters()]
     if not found:
-        raise NotFoundError(
+        raise MissingPathError(
             "There is no adapter in the Hub's cache.",
             where=str(hub_cache()),
             remedy="name one on the Hub: hf://org/name",

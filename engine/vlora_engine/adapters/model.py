@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Kind = Literal["linear", "conv2d", "embedding"]
-Side = Literal["a", "b"]
+Side = Literal["a", "b", "A", "B"]
 
 
 @dataclass(frozen=True)
@@ -361,15 +361,16 @@ def stack_lora_weights(adapters: Sequence[LoRAWeights], side: Side) -> dict[str,
     Raises:
         CollectionError: A module is missing in one adapter or its shapes differ; nothing is
             intersected away in silence.
-        ParameterError: ``side`` is neither "a" nor "b".
+        ParameterError: ``side`` is neither "a" nor "b" ("A" and "B" are the same).
     """
     import torch
 
-    if side not in ("a", "b"):
+    if side not in ("a", "b", "A", "B"):
         raise ParameterError("A side is 'a' or 'b'.", found=repr(side))
+    of_a = side in ("a", "A")
     if not adapters:
         raise CollectionError("There are no adapters to stack.")
-    factors = [adapter.lora_a if side == "a" else adapter.lora_b for adapter in adapters]
+    factors = [adapter.lora_a if of_a else adapter.lora_b for adapter in adapters]
     for i, factor in enumerate(factors):
         difference = factors[0].keys() ^ factor.keys()
         if difference:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlora_engine.adapters.address import FORM, AdapterRef, address_of_page, expanded, is_address
-from vlora_engine.errors import NotFoundError, ParameterError, VLoRAError
+from vlora_engine.errors import MissingPathError, ParameterError, VLoRAError
 from vlora_engine.formats.base import Format, Location, Probe, Registry
 from vlora_engine.hub.fetch import local_path
 from vlora_engine.utils.files import FORMER, how_to_put_back, output_of
@@ -173,7 +173,7 @@ def existing_path(place: str | os.PathLike[str]) -> Path:
     if not os.path.lexists(path):
         raise _not_there(raw, path)
     if not os.path.exists(path):
-        raise NotFoundError(
+        raise MissingPathError(
             "The symbolic link leads nowhere, or in a circle.",
             where=path,
             found=f"a link to {os.readlink(path)}",
@@ -217,7 +217,7 @@ def _not_there(raw: str, path: Path) -> VLoRAError:
         near = _nearest(path)
         remedy = f"did you mean {near}?" if near else "check the spelling and the current directory"
         remedy = how_to_put_back(path) or remedy
-    return NotFoundError("There is no such file or directory.", where=raw, remedy=remedy)
+    return MissingPathError("There is no such file or directory.", where=raw, remedy=remedy)
 
 
 def _nearest(path: Path) -> Path | None:
@@ -229,13 +229,13 @@ def _nearest(path: Path) -> Path | None:
     return path.parent / close[0] if close else None
 
 
-def nothing_error(path: Path) -> NotFoundError:
+def nothing_error(path: Path) -> MissingPathError:
     """The error for a directory with no adapter in or below it."""
     try:
         empty = path.is_dir() and not any(path.iterdir())
     except OSError:
         empty = False
-    return NotFoundError(
+    return MissingPathError(
         "The directory is empty." if empty else "There is no adapter here.",
         where=path,
         expected="directories with adapter_config.json and adapter_model.safetensors",

@@ -22,7 +22,7 @@ from vlora_engine.catalog.locate import (
 )
 from vlora_engine.catalog.read import is_subspace
 from vlora_engine.catalog.subspace_tasks import PeerFormat, SubspaceFormat, open_task
-from vlora_engine.errors import NotFoundError, UnsupportedAdapterError
+from vlora_engine.errors import MissingPathError, UnsupportedAdapterError
 from vlora_engine.formats.base import Format, Inspection, Location, Probe, Registry
 from vlora_engine.formats.diffusion import DIFFUSERS, KOHYA, NUMBERED
 from vlora_engine.formats.foreign import FOREIGN, UNKNOWN
@@ -132,7 +132,7 @@ def _unrecognised_error(path: Path) -> Exception:
     if os.path.isdir(path):
         below = list(walk(FORMATS, path, MAX_DEPTH, 1))
         if below:
-            return NotFoundError(
+            return MissingPathError(
                 "This is a folder of adapters, not an adapter.",
                 where=path,
                 found=f"adapters below, such as {below[0][0].path}",

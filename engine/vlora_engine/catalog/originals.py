@@ -10,7 +10,7 @@ from vlora_engine.adapters.address import AdapterRef, absolute_source, is_addres
 from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.catalog.open import find_adapters, open_adapter
 from vlora_engine.catalog.read import read_manifest
-from vlora_engine.errors import CollectionError, NotFoundError, VLoRAError
+from vlora_engine.errors import CollectionError, MissingPathError, VLoRAError
 from vlora_engine.hub.fetch import cached_path
 from vlora_engine.manifest.manifest import TaskRecord, is_own_subspace
 from vlora_engine.utils.progress import ProgressCallback
@@ -131,8 +131,8 @@ class _Pool:
         return self._digests[path]
 
 
-def _not_found(record: TaskRecord, where: str | None, found: str | None) -> NotFoundError:
-    return NotFoundError(
+def _not_found(record: TaskRecord, where: str | None, found: str | None) -> MissingPathError:
+    return MissingPathError(
         f"The adapter that task {record.id!r} was made from is not there.",
         where=where or "the subspace does not say where it lay",
         found=found,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlora_engine.adapters.address import AdapterRef
-from vlora_engine.errors import NotFoundError
+from vlora_engine.errors import MissingPathError
 from vlora_engine.hub.fetch import local_path
 from vlora_engine.interop.names import peer_at
 from vlora_engine.interop.read import read_peer
@@ -42,7 +42,7 @@ def read_manifest(path: str | Path | AdapterRef) -> Manifest:
         peer = peer_at(directory)
         if peer is not None:
             return read_peer(peer, directory)
-        raise NotFoundError(
+        raise MissingPathError(
             "There is no subspace here.",
             where=directory,
             expected=f"a directory with {SUBSPACE_INDEX}",

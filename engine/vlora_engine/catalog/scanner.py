@@ -27,7 +27,7 @@ from vlora_engine.catalog.locate import MAX_ADAPTERS, MAX_DEPTH, existing_path, 
 from vlora_engine.catalog.open import FORMATS, task_of_subspace
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.catalog.subspace_tasks import inspect_task, inspection_of
-from vlora_engine.errors import NotFoundError, VLoRAError
+from vlora_engine.errors import MissingPathError, VLoRAError
 from vlora_engine.findings import Finding
 from vlora_engine.formats.base import Format, Inspection, Probe
 from vlora_engine.hub.cache import cached_adapters
@@ -383,7 +383,7 @@ def _below(
 
 def _lost_error(path: Path) -> VLoRAError:
     """What to say of an output whose former state alone is there, hidden."""
-    return NotFoundError(
+    return MissingPathError(
         "The adapter is missing: replacing it was interrupted.",
         where=path,
         found=f"the former one, hidden, at {former_path(path)}",
@@ -523,12 +523,12 @@ def _subspace_words(manifest: Manifest) -> str:
 def nothing_found(places: Sequence[Place]) -> VLoRAError:
     """The error for places that hold no adapter at all."""
     if not places:
-        return NotFoundError(
+        return MissingPathError(
             "No path was given.", remedy="name a directory with adapters, such as runs/"
         )
     if len(places) == 1:
         return nothing_error(Path(places[0]))
-    return NotFoundError(
+    return MissingPathError(
         f"There is no adapter at any of the {len(places)} places.",
         where=str(places[0]),
         expected="directories with adapter_config.json and adapter_model.safetensors",

@@ -331,14 +331,7 @@ class Outlook:
         Raises:
             TargetError: It does not.
         """
-        if budget < self.floor:
-            raise TargetError(
-                "The budget is smaller than what has to be stored whatever is coded.",
-                expected=f"at least {self.floor} bytes"
-                + (f" ({self.rest_bytes} of them rest tensors)" if self.rest_bytes else ""),
-                found=f"{budget} bytes",
-                remedy="allow more, or compress fewer adapters",
-            )
+        require_budget(budget, self.floor, self.rest_bytes)
 
     def _require_reach(self, target: CompressionTarget, correction: Correction) -> None:
         finest = self.at(target.method, FINEST)
@@ -498,3 +491,19 @@ def _cluster(entry: tuple[str, JsonValue]) -> tuple[int, list[int]]:
     if not re.fullmatch("[0-9]{1,9}", number):
         raise members.error("the number of a cluster as its name", ascii(number[:80]))
     return int(number), members.naturals()
+
+
+def require_budget(budget: int, floor: int, rest_bytes: int) -> None:
+    """Raise unless a budget holds what has to be stored at any step.
+
+    Raises:
+        TargetError: It does not.
+    """
+    if budget < floor:
+        raise TargetError(
+            "The budget is smaller than what has to be stored whatever is coded.",
+            expected=f"at least {floor} bytes"
+            + (f" ({rest_bytes} of them rest tensors)" if rest_bytes else ""),
+            found=f"{budget} bytes",
+            remedy="allow more, or compress fewer adapters",
+        )

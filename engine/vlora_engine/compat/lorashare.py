@@ -27,7 +27,7 @@ from vlora_engine.adapters.model import AdapterSource, LoRAWeights, MemorySource
 from vlora_engine.catalog.open import load_adapter, open_adapter
 from vlora_engine.compat import share_parts
 from vlora_engine.compat.share_config import SHAREConfig
-from vlora_engine.errors import DependencyError, NotFoundError, ParameterError, VLoRAError
+from vlora_engine.errors import DependencyError, ParameterError, UnknownTaskError, VLoRAError
 from vlora_engine.formats.peft_save import peft_tensors
 from vlora_engine.hub.client import api, hub_errors, silence
 from vlora_engine.interop.lorashare import open_tasks
@@ -40,6 +40,7 @@ from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.targets.save import save_adapter
 from vlora_engine.utils.file_names import SHARE_INDEX
 from vlora_engine.utils.files import new_directory
+from vlora_engine.utils.progress import Progress
 
 __all__ = ["SHAREConfig", "SHAREModel"]
 
@@ -55,7 +56,7 @@ _DERIVED_FIELDS = (
 logger = logging.getLogger(__name__)
 
 
-class UnknownAdapter(NotFoundError, KeyError):
+class UnknownAdapter(UnknownTaskError):
     """The error for an adapter that is not there; lorashare raises a ``KeyError`` here."""
 
 
@@ -120,9 +121,15 @@ class SHAREModel:
             raise ParameterError("num_components is a number or 'auto'.", found=num_components)
         skip = on_error == "skip"
         paths = _named(adapters)
+        logger.info("Reading %d adapters.", len(paths))
         sources = _sound(_opened(paths, skip)) if skip else _opened(paths, skip)
+        for name, source in sources.items():
+            if source.rest:
+                logger.info("%s: %d other tensors are kept as they are.", name, len(source.rest))
+        logger.info("Checking that the adapters fit together.")
         _require_compatible(sources)
         by_variance = num_components == "auto"
+        logger.info("Computing shared components (k = %s) and loadings.", num_components)
         limits = [max(max_k("columns", spec, sources)) for spec in shared_layers(sources)]
         subspace = SharedSubspace.from_adapters(
             list(sources.values()),
@@ -132,7 +139,9 @@ class SHAREModel:
             num_components=None if by_variance else min(int(num_components), max(limits)),
             dtype="fp32",
             device=device or "auto",
+            progress=_log_layer if layer_by_layer else None,
         )
+        logger.info("k is %d.", subspace.num_components)
         paths = {name: paths[name] for name in subspace.tasks}
         return cls._of(
             subspace,
@@ -338,13 +347,15 @@ class SHAREModel:
         variances = [] if force_recompute else list(share_parts.explained(self.subspace, source))
         result: dict[str, Any] = {"method": "recompute", "adapter_name": name}
         if variances and min(variances) >= threshold:
-            self.subspace.add_task(self.subspace.project(source, name))
+            logger.info("The basis holds %.4f of it, %.4f is enough.", min(variances), threshold)
+            self.subspace.add_task(self.subspace.project(source, name, None))
             result |= {
                 "method": "projection",
                 "min_explained_variance": min(variances),
                 "mean_explained_variance": sum(variances) / len(variances),
             }
         else:
+            logger.info("Computing the shared components anew, with %s.", name)
             self.subspace.absorb(source, name, device=device or "auto")
         self.adapter_sources[name] = str(adapter)
         self._note_adapters()
@@ -416,6 +427,11 @@ class SHAREModel:
         current = share_settings(self.subspace)
         for name in _DERIVED_FIELDS:
             setattr(self.config, name, current[name])
+
+
+def _log_layer(progress: Progress) -> None:
+    if progress.stage == "build":
+        logger.info("Layer %d of %d: %s", progress.done, progress.total, progress.detail)
 
 
 def _named(adapters: Sequence[str | Path] | Mapping[str, str | Path]) -> dict[str, str]:

@@ -45,6 +45,7 @@ from vlora_engine.subspace.loadings import (
 )
 from vlora_engine.subspace.projection import check_fits, padded_stack
 from vlora_engine.subspace.request import Plan, prepare
+from vlora_engine.subspace.space import require_new
 from vlora_engine.subspace.store import decode_task
 from vlora_engine.subspace.tasks import TaskMap, TaskProjection, collect_tasks
 from vlora_engine.utils.run_context import RunContext
@@ -57,22 +58,27 @@ def absorb(
     source: AdapterSource,
     task_id: str,
     run: RunContext = RunContext(),
+    *,
+    replacing: bool = False,
 ) -> list[str]:
     """Take one more adapter in: bases are computed anew with it; a coded one stands by itself.
+
+    Args:
+        replacing: A task of that name makes way.
 
     Returns:
         The ids of the tasks that had to be taken from their reconstructions.
     """
-    space.require_new(task_id)
+    require_new(space.tasks, task_id, replace=replacing)
     if isinstance(space, CodedSpace):
-        space.add_task(space.project(source, task_id))
+        space.add_task(space.project(source, task_id), replace=replacing)
         basis = space.tasks.basis
         if basis is not None:
             space.set_basis(make_basis(space.tasks, BasisTarget(basis.k), run))
         return []
     sources: dict[str, AdapterSource] = {}
     rebuilt = []
-    for record in space.tasks.records():
+    for record in _others(space, task_id):
         try:
             sources[record.id] = recorded_original(record)
         except VLoRAError:
@@ -161,28 +167,35 @@ def _bounded_layers(old: TaskProjection, modules: Sequence[str], new: EncodedTas
     return replace(new, norms=torch.tensor(norms), errors=torch.tensor(errors))
 
 
-def absorb_incremental(space: BasisSpace | CodedSpace, source: AdapterSource, task_id: str) -> None:
+def _others(space: BasisSpace, task_id: str) -> list[TaskRecord]:
+    """The tasks of other names: the one of this name, if there is one, makes way."""
+    return [record for record in space.tasks.records() if record.id != task_id]
+
+
+def absorb_incremental(
+    space: BasisSpace | CodedSpace, source: AdapterSource, task_id: str, *, replacing: bool = False
+) -> None:
     """Turn the bases towards one more adapter; a coded one stands by itself beside them."""
     if isinstance(space, CodedSpace):
-        _absorb_coded(space, source, task_id)
+        _absorb_coded(space, source, task_id, replacing=replacing)
         return
-    space.require_new(task_id)
+    require_new(space.tasks, task_id, replace=replacing)
     check = check_adapter(task_id, source)
     if check.error is not None:
         raise check.error
     bases = {name: space.bases[name] for name in space.layer_names}
-    specs = list(space.layers)
+    specs, others = list(space.layers), _others(space, task_id)
     for i, spec in enumerate(specs):
         if spec.name not in source.modules:
             continue
         check_fits(spec, source, space.method)
         stack = padded_stack(spec, task_id, source, check.weight, space.method)
-        count = sum(i in record.layers for record in space.tasks.records())
+        count = sum(i in record.layers for record in others)
         basis = bases[spec.name] = _turned(space, spec, bases[spec.name], stack, count)
         rank = max(spec.rank, stack.ranks[0])
         specs[i] = replace(spec, k_a=len(basis.a), k_b=len(basis.b), rank=rank)
     tasks = TaskMap(space.storage, specs)
-    for record in space.tasks.records():
+    for record in others:
         encoded = space.tasks.encoded(record.id)
         tasks.put(*reexpress(space, space.storage, specs, bases, record, encoded))
     space.bases, space.layers, space.tasks = Bases.of(bases.values()), specs, tasks
@@ -190,13 +203,15 @@ def absorb_incremental(space: BasisSpace | CodedSpace, source: AdapterSource, ta
     space.add_task(space.project(source, task_id))
 
 
-def _absorb_coded(space: CodedSpace, source: AdapterSource, task_id: str) -> None:
+def _absorb_coded(
+    space: CodedSpace, source: AdapterSource, task_id: str, *, replacing: bool
+) -> None:
     """Code an adapter, and turn the basis towards it where there is one.
 
     The directions of a layer stay as many as they are. A layer that is new has none.
     """
-    space.require_new(task_id)
-    space.add_task(space.project(source, task_id))
+    require_new(space.tasks, task_id, replace=replacing)
+    space.add_task(space.project(source, task_id), replace=replacing)
     basis, record = space.tasks.basis, space.tasks.record(task_id)
     if basis is None:
         return
@@ -258,7 +273,7 @@ def _loaded(space: BasisSpace, layer: str, side: str, k: int) -> torch.Tensor:
     for task in space.tasks.values():
         own = task.loadings_a if side == "a" else task.loadings_b
         if layer in own:
-            energy += own[layer].double().reshape(-1, k).square().sum(0)
+            energy += own[layer].double().cpu().reshape(-1, k).square().sum(0)
     return energy.sqrt()
 
 

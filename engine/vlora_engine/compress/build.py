@@ -6,7 +6,6 @@ an interrupted one finds them again and goes on. The output appears in one step.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -24,9 +23,9 @@ from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.compression_target import BASIS_METHODS, CompressionTarget
 from vlora_engine.errors import ParameterError, SubspaceError
 from vlora_engine.findings import Finding
-from vlora_engine.manifest.manifest import Manifest, TaskRecord
+from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
 from vlora_engine.manifest.records import max_k
-from vlora_engine.spectra.choose import choose, match_layers, too_large
+from vlora_engine.spectra.choose import choose, clamped, match_layers
 from vlora_engine.spectra.tables import Spectra
 from vlora_engine.subspace.basis import BuiltLayer, build_layer
 from vlora_engine.subspace.basis_space import BasisSpace
@@ -51,8 +50,6 @@ from vlora_engine.utils.run_context import RunContext
 from vlora_engine.utils.unfinished import RESULT, SPECTRA, keep_finished_layers
 from vlora_engine.utils.workers import map_ordered
 
-logger = logging.getLogger(__name__)
-
 
 def make_plan(
     collection: Collection,
@@ -63,11 +60,14 @@ def make_plan(
 ) -> Plan:
     """Fix k for every layer. ``compute`` makes spectra if the targets need them.
 
+    A k beyond what a layer has is clamped, with one line: a finding.
+
     Raises:
-        ParameterError: k beyond every layer's maximum.
         TargetError: The target cannot be met.
     """
     targets = targets.checked()
+    given, finding = clamped_k(targets, collection.layers, collection.sources)
+    findings = [] if finding is None else [finding]
     pair = targets.fixed_pair
     if pair is None and spectra is None:
         if compute is None:
@@ -75,41 +75,34 @@ def make_plan(
         spectra = compute()
     if spectra is not None:
         _same_collection(collection, spectra)
-    if pair is not None:
-        return _fixed_plan(collection, targets, pair, spectra)
-    assert spectra is not None  # noqa: S101
-    choice = choose(spectra, targets)
-    plans = {name: collection.layer_plan(targets, k, exact=True) for name, k in choice.k.items()}
-    return Plan(plans, spectra, choice)
+    choice = None
+    if pair is None:
+        assert spectra is not None  # noqa: S101
+        choice = choose(spectra, targets)
+        given = choice.k
+    exact = spectra is not None
+    plans = {name: collection.layer_plan(targets, k, exact=exact) for name, k in given.items()}
+    return Plan(plans, spectra, choice, findings)
 
 
-def _fixed_plan(
-    collection: Collection,
-    targets: CompressionTarget,
-    pair: tuple[int, int],
-    spectra: Spectra | None,
-) -> Plan:
-    names = [spec.name for spec in collection.layers]
-    pinned = match_layers(names, targets.layers)
-    limits = {
-        spec.name: max_k(targets.method, spec, collection.sources) for spec in collection.layers
-    }
-    top = max(max(limit) for limit in limits.values())
-    if max(pair) > top and not (targets.method == "flat" and top == 0):
-        raise too_large(targets.method, max(pair), top)
-    plans, clamped = {}, []
-    for name, limit in limits.items():
-        wanted = (pinned[name],) * 2 if name in pinned else pair
-        k = min(wanted[0], limit[0]), min(wanted[1], limit[1])
-        if k != tuple(wanted):
-            clamped.append(name)
-        plans[name] = collection.layer_plan(targets, k, exact=spectra is not None)
-    findings = []
-    if clamped:
-        what = f"k is clamped to the maximum of {len(clamped)} of {len(names)} layers."
-        findings.append(Finding("k-clamped", "note", what, module=clamped[0]))
-        logger.info(what)
-    return Plan(plans, spectra, findings=findings)
+def clamped_k(
+    targets: CompressionTarget, layers: Sequence[LayerSpec], sources: Mapping[str, AdapterSource]
+) -> tuple[dict[str, tuple[int, int]], Finding | None]:
+    """The k that is given for layers, at most what each has; one line where that is less.
+
+    Headers are enough for it. Where k is chosen, it is that of the layers that have their own.
+
+    Raises:
+        ParameterError: A pattern matches no layer, or its k is below 1.
+    """
+    if targets.is_coded:
+        return {}, None
+    pinned = match_layers([spec.name for spec in layers], targets.layers)
+    wanted = {name: (k, k) for name, k in pinned.items()}
+    if targets.fixed_pair is not None:
+        wanted = {spec.name: targets.fixed_pair for spec in layers} | wanted
+    limits = {spec.name: max_k(targets.method, spec, sources) for spec in layers}
+    return clamped(wanted, limits)
 
 
 def _same_collection(collection: Collection, spectra: Spectra) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, MemorySource, to_memory
 from vlora_engine.catalog.read import is_subspace, read_manifest
+from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.convert.losses import Loss, losses, outline_of, outlines_of
 from vlora_engine.errors import ParameterError, VLoRAError
 from vlora_engine.formats.mlx_save import save_mlx
@@ -83,12 +84,14 @@ class Converted:
 
     Args:
         error: The largest relative error of dW of what was read against what was meant.
+        notes: Remarks from computing its bases.
     """
 
     name: str
     path: Path
     nbytes: int
     error: float
+    notes: tuple[str, ...] = ()
 
 
 def format_named(word: str) -> str:
@@ -304,13 +307,15 @@ def _subspace(conversion: Conversion, run: RunContext) -> Converted:
             else:
                 names |= share_names(built.tasks)
                 write_lorashare(built, partial, names=names)
-    return Converted("", out, directory_bytes(out), error)
+    return Converted("", out, directory_bytes(out), error, tuple(built.notes))
 
 
 def _held(conversion: Conversion, source: SharedSubspace | None, run: RunContext) -> SharedSubspace:
     """A subspace that the target's format can hold."""
+    from vlora_engine.compress.build import build_space
     from vlora_engine.manifest.records import max_k, shared_layers
     from vlora_engine.shared_subspace import SharedSubspace
+    from vlora_engine.subspace.request import prepare
 
     as_it_is = source is not None and conversion.k is None
     if as_it_is and source and _keeps_bases(conversion.to, source, source.tasks.records()):
@@ -318,14 +323,11 @@ def _held(conversion: Conversion, source: SharedSubspace | None, run: RunContext
     meant = {name: MemorySource(w) for name, w in _meant(conversion, source)}
     method = METHODS[conversion.to]
     limits = [max(max_k(method, spec, meant)) for spec in shared_layers(meant)]
-    return SharedSubspace.from_adapters(
-        list(meant.values()),
-        list(meant),
-        method=method,
-        num_components=conversion.k or max(limits),
-        dtype="fp32",
-        progress=run.progress,
-    )
+    target = CompressionTarget(method, k=conversion.k or max(limits), dtype="fp32").checked()
+    space = build_space(prepare(meant, run, dtype="fp32", lossy=target.lossy), target, run)
+    if conversion.k is None:
+        space.notes.clear()  # all there is was asked for, not a k
+    return SharedSubspace(space)
 
 
 def _meant(

@@ -18,7 +18,7 @@ from typing import Any
 
 from vlora_engine.adapters.model import ModuleShape
 from vlora_engine.catalog.locate import existing_path
-from vlora_engine.errors import CorruptFileError, NotFoundError, VLoRAError
+from vlora_engine.errors import CorruptFileError, MissingPathError, VLoRAError
 from vlora_engine.utils.file_names import MODEL_CONFIG
 from vlora_engine.utils.reading import open_file
 from vlora_engine.utils.safetensors_file import FLOAT_DTYPES, read_error, read_header
@@ -174,7 +174,7 @@ def read_base(place: str | Path) -> BaseFacts:
     is_folder = os.path.isdir(path)
     folder, config_path = (path, path / MODEL_CONFIG) if is_folder else (path.parent, path)
     if not os.path.isfile(config_path) or config_path.suffix != ".json":
-        raise NotFoundError(
+        raise MissingPathError(
             "There is no base model here.",
             where=path,
             expected=f"a model's directory with {MODEL_CONFIG}, or that file",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vlora_engine.adapters.model import AdapterSource, ModuleShape, content_digest
 from vlora_engine.adapters.unchanged import file_states
-from vlora_engine.errors import NotFoundError, VLoRAError
+from vlora_engine.errors import MissingPathError, VLoRAError
 from vlora_engine.findings import Finding
 from vlora_engine.formats.config import parse_config, read_config_bytes
 from vlora_engine.formats.contents import SafetensorsContents
@@ -206,7 +206,7 @@ class Probe:
         """The header of ``tensor_file``; raises as `read_header`."""
         path = self.tensor_file
         if path is None:
-            raise NotFoundError("There is no tensor file here.", where=self.path)
+            raise MissingPathError("There is no tensor file here.", where=self.path)
         return SafetensorsContents(path)
 
     @cached_property
@@ -244,7 +244,7 @@ def _file_names(path: Path) -> frozenset[str] | None:
     except NotADirectoryError:
         return None
     except FileNotFoundError:
-        raise NotFoundError(
+        raise MissingPathError(
             "There is no such file or directory.", where=path, remedy=how_to_put_back(path)
         ) from None
     except OSError as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine.adapters.address import expanded
-from vlora_engine.errors import AdapterError, CorruptFileError, NotFoundError
+from vlora_engine.errors import AdapterError, CorruptFileError, MissingPathError
 from vlora_engine.formats.config import parse_config, read_config_bytes, shown
 from vlora_engine.utils.file_names import MODEL_CONFIG
 
@@ -52,7 +52,7 @@ def find_base(named: str | Path | None, base_model: str | None) -> BaseConfig:
         path = expanded(str(named))
         config_file = path / MODEL_CONFIG if os.path.isdir(path) else path
         if not os.path.isfile(config_file):
-            raise NotFoundError(
+            raise MissingPathError(
                 "There is no config of a base model here.",
                 where=named,
                 expected=f"a folder with {MODEL_CONFIG}, or that file",
@@ -62,7 +62,7 @@ def find_base(named: str | Path | None, base_model: str | None) -> BaseConfig:
         return read_base(config_file)
     found = _of_adapter(base_model)
     if found is None:
-        raise NotFoundError(
+        raise MissingPathError(
             "The base model's config is needed for GGUF, and is not found.",
             where=base_model,
             expected=f"{MODEL_CONFIG} in the adapter's base_model_name_or_path, "

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine.adapters.model import AdapterSource
-from vlora_engine.errors import AdapterError, NotFoundError, UnsupportedAdapterError, VLoRAError
+from vlora_engine.errors import AdapterError, MissingPathError, UnsupportedAdapterError, VLoRAError
 from vlora_engine.formats.adapter_findings import adapter_findings, pickle_findings
 from vlora_engine.formats.base import PICKLES, Inspection, Probe
 from vlora_engine.formats.config import (
@@ -66,7 +66,7 @@ class PeftFormat:
 
 def _weights(probe: Probe) -> Path:
     if probe.weights is None:
-        raise NotFoundError(
+        raise MissingPathError(
             "The adapter has a config but no tensors.",
             where=probe.path,
             expected=" or ".join(ADAPTER_WEIGHTS),

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine.adapters.address import AdapterRef, address_text
-from vlora_engine.errors import CorruptFileError, NotFoundError, VLoRAError
+from vlora_engine.errors import CorruptFileError, MissingPathError, VLoRAError
 from vlora_engine.findings import PLACES, Finding
 from vlora_engine.hub.client import SECONDS, endpoint, hub_errors
 from vlora_engine.hub.listing import Listing, adapter_files, adapter_folders, list_repository
@@ -216,7 +216,7 @@ def _copy_start(source: Path, target: Path) -> None:
                 raw += file.read(end - len(raw))
         _write_start(target, raw, source.stat().st_size)
     except FileNotFoundError:
-        raise NotFoundError(
+        raise MissingPathError(
             "A file in the Hub's cache is a link to nothing.",
             where=source,
             remedy="look again where the Hub can be reached",

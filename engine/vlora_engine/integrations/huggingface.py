@@ -48,7 +48,7 @@ class VLoRACallback(TrainerCallback):
         save_on_end: Whether the task is written back when training ends.
 
     Attributes:
-        trainer: The `SubspaceTrainer` that holds the parameters.
+        trainer: The `SubspaceTrainer` that holds the parameters; None before training begins.
     """
 
     def __init__(
@@ -64,7 +64,8 @@ class VLoRACallback(TrainerCallback):
             raise ParameterError("log_every is at least 1.", found=str(log_every))
         self.subspace, self.task_id, self.lr = subspace, task_id, lr
         self.log_every, self.save_on_end = log_every, save_on_end
-        self.trainer = SubspaceTrainer(subspace, task_id, lr or 1e-3, num_expand)
+        self._trainer = SubspaceTrainer(subspace, task_id, lr or 1e-3, num_expand)
+        self.trainer: SubspaceTrainer | None = None
         self._model: VLoRAModel | None = None
         self._leave = False  # whether the hooks are ours to take off
         self._frozen: list[nn.Parameter] = []
@@ -76,10 +77,10 @@ class VLoRACallback(TrainerCallback):
         ours = isinstance(model, VLoRAModel)
         self._model = model if isinstance(model, VLoRAModel) else VLoRAModel(model, self.subspace)
         self._leave = not ours
-        self.trainer.to(next(model.parameters()).device)
-        self._frozen = self._model.begin_training(self.trainer)
+        self._trainer.to(next(model.parameters()).device)
+        self._frozen = self._model.begin_training(self._trainer)
         self._model.base_model.add_module(
-            HOLDER, nn.ParameterList(list(self.trainer.params.values()))
+            HOLDER, nn.ParameterList(list(self._trainer.params.values()))
         )
 
     def detach(self) -> None:
@@ -103,7 +104,7 @@ class VLoRACallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Refuse to run where the Trainer would train something else."""
         held = {id(p) for group in kwargs["optimizer"].param_groups for p in group["params"]}
-        ours = {id(p) for p in self.trainer.params.values()}
+        ours = {id(p) for p in self._trainer.params.values()}
         if self._model is None or held != ours:
             raise ParameterError(
                 "The Trainer's optimizer does not hold the loadings, and them alone.",
@@ -111,24 +112,25 @@ class VLoRACallback(TrainerCallback):
                 remedy="give a new VLoRACallback to Trainer(callbacks=[...]) when it is made, and "
                 "leave the optimizer to the Trainer",
             )
-        count = self.trainer.num_trainable_params
+        self.trainer = self._trainer
+        count = self._trainer.num_trainable_params
         logger.info("training %r: %d loadings, %d modules", self.task_id, count, len(ours) // 2)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """After a step of the Trainer's optimizer."""
-        self.trainer.count_step()
+        self._trainer.count_step()
         if state.global_step % self.log_every == 0:
-            norm2 = sum(float(p.detach().square().sum()) for p in self.trainer.params.values())
+            norm2 = sum(float(p.detach().square().sum()) for p in self._trainer.params.values())
             entry = {
                 "step": state.global_step,
                 "vlora/loadings_norm": norm2**0.5,
-                "vlora/trainable_params": self.trainer.num_trainable_params,
-                "vlora/step": self.trainer.step_count,
+                "vlora/trainable_params": self._trainer.num_trainable_params,
+                "vlora/step": self._trainer.step_count,
             }
             state.log_history.append(entry)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Write back, and give the model back."""
         if self.save_on_end:
-            self.trainer.write_back()
+            self._trainer.write_back()
         self.detach()

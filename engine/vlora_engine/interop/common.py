@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vlora_engine.errors import CorruptFileError, NotFoundError
+from vlora_engine.errors import CorruptFileError, MissingPathError
 from vlora_engine.formats.config import endless, load_json
 from vlora_engine.manifest.manifest import LayerSpec, TaskRecord
 from vlora_engine.utils.files import how_to_put_back
@@ -32,7 +32,7 @@ def read_index(path: Path) -> dict[str, Any]:
         with open_file(path) as file:
             raw = file.read(MAX_INDEX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
-        raise NotFoundError(
+        raise MissingPathError(
             "There is no such file.", where=path, remedy=how_to_put_back(path.parent)
         ) from None
     except OSError as error:

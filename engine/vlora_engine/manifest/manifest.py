@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast, get_args
 
 from vlora_engine.adapters.model import Kind
 from vlora_engine.compression_target import BASIS_METHODS, CODED_METHODS, DEFAULT_BASIS_METHOD
-from vlora_engine.errors import NotFoundError, SubspaceError
+from vlora_engine.errors import SubspaceError, UnknownTaskError
 from vlora_engine.findings import Finding
 from vlora_engine.manifest.coded_index import open_layers, open_tasks, pack_layers, pack_tasks
 from vlora_engine.manifest.coding import Coding, parse_coding
@@ -402,10 +402,12 @@ class Manifest:
         }
 
 
-def unknown_task(task_id: str, tasks: Mapping[str, Any], where: Path | str | None) -> NotFoundError:
+def unknown_task(
+    task_id: str, tasks: Mapping[str, Any], where: Path | str | None
+) -> UnknownTaskError:
     """The error for a task that is not there."""
     names = ", ".join(list(tasks)[:12]) + (", ..." if len(tasks) > 12 else "")
-    return NotFoundError(
+    return UnknownTaskError(
         f"There is no task {task_id!r} in this subspace.", where=where, expected=names or "no task"
     )
 

@@ -33,7 +33,7 @@ def blend_tasks(
         weights: (T,), one per task.
 
     Raises:
-        NotFoundError: There is no such task.
+        UnknownTaskError: There is no such task.
     """
     if subspace.method == "flat":
         return _flat(subspace, task_ids, weights, task_id)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vlora_engine.errors import ParameterError, SubspaceError
+from vlora_engine.errors import ModelStateError, ParameterError
 from vlora_engine.formats.config import find_variant, variant_error
 from vlora_engine.nn.decode import DecodedTask, Scaling, TaskCache, decode, factors_of
 from vlora_engine.nn.effects import Effect, TaskEffect, blend_of, rows_of
@@ -79,6 +79,15 @@ class VLoRAModel(nn.Module):
         self._hooks = LoRAHooks(base_model, subspace, compute_dtype, self._follow_again)
 
     @property
+    def scaling(self) -> float | None:
+        """The scale that was given for all modules, or that an alpha comes to at the subspace's
+        rank; None: each module has its own.
+        """
+        if self._scaling.fixed is None and self._scaling.alpha is not None:
+            return self._scaling.alpha / max(1, self.subspace.rank)
+        return self._scaling.fixed
+
+    @property
     def unmatched(self) -> list[str]:
         """Modules of the subspace that the model lacks; nothing is done for them."""
         return sorted(self._hooks.unmatched)
@@ -109,7 +118,7 @@ class VLoRAModel(nn.Module):
         a loss has their gradients. `train_task` freezes the base's meanwhile, too.
 
         Raises:
-            NotFoundError: There is no such task. SubspaceError: The model is merged.
+            UnknownTaskError: There is no such task. ModelStateError: The model is merged.
             CollectionError, UnsupportedAdapterError: The task does not fit the model, or is no
             plain LoRA; the one before stays in force.
         """
@@ -189,7 +198,7 @@ class VLoRAModel(nn.Module):
             task_id: By default the task in force.
 
         Raises:
-            SubspaceError: Merged already, quantized weights, or a weight that several modules
+            ModelStateError: Merged already, quantized weights, or a weight that several modules
                 share. ParameterError: No task is named or in force.
         """
         self._require_unmerged("merge once more")
@@ -212,10 +221,10 @@ class VLoRAModel(nn.Module):
         """The weights as they were, bit for bit; no task is in force.
 
         Raises:
-            SubspaceError: The model is not merged.
+            ModelStateError: The model is not merged.
         """
         if self._merged is None:
-            raise SubspaceError("The model is not merged: there is nothing to undo.")
+            raise ModelStateError("The model is not merged: there is nothing to undo.")
         self._merged.undo()
         self._merged = None
         self._clear()
@@ -461,7 +470,7 @@ class VLoRAModel(nn.Module):
 
     def _require_unmerged(self, what: str) -> None:
         if self.is_merged:
-            raise SubspaceError(
+            raise ModelStateError(
                 f"The model is merged with {self.active_task!r}: it cannot {what}.",
                 remedy="call unmerge() first",
             )

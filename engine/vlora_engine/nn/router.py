@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlora_engine.errors import CorruptFileError, NotFoundError, ParameterError
+from vlora_engine.errors import CorruptFileError, MissingPathError, ParameterError
 from vlora_engine.nn.blend import blend_tasks, similarities
 from vlora_engine.subspace.space import Space
 from vlora_engine.subspace.tasks import TaskProjection
@@ -183,7 +183,7 @@ class TaskRouter(nn.Module):
         """
         folder = Path(path)
         if not (folder / ROUTER_INDEX).is_file():
-            raise NotFoundError(
+            raise MissingPathError(
                 "There is no router here.",
                 where=folder,
                 expected=ROUTER_INDEX,

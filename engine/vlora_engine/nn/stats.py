@@ -41,7 +41,7 @@ def full_stack(
         base = _measured_base(base_model, base_model_bits, quantized_bits)
     elif base_model_params is not None:
         params = base_model_params
-        base = _base(params, params * base_model_bits / 8, params * quantized_bits / 8)
+        base = _base(params, _bytes(params, base_model_bits), _bytes(params, quantized_bits))
     else:
         return adapters
     total_before = base["original_bytes"] + before
@@ -54,7 +54,11 @@ def full_stack(
     }
 
 
-def _base(params: int, original: float, quantized: float) -> dict[str, Any]:
+def _bytes(params: int, bits: int) -> int:
+    return -(-params * bits // 8)
+
+
+def _base(params: int, original: int, quantized: int) -> dict[str, Any]:
     return {
         "params": params,
         "original_bytes": original,
@@ -67,5 +71,5 @@ def _measured_base(model: Any, bits: int, quantized_bits: int) -> dict[str, Any]
     """Bytes of a model at hand. A quantized one is measured as it is, another one as it was."""
     params, nbytes, packed = parameter_counts(model)
     if packed:
-        return _base(params, params * bits / 8, nbytes) | {"measured": "quantized_bytes"}
-    return _base(params, nbytes, params * quantized_bits / 8) | {"measured": "original_bytes"}
+        return _base(params, _bytes(params, bits), nbytes) | {"measured": "quantized_bytes"}
+    return _base(params, nbytes, _bytes(params, quantized_bits)) | {"measured": "original_bytes"}

@@ -20,14 +20,20 @@ from vlora_engine.nn.effects import Basis, Effect, Factors
 from vlora_engine.nn.host_modules import HostModule
 from vlora_engine.subspace.basis import LayerBasis
 from vlora_engine.subspace.loadings import EncodedTask
-from vlora_engine.subspace.space import Space
+from vlora_engine.subspace.space import Space, require_new
 from vlora_engine.subspace.tasks import TaskProjection, decode_projection
 
 _SIDES = ("a", "b")
 
 
 def orthogonal_init(
-    subspace: Space, task_id: str, scale: float = 0.01, *, rank: int | None = None, seed: int = 0
+    subspace: Space,
+    task_id: str,
+    scale: float = 0.01,
+    *,
+    rank: int | None = None,
+    seed: int = 0,
+    replace: bool = False,
 ) -> TaskProjection:
     """A new task of no effect yet, registered in the subspace, for a trainer to start from.
 
@@ -38,14 +44,12 @@ def orthogonal_init(
     Args:
         rank: Of every module, at most min(k_a, k_b); by default as much of the modules' own.
         seed: Of the random directions.
+        replace: A task of that name makes way.
 
     Raises:
-        ParameterError: There is such a task already, or a number out of range.
+        ParameterError: There is such a task, and not ``replace``; or a number out of range.
     """
-    if task_id in subspace.tasks:
-        raise ParameterError(
-            f"There is already a task {task_id!r}.", remedy="remove it first, or train that one"
-        )
+    require_new(subspace.tasks, task_id, replace=replace)
     if rank is not None and rank < 1:
         raise ParameterError("A rank is at least 1.", found=str(rank))
     loadings_a, loadings_b = {}, {}
@@ -67,7 +71,7 @@ def orthogonal_init(
         scales=_usual_scales(of_basis),
         config=_usual_config(of_basis),
     )
-    subspace.add_task(projection)
+    subspace.add_task(projection, replace=replace)
     return projection
 
 
@@ -90,7 +94,7 @@ class SubspaceTrainer:
         scales: Per module the scale in front of B @ A.
 
     Raises:
-        NotFoundError: There is no such task.
+        UnknownTaskError: There is no such task.
         ParameterError: Not one module of the task is in the basis, or a number out of range.
     """
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from vlora_engine.errors import SubspaceError
+from vlora_engine.errors import ModelStateError
 from vlora_engine.nn.effects import Factors
 from vlora_engine.nn.host_modules import HostModule
 
@@ -50,20 +50,20 @@ def require_mergeable(model: nn.Module, hosts: Iterable[HostModule]) -> None:
     """Raise unless a task can go into the weights of these modules.
 
     Raises:
-        SubspaceError: One is quantized, or is the weight of another module, too, which would
+        ModelStateError: One is quantized, or is the weight of another module, too, which would
             change with it.
     """
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
     for host in hosts:
         if host.quantized:
-            raise SubspaceError(
+            raise ModelStateError(
                 "Quantized weights cannot take a task in.",
                 where=host.name,
                 found=type(host.module).__name__,
                 remedy="use set_task, which leaves the weights as they are",
             )
         if uses[id(host.module.weight)] > 1:
-            raise SubspaceError(
+            raise ModelStateError(
                 "A weight that several modules share cannot take a task in.",
                 where=host.name,
                 expected="a weight of its own",

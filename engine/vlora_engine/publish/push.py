@@ -12,7 +12,13 @@ from vlora_engine.catalog.load import load_space
 from vlora_engine.catalog.locate import existing_path
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.read import is_subspace, read_manifest
-from vlora_engine.errors import HubAccessError, NotFoundError, OutputExistsError, ParameterError
+from vlora_engine.errors import (
+    HubAccessError,
+    MissingPathError,
+    NotFoundError,
+    OutputExistsError,
+    ParameterError,
+)
 from vlora_engine.findings import Finding
 from vlora_engine.hub.client import api, endpoint_page, hub_errors, silence
 from vlora_engine.hub.listing import CARD, Listing, adapter_files, list_repository
@@ -228,7 +234,7 @@ def _adapters_parcel(place: Path, address: AdapterRef) -> Upload:
     try:
         chosen = adapter_files(Listing(AdapterRef.of_repo(address.repo), names))
     except NotFoundError:
-        raise NotFoundError(
+        raise MissingPathError(
             "There is neither a subspace nor an adapter here.",
             where=place,
             expected="subspace.json, or adapter_config.json beside adapter_model.safetensors",

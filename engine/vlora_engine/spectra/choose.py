@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import ParameterError, TargetError
+from vlora_engine.findings import Finding
 from vlora_engine.quantization.dtypes import ROUNDING, storage_dtype
 from vlora_engine.quantization.packing import Quantization
 from vlora_engine.spectra.sizes import (
@@ -95,9 +96,9 @@ def choose(spectra: Spectra, target: CompressionTarget) -> Choice:
         spectra.table(name, method)  # raises where spectra under way have no table yet
     stored = storage_dtype(target.dtype, (t.dtype for t in spectra.tasks), lossy=target.lossy)
     pinned = match_layers(spectra.layer_names, target.layers)
+    require_reach(target, stored)
     solver = _Solver(spectra, method, stored, pinned, target.quantization, target.noise)
     if target.fixed_pair is not None:
-        check_k(spectra, method, max(target.fixed_pair))
         picked = solver.fixed(*target.fixed_pair)
     elif target.variance is not None:
         picked = solver.by_variance(target.variance, adaptive=target.adaptive)
@@ -127,26 +128,85 @@ def match_layers(names: Sequence[str], patterns: Mapping[str, int] | None) -> di
     return chosen
 
 
-def check_k(spectra: Spectra, method: str, k: int) -> None:
-    """Check that ``k`` is not above every layer's maximum.
+def require_reach(target: CompressionTarget, dtype: str) -> None:
+    """Raise where storing alone costs more than a target of variance or error allows.
+
+    Args:
+        dtype: What is stored, under safetensors' name.
 
     Raises:
-        ParameterError: It is.
+        TargetError: It does.
     """
-    tables = [spectra.table(layer, method) for layer in spectra.layer_names]
-    top = max(max(table.max_a, table.max_b) for table in tables)
-    if k > top:
-        raise too_large(method, k, top)
+    packed = target.quantization
+    noise = target.noise if target.noise is not None else packed.noise if packed else 0.0
+    if target.fixed_pair is not None or target.budget is not None:
+        return
+    if target.variance is not None:
+        if packed is not None and target.variance >= 1 - noise:
+            raise _too_noisy(packed, f"a variance below {1 - noise:.4g}", target.variance)
+        return
+    rounding = ROUNDING[dtype]
+    error = target.max_error if target.max_error is not None else target.mean_error
+    if error is None or error <= rounding:
+        raise TargetError(
+            f"Storing in {dtype} alone costs up to {rounding:.1g}.",
+            expected=f"an error target above {rounding:.1g}",
+            found=str(error),
+            remedy="allow more error"
+            if dtype == "F32"
+            else "store in fp32 (--dtype fp32) or allow more error",
+        )
+    if error**2 - rounding**2 <= noise and packed is not None:
+        floor = float(np.sqrt(noise + rounding**2))
+        raise _too_noisy(packed, f"an error target above {floor:.2g}", error)
 
 
-def too_large(method: str, k: int, top: int) -> ParameterError:
-    """The error for a k above every layer's maximum."""
-    return ParameterError(
-        f"k is beyond every layer's maximum for method {method!r}.",
-        expected=f"at most {top} for this collection",
-        found=str(k),
-        remedy=f"use -k {top}, which is exact",
+def _too_noisy(packed: Quantization, expected: str, found: float) -> TargetError:
+    return TargetError(
+        f"Packing as {packed.name} alone costs more than the target allows.",
+        expected=expected,
+        found=f"{found:g}",
+        remedy="allow more error, give k or a budget, or pack with more bits or not at all",
     )
+
+
+def require_budget(budget: int, floor: int, rest: int) -> None:
+    """Raise unless a budget holds ``floor``, what has to be stored whatever k is.
+
+    Raises:
+        TargetError: It does not.
+    """
+    if budget < floor:
+        raise TargetError(
+            "The budget is smaller than what has to be stored whatever k is.",
+            expected=f"at least {floor} bytes ({rest} of them rest tensors kept bit for bit)",
+            found=f"{budget} bytes",
+            remedy="allow more, or compress fewer adapters",
+        )
+
+
+def clamped(wanted: Choices, limits: Choices) -> tuple[Choices, Finding | None]:
+    """The k of every layer, at most what the layer has; one line where that is less than wanted.
+
+    Args:
+        wanted: (k_a, k_b) by layer. limits: The largest k of either side, by layer (`max_k`).
+    """
+    picked = {
+        name: (min(pair[0], limits[name][0]), min(pair[1], limits[name][1]))
+        for name, pair in wanted.items()
+    }
+    cut = [name for name, pair in wanted.items() if pair != picked[name]]
+    if not cut:
+        return picked, None
+    sides = [
+        (k, top)
+        for name in cut
+        for k, top in zip(wanted[name], limits[name], strict=True)
+        if k > top
+    ]
+    most, top = max(k for k, _ in sides), max(top for _, top in sides)
+    what = f"k = {most} is clamped: {len(cut)} of {len(wanted)} layers have less, at most {top}."
+    return picked, Finding("k-clamped", "note", what)
 
 
 def predict(
@@ -284,8 +344,6 @@ class _Solver:
     def by_variance(self, share: float, *, adaptive: bool) -> Choices:
         """The least k, one for all layers or each its own, that captures ``share``."""
         names = self.spectra.layer_names
-        if self.quantization is not None and share >= 1 - self.noise:
-            raise self._too_noisy(f"a variance below {1 - self.noise:.4g}", share)
         if adaptive:
             share /= 1 - self.noise  # of what is captured, that much is left
             return {name: self._clamp(name, *[self._layer_k(name, share)] * 2) for name in names}
@@ -301,14 +359,7 @@ class _Solver:
     def by_bytes(self, budget: int) -> Choices:
         """The choice of least loss within ``budget``: along the hulls, then single moves."""
         floor = self.fixed_bytes + sum(int(o.nbytes.min()) for o in self.options)
-        if budget < floor:
-            rest = rest_bytes(self.spectra)
-            raise TargetError(
-                "The budget is smaller than what has to be stored whatever k is.",
-                expected=f"at least {floor} bytes ({rest} of them rest tensors kept bit for bit)",
-                found=f"{budget} bytes",
-                remedy="allow more, or compress fewer adapters",
-            )
+        require_budget(budget, floor, rest_bytes(self.spectra))
         path = _Path(self.options, self.spectra.weights)
         low, high = 0, path.steps
         while low < high:
@@ -323,18 +374,7 @@ class _Solver:
         """The choice of fewest bytes within the worst or the mean error."""
         target = worst if worst is not None else mean
         rounding = ROUNDING[self.dtype]
-        if target is None or target <= rounding:
-            raise TargetError(
-                f"Storing in {self.dtype} alone costs up to {rounding:.1g}.",
-                expected=f"an error target above {rounding:.1g}",
-                found=str(target),
-                remedy="allow more error"
-                if self.dtype == "F32"
-                else "store in fp32 (--dtype fp32) or allow more error",
-            )
-        if target**2 - rounding**2 <= self.noise and self.quantization is not None:
-            floor = float(np.sqrt(self.noise + rounding**2))
-            raise self._too_noisy(f"an error target above {floor:.2g}", target)
+        assert target is not None  # noqa: S101  (`require_reach`)
         # Storing rounds: T becomes sqrt(T^2 - rho^2) on the surface.
         goal = float(np.sqrt(target**2 - rounding**2))
         weights = self.spectra.weights
@@ -359,15 +399,6 @@ class _Solver:
                 remedy="allow more error, or give a fixed k" + self._cut(),
             )
         return self._choices(best[1])
-
-    def _too_noisy(self, expected: str, found: float) -> TargetError:
-        name = self.quantization.name if self.quantization else "none"
-        return TargetError(
-            f"Packing as {name} alone costs more than the target allows.",
-            expected=expected,
-            found=f"{found:g}",
-            remedy="allow more error, give k or a budget, or pack with more bits or not at all",
-        )
 
     def _cut(self) -> str:
         """A remark on layers so large that their spectra were cut, if there are any."""

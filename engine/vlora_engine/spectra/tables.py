@@ -20,7 +20,13 @@ import numpy.typing as npt
 
 from vlora_engine.analysis.relations import Relations, is_current, ratios_of
 from vlora_engine.codec.forecast import Outlook
-from vlora_engine.errors import CorruptFileError, NotFoundError, ParameterError, VLoRAError
+from vlora_engine.errors import (
+    CorruptFileError,
+    MissingPathError,
+    NotFoundError,
+    ParameterError,
+    VLoRAError,
+)
 from vlora_engine.findings import Finding
 from vlora_engine.quantization.dtypes import STORAGE_DTYPES
 from vlora_engine.utils.array_file import Arrays, read_arrays
@@ -406,7 +412,7 @@ def _read_index(directory: Path) -> JsonObject:
     try:
         raw = read_file(path)
     except FileNotFoundError:
-        raise NotFoundError(
+        raise MissingPathError(
             "There are no spectra here.",
             where=directory,
             expected=f"a directory with {SPECTRA_INDEX}",

@@ -11,7 +11,8 @@ import torch
 
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights
 from vlora_engine.manifest.manifest import Manifest, TaskRecord
-from vlora_engine.subspace.basis import Bases
+from vlora_engine.quantization.packed import PackedBasis
+from vlora_engine.subspace.basis import Bases, LayerBasis
 from vlora_engine.subspace.loadings import EncodedTask
 from vlora_engine.subspace.projection import project, reconstruct, surface
 from vlora_engine.subspace.soundness import finite_basis
@@ -72,8 +73,9 @@ class BasisSpace(SpaceState):
         return compression_stats(self)
 
     def move(self, device: str | torch.device | None, dtype: torch.dtype | None) -> None:
-        """Move the bases to a device, or narrow them."""
+        """Move the bases and the loadings to a device, or narrow them."""
         self.bases = self.bases.moved(device, dtype)
+        self.tasks.move(None if device is None else torch.device(device), dtype)
 
     # saving
 
@@ -88,9 +90,16 @@ class BasisSpace(SpaceState):
             storage=self.storage,
             base_model=self.base_model,
             layers=self.layers,
-            bases=(self.bases.as_stored(name) for name in self.layer_names),
+            bases=(self._at_home(name) for name in self.layer_names),
             tasks=tasks,
         )
+
+    def _at_home(self, layer: str) -> LayerBasis | PackedBasis:
+        """A basis as files take it: on the CPU, in fp32, wherever it was moved to."""
+        basis = self.bases.as_stored(layer)
+        if isinstance(basis, PackedBasis):
+            return basis.to("cpu")
+        return basis.moved("cpu", torch.float32)
 
     def write_task(self, path: Path, encoded: EncodedTask) -> str:
         """See `WritableSpace`."""

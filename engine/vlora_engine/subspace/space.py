@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -70,7 +70,7 @@ class Space(Protocol):
         """The same with every task as loadings: itself, or of a coded collection a view of it."""
         ...
 
-    def add_task(self, projection: TaskProjection) -> None: ...
+    def add_task(self, projection: TaskProjection, *, replace: bool = False) -> None: ...
 
     def reconstruct(self, task_id: str) -> LoRAWeights: ...
 
@@ -180,23 +180,24 @@ class SpaceState:
             and tuple(self.layers) == self.stored.manifest.layers
         )
 
-    def add_task(self, projection: TaskProjection) -> None:
+    def add_task(self, projection: TaskProjection, *, replace: bool = False) -> None:
         """Register a projected task.
 
         Raises:
-            ParameterError: There is a task of that name already.
+            ParameterError: There is a task of that name already, and not ``replace``.
         """
-        self.require_new(projection.task_id)
+        require_new(self.tasks, projection.task_id, replace=replace)
         self.tasks[projection.task_id] = projection
 
-    def require_new(self, task_id: str) -> None:
-        """Raise where there is a task of that name already.
 
-        Raises:
-            ParameterError: It says so.
-        """
-        if task_id in self.tasks:
-            raise ParameterError(
-                f"There is already a task {task_id!r}.",
-                remedy="remove it first, or choose another name",
-            )
+def require_new(tasks: Container[str], task_id: str, *, replace: bool = False) -> None:
+    """Raise where there is a task of that name already, unless it is to be replaced.
+
+    Raises:
+        ParameterError: It says so.
+    """
+    if task_id in tasks and not replace:
+        raise ParameterError(
+            f"There is already a task {task_id!r}.",
+            remedy="replace it with replace=True, or choose another name",
+        )

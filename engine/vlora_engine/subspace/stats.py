@@ -22,7 +22,7 @@ def compression_stats(space: Space) -> dict[str, Any]:
     return {"components_per_layer": components} | size_stats(space, compressed, stored, original)
 
 
-def size_stats(space: Space, params: float, nbytes: int, original: int) -> dict[str, Any]:
+def size_stats(space: Space, params: int, nbytes: int, original: int) -> dict[str, Any]:
     """Parameters and bytes of all tasks, ``original`` being the parameters that they had."""
     return {
         "total_params_compressed": params,

@@ -89,6 +89,7 @@ class TaskMap(MutableMapping[str, TaskProjection]):
         self._projections: dict[str, TaskProjection] = {}
         self._changed: set[str] = set()
         self.in_training: WeakValueDictionary[str, Any] = WeakValueDictionary()
+        self._place: tuple[torch.device | None, torch.dtype | None] = None, None
 
     def put(self, record: TaskRecord, encoded: EncodedTask) -> None:
         """Add a task in its encoded form."""
@@ -125,7 +126,7 @@ class TaskMap(MutableMapping[str, TaskProjection]):
         twin = TaskMap(self._storage, self._layers)
         twin._stored = self._stored
         twin._records, twin._encoded = dict(self._records), dict(self._encoded)
-        twin._changed = set(self._changed)
+        twin._changed, twin._place = set(self._changed), self._place
         return twin
 
     @property
@@ -145,19 +146,30 @@ class TaskMap(MutableMapping[str, TaskProjection]):
             record = self.record(task_id)
             if self._storage.loadings_packing is not None:
                 self._projections.clear()  # what is packed stays so but for the one in use
-            self._projections[task_id] = self._decode(record, self.encoded(task_id))
+            decoded = self._decode(record, self.encoded(task_id))
+            self._projections[task_id] = _moved(decoded, *self._place)
         return self._projections[task_id]
+
+    def move(self, device: torch.device | None, dtype: torch.dtype | None) -> None:
+        """Hand out loadings on a device, or in a dtype, from now on; what is stored stays."""
+        old_device, old_dtype = self._place
+        self._place = device or old_device, dtype or old_dtype
+        for task_id, projection in self._projections.items():
+            self._projections[task_id] = _moved(projection, *self._place)
 
     def decoded(self, task_id: str) -> TaskProjection:
         """A task as a projection that is not cached, for callers that read many."""
         projection = self._projections.get(task_id)
-        return projection or self._decode(self.record(task_id), self.encoded(task_id))
+        if projection is None or self._place != (None, None):  # as it is stored: fp32, on the CPU
+            return self._decode(self.record(task_id), self.encoded(task_id))
+        return projection
 
     def _decode(self, record: TaskRecord, encoded: EncodedTask) -> TaskProjection:
         return decode_projection(self._storage, self._layers, record, encoded)
 
     def _encode(self, projection: TaskProjection) -> tuple[TaskRecord, EncodedTask]:
-        return encode_projection(self._storage, self._layers, projection)
+        at_home = _moved(projection, torch.device("cpu"), None)
+        return encode_projection(self._storage, self._layers, at_home)
 
     def __setitem__(self, task_id: str, projection: TaskProjection) -> None:
         if task_id != projection.task_id:
@@ -182,6 +194,24 @@ class TaskMap(MutableMapping[str, TaskProjection]):
 
     def __len__(self) -> int:
         return len(self._records)
+
+
+def _moved(
+    projection: TaskProjection, device: torch.device | None, dtype: torch.dtype | None
+) -> TaskProjection:
+    """The same with its loadings, and factors of its own, on a device or in a dtype."""
+    if device is None and dtype is None:
+        return projection
+
+    def to(tensor: Tensor) -> Tensor:
+        return tensor.to(device=device, dtype=dtype)
+
+    return replace(
+        projection,
+        loadings_a={name: to(tensor) for name, tensor in projection.loadings_a.items()},
+        loadings_b={name: to(tensor) for name, tensor in projection.loadings_b.items()},
+        own={name: (to(a), to(b)) for name, (a, b) in projection.own.items()},
+    )
 
 
 def collect_tasks(

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard
 from vlora_engine.errors import (
     CorruptFileError,
     InputError,
-    NotFoundError,
+    MissingPathError,
     StorageError,
     VLoRAError,
 )
@@ -252,17 +252,17 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         raise read_error(path, error) from None
 
 
-def missing_error(path: Path) -> NotFoundError:
+def missing_error(path: Path) -> MissingPathError:
     """The error for a file that does not exist, or a link whose target does not."""
     if path.is_symlink():
-        return NotFoundError(
+        return MissingPathError(
             "The symbolic link leads nowhere.",
             where=path,
             found=f"a link to {os.readlink(path)}",
             remedy="download it again, or mount what the link leads to",
             code="missing-file",
         )
-    return NotFoundError(
+    return MissingPathError(
         "There is no such file.", where=path, remedy="check the path, or download it again"
     )
 

@@ -18,6 +18,7 @@ from vlora_engine.errors import (
     AdapterError,
     CorruptFileError,
     HubOfflineError,
+    MissingPathError,
     NotFoundError,
     ParameterError,
     UnsupportedAdapterError,
@@ -183,7 +184,7 @@ def test_tensors_missing(tmp_path):
     make.write(tmp_path)
     (tmp_path / SAFETENSORS).unlink()
 
-    text = refusal(tmp_path, NotFoundError)
+    text = refusal(tmp_path, MissingPathError)
 
     assert "has a config but no tensors" in text
     assert "expected: adapter_model.safetensors or adapter_model.bin" in text

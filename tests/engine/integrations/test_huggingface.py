@@ -72,11 +72,13 @@ def test_the_loss_falls_and_the_task_says_what_was_trained(
         gradient_accumulation_steps=accumulation,
         gradient_checkpointing=accumulation > 1,
     )
+    assert callback.trainer is None  # as in the first library, before training begins
     seen: list[torch.Tensor] = []
     written = callback.on_train_end
     callback.on_train_end = lambda *a, **k: (seen.append(logits(base.eval())), written(*a, **k))[1]
     trainer.train()
     assert losses(trainer)[-1] < losses(trainer)[0] - 0.05
+    assert callback.trainer is not None
     assert callback.trainer.step_count == 6
     assert [e["vlora/step"] for e in trainer.state.log_history if "vlora/step" in e] == [2, 4, 6]
     state = base.state_dict()

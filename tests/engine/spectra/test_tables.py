@@ -178,10 +178,15 @@ def test_targets_that_cannot_be_met_say_what_can() -> None:
         choose(spectra, CompressionTarget("delta", max_error=0.01, layers={"*": 1}))
     with pytest.raises(ParameterError, match="no surface of method 'flat'"):
         choose(spectra, CompressionTarget("flat", k=1))
-    with pytest.raises(ParameterError, match="at most"):
-        choose(spectra, CompressionTarget("delta", k=10_000))
     with pytest.raises(ParameterError, match="Exactly one target"):
         choose(spectra, CompressionTarget("delta", max_error=0.1, mean_error=0.1))
+
+
+def test_a_k_beyond_what_there_is_is_all_there_is() -> None:
+    spectra = compute_spectra(sources(), methods=("delta",))
+    tables = {name: spectra.table(name, "delta") for name in spectra.layer_names}
+    choice = choose(spectra, CompressionTarget("delta", k=10_000))
+    assert choice.k == {name: (table.max_a, table.max_b) for name, table in tables.items()}
 
 
 def test_spectra_on_disk_are_those_in_memory(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -23,10 +24,7 @@ from vlora_engine.catalog.read import read_manifest
 from vlora_engine.doctor.subspace_check import check_subspace
 from vlora_engine.errors import CorruptFileError, ParameterError
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:The collection is coded"),
-    pytest.mark.filterwarnings("ignore:The blend loses"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:The blend loses")
 METHODS = ["auto", "own"]
 
 
@@ -100,13 +98,15 @@ def test_it_is_the_same_again_and_changes_no_task(tmp_path: Path) -> None:
         assert dense_error(weights, once.reconstruct(name)) == 0
 
 
-def test_made_on_demand_it_stays_in_memory_and_says_so(tmp_path: Path) -> None:
+def test_made_on_demand_it_stays_in_memory_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     coded(folder_of(tmp_path / "in")).save(tmp_path / "s")
     before = sorted(path.name for path in (tmp_path / "s").rglob("*"))
     loaded = SharedSubspace.load(tmp_path / "s")
-    with pytest.warns(UserWarning, match=r"k \d+.* bytes, error .*%.* s") as told:
-        components = loaded.components_a
-    assert len(told) == 1
+    components = loaded.components_a
+    (told,) = caplog.messages
+    assert re.match(r"made a shared basis: k \d+.* bytes, error .*%.* s ", told)
     assert set(components) == set(loaded.singular_values_a) == set(loaded.layer_names)
     assert loaded.surface(loaded.layer_names[0])["tasks"] == list(loaded.tasks)
     loaded.save(tmp_path / "s")
@@ -262,13 +262,15 @@ WIDE = {f"model.layers.{i}.self_attn.q_proj": (160, 160) for i in range(4)}
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4", "nf4"])
-def test_quantizing_means_at_most_these_bytes(kind: str, tmp_path: Path) -> None:
+def test_quantizing_means_at_most_these_bytes(
+    kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     adapters = {f"t{i}": make.weights(WIDE, rank=8, seed=i) for i in range(4)}
     subspace = coded(adapters, max_error=0.001)
     allowed = in_bytes(adapters, kind)
     bits = {"bits": 8} if kind == "int8" else {"bits": 4} if kind == "int4" else {"method": "nf4"}
-    with pytest.warns(UserWarning, match="coded anew"):
-        assert subspace.quantize(**bits) is subspace
+    assert subspace.quantize(**bits) is subspace
+    assert "coded anew" in caplog.messages[-1]
     subspace.save(tmp_path / "s")
     nbytes = sum(p.stat().st_size for p in (tmp_path / "s").rglob("*") if p.is_file())
     assert nbytes <= allowed
@@ -280,18 +282,20 @@ def test_quantizing_means_at_most_these_bytes(kind: str, tmp_path: Path) -> None
         for s in (subspace, packed)
     )
     assert ours <= theirs
-    with pytest.warns(UserWarning, match="left as it is"):
-        subspace.quantize(**bits)
+    subspace.quantize(**bits)
+    assert "left as it is" in caplog.messages[-1]
 
 
-def test_quantizing_leaves_what_is_smaller(tmp_path: Path) -> None:
+def test_quantizing_leaves_what_is_smaller(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     adapters = {f"t{i}": make.weights(WIDE, rank=8, seed=i) for i in range(3)}
     subspace = coded(adapters, max_error=0.3)
     before = {name: subspace.reconstruct(name) for name in subspace.tasks}
-    with pytest.warns(UserWarning, match="left as it is"):
-        subspace.quantize(bits=8)
+    subspace.quantize(bits=8)
+    assert "left as it is" in caplog.messages[-1]
     for name, weights in before.items():
         assert dense_error(weights, subspace.reconstruct(name)) == 0
-    with pytest.warns(UserWarning, match="left as it is"):
-        subspace.save_quantized(tmp_path / "q")
+    subspace.save_quantized(tmp_path / "q")
+    assert "left as it is" in caplog.messages[-1]
     assert check_subspace(tmp_path / "q") == []

@@ -81,8 +81,7 @@ class BackgroundFigures:
             self.last = figures
         elif last is not None:
             same = last.choosing.method == self._session.choosing.method
-            measured = last.choice is None or last.choice.k.keys() <= spectra.layers.keys()
-            self.last = last if measured and same else None
+            self.last = last if same and _is_of(last, spectra) else None
         if figures is None and self.sizes is not None:
             return self.sizes.estimate(self._session.choosing)
         return figures
@@ -192,3 +191,14 @@ class BackgroundFigures:
             self._redraw()
         else:
             self.work()
+
+
+def _is_of(figures: Figures, spectra: Spectra) -> bool:
+    """Whether figures of a former choice are of these adapters, and of layers that are there."""
+    choice = figures.choice
+    if choice is None:
+        return True
+    names = {task.name for task in spectra.tasks}
+    return (
+        choice.prediction.task_errors.keys() == names and choice.k.keys() <= spectra.layers.keys()
+    )

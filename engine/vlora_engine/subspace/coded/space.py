@@ -147,8 +147,7 @@ class CodedSpace(SpaceState):
         """The shared basis of the tasks, made where there is none yet: then a warning says so."""
         if self.tasks.basis is None:
             self.set_basis(make_basis(self.tasks))
-            what = f"The collection is coded: {self.notes[-1]} (in memory; keep it: with_basis)"
-            warnings.warn(what, stacklevel=4)
+            logger.warning("%s (in memory; to keep it: with_basis)", self.notes[-1])
         assert self.tasks.basis is not None  # noqa: S101  (made just now)
         return self.tasks.basis
 
@@ -159,7 +158,6 @@ class CodedSpace(SpaceState):
         self.tasks.basis, self._seen = basis, None
         if basis.figures is not None:
             self.notes.append(basis.figures.words())
-            logger.info("%s", self.notes[-1])
         if before is not None:
             for record, task in whole:
                 self.tasks.put(*expressed(self.tasks, basis, record, task))
@@ -279,11 +277,14 @@ class CodedSpace(SpaceState):
         self.layers.extend(layers)
 
     def compression_stats(self) -> dict[str, Any]:
-        """Bytes stored for A and B of all tasks, and what they are at 16 bit."""
+        """Bytes stored for A and B of all tasks, and what they are at 16 bit.
+
+        Coded numbers have no parameters to count: their bytes count as parameters of 16 bit.
+        """
         stored = sum(_stored_bytes(self.tasks.encoded(name)) for name in self.tasks)
         stored += sum(len(self.shared.shared(*unit)) for unit in self.coding.units())
         original = sum(record.factor_elements for record in self.tasks.records())
-        return {"components_per_layer": {}} | size_stats(self, stored / 2, stored, original)
+        return {"components_per_layer": {}} | size_stats(self, (stored + 1) // 2, stored, original)
 
     @property
     def nbytes(self) -> int:

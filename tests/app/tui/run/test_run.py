@@ -134,7 +134,7 @@ def test_nothing_marked_says_what_to_do() -> None:
 def test_a_failed_job_says_what_failed(tmp_path: Path) -> None:
     paths = make.collection(tmp_path / "in", 3)
     session = session_of(paths)
-    session.choose(CompressionTarget(k=900))
+    session.choose(CompressionTarget(k=4, layers={"nothing*": 2}))
     session.output = str(tmp_path / "out")
     app = VLoRAApp(session=session)
 
@@ -144,11 +144,27 @@ def test_a_failed_job_says_what_failed(tmp_path: Path) -> None:
         await until(pilot, lambda: app.job_views()[0].state.is_over, "its end")
         await pilot.pause()
         said = text_of(app, "#said")
-        assert "k is beyond every layer's maximum" in said
-        assert "to mend it" in said
+        assert "The pattern 'nothing*' matches no layer" in said
 
     run(app, steps)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_job_with_a_k_beyond_what_there_is_builds_with_all_there_is(tmp_path: Path) -> None:
+    session = session_of(make.collection(tmp_path / "in", 3))
+    session.choose(CompressionTarget(k=900))
+    session.output = str(tmp_path / "out")
+    app = VLoRAApp(session=session)
+
+    async def steps(pilot: Pilot) -> None:
+        await pilot.press("3", "enter")
+        await until(pilot, lambda: bool(app.job_views()), "a job")
+        await until(pilot, lambda: app.job_views()[0].state.is_over, "its end")
+        await pilot.pause()
+        assert app.job_views()[0].state.name == "FINISHED", app.job_views()[0].state
+
+    run(app, steps)
+    assert (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("size", [(120, 36), (80, 24), (60, 20), (40, 12)])
