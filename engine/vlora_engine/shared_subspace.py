@@ -10,6 +10,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +26,7 @@ from vlora_engine.compress.build import build_space
 from vlora_engine.compress.compact import compact
 from vlora_engine.compress.requantize import requantize
 from vlora_engine.compression_target import ADAPTIVE_VARIANCE, CompressionTarget
-from vlora_engine.errors import NotFoundError, ParameterError
+from vlora_engine.errors import NotFoundError, ParameterError, VLoRAError
 from vlora_engine.manifest.manifest import LayerSpec
 from vlora_engine.nn.peft_model import as_peft_adapter, require_extra, with_adapter
 from vlora_engine.nn.stats import full_stack
@@ -51,6 +52,8 @@ from vlora_engine.utils.ranking import worst
 from vlora_engine.utils.run_context import RunContext
 
 T = TypeVar("T")
+
+HELD_BYTES = 256 << 20  # of a directory that is read whole when it is loaded
 
 LOW_COVERAGE = 0.5  # the share of an adapter's energy below which `project` warns
 
@@ -80,6 +83,7 @@ class SharedSubspace:
 
     def __init__(self, space: AnySpace) -> None:
         self.space = space
+        self._lazy = False
 
     def __repr__(self) -> str:
         k = f", k={self.num_components}" if self.has_basis else ""
@@ -593,6 +597,7 @@ class SharedSubspace:
             StorageError: The disk refused; what was there is as it was.
         """
         save(self.space, Path(path), force=force)
+        self._hold()
 
     def push_to_hub(
         self,
@@ -649,9 +654,13 @@ class SharedSubspace:
         twin.save(path, force=force)
 
     @classmethod
-    def load(cls, path: str | Path, *, verify: bool = True) -> SharedSubspace:
-        """Open a subspace directory. Only its index is read now; every tensor file is checked
-        against its checksum when it is first read.
+    def load(cls, path: str | Path, *, verify: bool = True, lazy: bool = False) -> SharedSubspace:
+        """Open a subspace directory.
+
+        Up to `HELD_BYTES` (256 MB) all of it is read now, and what is loaded outlives the
+        directory. Of a larger one, or with ``lazy``, only the index is read: files are read when
+        they are asked for, and have to stay where they are. Every tensor file is checked against
+        its checksum when it is first read.
 
         Those of vlora-dev (as method `flat`) and lorashare (as `columns`) are opened alike; they
         have no checksums, and are saved to another place: nothing is changed in theirs.
@@ -659,7 +668,21 @@ class SharedSubspace:
         Raises:
             NotFoundError: There is no subspace at ``path``. CorruptFileError: It is not sound.
         """
-        return cls(load_space(path, verify=verify))
+        loaded = cls(load_space(path, verify=verify))
+        loaded._lazy = lazy
+        loaded._hold()
+        return loaded
+
+    def _hold(self) -> None:
+        """Read what is small enough to be kept in memory; what is not sound is left on disk.
+
+        It is read, and its fault said, when it is asked for.
+        """
+        stored = self.space.stored
+        if self._lazy or stored is None or stored.manifest.nbytes > HELD_BYTES:
+            return
+        with suppress(VLoRAError):
+            stored.hold()
 
     def compact(
         self, *, device: str = "auto", progress: ProgressCallback | None = None

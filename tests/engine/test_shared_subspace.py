@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -15,12 +16,14 @@ from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.adapters.model import LoRAWeights, ModuleShape
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.compress.build import build_subspace
+from vlora_engine.doctor.subspace_check import check_subspace
 from vlora_engine.errors import (
     CollectionError,
     NotFoundError,
     OutputExistsError,
     ParameterError,
     SubspaceError,
+    VLoRAError,
 )
 
 METHODS = ["delta", "columns", "flat"]
@@ -497,3 +500,31 @@ def test_convolutions_of_another_kernel_do_not_fit() -> None:
     assert len(compress(alike, num_components=2).tasks) == 3
     with pytest.raises(CollectionError, match="another base model"):
         compress({**alike, "other": convolution((36, 1, 1), 9)}, num_components=2)
+
+
+@pytest.mark.parametrize("method", ["delta", "columns", "flat", "auto", "own"])
+def test_what_is_loaded_outlives_its_directory(method: str, tmp_path: Path) -> None:
+    adapters = mixed_collection()
+    options = {} if method in ("auto", "own") else {"num_components": 3}
+    built = compress(adapters, method=method, **options)
+    (built if options else built.with_basis(k=2)).save(tmp_path / "s")
+    loaded, lazy = (SharedSubspace.load(tmp_path / "s", lazy=lazy) for lazy in (False, True))
+    shutil.rmtree(tmp_path / "s")
+    for name in adapters:
+        assert dense_error(built.reconstruct(name), loaded.reconstruct(name)) == 0
+    assert dict(loaded.components_a)
+    loaded.save(tmp_path / "again")
+    assert check_subspace(tmp_path / "again") == []
+    with pytest.raises(VLoRAError):
+        lazy.reconstruct("plain")
+
+
+def test_a_large_one_is_read_when_it_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compress(mixed_collection(), method="delta", num_components=3).save(tmp_path / "s")
+    monkeypatch.setattr("vlora_engine.shared_subspace.HELD_BYTES", 1000)
+    loaded = SharedSubspace.load(tmp_path / "s")
+    shutil.rmtree(tmp_path / "s")
+    with pytest.raises(VLoRAError):
+        loaded.reconstruct("plain")

@@ -69,7 +69,7 @@ def _basis_at(
     from vlora_engine.shared_subspace import SharedSubspace
     from vlora_tui.cli.progress import Watcher
 
-    opened = SharedSubspace.load(Path(subspace))
+    opened = SharedSubspace.load(Path(subspace), lazy=True)
     with Watcher(out) as watcher:
         made = opened.with_basis(k, variance, progress=watcher.on_progress)
     figures = made.basis_figures

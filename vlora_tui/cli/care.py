@@ -90,11 +90,11 @@ def time_subspace(
     if not manifest.tasks:
         raise ParameterError("The subspace has no task to time.", where=path)
     names = sorted(manifest.tasks)
-    subspace = SharedSubspace.load(path)
+    subspace = SharedSubspace.load(path, lazy=True)
     weights = subspace.reconstruct(names[0])  # the first touch reads and verifies the basis
 
     def first_task() -> None:
-        SharedSubspace.load(path).reconstruct(names[0])
+        SharedSubspace.load(path, lazy=True).reconstruct(names[0])
 
     once = _timed(lambda: subspace.reconstruct(names[0]))
     several = names[: max(1, min(len(names), MOST_SWITCHES, int(SECONDS / max(once, 1e-9))))]

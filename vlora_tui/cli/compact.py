@@ -72,7 +72,7 @@ def _compact_at(
         return
     from vlora_engine.shared_subspace import SharedSubspace
 
-    new, rebuilt = SharedSubspace.load(Path(subspace)).compact(device=device)
+    new, rebuilt = SharedSubspace.load(Path(subspace), lazy=True).compact(device=device)
     new.save(target, force=force or output is None)
     after = read_manifest(target)
     worst = after.worst

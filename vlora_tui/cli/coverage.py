@@ -66,7 +66,7 @@ def coverage_rows(
     from vlora_engine.subspace.coverage import coverage_total, subspace_coverage
     from vlora_tui.cli.compare import find_all
 
-    opened = SharedSubspace.load(subspace)
+    opened = SharedSubspace.load(subspace, lazy=True)
     rows = []
     for name, source in find_all(adapters, out, skip_bad=skip_bad).adapters.items():
         try:

@@ -80,7 +80,7 @@ def evaluate(
     from vlora_engine.shared_subspace import SharedSubspace
 
     require_extra()
-    opened = SharedSubspace.load(subspace)
+    opened = SharedSubspace.load(subspace, lazy=True)
     with Watcher(out) as watcher:
         found, left_out = _find_originals(opened, tasks, places, out, watcher, skip_bad=skip_bad)
         result = evaluate_subspace(

@@ -49,8 +49,8 @@ def add(
     (adapter,) = fetch_first(out, adapter)
     how = "project" if project else "incremental" if incremental else "absorb"
     notes = []
-    if how != "absorb" and manifest.coding is not None:
-        why = f"method {manifest.method} codes every task by itself"
+    if how != "absorb" and manifest.coding is not None and manifest.beside is None:
+        why = f"method {manifest.method} codes every task by itself, and no basis is beside them"
         notes = [f"--{how}: no effect; {why}"]
         out.once(notes[0])
         how = "absorb"
@@ -163,7 +163,7 @@ def _remove_from(subspace: str, tasks: list[str], out: Output, *, dry_run: bool)
     if not dry_run:
         from vlora_engine.shared_subspace import SharedSubspace
 
-        opened = SharedSubspace.load(Path(subspace))
+        opened = SharedSubspace.load(Path(subspace), lazy=True)
         for name in names:
             opened.remove_task(name)
         opened.save(Path(subspace), force=True)
@@ -216,10 +216,11 @@ def _add(subspace: Path, adapter: str, name: str, how: str) -> list[str]:
     from vlora_engine.catalog.open import load_adapter
     from vlora_engine.shared_subspace import SharedSubspace
 
-    opened = SharedSubspace.load(subspace)
+    opened = SharedSubspace.load(subspace, lazy=True)
     weights = load_adapter(adapter)
     if how == "project":
-        opened.add_task(opened.project(weights, name, None))
+        # Beside coded tasks the basis is asked for: by itself an adapter would be coded.
+        opened.add_task(opened.in_basis().project(weights, name, None))
     elif how == "incremental":
         opened.absorb_incremental(weights, name)
     try:

@@ -422,7 +422,8 @@ class Writer:
 
         if self._loaded is None:
             self._loaded = SharedSubspace.load(
-                Path(str(self.recipe.output or self.recipe.input.subspace))
+                Path(str(self.recipe.output or self.recipe.input.subspace)),
+                lazy=True,
             )
         return self._loaded
 

@@ -210,7 +210,7 @@ def _compared_tasks(manifest: Manifest, progress: ProgressCallback | None) -> Co
         return None
     from vlora_engine.shared_subspace import SharedSubspace
 
-    opened = SharedSubspace.load(manifest.path)
+    opened = SharedSubspace.load(manifest.path, lazy=True)
     return compare(
         {task: MemorySource(opened.reconstruct(task)) for task in manifest.tasks}, progress=progress
     )

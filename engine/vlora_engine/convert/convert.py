@@ -279,7 +279,7 @@ def _opened(conversion: Conversion) -> SharedSubspace | None:
     """The subspace that is converted as a whole, if it is one."""
     from vlora_engine.shared_subspace import SharedSubspace
 
-    return None if conversion.whole is None else SharedSubspace.load(conversion.whole)
+    return None if conversion.whole is None else SharedSubspace.load(conversion.whole, lazy=True)
 
 
 def _subspace(conversion: Conversion, run: RunContext) -> Converted:
@@ -383,7 +383,7 @@ def _verified(
     """
     from vlora_engine.shared_subspace import SharedSubspace
 
-    written = SharedSubspace.load(made)
+    written = SharedSubspace.load(made, lazy=True)
     exact = conversion.k is None
     source = _opened(conversion)
     worst = 0.0

@@ -47,6 +47,7 @@ from vlora_engine.utils.safetensors_file import (
     read_header,
     read_tensor,
     torch_dtype,
+    with_bytes,
     write_error,
 )
 
@@ -314,6 +315,10 @@ class Store(Protocol):
         """Let go of the files."""
         ...
 
+    def hold(self) -> None:
+        """Read all files into memory, as they are, so that they may be deleted."""
+        ...
+
 
 class CheckedFiles:
     """The tensor files of a manifest; a file's checksum is verified when it is first read."""
@@ -326,6 +331,21 @@ class CheckedFiles:
         """Let go of the files."""
         for name in self._headers:
             close_file(self.manifest.path / name)
+
+    def hold(self) -> None:
+        """Read all files into memory, as they are, so that they may be deleted.
+
+        Raises:
+            VLoRAError: One of them is not sound, or cannot be read; it is left where it is.
+        """
+        for name, sha256, nbytes in self._listed():
+            self._headers[name] = with_bytes(self._open(name, sha256, nbytes))
+
+    def _listed(self) -> Iterator[tuple[str, str, int]]:
+        """Name, sha256 and bytes of every file that is read here."""
+        yield from ((basis.name, basis.sha256, basis.nbytes) for basis in self.manifest.basis)
+        for record in self.manifest.tasks.values():
+            yield f"tasks/{record.file}", record.sha256, record.nbytes
 
     def _check_size(self, record: TaskRecord) -> None:
         """Refuse a task that is said to be larger than its files can stand for."""

@@ -95,7 +95,11 @@ class TensorEntry:
 
 @dataclass(frozen=True)
 class Header:
-    """The header of a safetensors file, checked against the file's length."""
+    """The header of a safetensors file, checked against the file's length.
+
+    Args:
+        held: The file's bytes, where they are in memory: it is then not read any more.
+    """
 
     path: Path
     entries: Mapping[str, TensorEntry]
@@ -103,6 +107,7 @@ class Header:
     file_bytes: int
     digest: str = field(repr=False)
     identity: Identity | None = field(default=None, repr=False)
+    held: bytes | None = field(default=None, repr=False, compare=False)
 
     def entry(self, name: str) -> TensorEntry:
         """Where a tensor lies in the file.
@@ -366,7 +371,7 @@ def read_bytes(header: Header, name: str, most: int | None = None) -> bytearray:
     entry = header.entry(name)
     data = bytearray(entry.nbytes if most is None else min(most, entry.nbytes))
     if data:
-        _POOL.pread_into(header.path, memoryview(data), entry.start, header.identity)
+        _fill(header, memoryview(data), entry.start)
     return data
 
 
@@ -403,8 +408,28 @@ def read_elements(header: Header, name: str, first: int, count: int) -> Tensor:
         )
     data = bytearray(count * itemsize)
     start = entry.start + first * itemsize
-    _POOL.pread_into(header.path, memoryview(data), start, header.identity)
+    _fill(header, memoryview(data), start)
     return torch.frombuffer(data, dtype=dtype)
+
+
+def with_bytes(header: Header) -> Header:
+    """The header with all bytes of its file in memory, so that it outlives the file.
+
+    Raises:
+        CorruptFileError: The file was changed since its header was read.
+        StorageError: It cannot be read.
+    """
+    data = bytearray(header.file_bytes)
+    _fill(header, memoryview(data), 0)
+    close_file(header.path)
+    return replace(header, held=bytes(data))
+
+
+def _fill(header: Header, buffer: memoryview, start: int) -> None:
+    if header.held is None:
+        _POOL.pread_into(header.path, buffer, start, header.identity)
+    else:
+        buffer[:] = header.held[start : start + len(buffer)]
 
 
 def close_file(path: Path) -> None:

@@ -255,6 +255,16 @@ class CodedStore(CheckedFiles):
         if "of_basis" in vars(self):
             self.of_basis.close()
 
+    def hold(self) -> None:
+        """See `CheckedFiles.hold`; the basis beside the tasks, too."""
+        super().hold()
+        if self.manifest.beside is not None:
+            self.of_basis.hold()
+
+    def _listed(self) -> Iterator[tuple[str, str, int]]:
+        in_basis = {f"tasks/{r.file}" for r in self.manifest.tasks.values() if r.in_basis}
+        return (row for row in super()._listed() if row[0] not in in_basis)
+
     def task(self, record: TaskRecord) -> CodedTask | EncodedTask:
         """Read one task from its file: coded, or loadings in the basis."""
         return self.of_basis.task(record) if record.in_basis else self.coded_task(record)
