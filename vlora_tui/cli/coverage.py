@@ -79,6 +79,8 @@ def coverage_rows(
         shares = {share: coverage_total(modules, share) for share in SHARES}
         energy = sum(figures["energy"] for figures in modules.values())
         rows.append({"name": name, **shares, "energy": energy, "modules": modules})
+    for note in opened.notes:
+        out.once(note)
     return rows
 
 

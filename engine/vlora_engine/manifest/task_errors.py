@@ -54,7 +54,7 @@ def task_figures(manifest: Manifest, task_id: str) -> TaskFigures:
         )
     header = read_header(manifest.path / "tasks" / record.file)
     count = len(record.layers)
-    if manifest.coding is None:
+    if manifest.coding is None or record.in_basis:
         norms, errors = (_figures(header, name, (count,)) for name in ("norms", "errors"))
     else:
         norms, errors = _coded_figures(header, count)

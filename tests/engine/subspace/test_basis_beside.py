@@ -23,6 +23,7 @@ from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.doctor.subspace_check import check_subspace
 from vlora_engine.errors import CorruptFileError, ParameterError
+from vlora_engine.manifest.task_errors import task_figures
 
 pytestmark = pytest.mark.filterwarnings("ignore:The blend loses")
 METHODS = ["auto", "own"]
@@ -160,6 +161,10 @@ def test_what_is_trained_in_it_is_stored_as_loadings(method: str, tmp_path: Path
     assert check_subspace(tmp_path / "s") == []
     again = SharedSubspace.load(tmp_path / "s")
     assert dense_error(meant, again.reconstruct("new")) < 1e-6
+    for name in again.tasks:  # the index's readers tell both kinds apart
+        figures = task_figures(manifest, name)
+        task = again.tasks[name]
+        assert dict(zip(figures.layers, figures.norms, strict=True)) == task.source_norms
     for name in again.layer_names:  # it lies in the basis
         delta = dense(again.reconstruct("new"), name)
         a = again.components_a[name].double()
