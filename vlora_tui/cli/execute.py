@@ -168,11 +168,18 @@ def dry_run(recipe: Recipe, out: Output, *, force: bool = False, also: Sequence[
     from vlora_engine.utils.files import check_output
     from vlora_tui.pipeline.inputs import gather
     from vlora_tui.pipeline.outputs import plan_outputs
+    from vlora_tui.pipeline.publish import check_pushes, push_place
     from vlora_tui.recipe.resolve import resolve
 
     resolved = resolve(recipe)
     collection = gather(resolved)
-    outputs = [*plan_outputs(resolved, collection, force=force), *also]
+    outputs = plan_outputs(resolved, collection, force=force)
+    check_pushes(resolved, collection, outputs)
+    outputs += also
+    pushes = [
+        {"path": str(push_place(push, resolved, collection)), "to": str(push.address)}
+        for push in resolved.pushes
+    ]
     for path in also:
         check_output(path, force=force)
     for bad in collection.unusable:
@@ -187,6 +194,7 @@ def dry_run(recipe: Recipe, out: Output, *, force: bool = False, also: Sequence[
             "left_out": [bad.name for bad in collection.unusable],
             "input_bytes": nbytes,
             "outputs": [str(path) for path in outputs],
+            "pushes": pushes,
         },
     )
     read = f" ({size(nbytes)})" if nbytes else ""
@@ -195,4 +203,7 @@ def dry_run(recipe: Recipe, out: Output, *, force: bool = False, also: Sequence[
     for path in outputs:
         out.text(f"Would write {path}")
         out.essence(str(path))
-    out.note("dry run: nothing was written")
+    for row in pushes:
+        out.text(f"Would push {row['path']} to {row['to']}")
+        out.essence(row["to"])
+    out.note("dry run: nothing was written" + (", nothing was sent" if pushes else ""))

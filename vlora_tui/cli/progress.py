@@ -27,6 +27,7 @@ STAGES = {
     "merge": "merging",
     "diagnose": "looking",
     "resize": "resizing",
+    "convert": "converting",
     "originals": "originals",
     "evaluate": "evaluating",
 }

@@ -86,7 +86,9 @@ def run(
 def show_results(watcher: Watcher, out: Output) -> None:
     """What came of a recipe."""
     from vlora_tui.cli.compress import compress_data, show_subspace
+    from vlora_tui.cli.convert import show_converted
     from vlora_tui.cli.export import show_exports, starts
+    from vlora_tui.cli.hub import show_pushes
     from vlora_tui.cli.merge import show_merges
     from vlora_tui.cli.resize import show_resizes
 
@@ -99,6 +101,8 @@ def show_results(watcher: Watcher, out: Output) -> None:
     data["start"] = starts(watcher)
     data["merged"] = show_merges(out, watcher)
     data["resized"] = show_resizes(out, watcher)
+    data["converted"] = show_converted(out, watcher)
+    data["pushed"] = show_pushes(out, watcher)
     out.json("run", data)
     for path in finished.outputs:
         out.essence(path)

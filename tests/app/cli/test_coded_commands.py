@@ -56,9 +56,8 @@ def test_without_a_word_every_direction_gets_bits_of_its_own(
 
 def test_what_chose_its_bits_is_not_packed(related: Path, cli: Cli, tmp_path: Path) -> None:
     cli("compress", related, "-o", tmp_path / "s")
-    for flags in ((), ("--dry-run",)):
-        told = cli("quantize", tmp_path / "s", "-o", tmp_path / "q", *flags, code=2).err
-        assert "has chosen its bits already" in told
+    told = cli("quantize", tmp_path / "s", "-o", tmp_path / "q", code=2).err
+    assert "has chosen its bits already" in told
     assert not (tmp_path / "q").exists()
 
 
@@ -85,7 +84,7 @@ def test_the_method_where_none_is_named(
     assert cli("compress", related, "-o", tmp_path / "s", *flags, "--json").data["method"] == method
 
 
-@pytest.mark.parametrize("flags", [("-k", "4"), ("--quantize", "int8"), ("--refine", "1")])
+@pytest.mark.parametrize("flags", [("-k", "4"), ("--dtype", "fp16"), ("--refine", "1")])
 @pytest.mark.parametrize("method", ["own", "auto"])
 def test_what_belongs_to_a_basis_is_refused(
     method: str, flags: tuple[str, ...], related: Path, cli: Cli, tmp_path: Path
