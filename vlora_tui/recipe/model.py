@@ -297,8 +297,7 @@ def absolute(recipe: Recipe, base: Path) -> Recipe:
     """The recipe with every path absolute, relative ones taken from ``base``; ``~`` expands."""
 
     def whole(text: str) -> str:
-        ref = AdapterRef.parse(text)
-        return os.path.normpath(base / ref.expanded) if ref.is_local else str(ref)
+        return absolute_path(text, base)
 
     compress = recipe.compress
     if compress is not None and compress.spectra not in (None, CACHE):
@@ -331,6 +330,12 @@ def absolute(recipe: Recipe, base: Path) -> Recipe:
             replace(p, path=None if p.path is None else whole(p.path)) for p in recipe.pushes
         ),
     )
+
+
+def absolute_path(text: str, base: Path) -> str:
+    """A path made absolute from ``base``; a place on the Hub stays as it is."""
+    ref = AdapterRef.parse(text)
+    return os.path.normpath(base / ref.expanded) if ref.is_local else str(ref)
 
 
 def named_inputs(paths: Sequence[str], names: Sequence[str] = ()) -> tuple[AdapterInput, ...]:

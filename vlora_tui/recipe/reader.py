@@ -21,6 +21,7 @@ from vlora_engine.quantization.packing import NOT_PACKED, PACKINGS
 from vlora_engine.targets.registry import TARGETS
 from vlora_engine.targets.sizing import Sizing
 from vlora_engine.utils.reading import read_text
+from vlora_tui.recipe.changes import absolute_keys, changed
 from vlora_tui.recipe.model import (
     AdapterInput,
     Compress,
@@ -35,14 +36,18 @@ from vlora_tui.recipe.model import (
     absolute,
     startable,
 )
-from vlora_tui.recipe.table import REQUIRED, RecipeError, Table
+from vlora_tui.recipe.table import REQUIRED, Given, RecipeError, Table
 
 STDIN = "-"
 MOST_RECIPE = 16 << 20  # bytes
 
 
-def load_recipe(path: str | Path) -> Recipe:
+def load_recipe(path: str | Path, given: Mapping[str, Mapping[str, Any]] | None = None) -> Recipe:
     """Read and check the recipe file at ``path``; its paths become absolute.
+
+    Args:
+        given: Keys by table that go before those of the file; its paths are those of the current
+            directory (`vlora_tui.recipe.changes`).
 
     ``-`` is standard input. What the shell hands over as a descriptor (``<(...)``) is read too; any
     other pipe is refused, as nobody may ever write to it.
@@ -50,10 +55,13 @@ def load_recipe(path: str | Path) -> Recipe:
     Raises:
         NotFoundError: There is no such file.
         RecipeError: Something in it is wrong; the error names the place.
+        ParameterError: What is given does not go with it.
     """
+    here = absolute_keys(given or {}, Path.cwd())
     if is_handed_over(str(path)):
         where = "standard input" if str(path) == STDIN else str(path)
-        return absolute(parse_recipe(_handed_over(str(path), where), where=where), Path.cwd())
+        text = _handed_over(str(path), where)
+        return absolute(parse_recipe(text, where=where, given=here), Path.cwd())
     file = expanded(str(path))
     try:
         text = read_text(file, MOST_RECIPE)
@@ -65,7 +73,7 @@ def load_recipe(path: str | Path) -> Recipe:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError("The recipe cannot be read.", where=file, found=str(error)) from None
-    return absolute(parse_recipe(text, where=str(file)), file.resolve().parent)
+    return absolute(parse_recipe(text, where=str(file), given=here), file.resolve().parent)
 
 
 def is_handed_over(path: str) -> bool:
@@ -86,8 +94,11 @@ def _handed_over(path: str, where: str) -> str:
         raise InputError("The recipe cannot be read.", where=where, found=str(error)) from None
 
 
-def parse_recipe(text: str, *, where: str = "recipe") -> Recipe:
+def parse_recipe(text: str, *, where: str = "recipe", given: Given | None = None) -> Recipe:
     """Read a recipe from TOML. Its paths stay as written.
+
+    Args:
+        given: Keys by table that go before those of the text.
 
     Raises:
         RecipeError: It is not TOML, has a key that is not known, or a value of the wrong kind.
@@ -97,12 +108,21 @@ def parse_recipe(text: str, *, where: str = "recipe") -> Recipe:
     except (ValueError, RecursionError) as error:  # numbers of too many digits, lists too deep
         found = str(error) or "tables or lists too deep"
         raise RecipeError("The recipe is not TOML.", where=where, found=found) from None
-    return read_tables(tables, text=text, where=where)
+    return read_tables(changed(tables, given or {}), text=text, where=where, given=given)
 
 
-def read_tables(tables: Mapping[str, Any], *, text: str = "", where: str = "recipe") -> Recipe:
-    """Check the tables of a recipe and turn them into one."""
-    root = Table(dict(tables), "", text, where)
+def read_tables(
+    tables: Mapping[str, Any], *, text: str = "", where: str = "recipe", given: Given | None = None
+) -> Recipe:
+    """Check the tables of a recipe and turn them into one.
+
+    Args:
+        given: What of them the command line said, for errors.
+
+    Raises:
+        RecipeError: A key that is not known, or a value of the wrong kind.
+    """
+    root = Table(dict(tables), "", text, where, given)
     recipe = Recipe(
         input=_read_input(root.table("input")),
         compress=root.read_if_there("compress", _read_compress),
