@@ -33,10 +33,10 @@ HEAD = """\
 # Capabilities
 
 What vlora-tui can do, and from where: the interface, a command, a recipe, Python. Every key of a
-recipe's table is a flag of `run --headless`, too:
-`--TABLE-KEY`; [formats](formats.md#recipes) lists them. A cell that is empty says why: `command only` means that the command is the way to it, and
-`planned` is what the interface is going to have. In Python names stand below `vlora_engine`; a name
-that begins with a dot is a method of `SharedSubspace`.
+recipe's table is a flag of `run --headless`, too: `--TABLE-KEY`
+([formats](formats.md#recipes) lists them). A cell that is empty says why: `command only` means that
+the command is the way to it, and `planned` is what the interface is going to have. In Python, names
+stand below `vlora_engine`; one that begins with a dot is a method of `SharedSubspace`.
 
 This page is made from the code: `python -m tests.docs.capabilities` writes it again.
 """
