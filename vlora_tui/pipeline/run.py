@@ -8,7 +8,6 @@ Headers are read without torch; the engine's numerics are imported when a step n
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +27,7 @@ from vlora_engine.errors import (
     VLoRAError,
 )
 from vlora_engine.spectra.tables import Spectra
-from vlora_engine.utils.files import check_output, discard, kept, partial_path, unwritten
+from vlora_engine.utils.files import check_output, kept, partial_path, unwritten
 from vlora_engine.utils.locks import writing
 from vlora_engine.utils.run_context import RunContext
 from vlora_engine.utils.safetensors_file import write_error
@@ -39,7 +38,12 @@ from vlora_tui.pipeline.forecast import expect, manifest_figures, others_at
 from vlora_tui.pipeline.inputs import Collection, gather, require_apart_from
 from vlora_tui.pipeline.outputs import Writer, check_merge, merge_inputs, plan_outputs
 from vlora_tui.pipeline.publish import Publisher, check_pushes
-from vlora_tui.pipeline.unfinished import built_path, is_yet_to_be_packed
+from vlora_tui.pipeline.unfinished import (
+    built_path,
+    forget_built,
+    is_yet_to_be_packed,
+    mark_built,
+)
 from vlora_tui.recipe.model import CACHE, MEASURED, Compress, Quantize, Recipe
 from vlora_tui.recipe.resolve import resolve
 from vlora_tui.utils import paths
@@ -122,8 +126,8 @@ class Run:
 
     def _keeps_layers(self) -> bool:
         """Whether finished layers lie there that the next run will use."""
-        built = built_path(self.recipe, self.job)
-        places = [] if built is None else [partial_path(built, self.job)]
+        out = self.recipe.output
+        places = [] if out is None else [partial_path(Path(out), self.job)]
         places += [] if self._begun is None else [spectra_partial(self._begun)]
         packing = is_yet_to_be_packed(self.recipe, self.job)
         return packing or any(kept_layers(place) for place in places)
@@ -218,24 +222,26 @@ class Run:
         assert built is not None  # noqa: S101  (it has an output)
         with _locked(out):
             try:
-                figures = self._built_before(compress, built)
+                figures = self._built_before(built)
                 if figures is None:
-                    discard(built)
-                    figures, _ = self._compress(compress, built)
+                    forget_built(built)
+                    unfinished = partial_path(out, self.job)
+                    figures, _ = self._compress(compress, built, unfinished)
+                    mark_built(built, compress)
                 self._tell_built(figures, out)
                 with kept(built):
                     packed = self._quantize(built, quantize, out)
             except StorageError as error:
                 raise unwritten(error, out) from None
             except InputError:  # the next run would fail in the same way
-                discard(built)
+                forget_built(built)
                 raise
-            discard(built)
+            forget_built(built)
         self._tell_written(out, packed)
 
-    def _built_before(self, compress: Compress, built: Path) -> dict[str, Any] | None:
+    def _built_before(self, built: Path) -> dict[str, Any] | None:
         """The figures of what an earlier run has built of the same adapters, and did not pack."""
-        if not os.path.isdir(built):
+        if not is_yet_to_be_packed(self.recipe, self.job):
             return None
         try:
             manifest = read_manifest(built)
@@ -257,9 +263,13 @@ class Run:
         self.emit(events.Remark(text, str(out), "before-packing"))
 
     def _compress(
-        self, compress: Compress, out: Path
+        self, compress: Compress, out: Path, unfinished: Path | None = None
     ) -> tuple[dict[str, Any], tuple[dict[str, Any], ...]]:
-        """Build the subspace in ``out``; its figures, and what other methods would have cost."""
+        """Build the subspace in ``out``; its figures, and what other methods would have cost.
+
+        Args:
+            unfinished: Where its layers lie meanwhile, if not beside it.
+        """
         from vlora_engine.compress.build import build_subspace
         from vlora_engine.utils.device import pick_device
 
@@ -279,6 +289,7 @@ class Run:
             device=compress.device,
             force=self.force,
             job=self.job,
+            unfinished=unfinished,
             progress=self._on_progress,
             cancelled=self.cancelled,
             room=self._require_room,

@@ -1,18 +1,22 @@
 """Where the subspace of a recipe lies while it is made, so that the next run goes on with it.
 
 Without a [quantize] table the build writes to the output. With one it writes beside it, to a hidden
-directory that is named after what is asked for; packing reads that, writes the output, and it goes.
+directory, and marks that as done; packing reads it, writes the output, and it goes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
+from contextlib import suppress
 from pathlib import Path
 
 from vlora_engine import __version__
-from vlora_engine.utils.files import partial_path
-from vlora_tui.recipe.model import Recipe
+from vlora_engine.utils.file_names import SUBSPACE_INDEX
+from vlora_engine.utils.files import discard, partial_path, write_file
+from vlora_engine.utils.reading import read_text
+from vlora_tui.recipe.model import Compress, Recipe
+
+_MARK = ".built.part"  # in what is built: what was asked for; the name of a file half written
 
 
 def built_path(recipe: Recipe, job: str) -> Path | None:
@@ -24,21 +28,47 @@ def built_path(recipe: Recipe, job: str) -> Path | None:
     if recipe.output is None:
         return None
     out = Path(recipe.output)
-    if recipe.compress is None or recipe.quantize is None:
-        return out
-    asked = repr((__version__, recipe.compress))  # what else decides on it: the tasks' digests
-    return partial_path(out, f"{job}-{hashlib.sha256(asked.encode()).hexdigest()[:8]}")
+    is_packed = recipe.compress is not None and recipe.quantize is not None
+    return partial_path(out, f"{job}-built") if is_packed else out
 
 
 def unfinished_build(recipe: Recipe, job: str) -> Path | None:
     """Where finished layers lie, or the whole subspace that is yet to be packed."""
-    built = built_path(recipe, job)
-    if built is None:
+    if recipe.output is None:
         return None
-    return built if is_yet_to_be_packed(recipe, job) else partial_path(built, job)
+    if is_yet_to_be_packed(recipe, job):
+        return built_path(recipe, job)
+    return partial_path(Path(recipe.output), job)
 
 
 def is_yet_to_be_packed(recipe: Recipe, job: str) -> bool:
-    """Whether the build is done and lies there, and only the packing is left."""
+    """Whether what the recipe compresses to is built, and only the packing is left."""
     built = built_path(recipe, job)
-    return built is not None and str(built) != recipe.output and os.path.isdir(built)
+    if built is None or recipe.compress is None:
+        return False
+    try:
+        return read_text(built / _MARK) == _asked(recipe.compress)
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def mark_built(built: Path, compress: Compress) -> None:
+    """Note what the subspace there was built for.
+
+    Raises:
+        StorageError: The disk does not take it.
+    """
+    write_file(built / _MARK, _asked(compress))
+
+
+def forget_built(built: Path) -> None:
+    """Delete it, its mark and its index first: half of it is none."""
+    for name in (_MARK, SUBSPACE_INDEX):
+        with suppress(OSError):
+            (built / name).unlink()
+    discard(built)
+
+
+def _asked(compress: Compress) -> str:
+    """What is asked for; what else decides on the result are the tasks' digests."""
+    return hashlib.sha256(repr((__version__, compress)).encode()).hexdigest()

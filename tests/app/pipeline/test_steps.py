@@ -26,7 +26,13 @@ from vlora_tui.pipeline import events
 from vlora_tui.pipeline.disk_space import needs_of
 from vlora_tui.pipeline.inputs import gather
 from vlora_tui.pipeline.run import Run
-from vlora_tui.pipeline.unfinished import built_path, unfinished_build
+from vlora_tui.pipeline.unfinished import (
+    built_path,
+    forget_built,
+    is_yet_to_be_packed,
+    mark_built,
+    unfinished_build,
+)
 from vlora_tui.recipe.model import Quantize, Recipe
 from vlora_tui.recipe.reader import load_recipe, parse_recipe
 from vlora_tui.recipe.resolve import resolve
@@ -191,13 +197,18 @@ def test_two_runs_do_not_write_one_output(cli: Cli, runs: Path, tmp_path: Path) 
 def test_a_job_knows_what_it_has_built(tmp_path: Path, runs: Path) -> None:
     recipe = parse_recipe(compressing(runs, PACKED, out=f"{tmp_path}/s"))
     built = built_path(recipe, "j1")
-    assert built is not None
-    assert built.name.startswith(".s.part-j1-")
-    assert unfinished_build(recipe, "j1") == tmp_path / f".{built.name}.part-j1"
+    assert built == tmp_path / ".s.part-j1-built"
+    assert unfinished_build(recipe, "j1") == tmp_path / ".s.part-j1"
     built.mkdir()
+    assert not is_yet_to_be_packed(recipe, "j1"), "half of it, as far as anybody knows"
+    assert recipe.compress is not None
+    mark_built(built, recipe.compress)
     assert unfinished_build(recipe, "j1") == built
-    plain = build_recipe(runs, tmp_path / "s")
-    assert built_path(plain, "j1") == tmp_path / "s"
+    other = parse_recipe(recipe.to_toml(), given={"compress": {"k": 3}})
+    assert unfinished_build(other, "j1") == tmp_path / ".s.part-j1"
+    forget_built(built)
+    assert not built.exists()
+    assert built_path(build_recipe(runs, tmp_path / "s"), "j1") == tmp_path / "s"
 
 
 # converting
