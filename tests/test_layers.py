@@ -143,6 +143,7 @@ LAZY = {
     "vlora_tui.pipeline.disk_space": "numpy",
     "vlora_tui.pipeline.inputs": "numpy",
     "vlora_tui.pipeline.outputs": "numpy safetensors torch",
+    "vlora_tui.pipeline.publish": "numpy torch",
     "vlora_tui.pipeline.run": "torch",
     "vlora_tui.recipe.mergekit": "yaml",
     "vlora_tui.recipe.model": "tomli_w",

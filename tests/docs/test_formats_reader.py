@@ -22,7 +22,16 @@ from vlora_engine.compression_target import CompressionTarget
 from vlora_tui.jobs.joblock import JobLock
 from vlora_tui.jobs.store import JobInfo
 from vlora_tui.pipeline.events import EVENT_TYPES
-from vlora_tui.recipe.model import Compress, Export, Input, Merge, Quantize, Resize
+from vlora_tui.recipe.model import (
+    Compress,
+    Convert,
+    Export,
+    Input,
+    Merge,
+    Push,
+    Quantize,
+    Resize,
+)
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "formats.md").read_text("utf-8")
@@ -219,7 +228,7 @@ def test_every_key_of_a_recipe_is_described() -> None:
         said.setdefault(table, set()).update(words(cells[1]))
     known = {
         "input": Input, "compress": Compress, "quantize": Quantize,
-        "export": Export, "merge": Merge, "resize": Resize,
+        "export": Export, "merge": Merge, "resize": Resize, "convert": Convert, "push": Push,
     }  # fmt: skip
     for name, cls in known.items():
         keys = {f.name for f in fields(cls)} - {"parameters"}

@@ -9,7 +9,7 @@ import sys
 from typing import Annotated, Any, NamedTuple
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 from vlora_engine import __version__
@@ -99,13 +99,30 @@ class LazyGroup(TyperGroup):
                 formatter.write_dl(rows)
 
 
+class SectionedCommand(TyperCommand):
+    """A command whose help puts options below the headings that they name."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            line = parameter.get_help_record(ctx)
+            if line is not None:
+                is_argument = parameter.param_type_name == "argument"
+                heading = getattr(parameter, "rich_help_panel", None)
+                usual = "Arguments" if is_argument else "Options"
+                sections.setdefault(heading or usual, []).append(line)
+        for heading, lines in sections.items():
+            with formatter.section(heading):
+                formatter.write_dl(lines)
+
+
 def load_command(name: str, entry: Entry) -> Any:
     """Import the module of a command and build what parses its arguments."""
     function = getattr(importlib.import_module(f"vlora_tui.cli.{entry.module}"), entry.function)
     if isinstance(function, typer.Typer):  # a command with commands of its own
         return get_command(function)
     single = new_typer()
-    single.command(name)(unbundle(function))
+    single.command(name, cls=SectionedCommand)(unbundle(function))
     return get_command(single)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields, is_dataclass
-from typing import Any, ClassVar, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, TypeVar, get_args, get_type_hints
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -16,9 +17,31 @@ class Bundle:
 
     Attributes:
         comes_last: Its options stand behind all others in the help, wherever the parameter is.
+        section: The heading of its options in the help; without one they are among all others.
     """
 
     comes_last: ClassVar[bool] = False
+    section: ClassVar[str | None] = None
+
+    @classmethod
+    def parameters(cls) -> list[inspect.Parameter]:
+        """Its options: by default its fields."""
+        assert is_dataclass(cls)  # noqa: S101  (every Bundle is one, or says its options itself)
+        hints = get_type_hints(cls, include_extras=True)
+        return [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=_default(field),
+                annotation=_below(hints[field.name], cls.section),
+            )
+            for field in fields(cls)
+        ]
+
+    @classmethod
+    def taken(cls, values: dict[str, Any]) -> Bundle:
+        """The bundle of what its options were given."""
+        return cls(**values)
 
 
 def unbundle(command: Command) -> Command:
@@ -34,18 +57,19 @@ def unbundle(command: Command) -> Command:
         kind = kinds[parameter.name]
         if isinstance(kind, type) and issubclass(kind, Bundle):
             bundles[parameter.name] = kind
-            (last if kind.comes_last else parameters).extend(_options(kind))
+            (last if kind.comes_last else parameters).extend(kind.parameters())
         else:
             parameters.append(
                 parameter.replace(annotation=kind, kind=inspect.Parameter.KEYWORD_ONLY)
             )
 
     parameters += last
+    names = {name: [p.name for p in kind.parameters()] for name, kind in bundles.items()}
 
     @functools.wraps(command)
     def call(**given: Any) -> Any:
-        for name, kind in bundles.items():
-            given[name] = kind(**{field.name: given.pop(field.name) for field in fields(kind)})
+        for name, options in names.items():
+            given[name] = bundles[name].taken({option: given.pop(option) for option in options})
         return command(**given)
 
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -53,18 +77,14 @@ def unbundle(command: Command) -> Command:
     return call  # type: ignore[return-value]
 
 
-def _options(kind: type[Any]) -> list[inspect.Parameter]:
-    assert is_dataclass(kind)  # noqa: S101  (every Bundle is one)
-    hints = get_type_hints(kind, include_extras=True)
-    return [
-        inspect.Parameter(
-            field.name,
-            inspect.Parameter.KEYWORD_ONLY,
-            default=_default(field),
-            annotation=hints[field.name],
-        )
-        for field in fields(kind)
-    ]
+def _below(annotation: Any, section: str | None) -> Any:
+    """An option's annotation, its line in the help below a heading."""
+    if section is None:
+        return annotation
+    kind, info = get_args(annotation)
+    placed = copy.copy(info)
+    placed.rich_help_panel = section
+    return Annotated[kind, placed]
 
 
 def _default(field: Field[Any]) -> Any:

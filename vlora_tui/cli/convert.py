@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from vlora_tui.cli import options as o
 from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.hub_inputs import on_disk
 from vlora_tui.cli.output import Output
+from vlora_tui.cli.progress import Watcher
+from vlora_tui.pipeline import events
 from vlora_tui.recipe.model import AdapterInput, named_inputs
 from vlora_tui.utils.formatting import plural, printable, size
 
@@ -42,9 +44,10 @@ def convert(
     was written is read again, and its dW compared.
     """
     from vlora_engine.convert.convert import convert as convert_planned
-    from vlora_engine.convert.convert import format_named, is_whole_subspace, plan
+    from vlora_engine.convert.convert import is_whole_subspace, plan
+    from vlora_engine.convert.formats import format_named
+    from vlora_tui.cli.execute import stop_on_signals
     from vlora_tui.cli.flags import require_there
-    from vlora_tui.cli.progress import Watcher
     from vlora_tui.pipeline.inputs import require_apart_from
 
     format_named(to)
@@ -62,9 +65,13 @@ def convert(
     if dry_run:
         _show_plan(out, conversion, allow_loss=allow_loss, force=force)
         return
-    with Watcher(out) as watcher:
+    with Watcher(out) as watcher, stop_on_signals(out) as stop:
         written = convert_planned(
-            conversion, allow_loss=allow_loss, force=force, progress=watcher.on_progress
+            conversion,
+            allow_loss=allow_loss,
+            force=force,
+            progress=watcher.on_progress,
+            cancelled=stop.is_set,
         )
     _show_written(out, conversion, written)
 
@@ -127,15 +134,39 @@ def _show_written(out: Output, conversion: Conversion, written: Sequence[Convert
     for note in notes:
         out.note(f"note: {note}")
     out.json("convert", {**conversion.as_dict(), "written": rows, "notes": notes, "dry_run": False})
-    for adapter in written[:12]:
-        what = printable(adapter.name) if adapter.name else "the subspace"
-        out.text(
-            f"converted {what} to {conversion.to}: {adapter.path} ({size(adapter.nbytes)}); "
-            + f"read again, dW differs by {adapter.error:.2g}"
-        )
-    if len(written) > 12:
-        worst = max(adapter.error for adapter in written)
-        more = plural(len(written) - 12, "more adapter")
-        out.text(f"and {more}; dW differs by at most {worst:.2g}")
+    _say_written(out, [{"to": conversion.to, "skipped": False, **row} for row in rows])
     for adapter in written:
         out.essence(str(adapter.path))
+
+
+def show_converted(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
+    """Everything that a recipe converted, printed for people and returned for JSON."""
+    rows = [
+        {
+            "name": event.task or None,
+            "path": event.path,
+            "to": event.to,
+            "bytes": event.nbytes,
+            "error": None if event.skipped else event.error,
+            "skipped": event.skipped,
+        }
+        for event in watcher.all(events.Converted)
+    ]
+    _say_written(out, rows)
+    return rows
+
+
+def _say_written(out: Output, rows: Sequence[dict[str, Any]]) -> None:
+    for row in rows[:12]:
+        what = printable(row["name"]) if row["name"] else "the subspace"
+        if row["skipped"]:
+            out.text(f"skipped {what}: the same is there already, {row['path']}")
+            continue
+        out.text(
+            f"converted {what} to {row['to']}: {row['path']} ({size(row['bytes'])}); "
+            + f"read again, dW differs by {row['error']:.2g}"
+        )
+    if len(rows) > 12:
+        worst = max((row["error"] for row in rows if not row["skipped"]), default=0.0)
+        more = plural(len(rows) - 12, "more adapter")
+        out.text(f"and {more}; dW differs by at most {worst:.2g}")

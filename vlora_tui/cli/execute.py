@@ -182,6 +182,7 @@ def dry_run(recipe: Recipe, out: Output, *, force: bool = False, also: Sequence[
     from vlora_engine.utils.files import check_output
     from vlora_engine.utils.run_context import RunContext
     from vlora_tui.pipeline.inputs import require_apart_from
+    from vlora_tui.pipeline.publish import push_place
     from vlora_tui.pipeline.rehearsal import rehearse
     from vlora_tui.recipe.resolve import resolve
 
@@ -190,6 +191,10 @@ def dry_run(recipe: Recipe, out: Output, *, force: bool = False, also: Sequence[
         found = rehearse(resolved, RunContext(watcher.on_progress), force=force)
     collection, outputs = found.collection, [*found.outputs, *also]
     require_apart_from(also, collection.places.values())
+    pushes = [
+        {"path": str(push_place(push, resolved, collection)), "to": str(push.address)}
+        for push in resolved.pushes
+    ]
     for path in also:
         check_output(path, force=force)
     for name, error in found.left_out.items():
@@ -207,6 +212,7 @@ def dry_run(recipe: Recipe, out: Output, *, force: bool = False, also: Sequence[
             "findings": [finding.as_dict() for finding in found.findings],
             "input_bytes": nbytes,
             "outputs": [str(path) for path in outputs],
+            "pushes": pushes,
         },
     )
     read = f" ({size(nbytes)})" if nbytes else ""
@@ -215,4 +221,7 @@ def dry_run(recipe: Recipe, out: Output, *, force: bool = False, also: Sequence[
     for path in outputs:
         out.text(f"Would write {path}")
         out.essence(str(path))
-    out.note("dry run: nothing was written")
+    for row in pushes:
+        out.text(f"Would push {row['path']} to {row['to']}")
+        out.essence(row["to"])
+    out.note("dry run: nothing was written" + (", nothing was sent" if pushes else ""))

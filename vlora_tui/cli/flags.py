@@ -23,25 +23,40 @@ def compress_recipe(
     *,
     names: Sequence[str] | None = None,
     skip_bad: bool = False,
+    **compress: Any,
+) -> Recipe:
+    """The recipe that the flags of ``compress`` stand for, its paths absolute."""
+    tables = {
+        "input": input_table(adapters, names, skip_bad=skip_bad),
+        "compress": compress_table(**compress),
+    }
+    if output is not None:
+        tables["output"] = {"subspace": output}
+    return from_tables(tables)
+
+
+def compress_table(
+    *,
     k: str | None = None,
     layers: Sequence[str] | None = None,
     adaptive: bool = False,
     variance: float | None = None,
-    refine: int = 0,
-    **compress: Any,
-) -> Recipe:
-    """The recipe that the flags of ``compress`` stand for, its paths absolute."""
-    table = {name: value for name, value in compress.items() if value is not None}
+    refine: int | None = None,
+    **others: Any,
+) -> dict[str, Any]:
+    """The ``[compress]`` table of a recipe that flags stand for.
+
+    Raises:
+        ParameterError: k or the k of a layer is no whole number.
+    """
+    table = {name: value for name, value in others.items() if value is not None}
     aimed = any(name in table for name in ("k_a", "k_b", "max_error", "mean_error", "budget"))
     table.update(_k_table(k, variance, adaptive, aimed=aimed))
     if layers:
         table["layers"] = dict(_layer(text) for text in layers)
     if refine:
         table["refine"] = refine
-    tables = {"input": input_table(adapters, names, skip_bad=skip_bad), "compress": table}
-    if output is not None:
-        tables["output"] = {"subspace": output}
-    return from_tables(tables)
+    return table
 
 
 def input_table(

@@ -10,6 +10,8 @@ from vlora_engine.errors import ParameterError
 from vlora_tui.cli import options as o
 from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.output import Output
+from vlora_tui.cli.progress import Watcher
+from vlora_tui.pipeline import events
 from vlora_tui.utils.formatting import plural, size
 
 if TYPE_CHECKING:
@@ -48,7 +50,6 @@ def push(
     from vlora_engine.publish.push import push as send
     from vlora_engine.publish.push import upload_of
     from vlora_tui.cli.execute import stop_on_signals
-    from vlora_tui.cli.progress import Watcher
 
     if tasks and not adapters:
         raise ParameterError("--task chooses among the adapters.", remedy="add --adapters")
@@ -88,6 +89,26 @@ def push(
     out.essence(str(pushed.address))
 
 
+def show_pushes(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
+    """Everything that a recipe pushed, printed for people and returned for JSON."""
+    rows = [
+        {
+            "path": event.path,
+            "to": event.to,
+            "commit": event.commit,
+            "url": event.url,
+            "files": event.files,
+            "bytes": event.nbytes,
+        }
+        for event in watcher.all(events.Pushed)
+    ]
+    for row in rows:
+        files, nbytes = plural(row["files"], "file"), size(row["bytes"])
+        out.text(f"pushed {row['path']}: {files}, {nbytes}, to {row['url']}")
+        out.text(f"commit   {row['commit']}")
+    return rows
+
+
 def pull(
     out: Output,
     address: Annotated[str, argument("hf://org/name[@revision][/subfolder]", metavar="ADDRESS")],
@@ -102,7 +123,6 @@ def pull(
     from vlora_engine.hub import AdapterRef
     from vlora_engine.hub.pull import pull as get
     from vlora_tui.cli.execute import stop_on_signals
-    from vlora_tui.cli.progress import Watcher
 
     ref = AdapterRef.on_hub(address)
     if dry_run:

@@ -61,31 +61,38 @@ class Merging(Bundle):
         str | None, option("--dtype", "fp32, fp16 or bf16; by default as the adapters.")
     ] = None
 
-    def table(self) -> dict[str, Any]:
-        """What was given, as a recipe's ``[[merge]]`` table has it."""
+    def table(self, before: str = "--") -> dict[str, Any]:
+        """What was given, as a recipe's ``[[merge]]`` table has it.
+
+        Args:
+            before: What the flags' names begin with, for errors.
+
+        Raises:
+            ParameterError: Something that should be a number is none.
+        """
         read = {
-            "weights": _numbers(self.weights, "--weights"),
-            "layers": _layers(self.layers),
+            "weights": _numbers(self.weights, f"{before}weights"),
+            "layers": _layers(self.layers, f"{before}layers"),
             **{
-                name: _one_or_each(getattr(self, name), f"--{name.replace('_', '-')}")
+                name: _one_or_each(getattr(self, name), f"{before}{name.replace('_', '-')}")
                 for name in ("density", "drop_rate", "epsilon", "gamma")
             },
         }
         return {name: value for name, value in (vars(self) | read).items() if value is not None}
 
 
-def _layers(texts: Sequence[str] | None) -> dict[str, list[float]] | None:
+def _layers(texts: Sequence[str] | None, flag: str) -> dict[str, list[float]] | None:
     """``'*.attn.*=0.5,0.5'`` as weights by pattern."""
     layers = {}
     for text in texts or ():
         pattern, equals, weights = text.rpartition("=")
         if not equals or not pattern:
             raise ParameterError(
-                "--layers takes a pattern and its weights.",
+                f"{flag} takes a pattern and its weights.",
                 expected="'*.attn.*=0.5,0.5'",
                 found=repr(text),
             )
-        layers[pattern] = _numbers(weights, "--layers") or []
+        layers[pattern] = _numbers(weights, flag) or []
     return layers or None
 
 

@@ -28,6 +28,7 @@ STAGES = {
     "merge": "merging",
     "diagnose": "looking",
     "resize": "resizing",
+    "convert": "converting",
     "originals": "originals",
     "evaluate": "evaluating",
 }

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import fields
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,38 +13,61 @@ from vlora_tui.cli import options as o
 from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
+from vlora_tui.cli.table_flags import TableFlags, recipe_of_flags
 from vlora_tui.pipeline import events
+
+if TYPE_CHECKING:
+    from vlora_tui.recipe.model import Recipe
+
+
+class CompressFlags(o.Compressing):
+    """The flags of ``compress``, below a heading of their own."""
+
+    section = "Table [compress], and what is read"
 
 
 def run(
     out: Output,
     ctx: typer.Context,
     sources: Annotated[
-        list[str], argument("A recipe file (- is stdin), or adapters.", metavar="RECIPE | PATHS")
-    ],
+        list[str] | None,
+        argument(
+            "A recipe file (- is stdin), adapters, or a subspace.",
+            metavar="RECIPE | PATHS",
+            show_default=False,
+        ),
+    ] = None,
     *,
     headless: Annotated[bool, option("--headless", "Without the interface, here and now.")] = False,
     output: Annotated[
         str | None, option("-o", "--output", "The subspace to write.", metavar="DIR")
     ] = None,
-    compressing: o.Compressing,
+    subspace: Annotated[
+        str | None, option("--subspace", "A subspace to work on, not adapters.", metavar="DIR")
+    ] = None,
     preview: Annotated[
         bool, option("--preview", "Say what its merges keep; write nothing.")
     ] = False,
     writing: o.Writing,
+    compressing: CompressFlags,
+    tables: TableFlags,
     job: Annotated[Path | None, typer.Option("--job", hidden=True)] = None,
     job_lock: Annotated[int | None, typer.Option("--job-lock", hidden=True)] = None,
     warm: Annotated[int | None, typer.Option("--warm", hidden=True)] = None,
 ) -> None:
-    """Execute a recipe: a TOML file, or flags as compress takes them."""
+    """Execute a recipe: a TOML file, or flags, which also change what a file says.
+
+    A flag of a table makes the table, or changes it: --TABLE-KEY for every key of a recipe.
+    """
     from vlora_tui.cli.execute import carry_out, execute_job
-    from vlora_tui.cli.flags import compress_recipe, say_once
+    from vlora_tui.cli.flags import say_once
     from vlora_tui.cli.interface import open_interface
     from vlora_tui.cli.merge import is_recipe, preview_merges
     from vlora_tui.jobs.worker import wait_for_job
     from vlora_tui.recipe.reader import load_recipe
     from vlora_tui.tui.app.start import require_terminal
 
+    places = sources or []
     if warm is not None and headless:  # a process kept ready by an interface
         job, job_lock = wait_for_job(warm) or (None, None)
         if job is None:
@@ -55,24 +77,15 @@ def run(
             out.text(f"written to {path}")
         return
     opens = not (headless or writing.print_recipe or writing.dry_run or preview)
+    instead = f"vlora-tui run --headless {shlex.join(places[:3])} ..."
     if opens:
-        instead = f"vlora-tui run --headless {shlex.join(sources[:3])} ..."
         require_terminal(instead)
     say_once(out, compressing)
-    if is_recipe(sources):
-        flags = [p for p in _FLAGS if _is_from_command_line(ctx, p)]
-        if flags:
-            raise ParameterError(
-                "A recipe file says all; flags that change it are not taken.",
-                where=sources[0],
-                found=", ".join(flags),
-                remedy="change the file, or run the adapters with flags",
-            )
-        recipe = load_recipe(sources[0])
-    elif output is None and not opens:
-        raise ParameterError("There is nowhere to put the subspace.", remedy="name it: -o DIR")
+    given = _given(ctx, output, subspace, compressing, tables)
+    if is_recipe(places):
+        recipe = load_recipe(places[0], given)
     else:
-        recipe = compress_recipe(sources, output, **compressing.flags())
+        recipe = _recipe_of(places, given)
     if opens:
         raise typer.Exit(open_interface(ctx, recipe=recipe, instead=instead))
     if preview and not (writing.print_recipe or writing.dry_run):
@@ -83,10 +96,68 @@ def run(
         show_results(watcher, out)
 
 
+def _given(
+    ctx: typer.Context,
+    output: str | None,
+    subspace: str | None,
+    compressing: o.Compressing,
+    tables: TableFlags,
+) -> dict[str, dict[str, Any]]:
+    """What the flags say, by table and key; defaults say nothing."""
+    from vlora_tui.cli.flags import compress_table
+
+    flags = {
+        name: value
+        for name, value in compressing.flags().items()
+        if _is_from_command_line(ctx, name)
+    }
+    names, skip_bad = flags.pop("names", None), flags.pop("skip_bad", None)
+    found = {
+        "input": {"names": names, "skip_bad": skip_bad, "subspace": subspace},
+        "compress": compress_table(**flags),
+        "output": {"subspace": output},
+        **tables.tables(),
+    }
+    kept = {
+        table: {key: value for key, value in keys.items() if value is not None}
+        for table, keys in found.items()
+    }
+    return {table: keys for table, keys in kept.items() if keys}
+
+
+def _recipe_of(places: list[str], given: dict[str, dict[str, Any]]) -> Recipe:
+    """The recipe of a command line without a file.
+
+    Raises:
+        ParameterError: It names no input, or two.
+    """
+    from vlora_engine.convert.convert import is_whole_subspace
+    from vlora_tui.cli.flags import input_table
+
+    source = given.pop("input", {})
+    subspace = source.pop("subspace", None)
+    if subspace is not None and places:
+        raise ParameterError(
+            "The input is adapters or a subspace, not both.", found=f"--subspace and {places[0]}"
+        )
+    if subspace is None and is_whole_subspace(places):
+        subspace = places[0]
+    if subspace is not None:
+        return recipe_of_flags({"input": {"subspace": subspace, **source}}, given)
+    if not places:
+        raise ParameterError(
+            "There is nothing to work on.", expected="a recipe file, adapters, or --subspace DIR"
+        )
+    table = input_table(places, source.get("names"), skip_bad=source.get("skip_bad", False))
+    return recipe_of_flags({"input": table}, given)
+
+
 def show_results(watcher: Watcher, out: Output) -> None:
     """What came of a recipe."""
     from vlora_tui.cli.compress import compress_data, show_subspace
+    from vlora_tui.cli.convert import show_converted
     from vlora_tui.cli.export import show_exports, starts
+    from vlora_tui.cli.hub import show_pushes
     from vlora_tui.cli.merge import show_merges
     from vlora_tui.cli.resize import show_resizes
 
@@ -99,12 +170,11 @@ def show_results(watcher: Watcher, out: Output) -> None:
     data["start"] = starts(watcher)
     data["merged"] = show_merges(out, watcher)
     data["resized"] = show_resizes(out, watcher)
+    data["converted"] = show_converted(out, watcher)
+    data["pushed"] = show_pushes(out, watcher)
     out.json("run", data)
     for path in finished.outputs:
         out.essence(path)
-
-
-_FLAGS = ("output", *(f.name for f in fields(o.Compressing) if f.name not in o.WITHOUT_EFFECT))
 
 
 def _is_from_command_line(ctx: typer.Context, parameter: str) -> bool:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -229,10 +229,16 @@ def _discard_half_saved(view: JobView) -> None:
     with suppress(InputError, OSError):
         recipe = view.job.recipe()
         for path in [step.path for step in recipe.written]:
-            pattern = glob.escape(str(partial_path(Path(path), "save"))).replace("{task}", "*")
-            for unfinished in map(Path, glob.glob(pattern, include_hidden=True)):
+            for unfinished in _half_saved(Path(path)):
                 if unfinished.stat().st_mtime < view.lock.heartbeat + HEARTBEAT_SECONDS:
                     shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _half_saved(path: Path) -> Iterator[Path]:
+    """The hidden beginnings of what a step writes to ``path``, or to folders in it."""
+    for final, writer in ((path, "save"), (path, "convert"), (path / "{task}", "save")):
+        pattern = glob.escape(str(partial_path(final, writer))).replace("{task}", "*")
+        yield from map(Path, glob.glob(pattern, include_hidden=True))
 
 
 def _launch(job: Job, lock: JobLock, worker: WarmWorker | None = None) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from vlora_engine.adapters.address import is_address
 from vlora_engine.errors import Cancelled, VLoRAError
 from vlora_tui.jobs.control import DISCARD, discard_partial, layers
 from vlora_tui.jobs.devices import DeviceQueue, device_key
@@ -159,7 +160,9 @@ def _done_before(job: Job) -> frozenset[str]:
     reader, timed_events = EventReader(job.events_path), list[TimedEvent]()
     while new := reader.poll():
         timed_events += new
-    return frozenset(path for path in written_paths(timed_events) if os.path.lexists(path))
+    return frozenset(
+        path for path in written_paths(timed_events) if is_address(path) or os.path.lexists(path)
+    )
 
 
 def _end_of(error: BaseException) -> events.Event:

@@ -35,13 +35,14 @@ from vlora_engine.errors import (
     ParameterError,
     StorageError,
 )
-from vlora_engine.utils.files import directory_bytes, dump_json, partial_path, write_file
+from vlora_engine.utils.files import directory_bytes, dump_json, write_file
 from vlora_engine.utils.json_reader import JsonFile, JsonValue
 from vlora_engine.utils.reading import open_file, read_file, read_text
 from vlora_engine.utils.unfinished import kept_layers, spectra_partial
 from vlora_tui.jobs.identity import Identity, Starter, host_name, this_process
 from vlora_tui.jobs.joblock import JobLock, LockState, probe
 from vlora_tui.pipeline.events import SpectraBegun, is_time, read_events
+from vlora_tui.pipeline.unfinished import unfinished_build
 from vlora_tui.recipe.model import Recipe
 from vlora_tui.recipe.reader import load_recipe
 from vlora_tui.recipe.resolve import resolve
@@ -200,8 +201,7 @@ class Job:
 
     def _unfinished_build(self) -> Path | None:
         with suppress(InputError):
-            output = self.recipe().output
-            return None if output is None else partial_path(Path(output), self.id)
+            return unfinished_build(self.recipe(), self.id)
         return None
 
     def _unfinished_spectra(self) -> Path | None:
@@ -405,8 +405,7 @@ def _write_info(folder: Path, info: JobInfo) -> None:
 
 def is_spectra(recipe: Recipe) -> bool:
     """Whether the recipe has nothing but inputs: then spectra are all there is to compute."""
-    steps = (recipe.compress, recipe.quantize, *recipe.written)
-    return not any(step is not None for step in steps)
+    return not recipe.steps
 
 
 def title_of(recipe: Recipe) -> str:
@@ -420,6 +419,7 @@ def title_of(recipe: Recipe) -> str:
         return f"spectra of {source}"
     ends = [recipe.output, *(step.path for step in recipe.written)]
     named = [Path(end) for end in ends if end is not None]
+    named += [Path(push.address.repo) for push in recipe.pushes]
     first = named[0].parent if "{task}" in named[0].name else named[0]
     more = f" and {len(named) - 1} more" if len(named) > 1 else ""
     return f"{source} -> {first.name}{more}"

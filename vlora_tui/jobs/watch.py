@@ -303,9 +303,16 @@ def follow(
 
 
 def written_paths(timed_events: list[TimedEvent]) -> set[str]:
-    """The outputs that are in their places, by the events of all attempts."""
-    kinds = (events.SubspaceWritten, events.Exported, events.Merged, events.Resized)
-    return {t.event.path for t in timed_events if isinstance(t.event, kinds)}
+    """The outputs that are in their places, by the events of all attempts.
+
+    What was pushed is there by its address on the Hub.
+    """
+    kinds = (
+        *(events.SubspaceWritten, events.Exported, events.Merged, events.Resized),
+        events.Converted,
+    )
+    written = {t.event.path for t in timed_events if isinstance(t.event, kinds)}
+    return written | {t.event.to for t in timed_events if isinstance(t.event, events.Pushed)}
 
 
 def _slim(event: events.Event) -> events.Event:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,11 +17,18 @@ from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import StorageError, VLoRAError
 from vlora_engine.quantization.dtypes import STORAGE_DTYPES, storage_dtype
 from vlora_engine.targets import find_target, target_bytes
-from vlora_engine.utils.files import directory_bytes, partial_path
+from vlora_engine.utils.files import directory_bytes
 from vlora_engine.utils.safetensors_file import ITEM_BYTES
 from vlora_tui.pipeline.inputs import Collection, gather
-from vlora_tui.pipeline.outputs import export_paths, facts_of_export, merge_inputs
-from vlora_tui.recipe.model import Export, Merge, Recipe, Resize
+from vlora_tui.pipeline.outputs import (
+    convert_paths,
+    export_paths,
+    facts_of_export,
+    match_tasks,
+    merge_inputs,
+)
+from vlora_tui.pipeline.unfinished import unfinished_build
+from vlora_tui.recipe.model import Convert, Export, Merge, Push, Recipe, Resize
 from vlora_tui.recipe.resolve import resolve
 from vlora_tui.utils.formatting import size
 
@@ -128,11 +136,12 @@ def needs_of(
         if subspace is None:
             subspace = subspace_bytes(collection, recipe.compress.target)
         if subspace is not None:
-            out = Path(recipe.output)
-            there = _unfinished_bytes(partial_path(out, job))
-            # The layers stay beside the subspace until it is complete.
-            needs.append(Need(out, max(0, 2 * subspace - there)))
-    if recipe.quantize is not None and recipe.output is not None and recipe.output not in done:
+            # The layers stay beside the subspace until it is complete. What is packed afterwards
+            # takes no more than they did.
+            unfinished = unfinished_build(recipe, job)
+            there = 0 if unfinished is None else _unfinished_bytes(unfinished)
+            needs.append(Need(Path(recipe.output), max(0, 2 * subspace - there)))
+    elif recipe.quantize is not None and recipe.output is not None and recipe.output not in done:
         manifest = collection.manifest
         needs.append(Need(Path(recipe.output), 0 if manifest is None else manifest.nbytes))
     for export in recipe.exports:
@@ -152,6 +161,15 @@ def needs_of(
         for task, path in export_paths(resize, collection.tasks).items()
         if str(path) not in done
     ]
+    for convert in recipe.converts:
+        needs += [
+            Need(path, _converted_bytes(convert, task, collection))
+            for task, path in convert_paths(convert, recipe, collection).items()
+            if str(path) not in done
+        ]
+    for push in recipe.pushes:
+        if push.adapters and str(push.address) not in done:  # written out before they are sent
+            needs.append(Need(Path(tempfile.gettempdir()), _pushed_bytes(push, collection)))
     return needs
 
 
@@ -272,6 +290,26 @@ def _resized_bytes(resize: Resize, task: str, collection: Collection) -> int:
         max(0, resize.rank - s.rank) * (s.d_in + s.d_out) * ITEM_BYTES[s.dtype]
         for s in source.modules.values()
     )
+
+
+def _converted_bytes(convert: Convert, task: str, collection: Collection) -> int:
+    """About what it is as an adapter; a format of subspaces takes about as much for all of them."""
+    tasks = [task] if task else match_tasks(convert.tasks, collection.tasks)
+    return sum(_adapter_bytes(name, collection) for name in tasks)
+
+
+def _pushed_bytes(push: Push, collection: Collection) -> int:
+    """Of tasks of the recipe's own subspace; of another one it is not known."""
+    if push.path is not None:
+        return 0
+    chosen = match_tasks(push.tasks, collection.tasks)
+    return sum(_adapter_bytes(name, collection) for name in chosen)
+
+
+def _adapter_bytes(task: str, collection: Collection) -> int:
+    if collection.manifest is not None:
+        return adapter_bytes(collection.manifest, collection.manifest.task(task))
+    return collection.adapters[task].nbytes
 
 
 def _unfinished_bytes(partial: Path) -> int:

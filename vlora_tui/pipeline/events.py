@@ -253,6 +253,43 @@ class Resized(Event):
 
 
 @dataclass(frozen=True)
+class Converted(Event):
+    """One adapter, or a subspace as a whole, was written in another format.
+
+    Args:
+        task: Empty for a subspace.
+        error: The largest relative error of dW of what was read back.
+        skipped: The same was there already, and stayed as it was.
+    """
+
+    type: ClassVar[str] = "converted"
+    task: str
+    path: str
+    to: str
+    nbytes: int
+    error: float = 0.0
+    skipped: bool = False
+
+
+@dataclass(frozen=True)
+class Pushed(Event):
+    """A directory was published on the Hub, in one commit.
+
+    Args:
+        path: The directory. to: The repository and its branch. commit: The same at the commit.
+        files: How many.
+    """
+
+    type: ClassVar[str] = "pushed"
+    path: str
+    to: str
+    commit: str
+    url: str
+    files: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
 class Finished(Event):
     """The last event of a run that did all it should."""
 

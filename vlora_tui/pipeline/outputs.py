@@ -1,4 +1,4 @@
-"""The outputs of a recipe: exported, merged and resized adapters, planned first, then written."""
+"""The outputs of a recipe besides its subspace, planned first, then written."""
 
 from __future__ import annotations
 
@@ -6,12 +6,24 @@ import difflib
 import fnmatch
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vlora_engine.adapters.model import MemorySource, to_memory
 from vlora_engine.catalog.open import open_adapter
+from vlora_engine.convert.convert import (
+    Conversion,
+    losses_of,
+    refuse_losses,
+    require_sense,
+    write_adapter,
+)
+from vlora_engine.convert.convert import convert as convert_planned
+from vlora_engine.convert.convert import plan as plan_conversion
+from vlora_engine.convert.formats import SUBSPACE_FORMATS
+from vlora_engine.convert.losses import Loss
 from vlora_engine.errors import OutputExistsError, ParameterError, UnknownTaskError
 from vlora_engine.findings import Finding
 from vlora_engine.merging.settings import check_request
@@ -25,7 +37,7 @@ from vlora_engine.utils.reading import read_text
 from vlora_engine.utils.run_context import RunContext
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.inputs import Collection, require_apart_from
-from vlora_tui.recipe.model import Export, Merge, Recipe, Resize, is_path
+from vlora_tui.recipe.model import Convert, Export, Merge, Recipe, Resize, is_path
 from vlora_tui.utils.formatting import listed
 
 if TYPE_CHECKING:
@@ -60,7 +72,8 @@ def plan_outputs(
     Raises:
         NotFoundError: A task or adapter that an export or merge names is not there.
         OutputExistsError: An output exists, and not ``force``.
-        ParameterError: Two outputs are one, or an output is an input.
+        ParameterError: Two outputs are one, an output is an input, or a format cannot hold what
+            is converted to it.
     """
     outputs = [Path(recipe.output)] if recipe.output is not None else []
     repeatable: set[Path] = set()
@@ -76,6 +89,12 @@ def plan_outputs(
         paths = export_paths(resize, collection.tasks)
         outputs += paths.values()
         repeatable |= repeatable_paths(resize, paths)
+    for convert in recipe.converts:
+        paths = convert_paths(convert, recipe, collection)
+        _check_convert(convert, recipe, collection)
+        outputs += paths.values()
+        if len(paths) > 1 or "{task}" in convert.path:
+            repeatable |= set(paths.values())
     read = [*collection.places.values(), recipe.input.subspace or ""]
     read += [name for m in recipe.merges for name in m.adapters if is_path(name)]
     require_apart_from(outputs, filter(None, read))
@@ -117,8 +136,8 @@ def facts_of_export(
     return replace(facts, config={**facts.config, "base_model_name_or_path": export.base_model})
 
 
-def export_paths(export: Export | Resize, tasks: Sequence[str]) -> dict[str, Path]:
-    """Where each exported or resized task goes."""
+def export_paths(export: Export | Resize | Convert, tasks: Sequence[str]) -> dict[str, Path]:
+    """Where each exported, resized or converted task goes."""
     chosen = match_tasks(export.tasks, tasks)
     if "{task}" not in export.path:
         if len(chosen) > 1:
@@ -184,6 +203,38 @@ def merge_inputs(merge: Merge, collection: Collection) -> list[str]:
     return names
 
 
+def converts_subspace(convert: Convert, recipe: Recipe) -> bool:
+    """Whether a conversion starts from the subspace, not from the adapters of the input."""
+    return convert.source == "subspace" or (not convert.source and recipe.subspace is not None)
+
+
+def convert_paths(convert: Convert, recipe: Recipe, collection: Collection) -> dict[str, Path]:
+    """Where each task goes; a format that holds all tasks in one directory has one, under ""."""
+    chosen = match_tasks(convert.tasks, collection.tasks)
+    if convert.to in SUBSPACE_FORMATS:
+        return {"": Path(convert.path)}
+    if "{task}" in convert.path:
+        return export_paths(convert, collection.tasks)
+    is_whole = converts_subspace(convert, recipe) and not convert.tasks
+    if len(chosen) == 1 and not is_whole:
+        return {chosen[0]: Path(convert.path)}
+    names = slugs(collection.tasks)
+    return {task: Path(convert.path) / names[task] for task in chosen}
+
+
+def _check_convert(convert: Convert, recipe: Recipe, collection: Collection) -> None:
+    """Refuse a conversion that makes no sense, or would lose what matters, by headers alone."""
+    chosen = match_tasks(convert.tasks, collection.tasks)
+    is_whole = converts_subspace(convert, recipe) and not convert.tasks
+    manifest = collection.manifest
+    if convert.to in SUBSPACE_FORMATS and not (is_whole and manifest is None):
+        whole = manifest.path if manifest is not None and is_whole else None
+        require_sense(convert.to, chosen, whole, convert.k)
+    sources = {name: collection.adapters[name] for name in chosen if name in collection.adapters}
+    lost = losses_of(convert.to, sources, None if manifest is None else manifest.path, chosen)
+    refuse_losses(Conversion(convert.to, {}, {}, losses=lost), convert.allow_loss)
+
+
 def check_merge(merge: Merge, count: int) -> None:
     """Everything about a merge that can be judged without its adapters.
 
@@ -200,11 +251,12 @@ def _merge_settings(merge: Merge) -> dict[str, Any]:
 
 @dataclass
 class Writer:
-    """Writes what the recipe exports, merges and resizes; between two it asks whether to stop.
+    """Writes what the recipe exports, merges, resizes and converts.
 
-    Everything is read back, where that is asked for, before it takes its place. Of several exports
-    or resizes, those that are there already come first: the same one stays as it is, another ends
-    the work before anything new is written. Each path goes to ``outputs`` once it is in its place.
+    Between two it asks whether to stop. Everything is read back, where that is asked for, before it
+    takes its place. Of several exports, resizes or conversions, those that are there already come
+    first: the same one stays as it is, another ends the work before anything new is written. Each
+    path goes to ``outputs`` once it is in its place.
     """
 
     recipe: Recipe
@@ -245,6 +297,24 @@ class Writer:
                 self.context.stop_if_asked(STOPPED)
                 if str(path) not in self.done:
                     self._resize(resize, task, path)
+                self.outputs.append(str(path))
+
+    def convert_all(self) -> None:
+        """Write everything that gets another format."""
+        for convert in self.recipe.converts:
+            paths = convert_paths(convert, self.recipe, self.collection)
+            if convert.to in SUBSPACE_FORMATS:
+                self.context.stop_if_asked(STOPPED)
+                if convert.path not in self.done:
+                    self._convert_whole(convert)
+                self.outputs.append(convert.path)
+                continue
+            repeatable = len(paths) > 1 or "{task}" in convert.path
+            for done, (task, path) in enumerate(self._in_order(paths)):
+                self.context.stop_if_asked(STOPPED)
+                self.emit(events.Progress("convert", done, len(paths), task))
+                if str(path) not in self.done:
+                    self._convert(convert, task, path, repeatable=repeatable)
                 self.outputs.append(str(path))
 
     def _export(self, subspace: SharedSubspace, export: Export, task: str, path: Path) -> None:
@@ -295,9 +365,13 @@ class Writer:
         *,
         verify: bool,
         repeatable: bool = False,
+        write: Callable[..., object] = save_adapter,
         **settings: Any,
     ) -> _Saved:
         """Write an adapter, unless the same is there.
+
+        Args:
+            write: Called as `save_adapter` is.
 
         Raises:
             OutputExistsError: Something else is there. StorageError: It does not read back.
@@ -319,7 +393,7 @@ class Writer:
                 )
 
         try:
-            save_adapter(weights, path, force=force or there, check=check, **settings)
+            write(weights, path, force=force or there, check=check, **settings)
         except _SameThere:
             saved.skipped = True
         return saved
@@ -411,6 +485,66 @@ class Writer:
         if request.verify:
             self.emit(events.Verified(task, str(path), saved.error))
 
+    def _convert(self, request: Convert, task: str, path: Path, *, repeatable: bool) -> None:
+        """One task, in a format of adapters."""
+        weights = self._weights(request, task)
+        self._report_losses(losses_of(request.to, {task: MemorySource(weights)}), task)
+        error = 0.0
+
+        def write(weights: LoRAWeights, path: Path, **settings: Any) -> None:
+            nonlocal error  # it reads back what it writes by itself
+            error = write_adapter(request.to, weights, task, path, **settings).error
+
+        saved = self._save(weights, path, verify=False, repeatable=repeatable, write=write)
+        nbytes = directory_bytes(path)
+        self.emit(
+            events.Converted(task, str(path), request.to, nbytes, error, skipped=saved.skipped)
+        )
+
+    def _convert_whole(self, request: Convert) -> None:
+        """All tasks that are asked for, into one directory of a format of subspaces."""
+        of_subspace, out = converts_subspace(request, self.recipe), Path(request.path)
+        if of_subspace and not request.tasks:
+            planned = plan_conversion(request.to, out, whole=self._place(), k=request.k)
+        else:
+            names = match_tasks(request.tasks, self.collection.tasks)
+            adapters: dict[str, AdapterSource] = {
+                name: MemorySource(self._weights(request, name))
+                if of_subspace
+                else self.collection.adapters[name]
+                for name in names
+            }
+            planned = plan_conversion(request.to, out, adapters=adapters, k=request.k)
+        self._report_losses(planned.losses, request.path)
+        if planned.how:
+            self.emit(events.Remark(f"{planned.how[0].upper()}{planned.how[1:]}.", request.path))
+        (written,) = convert_planned(
+            planned,
+            allow_loss=request.allow_loss,
+            force=self.context.force,
+            progress=self.context.progress,
+            cancelled=self.context.cancelled,
+        )
+        self.emit(
+            events.Converted("", request.path, request.to, written.nbytes, float(written.error))
+        )
+
+    def _report_losses(self, losses: Sequence[Loss], where: str) -> None:
+        for loss in losses:
+            self.emit(events.Remark(loss.what, where, "conversion-loss"))
+
+    def _weights(self, request: Convert, task: str) -> LoRAWeights:
+        if converts_subspace(request, self.recipe):
+            return self._subspace().reconstruct(task)
+        return to_memory(self.collection.adapters[task])
+
+    def _place(self) -> Path:
+        """The subspace's directory; of one on the Hub that of its cache."""
+        manifest = self.collection.manifest
+        if self.recipe.output is None and manifest is not None:
+            return manifest.path
+        return Path(str(self.recipe.subspace))
+
     def _source(self, merge: Merge, name: str) -> LoRAWeights | AdapterSource:
         if merge.source == "subspace" and not is_path(name):
             return self._subspace().reconstruct(name)
@@ -421,10 +555,7 @@ class Writer:
         from vlora_engine.shared_subspace import SharedSubspace
 
         if self._loaded is None:
-            self._loaded = SharedSubspace.load(
-                Path(str(self.recipe.output or self.recipe.input.subspace)),
-                lazy=True,
-            )
+            self._loaded = SharedSubspace.load(Path(str(self.recipe.subspace)), lazy=True)
         return self._loaded
 
 

@@ -26,6 +26,7 @@ from vlora_tui.pipeline.disk_space import bytes_at, needs_of, require_room
 from vlora_tui.pipeline.forecast import expect
 from vlora_tui.pipeline.inputs import Collection, gather
 from vlora_tui.pipeline.outputs import plan_outputs
+from vlora_tui.pipeline.publish import check_pushes
 from vlora_tui.recipe.model import CACHE, Compress, Recipe
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def rehearse(recipe: Recipe, run: RunContext, *, force: bool = False) -> Rehears
         require_device(recipe.compress.device)
     collection = gather(recipe, run)
     outputs = plan_outputs(recipe, collection, force=force)
+    check_pushes(recipe, collection, outputs)
     require_room(needs_of(recipe, collection))
     found = Rehearsal(collection, outputs)
     found.left_out = {bad.name: bad.error for bad in collection.unusable}

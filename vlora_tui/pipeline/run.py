@@ -1,8 +1,8 @@
 """Executes a recipe, step by step, telling typed events to whoever listens.
 
 The order is fixed: find the inputs and refuse what cannot work, read and judge every tensor,
-choose k where a target asks for it, build, export, merge, resize. Nothing is written before the
-verdict.
+choose k where a target asks for it, build, pack, export, merge, resize, convert, push. Nothing is
+written before the verdict.
 Headers are read without torch; the engine's numerics are imported when a step needs them.
 """
 
@@ -13,24 +13,42 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlora_engine import __version__
 from vlora_engine.adapters.base_models import normalise_base_model
-from vlora_engine.errors import Cancelled, InputError, ParameterError, VLoRAError
+from vlora_engine.catalog.read import read_manifest
+from vlora_engine.errors import (
+    Cancelled,
+    ConflictError,
+    InputError,
+    ParameterError,
+    StorageError,
+    VLoRAError,
+)
 from vlora_engine.spectra.tables import Spectra
 from vlora_engine.utils.device import require_device
-from vlora_engine.utils.files import check_output, partial_path
+from vlora_engine.utils.files import check_output, kept, partial_path, unwritten
+from vlora_engine.utils.locks import writing
 from vlora_engine.utils.run_context import RunContext
+from vlora_engine.utils.safetensors_file import write_error
 from vlora_engine.utils.unfinished import kept_layers, spectra_partial
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.disk_space import needs_of, require_room
 from vlora_tui.pipeline.forecast import expect, manifest_figures, others_at
 from vlora_tui.pipeline.inputs import Collection, gather, require_apart_from
 from vlora_tui.pipeline.outputs import Writer, check_merge, merge_inputs, plan_outputs
+from vlora_tui.pipeline.publish import Publisher, check_pushes
+from vlora_tui.pipeline.unfinished import (
+    built_path,
+    forget_built,
+    is_yet_to_be_packed,
+    mark_built,
+)
 from vlora_tui.recipe.model import CACHE, MEASURED, Compress, Quantize, Recipe
 from vlora_tui.recipe.resolve import resolve
 from vlora_tui.utils import paths
+from vlora_tui.utils.formatting import percent, size
 from vlora_tui.utils.locking import waiting_lock
 
 if TYPE_CHECKING:
@@ -63,6 +81,7 @@ class Run:
     outputs: list[str] = field(default_factory=list)
     collection: Collection = field(default_factory=Collection)
     _begun: Path | None = None  # the spectra that this run has begun to compute
+    _checked: CheckReport | None = None
 
     def execute(self) -> None:
         """Do all of it.
@@ -111,7 +130,8 @@ class Run:
         out = self.recipe.output
         places = [] if out is None else [partial_path(Path(out), self.job)]
         places += [] if self._begun is None else [spectra_partial(self._begun)]
-        return any(kept_layers(place) for place in places)
+        packing = is_yet_to_be_packed(self.recipe, self.job)
+        return packing or any(kept_layers(place) for place in places)
 
     def _how_to_go_on(self) -> str:
         same = "run the same again" if self.job == ALONE else f"vlora-tui jobs resume {self.job}"
@@ -119,29 +139,54 @@ class Run:
 
     def _steps(self) -> None:
         recipe = self.recipe
-        steps = (recipe.compress, recipe.quantize, *recipe.written)
-        if not any(step is not None for step in steps):
+        if not recipe.steps:
             raise ParameterError(
                 "The recipe has inputs and nothing to do with them.",
-                expected="a [compress], [quantize], [[export]], [[merge]] or [[resize]] table",
+                expected="a [compress], [quantize], [[export]], [[merge]], [[resize]], "
+                "[[convert]] or [[push]] table",
             )
         if recipe.compress is not None:
             require_device(recipe.compress.device)
         self.collection = gather(recipe, self._context)
         self._tell_collection()
-        plan_outputs(self.recipe, self.collection, force=self.force, done=self.done)
-        self._require_room()
-        if self.recipe.output is not None and self.recipe.output in self.done:
-            self.outputs.append(self.recipe.output)
-        elif self.recipe.compress is not None:
-            self._compress(self.recipe.compress, Path(str(self.recipe.output)))
-        elif self.recipe.quantize is not None:
-            self._quantize(self.recipe.quantize, Path(str(self.recipe.output)))
+        planned = plan_outputs(self.recipe, self.collection, force=self.force, done=self.done)
+        check_pushes(self.recipe, self.collection, planned)
         outputs = self.outputs
+        publisher = Publisher(
+            self.recipe, self.collection, self.emit, self._context, self.done, outputs
+        )
+        publisher.require_open()
+        self._require_room()
+        self._make_subspace()
         writer = Writer(self.recipe, self.collection, self.emit, self._context, self.done, outputs)
         writer.export_all()
         writer.merge_all()
         writer.resize_all()
+        writer.convert_all()
+        publisher.push_all()
+
+    def _make_subspace(self) -> None:
+        """What goes to ``[output]``: compressed, packed, or both."""
+        recipe = self.recipe
+        if recipe.output is None:
+            return
+        out = Path(recipe.output)
+        if recipe.output in self.done:
+            self.outputs.append(recipe.output)
+        elif recipe.compress is not None and recipe.quantize is not None:
+            self._compress_and_quantize(recipe.compress, recipe.quantize, out)
+        elif recipe.compress is not None:
+            figures, others = self._compress(recipe.compress, out)
+            self._tell_written(out, figures)
+            if others:
+                self.emit(events.OtherMethods(int(figures["nbytes"]), others))
+        elif recipe.quantize is not None:
+            source = Path(str(recipe.input.subspace))
+            self._tell_written(out, self._quantize(source, recipe.quantize, out))
+
+    def _tell_written(self, out: Path, figures: dict[str, Any]) -> None:
+        self.outputs.append(str(out))
+        self.emit(events.SubspaceWritten(str(out), figures))
 
     def _require_room(self, subspace: int | None = None) -> None:
         """Refuse what will not fit: before anything is read, and again when k is chosen."""
@@ -171,7 +216,63 @@ class Run:
             text = "The adapters name different base models; a subspace is meant for one."
             self.emit(events.Remark(text, ", ".join(named.values()), "base-models-differ"))
 
-    def _compress(self, compress: Compress, out: Path) -> None:
+    def _compress_and_quantize(self, compress: Compress, quantize: Quantize, out: Path) -> None:
+        """Build beside the output, pack that into the output; what was built then goes.
+
+        Stopped while it packs, the next run packs what is built, if its adapters are the same.
+        """
+        built = built_path(self.recipe, self.job)
+        assert built is not None  # noqa: S101  (it has an output)
+        with _locked(out):
+            try:
+                figures = self._built_before(built)
+                if figures is None:
+                    forget_built(built)
+                    unfinished = partial_path(out, self.job)
+                    figures, _ = self._compress(compress, built, unfinished)
+                    mark_built(built, compress)
+                self._tell_built(figures, out)
+                with kept(built):
+                    packed = self._quantize(built, quantize, out)
+            except StorageError as error:
+                raise unwritten(error, out) from None
+            except InputError:  # the next run would fail in the same way
+                forget_built(built)
+                raise
+            forget_built(built)
+        self._tell_written(out, packed)
+
+    def _built_before(self, built: Path) -> dict[str, Any] | None:
+        """The figures of what an earlier run has built of the same adapters, and did not pack."""
+        if not is_yet_to_be_packed(self.recipe, self.job):
+            return None
+        try:
+            manifest = read_manifest(built)
+        except VLoRAError:
+            return None
+        check = self._check()
+        digests = {name: check.adapters[name].digest for name in check.good}
+        if digests != {task.id: task.digest for task in manifest.tasks.values()}:
+            return None
+        text = "The subspace was built already, by a run that was stopped; it is packed now."
+        self.emit(events.Remark(text, code="resumed"))
+        return manifest_figures(manifest)
+
+    def _tell_built(self, figures: dict[str, Any], out: Path) -> None:
+        errors = (percent(figures[name]) for name in ("mean_error", "max_error"))
+        text = "Before it is packed: error {} on average, {} at worst, {}.".format(
+            *errors, size(figures["nbytes"])
+        )
+        self.emit(events.Remark(text, str(out), "before-packing"))
+
+    def _compress(
+        self, compress: Compress, out: Path, unfinished: Path | None = None
+    ) -> tuple[dict[str, Any], tuple[dict[str, Any], ...]]:
+        """Build the subspace in ``out``; its figures, and what other methods would have cost.
+
+        Args:
+            unfinished: Where its layers lie meanwhile, if not beside it.
+        """
         from vlora_engine.compress.build import build_subspace
 
         self._tell_mixed_bases()
@@ -189,38 +290,39 @@ class Run:
             device=compress.device,
             force=self.force,
             job=self.job,
+            unfinished=unfinished,
             progress=self._on_progress,
             cancelled=self.cancelled,
             room=self._require_room,
         )
         figures = report.as_dict()
-        self.outputs.append(str(out))
         self._tell_resumed(report.reused_layers, len(report.layer_errors))
-        self.emit(events.SubspaceWritten(str(out), figures))
         for finding in report.findings:
             if finding.code not in {f.code for f in check.findings}:
                 self._remark(finding)
-        others = others_at(compress.target, figures, report.spectra or self._cached_spectra())
-        if others:
-            self.emit(events.OtherMethods(int(figures["nbytes"]), others))
+        spectra = report.spectra or self._cached_spectra()
+        return figures, others_at(compress.target, figures, spectra)
 
-    def _quantize(self, quantize: Quantize, out: Path) -> None:
+    def _quantize(self, source: Path, quantize: Quantize, out: Path) -> dict[str, Any]:
+        """Pack the subspace in ``source`` into ``out``; its figures."""
         from vlora_engine.compress.requantize import quantize_subspace
 
         manifest = quantize_subspace(
-            Path(str(self.recipe.input.subspace)),
+            source,
             out,
             quantize.quantization(),
             self._context,
             tell=lambda text: self.emit(events.Remark(text, str(out), "quantize")),
         )
-        self.outputs.append(str(out))
-        self.emit(events.SubspaceWritten(str(out), manifest_figures(manifest)))
+        return manifest_figures(manifest)
 
     def _check(self) -> CheckReport:
+        """The verdict on every adapter; asked twice, it is the first one."""
         from vlora_engine.adapters.check import check_adapters
 
-        report = check_adapters(
+        if self._checked is not None:
+            return self._checked
+        self._checked = report = check_adapters(
             self.collection.adapters, progress=self._on_progress, cancelled=self.cancelled
         )
         bad = {name: c.error for name, c in report.adapters.items() if c.error is not None}
@@ -395,6 +497,29 @@ class PreviewRun(Run):
         for merge in self.recipe.merges:
             check_merge(merge, len(merge_inputs(merge, self.collection)))
         Writer(self.recipe, self.collection, self.emit, self._context).preview_all()
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    """Keep every other writer from an output through several steps.
+
+    Raises:
+        StorageError: Another process is writing it.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with writing(out):
+            yield
+    except ConflictError:
+        raise StorageError(
+            "Another process is writing this output right now.",
+            where=out,
+            remedy="wait until it is done, or choose another output",
+        ) from None
+    except OSError as error:
+        if isinstance(error, VLoRAError):
+            raise
+        raise write_error(out, error) from None
 
 
 def reason(error: VLoRAError | None) -> str:

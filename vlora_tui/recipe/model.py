@@ -1,4 +1,4 @@
-"""The unit of work: a TOML file that names inputs, compression, merges and exports.
+"""The unit of work: a TOML file that names inputs, what to make of them, and where it goes.
 
 A `Recipe` is plain data. `Recipe.to_toml` writes one that reads back equal, `resolve` turns globs
 and ``~`` into the adapters that are really there. Reading and checking files is the work of
@@ -17,7 +17,12 @@ from vlora_engine.adapters.address import AdapterRef
 from vlora_engine.compression_target import BASIS_METHODS, CompressionTarget
 from vlora_engine.errors import ParameterError
 from vlora_engine.merging.methods import DEFAULT_METHOD
-from vlora_engine.quantization.packing import BLOCK_SIZE, Quantization, quantization
+from vlora_engine.quantization.packing import (
+    BLOCK_SIZE,
+    Quantization,
+    named_quantization,
+    quantization,
+)
 
 MEASURED = (*BASIS_METHODS, "codec")  # what spectra hold; names their place in the cache
 CACHE = "cache"
@@ -60,13 +65,31 @@ class Compress:
 
 @dataclass(frozen=True)
 class Quantize:
-    """How to pack a subspace that is there."""
+    """How to pack the subspace: that of the input, or what compression made of the adapters."""
 
     method: str = "symmetric"
     bits: int = 8
     block_size: int = BLOCK_SIZE
     loadings: bool = False
     double_quant: bool = False
+
+    @classmethod
+    def named(cls, name: str) -> Quantize:
+        """The packing that a short name (``int8``, ``int4``, ``nf4``) stands for.
+
+        Raises:
+            ParameterError: No such name, or ``none``.
+        """
+        packed = named_quantization(name)
+        if packed is None:
+            raise ParameterError(
+                "There is nothing to pack.", expected="int8, int4 or nf4", found=name
+            )
+        basis = packed.basis
+        return cls(
+            basis.method, basis.bits, basis.block_size, packed.loadings is not None,
+            basis.double_quant,
+        )  # fmt: skip
 
     def quantization(self) -> Quantization:
         """What the engine makes of it.
@@ -150,6 +173,64 @@ class Resize:
 
 
 @dataclass(frozen=True)
+class Convert:
+    """Adapters or the subspace in the format of another tool.
+
+    Args:
+        to: A format out of `vlora_engine.convert`.
+        path: Where it goes. Of several adapters each goes to a folder of its own in it, or to
+            where ``{task}`` says.
+        tasks: Names or patterns; without them all, and a subspace as a whole.
+        source: ``input`` or ``subspace``; empty is the subspace where there is one.
+        k: Directions, where bases are computed anew; None is all, which is exact.
+        allow_loss: Leave out what the format cannot hold.
+    """
+
+    to: str
+    path: str
+    tasks: tuple[str, ...] = ()
+    source: str = ""
+    k: int | None = None
+    allow_loss: bool = False
+
+
+@dataclass(frozen=True)
+class Push:
+    """What to publish on the Hub, last of all. The token is never part of a recipe.
+
+    Args:
+        repo: ``org/name``.
+        path: A subspace, an adapter or a folder of adapters, which the recipe may write; None is
+            the recipe's subspace.
+        adapters: Push tasks of the subspace as PEFT adapters, a folder each.
+        tasks: Only these; names or patterns.
+        private: Of a repository that is new.
+        revision: The branch; None is the main one.
+        message: Of the commit.
+        force: Files of an earlier push make way.
+    """
+
+    repo: str
+    path: str | None = None
+    adapters: bool = False
+    tasks: tuple[str, ...] = ()
+    private: bool = False
+    revision: str | None = None
+    message: str | None = None
+    force: bool = False
+
+    @property
+    def address(self) -> AdapterRef:
+        """The repository, and its branch if one is named.
+
+        Raises:
+            ParameterError: ``repo`` is no repository's name.
+        """
+        asked = AdapterRef.whole_repository(self.repo)
+        return AdapterRef.of_repo(asked.repo, self.revision or asked.revision)
+
+
+@dataclass(frozen=True)
 class Recipe:
     """The whole: every table but ``input`` may be missing."""
 
@@ -160,11 +241,24 @@ class Recipe:
     merges: tuple[Merge, ...] = ()
     quantize: Quantize | None = None
     resizes: tuple[Resize, ...] = ()
+    converts: tuple[Convert, ...] = ()
+    pushes: tuple[Push, ...] = ()
 
     @property
-    def written(self) -> tuple[Export | Merge | Resize, ...]:
-        """The steps that write adapters, each to its ``path``."""
-        return (*self.exports, *self.merges, *self.resizes)
+    def written(self) -> tuple[Export | Merge | Resize | Convert, ...]:
+        """The steps that write beside the subspace, each to its ``path``."""
+        return (*self.exports, *self.merges, *self.resizes, *self.converts)
+
+    @property
+    def steps(self) -> tuple[object, ...]:
+        """All that is to be done with the inputs, in order; empty where that is nothing."""
+        made = (self.compress, self.quantize)
+        return (*(step for step in made if step is not None), *self.written, *self.pushes)
+
+    @property
+    def subspace(self) -> str | None:
+        """The subspace that the later steps work on: the one that is made, or the input."""
+        return self.output or self.input.subspace
 
     def to_toml(self) -> str:
         """The recipe as a file that `load_recipe` reads back equal."""
@@ -190,6 +284,12 @@ def as_tables(recipe: Recipe) -> dict[str, Any]:
         tables["merge"] = [_merge_table(m) for m in recipe.merges]
     if recipe.resizes:
         tables["resize"] = [_changed(r, Resize(path=""), always=("path",)) for r in recipe.resizes]
+    if recipe.converts:
+        tables["convert"] = [
+            _changed(c, Convert(to="", path=""), always=("to", "path")) for c in recipe.converts
+        ]
+    if recipe.pushes:
+        tables["push"] = [_changed(p, Push(repo=""), always=("repo",)) for p in recipe.pushes]
     return tables
 
 
@@ -197,8 +297,7 @@ def absolute(recipe: Recipe, base: Path) -> Recipe:
     """The recipe with every path absolute, relative ones taken from ``base``; ``~`` expands."""
 
     def whole(text: str) -> str:
-        ref = AdapterRef.parse(text)
-        return os.path.normpath(base / ref.expanded) if ref.is_local else str(ref)
+        return absolute_path(text, base)
 
     compress = recipe.compress
     if compress is not None and compress.spectra not in (None, CACHE):
@@ -226,7 +325,17 @@ def absolute(recipe: Recipe, base: Path) -> Recipe:
             for m in recipe.merges
         ),
         resizes=tuple(replace(r, path=whole(r.path)) for r in recipe.resizes),
+        converts=tuple(replace(c, path=whole(c.path)) for c in recipe.converts),
+        pushes=tuple(
+            replace(p, path=None if p.path is None else whole(p.path)) for p in recipe.pushes
+        ),
     )
+
+
+def absolute_path(text: str, base: Path) -> str:
+    """A path made absolute from ``base``; a place on the Hub stays as it is."""
+    ref = AdapterRef.parse(text)
+    return os.path.normpath(base / ref.expanded) if ref.is_local else str(ref)
 
 
 def named_inputs(paths: Sequence[str], names: Sequence[str] = ()) -> tuple[AdapterInput, ...]:
@@ -269,7 +378,6 @@ def startable(text: str | AdapterRef) -> AdapterRef:
             where=str(ref),
             remedy="name the adapters that were found: hf://org/name",
         )
-    return ref
     return ref
 
 

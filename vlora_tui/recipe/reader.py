@@ -7,11 +7,13 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
+from glob import has_magic
 from pathlib import Path
 from typing import Any
 
-from vlora_engine.adapters.address import expanded
+from vlora_engine.adapters.address import AdapterRef, expanded
 from vlora_engine.compression_target import GOALS, METHODS, CompressionTarget
+from vlora_engine.convert.formats import PEER_FORMATS, SUBSPACE_FORMATS, format_named
 from vlora_engine.errors import FileKindError, InputError, MissingPathError
 from vlora_engine.merging.methods import DEFAULT_METHOD
 from vlora_engine.quantization.dtypes import AUTO_DTYPE, DTYPES
@@ -19,26 +21,33 @@ from vlora_engine.quantization.packing import NOT_PACKED, PACKINGS
 from vlora_engine.targets.registry import TARGETS
 from vlora_engine.targets.sizing import Sizing
 from vlora_engine.utils.reading import read_text
+from vlora_tui.recipe.changes import absolute_keys, changed
 from vlora_tui.recipe.model import (
     AdapterInput,
     Compress,
+    Convert,
     Export,
     Input,
     Merge,
+    Push,
     Quantize,
     Recipe,
     Resize,
     absolute,
     startable,
 )
-from vlora_tui.recipe.table import REQUIRED, RecipeError, Table
+from vlora_tui.recipe.table import REQUIRED, Given, RecipeError, Table
 
 STDIN = "-"
 MOST_RECIPE = 16 << 20  # bytes
 
 
-def load_recipe(path: str | Path) -> Recipe:
+def load_recipe(path: str | Path, given: Mapping[str, Mapping[str, Any]] | None = None) -> Recipe:
     """Read and check the recipe file at ``path``; its paths become absolute.
+
+    Args:
+        given: Keys by table that go before those of the file; its paths are those of the current
+            directory (`vlora_tui.recipe.changes`).
 
     ``-`` is standard input. What the shell hands over as a descriptor (``<(...)``) is read too; any
     other pipe is refused, as nobody may ever write to it.
@@ -46,10 +55,13 @@ def load_recipe(path: str | Path) -> Recipe:
     Raises:
         NotFoundError: There is no such file.
         RecipeError: Something in it is wrong; the error names the place.
+        ParameterError: What is given does not go with it.
     """
+    here = absolute_keys(given or {}, Path.cwd())
     if is_handed_over(str(path)):
         where = "standard input" if str(path) == STDIN else str(path)
-        return absolute(parse_recipe(_handed_over(str(path), where), where=where), Path.cwd())
+        text = _handed_over(str(path), where)
+        return absolute(parse_recipe(text, where=where, given=here), Path.cwd())
     file = expanded(str(path))
     try:
         text = read_text(file, MOST_RECIPE)
@@ -61,7 +73,7 @@ def load_recipe(path: str | Path) -> Recipe:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError("The recipe cannot be read.", where=file, found=str(error)) from None
-    return absolute(parse_recipe(text, where=str(file)), file.resolve().parent)
+    return absolute(parse_recipe(text, where=str(file), given=here), file.resolve().parent)
 
 
 def is_handed_over(path: str) -> bool:
@@ -82,8 +94,11 @@ def _handed_over(path: str, where: str) -> str:
         raise InputError("The recipe cannot be read.", where=where, found=str(error)) from None
 
 
-def parse_recipe(text: str, *, where: str = "recipe") -> Recipe:
+def parse_recipe(text: str, *, where: str = "recipe", given: Given | None = None) -> Recipe:
     """Read a recipe from TOML. Its paths stay as written.
+
+    Args:
+        given: Keys by table that go before those of the text.
 
     Raises:
         RecipeError: It is not TOML, has a key that is not known, or a value of the wrong kind.
@@ -93,12 +108,21 @@ def parse_recipe(text: str, *, where: str = "recipe") -> Recipe:
     except (ValueError, RecursionError) as error:  # numbers of too many digits, lists too deep
         found = str(error) or "tables or lists too deep"
         raise RecipeError("The recipe is not TOML.", where=where, found=found) from None
-    return read_tables(tables, text=text, where=where)
+    return read_tables(changed(tables, given or {}), text=text, where=where, given=given)
 
 
-def read_tables(tables: Mapping[str, Any], *, text: str = "", where: str = "recipe") -> Recipe:
-    """Check the tables of a recipe and turn them into one."""
-    root = Table(dict(tables), "", text, where)
+def read_tables(
+    tables: Mapping[str, Any], *, text: str = "", where: str = "recipe", given: Given | None = None
+) -> Recipe:
+    """Check the tables of a recipe and turn them into one.
+
+    Args:
+        given: What of them the command line said, for errors.
+
+    Raises:
+        RecipeError: A key that is not known, or a value of the wrong kind.
+    """
+    root = Table(dict(tables), "", text, where, given)
     recipe = Recipe(
         input=_read_input(root.table("input")),
         compress=root.read_if_there("compress", _read_compress),
@@ -107,8 +131,11 @@ def read_tables(tables: Mapping[str, Any], *, text: str = "", where: str = "reci
         exports=tuple(_read_export(table) for table in root.tables("export")),
         merges=tuple(_read_merge(table) for table in root.tables("merge")),
         resizes=tuple(_read_resize(table) for table in root.tables("resize")),
+        converts=tuple(_read_convert(table) for table in root.tables("convert")),
+        pushes=tuple(_read_push(table) for table in root.tables("push")),
     )
     root.end()
+    recipe = _packed_after(recipe, root)
     _check_whole(recipe, root)
     return recipe
 
@@ -211,13 +238,6 @@ def check_target(target: CompressionTarget, table: Table) -> None:
 
 def _check_coded(target: CompressionTarget, table: Table) -> None:
     """Refuse what only a basis has."""
-    if target.quantize != NOT_PACKED:
-        table.fail(
-            "quantize",
-            f"The method {target.method} chooses its bits itself.",
-            expected="quantize with delta, columns or flat",
-            found=target.quantize,
-        )
     of_a_basis = [
         n for n in ("k", "k_a", "k_b", "adaptive", "layers", "refine") if getattr(target, n)
     ]
@@ -230,6 +250,27 @@ def _check_coded(target: CompressionTarget, table: Table) -> None:
             expected="max_error, mean_error, variance or budget",
             remedy="leave it out, or use the method delta, columns or flat",
         )
+
+
+def _packed_after(recipe: Recipe, root: Table) -> Recipe:
+    """The recipe with ``quantize`` of a coded method as a step after it: its bits are its own.
+
+    There it means at most the bytes that A and B take so.
+    """
+    target = None if recipe.compress is None else recipe.compress.target
+    if recipe.compress is None or target is None or target.quantize == NOT_PACKED:
+        return recipe
+    if recipe.quantize is not None:
+        root.fail(
+            "quantize",
+            "The subspace would be packed twice.",
+            expected="a [quantize] table, or quantize in the [compress] table",
+            found=f"quantize = {target.quantize!r} in [compress]",
+        )
+    if not target.is_coded:
+        return recipe
+    compress = replace(recipe.compress, target=replace(target, quantize=NOT_PACKED))
+    return replace(recipe, compress=compress, quantize=Quantize.named(target.quantize))
 
 
 def _read_layers(table: Table) -> dict[str, int]:
@@ -292,15 +333,16 @@ def _read_export(table: Table) -> Export:
 
 def _read_merge(table: Table) -> Merge:
     adapters = table.words("adapters", REQUIRED)
+    count = None if any(map(has_magic, adapters)) else len(adapters)  # of patterns it shows later
     weights = table.get("weights", list)
     if weights is not None:
-        _check_weights(table, "weights", weights, len(adapters))
+        _check_weights(table, "weights", weights, count)
     merge = Merge(
         adapters=adapters,
         source=table.choice("source", ("input", "subspace"), "input"),
         method=table.get("method", str, DEFAULT_METHOD),
         weights=None if weights is None else tuple(float(weight) for weight in weights),
-        layers=_read_layer_weights(table, len(adapters)),
+        layers=_read_layer_weights(table, count),
         normalize=table.get("normalize", bool),
         scale=1.0 if (scale := _finite(table, "scale")) is None else scale,
         space=table.choice("space", ("delta", "factors"), "delta"),
@@ -311,10 +353,10 @@ def _read_merge(table: Table) -> Merge:
         path=table.path_at("path"),
     )
     merge = replace(merge, dtype=None if merge.dtype == "auto" else merge.dtype)
-    return _with_parameters(merge, table)
+    return _with_parameters(merge, table, count)
 
 
-def _read_layer_weights(table: Table, count: int) -> dict[str, Any]:
+def _read_layer_weights(table: Table, count: int | None) -> dict[str, Any]:
     """``"*.attn.*" = [0.5, 0.5]``, or ``{ weights = [...], density = 0.3 }``."""
     layers = table.get("layers", dict, {})
     for settings in layers.values():
@@ -328,10 +370,10 @@ def _read_layer_weights(table: Table, count: int) -> dict[str, Any]:
     return layers
 
 
-def _check_weights(table: Table, key: str, weights: Any, count: int) -> None:
+def _check_weights(table: Table, key: str, weights: Any, count: int | None) -> None:
     if not isinstance(weights, list) or not all(_is_number(weight) for weight in weights):
         table.fail(key, "Weights are numbers.", expected="such as [0.7, 0.3]", found=repr(weights))
-    if len(weights) != count:
+    if count is not None and len(weights) != count:
         table.fail(
             key,
             "There must be one weight for each adapter.",
@@ -340,18 +382,18 @@ def _check_weights(table: Table, key: str, weights: Any, count: int) -> None:
         )
 
 
-def _with_parameters(merge: Merge, table: Table) -> Merge:
+def _with_parameters(merge: Merge, table: Table, count: int | None) -> Merge:
     """What is left are the method's own parameters; the method itself judges them when it runs."""
     parameters = table.others()
     for key, value in parameters.items():
-        _check_parameter(table, key, key, value, len(merge.adapters))
+        _check_parameter(table, key, key, value, count)
     return replace(merge, parameters=parameters)
 
 
-def _check_parameter(table: Table, where: str, key: str, value: Any, count: int) -> None:
+def _check_parameter(table: Table, where: str, key: str, value: Any, count: int | None) -> None:
     """A number, a word, or numbers one for each adapter."""
     numbers = isinstance(value, list) and value and all(map(_is_number, value))
-    if numbers and len(value) != count:
+    if numbers and count is not None and len(value) != count:
         table.fail(
             where,
             f"There must be one {key} for each adapter.",
@@ -392,6 +434,64 @@ def _check_sizing(resize: Resize) -> None:
     Sizing(resize.rank, resize.energy, resize.dynamic, resize.target)
 
 
+def _read_convert(table: Table) -> Convert:
+    convert = Convert(
+        to=table.located("to", format_named, table.get("to", str, REQUIRED)),
+        path=table.path_at("path"),
+        tasks=table.words("tasks", []),
+        source=table.choice("source", ("input", "subspace"), ""),
+        k=table.natural("k"),
+        allow_loss=table.get("allow_loss", bool, False),
+    )
+    table.end()
+    if "tasks" in table.rows and not convert.tasks:
+        table.fail("tasks", "No task is named.", expected='names or patterns such as "*"')
+    if convert.to in SUBSPACE_FORMATS and "{task}" in convert.path:
+        table.fail(
+            "path",
+            f"The format {convert.to} holds all tasks in one directory.",
+            expected="a path without {task}",
+            found=convert.path,
+        )
+    if convert.k is not None and convert.to not in PEER_FORMATS:
+        table.fail(
+            "k",
+            f"The format {convert.to} has no bases to compute.",
+            expected=f"k with {' or '.join(PEER_FORMATS)}",
+        )
+    return convert
+
+
+def _read_push(table: Table) -> Push:
+    if "token" in table.rows:
+        table.fail(
+            "token",
+            "A token has no place in a recipe, which others may read.",
+            remedy="log in with `hf auth login`, or set HF_TOKEN",
+        )
+    push = Push(
+        repo=table.get("repo", str, REQUIRED),
+        path=table.path_at("path") if "path" in table.rows else table.get("path", str),
+        adapters=table.get("adapters", bool, False),
+        tasks=table.words("tasks", []),
+        private=table.get("private", bool, False),
+        revision=table.get("revision", str),
+        message=table.get("message", str),
+        force=table.get("force", bool, False),
+    )
+    table.end()
+    table.located("repo", AdapterRef.whole_repository, push.repo)
+    if push.revision == "":
+        table.fail("revision", "The branch has no name.", expected="a name, or leave it out")
+    if "tasks" in table.rows and not push.tasks:
+        table.fail("tasks", "No task is named.", expected='names or patterns such as "*"')
+    if push.tasks and not push.adapters:
+        if table.rows.get("adapters") is False:
+            table.fail("tasks", "Tasks are chosen among the adapters.", expected="adapters = true")
+        push = replace(push, adapters=True)
+    return push
+
+
 def _check_whole(recipe: Recipe, root: Table) -> None:
     if recipe.compress is not None and recipe.output is None:
         root.fail("compress", "There is nowhere to put the subspace.", expected="[output] subspace")
@@ -404,11 +504,11 @@ def _check_whole(recipe: Recipe, root: Table) -> None:
             if recipe.input.subspace is None
             else "a [quantize] table",
         )
-    if recipe.quantize is not None and recipe.input.subspace is None:
+    if recipe.quantize is not None and recipe.compress is None and recipe.input.subspace is None:
         root.fail(
             "quantize",
             "There is no subspace to quantize.",
-            expected="input.subspace; or quantize in the [compress] table",
+            expected="input.subspace, or a [compress] table",
         )
     if recipe.quantize is not None and recipe.output is None:
         root.fail("quantize", "There is nowhere to put the subspace.", expected="[output] subspace")
@@ -426,6 +526,28 @@ def _check_whole(recipe: Recipe, root: Table) -> None:
             root.fail("merge", "There is no subspace to merge from.", expected='source = "input"')
         if merge.source == "input" and recipe.input.subspace is not None:
             root.fail("merge", "The input is a subspace.", expected='source = "subspace"')
+    for convert in recipe.converts:
+        if convert.source == "subspace" and no_subspace:
+            root.fail("convert", "There is no subspace to convert.", expected='source = "input"')
+        if convert.source == "input" and recipe.input.subspace is not None:
+            root.fail("convert", "The input is a subspace.", expected='source = "subspace"')
+        if convert.to == "subspace" and (recipe.compress is not None or no_subspace):
+            root.fail(
+                "convert",
+                "Adapters become a subspace by compressing them.",
+                expected="a [compress] table and [output], or a subspace of another library",
+            )
+    for push in recipe.pushes:
+        if push.path is None and no_subspace:
+            root.fail(
+                "push",
+                "There is no subspace to push.",
+                expected="input.subspace, [compress] and [output], or path",
+            )
+    targets = [str(push.address) for push in recipe.pushes]
+    for target in targets:
+        if targets.count(target) > 1:
+            root.fail("push", "Two pushes go to one place.", found=target)
 
 
 def _finite(table: Table, key: str) -> float | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeVar
 
 from vlora_engine.errors import InputError, ParameterError, VLoRAError
 
 T = TypeVar("T")
+Given = Mapping[str, Mapping[str, Any]]
 REQUIRED: Any = object()
 
 
@@ -20,15 +21,25 @@ class RecipeError(InputError):
 class Table:
     """One table of a recipe, read key by key; `end` refuses what was not read."""
 
-    def __init__(self, rows: dict[str, Any], path: str, text: str, where: str) -> None:
+    def __init__(
+        self,
+        rows: dict[str, Any],
+        path: str,
+        text: str,
+        where: str,
+        given: Given | None = None,
+    ) -> None:
         self.rows = rows
         self.path = path  # "compress", "export[1]"
         self._text, self._where = text, where
+        self._given = given or {}  # what the command line says, by table and key
         self._read: dict[str, None] = {}
 
     def fail(self, key: str | None, what: str, **details: Any) -> NoReturn:
         """Raise with the place of ``key`` in the file."""
         key_path = self.path if key is None else f"{self.path}.{key}" if self.path else key
+        if key in self._given.get(self.path.partition("[")[0], {}):
+            raise RecipeError(what, where=f"the command line, {key_path}", **details)
         line = line_of(self._text, self.path, key)
         at = f"{self._where}, line {line}, {key_path}" if line else f"{self._where}, {key_path}"
         raise RecipeError(what, where=at, **details)
@@ -103,7 +114,8 @@ class Table:
     def table(self, key: str) -> Table:
         """The table under ``key``; an empty one where it is missing."""
         rows = self.get(key, dict, {})
-        return Table(rows, f"{self.path}.{key}" if self.path else key, self._text, self._where)
+        path = f"{self.path}.{key}" if self.path else key
+        return Table(rows, path, self._text, self._where, self._given)
 
     def read_if_there(self, key: str, read: Callable[[Table], T]) -> T | None:
         """What ``read`` makes of the table under ``key``; None where there is none."""
@@ -115,7 +127,10 @@ class Table:
         rows = self.get(key, list, [])
         if not all(isinstance(row, dict) for row in rows):
             self.fail(key, f"{key!r} is a list of tables.", expected=f"[[{key}]]")
-        return [Table(r, f"{key}[{i}]", self._text, self._where) for i, r in enumerate(rows)]
+        return [
+            Table(row, f"{key}[{i}]", self._text, self._where, self._given)
+            for i, row in enumerate(rows)
+        ]
 
     def located(self, key: str, function: Callable[[Any], T], value: Any) -> T:
         """Call ``function``; an error that it raises gets the place in the file."""

@@ -101,6 +101,20 @@ class AdapterRef:
         return _parsed_address(name if is_address(name) else f"{SCHEME}{name}")
 
     @classmethod
+    def whole_repository(cls, name: str) -> AdapterRef:
+        """Parse the name of a repository to push to: ``org/name``, and perhaps its branch.
+
+        Raises:
+            ParameterError: This is no repository's name, or names a part of one.
+        """
+        asked = cls.repository(name)
+        if asked.subfolder or asked.task:
+            raise ParameterError(
+                "What is pushed goes to a whole repository.", where=name, expected="ORG/NAME"
+            )
+        return asked
+
+    @classmethod
     def of_repo(
         cls, repo: str, revision: str | None = None, subfolder: str = "", task: str | None = None
     ) -> AdapterRef:

@@ -184,6 +184,7 @@ def build_subspace(
     force: bool = False,
     resume: bool = True,
     job: str = "run",
+    unfinished: Path | None = None,
     progress: ProgressCallback | None = None,
     cancelled: CancelCheck | None = None,
     room: Callable[[int], None] | None = None,
@@ -197,6 +198,7 @@ def build_subspace(
         skip_bad: Leave bad adapters out and report them.
         resume: Use the finished layers of an interrupted build of the same thing.
         job: Names the partial directory, so that two builds do not meet in one.
+        unfinished: The partial directory, where it is not to be named after ``out``; on its disk.
         room: Of methods `own` and `auto`: told about how many bytes it is going to take, before any
             is written; it may raise.
 
@@ -217,7 +219,7 @@ def build_subspace(
         sources, run, dtype=wanted.dtype, lossy=wanted.lossy, skip_bad=skip_bad, check=check
     )
     known = Spectra.load(spectra) if isinstance(spectra, Path) else spectra
-    partial = partial_path(out, job)
+    partial = unfinished or partial_path(out, job)
     with sole_writer(partial, out):
         for entry in [partial / RESULT] if resume else list(partial.iterdir()):
             discard(entry)

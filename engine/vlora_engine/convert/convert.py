@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, MemorySource, to_memory
 from vlora_engine.catalog.read import is_subspace, read_manifest
 from vlora_engine.compression_target import CompressionTarget
+from vlora_engine.convert.formats import ADAPTER_FORMATS, format_named
 from vlora_engine.convert.losses import Loss, losses, outline_of, outlines_of
 from vlora_engine.errors import ParameterError, VLoRAError
 from vlora_engine.formats.mlx_save import save_mlx
@@ -24,6 +25,7 @@ from vlora_engine.manifest.manifest import Manifest, TaskRecord
 from vlora_engine.targets.save import save_adapter
 from vlora_engine.targets.verify import require_alike, verify_adapter
 from vlora_engine.utils.files import (
+    MadeCheck,
     check_output,
     directory_bytes,
     discard,
@@ -31,17 +33,15 @@ from vlora_engine.utils.files import (
     require_apart,
 )
 from vlora_engine.utils.naming import slugs
-from vlora_engine.utils.progress import ProgressCallback
+from vlora_engine.utils.progress import CancelCheck, Progress, ProgressCallback
 from vlora_engine.utils.run_context import RunContext
 
 if TYPE_CHECKING:
     from vlora_engine.shared_subspace import SharedSubspace
 
-ADAPTER_FORMATS = ("peft", "mlx")
-SUBSPACE_FORMATS = ("subspace", VLORA_DEV, LORASHARE)
-ALIASES = {"vlora-tui": "subspace", "vlora": VLORA_DEV, "share": LORASHARE}
 METHODS = {VLORA_DEV: "flat", LORASHARE: "columns"}
 STAGE = "convert"
+STOPPED = "Stopped as asked; nothing of the conversion was left."
 
 
 @dataclass
@@ -94,22 +94,6 @@ class Converted:
     notes: tuple[str, ...] = ()
 
 
-def format_named(word: str) -> str:
-    """The format that ``word`` names.
-
-    Raises:
-        ParameterError: There is none.
-    """
-    name = ALIASES.get(word, word)
-    if name not in (*ADAPTER_FORMATS, *SUBSPACE_FORMATS):
-        raise ParameterError(
-            f"There is no format {word!r} to convert to.",
-            expected=", ".join((*ADAPTER_FORMATS, *SUBSPACE_FORMATS)),
-            found=word,
-        )
-    return name
-
-
 def plan(
     to: str,
     out: Path,
@@ -140,7 +124,7 @@ def plan(
     if to in ADAPTER_FORMATS:
         conversion.outputs = _folders(names, out, single=whole is None and len(names) == 1)
     else:
-        _require_sense(conversion)
+        require_sense(to, names, whole, k)
         conversion.how = _how(conversion)
     own = [whole, *(source.path for source in given.values())]
     require_apart([*conversion.outputs.values()], [path for path in own if path])
@@ -154,6 +138,7 @@ def convert(
     allow_loss: bool = False,
     force: bool = False,
     progress: ProgressCallback | None = None,
+    cancelled: CancelCheck | None = None,
 ) -> list[Converted]:
     """Write what was planned, read it again, and compare its dW with what was meant.
 
@@ -161,8 +146,9 @@ def convert(
         ParameterError: Something serious would be lost, and not ``allow_loss``.
         OutputExistsError: An output is there, and not ``force``.
         StorageError: What was written does not read back as what was meant.
+        Cancelled: ``cancelled()`` became true between two adapters; nothing is left of them.
     """
-    run = RunContext(progress, force=force)
+    run = RunContext(progress, cancelled, force=force)
     refuse_losses(conversion, allow_loss)
     for path in conversion.outputs.values():
         check_output(path, force=force)
@@ -173,9 +159,10 @@ def convert(
     new = [path for path in conversion.outputs.values() if not os.path.lexists(path)]
     try:
         for done, (name, path) in enumerate(conversion.outputs.items()):
+            run.stop_if_asked(STOPPED)
             run.report(STAGE, done, len(conversion.outputs), name)
             weights = source.reconstruct(name) if source else to_memory(conversion.adapters[name])
-            written.append(_adapter(conversion.to, weights, name, path, force))
+            written.append(write_adapter(conversion.to, weights, name, path, force=force))
     except (VLoRAError, OSError):
         _take_back([one.path for one in written if one.path in new])
         raise
@@ -189,6 +176,22 @@ def _take_back(paths: Sequence[Path]) -> None:
     with suppress(OSError):
         for folder in {path.parent for path in paths}:
             folder.rmdir()
+
+
+def losses_of(
+    to: str,
+    adapters: Mapping[str, AdapterSource],
+    whole: Path | None = None,
+    tasks: Sequence[str] = (),
+) -> list[Loss]:
+    """What the format ``to`` cannot hold of these adapters, or of tasks of a subspace.
+
+    Raises:
+        UnsupportedAdapterError: It has no place for a kind of module.
+    """
+    if whole is None:
+        return losses(to, [outline_of(name, source) for name, source in adapters.items()])
+    return losses(to, [outline for outline in outlines_of(whole) if outline.name in tasks])
 
 
 def refuse_losses(conversion: Conversion, allow_loss: bool) -> None:
@@ -213,23 +216,49 @@ def _folders(names: Sequence[str], out: Path, *, single: bool) -> dict[str, Path
     return {name: out / places[name] for name in names}
 
 
-def _adapter(to: str, weights: LoRAWeights, name: str, path: Path, force: bool) -> Converted:
+def write_adapter(
+    to: str,
+    weights: LoRAWeights,
+    name: str,
+    path: Path,
+    *,
+    force: bool = False,
+    check: MadeCheck | None = None,
+) -> Converted:
+    """Write one adapter in a format of `ADAPTER_FORMATS`, read back before it takes its place.
+
+    Args:
+        check: Is shown the directory once it reads back right; if it raises, nothing is written.
+
+    Raises:
+        OutputExistsError, StorageError, UnsupportedAdapterError: As `save_adapter`.
+    """
     error = 0.0
 
-    def check(made: Path) -> None:
+    def verify(made: Path) -> None:
         nonlocal error
         meant = weights if to == "peft" else replace(weights, rest={})
         error = verify_adapter(meant, made, final=path)
+        if check is not None:
+            check(made)
 
-    (save_adapter if to == "peft" else save_mlx)(weights, path, force=force, check=check)
+    (save_adapter if to == "peft" else save_mlx)(weights, path, force=force, check=verify)
     return Converted(name, path, directory_bytes(path), error)
 
 
 # ---- subspaces
 
 
-def _require_sense(conversion: Conversion) -> None:
-    to, whole = conversion.to, conversion.whole
+def require_sense(to: str, names: Sequence[str], whole: Path | None, k: int | None) -> None:
+    """Refuse to convert to a format of subspaces what makes none in it.
+
+    Args:
+        to: The format.
+        names: Of the adapters, where there is no ``whole`` subspace.
+
+    Raises:
+        ParameterError: It is of the format already, or too few adapters for it, or k is below 1.
+    """
     if to == "subspace" and whole is None:
         raise ParameterError(
             "Adapters become a subspace by compressing them.",
@@ -237,14 +266,14 @@ def _require_sense(conversion: Conversion) -> None:
         )
     if whole is not None and (read_manifest(whole).peer or "subspace") == to:
         raise ParameterError(f"This is a subspace of the format {to} already.", where=whole)
-    if whole is None and to == VLORA_DEV and len(conversion.adapters) < 2:
+    if whole is None and to == VLORA_DEV and len(names) < 2:
         raise ParameterError(
             "A subspace of vlora-dev needs two adapters or more.",
-            found=", ".join(conversion.adapters),
+            found=", ".join(names),
             remedy="name them all in one command",
         )
-    if conversion.k is not None and conversion.k < 1:
-        raise ParameterError("k is at least 1.", found=str(conversion.k))
+    if k is not None and k < 1:
+        raise ParameterError("k is at least 1.", found=str(k))
 
 
 def _how(conversion: Conversion) -> str:
@@ -296,7 +325,7 @@ def _subspace(conversion: Conversion, run: RunContext) -> Converted:
         error = _verified(conversion, built, made, names)
 
     if conversion.to == "subspace":
-        assert source is not None  # noqa: S101  (`_require_sense`)
+        assert source is not None  # noqa: S101  (`require_sense`)
         built = source
         save(built.space, out, force=run.force, check=check)
     else:
@@ -323,8 +352,15 @@ def _held(conversion: Conversion, source: SharedSubspace | None, run: RunContext
     meant = {name: MemorySource(w) for name, w in _meant(conversion, source)}
     method = METHODS[conversion.to]
     limits = [max(max_k(method, spec, meant)) for spec in shared_layers(meant)]
+
+    def progress(step: Progress) -> None:
+        run.stop_if_asked(STOPPED)
+        if run.progress is not None:
+            run.progress(step)
+
     target = CompressionTarget(method, k=conversion.k or max(limits), dtype="fp32").checked()
-    space = build_space(prepare(meant, run, dtype="fp32", lossy=target.lossy), target, run)
+    shown = replace(run, progress=progress)
+    space = build_space(prepare(meant, shown, dtype="fp32", lossy=target.lossy), target, shown)
     if conversion.k is None:
         space.notes.clear()  # all there is was asked for, not a k
     return SharedSubspace(space)

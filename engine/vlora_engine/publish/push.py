@@ -17,7 +17,6 @@ from vlora_engine.errors import (
     MissingPathError,
     NotFoundError,
     OutputExistsError,
-    ParameterError,
 )
 from vlora_engine.findings import Finding
 from vlora_engine.hub.client import api, endpoint_page, hub_errors, silence
@@ -100,11 +99,7 @@ def upload_of(
         ParameterError: ``repo_id`` is no repository's name.
         NotFoundError: There is neither a subspace nor an adapter in ``directory``.
     """
-    asked = AdapterRef.repository(repo_id)
-    if asked.subfolder or asked.task:
-        raise ParameterError(
-            "What is pushed goes to a whole repository.", where=repo_id, expected="ORG/NAME"
-        )
+    asked = AdapterRef.whole_repository(repo_id)
     address = AdapterRef.of_repo(asked.repo, revision or asked.revision)
     place = Path(directory)
     if not is_subspace(place):
@@ -142,7 +137,7 @@ def push(
     """
     address = parcel.address
     require_token(address)
-    stale = _stale_files(parcel, force=force)
+    stale = _stale_files(parcel, require_free(address, force=force))
     files = parcel.contents()
     with hub_errors(address), silence():
         client = api()
@@ -186,6 +181,33 @@ def require_token(address: AdapterRef) -> None:
             found="no token",
             remedy="log in with `hf auth login`, or set HF_TOKEN",
         )
+
+
+def require_free(address: AdapterRef, *, force: bool = False) -> Listing | None:
+    """Refuse to touch a repository that holds files; what it holds, None where there is none yet.
+
+    Args:
+        force: It may hold files: those of an earlier push will make way.
+
+    Raises:
+        OutputExistsError: It has files, and not ``force``.
+        HubError, HubAccessError: The Hub cannot be reached, or does not tell.
+    """
+    try:
+        there = list_repository(address)
+    except NotFoundError:
+        return None  # no repository, or no such branch yet
+    others = [name for name in there.sizes if name not in OURS]
+    if others and not force:
+        shown = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if others[4:] else "")
+        raise OutputExistsError(
+            "The repository holds files already; nothing was sent.",
+            where=str(address),
+            found=shown,
+            remedy="push to another one, or pass --force: those of an earlier push make way, "
+            "and its history keeps them",
+        )
+    return there
 
 
 # what goes into a parcel
@@ -298,26 +320,12 @@ def _private_bases(entries: Sequence[Entry]) -> Iterator[Finding]:
 # sending it
 
 
-def _stale_files(parcel: Upload, *, force: bool) -> list[Any]:
-    """What of an earlier push has to go; refuse to touch a repository that holds anything else."""
+def _stale_files(parcel: Upload, there: Listing | None) -> list[Any]:
+    """What of an earlier push has to go."""
     from huggingface_hub import CommitOperationDelete
 
     try:
-        there = list_repository(parcel.address)
-    except NotFoundError:
-        return []  # no repository, or no such branch yet
-    others = [name for name in there.sizes if name not in OURS]
-    if others and not force:
-        shown = ", ".join(others[:4]) + (f" and {len(others) - 4} more" if others[4:] else "")
-        raise OutputExistsError(
-            "The repository holds files already; nothing was sent.",
-            where=str(parcel.address),
-            found=shown,
-            remedy="push to another one, or pass --force: those of an earlier push make way, "
-            "and its history keeps them",
-        )
-    try:
-        former = adapter_files(there)
+        former = [] if there is None else adapter_files(there)
     except NotFoundError:
         return []
     gone = [name for name in former if name not in parcel.files and name != CARD]

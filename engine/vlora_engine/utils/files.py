@@ -375,6 +375,24 @@ def sole_writer(partial: Path, final: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def kept(directory: Path) -> Iterator[None]:
+    """Keep an unfinished directory from being swept while the block reads from it.
+
+    Raises:
+        StorageError: Another process is at it, or it cannot be opened.
+    """
+    try:
+        held = _lock(directory)
+    except OSError as error:
+        raise read_error(directory, error) from None
+    try:
+        yield
+    finally:
+        if held is not None and held != _UNLOCKED:
+            os.close(held)
+
+
 def _lock(directory: Path) -> int | None:
     """A descriptor that locks ``directory``, None if it was just replaced."""
     if fcntl is None:

@@ -116,7 +116,7 @@ def test_the_method_where_none_is_named(
     assert cli("compress", related, "-o", tmp_path / "s", *flags, "--json").data["method"] == method
 
 
-@pytest.mark.parametrize("flags", [("-k", "4"), ("--quantize", "int8"), ("--refine", "1")])
+@pytest.mark.parametrize("flags", [("-k", "4"), ("--dtype", "fp16"), ("--refine", "1")])
 @pytest.mark.parametrize("method", ["own", "auto"])
 def test_what_belongs_to_a_basis_is_refused(
     method: str, flags: tuple[str, ...], related: Path, cli: Cli, tmp_path: Path

@@ -29,6 +29,8 @@ SAMPLES = [
     events.Merged("/m", "ties", ("a", "b"), rank=4, modules=2),
     events.MergePreviewed("/m", "ties", ("a", "b"), rank=4, modules=2),
     events.Resized("a", "/a", 12, {"error": 0.1}),
+    events.Converted("a", "/a", "mlx", 12, 1e-9),
+    events.Pushed("/o", "hf://me/o", "hf://me/o@c", "https://h/me/o", files=3, nbytes=12),
     events.Finished(1.5, ("/o",)),
     events.Failed({"what": "no"}, exit_code=2),
     events.Cancelled("stopped", resumable=True),

@@ -12,12 +12,15 @@ from hypothesis import strategies as st
 
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import NotFoundError, ParameterError
+from vlora_engine.quantization.packing import named_quantization
 from vlora_tui.recipe.model import (
     AdapterInput,
     Compress,
+    Convert,
     Export,
     Input,
     Merge,
+    Push,
     Quantize,
     Recipe,
     Resize,
@@ -158,6 +161,25 @@ resizes = st.builds(
     tasks=st.lists(words, min_size=1, max_size=3).map(tuple),
     verify=st.booleans(),
 )
+converts = st.builds(
+    lambda kind, **others: Convert(**kind, **others),
+    st.fixed_dictionaries({"to": st.sampled_from(["peft", "mlx"])})
+    | st.fixed_dictionaries({"to": st.just("lorashare"), "k": st.none() | st.integers(1, 9)}),
+    path=words,
+    tasks=st.lists(words, max_size=2).map(tuple),
+    source=st.sampled_from(["", "input", "subspace"]),
+    allow_loss=st.booleans(),
+)
+pushes = st.builds(
+    lambda tasks, **others: Push(adapters=bool(tasks), tasks=tuple(tasks), **others),
+    st.lists(words, max_size=2),
+    repo=st.sampled_from(["me/a", "me/b", "hf://me/c@next"]),
+    path=st.none() | words,
+    private=st.booleans(),
+    revision=st.none() | st.just("dev"),
+    message=st.none() | words,
+    force=st.booleans(),
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -168,6 +190,8 @@ resizes = st.builds(
     st.lists(exports, max_size=2),
     st.lists(merges, max_size=2),
     st.lists(resizes, max_size=2),
+    st.lists(converts, max_size=2),
+    st.lists(pushes, max_size=2, unique_by=lambda push: str(push.address)),
 )
 def test_every_recipe_comes_back(
     source: Input,
@@ -176,8 +200,13 @@ def test_every_recipe_comes_back(
     exported: list[Export],
     merged: list[Merge],
     resized: list[Resize],
+    converted: list[Convert],
+    pushed: list[Push],
 ) -> None:
-    steps = {"exports": exported, "merges": merged, "resizes": resized}
+    steps = {
+        "exports": exported, "merges": merged, "resizes": resized,
+        "converts": converted, "pushes": pushed,
+    }  # fmt: skip
     recipe = Recipe(source, compress, output, **{name: tuple(s) for name, s in steps.items()})
     assert parse_recipe(recipe.to_toml()) == recipe
 
@@ -196,6 +225,26 @@ def test_recipes_that_quantize_come_back(
     quantize = Quantize(*kind, block_size, loadings, double)
     recipe = Recipe(Input(subspace=source), output=output, quantize=quantize)
     assert parse_recipe(recipe.to_toml()) == recipe
+
+
+@pytest.mark.parametrize("method", ["auto", "own"])
+def test_packing_what_has_bits_of_its_own_is_a_step_after_it(method: str) -> None:
+    recipe = parse_recipe(f'{IN}{OUT}[compress]\nmethod = "{method}"\nquantize = "int4"')
+    assert recipe.compress == Compress(CompressionTarget(method))
+    assert recipe.quantize == Quantize.named("int4")
+    assert recipe.quantize.quantization() == named_quantization("int4")
+    assert parse_recipe(recipe.to_toml()) == recipe
+
+
+def test_paths_of_what_is_converted_and_pushed_are_relative_to_the_file() -> None:
+    text = f'{SUB}[[convert]]\nto = "share"\npath = "c"\n[[push]]\nrepo = "me/x"\npath = "c"\n'
+    text += '[[push]]\nrepo = "me/y"\ntasks = ["a*"]\n'
+    recipe = absolute(parse_recipe(text), Path("/base"))
+    assert recipe.converts == (Convert("lorashare", "/base/c"),)
+    assert recipe.pushes == (
+        Push("me/x", "/base/c"),
+        Push("me/y", adapters=True, tasks=("a*",)),
+    )
 
 
 IN = '[input]\nadapters = ["a"]\n'
@@ -224,9 +273,9 @@ WRONG = [
     (f'{IN}{OUT}[compress]\nmethod = "own"\nk = 4', "line 7, compress.k", "chooses its bits"),
     (f'{IN}{OUT}[compress]\nmethod = "auto"\ndtype = "fp16"', "line 7, compress.dtype", "bits"),
     (
-        f'{IN}{OUT}[compress]\nmethod = "auto"\nquantize = "nf4"',
-        "line 7, compress.quantize",
-        "bits",
+        f'{IN}{OUT}[compress]\nk = 4\nquantize = "nf4"\n[quantize]\nbits = 8',
+        "line 8, quantize",
+        "packed twice",
     ),
     (f'{IN}{OUT}[compress]\nmethod = "svd"', "line 6, compress.method", "delta, columns, flat"),
     (f'{IN}{OUT}[compress]\nquantize = "int3"', "line 6, compress.quantize", "int8, int4, nf4"),
@@ -298,6 +347,44 @@ WRONG = [
         "no subspace to merge from",
     ),
     (f'{IN}[mesh]\n"a b" = 1', "line 3, mesh", "not known"),
+    (f'{IN}[[convert]]\npath = "c"', "line 3, convert[0]", "lacks 'to'"),
+    (f'{IN}[[convert]]\nto = "mlx"', "line 3, convert[0]", "lacks 'path'"),
+    (f'{IN}[[convert]]\nto = "kohya"\npath = "c"', "line 4, convert[0].to", "peft, mlx"),
+    (f'{IN}[[convert]]\nto = "mlx"\npath = "c"\nk = 4', "line 6, convert[0].k", "no bases"),
+    (f'{IN}[[convert]]\nto = "lorashare"\npath = "c"\nk = 0', "convert[0].k", "at least 1"),
+    (
+        f'{IN}[[convert]]\nto = "lorashare"\npath = "c/{{task}}"',
+        "line 5, convert[0].path",
+        "one directory",
+    ),
+    (
+        f'{IN}[[convert]]\nto = "mlx"\npath = "c"\nsource = "subspace"',
+        "line 3, convert",
+        "no subspace to convert",
+    ),
+    (
+        f'{SUB}[[convert]]\nto = "mlx"\npath = "c"\nsource = "input"',
+        "line 3, convert",
+        "The input is a subspace",
+    ),
+    (f'{IN}[[convert]]\nto = "subspace"\npath = "c"', "line 3, convert", "compressing them"),
+    (f'{SUB}[[convert]]\nto = "mlx"\npath = "c"\ntasks = []', "line 6", "No task"),
+    (f'{SUB}[[push]]\nrepo = "here"', "line 4, push[0].repo", "hf://org/name"),
+    (f'{SUB}[[push]]\nrepo = "me/x/y"', "line 4, push[0].repo", "a whole repository"),
+    (f"{SUB}[[push]]\nprivate = true", "line 3, push[0]", "lacks 'repo'"),
+    (f'{SUB}[[push]]\nrepo = "me/x"\ntoken = "hf_x"', "line 5, push[0].token", "HF_TOKEN"),
+    (f'{SUB}[[push]]\nrepo = "me/x"\nrevision = ""', "line 5, push[0].revision", "no name"),
+    (
+        f'{SUB}[[push]]\nrepo = "me/x"\nadapters = false\ntasks = ["a"]',
+        "line 6, push[0].tasks",
+        "adapters = true",
+    ),
+    (f'{IN}[[push]]\nrepo = "me/x"', "line 3, push", "no subspace to push"),
+    (
+        f'{SUB}[[push]]\nrepo = "me/x"\n[[push]]\nrepo = "hf://me/x"\nadapters = true',
+        "line 3, push",
+        "one place",
+    ),
 ]
 
 

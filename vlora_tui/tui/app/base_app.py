@@ -292,8 +292,10 @@ class BaseApp(FaultNet):
             self.session.choose(choosing)
             if lost:
                 self.complain(f"The interface has no place for {', '.join(lost)} of the recipe.")
-        if recipe.quantize is not None:
-            self.complain("The interface has no place for [quantize] of the recipe.")
+        tables = ["[quantize]"] * (recipe.quantize is not None)
+        tables += ["[[convert]]"] * bool(recipe.converts) + ["[[push]]"] * bool(recipe.pushes)
+        if tables:
+            self.complain(f"The interface has no place for {', '.join(tables)} of the recipe.")
         self._wanted_step = step
         if recipe.input.subspace is not None:
             self.call_later(self.open_subspace, recipe.input.subspace)

@@ -143,6 +143,13 @@ def event_line(event: events.Event) -> str | None:
             error = event.report.get("error")
             off = f", off by {error:.2%}" if isinstance(error, float) else ""
             return f"resized   {clean(event.task)} to {tilde(event.path)}{off}"
+        case events.Converted():
+            how = "skipped   " if event.skipped else "converted "
+            what = clean(event.task) or "the subspace"
+            return f"{how}{what} to {event.to}: {tilde(event.path)}, {size(event.nbytes)}"
+        case events.Pushed():
+            files = plural(event.files, "file")
+            return f"pushed    {files}, {size(event.nbytes)}, to {clean(event.to)}"
         case events.Finished():
             return f"finished  in {duration(event.seconds)}"
         case events.Cancelled():
