@@ -15,6 +15,7 @@ from vlora_engine.catalog.read import read_manifest
 from vlora_engine.compress.absorb import reexpress
 from vlora_engine.compress.compact import recode
 from vlora_engine.compression_target import CompressionTarget
+from vlora_engine.errors import TargetError
 from vlora_engine.manifest.manifest import Manifest
 from vlora_engine.quantization.packing import Packing, Quantization
 from vlora_engine.subspace.basis import Bases
@@ -89,17 +90,29 @@ def packed_bytes(space: CodedSpace, packing: Packing) -> int:
 def _coded_within(
     space: CodedSpace, packing: Packing, run: RunContext
 ) -> tuple[CodedSpace, list[str]]:
-    """The collection in at most the bytes of its packed adapters, index and all."""
-    allowed, now = packed_bytes(space, packing), space.nbytes
-    if now <= allowed:
-        return space, [
-            f"left as it is: it takes {now:,} bytes, {packing.name} would take {allowed:,}"
-        ]
+    """The collection in at most the bytes of its packed adapters.
+
+    Index and heads count among them, but of adapters so small that these leave no room.
+    """
+    allowed, (coded, around) = packed_bytes(space, packing), space.sizes()
     rest = sum(record.rest_bytes for record in space.tasks.records() if not record.in_basis)
-    target = CompressionTarget(method=space.method, budget=allowed + rest).checked()
-    new, _ = recode(space, target, run)
-    what = f"coded anew: {now:,} bytes -> {new.nbytes:,}, at most the {allowed:,} of {packing.name}"
-    return new, [what]
+    for outside in (0, around):
+        if coded + around <= allowed + outside:
+            remark = f"left as it is: it takes {coded + around - outside:,} bytes, {packing.name} "
+            return space, [f"{remark}would take {allowed:,}"]
+        budget = allowed + outside + rest
+        target = CompressionTarget(method=space.method, budget=budget).checked()
+        try:
+            new, _ = recode(space, target, run)
+            break
+        except TargetError:
+            if outside:
+                raise
+    now = sum(new.sizes())
+    remark = (
+        f"coded anew: {coded + around:,} bytes -> {now:,}, at most the {allowed + outside:,} of "
+    )
+    return new, [f"{remark}{packing.name}"]
 
 
 def _pack(space: BasisSpace, quantization: Quantization, run: RunContext) -> None:

@@ -115,7 +115,8 @@ def test_a_coded_collection_is_packed_to_the_bytes_of_its_adapters(
     else:
         factors = sum(task.factor_elements for task in packed.tasks.values())
         assert "coded anew" in told
-        assert packed.nbytes < factors * (0.5 + 2 / 64) + 1000
+        around = 3000  # the index of so small a collection
+        assert packed.nbytes < min(plain.nbytes, factors * (0.5 + 2 / 64) + around)
 
 
 @pytest.mark.parametrize("stage", ["build", "quantize"])

@@ -286,24 +286,27 @@ class CodedSpace(SpaceState):
         original = sum(record.factor_elements for record in self.tasks.records())
         return {"components_per_layer": {}} | size_stats(self, (stored + 1) // 2, stored, original)
 
-    @property
-    def nbytes(self) -> int:
-        """About the bytes that it takes on disk, without rest tensors and without a basis."""
-        tasks = [self.tasks.encoded(r.id) for r in self.tasks.records() if not r.in_basis]
+    def sizes(self) -> tuple[int, int]:
+        """About the bytes of coded numbers, and of the index and the files' heads around them.
+
+        Without rest tensors, the basis and what is loadings in it.
+        """
+        records = [record for record in self.tasks.records() if not record.in_basis]
         units = [self.shared.shared(*unit) for unit in self.coding.units()]
-        payload = sum(map(_stored_bytes, tasks)) + sum(map(len, units))
+        coded = sum(_stored_bytes(self.tasks.encoded(r.id)) for r in records)
+        coded += sum(map(len, units))
         manifest = Manifest(
             path=self.home or Path("."),
             method=self.method,
             dtype=self.dtype,
             base_model=self.base_model,
             layers=tuple(self.layers),
-            basis=(BasisFile(BASIS_FILE, "0" * 64, payload, 0, len(self.layers)),) if units else (),
-            tasks={r.id: replace(r, sha256="0" * 64) for r in self.tasks.records()},
+            basis=(BasisFile(BASIS_FILE, "0" * 64, coded, 0, len(self.layers)),) if units else (),
+            tasks={record.id: replace(record, sha256="0" * 64) for record in records},
             engine=__version__,
             coding=self.coding,
         )
-        return payload + bytes_around(manifest, len(units), payload)
+        return coded, bytes_around(manifest, len(units), coded)
 
     def _layers_with(self, source: AdapterSource) -> list[LayerSpec]:
         """The layers with the modules and ranks that ``source`` brings."""
