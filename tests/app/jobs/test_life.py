@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from tests.app.jobs.conftest import (
     tree,
     until,
 )
+from vlora_engine.catalog.read import read_manifest
 from vlora_tui.jobs import (
     Job,
     JobStore,
@@ -45,7 +47,7 @@ from vlora_tui.jobs.control import JobStateError
 from vlora_tui.jobs.identity import is_running, of_process
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.run import SpectraRun
-from vlora_tui.recipe.model import AdapterInput, Input, Recipe
+from vlora_tui.recipe.model import AdapterInput, Input, Quantize, Recipe
 from vlora_tui.recipe.reader import load_recipe
 from vlora_tui.utils import paths
 
@@ -220,6 +222,34 @@ def test_a_vanished_job_is_discarded_or_removed_with_its_layers(
     remove(store, jobs[1])
     assert list(tmp_path.iterdir()) == []
     assert [job.id for job in store.jobs()] == [jobs[0].id]
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_job_killed_before_it_packs_goes_on_with_what_is_built_or_discards_it(
+    store: JobStore, adapters: Path, tmp_path: Path, gate: Gate, goes_on: bool
+) -> None:
+    gate.close_after("vlora_tui.pipeline.unfinished|mark_built", 1)
+    job = start(store, replace(build_recipe(adapters, tmp_path / "s"), quantize=Quantize(bits=4)))
+    gate.reached()
+    kill(job)
+    gate.release()
+    gate.no_more()
+    assert look(job).state is State.VANISHED
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [
+        f".s.part-{job.id}-built"
+    ]
+    assert job.partial() == tmp_path / f".s.part-{job.id}-built"
+    if not goes_on:
+        cancel(job, discard=True)
+        assert list(tmp_path.iterdir()) == []
+        return
+    resume(store, job)
+    view = wait(job, BOUND)
+    assert view.state is State.FINISHED, job.log_tail()
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+    assert read_manifest(tmp_path / "s").quantization == Quantize(bits=4).quantization()
+    told = [e.text for e in view.all(events.Remark)]
+    assert any("packed now" in text for text in told)
 
 
 def test_the_beginnings_of_exports_go_with_a_vanished_job(
