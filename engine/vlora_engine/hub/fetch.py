@@ -148,7 +148,7 @@ def _whole_in_cache(address: AdapterRef) -> Listing | None:
 def _has_all_parts(directory: Path) -> bool:
     try:
         manifest = parse_manifest(directory, read_file(directory / SUBSPACE_INDEX))
-        wanted = {directory / b.name: b.nbytes for b in manifest.basis}
+        wanted = {directory / b.name: b.nbytes for b in manifest.files}
         wanted |= {directory / "tasks" / t.file: t.nbytes for t in manifest.tasks.values()}
         return all(path.stat().st_size == nbytes for path, nbytes in wanted.items())
     except (OSError, VLoRAError):

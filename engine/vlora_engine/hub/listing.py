@@ -150,7 +150,8 @@ def _in_folder(names: Iterable[str]) -> list[str]:
     card = [CARD] if CARD in here else []
     tensors = [name for name in sorted(here) if name.endswith(".safetensors")]
     if file_names.SUBSPACE_INDEX in here:
-        parts = [n for n in names if re.fullmatch(r"basis[^/]*\.safetensors|tasks/[^/]+", n)]
+        of_subspace = r"(basis|components)[^/]*\.safetensors|tasks/[^/]+"
+        parts = [name for name in names if re.fullmatch(of_subspace, name)]
         return [*card, file_names.SUBSPACE_INDEX, *parts]
     if "subspace_meta.json" in here:
         return [*card, "subspace_meta.json", *tensors]

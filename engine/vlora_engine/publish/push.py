@@ -216,7 +216,7 @@ def require_free(address: AdapterRef, *, force: bool = False) -> Listing | None:
 def _subspace_parcel(place: Path, address: AdapterRef) -> Upload:
     manifest = read_manifest(place)
     files: dict[str, Path | bytes] = {SUBSPACE_INDEX: _public_index(manifest)}
-    files |= {b.name: place / b.name for b in manifest.basis}
+    files |= {b.name: place / b.name for b in manifest.files}
     files |= {f"tasks/{t.file}": place / "tasks" / t.file for t in manifest.tasks.values()}
     entries = _task_entries(manifest, list(manifest.tasks))
     card = subspace_card(manifest, entries, address.repo)

@@ -230,7 +230,11 @@ def test_pull_makes_a_directory_of_ones_own(
 # pushing
 
 
-@pytest.mark.parametrize("how", [("-k", "8"), ("--max-error", "0.1")], ids=["basis", "coded"])
+@pytest.mark.parametrize(
+    ("how", "beside"),
+    [(("-k", "8"), False), (("--max-error", "0.1"), False), (("--max-error", "0.1"), True)],
+    ids=["basis", "coded", "both"],
+)
 def test_push_publishes_a_subspace_that_comes_back_the_same(
     cli: Cli,
     hub: Hub,
@@ -239,10 +243,13 @@ def test_push_publishes_a_subspace_that_comes_back_the_same(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     how: tuple[str, str],
+    beside: bool,
 ) -> None:
     monkeypatch.setenv("HF_TOKEN", TOKEN)
     out = tmp_path / "subspace"
     cli("compress", *tasks[:3], runs / "task03", "-o", out, *how)
+    if beside:
+        cli("basis", out)
     dry = cli("push", out, "me/legal", "--dry-run", "--json").data
     assert "me/legal" not in hub.repos
     data = cli("push", out, "me/legal", "--private", "-m", "First.", "--json").data

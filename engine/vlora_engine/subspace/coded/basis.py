@@ -128,7 +128,8 @@ class SharedBasis:
     def all_bases(self, layers: Sequence[LayerSpec]) -> Iterator[LayerBasis]:
         """The basis of every layer in order, an empty one where there is none."""
         for spec in layers:
-            yield self.bases.numbers(spec.name) if spec.name in self.k else _empty(spec)
+            has = spec.name in self.k
+            yield self.bases.numbers(spec.name).moved("cpu", torch.float32) if has else _empty(spec)
 
 
 class DecodedTasks(Protocol):

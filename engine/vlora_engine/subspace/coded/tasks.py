@@ -99,7 +99,7 @@ class CodedTasks(TaskMap):
         *_, (spec, a, b) = decode_task(
             basis.storage, basis.layers_of(self._layers), part, self.encoded(record.id)
         )
-        of_layer = basis.bases.numbers(spec.name)
+        of_layer = basis.bases.numbers(spec.name).moved("cpu")
         bt = (b * record.scales[position]) @ of_layer.b.double()
         return a @ of_layer.a.double(), bt.T
 
@@ -137,7 +137,7 @@ class CodedTasks(TaskMap):
         loadings_a, loadings_b = {}, {}
         layers = basis.layers_of(self._layers)
         for spec, a, b in decode_task(basis.storage, layers, record, encoded):
-            of_layer = basis.bases.numbers(spec.name)
+            of_layer = basis.bases.numbers(spec.name).moved("cpu")
             factors = (a @ of_layer.a.double()).float(), (of_layer.b.double().T @ b.T).float()
             require_finite(spec.name, *factors)
             own[spec.name] = factors
