@@ -9,4 +9,4 @@ from vlora_engine.linalg.ops import *  # noqa: F403
 from vlora_engine.quantization import nf4 as _nf4
 from vlora_engine.quantization.nf4 import *  # noqa: F403
 
-__all__ = [*_ops.__all__, *_nf4.__all__]  # noqa: PLE0604
+__all__ = [*_ops.__all__, *_nf4.__all__]

@@ -252,7 +252,7 @@ def check(block: str, found: Mapping[str, Any]) -> None:
         moved.save("updated_subspace")
         again = SharedSubspace.load("updated_subspace").reconstruct("new_task")
         for name, factor in before.lora_a.items():
-            torch.testing.assert_close(factor.float(), again.lora_a[name].float())
+            torch.testing.assert_close(factor, again.lora_a[name], rtol=2e-3, atol=1e-3)
 
 
 def test_its_reference(world: Path) -> None:
