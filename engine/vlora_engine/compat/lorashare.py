@@ -12,6 +12,7 @@ errors shown are those of what is stored.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vlora_engine.adapters.address import AdapterRef
+from vlora_engine.adapters.address import SCHEME, AdapterRef
 from vlora_engine.adapters.base_models import normalise_base_model
 from vlora_engine.adapters.check import check_adapters
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, MemorySource
@@ -103,7 +104,8 @@ class SHAREModel:
         """Compress adapters: folders of any format that this engine reads.
 
         Args:
-            adapters: Folders, or a mapping of names to folders.
+            adapters: Folders, or a mapping of names to folders. ``org/name`` is on the Hub where
+                nothing here is called ``org``, as is ``hf://org/name`` anywhere.
             num_components: k, at most what a layer has; or "auto": the smallest k that keeps
                 ``variance_threshold`` of dW's energy, averaged over adapters.
             device: As torch names it; None chooses.
@@ -152,22 +154,19 @@ class SHAREModel:
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> SHAREModel:
-        """Load a checkpoint of lorashare, or any other subspace that can be read as one.
+        """Load a checkpoint of lorashare, or any subspace.
+
+        Of a method that lorashare does not have (`auto`, `own`, `flat`) the tasks are put into
+        columns that lose nothing of them, which take about as much as the adapters did.
 
         Raises:
             NotFoundError, CorruptFileError: There is none, or it is not sound.
-            ParameterError: A subspace whose method lorashare does not have.
         """
         directory = Path(path)
         subspace = share_parts.in_memory(SharedSubspace.load(directory))
-        if subspace.method not in ("columns", "delta"):
-            raise ParameterError(
-                f"A subspace of method {subspace.method!r} is none of lorashare's.",
-                where=path,
-                remedy=f"vlora-tui convert {path} --to lorashare -o DIR",
-            )
         if not (directory / SHARE_INDEX).is_file():
-            return cls._of(subspace, {})
+            records = subspace.tasks.records()
+            return cls._of(subspace, {r.id: r.source for r in records if r.source})
         model = cls._of(subspace, {})
         model.config = SHAREConfig.load(directory)
         tasks = open_tasks(directory, model.config.to_dict())
@@ -298,7 +297,7 @@ class SHAREModel:
                 found="neither",
             )
         reconstructed = self._weights(adapter_name)
-        original = load_adapter(original_path) if original_path is not None else None
+        original = load_adapter(_place(original_path)) if original_path is not None else None
         if original_weights is None:
             assert original is not None  # noqa: S101
             factors = peft_tensors(original)
@@ -333,7 +332,7 @@ class SHAREModel:
         Raises:
             ParameterError: The name is taken, or the base model is another (a ``ValueError``).
         """
-        source = open_adapter(adapter)
+        source = open_adapter(_place(adapter))
         name = name or Path(adapter).name
         if name in self.subspace.tasks:
             raise ParameterError(
@@ -449,11 +448,22 @@ def _named(adapters: Sequence[str | Path] | Mapping[str, str | Path]) -> dict[st
     return paths
 
 
+def _place(path: str | Path) -> str | Path | AdapterRef:
+    """What lorashare would read: a repository, where nothing here begins as ``path`` does."""
+    org, slash, name = str(path).partition("/")
+    if not slash or "/" in name or os.path.lexists(org):
+        return path
+    try:
+        return AdapterRef.on_hub(f"{SCHEME}{org}/{name}")
+    except ParameterError:  # no repository is called that
+        return path
+
+
 def _opened(paths: Mapping[str, str], skip: bool) -> dict[str, AdapterSource]:
     sources = {}
     for name, path in paths.items():
         try:
-            sources[name] = open_adapter(path)
+            sources[name] = open_adapter(_place(path))
         except VLoRAError as error:
             if not skip:
                 raise

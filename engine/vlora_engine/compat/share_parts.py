@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vlora_engine.adapters.model import AdapterSource, LoRAWeights
+from vlora_engine.adapters.model import AdapterSource, LoRAWeights, MemorySource
+from vlora_engine.compress.build import build_space
+from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.formats.config import read_settings
 from vlora_engine.interop.store import orthonormalized
 from vlora_engine.linalg.low_rank import delta_norm2
 from vlora_engine.manifest.manifest import LayerSpec
+from vlora_engine.manifest.records import max_k, shared_layers
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.subspace.basis import Bases, LayerBasis
 from vlora_engine.subspace.basis_space import BasisSpace
 from vlora_engine.subspace.loadings import Storage
+from vlora_engine.subspace.request import prepare
 from vlora_engine.subspace.tasks import TaskMap, TaskProjection
 from vlora_engine.utils.naming import natural_key
+from vlora_engine.utils.run_context import RunContext
+
+SHARED_METHODS = ("columns", "delta")  # whose bases and loadings lorashare has, too
 
 Turns = Mapping[tuple[str, str], Tensor | None]
 
@@ -33,7 +41,12 @@ def share_loadings(task: TaskProjection) -> dict[str, Tensor]:
 
 
 def in_memory(subspace: SharedSubspace) -> SharedSubspace:
-    """Copy a subspace into memory: its checkpoint may be replaced while the model is in use."""
+    """Copy a subspace into memory: its checkpoint may be replaced while the model is in use.
+
+    Of a method that is not lorashare's it becomes columns.
+    """
+    if subspace.method not in SHARED_METHODS:
+        return in_columns(subspace)
     tasks = TaskMap(subspace.storage, subspace.layers)
     for record in subspace.tasks.records():
         tasks.put(record, subspace.tasks.encoded(record.id))
@@ -47,6 +60,31 @@ def in_memory(subspace: SharedSubspace) -> SharedSubspace:
         quantization=subspace.quantization,
     )
     return SharedSubspace(space)
+
+
+def in_columns(subspace: SharedSubspace) -> SharedSubspace:
+    """The tasks as they are stored in columns with all the directions they have, in fp32.
+
+    Errors, sources and digests stay those of the tasks: nothing more is lost.
+    """
+    sources = {name: MemorySource(subspace.reconstruct(name)) for name in subspace.tasks}
+    limit = max(max(max_k("columns", spec, sources)) for spec in shared_layers(sources))
+    target = CompressionTarget("columns", k=limit, dtype="fp32").checked()
+    run = RunContext()
+    space = build_space(prepare(sources, run, dtype="fp32", lossy=target.lossy), target, run)
+    space.notes.clear()  # all there is was asked for, not a k
+    found = SharedSubspace(space)
+    for record in subspace.tasks.records():
+        made = found.tasks.record(record.id)
+        kept = replace(
+            made,
+            error=record.error,
+            measured=record.measured,
+            source=record.source,
+            digest=record.digest,
+        )
+        found.tasks.put(kept, found.tasks.encoded(record.id))
+    return found
 
 
 def subspace_of(

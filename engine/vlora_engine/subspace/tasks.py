@@ -147,7 +147,7 @@ class TaskMap(MutableMapping[str, TaskProjection]):
             if self._storage.loadings_packing is not None:
                 self._projections.clear()  # what is packed stays so but for the one in use
             decoded = self._decode(record, self.encoded(task_id))
-            self._projections[task_id] = _moved(decoded, *self._place)
+            self._projections[task_id] = moved(decoded, *self._place)
         return self._projections[task_id]
 
     def move(self, device: torch.device | None, dtype: torch.dtype | None) -> None:
@@ -155,7 +155,7 @@ class TaskMap(MutableMapping[str, TaskProjection]):
         old_device, old_dtype = self._place
         self._place = device or old_device, dtype or old_dtype
         for task_id, projection in self._projections.items():
-            self._projections[task_id] = _moved(projection, *self._place)
+            self._projections[task_id] = moved(projection, *self._place)
 
     def decoded(self, task_id: str) -> TaskProjection:
         """A task as a projection that is not cached, for callers that read many."""
@@ -168,7 +168,7 @@ class TaskMap(MutableMapping[str, TaskProjection]):
         return decode_projection(self._storage, self._layers, record, encoded)
 
     def _encode(self, projection: TaskProjection) -> tuple[TaskRecord, EncodedTask]:
-        at_home = _moved(projection, torch.device("cpu"), None)
+        at_home = moved(projection, torch.device("cpu"), None)
         return encode_projection(self._storage, self._layers, at_home)
 
     def __setitem__(self, task_id: str, projection: TaskProjection) -> None:
@@ -196,7 +196,7 @@ class TaskMap(MutableMapping[str, TaskProjection]):
         return len(self._records)
 
 
-def _moved(
+def moved(
     projection: TaskProjection, device: torch.device | None, dtype: torch.dtype | None
 ) -> TaskProjection:
     """The same with its loadings, and factors of its own, on a device or in a dtype."""

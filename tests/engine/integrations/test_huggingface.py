@@ -160,3 +160,31 @@ def test_a_wrapped_model_may_be_given_too(adapters: dict[str, Path], tmp_path: P
     model.set_task("new")  # its hooks are still there
     plain = make.tiny_llama()
     assert float((logits(model) - logits(plain)).abs().max()) > 1e-2
+
+
+@pytest.mark.parametrize("method", ["auto", "own"])
+def test_a_coded_collection_is_trained_in_its_basis(
+    adapters: dict[str, Path], tmp_path: Path, method: str
+) -> None:
+    whole(adapters, method).save(tmp_path / "subspace")
+    subspace = SharedSubspace.load(tmp_path / "subspace")
+    before = {name: subspace.reconstruct(name) for name in subspace.tasks}
+    orthogonal_init(subspace, "new")
+    base = make.tiny_llama()
+    trainer, callback = trainer_for(subspace, base, tmp_path)
+    seen: list[torch.Tensor] = []
+    written = callback.on_train_end
+    callback.on_train_end = lambda *a, **k: (seen.append(logits(base.eval())), written(*a, **k))[1]
+    trainer.train()
+    assert losses(trainer)[-1] < losses(trainer)[0] - 0.05
+    assert callback.trainer is not None
+    assert callback.trainer.step_count == 6
+    subspace.save(tmp_path / "subspace")
+    again = SharedSubspace.load(tmp_path / "subspace")
+    assert again.tasks.record("new").in_basis
+    for name, weights in before.items():  # the others are coded as they were
+        for module, factor in weights.lora_a.items():
+            assert torch.equal(factor, again.reconstruct(name).lora_a[module])
+    model = VLoRAModel(make.tiny_llama(), again)
+    model.set_task("new")
+    torch.testing.assert_close(logits(model), seen[0], rtol=0, atol=5e-3)  # stored as fp16

@@ -236,3 +236,31 @@ def test_a_new_task_of_trained_ones_learns_with_a_tenth_of_the_numbers(trained: 
     gain = (before - train.loss_on(model, text)) / (before - after)
     # 30 of 130 steps; make bench measures all of them (`training`)
     assert gain > 0.4, gain
+
+
+def test_the_basis_of_a_coded_collection_trains_as_well_as_that_of_the_originals(
+    trained: Trained,
+) -> None:
+    from transformers import LlamaForCausalLM
+
+    held, others, k = "caesar", ["reverse", "add", "upper"], 16
+    paths = [trained.adapter(task) for task in others]
+    coded = SharedSubspace.from_adapters_streaming(paths, others)  # at its default
+    assert coded.method == "auto"
+    text, gains = trained.text(held).read_bytes(), []
+    for subspace in (
+        SharedSubspace.from_adapters_streaming(paths, others, k, method="delta"),
+        coded.with_basis(k=k),
+    ):
+        orthogonal_init(subspace, "new", rank=5)
+        trainer = SubspaceTrainer(subspace, "new", 0.1)
+        model = VLoRAModel(LlamaForCausalLM.from_pretrained(trained.base), subspace)
+        before = train.loss_on(model, text)
+        with model.train_task(trainer):
+            train.fit(model, trainer.optimizer, train.text_of(held, 40_000, seed=1), 30)
+        trainer.write_back()
+        model.set_task("new")
+        gains.append(before - train.loss_on(model, text))
+    of_originals, of_coded = gains
+    assert of_originals > 0.3 * (trained.losses[held][0] - trained.losses[held][1])
+    assert of_coded >= 0.97 * of_originals, gains

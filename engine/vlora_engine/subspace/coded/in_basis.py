@@ -16,7 +16,7 @@ from vlora_engine.subspace.basis_space import BasisSpace
 from vlora_engine.subspace.coded.basis import SharedBasis
 from vlora_engine.subspace.coded.tasks import CodedTasks
 from vlora_engine.subspace.loadings import EncodedTask, Loadings, join_loadings
-from vlora_engine.subspace.tasks import TaskMap, TaskProjection
+from vlora_engine.subspace.tasks import TaskMap, TaskProjection, moved
 
 
 def seen_in_basis(tasks: CodedTasks, basis: SharedBasis, base_model: str | None) -> BasisSpace:
@@ -115,7 +115,7 @@ class TasksInBasis(TaskMap):
         return self._coded.changed
 
     def __getitem__(self, task_id: str) -> TaskProjection:
-        return self.decoded(task_id)
+        return moved(self.decoded(task_id), *self._place)
 
     def decoded(self, task_id: str) -> TaskProjection:
         """A task as a projection that is not cached."""

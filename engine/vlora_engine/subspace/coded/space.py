@@ -133,6 +133,9 @@ class CodedSpace(SpaceState):
     keeps_basis: bool = field(default=False, init=False)
     _stored_basis: SharedBasis | None = field(default=None, init=False)
     _seen: BasisSpace | None = field(default=None, init=False)
+    _place: tuple[str | torch.device | None, torch.dtype | None] = field(
+        default=(None, None), init=False
+    )
 
     def __post_init__(self) -> None:
         self.layers = self.tasks.layers  # the very same, which grow with new tasks
@@ -154,7 +157,7 @@ class CodedSpace(SpaceState):
     def set_basis(self, basis: SharedBasis) -> None:
         """Give the collection a basis; tasks that are loadings are expressed in it."""
         before, names = self.tasks.basis, [r.id for r in self.tasks.records() if r.in_basis]
-        whole = [(self.tasks.record(name), self.tasks[name]) for name in names]
+        whole = [(self.tasks.record(name), self.tasks.decoded(name)) for name in names]
         self.tasks.basis, self._seen = basis, None
         if basis.figures is not None:
             self.notes.append(basis.figures.words())
@@ -171,6 +174,7 @@ class CodedSpace(SpaceState):
         if seen is None:
             seen = self._seen = seen_in_basis(self.tasks, basis, self.base_model)
             seen.home = self.home
+            seen.move(*self._place)
         return seen
 
     @property
@@ -214,15 +218,18 @@ class CodedSpace(SpaceState):
         twin = replace(self, tasks=tasks)
         twin.home, twin.opened = self.home, self.opened
         twin.stored, twin._stored_basis = self.stored, self._stored_basis
-        twin.keeps_basis = self.keeps_basis
+        twin.keeps_basis, twin._place = self.keeps_basis, self._place
         return twin
 
     def move(self, device: str | torch.device | None, dtype: torch.dtype | None) -> None:
-        """Move the basis, where there is one; tasks are decoded on the CPU when asked for."""
-        basis = self.tasks.basis
-        if basis is not None:
-            self.tasks.basis = replace(basis, bases=basis.bases.moved(device, dtype))
-            self._seen = None
+        """Hand out the basis, loadings and factors on a device or in a dtype from now on.
+
+        What is stored stays as it is: a basis that is made later is made on the CPU as well.
+        """
+        old_device, old_dtype = self._place
+        self._place = device or old_device, dtype or old_dtype
+        self.tasks.move(None if device is None else torch.device(device), dtype)
+        self._seen = None
 
     def reconstruct(self, task_id: str, *, exact: bool = False) -> LoRAWeights:
         """The adapter of a task: its rank, alpha, config, dtype and rest tensors.
@@ -230,7 +237,7 @@ class CodedSpace(SpaceState):
         Args:
             exact: In fp32, before anything is rounded to the task's dtype.
         """
-        task = self.tasks[task_id]
+        task = self.tasks.decoded(task_id) if exact else self.tasks[task_id]
         record = self.tasks.record(task_id)
         return assembled(
             self.layers, record, task, lambda spec, rank: task.own[spec.name], exact=exact

@@ -53,7 +53,7 @@ class CodedTasks(TaskMap):
         twin = CodedTasks(list(self._layers), self._decoder, basis=self.basis)
         twin._stored = self._stored
         twin._records, twin._encoded = dict(self._records), dict(self._encoded)
-        twin._changed = set(self._changed)
+        twin._changed, twin._place = set(self._changed), self._place
         return twin
 
     def read_from(self, shared: SharedBytes) -> None:
