@@ -514,8 +514,7 @@ class SharedSubspace:
         library extends it for good, and with it every task). `SubspaceTrainer` trains them.
 
         Raises:
-            UnknownTaskError: There is no such task. SubspaceError: Methods `own` and `auto` have no
-                bases. ParameterError: ``num_expand`` is negative.
+            UnknownTaskError: There is no such task. ParameterError: ``num_expand`` is negative.
         """
         return dict(trainable_params(self, task_id, num_expand, seed=seed))
 

@@ -191,9 +191,16 @@ def test_coverage_leaves_broken_adapters_out_when_told_to(
     assert "task03" in found.out
 
 
-def test_a_coded_collection_has_no_bases_to_cover(cli: Cli, runs: Path, tmp_path: Path) -> None:
+def test_a_coded_collection_covers_with_a_basis_of_its_tasks(
+    cli: Cli, runs: Path, tmp_path: Path
+) -> None:
     cli("compress", runs, "-o", tmp_path / "s")
-    assert "method delta" in cli("coverage", tmp_path / "s", runs / "task00", code=2).err
+    told = cli("coverage", tmp_path / "s", runs / "task00", "--fail-below", "0.98")
+    assert "made a shared basis" in told.err
+    again = cli("coverage", tmp_path / "s", runs / "task00", "--json").data
+    cli("basis", tmp_path / "s")
+    kept = cli("coverage", tmp_path / "s", runs / "task00", "--json").data
+    assert kept["adapters"][0]["coverage"] == pytest.approx(again["adapters"][0]["coverage"])
 
 
 # report

@@ -233,9 +233,11 @@ def projecting(method: str, k_a: int, k_b: int, layers: list[str]) -> SimpleName
 def space_of(method: str, a: dict[str, Tensor], b: dict[str, Tensor], **means: Tensor):
     """What coverage reads of a subspace: a basis for each of its layers."""
     bases = {m: LayerBasis(m, a[m], b[m], torch.ones(0), torch.ones(0), 1, **means) for m in a}
-    return SimpleNamespace(
+    space = SimpleNamespace(
         method=method, layer_names=list(a), bases=bases, components_a=a, components_b=b
     )
+    space.in_basis = lambda: space
+    return space
 
 
 @pytest.mark.parametrize("method", ["delta", "columns"])
