@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests.witnesses import make
 
+WIDE = {f"transformer.h.{i}.attn.c_attn": (160, 160) for i in range(2)}
+WIDE_CONFIG = make.config(r=8)  # coded in less than eight bits a number
 RECIPE = """
 [input]
 adapters = ["in"]
@@ -32,6 +34,7 @@ class Command:
         in_place: The subspace that it changes; its tasks are those before or those after.
         again: What is run after an interruption, if other than the same.
         done: Exit codes of running it again where it had done its work already.
+        moves: Whether it makes something else again of what it has made.
     """
 
     words: str
@@ -39,6 +42,7 @@ class Command:
     in_place: str | None = None
     again: str | None = None
     done: tuple[int, ...] = (2,)
+    moves: bool = False
 
     @property
     def name(self) -> str:
@@ -52,10 +56,15 @@ def prepare(root: Path, main: Callable[[list[str]], int]) -> None:
     for name in ("task00", "task01", "task02"):
         shutil.rmtree(root / "late" / name)
     (root / "late" / "task03").rename(root / "late" / "fresh")
+    for i in range(2):
+        make.write(root / "wide-in" / f"task0{i}", make.factors(WIDE, rank=8, seed=i), WIDE_CONFIG)
     (root / "recipe.toml").write_text(RECIPE)
     for words in (
         "compress in -o basis -k 2 -q",
         "compress in -o coded -q",
+        "compress in -o beside -q",
+        "basis beside -k 2 -q",
+        "compress wide-in -o wide --max-error 0.001 -q",
         "compress in -o old --method own --max-error 0.3 -q",
         "export basis task00 -o adapter -q",
         "export basis --all -o exported-old -q",
@@ -63,6 +72,18 @@ def prepare(root: Path, main: Callable[[list[str]], int]) -> None:
         "spectra in -o spectra-old -q",
     ):
         assert main(words.split()) == 0, words
+    _put_into_basis(root / "beside", "task02")
+
+
+def _put_into_basis(subspace: Path, task: str) -> None:
+    """Make a task one that is loadings in the basis, as a trained one is."""
+    from vlora_engine.shared_subspace import SharedSubspace
+
+    opened = SharedSubspace.load(subspace)
+    seen = opened.in_basis()
+    opened.add_task(replace(seen.tasks[task], task_id="inside"))
+    opened.remove_task(task)
+    opened.save(subspace)
 
 
 EXPORTED = tuple(f"exported/task0{i}" for i in range(3))
@@ -104,5 +125,13 @@ COMMANDS = [
     Command("remove coded task01", (), in_place="coded"),
     Command("compact coded", (), in_place="coded"),
     Command("compact coded -o out"),
+    Command("basis coded -k 2", (), in_place="coded"),
+    # What is loadings loses with every basis, so that the next one is another.
+    Command("basis beside -k 1", (), in_place="beside", moves=True),
+    Command("quantize wide -o out --bits 8"),
+    Command("add beside late/fresh", (), in_place="beside"),
+    Command("add beside late/fresh --incremental", (), in_place="beside"),
+    Command("remove beside inside", (), in_place="beside"),
+    Command("compact beside", (), in_place="beside"),
     Command("report basis -o report.md", ("report.md",), done=(2, 0)),
 ]

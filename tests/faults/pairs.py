@@ -64,6 +64,7 @@ CODED = {
     "remove": BASIS["remove"],
     "save": BASIS["save"],
     "compact": Rival("compact {S}", _stays),
+    "basis": Rival("basis {S} -k 2", _stays),
     "rebuild": Rival("compress in -o {S} --force", _rebuilds, waits=False),
 }
 READERS = {
@@ -139,6 +140,7 @@ def _until_it_waits(process: int, log: Path) -> int | None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--sample", type=int, default=0, help="each pair once, at most so many")
+    parser.add_argument("--only", default="", help="pairs with this in their names")
     options = parser.parse_args()
     began = os.times()
     with tempfile.TemporaryDirectory() as folder:
@@ -149,6 +151,7 @@ def main() -> int:
             for name, first in rivals.items()
             for other, second in {**rivals, **READERS}.items()
         ]
+        chosen = [pair for pair in chosen if options.only in pair[0]]
         if options.sample:
             step = max(1, len(chosen) / options.sample)
             chosen = [chosen[int(i * step)] for i in range(min(options.sample, len(chosen)))]

@@ -148,6 +148,7 @@ class Bench:
                 sys.stdout, sys.stderr = told
                 os.chdir(before)
         self._after: dict[str, tuple[dict[str, Tree | None], int]] = {}
+        self._twice: dict[str, dict[str, Tree | None]] = {}
 
     def fresh(self) -> Path:
         """A copy of the start."""
@@ -166,17 +167,29 @@ class Bench:
             self._after[command.name] = snapshot(work, command), done.count
         return self._after[command.name]
 
+    def after_twice(self, command: Command) -> dict[str, Tree | None]:
+        """The same after it has run undisturbed a second time."""
+        if command.name not in self._twice:
+            work = self.fresh()
+            for _ in range(2):
+                done = forked(work, command.words)
+                assert done.code == 0, f"{command.name}: {done.said}"
+            self._twice[command.name] = snapshot(work, command)
+        return self._twice[command.name]
+
     def before(self, command: Command) -> dict[str, Tree | None]:
         """The same places in the start."""
         return snapshot(self.start, command)
 
     def faults_of(self, command: Command, act: str, at: int) -> list[str]:
         """Disturb a command at one point and run it again; what is wrong then, in words."""
-        work = self.fresh()
         after, _ = self.after(command)
+        twice = self.after_twice(command) if command.moves else after
+        work = self.fresh()
         cut = forked(work, command.words, act, at)
         wrong = [*self._judged_first(command, act, cut, work), *_inputs(work, self.start, command)]
         is_done = all(_is(command, work, name, after) for name in after)
+        after = twice if is_done else after
         again = forked(work, command.again or command.words)
         if again.code != 0 and not (is_done and again.code in command.done):
             wrong.append(f"again: exit {again.code}: {again.said.strip()}")
@@ -242,8 +255,11 @@ def left_over(work: Path) -> list[str]:
     hidden = [p for p in work.rglob(".*") if not p.name.endswith(".lock")]
     loose = []
     for index in work.glob("*/subspace.json"):
-        named = {record.file for record in read_manifest(index.parent).tasks.values()}
+        manifest = read_manifest(index.parent)
+        named = {record.file for record in manifest.tasks.values()}
         loose += [p for p in (index.parent / "tasks").iterdir() if p.name not in named]
+        named = {file.name for file in manifest.files}
+        loose += [p for p in index.parent.glob("*.safetensors") if p.name not in named]
     return [str(p.relative_to(work)) for p in (*hidden, *loose)]
 
 

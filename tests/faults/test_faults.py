@@ -26,7 +26,7 @@ def run(*words: str) -> str:
 
 def test_kills_and_faults_of_the_disk_at_write_points() -> None:
     said = run("tests.faults.run", "--sample", "100")
-    assert re.match(r"100 of \d{4,} points of 33 commands .*: 0 not sound", said), said
+    assert re.match(r"100 of \d{4,} points of 40 commands .*: 0 not sound", said), said
 
 
 def test_kills_where_names_cannot_be_exchanged() -> None:

@@ -534,6 +534,43 @@ class TestWhatIsMissing:
 
         opened.use(steps)
 
+    @pytest.mark.parametrize("names", [FAMILY, ALONE], ids=["fewer", "others"])
+    def test_figures_of_former_adapters_are_not_drawn_with_those_that_arrive(
+        self, adapters: list[Path], tmp_path: Path, names: list[str]
+    ) -> None:
+        before, after = tmp_path / "before", tmp_path / "after"
+        compute_spectra(
+            {path.name: open_adapter(path) for path in adapters if path.name in FAMILY + ALONE[:1]},
+            before,
+        )
+        compute_spectra(
+            {path.name: open_adapter(path) for path in adapters if path.name in names}, after
+        )
+        arriving = Spectra.load(after)
+        arriving.layers = {name: arriving.layers[name] for name in arriving.layer_names[:1]}
+        opened = Opened(Spectra.load(before), method="delta", max_error=0.1)
+
+        async def steps(pilot: Any) -> None:
+            await pilot.press("S")
+            await opened.settled(pilot)
+            assert {row.task for row in losses(opened)} == {*FAMILY, *ALONE[:1]}
+            # The marks of step 1 changed: their spectra are begun anew, layer by layer.
+            opened.session.set_spectra(arriving)
+            opened.view.figures._working = True  # the worker is still at the former choice
+            opened.app.post_message(SpectraChanged())
+            await pilot.pause()
+            opened.view.post_message(choose_worker.FiguresComputed(False))
+            await pilot.pause()
+            assert losses(opened) == []
+            assert opened.view.row_text() is not None
+            opened.view.figures._working = False
+            arriving.refresh()
+            opened.app.post_message(SpectraChanged())
+            await opened.settled(pilot)
+            assert {row.task for row in losses(opened)} == set(names)
+
+        opened.use(steps)
+
     def test_all_that_is_measured_is_not_measured_again(self, screen: Opened) -> None:
         async def steps(pilot: Any) -> None:
             await screen.settled(pilot)
