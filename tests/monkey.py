@@ -571,13 +571,9 @@ def _wrong(program: Program, place: Place, last: deque[str], rested: bool) -> st
 
 
 def _answered_unseen(last: list[str]) -> bool:
-    """Whether the keys may have taken "quit" in the palette and answered its question.
-
-    In one go, that is, before it was drawn: an Enter for the one, Enter or l for the other.
-    """
+    """Whether the keys may have taken "quit" in the palette, which asks only where a job runs."""
     opened = [at for at, key in enumerate(last) if key in (":", "\x10")]
-    after = last[opened[-1] :] if opened else []
-    return "\r" in after and sum(key in ("\r", "l") for key in after) > 1
+    return bool(opened) and "\r" in last[opened[0] :]
 
 
 def _compare(program: Program, settled: int, outcome: Outcome) -> None:

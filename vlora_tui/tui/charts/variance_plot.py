@@ -261,6 +261,8 @@ def _variance(data: VarianceData | None, marks: Marks, size: tuple[int, int], lo
 
 
 def _curves(data: VarianceData, frame: _Frame, look: Look) -> Canvas:
+    if len(data.k) < 2:  # adapters without effect have no direction
+        return Canvas.empty(frame.width, frame.height)
     series = [(data.k, data.low), (data.k, data.high), (data.k, data.median)]
     if data.focus is not None:
         series.append(data.focus)

@@ -90,6 +90,13 @@ def test_what_is_not_known_is_said() -> None:
     assert "9 of 36 layers" in lines(curves(layers=9), Marks(), (70, 15), LOOK)[0]
 
 
+def test_what_has_no_effect_has_no_curves() -> None:
+    nothing = np.array([0]), np.array([1.0])
+    data = VarianceData(("none",), nothing[0], *[nothing[1]] * 3, 2, 2, focus=nothing)
+    lines = variance_chart(data, Marks(), (60, 14), Look()).plain.splitlines()
+    assert len(lines) == 14
+
+
 def test_ascii_means_ascii() -> None:
     marks = Marks(k=16, low=4, high=31, layer_k=9, pins=(40,), levels=((0.9, 28),), dear=60)
     for size in ((90, 24), (40, 8)):
