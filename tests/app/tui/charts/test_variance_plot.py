@@ -93,8 +93,7 @@ def test_what_is_not_known_is_said() -> None:
 def test_what_has_no_effect_has_no_curves() -> None:
     nothing = np.array([0]), np.array([1.0])
     data = VarianceData(("none",), nothing[0], *[nothing[1]] * 3, 2, 2, focus=nothing)
-    lines = variance_chart(data, Marks(), (60, 14), Look()).plain.splitlines()
-    assert len(lines) == 14
+    assert len(lines(data, Marks(), (60, 14), LOOK)) == 14
 
 
 def test_ascii_means_ascii() -> None:
