@@ -520,7 +520,7 @@ def test_a_subspace_that_was_replaced_is_not_read_with_the_old_index(tmp_path: P
         path.name: open_adapter(path) for path in make.collection(tmp_path / "in2", 3, noise=2.0)
     }
     build_subspace(one, tmp_path / "s", k=3)
-    old = SharedSubspace.load(tmp_path / "s")
+    old = SharedSubspace.load(tmp_path / "s", lazy=True)
     first, second = old.layer_names[:2]
     assert old.components_a[first].shape == (3, 12)
     build_subspace(two, tmp_path / "s", k=3, force=True)

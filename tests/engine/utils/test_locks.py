@@ -156,7 +156,7 @@ def test_one_who_saves_again_and_again_is_in_nobodys_way_but_his_own(place: Path
 @pytest.mark.parametrize("first", [None, "b"])
 def test_a_reader_gets_the_new_state_where_the_old_is_gone(place: Path, first: str | None) -> None:
     """Also one that has read some of the old state already."""
-    reader = SharedSubspace.load(place)
+    reader = SharedSubspace.load(place, lazy=True)
     if first is not None:
         reader.reconstruct(first)
     absorb(place, "d")
@@ -170,7 +170,7 @@ def test_a_reader_gets_the_new_state_where_the_old_is_gone(place: Path, first: s
 
 
 def test_a_reader_of_a_task_that_went_is_told_so(place: Path) -> None:
-    reader = SharedSubspace.load(place)
+    reader = SharedSubspace.load(place, lazy=True)
     other = SharedSubspace.load(place)
     other.remove_task("c")
     other.save(place)
@@ -179,7 +179,7 @@ def test_a_reader_of_a_task_that_went_is_told_so(place: Path) -> None:
 
 
 def test_a_reader_with_changes_of_its_own_keeps_them_and_says_so(place: Path) -> None:
-    reader = SharedSubspace.load(place)
+    reader = SharedSubspace.load(place, lazy=True)
     reader.remove_task("b")
     absorb(place, "d")
     with pytest.raises(ConflictError, match="changed on disk"):
@@ -187,7 +187,7 @@ def test_a_reader_with_changes_of_its_own_keeps_them_and_says_so(place: Path) ->
 
 
 def test_damage_is_still_damage(place: Path) -> None:
-    reader = SharedSubspace.load(place)
+    reader = SharedSubspace.load(place, lazy=True)
     (place / "tasks" / read_manifest(place).task("a").file).unlink()
     with pytest.raises(NotFoundError):
         reader.reconstruct("a")
