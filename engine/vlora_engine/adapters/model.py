@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 from vlora_engine.adapters.unchanged import require_unchanged
 from vlora_engine.errors import AdapterError, CollectionError, ParameterError
 from vlora_engine.utils.regex import PLAIN, Budget, bounded, matches_end
-from vlora_engine.utils.safetensors_file import dtype_name
+from vlora_engine.utils.safetensors_file import dtype_name, element_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -238,12 +238,9 @@ class ContentHash:
         return self._sha.hexdigest()
 
     def _add(self, tensor: Tensor) -> None:
-        import torch
-
         self._sha.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
-        flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-        if flat.numel():
-            self._sha.update(flat.view(torch.uint8).numpy().data)
+        for piece in element_bytes(tensor):
+            self._sha.update(piece)
 
 
 def content_digest(source: AdapterSource) -> str:

@@ -23,6 +23,7 @@ from vlora_engine.codec.vectors import decode_matrices, encode_matrices
 
 # The first byte of a task's module; "fine" kinds hold floats of four bytes, not three or two.
 NOTHING, OWN, SHARE, CORE, FINE_OWN, FINE_SHARE = range(6)
+NO_EFFECT = bytes([NOTHING])  # a module of which dW is zero; all others take more bytes
 LOW_RANK, DENSE, FINE_LOW_RANK = range(3)  # forms of a core
 KLT, DELTA, FINE_KLT = 1, 2, 3  # the first byte of a group's module
 
@@ -91,7 +92,7 @@ def pack_own(directions: Sequence[Directions]) -> list[bytes]:
     for i, change in enumerate(directions):
         left, right = coded[2 * i], coded[2 * i + 1]
         if not len(change.gains):
-            out.append(bytes([NOTHING]))
+            out.append(NO_EFFECT)
             continue
         head = struct.pack("<BHI", FINE_OWN if change.fine else OWN, len(change.gains), len(left))
         out.append(head + pack_floats(change.gains, change.fine) + left + right)
@@ -127,7 +128,7 @@ def pack_cores(group: int, cores: Sequence[Core], steps: Sequence[float]) -> lis
             head = struct.pack("<BHfBHI", CORE, group, step, form, len(gains), len(left))
             out.append(head + pack_floats(gains, fine) + left + right)
         else:
-            out.append(bytes([NOTHING]))
+            out.append(NO_EFFECT)
     return out
 
 
@@ -158,7 +159,7 @@ def open_blob(raw: bytes) -> OpenedOwn | Share | SharedCore | None:
     """
     try:
         kind = raw[0]
-        if kind == NOTHING and len(raw) == 1:
+        if raw == NO_EFFECT:
             return None
         if kind in (OWN, FINE_OWN):
             _, count, size = struct.unpack_from("<BHI", raw)

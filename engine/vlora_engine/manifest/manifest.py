@@ -469,7 +469,7 @@ def parse_manifest(directory: Path, raw: bytes) -> Manifest:
         base_model=None if base.is_null else base.text(),
         layers=layers,
         basis=_parse_basis(index["basis"], len(layers), may_be_empty=coded),
-        tasks=_parse_tasks(index, len(layers), coded=coded, basis=beside is not None),
+        tasks=_parse_tasks(index, len(layers), beside, coded=coded),
         engine=index.read("engine", JsonValue.text, ""),
         coding=parse_coding(index["coding"].object(), len(layers)) if coded else None,
         beside=beside,
@@ -501,7 +501,7 @@ def _version(directory: Path, index: JsonObject) -> int:
 
 
 def _parse_tasks(
-    index: JsonObject, layers: int, *, coded: bool, basis: bool
+    index: JsonObject, layers: int, beside: BasisBeside | None, *, coded: bool
 ) -> dict[str, TaskRecord]:
     tasks: dict[str, TaskRecord] = {}
     files: set[str] = set()
@@ -509,7 +509,7 @@ def _parse_tasks(
         task = _parse_task(row, source, layers)
         if not _TASK_FILE.match(task.file) or task.file.lower() in files:
             raise row["file"].error("the name of a task's own file, such as a.safetensors")
-        if task.in_basis and not basis:
+        if task.in_basis and not (beside and all(max(beside.k[i]) for i in task.layers)):
             raise row["loadings"].error("no loadings where there is no basis")
         if task.id in tasks:
             raise row["id"].error("a task of another name than the others")

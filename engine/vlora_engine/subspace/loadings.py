@@ -39,6 +39,11 @@ class LoadingsForm:
         return self.method == "delta" and bool(core_is_dense(self.rank, self.k_a, self.k_b))
 
     @property
+    def is_nothing(self) -> bool:
+        """Whether there is no direction that the module could have an effect in."""
+        return self.method != "flat" and not (self.k_a and self.k_b)
+
+    @property
     def sides(self) -> tuple[int, ...]:
         """Numbers in the factor of either side, or in the core."""
         if self.method == "flat":

@@ -19,7 +19,7 @@ from vlora_engine.manifest.manifest import LayerSpec, TaskRecord
 from vlora_engine.subspace.basis import LayerPlan, encode_tasks
 from vlora_engine.subspace.loadings import TaskLayer
 from vlora_engine.subspace.request import Collection, assemble_task
-from vlora_engine.subspace.soundness import require_finite
+from vlora_engine.subspace.soundness import MOST_OF_A_TASK, distinct, nothing, require_finite
 from vlora_engine.subspace.space import Space
 from vlora_engine.subspace.tasks import TaskProjection, decode_projection
 from vlora_engine.utils.safetensors_file import dtype_name, torch_dtype
@@ -120,7 +120,11 @@ def reconstruct(space: Space, projection: TaskProjection) -> LoRAWeights:
 
     def factors(spec: LayerSpec, rank: int) -> tuple[Tensor, Tensor]:
         """A (r, d_in) and B (d_out, r), in fp64."""
-        basis, method, layer = space.bases[spec.name], space.method, spec.name
+        method, layer = space.method, spec.name
+        if method != "flat" and not (spec.k_a and spec.k_b):
+            shapes = (rank, spec.d_in), (spec.d_out, rank)
+            return nothing(shapes[0], torch.float64), nothing(shapes[1], torch.float64)
+        basis = space.bases[spec.name]
         a = basis.expand(method, "a", projection.loadings_a[layer].double()[None])[0, :rank]
         b = basis.expand(method, "b", projection.loadings_b[layer].double()[None])[0, :rank]
         # Whether the adapter's own dW was zero; of a blend that is not known.
@@ -147,9 +151,16 @@ def assembled(
         exact: In fp32, before anything is rounded to the task's own dtypes.
     """
     lora_a, lora_b, shapes = {}, {}, {}
+    numbers = sum(
+        rank * (layers[i].d_in + layers[i].d_out)
+        for i, rank in zip(record.layers, record.ranks, strict=True)
+    )
     for index, rank, own in zip(record.layers, record.ranks, record.dtypes, strict=True):
         spec, dtype = layers[index], "F32" if exact else own
-        a, b = (x.to(torch_dtype(dtype)).contiguous() for x in factors(spec, rank))
+        a, b = (
+            _stored(x, torch_dtype(dtype), many=numbers > MOST_OF_A_TASK)
+            for x in factors(spec, rank)
+        )
         require_finite(spec.name, a, b)
         lora_a[spec.name], lora_b[spec.name] = a, b
         if spec.kind != "linear":
@@ -170,6 +181,14 @@ def assembled(
         rest=dict(projection.rest),
         shapes=shapes,
     )
+
+
+def _stored(factor: Tensor, dtype: torch.dtype, *, many: bool) -> Tensor:
+    """A factor in its dtype. Of a large adapter that which is nothing goes on to take no memory."""
+    of_all = distinct(factor)
+    if many and of_all is not factor:
+        return of_all.to(dtype).expand(factor.shape)
+    return of_all.to(dtype).expand(factor.shape).contiguous()
 
 
 def shape_on_disk(

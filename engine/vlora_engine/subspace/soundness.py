@@ -14,34 +14,56 @@ from vlora_engine.quantization.packed import PackedBasis
 from vlora_engine.subspace.basis import LayerBasis
 from vlora_engine.subspace.loadings import EncodedTask
 
-# Modules without effect take no bytes, whatever their rank: so many numbers are let pass in any
-# case (an untrained adapter of rank 64 on a model of 7 billion has 160 million), and beyond them
-# as many as a few bytes of codes, or a basis of one direction, have ever stood for.
-MOST_OF_NOTHING = 1 << 28
+# Modules without effect take no bytes, and no memory until they are copied: what one is said to be
+# is bounded alone, by what no model's reaches (rank 1024 on a vocabulary of 256 thousand). Of the
+# others so many numbers are let pass in any case, and beyond them as many as a few bytes of codes,
+# or a basis of one direction, have ever stood for.
+MOST_OF_A_MODULE = 1 << 29
+MOST_OF_A_TASK = 1 << 28
 MOST_A_BYTE = 4096
 
 
+def nothing(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Zeros that take no memory: one number, told for all. They are to be read alone."""
+    return torch.zeros((1,) * len(shape), dtype=dtype).expand(tuple(shape))
+
+
+def distinct(tensor: Tensor) -> Tensor:
+    """The part of a tensor that the rest repeats, as all of `nothing` repeats one number."""
+    for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        if size > 1 and stride == 0:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
+
+
 def check_size(
-    record: TaskRecord, layers: Sequence[LayerSpec], files: Iterable[Path], where: Path
+    record: TaskRecord,
+    layers: Sequence[LayerSpec],
+    holds: Sequence[bool],
+    files: Iterable[Path],
+    where: Path,
 ) -> None:
     """Refuse a task whose A and B are said to be larger than its files can stand for.
 
     Args:
         record: The task. layers: Of the subspace.
+        holds: Of each of its modules: whether any number is stored of it, or it is without effect.
         files: Those that its numbers come from; one that is missing holds nothing.
         where: The task's file.
 
     Raises:
         CorruptFileError: They are.
     """
-    numbers = sum(
-        rank * (layers[i].d_in + layers[i].d_out)
-        for i, rank in zip(record.layers, record.ranks, strict=True)
-    )
-    if numbers <= MOST_OF_NOTHING:
-        return
-    held = sum(file.stat().st_size for file in files if file.is_file())
-    require_held(numbers, held, where)
+    numbers = 0
+    for i, rank, is_held in zip(record.layers, record.ranks, holds, strict=True):
+        of_module = rank * (layers[i].d_in + layers[i].d_out)
+        if is_held:
+            numbers += of_module
+        elif of_module > MOST_OF_A_MODULE:
+            raise _too_many(of_module, f"{MOST_OF_A_MODULE:,} numbers in a module", where)
+    if numbers > MOST_OF_A_TASK:
+        held = sum(file.stat().st_size for file in files if file.is_file())
+        require_held(numbers, held, where)
 
 
 def require_held(numbers: int, held: int, where: Path | None = None) -> None:
@@ -50,14 +72,19 @@ def require_held(numbers: int, held: int, where: Path | None = None) -> None:
     Raises:
         CorruptFileError: They cannot.
     """
-    if numbers > MOST_OF_NOTHING + MOST_A_BYTE * held:
-        raise CorruptFileError(
-            "More numbers are claimed than the files can hold.",
-            where=where,
-            expected=f"at most {MOST_OF_NOTHING + MOST_A_BYTE * held:,} numbers for {held:,} bytes",
-            found=f"{numbers:,} numbers in A and B",
-            remedy="restore the file from a copy, or compress the adapters again",
-        )
+    most = MOST_OF_A_TASK + MOST_A_BYTE * held
+    if numbers > most:
+        raise _too_many(numbers, f"{most:,} numbers for {held:,} bytes", where)
+
+
+def _too_many(numbers: int, most: str, where: Path | None) -> CorruptFileError:
+    return CorruptFileError(
+        "More numbers are claimed than the files can hold.",
+        where=where,
+        expected=f"at most {most}",
+        found=f"{numbers:,} numbers in A and B",
+        remedy="restore the file from a copy, or compress the adapters again",
+    )
 
 
 def finite_task(record: TaskRecord, task: EncodedTask) -> EncodedTask:
@@ -115,5 +142,6 @@ def require_finite(module: str, *factors: Tensor) -> None:
 
 
 def _finite(*tensors: Tensor) -> bool:
-    narrow = (t.float() if t.element_size() == 1 and t.is_floating_point() else t for t in tensors)
+    parts = map(distinct, tensors)
+    narrow = (t.float() if t.element_size() == 1 and t.is_floating_point() else t for t in parts)
     return all(bool(torch.isfinite(t).all()) for t in narrow)

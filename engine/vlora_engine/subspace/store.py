@@ -347,11 +347,15 @@ class CheckedFiles:
         for record in self.manifest.tasks.values():
             yield f"tasks/{record.file}", record.sha256, record.nbytes
 
-    def _check_size(self, record: TaskRecord) -> None:
-        """Refuse a task that is said to be larger than its files can stand for."""
+    def _check_size(self, record: TaskRecord, holds: Sequence[bool]) -> None:
+        """Refuse a task that is said to be larger than its files can stand for.
+
+        Args:
+            holds: Of each of its modules: whether any number is stored of it.
+        """
         path, task = self.manifest.path, self.manifest.path / "tasks" / record.file
         files = [task, *(path / basis.name for basis in self.manifest.files)]
-        check_size(record, self.manifest.layers, files, task)
+        check_size(record, self.manifest.layers, holds, files, task)
 
     def _open(self, name: str, sha256: str, nbytes: int) -> Header:
         if name not in self._headers:
@@ -454,13 +458,13 @@ class StoredSubspace(CheckedFiles):
 
     def task(self, record: TaskRecord) -> EncodedTask:
         """One task as it lies on disk."""
-        self._check_size(record)
-        header = self._open(f"tasks/{record.file}", record.sha256, record.nbytes)
         modules = len(record.layers)
         forms = [
             self.storage.form(rank, self.manifest.layers[i].k_a, self.manifest.layers[i].k_b)
             for i, rank in zip(record.layers, record.ranks, strict=True)
         ]
+        self._check_size(record, [not form.is_nothing for form in forms])
+        header = self._open(f"tasks/{record.file}", record.sha256, record.nbytes)
         packs = self.storage.loadings_packing is not None
         dtype = torch.uint8 if packs else torch_dtype(self.manifest.dtype)
         values = _named(header, "loadings", dtype, (sum(form.elements for form in forms),))

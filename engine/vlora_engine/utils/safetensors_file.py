@@ -55,6 +55,7 @@ ITEM_BYTES = {
     "F8_E5M2": 1,
 }
 FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
+_AT_ONCE = 1 << 20  # elements of a tensor that repeats one
 _TORCH_NAMES = {
     "F64": "float64",
     "F32": "float32",
@@ -468,11 +469,8 @@ class TensorWriter:
 
     def write(self, tensor: Tensor) -> None:
         """Append the elements of ``tensor``, in row-major order."""
-        import torch
-
-        flat = tensor.detach().to("cpu").contiguous().reshape(-1)
-        if flat.numel():
-            self._put(flat.view(torch.uint8).numpy().data)
+        for piece in element_bytes(tensor):
+            self._put(piece)
 
     def write_bytes(self, data: bytes | bytearray | memoryview) -> None:
         """Append raw bytes, already in the dtype of the layout."""
@@ -515,6 +513,19 @@ class TensorWriter:
             raise write_error(self.path, error) from None
         self._digest.update(data)
         self._written += len(data)
+
+
+def element_bytes(tensor: Tensor) -> Iterator[memoryview]:
+    """The elements of ``tensor`` as bytes, in row-major order; one told for all is told again."""
+    import torch
+
+    count, whole = tensor.numel(), tensor.detach()
+    if count > _AT_ONCE and not any(tensor.stride()):
+        whole = whole.reshape(-1)[:_AT_ONCE]
+    raw = whole.to("cpu").contiguous().reshape(-1)
+    while count > 0:
+        yield raw[:count].view(torch.uint8).numpy().data
+        count -= len(raw)
 
 
 def encode_header(

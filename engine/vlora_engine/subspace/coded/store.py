@@ -18,6 +18,7 @@ from torch import Tensor
 from vlora_engine._version import __version__
 from vlora_engine.codec.algebra import product
 from vlora_engine.codec.blobs import (
+    NO_EFFECT,
     Columns,
     OpenedOwn,
     Share,
@@ -44,7 +45,7 @@ from vlora_engine.manifest.manifest import (
 from vlora_engine.subspace.coded.basis import SharedBasis
 from vlora_engine.subspace.coded.layout import shared_layout, task_layout
 from vlora_engine.subspace.loadings import EncodedTask
-from vlora_engine.subspace.soundness import require_held
+from vlora_engine.subspace.soundness import nothing, require_held
 from vlora_engine.subspace.store import (
     CheckedFiles,
     StoredSubspace,
@@ -116,18 +117,22 @@ class Decoder:
         Raises:
             CorruptFileError: The bytes are not sound.
         """
-        return dict(self.each(layers, record, blobs))
+        found = self.each(layers, record, blobs)
+        return {
+            name: pad_factors(a, b, rank)
+            for (name, (a, b)), rank in zip(found, record.ranks, strict=True)
+        }
 
     def each(
         self, layers: Sequence[LayerSpec], record: TaskRecord, blobs: Sequence[bytes]
     ) -> Iterator[tuple[str, Factors]]:
-        """The same one by one, which takes less memory."""
+        """The same one by one, not padded, which takes less memory."""
         rows = list(zip(record.layers, record.ranks, blobs, strict=True))
         for start in range(0, len(rows), _AT_ONCE):
             part = rows[start : start + _AT_ONCE]
             opened = [(i, layers[i], rank, open_blob(raw)) for i, rank, raw in part]
-            for (_, spec, rank, _), (a, b) in zip(opened, self._decoded(opened), strict=True):
-                yield spec.name, _padded(a, b, rank)
+            for (_, spec, _, _), factors in zip(opened, self._decoded(opened), strict=True):
+                yield spec.name, _tensors(*factors)
 
     def of_layer(
         self, layers: Sequence[LayerSpec], index: int, coded: Sequence[tuple[int, bytes]]
@@ -137,7 +142,7 @@ class Decoder:
         for start in range(0, len(coded), _AT_ONCE):
             part = coded[start : start + _AT_ONCE]
             opened = [(index, spec, rank, open_blob(raw)) for rank, raw in part]
-            out += [_padded(a, b, 0) for a, b in self._decoded(opened)]
+            out += [_tensors(a, b) for a, b in self._decoded(opened)]
         return out
 
     def _decoded(
@@ -271,11 +276,11 @@ class CodedStore(CheckedFiles):
 
     def coded_task(self, record: TaskRecord) -> CodedTask:
         """Read one task that is coded."""
-        self._check_size(record)
         header = self._open(f"tasks/{record.file}", record.sha256, record.nbytes)
         raw, modules = _bytes_of(header, "coded"), len(record.layers)
         head = MODULE_HEAD * modules
         sizes = _sizes(header, raw, modules, len(raw))
+        self._check_size(record, [size > len(NO_EFFECT) for size in sizes])
         norms, errors = torch.from_numpy(open_floats(raw, 4 * modules, 2 * modules)).view(2, -1)
         ends = np.cumsum([head, *sizes]).tolist()
         blobs = [raw[a:b] for a, b in pairwise(ends)]
@@ -390,11 +395,13 @@ def write_task(path: Path, task: CodedTask | EncodedTask) -> str:
 def pad_factors(a: Tensor, b: Tensor, rank: int) -> Factors:
     """Factors A (n, d_in) and B (d_out, n) with rows of zeros up to ``rank``.
 
-    Zeros take no memory until they are copied: both are rows of an array that numpy has not touched
-    yet, B as its transpose.
+    Where there is nothing but zeros, they take no memory. Other zeros take none until they are
+    copied: both are rows of an array that numpy has not touched yet, B as its transpose.
     """
     if rank <= len(a):
         return a, b
+    if not len(a):
+        return nothing((rank, a.shape[1]), a.dtype), nothing((len(b), rank), b.dtype)
     out = []
     for rows in (a, b.T):
         padded = np.zeros((rank, rows.shape[1]), dtype=rows.numpy().dtype)
@@ -403,10 +410,8 @@ def pad_factors(a: Tensor, b: Tensor, rank: int) -> Factors:
     return out[0], out[1].T
 
 
-def _padded(a: Array, b: Array, rank: int) -> Factors:
-    return pad_factors(
-        torch.from_numpy(np.ascontiguousarray(a)), torch.from_numpy(np.ascontiguousarray(b)), rank
-    )
+def _tensors(a: Array, b: Array) -> Factors:
+    return torch.from_numpy(np.ascontiguousarray(a)), torch.from_numpy(np.ascontiguousarray(b))
 
 
 def _sizes(header: Header, raw: bytes, modules: int, nbytes: int) -> list[int]:

@@ -12,7 +12,13 @@ from torch import Tensor
 from vlora_engine.errors import SubspaceError
 from vlora_engine.manifest.manifest import LayerSpec, TaskRecord
 from vlora_engine.subspace.coded.basis import SharedBasis
-from vlora_engine.subspace.coded.store import CodedStore, CodedTask, Decoder, SharedBytes
+from vlora_engine.subspace.coded.store import (
+    CodedStore,
+    CodedTask,
+    Decoder,
+    SharedBytes,
+    pad_factors,
+)
 from vlora_engine.subspace.loadings import EncodedTask, Storage
 from vlora_engine.subspace.soundness import finite_task, require_finite
 from vlora_engine.subspace.store import decode_task
@@ -111,11 +117,12 @@ class CodedTasks(TaskMap):
         names = [self._layers[i].name for i in record.layers]
         scales = dict(zip(names, record.scales, strict=True))
         factors: dict[str, tuple[Tensor, Tensor]] = {}
-        for name, (a, b) in self._decoder.each(self._layers, record, task.blobs):
+        found = self._decoder.each(self._layers, record, task.blobs)
+        for (name, (a, b)), rank in zip(found, record.ranks, strict=True):
             scale = scales[name]
-            narrow = a.float(), (b / scale if scale else torch.zeros_like(b)).float().contiguous()
+            narrow = a.float(), (b / scale if scale else torch.zeros_like(b)).float()
             require_finite(name, *narrow)
-            factors[name] = narrow
+            factors[name] = pad_factors(*narrow, rank)
         return TaskProjection(
             task_id=record.id,
             loadings_a={},
