@@ -100,6 +100,21 @@ def _coded(folder: Path) -> None:
         _made("compress", *paths, near, "-o", folder / "auto", "--max-error", 0.01)
 
 
+def _beside(folder: Path) -> None:
+    """Format 3: a basis beside coded tasks, and a task that is loadings in it."""
+    from dataclasses import replace
+
+    from vlora_engine.shared_subspace import SharedSubspace
+
+    with tempfile.TemporaryDirectory() as place:
+        _made("compress", *_collection(Path(place)), "-o", folder / "s", "--max-error", 0.1)
+    _made("basis", folder / "s", "-k", 2)
+    opened = SharedSubspace.load(folder / "s")
+    opened.add_task(replace(opened.in_basis().tasks["a"], task_id="inside"))
+    opened.save(folder / "s")
+    (folder / ".s.lock").unlink(missing_ok=True)  # no subspace
+
+
 def _nudged(seed: int) -> dict[str, Any]:
     tensors = make.factors(SMALL, rank=2, seed=seed)
     return {key: 1.01 * tensor for key, tensor in tensors.items()}
@@ -351,10 +366,26 @@ def _read_subspaces(folder: Path) -> None:
         close_below(path)
 
 
+def _read_in_basis(folder: Path) -> None:
+    from vlora_engine.shared_subspace import SharedSubspace
+
+    _read_subspaces(folder)
+    with tolerated():
+        opened = SharedSubspace.load(folder / "s")
+        for name in opened.tasks:
+            with tolerated():
+                opened.in_basis().tasks[name]
+        with tolerated():
+            opened.with_basis(k=1)
+
+
 def _finite(weights: Any) -> None:
+    from vlora_engine.subspace.soundness import distinct
+
     for name in weights.layer_names:
         for factor in (weights.lora_a[name], weights.lora_b[name]):
-            assert bool(make.torch.isfinite(factor.float()).all()), "it is not finite"
+            numbers = distinct(factor).float()
+            assert bool(make.torch.isfinite(numbers).all()), "it is not finite"
 
 
 def _read_spectra(folder: Path) -> None:
@@ -388,6 +419,62 @@ def _read_settings(folder: Path) -> None:
         if before is not None:
             os.environ["XDG_CONFIG_HOME"] = before
     _refused.extend(problem.what for problem in config.problems)
+
+
+def _router(folder: Path) -> None:
+    from vlora_engine.nn.router import TaskRouter
+
+    make.torch.manual_seed(1)
+    TaskRouter(4, 2, 3, ["a", "b"], 0.5).save(folder / "r")
+
+
+def _read_router(folder: Path) -> None:
+    from vlora_engine.nn.router import TaskRouter
+
+    router = TaskRouter.load(folder / "r")
+    weights = router(make.torch.zeros(1, router.input_dim))
+    assert weights.shape == (1, router.num_tasks)
+
+
+def _draft(folder: Path) -> None:
+    from vlora_tui.jobs.drafts import save_draft
+    from vlora_tui.recipe.reader import load_recipe
+
+    (folder / "r.toml").write_text(RECIPE)
+    state = {"folder": "runs", "screen": "choose", "marks": ["a", "b"]}
+    save_draft(folder / "drafts" / "1-a.toml", load_recipe(folder / "r.toml"), state)
+    (folder / "r.toml").unlink()
+
+
+def _read_drafts(folder: Path) -> None:
+    from vlora_tui.jobs.drafts import Drafts, load_draft
+
+    for path in (folder / "drafts").glob("*.toml"):
+        with tolerated():
+            load_draft(path)
+    for draft in Drafts(folder).offered():
+        with tolerated():
+            draft.recipe()
+
+
+def _base_model(folder: Path) -> None:
+    config = {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "num_hidden_layers": 2,
+        "hidden_size": 8, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 4,
+        "tie_word_embeddings": False,
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def _read_base_model(folder: Path) -> None:
+    from vlora_engine.formats.base_model_config import find_base
+
+    base = find_base(folder, None)
+    for count in (base.layers, base.heads, base.kv_heads, base.hidden, base.head_dim):
+        assert type(count) is int
+        assert count > 0
+    assert type(base.model_type) is str
+    assert base.class_name is None or type(base.class_name) is str
 
 
 def _settings(folder: Path) -> None:
@@ -428,7 +515,7 @@ def _mend_subspaces(files: Files) -> None:
 
 
 def _vouch(index: dict[str, Any], folder: str, files: Files) -> None:
-    for row in index["basis"]:
+    for row in (*index["basis"], *index.get("beside", {"files": []})["files"]):
         raw = files.get(folder + row["file"])
         if raw is not None:
             row["sha256"], row["bytes"] = hashlib.sha256(raw).hexdigest(), len(raw)
@@ -452,6 +539,7 @@ READERS: dict[str, Reader] = {
     "flat": Reader(_compressed("--method", "flat", "-k", 2), _read_subspaces, _mend_subspaces),
     "packed": Reader(_compressed("-k", 2, "--quantize", "nf4"), _read_subspaces, _mend_subspaces),
     "coded": Reader(_coded, _read_subspaces, _mend_subspaces),
+    "beside": Reader(_beside, _read_in_basis, _mend_subspaces),
     "spectra": Reader(_spectra, _read_spectra),
     "peft": Reader(_peft, _diagnosed),
     "pickle": Reader(_pickled, _read_adapters),
@@ -463,6 +551,9 @@ READERS: dict[str, Reader] = {
     "recipe": Reader(_recipe, _read_recipe),
     "settings": Reader(_settings, _read_settings),
     "mergekit": Reader(_mergekit, _read_mergekit),
+    "router": Reader(_router, _read_router),
+    "drafts": Reader(_draft, _read_drafts),
+    "base": Reader(_base_model, _read_base_model),
     "jobs": Reader(_job, _read_jobs),
 }
 

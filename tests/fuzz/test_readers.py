@@ -10,7 +10,7 @@ from tests.fuzz.readers import READERS, Fuzz, limited_memory
 from vlora_engine.utils import json_reader
 
 CALLS = 120
-SLOWER = {"coded": 50, "jobs": 40}
+SLOWER = {"coded": 50, "beside": 50, "jobs": 40}
 SEED = 20260
 
 

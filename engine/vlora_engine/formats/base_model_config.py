@@ -118,10 +118,11 @@ def read_base(path: Path) -> BaseConfig:
     heads = _count(config, path, "num_attention_heads", "n_head")
     hidden = _count(config, path, "hidden_size", "n_embd")
     classes = config.get("architectures")
+    first = classes[0] if isinstance(classes, list) and classes else None
     return BaseConfig(
         path=path,
         model_type=kind,
-        class_name=classes[0] if isinstance(classes, list) and classes else None,
+        class_name=first if isinstance(first, str) else None,
         layers=layers,
         heads=heads,
         kv_heads=_count(config, path, "num_key_value_heads", default=heads),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from vlora_engine.subspace.space import Space
 from vlora_engine.subspace.tasks import TaskProjection
 from vlora_engine.utils.file_names import ROUTER_INDEX
 from vlora_engine.utils.files import how_to_put_back, new_directory, write_json
-from vlora_engine.utils.reading import read_text
+from vlora_engine.utils.json_reader import JsonFile
+from vlora_engine.utils.reading import read_file
 from vlora_engine.utils.safetensors_file import read_header, read_tensor, write_tensors
 
 WEIGHTS, FORMAT = "router.safetensors", "vlora-router"
@@ -189,25 +189,33 @@ class TaskRouter(nn.Module):
                 expected=ROUTER_INDEX,
                 remedy=how_to_put_back(folder),
             )
+        file = JsonFile(folder / ROUTER_INDEX, "The router's files are not sound.", "save it again")
+        index = file.parse(read_file(file.path)).object()
+        index["format"].one_of([FORMAT])
+        if index["version"].natural() != 1:
+            raise index["version"].error("version 1")
+        width, hidden = index["input_dim"].natural(), index["hidden_dim"].natural()
+        names, temperature = index["task_ids"].texts(), index["temperature"].number()
+        header = read_header(folder / WEIGHTS)
+        shapes = {name: entry.shape for name, entry in header.entries.items()}
+        wanted = {
+            "net.0.weight": (hidden, width),
+            "net.0.bias": (hidden,),
+            "net.2.weight": (len(names), hidden),
+            "net.2.bias": (len(names),),
+        }
+        if shapes != wanted:  # before anything of that size is made
+            raise _unsound(folder, f"{wanted}"[:200], f"{shapes}"[:200])
         try:
-            index = json.loads(read_text(folder / ROUTER_INDEX))
-            if index["format"] != FORMAT or index["version"] != 1:
-                raise ValueError(f"{index['format']} {index['version']}")
-            names = [str(name) for name in index["task_ids"]]
-            router = cls(
-                index["input_dim"], len(names), index["hidden_dim"], names, index["temperature"]
-            )
-            header = read_header(folder / WEIGHTS)
-            router.load_state_dict({name: read_tensor(header, name) for name in header.entries})
-        except (ValueError, KeyError, TypeError, RuntimeError) as error:
-            if isinstance(error, CorruptFileError):
-                raise
-            raise CorruptFileError(
-                "The router's files are not sound.",
-                where=folder,
-                found=str(error).splitlines()[0][:200],
-                remedy="save it again",
-            ) from error
+            router = cls(width, len(names), hidden, names, temperature)
+        except ParameterError as error:
+            raise _unsound(folder, error.expected, f"{error.what} {error.found}") from None
+        tensors = {name: read_tensor(header, name) for name in wanted}
+        if not all(
+            t.is_floating_point() and bool(t.float().isfinite().all()) for t in tensors.values()
+        ):
+            raise _unsound(folder, "finite numbers", "others")
+        router.load_state_dict(tensors)
         return router
 
     def _label_indices(self, labels: Sequence[Any] | Tensor, count: int) -> Tensor:
@@ -222,3 +230,13 @@ class TaskRouter(nn.Module):
                 found=repr(wrong[0]) if wrong else f"{len(found)} labels",
             )
         return torch.tensor(found)
+
+
+def _unsound(folder: Path, expected: str | None, found: str) -> CorruptFileError:
+    return CorruptFileError(
+        "The router's files are not sound.",
+        where=folder,
+        expected=expected,
+        found=found,
+        remedy="save it again",
+    )
