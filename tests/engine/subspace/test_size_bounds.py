@@ -16,7 +16,7 @@ from tests.witnesses import make
 from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.doctor.subspace_check import check_subspace
-from vlora_engine.errors import VLoRAError
+from vlora_engine.errors import CorruptFileError, VLoRAError
 from vlora_engine.subspace import projection, soundness
 from vlora_engine.subspace.soundness import distinct
 from vlora_engine.utils.safetensors_file import write_tensors
@@ -169,3 +169,24 @@ def test_claims_beyond_the_bytes_are_refused(claims: dict[str, Any], small: Path
         except VLoRAError:
             refused += 1
     assert refused
+
+
+def test_ranks_that_are_nothing_but_zeros_cost_nothing_in_a_basis(small: Path) -> None:
+    meant = SharedSubspace.load(small)
+    found = SharedSubspace.load(small).with_basis(k=1).basis_figures
+    claim(small, rank=65535)
+    claimed = SharedSubspace.load(small)
+    for name in claimed.tasks:
+        error, was = (s.in_basis().tasks[name].error for s in (claimed, meant))
+        assert error == pytest.approx(was, abs=1e-6)
+    again = claimed.with_basis(k=1).basis_figures
+    assert again.variance == pytest.approx(found.variance, abs=1e-6)
+
+
+def test_scales_beyond_all_numbers_are_refused(small: Path) -> None:
+    index = json.loads((small / "subspace.json").read_text())
+    index["tasks"]["each"].pop("scales", None)
+    index["tasks"]["same"]["scales"] = -1e308
+    (small / "subspace.json").write_text(json.dumps(index))
+    with pytest.raises(CorruptFileError):
+        SharedSubspace.load(small).with_basis(k=1)

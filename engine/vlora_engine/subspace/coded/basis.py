@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vlora_engine.adapters.stack import LayerStack
-from vlora_engine.errors import ParameterError
+from vlora_engine.errors import CorruptFileError, ParameterError
 from vlora_engine.linalg import grams
 from vlora_engine.linalg.grams import Basis
 from vlora_engine.manifest.manifest import LayerSpec, TaskRecord
@@ -29,6 +29,7 @@ from vlora_engine.subspace.basis import (
     store_basis,
 )
 from vlora_engine.subspace.loadings import Storage
+from vlora_engine.utils.file_names import SUBSPACE_INDEX
 from vlora_engine.utils.run_context import RunContext
 
 METHOD, DTYPE = "delta", "F16"  # what the tasks decode to has fewer digits than fp16 keeps
@@ -189,7 +190,11 @@ def make_basis(
 def decoded_stack(
     tasks: DecodedTasks, index: int, records: Sequence[TaskRecord]
 ) -> LayerStack | None:
-    """One layer of the tasks that have it, as they are stored; None where nothing is left of it."""
+    """One layer of the tasks that have it, as they are stored; None where nothing is left of it.
+
+    Raises:
+        CorruptFileError: Scales or norms are none of what is stored.
+    """
     pairs = tasks.layer_factors(index, records)
     rank = max((len(a) for a, _ in pairs), default=0)
     if not rank or not any(bool(a.any()) and bool(b.any()) for a, b in pairs):
@@ -200,7 +205,7 @@ def decoded_stack(
     for i, (of_task, b_of_task) in enumerate(pairs):
         a[i, : len(of_task)], bt[i, : len(of_task)] = of_task, b_of_task.T
     norms = torch.tensor([record.norm for record in records], dtype=torch.float64)
-    return LayerStack(
+    stack = LayerStack(
         layer=spec.name,
         tasks=[record.id for record in records],
         ranks=[len(of_task) for of_task, _ in pairs],
@@ -209,6 +214,15 @@ def decoded_stack(
         scale=torch.ones(len(pairs), dtype=torch.float64),
         weight=torch.where(norms > 0, 1 / norms, torch.zeros_like(norms)),
     )
+    if not bool((stack.energy() * stack.weight.square()).isfinite().all()):
+        raise CorruptFileError(
+            f"The tasks are too large on module {spec.name!r} for the norms that the index has.",
+            where=SUBSPACE_INDEX,
+            expected="norms and scales of what is stored",
+            remedy="restore the file from a copy, or compress the adapters again",
+            module=spec.name,
+        )
+    return stack
 
 
 def _layer(stack: LayerStack, spec: LayerSpec, target: BasisTarget) -> tuple[LayerBasis, Tensor]:

@@ -14,6 +14,7 @@ from vlora_engine.manifest.records import figure
 from vlora_engine.subspace.basis import LayerPlan, encode_tasks
 from vlora_engine.subspace.basis_space import BasisSpace
 from vlora_engine.subspace.coded.basis import SharedBasis
+from vlora_engine.subspace.coded.store import used_rows
 from vlora_engine.subspace.coded.tasks import CodedTasks
 from vlora_engine.subspace.loadings import EncodedTask, Loadings, join_loadings
 from vlora_engine.subspace.tasks import TaskMap, TaskProjection, moved
@@ -188,7 +189,11 @@ class TasksInBasis(TaskMap):
     ) -> tuple[Loadings, float]:
         """Loadings of one module of one task, and what they miss of it: ||dW - dW^||^2."""
         one = torch.ones(1, dtype=torch.float64)
-        factors = a.double()[None], b.T.double()[None]
+        if self._basis.storage.form(rank, spec.k_a, spec.k_b).is_core:
+            # A core is the same without the rows of zeros, which may be many.
+            least = spec.k_a * spec.k_b // (spec.k_a + spec.k_b) + 1
+            rank = min(rank, max(least, used_rows(a, b)))
+        factors = a[:rank].double()[None], b[:, :rank].T.double()[None]
         stack = LayerStack(spec.name, [""], [rank], *factors, scale=one * scale, weight=one)
         plan = LayerPlan(self._basis.storage.method, spec.k_a, spec.k_b, self._basis.dtype)
         basis = self._basis.bases.numbers(spec.name)

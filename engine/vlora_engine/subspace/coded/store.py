@@ -45,7 +45,7 @@ from vlora_engine.manifest.manifest import (
 from vlora_engine.subspace.coded.basis import SharedBasis
 from vlora_engine.subspace.coded.layout import shared_layout, task_layout
 from vlora_engine.subspace.loadings import EncodedTask
-from vlora_engine.subspace.soundness import nothing, require_held
+from vlora_engine.subspace.soundness import distinct, nothing, require_held
 from vlora_engine.subspace.store import (
     CheckedFiles,
     StoredSubspace,
@@ -408,6 +408,14 @@ def pad_factors(a: Tensor, b: Tensor, rank: int) -> Factors:
         padded[: len(rows)] = rows.numpy()
         out.append(torch.from_numpy(padded))
     return out[0], out[1].T
+
+
+def used_rows(a: Tensor, b: Tensor) -> int:
+    """How many rows of A (r, d_in) and columns of B (d_out, r) come before there are but zeros."""
+    if distinct(a) is not a and not bool(distinct(a).any()):
+        return 0
+    some = a.any(1) & b.any(0)
+    return int(some.nonzero().max()) + 1 if bool(some.any()) else 0
 
 
 def _tensors(a: Array, b: Array) -> Factors:

@@ -18,6 +18,7 @@ from vlora_engine.subspace.coded.store import (
     Decoder,
     SharedBytes,
     pad_factors,
+    used_rows,
 )
 from vlora_engine.subspace.loadings import EncodedTask, Storage
 from vlora_engine.subspace.soundness import finite_task, require_finite
@@ -105,9 +106,9 @@ class CodedTasks(TaskMap):
         *_, (spec, a, b) = decode_task(
             basis.storage, basis.layers_of(self._layers), part, self.encoded(record.id)
         )
-        of_layer = basis.bases.numbers(spec.name).moved("cpu")
-        bt = (b * record.scales[position]) @ of_layer.b.double()
-        return a @ of_layer.a.double(), bt.T
+        of_layer, used = basis.bases.numbers(spec.name).moved("cpu"), used_rows(a, b.T)
+        bt = (b[:used] * record.scales[position]) @ of_layer.b.double()
+        return a[:used] @ of_layer.a.double(), bt.T
 
     def _decode(self, record: TaskRecord, encoded: EncodedTask) -> TaskProjection:
         self._projections.clear()
