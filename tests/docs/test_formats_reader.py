@@ -99,7 +99,7 @@ def test_a_basis_beside_coded_tasks(
     trainer.write_back()
     made.save(tmp_path / "s")
     manifest = read_manifest(tmp_path / "s")
-    assert (manifest.version, manifest.beside.k[-1]) == (3, (0, 0))
+    assert (manifest.version, manifest.shared_basis.k[-1]) == (3, (0, 0))
     assert sum(task.in_basis for task in manifest.tasks.values()) == 2
     read_all(reader, tmp_path / "s")
 

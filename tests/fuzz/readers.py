@@ -515,7 +515,7 @@ def _mend_subspaces(files: Files) -> None:
 
 
 def _vouch(index: dict[str, Any], folder: str, files: Files) -> None:
-    for row in (*index["basis"], *index.get("beside", {"files": []})["files"]):
+    for row in (*index["basis"], *index.get("shared_basis", {"files": []})["files"]):
         raw = files.get(folder + row["file"])
         if raw is not None:
             row["sha256"], row["bytes"] = hashlib.sha256(raw).hexdigest(), len(raw)

@@ -127,7 +127,7 @@ def info_data(manifest: Manifest) -> dict[str, Any]:
     from vlora_engine.manifest.explained import explained
 
     shares = explained(manifest)
-    layers = manifest.layers if manifest.beside is None else manifest.of_basis().layers
+    layers = manifest.layers if manifest.shared_basis is None else manifest.of_basis().layers
     top = max((max(layer.k_a, layer.k_b) for layer in layers), default=0)
     return {
         **manifest.as_dict(),
@@ -146,7 +146,7 @@ def info_data(manifest: Manifest) -> dict[str, Any]:
 
 def show_manifest(out: Output, manifest: Manifest) -> None:
     """The same for people."""
-    from vlora_engine.manifest.manifest import basis_beside
+    from vlora_engine.manifest.manifest import shared_basis_figures
     from vlora_engine.manifest.readme import stored_in
     from vlora_tui.pipeline.forecast import how, manifest_figures
 
@@ -157,8 +157,8 @@ def show_manifest(out: Output, manifest: Manifest) -> None:
     out.text(
         f"holds      {plural(len(manifest.tasks), 'task')}, {plural(len(manifest.layers), 'layer')}"
     )
-    if manifest.beside is not None:
-        shown = basis_beside(manifest, manifest.beside)
+    if manifest.shared_basis is not None:
+        shown = shared_basis_figures(manifest, manifest.shared_basis)
         count = sum(task.in_basis for task in manifest.tasks.values())
         out.text(
             f"basis      {shown['method']}, k {shown['k'][0]} to {shown['k'][1]}, "

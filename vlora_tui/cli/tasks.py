@@ -49,7 +49,7 @@ def add(
     (adapter,) = fetch_first(out, adapter)
     how = "project" if project else "incremental" if incremental else "absorb"
     notes = []
-    if how != "absorb" and manifest.coding is not None and manifest.beside is None:
+    if how != "absorb" and manifest.coding is not None and manifest.shared_basis is None:
         why = f"method {manifest.method} codes every task by itself, and no basis is beside them"
         notes = [f"--{how}: no effect; {why}"]
         out.once(notes[0])

@@ -95,24 +95,25 @@ def _coded_within(
     Index and heads count among them, but of adapters so small that these leave no room.
     """
     allowed, (coded, around) = packed_bytes(space, packing), space.sizes()
+    if coded + around <= allowed:
+        remark = f"left as it is: it takes {coded + around:,} bytes, {packing.name} would take"
+        return space, [f"{remark} {allowed:,}"]
+    try:
+        new = _recoded(space, allowed, run)
+    except TargetError:
+        if coded <= allowed:
+            remark = f"left as it is: its numbers take {coded:,} bytes, {packing.name} would take"
+            return space, [f"{remark} {allowed:,}"]
+        new, allowed = _recoded(space, allowed + around, run), allowed + around
+    remark = f"coded anew: {coded + around:,} bytes -> {sum(new.sizes()):,}, at most the"
+    return new, [f"{remark} {allowed:,} of {packing.name}"]
+
+
+def _recoded(space: CodedSpace, nbytes: int, run: RunContext) -> CodedSpace:
+    """The collection coded anew to so many bytes, and those of its rest tensors."""
     rest = sum(record.rest_bytes for record in space.tasks.records() if not record.in_basis)
-    for outside in (0, around):
-        if coded + around <= allowed + outside:
-            remark = f"left as it is: it takes {coded + around - outside:,} bytes, {packing.name} "
-            return space, [f"{remark}would take {allowed:,}"]
-        budget = allowed + outside + rest
-        target = CompressionTarget(method=space.method, budget=budget).checked()
-        try:
-            new, _ = recode(space, target, run)
-            break
-        except TargetError:
-            if outside:
-                raise
-    now = sum(new.sizes())
-    remark = (
-        f"coded anew: {coded + around:,} bytes -> {now:,}, at most the {allowed + outside:,} of "
-    )
-    return new, [f"{remark}{packing.name}"]
+    target = CompressionTarget(method=space.method, budget=nbytes + rest).checked()
+    return recode(space, target, run)[0]
 
 
 def _pack(space: BasisSpace, quantization: Quantization, run: RunContext) -> None:

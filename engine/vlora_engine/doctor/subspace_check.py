@@ -190,7 +190,7 @@ def _coded_findings(manifest: Manifest, broken: set[str]) -> Iterator[Finding]:
     stored = CodedStore(manifest, verify=False)
     decoder = Decoder(stored)
     try:
-        if manifest.beside is not None:
+        if manifest.shared_basis is not None:
             yield from _basis_findings(stored.of_basis, broken)
             yield from _task_findings(stored.of_basis, broken)
         for record in manifest.tasks.values():

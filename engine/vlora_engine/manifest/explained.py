@@ -31,11 +31,11 @@ def explained(manifest: Manifest) -> Explained:
     whole is follows from the tasks' norms (`delta` alone: the others' spectra are of factors, of
     which nothing tells the whole). A task that was projected into the basis counts as missed.
     """
-    if manifest.coding is not None and manifest.beside is None:
+    if manifest.coding is not None and manifest.shared_basis is None:
         return Explained(None, None, "no basis is kept beside the tasks: vlora-tui basis makes one")
     if manifest.peer:
         return Explained(None, None, f"{manifest.peer} does not keep the energy of its adapters")
-    if manifest.method != "delta" and manifest.beside is None:
+    if manifest.method != "delta" and manifest.shared_basis is None:
         note = f"the spectra of method {manifest.method} are of A and B, whose whole is not kept"
         return Explained(None, None, note)
     try:
@@ -48,12 +48,12 @@ def _of_delta(manifest: Manifest) -> Explained:
     whole = sum(
         # Beside coded tasks the spectra are of what these decode to.
         1.0
-        if manifest.beside is not None
+        if manifest.shared_basis is not None
         else float(np.square(task_figures(manifest, name).norms / task.norm).sum())
         for name, task in manifest.tasks.items()
         if task.norm > 0
     )
-    if manifest.beside is not None:
+    if manifest.shared_basis is not None:
         manifest = manifest.of_basis()
     if whole == 0:
         return Explained(1.0, 1.0)

@@ -37,7 +37,7 @@ CODED_VERSION = 2  # of directories that hold coded numbers
 BASIS_VERSION = 3  # of coded tasks beside a shared basis
 _INSIDE = {"configs": "config", "kept": "kept"}  # what several tasks share: lists, and the key
 _TASK_FILE = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,200}\.safetensors$")
-_BESIDE_FILE = re.compile(r"^components(-\d{5}-of-\d{5})?\.safetensors$")
+_COMPONENTS_FILE = re.compile(r"^components(-\d{5}-of-\d{5})?\.safetensors$")
 _BASIS_FILE = re.compile(r"^basis(-\d{5}-of-\d{5})?\.safetensors$")
 
 KeptTensor = tuple[str, str, tuple[int, ...]]
@@ -188,7 +188,7 @@ class BasisFile:
 
 
 @dataclass(frozen=True)
-class BasisBeside:
+class SharedBasisFiles:
     """The shared `delta` basis beside coded tasks.
 
     Args:
@@ -206,7 +206,7 @@ class Manifest:
     """A subspace directory's index.
 
     Args:
-        beside: Of a coded collection: its shared basis, where one was saved with it.
+        shared_basis: Of a coded collection: its shared basis, where one was saved with it.
         peer: Whose subspace it is, empty for ours; of a peer's no error is known.
         findings: What is unusual about a peer's.
         digest: The sha256 of the file itself, as it was read; empty where it was not.
@@ -221,7 +221,7 @@ class Manifest:
     tasks: Mapping[str, TaskRecord]
     engine: str = ""
     coding: Coding | None = None
-    beside: BasisBeside | None = None
+    shared_basis: SharedBasisFiles | None = None
     quantization: Quantization | None = None
     peer: str = ""
     findings: tuple[Finding, ...] = ()
@@ -246,27 +246,27 @@ class Manifest:
         """The version of the file format."""
         if self.coding is None:
             return VERSION
-        return CODED_VERSION if self.beside is None else BASIS_VERSION
+        return CODED_VERSION if self.shared_basis is None else BASIS_VERSION
 
     @property
     def files(self) -> tuple[BasisFile, ...]:
         """The files beside those of the tasks."""
-        return (*self.basis, *(self.beside.files if self.beside else ()))
+        return (*self.basis, *(self.shared_basis.files if self.shared_basis else ()))
 
     def of_basis(self) -> Manifest:
         """The basis beside coded tasks, and the tasks that are loadings in it, as a subspace."""
-        beside = self.beside
-        assert beside is not None  # noqa: S101  (asked for where there is one)
-        pairs = zip(self.layers, beside.k, strict=True)
+        shared_basis = self.shared_basis
+        assert shared_basis is not None  # noqa: S101  (asked for where there is one)
+        pairs = zip(self.layers, shared_basis.k, strict=True)
         return replace(
             self,
             method=DEFAULT_BASIS_METHOD,
-            dtype=beside.dtype,
+            dtype=shared_basis.dtype,
             layers=tuple(replace(spec, k_a=k_a, k_b=k_b) for spec, (k_a, k_b) in pairs),
-            basis=beside.files,
+            basis=shared_basis.files,
             tasks={task.id: task for task in self.tasks.values() if task.in_basis},
             coding=None,
-            beside=None,
+            shared_basis=None,
         )
 
     @property
@@ -354,7 +354,7 @@ class Manifest:
                 for t in self.tasks.values()
             ],
             "coding": self.coding and self.coding.as_json(),
-            "basis": self.beside and basis_beside(self, self.beside),
+            "basis": self.shared_basis and shared_basis_figures(self, self.shared_basis),
             "findings": [finding.as_dict() for finding in self.findings],
         }
 
@@ -388,7 +388,11 @@ class Manifest:
             "basis": _files_json(self.basis),
             **tables,
             "tasks": pack_tasks(rows),
-            **({} if self.beside is None else {"beside": _beside_json(self.beside)}),
+            **(
+                {}
+                if self.shared_basis is None
+                else {"shared_basis": _shared_basis_json(self.shared_basis)}
+            ),
         }
 
     def _head(self) -> dict[str, Any]:
@@ -459,9 +463,9 @@ def parse_manifest(directory: Path, raw: bytes) -> Manifest:
         else (_parse_layer(row.object(), method) for row in index["layers"].items())
     )
     base = index["base_model"]
-    beside = None
+    shared_basis = None
     if version == BASIS_VERSION:
-        beside = _parse_beside(index["beside"].object(), layers)
+        shared_basis = _parse_shared_basis(index["shared_basis"].object(), layers)
     return Manifest(
         path=directory,
         method=method,
@@ -469,10 +473,10 @@ def parse_manifest(directory: Path, raw: bytes) -> Manifest:
         base_model=None if base.is_null else base.text(),
         layers=layers,
         basis=_parse_basis(index["basis"], len(layers), may_be_empty=coded),
-        tasks=_parse_tasks(index, len(layers), beside, coded=coded),
+        tasks=_parse_tasks(index, len(layers), shared_basis, coded=coded),
         engine=index.read("engine", JsonValue.text, ""),
         coding=parse_coding(index["coding"].object(), len(layers)) if coded else None,
-        beside=beside,
+        shared_basis=shared_basis,
         quantization=parse_quantization(index.get("quantization")),
         digest=hashlib.sha256(raw).hexdigest(),
     )
@@ -501,7 +505,7 @@ def _version(directory: Path, index: JsonObject) -> int:
 
 
 def _parse_tasks(
-    index: JsonObject, layers: int, beside: BasisBeside | None, *, coded: bool
+    index: JsonObject, layers: int, shared_basis: SharedBasisFiles | None, *, coded: bool
 ) -> dict[str, TaskRecord]:
     tasks: dict[str, TaskRecord] = {}
     files: set[str] = set()
@@ -509,7 +513,9 @@ def _parse_tasks(
         task = _parse_task(row, source, layers)
         if not _TASK_FILE.match(task.file) or task.file.lower() in files:
             raise row["file"].error("the name of a task's own file, such as a.safetensors")
-        if task.in_basis and not (beside and all(max(beside.k[i]) for i in task.layers)):
+        if task.in_basis and not (
+            shared_basis and all(max(shared_basis.k[i]) for i in task.layers)
+        ):
             raise row["loadings"].error("no loadings where there is no basis")
         if task.id in tasks:
             raise row["id"].error("a task of another name than the others")
@@ -536,7 +542,7 @@ def _task_rows(index: JsonObject, *, coded: bool) -> Iterator[tuple[JsonObject, 
         yield JsonObject(values, row.file, row.place), source
 
 
-def _parse_beside(row: JsonObject, layers: Sequence[LayerSpec]) -> BasisBeside:
+def _parse_shared_basis(row: JsonObject, layers: Sequence[LayerSpec]) -> SharedBasisFiles:
     """The shared basis beside coded tasks."""
     pairs = []
     for spec, value in zip(layers, row["k"].items(len(layers)), strict=True):
@@ -544,8 +550,8 @@ def _parse_beside(row: JsonObject, layers: Sequence[LayerSpec]) -> BasisBeside:
         if k_a > spec.d_in or k_b > spec.d_out or (k_a > 0) != (k_b > 0):
             raise value.error(f"at most {spec.d_in} and {spec.d_out} directions, or none")
         pairs.append((k_a, k_b))
-    files = _parse_basis(row["files"], len(layers), pattern=_BESIDE_FILE)
-    return BasisBeside(_float_dtype(row["dtype"]), tuple(pairs), files)
+    files = _parse_basis(row["files"], len(layers), pattern=_COMPONENTS_FILE)
+    return SharedBasisFiles(_float_dtype(row["dtype"]), tuple(pairs), files)
 
 
 def _parse_basis(
@@ -613,25 +619,25 @@ def _files_json(files: Sequence[BasisFile]) -> list[dict[str, Any]]:
     ]
 
 
-def _beside_json(beside: BasisBeside) -> dict[str, Any]:
+def _shared_basis_json(shared_basis: SharedBasisFiles) -> dict[str, Any]:
     return {
-        "dtype": beside.dtype,
-        "k": list(map(list, beside.k)),
-        "files": _files_json(beside.files),
+        "dtype": shared_basis.dtype,
+        "k": list(map(list, shared_basis.k)),
+        "files": _files_json(shared_basis.files),
     }
 
 
-def basis_beside(manifest: Manifest, beside: BasisBeside) -> dict[str, Any]:
+def shared_basis_figures(manifest: Manifest, shared_basis: SharedBasisFiles) -> dict[str, Any]:
     """The basis beside coded tasks as `info` shows it."""
-    sides = [side for pair in beside.k for side in pair if side]
+    sides = [side for pair in shared_basis.k for side in pair if side]
     return {
         "method": DEFAULT_BASIS_METHOD,
-        "dtype": beside.dtype,
-        "bytes": sum(file.nbytes for file in beside.files),
+        "dtype": shared_basis.dtype,
+        "bytes": sum(file.nbytes for file in shared_basis.files),
         "k": [min(sides, default=0), max(sides, default=0)],
         "layers": [
             {"name": spec.name, "k_a": k_a, "k_b": k_b}
-            for spec, (k_a, k_b) in zip(manifest.layers, beside.k, strict=True)
+            for spec, (k_a, k_b) in zip(manifest.layers, shared_basis.k, strict=True)
         ],
     }
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlora_engine.linalg.low_rank import delta_error2, delta_norm2
-from vlora_engine.nn.decode import SHARING, Scaling, decode, factors_of, on_cpu
+from vlora_engine.nn.decode import SHARING, Scaling, TaskCache, decode, on_cpu
 from vlora_engine.nn.effects import Factors, Shared, TaskEffect
 from vlora_engine.subspace.space import Space
 from vlora_engine.subspace.tasks import TaskProjection
@@ -19,7 +19,11 @@ _MODULE_SCALES = Scaling()
 
 
 def blend_tasks(
-    subspace: Space, task_ids: Sequence[str], weights: Tensor, task_id: str = BLENDED
+    subspace: Space,
+    task_ids: Sequence[str],
+    weights: Tensor,
+    task_id: str = BLENDED,
+    cache: TaskCache | None = None,
 ) -> TaskProjection:
     """One task that is the weighted sum of others; gradients flow back to the weights.
 
@@ -31,6 +35,7 @@ def blend_tasks(
 
     Args:
         weights: (T,), one per task.
+        cache: Keeps what coded tasks decode to for the next blend, which then does not warn.
 
     Raises:
         UnknownTaskError: There is no such task.
@@ -38,7 +43,7 @@ def blend_tasks(
     if subspace.method == "flat":
         return _flat(subspace, task_ids, weights, task_id)
     if subspace.method not in SHARING:
-        return _projected(subspace, task_ids, weights, task_id)
+        return _projected(subspace, task_ids, weights, task_id, cache or TaskCache(0))
     tasks = [decode(subspace, name, _MODULE_SCALES, on_cpu) for name in task_ids]
     weights = weights.to("cpu", torch.float32)
     blended = TaskProjection(task_id, {}, {})
@@ -57,12 +62,13 @@ def blend_tasks(
 
 
 def _projected(
-    subspace: Space, task_ids: Sequence[str], weights: Tensor, task_id: str
+    subspace: Space, task_ids: Sequence[str], weights: Tensor, task_id: str, cache: TaskCache
 ) -> TaskProjection:
     """The blend of coded tasks in the collection's basis, and what it misses of the exact one."""
     of_basis = subspace.in_basis()
     blended = blend_tasks(of_basis, task_ids, weights, task_id)
-    exact = [dict(factors_of(subspace, name, _MODULE_SCALES)) for name in task_ids]
+    is_first = not cache.nbytes
+    exact = [_decoded(subspace, name, cache) for name in task_ids]
     shares = weights.detach().to("cpu", torch.float32)
     for module in blended.scales:
         having = [(task[module], i) for i, task in enumerate(exact) if module in task]
@@ -76,11 +82,22 @@ def _projected(
             lost2 = float(delta_error2(a, b, la, lb.T))
         blended.source_norms[module] = norm2**0.5
         blended.errors[module] = (lost2 / norm2) ** 0.5 if norm2 > 0 else 0.0
-    warnings.warn(
-        f"The blend loses {blended.error:.2%} of its dW in the basis of the collection.",
-        stacklevel=3,
-    )
+    if is_first:
+        warnings.warn(
+            f"The blend loses {blended.error:.2%} of its dW in the basis of the collection.",
+            stacklevel=3,
+        )
     return blended
+
+
+def _decoded(subspace: Space, task_id: str, cache: TaskCache) -> dict[str, Factors]:
+    """A coded task as factors by module, the scale in B."""
+    record = subspace.tasks.record(task_id)
+    task = cache.get(task_id, record)
+    if task is None:
+        task = decode(subspace, task_id, _MODULE_SCALES, on_cpu)
+        cache.put(task_id, task)
+    return {name: part for name, part in task.effects.items() if isinstance(part, Factors)}
 
 
 def _in_basis(parts: Sequence[TaskEffect], weights: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,6 +23,7 @@ from vlora_engine.subspace.basis import LayerBasis
 from vlora_engine.subspace.loadings import EncodedTask, Loadings, LoadingsForm, decode_sides
 from vlora_engine.subspace.space import Space
 
+CACHE_BYTES = 256 << 20  # of decoded tasks
 SHARING = ("delta", "columns")  # methods whose tasks are small matrices in a basis of dW's sides
 Target = tuple[torch.device, torch.dtype]
 Targets = Callable[[str], Target | None]  # where a module computes; None: not wanted

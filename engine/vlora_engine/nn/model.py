@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vlora_engine.errors import ModelStateError, ParameterError
 from vlora_engine.formats.config import find_variant, variant_error
-from vlora_engine.nn.decode import DecodedTask, Scaling, TaskCache, decode, factors_of
+from vlora_engine.nn.decode import CACHE_BYTES, DecodedTask, Scaling, TaskCache, decode, factors_of
 from vlora_engine.nn.effects import Effect, TaskEffect, blend_of, rows_of
 from vlora_engine.nn.extra_tensors import TensorSwap
 from vlora_engine.nn.hooks import LoRAHooks
@@ -28,8 +28,6 @@ from vlora_engine.subspace.space import Space
 
 if TYPE_CHECKING:
     from vlora_engine.nn.training import SubspaceTrainer
-
-CACHE_BYTES = 256 << 20
 
 
 class VLoRAModel(nn.Module):

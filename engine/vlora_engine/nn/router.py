@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vlora_engine.errors import CorruptFileError, MissingPathError, ParameterError
 from vlora_engine.nn.blend import blend_tasks, similarities
+from vlora_engine.nn.decode import CACHE_BYTES, TaskCache
 from vlora_engine.subspace.space import Space
 from vlora_engine.subspace.tasks import TaskProjection
 from vlora_engine.utils.file_names import ROUTER_INDEX
@@ -64,6 +65,7 @@ class TaskRouter(nn.Module):
         self.net = nn.Sequential(
             nn.Linear(input_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, num_tasks)
         )
+        self._decoded = TaskCache(CACHE_BYTES)  # what coded tasks decode to, for every batch
 
     @classmethod
     def from_subspace(
@@ -105,13 +107,14 @@ class TaskRouter(nn.Module):
         """One task for a batch: the blend by the mean of its rows' weights.
 
         Exact on dW with `delta` and `columns`, its rank at most min(sum r, k); with `flat` exact
-        in the space of the factors only (`blend_tasks`). Differentiable. For one blend per row:
+        in the space of the factors only (`blend_tasks`); of a coded collection projected into its
+        basis, with ``error`` saying what that loses. Differentiable. For one blend per row:
         `VLoRAModel.set_blend`.
 
         Raises:
-            NotFoundError: A task of the router is not in the subspace.
+            UnknownTaskError: A task of the router is not in the subspace.
         """
-        return blend_tasks(subspace, self.task_ids, self.forward(x).mean(0))
+        return blend_tasks(subspace, self.task_ids, self.forward(x).mean(0), cache=self._decoded)
 
     def fit(
         self,

@@ -251,6 +251,7 @@ class SubspaceTrainer:
         return self
 
     def _untrained(self) -> ParameterError:
+        self.subspace.tasks.in_training[self.task_id] = self  # so that the advice works
         return ParameterError(
             "The loss does not depend on the loadings: none of them received a gradient.",
             where=self.task_id,

@@ -54,11 +54,9 @@ class BasisSpace(SpaceState):
         """Itself: its tasks are loadings."""
         return self
 
-    def project(
-        self, source: AdapterSource, task_id: str, warn_threshold: float | None = None
-    ) -> TaskProjection:
+    def project(self, source: AdapterSource, task_id: str) -> TaskProjection:
         """An adapter in these bases; nothing changes. Raises as `projection.project`."""
-        return project(self, source, task_id, warn_threshold)
+        return project(self, source, task_id)
 
     def reconstruct(self, task_id: str) -> LoRAWeights:
         """The adapter of a task: its rank, alpha, config, dtype and rest tensors."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -25,9 +24,7 @@ from vlora_engine.subspace.tasks import TaskProjection, decode_projection
 from vlora_engine.utils.safetensors_file import dtype_name, torch_dtype
 
 
-def project(
-    space: Space, source: AdapterSource, task_id: str, warn_threshold: float | None = None
-) -> TaskProjection:
+def project(space: Space, source: AdapterSource, task_id: str) -> TaskProjection:
     """Project an adapter into the bases of a space (`SharedSubspace.project`).
 
     Raises:
@@ -45,13 +42,6 @@ def project(
     record, encoded = assemble_task(collection, task_id, shares, file="", out=None)
     path = str(source.path.absolute()) if source.path else None
     record = replace(record, source=path)
-    captured = 1 - record.error**2
-    if warn_threshold is not None and captured < warn_threshold:
-        warnings.warn(
-            f"The subspace holds {captured:.1%} of adapter {task_id!r}: "
-            "absorb it to extend the basis.",
-            stacklevel=3,
-        )
     return decode_projection(space.storage, space.layers, record, encoded)
 
 

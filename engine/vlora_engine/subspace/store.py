@@ -505,19 +505,28 @@ def altered(path: Path) -> CorruptFileError:
 
 
 def decode_task(
-    storage: Storage, layers: Sequence[LayerSpec], record: TaskRecord, task: EncodedTask
+    storage: Storage,
+    layers: Sequence[LayerSpec],
+    record: TaskRecord,
+    task: EncodedTask,
+    only: int | None = None,
 ) -> Iterator[tuple[LayerSpec, Tensor, Tensor]]:
-    """The loadings of every module: a (r, k_a) and b (r, k_b), or (k,) each for `flat`; fp64."""
+    """The loadings of every module: a (r, k_a) and b (r, k_b), or (k,) each for `flat`; fp64.
+
+    Args:
+        only: The one module that is wanted, by its position among the task's.
+    """
     start = first = 0
     for i, (index, rank) in enumerate(zip(record.layers, record.ranks, strict=True)):
         spec = layers[index]
         form = storage.form(rank, spec.k_a, spec.k_b)
         end, last = start + form.elements, first + form.scales
-        values, scales = task.values[start:end], task.scales[first:last]
-        a, b = decode_loadings(
-            form, Loadings(values[None], task.exponents[i : i + 1], scales[None])
-        )
-        yield spec, a[0], b[0]
+        if only in (None, i):
+            values, scales = task.values[start:end], task.scales[first:last]
+            a, b = decode_loadings(
+                form, Loadings(values[None], task.exponents[i : i + 1], scales[None])
+            )
+            yield spec, a[0], b[0]
         start, first = end, last
 
 

@@ -150,6 +150,11 @@ class TaskMap(MutableMapping[str, TaskProjection]):
             self._projections[task_id] = moved(decoded, *self._place)
         return self._projections[task_id]
 
+    @property
+    def place(self) -> tuple[torch.device | None, torch.dtype | None]:
+        """The device and the dtype that loadings are handed out in; None: as they are stored."""
+        return self._place
+
     def move(self, device: torch.device | None, dtype: torch.dtype | None) -> None:
         """Hand out loadings on a device, or in a dtype, from now on; what is stored stays."""
         old_device, old_dtype = self._place

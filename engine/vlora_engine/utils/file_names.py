@@ -11,5 +11,5 @@ ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # the pref
 ADAPTER_GGUF = "adapter.gguf"
 ROUTER_INDEX = "router.json"
 BASIS_FILE = "basis.safetensors"
-BESIDE_FILE = "components.safetensors"  # of the basis beside coded tasks
+COMPONENTS_FILE = "components.safetensors"  # of the basis beside coded tasks
 MODEL_CONFIG = "config.json"

@@ -196,6 +196,11 @@ def test_a_step_that_moves_nothing_is_refused(adapters: dict[str, Path]) -> None
         trainer.step(model(input_ids=TOKENS, labels=TOKENS).loss)
     assert "set_task('new')" in str(caught.value)
     assert trainer.step_count == 0
+    with model.train_task(trainer):  # which ends the trainer's turn
+        pass
+    model.set_task("new")
+    with pytest.raises(ParameterError, match="received a gradient"):
+        trainer.step(model(input_ids=TOKENS, labels=TOKENS).loss)
     model.set_task("new")  # as the error says
     trainer.step(model(input_ids=TOKENS, labels=TOKENS).loss)
     assert trainer.step_count == 1

@@ -131,7 +131,7 @@ def claim(path: Path, *, rank: int = 0, width: int = 0, k: tuple[int, int] | Non
         tasks["each"].pop("ranks", None)
         tasks["same"] |= {"ranks": rank, "rank": rank}
     if k:
-        index["beside"]["k"] = [list(k) for _ in index["beside"]["k"]]
+        index["shared_basis"]["k"] = [list(k) for _ in index["shared_basis"]["k"]]
     (path / "subspace.json").write_text(json.dumps(index))
 
 

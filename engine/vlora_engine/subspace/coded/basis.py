@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -112,7 +112,7 @@ class SharedBasis:
     k: Mapping[str, tuple[int, int]]
     bases: Bases
     dtype: str = DTYPE
-    figures: BasisFigures | None = field(default=None, compare=False)
+    figures: BasisFigures | None = None
 
     @property
     def storage(self) -> Storage:
@@ -129,8 +129,10 @@ class SharedBasis:
     def all_bases(self, layers: Sequence[LayerSpec]) -> Iterator[LayerBasis]:
         """The basis of every layer in order, an empty one where there is none."""
         for spec in layers:
-            has = spec.name in self.k
-            yield self.bases.numbers(spec.name).moved("cpu", torch.float32) if has else _empty(spec)
+            if spec.name in self.k:
+                yield self.bases.numbers(spec.name).moved("cpu", torch.float32)
+            else:
+                yield _empty(spec)
 
 
 class DecodedTasks(Protocol):
@@ -157,23 +159,26 @@ def make_basis(
         Cancelled: Stopped between two layers.
     """
     began = time.perf_counter()
-    records, layers = tasks.records(), tasks.layers
+    layers = tasks.layers
+    by_layer: list[list[TaskRecord]] = [[] for _ in layers]
+    for record in tasks.records():
+        for index in record.layers:
+            by_layer[index].append(record)
     energy = held = 0.0
     made: list[LayerBasis] = []
     clamped = 0
-    for done, spec in enumerate(layers):
-        run.stop_if_asked(f"Stopped at {done} of {len(layers)} layers (basis).")
-        having = [record for record in records if done in record.layers]
-        stack = decoded_stack(tasks, done, having)
+    for index, spec in enumerate(layers):
+        run.stop_if_asked(f"Stopped at {index} of {len(layers)} layers (basis).")
+        stack = decoded_stack(tasks, index, by_layer[index])
         if stack is None:
             continue
         basis, residual = _layer(stack, spec, target)
         clamped += isinstance(target.k, int) and min(len(basis.a), len(basis.b)) < target.k
         made.append(basis)
-        whole, alike = stack.energy(), stack.weight.square()
-        energy += float((whole * alike).sum())
-        held += float(((whole - residual) * alike).sum())
-        run.report("basis", done + 1, len(layers), spec.name)
+        task_energy, weight2 = stack.energy(), stack.weight.square()
+        energy += float((task_energy * weight2).sum())
+        held += float(((task_energy - residual) * weight2).sum())
+        run.report("basis", index + 1, len(layers), spec.name)
     k = {basis.name: (len(basis.a), len(basis.b)) for basis in made}
     ks = [side for pair in k.values() for side in pair]
     figures = BasisFigures(

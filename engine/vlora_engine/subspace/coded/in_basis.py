@@ -20,36 +20,36 @@ from vlora_engine.subspace.loadings import EncodedTask, Loadings, join_loadings
 from vlora_engine.subspace.tasks import TaskMap, TaskProjection, moved
 
 
-def seen_in_basis(tasks: CodedTasks, basis: SharedBasis, base_model: str | None) -> BasisSpace:
+def space_in_basis(tasks: CodedTasks, basis: SharedBasis, base_model: str | None) -> BasisSpace:
     """The collection in its basis. What is put there as a task becomes one of the collection.
 
     Modules that the basis lacks are the tasks' own.
     """
-    seen = TasksInBasis(tasks, basis)
+    in_basis = TasksInBasis(tasks, basis)
     return BasisSpace(
         method=basis.storage.method,
         dtype=basis.dtype,
-        layers=seen.layers,
+        layers=in_basis.layers,
         bases=basis.bases,
-        tasks=seen,
+        tasks=in_basis,
         base_model=base_model,
     )
 
 
-def expressed(
+def reexpressed(
     tasks: CodedTasks, basis: SharedBasis, record: TaskRecord, task: TaskProjection
 ) -> tuple[TaskRecord, EncodedTask]:
     """A task that was loadings in another basis, in this one.
 
     Its error is a bound from now on: what was lost before, and what is lost now.
     """
-    seen = TasksInBasis(tasks, basis)
-    made, encoded = seen.projected(task, record)
-    return seen.of_collection(made), encoded
+    in_basis = TasksInBasis(tasks, basis)
+    made, encoded = in_basis.projected(task, record)
+    return in_basis.of_collection(made), encoded
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Projected:
     """A coded task in the basis, and the record that it was projected from."""
 
     of: TaskRecord
@@ -68,7 +68,7 @@ class TasksInBasis(TaskMap):
         self._places = [i for i, spec in enumerate(layers) if spec.name in basis.k]
         super().__init__(basis.storage, [layers[i] for i in self._places])
         self._coded, self._basis = coded, basis
-        self._seen: dict[str, _Seen] = {}
+        self._projected: dict[str, _Projected] = {}
 
     @property
     def layers(self) -> list[LayerSpec]:
@@ -89,14 +89,14 @@ class TasksInBasis(TaskMap):
 
     def encoded(self, task_id: str) -> EncodedTask:
         """A task as loadings; a coded one is decoded and projected."""
-        seen = self._of(task_id)
-        if seen.of.in_basis:
+        known = self._of(task_id)
+        if known.of.in_basis:
             return self._coded.encoded(task_id)
-        if seen.encoded is None:
-            record, encoded = self.projected(self._coded.decoded(task_id), seen.of)
-            seen = self._seen[task_id] = _Seen(seen.of, record, encoded)
-        assert seen.encoded is not None  # noqa: S101  (made just now)
-        return seen.encoded
+        if known.encoded is not None:
+            return known.encoded
+        record, encoded = self.projected(self._coded.decoded(task_id), known.of)
+        self._projected[task_id] = _Projected(known.of, record, encoded)
+        return encoded
 
     def put(self, record: TaskRecord, encoded: EncodedTask) -> None:
         """Make loadings a task of the collection."""
@@ -125,7 +125,7 @@ class TasksInBasis(TaskMap):
 
     def __delitem__(self, task_id: str) -> None:
         del self._coded[task_id]
-        self._seen.pop(task_id, None)
+        self._projected.pop(task_id, None)
 
     def __contains__(self, task_id: object) -> bool:
         return task_id in self._coded
@@ -136,10 +136,10 @@ class TasksInBasis(TaskMap):
     def __len__(self) -> int:
         return len(self._coded)
 
-    def _of(self, task_id: str) -> _Seen:
-        known, record = self._seen.get(task_id), self._coded.record(task_id)
+    def _of(self, task_id: str) -> _Projected:
+        known, record = self._projected.get(task_id), self._coded.record(task_id)
         if known is None or known.of is not record:
-            known = self._seen[task_id] = _Seen(record, self._restricted(record))
+            known = self._projected[task_id] = _Projected(record, self._restricted(record))
         return known
 
     def _restricted(self, record: TaskRecord) -> TaskRecord:

@@ -10,7 +10,6 @@ saved beside the tasks where that was asked for, or where a task is loadings in 
 from __future__ import annotations
 
 import logging
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,7 +33,7 @@ from vlora_engine.subspace.basis import Bases
 from vlora_engine.subspace.basis_space import BasisSpace
 from vlora_engine.subspace.coded.basis import SharedBasis, make_basis
 from vlora_engine.subspace.coded.build import code_in_memory, coded_task
-from vlora_engine.subspace.coded.in_basis import expressed, seen_in_basis
+from vlora_engine.subspace.coded.in_basis import reexpressed, space_in_basis
 from vlora_engine.subspace.coded.layer_parts import TaskShare
 from vlora_engine.subspace.coded.layout import bytes_around
 from vlora_engine.subspace.coded.store import (
@@ -76,7 +75,7 @@ def load_coded(manifest: Manifest, *, verify: bool = True) -> CodedSpace:
         shared=stored,
         base_model=manifest.base_model,
     )
-    space.keeps_basis = manifest.beside is not None
+    space.keeps_basis = manifest.shared_basis is not None
     space.bind(stored)
     return space
 
@@ -84,15 +83,15 @@ def load_coded(manifest: Manifest, *, verify: bool = True) -> CodedSpace:
 def _stored_basis(stored: CodedStore) -> SharedBasis | None:
     """The basis beside the tasks of a directory, read layer by layer when it is asked for."""
     manifest = stored.manifest
-    if manifest.beside is None:
+    if manifest.shared_basis is None:
         return None
-    rows = enumerate(zip(manifest.layers, manifest.beside.k, strict=True))
+    rows = enumerate(zip(manifest.layers, manifest.shared_basis.k, strict=True))
     positions = {spec.name: i for i, (spec, k) in rows if max(k)}
     bases = Bases(
         list(positions), lambda name: finite_basis(stored.of_basis.stored_basis(positions[name]))
     )
-    k = {name: manifest.beside.k[i] for name, i in positions.items()}
-    return SharedBasis(k, bases, manifest.beside.dtype)
+    k = {name: manifest.shared_basis.k[i] for name, i in positions.items()}
+    return SharedBasis(k, bases, manifest.shared_basis.dtype)
 
 
 def code_collection(
@@ -132,10 +131,7 @@ class CodedSpace(SpaceState):
     shared: SharedBytes
     keeps_basis: bool = field(default=False, init=False)
     _stored_basis: SharedBasis | None = field(default=None, init=False)
-    _seen: BasisSpace | None = field(default=None, init=False)
-    _place: tuple[str | torch.device | None, torch.dtype | None] = field(
-        default=(None, None), init=False
-    )
+    _in_basis: BasisSpace | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.layers = self.tasks.layers  # the very same, which grow with new tasks
@@ -158,24 +154,24 @@ class CodedSpace(SpaceState):
         """Give the collection a basis; tasks that are loadings are expressed in it."""
         before, names = self.tasks.basis, [r.id for r in self.tasks.records() if r.in_basis]
         whole = [(self.tasks.record(name), self.tasks.decoded(name)) for name in names]
-        self.tasks.basis, self._seen = basis, None
+        self.tasks.basis, self._in_basis = basis, None
         if basis.figures is not None:
             self.notes.append(basis.figures.words())
         if before is not None:
             for record, task in whole:
-                self.tasks.put(*expressed(self.tasks, basis, record, task))
+                self.tasks.put(*reexpressed(self.tasks, basis, record, task))
 
     def in_basis(self) -> BasisSpace:
         """The collection as one with a basis: its tasks as loadings, which are projected.
 
         A task that is put there is one of the collection, as loadings.
         """
-        basis, seen = self.basis, self._seen
-        if seen is None:
-            seen = self._seen = seen_in_basis(self.tasks, basis, self.base_model)
-            seen.home = self.home
-            seen.move(*self._place)
-        return seen
+        basis, space = self.basis, self._in_basis
+        if space is None:
+            space = self._in_basis = space_in_basis(self.tasks, basis, self.base_model)
+            space.home = self.home
+            space.move(*self.tasks.place)
+        return space
 
     @property
     def bases(self) -> Bases:
@@ -195,7 +191,7 @@ class CodedSpace(SpaceState):
     def bind(self, stored: Store) -> None:
         """Note that its content is that of ``stored``."""
         super().bind(stored)
-        self._stored_basis = self.tasks.basis if stored.manifest.beside is not None else None
+        self._stored_basis = self.tasks.basis if stored.manifest.shared_basis is not None else None
 
     @property
     def is_as_stored(self) -> bool:
@@ -218,7 +214,7 @@ class CodedSpace(SpaceState):
         twin = replace(self, tasks=tasks)
         twin.home, twin.opened = self.home, self.opened
         twin.stored, twin._stored_basis = self.stored, self._stored_basis
-        twin.keeps_basis, twin._place = self.keeps_basis, self._place
+        twin.keeps_basis = self.keeps_basis
         return twin
 
     def move(self, device: str | torch.device | None, dtype: torch.dtype | None) -> None:
@@ -226,10 +222,8 @@ class CodedSpace(SpaceState):
 
         What is stored stays as it is: a basis that is made later is made on the CPU as well.
         """
-        old_device, old_dtype = self._place
-        self._place = device or old_device, dtype or old_dtype
         self.tasks.move(None if device is None else torch.device(device), dtype)
-        self._seen = None
+        self._in_basis = None
 
     def reconstruct(self, task_id: str, *, exact: bool = False) -> LoRAWeights:
         """The adapter of a task: its rank, alpha, config, dtype and rest tensors.
@@ -243,9 +237,7 @@ class CodedSpace(SpaceState):
             self.layers, record, task, lambda spec, rank: task.own[spec.name], exact=exact
         )
 
-    def project(
-        self, source: AdapterSource, task_id: str, warn_threshold: float | None = None
-    ) -> TaskProjection:
+    def project(self, source: AdapterSource, task_id: str) -> TaskProjection:
         """Code an adapter by itself, in the collection's step; nothing else changes.
 
         Where the collection was coded for a largest error, the adapter gets a finer step if it
@@ -266,8 +258,6 @@ class CodedSpace(SpaceState):
         if limit is not None and _error(shares, check.norm) > limit:
             shares = _code_within(layers, source, check.norm, limit)
         error = _error(shares, check.norm)
-        if warn_threshold is not None and 1 - error**2 < warn_threshold:
-            warnings.warn(f"Adapter {task_id!r} loses {error:.1%} of its dW.", stacklevel=3)
         record = task_record(task_id, source, layers, file="", digest=check.digest, norm=check.norm)
         location = str(source.path.absolute()) if source.path else None
         record = replace(record, error=figure(error), source=location)
@@ -335,8 +325,8 @@ class CodedSpace(SpaceState):
         stored = CodedStore(manifest)
         self.shared = stored
         self.tasks.read_from(stored)
-        if manifest.beside is not None:
-            self.tasks.basis, self._seen, self.keeps_basis = _stored_basis(stored), None, True
+        if manifest.shared_basis is not None:
+            self.tasks.basis, self._in_basis, self.keeps_basis = _stored_basis(stored), None, True
         return stored
 
     def write(self, directory: Path, tasks: Iterator[tuple[TaskRecord, EncodedTask]]) -> Manifest:
@@ -349,7 +339,7 @@ class CodedSpace(SpaceState):
             coding=self.coding,
             shared=(self.shared.shared(*unit) for unit in self.coding.units()),
             tasks=tasks,
-            beside=self.tasks.basis if self.keeps_basis or self.tasks.any_in_basis else None,
+            shared_basis=self.tasks.basis if self.keeps_basis or self.tasks.any_in_basis else None,
         )
 
     def write_task(self, path: Path, encoded: EncodedTask) -> str:
@@ -359,13 +349,18 @@ class CodedSpace(SpaceState):
     def index(self, manifest: Manifest) -> Manifest:
         """See `WritableSpace`."""
         basis = tuple(replace(b, last=len(self.layers)) for b in manifest.basis)
-        beside = manifest.beside
-        if beside is not None:  # layers that came with new tasks have no basis
-            files = (*beside.files[:-1], replace(beside.files[-1], last=len(self.layers)))
-            none = ((0, 0),) * (len(self.layers) - len(beside.k))
-            beside = replace(beside, k=(*beside.k, *none), files=files)
+        shared_basis = manifest.shared_basis
+        if shared_basis is not None:  # layers that came with new tasks have no basis
+            files = (
+                *shared_basis.files[:-1],
+                replace(shared_basis.files[-1], last=len(self.layers)),
+            )
+            none = ((0, 0),) * (len(self.layers) - len(shared_basis.k))
+            shared_basis = replace(shared_basis, k=(*shared_basis.k, *none), files=files)
         coding, layers = self.coding, tuple(self.layers)
-        return replace(manifest, layers=layers, coding=coding, basis=basis, beside=beside)
+        return replace(
+            manifest, layers=layers, coding=coding, basis=basis, shared_basis=shared_basis
+        )
 
 
 def _stored_bytes(task: CodedTask | EncodedTask) -> int:

@@ -36,10 +36,10 @@ from vlora_engine.codec.tables import Array
 from vlora_engine.errors import CorruptFileError
 from vlora_engine.manifest.coding import Coding
 from vlora_engine.manifest.manifest import (
-    BasisBeside,
     BasisFile,
     LayerSpec,
     Manifest,
+    SharedBasisFiles,
     TaskRecord,
 )
 from vlora_engine.subspace.coded.basis import SharedBasis
@@ -54,7 +54,7 @@ from vlora_engine.subspace.store import (
     write_tasks,
 )
 from vlora_engine.subspace.store import write_task as write_loadings
-from vlora_engine.utils.file_names import BASIS_FILE, BESIDE_FILE
+from vlora_engine.utils.file_names import BASIS_FILE, COMPONENTS_FILE
 from vlora_engine.utils.safetensors_file import (
     ITEM_BYTES,
     Header,
@@ -263,7 +263,7 @@ class CodedStore(CheckedFiles):
     def hold(self) -> None:
         """See `CheckedFiles.hold`; the basis beside the tasks, too."""
         super().hold()
-        if self.manifest.beside is not None:
+        if self.manifest.shared_basis is not None:
             self.of_basis.hold()
 
     def _listed(self) -> Iterator[tuple[str, str, int]]:
@@ -326,7 +326,7 @@ def write_coded(
     coding: Coding,
     shared: Iterable[bytes],
     tasks: Iterable[tuple[TaskRecord, CodedTask | EncodedTask]],
-    beside: SharedBasis | None = None,
+    shared_basis: SharedBasis | None = None,
 ) -> Manifest:
     """Fill the empty ``directory``.
 
@@ -345,17 +345,21 @@ def write_coded(
         tasks=write_tasks(directory, tasks, write_task),
         engine=__version__,
         coding=coding,
-        beside=None if beside is None else write_beside(directory, beside, layers),
+        shared_basis=None
+        if shared_basis is None
+        else write_shared_basis(directory, shared_basis, layers),
     )
     write_index(manifest)
     return manifest
 
 
-def write_beside(directory: Path, basis: SharedBasis, layers: Sequence[LayerSpec]) -> BasisBeside:
+def write_shared_basis(
+    directory: Path, basis: SharedBasis, layers: Sequence[LayerSpec]
+) -> SharedBasisFiles:
     """Write the files of the basis that a coded collection has beside its tasks."""
     specs = basis.layers_of(layers)
-    files = write_basis(directory, basis.storage, specs, basis.all_bases(layers), BESIDE_FILE)
-    return BasisBeside(basis.dtype, tuple((spec.k_a, spec.k_b) for spec in specs), files)
+    files = write_basis(directory, basis.storage, specs, basis.all_bases(layers), COMPONENTS_FILE)
+    return SharedBasisFiles(basis.dtype, tuple((spec.k_a, spec.k_b) for spec in specs), files)
 
 
 def write_shared(

@@ -101,11 +101,10 @@ class CodedTasks(TaskMap):
     def _expanded(self, record: TaskRecord, index: int) -> tuple[Tensor, Tensor]:
         """The factors that a task's loadings of one layer stand for, the scale in B."""
         position, basis = record.layers.index(index), self._required_basis(record.id)
-        part = replace(record, layers=record.layers[: position + 1])
-        part = replace(part, ranks=record.ranks[: position + 1])
-        *_, (spec, a, b) = decode_task(
-            basis.storage, basis.layers_of(self._layers), part, self.encoded(record.id)
-        )
+        if record.id not in self._encoded:  # few numbers, which every layer asks for again
+            self._encoded[record.id] = self.encoded(record.id)
+        layers, encoded = basis.layers_of(self._layers), self._encoded[record.id]
+        ((spec, a, b),) = decode_task(basis.storage, layers, record, encoded, position)
         of_layer, used = basis.bases.numbers(spec.name).moved("cpu"), used_rows(a, b.T)
         bt = (b[:used] * record.scales[position]) @ of_layer.b.double()
         return a[:used] @ of_layer.a.double(), bt.T
