@@ -77,8 +77,8 @@ class Finding:
         severity: Any = told.get("severity", "error" if "error" in told else "note")
         where = told.get("where", "")
         parts = {name: told.get(name, "") for name in ADDED}
-        if not (parts["adapter"] or parts["file"]):
-            parts |= _parts_of_old(where)
+        if "fix" not in row and not (parts["adapter"] or parts["file"]):
+            parts |= _parts_of_old(where)  # what `as_json` writes always has a fix
         return cls(
             code=told.get("code") or told.get("error", ""),
             severity=severity if severity in SEVERITIES else "note",

@@ -6,7 +6,7 @@ import json
 import string
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vlora_engine.errors import AdapterError, CollectionError, told
@@ -40,6 +40,7 @@ NAN = AdapterError(
 
 
 @given(FINDINGS)
+@example(Finding("a", "error", "", place="/"))  # a place in words, of no file
 def test_a_finding_comes_back_from_its_json(finding: Finding) -> None:
     back = Finding.from_json(json.loads(json.dumps(finding.as_json())))
     assert back.as_json() == finding.as_json()
