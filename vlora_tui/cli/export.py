@@ -1,14 +1,17 @@
-"""``export`` (also ``reconstruct``): tasks of a subspace as adapters for PEFT and for servers."""
+"""``export`` (also ``reconstruct``): adapters, or tasks of a subspace, for PEFT and for servers."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
+from vlora_engine.catalog.read import is_subspace
 from vlora_engine.errors import ParameterError
 from vlora_engine.targets import TARGETS, Served, start_lines
 from vlora_tui.cli import options as o
 from vlora_tui.cli.declare import argument, option
+from vlora_tui.cli.flags import is_several
+from vlora_tui.cli.hub_inputs import on_disk
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
@@ -17,22 +20,33 @@ from vlora_tui.utils.formatting import percent, plural, size
 
 def export(
     out: Output,
-    subspace: o.Subspace,
+    paths: Annotated[
+        list[str],
+        argument(
+            "Adapters or folders of them; or a subspace, then the names or patterns of tasks.",
+            metavar="PATHS | DIR [TASK]...",
+        ),
+    ],
     output: o.OutputDir,
     *,
-    tasks: Annotated[
-        list[str] | None, argument("Task names or patterns.", metavar="[TASK]...")
-    ] = None,
     adapter: Annotated[
-        list[str] | None, option("--adapter", "The same, as lorashare has it.")
+        list[str] | None, option("--adapter", "A task, as lorashare names it.")
     ] = None,
-    every: Annotated[bool, option("--all", "Every task, each in its own folder.")] = False,
+    every: Annotated[bool, option("--all", "All of them, each in its own folder.")] = False,
     target: Annotated[str, option("--target", f"Who reads it: {', '.join(TARGETS)}.")] = "peft",
     alpha: Annotated[
         float | None, option("--alpha", "lora_alpha to write; B is scaled so that dW stays.")
     ] = None,
+    base: Annotated[
+        str | None,
+        option(
+            "--base",
+            "The base model: its folder or config.json, or the name to write (org/model).",
+            metavar="MODEL",
+        ),
+    ] = None,
     base_model: Annotated[
-        str | None, option("--base-model", "The base model's name to write.")
+        str | None, option("--base-model", "The name of the base model to write.", hidden=True)
     ] = None,
     target_modules: Annotated[
         str | None, option("--target-modules", "Modules to write, with commas between.")
@@ -41,32 +55,28 @@ def export(
         str | None, option("--dtype", "fp32, fp16 or bf16; by default the original's.")
     ] = None,
     drop_rest: Annotated[
-        bool, option("--drop-rest", "Leave out tensors that the target does not take.")
+        bool, option("--drop-rest", "Leave out the tensors besides A and B.")
     ] = False,
-    base: Annotated[
-        str | None, option("--base", "GGUF: the base model's folder or config.json.", metavar="DIR")
-    ] = None,
+    names: o.Names = None,
+    skip_bad: o.SkipBad = False,
     verify: Annotated[bool, option("--verify/--no-verify", "Read back what was written.")] = True,
     writing: o.Writing,
 ) -> None:
-    """Write tasks of a subspace as adapters for PEFT, or for a server: vLLM, llama.cpp, Ollama...
+    """Write adapters for PEFT, or for a server: vLLM, SGLang, llama.cpp, Ollama... dW stays.
 
-    One task goes to the output itself; several, or --all, to a folder each inside it.
+    One adapter goes to the output itself; several, a folder of them, or --all, to a folder each
+    inside it. Of a subspace its tasks are exported, by name.
     """
     from vlora_tui.cli.execute import carry_out
     from vlora_tui.cli.flags import from_tables
 
-    chosen = [*(tasks or []), *(adapter or [])]
-    if every == bool(chosen):
-        raise ParameterError(
-            "Name the tasks to export, or all of them.",
-            expected="TASK..., --adapter TASK or --all",
-            found="both" if every else "neither",
-        )
+    if base_model is not None:
+        out.note(f"note: --base-model is now --base, which takes a name too: --base {base_model}")
+    given = _input(out, paths, adapter or [], names or [], every=every, skip_bad=skip_bad)
     row: dict[str, Any] = {
-        "tasks": chosen or None,
+        "tasks": given.tasks or None,
         "target": target,
-        "path": output if _is_one(chosen, subspace) else f"{output}/{{task}}",
+        "path": f"{output}/{{task}}" if given.several else output,
         "verify": verify,
         "alpha": alpha,
         "base_model": base_model,
@@ -79,21 +89,73 @@ def export(
     }
     recipe = from_tables(
         {
-            "input": {"subspace": subspace},
+            "input": given.table,
             "export": [{name: value for name, value in row.items() if value is not None}],
         }
     )
-    if alpha is None and not (writing.print_recipe or writing.dry_run):
+    subspace = recipe.input.subspace
+    if subspace is not None and alpha is None and not (writing.print_recipe or writing.dry_run):
         _show_no_alpha(subspace, out)
     watcher = carry_out(recipe, out, writing)
     if watcher is None:
         return
     exported = show_exports(out, watcher)
     out.json(
-        "export", {"subspace": str(Path(subspace)), "exported": exported, "start": starts(watcher)}
+        "export",
+        {
+            "subspace": None if subspace is None else str(Path(paths[0])),
+            "exported": exported,
+            "start": starts(watcher),
+        },
     )
     for row in exported:
         out.essence(row["path"])
+
+
+class _Given(NamedTuple):
+    """What is exported: the ``[input]`` table, the tasks of a subspace, whether it is several."""
+
+    table: dict[str, Any]
+    tasks: list[str]
+    several: bool
+
+
+def _input(
+    out: Output,
+    paths: list[str],
+    adapter: list[str],
+    names: list[str],
+    *,
+    every: bool,
+    skip_bad: bool,
+) -> _Given:
+    """A subspace and its tasks where the first path is one, else adapters."""
+    from vlora_engine.catalog.locate import locate
+    from vlora_tui.cli.flags import input_table
+
+    (first,) = on_disk(out, paths[0])
+    if locate(first).task is None and is_subspace(Path(first).expanduser()):
+        chosen = [*paths[1:], *adapter]
+        _require_tasks(chosen, names, every=every)
+        table = {"subspace": paths[0]}
+        return _Given(table, chosen, every or not _is_one(chosen, first))
+    if adapter:
+        raise ParameterError(
+            "--adapter names a task of a subspace.", where=paths[0], found="adapters alone"
+        )
+    table = input_table(list(dict.fromkeys(paths)), names, skip_bad=skip_bad)
+    return _Given(table, [], every or is_several(table))
+
+
+def _require_tasks(chosen: list[str], names: list[str], *, every: bool) -> None:
+    if every == bool(chosen):
+        raise ParameterError(
+            "Name the tasks to export, or all of them.",
+            expected="TASK..., --adapter TASK or --all",
+            found="both" if every else "neither",
+        )
+    if names:
+        raise ParameterError("--names is for adapters; the tasks of a subspace have theirs.")
 
 
 def _show_no_alpha(subspace: str, out: Output) -> None:
@@ -158,7 +220,7 @@ def starts(watcher: Watcher) -> list[str]:
 
 
 def _served(event: events.Exported) -> Served:
-    return Served(event.task, event.path, event.rank, event.base)
+    return Served(event.task, event.path, event.rank, event.base, event.base_folder)
 
 
 def _proof(error: float | None) -> str:

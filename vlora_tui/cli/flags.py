@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,19 @@ def from_tables(tables: dict[str, Any]) -> Recipe:
     from vlora_tui.recipe.reader import read_tables
 
     return absolute(read_tables(tables, where=WHERE), Path.cwd())
+
+
+def is_several(table: Mapping[str, Any]) -> bool:
+    """Whether an ``[input]`` of adapters stands for several, as a folder or a pattern may."""
+    from vlora_tui.pipeline.inputs import gather
+    from vlora_tui.recipe.model import Recipe
+    from vlora_tui.recipe.reader import read_input
+    from vlora_tui.recipe.resolve import resolve
+
+    if len(table["adapters"]) > 1:
+        return True
+    recipe = Recipe(read_input(table, where=WHERE))
+    return len(gather(resolve(absolute(recipe, Path.cwd()))).tasks) > 1
 
 
 def require_there(paths: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Any
 
 from vlora_tui.cli import options as o
@@ -48,7 +47,7 @@ def resize(
     One adapter goes to the output itself; several, or a folder of them, to a folder each inside.
     """
     from vlora_tui.cli.execute import carry_out
-    from vlora_tui.cli.flags import from_tables, require_there
+    from vlora_tui.cli.flags import from_tables, is_several, require_there
 
     require_there(adapters)
     row: dict[str, Any] = {
@@ -64,7 +63,7 @@ def resize(
         "resize": [{name: value for name, value in row.items() if value is not None}],
     }
     from_tables(tables)  # what is wrong with the rule is said before the adapters are looked at
-    if _several(adapters, skip_bad=skip_bad):
+    if is_several(tables["input"]):
         tables["resize"][0]["path"] = f"{output}/{{task}}"
     recipe = from_tables(tables)
     watcher = carry_out(recipe, out, writing)
@@ -111,17 +110,6 @@ def show_resizes(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
             ],
         )
     return rows
-
-
-def _several(adapters: list[str], *, skip_bad: bool) -> bool:
-    from vlora_tui.pipeline.inputs import gather
-    from vlora_tui.recipe.model import Input, Recipe, absolute, named_inputs
-    from vlora_tui.recipe.resolve import resolve
-
-    if len(adapters) > 1:
-        return True
-    recipe = Recipe(Input(named_inputs(adapters), skip_bad=skip_bad))
-    return len(gather(resolve(absolute(recipe, Path.cwd()))).tasks) > 1
 
 
 def _worst(row: dict[str, Any]) -> str:

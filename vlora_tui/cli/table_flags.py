@@ -58,8 +58,9 @@ TABLES = {
             "alpha": ("lora_alpha to write; B is scaled so that dW stays.", None),
             "base_model": ("The base model's name to write.", None),
             "target_modules": ("A module to write; may be repeated.", "MODULE"),
-            "drop_rest": ("Leave out tensors that the target does not take.", None),
-            "base": ("GGUF: the base model's folder or config.json.", "DIR"),
+            "drop_rest": ("Leave out the tensors besides A and B.", None),
+            "base": ("The base model: its folder, config.json, or name.", "MODEL"),
+            "source": ("input or subspace; by default the subspace, if any.", None),
         },
     ),
     "merge": TableOptions(

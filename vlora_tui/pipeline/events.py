@@ -187,7 +187,8 @@ class OtherMethods(Event):
 class Exported(Event):
     """One task was written as an adapter; ``base`` is what it calls its base model.
 
-    ``skipped``: the same was there already, and stayed as it was.
+    ``base_folder``: where that lies, if the export says so. ``skipped``: the same was there
+    already, and stayed as it was.
     """
 
     type: ClassVar[str] = "exported"
@@ -198,6 +199,7 @@ class Exported(Event):
     rank: int = 0
     base: str | None = None
     skipped: bool = False
+    base_folder: str | None = None
 
 
 @dataclass(frozen=True)

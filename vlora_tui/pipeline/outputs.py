@@ -24,11 +24,19 @@ from vlora_engine.convert.convert import convert as convert_planned
 from vlora_engine.convert.convert import plan as plan_conversion
 from vlora_engine.convert.formats import SUBSPACE_FORMATS
 from vlora_engine.convert.losses import Loss
-from vlora_engine.errors import OutputExistsError, ParameterError, UnknownTaskError
+from vlora_engine.errors import (
+    AdapterError,
+    CollectionError,
+    OutputExistsError,
+    ParameterError,
+    UnknownTaskError,
+    UnsupportedAdapterError,
+)
 from vlora_engine.findings import Finding
 from vlora_engine.merging.settings import check_request
 from vlora_engine.targets import Facts, check_fit, facts_of, facts_of_task, find_target
 from vlora_engine.targets.save import save_adapter
+from vlora_engine.targets.shape import without_rest
 from vlora_engine.targets.verify import verify_adapter, with_alpha
 from vlora_engine.utils.file_names import ADAPTER_CONFIG
 from vlora_engine.utils.files import check_output, directory_bytes, same_content
@@ -38,7 +46,7 @@ from vlora_engine.utils.run_context import RunContext
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.inputs import Collection, require_apart_from
 from vlora_tui.recipe.model import Convert, Export, Merge, Recipe, Resize, is_path
-from vlora_tui.utils.formatting import listed
+from vlora_tui.utils.formatting import listed, plural, size
 
 if TYPE_CHECKING:
     from vlora_engine.adapters.model import AdapterSource, LoRAWeights
@@ -109,17 +117,29 @@ def repeatable_paths(request: Export | Resize, paths: Mapping[str, Path]) -> set
 
 
 def _require_fit(export: Export, paths: Mapping[str, Path], collection: Collection) -> None:
-    """Refuse a task that the target would refuse, before the first one is written."""
-    target = find_target(export.target)
+    """Refuse tasks that the target would refuse, all of them, before the first one is written."""
+    target, faults = find_target(export.target), []
     for task, path in paths.items():
         facts = facts_of_export(export, task, collection.manifest, collection.adapters)
-        check_fit(
-            target,
-            facts,
-            drop_rest=export.drop_rest,
-            dtype=export.dtype,
-            base=export.base,
-            out=path,
+        try:
+            check_fit(
+                target,
+                facts,
+                drop_rest=export.drop_rest,
+                dtype=export.dtype,
+                base=export.base_folder,
+                out=path,
+            )
+        except (AdapterError, UnsupportedAdapterError) as fault:
+            faults.append(fault)
+    if len(faults) == 1:
+        raise faults[0]
+    if faults:
+        raise CollectionError(
+            f"{len(faults)} of {len(paths)} adapters are not for {target.label}; "
+            "nothing was written.",
+            errors=faults,
+            remedy="mend them, or name the others",
         )
 
 
@@ -131,9 +151,9 @@ def facts_of_export(
         facts = facts_of_task(manifest, manifest.task(task))
     else:
         facts = facts_of(adapters[task], task)
-    if export.base_model is None:
+    if export.base_name is None:
         return facts
-    return replace(facts, config={**facts.config, "base_model_name_or_path": export.base_model})
+    return replace(facts, config={**facts.config, "base_model_name_or_path": export.base_name})
 
 
 def export_paths(export: Export | Resize | Convert, tasks: Sequence[str]) -> dict[str, Path]:
@@ -203,9 +223,9 @@ def merge_inputs(merge: Merge, collection: Collection) -> list[str]:
     return names
 
 
-def converts_subspace(convert: Convert, recipe: Recipe) -> bool:
-    """Whether a conversion starts from the subspace, not from the adapters of the input."""
-    return convert.source == "subspace" or (not convert.source and recipe.subspace is not None)
+def is_of_subspace(step: Export | Convert, recipe: Recipe) -> bool:
+    """Whether a step starts from the subspace, not from the adapters of the input."""
+    return step.source == "subspace" or (not step.source and recipe.subspace is not None)
 
 
 def convert_paths(convert: Convert, recipe: Recipe, collection: Collection) -> dict[str, Path]:
@@ -215,7 +235,7 @@ def convert_paths(convert: Convert, recipe: Recipe, collection: Collection) -> d
         return {"": Path(convert.path)}
     if "{task}" in convert.path:
         return export_paths(convert, collection.tasks)
-    is_whole = converts_subspace(convert, recipe) and not convert.tasks
+    is_whole = is_of_subspace(convert, recipe) and not convert.tasks
     if len(chosen) == 1 and not is_whole:
         return {chosen[0]: Path(convert.path)}
     names = slugs(collection.tasks)
@@ -225,7 +245,7 @@ def convert_paths(convert: Convert, recipe: Recipe, collection: Collection) -> d
 def _check_convert(convert: Convert, recipe: Recipe, collection: Collection) -> None:
     """Refuse a conversion that makes no sense, or would lose what matters, by headers alone."""
     chosen = match_tasks(convert.tasks, collection.tasks)
-    is_whole = converts_subspace(convert, recipe) and not convert.tasks
+    is_whole = is_of_subspace(convert, recipe) and not convert.tasks
     manifest = collection.manifest
     if convert.to in SUBSPACE_FORMATS and not (is_whole and manifest is None):
         whole = manifest.path if manifest is not None and is_whole else None
@@ -270,15 +290,14 @@ class Writer:
 
     def export_all(self) -> None:
         """Write every exported task, and read it back where the recipe says so."""
-        if not self.recipe.exports:
-            return
-        subspace = self._subspace()
         for export in self.recipe.exports:
-            targets = export_paths(export, sorted(subspace.tasks))
+            of_subspace = is_of_subspace(export, self.recipe)
+            tasks = sorted(self._subspace().tasks if of_subspace else self.collection.tasks)
+            targets = export_paths(export, tasks)
             for done, (task, path) in enumerate(self._in_order(targets)):
                 self.context.stop_if_asked(STOPPED)
                 self.emit(events.Progress("export", done, len(targets), task))
-                self._export(subspace, export, task, path)
+                self._export(export, task, path)
                 self.outputs.append(str(path))
 
     def merge_all(self) -> None:
@@ -317,11 +336,11 @@ class Writer:
                     self._convert(convert, task, path, repeatable=repeatable)
                 self.outputs.append(str(path))
 
-    def _export(self, subspace: SharedSubspace, export: Export, task: str, path: Path) -> None:
-        weights = with_overrides(subspace.reconstruct(task), export)
-        if export.drop_rest and find_target(export.target).no_rest:
+    def _export(self, export: Export, task: str, path: Path) -> None:
+        weights = with_overrides(self._weights(export, task), export)
+        if export.drop_rest:
             self._report_left_out(task, weights)
-            weights = replace(weights, rest={})
+            weights = without_rest(weights)
         saved = _Saved()
         if str(path) not in self.done:
             saved = self._save(
@@ -332,9 +351,10 @@ class Writer:
                 target=export.target,
                 dtype=export.dtype,
                 drop_rest=export.drop_rest,
-                base=export.base,
+                base=export.base_folder,
             )
             self._report_targets(export, path)
+            self._report_no_base(export, task, weights)
         elif export.verify:
             saved.error = verify_adapter(weights, path)
         self.emit(
@@ -345,6 +365,7 @@ class Writer:
                 directory_bytes(path),
                 rank=max((a.shape[0] for a in weights.lora_a.values()), default=0),
                 base=weights.metadata.get("base_model_name_or_path"),
+                base_folder=export.base_folder,
                 skipped=saved.skipped,
             )
         )
@@ -400,10 +421,22 @@ class Writer:
 
     def _report_left_out(self, task: str, weights: LoRAWeights) -> None:
         if weights.rest:
-            many = len(weights.rest)
-            tensors = "1 tensor" if many == 1 else f"{many} tensors"
-            text = f"Left out, as asked: {tensors} besides A and B."
+            nbytes = size(sum(tensor.nbytes for tensor in weights.rest.values()))
+            tensors = plural(len(weights.rest), "tensor")
+            text = (
+                f"Left out, as asked: {tensors} besides A and B ({nbytes}), such as "
+                f"{next(iter(weights.rest))}."
+            )
             self.emit(events.Remark(text, task, "rest-left-out"))
+
+    def _report_no_base(self, export: Export, task: str, weights: LoRAWeights) -> None:
+        """Say so where vLLM's resolver would not find an adapter: it compares the base's name."""
+        if export.target == "vllm" and not weights.metadata.get("base_model_name_or_path"):
+            text = (
+                "It names no base model, so vLLM loads it only where --lora-modules names it; "
+                "--base MODEL writes the name."
+            )
+            self.emit(events.Remark(text, task, "no-base-name"))
 
     def _report_targets(self, export: Export, path: Path) -> None:
         """Say so if PEFT would not find the modules under the names that were asked for."""
@@ -503,7 +536,7 @@ class Writer:
 
     def _convert_whole(self, request: Convert) -> None:
         """All tasks that are asked for, into one directory of a format of subspaces."""
-        of_subspace, out = converts_subspace(request, self.recipe), Path(request.path)
+        of_subspace, out = is_of_subspace(request, self.recipe), Path(request.path)
         if of_subspace and not request.tasks:
             planned = plan_conversion(request.to, out, whole=self._place(), k=request.k)
         else:
@@ -533,10 +566,13 @@ class Writer:
         for loss in losses:
             self.emit(events.Remark(loss.what, where, "conversion-loss"))
 
-    def _weights(self, request: Convert, task: str) -> LoRAWeights:
-        if converts_subspace(request, self.recipe):
+    def _weights(self, request: Export | Convert, task: str) -> LoRAWeights:
+        if is_of_subspace(request, self.recipe):
             return self._subspace().reconstruct(task)
-        return to_memory(self.collection.adapters[task])
+        source = self.collection.adapters[task]
+        weights = to_memory(source)
+        _require_finite(source, weights)
+        return weights
 
     def _place(self) -> Path:
         """The subspace's directory; of one on the Hub that of its cache."""
@@ -559,11 +595,23 @@ class Writer:
         return self._loaded
 
 
+def _require_finite(source: AdapterSource, weights: LoRAWeights) -> None:
+    """Refuse NaN and infinity: no reading back could tell that they were written as they are."""
+    from vlora_engine.analysis.similarity import not_finite
+
+    for name in weights.layer_names:
+        if not all(bool(f[name].isfinite().all()) for f in (weights.lora_a, weights.lora_b)):
+            raise not_finite(source, 0, name)
+
+
 def with_overrides(weights: LoRAWeights, export: Export) -> LoRAWeights:
     """``weights`` with what an export says of the config; what the adapter does stays."""
     config = dict(weights.metadata)
-    if export.base_model is not None:
-        config["base_model_name_or_path"] = export.base_model
+    name = config.get("base_model_name_or_path")
+    if export.base_name is not None:
+        config["base_model_name_or_path"] = export.base_name
+    elif export.base_folder is not None and not name:
+        config["base_model_name_or_path"] = Path(export.base_folder).resolve().name
     if export.target_modules is not None:
         config["target_modules"] = list(export.target_modules)
     changed = replace(weights, metadata=config)

@@ -14,7 +14,14 @@ from typing import Any
 from vlora_engine.compression_target import GOALS
 from vlora_engine.errors import ParameterError
 from vlora_engine.quantization.packing import NOT_PACKED
-from vlora_tui.recipe.model import CACHE, Quantize, absolute_path, is_path, named_inputs
+from vlora_tui.recipe.model import (
+    CACHE,
+    Quantize,
+    absolute_base,
+    absolute_path,
+    is_path,
+    named_inputs,
+)
 
 Tables = dict[str, Any]
 
@@ -24,7 +31,6 @@ _PATHS = {
     ("input", "subspace"),
     ("output", "subspace"),
     ("compress", "spectra"),
-    ("export", "base"),
     *((name, "path") for name in SEVERAL),
 }
 
@@ -55,6 +61,8 @@ def absolute_keys(given: Mapping[str, Mapping[str, Any]], base: Path) -> dict[st
     def whole(table: str, key: str, value: Any) -> Any:
         if (table, key) in _PATHS and value != CACHE:
             return absolute_path(value, base)
+        if key == "base":
+            return absolute_base(value, base)
         if (table, key) == ("merge", "adapters"):
             return [absolute_path(word, base) if is_path(word) else word for word in value]
         return value

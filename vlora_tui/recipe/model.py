@@ -108,13 +108,15 @@ class Quantize:
 
 @dataclass(frozen=True)
 class Export:
-    """Tasks to write as adapters; ``{task}`` in the path stands for the task's file name.
+    """Adapters to write for who loads them; ``{task}`` in the path stands for the task's file name.
 
     Without ``tasks`` all of them: names are no patterns, so no pattern stands for all.
 
     Args:
-        drop_rest: Leave out tensors besides A and B where the target takes none.
-        base: The base model's folder or config.json, which a GGUF export may need.
+        source: ``input`` or ``subspace``; empty is the subspace where there is one.
+        drop_rest: Leave out tensors besides A and B.
+        base: The base model: its folder or config.json, which GGUF may need, or the name to write.
+        base_model: The name to write, whatever ``base`` is.
     """
 
     path: str
@@ -127,6 +129,17 @@ class Export:
     target_modules: tuple[str, ...] | None = None
     drop_rest: bool = False
     base: str | None = None
+    source: str = ""
+
+    @property
+    def base_folder(self) -> str | None:
+        """Where the base model lies on this machine, if that is what ``base`` says."""
+        return self.base if self.base is not None and is_base_place(self.base) else None
+
+    @property
+    def base_name(self) -> str | None:
+        """The base model's name to write; None where the adapter's own stays."""
+        return self.base_model or (None if self.base_folder is not None else self.base)
 
 
 @dataclass(frozen=True)
@@ -313,8 +326,7 @@ def absolute(recipe: Recipe, base: Path) -> Recipe:
         compress=compress,
         output=None if recipe.output is None else whole(recipe.output),
         exports=tuple(
-            replace(e, path=whole(e.path), base=None if e.base is None else whole(e.base))
-            for e in recipe.exports
+            replace(e, path=whole(e.path), base=absolute_base(e.base, base)) for e in recipe.exports
         ),
         merges=tuple(
             replace(
@@ -336,6 +348,18 @@ def absolute_path(text: str, base: Path) -> str:
     """A path made absolute from ``base``; a place on the Hub stays as it is."""
     ref = AdapterRef.parse(text)
     return os.path.normpath(base / ref.expanded) if ref.is_local else str(ref)
+
+
+def is_base_place(text: str) -> bool:
+    """Whether a base model is named by its place on this machine, and not by a name (``org/m``)."""
+    return text.startswith(("/", ".", "~")) or text.endswith(".json") or os.path.exists(text)
+
+
+def absolute_base(text: str | None, base: Path) -> str | None:
+    """A base model's place made absolute from ``base``; its name stays as it is."""
+    if text is None or not (is_base_place(text) or os.path.exists(base / text)):
+        return text
+    return absolute_path(text, base)
 
 
 def named_inputs(paths: Sequence[str], names: Sequence[str] = ()) -> tuple[AdapterInput, ...]:

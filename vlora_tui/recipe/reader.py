@@ -140,6 +140,11 @@ def read_tables(
     return recipe
 
 
+def read_input(rows: Mapping[str, Any], *, where: str) -> Input:
+    """The ``[input]`` of a recipe by itself."""
+    return _read_input(Table(dict(rows), "input", "", where, None))
+
+
 def _read_input(table: Table) -> Input:
     subspace = table.get("subspace", str)
     adapters = tuple(_read_adapter(table, entry) for entry in table.get("adapters", list, []))
@@ -324,6 +329,7 @@ def _read_export(table: Table) -> Export:
         target_modules=table.words("target_modules") or None,
         drop_rest=table.get("drop_rest", bool, False),
         base=table.path_at("base") if "base" in table.rows else table.get("base", str),
+        source=table.choice("source", ("input", "subspace"), ""),
     )
     table.end()
     if "tasks" in table.rows and not export.tasks:
@@ -515,12 +521,11 @@ def _check_whole(recipe: Recipe, root: Table) -> None:
     if recipe.compress is not None and recipe.input.subspace is not None:
         root.fail("compress", "A subspace is compressed already.", expected="input.adapters")
     no_subspace = recipe.compress is None and recipe.input.subspace is None
-    if recipe.exports and no_subspace:
-        root.fail(
-            "export",
-            "There is no subspace to export from.",
-            expected="input.subspace, or [compress] and [output]",
-        )
+    for export in recipe.exports:
+        if export.source == "subspace" and no_subspace:
+            root.fail("export", "There is no subspace to export from.", expected='source = "input"')
+        if export.source == "input" and recipe.input.subspace is not None:
+            root.fail("export", "The input is a subspace.", expected='source = "subspace"')
     for merge in recipe.merges:
         if merge.source == "subspace" and no_subspace:
             root.fail("merge", "There is no subspace to merge from.", expected='source = "input"')

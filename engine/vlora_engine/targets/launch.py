@@ -17,18 +17,24 @@ BASE_GGUF = "BASE.gguf"
 
 
 class Served(NamedTuple):
-    """One exported adapter: the task, where it lies, its rank, the name of its base model."""
+    """One exported adapter, as a server is going to be told of it.
+
+    Args:
+        base: The name of its base model, in its config. base_folder: Where that lies, if known.
+    """
 
     task: str
     path: str
     rank: int
     base: str | None = None
+    base_folder: str | None = None
 
 
 def start_lines(target: str, adapters: Sequence[Served]) -> list[str]:
     """The lines that start a server with these adapters; none for PEFT, which is a library.
 
-    Adapters of one base model are served by one process; Ollama makes a model of each.
+    Adapters of one base model are served by one process; Ollama makes a model of each. For several
+    adapters in one folder vLLM's first line finds each when a request names it.
     """
     if find_target(target).name in ("peft", "portable"):
         return []
@@ -41,14 +47,28 @@ def start_lines(target: str, adapters: Sequence[Served]) -> list[str]:
     return lines
 
 
+# vllm/plugins/lora_resolvers/filesystem_resolver.py: it looks for an adapter of the requested name
+# in this folder, and takes it if its base_model_name_or_path equals the name of the served model.
+RESOLVER = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_PLUGINS": "lora_filesystem_resolver"}
+RESOLVER_FOLDER = "VLLM_LORA_RESOLVER_CACHE_DIR"
+
+
 Named = Sequence[tuple[str, Served]]
 
 
 def _vllm(base: str, named: Named) -> list[str]:
     option = smallest_choice(RANK_LIMITS["vllm"], max(adapter.rank for _, adapter in named))
     modules = [f"{name}={adapter.path}" for name, adapter in named]
-    words = ["vllm", "serve", base, "--enable-lora", "--max-lora-rank", str(option)]
-    return [shlex.join([*words, "--lora-modules", *modules])]
+    folder = named[0][1].base_folder
+    model = [base] if folder is None else [folder, "--served-model-name", base]
+    words = ["vllm", "serve", *model, "--enable-lora", "--max-lora-rank", str(option)]
+    loaded = shlex.join([*words, "--lora-modules", *modules])
+    places = {Path(adapter.path).parent for _, adapter in named}
+    if len(named) == 1 or len(places) > 1 or base == BASE:
+        return [loaded]
+    variables = {**RESOLVER, RESOLVER_FOLDER: str(places.pop())}
+    settings = " ".join(f"{name}={shlex.quote(value)}" for name, value in variables.items())
+    return [f"{settings} {shlex.join(words)}", loaded]
 
 
 def _sglang(base: str, named: Named) -> list[str]:

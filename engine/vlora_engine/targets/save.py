@@ -44,7 +44,7 @@ def save_adapter(
         target: Who is to read it: a name out of `vlora_engine.targets.TARGETS`.
         dtype: What A and B are stored in ("fp32", "fp16", "bf16"); by default as they are.
         force: Replace what is at ``path``.
-        drop_rest: Leave out tensors besides A and B where the target takes none.
+        drop_rest: Leave out tensors besides A and B.
         base: The base model's folder or config.json, for GGUF; by default it is looked for where
             the adapter says.
         check: Is shown the finished directory before it takes its place; if it raises, nothing is
@@ -59,7 +59,8 @@ def save_adapter(
     wanted, out = find_target(target), Path(path)
     stored = _torch_dtype(dtype)
     if wanted.name == "peft":
-        return write_peft(weights, out, dtype=stored, force=force, check=check)
+        kept = without_rest(weights) if drop_rest else weights
+        return write_peft(kept, out, dtype=stored, force=force, check=check)
     word = None if stored is None else dtype_name(stored)
     facts = facts_of(MemorySource(weights))
     check_fit(wanted, facts, drop_rest=drop_rest, dtype=word, base=base, out=out)

@@ -20,9 +20,19 @@ if TYPE_CHECKING:
 _CONFIG_KEYS = ("base_model_name_or_path", "fan_in_fan_out", "revision", "task_type")
 
 
+# What a config says of tensors besides A and B, and what it says where there are none.
+_OF_REST = {
+    "bias": "none",
+    "lora_bias": False,
+    "modules_to_save": None,
+    "trainable_token_indices": None,
+}
+
+
 def without_rest(weights: LoRAWeights) -> LoRAWeights:
-    """``weights`` without the tensors besides A and B."""
-    return replace(weights, rest={}) if weights.rest else weights
+    """``weights`` without the tensors besides A and B, and a config that expects none."""
+    stated = {name: plain for name, plain in _OF_REST.items() if weights.metadata.get(name)}
+    return replace(weights, rest={}, metadata={**weights.metadata, **stated})
 
 
 def shaped(weights: LoRAWeights, target: Target, dtype: torch.dtype | None = None) -> LoRAWeights:

@@ -301,7 +301,8 @@ WRONG = [
     (f"{IN}[compress]\nk = 3", "line 3, compress", "nowhere to put"),
     (f"{IN}{OUT}", "line 3, output", "Nothing makes"),
     ('[input]\nsubspace = "s"\n[compress]\nk = 3\n' + OUT, "compress", "compressed already"),
-    (f'{IN}[[export]]\npath = "e"', "line 3, export", "no subspace to export from"),
+    (f'{IN}[[export]]\npath = "e"\nsource = "subspace"', "line 3, export", "no subspace to"),
+    (f'{SUB}[[export]]\npath = "e"\nsource = "input"', "line 3, export", "input is a subspace"),
     ('[input]\nsubspace = "s"\n[[export]]\n', "line 3, export[0]", "lacks 'path'"),
     (
         '[input]\nsubspace = "s"\n[[export]]\npath = "e"\n[[export]]\npath = "f"\ntarget = "vlm"',
