@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +26,7 @@ def convert(
     paths: Annotated[
         list[str], argument("Adapters, folders of them, subspaces, DIR:TASK.", metavar="PATHS")
     ],
-    to: Annotated[str, option("--to", "peft, mlx, subspace (ours), vlora-dev or lorashare.")],
+    to: Annotated[str, option("--to", "peft, mlx, gguf, subspace (ours), vlora-dev or lorashare.")],
     output: o.OutputDir,
     names: o.Names = None,
     k: Annotated[
@@ -34,11 +35,16 @@ def convert(
     allow_loss: Annotated[
         bool, option("--allow-loss", "Leave out what the format cannot hold.")
     ] = False,
+    base: Annotated[
+        str | None,
+        option("--base", "GGUF: the base model's folder or config.json.", metavar="MODEL"),
+    ] = None,
+    dtype: Annotated[str | None, option("--dtype", "GGUF: fp32, fp16, bf16 or q8_0.")] = None,
     skip_bad: o.SkipBad = False,
     force: o.Force = False,
     dry_run: o.DryRun = False,
 ) -> None:
-    """Write adapters as PEFT or MLX-LM, subspaces as ours, vlora-dev's or lorashare's.
+    """Write adapters as PEFT, MLX-LM or GGUF; subspaces as ours, vlora-dev's or lorashare's.
 
     What the format cannot hold is said, and refused where the adapter would act otherwise. What
     was written is read again, and its dW compared.
@@ -53,13 +59,14 @@ def convert(
     format_named(to)
     require_there(paths)
     paths = on_disk(out, *paths)
+    planned = partial(plan, to, Path(output), k=k, base=base, dtype=dtype)
     if is_whole_subspace(paths) and not names:
-        conversion = plan(to, Path(output), whole=Path(paths[0]), k=k)
+        conversion = planned(whole=Path(paths[0]))
         read = paths
     else:
         found = _collection(paths, names or [], out, skip_bad=skip_bad)
         read = list(found.places.values())
-        conversion = plan(to, Path(output), adapters=found.adapters, k=k)
+        conversion = planned(adapters=found.adapters)
     require_apart_from(list(conversion.outputs.values()), read)
     _say_losses(out, conversion)
     if dry_run:

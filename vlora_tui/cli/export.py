@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from vlora_engine.catalog.read import is_subspace
+from vlora_engine.catalog.locate import locate
+from vlora_engine.catalog.read import is_subspace, read_manifest
 from vlora_engine.errors import ParameterError
+from vlora_engine.interop.names import VLORA_DEV, peer_at
+from vlora_engine.manifest.manifest import is_own_subspace
 from vlora_engine.targets import TARGETS, Served, start_lines
 from vlora_tui.cli import options as o
 from vlora_tui.cli.declare import argument, option
-from vlora_tui.cli.flags import is_several
+from vlora_tui.cli.flags import from_tables, input_table, is_several
 from vlora_tui.cli.hub_inputs import on_disk
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
@@ -52,7 +55,7 @@ def export(
         str | None, option("--target-modules", "Modules to write, with commas between.")
     ] = None,
     dtype: Annotated[
-        str | None, option("--dtype", "fp32, fp16 or bf16; by default the original's.")
+        str | None, option("--dtype", "fp32, fp16, bf16, of GGUF q8_0; by default the original's.")
     ] = None,
     drop_rest: Annotated[
         bool, option("--drop-rest", "Leave out the tensors besides A and B.")
@@ -68,7 +71,6 @@ def export(
     inside it. Of a subspace its tasks are exported, by name.
     """
     from vlora_tui.cli.execute import carry_out
-    from vlora_tui.cli.flags import from_tables
 
     if base_model is not None:
         out.note(f"note: --base-model is now --base, which takes a name too: --base {base_model}")
@@ -130,9 +132,6 @@ def _input(
     skip_bad: bool,
 ) -> _Given:
     """A subspace and its tasks where the first path is one, else adapters."""
-    from vlora_engine.catalog.locate import locate
-    from vlora_tui.cli.flags import input_table
-
     (first,) = on_disk(out, paths[0])
     if locate(first).task is None and is_subspace(Path(first).expanduser()):
         chosen = [*paths[1:], *adapter]
@@ -160,9 +159,6 @@ def _require_tasks(chosen: list[str], names: list[str], *, every: bool) -> None:
 
 def _show_no_alpha(subspace: str, out: Output) -> None:
     """Say that a scale of 1 is a guess, where a peer has dropped the alpha."""
-    from vlora_engine.catalog.read import read_manifest
-    from vlora_engine.interop.names import VLORA_DEV, peer_at
-
     if peer_at(Path(subspace)) != VLORA_DEV:
         return
     for finding in read_manifest(subspace).findings:
@@ -231,8 +227,6 @@ def _proof(error: float | None) -> str:
 
 
 def _is_one(chosen: list[str], subspace: str) -> bool:
-    from vlora_engine.catalog.read import read_manifest
-    from vlora_engine.manifest.manifest import is_own_subspace
 
     if len(chosen) != 1 or not any(c in chosen[0] for c in "*?["):
         return len(chosen) == 1

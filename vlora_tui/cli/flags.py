@@ -79,7 +79,6 @@ def from_tables(tables: dict[str, Any]) -> Recipe:
 def is_several(table: Mapping[str, Any]) -> bool:
     """Whether an ``[input]`` of adapters stands for several, as a folder or a pattern may."""
     from vlora_tui.pipeline.inputs import gather
-    from vlora_tui.recipe.model import Recipe
     from vlora_tui.recipe.reader import read_input
     from vlora_tui.recipe.resolve import resolve
 

@@ -15,6 +15,7 @@ from vlora_engine.adapters.model import MemorySource, to_memory
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.convert.convert import (
     Conversion,
+    check_gguf,
     losses_of,
     refuse_losses,
     require_sense,
@@ -22,7 +23,7 @@ from vlora_engine.convert.convert import (
 )
 from vlora_engine.convert.convert import convert as convert_planned
 from vlora_engine.convert.convert import plan as plan_conversion
-from vlora_engine.convert.formats import SUBSPACE_FORMATS
+from vlora_engine.convert.formats import GGUF, SUBSPACE_FORMATS
 from vlora_engine.convert.losses import Loss
 from vlora_engine.errors import (
     AdapterError,
@@ -253,6 +254,11 @@ def _check_convert(convert: Convert, recipe: Recipe, collection: Collection) -> 
     sources = {name: collection.adapters[name] for name in chosen if name in collection.adapters}
     lost = losses_of(convert.to, sources, None if manifest is None else manifest.path, chosen)
     refuse_losses(Conversion(convert.to, {}, {}, losses=lost), convert.allow_loss)
+    if convert.to == GGUF:
+        check_gguf(
+            sources, None if manifest is None else manifest.path, chosen,
+            base=convert.base, dtype=convert.dtype,
+        )  # fmt: skip
 
 
 def check_merge(merge: Merge, count: int) -> None:
@@ -526,7 +532,10 @@ class Writer:
 
         def write(weights: LoRAWeights, path: Path, **settings: Any) -> None:
             nonlocal error  # it reads back what it writes by itself
-            error = write_adapter(request.to, weights, task, path, **settings).error
+            error = write_adapter(
+                request.to, weights, task, path,
+                base=request.base, dtype=request.dtype, **settings,
+            ).error  # fmt: skip
 
         saved = self._save(weights, path, verify=False, repeatable=repeatable, write=write)
         nbytes = directory_bytes(path)

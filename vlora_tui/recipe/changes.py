@@ -31,6 +31,7 @@ _PATHS = {
     ("input", "subspace"),
     ("output", "subspace"),
     ("compress", "spectra"),
+    ("convert", "base"),
     *((name, "path") for name in SEVERAL),
 }
 
@@ -61,7 +62,7 @@ def absolute_keys(given: Mapping[str, Mapping[str, Any]], base: Path) -> dict[st
     def whole(table: str, key: str, value: Any) -> Any:
         if (table, key) in _PATHS and value != CACHE:
             return absolute_path(value, base)
-        if key == "base":
+        if (table, key) == ("export", "base"):
             return absolute_base(value, base)
         if (table, key) == ("merge", "adapters"):
             return [absolute_path(word, base) if is_path(word) else word for word in value]

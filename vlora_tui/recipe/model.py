@@ -197,6 +197,8 @@ class Convert:
         source: ``input`` or ``subspace``; empty is the subspace where there is one.
         k: Directions, where bases are computed anew; None is all, which is exact.
         allow_loss: Leave out what the format cannot hold.
+        base: For GGUF: the base model's folder or config.json.
+        dtype: For GGUF: fp32, fp16, bf16 or q8_0.
     """
 
     to: str
@@ -205,6 +207,8 @@ class Convert:
     source: str = ""
     k: int | None = None
     allow_loss: bool = False
+    base: str | None = None
+    dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -337,7 +341,10 @@ def absolute(recipe: Recipe, base: Path) -> Recipe:
             for m in recipe.merges
         ),
         resizes=tuple(replace(r, path=whole(r.path)) for r in recipe.resizes),
-        converts=tuple(replace(c, path=whole(c.path)) for c in recipe.converts),
+        converts=tuple(
+            replace(c, path=whole(c.path), base=None if c.base is None else whole(c.base))
+            for c in recipe.converts
+        ),
         pushes=tuple(
             replace(p, path=None if p.path is None else whole(p.path)) for p in recipe.pushes
         ),

@@ -13,7 +13,7 @@ from typing import Any
 
 from vlora_engine.adapters.address import AdapterRef, expanded
 from vlora_engine.compression_target import GOALS, METHODS, CompressionTarget
-from vlora_engine.convert.formats import PEER_FORMATS, SUBSPACE_FORMATS, format_named
+from vlora_engine.convert.formats import GGUF, PEER_FORMATS, SUBSPACE_FORMATS, format_named
 from vlora_engine.errors import FileKindError, InputError, MissingPathError
 from vlora_engine.merging.methods import DEFAULT_METHOD
 from vlora_engine.quantization.dtypes import AUTO_DTYPE, DTYPES
@@ -448,8 +448,15 @@ def _read_convert(table: Table) -> Convert:
         source=table.choice("source", ("input", "subspace"), ""),
         k=table.natural("k"),
         allow_loss=table.get("allow_loss", bool, False),
+        base=table.path_at("base") if "base" in table.rows else table.get("base", str),
+        dtype=table.get("dtype", str),
     )
     table.end()
+    for key in ("base", "dtype"):
+        if key in table.rows and convert.to != GGUF:
+            table.fail(
+                key, f"The format {convert.to} has no use for it.", expected=f"{key} with gguf"
+            )
     if "tasks" in table.rows and not convert.tasks:
         table.fail("tasks", "No task is named.", expected='names or patterns such as "*"')
     if convert.to in SUBSPACE_FORMATS and "{task}" in convert.path:

@@ -1,7 +1,7 @@
 """From one format to another: what the target cannot hold is said first, what was written is read.
 
-Adapters become PEFT or MLX-LM directories, one each. Subspaces become ours or a peer's: bases and
-loadings as they are where the target has the same ones, else computed anew, exactly.
+Adapters become PEFT, MLX-LM or GGUF directories, one each. Subspaces become ours or a peer's: bases
+and loadings as they are where the target has the same ones, else computed anew, exactly.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, MemorySource, to_memory
 from vlora_engine.catalog.read import is_subspace, read_manifest
 from vlora_engine.compression_target import CompressionTarget
-from vlora_engine.convert.formats import ADAPTER_FORMATS, format_named
+from vlora_engine.convert.formats import ADAPTER_FORMATS, GGUF, format_named
 from vlora_engine.convert.losses import Loss, losses, outline_of, outlines_of
 from vlora_engine.errors import ParameterError, VLoRAError
 from vlora_engine.formats.mlx_save import save_mlx
 from vlora_engine.interop.names import LORASHARE, VLORA_DEV
 from vlora_engine.manifest.manifest import Manifest, TaskRecord
+from vlora_engine.targets import check_fit, facts_of, facts_of_task, find_target
 from vlora_engine.targets.save import save_adapter
 from vlora_engine.targets.verify import require_alike, verify_adapter
 from vlora_engine.utils.files import (
@@ -52,6 +53,7 @@ class Conversion:
         to: The format. adapters: By name. whole: The directory of a subspace that is converted as
             a whole; then there are no adapters.
         outputs: By name the directory that each adapter goes to; a subspace has one, under "".
+        base, dtype: As `save_adapter` has them, for GGUF.
         names: Of the adapters or tasks.
         losses: What the format cannot hold.
         how: One sentence on how a subspace's bases are come by.
@@ -62,6 +64,8 @@ class Conversion:
     outputs: dict[str, Path]
     whole: Path | None = None
     k: int | None = None
+    base: str | None = None
+    dtype: str | None = None
     names: list[str] = field(default_factory=list)
     losses: list[Loss] = field(default_factory=list)
     how: str = ""
@@ -101,6 +105,8 @@ def plan(
     adapters: Mapping[str, AdapterSource] | None = None,
     whole: Path | None = None,
     k: int | None = None,
+    base: str | None = None,
+    dtype: str | None = None,
 ) -> Conversion:
     """Say what would be written where, and what would be lost; writes nothing.
 
@@ -109,10 +115,13 @@ def plan(
         out: The directory to make; of several adapters the one that holds a directory for each.
         adapters: What is converted, by name; or ``whole``, the directory of a subspace.
         k: Where bases are computed anew: how many directions; by default all, which is exact.
+        base: For GGUF: the base model's folder or config.json.
+        dtype: For GGUF: fp32, fp16, bf16 or q8_0; by default an adapter's own.
 
     Raises:
         ParameterError: The target makes no sense for what is given, or is what is read.
         UnsupportedAdapterError: It cannot hold a kind of module.
+        NotFoundError: GGUF, and the base model's config is not found.
     """
     to, given = format_named(to), dict(adapters or {})
     if whole is not None:
@@ -120,7 +129,8 @@ def plan(
     else:
         outlines = [outline_of(name, source) for name, source in given.items()]
     names = [outline.name for outline in outlines]
-    conversion = Conversion(to, given, {"": out}, whole, k, names)
+    conversion = Conversion(to, given, {"": out}, whole, k, base, dtype, names)
+    require_gguf_alone(to, base, dtype)
     if to in ADAPTER_FORMATS:
         conversion.outputs = _folders(names, out, single=whole is None and len(names) == 1)
     else:
@@ -129,7 +139,47 @@ def plan(
     own = [whole, *(source.path for source in given.values())]
     require_apart([*conversion.outputs.values()], [path for path in own if path])
     conversion.losses = losses(to, outlines)
+    if to == GGUF:
+        check_gguf(given, whole, names, base=base, dtype=dtype)
     return conversion
+
+
+def require_gguf_alone(to: str, base: str | None, dtype: str | None) -> None:
+    """Refuse what only GGUF has a use for.
+
+    Raises:
+        ParameterError: ``to`` is another format.
+    """
+    given = {"base": base, "dtype": dtype}
+    for name, value in given.items():
+        if value is not None and to != GGUF:
+            raise ParameterError(
+                f"The format {to} has no use for a {name}.", expected=f"{name} with gguf"
+            )
+
+
+def check_gguf(
+    adapters: Mapping[str, AdapterSource],
+    whole: Path | None,
+    tasks: Sequence[str],
+    *,
+    base: str | None,
+    dtype: str | None,
+) -> None:
+    """Refuse by headers what llama.cpp has no place for; tensors besides A and B are losses.
+
+    Raises:
+        UnsupportedAdapterError, AdapterError, ParameterError, NotFoundError, DependencyError: As
+            `check_fit`.
+    """
+    target = find_target("llamacpp")
+    if whole is None:
+        known = [facts_of(adapters[name], name) for name in tasks]
+    else:
+        manifest = read_manifest(whole)
+        known = [facts_of_task(manifest, manifest.task(name)) for name in tasks]
+    for facts in known:
+        check_fit(target, facts, drop_rest=True, dtype=dtype, base=base)
 
 
 def convert(
@@ -162,7 +212,12 @@ def convert(
             run.stop_if_asked(STOPPED)
             run.report(STAGE, done, len(conversion.outputs), name)
             weights = source.reconstruct(name) if source else to_memory(conversion.adapters[name])
-            written.append(write_adapter(conversion.to, weights, name, path, force=force))
+            written.append(
+                write_adapter(
+                    conversion.to, weights, name, path, force=force,
+                    base=conversion.base, dtype=conversion.dtype,
+                )
+            )  # fmt: skip
     except (VLoRAError, OSError):
         _take_back([one.path for one in written if one.path in new])
         raise
@@ -224,10 +279,13 @@ def write_adapter(
     *,
     force: bool = False,
     check: MadeCheck | None = None,
+    base: str | None = None,
+    dtype: str | None = None,
 ) -> Converted:
     """Write one adapter in a format of `ADAPTER_FORMATS`, read back before it takes its place.
 
     Args:
+        base, dtype: As `save_adapter` has them, for GGUF.
         check: Is shown the directory once it reads back right; if it raises, nothing is written.
 
     Raises:
@@ -242,7 +300,15 @@ def write_adapter(
         if check is not None:
             check(made)
 
-    (save_adapter if to == "peft" else save_mlx)(weights, path, force=force, check=verify)
+    if to == "mlx":
+        save_mlx(weights, path, force=force, check=verify)
+    elif to == GGUF:
+        save_adapter(
+            weights, path, target="llamacpp", drop_rest=True,
+            force=force, check=verify, base=base, dtype=dtype,
+        )  # fmt: skip
+    else:
+        save_adapter(weights, path, force=force, check=verify)
     return Converted(name, path, directory_bytes(path), error)
 
 

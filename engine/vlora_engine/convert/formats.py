@@ -5,7 +5,8 @@ from __future__ import annotations
 from vlora_engine.errors import ParameterError
 from vlora_engine.interop.names import LORASHARE, VLORA_DEV
 
-ADAPTER_FORMATS = ("peft", "mlx")
+GGUF = "gguf"
+ADAPTER_FORMATS = ("peft", "mlx", GGUF)
 PEER_FORMATS = (VLORA_DEV, LORASHARE)
 SUBSPACE_FORMATS = ("subspace", *PEER_FORMATS)
 ALIASES = {"vlora-tui": "subspace", "vlora": VLORA_DEV, "share": LORASHARE}

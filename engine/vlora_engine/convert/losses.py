@@ -9,6 +9,7 @@ from typing import Any
 
 from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.catalog.read import read_manifest
+from vlora_engine.convert.formats import GGUF
 from vlora_engine.errors import UnsupportedAdapterError
 from vlora_engine.formats.peft_save import ORIGIN
 from vlora_engine.interop.names import LORASHARE, VLORA_DEV
@@ -105,6 +106,13 @@ def _mlx_losses(outlines: Sequence[Outline]) -> Iterator[Loss]:
         yield Loss(f"{name}: modules are not named as in MLX-LM (model.layers.N...).")
 
 
+def _gguf_losses(outlines: Sequence[Outline]) -> Iterator[Loss]:
+    _refuse_kinds(outlines, GGUF, {"linear"})
+    yield from _rest_losses(outlines, GGUF)
+    for name in _with(outlines, lambda o: bool(o.config)):
+        yield Loss(f"{name}: of the config only base model, rank and scale have a place there.")
+
+
 def _vlora_losses(outlines: Sequence[Outline]) -> Iterator[Loss]:
     _refuse_kinds(outlines, VLORA_DEV, {"linear"})
     yield from _rest_losses(outlines, VLORA_DEV)
@@ -134,6 +142,7 @@ def _share_losses(outlines: Sequence[Outline]) -> Iterator[Loss]:
 _LOSSES = {
     "peft": _peft_losses,
     "mlx": _mlx_losses,
+    GGUF: _gguf_losses,
     "subspace": lambda outlines: iter(()),
     VLORA_DEV: _vlora_losses,
     LORASHARE: _share_losses,

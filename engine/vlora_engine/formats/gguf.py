@@ -18,8 +18,9 @@ from vlora_engine.formats.base import FileAdapter, Inspection, Probe
 from vlora_engine.formats.gguf_architectures import ARCHITECTURES, Architecture
 from vlora_engine.formats.gguf_header import GgufHeader, is_gguf, read_gguf_header
 from vlora_engine.formats.gguf_save import to_halves
+from vlora_engine.quantization.dtypes import Q8_0, Q8_0_BYTES
 from vlora_engine.utils.file_names import ADAPTER_WEIGHTS
-from vlora_engine.utils.safetensors_file import TensorEntry, read_tensor
+from vlora_engine.utils.safetensors_file import Header, TensorEntry, read_bytes, read_tensor
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,13 +58,30 @@ class GgufAdapter(FileAdapter):
     def read(self, module: str) -> tuple[Tensor, Tensor]:
         """A (rank, d_in) and B (d_out, rank), its rows in transformers' order if that is known."""
         name = self._names.stored[module]
-        a, b = (read_tensor(self._header.tensors, name + side) for side in _SIDES)
+        a, b = (read_factor(self._header.tensors, name + side) for side in _SIDES)
         heads = self._names.heads.get(module)
         return a, b if heads is None else to_halves(b, heads)
 
     def read_rest(self) -> dict[str, Tensor]:
         """None: such a file holds A and B alone."""
         return {}
+
+    @property
+    def stored_dtypes(self) -> set[str]:
+        """What the numbers of the file are stored in: of what is quantised not what is read."""
+        return {entry.dtype for entry in self._header.tensors.entries.values()}
+
+
+def read_factor(header: Header, name: str) -> Tensor:
+    """One factor as a matrix; of Q8_0 in fp32, which holds every scale times int8 exactly."""
+    import torch
+
+    entry = header.entry(name)
+    if entry.dtype != Q8_0:
+        return read_tensor(header, name)
+    blocks = torch.frombuffer(read_bytes(header, name), dtype=torch.uint8).view(-1, Q8_0_BYTES)
+    scales = blocks[:, :2].contiguous().view(torch.float16).float()
+    return (scales * blocks[:, 2:].contiguous().view(torch.int8)).reshape(entry.shape)
 
 
 class Names:
@@ -205,7 +223,8 @@ def _shape(stem: str, entries: Mapping[str, TensorEntry], path: Path) -> ModuleS
         raise _not_sound(
             path, f"A (r, d_in) and B (d_out, r) of {stem}", f"A {a.shape} and B {b.shape}"
         )
-    return ModuleShape(a.shape[0], a.shape[1], b.shape[0], a.dtype, "linear", a.shape, b.shape)
+    dtype = "F32" if a.dtype == Q8_0 else a.dtype  # as it is read
+    return ModuleShape(a.shape[0], a.shape[1], b.shape[0], dtype, "linear", a.shape, b.shape)
 
 
 def _not_sound(path: Path, expected: str, found: str) -> AdapterError:

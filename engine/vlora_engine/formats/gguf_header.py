@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vlora_engine.errors import CorruptFileError, UnsupportedAdapterError
+from vlora_engine.quantization.dtypes import Q8_0, Q8_0_BLOCK, Q8_0_BYTES
 from vlora_engine.utils.reading import open_file
 from vlora_engine.utils.safetensors_file import (
     ITEM_BYTES,
@@ -29,9 +30,9 @@ from vlora_engine.utils.safetensors_file import (
 
 MAGIC = b"GGUF"
 _ALIGNMENT = 32
-_DTYPES = {0: "F32", 1: "F16", 28: "F64", 30: "BF16"}
+_DTYPES = {0: "F32", 1: "F16", 8: Q8_0, 28: "F64", 30: "BF16"}
 _QUANTISED = {
-    2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K",
+    2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K",
     12: "Q4_K", 13: "Q5_K", 14: "Q6_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS",
     19: "IQ1_S", 20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 29: "IQ1_M", 34: "TQ1_0",
     35: "TQ2_0", 39: "MXFP4",
@@ -117,7 +118,7 @@ class _Parser:
         entries = {}
         for name, dtype, shape, offset in rows:
             first = start + offset
-            end = first + math.prod(shape) * ITEM_BYTES[dtype]
+            end = first + _nbytes(dtype, shape)
             if end > self.size:
                 raise CorruptFileError(
                     "The file is truncated.",
@@ -143,12 +144,14 @@ class _Parser:
             raise UnsupportedAdapterError(
                 "The file's numbers are quantised or of a type that is not read here.",
                 where=self.path,
-                expected="F32, F16 or BF16",
+                expected="F32, F16, BF16 or Q8_0",
                 found=f"{_QUANTISED.get(kind, f'type {kind}')} of tensor {name!r}",
                 remedy="convert the adapter again with --outtype f16 (or f32, bf16)",
             )
-        if math.prod(shape) > self.size or offset > self.size:
+        if _nbytes(_DTYPES[kind], shape) > self.size or offset > self.size:
             raise self.corrupt(f"a tensor {name!r} within the file", f"{shape} at {offset}")
+        if _DTYPES[kind] == Q8_0 and (not shape or shape[-1] % Q8_0_BLOCK):
+            raise self.corrupt(f"rows of {name!r} in blocks of {Q8_0_BLOCK}", str(shape))
         return name, _DTYPES[kind], shape, offset
 
     def value(self, kind: int, key: str) -> Any:
@@ -199,3 +202,8 @@ class _Parser:
             found=found,
             remedy="download or copy it again, or convert the adapter again",
         )
+
+
+def _nbytes(dtype: str, shape: tuple[int, ...]) -> int:
+    numbers = math.prod(shape)
+    return numbers // Q8_0_BLOCK * Q8_0_BYTES if dtype == Q8_0 else numbers * ITEM_BYTES[dtype]

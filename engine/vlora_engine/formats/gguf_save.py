@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.errors import DependencyError
 from vlora_engine.formats.gguf_architectures import Architecture
+from vlora_engine.formats.peft_save import cast
+from vlora_engine.quantization.dtypes import Q8_0_BLOCK
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,12 +39,19 @@ def require_gguf() -> None:
 
 
 def write_gguf(
-    path: Path, weights: LoRAWeights, architecture: Architecture, base: BaseConfig
+    path: Path,
+    weights: LoRAWeights,
+    architecture: Architecture,
+    base: BaseConfig,
+    *,
+    q8_0: bool = False,
 ) -> None:
     """Write ``weights``, shaped for GGUF, to a new file at ``path``.
 
-    The head counts stand in it too, under llama.cpp's own keys, so that the row order can be
-    undone by who reads the file.
+    With ``q8_0`` a factor whose rows are whole blocks of 32 numbers takes 8.5 bits a number; one
+    whose rows are not (B of rank 8) is fp16, as llama.cpp's own converter has it. The head counts
+    stand in the file too, under llama.cpp's keys, so that the row order can be undone by who reads
+    it.
     """
     require_gguf()
     from gguf import GGUFWriter
@@ -61,8 +70,8 @@ def write_gguf(
         side = architecture.rotation_of(name)
         if side is not None:
             b = to_pairs(b, base.heads if side == "q" else base.kv_heads)
-        _add(writer, f"{name}.weight.lora_a", a)
-        _add(writer, f"{name}.weight.lora_b", b)
+        for key, factor in ((f"{name}.weight.lora_a", a), (f"{name}.weight.lora_b", b)):
+            _add(writer, key, factor, q8_0=q8_0)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -92,11 +101,17 @@ def _name_base(writer: Any, base_model: Any) -> None:
         writer.add_base_model_repo_url(0, HUB + base_model)
 
 
-def _add(writer: Any, name: str, tensor: Tensor) -> None:
+def _add(writer: Any, name: str, tensor: Tensor, *, q8_0: bool) -> None:
     import torch
     from gguf import GGMLQuantizationType
+    from gguf.quants import quantize
 
     tensor = tensor.detach().cpu().contiguous()
+    if q8_0 and tensor.shape[-1] % Q8_0_BLOCK == 0:
+        raw = quantize(tensor.float().numpy(), GGMLQuantizationType.Q8_0)
+        writer.add_tensor(name, raw, raw_dtype=GGMLQuantizationType.Q8_0)
+        return
+    tensor = cast(tensor, torch.float16, name) if q8_0 else tensor
     if tensor.dtype == torch.bfloat16:  # numpy has no such dtype: its bytes, and its name
         raw = tensor.view(torch.uint8).numpy()
         writer.add_tensor(name, raw, raw_dtype=GGMLQuantizationType.BF16)

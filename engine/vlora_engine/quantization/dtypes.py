@@ -8,6 +8,9 @@ from vlora_engine.errors import ParameterError
 
 STORAGE_DTYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}  # in safetensors' words
 DTYPE_WORDS = {stored: word for word, stored in STORAGE_DTYPES.items()}
+# Of GGUF (ggml block_q8_0): an fp16 scale and 32 numbers of 8 bits.
+Q8_0 = "Q8_0"
+Q8_0_BLOCK, Q8_0_BYTES = 32, 34
 AUTO_DTYPE = "auto"
 DTYPES = (AUTO_DTYPE, *STORAGE_DTYPES)  # what may be asked for
 

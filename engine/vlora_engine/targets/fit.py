@@ -22,7 +22,7 @@ from vlora_engine.formats.gguf_architectures import (
     architecture_of,
 )
 from vlora_engine.formats.gguf_save import require_gguf
-from vlora_engine.quantization.dtypes import STORAGE_DTYPES
+from vlora_engine.quantization.dtypes import Q8_0, Q8_0_BLOCK, Q8_0_BYTES, STORAGE_DTYPES
 from vlora_engine.targets.registry import Target
 from vlora_engine.utils.file_names import ADAPTER_GGUF
 from vlora_engine.utils.safetensors_file import ITEM_BYTES
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from vlora_engine.formats.base_model_config import BaseConfig
     from vlora_engine.manifest.manifest import Manifest, TaskRecord
 
-STORED = {"fp64": "F64", **STORAGE_DTYPES}  # what adapters may be stored in
+STORED = {"fp64": "F64", **STORAGE_DTYPES, "q8_0": Q8_0}  # what adapters may be stored in
+_BYTES = {**ITEM_BYTES, Q8_0: Q8_0_BYTES / Q8_0_BLOCK}  # for a number
 
 
 @dataclass(frozen=True)
@@ -114,9 +115,9 @@ def check_fit(
         NotFoundError: GGUF, and the base model's config is not found.
         DependencyError: GGUF, and the package ``gguf`` is not installed.
     """
+    _check_dtype(target, dtype)
     if target.name == "peft":
         return
-    _check_dtype(target, dtype)
     if not facts.modules:
         raise AdapterError(
             "The adapter has no A and B to serve.", where=facts.name, remedy="export to peft"
@@ -140,8 +141,8 @@ def target_bytes(target: Target, facts: Facts, dtype: str | None = None) -> int:
     rank = facts.rank
     padded = sum(rank * (s.d_in + s.d_out) for s in shapes) if target.uniform else elements
     stored = shapes[0].dtype if shapes else "F32"
-    item = ITEM_BYTES[STORED[dtype] if dtype in STORED else _default_dtype(target, stored)]
-    payload = (padded + max(0, facts.elements - elements)) * item
+    item = _BYTES[STORED[dtype] if dtype in STORED else _default_dtype(target, stored)]
+    payload = round((padded + max(0, facts.elements - elements)) * item)
     return payload + 2 * _HEADER_BYTES * len(facts.modules) + _CONFIG_BYTES
 
 

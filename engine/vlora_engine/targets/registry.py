@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from vlora_engine.errors import ParameterError
+from vlora_engine.quantization.dtypes import Q8_0
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ _ALL = (
         uniform=False,
         linear_only=_GGUF,
         no_rest=_GGUF,
+        dtypes=("F32", "F16", "BF16", Q8_0),
     ),
     Target(
         "ollama",
@@ -115,6 +117,7 @@ _ALL = (
         uniform=False,
         linear_only=_GGUF,
         no_rest=_GGUF,
+        dtypes=("F32", "F16", "BF16", Q8_0),
     ),
 )
 TARGETS: dict[str, Target] = {target.name: target for target in _ALL}

@@ -9,6 +9,7 @@ from vlora_engine.adapters.model import LoRAWeights, MemorySource
 from vlora_engine.formats.base_model_config import find_base
 from vlora_engine.formats.gguf_save import write_gguf
 from vlora_engine.formats.peft_save import _torch_dtype, write_peft
+from vlora_engine.quantization.dtypes import Q8_0
 from vlora_engine.targets.fit import architecture_for, check_fit, facts_of
 from vlora_engine.targets.launch import MODELFILE, modelfile
 from vlora_engine.targets.registry import Target, find_target
@@ -42,7 +43,8 @@ def save_adapter(
         weights: The adapter.
         path: The directory to make.
         target: Who is to read it: a name out of `vlora_engine.targets.TARGETS`.
-        dtype: What A and B are stored in ("fp32", "fp16", "bf16"); by default as they are.
+        dtype: What A and B are stored in ("fp32", "fp16", "bf16", of GGUF "q8_0" too); by default
+            as they are.
         force: Replace what is at ``path``.
         drop_rest: Leave out tensors besides A and B.
         base: The base model's folder or config.json, for GGUF; by default it is looked for where
@@ -57,11 +59,12 @@ def save_adapter(
         StorageError: It cannot be written.
     """
     wanted, out = find_target(target), Path(path)
-    stored = _torch_dtype(dtype)
-    if wanted.name == "peft":
+    q8_0 = dtype == Q8_0.lower()
+    stored = None if q8_0 else _torch_dtype(dtype)
+    if wanted.name == "peft" and not q8_0:
         kept = without_rest(weights) if drop_rest else weights
         return write_peft(kept, out, dtype=stored, force=force, check=check)
-    word = None if stored is None else dtype_name(stored)
+    word = Q8_0 if q8_0 else None if stored is None else dtype_name(stored)
     facts = facts_of(MemorySource(weights))
     check_fit(wanted, facts, drop_rest=drop_rest, dtype=word, base=base, out=out)
     if wanted.no_rest:
@@ -69,7 +72,7 @@ def save_adapter(
     fitted = shaped(weights, wanted, stored)
     if wanted.form == "peft":
         return write_peft(fitted, out, force=force, check=check)
-    _write_gguf(wanted, fitted, out, force=force, base=base, check=check)
+    _write_gguf(wanted, fitted, out, force=force, base=base, check=check, q8_0=q8_0)
     return out
 
 
@@ -81,11 +84,12 @@ def _write_gguf(
     force: bool,
     base: str | Path | None,
     check: MadeCheck | None,
+    q8_0: bool,
 ) -> None:
     facts = facts_of(MemorySource(weights))
     config = find_base(base, facts.base_model)
     architecture = architecture_for(facts, config, path)
     with new_directory(path, job="save", force=force, check=check) as partial:
-        write_gguf(partial / ADAPTER_GGUF, weights, architecture, config)
+        write_gguf(partial / ADAPTER_GGUF, weights, architecture, config, q8_0=q8_0)
         if target.name == "ollama":
             write_file(partial / MODELFILE, modelfile(facts.base_model))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,10 +17,14 @@ from vlora_engine.adapters.model import (
 )
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.errors import ParameterError, StorageError, VLoRAError
+from vlora_engine.quantization.dtypes import Q8_0, Q8_0_BLOCK
 
 # What a written adapter may differ by from what was meant: the rounding of its dtype.
 ROUNDING = {"torch.float16": 2e-3, "torch.bfloat16": 1.6e-2}
 TOLERANCE = {"F64": 1e-6, "F32": 1e-6, "F16": 2e-3, "BF16": 1.6e-2}
+# A block of Q8_0 is off by half a step of amax / 127 for each of its 32 numbers: sqrt(32) / 254 of
+# its norm where one number is all there is of it, and as much again in the other factor.
+TOLERANCE[Q8_0] = 2 * math.sqrt(Q8_0_BLOCK) / 254
 
 
 def with_alpha(weights: LoRAWeights, alpha: float) -> LoRAWeights:
@@ -70,7 +75,8 @@ def verify_adapter(meant: LoRAWeights, path: Path, *, final: Path | None = None)
         raise
     except VLoRAError as fault:
         raise _unlike(where, "an adapter that can be read", fault.what) from None
-    tolerance = max(TOLERANCE.get(shape.dtype, 1e-6) for shape in written.modules.values())
+    dtypes = getattr(written, "stored_dtypes", {s.dtype for s in written.modules.values()})
+    tolerance = max(TOLERANCE.get(dtype, 1e-6) for dtype in dtypes)
     if not error <= tolerance:
         raise _unlike(where, f"a dW error of at most {tolerance:g}", f"{error:.3g}")
     return error

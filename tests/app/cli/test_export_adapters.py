@@ -222,3 +222,36 @@ def test_what_was_typed_wrongly_is_said(cli: Cli, runs: Path, built: Path, tmp_p
     assert "--all" in cli("export", built, "-o", out, code=2).err
     assert "--names" in cli("export", built, "--all", "--names", "x", "-o", out, code=2).err
     assert not out.exists()
+
+
+def test_gguf_is_a_format_to_convert_to(cli: Cli, runs: Path, base: Path, tmp_path: Path) -> None:
+    words = ["convert", runs / "task01", "--to", "gguf", "-o", tmp_path / "a"]
+    assert "--base" in cli(*words, code=2).err  # nothing else says whose names to write
+    cli(*words, "--base", base)
+    cli("export", runs / "task01", "--target", "llamacpp", "--base", base, "-o", tmp_path / "b")
+    file = "adapter.gguf"
+    assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    assert off(tmp_path / "a", dense(runs / "task01")) < 1e-6
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(
+        f'[input]\nadapters = ["{runs}"]\n'
+        f'[[convert]]\nto = "gguf"\npath = "c"\nbase = "{base}"\ndtype = "fp16"\n'
+    )
+    cli("run", "--headless", recipe)
+    assert off(tmp_path / "c/task01", dense(runs / "task01")) < 1e-3
+    assert (
+        "gguf"
+        in cli("convert", runs, "--to", "mlx", "--base", base, "-o", tmp_path / "d", code=2).err
+    )
+
+
+def test_what_gguf_has_no_place_for_is_let_go_only_on_purpose(
+    cli: Cli, base: Path, tmp_path: Path
+) -> None:
+    head = {"base_model.model.score.weight": torch.ones(2, 16)}
+    made = make.write(tmp_path / "in", {**make.factors(), **head})
+    words = ["convert", made, "--to", "gguf", "--base", base, "-o", tmp_path / "o"]
+    assert "--allow-loss" in cli(*words, code=2).err
+    assert not (tmp_path / "o").exists()
+    cli(*words, "--allow-loss")
+    assert off(tmp_path / "o", dense(made)) < 1e-6

@@ -20,6 +20,7 @@ from vlora_engine.errors import (
     CorruptFileError,
     DependencyError,
     NotFoundError,
+    ParameterError,
     UnsupportedAdapterError,
 )
 from vlora_engine.formats.gguf_architectures import ARCHITECTURES
@@ -418,8 +419,8 @@ def test_names_that_cannot_be_put_back_stay(tmp_path: Path, arch: str, stem: str
 def test_what_is_no_adapter_or_not_sound_is_refused(tmp_path: Path) -> None:
     half = {k: v for k, v in pair("blk.0.ffn_up").items() if k.endswith("a")}
     quantised = (
-        torch.zeros(2, 34, dtype=torch.uint8).numpy(),
-        gguf.GGMLQuantizationType.Q8_0,
+        torch.zeros(2, 36, dtype=torch.uint8).numpy(),
+        gguf.GGMLQuantizationType.Q4_0,
     )
     cases: list[tuple[dict[str, Any], dict[str, Any], str]] = [
         (pair("blk.0.ffn_up"), {"general.type": "model"}, "not a LoRA adapter"),
@@ -431,7 +432,7 @@ def test_what_is_no_adapter_or_not_sound_is_refused(tmp_path: Path) -> None:
             {},
             "not sound",
         ),
-        ({**pair("blk.0.ffn_up"), "blk.1.ffn_up.weight.lora_a": quantised}, {}, "Q8_0"),
+        ({**pair("blk.0.ffn_up"), "blk.1.ffn_up.weight.lora_a": quantised}, {}, "Q4_0"),
         (pair("blk.0.ffn_up"), {"adapter.lora.alpha": float("nan")}, "finite"),
     ]
     for i, (tensors, values, words) in enumerate(cases):
@@ -465,3 +466,66 @@ def test_no_changed_byte_ends_in_a_traceback(tmp_path: Path) -> None:
                 open_adapter(path)
             except AdapterError:
                 continue
+
+
+def numbers_of(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors of a file and what they are stored in, by the gguf package's own reader."""
+    from gguf.quants import dequantize
+
+    reader = gguf.GGUFReader(path)
+    tensors = {
+        t.name: torch.from_numpy(dequantize(t.data, t.tensor_type).copy()) for t in reader.tensors
+    }
+    return tensors, {t.name: t.tensor_type.name for t in reader.tensors}
+
+
+@pytest.mark.parametrize("rank", [8, 32])
+def test_eight_bit_blocks_are_read_as_ggufs_own_reader_reads_them(
+    tmp_path: Path, rank: int
+) -> None:
+    out = exported(tmp_path, "qwen2", "q8_0", r=rank)[2]
+    tensors, kinds = numbers_of(out / "adapter.gguf")
+    for name, kind in kinds.items():
+        whole_blocks = tensors[name].shape[-1] % 32 == 0
+        assert kind == ("Q8_0" if whole_blocks else "F16"), name
+    found = open_adapter(out)
+    for module in found.modules:
+        a, b = found.read(module)
+        stored = found._names.stored[module]  # the row order of q and k is transformers' in qwen2
+        assert torch.equal(a.float(), tensors[f"{stored}.weight.lora_a"].float())
+        assert torch.equal(b.float(), tensors[f"{stored}.weight.lora_b"].float())
+    # Half a step of amax / 127 for every number of a block, in each of the two factors.
+    meant = loaded(tmp_path)
+    error = verify_adapter(meant, out)
+    assert 1e-4 < error < 2e-2
+    plain = save(meant, tmp_path / "plain", tmp_path / "base")
+    sizes = [(place / "adapter.gguf").stat().st_size for place in (out, plain)]
+    assert sizes[0] < sizes[1]
+
+
+def test_only_gguf_is_stored_in_eight_bit_blocks(tmp_path: Path) -> None:
+    exported(tmp_path, "qwen2")
+    for target in ("vllm", "peft", "portable"):
+        with pytest.raises(ParameterError, match="not stored in this dtype"):
+            save(loaded(tmp_path), tmp_path / f"for-{target}", target=target, dtype="q8_0")
+        assert not (tmp_path / f"for-{target}").exists()
+
+
+def test_a_file_whose_rows_are_no_whole_blocks_is_refused(tmp_path: Path) -> None:
+    place = tmp_path / "adapter.gguf"
+    writer = gguf.GGUFWriter(place, "llama")
+    writer.add_type("adapter")
+    writer.add_string("adapter.type", "lora")
+    raw = torch.zeros(4, 34, dtype=torch.uint8).numpy()
+    writer.add_tensor("blk.0.attn_q.weight.lora_a", raw, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    whole = place.read_bytes()
+    # The row's length, 32, becomes 48: half a block more.
+    at = whole.index(b"lora_a") + len("lora_a") + 4
+    assert whole[at : at + 8] == (32).to_bytes(8, "little")
+    place.write_bytes(whole[:at] + (48).to_bytes(8, "little") + whole[at + 8 :])
+    with pytest.raises(CorruptFileError, match="sound GGUF"):
+        open_adapter(place)

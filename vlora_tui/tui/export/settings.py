@@ -16,8 +16,8 @@ from vlora_engine.merging.methods import DEFAULT_METHOD
 from vlora_engine.merging.methods import MERGE_METHODS as METHODS
 from vlora_engine.merging.registry import MergeMethod, MergeParameter
 from vlora_engine.merging.settings import MergeRequest
-from vlora_engine.quantization.dtypes import STORAGE_DTYPES
 from vlora_engine.targets import TARGETS
+from vlora_engine.targets.fit import STORED
 from vlora_tui.pipeline.disk_space import adapter_bytes
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ Kind = Literal["subspace", "adapters"]
 Rule = Literal["rank", "energy", "server"]
 DOINGS: tuple[Doing, ...] = ("export", "merge", "resize")
 RULES: tuple[Rule, ...] = ("rank", "energy", "server")
-DTYPES: dict[str | None, str] = {None: "as they were", **{word: word for word in STORAGE_DTYPES}}
+_WORDS = ("fp32", "fp16", "bf16", "q8_0")
+DTYPES: dict[str | None, str] = {None: "as they were", **{word: word for word in _WORDS}}
 
 MERGES: dict[str, MergeMethod] = {
     DEFAULT_METHOD if DEFAULT_METHOD in m.aliases else m.name: m for m in METHODS.values()
@@ -141,7 +142,7 @@ class Settings:
 def dtypes_of(target: str) -> list[str | None]:
     """What a target's A and B may be stored in, in the order in which they are offered."""
     taken = TARGETS[target].dtypes
-    return [word for word in DTYPES if word is None or STORAGE_DTYPES[word] in taken]
+    return [word for word in DTYPES if word is None or STORED[word] in taken]
 
 
 def next_of(choices: Sequence[T], value: T, by: int) -> T:
