@@ -124,6 +124,7 @@ LAZY = {
     "vlora_engine.doctor.tensor_rules": "torch",
     "vlora_engine.formats.base_model_config": "huggingface_hub",
     "vlora_engine.formats.contents": "torch",
+    "vlora_engine.formats.gguf": "torch",
     "vlora_engine.formats.gguf_save": "gguf torch",
     "vlora_engine.formats.peft_save": "torch",
     "vlora_engine.hub.client": "huggingface_hub",
