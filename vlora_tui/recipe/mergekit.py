@@ -151,8 +151,8 @@ class _Reader:
             models.append(
                 _Model(name, self._existing(name, key), self._table(row.get("parameters"), key))
             )
-        if len(models) < 2:
-            self.fail("A merge needs two adapters or more.", "models", found=str(len(models)))
+        if not models:
+            self.fail("The file names no adapter.", "models", expected="- model: PATH")
         if method.name == "slerp":
             models.sort(key=lambda model: model.name != base)  # t = 0 is the base model
         return models

@@ -173,6 +173,7 @@ magnitude_prune = sparsify.on_core(sparsify.trim, elects=False)
 
 OPERATORS: dict[str, Operator] = {
     "task_arithmetic": weighted_sum,
+    "cat": weighted_sum,
     "ties": ties,
     "dare": dare,
     "dare_ties": dare_ties,

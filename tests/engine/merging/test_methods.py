@@ -35,6 +35,7 @@ from vlora_engine.merging.registry import MergeMethod
 NAMES = list(MERGE_METHODS)
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "task_arithmetic": [{}],
+    "cat": [{}],
     "ties": [{"density": 0.3}, {"density": 1.0}, {"density": 0.3, "normalize": False}],
     "dare": [{"drop_rate": 0.4, "seed": 3}, {"drop_rate": 0.0, "seed": 0}],
     "dare_ties": [{"drop_rate": 0.4, "seed": 3}, {"density": 0.7, "seed": 3, "normalize": False}],
@@ -114,7 +115,7 @@ def test_ranges_in_words():
     }
 
 
-@pytest.mark.parametrize("alias", ["average", "linear", "cat", "task_arithmetic"])
+@pytest.mark.parametrize("alias", ["average", "linear", "weighted_sum", "task_arithmetic"])
 def test_aliases_and_calling_the_spec_as_the_first_library_does(alias):
     expected = task_arithmetic(MIXED)
     assert_same_deltas(merge(MIXED, alias), expected, 0)
@@ -335,7 +336,7 @@ def plain_core(name: str, cores: list[Tensor], weights: list[float], p: dict[str
 
 def plain_dense(name: str, dense: list[Tensor], weights: list[float], p: dict[str, Any]) -> Tensor:
     count, top = len(dense), min(dense[0].shape)
-    if name == "task_arithmetic":
+    if name in ("task_arithmetic", "cat"):
         return sum(w * d for w, d in zip(weights, dense, strict=True))
     if name == "slerp":
         t = p.get("t", weights[1] / (weights[0] + weights[1]))
@@ -378,7 +379,7 @@ def plain_dense(name: str, dense: list[Tensor], weights: list[float], p: dict[st
     return S[:rank].mean() * U[:, :rank] @ Vh[:rank]
 
 
-ON_DENSE = ("task_arithmetic", "slerp", "model_stock", "knots", "tsv_m", "iso_c")
+ON_DENSE = ("task_arithmetic", "cat", "slerp", "model_stock", "knots", "tsv_m", "iso_c")
 
 
 @pytest.mark.parametrize("name", NAMES)
