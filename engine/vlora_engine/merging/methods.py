@@ -108,15 +108,6 @@ for _method in (
         reference="arXiv:2212.04089",
     ),
     MergeMethod(
-        "cat",
-        "A and B side by side: the sum of the weight changes, the rank that of all together",
-        "A and B, whose product is dW",
-        default_weights="1",
-        identities=(EXACT - {"copies"}) | {"linear"},
-        reference="PEFT, add_weighted_adapter",
-        remark=ADDS_UP,
-    ),
-    MergeMethod(
         "ties",
         "keep the largest entries, elect signs, average what agrees",
         CORE,
@@ -280,6 +271,15 @@ for _method in (
         identities=frozenset({"gauge", "order", "scaling"}),
         aliases=("iso",),
         reference="arXiv:2502.04959",
+    ),
+    MergeMethod(
+        "cat",
+        "A and B side by side: the sum of the weight changes, the rank that of all together",
+        "A and B, whose product is dW",
+        default_weights="1",
+        identities=(EXACT - {"copies"}) | {"linear"},
+        reference="PEFT, add_weighted_adapter",
+        remark=ADDS_UP,
     ),
 ):  # fmt: skip
     MERGE_METHODS.add(_method)

@@ -173,7 +173,6 @@ magnitude_prune = sparsify.on_core(sparsify.trim, elects=False)
 
 OPERATORS: dict[str, Operator] = {
     "task_arithmetic": weighted_sum,
-    "cat": weighted_sum,
     "ties": ties,
     "dare": dare,
     "dare_ties": dare_ties,
@@ -188,4 +187,5 @@ OPERATORS: dict[str, Operator] = {
     "knots": knots,
     "tsv_m": tsv_m,
     "iso_c": iso_c,
+    "cat": weighted_sum,
 }

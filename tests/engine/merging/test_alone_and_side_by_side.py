@@ -1,4 +1,4 @@
-"""One adapter merged alone (negated, scaled), and PEFT's cat; PEFT and the dense dW are witnesses."""
+"""One adapter merged alone (negated, scaled), and cat; PEFT and the dense dW are witnesses."""
 
 from __future__ import annotations
 

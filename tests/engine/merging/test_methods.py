@@ -35,7 +35,6 @@ from vlora_engine.merging.registry import MergeMethod
 NAMES = list(MERGE_METHODS)
 SETTINGS: dict[str, list[dict[str, Any]]] = {
     "task_arithmetic": [{}],
-    "cat": [{}],
     "ties": [{"density": 0.3}, {"density": 1.0}, {"density": 0.3, "normalize": False}],
     "dare": [{"drop_rate": 0.4, "seed": 3}, {"drop_rate": 0.0, "seed": 0}],
     "dare_ties": [{"drop_rate": 0.4, "seed": 3}, {"density": 0.7, "seed": 3, "normalize": False}],
@@ -50,6 +49,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "knots": [{"density": 0.5}],
     "tsv_m": [{}, {"keep": 0.5}],
     "iso_c": [{}],
+    "cat": [{}],
 }
 for rows in SETTINGS.values():  # a drawn seed would not be the same twice
     for row in rows:
