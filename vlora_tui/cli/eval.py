@@ -11,13 +11,14 @@ import typer
 from vlora_engine.errors import CollectionError, ParameterError
 from vlora_engine.evaluation.prompts import LENGTH, MAX_TOKENS, read_prompts
 from vlora_engine.utils.device import require_device
+from vlora_engine.utils.file_names import ADAPTER_CONFIG
 from vlora_tui.cli import options as o
 from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.hub_inputs import fetch_first
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
-from vlora_tui.utils.formatting import percent, plural, printable
+from vlora_tui.utils.formatting import nats, percent, plural, printable
 
 if TYPE_CHECKING:
     from vlora_engine.adapters.model import AdapterSource
@@ -148,7 +149,6 @@ def evaluate(
 def _is_one_subspace(places: Sequence[str]) -> bool:
     """Whether a single place is given that is no adapter: what is not there counts, too."""
     from vlora_engine.catalog.read import is_subspace
-    from vlora_engine.utils.file_names import ADAPTER_CONFIG
 
     if len(places) > 1 or ":" in places[0]:
         return False
@@ -197,13 +197,6 @@ def show_evaluation(out: Output, result: Evaluation, errors: dict[str, float]) -
             f"no place  {plural(len(result.unplaced), 'tensor')} that this model has no place for, "
             f"left out on both sides: {', '.join(result.unplaced[:4])}"
         )
-
-
-def nats(value: float | None) -> str:
-    """A KL with three digits."""
-    if value is None:
-        return "-"
-    return f"{value:.4f}" if value >= 0.01 or value == 0 else f"{value:.2g}"
 
 
 def _show_control(out: Output, result: Evaluation) -> None:

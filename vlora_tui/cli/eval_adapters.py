@@ -13,7 +13,7 @@ from vlora_engine.evaluation.prompts import read_prompts
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
-from vlora_tui.utils.formatting import percent, plural, printable
+from vlora_tui.utils.formatting import nats, percent, plural, printable
 
 if TYPE_CHECKING:
     from vlora_engine.adapters.model import AdapterSource
@@ -124,7 +124,7 @@ def show_adapters(out: Output, result: AdaptersEvaluation) -> None:
             for s in result.scores
         ]
         worst, kl = result.worst_kl(name)
-        out.text(f"{name} keeps {', '.join(shares)}; it is farthest from {worst}: KL {_nats(kl)}")
+        out.text(f"{name} keeps {', '.join(shares)}; it is farthest from {worst}: KL {nats(kl)}")
         farther = [s.adapter for s in result.scores if s.merges[name].kl >= s.base.kl]
         if farther:
             out.warn(f"{name} is no nearer to {', '.join(farther)} than the bare base is")
@@ -137,13 +137,7 @@ def show_adapters(out: Output, result: AdaptersEvaluation) -> None:
 
 def _row(adapter: str, model: str, figures: Figures, gain: str, share: str) -> tuple[str, ...]:
     agreement = percent(figures.agreement)
-    return adapter, model, _nats(figures.kl), agreement, f"{figures.loss:.4f}", gain, share
-
-
-def _nats(value: float) -> str:
-    from vlora_tui.cli.eval import nats
-
-    return nats(value)
+    return adapter, model, nats(figures.kl), agreement, f"{figures.loss:.4f}", gain, share
 
 
 def _named_base(adapters: dict[str, AdapterSource]) -> str:

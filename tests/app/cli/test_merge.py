@@ -381,7 +381,7 @@ def test_the_verdict_on_a_pair_comes_first(
 def test_the_verdict_on_pairs_that_leave_each_other_alone_and_that_do_not(
     cli: Cli, tmp_path: Path
 ) -> None:
-    """The same two directions with weights (3, 1) and (1, -3): orthogonal, and half is contested."""
+    """The same two directions with weights (3, 1) and (1, -3): orthogonal, half is contested."""
     module = "model.layers.0.self_attn.q_proj"
     eye = torch.eye(12)
     for name, rows, sizes in (("p", (0, 1), (3, 1)), ("q", (0, 1), (1, -3)), ("r", (4, 5), (2, 1))):
