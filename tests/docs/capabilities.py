@@ -104,6 +104,13 @@ SECTIONS: dict[str, list[Row]] = {
             why=why(recipe=READS),
         ),
         Row(
+            "Whether a merged checkpoint is base + adapter",
+            (),
+            ("doctor",),
+            python=("doctor.check_merged", "doctor.read_checkpoint"),
+            why=why(interface=PLANNED, recipe=READS),
+        ),
+        Row(
             "Similarity, clusters, duplicates, checkpoints of one run",
             ("inspect.enter", "inspect.order", "inspect.higher", "inspect.lower"),
             ("analyze",),
@@ -147,10 +154,10 @@ SECTIONS: dict[str, list[Row]] = {
             why=why(recipe=READS),
         ),
         Row(
-            "What compression costs a base model",
+            "What compression or a merge costs a base model",
             (),
             ("eval",),
-            python=("evaluation.evaluate.evaluate_subspace",),
+            python=("evaluation.evaluate.evaluate_subspace", "evaluation.adapters.evaluate_adapters"),
             why=why(interface=PLANNED, recipe="it needs a base model and prompts, and only looks"),
         ),
         Row(

@@ -49,7 +49,9 @@ COMMANDS = {
     "module": Entry("module", "module", "Look closely at one module of one or two.", "Look"),
     "validate": Entry("care", "validate", "Check a subspace: checksums, shapes, figures.", "Look"),
     "doctor": Entry("doctor", "doctor", "What is wrong with adapters; what mends it.", "Look"),
-    "eval": Entry("eval", "evaluate", "Measure on the base model what compression cost.", "Look"),
+    "eval": Entry(
+        "eval", "evaluate", "Measure on the base what compression or a merge cost.", "Look"
+    ),
     "benchmark": Entry("care", "benchmark", "Time the operations of a subspace.", "Look"),
     "compress": Entry("compress", "compress", "Compress adapters into one subspace.", "Work"),
     "compact": Entry("compact", "compact", "Plan a coded collection anew.", "Work"),

@@ -44,6 +44,14 @@ def doctor(
         str | None,
         option("--base", "The base model's folder, or its config.json.", metavar="MODEL"),
     ] = None,
+    merged: Annotated[
+        str | None,
+        option(
+            "--merged",
+            "A checkpoint that ADAPTER was merged into: compare it with --base + ADAPTER.",
+            metavar="MODEL",
+        ),
+    ] = None,
     fail_on: Annotated[
         str, option("--fail-on", "error, warning, note or never: what exits with 3.")
     ] = "error",
@@ -59,7 +67,11 @@ def doctor(
 
     if fail_on not in FAIL_ON:
         raise ParameterError("--fail-on knows no such word.", expected=", ".join(FAIL_ON))
-    if paths == [ENVIRONMENT]:
+    if merged is not None:
+        from vlora_tui.cli.doctor_merged import compare_merged
+
+        failed = compare_merged(out, paths, base, merged, fail_on)
+    elif paths == [ENVIRONMENT]:
         failed = show_environment(out, fail_on)
     elif paths == [TABLE]:
         failed = False

@@ -1,7 +1,9 @@
-"""``eval``: how compression changes a model's outputs, beside the error of dW."""
+"""``eval``: how compression or a merge changes a model's outputs, beside the error of dW."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -9,13 +11,14 @@ import typer
 from vlora_engine.errors import CollectionError, ParameterError
 from vlora_engine.evaluation.prompts import LENGTH, MAX_TOKENS, read_prompts
 from vlora_engine.utils.device import require_device
+from vlora_engine.utils.file_names import ADAPTER_CONFIG
 from vlora_tui.cli import options as o
-from vlora_tui.cli.declare import option
+from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.hub_inputs import fetch_first
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
-from vlora_tui.utils.formatting import percent, plural, printable
+from vlora_tui.utils.formatting import nats, percent, plural, printable
 
 if TYPE_CHECKING:
     from vlora_engine.adapters.model import AdapterSource
@@ -26,7 +29,10 @@ if TYPE_CHECKING:
 
 def evaluate(
     out: Output,
-    subspace: o.Subspace,
+    places: Annotated[
+        list[str],
+        argument("A subspace; or adapters, each compared with the bare base.", metavar="PATHS"),
+    ],
     base: Annotated[
         str | None, option("--base", "The base model: a folder or a Hub id.", metavar="MODEL")
     ] = None,
@@ -44,6 +50,14 @@ def evaluate(
     originals: Annotated[
         list[str] | None, option("--originals", "Where the adapters lie now.", metavar="PATH")
     ] = None,
+    merged: Annotated[
+        list[str] | None,
+        option(
+            "--merged",
+            "A merge of the adapters, compared with each; may be repeated.",
+            metavar="ADAPTER",
+        ),
+    ] = None,
     max_tokens: Annotated[
         int, option("--max-tokens", "How many tokens of a task count.")
     ] = MAX_TOKENS,
@@ -60,14 +74,23 @@ def evaluate(
         bool, option("--skip-bad", "Leave out tasks whose original is not found.")
     ] = False,
 ) -> None:
-    """Measure on the base model what compression changed: KL of logits, top-1 agreement, loss.
+    """Measure on the base model what compression or a merge changed: KL, top-1 agreement, loss.
 
-    Each task's original adapter is the reference, KL is in nats a token. Beside the compressed
-    adapter stand the bare base, and another task's adapter: a control that must come out worse.
+    The original adapter is the reference, KL is in nats a token. Of a subspace, beside the
+    compressed adapter stand the bare base, and another task's adapter: a control that must come out
+    worse. Of adapters, beside each stand the bare base, --merged, and another adapter.
     """
     require_device(device)
     _check_figures(fail_above, max_tokens, length)
-    subspace, *places = fetch_first(out, subspace, *(originals or ()))
+    places = fetch_first(out, *places)
+    if merged or not _is_one_subspace(places):
+        from vlora_tui.cli.eval_adapters import Judging, judge_adapters
+
+        _refuse(task=task, originals=originals)
+        judging = Judging(base, prompts, max_tokens, length, seed, device, dtype, fail_above)
+        judge_adapters(out, places, merged or (), judging, skip_bad=skip_bad)
+        return
+    subspace, *places = places[0], *fetch_first(out, *(originals or ()))
     manifest, tasks = _chosen(subspace, task)
     model = base or manifest.base_model
     if model is None:
@@ -123,6 +146,26 @@ def evaluate(
         raise typer.Exit(FOUND)
 
 
+def _is_one_subspace(places: Sequence[str]) -> bool:
+    """Whether a single place is given that is no adapter: what is not there counts, too."""
+    from vlora_engine.catalog.read import is_subspace
+
+    if len(places) > 1 or ":" in places[0]:
+        return False
+    path = Path(places[0])
+    return is_subspace(path) or not (path / ADAPTER_CONFIG).exists()
+
+
+def _refuse(**given: object) -> None:
+    """Refuse what only a subspace has."""
+    for name, value in given.items():
+        if value:
+            raise ParameterError(
+                f"--{name} is about a subspace, and these are adapters.",
+                remedy=f"leave --{name} out",
+            )
+
+
 def show_evaluation(out: Output, result: Evaluation, errors: dict[str, float]) -> None:
     """A table of tasks, worst first, then means, the control and what had no place."""
     out.table(
@@ -154,13 +197,6 @@ def show_evaluation(out: Output, result: Evaluation, errors: dict[str, float]) -
             f"no place  {plural(len(result.unplaced), 'tensor')} that this model has no place for, "
             f"left out on both sides: {', '.join(result.unplaced[:4])}"
         )
-
-
-def nats(value: float | None) -> str:
-    """A KL with three digits."""
-    if value is None:
-        return "-"
-    return f"{value:.4f}" if value >= 0.01 or value == 0 else f"{value:.2g}"
 
 
 def _show_control(out: Output, result: Evaluation) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from vlora_engine.utils.ranking import ranked
 from vlora_tui.cli import options as o
 from vlora_tui.cli.csv_file import Csv, CsvFile
 from vlora_tui.cli.output import Output
 from vlora_tui.utils.formatting import percent, plural
+
+if TYPE_CHECKING:
+    from vlora_engine.analysis.interference_measures import PairVerdict
 
 SHOWN = 20  # pairs that are printed
 
@@ -23,7 +26,7 @@ def interference(
 ) -> None:
     """Which adapters share directions, and where they pull against each other."""
     from vlora_engine.adapters.check import check_adapters
-    from vlora_engine.analysis.interference_measures import MEASURES
+    from vlora_engine.analysis.interference_measures import MEASURES, pair_verdicts
     from vlora_engine.analysis.interference_measures import interference as measure
     from vlora_tui.cli.compare import find_all
     from vlora_tui.cli.progress import Watcher
@@ -39,10 +42,23 @@ def interference(
         sources = [collection.adapters[name] for name in names]
         found = measure(sources, progress=watcher.on_progress)
     matrices = found.as_dict()
+    verdicts = pair_verdicts(found)
+    sentence = _sentence(names, verdicts)
     out.json(
         "interference",
         {
             "adapters": names,
+            "verdict": sentence,
+            "pairs": [
+                {
+                    "adapter": names[v.first],
+                    "and": names[v.second],
+                    "kind": v.kind,
+                    "contested": v.contested,
+                    "verdict": v.sentence(names),
+                }
+                for v in verdicts
+            ],
             "norms": dict(zip(names, found.norms.tolist(), strict=True)),
             "measures": MEASURES,
             "matrices": {
@@ -55,9 +71,22 @@ def interference(
         },
     )
     sheet.write(("adapter", "and", *matrices), _rows(names, matrices))
+    out.text(sentence)
+    out.text()
     _show_pairs(out, names, matrices)
     for name, words in MEASURES.items():
         out.text(f"{name.replace('_', ' ')}: {words}")
+
+
+def _sentence(names: list[str], verdicts: Sequence[PairVerdict]) -> str:
+    """The answer in one sentence; of several pairs how many there are, and the worst."""
+    worst = verdicts[0].sentence(names)
+    if len(verdicts) == 1:
+        return worst
+    count = sum(verdict.interferes for verdict in verdicts)
+    if not count:
+        return f"None of {len(verdicts)} pairs get in each other's way; the closest: {worst}"
+    return f"{count} of {len(verdicts)} pairs get in each other's way; the worst: {worst}"
 
 
 def _show_pairs(out: Output, names: list[str], matrices: dict[str, list[list[float]]]) -> None:

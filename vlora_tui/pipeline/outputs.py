@@ -209,12 +209,6 @@ def merge_inputs(merge: Merge, collection: Collection) -> list[str]:
             names.append(named[0] if named else word)
         else:
             names += match_tasks([word], collection.tasks)
-    if len(names) < 2:
-        raise ParameterError(
-            "A merge needs two adapters or more.",
-            found=", ".join(names),
-            remedy="name them one by one, or all of a folder: DIR/*",
-        )
     if merge.weights is not None and len(merge.weights) != len(names):
         raise ParameterError(
             "There must be one weight for each adapter.",
@@ -267,6 +261,14 @@ def check_merge(merge: Merge, count: int) -> None:
     Raises:
         ParameterError: An unknown method or parameter, a value out of range, a contradiction.
     """
+    weighted = merge.weights is not None or merge.layers or merge.scale != 1
+    if count == 1 and not weighted:
+        raise ParameterError(
+            "A merge needs two adapters or more; one alone needs a weight.",
+            found="1 adapter",
+            remedy="name others too, or all of a folder: DIR/*; or give this one a weight, such as "
+            "-1, which takes away what it does",
+        )
     check_request(count, merge.method, **_merge_settings(merge), parameters=merge.parameters)
 
 

@@ -151,8 +151,11 @@ class _Reader:
             models.append(
                 _Model(name, self._existing(name, key), self._table(row.get("parameters"), key))
             )
-        if len(models) < 2:
-            self.fail("A merge needs two adapters or more.", "models", found=str(len(models)))
+        settings = [data.get("parameters"), *(model.parameters for model in models)]
+        weighted = any("weight" in row for row in settings if isinstance(row, dict))
+        if len(models) < 2 and not (models and weighted):
+            what = "A merge needs two adapters or more; one alone needs a weight."
+            self.fail(what, "models", found=str(len(models)))
         if method.name == "slerp":
             models.sort(key=lambda model: model.name != base)  # t = 0 is the base model
         return models

@@ -54,6 +54,13 @@ def times(ratio: float | None) -> str:
     return "-" if ratio is None else f"{ratio:.3g}x"
 
 
+def nats(value: float | None) -> str:
+    """A KL with three digits."""
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if value >= 0.01 or value == 0 else f"{value:.2g}"
+
+
 def plural(count: int, noun: str, many: str | None = None) -> str:
     """``1 task``, ``3 tasks``."""
     return f"{count} {noun if count == 1 else many or noun + 's'}"

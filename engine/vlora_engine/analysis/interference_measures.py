@@ -63,6 +63,100 @@ class Interference:
         return {name: getattr(self, name).tolist() for name in MEASURES}
 
 
+# Where a verdict turns (docs/mathematics.md#interference): conventions, each with what it means.
+TURNS = 0.1  # |cosine|: a plain sum of two of one size changes the strength of each by 10 %
+ALIKE = 0.5  # cosine from which two do much the same
+TANGLED = 0.05  # the share of one's energy that lies where the other acts, and with other signs
+DROWNS = 3.0  # times the norm: at equal weights the larger has 9 times the energy
+
+
+@dataclass(frozen=True)
+class PairVerdict:
+    """What a merge would meet with two adapters.
+
+    Args:
+        first: The index of one.
+        second: Of the other.
+        kind: ``opposed`` (they cancel), ``tangled`` (they share directions with mixed signs),
+            ``alike`` (they reinforce each other), ``apart`` (they leave each other alone).
+        cosine: Of the two dW.
+        contested: The share of one's energy where the other acts with other signs, at most.
+        ratio: The norm of the second over that of the first.
+    """
+
+    first: int
+    second: int
+    kind: str
+    cosine: float
+    contested: float
+    ratio: float
+
+    @property
+    def interferes(self) -> bool:
+        """Whether they get in each other's way."""
+        return self.kind in ("opposed", "tangled")
+
+    @property
+    def drowned(self) -> int | None:
+        """The index of the one that the other would drown at equal weights."""
+        if self.ratio >= DROWNS:
+            return self.first
+        return self.second if 0 < self.ratio <= 1 / DROWNS else None
+
+    def sentence(self, names: Sequence[str]) -> str:
+        """The verdict in one sentence."""
+        a, b = names[self.first], names[self.second]
+        losses = self.cosine * self.ratio, self.cosine / self.ratio if self.ratio else 0.0
+        if self.kind == "opposed":
+            text = (
+                f"{a} and {b} pull against each other (cosine {self.cosine:.2f}): a plain sum "
+                f"takes {min(1.0, -losses[0]):.0%} from {a} and {min(1.0, -losses[1]):.0%} from {b}"
+            )
+        elif self.kind == "tangled":
+            text = (
+                f"{a} and {b} use the same directions with mixed signs: up to {self.contested:.0%} "
+                "of one is contested by the other, so prefer ties, or weights by layer, to a sum"
+            )
+        elif self.kind == "alike":
+            much = "do much the same" if self.cosine >= ALIKE else "agree in part"
+            text = (
+                f"{a} and {b} {much} (cosine {self.cosine:.2f}) and do not get in each other's "
+                "way: average them, a sum would be too strong"
+            )
+        else:
+            text = f"{a} and {b} do not get in each other's way: they can be added up"
+        if self.drowned is None:
+            return f"{text}."
+        small, large = (a, b) if self.drowned == self.first else (b, a)
+        times = max(self.ratio, 1 / self.ratio)
+        return f"{text}; but {large} is {times:.2g} times as large and would drown {small}."
+
+
+def pair_verdicts(found: Interference) -> list[PairVerdict]:
+    """The verdict on every pair, the worst first."""
+    verdicts = []
+    count = len(found.norms)
+    for i in range(count):
+        for j in range(i + 1, count):
+            cosine = float(found.cosine[i, j])
+            shared = max(float(found.overlap[i, j]), float(found.overlap[j, i]))
+            contested = shared * float(found.sign_conflict[i, j])
+            if cosine <= -TURNS:
+                kind = "opposed"
+            elif cosine >= TURNS:
+                kind = "alike"
+            else:
+                kind = "tangled" if contested >= TANGLED else "apart"
+            norms = float(found.norms[i]), float(found.norms[j])
+            ratio = norms[1] / norms[0] if norms[0] else 0.0
+            verdicts.append(PairVerdict(i, j, kind, cosine, contested, ratio))
+    order = ("opposed", "tangled", "alike", "apart")
+    return sorted(
+        verdicts,
+        key=lambda v: (order.index(v.kind), v.drowned is None, -v.contested, v.first, v.second),
+    )
+
+
 @dataclass
 class _Sums:
     """Sums over modules, (n, n) each; the diagonal of ``inner`` is ||dW||^2."""

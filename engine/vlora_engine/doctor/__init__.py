@@ -1,8 +1,9 @@
 """The doctor: what is wrong with adapters, what a target will make of them, and what mends it.
 
 `verdict` answers from headers alone and imports no torch; `diagnose` goes through folders, and
-reads tensors one adapter at a time; `read_base` tells a base model by its headers; `all_rules` is
-the table, every row with its source.
+reads tensors one adapter at a time; `read_base` tells a base model by its headers; `check_merged`
+compares a merged checkpoint with base + adapter; `all_rules` is the table, every row with its
+source.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ _HOMES = {
         "subject_of",
         "verdict",
     ],
+    "vlora_engine.doctor.checkpoint": ["Checkpoint", "read_checkpoint"],
+    "vlora_engine.doctor.merged_check": ["MergedReport", "ModuleVerdict", "check_merged"],
     "vlora_engine.targets.registry": ["RANK_LIMITS"],
     "vlora_engine.doctor.rules": ["TARGETS", "Rule", "Subject"],
     "vlora_engine.findings": ["SEVERITIES"],

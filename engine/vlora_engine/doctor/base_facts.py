@@ -193,16 +193,20 @@ def read_base(place: str | Path) -> BaseFacts:
     )
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of a model: those that its index names, or all."""
+    index = folder / INDEX
+    if not index.is_file():
+        return sorted(folder.glob("*.safetensors"))
+    table = _read_json(index).get("weight_map")
+    names = {str(name) for name in table.values()} if isinstance(table, dict) else set()
+    return [folder / name for name in sorted(names) if "/" not in name and name != ".."]
+
+
 def _weights(folder: Path) -> dict[str, tuple[str, Shape]]:
     """dtype and shape of every weight, from the headers of all safetensors in the folder."""
-    files = sorted(folder.glob("*.safetensors"))
-    index = folder / INDEX
-    if index.is_file():
-        table = _read_json(index).get("weight_map")
-        names = {str(name) for name in table.values()} if isinstance(table, dict) else set()
-        files = [folder / name for name in sorted(names) if "/" not in name and name != ".."]
     found = {}
-    for file in files:
+    for file in weight_files(folder):
         for key, entry in read_header(file).entries.items():
             module, _, leaf = key.rpartition(".")
             if leaf in ("weight", "qweight"):

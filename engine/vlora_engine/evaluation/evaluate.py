@@ -238,7 +238,7 @@ def evaluate(
         Cancelled: ``cancelled()`` became true between two tasks.
     """
     run = RunContext(progress, cancelled)
-    _check(pairs, max_tokens, length)
+    check_evaluation(len(pairs), max_tokens, length)
     length = min(length, base.longest or length)
     others = strangers if strangers is not None else {t: p.compressed for t, p in pairs.items()}
     in_place_of = derangement(list(others), seed)
@@ -251,11 +251,7 @@ def evaluate(
             stranger = in_place_of.get(task)
             if stranger is not None:
                 base.put("shuffled", others[stranger]())
-            if prompts is None:
-                texts = _sampled(base, max_tokens, length, seed ^ zlib.crc32(task.encode()))
-            else:
-                texts = _sequences(base, prompts[task], max_tokens, length)
-            text = SAMPLED if prompts is None else prompts[task].file
+            text, texts = text_of(base, task, prompts, max_tokens, length, seed)
             scores.append(_score(base, task, text, texts, stranger))
         run.report(STAGE, done, len(pairs), task)
     return Evaluation(
@@ -280,18 +276,7 @@ def _score(
     models = {"compressed": "compressed", "base": None}
     if stranger is not None:
         models["shuffled"] = "shuffled"
-    meters = {name: _Meter() for name in models}
-    for tokens in batches:
-        reference = base.logits("original", tokens).logits
-        for name, adapter in models.items():
-            meters[name].add(reference, base.logits(adapter, tokens).logits, tokens)
-    if any(meter.broken for meter in meters.values()):
-        raise ParameterError(
-            "The model's logits are not numbers.",
-            where=f"{base.name}, task {task!r}",
-            found="NaN",
-            remedy="let the base run in another dtype: bf16 or fp32",
-        )
+    meters = measure(base, task, models, batches)
     return TaskScore(
         task=task,
         text=text,
@@ -304,7 +289,36 @@ def _score(
     )
 
 
-class _Meter:
+def measure(
+    base: BaseModel, task: str, models: Mapping[str, str | None], batches: Sequence[Tensor]
+) -> dict[str, Meter]:
+    """Compare models with the one in the slot ``original``, over the batches of tokens (S, T).
+
+    Args:
+        base: The base model with its slots filled.
+        task: Whose text it is, for errors.
+        models: The slot of each, None for the bare base.
+        batches: One at a time.
+
+    Raises:
+        ParameterError: Logits that are NaN.
+    """
+    meters = {name: Meter() for name in models}
+    for tokens in batches:
+        reference = base.logits("original", tokens).logits
+        for name, adapter in models.items():
+            meters[name].add(reference, base.logits(adapter, tokens).logits, tokens)
+    if any(meter.broken for meter in meters.values()):
+        raise ParameterError(
+            "The model's logits are not numbers.",
+            where=f"{base.name}, task {task!r}",
+            found="NaN",
+            remedy="let the base run in another dtype: bf16 or fp32",
+        )
+    return meters
+
+
+class Meter:
     """Sums over tokens the figures of one model against the reference."""
 
     def __init__(self) -> None:
@@ -355,6 +369,23 @@ def _compare(reference: Tensor, logits: Tensor, following: Tensor) -> Tensor:
     targets = following[:, None]
     loss, reference_loss = (-log.gather(1, targets).sum() for log in (log_q, log_p))
     return torch.stack([kl, agreement.double(), loss, reference_loss])
+
+
+def text_of(
+    base: BaseModel,
+    task: str,
+    prompts: Mapping[str, Prompt] | None,
+    max_tokens: int,
+    length: int,
+    seed: int,
+) -> tuple[str, list[Tensor]]:
+    """What a task is judged on, in words and as batches (S, T).
+
+    Its text, or one that is sampled from the model in the slot ``original``.
+    """
+    if prompts is not None:
+        return prompts[task].file, _sequences(base, prompts[task], max_tokens, length)
+    return SAMPLED, _sampled(base, max_tokens, length, seed ^ zlib.crc32(task.encode()))
 
 
 def _sequences(base: BaseModel, prompt: Prompt, max_tokens: int, length: int) -> list[Tensor]:
@@ -436,8 +467,13 @@ def _at_once(length: int, vocabulary: int) -> int:
     return max(1, min(SEQUENCES, LOGITS // (length * vocabulary)))
 
 
-def _check(pairs: Mapping[str, Pair], max_tokens: int, length: int) -> None:
-    if not pairs:
+def check_evaluation(count: int, max_tokens: int, length: int) -> None:
+    """Check the figures of an evaluation of ``count`` tasks.
+
+    Raises:
+        ParameterError: One is out of range, or there is no task.
+    """
+    if not count:
         raise ParameterError("There is no task to evaluate.")
     if max_tokens < 1:
         raise ParameterError("Tokens are counted from 1.", found=f"max_tokens {max_tokens}")

@@ -17,7 +17,7 @@ from vlora_engine.adapters.model import AdapterSource, LoRAWeights, as_source, n
 from vlora_engine.adapters.unchanged import require_unchanged
 from vlora_engine.errors import AdapterError, UnsupportedAdapterError
 from vlora_engine.findings import Finding
-from vlora_engine.merging.core_space import ModuleInputs
+from vlora_engine.merging.core_space import Change, ModuleInputs
 from vlora_engine.merging.factorwise import as_first_library, as_peft
 from vlora_engine.merging.operators import OPERATORS
 from vlora_engine.merging.result import MergedModule, MergeReport, assemble, kept_rank
@@ -142,10 +142,14 @@ def merge_with_report(
         values=values,
     )
     base = check_weights(weights, len(sources), spec)
-    report = MergeReport(spec.name, space if dialect is None else dialect, values, base)
+    report = MergeReport(spec.label, space if dialect is None else dialect, values, base)
     report.findings += _differences(sources, holders)
     if spec.caution:
-        report.findings.append(Finding("caution", "warning", spec.caution, place=spec.name))
+        report.findings.append(Finding("caution", "warning", spec.caution, place=spec.label))
+    if spec.remark:
+        report.findings.append(Finding("method", "note", spec.remark, place=spec.label))
+    if len(sources) == 1 and sources[0].rest:
+        report.findings.append(_rest_unscaled(sources))
     if layers:
         report.varied = varied_modules(list(holders), layers)
     if request.is_apart and dialect is None:
@@ -197,6 +201,14 @@ def _merge_module(
         mean=request.averages,
         weights_of_all=settings.weights,
     )
+    if request.is_side_by_side or (request.keeps_rank and request.is_sum and len(sources) == 1):
+        merged = MergedModule.stacked(inputs, request.scale, _result_dtype(factors))
+        change = Change.of(merged.a, merged.b, merged.scale)
+        retained = {
+            i: module_retention(change, pair, scale)
+            for i, pair, scale in zip(holders, factors, scales, strict=True)
+        }
+        return replace(merged, norm2=change.norm**2, kept=retained)
     operator = OPERATORS[request.operator if any(settings.weights) else "task_arithmetic"]
     change = operator(inputs, settings.values).times(request.scale)
     rank = kept_rank(change, request.rank, request.energy)
@@ -249,6 +261,11 @@ def _differences(
                 Finding("modules-missing", "note", what, place=source_label(sources, i))
             )
     return findings
+
+
+def _rest_unscaled(sources: Sequence[AdapterSource]) -> Finding:
+    what = f"{len(sources[0].rest)} tensor(s) beside A and B stay as they are: weights are of dW."
+    return Finding("rest-unweighted", "note", what, place=source_label(sources, 0))
 
 
 def _result_dtype(factors: Sequence[tuple[Tensor, Tensor]]) -> torch.dtype:

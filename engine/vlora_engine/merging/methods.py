@@ -69,6 +69,12 @@ OUTLIERS = (
 )
 
 
+ADDS_UP = (
+    "cat adds the adapters up, each at its weight (1 where none is given), as PEFT's cat does; "
+    "it was the average before, which is now: average."
+)
+
+
 def _chances(values: Mapping[str, Any]) -> None:
     """Check that DELLA's probabilities, density - epsilon to density + epsilon, are within (0, 1].
 
@@ -97,7 +103,7 @@ for _method in (
         "weighted sum of the weight changes, exact",
         "dW",
         identities=EXACT | {"linear"},
-        aliases=("average", "linear", "weighted_sum", "cat"),
+        aliases=("average", "linear", "weighted_sum"),
         factors=True,
         reference="arXiv:2212.04089",
     ),
@@ -266,6 +272,15 @@ for _method in (
         aliases=("iso",),
         reference="arXiv:2502.04959",
     ),
+    MergeMethod(
+        "cat",
+        "A and B side by side: the sum of the weight changes, the rank that of all together",
+        "A and B, whose product is dW",
+        default_weights="1",
+        identities=(EXACT - {"copies"}) | {"linear"},
+        reference="PEFT, add_weighted_adapter",
+        remark=ADDS_UP,
+    ),
 ):  # fmt: skip
     MERGE_METHODS.add(_method)
 
@@ -297,7 +312,12 @@ for _method in (
         "magnitude_prune", "keep the largest entries of A and of B", APART, (PEFT_DENSITY,)
     ),
     MergeMethod(
-        "cat", "weighted sum of the weight changes, exact", "dW", identities=EXACT | {"linear"}
+        "cat",
+        "A and B side by side: the sum of the weight changes, the rank that of all together",
+        "A and B, whose product is dW",
+        default_weights="1",
+        identities=(EXACT - {"copies"}) | {"linear"},
+        remark=ADDS_UP,
     ),
     MergeMethod(
         "svd",
@@ -319,7 +339,7 @@ def find_method(name: str, dialect: str | None = None) -> MergeMethod:
         ParameterError: There is none, or no such dialect.
     """
     if dialect is None:
-        return MERGE_METHODS.find(name)
+        return MERGE_METHODS.find(name).as_typed(name)
     if dialect != "peft":
         raise ParameterError("There is no such dialect.", expected="peft", found=repr(dialect))
     if name.replace("-", "_") in DENSE_IN_PEFT:
@@ -328,7 +348,7 @@ def find_method(name: str, dialect: str | None = None) -> MergeMethod:
             f"PEFT's {name} works on whole d_out x d_in matrices, which are never formed here.",
             remedy=f"--method {method} --rank R, without the dialect: the same steps on the core",
         )
-    return PEFT_METHODS.find(DEFAULT_IN_PEFT if name == DEFAULT_METHOD else name)
+    return PEFT_METHODS.find(DEFAULT_IN_PEFT if name == DEFAULT_METHOD else name).as_typed(name)
 
 
 DEFAULT_IN_PEFT = "linear"

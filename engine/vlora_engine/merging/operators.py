@@ -187,4 +187,5 @@ OPERATORS: dict[str, Operator] = {
     "knots": knots,
     "tsv_m": tsv_m,
     "iso_c": iso_c,
+    "cat": weighted_sum,
 }

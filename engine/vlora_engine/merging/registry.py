@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -144,6 +144,8 @@ class MergeMethod:
         reference: The paper or program that it is from.
         rule: Checks several parameters together; raises ParameterError.
         caution: A warning for its users.
+        remark: A note for its users.
+        typed: The name by which it was asked for, where that is an alias.
     """
 
     name: str
@@ -162,6 +164,17 @@ class MergeMethod:
     reference: str = ""
     rule: Callable[[Mapping[str, Any]], None] | None = None
     caution: str = ""
+    remark: str = ""
+    typed: str = field(default="", compare=False)
+
+    @property
+    def label(self) -> str:
+        """What to call it: as whoever asked for it did."""
+        return self.typed or self.name
+
+    def as_typed(self, name: str) -> MergeMethod:
+        """The same, called by one of its names in reports and errors."""
+        return replace(self, typed=name) if name.replace("-", "_") in self.aliases else self
 
     def __call__(self, adapters: Sequence[Any], *args: Any, **kwargs: Any) -> LoRAWeights:
         return _functions()[self.name](adapters, *args, **kwargs)
@@ -192,7 +205,7 @@ class MergeMethod:
         unknown = sorted(given.keys() - set(names))
         if unknown:
             raise ParameterError(
-                f"Merging by {self.name} has no parameter {unknown[0]!r}.",
+                f"Merging by {self.label} has no parameter {unknown[0]!r}.",
                 expected=", ".join([*SETTINGS, *names]),
                 found=", ".join(unknown),
             )
@@ -216,7 +229,7 @@ class MergeMethod:
         """
         if self.adapters is not None and count != self.adapters:
             raise ParameterError(
-                f"Merging by {self.name} takes {self.adapters} adapters.",
+                f"Merging by {self.label} takes {self.adapters} adapters.",
                 expected=str(self.adapters),
                 found=str(count),
             )

@@ -19,7 +19,7 @@ from vlora_engine.adapters.model import (
     same_bits,
 )
 from vlora_engine.findings import Finding
-from vlora_engine.merging.core_space import Change
+from vlora_engine.merging.core_space import Change, ModuleInputs
 from vlora_engine.merging.retention import ModuleRetention, Retention, retentions
 
 # Keys of the first adapter's config that still hold after a merge. Everything else is computed or
@@ -83,6 +83,21 @@ class MergedModule:
     norm2: float = 0.0
     cut2: float = 0.0
     kept: Mapping[int, ModuleRetention] = field(default_factory=dict)
+
+    @classmethod
+    def stacked(cls, inputs: ModuleInputs, factor: float, dtype: torch.dtype) -> MergedModule:
+        """The adapters' A below each other and their B side by side: the exact sum of dW.
+
+        The largest ``|weight * scale|`` is the module's scale, and each A is multiplied by its
+        share of it, with its sign: of one adapter, or of equal ones, all numbers stay as they are.
+        PEFT's cat puts the whole of it on A (add_weighted_adapter).
+        """
+        factors = [w * s * factor for w, s in zip(inputs.weights, inputs.scales, strict=True)]
+        scale = max(map(abs, factors)) or 1.0
+        pairs = list(zip(inputs.factors, factors, strict=True))
+        a = torch.cat([(a.double() * (f / scale)).to(dtype) for (a, _), f in pairs])
+        b = torch.cat([b.to(dtype) for (_, b), _ in pairs], dim=1)
+        return cls(a.contiguous(), b.contiguous(), scale)
 
     @classmethod
     def of(cls, change: Change, rank: int, dtype: torch.dtype) -> MergedModule:

@@ -11,7 +11,12 @@ from typing import Any
 from vlora_engine.errors import CollectionError, ParameterError
 from vlora_engine.merging.methods import find_method
 from vlora_engine.merging.registry import MergeMethod
-from vlora_engine.merging.weights import Layers, check_layers, check_weights
+from vlora_engine.merging.weights import (
+    Layers,
+    check_layers,
+    check_weights,
+    weights_of_layers,
+)
 
 
 def check_request(
@@ -40,6 +45,8 @@ def check_request(
     request.check(count)
     check_weights(weights, count, spec)
     check_layers(spec, layers, count)
+    if count == 1:
+        request.check_alone([weights, *weights_of_layers(layers)])
     return request, values
 
 
@@ -80,6 +87,21 @@ class MergeRequest:
         return self.spec.normalises != "entry" and self.normalises
 
     @property
+    def is_side_by_side(self) -> bool:
+        """Whether the adapters' own A and B are stacked, not the singular directions of a sum."""
+        return self.spec.name == "cat" and self.keeps_rank
+
+    @property
+    def keeps_rank(self) -> bool:
+        """Whether no cut of the rank is asked for."""
+        return self.rank is None and self.energy is None
+
+    @property
+    def is_sum(self) -> bool:
+        """Whether the result is the plain weighted sum of the weight changes."""
+        return self.operator in ("task_arithmetic", "cat") and not self.is_apart
+
+    @property
     def operator(self) -> str:
         """The name of the operator; PEFT's exact methods are sums."""
         return "task_arithmetic" if self.dialect == "peft" else self.spec.name
@@ -96,7 +118,7 @@ class MergeRequest:
         self.spec.check_count(count)
         self._check_space()
         if self.normalize is False and not self.spec.may_normalise:
-            raise ParameterError(f"Merging by {self.spec.name} always normalises its weights.")
+            raise ParameterError(f"Merging by {self.spec.label} always normalises its weights.")
         if not _is_number(self.scale) or self.scale == 0:
             raise ParameterError(
                 "scale is out of range.", expected="any number but 0", found=repr(self.scale)
@@ -105,6 +127,30 @@ class MergeRequest:
             raise ParameterError(
                 "energy is out of range.", expected="(0, 1]", found=repr(self.energy)
             )
+
+    def check_alone(self, weights: Sequence[Sequence[float] | None]) -> None:
+        """Refuse weights of a single adapter of which the method would leave nothing.
+
+        Raises:
+            ParameterError: Weights are divided by their sum, so that -1 or 0.5 would count as 1; or
+                entries are averaged over them, so that only the sign counts.
+        """
+        if not (self.divides_weights or self.averages):
+            return
+        for weight in (row[0] for row in weights if row):
+            left = math.copysign(1.0, weight) if self.averages else 1.0
+            if weight not in (0, left):
+                way = "averages over" if self.averages else "divides by the sum of"
+                remedy = "--method linear takes the weight as it is"
+                if self.spec.may_normalise:
+                    remedy += "; so does --no-normalize"
+                raise ParameterError(
+                    f"Merging by {self.spec.label} {way} its weights: of one adapter's {weight:g} "
+                    f"{left:g} would be left.",
+                    expected=f"{left:g}",
+                    found=f"{weight:g}",
+                    remedy=remedy,
+                )
 
     def _check_space(self) -> None:
         if self.space not in ("delta", "factors"):
@@ -117,7 +163,7 @@ class MergeRequest:
             raise ParameterError("A dialect says by itself what is merged; leave space out.")
         if self.space == "factors" and not self.spec.factors:
             raise ParameterError(
-                f"The first library has no {self.spec.name}.",
+                f"The first library has no {self.spec.label}.",
                 expected="average, ties or dare with space='factors'",
                 remedy="merge weight changes: space='delta'",
             )

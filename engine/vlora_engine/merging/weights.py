@@ -95,6 +95,12 @@ def check_weights(
     return tuple(float(weight) for weight in given)
 
 
+def weights_of_layers(layers: Layers | None) -> list[Sequence[float] | None]:
+    """The weights that each pattern of ``layers`` sets; None where it sets none."""
+    rows = (layers or {}).values()
+    return [row.get("weights") if isinstance(row, Mapping) else row for row in rows]
+
+
 def varied_modules(modules: Sequence[str], layers: Layers) -> int:
     """The number of modules that a pattern of ``layers`` matches."""
     return len({module for pattern in layers for module in fnmatch.filter(modules, pattern)})

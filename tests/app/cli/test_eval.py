@@ -182,3 +182,48 @@ def test_a_refusal_needs_no_torch(fresh_python: FreshPython, trained: Trained, s
         "print(code, sorted({'torch', 'peft'} & set(sys.modules)))"
     )
     assert fresh_python(code).stdout == "2 []\n"
+
+
+# ---- adapters as they are, and merges -----------------------------------------------------------
+
+
+def test_adapters_beside_the_base_and_a_merge_beside_its_parents(
+    cli: Cli, trained: Trained, tmp_path: Path
+) -> None:
+    first, second = sorted(trained.tasks)[:2]
+    places = [trained.path / "adapters" / name for name in (first, second)]
+    merge = ["merge", *places, "--method"]
+    cli(*merge, "average", "-o", tmp_path / "mean")
+    cli("merge", places[0], "--method", "linear", "--weights=1", "-o", tmp_path / "same")
+    words = ["eval", *places, "--base", trained.base, "--prompts", trained.path / "texts", *FEW]
+    alone = cli(*words, "--json").data
+    assert alone["schema"] == "vlora-tui/eval-adapters"
+    assert [row["adapter"] for row in alone["adapters"]] == [first, second]
+    for row in alone["adapters"]:
+        assert row["merges"] == {}
+        assert row["gain"] == pytest.approx(row["base"]["loss"] - row["loss"])
+        assert row["gain"] > 0.01
+        assert row["stranger"] in {first, second} - {row["adapter"]}
+    found = cli(*words, "--merged", tmp_path / "mean", "--merged", tmp_path / "same", "--json").data
+    one, other = found["adapters"]
+    assert one["loss"] == alone["adapters"][0]["loss"]
+    # a copy of the first is the first, and to the second it is the other adapter
+    assert one["merges"]["same"]["kl"] == pytest.approx(0, abs=1e-9)
+    assert one["merges"]["same"]["agreement"] == 1
+    assert one["merges"]["same"]["gain_kept"] == pytest.approx(1, abs=1e-6)
+    assert other["merges"]["same"]["kl"] == pytest.approx(other["other"]["kl"], rel=1e-6)
+    for row in (one, other):
+        assert 0 < row["merges"]["mean"]["kl"] < row["base"]["kl"]
+        kept = (row["base"]["loss"] - row["merges"]["mean"]["loss"]) / row["gain"]
+        assert row["merges"]["mean"]["gain_kept"] == pytest.approx(kept)
+    text = cli(*words, "--merged", tmp_path / "mean").out
+    assert f"of {first}'s gain" in text
+    bound = ["--merged", tmp_path / "mean", "--fail-above", "1e-6"]
+    assert "exceeds" in cli(*words, *bound, code=3).err
+
+
+def test_what_is_a_subspaces_is_refused_of_adapters(cli: Cli, trained: Trained) -> None:
+    place = trained.path / "adapters" / sorted(trained.tasks)[0]
+    for words in (["--task", "x"], ["--originals", str(place)]):
+        assert "is about a subspace" in cli("eval", place, *words, code=2).err
+    assert "--merged" in cli("eval", place, "--fail-above", "1", code=2).err

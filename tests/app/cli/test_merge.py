@@ -235,7 +235,7 @@ def test_every_merge_method_of_the_table(cli: Cli, zoo: Path, tmp_path: Path, na
         ("merge_method: ties", "names no models"),
         ("models: [{model: a}, {model: b}]", "merge_method"),
         ("models: [{model: a}, {model: b}]\nmerge_method: passthrough", "task_arithmetic"),
-        ("models: [{model: a}]\nmerge_method: ties", "two adapters or more"),
+        ("models: [{model: a}]\nmerge_method: ties", "one alone needs a weight"),
         ("models: [{model: a}, {model: nope}]\nmerge_method: ties", "no such adapter"),
         ("models: [{model: a}, {model: org/m+org/lora}]\nmerge_method: ties", "behind the +"),
         ("models: [{model: a, layers: 3}, {model: b}]\nmerge_method: ties", "'layers'"),
@@ -300,3 +300,98 @@ def test_interference_in_three_forms(cli: Cli, zoo: Path) -> None:
     assert json.dumps(data)
     cli("interference", zoo, "--csv", "-", "--json", code=2)
     assert "nothing to compare" in cli("interference", zoo / "a", code=2).err
+
+
+# ---- one adapter alone, and the method by the name that was typed -------------------------------
+
+
+def test_one_adapter_is_negated_by_flags_recipe_and_mergekit_file(
+    cli: Cli, zoo: Path, tmp_path: Path
+) -> None:
+    negative = load_adapter(zoo / "a")
+    negative.scales = {module: -scale for module, scale in negative.scales.items()}
+    cli("merge", zoo / "a", "--method", "linear", "--weights=-1", "-o", tmp_path / "flags")
+    recipe = tmp_path / "merge.toml"
+    table = f'[[merge]]\nadapters = ["{zoo}/a"]\nmethod = "linear"\nweights = [-1]\npath = "toml"\n'
+    recipe.write_text(f'[input]\nadapters = ["{zoo}/a"]\n{table}')
+    cli("run", "--headless", recipe)
+    kit = config(zoo, "models: [{model: a, parameters: {weight: -1}}]\nmerge_method: linear\n"
+                 "parameters: {normalize: false}")  # fmt: skip
+    cli("merge", kit, "-o", tmp_path / "kit")
+    kit.unlink()
+    for name in ("flags", "toml", "kit"):
+        same_deltas(tmp_path / name, negative, 1e-6)
+
+
+def test_one_adapter_without_a_weight_is_no_merge(cli: Cli, zoo: Path, tmp_path: Path) -> None:
+    refused = cli("merge", zoo / "a", "-o", tmp_path / "m", code=2)
+    assert "one alone needs a weight" in refused.err
+    refused = cli(
+        "merge", zoo / "a", "-o", tmp_path / "m", "--method", "model_stock", "--weights=-1", code=2
+    )
+    assert "of one adapter's -1 1 would be left" in refused.err
+    assert not (tmp_path / "m").exists()
+
+
+@pytest.mark.parametrize("typed", ["linear", "average", "task_arithmetic", "dare-linear", "cat"])
+def test_a_merge_is_told_by_the_name_that_was_typed(
+    cli: Cli, zoo: Path, tmp_path: Path, typed: str
+) -> None:
+    words = ["merge", zoo / "a", zoo / "b", "--method", typed, "-o", tmp_path / "m"]
+    found = cli(*words)
+    assert f" by {typed} (weights " in found.out
+    assert ("it was the average before" in found.err) == (typed == "cat")
+    assert cli(*words, "--force", "--json").data["method"] == typed
+    assert cli(*words, "--preview", "--json").data["merges"][0]["method"] == typed
+
+
+# ---- the verdict of interference ----------------------------------------------------------------
+
+
+def turned(zoo: Path, name: str, factor: float) -> Path:
+    """Adapter ``a`` with another sign or size."""
+    from safetensors.torch import load_file
+
+    place = zoo.parent / f"{zoo.name}-{name}"
+    tensors = load_file(zoo / "a" / "adapter_model.safetensors")
+    changed = {k: t * factor if "lora_B" in k else t for k, t in tensors.items()}
+    settings = json.loads((zoo / "a" / "adapter_config.json").read_text())
+    return make.write(place, changed, settings)
+
+
+@pytest.mark.parametrize(
+    ("factor", "kind", "words"),
+    [
+        (-1.0, "opposed", "takes 100% from a and 100% from"),
+        (2.0, "alike", "do much the same (cosine 1.00)"),
+        (-5.0, "opposed", "is 5 times as large as a and would drown a."),
+    ],
+)
+def test_the_verdict_on_a_pair_comes_first(
+    cli: Cli, zoo: Path, factor: float, kind: str, words: str
+) -> None:
+    other = turned(zoo, f"x{factor}", factor)
+    found = cli("interference", zoo / "a", other)
+    assert words in found.out.splitlines()[0]
+    data = cli("interference", zoo / "a", other, "--json").data
+    assert data["verdict"] == data["pairs"][0]["verdict"]
+    assert data["pairs"][0]["kind"] == kind
+
+
+def test_the_verdict_on_pairs_that_leave_each_other_alone_and_that_do_not(
+    cli: Cli, tmp_path: Path
+) -> None:
+    """The same two directions with weights (3, 1) and (1, -3): orthogonal, half is contested."""
+    module = "model.layers.0.self_attn.q_proj"
+    eye = torch.eye(12)
+    for name, rows, sizes in (("p", (0, 1), (3, 1)), ("q", (0, 1), (1, -3)), ("r", (4, 5), (2, 1))):
+        a, b = eye[list(rows)], eye[:, list(rows)] * torch.tensor(sizes, dtype=torch.float32)
+        tensors = {f"{make.PREFIX}{module}.lora_{s}.weight": t.contiguous()
+                   for s, t in (("A", a), ("B", b))}  # fmt: skip
+        make.write(tmp_path / name, tensors, make.config(r=2, target_modules=["q_proj"]))
+    data = cli("interference", tmp_path, "--json").data
+    assert [row["kind"] for row in data["pairs"]] == ["tangled", "apart", "apart"]
+    assert data["pairs"][0]["contested"] == pytest.approx(0.5)
+    assert data["verdict"].startswith("1 of 3 pairs get in each other's way; the worst: p and q")
+    apart = cli("interference", tmp_path / "p", tmp_path / "r").out
+    assert apart.splitlines()[0].startswith("p and r do not get in each other's way")

@@ -49,6 +49,7 @@ SETTINGS: dict[str, list[dict[str, Any]]] = {
     "knots": [{"density": 0.5}],
     "tsv_m": [{}, {"keep": 0.5}],
     "iso_c": [{}],
+    "cat": [{}],
 }
 for rows in SETTINGS.values():  # a drawn seed would not be the same twice
     for row in rows:
@@ -114,7 +115,7 @@ def test_ranges_in_words():
     }
 
 
-@pytest.mark.parametrize("alias", ["average", "linear", "cat", "task_arithmetic"])
+@pytest.mark.parametrize("alias", ["average", "linear", "weighted_sum", "task_arithmetic"])
 def test_aliases_and_calling_the_spec_as_the_first_library_does(alias):
     expected = task_arithmetic(MIXED)
     assert_same_deltas(merge(MIXED, alias), expected, 0)
@@ -335,7 +336,7 @@ def plain_core(name: str, cores: list[Tensor], weights: list[float], p: dict[str
 
 def plain_dense(name: str, dense: list[Tensor], weights: list[float], p: dict[str, Any]) -> Tensor:
     count, top = len(dense), min(dense[0].shape)
-    if name == "task_arithmetic":
+    if name in ("task_arithmetic", "cat"):
         return sum(w * d for w, d in zip(weights, dense, strict=True))
     if name == "slerp":
         t = p.get("t", weights[1] / (weights[0] + weights[1]))
@@ -378,7 +379,7 @@ def plain_dense(name: str, dense: list[Tensor], weights: list[float], p: dict[st
     return S[:rank].mean() * U[:, :rank] @ Vh[:rank]
 
 
-ON_DENSE = ("task_arithmetic", "slerp", "model_stock", "knots", "tsv_m", "iso_c")
+ON_DENSE = ("task_arithmetic", "cat", "slerp", "model_stock", "knots", "tsv_m", "iso_c")
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -32,7 +32,7 @@ from vlora_tui.tui.widgets.form import Field
 
 DOING = {
     "export": ("export each", "Each marked line becomes an adapter of its own."),
-    "merge": ("merge into one", "What is marked becomes one adapter; needs two or more."),
+    "merge": ("merge into one", "What is marked becomes one adapter; a single one needs a weight."),
     "resize": ("give another rank", "Each marked line is written at another rank."),
 }
 RULE = {

@@ -91,8 +91,8 @@ def _resize_recipe(source: Source, marked: Sequence[str], settings: Settings) ->
 
 def _merge_recipe(source: Source, marked: Sequence[str], settings: Settings) -> Recipe:
     chosen = [item for item in source.items if item.name in set(marked)]
-    if len(chosen) < 2:
-        raise ParameterError("A merge needs two or more; mark them with space")
+    if not chosen:
+        raise ParameterError("Nothing is marked; mark adapters with space")
     groups = {item.group for item in chosen}
     if len(groups) > 1:
         raise ParameterError("These adapters do not fit together", found="different groups")

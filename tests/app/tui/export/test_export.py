@@ -594,7 +594,7 @@ def test_one_alone_is_not_merged(opened: Session) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
         await pilot.press("m", "plus", "space")
         await settle(pilot)
-        assert "two or more" in words(pilot, "#preview-said")
+        assert "one alone needs a weight" in words(pilot, "#preview-said")
         await pilot.press("enter")
         assert not pilot.app.started
 
