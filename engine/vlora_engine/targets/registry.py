@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from vlora_engine.errors import ParameterError
+from vlora_engine.formats.config_fields import ALORA
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,8 @@ class Target:
         ranks: What the server's option for the largest rank may be; empty where any rank will do.
         every_layer: Whether a kind of module that is missing in one layer is dropped in all.
         dtypes: What A and B may be stored in; by default an adapter keeps its own, if it may.
+        carries: The fields of the config that change how B @ A acts and that it reads; an adapter
+            with another one of them (`vlora_engine.formats.config_fields`) is refused.
     """
 
     name: str
@@ -38,6 +41,7 @@ class Target:
     ranks: tuple[int, ...] = ()
     every_layer: bool = False
     dtypes: tuple[str, ...] = ("F32", "F16", "BF16")
+    carries: frozenset[str] = frozenset()
 
     @property
     def max_rank(self) -> int | None:
@@ -106,6 +110,7 @@ _ALL = (
         uniform=False,
         linear_only=_GGUF,
         no_rest=_GGUF,
+        carries=frozenset({ALORA}),
     ),
     Target(
         "ollama",
@@ -115,6 +120,7 @@ _ALL = (
         uniform=False,
         linear_only=_GGUF,
         no_rest=_GGUF,
+        carries=frozenset({ALORA}),
     ),
 )
 TARGETS: dict[str, Target] = {target.name: target for target in _ALL}
