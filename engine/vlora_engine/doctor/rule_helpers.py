@@ -98,16 +98,17 @@ def heads(subject: Subject) -> Iterable[Hit]:
 def exported(subject: Subject, *flags: str) -> str:
     """The command that writes the adapter as the target reads it.
 
-    GGUF needs the base's config; where that is not known, the form that every program reads alike.
+    GGUF needs the base's config; where that is not known, one rank and one scale for all modules
+    are what llama.cpp's own converter reads rightly.
     """
     target = str(subject.target)
-    base: tuple[str, ...] = ()
-    if find_target(target).form == "gguf":
-        if subject.base is None:
-            target = "portable"
-        else:
-            base = ("--base", subject.base.name)
-    return subject.command("export", "--target", target, *base, *flags, suffix=target)
+    if find_target(target).form != "gguf":
+        return subject.command("export", "--target", target, *flags, suffix=target)
+    if subject.base is None and not flags:
+        return subject.command("resize", "--for", target, suffix=target)
+    base = ("--base", subject.base.name) if subject.base is not None else ()
+    to = target if base else "portable"
+    return subject.command("export", "--target", to, *base, *flags, suffix=target)
 
 
 def dora(subject: Subject) -> Iterable[Hit]:
