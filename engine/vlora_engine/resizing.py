@@ -20,6 +20,8 @@ from vlora_engine.adapters.unchanged import require_unchanged
 from vlora_engine.analysis.similarity import not_finite
 from vlora_engine.formats.peft_save import peft_config
 from vlora_engine.linalg.low_rank import canonical_svd, delta_error2, delta_norm2
+from vlora_engine.targets.fit import check_config
+from vlora_engine.targets.registry import find_target
 from vlora_engine.targets.sizing import Sizing
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback
 from vlora_engine.utils.ranking import worst
@@ -132,10 +134,13 @@ def resize(
     Raises:
         ParameterError: No rule or more than one, or a value out of range.
         AdapterError: NaN or infinity in a factor.
+        UnsupportedAdapterError: Its config has a field that acts and the target does not read.
         Cancelled: ``cancelled`` said so.
     """
     run, sizing = RunContext(progress, cancelled), Sizing(rank, energy, dynamic, target)
     source = as_source(adapter)
+    if target is not None:
+        check_config(find_target(target), source.config, str(source.path or "the adapter"))
     spectra = {} if sizing.is_plain else _spectra(source, run)
     ranks, short = sizing.ranks(source.modules, spectra)
     uniform = one_scale(source.scales.values()) if sizing.is_uniform else None

@@ -157,7 +157,10 @@ SECTIONS: dict[str, list[Row]] = {
             "What compression or a merge costs a base model",
             (),
             ("eval",),
-            python=("evaluation.evaluate.evaluate_subspace", "evaluation.adapters.evaluate_adapters"),
+            python=(
+                "evaluation.evaluate.evaluate_subspace",
+                "evaluation.adapters.evaluate_adapters",
+            ),
             why=why(interface=PLANNED, recipe="it needs a base model and prompts, and only looks"),
         ),
         Row(

@@ -11,6 +11,7 @@ from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.convert.formats import GGUF
 from vlora_engine.errors import UnsupportedAdapterError
+from vlora_engine.formats.config_fields import unread
 from vlora_engine.formats.peft_save import ORIGIN
 from vlora_engine.interop.names import LORASHARE, VLORA_DEV
 
@@ -95,6 +96,7 @@ def _peft_losses(outlines: Sequence[Outline]) -> Iterator[Loss]:
 
 def _mlx_losses(outlines: Sequence[Outline]) -> Iterator[Loss]:
     _refuse_kinds(outlines, "mlx", {"linear", "embedding"})
+    yield from _field_losses(outlines, "mlx")
     yield from _rest_losses(outlines, "mlx")
     for name in _with(outlines, lambda o: len(o.ranks) > 1):
         yield Loss(f"{name}: ranks differ; MLX-LM has one, the others are padded with zeros.")
@@ -115,6 +117,7 @@ def _gguf_losses(outlines: Sequence[Outline]) -> Iterator[Loss]:
 
 def _vlora_losses(outlines: Sequence[Outline]) -> Iterator[Loss]:
     _refuse_kinds(outlines, VLORA_DEV, {"linear"})
+    yield from _field_losses(outlines, VLORA_DEV)
     yield from _rest_losses(outlines, VLORA_DEV)
     for name in _with(outlines, lambda o: o.scales != {1.0}):
         yield Loss(f"{name}: vlora-dev keeps no alpha; it goes into B, so that dW stays.")
@@ -147,6 +150,14 @@ _LOSSES = {
     VLORA_DEV: _vlora_losses,
     LORASHARE: _share_losses,
 }
+
+
+def _field_losses(outlines: Sequence[Outline], to: str) -> Iterator[Loss]:
+    """Fields of the config that change what the adapter does, in a format that keeps none."""
+    for outline in outlines:
+        for field in unread(outline.config):
+            what = f"{outline.name}: {to} has no place for {field.name[:80]}: {field.without}."
+            yield Loss(what, serious=True)
 
 
 def _rest_losses(outlines: Sequence[Outline], to: str) -> Iterator[Loss]:

@@ -8,7 +8,6 @@ from functools import partial
 from vlora_engine.doctor import rule_helpers as helpers
 from vlora_engine.doctor.rule_helpers import MERGE, NO_HEAD, TGI, add_rows
 from vlora_engine.doctor.rules import PEFT, Hit, Subject, rule
-from vlora_engine.targets.registry import RANK_LIMITS, smallest_choice
 
 _LLAMACPP = "https://github.com/ggml-org/llama.cpp/blob/master/convert_lora_to_gguf.py"
 _OLLAMA = "https://github.com/ollama/ollama/blob/main/convert/convert.go"
@@ -31,7 +30,7 @@ _gguf_rule = partial(rule, since="llama.cpp, autumn 2026", targets=_GGUF, stage=
 def _gguf_rslora(subject: Subject) -> Iterable[Hit]:
     if subject.config.get("use_rslora"):
         wrong = helpers.other_scales(subject, of_tensors=True, rslora=False)
-        yield from helpers.scales_hit(subject, wrong, "llamacpp")
+        yield from helpers.scales_hit(subject, wrong)
 
 
 @_gguf_rule(
@@ -44,19 +43,19 @@ def _gguf_rslora(subject: Subject) -> Iterable[Hit]:
 def _gguf_alpha_pattern(subject: Subject) -> Iterable[Hit]:
     if subject.config.get("alpha_pattern") and not subject.config.get("use_rslora"):
         wrong = helpers.other_scales(subject, of_tensors=True)
-        yield from helpers.scales_hit(subject, wrong, "llamacpp")
+        yield from helpers.scales_hit(subject, wrong)
 
 
 @_gguf_rule(
     "gguf-zero-alpha",
     "error",
     "llama.cpp takes an alpha of 0 for a scale of 1.",
-    remedy="leave the adapter out: in PEFT it does nothing",
+    remedy="write it with a B of zeros, or leave it out: in PEFT it does nothing",
     source="https://github.com/ggml-org/llama.cpp/blob/master/src/llama-adapter.h",
 )
 def _gguf_zero_alpha(subject: Subject) -> Iterable[Hit]:
     if subject.config.get("lora_alpha") == 0:
-        yield Hit("lora_alpha is 0.", file=subject.at_config)
+        yield Hit("lora_alpha is 0.", fix=helpers.exported(subject), file=subject.at_config)
 
 
 add_rows(
@@ -83,7 +82,35 @@ add_rows(
         "llama.cpp has no place for convolutions.",
         MERGE,
         _LLAMACPP,
-        helpers.convolutions,
+        partial(helpers.misfit, "convolutions"),
+    ),
+    (
+        "embeddings",
+        "llama.cpp has no place for factors of embeddings.",
+        MERGE,
+        _LLAMACPP,
+        partial(helpers.misfit, "embeddings"),
+    ),
+    (
+        "modules",
+        "llama.cpp's model of this base has no tensor for a module of the adapter.",
+        "",
+        _LLAMACPP,
+        partial(helpers.misfit, "modules"),
+    ),
+    (
+        "wrong-base",
+        "The adapter's modules are not those of the base's config.",
+        "",
+        _LLAMACPP,
+        partial(helpers.misfit, "wrong-base"),
+    ),
+    (
+        "architecture",
+        "GGUF adapters of the base's architecture are not written here.",
+        "",
+        _LLAMACPP,
+        partial(helpers.misfit, "architecture"),
     ),
 )
 
@@ -145,13 +172,6 @@ add_rows(
 )
 
 
-def _beyond_every_server(subject: Subject) -> Iterable[Hit]:
-    limit, rank = RANK_LIMITS["vllm"], helpers.largest_rank(subject)
-    if smallest_choice(limit, rank) is None:
-        fix = subject.command("resize", "--rank", str(max(limit.choices)), suffix="r512")
-        yield Hit(f"A rank of {rank}.", fix=fix, file=subject.at_weights)
-
-
 _VLLM_RANKS = "https://github.com/vllm-project/vllm/blob/main/vllm/config/lora.py"
 add_rows(
     "portable",
@@ -164,20 +184,32 @@ add_rows(
         TGI,
         helpers.heads,
     ),
-    ("convolutions", "Servers do not take convolutions.", MERGE, TGI, helpers.convolutions),
-    ("embeddings", "Servers do not agree on embeddings.", MERGE, TGI, helpers.embeddings),
+    (
+        "convolutions",
+        "Servers do not take convolutions.",
+        MERGE,
+        TGI,
+        partial(helpers.misfit, "convolutions"),
+    ),
+    (
+        "embeddings",
+        "Servers do not agree on embeddings.",
+        MERGE,
+        TGI,
+        partial(helpers.misfit, "embeddings"),
+    ),
     (
         "missing-layer",
         "Some servers drop a module type everywhere that is missing in one layer.",
         "add the missing module with a B of zeros",
         TGI,
-        helpers.gaps,
+        partial(helpers.misfit, "missing-layer"),
     ),
     (
         "rank",
         "The largest rank that every server takes is 512.",
         "cut it to 512",
         _VLLM_RANKS,
-        _beyond_every_server,
+        partial(helpers.too_high, "portable"),
     ),
 )

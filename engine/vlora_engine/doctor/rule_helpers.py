@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from functools import partial
 
 from vlora_engine.doctor.base_facts import layer_number
 from vlora_engine.doctor.rules import Find, Hit, Rule, Subject, add_rule, count
+from vlora_engine.findings import finding_of
 from vlora_engine.formats.config import PEFT_DEFAULT_ALPHA, PEFT_DEFAULT_RANK, shown
-from vlora_engine.targets.registry import RANK_LIMITS, smallest_choice
+from vlora_engine.targets.registry import find_target
 
 TGI = (
     "https://github.com/huggingface/text-generation-inference/blob/main/"
@@ -52,53 +52,63 @@ def _number(value: object, default: float) -> float:
     return float(value) if isinstance(value, int | float) and value is not None else default
 
 
-def scales_hit(subject: Subject, wrong: list[str], target: str) -> Iterable[Hit]:
+def scales_hit(subject: Subject, wrong: list[str]) -> Iterable[Hit]:
     """The hit for modules of another scale, with the command that folds scales into B."""
     if wrong:
         what = (
             f"{count(len(wrong), 'module')} would get another scale than in PEFT, such as "
             f"{wrong[0]} (here {subject.scales[wrong[0]]:.3g})."
         )
-        yield Hit(what, fix=shaped(subject, target), file=subject.at_config, module=wrong[0])
+        yield Hit(what, fix=exported(subject), file=subject.at_config, module=wrong[0])
 
 
-def wrong_scales(target: str, subject: Subject) -> Iterable[Hit]:
+def wrong_scales(subject: Subject) -> Iterable[Hit]:
     """Scales that a server gets wrong which reads r and lora_alpha of the config alone."""
-    yield from scales_hit(subject, other_scales(subject, of_tensors=False), target)
+    yield from scales_hit(subject, other_scales(subject, of_tensors=False))
 
 
-def shaped(subject: Subject, target: str) -> str:
-    """What folds scales into B and gives every module one rank, cutting as little as can be."""
-    limit = RANK_LIMITS[target]
-    choice = smallest_choice(limit, largest_rank(subject)) or max(limit.choices, default=0)
-    more = ("--rank", str(choice)) if choice > limit.default else ()
-    return subject.command("resize", "--for", target, *more, suffix=target)
+def too_high(target: str, subject: Subject) -> Iterable[Hit]:
+    """A rank that the server cannot be started for."""
+    most = max(find_target(target).ranks)
+    fix = subject.command("resize", "--rank", str(most), suffix=f"r{most}")
+    yield from misfit("rank", subject, remedy=f"cut it to {most}", fix=fix)
 
 
-def not_factors(subject: Subject) -> list[str]:
-    """Rest tensors but copies of the base's, which servers skip."""
-    return [key for key in subject.rest if ".base_layer." not in key]
+def misfit(code: str, subject: Subject, *, remedy: str = "", fix: str = "") -> Iterable[Hit]:
+    """Why the target refuses the adapter, where it is for ``code``: as an export says it."""
+    for error in subject.misfits:
+        if error.code == code:
+            finding = finding_of(error)
+            remedy = remedy or finding.remedy
+            yield Hit(finding.what, remedy, fix, file=subject.at_weights, module=finding.module)
 
 
 def heads(subject: Subject) -> Iterable[Hit]:
     """Whole tensors that come along: heads, biases, what modules_to_save names."""
+    fix = exported(subject, "--drop-rest")
+    found = list(misfit("heads", subject, remedy=NO_HEAD, fix=fix))
     saved = subject.config.get("modules_to_save")
-    rest = not_factors(subject)
-    if saved or rest:
-        names = saved if isinstance(saved, list) and saved else rest[:1] or [shown(saved)]
-        named = ", ".join(map(str, names))
-        yield Hit(f"It brings whole tensors along: {named[:120]}.", file=subject.at_weights)
+    if saved and not found:
+        named = ", ".join(map(str, saved)) if isinstance(saved, list) else shown(saved)
+        what = f"The config says that it brings {named[:120]} along."
+        yield Hit(what, NO_HEAD, exported(subject, "--drop-rest"), file=subject.at_config)
+    yield from found
 
 
-def _of_kind(kind: str, noun: str, subject: Subject) -> Iterable[Hit]:
-    found = [name for name, s in (subject.modules or {}).items() if s.kind == kind]
-    if found:
-        what = f"{count(len(found), noun)}, such as {found[0]}."
-        yield Hit(what, file=subject.at_weights, module=found[0])
+def exported(subject: Subject, *flags: str) -> str:
+    """The command that writes the adapter as the target reads it.
 
-
-convolutions = partial(_of_kind, "conv2d", "convolution")
-embeddings = partial(_of_kind, "embedding", "embedding")
+    GGUF needs the base's config; where that is not known, one rank and one scale for all modules
+    are what llama.cpp's own converter reads rightly.
+    """
+    target = str(subject.target)
+    if find_target(target).form != "gguf":
+        return subject.command("export", "--target", target, *flags, suffix=target)
+    if subject.base is None and not flags:
+        return subject.command("resize", "--for", target, suffix=target)
+    base = ("--base", subject.base.name) if subject.base is not None else ()
+    to = target if base else "portable"
+    return subject.command("export", "--target", to, *base, *flags, suffix=target)
 
 
 def dora(subject: Subject) -> Iterable[Hit]:
@@ -124,23 +134,6 @@ def prefix(subject: Subject) -> Iterable[Hit]:
     """Keys without PEFT's prefix."""
     what = "Keys do not begin with base_model.model."
     yield from as_remarked("no-prefix", subject, what=what, remedy="")
-
-
-def gaps(subject: Subject) -> Iterable[Hit]:
-    """A kind of module that is missing in some layer."""
-    numbers: dict[str, set[int]] = {}
-    for name in subject.modules or {}:
-        number = layer_number(name)
-        if number is not None:
-            numbers.setdefault(without_number(name), set()).add(number)
-    known = subject.base.layers if subject.base is not None else None
-    layers = known or max((n for each in numbers.values() for n in each), default=-1) + 1
-    for kind, there in numbers.items():
-        missing = sorted(set(range(layers)) - there)
-        if missing:
-            what = f"{kind} is missing in layer {missing[0]} ({len(there)} of {layers} are there)."
-            yield Hit(what, file=subject.at_weights)
-            return
 
 
 def without_number(module: str) -> str:

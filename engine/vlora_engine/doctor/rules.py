@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import KW_ONLY, dataclass, field, fields
+from dataclasses import KW_ONLY, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from vlora_engine.errors import place_words
 from vlora_engine.findings import SEVERITIES, Finding, Severity
+from vlora_engine.targets.fit import facts_from, misfits
+from vlora_engine.targets.registry import find_target
 from vlora_engine.utils.file_names import ADAPTER_CONFIG
 
 if TYPE_CHECKING:
@@ -107,7 +110,9 @@ class Subject:
 
     ``format`` is the name of the one that recognised it. ``modules`` is None where its headers
     could not be read. ``tensors`` holds dtype and shape of
-    every tensor under its key in the file, where there is such a file.
+    every tensor under its key in the file, where there is such a file. ``target`` is who is to
+    load it, where that is asked for. ``more_rest`` counts tensors like those of ``rest`` that no
+    header names, as of a task.
     """
 
     path: Path
@@ -123,6 +128,8 @@ class Subject:
     error: VLoRAError | None = None
     base: BaseFacts | None = None
     facts: TensorFacts | None = None
+    target: str | None = None
+    more_rest: int = 0
 
     @property
     def at_config(self) -> str:
@@ -133,6 +140,16 @@ class Subject:
     def at_weights(self) -> str:
         """The place of its tensors, for findings."""
         return str(self.weights or self.path)
+
+    @cached_property
+    def misfits(self) -> tuple[VLoRAError, ...]:
+        """Why an export to the target would refuse it: the doctor has no judge of its own."""
+        if self.target is None or not self.modules:
+            return ()  # of what cannot be read the reader has told
+        name = str(self.path)
+        facts = facts_from(self.modules, self.rest, self.config, name, more=self.more_rest)
+        base = None if self.base is None else self.base.name
+        return tuple(misfits(find_target(self.target), facts, base=base))
 
     def remarked(self, code: str) -> list[Finding]:
         """What reading its headers remarked under this code."""
@@ -167,6 +184,7 @@ def rule(code: str, severity: Severity, what: str, **row: Any) -> Callable[[Find
 
 def applied(subject: Subject, stages: Sequence[Stage], target: str | None) -> Iterator[Finding]:
     """The findings of every rule of these stages that concerns ``target``, gravest first."""
+    subject = replace(subject, target=target)
     found = [
         hit.as_finding(row, str(subject.path))
         for row, find in RULES.values()

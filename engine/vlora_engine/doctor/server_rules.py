@@ -11,7 +11,7 @@ from functools import partial
 from vlora_engine.catalog.scanner import SUBSPACE
 from vlora_engine.doctor import rule_helpers as helpers
 from vlora_engine.doctor.rule_helpers import MERGE, NO_HEAD, TGI, add_rows
-from vlora_engine.doctor.rules import PEFT, TARGETS, Hit, Subject, count, rule
+from vlora_engine.doctor.rules import PEFT, TARGETS, Find, Hit, Subject, count, rule
 from vlora_engine.targets.registry import RANK_LIMITS, smallest_choice
 
 _VLLM = "https://github.com/vllm-project/vllm/blob/main/vllm"
@@ -28,16 +28,6 @@ _server_rule = partial(rule, since="peft 0.21", targets=_SERVERS, stage="target"
 # ---- vLLM
 
 
-@_vllm_rule("vllm-rank", "error", "vLLM takes ranks up to 512.", source=f"{_VLLM}/config/lora.py")
-def _vllm_rank(subject: Subject) -> Iterable[Hit]:
-    limit, rank = RANK_LIMITS["vllm"], helpers.largest_rank(subject)
-    if smallest_choice(limit, rank) is None:
-        remedy = f"cut it to {max(limit.choices)}"
-        yield Hit(
-            f"A rank of {rank}.", remedy, helpers.shaped(subject, "vllm"), file=subject.at_weights
-        )
-
-
 @_vllm_rule(
     "vllm-default-rank",
     "warning",
@@ -48,23 +38,43 @@ def _vllm_default_rank(subject: Subject) -> Iterable[Hit]:
     limit, rank = RANK_LIMITS["vllm"], helpers.largest_rank(subject)
     choice = smallest_choice(limit, rank)
     if rank > limit.default and choice is not None:
-        remedy = f"start the server with {limit.flag} {choice}, or cut the rank"
-        fix = subject.command("resize", "--for", "vllm", suffix=f"r{limit.default}")
-        yield Hit(f"A rank of {rank}.", remedy, fix, file=subject.at_weights)
+        remedy = f"start the server with {limit.flag} {choice}: nothing is lost"
+        yield Hit(f"A rank of {rank}.", remedy, file=subject.at_weights)
 
 
 @_vllm_rule(
     "vllm-bias",
     "error",
     "vLLM refuses adapters with biases.",
-    remedy="retrain it with bias='none'",
+    remedy="leave the biases out on purpose, or retrain it with bias='none'",
     source=_PEFT_HELPER,
 )
 def _vllm_bias(subject: Subject) -> Iterable[Hit]:
     bias = subject.config.get("bias")
     if bias not in (None, "none") or subject.config.get("lora_bias"):
         told = f"bias is {bias}" if bias not in (None, "none") else "lora_bias is true"
-        yield Hit(f"{told}.", file=subject.at_config)
+        fix = helpers.exported(subject, "--drop-rest")
+        yield Hit(f"{told}.", fix=fix, file=subject.at_config)
+
+
+def _linear_only(source: str) -> list[tuple[str, str, str, str, Find]]:
+    """Rows of a server whose LoRA layers are linear maps, and which reads A and B alone."""
+    return [
+        (
+            "convolutions",
+            "Convolutions are not served.",
+            MERGE,
+            source,
+            partial(helpers.misfit, "convolutions"),
+        ),
+        (
+            "embeddings",
+            "Factors of embeddings are not served.",
+            MERGE,
+            source,
+            partial(helpers.misfit, "embeddings"),
+        ),
+    ]
 
 
 add_rows(
@@ -76,7 +86,7 @@ add_rows(
         "vLLM drops rank_pattern and alpha_pattern: scales go silently wrong.",
         _FOLD,
         _PEFT_HELPER,
-        partial(helpers.wrong_scales, "vllm"),
+        helpers.wrong_scales,
     ),
     (
         "heads",
@@ -86,12 +96,13 @@ add_rows(
         helpers.heads,
     ),
     ("dora", "vLLM refuses DoRA.", MERGE, _PEFT_HELPER, helpers.dora),
+    *_linear_only(f"{_VLLM}/lora/lora_model.py"),
     (
-        "convolutions",
-        "vLLM refuses convolutions.",
-        MERGE,
-        f"{_VLLM}/lora/lora_model.py",
-        helpers.convolutions,
+        "rank",
+        "vLLM takes ranks up to 512.",
+        "cut it to 512, or serve it with SGLang, which takes any",
+        f"{_VLLM}/config/lora.py",
+        partial(helpers.too_high, "vllm"),
     ),
     (
         "prefix",
@@ -115,7 +126,7 @@ add_rows(
 def _sglang_pattern(subject: Subject) -> Iterable[Hit]:
     targets = subject.config.get("target_modules")
     if isinstance(targets, str) and targets != "all-linear":
-        fix = helpers.shaped(subject, "sglang")
+        fix = helpers.exported(subject)
         yield Hit(f"target_modules is {targets[:80]!r}.", fix=fix, file=subject.at_config)
 
 
@@ -131,7 +142,7 @@ def _sglang_paths(subject: Subject) -> Iterable[Hit]:
     dotted = [str(t) for t in targets if "." in str(t)] if isinstance(targets, list) else []
     if dotted:
         what = f"{count(len(dotted), 'full path')} in target_modules, such as {dotted[0][:80]}."
-        yield Hit(what, fix=helpers.shaped(subject, "sglang"), file=subject.at_config)
+        yield Hit(what, fix=helpers.exported(subject), file=subject.at_config)
 
 
 add_rows(
@@ -145,20 +156,14 @@ add_rows(
         f"{_SGLANG}/lora.py",
         helpers.heads,
     ),
-    (
-        "convolutions",
-        "SGLang's LoRA layers are linear maps.",
-        MERGE,
-        f"{_SGLANG}/layers.py",
-        helpers.convolutions,
-    ),
+    *_linear_only(f"{_SGLANG}/layers.py"),
 )
 
 
 # ---- TGI and LoRAX: one code, forked
 
 
-def _loader_ranks(target: str, subject: Subject) -> Iterable[Hit]:
+def _loader_ranks(subject: Subject) -> Iterable[Hit]:
     """The layers of one type are stacked, after padding to 8 or a multiple of 16 (sgmv.py)."""
     kinds: dict[str, set[int]] = {}
     for name, shape in (subject.modules or {}).items():
@@ -168,7 +173,7 @@ def _loader_ranks(target: str, subject: Subject) -> Iterable[Hit]:
     if mixed:
         kind, ranks = mixed[0]
         what = f"Ranks {min(ranks)} to {max(ranks)} (padded) for {kind}."
-        yield Hit(what, fix=helpers.shaped(subject, target), file=subject.at_weights)
+        yield Hit(what, fix=helpers.exported(subject), file=subject.at_weights)
 
 
 for _name, _source, _since in (
@@ -184,21 +189,21 @@ for _name, _source, _since in (
             "rank_pattern and alpha_pattern are ignored: scales go silently wrong.",
             _FOLD,
             _source,
-            partial(helpers.wrong_scales, _name),
+            helpers.wrong_scales,
         ),
         (
             "mixed-ranks",
             "The layers of one type are stacked, so their ranks must be one after padding.",
             "give every module one rank",
             _source,
-            partial(_loader_ranks, _name),
+            _loader_ranks,
         ),
         (
             "missing-layer",
             "A module type that is missing in one layer is dropped in every layer.",
             "add the missing module with a B of zeros, or serve it elsewhere",
             _source,
-            helpers.gaps,
+            partial(helpers.misfit, "missing-layer"),
         ),
         (
             "keys",
@@ -208,9 +213,8 @@ for _name, _source, _since in (
             helpers.keys,
         ),
         ("dora", "DoRA is ignored: only B @ A is applied.", MERGE, _source, helpers.dora),
-        ("embeddings", "Embeddings are ignored.", MERGE, _source, helpers.embeddings),
         ("heads", "Heads, biases and saved modules are ignored.", NO_HEAD, _source, helpers.heads),
-        ("convolutions", "Convolutions are ignored.", MERGE, _source, helpers.convolutions),
+        *_linear_only(_source),
     )
 
 
@@ -231,16 +235,15 @@ def _not_generating(subject: Subject) -> Iterable[Hit]:
 
 
 @_server_rule(
-    "repeated-layers",
+    "unread-field",
     "error",
-    "No server repeats layers as layer_replication asks: a model of fewer layers would be served.",
+    "A field of the config changes when or how B @ A acts, and the server does not read it.",
     remedy="serve it with PEFT",
     source=f"{PEFT}/blob/main/src/peft/tuners/lora/config.py",
     targets=(*_SERVERS, "portable"),
 )
-def _repeated_layers(subject: Subject) -> Iterable[Hit]:
-    if subject.config.get("layer_replication"):
-        yield Hit("layer_replication is set.", file=subject.at_config)
+def _unread_field(subject: Subject) -> Iterable[Hit]:
+    yield from helpers.misfit("unread-field", subject, remedy="serve it with PEFT")
 
 
 @_server_rule(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine.errors import AdapterError, CorruptFileError, UnsupportedAdapterError
+from vlora_engine.formats.config_fields import ALORA
 from vlora_engine.formats.patterns import PatternTable
 from vlora_engine.utils.reading import open_file
 from vlora_engine.utils.safetensors_file import LFS_POINTER, lfs_pointer_error, read_error
@@ -123,6 +124,7 @@ class Settings:
     alpha_pattern: PatternTable
     targets: tuple[str, ...] | str | None
     base_model: str | None
+    ties: bool = False
 
     def rank_of(self, module: str) -> int:
         """The rank that PEFT would give to ``module``."""
@@ -145,6 +147,7 @@ def read_settings(config: Mapping[str, Any], where: Path) -> Settings:
     targets = _field(config, "target_modules", where, _is_targets, "a string or a list of strings")
     rank = _field(config, "r", where, _is_rank, "a positive whole number") or PEFT_DEFAULT_RANK
     alpha = _field(config, "lora_alpha", where, _is_number, "a finite number")
+    _field(config, ALORA, where, _is_tokens, "a list of token numbers")
     return Settings(
         rank=rank,
         alpha=PEFT_DEFAULT_ALPHA if alpha is None else alpha,
@@ -153,6 +156,7 @@ def read_settings(config: Mapping[str, Any], where: Path) -> Settings:
         alpha_pattern=_pattern(config, "alpha_pattern", where, _is_number, "finite numbers"),
         targets=tuple(targets) if isinstance(targets, list) else targets,
         base_model=_field(config, "base_model_name_or_path", where, _is_text, "a string") or None,
+        ties=config.get("ensure_weight_tying") is True,
     )
 
 
@@ -242,6 +246,12 @@ VARIANTS = (
         "target_parameters",
         "the ranks of all experts lie interleaved in one pair, so B @ A is not its update",
         "retrain it on modules (target_modules), or leave it out of the collection",
+    ),
+    Variant(
+        "Arrow (routing between adapters)",
+        "arrow_config",
+        "it decides for every token which other adapters act, so B @ A is not its update",
+        "route the adapters that it was made of where PEFT runs",
     ),
     Variant("PiSSA", "init_lora_weights", _MOVES_BASE, _CONVERT_INIT, True, "pissa"),
     Variant("OLoRA", "init_lora_weights", _MOVES_BASE, _CONVERT_INIT, True, "olora"),
@@ -342,6 +352,10 @@ def _is_bool(value: Any) -> bool:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str)
+
+
+def _is_tokens(value: Any) -> bool:
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 2**32 for n in value)
 
 
 def _is_targets(value: Any) -> bool:

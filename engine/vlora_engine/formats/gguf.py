@@ -15,9 +15,10 @@ from vlora_engine.adapters.model import AdapterSource, ModuleShape
 from vlora_engine.errors import AdapterError, UnsupportedAdapterError
 from vlora_engine.findings import Finding
 from vlora_engine.formats.base import FileAdapter, Inspection, Probe
+from vlora_engine.formats.config_fields import ALORA
 from vlora_engine.formats.gguf_architectures import ARCHITECTURES, Architecture
 from vlora_engine.formats.gguf_header import GgufHeader, is_gguf, read_gguf_header
-from vlora_engine.formats.gguf_save import to_halves
+from vlora_engine.formats.gguf_save import ALORA_KEY, to_halves
 from vlora_engine.quantization.dtypes import Q8_0, Q8_0_BYTES
 from vlora_engine.utils.file_names import ADAPTER_WEIGHTS
 from vlora_engine.utils.safetensors_file import Header, TensorEntry, read_bytes, read_tensor
@@ -242,7 +243,9 @@ def _config(
 ) -> dict[str, Any]:
     """What adapter_config.json would say."""
     number = alpha or float(rank)
+    tokens = header.values.get(ALORA_KEY)
     return {
+        **({ALORA: tokens} if tokens else {}),
         "base_model_name_or_path": _base_model(header),
         "bias": "none",
         "fan_in_fan_out": header.values.get("general.architecture") == "gpt2",

@@ -42,11 +42,12 @@ _NUMBERS = {
     12: "<d",
 }  # fmt: skip
 _TEXT, _ARRAY = 8, 9
+_SHORT = 4096  # numbers of an array that are kept
 
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """The parsed header: scalar values by key (arrays are passed over), and the tensors."""
+    """The parsed header: values by key (texts in arrays are passed over), and the tensors."""
 
     values: Mapping[str, Any]
     tensors: Header
@@ -155,26 +156,29 @@ class _Parser:
         return name, _DTYPES[kind], shape, offset
 
     def value(self, kind: int, key: str) -> Any:
-        """A scalar or text; None for an array, which is passed over."""
+        """A scalar or text; of an array its numbers where it is short, else None."""
         if kind == _TEXT:
             return self.text()
         if kind == _ARRAY:
-            return self.skip_array(key)
+            return self.array(key)
         if kind not in _NUMBERS:
             raise self.corrupt(f"a known type of {key!r}", f"type {kind}")
         return self.number(_NUMBERS[kind])
 
-    def skip_array(self, key: str) -> None:
+    def array(self, key: str) -> list[Any] | None:
+        """Its numbers; None for texts and long arrays (vocabularies), which are passed over."""
         kind, count = self.number("<I"), self.number("<Q")
         if kind == _TEXT:
             if count * 8 > self.size - self.at:
                 raise self.corrupt(f"an array {key!r} within the file", f"{count} texts")
             for _ in range(count):
                 self.take(self.number("<Q"), f"the array {key!r}")
-        elif kind in _NUMBERS:
-            self.take(count * struct.calcsize(_NUMBERS[kind]), f"the array {key!r}")
-        else:
+            return None
+        if kind not in _NUMBERS:
             raise self.corrupt(f"a known type in the array {key!r}", f"type {kind}")
+        form = _NUMBERS[kind]
+        raw = self.take(count * struct.calcsize(form), f"the array {key!r}")
+        return None if count > _SHORT else [value for (value,) in struct.iter_unpack(form, raw)]
 
     def text(self) -> str:
         raw = self.take(self.number("<Q"), "a text")

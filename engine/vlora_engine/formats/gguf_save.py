@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.errors import DependencyError
+from vlora_engine.formats.config_fields import ALORA
 from vlora_engine.formats.gguf_architectures import Architecture
 from vlora_engine.formats.peft_save import cast
 from vlora_engine.quantization.dtypes import Q8_0_BLOCK
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from vlora_engine.formats.base_model_config import BaseConfig
 
 HUB = "https://huggingface.co/"
+ALORA_KEY = "adapter.alora.invocation_tokens"
 
 
 def require_gguf() -> None:
@@ -54,13 +56,17 @@ def write_gguf(
     it.
     """
     require_gguf()
-    from gguf import GGUFWriter
+    from gguf import GGUFValueType, GGUFWriter
 
     writer = GGUFWriter(path, architecture.name)
     writer.add_type("adapter")
     _name_base(writer, weights.metadata.get("base_model_name_or_path"))
     writer.add_string("adapter.type", "lora")
     writer.add_float32("adapter.lora.alpha", float(weights.metadata["lora_alpha"]))
+    tokens = weights.metadata.get(ALORA)
+    if tokens:  # llama.cpp takes them as uint32 alone
+        kind = GGUFValueType.ARRAY, GGUFValueType.UINT32
+        writer.add_key_value(ALORA_KEY, tokens, *kind)
     if architecture.rotated:
         writer.add_head_count(base.heads)
         writer.add_head_count_kv(base.kv_heads)

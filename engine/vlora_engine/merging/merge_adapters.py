@@ -17,6 +17,8 @@ from vlora_engine.adapters.model import AdapterSource, LoRAWeights, as_source, n
 from vlora_engine.adapters.unchanged import require_unchanged
 from vlora_engine.errors import AdapterError, UnsupportedAdapterError
 from vlora_engine.findings import Finding
+from vlora_engine.formats.config import shown
+from vlora_engine.formats.config_fields import differing
 from vlora_engine.merging.core_space import Change, ModuleInputs
 from vlora_engine.merging.factorwise import as_first_library, as_peft
 from vlora_engine.merging.operators import OPERATORS
@@ -238,6 +240,17 @@ def _check_adapters(sources: Sequence[AdapterSource]) -> None:
             )
         if not source.modules:
             raise AdapterError("The adapter has no LoRA module.", where=source_label(sources, i))
+    field = differing([source.config for source in sources])
+    if field is not None:
+        values = [shown(source.config.get(field.name)) for source in sources]
+        raise UnsupportedAdapterError(
+            f"The adapters differ in {field.name[:80]}, which changes when or how they act: one "
+            "adapter cannot do both.",
+            where=", ".join(source_label(sources, i) for i in range(len(sources)))[:200],
+            expected=f"the same {field.name[:80]} in every adapter",
+            found="; ".join(values)[:200],
+            remedy=f"merge only adapters whose {field.name[:80]} is the same",
+        )
 
 
 def _differences(

@@ -19,6 +19,7 @@ from vlora_engine.adapters.model import (
     same_bits,
 )
 from vlora_engine.findings import Finding
+from vlora_engine.formats.config_fields import acting
 from vlora_engine.merging.core_space import Change, ModuleInputs
 from vlora_engine.merging.retention import ModuleRetention, Retention, retentions
 
@@ -166,6 +167,7 @@ def merged_config(
     first = sources[0].config
     config: dict[str, Any] = {"peft_type": "LORA"}
     config |= {key: first[key] for key in _COPIED_KEYS if first.get(key) is not None}
+    config |= acting(first)  # the same in all of them
     alphas = {name: _whole(scales[name] * rank) for name, rank in ranks.items()}
     widest = max(ranks, key=lambda name: (ranks[name], name))
     config |= {

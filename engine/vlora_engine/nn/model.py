@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from vlora_engine.errors import ModelStateError, ParameterError
+from vlora_engine.errors import ModelStateError, ParameterError, UnsupportedAdapterError
 from vlora_engine.formats.config import find_variant, variant_error
+from vlora_engine.formats.config_fields import unread
 from vlora_engine.nn.decode import CACHE_BYTES, DecodedTask, Scaling, TaskCache, decode, factors_of
 from vlora_engine.nn.effects import Effect, TaskEffect, blend_of, rows_of
 from vlora_engine.nn.extra_tensors import TensorSwap
@@ -365,6 +366,7 @@ class VLoRAModel(nn.Module):
             variant = find_variant(record.config)
             if variant is not None:
                 raise variant_error(variant, variant.field, task_id)
+            _refuse_unread(record.config, task_id)
             self._hooks.add_missing(record.own)
             with torch.no_grad():
                 task = decode(self.subspace, task_id, self._scaling, self._hooks.target)
@@ -472,3 +474,15 @@ class VLoRAModel(nn.Module):
                 f"The model is merged with {self.active_task!r}: it cannot {what}.",
                 remedy="call unmerge() first",
             )
+
+
+def _refuse_unread(config: Mapping[str, Any], task_id: str) -> None:
+    """Hooks act on every token of a model that is as it is given."""
+    for field in unread(config, known=("layer_replication",)):
+        raise UnsupportedAdapterError(
+            f"Switching tasks in a model does not read {field.name[:80]}: {field.without}.",
+            where=task_id,
+            expected=f"a task without {field.name[:80]}",
+            found=field.name[:80],
+            remedy="export it to peft, and load it there",
+        )

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vlora_engine.errors import ParameterError
+from vlora_engine.formats.config_fields import acting
 from vlora_engine.linalg.low_rank import delta_error2, delta_norm2
 from vlora_engine.manifest.manifest import LayerSpec, OwnModule, TaskRecord
 from vlora_engine.manifest.records import figure
@@ -453,7 +454,8 @@ def _usual_config(subspace: Space) -> dict[str, Any]:
     records = subspace.tasks.records()
     if not records:
         return {}
-    return {**records[0].config, "modules_to_save": None, "bias": "none", "inference_mode": True}
+    config = {k: v for k, v in records[0].config.items() if k not in acting(records[0].config)}
+    return {**config, "modules_to_save": None, "bias": "none", "inference_mode": True}
 
 
 def _all_outside(

@@ -6,15 +6,22 @@ import math
 import re
 import shlex
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters.model import AdapterSource, ModuleShape
-from vlora_engine.errors import AdapterError, ParameterError, UnsupportedAdapterError, VLoRAError
+from vlora_engine.errors import (
+    AdapterError,
+    MissingPathError,
+    ParameterError,
+    UnsupportedAdapterError,
+    VLoRAError,
+)
 from vlora_engine.formats.base_model_config import find_base
 from vlora_engine.formats.config import find_variant, shown, variant_error
+from vlora_engine.formats.config_fields import unread
 from vlora_engine.formats.gguf_architectures import (
     ARCHITECTURES,
     HEAD,
@@ -22,6 +29,7 @@ from vlora_engine.formats.gguf_architectures import (
     architecture_of,
 )
 from vlora_engine.formats.gguf_save import require_gguf
+from vlora_engine.formats.rest_tensors import is_base_layer
 from vlora_engine.quantization.dtypes import Q8_0, Q8_0_BLOCK, Q8_0_BYTES, STORAGE_DTYPES
 from vlora_engine.targets.registry import Target
 from vlora_engine.utils.file_names import ADAPTER_GGUF
@@ -41,7 +49,8 @@ class Facts:
 
     Args:
         modules: By name; a rank of 0 is one that only the data know.
-        rest: How many tensors belong to no module; ``example`` is one of them, if known.
+        rest: How many tensors beside A and B act; ``example`` is one of them, if known. Copies of
+            the base's own weights, which servers skip, are none.
         elements: Numbers in all factors.
         name: What errors call it: a path, or a task.
     """
@@ -67,14 +76,26 @@ class Facts:
 
 def facts_of(source: AdapterSource, name: str | None = None) -> Facts:
     """The facts of an adapter whose headers were read."""
-    return Facts(
-        modules=source.modules,
-        rest=len(source.rest),
-        example=next(iter(source.rest), None),
-        config=source.config,
-        elements=sum(s.rank * (s.d_in + s.d_out) for s in source.modules.values()),
-        name=name or (None if source.path is None else str(source.path)),
-    )
+    own = name or (None if source.path is None else str(source.path))
+    return facts_from(source.modules, source.rest, source.config, own)
+
+
+def facts_from(
+    modules: Mapping[str, ModuleShape],
+    rest: Iterable[str],
+    config: Mapping[str, Any],
+    name: str | None,
+    *,
+    more: int = 0,
+) -> Facts:
+    """The facts of an adapter by its modules and the keys of its other tensors.
+
+    Args:
+        more: How many other tensors there are whose keys are not known.
+    """
+    acting = [key for key in rest if not is_base_layer(key)]
+    elements = sum(s.rank * (s.d_in + s.d_out) for s in modules.values())
+    return Facts(modules, len(acting) + more, next(iter(acting), None), config, elements, name)
 
 
 def facts_of_task(manifest: Manifest, task: TaskRecord) -> Facts:
@@ -118,20 +139,51 @@ def check_fit(
     _check_dtype(target, dtype)
     if target.name == "peft":
         return
-    if not facts.modules:
-        raise AdapterError(
-            "The adapter has no A and B to serve.", where=facts.name, remedy="export to peft"
-        )
-    _check_config(target, facts)
-    _check_kinds(target, facts)
-    if facts.rest and target.no_rest and not drop_rest:
-        raise _rest_error(target, facts)
-    _check_rank(target, facts)
-    if target.every_layer:
-        _check_layers(target, facts)
+    for misfit in misfits(target, facts, drop_rest=drop_rest, base=base, out=out):
+        raise misfit
     if target.form == "gguf":
-        architecture_for(facts, find_base(base, facts.base_model), out)
         require_gguf()
+
+
+def check_config(target: Target, config: Mapping[str, Any], name: str | None = None) -> None:
+    """Refuse an adapter whose config makes it something that ``target`` does not serve.
+
+    Raises:
+        UnsupportedAdapterError: A kind of LoRA, or a field that the target does not read.
+    """
+    for misfit in _config_misfits(target, Facts({}, config=config, name=name)):
+        raise misfit
+
+
+def misfits(
+    target: Target,
+    facts: Facts,
+    *,
+    drop_rest: bool = False,
+    base: str | Path | None = None,
+    out: Path | None = None,
+) -> Iterator[VLoRAError]:
+    """Everything for which ``target`` would refuse an adapter, or load it as something else.
+
+    The one judge of it: `check_fit` raises the first, the doctor tells them all by their codes.
+    """
+    if target.name == "peft":
+        return
+    if not facts.modules:
+        yield AdapterError(
+            "The adapter has no A and B to serve.", where=facts.name, remedy="export to peft",
+            code="no-pairs",
+        )  # fmt: skip
+        return
+    yield from _config_misfits(target, facts)
+    yield from _kind_misfits(target, facts)
+    if facts.rest and target.no_rest and not drop_rest:
+        yield _rest_error(target, facts)
+    yield from _rank_misfits(target, facts)
+    if target.every_layer:
+        yield from _layer_misfits(target, facts, _layers_of(base))
+    if target.form == "gguf":
+        yield from _gguf_misfits(facts, base, out)
 
 
 def target_bytes(target: Target, facts: Facts, dtype: str | None = None) -> int:
@@ -164,32 +216,37 @@ def _check_dtype(target: Target, dtype: str | None) -> None:
         )
 
 
-def _check_config(target: Target, facts: Facts) -> None:
+def _config_misfits(target: Target, facts: Facts) -> Iterator[VLoRAError]:
     variant = find_variant(facts.config)
     if variant is not None:
         found = f'"{variant.field}": {shown(facts.config.get(variant.field))}'
-        raise variant_error(variant, found, facts.name or target.name)
-    if facts.config.get("layer_replication"):
-        raise UnsupportedAdapterError(
-            f"{target.label} knows no layer_replication: it would serve a model of fewer layers.",
+        yield variant_error(variant, found, facts.name or target.name)
+    for unread_field in unread(facts.config, target.carries):
+        name = unread_field.name
+        yield UnsupportedAdapterError(
+            f"{target.label} does not read {name[:80]}: {unread_field.without}.",
             where=facts.name,
-            found='"layer_replication" in the adapter\'s config',
-            remedy="export to peft",
+            expected=f"an adapter without {name[:80]}",
+            found=f"{name[:80]}: {shown(facts.config[name])}",
+            remedy="export to peft, which keeps the config as it is",
+            code="unread-field",
         )
 
 
-def _check_kinds(target: Target, facts: Facts) -> None:
-    others = [name for name, shape in facts.modules.items() if shape.kind != "linear"]
-    if not others or not target.linear_only:
+def _kind_misfits(target: Target, facts: Facts) -> Iterator[VLoRAError]:
+    if not target.linear_only:
         return
-    kind = facts.modules[others[0]].kind
-    raise UnsupportedAdapterError(
-        f"{target.label} takes no LoRA on {_KINDS[kind]}: {target.linear_only}.",
-        where=facts.name,
-        expected="linear modules alone",
-        found=f"{len(others)} other(s), such as {others[0]}",
-        remedy="export to peft and merge it there, or train without that module",
-    )
+    for kind, noun in _KINDS.items():
+        others = [name for name, shape in facts.modules.items() if shape.kind == kind]
+        if others:
+            yield UnsupportedAdapterError(
+                f"{target.label} takes no LoRA on {noun}: {target.linear_only}.",
+                where=facts.name,
+                expected="linear modules alone",
+                found=f"{len(others)} other(s), such as {others[0]}",
+                remedy="export to peft and merge it there, or train without that module",
+                code=noun,
+            )
 
 
 _KINDS = {"conv2d": "convolutions", "embedding": "embeddings"}
@@ -203,24 +260,36 @@ def _rest_error(target: Target, facts: Facts) -> VLoRAError:
         expected="an adapter of A and B alone",
         found=f"{facts.rest} of them{example}",
         remedy="leave them out with --drop-rest if the model does without them, or export to peft",
+        code="heads",
     )
 
 
-def _check_rank(target: Target, facts: Facts) -> None:
+def _rank_misfits(target: Target, facts: Facts) -> Iterator[VLoRAError]:
     limit = target.max_rank
     if limit is not None and facts.rank > limit:
         whose = "vLLM's" if target.name == "portable" else f"{target.label}'s"
-        raise UnsupportedAdapterError(
+        yield UnsupportedAdapterError(
             f"The rank is above {whose} largest.",
             where=facts.name,
             expected=f"at most {limit}",
             found=str(facts.rank),
             remedy="truncate it to a lower rank (compress --method own), or export to sglang",
+            code="rank",
         )
 
 
-def _check_layers(target: Target, facts: Facts) -> None:
-    """A kind of module has to be there in every layer that the adapter has, from the first on."""
+def _layers_of(base: str | Path | None) -> int:
+    """How many layers the base model has, where it is named and says so; else 0."""
+    if base is None:
+        return 0
+    try:
+        return find_base(base, None).layers
+    except VLoRAError:
+        return 0
+
+
+def _layer_misfits(target: Target, facts: Facts, count: int) -> Iterator[VLoRAError]:
+    """A kind of module has to be there in every layer that the model has, from the first on."""
     layers: dict[tuple[str, str], set[int]] = defaultdict(set)
     for module in facts.modules:
         match = re.match(r"(.*?\.)?(\d+)\.(.+)", module)
@@ -228,21 +297,34 @@ def _check_layers(target: Target, facts: Facts) -> None:
             layers[match[1] or "", match[3]].add(int(match[2]))
     blocks: dict[str, int] = defaultdict(int)
     for (stack, _), found in layers.items():
-        blocks[stack] = max(blocks[stack], *found)
+        blocks[stack] = max(blocks[stack], count - 1, *found)
     for (stack, leaf), found in sorted(layers.items()):
         missing = sorted(set(range(min(blocks[stack] + 1, 100_000))) - found)
         if missing:
             whose = "TGI and LoRAX drop" if target.name == "portable" else f"{target.label} drops"
-            raise UnsupportedAdapterError(
+            yield UnsupportedAdapterError(
                 f"{whose} a kind of module everywhere if one layer lacks it.",
                 where=facts.name,
                 expected=f"{leaf} in every layer",
                 found=f"none at {stack}{missing[0]}",
                 remedy="export to vllm, sglang or peft",
+                code="missing-layer",
             )
+            return
 
 
 # GGUF
+
+
+def _gguf_misfits(facts: Facts, base: str | Path | None, out: Path | None) -> Iterator[VLoRAError]:
+    try:
+        architecture_for(facts, find_base(base, facts.base_model), out)
+    except MissingPathError as error:
+        error.code = error.code or "no-base"
+        yield error
+    except VLoRAError as error:
+        error.code = error.code or "wrong-base"
+        yield error
 
 
 def architecture_for(facts: Facts, base: BaseConfig, out: Path | None = None) -> Architecture:
@@ -256,6 +338,8 @@ def architecture_for(facts: Facts, base: BaseConfig, out: Path | None = None) ->
     if architecture is None:
         raise _other_architecture(facts, base, out)
     for module, shape in facts.modules.items():
+        if module in HEAD and (base.tied or module not in architecture.head):
+            raise _tied_head(facts, module)
         name = architecture.gguf_name(module)
         if name is None:
             leaf_names = ", ".join(architecture.leaves)
@@ -265,24 +349,28 @@ def architecture_for(facts: Facts, base: BaseConfig, out: Path | None = None) ->
                 expected=f"{architecture.block.format('N')} and one of {leaf_names}",
                 found=module,
                 remedy="is this the base model that the adapter was trained on? --base names it",
+                code="modules",
             )
         block = architecture.block_of(module)
         if block is not None and block >= base.layers:
             raise _wrong_base(facts, base, f"{base.layers} layers", f"a module {module}")
-        if module in HEAD and base.tied:
-            raise UnsupportedAdapterError(
-                "In this base model the output layer is the embedding; llama.cpp has no tensor "
-                "to put its update on.",
-                where=facts.name,
-                found=module,
-                remedy="train without lm_head, or export to peft and merge it there",
-            )
         rotated = architecture.rotation_of(name)
         if rotated is not None and shape.d_out:
             rows = (base.heads if rotated == "q" else base.kv_heads) * base.head_dim
             if shape.d_out != rows or base.head_dim % 2:
                 raise _wrong_base(facts, base, f"{module} with {rows} rows", f"{shape.d_out} rows")
     return architecture
+
+
+def _tied_head(facts: Facts, module: str) -> VLoRAError:
+    return UnsupportedAdapterError(
+        "In this base model the output layer is the embedding; llama.cpp has no tensor to put its "
+        "update on.",
+        where=facts.name,
+        found=module,
+        remedy="train without lm_head, or export to peft and merge it there",
+        code="modules",
+    )
 
 
 def _wrong_base(facts: Facts, base: BaseConfig, expected: str, found: str) -> VLoRAError:
@@ -292,6 +380,7 @@ def _wrong_base(facts: Facts, base: BaseConfig, expected: str, found: str) -> VL
         expected=expected,
         found=found if facts.name is None else f"{found} in {facts.name}",
         remedy="name the model that it was trained on: --base DIR",
+        code="wrong-base",
     )
 
 
@@ -308,6 +397,7 @@ def _other_architecture(facts: Facts, base: BaseConfig, out: Path | None) -> VLo
         found=f"{base.class_name or base.model_type} in {base.path}",
         remedy=f"export it with --target portable -o {shlex.quote(str(portable))}, then with "
         f"llama.cpp's own converter: {shlex.join(words)}",
+        code="architecture",
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from vlora_engine.errors import ParameterError
+from vlora_engine.formats.config_fields import ALORA
 from vlora_engine.quantization.dtypes import Q8_0
 
 
@@ -26,6 +27,8 @@ class Target:
         ranks: What the server's option for the largest rank may be; empty where any rank will do.
         every_layer: Whether a kind of module that is missing in one layer is dropped in all.
         dtypes: What A and B may be stored in; by default an adapter keeps its own, if it may.
+        carries: The fields of the config that change how B @ A acts and that it reads; an adapter
+            with another one of them (`vlora_engine.formats.config_fields`) is refused.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Target:
     ranks: tuple[int, ...] = ()
     every_layer: bool = False
     dtypes: tuple[str, ...] = ("F32", "F16", "BF16")
+    carries: frozenset[str] = frozenset()
 
     @property
     def max_rank(self) -> int | None:
@@ -108,6 +112,7 @@ _ALL = (
         linear_only=_GGUF,
         no_rest=_GGUF,
         dtypes=("F32", "F16", "BF16", Q8_0),
+        carries=frozenset({ALORA}),
     ),
     Target(
         "ollama",
@@ -118,6 +123,7 @@ _ALL = (
         linear_only=_GGUF,
         no_rest=_GGUF,
         dtypes=("F32", "F16", "BF16", Q8_0),
+        carries=frozenset({ALORA}),
     ),
 )
 TARGETS: dict[str, Target] = {target.name: target for target in _ALL}

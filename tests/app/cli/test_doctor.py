@@ -70,7 +70,7 @@ def test_quiet_is_one_line_a_finding(cli: Cli, odd: Path) -> None:
 
 
 MENDED = [
-    *("vllm-rank", "vllm-default-rank", "vllm-patterns", "vllm-prefix", "redundant-rank"),
+    *("vllm-rank", "vllm-patterns", "vllm-prefix", "redundant-rank"),
     *("sglang-target-pattern", "sglang-target-paths", "gguf-rslora", "gguf-alpha-pattern"),
     *("tgi-patterns", "tgi-mixed-ranks", "tgi-keys", "lorax-patterns", "lorax-mixed-ranks"),
     *("lorax-keys", "gguf-named-keys", "peft-prefix", "peft-ignores", "peft-no-type"),

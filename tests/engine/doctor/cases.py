@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,16 @@ WEIGHTS = "adapter_model.safetensors"
 
 @dataclass(frozen=True)
 class Case:
-    """One rule: what triggers it, what must not, and for whom."""
+    """One rule: what triggers it, what must not, and for whom.
+
+    ``bad_base`` is what the base's config says otherwise, where that is what triggers it.
+    """
 
     bad: Build
     good: Build
     target: str | None = None
     with_base: bool = False
+    bad_base: Mapping[str, Any] = field(default_factory=dict)
 
 
 def put(tensors: Mapping[str, Tensor] | None = None, **changes: Any) -> Build:
@@ -324,6 +329,7 @@ TARGETS = {
     "vllm-rank": Case(
         put(make.factors(rank=520), r=520), put(make.factors(rank=512), r=512), "vllm"
     ),
+    "vllm-embeddings": Case(put(_embedding(), target_modules=["wte"]), CLEAN, "vllm"),
     "vllm-default-rank": Case(
         put(make.factors(rank=17), r=17), put(make.factors(rank=16), r=16), "vllm"
     ),
@@ -350,6 +356,22 @@ TARGETS = {
     "gguf-dora": Case(DORA, CLEAN, "llamacpp"),
     "gguf-named-keys": Case(NAMED, CLEAN, "llamacpp"),
     "gguf-convolutions": Case(CONVOLUTION, CLEAN, "llamacpp"),
+    "gguf-embeddings": Case(put(_embedding(), target_modules=["wte"]), CLEAN, "llamacpp"),
+    "gguf-modules": Case(
+        put(make.factors({"lm_head": (12, 400)})),  # GPT-2's output layer is its embedding
+        CLEAN,
+        "llamacpp",
+        with_base=True,
+    ),
+    "gguf-wrong-base": Case(
+        put(make.factors({"transformer.h.2.attn.c_attn": (12, 36)})),
+        put(make.factors({"transformer.h.1.attn.c_attn": (12, 36)})),
+        "ollama",
+        with_base=True,
+    ),
+    "gguf-architecture": Case(
+        CLEAN, CLEAN, "llamacpp", True, {"architectures": ["GPT2DoubleHeadsModel"]}
+    ),
     "ollama-safetensors": Case(
         put(base_model_name_or_path="Qwen/Qwen3-8B"),
         put(base_model_name_or_path="meta-llama/Llama-3.1-8B"),
@@ -362,7 +384,8 @@ TARGETS = {
     "peft-no-type": Case(NO_TYPE, CLEAN, "peft"),
     "sglang-heads": Case(HEAD, CLEAN, "sglang"),
     "sglang-convolutions": Case(CONVOLUTION, CLEAN, "sglang"),
-    "repeated-layers": Case(
+    "sglang-embeddings": Case(put(_embedding(), target_modules=["wte"]), CLEAN, "sglang"),
+    "unread-field": Case(
         put(layer_replication=[[0, 1], [0, 2]]), put(layer_replication=None), "vllm"
     ),
     "portable-rank": Case(
@@ -409,3 +432,14 @@ def write_base(folder: Path) -> Path:
     make.tiny_gpt2(n_embd=12, vocab_size=400).save_pretrained(base)
     assert json.loads((base / "config.json").read_text())["n_embd"] == 12
     return base
+
+
+def base_of(case: Case, base: Path, folder: Path) -> Path | None:
+    """The base beside which the rule is to speak up."""
+    if not case.with_base or not case.bad_base:
+        return base if case.with_base else None
+    other = folder / "base" / base.name
+    shutil.copytree(base, other)
+    told = json.loads((base / "config.json").read_text()) | case.bad_base
+    (other / "config.json").write_text(json.dumps(told))
+    return other

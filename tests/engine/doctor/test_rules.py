@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import FreshPython
-from tests.engine.doctor.cases import CASES, Build, write_base
+from tests.engine.doctor.cases import CASES, Build, base_of, write_base
 from tests.witnesses import make
 from vlora_engine.catalog.open import FORMATS
 from vlora_engine.catalog.scanner import scan
@@ -41,7 +41,7 @@ def test_every_rule_has_its_cases() -> None:
 @pytest.mark.parametrize("code", RULES)
 def test_a_rule_names_what_it_is_for(code: str, tmp_path: Path, base: Path) -> None:
     case = CASES[code]
-    findings = found(case.bad, tmp_path, case.target, base if case.with_base else None)
+    findings = found(case.bad, tmp_path / "in", case.target, base_of(case, base, tmp_path))
     mine = [finding for finding in findings if finding.code == code]
     assert mine, [finding.code for finding in findings]
     assert all(f.severity == RULES[code].severity and f.where and f.what for f in mine)
@@ -56,10 +56,14 @@ def test_a_rule_leaves_a_near_miss_alone(code: str, tmp_path: Path, base: Path) 
 
 
 @pytest.mark.parametrize("code", [c for c, rule in RULES.items() if rule.targets])
-def test_a_rule_of_a_target_speaks_for_it_alone(code: str, tmp_path: Path) -> None:
-    CASES[code].bad(tmp_path)
+def test_a_rule_of_a_target_speaks_for_it_alone(code: str, tmp_path: Path, base: Path) -> None:
+    case = CASES[code]
+    case.bad(tmp_path / "in")
+    place = base_of(case, base, tmp_path)
+    facts = None if place is None else read_base(place)
     for target in (None, *TARGETS):
-        codes = {f.code for f in diagnose(tmp_path, target=target, read_tensors=False).all_findings}
+        report = diagnose(tmp_path / "in", target=target, base=facts, read_tensors=False)
+        codes = {f.code for f in report.all_findings}
         assert (code in codes) == (target in RULES[code].targets)
 
 
@@ -80,8 +84,8 @@ def test_grave_findings_say_what_mends_them(tmp_path: Path, base: Path) -> None:
     for code, case in CASES.items():
         if RULES[code].severity != "error":
             continue
-        facts = base if case.with_base else None
-        for finding in found(case.bad, tmp_path / code, case.target, facts):
+        beside = base_of(case, base, tmp_path / code)
+        for finding in found(case.bad, tmp_path / code / "in", case.target, beside):
             if finding.code == code and code != "unreadable":
                 assert finding.remedy or finding.fix, code
 
