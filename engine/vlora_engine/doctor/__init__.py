@@ -23,6 +23,8 @@ _HOMES = {
         "subject_of",
         "verdict",
     ],
+    "vlora_engine.doctor.repairs": ["Repaired", "repair"],
+    "vlora_engine.nn.base_modules": ["Reach", "applies"],
     "vlora_engine.targets.registry": ["RANK_LIMITS"],
     "vlora_engine.doctor.rules": ["TARGETS", "Rule", "Subject"],
     "vlora_engine.findings": ["SEVERITIES"],

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from vlora_engine.adapters.model import ModuleShape
     from vlora_engine.doctor.base_facts import BaseFacts
     from vlora_engine.errors import VLoRAError
+    from vlora_engine.nn.base_modules import Reach
 
 Stage = Literal["reading", "headers", "base", "target", "tensors", "together"]
 TARGETS = ("vllm", "sglang", "tgi", "lorax", "llamacpp", "ollama", "peft", "portable")
@@ -107,7 +108,8 @@ class Subject:
 
     ``format`` is the name of the one that recognised it. ``modules`` is None where its headers
     could not be read. ``tensors`` holds dtype and shape of
-    every tensor under its key in the file, where there is such a file.
+    every tensor under its key in the file, where there is such a file. ``reach`` says how much of
+    it PEFT applies to ``base``.
     """
 
     path: Path
@@ -122,6 +124,7 @@ class Subject:
     remarks: tuple[Finding, ...] = ()
     error: VLoRAError | None = None
     base: BaseFacts | None = None
+    reach: Reach | None = None
     facts: TensorFacts | None = None
 
     @property

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlora_engine.adapters.model import LoRAWeights, MemorySource
+from vlora_engine.adapters.module_names import tidied
 from vlora_engine.formats.base_model_config import find_base
 from vlora_engine.formats.gguf_save import write_gguf
 from vlora_engine.formats.peft_save import _torch_dtype, write_peft
@@ -57,6 +58,7 @@ def save_adapter(
         StorageError: It cannot be written.
     """
     wanted, out = find_target(target), Path(path)
+    weights = tidied(weights)
     stored = _torch_dtype(dtype)
     if wanted.name == "peft":
         kept = without_rest(weights) if drop_rest else weights
