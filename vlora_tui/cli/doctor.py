@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vlora_engine.errors import ParameterError
 from vlora_engine.findings import SEVERITIES
+from vlora_tui.cli import options as o
 from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.errors import FOUND
 from vlora_tui.cli.hub_inputs import on_disk
 from vlora_tui.cli.output import Output
-from vlora_tui.utils.formatting import listed, plural
+from vlora_tui.utils.formatting import listed, plural, printable
 
 if TYPE_CHECKING:
-    from vlora_engine.doctor import Report
+    from vlora_engine.doctor import Repaired, Report
     from vlora_engine.findings import Finding
 
 FAIL_ON = ("error", "warning", "note", "never")
@@ -58,15 +60,29 @@ def doctor(
     headers: Annotated[
         bool, option("--headers", "Read headers alone: fast, no numbers are looked at.")
     ] = False,
+    fix: Annotated[
+        bool,
+        option("--fix", "Write the adapters again, as -o, under the names that PEFT looks for."),
+    ] = False,
+    output: Annotated[
+        str | None, option("-o", "--output", "Where --fix writes.", metavar="DIR")
+    ] = None,
+    force: o.Force = False,
 ) -> None:
-    """Find what is wrong with adapters, and say what mends it; change nothing.
+    """Find what is wrong with adapters, and say what mends it; --fix mends names in a copy.
 
-    Exit code 3 if anything as grave as --fail-on is found.
+    With --base it says how many modules PEFT applies to that model. Exit code 3 if anything as
+    grave as --fail-on is found; with --fix, if it is found in what was written.
     """
     from vlora_tui.cli.environment import show_environment
 
     if fail_on not in FAIL_ON:
         raise ParameterError("--fail-on knows no such word.", expected=", ".join(FAIL_ON))
+    if fix != (output is not None) or (fix and paths in ([ENVIRONMENT], [TABLE])):
+        raise ParameterError(
+            "--fix and -o go together: what is mended is a copy.",
+            remedy="vlora-tui doctor ADAPTER --fix -o OUT",
+        )
     if merged is not None:
         from vlora_tui.cli.doctor_merged import compare_merged
 
@@ -78,9 +94,13 @@ def doctor(
         show_rules(out, target)
     else:
         report = _examine(out, paths, target, base, headers)
-        out.json("doctor", report.as_dict())
+        repaired = _repaired(report, Path(output), base, target, headers, force) if output else []
+        more = {"fixed": [each.as_dict() for each in repaired]} if fix else {}
+        out.json("doctor", report.as_dict() | more)
         show_report(out, report)
-        failed = report.fails(fail_on)
+        for each in repaired:
+            _show_repaired(out, each)
+        failed = any(each.fails(fail_on) for each in [r.found for r in repaired] or [report])
     if failed:
         raise typer.Exit(FOUND)
 
@@ -98,11 +118,26 @@ def show_report(out: Output, report: Report) -> None:
         for key, same in alike.items():
             if key[0] == severity:
                 _show(out, same)
+    applied: dict[str, list[str]] = {}
+    for adapter in report.examined:
+        if adapter.reach is not None:
+            words = str(adapter.reach) if report.base else adapter.reach.unknown
+            applied.setdefault(words, []).append(adapter.name)
+    for words, named in applied.items():
+        said = words if report.base else f"modules that apply: cannot tell: {words}"
+        out.text(said if len(report.examined) == 1 else f"{said}: {listed(named)}")
     sound = [adapter.name for adapter in report.examined if not adapter.findings]
     if sound:
         out.text(f"nothing found in {plural(len(sound), 'adapter')}: {listed(sound)}")
     total = plural(len(report.examined), "adapter")
     out.note(f"{total} looked at: {_counted(report.all_findings) or 'nothing found'}")
+
+
+def _show_repaired(out: Output, repaired: Repaired) -> None:
+    """Where a copy went, how many names changed, and what is still to be said of it."""
+    names = plural(repaired.renamed, "module")
+    out.text(f"written to {printable(str(repaired.output))}: {names} renamed, all bits the same")
+    show_report(out, repaired.found)
 
 
 def show_rules(out: Output, target: str | None) -> None:
@@ -122,6 +157,18 @@ def show_rules(out: Output, target: str | None) -> None:
     )
     for rule in rules:
         out.essence(rule.code)
+
+
+def _repaired(
+    report: Report, output: Path, base: str | None, target: str | None, headers: bool, force: bool
+) -> list[Repaired]:
+    from vlora_engine.doctor import read_base
+    from vlora_engine.doctor.repairs import repair
+
+    facts = None if base is None else read_base(base)
+    return repair(
+        report.examined, output, base=facts, target=target, read_tensors=not headers, force=force
+    )
 
 
 def _examine(

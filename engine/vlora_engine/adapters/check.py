@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from vlora_engine.adapters.model import AdapterSource, ContentHash
+from vlora_engine.adapters.model import AdapterSource, ContentHash, hashed_names
 from vlora_engine.errors import AdapterError, CollectionError, VLoRAError
 from vlora_engine.findings import Finding
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback
@@ -113,9 +113,9 @@ def check_adapter(
         if not source.modules:
             raise AdapterError("The adapter has no LoRA module.", where=where, code="no-factors")
         content = ContentHash()
-        for module in source.modules:
+        for module, hashed in hashed_names(source):
             a, b = source.read(module)
-            content.add_module(module, source.scales[module], a, b)
+            content.add_module(hashed, source.scales[module], a, b)
             check.norms[module] = _norm(a, b, source.scales[module], where, module)
             if observe is not None:
                 observe(module, a, b)

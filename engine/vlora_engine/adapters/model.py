@@ -243,11 +243,21 @@ class ContentHash:
             self._sha.update(piece)
 
 
+def hashed_names(source: AdapterSource) -> list[tuple[str, str]]:
+    """Every module with the name that its content is hashed under, in the order of hashing.
+
+    An adapter that is read under other names (``hashed`` has its own) is the same adapter.
+    """
+    own: Mapping[str, str] = getattr(source, "hashed", {})
+    names = [(name, own.get(name, name)) for name in source.modules]
+    return sorted(names, key=lambda pair: pair[1]) if own else names
+
+
 def content_digest(source: AdapterSource) -> str:
     """The `ContentHash` of a whole adapter."""
     content = ContentHash()
-    for name in source.modules:
-        content.add_module(name, source.scales[name], *source.read(name))
+    for name, hashed in hashed_names(source):
+        content.add_module(hashed, source.scales[name], *source.read(name))
     for name, tensor in sorted(source.read_rest().items()):
         content.add_rest(name, tensor)
     return content.hexdigest()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from vlora_engine.adapters.address import AdapterRef, absolute_source, is_address
 from vlora_engine.adapters.model import AdapterSource
+from vlora_engine.adapters.module_names import RenamedAdapter
 from vlora_engine.catalog.open import find_adapters, open_adapter
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.errors import CollectionError, MissingPathError, VLoRAError
@@ -35,10 +36,22 @@ def recorded_original(record: TaskRecord) -> AdapterSource:
     path = _path_of(record)
     if path is None or not os.path.exists(path):
         raise _not_found(record, record.source, "nothing there" if record.source else None)
-    source = open_adapter(path)
-    if source.digest() != record.digest:
+    source = _with_digest(open_adapter(path), record.digest)
+    if source is None:
         raise _changed(record, record.source or path)
     return source
+
+
+def _with_digest(source: AdapterSource, digest: str) -> AdapterSource | None:
+    """The adapter under the names by which its content hash is this one; None if there are none.
+
+    Subspaces that were made before what wrappers leave in names was taken out have it in them.
+    """
+    if source.digest() == digest:
+        return source
+    stored: Mapping[str, str] = getattr(source, "stored_names", {})
+    under_stored = RenamedAdapter(source, stored, as_new=True) if stored else source
+    return under_stored if stored and under_stored.digest() == digest else None
 
 
 def _path_of(record: TaskRecord) -> Path | None:
@@ -116,11 +129,23 @@ class _Pool:
         name = PurePosixPath(record.id).name
         namesakes = [path for path in self._paths if path.name == name]
         for path in sorted(self._paths, key=lambda path: path.name != name):
-            if record.digest and self._digest(path) == record.digest:
+            if not record.digest:
+                continue
+            if self._digest(path) == record.digest:
                 return open_adapter(path)
+            former = self._former(path, record.digest)
+            if former is not None:
+                return former
         if namesakes:
             raise _changed(record, namesakes[0])
         raise _not_found(record, ", ".join(self.places), "no adapter of this content")
+
+    def _former(self, path: Path, digest: str) -> AdapterSource | None:
+        try:
+            source = open_adapter(path)
+            return _with_digest(source, digest) if getattr(source, "stored_names", {}) else None
+        except VLoRAError:
+            return None
 
     def _digest(self, path: Path) -> str | None:
         if path not in self._digests:

@@ -26,6 +26,8 @@ _HOMES = {
     ],
     "vlora_engine.doctor.checkpoint": ["Checkpoint", "read_checkpoint"],
     "vlora_engine.doctor.merged_check": ["MergedReport", "ModuleVerdict", "check_merged"],
+    "vlora_engine.doctor.repairs": ["Repaired", "repair"],
+    "vlora_engine.nn.base_modules": ["Reach", "applies"],
     "vlora_engine.targets.registry": ["RANK_LIMITS"],
     "vlora_engine.doctor.rules": ["TARGETS", "Rule", "Subject"],
     "vlora_engine.findings": ["SEVERITIES"],

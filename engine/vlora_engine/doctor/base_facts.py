@@ -75,6 +75,12 @@ class BaseFacts:
             return False
         return None
 
+    def ends_before(self, module: str) -> bool:
+        """Whether the module's layer has a number that a model of this config does not have."""
+        number = layer_number(module)
+        of_several = any(key.endswith("_config") for key in self.config)
+        return bool(self.layers and number is not None and number >= self.layers and not of_several)
+
     def misfit(self, module: str, shape: ModuleShape) -> str:
         """How the shape of an adapter's module differs from the base's; empty if it does not."""
         found = self._found(module)

@@ -16,34 +16,58 @@ _VOCABULARY = ("embed_tokens", "wte", "lm_head", "embeddings", "word_embeddings"
 @_injected(
     "no-module-fits",
     "error",
-    "No module of the adapter is one of the base: it would do nothing.",
-    remedy="name the base that it was trained on with --base, or mend the modules' names",
+    "PEFT applies no module of the adapter to the base: it would do nothing.",
+    remedy="name the base that it was trained on with --base",
 )
 def _none(subject: Subject) -> Iterable[Hit]:
-    unknown = _unknown(subject)
-    if unknown and len(unknown) == len(subject.modules or {}):
-        what = f"None of {count(len(unknown), 'module')} is in the base, such as {unknown[0]}."
-        yield Hit(what, file=subject.at_weights, module=unknown[0])
+    lost = _lost(subject)
+    if lost and len(lost) == len(subject.modules or {}):
+        yield _lost_hit(subject, lost, "none of")
 
 
 @_injected(
     "unknown-modules",
     "error",
-    "Some modules of the adapter are not in the base.",
+    "PEFT applies some modules of the adapter to the base, and ignores others.",
     remedy="name the base that it was trained on with --base",
 )
 def _some(subject: Subject) -> Iterable[Hit]:
-    unknown = _unknown(subject)
-    if unknown and len(unknown) < len(subject.modules or {}):
-        what = f"{count(len(unknown), 'module')} not in the base, such as {unknown[0]}."
-        yield Hit(what, file=subject.at_weights, module=unknown[0])
+    lost = _lost(subject)
+    if lost and len(lost) < len(subject.modules or {}):
+        yield _lost_hit(subject, lost, f"{len(lost):,} of")
 
 
-def _unknown(subject: Subject) -> list[str]:
-    base = subject.base
-    if base is None:
+def _lost(subject: Subject) -> list[str]:
+    """The modules that do nothing on the base."""
+    base, reach, modules = subject.base, subject.reach, subject.modules or {}
+    if base is None or reach is None or reach.misfits:
         return []
-    return [module for module in subject.modules or {} if base.knows(module) is False]
+    if reach.unknown:
+        return [module for module in modules if base.ends_before(module)]
+    return [module for module in modules if module not in reach.places]
+
+
+def _lost_hit(subject: Subject, lost: list[str], share: str) -> Hit:
+    """What is lost, why, and the command where another name is all that it takes."""
+    reach = subject.reach
+    first = next((m for m in lost if reach is not None and m in reach.names), lost[0])
+    what = f"PEFT would apply {share} {count(len(subject.modules or {}), 'module')}"
+    remedy = fix = ""
+    name = "" if reach is None else reach.names.get(first, "")
+    if reach is None or not name:
+        what += f": the base has no {first}."
+    elif name == first and not reach.refusal:
+        odd = subject.remarked("wrapped-names") or subject.remarked("no-prefix")
+        left_out = f"its config leaves {first} out"
+        what += f": {'its keys are not those that PEFT looks for' if odd else left_out}."
+    elif name == first:
+        what += f": {reach.refusal.rstrip('.')}."
+    else:
+        what += f": {first} is called {name} in the base."
+    if name and subject.base is not None:
+        remedy = "write it again under the names of the base"
+        fix = subject.command("doctor", "--base", subject.base.name, "--fix", suffix="fixed")
+    return Hit(what, remedy, fix, file=subject.at_weights, module=first)
 
 
 @_injected(
@@ -53,20 +77,24 @@ def _unknown(subject: Subject) -> list[str]:
     remedy="name the base that it was trained on with --base",
 )
 def _shapes(subject: Subject) -> Iterable[Hit]:
-    if subject.base is None:
-        return
-    wrong = {
-        name: (shape, misfit)
-        for name, shape in (subject.modules or {}).items()
-        if (misfit := subject.base.misfit(name, shape))
-    }
+    wrong = _misfits(subject)
     if wrong:
-        name, (shape, misfit) = next(iter(wrong.items()))
+        name, misfit = next(iter(wrong.items()))
+        shape = (subject.modules or {})[name]
         what = (
             f"{count(len(wrong), 'module')} of other dimensions than the base's: {name} is "
             f"{shape.d_out} x {shape.d_in}, the base has {misfit}."
         )
         yield Hit(what, file=subject.at_weights, module=name, place=f"{subject.at_weights}: {name}")
+
+
+def _misfits(subject: Subject) -> dict[str, str]:
+    if subject.base is None or subject.reach is None:
+        return {}
+    if not subject.reach.unknown:
+        return dict(subject.reach.misfits)
+    found = {n: subject.base.misfit(n, shape) for n, shape in (subject.modules or {}).items()}
+    return {name: misfit for name, misfit in found.items() if misfit}
 
 
 @rule(

@@ -32,6 +32,7 @@ from vlora_engine.doctor.tensor_rules import read_facts
 from vlora_engine.errors import ParameterError, UnsupportedAdapterError, VLoRAError
 from vlora_engine.findings import SEVERITIES, Finding, Severity, finding_of
 from vlora_engine.formats.base import Inspection, Probe
+from vlora_engine.nn.base_modules import Reach, keys_of, reach
 from vlora_engine.utils.naming import printable
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback
 from vlora_engine.utils.run_context import RunContext
@@ -53,6 +54,7 @@ class Examined:
     path: str
     kind: str
     findings: tuple[Finding, ...]
+    reach: Reach | None = None  # of an adapter whose modules are known
 
     def as_dict(self) -> dict[str, Any]:
         """The same, for JSON."""
@@ -60,6 +62,7 @@ class Examined:
             "name": self.name,
             "path": printable(self.path),
             "kind": self.kind,
+            "applies": None if self.reach is None else self.reach.as_dict(),
             "findings": [finding.as_json() for finding in self.findings],
         }
 
@@ -169,10 +172,13 @@ def diagnose(
         subject = replace(subject_at(info.here, entry=info), base=base)
         if read_tensors and (subject.modules or subject.error is None):
             subject = _with_facts(info.name, subject)
+        subject = with_reach(subject)
         subjects[info.name] = subject
         stages = (*_HEADERS, "tensors")
         findings = tuple(applied(subject, stages, target))
-        report.examined.append(Examined(info.name, str(info.path), info.format, findings))
+        report.examined.append(
+            Examined(info.name, str(info.path), info.format, findings, subject.reach)
+        )
     for place in catalog.subspaces:
         _step(run, len(report.examined), total, place.name)
         here = place if isinstance(place, Path) else existing_path(place)
@@ -235,6 +241,20 @@ def subject_of(seen: Inspection, probe: Probe | None = None) -> Subject:
         files=probe.names if probe is not None else frozenset(),
         remarks=seen.findings,
     )
+
+
+def with_reach(subject: Subject) -> Subject:
+    """The same, with how much of it PEFT applies to its base."""
+    modules = subject.modules or {}
+    if not modules:
+        return subject
+    if subject.base is None:
+        unknown = Reach(len(modules), unknown="no base model is named (--base)")
+        return replace(subject, reach=unknown)
+    tensors = {key: shape for key, (_, shape) in subject.tensors.items()}
+    if subject.format != "peft" or not tensors:
+        tensors = keys_of(modules) | {key: shape for key, (_, shape) in subject.rest.items()}
+    return replace(subject, reach=reach(modules, subject.config, tensors, subject.base.name))
 
 
 def check_target(target: str) -> None:
@@ -316,7 +336,7 @@ def _subspace(
         findings = findings or [finding_of(error, str(place)).called(str(place))]
         tasks = []
     for task in tasks if target is not None or base is not None else ():
-        subject = replace(subject_of(inspect_task(place, task)), base=base)
+        subject = with_reach(replace(subject_of(inspect_task(place, task)), base=base))
         findings += applied(subject, ("base", "target"), target)
     ordered = sorted(
         map(_with_rule, findings), key=lambda finding: SEVERITIES.index(finding.severity)

@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 
 from vlora_engine.adapters.model import AdapterSource, ModuleShape
+from vlora_engine.adapters.module_names import PREFIX
 from vlora_engine.doctor.checkpoint import Checkpoint, row_blocks, row_width
 from vlora_engine.errors import UnsupportedAdapterError
 from vlora_engine.findings import SEVERITIES, Finding, Severity
-from vlora_engine.formats.layout import PREFIX
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback
 from vlora_engine.utils.run_context import RunContext
 from vlora_engine.utils.safetensors_file import torch_dtype

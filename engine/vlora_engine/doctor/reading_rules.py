@@ -76,7 +76,13 @@ REMARKS: dict[str, tuple[Severity, str, str, str]] = {
     "pickle-weights": ("warning", "The tensors lie in a pickle.", _FORMATS, _OWN),
     "pickle-beside": ("note", "Pickles lie beside the adapter.", _FORMATS, _OWN),
     "no-modules": ("warning", "No module is read as a product of factors.", _FORMATS, _OWN),
-    "no-prefix": ("warning", "Keys lack base_model.model.: PEFT applies none.", _SAVE_LOAD, _PEFT),
+    "no-prefix": ("error", "Keys lack base_model.model.: PEFT applies none.", _SAVE_LOAD, _PEFT),
+    "wrapped-names": (
+        "error",
+        "Parts of a training wrapper are in the keys: PEFT applies none.",
+        _SAVE_LOAD,
+        _PEFT,
+    ),
     "named-keys": ("note", "Keys have the adapter's name inside.", _SAVE_LOAD, _PEFT),
     "mixed-ranks": ("note", "Modules have different ranks.", _FORMATS, _OWN),
     "overlapping-patterns": (
@@ -115,7 +121,10 @@ def _remarked_as(code: str) -> Find:
 
 def _fix(code: str, subject: Subject) -> str:
     """What writes the adapter again under PEFT's own keys, every module listed."""
-    if code in ("no-prefix", "unlisted-modules", "named-keys", "pickle-weights"):
+    if code in ("no-prefix", "wrapped-names", "unlisted-modules", "named-keys"):
+        base = ("--base", subject.base.name) if subject.base is not None else ()
+        return subject.command("doctor", *base, "--fix", suffix="fixed")
+    if code == "pickle-weights":
         return subject.command("convert", "--to", "peft", suffix="peft")
     return ""
 

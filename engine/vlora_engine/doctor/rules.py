@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vlora_engine.adapters.model import ModuleShape
     from vlora_engine.doctor.base_facts import BaseFacts
     from vlora_engine.errors import VLoRAError
+    from vlora_engine.nn.base_modules import Reach
 
 Stage = Literal["reading", "headers", "base", "target", "tensors", "together"]
 TARGETS = ("vllm", "sglang", "tgi", "lorax", "llamacpp", "ollama", "peft", "portable")
@@ -112,7 +113,7 @@ class Subject:
     could not be read. ``tensors`` holds dtype and shape of
     every tensor under its key in the file, where there is such a file. ``target`` is who is to
     load it, where that is asked for. ``more_rest`` counts tensors like those of ``rest`` that no
-    header names, as of a task.
+    header names, as of a task. ``reach`` says how much of it PEFT applies to ``base``.
     """
 
     path: Path
@@ -127,6 +128,7 @@ class Subject:
     remarks: tuple[Finding, ...] = ()
     error: VLoRAError | None = None
     base: BaseFacts | None = None
+    reach: Reach | None = None
     facts: TensorFacts | None = None
     target: str | None = None
     more_rest: int = 0

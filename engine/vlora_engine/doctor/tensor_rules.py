@@ -48,7 +48,7 @@ def _rest_not_finite(subject: Subject) -> Iterable[Hit]:
             yield Hit.of(finding)
 
 
-@_layer_rule("no-effect", "warning", "The adapter changes nothing: dW is zero in every module.")
+@_layer_rule("no-effect", "error", "The adapter changes nothing: dW is zero in every module.")
 def _no_effect(subject: Subject) -> Iterable[Hit]:
     check = _checked(subject)
     for finding in check.findings if check is not None else ():

@@ -97,10 +97,7 @@ def _layout_findings(layout: Layout, where: str) -> Iterable[Finding]:
     if not layout.pairs:
         what = "No module is read as a product of factors; all tensors are kept as they are."
         yield Finding("no-modules", "warning", what, file=where)
-    if not layout.prefixed:
-        what = "Keys without base_model.model.: PEFT would load the adapter and apply none of it."
-        remedy = "export it again; this engine writes the prefix"
-        yield Finding("no-prefix", "warning", what, remedy, file=where)
+    yield from _name_findings(layout, where)
     if layout.adapter_name:
         what = (
             f"Keys with the adapter's name inside ({layout.adapter_name}), as in a raw state dict."
@@ -110,6 +107,27 @@ def _layout_findings(layout: Layout, where: str) -> Iterable[Finding]:
     if len(ranks) > 1:
         what = f"Ranks from {min(ranks)} to {max(ranks)} in one adapter."
         yield Finding("mixed-ranks", "note", what, file=where)
+
+
+def _name_findings(layout: Layout, where: str) -> Iterable[Finding]:
+    """Keys that PEFT does not look for."""
+    every = len(layout.odd) == 2 * len(layout.pairs)
+    effect = "apply none of it" if every else f"ignore {_count(len(layout.odd), 'factor')}"
+    bare = next((key for key, name in layout.odd.items() if not name.prefixed), None)
+    if bare is not None:
+        what = f"Keys without base_model.model.: PEFT would load the adapter and {effect}."
+        remedy = "write it again; this engine writes the prefix"
+        yield Finding("no-prefix", "warning", what, remedy, file=where, tensor=bare)
+    wrapped = {k: n for k, n in layout.odd.items() if n.wrapper or n.lead or n.doubled}
+    if wrapped:
+        key, name = next(iter(wrapped.items()))
+        part = name.wrapper or name.lead or "base_model.model a second time"
+        what = (
+            f"Keys with {part} in them, which no module is called: "
+            f"PEFT would load the adapter and {effect}."
+        )
+        remedy = "write it again; this engine writes the modules' own names"
+        yield Finding("wrapped-names", "warning", what, remedy, file=where, tensor=key)
 
 
 def _pattern_findings(layout: Layout, settings: Settings, where: str) -> Iterable[Finding]:

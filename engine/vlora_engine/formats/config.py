@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlora_engine.adapters.module_names import WRAPPERS, without_wrappers
 from vlora_engine.errors import AdapterError, CorruptFileError, UnsupportedAdapterError
 from vlora_engine.formats.config_fields import ALORA
 from vlora_engine.formats.patterns import PatternTable
@@ -158,6 +159,21 @@ def read_settings(config: Mapping[str, Any], where: Path) -> Settings:
         base_model=_field(config, "base_model_name_or_path", where, _is_text, "a string") or None,
         ties=config.get("ensure_weight_tying") is True,
     )
+
+
+def without_wrapper_parts(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config as it reads for modules under their own names, without the parts of wrappers."""
+    if not any(wrapper in str(config) for wrapper in WRAPPERS):
+        return config
+    plain = dict(config)
+    for name in ("rank_pattern", "alpha_pattern"):
+        if isinstance(table := config.get(name), dict):
+            plain[name] = {without_wrappers(key): value for key, value in table.items()}
+    targets = config.get("target_modules")
+    if isinstance(targets, list):
+        texts = [without_wrappers(text) if isinstance(text, str) else text for text in targets]
+        plain["target_modules"] = texts
+    return plain
 
 
 def check_peft_type(config: Mapping[str, Any], where: Path) -> None:

@@ -3,6 +3,7 @@
 Key forms are those of PEFT: ``<module>.lora_A.weight`` and ``.lora_B.weight`` of linear maps and
 convolutions, ``<module>.lora_embedding_A`` and ``_B`` of embeddings, each perhaps with an adapter's
 name inside (``lora_A.default.weight``). Everything else is a rest tensor, under its full key.
+What training wrappers left in a key (`vlora_engine.adapters.module_names`) belongs to no name.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlora_engine.adapters.model import Kind, ModuleShape
+from vlora_engine.adapters.module_names import PREFIX, KeyName, plain_rest, read_key
 from vlora_engine.errors import AdapterError, CorruptFileError, UnsupportedAdapterError, VLoRAError
 from vlora_engine.formats.config import Settings
 from vlora_engine.utils.safetensors_file import FLOAT_DTYPES, ITEM_BYTES
 
-PREFIX = "base_model.model."
 Described = tuple[str, tuple[int, ...]]  # a tensor's dtype, in safetensors' words, and its shape
 
 
@@ -33,12 +34,23 @@ class Pair:
 
 @dataclass(frozen=True)
 class Layout:
-    """Every tensor of a file, accounted for: ``pairs`` by module (sorted), and the rest."""
+    """Every tensor of a file, accounted for: ``pairs`` by module (sorted), and the rest.
+
+    ``rest_keys`` has the key in the file of every rest tensor, ``odd`` the keys that PEFT would not
+    look for, taken apart.
+    """
 
     pairs: Mapping[str, Pair]
     rest: Mapping[str, Described]
-    prefixed: bool
     adapter_name: str | None
+    rest_keys: Mapping[str, str]
+    odd: Mapping[str, KeyName]
+
+    @property
+    def stored_names(self) -> dict[str, str]:
+        """The modules whose name in the file is another one, with it."""
+        stored = {module: _module_in_file(pair.key_a) for module, pair in self.pairs.items()}
+        return {module: name for module, name in stored.items() if module != name}
 
 
 def read_layout(tensors: Mapping[str, Described], where: Path) -> Layout:
@@ -52,20 +64,24 @@ def read_layout(tensors: Mapping[str, Described], where: Path) -> Layout:
     factors: dict[str, dict[str, str]] = {}
     rest: dict[str, Described] = {}
     names: set[str] = set()
-    prefixed = True
+    rest_keys: dict[str, str] = {}
+    odd: dict[str, KeyName] = {}
     for key, described in tensors.items():
         check_name(key, where)
         split = split_key(key)
         if split is None:
-            rest[key] = described
+            plain = plain_rest(key)
+            if plain in rest or (plain in tensors and plain != key):
+                plain = key  # both are there: neither may hide the other
+            rest[plain], rest_keys[plain] = described, key
             continue
         module, side, name = split
         if name:
             names.add(name)
-        if key.startswith(PREFIX):
-            module = module[len(PREFIX) :]
-        else:
-            prefixed = False
+        found = read_key(module)
+        if found.key != module:
+            odd[key] = found
+        module = found.path
         sides = factors.setdefault(module, {})
         if side in sides:
             raise _several_error(module, sides[side], key, where)
@@ -74,9 +90,16 @@ def read_layout(tensors: Mapping[str, Described], where: Path) -> Layout:
     return Layout(
         pairs=pairs,
         rest=dict(sorted(rest.items())),
-        prefixed=prefixed,
         adapter_name=min(names, default=None),
+        rest_keys=rest_keys,
+        odd=odd,
     )
+
+
+def _module_in_file(key_a: str) -> str:
+    """The module as its key calls it, without PEFT's prefix at the start."""
+    split = split_key(key_a)
+    return key_a if split is None else split[0].removeprefix(PREFIX)
 
 
 def check_ranks(layout: Layout, settings: Settings, config_path: Path, where: Path) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters.model import AdapterSource
+from vlora_engine.adapters.module_names import plain_rest
 from vlora_engine.errors import AdapterError, MissingPathError, UnsupportedAdapterError, VLoRAError
 from vlora_engine.formats.adapter_findings import adapter_findings, pickle_findings
 from vlora_engine.formats.base import PICKLES, Inspection, Probe
@@ -18,18 +19,36 @@ from vlora_engine.formats.config import (
     read_settings,
     shown,
     variant_error,
+    without_wrapper_parts,
 )
 from vlora_engine.formats.contents import Contents, PickleContents
 from vlora_engine.formats.diffusion import DIFFUSERS, KOHYA, NUMBERED
 from vlora_engine.formats.foreign import foreign_error, recognise
-from vlora_engine.formats.layout import Described, Layout, check_ranks, read_layout, split_key
+from vlora_engine.formats.layout import Layout, check_ranks, read_layout, split_key
 from vlora_engine.formats.mlx import MLX
 from vlora_engine.formats.plain import PlainAdapter, PlainFormat
 from vlora_engine.utils.file_names import ADAPTER_WEIGHTS
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 class PeftAdapter(PlainAdapter):
-    """An `AdapterSource` over a PEFT directory."""
+    """An `AdapterSource` over a PEFT directory.
+
+    ``stored_names`` has the modules whose name in the file is another one: what wrappers left;
+    ``odd`` those whose keys PEFT does not look for.
+    """
+
+    def __init__(self, inspection: Inspection, contents: Contents, layout: Layout) -> None:
+        super().__init__(inspection, contents, layout.pairs)
+        self._rest_keys = layout.rest_keys
+        self.stored_names = layout.stored_names
+        self.odd = frozenset(name.path for name in layout.odd.values())
+
+    def read_rest(self) -> dict[str, Tensor]:
+        """The rest tensors, bit for bit."""
+        return {name: self._contents.read(self._rest_keys[name]) for name in self.rest}
 
 
 class PeftFormat:
@@ -61,7 +80,7 @@ class PeftFormat:
         if other is not None:  # a pickle whose keys could not be seen before
             return other.read(probe, contents)
         inspection, layout = _examine(probe, contents, allow_unsupported)
-        return PeftAdapter(inspection, contents, layout.pairs)
+        return PeftAdapter(inspection, contents, layout)
 
 
 def _weights(probe: Probe) -> Path:
@@ -86,7 +105,7 @@ def _examine(
         _refuse_foreign(probe, contents)
         raise missing_config_error(probe.config_path)
     config = probe.config
-    settings = read_settings(config, probe.config_path)
+    settings = read_settings(without_wrapper_parts(config), probe.config_path)
     as_product = _check_supported(probe, contents, allow_unsupported)
     layout = _layout(contents, as_product)
     if not layout.pairs and not allow_unsupported:
@@ -176,8 +195,12 @@ _MARKS = {".lora_magnitude_vector": "use_dora", ".lora_diag": "kasa_config"}
 def _layout(contents: Contents, as_product: bool) -> Layout:
     if as_product:
         return read_layout(contents.tensors, contents.path)
-    rest: dict[str, Described] = dict(sorted(contents.tensors.items()))
-    return Layout(pairs={}, rest=rest, prefixed=True, adapter_name=None)
+    named: dict[str, str] = {}
+    for key in contents.tensors:
+        plain = plain_rest(key)
+        named[key if plain in contents.tensors or plain in named else plain] = key
+    rest = {name: contents.tensors[named[name]] for name in sorted(named)}
+    return Layout(pairs={}, rest=rest, adapter_name=None, rest_keys=named, odd={})
 
 
 _PLAIN: tuple[PlainFormat, ...] = (MLX, KOHYA, DIFFUSERS, NUMBERED)

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters.model import LoRAWeights, match_pattern, padded
+from vlora_engine.adapters.module_names import PREFIX, tidied
 from vlora_engine.errors import AdapterError, ParameterError
 from vlora_engine.formats.adapter_findings import matching_targets
 from vlora_engine.formats.config import Settings, read_settings
-from vlora_engine.formats.layout import PREFIX
 from vlora_engine.quantization.dtypes import STORAGE_DTYPES
 from vlora_engine.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from vlora_engine.utils.files import MadeCheck, new_directory, write_json
@@ -39,6 +39,7 @@ def write_peft(
 
     ``check`` is shown the directory before it takes its place (`new_directory`).
     """
+    weights = tidied(weights)
     config = peft_config(weights)
     tensors = peft_tensors(weights, dtype)
     # Wide dtypes first keeps every tensor aligned; then by name, as PEFT's own files are.

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from vlora_engine.adapters.module_names import PREFIX
 from vlora_engine.errors import CollectionError, UnsupportedAdapterError
-from vlora_engine.formats.layout import PREFIX
 
 _COMPILED = "_orig_mod."
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlora_engine.adapters.model import LoRAWeights, MemorySource
+from vlora_engine.adapters.module_names import tidied
 from vlora_engine.formats.base_model_config import find_base
 from vlora_engine.formats.gguf_save import write_gguf
 from vlora_engine.formats.peft_save import _torch_dtype, write_peft
@@ -59,6 +60,7 @@ def save_adapter(
         StorageError: It cannot be written.
     """
     wanted, out = find_target(target), Path(path)
+    weights = tidied(weights)
     q8_0 = dtype == Q8_0.lower()
     stored = None if q8_0 else _torch_dtype(dtype)
     if wanted.name == "peft" and not q8_0:
