@@ -162,7 +162,7 @@ WRITTEN_BY = {"written_by": "vlora-tui"}
 _PEERS_MARKERS = frozenset({VLORA_INDEX, SHARE_INDEX})
 _MARKERS = frozenset({SUBSPACE_INDEX, ADAPTER_CONFIG, SPECTRA_INDEX, ADAPTER_GGUF, ROUTER_INDEX})
 _WRITTEN = re.compile(
-    r"README\.md|subspace\.json|tasks|basis(-\d+-of-\d+)?\.safetensors"
+    r"README\.md|subspace\.json|tasks|(basis|components)(-\d+-of-\d+)?\.safetensors"
     r"|adapter_config\.json|adapter_model\.(safetensors|bin)|adapters\.safetensors"
     r"|adapter\.gguf|Modelfile"
     r"|router\.(json|safetensors)"

@@ -22,9 +22,10 @@ from vlora_engine import (
 from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.doctor.subspace_check import check_subspace
-from vlora_engine.errors import CorruptFileError, ParameterError
+from vlora_engine.errors import CorruptFileError, OutputExistsError, ParameterError
 from vlora_engine.manifest.task_errors import task_figures
 from vlora_engine.subspace.coded.basis import BasisTarget, make_basis
+from vlora_engine.utils.files import foreign_entries
 
 pytestmark = pytest.mark.filterwarnings("ignore:The blend loses")
 METHODS = ["auto", "own"]
@@ -136,6 +137,18 @@ def test_kept_it_is_format_3_and_comes_back(method: str, tmp_path: Path) -> None
         dense_error(make.weights(seed=77), SharedSubspace.load(tmp_path / "s").reconstruct("more"))
         < 0.06
     )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_it_can_be_replaced_as_any_output(method: str, tmp_path: Path) -> None:
+    adapters = folder_of(tmp_path / "in")
+    out = tmp_path / "s"
+    for subspace in (coded(adapters, method).with_basis(), coded(adapters, method)):
+        subspace.save(out, force=True)
+        assert foreign_entries(out) == []
+        with pytest.raises(OutputExistsError, match="replace it"):
+            coded(adapters, method).save(out)
+    assert read_manifest(out).shared_basis is None
 
 
 @pytest.mark.parametrize("method", METHODS)
