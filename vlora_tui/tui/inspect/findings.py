@@ -91,7 +91,7 @@ class FindingsPane(AskingPane):
 
     def row_text(self) -> str | None:
         """The command that mends what is under the cursor; without one, the finding as text."""
-        return None if self.remark is None else self.remark.fix or self.remark.text
+        return None if self.remark is None else self.remark.shown.fix or self.remark.text
 
     @property
     def command(self) -> str | None:
@@ -176,11 +176,8 @@ class FindingsPane(AskingPane):
     def answered(self, arguments: Arguments) -> None:
         self.post_message(self.Found())
 
-    def stop(self) -> bool:
-        stopped = super().stop()
-        if stopped:
-            self._say()
-        return stopped
+    def stopped(self) -> None:
+        self._say()
 
     @work(thread=True, exclusive=True, group="target")
     def _judge(self, key: Judged) -> None:

@@ -298,11 +298,8 @@ class LayersPane(AskingPane):
     def answered(self, arguments: Arguments) -> None:
         self._draw()
 
-    def stop(self) -> bool:
-        stopped = super().stop()
-        if stopped:
-            self._draw()
-        return stopped
+    def stopped(self) -> None:
+        self._draw()
 
     @work(thread=True, group="figures")
     def _read_figures(self, key: tuple[str, str]) -> None:

@@ -61,7 +61,11 @@ class AskingPane(Vertical):
             return False
         self.workers.cancel_group(self, "asking")
         self.asking = None
+        self.stopped()
         return True
+
+    def stopped(self) -> None:
+        """A command was stopped: show it."""
 
     def answered(self, arguments: Arguments) -> None:
         """A command has answered, or failed: show it."""

@@ -118,12 +118,9 @@ class AlikePane(AskingPane):
     def answered(self, arguments: Arguments) -> None:
         self._draw()
 
-    def stop(self) -> bool:
-        stopped = super().stop()
-        if stopped:
-            self._measure = "cosine"
-            self._draw()
-        return stopped
+    def stopped(self) -> None:
+        self._measure = "cosine"
+        self._draw()
 
     @property
     def pair(self) -> tuple[int, int] | None:

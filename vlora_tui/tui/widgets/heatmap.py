@@ -150,7 +150,7 @@ class Heatmap(CellGrid):
     def __init__(self, *, ascii_only: bool = False, id: str | None = None) -> None:
         super().__init__(ascii_only=ascii_only, id=id)
         self.grid = LayerGrid((), (), ())
-        self._cells: Mapping[str, Cell] = {}
+        self.cells: Mapping[str, Cell] = {}
         self._base: Style | None = None
         self._strips: dict[int, Strip] = {}  # lines as painted; a new border text needs no others
         self._styles: dict[tuple[float | None, bool], Style] = {}
@@ -158,9 +158,9 @@ class Heatmap(CellGrid):
     def show(self, grid: LayerGrid, cells: Mapping[str, Cell], focus: str | None) -> None:
         """Show these cells, the focus on that layer; what is the same is not painted again."""
         position = grid.find(focus) or (0, 0)
-        if grid is self.grid and cells == self._cells and position == self.cursor:
+        if grid is self.grid and cells == self.cells and position == self.cursor:
             return
-        self.grid, self._cells, self.cursor = grid, cells, position
+        self.grid, self.cells, self.cursor = grid, cells, position
         self.fit()
 
     @property
@@ -233,7 +233,7 @@ class Heatmap(CellGrid):
 
     def measure(self) -> None:
         columns = self.grid.columns
-        numbers = max((len(c.text) + c.own for c in self._cells.values()), default=1)
+        numbers = max((len(c.text) + c.own for c in self.cells.values()), default=1)
         least = max(5, numbers + 2)
         heads = max((len(_head(column, columns)) for column in columns), default=0) + 1
         self.label_width = max([3, *(len(row) + 2 for row in self.grid.rows)])
@@ -288,7 +288,7 @@ class Heatmap(CellGrid):
     def _cell(self, name: str | None, cursor: bool, base: Style) -> Segment:
         if name is None:
             return Segment(" " * self.cell_width, base)
-        cell = self._cells.get(name, UNKNOWN)
+        cell = self.cells.get(name, UNKNOWN)
         text = "." if self.ascii_only and cell.text == "·" else cell.text
         text += "*" if cell.own else ""
         left, right = ("[", "]") if cursor else (" ", " ")

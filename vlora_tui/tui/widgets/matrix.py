@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.cells import cell_len, set_cell_size
@@ -44,25 +45,7 @@ class Matrix(CellGrid):
         "matrix--group",
         "matrix--below",
     }
-    DEFAULT_CSS = """
-    Matrix {
-        & > .matrix--head { color: $text-muted; }
-        & > .matrix--here { text-style: bold; }
-        & > .matrix--quiet { color: $text-disabled; }
-        & > .matrix--group { color: $text-accent; text-style: bold; }
-        & > .matrix--below { color: $text-error; }
-        & > .matrix--cursor {
-            color: $block-cursor-foreground;
-            background: $block-cursor-background;
-            text-style: bold;
-        }
-        &:ansi > .matrix--head { text-style: dim; }
-        &:ansi > .matrix--quiet { text-style: dim; }
-        &:ansi > .matrix--group { color: $accent; }
-        &:ansi > .matrix--below { color: $error; }
-        &:ansi > .matrix--cursor { text-style: reverse; }
-    }
-    """
+    DEFAULT_CSS = Path(__file__).with_suffix(".tcss").read_text("utf-8")
     BINDINGS: ClassVar[list[BindingType]] = [
         hidden("up,k", "move(-1, 0)", "matrix.up", "The adapter above"),
         hidden("down,j", "move(1, 0)", "matrix.down", "The adapter below"),
@@ -84,7 +67,7 @@ class Matrix(CellGrid):
     def __init__(self, *, ascii_only: bool = False, id: str | None = None) -> None:
         super().__init__(ascii_only=ascii_only, id=id)
         self.order: list[int] = []  # which adapter stands in which row
-        self._names: Sequence[str] = ()
+        self.names: Sequence[str] = ()
         self._letters: dict[int, str] = {}
         self._values: Array | None = None
         self._styles: dict[tuple[str, int], Style] = {}
@@ -98,7 +81,7 @@ class Matrix(CellGrid):
             letters: Per adapter that belongs to a group, the group's letter.
         """
         pair = self.pair
-        self._names, self._values, self._letters = names, values, letters
+        self.names, self._values, self._letters = names, values, letters
         self.order = order
         position_of = {adapter: position for position, adapter in enumerate(order)}
         if pair is not None and pair[0] in position_of and pair[1] in position_of:
@@ -213,7 +196,7 @@ class Matrix(CellGrid):
     def measure(self) -> None:
         """The widest cells that let every column in beside the names."""
         count, width = len(self.order), self.size.width
-        longest = max((cell_len(self._names[i]) for i in self.order), default=0)
+        longest = max((cell_len(self.names[i]) for i in self.order), default=0)
         fixed = self._number_width + 5  # a point, the number, and the letter, with their blanks
         # So much of the names must stay that they can be told apart.
         least = fixed + min(longest, max(LEAST_NAME, width // 3))
@@ -260,7 +243,7 @@ class Matrix(CellGrid):
         width = self.label_width - self._number_width - 5
         segments = [
             Segment(f"{point}{number} ", style),
-            Segment(_fit(self._names[adapter], width, self.ascii_only), style if here else base),
+            Segment(_fit(self.names[adapter], width, self.ascii_only), style if here else base),
             Segment(f" {self._letters.get(adapter, ' ')} ", self._part("group")),
         ]
         for x in range(*self.in_view[2:]):
