@@ -138,10 +138,10 @@ def _put_bounded(
     """Say of a task that was rebuilt from its reconstruction what is known of it."""
     made, encoded = tasks.record(record.id), tasks.encoded(record.id)
     modules = [layers[i].name for i in made.layers]
-    tasks.put(_bounded(record, made), _bounded_layers(task, modules, encoded))
+    tasks.put(bounded(record, made), _bounded_layers(task, modules, encoded))
 
 
-def _bounded(old: TaskRecord, new: TaskRecord) -> TaskRecord:
+def bounded(old: TaskRecord, new: TaskRecord) -> TaskRecord:
     """What is known of a task that was rebuilt from its reconstruction (triangle inequality)."""
     share = new.norm / old.norm if old.norm > 0 else 0.0
     return replace(

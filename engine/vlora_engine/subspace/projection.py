@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -40,8 +39,6 @@ def project(space: Space, source: AdapterSource, task_id: str) -> TaskProjection
     collection = Collection({task_id: source}, CheckReport({task_id: check}), space.layers, "")
     shares = [_share(space, spec, task_id, source, check.weight) for spec in specs]
     record, encoded = assemble_task(collection, task_id, shares, file="", out=None)
-    path = str(source.path.absolute()) if source.path else None
-    record = replace(record, source=path)
     return decode_projection(space.storage, space.layers, record, encoded)
 
 

@@ -87,7 +87,7 @@ class Collection:
             digest=check.digest,
             norm=check.norm,
             error=error,
-            location=relative_source(source.path, out) if out else None,
+            location=relative_source(source.path, out),
         )
 
     def report(

@@ -270,8 +270,7 @@ def _is_being_written(final: Path) -> bool:
             return True
         except OSError:
             continue  # not ours to open
-        if lock is not None and lock != _UNLOCKED:
-            os.close(lock)
+        _let_go(lock)
     return False
 
 
@@ -369,8 +368,7 @@ def sole_writer(partial: Path, final: Path) -> Iterator[None]:
             ) from None
         except OSError as error:
             raise write_error(final, error) from None
-        if held != _UNLOCKED:
-            locks.callback(os.close, held)
+        locks.callback(_let_go, held)
         sweep(final)
         yield
 
@@ -389,8 +387,7 @@ def kept(directory: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if held is not None and held != _UNLOCKED:
-            os.close(held)
+        _let_go(held)
 
 
 def _lock(directory: Path) -> int | None:
@@ -418,6 +415,12 @@ def _lock(directory: Path) -> int | None:
         raise
     os.close(descriptor)
     return None
+
+
+def _let_go(lock: int | None) -> None:
+    """Undo `_lock`."""
+    if lock is not None and lock != _UNLOCKED:
+        os.close(lock)
 
 
 def discard(path: Path) -> None:
@@ -572,8 +575,7 @@ def sweep(final: Path) -> None:
         except OSError as error:
             logger.debug("%s was not deleted: %s", path, error)
         finally:
-            if lock is not None and lock != _UNLOCKED:
-                os.close(lock)
+            _let_go(lock)
 
 
 def _hidden(folder: Path, name: str = "*") -> Iterator[Path]:

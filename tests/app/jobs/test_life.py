@@ -639,13 +639,13 @@ def worker() -> Iterator[WarmWorker]:
     until(lambda: worker.is_ready, "the worker was warm")
     yield worker
     worker.close()
-    until(lambda: worker._process.poll() is not None, "the worker was gone")
+    until(lambda: worker.process.poll() is not None, "the worker was gone")
 
 
 def test_a_warm_worker_becomes_the_job(
     store: JobStore, adapters: Path, tmp_path: Path, gate: Gate, worker: WarmWorker
 ) -> None:
-    pid = worker._process.pid
+    pid = worker.process.pid
     assert "libtorch" in Path(f"/proc/{pid}/maps").read_text()
     job = start(store, build_recipe(adapters, tmp_path / "s"), worker=worker)
     assert pid_of(job) == pid
@@ -662,8 +662,8 @@ def test_a_warm_worker_becomes_the_job(
 def test_a_warm_worker_that_died_costs_nothing_but_time(
     store: JobStore, adapters: Path, tmp_path: Path, worker: WarmWorker
 ) -> None:
-    worker._process.kill()
-    worker._process.wait()
+    worker.process.kill()
+    worker.process.wait()
     job = start(store, build_recipe(adapters, tmp_path / "s"), worker=worker)
     assert wait(job, BOUND).state is State.FINISHED
 
@@ -671,10 +671,10 @@ def test_a_warm_worker_that_died_costs_nothing_but_time(
 def test_a_warm_worker_that_does_not_answer_is_ended_and_replaced(
     store: JobStore, adapters: Path, tmp_path: Path, worker: WarmWorker
 ) -> None:
-    os.kill(worker._process.pid, signal.SIGSTOP)
+    os.kill(worker.process.pid, signal.SIGSTOP)
     job = start(store, build_recipe(adapters, tmp_path / "s"), worker=worker)
     assert wait(job, BOUND).state is State.FINISHED
-    assert pid_of(job) != worker._process.pid
+    assert pid_of(job) != worker.process.pid
 
 
 def test_a_warm_worker_ends_with_its_interface() -> None:
@@ -682,7 +682,7 @@ def test_a_warm_worker_ends_with_its_interface() -> None:
         "from vlora_tui.jobs import WarmWorker\n"
         "worker = WarmWorker()\n"
         "while not worker.is_ready: pass\n"
-        "print(worker._process.pid, flush=True)\n"
+        "print(worker.process.pid, flush=True)\n"
         "input()\n"
     )
     words = [sys.executable, "-c", code]
