@@ -11,7 +11,8 @@ from pathlib import Path
 
 from vlora_engine.adapters.address import relative_source
 from vlora_engine.errors import ConflictError, StorageError, SubspaceError
-from vlora_engine.manifest.manifest import Manifest, TaskRecord, parse_manifest, read_index
+from vlora_engine.manifest.manifest import Manifest, TaskRecord, read_index
+from vlora_engine.manifest.parse import parse_manifest
 from vlora_engine.subspace.loadings import EncodedTask
 from vlora_engine.subspace.space import SpaceState
 from vlora_engine.subspace.store import (

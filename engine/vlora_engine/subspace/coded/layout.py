@@ -16,7 +16,7 @@ from vlora_engine.manifest.manifest import BasisFile, LayerSpec, Manifest, TaskR
 from vlora_engine.manifest.readme import model_card
 from vlora_engine.utils.file_names import BASIS_FILE
 from vlora_engine.utils.files import dump_json
-from vlora_engine.utils.safetensors_file import encode_header
+from vlora_engine.utils.tensor_writer import encode_header
 
 Layout = list[tuple[str, str, tuple[int, ...]]]
 

@@ -58,11 +58,11 @@ from vlora_engine.utils.file_names import BASIS_FILE, COMPONENTS_FILE
 from vlora_engine.utils.safetensors_file import (
     ITEM_BYTES,
     Header,
-    TensorWriter,
     read_elements,
     read_tensor,
     torch_dtype,
 )
+from vlora_engine.utils.tensor_writer import TensorWriter
 
 _AT_ONCE = 32  # modules of a task that are decoded together
 _CACHE_BYTES = 256 << 20  # of decoded groups: the next task asks for the same ones
