@@ -173,7 +173,7 @@ class FindingsPane(AskingPane):
 
     # work off the screen
 
-    def answered(self, arguments: Arguments) -> None:
+    def answered(self) -> None:
         self.post_message(self.Found())
 
     def stopped(self) -> None:

@@ -295,7 +295,7 @@ class LayersPane(AskingPane):
 
     # work off the screen
 
-    def answered(self, arguments: Arguments) -> None:
+    def answered(self) -> None:
         self._draw()
 
     def stopped(self) -> None:

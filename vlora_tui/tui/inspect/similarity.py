@@ -115,7 +115,7 @@ class AlikePane(AskingPane):
         """Whether a measure of interference is shown."""
         return self._measure != "cosine"
 
-    def answered(self, arguments: Arguments) -> None:
+    def answered(self) -> None:
         self._draw()
 
     def stopped(self) -> None:

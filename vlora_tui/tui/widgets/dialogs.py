@@ -312,7 +312,7 @@ def help_sections(screen: Any, display: Callable[[Any], str]) -> list[HelpSectio
         node, binding = active.node, active.binding
         if binding.system or not binding.id or not (binding.tooltip or binding.description):
             continue
-        title = "Everywhere" if node in (screen, screen.app) else _heading(node, screen)
+        title = "Everywhere" if node in (screen, screen.app) else _heading(node)
         by_action = tables.setdefault(title, {})
         by_action.setdefault(binding.action, []).append(binding)
     sections = []
@@ -326,7 +326,7 @@ def help_sections(screen: Any, display: Callable[[Any], str]) -> list[HelpSectio
     return sections
 
 
-def _heading(node: Any, screen: Any) -> str:
+def _heading(node: Any) -> str:
     named = getattr(node, "help_title", None)
     if named:
         return str(named)

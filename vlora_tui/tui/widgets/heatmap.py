@@ -250,14 +250,14 @@ class Heatmap(CellGrid):
             self._base = self.rich_style
         base, width = self._base, self.size.width
         if y == 0:
-            segments = self._head_line(base)
+            segments = self._head_line()
         elif self._top + y - 1 < len(self.grid.rows):
             segments = self._row_line(self._top + y - 1, y, base)
         else:
             segments = []
         return Strip(segments).adjust_cell_length(width, base)
 
-    def _head_line(self, base: Style) -> list[Segment]:
+    def _head_line(self) -> list[Segment]:
         head = self.get_component_rich_style("heatmap--head")
         here = self.get_component_rich_style("heatmap--here")
         end = self._left + self.shown_columns
