@@ -238,8 +238,8 @@ class SubspaceTrainer:
             return _TrainedFlat(la, lb, scale, whole, target)
         extra = [self._extra(side, basis).to(*target) for side in _SIDES]
         # The model's hooks hold the bases, but of a coded collection.
-        own = None if self.subspace.method in SHARING else basis.moved(*target)
-        return _Trained(la, lb, scale, extra[0], extra[1], own)
+        own_basis = None if self.subspace.method in SHARING else basis.moved(*target)
+        return _Trained(la, lb, scale, extra[0], extra[1], own_basis)
 
     def to(self, device: torch.device | str) -> SubspaceTrainer:
         """Move the parameters, their gradients and the optimizer's state in place."""

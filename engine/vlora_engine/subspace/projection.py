@@ -142,8 +142,8 @@ def assembled(
         rank * (layers[i].d_in + layers[i].d_out)
         for i, rank in zip(record.layers, record.ranks, strict=True)
     )
-    for index, rank, own in zip(record.layers, record.ranks, record.dtypes, strict=True):
-        spec, dtype = layers[index], "F32" if exact else own
+    for index, rank, stored_dtype in zip(record.layers, record.ranks, record.dtypes, strict=True):
+        spec, dtype = layers[index], "F32" if exact else stored_dtype
         a, b = (
             _stored(x, torch_dtype(dtype), many=numbers > MOST_OF_A_TASK)
             for x in factors(spec, rank)

@@ -52,8 +52,8 @@ def save(
 def _save(space: SpaceState, path: Path, *, force: bool, check: MadeCheck | None) -> None:
     if space.opened is not None and _is_own(space, path):
         _require_unchanged(space.opened, path)
-    own = space.stored.manifest.path if space.stored is not None and space.is_update else None
-    if space.stored is not None and own is not None and _same_directory(own, path):
+    home = space.stored.manifest.path if space.stored is not None and space.is_update else None
+    if space.stored is not None and home is not None and _same_directory(home, path):
         try:
             manifest = _update(space, space.stored.manifest)
         except StorageError as error:

@@ -465,12 +465,12 @@ def publish(
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(final))
         gone = _gone_path(final)
         os.rename(whole, gone)
-        place = gone / made.relative_to(whole)
+        moved = gone / made.relative_to(whole)
         try:
             if not replaces:
-                os.rename(place, final)
-            elif not exchange(place, final):
-                _rename_twice(place, final)
+                os.rename(moved, final)
+            elif not exchange(moved, final):
+                _rename_twice(moved, final)
         except BaseException:
             with suppress(OSError):
                 os.rename(gone, whole)
@@ -484,8 +484,8 @@ def publish(
     close_below(final)  # the former files have been open under these names
     try:
         if replaces:
-            _hand_over(place, final)
-            _remove_marked(place)
+            _hand_over(moved, final)
+            _remove_marked(moved)
         if os.path.lexists(gone):
             _remove(gone)
     except OSError as error:
@@ -498,16 +498,16 @@ def publish(
         )
 
 
-def _rename_twice(place: Path, final: Path) -> None:
+def _rename_twice(moved: Path, final: Path) -> None:
     """What `exchange` does, in two steps: between them ``final`` is not there."""
     former = former_path(final)
     os.rename(final, former)
     try:
-        os.rename(place, final)
+        os.rename(moved, final)
     except OSError:
         os.rename(former, final)
         raise
-    os.rename(former, place)
+    os.rename(former, moved)
 
 
 def _gone_path(final: Path) -> Path:

@@ -276,14 +276,14 @@ def read_error(path: Path, error: OSError) -> VLoRAError:
     """The error for a file that cannot be read, from what the operating system reports."""
     if isinstance(error, VLoRAError):  # it says so already
         return error
-    told = StorageError(
+    found = StorageError(
         f"The file cannot be read: {error.strerror or error}.",
         where=path,
         remedy="check its permissions and that its disk is still mounted"
         if error.errno != errno.ENAMETOOLONG
         else "name a shorter path",
     )
-    return _judged(told, error)
+    return _judged(found, error)
 
 
 class FilePool:
@@ -467,16 +467,16 @@ def write_error(path: Path, error: OSError) -> StorageError:
         errno.ENAMETOOLONG: "choose a shorter name",
         errno.ENOTDIR: "choose an output whose parent is a directory",
     }
-    told = StorageError(
+    found = StorageError(
         f"The output cannot be written: {error.strerror or error}.",
         where=path,
         remedy=remedies.get(error.errno or 0, "check that the place exists and can be written to"),
     )
-    return _judged(told, error)
+    return _judged(found, error)
 
 
-def _judged(told: StorageError, error: OSError) -> StorageError:
+def _judged(found: StorageError, error: OSError) -> StorageError:
     """A name that no file can have is a fault of the input, not of the disk."""
     if error.errno in (errno.ENAMETOOLONG, errno.EILSEQ):
-        told.exit_code = InputError.exit_code
-    return told
+        found.exit_code = InputError.exit_code
+    return found

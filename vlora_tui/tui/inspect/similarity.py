@@ -152,8 +152,8 @@ class AlikePane(AskingPane):
         arguments = self.arguments
         if arguments is None:
             return False
-        known = (self.answer_to(arguments), self.problem_of(arguments))
-        return known != (None, None) or arguments == self.asking
+        outcome = (self.answer_to(arguments), self.problem_of(arguments))
+        return outcome != (None, None) or arguments == self.asking
 
     def _state(self) -> Text:
         """Whether interference is being measured, or why it is not."""

@@ -87,9 +87,9 @@ class RunView(PaneView):
             with VerticalScroll(id="details", can_focus=True):
                 yield Static(id="said", markup=False)
         yield Static(id="line", markup=False)
-        place = Input(id="place", placeholder="where the subspace goes", compact=True)
-        place.cursor_blink = False
-        yield place
+        line = Input(id="place", placeholder="where the subspace goes", compact=True)
+        line.cursor_blink = False
+        yield line
 
     def panes(self) -> list[Tab]:
         return [

@@ -75,15 +75,15 @@ def build_coded(
     Raises: as `vlora_engine.compress.build.build_subspace`.
     """
     with keep_finished_layers(partial, out):
-        known = outlook
-        if known is None:
-            known = _partial_outlook(partial, collection, targets, run)
-        _same_tasks(collection, known)
+        tables = outlook
+        if tables is None:
+            tables = _partial_outlook(partial, collection, targets, run)
+        _same_tasks(collection, tables)
 
         def parts(forecast: Forecast) -> Parts:
             return FileParts(partial, fingerprint(collection, targets.method, forecast, run.device))
 
-        coder = _coder(collection, targets, known, parts, out, run)
+        coder = _coder(collection, targets, tables, parts, out, run)
         coder.room = room
         coded = coder.run()
         result, coding = partial / RESULT, coding_of(targets, coder.outlook, coded.forecast)
@@ -213,16 +213,16 @@ def _partial_outlook(
     partial: Path, collection: Collection, targets: CompressionTarget, run: RunContext
 ) -> Outlook:
     """The outlook that an interrupted build left, or a new one."""
-    place = partial_outlook(partial)
-    if place.exists():
+    file = partial_outlook(partial)
+    if file.exists():
         try:
-            known = Outlook.load(place)
-            _same_tasks(collection, known)
-            return known
+            outlook = Outlook.load(file)
+            _same_tasks(collection, outlook)
+            return outlook
         except VLoRAError:
-            place.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
     made = outlook_of(collection, run, groups=targets.method == "auto", aim=targets)
-    made.save(place)
+    made.save(file)
     return made
 
 
