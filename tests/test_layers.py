@@ -138,6 +138,7 @@ LAZY = {
     "vlora_engine.targets.verify": "torch",
     "vlora_engine.utils.device": "torch",
     "vlora_engine.utils.safetensors_file": "torch",
+    "vlora_engine.utils.tensor_writer": "torch",
     "vlora_engine.utils.workers": "torch",
     "vlora_tui.jobs.drafts": "tomli_w",
     "vlora_tui.jobs.runner": "numpy",

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 from vlora_engine.errors import OutputExistsError
 from vlora_engine.utils.files import check_output, dump_json, new_directory
 from vlora_engine.utils.reading import read_file
-from vlora_engine.utils.safetensors_file import encode_header
+from vlora_engine.utils.tensor_writer import encode_header
 
 Floats: TypeAlias = NDArray[np.float64]
 

@@ -73,18 +73,18 @@ class Finding:
         An error in its JSON form is taken, too (`VLoRAError.as_json`). What is no text counts as
         not said, a severity that there is not as a note.
         """
-        told = {name: value for name, value in row.items() if isinstance(value, str)}
-        severity: Any = told.get("severity", "error" if "error" in told else "note")
-        where = told.get("where", "")
-        parts = {name: told.get(name, "") for name in ADDED}
+        texts = {name: value for name, value in row.items() if isinstance(value, str)}
+        severity: Any = texts.get("severity", "error" if "error" in texts else "note")
+        where = texts.get("where", "")
+        parts = {name: texts.get(name, "") for name in ADDED}
         if "fix" not in row and not (parts["adapter"] or parts["file"]):
             parts |= _parts_of_old(where)  # what `as_json` writes always has a fix
         return cls(
-            code=told.get("code") or told.get("error", ""),
+            code=texts.get("code") or texts.get("error", ""),
             severity=severity if severity in SEVERITIES else "note",
-            what=with_found(told.get("what", ""), told.get("found")),
-            remedy=told.get("remedy", ""),
-            fix=told.get("fix", ""),
+            what=with_found(texts.get("what", ""), texts.get("found")),
+            remedy=texts.get("remedy", ""),
+            fix=texts.get("fix", ""),
             **parts,
         ).called(where)
 

@@ -575,8 +575,8 @@ class SharedSubspace:
         Raises:
             ParameterError: There is no such device here.
         """
-        place = None if device is None else pick_device(device)
-        self.space.move(place, dtype)
+        target = None if device is None else pick_device(device)
+        self.space.move(target, dtype)
         return self
 
     def _settled(self, read: Callable[[AnySpace], T]) -> T:

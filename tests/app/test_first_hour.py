@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from rich.cells import cell_len
 
 from tests.app.conftest import Cli
 from tests.conftest import FreshPython
@@ -249,7 +250,7 @@ def test_a_table_is_cut_to_the_screen_and_only_there(
 ) -> None:
     rows = [("n" * 200, 3, "org/base"), ("short", 12, "日本語" * 20)]
     lines = table_lines(("adapter", "rank", "base model"), rows, 60)
-    assert all(output._width(line) <= 60 for line in lines)
+    assert all(cell_len(line) <= 60 for line in lines)
     assert "3" in lines[1]
     assert "…" in lines[1]
     out = output.Output()

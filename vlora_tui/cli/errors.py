@@ -72,22 +72,18 @@ def _usage(error: Any) -> ErrorReport:
     command = context.command_path if context is not None else "vlora-tui"
     what = str(error.format_message())
     remedy = f"`{command} --help` shows what it takes"
-    return ErrorReport(
-        USAGE, _details("UsageError", what, remedy), [what, f"  to mend it: {remedy}"]
-    )
+    return _report(USAGE, "UsageError", what, remedy)
 
 
 def _interrupted(error: Any) -> ErrorReport:
     what = "Interrupted; nothing half-written was left in place."
-    return ErrorReport(INTERRUPTED, _details("Cancelled", what), [what])
+    return _report(INTERRUPTED, "Cancelled", what)
 
 
 def _memory(error: Any) -> ErrorReport:
     what = "The memory of this machine was not enough."
     remedy = "close other programs, or work on fewer adapters at a time"
-    return ErrorReport(
-        FAILED, _details("MemoryError", what, remedy), [what, f"  to mend it: {remedy}"]
-    )
+    return _report(FAILED, "MemoryError", what, remedy)
 
 
 def _runtime(error: RuntimeError) -> ErrorReport:
@@ -104,12 +100,11 @@ def _system(error: OSError) -> ErrorReport:
 
     what = f"The operating system refused: {error.strerror or error}."
     if error.errno in _NO_NAME:
-        remedy = "give a shorter path, without NUL"
-        details = _details("InputError", what, remedy)
-        return ErrorReport(USAGE, details, [what, f"  to mend it: {remedy}"])
+        return _report(USAGE, "InputError", what, "give a shorter path, without NUL")
     path = error.filename if error.filename is not None else "the output"
     write_failure = write_error(Path(os.fsdecode(path)), error)
-    details = {**_details("StorageError", what, write_failure.remedy), "where": write_failure.where}
+    report = _report(FAILED, "StorageError", what, write_failure.remedy)
+    details = {**report.details, "where": write_failure.where}
     return ErrorReport(FAILED, details, [what, *write_failure.lines()[1:]])
 
 
@@ -121,26 +116,20 @@ def _missing(error: ImportError) -> ErrorReport:
         return _fault(error)
     what = f"A library is missing: {error.name or error}."
     remedy = "install vlora-tui again with what it needs (pip install vlora-tui)"
-    return ErrorReport(
-        FAILED, _details("ImportError", what, remedy), [what, f"  to mend it: {remedy}"]
-    )
+    return _report(FAILED, "ImportError", what, remedy)
 
 
 def _fault(error: BaseException) -> ErrorReport:
     what = f"A fault of vlora-tui, not of your input: {type(error).__name__}: {error}"
     remedy = "run it again with -vv, which shows where it happened, and report it"
-    return ErrorReport(FAILED, _details("Fault", what, remedy), [what, f"  to mend it: {remedy}"])
+    return _report(FAILED, "Fault", what, remedy)
 
 
-def _details(kind: str, what: str, remedy: str | None = None) -> dict[str, Any]:
-    return {
-        "error": kind,
-        "what": what,
-        "where": None,
-        "expected": None,
-        "found": None,
-        "remedy": remedy,
-    }
+def _report(code: int, kind: str, what: str, remedy: str | None = None) -> ErrorReport:
+    """The report on an error that is none of ours."""
+    details = dict.fromkeys(("error", "what", "where", "expected", "found", "remedy"))
+    lines = [what] if remedy is None else [what, f"  to mend it: {remedy}"]
+    return ErrorReport(code, {**details, "error": kind, "what": what, "remedy": remedy}, lines)
 
 
 def _reader_gone() -> int:

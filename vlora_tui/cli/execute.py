@@ -6,6 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from vlora_tui.recipe.model import Recipe, as_tables
 from vlora_tui.utils.formatting import escaped_toml, plural, size
 
 if TYPE_CHECKING:
+    from vlora_engine.spectra.tables import Spectra
     from vlora_tui.pipeline.run import Run
 
 
@@ -80,6 +82,15 @@ def carry_out(recipe: Recipe, out: Output, writing: Writing) -> Watcher | None:
         dry_run(recipe, out, force=writing.force)
         return None
     return execute(recipe, out, force=writing.force, events_file=writing.events_file)
+
+
+def measured(recipe: Recipe, out: Output, device: str) -> Spectra:
+    """The spectra of a recipe's adapters: from the cache, or computed now."""
+    from vlora_engine.spectra.tables import Spectra
+    from vlora_tui.pipeline.run import SpectraRun
+
+    watcher = execute(recipe, out, make=partial(SpectraRun, device=device))
+    return Spectra.load(watcher.last(events.SpectraReady).path)
 
 
 def execute_job(folder: Path, out: Output, *, lock: int | None = None) -> Watcher:

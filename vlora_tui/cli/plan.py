@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from vlora_engine.utils.ranking import ranked
 from vlora_tui.cli import options as o
 from vlora_tui.cli.declare import option
 from vlora_tui.cli.output import Output
-from vlora_tui.pipeline import events
 from vlora_tui.utils.formatting import percent, plural, size, times
 
 if TYPE_CHECKING:
@@ -37,10 +35,8 @@ def plan(
     Errors of delta, columns and flat are exact; those of own, auto and of plain quantization are
     told from tables, within a few percent. Nothing but the cache is written.
     """
-    from vlora_engine.spectra.tables import Spectra
-    from vlora_tui.cli.execute import execute
+    from vlora_tui.cli.execute import measured
     from vlora_tui.cli.flags import compress_recipe
-    from vlora_tui.pipeline.run import SpectraRun
 
     recipe = compress_recipe(
         adapters,
@@ -57,9 +53,7 @@ def plan(
     target = recipe.compress.target
     if variance is not None:
         target = target.with_goal("variance", variance)
-    watcher = execute(recipe, out, make=partial(SpectraRun, device=device))
-    found = Spectra.load(watcher.last(events.SpectraReady).path)
-    data = plan_data(found, target)
+    data = plan_data(measured(recipe, out, device), target)
     out.json("plan", data)
     show_plan(out, data)
     out.essence(" ".join(f"{row['group']}:{len(row['tasks'])}" for row in data["clusters"]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,7 +13,6 @@ from vlora_tui.cli.compare import Outliers, check_thresholds, find_all, read_all
 from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.hub_inputs import on_disk
 from vlora_tui.cli.output import Output
-from vlora_tui.pipeline import events
 from vlora_tui.report.comparison import CLUSTERED
 from vlora_tui.utils.formatting import plural, size
 
@@ -101,7 +99,7 @@ def _spectra(
 ) -> Spectra | None:
     """The spectra that are named, or cached, or measured now on the device ``measure``."""
     from vlora_engine.spectra.tables import Spectra
-    from vlora_tui.cli.execute import execute
+    from vlora_tui.cli.execute import measured
     from vlora_tui.cli.flags import from_tables
 
     if named is not None:
@@ -109,11 +107,8 @@ def _spectra(
     if measure is None:
         cached = collection.cached_spectra()
         return cached if cached is not None and cached.complete else None
-    from vlora_tui.pipeline.run import SpectraRun
-
     recipe = from_tables({"input": {"adapters": list(paths), "skip_bad": skip_bad}})
-    watcher = execute(recipe, out, make=partial(SpectraRun, device=measure))
-    return Spectra.load(watcher.last(events.SpectraReady).path)
+    return measured(recipe, out, measure)
 
 
 def _require_free(target: Path, files: dict[str, Path], *, force: bool) -> None:

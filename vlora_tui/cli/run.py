@@ -118,11 +118,11 @@ def _given(
         "output": {"subspace": output},
         **tables.tables(),
     }
-    kept = {
+    given = {
         table: {key: value for key, value in keys.items() if value is not None}
         for table, keys in found.items()
     }
-    return {table: keys for table, keys in kept.items() if keys}
+    return {table: keys for table, keys in given.items() if keys}
 
 
 def _recipe_of(places: list[str], given: dict[str, dict[str, Any]]) -> Recipe:

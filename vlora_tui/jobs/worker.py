@@ -31,7 +31,7 @@ class WarmWorker:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
-            self._process = subprocess.Popen(
+            self.process = subprocess.Popen(
                 [
                     *(sys.executable, "-m", "vlora_tui", "run", "--headless", "-"),
                     *("--warm", str(theirs.fileno())),
@@ -44,14 +44,14 @@ class WarmWorker:
             )
         self._socket: socket.socket | None = ours
         self._ready = False
-        threading.Thread(target=self._process.wait, name="warm worker", daemon=True).start()
+        threading.Thread(target=self.process.wait, name="warm worker", daemon=True).start()
 
     @property
     def is_ready(self) -> bool:
         """Whether it has imported all that it will need, and waits."""
         if self._socket is not None and not self._ready:
             self._ready = _answer(self._socket, 0.0) == READY
-        return self._ready and self._socket is not None and self._process.poll() is None
+        return self._ready and self._socket is not None and self.process.poll() is None
 
     def hand_over(self, job: Job, lock: JobLock) -> bool:
         """Let the worker run the job; False where it cannot, and somebody else has to.
@@ -66,7 +66,7 @@ class WarmWorker:
             socket.send_fds(self._socket, [os.fsencode(job.folder)], descriptors)
             taken = _answer(self._socket, ANSWER_SECONDS) == TAKEN
         if not taken:
-            self._process.kill()  # it must not wake up later and begin after all
+            self.process.kill()  # it must not wake up later and begin after all
         self.close()
         return taken
 

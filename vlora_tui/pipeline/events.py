@@ -30,23 +30,24 @@ PROGRESS_INTERVAL = 0.5  # seconds: at most two progress events each
 class Event:
     """Base of every event; ``type`` is its word in JSON."""
 
-    type: ClassVar[str] = ""
+    type: ClassVar[str]
+
+    def __init_subclass__(cls, *, type: str) -> None:
+        cls.type = type
 
 
 @dataclass(frozen=True)
-class Queued(Event):
+class Queued(Event, type="queued"):
     """A job was handed to its process; told again while it waits for its device."""
 
-    type: ClassVar[str] = "queued"
     device: str
     ahead: tuple[str, ...] = ()  # the jobs that come first, the running one in front
 
 
 @dataclass(frozen=True)
-class Started(Event):
+class Started(Event, type="started"):
     """The first event: what is going to be done."""
 
-    type: ClassVar[str] = "started"
     recipe: str  # the recipe as TOML, paths absolute
     job: str = "run"
     program: str = ""
@@ -55,10 +56,9 @@ class Started(Event):
 
 
 @dataclass(frozen=True)
-class AdaptersFound(Event):
+class AdaptersFound(Event, type="adapters_found"):
     """The inputs by their task names, the broken ones left out."""
 
-    type: ClassVar[str] = "adapters_found"
     names: tuple[str, ...]
     nbytes: int
     modules: int
@@ -66,20 +66,18 @@ class AdaptersFound(Event):
 
 
 @dataclass(frozen=True)
-class AdapterSkipped(Event):
+class AdapterSkipped(Event, type="adapter_skipped"):
     """An adapter that cannot be used and was left out, as ``skip_bad`` allows."""
 
-    type: ClassVar[str] = "adapter_skipped"
     name: str
     reason: str
     error: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class Remark(Event):
+class Remark(Event, type="remark"):
     """Something worth knowing that stops nothing."""
 
-    type: ClassVar[str] = "remark"
     text: str
     where: str = ""
     code: str = ""
@@ -98,19 +96,17 @@ class Remark(Event):
 
 
 @dataclass(frozen=True)
-class Checked(Event):
+class Checked(Event, type="checked"):
     """The verdict after every tensor was read."""
 
-    type: ClassVar[str] = "checked"
     good: int
     bad: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Progress(Event):
+class Progress(Event, type="progress"):
     """How far a stage is; thrown away first when there are too many."""
 
-    type: ClassVar[str] = "progress"
     stage: str
     done: int
     total: int
@@ -118,29 +114,26 @@ class Progress(Event):
 
 
 @dataclass(frozen=True)
-class LayerDone(Event):
+class LayerDone(Event, type="layer_done"):
     """A layer's basis is built and lies on the disk."""
 
-    type: ClassVar[str] = "layer_done"
     layer: str
     done: int
     total: int
 
 
 @dataclass(frozen=True)
-class SpectraBegun(Event):
+class SpectraBegun(Event, type="spectra_begun"):
     """Spectra are being computed: ``partial`` holds the layers that are done, until it is moved."""
 
-    type: ClassVar[str] = "spectra_begun"
     path: str
     partial: str
 
 
 @dataclass(frozen=True)
-class SpectraReady(Event):
+class SpectraReady(Event, type="spectra_ready"):
     """Spectra of all layers are there, where every choice can be read."""
 
-    type: ClassVar[str] = "spectra_ready"
     path: str
     tasks: int
     layers: int
@@ -149,10 +142,9 @@ class SpectraReady(Event):
 
 
 @dataclass(frozen=True)
-class Chosen(Event):
+class Chosen(Event, type="chosen"):
     """What a target came to: k, and what it is going to cost."""
 
-    type: ClassVar[str] = "chosen"
     method: str
     k: str  # "8", or "4-24" where layers differ; empty where directions get bits instead
     mean_error: float
@@ -166,32 +158,29 @@ class Chosen(Event):
 
 
 @dataclass(frozen=True)
-class SubspaceWritten(Event):
+class SubspaceWritten(Event, type="subspace_written"):
     """The subspace is in its place; the figures are measured on what was stored."""
 
-    type: ClassVar[str] = "subspace_written"
     path: str
     figures: dict[str, Any]
 
 
 @dataclass(frozen=True)
-class OtherMethods(Event):
+class OtherMethods(Event, type="other_methods"):
     """What the methods that were not used would have cost at the same bytes, as predicted."""
 
-    type: ClassVar[str] = "other_methods"
     nbytes: int
     methods: tuple[dict[str, Any], ...]
 
 
 @dataclass(frozen=True)
-class Exported(Event):
+class Exported(Event, type="exported"):
     """One task was written as an adapter; ``base`` is what it calls its base model.
 
     ``base_folder``: where that lies, if the export says so. ``skipped``: the same was there
     already, and stayed as it was.
     """
 
-    type: ClassVar[str] = "exported"
     task: str
     path: str
     target: str
@@ -203,10 +192,9 @@ class Exported(Event):
 
 
 @dataclass(frozen=True)
-class Verified(Event):
+class Verified(Event, type="verified"):
     """A written adapter was read back; ``error`` is that of its dW against what was meant."""
 
-    type: ClassVar[str] = "verified"
     task: str
     path: str
     error: float
@@ -225,28 +213,24 @@ class MergeComputed:
 
 
 @dataclass(frozen=True)
-class Merged(MergeComputed, Event):
+class Merged(MergeComputed, Event, type="merged"):
     """A merged adapter was written."""
 
-    type: ClassVar[str] = "merged"
     nbytes: int = 0
 
 
 @dataclass(frozen=True)
-class MergePreviewed(MergeComputed, Event):
+class MergePreviewed(MergeComputed, Event, type="merge_previewed"):
     """A merge was computed and not written: what it would keep of its adapters."""
-
-    type: ClassVar[str] = "merge_previewed"
 
 
 @dataclass(frozen=True)
-class Resized(Event):
+class Resized(Event, type="resized"):
     """One adapter was written at another rank; the report holds its errors, of dW.
 
     ``skipped``: the same was there already, and stayed as it was.
     """
 
-    type: ClassVar[str] = "resized"
     task: str
     path: str
     nbytes: int
@@ -255,7 +239,7 @@ class Resized(Event):
 
 
 @dataclass(frozen=True)
-class Converted(Event):
+class Converted(Event, type="converted"):
     """One adapter, or a subspace as a whole, was written in another format.
 
     Args:
@@ -264,7 +248,6 @@ class Converted(Event):
         skipped: The same was there already, and stayed as it was.
     """
 
-    type: ClassVar[str] = "converted"
     task: str
     path: str
     to: str
@@ -274,7 +257,7 @@ class Converted(Event):
 
 
 @dataclass(frozen=True)
-class Pushed(Event):
+class Pushed(Event, type="pushed"):
     """A directory was published on the Hub, in one commit.
 
     Args:
@@ -282,7 +265,6 @@ class Pushed(Event):
         files: How many.
     """
 
-    type: ClassVar[str] = "pushed"
     path: str
     to: str
     commit: str
@@ -292,28 +274,25 @@ class Pushed(Event):
 
 
 @dataclass(frozen=True)
-class Finished(Event):
+class Finished(Event, type="finished"):
     """The last event of a run that did all it should."""
 
-    type: ClassVar[str] = "finished"
     seconds: float
     outputs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Failed(Event):
+class Failed(Event, type="failed"):
     """The last event of a run that could not go on."""
 
-    type: ClassVar[str] = "failed"
     error: dict[str, Any]
     exit_code: int = 1
 
 
 @dataclass(frozen=True)
-class Cancelled(Event):
+class Cancelled(Event, type="cancelled"):
     """The last event of a run that was asked to stop."""
 
-    type: ClassVar[str] = "cancelled"
     text: str
     resumable: bool = False
 

@@ -101,10 +101,10 @@ class Run:
                 raise fault
             self._steps()
         except Cancelled as error:
-            kept = self._keeps_layers()
-            if kept and error.remedy is None:
+            keeps = self._keeps_layers()
+            if keeps and error.remedy is None:
                 error.remedy = self._how_to_go_on()
-            self.emit(events.Cancelled(error.what, resumable=kept))
+            self.emit(events.Cancelled(error.what, resumable=keeps))
             raise
         except KeyboardInterrupt:
             self.emit(events.Cancelled("Interrupted.", resumable=self._keeps_layers()))

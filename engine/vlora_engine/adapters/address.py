@@ -309,13 +309,16 @@ def expanded(raw: str) -> Path:
         return Path(raw)
 
 
-def relative_source(path: str | Path | None, out: Path) -> str | None:
-    """A source's path relative to the directory that holds the subspace; never absolute.
+def relative_source(path: str | Path | None, out: Path | None) -> str | None:
+    """A source's path relative to the directory that holds the subspace ``out``.
 
-    What came from the Hub is named by its address and commit, which hold on every machine.
+    What came from the Hub is named by its address and commit, which hold on every machine. The
+    path is absolute only where it is not known yet where the subspace will lie.
     """
     if path is None or not str(path):
         return None
+    if out is None:
+        return str(Path(path).absolute())
     address = address_of(AdapterRef.parse(path))
     if address is not None:
         return str(address)

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 from vlora_engine.adapters.unchanged import require_unchanged
 from vlora_engine.errors import AdapterError, CollectionError, ParameterError
 from vlora_engine.utils.regex import PLAIN, Budget, bounded, matches_end
-from vlora_engine.utils.safetensors_file import dtype_name, element_bytes
+from vlora_engine.utils.safetensors_file import dtype_name
+from vlora_engine.utils.tensor_writer import element_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -74,7 +74,7 @@ def duplicates_in(
         digests: (N,) the sha256 of each one's content, to tell identical ones.
     """
     if relations.difference is None or relations.turn is None:
-        return _identical(relations, digests)
+        return _identical(digests)
     rounding = rounding_of(dtypes)
     allowed = np.maximum.outer(rounding, rounding)
     acts = relations.norms > 0
@@ -97,7 +97,7 @@ def duplicates_in(
     return sorted(groups, key=lambda group: group.members)
 
 
-def _identical(relations: Relations, digests: Sequence[str] | None) -> list[Duplicates]:
+def _identical(digests: Sequence[str] | None) -> list[Duplicates]:
     if digests is None:
         return []
     return [

@@ -9,7 +9,8 @@ from vlora_engine.errors import MissingPathError
 from vlora_engine.hub.fetch import local_path
 from vlora_engine.interop.names import peer_at
 from vlora_engine.interop.read import read_peer
-from vlora_engine.manifest.manifest import Manifest, is_own_subspace, parse_manifest, read_index
+from vlora_engine.manifest.manifest import Manifest, is_own_subspace, read_index
+from vlora_engine.manifest.parse import parse_manifest
 from vlora_engine.utils.file_names import SUBSPACE_INDEX
 from vlora_engine.utils.files import how_to_put_back
 from vlora_engine.utils.safetensors_file import read_error

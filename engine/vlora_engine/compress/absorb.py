@@ -86,10 +86,10 @@ def absorb(
             sources[record.id] = MemorySource(space.reconstruct(record.id))
     sources[task_id] = source
     collection = prepare(sources, run, dtype=DTYPE_WORDS[space.dtype])
-    known = {spec.name: spec for spec in space.layers}
+    specs = {spec.name: spec for spec in space.layers}
     plans = {}
     for spec in collection.layers:
-        old = known.get(spec.name)
+        old = specs.get(spec.name)
         wanted = (old.k_a, old.k_b) if old else (space.num_components,) * 2
         limit = max_k(space.method, spec, collection.sources)
         k_a, k_b = (min(w, top) for w, top in zip(wanted, limit, strict=True))
@@ -138,10 +138,10 @@ def _put_bounded(
     """Say of a task that was rebuilt from its reconstruction what is known of it."""
     made, encoded = tasks.record(record.id), tasks.encoded(record.id)
     modules = [layers[i].name for i in made.layers]
-    tasks.put(_bounded(record, made), _bounded_layers(task, modules, encoded))
+    tasks.put(bounded(record, made), _bounded_layers(task, modules, encoded))
 
 
-def _bounded(old: TaskRecord, new: TaskRecord) -> TaskRecord:
+def bounded(old: TaskRecord, new: TaskRecord) -> TaskRecord:
     """What is known of a task that was rebuilt from its reconstruction (triangle inequality)."""
     share = new.norm / old.norm if old.norm > 0 else 0.0
     return replace(
@@ -221,17 +221,17 @@ def _absorb_coded(
         stack = decoded_stack(space.tasks, index, [record]) if spec.name in basis.k else None
         if stack is None:
             continue
-        own, found = turned[spec.name], {}
+        layer_basis, found = turned[spec.name], {}
         for side, k in zip("ab", basis.k[spec.name], strict=True):
-            values = getattr(own, f"singular_values_{side}").double()
+            values = getattr(layer_basis, f"singular_values_{side}").double()
             rows = stack.rows(basis.storage.method, side)
-            components, values = update_basis(own.side(side).double(), values, rows, k)
+            components, values = update_basis(layer_basis.side(side).double(), values, rows, k)
             found[side] = GramBasis(components, values)
         sides = [len(found[side].components) for side in "ab"]
         plan = LayerPlan(basis.storage.method, sides[0], sides[1], basis.dtype)
         turned[spec.name] = store_basis(stack, plan, found)
-    kept = {name: (len(of_layer.a), len(of_layer.b)) for name, of_layer in turned.items()}
-    space.set_basis(SharedBasis(kept, Bases.of(turned.values()), basis.dtype))
+    k_of = {name: (len(of_layer.a), len(of_layer.b)) for name, of_layer in turned.items()}
+    space.set_basis(SharedBasis(k_of, Bases.of(turned.values()), basis.dtype))
 
 
 def _turned(
@@ -271,9 +271,9 @@ def _loaded(space: BasisSpace, layer: str, side: str, k: int) -> torch.Tensor:
     """How strongly the tasks load each direction: what singular values are of what is stored."""
     energy = torch.zeros(k, dtype=torch.float64)
     for task in space.tasks.values():
-        own = task.loadings_a if side == "a" else task.loadings_b
-        if layer in own:
-            energy += own[layer].double().cpu().reshape(-1, k).square().sum(0)
+        loadings = task.loadings_a if side == "a" else task.loadings_b
+        if layer in loadings:
+            energy += loadings[layer].double().cpu().reshape(-1, k).square().sum(0)
     return energy.sqrt()
 
 

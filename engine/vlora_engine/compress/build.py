@@ -106,10 +106,10 @@ def clamped_k(
 
 
 def _same_collection(collection: Collection, spectra: Spectra) -> None:
-    known = {task.name: task.digest for task in spectra.tasks}
+    theirs = {task.name: task.digest for task in spectra.tasks}
     ours = dict(collection.digests)
-    if known != ours:
-        wrong = sorted(n for n in known.keys() | ours.keys() if known.get(n) != ours.get(n))
+    if theirs != ours:
+        wrong = sorted(n for n in theirs.keys() | ours.keys() if theirs.get(n) != ours.get(n))
         raise SubspaceError(
             "The spectra were computed on other adapters.",
             where=spectra.path,
@@ -159,15 +159,15 @@ def build_layers(
     collection: Collection, plan: Plan, run: RunContext, *, names: Sequence[str] | None = None
 ) -> Generator[BuiltLayer, None, None]:
     """Build the layers ``names`` (default: all) in order."""
-    place, weights = pick_device(run.device), collection.weights
+    device, weights = pick_device(run.device), collection.weights
     indices = {spec.name: i for i, spec in enumerate(collection.layers)}
 
     def work(name: str) -> BuiltLayer:
-        stack = read_stack(name, collection.sources, weights, place)
-        own = plan.layers[name]
-        kept = plan.spectra.vectors_of(indices[name], own.method) if plan.spectra else None
-        vectors = {s: torch.from_numpy(v) for s, v in kept.items()} if kept else None
-        return build_layer(stack, own, vectors)
+        stack = read_stack(name, collection.sources, weights, device)
+        layer_plan = plan.layers[name]
+        stored = plan.spectra.vectors_of(indices[name], layer_plan.method) if plan.spectra else None
+        vectors = {s: torch.from_numpy(v) for s, v in stored.items()} if stored else None
+        return build_layer(stack, layer_plan, vectors)
 
     return map_ordered(work, names if names is not None else list(indices), run, stage="build")
 
@@ -218,15 +218,15 @@ def build_subspace(
     collection = prepare(
         sources, run, dtype=wanted.dtype, lossy=wanted.lossy, skip_bad=skip_bad, check=check
     )
-    known = Spectra.load(spectra) if isinstance(spectra, Path) else spectra
+    loaded = Spectra.load(spectra) if isinstance(spectra, Path) else spectra
     partial = unfinished or partial_path(out, job)
     with sole_writer(partial, out):
         for entry in [partial / RESULT] if resume else list(partial.iterdir()):
             discard(entry)
         if wanted.is_coded:
-            outlook = known.outlook() if known else None
+            outlook = loaded.outlook() if loaded else None
             return build_coded(partial, out, collection, wanted, outlook, run, room=room)
-        return _build_in(partial, out, collection, wanted, known, run)
+        return _build_in(partial, out, collection, wanted, loaded, run)
 
 
 def _build_in(
@@ -234,7 +234,7 @@ def _build_in(
     out: Path,
     collection: Collection,
     wanted: CompressionTarget,
-    known: Spectra | None,
+    spectra: Spectra | None,
     run: RunContext,
 ) -> BuildReport:
     def compute() -> Spectra:
@@ -243,14 +243,14 @@ def _build_in(
     with keep_finished_layers(partial, out):
         targets: CompressionTarget | None = wanted
         while targets is not None:
-            plan = make_plan(collection, targets, spectra=known, compute=compute)
+            plan = make_plan(collection, targets, spectra=spectra, compute=compute)
             parts = LayerParts(partial, fingerprint(collection, plan, run.device))
             reused = _build_parts(collection, plan, parts, run)
             storage = collection.storage(targets)
             discard(partial / RESULT)  # of an attempt that missed its target
             manifest = _assemble(partial / RESULT, out, collection, storage, parts)
             errors = {task.id: task.error for task in manifest.tasks.values()}
-            known, targets = plan.spectra, within(targets, plan, errors)
+            spectra, targets = plan.spectra, within(targets, plan, errors)
         specs = enumerate(manifest.layers)
         report = collection.report(
             out,
@@ -280,21 +280,21 @@ def _build_parts(collection: Collection, plan: Plan, parts: LayerParts, run: Run
 
 def fingerprint(collection: Collection, plan: Plan, device: str) -> str:
     """What layers must have in common to be used together: all that decides on their bytes."""
-    layers = {name: asdict(own) for name, own in plan.layers.items()}
+    layers = {name: asdict(layer_plan) for name, layer_plan in plan.layers.items()}
     return fingerprint_of(device, tasks=collection.digests, layers=layers)
 
 
 def _spectra_in(partial: Path, collection: Collection, run: RunContext) -> Spectra:
     """The spectra of an interrupted build if they are complete, else new ones."""
-    place = partial / SPECTRA
-    if place.exists():
-        known = Spectra.load(place)
+    directory = partial / SPECTRA
+    if directory.exists():
+        spectra = Spectra.load(directory)
         try:
-            _same_collection(collection, known)
-            return known
+            _same_collection(collection, spectra)
+            return spectra
         except SubspaceError:
-            discard(place)
-    return _computed(collection, BASIS_METHODS, run, place)
+            discard(directory)
+    return _computed(collection, BASIS_METHODS, run, directory)
 
 
 def _computed(
@@ -345,14 +345,14 @@ def within(
     if quantization is None or choice is None or targets.budget is not None:
         return None
     values = list(errors.values())
-    kept = (
+    is_met = (
         max(values) <= targets.max_error
         if targets.max_error is not None
         else sum(values) / len(values) <= targets.mean_error
         if targets.mean_error is not None
         else 1 - sum(e * e for e in values) / len(values) >= (targets.variance or 0.0) - 1e-9
     )
-    if kept:
+    if is_met:
         return None
     expected = targets.noise if targets.noise is not None else quantization.noise
     # 1 - error^2 is what is captured times 1 - noise, both for what was expected and what was met.

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from vlora_engine.adapters.model import AdapterSource, MemorySource
 from vlora_engine.catalog.originals import original_if_there
+from vlora_engine.compress.absorb import bounded
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import ParameterError
-from vlora_engine.manifest.records import figure
 from vlora_engine.subspace.coded.space import CodedSpace, code_collection
 from vlora_engine.subspace.request import prepare
 from vlora_engine.utils.run_context import RunContext
@@ -54,19 +54,7 @@ def recode(
     new = code_collection(prepare(sources, run), target, run)
     for name in rebuilt:
         old = space.tasks.record(name)
-        record = new.tasks.record(name)
-        # What is lost anew is relative to what was left, which may be longer than dW was.
-        lost = record.error * record.norm / old.norm if old.norm else 0.0
-        known = replace(
-            record,
-            digest=old.digest,
-            dtypes=old.dtypes,
-            norm=old.norm,
-            source=old.source,
-            source_bytes=old.source_bytes,
-            error=figure(old.error + lost),
-            measured=False,
-        )
+        known = replace(bounded(old, new.tasks.record(name)), dtypes=old.dtypes)
         new.tasks.put(known, new.tasks.encoded(name))
     _carry_over(space, new)
     new.home, new.opened = space.home, space.opened

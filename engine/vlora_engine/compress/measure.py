@@ -112,16 +112,16 @@ def compute_spectra(
     partial = spectra_partial(out)
     with sole_writer(partial, out), keep_finished_layers(partial, out):
         common = _fingerprint(spectra, device)
-        kept = tables.finished_layers(partial, common)
-        for entry in list(partial.iterdir()) if not kept else []:
+        finished = tables.finished_layers(partial, common)
+        for entry in list(partial.iterdir()) if not finished else []:
             discard(entry)
         tables.write_index(partial, spectra, shapes, common)
-        _fill(spectra, good, check, partial, run, kept)
+        _fill(spectra, good, check, partial, run, finished)
         if codec and not tables.outlook_file(partial).exists():
             _outlook(good, check, run).save(tables.outlook_file(partial))
         require_unchanged(good.values())
         publish(partial, out, force=force)
-    spectra.path, spectra.reused_layers = out, len(kept)
+    spectra.path, spectra.reused_layers = out, len(finished)
     return spectra
 
 
@@ -195,13 +195,13 @@ def _fill(
     names = {task.name: i for i, task in enumerate(spectra.tasks)}
     weights = {name: check.adapters[name].weight for name in sources}
     points = tables.grid_points(len(names), len(spectra.layer_names), len(spectra.methods))
-    place, known = pick_device(run.device), kept or {}
+    device, finished = pick_device(run.device), kept or {}
 
     def work(layer: str) -> LayerSpectrum:
-        table = known.get(layer)
+        table = finished.get(layer)
         if table is not None and not _is_comparable(len(table.tasks), table.rank):
             return LayerSpectrum(table, {}, None)
-        stack = read_stack(layer, sources, weights, place)
+        stack = read_stack(layer, sources, weights, device)
         if table is not None:
             return LayerSpectrum(table, {}, _similarity(stack))
         return layer_spectrum(stack, names, spectra.methods, points)
@@ -220,7 +220,7 @@ def _fill(
             arrays = {key: v.cpu().numpy() for key, v in result.vectors.items()}
             if out is None:
                 spectra.vectors[i] = arrays
-            elif table.name in known:
+            elif table.name in finished:
                 room = _room_after(tables.vectors_file(out, i), room)
             else:
                 room -= sum(array.nbytes for array in arrays.values())
@@ -270,8 +270,8 @@ def layer_spectrum(
     vectors: dict[str, Tensor] = {}
     for method in methods:
         compute = _flat_table if method == "flat" else _nested_table
-        table.methods[method], own = compute(stack, method, energy, points)
-        vectors |= {f"{method}.{side}": v for side, v in own.items()}
+        table.methods[method], method_vectors = compute(stack, method, energy, points)
+        vectors |= {f"{method}.{side}": v for side, v in method_vectors.items()}
     grams = _similarity(stack) if _is_comparable(len(stack.a), stack.rank) else None
     return LayerSpectrum(table, vectors, grams)
 
@@ -307,12 +307,12 @@ def _nested_table(
         c_a = cumulative_grams(stack.a[part] @ basis_a.components.T, _union(at_a, grid_a))
         c_b = cumulative_grams(stack.bt[part] @ basis_b.components.T, _union(at_b, grid_b))
         scale2 = stack.scale[part].square()
-        own = energy[part]
+        task_energy = energy[part]
         diagonal = (c_a.at(at_a) * c_b.at(at_b)).sum((2, 3)) * scale2[:, None]
-        residual.append((own[:, None] - diagonal).clamp_min(0).to(narrow))
+        residual.append((task_energy[:, None] - diagonal).clamp_min(0).to(narrow))
         left, right = c_b.at(grid_b).flatten(2), c_a.at(grid_a).flatten(2)
         captured = torch.bmm(left, right.transpose(1, 2)) * scale2[:, None, None]
-        grid.append((own[:, None, None] - captured).clamp_min(0).to(narrow))
+        grid.append((task_energy[:, None, None] - captured).clamp_min(0).to(narrow))
     table = MethodTable(
         k=k,
         residual=torch.cat(residual).cpu().numpy(),
@@ -344,15 +344,15 @@ def _flat_table(
     k = _flat_grid(top)
     sides = {}
     for side in ("a", "b"):
-        own = stack.side(side)
+        factors = stack.side(side)
         basis, vectors = full_basis(stack.rows(method, side))
         limit = min(top, len(basis.components))
         loadings = stack.rows(method, side) @ basis.components[:limit].T
-        sides[side] = (own, basis.cut(limit), loadings, vectors[:, :limit])
+        sides[side] = (factors, basis.cut(limit), loadings, vectors[:, :limit])
     cross: dict[str, list[Tensor]] = {"a": [], "b": []}
     square: dict[str, list[Tensor]] = {"a": [], "b": []}
-    for side, (own, basis, loadings, _) in sides.items():
-        approx = flatten(own, side).mean(0).repeat(tasks, 1)
+    for side, (factors, basis, loadings, _) in sides.items():
+        approx = flatten(factors, side).mean(0).repeat(tasks, 1)
         low = 0
         inside = stack.inside() if len(set(stack.ranks)) > 1 else None
         for high in np.minimum(k, len(basis.components)).tolist():
@@ -361,7 +361,7 @@ def _flat_table(
             shaped = unflatten(approx, side, stack.rank)
             if inside is not None:
                 shaped = shaped * inside
-            cross[side].append(torch.bmm(own, shaped.transpose(1, 2)))
+            cross[side].append(torch.bmm(factors, shaped.transpose(1, 2)))
             square[side].append(small_grams(shaped))
     residual, narrow = [], _table_dtype(energy)
     for i in range(len(k)):
@@ -378,7 +378,7 @@ def _flat_table(
         singular_values_a=sides["a"][1].singular_values.cpu().numpy(),
         singular_values_b=sides["b"][1].singular_values.cpu().numpy(),
     )
-    return table, {side: own[3] for side, own in sides.items()}
+    return table, {side: of_side[3] for side, of_side in sides.items()}
 
 
 def _flat_grid(top: int) -> np.ndarray[Any, np.dtype[np.int64]]:

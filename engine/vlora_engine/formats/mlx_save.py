@@ -13,7 +13,7 @@ from vlora_engine.formats.mlx import MLX_FILE
 from vlora_engine.formats.peft_save import ORIGIN
 from vlora_engine.utils.file_names import ADAPTER_CONFIG
 from vlora_engine.utils.files import MadeCheck, new_directory, write_json
-from vlora_engine.utils.safetensors_file import write_tensors
+from vlora_engine.utils.tensor_writer import write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -18,7 +18,8 @@ from vlora_engine.formats.config import Settings, read_settings
 from vlora_engine.quantization.dtypes import STORAGE_DTYPES
 from vlora_engine.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from vlora_engine.utils.files import MadeCheck, new_directory, write_json
-from vlora_engine.utils.safetensors_file import torch_dtype, write_tensors
+from vlora_engine.utils.safetensors_file import torch_dtype
+from vlora_engine.utils.tensor_writer import write_tensors
 
 if TYPE_CHECKING:
     import torch

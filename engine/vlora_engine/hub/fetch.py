@@ -24,7 +24,7 @@ from vlora_engine.hub.listing import (
     list_repository,
     revisions_of,
 )
-from vlora_engine.manifest.manifest import parse_manifest
+from vlora_engine.manifest.parse import parse_manifest
 from vlora_engine.utils.file_names import ADAPTER_CONFIG, SUBSPACE_INDEX
 from vlora_engine.utils.files import write_file
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback

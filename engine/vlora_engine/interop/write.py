@@ -27,7 +27,7 @@ from vlora_engine.subspace.tasks import TaskProjection
 from vlora_engine.utils.file_names import SHARE_INDEX, VLORA_INDEX
 from vlora_engine.utils.files import WRITTEN_BY, write_json
 from vlora_engine.utils.naming import slugs
-from vlora_engine.utils.safetensors_file import write_tensors
+from vlora_engine.utils.tensor_writer import write_tensors
 
 
 def write_vlora_dev(subspace: Space, directory: Path) -> None:

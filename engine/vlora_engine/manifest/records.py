@@ -16,7 +16,8 @@ from vlora_engine.manifest.readme import model_card
 from vlora_engine.utils.file_names import BASIS_FILE
 from vlora_engine.utils.files import dump_json
 from vlora_engine.utils.naming import natural_key
-from vlora_engine.utils.safetensors_file import ITEM_BYTES, encode_header
+from vlora_engine.utils.safetensors_file import ITEM_BYTES
+from vlora_engine.utils.tensor_writer import encode_header
 
 Layout = list[tuple[str, str, tuple[int, ...]]]
 

@@ -41,12 +41,12 @@ class Scaling:
             if value is not None and not math.isfinite(value):
                 raise ParameterError(f"{name} is a finite number.", found=str(value))
 
-    def of(self, own: float, rank: int, config: Mapping[str, Any]) -> float:
+    def of(self, scale: float, rank: int, config: Mapping[str, Any]) -> float:
         """The scale of a module whose own is ``own``; an alpha is divided as PEFT would."""
         if self.fixed is not None:
             return self.fixed
         if self.alpha is None:
-            return own
+            return scale
         rank = max(1, rank)
         return self.alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 

@@ -19,7 +19,8 @@ from vlora_engine.utils.file_names import ROUTER_INDEX
 from vlora_engine.utils.files import how_to_put_back, new_directory, write_json
 from vlora_engine.utils.json_reader import JsonFile
 from vlora_engine.utils.reading import read_file
-from vlora_engine.utils.safetensors_file import read_header, read_tensor, write_tensors
+from vlora_engine.utils.safetensors_file import read_header, read_tensor
+from vlora_engine.utils.tensor_writer import write_tensors
 
 WEIGHTS, FORMAT = "router.safetensors", "vlora-router"
 

@@ -236,10 +236,10 @@ class SubspaceTrainer:
         if self._space.method == "flat":
             whole = self._widened(module, basis).moved(target[0])
             return _TrainedFlat(la, lb, scale, whole, target)
-        extra = [self._extra(module, side, basis).to(*target) for side in _SIDES]
+        extra = [self._extra(side, basis).to(*target) for side in _SIDES]
         # The model's hooks hold the bases, but of a coded collection.
-        own = None if self.subspace.method in SHARING else basis.moved(*target)
-        return _Trained(la, lb, scale, extra[0], extra[1], own)
+        own_basis = None if self.subspace.method in SHARING else basis.moved(*target)
+        return _Trained(la, lb, scale, extra[0], extra[1], own_basis)
 
     def to(self, device: torch.device | str) -> SubspaceTrainer:
         """Move the parameters, their gradients and the optimizer's state in place."""
@@ -267,12 +267,12 @@ class SubspaceTrainer:
     def _basis(self, module: str) -> LayerBasis:
         return self._space.bases.numbers(module).moved("cpu", torch.float32)
 
-    def _extra(self, module: str, side: str, basis: LayerBasis) -> Tensor:
+    def _extra(self, side: str, basis: LayerBasis) -> Tensor:
         return extra_directions(basis, side, self.num_expand, seed=self.seed)
 
     def _widened(self, module: str, basis: LayerBasis) -> LayerBasis:
         """The basis with the extra directions of this task."""
-        a, b = (torch.cat([basis.side(side), self._extra(module, side, basis)]) for side in _SIDES)
+        a, b = (torch.cat([basis.side(side), self._extra(side, basis)]) for side in _SIDES)
         return replace(basis, a=a, b=b)
 
     def _factors(self, module: str, values: Mapping[str, Tensor]) -> Factors:

@@ -24,7 +24,7 @@ from vlora_engine.hub.listing import CARD, Listing, adapter_files, list_reposito
 from vlora_engine.manifest.manifest import Manifest
 from vlora_engine.publish.card import Entry, adapters_card, is_public, source_licence, subspace_card
 from vlora_engine.subspace.save import write_copy
-from vlora_engine.subspace.space import WritableSpace
+from vlora_engine.subspace.space import SpaceState
 from vlora_engine.targets.save import save_adapter
 from vlora_engine.utils.file_names import ADAPTER_CONFIG, SUBSPACE_INDEX
 from vlora_engine.utils.files import dump_json
@@ -155,7 +155,7 @@ def push(
     return Pushed(pinned, endpoint_page(address.repo), tuple(files), parcel.nbytes)
 
 
-def push_space(space: WritableSpace, repo_id: str, staging: Path, **options: Any) -> Pushed:
+def push_space(space: SpaceState, repo_id: str, staging: Path, **options: Any) -> Pushed:
     """Write a copy of a subspace below ``staging`` and push it; raises as `push`."""
     revision = options.pop("revision", None)
     tasks = options.pop("tasks", None)

@@ -67,7 +67,7 @@ def nf4_quantize_dequantize(
         largest = groups.amax(dim=1, keepdim=True)
         steps = (groups / _divisor(largest) * 127).round()
         scales = (steps / 127 * largest).flatten()[: len(scales)]
-    values = _dequantize(levels, scales, tensor.numel(), block_size)
+    values = _dequantize(levels, scales, tensor.numel())
     return values.reshape(tensor.shape).to(tensor.dtype)
 
 
@@ -116,7 +116,7 @@ def nf4_unpack(packed: Tensor, scales: Tensor, numel: int, block_size: int = 64)
         )
     packed = packed.flatten()
     levels = torch.stack([packed >> 4, packed & 0x0F], dim=1).flatten()[:numel]
-    return _dequantize(_blocks(levels, block_size), scales.flatten()[:blocks], numel, block_size)
+    return _dequantize(_blocks(levels, block_size), scales.flatten()[:blocks], numel)
 
 
 def _quantize(tensor: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
@@ -133,7 +133,7 @@ def _quantize(tensor: Tensor, block_size: int) -> tuple[Tensor, Tensor]:
     return levels.to(torch.uint8), scales
 
 
-def _dequantize(levels: Tensor, scales: Tensor, numel: int, block_size: int) -> Tensor:
+def _dequantize(levels: Tensor, scales: Tensor, numel: int) -> Tensor:
     """The numbers (numel,) fp32 of level numbers (n, block_size) and scales (n,)."""
     table = NF4_QUANT_TABLE.to(levels.device)
     values = table[levels.long()] * scales[:, None]  # [n, block_size]

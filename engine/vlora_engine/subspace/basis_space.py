@@ -78,11 +78,11 @@ class BasisSpace(SpaceState):
     # saving
 
     def open_store(self, manifest: Manifest) -> StoredSubspace:
-        """See `WritableSpace`."""
+        """See `SpaceState`."""
         return StoredSubspace(manifest)
 
     def write(self, directory: Path, tasks: Iterator[tuple[TaskRecord, EncodedTask]]) -> Manifest:
-        """See `WritableSpace`."""
+        """See `SpaceState`."""
         return write_subspace(
             directory,
             storage=self.storage,
@@ -100,12 +100,8 @@ class BasisSpace(SpaceState):
         return basis.moved("cpu", torch.float32)
 
     def write_task(self, path: Path, encoded: EncodedTask) -> str:
-        """See `WritableSpace`."""
+        """See `SpaceState`."""
         return write_task(path, encoded)
-
-    def index(self, manifest: Manifest) -> Manifest:
-        """See `WritableSpace`."""
-        return manifest
 
 
 def load_basis_space(manifest: Manifest, *, verify: bool = True) -> BasisSpace:

@@ -27,8 +27,8 @@ from vlora_engine.utils.safetensors_file import (
     read_elements,
     read_header,
     read_tensor,
-    write_tensors,
 )
+from vlora_engine.utils.tensor_writer import write_tensors
 
 TASKS_AT_ONCE = 64
 Share = TypeVar("Share")  # one task's part of one layer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -40,8 +39,6 @@ def project(space: Space, source: AdapterSource, task_id: str) -> TaskProjection
     collection = Collection({task_id: source}, CheckReport({task_id: check}), space.layers, "")
     shares = [_share(space, spec, task_id, source, check.weight) for spec in specs]
     record, encoded = assemble_task(collection, task_id, shares, file="", out=None)
-    path = str(source.path.absolute()) if source.path else None
-    record = replace(record, source=path)
     return decode_projection(space.storage, space.layers, record, encoded)
 
 
@@ -145,8 +142,8 @@ def assembled(
         rank * (layers[i].d_in + layers[i].d_out)
         for i, rank in zip(record.layers, record.ranks, strict=True)
     )
-    for index, rank, own in zip(record.layers, record.ranks, record.dtypes, strict=True):
-        spec, dtype = layers[index], "F32" if exact else own
+    for index, rank, stored_dtype in zip(record.layers, record.ranks, record.dtypes, strict=True):
+        spec, dtype = layers[index], "F32" if exact else stored_dtype
         a, b = (
             _stored(x, torch_dtype(dtype), many=numbers > MOST_OF_A_TASK)
             for x in factors(spec, rank)

@@ -87,7 +87,7 @@ class Collection:
             digest=check.digest,
             norm=check.norm,
             error=error,
-            location=relative_source(source.path, out) if out else None,
+            location=relative_source(source.path, out),
         )
 
     def report(
@@ -154,9 +154,9 @@ class BuildReport:
 
     def as_dict(self) -> dict[str, Any]:
         """The same, for JSON."""
-        own = {k: v for k, v in vars(self).items() if k not in ("choice", "spectra")}
+        shown = {k: v for k, v in vars(self).items() if k not in ("choice", "spectra")}
         findings = [finding.as_dict() for finding in self.findings]
-        return {**own, "path": str(self.path), "findings": findings}
+        return {**shown, "path": str(self.path), "findings": findings}
 
 
 def prepare(

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from vlora_engine.adapters.address import relative_source
 from vlora_engine.errors import ConflictError, StorageError, SubspaceError
-from vlora_engine.manifest.manifest import Manifest, TaskRecord, parse_manifest, read_index
+from vlora_engine.manifest.manifest import Manifest, TaskRecord, read_index
+from vlora_engine.manifest.parse import parse_manifest
 from vlora_engine.subspace.loadings import EncodedTask
-from vlora_engine.subspace.space import WritableSpace
+from vlora_engine.subspace.space import SpaceState
 from vlora_engine.subspace.store import (
     free_task_file,
     index_digest,
@@ -29,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 def save(
-    space: WritableSpace, path: Path, *, force: bool = False, check: MadeCheck | None = None
+    space: SpaceState, path: Path, *, force: bool = False, check: MadeCheck | None = None
 ) -> None:
     """Save a space to a directory (`SharedSubspace.save`).
 
@@ -48,11 +49,11 @@ def save(
         _save(space, path, force=force, check=check)
 
 
-def _save(space: WritableSpace, path: Path, *, force: bool, check: MadeCheck | None) -> None:
+def _save(space: SpaceState, path: Path, *, force: bool, check: MadeCheck | None) -> None:
     if space.opened is not None and _is_own(space, path):
         _require_unchanged(space.opened, path)
-    own = space.stored.manifest.path if space.stored is not None and space.is_update else None
-    if space.stored is not None and own is not None and _same_directory(own, path):
+    home = space.stored.manifest.path if space.stored is not None and space.is_update else None
+    if space.stored is not None and home is not None and _same_directory(home, path):
         try:
             manifest = _update(space, space.stored.manifest)
         except StorageError as error:
@@ -72,7 +73,7 @@ def _save(space: WritableSpace, path: Path, *, force: bool, check: MadeCheck | N
     space.tasks.rebind(stored)
 
 
-def _is_own(space: WritableSpace, path: Path) -> bool:
+def _is_own(space: SpaceState, path: Path) -> bool:
     """Whether ``path`` is the directory that the subspace was loaded from, or saved to."""
     return space.opened is not None and _same_directory(space.opened.path, path)
 
@@ -100,7 +101,7 @@ def _require_unchanged(opened: Manifest, path: Path) -> None:
     )
 
 
-def write_copy(space: WritableSpace, path: Path) -> Manifest:
+def write_copy(space: SpaceState, path: Path) -> Manifest:
     """Write all of it to a new directory; the subspace stays bound to where it came from."""
     return _write(space, path, force=False, replaces_own=False)
 
@@ -110,7 +111,7 @@ def _same_directory(path: Path, other_path: Path) -> bool:
 
 
 def _write(
-    space: WritableSpace,
+    space: SpaceState,
     path: Path,
     *,
     force: bool,
@@ -128,7 +129,7 @@ def _write(
     return replace(manifest, path=path)
 
 
-def _update(space: WritableSpace, old: Manifest) -> Manifest:
+def _update(space: SpaceState, old: Manifest) -> Manifest:
     """Write the files of new tasks, then the index, then drop the files of tasks that went."""
     path, changed = old.path, space.tasks.changed
     records: dict[str, TaskRecord] = {}

@@ -93,8 +93,8 @@ def finite_task(record: TaskRecord, task: EncodedTask) -> EncodedTask:
     Raises:
         CorruptFileError: They are not.
     """
-    own = [factor for pair in task.own.values() for factor in pair]
-    if not _finite(task.values, task.scales, task.norms, task.errors, *own):
+    factors = [factor for pair in task.own.values() for factor in pair]
+    if not _finite(task.values, task.scales, task.norms, task.errors, *factors):
         raise CorruptFileError(
             f"The loadings of {record.id!r} hold NaN or infinity.",
             where=record.file,

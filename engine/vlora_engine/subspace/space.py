@@ -77,42 +77,6 @@ class Space(Protocol):
     def compression_stats(self) -> dict[str, Any]: ...
 
 
-class WritableSpace(Space, Protocol):
-    """The interface of a subspace for saving: each way of storing writes its own files."""
-
-    stored: Store | None
-    opened: Manifest | None
-
-    @property
-    def home(self) -> Path | None: ...
-
-    @home.setter
-    def home(self, path: Path | None) -> None: ...
-
-    def bind(self, stored: Store) -> None: ...
-
-    def open_store(self, manifest: Manifest) -> Store:
-        """Read from the files of ``manifest`` from now on; the store that does."""
-        ...
-
-    def write(self, directory: Path, tasks: Iterator[tuple[TaskRecord, EncodedTask]]) -> Manifest:
-        """Write all files and the index into ``directory``."""
-        ...
-
-    def write_task(self, path: Path, encoded: EncodedTask) -> str:
-        """Write one task's file; its sha256."""
-        ...
-
-    @property
-    def is_update(self) -> bool:
-        """Whether saving to its own directory writes the tasks that changed alone."""
-        ...
-
-    def index(self, manifest: Manifest) -> Manifest:
-        """The index to write after tasks were added or removed."""
-        ...
-
-
 @dataclass(kw_only=True, eq=False, repr=False)
 class SpaceState:
     """The state of a subspace, whichever way its numbers are stored.
@@ -179,6 +143,24 @@ class SpaceState:
             and list(self.tasks) == list(self.stored.manifest.tasks)
             and tuple(self.layers) == self.stored.manifest.layers
         )
+
+    # saving: each way of storing writes its own files
+
+    def open_store(self, manifest: Manifest) -> Store:
+        """Read from the files of ``manifest`` from now on; the store that does."""
+        raise NotImplementedError
+
+    def write(self, directory: Path, tasks: Iterator[tuple[TaskRecord, EncodedTask]]) -> Manifest:
+        """Write all files and the index into ``directory``."""
+        raise NotImplementedError
+
+    def write_task(self, path: Path, encoded: EncodedTask) -> str:
+        """Write one task's file; its sha256."""
+        raise NotImplementedError
+
+    def index(self, manifest: Manifest) -> Manifest:
+        """The index to write after tasks were added or removed."""
+        return manifest
 
     def add_task(self, projection: TaskProjection, *, replace: bool = False) -> None:
         """Register a projected task.

@@ -40,7 +40,6 @@ from vlora_engine.utils.naming import slugs
 from vlora_engine.utils.safetensors_file import (
     ITEM_BYTES,
     Header,
-    TensorWriter,
     close_file,
     dtype_name,
     read_elements,
@@ -50,6 +49,7 @@ from vlora_engine.utils.safetensors_file import (
     with_bytes,
     write_error,
 )
+from vlora_engine.utils.tensor_writer import TensorWriter
 
 MAX_SHARD_BYTES = 4_000_000_000
 Task = TypeVar("Task")  # a task in the form that one way of storing writes

@@ -235,10 +235,8 @@ def collect_tasks(
             shares.setdefault(name, []).append(share)
     specs = [replace(spec, k_a=k[spec.name][0], k_b=k[spec.name][1]) for spec in collection.layers]
     tasks = TaskMap(storage, specs)
-    for name, source in collection.sources.items():
-        record, encoded = assemble_task(collection, name, shares[name], file="", out=None)
-        location = str(source.path.absolute()) if source.path else None
-        tasks.put(replace(record, source=location), encoded)
+    for name in collection.sources:
+        tasks.put(*assemble_task(collection, name, shares[name], file="", out=None))
     return Bases.of(bases), specs, tasks
 
 

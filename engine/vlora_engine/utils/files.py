@@ -270,8 +270,7 @@ def _is_being_written(final: Path) -> bool:
             return True
         except OSError:
             continue  # not ours to open
-        if lock is not None and lock != _UNLOCKED:
-            os.close(lock)
+        _let_go(lock)
     return False
 
 
@@ -369,8 +368,7 @@ def sole_writer(partial: Path, final: Path) -> Iterator[None]:
             ) from None
         except OSError as error:
             raise write_error(final, error) from None
-        if held != _UNLOCKED:
-            locks.callback(os.close, held)
+        locks.callback(_let_go, held)
         sweep(final)
         yield
 
@@ -389,8 +387,7 @@ def kept(directory: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if held is not None and held != _UNLOCKED:
-            os.close(held)
+        _let_go(held)
 
 
 def _lock(directory: Path) -> int | None:
@@ -418,6 +415,12 @@ def _lock(directory: Path) -> int | None:
         raise
     os.close(descriptor)
     return None
+
+
+def _let_go(lock: int | None) -> None:
+    """Undo `_lock`."""
+    if lock is not None and lock != _UNLOCKED:
+        os.close(lock)
 
 
 def discard(path: Path) -> None:
@@ -462,12 +465,12 @@ def publish(
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(final))
         gone = _gone_path(final)
         os.rename(whole, gone)
-        place = gone / made.relative_to(whole)
+        moved = gone / made.relative_to(whole)
         try:
             if not replaces:
-                os.rename(place, final)
-            elif not exchange(place, final):
-                _rename_twice(place, final)
+                os.rename(moved, final)
+            elif not exchange(moved, final):
+                _rename_twice(moved, final)
         except BaseException:
             with suppress(OSError):
                 os.rename(gone, whole)
@@ -481,8 +484,8 @@ def publish(
     close_below(final)  # the former files have been open under these names
     try:
         if replaces:
-            _hand_over(place, final)
-            _remove_marked(place)
+            _hand_over(moved, final)
+            _remove_marked(moved)
         if os.path.lexists(gone):
             _remove(gone)
     except OSError as error:
@@ -495,16 +498,16 @@ def publish(
         )
 
 
-def _rename_twice(place: Path, final: Path) -> None:
+def _rename_twice(moved: Path, final: Path) -> None:
     """What `exchange` does, in two steps: between them ``final`` is not there."""
     former = former_path(final)
     os.rename(final, former)
     try:
-        os.rename(place, final)
+        os.rename(moved, final)
     except OSError:
         os.rename(former, final)
         raise
-    os.rename(former, place)
+    os.rename(former, moved)
 
 
 def _gone_path(final: Path) -> Path:
@@ -572,8 +575,7 @@ def sweep(final: Path) -> None:
         except OSError as error:
             logger.debug("%s was not deleted: %s", path, error)
         finally:
-            if lock is not None and lock != _UNLOCKED:
-                os.close(lock)
+            _let_go(lock)
 
 
 def _hidden(folder: Path, name: str = "*") -> Iterator[Path]:

@@ -54,15 +54,15 @@ def changing(
         ConflictError: Another command has it, and not ``wait``.
         Cancelled: ``cancelled()`` became true.
     """
-    told = not wait
+    has_said = not wait
     while True:
-        place = lock_path(path)
-        own = (place, threading.get_ident())
-        if own in _held:
+        lock_file = lock_path(path)
+        holder = (lock_file, threading.get_ident())
+        if holder in _held:
             yield
             return
-        lock = _take(place)
-        if lock is not None and lock_path(path) == place:
+        lock = _take(lock_file)
+        if lock is not None and lock_path(path) == lock_file:
             break
         if lock is not None:  # a link was turned meanwhile
             _let_go(lock[0])
@@ -73,16 +73,16 @@ def changing(
                 where=path,
                 remedy="wait until it is done (without --no-wait, a command does)",
             )
-        if not told:
-            told = True
+        if not has_said:
+            has_said = True
             tell(f"waiting for another command on {path}")
         if cancelled is not None and cancelled():
             raise Cancelled("Stopped while waiting for another command; nothing was changed.")
         time.sleep(POLL_SECONDS)
-    if lock[0] == _UNLOCKED and place not in _told:
-        _told.add(place)
+    if lock[0] == _UNLOCKED and lock_file not in _told:
+        _told.add(lock_file)
         tell(f"{path} cannot be locked: nothing else may change it meanwhile.")
-    with _holding(own, lock):
+    with _holding(holder, lock):
         yield
 
 
@@ -97,25 +97,25 @@ def writing(final: Path) -> Iterator[None]:
     Raises:
         ConflictError: Somebody is writing there right now.
     """
-    place = lock_path(final)
-    own = (place, threading.get_ident())
-    if own in _held:
+    lock_file = lock_path(final)
+    holder = (lock_file, threading.get_ident())
+    if holder in _held:
         yield
         return
-    lock = _take(place)
+    lock = _take(lock_file)
     if lock is None:
         raise ConflictError("Another command is writing this output right now.", where=final)
-    with _holding(own, lock, tidy=lock[1] or not os.path.lexists(final)):
+    with _holding(holder, lock, tidy=lock[1] or not os.path.lexists(final)):
         yield
 
 
 def is_held(path: Path) -> bool:
     """Whether somebody but this thread is writing the directory."""
-    place = lock_path(path)
-    if fcntl is None or (place, threading.get_ident()) in _held:
+    lock_file = lock_path(path)
+    if fcntl is None or (lock_file, threading.get_ident()) in _held:
         return False
     try:
-        descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(lock_file, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:
@@ -135,31 +135,31 @@ def lock_path(path: str | Path) -> Path:
 
 @contextmanager
 def _holding(
-    own: tuple[Path, int], lock: tuple[int, bool], *, tidy: bool = False
+    holder: tuple[Path, int], lock: tuple[int, bool], *, tidy: bool = False
 ) -> Iterator[None]:
     """Hold a lock that was taken; a file that this made goes where the work was refused."""
     refused = True
-    _held.add(own)
+    _held.add(holder)
     try:
         yield
         refused = False
     finally:
-        _held.discard(own)
+        _held.discard(holder)
         if tidy or (refused and lock[1]):  # before it is let go: nobody else can have it yet
             with suppress(OSError):
-                own[0].unlink()
+                holder[0].unlink()
         _let_go(lock[0])
 
 
-def _take(place: Path) -> tuple[int, bool] | None:
+def _take(lock_file: Path) -> tuple[int, bool] | None:
     """A descriptor that holds the lock and whether its file is new; None if somebody has it."""
     if fcntl is None:
         return _UNLOCKED, False
     while True:
         try:
-            descriptor, made = _open(place)
+            descriptor, made = _open(lock_file)
         except FileNotFoundError:
-            if place.parent.is_dir():
+            if lock_file.parent.is_dir():
                 continue  # it went between two looks
             return _UNLOCKED, False
         except OSError:
@@ -168,7 +168,7 @@ def _take(place: Path) -> tuple[int, bool] | None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The former holder may have removed it between the opening and the lock.
             with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(descriptor), os.stat(place)):
+                if os.path.samestat(os.fstat(descriptor), os.stat(lock_file)):
                     return descriptor, made
         except OSError as error:
             os.close(descriptor)
@@ -176,16 +176,16 @@ def _take(place: Path) -> tuple[int, bool] | None:
         os.close(descriptor)
 
 
-def _open(place: Path) -> tuple[int, bool]:
+def _open(lock_file: Path) -> tuple[int, bool]:
     flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        return os.open(place, flags | os.O_CREAT | os.O_EXCL, 0o666), True
+        return os.open(lock_file, flags | os.O_CREAT | os.O_EXCL, 0o666), True
     except FileExistsError:
         pass
     try:
-        return os.open(place, flags), False
+        return os.open(lock_file, flags), False
     except PermissionError:  # another user's: to lock it, reading is enough
-        return os.open(place, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), False
+        return os.open(lock_file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), False
 
 
 def _is_refusal(error: OSError) -> bool:

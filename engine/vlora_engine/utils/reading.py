@@ -81,14 +81,6 @@ def read_text(path: str | Path, most: int = MOST_TEXT) -> str:
     return read_file(path, most).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
 
 
-def is_special(path: str | Path) -> bool:
-    """Whether a pipe, a socket or a device is at ``path``."""
-    try:
-        return stat.S_IFMT(os.stat(path).st_mode) in _KINDS
-    except (OSError, ValueError):
-        return False
-
-
 def _check_kind(path: str | Path, status: os.stat_result) -> None:
     kind = stat.S_IFMT(status.st_mode)
     if kind == stat.S_IFDIR:

@@ -1,4 +1,4 @@
-"""Read and write safetensors files: headers without torch, data without memory mapping.
+"""Read safetensors files: headers without torch, data without memory mapping.
 
 A header is eight bytes of length and a JSON object; every number in it is checked against the
 file before it is used. Data are read with ``pread`` into fresh buffers: a mapped file would count
@@ -13,7 +13,7 @@ import json
 import math
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -55,7 +55,6 @@ ITEM_BYTES = {
     "F8_E5M2": 1,
 }
 FLOAT_DTYPES = frozenset({"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"})
-_AT_ONCE = 1 << 20  # elements of a tensor that repeats one
 _TORCH_NAMES = {
     "F64": "float64",
     "F32": "float32",
@@ -277,14 +276,14 @@ def read_error(path: Path, error: OSError) -> VLoRAError:
     """The error for a file that cannot be read, from what the operating system reports."""
     if isinstance(error, VLoRAError):  # it says so already
         return error
-    told = StorageError(
+    found = StorageError(
         f"The file cannot be read: {error.strerror or error}.",
         where=path,
         remedy="check its permissions and that its disk is still mounted"
         if error.errno != errno.ENAMETOOLONG
         else "name a shorter path",
     )
-    return _judged(told, error)
+    return _judged(found, error)
 
 
 class FilePool:
@@ -443,124 +442,6 @@ def close_below(directory: Path) -> None:
     _POOL.forget_below(directory)
 
 
-class TensorWriter:
-    """Write a safetensors file tensor by tensor; all names and shapes are known in advance.
-
-    Tensors may be written in pieces, in the order of ``layout``. The file is complete only when
-    ``close`` has checked that every byte was written.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        layout: Sequence[tuple[str, str, tuple[int, ...]]],
-        metadata: Mapping[str, str] | None = None,
-    ) -> None:
-        self.path = path
-        self.sha256 = ""
-        self._digest = hashlib.sha256()
-        raw, self._expected = encode_header(layout, metadata)
-        try:
-            self._file = path.open("xb")
-        except OSError as error:
-            raise write_error(path, error) from None
-        self._written = 0
-        self._put(raw)
-
-    def write(self, tensor: Tensor) -> None:
-        """Append the elements of ``tensor``, in row-major order."""
-        for piece in element_bytes(tensor):
-            self._put(piece)
-
-    def write_bytes(self, data: bytes | bytearray | memoryview) -> None:
-        """Append raw bytes, already in the dtype of the layout."""
-        self._put(data)
-
-    def close(self) -> None:
-        """Flush to the disk and set ``sha256``, that of the whole file.
-
-        Raises:
-            StorageError: The disk is full or gone, or not every byte was written.
-        """
-        try:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
-        except OSError as error:
-            raise write_error(self.path, error) from None
-        if self._written != self._expected:
-            raise StorageError(
-                "A tensor file was not written completely.",
-                where=self.path,
-                expected=f"{self._expected} bytes",
-                found=f"{self._written} bytes",
-            )
-        self.sha256 = self._digest.hexdigest()
-
-    def __enter__(self) -> TensorWriter:
-        return self
-
-    def __exit__(self, kind: Any, *_: Any) -> None:
-        if kind is None:
-            self.close()
-        else:
-            self._file.close()
-
-    def _put(self, data: bytes | bytearray | memoryview) -> None:
-        try:
-            self._file.write(data)
-        except OSError as error:
-            raise write_error(self.path, error) from None
-        self._digest.update(data)
-        self._written += len(data)
-
-
-def element_bytes(tensor: Tensor) -> Iterator[memoryview]:
-    """The elements of ``tensor`` as bytes, in row-major order; one told for all is told again."""
-    import torch
-
-    count, whole = tensor.numel(), tensor.detach()
-    if count > _AT_ONCE and not any(tensor.stride()):
-        whole = whole.reshape(-1)[:_AT_ONCE]
-    raw = whole.to("cpu").contiguous().reshape(-1)
-    while count > 0:
-        yield raw[:count].view(torch.uint8).numpy().data
-        count -= len(raw)
-
-
-def encode_header(
-    layout: Sequence[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str] | None = None
-) -> tuple[bytes, int]:
-    """Encode the header of a layout: its bytes, and the length of the whole file."""
-    table: dict[str, Any] = {}
-    if metadata:
-        table["__metadata__"] = dict(sorted(metadata.items()))
-    offset = 0
-    for name, dtype, shape in layout:
-        nbytes = math.prod(shape) * ITEM_BYTES[dtype]
-        table[name] = {
-            "dtype": dtype,
-            "shape": list(shape),
-            "data_offsets": [offset, offset + nbytes],
-        }
-        offset += nbytes
-    raw = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
-    raw += b" " * (-len(raw) % 8)
-    return len(raw).to_bytes(8, "little") + raw, 8 + len(raw) + offset
-
-
-def write_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
-) -> str:
-    """Write ``tensors`` to a new file at ``path``; return the sha256 of the file."""
-    layout = [(name, dtype_name(t.dtype), tuple(t.shape)) for name, t in tensors.items()]
-    writer = TensorWriter(path, layout, metadata)
-    with writer:
-        for tensor in tensors.values():
-            writer.write(tensor)
-    return writer.sha256
-
-
 def torch_dtype(name: str) -> torch.dtype:
     """The torch dtype of a safetensors name, such as ``BF16``."""
     import torch
@@ -586,16 +467,16 @@ def write_error(path: Path, error: OSError) -> StorageError:
         errno.ENAMETOOLONG: "choose a shorter name",
         errno.ENOTDIR: "choose an output whose parent is a directory",
     }
-    told = StorageError(
+    found = StorageError(
         f"The output cannot be written: {error.strerror or error}.",
         where=path,
         remedy=remedies.get(error.errno or 0, "check that the place exists and can be written to"),
     )
-    return _judged(told, error)
+    return _judged(found, error)
 
 
-def _judged(told: StorageError, error: OSError) -> StorageError:
+def _judged(found: StorageError, error: OSError) -> StorageError:
     """A name that no file can have is a fault of the input, not of the disk."""
     if error.errno in (errno.ENAMETOOLONG, errno.EILSEQ):
-        told.exit_code = InputError.exit_code
-    return told
+        found.exit_code = InputError.exit_code
+    return found

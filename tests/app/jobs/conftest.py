@@ -19,7 +19,7 @@ import pytest
 
 from tests.witnesses import make
 from vlora_engine.compression_target import CompressionTarget
-from vlora_tui.jobs import Job, JobStore, look
+from vlora_tui.jobs import Job, JobStore, State, look, start, wait
 from vlora_tui.recipe.model import AdapterInput, Compress, Export, Input, Recipe
 
 PATIENCE = 60.0  # only a broken test waits so long
@@ -178,3 +178,12 @@ def tree(folder: Path) -> dict[str, bytes]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+@pytest.fixture
+def undisturbed(store: JobStore, adapters: Path, tmp_path: Path) -> Path:
+    """What a job makes when nobody disturbs it."""
+    folder = tmp_path / "undisturbed"
+    job = start(store, build_recipe(adapters, folder / "s", export=folder / "tasks"))
+    assert wait(job, PATIENCE).state is State.FINISHED, job.log_tail()
+    return folder

@@ -5,11 +5,9 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +15,8 @@ import pytest
 
 from tests.app.jobs.conftest import (
     LAYER,
+    PATIENCE,
     SAVE,
-    SPECTRUM,
     Gate,
     build_recipe,
     kill,
@@ -33,7 +31,6 @@ from vlora_tui.jobs import (
     JobStore,
     JobWatcher,
     State,
-    WarmWorker,
     cancel,
     follow,
     look,
@@ -42,25 +39,10 @@ from vlora_tui.jobs import (
     start,
     wait,
 )
-from vlora_tui.jobs import worker as worker_module
 from vlora_tui.jobs.control import JobStateError
-from vlora_tui.jobs.identity import is_running, of_process
 from vlora_tui.pipeline import events
-from vlora_tui.pipeline.run import SpectraRun
-from vlora_tui.recipe.model import AdapterInput, Input, Quantize, Recipe
+from vlora_tui.recipe.model import Quantize
 from vlora_tui.recipe.reader import load_recipe
-from vlora_tui.utils import paths
-
-BOUND = 60.0
-
-
-@pytest.fixture
-def undisturbed(store: JobStore, adapters: Path, tmp_path: Path) -> Path:
-    """What a job makes when nobody disturbs it."""
-    folder = tmp_path / "undisturbed"
-    job = start(store, build_recipe(adapters, folder / "s", export=folder / "tasks"))
-    assert wait(job, BOUND).state is State.FINISHED, job.log_tail()
-    return folder
 
 
 def test_a_job_starts_is_followed_and_finishes(
@@ -81,7 +63,7 @@ def test_a_job_starts_is_followed_and_finishes(
     assert view.outputs[0] == str(tmp_path / "out" / "s")
     assert (tmp_path / "out" / "s" / "subspace.json").is_file()
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["s", "tasks"]
-    wait(job, BOUND)  # the last event is told before the process has ended
+    wait(job, PATIENCE)  # the last event is told before the process has ended
     assert "written to" in "\n".join(job.log_tail())
     assert view.last(events.Started).job == job.id
     with pytest.raises(JobStateError, match="has finished"):
@@ -107,7 +89,7 @@ def test_a_job_has_a_session_of_its_own_and_no_stdin(
     command = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
     assert command[1:5] == ["-m", "vlora_tui", "run", "--headless"]
     gate.release()
-    assert wait(job, BOUND).state is State.FINISHED
+    assert wait(job, PATIENCE).state is State.FINISHED
 
 
 @pytest.mark.parametrize("discard", [False, True])
@@ -119,7 +101,7 @@ def test_cancel_stops_at_the_next_layer_and_keeps_or_discards(
     gate.reached()
     cancel(job, discard=discard)
     gate.release()
-    view = wait(job, BOUND)
+    view = wait(job, PATIENCE)
     assert view.state is State.CANCELLED
     assert isinstance(view.end, events.Cancelled)
     assert view.end.resumable is not discard
@@ -139,11 +121,11 @@ def test_a_cancelled_job_goes_on_and_its_result_is_the_same(
     gate.reached()
     cancel(job)
     gate.release()
-    assert wait(job, BOUND).state is State.CANCELLED
+    assert wait(job, PATIENCE).state is State.CANCELLED
     assert job.kept_layers() == 3
     gate.no_more()
     resume(store, job)
-    view = wait(job, BOUND)
+    view = wait(job, PATIENCE)
     assert view.state is State.FINISHED
     assert view.attempts == 2
     assert view.last(events.SubspaceWritten).figures["reused_layers"] == 3
@@ -169,7 +151,7 @@ def test_a_killed_job_is_recognised_and_resumed_byte_for_byte(
 
     gate.no_more()
     resume(store, found)
-    view = wait(found, BOUND)
+    view = wait(found, PATIENCE)
     assert view.state is State.FINISHED, found.log_tail()
     assert view.last(events.SubspaceWritten).figures["reused_layers"] == 4
     assert tree(out) == tree(undisturbed)
@@ -191,7 +173,7 @@ def test_a_job_killed_while_it_exports_does_not_build_again(
     second = sorted(path.name for path in (out / "tasks").iterdir())[1]
     (out / "tasks" / second).rename(tmp_path / "taken-away")
     resume(store, job)
-    view = wait(job, BOUND)
+    view = wait(job, PATIENCE)
     assert view.state is State.FINISHED, job.log_tail()
     assert (out / "s" / "subspace.json").stat().st_mtime_ns == before
     assert len(view.all(events.SubspaceWritten)) == 1
@@ -244,7 +226,7 @@ def test_a_job_killed_before_it_packs_goes_on_with_what_is_built_or_discards_it(
         assert list(tmp_path.iterdir()) == []
         return
     resume(store, job)
-    view = wait(job, BOUND)
+    view = wait(job, PATIENCE)
     assert view.state is State.FINISHED, job.log_tail()
     assert [path.name for path in tmp_path.iterdir()] == ["s"]
     assert read_manifest(tmp_path / "s").quantization == Quantize(bits=4).quantization()
@@ -302,7 +284,7 @@ def test_a_job_outlives_the_terminal_and_the_interface(
         else:
             launcher.kill()
         try:
-            launcher.wait(BOUND)
+            launcher.wait(PATIENCE)
         finally:
             launcher.kill()  # leaving the block waits without a bound
     if how == "hang up":
@@ -312,7 +294,7 @@ def test_a_job_outlives_the_terminal_and_the_interface(
     job = store.find(told.read_text())
     assert state(job) == "running"
     gate.release()
-    view = wait(job, BOUND)
+    view = wait(job, PATIENCE)
     assert view.state is State.FINISHED
     assert (tmp_path / "s" / "subspace.json").is_file()
 
@@ -332,7 +314,7 @@ def test_two_jobs_on_one_device_run_one_after_the_other(
     loaded = Path(f"/proc/{pid_of(second)}/maps").read_text()
     assert "libtorch" not in loaded
     gate.release()
-    views = [wait(job, BOUND) for job in (first, second, third)]
+    views = [wait(job, PATIENCE) for job in (first, second, third)]
     assert [view.state for view in views] == [State.FINISHED] * 3
     for before, after in itertools.pairwise(views):
         assert before.ended is not None
@@ -353,14 +335,14 @@ def test_a_queued_job_can_be_cancelled_and_a_dead_one_holds_nobody_up(
     waiting = [start(store, build_recipe(adapters, tmp_path / name)) for name in "bcd"]
     until(lambda: len(look(waiting[2]).ahead) == 3, "all three waited")
     cancel(waiting[0])
-    view = wait(waiting[0], BOUND)
+    view = wait(waiting[0], PATIENCE)
     assert view.state is State.CANCELLED
     assert view.begun is None
     kill(waiting[1])
     assert state(waiting[1]) == "vanished"
     gate.release()
-    assert wait(waiting[2], BOUND).state is State.FINISHED
-    assert wait(running, BOUND).state is State.FINISHED
+    assert wait(waiting[2], PATIENCE).state is State.FINISHED
+    assert wait(running, PATIENCE).state is State.FINISHED
 
 
 def test_a_stopped_job_hears_a_cancel(
@@ -372,7 +354,7 @@ def test_a_stopped_job_hears_a_cancel(
     os.kill(pid_of(job), signal.SIGSTOP)
     cancel(job)
     gate.release()
-    assert wait(job, BOUND).state is State.CANCELLED
+    assert wait(job, PATIENCE).state is State.CANCELLED
 
 
 def test_an_output_of_a_running_job_is_refused_to_another(
@@ -393,133 +375,13 @@ def test_a_job_that_fails_says_so(store: JobStore, adapters: Path, tmp_path: Pat
     (tmp_path / "s").mkdir()
     (tmp_path / "s" / "mine.txt").write_text("precious")
     job = start(store, build_recipe(adapters, tmp_path / "s"))
-    view = wait(job, BOUND)
+    view = wait(job, PATIENCE)
     assert view.state is State.FAILED
     assert view.error is not None
     assert "already exists" in view.error["what"]
     # The last event is told before the process writes its last line.
     until(lambda: "already exists" in "\n".join(job.log_tail()), "the log said so too")
     assert tree(tmp_path / "s") == {"mine.txt": b"precious"}
-
-
-def spectra_recipe(adapters: Path) -> Recipe:
-    return Recipe(Input((AdapterInput(str(adapters)),)))
-
-
-def test_spectra_are_a_job_whose_layers_can_be_read_as_they_come(
-    store: JobStore, adapters: Path, tmp_path: Path, gate: Gate
-) -> None:
-    from vlora_engine.spectra.tables import Spectra
-
-    gate.close_after(SPECTRUM, 2)
-    job = start(store, spectra_recipe(adapters), spectra=tmp_path / "spectra", device="cpu")
-    assert job.info.kind == "spectra"
-    gate.reached()
-    place = look(job).spectra
-    assert place is not None
-    assert len(Spectra.load(place).layers) == 2
-    assert not (tmp_path / "spectra").exists()
-    gate.release()
-    view = wait(job, BOUND)
-    assert view.state is State.FINISHED, job.log_tail()
-    assert view.spectra == str(tmp_path / "spectra")
-    assert Spectra.load(tmp_path / "spectra").complete
-
-
-def test_a_killed_spectra_job_is_resumed_or_removed_without_leftovers(
-    store: JobStore, adapters: Path, tmp_path: Path, gate: Gate
-) -> None:
-    gate.close_after(SPECTRUM, 2)
-    jobs = []
-    for name in ("a", "b"):
-        jobs.append(start(store, spectra_recipe(adapters), spectra=tmp_path / name, device="cpu"))
-        gate.reached()
-        kill(jobs[-1])
-        gate.release()
-    gate.no_more()
-    assert [state(job) for job in jobs] == ["vanished", "vanished"]
-    resume(store, jobs[0])
-    assert wait(jobs[0], BOUND).state is State.FINISHED
-    remove(store, jobs[1])
-    assert [path.name for path in tmp_path.iterdir()] == ["a"]
-
-
-@pytest.fixture
-def undisturbed_spectra(
-    adapters: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, bytes]:
-    """The files of the spectra that nobody disturbed."""
-    place = tmp_path_factory.mktemp("undisturbed") / "spectra"
-    SpectraRun(spectra_recipe(adapters), lambda _: None, target=place, device="cpu").execute()
-    return tree(place)
-
-
-@pytest.mark.parametrize("cached", [False, True])
-@pytest.mark.parametrize("end", ["cancelled", "killed"])
-def test_stopped_spectra_go_on_and_are_the_same(
-    end: str,
-    cached: bool,
-    store: JobStore,
-    adapters: Path,
-    tmp_path: Path,
-    gate: Gate,
-    undisturbed_spectra: dict[str, bytes],
-) -> None:
-    gate.close_after(SPECTRUM, 3)
-    place = None if cached else tmp_path / "s"
-    job = start(store, spectra_recipe(adapters), spectra=place, device="cpu")
-    gate.reached()
-    if end == "cancelled":
-        cancel(job)
-        gate.release()
-        view = wait(job, BOUND)
-        assert isinstance(view.end, events.Cancelled)
-        assert view.end.resumable
-        assert "3 layers were kept for a resume" in view.end.text
-    else:
-        kill(job)
-        gate.release()
-    assert job.kept_layers() == 3
-    gate.no_more()
-    resume(store, job)
-    view = wait(job, BOUND)
-    assert view.state is State.FINISHED, job.log_tail()
-    remarks = {remark.code: remark.text for remark in view.all(events.Remark)}
-    assert remarks["resumed"].startswith("3 of 6 layers were done already")
-    assert tree(Path(str(view.spectra))) == undisturbed_spectra
-    assert job.kept_layers() == 0
-
-
-def test_discarded_spectra_leave_nothing_in_the_cache(
-    store: JobStore, adapters: Path, gate: Gate
-) -> None:
-    gate.close_after(SPECTRUM, 2)
-    job = start(store, spectra_recipe(adapters), device="cpu")
-    gate.reached()
-    cancel(job, discard=True)
-    gate.release()
-    view = wait(job, BOUND)
-    assert isinstance(view.end, events.Cancelled)
-    assert "2 layers were discarded" in view.end.text
-    assert list(paths.spectra_root().iterdir()) == []
-
-
-def test_removing_a_job_leaves_the_spectra_that_another_goes_on_with(
-    store: JobStore, adapters: Path, gate: Gate
-) -> None:
-    gate.close_after(SPECTRUM, 2)
-    first = start(store, spectra_recipe(adapters), device="cpu")
-    gate.reached()
-    kill(first)
-    gate.release()
-    gate.close_after(SPECTRUM, 2)
-    second = start(store, spectra_recipe(adapters), device="cpu")
-    gate.reached()
-    remove(store, first)
-    gate.release()
-    view = wait(second, BOUND)
-    assert view.state is State.FINISHED, second.log_tail()
-    assert any(remark.code == "resumed" for remark in view.all(events.Remark))
 
 
 FAIL = """\
@@ -549,7 +411,7 @@ def test_a_job_that_failed_in_its_middle_goes_on_and_its_result_is_the_same(
         hooked = [str(tmp_path / "hook"), *([before] if before else [])]
         patch.setenv("PYTHONPATH", os.pathsep.join(hooked))
         job = start(store, build_recipe(adapters, out))
-        view = wait(job, BOUND)
+        view = wait(job, PATIENCE)
     assert view.state is State.FAILED
     assert view.error is not None
     assert "Input/output error" in view.error["what"]
@@ -557,48 +419,10 @@ def test_a_job_that_failed_in_its_middle_goes_on_and_its_result_is_the_same(
     kept = job.kept_layers()
     assert kept >= 2  # two are under way at a time
     resume(store, job)
-    view = wait(job, BOUND)
+    view = wait(job, PATIENCE)
     assert view.state is State.FINISHED, job.log_tail()
     assert view.last(events.SubspaceWritten).figures["reused_layers"] == kept
     assert tree(out) == tree(undisturbed / "s")
-
-
-def test_of_two_processes_one_computes_the_spectra_and_the_other_takes_them(
-    store: JobStore, adapters: Path, gate: Gate
-) -> None:
-    gate.close_after(SPECTRUM, 2)
-    first = start(store, spectra_recipe(adapters), device="cpu")
-    gate.reached()
-    gate.no_more()
-    # No job, so no device holds it back: only the lock of these spectra can.
-    words = [sys.executable, "-m", "vlora_tui", "spectra", str(adapters), "--json"]
-    with subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as second:
-        locks = paths.cache_dir() / "locks"
-        lock = str(next(locks.iterdir()))
-        until(lambda: has_open(second.pid, lock), "the second stood before the lock")
-        partial = look(first).spectra
-        assert partial is not None
-        written = sorted(os.listdir(Path(partial) / "layers"))
-        gate.release()
-        out, err = second.communicate(timeout=BOUND)
-    assert second.returncode == 0, err
-    assert '"reused": true' in out
-    assert len(written) == 2
-    view = wait(first, BOUND)
-    assert view.state is State.FINISHED, first.log_tail()
-    assert view.last(events.SpectraReady).reused is False
-    again = start(store, spectra_recipe(adapters), device="cpu")
-    assert wait(again, BOUND).last(events.SpectraReady).reused is True
-
-
-def has_open(pid: int, path: str) -> bool:
-    folder = Path(f"/proc/{pid}/fd")
-    try:
-        return any(os.readlink(entry) == path for entry in folder.iterdir())
-    except OSError:
-        return False
 
 
 def test_the_watcher_tells_what_changed_and_nothing_else(
@@ -625,92 +449,12 @@ def test_the_watcher_tells_what_changed_and_nothing_else(
     resume(store, job)
     watcher.poll()
     assert watcher[job.id].state in (State.QUEUED, State.RUNNING)
-    wait(job, BOUND)
+    wait(job, PATIENCE)
     watcher.poll()
     assert watcher[job.id].state is State.FINISHED
     remove(store, job)
     watcher.poll()
     assert watcher.views == {}
-
-
-@pytest.fixture
-def worker() -> Iterator[WarmWorker]:
-    worker = WarmWorker()
-    until(lambda: worker.is_ready, "the worker was warm")
-    yield worker
-    worker.close()
-    until(lambda: worker._process.poll() is not None, "the worker was gone")
-
-
-def test_a_warm_worker_becomes_the_job(
-    store: JobStore, adapters: Path, tmp_path: Path, gate: Gate, worker: WarmWorker
-) -> None:
-    pid = worker._process.pid
-    assert "libtorch" in Path(f"/proc/{pid}/maps").read_text()
-    job = start(store, build_recipe(adapters, tmp_path / "s"), worker=worker)
-    assert pid_of(job) == pid
-    assert os.getsid(pid) == pid
-    view = wait(job, BOUND)
-    assert view.state is State.FINISHED, job.log_tail()
-    until(lambda: "written to" in "\n".join(job.log_tail()), "the log was its own")
-    assert not worker.is_ready  # used up
-    second = start(store, build_recipe(adapters, tmp_path / "t"), worker=worker)
-    assert wait(second, BOUND).state is State.FINISHED
-    assert tree(tmp_path / "s") == tree(tmp_path / "t")
-
-
-def test_a_warm_worker_that_died_costs_nothing_but_time(
-    store: JobStore, adapters: Path, tmp_path: Path, worker: WarmWorker
-) -> None:
-    worker._process.kill()
-    worker._process.wait()
-    job = start(store, build_recipe(adapters, tmp_path / "s"), worker=worker)
-    assert wait(job, BOUND).state is State.FINISHED
-
-
-def test_a_warm_worker_that_does_not_answer_is_ended_and_replaced(
-    store: JobStore, adapters: Path, tmp_path: Path, worker: WarmWorker
-) -> None:
-    os.kill(worker._process.pid, signal.SIGSTOP)
-    job = start(store, build_recipe(adapters, tmp_path / "s"), worker=worker)
-    assert wait(job, BOUND).state is State.FINISHED
-    assert pid_of(job) != worker._process.pid
-
-
-def test_a_warm_worker_ends_with_its_interface() -> None:
-    code = (
-        "from vlora_tui.jobs import WarmWorker\n"
-        "worker = WarmWorker()\n"
-        "while not worker.is_ready: pass\n"
-        "print(worker._process.pid, flush=True)\n"
-        "input()\n"
-    )
-    words = [sys.executable, "-c", code]
-    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as interface:
-        assert interface.stdout is not None
-        pid = int(interface.stdout.readline())
-        identity = of_process(pid)
-        assert identity is not None
-        interface.kill()
-    until(lambda: not is_running(identity) or is_zombie(pid), "the worker was gone")
-
-
-def test_a_warm_worker_waits_five_minutes_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert worker_module.IDLE_SECONDS == 300
-    monkeypatch.setattr(worker_module, "IDLE_SECONDS", 0.0)
-    ours, theirs = socket.socketpair()
-    with ours:
-        assert worker_module.wait_for_job(theirs.detach()) is None
-        assert ours.recv(9) == worker_module.READY
-        assert ours.recv(9) == b""  # it has let go
-
-
-def is_zombie(pid: int) -> bool:
-    """Ended, though nobody has asked for its exit status: its parent was killed."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    except OSError:
-        return True
 
 
 def test_the_recipe_of_a_job_has_no_patterns_and_no_relative_paths(

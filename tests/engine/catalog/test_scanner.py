@@ -12,7 +12,7 @@ from tests.witnesses import make
 from vlora_engine.adapters.base_models import normalise_base_model
 from vlora_engine.catalog.scanner import scan
 from vlora_engine.errors import CorruptFileError, NotFoundError
-from vlora_engine.utils.safetensors_file import encode_header
+from vlora_engine.utils.tensor_writer import encode_header
 
 
 def codes(info):

@@ -131,7 +131,7 @@ def test_a_real_full_disk(tmp_path: Path) -> None:
     """/dev/full refuses every write, as a full disk does."""
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
-    from vlora_engine.utils.safetensors_file import TensorWriter
+    from vlora_engine.utils.tensor_writer import TensorWriter
 
     (tmp_path / "file").symlink_to("/dev/full")
     import torch

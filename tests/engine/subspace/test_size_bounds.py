@@ -19,7 +19,7 @@ from vlora_engine.doctor.subspace_check import check_subspace
 from vlora_engine.errors import CorruptFileError, VLoRAError
 from vlora_engine.subspace import projection, soundness
 from vlora_engine.subspace.soundness import distinct
-from vlora_engine.utils.safetensors_file import write_tensors
+from vlora_engine.utils.tensor_writer import write_tensors
 
 RANK, WIDTH, DEPTH = 64, 1024, 8
 LARGE = 300 << 20

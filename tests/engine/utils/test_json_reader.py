@@ -22,7 +22,7 @@ from tests.conftest import ROOT
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.codec.forecast import Outlook
 from vlora_engine.errors import CorruptFileError, SubspaceError
-from vlora_engine.manifest import manifest as manifest_module
+from vlora_engine.manifest import parse as parse_module
 from vlora_engine.spectra import tables
 from vlora_engine.spectra.tables import Spectra, outlook_file
 from vlora_engine.utils.json_reader import JsonFile
@@ -220,7 +220,7 @@ def test_a_fault_of_ours_is_not_one_of_the_index(
     def broken(*_: object, **__: object) -> None:
         raise fault("ours")
 
-    monkeypatch.setattr(manifest_module, "TaskRecord", broken)
+    monkeypatch.setattr(parse_module, "TaskRecord", broken)
     with pytest.raises(fault, match="ours"):
         read_manifest(GOLDEN / "nf4")
 

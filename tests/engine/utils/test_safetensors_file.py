@@ -15,16 +15,14 @@ from safetensors.torch import load_file, save_file
 from vlora_engine.errors import CorruptFileError, NotFoundError, StorageError, VLoRAError
 from vlora_engine.utils.safetensors_file import (
     FilePool,
-    TensorWriter,
     dtype_name,
-    encode_header,
     read_bytes,
     read_elements,
     read_header,
     read_tensor,
     torch_dtype,
-    write_tensors,
 )
+from vlora_engine.utils.tensor_writer import TensorWriter, encode_header, write_tensors
 
 DTYPES = ["F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL", "F8_E4M3"]
 

@@ -6,12 +6,13 @@ import asyncio
 import importlib
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from textual import on
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.widgets import ContentSwitcher
 
 from vlora_engine.errors import VLoRAError
@@ -34,6 +35,7 @@ from vlora_tui.tui.core.messages import (
 from vlora_tui.tui.core.session import Session
 from vlora_tui.tui.core.view import View
 from vlora_tui.tui.text import tilde
+from vlora_tui.tui.widgets.bindings import hidden, shown
 from vlora_tui.tui.widgets.topbar import TopBar
 from vlora_tui.utils.config import Config, load_config
 from vlora_tui.utils.formatting import how_much, size
@@ -82,52 +84,22 @@ class VLoRAApp(BaseApp):
 
     BINDINGS: ClassVar[list[BindingType]] = [
         *(
-            Binding(
-                step.key,
-                f"step('{step.id}')",
-                step.name,
-                id=f"step.{step.id}",
-                show=False,
-                tooltip=f"Go to step {step.key}, {step.name}",
-            )
+            hidden(step.key, f"step('{step.id}')", f"step.{step.id}",
+                   f"Go to step {step.key}, {step.name}")
             for step in STEPS
         ),
-        Binding(
-            "colon,ctrl+p",  # Textual adds its own key only where none is given
-            "command_palette",
-            "Palette",
-            show=False,
-            id="app.palette",
-            tooltip="Every action by its name",
-        ),
-        Binding("question_mark", "explain", "Help", id="app.help", tooltip="What can I do here?"),
-        Binding("q", "leave", "Quit", id="app.leave", tooltip="Back, or quit"),
-        Binding(
-            "ctrl+q",
-            "leave",
-            "Quit",
-            show=False,
-            id="app.quit",
-            priority=True,
-            tooltip="Back, or quit",
-        ),
-        Binding("y", "copy_row", show=False, id="app.copy", tooltip="Copy the row"),
-        Binding(
-            "Y",
-            "copy_command",
-            show=False,
-            id="app.command",
-            tooltip="Copy the shell command that does the same",
-        ),
-        Binding(
-            "z",
-            "maximise",
-            show=False,
-            id="app.maximise",
-            tooltip="Give the pane the whole screen, or take it back",
-        ),
-        Binding("slash", "filter", show=False, id="app.filter", tooltip="Filter"),
-    ]
+        # Textual adds its own key for the palette only where none is given.
+        hidden("colon,ctrl+p", "command_palette", "app.palette", "Every action by its name"),
+        shown("question_mark", "explain", "Help", "app.help", "What can I do here?"),
+        shown("q", "leave", "Quit", "app.leave", "Back, or quit"),
+        replace(hidden("ctrl+q", "leave", "app.quit", "Back, or quit"), priority=True),
+        hidden("y", "copy_row", "app.copy", "Copy the row"),
+        hidden("Y", "copy_command", "app.command",
+               "Copy the shell command that does the same"),
+        hidden("z", "maximise", "app.maximise",
+               "Give the pane the whole screen, or take it back"),
+        hidden("slash", "filter", "app.filter", "Filter"),
+    ]  # fmt: skip
 
     def __init__(
         self,

@@ -129,7 +129,7 @@ def _chart(data: SizeData | None, marks: SizeMarks, size: tuple[int, int], look:
     if marks.goal_error is not None:
         _goal(chart, frame, marks, look)
     if data is not None:
-        _points(chart, frame, data, look)
+        _points(chart, frame, data)
     _choices(chart, frame, marks, look)
     _ratio_axis(chart, frame, marks, look, data if with_bytes else None)
     note = marks.note or ("" if data is not None and data.lines else "not measured yet")
@@ -223,7 +223,7 @@ def _goal(chart: Canvas, frame: _Frame, marks: SizeMarks, look: Look) -> None:
         chart.put(frame.left + 1, y, words, "mark")
 
 
-def _points(chart: Canvas, frame: _Frame, data: SizeData, look: Look) -> None:
+def _points(chart: Canvas, frame: _Frame, data: SizeData) -> None:
     for name, ratio, error in data.points:
         x, y = frame.column(ratio), frame.row(error)
         chart.put(x, y, PLAIN_MARKS.get(name, "+"), "plain")

@@ -33,11 +33,20 @@ class ChartPane(Widget, Generic[Data, Over], can_focus=True):
         "curve--band",
     }
 
-    def __init__(self, marks: Over, *, ascii_only: bool = False, id: str | None = None) -> None:
+    class Stepped(Message):
+        """k, or the target, shall move by so much, to the right where it gets smaller."""
+
+        def __init__(self, step: int) -> None:
+            super().__init__()
+            self.step = step
+
+    no_marks: Over
+
+    def __init__(self, *, ascii_only: bool = False, id: str | None = None) -> None:
         super().__init__(id=id)
         self.ascii_only = ascii_only
         self.data: Data | None = None
-        self.marks = marks
+        self.marks = self.no_marks
         self._look: Look | None = None
         self._lines: list[Strip] | None = None
 
@@ -50,6 +59,10 @@ class ChartPane(Widget, Generic[Data, Over], can_focus=True):
     def draw(self, size: tuple[int, int], look: Look) -> Text:
         """The chart in so many columns and lines."""
         raise NotImplementedError
+
+    def action_step(self, step: int) -> None:
+        """Move k, or the target."""
+        self.post_message(self.Stepped(step))
 
     def notify_style_update(self) -> None:
         super().notify_style_update()
@@ -109,13 +122,6 @@ class CurvePane(ChartPane[VarianceData, Marks]):
         hidden("down,j", "layer(1)", "curve.down", "Layer down"),
     ]
 
-    class Stepped(Message):
-        """k shall move by so much."""
-
-        def __init__(self, step: int) -> None:
-            super().__init__()
-            self.step = step
-
     class LayerStepped(Message):
         """The focus shall go to another layer, so many rows on."""
 
@@ -123,15 +129,10 @@ class CurvePane(ChartPane[VarianceData, Marks]):
             super().__init__()
             self.step = step
 
-    def __init__(self, *, ascii_only: bool = False, id: str | None = None) -> None:
-        super().__init__(Marks(), ascii_only=ascii_only, id=id)
+    no_marks = Marks()
 
     def draw(self, size: tuple[int, int], look: Look) -> Text:
         return variance_chart(self.data, self.marks, size, look)
-
-    def action_step(self, step: int) -> None:
-        """Move k."""
-        self.post_message(self.Stepped(step))
 
     def action_layer(self, step: int) -> None:
         """Another layer on top."""
@@ -152,22 +153,10 @@ class SizesPane(ChartPane[SizeData, SizeMarks]):
                "Move the target down the curve: less error, more bytes"),
     ]  # fmt: skip
 
-    class Stepped(Message):
-        """The target shall move by so much, to the right where it gets smaller."""
-
-        def __init__(self, step: int) -> None:
-            super().__init__()
-            self.step = step
-
-    def __init__(self, *, ascii_only: bool = False, id: str | None = None) -> None:
-        super().__init__(SizeMarks(), ascii_only=ascii_only, id=id)
+    no_marks = SizeMarks()
 
     def draw(self, size: tuple[int, int], look: Look) -> Text:
         return size_chart(self.data, self.marks, size, look)
-
-    def action_step(self, step: int) -> None:
-        """Move the target."""
-        self.post_message(self.Stepped(step))
 
 
 def _ink(style: Style) -> Style:

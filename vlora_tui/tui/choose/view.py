@@ -17,7 +17,7 @@ from textual.widgets import Static
 from vlora_engine.spectra.k_curves import has_sides
 from vlora_tui.pipeline.forecast import Loss
 from vlora_tui.tui.charts.variance_plot import prepare
-from vlora_tui.tui.choose.curve_pane import CurvePane, SizesPane
+from vlora_tui.tui.choose.curve_pane import ChartPane, CurvePane, SizesPane
 from vlora_tui.tui.choose.data import LayerTables
 from vlora_tui.tui.choose.editor import ChoiceEditor
 from vlora_tui.tui.choose.figures_pane import FiguresPane, brief_lines
@@ -283,13 +283,12 @@ class ChooseView(View):
         event.stop()
         self.editor.show_as(layer=event.layer, editing=False)
 
-    def on_curve_pane_stepped(self, event: CurvePane.Stepped) -> None:
+    def on_chart_pane_stepped(self, event: ChartPane.Stepped) -> None:
         event.stop()
-        self.action_k(event.step)
-
-    def on_sizes_pane_stepped(self, event: SizesPane.Stepped) -> None:
-        event.stop()
-        self.editor.move_target(event.step)
+        if self.editor.shown.sizes:
+            self.editor.move_target(event.step)
+        else:
+            self.action_k(event.step)
 
     def on_curve_pane_layer_stepped(self, event: CurvePane.LayerStepped) -> None:
         event.stop()

@@ -106,7 +106,6 @@ class JobClient:
             subspace_bytes: What it is going to write, where that was predicted; what does not fit
                 on its disk is not started.
         """
-        from vlora_tui.jobs import start
         from vlora_tui.pipeline.disk_space import shortage_of
 
         def work() -> None:
@@ -116,27 +115,27 @@ class JobClient:
             if shortage is not None:
                 self._app.post_message(DiskTooSmall(shortage))
                 return
-            self.started.add(start(self.store(), recipe, force=force).id)
-            text = "Started. Closing the terminal leaves it running."
-            self._app.call_from_thread(self._app.notify, text)
-            self._look()
+            self._start(recipe, force, "Started. Closing the terminal leaves it running.")
 
         self._later(work, "starting the job")
 
     def start_without_bad(self, job_id: str) -> None:
         """Start the recipe of a job again as a new one that leaves bad adapters out."""
-        from vlora_tui.jobs import start
 
         def work() -> None:
             job = self.store().find(job_id)
             recipe = job.recipe()
             recipe = replace(recipe, input=replace(recipe.input, skip_bad=True))
-            self.started.add(start(self.store(), recipe, force=job.info.force).id)
-            text = "Started again without the bad adapters."
-            self._app.call_from_thread(self._app.notify, text)
-            self._look()
+            self._start(recipe, job.info.force, "Started again without the bad adapters.")
 
         self._later(work, "starting the job")
+
+    def _start(self, recipe: Recipe, force: bool, text: str) -> None:
+        from vlora_tui.jobs import start
+
+        self.started.add(start(self.store(), recipe, force=force).id)
+        self._app.call_from_thread(self._app.notify, text)
+        self._look()
 
     def cancel(self, job_id: str, *, discard: bool) -> None:
         """Ask a job to stop at the next layer."""
@@ -180,7 +179,7 @@ class JobClient:
         recipe = Recipe(input=Input(adapters=adapters, skip_bad=True))
 
         def work() -> None:
-            cached = None if self._takes_torch(recipe) else _cached(recipe)
+            cached = None if self._takes_torch(recipe) else cached_spectra(recipe)
             if cached is not None:
                 self._show(cached, chosen)
                 return
@@ -307,7 +306,7 @@ class JobClient:
         self._app.run_worker(guarded, thread=True, group=WORKERS)
 
 
-def _cached(recipe: Recipe) -> Spectra | None:
+def cached_spectra(recipe: Recipe) -> Spectra | None:
     """The cached spectra of a recipe's inputs, if nothing of them is missing."""
     from vlora_tui.pipeline.inputs import gather
     from vlora_tui.recipe.resolve import resolve

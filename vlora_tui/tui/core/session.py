@@ -269,15 +269,11 @@ class Session:
         """What Enter would run: the marked adapters, the choice, the output, the exports."""
         from vlora_tui.recipe.model import AdapterInput, Compress, Input, Recipe
 
-        names = [info.name for info in self.chosen]
-        adapters = tuple(
-            AdapterInput(str(info.path), name)
-            for info, name in zip(self.chosen, names, strict=True)
-        )
+        adapters = tuple(AdapterInput(str(info.path), info.name) for info in self.chosen)
         return Recipe(
             # Those left out stay named: the spectra were made, and are found again, by all of them.
             input=Input(
-                adapters=adapters, skip_bad=self.skip_bad or len(self.included) < len(names)
+                adapters=adapters, skip_bad=self.skip_bad or len(self.included) < len(adapters)
             ),
             compress=Compress(self.choosing),
             output=self.output or str(self.default_output()),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -37,48 +38,34 @@ class Remark:
     path: str = ""
     target: str = ""
 
-    # what is shown, made harmless
+    @cached_property
+    def shown(self) -> Finding:
+        """The finding with its texts made harmless."""
+        texts: dict[str, Any] = {name: clean(value) for name, value in vars(self.finding).items()}
+        return replace(self.finding, **texts)
 
     @property
     def severity(self) -> str:
         return self.finding.severity
 
     @property
-    def code(self) -> str:
-        return clean(self.finding.code)
-
-    @property
     def what(self) -> str:
-        return clean(self.finding.what)
-
-    @property
-    def where(self) -> str:
-        return clean(self.finding.where)
-
-    @property
-    def remedy(self) -> str:
-        return clean(self.finding.remedy)
-
-    @property
-    def fix(self) -> str:
-        """The exact command that mends it, where there is one."""
-        return clean(self.finding.fix)
+        return self.shown.what
 
     @property
     def rule(self) -> str:
         """The doctor's rule, where it says more than ``what``."""
-        return "" if self.finding.rule in self.what else clean(self.finding.rule)
+        return "" if self.finding.rule in self.what else self.shown.rule
 
     @property
     def key(self) -> str:
         """What tells it from the others."""
-        return "\n".join((self.path or self.about, self.code, self.what, self.target))
+        return "\n".join((self.path or self.about, self.shown.code, self.what, self.target))
 
     @property
     def text(self) -> str:
         """All of it, for the clipboard."""
-        shown: dict[str, Any] = {name: clean(value) for name, value in vars(self.finding).items()}
-        return as_text(replace(self.finding, **shown), self.about)
+        return as_text(self.shown, self.about)
 
 
 def remarks_in(session: Session, answers: Sequence[Remark] = ()) -> list[Remark]:
@@ -95,7 +82,7 @@ def remarks_in(session: Session, answers: Sequence[Remark] = ()) -> list[Remark]
 
 def _words(remark: Remark) -> set[str]:
     """By what the doctor is known to say it again: the code; of errors that it is one."""
-    return {remark.code} | ({"error"} if remark.severity == "error" else set())
+    return {remark.shown.code} | ({"error"} if remark.severity == "error" else set())
 
 
 def names_of(session: Session) -> dict[str, str]:

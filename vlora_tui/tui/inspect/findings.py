@@ -91,7 +91,7 @@ class FindingsPane(AskingPane):
 
     def row_text(self) -> str | None:
         """The command that mends what is under the cursor; without one, the finding as text."""
-        return None if self.remark is None else self.remark.fix or self.remark.text
+        return None if self.remark is None else self.remark.shown.fix or self.remark.text
 
     @property
     def command(self) -> str | None:
@@ -173,14 +173,11 @@ class FindingsPane(AskingPane):
 
     # work off the screen
 
-    def answered(self, arguments: Arguments) -> None:
+    def answered(self) -> None:
         self.post_message(self.Found())
 
-    def stop(self) -> bool:
-        stopped = super().stop()
-        if stopped:
-            self._say()
-        return stopped
+    def stopped(self) -> None:
+        self._say()
 
     @work(thread=True, exclusive=True, group="target")
     def _judge(self, key: Judged) -> None:

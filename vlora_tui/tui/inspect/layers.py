@@ -295,14 +295,11 @@ class LayersPane(AskingPane):
 
     # work off the screen
 
-    def answered(self, arguments: Arguments) -> None:
+    def answered(self) -> None:
         self._draw()
 
-    def stop(self) -> bool:
-        stopped = super().stop()
-        if stopped:
-            self._draw()
-        return stopped
+    def stopped(self) -> None:
+        self._draw()
 
     @work(thread=True, group="figures")
     def _read_figures(self, key: tuple[str, str]) -> None:

@@ -7,9 +7,7 @@ from typing import Any, ClassVar
 
 from rich.text import Text
 from textual import work
-from textual.app import ComposeResult
 from textual.binding import BindingType
-from textual.containers import Vertical, VerticalScroll
 from textual.widgets import Static
 from textual.worker import get_current_worker
 
@@ -18,7 +16,7 @@ from vlora_tui.tui.core.subcommand import ask_command
 from vlora_tui.tui.inspect.rows import plain, share
 from vlora_tui.tui.text import clean
 from vlora_tui.tui.widgets.bindings import hidden, shown
-from vlora_tui.tui.widgets.dialogs import Dialog
+from vlora_tui.tui.widgets.dialogs import Page
 from vlora_tui.tui.widgets.folding import hanging
 
 SHOWN = 16  # singular values of one adapter
@@ -26,7 +24,7 @@ BAR = 24  # columns of the longest bar
 BOX_WIDTH = 84  # columns inside the box, where there is room
 
 
-class ModuleBox(Dialog):
+class ModuleBox(Page):
     """Reads the module in a process of its own, which may hold weights, and tells of it.
 
     Args:
@@ -45,7 +43,7 @@ class ModuleBox(Dialog):
     ]
 
     def __init__(self, module: str, names: Sequence[str], refs: Sequence[str]) -> None:
-        super().__init__()
+        super().__init__(clean(module), "Being read.")
         self._module, self._names, self._refs = module, list(names), list(refs)
 
     @property
@@ -53,23 +51,9 @@ class ModuleBox(Dialog):
         """The command that tells the same."""
         return ["module", *self._refs, self._module]
 
-    def compose(self) -> ComposeResult:
-        with Vertical(classes="box") as box:
-            box.border_title = Text(clean(self._module))
-            box.border_subtitle = Text("esc closes")
-            with VerticalScroll(classes="many"):
-                yield Static("Being read.", id="module-said", markup=False)
-
     def on_mount(self) -> None:
         super().on_mount()
-        self.query_one(VerticalScroll).focus()
         self._ask()
-
-    def action_down(self) -> None:
-        self.query_one(VerticalScroll).scroll_down(animate=False)
-
-    def action_up(self) -> None:
-        self.query_one(VerticalScroll).scroll_up(animate=False)
 
     @work(thread=True, exclusive=True)
     def _ask(self) -> None:
@@ -88,7 +72,7 @@ class ModuleBox(Dialog):
         if not self.is_attached:
             return
         inside = min(BOX_WIDTH, self.app.size.width * 96 // 100 - 8)
-        self.query_one("#module-said", Static).update(hanging(words, inside))
+        self.query_one(Static).update(hanging(words, inside))
 
 
 def module_words(answer: Mapping[str, Any], names: Sequence[str], *, ascii_only: bool) -> Text:

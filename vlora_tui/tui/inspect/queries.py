@@ -61,9 +61,13 @@ class AskingPane(Vertical):
             return False
         self.workers.cancel_group(self, "asking")
         self.asking = None
+        self.stopped()
         return True
 
-    def answered(self, arguments: Arguments) -> None:
+    def stopped(self) -> None:
+        """A command was stopped: show it."""
+
+    def answered(self) -> None:
         """A command has answered, or failed: show it."""
 
     @work(thread=True, exclusive=True, group="asking")
@@ -90,7 +94,7 @@ class AskingPane(Vertical):
             self._problems[event.arguments] = event.problem
         else:
             self._answers[event.arguments] = event.answer
-        self.answered(event.arguments)
+        self.answered()
 
 
 def shell_command(arguments: Sequence[str]) -> str:

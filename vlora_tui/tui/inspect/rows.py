@@ -200,12 +200,13 @@ def remedy_words(row: Remark | None, otherwise: str) -> Text:
     text = Text(row.what, style="bold")
     if row.rule:
         text.append(f" {row.rule}", style="not bold")
-    if row.remedy:
-        text.append(f"\n{row.remedy}", style="not bold")
-    if row.fix:
-        text.append(f"\ny copies: {row.fix}", style="not bold")
-    if row.where and row.where not in row.what:
-        text.append(f"\n{tilde(row.where)}", style="not bold")
+    remedy, fix, where = row.shown.remedy, row.shown.fix, row.shown.where
+    if remedy:
+        text.append(f"\n{remedy}", style="not bold")
+    if fix:
+        text.append(f"\ny copies: {fix}", style="not bold")
+    if where and where not in row.what:
+        text.append(f"\n{tilde(where)}", style="not bold")
     return text
 
 

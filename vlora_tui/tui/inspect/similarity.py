@@ -115,15 +115,12 @@ class AlikePane(AskingPane):
         """Whether a measure of interference is shown."""
         return self._measure != "cosine"
 
-    def answered(self, arguments: Arguments) -> None:
+    def answered(self) -> None:
         self._draw()
 
-    def stop(self) -> bool:
-        stopped = super().stop()
-        if stopped:
-            self._measure = "cosine"
-            self._draw()
-        return stopped
+    def stopped(self) -> None:
+        self._measure = "cosine"
+        self._draw()
 
     @property
     def pair(self) -> tuple[int, int] | None:
@@ -155,8 +152,8 @@ class AlikePane(AskingPane):
         arguments = self.arguments
         if arguments is None:
             return False
-        known = (self.answer_to(arguments), self.problem_of(arguments))
-        return known != (None, None) or arguments == self.asking
+        outcome = (self.answer_to(arguments), self.problem_of(arguments))
+        return outcome != (None, None) or arguments == self.asking
 
     def _state(self) -> Text:
         """Whether interference is being measured, or why it is not."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.widgets import Input, Static
 
@@ -16,6 +17,7 @@ from vlora_tui.tui.core.bad_adapters import can_go_on
 from vlora_tui.tui.core.messages import ChoiceChanged, SessionChanged
 from vlora_tui.tui.core.pane_view import PaneView
 from vlora_tui.tui.run import job_text
+from vlora_tui.tui.widgets.bindings import hidden, shown
 from vlora_tui.tui.widgets.folding import hanging
 from vlora_tui.tui.widgets.table import Column, Table
 from vlora_tui.tui.widgets.tabs import PaneTabs, Tab
@@ -49,50 +51,19 @@ class RunView(PaneView):
         "adapters stopped again without them."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "start", "Start", id="run.start", tooltip="Start what is on top"),
-        Binding("o", "output", "Output", id="run.output", tooltip="Where the subspace goes"),
-        Binding("c", "cancel", "Cancel", id="run.cancel", tooltip="Stop the job under the cursor"),
-        Binding("R", "resume", "Resume", id="run.resume", tooltip="Go on with a stopped job"),
-        Binding(
-            "L",
-            "leave_out",
-            "Leave bad out",
-            show=False,
-            id="run.leave_out",
-            tooltip="Start a job that bad adapters stopped again without them",
-        ),
-        Binding("v", "open", "View result", id="run.open", tooltip="Open what the job made"),
-        Binding("tab", "next_pane(1)", show=False, id="run.pane", tooltip="The next pane"),
-        Binding(
-            "shift+tab",
-            "next_pane(-1)",
-            show=False,
-            id="run.pane_back",
-            tooltip="The pane before",
-        ),
-        Binding("x", "remove", "Forget", show=False, id="run.remove", tooltip="Forget the job"),
-        Binding("f", "force", "Replace", show=False, id="run.force", tooltip="Replace the output"),
-    ]
-    DEFAULT_CSS = """
-    RunView {
-        & > #run-tabs { display: none; }
-        & > .pane { padding: 0 1; height: 1fr; }
-        & > #run-review { height: auto; max-height: 45%; }
-        & #review-text { height: auto; max-height: 100%; }
-        & #review { height: auto; }
-
-        &.one > #run-tabs { display: block; margin: 0 1; }
-        &.one > .pane { display: none; height: 1fr; max-height: 100%; }
-        &.one > .pane.current { display: block; }
-        &.one > #run-review { height: 1fr; max-height: 100%; }
-        &.one #review-text { height: 1fr; }
-
-        & > #line { height: 1; padding: 0 1; background: $panel; display: none; }
-        & > #line.asked { display: block; }
-        & > #place { display: none; height: 1; padding: 0 1; background: $boost; }
-        & > #place.asked { display: block; }
-    }
-    """
+        shown("enter", "start", "Start", "run.start", "Start what is on top"),
+        shown("o", "output", "Output", "run.output", "Where the subspace goes"),
+        shown("c", "cancel", "Cancel", "run.cancel", "Stop the job under the cursor"),
+        shown("R", "resume", "Resume", "run.resume", "Go on with a stopped job"),
+        hidden("L", "leave_out", "run.leave_out",
+               "Start a job that bad adapters stopped again without them"),
+        shown("v", "open", "View result", "run.open", "Open what the job made"),
+        hidden("tab", "next_pane(1)", "run.pane", "The next pane"),
+        hidden("shift+tab", "next_pane(-1)", "run.pane_back", "The pane before"),
+        hidden("x", "remove", "run.remove", "Forget the job"),
+        hidden("f", "force", "run.force", "Replace the output"),
+    ]  # fmt: skip
+    DEFAULT_CSS = Path(__file__).with_suffix(".tcss").read_text("utf-8")
 
     def __init__(self, id: str | None = None) -> None:
         super().__init__(id=id)
@@ -116,9 +87,9 @@ class RunView(PaneView):
             with VerticalScroll(id="details", can_focus=True):
                 yield Static(id="said", markup=False)
         yield Static(id="line", markup=False)
-        place = Input(id="place", placeholder="where the subspace goes", compact=True)
-        place.cursor_blink = False
-        yield place
+        line = Input(id="place", placeholder="where the subspace goes", compact=True)
+        line.cursor_blink = False
+        yield line
 
     def panes(self) -> list[Tab]:
         return [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from rich.text import Text
@@ -36,31 +37,7 @@ class Option(NamedTuple):
 class Dialog(ModalScreen[str | None], ClosesOnce[str | None]):
     """A box in the middle; Escape and q leave it without an answer."""
 
-    DEFAULT_CSS = """
-    Dialog {
-        align: center middle;
-        background: $background 60%;
-        & > .box {
-            width: 76; /* WIDTH */
-            max-width: 96%;
-            height: auto;
-            max-height: 92%;
-            border: round $primary;
-            border-title-style: bold;
-            background: $surface;
-            padding: 1 2;
-        }
-        &.-short > .box { padding: 0 1; }
-        & .words { height: auto; max-height: 100%; margin-bottom: 1; }
-        & .many { height: auto; max-height: 20; /* LISTED */ margin-bottom: 1; }
-        & .many > Static { padding-right: 1; }
-        & .keys { color: $text-muted; height: auto; margin-top: 1; }
-        & Table { background: $surface; height: auto; }
-        & Input { background: $boost; padding: 0; }
-        &.-ascii > .box { border: ascii $primary; }
-        &:ansi { background: ansi_default; }
-    }
-    """
+    DEFAULT_CSS = Path(__file__).with_suffix(".tcss").read_text("utf-8")
     BINDINGS: ClassVar[list[BindingType]] = [
         shown("escape,q", "cancel", "Back", "dialog.cancel", "Close without an answer")
     ]
@@ -140,7 +117,7 @@ class ListProblems(Ask):
         options: Sequence[Option],
     ) -> None:
         super().__init__(title, words, options)
-        self._problems = problems
+        self.problems = problems
 
     def on_mount(self) -> None:
         super().on_mount()
@@ -164,7 +141,7 @@ class ListProblems(Ask):
 
     def compose(self) -> ComposeResult:
         text = Text()
-        for about, lines in self._problems:
+        for about, lines in self.problems:
             text.append(clean(about) + "\n", style="bold")
             for line in lines:
                 text.append(f"  {clean(line)}\n")
@@ -234,7 +211,37 @@ class Prompt(Dialog):
         return wrong
 
 
-class Help(Dialog):
+class Page(Dialog):
+    """One text in a box, to be scrolled through."""
+
+    subtitle = "esc closes"
+
+    def __init__(self, title: str, text: str = "") -> None:
+        super().__init__()
+        self._title, self._text = title, text
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="box") as box:
+            box.border_title, box.border_subtitle = Text(self._title), Text(self.subtitle)
+            with VerticalScroll(classes="many"):
+                yield Static(self.text(), markup=False)
+
+    def text(self) -> Text | str:
+        """What is shown first."""
+        return self._text
+
+    def on_mount(self) -> None:
+        super().on_mount()
+        self.query_one(VerticalScroll).focus()
+
+    def action_down(self) -> None:
+        self.query_one(VerticalScroll).scroll_down(animate=False)
+
+    def action_up(self) -> None:
+        self.query_one(VerticalScroll).scroll_up(animate=False)
+
+
+class Help(Page):
     """What can be done here: the step in words, then the keys, the nearest first.
 
     The result is "guides" where those are asked for.
@@ -251,32 +258,17 @@ class Help(Dialog):
         hidden("k", "up", "help.up"),
     ]
 
+    subtitle = "g guides, esc closes"
+
     def __init__(self, title: str, words: str, sections: Sequence[HelpSection]) -> None:
-        super().__init__()
-        self._title, self._words, self._sections = title, words, sections
-
-    def compose(self) -> ComposeResult:
-        with Vertical(classes="box") as box:
-            box.border_title = Text(self._title)
-            box.border_subtitle = Text("g guides, esc closes")
-            with VerticalScroll(classes="many"):
-                yield Static(self._text(), markup=False)
-
-    def on_mount(self) -> None:
-        super().on_mount()
-        self.query_one(VerticalScroll).focus()
+        super().__init__(title, words)
+        self._sections = sections
 
     def action_guides(self) -> None:
         self.dismiss("guides")
 
-    def action_down(self) -> None:
-        self.query_one(VerticalScroll).scroll_down(animate=False)
-
-    def action_up(self) -> None:
-        self.query_one(VerticalScroll).scroll_up(animate=False)
-
-    def _text(self) -> Text:
-        text = Text(self._words.strip() + "\n" if self._words else "")
+    def text(self) -> Text:
+        text = Text(self._text.strip() + "\n" if self._text else "")
         wide = self.app.size.width >= 80
         for section in self._sections:
             text.append(f"\n{section.title}\n", style="bold")
@@ -320,7 +312,7 @@ def help_sections(screen: Any, display: Callable[[Any], str]) -> list[HelpSectio
         node, binding = active.node, active.binding
         if binding.system or not binding.id or not (binding.tooltip or binding.description):
             continue
-        title = "Everywhere" if node in (screen, screen.app) else _heading(node, screen)
+        title = "Everywhere" if node in (screen, screen.app) else _heading(node)
         by_action = tables.setdefault(title, {})
         by_action.setdefault(binding.action, []).append(binding)
     sections = []
@@ -334,7 +326,7 @@ def help_sections(screen: Any, display: Callable[[Any], str]) -> list[HelpSectio
     return sections
 
 
-def _heading(node: Any, screen: Any) -> str:
+def _heading(node: Any) -> str:
     named = getattr(node, "help_title", None)
     if named:
         return str(named)

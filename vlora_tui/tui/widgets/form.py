@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from rich.cells import cell_len, set_cell_size
@@ -51,26 +52,7 @@ class Form(Widget, can_focus=True):
         "form--action",
         "form--cursor",
     }
-    DEFAULT_CSS = """
-    Form {
-        height: 1fr;
-        & > .form--label { color: $text-muted; }
-        & > .form--value { color: $text; }
-        & > .form--fixed { color: $text-muted; }
-        & > .form--wrong { color: $text-error; }
-        & > .form--action { color: $text-accent; text-style: bold; }
-        & > .form--cursor {
-            color: $block-cursor-foreground;
-            background: $block-cursor-background;
-            text-style: $block-cursor-text-style;
-        }
-        &:ansi > .form--label { text-style: dim; }
-        &:ansi > .form--fixed { text-style: dim; }
-        &:ansi > .form--value { color: ansi_default; }
-        &:ansi > .form--wrong { color: $error; }
-        &:ansi > .form--action { color: $accent; }
-    }
-    """
+    DEFAULT_CSS = Path(__file__).with_suffix(".tcss").read_text("utf-8")
     BINDINGS: ClassVar[list[BindingType]] = [
         hidden("up,k", "move(-1)", "form.up", "The line above"),
         hidden("down,j", "move(1)", "form.down", "The line below"),

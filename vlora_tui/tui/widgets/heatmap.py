@@ -15,10 +15,10 @@ from textual.app import App
 from textual.binding import BindingType
 from textual.message import Message
 from textual.strip import Strip
-from textual.widget import Widget
 
 from vlora_tui.tui.text import clean, cut
 from vlora_tui.tui.widgets.bindings import hidden
+from vlora_tui.tui.widgets.cell_grid import CellGrid
 
 # From cheap to dear, in lightness too, so that it reads without colour and with any eyes. All are
 # of the 256 that every terminal beyond 16 colours shows alike.
@@ -119,7 +119,7 @@ def _short(kinds: Sequence[str]) -> list[str]:
     return labels
 
 
-class Heatmap(Widget, can_focus=True):
+class Heatmap(CellGrid):
     """Cells with numbers, coloured from cheap to dear; moving in it focuses a layer."""
 
     COMPONENT_CLASSES: ClassVar[set[str]] = {
@@ -148,13 +148,9 @@ class Heatmap(Widget, can_focus=True):
             self.layer = layer
 
     def __init__(self, *, ascii_only: bool = False, id: str | None = None) -> None:
-        super().__init__(id=id)
-        self.ascii_only = ascii_only
+        super().__init__(ascii_only=ascii_only, id=id)
         self.grid = LayerGrid((), (), ())
-        self._cells: Mapping[str, Cell] = {}
-        self._cursor = (0, 0)
-        self._top = self._left = 0
-        self._label_width, self._cell_width = 3, 5
+        self.cells: Mapping[str, Cell] = {}
         self._base: Style | None = None
         self._strips: dict[int, Strip] = {}  # lines as painted; a new border text needs no others
         self._styles: dict[tuple[float | None, bool], Style] = {}
@@ -162,24 +158,26 @@ class Heatmap(Widget, can_focus=True):
     def show(self, grid: LayerGrid, cells: Mapping[str, Cell], focus: str | None) -> None:
         """Show these cells, the focus on that layer; what is the same is not painted again."""
         position = grid.find(focus) or (0, 0)
-        if grid is self.grid and cells == self._cells and position == self._cursor:
+        if grid is self.grid and cells == self.cells and position == self.cursor:
             return
-        self.grid, self._cells, self._cursor = grid, cells, position
-        self._measure()
-        self._keep_in_view()
-        self._repaint()
+        self.grid, self.cells, self.cursor = grid, cells, position
+        self.fit()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.grid.rows), len(self.grid.columns)
 
     @property
     def focused_layer(self) -> str | None:
         """The focused layer."""
-        y, x = self._cursor
+        y, x = self.cursor
         return self.grid.names[y][x] if y < len(self.grid.names) else None
 
     # moving
 
     def action_move(self, down: int, right: int) -> None:
         """One cell on; cells that hold no module are stepped over."""
-        y, x = self._cursor
+        y, x = self.cursor
         while True:
             y, x = y + down, x + right
             if not (0 <= y < len(self.grid.rows) and 0 <= x < len(self.grid.columns)):
@@ -190,13 +188,13 @@ class Heatmap(Widget, can_focus=True):
 
     def action_page(self, direction: int) -> None:
         """A screenful of layers on."""
-        y, x = self._cursor
-        line = y + direction * max(1, self._lines - 1)
+        y, x = self.cursor
+        line = y + direction * max(1, self.lines - 1)
         self._nearest(min(max(0, line), len(self.grid.rows) - 1), x)
 
     def action_edge(self, direction: int) -> None:
         """The first or the last layer."""
-        self._nearest(0 if direction < 0 else len(self.grid.rows) - 1, self._cursor[1])
+        self._nearest(0 if direction < 0 else len(self.grid.rows) - 1, self.cursor[1])
 
     def _nearest(self, y: int, x: int) -> None:
         if not 0 <= y < len(self.grid.rows):
@@ -206,42 +204,19 @@ class Heatmap(Widget, can_focus=True):
             self._go(y, min(there, key=lambda i: abs(i - x)))
 
     def _go(self, y: int, x: int) -> None:
-        if (y, x) == self._cursor:
+        if (y, x) == self.cursor:
             return
-        self._cursor = (y, x)
-        self._keep_in_view()
-        self._repaint()
+        self.cursor = (y, x)
+        self.keep_in_view()
+        self.repaint()
         layer = self.focused_layer
         if layer is not None:
             self.post_message(self.Focused(layer))
 
     def on_click(self, event: events.Click) -> None:
-        offset = event.get_content_offset(self)
-        if offset is None or offset.y < 1 or offset.x < self._label_width:
-            return
-        y = self._top + offset.y - 1
-        x = self._left + (offset.x - self._label_width) // self._cell_width
-        if y < len(self.grid.rows) and x < len(self.grid.columns):
-            self._nearest(y, x)
-
-    def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
-        event.stop()
-        self.action_move(1, 0)
-
-    def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
-        event.stop()
-        self.action_move(-1, 0)
-
-    def on_resize(self) -> None:
-        self._measure()
-        self._keep_in_view()
-        self._repaint()
-
-    def on_focus(self) -> None:
-        self._repaint()
-
-    def on_blur(self) -> None:
-        self._repaint()
+        cell = self.cell_at(event)
+        if cell is not None and cell[1] >= 0:
+            self._nearest(*cell)
 
     def notify_style_update(self) -> None:
         super().notify_style_update()
@@ -251,35 +226,19 @@ class Heatmap(Widget, can_focus=True):
 
     # drawing
 
-    def _repaint(self) -> None:
+    def repaint(self) -> None:
         self._base = None
         self._strips.clear()
         self.refresh()
 
-    @property
-    def _lines(self) -> int:
-        return max(1, self.size.height - 1)
-
-    def _measure(self) -> None:
-        """The widths of labels and cells, once for what is shown and the room there is."""
+    def measure(self) -> None:
         columns = self.grid.columns
-        numbers = max((len(c.text) + c.own for c in self._cells.values()), default=1)
+        numbers = max((len(c.text) + c.own for c in self.cells.values()), default=1)
         least = max(5, numbers + 2)
         heads = max((len(_head(column, columns)) for column in columns), default=0) + 1
-        self._label_width = max([3, *(len(row) + 2 for row in self.grid.rows)])
-        cell_width = (self.size.width - self._label_width) // max(1, len(columns))
-        self._cell_width = max(least, min(cell_width, max(heads, least)))
-
-    @property
-    def _shown_columns(self) -> int:
-        return max(1, (self.size.width - self._label_width) // self._cell_width)
-
-    def _keep_in_view(self) -> None:
-        y, x = self._cursor
-        self._top = min(max(self._top, y - self._lines + 1), y)
-        self._top = max(0, min(self._top, len(self.grid.rows) - self._lines))
-        self._left = min(max(self._left, x - self._shown_columns + 1), x)
-        self._left = max(0, min(self._left, len(self.grid.columns) - self._shown_columns))
+        self.label_width = max([3, *(len(row) + 2 for row in self.grid.rows)])
+        cell_width = (self.size.width - self.label_width) // max(1, len(columns))
+        self.cell_width = max(least, min(cell_width, max(heads, least)))
 
     def render_line(self, y: int) -> Strip:
         if y not in self._strips:
@@ -291,23 +250,23 @@ class Heatmap(Widget, can_focus=True):
             self._base = self.rich_style
         base, width = self._base, self.size.width
         if y == 0:
-            segments = self._head_line(base)
+            segments = self._head_line()
         elif self._top + y - 1 < len(self.grid.rows):
             segments = self._row_line(self._top + y - 1, y, base)
         else:
             segments = []
         return Strip(segments).adjust_cell_length(width, base)
 
-    def _head_line(self, base: Style) -> list[Segment]:
+    def _head_line(self) -> list[Segment]:
         head = self.get_component_rich_style("heatmap--head")
         here = self.get_component_rich_style("heatmap--here")
-        end = self._left + self._shown_columns
+        end = self._left + self.shown_columns
         mark = "<" if self.ascii_only else "‹"
-        segments = [Segment((mark if self._left else "").rjust(self._label_width), head)]
+        segments = [Segment((mark if self._left else "").rjust(self.label_width), head)]
         for x, name in enumerate(self.grid.columns[self._left : end], start=self._left):
-            text = _fit(_head(name, self.grid.columns), self._cell_width - 1, self.ascii_only)
-            style = here if x == self._cursor[1] else head
-            segments.append(Segment(text.rjust(self._cell_width - 1) + " ", style))
+            text = _fit(_head(name, self.grid.columns), self.cell_width - 1, self.ascii_only)
+            style = here if x == self.cursor[1] else head
+            segments.append(Segment(text.rjust(self.cell_width - 1) + " ", style))
         if end < len(self.grid.columns):
             segments.append(Segment(">" if self.ascii_only else "›", head))
         return segments
@@ -316,25 +275,25 @@ class Heatmap(Widget, can_focus=True):
         head = self.get_component_rich_style("heatmap--head")
         here = self.get_component_rich_style("heatmap--here")
         above = line == 1 and self._top > 0
-        below = line == self._lines and row < len(self.grid.rows) - 1
+        below = line == self.lines and row < len(self.grid.rows) - 1
         up, down = ("^", "v") if self.ascii_only else ("▴", "▾")
         more = up if above else down if below else " "
-        label = self.grid.rows[row].rjust(self._label_width - 2)
-        segments = [Segment(f"{more}{label} ", here if row == self._cursor[0] else head)]
-        end = self._left + self._shown_columns
+        label = self.grid.rows[row].rjust(self.label_width - 2)
+        segments = [Segment(f"{more}{label} ", here if row == self.cursor[0] else head)]
+        end = self._left + self.shown_columns
         for x, name in enumerate(self.grid.names[row][self._left : end], start=self._left):
-            segments.append(self._cell(name, (row, x) == self._cursor, base))
+            segments.append(self._cell(name, (row, x) == self.cursor, base))
         return segments
 
     def _cell(self, name: str | None, cursor: bool, base: Style) -> Segment:
         if name is None:
-            return Segment(" " * self._cell_width, base)
-        cell = self._cells.get(name, UNKNOWN)
+            return Segment(" " * self.cell_width, base)
+        cell = self.cells.get(name, UNKNOWN)
         text = "." if self.ascii_only and cell.text == "·" else cell.text
         text += "*" if cell.own else ""
         left, right = ("[", "]") if cursor else (" ", " ")
-        shown = (left + text).rjust(self._cell_width - 1) + right
-        return Segment(shown[: self._cell_width], self._style(cell.heat, cursor))
+        shown = (left + text).rjust(self.cell_width - 1) + right
+        return Segment(shown[: self.cell_width], self._style(cell.heat, cursor))
 
     def _style(self, heat: float | None, cursor: bool) -> Style:
         """Colour by heat; the cursor's own style only while the map has the focus."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from rich.cells import cell_len, set_cell_size
@@ -13,11 +14,11 @@ from textual import events
 from textual.binding import BindingType
 from textual.message import Message
 from textual.strip import Strip
-from textual.widget import Widget
 
 from vlora_engine.utils.ranking import ranked
 from vlora_tui.tui.text import cut
 from vlora_tui.tui.widgets.bindings import hidden
+from vlora_tui.tui.widgets.cell_grid import CellGrid
 from vlora_tui.tui.widgets.heatmap import few_colours, heat_style
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ ASCII_SHADES = " .:*#"
 LEAST_NAME = 8
 
 
-class Matrix(Widget, can_focus=True):
+class Matrix(CellGrid):
     """A matrix of cosines, or of other figures up to 1, with a cursor in it; NaN is not known.
 
     Rows carry a number, a name, and a letter where they belong to a group; columns the numbers.
@@ -44,25 +45,7 @@ class Matrix(Widget, can_focus=True):
         "matrix--group",
         "matrix--below",
     }
-    DEFAULT_CSS = """
-    Matrix {
-        & > .matrix--head { color: $text-muted; }
-        & > .matrix--here { text-style: bold; }
-        & > .matrix--quiet { color: $text-disabled; }
-        & > .matrix--group { color: $text-accent; text-style: bold; }
-        & > .matrix--below { color: $text-error; }
-        & > .matrix--cursor {
-            color: $block-cursor-foreground;
-            background: $block-cursor-background;
-            text-style: bold;
-        }
-        &:ansi > .matrix--head { text-style: dim; }
-        &:ansi > .matrix--quiet { text-style: dim; }
-        &:ansi > .matrix--group { color: $accent; }
-        &:ansi > .matrix--below { color: $error; }
-        &:ansi > .matrix--cursor { text-style: reverse; }
-    }
-    """
+    DEFAULT_CSS = Path(__file__).with_suffix(".tcss").read_text("utf-8")
     BINDINGS: ClassVar[list[BindingType]] = [
         hidden("up,k", "move(-1, 0)", "matrix.up", "The adapter above"),
         hidden("down,j", "move(1, 0)", "matrix.down", "The adapter below"),
@@ -82,14 +65,11 @@ class Matrix(Widget, can_focus=True):
         """A pair was double-clicked."""
 
     def __init__(self, *, ascii_only: bool = False, id: str | None = None) -> None:
-        super().__init__(id=id)
-        self.ascii_only = ascii_only
+        super().__init__(ascii_only=ascii_only, id=id)
         self.order: list[int] = []  # which adapter stands in which row
-        self.cursor = (0, 0)
-        self._names: Sequence[str] = ()
+        self.names: Sequence[str] = ()
         self._letters: dict[int, str] = {}
         self._values: Array | None = None
-        self._top = self._left = 0
         self._styles: dict[tuple[str, int], Style] = {}
 
     def show(
@@ -101,15 +81,18 @@ class Matrix(Widget, can_focus=True):
             letters: Per adapter that belongs to a group, the group's letter.
         """
         pair = self.pair
-        self._names, self._values, self._letters = names, values, letters
+        self.names, self._values, self._letters = names, values, letters
         self.order = order
         position_of = {adapter: position for position, adapter in enumerate(order)}
         if pair is not None and pair[0] in position_of and pair[1] in position_of:
             self.cursor = (position_of[pair[0]], position_of[pair[1]])
         else:
             self.cursor = (0, 1) if len(order) > 1 else (0, 0)
-        self._keep_in_view()
-        self.refresh()
+        self.fit()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self.order), len(self.order)
 
     @property
     def pair(self) -> tuple[int, int] | None:
@@ -134,7 +117,7 @@ class Matrix(Widget, can_focus=True):
     def action_page(self, direction: int) -> None:
         """A screenful of rows on."""
         y, x = self.cursor
-        self._go(y + direction * max(1, self._lines - 1), x)
+        self._go(y + direction * max(1, self.lines - 1), x)
 
     def action_edge(self, last: int) -> None:
         """The first or the last row."""
@@ -171,38 +154,18 @@ class Matrix(Widget, can_focus=True):
         if last < 0 or position == self.cursor:
             return
         self.cursor = position
-        self._keep_in_view()
+        self.keep_in_view()
         self.refresh()
         self.post_message(self.Moved())
 
     def on_click(self, event: events.Click) -> None:
-        offset = event.get_content_offset(self)
-        if offset is None or offset.y < 1:
+        cell = self.cell_at(event)
+        if cell is None:
             return
-        y = self._top + offset.y - 1
-        x = self._left + (offset.x - self._label_width) // self._cell_width
-        if y >= len(self.order) or x >= len(self.order):
-            return
-        self._go(y, x if offset.x >= self._label_width else y)
+        y, x = cell
+        self._go(y, x if x >= 0 else y)
         if event.chain == 2:
             self.post_message(self.Chosen())
-
-    def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
-        event.stop()
-        self.action_move(1, 0)
-
-    def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
-        event.stop()
-        self.action_move(-1, 0)
-
-    def on_resize(self) -> None:
-        self._keep_in_view()
-
-    def on_focus(self) -> None:
-        self.refresh()
-
-    def on_blur(self) -> None:
-        self.refresh()
 
     def notify_style_update(self) -> None:
         super().notify_style_update()
@@ -221,56 +184,24 @@ class Matrix(Widget, can_focus=True):
         n = len(self.order)
         return (
             self._top,
-            min(n, self._top + self._lines),
+            min(n, self._top + self.lines),
             self._left,
-            min(n, self._left + self._shown_columns),
+            min(n, self._left + self.shown_columns),
         )
-
-    @property
-    def _lines(self) -> int:
-        return max(1, self.size.height - 1)
 
     @property
     def _number_width(self) -> int:
         return len(str(len(self.order)))
 
-    @property
-    def _fixed_width(self) -> int:
-        """A point, the number, and the letter, with their blanks."""
-        return self._number_width + 5
-
-    @property
-    def _longest(self) -> int:
-        return max((cell_len(self._names[i]) for i in self.order), default=0)
-
-    @property
-    def _least_label(self) -> int:
-        """So much of the names must stay that they can be told apart."""
-        return self._fixed_width + min(self._longest, max(LEAST_NAME, self.size.width // 3))
-
-    @property
-    def _cell_width(self) -> int:
+    def measure(self) -> None:
         """The widest cells that let every column in beside the names."""
-        width = self.size.width - self._least_label
-        return next((w for w in WIDTHS if w * len(self.order) <= width), WIDTHS[-1])
-
-    @property
-    def _label_width(self) -> int:
-        width = self.size.width - self._cell_width * len(self.order)
-        return min(self._fixed_width + self._longest, max(width, self._least_label))
-
-    @property
-    def _shown_columns(self) -> int:
-        return max(1, (self.size.width - self._label_width) // self._cell_width)
-
-    def _keep_in_view(self) -> None:
-        y, x = self.cursor
-        self._top = min(max(self._top, y - self._lines + 1), y)
-        self._top = max(0, min(self._top, len(self.order) - self._lines))
-        self._left = min(max(self._left, x - self._shown_columns + 1), x)
-        self._left = max(0, min(self._left, len(self.order) - self._shown_columns))
-
-    # drawing
+        count, width = len(self.order), self.size.width
+        longest = max((cell_len(self.names[i]) for i in self.order), default=0)
+        fixed = self._number_width + 5  # a point, the number, and the letter, with their blanks
+        # So much of the names must stay that they can be told apart.
+        least = fixed + min(longest, max(LEAST_NAME, width // 3))
+        self.cell_width = next((w for w in WIDTHS if w * count <= width - least), WIDTHS[-1])
+        self.label_width = min(fixed + longest, max(width - self.cell_width * count, least))
 
     def render_line(self, y: int) -> Strip:
         base = self.rich_style
@@ -284,8 +215,8 @@ class Matrix(Widget, can_focus=True):
         return Strip(Segment.simplify(segments)).adjust_cell_length(self.size.width, base)
 
     def _head_line(self, base: Style) -> list[Segment]:
-        width, head = self._cell_width, self._part("head")
-        segments = [Segment(" " * self._label_width, base)]
+        width, head = self.cell_width, self._part("head")
+        segments = [Segment(" " * self.label_width, base)]
         step = 1 if width > len(str(len(self.order))) else 5 if width > 1 else 10
         blank = 0  # cells that an earlier number has taken
         for x in range(*self.in_view[2:]):
@@ -309,10 +240,10 @@ class Matrix(Widget, can_focus=True):
         style = self._part("here") if here else self._part("head")
         point = (">" if self.ascii_only else "▌") if here else " "
         number = str(row + 1).rjust(self._number_width)
-        width = self._label_width - self._number_width - 5
+        width = self.label_width - self._number_width - 5
         segments = [
             Segment(f"{point}{number} ", style),
-            Segment(_fit(self._names[adapter], width, self.ascii_only), style if here else base),
+            Segment(_fit(self.names[adapter], width, self.ascii_only), style if here else base),
             Segment(f" {self._letters.get(adapter, ' ')} ", self._part("group")),
         ]
         for x in range(*self.in_view[2:]):
@@ -320,7 +251,7 @@ class Matrix(Widget, can_focus=True):
         return segments
 
     def _cell(self, row: int, x: int, base: Style) -> Segment:
-        width = self._cell_width
+        width = self.cell_width
         cursor = self.cursor == (row, x)
         if row == x:
             text = ("\\" if self.ascii_only else "╲").rjust(width - (width > 2)).ljust(width)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from rich.cells import cell_len, set_cell_size
@@ -70,32 +71,7 @@ class Table(ScrollView, Generic[Row], can_focus=True):
         "table--error",
         "table--accent",
     }
-    DEFAULT_CSS = """
-    Table {
-        height: 1fr;
-        overflow-x: hidden;
-        scrollbar-size-vertical: 1;
-        & > .table--header { color: $text-muted; text-style: bold; }
-        & > .table--cursor {
-            color: $block-cursor-foreground;
-            background: $block-cursor-background;
-            text-style: $block-cursor-text-style;
-        }
-        & > .table--cursor-blurred { background: $block-cursor-blurred-background; }
-        & > .table--range { background: $primary 25%; }
-        & > .table--marked { color: $text-accent; text-style: bold; }
-        & > .table--muted { color: $text-muted; }
-        & > .table--good { color: $text-success; }
-        & > .table--warning { color: $text-warning; }
-        & > .table--error { color: $text-error; }
-        & > .table--accent { color: $text-accent; text-style: bold; }
-        &:ansi > .table--header { text-style: bold dim; }
-        &:ansi > .table--muted { text-style: dim; }
-        &:ansi > .table--range { text-style: reverse; }
-        &:ansi > .table--marked { color: $accent; }
-        &:ansi > .table--cursor-blurred { text-style: underline; }
-    }
-    """
+    DEFAULT_CSS = Path(__file__).with_suffix(".tcss").read_text("utf-8")
     BINDINGS: ClassVar[list[BindingType]] = [
         hidden("up,k", "move(-1)", "table.up", "One row up"),
         hidden("down,j", "move(1)", "table.down", "One row down"),

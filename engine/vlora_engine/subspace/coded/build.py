@@ -10,14 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vlora_engine._version import __version__
 from vlora_engine.adapters.base_models import base_model_of
 from vlora_engine.adapters.unchanged import require_unchanged
 from vlora_engine.codec.forecast import Forecast, Outlook
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import SubspaceError, VLoRAError
 from vlora_engine.manifest.coding import LETTERS, Coding
-from vlora_engine.manifest.manifest import BasisFile, Manifest, TaskRecord
+from vlora_engine.manifest.manifest import Manifest, TaskRecord
 from vlora_engine.manifest.records import figure
 from vlora_engine.subspace.coded.coder import Coded, Coder
 from vlora_engine.subspace.coded.layer_parts import (
@@ -32,7 +31,6 @@ from vlora_engine.subspace.coded.measure import measure
 from vlora_engine.subspace.coded.store import CodedTask, write_coded
 from vlora_engine.subspace.request import BuildReport, Collection, fingerprint_of
 from vlora_engine.subspace.store import task_files
-from vlora_engine.utils.file_names import BASIS_FILE
 from vlora_engine.utils.files import publish
 from vlora_engine.utils.run_context import RunContext
 from vlora_engine.utils.unfinished import RESULT, keep_finished_layers
@@ -77,15 +75,15 @@ def build_coded(
     Raises: as `vlora_engine.compress.build.build_subspace`.
     """
     with keep_finished_layers(partial, out):
-        known = outlook
-        if known is None:
-            known = _partial_outlook(partial, collection, targets, run)
-        _same_tasks(collection, known)
+        tables = outlook
+        if tables is None:
+            tables = _partial_outlook(partial, collection, targets, run)
+        _same_tasks(collection, tables)
 
         def parts(forecast: Forecast) -> Parts:
             return FileParts(partial, fingerprint(collection, targets.method, forecast, run.device))
 
-        coder = _coder(collection, targets, known, parts, out, run)
+        coder = _coder(collection, targets, tables, parts, out, run)
         coder.room = room
         coded = coder.run()
         result, coding = partial / RESULT, coding_of(targets, coder.outlook, coded.forecast)
@@ -128,13 +126,6 @@ def _coder(
     run: RunContext,
 ) -> Coder:
     records = _records(collection, out)
-    if out is None:  # where it will be saved is not known: the index may name the absolute path
-        records = {
-            name: replace(record, source=str(source.path.absolute()) if source.path else None)
-            for (name, record), source in zip(
-                records.items(), collection.sources.values(), strict=True
-            )
-        }
     size = functools.partial(_size, collection, targets, outlook, records)
     return Coder(collection, outlook, targets, parts, size, run)
 
@@ -153,25 +144,17 @@ def _size(
 ) -> int:
     """Bytes on disk that a coded collection will take, a few more at most."""
     coding = coding_of(targets, outlook, coded.forecast)
-    units, most = coding.units(), coded.payload
+    most = coded.payload
     whole = most + outlook.rest_bytes + 10**5
-    basis = (BasisFile(BASIS_FILE, "0" * 64, whole, 0, len(collection.layers)),)
-    manifest = Manifest(
-        path=Path("."),
-        method=targets.method,
-        dtype="U8",
-        base_model=base_model_of(collection.sources),
-        layers=tuple(collection.layers),
-        basis=basis if units else (),
-        tasks={
-            name: replace(record, nbytes=whole, cluster=_cluster_of(outlook, name))
-            for name, record in records.items()
-        },
-        engine=__version__,
-        coding=coding,
+    tasks = {
+        name: replace(record, nbytes=whole, cluster=_cluster_of(outlook, name))
+        for name, record in records.items()
+    }
+    base_model, rest = base_model_of(collection.sources), sum(r.rest_bytes for r in tasks.values())
+    around = bytes_around(
+        targets.method, base_model, collection.layers, coding, tasks, payload=most, file_bytes=whole
     )
-    rest = sum(record.rest_bytes for record in records.values())
-    return bytes_around(manifest, len(units), most) + rest + most
+    return around + rest + most
 
 
 def coding_of(targets: CompressionTarget, outlook: Outlook, forecast: Forecast) -> Coding:
@@ -230,16 +213,16 @@ def _partial_outlook(
     partial: Path, collection: Collection, targets: CompressionTarget, run: RunContext
 ) -> Outlook:
     """The outlook that an interrupted build left, or a new one."""
-    place = partial_outlook(partial)
-    if place.exists():
+    file = partial_outlook(partial)
+    if file.exists():
         try:
-            known = Outlook.load(place)
-            _same_tasks(collection, known)
-            return known
+            outlook = Outlook.load(file)
+            _same_tasks(collection, outlook)
+            return outlook
         except VLoRAError:
-            place.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
     made = outlook_of(collection, run, groups=targets.method == "auto", aim=targets)
-    made.save(place)
+    made.save(file)
     return made
 
 

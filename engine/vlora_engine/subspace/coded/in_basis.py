@@ -188,13 +188,13 @@ class TasksInBasis(TaskMap):
         self, spec: LayerSpec, a: Tensor, b: Tensor, scale: float, rank: int
     ) -> tuple[Loadings, float]:
         """Loadings of one module of one task, and what they miss of it: ||dW - dW^||^2."""
-        one = torch.ones(1, dtype=torch.float64)
+        unit = torch.ones(1, dtype=torch.float64)
         if self._basis.storage.form(rank, spec.k_a, spec.k_b).is_core:
             # A core is the same without the rows of zeros, which may be many.
             least = spec.k_a * spec.k_b // (spec.k_a + spec.k_b) + 1
             rank = min(rank, max(least, used_rows(a, b)))
         factors = a[:rank].double()[None], b[:, :rank].T.double()[None]
-        stack = LayerStack(spec.name, [""], [rank], *factors, scale=one * scale, weight=one)
+        stack = LayerStack(spec.name, [""], [rank], *factors, scale=unit * scale, weight=unit)
         plan = LayerPlan(self._basis.storage.method, spec.k_a, spec.k_b, self._basis.dtype)
         basis = self._basis.bases.numbers(spec.name)
         loadings, residual = encode_tasks(stack, plan, basis, rank, slice(0, 1))

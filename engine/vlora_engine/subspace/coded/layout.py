@@ -16,7 +16,7 @@ from vlora_engine.manifest.manifest import BasisFile, LayerSpec, Manifest, TaskR
 from vlora_engine.manifest.readme import model_card
 from vlora_engine.utils.file_names import BASIS_FILE
 from vlora_engine.utils.files import dump_json
-from vlora_engine.utils.safetensors_file import encode_header
+from vlora_engine.utils.tensor_writer import encode_header
 
 Layout = list[tuple[str, str, tuple[int, ...]]]
 
@@ -38,26 +38,52 @@ def overhead_bytes(
     layers: Sequence[LayerSpec],
 ) -> int:
     """About the bytes that are neither coded numbers nor rest tensors."""
+    return bytes_around(
+        "auto",
+        base_model_of(sources),
+        layers,
+        Coding(0.000123456789, {"max_error": DEFAULT_MAX_ERROR}, {0: "-" * len(layers)}),
+        {name: replace(record, nbytes=10**6, source=None) for name, record in records.items()},
+        payload=10**6,
+        file_bytes=10**7,
+        units=len(layers),
+    )
+
+
+def bytes_around(
+    method: str,
+    base_model: str | None,
+    layers: Sequence[LayerSpec],
+    coding: Coding,
+    tasks: Mapping[str, TaskRecord],
+    *,
+    payload: int,
+    file_bytes: int | None = None,
+    units: int | None = None,
+) -> int:
+    """Bytes of index and card, and of the files' heads.
+
+    Args:
+        payload: Coded bytes of each file. file_bytes: What the index calls the size of the shared
+            one, by default as much. units: Of what is shared, by default those of the coding.
+    """
+    units = len(coding.units()) if units is None else units
+    shared = BasisFile(BASIS_FILE, "0" * 64, file_bytes or payload, 0, len(layers))
     manifest = Manifest(
         path=Path("."),
-        method="auto",
+        method=method,
         dtype="U8",
-        base_model=base_model_of(sources),
+        base_model=base_model,
         layers=tuple(layers),
-        basis=(BasisFile(BASIS_FILE, "0" * 64, 10**7, 0, len(layers)),),
-        tasks={name: replace(record, nbytes=10**6) for name, record in records.items()},
+        basis=(shared,) if units else (),
+        tasks=tasks,
         engine=__version__,
-        coding=Coding(0.000123456789, {"max_error": DEFAULT_MAX_ERROR}, {0: "-" * len(layers)}),
+        coding=coding,
     )
-    return bytes_around(manifest, len(layers), 10**6)
-
-
-def bytes_around(manifest: Manifest, units: int, payload: int) -> int:
-    """Bytes of index and card, and of the files' heads: ``units`` shared, ``payload`` in each."""
     total = len(dump_json(manifest.as_json()).encode()) + len(model_card(manifest).encode())
-    if manifest.basis:
+    if units:
         total += len(encode_header(shared_layout(units, payload))[0]) + 4 * units
-    for record in manifest.tasks.values():
+    for record in tasks.values():
         count = len(record.layers)
         header, _ = encode_header(task_layout(count, payload, record.rest_bytes))
         total += len(header) + MODULE_HEAD * count

@@ -97,18 +97,18 @@ def measure(
 
     def look(work: Look) -> tuple[int, list[GroupTable]]:
         stack = read_stack(order[work.layer], sources, weights, device)
-        own = outlook.layers[work.layer]
+        table = outlook.layers[work.layer]
         found = []
         for number, kind in work.offers:
             wanted = set(outlook.clusters[number])
-            members = [i for i, task in enumerate(own.tasks.tolist()) if task in wanted]
+            members = [i for i, task in enumerate(table.tasks.tolist()) if task in wanted]
             if len(members) > 1:
                 make = klt_table if kind == "klt" else delta_table
                 found.append(make(stack, number, members, outlook.grid))
         return work.layer, found
 
-    one = len(components_of(outlook.cosines > COSINE)) == 1 and len(set(signatures)) == 1
-    related = set(outlook.clusters) - (set() if one else {EVERYBODY})
+    is_one_family = len(components_of(outlook.cosines > COSINE)) == 1 and len(set(signatures)) == 1
+    related = set(outlook.clusters) - (set() if is_one_family else {EVERYBODY})
     offers = [(n, "delta") for n in outlook.clusters] + [(n, "klt") for n in sorted(related)]
     families = list(_families(order).values())
     for choose in (_middle, _ends, _some):
@@ -158,12 +158,12 @@ def _some(
     outlook: Outlook, rows: Sequence[int], offers: Offers, aim: CompressionTarget | None
 ) -> list[Look]:
     """The same on some more, but where these three agree and looking takes long."""
-    known = [row for row in rows if row in outlook.groups]
-    offered = {_promising(outlook, row, aim) for row in known}
+    looked_at = [row for row in rows if row in outlook.groups]
+    offered = {_promising(outlook, row, aim) for row in looked_at}
     promising = _promising(outlook, rows[len(rows) // 2], aim)
-    if not promising or (len(offered) == 1 and outlook.layers[known[0]].shares.size > LARGE):
+    if not promising or (len(offered) == 1 and outlook.layers[looked_at[0]].shares.size > LARGE):
         return []
-    return [Look(row, promising) for row in _spread(rows, LOOKED_AT) if row not in known]
+    return [Look(row, promising) for row in _spread(rows, LOOKED_AT) if row not in looked_at]
 
 
 def own_table(stack: LayerStack, places: Mapping[str, int]) -> OwnTable:
@@ -192,8 +192,8 @@ def klt_table(stack: LayerStack, number: int, members: Sequence[int], grid: Arra
             components[g] += used
             missed[g] += lost.sum()
     each = np.repeat(missed[:, None] / count, count, axis=1)
-    own = np.repeat((16 * components + SHARE_OVERHEAD)[:, None], count, axis=1)
-    return _group_table(number, "klt", members, shared, own, each)
+    bits_each = np.repeat((16 * components + SHARE_OVERHEAD)[:, None], count, axis=1)
+    return _group_table(number, "klt", members, shared, bits_each, each)
 
 
 def delta_table(stack: LayerStack, number: int, members: Sequence[int], grid: Array) -> GroupTable:
@@ -283,10 +283,10 @@ def _spread(rows: Sequence[int], count: int) -> list[int]:
 
 def _borrow(outlook: Outlook, rows: Sequence[int]) -> None:
     """Layers that were not looked at are taken to be like the nearest of their family."""
-    known = [row for row in rows if row in outlook.groups]
+    looked_at = [row for row in rows if row in outlook.groups]
     for row in rows:
         if row not in outlook.groups:
-            near = min(known, key=lambda other: (abs(other - row), other))
+            near = min(looked_at, key=lambda other: (abs(other - row), other))
             alike = np.array_equal(outlook.layers[row].tasks, outlook.layers[near].tasks)
             outlook.groups[row] = outlook.groups[near] if alike else []
 
@@ -308,8 +308,8 @@ def _promising(
     part = outlook.only([layer])
     for step in outlook.grid.tolist():
         modes = outlook.layer_modes(layer, step)
-        told = part.forecast(np.full(len(outlook.tasks), step), [modes])
-        if error is None or float(told.layer_errors[0]) <= NEAR * error:
+        forecast = part.forecast(np.full(len(outlook.tasks), step), [modes])
+        if error is None or float(forecast.layer_errors[0]) <= NEAR * error:
             found |= {(mode.number, mode.kind) for mode in modes}
     return tuple(sorted(found))
 

@@ -18,7 +18,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from vlora_engine._version import __version__
+from vlora_engine.adapters.address import relative_source
 from vlora_engine.adapters.base_models import base_model_of
 from vlora_engine.adapters.check import check_adapter
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights
@@ -27,7 +27,7 @@ from vlora_engine.codec.forecast import COARSEST, FINEST
 from vlora_engine.codec.layer import code_layer
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.manifest.coding import Coding
-from vlora_engine.manifest.manifest import BasisFile, LayerSpec, Manifest, TaskRecord
+from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
 from vlora_engine.manifest.records import figure, shared_layers, task_record
 from vlora_engine.subspace.basis import Bases
 from vlora_engine.subspace.basis_space import BasisSpace
@@ -54,7 +54,6 @@ from vlora_engine.subspace.space import SpaceState
 from vlora_engine.subspace.stats import size_stats
 from vlora_engine.subspace.store import Store
 from vlora_engine.subspace.tasks import TaskProjection
-from vlora_engine.utils.file_names import BASIS_FILE
 from vlora_engine.utils.run_context import RunContext
 
 logger = logging.getLogger(__name__)
@@ -102,9 +101,7 @@ def code_collection(
     shared = MemoryShared(units)
     tasks = CodedTasks(list(collection.layers), Decoder(shared))
     for record, task in coded:
-        source = collection.sources[record.id]
-        location = str(source.path.absolute()) if source.path else None
-        tasks.put(replace(record, source=location), cast(EncodedTask, task))
+        tasks.put(record, cast(EncodedTask, task))
     base = base_model_of(collection.sources)
     return CodedSpace(
         method=targets.method,
@@ -258,9 +255,16 @@ class CodedSpace(SpaceState):
         if limit is not None and _error(shares, check.norm) > limit:
             shares = _code_within(layers, source, check.norm, limit)
         error = _error(shares, check.norm)
-        record = task_record(task_id, source, layers, file="", digest=check.digest, norm=check.norm)
-        location = str(source.path.absolute()) if source.path else None
-        record = replace(record, error=figure(error), source=location)
+        record = task_record(
+            task_id,
+            source,
+            layers,
+            file="",
+            digest=check.digest,
+            norm=check.norm,
+            error=figure(error),
+            location=relative_source(source.path, None),
+        )
         task = coded_task(shares, source.read_rest())
         added = layers[len(self.layers) :]
         self.layers[:] = layers[: len(self.layers)]
@@ -292,18 +296,15 @@ class CodedSpace(SpaceState):
         units = [self.shared.shared(*unit) for unit in self.coding.units()]
         coded = sum(_stored_bytes(self.tasks.encoded(r.id)) for r in records)
         coded += sum(map(len, units))
-        manifest = Manifest(
-            path=self.home or Path("."),
-            method=self.method,
-            dtype=self.dtype,
-            base_model=self.base_model,
-            layers=tuple(self.layers),
-            basis=(BasisFile(BASIS_FILE, "0" * 64, coded, 0, len(self.layers)),) if units else (),
-            tasks={record.id: replace(record, sha256="0" * 64) for record in records},
-            engine=__version__,
-            coding=self.coding,
+        around = bytes_around(
+            self.method,
+            self.base_model,
+            self.layers,
+            self.coding,
+            {record.id: replace(record, sha256="0" * 64) for record in records},
+            payload=coded,
         )
-        return coded, bytes_around(manifest, len(units), coded)
+        return coded, around
 
     def _layers_with(self, source: AdapterSource) -> list[LayerSpec]:
         """The layers with the modules and ranks that ``source`` brings."""
@@ -321,7 +322,7 @@ class CodedSpace(SpaceState):
     # saving
 
     def open_store(self, manifest: Manifest) -> CodedStore:
-        """See `WritableSpace`."""
+        """See `SpaceState`."""
         stored = CodedStore(manifest)
         self.shared = stored
         self.tasks.read_from(stored)
@@ -330,7 +331,7 @@ class CodedSpace(SpaceState):
         return stored
 
     def write(self, directory: Path, tasks: Iterator[tuple[TaskRecord, EncodedTask]]) -> Manifest:
-        """See `WritableSpace`."""
+        """See `SpaceState`."""
         return write_coded(
             directory,
             method=self.method,
@@ -343,11 +344,11 @@ class CodedSpace(SpaceState):
         )
 
     def write_task(self, path: Path, encoded: EncodedTask) -> str:
-        """See `WritableSpace`."""
+        """See `SpaceState`."""
         return write_task(path, encoded)
 
     def index(self, manifest: Manifest) -> Manifest:
-        """See `WritableSpace`."""
+        """See `SpaceState`."""
         basis = tuple(replace(b, last=len(self.layers)) for b in manifest.basis)
         shared_basis = manifest.shared_basis
         if shared_basis is not None:  # layers that came with new tasks have no basis

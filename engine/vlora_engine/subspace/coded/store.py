@@ -58,11 +58,11 @@ from vlora_engine.utils.file_names import BASIS_FILE, COMPONENTS_FILE
 from vlora_engine.utils.safetensors_file import (
     ITEM_BYTES,
     Header,
-    TensorWriter,
     read_elements,
     read_tensor,
     torch_dtype,
 )
+from vlora_engine.utils.tensor_writer import TensorWriter
 
 _AT_ONCE = 32  # modules of a task that are decoded together
 _CACHE_BYTES = 256 << 20  # of decoded groups: the next task asks for the same ones
@@ -334,7 +334,7 @@ def write_coded(
         shared: The bytes of `Coding.units`, in their order. tasks: One in memory at a time.
         beside: The basis that is written beside the tasks.
     """
-    basis = write_shared(directory, coding, shared, len(layers))
+    basis = write_shared(directory, shared, len(layers))
     manifest = Manifest(
         path=directory,
         method=method,
@@ -362,9 +362,7 @@ def write_shared_basis(
     return SharedBasisFiles(basis.dtype, tuple((spec.k_a, spec.k_b) for spec in specs), files)
 
 
-def write_shared(
-    directory: Path, coding: Coding, shared: Iterable[bytes], layers: int
-) -> tuple[BasisFile, ...]:
+def write_shared(directory: Path, shared: Iterable[bytes], layers: int) -> tuple[BasisFile, ...]:
     """Write the file of what groups share; no file where none do."""
     units = list(shared)
     if not units:

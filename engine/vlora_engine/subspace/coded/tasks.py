@@ -140,14 +140,14 @@ class CodedTasks(TaskMap):
     def _decode_loadings(self, record: TaskRecord, encoded: EncodedTask) -> TaskProjection:
         """A task that is loadings, with the factors that they stand for."""
         basis = self._required_basis(record.id)
-        own, names = dict(encoded.own), []
+        factors_of, names = dict(encoded.own), []
         loadings_a, loadings_b = {}, {}
         layers = basis.layers_of(self._layers)
         for spec, a, b in decode_task(basis.storage, layers, record, encoded):
             of_layer = basis.bases.numbers(spec.name).moved("cpu")
             factors = (a @ of_layer.a.double()).float(), (of_layer.b.double().T @ b.T).float()
             require_finite(spec.name, *factors)
-            own[spec.name] = factors
+            factors_of[spec.name] = factors
             names.append(spec.name)
             loadings_a[spec.name], loadings_b[spec.name] = a.float(), b.float()
         scales = dict(zip(names, record.scales, strict=True))
@@ -160,7 +160,7 @@ class CodedTasks(TaskMap):
             config=dict(record.config),
             source_norms=dict(zip(names, encoded.norms.tolist(), strict=True)),
             errors=dict(zip(names, encoded.errors.tolist(), strict=True)),
-            own=own,
+            own=factors_of,
             record=record,
         )
 
@@ -191,6 +191,8 @@ class CodedTasks(TaskMap):
         basis = self._required_basis(projection.task_id)
         layers = basis.layers_of(self._layers)
         # The factors that loadings stand for are seen beside them, but not stored.
-        own = {name: f for name, f in projection.own.items() if name not in projection.loadings_a}
-        made, loadings = encode_projection(basis.storage, layers, replace(projection, own=own))
+        outside = {
+            name: f for name, f in projection.own.items() if name not in projection.loadings_a
+        }
+        made, loadings = encode_projection(basis.storage, layers, replace(projection, own=outside))
         return replace(made, in_basis=True), loadings

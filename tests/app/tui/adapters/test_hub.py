@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from textual import events
 from textual.pilot import Pilot
-from textual.widgets import Input
+from textual.widgets import Input, Static
 
 from tests.app.tui.adapters.test_adapters import app, marked, names, settle, view
 from tests.app.tui.drive import run
@@ -83,7 +83,7 @@ def test_the_dialog_looks_at_an_address_and_searches_by_base_model(
         assert isinstance(dialog, OpenFolder)
         dialog.query_one(Input).value = "hf://org/gpt2"
         await settle(pilot)
-        assert not dialog._problem
+        assert not str(dialog.query_one("#said", Static).render())
         await pilot.press("down", "enter")
         await settle(pilot)
         assert names(pilot) == ["task00", "task01", "task02", "task03"]

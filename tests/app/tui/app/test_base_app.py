@@ -31,7 +31,7 @@ def test_help_tells_the_keys_of_what_has_the_focus(runs: Path) -> None:
         await settle(pilot)
         await pilot.press("question_mark")
         assert isinstance(pilot.app.screen, Help)
-        words = pilot.app.screen._text().plain
+        words = pilot.app.screen.text().plain
         assert words.index("In the table") < words.index("In this step") < words.index("Everywhere")
         for told in ("adapters.group", "Mark the adapter's group", "app.help"):
             assert told in words

@@ -147,7 +147,7 @@ def test_each_job_is_named_with_its_output_and_where_it_was_started() -> None:
     views = [*jobs_of(OWN, OTHER), running("unknown", None)]
     views.append(running("gone", elsewhere(started="1")))
     views.append(running("remote", elsewhere(host="gpu-box")))
-    told = quit_dialog(views, views[:1])._problems
+    told = quit_dialog(views, views[:1]).problems
     assert [name for name, _ in told] == [view.job.info.title for view in views]
     lines = ["\n".join(lines) for _, lines in told]
     assert "/data/own-0" in lines[0]

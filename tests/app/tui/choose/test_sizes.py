@@ -495,11 +495,11 @@ class TestWhatIsMissing:
         recipe = Recipe(Input(tuple(AdapterInput(str(path), path.name) for path in adapters)))
         place = gather(recipe).spectra_dir(MEASURED)
         shutil.copytree(measured, place)
-        assert core_job_client._cached(recipe) is not None
+        assert core_job_client.cached_spectra(recipe) is not None
         outlook_file(place).unlink()
-        assert core_job_client._cached(recipe) is None
+        assert core_job_client.cached_spectra(recipe) is None
         SpectraRun(recipe, lambda event: None).execute()
-        assert core_job_client._cached(recipe) is not None
+        assert core_job_client.cached_spectra(recipe) is not None
 
     def test_a_file_that_cannot_be_read_is_told(self, measured: Path, tmp_path: Path) -> None:
         folder = Path(shutil.copytree(measured, tmp_path / "broken"))

@@ -196,7 +196,7 @@ def test_moving_says_the_pair_and_the_diagonal_one(measured: Session) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
         matrix(pilot).go_to(measured.spectra.layer_names and 1, 5)
         await pilot.pause()
-        names = matrix(pilot)._names
+        names = matrix(pilot).names
         assert names[1] in words(pilot, "#matrix-said")
         assert names[5] in words(pilot, "#matrix-said")
         cosine = measured.spectra.cosines()[1, 5]
@@ -358,7 +358,7 @@ def test_layers_show_what_the_choice_loses(measured: Session) -> None:
         assert whole**0.5 == pytest.approx(exact, rel=0.02)
         heatmap = pilot.app.query_one(Heatmap)
         assert pilot.app.focused is heatmap
-        assert len(heatmap._cells) == len(measured.spectra.layer_names)
+        assert len(heatmap.cells) == len(measured.spectra.layer_names)
         before = words(pilot, "#layers-said")
         await pilot.press("m")
         assert words(pilot, "#layers-said") != before
@@ -402,7 +402,7 @@ def test_two_are_compared_in_a_process_of_its_own(
 def test_enter_on_a_layer_looks_closer(measured: Session) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
         matrix(pilot).go_to(0, 3)
-        names = [matrix(pilot)._names[i] for i in (0, 3)]
+        names = [matrix(pilot).names[i] for i in (0, 3)]
         await pilot.press("enter")
         await settle(pilot)
         await pilot.press("down", "enter")  # layer 1 of the pair
@@ -411,7 +411,7 @@ def test_enter_on_a_layer_looks_closer(measured: Session) -> None:
         assert box.arguments[0] == "module"
         assert box.arguments[-1].startswith("transformer.h.1.")
         await settle(pilot)
-        told = str(pilot.app.screen.query_one("#module-said", Static).render())
+        told = str(pilot.app.screen.query_one(".many Static", Static).render())
         assert told.count("rank 4") == 2
         assert all(name in told for name in names)
         assert "Together" in told
@@ -421,7 +421,7 @@ def test_enter_on_a_layer_looks_closer(measured: Session) -> None:
         matrix(pilot).go_to(2, 2)
         await pilot.press("enter", "enter")  # one adapter's
         await settle(pilot)
-        assert "Together" not in str(pilot.app.screen.query_one("#module-said", Static).render())
+        assert "Together" not in str(pilot.app.screen.query_one(".many Static", Static).render())
 
     measured.choose(CompressionTarget(k=3))
     look(measured, steps)
@@ -486,7 +486,7 @@ def test_tasks_of_a_subspace_and_their_layers(opened: Session) -> None:
         assert {task.id for task in table.rows} == set(opened.manifest.tasks)
         assert [t.error for t in table.rows] == sorted((t.error for t in table.rows), reverse=True)
         figures = task_figures(opened.manifest, table.row.id)
-        assert set(pilot.app.query_one(Heatmap)._cells) == set(figures.layers)
+        assert set(pilot.app.query_one(Heatmap).cells) == set(figures.layers)
         assert "method delta" in words(pilot, "#task-facts")
 
     look(opened, steps)

@@ -145,7 +145,7 @@ def test_a_click_focuses_the_layer_under_it() -> None:
         await pilot.pause()
         name = "model.layers.4.self_attn.o_proj"
         y, x = app.heatmap.grid.find(name) or (-1, -1)
-        place = (app.heatmap._label_width + x * app.heatmap._cell_width + 1, y + 1)
+        place = (app.heatmap.label_width + x * app.heatmap.cell_width + 1, y + 1)
         await pilot.click(app.heatmap, offset=place)
         assert app.heatmap.focused_layer == "model.layers.4.self_attn.o_proj"
 
