@@ -398,7 +398,7 @@ def _resizes() -> list[Step]:
                 for rule in ("sv_fro 0.97", "sv_ratio 3", "sv_cumulative 0.9")
             ],
         ),
-        Step("resize-for", [f"resize {FIVE} --for portable -o out --json"]),
+        Step("resize-for", [f"resize {FIVE} --target portable -o out --json"]),
         Step(
             "resize-task",
             [

@@ -18,6 +18,7 @@ from torch import Tensor
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, as_source, nominal_rank, padded
 from vlora_engine.adapters.unchanged import require_unchanged
 from vlora_engine.analysis.similarity import not_finite
+from vlora_engine.errors import AdapterError
 from vlora_engine.formats.peft_save import peft_config
 from vlora_engine.linalg.low_rank import canonical_svd, delta_error2, delta_norm2
 from vlora_engine.targets.fit import check_config
@@ -62,12 +63,14 @@ class ResizeReport:
         error: sqrt(sum ||dW - dW^||^2 / sum ||dW||^2) over all modules.
         kept: The share of the whole ||dW||^2 that the kept directions hold, before rounding.
         short: Why less was kept than was asked for; empty if nothing is missing.
+        target: The server that it was made for.
     """
 
     modules: dict[str, ResizedModule] = field(default_factory=dict)
     error: float = 0.0
     kept: float = 1.0
     short: str = ""
+    target: str | None = None
 
     @property
     def worst(self) -> tuple[str, float]:
@@ -99,6 +102,7 @@ class ResizeReport:
             "worst_module": worst or None,
             "worst_error": worst_error,
             "short": self.short or None,
+            "target": self.target,
             "modules": {name: asdict(module) for name, module in self.modules.items()},
         }
 
@@ -110,6 +114,7 @@ def resize(
     energy: float | None = None,
     dynamic: tuple[str, float] | None = None,
     target: str | None = None,
+    max_error: float | None = None,
     progress: ProgressCallback | None = None,
     cancelled: CancelCheck | None = None,
 ) -> tuple[LoRAWeights, ResizeReport]:
@@ -123,7 +128,10 @@ def resize(
         dynamic: One of kohya's rules and its value, applied to each module by itself:
             ``("sv_ratio", 10)``, ``("sv_fro", 0.97)``, ``("sv_cumulative", 0.95)``.
         target: A server: one rank and one scale for all modules, in a config without patterns
-            or rsLoRA; no larger rank than it takes as it starts (vLLM: 16), or than ``rank``.
+            or rsLoRA. The rank is the largest there is; only what is above the server's limit
+            (vLLM: 512), or above ``rank``, is cut.
+        max_error: The most by which dW may change: ||dW - dW^|| / ||dW||. By default 0.01 where a
+            target is named and no rank, else any, and the report says how much it was.
         progress: Told of every module.
         cancelled: Asked between two modules.
 
@@ -133,15 +141,15 @@ def resize(
 
     Raises:
         ParameterError: No rule or more than one, or a value out of range.
-        AdapterError: NaN or infinity in a factor.
+        AdapterError: NaN or infinity in a factor, or dW would change by more than is allowed.
         UnsupportedAdapterError: Its config has a field that acts and the target does not read.
         Cancelled: ``cancelled`` said so.
     """
-    run, sizing = RunContext(progress, cancelled), Sizing(rank, energy, dynamic, target)
-    source = as_source(adapter)
+    sizing = Sizing(rank, energy, dynamic, target, max_error)
+    run, source = RunContext(progress, cancelled), as_source(adapter)
     if target is not None:
         check_config(find_target(target), source.config, str(source.path or "the adapter"))
-    spectra = {} if sizing.is_plain else _spectra(source, run)
+    spectra = _spectra(source, run) if sizing.needs_spectra else {}
     ranks, short = sizing.ranks(source.modules, spectra)
     uniform = one_scale(source.scales.values()) if sizing.is_uniform else None
     made: dict[str, _Made] = {}
@@ -150,7 +158,28 @@ def resize(
         made[name] = _resized(source, name, ranks[name], uniform, spectra.get(name))
         run.report("resize", done, len(source.modules), name)
     require_unchanged([source])
-    return _assembled(source, made, target), _reported(made, short)
+    report = replace(_reported(made, short), target=target)
+    _require_allowed(sizing, report, source)
+    return _assembled(source, made, target), report
+
+
+def _require_allowed(sizing: Sizing, report: ResizeReport, source: AdapterSource) -> None:
+    """Refuse a cut that costs more of dW than is allowed."""
+    allowed = sizing.allowed_error
+    if allowed is None or report.error <= allowed:
+        return
+    most = report.ranks[1]
+    remedy = f"name the rank and take the loss: --rank {most}; or allow it: --max-error"
+    if sizing.target is not None:
+        remedy += "; or serve it where any rank is taken (sglang, tgi, lorax)"
+    raise AdapterError(
+        f"At rank {most} dW would change by {report.error:.2%}; nothing was written.",
+        where=source.path,
+        expected=f"a change of at most {allowed:.2%}",
+        found=f"rank {report.former_ranks[1]}; the worst module, {report.worst[0]}, would change "
+        f"by {report.worst[1]:.2%}",
+        remedy=remedy,
+    )
 
 
 def at_rank(a: Tensor, b: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -151,7 +151,7 @@ def test_for_vllm_one_rank_and_one_scale(tmp_path: Path) -> None:
             alpha_pattern={names[2]: 40},
         ),
     )
-    served, report = resize(weights, target="vllm")
+    served, report = resize(weights, target="vllm", rank=16)
     written = json.loads((save_adapter(served, tmp_path / "v") / "adapter_config.json").read_text())
     # What vLLM computes with: r and lora_alpha, whatever the patterns say.
     assert (written["r"], written["rank_pattern"], written["alpha_pattern"]) == (16, {}, {})
@@ -161,8 +161,38 @@ def test_for_vllm_one_rank_and_one_scale(tmp_path: Path) -> None:
         found = scale * served.lora_b[name].double() @ served.lora_a[name].double()
         torch.testing.assert_close(found, meant, rtol=0, atol=1e-4)
     assert report.former_ranks == (3, 20)
-    assert resize(weights, target="vllm", rank=64)[0].metadata["r"] == 32  # loses nothing
-    assert resize(make.weights(rank=8), target="vllm")[0].metadata["r"] == 8
+    whole, report = resize(weights, target="vllm")
+    assert whole.metadata["r"] == 20  # what is not above the limit stays
+    assert report.error < 1e-7
+    assert resize(weights, target="vllm", rank=64)[0].metadata["r"] == 20
+
+
+def flat(rank: int, size: int) -> LoRAWeights:
+    """An adapter of this rank whose singular values are all one size: every cut costs."""
+    side = torch.linalg.qr(torch.randn(size, rank, generator=torch.Generator().manual_seed(0)))[0]
+    weights = make.weights({"h.0.c_fc": (size, size)}, rank=rank)
+    weights.lora_a["h.0.c_fc"], weights.lora_b["h.0.c_fc"] = side.T.contiguous(), side
+    return weights
+
+
+def test_a_servers_limit_cuts_only_what_is_above_it_and_only_if_it_costs_little() -> None:
+    weights = flat(516, 520)
+    lost = math.sqrt(4 / 516)  # four of 516 equal directions
+    with pytest.raises(AdapterError) as refused:
+        resize(weights, target="vllm")
+    assert f"{lost:.2%}" in str(refused.value)
+    assert "--rank 512" in str(refused.value)
+    cut, report = resize(weights, target="vllm", max_error=0.1)
+    assert cut.metadata["r"] == 512
+    assert report.error == pytest.approx(lost, rel=1e-4)
+    assert resize(weights, target="vllm", rank=512)[1].error == pytest.approx(lost, rel=1e-4)
+    assert resize(weights, target="sglang")[0].metadata["r"] == 516
+    # Of what is there in name alone nothing is lost.
+    empty = flat(516, 520)
+    empty.lora_b["h.0.c_fc"][:, 500:] = 0
+    assert resize(empty, target="vllm")[1].error < 1e-6
+    with pytest.raises(AdapterError, match="dW would change"):
+        resize(flat(64, 80), rank=32, max_error=0.1)
 
 
 def test_mixed_ranks_go_to_rank_pattern_and_peft_gives_the_delta_meant(tmp_path: Path) -> None:
@@ -254,7 +284,8 @@ def test_what_cannot_be_is_refused() -> None:
         {"dynamic": ("sv_nothing", 0.9)},
         {"dynamic": ("sv_ratio", 0.5)},
         {"target": "no-server"},
-        {"target": "vllm", "rank": 24},
+        {"target": "vllm", "rank": 513},
+        {"rank": 4, "max_error": -1.0},
     ):
         with pytest.raises(ParameterError):
             resize(weights, **wrong)

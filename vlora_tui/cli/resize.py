@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
+from vlora_engine.targets.registry import RANK_LIMITS, smallest_choice
 from vlora_tui.cli import options as o
 from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.output import Output
@@ -36,7 +37,20 @@ def resize(
         ),
     ] = None,
     target: Annotated[
-        str | None, option("--for", "One rank, one scale, no patterns: vllm, tgi, portable...")
+        str | None,
+        option(
+            "--target",
+            "One rank, one scale, no patterns: vllm, tgi, portable... Cuts only what is above "
+            "the server's limit.",
+        ),
+    ] = None,
+    server: Annotated[str | None, option("--for", "The same as --target.", hidden=True)] = None,
+    max_error: Annotated[
+        float | None,
+        option(
+            "--max-error",
+            "The most that dW may change by; 0.01 where the server's limit cuts, else any.",
+        ),
     ] = None,
     skip_bad: o.SkipBad = False,
     verify: Annotated[bool, option("--verify/--no-verify", "Read back what was written.")] = True,
@@ -50,12 +64,16 @@ def resize(
     from vlora_tui.cli.flags import from_tables, is_several, require_there
 
     require_there(adapters)
+    if server is not None:
+        out.note(f"note: --for is now --target: --target {server}")
+        target = target or server
     row: dict[str, Any] = {
         "path": output,
         "rank": rank,
         "energy": energy,
         "dynamic": None if dynamic is None else list(dynamic),
         "target": target,
+        "max_error": max_error,
         "verify": verify,
     }
     tables: dict[str, Any] = {
@@ -83,7 +101,9 @@ def show_resizes(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
         proof = {"verified": event.path in verified, "verify_error": verified.get(event.path)}
         written = {"task": event.task, "path": event.path, "nbytes": event.nbytes}
         written["skipped"] = event.skipped
-        rows.append(written | event.report | proof)
+        report = event.report
+        start = server_option(report["target"], report["ranks"][1])
+        rows.append(written | report | proof | {"server_option": start or None})
     for item in rows if len(rows) <= MANY else []:
         before, after = _span(item["former_ranks"]), _span(item["ranks"])
         out.text(
@@ -91,6 +111,8 @@ def show_resizes(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
             f"{percent(item['error'])}{_worst(item)}"
         )
         read_back = ", read back and the same" if item["verified"] else ""
+        if option := server_option(item["target"], item["ranks"][1]):
+            out.text(f"start {item['target']} with {option}")
         how = "skipped, the same is there already:" if item["skipped"] else "written to"
         out.text(f"{how} {item['path']} ({size(item['nbytes'])}{read_back})")
     if len(rows) > MANY:
@@ -110,6 +132,13 @@ def show_resizes(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
             ],
         )
     return rows
+
+
+def server_option(target: str | None, rank: int) -> str:
+    """What the server has to be started with for this rank; empty where there is no such option."""
+    limit = RANK_LIMITS.get(target or "")
+    choice = None if limit is None or not limit.flag else smallest_choice(limit, rank)
+    return "" if limit is None or choice is None else f"{limit.flag} {choice}"
 
 
 def _worst(row: dict[str, Any]) -> str:

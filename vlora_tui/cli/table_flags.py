@@ -85,6 +85,7 @@ TABLES = {
             "energy": ("The share of dW's energy to keep: 0.99.", None),
             "dynamic": ("kohya's rules: sv_fro 0.97, sv_ratio 10, ...", "RULE VALUE"),
             "target": ("Fit for vllm, tgi, portable, ...", None),
+            "max_error": ("The most that dW may change by.", None),
             "verify": ("Read back what was written.", None),
         },
     ),

@@ -35,7 +35,7 @@ from vlora_engine.errors import (
 )
 from vlora_engine.findings import Finding
 from vlora_engine.merging.settings import check_request
-from vlora_engine.targets import Facts, check_fit, facts_of, facts_of_task, find_target
+from vlora_engine.targets import Facts, Target, check_fit, facts_of, facts_of_task, find_target
 from vlora_engine.targets.save import save_adapter
 from vlora_engine.targets.shape import without_rest
 from vlora_engine.targets.verify import verify_adapter, with_alpha
@@ -96,6 +96,7 @@ def plan_outputs(
         outputs.append(Path(merge.path))
     for resize in recipe.resizes:
         paths = export_paths(resize, collection.tasks)
+        _require_served(resize, paths, collection)
         outputs += paths.values()
         repeatable |= repeatable_paths(resize, paths)
     for convert in recipe.converts:
@@ -119,18 +120,51 @@ def repeatable_paths(request: Export | Resize, paths: Mapping[str, Path]) -> set
 
 def _require_fit(export: Export, paths: Mapping[str, Path], collection: Collection) -> None:
     """Refuse tasks that the target would refuse, all of them, before the first one is written."""
-    target, faults = find_target(export.target), []
-    for task, path in paths.items():
+    target = find_target(export.target)
+
+    def check(task: str, path: Path) -> None:
         facts = facts_of_export(export, task, collection.manifest, collection.adapters)
+        check_fit(
+            target,
+            facts,
+            drop_rest=export.drop_rest,
+            dtype=export.dtype,
+            base=export.base_folder,
+            out=path,
+        )
+
+    _check_all(target, paths, check)
+
+
+def _require_served(resize: Resize, paths: Mapping[str, Path], collection: Collection) -> None:
+    """Refuse adapters that their server would refuse at any rank, before one is written."""
+    if resize.target is None:
+        return
+    target = find_target(resize.target)
+    if target.form == "gguf":
+        return  # what is written is for llama.cpp's own converter, which needs the base model
+    most = target.max_rank
+
+    def check(task: str, path: Path) -> None:
+        manifest = collection.manifest
+        if manifest is not None:
+            facts = facts_of_task(manifest, manifest.task(task))
+        else:
+            facts = facts_of(collection.adapters[task], task)
+        shapes = facts.modules.items()
+        cut = {n: s if most is None else s.at_rank(min(s.rank, most)) for n, s in shapes}
+        check_fit(target, replace(facts, modules=cut), out=path)
+
+    _check_all(target, paths, check)
+
+
+def _check_all(
+    target: Target, paths: Mapping[str, Path], check: Callable[[str, Path], None]
+) -> None:
+    faults = []
+    for task, path in paths.items():
         try:
-            check_fit(
-                target,
-                facts,
-                drop_rest=export.drop_rest,
-                dtype=export.dtype,
-                base=export.base_folder,
-                out=path,
-            )
+            check(task, path)
         except (AdapterError, UnsupportedAdapterError) as fault:
             faults.append(fault)
     if len(faults) == 1:
@@ -512,6 +546,7 @@ class Writer:
             energy=request.energy,
             dynamic=request.dynamic,
             target=request.target,
+            max_error=request.max_error,
             progress=self.context.progress,
             cancelled=self.context.cancelled,
         )

@@ -173,7 +173,8 @@ class Merge:
 class Resize:
     """Adapters to write at another rank; `vlora_engine.resizing` says what the rules mean.
 
-    ``{task}`` in the path stands for the task's file name; ``dynamic`` is a rule and its value.
+    ``{task}`` in the path stands for the task's file name; ``dynamic`` is a rule and its value;
+    ``max_error`` is how much dW may change.
     """
 
     path: str
@@ -182,6 +183,7 @@ class Resize:
     energy: float | None = None
     dynamic: tuple[str, float] | None = None
     target: str | None = None
+    max_error: float | None = None
     verify: bool = True
 
 

@@ -428,16 +428,21 @@ def _read_resize(table: Table) -> Resize:
         energy=table.get("energy", float),
         dynamic=None if dynamic is None else (dynamic[0], float(dynamic[1])),
         target=table.get("target", str),
+        max_error=table.get("max_error", float),
         verify=table.get("verify", bool, True),
     )
     table.end()
-    given = [n for n in ("dynamic", "energy", "target", "rank") if getattr(resize, n) is not None]
+    given = [
+        n
+        for n in ("max_error", "dynamic", "energy", "target", "rank")
+        if getattr(resize, n) is not None
+    ]
     table.located(given[0] if given else "rank", _check_sizing, resize)
     return resize
 
 
 def _check_sizing(resize: Resize) -> None:
-    Sizing(resize.rank, resize.energy, resize.dynamic, resize.target)
+    Sizing(resize.rank, resize.energy, resize.dynamic, resize.target, resize.max_error)
 
 
 def _read_convert(table: Table) -> Convert:

@@ -70,8 +70,9 @@ def wrong_scales(subject: Subject) -> Iterable[Hit]:
 def too_high(target: str, subject: Subject) -> Iterable[Hit]:
     """A rank that the server cannot be started for."""
     most = max(find_target(target).ranks)
-    fix = subject.command("resize", "--rank", str(most), suffix=f"r{most}")
-    yield from misfit("rank", subject, remedy=f"cut it to {most}", fix=fix)
+    fix = subject.command("resize", "--target", target, suffix=f"r{most}")
+    remedy = f"lower it to {most}: that is refused if dW would change by more than 1 %"
+    yield from misfit("rank", subject, remedy=remedy, fix=fix)
 
 
 def misfit(code: str, subject: Subject, *, remedy: str = "", fix: str = "") -> Iterable[Hit]:
@@ -105,7 +106,7 @@ def exported(subject: Subject, *flags: str) -> str:
     if find_target(target).form != "gguf":
         return subject.command("export", "--target", target, *flags, suffix=target)
     if subject.base is None and not flags:
-        return subject.command("resize", "--for", target, suffix=target)
+        return subject.command("resize", "--target", target, suffix=target)
     base = ("--base", subject.base.name) if subject.base is not None else ()
     to = target if base else "portable"
     return subject.command("export", "--target", to, *base, *flags, suffix=target)

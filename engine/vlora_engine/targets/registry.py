@@ -153,11 +153,12 @@ class RankLimit(NamedTuple):
     flag: str = ""
 
 
-# Whoever reads one rank and one scale of an adapter's config (`resize --for`).
+# Whoever reads one rank and one scale of an adapter's config (`resize --target`).
 RANK_LIMITS = {
     # vllm/config/lora.py: MaxLoRARanks, LoRAConfig.max_lora_rank (vLLM 0.27)
     "vllm": RankLimit(VLLM_RANKS, 16, "--max-lora-rank"),
-    **dict.fromkeys(("sglang", "tgi", "lorax", "llamacpp", "ollama", "portable"), RankLimit()),
+    **dict.fromkeys(("sglang", "tgi", "lorax", "llamacpp", "ollama"), RankLimit()),
+    "portable": RankLimit(VLLM_RANKS),
 }
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from vlora_engine.errors import ParameterError
 from vlora_engine.targets.registry import RANK_LIMITS
 
+MAX_ERROR = 0.01  # of dW, where a server's limit is the reason to cut and no rank is named
 DYNAMIC = ("sv_ratio", "sv_fro", "sv_cumulative")
 MAX_RANK = 1 << 16
 
@@ -31,13 +32,14 @@ class Sizing:
     energy: float | None = None
     dynamic: tuple[str, float] | None = None
     target: str | None = None
+    max_error: float | None = None
 
     def __post_init__(self) -> None:
         if all(v is None for v in (self.rank, self.energy, self.dynamic, self.target)):
             raise ParameterError(
                 "It is not said what to resize to.",
                 expected="a rank, an energy, a dynamic rule or a target",
-                remedy="--rank 16, --energy 0.99, --dynamic sv_fro 0.97 or --for vllm",
+                remedy="--rank 16, --energy 0.99, --dynamic sv_fro 0.97 or --target vllm",
             )
         given = [n for n in ("energy", "dynamic", "target") if getattr(self, n) is not None]
         if len(given) > 1:
@@ -52,6 +54,10 @@ class Sizing:
             )
         if self.energy is not None and not 0 < self.energy <= 1:
             raise _share_error("energy", self.energy)
+        if self.max_error is not None and not 0 <= self.max_error < math.inf:
+            raise ParameterError(
+                "max_error is a share of dW.", expected="0 or more", found=str(self.max_error)
+            )
         self._check_dynamic()
         self._check_target()
 
@@ -61,9 +67,15 @@ class Sizing:
         return self.target is not None
 
     @property
-    def is_plain(self) -> bool:
-        """Whether every module gets the rank that was named."""
-        return self.energy is None and self.dynamic is None and self.target is None
+    def needs_spectra(self) -> bool:
+        """Whether the ranks follow from singular values."""
+        return self.energy is not None or self.dynamic is not None
+
+    @property
+    def allowed_error(self) -> float | None:
+        """How much dW may change; None where that is only said."""
+        by_server_alone = self.target is not None and self.rank is None
+        return MAX_ERROR if self.max_error is None and by_server_alone else self.max_error
 
     def ranks(
         self, modules: Mapping[str, Any], spectra: Mapping[str, Any]
@@ -74,11 +86,11 @@ class Sizing:
             modules: Their shapes, with ``rank``, ``d_in``, ``d_out``.
             spectra: Per module its singular values, descending, numerically zero ones left out.
         """
-        if self.is_plain:
+        if self.target is not None:
+            return dict.fromkeys(modules, self._for_target(modules)), ""
+        if not self.needs_spectra:
             return dict.fromkeys(modules, self.rank or 1), ""
         values = {name: [float(s) for s in spectra[name]] for name in modules}
-        if self.target is not None:
-            return self._for_target(values)
         if self.energy is not None:
             wanted = cheapest(modules, values, self.energy)
         else:
@@ -89,19 +101,11 @@ class Sizing:
         cut = sum(ranks[name] < wanted[name] for name in ranks)
         return ranks, f"rank {cap} is the most, and {cut} modules need more" if cut else ""
 
-    def _for_target(self, values: Mapping[str, Sequence[float]]) -> tuple[dict[str, int], str]:
-        """One rank for all: the smallest that loses nothing, or the most that is allowed.
-
-        With ``rank``: that rank, where the server takes any.
-        """
-        limit = RANK_LIMITS[str(self.target)]
-        needed = max((len(s) for s in values.values()), default=0) or 1
-        if not limit.choices:
-            return dict.fromkeys(values, self.rank or needed), ""
-        most = self.rank or limit.default
-        allowed = [rank for rank in limit.choices if rank <= most]
-        rank = next((r for r in allowed if r >= needed), max(allowed))
-        return dict.fromkeys(values, rank), ""
+    def _for_target(self, modules: Mapping[str, Any]) -> int:
+        """One rank for all: the largest that there is, unless the server or ``rank`` has less."""
+        largest = max((shape.rank for shape in modules.values()), default=0) or 1
+        most = max(RANK_LIMITS[str(self.target)].choices, default=MAX_RANK)
+        return min(largest, most, self.rank or MAX_RANK)
 
     def _check_dynamic(self) -> None:
         if self.dynamic is None:
@@ -131,10 +135,11 @@ class Sizing:
                 expected=", ".join(RANK_LIMITS),
                 found=self.target,
             )
-        if self.rank is not None and limit.choices and self.rank not in limit.choices:
+        most = max(limit.choices, default=MAX_RANK)
+        if self.rank is not None and self.rank > most:
             raise ParameterError(
-                f"{self.target} cannot be started with this largest rank.",
-                expected=", ".join(map(str, limit.choices)),
+                f"{self.target} takes no rank as large as this.",
+                expected=f"at most {most}",
                 found=str(self.rank),
             )
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
+
 from tests.app.conftest import Cli
+from tests.witnesses import make
 from vlora_engine.catalog.open import load_adapter
+from vlora_engine.targets.verify import verify_adapter
 from vlora_tui.jobs.watch import TimedEvent, written_paths
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.run import Run
@@ -91,3 +95,38 @@ def test_what_an_earlier_attempt_wrote_is_not_made_again(runs: Path, tmp_path: P
     Run(recipe, again.append, done=frozenset(done)).execute()
     assert not any(isinstance(event, events.Resized) for event in again)
     assert (tmp_path / "task01" / "adapter_model.safetensors").read_bytes() == b"mine now"
+
+
+def test_a_rank_that_the_server_takes_stays_and_its_option_is_said(
+    cli: Cli, tmp_path: Path
+) -> None:
+    modules = {"h.0.c_fc": (80, 80), "h.1.c_fc": (80, 80)}
+    made = make.write(tmp_path / "in", make.factors(modules, rank=64), make.config(r=64))
+    meant = load_adapter(made)
+    done = cli("resize", made, "--target", "vllm", "-o", tmp_path / "o")
+    assert "start vllm with --max-lora-rank 64" in done.out
+    assert verify_adapter(meant, tmp_path / "o") < 1e-6
+    assert json.loads((tmp_path / "o/adapter_config.json").read_text())["r"] == 64
+    assert "--target vllm" in cli("resize", made, "--for", "vllm", "-o", tmp_path / "p").err
+    (row,) = cli("resize", made, "--target", "vllm", "-o", tmp_path / "q", "--json").data["resized"]
+    assert row["server_option"] == "--max-lora-rank 64"
+
+
+def test_what_the_server_refuses_at_any_rank_is_refused_before_it_is_written(
+    cli: Cli, tmp_path: Path
+) -> None:
+    head = {"base_model.model.score.weight": torch.ones(2, 16)}
+    made = make.write(tmp_path / "in", {**make.factors(), **head})
+    refused = cli("resize", made, "--target", "vllm", "-o", tmp_path / "o", code=2).err
+    assert "score.weight" in refused
+    assert not (tmp_path / "o").exists()
+    cli("resize", made, "--rank", "2", "-o", tmp_path / "o")  # no server was named
+
+
+def test_a_cut_that_costs_more_than_is_allowed_leaves_nothing(cli: Cli, tmp_path: Path) -> None:
+    made = make.write(tmp_path / "in", make.factors(rank=8), make.config(r=8))
+    words = ["resize", made, "--rank", "2", "-o", tmp_path / "o"]
+    refused = cli(*words, "--max-error", "0.05", code=2).err
+    assert "dW would change by" in refused
+    assert not (tmp_path / "o").exists()
+    assert "dW changed by" in cli(*words).out

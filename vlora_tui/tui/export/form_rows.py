@@ -124,7 +124,8 @@ def _resize_lines(settings: Settings, names: Sequence[str]) -> list[Field]:
     rule, about = RULE[settings.rule]
     if settings.rule == "server":
         limit = RANK_LIMITS[settings.server]
-        takes = f"It starts with ranks up to {limit.default}." if limit.default else "Any rank."
+        most = max(limit.choices, default=0)
+        takes = f"Ranks up to {most} stay." if most else "Any rank stays."
         value = Field("server", "server", settings.server, "choice", takes)
     else:
         key = "new_rank" if settings.rule == "rank" else "share"

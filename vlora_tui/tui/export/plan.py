@@ -206,9 +206,7 @@ def _new_rank(resize: Resize, rank: int, largest: int) -> int:
         return resize.rank
     if resize.target is None:
         return rank
-    limit = RANK_LIMITS[resize.target]
-    allowed = [choice for choice in limit.choices if choice <= limit.default]
-    return next((choice for choice in allowed if choice >= largest), max(allowed, default=largest))
+    return min(largest, max(RANK_LIMITS[resize.target].choices, default=largest))
 
 
 def _with_free_space(rows: list[Row], source: Source, files: str = FILES["peft"]) -> Plan:

@@ -242,7 +242,7 @@ def _resize_commands(recipe: Recipe, tasks: Sequence[str], more: list[str]) -> s
     resize = recipe.resizes[0]
     options = [] if resize.rank is None else ["--rank", str(resize.rank)]
     options += [] if resize.energy is None else ["--energy", str(resize.energy)]
-    options += [] if resize.target is None else ["--for", resize.target]
+    options += [] if resize.target is None else ["--target", resize.target]
     options += [] if resize.verify else ["--no-verify"]
     options += more
     paths = {str(adapter.name): adapter.path for adapter in recipe.input.adapters}
