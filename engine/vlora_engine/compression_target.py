@@ -77,6 +77,12 @@ class CompressionTarget:
             self._check_coded()
         filled = self.filled()
         filled._check_goal()
+        if self.method == "flat" and self.k_a != self.k_b:
+            raise ParameterError(
+                "The method flat has one k for both sides.",
+                expected="k",
+                found=f"k_a = {self.k_a}, k_b = {self.k_b}",
+            )
         if self.refine and self.method != "delta":
             raise ParameterError("Only delta is refined.", found=self.method)
         storage_dtype(self.dtype, ())

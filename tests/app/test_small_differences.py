@@ -185,6 +185,25 @@ def test_a_dry_run_refuses_what_the_disk_has_no_room_for(
         assert "not enough room" in cli(*words, *more, code=1).err
 
 
+@pytest.mark.parametrize("more", [["--method", "columns"], ["--method", "flat", "-k", "2"]])
+def test_a_dry_run_refuses_what_the_method_does_not_have(
+    cli: Cli, runs: Path, tmp_path: Path, more: list[str]
+) -> None:
+    words = ["compress", runs, "-o", tmp_path / "s", "--refine", "2", *more]
+    found = [cli(*words, *dry, code=2).err for dry in ([], ["--dry-run"])]
+    assert found[0] == found[1]
+    assert found[0].startswith("error: Only delta is refined.")
+
+
+def test_a_dry_run_refuses_an_output_below_a_file(cli: Cli, runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    words = ["compress", runs, "-o", tmp_path / "file" / "deep" / "s"]
+    for more in ([], ["--dry-run"]):
+        found = cli(*words, *more, code=1).err
+        assert "cannot be written" in found
+        assert f"found: {tmp_path / 'file'}" in found
+
+
 # ---- flags without effect
 
 
@@ -207,6 +226,31 @@ def test_on_a_basis_these_flags_work_and_nothing_is_said(
     cli("compress", runs / "task00", runs / "task01", "-o", tmp_path / "s", "-k", "8")
     found = cli("add", tmp_path / "s", runs / "task02", "--incremental")
     assert "no effect" not in found.err
+
+
+@pytest.mark.parametrize("method", ["auto", "own"])
+def test_a_coded_collection_has_no_loadings_to_pack(
+    cli: Cli, runs: Path, tmp_path: Path, method: str
+) -> None:
+    cli("compress", runs, "-o", tmp_path / "s", "--method", method)
+    words = ["quantize", tmp_path / "s", "-o", tmp_path / "q"]
+    assert cli(*words, "--loadings").err.count("loadings: no effect") == 1
+    notes = cli(*words, "--force", "--loadings", "--json").data["notes"]
+    assert sum("no effect" in note for note in notes) == 1
+    assert len(notes) == 2  # and what was done
+    for plain in (words, ["compress", runs, "-o", tmp_path / "q", "--method", method]):
+        assert "no effect" not in cli(*plain, "--force").err
+    packed = ["compress", runs, "-o", tmp_path / "q", "--method", method, "--quantize", "int8"]
+    assert "no effect" not in cli(*packed, "--force").err
+
+
+def test_nf4_has_four_bits_whatever_is_asked_for(cli: Cli, runs: Path, tmp_path: Path) -> None:
+    cli("compress", runs, "-o", tmp_path / "s", "-k", "2")
+    words = ["quantize", tmp_path / "s", "-o", tmp_path / "q", "--force", "--method", "nf4"]
+    assert cli(*words, "--bits", "8").err.count("--bits 8: no effect") == 1
+    assert cli(*words, "--bits", "8", "--json").data["notes"] == ["--bits 8: no effect; nf4 has 4"]
+    for more in ([], ["--bits", "4"]):
+        assert "no effect" not in cli(*words, *more).err
 
 
 def test_flags_of_the_second_library_without_effect_are_in_the_json_too(

@@ -18,6 +18,7 @@ from vlora_engine import (
     SharedSubspace,
     TaskRouter,
     VLoRAModel,
+    extract_adapter,
     load_adapter,
     orthogonal_init,
     stack_lora_weights,
@@ -29,6 +30,7 @@ from vlora_engine.errors import (
     MissingPathError,
     ModelStateError,
     NotFoundError,
+    OutputExistsError,
     ParameterError,
     SubspaceError,
     UnknownTaskError,
@@ -248,6 +250,27 @@ def open_digest(weights: LoRAWeights) -> str:
     from vlora_engine.adapters.model import MemorySource
 
     return MemorySource(weights).digest()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_output_that_exists_is_told_of_in_words_of_python_too(
+    method: str, tmp_path: Path
+) -> None:
+    space = subspace(method)
+    space.save(tmp_path / "s")
+    extract_adapter(space, "t0", tmp_path / "t0")
+    for call in (
+        lambda: subspace(method).save(tmp_path / "s"),
+        lambda: subspace(method).save_quantized(tmp_path / "s"),
+        lambda: extract_adapter(space, "t0", tmp_path / "t0"),
+    ):
+        with pytest.raises(OutputExistsError, match="in Python force=True"):
+            call()
+
+
+def test_flat_has_one_k_for_both_sides() -> None:
+    with pytest.raises(ParameterError, match="one k"):
+        SharedSubspace.from_adapters(adapters(), method="flat", k_a=1, k_b=2)
 
 
 @pytest.mark.parametrize("method", ["delta", "columns", "flat"])

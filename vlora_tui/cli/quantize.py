@@ -39,6 +39,10 @@ def quantize(
     from vlora_tui.cli.execute import carry_out
     from vlora_tui.cli.flags import from_tables
 
+    notes = []
+    if method == "nf4" and bits == 8:
+        notes = ["--bits 8: no effect; nf4 has 4"]
+        out.once(notes[0])
     packed = quantization(method, 8 if bits is None else bits, block_size=block_size)
     recipe = from_tables(
         {
@@ -57,7 +61,8 @@ def quantize(
     if watcher is None:
         return
     written = watcher.last(events.SubspaceWritten)
-    out.json("quantize", {"path": written.path, **written.figures})
+    notes += [remark.text for remark in watcher.all(events.Remark) if remark.code == "quantize"]
+    out.json("quantize", {"path": written.path, **written.figures, "notes": notes})
     show_subspace(out, watcher)
     bounded = written.figures["bounded"]
     if bounded:

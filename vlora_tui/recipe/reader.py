@@ -230,6 +230,8 @@ def check_target(target: CompressionTarget, table: Table) -> None:
         _check_coded(target, table)
     if target.method == "flat" and "k_a" in ks and target.k_a != target.k_b:
         table.fail("k_a", "The method flat has one k for both sides.", expected="k")
+    if target.refine and target.method != "delta":
+        table.fail("refine", "Only delta is refined.", expected="delta", found=target.method)
     if target.adaptive and target.variance is None:
         table.fail(
             "adaptive",
@@ -275,7 +277,8 @@ def _packed_after(recipe: Recipe, root: Table) -> Recipe:
     if not target.is_coded:
         return recipe
     compress = replace(recipe.compress, target=replace(target, quantize=NOT_PACKED))
-    return replace(recipe, compress=compress, quantize=Quantize.named(target.quantize))
+    quantize = replace(Quantize.named(target.quantize), loadings=False)  # coded tasks have none
+    return replace(recipe, compress=compress, quantize=quantize)
 
 
 def _read_layers(table: Table) -> dict[str, int]:

@@ -71,7 +71,10 @@ def requantize(
         Cancelled: Stopped between two tasks; the subspace is as it was.
     """
     if isinstance(space, CodedSpace):
-        return _coded_within(space, quantization.basis, run)
+        new, remarks = _coded_within(space, quantization.basis, run)
+        if quantization.loadings is not None:
+            remarks += [f"loadings: no effect; method {space.method} codes its tasks as a whole"]
+        return new, remarks
     if space.quantization != quantization:
         _pack(space, quantization, run)
     return space, []

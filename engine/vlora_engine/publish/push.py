@@ -204,8 +204,8 @@ def require_free(address: AdapterRef, *, force: bool = False) -> Listing | None:
             "The repository holds files already; nothing was sent.",
             where=str(address),
             found=shown,
-            remedy="push to another one, or pass --force: those of an earlier push make way, "
-            "and its history keeps them",
+            remedy="push to another one, or pass --force (in Python force=True): those of an "
+            "earlier push make way, and its history keeps them",
         )
     return there
 

@@ -67,6 +67,7 @@ def check_output(path: Path, *, force: bool = False) -> None:
     """
     put_back(path)
     if not os.path.lexists(path) or is_empty_directory(path):
+        _require_room_for(path)
         return
     foreign = foreign_entries(path)
     if force and foreign:
@@ -84,7 +85,24 @@ def check_output(path: Path, *, force: bool = False) -> None:
             where=path,
             remedy="choose another output, or move this away yourself"
             if foreign
-            else "choose another output, or pass --force to replace it",
+            else "choose another output, or replace it with --force (in Python force=True)",
+        )
+
+
+def _require_room_for(path: Path) -> None:
+    """Refuse a place below something that is no directory.
+
+    Raises:
+        StorageError: It is one.
+    """
+    above = next(p for p in Path(os.path.abspath(path)).parents if os.path.lexists(p))
+    if not os.path.isdir(above):
+        raise StorageError(
+            "The output cannot be written: it would lie in something that is no directory.",
+            where=path,
+            expected="a directory, or nothing",
+            found=str(above),
+            remedy="choose another output",
         )
 
 
@@ -109,7 +127,7 @@ def check_output_file(path: Path, *, force: bool = False) -> None:
         where=path,
         expected="a file, or nothing",
         found="a file" if path.is_file() else "a directory" if path.is_dir() else "no file",
-        remedy="choose another output, or pass --force to replace it"
+        remedy="choose another output, or replace it with --force (in Python force=True)"
         if path.is_file() and not lies_in_output
         else "choose another output",
     )

@@ -157,13 +157,12 @@ def _take(lock_file: Path) -> tuple[int, bool] | None:
         return _UNLOCKED, False
     while True:
         try:
-            descriptor, made = _open(lock_file)
-        except FileNotFoundError:
-            if lock_file.parent.is_dir():
-                continue  # it went between two looks
-            return _UNLOCKED, False
+            opened = _open(lock_file)
         except OSError:
             return _UNLOCKED, False
+        if opened is None:
+            continue
+        descriptor, made = opened
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # The former holder may have removed it between the opening and the lock.
@@ -176,16 +175,24 @@ def _take(lock_file: Path) -> tuple[int, bool] | None:
         os.close(descriptor)
 
 
-def _open(lock_file: Path) -> tuple[int, bool]:
+def _open(lock_file: Path) -> tuple[int, bool] | None:
+    """A descriptor of the lock's file and whether it is new; None if it went between two looks.
+
+    Raises:
+        OSError: It cannot be made, or not opened: there is no such folder, or it takes no files.
+    """
     flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         return os.open(lock_file, flags | os.O_CREAT | os.O_EXCL, 0o666), True
     except FileExistsError:
         pass
     try:
-        return os.open(lock_file, flags), False
-    except PermissionError:  # another user's: to lock it, reading is enough
-        return os.open(lock_file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), False
+        try:
+            return os.open(lock_file, flags), False
+        except PermissionError:  # another user's: to lock it, reading is enough
+            return os.open(lock_file, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), False
+    except FileNotFoundError:
+        return None
 
 
 def _is_refusal(error: OSError) -> bool:

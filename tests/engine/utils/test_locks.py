@@ -22,7 +22,7 @@ from vlora_engine.doctor.subspace_check import check_subspace
 from vlora_engine.errors import ConflictError, NotFoundError, StorageError
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.utils.files import former_path, new_directory, partial_path, put_back, sole_writer
-from vlora_engine.utils.locks import changing, is_held, lock_path
+from vlora_engine.utils.locks import changing, is_held, lock_path, writing
 
 
 @pytest.fixture
@@ -121,6 +121,14 @@ def test_without_locks_it_is_said_once_and_the_work_goes_on(
     assert [r.message for r in caplog.records if "cannot be locked" in r.message] == [
         f"{place} cannot be locked: nothing else may change it meanwhile."
     ]
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="a folder that takes no files")
+def test_a_folder_that_takes_no_files_is_said_and_not_waited_for(place: Path) -> None:
+    with writing(Path("/proc/no-such-output")):
+        pass
+    with pytest.raises(StorageError, match="cannot be written"):
+        SharedSubspace.load(place).save(Path("/proc/no-such-output"))
 
 
 @pytest.mark.parametrize("how", ["task", "basis"])
