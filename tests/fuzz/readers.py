@@ -34,6 +34,7 @@ from tests.fuzz.mutate import mutation_of
 from tests.witnesses import make
 
 SECONDS = 10.0
+SETTLED = 100  # calls after which memory is first looked at
 MEMORY = 3 << 30  # bytes above what the process has when it starts
 TASKS = ("a", "b", "c")
 SPARED = "-beef/"  # the job that must be listed, whatever the others are
@@ -641,6 +642,11 @@ def limited_time() -> Iterator[None]:
         signal.signal(signal.SIGVTALRM, before)
 
 
+def _resident() -> int:
+    """Bytes of memory that the process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
 @contextlib.contextmanager
 def limited_memory(more: int = MEMORY) -> Iterator[None]:
     """Let allocations fail beyond ``more`` bytes of address space than there are now."""
@@ -666,9 +672,12 @@ def main(arguments: list[str] | None = None) -> int:
         for name in options.reader or READERS:
             fuzz = Fuzz(name, Path(place))
             begun = time.process_time()
+            settled = _resident()
             with limited_memory():
                 for number in range(options.first, options.first + options.calls):
                     fuzz.call(options.seed, number)
+                    if number - options.first == SETTLED:
+                        settled = _resident()
                     if options.seconds and time.process_time() - begun > options.seconds:
                         break
             taken = time.process_time() - begun
@@ -676,9 +685,9 @@ def main(arguments: list[str] | None = None) -> int:
             wrong = sum(fuzz.outcomes.values())
             failed += wrong
             total = sum(counts.values()) + wrong
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000
+            held = f"{settled >> 20} to {_resident() >> 20} MB"
             row = f"{name:10} {total:8} calls {counts['read']:8} read {counts['refused']:8} refused"
-            print(f"{row} {wrong:5} failed {taken:7.1f} s  peak {peak} MB", flush=True)
+            print(f"{row} {wrong:5} failed {taken:7.1f} s  memory {held}", flush=True)
             for key, count in fuzz.outcomes.most_common():
                 print(f"  {count} x {key}\n{fuzz.failures[key]}", flush=True)
     return 1 if failed else 0

@@ -137,13 +137,13 @@ def _update(space: WritableSpace, old: Manifest) -> Manifest:
         if record.id in changed:
             file = free_task_file(record.id, used_files)
             used_files.add(file)
+            placed = _placed(record, file, path)
             target = path / "tasks" / file
             try:
                 target.unlink(missing_ok=True)  # of an earlier update that was cut short
             except OSError as error:
                 raise write_error(path, error) from None
             sha256 = space.write_task(target, space.tasks.encoded(record.id))
-            placed = _placed(record, file, path)
             records[record.id] = replace(placed, sha256=sha256, nbytes=target.stat().st_size)
         else:
             records[record.id] = old.tasks[record.id]
