@@ -326,6 +326,20 @@ def tolerated() -> Iterator[None]:
         _refused.append(error.what)
 
 
+def _tensors(folder: Path) -> None:
+    tensors = {"a": make.torch.ones(2, 3), "b": make.torch.ones(4).half(), "c": make.torch.ones(0)}
+    make.save_file(tensors, folder / "x.safetensors", metadata={"format": "pt"})
+
+
+def _read_tensors(folder: Path) -> None:
+    from vlora_engine.utils.safetensors_file import close_file, read_header, read_tensor
+
+    header = read_header(folder / "x.safetensors")
+    for name, entry in header.entries.items():
+        assert tuple(read_tensor(header, name).shape) == entry.shape
+    close_file(header.path)
+
+
 def _read_adapters(folder: Path) -> None:
     from vlora_engine.catalog.open import open_adapter
     from vlora_engine.catalog.scanner import scan
@@ -542,6 +556,7 @@ READERS: dict[str, Reader] = {
     "coded": Reader(_coded, _read_subspaces, _mend_subspaces),
     "beside": Reader(_beside, _read_in_basis, _mend_subspaces),
     "spectra": Reader(_spectra, _read_spectra),
+    "tensors": Reader(_tensors, _read_tensors),
     "peft": Reader(_peft, _diagnosed),
     "pickle": Reader(_pickled, _read_adapters),
     "mlx": Reader(_mlx, _diagnosed),
