@@ -343,7 +343,7 @@ def _heading(node: Any, screen: Any) -> str:
 
 _OPTION_COLUMNS = (
     Column("key", "", keep=3),
-    Column("label", "", least=10, keep=3),
+    Column("label", "", least=28, keep=3),
     Column("more", "", least=10, keep=1),
 )
 
