@@ -10,13 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from vlora_engine.adapters.address import relative_source
-from vlora_engine.errors import ConflictError, StorageError, SubspaceError
+from vlora_engine.errors import ConflictError, InputError, StorageError, SubspaceError
 from vlora_engine.manifest.manifest import Manifest, TaskRecord, parse_manifest, read_index
 from vlora_engine.subspace.loadings import EncodedTask
 from vlora_engine.subspace.space import WritableSpace
 from vlora_engine.subspace.store import (
     free_task_file,
     index_digest,
+    require_readable,
     task_files,
     unlisted_task_files,
     write_index,
@@ -148,6 +149,12 @@ def _update(space: WritableSpace, old: Manifest) -> Manifest:
         else:
             records[record.id] = old.tasks[record.id]
     manifest = space.index(replace(old, tasks=records))
+    try:
+        require_readable(space.store_of(manifest), changed)
+    except InputError:
+        for name in changed:
+            (path / "tasks" / records[name].file).unlink(missing_ok=True)
+        raise
     write_index(manifest)
     for gone in unlisted_task_files(manifest):
         close_file(gone)

@@ -91,6 +91,10 @@ class WritableSpace(Space, Protocol):
 
     def bind(self, stored: Store) -> None: ...
 
+    def store_of(self, manifest: Manifest) -> Store:
+        """What reads the files of ``manifest``; the subspace stays bound to where it came from."""
+        ...
+
     def open_store(self, manifest: Manifest) -> Store:
         """Read from the files of ``manifest`` from now on; the store that does."""
         ...

@@ -320,6 +320,10 @@ class CodedSpace(SpaceState):
 
     # saving
 
+    def store_of(self, manifest: Manifest) -> CodedStore:
+        """See `WritableSpace`."""
+        return CodedStore(manifest, verify=False)
+
     def open_store(self, manifest: Manifest) -> CodedStore:
         """See `WritableSpace`."""
         stored = CodedStore(manifest)
