@@ -346,6 +346,31 @@ def test_a_path_of_bytes_that_are_no_text(cli: Cli, tmp_path: Path) -> None:
     assert "\\udcff" in (tmp_path / "e").read_text("utf-8")
 
 
+def test_an_adapter_whose_path_is_no_text(cli: Cli, tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/in/odd\xff"))
+    try:
+        make.write(odd)
+    except OSError:
+        pytest.skip("this file system takes only text")
+    plain, folder = make.write(tmp_path / "in" / "plain", make.factors(seed=2)), tmp_path / "in"
+    cli("plan", folder)
+    cli("spectra", folder, "-o", tmp_path / "spectra")
+    cli("report", folder, "-o", Path(os.fsdecode(os.fsencode(tmp_path) + b"/r\xff.md")))
+    s = tmp_path / "s"
+    cli("compress", plain, "-o", s)
+    before = tree(s)
+    for words in (
+        ["compress", folder, "-o", tmp_path / "new", "-k", "1"],
+        ["compress", folder, "-o", tmp_path / "new"],
+        ["add", s, odd, "--task-id", "odd"],
+    ):
+        said = cli(*words, code=2).err
+        assert "no text" in said
+        assert "rename" in said
+    assert tree(s) == before
+    assert not [p for p in tmp_path.iterdir() if "new" in p.name]
+
+
 def test_a_fault_of_ours_says_so_and_hides_its_traceback(
     cli: Cli, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

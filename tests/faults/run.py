@@ -2,6 +2,7 @@
 
     python -m tests.faults.run                    every point of every command
     python -m tests.faults.run --sample 60        a fixed sample of so many
+    python -m tests.faults.run --share 3/16       the third of 16 shares of them, evenly spread
 
 Each point: a fresh copy of the start; the command, disturbed at its n-th operation on the disk;
 then the same again, undisturbed. After the first every output is the old or the new one and no
@@ -32,7 +33,7 @@ from tests.faults.shim import KILLED, Faults
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.utils.files import former_path
 
-ACTS = ("kill", "ENOSPC", "ENOSPC!", "EIO", "EACCES", "EROFS!", "short")
+ACTS = ("kill", "ENOSPC", "ENOSPC!", "EIO", "EACCES", "EINTR", "EROFS!", "short")
 ERRORS = (1, 2)
 Tree = dict[str, bytes]
 
@@ -288,6 +289,7 @@ def sampled(every: list[tuple[Command, str, int]], count: int) -> list[tuple[Com
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--sample", type=int, default=0, help="so many points, a fixed choice")
+    parser.add_argument("--share", default="1/1", help="one of several shares that make the whole")
     parser.add_argument("--acts", default=",".join(ACTS))
     parser.add_argument("--only", default="", help="commands with this in their words")
     parser.add_argument("--json", type=Path, help="where to write the faults and counts")
@@ -300,7 +302,8 @@ def main() -> int:
         bench = Bench(Path(folder).resolve())
         every = points(bench, tuple(options.acts.split(",")))
         every = [point for point in every if options.only in point[0].name]
-        chosen = sampled(every, options.sample) if options.sample else every
+        share, shares = (int(number) for number in options.share.split("/"))
+        chosen = sampled(every, options.sample or len(every))[share - 1 :: shares]
         tried: Counter[str] = Counter()
         faults = []
         for command, act, at in chosen:

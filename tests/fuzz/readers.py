@@ -34,6 +34,7 @@ from tests.fuzz.mutate import mutation_of
 from tests.witnesses import make
 
 SECONDS = 10.0
+SETTLED = 100  # calls after which memory is first looked at
 MEMORY = 3 << 30  # bytes above what the process has when it starts
 TASKS = ("a", "b", "c")
 SPARED = "-beef/"  # the job that must be listed, whatever the others are
@@ -325,6 +326,20 @@ def tolerated() -> Iterator[None]:
         _refused.append(error.what)
 
 
+def _tensors(folder: Path) -> None:
+    tensors = {"a": make.torch.ones(2, 3), "b": make.torch.ones(4).half(), "c": make.torch.ones(0)}
+    make.save_file(tensors, folder / "x.safetensors", metadata={"format": "pt"})
+
+
+def _read_tensors(folder: Path) -> None:
+    from vlora_engine.utils.safetensors_file import close_file, read_header, read_tensor
+
+    header = read_header(folder / "x.safetensors")
+    for name, entry in header.entries.items():
+        assert tuple(read_tensor(header, name).shape) == entry.shape
+    close_file(header.path)
+
+
 def _read_adapters(folder: Path) -> None:
     from vlora_engine.catalog.open import open_adapter
     from vlora_engine.catalog.scanner import scan
@@ -541,6 +556,7 @@ READERS: dict[str, Reader] = {
     "coded": Reader(_coded, _read_subspaces, _mend_subspaces),
     "beside": Reader(_beside, _read_in_basis, _mend_subspaces),
     "spectra": Reader(_spectra, _read_spectra),
+    "tensors": Reader(_tensors, _read_tensors),
     "peft": Reader(_peft, _diagnosed),
     "pickle": Reader(_pickled, _read_adapters),
     "mlx": Reader(_mlx, _diagnosed),
@@ -641,6 +657,11 @@ def limited_time() -> Iterator[None]:
         signal.signal(signal.SIGVTALRM, before)
 
 
+def _resident() -> int:
+    """Bytes of memory that the process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
 @contextlib.contextmanager
 def limited_memory(more: int = MEMORY) -> Iterator[None]:
     """Let allocations fail beyond ``more`` bytes of address space than there are now."""
@@ -666,9 +687,12 @@ def main(arguments: list[str] | None = None) -> int:
         for name in options.reader or READERS:
             fuzz = Fuzz(name, Path(place))
             begun = time.process_time()
+            settled = _resident()
             with limited_memory():
                 for number in range(options.first, options.first + options.calls):
                     fuzz.call(options.seed, number)
+                    if number - options.first == SETTLED:
+                        settled = _resident()
                     if options.seconds and time.process_time() - begun > options.seconds:
                         break
             taken = time.process_time() - begun
@@ -676,9 +700,9 @@ def main(arguments: list[str] | None = None) -> int:
             wrong = sum(fuzz.outcomes.values())
             failed += wrong
             total = sum(counts.values()) + wrong
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1000
+            held = f"{settled >> 20} to {_resident() >> 20} MB"
             row = f"{name:10} {total:8} calls {counts['read']:8} read {counts['refused']:8} refused"
-            print(f"{row} {wrong:5} failed {taken:7.1f} s  peak {peak} MB", flush=True)
+            print(f"{row} {wrong:5} failed {taken:7.1f} s  memory {held}", flush=True)
             for key, count in fuzz.outcomes.most_common():
                 print(f"  {count} x {key}\n{fuzz.failures[key]}", flush=True)
     return 1 if failed else 0

@@ -53,6 +53,9 @@ def _jobs(out: Output, ctx: typer.Context, state_dir: StateDir = None) -> None:
     """
     if ctx.invoked_subcommand is None:
         list_jobs(out, state_dir)
+    else:  # what stands before the command holds for it, as if it stood behind it
+        given = {name: value for name, value in ctx.params.items() if value}
+        ctx.default_map = {ctx.invoked_subcommand: given}
 
 
 @_command("list")
@@ -75,10 +78,8 @@ def list_jobs(out: Output, state_dir: StateDir = None) -> None:
         out.essence(view.job.id)
     for view in views:
         if view.state is State.VANISHED:
-            out.note(
-                f"{view.job.id} ended without a word; "
-                f"go on with it: vlora-tui jobs resume {view.job.id}"
-            )
+            how = view.job.command("resume")
+            out.note(f"{view.job.id} ended without a word; go on with it: {how}")
 
 
 @_command("show")
@@ -135,7 +136,7 @@ def follow_job(out: Output, job: JobId, state_dir: StateDir = None) -> None:
     try:
         view = _follow(found, out)
     except KeyboardInterrupt:
-        out.note(f"the job goes on; look again: vlora-tui jobs follow {found.id}")
+        out.note(f"the job goes on; look again: {found.command('follow')}")
         raise typer.Exit(INTERRUPTED) from None
     out.json("job", job_data(view, whole=True))
     for line in _ending(view):
@@ -171,7 +172,7 @@ def cancel(
     else:
         out.text(f"{found.id} had {view.state} before it could stop")
     if view.state.is_over and found.kept_layers():
-        out.note(f"go on with it: vlora-tui jobs resume {found.id}")
+        out.note(f"go on with it: {found.command('resume')}")
     out.essence(view.state)
 
 
@@ -321,7 +322,7 @@ def _follow(job: Job, out: Output) -> JobView:
 
 def _ending(view: JobView) -> list[str]:
     """How it ended, and what can be done now."""
-    resume = f"         go on with it: vlora-tui jobs resume {view.job.id}"
+    resume = f"         go on with it: {view.job.command('resume')}"
     built = view.job.kept_layers() if view.can_resume else 0
     lines = []
     match view.end:
@@ -358,7 +359,7 @@ def _show_started(out: Output, job: Job, how: str) -> None:
     out.json("job", job_data(look(job)))
     out.text(f"{how}: {job.id}")
     out.essence(job.id)
-    out.note(f"look on: vlora-tui jobs follow {job.id}")
+    out.note(f"look on: {job.command('follow')}")
 
 
 def _time(seconds: float | None) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import quote
 
 from vlora_engine.adapters.address import AdapterRef, expanded
 from vlora_engine.errors import ParameterError
 from vlora_engine.utils.device import require_device
+from vlora_engine.utils.json_reader import is_whole
+from vlora_engine.utils.naming import printable
 from vlora_tui.cli import options as o
 from vlora_tui.cli.compare import Outliers, check_thresholds, find_all, read_all
 from vlora_tui.cli.declare import argument, option
@@ -183,6 +187,11 @@ def _title(paths: list[str], data: dict[str, Any]) -> str:
     return f"LoRA adapters in {name}" if len(paths) == 1 else "LoRA adapters"
 
 
+def _link(file: str) -> str:
+    """A file beside the report as a link in it."""
+    return file.replace(" ", "%20") if is_whole(file) else quote(os.fsencode(file))
+
+
 def _write(
     out: Output,
     target: Path,
@@ -199,7 +208,7 @@ def _write(
 
     charts = charts_of(data)
     plots = {name: names[name] for name in charts}
-    text = markdown(title, data, {name: file.replace(" ", "%20") for name, file in plots.items()})
+    text = printable(markdown(title, data, {name: _link(file) for name, file in plots.items()}))
     target.parent.mkdir(parents=True, exist_ok=True)
     for name, svg in charts.items():
         place = target.with_name(plots[name])

@@ -296,7 +296,7 @@ def _require_over(view: JobView, done: str, *, gone: bool) -> None:
         raise JobStateError(
             f"The job is {view.state}; it cannot be {done}.",
             where=view.job.id,
-            remedy=f"`vlora-tui jobs cancel {view.job.id}` first",
+            remedy=f"`{view.job.command('cancel')}` first",
         )
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -162,6 +163,12 @@ class Job:
     @property
     def state_dir(self) -> Path:
         return self.folder.parent.parent
+
+    def command(self, verb: str) -> str:
+        """The command line that does something with this job, wherever it is kept."""
+        usual = self.state_dir.absolute() == paths.state_dir().absolute()
+        kept = [] if usual else ["--state-dir", str(self.state_dir)]
+        return shlex.join(["vlora-tui", "jobs", verb, self.id, *kept])
 
     def recipe(self) -> Recipe:
         """What the job does."""

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import quote, unquote
 
-from vlora_engine.errors import ParameterError
+from vlora_engine.errors import InputError, ParameterError
+from vlora_engine.utils.json_reader import is_whole
+from vlora_engine.utils.naming import printable
 
 SCHEME = "hf://"
 CACHE_PLACE = "hf-cache:"  # stands for every adapter in huggingface_hub's cache
@@ -314,6 +316,9 @@ def relative_source(path: str | Path | None, out: Path | None) -> str | None:
 
     What came from the Hub is named by its address and commit, which hold on every machine. The
     path is absolute only where it is not known yet where the subspace will lie.
+
+    Raises:
+        InputError: The path is no text, and an index of JSON cannot hold it.
     """
     if path is None or not str(path):
         return None
@@ -322,7 +327,14 @@ def relative_source(path: str | Path | None, out: Path | None) -> str | None:
     address = address_of(AdapterRef.parse(path))
     if address is not None:
         return str(address)
-    return Path(os.path.relpath(Path(path).absolute(), out.absolute().parent)).as_posix()
+    relative = Path(os.path.relpath(Path(path).absolute(), out.absolute().parent)).as_posix()
+    if not is_whole(relative):
+        raise InputError(
+            "A path has bytes that are no text; the index of a subspace cannot hold it.",
+            where=printable(str(path)),
+            remedy="rename the adapter's folder, or reach it through a link with a plain name",
+        )
+    return relative
 
 
 def absolute_source(source: str | None, home: Path) -> str | None:

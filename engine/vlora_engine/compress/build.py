@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from vlora_engine.adapters.address import relative_source
 from vlora_engine.adapters.base_models import base_model_of
 from vlora_engine.adapters.check import CheckReport
 from vlora_engine.adapters.model import AdapterSource
@@ -214,6 +215,8 @@ def build_subspace(
     run = RunContext(progress, cancelled, device, force)
     wanted = (targets or CompressionTarget(**named_targets)).checked()
     check_output(out, force=force)
+    for source in sources.values():
+        relative_source(source.path, out)  # before all the work, where it cannot be told
     pick_device(device)
     collection = prepare(
         sources, run, dtype=wanted.dtype, lossy=wanted.lossy, skip_bad=skip_bad, check=check

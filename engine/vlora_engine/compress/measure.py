@@ -33,6 +33,7 @@ from vlora_engine.subspace.request import Collection, canonical_order, fingerpri
 from vlora_engine.utils.device import pick_device
 from vlora_engine.utils.files import check_output, discard, publish, sole_writer
 from vlora_engine.utils.memory import return_large_blocks
+from vlora_engine.utils.naming import printable
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback
 from vlora_engine.utils.reading import open_file
 from vlora_engine.utils.run_context import RunContext
@@ -153,7 +154,7 @@ def _empty(
             file=f"{name}.safetensors",
             digest=check.adapters[name].digest,
             norm=check.adapters[name].norm,
-            location="../../../" + str(source.path.absolute()) if source.path else None,
+            location="../../../" + printable(str(source.path.absolute())) if source.path else None,
         )
         for name, source in sources.items()
     }
@@ -179,7 +180,7 @@ def _task_entry(record: TaskRecord, source: AdapterSource) -> TaskEntry:
         factor_elements=record.factor_elements,
         rest_bytes=record.rest_bytes,
         dtype="F32" if {"F32", "F64"} & set(record.dtypes) else min(record.dtypes),
-        path=str(source.path) if source.path else None,
+        path=printable(str(source.path)) if source.path else None,
     )
 
 

@@ -6,7 +6,6 @@ shape; from a config alone the number of layers and, for common architectures, t
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -20,6 +19,7 @@ from vlora_engine.adapters.model import ModuleShape
 from vlora_engine.catalog.locate import existing_path
 from vlora_engine.errors import CorruptFileError, MissingPathError, VLoRAError
 from vlora_engine.utils.file_names import MODEL_CONFIG
+from vlora_engine.utils.json_reader import parse_json
 from vlora_engine.utils.reading import open_file
 from vlora_engine.utils.safetensors_file import FLOAT_DTYPES, read_error, read_header
 
@@ -224,7 +224,7 @@ def _weights(folder: Path) -> dict[str, tuple[str, Shape]]:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         with open_file(path) as file:
-            value = json.loads(file.read(MAX_JSON))
+            value = parse_json(file.read(MAX_JSON))
     except OSError as error:
         raise read_error(path, error) from None
     except (ValueError, RecursionError) as error:

@@ -17,6 +17,7 @@ from vlora_engine.adapters.module_names import WRAPPERS, without_wrappers
 from vlora_engine.errors import AdapterError, CorruptFileError, UnsupportedAdapterError
 from vlora_engine.formats.config_fields import ALORA
 from vlora_engine.formats.patterns import PatternTable
+from vlora_engine.utils.json_reader import parse_json
 from vlora_engine.utils.reading import open_file
 from vlora_engine.utils.safetensors_file import LFS_POINTER, lfs_pointer_error, read_error
 
@@ -55,7 +56,7 @@ def parse_config(raw: bytes, path: Path) -> dict[str, Any]:
         CorruptFileError: It is none.
     """
     try:
-        config = load_json(raw)
+        config = parse_json(raw)
     except (ValueError, RecursionError) as error:
         raise CorruptFileError(
             "The adapter's config is not JSON.",
@@ -78,18 +79,6 @@ def parse_config(raw: bytes, path: Path) -> dict[str, Any]:
     if name is not None:
         raise _field_error(name, path, "a finite number", config[name])
     return config
-
-
-def load_json(raw: bytes) -> Any:
-    """``raw`` as JSON, with nothing in it that other readers would not take.
-
-    Raises:
-        ValueError, RecursionError: It is none, has NaN in it, or half a letter.
-    """
-    value = json.loads(raw, parse_constant=_no_constant)
-    if b"\\u" in raw:
-        json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is no text
-    return value
 
 
 def endless(config: Mapping[str, Any]) -> str | None:
@@ -316,10 +305,6 @@ _JSON_WORDS = {
     bool: "boolean",
     type(None): "null",
 }
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
 
 
 def _field(

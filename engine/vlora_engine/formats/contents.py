@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vlora_engine.errors import AdapterError, CorruptFileError, UnsupportedAdapterError
 from vlora_engine.formats.layout import Described
+from vlora_engine.utils.json_reader import is_whole
 from vlora_engine.utils.reading import open_file
 from vlora_engine.utils.safetensors_file import (
     LFS_POINTER,
@@ -123,6 +124,9 @@ def _load_pickle(path: Path) -> dict[str, Tensor]:
         raise _damaged_error(path, str(error).split("\n")[0][:200]) from None
     if not isinstance(value, dict) or not all(isinstance(name, str) for name in value):
         raise _not_a_state_dict_error(path, type(value).__name__)
+    halved = next((name for name in value if not is_whole(name)), None)
+    if halved is not None:
+        raise _damaged_error(path, f"half a letter in a name: {halved[:80]!a}")
     return value
 
 

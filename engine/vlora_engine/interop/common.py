@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine.errors import CorruptFileError, MissingPathError
-from vlora_engine.formats.config import endless, load_json
+from vlora_engine.formats.config import endless
 from vlora_engine.manifest.manifest import LayerSpec, TaskRecord
 from vlora_engine.utils.files import how_to_put_back
+from vlora_engine.utils.json_reader import parse_json
 from vlora_engine.utils.reading import open_file
 from vlora_engine.utils.safetensors_file import FLOAT_DTYPES, ITEM_BYTES, Header, read_error
 
@@ -40,7 +41,7 @@ def read_index(path: Path) -> dict[str, Any]:
     if len(raw) > MAX_INDEX_BYTES:
         raise unsound(path, f"at most {MAX_INDEX_BYTES:,} bytes of JSON", "more than that")
     try:
-        value = load_json(raw)
+        value = parse_json(raw)
     except (ValueError, RecursionError) as error:
         raise unsound(path, "a JSON object", str(error) or type(error).__name__) from None
     if not isinstance(value, dict):

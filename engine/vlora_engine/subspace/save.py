@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vlora_engine.adapters.address import relative_source
-from vlora_engine.errors import ConflictError, StorageError, SubspaceError
+from vlora_engine.errors import ConflictError, InputError, StorageError, SubspaceError
 from vlora_engine.manifest.manifest import Manifest, TaskRecord, read_index
 from vlora_engine.manifest.parse import parse_manifest
 from vlora_engine.subspace.loadings import EncodedTask
@@ -18,6 +18,7 @@ from vlora_engine.subspace.space import SpaceState
 from vlora_engine.subspace.store import (
     free_task_file,
     index_digest,
+    require_readable,
     task_files,
     unlisted_task_files,
     write_index,
@@ -138,17 +139,23 @@ def _update(space: SpaceState, old: Manifest) -> Manifest:
         if record.id in changed:
             file = free_task_file(record.id, used_files)
             used_files.add(file)
+            placed = _placed(record, file, path)
             target = path / "tasks" / file
             try:
                 target.unlink(missing_ok=True)  # of an earlier update that was cut short
             except OSError as error:
                 raise write_error(path, error) from None
             sha256 = space.write_task(target, space.tasks.encoded(record.id))
-            placed = _placed(record, file, path)
             records[record.id] = replace(placed, sha256=sha256, nbytes=target.stat().st_size)
         else:
             records[record.id] = old.tasks[record.id]
     manifest = space.index(replace(old, tasks=records))
+    try:
+        require_readable(space.store_of(manifest), changed)
+    except InputError:
+        for name in changed:
+            (path / "tasks" / records[name].file).unlink(missing_ok=True)
+        raise
     write_index(manifest)
     for gone in unlisted_task_files(manifest):
         close_file(gone)

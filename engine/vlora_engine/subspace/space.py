@@ -146,6 +146,10 @@ class SpaceState:
 
     # saving: each way of storing writes its own files
 
+    def store_of(self, manifest: Manifest) -> Store:
+        """What reads the files of ``manifest``; the subspace stays bound to where it came from."""
+        raise NotImplementedError
+
     def open_store(self, manifest: Manifest) -> Store:
         """Read from the files of ``manifest`` from now on; the store that does."""
         raise NotImplementedError

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 from vlora_engine._version import __version__
-from vlora_engine.errors import CorruptFileError, VLoRAError
+from vlora_engine.errors import CorruptFileError, InputError, VLoRAError
 from vlora_engine.manifest.manifest import BasisFile, LayerSpec, Manifest, TaskRecord
 from vlora_engine.manifest.readme import model_card
 from vlora_engine.quantization.packed import PackedBasis, PackedRows
 from vlora_engine.quantization.packing import Packing
+from vlora_engine.subspace import soundness
 from vlora_engine.subspace.basis import LayerBasis
 from vlora_engine.subspace.loadings import (
     EncodedTask,
@@ -250,8 +251,36 @@ def write_subspace(
         engine=__version__,
         quantization=storage.quantization,
     )
+    require_readable(StoredSubspace(manifest, verify=False), manifest.tasks)
     write_index(manifest)
     return manifest
+
+
+def require_readable(stored: Store, names: Iterable[str]) -> None:
+    """Refuse to publish tasks that are larger than their files can vouch for.
+
+    Reading would refuse them (`check_size`). Only those so large that this can be are read here.
+
+    Raises:
+        InputError: There is one.
+    """
+    records = (stored.manifest.tasks[name] for name in names)
+    try:
+        for record in [r for r in records if r.factor_elements > soundness.MOST_OF_A_TASK]:
+            try:
+                stored.task(record)
+            except CorruptFileError as error:
+                raise InputError(
+                    f"The adapter {record.id!r} is so large, and so little is in it, that what is "
+                    "stored of it could not be told from a damaged file.",
+                    expected=error.expected,
+                    found=error.found,
+                    remedy="give it the rank that it needs first: vlora-tui resize ADAPTER "
+                    "--energy 1 -o DIR",
+                    adapter=record.id,
+                ) from None
+    finally:
+        stored.close()
 
 
 def write_index(manifest: Manifest) -> None:

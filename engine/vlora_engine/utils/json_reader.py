@@ -23,6 +23,34 @@ T = TypeVar("T")
 MOST = 1 << 62  # of a count
 _SHOWN = 80  # characters of what was found
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_-]{0,79}")
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def parse_json(raw: bytes | str) -> Any:
+    """``raw`` as JSON, with nothing in it that other readers would not take.
+
+    Raises:
+        ValueError, RecursionError: It is none, has NaN in it, or half a letter (a surrogate without
+            its other half), which can be neither printed nor written.
+    """
+    text = raw if isinstance(raw, str) else raw.decode(json.detect_encoding(raw))
+    value = json.loads(text, parse_constant=_no_constant)
+    if _SURROGATE.search(text) and not is_whole(json.dumps(value, ensure_ascii=False)):
+        raise ValueError("half a letter in a text: a surrogate without the other one")
+    return value
+
+
+def is_whole(text: str) -> bool:
+    """Whether ``text`` can be printed and written: it has no surrogate in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
 
 
 @dataclass(frozen=True)
@@ -48,7 +76,7 @@ class JsonFile:
             CorruptFileError: It is no JSON.
         """
         try:
-            value = json.loads(raw)
+            value = parse_json(raw)
         except (ValueError, RecursionError) as error:
             raise self.error("", "JSON", str(error) or type(error).__name__) from None
         return self.value(value)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import math
 import os
 from collections import OrderedDict
@@ -27,6 +26,7 @@ from vlora_engine.errors import (
     StorageError,
     VLoRAError,
 )
+from vlora_engine.utils.json_reader import parse_json
 from vlora_engine.utils.reading import open_descriptor, open_file
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def file_identity(status: os.stat_result) -> Identity:
 
 def _parse_header(path: Path, raw: bytes, size: int) -> Header:
     try:
-        table = json.loads(raw)
+        table = parse_json(raw)
     except (ValueError, RecursionError) as error:
         raise _corrupt(path, "a JSON header", f"bytes that are not JSON ({error})") from None
     if not isinstance(table, dict):

@@ -26,6 +26,22 @@ def test_no_jobs_is_no_error(cli: Cli) -> None:
     assert cli("jobs", "--json").data["jobs"] == []
 
 
+def test_what_stands_before_the_command_holds_for_it(
+    cli: Cli, store: JobStore, recipe: Path, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "else where"
+    before = ["jobs", "--state-dir", elsewhere]
+    started = cli(*before, "start", recipe)
+    [job] = JobStore.open(elsewhere).jobs()
+    assert store.jobs() == []
+    assert f"vlora-tui jobs follow {job.id} --state-dir '{elsewhere}'" in started.err
+    assert cli(*before, "-q", "list").out == f"{job.id}\n"
+    assert cli(*before, "--json", "follow", "last").data["id"] == job.id
+    assert cli(*before, "show", "last", "--state-dir", store.state_dir, code=2).err
+    cli(*before, "remove", job.id)
+    assert JobStore.open(elsewhere).jobs() == []
+
+
 def test_a_job_from_start_to_removal(
     cli: Cli, store: JobStore, recipe: Path, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pytest
@@ -95,14 +96,17 @@ def test_what_changes_while_it_is_read_is_named_and_nothing_is_written(
     victim = next(place for place in places if place.name == VICTIM)
     source = sources[VICTIM]
     reads = [0]
-    read = source.read
+    read, turn = source.read, Lock()
 
     def harmed(module: str) -> Any:
-        pair = read(module)
-        reads[0] += 1
-        if reads[0] == 1:
-            harm(victim, other)
-        return pair
+        # One at a time: another thread would read the file while it is cut off and not yet filled,
+        # and tell that.
+        with turn:
+            pair = read(module)
+            reads[0] += 1
+            if reads[0] == 1:
+                harm(victim, other)
+            return pair
 
     source.read = harmed
     out = tmp_path / "out"

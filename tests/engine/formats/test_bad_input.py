@@ -24,6 +24,7 @@ from vlora_engine.errors import (
     UnsupportedAdapterError,
     VLoRAError,
 )
+from vlora_engine.utils.safetensors_file import encode_header
 
 A = f"{make.PREFIX}transformer.h.0.attn.c_attn.lora_A.weight"
 B = f"{make.PREFIX}transformer.h.0.attn.c_attn.lora_B.weight"
@@ -142,6 +143,25 @@ def test_names_that_would_write_on_the_terminal(tmp_path):
     assert "\x1b" not in text
 
 
+@pytest.mark.parametrize("pickle", [False, True], ids=["safetensors", "pickle"])
+def test_names_with_half_a_letter(pickle, tmp_path):
+    path = make.write(tmp_path, tensors(**{"xZ.weight": torch.zeros(1)}), pickle=pickle)
+    file = path / ("adapter_model.bin" if pickle else SAFETENSORS)
+    if pickle:
+        half = {"x\ud800.weight": torch.zeros(1)}
+        torch.save(tensors() | half, file)
+    else:
+        header, data = encode_header([("xZZZZZZ.weight", "F32", (1,))])[0], b"\0" * 4
+        file.write_bytes(header.replace(b"ZZZZZZ", b"\\ud800") + data)
+
+    with pytest.raises(CorruptFileError) as caught:
+        open_adapter(path)
+
+    text = str(caught.value)
+    assert "half a letter" in text
+    text.encode()
+
+
 # --- configs ------------------------------------------------------------------------------------
 
 
@@ -152,7 +172,7 @@ def test_names_that_would_write_on_the_terminal(tmp_path):
         (b"", "is not JSON", "Expecting value"),
         (b"\x80{}", "is not JSON", "codec can't decode"),
         (b'{"lora_alpha": NaN}', "is not JSON", "NaN is not JSON"),
-        (b'{"base_model_name_or_path": "\\ud800"}', "is not JSON", "surrogates not allowed"),
+        (b'{"base_model_name_or_path": "\\ud800"}', "is not JSON", "half a letter"),
         (b"[" * 100_000, "is not JSON", "recursion"),
         (b"[1, 2]", "is not a JSON object", "a JSON array"),
         (b"null", "is not a JSON object", "a JSON null"),

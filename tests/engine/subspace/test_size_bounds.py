@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import resource
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,8 +16,10 @@ import torch
 from tests.witnesses import make
 from vlora_engine import SharedSubspace, load_adapter
 from vlora_engine.adapters.model import LoRAWeights
+from vlora_engine.catalog.open import open_adapter
+from vlora_engine.compress.build import build_subspace
 from vlora_engine.doctor.subspace_check import check_subspace
-from vlora_engine.errors import CorruptFileError, VLoRAError
+from vlora_engine.errors import CorruptFileError, InputError, VLoRAError
 from vlora_engine.subspace import projection, soundness
 from vlora_engine.subspace.soundness import distinct
 from vlora_engine.utils.tensor_writer import write_tensors
@@ -190,3 +193,38 @@ def test_scales_beyond_all_numbers_are_refused(small: Path) -> None:
     (small / "subspace.json").write_text(json.dumps(index))
     with pytest.raises(CorruptFileError):
         SharedSubspace.load(small).with_basis(k=1)
+
+
+@pytest.mark.parametrize("options", [{"method": "own"}, {"k": 1}], ids=str)
+def test_what_could_not_be_read_again_is_not_written(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One direction in a high rank: a file so small for what it stands for would be refused."""
+    sparse = make.factors({"h.0.attn.c_attn": (300, 300)}, rank=64)
+    for key, tensor in sparse.items():
+        (tensor[1:] if "lora_A" in key else tensor[:, 1:]).zero_()
+    large = make.write(tmp_path / "in" / "large", sparse, make.config(r=64))
+    small = {key: (x[:4] if "lora_A" in key else x[:, :4]).clone() for key, x in sparse.items()}
+    plain = load_adapter(make.write(tmp_path / "in" / "plain", small, make.config(r=4)))
+    monkeypatch.setattr(soundness, "MOST_OF_A_TASK", 1 << 12)
+    monkeypatch.setattr(soundness, "MOST_A_BYTE", 2)
+    wanted = {"num_components": options["k"]} if "k" in options else options
+
+    with pytest.raises(InputError, match="resize") as caught:
+        SharedSubspace.from_adapters([load_adapter(large)], ["large"], **wanted).save(
+            tmp_path / "s"
+        )
+    assert "'large'" in caught.value.what
+    assert not (tmp_path / "s").exists()
+    with pytest.raises(InputError, match="resize"):
+        build_subspace({"large": open_adapter(large)}, tmp_path / "s", **options)
+    assert sorted(os.listdir(tmp_path)) == ["in"]
+
+    SharedSubspace.from_adapters([plain], ["plain"], **wanted).save(tmp_path / "s")
+    before = {p: p.read_bytes() for p in (tmp_path / "s").rglob("*") if p.is_file()}
+    opened = SharedSubspace.load(tmp_path / "s")
+    opened.absorb(load_adapter(large), "large")
+    with pytest.raises(InputError, match="resize"):
+        opened.save(tmp_path / "s")
+    assert {p: p.read_bytes() for p in (tmp_path / "s").rglob("*") if p.is_file()} == before
+    assert check_subspace(tmp_path / "s") == []

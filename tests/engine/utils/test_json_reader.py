@@ -25,7 +25,7 @@ from vlora_engine.errors import CorruptFileError, SubspaceError
 from vlora_engine.manifest import parse as parse_module
 from vlora_engine.spectra import tables
 from vlora_engine.spectra.tables import Spectra, outlook_file
-from vlora_engine.utils.json_reader import JsonFile
+from vlora_engine.utils.json_reader import JsonFile, parse_json
 
 GOLDEN = ROOT / "tests" / "data" / "subspaces"
 Step = str | int
@@ -94,11 +94,19 @@ def test_a_key_that_would_move_the_cursor_is_shown_harmless() -> None:
     assert str(value.error("a text").where).isprintable()
 
 
-@pytest.mark.parametrize("raw", [b"{", b"\xff", b"[" * 100_000, b""])
+HALVES = [b'"\\ud800"', b'{"\\uDFFF": 1}', b'["\xed\xa0\x80"]', b'"\\udc00\\ud800"', '["\\udfff"]']
+
+
+@pytest.mark.parametrize("raw", [b"{", b"\xff", b"[" * 100_000, b"", b"NaN", *HALVES])
 def test_what_is_no_json_is_said_to_be_none(raw: bytes) -> None:
     with pytest.raises(CorruptFileError) as caught:
         JsonFile("x.json", "It is not sound.").parse(raw)
     assert (caught.value.where, caught.value.expected) == ("x.json", "JSON")
+
+
+def test_letters_of_two_halves_and_written_escapes_are_read() -> None:
+    raw = b'{"a": "\\ud83d\\ude00", "b": "\\\\ud800"}'
+    assert parse_json(raw) == {"a": "\U0001f600", "b": "\\ud800"}
 
 
 def test_the_place_of_what_is_missing_is_named() -> None:

@@ -26,12 +26,15 @@ def quit_dialog(running: Sequence[JobView], own: Sequence[JobView]) -> ListProbl
         return ListProblems("Quit", "No job is running. Marks and choices are kept.", [], options)
     many = len(running) > 1
     words = f"{len(running)} jobs are running. They do" if many else "A job is running. It does"
-    words += " not need this terminal; the next start finds it again."
+    words += f" not need this terminal; the next start finds {'them' if many else 'it'} again."
     options = [Option("l", f"leave {'them' if many else 'it'} running", LEAVE, "and quit")]
     if own:
         others = len(running) - len(own)
-        which = f"the {len(own)} of this window" if others else "them" if many else "it"
-        more = "and quit; built layers are kept" + ("; others go on" if others else "")
+        which = "them" if many else "it"
+        more = "and quit; built layers are kept"
+        if others:  # which is what must not be cut off
+            which = f"the {len(own)} of this window" if len(own) > 1 else "this window's one"
+            more = "and quit; others go on"
         options.append(Option("c", f"cancel {which}", CANCEL, more))
     options.append(Option("s", "stay", STAY))
     return ListProblems("Quit", words, [_told(view.job) for view in running], options)

@@ -335,7 +335,7 @@ def _heading(node: Any) -> str:
 
 _OPTION_COLUMNS = (
     Column("key", "", keep=3),
-    Column("label", "", least=10, keep=3),
+    Column("label", "", least=28, keep=3),
     Column("more", "", least=10, keep=1),
 )
 

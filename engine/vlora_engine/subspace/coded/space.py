@@ -321,6 +321,10 @@ class CodedSpace(SpaceState):
 
     # saving
 
+    def store_of(self, manifest: Manifest) -> CodedStore:
+        """See `SpaceState`."""
+        return CodedStore(manifest, verify=False)
+
     def open_store(self, manifest: Manifest) -> CodedStore:
         """See `SpaceState`."""
         stored = CodedStore(manifest)

@@ -49,6 +49,7 @@ from vlora_engine.subspace.soundness import distinct, nothing, require_held
 from vlora_engine.subspace.store import (
     CheckedFiles,
     StoredSubspace,
+    require_readable,
     write_basis,
     write_index,
     write_tasks,
@@ -349,6 +350,7 @@ def write_coded(
         if shared_basis is None
         else write_shared_basis(directory, shared_basis, layers),
     )
+    require_readable(CodedStore(manifest, verify=False), manifest.tasks)
     write_index(manifest)
     return manifest
 

@@ -117,6 +117,10 @@ def test_the_question_can_be_answered_on_every_terminal(size: tuple[int, int]) -
         table = application.screen.query_one(Table)
         assert table.region.height == 3
         assert table.region.bottom < size[1]
+        shown = "\n".join(table.render_line(y).text for y in range(3))
+        for words in ("leave them running", "cancel this window's one", "stay"):
+            assert words in shown
+        assert ("others go on" in shown) == (size[0] >= 80)
         await pilot.press("s")
 
     run(application, steps, size=size)
