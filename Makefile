@@ -13,7 +13,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format soak bench bench-real golden screenshots clean
+.PHONY: help venv demo test lint format soak bench bench-real golden lines screenshots clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/\1|\2/' \
@@ -70,6 +70,9 @@ golden: $(VENV)/.ready ## show that no command does otherwise than in another ch
 	$(BIN)/python -m tests.golden_run record out/golden-before.json --repo '$(BEFORE)' $(GOLDEN_ARGS)
 	$(BIN)/python -m tests.golden_run record out/golden-after.json $(GOLDEN_ARGS)
 	$(BIN)/python -m tests.golden_run compare out/golden-before.json out/golden-after.json
+
+lines: $(VENV)/.ready ## count code lines without blanks, comments and docstrings (here, or BEFORE=../checkout)
+	$(BIN)/python -m tests.code_lines $(BEFORE)
 
 screenshots: $(VENV)/.ready ## make the pictures of this README again, from real runs
 	$(BIN)/python screenshots/make.py

@@ -268,20 +268,35 @@ def decode_projection(
     loadings_a, loadings_b = {}, {}
     for spec, a, b in decode_task(storage, layers, record, encoded):
         loadings_a[spec.name], loadings_b[spec.name] = a.float(), b.float()
-    names = list(loadings_a)
-    scales = dict(zip(names, record.scales, strict=True)) | {o.name: o.scale for o in record.own}
+    found = stored_projection(record, encoded, list(loadings_a), encoded.own)
+    found.loadings_a, found.loadings_b = loadings_a, loadings_b
+    found.encoded = encoded if storage.loadings_packing else None
+    return found
+
+
+def stored_projection(
+    record: TaskRecord,
+    stored: EncodedTask,
+    modules: Sequence[str],
+    factors: dict[str, tuple[Tensor, Tensor]],
+) -> TaskProjection:
+    """What the record and the file of a task say of it, still without loadings.
+
+    Args:
+        modules: The names of the record's layers. factors: Of modules that are whole.
+    """
+    scales = dict(zip(modules, record.scales, strict=True))
     return TaskProjection(
         task_id=record.id,
-        loadings_a=loadings_a,
-        loadings_b=loadings_b,
-        scales=scales,
-        rest=encoded.rest,
+        loadings_a={},
+        loadings_b={},
+        scales=scales | {o.name: o.scale for o in record.own},
+        rest=stored.rest,
         config=dict(record.config),
-        source_norms=dict(zip(names, encoded.norms.tolist(), strict=True)),
-        errors=dict(zip(names, encoded.errors.tolist(), strict=True)),
-        own=encoded.own,
+        source_norms=dict(zip(modules, stored.norms.tolist(), strict=True)),
+        errors=dict(zip(modules, stored.errors.tolist(), strict=True)),
+        own=factors,
         record=record,
-        encoded=encoded if storage.loadings_packing else None,
     )
 
 

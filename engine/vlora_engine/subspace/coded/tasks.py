@@ -23,7 +23,12 @@ from vlora_engine.subspace.coded.store import (
 from vlora_engine.subspace.loadings import EncodedTask, Storage
 from vlora_engine.subspace.soundness import finite_task, require_finite
 from vlora_engine.subspace.store import decode_task
-from vlora_engine.subspace.tasks import TaskMap, TaskProjection, encode_projection
+from vlora_engine.subspace.tasks import (
+    TaskMap,
+    TaskProjection,
+    encode_projection,
+    stored_projection,
+)
 
 
 class CodedTasks(TaskMap):
@@ -123,46 +128,24 @@ class CodedTasks(TaskMap):
             narrow = a.float(), (b / scale if scale else torch.zeros_like(b)).float()
             require_finite(name, *narrow)
             factors[name] = pad_factors(*narrow, rank)
-        return TaskProjection(
-            task_id=record.id,
-            loadings_a={},
-            loadings_b={},
-            scales=scales,
-            rest=task.rest,
-            config=dict(record.config),
-            source_norms=dict(zip(names, task.norms.tolist(), strict=True)),
-            errors=dict(zip(names, task.errors.tolist(), strict=True)),
-            own=factors,
-            record=record,
-            encoded=encoded,
-        )
+        projection = stored_projection(record, encoded, names, factors)
+        projection.encoded = encoded
+        return projection
 
     def _decode_loadings(self, record: TaskRecord, encoded: EncodedTask) -> TaskProjection:
         """A task that is loadings, with the factors that they stand for."""
         basis = self._required_basis(record.id)
-        factors_of, names = dict(encoded.own), []
-        loadings_a, loadings_b = {}, {}
+        factors_of, loadings_a, loadings_b = dict(encoded.own), {}, {}
         layers = basis.layers_of(self._layers)
         for spec, a, b in decode_task(basis.storage, layers, record, encoded):
             of_layer = basis.bases.numbers(spec.name).moved("cpu")
             factors = (a @ of_layer.a.double()).float(), (of_layer.b.double().T @ b.T).float()
             require_finite(spec.name, *factors)
             factors_of[spec.name] = factors
-            names.append(spec.name)
             loadings_a[spec.name], loadings_b[spec.name] = a.float(), b.float()
-        scales = dict(zip(names, record.scales, strict=True))
-        return TaskProjection(
-            task_id=record.id,
-            loadings_a=loadings_a,
-            loadings_b=loadings_b,
-            scales=scales | {o.name: o.scale for o in record.own},
-            rest=encoded.rest,
-            config=dict(record.config),
-            source_norms=dict(zip(names, encoded.norms.tolist(), strict=True)),
-            errors=dict(zip(names, encoded.errors.tolist(), strict=True)),
-            own=factors_of,
-            record=record,
-        )
+        projection = stored_projection(record, encoded, list(loadings_a), factors_of)
+        projection.loadings_a, projection.loadings_b = loadings_a, loadings_b
+        return projection
 
     def _required_basis(self, task_id: str) -> SharedBasis:
         if self.basis is None:
