@@ -23,6 +23,7 @@ from vlora_engine.formats.mlx_save import save_mlx
 from vlora_engine.interop.names import LORASHARE, VLORA_DEV
 from vlora_engine.manifest.manifest import Manifest, TaskRecord
 from vlora_engine.targets import check_fit, facts_of, facts_of_task, find_target
+from vlora_engine.targets.names import named_for_base
 from vlora_engine.targets.save import save_adapter
 from vlora_engine.targets.verify import require_alike, verify_adapter
 from vlora_engine.utils.files import (
@@ -292,6 +293,7 @@ def write_adapter(
         OutputExistsError, StorageError, UnsupportedAdapterError: As `save_adapter`.
     """
     error = 0.0
+    weights, _ = named_for_base(weights)
 
     def verify(made: Path) -> None:
         nonlocal error
