@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.witnesses import make
-from vlora_engine.adapters.model import LoRAWeights, MemorySource
+from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.adapters.module_names import (
     WRAPPERS,
     RenamedAdapter,
@@ -20,7 +20,7 @@ from vlora_engine.adapters.module_names import (
     renamed,
     same_modules,
 )
-from vlora_engine.analysis.similarity import similarity
+from vlora_engine.analysis.similarity import compute_similarity_matrix
 from vlora_engine.catalog.open import load_adapter, open_adapter
 from vlora_engine.catalog.scanner import scan
 from vlora_engine.errors import AdapterError
@@ -155,8 +155,9 @@ def test_similarity_sees_the_same_modules(tmp_path: Path) -> None:
     one, _ = pair(tmp_path)
     weights = load_adapter(one)
     other = renamed(weights, {n: n.replace("model.", "model.language_model.") for n in MODULES})
-    matrix = similarity([MemorySource(weights), MemorySource(other)])
-    assert float(torch.as_tensor(matrix.values)[0, 1]) == pytest.approx(1, abs=1e-6)
+    for space in ("delta", "factors"):
+        matrix = compute_similarity_matrix([weights, other], space=space)
+        assert float(matrix[0, 1]) == pytest.approx(1, abs=1e-6)
 
 
 def test_other_bases_stay_apart(tmp_path: Path) -> None:
@@ -209,7 +210,8 @@ def test_names_that_an_old_subspace_stored_go_on_working(tmp_path: Path) -> None
     for name in MODULES:
         torch.testing.assert_close(written.delta(name), weights.delta(name), rtol=1e-4, atol=1e-4)
     # A new adapter, read without the wrapper, is one of the same modules there.
-    make.write(tmp_path / "c", make.factors(MODULES, seed=5), make.config(target_modules=["q_proj", "v_proj"]))  # fmt: skip
+    settings = make.config(target_modules=["q_proj", "v_proj"])
+    make.write(tmp_path / "c", make.factors(MODULES, seed=5), settings)
     source = open_adapter(tmp_path / "c")
     fits = {spec.name: spec.fits for spec in loaded.space.layers}
     assert set(names_like(source, fits).modules) == set(stored.values())
