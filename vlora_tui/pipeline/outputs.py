@@ -36,7 +36,7 @@ from vlora_engine.errors import (
 from vlora_engine.findings import Finding
 from vlora_engine.merging.settings import check_request
 from vlora_engine.targets import Facts, check_fit, facts_of, facts_of_task, find_target
-from vlora_engine.targets.names import named_for_base
+from vlora_engine.targets.names import name_notes, named_for_base
 from vlora_engine.targets.save import save_adapter
 from vlora_engine.targets.shape import without_rest
 from vlora_engine.targets.verify import verify_adapter, with_alpha
@@ -433,14 +433,8 @@ class Writer:
         if find_target(export.target).form != "peft":
             return weights
         named, reach = named_for_base(weights, export.base_folder)
-        other = sorted(set(weights.layer_names) - set(named.layer_names))
-        if other:
-            text = f"{plural(len(other), 'module')} renamed as the base calls them: {other[0]}."
-            self.emit(events.Remark(text, task, "renamed"))
-        if reach is not None and reach.lost:
-            lost = next(n for n in named.layer_names if n not in reach.places)
-            text = f"It {reach}: PEFT and servers ignore the others, such as {lost}."
-            self.emit(events.Remark(text, task, "modules-ignored"))
+        for text in name_notes(weights, named, reach):
+            self.emit(events.Remark(text, task, "names"))
         return named
 
     def _report_left_out(self, task: str, weights: LoRAWeights) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from vlora_engine.adapters.model import LoRAWeights
-from vlora_engine.adapters.module_names import tidied
+from vlora_engine.adapters.module_names import plain_name, tidied
 from vlora_engine.errors import VLoRAError
 from vlora_engine.formats.base_model_config import known_base
 from vlora_engine.formats.config import parse_config, read_config_bytes
@@ -31,6 +31,19 @@ def named_for_base(
     if base is None and (reach.unknown or reach.lost):
         return weights, None  # nobody said that this is the base
     return named, reach
+
+
+def name_notes(before: LoRAWeights, after: LoRAWeights, reach: Reach | None) -> list[str]:
+    """What is to be said of names that were changed, and of modules that do nothing."""
+    notes = []
+    others = sorted(set(after.layer_names) - {plain_name(name) for name in before.layer_names})
+    if others:
+        modules = f"{len(others):,} module{'' if len(others) == 1 else 's'}"
+        notes.append(f"{modules} renamed as the base calls them, such as {others[0]}.")
+    if reach is not None and reach.lost:
+        lost = next(name for name in after.layer_names if name not in reach.places)
+        notes.append(f"It {reach}: PEFT and servers ignore the others, such as {lost}.")
+    return notes
 
 
 def _of_several_parts(weights: LoRAWeights) -> Path | None:

@@ -112,6 +112,9 @@ def test_old_names_of_a_model_of_two_parts(cli: Cli, tmp_path: Path) -> None:
     found = cli("export", old, "--target", "peft", "--base", base, "-o", tmp_path / "out")
     assert "4 modules renamed" in found.out + found.err
     equal(tmp_path / "out", family.model(), truth)
+    told = cli("convert", old, "--to", "peft", "--base", base, "-o", tmp_path / "again")
+    assert "4 modules renamed" in told.out + told.err
+    equal(tmp_path / "again", family.model(), truth)
     # And so does one that finds the base where the adapter names it.
     families.reconfigure(old, base_model_name_or_path=str(base))
     cli("convert", old, "--to", "peft", "-o", tmp_path / "converted")
