@@ -130,6 +130,7 @@ LAZY = {
     "vlora_engine.hub.client": "huggingface_hub",
     "vlora_engine.hub.download": "huggingface_hub",
     "vlora_engine.hub.remote": "huggingface_hub",
+    "vlora_engine.nn.base_modules": "peft safetensors torch transformers",
     "vlora_engine.nn.peft_model": "peft transformers",
     "vlora_engine.publish.card": "yaml",
     "vlora_engine.publish.push": "huggingface_hub",

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, as_source
+from vlora_engine.adapters.module_names import common_names, names_like
 from vlora_engine.adapters.unchanged import require_unchanged
 from vlora_engine.catalog.load import AnySpace, load_space, read_settled
 from vlora_engine.catalog.open import open_adapter
@@ -312,7 +313,8 @@ class SharedSubspace:
             refine=refine,
             quantize=quantize,
         ).checked()
-        sources = {name: as_source(a) for name, a in zip(names, adapters, strict=True)}
+        opened = common_names([as_source(adapter) for adapter in adapters])
+        sources = dict(zip(names, opened, strict=True))
         run = RunContext(progress, device=device)
         collection = prepare(sources, run, dtype=dtype, lossy=targets.lossy, skip_bad=skip_bad)
         space = build_space(collection, targets, run)
@@ -357,7 +359,7 @@ class SharedSubspace:
             CollectionError: A module has other dimensions. AdapterError: NaN or Inf.
             ParameterError: `flat`, and the rank is above the basis's.
         """
-        source = as_source(adapter)
+        source = self._named(adapter)
         projection = self._settled(lambda space: space.project(source, task_id))
         require_unchanged([source])
         lost = projection.record.error if projection.record is not None else 0.0
@@ -418,7 +420,7 @@ class SharedSubspace:
             ParameterError: There is a task of that name already, and not ``replace``.
         """
         run = RunContext(progress, device=device)
-        source = as_source(new_adapter)
+        source = self._named(new_adapter)
         return absorb(self.space, source, new_task_id, run, replacing=replace)
 
     def absorb_incremental(
@@ -437,7 +439,11 @@ class SharedSubspace:
         Raises:
             ParameterError: There is a task of that name already, and not ``replace``.
         """
-        absorb_incremental(self.space, as_source(new_adapter), new_task_id, replacing=replace)
+        absorb_incremental(self.space, self._named(new_adapter), new_task_id, replacing=replace)
+
+    def _named(self, adapter: LoRAWeights | AdapterSource) -> AdapterSource:
+        """An adapter under the names that this subspace has for the same modules."""
+        return names_like(as_source(adapter), {spec.name: spec.fits for spec in self.space.layers})
 
     def errors(self) -> dict[str, Any]:
         """Relative errors of dW as stored: ``mean``, ``max``, ``worst_task``, and per task."""

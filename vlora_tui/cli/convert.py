@@ -37,7 +37,11 @@ def convert(
     ] = False,
     base: Annotated[
         str | None,
-        option("--base", "GGUF: the base model's folder or config.json.", metavar="MODEL"),
+        option(
+            "--base",
+            "GGUF, PEFT: the base model's folder or config.json, whose names are written.",
+            metavar="MODEL",
+        ),
     ] = None,
     dtype: Annotated[str | None, option("--dtype", "GGUF: fp32, fp16, bf16 or q8_0.")] = None,
     skip_bad: o.SkipBad = False,

@@ -166,9 +166,10 @@ def _repaired(
     from vlora_engine.doctor.repairs import repair
 
     facts = None if base is None else read_base(base)
-    return repair(
+    repaired: list[Repaired] = repair(
         report.examined, output, base=facts, target=target, read_tensors=not headers, force=force
     )
+    return repaired
 
 
 def _examine(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from vlora_engine import __version__
 from vlora_engine.adapters.address import AdapterRef, address_of
+from vlora_engine.adapters.module_names import common_names
 from vlora_engine.catalog.locate import locate
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.originals import original_places
@@ -137,6 +138,8 @@ def gather_adapters(
         base = one.base_model or source.config.get("base_model_name_or_path")
         if base:
             bases[str(base)] = None
+    named = common_names(list(collection.adapters.values()))
+    collection.adapters = dict(zip(collection.adapters, named, strict=True))
     collection.base_models = tuple(bases)
     if collection.unusable and not (skip_bad and collection.adapters):
         raise _unusable_error(collection, len(found), skip_bad)

@@ -36,6 +36,7 @@ from vlora_engine.errors import (
 from vlora_engine.findings import Finding
 from vlora_engine.merging.settings import check_request
 from vlora_engine.targets import Facts, Target, check_fit, facts_of, facts_of_task, find_target
+from vlora_engine.targets.names import name_notes, named_for_base
 from vlora_engine.targets.save import save_adapter
 from vlora_engine.targets.shape import without_rest
 from vlora_engine.targets.verify import verify_adapter, with_alpha
@@ -379,7 +380,7 @@ class Writer:
                 self.outputs.append(str(path))
 
     def _export(self, export: Export, task: str, path: Path) -> None:
-        weights = with_overrides(self._weights(export, task), export)
+        weights = self._named(export, task, with_overrides(self._weights(export, task), export))
         if export.drop_rest:
             self._report_left_out(task, weights)
             weights = without_rest(weights)
@@ -460,6 +461,15 @@ class Writer:
         except _SameThere:
             saved.skipped = True
         return saved
+
+    def _named(self, export: Export, task: str, weights: LoRAWeights) -> LoRAWeights:
+        """The adapter under the names of its base, with a word on what changed and what is lost."""
+        if find_target(export.target).form != "peft":
+            return weights
+        named, reach = named_for_base(weights, export.base_folder)
+        for text in name_notes(weights, named, reach):
+            self.emit(events.Remark(text, task, "names"))
+        return named
 
     def _report_left_out(self, task: str, weights: LoRAWeights) -> None:
         if weights.rest:

@@ -268,10 +268,14 @@ def common_names(sources: Sequence[AdapterSource]) -> list[AdapterSource]:
 
 
 def names_like(source: AdapterSource, modules: Mapping[str, Hashable]) -> AdapterSource:
-    """``source`` under the names of ``modules`` (name to kind and dimensions), if they are one."""
+    """``source`` under the names of ``modules`` (each with its kind and dimensions), if they are
+    the same modules: by containers, or as an old subspace has them, with parts of wrappers.
+    """
     own = {name: shape.fits for name, shape in source.modules.items()}
-    mapped = same_modules(own, modules)
-    return source if mapped is None else RenamedAdapter(source, mapped)
+    stored = {plain_name(name): name for name in modules}
+    mapped = {name: stored[name] for name in own if name in stored and name not in modules}
+    mapped = mapped or same_modules(own, modules) or {}
+    return RenamedAdapter(source, mapped) if mapped else source
 
 
 def _base_of(source: AdapterSource) -> str | None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from vlora_engine.adapters.collection import modules_of
 from vlora_engine.adapters.model import AdapterSource, ModuleShape, as_source
+from vlora_engine.adapters.module_names import common_names
 from vlora_engine.analysis import similarity
 from vlora_engine.analysis.checkpoints import Run, runs_in, step_of
 from vlora_engine.analysis.duplicates import Duplicates, coarsest, duplicates_in
@@ -55,7 +56,7 @@ def adapter_diff(
         AdapterError: NaN or infinity in an adapter.
     """
     similarity.check_space(space)
-    sources = [as_source(adapter_a), as_source(adapter_b)]
+    sources = common_names([as_source(adapter_a), as_source(adapter_b)])
     result = {}
     for module, holders in modules_of(sources).items():
         shape = sources[holders[0]].modules[module]
@@ -166,7 +167,7 @@ def find_duplicates(adapters: Sequence[Adapter]) -> list[dict[str, Any]]:
         up to the rounding of their dtypes, ``"multiple"``); ``difference``, the largest relative
         difference of dW in any module; ``factors``, the size of each over that of the first.
     """
-    sources = [as_source(adapter) for adapter in adapters]
+    sources = common_names([as_source(adapter) for adapter in adapters])
     if len(sources) < 2:
         return []
     return [group.as_dict() for group in duplicates_among(sources, relate(sources))]
@@ -192,7 +193,7 @@ def find_runs(adapters: Sequence[Adapter]) -> list[dict[str, Any]]:
         ``kind`` (``"run"`` or ``"start"``), ``ordered_by``, ``steps``, ``cosine`` of A,
         ``monotone`` and ``how`` that is known.
     """
-    sources = [as_source(adapter) for adapter in adapters]
+    sources = common_names([as_source(adapter) for adapter in adapters])
     return [run.as_dict() for run in runs_among(sources, relate(sources))]
 
 

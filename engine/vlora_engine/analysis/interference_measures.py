@@ -28,6 +28,7 @@ from torch import Tensor
 
 from vlora_engine.adapters.collection import modules_of
 from vlora_engine.adapters.model import AdapterSource, as_source, padded
+from vlora_engine.adapters.module_names import common_names
 from vlora_engine.analysis.similarity import Adapter, not_finite
 from vlora_engine.errors import AdapterError, CollectionError
 from vlora_engine.linalg.low_rank import canonical_svd_batch
@@ -188,7 +189,7 @@ def interference(
         CollectionError: Fewer than two adapters, or a module's dimensions differ.
         AdapterError: NaN or infinity in an adapter.
     """
-    sources = [as_source(adapter) for adapter in adapters]
+    sources = common_names([as_source(adapter) for adapter in adapters])
     if len(sources) < 2:
         raise CollectionError(
             "Interference is between two adapters or more.",

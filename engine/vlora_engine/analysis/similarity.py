@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vlora_engine.adapters.collection import modules_of
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, as_source
+from vlora_engine.adapters.module_names import common_names
 from vlora_engine.analysis.relations import Relations, RelationsSum, clusters_of
 from vlora_engine.errors import AdapterError, CollectionError, ParameterError, VLoRAError
 from vlora_engine.linalg.grams import gram_cosines
@@ -52,7 +53,7 @@ def relate(
         CollectionError: Two adapters disagree about a module's dimensions.
         AdapterError: NaN or infinity in an adapter, and no ``bad``.
     """
-    opened = [as_source(source) for source in sources]
+    opened = common_names([as_source(source) for source in sources])
     holders = modules_of(opened)
 
     def grams_of(module: str) -> tuple[Tensor, Tensor]:
@@ -124,7 +125,7 @@ def compute_similarity_matrix(adapters: Sequence[Adapter], *, space: Space = "de
         )
     if space == "delta":
         return cosines(delta_grams(adapters)).to(torch.get_default_dtype())
-    opened = [as_source(adapter) for adapter in adapters]
+    opened = common_names([as_source(adapter) for adapter in adapters])
     gram = _factor_grams(opened)
     norms = gram.diagonal().sqrt().clamp(min=1e-8)
     return (gram / norms[:, None] / norms).to(torch.get_default_dtype())

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from vlora_engine.adapters.address import AdapterRef, absolute_source, is_address
 from vlora_engine.adapters.model import AdapterSource
-from vlora_engine.adapters.module_names import RenamedAdapter
+from vlora_engine.adapters.module_names import RenamedAdapter, names_like
 from vlora_engine.catalog.open import find_adapters, open_adapter
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.errors import CollectionError, MissingPathError, VLoRAError
@@ -79,10 +79,16 @@ def original_places(place: str | Path | AdapterRef) -> list[Path]:
     return [Path(path) for source in sources if (path := absolute_source(source, home))]
 
 
-def original_if_there(record: TaskRecord) -> AdapterSource | None:
-    """`recorded_original`, or None where it cannot be had."""
+def original_if_there(
+    record: TaskRecord, named: Mapping[str, Hashable] | None = None
+) -> AdapterSource | None:
+    """`recorded_original`, or None where it cannot be had.
+
+    Args:
+        named: The modules of the subspace, whose names it gets (`names_like`).
+    """
     try:
-        return recorded_original(record)
+        return names_like(recorded_original(record), named or {})
     except VLoRAError:
         return None
 

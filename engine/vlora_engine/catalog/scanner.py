@@ -23,6 +23,7 @@ from vlora_engine.adapters.address import (
 )
 from vlora_engine.adapters.base_models import normalise_base_model
 from vlora_engine.adapters.model import ModuleShape
+from vlora_engine.adapters.module_names import same_modules
 from vlora_engine.catalog.locate import MAX_ADAPTERS, MAX_DEPTH, existing_path, nothing_error, walk
 from vlora_engine.catalog.open import FORMATS, task_of_subspace
 from vlora_engine.catalog.read import read_manifest
@@ -345,6 +346,8 @@ class Finder:
         base = normalise_base_model(info.base_model)
         fits = {name: shape.fits for name, shape in modules.items()}
         candidates = self._by_base.setdefault(base, [])
+        for g in candidates:  # the same modules under the names of another version
+            fits = _under(same_modules(fits, self._tables[g]), fits)
         number = next((g for g in candidates if _agree(self._tables[g], fits, base)), None)
         if number is None:
             number = len(self._tables)
@@ -483,6 +486,10 @@ def _identity(seen: Inspection) -> tuple[int, int, str]:
 
 def _most(counts: Counter[Any]) -> Any:
     return max(counts, key=lambda value: (counts[value], value), default=None)
+
+
+def _under(names: Mapping[str, str] | None, fits: Mapping[str, Any]) -> dict[str, Any]:
+    return {(names or {}).get(name, name): value for name, value in fits.items()}
 
 
 def _agree(table: Mapping[str, Any], fits: Mapping[str, Any], base: str | None) -> bool:

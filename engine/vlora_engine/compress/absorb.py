@@ -11,6 +11,7 @@ import torch
 
 from vlora_engine.adapters.check import check_adapter
 from vlora_engine.adapters.model import AdapterSource, MemorySource
+from vlora_engine.adapters.module_names import names_like
 from vlora_engine.adapters.stack import LayerStack, flatten
 from vlora_engine.adapters.unchanged import require_unchanged
 from vlora_engine.catalog.originals import recorded_original
@@ -78,9 +79,10 @@ def absorb(
         return []
     sources: dict[str, AdapterSource] = {}
     rebuilt = []
+    named = {spec.name: spec.fits for spec in space.layers}
     for record in _others(space, task_id):
         try:
-            sources[record.id] = recorded_original(record)
+            sources[record.id] = names_like(recorded_original(record), named)
         except VLoRAError:
             rebuilt.append(record.id)
             sources[record.id] = MemorySource(space.reconstruct(record.id))

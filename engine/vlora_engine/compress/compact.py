@@ -37,10 +37,11 @@ def recode(
     """
     sources: dict[str, AdapterSource] = {}
     rebuilt = []
+    named = {spec.name: spec.fits for spec in space.layers}
     for record in space.tasks.records():
         if record.in_basis:
             continue
-        original = original_if_there(record)
+        original = original_if_there(record, named)
         if original is None:
             rebuilt.append(record.id)
             original = MemorySource(space.reconstruct(record.id, exact=True))

@@ -127,10 +127,11 @@ def _pack(space: BasisSpace, quantization: Quantization, run: RunContext) -> Non
     }
     tasks = TaskMap(storage, space.layers)
     records = space.tasks.records()
+    named = {spec.name: spec.fits for spec in space.layers}
     for done, record in enumerate(records):
         run.stop_if_asked(f"Stopped at {done} of {len(records)} (quantize).")
         encoded = space.tasks.encoded(record.id)
-        original = original_if_there(record)
+        original = original_if_there(record, named)
         tasks.put(*reexpress(space, storage, space.layers, bases, record, encoded, original))
         run.report("quantize", done + 1, len(records), record.id)
     space.bases, space.tasks = Bases.of(bases.values()), tasks

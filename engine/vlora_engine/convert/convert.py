@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, MemorySource, to_memory
 from vlora_engine.catalog.read import is_subspace, read_manifest
 from vlora_engine.compression_target import CompressionTarget
-from vlora_engine.convert.formats import ADAPTER_FORMATS, GGUF, format_named
+from vlora_engine.convert.formats import ADAPTER_FORMATS, GGUF, PEFT, format_named
 from vlora_engine.convert.losses import Loss, losses, outline_of, outlines_of
 from vlora_engine.errors import ParameterError, VLoRAError
 from vlora_engine.formats.mlx_save import save_mlx
 from vlora_engine.interop.names import LORASHARE, VLORA_DEV
 from vlora_engine.manifest.manifest import Manifest, TaskRecord
 from vlora_engine.targets import check_fit, facts_of, facts_of_task, find_target
+from vlora_engine.targets.names import name_notes, named_for_base
 from vlora_engine.targets.save import save_adapter
 from vlora_engine.targets.verify import require_alike, verify_adapter
 from vlora_engine.utils.files import (
@@ -88,7 +89,7 @@ class Converted:
 
     Args:
         error: The largest relative error of dW of what was read against what was meant.
-        notes: Remarks from computing its bases.
+        notes: Remarks on names, or from computing its bases.
     """
 
     name: str
@@ -115,7 +116,7 @@ def plan(
         out: The directory to make; of several adapters the one that holds a directory for each.
         adapters: What is converted, by name; or ``whole``, the directory of a subspace.
         k: Where bases are computed anew: how many directions; by default all, which is exact.
-        base: For GGUF: the base model's folder or config.json.
+        base: For GGUF and PEFT: the base model's folder or config.json.
         dtype: For GGUF: fp32, fp16, bf16 or q8_0; by default an adapter's own.
 
     Raises:
@@ -130,7 +131,7 @@ def plan(
         outlines = [outline_of(name, source) for name, source in given.items()]
     names = [outline.name for outline in outlines]
     conversion = Conversion(to, given, {"": out}, whole, k, base, dtype, names)
-    require_gguf_alone(to, base, dtype)
+    require_use(to, base, dtype)
     if to in ADAPTER_FORMATS:
         conversion.outputs = _folders(names, out, single=whole is None and len(names) == 1)
     else:
@@ -144,17 +145,18 @@ def plan(
     return conversion
 
 
-def require_gguf_alone(to: str, base: str | None, dtype: str | None) -> None:
-    """Refuse what only GGUF has a use for.
+def require_use(to: str, base: str | None, dtype: str | None) -> None:
+    """Refuse what the format has no use for.
 
     Raises:
-        ParameterError: ``to`` is another format.
+        ParameterError: It has none.
     """
-    given = {"base": base, "dtype": dtype}
-    for name, value in given.items():
-        if value is not None and to != GGUF:
+    uses = {"base": (base, (GGUF, PEFT)), "dtype": (dtype, (GGUF,))}
+    for name, (value, formats) in uses.items():
+        if value is not None and to not in formats:
             raise ParameterError(
-                f"The format {to} has no use for a {name}.", expected=f"{name} with gguf"
+                f"The format {to} has no use for a {name}.",
+                expected=f"{name} with {' or '.join(formats)}",
             )
 
 
@@ -285,17 +287,22 @@ def write_adapter(
     """Write one adapter in a format of `ADAPTER_FORMATS`, read back before it takes its place.
 
     Args:
-        base, dtype: As `save_adapter` has them, for GGUF.
+        base, dtype: As `save_adapter` has them; the dtype for GGUF.
         check: Is shown the directory once it reads back right; if it raises, nothing is written.
 
     Raises:
         OutputExistsError, StorageError, UnsupportedAdapterError: As `save_adapter`.
     """
     error = 0.0
+    notes: list[str] = []
+    if to == PEFT:
+        given = weights
+        weights, reach = named_for_base(given, base)
+        notes = name_notes(given, weights, reach)
 
     def verify(made: Path) -> None:
         nonlocal error
-        meant = weights if to == "peft" else replace(weights, rest={})
+        meant = weights if to == PEFT else replace(weights, rest={})
         error = verify_adapter(meant, made, final=path)
         if check is not None:
             check(made)
@@ -309,7 +316,7 @@ def write_adapter(
         )  # fmt: skip
     else:
         save_adapter(weights, path, force=force, check=verify)
-    return Converted(name, path, directory_bytes(path), error)
+    return Converted(name, path, directory_bytes(path), error, tuple(notes))
 
 
 # ---- subspaces

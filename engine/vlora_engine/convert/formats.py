@@ -6,6 +6,7 @@ from vlora_engine.errors import ParameterError
 from vlora_engine.interop.names import LORASHARE, VLORA_DEV
 
 GGUF = "gguf"
+PEFT = "peft"
 ADAPTER_FORMATS = ("peft", "mlx", GGUF)
 PEER_FORMATS = (VLORA_DEV, LORASHARE)
 SUBSPACE_FORMATS = ("subspace", *PEER_FORMATS)

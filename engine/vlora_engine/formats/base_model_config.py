@@ -60,7 +60,7 @@ def find_base(named: str | Path | None, base_model: str | None) -> BaseConfig:
                 remedy=_MENDS,
             )
         return read_base(config_file)
-    found = _of_adapter(base_model)
+    found = known_base(base_model)
     if found is None:
         raise MissingPathError(
             "The base model's config is needed for GGUF, and is not found.",
@@ -73,7 +73,8 @@ def find_base(named: str | Path | None, base_model: str | None) -> BaseConfig:
     return read_base(found)
 
 
-def _of_adapter(base_model: str | None) -> Path | None:
+def known_base(base_model: str | None) -> Path | None:
+    """The config of the base that an adapter names, on this disk or in the Hub's cache."""
     if not base_model or "\0" in base_model:
         return None
     local = expanded(base_model) / MODEL_CONFIG

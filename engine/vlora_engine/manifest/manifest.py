@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vlora_engine.adapters.model import Kind
+from vlora_engine.adapters.model import Kind, form_word
 from vlora_engine.compression_target import DEFAULT_BASIS_METHOD
 from vlora_engine.errors import UnknownTaskError
 from vlora_engine.findings import Finding
@@ -48,6 +48,11 @@ class LayerSpec:
     k_b: int
     kind: Kind = "linear"
     tail_a: tuple[int, ...] = ()
+
+    @property
+    def fits(self) -> tuple[str, int, int]:
+        """A key that is equal for modules of its kind and dimensions, as `ModuleShape.fits`."""
+        return form_word(self.kind, self.tail_a), self.d_in, self.d_out
 
     def basis_elements(self, method: str) -> tuple[int, int]:
         """Numbers in the components of side a and of side b."""

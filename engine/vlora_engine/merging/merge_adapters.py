@@ -14,6 +14,7 @@ from torch import Tensor
 from vlora_engine.adapters.base_models import normalise_base_model
 from vlora_engine.adapters.collection import modules_of, source_label
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, as_source, nominal_rank
+from vlora_engine.adapters.module_names import common_names
 from vlora_engine.adapters.unchanged import require_unchanged
 from vlora_engine.errors import AdapterError, UnsupportedAdapterError
 from vlora_engine.findings import Finding
@@ -115,7 +116,7 @@ def merge_with_report(
     **parameters: Any,
 ) -> tuple[LoRAWeights, MergeReport]:
     """Merge adapters as `merge` does, and report ranks, what is kept of each, what is left out."""
-    sources = [as_source(adapter) for adapter in adapters]
+    sources = common_names([as_source(adapter) for adapter in adapters])
     request, values = check_request(
         len(sources),
         method,

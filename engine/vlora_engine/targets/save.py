@@ -13,6 +13,7 @@ from vlora_engine.formats.peft_save import _torch_dtype, write_peft
 from vlora_engine.quantization.dtypes import Q8_0
 from vlora_engine.targets.fit import architecture_for, check_fit, facts_of
 from vlora_engine.targets.launch import MODELFILE, modelfile
+from vlora_engine.targets.names import named_for_base
 from vlora_engine.targets.registry import Target, find_target
 from vlora_engine.targets.shape import shaped, without_rest
 from vlora_engine.utils.file_names import ADAPTER_GGUF
@@ -48,8 +49,8 @@ def save_adapter(
             as they are.
         force: Replace what is at ``path``.
         drop_rest: Leave out tensors besides A and B.
-        base: The base model's folder or config.json, for GGUF; by default it is looked for where
-            the adapter says.
+        base: The base model's folder or config.json, whose modules' names are written; for GGUF
+            it is looked for by default where the adapter says.
         check: Is shown the finished directory before it takes its place; if it raises, nothing is
             written.
 
@@ -61,6 +62,8 @@ def save_adapter(
     """
     wanted, out = find_target(target), Path(path)
     weights = tidied(weights)
+    if base is not None and wanted.form == "peft":
+        weights, _ = named_for_base(weights, base)
     q8_0 = dtype == Q8_0.lower()
     stored = None if q8_0 else _torch_dtype(dtype)
     if wanted.name == "peft" and not q8_0:

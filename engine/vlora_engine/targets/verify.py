@@ -15,6 +15,7 @@ from vlora_engine.adapters.model import (
     module_scales,
     same_bits,
 )
+from vlora_engine.adapters.module_names import tidied
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.errors import ParameterError, StorageError, VLoRAError
 from vlora_engine.quantization.dtypes import Q8_0, Q8_0_BLOCK
@@ -60,7 +61,7 @@ def verify_adapter(meant: LoRAWeights, path: Path, *, final: Path | None = None)
     """
     from vlora_engine.linalg.low_rank import relative_error
 
-    where = final or path
+    where, meant = final or path, tidied(meant)
     try:
         written = open_adapter(path)
         rest = written.read_rest()

@@ -247,6 +247,10 @@ REMARKED = {
     ),
     "no-modules": Case(KASA, CLEAN),
     "no-prefix": Case(UNPREFIXED, CLEAN),
+    "wrapped-names": Case(
+        put(renamed(lambda key: f"_orig_mod.{key}")),
+        put(renamed(lambda key: key.replace("attn", "module"))),  # a name like any other
+    ),
     "named-keys": Case(NAMED, CLEAN),
     "mixed-ranks": Case(_ranks(4, 6), _ranks(4, 4)),
     "overlapping-patterns": Case(
@@ -288,8 +292,8 @@ HEADERS = {
 BASE = {
     "no-module-fits": Case(
         put(renamed(lambda k: k.replace("transformer.h", "model.layers"))),
-        # what stands before the layers differs between a model and its head-less form
-        put(renamed(lambda k: k.replace("transformer.h", "h"))),
+        # for embeddings the model is loaded without its head
+        put(renamed(lambda k: k.replace("transformer.h", "h")), task_type="FEATURE_EXTRACTION"),
         with_base=True,
     ),
     "unknown-modules": Case(
