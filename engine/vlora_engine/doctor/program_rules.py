@@ -169,6 +169,13 @@ add_rows(
         _SAVE_LOAD,
         partial(helpers.as_remarked, "no-peft-type"),
     ),
+    (
+        "foreign",
+        "PEFT does not read what ComfyUI adds to the base beside the pairs.",
+        "",
+        "https://github.com/comfyanonymous/ComfyUI/blob/master/comfy/weight_adapter/lora.py",
+        partial(helpers.misfit, "foreign"),
+    ),
 )
 
 
