@@ -143,7 +143,7 @@ def _fix(code: str, subject: Subject) -> str:
         return subject.command("doctor", *base, "--fix", suffix="fixed")
     if code == "base-copies" and all(is_base_layer(key) for key in subject.rest):
         return subject.command("export", "--target", "peft", "--drop-rest", suffix="peft")
-    if code == "pickle-weights":
+    if code in ("pickle-weights", "no-peft-type"):
         return subject.command("convert", "--to", "peft", suffix="peft")
     return ""
 

@@ -154,7 +154,8 @@ class Subject:
         rest = [key for key in self.rest if key not in zero]
         facts = facts_from(self.modules, rest, self.config, name, more=self.more_rest)
         base = None if self.base is None else self.base.name
-        return tuple(misfits(find_target(self.target), facts, base=base))
+        out = Path(f"{name}-{self.target}")
+        return tuple(misfits(find_target(self.target), facts, base=base, out=out))
 
     def remarked(self, code: str) -> list[Finding]:
         """What reading its headers remarked under this code."""

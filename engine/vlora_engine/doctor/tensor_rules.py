@@ -109,8 +109,8 @@ def _same_as_base(subject: Subject) -> Iterable[Hit]:
     same = {key: nbytes_of(subject.rest[key]) for key, is_same in of_base.items() if is_same}
     if not same:
         return
-    share = sum(same.values()) / max(1, sum(map(nbytes_of, subject.tensors.values())))
-    what = f"{told(same)}: {share:.0%} of the adapter are the base's own numbers."
+    share = 100 * sum(same.values()) / max(1, sum(map(nbytes_of, subject.tensors.values())))
+    what = f"{told(same)}: {share:.0f} % of the adapter are the base's own numbers."
     remedy, fix = "leave them out", ""
     if len(same) == len(subject.rest):
         fix = subject.command("export", "--target", "peft", "--drop-rest", suffix="peft")

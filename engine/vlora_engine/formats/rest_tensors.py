@@ -158,7 +158,7 @@ def _copies_finding(keys: Mapping[str, int], where: str, nbytes: int, *, alone: 
 
 
 def _share(keys: Mapping[str, int], nbytes: int) -> str:
-    return f", {sum(keys.values()) / nbytes:.0%} of the file" if nbytes else ""
+    return f", {100 * sum(keys.values()) / nbytes:.0f} % of the file" if nbytes else ""
 
 
 def _is_whole(described: Described) -> bool:
