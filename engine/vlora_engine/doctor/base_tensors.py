@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vlora_engine.adapters.module_names import PREFIX
 from vlora_engine.doctor.base_facts import BaseFacts, weight_files
-from vlora_engine.formats.layout import PREFIX
 from vlora_engine.utils.safetensors_file import Header, read_header, read_tensor
 
 if TYPE_CHECKING:

@@ -251,6 +251,9 @@ REMARKED = {
         then(CLEAN, lambda a: (a / "training_args.json").write_text("{}")),
     ),
     "no-prefix": Case(UNPREFIXED, CLEAN),
+    "wrapped-names": Case(
+        put(renamed(lambda key: key.replace(".attn.", "._orig_mod.attn."))), CLEAN
+    ),
     "named-keys": Case(NAMED, CLEAN),
     "mixed-ranks": Case(_ranks(4, 6), _ranks(4, 4)),
     "overlapping-patterns": Case(
@@ -296,8 +299,7 @@ HEADERS = {
 BASE = {
     "no-module-fits": Case(
         put(renamed(lambda k: k.replace("transformer.h", "model.layers"))),
-        # what stands before the layers differs between a model and its head-less form
-        put(renamed(lambda k: k.replace("transformer.h", "h"))),
+        CLEAN,
         with_base=True,
     ),
     "unknown-modules": Case(
