@@ -120,6 +120,7 @@ LAZY = {
     "vlora_engine.compat.lorashare": "huggingface_hub peft",
     "vlora_engine.convert.convert": "numpy safetensors torch",
     "vlora_engine.convert.losses": "numpy torch",
+    "vlora_engine.doctor.base_tensors": "torch",
     "vlora_engine.doctor.subspace_check": "numpy torch",
     "vlora_engine.doctor.tensor_rules": "torch",
     "vlora_engine.formats.base_model_config": "huggingface_hub",

@@ -34,11 +34,12 @@ from vlora_engine.errors import (
     UnsupportedAdapterError,
 )
 from vlora_engine.findings import Finding
+from vlora_engine.formats.rest_tensors import foreign_tensors
 from vlora_engine.merging.settings import check_request
 from vlora_engine.targets import Facts, Target, check_fit, facts_of, facts_of_task, find_target
 from vlora_engine.targets.names import name_notes, named_for_base
 from vlora_engine.targets.save import save_adapter
-from vlora_engine.targets.shape import without_rest
+from vlora_engine.targets.shape import without_foreign, without_rest
 from vlora_engine.targets.verify import verify_adapter, with_alpha
 from vlora_engine.utils.file_names import ADAPTER_CONFIG
 from vlora_engine.utils.files import check_output, directory_bytes, same_content
@@ -380,7 +381,10 @@ class Writer:
                 self.outputs.append(str(path))
 
     def _export(self, export: Export, task: str, path: Path) -> None:
-        weights = self._named(export, task, with_overrides(self._weights(export, task), export))
+        weights = with_overrides(self._weights(export, task), export)
+        if not foreign_tensors(MemorySource(weights)):
+            weights = without_foreign(weights)  # deltas of zero
+        weights = self._named(export, task, weights)
         if export.drop_rest:
             self._report_left_out(task, weights)
             weights = without_rest(weights)
@@ -574,7 +578,9 @@ class Writer:
     def _convert(self, request: Convert, task: str, path: Path, *, repeatable: bool) -> None:
         """One task, in a format of adapters."""
         weights = self._weights(request, task)
-        self._report_losses(losses_of(request.to, {task: MemorySource(weights)}), task)
+        lost = losses_of(request.to, {task: MemorySource(weights)})
+        refuse_losses(Conversion(request.to, {}, {}, losses=lost), request.allow_loss)
+        self._report_losses(lost, task)
         error = 0.0
 
         def write(weights: LoRAWeights, path: Path, **settings: Any) -> None:

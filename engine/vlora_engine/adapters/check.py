@@ -104,9 +104,15 @@ def check_adapters(
 
 
 def check_adapter(
-    name: str, source: AdapterSource, observe: Callable[[str, Tensor, Tensor], None] | None = None
+    name: str,
+    source: AdapterSource,
+    observe: Callable[[str, Tensor, Tensor], None] | None = None,
+    observe_rest: Callable[[str, Tensor], None] | None = None,
 ) -> AdapterCheck:
-    """Check one adapter; ``observe`` is shown every module's A and B while they are in memory."""
+    """Check one adapter; ``observe`` is shown every module's A and B while they are in memory.
+
+    ``observe_rest`` is shown every other tensor.
+    """
     where = f"{source.path or name}"
     check = AdapterCheck(name)
     try:
@@ -121,6 +127,8 @@ def check_adapter(
                 observe(module, a, b)
         for key, tensor in sorted(source.read_rest().items()):
             content.add_rest(key, tensor)
+            if observe_rest is not None:
+                observe_rest(key, tensor)
             if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
                 what = "A tensor that is kept as it is holds NaN or Inf."
                 remedy = "look at how the adapter was trained"

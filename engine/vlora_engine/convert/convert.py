@@ -25,6 +25,7 @@ from vlora_engine.manifest.manifest import Manifest, TaskRecord
 from vlora_engine.targets import check_fit, facts_of, facts_of_task, find_target
 from vlora_engine.targets.names import name_notes, named_for_base
 from vlora_engine.targets.save import save_adapter
+from vlora_engine.targets.shape import without_foreign
 from vlora_engine.targets.verify import require_alike, verify_adapter
 from vlora_engine.utils.files import (
     MadeCheck,
@@ -214,6 +215,9 @@ def convert(
             run.stop_if_asked(STOPPED)
             run.report(STAGE, done, len(conversion.outputs), name)
             weights = source.reconstruct(name) if source else to_memory(conversion.adapters[name])
+            if source:  # its index does not name the tensors beside A and B
+                found = losses_of(conversion.to, {name: MemorySource(weights)})
+                refuse_losses(replace(conversion, losses=found), allow_loss)
             written.append(
                 write_adapter(
                     conversion.to, weights, name, path, force=force,
@@ -294,6 +298,7 @@ def write_adapter(
         OutputExistsError, StorageError, UnsupportedAdapterError: As `save_adapter`.
     """
     error = 0.0
+    weights = without_foreign(weights)  # as `losses_of` has told
     notes: list[str] = []
     if to == PEFT:
         given = weights

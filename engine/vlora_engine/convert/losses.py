@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,13 @@ from vlora_engine.convert.formats import GGUF
 from vlora_engine.errors import UnsupportedAdapterError
 from vlora_engine.formats.config_fields import unread
 from vlora_engine.formats.peft_save import ORIGIN
+from vlora_engine.formats.rest_tensors import (
+    foreign_tensors,
+    is_base_layer,
+    is_foreign,
+    nbytes_of,
+    told,
+)
 from vlora_engine.interop.names import LORASHARE, VLORA_DEV
 
 
@@ -30,7 +37,11 @@ class Loss:
 
 @dataclass(frozen=True)
 class Outline:
-    """The facts about an adapter that decide whether a format can hold it."""
+    """The facts about an adapter that decide whether a format can hold it.
+
+    ``rest`` counts the tensors beside A and B that act; ``beside`` has the bytes of those that are
+    known by their keys, copies of the base's own weights among them.
+    """
 
     name: str
     kinds: frozenset[str]
@@ -40,6 +51,7 @@ class Outline:
     config: Mapping[str, Any]
     modules: frozenset[str] = frozenset()
     dtypes: frozenset[str] = frozenset()
+    beside: Mapping[str, int] = field(default_factory=dict)
 
 
 def losses(to: str, outlines: Sequence[Outline]) -> list[Loss]:
@@ -54,16 +66,28 @@ def losses(to: str, outlines: Sequence[Outline]) -> list[Loss]:
 def outline_of(name: str, source: AdapterSource) -> Outline:
     """The outline of an adapter whose headers were read."""
     shapes = source.modules.values()
+    beside = _beside(source)
     return Outline(
         name,
         frozenset(shape.kind for shape in shapes),
         frozenset(shape.rank for shape in shapes),
         frozenset(source.scales.values()),
-        len(source.rest),
+        sum(not is_base_layer(key) for key in beside),
         source.config,
         frozenset(source.modules),
         frozenset(shape.dtype for shape in shapes),
+        beside,
     )
+
+
+def _beside(source: AdapterSource) -> dict[str, int]:
+    """The bytes of every tensor beside A and B, but for deltas that are zero: they do nothing."""
+    live = foreign_tensors(source)
+    return {
+        key: nbytes_of(described)
+        for key, described in source.rest.items()
+        if key in live or not is_foreign(key)
+    }
 
 
 def outlines_of(whole: Path) -> list[Outline]:
@@ -88,6 +112,11 @@ def outlines_of(whole: Path) -> list[Outline]:
 
 
 def _peft_losses(outlines: Sequence[Outline]) -> Iterator[Loss]:
+    for outline in outlines:
+        foreign = {key: size for key, size in outline.beside.items() if is_foreign(key)}
+        if foreign:
+            what = f"{told(foreign)}, are added to the base by ComfyUI alone: PEFT reads none."
+            yield Loss(f"{outline.name}: {what}", serious=True)
     for name in _with(outlines, lambda o: ORIGIN in o.config):
         yield Loss(
             f"{name}: what its tool noted beside it (training, metadata) has no place there."
@@ -155,17 +184,23 @@ _LOSSES = {
 def _field_losses(outlines: Sequence[Outline], to: str) -> Iterator[Loss]:
     """Fields of the config that change what the adapter does, in a format that keeps none."""
     for outline in outlines:
-        for field in unread(outline.config):
-            what = f"{outline.name}: {to} has no place for {field.name[:80]}: {field.without}."
+        for each in unread(outline.config):
+            what = f"{outline.name}: {to} has no place for {each.name[:80]}: {each.without}."
             yield Loss(what, serious=True)
 
 
 def _rest_losses(outlines: Sequence[Outline], to: str) -> Iterator[Loss]:
     for outline in outlines:
+        acting = {key: size for key, size in outline.beside.items() if not is_base_layer(key)}
+        copies = {key: size for key, size in outline.beside.items() if is_base_layer(key)}
+        if copies:
+            what = f"{told(copies)}, are copies of the base's own weights and are left out."
+            yield Loss(f"{outline.name}: {what}")
         if outline.rest:
             count = f"{outline.rest} tensor{'s' * (outline.rest > 1)}"
-            what = f"{outline.name}: {count} outside the modules (heads, biases...) are left out."
-            yield Loss(what, serious=True)
+            named = f": {told(acting)}" if acting else ""
+            what = f"{count} outside the modules (heads, biases...) are left out{named}."
+            yield Loss(f"{outline.name}: {what}", serious=True)
 
 
 def _fp32_losses(outlines: Sequence[Outline]) -> Iterator[Loss]:

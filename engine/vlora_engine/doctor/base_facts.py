@@ -200,7 +200,11 @@ def read_base(place: str | Path) -> BaseFacts:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a model: those that its index names, or all."""
+    """The safetensors with the model's weights: all in the folder, or those that its index names.
+
+    Raises:
+        CorruptFileError: The index is not what it should be.
+    """
     index = folder / INDEX
     if not index.is_file():
         return sorted(folder.glob("*.safetensors"))

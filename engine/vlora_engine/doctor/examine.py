@@ -226,8 +226,10 @@ def subject_at(path: str | Path | AdapterRef, *, entry: AdapterInfo | None = Non
 
 
 def subject_of(seen: Inspection, probe: Probe | None = None) -> Subject:
-    """An inspection as the rules want it."""
+    """An inspection as the rules want it; of tensors that are not understood they get none."""
     contents: Any = None
+    if seen.opaque:
+        seen = replace(seen, modules=None, rest={})
     if probe is not None and seen.modules is not None and probe.tensor_file is not None:
         contents = probe.contents.tensors
     return Subject(
@@ -309,7 +311,7 @@ def _with_facts(name: str, subject: Subject) -> Subject:
         source = open_adapter(subject.path, allow_unsupported=subject.error is not None)
     except VLoRAError as error:
         return replace(subject, error=subject.error or error)
-    facts = read_facts(name, source)
+    facts = read_facts(name, source, subject.base)
     fault = facts.check.error if facts.check is not None else None
     if fault is not None and fault.code != "not-finite":
         return replace(subject, error=subject.error or fault)

@@ -79,7 +79,8 @@ def _wide_dtype(subject: Subject) -> Iterable[Hit]:
     wide = [name for name, shape in (subject.modules or {}).items() if shape.dtype == "F64"]
     if wide:
         what = f"{count(len(wide), 'module')} in fp64, such as {wide[0]}."
-        yield Hit(what, "save it in fp32, or bf16", file=subject.at_weights, module=wide[0])
+        fix = subject.command("export", "--target", "peft", "--dtype", "fp32", suffix="fp32")
+        yield Hit(what, "save it in fp32", fix, file=subject.at_weights, module=wide[0])
 
 
 @rule(
@@ -94,7 +95,8 @@ def _narrow_dtype(subject: Subject) -> Iterable[Hit]:
     narrow = [name for name in narrow if "lora_" in name]
     if narrow:
         what = f"{count(len(narrow), 'factor')} in 8-bit floats, such as {narrow[0]}."
-        yield Hit(what, file=subject.at_weights)
+        fix = subject.command("export", "--target", "peft", "--dtype", "bf16", suffix="bf16")
+        yield Hit(what, fix=fix, file=subject.at_weights)
 
 
 @rule(
@@ -108,7 +110,8 @@ def _mixed_dtypes(subject: Subject) -> Iterable[Hit]:
     dtypes = Counter(dtype for name, (dtype, _) in subject.tensors.items() if ".lora_" in name)
     if len(dtypes) > 1:
         told = ", ".join(f"{number} {dtype}" for dtype, number in sorted(dtypes.items()))
-        yield Hit(f"Factors of several dtypes: {told}.", file=subject.at_weights)
+        fix = subject.command("export", "--target", "peft", "--dtype", "fp32", suffix="fp32")
+        yield Hit(f"Factors of several dtypes: {told}.", fix=fix, file=subject.at_weights)
 
 
 @rule(

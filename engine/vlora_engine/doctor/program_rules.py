@@ -127,6 +127,8 @@ add_rows(
 )
 def _ollama_safetensors(subject: Subject) -> Iterable[Hit]:
     base = subject.config.get("base_model_name_or_path")
+    if subject.format == "gguf":
+        return
     if subject.base is not None:
         taken, named = subject.base.model_type in _OLLAMA_TAKES, subject.base.model_type
     elif isinstance(base, str) and base:
@@ -137,7 +139,8 @@ def _ollama_safetensors(subject: Subject) -> Iterable[Hit]:
         return
     if not taken:
         what = f"The base is {named[:80]}."
-        yield Hit(what, file=subject.at_config)
+        fix = "" if subject.base is None else helpers.exported(subject)
+        yield Hit(what, fix=fix, file=subject.at_config)
 
 
 # ---- PEFT, and the portable form
@@ -168,6 +171,13 @@ add_rows(
         "",
         _SAVE_LOAD,
         partial(helpers.as_remarked, "no-peft-type"),
+    ),
+    (
+        "foreign",
+        "PEFT does not read what ComfyUI adds to the base beside the pairs.",
+        "",
+        "https://github.com/comfyanonymous/ComfyUI/blob/master/comfy/weight_adapter/lora.py",
+        helpers.foreign,
     ),
 )
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 from vlora_engine.doctor.rules import ENGINE, PEFT, Find, Hit, Rule, Subject, add_rule
 from vlora_engine.findings import Severity, finding_of
+from vlora_engine.formats.rest_tensors import is_base_layer, is_foreign
 
 _FORMATS = f"{ENGINE}.formats"
 _OWN = "vlora-tui 0.1"
@@ -75,7 +76,6 @@ REMARKS: dict[str, tuple[Severity, str, str, str]] = {
     "local-base-model": ("note", "The base model is named by a local path.", _FORMATS, _OWN),
     "pickle-weights": ("warning", "The tensors lie in a pickle.", _FORMATS, _OWN),
     "pickle-beside": ("note", "Pickles lie beside the adapter.", _FORMATS, _OWN),
-    "no-modules": ("warning", "No module is read as a product of factors.", _FORMATS, _OWN),
     "no-prefix": ("error", "Keys lack base_model.model.: PEFT applies none.", _SAVE_LOAD, _PEFT),
     "wrapped-names": (
         "error",
@@ -95,6 +95,12 @@ REMARKS: dict[str, tuple[Severity, str, str, str]] = {
     "unlisted-modules": ("warning", "target_modules lacks some modules.", _SAVE_LOAD, _PEFT),
     "rest-tensors": ("note", "Tensors that belong to no module.", _FORMATS, _OWN),
     "whole-matrices": ("note", "Whole matrices (embeddings, heads) are inside.", _FORMATS, _OWN),
+    "foreign-tensors": (
+        "warning",
+        "Tensors that are added to the base, and that ComfyUI alone reads.",
+        "https://github.com/comfyanonymous/ComfyUI/blob/master/comfy/weight_adapter/lora.py",
+        "autumn 2026",
+    ),
     "base-copies": ("note", "Tensors of the base model are inside.", _FORMATS, _OWN),
 }  # fmt: skip
 
@@ -114,17 +120,30 @@ def _refused_as(code: str) -> Find:
 def _remarked_as(code: str) -> Find:
     def find(subject: Subject) -> Iterable[Hit]:
         for finding in subject.remarked(code):
-            yield Hit.of(finding, fix=_fix(code, subject))
+            if not _is_idle(code, subject):
+                yield Hit.of(finding, fix=_fix(code, subject))
 
     return find
 
 
+def _is_idle(code: str, subject: Subject) -> bool:
+    """Whether the numbers have shown what the names announce not to be there, or told of it."""
+    if subject.facts is None:
+        return False
+    if code == "foreign-tensors":
+        return all(key in subject.facts.zero for key in subject.rest if is_foreign(key))
+    # With the base at hand its copies are told from what only looks like one.
+    return code == "base-copies" and bool(subject.facts.of_base)
+
+
 def _fix(code: str, subject: Subject) -> str:
-    """What writes the adapter again under PEFT's own keys, every module listed."""
+    """What writes the adapter again under PEFT's own keys, or without copies of the base."""
     if code in ("no-prefix", "wrapped-names", "unlisted-modules", "named-keys"):
         base = ("--base", subject.base.name) if subject.base is not None else ()
         return subject.command("doctor", *base, "--fix", suffix="fixed")
-    if code == "pickle-weights":
+    if code == "base-copies" and all(is_base_layer(key) for key in subject.rest):
+        return subject.command("export", "--target", "peft", "--drop-rest", suffix="peft")
+    if code in ("pickle-weights", "no-peft-type"):
         return subject.command("convert", "--to", "peft", suffix="peft")
     return ""
 

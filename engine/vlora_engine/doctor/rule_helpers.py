@@ -96,6 +96,12 @@ def heads(subject: Subject) -> Iterable[Hit]:
     yield from found
 
 
+def foreign(subject: Subject) -> Iterable[Hit]:
+    """What ComfyUI alone reads, with the command that leaves out that and nothing else."""
+    fix = subject.command("convert", "--to", "peft", "--allow-loss", suffix="peft")
+    yield from misfit("foreign", subject, remedy="leave them out on purpose", fix=fix)
+
+
 def exported(subject: Subject, *flags: str) -> str:
     """The command that writes the adapter as the target reads it.
 

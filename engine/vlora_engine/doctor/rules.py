@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vlora_engine.errors import place_words
 from vlora_engine.findings import SEVERITIES, Finding, Severity
+from vlora_engine.formats.rest_tensors import is_foreign
 from vlora_engine.targets.fit import facts_from, misfits
 from vlora_engine.targets.registry import find_target
 from vlora_engine.utils.file_names import ADAPTER_CONFIG
@@ -149,9 +150,12 @@ class Subject:
         if self.target is None or not self.modules:
             return ()  # of what cannot be read the reader has told
         name = str(self.path)
-        facts = facts_from(self.modules, self.rest, self.config, name, more=self.more_rest)
+        zero = frozenset() if self.facts is None else self.facts.zero
+        rest = [key for key in self.rest if key not in zero]
+        facts = facts_from(self.modules, rest, self.config, name, more=self.more_rest)
         base = None if self.base is None else self.base.name
-        return tuple(misfits(find_target(self.target), facts, base=base))
+        out = Path(f"{name}-{self.target}")
+        return tuple(misfits(find_target(self.target), facts, base=base, out=out))
 
     def remarked(self, code: str) -> list[Finding]:
         """What reading its headers remarked under this code."""
@@ -219,12 +223,21 @@ class TensorFacts:
         idle: Modules whose B or A is zero in every entry.
         fresh: Modules whose A is still spread as PEFT initialises it.
         large: Modules with entries that fp16 cannot hold.
+        zero: Tensors beside the factors that are zero in every entry.
+        of_base: Whether a tensor beside the factors is the base's own, where that was looked at.
     """
 
     check: AdapterCheck | None = None
     idle: list[str] = field(default_factory=list)
     fresh: list[str] = field(default_factory=list)
     large: list[str] = field(default_factory=list)
+    zero: set[str] = field(default_factory=set)
+    of_base: dict[str, bool] = field(default_factory=dict)
+
+    def observe_rest(self, key: str, tensor: Tensor) -> None:
+        """Look at one tensor that is no factor."""
+        if is_foreign(key) and not bool(tensor.any()):
+            self.zero.add(key)
 
     def observe(self, module: str, a: Tensor, b: Tensor) -> None:
         """Look at one module's A (r, d_in) and B (d_out, r)."""

@@ -6,12 +6,15 @@ from collections.abc import Iterable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from vlora_engine.doctor.base_tensors import compared
 from vlora_engine.doctor.rules import ENGINE, PEFT, Hit, Subject, TensorFacts, count, rule
 from vlora_engine.findings import finding_of
+from vlora_engine.formats.rest_tensors import effect_of, nbytes_of, told
 
 if TYPE_CHECKING:
     from vlora_engine.adapters.check import AdapterCheck
     from vlora_engine.adapters.model import AdapterSource
+    from vlora_engine.doctor.base_facts import BaseFacts
 
 _LAYER = f"{PEFT}/blob/main/src/peft/tuners/lora/layer.py"
 
@@ -19,13 +22,19 @@ _layer_rule = partial(rule, source=_LAYER, since="peft 0.21", stage="tensors")
 _check_rule = partial(rule, source=f"{ENGINE}.adapters.check", stage="tensors")
 
 
-def read_facts(name: str, source: AdapterSource) -> TensorFacts:
-    """Read every tensor of one adapter once."""
+def read_facts(name: str, source: AdapterSource, base: BaseFacts | None = None) -> TensorFacts:
+    """Read every tensor of one adapter once, and those of the base that it has whole."""
     from vlora_engine.adapters.check import check_adapter
 
     facts = TensorFacts()
-    facts.check = check_adapter(name, source, facts.observe)
+    facts.check = check_adapter(name, source, facts.observe, facts.observe_rest)
+    if base is not None and any(effect_of(key) in _OF_BASE for key in source.rest):
+        whole = {k: t for k, t in source.read_rest().items() if effect_of(k) in _OF_BASE}
+        facts.of_base = compared(base, whole)
     return facts
+
+
+_OF_BASE = ("copy", "embedding", "bias", "replaces")
 
 
 def _checked(subject: Subject) -> AdapterCheck | None:
@@ -85,6 +94,45 @@ def _fresh(subject: Subject) -> Iterable[Hit]:
     if len(facts.fresh) == len(subject.modules or {}):
         what = f"A of all {count(len(facts.fresh), 'module')} is uniform up to 1 / sqrt(d_in)."
         yield Hit(what, file=subject.at_weights)
+
+
+@rule(
+    "same-as-base",
+    "warning",
+    "Whole tensors are the base's own, number for number: they do nothing.",
+    source=f"{PEFT}/blob/main/src/peft/utils/save_and_load.py",
+    since="peft 0.21",
+    stage="tensors",
+)
+def _same_as_base(subject: Subject) -> Iterable[Hit]:
+    of_base = {} if subject.facts is None else subject.facts.of_base
+    same = {key: nbytes_of(subject.rest[key]) for key, is_same in of_base.items() if is_same}
+    if not same:
+        return
+    share = 100 * sum(same.values()) / max(1, sum(map(nbytes_of, subject.tensors.values())))
+    what = f"{told(same)}: {share:.0f} % of the adapter are the base's own numbers."
+    remedy, fix = "leave them out", ""
+    if len(same) == len(subject.rest):
+        fix = subject.command("export", "--target", "peft", "--drop-rest", suffix="peft")
+    else:
+        remedy = "save it again with save_embedding_layers=False: what else is beside A and B acts"
+    yield Hit(what, remedy, fix, file=subject.at_weights, tensor=next(iter(same)))
+
+
+@rule(
+    "other-than-base",
+    "note",
+    "Whole tensors take the place of the base's when PEFT loads the adapter.",
+    remedy="serve it where they are read (PEFT), or on a base that was saved with them",
+    source=f"{PEFT}/blob/main/src/peft/utils/save_and_load.py",
+    since="peft 0.21",
+    stage="tensors",
+)
+def _other_than_base(subject: Subject) -> Iterable[Hit]:
+    of_base = {} if subject.facts is None else subject.facts.of_base
+    other = {key: nbytes_of(subject.rest[key]) for key, is_same in of_base.items() if not is_same}
+    if other:
+        yield Hit(f"{told(other)}: other than the base's.", file=subject.at_weights)
 
 
 @rule(

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from vlora_engine.adapters.model import ModuleShape
 from vlora_engine.findings import Finding
 from vlora_engine.formats.base import PICKLES, Probe
 from vlora_engine.formats.config import PEFT_DEFAULT_ALPHA, PEFT_DEFAULT_RANK, Settings
 from vlora_engine.formats.contents import Contents
 from vlora_engine.formats.layout import Layout
-from vlora_engine.utils.safetensors_file import ITEM_BYTES
-
-WHOLE_MATRIX = 64  # rows and columns; what is narrower is a head
+from vlora_engine.formats.rest_tensors import rest_findings
 
 
 def adapter_findings(
@@ -28,7 +25,16 @@ def adapter_findings(
         *_layout_findings(layout, where),
         *_pattern_findings(layout, settings, str(probe.config_path)),
         *_target_findings(layout, settings, str(probe.config_path)),
-        *_rest_findings(layout, where),
+        *rest_findings(layout.rest, where, file_size(contents.path)),
+    )
+
+
+def opaque_findings(probe: Probe, contents: Contents, settings: Settings) -> tuple[Finding, ...]:
+    """The findings about an adapter whose tensors are not understood: nothing about these."""
+    return (
+        _no_modules(str(contents.path)),
+        *_config_findings(probe, settings),
+        *_pickles_beside(probe, contents.path),
     )
 
 
@@ -93,10 +99,14 @@ def _pickles_beside(probe: Probe, weights: Path) -> Iterable[Finding]:
         yield Finding("pickle-beside", "note", what, file=str(probe.directory / beside[0]))
 
 
+def _no_modules(where: str) -> Finding:
+    what = "No module is read as a product of factors; all tensors are kept as they are."
+    return Finding("no-modules", "warning", what, file=where)
+
+
 def _layout_findings(layout: Layout, where: str) -> Iterable[Finding]:
     if not layout.pairs:
-        what = "No module is read as a product of factors; all tensors are kept as they are."
-        yield Finding("no-modules", "warning", what, file=where)
+        yield _no_modules(where)
     yield from _name_findings(layout, where)
     if layout.adapter_name:
         what = (
@@ -154,13 +164,9 @@ def _target_findings(layout: Layout, settings: Settings, where: str) -> Iterable
     if not isinstance(settings.targets, tuple):
         return
     targets = frozenset(settings.targets)
-    hit: set[str] = set()
-    unlisted = []
-    for module in layout.pairs:
-        matches = matching_targets(module, targets)
-        hit.update(matches)
-        if not matches:
-            unlisted.append(module)
+    shapes = {module: pair.shape for module, pair in layout.pairs.items()}
+    hit = {target for module in shapes for target in matching_targets(module, targets)}
+    unlisted = unlisted_modules(shapes, targets, ties=settings.ties)
     stale = sorted(targets - hit)
     if stale:
         what = f"target_modules lists what no tensor belongs to: {', '.join(stale[:6])}."
@@ -175,8 +181,31 @@ def _target_findings(layout: Layout, settings: Settings, where: str) -> Iterable
         yield Finding("unlisted-modules", "warning", what, remedy, module=unlisted[0], file=where)
 
 
+def unlisted_modules(
+    shapes: Mapping[str, ModuleShape], targets: frozenset[str], *, ties: bool
+) -> list[str]:
+    """The modules that PEFT would leave alone, as target_modules does not lead to them.
+
+    It leads beyond the names that it lists: with ``ties`` (ensure_weight_tying) to what is tied to
+    an embedding that is listed.
+    """
+    listed = {module for module in shapes if matching_targets(module, targets)}
+    embeddings = [m for m in listed if ties and m.rpartition(".")[2] in _EMBEDDINGS]
+    sizes = {frozenset((shapes[m].d_in, shapes[m].d_out)) for m in embeddings}
+    return [
+        module
+        for module, shape in shapes.items()
+        if module not in listed and frozenset((shape.d_in, shape.d_out)) not in sizes
+    ]
+
+
+_EMBEDDINGS = ("embed_tokens", "lm_head")  # peft/utils/constants.py: EMBEDDING_LAYER_NAMES
+_INNER = ".base_layer.out_proj"  # which PEFT adapts with the MultiheadAttention around it
+
+
 def matching_targets(module: str, targets: frozenset[str]) -> list[str]:
     """The entries of a target_modules list that PEFT matches with ``module``: it or its ends."""
+    module = module.removesuffix(_INNER)
     found = [module] if module in targets else []
     at = len(module)
     while (at := module.rfind(".", 0, at)) >= 0:
@@ -185,33 +214,12 @@ def matching_targets(module: str, targets: frozenset[str]) -> list[str]:
     return found
 
 
-def _rest_findings(layout: Layout, where: str) -> Iterable[Finding]:
-    if not layout.rest:
-        return
-    what = (
-        f"{_count(len(layout.rest), 'tensor')} outside the modules (heads, biases, and so on), "
-        "kept bit for bit."
-    )
-    yield Finding("rest-tensors", "note", what, file=where)
-    whole = [
-        (name, math.prod(shape) * ITEM_BYTES[dtype])
-        for name, (dtype, shape) in layout.rest.items()
-        if len(shape) > 1 and min(shape) >= WHOLE_MATRIX and not _BASE_COPY.search(name)
-    ]
-    if whole:
-        what = (
-            f"{_count(len(whole), 'whole matrix', 'whole matrices')} "
-            f"({sum(size for _, size in whole) / 1e6:.1f} MB), such as {whole[0][0]}: "
-            "no low rank, so no saving there."
-        )
-        yield Finding("whole-matrices", "note", what, file=where)
-    copies = [name for name in layout.rest if _BASE_COPY.search(name)]
-    if copies:
-        what = f"{_count(len(copies), 'tensor')} of the base model inside, such as {copies[0]}."
-        yield Finding("base-copies", "note", what, file=where)
-
-
-_BASE_COPY = re.compile(r"\.(base_layer\.weight$|original_module\.)")
+def file_size(path: Path) -> int:
+    """The bytes of a file; 0 where that is not known."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def _count(number: int, singular: str, plural: str | None = None) -> str:

@@ -40,7 +40,8 @@ class Location:
 class Inspection:
     """An adapter as its headers and config show it, without tensor data and without torch.
 
-    ``modules`` is None where the tensors lie in a pickle, which only torch may open.
+    ``modules`` is None where the tensors lie in a pickle, which only torch may open. ``opaque``:
+    the factors are no product, so all tensors count as rest, and nothing follows from that.
     """
 
     path: Path
@@ -55,6 +56,7 @@ class Inspection:
     nbytes: int
     findings: tuple[Finding, ...]
     identity: tuple[int, int, str]
+    opaque: bool = False
 
 
 class FileAdapter:

@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, Any
 from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.adapters.module_names import plain_rest
 from vlora_engine.errors import AdapterError, MissingPathError, UnsupportedAdapterError, VLoRAError
-from vlora_engine.formats.adapter_findings import adapter_findings, pickle_findings
+from vlora_engine.formats.adapter_findings import (
+    adapter_findings,
+    opaque_findings,
+    pickle_findings,
+)
 from vlora_engine.formats.base import PICKLES, Inspection, Probe
 from vlora_engine.formats.config import (
     Settings,
+    Variant,
     check_peft_type,
     find_variant,
     missing_config_error,
@@ -24,7 +29,7 @@ from vlora_engine.formats.config import (
 from vlora_engine.formats.contents import Contents, PickleContents
 from vlora_engine.formats.diffusion import DIFFUSERS, KOHYA, NUMBERED
 from vlora_engine.formats.foreign import foreign_error, recognise
-from vlora_engine.formats.layout import Layout, check_ranks, read_layout, split_key
+from vlora_engine.formats.layout import Layout, Pair, check_ranks, read_layout, split_key
 from vlora_engine.formats.mlx import MLX
 from vlora_engine.formats.plain import PlainAdapter, PlainFormat
 from vlora_engine.utils.file_names import ADAPTER_WEIGHTS
@@ -106,8 +111,9 @@ def _examine(
         raise missing_config_error(probe.config_path)
     config = probe.config
     settings = read_settings(without_wrapper_parts(config), probe.config_path)
-    as_product = _check_supported(probe, contents, allow_unsupported)
-    layout = _layout(contents, as_product)
+    if not _check_supported(probe, contents, allow_unsupported):
+        return _opaque(probe, contents, settings)
+    layout = read_layout(contents.tensors, contents.path)
     if not layout.pairs and not allow_unsupported:
         _refuse_foreign(probe, contents)
         raise _no_modules_error(contents)
@@ -123,6 +129,28 @@ def _examine(
         },
         rest=layout.rest,
         findings=adapter_findings(probe, contents, layout, settings),
+    )
+    return inspection, layout
+
+
+def _opaque(probe: Probe, contents: Contents, settings: Settings) -> tuple[Inspection, Layout]:
+    """An adapter whose factors are no product: every tensor is kept, and none is understood."""
+    named: dict[str, str] = {}
+    for key in contents.tensors:
+        plain = plain_rest(key)
+        named[key if plain in contents.tensors or plain in named else plain] = key
+    rest = {name: contents.tensors[named[name]] for name in sorted(named)}
+    pairs = dict[str, Pair]()
+    layout = Layout(pairs=pairs, rest=rest, adapter_name=None, rest_keys=named, odd={})
+    inspection = _inspection(
+        probe,
+        settings,
+        contents.path,
+        modules={},
+        scales={},
+        rest=layout.rest,
+        findings=opaque_findings(probe, contents, settings),
+        opaque=True,
     )
     return inspection, layout
 
@@ -169,38 +197,40 @@ def _check_supported(probe: Probe, contents: Contents | None, allow_unsupported:
             raise
         return False
     variant = find_variant(config)
-    if variant is not None:
-        if not allow_unsupported:
-            found = f'"{variant.field}": {shown(config.get(variant.field))}'
-            raise variant_error(variant, found, probe.config_path)
-        return variant.product
-    if contents is not None and not allow_unsupported:
-        _check_marks(contents)
-    return True
+    where: Path = probe.config_path
+    found = "" if variant is None else f'"{variant.field}": {shown(config.get(variant.field))}'
+    if variant is None and contents is not None:
+        variant, key = _marked(contents)
+        found, where = f"tensor {key}", contents.path
+    if variant is None:
+        return True
+    if not allow_unsupported:
+        raise variant_error(variant, found, where)
+    return variant.product
 
 
-def _check_marks(contents: Contents) -> None:
-    """Refuse variants that show in the tensors although the config does not name them."""
+def _marked(contents: Contents) -> tuple[Variant | None, str]:
+    """The variant that shows in the tensors although the config does not name it; and where."""
     for key in contents.tensors:
-        for mark, field in _MARKS.items():
-            if mark in key:
-                variant = find_variant({field: True})
-                if variant is not None:
-                    raise variant_error(variant, f"tensor {key}", contents.path)
+        field = next((field for mark, field in _MARKS.items() if mark in key), None)
+        if field is None and _is_of_parameter(key):
+            field = "target_parameters"
+        if field is not None:
+            return find_variant({field: True}), key
+    return None, ""
 
 
 _MARKS = {".lora_magnitude_vector": "use_dora", ".lora_diag": "kasa_config"}
 
 
-def _layout(contents: Contents, as_product: bool) -> Layout:
-    if as_product:
-        return read_layout(contents.tensors, contents.path)
-    named: dict[str, str] = {}
-    for key in contents.tensors:
-        plain = plain_rest(key)
-        named[key if plain in contents.tensors or plain in named else plain] = key
-    rest = {name: contents.tensors[named[name]] for name in sorted(named)}
-    return Layout(pairs={}, rest=rest, adapter_name=None, rest_keys=named, odd={})
+def _is_of_parameter(key: str) -> bool:
+    """Whether a factor is of a parameter, not of a module: of fused experts, mostly.
+
+    PEFT puts one wrapper around the module for each of its parameters, so that all but the last
+    stand below ``base_layer``. A list of experts has no weight of its own that A and B could be of.
+    """
+    split = split_key(key)
+    return split is not None and split[0].rpartition(".")[2] in ("base_layer", "experts")
 
 
 _PLAIN: tuple[PlainFormat, ...] = (MLX, KOHYA, DIFFUSERS, NUMBERED)

@@ -10,10 +10,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlora_engine.adapters.model import LoRAWeights, match_pattern, padded
+from vlora_engine.adapters.model import (
+    LoRAWeights,
+    MemorySource,
+    ModuleShape,
+    match_pattern,
+    padded,
+)
 from vlora_engine.adapters.module_names import PREFIX, tidied
 from vlora_engine.errors import AdapterError, ParameterError
-from vlora_engine.formats.adapter_findings import matching_targets
+from vlora_engine.formats.adapter_findings import unlisted_modules
 from vlora_engine.formats.config import Settings, read_settings
 from vlora_engine.quantization.dtypes import STORAGE_DTYPES
 from vlora_engine.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
@@ -100,7 +106,8 @@ def peft_config(weights: LoRAWeights) -> dict[str, Any]:
         config["peft_type"] = "LORA"
     config["inference_mode"] = True
     ranks = {name: max(1, weights.lora_a[name].shape[0]) for name in weights.layer_names}
-    _correct(config, ranks, weights.scales, Path(weights.source or ADAPTER_CONFIG))
+    shapes = MemorySource(weights).modules
+    _correct(config, ranks, weights.scales, Path(weights.source or ADAPTER_CONFIG), shapes)
     return config
 
 
@@ -115,18 +122,22 @@ def config_of_other_tool(
     That tool's metadata, which PEFT has no place for, stays under ``ORIGIN``.
     """
     config = {**fresh_config(), "base_model_name_or_path": base_model}
-    _correct(config, ranks, scales, Path(ADAPTER_CONFIG))
+    _correct(config, ranks, scales, Path(ADAPTER_CONFIG), {})
     return {**config, ORIGIN: dict(origin)}
 
 
 def _correct(
-    config: dict[str, Any], ranks: Mapping[str, int], scales: Mapping[str, float], where: Path
+    config: dict[str, Any],
+    ranks: Mapping[str, int],
+    scales: Mapping[str, float],
+    where: Path,
+    shapes: Mapping[str, ModuleShape],
 ) -> None:
     settings = read_settings(config, where)
     if ranks:
         _correct_ranks(config, settings, ranks)
         _correct_alphas(config, settings, ranks, scales)
-        _correct_targets(config, settings, list(ranks))
+        _correct_targets(config, settings, list(ranks), shapes)
 
 
 def fresh_config() -> dict[str, Any]:
@@ -201,17 +212,21 @@ def _exceptions(values: Mapping[str, Any], default: Any) -> dict[str, Any]:
     return {f"^{re.escape(name)}": value for name, value in table.items()}
 
 
-def _correct_targets(config: dict[str, Any], settings: Settings, modules: list[str]) -> None:
+def _correct_targets(
+    config: dict[str, Any],
+    settings: Settings,
+    modules: list[str],
+    shapes: Mapping[str, ModuleShape],
+) -> None:
     """An explicit list that matches every trained module.
 
     The base model is not known here, so leaf names are never invented: what the original listed
     is kept if it covers the modules, else their full paths are written.
     """
     targets = settings.targets
-    if isinstance(targets, tuple) and targets:
-        listed = frozenset(targets)
-        if all(matching_targets(module, listed) for module in modules):
-            return
+    listed = frozenset(targets) if isinstance(targets, tuple) else frozenset[str]()
+    if listed and not unlisted_modules(shapes, listed, ties=settings.ties):
+        return
     config["target_modules"] = sorted(modules)
     for name in ("layers_to_transform", "layers_pattern", "exclude_modules"):
         if config.get(name) is not None:

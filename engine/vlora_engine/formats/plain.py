@@ -21,6 +21,7 @@ from vlora_engine.formats.base import PICKLES, FileAdapter, Inspection, Probe
 from vlora_engine.formats.contents import Contents, PickleContents, SafetensorsContents
 from vlora_engine.formats.layout import Described, Pair, check_name, pair_of
 from vlora_engine.formats.peft_save import ORIGIN, config_of_other_tool
+from vlora_engine.formats.rest_tensors import rest_findings
 from vlora_engine.utils.safetensors_file import read_bytes
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ class PlainFormat:
             nbytes=identity[0],
             findings=(
                 *parts.findings,
-                *_rest_findings(parts, contents.path),
+                *rest_findings(parts.rest, str(contents.path), identity[0]),
                 *_beside(self, probe),
             ),
             identity=identity,
@@ -273,14 +274,6 @@ def no_factors_error(label: str, contents: Contents) -> AdapterError:
         + (f", such as {min(contents.tensors)}" if contents.tensors else ""),
         remedy="save or download the adapter again",
     )
-
-
-def _rest_findings(parts: Parts, where: Path) -> Sequence[Finding]:
-    if not parts.rest:
-        return ()
-    count = len(parts.rest)
-    what = f"{count:,} tensor{'s' * (count > 1)} outside the modules, kept bit for bit."
-    return (Finding("rest-tensors", "note", what, file=str(where)),)
 
 
 def _beside(form: PlainFormat, probe: Probe) -> Sequence[Finding]:

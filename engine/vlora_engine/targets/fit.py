@@ -29,7 +29,7 @@ from vlora_engine.formats.gguf_architectures import (
     architecture_of,
 )
 from vlora_engine.formats.gguf_save import require_gguf
-from vlora_engine.formats.rest_tensors import is_base_layer
+from vlora_engine.formats.rest_tensors import foreign_tensors, is_base_layer, is_foreign
 from vlora_engine.quantization.dtypes import Q8_0, Q8_0_BLOCK, Q8_0_BYTES, STORAGE_DTYPES
 from vlora_engine.targets.registry import Target
 from vlora_engine.utils.file_names import ADAPTER_GGUF
@@ -51,6 +51,7 @@ class Facts:
         modules: By name; a rank of 0 is one that only the data know.
         rest: How many tensors beside A and B act; ``example`` is one of them, if known. Copies of
             the base's own weights, which servers skip, are none.
+        foreign: Those of them that ComfyUI alone puts into the base.
         elements: Numbers in all factors.
         name: What errors call it: a path, or a task.
     """
@@ -61,6 +62,7 @@ class Facts:
     config: Mapping[str, Any] = field(default_factory=dict)
     elements: int = 0
     name: str | None = None
+    foreign: tuple[str, ...] = ()
 
     @property
     def rank(self) -> int:
@@ -77,7 +79,9 @@ class Facts:
 def facts_of(source: AdapterSource, name: str | None = None) -> Facts:
     """The facts of an adapter whose headers were read."""
     own = name or (None if source.path is None else str(source.path))
-    return facts_from(source.modules, source.rest, source.config, own)
+    live = foreign_tensors(source)
+    rest = [key for key in source.rest if key in live or not is_foreign(key)]
+    return facts_from(source.modules, rest, source.config, own)
 
 
 def facts_from(
@@ -95,7 +99,9 @@ def facts_from(
     """
     acting = [key for key in rest if not is_base_layer(key)]
     elements = sum(s.rank * (s.d_in + s.d_out) for s in modules.values())
-    return Facts(modules, len(acting) + more, next(iter(acting), None), config, elements, name)
+    foreign = tuple(key for key in acting if is_foreign(key))
+    count, example = len(acting) + more, next(iter(acting), None)
+    return Facts(modules, count, example, config, elements, name, foreign)
 
 
 def facts_of_task(manifest: Manifest, task: TaskRecord) -> Facts:
@@ -137,8 +143,6 @@ def check_fit(
         DependencyError: GGUF, and the package ``gguf`` is not installed.
     """
     _check_dtype(target, dtype)
-    if target.name == "peft":
-        return
     for misfit in misfits(target, facts, drop_rest=drop_rest, base=base, out=out):
         raise misfit
     if target.form == "gguf":
@@ -168,6 +172,8 @@ def misfits(
     The one judge of it: `check_fit` raises the first, the doctor tells them all by their codes.
     """
     if target.name == "peft":
+        if facts.foreign and not drop_rest:
+            yield _foreign_error(facts)
         return
     if not facts.modules:
         yield AdapterError(
@@ -250,6 +256,19 @@ def _kind_misfits(target: Target, facts: Facts) -> Iterator[VLoRAError]:
 
 
 _KINDS = {"conv2d": "convolutions", "embedding": "embeddings"}
+
+
+def _foreign_error(facts: Facts) -> VLoRAError:
+    ends = sorted({f".{key.rpartition('.')[2]}" for key in facts.foreign})
+    return UnsupportedAdapterError(
+        f"PEFT does not read tensors that ComfyUI adds to the base ({', '.join(ends)}): a part of "
+        "the change would be lost.",
+        where=facts.name,
+        expected="an adapter of A and B, heads and biases",
+        found=f"{len(facts.foreign)} of them, such as {facts.foreign[0]}",
+        remedy="use the file in ComfyUI, or leave them out with --drop-rest",
+        code="foreign",
+    )
 
 
 def _rest_error(target: Target, facts: Facts) -> VLoRAError:

@@ -15,7 +15,7 @@ from vlora_engine.targets.fit import architecture_for, check_fit, facts_of
 from vlora_engine.targets.launch import MODELFILE, modelfile
 from vlora_engine.targets.names import named_for_base
 from vlora_engine.targets.registry import Target, find_target
-from vlora_engine.targets.shape import shaped, without_rest
+from vlora_engine.targets.shape import shaped, without_foreign, without_rest
 from vlora_engine.utils.file_names import ADAPTER_GGUF
 from vlora_engine.utils.files import MadeCheck, new_directory, write_file
 from vlora_engine.utils.safetensors_file import dtype_name
@@ -66,12 +66,12 @@ def save_adapter(
         weights, _ = named_for_base(weights, base)
     q8_0 = dtype == Q8_0.lower()
     stored = None if q8_0 else _torch_dtype(dtype)
-    if wanted.name == "peft" and not q8_0:
-        kept = without_rest(weights) if drop_rest else weights
-        return write_peft(kept, out, dtype=stored, force=force, check=check)
     word = Q8_0 if q8_0 else None if stored is None else dtype_name(stored)
     facts = facts_of(MemorySource(weights))
     check_fit(wanted, facts, drop_rest=drop_rest, dtype=word, base=base, out=out)
+    if wanted.name == "peft":
+        kept = without_rest(weights) if drop_rest else without_foreign(weights)
+        return write_peft(kept, out, dtype=stored, force=force, check=check)
     if wanted.no_rest:
         weights = without_rest(weights)
     fitted = shaped(weights, wanted, stored)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters.model import LoRAWeights, padded
 from vlora_engine.formats.peft_save import cast, fresh_config
+from vlora_engine.formats.rest_tensors import is_foreign
 from vlora_engine.targets.fit import used_alpha
 from vlora_engine.targets.registry import Target
 from vlora_engine.utils.safetensors_file import dtype_name
@@ -33,6 +34,14 @@ def without_rest(weights: LoRAWeights) -> LoRAWeights:
     """``weights`` without the tensors besides A and B, and a config that expects none."""
     stated = {name: plain for name, plain in _OF_REST.items() if weights.metadata.get(name)}
     return replace(weights, rest={}, metadata={**weights.metadata, **stated})
+
+
+def without_foreign(weights: LoRAWeights) -> LoRAWeights:
+    """``weights`` without the tensors that ComfyUI alone reads, under whatever name."""
+    if not any(is_foreign(key) for key in weights.rest):
+        return weights
+    kept = {key: tensor for key, tensor in weights.rest.items() if not is_foreign(key)}
+    return replace(weights, rest=kept)
 
 
 def shaped(weights: LoRAWeights, target: Target, dtype: torch.dtype | None = None) -> LoRAWeights:

@@ -145,6 +145,11 @@ def _embedding(d: int = 12) -> dict[str, Tensor]:
     }
 
 
+def base_embedding() -> Tensor:
+    """What the base of `write_base` has for its tokens."""
+    return torch.randn(400, 12, generator=torch.Generator().manual_seed(3))
+
+
 def _convolution(groups: int = 1) -> dict[str, Tensor]:
     return {
         f"{make.PREFIX}conv.lora_A.weight": torch.ones(4, 3, 3, 3),
@@ -245,10 +250,9 @@ REMARKED = {
         then(CLEAN, lambda a: (a / "training_args.bin").write_bytes(b"\x80")),
         then(CLEAN, lambda a: (a / "training_args.json").write_text("{}")),
     ),
-    "no-modules": Case(KASA, CLEAN),
     "no-prefix": Case(UNPREFIXED, CLEAN),
     "wrapped-names": Case(
-        put(renamed(lambda key: f"_orig_mod.{key}")),
+        put(renamed(lambda key: key.replace(".attn.", "._orig_mod.attn."))),
         put(renamed(lambda key: key.replace("attn", "module"))),  # a name like any other
     ),
     "named-keys": Case(NAMED, CLEAN),
@@ -261,6 +265,10 @@ REMARKED = {
     "unlisted-modules": Case(UNLISTED, CLEAN),
     "rest-tensors": Case(HEAD, CLEAN),
     "whole-matrices": Case(put(with_tensors(wte__weight=torch.ones(100, 80))), HEAD),
+    "foreign-tensors": Case(
+        put(with_tensors(transformer__wpe__diff=torch.ones(3))),
+        put(with_tensors(transformer__wpe__diff=torch.zeros(3))),
+    ),
     "base-copies": Case(put(with_tensors(wte__base_layer__weight=torch.ones(3, 3))), HEAD),
 }
 
@@ -386,6 +394,11 @@ TARGETS = {
     "peft-prefix": Case(UNPREFIXED, CLEAN, "peft"),
     "peft-ignores": Case(UNLISTED, CLEAN, "peft"),
     "peft-no-type": Case(NO_TYPE, CLEAN, "peft"),
+    "peft-foreign": Case(
+        put(with_tensors(transformer__wpe__diff=torch.ones(3))),
+        HEAD,
+        "peft",
+    ),
     "sglang-heads": Case(HEAD, CLEAN, "sglang"),
     "sglang-convolutions": Case(CONVOLUTION, CLEAN, "sglang"),
     "sglang-embeddings": Case(put(_embedding(), target_modules=["wte"]), CLEAN, "sglang"),
@@ -412,6 +425,19 @@ TENSORS = {
     "beyond-fp16": Case(put(changed("lora_B", lambda t: 1e6 * t)), CLEAN),
 }
 
+TENSORS |= {
+    "same-as-base": Case(
+        put(with_tensors(transformer__wte__weight=base_embedding())),
+        put(with_tensors(transformer__wte__weight=base_embedding() + 1)),
+        with_base=True,
+    ),
+    "other-than-base": Case(
+        put(with_tensors(transformer__wte__base_layer__weight=base_embedding() + 1)),
+        put(with_tensors(transformer__wte__base_layer__weight=base_embedding().half())),
+        with_base=True,
+    ),
+}
+
 TOGETHER = {
     "base-models-differ": Case(
         both(CLEAN, put(base_model_name_or_path="org/other")),
@@ -433,7 +459,9 @@ CASES: dict[str, Case] = {
 def write_base(folder: Path) -> Path:
     """A GPT-2 that the usual factors fit: two layers, 12 wide, 400 tokens."""
     base = folder / "gpt2"
-    make.tiny_gpt2(n_embd=12, vocab_size=400).save_pretrained(base)
+    model = make.tiny_gpt2(n_embd=12, vocab_size=400)
+    model.transformer.wte.weight.data.copy_(base_embedding())
+    model.save_pretrained(base)
     assert json.loads((base / "config.json").read_text())["n_embd"] == 12
     return base
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,10 @@ from vlora_engine import SharedSubspace, load_adapter, save_adapter
 from vlora_engine.adapters.model import LoRAWeights
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.compress.build import build_subspace
+from vlora_engine.doctor import diagnose
 from vlora_engine.manifest.records import max_k, shared_layers
 from vlora_engine.pipeline import extract_adapter
+from vlora_engine.resizing import resize
 
 peft = pytest.importorskip("peft")
 
@@ -226,3 +229,76 @@ def test_two_adapters_of_one_subspace_are_switched_in_one_model(
     for name in [second, first]:
         model.set_adapter(name)
         torch.testing.assert_close(make.logits(model), collection.logits[name], **TOLERANCE)
+
+
+# ---- what PEFT adapts beyond the names that target_modules lists
+
+
+def applied(base: torch.nn.Module, place: Path) -> dict[str, torch.Tensor]:
+    """dW of every module as PEFT loads an adapter."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = PeftModel.from_pretrained(base, place).eval()
+    return {
+        name: module.get_delta_weight("default").detach().double()
+        for name, module in model.named_modules()
+        if hasattr(module, "get_delta_weight")
+    }
+
+
+def tied(vocabulary: int = 40) -> torch.nn.Module:
+    return make.tiny_llama(tie_word_embeddings=True, vocab_size=vocabulary)
+
+
+@pytest.mark.parametrize(
+    ("targets", "ties"),
+    [
+        (["embed_tokens", "q_proj"], True),
+        (["lm_head", "q_proj"], True),
+        (["embed_tokens", "lm_head", "q_proj"], False),
+    ],
+)
+@pytest.mark.parametrize("rank", [2, 6])
+def test_what_is_tied_to_a_listed_embedding_is_listed(
+    targets: list[str], ties: bool, rank: int, tmp_path: Path
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tuned = make.peft_model(tied(), targets, ensure_weight_tying=ties)
+        tuned.save_pretrained(tmp_path / "a")
+    errors = [f for f in diagnose(tmp_path / "a", target="peft").all_findings
+              if f.severity != "note"]  # fmt: skip
+    assert errors == []
+    resized, _ = resize(open_adapter(tmp_path / "a"), rank=rank)
+    save_adapter(resized, tmp_path / "out")
+    before, after = applied(tied(), tmp_path / "a"), applied(tied(), tmp_path / "out")
+    assert list(before) == list(after)
+    assert sum(bool(change.any()) for change in after.values()) == 4
+    if rank == 6:
+        for name, change in before.items():
+            torch.testing.assert_close(after[name], change, rtol=1e-5, atol=1e-7)
+
+
+def test_the_inner_layer_of_attention_is_listed(tmp_path: Path) -> None:
+    class Net(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.attn = torch.nn.MultiheadAttention(16, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.attn(x, x, x)[0]
+
+    tuned = make.peft_model(Net(), ["attn"])
+    tuned.save_pretrained(tmp_path / "a")
+    found = diagnose(tmp_path / "a", target="peft").all_findings
+    assert [f.code for f in found if f.severity != "note"] == []
+    resized, _ = resize(open_adapter(tmp_path / "a"), rank=6)
+    save_adapter(resized, tmp_path / "out")
+    before, after = applied(Net(), tmp_path / "a"), applied(Net(), tmp_path / "out")
+    assert list(before) == list(after) == ["base_model.model.attn",
+                                           "base_model.model.attn.base_layer.out_proj"]  # fmt: skip
+    for name, change in before.items():
+        torch.testing.assert_close(after[name], change, rtol=1e-5, atol=1e-7)
