@@ -6,6 +6,7 @@ they say where to hash, and are never written.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ class Origin:
     @classmethod
     def at(cls, path: str | Path | None) -> Origin:
         """The adapter at a path; of one without a path nothing is known."""
-        return cls() if path is None else cls(Path(path).name, Path(path))
+        return cls() if path is None else cls(os.path.basename(os.path.abspath(path)), Path(path))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Write where an adapter comes from beside its tensors, and read it back. No torch.
 
-One JSON object under `KEY`, in the metadata of safetensors and as a key of GGUF; its fields stand in
+One JSON object under `KEY`, in the metadata of safetensors and as a key of GGUF; its fields are in
 docs/formats.md. It holds no path, no time and no machine, so that the same inputs give the same
 bytes.
 """
@@ -32,6 +32,7 @@ KEY = "vlora_tui.provenance"
 CARD = "README.md"
 TOOL = f"vlora-tui {__version__}"
 _MLX = "adapters.safetensors"
+_TENSORS = (".safetensors", ".gguf", ".bin", ".pt", ".ckpt")
 _LONGEST = 4_000_000  # characters of a record that are parsed
 _FEW = 12  # sources that a card names one by one
 
@@ -188,6 +189,9 @@ def files_of(place: Path) -> dict[str, Path]:
     found = {name: place / name for name in names if (place / name).is_file()}
     if ADAPTER_WEIGHTS[0] in found:  # a pickle beside it is never read
         found.pop(ADAPTER_WEIGHTS[1], None)
+    if found.keys() <= {ADAPTER_CONFIG}:  # another tool's file, under a name of its own
+        others = [p for p in sorted(place.iterdir()) if p.suffix in _TENSORS and p.is_file()]
+        found |= {"weights": others[0]} if len(others) == 1 else {}
     return found
 
 
