@@ -15,7 +15,14 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from vlora_engine.adapters.model import AdapterSource, LoRAWeights, as_source, nominal_rank, padded
+from vlora_engine.adapters.model import (
+    AdapterSource,
+    LoRAWeights,
+    as_source,
+    nominal_rank,
+    padded,
+    provenance_of,
+)
 from vlora_engine.adapters.unchanged import require_unchanged
 from vlora_engine.analysis.similarity import not_finite
 from vlora_engine.errors import AdapterError
@@ -160,7 +167,9 @@ def resize(
     require_unchanged([source])
     report = replace(_reported(made, short), target=target)
     _require_allowed(sizing, report, source)
-    return _assembled(source, made, target), report
+    step = {"rank": rank, "energy": energy, "dynamic": dynamic, "target": target}
+    known = provenance_of(source).then("resize", **step, error=report.error)
+    return replace(_assembled(source, made, target), provenance=known), report
 
 
 def _require_allowed(sizing: Sizing, report: ResizeReport, source: AdapterSource) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,10 @@ from vlora_tui.utils.formatting import percent, plural, size, times
 
 if TYPE_CHECKING:
     from vlora_engine.catalog.scanner import AdapterInfo, Catalog
+    from vlora_engine.formats.provenance import Record
     from vlora_engine.manifest.manifest import Manifest, TaskRecord
+
+SHOWN = 20  # adapters of which it is printed where they come from
 
 
 def inspect(
@@ -47,10 +50,42 @@ def inspect(
     addresses += [] if search_base is None else [SEARCH_PLACE + search_base]
     catalog = scan(addresses, search_limit=limit)
     tasks = _tasks_inside(catalog)
-    out.json("inspect", {**catalog.as_dict(), "tasks": [info.as_dict() for info in tasks]})
+    records = _records(catalog)
+    told = {name: record.as_dict() for name, record in records.items()}
+    rows = {**catalog.as_dict(), "tasks": [info.as_dict() for info in tasks], "provenance": told}
+    out.json("inspect", rows)
     show_catalog(out, catalog, tasks)
+    _show_records(out, records)
     for info in (*catalog.usable, *tasks):
         out.essence(info.name)
+
+
+def _records(catalog: Catalog) -> dict[str, Record]:
+    """What the adapters here say of where they come from, by name."""
+    from vlora_engine.formats.provenance import read_record
+
+    places = {i.name: i.path for i in catalog.usable if isinstance(i.path, Path)}
+    found = {name: read_record(path) for name, path in places.items()}
+    return {name: record for name, record in found.items() if record is not None}
+
+
+def _show_records(out: Output, records: Mapping[str, Record]) -> None:
+    """Where adapters come from: a line each, and of a single one all hashes."""
+    if not records:
+        return
+    from vlora_engine.formats.provenance import hashes_of
+
+    out.text()
+    for name, record in list(records.items())[:SHOWN]:
+        out.text(f"{name}: {record.words}")
+    if len(records) > SHOWN:
+        out.text(f"the first {SHOWN} of {len(records)} that say it; --json tells all")
+    if len(records) == 1:
+        (record,) = records.values()
+        for source in record.sources:
+            for file, digest in sorted(hashes_of(source).items()):
+                out.text(f"    {source.get('hub') or source.get('name')}, {file}: sha256 {digest}")
+        out.text(f"    tensors as they were written: sha256 {record.content}")
 
 
 def _tasks_inside(catalog: Catalog) -> list[AdapterInfo]:

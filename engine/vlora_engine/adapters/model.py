@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
+from vlora_engine.adapters.provenance import Origin, Provenance
 from vlora_engine.adapters.unchanged import require_unchanged
 from vlora_engine.errors import AdapterError, CollectionError, ParameterError
 from vlora_engine.utils.regex import PLAIN, Budget, bounded, matches_end
@@ -114,6 +115,7 @@ class LoRAWeights:
         rest: Every other tensor under its full key, kept bit for bit.
         shapes: For modules that are not plain linear maps, how they lie on disk.
         source: The directory or file it came from, and the bytes that it takes there.
+        provenance: What it was made of, where that is not the adapter at ``source`` as it is.
     """
 
     layer_names: list[str]
@@ -126,6 +128,7 @@ class LoRAWeights:
     shapes: dict[str, ModuleShape] = field(default_factory=dict)
     source: str | None = None
     stored_bytes: int = 0
+    provenance: Provenance | None = None
 
     def __post_init__(self) -> None:
         for name in self.layer_names:
@@ -155,6 +158,18 @@ class LoRAWeights:
     def delta(self, layer: str) -> Tensor:
         """The dense weight change of one module, (d_out, d_in), in fp64; for checks and tests."""
         return self.scales[layer] * (self.lora_b[layer].double() @ self.lora_a[layer].double())
+
+
+def provenance_of(adapter: LoRAWeights | AdapterSource) -> Provenance:
+    """What an adapter was made of: what it says itself, or the files at its path."""
+    weights = adapter.weights if isinstance(adapter, MemorySource) else adapter
+    if isinstance(weights, LoRAWeights):
+        place = weights.source
+        if weights.provenance is not None:
+            return weights.provenance
+    else:
+        place = None if weights.path is None else str(weights.path)
+    return Provenance((Origin.at(place),) if place else ())
 
 
 class MemorySource:

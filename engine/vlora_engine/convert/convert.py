@@ -13,7 +13,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlora_engine.adapters.model import AdapterSource, LoRAWeights, MemorySource, to_memory
+from vlora_engine.adapters.model import (
+    AdapterSource,
+    LoRAWeights,
+    MemorySource,
+    provenance_of,
+    to_memory,
+)
 from vlora_engine.catalog.read import is_subspace, read_manifest
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.convert.formats import ADAPTER_FORMATS, GGUF, PEFT, format_named
@@ -312,6 +318,7 @@ def write_adapter(
         if check is not None:
             check(made)
 
+    weights = replace(weights, provenance=provenance_of(weights).then("convert", to=to))
     if to == "mlx":
         save_mlx(weights, path, force=force, check=verify)
     elif to == GGUF:

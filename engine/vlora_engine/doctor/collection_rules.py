@@ -21,7 +21,7 @@ def _of_one(subject: Subject) -> Iterable[Hit]:
     return ()
 
 
-def _rule(code: str, what: str, remedy: str, source: str) -> Callable[[Find], Find]:
+def rule_on_several(code: str, what: str, remedy: str, source: str) -> Callable[[Find], Find]:
     """Register the decorated function, which looks at several adapters, under a new row."""
 
     def register(find: Find) -> Find:
@@ -38,7 +38,7 @@ def together(subjects: Named) -> list[Finding]:
     return [hit.as_finding(row, "") for row, find in TOGETHER for hit in find(subjects)]
 
 
-@_rule(
+@rule_on_several(
     "base-models-differ",
     "The adapters name different base models; a subspace is meant for one.",
     "keep each group of `vlora-tui inspect` by itself",
@@ -60,7 +60,7 @@ def _bases(subjects: Named) -> Iterable[Hit]:
         )
 
 
-@_rule(
+@rule_on_several(
     "dimensions-differ",
     "Two adapters of one base model disagree about a module's dimensions.",
     "one of them was trained on another size of it: mend base_model_name_or_path",
@@ -83,7 +83,7 @@ def _dimensions(subjects: Named) -> Iterable[Hit]:
                 break
 
 
-@_rule(
+@rule_on_several(
     "duplicates",
     "Adapters are the same, bit for bit.",
     "keep one of them",

@@ -21,6 +21,7 @@ from vlora_engine.doctor import (  # noqa: F401  (importing them fills the table
     base_rules,
     header_rules,
     program_rules,
+    provenance_rules,
     reading_rules,
     server_rules,
     tensor_rules,

@@ -16,6 +16,7 @@ from vlora_engine.errors import DependencyError
 from vlora_engine.formats.config_fields import ALORA
 from vlora_engine.formats.gguf_architectures import Architecture
 from vlora_engine.formats.peft_save import cast
+from vlora_engine.formats.provenance import KEY, Record, content_of, record_of
 from vlora_engine.quantization.dtypes import Q8_0_BLOCK
 
 if TYPE_CHECKING:
@@ -47,8 +48,8 @@ def write_gguf(
     base: BaseConfig,
     *,
     q8_0: bool = False,
-) -> None:
-    """Write ``weights``, shaped for GGUF, to a new file at ``path``.
+) -> Record:
+    """Write ``weights``, shaped for GGUF, to a new file at ``path``; returns where it comes from.
 
     With ``q8_0`` a factor whose rows are whole blocks of 32 numbers takes 8.5 bits a number; one
     whose rows are not (B of rank 8) is fp16, as llama.cpp's own converter has it. The head counts
@@ -70,6 +71,7 @@ def write_gguf(
     if architecture.rotated:
         writer.add_head_count(base.heads)
         writer.add_head_count_kv(base.kv_heads)
+    written: list[tuple[str, list[Any]]] = []
     for module in weights.layer_names:
         name = str(architecture.gguf_name(module))
         a, b = weights.lora_a[module], weights.lora_b[module]
@@ -77,11 +79,14 @@ def write_gguf(
         if side is not None:
             b = to_pairs(b, base.heads if side == "q" else base.kv_heads)
         for key, factor in ((f"{name}.weight.lora_a", a), (f"{name}.weight.lora_b", b)):
-            _add(writer, key, factor, q8_0=q8_0)
+            written.append((key, [_add(writer, key, factor, q8_0=q8_0)]))
+    record = record_of(weights, content_of(written))
+    writer.add_string(KEY, record.text)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+    return record
 
 
 def to_pairs(b: Tensor, heads: int) -> Tensor:
@@ -107,7 +112,8 @@ def _name_base(writer: Any, base_model: Any) -> None:
         writer.add_base_model_repo_url(0, HUB + base_model)
 
 
-def _add(writer: Any, name: str, tensor: Tensor, *, q8_0: bool) -> None:
+def _add(writer: Any, name: str, tensor: Tensor, *, q8_0: bool) -> Any:
+    """Add one tensor; returns its bytes as they will stand in the file."""
     import torch
     from gguf import GGMLQuantizationType
     from gguf.quants import quantize
@@ -116,10 +122,12 @@ def _add(writer: Any, name: str, tensor: Tensor, *, q8_0: bool) -> None:
     if q8_0 and tensor.shape[-1] % Q8_0_BLOCK == 0:
         raw = quantize(tensor.float().numpy(), GGMLQuantizationType.Q8_0)
         writer.add_tensor(name, raw, raw_dtype=GGMLQuantizationType.Q8_0)
-        return
+        return raw
     tensor = cast(tensor, torch.float16, name) if q8_0 else tensor
     if tensor.dtype == torch.bfloat16:  # numpy has no such dtype: its bytes, and its name
         raw = tensor.view(torch.uint8).numpy()
         writer.add_tensor(name, raw, raw_dtype=GGMLQuantizationType.BF16)
     else:
-        writer.add_tensor(name, tensor.numpy())
+        raw = tensor.numpy()
+        writer.add_tensor(name, raw)
+    return raw

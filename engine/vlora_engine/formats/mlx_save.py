@@ -11,8 +11,9 @@ from vlora_engine.adapters.model import LoRAWeights, padded
 from vlora_engine.errors import UnsupportedAdapterError
 from vlora_engine.formats.mlx import MLX_FILE
 from vlora_engine.formats.peft_save import ORIGIN
+from vlora_engine.formats.provenance import CARD, KEY, recorded
 from vlora_engine.utils.file_names import ADAPTER_CONFIG
-from vlora_engine.utils.files import MadeCheck, new_directory, write_json
+from vlora_engine.utils.files import MadeCheck, new_directory, write_file, write_json
 from vlora_engine.utils.tensor_writer import write_tensors
 
 if TYPE_CHECKING:
@@ -35,9 +36,12 @@ def save_mlx(
     """
     tensors, scale, rank = mlx_tensors(weights)
     config = mlx_config(weights, scale, rank)
+    record = recorded(weights, tensors)
     with new_directory(path, job="save", force=force, check=check) as partial:
         write_json(partial / ADAPTER_CONFIG, config, indent=2)
-        write_tensors(partial / MLX_FILE, dict(sorted(tensors.items())), {"format": "mlx"})
+        metadata = {"format": "mlx", KEY: record.text}
+        write_tensors(partial / MLX_FILE, dict(sorted(tensors.items())), metadata)
+        write_file(partial / CARD, record.card)
     return path
 
 

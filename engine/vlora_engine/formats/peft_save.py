@@ -21,9 +21,10 @@ from vlora_engine.adapters.module_names import PREFIX, tidied
 from vlora_engine.errors import AdapterError, ParameterError
 from vlora_engine.formats.adapter_findings import unlisted_modules
 from vlora_engine.formats.config import Settings, read_settings
+from vlora_engine.formats.provenance import CARD, KEY, recorded
 from vlora_engine.quantization.dtypes import STORAGE_DTYPES
 from vlora_engine.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from vlora_engine.utils.files import MadeCheck, new_directory, write_json
+from vlora_engine.utils.files import MadeCheck, new_directory, write_file, write_json
 from vlora_engine.utils.safetensors_file import torch_dtype
 from vlora_engine.utils.tensor_writer import write_tensors
 
@@ -51,6 +52,7 @@ def write_peft(
     tensors = peft_tensors(weights, dtype)
     # Wide dtypes first keeps every tensor aligned; then by name, as PEFT's own files are.
     tensors = dict(sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0])))
+    record = recorded(weights, tensors)
     with new_directory(path, job="save", force=force, check=check) as partial:
         try:
             write_json(partial / ADAPTER_CONFIG, config, indent=2)
@@ -61,7 +63,9 @@ def write_peft(
                 found=str(error),
                 remedy="remove what is not JSON from LoRAWeights.metadata",
             ) from None
-        write_tensors(partial / ADAPTER_WEIGHTS[0], tensors, {"format": "pt"})
+        metadata = {"format": "pt", KEY: record.text}
+        write_tensors(partial / ADAPTER_WEIGHTS[0], tensors, metadata)
+        write_file(partial / CARD, record.card)
     return path
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+
+from vlora_engine._version import __version__
 from vlora_engine.manifest.manifest import Manifest
 
 
@@ -24,6 +27,10 @@ def model_card(manifest: Manifest) -> str:
         )
     lines += [
         "",
+        f"Written by vlora-tui {__version__}. What each task was made from stands in "
+        "subspace.json: the sha256 of the adapter's content (`digest`) and of the task's file "
+        f"(`sha256`). Of all adapters together: sha256 `{made_from(manifest)}`.",
+        "",
         "    vlora-tui info DIR",
         "    vlora-tui export DIR TASK -o OUT",
         "",
@@ -31,6 +38,14 @@ def model_card(manifest: Manifest) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def made_from(manifest: Manifest) -> str:
+    """sha256 over the content hashes of the adapters that the tasks were made from, by name."""
+    whole = hashlib.sha256()
+    for name, task in sorted(manifest.tasks.items()):
+        whole.update(f"{name}\0{task.digest}\n".encode())
+    return whole.hexdigest()
 
 
 def stored_in(manifest: Manifest) -> str:

@@ -13,8 +13,15 @@ from torch import Tensor
 
 from vlora_engine.adapters.base_models import normalise_base_model
 from vlora_engine.adapters.collection import modules_of, source_label
-from vlora_engine.adapters.model import AdapterSource, LoRAWeights, as_source, nominal_rank
+from vlora_engine.adapters.model import (
+    AdapterSource,
+    LoRAWeights,
+    as_source,
+    nominal_rank,
+    provenance_of,
+)
 from vlora_engine.adapters.module_names import common_names
+from vlora_engine.adapters.provenance import Provenance
 from vlora_engine.adapters.unchanged import require_unchanged
 from vlora_engine.errors import AdapterError, UnsupportedAdapterError
 from vlora_engine.findings import Finding
@@ -169,6 +176,7 @@ def merge_with_report(
         results = map_ordered(merge_module, list(holders), run, stage="merge")
         modules = dict(zip(holders, results, strict=True))
     merged = assemble(sources, modules, report)
+    merged.provenance = _provenance(sources, request, report, layers)
     require_unchanged(sources)
     for finding in report.findings:
         if finding.severity == "warning":
@@ -275,6 +283,32 @@ def _differences(
                 Finding("modules-missing", "note", what, place=source_label(sources, i))
             )
     return findings
+
+
+def _provenance(
+    sources: Sequence[AdapterSource],
+    request: MergeRequest,
+    report: MergeReport,
+    layers: Layers | None,
+) -> Provenance:
+    """What the result was made of, and how."""
+    known = [provenance_of(source) for source in sources]
+    origins = tuple(origin for one in known for origin in one.origins)
+    steps = known[0].steps if len(known) == 1 else ()
+    return Provenance(origins, steps).then(
+        "merge",
+        method=report.method,
+        weights=list(report.weights),
+        **report.parameters,
+        layers=dict(layers) if layers else None,
+        normalize=request.normalize,
+        scale=None if request.scale == 1 else request.scale,
+        space=None if request.space == "delta" else request.space,
+        dialect=request.dialect,
+        rank=request.rank,
+        energy=request.energy,
+        error=report.cut_error,
+    )
 
 
 def _rest_unscaled(sources: Sequence[AdapterSource]) -> Finding:

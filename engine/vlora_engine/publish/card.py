@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vlora_engine._version import __version__
 from vlora_engine.adapters.address import AdapterRef, snapshot_folder
 from vlora_engine.errors import VLoRAError
 from vlora_engine.formats.adapter_findings import looks_local
 from vlora_engine.hub.listing import CARD, list_repository
 from vlora_engine.manifest.manifest import Manifest
-from vlora_engine.manifest.readme import stored_in
+from vlora_engine.manifest.readme import made_from, stored_in
 from vlora_engine.utils.reading import open_file
 
 _FENCE = "---"
@@ -56,6 +57,9 @@ def subspace_card(manifest: Manifest, entries: Sequence[Entry], repo: str) -> st
         f"{manifest.ratio:.3g} times smaller than the adapters were.",
         "",
         *_errors(manifest.mean_error, worst.error if worst else None),
+        f"Written by vlora-tui {__version__}; the adapters that it was made from, all together: "
+        f"sha256 `{made_from(manifest)}`.",
+        "",
         *_table(entries),
         "## Use",
         "",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vlora_engine.adapters.check import CheckReport, check_adapter
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, ModuleShape, form_word, padded
+from vlora_engine.adapters.provenance import Origin, Provenance
 from vlora_engine.adapters.stack import LayerStack, read_stack
 from vlora_engine.errors import CollectionError, NotFoundError, ParameterError, SubspaceError
 from vlora_engine.linalg.grams import cumulative_grams
@@ -167,7 +168,15 @@ def assembled(
         scales={name: projection.scales[name] for name in names},
         rest=dict(projection.rest),
         shapes=shapes,
+        provenance=_provenance(record),
     )
+
+
+def _provenance(record: TaskRecord) -> Provenance:
+    """The adapter that a task was made from, by its content, and what compression cost it."""
+    hashes = {"content": record.digest} if record.digest else {}
+    step = {"action": "reconstruct", "error": record.error if record.measured else None}
+    return Provenance((Origin(record.id, None, hashes),), (step,))
 
 
 def _stored(factor: Tensor, dtype: torch.dtype, *, many: bool) -> Tensor:

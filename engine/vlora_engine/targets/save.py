@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlora_engine.adapters.model import LoRAWeights, MemorySource
+from vlora_engine.adapters.model import LoRAWeights, MemorySource, provenance_of
 from vlora_engine.adapters.module_names import tidied
 from vlora_engine.formats.base_model_config import find_base
 from vlora_engine.formats.gguf_save import write_gguf
 from vlora_engine.formats.peft_save import _torch_dtype, write_peft
+from vlora_engine.formats.provenance import CARD
 from vlora_engine.quantization.dtypes import Q8_0
 from vlora_engine.targets.fit import architecture_for, check_fit, facts_of
 from vlora_engine.targets.launch import MODELFILE, modelfile
@@ -64,6 +66,7 @@ def save_adapter(
     weights = tidied(weights)
     if base is not None and wanted.form == "peft":
         weights, _ = named_for_base(weights, base)
+    weights = _stepped(weights, target, dtype, drop_rest)
     q8_0 = dtype == Q8_0.lower()
     stored = None if q8_0 else _torch_dtype(dtype)
     word = Q8_0 if q8_0 else None if stored is None else dtype_name(stored)
@@ -81,6 +84,20 @@ def save_adapter(
     return out
 
 
+def _stepped(
+    weights: LoRAWeights, target: str, dtype: str | torch.dtype | None, drop_rest: bool
+) -> LoRAWeights:
+    """``weights`` with the export among its steps, where it does more than to write them."""
+    word = None if dtype is None else str(dtype).removeprefix("torch.")
+    if target == "peft" and word is None and not drop_rest:
+        return weights
+    known = provenance_of(weights)
+    left = drop_rest or None
+    return replace(
+        weights, provenance=known.then("export", target=target, dtype=word, drop_rest=left)
+    )
+
+
 def _write_gguf(
     target: Target,
     weights: LoRAWeights,
@@ -95,6 +112,7 @@ def _write_gguf(
     config = find_base(base, facts.base_model)
     architecture = architecture_for(facts, config, path)
     with new_directory(path, job="save", force=force, check=check) as partial:
-        write_gguf(partial / ADAPTER_GGUF, weights, architecture, config, q8_0=q8_0)
+        record = write_gguf(partial / ADAPTER_GGUF, weights, architecture, config, q8_0=q8_0)
+        write_file(partial / CARD, record.card)
         if target.name == "ollama":
             write_file(partial / MODELFILE, modelfile(facts.base_model))

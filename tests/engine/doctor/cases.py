@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.witnesses import make
+from vlora_engine.catalog.open import load_adapter
+from vlora_engine.merging import merge
+from vlora_engine.targets.save import save_adapter
 
 Build = Callable[[Path], Path | None]  # writes below a folder; returns the place, if it is another
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 12345\n"
@@ -416,7 +420,29 @@ TARGETS = {
     "portable-missing-layer": Case(put(_without("h.1.attn.c_proj")), CLEAN, "portable"),
 }  # fmt: skip
 
+
+def copied(folder: Path) -> Path:
+    """An adapter ``source``, and beside it ``a``, which this program made of it."""
+    make.write(folder / "source", make.factors(), make.config())
+    save_adapter(merge([load_adapter(folder / "source")], "linear", weights=[-1]), folder / "a")
+    return folder
+
+
+def overwritten(name: str) -> Build:
+    """The same, the tensors of one of the two changed under what its header says."""
+
+    def build(folder: Path) -> Path:
+        file = copied(folder) / name / WEIGHTS
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata()
+        save_file({key: 1.5 * t for key, t in load_file(file).items()}, file, metadata)
+        return folder
+
+    return build
+
+
 TENSORS = {
+    "content-changed": Case(overwritten("a"), overwritten("source")),
     "not-finite": Case(put(changed(f"{LAYER0}.lora_A", lambda t: t.fill_(float("inf")))), CLEAN),
     "rest-not-finite": Case(put(with_tensors(score__weight=torch.full((2, 12), torch.nan))), HEAD),
     "no-effect": Case(ZERO_B, put(changed(f"{LAYER0}.lora_B", torch.zeros_like))),
@@ -439,6 +465,7 @@ TENSORS |= {
 }
 
 TOGETHER = {
+    "source-changed": Case(overwritten("source"), overwritten("a")),
     "base-models-differ": Case(
         both(CLEAN, put(base_model_name_or_path="org/other")),
         # a copy of the base under another owner, in four bits, is the same base
