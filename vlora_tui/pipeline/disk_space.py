@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from vlora_engine.adapters.provenance import ABOUT_BYTES
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import StorageError, VLoRAError
 from vlora_engine.quantization.dtypes import STORAGE_DTYPES, storage_dtype
@@ -233,7 +234,8 @@ def adapter_bytes(manifest: Manifest, task: TaskRecord, dtype: str | None = None
     common = task.dtypes[0] if task.dtypes else "F32"
     payload += rest_of_factors * ITEM_BYTES[STORAGE_DTYPES.get(dtype or "", common)]
     tensors = 2 * (len(task.layers) + len(task.own)) + task.rest
-    return payload + task.rest_bytes + _HEADER_BYTES * tensors + _config_bytes(task.config)
+    beside = _HEADER_BYTES * tensors + _config_bytes(task.config) + ABOUT_BYTES
+    return payload + task.rest_bytes + beside
 
 
 def merged_bytes(sizes: Iterable[int], ranks: Iterable[int], rank: int | None) -> int:

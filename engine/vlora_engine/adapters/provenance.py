@@ -12,6 +12,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+ABOUT_BYTES = 850  # what it takes in the metadata and the card, about; for estimates
+
 
 @dataclass(frozen=True)
 class Origin:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters.model import AdapterSource, ModuleShape
+from vlora_engine.adapters.provenance import ABOUT_BYTES
 from vlora_engine.errors import (
     AdapterError,
     MissingPathError,
@@ -205,7 +206,7 @@ def target_bytes(target: Target, facts: Facts, dtype: str | None = None) -> int:
 
 
 _HEADER_BYTES = 100  # for a tensor, in safetensors and in GGUF, about
-_CONFIG_BYTES = 600
+_CONFIG_BYTES = 600 + ABOUT_BYTES
 
 
 def _default_dtype(target: Target, stored: str) -> str:

@@ -44,14 +44,9 @@ WRITTEN = "The dtype of A and B; other tensors stay bit for bit as they were."
 
 
 def form_lines(
-    settings: Settings, plan: Plan, names: Sequence[str], *, after_build: bool, ascii_only: bool
+    settings: Settings, plan: Plan, names: Sequence[str], *, ascii_only: bool
 ) -> list[Field]:
-    """The form.
-
-    Args:
-        names: What is marked.
-        after_build: The tasks are not built yet: the export goes into the recipe.
-    """
+    """The form; ``names`` are those of what is marked."""
     doing, about = DOING[settings.doing]
     fields = [Field("doing", "do", doing, "choice", f"{about} m changes this from anywhere.")]
     many = plural(len(plan.rows), "adapter") if plan.rows else "nothing"
@@ -65,8 +60,6 @@ def form_lines(
         fields += _export_lines(settings, len(names))
         label = f"Write {many}"
     label += f", replacing {len(plan.there)}" if plan.there else ""
-    if after_build:
-        label = "Put it into the recipe of step 3"
     arrow = ">" if ascii_only else "▸"
     return [*fields, Field("start", "", f"{arrow} {label}", "action", "Enter starts the job.")]
 

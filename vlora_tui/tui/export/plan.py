@@ -21,7 +21,7 @@ from vlora_engine.utils.safetensors_file import ITEM_BYTES
 from vlora_tui.pipeline.disk_space import adapter_bytes, free_bytes, merged_bytes
 from vlora_tui.pipeline.outputs import export_paths
 from vlora_tui.recipe.model import Merge, Resize
-from vlora_tui.tui.export.recipes import base_of, export_of, recipe_of
+from vlora_tui.tui.export.recipes import base_of, recipe_of
 from vlora_tui.tui.export.settings import Item, Settings, Source, paths_of
 from vlora_tui.tui.export.verdicts import Headers, Opinion, written_opinion
 from vlora_tui.utils.formatting import size
@@ -105,15 +105,13 @@ def plan(
         if settings.doing == "merge":
             merge = recipe_of(source, names, settings).merges[0]
             return _with_free_space([_merged_row(merge, items)], source)
+        tasks = sorted(names if source.subspace is None else [item.name for item in source.items])
         if settings.doing == "resize":
             resize = recipe_of(source, names, settings).resizes[0]
-            tasks = names if source.subspace is None else [item.name for item in source.items]
             paths = export_paths(resize, tasks)
             rows = [_resized_row(item, paths[item.name], resize, headers) for item in items]
             return _with_free_space(rows, source)
-        paths = export_paths(
-            export_of(source, names, settings), sorted(item.name for item in source.items)
-        )
+        paths = export_paths(recipe_of(source, names, settings).exports[0], tasks)
     except VLoRAError as error:
         return Plan(problem=error_text(error))
     rows = [_exported_row(item, paths[item.name], settings, headers) for item in items]

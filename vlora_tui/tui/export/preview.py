@@ -51,16 +51,13 @@ class PreviewPane(Vertical):
         """The row under the cursor."""
         return self._table.row
 
-    def show(
-        self, plan: Plan, view: JobView | None, *, verify: bool, starting: bool, later: bool
-    ) -> None:
+    def show(self, plan: Plan, view: JobView | None, *, verify: bool, starting: bool) -> None:
         """Show a plan and how far it is.
 
         Args:
             view: The job that carries it out.
             verify: Whether it reads back what it writes.
             starting: A job was asked for that is not there yet.
-            later: It is only going to be written after a build.
         """
         self._plan, self._view, self._verify = plan, view, verify
         self.outcome = Outcome.of(view)
@@ -68,7 +65,7 @@ class PreviewPane(Vertical):
         self._columns = tuple(c for c in COLUMNS if judged or c.key != "doctor")
         self._table.columns = list(self._columns)
         self._table.show(plan.rows)
-        self.border_title = self._title(starting, later)
+        self.border_title = self._title(starting)
         total = f"{plural(len(plan.rows), 'adapter')}, ~{size(plan.nbytes)}" if plan.rows else ""
         free = f"; {size(plan.free)} free" if plan.rows and plan.free is not None else ""
         self.border_subtitle = total + free
@@ -106,13 +103,13 @@ class PreviewPane(Vertical):
     def _table(self) -> Table[Row]:
         return self.query_one("#row-table", Table)
 
-    def _title(self, starting: bool, later: bool) -> str:
+    def _title(self, starting: bool) -> str:
         view = self._view
         if view is not None and view.state.is_over:
             return "Written" if view.error is None else "Not all was written"
         if view is not None or starting:
             return "Being written"
-        return "Will be written after the build" if later else "Will be written"
+        return "Will be written"
 
     def _cells(self, row: Row) -> list[Cell]:
         written = self.outcome.written.get(str(row.path))

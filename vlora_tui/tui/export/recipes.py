@@ -6,6 +6,7 @@ import math
 import os
 import shlex
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from vlora_engine.errors import ParameterError
@@ -37,27 +38,17 @@ def recipe_of(source: Source, marked: Sequence[str], settings: Settings) -> Reci
         return _merge_recipe(source, marked, settings)
     if settings.doing == "resize":
         return _resize_recipe(source, marked, settings)
-    if source.subspace is None:
-        raise ParameterError("There is no subspace yet to export from")
-    export = export_of(source, marked, settings)
-    return Recipe(input=Input(subspace=str(source.subspace)), exports=(export,))
-
-
-def export_of(source: Source, marked: Sequence[str], settings: Settings) -> Export:
-    """The table of a recipe; of adapters it is for after the build.
-
-    Raises:
-        ParameterError: Nothing is marked, or there is no place.
-    """
-    return Export(
+    inputs, tasks = _chosen(source, marked)
+    export = Export(
         path=_absolute(settings.out),
-        tasks=_tasks(source, marked),
+        tasks=tasks,
         target=settings.target,
         dtype=settings.dtype,
         verify=settings.verify,
         drop_rest=settings.drop_rest and bool(find_target(settings.target).no_rest),
         base=base_of(settings) if find_target(settings.target).form == "gguf" else None,
     )
+    return Recipe(input=inputs, exports=(export,))
 
 
 def base_of(settings: Settings) -> str | None:
@@ -66,10 +57,20 @@ def base_of(settings: Settings) -> str | None:
     return os.path.abspath(os.path.expanduser(text)) if text else None
 
 
-def _tasks(source: Source, marked: Sequence[str]) -> tuple[str, ...]:
+def _chosen(source: Source, marked: Sequence[str]) -> tuple[Input, tuple[str, ...]]:
+    """The input of a recipe and the tasks of it that are meant; none for all.
+
+    Adapters that are not marked are no business of the job.
+
+    Raises:
+        ParameterError: Nothing is marked.
+    """
     if not marked:
         raise ParameterError("Nothing is marked; space marks a line, + all")
-    return () if len(marked) == len(source.items) else tuple(marked)
+    if source.subspace is None:
+        return Input(_inputs([item for item in source.items if item.name in set(marked)])), ()
+    tasks = () if len(marked) == len(source.items) else tuple(marked)
+    return Input(subspace=str(source.subspace)), tasks
 
 
 def _resize_recipe(source: Source, marked: Sequence[str], settings: Settings) -> Recipe:
@@ -79,12 +80,7 @@ def _resize_recipe(source: Source, marked: Sequence[str], settings: Settings) ->
     elif settings.rule == "energy":
         sizing = {"energy": SHARE.parse(settings.share)}
     Sizing(**sizing)
-    chosen = [item for item in source.items if item.name in set(marked)]
-    tasks = _tasks(source, marked)
-    if source.subspace is None:  # adapters that are not marked are no business of the job
-        tasks, inputs = (), Input(adapters=_inputs(chosen))
-    else:
-        inputs = Input(subspace=str(source.subspace))
+    inputs, tasks = _chosen(source, marked)
     resize = Resize(path=_absolute(settings.resized), tasks=tasks, verify=settings.verify, **sizing)
     return Recipe(input=inputs, resizes=(resize,))
 
@@ -217,23 +213,29 @@ def preview_arguments(recipe: Recipe) -> list[str]:
 
 def _export_commands(recipe: Recipe, tasks: Sequence[str], more: list[str]) -> str:
     export = recipe.exports[0]
-    head = ["vlora-tui", "export", str(recipe.input.subspace)]
     options = [] if export.target == "peft" else ["--target", export.target]
     options += [] if export.dtype is None else ["--dtype", export.dtype]
     options += ["--drop-rest"] if export.drop_rest else []
     options += [] if export.base is None else ["--base", export.base]
     options += [] if export.verify else ["--no-verify"]
     options += more
-    names = list(export.tasks)
+    paths = {str(adapter.name): adapter.path for adapter in recipe.input.adapters}
+    names = list(export.tasks) or (sorted(paths) if paths else [])
+    head = ["vlora-tui", "export", *([] if paths else [str(recipe.input.subspace)])]
     folder, braces, after = export.path.partition("/{task}")
     if braces and not after:
         if not names:
             return shlex.join([*head, "--all", "-o", folder, *options])
-        if len(names) > 1:
-            return shlex.join([*head, *names, "-o", folder, *options])
-    names = names or sorted(tasks)
+        # Several adapters by their places have the names of their folders.
+        named = all(Path(paths[name]).name == name for name in names) if paths else True
+        if len(names) > 1 and named:
+            given = [paths.get(name, name) for name in names]
+            return shlex.join([*head, *given, "-o", folder, *options])
     return _per_task(
-        names, tasks, export.path, lambda name, path: [*head, name, "-o", path, *options]
+        names or sorted(tasks),
+        sorted(paths) or tasks,
+        export.path,
+        lambda name, path: [*head, paths.get(name, name), "-o", path, *options],
     )
 
 

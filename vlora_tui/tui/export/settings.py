@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from vlora_engine.adapters.address import is_address
+from vlora_engine.adapters.provenance import ABOUT_BYTES
 from vlora_engine.merging.methods import DEFAULT_METHOD
 from vlora_engine.merging.methods import MERGE_METHODS as METHODS
 from vlora_engine.merging.registry import MergeMethod, MergeParameter
@@ -181,7 +182,8 @@ def tasks_of(manifest: Manifest) -> Source:
 def adapters_of(infos: Sequence[AdapterInfo]) -> Source:
     """Adapters as they lie."""
     items = (
-        Item(info.name, info.rank, None, info.nbytes, str(info.path), info.group) for info in infos
+        Item(info.name, info.rank, None, info.nbytes + ABOUT_BYTES, str(info.path), info.group)
+        for info in infos
     )
     return Source("adapters", None, tuple(items))
 
@@ -199,7 +201,7 @@ def first_settings(source: Source) -> Settings:
     roots = [str(Path(path).parent) for path in paths_of(source)]
     root = os.path.commonpath(roots) if roots else os.getcwd()
     return Settings(
-        doing="merge", out=f"{root}-again/{{task}}", merged=f"{root}/merged",
+        out=f"{root}-exported/{{task}}", merged=f"{root}/merged",
         resized=f"{root}-resized/{{task}}", new_rank=half,
     )  # fmt: skip
 

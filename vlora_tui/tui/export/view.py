@@ -15,7 +15,6 @@ from textual.widgets import Input, Static
 from vlora_engine.errors import VLoRAError
 from vlora_tui.tui.core.likeness import likeness_of
 from vlora_tui.tui.core.messages import (
-    ChoiceChanged,
     CollectionChanged,
     JobsChanged,
     SessionChanged,
@@ -30,7 +29,7 @@ from vlora_tui.tui.export.keys import HELP, KEYS
 from vlora_tui.tui.export.merge import likeness_words
 from vlora_tui.tui.export.plan import Plan
 from vlora_tui.tui.export.preview import PreviewPane
-from vlora_tui.tui.export.recipes import command_of, export_of, preview_arguments, recipe_of
+from vlora_tui.tui.export.recipes import command_of, preview_arguments, recipe_of
 from vlora_tui.tui.export.settings import Settings, Source, adapters_of, first_settings, tasks_of
 from vlora_tui.tui.export.verdicts import Headers
 from vlora_tui.tui.export.worker import (
@@ -52,9 +51,9 @@ if TYPE_CHECKING:
 STYLE = Path(__file__).with_suffix(".tcss").read_text("utf-8")
 NOTHING = (
     "There is nothing to export yet.\n\n"
-    "Open a subspace on step 1 (enter on its row), or mark adapters there, choose k (2) and run "
-    "(3): the tasks of what was built are listed here. Marked adapters can be merged, or given "
-    "another rank, at once."
+    "Mark adapters on step 1: they are written for a server as they are, merged, or given another "
+    "rank. Or open a subspace there (enter on its row), or build one (2, then 3): its tasks are "
+    "listed here."
 )
 
 
@@ -211,11 +210,6 @@ class ExportView(PaneView):
     def _is_input(self) -> bool:
         return self._source is not None and self._source.kind == "adapters"
 
-    @property
-    def _is_later(self) -> bool:
-        """Whether it goes into the recipe of the build."""
-        return self._is_input and self._settings.doing == "export"
-
     def _take_session(self) -> None:
         """The subspace that is open, or the marked adapters."""
         session = self.session
@@ -267,7 +261,6 @@ class ExportView(PaneView):
             self._settings,
             self._plan,
             self._marked,
-            after_build=self._is_later,
             ascii_only=self.host.ascii_only,
         )
         self.query_one("#export-form", Form).show(lines)
@@ -284,9 +277,7 @@ class ExportView(PaneView):
             return
         starting = self.job.is_expected
         verify = self._settings.verify or self._settings.doing == "merge"
-        self._preview.show(
-            self._plan, self.job.view, verify=verify, starting=starting, later=self._is_later
-        )
+        self._preview.show(self._plan, self.job.view, verify=verify, starting=starting)
         self._draw_details()
         self.query_one(PaneTabs).show(self.panes(), self.pane)
         footer = (self._settings.doing, self._preview.is_done)
@@ -402,15 +393,6 @@ class ExportView(PaneView):
         if view is not None and not view.state.is_over:
             self.notify("The job is still writing; 3 shows it.", markup=False)
             return
-        if self._is_later:
-            try:
-                self.session.exports = (export_of(source, self._marked, self._settings),)
-            except VLoRAError as error:  # the plan is of a moment ago
-                self.notify(error.what, severity="warning", markup=False)
-                return
-            self.notify("Step 3 now writes them after the build.", markup=False)
-            self.post_message(ChoiceChanged())
-            return
         if plan.there:
             self._ask_to_replace(plan)
         else:
@@ -438,8 +420,12 @@ class ExportView(PaneView):
 
     def _start(self, *, force: bool) -> None:
         self.editor.settle_seed()
-        recipe = self._recipe()
-        if recipe is None:
+        if self._source is None:
+            return
+        try:
+            recipe = recipe_of(self._source, self._marked, self._settings)
+        except VLoRAError as error:  # the plan is of a moment ago
+            self.notify(error.what, severity="warning", markup=False)
             return
         self.job.expect()
         self.host.start_job(recipe, force=force)

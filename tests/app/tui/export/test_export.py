@@ -167,7 +167,6 @@ def form_fields(settings: Settings, marked: int) -> list[Any]:
         settings,
         export_plan.Plan(),
         [f"t{i}" for i in range(marked)],
-        after_build=False,
         ascii_only=True,
     )
 
@@ -335,7 +334,7 @@ def test_a_start_that_overtakes_the_plan_says_that_nothing_is_marked(marked: Ses
         await settle(pilot)
         said = [notification.message for notification in pilot.app._notifications]
         assert any("Nothing is marked" in message for message in said), said
-        assert not marked.exports
+        assert not pilot.app.started
 
     use(marked, steps)
 
@@ -578,7 +577,7 @@ def test_merging_tasks(opened: Session) -> None:
 
 def test_marked_adapters_are_merged_without_a_subspace(marked: Session, runs: Path) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
-        await pilot.press("enter")
+        await pilot.press("m", "enter")
         await settle(pilot)
         recipe = pilot.app.started[0][0]
         assert [a.path for a in recipe.input.adapters] == [
@@ -604,16 +603,29 @@ def test_one_alone_is_not_merged(opened: Session) -> None:
 # where the tasks come from
 
 
-def test_before_the_build_an_export_goes_into_the_recipe(marked: Session) -> None:
+def test_marked_adapters_are_exported_as_they_are(
+    marked: Session, runs: Path, tmp_path: Path, cli: Cli
+) -> None:
     async def steps(pilot: Pilot[Any]) -> None:
-        await pilot.press("m", "m")
+        screen = view(pilot)
+        screen.editor.settings = replace(
+            screen.editor.settings, target="vllm", out=f"{tmp_path}/o/{{task}}"
+        )
+        await pilot.press("space")  # without the first
         await settle(pilot)
-        assert "recipe of step 3" in form_lines(pilot)
+        assert "Write 3 adapters" in form_lines(pilot)
+        command = screen.command_text() or ""
         await pilot.press("enter")
-        assert not pilot.app.started
-        assert marked.exports[0].tasks == ()  # which is all
-        assert "{task}" in marked.exports[0].path
-        assert marked.recipe().exports == marked.exports
+        await settle(pilot)
+        recipe = pilot.app.started[0][0]
+        assert [a.name for a in recipe.input.adapters] == ["task01", "task02", "task03"]
+        assert recipe.compress is None
+        assert (recipe.exports[0].target, recipe.exports[0].tasks) == ("vllm", ())
+        assert marked.exports == ()  # it is of this step alone
+        cli(*shlex.split(command)[1:])
+        weights = "adapter_model.safetensors"
+        written = {place.name: (place / weights) for place in (tmp_path / "o").iterdir()}
+        assert sorted(written) == ["task01", "task02", "task03"]
 
     use(marked, steps)
 
