@@ -142,10 +142,6 @@ def _require_served(resize: Resize, paths: Mapping[str, Path], collection: Colle
     """Refuse adapters that their server would refuse at any rank, before one is written."""
     if resize.target is None:
         return
-    target = find_target(resize.target)
-    if target.form == "gguf":
-        return  # what is written is for llama.cpp's own converter, which needs the base model
-    most = target.max_rank
 
     def check(task: str, path: Path) -> None:
         manifest = collection.manifest
@@ -153,11 +149,24 @@ def _require_served(resize: Resize, paths: Mapping[str, Path], collection: Colle
             facts = facts_of_task(manifest, manifest.task(task))
         else:
             facts = facts_of(collection.adapters[task], task)
-        shapes = facts.modules.items()
-        cut = {n: s if most is None else s.at_rank(min(s.rank, most)) for n, s in shapes}
-        check_fit(target, replace(facts, modules=cut), out=path)
+        check_served(resize, facts, path)
 
-    _check_all(target, paths, check)
+    _check_all(find_target(resize.target), paths, check)
+
+
+def check_served(resize: Resize, facts: Facts, path: Path) -> None:
+    """Refuse an adapter that the server it is resized for would refuse at any rank.
+
+    Raises:
+        UnsupportedAdapterError, AdapterError: As `check_fit`.
+    """
+    if resize.target is None or find_target(resize.target).form == "gguf":
+        return  # for llama.cpp's own converter, which asks for the base model itself
+    target = find_target(resize.target)
+    most = max((shape.rank for shape in facts.modules.values()), default=0)
+    most = min(most, target.max_rank or most, resize.rank or most)
+    cut = {name: replace(s, rank=min(s.rank, most)) for name, s in facts.modules.items()}
+    check_fit(target, replace(facts, modules=cut), out=path)
 
 
 def _check_all(

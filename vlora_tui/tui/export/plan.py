@@ -19,7 +19,7 @@ from vlora_engine.utils.file_names import SUBSPACE_INDEX
 from vlora_engine.utils.files import foreign_entries, is_empty_directory
 from vlora_engine.utils.safetensors_file import ITEM_BYTES
 from vlora_tui.pipeline.disk_space import adapter_bytes, free_bytes, merged_bytes
-from vlora_tui.pipeline.outputs import export_paths
+from vlora_tui.pipeline.outputs import check_served, export_paths
 from vlora_tui.recipe.model import Merge, Resize
 from vlora_tui.tui.export.recipes import base_of, recipe_of
 from vlora_tui.tui.export.settings import Item, Settings, Source, paths_of
@@ -177,6 +177,8 @@ def _merged_row(merge: Merge, items: Sequence[Item]) -> Row:
 def _resized_row(item: Item, path: Path, resize: Resize, headers: Headers) -> Row:
     try:
         facts = headers.facts(item)
+        if facts is not None:
+            check_served(resize, facts, path)
     except VLoRAError as error:
         why, mend = _why(error), _mend(error, "the others")
         return Row(item.name, path, item.nbytes, "no", why, mend)

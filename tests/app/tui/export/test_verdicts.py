@@ -134,7 +134,6 @@ def test_the_verdict_stands_beside_each_line_and_in_full_in_the_details(mixed: P
         told = " ".join(words(pilot, "#details-said").split())
         assert "warning A rank of 32." in told
         assert "start the server with --max-lora-rank 32" in told
-        assert "vlora-tui resize" in told
         await pilot.press("up", "up")
         await settle(pilot)
         assert "The export mends, for vLLM" in words(pilot, "#details-said")
@@ -191,7 +190,7 @@ def test_other_ranks_are_asked_for_and_their_cost_is_told(runs: Path) -> None:
     session = session_of([runs / f"task0{i}" for i in range(3)])
 
     async def steps(pilot: Pilot[Any]) -> None:
-        await pilot.press("m")
+        await pilot.press("m", "m")
         await settle(pilot)
         before = [item.nbytes for item in view(pilot)._source.items]  # type: ignore[union-attr]
         after = [row.nbytes for row in view(pilot).planner.plan.rows]
