@@ -52,13 +52,26 @@ def overhead_bytes(
     return bytes_around(manifest, len(layers), 10**6)
 
 
-def bytes_around(manifest: Manifest, units: int, payload: int) -> int:
-    """Bytes of index and card, and of the files' heads: ``units`` shared, ``payload`` in each."""
+def bytes_around(
+    manifest: Manifest, units: int, payload: int, of_tasks: Mapping[str, int] | None = None
+) -> int:
+    """Bytes of index and card, and of the files' heads.
+
+    Args:
+        units: How many are shared. payload: The coded bytes in each file, at most.
+        of_tasks: Those of each task's file, where they are known.
+    """
     total = len(dump_json(manifest.as_json()).encode()) + len(model_card(manifest).encode())
     if manifest.basis:
         total += len(encode_header(shared_layout(units, payload))[0]) + 4 * units
-    for record in manifest.tasks.values():
-        count = len(record.layers)
-        header, _ = encode_header(task_layout(count, payload, record.rest_bytes))
-        total += len(header) + MODULE_HEAD * count
+    for name, record in manifest.tasks.items():
+        coded = payload if of_tasks is None else of_tasks[name]
+        total += task_bytes(record, coded) - coded - record.rest_bytes
     return total
+
+
+def task_bytes(record: TaskRecord, payload: int) -> int:
+    """The bytes of a coded task's file: its head, rest tensors, the modules with their heads."""
+    count = len(record.layers)
+    header, _ = encode_header(task_layout(count, payload, record.rest_bytes))
+    return len(header) + record.rest_bytes + MODULE_HEAD * count + payload

@@ -35,7 +35,7 @@ from vlora_engine.subspace.coded.basis import SharedBasis, make_basis
 from vlora_engine.subspace.coded.build import code_in_memory, coded_task
 from vlora_engine.subspace.coded.in_basis import reexpressed, space_in_basis
 from vlora_engine.subspace.coded.layer_parts import TaskShare
-from vlora_engine.subspace.coded.layout import bytes_around
+from vlora_engine.subspace.coded.layout import bytes_around, task_bytes
 from vlora_engine.subspace.coded.store import (
     CodedStore,
     CodedTask,
@@ -290,8 +290,8 @@ class CodedSpace(SpaceState):
         """
         records = [record for record in self.tasks.records() if not record.in_basis]
         units = [self.shared.shared(*unit) for unit in self.coding.units()]
-        coded = sum(_stored_bytes(self.tasks.encoded(r.id)) for r in records)
-        coded += sum(map(len, units))
+        of_tasks = {r.id: _stored_bytes(self.tasks.encoded(r.id)) for r in records}
+        coded = sum(of_tasks.values()) + sum(map(len, units))
         manifest = Manifest(
             path=self.home or Path("."),
             method=self.method,
@@ -299,11 +299,16 @@ class CodedSpace(SpaceState):
             base_model=self.base_model,
             layers=tuple(self.layers),
             basis=(BasisFile(BASIS_FILE, "0" * 64, coded, 0, len(self.layers)),) if units else (),
-            tasks={record.id: replace(record, sha256="0" * 64) for record in records},
+            tasks={
+                record.id: replace(
+                    record, sha256="0" * 64, nbytes=task_bytes(record, of_tasks[record.id])
+                )
+                for record in records
+            },
             engine=__version__,
             coding=self.coding,
         )
-        return coded, bytes_around(manifest, len(units), coded)
+        return coded, bytes_around(manifest, len(units), coded, of_tasks)
 
     def _layers_with(self, source: AdapterSource) -> list[LayerSpec]:
         """The layers with the modules and ranks that ``source`` brings."""
