@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +27,7 @@ from vlora_engine.compress.absorb import absorb, absorb_incremental, rebased
 from vlora_engine.compress.build import build_space
 from vlora_engine.compress.compact import compact
 from vlora_engine.compress.requantize import requantize
-from vlora_engine.compression_target import ADAPTIVE_VARIANCE, CompressionTarget
+from vlora_engine.compression_target import ADAPTIVE_VARIANCE, CODED_METHODS, CompressionTarget
 from vlora_engine.errors import NotFoundError, ParameterError, VLoRAError
 from vlora_engine.manifest.manifest import LayerSpec
 from vlora_engine.nn.peft_model import as_peft_adapter, require_extra, with_adapter
@@ -35,7 +36,9 @@ from vlora_engine.nn.training import trainable_params
 from vlora_engine.publish.push import push_space
 from vlora_engine.quantization.packing import (
     BLOCK_SIZE,
+    NOT_PACKED,
     Quantization,
+    named_quantization,
     quantization,
 )
 from vlora_engine.subspace.basis import Bases, LayerBasis
@@ -286,8 +289,8 @@ class SharedSubspace:
         ``variance_threshold``, without one for 0.6, and wins over ``num_components``, which wins
         over ``variance_threshold``: all as in the first library. ``quantize`` packs bases and
         loadings as ``int8``, ``int4`` or ``nf4``; targets and budgets then count what that costs
-        and saves. A k beyond what a layer has is clamped to all it has; a warning in the log and
-        `notes` say so.
+        and saves. With ``auto`` or ``own`` it is `quantize` afterwards. A k beyond what a layer
+        has is clamped to all it has; a warning in the log and `notes` say so.
 
         Raises:
             CollectionError: Bad adapters. ParameterError, TargetError: k or the target.
@@ -311,13 +314,17 @@ class SharedSubspace:
             budget=budget,
             dtype=dtype,
             refine=refine,
-            quantize=quantize,
+            quantize=NOT_PACKED if method in CODED_METHODS else quantize,
         ).checked()
+        packed = named_quantization(quantize) if targets.is_coded else None
         opened = common_names([as_source(adapter) for adapter in adapters])
         sources = dict(zip(names, opened, strict=True))
         run = RunContext(progress, device=device)
         collection = prepare(sources, run, dtype=dtype, lossy=targets.lossy, skip_bad=skip_bad)
-        space = build_space(collection, targets, run)
+        space: AnySpace = build_space(collection, targets, run)
+        if packed is not None:  # coded tasks have no loadings
+            space, remarks = requantize(space, replace(packed, loadings=None), run)
+            space.notes += remarks
         for note in space.notes:
             logger.warning(note)
         return cls(space)

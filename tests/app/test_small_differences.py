@@ -174,6 +174,9 @@ def test_a_dry_run_refuses_events_that_would_go_into_another_file(
     words = ["compress", runs, "-o", tmp_path / "s", "--events", tmp_path / "mine.txt"]
     for more in ([], ["--dry-run"]):
         assert "holds something else" in cli(*words, *more, code=2).err
+    words[-1] = tmp_path
+    for more in ([], ["--dry-run"]):
+        assert "it is a directory" in cli(*words, *more, code=1).err
 
 
 def test_a_dry_run_refuses_what_the_disk_has_no_room_for(
@@ -263,6 +266,18 @@ def test_flags_of_the_second_library_without_effect_are_in_the_json_too(
 
 
 # ---- figures
+
+
+def test_bytes_that_a_collection_was_coded_for_are_a_count(
+    cli: Cli, runs: Path, tmp_path: Path
+) -> None:
+    cli("compress", runs, "-o", tmp_path / "s", "--budget", "6kB")
+    for words in (("add", tmp_path / "s", runs / "task00", "--task-id", "more"), ("compact",)):
+        cli(*words[:1], *(words[1:] or [tmp_path / "s"]))
+        stored = (tmp_path / "s" / "subspace.json").read_text()
+        for text in (stored, cli("info", tmp_path / "s", "--json").out):
+            target = json.loads(text)["coding"]["target"]
+            assert json.dumps(target) == '{"budget": 6000}'
 
 
 def test_info_gives_the_variance_of_both_sides(cli: Cli, runs: Path, tmp_path: Path) -> None:

@@ -123,11 +123,17 @@ def open_events(path: Path) -> events.EventWriter:
 
 
 def refuse_other_file(path: Path) -> None:
-    """Refuse to append events to a file that holds something else.
+    """Refuse to append events to a file that holds something else, or to a directory.
 
     Raises:
-        ParameterError: It does.
+        ParameterError: It does. StorageError: It is one.
     """
+    if path.is_dir():
+        raise StorageError(
+            "The events file cannot be written: it is a directory.",
+            where=path,
+            remedy="name another file",
+        )
     if path.is_file() and not events.is_events_file(path):
         raise ParameterError(
             "The file for events holds something else; it was left as it is.",

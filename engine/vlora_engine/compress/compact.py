@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from vlora_engine.adapters.model import AdapterSource, MemorySource
 from vlora_engine.catalog.originals import original_if_there
@@ -24,8 +25,8 @@ def compact(space: CodedSpace, run: RunContext) -> tuple[CodedSpace, list[str]]:
     Raises:
         ParameterError: No task of it is coded.
     """
-    target = {k: int(v) if k == "budget" else v for k, v in space.coding.target.items()}
-    return recode(space, CompressionTarget(method=space.method, **target).checked(), run)  # type: ignore[arg-type]
+    goal: dict[str, Any] = dict(space.coding.target)
+    return recode(space, CompressionTarget(method=space.method, **goal).checked(), run)
 
 
 def recode(

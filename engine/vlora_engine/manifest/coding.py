@@ -62,4 +62,6 @@ def parse_coding(row: JsonObject, layers: int) -> Coding:
     if step < 0:
         raise row["step"].error("a number from 0 on")
     target = {key: value.number() for key, value in row["target"].object().items()}
+    if "budget" in target:  # bytes
+        target["budget"] = int(target["budget"])
     return Coding(step, target, modes)

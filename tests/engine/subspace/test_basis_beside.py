@@ -308,6 +308,24 @@ def test_quantizing_means_at_most_these_bytes(
     assert "left as it is" in caplog.messages[-1]
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["int8", "int4", "nf4"])
+def test_what_is_said_of_its_bytes_is_what_it_takes(method: str, kind: str, tmp_path: Path) -> None:
+    adapters = folder_of(tmp_path / "in", 3)
+    once = coded(adapters, method, max_error=0.001, quantize=kind)
+    before, after, allowed = (
+        int(n.replace(",", "")) for n in re.findall(r"[\d,]{4,}", once.notes[-1])
+    )
+    assert after <= allowed < before
+    once.save(tmp_path / "s")
+    again = SharedSubspace.load(tmp_path / "s")
+    assert once.space.sizes() == again.space.sizes()
+    assert sum(again.space.sizes()) == after
+    manifest = read_manifest(tmp_path / "s")
+    # Only how the place of the adapters is written is another on disk.
+    assert 0 <= after - manifest.nbytes <= len(f"{tmp_path}/")
+
+
 def test_quantizing_leaves_what_is_smaller(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

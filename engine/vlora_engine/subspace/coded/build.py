@@ -167,7 +167,7 @@ def coding_of(targets: CompressionTarget, outlook: Outlook, forecast: Forecast) 
     steps = forecast.steps[outlook.alive]
     step = float(np.exp(np.log(steps).mean())) if len(steps) else 0.0
     name, value = targets.goal
-    target = {name: float(value)}
+    target = {name: int(value) if name == "budget" else float(value)}
     return Coding(figure(step), target, {n: "".join(row) for n, row in sorted(modes.items())})
 
 

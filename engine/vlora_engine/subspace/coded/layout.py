@@ -60,12 +60,14 @@ def bytes_around(
     payload: int,
     file_bytes: int | None = None,
     units: int | None = None,
+    of_tasks: Mapping[str, int] | None = None,
 ) -> int:
     """Bytes of index and card, and of the files' heads.
 
     Args:
         payload: Coded bytes of each file. file_bytes: What the index calls the size of the shared
             one, by default as much. units: Of what is shared, by default those of the coding.
+        of_tasks: The coded bytes of each task's file, where they are known.
     """
     units = len(coding.units()) if units is None else units
     shared = BasisFile(BASIS_FILE, "0" * 64, file_bytes or payload, 0, len(layers))
@@ -84,7 +86,13 @@ def bytes_around(
     if units:
         total += len(encode_header(shared_layout(units, payload))[0]) + 4 * units
     for record in tasks.values():
-        count = len(record.layers)
-        header, _ = encode_header(task_layout(count, payload, record.rest_bytes))
-        total += len(header) + MODULE_HEAD * count
+        coded = payload if of_tasks is None else of_tasks[record.id]
+        total += task_bytes(record, coded) - coded - record.rest_bytes
     return total
+
+
+def task_bytes(record: TaskRecord, payload: int) -> int:
+    """The bytes of a coded task's file: its head, rest tensors, the modules with their heads."""
+    count = len(record.layers)
+    header, _ = encode_header(task_layout(count, payload, record.rest_bytes))
+    return len(header) + record.rest_bytes + MODULE_HEAD * count + payload

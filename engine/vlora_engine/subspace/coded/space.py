@@ -294,15 +294,19 @@ class CodedSpace(SpaceState):
         """
         records = [record for record in self.tasks.records() if not record.in_basis]
         units = [self.shared.shared(*unit) for unit in self.coding.units()]
-        coded = sum(_stored_bytes(self.tasks.encoded(r.id)) for r in records)
-        coded += sum(map(len, units))
+        of_tasks = {r.id: _stored_bytes(self.tasks.encoded(r.id)) for r in records}
+        coded = sum(of_tasks.values()) + sum(map(len, units))
         around = bytes_around(
             self.method,
             self.base_model,
             self.layers,
             self.coding,
-            {record.id: replace(record, sha256="0" * 64) for record in records},
+            {
+                r.id: replace(r, sha256="0" * 64, nbytes=task_bytes(r, of_tasks[r.id]))
+                for r in records
+            },
             payload=coded,
+            of_tasks=of_tasks,
         )
         return coded, around
 
