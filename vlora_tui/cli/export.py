@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from glob import escape, has_magic
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -64,7 +65,7 @@ def export(
             found="both" if every else "neither",
         )
     row: dict[str, Any] = {
-        "tasks": chosen or None,
+        "tasks": _as_patterns(chosen, subspace) or None,
         "target": target,
         "path": output if _is_one(chosen, subspace) else f"{output}/{{task}}",
         "verify": verify,
@@ -169,10 +170,21 @@ def _proof(error: float | None) -> str:
 
 
 def _is_one(chosen: list[str], subspace: str) -> bool:
+    return len(chosen) == 1 and (
+        not has_magic(chosen[0]) or chosen[0] in _tasks_like_patterns(chosen, subspace)
+    )
+
+
+def _as_patterns(chosen: list[str], subspace: str) -> list[str]:
+    """What was named, as a recipe says it: a task's name stands for its task, and for no other."""
+    names = _tasks_like_patterns(chosen, subspace)
+    return [escape(word) if word in names else word for word in chosen]
+
+
+def _tasks_like_patterns(chosen: list[str], subspace: str) -> set[str]:
     from vlora_engine.catalog.read import read_manifest
     from vlora_engine.manifest.manifest import is_own_subspace
 
-    if len(chosen) != 1 or not any(c in chosen[0] for c in "*?["):
-        return len(chosen) == 1
-    folder = Path(subspace).expanduser()  # there a task may have such a name
-    return is_own_subspace(folder) and chosen[0] in read_manifest(folder).tasks
+    magic = {word for word in chosen if has_magic(word)}
+    folder = Path(subspace).expanduser()
+    return magic & set(read_manifest(folder).tasks) if magic and is_own_subspace(folder) else set()
