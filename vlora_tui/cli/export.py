@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from glob import escape, has_magic
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -137,7 +138,8 @@ def _input(
         chosen = [*paths[1:], *adapter]
         _require_tasks(chosen, names, every=every)
         table = {"subspace": paths[0]}
-        return _Given(table, chosen, every or not _is_one(chosen, first))
+        several = every or not _is_one(chosen, first)
+        return _Given(table, _as_patterns(chosen, first), several)
     if adapter:
         raise ParameterError(
             "--adapter names a task of a subspace.", where=paths[0], found="adapters alone"
@@ -227,8 +229,19 @@ def _proof(error: float | None) -> str:
 
 
 def _is_one(chosen: list[str], subspace: str) -> bool:
+    return len(chosen) == 1 and (
+        not has_magic(chosen[0]) or chosen[0] in _tasks_like_patterns(chosen, subspace)
+    )
 
-    if len(chosen) != 1 or not any(c in chosen[0] for c in "*?["):
-        return len(chosen) == 1
-    folder = Path(subspace).expanduser()  # there a task may have such a name
-    return is_own_subspace(folder) and chosen[0] in read_manifest(folder).tasks
+
+def _as_patterns(chosen: list[str], subspace: str) -> list[str]:
+    """What was named, as a recipe says it: a task's name stands for its task, and for no other."""
+    names = _tasks_like_patterns(chosen, subspace)
+    return [escape(word) if word in names else word for word in chosen]
+
+
+def _tasks_like_patterns(chosen: list[str], subspace: str) -> set[str]:
+
+    magic = {word for word in chosen if has_magic(word)}
+    folder = Path(subspace).expanduser()
+    return magic & set(read_manifest(folder).tasks) if magic and is_own_subspace(folder) else set()

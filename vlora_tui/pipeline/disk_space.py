@@ -25,8 +25,8 @@ from vlora_tui.pipeline.outputs import (
     convert_paths,
     export_paths,
     facts_of_export,
-    match_tasks,
     merge_inputs,
+    recipe_tasks,
 )
 from vlora_tui.pipeline.unfinished import unfinished_build
 from vlora_tui.recipe.model import Convert, Export, Merge, Push, Recipe, Resize
@@ -296,7 +296,7 @@ def _resized_bytes(resize: Resize, task: str, collection: Collection) -> int:
 
 def _converted_bytes(convert: Convert, task: str, collection: Collection) -> int:
     """About what it is as an adapter; a format of subspaces takes about as much for all of them."""
-    tasks = [task] if task else match_tasks(convert.tasks, collection.tasks)
+    tasks = [task] if task else recipe_tasks(convert.tasks, collection.tasks)
     return sum(_adapter_bytes(name, collection) for name in tasks)
 
 
@@ -304,7 +304,7 @@ def _pushed_bytes(push: Push, collection: Collection) -> int:
     """Of tasks of the recipe's own subspace; of another one it is not known."""
     if push.path is not None:
         return 0
-    chosen = match_tasks(push.tasks, collection.tasks)
+    chosen = recipe_tasks(push.tasks, collection.tasks)
     return sum(_adapter_bytes(name, collection) for name in chosen)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import glob
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -204,7 +205,7 @@ def facts_of_export(
 
 def export_paths(export: Export | Resize | Convert, tasks: Sequence[str]) -> dict[str, Path]:
     """Where each exported, resized or converted task goes."""
-    chosen = match_tasks(export.tasks, tasks)
+    chosen = recipe_tasks(export.tasks, tasks)
     if "{task}" not in export.path:
         if len(chosen) > 1:
             raise ParameterError(
@@ -235,6 +236,26 @@ def match_tasks(patterns: Sequence[str], tasks: Sequence[str]) -> list[str]:
     return [task for task in tasks if task in chosen]
 
 
+def recipe_tasks(patterns: Sequence[str], tasks: Sequence[str]) -> list[str]:
+    """The same of a recipe: ``*`` is all tasks there, even where one has that name.
+
+    Raises:
+        UnknownTaskError: A pattern matches none.
+        ParameterError: One is a task's name, and matches others that are not named.
+    """
+    if "*" in patterns and tasks:
+        return list(tasks)
+    for word in set(patterns) & set(tasks):
+        more = [task for task in tasks if fnmatch.fnmatchcase(task, word) and task not in patterns]
+        if more:
+            raise ParameterError(
+                f"{word!r} is the name of a task, and as a pattern it matches others.",
+                found=listed(more),
+                remedy=f"write {glob.escape(word)} for this one alone, or name the others too",
+            )
+    return match_tasks(patterns, tasks)
+
+
 def unknown_task(name: str, tasks: Sequence[str]) -> UnknownTaskError:
     """The error for a task that is not there; it names those that are."""
     close = difflib.get_close_matches(name, tasks, n=1)
@@ -253,7 +274,7 @@ def merge_inputs(merge: Merge, collection: Collection) -> list[str]:
             named = [n for n, ref in collection.places.items() if Path(ref) == Path(word)]
             names.append(named[0] if named else word)
         else:
-            names += match_tasks([word], collection.tasks)
+            names += recipe_tasks([word], collection.tasks)
     if merge.weights is not None and len(merge.weights) != len(names):
         raise ParameterError(
             "There must be one weight for each adapter.",
@@ -270,7 +291,7 @@ def is_of_subspace(step: Export | Convert, recipe: Recipe) -> bool:
 
 def convert_paths(convert: Convert, recipe: Recipe, collection: Collection) -> dict[str, Path]:
     """Where each task goes; a format that holds all tasks in one directory has one, under ""."""
-    chosen = match_tasks(convert.tasks, collection.tasks)
+    chosen = recipe_tasks(convert.tasks, collection.tasks)
     if convert.to in SUBSPACE_FORMATS:
         return {"": Path(convert.path)}
     if "{task}" in convert.path:
@@ -284,7 +305,7 @@ def convert_paths(convert: Convert, recipe: Recipe, collection: Collection) -> d
 
 def _check_convert(convert: Convert, recipe: Recipe, collection: Collection) -> None:
     """Refuse a conversion that makes no sense, or would lose what matters, by headers alone."""
-    chosen = match_tasks(convert.tasks, collection.tasks)
+    chosen = recipe_tasks(convert.tasks, collection.tasks)
     is_whole = is_of_subspace(convert, recipe) and not convert.tasks
     manifest = collection.manifest
     if convert.to in SUBSPACE_FORMATS and not (is_whole and manifest is None):
@@ -611,7 +632,7 @@ class Writer:
         if of_subspace and not request.tasks:
             planned = plan_conversion(request.to, out, whole=self._place(), k=request.k)
         else:
-            names = match_tasks(request.tasks, self.collection.tasks)
+            names = recipe_tasks(request.tasks, self.collection.tasks)
             adapters: dict[str, AdapterSource] = {
                 name: MemorySource(self._weights(request, name))
                 if of_subspace

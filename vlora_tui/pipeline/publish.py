@@ -14,7 +14,7 @@ from vlora_engine.errors import HubError, NotFoundError, VLoRAError
 from vlora_engine.utils.run_context import RunContext
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.inputs import Collection
-from vlora_tui.pipeline.outputs import match_tasks
+from vlora_tui.pipeline.outputs import recipe_tasks
 from vlora_tui.recipe.model import Push, Recipe
 
 STOPPED = "Stopped as asked, before anything was pushed; what was finished before is complete."
@@ -39,7 +39,7 @@ def check_pushes(recipe: Recipe, collection: Collection, outputs: Sequence[Path]
             _require_content(place)
             tasks = list(read_manifest(place).tasks) if push.adapters else []
         if push.adapters:
-            match_tasks(push.tasks or ["*"], tasks)
+            recipe_tasks(push.tasks or ["*"], tasks)
 
 
 def push_place(push: Push, recipe: Recipe, collection: Collection) -> Path:
@@ -117,7 +117,7 @@ class Publisher:
 
         tasks = None
         if push.adapters:
-            tasks = match_tasks(push.tasks, list(read_manifest(place).tasks))
+            tasks = recipe_tasks(push.tasks, list(read_manifest(place).tasks))
         address = push.address
         with tempfile.TemporaryDirectory(prefix="vlora-push-") as staging:
             upload = upload_of(

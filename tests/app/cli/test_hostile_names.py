@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from glob import escape
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,42 @@ def test_all_are_all_in_a_recipe_too(place: Path, cli: Cli, tmp_path: Path) -> N
     assert "tasks" not in tomllib.loads(recipe.read_text())["export"][0]
     cli("run", "--headless", recipe)
     assert len(os.listdir(tmp_path / "out")) == len(NAMES)
+
+
+@pytest.mark.parametrize("table", ["export", "resize", "convert"])
+def test_a_star_in_a_recipe_is_all(place: Path, cli: Cli, tmp_path: Path, table: str) -> None:
+    recipe, more = tmp_path / "r.toml", {"resize": "rank = 2", "convert": 'to = "peft"'}
+    rows = ['tasks = ["*"]', f'path = "{tmp_path}/out/{{task}}"', more.get(table, "")]
+    recipe.write_text("\n".join([f'[input]\nsubspace = "{place}"\n[[{table}]]', *rows]))
+    cli("run", "--headless", recipe)
+    assert len(os.listdir(tmp_path / "out")) == len(NAMES)
+
+
+@pytest.mark.parametrize("word", ["?", "[a]"])
+def test_a_name_that_is_a_pattern_of_others_is_refused_in_a_recipe(
+    place: Path, cli: Cli, tmp_path: Path, word: str
+) -> None:
+    recipe = tmp_path / "r.toml"
+
+    def write(name: str) -> None:
+        table = f'[[export]]\ntasks = ["{name}"]\npath = "{tmp_path}/out"'
+        recipe.write_text(f'[input]\nsubspace = "{place}"\n{table}')
+
+    write(word)
+    said = cli("run", "--headless", recipe, code=2).err
+    assert "matches others" in said
+    assert escape(word) in said
+    assert not (tmp_path / "out").exists()
+    write(escape(word))
+    cli("run", "--headless", recipe)
+    assert same(tmp_path / "out", place, word)
+
+
+def test_several_by_their_names(place: Path, cli: Cli, tmp_path: Path) -> None:
+    cli("export", place, "*", "[a]", "-o", tmp_path / "out")
+    found = sorted((tmp_path / "out").iterdir())
+    assert len(found) == 2
+    assert all(any(same(path, place, name) for path in found) for name in ("*", "[a]"))
 
 
 @pytest.mark.parametrize("name", NAMES[:3])

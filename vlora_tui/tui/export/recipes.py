@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 from collections.abc import Callable, Sequence
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,8 @@ from vlora_tui.tui.export.settings import (
     Source,
     weights_of,
 )
+
+_ESCAPED = re.compile(r"\[([*?[])\]")  # by `glob.escape`
 
 
 def recipe_of(source: Source, marked: Sequence[str], settings: Settings) -> Recipe:
@@ -69,8 +73,13 @@ def _chosen(source: Source, marked: Sequence[str]) -> tuple[Input, tuple[str, ..
         raise ParameterError("Nothing is marked; space marks a line, + all")
     if source.subspace is None:
         return Input(_inputs([item for item in source.items if item.name in set(marked)])), ()
-    tasks = () if len(marked) == len(source.items) else tuple(marked)
+    tasks = () if len(marked) == len(source.items) else tuple(map(escape, marked))
     return Input(subspace=str(source.subspace)), tasks
+
+
+def _plain(word: str) -> str:
+    """The name that was escaped, so that a recipe does not take it for a pattern."""
+    return _ESCAPED.sub(r"\1", word)
 
 
 def _resize_recipe(source: Source, marked: Sequence[str], settings: Settings) -> Recipe:
@@ -128,7 +137,7 @@ def _inputs(chosen: Sequence[Item]) -> tuple[AdapterInput, ...]:
 def _word(source: Source, item: Item) -> str:
     """How a recipe names an item: by its name, or by its place where the name looks like one."""
     if not is_path(item.name):
-        return item.name
+        return escape(item.name)
     return str(item.path) if source.subspace is None else f"{source.subspace}:{item.name}"
 
 
@@ -220,7 +229,7 @@ def _export_commands(recipe: Recipe, tasks: Sequence[str], more: list[str]) -> s
     options += [] if export.verify else ["--no-verify"]
     options += more
     paths = {str(adapter.name): adapter.path for adapter in recipe.input.adapters}
-    names = list(export.tasks) or (sorted(paths) if paths else [])
+    names = list(map(_plain, export.tasks)) or (sorted(paths) if paths else [])
     head = ["vlora-tui", "export", *([] if paths else [str(recipe.input.subspace)])]
     folder, braces, after = export.path.partition("/{task}")
     if braces and not after:
@@ -249,7 +258,7 @@ def _resize_commands(recipe: Recipe, tasks: Sequence[str], more: list[str]) -> s
     options += more
     paths = {str(adapter.name): adapter.path for adapter in recipe.input.adapters}
     all_names = sorted(paths or tasks)
-    names = list(resize.tasks) or all_names
+    names = list(map(_plain, resize.tasks)) or all_names
 
     def words(name: str, path: str) -> list[str]:
         ref = paths.get(name) or f"{recipe.input.subspace}:{name}"
@@ -271,7 +280,9 @@ def _merge_words(recipe: Recipe) -> list[str]:
     merge = recipe.merges[0]
     paths = {adapter.name: adapter.path for adapter in recipe.input.adapters}
     arguments = [
-        paths.get(word) or (word if is_path(word) else f"{recipe.input.subspace}:{word}")
+        word
+        if is_path(word)
+        else paths.get(_plain(word)) or f"{recipe.input.subspace}:{_plain(word)}"
         for word in merge.adapters
     ]
     return ["vlora-tui", "merge", *arguments]

@@ -35,7 +35,7 @@ from vlora_engine.subspace.coded.basis import SharedBasis, make_basis
 from vlora_engine.subspace.coded.build import code_in_memory, coded_task
 from vlora_engine.subspace.coded.in_basis import reexpressed, space_in_basis
 from vlora_engine.subspace.coded.layer_parts import TaskShare
-from vlora_engine.subspace.coded.layout import bytes_around
+from vlora_engine.subspace.coded.layout import bytes_around, task_bytes
 from vlora_engine.subspace.coded.store import (
     CodedStore,
     CodedTask,
