@@ -104,6 +104,13 @@ SECTIONS: dict[str, list[Row]] = {
             why=why(recipe=READS),
         ),
         Row(
+            "How many modules apply to a base; a copy under its names",
+            (),
+            ("doctor",),
+            python=("doctor.applies", "doctor.repair"),
+            why=why(interface=PLANNED, recipe=READS),
+        ),
+        Row(
             "Whether a merged checkpoint is base + adapter",
             (),
             ("doctor",),

@@ -98,6 +98,8 @@ def repair(
     require_apart(outputs, here)
     for output in outputs:
         check_output(output, force=force)
+    for path in here:
+        open_adapter(path, allow_unsupported=True)  # what cannot be read is said before all writing
     repaired = []
     for each, path, output in zip(examined, here, outputs, strict=True):
         count = _write(path, output, base, force)

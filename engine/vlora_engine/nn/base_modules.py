@@ -12,7 +12,7 @@ import inspect
 import json
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -354,15 +354,19 @@ def _reach_as(
     if isinstance(built, str):
         return Reach(len(modules), base=label, unknown=built)
     fields = {name: config[name] for name in _FIELDS if config.get(name) is not None}
-    factors = {key: tuple(shape) for key, shape in tensors.items() if split_key(key)}
+    factors = [key for key in tensors if split_key(key)]
     given = {key: list(shape) for key, shape in tensors.items()}
     asked = json.dumps([fields, sorted(given.items())], sort_keys=True, default=str)
-    loaded, refusal = _loaded_by_peft(base, class_name, asked)
+    loaded, refusal, unknown = _loaded_by_peft(base, class_name, asked)
+    if unknown:
+        return Reach(len(modules), base=label, unknown=unknown)
+    reached: dict[str, set[str | None]] = defaultdict(set)
+    for key in factors:
+        reached[_module_of(key)].add(loaded.get(key))
     places = {}
     for module in modules:
-        keys = [key for key in factors if _module_of(key) == module]
-        reached = {loaded.get(key) for key in keys}
-        if keys and len(reached) == 1 and (place := reached.pop()) is not None:
+        found = reached.get(module, {None})
+        if len(found) == 1 and (place := next(iter(found))) is not None:
             places[module] = place
     names = {**built.names_for(modules), **places}
     misfits = {} if len(names) == len(modules) else built.misfits(modules)
@@ -411,8 +415,7 @@ def _built(base: _Base, class_name: str) -> BaseModules | str:
     try:
         model = _meta_model(base, class_name)
     except Exception as error:  # whatever a config makes transformers stumble over
-        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        return f"transformers builds no model of it ({line[:120]})"
+        return f"transformers builds no model of it ({_first_line(error)})"
     return BaseModules(model)
 
 
@@ -432,8 +435,11 @@ def _meta_model(base: _Base, class_name: str) -> Any:
 
 
 @lru_cache(64)
-def _loaded_by_peft(base: _Base, class_name: str, asked: str) -> tuple[dict[str, str], str]:
-    """By key of the adapter the module that PEFT loads it into, and why it refuses, if it does."""
+def _loaded_by_peft(base: _Base, class_name: str, asked: str) -> tuple[dict[str, str], str, str]:
+    """By key of the adapter the module that PEFT loads it into; else why it refuses to.
+
+    The third is why it cannot be told: PEFT stumbles over a model without weights.
+    """
     import torch
     from peft import LoraConfig, set_peft_model_state_dict
     from peft.mapping_func import get_peft_model
@@ -458,9 +464,10 @@ def _loaded_by_peft(base: _Base, class_name: str, asked: str) -> tuple[dict[str,
             result: Any = set_peft_model_state_dict(
                 model, given, ignore_mismatched_sizes=True, low_cpu_mem_usage=True
             )
-    except Exception as error:  # PEFT refuses in many ways, and says why
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        return {}, lines[0][:300]
+    except (ValueError, KeyError) as error:  # no such modules, no tensor for one of its own
+        return {}, _first_line(error), ""
+    except Exception as error:
+        return {}, "", f"PEFT adapts no model of it without weights ({_first_line(error)})"
     origin = {id(tensor): key for key, tensor in tensors.items()}
     unexpected = set(result.unexpected_keys)
     loaded = {}
@@ -469,7 +476,12 @@ def _loaded_by_peft(base: _Base, class_name: str, asked: str) -> tuple[dict[str,
         split = split_key(key)
         if source is not None and key not in unexpected and split is not None:
             loaded[source] = split[0].removeprefix(PREFIX)
-    return loaded, ""
+    return loaded, "", ""
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:200]
 
 
 def _given(model: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
