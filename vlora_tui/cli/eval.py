@@ -11,7 +11,6 @@ import typer
 from vlora_engine.errors import CollectionError, ParameterError
 from vlora_engine.evaluation.prompts import LENGTH, MAX_TOKENS, read_prompts
 from vlora_engine.utils.device import require_device
-from vlora_engine.utils.file_names import ADAPTER_CONFIG
 from vlora_tui.cli import options as o
 from vlora_tui.cli.declare import argument, option
 from vlora_tui.cli.errors import FOUND
@@ -147,13 +146,13 @@ def evaluate(
 
 
 def _is_one_subspace(places: Sequence[str]) -> bool:
-    """Whether a single place is given that is no adapter: what is not there counts, too."""
+    """Whether a single subspace is given; a place where nothing is counts, too."""
     from vlora_engine.catalog.read import is_subspace
 
-    if len(places) > 1 or ":" in places[0]:
+    if len(places) > 1:
         return False
     path = Path(places[0])
-    return is_subspace(path) or not (path / ADAPTER_CONFIG).exists()
+    return is_subspace(path) or (":" not in places[0] and not path.exists())
 
 
 def _refuse(**given: object) -> None:

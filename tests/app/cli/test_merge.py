@@ -364,7 +364,7 @@ def turned(zoo: Path, name: str, factor: float) -> Path:
     [
         (-1.0, "opposed", "takes 100% from a and 100% from"),
         (2.0, "alike", "do much the same (cosine 1.00)"),
-        (-5.0, "opposed", "is 5 times as large as a and would drown a."),
+        (-5.0, "opposed", "is 5 times as large and would drown a."),
     ],
 )
 def test_the_verdict_on_a_pair_comes_first(

@@ -243,4 +243,4 @@ def assert_same_tensors(a, b):
     for key, tensor in one.items():
         assert tensor.dtype == two[key].dtype
         assert torch.equal(tensor, two[key])
-    assert read_header(b / "adapter_model.safetensors").metadata == {"format": "pt"}
+    assert read_header(b / "adapter_model.safetensors").metadata["format"] == "pt"

@@ -258,6 +258,7 @@ def test_nothing_is_overwritten_unless_told(tmp_path):
     save_adapter(make.weights(seed=2), tmp_path / "a", force=True)
 
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == [
+        "README.md",
         "adapter_config.json",
         SAFETENSORS,
     ]
