@@ -105,10 +105,10 @@ SECTIONS: dict[str, list[Row]] = {
         ),
         Row(
             "How many modules apply to a base; a copy under its names",
-            (),
+            ("adapters.repair",),
             ("doctor",),
             python=("doctor.applies", "doctor.repair"),
-            why=why(interface=PLANNED, recipe=READS),
+            why=why(recipe=READS),
         ),
         Row(
             "Whether a merged checkpoint is base + adapter",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from rich.text import Text
 from textual.app import ComposeResult
@@ -12,7 +12,7 @@ from textual.widgets import Input, Static
 from vlora_tui.tui.adapters.details import LABEL, Tones, facts, findings
 from vlora_tui.tui.adapters.rows import COLUMNS, Row
 from vlora_tui.tui.widgets.folding import hanging
-from vlora_tui.tui.widgets.table import Cell, Table
+from vlora_tui.tui.widgets.table import Cell, Column, Table
 
 TONES = ("muted", "good", "warning", "error", "accent")
 
@@ -36,12 +36,30 @@ class Body(Horizontal):
             line = Input(placeholder="words, rank>=16, group:1, is:marked", compact=True)
             line.id, line.cursor_blink, line.display = "adapters-filter", False, False
             yield line
-            yield Table(COLUMNS, Row.cells, key=_path, mark=self._mark, id="adapters-table")
+            yield Table(
+                self._columns(()), self._cells, key=_path, mark=self._mark, id="adapters-table"
+            )
             yield Static("", id="adapters-hint", markup=False)
         with Details(id="adapters-details", classes="pane") as pane:
             pane.border_title = "Details"
             yield Static("", id="adapters-facts", markup=False)
             yield Static("", id="adapters-findings", markup=False)
+
+    def show_rows(self, rows: Sequence[Row]) -> None:
+        """List these rows, with the columns that have something to say."""
+        columns = self._columns(rows)
+        if columns != self.table.columns:
+            self.table.columns = columns
+        self.table.show(rows)
+
+    def _columns(self, rows: Sequence[Row]) -> list[Column]:
+        told = any(row.applies is not None for row in rows)
+        self._left_out = {"applies"} if not told else set()
+        return [column for column in COLUMNS if column.key not in self._left_out]
+
+    def _cells(self, row: Row) -> list[Cell]:
+        pairs = zip(COLUMNS, row.cells(), strict=True)
+        return [cell for column, cell in pairs if column.key not in self._left_out]
 
     @property
     def table(self) -> Table[Row]:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from vlora_engine.errors import VLoRAError
     from vlora_engine.manifest.manifest import Manifest
+    from vlora_tui.tui.adapters.reach import Applies
 
 LABEL = 8
 
@@ -83,8 +84,17 @@ def _adapter(text: Text, row: Row, members: int, tones: Mapping[str, str | Style
     if info.modules is not None:
         types = ", ".join(clean(kind) for kind in info.module_types)
         _line(text, "modules", f"{info.modules}: {types}", tones)
+    if row.applies is not None:
+        _line(text, "applies", _applies(row.applies), tones)
     rest = f"   {plural(info.rest, 'tensor')} beside LoRA" if info.rest else ""
     _line(text, "size", f"{size(info.nbytes)}   {info.dtype or 'dtype not known'}{rest}", tones)
+
+
+def _applies(applies: Applies) -> str:
+    if applies.applied is None:
+        return f"cannot tell: {clean(applies.unknown)}"
+    told = f"to {applies.applied} of {plural(applies.total, 'module')} of {clean(applies.base)}"
+    return told if applies.applied == applies.total else f"{told}; w writes a repaired copy"
 
 
 def _subspace(text: Text, manifest: Manifest, tones: Mapping[str, str | Style]) -> None:

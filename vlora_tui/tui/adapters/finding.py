@@ -13,6 +13,7 @@ from textual.message import Message
 from vlora_engine.adapters.address import is_address, is_hub_place, is_pinned_form
 from vlora_engine.errors import VLoRAError
 from vlora_tui.tui.adapters.places import place_words, remember_folder
+from vlora_tui.tui.adapters.reach import Applies, ReachFinder, ReachTold
 from vlora_tui.tui.adapters.rows import Row
 from vlora_tui.tui.adapters.scanner import Batch, Ended, Scanner, subspace_row
 from vlora_tui.tui.text import clean
@@ -63,6 +64,8 @@ class AdapterFinder:
         self._wanted_marks: list[str] = []
         self._given_names: dict[str, str] = {}
         self._scanner = self._new_scanner()
+        self.reach = ReachFinder(view)
+        self._applies: dict[str, Applies] = {}
 
     @property
     def places(self) -> list[str]:
@@ -141,6 +144,7 @@ class AdapterFinder:
             )
         if not self._waiting:
             self._mark_requested()
+            self.reach.ask(list(self._session.infos.values()))
             self._host.call_later(self._host.scanned)
         self._next()
 
@@ -175,6 +179,8 @@ class AdapterFinder:
         """Clear the list."""
         self._scanner.stop()
         self._scanner, self.scanning = self._new_scanner(), False
+        self.reach.forget()
+        self._applies.clear()
         self.rows.clear()
         self._session.infos.clear()
         self._session.subspaces.clear()
@@ -183,15 +189,20 @@ class AdapterFinder:
         config = self._host.config
         return Scanner(max_depth=config["scan_depth"], max_adapters=config["scan_limit"])
 
+    def take_reach(self, event: ReachTold) -> None:
+        """Show how much of these adapters acts on their base models."""
+        self._applies |= event.found
+        if self.take_session():
+            self._found()
+
     def take_session(self) -> bool:
         """List what the session knows, too; whether any of it is new."""
         checked, new = self._session.checked, False
         for path, info in self._session.infos.items():
             row = self.rows.get(path)
-            if row is None or row.info is not info or row.checked != checked.get(path):
-                self.rows[path] = Row(
-                    path, info.name, info, None, info.error, info.nbytes, checked.get(path)
-                )
+            known = (checked.get(path), self._applies.get(path))
+            if row is None or row.info is not info or (row.checked, row.applies) != known:
+                self.rows[path] = Row(path, info.name, info, None, info.error, info.nbytes, *known)
                 new = True
         for subspace in self._session.subspaces:
             if str(subspace) not in self.rows:

@@ -20,6 +20,7 @@ from vlora_tui.utils.formatting import size
 if TYPE_CHECKING:
     from vlora_engine.catalog.scanner import AdapterInfo
     from vlora_engine.manifest.manifest import Manifest
+    from vlora_tui.tui.adapters.reach import Applies
 
 NOT_CHECKED = "not checked"
 
@@ -29,6 +30,7 @@ COLUMNS = (
     Column("rank", "rank", right=True, keep=8),
     Column("alpha", "alpha", right=True, keep=3),
     Column("modules", "mods", right=True, keep=2),
+    Column("applies", "applies", keep=6),
     Column("dtype", "dtype", keep=4),
     Column("size", "size", right=True, keep=9),
     Column("group", "group", right=True, keep=7),
@@ -44,6 +46,7 @@ class Row:
     Args:
         info: The adapter. manifest: The subspace, or None where its index could not be read.
         checked: What reading its tensors found: None before a job did, empty if nothing.
+        applies: How much PEFT applies of it, where its base model is at hand.
     """
 
     path: str
@@ -53,6 +56,7 @@ class Row:
     error: VLoRAError | None = None
     nbytes: int = 0
     checked: tuple[Finding, ...] | None = None
+    applies: Applies | None = None
 
     @property
     def is_subspace(self) -> bool:
@@ -88,6 +92,7 @@ class Row:
             (self.rank, quiet),
             (number(self.info.alpha) if self.info else "-", quiet),
             (self._modules(), quiet),
+            self._applies_cell(),
             ((self.info.dtype if self.info else self._stored()) or "-", quiet),
             (size(self.nbytes) if self.nbytes else "-", quiet),
             (str(self.group or "-"), quiet or "muted" * self.is_subspace),
@@ -104,6 +109,7 @@ class Row:
             "rank": info and info.rank,
             "alpha": info and info.alpha,
             "modules": info.modules if info else None,
+            "applies": None if self.applies is None else self.applies.applied,
             "dtype": info and info.dtype,
             "size": self.nbytes or None,
             "group": self.group,
@@ -133,6 +139,11 @@ class Row:
         if self.info is not None:
             return number(self.info.modules)
         return number(len(self.manifest.layers)) if self.manifest is not None else "-"
+
+    def _applies_cell(self) -> Cell:
+        if any(finding.code == "no-effect" for finding in self.findings):
+            return "no effect", "error"
+        return ("", "") if self.applies is None else (self.applies.words, self.applies.tone)
 
     def _stored(self) -> str | None:
         return None if self.manifest is None else self.manifest.dtype

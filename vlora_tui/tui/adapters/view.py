@@ -15,15 +15,16 @@ from textual.widgets import Input
 
 from vlora_engine.adapters.address import is_hub_place
 from vlora_tui.tui.adapters.body import Body
-from vlora_tui.tui.adapters.finding import AdapterFinder, DemoMade, ScanNews
+from vlora_tui.tui.adapters.finding import AdapterFinder, DemoMade, ScanNews, clean_lines
 from vlora_tui.tui.adapters.open_folder import OpenFolder
 from vlora_tui.tui.adapters.places import current_folder, place_words
+from vlora_tui.tui.adapters.reach import ReachTold, Repaired
 from vlora_tui.tui.adapters.rows import Row, keep, ordered
 from vlora_tui.tui.adapters.scanner import pasted_paths
 from vlora_tui.tui.adapters.start_page import StartPage
 from vlora_tui.tui.core.messages import CollectionChanged, SessionChanged, SpectraChanged
 from vlora_tui.tui.core.view import View
-from vlora_tui.tui.text import clean, plural
+from vlora_tui.tui.text import clean, plural, tilde
 from vlora_tui.tui.widgets.bindings import hidden, shown
 from vlora_tui.tui.widgets.dialogs import Prompt
 from vlora_tui.tui.widgets.table import Cell, Table
@@ -34,7 +35,7 @@ DEMO_FOLDER = "vlora-demo/adapters"
 _ON_ROWS = frozenset(
     (
         *("mark", "group", "all", "invert", "range", "sort", "turn", "again", "close", "back"),
-        *("filter", "pane"),
+        *("filter", "pane", "repair"),
     )
 )
 
@@ -64,6 +65,7 @@ class AdaptersView(View):
         hidden("u", "undo", "adapters.undo", "Take the last marking back"),
         hidden("s", "sort(1)", "adapters.sort", "Sort by the next column"),
         hidden("S", "turn", "adapters.turn", "Turn the order round"),
+        hidden("w", "repair", "adapters.repair", "Write a repaired copy"),
         hidden("r", "again", "adapters.again", "Look again"),
         hidden("x", "stop", "adapters.stop", "Stop looking"),
         hidden("C", "close", "adapters.close", "Clear the list, begin anew"),
@@ -174,6 +176,18 @@ class AdaptersView(View):
     def on_scan_news(self, event: ScanNews) -> None:
         self.finder.take(event)
 
+    def on_reach_told(self, event: ReachTold) -> None:
+        self.finder.take_reach(event)
+
+    def on_repaired(self, event: Repaired) -> None:
+        if event.problem is not None:
+            self.host.complain(clean_lines(event.problem))
+            return
+        applies = event.applies
+        told = f": {applies.words} modules apply" if applies and applies.applied else ""
+        self.notify(f"Written: {tilde(event.output)}{told}.", markup=False)
+        self.look_into([event.output])
+
     def on_demo_made(self, event: DemoMade) -> None:
         self.finder.take_demo(event)
 
@@ -196,6 +210,22 @@ class AdaptersView(View):
 
     def action_again(self) -> None:
         self.finder.look_again()
+
+    def action_repair(self) -> None:
+        """Write a copy of the adapter under the names that PEFT looks for in its base model."""
+        row = self.table.row
+        if row is None or row.info is None or row.error is not None or is_hub_place(row.path):
+            self._why_not(row)
+            return
+        info = row.info
+
+        def answered(place: str | None) -> None:
+            if place and place.strip():
+                self.finder.reach.repair(info, str(Path(place.strip()).expanduser().absolute()))
+
+        words = "A copy under the names that PEFT looks for: the same numbers, nothing lost. Where?"
+        place = tilde(f"{row.path.rstrip('/')}-repaired")
+        self.app.push_screen(Prompt(f"Repair {clean(row.name)}", words, place), answered)
 
     def action_open(self) -> None:
         places = self.finder.places
@@ -427,7 +457,7 @@ class AdaptersView(View):
         fits = keep(self._line.value, self.session.marked, self.finder.places)
         rows = ordered([row for row in self.finder.rows.values() if fits(row)], *self._sort)
         self.table.sorted_by = self._sort
-        self.table.show(rows)
+        body.show_rows(rows)
         self._details()
         self._hint()
 
