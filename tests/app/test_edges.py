@@ -119,3 +119,23 @@ def test_jobs_without_a_state_directory_say_which_and_the_rest_works(
         assert cli("jobs", "list", "--json").data["jobs"] == []
     cli("compress", runs, "-o", tmp_path / "alone", "-k", "2")  # that is no job
     assert (tmp_path / "alone" / "subspace.json").is_file()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "compress {a} {b} {junk} -o {out}",
+        "compress {a} {b} {junk} -o {out} --dry-run",
+        "export {a} {junk} -o {out}",
+        "resize {a} {junk} --rank 2 -o {out}",
+        "convert {a} {junk} --to mlx -o {out}",
+    ],
+)
+def test_a_named_file_that_is_no_adapter_is_not_passed_over_in_silence(
+    cli: Cli, runs: Path, tmp_path: Path, line: str
+) -> None:
+    junk = tmp_path / "notes.txt"
+    junk.write_text("no adapter")
+    places = {"a": runs / "task00", "b": runs / "task01", "junk": junk, "out": tmp_path / "o"}
+    said = cli(*(word.format(**places) for word in line.split())).err
+    assert f"{junk}: There is no adapter here" in said

@@ -99,6 +99,8 @@ def _collection(
         for found in expand_input(entry):
             entries += _tasks_of(found) or [found]
     collection = gather_adapters(entries, skip_bad=skip_bad)
+    for finding in collection.closed:
+        out.note(f"note: {finding.where}: {finding.what}")
     for bad in collection.unusable:
         out.warn(f"{bad.name} is left out: {bad.error.what}")
     return collection

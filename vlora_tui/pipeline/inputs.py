@@ -23,6 +23,7 @@ from vlora_engine.errors import (
     ParameterError,
     VLoRAError,
 )
+from vlora_engine.findings import Finding
 from vlora_engine.hub.fetch import fetch
 from vlora_engine.utils.files import require_apart
 from vlora_engine.utils.run_context import RunContext
@@ -31,7 +32,6 @@ from vlora_tui.utils import paths
 
 if TYPE_CHECKING:
     from vlora_engine.adapters.model import AdapterSource
-    from vlora_engine.findings import Finding
     from vlora_engine.manifest.manifest import Manifest
     from vlora_engine.spectra.tables import Spectra
 
@@ -230,7 +230,24 @@ def _find(entries: Sequence[_Entry]) -> tuple[list[_FoundAdapter], list[Finding]
             remedy="check the path; `vlora-tui inspect DIR` lists what a folder holds",
         )
     remarks = catalog.findings if catalog is not None else ()
-    return found, [finding for finding in remarks if finding.code == "closed-directory"]
+    closed = [finding for finding in remarks if finding.code == "closed-directory"]
+    return found, closed + _empty_places(entries, [_key(info.path) for info in infos])
+
+
+def _empty_places(entries: Sequence[_Entry], found: Sequence[str]) -> list[Finding]:
+    """What was named beside adapters and is none; a shell's pattern may well name such a file."""
+    return [
+        Finding(
+            "no-adapter-here",
+            "warning",
+            "There is no adapter here; it is left out.",
+            file=str(entry.ref),
+            remedy="check the path; `vlora-tui inspect DIR` lists what a folder holds",
+        )
+        for entry in entries
+        if entry.ref.task is None
+        and not any(key == entry.key or Path(entry.key) in Path(key).parents for key in found)
+    ]
 
 
 def _given_names(entries: Sequence[_Entry], found: Sequence[str]) -> dict[str, str]:

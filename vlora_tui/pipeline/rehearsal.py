@@ -62,6 +62,7 @@ def rehearse(recipe: Recipe, run: RunContext, *, force: bool = False) -> Rehears
     require_room(needs_of(recipe, collection))
     found = Rehearsal(collection, outputs)
     found.left_out = {bad.name: bad.error for bad in collection.unusable}
+    found.findings += [*collection.remarks, *collection.closed]
     if recipe.compress is not None:
         _judge(recipe.compress, found, run, skip_bad=recipe.input.skip_bad)
     return found
