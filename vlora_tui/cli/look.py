@@ -84,7 +84,7 @@ def _show_records(out: Output, records: Mapping[str, Record]) -> None:
         (record,) = records.values()
         for source in record.sources:
             for file, digest in sorted(hashes_of(source).items()):
-                out.text(f"    {source.get('hub') or source.get('name')}, {file}: sha256 {digest}")
+                out.text(f"    {source.get('name')}, {file}: sha256 {digest}")
         out.text(f"    tensors as they were written: sha256 {record.content}")
 
 

@@ -46,7 +46,7 @@ class Record:
         content: sha256 of the tensors as they were written.
         base: The base model's name, where it is no path.
         revision: Of the base.
-        sources: Name, address on the Hub and sha256 of the files of each.
+        sources: Name and sha256 of the files of each.
         steps: What was done, in order.
     """
 
@@ -102,7 +102,7 @@ class Record:
             lines += ["| source | of | sha256 |", "|---|---|---|"]
             for source in self.sources[:_FEW]:
                 for name, digest in sorted(hashes_of(source).items()):
-                    label = _code(str(source.get("hub") or source.get("name") or "-"))
+                    label = _code(str(source.get("name") or "-"))
                     lines.append(f"| {label} | {_code(name)} | `{digest}` |")
             if len(self.sources) > _FEW:
                 rest = len(self.sources) - _FEW
@@ -244,23 +244,24 @@ def _source(origin: Origin) -> dict[str, Any]:
     if origin.place is not None:
         files = files_of(origin.place)
         hashes |= {name: sha256_file(file) for name, file in files.items()}
-        hub = _hub_address(origin.place)
-        if hub:
-            told["hub"] = hub
-            told["name"] = hub.partition("@")[0].rpartition("/")[2]
-    if origin.name:
-        told.setdefault("name", origin.name)
+        told["name"] = _hub_name(origin.place) or origin.name
+    elif origin.name:
+        told["name"] = origin.name
     if hashes:
         told["files"] = hashes
     return told if hashes else {}
 
 
-def _hub_address(place: Path) -> str:
-    """``org/name@commit`` of a folder in the Hub's cache; empty for any other."""
+def _hub_name(place: Path) -> str:
+    """A repository's name for its folder in the Hub's cache, which a commit names; else empty.
+
+    The bytes are then those that a copy of it gives, under its own name.
+    """
     parts = place.absolute().parts
     for at in range(len(parts) - 2):
         if parts[at].startswith("models--") and parts[at + 1] == "snapshots":
-            return f"{parts[at].removeprefix('models--').replace('--', '/', 1)}@{parts[at + 2]}"
+            inside = parts[at + 3 :]
+            return inside[-1] if inside else parts[at].rpartition("--")[2]
     return ""
 
 
