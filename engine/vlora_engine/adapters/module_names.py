@@ -43,6 +43,7 @@ WRAPPERS = frozenset(
 CONTAINERS = frozenset(
     {"model", "module", "language_model", "text_model", "vision_model", "transformer", "thinker"}
 )
+_ODD = re.compile("|".join([re.escape(PREFIX), *sorted(WRAPPERS)]))  # of these look closer
 _NUMBER = re.compile(r"\.(?=\d+\.)")
 
 
@@ -70,11 +71,18 @@ class KeyName:
         return PREFIX + self.path
 
 
+def usual_path(key: str) -> str | None:
+    """What is left of a key without PEFT's prefix, if nothing else is to be taken out of it."""
+    if not key.startswith(PREFIX) or _ODD.search(key, len(PREFIX)):
+        return None
+    return key[len(PREFIX) :]
+
+
 def read_key(key: str) -> KeyName:
     """Take a key of a PEFT file apart."""
-    rest = key[len(PREFIX) :]
-    if key.startswith(PREFIX) and PREFIX not in rest and not any(w in rest for w in WRAPPERS):
-        return KeyName(rest)  # as nearly all keys are
+    usual = usual_path(key)
+    if usual is not None:
+        return KeyName(usual)
     parts = key.split(".")
     wrapper = next((part for part in parts if part in WRAPPERS), "")
     path = ".".join(part for part in parts if part not in WRAPPERS) if wrapper else key

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlora_engine.adapters.model import Kind, ModuleShape
-from vlora_engine.adapters.module_names import PREFIX, KeyName, plain_rest, read_key
+from vlora_engine.adapters.module_names import PREFIX, KeyName, plain_rest, read_key, usual_path
 from vlora_engine.errors import AdapterError, CorruptFileError, UnsupportedAdapterError, VLoRAError
 from vlora_engine.formats.config import Settings
 from vlora_engine.utils.safetensors_file import FLOAT_DTYPES, ITEM_BYTES
@@ -78,10 +78,13 @@ def read_layout(tensors: Mapping[str, Described], where: Path) -> Layout:
         module, side, name = split
         if name:
             names.add(name)
-        found = read_key(module)
-        if found.key != module:
-            odd[key] = found
-        module = found.path
+        path = usual_path(module)
+        if path is None:
+            found = read_key(module)
+            path = found.path
+            if found.key != module:
+                odd[key] = found
+        module = path
         sides = factors.setdefault(module, {})
         if side in sides:
             raise _several_error(module, sides[side], key, where)

@@ -59,9 +59,11 @@ def test_prefixes(key: str, lead: str, doubled: bool, prefixed: bool) -> None:
     assert (found.doubled, found.prefixed) == (doubled, prefixed)
 
 
-def test_a_name_that_only_looks_like_a_wrapper_stays() -> None:
+def test_a_name_that_only_looks_like_a_wrapper_stays(tmp_path: Path) -> None:
     for name in ("my_orig_mod.q_proj", "module.q_proj", "base_model.q_proj", "_orig_mod_2.v"):
         assert read_key(f"base_model.model.{name}").path == name
+        place = make.write(tmp_path / name, make.factors({name: (4, 4)}))
+        assert "wrapped-names" not in {f.code for f in open_adapter(place).findings}
 
 
 def table(*heads: str, width: int = 4) -> dict[str, int]:
