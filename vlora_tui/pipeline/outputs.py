@@ -662,7 +662,9 @@ def _require_finite(source: AdapterSource, weights: LoRAWeights) -> None:
     from vlora_engine.analysis.similarity import not_finite
 
     for name in weights.layer_names:
-        if not all(bool(f[name].isfinite().all()) for f in (weights.lora_a, weights.lora_b)):
+        # 8-bit floats have no isfinite of their own
+        pair = (weights.lora_a[name].float(), weights.lora_b[name].float())
+        if not all(bool(factor.isfinite().all()) for factor in pair):
             raise not_finite(source, 0, name)
 
 

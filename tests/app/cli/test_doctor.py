@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from tests.app.conftest import Cli, Result
+from tests.app.conftest import Cli
 from tests.app.test_bad_input import tree
-from tests.engine.doctor.cases import CASES
 from tests.witnesses import make
-from vlora_engine.catalog.open import load_adapter
 from vlora_tui.cli import environment
 
 
@@ -67,39 +63,6 @@ def test_quiet_is_one_line_a_finding(cli: Cli, odd: Path) -> None:
         ["warning", "code-beside"],
         ["note", "rest-tensors"],
     ]
-
-
-MENDED = [
-    *("vllm-rank", "vllm-patterns", "vllm-prefix", "redundant-rank"),
-    *("sglang-target-pattern", "sglang-target-paths", "gguf-rslora", "gguf-alpha-pattern"),
-    *("tgi-patterns", "tgi-mixed-ranks", "tgi-keys", "lorax-patterns", "lorax-mixed-ranks"),
-    *("lorax-keys", "gguf-named-keys", "peft-prefix", "peft-ignores", "peft-no-type"),
-    *("no-prefix", "named-keys", "unlisted-modules", "pickle-weights", "not-peft-files"),
-]
-
-
-@pytest.mark.parametrize("code", MENDED)
-def test_the_command_that_is_shown_mends_it(cli: Cli, tmp_path: Path, code: str) -> None:
-    """dW stays what PEFT makes of it, but for what a smaller rank must cost."""
-    case = CASES[code]
-    case.bad(tmp_path)
-    words = ["doctor", tmp_path / "a", "--json", "--fail-on", "never"]
-    words += ["--target", case.target] if case.target else []
-    [fix] = [f["fix"] for f in findings_of(cli(*words)) if f["code"] == code]
-    program, command, *more = shlex.split(fix)
-    assert program == "vlora-tui"
-    cli(command, *more)
-    words[1] = out = more[more.index("-o") + 1]
-    assert code not in [f["code"] for f in findings_of(cli(*words))]
-    before, after = load_adapter(tmp_path / "a"), load_adapter(out)
-    for name in before.layer_names:
-        meant = before.delta(name)
-        if after.lora_a[name].shape[0] >= min(before.lora_a[name].shape[0], *meant.shape):
-            torch.testing.assert_close(after.delta(name), meant, rtol=0, atol=1e-4)
-
-
-def findings_of(found: Result) -> list[dict[str, Any]]:
-    return [finding for row in found.data["adapters"] for finding in row["findings"]]
 
 
 def test_it_changes_nothing(cli: Cli, broken: Path, built: Path) -> None:
