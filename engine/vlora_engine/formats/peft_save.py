@@ -244,11 +244,12 @@ def cast(factor: Tensor, dtype: torch.dtype, key: str) -> Tensor:
         ParameterError: A value is too large for it.
     """
     result = factor.to(dtype)
-    if bool(factor.isfinite().all()) and not bool(result.isfinite().all()):
+    # 8-bit floats have no isfinite of their own
+    if bool(factor.float().isfinite().all()) and not bool(result.isfinite().all()):
         raise ParameterError(
             f"Values of {key} do not fit {dtype}.".replace("torch.", ""),
             where=key,
-            found=f"a largest magnitude of {factor.abs().max().item():.3g}",
+            found=f"a largest magnitude of {factor.float().abs().max().item():.3g}",
             remedy="choose bf16 or fp32",
         )
     return result
