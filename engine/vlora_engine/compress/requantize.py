@@ -27,6 +27,8 @@ from vlora_engine.subspace.tasks import TaskMap
 from vlora_engine.utils.files import check_output
 from vlora_engine.utils.run_context import RunContext
 
+_HALVINGS = 10
+
 
 def quantize_subspace(
     path: Path,
@@ -107,7 +109,7 @@ def _coded_within(
         if coded <= allowed:
             remark = f"left as it is: its numbers take {coded:,} bytes, {packing.name} would take"
             return space, [f"{remark} {allowed:,}"]
-        new, allowed = _recoded(space, allowed + around, run), allowed + around
+        new, allowed = _of_numbers(space, allowed, around, run), allowed + around
     remark = f"coded anew: {coded + around:,} bytes -> {sum(new.sizes()):,}, at most the"
     return new, [f"{remark} {allowed:,} of {packing.name}"]
 
@@ -117,6 +119,30 @@ def _recoded(space: CodedSpace, nbytes: int, run: RunContext) -> CodedSpace:
     rest = sum(record.rest_bytes for record in space.tasks.records() if not record.in_basis)
     target = CompressionTarget(method=space.method, budget=nbytes + rest).checked()
     return recode(space, target, run)[0]
+
+
+def _of_numbers(space: CodedSpace, nbytes: int, around: int, run: RunContext) -> CodedSpace:
+    """The collection coded anew so that its numbers take so many bytes, whatever is around them.
+
+    Of the smallest adapters not even that can be said as a budget: the least error that fits is
+    looked for.
+
+    Raises:
+        TargetError: Nothing fits.
+    """
+    try:
+        return _recoded(space, nbytes + around, run)
+    except TargetError:
+        low, high, found = 0.0, 1.0, None
+        for _ in range(_HALVINGS):
+            error = (low + high) / 2
+            target = CompressionTarget(method=space.method, mean_error=error).checked()
+            new = recode(space, target, run)[0]
+            fits = new.sizes()[0] <= nbytes and sum(new.sizes()) <= nbytes + around
+            low, high, found = (low, error, new) if fits else (error, high, found)
+        if found is None:
+            raise
+        return found
 
 
 def _pack(space: BasisSpace, quantization: Quantization, run: RunContext) -> None:

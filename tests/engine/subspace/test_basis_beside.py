@@ -326,6 +326,20 @@ def test_what_is_said_of_its_bytes_is_what_it_takes(method: str, kind: str, tmp_
     assert 0 <= after - manifest.nbytes <= len(f"{tmp_path}/")
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("max_error", [0.05, 0.001])
+def test_the_smallest_adapters_are_quantized_too(method: str, kind: str, max_error: float) -> None:
+    # Their index takes many times what their numbers take.
+    sizes = {"q": (16, 24), "v": (16, 12)}
+    adapters = {f"t{i}": make.weights(sizes, rank=2, seed=i) for i in range(3)}
+    subspace = coded(adapters, method, max_error=max_error)
+    subspace.quantize(bits=int(kind[3:]))
+    assert subspace.space.sizes()[0] <= in_bytes(adapters, kind)
+    for name, weights in adapters.items():
+        assert dense_error(weights, subspace.reconstruct(name)) < (0.06 if kind == "int8" else 0.6)
+
+
 def test_quantizing_leaves_what_is_smaller(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
