@@ -247,7 +247,7 @@ def test_what_makes_no_sense_is_refused_with_the_way_on(tmp_path):
     adapters = sources(collection(2), tmp_path / "in")
     convert("lorashare", tmp_path / "s", adapters=adapters)
     for to, what, words in (
-        ("gguf", {"adapters": adapters}, "no format 'gguf'"),
+        ("ggml", {"adapters": adapters}, "no format 'ggml'"),
         ("subspace", {"adapters": adapters}, "compressing"),
         ("lorashare", {"whole": tmp_path / "s"}, "already"),
         ("vlora-dev", {"adapters": {"a": adapters["a"]}}, "two adapters or more"),

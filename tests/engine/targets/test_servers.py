@@ -166,8 +166,10 @@ def test_rest_tensors_are_refused_unless_they_are_left_out(tmp_path: Path, targe
     if TARGETS[target].form == "peft":
         out = save_adapter(adapter, tmp_path / "a", target=target, drop_rest=True)
         assert not load_adapter(out).rest
-    save_adapter(adapter, tmp_path / "peft", drop_rest=True)  # PEFT takes them
+    save_adapter(adapter, tmp_path / "peft")  # PEFT takes them
     assert key in load_adapter(tmp_path / "peft").rest
+    save_adapter(adapter, tmp_path / "pairs", drop_rest=True)
+    assert not load_adapter(tmp_path / "pairs").rest
 
 
 @pytest.mark.parametrize("target", [name for name in TARGETS if name != "peft"])
