@@ -693,7 +693,7 @@ def _require_finite(source: AdapterSource, weights: LoRAWeights) -> None:
 
     for name in weights.layer_names:
         # 8-bit floats have no isfinite of their own
-        pair = (weights.lora_a[name].float(), weights.lora_b[name].float())
+        pair = (weights.lora_a[name].double(), weights.lora_b[name].double())
         if not all(bool(factor.isfinite().all()) for factor in pair):
             raise not_finite(source, 0, name)
 

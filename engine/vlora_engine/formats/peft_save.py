@@ -245,11 +245,11 @@ def cast(factor: Tensor, dtype: torch.dtype, key: str) -> Tensor:
     """
     result = factor.to(dtype)
     # 8-bit floats have no isfinite of their own
-    if bool(factor.float().isfinite().all()) and not bool(result.isfinite().all()):
+    if bool(factor.double().isfinite().all()) and not bool(result.isfinite().all()):
         raise ParameterError(
             f"Values of {key} do not fit {dtype}.".replace("torch.", ""),
             where=key,
-            found=f"a largest magnitude of {factor.float().abs().max().item():.3g}",
+            found=f"a largest magnitude of {factor.double().abs().max().item():.3g}",
             remedy="choose bf16 or fp32",
         )
     return result
