@@ -30,6 +30,7 @@ from vlora_engine.formats.peft_save import peft_config
 from vlora_engine.linalg.low_rank import canonical_svd, delta_error2, delta_norm2
 from vlora_engine.targets.fit import check_config
 from vlora_engine.targets.registry import find_target
+from vlora_engine.targets.shape import rescaled_biases
 from vlora_engine.targets.sizing import Sizing
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback
 from vlora_engine.utils.ranking import worst
@@ -314,7 +315,9 @@ def _assembled(source: AdapterSource, made: Mapping[str, _Made], target: str | N
         rank=max(ranks.values(), default=nominal_rank(source)),
         metadata=config,
         scales={name: one.scale for name, one in made.items()},
-        rest=source.read_rest(),
+        rest=rescaled_biases(
+            source.read_rest(), source.scales, {name: one.scale for name, one in made.items()}
+        ),
         shapes={n: s.at_rank(ranks[n]) for n, s in source.modules.items() if s.kind != "linear"},
         source=None if source.path is None else str(source.path),
     )

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters.model import LoRAWeights, padded
+from vlora_engine.adapters.module_names import PREFIX
 from vlora_engine.formats.peft_save import cast, fresh_config
 from vlora_engine.formats.rest_tensors import is_foreign
 from vlora_engine.targets.fit import used_alpha
@@ -42,6 +43,23 @@ def without_foreign(weights: LoRAWeights) -> LoRAWeights:
         return weights
     kept = {key: tensor for key, tensor in weights.rest.items() if not is_foreign(key)}
     return replace(weights, rest=kept)
+
+
+def rescaled_biases(
+    rest: Mapping[str, Tensor], before: Mapping[str, float], after: Mapping[str, float]
+) -> dict[str, Tensor]:
+    """``rest`` with the biases of B under other scales: PEFT adds scale * (B A x + bias).
+
+    Args:
+        before, after: The scale of every module.
+    """
+    changed = dict(rest)
+    for module, scale in before.items():
+        key = f"{PREFIX}{module}.lora_B.bias"
+        if key in changed and scale != after[module]:
+            bias = changed[key]
+            changed[key] = (bias.double() * (scale / after[module])).to(bias.dtype)
+    return changed
 
 
 def shaped(weights: LoRAWeights, target: Target, dtype: torch.dtype | None = None) -> LoRAWeights:

@@ -19,6 +19,7 @@ from vlora_engine.adapters.module_names import tidied
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.errors import ParameterError, StorageError, VLoRAError
 from vlora_engine.quantization.dtypes import Q8_0, Q8_0_BLOCK
+from vlora_engine.targets.shape import rescaled_biases
 
 # What a written adapter may differ by from what was meant: the rounding of its dtype.
 ROUNDING = {"torch.float16": 2e-3, "torch.bfloat16": 1.6e-2}
@@ -48,7 +49,8 @@ def with_alpha(weights: LoRAWeights, alpha: float) -> LoRAWeights:
     if has_alpha:
         for name, scale in weights.scales.items():
             lora_b[name] = (lora_b[name].double() * (scale / scales[name])).to(lora_b[name].dtype)
-    return replace(weights, metadata=config, scales=scales, lora_b=lora_b)
+    rest = rescaled_biases(weights.rest, weights.scales, scales) if has_alpha else weights.rest
+    return replace(weights, metadata=config, scales=scales, lora_b=lora_b, rest=rest)
 
 
 def verify_adapter(meant: LoRAWeights, path: Path, *, final: Path | None = None) -> float:

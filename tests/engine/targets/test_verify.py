@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.witnesses import make
 from vlora_engine.adapters.model import LoRAWeights
+from vlora_engine.catalog.open import load_adapter
 from vlora_engine.errors import ParameterError, StorageError
+from vlora_engine.resizing import resize
 from vlora_engine.targets.save import save_adapter
 from vlora_engine.targets.verify import verify_adapter, with_alpha
 
@@ -92,3 +94,21 @@ def test_an_alpha_that_was_never_known_is_news() -> None:
 def test_an_alpha_is_positive(meant: LoRAWeights, alpha: float) -> None:
     with pytest.raises(ParameterError, match="positive"):
         with_alpha(meant, alpha)
+
+
+@pytest.mark.parametrize("change", ["alpha", "one scale"])
+def test_the_bias_of_b_keeps_its_effect_under_another_scale(tmp_path: Path, change: str) -> None:
+    """PEFT adds scale * (B A x + bias): a bias that stayed would act more, or less."""
+    peft = pytest.importorskip("peft")
+    fields = {"lora_bias": True, "alpha_pattern": {"layers.1.self_attn.q_proj": 30}}
+    model = make.peft_model(make.tiny_llama(), ["q_proj"], **fields)
+    make.randomise(model)
+    model.save_pretrained(tmp_path / "in")
+    adapter = load_adapter(tmp_path / "in")
+    if change == "alpha":
+        changed = with_alpha(adapter, 24)
+    else:
+        changed, _ = resize(adapter, target="llamacpp")
+    out = save_adapter(changed, tmp_path / "out")
+    again = peft.PeftModel.from_pretrained(make.tiny_llama(), out)
+    torch.testing.assert_close(make.logits(again), make.logits(model), rtol=1e-5, atol=1e-5)
