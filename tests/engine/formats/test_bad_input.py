@@ -24,7 +24,7 @@ from vlora_engine.errors import (
     UnsupportedAdapterError,
     VLoRAError,
 )
-from vlora_engine.utils.safetensors_file import encode_header
+from vlora_engine.utils.tensor_writer import encode_header
 
 A = f"{make.PREFIX}transformer.h.0.attn.c_attn.lora_A.weight"
 B = f"{make.PREFIX}transformer.h.0.attn.c_attn.lora_B.weight"
