@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -101,8 +102,10 @@ inputs = st.builds(
     skip_bad=st.booleans(),
 )
 compressions = st.builds(
-    lambda goal, device, spectra, **others: Compress(
-        CompressionTarget(**goal, **others), device, spectra
+    lambda goal, method, refine, device, spectra, **others: Compress(
+        CompressionTarget(method, refine=refine * (method == "delta"), **goal, **others),
+        device,
+        spectra,
     ),
     goals,
     method=st.sampled_from(["delta", "columns"]),
@@ -231,8 +234,10 @@ def test_recipes_that_quantize_come_back(
 def test_packing_what_has_bits_of_its_own_is_a_step_after_it(method: str) -> None:
     recipe = parse_recipe(f'{IN}{OUT}[compress]\nmethod = "{method}"\nquantize = "int4"')
     assert recipe.compress == Compress(CompressionTarget(method))
-    assert recipe.quantize == Quantize.named("int4")
-    assert recipe.quantize.quantization() == named_quantization("int4")
+    packed = named_quantization("int4")
+    assert packed is not None
+    assert recipe.quantize == replace(Quantize.named("int4"), loadings=False)  # there are none
+    assert recipe.quantize.quantization() == replace(packed, loadings=None)
     assert parse_recipe(recipe.to_toml()) == recipe
 
 
