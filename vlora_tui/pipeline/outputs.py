@@ -40,7 +40,7 @@ from vlora_engine.merging.settings import check_request
 from vlora_engine.targets import Facts, Target, check_fit, facts_of, facts_of_task, find_target
 from vlora_engine.targets.names import name_notes, named_for_base
 from vlora_engine.targets.save import save_adapter
-from vlora_engine.targets.shape import without_foreign, without_rest
+from vlora_engine.targets.shape import without_copies, without_foreign, without_rest
 from vlora_engine.targets.verify import verify_adapter, with_alpha
 from vlora_engine.utils.file_names import ADAPTER_CONFIG
 from vlora_engine.utils.files import check_output, directory_bytes, same_content
@@ -416,8 +416,12 @@ class Writer:
             weights = without_foreign(weights)  # deltas of zero
         weights = self._named(export, task, weights)
         if export.drop_rest:
-            self._report_left_out(task, weights)
+            self._report_left_out("Left out, as asked", task, weights, without_rest(weights))
             weights = without_rest(weights)
+        elif find_target(export.target).no_rest:
+            own = "The base's own weights are left out"
+            self._report_left_out(own, task, weights, without_copies(weights))
+            weights = without_copies(weights)
         saved = _Saved()
         if str(path) not in self.done:
             saved = self._save(
@@ -505,14 +509,14 @@ class Writer:
             self.emit(events.Remark(text, task, "names"))
         return named
 
-    def _report_left_out(self, task: str, weights: LoRAWeights) -> None:
-        if weights.rest:
-            nbytes = size(sum(tensor.nbytes for tensor in weights.rest.values()))
-            tensors = plural(len(weights.rest), "tensor")
-            text = (
-                f"Left out, as asked: {tensors} besides A and B ({nbytes}), such as "
-                f"{next(iter(weights.rest))}."
-            )
+    def _report_left_out(
+        self, what: str, task: str, weights: LoRAWeights, kept: LoRAWeights
+    ) -> None:
+        gone = {key: tensor for key, tensor in weights.rest.items() if key not in kept.rest}
+        if gone:
+            nbytes = size(sum(tensor.nbytes for tensor in gone.values()))
+            tensors = plural(len(gone), "tensor")
+            text = f"{what}: {tensors} besides A and B ({nbytes}), such as {next(iter(gone))}."
             self.emit(events.Remark(text, task, "rest-left-out"))
 
     def _report_no_base(self, export: Export, task: str, weights: LoRAWeights) -> None:

@@ -279,7 +279,7 @@ def _rest_error(target: Target, facts: Facts) -> VLoRAError:
         where=facts.name,
         expected="an adapter of A and B alone",
         found=f"{facts.rest} of them{example}",
-        remedy="leave them out with --drop-rest if the model does without them, or export to peft",
+        remedy="leave them out (export --drop-rest) if the model does without, or export to peft",
         code="heads",
     )
 
@@ -293,7 +293,7 @@ def _rank_misfits(target: Target, facts: Facts) -> Iterator[VLoRAError]:
             where=facts.name,
             expected=f"at most {limit}",
             found=str(facts.rank),
-            remedy="truncate it to a lower rank (compress --method own), or export to sglang",
+            remedy="lower it first: resize --target vllm; or export to sglang",
             code="rank",
         )
 

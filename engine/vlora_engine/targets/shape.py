@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vlora_engine.adapters.model import LoRAWeights, padded
 from vlora_engine.adapters.module_names import PREFIX
 from vlora_engine.formats.peft_save import cast, fresh_config
-from vlora_engine.formats.rest_tensors import is_foreign
+from vlora_engine.formats.rest_tensors import is_base_layer, is_foreign
 from vlora_engine.targets.fit import used_alpha
 from vlora_engine.targets.registry import Target
 from vlora_engine.utils.safetensors_file import dtype_name
@@ -42,6 +42,12 @@ def without_foreign(weights: LoRAWeights) -> LoRAWeights:
     if not any(is_foreign(key) for key in weights.rest):
         return weights
     kept = {key: tensor for key, tensor in weights.rest.items() if not is_foreign(key)}
+    return replace(weights, rest=kept)
+
+
+def without_copies(weights: LoRAWeights) -> LoRAWeights:
+    """``weights`` without the base's own weights under adapted modules, which servers pass over."""
+    kept = {key: tensor for key, tensor in weights.rest.items() if not is_base_layer(key)}
     return replace(weights, rest=kept)
 
 

@@ -257,3 +257,21 @@ def test_what_gguf_has_no_place_for_is_let_go_only_on_purpose(
     assert not (tmp_path / "o").exists()
     cli(*words, "--allow-loss")
     assert off(tmp_path / "o", dense(made)) < 1e-6
+
+
+@pytest.mark.parametrize("target", [name for name in TARGETS if name != "peft"])
+def test_the_bases_own_matrix_under_an_adapted_head_is_left_out_with_a_word(
+    cli: Cli, tmp_path: Path, target: str
+) -> None:
+    """PEFT writes it beside A and B of a head; servers pass over it: no reason to stop."""
+    pytest.importorskip("peft")
+    make.tiny_llama().save_pretrained(tmp_path / "base")
+    model = make.peft_model(make.tiny_llama(), ["q_proj", "lm_head"])
+    model.save_pretrained(tmp_path / "in", save_embedding_layers=True)
+    assert any("base_layer" in key for key in open_adapter(tmp_path / "in").rest)
+    words = ("export", tmp_path / "in", "--target", target, "--base", tmp_path / "base")
+    said = cli(*words, "-o", tmp_path / "out")
+    assert "lm_head.base_layer.weight" in said.err
+    assert not open_adapter(tmp_path / "out").rest
+    assert off(tmp_path / "out", dense(tmp_path / "in")) < ROUNDING.get(target, 1e-6)
+    cli("doctor", tmp_path / "in", "--target", target, "--base", tmp_path / "base")
