@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -212,7 +213,8 @@ def _check_supported(probe: Probe, contents: Contents | None, allow_unsupported:
 def _marked(contents: Contents) -> tuple[Variant | None, str]:
     """The variant that shows in the tensors although the config does not name it; and where."""
     for key in contents.tensors:
-        field = next((field for mark, field in _MARKS.items() if mark in key), None)
+        mark = _MARK.search(key)
+        field = None if mark is None else _MARKS[mark[0]]
         if field is None and _is_of_parameter(key):
             field = "target_parameters"
         if field is not None:
@@ -221,6 +223,7 @@ def _marked(contents: Contents) -> tuple[Variant | None, str]:
 
 
 _MARKS = {".lora_magnitude_vector": "use_dora", ".lora_diag": "kasa_config"}
+_MARK = re.compile("|".join(map(re.escape, _MARKS)))
 
 
 def _is_of_parameter(key: str) -> bool:
@@ -229,6 +232,8 @@ def _is_of_parameter(key: str) -> bool:
     PEFT puts one wrapper around the module for each of its parameters, so that all but the last
     stand below ``base_layer``. A list of experts has no weight of its own that A and B could be of.
     """
+    if ".base_layer" not in key and ".experts" not in key:  # as good as every key
+        return False
     split = split_key(key)
     return split is not None and split[0].rpartition(".")[2] in ("base_layer", "experts")
 

@@ -220,7 +220,9 @@ def _parse_entry(path: Path, name: str, row: Any, data_start: int) -> TensorEntr
 
 
 def _naturals(value: Any) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(v) is int and 0 <= v < 2**62 for v in value)
+    if not isinstance(value, list) or not {int}.issuperset(map(type, value)):
+        return False
+    return not value or (min(value) >= 0 and max(value) < 2**62)
 
 
 def lfs_pointer_error(path: Path) -> CorruptFileError:
