@@ -165,9 +165,9 @@ def _target_findings(layout: Layout, settings: Settings, where: str) -> Iterable
         return
     targets = frozenset(settings.targets)
     shapes = {module: pair.shape for module, pair in layout.pairs.items()}
-    hit = {target for module in shapes for target in matching_targets(module, targets)}
-    unlisted = unlisted_modules(shapes, targets, ties=settings.ties)
-    stale = sorted(targets - hit)
+    matched = {module: matching_targets(module, targets) for module in shapes}
+    unlisted = _unlisted(shapes, {m for m, found in matched.items() if found}, ties=settings.ties)
+    stale = sorted(targets.difference(*matched.values()))
     if stale:
         what = f"target_modules lists what no tensor belongs to: {', '.join(stale[:6])}."
         remedy = "remove them from target_modules; some servers refuse or pad them"
@@ -190,6 +190,10 @@ def unlisted_modules(
     an embedding that is listed.
     """
     listed = {module for module in shapes if matching_targets(module, targets)}
+    return _unlisted(shapes, listed, ties=ties)
+
+
+def _unlisted(shapes: Mapping[str, ModuleShape], listed: set[str], *, ties: bool) -> list[str]:
     embeddings = [m for m in listed if ties and m.rpartition(".")[2] in _EMBEDDINGS]
     sizes = {frozenset((shapes[m].d_in, shapes[m].d_out)) for m in embeddings}
     return [
