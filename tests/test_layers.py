@@ -136,6 +136,7 @@ LAZY = {
     "vlora_engine.publish.card": "yaml",
     "vlora_engine.publish.push": "huggingface_hub",
     "vlora_engine.spectra.tables": "safetensors",
+    "vlora_engine.targets.save": "torch",
     "vlora_engine.targets.shape": "torch",
     "vlora_engine.targets.verify": "torch",
     "vlora_engine.utils.device": "torch",

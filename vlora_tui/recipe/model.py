@@ -139,7 +139,9 @@ class Export:
     @property
     def base_name(self) -> str | None:
         """The base model's name to write; None where the adapter's own stays."""
-        return self.base_model or (None if self.base_folder is not None else self.base)
+        if self.base_model or self.base is None or self.base_folder is not None:
+            return self.base_model
+        return self.base.removeprefix("hf://")  # as the config and the server call it
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,19 @@ def _name_base(writer: Any, base_model: Any) -> None:
         writer.add_base_model_repo_url(0, HUB + base_model)
 
 
+def q8_0_rounded(tensor: Tensor) -> Tensor:
+    """A factor as it comes back from a file in Q8_0, to measure what that costs."""
+    import torch
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize, quantize
+
+    if tensor.shape[-1] % Q8_0_BLOCK:
+        return tensor.to(torch.float16)
+    kind = GGMLQuantizationType.Q8_0
+    rows = tensor.detach().cpu().float().contiguous().numpy()
+    return torch.from_numpy(dequantize(quantize(rows, kind), kind))
+
+
 def _add(writer: Any, name: str, tensor: Tensor, *, q8_0: bool) -> Any:
     """Add one tensor; returns its bytes as they will stand in the file."""
     import torch

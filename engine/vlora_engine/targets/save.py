@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 from vlora_engine.adapters.model import LoRAWeights, MemorySource, provenance_of
 from vlora_engine.adapters.module_names import tidied
 from vlora_engine.formats.base_model_config import find_base
-from vlora_engine.formats.gguf_save import write_gguf
+from vlora_engine.formats.gguf_save import q8_0_rounded, write_gguf
 from vlora_engine.formats.peft_save import _torch_dtype, write_peft
 from vlora_engine.formats.provenance import CARD
 from vlora_engine.quantization.dtypes import Q8_0
@@ -24,6 +25,11 @@ from vlora_engine.utils.safetensors_file import dtype_name
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
+
+    from vlora_engine.linalg.low_rank import Factors
+
+EXACT = 1e-6  # a smaller change of dW is none: float32's own rounding of a product
 
 
 def save_adapter(
@@ -74,10 +80,13 @@ def save_adapter(
     check_fit(wanted, facts, drop_rest=drop_rest, dtype=word, base=base, out=out)
     if wanted.name == "peft":
         kept = without_rest(weights) if drop_rest else without_foreign(weights)
+        if stored is not None:
+            kept = _measured(weights, kept, lambda tensor: tensor.to(stored))
         return write_peft(kept, out, dtype=stored, force=force, check=check)
     if wanted.no_rest:
         weights = without_rest(weights)
     fitted = shaped(weights, wanted, stored)
+    fitted = _measured(weights, fitted, q8_0_rounded if q8_0 else lambda tensor: tensor)
     if wanted.form == "peft":
         return write_peft(fitted, out, force=force, check=check)
     _write_gguf(wanted, fitted, out, force=force, base=base, check=check, q8_0=q8_0)
@@ -96,6 +105,27 @@ def _stepped(
     return replace(
         weights, provenance=known.then("export", target=target, dtype=word, drop_rest=left)
     )
+
+
+def _measured(
+    meant: LoRAWeights, fitted: LoRAWeights, stored: Callable[[Tensor], Tensor]
+) -> LoRAWeights:
+    """``fitted`` with what its rounding costs of dW in its last step, where it is a loss."""
+    from vlora_engine.linalg.low_rank import relative_error
+
+    def pair(of: LoRAWeights, name: str, as_is: Callable[[Tensor], Tensor]) -> Factors:
+        a, b = (as_is(side[name]).double() for side in (of.lora_a, of.lora_b))
+        return a.flatten(1), of.scales[name] * b.flatten(1)
+
+    error = relative_error(
+        (pair(meant, name, lambda tensor: tensor), pair(fitted, name, stored))
+        for name in meant.layer_names
+    )
+    known = provenance_of(fitted)
+    if error < EXACT or not known.steps:
+        return fitted
+    steps = (*known.steps[:-1], {**known.steps[-1], "error": error})
+    return replace(fitted, provenance=replace(known, steps=steps))
 
 
 def _write_gguf(

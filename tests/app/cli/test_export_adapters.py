@@ -275,3 +275,30 @@ def test_the_bases_own_matrix_under_an_adapted_head_is_left_out_with_a_word(
     assert not open_adapter(tmp_path / "out").rest
     assert off(tmp_path / "out", dense(tmp_path / "in")) < ROUNDING.get(target, 1e-6)
     cli("doctor", tmp_path / "in", "--target", target, "--base", tmp_path / "base")
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype"),
+    [("portable", None), ("peft", "bf16"), ("vllm", "fp16"), ("llamacpp", "q8_0")],
+)
+def test_what_rounding_costs_is_in_the_record_of_what_was_written(
+    cli: Cli, runs: Path, base: Path, tmp_path: Path, target: str, dtype: str | None
+) -> None:
+    words = ["export", runs / "task00", "--target", target, "-o", tmp_path / "out"]
+    words += ["--base", base] if target == "llamacpp" else []
+    cli(*words, *(["--dtype", dtype] if dtype else []))
+    record = cli("inspect", tmp_path / "out", "--json").data["provenance"]["out"]
+    meant, found = dense(runs / "task00"), dense(tmp_path / "out")
+    change = sum(float((found[name] - dw).norm() ** 2) for name, dw in meant.items())
+    cost = (change / sum(float(dw.norm() ** 2) for dw in meant.values())) ** 0.5
+    assert cost > 1e-5
+    assert record["steps"][-1]["error"] == pytest.approx(cost, rel=1e-3)
+
+
+def test_a_base_addressed_on_the_hub_is_written_by_its_name(
+    cli: Cli, runs: Path, tmp_path: Path
+) -> None:
+    """vLLM's resolver compares names: an address would match no served model."""
+    said = cli("export", runs, "--target", "vllm", "--base", "hf://org/m", "-o", tmp_path / "out")
+    assert "vllm serve org/m " in said.out
+    assert resolved(tmp_path / "out", "task00", "org/m") is not None

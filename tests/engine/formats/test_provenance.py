@@ -23,6 +23,7 @@ from vlora_engine.merging import merge
 from vlora_engine.resizing import resize
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.targets.save import save_adapter
+from vlora_engine.targets.verify import verify_adapter
 
 LLAMA = {
     f"model.layers.{layer}.self_attn.{name}": (32, 32)
@@ -95,6 +96,8 @@ def test_errors_and_steps_add_up_over_the_way_to_a_server(zoo: Path, tmp_path: P
     assert resized["action"] == "resize"
     assert resized["rank"] == 2
     assert resized["error"] == pytest.approx(report.error, rel=1e-5)
+    rounding = verify_adapter(small, out)
+    assert exported.pop("error") == pytest.approx(rounding, rel=1e-4)
     assert exported == {"action": "export", "target": "vllm", "dtype": "bf16"}
     assert written(out)["sources"] == [{"name": "a", "files": files(zoo / "a")}]
 
