@@ -255,9 +255,13 @@ def with_reach(subject: Subject) -> Subject:
         unknown = Reach(len(modules), unknown="no base model is named (--base)")
         return replace(subject, reach=unknown)
     tensors = {key: shape for key, (_, shape) in subject.tensors.items()}
+    config = subject.config
     if subject.format != "peft" or not tensors:
         tensors = keys_of(modules) | {key: shape for key, (_, shape) in subject.rest.items()}
-    return replace(subject, reach=reach(modules, subject.config, tensors, subject.base.name))
+    if subject.format not in ("", "peft"):  # its ranks stand in the tensors alone
+        ranks = {name: shape.rank for name, shape in modules.items()}
+        config = {**config, "rank_pattern": ranks, "target_modules": list(modules)}
+    return replace(subject, reach=reach(modules, config, tensors, subject.base.name))
 
 
 def check_target(target: str) -> None:

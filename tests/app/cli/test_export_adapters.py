@@ -302,3 +302,17 @@ def test_a_base_addressed_on_the_hub_is_written_by_its_name(
     said = cli("export", runs, "--target", "vllm", "--base", "hf://org/m", "-o", tmp_path / "out")
     assert "vllm serve org/m " in said.out
     assert resolved(tmp_path / "out", "task00", "org/m") is not None
+
+
+def test_the_doctor_counts_a_gguf_of_several_ranks_as_it_is(cli: Cli, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    base = make.tiny_llama(hidden_size=32)
+    base.save_pretrained(tmp_path / "base")
+    fields = {"rank_pattern": {"q_proj": 6, "down_proj": 3}}
+    model = make.peft_model(base, ["q_proj", "v_proj", "down_proj"], **fields)
+    make.randomise(model)
+    model.save_pretrained(tmp_path / "in")
+    words = ["export", tmp_path / "in", "--target", "llamacpp", "--base", tmp_path / "base"]
+    cli(*words, "-o", tmp_path / "gguf")
+    said = cli("doctor", tmp_path / "gguf", "--base", tmp_path / "base").out
+    assert "applies to 6 of 6 modules" in said
