@@ -86,7 +86,12 @@ def _judge(compress: Compress, found: Rehearsal, run: RunContext, *, skip_bad: b
 def _require_reach(compress: Compress, sources: Mapping[str, AdapterSource]) -> None:
     """Refuse a target that headers alone show to be out of reach."""
     target = compress.target.filled()
-    if not target.is_coded:
+    if target.is_coded:
+        shapes = (source.modules.values() for source in sources.values())
+        forecast.require_reach(
+            target, [sum(s.rank * (s.d_in + s.d_out) for s in m) for m in shapes]
+        )
+    else:
         found = {shape.dtype for source in sources.values() for shape in source.modules.values()}
         choose.require_reach(target, storage_dtype(target.dtype, found, lossy=target.lossy))
     if target.budget is not None:

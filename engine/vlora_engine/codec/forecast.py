@@ -10,6 +10,7 @@ stands for one Lagrange multiplier for everything (docs/mathematics.md#choosing-
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -491,6 +492,32 @@ def _cluster(entry: tuple[str, JsonValue]) -> tuple[int, list[int]]:
     if not re.fullmatch("[0-9]{1,9}", number):
         raise members.error("the number of a cluster as its name", ascii(number[:80]))
     return int(number), members.naturals()
+
+
+def require_reach(target: CompressionTarget, numbers: Sequence[int]) -> None:
+    """Refuse, before anything is coded, an error that no step can come near.
+
+    Rounding to the finest step leaves step / sqrt(12) in each of an adapter's numbers, in units of
+    ||dW||. Directions that are empty cost nothing, so what is refused lies ten times below that.
+
+    Args:
+        numbers: Those of A and B, of every adapter.
+
+    Raises:
+        TargetError: It does not reach it.
+    """
+    if target.variance is not None:
+        allowed = math.sqrt(1 - target.variance)
+    else:
+        allowed = target.mean_error if target.max_error is None else target.max_error
+    least = FINEST * np.sqrt(np.array(numbers) / 12).mean() if numbers else 0.0
+    if allowed is not None and allowed < 0.1 * least:
+        raise TargetError(
+            "The finest step does not reach this error.",
+            expected=f"an error of at least about {least:.2g}",
+            found=target.words(),
+            remedy="allow more error, or store components in fp32: --method delta",
+        )
 
 
 def require_budget(budget: int, floor: int, rest_bytes: int) -> None:
