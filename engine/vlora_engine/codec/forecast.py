@@ -506,10 +506,9 @@ def require_reach(target: CompressionTarget, numbers: Sequence[int]) -> None:
     Raises:
         TargetError: It does not reach it.
     """
+    allowed = target.mean_error if target.max_error is None else target.max_error
     if target.variance is not None:
         allowed = math.sqrt(1 - target.variance)
-    else:
-        allowed = target.mean_error if target.max_error is None else target.max_error
     least = FINEST * np.sqrt(np.array(numbers) / 12).mean() if numbers else 0.0
     if allowed is not None and allowed < 0.1 * least:
         raise TargetError(
