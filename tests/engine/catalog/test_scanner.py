@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import cProfile
 import json
-import time
 
 import pytest
 import torch
@@ -236,7 +236,14 @@ def test_importing_and_scanning_take_no_torch(fresh_python, tmp_path):
 
 
 @pytest.mark.slow
-def test_five_hundred_adapters_in_under_a_second(tmp_path):
+MOST_CALLS = 75  # for a tensor; 60 with Python 3.11
+
+
+def test_what_an_adapter_costs_to_list_grows_with_its_tensors_alone(tmp_path):
+    """Counted in calls, which no other CPU and no busy machine changes; `make bench` has seconds.
+
+    So far five hundred adapters of 64 modules take less than a second of a CPU.
+    """
     names = [
         f"{make.PREFIX}model.layers.{i}.self_attn.{leaf}_proj" for i in range(32) for leaf in "qv"
     ]
@@ -247,21 +254,22 @@ def test_five_hundred_adapters_in_under_a_second(tmp_path):
     ]
     raw, size = encode_header(layout, {"format": "pt"})
     settings = json.dumps(make.config(r=2, target_modules=["q_proj", "v_proj"]))
-    for i in range(500):
-        folder = tmp_path / f"run{i}"
-        folder.mkdir()
-        (folder / "adapter_config.json").write_text(settings)
-        (folder / "adapter_model.safetensors").write_bytes(raw.ljust(size, b"\0"))
-
-    times = []
-    for _ in range(3):
-        start = time.process_time()  # of this process: a busy machine must not fail it
-        catalog = scan(tmp_path)
-        times.append(time.process_time() - start)
-
-    assert len(catalog.usable) == 500
-    assert len(catalog.groups) == 1
-    assert min(times) < 1.0
+    calls = []
+    for count in (20, 60):
+        folder = tmp_path / str(count)
+        for i in range(count):
+            (folder / f"run{i}").mkdir(parents=True)
+            (folder / f"run{i}" / "adapter_config.json").write_text(settings)
+            (folder / f"run{i}" / "adapter_model.safetensors").write_bytes(raw.ljust(size, b"\0"))
+        scan(folder)  # what is loaded and compiled once is no part of it
+        profile = cProfile.Profile()
+        catalog = profile.runcall(scan, folder)
+        calls.append(sum(entry.callcount for entry in profile.getstats()))
+        assert len(catalog.usable) == count
+        assert len(catalog.groups) == 1
+    per_adapter = (calls[1] - calls[0]) / 40
+    assert calls[1] < 1.1 * per_adapter * 60  # not with the number of adapters beside it
+    assert per_adapter / len(layout) < MOST_CALLS
 
 
 def test_tasks_of_a_subspace_are_listed_when_they_are_named(tmp_path):
