@@ -235,7 +235,6 @@ def test_importing_and_scanning_take_no_torch(fresh_python, tmp_path):
     assert done.stdout.split() == ["3", "False"]
 
 
-@pytest.mark.slow
 MOST_CALLS = 75  # for a tensor; 60 with Python 3.11
 
 
