@@ -22,7 +22,13 @@ from vlora_engine.formats.adapter_findings import looks_local
 from vlora_engine.formats.gguf_header import is_gguf, read_gguf_header
 from vlora_engine.utils.file_names import ADAPTER_CONFIG, ADAPTER_GGUF, ADAPTER_WEIGHTS
 from vlora_engine.utils.files import sha256_file
-from vlora_engine.utils.safetensors_file import Header, read_bytes, read_header
+from vlora_engine.utils.reading import open_file
+from vlora_engine.utils.safetensors_file import (
+    MAX_HEADER_BYTES,
+    Header,
+    read_bytes,
+    read_header,
+)
 from vlora_engine.utils.tensor_writer import element_bytes
 
 if TYPE_CHECKING:
@@ -223,15 +229,22 @@ def _opened(path: Path) -> tuple[Record, Header] | None:
         if is_gguf(file):
             gguf = read_gguf_header(file)
             text, header = gguf.values.get(KEY), gguf.tensors
-        elif file.suffix == ".safetensors":
+        elif file.suffix == ".safetensors" and _is_named_in(file):
             header = read_header(file)
             text = header.metadata.get(KEY)
         else:
             return None
-    except VLoRAError:
+    except (VLoRAError, OSError):
         return None
     record = parse_record(text) if isinstance(text, str) else None
     return None if record is None else (record, header)
+
+
+def _is_named_in(file: Path) -> bool:
+    """Whether the header of a safetensors file has the key: most files need no closer look."""
+    with open_file(file) as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        return KEY.encode() in stream.read(min(length, MAX_HEADER_BYTES))
 
 
 # ---- writing ------------------------------------------------------------------------------------
