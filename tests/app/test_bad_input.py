@@ -142,6 +142,7 @@ def tree(folder: Path) -> dict[str, bytes]:
         ("merge {runs}/task00 {runs}/task01 -o {out} --weights 1", "one weight for each"),
         ("merge {runs}/task00 {runs}/task01 -o {out} --weights a,b", "commas between"),
         ("convert {runs} --to ggml -o {out}", "no format 'ggml'"),
+        ("doctor {runs} --merged {runs} --fix -o {out}", "both given"),
         ("convert {runs} -o {out}", "Missing option"),
         ("convert {no} --to mlx -o {out}", "no such file or directory"),
         ("convert {runs} --to subspace -o {out}", "vlora-tui compress"),

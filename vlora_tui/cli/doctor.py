@@ -83,6 +83,11 @@ def doctor(
             "--fix and -o go together: what is mended is a copy.",
             remedy="vlora-tui doctor ADAPTER --fix -o OUT",
         )
+    if fix and merged is not None:
+        raise ParameterError(
+            "--fix and --merged are both given: the one writes a copy, the other compares.",
+            expected="one of them",
+        )
     if merged is not None:
         from vlora_tui.cli.doctor_merged import compare_merged
 

@@ -111,8 +111,8 @@ def show_resizes(out: Output, watcher: Watcher) -> list[dict[str, Any]]:
             f"{percent(item['error'])}{_worst(item)}"
         )
         read_back = ", read back and the same" if item["verified"] else ""
-        if option := server_option(item["target"], item["ranks"][1]):
-            out.text(f"start {item['target']} with {option}")
+        if item["server_option"]:
+            out.text(f"start {item['target']} with {item['server_option']}")
         how = "skipped, the same is there already:" if item["skipped"] else "written to"
         out.text(f"{how} {item['path']} ({size(item['nbytes'])}{read_back})")
     if len(rows) > MANY:
