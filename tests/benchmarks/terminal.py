@@ -95,10 +95,14 @@ class Watched:
         """What it costs until it has nothing more to say."""
         return self._cost(lambda text, quiet: quiet >= QUIET)
 
+    def press(self, key: str) -> None:
+        """Press a key and wait for nothing."""
+        os.write(self._terminal, key.encode())
+
     def key(self, key: str) -> Cost:
         """What a key costs until it is done."""
         before = self._cpu()
-        os.write(self._terminal, key.encode())
+        self.press(key)
         cost = self._cost(lambda text, quiet: bool(text) and quiet >= QUIET)
         return Cost(cost.nbytes, self._cpu() - before)
 
@@ -192,8 +196,8 @@ def _seconds(bench: Bench) -> Iterator[Row]:
     seconds = 4.0 if bench.quick else 12.0
     with on_terminal(bench, [sys.executable, "-c", FILLING, "8"]) as filling:
         filling.until("Adapters")
-        filling.settled()
-        filling.key("2")
+        filling.press("2")
+        filling.until("Explained variance")
         yield "a second while a curve fills", filling.each_second(seconds), 10_000, None
 
 
