@@ -83,7 +83,7 @@ def seconds_until(bench: Bench, command: Sequence[str], words: Sequence[str]) ->
     start = time.perf_counter()
     pid, terminal = pty.fork()
     if pid == 0:
-        _become(command, environment)
+        become(command, environment)
     taken: list[float] = []
     text = b""
     try:
@@ -100,7 +100,7 @@ def seconds_until(bench: Bench, command: Sequence[str], words: Sequence[str]) ->
     return taken
 
 
-def _become(command: Sequence[str], environment: dict[str, str]) -> None:
+def become(command: Sequence[str], environment: dict[str, str]) -> None:
     """In the child: a terminal of the right size from the first moment, then the program."""
     try:
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, COLUMNS, 0, 0))

@@ -91,11 +91,13 @@ class Bench:
         home.mkdir(exist_ok=True)
         own = {f"XDG_{n}_HOME": str(home / n.lower()) for n in ("CACHE", "CONFIG", "DATA", "STATE")}
         kept = {k: v for k, v in os.environ.items() if not k.startswith("VLORA_")}
+        kept.pop("PYTHONDONTWRITEBYTECODE", None)  # as installed: modules are compiled once
         return {
             **kept,
             **own,
             **dict.fromkeys(TORCH_ENV, str(self.threads)),
             "HOME": str(home),
+            "PYTHONPYCACHEPREFIX": str(self.scratch / "bytecode"),
             "HF_HUB_OFFLINE": "1",
             "NO_COLOR": "1",
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "engine")]),

@@ -32,6 +32,7 @@ SECTIONS = (
     "merge_gap",
     "compare",
     "choose_key",
+    "terminal",
     "switch",
     "training",
 )

@@ -99,6 +99,8 @@ class VLoRAApp(BaseApp):
         hidden("z", "maximise", "app.maximise",
                "Give the pane the whole screen, or take it back"),
         hidden("slash", "filter", "app.filter", "Filter"),
+        hidden("ctrl+l", "repaint", "app.repaint",
+               "Paint the screen anew, after something else wrote on it"),
     ]  # fmt: skip
 
     def __init__(

@@ -196,6 +196,13 @@ class BaseApp(FaultNet):
         if pane is not None:
             self.screen.maximized = pane  # type: ignore[assignment]
 
+    def action_repaint(self) -> None:
+        """Write every cell again: another program may have written on the terminal."""
+        forget = getattr(self._driver, "forget_cells", None)  # no driver of tests has cells
+        if forget is not None:
+            forget()
+        self.refresh()
+
     # leaving
 
     def action_leave(self, ask: bool = False) -> None:

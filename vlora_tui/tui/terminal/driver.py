@@ -8,9 +8,12 @@ import sys
 import threading
 from typing import Any
 
+from textual import events
 from textual.drivers.linux_driver import LinuxDriver
+from textual.message import Message
 
-from vlora_tui.tui.terminal.sgr import merged, without_colour
+from vlora_tui.tui.terminal.sgr import without_colour
+from vlora_tui.tui.terminal.shown_cells import ShownCells
 
 PATIENCE = 3.0  # seconds for an orderly end before the process is ended anyhow
 
@@ -25,7 +28,8 @@ class Terminal(LinuxDriver):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         # Before there is a writer thread: it takes the file's `write` once, when it begins.
-        self._file = _Watched(self._file, self._gone, plain=self._app.no_color)  # type: ignore[assignment]
+        self._output = _Output(self._file, self._gone, plain=self._app.no_color)
+        self._file = self._output  # type: ignore[assignment]
 
     def start_application_mode(self) -> None:
         super().start_application_mode()  # type: ignore[no-untyped-call]
@@ -51,13 +55,25 @@ class Terminal(LinuxDriver):
         """The size of the terminal itself.
 
         Textual asks COLUMNS and LINES, which do not follow a resize, and then stdout, which may be
-        a file; stdin is known to be the terminal.
+        a file; stdin is known to be the terminal. It asks when the size may have changed, and what
+        a terminal shows after that is its own affair.
         """
+        self.forget_cells()
         try:
             width, height = os.get_terminal_size(self.fileno)
         except OSError:
             return super()._get_terminal_size()
         return width or 80, height or 24
+
+    def process_message(self, message: Message) -> None:
+        """Pass on what the terminal sends; a size among it is the word of a resize."""
+        if isinstance(message, events.Resize):
+            self.forget_cells()
+        super().process_message(message)
+
+    def forget_cells(self) -> None:
+        """Write the next update whole, whatever the terminal shows."""
+        self._output.is_unknown = True
 
     def run_input_thread(self) -> None:
         watcher = threading.Thread(target=self._watch_for_hang_up, daemon=True, name="hang-up")
@@ -100,21 +116,31 @@ class Terminal(LinuxDriver):
         loop.call_soon_threadsafe(end, code)
 
 
-class _Watched:
-    """A terminal's file that merges styles, swallows what cannot be written any more, and tells.
+class _Output:
+    """A terminal's file: only cells that change go through; a terminal that is gone is reported.
+
+    What cannot be written any more is swallowed.
 
     Args:
         plain: No colour goes through. Textual's own filter for NO_COLOR lets greys pass, because
             themes in true colour are dimmed after it.
+
+    Attributes:
+        is_unknown: What the terminal shows is not known any more. Set from any thread; taken
+            notice of in the one that writes.
     """
 
     def __init__(self, file: Any, gone: Any, *, plain: bool = False) -> None:
         self._file, self._tell, self._lost, self._plain = file, gone, False, plain
+        self._cells, self.is_unknown = ShownCells(), False
 
     def write(self, text: str) -> int:
         if not self._lost:
+            if self.is_unknown:
+                self.is_unknown = False
+                self._cells.forget()
             try:
-                self._file.write(merged(without_colour(text) if self._plain else text))
+                self._file.write(self._cells.changed(without_colour(text) if self._plain else text))
                 return len(text)
             except (OSError, ValueError):
                 self._lose()

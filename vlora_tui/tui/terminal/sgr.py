@@ -1,44 +1,21 @@
-"""Fewer bytes for the same picture: colours and marks are told only where they change.
+"""Codes of colours and marks: what they come to, and the fewest that lead from one to another.
 
 Rich begins every run with its whole style and ends it with a reset, which over a slow line is more
-than half of what a chart costs. Where NO_COLOR is set no colour is told at all.
+than half of what a chart costs. Where NO_COLOR is set no colour is written at all.
 """
 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
-_TOKEN = re.compile(r"\x1b\[([\d;]*)m")
-_FOREIGN = re.compile(r"\x1b\[[\d;]*:[\d:;]*m")  # curly underlines and the like
-_PLAIN = ("39", "49", frozenset[str]())
+PLAIN = ("39", "49", frozenset[str]())
 
 _STYLED = re.compile(r"\x1b\[([\d;:]*)m")
 _COLOUR = re.compile(r"[34][0-79]|9[0-7]|10[0-7]|[34]8:[\d:]*")  # one parameter that is a colour
 _COLOUR_LENGTH = {"5": 2, "2": 4}  # parameters behind 38 or 48, by the kind of colour
 
 Look = tuple[str, str, frozenset[str]]
-
-
-def merged(text: str) -> str:
-    """``text`` with each change of style said once; as it is where a style is not understood."""
-    if _FOREIGN.search(text):
-        return text
-    parts = _TOKEN.split(text)  # text, codes, text, codes, ..., text
-    if len(parts) == 1:
-        return text
-    out = [parts[0]]
-    current: Look | None = None  # what the terminal draws with; None before it was sent any
-    look = _PLAIN
-    for codes, words in zip(parts[1::2], parts[2::2], strict=True):
-        parsed = _look(codes, look)
-        if parsed is None:
-            return text
-        look = parsed
-        if words:
-            out += [_change(current, look), words]
-            current = look
-    out.append(_change(current, look))
-    return "".join(out)
 
 
 def without_colour(text: str) -> str:
@@ -60,13 +37,14 @@ def _attributes(found: re.Match[str]) -> str:
     return f"\x1b[{';'.join(left)}m" if left else ""
 
 
-def _look(codes: str, before: Look) -> Look | None:
+@lru_cache(maxsize=4096)
+def after(codes: str, before: Look) -> Look | None:
     """The style after these codes; None if one of them is not known."""
     fore, back, marks = before
     words = iter(codes.split(";"))
     for word in words:
         if word in ("", "0"):
-            fore, back, marks = _PLAIN
+            fore, back, marks = PLAIN
         elif word in ("38", "48"):
             kind = next(words, "")
             rest = [next(words, "") for _ in range({"5": 1, "2": 3}.get(kind, 0))]
@@ -74,6 +52,8 @@ def _look(codes: str, before: Look) -> Look | None:
                 return None
             colour = ";".join([word, kind, *rest])
             fore, back = (colour, back) if word == "38" else (fore, colour)
+        elif not word.isdigit():
+            return None
         elif 1 <= int(word) <= 9:
             marks = marks | {word}
         elif int(word) in (*range(30, 38), 39, *range(90, 98)):
@@ -85,14 +65,16 @@ def _look(codes: str, before: Look) -> Look | None:
     return fore, back, marks
 
 
-def _change(current: Look | None, look: Look) -> str:
+@lru_cache(maxsize=4096)
+def change(current: Look | None, look: Look) -> str:
+    """The codes that lead from one style to another; ``current`` None: it is not known."""
     if current == look:
         return ""
-    if look == _PLAIN:
+    if look == PLAIN:
         return "\x1b[0m"
     words: list[str] = []
     if current is None or current[2] - look[2]:
-        words, current = ["0"], _PLAIN
+        words, current = ["0"], PLAIN
     words += sorted(look[2] - current[2])
     words += [w for w, t in zip(look[:2], current[:2], strict=True) if w != t]
     return f"\x1b[{';'.join(words)}m"

@@ -146,6 +146,13 @@ def test_idle_it_writes_nothing(terminal: Terminal) -> None:
     assert terminal.read(seconds=2) == b""
 
 
+def test_a_key_paints_the_screen_anew(terminal: Terminal) -> None:
+    terminal.quiet()
+    terminal.press("\x0c")
+    painted = terminal.read(b"task03")
+    assert all(f"task{i:02d}".encode() in painted for i in range(4))
+
+
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
 def test_a_signal_saves_the_draft_and_ends_it(
     terminal: Terminal, drafts: Path, number: signal.Signals
