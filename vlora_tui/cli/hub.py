@@ -152,7 +152,7 @@ def pull(
 def _show_pull(out: Output, address: str, output: str, *, force: bool) -> None:
     from vlora_engine.hub import AdapterRef
     from vlora_engine.hub.listing import adapter_files, list_repository
-    from vlora_engine.utils.files import check_output
+    from vlora_engine.utils.output_checks import check_output
 
     check_output(Path(output), force=force)
     listing = list_repository(AdapterRef.on_hub(address))

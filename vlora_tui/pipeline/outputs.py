@@ -43,8 +43,9 @@ from vlora_engine.targets.save import save_adapter
 from vlora_engine.targets.shape import without_copies, without_foreign, without_rest
 from vlora_engine.targets.verify import verify_adapter, with_alpha
 from vlora_engine.utils.file_names import ADAPTER_CONFIG
-from vlora_engine.utils.files import check_output, directory_bytes, same_content
+from vlora_engine.utils.files import directory_bytes, same_content
 from vlora_engine.utils.naming import slugs
+from vlora_engine.utils.output_checks import check_output
 from vlora_engine.utils.reading import read_text
 from vlora_engine.utils.run_context import RunContext
 from vlora_tui.pipeline import events

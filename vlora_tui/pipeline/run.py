@@ -28,8 +28,10 @@ from vlora_engine.errors import (
 )
 from vlora_engine.spectra.tables import Spectra
 from vlora_engine.utils.device import require_device
-from vlora_engine.utils.files import check_output, kept, partial_path, unwritten
+from vlora_engine.utils.files import unwritten
 from vlora_engine.utils.locks import writing
+from vlora_engine.utils.output_checks import check_output
+from vlora_engine.utils.partials import kept, partial_path
 from vlora_engine.utils.run_context import RunContext
 from vlora_engine.utils.safetensors_file import write_error
 from vlora_engine.utils.unfinished import kept_layers, spectra_partial

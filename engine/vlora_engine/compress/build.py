@@ -45,7 +45,10 @@ from vlora_engine.subspace.request import (
 from vlora_engine.subspace.store import task_files, write_subspace
 from vlora_engine.subspace.tasks import collect_tasks
 from vlora_engine.utils.device import pick_device
-from vlora_engine.utils.files import check_output, discard, partial_path, publish, sole_writer
+from vlora_engine.utils.files import discard
+from vlora_engine.utils.output_checks import check_output
+from vlora_engine.utils.outputs import publish, sole_writer
+from vlora_engine.utils.partials import partial_path
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback
 from vlora_engine.utils.run_context import RunContext
 from vlora_engine.utils.unfinished import RESULT, SPECTRA, keep_finished_layers

@@ -33,15 +33,10 @@ from vlora_engine.targets.names import name_notes, named_for_base
 from vlora_engine.targets.save import save_adapter
 from vlora_engine.targets.shape import without_foreign
 from vlora_engine.targets.verify import require_alike, verify_adapter
-from vlora_engine.utils.files import (
-    MadeCheck,
-    check_output,
-    directory_bytes,
-    discard,
-    new_directory,
-    require_apart,
-)
+from vlora_engine.utils.files import directory_bytes, discard
 from vlora_engine.utils.naming import slugs
+from vlora_engine.utils.output_checks import check_output, require_apart
+from vlora_engine.utils.outputs import MadeCheck, new_directory
 from vlora_engine.utils.progress import CancelCheck, Progress, ProgressCallback
 from vlora_engine.utils.run_context import RunContext
 

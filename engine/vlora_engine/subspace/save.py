@@ -23,8 +23,8 @@ from vlora_engine.subspace.store import (
     unlisted_task_files,
     write_index,
 )
-from vlora_engine.utils.files import MadeCheck, new_directory, sweep
 from vlora_engine.utils.locks import changing
+from vlora_engine.utils.outputs import MadeCheck, new_directory, sweep
 from vlora_engine.utils.safetensors_file import close_file, write_error
 
 logger = logging.getLogger(__name__)
