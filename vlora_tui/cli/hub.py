@@ -173,7 +173,7 @@ def _below(found: Any, name: str) -> str:
 
 def _chosen(directory: str, patterns: list[str] | None) -> list[str]:
     from vlora_engine.catalog.read import read_manifest
-    from vlora_tui.pipeline.outputs import match_tasks
+    from vlora_tui.pipeline.task_patterns import match_tasks
 
     return match_tasks(patterns or (), list(read_manifest(directory).tasks))
 

@@ -39,14 +39,10 @@ from vlora_tui.pipeline import events
 from vlora_tui.pipeline.disk_space import needs_of, require_room
 from vlora_tui.pipeline.forecast import expect, manifest_figures, others_at
 from vlora_tui.pipeline.inputs import Collection, gather, require_apart_from
-from vlora_tui.pipeline.outputs import Writer, check_merge, merge_inputs, plan_outputs
+from vlora_tui.pipeline.output_plan import check_merge, merge_inputs, plan_outputs
+from vlora_tui.pipeline.outputs import Writer
 from vlora_tui.pipeline.publish import Publisher, check_pushes
-from vlora_tui.pipeline.unfinished import (
-    built_path,
-    forget_built,
-    is_yet_to_be_packed,
-    mark_built,
-)
+from vlora_tui.pipeline.unfinished import built_path, forget_built, is_yet_to_be_packed, mark_built
 from vlora_tui.recipe.model import CACHE, MEASURED, Compress, Quantize, Recipe
 from vlora_tui.recipe.resolve import resolve
 from vlora_tui.utils import paths
