@@ -42,8 +42,8 @@ from vlora_engine.subspace.request import (
     fingerprint_of,
     prepare,
 )
-from vlora_engine.subspace.store import task_files, write_subspace
 from vlora_engine.subspace.tasks import collect_tasks
+from vlora_engine.subspace.write import task_files, write_subspace
 from vlora_engine.utils.device import pick_device
 from vlora_engine.utils.files import discard
 from vlora_engine.utils.output_checks import check_output
