@@ -79,12 +79,13 @@ def from_tables(tables: dict[str, Any]) -> Recipe:
 def is_several(table: Mapping[str, Any]) -> bool:
     """Whether an ``[input]`` of adapters stands for several, as a folder or a pattern may."""
     from vlora_tui.pipeline.inputs import gather
-    from vlora_tui.recipe.reader import read_input
     from vlora_tui.recipe.resolve import resolve
+    from vlora_tui.recipe.steps import read_input
+    from vlora_tui.recipe.table import Table
 
     if len(table["adapters"]) > 1:
         return True
-    recipe = Recipe(read_input(table, where=WHERE))
+    recipe = Recipe(read_input(Table(dict(table), "input", "", WHERE)))
     return len(gather(resolve(absolute(recipe, Path.cwd()))).tasks) > 1
 
 
