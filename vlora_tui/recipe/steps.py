@@ -102,49 +102,18 @@ def read_compress(table: Table) -> Compress:
 
 
 def check_target(target: CompressionTarget, table: Table) -> None:
-    """Refuse k with a target, two goals, half a pair of k."""
-    ks = [name for name in ("k", "k_a", "k_b") if getattr(target, name) is not None]
-    goals = [name for name in GOALS if getattr(target, name) is not None]
-    if ks and goals:
-        table.fail(goals[0], f"{ks[0]} and {goals[0]} are both given.", expected="one of them")
-    if len(goals) > 1:
-        table.fail(
-            goals[1], "There is more than one target.", expected="one", found=", ".join(goals)
-        )
-    if "k" in ks and len(ks) > 1:
-        table.fail(ks[1], f"k and {ks[1]} are both given.", expected="k, or k_a and k_b")
-    if len(ks) == 1 and "k" not in ks:
-        table.fail(ks[0], f"{ks[0]} is given without its other side.", expected="k_a and k_b")
-    if target.is_coded:
-        _check_coded(target, table)
-    if target.method == "flat" and "k_a" in ks and target.k_a != target.k_b:
-        table.fail("k_a", "The method flat has one k for both sides.", expected="k")
-    if target.refine and target.method != "delta":
-        table.fail("refine", "Only delta is refined.", expected="delta", found=target.method)
+    """Refuse what does not go together: k with a target, two goals, half a pair of k."""
+    for key, what, expected, found, remedy in target.contradictions():
+        table.fail(key, what, expected=expected, found=found, remedy=remedy)
     if target.adaptive and target.variance is None:
+        has_goal = any(getattr(target, name) is not None for name in GOALS)
         table.fail(
             "adaptive",
             "adaptive goes with a variance.",
             expected="variance",
             remedy="leave it out: with an error or a budget every layer gets its own k anyway"
-            if goals
+            if has_goal
             else None,
-        )
-
-
-def _check_coded(target: CompressionTarget, table: Table) -> None:
-    """Refuse what only a basis has."""
-    of_a_basis = [
-        n for n in ("k", "k_a", "k_b", "adaptive", "layers", "refine") if getattr(target, n)
-    ]
-    if target.dtype != AUTO_DTYPE:
-        of_a_basis.append("dtype")
-    if of_a_basis:
-        table.fail(
-            of_a_basis[0],
-            f"The method {target.method} chooses its bits itself, and has no {of_a_basis[0]}.",
-            expected="max_error, mean_error, variance or budget",
-            remedy="leave it out, or use the method delta, columns or flat",
         )
 
 
