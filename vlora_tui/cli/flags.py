@@ -49,7 +49,7 @@ def compress_table(
     Raises:
         ParameterError: k or the k of a layer is no whole number.
     """
-    table = {name: value for name, value in others.items() if value is not None}
+    table = given_only(others)
     aimed = any(name in table for name in ("k_a", "k_b", "max_error", "mean_error", "budget"))
     table.update(_k_table(k, variance, adaptive, aimed=aimed))
     if layers:
@@ -57,6 +57,11 @@ def compress_table(
     if refine:
         table["refine"] = refine
     return table
+
+
+def given_only(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without those that are None: what was not given."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def input_table(

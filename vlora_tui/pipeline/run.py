@@ -31,6 +31,7 @@ from vlora_engine.utils.device import require_device
 from vlora_engine.utils.files import unwritten
 from vlora_engine.utils.locks import writing
 from vlora_engine.utils.output_checks import check_output
+from vlora_engine.utils.outputs import being_written
 from vlora_engine.utils.partials import kept, partial_path
 from vlora_engine.utils.run_context import RunContext
 from vlora_engine.utils.safetensors_file import write_error
@@ -509,11 +510,7 @@ def _locked(out: Path) -> Iterator[None]:
         with writing(out):
             yield
     except ConflictError:
-        raise StorageError(
-            "Another process is writing this output right now.",
-            where=out,
-            remedy="wait until it is done, or choose another output",
-        ) from None
+        raise being_written(out) from None
     except OSError as error:
         if isinstance(error, VLoRAError):
             raise

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vlora_engine.adapters.model import AdapterSource, ModuleShape
 from vlora_engine.adapters.module_names import PREFIX
+from vlora_engine.doctor.base_facts import CONV1D
 from vlora_engine.doctor.checkpoint import Checkpoint, row_blocks, row_width
 from vlora_engine.doctor.merged_matrix import judge, known_factors, measure, roundoff, square_sum
 from vlora_engine.doctor.merged_report import SEVERITY, MergedReport, ModuleVerdict
@@ -142,11 +143,8 @@ def _is_transposed(
     if rows != columns:
         return (rows, columns) == (shape.d_in, shape.d_out)
     if base.config:
-        return base.config.get("model_type") in _CONV1D
+        return base.config.get("model_type") in CONV1D
     return bool(config.get("fan_in_fan_out"))
-
-
-_CONV1D = ("gpt2", "openai-gpt", "imagegpt")
 
 
 def _by(size: Sequence[int]) -> str:

@@ -95,6 +95,15 @@ def new_directory(
             raise
 
 
+def being_written(final: Path) -> StorageError:
+    """The error for an output that another process has."""
+    return StorageError(
+        "Another process is writing this output right now.",
+        where=final,
+        remedy="wait until it is done, or choose another output",
+    )
+
+
 @contextmanager
 def sole_writer(partial: Path, final: Path) -> Iterator[None]:
     """Make ``partial`` where it is missing, and hold it and ``final`` against every other writer.
@@ -115,11 +124,7 @@ def sole_writer(partial: Path, final: Path) -> Iterator[None]:
                 partial.mkdir(parents=True, exist_ok=True)
                 held = lock_unfinished(partial)
         except (ConflictError, BlockingIOError):
-            raise StorageError(
-                "Another process is writing this output right now.",
-                where=final,
-                remedy="wait until it is done, or choose another output",
-            ) from None
+            raise being_written(final) from None
         except OSError as error:
             raise write_error(final, error) from None
         locks.callback(unlock, held)
