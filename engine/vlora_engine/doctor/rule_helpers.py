@@ -8,10 +8,11 @@ from functools import partial
 from typing import NamedTuple
 
 from vlora_engine.doctor.base_facts import layer_number
-from vlora_engine.doctor.rules import Find, Hit, Rule, Subject, add_rule, count
+from vlora_engine.doctor.rules import Find, Hit, Rule, Subject, add_rule
 from vlora_engine.findings import finding_of
 from vlora_engine.formats.config import PEFT_DEFAULT_ALPHA, PEFT_DEFAULT_RANK, shown
 from vlora_engine.targets.registry import find_target
+from vlora_engine.utils.naming import counted
 
 TGI = (
     "https://github.com/huggingface/text-generation-inference/blob/main/"
@@ -75,7 +76,7 @@ def scales_hit(subject: Subject, wrong: list[str]) -> Iterable[Hit]:
     """The hit for modules of another scale, with the command that folds scales into B."""
     if wrong:
         what = (
-            f"{count(len(wrong), 'module')} would get another scale than in PEFT, such as "
+            f"{counted(len(wrong), 'module')} would get another scale than in PEFT, such as "
             f"{wrong[0]} (here {subject.scales[wrong[0]]:.3g})."
         )
         yield Hit(what, fix=exported(subject), file=subject.at_config, module=wrong[0])

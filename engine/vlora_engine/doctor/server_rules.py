@@ -11,8 +11,9 @@ from functools import partial
 from vlora_engine.catalog.scanner import SUBSPACE
 from vlora_engine.doctor import rule_helpers as helpers
 from vlora_engine.doctor.rule_helpers import MERGE, NO_HEAD, TGI, Row, add_rows
-from vlora_engine.doctor.rules import PEFT, TARGETS, Hit, Subject, count, rule
+from vlora_engine.doctor.rules import PEFT, TARGETS, Hit, Subject, rule
 from vlora_engine.targets.registry import RANK_LIMITS, smallest_choice
+from vlora_engine.utils.naming import counted
 
 _VLLM = "https://github.com/vllm-project/vllm/blob/main/vllm"
 _PEFT_HELPER = f"{_VLLM}/lora/peft_helper.py"
@@ -123,7 +124,7 @@ def _sglang_paths(subject: Subject) -> Iterable[Hit]:
     targets = subject.config.get("target_modules")
     dotted = [str(t) for t in targets if "." in str(t)] if isinstance(targets, list) else []
     if dotted:
-        what = f"{count(len(dotted), 'full path')} in target_modules, such as {dotted[0][:80]}."
+        what = f"{counted(len(dotted), 'full path')} in target_modules, such as {dotted[0][:80]}."
         yield Hit(what, fix=helpers.exported(subject), file=subject.at_config)
 
 
