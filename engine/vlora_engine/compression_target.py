@@ -6,9 +6,9 @@ Every default of it, and every word that may stand in it, is written down here. 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from vlora_engine.errors import ParameterError
 from vlora_engine.quantization.dtypes import AUTO_DTYPE, ROUNDING, storage_dtype
@@ -24,6 +24,16 @@ ADAPTIVE_VARIANCE = 0.6  # what k for every layer by itself means alone, as in t
 ERROR_GOALS = ("variance", "max_error", "mean_error")
 GOALS = (*ERROR_GOALS, "budget")  # what k, or the bits, can be chosen for
 _OF_A_BASIS = ("k", "k_a", "k_b", "variance", "adaptive", "layers", "refine")
+
+
+class Contradiction(NamedTuple):
+    """What of a target does not go together: the field that is one too many, and why."""
+
+    key: str
+    what: str
+    expected: str
+    found: str | None = None
+    remedy: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,21 +83,36 @@ class CompressionTarget:
         if self.method not in METHODS:
             known = ", ".join((*BASIS_METHODS, *CODED_METHODS))
             raise ParameterError(f"Unknown method {self.method!r}.", expected=known)
-        if self.is_coded:
-            self._check_coded()
+        packed = ["quantize"] if self.is_coded and self.quantize != NOT_PACKED else []
+        wrong = (*self.contradictions(), *self._chosen_itself(packed))
+        for _, what, expected, found, remedy in wrong:
+            raise ParameterError(what, expected=expected, found=found, remedy=remedy)
         filled = self.filled()
-        filled._check_goal()
-        if self.method == "flat" and self.k_a != self.k_b:
-            raise ParameterError(
-                "The method flat has one k for both sides.",
-                expected="k",
-                found=f"k_a = {self.k_a}, k_b = {self.k_b}",
-            )
-        if self.refine and self.method != "delta":
-            raise ParameterError("Only delta is refined.", found=self.method)
+        filled._check_range()
         storage_dtype(self.dtype, ())
         named_quantization(self.quantize)
         return filled
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        """What in it does not go together, each with the field that is one too many."""
+        ks = [name for name in ("k", "k_a", "k_b") if getattr(self, name) is not None]
+        goals = [name for name in GOALS if getattr(self, name) is not None]
+        if ks and goals:
+            yield Contradiction(goals[0], f"{ks[0]} and {goals[0]} are both given.", "one of them")
+        if len(goals) > 1:
+            yield Contradiction(goals[1], "There is more than one target.", "one", ", ".join(goals))
+        if "k" in ks and len(ks) > 1:
+            yield Contradiction(ks[1], f"k and {ks[1]} are both given.", "k, or k_a and k_b")
+        if len(ks) == 1 and "k" not in ks:
+            yield Contradiction(ks[0], f"{ks[0]} is given without its other side.", "k_a and k_b")
+        if self.is_coded:
+            names = ("k", "k_a", "k_b", "adaptive", "layers", "refine")
+            dtype = ["dtype"] if self.dtype != AUTO_DTYPE else []
+            yield from self._chosen_itself([*(n for n in names if getattr(self, n)), *dtype])
+        if self.method == "flat" and self.k_a != self.k_b:
+            yield Contradiction("k_a", "The method flat has one k for both sides.", "k")
+        if self.refine and self.method != "delta":
+            yield Contradiction("refine", "Only delta is refined.", "delta", self.method)
 
     def filled(self) -> CompressionTarget:
         """The same with the default goal filled in, unchecked."""
@@ -186,13 +211,8 @@ class CompressionTarget:
         goals = {"k": fixed, **{name: getattr(self, name) for name in GOALS}}
         return {name: value for name, value in goals.items() if value is not None}
 
-    def _check_goal(self) -> None:
-        given = self._given_goals()
-        if len(given) != 1:
-            raise ParameterError(
-                f"Exactly one target is needed: {', '.join(('k', *GOALS))}.", found=", ".join(given)
-            )
-        name, value = next(iter(given.items()))
+    def _check_range(self) -> None:
+        name, value = next(iter(self._given_goals().items()))
         if name == "variance" and not 0 < value <= 1:
             raise ParameterError("A variance to keep lies above 0 and up to 1.", found=str(value))
         if name in ("max_error", "mean_error") and not 0 < value < 1:
@@ -201,24 +221,16 @@ class CompressionTarget:
             )
         if name == "budget" and value <= 0:
             raise ParameterError("A budget is a positive number of bytes.", found=str(value))
-        if (self.k_a is None) != (self.k_b is None) or (self.k is not None and self.k_a):
-            raise ParameterError("Give k, or k_a and k_b together.")
-        if min(v for v in (self.k, self.k_a, self.k_b, 1) if v is not None) < 1:
-            raise ParameterError("k is at least 1.", found=str(given.get("k")))
+        ks = [k for k in (self.k, self.k_a, self.k_b) if k is not None]
+        if min(ks, default=1) < 1:
+            raise ParameterError("k is at least 1.", found=str(min(ks)))
 
-    def _check_coded(self) -> None:
-        given = {
-            "k": self.k or self.k_a or self.k_b or self.layers or None,
-            "dtype": self.dtype if self.dtype != AUTO_DTYPE else None,
-            "refine": self.refine or None,
-            "adaptive": self.adaptive or None,
-            "quantize": self.quantize if self.quantize != NOT_PACKED else None,
-        }
-        wrong = [name for name, value in given.items() if value is not None]
-        if wrong:
-            raise ParameterError(
-                f"Method {self.method!r} chooses directions and their bits itself.",
-                expected="max_error, mean_error, variance or budget",
-                found=", ".join(wrong),
-                remedy="leave it out, or choose method delta, columns or flat",
+    def _chosen_itself(self, names: Sequence[str]) -> Iterator[Contradiction]:
+        """The first of these fields, as what a coded method has none of."""
+        for name in names[:1]:
+            yield Contradiction(
+                name,
+                f"The method {self.method} chooses its bits itself, and has no {name}.",
+                "max_error, mean_error, variance or budget",
+                remedy="leave it out, or use the method delta, columns or flat",
             )

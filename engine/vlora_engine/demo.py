@@ -31,7 +31,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlora_engine.errors import OutputExistsError
-from vlora_engine.utils.files import check_output, dump_json, new_directory
+from vlora_engine.utils.files import dump_json
+from vlora_engine.utils.output_checks import check_output
+from vlora_engine.utils.outputs import new_directory
 from vlora_engine.utils.reading import read_file
 from vlora_engine.utils.tensor_writer import encode_header
 

@@ -22,16 +22,7 @@ from vlora_engine.compression_target import CompressionTarget
 from vlora_tui.jobs.joblock import JobLock
 from vlora_tui.jobs.store import JobInfo
 from vlora_tui.pipeline.events import EVENT_TYPES
-from vlora_tui.recipe.model import (
-    Compress,
-    Convert,
-    Export,
-    Input,
-    Merge,
-    Push,
-    Quantize,
-    Resize,
-)
+from vlora_tui.recipe.model import Compress, Convert, Export, Input, Merge, Push, Quantize, Resize
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "formats.md").read_text("utf-8")
@@ -137,7 +128,7 @@ def test_a_basis_in_several_files(
     monkeypatch: pytest.MonkeyPatch,
     options: dict[str, str],
 ) -> None:
-    monkeypatch.setattr("vlora_engine.subspace.store.MAX_SHARD_BYTES", 200)
+    monkeypatch.setattr("vlora_engine.subspace.write.MAX_SHARD_BYTES", 200)
     settings = {"method": "delta", "num_components": 5, "dtype": "fp16", **options}
     out = saved(mixed(), tmp_path / "s", **settings)
     assert len(read_manifest(out).basis) > 1

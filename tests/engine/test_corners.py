@@ -213,7 +213,7 @@ def test_a_replacement_that_fails_at_its_last_step_puts_back_what_was_there(
             raise OSError(errno.EIO, "the disk is ill")
         rename(source, target)
 
-    monkeypatch.setattr("vlora_engine.utils.files.os.rename", refuse)
+    monkeypatch.setattr("vlora_engine.utils.outputs.os.rename", refuse)
     with pytest.raises(StorageError, match="the disk is ill"):
         compress({"x": plain(1), "z": plain(3)}, num_components=2).save(tmp_path / "s", force=True)
     monkeypatch.undo()

@@ -405,7 +405,7 @@ def test_names_are_data(tmp_path: Path) -> None:
         ({"variance_threshold": 0.0}, "variance"),
         ({"max_error": 1.5}, "relative error"),
         ({"budget": 10}, "budget is smaller"),
-        ({"max_error": 0.1, "mean_error": 0.1}, "Exactly one target"),
+        ({"max_error": 0.1, "mean_error": 0.1}, "more than one target"),
         ({"method": "magic"}, "Unknown method"),
         ({"num_components": 2, "dtype": "int3"}, "storage dtype"),
         ({"num_components": 2, "device": "toaster"}, "Unknown device"),

@@ -27,11 +27,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import vlora_engine.utils.files as files_module
+import vlora_engine.utils.outputs as outputs_module
 from tests.faults.commands import COMMANDS, Command, prepare
 from tests.faults.shim import KILLED, Faults
 from vlora_engine.catalog.read import read_manifest
-from vlora_engine.utils.files import former_path
+from vlora_engine.utils.partials import former_path
 
 ACTS = ("kill", "ENOSPC", "ENOSPC!", "EIO", "EACCES", "EINTR", "EROFS!", "short")
 ERRORS = (1, 2)
@@ -235,7 +235,7 @@ def _is(command: Command, work: Path, name: str, state: dict[str, Tree | None]) 
     Where names cannot be exchanged, the old one may lie beside its place, to be put back.
     """
     former = former_path(work / name)
-    hidden = files_module.exchange is _no_exchange and not (work / name).exists()
+    hidden = outputs_module.exchange is _no_exchange and not (work / name).exists()
     now, wanted = tree(former if hidden else work / name), state[name]
     if name != command.in_place or now is None or wanted is None:
         return now == wanted
@@ -296,7 +296,7 @@ def main() -> int:
     parser.add_argument("--two-renames", action="store_true", help="as where none can exchange")
     options = parser.parse_args()
     if options.two_renames:
-        files_module.exchange = _no_exchange
+        outputs_module.exchange = _no_exchange
     began = os.times()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder).resolve())

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import vlora_engine.utils.files as files_module
+import vlora_engine.utils.outputs as outputs_module
 
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 KILLED = 137
@@ -42,9 +42,9 @@ class Faults:
         os.open = self._opened(os.open)  # type: ignore[assignment]
         plain = io.open
         io.open = builtins.open = self._file_opened(plain)  # type: ignore[assignment]
-        offered = files_module.exchange
+        offered = outputs_module.exchange
         if offered.__module__ == "vlora_engine.utils.exchange":
-            files_module.exchange = self._counted(offered, "exchange")  # type: ignore[assignment]
+            outputs_module.exchange = self._counted(offered, "exchange")  # type: ignore[assignment]
 
     def strike(self, *, writes: bool = False) -> bool:
         """Count one operation; True if it is to be done by half."""

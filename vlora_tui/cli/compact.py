@@ -48,7 +48,7 @@ def _compact_at(
 ) -> None:
     """Plan and code it anew and tell what that came to."""
     from vlora_engine.catalog.read import read_manifest
-    from vlora_engine.utils.files import check_output
+    from vlora_engine.utils.output_checks import check_output
     from vlora_tui.pipeline.inputs import require_apart_from
 
     manifest = read_manifest(subspace)

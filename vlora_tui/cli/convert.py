@@ -126,7 +126,7 @@ def _say_losses(out: Output, conversion: Conversion) -> None:
 
 def _show_plan(out: Output, conversion: Conversion, *, allow_loss: bool, force: bool) -> None:
     from vlora_engine.convert.convert import refuse_losses
-    from vlora_engine.utils.files import check_output
+    from vlora_engine.utils.output_checks import check_output
 
     refuse_losses(conversion, allow_loss)
     for path in conversion.outputs.values():

@@ -34,7 +34,7 @@ class CsvFile:
     """
 
     def __init__(self, target: str | None, out: Output, *, force: bool) -> None:
-        from vlora_engine.utils.files import check_output_file
+        from vlora_engine.utils.output_checks import check_output_file
 
         self.target, self.out = target, out
         self.path: Path | None = None

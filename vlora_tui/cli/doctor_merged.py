@@ -11,7 +11,7 @@ from vlora_tui.cli.output import Output
 from vlora_tui.utils.formatting import listed, percent, plural
 
 if TYPE_CHECKING:
-    from vlora_engine.doctor.merged_check import MergedReport
+    from vlora_engine.doctor.merged_report import MergedReport
 
 SHOWN = 20  # modules that are printed
 

@@ -219,7 +219,7 @@ def _show_control(out: Output, result: Evaluation) -> None:
 def _chosen(subspace: str, patterns: list[str] | None) -> tuple[Manifest, list[str]]:
     """The index, and the tasks to evaluate in its order."""
     from vlora_engine.catalog.read import read_manifest
-    from vlora_tui.pipeline.outputs import match_tasks
+    from vlora_tui.pipeline.task_patterns import match_tasks
 
     manifest = read_manifest(subspace)
     if not manifest.tasks:

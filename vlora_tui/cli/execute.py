@@ -176,8 +176,8 @@ def in_place(subspace: str, out: Output, *, no_wait: bool, dry_run: bool = False
     Raises:
         ConflictError: Another command has it, and ``no_wait``.
     """
-    from vlora_engine.utils.files import sweep
     from vlora_engine.utils.locks import changing
+    from vlora_engine.utils.outputs import sweep
 
     if dry_run:
         yield
@@ -196,7 +196,7 @@ def dry_run(recipe: Recipe, out: Output, *, force: bool = False, also: Sequence[
     Raises:
         VLoRAError: What the run would be refused for.
     """
-    from vlora_engine.utils.files import check_output
+    from vlora_engine.utils.output_checks import check_output
     from vlora_engine.utils.run_context import RunContext
     from vlora_tui.pipeline.inputs import require_apart_from
     from vlora_tui.pipeline.publish import push_place

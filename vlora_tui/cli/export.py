@@ -14,7 +14,7 @@ from vlora_engine.manifest.manifest import is_own_subspace
 from vlora_engine.targets import TARGETS, Served, start_lines
 from vlora_tui.cli import options as o
 from vlora_tui.cli.declare import argument, option
-from vlora_tui.cli.flags import from_tables, input_table, is_several
+from vlora_tui.cli.flags import from_tables, given_only, input_table, is_several
 from vlora_tui.cli.hub_inputs import on_disk
 from vlora_tui.cli.output import Output
 from vlora_tui.cli.progress import Watcher
@@ -90,12 +90,7 @@ def export(
         "drop_rest": drop_rest or None,
         "base": base,
     }
-    recipe = from_tables(
-        {
-            "input": given.table,
-            "export": [{name: value for name, value in row.items() if value is not None}],
-        }
-    )
+    recipe = from_tables({"input": given.table, "export": [given_only(row)]})
     subspace = recipe.input.subspace
     if subspace is not None and alpha is None and not (writing.print_recipe or writing.dry_run):
         _show_no_alpha(subspace, out)

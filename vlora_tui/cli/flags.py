@@ -49,7 +49,7 @@ def compress_table(
     Raises:
         ParameterError: k or the k of a layer is no whole number.
     """
-    table = {name: value for name, value in others.items() if value is not None}
+    table = given_only(others)
     aimed = any(name in table for name in ("k_a", "k_b", "max_error", "mean_error", "budget"))
     table.update(_k_table(k, variance, adaptive, aimed=aimed))
     if layers:
@@ -57,6 +57,11 @@ def compress_table(
     if refine:
         table["refine"] = refine
     return table
+
+
+def given_only(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Without those that are None: what was not given."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def input_table(
@@ -79,12 +84,13 @@ def from_tables(tables: dict[str, Any]) -> Recipe:
 def is_several(table: Mapping[str, Any]) -> bool:
     """Whether an ``[input]`` of adapters stands for several, as a folder or a pattern may."""
     from vlora_tui.pipeline.inputs import gather
-    from vlora_tui.recipe.reader import read_input
     from vlora_tui.recipe.resolve import resolve
+    from vlora_tui.recipe.steps import read_input
+    from vlora_tui.recipe.table import Table
 
     if len(table["adapters"]) > 1:
         return True
-    recipe = Recipe(read_input(table, where=WHERE))
+    recipe = Recipe(read_input(Table(dict(table), "input", "", WHERE)))
     return len(gather(resolve(absolute(recipe, Path.cwd()))).tasks) > 1
 
 

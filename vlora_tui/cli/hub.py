@@ -152,7 +152,7 @@ def pull(
 def _show_pull(out: Output, address: str, output: str, *, force: bool) -> None:
     from vlora_engine.hub import AdapterRef
     from vlora_engine.hub.listing import adapter_files, list_repository
-    from vlora_engine.utils.files import check_output
+    from vlora_engine.utils.output_checks import check_output
 
     check_output(Path(output), force=force)
     listing = list_repository(AdapterRef.on_hub(address))
@@ -173,7 +173,7 @@ def _below(found: Any, name: str) -> str:
 
 def _chosen(directory: str, patterns: list[str] | None) -> list[str]:
     from vlora_engine.catalog.read import read_manifest
-    from vlora_tui.pipeline.outputs import match_tasks
+    from vlora_tui.pipeline.task_patterns import match_tasks
 
     return match_tasks(patterns or (), list(read_manifest(directory).tasks))
 

@@ -117,7 +117,7 @@ def _spectra(
 
 def _require_free(target: Path, files: dict[str, Path], *, force: bool) -> None:
     """Refuse before anything is read what cannot be written afterwards."""
-    from vlora_engine.utils.files import check_output_file
+    from vlora_engine.utils.output_checks import check_output_file
 
     if target.suffix.lower() not in (".md", ".markdown"):
         raise ParameterError(
@@ -202,7 +202,8 @@ def _write(
     force: bool,
 ) -> None:
     """Write the plots, and last the report that shows them."""
-    from vlora_engine.utils.files import check_output_file, write_file
+    from vlora_engine.utils.files import write_file
+    from vlora_engine.utils.output_checks import check_output_file
     from vlora_tui.report.charts import charts_of
     from vlora_tui.report.markdown import markdown
 

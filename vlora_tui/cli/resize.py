@@ -61,7 +61,7 @@ def resize(
     One adapter goes to the output itself; several, or a folder of them, to a folder each inside.
     """
     from vlora_tui.cli.execute import carry_out
-    from vlora_tui.cli.flags import from_tables, is_several, require_there
+    from vlora_tui.cli.flags import from_tables, given_only, is_several, require_there
 
     require_there(adapters)
     if server is not None:
@@ -78,7 +78,7 @@ def resize(
     }
     tables: dict[str, Any] = {
         "input": {"adapters": list(dict.fromkeys(adapters)), "skip_bad": skip_bad},
-        "resize": [{name: value for name, value in row.items() if value is not None}],
+        "resize": [given_only(row)],
     }
     from_tables(tables)  # what is wrong with the rule is said before the adapters are looked at
     if is_several(tables["input"]):

@@ -104,7 +104,7 @@ def _given(
     tables: TableFlags,
 ) -> dict[str, dict[str, Any]]:
     """What the flags say, by table and key; defaults say nothing."""
-    from vlora_tui.cli.flags import compress_table
+    from vlora_tui.cli.flags import compress_table, given_only
 
     flags = {
         name: value
@@ -118,10 +118,7 @@ def _given(
         "output": {"subspace": output},
         **tables.tables(),
     }
-    given = {
-        table: {key: value for key, value in keys.items() if value is not None}
-        for table, keys in found.items()
-    }
+    given = {table: given_only(keys) for table, keys in found.items()}
     return {table: keys for table, keys in given.items() if keys}
 
 

@@ -152,7 +152,7 @@ def remove(
 def _remove_from(subspace: str, tasks: list[str], out: Output, *, dry_run: bool) -> None:
     """Remove them and tell what is left; the index is as it was when it is read here."""
     from vlora_engine.catalog.read import read_manifest
-    from vlora_tui.pipeline.outputs import match_tasks
+    from vlora_tui.pipeline.task_patterns import match_tasks
 
     manifest = read_manifest(subspace)
     names = match_tasks(tasks, list(manifest.tasks))

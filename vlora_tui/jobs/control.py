@@ -16,8 +16,10 @@ from pathlib import Path
 
 from vlora_engine import __version__
 from vlora_engine.errors import InputError, ParameterError, StorageError
-from vlora_engine.utils.files import output_of, partial_path, sole_writer, write_file
+from vlora_engine.utils.files import write_file
 from vlora_engine.utils.locks import writing
+from vlora_engine.utils.outputs import sole_writer
+from vlora_engine.utils.partials import output_of, partial_path
 from vlora_tui.jobs.devices import DeviceQueue, device_key
 from vlora_tui.jobs.identity import send
 from vlora_tui.jobs.joblock import HEARTBEAT_SECONDS, JobLock

@@ -21,13 +21,13 @@ from vlora_engine.targets import find_target, target_bytes
 from vlora_engine.utils.files import directory_bytes
 from vlora_engine.utils.safetensors_file import ITEM_BYTES
 from vlora_tui.pipeline.inputs import Collection, gather
-from vlora_tui.pipeline.outputs import (
+from vlora_tui.pipeline.output_plan import (
     convert_paths,
     export_paths,
     facts_of_export,
     merge_inputs,
-    recipe_tasks,
 )
+from vlora_tui.pipeline.task_patterns import recipe_tasks
 from vlora_tui.pipeline.unfinished import unfinished_build
 from vlora_tui.recipe.model import Convert, Export, Merge, Push, Recipe, Resize
 from vlora_tui.recipe.resolve import resolve

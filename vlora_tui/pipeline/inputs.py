@@ -25,7 +25,7 @@ from vlora_engine.errors import (
 )
 from vlora_engine.findings import Finding
 from vlora_engine.hub.fetch import fetch
-from vlora_engine.utils.files import require_apart
+from vlora_engine.utils.output_checks import require_apart
 from vlora_engine.utils.run_context import RunContext
 from vlora_tui.recipe.model import MEASURED, AdapterInput, Recipe
 from vlora_tui.utils import paths

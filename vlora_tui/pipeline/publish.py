@@ -14,7 +14,7 @@ from vlora_engine.errors import HubError, NotFoundError, VLoRAError
 from vlora_engine.utils.run_context import RunContext
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.inputs import Collection
-from vlora_tui.pipeline.outputs import recipe_tasks
+from vlora_tui.pipeline.task_patterns import recipe_tasks
 from vlora_tui.recipe.model import Push, Recipe
 
 STOPPED = "Stopped as asked, before anything was pushed; what was finished before is complete."

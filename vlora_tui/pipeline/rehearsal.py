@@ -25,7 +25,7 @@ from vlora_engine.utils.run_context import RunContext
 from vlora_tui.pipeline.disk_space import bytes_at, needs_of, require_room
 from vlora_tui.pipeline.forecast import expect
 from vlora_tui.pipeline.inputs import Collection, gather
-from vlora_tui.pipeline.outputs import plan_outputs
+from vlora_tui.pipeline.output_plan import plan_outputs
 from vlora_tui.pipeline.publish import check_pushes
 from vlora_tui.recipe.model import CACHE, Compress, Recipe
 

@@ -28,8 +28,11 @@ from vlora_engine.errors import (
 )
 from vlora_engine.spectra.tables import Spectra
 from vlora_engine.utils.device import require_device
-from vlora_engine.utils.files import check_output, kept, partial_path, unwritten
+from vlora_engine.utils.files import unwritten
 from vlora_engine.utils.locks import writing
+from vlora_engine.utils.output_checks import check_output
+from vlora_engine.utils.outputs import being_written
+from vlora_engine.utils.partials import kept, partial_path
 from vlora_engine.utils.run_context import RunContext
 from vlora_engine.utils.safetensors_file import write_error
 from vlora_engine.utils.unfinished import kept_layers, spectra_partial
@@ -37,14 +40,10 @@ from vlora_tui.pipeline import events
 from vlora_tui.pipeline.disk_space import needs_of, require_room
 from vlora_tui.pipeline.forecast import expect, manifest_figures, others_at
 from vlora_tui.pipeline.inputs import Collection, gather, require_apart_from
-from vlora_tui.pipeline.outputs import Writer, check_merge, merge_inputs, plan_outputs
+from vlora_tui.pipeline.output_plan import check_merge, merge_inputs, plan_outputs
+from vlora_tui.pipeline.outputs import Writer
 from vlora_tui.pipeline.publish import Publisher, check_pushes
-from vlora_tui.pipeline.unfinished import (
-    built_path,
-    forget_built,
-    is_yet_to_be_packed,
-    mark_built,
-)
+from vlora_tui.pipeline.unfinished import built_path, forget_built, is_yet_to_be_packed, mark_built
 from vlora_tui.recipe.model import CACHE, MEASURED, Compress, Quantize, Recipe
 from vlora_tui.recipe.resolve import resolve
 from vlora_tui.utils import paths
@@ -511,11 +510,7 @@ def _locked(out: Path) -> Iterator[None]:
         with writing(out):
             yield
     except ConflictError:
-        raise StorageError(
-            "Another process is writing this output right now.",
-            where=out,
-            remedy="wait until it is done, or choose another output",
-        ) from None
+        raise being_written(out) from None
     except OSError as error:
         if isinstance(error, VLoRAError):
             raise

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from vlora_engine import __version__
 from vlora_engine.utils.file_names import SUBSPACE_INDEX
-from vlora_engine.utils.files import discard, partial_path, write_file
+from vlora_engine.utils.files import discard, write_file
+from vlora_engine.utils.partials import partial_path
 from vlora_engine.utils.reading import read_text
 from vlora_tui.recipe.model import Compress, Recipe
 

@@ -15,7 +15,7 @@ from vlora_engine.catalog.read import is_subspace
 from vlora_engine.errors import MissingPathError, ParameterError
 from vlora_engine.hub.cache import cached_adapters
 from vlora_engine.hub.fetch import pin
-from vlora_engine.utils.files import FORMER, how_to_put_back, output_of
+from vlora_engine.utils.partials import FORMER, how_to_put_back, output_of
 from vlora_tui.recipe.model import AdapterInput, Recipe, startable
 
 

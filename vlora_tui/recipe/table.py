@@ -71,6 +71,10 @@ class Table:
             self.fail(key, f"{key!r} names no place.", expected="a path", found=repr(path))
         return path
 
+    def optional_path(self, key: str) -> str | None:
+        """A path to write to, or one to read from; None where the key is missing."""
+        return self.path_at(key) if key in self.rows else self.get(key, str)
+
     def choice(self, key: str, allowed: tuple[str, ...], default: str) -> str:
         """A word out of ``allowed``."""
         value = self.get(key, str, default)

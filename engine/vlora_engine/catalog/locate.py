@@ -12,7 +12,7 @@ from vlora_engine.adapters.address import FORM, AdapterRef, address_of_page, exp
 from vlora_engine.errors import MissingPathError, ParameterError, VLoRAError
 from vlora_engine.formats.base import Format, Location, Probe, Registry
 from vlora_engine.hub.fetch import local_path
-from vlora_engine.utils.files import FORMER, how_to_put_back, output_of
+from vlora_engine.utils.partials import FORMER, how_to_put_back, output_of
 from vlora_engine.utils.safetensors_file import read_error
 
 MAX_DEPTH = 4

@@ -12,7 +12,7 @@ from vlora_engine.interop.read import read_peer
 from vlora_engine.manifest.manifest import Manifest, is_own_subspace, read_index
 from vlora_engine.manifest.parse import parse_manifest
 from vlora_engine.utils.file_names import SUBSPACE_INDEX
-from vlora_engine.utils.files import how_to_put_back
+from vlora_engine.utils.partials import how_to_put_back
 from vlora_engine.utils.safetensors_file import read_error
 
 

@@ -36,8 +36,8 @@ from vlora_engine.hub.remote import all_remote_headers, as_remote
 from vlora_engine.hub.search import LIMIT, search_adapters
 from vlora_engine.interop.names import PEERS, peer_at
 from vlora_engine.manifest.manifest import FORMAT, Manifest
-from vlora_engine.utils.files import former_path, how_to_put_back
 from vlora_engine.utils.naming import printable, unique_names
+from vlora_engine.utils.partials import former_path, how_to_put_back
 
 if TYPE_CHECKING:
     from vlora_engine.hub.remote import RemoteHeaders

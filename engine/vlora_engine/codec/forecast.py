@@ -339,12 +339,7 @@ class Outlook:
         if not self._meets_error(finest, target, correction):
             errors = finest.errors * correction.errors
             least = errors.mean() if target.max_error is None else errors.max()
-            raise TargetError(
-                "The finest step does not reach this error.",
-                expected=f"an error of at least {least:.2g}",
-                found=target.words(),
-                remedy="allow more error, or store components in fp32: --method delta",
-            )
+            raise _beyond_reach(target, f"{least:.2g}")
 
     def _meets_error(
         self, forecast: Forecast, target: CompressionTarget, correction: Correction
@@ -511,12 +506,16 @@ def require_reach(target: CompressionTarget, numbers: Sequence[int]) -> None:
         allowed = math.sqrt(1 - target.variance)
     least = FINEST * np.sqrt(np.array(numbers) / 12).mean() if numbers else 0.0
     if allowed is not None and allowed < 0.1 * least:
-        raise TargetError(
-            "The finest step does not reach this error.",
-            expected=f"an error of at least about {least:.2g}",
-            found=target.words(),
-            remedy="allow more error, or store components in fp32: --method delta",
-        )
+        raise _beyond_reach(target, f"about {least:.2g}")
+
+
+def _beyond_reach(target: CompressionTarget, least: str) -> TargetError:
+    return TargetError(
+        "The finest step does not reach this error.",
+        expected=f"an error of at least {least}",
+        found=target.words(),
+        remedy="allow more error, or store components in fp32: --method delta",
+    )
 
 
 def require_budget(budget: int, floor: int, rest_bytes: int) -> None:

@@ -40,7 +40,7 @@ from vlora_engine.publish.push import require_token
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.targets.save import save_adapter
 from vlora_engine.utils.file_names import SHARE_INDEX
-from vlora_engine.utils.files import new_directory
+from vlora_engine.utils.outputs import new_directory
 from vlora_engine.utils.progress import Progress
 
 __all__ = ["SHAREConfig", "SHAREModel"]

@@ -11,18 +11,15 @@ import torch
 from torch import Tensor
 
 from vlora_engine.adapters.model import AdapterSource, LoRAWeights, MemorySource
-from vlora_engine.compress.build import build_space
-from vlora_engine.compression_target import CompressionTarget
+from vlora_engine.compress.build import build_whole
 from vlora_engine.formats.config import read_settings
 from vlora_engine.interop.store import orthonormalized
 from vlora_engine.linalg.low_rank import delta_norm2
 from vlora_engine.manifest.manifest import LayerSpec
-from vlora_engine.manifest.records import max_k, shared_layers
 from vlora_engine.shared_subspace import SharedSubspace
 from vlora_engine.subspace.basis import Bases, LayerBasis
 from vlora_engine.subspace.basis_space import BasisSpace
 from vlora_engine.subspace.loadings import Storage
-from vlora_engine.subspace.request import prepare
 from vlora_engine.subspace.tasks import TaskMap, TaskProjection
 from vlora_engine.utils.naming import natural_key
 from vlora_engine.utils.run_context import RunContext
@@ -68,12 +65,7 @@ def in_columns(subspace: SharedSubspace) -> SharedSubspace:
     Errors, sources and digests stay those of the tasks: nothing more is lost.
     """
     sources = {name: MemorySource(subspace.reconstruct(name)) for name in subspace.tasks}
-    limit = max(max(max_k("columns", spec, sources)) for spec in shared_layers(sources))
-    target = CompressionTarget("columns", k=limit, dtype="fp32").checked()
-    run = RunContext()
-    space = build_space(prepare(sources, run, dtype="fp32", lossy=target.lossy), target, run)
-    space.notes.clear()  # all there is was asked for, not a k
-    found = SharedSubspace(space)
+    found = SharedSubspace(build_whole(sources, "columns", RunContext()))
     for record in subspace.tasks.records():
         made = found.tasks.record(record.id)
         kept = replace(

@@ -25,7 +25,7 @@ from vlora_engine.compression_target import BASIS_METHODS, CompressionTarget
 from vlora_engine.errors import ParameterError, SubspaceError
 from vlora_engine.findings import Finding
 from vlora_engine.manifest.manifest import LayerSpec, Manifest, TaskRecord
-from vlora_engine.manifest.records import max_k
+from vlora_engine.manifest.records import max_k, shared_layers
 from vlora_engine.spectra.choose import choose, clamped, match_layers
 from vlora_engine.spectra.tables import Spectra
 from vlora_engine.subspace.basis import BuiltLayer, build_layer
@@ -42,10 +42,13 @@ from vlora_engine.subspace.request import (
     fingerprint_of,
     prepare,
 )
-from vlora_engine.subspace.store import task_files, write_subspace
 from vlora_engine.subspace.tasks import collect_tasks
+from vlora_engine.subspace.write import task_files, write_subspace
 from vlora_engine.utils.device import pick_device
-from vlora_engine.utils.files import check_output, discard, partial_path, publish, sole_writer
+from vlora_engine.utils.files import discard
+from vlora_engine.utils.output_checks import check_output
+from vlora_engine.utils.outputs import publish, sole_writer
+from vlora_engine.utils.partials import partial_path
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback
 from vlora_engine.utils.run_context import RunContext
 from vlora_engine.utils.unfinished import RESULT, SPECTRA, keep_finished_layers
@@ -153,6 +156,19 @@ def build_space(
     )
     space.notes = [finding.what for finding in plan.findings]
     require_unchanged(collection.sources.values())
+    return space
+
+
+def build_whole(
+    sources: Mapping[str, AdapterSource], method: str, run: RunContext, k: int | None = None
+) -> BasisSpace:
+    """Adapters in fp32 in bases of all the directions that they have, or of ``k``."""
+    limit = max(max(max_k(method, spec, sources)) for spec in shared_layers(sources))
+    target = CompressionTarget(method, k=k or limit, dtype="fp32").checked()
+    space = build_space(prepare(sources, run, dtype="fp32", lossy=target.lossy), target, run)
+    assert isinstance(space, BasisSpace)  # noqa: S101
+    if k is None:
+        space.notes.clear()  # all there is was asked for, not a k
     return space
 
 

@@ -31,9 +31,11 @@ from vlora_engine.spectra.tables import LayerTable, MethodTable, Spectra, TaskEn
 from vlora_engine.subspace.coded.build import outlook_of
 from vlora_engine.subspace.request import Collection, canonical_order, fingerprint_of
 from vlora_engine.utils.device import pick_device
-from vlora_engine.utils.files import check_output, discard, publish, sole_writer
+from vlora_engine.utils.files import discard
 from vlora_engine.utils.memory import return_large_blocks
 from vlora_engine.utils.naming import printable
+from vlora_engine.utils.output_checks import check_output
+from vlora_engine.utils.outputs import publish, sole_writer
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback
 from vlora_engine.utils.reading import open_file
 from vlora_engine.utils.run_context import RunContext

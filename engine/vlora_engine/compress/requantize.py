@@ -24,7 +24,7 @@ from vlora_engine.subspace.coded.space import CodedSpace
 from vlora_engine.subspace.loadings import Storage
 from vlora_engine.subspace.save import save
 from vlora_engine.subspace.tasks import TaskMap
-from vlora_engine.utils.files import check_output
+from vlora_engine.utils.output_checks import check_output
 from vlora_engine.utils.run_context import RunContext
 
 _HALVINGS = 10

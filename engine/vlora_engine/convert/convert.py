@@ -21,7 +21,6 @@ from vlora_engine.adapters.model import (
     to_memory,
 )
 from vlora_engine.catalog.read import is_subspace, read_manifest
-from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.convert.formats import ADAPTER_FORMATS, GGUF, PEFT, format_named
 from vlora_engine.convert.losses import Loss, losses, outline_of, outlines_of
 from vlora_engine.errors import ParameterError, VLoRAError
@@ -33,15 +32,10 @@ from vlora_engine.targets.names import name_notes, named_for_base
 from vlora_engine.targets.save import save_adapter
 from vlora_engine.targets.shape import without_foreign
 from vlora_engine.targets.verify import require_alike, verify_adapter
-from vlora_engine.utils.files import (
-    MadeCheck,
-    check_output,
-    directory_bytes,
-    discard,
-    new_directory,
-    require_apart,
-)
+from vlora_engine.utils.files import directory_bytes, discard
 from vlora_engine.utils.naming import slugs
+from vlora_engine.utils.output_checks import check_output, require_apart
+from vlora_engine.utils.outputs import MadeCheck, new_directory
 from vlora_engine.utils.progress import CancelCheck, Progress, ProgressCallback
 from vlora_engine.utils.run_context import RunContext
 
@@ -426,29 +420,21 @@ def _subspace(conversion: Conversion, run: RunContext) -> Converted:
 
 def _held(conversion: Conversion, source: SharedSubspace | None, run: RunContext) -> SharedSubspace:
     """A subspace that the target's format can hold."""
-    from vlora_engine.compress.build import build_space
-    from vlora_engine.manifest.records import max_k, shared_layers
+    from vlora_engine.compress.build import build_whole
     from vlora_engine.shared_subspace import SharedSubspace
-    from vlora_engine.subspace.request import prepare
 
     as_it_is = source is not None and conversion.k is None
     if as_it_is and source and _keeps_bases(conversion.to, source, source.tasks.records()):
         return source
     meant = {name: MemorySource(w) for name, w in _meant(conversion, source)}
-    method = METHODS[conversion.to]
-    limits = [max(max_k(method, spec, meant)) for spec in shared_layers(meant)]
 
     def progress(step: Progress) -> None:
         run.stop_if_asked(STOPPED)
         if run.progress is not None:
             run.progress(step)
 
-    target = CompressionTarget(method, k=conversion.k or max(limits), dtype="fp32").checked()
     shown = replace(run, progress=progress)
-    space = build_space(prepare(meant, shown, dtype="fp32", lossy=target.lossy), target, shown)
-    if conversion.k is None:
-        space.notes.clear()  # all there is was asked for, not a k
-    return SharedSubspace(space)
+    return SharedSubspace(build_whole(meant, METHODS[conversion.to], shown, conversion.k))
 
 
 def _meant(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,7 @@ from vlora_engine.utils.safetensors_file import FLOAT_DTYPES, read_error, read_h
 
 INDEX = "model.safetensors.index.json"
 MAX_JSON = 50_000_000
+CONV1D = ("gpt2", "openai-gpt", "imagegpt")  # whose matrices lie as (d_in, d_out)
 Shape = tuple[int, ...]
 _LAYER = re.compile(r"(?:^|\.)(?:h|layers?|blocks?)\.(\d+)(?:\.|$)")
 _LLAMA_LIKE = frozenset(
@@ -87,7 +88,7 @@ class BaseFacts:
         if found is not None:
             dtype, own = found
             # A packed weight (GPTQ, bitsandbytes) has a shape of its own.
-            fits = dtype not in FLOAT_DTYPES or _fits(shape, own, self._is_conv1d)
+            fits = dtype not in FLOAT_DTYPES or _fits(shape, own, self.model_type in CONV1D)
             return "" if fits else " x ".join(map(str, own))
         expected = self._expected(module)
         if expected is None or shape.kind != "linear" or (shape.d_out, shape.d_in) == expected:
@@ -97,10 +98,6 @@ class BaseFacts:
     def _whole(self, *names: str) -> int | None:
         found = (self.config.get(name) for name in names)
         return next((n for n in found if type(n) is int and n > 0), None)
-
-    @property
-    def _is_conv1d(self) -> bool:
-        return self.model_type in ("gpt2", "openai-gpt", "imagegpt")
 
     def _found(self, module: str) -> tuple[str, Shape] | None:
         """The base's weight for a module, whatever wrapper stands before either name."""
@@ -117,11 +114,7 @@ class BaseFacts:
         """Every end of a name, as far as it still tells the layer, with the whole name."""
         ends: dict[str, str] = {}
         for name in self.weights:
-            parts = name.split(".")
-            for start in range(1, len(parts)):
-                end = ".".join(parts[start:])
-                if layer_number(end) is None and start < len(parts) - 1:
-                    break
+            for end in endings(name):
                 ends.setdefault(end, name)
         return ends
 
@@ -161,6 +154,16 @@ class BaseFacts:
             "mlp.c_fc": (inner, hidden),
             "mlp.c_proj": (hidden, inner),
         }
+
+
+def endings(name: str) -> Iterator[str]:
+    """Every shorter end of a module's name, as far as it still tells the layer; the leaf, too."""
+    parts = name.split(".")
+    for start in range(1, len(parts)):
+        end = ".".join(parts[start:])
+        if layer_number(end) is None and start < len(parts) - 1:
+            return
+        yield end
 
 
 def layer_number(module: str) -> int | None:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from functools import partial
 
 from vlora_engine.adapters.base_models import normalise_base_model
-from vlora_engine.doctor.rules import PEFT, Hit, Subject, count, rule
+from vlora_engine.doctor.rules import PEFT, Hit, Subject, rule
+from vlora_engine.utils.naming import counted
 
 _INJECT = f"{PEFT}/blob/main/src/peft/tuners/tuners_utils.py"
 _injected = partial(rule, source=_INJECT, since="peft 0.21", stage="base")
@@ -51,7 +52,7 @@ def _lost_hit(subject: Subject, lost: list[str], share: str) -> Hit:
     """What is lost, why, and the command where another name is all that it takes."""
     reach = subject.reach
     first = next((m for m in lost if reach is not None and m in reach.names), lost[0])
-    what = f"PEFT would apply {share} {count(len(subject.modules or {}), 'module')}"
+    what = f"PEFT would apply {share} {counted(len(subject.modules or {}), 'module')}"
     remedy = fix = ""
     name = "" if reach is None else reach.names.get(first, "")
     if reach is None or not name:
@@ -82,7 +83,7 @@ def _shapes(subject: Subject) -> Iterable[Hit]:
         name, misfit = next(iter(wrong.items()))
         shape = (subject.modules or {})[name]
         what = (
-            f"{count(len(wrong), 'module')} of other dimensions than the base's: {name} is "
+            f"{counted(len(wrong), 'module')} of other dimensions than the base's: {name} is "
             f"{shape.d_out} x {shape.d_in}, the base has {misfit}."
         )
         yield Hit(what, file=subject.at_weights, module=name, place=f"{subject.at_weights}: {name}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlora_engine.catalog.locate import existing_path
-from vlora_engine.doctor.base_facts import layer_number, read_base, weight_files
+from vlora_engine.doctor.base_facts import endings, layer_number, read_base, weight_files
 from vlora_engine.errors import MissingPathError
 from vlora_engine.utils.safetensors_file import Header, read_elements, read_header, read_tensor
 
@@ -102,11 +102,7 @@ class Checkpoint:
         for leaf, stems in self._stems.items():
             twice = set()
             for name in stems:
-                parts = name.split(".")
-                for start in range(1, len(parts)):
-                    end = ".".join(parts[start:])
-                    if layer_number(end) is None and start < len(parts) - 1:
-                        break
+                for end in endings(name):
                     if end in ends[leaf]:
                         twice.add(end)
                     ends[leaf][end] = name

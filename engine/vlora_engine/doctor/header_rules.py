@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from vlora_engine.doctor.rules import ENGINE, PEFT, Hit, Subject, count, rule
+from vlora_engine.doctor.rules import ENGINE, PEFT, Hit, Subject, rule
+from vlora_engine.utils.naming import counted
 
 _CODE = (".py", ".pyc", ".so", ".sh", ".ipynb")
 USUAL_SCALE = 64.0  # alpha over r, or one over it: beyond, something was mixed up
@@ -23,7 +24,7 @@ USUAL_SCALE = 64.0  # alpha over r, or one over it: beyond, something was mixed 
 def _code_beside(subject: Subject) -> Iterable[Hit]:
     found = sorted(name for name in subject.files if name.endswith(_CODE))
     if found:
-        what = f"{count(len(found), 'program file')} beside the adapter: {', '.join(found[:4])}."
+        what = f"{counted(len(found), 'program file')} beside the adapter: {', '.join(found[:4])}."
         yield Hit(what, file=str(subject.path / found[0]))
 
 
@@ -78,7 +79,7 @@ def _quantized_base(subject: Subject) -> Iterable[Hit]:
 def _wide_dtype(subject: Subject) -> Iterable[Hit]:
     wide = [name for name, shape in (subject.modules or {}).items() if shape.dtype == "F64"]
     if wide:
-        what = f"{count(len(wide), 'module')} in fp64, such as {wide[0]}."
+        what = f"{counted(len(wide), 'module')} in fp64, such as {wide[0]}."
         fix = subject.command("export", "--target", "peft", "--dtype", "fp32", suffix="fp32")
         yield Hit(what, "save it in fp32", fix, file=subject.at_weights, module=wide[0])
 
@@ -94,7 +95,7 @@ def _narrow_dtype(subject: Subject) -> Iterable[Hit]:
     narrow = [n for n, (dtype, _) in subject.tensors.items() if dtype.startswith("F8")]
     narrow = [name for name in narrow if "lora_" in name]
     if narrow:
-        what = f"{count(len(narrow), 'factor')} in 8-bit floats, such as {narrow[0]}."
+        what = f"{counted(len(narrow), 'factor')} in 8-bit floats, such as {narrow[0]}."
         fix = subject.command("export", "--target", "peft", "--dtype", "bf16", suffix="bf16")
         yield Hit(what, fix=fix, file=subject.at_weights)
 
@@ -130,7 +131,7 @@ def _odd_scale(subject: Subject) -> Iterable[Hit]:
     }
     if odd:
         module, scale = next(iter(odd.items()))
-        what = f"The scale of {count(len(odd), 'module')} is {scale:.3g}, as of {module}."
+        what = f"The scale of {counted(len(odd), 'module')} is {scale:.3g}, as of {module}."
         yield Hit(what, file=subject.at_config, module=module)
 
 
@@ -145,7 +146,7 @@ def _redundant_rank(subject: Subject) -> Iterable[Hit]:
     if over and subject.modules:
         shape = subject.modules[over[0]]
         what = (
-            f"{count(len(over), 'module')} of a rank that {over[0]} ({shape.d_in} to "
+            f"{counted(len(over), 'module')} of a rank that {over[0]} ({shape.d_in} to "
             f"{shape.d_out}) cannot have: {shape.rank}."
         )
         fix = subject.command("resize", "--energy", "1", suffix="smaller")

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from functools import partial
 
 from vlora_engine.doctor import rule_helpers as helpers
-from vlora_engine.doctor.rule_helpers import MERGE, NO_HEAD, TGI, add_rows
+from vlora_engine.doctor.rule_helpers import MERGE, NO_HEAD, TGI, Row, add_rows
 from vlora_engine.doctor.rules import PEFT, Hit, Subject, rule
 
 _LLAMACPP = "https://github.com/ggml-org/llama.cpp/blob/master/convert_lora_to_gguf.py"
@@ -62,56 +62,21 @@ add_rows(
     "gguf",
     _GGUF,
     "llama.cpp, autumn 2026",
-    (
-        "heads",
-        "llama.cpp has no place for modules_to_save and whole tensors.",
-        NO_HEAD,
-        _LLAMACPP,
-        helpers.heads,
-    ),
-    ("dora", "llama.cpp knows no DoRA.", MERGE, _LLAMACPP, helpers.dora),
-    (
-        "named-keys",
-        "llama.cpp's converter refuses keys with the adapter's name inside.",
-        "",
-        _LLAMACPP,
-        partial(helpers.as_remarked, "named-keys"),
-    ),
-    (
-        "convolutions",
-        "llama.cpp has no place for convolutions.",
-        MERGE,
-        _LLAMACPP,
-        partial(helpers.misfit, "convolutions"),
-    ),
-    (
-        "embeddings",
-        "llama.cpp has no place for factors of embeddings.",
-        MERGE,
-        _LLAMACPP,
-        partial(helpers.misfit, "embeddings"),
-    ),
-    (
-        "modules",
-        "llama.cpp's model of this base has no tensor for a module of the adapter.",
-        "",
-        _LLAMACPP,
-        partial(helpers.misfit, "modules"),
-    ),
-    (
-        "wrong-base",
-        "The adapter's modules are not those of the base's config.",
-        "",
-        _LLAMACPP,
-        partial(helpers.misfit, "wrong-base"),
-    ),
-    (
-        "architecture",
-        "GGUF adapters of the base's architecture are not written here.",
-        "",
-        _LLAMACPP,
-        partial(helpers.misfit, "architecture"),
-    ),
+    _LLAMACPP,
+    [
+        Row("heads", "llama.cpp has no place for modules_to_save and whole tensors.", NO_HEAD),
+        Row("dora", "llama.cpp knows no DoRA.", MERGE),
+        Row(
+            "named-keys",
+            "llama.cpp's converter refuses keys with the adapter's name inside.",
+            find=partial(helpers.as_remarked, "named-keys"),
+        ),
+        Row("convolutions", "llama.cpp has no place for convolutions.", MERGE),
+        Row("embeddings", "llama.cpp has no place for factors of embeddings.", MERGE),
+        Row("modules", "llama.cpp's model of this base has no tensor for a module of the adapter."),
+        Row("wrong-base", "The adapter's modules are not those of the base's config."),
+        Row("architecture", "GGUF adapters of the base's architecture are not written here."),
+    ],
 )
 
 
@@ -151,34 +116,26 @@ add_rows(
     "peft",
     ("peft",),
     "peft 0.21",
-    (
-        "prefix",
-        "PEFT finds no module under other keys: nothing is applied.",
-        "",
-        _SAVE_LOAD,
-        helpers.prefix,
-    ),
-    (
-        "ignores",
-        "PEFT ignores modules that target_modules leaves out.",
-        "",
-        _SAVE_LOAD,
-        partial(helpers.as_remarked, "unlisted-modules"),
-    ),
-    (
-        "no-type",
-        "PEFT cannot load a config without peft_type.",
-        "",
-        _SAVE_LOAD,
-        partial(helpers.as_remarked, "no-peft-type"),
-    ),
-    (
-        "foreign",
-        "PEFT does not read what ComfyUI adds to the base beside the pairs.",
-        "",
-        "https://github.com/comfyanonymous/ComfyUI/blob/master/comfy/weight_adapter/lora.py",
-        helpers.foreign,
-    ),
+    _SAVE_LOAD,
+    [
+        Row("prefix", "PEFT finds no module under other keys: nothing is applied."),
+        Row(
+            "ignores",
+            "PEFT ignores modules that target_modules leaves out.",
+            find=partial(helpers.as_remarked, "unlisted-modules"),
+        ),
+        Row(
+            "no-type",
+            "PEFT cannot load a config without peft_type.",
+            find=partial(helpers.as_remarked, "no-peft-type"),
+        ),
+        Row(
+            "foreign",
+            "PEFT does not read what ComfyUI adds to the base beside the pairs.",
+            "",
+            "https://github.com/comfyanonymous/ComfyUI/blob/master/comfy/weight_adapter/lora.py",
+        ),
+    ],
 )
 
 
@@ -187,39 +144,26 @@ add_rows(
     "portable",
     ("portable",),
     "autumn 2026",
-    (
-        "heads",
-        "Whole tensors are refused by some servers and passed over in silence by others.",
-        "leave them out on purpose: --drop-rest, when exporting",
-        TGI,
-        helpers.heads,
-    ),
-    (
-        "convolutions",
-        "Servers do not take convolutions.",
-        MERGE,
-        TGI,
-        partial(helpers.misfit, "convolutions"),
-    ),
-    (
-        "embeddings",
-        "Servers do not agree on embeddings.",
-        MERGE,
-        TGI,
-        partial(helpers.misfit, "embeddings"),
-    ),
-    (
-        "missing-layer",
-        "Some servers drop a module type everywhere that is missing in one layer.",
-        "add the missing module with a B of zeros",
-        TGI,
-        partial(helpers.misfit, "missing-layer"),
-    ),
-    (
-        "rank",
-        "The largest rank that every server takes is 512.",
-        "cut it to 512",
-        _VLLM_RANKS,
-        partial(helpers.too_high, "portable"),
-    ),
+    TGI,
+    [
+        Row(
+            "heads",
+            "Whole tensors are refused by some servers and passed over in silence by others.",
+            "leave them out on purpose: --drop-rest, when exporting",
+        ),
+        Row("convolutions", "Servers do not take convolutions.", MERGE),
+        Row("embeddings", "Servers do not agree on embeddings.", MERGE),
+        Row(
+            "missing-layer",
+            "Some servers drop a module type everywhere that is missing in one layer.",
+            "add the missing module with a B of zeros",
+        ),
+        Row(
+            "rank",
+            "The largest rank that every server takes is 512.",
+            "cut it to 512",
+            _VLLM_RANKS,
+            partial(helpers.too_high, "portable"),
+        ),
+    ],
 )

@@ -22,8 +22,8 @@ from vlora_engine.doctor.examine import Examined, Report, diagnose
 from vlora_engine.errors import ParameterError, StorageError
 from vlora_engine.formats.peft_save import write_peft
 from vlora_engine.nn.base_modules import Reach, for_base
-from vlora_engine.utils.files import check_output, require_apart
 from vlora_engine.utils.naming import printable, slugs
+from vlora_engine.utils.output_checks import check_output, require_apart
 
 
 @dataclass(frozen=True)

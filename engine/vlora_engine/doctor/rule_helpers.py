@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import partial
+from typing import NamedTuple
 
 from vlora_engine.doctor.base_facts import layer_number
-from vlora_engine.doctor.rules import Find, Hit, Rule, Subject, add_rule, count
+from vlora_engine.doctor.rules import Find, Hit, Rule, Subject, add_rule
 from vlora_engine.findings import finding_of
 from vlora_engine.formats.config import PEFT_DEFAULT_ALPHA, PEFT_DEFAULT_RANK, shown
 from vlora_engine.targets.registry import find_target
+from vlora_engine.utils.naming import counted
 
 TGI = (
     "https://github.com/huggingface/text-generation-inference/blob/main/"
@@ -20,13 +23,30 @@ MERGE = "merge it into its base model and serve that, or retrain it as plain LoR
 _TOLERANCE = 1e-6  # of scales: files round alphas
 
 
+class Row(NamedTuple):
+    """One rule of a program.
+
+    Args:
+        source: By default that of the program's other rules.
+        find: By default what `_FIND` has for the code, else the reason of that code why an export
+            refuses an adapter.
+    """
+
+    code: str
+    what: str
+    remedy: str = ""
+    source: str = ""
+    find: Find | None = None
+
+
 def add_rows(
-    stem: str, targets: tuple[str, ...], since: str, *told: tuple[str, str, str, str, Find]
+    stem: str, targets: tuple[str, ...], since: str, source: str, rows: Iterable[Row]
 ) -> None:
-    """Rows of one program: code, what, remedy, source, function; all of them are errors."""
-    for code, what, remedy, source, find in told:
-        row = Rule(f"{stem}-{code}", "error", what, remedy, source, since, targets, "target")
-        add_rule(row, find)
+    """Add the rules of one program; all of them are errors."""
+    for row in rows:
+        code, origin = f"{stem}-{row.code}", row.source or source
+        rule = Rule(code, "error", row.what, row.remedy, origin, since, targets, "target")
+        add_rule(rule, row.find or _FIND.get(row.code) or partial(misfit, row.code))
 
 
 def other_scales(subject: Subject, *, of_tensors: bool, rslora: bool = True) -> list[str]:
@@ -56,7 +76,7 @@ def scales_hit(subject: Subject, wrong: list[str]) -> Iterable[Hit]:
     """The hit for modules of another scale, with the command that folds scales into B."""
     if wrong:
         what = (
-            f"{count(len(wrong), 'module')} would get another scale than in PEFT, such as "
+            f"{counted(len(wrong), 'module')} would get another scale than in PEFT, such as "
             f"{wrong[0]} (here {subject.scales[wrong[0]]:.3g})."
         )
         yield Hit(what, fix=exported(subject), file=subject.at_config, module=wrong[0])
@@ -152,3 +172,13 @@ def without_number(module: str) -> str:
 def largest_rank(subject: Subject) -> int:
     """The largest rank of a module."""
     return max((shape.rank for shape in (subject.modules or {}).values()), default=0)
+
+
+_FIND: dict[str, Find] = {
+    "dora": dora,
+    "foreign": foreign,
+    "heads": heads,
+    "keys": keys,
+    "patterns": wrong_scales,
+    "prefix": prefix,
+}

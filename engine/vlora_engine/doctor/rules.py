@@ -200,11 +200,6 @@ def applied(subject: Subject, stages: Sequence[Stage], target: str | None) -> It
     yield from sorted(found, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
-def count(number: int, noun: str) -> str:
-    """``1 module``, ``3 modules``."""
-    return f"{number:,} {noun}{'' if number == 1 else 's'}"
-
-
 FP16_MOST = 65504.0
 
 

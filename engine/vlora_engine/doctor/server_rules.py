@@ -10,9 +10,10 @@ from functools import partial
 
 from vlora_engine.catalog.scanner import SUBSPACE
 from vlora_engine.doctor import rule_helpers as helpers
-from vlora_engine.doctor.rule_helpers import MERGE, NO_HEAD, TGI, add_rows
-from vlora_engine.doctor.rules import PEFT, TARGETS, Find, Hit, Subject, count, rule
+from vlora_engine.doctor.rule_helpers import MERGE, NO_HEAD, TGI, Row, add_rows
+from vlora_engine.doctor.rules import PEFT, TARGETS, Hit, Subject, rule
 from vlora_engine.targets.registry import RANK_LIMITS, smallest_choice
+from vlora_engine.utils.naming import counted
 
 _VLLM = "https://github.com/vllm-project/vllm/blob/main/vllm"
 _PEFT_HELPER = f"{_VLLM}/lora/peft_helper.py"
@@ -57,23 +58,11 @@ def _vllm_bias(subject: Subject) -> Iterable[Hit]:
         yield Hit(f"{told}.", fix=fix, file=subject.at_config)
 
 
-def _linear_only(source: str) -> list[tuple[str, str, str, str, Find]]:
+def _linear_only(source: str = "") -> list[Row]:
     """Rows of a server whose LoRA layers are linear maps, and which reads A and B alone."""
     return [
-        (
-            "convolutions",
-            "Convolutions are not served.",
-            MERGE,
-            source,
-            partial(helpers.misfit, "convolutions"),
-        ),
-        (
-            "embeddings",
-            "Factors of embeddings are not served.",
-            MERGE,
-            source,
-            partial(helpers.misfit, "embeddings"),
-        ),
+        Row("convolutions", "Convolutions are not served.", MERGE, source),
+        Row("embeddings", "Factors of embeddings are not served.", MERGE, source),
     ]
 
 
@@ -81,36 +70,30 @@ add_rows(
     "vllm",
     ("vllm",),
     "vLLM, autumn 2026",
-    (
-        "patterns",
-        "vLLM drops rank_pattern and alpha_pattern: scales go silently wrong.",
-        _FOLD,
-        _PEFT_HELPER,
-        helpers.wrong_scales,
-    ),
-    (
-        "heads",
-        "vLLM refuses modules_to_save and whole tensors.",
-        NO_HEAD,
-        _PEFT_HELPER,
-        helpers.heads,
-    ),
-    ("dora", "vLLM refuses DoRA.", MERGE, _PEFT_HELPER, helpers.dora),
-    *_linear_only(f"{_VLLM}/lora/lora_model.py"),
-    (
-        "rank",
-        "vLLM takes ranks up to 512.",
-        "cut it to 512, or serve it with SGLang, which takes any",
-        f"{_VLLM}/config/lora.py",
-        partial(helpers.too_high, "vllm"),
-    ),
-    (
-        "prefix",
-        "vLLM finds no module under other keys: it serves the base model.",
-        "",
-        f"{_VLLM}/lora/utils.py",
-        helpers.prefix,
-    ),
+    _PEFT_HELPER,
+    [
+        Row(
+            "patterns",
+            "vLLM drops rank_pattern and alpha_pattern: scales go silently wrong.",
+            _FOLD,
+        ),
+        Row("heads", "vLLM refuses modules_to_save and whole tensors.", NO_HEAD),
+        Row("dora", "vLLM refuses DoRA.", MERGE),
+        *_linear_only(f"{_VLLM}/lora/lora_model.py"),
+        Row(
+            "rank",
+            "vLLM takes ranks up to 512.",
+            "cut it to 512, or serve it with SGLang, which takes any",
+            f"{_VLLM}/config/lora.py",
+            partial(helpers.too_high, "vllm"),
+        ),
+        Row(
+            "prefix",
+            "vLLM finds no module under other keys: it serves the base model.",
+            "",
+            f"{_VLLM}/lora/utils.py",
+        ),
+    ],
 )
 
 # ---- SGLang
@@ -141,7 +124,7 @@ def _sglang_paths(subject: Subject) -> Iterable[Hit]:
     targets = subject.config.get("target_modules")
     dotted = [str(t) for t in targets if "." in str(t)] if isinstance(targets, list) else []
     if dotted:
-        what = f"{count(len(dotted), 'full path')} in target_modules, such as {dotted[0][:80]}."
+        what = f"{counted(len(dotted), 'full path')} in target_modules, such as {dotted[0][:80]}."
         yield Hit(what, fix=helpers.exported(subject), file=subject.at_config)
 
 
@@ -149,14 +132,11 @@ add_rows(
     "sglang",
     ("sglang",),
     "SGLang, autumn 2026",
-    (
-        "heads",
-        "SGLang serves A and B alone: whole tensors are not read.",
-        NO_HEAD,
-        f"{_SGLANG}/lora.py",
-        helpers.heads,
-    ),
-    *_linear_only(f"{_SGLANG}/layers.py"),
+    f"{_SGLANG}/lora.py",
+    [
+        Row("heads", "SGLang serves A and B alone: whole tensors are not read.", NO_HEAD),
+        *_linear_only(f"{_SGLANG}/layers.py"),
+    ],
 )
 
 
@@ -184,37 +164,29 @@ for _name, _source, _since in (
         _name,
         (_name,),
         _since,
-        (
-            "patterns",
-            "rank_pattern and alpha_pattern are ignored: scales go silently wrong.",
-            _FOLD,
-            _source,
-            helpers.wrong_scales,
-        ),
-        (
-            "mixed-ranks",
-            "The layers of one type are stacked, so their ranks must be one after padding.",
-            "give every module one rank",
-            _source,
-            _loader_ranks,
-        ),
-        (
-            "missing-layer",
-            "A module type that is missing in one layer is dropped in every layer.",
-            "add the missing module with a B of zeros, or serve it elsewhere",
-            _source,
-            partial(helpers.misfit, "missing-layer"),
-        ),
-        (
-            "keys",
-            "Keys must be exactly base_model.model.<module>.lora_A.weight.",
-            "",
-            _source,
-            helpers.keys,
-        ),
-        ("dora", "DoRA is ignored: only B @ A is applied.", MERGE, _source, helpers.dora),
-        ("heads", "Heads, biases and saved modules are ignored.", NO_HEAD, _source, helpers.heads),
-        *_linear_only(_source),
+        _source,
+        [
+            Row(
+                "patterns",
+                "rank_pattern and alpha_pattern are ignored: scales go silently wrong.",
+                _FOLD,
+            ),
+            Row(
+                "mixed-ranks",
+                "The layers of one type are stacked, so their ranks must be one after padding.",
+                "give every module one rank",
+                find=_loader_ranks,
+            ),
+            Row(
+                "missing-layer",
+                "A module type that is missing in one layer is dropped in every layer.",
+                "add the missing module with a B of zeros, or serve it elsewhere",
+            ),
+            Row("keys", "Keys must be exactly base_model.model.<module>.lora_A.weight."),
+            Row("dora", "DoRA is ignored: only B @ A is applied.", MERGE),
+            Row("heads", "Heads, biases and saved modules are ignored.", NO_HEAD),
+            *_linear_only(),
+        ],
     )
 
 

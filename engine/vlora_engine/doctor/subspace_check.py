@@ -13,8 +13,9 @@ from vlora_engine.catalog.read import read_manifest
 from vlora_engine.errors import CorruptFileError, SubspaceError, VLoRAError
 from vlora_engine.findings import Finding, finding_of
 from vlora_engine.utils.file_names import SUBSPACE_INDEX
-from vlora_engine.utils.files import sha256_file, strays
+from vlora_engine.utils.files import sha256_file
 from vlora_engine.utils.locks import is_held
+from vlora_engine.utils.outputs import strays
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -7,9 +7,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from vlora_engine.doctor.base_tensors import compared
-from vlora_engine.doctor.rules import ENGINE, PEFT, Hit, Subject, TensorFacts, count, rule
+from vlora_engine.doctor.rules import ENGINE, PEFT, Hit, Subject, TensorFacts, rule
 from vlora_engine.findings import finding_of
 from vlora_engine.formats.rest_tensors import effect_of, nbytes_of, told
+from vlora_engine.utils.naming import counted
 
 if TYPE_CHECKING:
     from vlora_engine.adapters.check import AdapterCheck
@@ -77,7 +78,7 @@ def _no_effect(subject: Subject) -> Iterable[Hit]:
 def _idle(subject: Subject) -> Iterable[Hit]:
     idle = [] if subject.facts is None else subject.facts.idle
     if 0 < len(idle) < len(subject.modules or {}):
-        what = f"{count(len(idle), 'module')} without effect, such as {idle[0]}."
+        what = f"{counted(len(idle), 'module')} without effect, such as {idle[0]}."
         yield Hit(what, file=subject.at_weights, module=idle[0])
 
 
@@ -92,7 +93,7 @@ def _fresh(subject: Subject) -> Iterable[Hit]:
     if facts is None or not facts.fresh or facts.check is None or not facts.check.norm:
         return
     if len(facts.fresh) == len(subject.modules or {}):
-        what = f"A of all {count(len(facts.fresh), 'module')} is uniform up to 1 / sqrt(d_in)."
+        what = f"A of all {counted(len(facts.fresh), 'module')} is uniform up to 1 / sqrt(d_in)."
         yield Hit(what, file=subject.at_weights)
 
 
@@ -147,5 +148,5 @@ def _other_than_base(subject: Subject) -> Iterable[Hit]:
 def _beyond_fp16(subject: Subject) -> Iterable[Hit]:
     large = [] if subject.facts is None else subject.facts.large
     if large:
-        what = f"{count(len(large), 'module')} with entries above 65504, such as {large[0]}."
+        what = f"{counted(len(large), 'module')} with entries above 65504, such as {large[0]}."
         yield Hit(what, file=subject.at_weights, module=large[0])

@@ -8,18 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 from vlora_engine.adapters.model import AdapterSource
-from vlora_engine.evaluation.evaluate import (
-    GAIN,
-    STAGE,
-    Figures,
-    check_evaluation,
-    derangement,
-    measure,
-    text_of,
-)
+from vlora_engine.evaluation.evaluate import GAIN, Figures, check_evaluation, compare, derangement
 from vlora_engine.evaluation.prompts import LENGTH, MAX_TOKENS, Prompt
 from vlora_engine.nn.peft_model import BaseModel, quiet, read_by_peft
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback
@@ -135,40 +128,30 @@ def evaluate_adapters(
         CollectionError: An adapter does not fit the base.
         Cancelled: ``cancelled()`` became true between two adapters.
     """
-    run = RunContext(progress, cancelled)
     check_evaluation(len(adapters), max_tokens, length)
-    length = min(length, base.longest or length)
     slots = {name: f"merge{i}" for i, name in enumerate(merges or {})}
     with quiet():
         for name, source in (merges or {}).items():
             base.put(slots[name], read_by_peft(source))
-    in_place_of = derangement(list(adapters), seed)
-    scores = []
-    for done, (name, source) in enumerate(adapters.items(), start=1):
-        run.stop_if_asked(f"Stopped at {done - 1} of {len(adapters)} ({STAGE}).")
-        stranger = in_place_of.get(name)
-        models: dict[str, str | None] = {
-            "base": None,
-            **{f"merge {n}": s for n, s in slots.items()},
-        }
-        with quiet():
-            base.put("original", read_by_peft(source))
-            if stranger is not None:
-                base.put("other", read_by_peft(adapters[stranger]))
-                models["other"] = "other"
-            text, batches = text_of(base, name, prompts, max_tokens, length, seed)
-            meters = measure(base, name, models, batches)
-        scores.append(
-            AdapterScore(
-                name,
-                text,
-                meters["base"].tokens,
-                meters["base"].reference_loss,
-                meters["base"].figures,
-                {merge: meters[f"merge {merge}"].figures for merge in slots},
-                None if stranger is None else meters["other"].figures,
-                stranger,
-            )
+    models = {"base": None, **{f"merge {name}": slot for name, slot in slots.items()}}
+
+    def fill(_: str, stranger: str | None) -> dict[str, str | None]:
+        if stranger is None:
+            return models
+        base.put("other", read_by_peft(adapters[stranger]))
+        return {**models, "other": "other"}
+
+    originals = {name: partial(read_by_peft, source) for name, source in adapters.items()}
+    scores = [
+        AdapterScore(
+            name,
+            **common,
+            merges={merge: figures[f"merge {merge}"] for merge in slots},
+            other=figures.get("other"),
         )
-        run.report(STAGE, done, len(adapters), name)
+        for name, common, figures in compare(
+            base, originals, fill, derangement(adapters, seed), RunContext(progress, cancelled),
+            prompts, max_tokens, length, seed,
+        )
+    ]  # fmt: skip
     return AdaptersEvaluation(scores, sorted(base.unplaced))

@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 import random
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -195,11 +196,9 @@ def evaluate_subspace(
     def reconstructed(task: str) -> Adapter:
         return lambda: as_peft_adapter(subspace.reconstruct(task))
 
-    def original_of(source: AdapterSource) -> Adapter:
-        return lambda: read_by_peft(source)
-
     pairs = {
-        task: Pair(original_of(source), reconstructed(task)) for task, source in originals.items()
+        task: Pair(partial(read_by_peft, source), reconstructed(task))
+        for task, source in originals.items()
     }
     strangers = {task: reconstructed(task) for task in subspace.tasks}
     return evaluate(base, pairs, strangers=strangers, **options)
@@ -237,59 +236,88 @@ def evaluate(
         CollectionError: An adapter does not fit the base.
         Cancelled: ``cancelled()`` became true between two tasks.
     """
-    run = RunContext(progress, cancelled)
-    check_evaluation(len(pairs), max_tokens, length)
-    length = min(length, base.longest or length)
     others = strangers if strangers is not None else {t: p.compressed for t, p in pairs.items()}
-    in_place_of = derangement(list(others), seed)
-    scores = []
-    for done, (task, pair) in enumerate(pairs.items(), start=1):
-        run.stop_if_asked(f"Stopped at {done - 1} of {len(pairs)} ({STAGE}).")
-        with quiet():
-            base.put("original", pair.original())
-            base.put("compressed", pair.compressed())
-            stranger = in_place_of.get(task)
-            if stranger is not None:
-                base.put("shuffled", others[stranger]())
-            text, texts = text_of(base, task, prompts, max_tokens, length, seed)
-            scores.append(_score(base, task, text, texts, stranger))
-        run.report(STAGE, done, len(pairs), task)
+
+    def fill(task: str, stranger: str | None) -> dict[str, str | None]:
+        base.put("compressed", pairs[task].compressed())
+        if stranger is None:
+            return {"compressed": "compressed", "base": None}
+        base.put("shuffled", others[stranger]())
+        return {"compressed": "compressed", "base": None, "shuffled": "shuffled"}
+
+    originals = {task: pair.original for task, pair in pairs.items()}
+    scores = [
+        TaskScore(
+            task, **common, compressed=figures["compressed"], shuffled=figures.get("shuffled")
+        )
+        for task, common, figures in compare(
+            base, originals, fill, derangement(others, seed), RunContext(progress, cancelled),
+            prompts, max_tokens, length, seed,
+        )
+    ]  # fmt: skip
     return Evaluation(
         ranked(scores, lambda score: score.compressed.kl, lambda score: score.task),
         sorted(base.unplaced),
     )
 
 
-def derangement(names: Sequence[str], seed: int) -> dict[str, str]:
+def compare(
+    base: BaseModel,
+    originals: Mapping[str, Adapter],
+    fill: Callable[[str, str | None], Mapping[str, str | None]],
+    strangers: Mapping[str, str],
+    run: RunContext,
+    prompts: Mapping[str, Prompt] | None,
+    max_tokens: int,
+    length: int,
+    seed: int,
+) -> Iterator[tuple[str, dict[str, Any], dict[str, Figures]]]:
+    """Compare models with the one that has the original adapter, for one adapter after the other.
+
+    Yields the adapter's name, what every score has (text, tokens, loss, base, stranger), and the
+    figures of each model.
+
+    Args:
+        base: The base model.
+        originals: The adapters, by name.
+        fill: Puts the others into slots, given the adapter's name and its stranger's; the slot of
+            each model, None for the bare base.
+        strangers: Who stands in for whom (`derangement`).
+
+    The rest is that of `evaluate`.
+    """
+    check_evaluation(len(originals), max_tokens, length)
+    length = min(length, base.longest or length)
+    for done, (name, original) in enumerate(originals.items(), start=1):
+        run.stop_if_asked(f"Stopped at {done - 1} of {len(originals)} ({STAGE}).")
+        stranger = strangers.get(name)
+        with quiet():
+            base.put("original", original())
+            models = fill(name, stranger)
+            text, batches = _text_of(base, name, prompts, max_tokens, length, seed)
+            meters = _measure(base, name, models, batches)
+        bare = meters["base"]
+        common = {
+            "text": text,
+            "tokens": bare.tokens,
+            "loss": bare.reference_loss,
+            "base": bare.figures,
+            "stranger": stranger,
+        }
+        yield name, common, {model: meter.figures for model, meter in meters.items()}
+        run.report(STAGE, done, len(originals), name)
+
+
+def derangement(names: Iterable[str], seed: int) -> dict[str, str]:
     """Map each name to another one, in one random cycle of all names; empty for one name."""
-    if len(names) < 2:
-        return {}
     circle = sorted(names)
+    if len(circle) < 2:
+        return {}
     random.Random(seed).shuffle(circle)
     return dict(zip(circle, [*circle[1:], circle[0]], strict=True))
 
 
-def _score(
-    base: BaseModel, task: str, text: str, batches: Sequence[Tensor], stranger: str | None
-) -> TaskScore:
-    """Score one task: run every model over the batches of tokens (S, T), one at a time."""
-    models = {"compressed": "compressed", "base": None}
-    if stranger is not None:
-        models["shuffled"] = "shuffled"
-    meters = measure(base, task, models, batches)
-    return TaskScore(
-        task=task,
-        text=text,
-        tokens=meters["base"].tokens,
-        loss=meters["base"].reference_loss,
-        compressed=meters["compressed"].figures,
-        base=meters["base"].figures,
-        shuffled=meters["shuffled"].figures if stranger is not None else None,
-        stranger=stranger,
-    )
-
-
-def measure(
+def _measure(
     base: BaseModel, task: str, models: Mapping[str, str | None], batches: Sequence[Tensor]
 ) -> dict[str, Meter]:
     """Compare models with the one in the slot ``original``, over the batches of tokens (S, T).
@@ -371,7 +399,7 @@ def _compare(reference: Tensor, logits: Tensor, following: Tensor) -> Tensor:
     return torch.stack([kl, agreement.double(), loss, reference_loss])
 
 
-def text_of(
+def _text_of(
     base: BaseModel,
     task: str,
     prompts: Mapping[str, Prompt] | None,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
-from vlora_engine.adapters.model import ModuleShape
 from vlora_engine.findings import Finding
 from vlora_engine.formats.base import PICKLES, Probe
 from vlora_engine.formats.config import PEFT_DEFAULT_ALPHA, PEFT_DEFAULT_RANK, Settings
 from vlora_engine.formats.contents import Contents
 from vlora_engine.formats.layout import Layout
+from vlora_engine.formats.peft_ignores import odd_name_findings, target_findings
 from vlora_engine.formats.rest_tensors import rest_findings
+from vlora_engine.utils.naming import counted
 
 
 def adapter_findings(
@@ -24,7 +25,7 @@ def adapter_findings(
         *_pickles_beside(probe, contents.path),
         *_layout_findings(layout, where),
         *_pattern_findings(layout, settings, str(probe.config_path)),
-        *_target_findings(layout, settings, str(probe.config_path)),
+        *target_findings(layout, settings, str(probe.config_path)),
         *rest_findings(layout.rest, where, file_size(contents.path)),
     )
 
@@ -93,7 +94,7 @@ def _pickles_beside(probe: Probe, weights: Path) -> Iterable[Finding]:
     beside = sorted(name for name in probe.names if name.endswith(PICKLES) and name != weights.name)
     if beside:
         what = (
-            f"{_count(len(beside), 'pickle')} beside the adapter, never opened: "
+            f"{counted(len(beside), 'pickle')} beside the adapter, never opened: "
             f"{', '.join(beside[:4])}."
         )
         yield Finding("pickle-beside", "note", what, file=str(probe.directory / beside[0]))
@@ -107,7 +108,7 @@ def _no_modules(where: str) -> Finding:
 def _layout_findings(layout: Layout, where: str) -> Iterable[Finding]:
     if not layout.pairs:
         yield _no_modules(where)
-    yield from _name_findings(layout, where)
+    yield from odd_name_findings(layout, where)
     if layout.adapter_name:
         what = (
             f"Keys with the adapter's name inside ({layout.adapter_name}), as in a raw state dict."
@@ -117,27 +118,6 @@ def _layout_findings(layout: Layout, where: str) -> Iterable[Finding]:
     if len(ranks) > 1:
         what = f"Ranks from {min(ranks)} to {max(ranks)} in one adapter."
         yield Finding("mixed-ranks", "note", what, file=where)
-
-
-def _name_findings(layout: Layout, where: str) -> Iterable[Finding]:
-    """Keys that PEFT does not look for."""
-    every = len(layout.odd) == 2 * len(layout.pairs)
-    effect = "apply none of it" if every else f"ignore {_count(len(layout.odd), 'factor')}"
-    bare = next((key for key, name in layout.odd.items() if not name.prefixed), None)
-    if bare is not None:
-        what = f"Keys without base_model.model.: PEFT would load the adapter and {effect}."
-        remedy = "write it again; this engine writes the prefix"
-        yield Finding("no-prefix", "warning", what, remedy, file=where, tensor=bare)
-    wrapped = {k: n for k, n in layout.odd.items() if n.wrapper or n.lead or n.doubled}
-    if wrapped:
-        key, name = next(iter(wrapped.items()))
-        part = name.wrapper or name.lead or "base_model.model a second time"
-        what = (
-            f"Keys with {part} in them, which no module is called: "
-            f"PEFT would load the adapter and {effect}."
-        )
-        remedy = "write it again; this engine writes the modules' own names"
-        yield Finding("wrapped-names", "warning", what, remedy, file=where, tensor=key)
 
 
 def _pattern_findings(layout: Layout, settings: Settings, where: str) -> Iterable[Finding]:
@@ -151,7 +131,7 @@ def _pattern_findings(layout: Layout, settings: Settings, where: str) -> Iterabl
         unsure = [module for module in layout.pairs if len(set(table.all(module))) > 1]
         if unsure:
             what = (
-                f"Several entries of {name} match {_count(len(unsure), 'module')}, such as "
+                f"Several entries of {name} match {counted(len(unsure), 'module')}, such as "
                 f"{unsure[0]}; the first one counts, and PEFT has sorted them when it saved."
             )
             remedy = "write full module names if another one was meant"
@@ -160,71 +140,9 @@ def _pattern_findings(layout: Layout, settings: Settings, where: str) -> Iterabl
             )
 
 
-def _target_findings(layout: Layout, settings: Settings, where: str) -> Iterable[Finding]:
-    if not isinstance(settings.targets, tuple):
-        return
-    targets = frozenset(settings.targets)
-    shapes = {module: pair.shape for module, pair in layout.pairs.items()}
-    matched = {module: matching_targets(module, targets) for module in shapes}
-    unlisted = _unlisted(shapes, {m for m, found in matched.items() if found}, ties=settings.ties)
-    stale = sorted(targets.difference(*matched.values()))
-    if stale:
-        what = f"target_modules lists what no tensor belongs to: {', '.join(stale[:6])}."
-        remedy = "remove them from target_modules; some servers refuse or pad them"
-        yield Finding("stale-targets", "note", what, remedy, file=where)
-    if unlisted:
-        what = (
-            f"{_count(len(unlisted), 'module')} not in target_modules, such as {unlisted[0]}: "
-            "PEFT would ignore them."
-        )
-        remedy = "export it again; this engine lists what is there"
-        yield Finding("unlisted-modules", "warning", what, remedy, module=unlisted[0], file=where)
-
-
-def unlisted_modules(
-    shapes: Mapping[str, ModuleShape], targets: frozenset[str], *, ties: bool
-) -> list[str]:
-    """The modules that PEFT would leave alone, as target_modules does not lead to them.
-
-    It leads beyond the names that it lists: with ``ties`` (ensure_weight_tying) to what is tied to
-    an embedding that is listed.
-    """
-    listed = {module for module in shapes if matching_targets(module, targets)}
-    return _unlisted(shapes, listed, ties=ties)
-
-
-def _unlisted(shapes: Mapping[str, ModuleShape], listed: set[str], *, ties: bool) -> list[str]:
-    embeddings = [m for m in listed if ties and m.rpartition(".")[2] in _EMBEDDINGS]
-    sizes = {frozenset((shapes[m].d_in, shapes[m].d_out)) for m in embeddings}
-    return [
-        module
-        for module, shape in shapes.items()
-        if module not in listed and frozenset((shape.d_in, shape.d_out)) not in sizes
-    ]
-
-
-_EMBEDDINGS = ("embed_tokens", "lm_head")  # peft/utils/constants.py: EMBEDDING_LAYER_NAMES
-_INNER = ".base_layer.out_proj"  # which PEFT adapts with the MultiheadAttention around it
-
-
-def matching_targets(module: str, targets: frozenset[str]) -> list[str]:
-    """The entries of a target_modules list that PEFT matches with ``module``: it or its ends."""
-    module = module.removesuffix(_INNER)
-    found = [module] if module in targets else []
-    at = len(module)
-    while (at := module.rfind(".", 0, at)) >= 0:
-        if module[at + 1 :] in targets:
-            found.append(module[at + 1 :])
-    return found
-
-
 def file_size(path: Path) -> int:
     """The bytes of a file; 0 where that is not known."""
     try:
         return path.stat().st_size
     except OSError:
         return 0
-
-
-def _count(number: int, singular: str, plural: str | None = None) -> str:
-    return f"{number:,} {singular if number == 1 else plural or singular + 's'}"

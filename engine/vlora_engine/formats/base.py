@@ -18,7 +18,7 @@ from vlora_engine.formats.config import parse_config, read_config_bytes
 from vlora_engine.formats.contents import SafetensorsContents
 from vlora_engine.formats.layout import Described
 from vlora_engine.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from vlora_engine.utils.files import how_to_put_back
+from vlora_engine.utils.partials import how_to_put_back
 from vlora_engine.utils.safetensors_file import read_error
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from vlora_engine.formats.mlx import MLX_FILE
 from vlora_engine.formats.peft_save import ORIGIN
 from vlora_engine.formats.provenance import CARD, KEY, recorded
 from vlora_engine.utils.file_names import ADAPTER_CONFIG
-from vlora_engine.utils.files import MadeCheck, new_directory, write_file, write_json
+from vlora_engine.utils.files import write_file, write_json
+from vlora_engine.utils.outputs import MadeCheck, new_directory
 from vlora_engine.utils.tensor_writer import write_tensors
 
 if TYPE_CHECKING:

@@ -10,11 +10,7 @@ from typing import TYPE_CHECKING, Any
 from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.adapters.module_names import plain_rest
 from vlora_engine.errors import AdapterError, MissingPathError, UnsupportedAdapterError, VLoRAError
-from vlora_engine.formats.adapter_findings import (
-    adapter_findings,
-    opaque_findings,
-    pickle_findings,
-)
+from vlora_engine.formats.adapter_findings import adapter_findings, opaque_findings, pickle_findings
 from vlora_engine.formats.base import PICKLES, Inspection, Probe
 from vlora_engine.formats.config import (
     Settings,

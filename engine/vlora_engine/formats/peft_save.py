@@ -19,12 +19,13 @@ from vlora_engine.adapters.model import (
 )
 from vlora_engine.adapters.module_names import PREFIX, tidied
 from vlora_engine.errors import AdapterError, ParameterError
-from vlora_engine.formats.adapter_findings import unlisted_modules
 from vlora_engine.formats.config import Settings, read_settings
+from vlora_engine.formats.peft_ignores import unlisted_modules
 from vlora_engine.formats.provenance import CARD, KEY, recorded
 from vlora_engine.quantization.dtypes import STORAGE_DTYPES
 from vlora_engine.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from vlora_engine.utils.files import MadeCheck, new_directory, write_file, write_json
+from vlora_engine.utils.files import write_file, write_json
+from vlora_engine.utils.outputs import MadeCheck, new_directory
 from vlora_engine.utils.safetensors_file import torch_dtype
 from vlora_engine.utils.tensor_writer import write_tensors
 

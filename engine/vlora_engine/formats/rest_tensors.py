@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vlora_engine.findings import Finding
 from vlora_engine.formats.layout import Described
+from vlora_engine.utils.naming import counted
 from vlora_engine.utils.safetensors_file import ITEM_BYTES
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def told(keys: Mapping[str, int]) -> str:
     total = size_words(sum(keys.values()))
     ends = sorted({f".{key.rpartition('.')[2]}" for key in keys})
     first = next(iter(keys))
-    count = f"{len(keys):,} tensor{'' if len(keys) == 1 else 's'}"
+    count = counted(len(keys), "tensor")
     return f"{count} ({total}; {', '.join(ends[:6])}), such as {first}"
 
 
@@ -101,7 +102,7 @@ def rest_findings(rest: Mapping[str, Described], where: str, nbytes: int) -> Ite
     for key, described in rest.items():
         groups.setdefault(effect_of(key), {})[key] = nbytes_of(described)
     parts = [f"{told(keys)}: {WORDS[effect]}" for effect, keys in groups.items()]
-    count = f"{len(rest):,} tensor{'' if len(rest) == 1 else 's'}"
+    count = counted(len(rest), "tensor")
     what = f"{count} outside the modules, kept bit for bit. {'; '.join(parts)}."
     yield Finding("rest-tensors", "note", what, file=where)
     if "foreign" in groups:
@@ -129,7 +130,7 @@ def _foreign_finding(keys: Mapping[str, int], where: str) -> Finding:
 
 def _whole_finding(keys: Mapping[str, int], where: str, nbytes: int) -> Finding:
     what = (
-        f"{len(keys):,} whole {'matrix' if len(keys) == 1 else 'matrices'} "
+        f"{counted(len(keys), 'whole matrix', 'whole matrices')} "
         f"({size_words(sum(keys.values()))}{_share(keys, nbytes)}), such as {next(iter(keys))}: "
         "PEFT puts them in the place of the base's; no low rank, so no saving there."
     )
@@ -144,7 +145,7 @@ def _whole_finding(keys: Mapping[str, int], where: str, nbytes: int) -> Finding:
 
 def _copies_finding(keys: Mapping[str, int], where: str, nbytes: int, *, alone: bool) -> Finding:
     what = (
-        f"{len(keys):,} tensor{'' if len(keys) == 1 else 's'} of the base model inside "
+        f"{counted(len(keys), 'tensor')} of the base model inside "
         f"({size_words(sum(keys.values()))}{_share(keys, nbytes)}), such as {next(iter(keys))}: "
         "copies that the base has itself."
     )

@@ -8,7 +8,8 @@ from pathlib import Path
 from vlora_engine.adapters.address import AdapterRef
 from vlora_engine.errors import ParameterError
 from vlora_engine.hub.fetch import Fetched, fetch
-from vlora_engine.utils.files import check_output, new_directory
+from vlora_engine.utils.output_checks import check_output
+from vlora_engine.utils.outputs import new_directory
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback
 
 

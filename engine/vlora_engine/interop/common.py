@@ -11,8 +11,8 @@ from typing import Any
 from vlora_engine.errors import CorruptFileError, MissingPathError
 from vlora_engine.formats.config import endless
 from vlora_engine.manifest.manifest import LayerSpec, TaskRecord
-from vlora_engine.utils.files import how_to_put_back
 from vlora_engine.utils.json_reader import parse_json
+from vlora_engine.utils.partials import how_to_put_back
 from vlora_engine.utils.reading import open_file
 from vlora_engine.utils.safetensors_file import FLOAT_DTYPES, ITEM_BYTES, Header, read_error
 

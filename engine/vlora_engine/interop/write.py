@@ -25,8 +25,9 @@ from vlora_engine.manifest.manifest import TaskRecord
 from vlora_engine.subspace.space import Space
 from vlora_engine.subspace.tasks import TaskProjection
 from vlora_engine.utils.file_names import SHARE_INDEX, VLORA_INDEX
-from vlora_engine.utils.files import WRITTEN_BY, write_json
+from vlora_engine.utils.files import write_json
 from vlora_engine.utils.naming import slugs
+from vlora_engine.utils.output_checks import WRITTEN_BY
 from vlora_engine.utils.tensor_writer import write_tensors
 
 

@@ -18,7 +18,7 @@ from vlora_engine.manifest.coded_index import pack_layers, pack_tasks
 from vlora_engine.manifest.coding import Coding
 from vlora_engine.quantization.packing import Quantization
 from vlora_engine.utils.file_names import SUBSPACE_INDEX
-from vlora_engine.utils.files import is_being_replaced
+from vlora_engine.utils.partials import is_being_replaced
 from vlora_engine.utils.ranking import foremost
 from vlora_engine.utils.reading import open_file, read_file
 

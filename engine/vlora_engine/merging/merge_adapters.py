@@ -31,7 +31,7 @@ from vlora_engine.merging.core_space import Change, ModuleInputs
 from vlora_engine.merging.factorwise import as_first_library, as_peft
 from vlora_engine.merging.operators import OPERATORS
 from vlora_engine.merging.result import MergedModule, MergeReport, assemble, kept_rank
-from vlora_engine.merging.retention import module_retention
+from vlora_engine.merging.retention import ModuleRetention, module_retention
 from vlora_engine.merging.settings import MergeRequest, check_request
 from vlora_engine.merging.weights import (
     Layers,
@@ -212,23 +212,20 @@ def _merge_module(
         mean=request.averages,
         weights_of_all=settings.weights,
     )
+
+    def retained(change: Change) -> dict[int, ModuleRetention]:
+        each = zip(holders, factors, scales, strict=True)
+        return {i: module_retention(change, pair, scale) for i, pair, scale in each}
+
     if request.is_side_by_side or (request.keeps_rank and request.is_sum and len(sources) == 1):
         merged = MergedModule.stacked(inputs, request.scale, _result_dtype(factors))
         change = Change.of(merged.a, merged.b, merged.scale)
-        retained = {
-            i: module_retention(change, pair, scale)
-            for i, pair, scale in zip(holders, factors, scales, strict=True)
-        }
-        return replace(merged, norm2=change.norm**2, kept=retained)
+        return replace(merged, norm2=change.norm**2, kept=retained(change))
     operator = OPERATORS[request.operator if any(settings.weights) else "task_arithmetic"]
     change = operator(inputs, settings.values).times(request.scale)
     rank = kept_rank(change, request.rank, request.energy)
-    cut = change.cut(rank)
-    retained = {
-        i: module_retention(cut, pair, scale)
-        for i, pair, scale in zip(holders, factors, scales, strict=True)
-    }
-    return replace(MergedModule.of(change, rank, _result_dtype(factors)), kept=retained)
+    merged = MergedModule.of(change, rank, _result_dtype(factors))
+    return replace(merged, kept=retained(change.cut(rank)))
 
 
 def _with_rank_of(request: MergeRequest, sources: Sequence[AdapterSource]) -> MergeRequest:

@@ -30,6 +30,7 @@ dense dW give the same.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from vlora_engine.errors import ParameterError
@@ -69,9 +70,15 @@ OUTLIERS = (
 )
 
 
-ADDS_UP = (
-    "cat adds the adapters up, each at its weight (1 where none is given), as PEFT's cat does; "
-    "it was the average before, which is now: average."
+CAT = MergeMethod(
+    "cat",
+    "A and B side by side: the sum of the weight changes, the rank that of all together",
+    "A and B, whose product is dW",
+    default_weights="1",
+    identities=(EXACT - {"copies"}) | {"linear"},
+    reference="PEFT, add_weighted_adapter",
+    remark="cat adds the adapters up, each at its weight (1 where none is given), as PEFT's cat "
+    "does; it was the average before, which is now: average.",
 )
 
 
@@ -272,15 +279,7 @@ for _method in (
         aliases=("iso",),
         reference="arXiv:2502.04959",
     ),
-    MergeMethod(
-        "cat",
-        "A and B side by side: the sum of the weight changes, the rank that of all together",
-        "A and B, whose product is dW",
-        default_weights="1",
-        identities=(EXACT - {"copies"}) | {"linear"},
-        reference="PEFT, add_weighted_adapter",
-        remark=ADDS_UP,
-    ),
+    CAT,
 ):  # fmt: skip
     MERGE_METHODS.add(_method)
 
@@ -311,14 +310,7 @@ for _method in (
     MergeMethod(
         "magnitude_prune", "keep the largest entries of A and of B", APART, (PEFT_DENSITY,)
     ),
-    MergeMethod(
-        "cat",
-        "A and B side by side: the sum of the weight changes, the rank that of all together",
-        "A and B, whose product is dW",
-        default_weights="1",
-        identities=(EXACT - {"copies"}) | {"linear"},
-        remark=ADDS_UP,
-    ),
+    replace(CAT, reference=""),  # as of all of PEFT's
     MergeMethod(
         "svd",
         "weighted sum of the weight changes, cut to the largest rank of the adapters",

@@ -16,8 +16,10 @@ from vlora_engine.nn.decode import CACHE_BYTES, TaskCache
 from vlora_engine.subspace.space import Space
 from vlora_engine.subspace.tasks import TaskProjection
 from vlora_engine.utils.file_names import ROUTER_INDEX
-from vlora_engine.utils.files import how_to_put_back, new_directory, write_json
+from vlora_engine.utils.files import write_json
 from vlora_engine.utils.json_reader import JsonFile
+from vlora_engine.utils.outputs import new_directory
+from vlora_engine.utils.partials import how_to_put_back
 from vlora_engine.utils.reading import read_file
 from vlora_engine.utils.safetensors_file import read_header, read_tensor
 from vlora_engine.utils.tensor_writer import write_tensors

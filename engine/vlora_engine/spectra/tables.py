@@ -31,8 +31,9 @@ from vlora_engine.findings import Finding
 from vlora_engine.quantization.dtypes import STORAGE_DTYPES
 from vlora_engine.utils.array_file import Arrays, read_arrays
 from vlora_engine.utils.file_names import SPECTRA_INDEX
-from vlora_engine.utils.files import how_to_put_back, write_file, write_json
+from vlora_engine.utils.files import write_file, write_json
 from vlora_engine.utils.json_reader import JsonFile, JsonObject, shown
+from vlora_engine.utils.partials import how_to_put_back
 from vlora_engine.utils.reading import read_file
 
 if TYPE_CHECKING:

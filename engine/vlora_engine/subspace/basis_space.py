@@ -18,8 +18,9 @@ from vlora_engine.subspace.projection import project, reconstruct, surface
 from vlora_engine.subspace.soundness import finite_basis
 from vlora_engine.subspace.space import SpaceState
 from vlora_engine.subspace.stats import compression_stats
-from vlora_engine.subspace.store import Store, StoredSubspace, write_subspace, write_task
+from vlora_engine.subspace.store import Store, StoredSubspace
 from vlora_engine.subspace.tasks import TaskMap, TaskProjection
+from vlora_engine.subspace.write import write_subspace, write_task
 
 
 @dataclass(kw_only=True, eq=False, repr=False)

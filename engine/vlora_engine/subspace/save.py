@@ -15,16 +15,16 @@ from vlora_engine.manifest.manifest import Manifest, TaskRecord, read_index
 from vlora_engine.manifest.parse import parse_manifest
 from vlora_engine.subspace.loadings import EncodedTask
 from vlora_engine.subspace.space import SpaceState
-from vlora_engine.subspace.store import (
+from vlora_engine.subspace.store import unlisted_task_files
+from vlora_engine.subspace.write import (
     free_task_file,
     index_digest,
     require_readable,
     task_files,
-    unlisted_task_files,
     write_index,
 )
-from vlora_engine.utils.files import MadeCheck, new_directory, sweep
 from vlora_engine.utils.locks import changing
+from vlora_engine.utils.outputs import MadeCheck, new_directory, sweep
 from vlora_engine.utils.safetensors_file import close_file, write_error
 
 logger = logging.getLogger(__name__)

@@ -10,6 +10,7 @@ from vlora_engine.errors import VLoRAError
 from vlora_engine.formats.base_model_config import known_base
 from vlora_engine.formats.config import parse_config, read_config_bytes
 from vlora_engine.nn.base_modules import Reach, for_base
+from vlora_engine.utils.naming import counted
 
 
 def named_for_base(
@@ -38,7 +39,7 @@ def name_notes(before: LoRAWeights, after: LoRAWeights, reach: Reach | None) -> 
     notes = []
     others = sorted(set(after.layer_names) - {plain_name(name) for name in before.layer_names})
     if others:
-        modules = f"{len(others):,} module{'' if len(others) == 1 else 's'}"
+        modules = counted(len(others), "module")
         notes.append(f"{modules} renamed as the base calls them, such as {others[0]}.")
     if reach is not None and reach.lost:
         lost = next(name for name in after.layer_names if name not in reach.places)

@@ -20,7 +20,8 @@ from vlora_engine.targets.names import named_for_base
 from vlora_engine.targets.registry import Target, find_target
 from vlora_engine.targets.shape import shaped, without_foreign, without_rest
 from vlora_engine.utils.file_names import ADAPTER_GGUF
-from vlora_engine.utils.files import MadeCheck, new_directory, write_file
+from vlora_engine.utils.files import write_file
+from vlora_engine.utils.outputs import MadeCheck, new_directory
 from vlora_engine.utils.safetensors_file import dtype_name
 
 if TYPE_CHECKING:

@@ -119,3 +119,8 @@ def _distinct(names: list[str]) -> list[str]:
 def natural_key(name: str) -> tuple[Any, ...]:
     """A sort key that puts layer 2 before layer 10."""
     return tuple((0, int(p), "") if p.isdecimal() else (1, 0, p) for p in name.split("."))
+
+
+def counted(number: int, noun: str, many: str | None = None) -> str:
+    """``1 module``, ``3 modules``; ``many`` where the plural is no mere s."""
+    return f"{number:,} {noun if number == 1 else many or noun + 's'}"

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from vlora_engine.errors import InputError, StorageError, VLoRAError
 from vlora_engine.utils.file_names import SPECTRA_INDEX
-from vlora_engine.utils.files import discard, partial_path, unwritten
+from vlora_engine.utils.files import discard, unwritten
+from vlora_engine.utils.partials import partial_path
 from vlora_engine.utils.safetensors_file import write_error
 
 RESULT = "result"  # of a build: the output itself while it is put together

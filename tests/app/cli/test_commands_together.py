@@ -21,8 +21,8 @@ from tests.witnesses import make
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.doctor.subspace_check import check_subspace
 from vlora_engine.shared_subspace import SharedSubspace
-from vlora_engine.utils.files import new_directory
 from vlora_engine.utils.locks import changing, lock_path
+from vlora_engine.utils.outputs import new_directory
 
 WORKED_ON = ["task00", "task01", "task02", "task03"]
 

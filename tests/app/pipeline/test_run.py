@@ -17,8 +17,8 @@ from vlora_engine.compression_target import CompressionTarget
 from vlora_tui.cli.progress import Watcher
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.forecast import k_text
-from vlora_tui.pipeline.outputs import match_tasks
 from vlora_tui.pipeline.run import Run
+from vlora_tui.pipeline.task_patterns import match_tasks
 from vlora_tui.recipe.reader import load_recipe
 
 

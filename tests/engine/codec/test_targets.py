@@ -127,7 +127,7 @@ def test_between_two_states_the_nearest_one_below_is_taken(tmp_path: Path) -> No
 def test_what_belongs_to_a_basis_is_refused(
     method: str, wanted: dict[str, Any], tmp_path: Path
 ) -> None:
-    with pytest.raises(ParameterError, match="chooses directions and their bits itself"):
+    with pytest.raises(ParameterError, match="chooses its bits itself"):
         build(COLLECTIONS["family"], tmp_path / "s", method, **wanted)
 
 

@@ -107,7 +107,7 @@ def test_a_disk_that_refuses_leaves_nothing_half_written(
 ) -> None:
     sources = inputs(tmp_path / "in")
     name = "write_tensors" if when == "part" else "write_task"
-    home = "vlora_engine.subspace.layer_parts" if when == "part" else "vlora_engine.subspace.store"
+    home = "vlora_engine.subspace.layer_parts" if when == "part" else "vlora_engine.subspace.write"
 
     def full(path: Path, *_: object, **__: object) -> None:
         from vlora_engine.utils.safetensors_file import write_error
@@ -286,7 +286,7 @@ def test_opening_reads_no_tensor(tmp_path: Path) -> None:
 def test_a_large_basis_is_written_in_shards(tmp_path: Path, monkeypatch) -> None:
     sources = inputs(tmp_path / "in")
     build_subspace(sources, tmp_path / "one", k=3)
-    monkeypatch.setattr("vlora_engine.subspace.store.MAX_SHARD_BYTES", 700)
+    monkeypatch.setattr("vlora_engine.subspace.write.MAX_SHARD_BYTES", 700)
     build_subspace(sources, tmp_path / "many", k=3)
     shards = sorted(p.name for p in (tmp_path / "many").glob("basis-*"))
     assert len(shards) >= 3

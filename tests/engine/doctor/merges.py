@@ -10,7 +10,7 @@ import torch
 from tests.witnesses import make
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.doctor import check_merged, read_checkpoint
-from vlora_engine.doctor.merged_check import MergedReport
+from vlora_engine.doctor.merged_report import MergedReport
 
 
 class Bench:

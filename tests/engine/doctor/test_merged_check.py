@@ -16,7 +16,7 @@ from tests.witnesses import make
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.doctor import check_merged, read_checkpoint
 from vlora_engine.doctor import checkpoint as checkpoints
-from vlora_engine.doctor.merged_check import MergedReport
+from vlora_engine.doctor.merged_report import MergedReport
 from vlora_engine.errors import UnsupportedAdapterError, VLoRAError
 
 pytest.importorskip("peft")

@@ -25,7 +25,7 @@ from vlora_engine.doctor.subspace_check import check_subspace
 from vlora_engine.errors import CorruptFileError, OutputExistsError, ParameterError
 from vlora_engine.manifest.task_errors import task_figures
 from vlora_engine.subspace.coded.basis import BasisTarget, make_basis
-from vlora_engine.utils.files import foreign_entries
+from vlora_engine.utils.output_checks import foreign_entries
 
 pytestmark = pytest.mark.filterwarnings("ignore:The blend loses")
 METHODS = ["auto", "own"]

@@ -17,7 +17,8 @@ from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import CorruptFileError, NotFoundError, StorageError
 from vlora_engine.spectra.choose import choose
-from vlora_engine.utils.files import new_directory, partial_path
+from vlora_engine.utils.outputs import new_directory
+from vlora_engine.utils.partials import partial_path
 
 
 def open_files() -> list[str]:

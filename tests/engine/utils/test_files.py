@@ -8,16 +8,10 @@ import os
 import pytest
 
 from vlora_engine.errors import OutputExistsError, StorageError
-from vlora_engine.utils import files
-from vlora_engine.utils.files import (
-    check_output,
-    directory_bytes,
-    dump_json,
-    new_directory,
-    sha256_file,
-    write_file,
-    write_json,
-)
+from vlora_engine.utils import outputs
+from vlora_engine.utils.files import directory_bytes, dump_json, sha256_file, write_file, write_json
+from vlora_engine.utils.output_checks import check_output
+from vlora_engine.utils.outputs import new_directory
 
 
 def names(path):
@@ -133,7 +127,7 @@ def test_a_disk_that_refuses_is_said_so_and_leaves_nothing(code, tmp_path, monke
     def refuse(path):
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(files, "fsync", refuse)
+    monkeypatch.setattr(outputs, "fsync", refuse)
 
     with (
         pytest.raises(StorageError, match=f"cannot be written: {os.strerror(code)}"),
@@ -180,7 +174,7 @@ def test_a_directory_that_is_closed_to_writing_is_not_replaced(tmp_path, monkeyp
     final = tmp_path / "out"
     final.mkdir()
     (final / "subspace.json").write_text("old")
-    monkeypatch.setattr(files.os, "access", lambda path, mode: False)  # root may write anywhere
+    monkeypatch.setattr(outputs.os, "access", lambda path, mode: False)  # root may write anywhere
 
     with (
         pytest.raises(StorageError, match="cannot be written: Permission denied"),

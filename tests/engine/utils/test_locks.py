@@ -21,8 +21,9 @@ from vlora_engine.catalog.read import read_manifest
 from vlora_engine.doctor.subspace_check import check_subspace
 from vlora_engine.errors import ConflictError, NotFoundError, StorageError
 from vlora_engine.shared_subspace import SharedSubspace
-from vlora_engine.utils.files import former_path, new_directory, partial_path, put_back, sole_writer
 from vlora_engine.utils.locks import changing, is_held, lock_path, writing
+from vlora_engine.utils.outputs import new_directory, sole_writer
+from vlora_engine.utils.partials import former_path, partial_path, put_back
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-import vlora_engine.utils.files as files_module
+import vlora_engine.utils.outputs as outputs_module
 from tests.engine.compress.test_resume import tree
 from tests.witnesses import make
 from vlora_engine.catalog.open import open_adapter
@@ -23,14 +23,9 @@ from vlora_engine.compress.build import build_subspace
 from vlora_engine.errors import NotFoundError, OutputExistsError
 from vlora_engine.utils import exchange as exchange_module
 from vlora_engine.utils.exchange import exchange
-from vlora_engine.utils.files import (
-    check_output,
-    former_path,
-    new_directory,
-    put_back,
-    sole_writer,
-    strays,
-)
+from vlora_engine.utils.output_checks import check_output
+from vlora_engine.utils.outputs import new_directory, sole_writer, strays
+from vlora_engine.utils.partials import former_path, put_back
 
 
 class Killed(BaseException):
@@ -43,16 +38,16 @@ def killed_between(monkeypatch: pytest.MonkeyPatch):
 
     def arrange() -> None:
         rename = os.rename
-        monkeypatch.setattr(files_module, "exchange", lambda one, other: False)
-        monkeypatch.setattr(files_module, "discard", lambda path: None)
+        monkeypatch.setattr(outputs_module, "exchange", lambda one, other: False)
+        monkeypatch.setattr(outputs_module, "discard", lambda path: None)
 
         def renamed(source: Path, target: Path) -> None:
             rename(source, target)
             if target.name.endswith(".part-old"):
-                monkeypatch.setattr(files_module.os, "rename", lambda source, target: None)
+                monkeypatch.setattr(outputs_module.os, "rename", lambda source, target: None)
                 raise Killed
 
-        monkeypatch.setattr(files_module.os, "rename", renamed)
+        monkeypatch.setattr(outputs_module.os, "rename", renamed)
 
     return arrange
 
@@ -223,7 +218,7 @@ def test_what_cannot_be_deleted_is_a_warning_and_no_failure(
     def refused(path: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
 
-    monkeypatch.setattr(files_module, "_remove_marked", refused)
+    monkeypatch.setattr(outputs_module, "_remove_marked", refused)
     replace(final, "new")
     monkeypatch.undo()
     assert tree(final) == {"spectra.json": b"new"}
@@ -244,8 +239,8 @@ def test_what_others_put_into_an_output_outlives_a_kill_that_left_it_in_the_form
     def killed(old: Path, new: Path) -> None:
         raise Killed
 
-    monkeypatch.setattr(files_module, "_hand_over", killed)
-    monkeypatch.setattr(files_module, "discard", lambda path: None)
+    monkeypatch.setattr(outputs_module, "_hand_over", killed)
+    monkeypatch.setattr(outputs_module, "discard", lambda path: None)
     with pytest.raises(Killed), new_directory(final, keep_foreign=True) as partial:
         (partial / "spectra.json").write_text("new")
     monkeypatch.undo()

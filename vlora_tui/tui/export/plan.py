@@ -16,10 +16,10 @@ from vlora_engine.findings import SEVERITIES, Finding
 from vlora_engine.targets import Facts, check_fit, find_target, target_bytes
 from vlora_engine.targets.registry import RANK_LIMITS
 from vlora_engine.utils.file_names import SUBSPACE_INDEX
-from vlora_engine.utils.files import foreign_entries, is_empty_directory
+from vlora_engine.utils.output_checks import foreign_entries, is_empty_directory
 from vlora_engine.utils.safetensors_file import ITEM_BYTES
 from vlora_tui.pipeline.disk_space import adapter_bytes, free_bytes, merged_bytes
-from vlora_tui.pipeline.outputs import check_served, export_paths
+from vlora_tui.pipeline.output_plan import check_served, export_paths
 from vlora_tui.recipe.model import Merge, Resize
 from vlora_tui.tui.export.recipes import base_of, recipe_of
 from vlora_tui.tui.export.settings import Item, Settings, Source, paths_of

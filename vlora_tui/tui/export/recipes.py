@@ -15,7 +15,7 @@ from vlora_engine.errors import ParameterError
 from vlora_engine.targets import find_target
 from vlora_engine.targets.sizing import Sizing
 from vlora_engine.utils.naming import slugs
-from vlora_tui.pipeline.outputs import check_merge
+from vlora_tui.pipeline.output_plan import check_merge
 from vlora_tui.recipe.model import AdapterInput, Export, Input, Merge, Recipe, Resize, is_path
 from vlora_tui.tui.export.settings import (
     ENERGY,

@@ -30,8 +30,8 @@ from vlora_engine.subspace.coded.layout import bytes_around, overhead_bytes
 from vlora_engine.subspace.coded.measure import measure
 from vlora_engine.subspace.coded.store import CodedTask, write_coded
 from vlora_engine.subspace.request import BuildReport, Collection, fingerprint_of
-from vlora_engine.subspace.store import task_files
-from vlora_engine.utils.files import publish
+from vlora_engine.subspace.write import task_files
+from vlora_engine.utils.outputs import publish
 from vlora_engine.utils.run_context import RunContext
 from vlora_engine.utils.unfinished import RESULT, keep_finished_layers
 

@@ -46,15 +46,9 @@ from vlora_engine.subspace.coded.basis import SharedBasis
 from vlora_engine.subspace.coded.layout import shared_layout, task_layout
 from vlora_engine.subspace.loadings import EncodedTask
 from vlora_engine.subspace.soundness import distinct, nothing, require_held
-from vlora_engine.subspace.store import (
-    CheckedFiles,
-    StoredSubspace,
-    require_readable,
-    write_basis,
-    write_index,
-    write_tasks,
-)
-from vlora_engine.subspace.store import write_task as write_loadings
+from vlora_engine.subspace.store import CheckedFiles, StoredSubspace
+from vlora_engine.subspace.write import require_readable, write_basis, write_index, write_tasks
+from vlora_engine.subspace.write import write_task as write_loadings
 from vlora_engine.utils.file_names import BASIS_FILE, COMPONENTS_FILE
 from vlora_engine.utils.safetensors_file import (
     ITEM_BYTES,

@@ -277,7 +277,7 @@ def test_the_copied_command_does_the_same(
 
 
 def _outputs(recipes: list[Recipe], names: list[str]) -> dict[str, tuple[Any, ...]]:
-    from vlora_tui.pipeline.outputs import export_paths
+    from vlora_tui.pipeline.output_plan import export_paths
 
     return {
         task: (str(path), e.dtype, e.verify, e.target, e.base, e.drop_rest, r.input.subspace)

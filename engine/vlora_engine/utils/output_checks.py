@@ -1,0 +1,209 @@
+"""What may be written where: refuses outputs that would lie on an input, or on files of others."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from vlora_engine.errors import (
+    OutputExistsError,
+    ParameterError,
+    StorageError,
+)
+from vlora_engine.utils.file_names import (
+    ADAPTER_CONFIG,
+    ADAPTER_GGUF,
+    ROUTER_INDEX,
+    SHARE_INDEX,
+    SPECTRA_INDEX,
+    SUBSPACE_INDEX,
+    VLORA_INDEX,
+)
+from vlora_engine.utils.partials import put_back
+from vlora_engine.utils.reading import read_file
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
+
+
+def check_output(path: Path, *, force: bool = False) -> None:
+    """Check that an output may be written at ``path``, before any work is done.
+
+    An empty directory counts as free. With ``force`` an earlier output may be replaced, but nothing
+    that this engine did not write. If an earlier replacement was cut short, the former output is
+    put back first.
+
+    Raises:
+        OutputExistsError: ``path`` exists; with ``force``, it holds files of others.
+    """
+    put_back(path)
+    if not os.path.lexists(path) or is_empty_directory(path):
+        _require_room_for(path)
+        return
+    foreign = foreign_entries(path)
+    if force and foreign:
+        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        raise OutputExistsError(
+            "The output exists and holds what vlora-tui did not write; nothing was changed.",
+            where=path,
+            expected="an earlier subspace, adapter or spectra, and nothing else",
+            found=", ".join(foreign[:3]) + more,
+            remedy="choose another output, or move this away yourself",
+        )
+    if not force:
+        raise OutputExistsError(
+            "The output already exists; nothing was written.",
+            where=path,
+            remedy="choose another output, or move this away yourself"
+            if foreign
+            else "choose another output, or replace it with --force (in Python force=True)",
+        )
+
+
+def _require_room_for(path: Path) -> None:
+    """Refuse a place below something that is no directory.
+
+    Raises:
+        StorageError: It is one.
+    """
+    above = next(p for p in Path(os.path.abspath(path)).parents if os.path.lexists(p))
+    if not os.path.isdir(above):
+        raise StorageError(
+            "The output cannot be written: it would lie in something that is no directory.",
+            where=path,
+            expected="a directory, or nothing",
+            found=str(above),
+            remedy="choose another output",
+        )
+
+
+def check_output_file(path: Path, *, force: bool = False) -> None:
+    """Check that a single file may be written at ``path``; ``force`` allows to replace a file.
+
+    Raises:
+        OutputExistsError: Something is there; with ``force``, something other than a file.
+        ParameterError: It would lie in an adapter, a subspace or spectra.
+    """
+    lies_in_output = is_output(Path(os.path.realpath(path)).parent)
+    if not os.path.lexists(path) or (force and path.is_file()):
+        if lies_in_output:
+            raise ParameterError(
+                "An output would lie in an adapter, a subspace or spectra.",
+                where=path,
+                remedy="choose a place beside it",
+            )
+        return
+    raise OutputExistsError(
+        "The output already exists; nothing was written.",
+        where=path,
+        expected="a file, or nothing",
+        found="a file" if path.is_file() else "a directory" if path.is_dir() else "no file",
+        remedy="choose another output, or replace it with --force (in Python force=True)"
+        if path.is_file() and not lies_in_output
+        else "choose another output",
+    )
+
+
+def require_apart(
+    outputs: Sequence[Path], inputs: Iterable[Path], *, called: str = "one of the inputs"
+) -> None:
+    """Refuse outputs that are, contain or lie in an input, or one another, by whatever name.
+
+    Args:
+        called: What the inputs are, in the error.
+
+    Raises:
+        ParameterError: It would be written over what is read, ``force`` or not.
+    """
+    # Through links, and as links: neither may lead an output onto an input.
+    read = {form for path in inputs for form in _forms(path)}
+    for i, output in enumerate(outputs):
+        others = {form for j, path in enumerate(outputs) if j != i for form in _forms(path)}
+        for path in _forms(output):
+            if path in others:
+                raise ParameterError("Two outputs go to one place.", where=output)
+            if path in read:
+                raise ParameterError(
+                    f"An output is {called}.",
+                    where=output,
+                    remedy="choose another output; nothing is changed in place",
+                )
+            above = set(path.parents)
+            for other in sorted({*read, *others}):
+                if other in above or path in other.parents:
+                    inside = f"it is in {other}" if other in above else f"{other} is in it"
+                    raise ParameterError(
+                        "An output lies inside another path of this work, or that in it.",
+                        where=output,
+                        found=inside,
+                        remedy="choose an output beside it",
+                    )
+
+
+def _forms(path: Path) -> set[Path]:
+    """``path`` with all links resolved, and with those on the way to its last part."""
+    real, absolute = Path(os.path.realpath(path)), Path(os.path.abspath(path))
+    return {real, Path(os.path.realpath(absolute.parent)) / absolute.name}
+
+
+# In the index of a peer's format that this engine wrote: what a peer wrote is not ours to replace.
+WRITTEN_BY = {"written_by": "vlora-tui"}
+
+
+PEERS_MARKERS = frozenset({VLORA_INDEX, SHARE_INDEX})
+
+
+MARKERS = frozenset({SUBSPACE_INDEX, ADAPTER_CONFIG, SPECTRA_INDEX, ADAPTER_GGUF, ROUTER_INDEX})
+
+
+_WRITTEN = re.compile(
+    r"README\.md|subspace\.json|tasks|(basis|components)(-\d+-of-\d+)?\.safetensors"
+    r"|adapter_config\.json|adapter_model\.(safetensors|bin)|adapters\.safetensors"
+    r"|adapter\.gguf|Modelfile"
+    r"|router\.(json|safetensors)"
+    r"|spectra\.json|layers|vectors|(similarity|codec)\.safetensors"
+    r"|\..+\.part(-[\w-]+)?"  # half written, then killed
+)
+
+
+def foreign_entries(path: Path) -> list[str]:
+    """The names at ``path`` that no output of this engine has, sorted; none for a symbolic link."""
+    if path.is_symlink():
+        return []
+    if not path.is_dir():
+        return [path.name]
+    names = sorted(entry.name for entry in path.iterdir())
+    if not MARKERS.intersection(names):
+        return [] if _is_peers_form_of_ours(path, names) else names
+    return [name for name in names if not _WRITTEN.fullmatch(name)]
+
+
+_PEERS_FILES = re.compile(
+    r"subspace_meta\.json|subspace\.safetensors|task_[A-Za-z0-9._-]+\.safetensors"
+    r"|share_config\.json|shared_components\.safetensors|adapters"
+)
+
+
+def _is_peers_form_of_ours(path: Path, names: list[str]) -> bool:
+    """Whether this engine wrote the directory in another library's format, with nothing added."""
+    markers = PEERS_MARKERS.intersection(names)
+    if not markers or not all(_PEERS_FILES.fullmatch(name) for name in names):
+        return False
+    try:
+        return all(b'"written_by": "vlora-tui"' in read_file(path / name) for name in markers)
+    except OSError:
+        return False
+
+
+def is_empty_directory(path: Path) -> bool:
+    """Whether ``path`` is a directory with nothing in it."""
+    return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
+
+
+def is_output(path: Path) -> bool:
+    """Whether a directory is an adapter, a subspace or spectra, by the index that it has."""
+    return any((path / name).is_file() for name in MARKERS | PEERS_MARKERS)
