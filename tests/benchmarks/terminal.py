@@ -168,7 +168,9 @@ def section(bench: Bench) -> list[Table]:
     keys.rows.append(["limit: bare Textual, its start", bare.nbytes, None, bare.cpu, 1.0, None])
     for label, cost, most, share in (*_keys(bench, repeats), *_seconds(bench)):
         keys.rows.append([label, cost.nbytes, most, cost.cpu, ratio(cost.cpu, bare.cpu), share])
-    keys.notes.append("a key until half a second passes without a byte and without work; the median of its presses")
+    keys.notes.append(
+        "a key until half a second passes without a byte and without work; the median of its presses"
+    )
     return [keys, _starts(bench, bare, repeats)]
 
 
