@@ -169,7 +169,7 @@ def section(bench: Bench) -> list[Table]:
     for label, cost, most, share in (*_keys(bench, repeats), *_seconds(bench)):
         keys.rows.append([label, cost.nbytes, most, cost.cpu, ratio(cost.cpu, bare.cpu), share])
     keys.notes.append(
-        "a key until half a second passes without a byte and without work; the median of its presses"
+        "a key until half a second passes without a byte or work; the median of its presses"
     )
     return [keys, _starts(bench, bare, repeats)]
 
