@@ -146,7 +146,7 @@ def test_a_table_that_was_damaged_meanwhile_is_computed_again(
     assert tree(tmp_path / "out") == undisturbed
 
 
-@pytest.mark.parametrize("other", ["adapter", "scale", "methods", "version"])
+@pytest.mark.parametrize("other", ["adapter", "scale", "methods", "version", "device"])
 def test_spectra_of_anything_else_begin_anew(
     other: str, sources: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,18 +158,13 @@ def test_spectra_of_anything_else_begin_anew(
         sources["task00"].scales.update(dict.fromkeys(sources["task00"].scales, 3.0))
     elif other == "methods":
         settings = {"methods": ["delta", "flat"]}
-    else:
+    elif other == "version":
         monkeypatch.setattr(request_module, "__version__", "another")
+    else:
+        monkeypatch.setattr(request_module, "pick_device", lambda _: torch.device("cuda"))
     assert compute_spectra(sources, tmp_path / "out", **settings).reused_layers == 0
     compute_spectra(sources, tmp_path / "anew", **settings)
     assert tree(tmp_path / "out") == tree(tmp_path / "anew")
-
-
-def test_layers_of_another_device_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    spectra = Spectra([], [], [])
-    before = spectrum_module._fingerprint(spectra, "cpu")
-    monkeypatch.setattr(request_module, "pick_device", lambda _: torch.device("cuda"))
-    assert spectrum_module._fingerprint(spectra, "cpu") != before
 
 
 def test_a_killed_process_that_wrote_the_vectors_but_not_the_table(
