@@ -102,8 +102,8 @@ class Hit:
             tensor=self.tensor,
             rule=row.what,
         )
-        said = place_words(self.adapter or adapter, self.file, self.module, self.tensor)
-        return found.called(self.place or said)
+        place = place_words(self.adapter or adapter, self.file, self.module, self.tensor)
+        return found.called(self.place or place)
 
 
 @dataclass(frozen=True)

@@ -232,6 +232,6 @@ def _finite(*tensors: Tensor) -> bool:
 
 def _from_error(error: VLoRAError, **place: str) -> Finding:
     """An error in reading one part of the subspace, by the part's own place."""
-    told = finding_of(error)
+    finding = finding_of(error)
     nowhere: dict[str, Any] = {"adapter": "", "file": "", "module": "", "tensor": "", "place": ""}
-    return replace(told, code="unreadable", **{**nowhere, **place})
+    return replace(finding, code="unreadable", **{**nowhere, **place})
