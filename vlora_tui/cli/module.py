@@ -72,7 +72,7 @@ def show_module(out: Output, path: str, row: dict[str, Any]) -> None:
 
 
 def show_shared(out: Output, found: dict[str, Any]) -> None:
-    """What two do alike."""
+    """Print what two adapters do alike in one module."""
     out.text(
         f"cosine of dW {found['cosine']:.4f}; they differ by "
         f"{percent(found['relative_difference'])} of the first's dW"

@@ -53,7 +53,7 @@ class BaseFacts:
 
     @property
     def model_type(self) -> str:
-        """``llama``, ``gpt2``..."""
+        """The architecture that the config names: ``llama``, ``gpt2``..."""
         return str(self.config.get("model_type") or "")
 
     @property

@@ -61,7 +61,7 @@ class Rule:
     stage: Stage = "headers"
 
     def as_dict(self) -> dict[str, Any]:
-        """The same, for JSON."""
+        """All of it as values for JSON."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 

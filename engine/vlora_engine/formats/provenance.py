@@ -64,7 +64,7 @@ class Record:
     steps: tuple[Mapping[str, Any], ...] = field(default_factory=tuple)
 
     def as_dict(self) -> dict[str, Any]:
-        """The same, for JSON."""
+        """All of it as values for JSON."""
         row: dict[str, Any] = {"tool": self.tool, "content": self.content}
         if self.base:
             row["base"] = self.base
