@@ -187,3 +187,11 @@ def undisturbed(store: JobStore, adapters: Path, tmp_path: Path) -> Path:
     job = start(store, build_recipe(adapters, folder / "s", export=folder / "tasks"))
     assert wait(job, PATIENCE).state is State.FINISHED, job.log_tail()
     return folder
+
+
+@pytest.fixture
+def job(store: JobStore, adapters: Path, tmp_path: Path) -> Job:
+    """A job that was made and never started."""
+    job, lock = store.create(build_recipe(adapters, tmp_path / "s"))
+    lock.release()
+    return job

@@ -33,14 +33,6 @@ from vlora_tui.recipe.model import AdapterInput, Compress, Input, Recipe
 from vlora_tui.tui.run import job_text
 
 
-@pytest.fixture
-def job(store: JobStore, adapters: Path, tmp_path: Path) -> Job:
-    """A job that was made and never started."""
-    job, lock = store.create(build_recipe(adapters, tmp_path / "s"))
-    lock.release()
-    return job
-
-
 def line(seq: int, event: events.Event) -> bytes:
     return events.encode(event, seq=seq, time=float(seq)).encode()
 
