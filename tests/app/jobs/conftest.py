@@ -171,15 +171,6 @@ def state(job: Job) -> str:
     return look(job).state.value
 
 
-def tree(folder: Path) -> dict[str, bytes]:
-    """Every file under a folder by its path, hidden ones too."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
 @pytest.fixture
 def undisturbed(store: JobStore, adapters: Path, tmp_path: Path) -> Path:
     """What a job makes when nobody disturbs it."""

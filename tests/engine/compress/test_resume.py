@@ -14,6 +14,7 @@ import vlora_engine.compress.build as build_module
 import vlora_engine.compress.measure as spectrum_module
 import vlora_engine.subspace.request as request_module
 from tests.engine.compress.test_build import Stop, inputs
+from tests.witnesses.files import tree
 from vlora_engine.compress.build import build_subspace
 from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.errors import AdapterError, Cancelled, StorageError
@@ -22,14 +23,6 @@ from vlora_engine.utils.unfinished import kept_layers, spectra_partial
 
 LAYERS = 4
 REFUSED = OSError(errno.EIO, os.strerror(errno.EIO))
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture
