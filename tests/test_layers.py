@@ -75,6 +75,7 @@ ORDER = [
 ]
 # The steps of the interface know nothing of each other.
 STRANGERS = [f"vlora_tui.tui.{step}" for step in ("adapters", "choose", "run", "inspect", "export")]
+MOST_FLAT = 12
 SCREEN_LIBRARIES = ("rich", "textual", "typer")
 # A library, and the only place that may import it.
 ONLY_IN = [
@@ -257,6 +258,12 @@ def _is_face_less(name: str) -> bool:
 
 def _is_bare(module: str) -> bool:
     return module == "vlora_tui.tui"  # a folder of packages, itself empty
+
+
+def test_few_files_lie_flat_in_the_engines_root(tree: Tree) -> None:
+    flat = [name for name in tree.files if name.count(".") == 1 and name.startswith("vlora_engine")]
+    modules = [name for name in flat if tree.files[name].name != "__init__.py"]
+    assert len(modules) < MOST_FLAT  # and the face
 
 
 def test_every_import_points_down(tree: Tree) -> None:

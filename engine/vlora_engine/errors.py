@@ -66,7 +66,7 @@ class VLoRAError(Exception):
         return "\n".join(self.lines())
 
     def as_dict(self) -> dict[str, Any]:
-        """The same, for JSON."""
+        """All of it as values for JSON."""
         return {
             "error": self.kind or type(self).__name__,
             "what": self.what,

@@ -48,7 +48,7 @@ class Finding:
 
     @property
     def where(self) -> str:
-        """The place in words."""
+        """Where it was found, in words."""
         return self.place or place_words(self.adapter, self.file, self.module, self.tensor)
 
     def as_dict(self) -> dict[str, Any]:

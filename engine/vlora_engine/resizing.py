@@ -41,7 +41,7 @@ STOPPED = "Stopped as asked; nothing of this adapter was written."
 
 @dataclass(frozen=True)
 class ResizedModule:
-    """What one module became.
+    """The rank of one module before and after, and what that lost.
 
     Args:
         rank: Its rank before.
@@ -100,7 +100,7 @@ class ResizeReport:
         return min(ranks, default=0), max(ranks, default=0)
 
     def as_dict(self) -> dict[str, Any]:
-        """The same, for JSON."""
+        """All of it as values for JSON."""
         worst, worst_error = self.worst
         return {
             "error": self.error,

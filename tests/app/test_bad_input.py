@@ -11,14 +11,7 @@ import pytest
 from tests.app.conftest import Cli
 from tests.conftest import FreshPython
 from tests.witnesses import make
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {
-        file.relative_to(folder).as_posix(): file.read_bytes()
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-    }
+from tests.witnesses.files import tree
 
 
 @pytest.mark.parametrize(

@@ -156,7 +156,7 @@ SECTIONS: dict[str, list[Row]] = {
             "One module closely",
             ("inspect.measure", "module.cancel"),
             ("module",),
-            python=("analysis.module_view.module_portrait",
+            python=("analysis.module_view.module_view",
                     "analysis.module_view.module_comparison"),
             why=why(recipe=READS),
         ),

@@ -161,7 +161,7 @@ class Story:
                 )
 
     def end(self, data: dict[str, Any]) -> None:
-        """What to do next."""
+        """Say what to do next with the demo collection."""
         self.out.text(f"done in {data['seconds']:.1f} s. Next:")
         for words in next_commands(data):
             self.out.text(f"   {program()} {shlex.join(words)}")

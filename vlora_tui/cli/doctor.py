@@ -129,8 +129,8 @@ def show_report(out: Output, report: Report) -> None:
             words = str(adapter.reach) if report.base else adapter.reach.unknown
             applied.setdefault(words, []).append(adapter.name)
     for words, named in applied.items():
-        said = words if report.base else f"modules that apply: cannot tell: {words}"
-        out.text(said if len(report.examined) == 1 else f"{said}: {listed(named)}")
+        line = words if report.base else f"modules that apply: cannot tell: {words}"
+        out.text(line if len(report.examined) == 1 else f"{line}: {listed(named)}")
     sound = [adapter.name for adapter in report.examined if not adapter.findings]
     if sound:
         out.text(f"nothing found in {plural(len(sound), 'adapter')}: {listed(sound)}")

@@ -73,12 +73,12 @@ def show_merged(out: Output, report: MergedReport) -> None:
         )
     if len(rows) > SHOWN:
         out.text(f"the first {SHOWN} of {plural(len(rows), 'module')}; --json tells all")
-    said: dict[tuple[str, str], list[str]] = {}
+    places: dict[tuple[str, str], list[str]] = {}
     for finding in report.findings:
         where = finding.module or finding.tensor
-        said.setdefault((finding.what, finding.remedy), []).append(where)
+        places.setdefault((finding.what, finding.remedy), []).append(where)
         out.essence(f"{finding.severity} {finding.code} {where}")
-    for (what, remedy), names in said.items():
+    for (what, remedy), names in places.items():
         out.text(f"{listed(names)}: {what}")
         if remedy:
             out.text(f"    to mend it: {remedy}")

@@ -121,7 +121,7 @@ def _show_pairs(out: Output, names: list[str], matrices: dict[str, list[list[flo
 
 
 def _rows(names: list[str], matrices: dict[str, Any]) -> Iterator[list[object]]:
-    """Every ordered pair."""
+    """The rows of the table: every ordered pair of adapters."""
     for i, first in enumerate(names):
         for j, second in enumerate(names):
             if i != j:

@@ -23,7 +23,7 @@ def module(
     ],
 ) -> None:
     """Look closely at one module: the singular values of its dW; what two adapters share there."""
-    from vlora_engine.analysis.module_view import module_comparison, module_portrait
+    from vlora_engine.analysis.module_view import module_comparison, module_view
     from vlora_engine.catalog.open import open_adapter
 
     *paths, name = words
@@ -35,33 +35,33 @@ def module(
         )
     opened = [open_adapter(path) for path in paths]
     if len(opened) == 1:
-        portrait = module_portrait(opened[0], name)
-        out.json("module", {"places": paths, **portrait})
-        show_portrait(out, paths[0], portrait)
-        out.essence(f"{portrait['norm']:.6g}")
+        row = module_view(opened[0], name)
+        out.json("module", {"places": paths, **row})
+        show_module(out, paths[0], row)
+        out.essence(f"{row['norm']:.6g}")
         return
     found = module_comparison(opened[0], opened[1], name)
     out.json("module", {"places": paths, **found})
     for path, side in zip(paths, ("a", "b"), strict=True):
-        show_portrait(out, path, found[side])
+        show_module(out, path, found[side])
         out.text()
     show_shared(out, found)
     out.essence(f"{found['cosine']:.6g}")
 
 
-def show_portrait(out: Output, path: str, portrait: dict[str, Any]) -> None:
+def show_module(out: Output, path: str, row: dict[str, Any]) -> None:
     """What one adapter does there."""
-    out.text(f"{path}  {portrait['module']}")
+    out.text(f"{path}  {row['module']}")
     out.text(
-        f"{portrait['d_out']} x {portrait['d_in']}, {portrait['dtype']}; rank {portrait['rank']}, "
-        f"of which {portrait['numerical_rank']} in use; scale {portrait['scale']:g}"
+        f"{row['d_out']} x {row['d_in']}, {row['dtype']}; rank {row['rank']}, "
+        f"of which {row['numerical_rank']} in use; scale {row['scale']:g}"
     )
     out.text(
-        f"||dW|| {portrait['norm']:.4g}; stable rank {portrait['stable_rank']:.2f}, "
-        f"effective rank {portrait['effective_rank']:.2f}"
+        f"||dW|| {row['norm']:.4g}; stable rank {row['stable_rank']:.2f}, "
+        f"effective rank {row['effective_rank']:.2f}"
     )
-    values = portrait["singular_values"]
-    total, cumulative, rows = portrait["norm"] ** 2, 0.0, []
+    values = row["singular_values"]
+    total, cumulative, rows = row["norm"] ** 2, 0.0, []
     for number, value in enumerate(values[:SHOWN], start=1):
         cumulative += value**2
         bar = "#" * max(1, round(BAR * value / values[0]))
@@ -72,7 +72,7 @@ def show_portrait(out: Output, path: str, portrait: dict[str, Any]) -> None:
 
 
 def show_shared(out: Output, found: dict[str, Any]) -> None:
-    """What two do alike."""
+    """Print what two adapters do alike in one module."""
     out.text(
         f"cosine of dW {found['cosine']:.4f}; they differ by "
         f"{percent(found['relative_difference'])} of the first's dW"

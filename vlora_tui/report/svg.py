@@ -69,19 +69,11 @@ class Drawing:
         self.parts.append(part)
 
     def text(
-        self,
-        x: float,
-        y: float,
-        words: str,
-        kind: str = "",
-        *,
-        anchor: str = "start",
-        turn: int = 0,
+        self, x: float, y: float, words: str, kind: str = "", *, anchor: str = "start"
     ) -> None:
         """Add a text; its anchor ``start``, ``middle`` or ``end``."""
-        turned = f' transform="rotate({turn} {x:.1f} {y:.1f})"' if turn else ""
         self.add(
-            f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{turned}>'
+            f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">'
             f"{escape(printable(words))}</text>"
         )
 

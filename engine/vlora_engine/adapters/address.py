@@ -141,7 +141,7 @@ class AdapterRef:
 
     @property
     def text(self) -> str:
-        """As it is written."""
+        """The address as it is written, to read it again from."""
         return str(self)
 
     @property

@@ -228,7 +228,7 @@ def nominal_rank(source: AdapterSource) -> int:
 
 
 def as_source(adapter: LoRAWeights | AdapterSource) -> AdapterSource:
-    """``adapter`` as a source."""
+    """An adapter as something that is read module by module."""
     return MemorySource(adapter) if isinstance(adapter, LoRAWeights) else adapter
 
 

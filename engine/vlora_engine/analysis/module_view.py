@@ -21,7 +21,7 @@ from vlora_engine.linalg.low_rank import canonical_svd, delta_error2
 Changes = tuple[Tensor, Tensor, Tensor]  # U (d_out, q), S (q,), V (d_in, q)
 
 
-def module_portrait(adapter: Adapter, module: str) -> dict[str, Any]:
+def module_view(adapter: Adapter, module: str) -> dict[str, Any]:
     """Describe the weight change of one module: norm, singular values and ranks.
 
     Returns:
@@ -43,7 +43,7 @@ def module_comparison(first: Adapter, second: Adapter, module: str) -> dict[str,
     """Compare one module of two adapters: cosine, difference, principal angles, common energy.
 
     Returns:
-        ``a`` and ``b``, as `module_portrait`; ``cosine`` of the two dW; ``relative_difference``,
+        ``a`` and ``b``, as `module_view`; ``cosine`` of the two dW; ``relative_difference``,
         ``||dW_a - dW_b|| / ||dW_a||`` (over ``||dW_b||`` where dW_a is zero); ``angles_in`` and
         ``angles_out``, the cosines of the principal angles between the row and the column spaces,
         descending (Bjoerck and Golub 1973); ``a_in_b`` and ``b_in_a``, the share of the one's

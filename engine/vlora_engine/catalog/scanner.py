@@ -98,7 +98,7 @@ class AdapterInfo:
         return self.path if isinstance(self.path, Path) else existing_path(self.path)
 
     def as_dict(self) -> dict[str, Any]:
-        """The same, for JSON."""
+        """All of it as values for JSON."""
         return {
             "name": self.name,
             "path": printable(str(self.path)),
@@ -130,7 +130,7 @@ class Group:
     modules: int
 
     def as_dict(self) -> dict[str, Any]:
-        """The same, for JSON."""
+        """All of it as values for JSON."""
         return {
             "number": self.number,
             "base_model": self.base_model,
@@ -154,7 +154,7 @@ class Catalog:
         return [info for info in self.adapters if info.error is None]
 
     def as_dict(self) -> dict[str, Any]:
-        """The same, for JSON."""
+        """All of it as values for JSON."""
         return {
             "adapters": [info.as_dict() for info in self.adapters],
             "groups": [group.as_dict() for group in self.groups],

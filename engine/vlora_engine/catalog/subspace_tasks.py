@@ -21,7 +21,7 @@ class SubspaceFormat:
     name = FORMAT
 
     def detect(self, probe: Probe) -> bool:
-        """See `Format`."""
+        """Whether this format recognises what lies there; see `Format`."""
         return SUBSPACE_INDEX in probe.names and is_own_subspace(probe.directory)
 
     def inspect(self, probe: Probe, *, allow_unsupported: bool = False) -> Inspection:
@@ -40,7 +40,7 @@ class PeerFormat(SubspaceFormat):
         self.name = peer
 
     def detect(self, probe: Probe) -> bool:
-        """See `Format`."""
+        """Whether this format recognises what lies there; see `Format`."""
         return PEERS[self.name] in probe.names and not is_own_subspace(probe.directory)
 
 

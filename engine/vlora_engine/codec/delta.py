@@ -58,17 +58,16 @@ class Core:
         return product(directions.left.T * directions.gains, directions.right)
 
 
-def shared_columns(rows: Tensor, step: float = 1.0) -> tuple[Array, float]:
+def shared_columns(rows: Tensor) -> tuple[Array, float]:
     """The columns of one side that are worth their bits, and an estimate of these bits.
 
     Args:
         rows: (R, d), whose Gram is the group's energy on this side: sum_i dW_i^T dW_i on side a.
-        step: What the rows are still to be divided by.
 
     Returns:
         Columns as rows (k, d) int32, in steps; their bits.
     """
-    return round_columns(leading_directions(rows, energy_floor(step)), step)
+    return round_columns(leading_directions(rows, energy_floor(1.0)), 1.0)
 
 
 def energy_floor(step: float) -> float:

@@ -57,7 +57,7 @@ class Measured:
     predicted_bytes: float = 0.0
 
     def plus(self, other: Measured) -> Measured:
-        """The sums of both."""
+        """Add up two sets of figures."""
         return Measured(
             self.missed + other.missed,
             self.predicted + other.predicted,

@@ -73,7 +73,7 @@ class Conversion:
     how: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """The same, for JSON."""
+        """All of it as values for JSON."""
         return {
             "to": self.to,
             "from": None if self.whole is None else str(self.whole),

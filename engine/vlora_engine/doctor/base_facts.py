@@ -42,18 +42,18 @@ class BaseFacts:
         config: Its config.json, the part about text where there are several.
         weights: dtype and shape of every ``<module>.weight``, by module; empty where no headers
             are there.
-        told_name: What its config calls itself, if it does.
+        name_in_config: What its config calls itself, if it does.
     """
 
     name: str
     config: Mapping[str, Any]
     weights: Mapping[str, tuple[str, Shape]] = field(default_factory=dict)
-    told_name: str = ""
+    name_in_config: str = ""
     architectures: tuple[str, ...] = ()
 
     @property
     def model_type(self) -> str:
-        """``llama``, ``gpt2``..."""
+        """The architecture that the config names: ``llama``, ``gpt2``..."""
         return str(self.config.get("model_type") or "")
 
     @property
@@ -197,7 +197,7 @@ def read_base(place: str | Path) -> BaseFacts:
         name=str(path),
         config=config,
         weights=_weights(folder) if path.is_dir() else {},
-        told_name=str(whole.get("_name_or_path") or ""),
+        name_in_config=str(whole.get("_name_or_path") or ""),
         architectures=tuple(map(str, names)) if isinstance(names, list) else (),
     )
 

@@ -109,7 +109,7 @@ def _other(subject: Subject) -> Iterable[Hit]:
     named = subject.config.get("base_model_name_or_path")
     if subject.base is None or not isinstance(named, str) or not named:
         return
-    own = {normalise_base_model(n) for n in (subject.base.name, subject.base.told_name) if n}
+    own = {normalise_base_model(n) for n in (subject.base.name, subject.base.name_in_config) if n}
     own |= {normalise_base_model(subject.base.name.removesuffix("/config.json"))}
     if normalise_base_model(named) not in own:
         yield Hit(f"It was trained on {named[:80]}.", file=subject.at_config)

@@ -45,7 +45,7 @@ class Checkpoint:
         return self.headers[name].entry(name).dtype
 
     def read(self, name: str) -> Tensor:
-        """A whole tensor."""
+        """Read a whole tensor."""
         return read_tensor(self.headers[name], name)
 
     def rows(self, name: str, first: int, count: int) -> Tensor:

@@ -13,7 +13,7 @@ Find = Callable[[Named], Iterable[Hit]]
 _FEW = 6  # names in one sentence
 
 
-TOGETHER: list[tuple[Rule, Find]] = []
+RULES_ON_SEVERAL: list[tuple[Rule, Find]] = []
 
 
 def _of_one(subject: Subject) -> Iterable[Hit]:
@@ -26,7 +26,7 @@ def rule_on_several(code: str, what: str, remedy: str, source: str) -> Callable[
 
     def register(find: Find) -> Find:
         row = Rule(code, "warning", what, remedy, source, stage="together")
-        TOGETHER.append((row, find))
+        RULES_ON_SEVERAL.append((row, find))
         add_rule(row, _of_one)
         return find
 
@@ -35,7 +35,7 @@ def rule_on_several(code: str, what: str, remedy: str, source: str) -> Callable[
 
 def together(subjects: Named) -> list[Finding]:
     """The findings that it takes several adapters for."""
-    return [hit.as_finding(row, "") for row, find in TOGETHER for hit in find(subjects)]
+    return [hit.as_finding(row, "") for row, find in RULES_ON_SEVERAL for hit in find(subjects)]
 
 
 @rule_on_several(
@@ -46,18 +46,17 @@ def together(subjects: Named) -> list[Finding]:
 )
 def _bases(subjects: Named) -> Iterable[Hit]:
     by_base: dict[str, list[str]] = {}
-    said: dict[str, str] = {}
+    as_written: dict[str, str] = {}
     for name, subject in subjects.items():
         base = subject.config.get("base_model_name_or_path")
         key = normalise_base_model(base) if isinstance(base, str) and base else None
         if key is not None:
             by_base.setdefault(key, []).append(name)
-            said.setdefault(key, str(base))
+            as_written.setdefault(key, str(base))
     if len(by_base) > 1:
-        told = "; ".join(f"{said[key]}: {_names(names)}" for key, names in by_base.items())
-        yield Hit(
-            f"The adapters name different base models ({told}).", place=", ".join(said.values())
-        )
+        each = "; ".join(f"{as_written[key]}: {_names(names)}" for key, names in by_base.items())
+        what = f"The adapters name different base models ({each})."
+        yield Hit(what, place=", ".join(as_written.values()))
 
 
 @rule_on_several(

@@ -58,7 +58,7 @@ class Examined:
     reach: Reach | None = None  # of an adapter whose modules are known
 
     def as_dict(self) -> dict[str, Any]:
-        """The same, for JSON."""
+        """All of it as values for JSON."""
         return {
             "name": self.name,
             "path": printable(self.path),
@@ -79,7 +79,7 @@ class Report:
 
     @property
     def all_findings(self) -> list[Finding]:
-        """Every finding."""
+        """Every finding of every adapter, and those on several together."""
         return [f for adapter in self.examined for f in adapter.findings] + self.findings
 
     def count(self, severity: Severity) -> int:
@@ -94,7 +94,7 @@ class Report:
         return any(finding.severity in worst for finding in self.all_findings)
 
     def as_dict(self) -> dict[str, Any]:
-        """The same, for JSON."""
+        """All of it as values for JSON."""
         return {
             "target": self.target,
             "base": self.base,

@@ -110,9 +110,9 @@ def _narrow_dtype(subject: Subject) -> Iterable[Hit]:
 def _mixed_dtypes(subject: Subject) -> Iterable[Hit]:
     dtypes = Counter(dtype for name, (dtype, _) in subject.tensors.items() if ".lora_" in name)
     if len(dtypes) > 1:
-        told = ", ".join(f"{number} {dtype}" for dtype, number in sorted(dtypes.items()))
+        counts = ", ".join(f"{number} {dtype}" for dtype, number in sorted(dtypes.items()))
         fix = subject.command("export", "--target", "peft", "--dtype", "fp32", suffix="fp32")
-        yield Hit(f"Factors of several dtypes: {told}.", fix=fix, file=subject.at_weights)
+        yield Hit(f"Factors of several dtypes: {counts}.", fix=fix, file=subject.at_weights)
 
 
 @rule(

@@ -148,39 +148,39 @@ def judge(
     error = math.sqrt(sums.error2) / size
     slack = max(SAME_FACTOR, 4 * math.sqrt(sums.noise2) / sums.change2)
 
-    def told(verdict: Verdict, what: str) -> ModuleVerdict:
+    def judged(verdict: Verdict, what: str) -> ModuleVerdict:
         return ModuleVerdict(module, there, verdict, error, factor, rounding / size, what)
 
     within = math.sqrt(sums.error2) <= rounding
     if within and survives < SURVIVES and abs(factor - survives) <= max(slack, SAME_FACTOR):
-        return told(
+        return judged(
             "lost",
             f"dW is below the rounding of {dtype}: {max(0.0, survives):.0%} of it survives there, "
             "so a merge can hardly be told from none.",
         )
     if within and abs(factor - survives) <= slack:
-        return told("right", "")
+        return judged("right", "")
     if math.sqrt(sums.moved2) <= math.sqrt(sums.kept2) and abs(factor) <= slack:
-        return told("not-merged", "It is the base's matrix: dW is not in it.")
+        return judged("not-merged", "It is the base's matrix: dW is not in it.")
     limit = rounding * max(1.0, abs(factor))
     if sums.beside(factor) <= limit and abs(factor - 1) > slack:
-        return told("scaled", f"dW is in it {_times(factor, known)}.")
+        return judged("scaled", f"dW is in it {_times(factor, known)}.")
     if sums.beside_transpose() <= rounding:
-        return told("transposed", "dW is in it transposed (fan_in_fan_out).")
+        return judged("transposed", "dW is in it transposed (fan_in_fan_out).")
     coarse = math.sqrt(sums.coarse2)
     if abs(factor - 1) <= SAME_FACTOR and math.sqrt(sums.error2) <= coarse:
-        return told("rounded", f"It is right up to the rounding of {COARSE}, stored as {dtype}.")
+        return judged("rounded", f"It is right up to the rounding of {COARSE}, stored as {dtype}.")
     if sums.beside(factor) <= coarse * max(1.0, abs(factor)) and abs(factor - 1) > SAME_FACTOR:
-        return told(
+        return judged(
             "scaled", f"dW is in it {_times(factor, known)}, up to the rounding of {COARSE}."
         )
     if abs(factor - 1) <= SAME_FACTOR:
-        return told(
+        return judged(
             "off",
             f"dW is in it, but the rest is not this base's (off by {error:.2g} of dW): was it "
             "merged onto a quantized base, or another one?",
         )
-    return told("off", f"It is off by {error:.2g} of dW; dW is in it {_times(factor, known)}.")
+    return judged("off", f"It is off by {error:.2g} of dW; dW is in it {_times(factor, known)}.")
 
 
 def _times(factor: float, known: Mapping[str, float]) -> str:

@@ -96,10 +96,9 @@ class MergedReport:
         text += f" ({wrong})" if wrong else ""
         strays = [(len(self.changed), "changed"), (len(self.missing), "missing"),
                   (len(self.added), "added")]  # fmt: skip
-        told = ", ".join(f"{count} {word}" for count, word in strays if count)
-        return (
-            f"{text}; of the other tensors {told}" if told else f"{text}; no other tensor changed"
-        )
+        others = ", ".join(f"{count} {word}" for count, word in strays if count)
+        rest = f"of the other tensors {others}" if others else "no other tensor changed"
+        return f"{text}; {rest}"
 
     @property
     def findings(self) -> list[Finding]:

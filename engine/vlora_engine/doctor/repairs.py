@@ -48,7 +48,7 @@ class Repaired:
         return next((each.reach for each in self.found.examined), None)
 
     def as_dict(self) -> dict[str, Any]:
-        """The same, for JSON."""
+        """All of it as values for JSON."""
         return {
             "name": self.name,
             "path": printable(self.path),

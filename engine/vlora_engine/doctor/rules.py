@@ -61,7 +61,7 @@ class Rule:
     stage: Stage = "headers"
 
     def as_dict(self) -> dict[str, Any]:
-        """The same, for JSON."""
+        """All of it as values for JSON."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
@@ -102,8 +102,8 @@ class Hit:
             tensor=self.tensor,
             rule=row.what,
         )
-        said = place_words(self.adapter or adapter, self.file, self.module, self.tensor)
-        return found.called(self.place or said)
+        place = place_words(self.adapter or adapter, self.file, self.module, self.tensor)
+        return found.called(self.place or place)
 
 
 @dataclass(frozen=True)

@@ -53,9 +53,9 @@ def _vllm_default_rank(subject: Subject) -> Iterable[Hit]:
 def _vllm_bias(subject: Subject) -> Iterable[Hit]:
     bias = subject.config.get("bias")
     if bias not in (None, "none") or subject.config.get("lora_bias"):
-        told = f"bias is {bias}" if bias not in (None, "none") else "lora_bias is true"
+        given = f"bias is {bias}" if bias not in (None, "none") else "lora_bias is true"
         fix = helpers.exported(subject, "--drop-rest")
-        yield Hit(f"{told}.", fix=fix, file=subject.at_config)
+        yield Hit(f"{given}.", fix=fix, file=subject.at_config)
 
 
 def _linear_only(source: str = "") -> list[Row]:

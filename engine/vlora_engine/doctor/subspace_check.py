@@ -71,21 +71,21 @@ def _content_findings(manifest: Manifest, broken: set[str]) -> list[Finding]:
 
 
 def _file_findings(manifest: Manifest) -> Iterator[Finding]:
+    from vlora_engine.subspace.soundness import RESTORE
     from vlora_engine.subspace.store import unlisted_task_files
 
-    restore = "restore the file from a copy, or compress the adapters again"
     listed = {b.name: (b.sha256, b.nbytes) for b in manifest.files}
     listed |= {f"tasks/{t.file}": (t.sha256, t.nbytes) for t in manifest.tasks.values()}
     for name, (sha256, nbytes) in listed.items():
         file = manifest.path / name
         if not file.is_file():
-            yield Finding("file-missing", "error", "The file is missing.", restore, file=name)
+            yield Finding("file-missing", "error", "The file is missing.", RESTORE, file=name)
         elif file.stat().st_size != nbytes:
             what = f"The file has {file.stat().st_size} bytes; the index says {nbytes}."
-            yield Finding("file-size", "error", what, restore, file=name)
+            yield Finding("file-size", "error", what, RESTORE, file=name)
         elif sha256_file(file) != sha256:
             what = "The file's bytes are not those that the index vouches for."
-            yield Finding("checksum", "error", what, restore, file=name)
+            yield Finding("checksum", "error", what, RESTORE, file=name)
     if is_held(manifest.path):
         return  # what the index does not name yet, or any more, is somebody's work
     known = {manifest.path / name for name in (*listed, SUBSPACE_INDEX, "README.md")}
@@ -232,6 +232,6 @@ def _finite(*tensors: Tensor) -> bool:
 
 def _from_error(error: VLoRAError, **place: str) -> Finding:
     """An error in reading one part of the subspace, by the part's own place."""
-    told = finding_of(error)
+    finding = finding_of(error)
     nowhere: dict[str, Any] = {"adapter": "", "file": "", "module": "", "tensor": "", "place": ""}
-    return replace(told, code="unreadable", **{**nowhere, **place})
+    return replace(finding, code="unreadable", **{**nowhere, **place})

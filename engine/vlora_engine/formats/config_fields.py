@@ -25,7 +25,7 @@ Decides = Literal["value", "modules", "tensors", "acts", "kind", "training", "ab
 
 @dataclass(frozen=True)
 class ConfigField:
-    """One field.
+    """What one field of a config does, and what becomes of it.
 
     Args:
         decides: What it decides.

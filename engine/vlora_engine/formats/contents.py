@@ -32,7 +32,7 @@ class Contents(Protocol):
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """The file that the tensors are in."""
 
     @property
     def tensors(self) -> Mapping[str, Described]:

@@ -57,7 +57,10 @@ def _numbered_marks(keys: Any, metadata: Mapping[str, str]) -> bool:
 
 
 def kohya_parts(probe: Probe, contents: Contents) -> Parts:
-    """See `PlainFormat`; ``ss_*`` metadata stay in the config's ``source_format``."""
+    """The pairs of kohya's files, as `PlainFormat` asks for them.
+
+    ``ss_*`` metadata stay in the config's ``source_format``.
+    """
     factors, alphas, rest = _sorted_out(contents, dotted=False)
     pairs = paired(factors, contents.tensors, contents.path)
     scales = {m: _alpha_scale(contents, alphas.get(m), p.shape.rank) for m, p in pairs.items()}
@@ -75,7 +78,10 @@ def kohya_parts(probe: Probe, contents: Contents) -> Parts:
 
 
 def diffusers_parts(probe: Probe, contents: Contents) -> Parts:
-    """See `PlainFormat`; alphas may be tensors or JSON in the file's metadata."""
+    """The pairs of diffusers' files, as `PlainFormat` asks for them.
+
+    Alphas may be tensors or JSON in the file's metadata.
+    """
     factors, alphas, rest = _sorted_out(contents, dotted=True)
     pairs = paired(factors, contents.tensors, contents.path)
     ranks = {module: pair.shape.rank for module, pair in pairs.items()}
@@ -98,7 +104,7 @@ def diffusers_parts(probe: Probe, contents: Contents) -> Parts:
 
 
 def numbered_parts(probe: Probe, contents: Contents) -> Parts:
-    """See `PlainFormat`: cloneofsimo/lora numbers its modules in the order of the model."""
+    """The pairs of cloneofsimo/lora, which numbers modules in the order of the model."""
     factors: dict[str, dict[str, str]] = {}
     rest: dict[str, Described] = {}
     for key, described in contents.tensors.items():

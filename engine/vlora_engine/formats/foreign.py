@@ -32,7 +32,7 @@ class Foreign:
     without_peft_type: bool = False
 
     def detect(self, probe: Probe) -> bool:
-        """See `Format`."""
+        """Whether this format recognises what lies there; see `Format`."""
         if any(name in probe.names for name in self.files):
             return not (self.without_peft_type and "peft_type" in probe.loose_config)
         if probe.file is None and probe.has_config:
@@ -104,7 +104,7 @@ class UnknownTensors(Foreign):
     """The last format tried: a safetensors file whose tensor names belong to no other format."""
 
     def detect(self, probe: Probe) -> bool:
-        """See `Format`."""
+        """Whether this format recognises what lies there; see `Format`."""
         path = probe.tensor_file
         return path is not None and path.suffix == ".safetensors"
 

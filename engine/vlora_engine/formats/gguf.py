@@ -41,11 +41,11 @@ class GgufFormat:
         return path is not None and is_gguf(path)
 
     def inspect(self, probe: Probe, *, allow_unsupported: bool = False) -> Inspection:
-        """See `Format`."""
+        """Read the headers of an adapter; see `Format`."""
         return _read(probe)[0]
 
     def open(self, probe: Probe, *, allow_unsupported: bool = False) -> AdapterSource:
-        """See `Format`."""
+        """Open an adapter to read it; see `Format`."""
         return GgufAdapter(*_read(probe))
 
 

@@ -29,7 +29,7 @@ def _marks(keys: Any, metadata: Mapping[str, str]) -> bool:
 
 
 def mlx_parts(probe: Probe, contents: Contents) -> Parts:
-    """See `PlainFormat`.
+    """The pairs of MLX-LM's files, see `PlainFormat`.
 
     Raises:
         UnsupportedAdapterError: DoRA, a fully trained model, experts.

@@ -67,14 +67,14 @@ class PeftFormat:
         return any(split_key(key) for key in probe.keys)
 
     def inspect(self, probe: Probe, *, allow_unsupported: bool = False) -> Inspection:
-        """See `Format`; a pickle's tensors are not looked at."""
+        """Read the headers of an adapter, not the tensors of a pickle; see `Format`."""
         weights = _weights(probe)
         if weights.suffix in PICKLES:
             return _inspect_pickle(probe, weights, allow_unsupported)
         return _examine(probe, probe.contents, allow_unsupported)[0]
 
     def open(self, probe: Probe, *, allow_unsupported: bool = False) -> AdapterSource:
-        """See `Format`; a pickle is opened here, by torch."""
+        """Open an adapter to read it, also a pickle, by torch; see `Format`."""
         weights = _weights(probe)
         contents: Contents
         contents = PickleContents(weights) if weights.suffix in PICKLES else probe.contents

@@ -102,7 +102,7 @@ class PlainFormat:
     transposed: bool = False
 
     def detect(self, probe: Probe) -> bool:
-        """See `Format`."""
+        """Whether this format recognises what lies there; see `Format`."""
         if "peft_type" in probe.loose_config:
             return False  # PEFT's own reader names what it finds under PEFT's names
         if any(name in probe.names for name in self.files):
@@ -114,7 +114,7 @@ class PlainFormat:
         return bool(probe.keys) and self.marks(probe.keys, probe.contents.metadata)
 
     def inspect(self, probe: Probe, *, allow_unsupported: bool = False) -> Inspection:
-        """See `Format`; a pickle's tensors are not looked at."""
+        """Read the headers of an adapter, not the tensors of a pickle; see `Format`."""
         path = self.file(probe)
         if path.suffix in PICKLES:
             return self._unread(probe, path)
@@ -122,7 +122,7 @@ class PlainFormat:
         return self._inspection(probe, contents, self.parts(probe, contents))
 
     def open(self, probe: Probe, *, allow_unsupported: bool = False) -> AdapterSource:
-        """See `Format`; a pickle is opened here, by torch."""
+        """Open an adapter to read it, also a pickle, by torch; see `Format`."""
         return self.read(probe, contents_of(probe, self.file(probe)))
 
     def read(self, probe: Probe, contents: Contents) -> AdapterSource:

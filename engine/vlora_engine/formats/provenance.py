@@ -64,14 +64,14 @@ class Record:
     steps: tuple[Mapping[str, Any], ...] = field(default_factory=tuple)
 
     def as_dict(self) -> dict[str, Any]:
-        """The same, for JSON."""
-        told: dict[str, Any] = {"tool": self.tool, "content": self.content}
+        """All of it as values for JSON."""
+        row: dict[str, Any] = {"tool": self.tool, "content": self.content}
         if self.base:
-            told["base"] = self.base
+            row["base"] = self.base
         if self.revision:
-            told["revision"] = self.revision
+            row["revision"] = self.revision
         return {
-            **told,
+            **row,
             "sources": [dict(source) for source in self.sources],
             "steps": [dict(step) for step in self.steps],
         }
@@ -206,13 +206,13 @@ def parse_record(text: str) -> Record | None:
     if len(text) > _LONGEST:
         return None
     try:
-        told = json.loads(text)
+        found = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(told, dict):
+    if not isinstance(found, dict):
         return None
-    words = {n: told.get(n, "") for n in ("tool", "content", "base", "revision")}
-    rows = {n: told.get(n, []) for n in ("sources", "steps")}
+    words = {n: found.get(n, "") for n in ("tool", "content", "base", "revision")}
+    rows = {n: found.get(n, []) for n in ("sources", "steps")}
     sound = all(isinstance(word, str) for word in words.values()) and words["content"]
     for row in rows.values():
         sound = sound and isinstance(row, list) and all(isinstance(one, dict) for one in row)

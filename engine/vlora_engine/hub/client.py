@@ -40,7 +40,7 @@ def endpoint() -> str:
 
 
 def api() -> HfApi:
-    """huggingface_hub's client."""
+    """The Hub's client, loaded when it is first asked for."""
     from huggingface_hub import HfApi
 
     return HfApi(endpoint=endpoint(), library_name="vlora-tui", library_version=__version__)

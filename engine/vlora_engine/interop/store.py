@@ -204,7 +204,7 @@ class PeerTasks(TaskMap):
     """The tasks of a peer; what a record says of the norm is known once it is asked for."""
 
     def record(self, task_id: str) -> TaskRecord:
-        """See `TaskMap`."""
+        """What is known of one task; see `TaskMap`."""
         record = super().record(task_id)
         if record.origin and not record.norm and task_id not in self._encoded:
             assert self._stored is not None  # noqa: S101  (what is not encoded is stored)
@@ -214,7 +214,7 @@ class PeerTasks(TaskMap):
         return record
 
     def records(self) -> list[TaskRecord]:
-        """See `TaskMap`."""
+        """What is known of every task; see `TaskMap`."""
         return [self.record(name) for name in self._records]
 
 

@@ -162,9 +162,9 @@ def merge_with_report(
         report.findings.append(_rest_unscaled(sources))
     if layers:
         report.varied = varied_modules(list(holders), layers)
-    if request.is_apart and dialect is None:
+    if request.is_factorwise and dialect is None:
         modules = as_first_library(spec.name, sources, holders, settings, scale, report.findings)
-    elif request.is_apart:
+    elif request.is_factorwise:
         modules = as_peft(spec.name, sources, holders, settings, scale)
     else:
         request = _with_rank_of(request, sources)

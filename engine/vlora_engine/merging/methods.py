@@ -287,7 +287,7 @@ for _method in (
 # PEFT's add_weighted_adapter, under its own names (`vlora_engine.merging.peft`). On A and B apart
 # the result depends on the gauge, and T copies at 1/T do not come back: only "cat" and "svd" are
 # merges of weight changes.
-APART = "the entries of A and of B, each times sqrt(|weight * scale|)"
+FACTORWISE = "the entries of A and of B, each times sqrt(|weight * scale|)"
 PEFT_DENSITY = MergeParameter(
     "density", "float", 0.5, "share of entries kept", low=0, high=1, low_open=True
 )
@@ -295,20 +295,24 @@ MAJORITY = MergeParameter(
     "majority_sign", "word", "total", "how signs are elected", words=("total", "frequency")
 )
 for _method in (
-    MergeMethod("linear", "weighted sum of A and of B", APART),
-    MergeMethod("ties", "TIES on A and on B", APART, (PEFT_DENSITY, MAJORITY)),
+    MergeMethod("linear", "weighted sum of A and of B", FACTORWISE),
+    MergeMethod("ties", "TIES on A and on B", FACTORWISE, (PEFT_DENSITY, MAJORITY)),
     MergeMethod(
-        "dare_linear", "DARE on A and on B", APART, (PEFT_DENSITY, SEED), order_independent=False
+        "dare_linear",
+        "DARE on A and on B",
+        FACTORWISE,
+        (PEFT_DENSITY, SEED),
+        order_independent=False,
     ),
     MergeMethod(
         "dare_ties",
         "DARE, then TIES's election, on A and on B",
-        APART,
+        FACTORWISE,
         (PEFT_DENSITY, SEED, MAJORITY),
         order_independent=False,
     ),
     MergeMethod(
-        "magnitude_prune", "keep the largest entries of A and of B", APART, (PEFT_DENSITY,)
+        "magnitude_prune", "keep the largest entries of A and of B", FACTORWISE, (PEFT_DENSITY,)
     ),
     replace(CAT, reference=""),  # as of all of PEFT's
     MergeMethod(

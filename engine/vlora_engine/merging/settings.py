@@ -63,7 +63,7 @@ class MergeRequest:
     energy: float | None
 
     @property
-    def is_apart(self) -> bool:
+    def is_factorwise(self) -> bool:
         """Whether A and B are merged apart."""
         return self.space == "factors" or (
             self.dialect == "peft" and self.spec.name not in ("cat", "svd")
@@ -82,7 +82,7 @@ class MergeRequest:
     @property
     def divides_weights(self) -> bool:
         """Whether the weights are divided by their sum before anything else."""
-        if self.is_apart:
+        if self.is_factorwise:
             return bool(self.normalize)
         return self.spec.normalises != "entry" and self.normalises
 
@@ -99,7 +99,7 @@ class MergeRequest:
     @property
     def is_sum(self) -> bool:
         """Whether the result is the plain weighted sum of the weight changes."""
-        return self.operator in ("task_arithmetic", "cat") and not self.is_apart
+        return self.operator in ("task_arithmetic", "cat") and not self.is_factorwise
 
     @property
     def operator(self) -> str:
@@ -177,7 +177,7 @@ class MergeRequest:
             raise ParameterError("rank is out of range.", expected=">= 1", found=repr(rank))
         if rank is not None and self.energy is not None:
             raise ParameterError("rank and energy are both given.", expected="one of them")
-        if self.is_apart:
+        if self.is_factorwise:
             name = "rank" if rank is not None else "energy"
             raise ParameterError(
                 f"{name} cuts weight changes; merging A and B apart keeps the adapters' rank.",

@@ -82,7 +82,7 @@ def drop_tails(entries: Tensor, values: Values, generator: Generator | None = No
 
 
 def add(votes: Votes) -> Tensor:
-    """Combine by the sum."""
+    """Add up what is left of the adapters' cores."""
     each = iter(votes())
     total = next(each)[0].clone()
     for vote, _ in each:

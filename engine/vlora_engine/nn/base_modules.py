@@ -102,7 +102,7 @@ class Reach:
         return f"applies to {len(self.places):,} of {modules} of {self.base}"
 
     def as_dict(self) -> dict[str, Any]:
-        """The same, for JSON."""
+        """All of it as values for JSON."""
         return {
             "applied": self.applied,
             "total": self.total,

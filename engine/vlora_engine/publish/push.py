@@ -105,16 +105,16 @@ def upload_of(
     if not is_subspace(place):
         if tasks is not None:
             read_manifest(place)  # says that there is none, and what is there instead
-        return _adapters_parcel(place, address)
+        return _adapters_upload(place, address)
     if tasks is None:
-        return _subspace_parcel(place, address)
+        return _subspace_upload(place, address)
     if staging is None:
         raise ValueError("tasks are exported into a staging folder")
-    return _tasks_parcel(place, address, tasks, staging, RunContext(progress, cancelled))
+    return _tasks_upload(place, address, tasks, staging, RunContext(progress, cancelled))
 
 
 def push(
-    parcel: Upload,
+    upload: Upload,
     *,
     private: bool = False,
     message: str | None = None,
@@ -135,24 +135,24 @@ def push(
         HubError: The Hub cannot be reached, or refused.
         Cancelled: ``cancelled()`` became true; no commit was made.
     """
-    address = parcel.address
+    address = upload.address
     require_token(address)
-    stale = _stale_files(parcel, require_free(address, force=force))
-    files = parcel.contents()
+    stale = _stale_files(upload, require_free(address, force=force))
+    files = upload.contents()
     with hub_errors(address), silence():
         client = api()
         client.create_repo(address.repo, private=private, exist_ok=True)
         if address.revision is not None:
             client.create_branch(address.repo, branch=address.revision, exist_ok=True)
-        operations = list(_uploaded(client, parcel, files, RunContext(progress, cancelled)))
+        operations = list(_uploaded(client, upload, files, RunContext(progress, cancelled)))
         made = client.create_commit(
             address.repo,
             [*operations, *stale],
-            commit_message=message or f"Add {_what(parcel)}",
+            commit_message=message or f"Add {_what(upload)}",
             revision=address.revision,
         )
     pinned = replace(address, revision=made.oid)
-    return Pushed(pinned, endpoint_page(address.repo), tuple(files), parcel.nbytes)
+    return Pushed(pinned, endpoint_page(address.repo), tuple(files), upload.nbytes)
 
 
 def push_space(space: SpaceState, repo_id: str, staging: Path, **options: Any) -> Pushed:
@@ -160,10 +160,10 @@ def push_space(space: SpaceState, repo_id: str, staging: Path, **options: Any) -
     revision = options.pop("revision", None)
     tasks = options.pop("tasks", None)
     write_copy(space, staging / "subspace")
-    parcel = upload_of(
+    upload = upload_of(
         staging / "subspace", repo_id, revision=revision, tasks=tasks, staging=staging / "tasks"
     )
-    return push(parcel, **options)
+    return push(upload, **options)
 
 
 def require_token(address: AdapterRef) -> None:
@@ -210,10 +210,10 @@ def require_free(address: AdapterRef, *, force: bool = False) -> Listing | None:
     return there
 
 
-# what goes into a parcel
+# what goes into an upload
 
 
-def _subspace_parcel(place: Path, address: AdapterRef) -> Upload:
+def _subspace_upload(place: Path, address: AdapterRef) -> Upload:
     manifest = read_manifest(place)
     files: dict[str, Path | bytes] = {SUBSPACE_INDEX: _public_index(manifest)}
     files |= {b.name: place / b.name for b in manifest.files}
@@ -223,7 +223,7 @@ def _subspace_parcel(place: Path, address: AdapterRef) -> Upload:
     return Upload(address, files, card, tuple(_private_bases(entries)))
 
 
-def _tasks_parcel(
+def _tasks_upload(
     place: Path, address: AdapterRef, tasks: Sequence[str], staging: Path, run: RunContext
 ) -> Upload:
     space = load_space(place)
@@ -245,7 +245,7 @@ def _tasks_parcel(
     return Upload(address, files, card, tuple(_private_bases(entries)))
 
 
-def _adapters_parcel(place: Path, address: AdapterRef) -> Upload:
+def _adapters_upload(place: Path, address: AdapterRef) -> Upload:
     """An adapter, or a folder of them, as they lie."""
     place = existing_path(place)
     names: dict[str, int | None] = {
@@ -320,7 +320,7 @@ def _private_bases(entries: Sequence[Entry]) -> Iterator[Finding]:
 # sending it
 
 
-def _stale_files(parcel: Upload, there: Listing | None) -> list[Any]:
+def _stale_files(upload: Upload, there: Listing | None) -> list[Any]:
     """What of an earlier push has to go."""
     from huggingface_hub import CommitOperationDelete
 
@@ -328,12 +328,12 @@ def _stale_files(parcel: Upload, there: Listing | None) -> list[Any]:
         former = [] if there is None else adapter_files(there)
     except NotFoundError:
         return []
-    gone = [name for name in former if name not in parcel.files and name != CARD]
+    gone = [name for name in former if name not in upload.files and name != CARD]
     return [CommitOperationDelete(path_in_repo=name) for name in gone]
 
 
 def _uploaded(
-    client: Any, parcel: Upload, files: Mapping[str, Path | bytes], run: RunContext
+    client: Any, upload: Upload, files: Mapping[str, Path | bytes], run: RunContext
 ) -> Iterator[Any]:
     """The commit's operations; what is large is sent on the way, some files at a time."""
     from huggingface_hub import CommitOperationAdd
@@ -349,7 +349,7 @@ def _uploaded(
             for name, content in batch
         ]
         client.preupload_lfs_files(
-            parcel.address.repo, additions=operations, revision=parcel.address.revision
+            upload.address.repo, additions=operations, revision=upload.address.revision
         )
         done += sum(_size(content) for _, content in batch)
         run.report(STAGE, done, total, batch[-1][0])
@@ -379,8 +379,8 @@ def _size(content: Path | bytes) -> int:
         raise read_error(content, error) from None
 
 
-def _what(parcel: Upload) -> str:
-    if SUBSPACE_INDEX in parcel.files:
+def _what(upload: Upload) -> str:
+    if SUBSPACE_INDEX in upload.files:
         return "a subspace of LoRA adapters"
-    count = sum(name.endswith(ADAPTER_CONFIG) for name in parcel.files)
+    count = sum(name.endswith(ADAPTER_CONFIG) for name in upload.files)
     return "a LoRA adapter" if count == 1 else f"{count} LoRA adapters"

@@ -422,8 +422,8 @@ def _read_index(directory: Path) -> JsonObject:
     except OSError as error:
         raise file.error("", "a file that can be read", str(error)) from None
     index = file.parse(raw).object()
-    said, version = index.get("format"), index.get("version")
-    if said is None or said.value != FORMAT:
+    kind, version = index.get("format"), index.get("version")
+    if kind is None or kind.value != FORMAT:
         raise CorruptFileError("The file is no index of spectra.", where=path)
     if version is None or version.value != VERSION:
         raise CorruptFileError(

@@ -79,15 +79,15 @@ class BasisSpace(SpaceState):
     # saving
 
     def store_of(self, manifest: Manifest) -> StoredSubspace:
-        """See `SpaceState`."""
+        """What reads the files of a manifest; see `SpaceState`."""
         return StoredSubspace(manifest, verify=False)
 
     def open_store(self, manifest: Manifest) -> StoredSubspace:
-        """See `SpaceState`."""
+        """Read from here on what a manifest names; see `SpaceState`."""
         return StoredSubspace(manifest)
 
     def write(self, directory: Path, tasks: Iterator[tuple[TaskRecord, EncodedTask]]) -> Manifest:
-        """See `SpaceState`."""
+        """Write all files and the index into a directory; see `SpaceState`."""
         return write_subspace(
             directory,
             storage=self.storage,
@@ -105,7 +105,7 @@ class BasisSpace(SpaceState):
         return basis.moved("cpu", torch.float32)
 
     def write_task(self, path: Path, encoded: EncodedTask) -> str:
-        """See `SpaceState`."""
+        """Write one task's file; see `SpaceState`."""
         return write_task(path, encoded)
 
 

@@ -142,7 +142,7 @@ class Loadings(NamedTuple):
     scales: Tensor
 
     def of(self, i: int) -> Loadings:
-        """Those of one task."""
+        """The loadings of one task of the batch."""
         return Loadings(self.values[i], self.exponents[i], self.scales[i])
 
 

@@ -153,7 +153,7 @@ class BuildReport:
     coding: dict[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The same, for JSON."""
+        """All of it as values for JSON."""
         shown = {k: v for k, v in vars(self).items() if k not in ("choice", "spectra")}
         findings = [finding.as_dict() for finding in self.findings]
         return {**shown, "path": str(self.path), "findings": findings}

@@ -13,6 +13,7 @@ from vlora_engine.manifest.manifest import LayerSpec, TaskRecord
 from vlora_engine.quantization.packed import PackedBasis
 from vlora_engine.subspace.basis import LayerBasis
 from vlora_engine.subspace.loadings import EncodedTask
+from vlora_engine.utils.safetensors_file import Header, read_tensor
 
 # Modules without effect take no bytes, and no memory until they are copied: what one is said to be
 # is bounded alone, by what no model's reaches (rank 1024 on a vocabulary of 256 thousand). Of the
@@ -21,6 +22,7 @@ from vlora_engine.subspace.loadings import EncodedTask
 MOST_OF_A_MODULE = 1 << 29
 MOST_OF_A_TASK = 1 << 28
 MOST_A_BYTE = 4096
+RESTORE = "restore the file from a copy, or compress the adapters again"
 
 
 def nothing(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
@@ -78,13 +80,39 @@ def require_held(numbers: int, held: int, where: Path | None = None) -> None:
 
 
 def _too_many(numbers: int, most: str, where: Path | None) -> CorruptFileError:
-    return CorruptFileError(
+    what, found = (
         "More numbers are claimed than the files can hold.",
-        where=where,
-        expected=f"at most {most}",
-        found=f"{numbers:,} numbers in A and B",
-        remedy="restore the file from a copy, or compress the adapters again",
+        f"{numbers:,} numbers in A and B",
     )
+    return damaged(what, found, f"at most {most}", where)
+
+
+def damaged(
+    what: str, found: str | None, expected: str, where: str | Path | None = None, **place: str
+) -> CorruptFileError:
+    """The error for a stored file that is not as it was written."""
+    return CorruptFileError(
+        what, where=where, expected=expected, found=found, remedy=RESTORE, **place
+    )
+
+
+def stored_tensor(header: Header, name: str, dtype: str, shape: tuple[int, ...]) -> Tensor:
+    """Read a tensor that has to be of this dtype and shape.
+
+    Raises:
+        CorruptFileError: It is not, or it is not there.
+    """
+    entry = header.entries.get(name)
+    if entry is None or (entry.dtype, entry.shape) != (dtype, shape):
+        found = "no such tensor" if entry is None else f"{entry.dtype} {entry.shape}"
+        raise not_as_said(header, name, found, f"{dtype} {shape}")
+    return read_tensor(header, name)
+
+
+def not_as_said(header: Header, name: str, found: str, expected: str) -> CorruptFileError:
+    """The error for a tensor of another kind than the index says."""
+    what = f"Tensor {name!r} is not what subspace.json says."
+    return damaged(what, found, expected, header.path)
 
 
 def finite_task(record: TaskRecord, task: EncodedTask) -> EncodedTask:

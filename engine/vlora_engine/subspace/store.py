@@ -23,16 +23,14 @@ from vlora_engine.quantization.packing import Packing
 from vlora_engine.subspace.basis import LayerBasis
 from vlora_engine.subspace.layout import basis_layout, behind, offsets_of
 from vlora_engine.subspace.loadings import EncodedTask, Loadings, Storage, decode_loadings, unpack
-from vlora_engine.subspace.soundness import check_size
+from vlora_engine.subspace.soundness import check_size, damaged, not_as_said, stored_tensor
 from vlora_engine.utils.files import sha256_file
 from vlora_engine.utils.safetensors_file import (
     Header,
     close_file,
-    dtype_name,
     read_elements,
     read_header,
     read_tensor,
-    torch_dtype,
     with_bytes,
 )
 
@@ -167,12 +165,7 @@ class StoredSubspace(CheckedFiles):
             entry = header.entries.get(name)
             if entry is not None and entry.dtype != dtype:
                 del self._headers[shard.name]
-                raise CorruptFileError(
-                    f"Tensor {name!r} is not what subspace.json says.",
-                    where=header.path,
-                    expected=dtype,
-                    found=entry.dtype,
-                )
+                raise not_as_said(header, name, entry.dtype, dtype)
         return header
 
     def _plain_rows(self, header: Header, index: int, position: int, **fields: Any) -> LayerBasis:
@@ -223,14 +216,14 @@ class StoredSubspace(CheckedFiles):
         self._check_size(record, [not form.is_nothing for form in forms])
         header = self._open(f"tasks/{record.file}", record.sha256, record.nbytes)
         packs = self.storage.loadings_packing is not None
-        dtype = torch.uint8 if packs else torch_dtype(self.manifest.dtype)
-        values = _named(header, "loadings", dtype, (sum(form.elements for form in forms),))
+        dtype = "U8" if packs else self.manifest.dtype
+        values = stored_tensor(header, "loadings", dtype, (sum(form.elements for form in forms),))
         extra: dict[str, Any] = {"exponents": torch.zeros(modules, 2, dtype=torch.int8)}
         if packs or self.manifest.dtype == "F16":
-            extra["exponents"] = _named(header, "exponents", torch.int8, (modules, 2))
+            extra["exponents"] = stored_tensor(header, "exponents", "I8", (modules, 2))
         if packs:
             count = sum(form.scales for form in forms)
-            extra["scales"] = _named(header, "scales", torch.float16, (count,))
+            extra["scales"] = stored_tensor(header, "scales", "F16", (count,))
         own = {
             o.name: (read_tensor(header, f"own/{o.name}/A"), read_tensor(header, f"own/{o.name}/B"))
             for o in record.own
@@ -242,8 +235,8 @@ class StoredSubspace(CheckedFiles):
         }
         return EncodedTask(
             values=values,
-            norms=_named(header, "norms", torch.float32, (modules,)),
-            errors=_named(header, "errors", torch.float32, (modules,)),
+            norms=stored_tensor(header, "norms", "F32", (modules,)),
+            errors=stored_tensor(header, "errors", "F32", (modules,)),
             own=own,
             rest=rest,
             **extra,
@@ -252,13 +245,8 @@ class StoredSubspace(CheckedFiles):
 
 def altered(path: Path) -> CorruptFileError:
     """The error for a file whose bytes are not those that subspace.json vouches for."""
-    return CorruptFileError(
-        "The file was changed after the subspace was written.",
-        where=path,
-        expected="the sha256 that subspace.json names",
-        found="other bytes",
-        remedy="restore the file from a copy, or compress the adapters again",
-    )
+    what = "The file was changed after the subspace was written."
+    return damaged(what, "other bytes", "the sha256 that subspace.json names", path)
 
 
 def decode_task(
@@ -307,16 +295,3 @@ def _read_packed(
         found.append(PackedRows(packing, shape, codes, scales, steps, exponent))
         at = behind(at, packing, [count])
     return found
-
-
-def _named(header: Header, name: str, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    entry = header.entries.get(name)
-    if entry is None or entry.shape != shape or torch_dtype(entry.dtype) != dtype:
-        found = "no such tensor" if entry is None else f"{entry.dtype} {entry.shape}"
-        raise CorruptFileError(
-            f"Tensor {name!r} is not what subspace.json says.",
-            where=header.path,
-            expected=f"{dtype_name(dtype)} {shape}",
-            found=found,
-        )
-    return read_tensor(header, name)

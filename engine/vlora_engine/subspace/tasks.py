@@ -303,7 +303,7 @@ def stored_projection(
 def encode_projection(
     storage: Storage, layers: Sequence[LayerSpec], projection: TaskProjection
 ) -> tuple[TaskRecord, EncodedTask]:
-    """The inverse of `decode_projection`.
+    """Turn a task's loadings into what is stored of them; the inverse of `decode_projection`.
 
     Raises:
         SubspaceError: A loading does not have the shape that the basis asks for.

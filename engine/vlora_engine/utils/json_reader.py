@@ -70,7 +70,7 @@ class JsonFile:
     code: str = ""
 
     def parse(self, raw: bytes | str) -> JsonValue:
-        """The whole file.
+        """Parse the file; its outermost value.
 
         Raises:
             CorruptFileError: It is no JSON.

@@ -138,6 +138,6 @@ def lock_unfinished(directory: Path) -> int | None:
 
 
 def unlock(lock: int | None) -> None:
-    """Undo `lock_unfinished`."""
+    """Let go of an unfinished directory that `lock_unfinished` locked."""
     if lock is not None and lock != UNLOCKED:
         os.close(lock)

@@ -24,26 +24,23 @@ def ranked(
     name: Callable[[T], str | tuple[str, ...]] | None = None,
     *,
     largest: bool = True,
-    close: float = CLOSE,
-    floor: float = FLOOR,
 ) -> list[T]:
     """Items in the order of a figure; those that are alike in it in the natural order of names.
 
-    Alike are figures that lie within a tolerance of the first of their group, from where the order
-    begins, so that no fixed border runs between two values that are nearly equal. What is not a
-    number comes last.
+    Alike are figures that lie within `CLOSE` (and at least `FLOOR`) of the first of their group,
+    from where the order begins, so that no fixed border runs between two values that are nearly
+    equal. What is not a number comes last.
 
     Args:
         name: What decides between those that are alike; without it the order in which they came.
         largest: The largest figure comes first; otherwise the smallest.
-        close, floor: The tolerance: this share of the group's first figure, and at least that much.
     """
     sign = -1 if largest else 1
     rows = [(sign * float(figure(item)), item) for item in items]
     numbers = sorted({value for value, _ in rows if not math.isnan(value)})
     groups, first = dict[float, int](), math.nan
     for value in numbers:
-        if not (value == first or value - first <= max(floor, close * abs(first)) < math.inf):
+        if not (value == first or value - first <= max(FLOOR, CLOSE * abs(first)) < math.inf):
             first = value
         groups[value] = groups.get(first, len(groups))
 

@@ -42,7 +42,7 @@ class Budget:
         self.left = steps
 
     def spend(self, steps: int) -> None:
-        """Take some of them.
+        """Count steps of a match, and end it where there were too many.
 
         Raises:
             ParameterError: There are not so many left.

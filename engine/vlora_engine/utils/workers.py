@@ -29,14 +29,13 @@ def map_ordered(
     *,
     stage: str,
     describe: Callable[[T], str] = str,
-    workers: int | None = None,
 ) -> Generator[R, None, None]:
     """Apply ``function`` to ``items`` in worker threads; yield the results in order.
 
-    At most ``workers + 1`` items are in progress, so memory is bounded by a few of them. Every
-    worker runs torch on one thread: results do not depend on how many workers there are. A caller
-    that may stop before the end wraps the generator in ``contextlib.closing``: the workers then end
-    at once, and not at garbage collection, which may run in one of them.
+    At most one item more than there are `cores` is in progress, so memory is bounded by a few of
+    them. Every worker runs torch on one thread: results do not depend on how many workers there
+    are. A caller that may stop before the end wraps the generator in ``contextlib.closing``: the
+    workers then end at once, and not at garbage collection, which may run in one of them.
 
     Args:
         function: Called once for each item.
@@ -44,14 +43,13 @@ def map_ordered(
         run: Told after each item, in order, and asked after each whether to stop.
         stage: The name of the work in progress reports.
         describe: The detail of an item in progress reports.
-        workers: Threads; by default as many as `cores`.
 
     Raises:
         Cancelled: That was asked for; items under way are finished first.
     """
     import torch
 
-    count = min(workers or cores(), max(1, len(items)))
+    count = min(cores(), max(1, len(items)))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from tests.app.conftest import Cli
-from tests.app.test_bad_input import tree
 from tests.witnesses import make
+from tests.witnesses.files import tree
 from vlora_tui.cli import environment
 
 

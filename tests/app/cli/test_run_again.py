@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.app.conftest import Cli
-from tests.app.jobs.conftest import tree
+from tests.witnesses.files import tree
 
 
 @pytest.fixture(params=["export", "resize"])

@@ -171,15 +171,6 @@ def state(job: Job) -> str:
     return look(job).state.value
 
 
-def tree(folder: Path) -> dict[str, bytes]:
-    """Every file under a folder by its path, hidden ones too."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
-
-
 @pytest.fixture
 def undisturbed(store: JobStore, adapters: Path, tmp_path: Path) -> Path:
     """What a job makes when nobody disturbs it."""
@@ -187,3 +178,11 @@ def undisturbed(store: JobStore, adapters: Path, tmp_path: Path) -> Path:
     job = start(store, build_recipe(adapters, folder / "s", export=folder / "tasks"))
     assert wait(job, PATIENCE).state is State.FINISHED, job.log_tail()
     return folder
+
+
+@pytest.fixture
+def job(store: JobStore, adapters: Path, tmp_path: Path) -> Job:
+    """A job that was made and never started."""
+    job, lock = store.create(build_recipe(adapters, tmp_path / "s"))
+    lock.release()
+    return job

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.app.jobs.conftest import build_recipe, state, until
+from tests.app.jobs.conftest import state, until
 from vlora_tui.jobs import Job, JobStore, State, cancel, look, remove, resume
 from vlora_tui.jobs import joblock as joblock_module
 from vlora_tui.jobs.control import JobStateError
@@ -34,14 +34,6 @@ def bystander() -> Iterator[subprocess.Popen[bytes]]:
         yield process
         assert process.poll() is None, "somebody ended the bystander"
         process.kill()
-
-
-@pytest.fixture
-def job(store: JobStore, adapters: Path, tmp_path: Path) -> Job:
-    """A job that was made and never started."""
-    job, lock = store.create(build_recipe(adapters, tmp_path / "s"))
-    lock.release()
-    return job
 
 
 def claim(job: Job, identity: Identity, **changes: Any) -> None:

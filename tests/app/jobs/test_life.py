@@ -22,9 +22,9 @@ from tests.app.jobs.conftest import (
     kill,
     pid_of,
     state,
-    tree,
     until,
 )
+from tests.witnesses.files import tree
 from vlora_engine.catalog.read import read_manifest
 from vlora_tui.jobs import (
     Job,

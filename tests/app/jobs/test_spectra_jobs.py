@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.app.jobs.conftest import PATIENCE, SPECTRUM, Gate, kill, state, tree, until
+from tests.app.jobs.conftest import PATIENCE, SPECTRUM, Gate, kill, state, until
+from tests.witnesses.files import tree
 from vlora_tui.jobs import JobStore, State, cancel, look, remove, resume, start, wait
 from vlora_tui.pipeline import events
 from vlora_tui.pipeline.run import SpectraRun

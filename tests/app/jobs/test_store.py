@@ -22,7 +22,7 @@ from vlora_engine.compression_target import CompressionTarget
 from vlora_engine.errors import Cancelled, InputError, NotFoundError, ParameterError, StorageError
 from vlora_tui.jobs import EventReader, Job, JobStore, State, TimedEvent, look, start, wait
 from vlora_tui.jobs import control as control_module
-from vlora_tui.jobs.control import prune
+from vlora_tui.jobs.control import prune, resume
 from vlora_tui.jobs.devices import DeviceQueue, device_key
 from vlora_tui.jobs.drafts import Drafts, load_draft, save_draft
 from vlora_tui.jobs.environment import environment_notes
@@ -31,14 +31,6 @@ from vlora_tui.jobs.runner import JobEventLog, run_job
 from vlora_tui.pipeline import events
 from vlora_tui.recipe.model import AdapterInput, Compress, Input, Recipe
 from vlora_tui.tui.run import job_text
-
-
-@pytest.fixture
-def job(store: JobStore, adapters: Path, tmp_path: Path) -> Job:
-    """A job that was made and never started."""
-    job, lock = store.create(build_recipe(adapters, tmp_path / "s"))
-    lock.release()
-    return job
 
 
 def line(seq: int, event: events.Event) -> bytes:
@@ -329,7 +321,7 @@ def test_a_full_state_disk_fails_no_job(
 
 def test_a_full_log_fails_no_job(store: JobStore, job: Job, tmp_path: Path) -> None:
     job.log_path.symlink_to("/dev/full")
-    control_module._launch(job, JobLock.take(job.lock_path))
+    resume(store, job)
     assert wait(job, PATIENCE).state is State.FINISHED
     assert (tmp_path / "s" / "subspace.json").is_file()
 

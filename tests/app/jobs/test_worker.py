@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.app.jobs.conftest import PATIENCE, Gate, build_recipe, pid_of, tree, until
+from tests.app.jobs.conftest import PATIENCE, Gate, build_recipe, pid_of, until
+from tests.witnesses.files import tree
 from vlora_tui.jobs import JobStore, State, WarmWorker, start, wait
 from vlora_tui.jobs import worker as worker_module
 from vlora_tui.jobs.identity import is_running, of_process

@@ -22,8 +22,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.app.jobs.conftest import CODED_LAYER, MODULES, Gate, kill, pid_of, state, tree, until
+from tests.app.jobs.conftest import CODED_LAYER, MODULES, Gate, kill, pid_of, state, until
 from tests.witnesses import make
+from tests.witnesses.files import tree
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.demo import demo_base_config, make_demo_collection
 from vlora_tui.jobs import Job, JobStore, State, start, wait

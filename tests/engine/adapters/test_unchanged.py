@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.engine.compress.test_resume import tree
 from tests.witnesses import make
+from tests.witnesses.files import tree
 from vlora_engine.adapters.model import to_memory
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.compress.build import build_subspace

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests.witnesses import make
 from vlora_engine.adapters.model import LoRAWeights
-from vlora_engine.analysis.module_view import module_comparison, module_portrait
+from vlora_engine.analysis.module_view import module_comparison, module_view
 from vlora_engine.errors import AdapterError, CollectionError, NotFoundError
 
 NAME = "x.q_proj"
@@ -37,7 +37,7 @@ def projected(dw: Tensor, onto: Tensor) -> Tensor:
 def test_a_portrait_is_that_of_the_dense_matrix() -> None:
     own = adapter(0)
     values = torch.linalg.svdvals(dense(own))[:4]
-    portrait = module_portrait(own, NAME)
+    portrait = module_view(own, NAME)
     assert portrait["singular_values"] == pytest.approx(values.tolist(), rel=1e-10)
     assert portrait["norm"] == pytest.approx(float(dense(own).norm()))
     share = values.square() / values.square().sum()
@@ -82,7 +82,7 @@ def test_a_copy_in_another_gauge_is_the_same() -> None:
 def test_nothing_is_looked_at_without_fuss() -> None:
     nothing = adapter(0)
     nothing.lora_b[NAME].zero_()
-    portrait = module_portrait(nothing, NAME)
+    portrait = module_view(nothing, NAME)
     assert (portrait["norm"], portrait["numerical_rank"], portrait["effective_rank"]) == (0, 0, 0)
     found = module_comparison(nothing, adapter(1), NAME)
     assert (found["cosine"], found["a_in_b"], found["b_in_a"]) == (0, 0, 0)
@@ -93,9 +93,9 @@ def test_nothing_is_looked_at_without_fuss() -> None:
 def test_what_cannot_be_looked_at() -> None:
     own = adapter(0)
     with pytest.raises(NotFoundError, match=r"did you mean 'x\.q_proj'"):
-        module_portrait(own, "x.q_prj")
+        module_view(own, "x.q_prj")
     with pytest.raises(CollectionError, match="different shapes"):
         module_comparison(own, make.weights({NAME: (20, 15)}), NAME)
     own.lora_a[NAME][0, 0] = math.nan
     with pytest.raises(AdapterError):
-        module_portrait(own, NAME)
+        module_view(own, NAME)

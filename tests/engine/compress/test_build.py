@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 import vlora_engine.compress.build as build_module
 from tests.engine.test_shared_subspace import files
@@ -28,6 +30,7 @@ from vlora_engine.errors import (
     SubspaceError,
 )
 from vlora_engine.utils.progress import Progress
+from vlora_engine.utils.tensor_writer import TensorWriter
 
 
 def inputs(folder: Path, count: int = 4) -> dict[str, object]:
@@ -127,28 +130,17 @@ def test_a_disk_that_refuses_leaves_nothing_half_written(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in", "out"]
 
 
-def test_a_real_full_disk(tmp_path: Path) -> None:
+def test_a_real_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """/dev/full refuses every write, as a full disk does."""
-    if not Path("/dev/full").exists():
+    full = Path("/dev/full")
+    if not full.exists():
         pytest.skip("no /dev/full here")
-    from vlora_engine.utils.tensor_writer import TensorWriter
-
-    (tmp_path / "file").symlink_to("/dev/full")
-    import torch
-
-    writer = TensorWriter.__new__(TensorWriter)
-    with pytest.raises(StorageError, match="No space left"):
-        _write_through(writer, tmp_path / "file", torch.zeros(100_000))
-
-
-def _write_through(writer, path: Path, tensor) -> None:
-    import hashlib
-
-    writer.path, writer.sha256, writer._written = path, "", 0
-    writer._digest, writer._expected = hashlib.sha256(), 400_000
-    writer._file = path.open("wb")
-    with writer:
-        writer.write(tensor)
+    monkeypatch.setattr(Path, "open", lambda path, mode: io.FileIO(full, "w"))
+    with (
+        pytest.raises(StorageError, match="No space left"),
+        TensorWriter(tmp_path / "file", [("zeros", "F32", (100_000,))]) as writer,
+    ):
+        writer.write(torch.zeros(100_000))
 
 
 def test_an_output_that_exists_is_kept(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import vlora_engine.compress.build as build_module
 import vlora_engine.compress.measure as spectrum_module
 import vlora_engine.subspace.request as request_module
 from tests.engine.compress.test_build import Stop, inputs
+from tests.witnesses.files import tree
 from vlora_engine.compress.build import build_subspace
 from vlora_engine.compress.measure import compute_spectra
 from vlora_engine.errors import AdapterError, Cancelled, StorageError
@@ -22,14 +23,6 @@ from vlora_engine.utils.unfinished import kept_layers, spectra_partial
 
 LAYERS = 4
 REFUSED = OSError(errno.EIO, os.strerror(errno.EIO))
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.fixture
@@ -146,7 +139,7 @@ def test_a_table_that_was_damaged_meanwhile_is_computed_again(
     assert tree(tmp_path / "out") == undisturbed
 
 
-@pytest.mark.parametrize("other", ["adapter", "scale", "methods", "version"])
+@pytest.mark.parametrize("other", ["adapter", "scale", "methods", "version", "device"])
 def test_spectra_of_anything_else_begin_anew(
     other: str, sources: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,18 +151,13 @@ def test_spectra_of_anything_else_begin_anew(
         sources["task00"].scales.update(dict.fromkeys(sources["task00"].scales, 3.0))
     elif other == "methods":
         settings = {"methods": ["delta", "flat"]}
-    else:
+    elif other == "version":
         monkeypatch.setattr(request_module, "__version__", "another")
+    else:
+        monkeypatch.setattr(request_module, "pick_device", lambda _: torch.device("cuda"))
     assert compute_spectra(sources, tmp_path / "out", **settings).reused_layers == 0
     compute_spectra(sources, tmp_path / "anew", **settings)
     assert tree(tmp_path / "out") == tree(tmp_path / "anew")
-
-
-def test_layers_of_another_device_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    spectra = Spectra([], [], [])
-    before = spectrum_module._fingerprint(spectra, "cpu")
-    monkeypatch.setattr(request_module, "pick_device", lambda _: torch.device("cuda"))
-    assert spectrum_module._fingerprint(spectra, "cpu") != before
 
 
 def test_a_killed_process_that_wrote_the_vectors_but_not_the_table(

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import vlora_engine.utils.outputs as outputs_module
-from tests.engine.compress.test_resume import tree
 from tests.witnesses import make
+from tests.witnesses.files import tree
 from vlora_engine.catalog.open import open_adapter
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.catalog.scanner import scan

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vlora_engine.adapters.stack import LayerStack
-from vlora_engine.errors import CorruptFileError, ParameterError
+from vlora_engine.errors import ParameterError
 from vlora_engine.linalg import grams
 from vlora_engine.linalg.grams import Basis
 from vlora_engine.manifest.manifest import LayerSpec, TaskRecord
@@ -29,6 +29,7 @@ from vlora_engine.subspace.basis import (
     store_basis,
 )
 from vlora_engine.subspace.loadings import Storage
+from vlora_engine.subspace.soundness import damaged
 from vlora_engine.utils.file_names import SUBSPACE_INDEX
 from vlora_engine.utils.run_context import RunContext
 
@@ -220,11 +221,11 @@ def decoded_stack(
         weight=torch.where(norms > 0, 1 / norms, torch.zeros_like(norms)),
     )
     if not bool((stack.energy() * stack.weight.square()).isfinite().all()):
-        raise CorruptFileError(
+        raise damaged(
             f"The tasks are too large on module {spec.name!r} for the norms that the index has.",
-            where=SUBSPACE_INDEX,
-            expected="norms and scales of what is stored",
-            remedy="restore the file from a copy, or compress the adapters again",
+            None,
+            "norms and scales of what is stored",
+            SUBSPACE_INDEX,
             module=spec.name,
         )
     return stack

@@ -44,7 +44,7 @@ STEERED_AGAIN = 5  # times at most that the last block is coded until it fits
 
 @dataclass
 class Coded:
-    """A coded collection.
+    """What coding a collection came to: its bytes, and the figures of every task.
 
     Args:
         forecast: The steps and modes that it was coded with. errors: (N,) measured.

@@ -326,11 +326,11 @@ class CodedSpace(SpaceState):
     # saving
 
     def store_of(self, manifest: Manifest) -> CodedStore:
-        """See `SpaceState`."""
+        """What reads the files of a manifest; see `SpaceState`."""
         return CodedStore(manifest, verify=False)
 
     def open_store(self, manifest: Manifest) -> CodedStore:
-        """See `SpaceState`."""
+        """Read from here on what a manifest names; see `SpaceState`."""
         stored = CodedStore(manifest)
         self.shared = stored
         self.tasks.read_from(stored)
@@ -339,7 +339,7 @@ class CodedSpace(SpaceState):
         return stored
 
     def write(self, directory: Path, tasks: Iterator[tuple[TaskRecord, EncodedTask]]) -> Manifest:
-        """See `SpaceState`."""
+        """Write all files and the index into a directory; see `SpaceState`."""
         return write_coded(
             directory,
             method=self.method,
@@ -352,11 +352,11 @@ class CodedSpace(SpaceState):
         )
 
     def write_task(self, path: Path, encoded: EncodedTask) -> str:
-        """See `SpaceState`."""
+        """Write one task's file; see `SpaceState`."""
         return write_task(path, encoded)
 
     def index(self, manifest: Manifest) -> Manifest:
-        """See `SpaceState`."""
+        """The index to write after tasks came or went; see `SpaceState`."""
         basis = tuple(replace(b, last=len(self.layers)) for b in manifest.basis)
         shared_basis = manifest.shared_basis
         if shared_basis is not None:  # layers that came with new tasks have no basis

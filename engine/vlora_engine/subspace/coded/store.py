@@ -45,7 +45,14 @@ from vlora_engine.manifest.manifest import (
 from vlora_engine.subspace.coded.basis import SharedBasis
 from vlora_engine.subspace.coded.layout import shared_layout, task_layout
 from vlora_engine.subspace.loadings import EncodedTask
-from vlora_engine.subspace.soundness import distinct, nothing, require_held
+from vlora_engine.subspace.soundness import (
+    damaged,
+    distinct,
+    not_as_said,
+    nothing,
+    require_held,
+    stored_tensor,
+)
 from vlora_engine.subspace.store import CheckedFiles, StoredSubspace
 from vlora_engine.subspace.write import require_readable, write_basis, write_index, write_tasks
 from vlora_engine.subspace.write import write_task as write_loadings
@@ -303,7 +310,7 @@ class CodedStore(CheckedFiles):
         header = self._open(basis[0].name, basis[0].sha256, basis[0].nbytes)
         if self._positions is None:
             units = coding.units()
-            sizes = _named(header, "sizes", "U32", (len(units),)).tolist()
+            sizes = stored_tensor(header, "sizes", "U32", (len(units),)).tolist()
             ends = np.cumsum([0, *sizes]).tolist()
             self._positions = {u: (ends[i], sizes[i]) for i, u in enumerate(units)}
         if (layer, group) not in self._positions:
@@ -458,22 +465,8 @@ def _bytes_of(header: Header, name: str) -> bytes:
 def _bytes_entry(header: Header, name: str) -> None:
     entry = header.entries.get(name)
     if entry is None or entry.dtype != "U8" or len(entry.shape) != 1:
-        raise _unlike("no such bytes", header.path, name)
+        raise not_as_said(header, name, "no such bytes", "what was written")
 
 
-def _named(header: Header, name: str, dtype: str, shape: tuple[int, ...]) -> Tensor:
-    entry = header.entries.get(name)
-    if entry is None or (entry.dtype, entry.shape) != (dtype, shape):
-        found = "no such tensor" if entry is None else f"{entry.dtype} {entry.shape}"
-        raise _unlike(found, header.path, name)
-    return read_tensor(header, name)
-
-
-def _unlike(found: str, where: Path | None = None, name: str = "") -> CorruptFileError:
-    return CorruptFileError(
-        f"Tensor {name!r} is not what subspace.json says." if name else "Coded data do not fit.",
-        where=where,
-        expected="what was written",
-        found=found,
-        remedy="restore the file from a copy, or compress the adapters again",
-    )
+def _unlike(found: str, where: Path | None = None) -> CorruptFileError:
+    return damaged("Coded data do not fit.", found, "what was written", where)
