@@ -120,7 +120,7 @@ class CorruptFileError(AdapterError):
 
 
 class FileKindError(InputError, OSError):
-    """No file that can be read: a pipe, a socket or a device in its place, or one far too large."""
+    """No file that can be read: something else in its place, a broken link, or far too large."""
 
     def __str__(self) -> str:
         return "\n".join(self.lines())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -130,6 +131,113 @@ def test_what_is_no_file_is_not_opened(
     assert not (place / "out").exists()
 
 
+def put_folder(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
+def put_link_to_nothing(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.symlink_to("gone")
+
+
+def put_link_in_a_circle(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.symlink_to(path.name)
+
+
+NO_FILES = {
+    "pipe": (put_pipe, "a named pipe"),
+    "device": (put_device, "a device"),
+    "folder": (put_folder, "a directory"),
+    "dangling": (put_link_to_nothing, "leads nowhere"),
+    "circle": (put_link_in_a_circle, "in a circle"),
+}
+GPT2 = '{"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 12}'
+NAMED = [
+    ("runs/task00/adapter_config.json", "compress {p}/runs/task00 {p}/runs/task01 -o {p}/out -k 2"),
+    ("runs/task00/adapter_config.json", "doctor {p}/runs/task00"),
+    ("built/basis.safetensors", "validate {p}/built"),
+    ("built/tasks/task00.safetensors", "validate {p}/built"),
+    ("built/tasks/task00.safetensors", "doctor {p}/built"),
+    ("built/subspace.json", "info {p}/built"),
+    ("built/subspace.json", "validate {p}/built"),
+    ("built/subspace.json", "export {p}/built task00 -o {p}/out"),
+    ("share/share_config.json", "info {p}/share"),
+    ("share/adapters/task00/loadings.safetensors", "validate {p}/share"),
+    ("share/adapters/task00/adapter_meta.json", "convert {p}/share --to subspace -o {p}/out"),
+    ("dev/subspace_meta.json", "validate {p}/dev"),
+    ("dev/subspace_meta.json", "convert {p}/dev --to subspace -o {p}/out"),
+    ("mlx/adapters.safetensors", "doctor {p}/mlx"),
+    ("gguf/adapter.gguf", "inspect {p}/gguf"),
+    ("gguf/adapter.gguf", "export {p}/gguf -o {p}/out"),
+    ("base/config.json", "doctor {p}/runs/task00 --base {p}/base"),
+    ("base/config.json", "convert {p}/runs/task00 --to gguf --base {p}/base -o {p}/out"),
+    ("base/config.json", "eval {p}/built --originals {p}/runs --base {p}/base"),
+    ("spectra/spectra.json", "report {p}/runs --spectra {p}/spectra -o {p}/out.md"),
+    ("r.toml", "run --headless {p}/r.toml"),
+    ("m.yml", "merge {p}/m.yml -o {p}/out"),
+]
+
+
+@pytest.fixture(scope="module")
+def every_kind(runs: Path, built: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one of all that is read from files."""
+    place = tmp_path_factory.mktemp("every-kind")
+    shutil.copytree(runs, place / "runs")
+    shutil.copytree(built, place / "built")
+    (place / "base").mkdir()
+    (place / "base" / "config.json").write_text(GPT2)
+    for words in (
+        "convert {p}/built --to lorashare -o {p}/share",
+        "convert {p}/built --to vlora-dev -o {p}/dev",
+        "convert {p}/runs/task00 --to mlx -o {p}/mlx",
+        "convert {p}/runs/task00 --to gguf --base {p}/base -o {p}/gguf",
+        "spectra {p}/runs -o {p}/spectra",
+    ):
+        assert main([*words.format(p=place).split(), "-q"]) == 0
+    return place
+
+
+@pytest.mark.parametrize("kind", NO_FILES)
+@pytest.mark.parametrize(("name", "line"), NAMED)
+def test_what_is_there_and_is_no_file_is_called_by_its_name(
+    name: str, line: str, kind: str, every_kind: Path, tmp_path: Path, cli: Cli
+) -> None:
+    p = Path(shutil.copytree(every_kind, tmp_path / "p"))
+    (p / "r.toml").write_text(RECIPE.format(runs=p / "runs", out=p / "out"))
+    (p / "m.yml").write_text(MERGE.format(runs=p / "runs"))
+    put, called = NO_FILES[kind]
+    put(p / name)
+
+    with in_time():
+        found = cli(*line.format(p=p).split(), code=None)
+
+    assert found.code in ((0, 2) if line.startswith("inspect") else (2, 3)), found
+    said = found.out + found.err
+    assert called in said, said
+    assert not re.search("is missing|no such|not there|There is no", said), said
+    assert not (p / "out").exists()
+
+
+@pytest.mark.parametrize("part", [".processor.", "unet.", ".lora.", ".lora_A", "lora_te_", "a."])
+@pytest.mark.parametrize("config", [True, False])
+def test_a_name_of_a_million_characters_is_matched_in_time(
+    part: str, config: bool, tmp_path: Path, cli: Cli
+) -> None:
+    name = part * (1_000_000 // len(part))
+    save_file(
+        {name: torch.zeros(1, 1), "b": torch.zeros(1)}, tmp_path / "adapter_model.safetensors"
+    )
+    if config:
+        (tmp_path / "adapter_config.json").write_text(json.dumps(make.config()))
+
+    with in_time():
+        found = cli("inspect", tmp_path, "-q", code=None)
+
+    assert found.code in (0, 2), found.code
+
+
 # --- names -----------------------------------------------------------------------------------
 
 NASTY = ["\x1b[31mred", "a\x9bb", "rtl\u202eeman", "cr\rlf\nx", "*", "?", "[a-z]", "isolate\u2066x"]
@@ -186,6 +294,26 @@ def test_no_command_prints_what_moves_the_cursor(
         assert "A fault of vlora-tui" not in printed
         if "--json" in form and found.code != 2:
             assert found.data
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "analyze {f}",
+        "interference {f}",
+        "coverage {s} {f}",
+        "diff {s}:? {s}:*",
+        "doctor {f} --json",
+    ],
+)
+def test_no_sheet_on_a_terminal_moves_the_cursor(
+    line: str, runs: Path, nasty: Path, tmp_path: Path, cli: Cli
+) -> None:
+    for i, name in enumerate(NASTY[:3]):
+        shutil.copytree(runs / f"task0{i}", tmp_path / "named" / name)
+    words = line.format(f=tmp_path / "named", s=nasty / "delta").split()
+    found = cli(*words, *([] if "--json" in words else ["--csv", "-"]))
+    assert not [c for c in RAW if c in found.out + found.err]
 
 
 def test_json_holds_the_names_as_they_are(nasty: Path, cli: Cli) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from tests.witnesses import make
 
 WIDE = {f"transformer.h.{i}.attn.c_attn": (160, 160) for i in range(2)}
 WIDE_CONFIG = make.config(r=8)  # coded in less than eight bits a number
+GPT2 = {"model_type": "gpt2", "n_layer": 2, "n_head": 2, "n_embd": 12}
 RECIPE = """
 [input]
 adapters = ["in"]
@@ -21,6 +23,36 @@ max_error = 0.2
 subspace = "out"
 [[export]]
 path = "exported/{task}"
+"""
+PLAIN_RECIPE = """
+[input]
+adapters = ["in"]
+[[merge]]
+adapters = ["task00", "task01"]
+method = "ties"
+path = "merged"
+[[resize]]
+rank = 2
+path = "resized/{task}"
+[[export]]
+target = "llamacpp"
+base = "base"
+path = "exported/{task}"
+[[convert]]
+to = "mlx"
+path = "converted"
+"""
+JOB_RECIPE = """
+[input]
+adapters = ["in"]
+[compress]
+method = "own"
+max_error = 0.2
+[output]
+subspace = "out"
+[[resize]]
+rank = 2
+path = "resized/{task}"
 """
 
 
@@ -35,6 +67,7 @@ class Command:
         again: What is run after an interruption, if other than the same.
         done: Exit codes of running it again where it had done its work already.
         moves: Whether it makes something else again of what it has made.
+        loose: What it writes beside its outputs, and nobody compares.
     """
 
     words: str
@@ -43,6 +76,7 @@ class Command:
     again: str | None = None
     done: tuple[int, ...] = (2,)
     moves: bool = False
+    loose: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -58,7 +92,14 @@ def prepare(root: Path, main: Callable[[list[str]], int]) -> None:
     (root / "late" / "task03").rename(root / "late" / "fresh")
     for i in range(2):
         make.write(root / "wide-in" / f"task0{i}", make.factors(WIDE, rank=8, seed=i), WIDE_CONFIG)
+    for i in range(2):
+        compiled = {f"_orig_mod.{key}": x for key, x in make.factors(seed=i).items()}
+        make.write(root / "compiled" / f"task0{i}", compiled)
+    (root / "base").mkdir()
+    (root / "base" / "config.json").write_text(json.dumps(GPT2))
     (root / "recipe.toml").write_text(RECIPE)
+    (root / "plain.toml").write_text(PLAIN_RECIPE)
+    (root / "job.toml").write_text(JOB_RECIPE)
     for words in (
         "compress in -o basis -k 2 -q",
         "compress in -o coded -q",
@@ -70,9 +111,36 @@ def prepare(root: Path, main: Callable[[list[str]], int]) -> None:
         "export basis --all -o exported-old -q",
         "convert basis --to lorashare -o share -q",
         "spectra in -o spectra-old -q",
+        "report in -o old-report.md -q",
+        "diff in/task00 in/task02 --csv old.csv -q",
+        "convert in/task01 --to gguf --base base -o gguf-old -q",
     ):
         assert main(words.split()) == 0, words
     _put_into_basis(root / "beside", "task02")
+    put_job_that_is_over(root)
+
+
+def make_demo_small() -> None:
+    """Let the demo of this process be of three adapters, computed once."""
+    from vlora_engine import demo
+
+    chosen = [a for a in demo.DEMO_ADAPTERS if a.name in DEMO_TASKS]
+    demo.DEMO_ADAPTERS = tuple(replace(a, targets=("q_proj",)) for a in chosen)
+    rendered = demo._render()
+    demo._render = lambda: rendered  # type: ignore[assignment]
+
+
+def put_job_that_is_over(root: Path) -> None:
+    """A job that failed, in the state directory of ``!remove-job``."""
+    from vlora_tui.jobs.store import JobStore
+    from vlora_tui.pipeline.events import EventWriter, Failed
+    from vlora_tui.recipe.reader import load_recipe
+
+    job, lock = JobStore.open(root / STATE).create(load_recipe(root / "job.toml"))
+    writer = EventWriter(job.events_path)
+    writer(Failed({"what": "It failed.", "code": "corrupt-file"}))
+    writer.close()
+    lock.release()
 
 
 def _put_into_basis(subspace: Path, task: str) -> None:
@@ -88,6 +156,13 @@ def _put_into_basis(subspace: Path, task: str) -> None:
 
 EXPORTED = tuple(f"exported/task0{i}" for i in range(3))
 OLD_EXPORTED = tuple(f"exported-old/task0{i}" for i in range(3))
+DEMO_TASKS = ("french", "german", "italian")  # the demo is made of these here: the rest takes long
+STATE = "state"  # holds one job that is over
+RESIZED = tuple(f"resized/task0{i}" for i in range(3))
+CONVERTED = tuple(f"converted/task0{i}" for i in range(3))
+REPORT = ("old-report.md", "old-report-norms.svg", "old-report-similarity.svg")
+PLAIN = ("merged", *RESIZED, *EXPORTED, *CONVERTED)
+DEMO = ("small/adapters", "small/subspace", *(f"small/exported/{name}" for name in DEMO_TASKS))
 COMMANDS = [
     Command("compress in -o out -k 2"),
     Command("compress in -o out"),
@@ -134,4 +209,32 @@ COMMANDS = [
     Command("remove beside inside", (), in_place="beside"),
     Command("compact beside", (), in_place="beside"),
     Command("report basis -o report.md", ("report.md",), done=(2, 0)),
+    Command("report in/task00 in/task01 -o old-report.md --force", REPORT),
+    Command("pull hf://org/plain -o out"),
+    Command("pull hf://org/several -o out"),
+    Command("pull hf://org/space -o old --force", ("old",)),
+    Command("compress hf://org/plain in/task01 -o out -k 2"),
+    Command("demo small --headless", DEMO, again="demo small --headless --force", done=(0,)),
+    Command("analyze in --csv out.csv", ("out.csv",)),
+    Command("interference in --csv out.csv", ("out.csv",)),
+    Command("coverage basis in --csv out.csv", ("out.csv",)),
+    Command("diff in/task00 in/task01 --csv old.csv --force", ("old.csv",)),
+    Command("run --headless plain.toml", PLAIN, again="run --headless plain.toml --force"),
+    Command("export in --target llamacpp --base base -o exported", EXPORTED, done=(0,)),
+    Command("export basis task01 --target ollama --base base -o out"),
+    Command("export in/task00 in/task01 in/task02 --dtype fp16 -o exported", EXPORTED, done=(0,)),
+    Command("convert in --to gguf --base base -o exported", EXPORTED, done=(0,)),
+    Command("convert in/task00 --to gguf --base base -o gguf-old --force", ("gguf-old",)),
+    Command("convert in --to mlx -o exported", EXPORTED, done=(0,)),
+    Command("doctor compiled/task00 --fix --base base -o out"),
+    Command("doctor compiled --fix -o exported", EXPORTED[:2], done=(0,)),
+    Command("doctor compiled/task00 --fix -o adapter --force", ("adapter",)),
+    Command("resize in/task00 in/task01 in/task02 --target vllm -o exported", EXPORTED, done=(0,)),
+    Command("quantize basis -o old --bits 4 --force", ("old",)),
+    Command("spectra in", ()),
+    Command("compress in -o out -k 2 --events events.jsonl", loose=("events.jsonl",)),
+    Command("!save basis task01", (), in_place="basis"),
+    Command("!save coded task01", (), in_place="coded"),
+    Command("!job job.toml", ("out", *RESIZED), done=(0,), loose=("later",)),
+    Command("!remove-job", (STATE,), done=(0,)),
 ]

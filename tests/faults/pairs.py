@@ -2,6 +2,7 @@
 
     python -m tests.faults.pairs                  every pair, every point
     python -m tests.faults.pairs --sample 30      every pair at one point, at most so many
+    python -m tests.faults.pairs --points 6       every pair at so many points, evenly spread
 
 The second one waits until the first goes on, or refuses (``--no-wait``), or comes before it. In the
 end the tasks are those that one order of those commands gives which said that they had done their
@@ -58,6 +59,7 @@ BASIS = {
     "remove": Rival("remove {S} {victim}", lambda tasks, name: tasks - {_victim(name)}),
     "save": Rival("!save {S} {victim}", lambda tasks, name: tasks - {_victim(name)}),
     "rebuild": Rival("compress in -o {S} -k 2 --force", _rebuilds, waits=False),
+    "pull": Rival("pull hf://org/space -o {S} --force", _rebuilds, waits=False),
 }
 CODED = {
     "add": BASIS["add"],
@@ -66,11 +68,18 @@ CODED = {
     "compact": Rival("compact {S}", _stays),
     "basis": Rival("basis {S} -k 2", _stays),
     "rebuild": Rival("compress in -o {S} --force", _rebuilds, waits=False),
+    "pull": BASIS["pull"],
 }
 READERS = {
     "validate": Rival("validate {S}"),
     "export": Rival("export {S} task02 -o read-{id}"),
     "info": Rival("info {S}"),
+    "gguf": Rival("convert {S}:task02 --to gguf --base base -o read-{id}"),
+    "ollama": Rival("export {S} task02 --target ollama --base base -o read-{id}"),
+    "resize": Rival("resize {S}:task02 --target vllm -o read-{id}"),
+    "recipe": Rival(
+        "run --headless {S} --convert mlx --convert-tasks task02 --convert-path read-{id}"
+    ),
 }
 
 
@@ -141,6 +150,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     parser.add_argument("--sample", type=int, default=0, help="each pair once, at most so many")
     parser.add_argument("--only", default="", help="pairs with this in their names")
+    parser.add_argument("--points", type=int, default=0, help="of each pair, evenly spread")
     options = parser.parse_args()
     began = os.times()
     with tempfile.TemporaryDirectory() as folder:
@@ -167,6 +177,8 @@ def main() -> int:
             points = [(at, wait) for at in range(1, counts[words] + 1) for wait in (True, False)]
             if options.sample:
                 points = [points[number * 7 % len(points)]]
+            elif options.points:
+                points = points[number % 5 :: max(1, len(points) // options.points)]
             for at, wait in points:
                 tried_count[pair] += 1
                 for wrong in tried(bench, place, first, second, at, wait):

@@ -16,6 +16,7 @@ import argparse
 import io
 import json
 import logging
+import math
 import os
 import random
 import shutil
@@ -28,8 +29,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import vlora_engine.utils.outputs as outputs_module
-from tests.faults.commands import COMMANDS, Command, prepare
+from tests.faults.commands import COMMANDS, STATE, Command, make_demo_small, prepare
 from tests.faults.shim import KILLED, Faults
+from tests.witnesses.hub import Hub
 from vlora_engine.catalog.read import read_manifest
 from vlora_engine.utils.partials import former_path
 
@@ -62,13 +64,13 @@ def forked(work: Path, words: str, act: str = "count", at: int = 0) -> Outcome:
 
 
 def begin(work: Path, words: str, act: str = "count", at: int = 0, *, log: str = "said") -> int:
-    """Start a command line in a fork; ``!save S TASK`` is a program that removes and saves."""
+    """Start a command line in a fork; what starts with ``!`` is a program (`PROGRAMS`)."""
     for name in (log, f"{log}.count"):
         work.with_name(name).unlink(missing_ok=True)
-    shutil.rmtree(work.with_name("cache"), ignore_errors=True)
     process = os.fork()
     if process == 0:
-        _be_the_command(work, words, Faults(work, act, at), work.with_name(log))
+        faults = Faults(work, work.with_name("cache"), act=act, at=at)
+        _be_the_command(work, words, faults, work.with_name(log))
     return process
 
 
@@ -96,11 +98,12 @@ def _be_the_command(work: Path, words: str, faults: Faults, log: Path) -> None:
         sys.stdout = io.TextIOWrapper(io.FileIO(1, "w"), write_through=True)
         sys.stderr = io.TextIOWrapper(io.FileIO(2, "w"), write_through=True)
         faults.install()
-        code = _save(*words.split()[1:]) if words.startswith("!save") else _command(words)
+        program, *rest = words.split()
+        code = PROGRAMS[program](*rest) if program in PROGRAMS else _command(words)
     except BaseException:  # the judge reads of it
         traceback.print_exc()
     finally:
-        faults.root = "\0"  # what is written from here on is not the command's
+        faults.roots = ()  # what is written from here on is not the command's
         log.with_name(f"{log.name}.count").write_text(str(faults.count))
         os._exit(code)
 
@@ -117,14 +120,53 @@ def _save(place: str, task: str) -> int:
     from vlora_engine.shared_subspace import SharedSubspace
 
     logging.basicConfig()
-    opened = SharedSubspace.load(place)
-    opened.remove_task(task)
     try:
+        opened = SharedSubspace.load(place)
+        if task in opened.tasks:
+            opened.remove_task(task)
         opened.save(place)
     except VLoRAError as error:
         print("\n".join(error.lines()), file=sys.stderr)
         return error.exit_code
     return 0
+
+
+def _job(recipe: str) -> int:
+    """What `jobs start` does, the job in this very process; run again it resumes or is done."""
+    from vlora_engine.errors import VLoRAError
+    from vlora_tui.jobs.runner import run_job
+    from vlora_tui.jobs.store import JobStore
+    from vlora_tui.jobs.watch import State, look
+    from vlora_tui.pipeline import events
+    from vlora_tui.recipe.reader import load_recipe
+
+    events.PROGRESS_INTERVAL = math.inf  # one line of progress, however slow it is
+    try:
+        store = JobStore.open(Path("later"))
+        jobs = store.jobs()
+        if any(look(job).state is State.FINISHED for job in jobs):
+            return 0
+        job, lock = (jobs[-1], None) if jobs else store.create(load_recipe(Path(recipe)))
+        if lock is not None:
+            lock.release()
+        run_job(job.folder, listen=lambda event: None, cancelled=lambda: False)
+    except VLoRAError as error:
+        print("\n".join(error.lines()), file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _remove_job() -> int:
+    """Remove the one job that is there, by its id; where none is left, look at that."""
+    from vlora_tui.jobs.store import JobStore
+
+    store = JobStore.open(Path(STATE))
+    return max(
+        (_command(f"jobs --state-dir {STATE} remove {j.id}") for j in store.jobs()), default=0
+    )
+
+
+PROGRAMS = {"!save": _save, "!job": _job, "!remove-job": _remove_job}
 
 
 class Bench:
@@ -148,13 +190,34 @@ class Bench:
             finally:
                 sys.stdout, sys.stderr = told
                 os.chdir(before)
+        self._serve_hub()
+        make_demo_small()
         self._after: dict[str, tuple[dict[str, Tree | None], int]] = {}
         self._twice: dict[str, dict[str, Tree | None]] = {}
 
+    def _serve_hub(self) -> None:
+        """A Hub in a process of its own, which ends with this one."""
+        told, tells = os.pipe()
+        stays, ends = os.pipe()  # nobody writes: it is at its end when this process is
+        if os.fork() == 0:
+            try:
+                os.close(ends)
+                hub = Hub()
+                for name, place in (("plain", "in/task00"), ("several", "in"), ("space", "basis")):
+                    hub.add(f"org/{name}", self.start / place)
+                os.write(tells, json.dumps(hub.environment(self.folder / "cache" / "hf")).encode())
+                os.read(stays, 1)
+            finally:
+                os._exit(0)
+        os.close(stays)
+        os.environ |= json.loads(os.read(told, 1 << 16))
+        import huggingface_hub.hf_api  # noqa: F401  (after the variables, before the first fork)
+
     def fresh(self) -> Path:
-        """A copy of the start."""
+        """A copy of the start, with empty caches."""
         work = self.folder / "work"
-        shutil.rmtree(work, ignore_errors=True)
+        for folder in (work, self.folder / "cache"):
+            shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(self.start, work)
         return work
 
@@ -237,15 +300,24 @@ def _is(command: Command, work: Path, name: str, state: dict[str, Tree | None]) 
     former = former_path(work / name)
     hidden = outputs_module.exchange is _no_exchange and not (work / name).exists()
     now, wanted = tree(former if hidden else work / name), state[name]
+    if name == STATE:
+        return _jobs(now) == _jobs(wanted)
     if name != command.in_place or now is None or wanted is None:
         return now == wanted
     more = [f for f in now if f not in wanted and not f.startswith("tasks/") and f[0] != "."]
     return not more and all(now.get(f) == wanted[f] for f in wanted if f != "README.md")
 
 
+def _jobs(state: Tree | None) -> Tree:
+    """The files of jobs: what is hidden is none, and a lock may be taken and let go."""
+    files = (state or {}).items()
+    return {f: data for f, data in files if "/." not in f and not f.endswith("/lock")}
+
+
 def _inputs(work: Path, start: Path, command: Command) -> Iterator[str]:
     """What else lies there is as it was."""
-    changed = {name.split("/")[0] for name in (*command.outputs, command.in_place or "")}
+    written = (*command.outputs, *command.loose, command.in_place or "")
+    changed = {name.split("/")[0] for name in written}
     for place in sorted(start.iterdir()):
         if place.name not in changed and tree(place) != tree(work / place.name):
             yield f"{place.name} was changed"
@@ -261,7 +333,8 @@ def left_over(work: Path) -> list[str]:
         loose += [p for p in (index.parent / "tasks").iterdir() if p.name not in named]
         named = {file.name for file in manifest.files}
         loose += [p for p in index.parent.glob("*.safetensors") if p.name not in named]
-    return [str(p.relative_to(work)) for p in (*hidden, *loose)]
+    caches = [p for p in work.with_name("cache").rglob(".*.part*") if "hf" not in p.parts]
+    return [str(p.relative_to(work.parent)) for p in (*hidden, *loose, *caches)]
 
 
 def points(bench: Bench, acts: tuple[str, ...]) -> list[tuple[Command, str, int]]:

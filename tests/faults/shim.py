@@ -23,15 +23,15 @@ CALLS = (
 
 
 class Faults:
-    """Operations on the disk below ``root``, counted from 1; ``act`` says what the n-th one does.
+    """Operations on the disk below some roots, counted from 1; ``act`` says what the n-th does.
 
     Args:
         act: "count"; "kill" ends the process at once, a write half done; "stop" halts it; "short"
             writes half; a name of errno fails, and with "!" so does everything after it.
     """
 
-    def __init__(self, root: Path, act: str = "count", at: int = 0) -> None:
-        self.root, self.at, self.count = str(root), at, 0
+    def __init__(self, *roots: Path, act: str = "count", at: int = 0) -> None:
+        self.roots, self.at, self.count = tuple(str(root) for root in roots), at, 0
         self.act, self.lasts = act.rstrip("!"), act.endswith("!")
         self._descriptors: set[int] = set()
 
@@ -66,7 +66,7 @@ class Faults:
             return place in self._descriptors
         if options.get("dir_fd") is not None or options.get("src_dir_fd") is not None:
             return True
-        return os.path.abspath(os.fsdecode(place)).startswith(self.root)
+        return os.path.abspath(os.fsdecode(place)).startswith(self.roots)
 
     def _counted(self, call: Callable[..., Any], name: str) -> Callable[..., Any]:
         def counted(place: Any, *rest: Any, **options: Any) -> Any:

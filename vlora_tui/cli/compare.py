@@ -65,6 +65,7 @@ def diff(
     if fail_above is not None and not fail_above >= 0:
         raise ParameterError("--fail-above is a share, 0 or more.", found=str(fail_above))
     first, second = fetch_first(out, *two_adapters(places))
+    sheet.require_apart_from([first, second])
     modules = adapter_diff(open_adapter(first), open_adapter(second), space="delta")
     total = diff_total(modules)
     if space == "factors":
@@ -118,6 +119,7 @@ def analyze(
     check_thresholds(threshold, outliers)
     sheet = CsvFile(csv, out, force=force)
     collection = find_all(adapters, out, skip_bad=skip_bad)
+    sheet.require_apart_from(collection.places.values())
     require_several(list(collection.adapters))
     compared = read_all(collection, out, skip_bad=skip_bad)
     require_several(compared.names)

@@ -140,14 +140,20 @@ def _show_plan(out: Output, conversion: Conversion, *, allow_loss: bool, force: 
 
 def _show_written(out: Output, conversion: Conversion, written: Sequence[Converted]) -> None:
     rows = [
-        {"name": w.name or None, "path": str(w.path), "bytes": w.nbytes, "error": w.error}
+        {
+            "name": w.name or None,
+            "path": str(w.path),
+            "bytes": w.nbytes,
+            "error": None if w.skipped else w.error,
+            "skipped": w.skipped,
+        }
         for w in written
     ]
     notes = [note for w in written for note in w.notes]
     for note in notes:
         out.note(f"note: {note}")
     out.json("convert", {**conversion.as_dict(), "written": rows, "notes": notes, "dry_run": False})
-    _say_written(out, [{"to": conversion.to, "skipped": False, **row} for row in rows])
+    _say_written(out, [{"to": conversion.to, **row} for row in rows])
     for adapter in written:
         out.essence(str(adapter.path))
 

@@ -36,7 +36,7 @@ def coverage(
     if fail_below is not None and not 0 <= fail_below <= 1:
         raise ParameterError("--fail-below is a share, 0 to 1.", found=str(fail_below))
     sheet = CsvFile(csv, out, force=force)
-    rows = coverage_rows(subspace, adapters, out, skip_bad=skip_bad)
+    rows = coverage_rows(subspace, adapters, sheet, out, skip_bad=skip_bad)
     short = [row["name"] for row in rows if fail_below is not None and row["coverage"] < fail_below]
     out.json(
         "coverage",
@@ -59,7 +59,7 @@ def coverage(
 
 
 def coverage_rows(
-    subspace: str, adapters: list[str], out: Output, *, skip_bad: bool
+    subspace: str, adapters: list[str], sheet: CsvFile, out: Output, *, skip_bad: bool
 ) -> list[dict[str, Any]]:
     """Per adapter its shares as a whole and per module."""
     from vlora_engine.shared_subspace import SharedSubspace
@@ -67,8 +67,10 @@ def coverage_rows(
     from vlora_tui.cli.compare import find_all
 
     opened = SharedSubspace.load(subspace, lazy=True)
+    collection = find_all(adapters, out, skip_bad=skip_bad)
+    sheet.require_apart_from([subspace, *collection.places.values()])
     rows = []
-    for name, source in find_all(adapters, out, skip_bad=skip_bad).adapters.items():
+    for name, source in collection.adapters.items():
         try:
             modules = subspace_coverage(opened, source)
         except AdapterError as error:

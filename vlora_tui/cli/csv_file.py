@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -50,6 +51,17 @@ class CsvFile:
             self.path = expanded(target)
             check_output_file(self.path, force=force)
 
+    def require_apart_from(self, places: Iterable[str]) -> None:
+        """Refuse a file that is one of the inputs, before it is replaced.
+
+        Raises:
+            ParameterError: It is.
+        """
+        from vlora_tui.pipeline.inputs import require_apart_from
+
+        if self.path is not None:
+            require_apart_from([self.path], places)
+
     def write(self, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
         """Write the table: texts quoted where need be, figures so that they read back equal."""
         from vlora_engine.utils.files import write_file
@@ -58,10 +70,10 @@ class CsvFile:
             return
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(header)
+        lines: Iterable[Sequence[object]] = itertools.chain([header], rows)
         if self.path is None:  # perhaps a terminal: a name may hold what moves its cursor
-            rows = ([printable(x) if isinstance(x, str) else x for x in row] for row in rows)
-        writer.writerows(rows)
+            lines = ([printable(x) if isinstance(x, str) else x for x in row] for row in lines)
+        writer.writerows(lines)
         if self.path is None:
             sys.stdout.write(text.getvalue())
             return

@@ -63,6 +63,7 @@ def run_demo(
     from vlora_engine.catalog.scanner import scan
     from vlora_engine.demo import MANIFEST, make_demo_collection
     from vlora_engine.spectra.tables import Spectra
+    from vlora_engine.utils.output_checks import refuse_inside_output
     from vlora_tui.cli.execute import execute
     from vlora_tui.cli.flags import from_tables
     from vlora_tui.cli.spectra import cost_rows
@@ -77,6 +78,7 @@ def run_demo(
             "export": [{"path": f"{exported}/{{task}}"}],
         }
     )
+    refuse_inside_output(adapters)
     made = make_demo_collection(adapters, force=force)
     catalog = scan(adapters)
     story.begin(len(made.adapters), catalog)

@@ -141,7 +141,8 @@ def show_report(out: Output, report: Report) -> None:
 def _show_repaired(out: Output, repaired: Repaired) -> None:
     """Where a copy went, how many names changed, and what is still to be said of it."""
     names = plural(repaired.renamed, "module")
-    out.text(f"written to {printable(str(repaired.output))}: {names} renamed, all bits the same")
+    how = "skipped, the same is there already:" if repaired.skipped else "written to"
+    out.text(f"{how} {printable(str(repaired.output))}: {names} renamed, all bits the same")
     show_report(out, repaired.found)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -47,6 +49,7 @@ def execute(
     watcher = Watcher(out)
     listeners: list[Any] = [watcher]
     if events_file is not None:
+        check_events_file(events_file, recipe)
         listeners.append(open_events(events_file))
 
     def emit(event: events.Event) -> None:
@@ -78,7 +81,7 @@ def carry_out(recipe: Recipe, out: Output, writing: Writing) -> Watcher | None:
         return None
     if writing.dry_run:
         if writing.events_file is not None:
-            refuse_other_file(writing.events_file)
+            check_events_file(writing.events_file, recipe)
         dry_run(recipe, out, force=writing.force)
         return None
     return execute(recipe, out, force=writing.force, events_file=writing.events_file)
@@ -111,10 +114,9 @@ def open_events(path: Path) -> events.EventWriter:
     """The file that events are appended to.
 
     Raises:
-        StorageError: It cannot be opened. ParameterError: It holds something else than events.
+        StorageError: It cannot be opened.
     """
     try:
-        refuse_other_file(path)
         return events.EventWriter(path)
     except OSError as error:
         raise StorageError(
@@ -122,12 +124,29 @@ def open_events(path: Path) -> events.EventWriter:
         ) from None
 
 
-def refuse_other_file(path: Path) -> None:
-    """Refuse to append events to a file that holds something else, or to a directory.
+def check_events_file(path: Path, recipe: Recipe, spectra: Path | None = None) -> None:
+    """Refuse a place for events before anything is made there.
+
+    Args:
+        spectra: Where the run puts spectra, if they are its output.
 
     Raises:
-        ParameterError: It does. StorageError: It is one.
+        ParameterError: It is in an output, an adapter or a subspace, or holds something else.
+        StorageError: It is a directory.
     """
+    from vlora_engine.utils.output_checks import refuse_inside_output
+    from vlora_tui.jobs.store import outputs_of
+
+    refuse_inside_output(path)
+    for output in outputs_of(recipe, spectra):
+        pattern = re.escape(os.path.realpath(output)).replace(re.escape("{task}"), "[^/]+")
+        if re.match(rf"{pattern}(/|\Z)", os.path.realpath(path)):
+            raise ParameterError(
+                "The file for events would lie in an output.",
+                where=path,
+                found=f"it is in {output}",
+                remedy="choose a place beside it",
+            )
     if path.is_dir():
         raise StorageError(
             "The events file cannot be written: it is a directory.",

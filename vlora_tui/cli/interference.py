@@ -34,6 +34,7 @@ def interference(
 
     sheet = CsvFile(csv, out, force=force)
     collection = find_all(adapters, out, skip_bad=skip_bad)
+    sheet.require_apart_from(collection.places.values())
     require_several(list(collection.adapters))
     with Watcher(out) as watcher:
         report = check_adapters(collection.adapters, progress=watcher.on_progress)

@@ -38,13 +38,15 @@ def spectra(
 
     The figures are exact: they are what a build will store, but for the rounding of its dtype.
     """
+    from vlora_tui.cli.execute import check_events_file, execute
     from vlora_tui.cli.execute import dry_run as show_plan
-    from vlora_tui.cli.execute import execute
     from vlora_tui.cli.flags import from_tables, input_table
 
     require_device(device)
     recipe = from_tables({"input": input_table(adapters, names, skip_bad=skip_bad)})
     target = None if output is None else expanded(output).absolute()
+    if events_file is not None:
+        check_events_file(events_file, recipe, target)
     if dry_run:
         show_plan(recipe, out, force=force, also=[] if target is None else [target])
         return

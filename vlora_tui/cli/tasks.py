@@ -15,6 +15,7 @@ from vlora_tui.cli.output import Output
 from vlora_tui.utils.formatting import percent, plural, size
 
 if TYPE_CHECKING:
+    from vlora_engine.adapters.model import AdapterSource
     from vlora_engine.manifest.manifest import Manifest
 
 PROGRAM = "vlora-tui"
@@ -113,7 +114,7 @@ def _add_to(
     from vlora_engine.adapters.check import check_adapters
 
     check_adapters({name: source}).require()
-    for other in _add(Path(subspace), adapter, name, how):
+    for other in _add(Path(subspace), source, name, how):
         out.note(f"{other}: its original was not found; taken from the subspace")
     after = read_manifest(subspace)
     record = after.task(name)
@@ -211,13 +212,13 @@ def error_grown_most(before: Manifest, after: Manifest) -> tuple[str, float, flo
     return (name, before.tasks[name].error, after.tasks[name].error) if most > 1e-4 else None
 
 
-def _add(subspace: Path, adapter: str, name: str, how: str) -> list[str]:
-    """Add it; the tasks that were taken from their reconstructions."""
-    from vlora_engine.catalog.open import load_adapter
+def _add(subspace: Path, source: AdapterSource, name: str, how: str) -> list[str]:
+    """Add what was checked; the tasks that were taken from their reconstructions."""
+    from vlora_engine.adapters.model import to_memory
     from vlora_engine.shared_subspace import SharedSubspace
 
     opened = SharedSubspace.load(subspace, lazy=True)
-    weights = load_adapter(adapter)
+    weights = to_memory(source)
     if how == "project":
         # Beside coded tasks the basis is asked for: by itself an adapter would be coded.
         opened.add_task(opened.in_basis().project(weights, name, None))

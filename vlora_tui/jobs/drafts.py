@@ -193,6 +193,9 @@ class Drafts:
                 old = time.time() - lock.stat().st_mtime > OLD_SECONDS  # not one just being made
                 if old and not path.exists() and not _in_use(path):
                     lock.unlink(missing_ok=True)
+            for partial in self.folder.glob(".*.part-*"):  # of savings that were killed
+                if not _in_use(self.folder / partial.name[1:].partition(".part-")[0]):
+                    partial.unlink(missing_ok=True)
             return sorted(self.folder.glob("[!.]*.toml"))
         return []
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from vlora_engine.adapters.address import is_address
 from vlora_engine.errors import Cancelled, VLoRAError
+from vlora_engine.utils.file_names import SUBSPACE_INDEX
+from vlora_engine.utils.files import sha256_file
 from vlora_tui.jobs.control import DISCARD, discard_partial, layers
 from vlora_tui.jobs.devices import DeviceQueue, device_key
 from vlora_tui.jobs.joblock import JobLock, probe
@@ -150,19 +152,30 @@ def _make_run(job: Job, emit: JobEventLog, cancelled: Callable[[], bool]) -> Run
             target=None if info.spectra is None else Path(info.spectra),
             device=info.device,
         )
+    done, again = _done_before(job)
     return Run(
-        recipe, emit, force=info.force, job=job.id, cancelled=cancelled, done=_done_before(job)
+        recipe, emit, force=info.force, job=job.id, cancelled=cancelled, done=done, again=again
     )
 
 
-def _done_before(job: Job) -> frozenset[str]:
-    """What earlier attempts have put into its place: it is not made again."""
+def _done_before(job: Job) -> tuple[frozenset[str], bool]:
+    """What earlier attempts have put into its place, which is not made again; whether any began.
+
+    A subspace that was complete counts where it lies in its place: the job was killed before it
+    could say so.
+    """
     reader, timed_events = EventReader(job.events_path), list[TimedEvent]()
     while new := reader.poll():
         timed_events += new
-    return frozenset(
-        path for path in written_paths(timed_events) if is_address(path) or os.path.lexists(path)
-    )
+    told = [timed.event for timed in timed_events]
+    written = written_paths(timed_events)
+    for event in told:
+        if isinstance(event, events.SubspaceMade):
+            with suppress(VLoRAError):
+                if sha256_file(Path(event.path) / SUBSPACE_INDEX) == event.digest:
+                    written.add(event.path)
+    done = frozenset(path for path in written if is_address(path) or os.path.lexists(path))
+    return done, any(isinstance(event, events.Started) for event in told)
 
 
 def _end_of(error: BaseException) -> events.Event:

@@ -20,7 +20,7 @@ import shlex
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import metadata
@@ -41,14 +41,14 @@ from vlora_engine.utils.json_reader import JsonFile, JsonValue
 from vlora_engine.utils.reading import open_file, read_file, read_text
 from vlora_engine.utils.unfinished import kept_layers, spectra_partial
 from vlora_tui.jobs.identity import Identity, Starter, host_name, this_process
-from vlora_tui.jobs.joblock import JobLock, LockState, probe
+from vlora_tui.jobs.joblock import PATIENCE_SECONDS, JobLock, LockState, probe
 from vlora_tui.pipeline.events import SpectraBegun, is_time, read_events
 from vlora_tui.pipeline.unfinished import unfinished_build
 from vlora_tui.recipe.model import Recipe
 from vlora_tui.recipe.reader import load_recipe
 from vlora_tui.recipe.resolve import resolve
 from vlora_tui.utils import paths
-from vlora_tui.utils.locking import open_lock, try_lock
+from vlora_tui.utils.locking import open_lock, try_lock, waiting_lock
 
 SCHEMA = "vlora-tui/job"
 VERSION = 1
@@ -243,6 +243,8 @@ class JobStore:
         store = cls(Path(state_dir).expanduser().absolute() if state_dir else paths.state_dir())
         if write:
             store._try_out()
+            with store._alone():  # what killed ones left is deleted
+                pass
         return store
 
     def jobs(self) -> list[Job]:
@@ -309,7 +311,9 @@ class JobStore:
         kind = SPECTRA if is_spectra(recipe) else BUILD
         if device is None:
             device = recipe.compress.device if recipe.compress is not None else "auto"
-        job_id, new = self._new_folder()
+        with self._alone():
+            job_id, new = self._new_folder()
+            lock = self._lock_of_new(new)
         info = JobInfo(
             id=job_id,
             kind=kind,
@@ -325,15 +329,11 @@ class JobStore:
             started_by=this_process(),
         )
         try:
-            lock = JobLock.take(new / "lock")
-            try:
-                write_file(new / "recipe.toml", _utf8(recipe.to_toml()))
-                _write_info(new, info)
-                new.rename(self.folder / job_id)
-            except BaseException:
-                lock.release()
-                raise
+            write_file(new / "recipe.toml", _utf8(recipe.to_toml()))
+            _write_info(new, info)
+            new.rename(self.folder / job_id)
         except BaseException:
+            lock.release()
             shutil.rmtree(new, ignore_errors=True)
             raise
         return Job(self.folder / job_id, info), lock
@@ -361,6 +361,21 @@ class JobStore:
             ) from None
         shutil.rmtree(gone, ignore_errors=True)
 
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Nobody else makes a job meanwhile; what those left that were killed is deleted first."""
+        end = time.monotonic() + PATIENCE_SECONDS
+        with waiting_lock(
+            self.folder / ".lock",
+            cancelled=lambda: time.monotonic() > end,
+            waiting=lambda: None,
+        ) as held:
+            if held:
+                for left in (*self.folder.glob(".gone-*"), *self.folder.glob(".new-*")):
+                    if not probe(left / "lock").held:
+                        shutil.rmtree(left, ignore_errors=True)
+            yield
+
     def sizes(self) -> Iterator[tuple[Job, int]]:
         """The jobs, the oldest first, and the bytes of their directories."""
         for job in self.jobs():
@@ -383,14 +398,19 @@ class JobStore:
                 raise self._unusable(error) from None
             return job_id, new
 
+    def _lock_of_new(self, new: Path) -> JobLock:
+        try:
+            return JobLock.take(new / "lock")
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+
     def _try_out(self) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-            probe = self.folder / f".try-{os.getpid()}-{secrets.token_hex(2)}"
-            descriptor = open_lock(probe)
+            descriptor = open_lock(self.folder / ".lock")
             try:
-                os.unlink(probe)
-                try_lock(descriptor)
+                try_lock(descriptor, shared=True)
             finally:
                 os.close(descriptor)
         except OSError as error:

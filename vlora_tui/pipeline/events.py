@@ -158,6 +158,17 @@ class Chosen(Event, type="chosen"):
 
 
 @dataclass(frozen=True)
+class SubspaceMade(Event, type="subspace_made"):
+    """The subspace is complete and about to take its place; ``digest`` is its index's sha256.
+
+    Whoever goes on with a job that was killed here knows by it what lies there.
+    """
+
+    path: str
+    digest: str
+
+
+@dataclass(frozen=True)
 class SubspaceWritten(Event, type="subspace_written"):
     """The subspace is in its place; the figures are measured on what was stored."""
 

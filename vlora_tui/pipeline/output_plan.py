@@ -27,7 +27,7 @@ from vlora_engine.utils.naming import slugs
 from vlora_engine.utils.output_checks import check_output
 from vlora_tui.pipeline.inputs import Collection, require_apart_from
 from vlora_tui.pipeline.task_patterns import recipe_tasks
-from vlora_tui.recipe.model import Convert, Export, Merge, Recipe, Resize, is_path
+from vlora_tui.recipe.model import CACHE, Convert, Export, Merge, Recipe, Resize, is_path
 
 if TYPE_CHECKING:
     from vlora_engine.adapters.model import AdapterSource
@@ -35,12 +35,18 @@ if TYPE_CHECKING:
 
 
 def plan_outputs(
-    recipe: Recipe, collection: Collection, *, force: bool, done: frozenset[str] = frozenset()
+    recipe: Recipe,
+    collection: Collection,
+    *,
+    force: bool,
+    done: frozenset[str] = frozenset(),
+    again: bool = False,
 ) -> list[Path]:
     """Every path that the recipe is going to write, checked: apart, and not there yet.
 
     Those that are ``done`` may be there: an earlier attempt wrote them. So may those of several
-    exports and resizes: the command may simply be run again (`Writer`).
+    exports and resizes: the command may simply be run again (`Writer`). So may any adapter where
+    this goes on with a job, ``again``.
 
     Raises:
         NotFoundError: A task or adapter that an export or merge names is not there.
@@ -69,7 +75,11 @@ def plan_outputs(
         outputs += paths.values()
         if len(paths) > 1 or "{task}" in convert.path:
             repeatable |= set(paths.values())
+    if again:
+        repeatable |= set(outputs) - {Path(recipe.output or "")}
     read = [*collection.places.values(), recipe.input.subspace or ""]
+    if recipe.compress is not None and recipe.compress.spectra not in (None, CACHE):
+        read.append(str(recipe.compress.spectra))
     read += [name for m in recipe.merges for name in m.adapters if is_path(name)]
     require_apart_from(outputs, filter(None, read))
     for path in outputs:

@@ -16,7 +16,6 @@ from vlora_engine.convert.convert import convert as convert_planned
 from vlora_engine.convert.convert import plan as plan_conversion
 from vlora_engine.convert.formats import SUBSPACE_FORMATS
 from vlora_engine.convert.losses import Loss
-from vlora_engine.errors import OutputExistsError
 from vlora_engine.findings import Finding
 from vlora_engine.formats.rest_tensors import foreign_tensors
 from vlora_engine.targets import find_target
@@ -25,7 +24,8 @@ from vlora_engine.targets.save import save_adapter
 from vlora_engine.targets.shape import without_copies, without_foreign, without_rest
 from vlora_engine.targets.verify import verify_adapter, with_alpha
 from vlora_engine.utils.file_names import ADAPTER_CONFIG
-from vlora_engine.utils.files import directory_bytes, same_content
+from vlora_engine.utils.files import directory_bytes
+from vlora_engine.utils.output_checks import SameThere, keep_same
 from vlora_engine.utils.reading import read_text
 from vlora_engine.utils.run_context import RunContext
 from vlora_tui.pipeline import events
@@ -54,10 +54,6 @@ class _Saved:
     skipped: bool = False
 
 
-class _SameThere(Exception):
-    """Ends the writing of what is there already."""
-
-
 STOPPED = "Stopped as asked; what was finished before is complete."
 
 
@@ -67,8 +63,9 @@ class Writer:
 
     Between two it asks whether to stop. Everything is read back, where that is asked for, before it
     takes its place. Of several exports, resizes or conversions, those that are there already come
-    first: the same one stays as it is, another ends the work before anything new is written. Each
-    path goes to ``outputs`` once it is in its place.
+    first: the same one stays as it is, another ends the work before anything new is written. So
+    with all adapters where this goes on with a job, ``again``. Each path goes to ``outputs`` once
+    it is in its place.
     """
 
     recipe: Recipe
@@ -76,6 +73,7 @@ class Writer:
     emit: events.Emit
     context: RunContext
     done: frozenset[str] = frozenset()
+    again: bool = False
     outputs: list[str] = field(default_factory=list)
     _loaded: SharedSubspace | None = None
     _targets_reported: bool = False
@@ -197,24 +195,17 @@ class Writer:
             OutputExistsError: Something else is there. StorageError: It does not read back.
         """
         force, saved = self.context.force, _Saved()
-        there = repeatable and not force and os.path.lexists(path)
+        there = (repeatable or self.again) and not force and os.path.lexists(path)
 
         def check(made: Path) -> None:
             if verify:
                 saved.error = verify_adapter(weights, made, final=path)
-            if there and same_content(made, path):
-                raise _SameThere
             if there:
-                raise OutputExistsError(
-                    "Another adapter is in the place of an output; nothing was written there.",
-                    where=path,
-                    expected="nothing, or what this command writes: that would be left as it is",
-                    remedy="choose another output, or pass --force to replace it",
-                )
+                keep_same(made, path)
 
         try:
             write(weights, path, force=force or there, check=check, **settings)
-        except _SameThere:
+        except SameThere:
             saved.skipped = True
         return saved
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,10 +29,11 @@ from vlora_engine.errors import (
 )
 from vlora_engine.spectra.tables import Spectra
 from vlora_engine.utils.device import require_device
-from vlora_engine.utils.files import unwritten
+from vlora_engine.utils.file_names import SUBSPACE_INDEX
+from vlora_engine.utils.files import sha256_file, unwritten
 from vlora_engine.utils.locks import writing
 from vlora_engine.utils.output_checks import check_output
-from vlora_engine.utils.outputs import being_written
+from vlora_engine.utils.outputs import being_written, tidy
 from vlora_engine.utils.partials import kept, partial_path
 from vlora_engine.utils.run_context import RunContext
 from vlora_engine.utils.safetensors_file import write_error
@@ -69,6 +71,7 @@ class Run:
         job: Names the partial output, so that a later run finds it again.
         cancelled: Asked between layers and tasks; True ends the run with `events.Cancelled`.
         done: Outputs that an earlier attempt has put into their places; they are not made again.
+        again: Whether there was one; what is there and the same as is made now is left then.
     """
 
     recipe: Recipe
@@ -77,6 +80,7 @@ class Run:
     job: str = ALONE
     cancelled: CancelCheck = lambda: False
     done: frozenset[str] = frozenset()
+    again: bool = False
     outputs: list[str] = field(default_factory=list)
     collection: Collection = field(default_factory=Collection)
     _begun: Path | None = None  # the spectra that this run has begun to compute
@@ -148,8 +152,13 @@ class Run:
             require_device(recipe.compress.device)
         self.collection = gather(recipe, self._context)
         self._tell_collection()
-        planned = plan_outputs(self.recipe, self.collection, force=self.force, done=self.done)
+        planned = plan_outputs(
+            self.recipe, self.collection, force=self.force, done=self.done, again=self.again
+        )
         check_pushes(self.recipe, self.collection, planned)
+        for path in planned:
+            if str(path) in self.done:  # nobody writes there who would do it
+                tidy(path)
         outputs = self.outputs
         publisher = Publisher(
             self.recipe, self.collection, self.emit, self._context, self.done, outputs
@@ -157,7 +166,9 @@ class Run:
         publisher.require_open()
         self._require_room()
         self._make_subspace()
-        writer = Writer(self.recipe, self.collection, self.emit, self._context, self.done, outputs)
+        writer = Writer(
+            self.recipe, self.collection, self.emit, self._context, self.done, self.again, outputs
+        )
         writer.export_all()
         writer.merge_all()
         writer.resize_all()
@@ -182,6 +193,10 @@ class Run:
         elif recipe.quantize is not None:
             source = Path(str(recipe.input.subspace))
             self._tell_written(out, self._quantize(source, recipe.quantize, out))
+
+    def _tell_made(self, out: Path, made: Path) -> None:
+        if str(out) == self.recipe.output:  # what is yet to be packed is none
+            self.emit(events.SubspaceMade(str(out), sha256_file(made / SUBSPACE_INDEX)))
 
     def _tell_written(self, out: Path, figures: dict[str, Any]) -> None:
         self.outputs.append(str(out))
@@ -293,6 +308,7 @@ class Run:
             progress=self._on_progress,
             cancelled=self.cancelled,
             room=self._require_room,
+            made=partial(self._tell_made, out),
         )
         figures = report.as_dict()
         self._tell_resumed(report.reused_layers, len(report.layer_errors))
@@ -312,6 +328,7 @@ class Run:
             quantize.quantization(),
             self._context,
             tell=lambda text: self.emit(events.Remark(text, str(out), "quantize")),
+            made=partial(self._tell_made, out),
         )
         return manifest_figures(manifest)
 

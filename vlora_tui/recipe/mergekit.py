@@ -21,7 +21,7 @@ from vlora_engine.catalog.open import open_adapter
 from vlora_engine.errors import FileKindError, InputError, MissingPathError
 from vlora_engine.merging.methods import MERGE_METHODS
 from vlora_engine.merging.registry import MergeMethod
-from vlora_engine.utils.reading import read_text
+from vlora_engine.utils.reading import kind_error, read_text
 from vlora_tui.recipe.mergekit_methods import ALIASES, Alias
 
 _KEEPS_ALL = {"density": 1.0}  # mergekit keeps all where it is told nothing
@@ -97,6 +97,8 @@ class _Reader:
         import yaml
 
         try:
+            if odd := kind_error(self.path):
+                raise odd
             if self.path.stat().st_size > _LARGEST_FILE:
                 self.fail("This is no merge file: it is too large.", expected="at most 1 MiB")
             data = yaml.safe_load(read_text(self.path))

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from vlora_engine.adapters.address import FORM, AdapterRef, address_of_page, expanded, is_address
-from vlora_engine.errors import MissingPathError, ParameterError, VLoRAError
-from vlora_engine.formats.base import Format, Location, Probe, Registry
+from vlora_engine.errors import InputError, MissingPathError, ParameterError, VLoRAError
+from vlora_engine.formats.base import Format, Location, Probe, Registry, odd_file_error
 from vlora_engine.hub.fetch import local_path
 from vlora_engine.utils.partials import FORMER, how_to_put_back, output_of
 from vlora_engine.utils.safetensors_file import read_error
@@ -229,8 +229,10 @@ def _nearest(path: Path) -> Path | None:
     return path.parent / close[0] if close else None
 
 
-def nothing_error(path: Path) -> MissingPathError:
+def nothing_error(path: Path) -> InputError:
     """The error for a directory with no adapter in or below it."""
+    if odd := odd_file_error(path):
+        return odd
     try:
         empty = path.is_dir() and not any(path.iterdir())
     except OSError:

@@ -47,7 +47,7 @@ from vlora_engine.subspace.write import task_files, write_subspace
 from vlora_engine.utils.device import pick_device
 from vlora_engine.utils.files import discard
 from vlora_engine.utils.output_checks import check_output
-from vlora_engine.utils.outputs import publish, sole_writer
+from vlora_engine.utils.outputs import MadeCheck, publish, sole_writer
 from vlora_engine.utils.partials import partial_path
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback
 from vlora_engine.utils.run_context import RunContext
@@ -205,6 +205,7 @@ def build_subspace(
     progress: ProgressCallback | None = None,
     cancelled: CancelCheck | None = None,
     room: Callable[[int], None] | None = None,
+    made: MadeCheck | None = None,
     **named_targets: Any,
 ) -> BuildReport:
     """Compress ``sources`` (by task name) into the directory ``out``.
@@ -218,6 +219,7 @@ def build_subspace(
         unfinished: The partial directory, where it is not to be named after ``out``; on its disk.
         room: Of methods `own` and `auto`: told about how many bytes it is going to take, before any
             is written; it may raise.
+        made: Is shown the finished directory before it takes the place of ``out``; it may raise.
 
     Raises:
         CollectionError: Bad adapters. ParameterError, TargetError: k or the target.
@@ -244,8 +246,8 @@ def build_subspace(
             discard(entry)
         if wanted.is_coded:
             outlook = loaded.outlook() if loaded else None
-            return build_coded(partial, out, collection, wanted, outlook, run, room=room)
-        return _build_in(partial, out, collection, wanted, loaded, run)
+            return build_coded(partial, out, collection, wanted, outlook, run, room=room, made=made)
+        return _build_in(partial, out, collection, wanted, loaded, run, made)
 
 
 def _build_in(
@@ -255,6 +257,7 @@ def _build_in(
     wanted: CompressionTarget,
     spectra: Spectra | None,
     run: RunContext,
+    made: MadeCheck | None,
 ) -> BuildReport:
     def compute() -> Spectra:
         return _spectra_in(partial, collection, run)
@@ -283,6 +286,8 @@ def _build_in(
             spectra=plan.spectra,
         )
         require_unchanged(collection.sources.values())
+        if made is not None:
+            made(partial / RESULT)
         publish(partial / RESULT, out, within=partial, force=run.force)
     return report
 

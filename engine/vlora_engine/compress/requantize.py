@@ -25,6 +25,7 @@ from vlora_engine.subspace.loadings import Storage
 from vlora_engine.subspace.save import save
 from vlora_engine.subspace.tasks import TaskMap
 from vlora_engine.utils.output_checks import check_output
+from vlora_engine.utils.outputs import MadeCheck
 from vlora_engine.utils.run_context import RunContext
 
 _HALVINGS = 10
@@ -37,11 +38,13 @@ def quantize_subspace(
     run: RunContext = RunContext(),
     *,
     tell: Callable[[str], None] = lambda remark: None,
+    made: MadeCheck | None = None,
 ) -> Manifest:
     """Quantize the subspace in ``path`` into the directory ``out``.
 
     Args:
         tell: Given what there is to remark on it.
+        made: Is shown the finished directory before it takes the place of ``out``; it may raise.
 
     Raises:
         NotFoundError, CorruptFileError: Of the subspace that is read.
@@ -52,7 +55,7 @@ def quantize_subspace(
     check_output(out, force=run.force)
     space = load_space(path)
     space, remarks = requantize(space, quantization, run)
-    save(space, out, force=run.force)
+    save(space, out, force=run.force, check=made)
     for remark in remarks:
         tell(remark)
     return read_manifest(out)

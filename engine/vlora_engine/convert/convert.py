@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ from vlora_engine.targets.shape import without_foreign
 from vlora_engine.targets.verify import require_alike, verify_adapter
 from vlora_engine.utils.files import directory_bytes, discard
 from vlora_engine.utils.naming import slugs
-from vlora_engine.utils.output_checks import check_output, require_apart
+from vlora_engine.utils.output_checks import SameThere, check_output, keep_same, require_apart
 from vlora_engine.utils.outputs import MadeCheck, new_directory
 from vlora_engine.utils.progress import CancelCheck, Progress, ProgressCallback
 from vlora_engine.utils.run_context import RunContext
@@ -91,6 +92,7 @@ class Converted:
     Args:
         error: The largest relative error of dW of what was read against what was meant.
         notes: Remarks on names, or from computing its bases.
+        skipped: The same was there already, and stayed as it was.
     """
 
     name: str
@@ -98,6 +100,7 @@ class Converted:
     nbytes: int
     error: float
     notes: tuple[str, ...] = ()
+    skipped: bool = False
 
 
 def plan(
@@ -195,39 +198,48 @@ def convert(
 ) -> list[Converted]:
     """Write what was planned, read it again, and compare its dW with what was meant.
 
+    Of several adapters, those that are there already and the same are left as they are.
+
     Raises:
         ParameterError: Something serious would be lost, and not ``allow_loss``.
-        OutputExistsError: An output is there, and not ``force``.
+        OutputExistsError: An output is there, of several another one, and not ``force``.
         StorageError: What was written does not read back as what was meant.
         Cancelled: ``cancelled()`` became true between two adapters; nothing is left of them.
     """
     run = RunContext(progress, cancelled, force=force)
     refuse_losses(conversion, allow_loss)
+    several = len(conversion.outputs) > 1
     for path in conversion.outputs.values():
-        check_output(path, force=force)
+        check_output(path, force=force or several)
     if conversion.to not in ADAPTER_FORMATS:
         return [_subspace(conversion, run)]
     source = _opened(conversion)
     written: list[Converted] = []
     new = [path for path in conversion.outputs.values() if not os.path.lexists(path)]
+    old_first = sorted(conversion.outputs.items(), key=lambda item: item[1] in new)
     try:
-        for done, (name, path) in enumerate(conversion.outputs.items()):
+        for done, (name, path) in enumerate(old_first):
             run.stop_if_asked(STOPPED)
             run.report(STAGE, done, len(conversion.outputs), name)
             weights = source.reconstruct(name) if source else to_memory(conversion.adapters[name])
             if source:  # its index does not name the tensors beside A and B
                 found = losses_of(conversion.to, {name: MemorySource(weights)})
                 refuse_losses(replace(conversion, losses=found), allow_loss)
-            written.append(
-                write_adapter(
-                    conversion.to, weights, name, path, force=force,
+            there = path not in new and not force
+            check = partial(keep_same, final=path) if there else None
+            try:
+                made = write_adapter(
+                    conversion.to, weights, name, path, force=force or there, check=check,
                     base=conversion.base, dtype=conversion.dtype,
-                )
-            )  # fmt: skip
+                )  # fmt: skip
+            except SameThere:
+                made = Converted(name, path, directory_bytes(path), 0.0, skipped=True)
+            written.append(made)
     except (VLoRAError, OSError):
         _take_back([one.path for one in written if one.path in new])
         raise
-    return written
+    order = list(conversion.outputs)
+    return sorted(written, key=lambda one: order.index(one.name))
 
 
 def _take_back(paths: Sequence[Path]) -> None:

@@ -20,7 +20,7 @@ from vlora_engine.catalog.locate import existing_path
 from vlora_engine.errors import CorruptFileError, MissingPathError, VLoRAError
 from vlora_engine.utils.file_names import MODEL_CONFIG
 from vlora_engine.utils.json_reader import parse_json
-from vlora_engine.utils.reading import open_file
+from vlora_engine.utils.reading import kind_error, open_file
 from vlora_engine.utils.safetensors_file import FLOAT_DTYPES, read_error, read_header
 
 INDEX = "model.safetensors.index.json"
@@ -183,7 +183,7 @@ def read_base(place: str | Path) -> BaseFacts:
     is_folder = os.path.isdir(path)
     folder, config_path = (path, path / MODEL_CONFIG) if is_folder else (path.parent, path)
     if not os.path.isfile(config_path) or config_path.suffix != ".json":
-        raise MissingPathError(
+        raise kind_error(config_path) or MissingPathError(
             "There is no base model here.",
             where=path,
             expected=f"a model's directory with {MODEL_CONFIG}, or that file",
@@ -209,7 +209,7 @@ def weight_files(folder: Path) -> list[Path]:
         CorruptFileError: The index is not what it should be.
     """
     index = folder / INDEX
-    if not index.is_file():
+    if not os.path.lexists(index):
         return sorted(folder.glob("*.safetensors"))
     table = _read_json(index).get("weight_map")
     names = {str(name) for name in table.values()} if isinstance(table, dict) else set()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -131,7 +132,7 @@ def read_checkpoint(place: str | Path) -> Checkpoint:
     headers = {name: header for file in files for header in [read_header(file)]
                for name in header.entries}  # fmt: skip
     config: Mapping[str, Any] = {}
-    if path.is_dir() and (path / "config.json").is_file():
+    if path.is_dir() and os.path.lexists(path / "config.json"):
         config = read_base(path).config
     return Checkpoint(path, headers, config)
 

@@ -6,9 +6,9 @@ before the output takes its place.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from vlora_engine.errors import ParameterError, StorageError
 from vlora_engine.formats.peft_save import write_peft
 from vlora_engine.nn.base_modules import Reach, for_base
 from vlora_engine.utils.naming import printable, slugs
-from vlora_engine.utils.output_checks import check_output, require_apart
+from vlora_engine.utils.output_checks import SameThere, check_output, keep_same, require_apart
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Repaired:
         name: Of the adapter. path: Where it was read. output: Where it was written.
         renamed: How many of its modules have another name, or another key, than before.
         found: What the doctor finds about what was written.
+        skipped: The same was there already, and stayed as it was.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Repaired:
     output: Path
     renamed: int
     found: Report
+    skipped: bool = False
 
     @property
     def reach(self) -> Reach | None:
@@ -54,6 +56,7 @@ class Repaired:
             "path": printable(self.path),
             "output": printable(str(self.output)),
             "renamed": self.renamed,
+            "skipped": self.skipped,
             "applies": None if self.reach is None else self.reach.as_dict(),
             "findings": [finding.as_json() for finding in self.found.all_findings],
         }
@@ -70,6 +73,8 @@ def repair(
 ) -> list[Repaired]:
     """Write adapters that the doctor has looked at again, under the names that PEFT looks for.
 
+    Of several, those that are there already and the same are left as they are.
+
     Args:
         examined: Out of a `Report`.
         out: The directory to make; of several adapters the one that holds a directory for each.
@@ -82,7 +87,7 @@ def repair(
         ParameterError: A subspace is among them, the base has none of an adapter's modules, or an
             output is an input.
         AdapterError: One cannot be read.
-        OutputExistsError: An output is there, and not ``force``.
+        OutputExistsError: An output is there, of several another one, and not ``force``.
         StorageError: It cannot be written, or does not read back bit for bit.
     """
     for each in examined:
@@ -97,19 +102,24 @@ def repair(
     here = [existing_path(AdapterRef.parse(each.path)) for each in examined]
     require_apart(outputs, here)
     for output in outputs:
-        check_output(output, force=force)
+        check_output(output, force=force or len(outputs) > 1)
     for path in here:
         open_adapter(path, allow_unsupported=True)  # what cannot be read is said before all writing
-    repaired = []
-    for each, path, output in zip(examined, here, outputs, strict=True):
-        count = _write(path, output, base, force)
+    there = {output for output in outputs if not force and os.path.lexists(output)}
+    repaired: dict[Path, Repaired] = {}
+    for each, path, output in sorted(
+        zip(examined, here, outputs, strict=True), key=lambda one: one[2] not in there
+    ):
+        count, skipped = _write(path, output, base, force=force, there=output in there)
         found = diagnose(output, target=target, base=base, read_tensors=read_tensors)
-        repaired.append(Repaired(each.name, each.path, output, count, found))
-    return repaired
+        repaired[output] = Repaired(each.name, each.path, output, count, found, skipped)
+    return [repaired[output] for output in outputs]
 
 
-def _write(path: Path, output: Path, base: BaseFacts | None, force: bool) -> int:
-    """Write one adapter; how many modules have another name or key in the new file."""
+def _write(
+    path: Path, output: Path, base: BaseFacts | None, *, force: bool, there: bool
+) -> tuple[int, bool]:
+    """Write one adapter; how many modules have another name or key then, and if it was there."""
     source = open_adapter(path, allow_unsupported=True)
     odd: frozenset[str] = getattr(source, "odd", frozenset())
     weights = load_adapter(path, allow_unsupported=True)
@@ -124,8 +134,18 @@ def _write(path: Path, output: Path, base: BaseFacts | None, force: bool) -> int
                 found=weights.layer_names[0],
                 remedy="name the base that it was trained on with --base",
             )
-    write_peft(named, output, force=force, check=partial(_require_same_bits, named))
-    return len(odd | (source.modules.keys() - named.lora_a.keys()))
+
+    def check(made: Path) -> None:
+        _require_same_bits(named, made)
+        if there:
+            keep_same(made, output)
+
+    skipped = False
+    try:
+        write_peft(named, output, force=force or there, check=check)
+    except SameThere:
+        skipped = True
+    return len(odd | (source.modules.keys() - named.lora_a.keys())), skipped
 
 
 def _require_same_bits(meant: LoRAWeights, made: Path) -> None:

@@ -16,6 +16,7 @@ from vlora_engine.utils.file_names import SUBSPACE_INDEX
 from vlora_engine.utils.files import sha256_file
 from vlora_engine.utils.locks import is_held
 from vlora_engine.utils.outputs import strays
+from vlora_engine.utils.reading import kind_error
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,7 +79,10 @@ def _file_findings(manifest: Manifest) -> Iterator[Finding]:
     listed |= {f"tasks/{t.file}": (t.sha256, t.nbytes) for t in manifest.tasks.values()}
     for name, (sha256, nbytes) in listed.items():
         file = manifest.path / name
-        if not file.is_file():
+        if odd := kind_error(file):
+            what = f"{odd.what[:-1]}: {odd.found}."
+            yield Finding("file-kind", "error", what, f"remove it, and {RESTORE}", file=name)
+        elif not file.is_file():
             yield Finding("file-missing", "error", "The file is missing.", RESTORE, file=name)
         elif file.stat().st_size != nbytes:
             what = f"The file has {file.stat().st_size} bytes; the index says {nbytes}."

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vlora_engine.adapters.model import AdapterSource, ModuleShape, content_digest
 from vlora_engine.adapters.unchanged import file_states
-from vlora_engine.errors import MissingPathError, VLoRAError
+from vlora_engine.errors import FileKindError, MissingPathError, VLoRAError
 from vlora_engine.findings import Finding
 from vlora_engine.formats.config import parse_config, read_config_bytes
 from vlora_engine.formats.contents import SafetensorsContents
 from vlora_engine.formats.layout import Described
-from vlora_engine.utils.file_names import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from vlora_engine.utils.file_names import ADAPTER_CONFIG, ADAPTER_GGUF, ADAPTER_WEIGHTS, MLX_FILE
 from vlora_engine.utils.partials import how_to_put_back
+from vlora_engine.utils.reading import kind_error
 from vlora_engine.utils.safetensors_file import read_error
 
 if TYPE_CHECKING:
@@ -89,6 +90,12 @@ class FileAdapter:
 def _config_at(path: Path) -> list[Path]:
     config = path / ADAPTER_CONFIG
     return [config] if config.is_file() else []
+
+
+def odd_file_error(directory: Path) -> FileKindError | None:
+    """The error for something else in the place of an adapter's file; None where all are files."""
+    names = (ADAPTER_CONFIG, *ADAPTER_WEIGHTS, ADAPTER_GGUF, MLX_FILE)
+    return next(filter(None, (kind_error(directory / name) for name in names)), None)
 
 
 class Format(Protocol):

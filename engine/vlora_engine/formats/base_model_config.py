@@ -12,6 +12,7 @@ from vlora_engine.adapters.address import expanded
 from vlora_engine.errors import AdapterError, CorruptFileError, MissingPathError
 from vlora_engine.formats.config import parse_config, read_config_bytes, shown
 from vlora_engine.utils.file_names import MODEL_CONFIG
+from vlora_engine.utils.reading import kind_error
 
 _MENDS = "name the base model's folder, or its config.json: --base DIR"
 
@@ -52,7 +53,7 @@ def find_base(named: str | Path | None, base_model: str | None) -> BaseConfig:
         path = expanded(str(named))
         config_file = path / MODEL_CONFIG if os.path.isdir(path) else path
         if not os.path.isfile(config_file):
-            raise MissingPathError(
+            raise kind_error(config_file) or MissingPathError(
                 "There is no config of a base model here.",
                 where=named,
                 expected=f"a folder with {MODEL_CONFIG}, or that file",
@@ -78,7 +79,7 @@ def known_base(base_model: str | None) -> Path | None:
     if not base_model or "\0" in base_model:
         return None
     local = expanded(base_model) / MODEL_CONFIG
-    if os.path.isfile(local):
+    if os.path.lexists(local):
         return local
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError

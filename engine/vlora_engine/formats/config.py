@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from vlora_engine.adapters.module_names import WRAPPERS, without_wrappers
-from vlora_engine.errors import AdapterError, CorruptFileError, UnsupportedAdapterError
+from vlora_engine.errors import AdapterError, CorruptFileError, InputError, UnsupportedAdapterError
 from vlora_engine.formats.config_fields import ALORA
 from vlora_engine.formats.patterns import PatternTable
 from vlora_engine.utils.json_reader import parse_json
-from vlora_engine.utils.reading import open_file
+from vlora_engine.utils.reading import kind_error, open_file
 from vlora_engine.utils.safetensors_file import LFS_POINTER, lfs_pointer_error, read_error
 
 MAX_CONFIG_BYTES = 4_000_000
@@ -91,9 +91,9 @@ def endless(config: Mapping[str, Any]) -> str | None:
     return None
 
 
-def missing_config_error(path: Path) -> AdapterError:
+def missing_config_error(path: Path) -> InputError:
     """The error for an adapter without its config."""
-    return AdapterError(
+    return kind_error(path) or AdapterError(
         "The adapter has no adapter_config.json: its scale is not known.",
         where=path,
         expected="a JSON object with peft_type, r, lora_alpha, target_modules",

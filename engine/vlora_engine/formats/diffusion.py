@@ -39,17 +39,22 @@ _REFUSED = (
 )
 
 
+_PIPELINE = re.compile(
+    r"\.processor\.|^unet\.|^text_encoder(_2|_3)?\.|^transformer\.|^diffusion_model\."
+)
+_LORA_OF_IT = re.compile(
+    r"(lora_[AB]\.weight|[._]lora\.(down|up)\.weight|lora_(down|up)\.weight"
+    r"|lora_linear_layer\.(down|up)\.weight)$"
+)
+
+
 def _kohya_marks(keys: Any, metadata: Mapping[str, str]) -> bool:
     return any(re.search(r"^lora_\w+\.lora_(down|up)\.weight$", key) for key in keys)
 
 
 def _diffusers_marks(keys: Any, metadata: Mapping[str, str]) -> bool:
-    pattern = re.compile(
-        r"(\.processor\.|^unet\.|^text_encoder(_2|_3)?\.|^transformer\.|^diffusion_model\.).*"
-        r"(lora_[AB]\.weight|[._]lora\.(down|up)\.weight|lora_(down|up)\.weight"
-        r"|lora_linear_layer\.(down|up)\.weight)$"
-    )
-    return any(pattern.search(key) for key in keys)
+    # One after the other: in one pattern, a long name would be searched from each of its parts.
+    return any((m := _PIPELINE.search(key)) and _LORA_OF_IT.search(key, m.end()) for key in keys)
 
 
 def _numbered_marks(keys: Any, metadata: Mapping[str, str]) -> bool:

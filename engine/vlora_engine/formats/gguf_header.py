@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vlora_engine.errors import CorruptFileError, UnsupportedAdapterError
+from vlora_engine.errors import CorruptFileError, FileKindError, UnsupportedAdapterError
 from vlora_engine.quantization.dtypes import Q8_0, Q8_0_BLOCK, Q8_0_BYTES
 from vlora_engine.utils.reading import open_file
 from vlora_engine.utils.safetensors_file import (
@@ -58,6 +58,8 @@ def is_gguf(path: Path) -> bool:
     try:
         with open_file(path) as file:
             return file.read(4) == MAGIC
+    except FileKindError:  # whoever reads it says what it is
+        return path.suffix == ".gguf"
     except OSError:
         return False
 

@@ -17,8 +17,8 @@ from vlora_engine.formats.contents import Contents
 from vlora_engine.formats.layout import Described
 from vlora_engine.formats.peft_save import ORIGIN
 from vlora_engine.formats.plain import Parts, PlainFormat, paired, unreadable_number
+from vlora_engine.utils.file_names import MLX_FILE
 
-MLX_FILE = "adapters.safetensors"
 MLX_SCALE = 20.0  # MLX-LM's default
 _FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<side>[ab])\Z")
 _EMBEDDINGS = frozenset({"embed_tokens", "wte", "tok_embeddings", "word_embeddings"})

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from vlora_engine.adapters.model import LoRAWeights, padded
 from vlora_engine.errors import UnsupportedAdapterError
-from vlora_engine.formats.mlx import MLX_FILE
 from vlora_engine.formats.peft_save import ORIGIN
 from vlora_engine.formats.provenance import CARD, KEY, recorded
-from vlora_engine.utils.file_names import ADAPTER_CONFIG
+from vlora_engine.utils.file_names import ADAPTER_CONFIG, MLX_FILE
 from vlora_engine.utils.files import write_file, write_json
 from vlora_engine.utils.outputs import MadeCheck, new_directory
 from vlora_engine.utils.tensor_writer import write_tensors

@@ -11,7 +11,7 @@ from vlora_engine.adapters.model import AdapterSource
 from vlora_engine.adapters.module_names import plain_rest
 from vlora_engine.errors import AdapterError, MissingPathError, UnsupportedAdapterError, VLoRAError
 from vlora_engine.formats.adapter_findings import adapter_findings, opaque_findings, pickle_findings
-from vlora_engine.formats.base import PICKLES, Inspection, Probe
+from vlora_engine.formats.base import PICKLES, Inspection, Probe, odd_file_error
 from vlora_engine.formats.config import (
     Settings,
     Variant,
@@ -87,7 +87,7 @@ class PeftFormat:
 
 def _weights(probe: Probe) -> Path:
     if probe.weights is None:
-        raise MissingPathError(
+        raise odd_file_error(probe.directory) or MissingPathError(
             "The adapter has a config but no tensors.",
             where=probe.path,
             expected=" or ".join(ADAPTER_WEIGHTS),

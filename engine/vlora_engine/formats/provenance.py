@@ -20,7 +20,7 @@ from vlora_engine.adapters.provenance import Origin
 from vlora_engine.errors import VLoRAError
 from vlora_engine.formats.adapter_findings import looks_local
 from vlora_engine.formats.gguf_header import is_gguf, read_gguf_header
-from vlora_engine.utils.file_names import ADAPTER_CONFIG, ADAPTER_GGUF, ADAPTER_WEIGHTS
+from vlora_engine.utils.file_names import ADAPTER_CONFIG, ADAPTER_GGUF, ADAPTER_WEIGHTS, MLX_FILE
 from vlora_engine.utils.files import sha256_file
 from vlora_engine.utils.reading import open_file
 from vlora_engine.utils.safetensors_file import (
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 KEY = "vlora_tui.provenance"
 CARD = "README.md"
 TOOL = f"vlora-tui {__version__}"
-_MLX = "adapters.safetensors"
 _TENSORS = (".safetensors", ".gguf", ".bin", ".pt", ".ckpt")
 _LONGEST = 4_000_000  # characters of a record that are parsed
 _FEW = 12  # sources that a card names one by one
@@ -157,7 +156,7 @@ def tensor_file(path: Path) -> Path | None:
     """The file of an adapter that may hold a record."""
     if not path.is_dir():
         return path if path.is_file() else None
-    names = (ADAPTER_WEIGHTS[0], ADAPTER_GGUF, _MLX)
+    names = (ADAPTER_WEIGHTS[0], ADAPTER_GGUF, MLX_FILE)
     return next((path / name for name in names if (path / name).is_file()), None)
 
 
@@ -191,7 +190,7 @@ def files_of(place: Path) -> dict[str, Path]:
     """The files of an adapter that say what it is, by the name they are recorded under."""
     if not place.is_dir():
         return {"weights": place} if place.is_file() else {}
-    names = (ADAPTER_CONFIG, *ADAPTER_WEIGHTS, ADAPTER_GGUF, _MLX)
+    names = (ADAPTER_CONFIG, *ADAPTER_WEIGHTS, ADAPTER_GGUF, MLX_FILE)
     found = {name: place / name for name in names if (place / name).is_file()}
     if ADAPTER_WEIGHTS[0] in found:  # a pickle beside it is never read
         found.pop(ADAPTER_WEIGHTS[1], None)

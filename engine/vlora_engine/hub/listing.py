@@ -17,7 +17,7 @@ from vlora_engine.utils.reading import read_text
 
 MAX_DEPTH = 4
 CARD = "README.md"
-_WEIGHTS = (*file_names.ADAPTER_WEIGHTS, "adapters.safetensors")
+_WEIGHTS = (*file_names.ADAPTER_WEIGHTS, file_names.MLX_FILE)
 _BASE_SHARD = re.compile(r"-\d+-of-\d+\.safetensors$|^model\.safetensors$|^consolidated")
 _MODEL_CONFIGS = (file_names.MODEL_CONFIG, "model_index.json")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from vlora_engine.adapters.address import AdapterRef
 from vlora_engine.errors import ParameterError
 from vlora_engine.hub.fetch import Fetched, fetch
-from vlora_engine.utils.output_checks import check_output
+from vlora_engine.utils.output_checks import check_output, require_apart
 from vlora_engine.utils.outputs import new_directory
 from vlora_engine.utils.progress import CancelCheck, ProgressCallback
 
@@ -26,6 +26,7 @@ def pull(
     Raises:
         ParameterError: The address names a task, which is exported and not pulled.
         OutputExistsError: ``out`` is there, and not ``force``.
+        ParameterError: ``out`` is, contains or lies in the place in the Hub's cache.
         NotFoundError, HubAccessError, HubError, StorageError, Cancelled: As `fetch`.
     """
     if address.task is not None:
@@ -38,6 +39,7 @@ def pull(
     check_output(final, force=force)
     found = fetch(address, progress=progress, cancelled=cancelled)
     start = f"{found.address.subfolder}/" if found.address.subfolder else ""
+    require_apart([final], [found.path])
     with new_directory(final, force=force) as directory:
         for name in found.files:
             target = directory / name.removeprefix(start)

@@ -7,6 +7,7 @@ method `columns` here; there is no mean. k may differ per group. Adapters are th
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,7 +88,7 @@ def _adapter_directories(root: Path, depth: int) -> Iterator[Path]:
     except (FileNotFoundError, NotADirectoryError):
         return
     for entry in below:
-        if (entry / LOADINGS_FILE).is_file():
+        if os.path.lexists(entry / LOADINGS_FILE):
             yield entry
         elif depth > 1 and not entry.is_symlink():
             yield from _adapter_directories(entry, depth - 1)
@@ -95,7 +96,8 @@ def _adapter_directories(root: Path, depth: int) -> Iterator[Path]:
 
 def _open_task(task_directory: Path, name: str, index: Mapping[str, Any]) -> ShareTask:
     findings = []
-    meta = read_index(task_directory / META_FILE) if (task_directory / META_FILE).is_file() else {}
+    meta_file = task_directory / META_FILE
+    meta = read_index(meta_file) if os.path.lexists(meta_file) else {}
     config = meta.get("original_config")
     if not isinstance(config, dict) or not config:
         config = _config_of_all(index)
@@ -113,7 +115,7 @@ def _open_task(task_directory: Path, name: str, index: Mapping[str, Any]) -> Sha
         name=name,
         directory=task_directory,
         loadings=read_header(task_directory / LOADINGS_FILE),
-        heads=read_header(heads) if heads.is_file() else None,
+        heads=read_header(heads) if os.path.lexists(heads) else None,
         config=config,
         settings=read_settings(config, task_directory / META_FILE),
         source=source if isinstance(source, str) else None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -194,7 +195,7 @@ class ShareStore(PeerStore):
 
     def rest(self, record: TaskRecord) -> dict[str, Tensor]:
         path = self.manifest.path / record.file / HEADS_FILE
-        if not path.is_file():
+        if not os.path.lexists(path):
             return {}
         header = self._header(path)
         return {name: read_tensor(header, name) for name in sorted(header.entries)}

@@ -12,7 +12,7 @@ from typing import Any
 
 from vlora_engine.adapters.model import Kind, form_word
 from vlora_engine.compression_target import DEFAULT_BASIS_METHOD
-from vlora_engine.errors import UnknownTaskError
+from vlora_engine.errors import FileKindError, UnknownTaskError
 from vlora_engine.findings import Finding
 from vlora_engine.manifest.coded_index import pack_layers, pack_tasks
 from vlora_engine.manifest.coding import Coding
@@ -414,6 +414,8 @@ def is_own_subspace(path: Path) -> bool:
     try:
         with open_file(path / SUBSPACE_INDEX) as file:
             return f'"{FORMAT}"'.encode() in file.read(200)
+    except FileKindError:  # whoever reads it says what it is
+        return True
     except OSError:
         return False
 

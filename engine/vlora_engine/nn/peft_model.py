@@ -33,6 +33,7 @@ from vlora_engine.formats.peft_save import peft_config, peft_tensors
 from vlora_engine.quantization.dtypes import AUTO_DTYPE, DTYPES, STORAGE_DTYPES
 from vlora_engine.utils.device import pick_device
 from vlora_engine.utils.file_names import ADAPTER_CONFIG, MODEL_CONFIG
+from vlora_engine.utils.reading import kind_error
 from vlora_engine.utils.safetensors_file import torch_dtype
 
 logger = logging.getLogger(__name__)
@@ -330,7 +331,7 @@ def _folder_or_id(base: str) -> str:
     if path.is_dir():
         if (path / MODEL_CONFIG).is_file():
             return str(path)
-        raise NotFoundError(
+        raise kind_error(path / MODEL_CONFIG) or NotFoundError(
             "There is no model in this folder.",
             where=path,
             expected="config.json, as transformers' save_pretrained writes it",

@@ -20,7 +20,7 @@ from vlora_engine.utils.files import write_json
 from vlora_engine.utils.json_reader import JsonFile
 from vlora_engine.utils.outputs import new_directory
 from vlora_engine.utils.partials import how_to_put_back
-from vlora_engine.utils.reading import read_file
+from vlora_engine.utils.reading import kind_error, read_file
 from vlora_engine.utils.safetensors_file import read_header, read_tensor
 from vlora_engine.utils.tensor_writer import write_tensors
 
@@ -189,7 +189,7 @@ class TaskRouter(nn.Module):
         """
         folder = Path(path)
         if not (folder / ROUTER_INDEX).is_file():
-            raise MissingPathError(
+            raise kind_error(folder / ROUTER_INDEX) or MissingPathError(
                 "There is no router here.",
                 where=folder,
                 expected=ROUTER_INDEX,

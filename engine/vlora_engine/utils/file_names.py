@@ -9,6 +9,7 @@ SHARE_INDEX = "share_config.json"  # of lorashare
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")  # the preferred one first
 ADAPTER_GGUF = "adapter.gguf"
+MLX_FILE = "adapters.safetensors"
 ROUTER_INDEX = "router.json"
 BASIS_FILE = "basis.safetensors"
 COMPONENTS_FILE = "components.safetensors"  # of the basis beside coded tasks

@@ -21,6 +21,7 @@ from vlora_engine.utils.file_names import (
     SUBSPACE_INDEX,
     VLORA_INDEX,
 )
+from vlora_engine.utils.files import same_content
 from vlora_engine.utils.partials import put_back
 from vlora_engine.utils.reading import read_file
 
@@ -88,14 +89,8 @@ def check_output_file(path: Path, *, force: bool = False) -> None:
         OutputExistsError: Something is there; with ``force``, something other than a file.
         ParameterError: It would lie in an adapter, a subspace or spectra.
     """
-    lies_in_output = is_output(Path(os.path.realpath(path)).parent)
     if not os.path.lexists(path) or (force and path.is_file()):
-        if lies_in_output:
-            raise ParameterError(
-                "An output would lie in an adapter, a subspace or spectra.",
-                where=path,
-                remedy="choose a place beside it",
-            )
+        refuse_inside_output(path)
         return
     raise OutputExistsError(
         "The output already exists; nothing was written.",
@@ -103,8 +98,52 @@ def check_output_file(path: Path, *, force: bool = False) -> None:
         expected="a file, or nothing",
         found="a file" if path.is_file() else "a directory" if path.is_dir() else "no file",
         remedy="choose another output, or replace it with --force (in Python force=True)"
-        if path.is_file() and not lies_in_output
+        if path.is_file() and _output_around(path) is None
         else "choose another output",
+    )
+
+
+def refuse_inside_output(path: Path) -> None:
+    """Refuse a place in an adapter, a subspace or spectra, however deep: it would change them.
+
+    Raises:
+        ParameterError: It is in one.
+    """
+    if around := _output_around(path):
+        raise ParameterError(
+            "An output would lie in an adapter, a subspace or spectra.",
+            where=path,
+            found=f"it is in {around}",
+            remedy="choose a place beside it",
+        )
+
+
+def _output_around(path: Path) -> Path | None:
+    return next((p for p in Path(os.path.realpath(path)).parents if is_output(p)), None)
+
+
+class SameThere(Exception):
+    """Ends the writing of what is there already."""
+
+
+def keep_same(made: Path, final: Path) -> None:
+    """Leave ``final`` where it is what was just made: a command of several can be run again.
+
+    It is the last check before ``made`` takes its place.
+
+    Raises:
+        SameThere: They are the same, byte for byte.
+        OutputExistsError: ``final`` is another.
+    """
+    if is_empty_directory(final):
+        return
+    if same_content(made, final):
+        raise SameThere
+    raise OutputExistsError(
+        "Another adapter is in the place of an output; nothing was written there.",
+        where=final,
+        expected="nothing, or what this command writes: that would be left as it is",
+        remedy="choose another output, or pass --force to replace it",
     )
 
 
@@ -121,20 +160,28 @@ def require_apart(
     """
     # Through links, and as links: neither may lead an output onto an input.
     read = {form for path in inputs for form in _forms(path)}
+    # One thing may have several names: hard links, mounts, disks that know no case.
+    things = {_identity(path): path for path in read}
+    around = {above: path for path in read for above in path.parents}
+    around_things = {_identity(above): path for above, path in around.items()}
+    for known in (things, around_things):
+        known.pop(_NOTHING, None)
     for i, output in enumerate(outputs):
         others = {form for j, path in enumerate(outputs) if j != i for form in _forms(path)}
         for path in _forms(output):
             if path in others:
                 raise ParameterError("Two outputs go to one place.", where=output)
-            if path in read:
+            if path in read or _identity(path) in things:
                 raise ParameterError(
                     f"An output is {called}.",
                     where=output,
                     remedy="choose another output; nothing is changed in place",
                 )
             above = set(path.parents)
+            above |= {things[i] for i in map(_identity, path.parents) if i in things}
+            held = around_things.get(_identity(path))
             for other in sorted({*read, *others}):
-                if other in above or path in other.parents:
+                if other in above or path in other.parents or other == held:
                     inside = f"it is in {other}" if other in above else f"{other} is in it"
                     raise ParameterError(
                         "An output lies inside another path of this work, or that in it.",
@@ -142,6 +189,18 @@ def require_apart(
                         found=inside,
                         remedy="choose an output beside it",
                     )
+
+
+_NOTHING = (0, 0)
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """What the system knows a file or directory by: its disk and its number there."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return _NOTHING
+    return status.st_dev, status.st_ino
 
 
 def _forms(path: Path) -> set[Path]:

@@ -273,6 +273,12 @@ def sweep(final: Path) -> None:
             unlock(lock)
 
 
+def tidy(final: Path) -> None:
+    """`sweep` an output that is not written again, unless somebody else is writing it."""
+    with suppress(ConflictError, OSError), writing(final):
+        sweep(final)
+
+
 def _hidden(folder: Path, name: str = "*") -> Iterator[Path]:
     """The unfinished and the former forms of an output, or of all, in a folder."""
     exact = "*" if name == "*" else glob.escape(name)

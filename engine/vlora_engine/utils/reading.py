@@ -16,6 +16,7 @@ from vlora_engine.errors import FileKindError
 
 MOST_TEXT = 1 << 28  # bytes of a JSON, TOML or YAML file that is read as a whole
 _KINDS = {
+    stat.S_IFDIR: "a directory",
     stat.S_IFIFO: "a named pipe",
     stat.S_IFSOCK: "a socket",
     stat.S_IFCHR: "a device",
@@ -34,6 +35,8 @@ def open_descriptor(path: str | Path) -> int:
         status = os.stat(path)
     except ValueError:  # a NUL, or half a surrogate pair
         raise OSError(errno.EILSEQ, "no file can have such a name", ascii(str(path))) from None
+    except OSError as error:
+        raise _link_error(path, error) or error from None
     _check_kind(path, status)
     flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
     descriptor = os.open(path, flags)
@@ -81,10 +84,24 @@ def read_text(path: str | Path, most: int = MOST_TEXT) -> str:
     return read_file(path, most).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
 
 
+def kind_error(path: str | Path) -> FileKindError | None:
+    """The error for what stands in a file's place and is none; None for a file, or nothing.
+
+    Whoever looks for a file by name and does not find one asks this before it says "missing".
+    """
+    try:
+        _check_kind(path, os.stat(path))
+    except FileKindError as error:
+        return error
+    except OSError as error:
+        return _link_error(path, error)
+    except ValueError:  # no file can have such a name
+        pass
+    return None
+
+
 def _check_kind(path: str | Path, status: os.stat_result) -> None:
     kind = stat.S_IFMT(status.st_mode)
-    if kind == stat.S_IFDIR:
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if kind != stat.S_IFREG:
         raise FileKindError(
             "This is no regular file.",
@@ -94,3 +111,18 @@ def _check_kind(path: str | Path, status: os.stat_result) -> None:
             remedy="remove it, or put the file there",
             code="corrupt-file",
         )
+
+
+def _link_error(path: str | Path, error: OSError) -> FileKindError | None:
+    """The error for a symbolic link without a file at its end; None for anything else."""
+    if error.errno not in (errno.ENOENT, errno.ELOOP) or not os.path.islink(path):
+        return None
+    return FileKindError(
+        "The symbolic link leads nowhere."
+        if error.errno == errno.ENOENT
+        else "The symbolic link leads in a circle.",
+        where=path,
+        found=f"a link to {os.readlink(path)}",
+        remedy="download it again, or mount what the link leads to",
+        code="missing-file",
+    )

@@ -260,15 +260,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def missing_error(path: Path) -> MissingPathError:
-    """The error for a file that does not exist, or a link whose target does not."""
-    if path.is_symlink():
-        return MissingPathError(
-            "The symbolic link leads nowhere.",
-            where=path,
-            found=f"a link to {os.readlink(path)}",
-            remedy="download it again, or mount what the link leads to",
-            code="missing-file",
-        )
+    """The error for a file that does not exist."""
     return MissingPathError(
         "There is no such file.", where=path, remedy="check the path, or download it again"
     )

@@ -208,6 +208,19 @@ def test_a_job_downloads_in_its_own_process(
 # pulling
 
 
+def test_pull_writes_nothing_over_the_cache_that_it_reads(
+    cli: Cli, hub: Hub, tasks: list[str], tmp_path: Path
+) -> None:
+    cli("pull", tasks[0], "-o", tmp_path / "one")
+    (cached,) = Path(os.environ["HF_HOME"]).rglob("adapter_config.json")
+    before = read_tree(cached.parent)
+    for place in (cached.parent, cached.parent / "inside"):
+        told = cli("pull", tasks[0], "-o", place, "--force", code=2).err
+        assert "one of the inputs" in told or "lies inside" in told
+    assert read_tree(cached.parent) == before
+    assert cached.is_symlink()
+
+
 def test_pull_makes_a_directory_of_ones_own(
     cli: Cli, hub: Hub, tasks: list[str], runs: Path, subspace: Path, tmp_path: Path
 ) -> None:

@@ -7,6 +7,9 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
 
 from tests.app.conftest import Cli
 
@@ -93,9 +96,103 @@ def test_files_beside_the_output_go_into_no_input_either(places: Path, cli: Cli)
         cli("report", "A", "B", "-o", target, "--force", code=2)
     for target in ("A/adapter_model.safetensors", "A/adapter_config.json", "S/README.md"):
         told = cli("resize", "A", "--rank", "2", "-o", "new", "--events", target, code=2).err
-        assert "holds something else" in told
+        assert "would lie in" in told
+    (places.parent / "notes.txt").write_text("mine")
+    words = ["resize", "A", "--rank", "2", "-o", "new", "--events", places.parent / "notes.txt"]
+    assert "holds something else" in cli(*words, code=2).err
     assert {p: p.read_bytes() for p in places.rglob("*") if p.is_file()} == before
     assert not Path("new").exists()
+
+
+SHEETS = {
+    "analyze": ["analyze", "one.safetensors", "two.safetensors"],
+    "analyze a folder": ["analyze", "."],
+    "interference": ["interference", "one.safetensors", "two.safetensors"],
+    "diff": ["diff", "one.safetensors", "two.safetensors"],
+    "coverage": ["coverage", "S", "one.safetensors"],
+}
+
+
+@pytest.mark.parametrize("command", SHEETS)
+@pytest.mark.parametrize("name", ["one.safetensors", "../files/one.safetensors", "soft", "hard"])
+def test_a_sheet_never_takes_the_place_of_an_adapter_in_one_file(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, name: str
+) -> None:
+    (tmp_path / "files").mkdir()
+    monkeypatch.chdir(tmp_path / "files")
+    for i, file in enumerate(("one.safetensors", "two.safetensors")):
+        save_file(kohya(seed=i), file)
+    if "S" in SHEETS[command]:
+        cli("compress", "one.safetensors", "two.safetensors", "-k", "2", "-o", "S")
+    Path("soft").symlink_to("one.safetensors")
+    Path("hard").hardlink_to("one.safetensors")
+    before = Path("one.safetensors").read_bytes()
+    told = cli(*SHEETS[command], "--csv", name, "--force", code=2).err
+    assert "An output is one of the inputs" in told or "is the adapter that a task" in told
+    assert Path("one.safetensors").read_bytes() == before
+    assert Path("soft").is_symlink()
+    assert Path("hard").samefile("one.safetensors")
+    cli(*SHEETS[command], "--csv", "figures.csv")
+
+
+def kohya(seed: int) -> dict[str, Tensor]:
+    """An adapter of one module as kohya's tools write it, without a config."""
+    generator = torch.Generator().manual_seed(seed)
+    module = "lora_unet_down_blocks_0_attn_to_q"
+    return {
+        f"{module}.lora_down.weight": torch.randn(4, 16, generator=generator),
+        f"{module}.lora_up.weight": torch.randn(16, 4, generator=generator),
+        f"{module}.alpha": torch.tensor(4.0),
+    }
+
+
+def test_no_file_goes_deep_into_an_adapter_a_subspace_or_spectra(places: Path, cli: Cli) -> None:
+    cli("spectra", "A", "B", "-o", "P")
+    before = {p: p.read_bytes() for p in places.rglob("*") if p.is_file()}
+    task = next(Path("S/tasks").glob("task00*"))
+    for target in (task, "S/tasks/new.csv", "A/sub/new.csv", "P/layers/new.csv", "A-link/x/y.csv"):
+        told = cli("diff", "S:task00", "A", "--csv", target, "--force", code=2).err
+        assert "would lie in" in told, target
+    for target in ("S/tasks/r.md", "A/docs/r.md", "P/layers/r.md"):
+        cli("report", "A", "B", "-o", target, "--force", code=2)
+    for target in ("S/tasks/events", "A/sub/events", "P/vectors/events"):
+        for words in (["resize", "A", "--rank", "2"], ["export", "S", "task00"], ["spectra", "A"]):
+            told = cli(*words, "-o", "new", "--events", target, code=2).err
+            assert "would lie in" in told, target
+    for folder in ("S", "A/sub"):
+        assert "would lie in" in cli("demo", f"{folder}/demo", "--headless", code=2).err
+    assert {p: p.read_bytes() for p in places.rglob("*") if p.is_file()} == before
+    assert not any((places / name).exists() for name in ("new", "A/sub", "A/docs", "S/demo"))
+
+
+def test_events_go_into_no_output(places: Path, cli: Cli) -> None:
+    Path("r.toml").write_text(
+        '[input]\nadapters = ["A", "B"]\n[[resize]]\nrank = 2\npath = "each/{task}"\n'
+    )
+    for words, target in (
+        (["compress", "A", "B", "-k", "2", "-o", "new"], "new/events"),
+        (["compress", "A", "B", "-k", "2", "-o", "new"], "new"),
+        (["spectra", "A", "B", "-o", "new"], "new/events"),
+        (["export", "S", "--all", "-o", "new"], "new/task00/events"),
+        (["run", "--headless", "r.toml"], "each/task00/events"),
+    ):
+        for more in ([], ["--dry-run"]):
+            told = cli(*words, "--events", target, *more, code=2).err
+            assert "would lie in an output" in told, (words, target)
+    assert not Path("new").exists()
+    assert not Path("each").exists()
+    cli("run", "--headless", "r.toml", "--events", "each.events")
+
+
+@pytest.mark.parametrize("name", ["P", "P/", "P-link", "P/inside", "../all/P"])
+def test_spectra_that_are_chosen_on_are_an_input(places: Path, cli: Cli, name: str) -> None:
+    cli("spectra", "A", "B", "-o", "P")
+    Path("P-link").symlink_to("P")
+    before = {p: p.read_bytes() for p in places.rglob("*") if p.is_file()}
+    words = ["compress", "A", "B", "--method", "own", "--max-error", "0.2", "--spectra", "P"]
+    told = cli(*words, "-o", name, "--force", code=2).err
+    assert "one of the inputs" in told or "lies inside" in told
+    assert {p: p.read_bytes() for p in places.rglob("*") if p.is_file()} == before
 
 
 def test_beside_an_input_is_room(places: Path, cli: Cli) -> None:

@@ -19,7 +19,14 @@ from tests.app.jobs.conftest import PATIENCE, build_recipe, state
 from tests.conftest import FreshPython
 from tests.test_import_hygiene import import_all, loaded_by
 from vlora_engine.compression_target import CompressionTarget
-from vlora_engine.errors import Cancelled, InputError, NotFoundError, ParameterError, StorageError
+from vlora_engine.errors import (
+    Cancelled,
+    InputError,
+    NotFoundError,
+    OutputExistsError,
+    ParameterError,
+    StorageError,
+)
 from vlora_tui.jobs import EventReader, Job, JobStore, State, TimedEvent, look, start, wait
 from vlora_tui.jobs import control as control_module
 from vlora_tui.jobs.control import prune, resume
@@ -30,6 +37,7 @@ from vlora_tui.jobs.joblock import JobLock
 from vlora_tui.jobs.runner import JobEventLog, run_job
 from vlora_tui.pipeline import events
 from vlora_tui.recipe.model import AdapterInput, Compress, Input, Recipe
+from vlora_tui.recipe.reader import load_recipe
 from vlora_tui.tui.run import job_text
 
 
@@ -223,19 +231,86 @@ def test_a_state_directory_that_refuses_is_named_with_what_helps(
     assert JobStore.open(tmp_path / place, write=False).jobs() == []
 
 
+def test_a_job_that_was_killed_before_it_could_say_so_leaves_what_is_in_place(
+    store: JobStore, adapters: Path, tmp_path: Path
+) -> None:
+    recipe = tmp_path / "r.toml"
+    recipe.write_text(
+        f'[input]\nadapters = ["{adapters}"]\n[compress]\nk = 2\n[output]\nsubspace = "s"\n'
+        '[[merge]]\nadapters = ["task0", "task1"]\nmethod = "average"\npath = "merged"\n'
+    )
+    job, lock = store.create(load_recipe(recipe))
+    lock.release()
+    run_job(job.folder, listen=lambda event: None, cancelled=lambda: False)
+    index = tmp_path / "s" / "subspace.json"
+    files = (index, tmp_path / "merged" / "adapter_model.safetensors")
+    before = [path.stat().st_ino for path in files]
+    lines = job.events_path.read_bytes().splitlines(keepends=True)
+    (made,) = (i for i, line in enumerate(lines) if b'"subspace_made"' in line)
+    told_until_then = b"".join(lines[: made + 1])
+    (tmp_path / ".s.gone-1-1").mkdir()  # and it was deleting what the place held before
+
+    job.events_path.write_bytes(told_until_then)
+    run_job(job.folder, listen=lambda event: None, cancelled=lambda: False)
+
+    assert [path.stat().st_ino for path in files] == before
+    assert not (tmp_path / ".s.gone-1-1").exists()
+    index.write_bytes(index.read_bytes() + b" ")  # somebody else's
+    job.events_path.write_bytes(told_until_then)
+    with pytest.raises(OutputExistsError):
+        run_job(job.folder, listen=lambda event: None, cancelled=lambda: False)
+
+
+def test_what_killed_makers_and_removers_of_jobs_left_is_swept(
+    store: JobStore, job: Job, adapters: Path, tmp_path: Path
+) -> None:
+    left = [store.folder / ".new-20260101-000000-dead", store.folder / ".gone-20260101-000000-dead"]
+    for folder in left:
+        folder.mkdir()
+        (folder / "lock").touch()
+        (folder / "recipe.toml").write_text("half")
+    (store.folder / ".new-20260101-000001-dead").mkdir()  # killed before it made the lock
+    being_made = store.folder / ".new-20260101-000002-beef"
+    being_made.mkdir()
+    lock = JobLock.take(being_made / "lock")
+    assert [job.id for job in JobStore.open(store.state_dir, write=False).jobs()] == [job.id]
+    assert all(folder.is_dir() for folder in left), "who only looks leaves them"
+
+    JobStore.open(store.state_dir)
+
+    names = {path.name for path in store.folder.iterdir()}
+    assert names == {".lock", job.id, being_made.name}
+    lock.release()
+    store.create(build_recipe(adapters, tmp_path / "other"))[1].release()
+    assert not being_made.exists()
+    assert len(store.jobs()) == 2
+
+
+def test_half_a_draft_of_a_killed_interface_is_swept(tmp_path: Path) -> None:
+    drafts = Drafts(tmp_path)
+    mine = drafts.new()
+    mine.save({"input": {"adapters": ["a"]}})
+    for name in (mine.path.name, "00000000000000000001-dead.toml"):
+        (mine.path.parent / f".{name}.part-1").write_text("half")
+    drafts.offered()
+    assert sorted(p.name for p in mine.path.parent.glob(".*.part-*")) == [
+        f".{mine.path.name}.part-1"  # its interface lives: it may be at it
+    ]
+
+
 def test_a_recipe_with_missing_inputs_makes_no_job(store: JobStore, tmp_path: Path) -> None:
     recipe = Recipe(
         Input((AdapterInput(str(tmp_path / "no*")),)), Compress(CompressionTarget(k=2)), "/o"
     )
     with pytest.raises(NotFoundError):
         start(store, recipe)
-    assert list(store.folder.iterdir()) == []
+    assert [p.name for p in store.folder.iterdir()] == [".lock"]
 
 
 def test_a_recipe_that_asks_for_nothing_is_refused(store: JobStore, tmp_path: Path) -> None:
     with pytest.raises(ParameterError, match="asks for nothing"):
         start(store, Recipe(Input(subspace=str(tmp_path))))
-    assert list(store.folder.iterdir()) == []
+    assert [p.name for p in store.folder.iterdir()] == [".lock"]
 
 
 def test_a_path_that_is_no_text_is_refused(store: JobStore, tmp_path: Path) -> None:
@@ -243,7 +318,7 @@ def test_a_path_that_is_no_text_is_refused(store: JobStore, tmp_path: Path) -> N
     odd.mkdir()
     with pytest.raises(InputError, match="bytes that are no text"):
         start(store, build_recipe(odd, tmp_path / "s"))
-    assert list(store.folder.iterdir()) == []
+    assert [p.name for p in store.folder.iterdir()] == [".lock"]
 
 
 def test_a_process_that_cannot_start_is_a_failed_job(

@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from vlora_engine.errors import CorruptFileError, NotFoundError, StorageError, VLoRAError
+from vlora_engine.errors import (
+    CorruptFileError,
+    FileKindError,
+    NotFoundError,
+    StorageError,
+    VLoRAError,
+)
 from vlora_engine.utils.safetensors_file import (
     FilePool,
     dtype_name,
@@ -177,7 +183,7 @@ def test_a_file_cut_after_its_header_was_read(tmp_path):
 def test_what_is_not_there_or_not_a_file(tmp_path):
     with pytest.raises(NotFoundError):
         read_header(tmp_path / "none")
-    with pytest.raises(StorageError, match="cannot be read"):
+    with pytest.raises(FileKindError, match="a directory"):
         read_header(tmp_path)
 
 

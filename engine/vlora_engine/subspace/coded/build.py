@@ -31,7 +31,7 @@ from vlora_engine.subspace.coded.measure import measure
 from vlora_engine.subspace.coded.store import CodedTask, write_coded
 from vlora_engine.subspace.request import BuildReport, Collection, fingerprint_of
 from vlora_engine.subspace.write import task_files
-from vlora_engine.utils.outputs import publish
+from vlora_engine.utils.outputs import MadeCheck, publish
 from vlora_engine.utils.run_context import RunContext
 from vlora_engine.utils.unfinished import RESULT, keep_finished_layers
 
@@ -69,6 +69,7 @@ def build_coded(
     run: RunContext,
     *,
     room: Callable[[int], None] | None = None,
+    made: MadeCheck | None = None,
 ) -> BuildReport:
     """Code ``collection`` into the directory ``out``; ``partial`` is held by the caller.
 
@@ -99,6 +100,8 @@ def build_coded(
         )
         report = _report(out, collection, manifest, coded)
         require_unchanged(collection.sources.values())
+        if made is not None:
+            made(result)
         publish(result, out, within=partial, force=run.force)
     return report
 
